@@ -1,0 +1,73 @@
+# The front door. `make lab` shows it, `make test` proves it; everything else is a part of one of the two.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+PYTHON := /usr/bin/python3.13
+PAYLOAD_TESTS := payload/tests
+export PYTHONDONTWRITEBYTECODE := 1
+export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+
+.PHONY: help lab test check lint types unit molecule storm bundle env packages clean
+help:  ## what there is
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+lab: bundle  ## from a bare machine to an answering private LLM, in throw-away hosts without a route to the internet
+	.venv/bin/lab demo
+
+test: check bundle  ## the whole suite, from cold, as CI runs it
+	.venv/bin/pytest tests/lab --durations=0 --durations-min=20
+
+check: lint types unit  ## the fast part: lint, types, unit tests, contract
+
+lint: env
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/yamllint --strict .
+	.venv/bin/ansible-lint -q
+
+types: env
+	.venv/bin/mypy
+	cd payload && .venv/bin/mypy
+
+unit: env
+	.venv/bin/pytest tests/unit
+	cd payload && .venv/bin/pytest
+
+molecule: bundle  ## one role's scenario: make molecule ROLE=redis
+	.venv/bin/lab --instance suite netns -- .venv/bin/molecule test --scenario-name $(ROLE)
+
+bundle: env  ## build (or keep) the lab's signed bundle in .lab/bundle
+	.venv/bin/llmkeep keys init .lab/keys
+	.venv/bin/llmkeep bundle build --profile lab --keys .lab/keys --out .lab/bundle --resolve-apt
+
+env: .venv/.ready payload/.venv/.ready .ansible/collections/ansible_collections/llmkeep/estate
+
+# Debian packages come from one list; asking dpkg first keeps a second run off the network.
+.venv/.packages: requirements.apt
+	packages=$$(sed 's/#.*//' $<)
+	if ! dpkg-query -W -f '$${db:Status-Status}\n' $$packages 2>/dev/null | awk '$$0 != "installed" {bad=1} END {exit bad || !NR}' \
+	  || ! dpkg-query -W $$packages >/dev/null 2>&1; then \
+	  apt-get -qq -o DPkg::Lock::Timeout=300 update; \
+	  DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o DPkg::Lock::Timeout=300 install --no-install-recommends $$packages; \
+	fi
+	mkdir -p .venv && touch $@
+
+.venv/.ready: artifacts.lock.yml pyproject.toml lab/pyproject.toml .venv/.packages
+	$(PYTHON) -m venv .venv
+	$(PYTHON) -m llmkeep.lock requirements dev > .venv/requirements.txt
+	.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r .venv/requirements.txt
+	.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . -e lab
+	.venv/bin/pip check --disable-pip-version-check
+	touch $@
+
+payload/.venv/.ready: artifacts.lock.yml payload/pyproject.toml .venv/.packages
+	$(PYTHON) -m venv --system-site-packages payload/.venv
+	$(PYTHON) -m llmkeep.lock requirements payload-dev > payload/.venv/requirements.txt
+	payload/.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r payload/.venv/requirements.txt
+	payload/.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e payload
+	touch $@
+
+# The tree is also the collection llmkeep.estate; Ansible finds plugins/ through this link.
+.ansible/collections/ansible_collections/llmkeep/estate:
+	mkdir -p $(@D)
+	ln -sfn $(CURDIR) $@
