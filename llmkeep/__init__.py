@@ -1,0 +1,1 @@
+"""llmkeep: the control node of an estate: bundle, lock, PKI, runs."""

@@ -1,0 +1,7 @@
+"""`python -m llmkeep`."""
+
+import sys
+
+from llmkeep.cli import main
+
+sys.exit(main())

@@ -1,0 +1,59 @@
+"""The builder's download cache: content-addressed by what the registries' own clients bring."""
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+
+def home() -> Path:
+    """${XDG_CACHE_HOME:-~/.cache}/llmkeep, made when it is not there."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = base / "llmkeep"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def blob(digest: str) -> Path:
+    """Where the file with this sha256 lies, whether or not it is there yet."""
+    folder = home() / "sha256"
+    folder.mkdir(exist_ok=True)
+    return folder / digest
+
+
+def put(path: Path) -> str:
+    """Move a finished download into the cache; returns its sha256. Its name is its content from then on."""
+    digest = sha256(path)
+    place = blob(digest)
+    if place.exists():
+        path.unlink()
+    else:
+        path.chmod(0o444)
+        path.replace(place)
+    return digest
+
+
+def has(digest: str, size: int) -> bool:
+    """Is the file there, whole? A cached file of another size was cut short, and is thrown away."""
+    place = blob(digest)
+    if not place.exists():
+        return False
+    if place.stat().st_size != size:
+        place.unlink()
+        return False
+    return True
+
+
+def place(digest: str, path: Path) -> None:
+    """Put the cached file at `path`: a hard link where the file system allows it, else a copy."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.hardlink_to(blob(digest))
+    except OSError:
+        shutil.copyfile(blob(digest), path)

@@ -1,0 +1,135 @@
+"""artifacts.lock.yml: what artifacts.yml resolved to. The one home of every version and hash.
+
+Reading needs only the standard library and PyYAML (Debian's python3-yaml), so that the environments can be
+made with it: `python3.13 -m llmkeep.lock requirements control` prints a pinned, hashed requirements file.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+TREE = Path(__file__).resolve().parent.parent
+HEADER = "# Written by `llmkeep lock update` from artifacts.yml. Never edit it by hand.\n"
+
+
+class LockError(Exception):
+    """The lock, or what is wanted from it, is wrong. The message says the value seen and the way out."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One file that somebody else made. `size` in bytes, `purl` as of the package-url specification."""
+
+    file: str
+    version: str
+    sha256: str
+    size: int
+    licence: str
+    purl: str
+
+
+@dataclass
+class Lock:
+    """`environments`: name to the wheels' keys (`name==version`); `debs`: role to file names."""
+
+    environments: dict[str, list[str]] = field(default_factory=dict)
+    wheels: dict[str, Artifact] = field(default_factory=dict)
+    roles: dict[str, list[str]] = field(default_factory=dict)
+    debs: dict[str, Artifact] = field(default_factory=dict)
+    models: dict[str, Artifact] = field(default_factory=dict)
+
+    def environment(self, name: str) -> Iterator[tuple[str, Artifact]]:
+        """The wheels of an environment, in the lock's order, with their `name==version`."""
+        if name not in self.environments:
+            raise LockError(f"artifacts.lock.yml has no environment {name!r}, only {sorted(self.environments)}: "
+                            "ask for one of these, or run `llmkeep lock update`")
+        for key in self.environments[name]:
+            yield key, self.wheels[key]
+
+
+def wanted(tree: Path = TREE) -> dict[str, Any]:
+    """artifacts.yml as it stands."""
+    document: dict[str, Any] = yaml.safe_load((tree / "artifacts.yml").read_text())
+    return document
+
+
+def load(tree: Path = TREE) -> Lock:
+    """Read the lock; an empty one when there is none yet."""
+    path = tree / "artifacts.lock.yml"
+    if not path.exists():
+        return Lock()
+    document = yaml.safe_load(path.read_text())
+    try:
+        return Lock(
+            environments=document["environments"],
+            roles=document["roles"],
+            wheels={key: Artifact(**value) for key, value in document["wheels"].items()},
+            debs={key: Artifact(**value) for key, value in document["debs"].items()},
+            models={key: Artifact(**value) for key, value in document["models"].items()},
+        )
+    except (KeyError, TypeError) as error:
+        raise LockError(f"{path} is not a lock of this version of llmkeep ({error}): "
+                        "restore it from git, or run `llmkeep lock update`") from error
+
+
+def save(lock: Lock, tree: Path = TREE) -> None:
+    """Write the lock, sorted, so that an update's diff shows what moved and nothing else."""
+    document = {
+        "environments": {name: sorted(keys, key=str.lower) for name, keys in sorted(lock.environments.items())},
+        "roles": {role: sorted(names) for role, names in sorted(lock.roles.items())},
+    }
+    for kind in ("wheels", "debs", "models"):
+        artifacts: dict[str, Artifact] = getattr(lock, kind)
+        document[kind] = {key: asdict(artifacts[key]) for key in sorted(artifacts, key=str.lower)}
+    text = HEADER + yaml.safe_dump(document, sort_keys=False, width=200, allow_unicode=True)
+    aside = tree / ".artifacts.lock.yml.new"
+    aside.write_text(text)
+    aside.replace(tree / "artifacts.lock.yml")
+
+
+def requirements(lock: Lock, environment: str) -> str:
+    """A pip requirements file for `--require-hashes --no-deps`."""
+    return "".join(f"{key} --hash=sha256:{wheel.sha256}\n" for key, wheel in lock.environment(environment))
+
+
+def _print_requirements(arguments: argparse.Namespace) -> int:
+    sys.stdout.write(requirements(load(), arguments.environment))
+    return 0
+
+
+def _update(arguments: argparse.Namespace) -> int:
+    from llmkeep import update  # the resolvers need more than the standard library
+
+    update.update(arguments.profile, arguments.only)
+    return 0
+
+
+def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """`llmkeep lock update | requirements`."""
+    verbs = subparsers.add_parser("lock", help="pin what artifacts.yml wants").add_subparsers(required=True)
+    _add_requirements(verbs)
+    update = verbs.add_parser("update", help="resolve artifacts.yml anew (needs the registries)")
+    update.add_argument("--profile", default="lab", help="profile of artifacts.yml (default: %(default)s)")
+    update.add_argument("--only", choices=("python", "apt", "models"), help="leave the rest of the lock as it is")
+    update.set_defaults(run=_update)
+
+
+def _add_requirements(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = verbs.add_parser("requirements", help="print the pinned, hashed requirements of an environment")
+    parser.add_argument("environment")
+    parser.set_defaults(run=_print_requirements)
+
+
+if __name__ == "__main__":
+    _parser = argparse.ArgumentParser(prog="llmkeep.lock", description=__doc__)
+    _add_requirements(_parser.add_subparsers(required=True))
+    _arguments = _parser.parse_args()
+    try:
+        sys.exit(_arguments.run(_arguments))
+    except LockError as _error:
+        sys.exit(f"llmkeep: {_error}")

@@ -1,0 +1,101 @@
+"""Python wheels: resolve an environment of artifacts.yml, and download exactly what the lock says.
+
+pip does both; its index, proxy and certificates are those of the machine's own pip settings.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from llmkeep import cache
+from llmkeep.lock import Artifact, LockError
+
+PIP = [sys.executable, "-m", "pip"]
+SAFE = ["--only-binary", ":all:", "--disable-pip-version-check", "--no-input"]
+
+
+class FetchError(LockError):
+    """Something could not be downloaded; the message carries the client's own reason."""
+
+
+def resolve(requires: list[str], constraints: list[str], without: Iterable[str]) -> dict[str, Artifact]:
+    """What pip would install for `requires` into an empty environment, minus the distributions `without`.
+
+    `constraints` are `name==version` of the environment that this one includes. Sizes come from the downloaded
+    files, which stay in the cache.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        report, pins = Path(folder, "report.json"), Path(folder, "constraints.txt")
+        pins.write_text("\n".join(constraints))
+        _pip("install", "--dry-run", "--ignore-installed", "--break-system-packages", "--quiet", *SAFE,
+             "--report", str(report), "--constraint", str(pins), *requires)
+        chosen = json.loads(report.read_text())["install"]
+    dropped = {canonical(name) for name in without}
+    chosen = [item for item in chosen if canonical(item["metadata"]["name"]) not in dropped]
+    hashes = {_key(item): item["download_info"]["archive_info"]["hashes"]["sha256"] for item in chosen}
+    download(hashes)
+    return {_key(item): _artifact(item, hashes[_key(item)]) for item in chosen}
+
+
+def download(hashes: dict[str, str]) -> None:
+    """Bring wheels (`name==version` to sha256) into the cache; pip checks each hash. Those there cost nothing."""
+    missing = {key: digest for key, digest in hashes.items() if not cache.blob(digest).exists()}
+    if not missing:
+        return
+    folder = cache.home() / "pip-partial"
+    folder.mkdir(exist_ok=True)
+    listing = folder / "requirements.txt"
+    listing.write_text("".join(f"{key} --hash=sha256:{digest}\n" for key, digest in missing.items()))
+    _pip("download", "--no-deps", "--require-hashes", "--quiet", *SAFE, "--dest", str(folder),
+         "--requirement", str(listing))
+    for wheel in folder.glob("*.whl"):
+        cache.put(wheel)
+    lacking = [key for key, digest in missing.items() if not cache.blob(digest).exists()]
+    if lacking:
+        raise FetchError(f"pip said nothing, yet these are not in the cache: {', '.join(lacking)}; run it again")
+
+
+def canonical(name: str) -> str:
+    """A distribution's name as PEP 503 compares it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _pip(*arguments: str) -> None:
+    run = subprocess.run([*PIP, *arguments], capture_output=True, text=True, check=False)
+    if run.returncode != 0:
+        raise FetchError(f"pip {arguments[0]} failed: {run.stderr.strip() or run.stdout.strip()}\n"
+                         "Check the machine's pip settings and its way to the registry, then run it again: "
+                         "what was downloaded is kept.")
+
+
+def _key(item: dict[str, Any]) -> str:
+    return f"{canonical(item['metadata']['name'])}=={item['metadata']['version']}"
+
+
+def _artifact(item: dict[str, Any], digest: str) -> Artifact:
+    name, version = _key(item).split("==")
+    return Artifact(
+        file=item["download_info"]["url"].rsplit("/", 1)[-1].split("#")[0],
+        version=version,
+        sha256=digest,
+        size=cache.blob(digest).stat().st_size,
+        licence=licence(item["metadata"]),
+        purl=f"pkg:pypi/{name}@{version}",
+    )
+
+
+def licence(metadata: dict[str, Any]) -> str:
+    """The SPDX expression where the project gives one, else its classifiers, else a one-line licence field."""
+    if expression := metadata.get("license_expression"):
+        return str(expression)
+    classifiers = [line.rsplit(" :: ", 1)[-1] for line in metadata.get("classifier", ())
+                   if line.startswith("License :: ") and line != "License :: OSI Approved"]
+    if classifiers:
+        return " AND ".join(classifiers)
+    field = str(metadata.get("license") or "").strip()
+    return field if field and "\n" not in field and field != "UNKNOWN" else "NOASSERTION"
