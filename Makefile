@@ -2,6 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
+.ONESHELL:
 PYTHON := /usr/bin/python3.13
 PAYLOAD_TESTS := payload/tests
 export PYTHONDONTWRITEBYTECODE := 1
@@ -45,12 +46,12 @@ env: .venv/.ready payload/.venv/.ready .ansible/collections/ansible_collections/
 # Debian packages come from one list; asking dpkg first keeps a second run off the network.
 .venv/.packages: requirements.apt
 	packages=$$(sed 's/#.*//' $<)
-	if ! dpkg-query -W -f '$${db:Status-Status}\n' $$packages 2>/dev/null | awk '$$0 != "installed" {bad=1} END {exit bad || !NR}' \
-	  || ! dpkg-query -W $$packages >/dev/null 2>&1; then \
-	  apt-get -qq -o DPkg::Lock::Timeout=300 update; \
-	  DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o DPkg::Lock::Timeout=300 install --no-install-recommends $$packages; \
+	if ! dpkg --status $$packages > /dev/null 2>&1; then
+	  apt-get -qq -o DPkg::Lock::Timeout=300 update
+	  DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o DPkg::Lock::Timeout=300 install --no-install-recommends $$packages
 	fi
-	mkdir -p .venv && touch $@
+	mkdir -p $(@D)
+	touch $@
 
 .venv/.ready: artifacts.lock.yml pyproject.toml lab/pyproject.toml .venv/.packages
 	$(PYTHON) -m venv .venv

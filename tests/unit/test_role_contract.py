@@ -1,0 +1,100 @@
+"""The contract that all roles keep (docs/DESIGN: "A role"): one anatomy, typed variables, nothing forgiving."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+ROLES = sorted(path for path in (ROOT / "roles").iterdir() if not path.name.startswith("_"))
+YAML_FILES = sorted(
+    path
+    for folder in ("roles", "playbooks", "molecule", "inventory")
+    for path in (ROOT / folder).rglob("*.yml")
+)
+VERBS = ("preflight", "install", "configure", "start", "verify")
+
+FORGIVING = {
+    "ignore_errors": re.compile(r"ignore_errors:"),
+    "certificates not verified": re.compile(r"(validate_certs|verify):\s*(false|no)\b|curl .*(-k|--insecure)\b"),
+    "host keys not verified": re.compile(r"StrictHostKeyChecking=no|UserKnownHostsFile=/dev/null"),
+    "always changed": re.compile(r"changed_when:\s*true"),
+    "packages not signed": re.compile(r"allow_unauthenticated|trusted=yes|\[trusted"),
+    "shell": re.compile(r"^\s*(ansible\.builtin\.)?shell:", re.MULTILINE),
+}
+
+
+def load(path: Path) -> Any:
+    return yaml.safe_load(path.read_text())
+
+
+def tasks_of(role: Path, name: str) -> list[dict[str, Any]]:
+    path = role / "tasks" / f"{name}.yml"
+    return load(path) or [] if path.exists() else []
+
+
+@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
+def test_main_reads_as_its_verbs(role: Path) -> None:
+    imported = [task["ansible.builtin.import_tasks"] for task in tasks_of(role, "main") if "ansible.builtin.import_tasks" in task]
+    order = [f"{verb}.yml" for verb in VERBS if f"{verb}.yml" in imported]
+    assert imported == order, f"{role.name}: tasks/main.yml imports {imported}; the order of verbs is {order}"
+    assert {"preflight.yml", "verify.yml"} <= set(imported)
+
+
+@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
+def test_every_default_is_specified_and_every_specified_default_is_the_default(role: Path) -> None:
+    defaults = load(role / "defaults" / "main.yml") or {}
+    options = load(role / "meta" / "argument_specs.yml")["argument_specs"]["main"]["options"]
+    assert sorted(options) == sorted(defaults)
+    for name, option in options.items():
+        assert option.get("description"), f"{name} has no description"
+        assert option.get("type"), f"{name} has no type"
+
+
+@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
+def test_variables_start_with_the_name_of_the_role(role: Path) -> None:
+    defaults = load(role / "defaults" / "main.yml") or {}
+    strangers = [name for name in defaults if not name.startswith(f"{role.name}_")]
+    assert not strangers, f"{role.name} defines {strangers}"
+
+
+@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
+def test_verify_returns_named_checks_through_common(role: Path) -> None:
+    text = (role / "tasks" / "verify.yml").read_text()
+    ids = re.findall(r"\bid:\s*\"?([\w.{}| -]+)", text)
+    assert ids, f"{role.name} has no check"
+    assert len(ids) == len(set(ids)), f"{role.name} names a check twice"
+    assert all(name.startswith(f"{role.name}.") for name in ids), ids
+
+
+@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
+def test_every_check_has_a_mutation_that_breaks_it(role: Path) -> None:
+    text = (role / "tasks" / "verify.yml").read_text()
+    checks = set(re.findall(r"\bid:\s*\"?([\w.]+)", text))
+    mutations = load(ROOT / "molecule" / role.name / "mutations.yml")["mutations"]
+    broken = {check for mutation in mutations for check in mutation["fails"]}
+    assert checks <= broken, f"no mutation breaks {sorted(checks - broken)}"
+
+
+@pytest.mark.parametrize("path", YAML_FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_is_forgiving(path: Path) -> None:
+    text = path.read_text()
+    found = [what for what, pattern in FORGIVING.items() if pattern.search(text)]
+    assert not found, f"{path.relative_to(ROOT)}: {', '.join(found)}"
+
+
+def test_roles_do_not_reach_into_each_other() -> None:
+    names = {role.name for role in ROLES}
+    for role in ROLES:
+        for path in (role / "tasks").rglob("*.yml"):
+            used = set(re.findall(r"name:\s*(\w+)\s*\n\s*tasks_from", path.read_text()))
+            assert not used & names, f"{path} imports {used & names}"
+
+
+def test_no_role_names_a_version_or_a_hash() -> None:
+    pattern = re.compile(r"\b[0-9a-f]{64}\b|==\d+\.\d+")
+    for path in (ROOT / "roles").rglob("*"):
+        if path.is_file() and path.suffix in {".yml", ".j2"}:
+            assert not pattern.search(path.read_text()), f"{path}: versions and hashes live in artifacts.lock.yml"
