@@ -1,0 +1,63 @@
+"""Files that survive a power cut: replaced whole, or appended to as a chain of records."""
+
+import fcntl
+import hashlib
+import json
+import os
+from pathlib import Path
+
+
+def write(path: Path, data: bytes, mode: int) -> None:
+    """Put DATA at PATH so that after a power cut there is the old file or the new one, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.new")
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        os.fchmod(file.fileno(), mode)
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in FOLDER survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def record(path: Path, entry: dict[str, object]) -> None:
+    """Append ENTRY, chained to the line before it by hash, and wait until it is on disk."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with path.open("a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        whole = file.read()
+        if whole and not whole.endswith(b"\n"):
+            # A power cut tore the last line: close it, so that it shows as what it is.
+            file.write(b"\n")
+            whole += b"\n"
+        last = whole.splitlines()[-1] if whole else b""
+        line = json.dumps({**entry, "previous": hashlib.sha256(last).hexdigest()}, sort_keys=True)
+        file.write(line.encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(path.parent)
+
+
+def broken_at(path: Path) -> int | None:
+    """The first line (from 1) whose hash of the line before does not hold; None when the chain is whole."""
+    last = b""
+    for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], start=1):
+        try:
+            if json.loads(line)["previous"] != hashlib.sha256(last).hexdigest():
+                return number
+        except (ValueError, KeyError, TypeError):
+            # A torn line is no record; the next one is chained to it all the same.
+            pass
+        last = line
+    return None

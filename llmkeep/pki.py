@@ -1,0 +1,391 @@
+"""The estate's certificate authority, on the control node: `llmkeep pki init | sign | chain | status`.
+
+Root (P-384, constrained to the estate's domain and to private addresses) → issuing (P-384) → leaves of at most
+90 days. The root's private key is encrypted to the estate's escrow certificate in the moment it is made and
+is kept nowhere else; the issuing key lies sealed by systemd-creds and is only ever opened in memory.
+"""
+
+import argparse
+import ipaddress
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from llmkeep.durable import broken_at, record, write
+
+ROOT_DAYS = 20 * 365
+ISSUING_DAYS = 5 * 365
+LEAF_DAYS = 90
+# Certificates start an hour ago: a host whose clock is a little behind must not refuse them.
+BACKDATED = timedelta(hours=1)
+DOMAIN = "estate.internal"  # .internal is reserved for private use; the same default as base_domain
+# Where an estate's addresses may lie: RFC 1918, RFC 4193, link-local, loopback.
+NETWORKS = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "127.0.0.0/8", "fc00::/7", "fe80::/10", "::1/128")
+SEALED = "llmkeep.issuing-key"
+
+type Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class PkiError(Exception):
+    """The CA refused. The message says what is wrong, the value seen, and the way out."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the CA's files lie, below `root` (only tests have another one than /)."""
+
+    root: Path = Path("/")
+
+    @property
+    def root_certificate(self) -> Path:
+        return self.root / "etc/llmkeep/pki/root.pem"
+
+    @property
+    def issuing_certificate(self) -> Path:
+        return self.root / "etc/llmkeep/pki/issuing.pem"
+
+    @property
+    def issuing_key(self) -> Path:
+        return self.root / "etc/credstore.encrypted" / SEALED
+
+    @property
+    def root_key(self) -> Path:
+        return self.root / "var/lib/llmkeep/handout/root-key.cms"
+
+    @property
+    def issued(self) -> Path:
+        return self.root / "var/lib/llmkeep/pki/issued.jsonl"
+
+
+# ---------------------------------------------------------------- programs that hold or open secrets (by stdin only)
+def program(argv: list[str], data: bytes) -> bytes:
+    """Standard output of ARGV fed with DATA; its own words become the error."""
+    done = subprocess.run(argv, input=data, capture_output=True, check=False, timeout=60)
+    if done.returncode:
+        words = done.stderr.decode(errors="replace").strip()
+        raise PkiError(f"`{' '.join(argv[:2])}` exited {done.returncode}: {words}")
+    return done.stdout
+
+
+def seal(secret: bytes) -> bytes:
+    """Bind SECRET to this host (and its TPM where there is one)."""
+    has_tpm = subprocess.run(["systemd-analyze", "has-tpm2", "--quiet"], capture_output=True, check=False).returncode == 0
+    key = "host+tpm2" if has_tpm else "host"
+    return program(["systemd-creds", "encrypt", f"--with-key={key}", f"--name={SEALED}", "-", "-"], secret)
+
+
+def unseal(sealed: bytes) -> bytes:
+    """The secret again, in memory."""
+    return program(["systemd-creds", "decrypt", f"--name={SEALED}", "-", "-"], sealed)
+
+
+def encrypt_to(escrow: Path, secret: bytes) -> bytes:
+    """SECRET as a CMS AuthEnvelopedData (PEM) that only the owner of the escrow key can open."""
+    certificate = x509.load_pem_x509_certificate(escrow.read_bytes())
+    key = certificate.public_key()
+    if not isinstance(key, rsa.RSAPublicKey) or key.key_size < 3072:
+        seen = f"RSA of {key.key_size} bits" if isinstance(key, rsa.RSAPublicKey) else type(key).__name__
+        raise PkiError(f"{escrow} holds {seen}: the escrow certificate must have an RSA key of at least 3072 bits; "
+                       "make a new one with `llmkeep keys init` on the builder")  # fmt: skip
+    return program(
+        ["openssl", "cms", "-encrypt", "-aes-256-gcm", "-binary", "-outform", "PEM", "-recip", str(escrow),
+         "-keyopt", "rsa_padding_mode:oaep", "-keyopt", "rsa_oaep_md:sha256"],
+        secret,
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------- certificates
+def constraints(domain: str, networks: list[str]) -> x509.NameConstraints:
+    """What the whole CA may ever certify; checked by every client that verifies a chain."""
+    names: list[x509.GeneralName] = [x509.DNSName(domain), x509.DNSName("localhost")]
+    names += [x509.IPAddress(ipaddress.ip_network(network)) for network in networks]
+    return x509.NameConstraints(permitted_subtrees=names, excluded_subtrees=None)
+
+
+def authority(
+    common_name: str,
+    key: ec.EllipticCurvePrivateKey,
+    issuer: x509.Name | None,
+    issuer_key: ec.EllipticCurvePrivateKey,
+    limits: x509.NameConstraints,
+    days: int,
+) -> x509.Certificate:
+    """A CA certificate: self-signed with path length 1 when ISSUER is None, else path length 0."""
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+    start = datetime.now(UTC).replace(microsecond=0) - BACKDATED
+    usage = x509.KeyUsage(
+        digital_signature=False, content_commitment=False, key_encipherment=False, data_encipherment=False,
+        key_agreement=False, key_cert_sign=True, crl_sign=True, encipher_only=False, decipher_only=False,
+    )  # fmt: skip
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer or subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(start)
+        .not_valid_after(start + timedelta(days=days))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0 if issuer else 1), critical=True)
+        .add_extension(usage, critical=True)
+        .add_extension(limits, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False)
+        .sign(issuer_key, hashes.SHA384())
+    )
+
+
+def pem(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def private(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def fingerprint(certificate: x509.Certificate) -> str:
+    return certificate.fingerprint(hashes.SHA256()).hex()
+
+
+def load(path: Path) -> x509.Certificate:
+    try:
+        return x509.load_pem_x509_certificate(path.read_bytes())
+    except FileNotFoundError as error:
+        raise PkiError(f"{path} is not there: this host is no control node yet, run bootstrap from the stick") from error
+    except ValueError as error:
+        raise PkiError(f"{path} holds no certificate ({error}): restore it from a backup of this host") from error
+
+
+def permitted(certificate: x509.Certificate) -> tuple[list[str], list[Network]]:
+    """The domains and networks that a CA certificate's name constraints permit."""
+    limits = certificate.extensions.get_extension_for_class(x509.NameConstraints).value.permitted_subtrees or []
+    domains = [name.value for name in limits if isinstance(name, x509.DNSName)]
+    networks = [
+        name.value
+        for name in limits
+        if isinstance(name, x509.IPAddress)
+        and isinstance(name.value, ipaddress.IPv4Network | ipaddress.IPv6Network)
+    ]
+    return domains, networks
+
+
+# ---------------------------------------------------------------- init
+def init(places: Places, domain: str, escrow: Path, networks: list[str]) -> str:
+    """Make the CA where there is none; returns what a person should read. Repeats harmlessly.
+
+    root.pem is written last and is what says "done": without it nobody can have trusted the rest, which is then made
+    anew. Each step is on disk before the next begins.
+    """
+    if places.root_certificate.exists():
+        return _standing(places, domain)
+    if not re.fullmatch(r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)+", domain):
+        raise PkiError(f"the domain {domain!r} is not a lower-case DNS name of two labels or more: "
+                       "give one with --domain, as base_domain in the inventory")  # fmt: skip
+    limits = constraints(domain, networks)
+    root_key, issuing_key = ec.generate_private_key(ec.SECP384R1()), ec.generate_private_key(ec.SECP384R1())
+    root = authority(f"{domain} root", root_key, None, root_key, limits, ROOT_DAYS)
+    issuing = authority(f"{domain} issuing", issuing_key, root.subject, root_key, limits, ISSUING_DAYS)
+    write(places.root_key, encrypt_to(escrow, private(root_key)), 0o400)
+    del root_key
+    places.issuing_key.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    write(places.issuing_key, seal(private(issuing_key)), 0o400)
+    write(places.issuing_certificate, pem(issuing), 0o444)
+    write(places.root_certificate, pem(root), 0o444)
+    return (
+        f"made the CA of {domain}; root certificate's sha256: {fingerprint(root)}\n"
+        f"The root key lies encrypted to the escrow key in {places.root_key}: take it away and delete it there."
+    )
+
+
+def _standing(places: Places, domain: str) -> str:
+    """What `init` says on a host that has a CA; refuses when it is not this domain's, or is damaged."""
+    root, _ = load(places.root_certificate), issuing_pair(places)
+    domains, _ = permitted(root)
+    if domain not in domains:
+        raise PkiError(f"this host's CA was made for {domains[0]}, not for {domain}: call it with --domain {domains[0]} "
+                       f"and set base_domain to that, or start on a host without {places.root_certificate}")  # fmt: skip
+    return f"the CA of {domain} stands; root certificate's sha256: {fingerprint(root)}"
+
+
+def issuing_pair(places: Places) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    """The issuing certificate and its key, opened in memory, proved to belong together and to the root."""
+    certificate = load(places.issuing_certificate)
+    try:
+        certificate.verify_directly_issued_by(load(places.root_certificate))
+    except Exception as error:
+        raise PkiError(f"{places.issuing_certificate} was not issued by {places.root_certificate} ({error}): "
+                       "restore both from a backup of this host") from error  # fmt: skip
+    if not places.issuing_key.exists():
+        raise PkiError(f"{places.issuing_key} is not there: restore it from a backup of this host")
+    key = serialization.load_pem_private_key(unseal(places.issuing_key.read_bytes()), password=None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
+        raise PkiError(f"{places.issuing_key} is not the key of {places.issuing_certificate}: "
+                       "restore both from a backup of this host")  # fmt: skip
+    return certificate, key
+
+
+# ---------------------------------------------------------------- sign
+def general_names(names: list[str]) -> list[x509.GeneralName]:
+    """Names as a certificate carries them: addresses as addresses, the rest as DNS names."""
+    found: list[x509.GeneralName] = []
+    for name in names:
+        try:
+            found.append(x509.IPAddress(ipaddress.ip_address(name)))
+        except ValueError:
+            found.append(x509.DNSName(name))
+    return found
+
+
+def check_names(names: list[x509.GeneralName], issuing: x509.Certificate) -> None:
+    """Refuse what the CA's constraints do not permit: no client would accept the certificate."""
+    domains, networks = permitted(issuing)
+    for name in names:
+        if isinstance(name, x509.IPAddress):
+            inside = any(ipaddress.ip_address(str(name.value)) in network for network in networks)
+        elif isinstance(name, x509.DNSName) and "*" not in name.value:
+            inside = any(name.value == domain or name.value.endswith(f".{domain}") for domain in domains)
+        else:
+            inside = False
+        if not inside:
+            raise PkiError(f"the name {name.value} is not in this estate: its CA certifies hosts below {domains[0]} and "
+                           f"addresses in {', '.join(map(str, networks))}, and no wildcard; "
+                           "correct the inventory (ansible_host, base_domain, pki_extra_names)")  # fmt: skip
+
+
+def sign(places: Places, csr_pem: bytes, names: list[str], host: str, days: int = LEAF_DAYS) -> bytes:
+    """A certificate of at most 90 days for the request, with its chain, as PEM; on record before it is returned.
+
+    The request must be signed by the EC key it carries and ask for exactly NAMES, which is what the inventory allows HOST.
+    """
+    if not 1 <= days <= LEAF_DAYS:
+        raise PkiError(f"--days is {days}: certificates live 1 to {LEAF_DAYS} days")
+    try:
+        csr = x509.load_pem_x509_csr(csr_pem)
+    except ValueError as error:
+        raise PkiError(f"what came from {host} is no certificate request ({error})") from error
+    key = csr.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1 | ec.SECP384R1):
+        raise PkiError(f"{host} asks with a key of type {type(key).__name__}: only EC keys on P-256 or P-384 are signed; "
+                       "remove /etc/llmkeep/pki/host.key there and run again")  # fmt: skip
+    if not csr.is_signature_valid:
+        raise PkiError(f"the request from {host} is not signed by the key it carries: it was changed on its way")
+    allowed = general_names(names)
+    try:
+        asked = list(csr.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
+    except x509.ExtensionNotFound:
+        asked = []
+    if not names or {str(name) for name in asked} != {str(name) for name in allowed}:
+        raise PkiError(f"{host} asks for the names {[name.value for name in asked]}, the inventory allows it {names}: "
+                       "run site.yml again from the inventory that is right")  # fmt: skip
+    issuing, issuing_key = issuing_pair(places)
+    check_names(allowed, issuing)
+    now = datetime.now(UTC).replace(microsecond=0)
+    if not issuing.not_valid_before_utc <= now < issuing.not_valid_after_utc:
+        raise PkiError(f"the issuing certificate is valid from {issuing.not_valid_before_utc} to "
+                       f"{issuing.not_valid_after_utc}, this host's clock says {now}: set the clock right, or renew the CA")  # fmt: skip
+    end = min(now - BACKDATED + timedelta(days=days), issuing.not_valid_after_utc)
+    usage = x509.KeyUsage(
+        digital_signature=True, content_commitment=False, key_encipherment=False, data_encipherment=False,
+        key_agreement=False, key_cert_sign=False, crl_sign=False, encipher_only=False, decipher_only=False,
+    )  # fmt: skip
+    leaf = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host[:64])]))
+        .issuer_name(issuing.subject)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - BACKDATED)
+        .not_valid_after(end)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(usage, critical=True)
+        .add_extension(
+            x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False
+        )
+        .add_extension(x509.SubjectAlternativeName(allowed), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuing_key.public_key()), critical=False)
+        .sign(issuing_key, hashes.SHA384())
+    )
+    record(places.issued, {
+        "time": now.isoformat(), "host": host, "names": names, "serial": f"{leaf.serial_number:x}",
+        "not_after": end.isoformat(), "sha256": fingerprint(leaf),
+    })  # fmt: skip
+    return pem(leaf) + pem(issuing)
+
+
+# ---------------------------------------------------------------- what a person asks
+def status(places: Places) -> dict[str, object]:
+    """What an operator asks: whose CA, how long, is its key usable, is the root key still lying here."""
+    root = load(places.root_certificate)
+    issuing, _ = issuing_pair(places)
+    return {
+        "domain": permitted(root)[0][0],
+        "root": {"sha256": fingerprint(root), "not_after": root.not_valid_after_utc.isoformat()},
+        "issuing": {"sha256": fingerprint(issuing), "not_after": issuing.not_valid_after_utc.isoformat()},
+        "issued": len(places.issued.read_bytes().splitlines()) if places.issued.exists() else 0,
+        "record_broken_at_line": broken_at(places.issued),
+        "root_key_still_here": str(places.root_key) if places.root_key.exists() else None,
+    }
+
+
+# ---------------------------------------------------------------- command line
+def _told(verb: Callable[[argparse.Namespace], str | bytes]) -> Callable[[argparse.Namespace], int]:
+    def run(arguments: argparse.Namespace) -> int:
+        try:
+            said = verb(arguments)
+        except (PkiError, OSError) as error:
+            print(f"llmkeep pki: {error}", file=sys.stderr)
+            return 1
+        sys.stdout.buffer.write(said if isinstance(said, bytes) else said.encode() + b"\n")
+        return 0
+
+    return run
+
+
+def _sign(arguments: argparse.Namespace) -> bytes:
+    csr = sys.stdin.buffer.read() if arguments.csr == "-" else Path(arguments.csr).read_bytes()
+    names = [name for name in arguments.names.split(",") if name]
+    return sign(arguments.places, csr, names, arguments.host, arguments.days)
+
+
+def _status(arguments: argparse.Namespace) -> str:
+    found = status(arguments.places)
+    return json.dumps(found) if arguments.json else "\n".join(f"{name}: {value}" for name, value in found.items())
+
+
+def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """`llmkeep pki init | sign | chain | status`. Exit codes: 0 done, 1 refused, with the reason."""
+    parser = subparsers.add_parser("pki", help="the estate's certificate authority, on the control node")
+    parser.set_defaults(places=Places())
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    verb = verbs.add_parser("init", help="make root and issuing CA where there are none (bootstrap calls it)")
+    verb.add_argument("--domain", default=DOMAIN, help="the estate's domain, base_domain in the inventory (%(default)s)")
+    verb.add_argument("--escrow", type=Path, required=True, help="certificate of the escrow key, from the bundle")
+    verb.add_argument("--network", action="append", help="addresses the CA may certify (default: all private ones)")
+    verb.set_defaults(
+        run=_told(lambda given: init(given.places, given.domain, given.escrow, given.network or list(NETWORKS)))
+    )
+    verb = verbs.add_parser("sign", help="sign a host's request; prints the certificate and its chain")
+    verb.add_argument("--csr", required=True, help="file with the request, - for standard input")
+    verb.add_argument("--names", required=True, help="comma-separated: what the inventory allows the host")
+    verb.add_argument("--host", required=True, help="the host's name in the inventory")
+    verb.add_argument("--days", type=int, default=LEAF_DAYS, help="how long it lives (%(default)s, the most)")
+    verb.set_defaults(run=_told(_sign))
+    verb = verbs.add_parser("chain", help="print issuing and root certificate")
+    verb.set_defaults(
+        run=_told(lambda given: pem(load(given.places.issuing_certificate)) + pem(load(given.places.root_certificate)))
+    )
+    verb = verbs.add_parser("status", help="whose CA, until when, and whether the root key was taken away")
+    verb.add_argument("--json", action="store_true", help="for machines")
+    verb.set_defaults(run=_told(_status))
