@@ -1,0 +1,47 @@
+"""Control-node half of config_tree: renders the templates, so that one call carries the whole tree."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ansible.errors import AnsibleActionFail
+from ansible.plugins.action import ActionBase
+from ansible.plugins.loader import lookup_loader
+
+
+class ActionModule(ActionBase):  # type: ignore[misc]
+    """Renders `template` of each file and hands secret contents over in an argument that is never logged."""
+
+    TRANSFERS_FILES = False
+    _supports_check_mode = True
+    _supports_diff = True
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        arguments = dict(self._task.args)
+        files: list[dict[str, Any]] = []
+        secret_contents: dict[str, str] = {}
+        for wanted in arguments.get("files") or []:
+            entry = dict(wanted)
+            if ("template" in entry) == ("content" in entry):
+                raise AnsibleActionFail(
+                    f"{entry.get('dest')} needs either template or content; it has {sorted(entry)}"
+                )
+            if "template" in entry:
+                entry["content"] = self._render(entry["template"], task_vars or {})
+            if entry.get("secret"):
+                secret_contents[entry["dest"]] = entry.pop("content")
+            files.append(entry)
+        arguments.update(files=files, secret_contents=secret_contents)
+        result.update(
+            self._execute_module(
+                "llmkeep.estate.config_tree", module_args=arguments, task_vars=task_vars or {}
+            )
+        )
+        result.pop("invocation", None)  # whole files, twice: the differences say it better
+        return result
+
+    def _render(self, template: str, task_vars: dict[str, Any]) -> str:
+        lookup = lookup_loader.get("ansible.builtin.template", loader=self._loader, templar=self._templar)
+        variables = {**task_vars, "ansible_search_path": self._task.get_search_path()}
+        return str(lookup.run([template], variables=variables)[0])

@@ -1,0 +1,438 @@
+#!/usr/bin/python
+"""State module: all files of a role, in one call."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: config_tree
+short_description: Install all files of a role in one call, validated, atomically, all or nothing
+description:
+  - Makes system users and groups, directories, files and links, and removes what must not be there.
+  - Each file is validated before any is replaced. C(validate) of the whole call runs after all are placed.
+    If it refuses, or anything else fails, everything is put back as it was.
+  - Check mode validates nothing, since what a validator needs may be among the changes.
+  - An action plugin of the same name renders C(template) on the control node into C(content).
+author: [llmkeep contributors]
+options:
+  sysusers:
+    description: A sysusers.d file, placed first; C(systemd-sysusers) makes what it names.
+    type: dict
+    suboptions:
+      dest: {description: Path of the file., type: path, required: true}
+      content: {description: Its content., type: str, required: true}
+  directories:
+    description: Directories to make. C(exclusive) ones lose every file that this call does not name.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      path: {description: Absolute path., type: path, required: true}
+      owner: {description: User., type: str, default: root}
+      group: {description: Group., type: str, default: root}
+      mode: {description: Octal mode., type: str, default: "0755"}
+      exclusive: {description: Nothing else may lie in it., type: bool, default: false}
+  files:
+    description: Files to install.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      dest: {description: Absolute path., type: path, required: true}
+      template: {description: Template in the role's C(templates) folder., type: str}
+      content: {description: The content itself., type: str}
+      owner: {description: User., type: str, default: root}
+      group: {description: Group., type: str, default: root}
+      mode: {description: Octal mode., type: str, default: "0644"}
+      validate: {description: Command; C(%s) becomes the new file's path., type: list, elements: str}
+      secret: {description: Keep the content out of every output., type: bool, default: false}
+  secret_contents:
+    description: Contents of the secret files by path. Filled by the action plugin.
+    type: dict
+    default: {}
+  links:
+    description: Symbolic links.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      path: {description: Where the link lies., type: path, required: true}
+      target: {description: What it points at., type: str, required: true}
+  absent:
+    description: Files and links that must not be there.
+    type: list
+    elements: path
+    default: []
+  validate:
+    description: A program that judges the whole tree once it is placed, as C([nginx, -t]).
+    type: list
+    elements: str
+    default: []
+"""
+
+EXAMPLES = r"""
+- name: Configure redis
+  llmkeep.estate.config_tree:
+    directories: [{path: /etc/redis, owner: redis, group: redis, mode: "0750"}]
+    files: [{dest: /etc/redis/redis.conf, template: redis.conf.j2, owner: redis, group: redis, mode: "0640"}]
+  notify: restart redis
+"""
+
+RETURN = r"""
+changes: {description: What was or would be changed., returned: always, type: list, elements: str}
+"""
+
+import contextlib
+import grp
+import os
+import re
+import stat
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.llmkeep.estate.plugins.module_utils import files as atomic  # type: ignore[import-not-found]
+
+VALIDATE_SECONDS = 60
+
+
+class Refused(Exception):
+    """The tree cannot be installed; the message says why and what to do."""
+
+
+@dataclass
+class Tree:
+    """The tree as wanted, and what applying it did so far."""
+
+    check: bool
+    changes: list[str] = field(default_factory=list)
+    before: dict[str, str] = field(default_factory=dict)
+    after: dict[str, str] = field(default_factory=dict)
+    undo: list[Callable[[], None]] = field(default_factory=list)
+
+    def note(self, line: str) -> None:
+        self.changes.append(line)
+
+    def owner(self, user: str, group: str) -> tuple[int, int]:
+        """(uid, gid); (-1, -1), which no file has, in check mode before what makes them is there."""
+        uid, gid = atomic.user_id(user), atomic.group_id(group)
+        if uid is None or gid is None:
+            if self.check:
+                return -1, -1
+            missing = f"user {user!r}" if uid is None else f"group {group!r}"
+            raise Refused(
+                f"{missing} does not exist on this host; install its package or name it in sysusers first"
+            )
+        return uid, gid
+
+    def put_back(self) -> None:
+        for step in reversed(self.undo):
+            step()
+
+
+def run(argv: list[str], doing: str) -> None:
+    """Run a validator; Refused with its words if it says no, is absent, or hangs."""
+    try:
+        done = subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=VALIDATE_SECONDS,
+            check=False,
+        )
+    except FileNotFoundError:
+        raise Refused(
+            f"{doing}: there is no program {argv[0]!r} on this host; install its package first"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise Refused(f"{doing}: {' '.join(argv)} did not end within {VALIDATE_SECONDS} s") from None
+    if done.returncode != 0:
+        words = (done.stderr.strip() or done.stdout.strip() or "no message")[-2000:]
+        raise Refused(f"{doing}: {' '.join(argv)} ended with {done.returncode}: {words}")
+
+
+def same_attributes(status: os.stat_result, owner: tuple[int, int], mode: int) -> bool:
+    return owner == (status.st_uid, status.st_gid) and stat.S_IMODE(status.st_mode) == mode
+
+
+def make_users(tree: Tree, wanted: dict[str, Any] | None) -> None:
+    """Place the sysusers.d file and let systemd make what is missing."""
+    if not wanted:
+        return
+    missing = []
+    for line in wanted["content"].splitlines():
+        words = line.split()
+        if len(words) < 2 or words[0].rstrip("!") not in {"u", "g", "m"}:
+            continue
+        if words[0].startswith("u"):
+            there = atomic.user_id(words[1]) is not None
+        elif words[0] == "g":
+            there = atomic.group_id(words[1]) is not None
+        else:
+            there = words[1] in members_of(words[2])
+        if not there:
+            missing.append(" ".join(words[:3]))
+    stage(tree, [({**wanted, "owner": "root", "group": "root", "mode": "0644"}, None)])
+    if missing:
+        for entry in missing:
+            tree.note(f"account: {entry}")
+        if not tree.check:
+            run(["systemd-sysusers", wanted["dest"]], "accounts")
+
+
+def members_of(group: str) -> list[str]:
+    try:
+        return list(grp.getgrnam(group).gr_mem)
+    except KeyError:
+        return []
+
+
+def put_directory(tree: Tree, wanted: dict[str, Any]) -> None:
+    path, mode = Path(wanted["path"]), int(wanted["mode"], 8)
+    owner = tree.owner(wanted["owner"], wanted["group"])
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        status = None
+    if status is not None and not stat.S_ISDIR(status.st_mode):
+        raise Refused(
+            f"{path} is to be a directory and is a file or link; look at it, and move it away by hand"
+        )
+    if status is None:
+        tree.note(f"directory: {path} made")
+        if tree.check:
+            return
+        path.mkdir(mode=0o700)
+        tree.undo.append(path.rmdir)
+    elif same_attributes(status, owner, mode):
+        return
+    else:
+        tree.note(
+            f"directory: {path} from {stat.S_IMODE(status.st_mode):04o} {status.st_uid}:{status.st_gid}"
+            f" to {mode:04o} {wanted['owner']}:{wanted['group']}"
+        )
+        if tree.check:
+            return
+        old = status
+        tree.undo.append(lambda: set_attributes(path, (old.st_uid, old.st_gid), stat.S_IMODE(old.st_mode)))
+    set_attributes(path, owner, mode)
+
+
+def set_attributes(path: Path, owner: tuple[int, int], mode: int) -> None:
+    os.chown(path, *owner)
+    path.chmod(mode)
+
+
+def remember(path: Path) -> Callable[[], None]:
+    """A step that makes a path again what it is now: a file, a link, or nothing."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return lambda: path.unlink(missing_ok=True)
+    if stat.S_ISLNK(status.st_mode):
+        target = str(path.readlink())
+        return lambda: atomic.link(path, target)
+    if not stat.S_ISREG(status.st_mode):
+        raise Refused(
+            f"{path} is to be a file or link and is something else; look at it, and move it away by hand"
+        )
+    content = path.read_bytes()
+    return lambda: atomic.write_file(
+        path, content, status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)
+    )
+
+
+def stage(tree: Tree, wanted_files: list[tuple[dict[str, Any], str | None]]) -> None:
+    """Write every changed file beside its place, validate each, and only then replace them one by one."""
+    staged: list[tuple[Path, Path]] = []
+    try:
+        for wanted, secret in wanted_files:
+            beside = prepare_file(tree, wanted, secret)
+            if beside is not None:
+                staged.append((beside, Path(wanted["dest"])))
+                if wanted.get("validate"):
+                    run([word.replace("%s", str(beside)) for word in wanted["validate"]], wanted["dest"])
+        for beside, path in staged:
+            tree.undo.append(remember(path))
+            atomic.replace(beside, path)
+    finally:
+        for beside, _ in staged:
+            with contextlib.suppress(FileNotFoundError):
+                beside.unlink()
+
+
+def prepare_file(tree: Tree, wanted: dict[str, Any], secret: str | None) -> Path | None:
+    """The new file, written beside its place; None where nothing changes or in check mode."""
+    path, mode = Path(wanted["dest"]), int(wanted["mode"], 8)
+    content = (secret if secret is not None else wanted.get("content") or "").encode()
+    owner = tree.owner(wanted["owner"], wanted["group"])
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        status = None
+    old = None
+    if status is not None:
+        if stat.S_ISREG(status.st_mode):
+            old = path.read_bytes()
+        elif not stat.S_ISLNK(status.st_mode):
+            raise Refused(
+                f"{path} is to be a file and is a directory or device; look at it, and move it away by hand"
+            )
+    if status is not None and old == content and same_attributes(status, owner, mode):
+        return None
+    tree.note(f"file: {path} {describe(old, content, status)}")
+    if wanted.get("secret") or secret is not None:
+        tree.before[str(path)] = tree.after[str(path)] = "(secret: not shown)\n"
+    else:
+        tree.before[str(path)] = (old or b"").decode(errors="replace")
+        tree.after[str(path)] = content.decode(errors="replace")
+    if tree.check:
+        return None
+    if not path.parent.is_dir():
+        raise Refused(
+            f"{path.parent} is no directory; name it in directories, or install the package that brings it"
+        )
+    return Path(atomic.write_beside(path, content, *owner, mode))
+
+
+def describe(old: bytes | None, new: bytes, status: os.stat_result | None) -> str:
+    if status is None:
+        return "made"
+    if old is None:
+        return "replaces a link"
+    return "replaced" if old != new else "owner or mode set"
+
+
+def put_link(tree: Tree, wanted: dict[str, Any]) -> None:
+    path, target = Path(wanted["path"]), wanted["target"]
+    if path.is_symlink() and str(path.readlink()) == target:
+        return
+    tree.note(f"link: {path} -> {target}")
+    if tree.check:
+        return
+    tree.undo.append(remember(path))
+    atomic.link(path, target)
+
+
+def remove(tree: Tree, path: Path) -> None:
+    if not path.is_symlink() and not path.exists():
+        return
+    tree.note(f"removed: {path}")
+    if tree.check:
+        return
+    tree.undo.append(remember(path))
+    path.unlink()
+    atomic.fsync_directory(path.parent)
+
+
+def strangers(params: dict[str, Any]) -> list[Path]:
+    """What lies in exclusive directories and is in none of this call's files and links."""
+    known = {entry["dest"] for entry in params["files"]} | {entry["path"] for entry in params["links"]}
+    known |= {entry["path"] for entry in params["directories"]}
+    found: list[Path] = []
+    for entry in params["directories"]:
+        folder = Path(entry["path"])
+        if entry["exclusive"] and folder.is_dir():
+            found += [
+                path for path in sorted(folder.iterdir()) if str(path) not in known and not path.is_dir()
+            ]
+    return found
+
+
+def apply(params: dict[str, Any], check: bool) -> Tree:
+    """Bring the host to the tree, or leave it as it was and raise Refused."""
+    tree = Tree(check)
+    secrets: dict[str, str] = params["secret_contents"]
+    for entry in params["files"]:
+        if not re.fullmatch(r"0?[0-7]{3,4}", entry["mode"]):
+            raise Refused(f"mode {entry['mode']!r} of {entry['dest']} is not octal; write it as '0640'")
+    try:
+        make_users(tree, params["sysusers"])
+        for entry in params["directories"]:
+            put_directory(tree, entry)
+        stage(tree, [(entry, secrets.get(entry["dest"])) for entry in params["files"]])
+        for entry in params["links"]:
+            put_link(tree, entry)
+        for path in [Path(name) for name in params["absent"]] + strangers(params):
+            remove(tree, path)
+        if params["validate"] and tree.changes and not check:
+            run(params["validate"], "the whole tree")
+    except (Refused, OSError) as problem:
+        tree.put_back()
+        raise Refused(f"{problem}. Everything was put back as it was.") from problem
+    return tree
+
+
+def main() -> None:
+    attributes = {
+        "owner": {"type": "str", "default": "root"},
+        "group": {"type": "str", "default": "root"},
+    }
+    module = AnsibleModule(
+        argument_spec={
+            "sysusers": {
+                "type": "dict",
+                "options": {
+                    "dest": {"type": "path", "required": True},
+                    "content": {"type": "str", "required": True},
+                },
+            },
+            "directories": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {
+                    "path": {"type": "path", "required": True},
+                    "mode": {"type": "str", "default": "0755"},
+                    "exclusive": {"type": "bool", "default": False},
+                    **attributes,
+                },
+            },
+            "files": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {
+                    "dest": {"type": "path", "required": True},
+                    "template": {"type": "str"},
+                    "content": {"type": "str"},
+                    "mode": {"type": "str", "default": "0644"},
+                    "validate": {"type": "list", "elements": "str"},
+                    "secret": {"type": "bool", "default": False},
+                    **attributes,
+                },
+            },
+            "secret_contents": {"type": "dict", "default": {}, "no_log": True},
+            "links": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {
+                    "path": {"type": "path", "required": True},
+                    "target": {"type": "str", "required": True},
+                },
+            },
+            "absent": {"type": "list", "elements": "path", "default": []},
+            "validate": {"type": "list", "elements": "str", "default": []},
+        },
+        supports_check_mode=True,
+    )
+    try:
+        tree = apply(module.params, module.check_mode)
+    except Refused as problem:
+        module.fail_json(msg=str(problem))
+    diff = [
+        {"before_header": path, "after_header": path, "before": tree.before[path], "after": tree.after[path]}
+        for path in tree.after
+    ]
+    other = [line for line in tree.changes if not line.startswith("file: ")]
+    if other:
+        diff.append({"prepared": "\n".join(other) + "\n"})
+    module.exit_json(changed=bool(tree.changes), changes=tree.changes, diff=diff)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""config_tree on plain files: all or nothing, validated, silent when nothing differs."""
+
+import getpass
+import grp
+import os
+import stat
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from plugin_modules import load  # type: ignore[import-not-found]
+
+config_tree = load("modules.config_tree")
+ME, MY_GROUP = getpass.getuser(), grp.getgrgid(os.getgid()).gr_name
+REFUSES = [sys.executable, "-c", "import sys; sys.exit('line 3: no such thing')"]
+ACCEPTS = [sys.executable, "-c", "pass"]
+
+
+def wanted(**parts: Any) -> dict[str, Any]:
+    """Arguments as the module's specification completes them."""
+    tree: dict[str, Any] = {
+        "sysusers": None,
+        "directories": [],
+        "files": [],
+        "secret_contents": {},
+        "links": [],
+        "absent": [],
+        "validate": [],
+    }
+    tree.update(parts)
+    for entry in tree["files"] + tree["directories"]:
+        entry.setdefault("owner", ME)
+        entry.setdefault("group", MY_GROUP)
+    for entry in tree["files"]:
+        entry.setdefault("mode", "0640")
+        entry.setdefault("validate", None)
+        entry.setdefault("secret", False)
+    for entry in tree["directories"]:
+        entry.setdefault("mode", "0755")
+        entry.setdefault("exclusive", False)
+    return tree
+
+
+def everything_in(folder: Path) -> dict[str, tuple[bytes, int]]:
+    return {
+        str(path.relative_to(folder)): (
+            b"" if path.is_dir() else path.read_bytes(),
+            stat.S_IMODE(path.lstat().st_mode),
+        )
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def test_makes_a_tree_and_then_has_nothing_to_do(tmp_path: Path) -> None:
+    def tree() -> dict[str, Any]:
+        return wanted(
+            directories=[{"path": str(tmp_path / "etc"), "mode": "0750"}],
+            files=[{"dest": str(tmp_path / "etc/a.conf"), "content": "a\n", "validate": ACCEPTS}],
+            links=[{"path": str(tmp_path / "etc/b.conf"), "target": "a.conf"}],
+            validate=ACCEPTS,
+        )
+
+    assert config_tree.apply(tree(), check=False).changes
+    assert (tmp_path / "etc/b.conf").read_text() == "a\n"
+    assert stat.S_IMODE((tmp_path / "etc").stat().st_mode) == 0o750
+    assert config_tree.apply(tree(), check=False).changes == []
+    assert config_tree.apply(tree(), check=True).changes == []
+
+
+def test_check_mode_names_every_change_and_makes_none(tmp_path: Path) -> None:
+    (tmp_path / "old").write_text("x")
+    (tmp_path / "a").write_text("before\n")
+    before = everything_in(tmp_path)
+    tree = config_tree.apply(
+        wanted(
+            directories=[{"path": str(tmp_path / "d")}],
+            files=[
+                {"dest": str(tmp_path / "a"), "content": "after\n"},
+                {"dest": str(tmp_path / "d/b"), "content": "b", "owner": "nobody-yet"},
+            ],
+            absent=[str(tmp_path / "old")],
+            validate=REFUSES,
+        ),
+        check=True,
+    )
+    assert len(tree.changes) == 4
+    assert tree.before[str(tmp_path / "a")] == "before\n"
+    assert everything_in(tmp_path) == before
+
+
+def test_a_file_that_its_program_refuses_changes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "good").write_text("old good")
+    (tmp_path / "bad").write_text("old bad")
+    before = everything_in(tmp_path)
+    with pytest.raises(config_tree.Refused, match="no such thing"):
+        config_tree.apply(
+            wanted(
+                files=[
+                    {"dest": str(tmp_path / "good"), "content": "new good"},
+                    {"dest": str(tmp_path / "bad"), "content": "new bad", "validate": REFUSES},
+                ]
+            ),
+            check=False,
+        )
+    assert everything_in(tmp_path) == before
+
+
+def test_a_tree_that_its_program_refuses_is_put_back_whole(tmp_path: Path) -> None:
+    (tmp_path / "kept").write_text("old")
+    (tmp_path / "kept").chmod(0o600)
+    (tmp_path / "gone").write_text("still wanted by the old configuration")
+    (tmp_path / "link").symlink_to("kept")
+    (tmp_path / "folder").mkdir(mode=0o700)
+    before = everything_in(tmp_path)
+    with pytest.raises(config_tree.Refused, match="put back"):
+        config_tree.apply(
+            wanted(
+                directories=[{"path": str(tmp_path / "made")}, {"path": str(tmp_path / "folder")}],
+                files=[
+                    {"dest": str(tmp_path / "kept"), "content": "new"},
+                    {"dest": str(tmp_path / "made/inside"), "content": "new"},
+                ],
+                links=[{"path": str(tmp_path / "link"), "target": "made/inside"}],
+                absent=[str(tmp_path / "gone")],
+                validate=REFUSES,
+            ),
+            check=False,
+        )
+    assert everything_in(tmp_path) == before
+    assert (tmp_path / "link").readlink() == Path("kept")
+
+
+def test_the_validator_sees_the_new_content_before_it_is_in_place(tmp_path: Path) -> None:
+    target = tmp_path / "a"
+    target.write_text("old")
+    looks = (
+        "import sys; from pathlib import Path; old, new = (Path(a).read_text() for a in sys.argv[1:3]);"
+        "sys.exit((old, new) != ('old', 'new'))"
+    )
+    config_tree.apply(
+        wanted(
+            files=[
+                {
+                    "dest": str(target),
+                    "content": "new",
+                    "validate": [sys.executable, "-c", looks, str(target), "%s"],
+                }
+            ]
+        ),
+        check=False,
+    )
+    assert target.read_text() == "new"
+
+
+def test_a_missing_validator_is_named_and_nothing_changes(tmp_path: Path) -> None:
+    with pytest.raises(config_tree.Refused, match="no program 'no-such-program'"):
+        config_tree.apply(
+            wanted(
+                files=[{"dest": str(tmp_path / "a"), "content": "x", "validate": ["no-such-program", "%s"]}]
+            ),
+            check=False,
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_exclusive_directory_loses_strangers_and_keeps_folders(tmp_path: Path) -> None:
+    sources = tmp_path / "sources.list.d"
+    (sources / "sub").mkdir(parents=True)
+    (sources / "debian.sources").write_text("http")
+    config_tree.apply(
+        wanted(
+            directories=[{"path": str(sources), "exclusive": True}],
+            files=[{"dest": str(sources / "llmkeep.sources"), "content": "https"}],
+        ),
+        check=False,
+    )
+    assert sorted(path.name for path in sources.iterdir()) == ["llmkeep.sources", "sub"]
+
+
+def test_a_secret_file_shows_no_difference(tmp_path: Path) -> None:
+    tree = config_tree.apply(
+        wanted(
+            files=[{"dest": str(tmp_path / "s"), "content": None, "secret": True}],
+            secret_contents={str(tmp_path / "s"): "canary-7f"},
+        ),
+        check=False,
+    )
+    assert (tmp_path / "s").read_text() == "canary-7f"
+    assert "canary-7f" not in repr((tree.before, tree.after, tree.changes))
+
+
+def test_a_symlink_in_the_place_of_a_file_is_replaced_and_its_target_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").write_text("of another")
+    (tmp_path / "resolv.conf").symlink_to("elsewhere")
+    config_tree.apply(wanted(files=[{"dest": str(tmp_path / "resolv.conf"), "content": "ours"}]), check=False)
+    assert not (tmp_path / "resolv.conf").is_symlink()
+    assert (tmp_path / "elsewhere").read_text() == "of another"
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"files": [{"dest": "/nowhere/a", "content": "x", "owner": "no-such-user"}]}, "user 'no-such-user'"),
+        ({"files": [{"dest": "/no-such-folder/a", "content": "x"}]}, "/no-such-folder is no directory"),
+        ({"files": [{"dest": "/etc", "content": "x"}]}, "/etc is to be a file"),
+        ({"files": [{"dest": "/nowhere/a", "content": "x", "mode": "rw"}]}, "not octal"),
+    ],
+)
+def test_a_refusal_says_what_is_wrong(parts: dict[str, Any], message: str) -> None:
+    with pytest.raises(config_tree.Refused, match=message):
+        config_tree.apply(wanted(**parts), check=False)
