@@ -1,0 +1,1 @@
+"""What the serving and the training payload share."""

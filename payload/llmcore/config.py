@@ -1,0 +1,51 @@
+"""Configuration files: YAML, checked against a pydantic model before anything starts."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+class ConfigError(Exception):
+    """A configuration that cannot be used; the message names file, key, value seen and the way out."""
+
+
+class Section(BaseModel):
+    """Base of all configuration sections: unknown keys are refused, nothing changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+def load[T: BaseModel](path: Path, kind: type[T]) -> T:
+    """Read the YAML file `path` as a `kind`.
+
+    Raises ConfigError, whose message names every wrong key with the value seen.
+    """
+    try:
+        content: Any = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must hold a mapping, it holds {type(content).__name__}")
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{path}: {line}" for line in describe(error))) from error
+
+
+def describe(error: ValidationError) -> list[str]:
+    """One line for each mistake: where, what was seen, what is wanted."""
+    lines = []
+    for mistake in error.errors(include_url=False):
+        where = ".".join(str(part) for part in mistake["loc"]) or "the whole"
+        if mistake["type"] == "extra_forbidden":
+            lines.append(f"unknown key '{where}': take it out or correct its name")
+        elif mistake["type"] == "missing":
+            lines.append(f"key '{where}' is missing: set it")
+        else:
+            seen = repr(mistake["input"])[:80]
+            lines.append(f"key '{where}' is {seen}: {mistake['msg']}")
+    return lines

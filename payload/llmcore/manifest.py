@@ -1,0 +1,84 @@
+"""Model directories: nothing of one is opened before every file of it has the hash its manifest says.
+
+The manifest is what `sha256sum` prints: a hash, two blanks, a path relative to the model's directory.
+"""
+
+import hashlib
+import os
+import re
+import stat
+from pathlib import Path
+
+LINE = re.compile(r"([0-9a-f]{64})  ([^\0\n]+)")
+PICKLED = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
+
+
+class ManifestError(Exception):
+    """A model directory that is not what its manifest says."""
+
+
+def read_manifest(path: Path) -> dict[str, str]:
+    """Relative path to sha256 for each line of the manifest; raises ManifestError."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as error:
+        raise ManifestError(
+            f"cannot read the manifest {path}: {error.strerror}; install the model from the bundle again"
+        ) from error
+    entries: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        match = LINE.fullmatch(line)
+        if not match:
+            raise ManifestError(f"{path} line {number} is {line[:80]!r}: want '<sha256>  <path>'")
+        name = match[2]
+        if name.startswith("/") or ".." in Path(name).parts:
+            raise ManifestError(f"{path} line {number} names {name!r}, which leaves the model's directory")
+        entries[name] = match[1]
+    if not entries:
+        raise ManifestError(f"{path} is empty: a model has at least weights and a configuration")
+    return entries
+
+
+def verify_model(directory: Path, manifest: Path) -> str:
+    """Check every file of `directory`; return the model's revision, the first 16 hex digits of the manifest's
+    sha256.
+
+    Raises ManifestError for a missing, extra, changed or pickled file, and for anything but plain files.
+    """
+    entries = read_manifest(manifest)
+    found = set()
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            path = Path(folder, name)
+            if path == manifest:
+                continue
+            relative = str(path.relative_to(directory))
+            if not stat.S_ISREG(path.lstat().st_mode):
+                raise ManifestError(f"{path} is not a plain file: a model holds nothing else")
+            if relative not in entries:
+                raise ManifestError(f"{path} is not in the manifest {manifest}: take it away")
+            if path.suffix in PICKLED:
+                raise ManifestError(f"{path} may run code when it is loaded: only safetensors are taken")
+            found.add(relative)
+    for relative in sorted(entries.keys() - found):
+        raise ManifestError(f"{directory / relative} is missing: install the model from the bundle again")
+    for relative, wanted in sorted(entries.items()):
+        with (directory / relative).open("rb") as file:
+            seen = hashlib.file_digest(file, "sha256").hexdigest()
+        if seen != wanted:
+            raise ManifestError(
+                f"{directory / relative} has sha256 {seen}, its manifest says {wanted}: "
+                "install the model from the bundle again"
+            )
+    return hashlib.sha256(manifest.read_bytes()).hexdigest()[:16]
+
+
+def write_manifest(directory: Path, manifest: Path) -> None:
+    """Write the manifest of what lies in `directory` now."""
+    lines = []
+    for path in sorted(directory.rglob("*")):
+        if path.is_file() and path != manifest:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            lines.append(f"{digest}  {path.relative_to(directory)}\n")
+    manifest.write_text("".join(lines))

@@ -1,0 +1,7 @@
+"""`python -m llmserve` is `llm-serve`."""
+
+import sys
+
+from llmserve.cli import main
+
+sys.exit(main())

@@ -1,0 +1,131 @@
+"""Answers as clients get them: a whole body, or the frames of a stream. One class for each endpoint."""
+
+import json
+import secrets
+import time
+from typing import Protocol
+
+from llmserve.errors import ApiError
+from llmserve.protocol import Done
+
+END = b"data: [DONE]\n\n"
+
+
+def usage(done: Done) -> dict[str, int]:
+    """Token counts as OpenAI names them."""
+    return {
+        "prompt_tokens": done.prompt_tokens,
+        "completion_tokens": done.completion_tokens,
+        "total_tokens": done.prompt_tokens + done.completion_tokens,
+    }
+
+
+def event(content: object) -> bytes:
+    """One server-sent event."""
+    return b"data: " + json.dumps(content, ensure_ascii=False).encode() + b"\n\n"
+
+
+def error_event(error: ApiError) -> bytes:
+    """The end of a stream that broke; there is no [DONE] after it."""
+    return b"data: " + error.body() + b"\n\n"
+
+
+class Rendering(Protocol):
+    """How an endpoint shows an answer."""
+
+    def whole(self, done: Done) -> bytes:
+        """Everything in one body."""
+
+    def first(self) -> bytes:
+        """What a stream says before the first piece."""
+
+    def piece(self, text: str) -> bytes:
+        """A piece of text as an event."""
+
+    def last(self, done: Done) -> bytes:
+        """What a stream says after the last piece, [DONE] included."""
+
+
+class OpenAiRendering:
+    """Chat completions and completions differ in a few names only."""
+
+    def __init__(self, chat: bool, model: str, revision: str, include_usage: bool) -> None:
+        """`chat`: messages instead of text."""
+        self.chat = chat
+        self.include_usage = include_usage
+        self.head: dict[str, object] = {
+            "id": ("chatcmpl-" if chat else "cmpl-") + secrets.token_hex(12),
+            "object": "chat.completion" if chat else "text_completion",
+            "created": int(time.time()),
+            "model": model,
+            "system_fingerprint": f"fp_{revision}",
+        }
+        self.before = self.after = b""
+
+    def whole(self, done: Done) -> bytes:
+        """Everything in one body."""
+        said: dict[str, object] = {"index": 0, "logprobs": None, "finish_reason": done.finish_reason}
+        if self.chat:
+            said["message"] = {"role": "assistant", "content": done.text, "refusal": None}
+        else:
+            said["text"] = done.text
+        return json.dumps({**self.head, "choices": [said], "usage": usage(done)}, ensure_ascii=False).encode()
+
+    def chunk(
+        self, choices: list[dict[str, object]], used: dict[str, int] | None = None
+    ) -> dict[str, object]:
+        """One chunk of the stream."""
+        content = {**self.head, "choices": choices}
+        if self.chat:
+            content["object"] = "chat.completion.chunk"
+        if self.include_usage:
+            content["usage"] = used
+        return content
+
+    def choice(self, delta: dict[str, str], text: str = "", reason: str | None = None) -> dict[str, object]:
+        """The one choice of a chunk."""
+        said: dict[str, object] = {"delta": delta} if self.chat else {"text": text}
+        return {"index": 0, **said, "logprobs": None, "finish_reason": reason}
+
+    def first(self) -> bytes:
+        """The role, for chats; and the frame around each piece is built once."""
+        mark = "\0"
+        around = event(self.chunk([self.choice({"content": mark}, mark)]))
+        self.before, self.after = around.split(b'"\\u0000"')
+        return event(self.chunk([self.choice({"role": "assistant", "content": ""})])) if self.chat else b""
+
+    def piece(self, text: str) -> bytes:
+        """A piece of text as an event."""
+        return self.before + json.dumps(text, ensure_ascii=False).encode() + self.after
+
+    def last(self, done: Done) -> bytes:
+        """Finish reason, usage if it was asked for, [DONE]."""
+        frames = event(self.chunk([self.choice({}, reason=done.finish_reason)]))
+        if self.include_usage:
+            frames += event(self.chunk([], usage(done)))
+        return frames + END
+
+
+class GenerateRendering:
+    """/generate: {"response", "model", "usage"}."""
+
+    def __init__(self, model: str) -> None:
+        """Which model answers."""
+        self.model = model
+
+    def whole(self, done: Done) -> bytes:
+        """Everything in one body."""
+        content = {"response": done.text, "model": self.model, "usage": usage(done)}
+        return json.dumps(content, ensure_ascii=False).encode()
+
+    def first(self) -> bytes:
+        """Nothing."""
+        return b""
+
+    def piece(self, text: str) -> bytes:
+        """A piece of text as an event."""
+        return event({"response": text})
+
+    def last(self, done: Done) -> bytes:
+        """Model and usage, then [DONE]."""
+        return event({"response": "", "model": self.model, "usage": usage(done)}) + END

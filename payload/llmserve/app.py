@@ -1,0 +1,228 @@
+"""The gateway as an ASGI application: one routing table, three layers around it, FastAPI for the cold routes."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Path
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+
+from llmserve.errors import ApiError, unavailable
+from llmserve.handlers import Completions, State
+from llmserve.onion import (
+    App,
+    Authentication,
+    BodyLimit,
+    Receive,
+    RequestId,
+    Scope,
+    Send,
+    json_body,
+    respond,
+)
+from llmserve.wire import ChatBody, CompletionBody, GenerateBody
+
+
+@dataclass(frozen=True)
+class Route:
+    """A path and who answers which method there. A path that ends in '/' stands for everything below it."""
+
+    path: str
+    methods: dict[str, App]
+    public: bool = False
+    hot: type[BaseModel] | None = None  # body model of a route that FastAPI does not know
+
+
+class Model(BaseModel):
+    """A model as OpenAI's API lists it; `context` in tokens."""
+
+    id: str
+    object: str = "model"
+    created: int = 0
+    owned_by: str = "llmkeep"
+    context: int | None
+    revision: str | None
+
+
+class Models(BaseModel):
+    """All of them."""
+
+    object: str = "list"
+    data: list[Model]
+
+
+def cold_routes(state: State) -> FastAPI:
+    """What is asked seldom. No page that would load anything from elsewhere."""
+    app = FastAPI(title="llmkeep", version="1", docs_url=None, redoc_url=None)
+
+    def described(name: str) -> Model:
+        hello = state.links[name].hello
+        return Model(id=name, context=hello and hello.context, revision=hello and hello.revision)
+
+    @app.get("/v1/models")
+    async def list_models() -> Models:
+        """The models that are served here."""
+        return Models(data=[described(name) for name in state.links])
+
+    @app.get("/v1/models/{name:path}")
+    async def get_model(name: Annotated[str, Path()]) -> Model:
+        """One of them."""
+        if name not in state.links:
+            served = ", ".join(f"'{model}'" for model in state.links)
+            raise ApiError(
+                404, "model_not_found", f"there is no model '{name[:80]}' here: the models are {served}"
+            )
+        return described(name)
+
+    return app
+
+
+class Health:
+    """For systemd, load balancers and people: is the process alive, may it be asked."""
+
+    def __init__(self, state: State) -> None:
+        """`state` is read at each question."""
+        self.state = state
+
+    async def live(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """200 as long as the event loop turns."""
+        await respond(send, 200, b'{"status":"alive"}')
+
+    async def ready(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """200 if a request would be answered now, else 503 and why not."""
+        reasons = []
+        if self.state.draining:
+            reasons.append("this gateway is stopping")
+        if self.state.keys.records is None:
+            reasons.append("the API keys cannot be read")
+        reasons += [
+            f"the engine of '{name}' is not there"
+            for name, link in self.state.links.items()
+            if not link.hello
+        ]
+        if reasons:
+            raise unavailable("not_ready", "not ready: " + "; ".join(reasons))
+        await respond(send, 200, json_body({"status": "ready", "models": list(self.state.links)}))
+
+
+def routing_table(state: State) -> list[Route]:
+    """Every route there is."""
+    completions = Completions(state)
+    health = Health(state)
+    cold = cold_routes(state)
+    table = [
+        Route("/v1/chat/completions", {"POST": completions.chat}, hot=ChatBody),
+        Route("/v1/completions", {"POST": completions.completion}, hot=CompletionBody),
+        Route("/generate", {"GET": completions.generate, "POST": completions.generate}, hot=GenerateBody),
+        Route("/v1/models", {"GET": cold}),
+        Route("/v1/models/", {"GET": cold}),
+        Route("/openapi.json", {"GET": cold}),
+        Route("/livez", {"GET": health.live}, public=True),
+        Route("/readyz", {"GET": health.ready}, public=True),
+    ]
+    cold.openapi = lambda: openapi(cold, table)  # type: ignore[method-assign]
+    return table
+
+
+class Router:
+    """The innermost layer: looks a request up in the table."""
+
+    def __init__(self, table: list[Route]) -> None:
+        """Exact paths first, then those that stand for what is below them."""
+        self.exact = {route.path: route for route in table if not route.path.endswith("/")}
+        self.below = [route for route in table if route.path.endswith("/")]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI; raises ApiError 404 or 405."""
+        path = scope["path"]
+        route = self.exact.get(path)
+        if route is None:
+            route = next(
+                (each for each in self.below if path.startswith(each.path) and path != each.path), None
+            )
+        if route is None:
+            raise ApiError(
+                404, "unknown_path", f"there is nothing at '{path[:80]}': GET /openapi.json lists what is"
+            )
+        scope["llm"].route = route.path
+        app = route.methods.get(scope["method"])
+        if app is None:
+            allowed = ", ".join(route.methods)
+            raise ApiError(
+                405,
+                "method_not_allowed",
+                f"{route.path} does not know {scope['method'][:20]}: use {allowed}",
+                headers=[(b"allow", allowed.encode())],
+            )
+        await app(scope, receive, send)
+
+
+def build_app(state: State) -> App:
+    """Request id → body limit → authentication → handler."""
+    table = routing_table(state)
+    public = frozenset(route.path for route in table if route.public)
+    app = Authentication(Router(table), state.keys, public)
+    return RequestId(BodyLimit(app, state.limits.body_bytes), state.metrics)
+
+
+def openapi(cold: FastAPI, table: list[Route]) -> dict[str, Any]:
+    """The document that describes all routes: FastAPI's, and the hot ones from their pydantic models."""
+    if cold.openapi_schema:
+        return cold.openapi_schema
+    document = get_openapi(title=cold.title, version=cold.version, routes=cold.routes)
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    schemas["Error"] = ERROR_SCHEMA
+    document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    document["security"] = [{"key": []}]
+    reference = "#/components/schemas/"
+    refused = {
+        "description": "OpenAI's error envelope",
+        "content": {"application/json": {"schema": {"$ref": reference + "Error"}}},
+    }
+    answered = {
+        "description": "The answer; server-sent events if 'stream' is true",
+        "content": {"application/json": {}, "text/event-stream": {}},
+    }
+    for route in table:
+        operations = document["paths"].setdefault(route.path, {}) if not route.path.endswith("/") else {}
+        for method in route.methods:
+            if route.path in {"/openapi.json"} or route.path.endswith("/"):
+                continue
+            operation = operations.setdefault(method.lower(), {"responses": {"200": answered}})
+            operation["responses"]["default"] = refused
+            if route.public:
+                operation["security"] = []
+            if route.hot is None:
+                continue
+            schema = route.hot.model_json_schema(ref_template=reference + "{model}")
+            schemas.update(schema.pop("$defs", {}))
+            schemas[route.hot.__name__] = schema
+            if method == "POST":
+                body = {"application/json": {"schema": {"$ref": reference + route.hot.__name__}}}
+                operation["requestBody"] = {"required": True, "content": body}
+            else:
+                required = schema.get("required", [])
+                operation["parameters"] = [
+                    {"name": name, "in": "query", "required": name in required, "schema": field}
+                    for name, field in schema["properties"].items()
+                ]
+    cold.openapi_schema = document
+    return document
+
+
+ERROR_SCHEMA = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": "string"},
+            },
+        }
+    },
+}

@@ -1,0 +1,113 @@
+"""llm-serve: gateway, engines and keys.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 no such key, 4 a model that is not what its manifest says.
+"""
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from llmcore import logs
+from llmcore.config import ConfigError, load
+from llmcore.manifest import ManifestError
+
+from llmserve import keys_cli
+from llmserve.keys import KeyFileError
+from llmserve.settings import EngineConfig, GatewayConfig
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands."""
+    top = argparse.ArgumentParser(
+        prog="llm-serve", description="Serve a language model: gateway, engines, API keys."
+    )
+    commands = top.add_subparsers(dest="command", required=True)
+    gateway = commands.add_parser("gateway", help="serve clients, in front of engines")
+    gateway.add_argument("--config", type=Path, required=True, help="gateway.yaml")
+    gateway.add_argument(
+        "--pepper-file", type=Path, help="instead of the systemd credential llm-gateway.pepper"
+    )
+    gateway.set_defaults(run=run_gateway_command)
+    engine = commands.add_parser("engine", help="run one model behind a UNIX socket")
+    engine.add_argument("--name", required=True, help="the model's name, as clients will ask for it")
+    engine.add_argument("--config", type=Path, required=True, help="engine-NAME.yaml")
+    engine.set_defaults(run=run_engine_command)
+    check = commands.add_parser("check", help="check a configuration file and say nothing if it is right")
+    check.add_argument("kind", choices=["gateway", "engine"])
+    check.add_argument("config", type=Path)
+    check.set_defaults(run=check_command)
+    developer = commands.add_parser("run", help="everything at once on 127.0.0.1, with a throw-away key")
+    developer.add_argument("--engine", choices=["echo", "naive"], default="echo")
+    developer.add_argument("--model", type=Path, help="model directory, for naive")
+    developer.add_argument("--port", type=int, default=8000, help="0 takes a free one")
+    developer.add_argument("--redis", metavar="URL", help="cache answers there; without it there is no cache")
+    developer.set_defaults(run=run_developer_command)
+    keys_cli.add_commands(commands)
+    return top
+
+
+def run_gateway_command(options: argparse.Namespace) -> int:
+    """llm-serve gateway."""
+    import uvloop
+
+    from llmserve.gateway import run_gateway
+
+    config = load(options.config, GatewayConfig)
+    logs.configure(config.log_level)
+    uvloop.run(run_gateway(config, keys_cli.gateway_pepper(options.pepper_file)))
+    return 0
+
+
+def run_engine_command(options: argparse.Namespace) -> int:
+    """llm-serve engine."""
+    from llmserve.engine import Driver, serve
+
+    config = load(options.config, EngineConfig)
+    logs.configure(config.log_level)
+    driver: Driver
+    if config.model.driver == "echo":
+        from llmserve.engine_echo import EchoDriver
+
+        driver = EchoDriver(config.model)
+    else:
+        from llmserve.engine_naive import NaiveDriver
+
+        driver = NaiveDriver(config.model)
+    asyncio.run(serve(options.name, driver, config.socket, int(config.socket_mode, 8)))
+    return 0
+
+
+def check_command(options: argparse.Namespace) -> int:
+    """llm-serve check."""
+    load(options.config, GatewayConfig if options.kind == "gateway" else EngineConfig)
+    return 0
+
+
+def run_developer_command(options: argparse.Namespace) -> int:
+    """llm-serve run."""
+    from llmserve.developer import run_all
+
+    return run_all(options.engine, options.model, options.port, options.redis)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The program; returns its exit code."""
+    options = parser().parse_args(arguments)
+    try:
+        code: int = options.run(options)
+    except ConfigError as error:
+        print(f"llm-serve: {error}", file=sys.stderr)
+        return 2
+    except ManifestError as error:
+        print(f"llm-serve: {error}", file=sys.stderr)
+        return 4
+    except (KeyFileError, OSError) as error:
+        print(f"llm-serve: {error}", file=sys.stderr)
+        return 1
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

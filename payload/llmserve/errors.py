@@ -1,0 +1,39 @@
+"""Errors as clients see them: OpenAI's envelope with a documented status and code."""
+
+import json
+from dataclasses import dataclass, field
+
+
+@dataclass
+class ApiError(Exception):
+    """An answer that is not a success. `message` says what is wrong, the value seen, and the way out."""
+
+    status: int
+    code: str
+    message: str
+    param: str | None = None
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+
+    def body(self) -> bytes:
+        """The envelope `{"error": {"message", "type", "param", "code"}}`."""
+        return json.dumps(
+            {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}},
+            ensure_ascii=False,
+        ).encode()
+
+    @property
+    def type(self) -> str:
+        """OpenAI's coarse error type, which follows from the status."""
+        if self.status >= 500:
+            return "server_error"
+        return "authentication_error" if self.status == 401 else "invalid_request_error"
+
+
+def unauthenticated(code: str, message: str) -> ApiError:
+    """401 with the header that RFC 9110 asks for."""
+    return ApiError(401, code, message, headers=[(b"www-authenticate", b'Bearer realm="llm"')])
+
+
+def unavailable(code: str, message: str, retry_after: int = 1) -> ApiError:
+    """503 with `retry-after` in seconds."""
+    return ApiError(503, code, message, headers=[(b"retry-after", str(retry_after).encode())])

@@ -1,0 +1,103 @@
+"""Requests in flight, and the one way to cut them short: by the client, a revoked key, a deadline, a drain."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from llmserve.errors import ApiError, unauthenticated, unavailable
+from llmserve.keys import KeyTable
+from llmserve.metrics import Metrics
+from llmserve.onion import Receive
+
+
+class ClientGone(ApiError):
+    """Nobody is there to be answered; 499 is what nginx calls it in its log."""
+
+    def __init__(self) -> None:
+        """The same for all."""
+        super().__init__(499, "client_gone", "the client has closed the connection")
+
+
+class Flight:
+    """A request that is being answered by `task`."""
+
+    def __init__(self, task: asyncio.Task[object], key_id: str) -> None:
+        """Take off now."""
+        self.task = task
+        self.key_id = key_id
+        self.started = time.monotonic()
+        self.interruption: ApiError | None = None
+
+    def interrupt(self, error: ApiError) -> None:
+        """Make the handler stop where it waits, and raise `error` there."""
+        if self.interruption is None:
+            self.interruption = error
+            self.task.cancel()
+
+
+class Flights:
+    """All of them."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        """None yet."""
+        self.metrics = metrics
+        self.active: set[Flight] = set()
+        self.empty = asyncio.Event()
+        self.empty.set()
+
+    @asynccontextmanager
+    async def watched(self, key_id: str, receive: Receive) -> AsyncIterator[Flight]:
+        """Run the block as a flight. It ends with an ApiError as soon as somebody interrupts it; the client's
+        leaving does so too.
+        """
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("a flight needs a task")
+        flight = Flight(task, key_id)
+
+        async def wait_for_hangup() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            self.metrics.cancelled.labels("client").inc()
+            flight.interrupt(ClientGone())
+
+        watcher = asyncio.create_task(wait_for_hangup())
+        self.active.add(flight)
+        self.empty.clear()
+        try:
+            yield flight
+        except asyncio.CancelledError:
+            if flight.interruption is None:
+                raise
+            task.uncancel()
+            raise flight.interruption from None
+        finally:
+            watcher.cancel()
+            self.active.discard(flight)
+            if not self.active:
+                self.empty.set()
+
+    def end_revoked(self, keys: KeyTable) -> None:
+        """Interrupt what runs under keys that are no longer valid."""
+        for flight in list(self.active):
+            if not keys.is_live(flight.key_id):
+                self.metrics.cancelled.labels("key").inc()
+                flight.interrupt(
+                    unauthenticated("revoked_key", "the API key was revoked or expired: ask for a new one")
+                )
+
+    def end_overdue(self, seconds: float) -> None:
+        """Interrupt what runs longer than `seconds`."""
+        now = time.monotonic()
+        for flight in list(self.active):
+            if now - flight.started > seconds:
+                self.metrics.cancelled.labels("deadline").inc()
+                message = f"no whole answer within {seconds:g} s: ask for fewer tokens, or later"
+                flight.interrupt(unavailable("deadline_exceeded", message))
+
+    def end_all(self) -> None:
+        """Interrupt everything: this process stops."""
+        for flight in list(self.active):
+            self.metrics.cancelled.labels("drain").inc()
+            flight.interrupt(unavailable("draining", "this gateway is stopping: ask again", retry_after=5))

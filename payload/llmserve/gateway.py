@@ -1,0 +1,206 @@
+"""The gateway's process: listeners, links to the engines, watched keys, drain."""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvicorn
+from llmcore.config import ConfigError
+from llmcore.notify import notify
+
+from llmserve.app import build_app
+from llmserve.cache import ExactCache
+from llmserve.errors import ApiError
+from llmserve.flights import Flights
+from llmserve.handlers import State
+from llmserve.keys import KeyTable
+from llmserve.link import EngineLink
+from llmserve.metrics import EngineGauges, Metrics
+from llmserve.onion import App, Receive, Scope, Send, respond
+from llmserve.settings import GatewayConfig, Listener
+from llmserve.sockets import bind_tcp, bind_unix
+
+log = logging.getLogger("llmserve.gateway")
+ENGINE_WAIT_SECONDS = 5.0  # how long READY waits for engines; a dead one must not keep the gateway down
+
+
+class Server(uvicorn.Server):
+    """uvicorn without its signal handling: this process has two servers and one drain."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals to `run_gateway`."""
+        yield
+
+
+def server(app: App) -> Server:
+    """A server for `app` that logs nothing of its own."""
+    return Server(
+        uvicorn.Config(
+            app,  # type: ignore[arg-type]
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=3,
+        )
+    )
+
+
+def credential(name: str) -> bytes | None:
+    """The systemd credential of this name, or None without one."""
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    path = Path(folder, name) if folder else None
+    return path.read_bytes() if path and path.exists() else None
+
+
+def listening(listener: Listener) -> socket.socket:
+    """The bound socket."""
+    if listener.socket is not None:
+        return bind_unix(listener.socket, int(listener.socket_mode, 8))
+    return bind_tcp(listener.host, listener.port or 0)
+
+
+def metrics_app(metrics: Metrics) -> App:
+    """GET /metrics, on a listener of its own and therefore without a key."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if (scope["method"], scope["path"]) != ("GET", "/metrics"):
+            error = ApiError(404, "unknown_path", "there is only GET /metrics here")
+            await respond(send, error.status, error.body())
+            return
+        body, content_type = metrics.render()
+        await respond(send, 200, body, content_type=content_type.encode())
+
+    return app
+
+
+def open_cache(config: GatewayConfig, metrics: Metrics) -> ExactCache | None:
+    """The cache, if the configuration names a Redis; raises ConfigError without its password."""
+    if config.redis is None:
+        log.warning("no Redis is configured: going on without a cache, every answer comes from the model")
+        return None
+    password = None
+    if config.redis.password_credential:
+        secret = credential(config.redis.password_credential)
+        if secret is None:
+            raise ConfigError(
+                f"redis.password_credential is '{config.redis.password_credential}', but there is no such "
+                "credential: start this as the unit that loads it (LoadCredentialEncrypted=)"
+            )
+        password = secret.decode()
+    return ExactCache(config.redis, password, metrics)
+
+
+async def run_gateway(config: GatewayConfig, pepper: bytes) -> None:
+    """Serve until SIGTERM or SIGINT, then drain; a second signal ends at once."""
+    metrics = Metrics()
+    limits = config.limits
+    keys = KeyTable(config.keys_file, pepper)
+    links = {name: EngineLink(name, engine.socket, limits.waiting) for name, engine in config.engines.items()}
+    metrics.registry.register(
+        EngineGauges(
+            lambda: [
+                (name, int(link.hello is not None), link.admission.running, len(link.admission.waiting))
+                for name, link in links.items()
+            ]
+        )
+    )
+    cache = open_cache(config, metrics)
+    state = State(links, keys, limits, metrics, Flights(metrics), cache)
+    sockets = [listening(config.listen), listening(config.metrics)]
+    servers = [server(build_app(state)), server(metrics_app(metrics))]
+
+    def keys_changed() -> None:
+        metrics.keys.set(-1 if keys.records is None else len(keys.records))
+        state.flights.end_revoked(keys)
+
+    keys_changed()
+    stop = Stop()
+    async with asyncio.TaskGroup() as tasks:
+        background = [tasks.create_task(link.keep_connected()) for link in links.values()]
+        background.append(tasks.create_task(keys.watch(keys_changed)))
+        background.append(tasks.create_task(end_late_flights(state)))
+        serving = [
+            tasks.create_task(each.serve(sockets=[bound]))
+            for each, bound in zip(servers, sockets, strict=True)
+        ]
+        await engines_present(links)
+        addresses = [describe(bound) for bound in sockets]
+        log.info("ready", extra={"fields": {"listen": addresses[0], "metrics": addresses[1]}})
+        notify("READY=1")
+        await stop.asked.wait()
+        notify("STOPPING=1")
+        await drain(state, stop, limits.drain_seconds)
+        for each in servers:
+            each.should_exit = True
+            each.force_exit = stop.now.is_set()
+        await asyncio.gather(*serving)
+        for task in background:
+            task.cancel()
+    if cache:
+        await cache.close()
+    if config.listen.socket:
+        config.listen.socket.unlink(missing_ok=True)
+
+
+class Stop:
+    """SIGTERM or SIGINT asks to stop; the second one means now."""
+
+    def __init__(self) -> None:
+        """Listen for the signals from here on."""
+        self.asked = asyncio.Event()
+        self.now = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self.signal)
+
+    def signal(self) -> None:
+        """One came."""
+        (self.now if self.asked.is_set() else self.asked).set()
+
+
+async def drain(state: State, stop: Stop, seconds: float) -> None:
+    """Admit nothing more, wait for what is in flight, then end the rest with an error."""
+    state.draining = True
+    log.info("draining", extra={"fields": {"in_flight": len(state.flights.active), "seconds": seconds}})
+    waits = [asyncio.create_task(state.flights.empty.wait()), asyncio.create_task(stop.now.wait())]
+    await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    for task in waits:
+        task.cancel()
+    state.flights.end_all()
+    await asyncio.sleep(0)
+
+
+async def end_late_flights(state: State) -> None:
+    """Once a second: deadlines, and keys that have expired meanwhile."""
+    while True:
+        await asyncio.sleep(1)
+        state.flights.end_overdue(state.limits.answer_seconds)
+        state.flights.end_revoked(state.keys)
+
+
+async def engines_present(links: dict[str, EngineLink]) -> None:
+    """Wait for every engine, but not for long: READY should mean that answers come."""
+    try:
+        async with asyncio.timeout(ENGINE_WAIT_SECONDS):
+            for link in links.values():
+                while link.hello is None:
+                    link.changed.clear()
+                    await link.changed.wait()
+    except TimeoutError:
+        absent = {name: link.trouble for name, link in links.items() if link.hello is None}
+        log.warning("starting without some engines", extra={"fields": {"absent": absent}})
+
+
+def describe(bound: socket.socket) -> str:
+    """The address for people."""
+    name = bound.getsockname()
+    return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else str(name)

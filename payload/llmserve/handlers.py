@@ -1,0 +1,238 @@
+"""The hot routes: plain ASGI callables from body to answer."""
+
+import time
+from dataclasses import dataclass
+
+from llmserve.answers import GenerateRendering, OpenAiRendering, Rendering, error_event
+from llmserve.cache import ExactCache, key_material
+from llmserve.errors import ApiError
+from llmserve.flights import Flights
+from llmserve.keys import KeyTable, Record
+from llmserve.link import Answer, EngineLink
+from llmserve.metrics import Metrics
+from llmserve.onion import Exchange, Receive, Scope, Send, respond
+from llmserve.protocol import Delta, Done, Failed, Hello
+from llmserve.settings import Limits
+from llmserve.wire import (
+    Call,
+    ChatBody,
+    CompletionBody,
+    GenerateBody,
+    chat_call,
+    completion_call,
+    generate_call,
+    parse_body,
+    parse_query,
+)
+
+EVENT_STREAM = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+@dataclass
+class State:
+    """What the handlers of one gateway process share."""
+
+    links: dict[str, EngineLink]
+    keys: KeyTable
+    limits: Limits
+    metrics: Metrics
+    flights: Flights
+    cache: ExactCache | None
+    draining: bool = False
+
+
+async def read_body(receive: Receive) -> bytes:
+    """The whole body; the layer around has limited it."""
+    message = await receive()
+    body: bytes = message.get("body", b"")
+    while message.get("more_body", False):
+        message = await receive()
+        body += message.get("body", b"")
+    return body
+
+
+def failure(frame: Failed) -> ApiError:
+    """What the engine said, for the client."""
+    headers = [(b"retry-after", b"2")] if frame.status == 503 else []
+    return ApiError(frame.status, frame.code, frame.message, frame.param, headers)
+
+
+class Completions:
+    """Every endpoint that makes text; they differ in what comes in and in how the answer looks."""
+
+    def __init__(self, state: State) -> None:
+        """`state` outlives every request."""
+        self.state = state
+
+    async def chat(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """POST /v1/chat/completions."""
+        call = chat_call(parse_body(ChatBody, await read_body(receive)), self.state.limits)
+        link, hello = self.engine(call)
+        rendering = OpenAiRendering(True, hello.model, hello.revision, call.include_usage)
+        await self.answer(scope, receive, send, call, link, rendering)
+
+    async def completion(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """POST /v1/completions."""
+        call = completion_call(parse_body(CompletionBody, await read_body(receive)), self.state.limits)
+        link, hello = self.engine(call)
+        rendering = OpenAiRendering(False, hello.model, hello.revision, call.include_usage)
+        await self.answer(scope, receive, send, call, link, rendering)
+
+    async def generate(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """GET and POST /generate."""
+        if scope["method"] == "GET":
+            body = parse_query(scope["query_string"])
+        else:
+            body = parse_body(GenerateBody, await read_body(receive))
+        call = generate_call(body, self.state.limits)
+        link, hello = self.engine(call)
+        await self.answer(scope, receive, send, call, link, GenerateRendering(hello.model))
+
+    def engine(self, call: Call) -> tuple[EngineLink, Hello]:
+        """The engine of the model asked for; raises ApiError 404 or 503."""
+        links = self.state.links
+        name = call.model if call.model is not None else next(iter(links))
+        link = links.get(name)
+        if link is None:
+            served = ", ".join(f"'{model}'" for model in links)
+            raise ApiError(
+                404,
+                "model_not_found",
+                f"there is no model '{name[:80]}' here: the models are {served}",
+                "model",
+            )
+        return link, link.present()
+
+    async def answer(
+        self, scope: Scope, receive: Receive, send: Send, call: Call, link: EngineLink, rendering: Rendering
+    ) -> None:
+        """From the cache or from the engine, whole or streamed."""
+        exchange: Exchange = scope["llm"]
+        identity = exchange.identity
+        if identity is None:
+            raise RuntimeError("a route that answers stands behind authentication")
+        exchange.model = link.model
+        if self.state.draining:
+            raise ApiError(
+                503, "draining", "this gateway is stopping: ask again", headers=[(b"retry-after", b"5")]
+            )
+        async with self.state.flights.watched(identity.id, receive):
+            if call.generate.stream:
+                await self.stream(exchange, send, call, link, rendering)
+            else:
+                await self.whole(exchange, identity, send, call, link, rendering)
+        seconds = time.monotonic() - exchange.started
+        self.state.metrics.whole.labels(link.model).observe(seconds)
+
+    async def whole(
+        self,
+        exchange: Exchange,
+        identity: Record,
+        send: Send,
+        call: Call,
+        link: EngineLink,
+        rendering: Rendering,
+    ) -> None:
+        """One body."""
+        cache = self.state.cache if call.generate.temperature == 0 else None
+        done, result = None, b"bypass"
+        material = ""
+        if cache:
+            material = key_material(identity.tenant, link.present(), call.generate)
+            done = await cache.get(material)
+            result = b"hit" if done else b"miss"
+        else:
+            self.state.metrics.cache.labels("bypass").inc()
+        if done is None:
+            done = await self.ask_whole(exchange, call, link)
+            if cache:
+                await cache.put(material, done)
+        self.count(exchange, link, done)
+        await respond(send, 200, rendering.whole(done), [(b"x-llm-cache", result)])
+
+    async def ask_whole(self, exchange: Exchange, call: Call, link: EngineLink) -> Done:
+        """The engine's answer; raises ApiError."""
+        await self.enter(exchange, link)
+        try:
+            answer = link.ask(call.generate)
+            frame = await answer.get()
+        finally:
+            link.cancel(call.generate.id)
+            link.admission.leave()
+        if isinstance(frame, Failed):
+            raise failure(frame)
+        if isinstance(frame, Delta):
+            raise RuntimeError("a piece of a stream nobody asked for")
+        return frame
+
+    async def enter(self, exchange: Exchange, link: EngineLink) -> None:
+        """Wait for a slot."""
+        before = time.monotonic()
+        await link.admission.enter(self.state.limits.queue_seconds)
+        waited = time.monotonic() - before
+        self.state.metrics.queue.labels(link.model).observe(waited)
+
+    async def stream(
+        self, exchange: Exchange, send: Send, call: Call, link: EngineLink, rendering: Rendering
+    ) -> None:
+        """Server-sent events. What goes wrong before the first one is a plain error with its status."""
+        await self.enter(exchange, link)
+        try:
+            answer = link.ask(call.generate)
+            frame = await answer.get()
+            if isinstance(frame, Failed):
+                raise failure(frame)
+            exchange.streaming = True
+            await send({"type": "http.response.start", "status": 200, "headers": EVENT_STREAM})
+            try:
+                await self.events(exchange, send, frame, answer, link, rendering)
+            except ApiError as error:
+                await send({"type": "http.response.body", "body": error_event(error)})
+                raise
+        finally:
+            link.cancel(call.generate.id)
+            link.admission.leave()
+
+    async def events(
+        self,
+        exchange: Exchange,
+        send: Send,
+        frame: Delta | Done | Failed,
+        answer: Answer,
+        link: EngineLink,
+        rendering: Rendering,
+    ) -> None:
+        """From the first frame to [DONE]; every piece leaves at once."""
+        then = time.monotonic()
+        self.state.metrics.first_token.labels(link.model).observe(then - exchange.started)
+        inter_token = self.state.metrics.inter_token.labels(link.model)
+        opening = rendering.first()
+        while isinstance(frame, Delta):
+            await send(
+                {
+                    "type": "http.response.body",
+                    "body": opening + rendering.piece(frame.text),
+                    "more_body": True,
+                }
+            )
+            opening = b""
+            frame = await answer.get()
+            now = time.monotonic()
+            inter_token.observe(now - then)
+            then = now
+        if isinstance(frame, Failed):
+            raise failure(frame)
+        self.count(exchange, link, frame)
+        await send({"type": "http.response.body", "body": opening + rendering.last(frame)})
+
+    def count(self, exchange: Exchange, link: EngineLink, done: Done) -> None:
+        """Tokens, for metrics and the access log."""
+        self.state.metrics.tokens.labels(link.model, "prompt").inc(done.prompt_tokens)
+        self.state.metrics.tokens.labels(link.model, "completion").inc(done.completion_tokens)
+        exchange.fields["llm.prompt_tokens"] = done.prompt_tokens
+        exchange.fields["llm.completion_tokens"] = done.completion_tokens
+        exchange.fields["llm.finish_reason"] = done.finish_reason

@@ -1,0 +1,116 @@
+"""The gateway's end of the socket to an engine: reconnects by itself, and never leaves a request waiting."""
+
+import asyncio
+import logging
+from itertools import count
+from pathlib import Path
+
+from llmserve.admission import Admission
+from llmserve.errors import unavailable
+from llmserve.protocol import (
+    LINE_LIMIT,
+    Cancel,
+    Delta,
+    Done,
+    Failed,
+    Generate,
+    Hello,
+    ProtocolError,
+    decode,
+    encode,
+)
+
+log = logging.getLogger("llmserve.link")
+Answer = asyncio.Queue[Delta | Done | Failed]
+RETRY_SECONDS = (0.02, 0.05, 0.1, 0.25, 0.5)  # the last one repeats
+
+
+class EngineLink:
+    """One engine. `hello` is None while it is not there, and `trouble` then says why."""
+
+    def __init__(self, model: str, socket: Path, waiting: int) -> None:
+        """`model` is the name that the engine must say it serves; `waiting` requests may queue for it."""
+        self.model = model
+        self.socket = socket
+        self.hello: Hello | None = None
+        self.trouble = "not connected yet"
+        self.admission = Admission(waiting)
+        self.changed = asyncio.Event()  # set when `hello` may have changed
+        self.answers: dict[int, Answer] = {}
+        self.numbers = count(1)
+        self.writer: asyncio.StreamWriter | None = None
+
+    async def keep_connected(self) -> None:
+        """Connect, read until the engine dies, tell all who wait, and begin again; runs until cancelled."""
+        failures = 0
+        while True:
+            try:
+                reader, self.writer = await asyncio.open_unix_connection(str(self.socket), limit=LINE_LIMIT)
+                try:
+                    await self.read(reader)
+                    failures = 0
+                    self.trouble = "it closed the connection"
+                finally:
+                    self.writer.close()
+            except (OSError, ProtocolError, ValueError) as error:
+                self.trouble = f"{type(error).__name__}: {error}"
+            if self.hello:
+                failures = 0
+                fields = {"model": self.model, "lost_requests": len(self.answers)}
+                log.error("engine lost", extra={"fields": fields})
+            self.hello = None
+            self.changed.set()
+            for number, answer in self.answers.items():
+                answer.put_nowait(Failed(number, 503, "engine_lost", self.lost()))
+            self.answers.clear()
+            await asyncio.sleep(RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)])
+            failures += 1
+
+    async def read(self, reader: asyncio.StreamReader) -> None:
+        """Hand every frame to the request that waits for it, until the connection ends."""
+        while line := await reader.readline():
+            frame = decode(line)
+            if isinstance(frame, Delta):
+                if answer := self.answers.get(frame.id):
+                    answer.put_nowait(frame)
+            elif isinstance(frame, Done | Failed):
+                if answer := self.answers.pop(frame.id, None):
+                    answer.put_nowait(frame)
+            elif isinstance(frame, Hello):
+                if frame.model != self.model:
+                    raise ProtocolError(
+                        f"the engine at {self.socket} serves '{frame.model}', not '{self.model}'"
+                    )
+                self.admission.slots = frame.slots
+                self.hello = frame
+                self.changed.set()
+                fields = {"model": frame.model, "revision": frame.revision, "driver": frame.driver}
+                log.info("engine connected", extra={"fields": fields})
+
+    def lost(self) -> str:
+        """The sentence for a client whose engine has died."""
+        return f"the engine of '{self.model}' has died while it was answering: ask again in a second"
+
+    def present(self) -> Hello:
+        """Who answers; raises ApiError 503 while the engine is not there."""
+        if self.hello is None:
+            raise unavailable(
+                "engine_unavailable",
+                f"the engine of '{self.model}' is not there now: ask again in a few seconds",
+                retry_after=2,
+            )
+        return self.hello
+
+    def ask(self, request: Generate) -> Answer:
+        """Send `request`, whose id is chosen here; the answer's frames come out of the queue."""
+        self.present()
+        assert self.writer is not None  # noqa: S101 - present() means connected
+        request.id = next(self.numbers)
+        answer = self.answers[request.id] = asyncio.Queue()
+        self.writer.write(encode(request))
+        return answer
+
+    def cancel(self, number: int) -> None:
+        """Free the slot of request `number` if it has not ended by itself."""
+        if self.answers.pop(number, None) is not None and self.hello and self.writer:
+            self.writer.write(encode(Cancel(number)))

@@ -1,0 +1,84 @@
+"""What the gateway counts. Labels come from closed sets: our models, our routes, our outcomes."""
+
+from collections.abc import Callable, Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
+
+SECONDS = (
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.2,
+    0.3,
+    0.4,
+    0.5,
+    0.6,
+    0.8,
+    1.0,
+    1.5,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+    120.0,
+)
+
+
+class EngineGauges(Collector):
+    """Gauges that are read from the engines' links at the moment of a scrape."""
+
+    def __init__(self, read: Callable[[], Iterable[tuple[str, int, int, int]]]) -> None:
+        """`read` gives (model, up, running, waiting) for each engine."""
+        self.read = read
+
+    def collect(self) -> Iterable[Metric]:
+        """One sample a model and gauge."""
+        up = GaugeMetricFamily("llm_engine_up", "1 while the engine answers", labels=["model"])
+        running = GaugeMetricFamily("llm_requests_running", "Requests in the engine", labels=["model"])
+        waiting = GaugeMetricFamily("llm_requests_waiting", "Requests that wait for a slot", labels=["model"])
+        for model, is_up, runs, waits in self.read():
+            up.add_metric([model], is_up)
+            running.add_metric([model], runs)
+            waiting.add_metric([model], waits)
+        return [up, running, waiting]
+
+
+class Metrics:
+    """All series of one gateway process, in a registry of their own."""
+
+    def __init__(self) -> None:
+        """Nothing counted yet."""
+        self.registry = CollectorRegistry()
+        make = {"registry": self.registry}
+        self.requests = Counter("llm_requests", "Answers by route and status", ["route", "status"], **make)
+        self.first_token = Histogram(
+            "llm_time_to_first_token_seconds",
+            "From request to first token, streams",
+            ["model"],
+            buckets=SECONDS,
+            **make,
+        )
+        self.inter_token = Histogram(
+            "llm_inter_token_seconds", "Between two pieces of a stream", ["model"], buckets=SECONDS, **make
+        )
+        self.whole = Histogram(
+            "llm_e2e_seconds", "From request to the end of the answer", ["model"], buckets=SECONDS, **make
+        )
+        self.queue = Histogram("llm_queue_seconds", "Wait for a slot", ["model"], buckets=SECONDS, **make)
+        self.tokens = Counter("llm_tokens", "Tokens by kind: prompt, completion", ["model", "kind"], **make)
+        self.cache = Counter("llm_cache", "Cache by result: hit, miss, bypass, error", ["result"], **make)
+        self.rejected = Counter("llm_rejected", "Requests refused, by code of the error", ["code"], **make)
+        self.cancelled = Counter(
+            "llm_cancelled", "Answers cut short: client, key, drain, deadline", ["by"], **make
+        )
+        self.keys = Gauge("llm_keys", "Keys in the file; -1 while it cannot be read", **make)
+
+    def render(self) -> tuple[bytes, str]:
+        """Body and content type of a scrape."""
+        return generate_latest(self.registry), CONTENT_TYPE_LATEST

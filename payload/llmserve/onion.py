@@ -1,0 +1,205 @@
+"""The layers around every handler, outermost first: request id, body limit, authentication. Pure ASGI.
+
+Each is a class with `__init__(app)` and `async __call__(scope, receive, send)`; they share one `Exchange`, which
+stands in `scope["llm"]`.
+"""
+
+import asyncio
+import json
+import logging
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from llmserve.errors import ApiError
+from llmserve.keys import KeyTable, Record
+from llmserve.metrics import Metrics
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+log = logging.getLogger("llmserve.access")
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One request and its answer, as the layers and the access log see it."""
+
+    request_id: bytes
+    started: float  # time.monotonic()
+    identity: Record | None = None
+    route: str = "other"
+    model: str | None = None
+    status: int = 0
+    code: str | None = None  # of the error, if there was one
+    streaming: bool = False
+    fields: dict[str, object] = field(default_factory=dict)  # for the access log: counts, never text
+
+
+def header(scope: Scope, name: bytes) -> bytes | None:
+    """The first header of this name."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return bytes(value)
+    return None
+
+
+async def respond(
+    send: Send,
+    status: int,
+    body: bytes,
+    headers: list[tuple[bytes, bytes]] | None = None,
+    content_type: bytes = b"application/json",
+) -> None:
+    """A whole answer."""
+    start: Message = {
+        "type": "http.response.start",
+        "status": status,
+        "headers": [
+            (b"content-type", content_type),
+            (b"content-length", b"%d" % len(body)),
+            (b"cache-control", b"no-store"),
+            *(headers or ()),
+        ],
+    }
+    await send(start)
+    await send({"type": "http.response.body", "body": body})
+
+
+class RequestId:
+    """Names the request, turns errors into envelopes, and writes one access line without query or bodies."""
+
+    def __init__(self, app: App, metrics: Metrics) -> None:
+        """Outermost: nothing escapes it."""
+        self.app = app
+        self.metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        given = header(scope, b"x-request-id")
+        known = given if given and REQUEST_ID.fullmatch(given) else secrets.token_hex(16).encode()
+        exchange = scope["llm"] = Exchange(known, time.monotonic())
+
+        async def named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                exchange.status = message["status"]
+                headers = message["headers"] = list(message["headers"])
+                headers.append((b"x-request-id", known))
+                if exchange.model:
+                    headers.append((b"x-llm-model", exchange.model.encode()))
+            await send(message)
+
+        try:
+            await self.app(scope, receive, named)
+        except ApiError as error:
+            exchange.code = error.code
+            self.metrics.rejected.labels(error.code).inc()
+            if not exchange.status:
+                await respond(named, error.status, error.body(), error.headers)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            exchange.code = "internal_error"
+            log.exception("a handler failed", extra={"fields": {"http.request.id": known.decode()}})
+            if exchange.status:
+                raise
+            refused = ApiError(
+                500,
+                "internal_error",
+                f"the gateway failed with {type(error).__name__}: tell the operator the request id {known.decode()}",
+            )
+            await respond(named, refused.status, refused.body())
+        finally:
+            self.finish(scope, exchange)
+
+    def finish(self, scope: Scope, exchange: Exchange) -> None:
+        """Count and log."""
+        self.metrics.requests.labels(exchange.route, str(exchange.status)).inc()
+        if not log.isEnabledFor(logging.INFO) or exchange.route in {"/livez", "/readyz"}:
+            return
+        fields: dict[str, object] = {
+            "http.request.id": exchange.request_id.decode(),
+            "http.request.method": scope["method"],
+            "url.path": exchange.route,
+            "http.response.status_code": exchange.status,
+            "event.duration": int((time.monotonic() - exchange.started) * 1e9),
+        }
+        if exchange.identity:
+            fields["user.id"] = exchange.identity.subject
+            fields["organization.id"] = exchange.identity.tenant
+            fields["llm.key_id"] = exchange.identity.id
+        if exchange.model:
+            fields["llm.model"] = exchange.model
+        if exchange.code:
+            fields["error.code"] = exchange.code
+        log.info("answered", extra={"fields": {**fields, **exchange.fields}})
+
+
+class BodyLimit:
+    """No body, and no query, is longer than the limit."""
+
+    def __init__(self, app: App, limit: int) -> None:
+        """`limit` in bytes."""
+        self.app = app
+        self.limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if len(scope["query_string"]) > self.limit:
+            raise ApiError(
+                414,
+                "query_too_long",
+                f"the query has {len(scope['query_string'])} bytes, {self.limit} are allowed",
+            )
+        length = header(scope, b"content-length")
+        if length is not None and int(length) > self.limit:
+            raise self.too_large(int(length))
+        seen = 0
+
+        async def counted() -> Message:
+            nonlocal seen
+            message = await receive()
+            if message["type"] == "http.request":
+                seen += len(message.get("body", b""))
+                if seen > self.limit:
+                    raise self.too_large(seen)
+            return message
+
+        await self.app(scope, counted, send)
+
+    def too_large(self, seen: int) -> ApiError:
+        """413."""
+        return ApiError(
+            413,
+            "body_too_large",
+            f"the body has {seen} bytes or more, {self.limit} are allowed: send less",
+            headers=[(b"connection", b"close")],
+        )
+
+
+class Authentication:
+    """Every path needs a key but the public ones; unknown paths do too."""
+
+    def __init__(self, app: App, keys: KeyTable, public: frozenset[str]) -> None:
+        """`public` comes out of the routing table."""
+        self.app = app
+        self.keys = keys
+        self.public = public
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["path"] not in self.public:
+            scope["llm"].identity = self.keys.identify(header(scope, b"authorization"))
+        await self.app(scope, receive, send)
+
+
+def json_body(content: object) -> bytes:
+    """Compact JSON."""
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()

@@ -1,0 +1,115 @@
+"""What gateway and engine say to each other over a UNIX socket: one JSON object a line.
+
+The engine opens with `Hello`. Many requests share a connection, told apart by `id`, which the gateway chooses.
+A request ends with exactly one `Done` or `Failed`; `Delta`s come before it if it asked for a stream. After
+`Cancel` the engine frees the request's slot within a step and sends nothing more for it.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+LINE_LIMIT = 64 * 1024 * 1024  # bytes; JSON escapes may multiply a body of the largest size by six
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(slots=True)
+class Hello:
+    """Who the engine is. `context` in tokens; `slots`: how many requests it runs at once."""
+
+    model: str
+    revision: str
+    driver: str
+    context: int
+    slots: int
+
+
+@dataclass(slots=True)
+class Generate:
+    """One request. Either `messages` (through the chat template) or `prompt` (as it is) is set.
+
+    `clip`: `max_tokens` is only a default, the engine takes less where the context holds less. `temperature` 0
+    means greedy.
+    """
+
+    id: int
+    stream: bool
+    max_tokens: int
+    clip: bool = False
+    messages: list[dict[str, str]] | None = None
+    prompt: str | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Cancel:
+    """The client of request `id` has left."""
+
+    id: int
+
+
+@dataclass(slots=True)
+class Delta:
+    """A piece of the answer's text."""
+
+    id: int
+    text: str
+
+
+@dataclass(slots=True)
+class Done:
+    """The end of an answer; `text` is the whole of it if the request was no stream, else empty."""
+
+    id: int
+    text: str
+    finish_reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(slots=True)
+class Failed:
+    """No answer, or no rest of it. `status` and `code` as in errors.ApiError."""
+
+    id: int
+    status: int
+    code: str
+    message: str
+    param: str | None = None
+
+
+Frame = Hello | Generate | Cancel | Delta | Done | Failed
+KINDS: dict[str, type[Any]] = {
+    "hello": Hello,
+    "generate": Generate,
+    "cancel": Cancel,
+    "delta": Delta,
+    "done": Done,
+    "failed": Failed,
+}
+NAMES = {kind: name for name, kind in KINDS.items()}
+
+
+class ProtocolError(Exception):
+    """The other side said something that is no frame."""
+
+
+def encode(frame: Frame) -> bytes:
+    """The frame as one line."""
+    if type(frame) is Delta:  # the frame of every token: do not go through asdict
+        text = json.dumps(frame.text)
+        return b'{"kind":"delta","id":%d,"text":%s}\n' % (frame.id, text.encode())
+    return json.dumps({"kind": NAMES[type(frame)], **asdict(frame)}).encode() + b"\n"
+
+
+def decode(line: bytes) -> Frame:
+    """The frame in one line; raises ProtocolError."""
+    try:
+        content = json.loads(line)
+        frame: Frame = KINDS[content.pop("kind")](**content)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ProtocolError(f"a line of {len(line)} bytes is no frame ({type(error).__name__})") from error
+    return frame

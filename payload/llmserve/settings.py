@@ -1,0 +1,105 @@
+"""The configuration files of gateway and engine."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from llmcore.config import Section
+from pydantic import Field, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0)]
+
+
+class Listener(Section):
+    """Where to listen: a UNIX socket, or host and port."""
+
+    socket: Path | None = None
+    socket_mode: Annotated[str, Field(pattern=r"^0[0-7]{3}$")] = "0660"
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] | None = None
+
+    @model_validator(mode="after")
+    def one_of_both(self) -> "Listener":
+        """A listener is a socket or a port."""
+        if (self.socket is None) == (self.port is None):
+            raise ValueError("set either 'socket' or 'port' (and 'host')")
+        return self
+
+
+class Engine(Section):
+    """An engine that the gateway asks."""
+
+    socket: Path
+
+
+class Redis(Section):
+    """The cache. The password is the systemd credential of this name; without one, none is sent."""
+
+    url: str
+    user: str | None = None
+    password_credential: str | None = None
+    deadline_ms: Positive = 5
+    ttl_seconds: Positive = 3600
+
+
+class Limits(Section):
+    """What one request, and all of them together, may take."""
+
+    body_bytes: Positive = 1024 * 1024
+    max_tokens: Positive = 1024
+    default_max_tokens: Positive = 256
+    waiting: Annotated[int, Field(ge=0)] = 64
+    queue_seconds: Seconds = 30.0
+    answer_seconds: Seconds = 300.0  # from the slot to the last token
+    drain_seconds: Share = 25.0
+
+    @model_validator(mode="after")
+    def default_within_maximum(self) -> "Limits":
+        """The default is a request like another."""
+        if self.default_max_tokens > self.max_tokens:
+            raise ValueError(
+                f"default_max_tokens ({self.default_max_tokens}) is above max_tokens ({self.max_tokens})"
+            )
+        return self
+
+
+class GatewayConfig(Section):
+    """`llm-serve gateway --config`. The first engine answers where a request names no model."""
+
+    listen: Listener
+    metrics: Listener
+    engines: Annotated[dict[str, Engine], Field(min_length=1)]
+    keys_file: Path
+    redis: Redis | None = None
+    limits: Limits = Limits()
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+
+class EchoModel(Section):
+    """The engine for tests: answers with the words of the question."""
+
+    driver: Literal["echo"]
+    context: Positive = 4096
+    slots: Positive = 256
+    token_seconds: Share = 0.0
+
+
+class NaiveModel(Section):
+    """transformers' `generate`, one request at a time."""
+
+    driver: Literal["naive"]
+    path: Path
+    manifest: Path
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    context: Positive = 2048
+    threads: Positive | None = None
+
+
+class EngineConfig(Section):
+    """`llm-serve engine --config`."""
+
+    socket: Path
+    socket_mode: Annotated[str, Field(pattern=r"^0[0-7]{3}$")] = "0660"
+    model: Annotated[EchoModel | NaiveModel, Field(discriminator="driver")]
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

@@ -1,0 +1,48 @@
+"""Listening sockets."""
+
+import os
+import socket
+from pathlib import Path
+
+
+def bind_unix(path: Path, mode: int) -> socket.socket:
+    """Bind a UNIX socket at `path` with file mode `mode`, replacing a socket that nobody listens on.
+
+    Raises OSError if another process is listening there, or if `path` is something else than a socket.
+    """
+    if path.is_socket():
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            try:
+                probe.connect(str(path))
+            except ConnectionRefusedError:
+                path.unlink()
+            else:
+                raise OSError(f"{path} is in use by another process: stop it first")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+    except OSError as error:
+        listener.close()
+        raise OSError(f"cannot make the socket {path}: {error.strerror}") from error
+    finally:
+        os.umask(before)
+    path.chmod(mode)
+    listener.listen(1024)
+    listener.setblocking(False)
+    return listener
+
+
+def bind_tcp(host: str, port: int) -> socket.socket:
+    """Bind a TCP socket; port 0 takes a free one. Raises OSError with the address named."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise OSError(f"cannot listen on {host}:{port}: {error.strerror}; choose another port") from error
+    listener.listen(1024)
+    listener.setblocking(False)
+    return listener

@@ -1,0 +1,271 @@
+"""Requests as clients send them (OpenAI's API and /generate), checked strictly, and turned into a `Call`."""
+
+import json
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+from urllib.parse import parse_qsl
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from llmserve.errors import ApiError
+from llmserve.protocol import Generate
+from llmserve.settings import Limits
+
+# Values of fields we do not have that ask for nothing; any other value is refused by name.
+NEUTRAL: dict[str, object] = {
+    "best_of": 1,
+    "echo": False,
+    "frequency_penalty": 0,
+    "function_call": None,
+    "functions": None,
+    "logit_bias": None,
+    "logprobs": False,
+    "metadata": None,
+    "modalities": ["text"],
+    "n": 1,
+    "parallel_tool_calls": None,
+    "presence_penalty": 0,
+    "reasoning_effort": None,
+    "response_format": {"type": "text"},
+    "service_tier": None,
+    "store": False,
+    "suffix": None,
+    "tool_choice": None,
+    "tools": None,
+    "top_logprobs": None,
+    "user": None,
+}
+Temperature = Annotated[float, Field(ge=0, le=2)]
+TopP = Annotated[float, Field(gt=0, le=1)]
+Tokens = Annotated[int, Field(gt=0)]
+Stop = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class Strict(BaseModel):
+    """No guessing: a number in quotes is a string. Unknown fields are refused, in `refuse_unsupported`."""
+
+    model_config = ConfigDict(strict=True, extra="allow", json_schema_extra={"additionalProperties": False})
+
+
+class TextPart(BaseModel):
+    """A part of a message; text is the only kind that these models read."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    type: Literal["text"]
+    text: str
+
+
+class Message(BaseModel):
+    """One turn of a conversation. `developer` is OpenAI's newer word for `system`."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | Annotated[list[TextPart], Field(min_length=1)]
+
+    def plain(self) -> dict[str, str]:
+        """As chat templates want it."""
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+class StreamOptions(BaseModel):
+    """What a stream carries besides text."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    include_usage: bool = False
+
+
+class Sampling(Strict):
+    """What both of OpenAI's completion endpoints share."""
+
+    model: str
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: Tokens | None = None
+
+
+class ChatBody(Sampling):
+    """Body of POST /v1/chat/completions."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: Tokens | None = None
+
+
+class CompletionBody(Sampling):
+    """Body of POST /v1/completions."""
+
+    prompt: Annotated[str, Field(min_length=1)]
+
+
+class GenerateBody(Strict):
+    """Body of POST /generate, and the query of GET /generate. The answer is greedy unless told otherwise."""
+
+    prompt: Annotated[str, Field(min_length=1)]
+    max_tokens: Tokens | None = None
+    temperature: Temperature = 0.0
+    stream: bool = False
+
+
+@dataclass(slots=True)
+class Call:
+    """A checked request: which model, what for the engine, and what the client wants to see of it."""
+
+    model: str | None
+    generate: Generate
+    include_usage: bool = False
+
+
+def parse_body[T: Strict](kind: type[T], body: bytes) -> T:
+    """The JSON `body` as a `kind`; raises ApiError 400."""
+    try:
+        request = kind.model_validate_json(body)
+    except ValidationError as error:
+        raise bad_request(error) from None
+    refuse_unsupported(request)
+    return request
+
+
+def parse_query(query: bytes) -> GenerateBody:
+    """The query string of GET /generate; raises ApiError 400."""
+    try:
+        pairs = parse_qsl(query.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=32)
+    except (UnicodeDecodeError, ValueError):
+        raise ApiError(
+            400, "invalid_query", "the query is not UTF-8 in percent encoding: encode it, as 'curl -G' does"
+        ) from None
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ApiError(
+                400, "invalid_value", f"'{name[:80]}' stands more than once in the query", name[:80]
+            )
+    try:
+        request = GenerateBody.model_validate_strings(dict(pairs), strict=False)
+    except ValidationError as error:
+        raise bad_request(error) from None
+    refuse_unsupported(request)
+    return request
+
+
+def bad_request(error: ValidationError) -> ApiError:
+    """The first mistake, told as what is wrong, the value seen, and what is wanted."""
+    mistake = error.errors(include_url=False)[0]
+    if mistake["type"] == "json_invalid":
+        return ApiError(400, "invalid_json", f"the body is not JSON: {mistake['ctx']['error']}")
+    where = ".".join(str(part) for part in mistake["loc"] if part not in {"str", "list[TextPart]"})
+    where = where.split(".list[", 1)[0].split(".function-", 1)[0].split(".constrained-", 1)[0] or None
+    if where is None:
+        return ApiError(400, "invalid_type", f"the body must be a JSON object: {mistake['msg']}")
+    if mistake["type"] == "missing":
+        return ApiError(400, "missing_field", f"'{where}' is missing: it is required", where)
+    if mistake["type"] == "extra_forbidden":
+        return unsupported([where])
+    seen = shorten(mistake["input"])
+    return ApiError(400, "invalid_value", f"'{where}' is {seen}: {mistake['msg']}", where)
+
+
+def shorten(value: Any) -> str:
+    """A value as JSON, cut after 80 characters."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def unsupported(names: list[str]) -> ApiError:
+    """400 that names fields."""
+    listed = ", ".join(f"'{name[:80]}'" for name in names[:10])
+    return ApiError(400, "unsupported_field", f"not supported here: {listed}; take it out", names[0][:80])
+
+
+def refuse_unsupported(request: Strict) -> None:
+    """Raise ApiError 400 for fields we do not have, unless their value asks for nothing."""
+    extra = request.model_extra
+    if not extra:
+        return
+    bad = []
+    for name, value in extra.items():
+        neutral = name in NEUTRAL and (
+            value is None
+            or (value == NEUTRAL[name] and isinstance(value, bool) == isinstance(NEUTRAL[name], bool))
+        )
+        if not neutral:
+            bad.append(name)
+    if bad:
+        raise unsupported(bad)
+
+
+def answer_length(asked: int | None, limits: Limits) -> tuple[int, bool]:
+    """`max_tokens` for the engine, and whether it is only our default."""
+    if asked is None:
+        return limits.default_max_tokens, True
+    if asked > limits.max_tokens:
+        raise ApiError(
+            400, "invalid_value", f"'max_tokens' is {asked}: at most {limits.max_tokens} here", "max_tokens"
+        )
+    return asked, False
+
+
+def sampling(request: Sampling, max_tokens: int | None, limits: Limits) -> Generate:
+    """The engine's request for either of OpenAI's endpoints, still without the prompt."""
+    length, clip = answer_length(max_tokens, limits)
+    stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
+    if request.stream_options and not request.stream:
+        raise ApiError(
+            400,
+            "invalid_value",
+            "'stream_options' is set but 'stream' is not true: set both",
+            "stream_options",
+        )
+    return Generate(
+        id=0,
+        stream=bool(request.stream),
+        max_tokens=length,
+        clip=clip,
+        temperature=1.0 if request.temperature is None else request.temperature,
+        top_p=1.0 if request.top_p is None else request.top_p,
+        seed=request.seed,
+        stop=stop,
+    )
+
+
+def chat_call(request: ChatBody, limits: Limits) -> Call:
+    """A chat request for the engine."""
+    if request.max_tokens is not None and request.max_completion_tokens is not None:
+        raise ApiError(
+            400,
+            "invalid_value",
+            "set 'max_completion_tokens' or 'max_tokens', not both",
+            "max_completion_tokens",
+        )
+    generate = sampling(request, request.max_completion_tokens or request.max_tokens, limits)
+    generate.messages = [message.plain() for message in request.messages]
+    usage = bool(request.stream_options and request.stream_options.include_usage)
+    return Call(request.model, generate, usage)
+
+
+def completion_call(request: CompletionBody, limits: Limits) -> Call:
+    """A plain completion for the engine."""
+    generate = sampling(request, request.max_tokens, limits)
+    generate.prompt = request.prompt
+    usage = bool(request.stream_options and request.stream_options.include_usage)
+    return Call(request.model, generate, usage)
+
+
+def generate_call(request: GenerateBody, limits: Limits) -> Call:
+    """/generate asks the first model, as a conversation of one turn."""
+    length, clip = answer_length(request.max_tokens, limits)
+    messages = [{"role": "user", "content": request.prompt}]
+    return Call(
+        None,
+        Generate(
+            id=0,
+            stream=request.stream,
+            max_tokens=length,
+            clip=clip,
+            messages=messages,
+            temperature=request.temperature,
+        ),
+    )
