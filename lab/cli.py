@@ -1,0 +1,256 @@
+"""The command line of the lab."""
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from lab import sink
+from lab.errors import LabError, NotUp
+from lab.host import Machine
+from lab.instance import CHECKOUT, Instance, plug
+
+EXIT_CODES = """exit codes:
+  0   done                              6   not enough disk space
+  1   failed, the message says why      7   the lab is up already (up)
+  2   wrong usage                       8   the lab, or the host, is not up
+  3   not root                          9   the inventory describes no lab
+  4   a Debian package is missing      10   another lab command is changing this lab
+  5   not enough memory
+ssh, exec, netns and site end with the exit code of what they ran."""
+
+terminal = Console(stderr=True, highlight=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code."""
+    given = parser().parse_args(arguments)
+    try:
+        return run(given)
+    except LabError as error:
+        print(f"lab: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("lab: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """Everything that can be asked of the lab."""
+    top = argparse.ArgumentParser(
+        prog="lab",
+        description="Throw-away hosts on this machine, in a network without an uplink.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    instance = os.environ.get("LAB_INSTANCE", "lab")
+    top.add_argument("--instance", default=instance, help="which lab of this checkout (or LAB_INSTANCE)")
+    top.add_argument(
+        "-i", "--inventory", action="append", default=[], type=Path, metavar="PATH",
+        help="hosts to build, may be repeated; kept from the last up (default inventory/lab)",
+    )  # fmt: skip
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="COMMAND")
+
+    up = verbs.add_parser("up", help="start every host that does not run; heals what is half there")
+    up.add_argument("--ok-if-up", action="store_true", help="exit 0 where it is up already")
+    verbs.add_parser("down", help="stop everything; disks and snapshots stay")
+    verbs.add_parser("destroy", help="stop everything and throw it away")
+    status = verbs.add_parser("status", help="what there is and what runs")
+    status.add_argument("--json", action="store_true")
+    for name, text in (
+        ("ssh", "a shell on a host"),
+        ("power-off", "take its power away (no shutdown)"),
+        ("power-on", "give it power, and wait until it answers"),
+        ("cut", "take its network cable out"),
+        ("join", "put its network cable back in"),
+    ):
+        verbs.add_parser(name, help=text).add_argument("host")
+    execute = verbs.add_parser("exec", help="run a command on a host: lab exec HOST -- CMD")
+    execute.add_argument("host")
+    execute.add_argument("command", nargs=argparse.REMAINDER)
+    for name, text in (("snapshot", "keep a copy of a host's disks"), ("restore", "put the disks back, power on")):
+        verb = verbs.add_parser(name, help=text)
+        verb.add_argument("host")
+        verb.add_argument("name")
+    recorded = verbs.add_parser("sink", help="packets that were meant for elsewhere, and DNS questions")
+    recorded.add_argument("--json", action="store_true", help="one JSON object a line")
+    recorded.add_argument("--clear", action="store_true", help="forget what was recorded")
+    netns = verbs.add_parser("netns", help="run a command inside the lab's network: lab netns -- CMD")
+    netns.add_argument("command", nargs=argparse.REMAINDER)
+    stick = verbs.add_parser("plug", help="a folder or ext4 image becomes a read-only disk of a host")
+    stick.add_argument("host")
+    stick.add_argument("source", type=Path, help="folder, or ext4 image")
+    site = verbs.add_parser("site", help="the working tree's site.yml, run from outside")
+    site.add_argument("arguments", nargs=argparse.REMAINDER, help="for ansible-playbook")
+    return top
+
+
+def run(given: argparse.Namespace) -> int:
+    """Do what was asked."""
+    instance = Instance(given.instance, given.inventory)
+    match given.verb:
+        case "up":
+            return up(instance, given.ok_if_up)
+        case "down" | "destroy":
+            return stop(instance, given.verb)
+        case "status":
+            return show_status(instance, given.json)
+        case "sink":
+            return show_sink(instance, given.json, given.clear)
+        case "netns":
+            instance.require_up()
+            return subprocess.call(
+                instance.namespace.command(*after_dashes(given.command)), env=instance.environment()
+            )
+        case "site":
+            instance.require_up()
+            return subprocess.call(
+                instance.namespace.command(*playbook(instance, after_dashes(given.arguments, needed=False))),
+                env=instance.environment(),
+                cwd=CHECKOUT,
+            )
+    machine = instance.machine(given.host)
+    match given.verb:
+        case "ssh":
+            require_power(machine)
+            return subprocess.call(instance.ssh(machine))
+        case "exec":
+            require_power(machine)
+            return subprocess.call(instance.ssh(machine, shlex.join(after_dashes(given.command))))
+    with instance.changing():
+        change(instance, machine, given)
+    return 0
+
+
+def change(instance: Instance, machine: Machine, given: argparse.Namespace) -> None:
+    """The commands that change one host."""
+    if given.verb != "plug":
+        instance.require_up()
+    match given.verb:
+        case "power-off":
+            instance.forget_connections(machine)
+            machine.power_off()
+        case "power-on":
+            power_on(instance, machine)
+        case "cut":
+            machine.cut()
+        case "join":
+            machine.join()
+        case "snapshot":
+            if machine.running():
+                instance.settle(machine)
+            with terminal.status(f"copying the disks of {machine.host.name}"):
+                machine.snapshot(given.name)
+        case "restore":
+            machine.require_snapshot(given.name)
+            instance.forget_connections(machine)
+            machine.power_off()
+            with terminal.status(f"putting back the disks of {machine.host.name}"):
+                machine.restore(given.name)
+            power_on(instance, machine)
+        case "plug":
+            with terminal.status(f"writing the stick of {machine.host.name}"):
+                plug(machine, given.source)
+
+
+def power_on(instance: Instance, machine: Machine) -> None:
+    """Give a host power and wait for it."""
+    if not machine.root.exists():
+        raise NotUp(f"{machine.host.name} was never unpacked: `lab up` does")
+    machine.power_on(instance.memory_folder([machine]))
+    with terminal.status(f"waiting for {machine.host.name}"):
+        machine.wait_for_ssh()
+
+
+def up(instance: Instance, fine_if_up: bool) -> int:
+    """Start the lab, with progress."""
+    with instance.changing():
+        if fine_if_up and instance.is_up():
+            return 0
+        with terminal.status("starting the lab") as progress:
+
+            def report(text: str) -> None:
+                progress.update(text)
+                if not terminal.is_terminal:
+                    print(f"lab: {text}", file=sys.stderr)
+
+            instance.up(report)
+    return 0
+
+
+def stop(instance: Instance, verb: str) -> int:
+    """Stop the lab, or throw it away."""
+    with instance.changing():
+        if verb == "destroy":
+            instance.destroy()
+        else:
+            instance.down()
+    return 0
+
+
+def show_status(instance: Instance, as_json: bool) -> int:
+    """Print what runs."""
+    status = instance.status()
+    if as_json:
+        print(json.dumps(status, indent=2))
+        return 0
+    table = Table(title=f"lab {status['instance']} ({status['namespace'] or 'down'})", title_justify="left")
+    for column in ("host", "address", "groups", "memory", "power", "cable", "ssh", "stick", "disks", "snapshots"):
+        table.add_column(column)
+    words = {True: "yes", False: "no"}
+    for name, host in status["hosts"].items():
+        table.add_row(
+            name, host["address"], " ".join(host["groups"]), f"{host['memory'] >> 20} MiB", words[host["power"]],
+            words[host["cable"]], words[host["ssh"]], words[host["stick"]], f"{host['disk_bytes'] >> 20} MiB",
+            " ".join(host["snapshots"]),
+        )  # fmt: skip
+    output = Console()
+    output.print(table)
+    output.print(f"sink: {'records' if status['sink'] else 'down'}; open: {words[status['open']]}")
+    return 0
+
+
+def show_sink(instance: Instance, as_json: bool, clear: bool) -> int:
+    """Print, or forget, who tried to leave."""
+    if clear:
+        if instance.sink_file.exists():
+            os.truncate(instance.sink_file, 0)
+        return 0
+    for record in sink.records(instance.sink_file):
+        if as_json:
+            print(json.dumps(record))
+        else:
+            port = f" port {record['port']}" if "port" in record else ""
+            question = f" asks for {record['question']}" if record.get("question") else ""
+            print(f"{record['time']:.3f} {record['source']} -> {record['destination']}", end=" ")
+            print(f"{record['protocol']}{port}, {record['bytes']} bytes{question}")
+    return 0
+
+
+def after_dashes(words: list[str], needed: bool = True) -> list[str]:
+    """The command after `--`."""
+    command = words[1:] if words[:1] == ["--"] else words
+    if needed and not command:
+        raise LabError("no command was given: write it after --, such as: lab exec llm1 -- uptime")
+    return command
+
+
+def playbook(instance: Instance, arguments: list[str]) -> list[str]:
+    """The command line of `lab site`."""
+    beside = Path(sys.executable).with_name("ansible-playbook")
+    program = str(beside) if beside.exists() else "ansible-playbook"
+    inventories = [part for path in instance.inventories for part in ("-i", str(path))]
+    return [program, *inventories, "site.yml", *arguments]
+
+
+def require_power(machine: Machine) -> None:
+    """NotUp where a host cannot answer."""
+    if not machine.running():
+        raise NotUp(f"{machine.host.name} has no power: `lab power-on {machine.host.name}`, or `lab up`")

@@ -1,0 +1,186 @@
+"""The bare Debian 13 that hosts start from: made once, kept in the user's cache folder.
+
+Packages come from where this machine's own apt gets them, its trixie suites only. Nothing of Python, openssl or
+the like is in it: a host that was just unpacked from a box has none either.
+"""
+
+import fcntl
+import hashlib
+import inspect
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lab.errors import LabError, MissingProgram
+
+SUITES = ("trixie", "trixie-updates", "trixie-security")
+PACKAGES = ("systemd-sysv", "udev", "dbus", "openssh-server", "iproute2", "kmod")
+ROOT_SIZE = "24G"  # of the file system; the file is sparse and holds what is written
+MODULES = Path("/usr/lib/uml/modules")
+# Nobody sits at a console of these hosts, and apt's timers would ask the resolver for archives that are not there.
+MASKED = ("getty.target", "systemd-firstboot.service", "apt-daily.timer", "apt-daily-upgrade.timer")
+FILES = {
+    "etc/fstab": "/dev/ubda / ext4 defaults 0 1\n",
+    "etc/locale.conf": "LANG=C.UTF-8\n",
+    "etc/ssh/sshd_config.d/lab.conf": "PasswordAuthentication no\nPermitRootLogin prohibit-password\n",
+}
+
+Report = Callable[[str], None]
+
+
+def cache_folder() -> Path:
+    """Where base images are kept: ${XDG_CACHE_HOME:-~/.cache}/llmkeep."""
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(home) / "llmkeep"
+
+
+def kernel_modules() -> Path:
+    """The folder with the modules of the installed user-mode kernel."""
+    versions = sorted(MODULES.glob("*/modules.order")) if MODULES.is_dir() else []
+    if not versions:
+        raise MissingProgram(f"there are no kernel modules in {MODULES}: apt-get install user-mode-linux")
+    return versions[-1].parent
+
+
+def recipe() -> str:
+    """What the base image is made of, as a hash: a changed recipe makes a new image."""
+    steps = inspect.getsource(_build) + inspect.getsource(_file_system)
+    stated = (SUITES, PACKAGES, ROOT_SIZE, MASKED, sorted(FILES.items()), kernel_modules().name, steps)
+    return hashlib.sha256(repr(stated).encode()).hexdigest()[:12]
+
+
+def base_image(report: Report) -> Path:
+    """The base image, made now if this recipe was never made here."""
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    image = folder / f"lab-trixie-{recipe()}.img"
+    with (folder / "lab-image.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not image.exists():
+            for stale in folder.glob("lab-trixie-*.img.new"):
+                stale.unlink()
+            with tempfile.TemporaryDirectory(dir=folder, prefix="lab-root-") as scratch:
+                root = Path(scratch, "root")
+                report("installing a bare Debian 13")
+                _build(root, Path(scratch))
+                report("writing its file system")
+                staged = image.with_suffix(".img.new")
+                _file_system(root, staged)
+                staged.replace(image)
+    return image
+
+
+def deb822_sources(paragraphs: str) -> Iterator[str]:
+    """The paragraphs of a deb822 file that are Debian's own trixie archives, one suite set each."""
+    for paragraph in re.split(r"\n[ \t]*\n", paragraphs):
+        lines = [line for line in paragraph.splitlines() if not line.startswith("#")]
+        fields = dict(re.findall(r"^([A-Za-z-]+):[ \t]*(.*)$", "\n".join(lines), re.MULTILINE))
+        suites = [suite for suite in fields.get("Suites", "").split() if suite in SUITES]
+        uris = [uri for uri in fields.get("URIs", "").split() if not uri.startswith(("file:", "cdrom:"))]
+        if suites and uris and "deb" in fields.get("Types", "").split() and fields.get("Enabled", "yes") != "no":
+            keyring = fields.get("Signed-By", "/usr/share/keyrings/debian-archive-keyring.pgp")
+            yield (
+                f"Types: deb\nURIs: {' '.join(uris)}\nSuites: {' '.join(suites)}\n"
+                f"Components: main\nSigned-By: {keyring}\n"
+            )
+
+
+def one_line_sources(text: str) -> Iterator[str]:
+    """The same of an old sources.list."""
+    for line in text.splitlines():
+        match = re.match(r"deb\s+(?:\[[^]]*\]\s+)?((?!file:|cdrom:)\S+)\s+(\S+)\s", line)
+        if match and match[2] in SUITES:
+            yield from deb822_sources(f"Types: deb\nURIs: {match[1]}\nSuites: {match[2]}\n")
+
+
+def machine_sources(etc_apt: Path = Path("/etc/apt")) -> str:
+    """This machine's own Debian archives, in deb822; LabError where it has none for trixie."""
+    found: list[str] = []
+    for file in sorted([*etc_apt.glob("sources.list"), *etc_apt.glob("sources.list.d/*")]):
+        if file.suffix == ".sources":
+            found += deb822_sources(file.read_text(encoding="utf-8"))
+        elif file.suffix == ".list":
+            found += one_line_sources(file.read_text(encoding="utf-8"))
+    if not found:
+        raise LabError(f"{etc_apt} names no archive with the suite trixie: this machine cannot install Debian 13")
+    return "\n".join(dict.fromkeys(found))
+
+
+def _acquire_options() -> list[str]:
+    """How this machine reaches its archives (proxies, timeouts): apt's settings of the kind."""
+    dump = subprocess.run(["apt-config", "dump"], check=True, capture_output=True, text=True).stdout
+    wanted = re.compile(r"Acquire::(https?::(?!User-Agent)|Check-|Retries|ForceIPv|Max-FutureTime)\S* \"[^\"]+\";")
+    return [line for line in dump.splitlines() if wanted.match(line)]
+
+
+def _build(root: Path, scratch: Path) -> None:
+    sources = scratch / "debian.sources"
+    sources.write_text(machine_sources(), encoding="utf-8")
+    command = ["mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory", "--quiet"]
+    command += [f"--include={','.join(PACKAGES)}", *(f"--aptopt={option}" for option in _acquire_options())]
+    credentials = Path("/etc/apt/auth.conf.d")
+    if credentials.is_dir() and any(credentials.iterdir()):
+        command.append(f'--setup-hook=cp {credentials}/*.conf "$1/etc/apt/auth.conf.d/"')
+    command += ["trixie", str(root), str(sources)]
+    log = scratch / "mmdebstrap.log"
+    with log.open("wb") as output:
+        code = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
+    if code:
+        last = "\n  ".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-8:])
+        raise LabError(f"mmdebstrap could not install Debian 13 (exit code {code}):\n  {last}")
+    # Where the packages came from is this machine's business, not the hosts'.
+    for pattern in ("sources.list*/*", "sources.list", "auth.conf.d/*", "apt.conf.d/99mmdebstrap"):
+        for file in (root / "etc/apt").glob(pattern):
+            file.unlink()
+    for pattern in ("etc/ssh/ssh_host_*", "var/lib/apt/lists/*_*", "var/cache/apt/*.bin", "var/log/*.log"):
+        for file in root.glob(pattern):
+            file.unlink()
+    for name, content in FILES.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(content, encoding="utf-8")
+    modules = kernel_modules()
+    shutil.copytree(modules, root / "lib/modules" / modules.name, symlinks=True)
+    subprocess.run(["depmod", "-b", str(root), modules.name], check=True)
+    system = root / "etc/systemd/system"
+    for unit in MASKED:
+        (system / unit).unlink(missing_ok=True)
+        (system / unit).symlink_to("/dev/null")
+    subprocess.run(["systemctl", f"--root={root}", "--quiet", "enable", "systemd-networkd.service"], check=True)
+    # Waiting for a network that has no uplink only costs time.
+    wait_online = "systemd-networkd-wait-online.service"
+    subprocess.run(["systemctl", f"--root={root}", "--quiet", "disable", wait_online], check=True)
+    (root / "root/.ssh").mkdir(mode=0o700, exist_ok=True)
+
+
+def _file_system(root: Path, image: Path) -> None:
+    with image.open("wb"):
+        pass
+    subprocess.run(["truncate", "-s", ROOT_SIZE, str(image)], check=True)
+    make = ["mkfs.ext4", "-q", "-F", "-m", "0", "-L", "root", "-E", "lazy_itable_init=0,lazy_journal_init=0"]
+    done = subprocess.run([*make, "-d", str(root), str(image)], check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise LabError(f"mkfs.ext4 could not write {image}: {done.stderr.strip()}")
+
+
+def write_files(image: Path, files: dict[str, tuple[bytes, int]]) -> None:
+    """Put files (path: content and mode, owned by root) into an ext4 image that nobody has mounted."""
+    with tempfile.TemporaryDirectory() as scratch:
+        commands = []
+        for index, (path, (content, mode)) in enumerate(files.items()):
+            source = Path(scratch, str(index))
+            source.write_bytes(content)
+            source.chmod(mode)
+            commands += [f"rm {path}", f"write {source} {path}", f"sif {path} mode 0{0o100000 | mode:o}"]
+            commands += [f"sif {path} uid 0", f"sif {path} gid 0"]
+        script = Path(scratch, "commands")
+        script.write_text("\n".join(commands) + "\n", encoding="utf-8")
+        subprocess.run(["debugfs", "-w", "-f", str(script), str(image)], check=True, capture_output=True)
+        for path, (content, _) in files.items():
+            back = subprocess.run(["debugfs", "-R", f"cat {path}", str(image)], check=True, capture_output=True)
+            if back.stdout != content:
+                raise LabError(f"{path} did not reach {image}: debugfs wrote {len(back.stdout)} bytes of it")

@@ -1,0 +1,339 @@
+"""All hosts of a lab together, and what stands between them: one instance of one checkout."""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lab import image
+from lab.errors import AlreadyUp, Busy, LabError, MissingProgram, NoMemory, NoSpace, NotRoot, NotUp
+from lab.host import Machine, make_key
+from lab.image import Report
+from lab.inventory import Lab, read
+from lab.network import BRIDGE, Namespace
+from lab.process import Daemon
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+PROGRAMS = {
+    "linux.uml": "user-mode-linux",
+    "uml_switch": "uml-utilities",
+    "mmdebstrap": "mmdebstrap",
+    "ip": "iproute2",
+    "mkfs.ext4": "e2fsprogs",
+    "debugfs": "e2fsprogs",
+    "depmod": "kmod",
+    "nsenter": "util-linux",
+    "sysctl": "procps",
+    "systemctl": "systemd",
+    "ssh": "openssh-client",
+}
+IMAGE_SPACE = 3 << 30  # bytes needed to build the base image
+HOST_SPACE = 4 << 30  # bytes that one more host will need once it serves
+
+
+class Instance:
+    """One lab: the checkout may have several, each under a name of its own."""
+
+    def __init__(self, name: str, inventories: Sequence[Path] = (), checkout: Path = CHECKOUT) -> None:
+        self.name = name
+        self.checkout = checkout
+        self.folder = checkout / ".lab" / "instances" / name
+        self.identity = hashlib.sha256(f"{checkout}\0{name}".encode()).hexdigest()[:8]
+        self.namespace = Namespace(f"llmkeep-{self.identity}")
+        self.sockets = Path("/run") / f"llmkeep-{self.identity}"  # short enough for a socket's path
+        self.sink_file = self.folder / "sink.jsonl"
+        self.sink = Daemon(self.folder / "sink.json")
+        self.forwarder = Daemon(self.folder / "forward.json")
+        self.known_hosts = self.folder / "known_hosts"
+        self.developer_key = self.folder / "developer_key"
+        self.operator_key = self.folder / "operator_key"
+        self._chosen = self.folder / "inventories.json"
+        self.inventories = list(inventories) or self._inventories_of_last_up()
+        self.lab: Lab = read(self.inventories)
+        self.machines = [
+            Machine(host, self.lab, self.folder / "hosts" / host.name, self.namespace) for host in self.lab.hosts
+        ]
+
+    def _inventories_of_last_up(self) -> list[Path]:
+        if self._chosen.exists():
+            return [self.checkout / path for path in json.loads(self._chosen.read_text(encoding="utf-8"))]
+        return [self.checkout / "inventory" / "lab"]
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Hold the instance: Busy if another command changes it. The kernel lets go of it with this process."""
+        require_root()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "lock").open("w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Busy(f"another lab command is changing {self.name!r}: wait for it, or end it") from None
+            yield
+
+    def machine(self, name: str) -> Machine:
+        """The machine of that name."""
+        self.lab.host(name)
+        return next(machine for machine in self.machines if machine.host.name == name)
+
+    def is_up(self) -> bool:
+        """Whether every part of it runs."""
+        return (
+            self.namespace.exists()
+            and self.sink.pid() is not None
+            and all(machine.running() for machine in self.machines)
+        )
+
+    def up(self, report: Report) -> None:
+        """Start what does not run; AlreadyUp where everything does."""
+        if self.is_up():
+            raise AlreadyUp(f"lab {self.name!r} is up: `lab status` shows it, `lab down` stops it")
+        starting = [machine for machine in self.machines if not machine.running()]
+        require_programs()
+        require_memory(starting)
+        require_space(self.folder, starting)
+        base = image.base_image(report)
+        stored = [os.path.relpath(path.resolve(), self.checkout) for path in self.inventories]
+        self._chosen.write_text(json.dumps(stored), encoding="utf-8")
+        self._make_keys()
+        for machine in self.machines:
+            if not machine.root.exists():
+                report(f"unpacking {machine.host.name}")
+            machine.create_disks(
+                base,
+                known_hosts=self.known_hosts.read_text(encoding="ascii"),
+                authorized="".join(
+                    key.with_suffix(".pub").read_text(encoding="ascii")
+                    for key in (self.operator_key, self.developer_key)
+                ),
+                operator_key=self.operator_key.read_bytes(),
+            )
+        self.start_network()
+        memory = self.memory_folder(starting)
+        for machine in starting:
+            report(f"starting {machine.host.name}")
+            machine.power_on(memory)
+        for machine in starting:
+            report(f"waiting for {machine.host.name}")
+            machine.wait_for_ssh()
+
+    def start_network(self) -> None:
+        """The namespace, its bridge and the sink."""
+        self.namespace.create(self.lab)
+        self.sockets.mkdir(mode=0o700, exist_ok=True)
+        if self.sink.pid() is None:
+            self.sink.kill()
+            inside = [self.lab.seat, *(host.address for host in self.lab.hosts)]
+            self.sink.start(
+                self.namespace.command(
+                    sys.executable, "-m", "lab.sink", "--interface", BRIDGE, "--gateway", self.lab.gateway,
+                    "--file", str(self.sink_file), "--inside", *inside,
+                ),  # fmt: skip
+                cwd=self.checkout,
+                log=self.folder / "sink.log",
+            )
+
+    def _make_keys(self) -> None:
+        make_key(self.developer_key, "developer@lab")
+        make_key(self.operator_key, "operator@lab")
+        lines = [
+            f"{machine.host.name},{machine.host.address} {machine.public_key()}\n" for machine in self.machines
+        ]
+        self.known_hosts.write_text("".join(lines), encoding="ascii")
+
+    def memory_folder(self, machines: Sequence[Machine]) -> Path:
+        """Where the hosts' memory lives: a tmpfs if it is large enough, else a file on disk (slower)."""
+        shared = Path("/dev/shm")  # noqa: S108 -- the kernel unlinks its file as soon as it is open
+        needed = sum(machine.host.memory for machine in machines)
+        if shared.is_dir() and shutil.disk_usage(shared).free > needed * 11 // 10:
+            return shared
+        folder = self.folder / "memory"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def down(self) -> None:
+        """Stop everything; disks and snapshots stay. Heals a lab of which only parts are left."""
+        for daemon in [self.forwarder, *self._left_over_daemons(), self.sink]:
+            daemon.kill()
+        self.namespace.delete()
+        shutil.rmtree(self.sockets, ignore_errors=True)
+
+    def destroy(self) -> None:
+        """Stop everything and throw it away, snapshots included."""
+        self.down()
+        for entry in self.folder.iterdir():
+            if entry.name == "lock":
+                continue
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+        for name in ("env", "demo-key"):
+            file = self.folder.parent.parent / name
+            if self.name == "lab":
+                file.unlink(missing_ok=True)
+
+    def _left_over_daemons(self) -> list[Daemon]:
+        """Every process that was recorded for a host, also for hosts that the inventory no longer has."""
+        return [Daemon(record) for record in sorted(self.folder.glob("hosts/*/*.json"))]
+
+    def require_up(self) -> None:
+        """NotUp where there is no namespace to enter."""
+        if not self.namespace.exists():
+            raise NotUp(f"lab {self.name!r} is not up: `lab up` starts it")
+
+    def environment(self) -> dict[str, str]:
+        """What a command inside the namespace needs to reach the hosts by SSH, Ansible's included.
+
+        Two labs of one machine use the same addresses: each has control sockets of its own.
+        """
+        known = f"-o UserKnownHostsFile={self.known_hosts} -o GlobalKnownHostsFile=/dev/null"
+        return {
+            **os.environ,
+            "LAB_INSTANCE": self.name,
+            "ANSIBLE_PRIVATE_KEY_FILE": str(self.developer_key),
+            "ANSIBLE_SSH_COMMON_ARGS": known,
+            "ANSIBLE_SSH_CONTROL_PATH_DIR": str(self.sockets),
+            "ANSIBLE_SSH_CONTROL_PATH": "%(directory)s/%%h-%%r",
+        }
+
+    def ssh(self, machine: Machine, *command: str) -> list[str]:
+        """The command line that runs a command on a host, or a shell."""
+        options = {
+            "BatchMode": "yes",
+            "ConnectTimeout": "10",
+            "IdentitiesOnly": "yes",
+            "StrictHostKeyChecking": "yes",
+            "UserKnownHostsFile": str(self.known_hosts),
+            "GlobalKnownHostsFile": "/dev/null",
+            "LogLevel": "ERROR",
+        }
+        given = [part for name, value in options.items() for part in ("-o", f"{name}={value}")]
+        where = f"root@{machine.host.address}"
+        return self.namespace.command("ssh", "-F", "none", "-i", str(self.developer_key), *given, where, *command)
+
+    def settle(self, machine: Machine) -> None:
+        """Ask a running host to write everything to its disks, and to give back what it does not use."""
+        command = self.ssh(machine, "sync; fstrim -a 2>/dev/null; sync")
+        try:
+            subprocess.run(command, check=True, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+            name = machine.host.name
+            raise LabError(f"{name} could not sync: {error}; `lab power-off {name}` first takes it as it is") from None
+
+    def forget_connections(self, machine: Machine) -> None:
+        """End Ansible's kept connections to a host that is about to lose its power."""
+        for path in self.sockets.glob(f"{machine.host.address}-*"):
+            command = ["ssh", "-F", "none", "-o", f"ControlPath={path}", "-O", "exit", machine.host.address]
+            subprocess.run(command, check=False, capture_output=True, timeout=10)
+            path.unlink(missing_ok=True)
+
+    def status(self) -> dict[str, Any]:
+        """What there is and what runs, for people and machines."""
+        exists = self.namespace.exists()
+        hosts = {}
+        for machine in self.machines:
+            running = machine.running()
+            hosts[machine.host.name] = {
+                "address": machine.host.address,
+                "groups": sorted(machine.host.groups - {"all"}),
+                "memory": machine.host.memory,
+                "power": running,
+                "cable": exists and machine.cable(),
+                "ssh": machine.answers(),
+                "stick": machine.stick.exists(),
+                "snapshots": sorted(path.name for path in machine.snapshots.glob("*") if path.suffix != ".new"),
+                "disk_bytes": sum(file.stat().st_blocks * 512 for file in machine.disks() if file.exists()),
+            }
+        return {
+            "instance": self.name,
+            "namespace": self.namespace.name if exists else None,
+            "up": self.is_up(),
+            "sink": self.sink.pid() is not None,
+            "open": self.forwarder.pid() is not None,
+            "hosts": hosts,
+        }
+
+
+def require_root() -> None:
+    """NotRoot for everyone else."""
+    if os.geteuid() != 0:
+        raise NotRoot(f"the lab makes namespaces and taps: run it as root (user id seen: {os.geteuid()})")
+
+
+def require_programs() -> None:
+    """MissingProgram with the packages to install."""
+    missing = sorted({package for program, package in PROGRAMS.items() if shutil.which(program) is None})
+    if missing:
+        raise MissingProgram(f"not installed: {', '.join(missing)}; run apt-get install {' '.join(missing)}")
+    image.kernel_modules()
+
+
+def require_memory(machines: Sequence[Machine]) -> None:
+    """NoMemory where the hosts' memory exceeds what is available now."""
+    needed = sum(machine.host.memory for machine in machines)
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    available = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
+    if needed > available:
+        names = ", ".join(machine.host.name for machine in machines)
+        raise NoMemory(
+            f"{names} need {needed >> 20} MiB of memory, {available >> 20} MiB are available: "
+            "stop something, or lower lab_memory in the inventory"
+        )
+
+
+def require_space(folder: Path, machines: Sequence[Machine]) -> None:
+    """NoSpace where disks that are still to be made would not fit."""
+    cache = image.cache_folder()
+    cache.mkdir(parents=True, exist_ok=True)
+    new = sum(1 for machine in machines if not machine.root.exists())
+    wanted: list[tuple[Path, int]] = [(folder, new * HOST_SPACE)]
+    if not (cache / f"lab-trixie-{image.recipe()}.img").exists():
+        wanted.append((cache, IMAGE_SPACE))
+    for place, needed in wanted:
+        free = shutil.disk_usage(place).free
+        if needed > free:
+            raise NoSpace(
+                f"{place} needs {needed >> 20} MiB, {free >> 20} MiB are free: make room, or move "
+                "the checkout (disks) or XDG_CACHE_HOME (base images)"
+            )
+
+
+def plug(machine: Machine, source: Path) -> bool:
+    """Make `source` (an ext4 image, or a folder) the stick of a host. True if a running host has it already."""
+    staged = machine.folder / "stick.new"
+    if source.is_dir():
+        write_stick(source, staged)
+    elif source.is_file():
+        shutil.copyfile(source, staged)
+    else:
+        raise LabError(f"there is nothing to plug at {source}: name a folder or a disk image")
+    running = machine.running()
+    if running and machine.stick.exists():
+        machine.mconsole("remove ubd15")
+    staged.replace(machine.stick)
+    if running:
+        machine.mconsole(f"config ubd15r={machine.stick.name},,LLMKEEP-STICK")
+    return running
+
+
+def write_stick(folder: Path, target: Path) -> None:
+    """An ext4 image with the content of a folder, labelled LLMKEEP."""
+    files = [path for path in folder.rglob("*")]
+    payload = sum(path.lstat().st_size for path in files if path.is_file() and not path.is_symlink())
+    size = (payload + len(files) * 8192) * 21 // 20 + (32 << 20)
+    with target.open("wb") as handle:
+        handle.truncate(size)
+    command = ["mkfs.ext4", "-q", "-F", "-m", "0", "-L", "LLMKEEP", "-O", "^has_journal", "-N", str(len(files) + 64)]
+    command += ["-E", "lazy_itable_init=0,root_owner=0:0", "-d", str(folder), str(target)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        target.unlink(missing_ok=True)
+        raise LabError(f"could not write the stick: {done.stderr.strip()}")

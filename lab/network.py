@@ -1,0 +1,117 @@
+"""The network of a lab: a bridge in a namespace of its own that has no uplink.
+
+The bridge carries one address, the seat. The gateway's address belongs to nobody in the kernel: the sink answers
+ARP for it (sink.py), so that packets to elsewhere come onto the wire and end there, unanswered.
+"""
+
+import os
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from lab.errors import LabError
+from lab.inventory import Lab
+
+BRIDGE = "lab"
+GATEWAY_MAC = "02:00:00:00:00:01"
+NAMESPACES = Path("/run/netns")
+
+
+def mac(address: str) -> str:
+    """The hardware address of the host with this IPv4 address."""
+    return "02:00:" + ":".join(f"{int(part):02x}" for part in address.split("."))
+
+
+def tap(address: str) -> str:
+    """The tap of the host with this IPv4 address: the cable between it and the bridge."""
+    return f"tap{address.rpartition('.')[2]}"
+
+
+class Namespace:
+    """A network namespace with a name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.path = NAMESPACES / name
+
+    def exists(self) -> bool:
+        """Whether it is there and usable (a name left behind by an interrupted command is not)."""
+        try:
+            return self.path.stat().st_dev != self.path.parent.stat().st_dev
+        except FileNotFoundError:
+            return False
+
+    def command(self, *command: str) -> list[str]:
+        """The command line that runs a command inside; the process keeps its id."""
+        return ["nsenter", f"--net={self.path}", "--", *command]
+
+    def ip(self, *arguments: str) -> None:
+        """Run `ip` inside; LabError with its message if it refuses."""
+        _run(["ip", "-n", self.name, *arguments])
+
+    def links(self) -> set[str]:
+        """Names of the interfaces inside."""
+        listing = subprocess.run(
+            ["ip", "-n", self.name, "-brief", "link"], check=True, capture_output=True, text=True
+        ).stdout
+        return {line.split()[0].partition("@")[0] for line in listing.splitlines() if line.strip()}
+
+    def create(self, lab: Lab) -> None:
+        """Make the namespace, its loopback and its bridge, or complete what is there."""
+        if not self.exists():
+            self.path.unlink(missing_ok=True)
+            _run(["ip", "netns", "add", self.name])
+        _run(self.command("sysctl", "-q", "-w", "net.ipv4.ip_forward=0", "net.ipv6.conf.all.disable_ipv6=1",
+                          "net.ipv6.conf.default.disable_ipv6=1"))  # fmt: skip
+        self.ip("link", "set", "lo", "up")
+        if BRIDGE not in self.links():
+            self.ip("link", "add", BRIDGE, "address", GATEWAY_MAC, "type", "bridge", "forward_delay", "0")
+        self.ip("address", "replace", f"{lab.seat}/{lab.network.prefixlen}", "dev", BRIDGE)
+        self.ip("link", "set", BRIDGE, "up")
+
+    def plug_cable(self, name: str) -> None:
+        """A tap on the bridge, up."""
+        if name not in self.links():
+            self.ip("tuntap", "add", name, "mode", "tap")
+        self.ip("link", "set", name, "master", BRIDGE)
+        self.ip("link", "set", name, "up")
+
+    def delete(self) -> None:
+        """Forget the namespace; with its last process, everything in it is gone."""
+        if self.exists():
+            _run(["ip", "netns", "delete", self.name])
+        self.path.unlink(missing_ok=True)
+
+    def processes(self) -> list[int]:
+        """Processes that live inside."""
+        if not self.exists():
+            return []
+        listing = subprocess.run(["ip", "netns", "pids", self.name], check=True, capture_output=True, text=True)
+        return [int(pid) for pid in listing.stdout.split()]
+
+    def within[Result](self, action: Callable[[], Result]) -> Result:
+        """Call a function in a thread that has entered the namespace: the sockets it opens are inside."""
+        results: list[Result] = []
+        failures: list[BaseException] = []
+
+        def enter() -> None:
+            try:
+                with self.path.open("rb") as handle:
+                    os.setns(handle.fileno(), os.CLONE_NEWNET)
+                results.append(action())
+            except BaseException as error:  # handed to the caller below
+                failures.append(error)
+
+        thread = threading.Thread(target=enter, daemon=True)
+        thread.start()
+        thread.join()
+        if failures:
+            raise failures[0]
+        return results[0]
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise LabError(f"`{' '.join(command)}` failed ({done.returncode}): {done.stderr.strip()}")
