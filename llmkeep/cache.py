@@ -50,10 +50,10 @@ def has(digest: str, size: int) -> bool:
     return True
 
 
-def place(digest: str, path: Path) -> None:
-    """Put the cached file at `path`: a hard link where the file system allows it, else a copy."""
+def place(source: Path, path: Path) -> None:
+    """Put a cached file at `path`: a hard link where the file system allows it, else a copy."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        path.hardlink_to(blob(digest))
+        path.hardlink_to(source)
     except OSError:
-        shutil.copyfile(blob(digest), path)
+        shutil.copyfile(source, path)

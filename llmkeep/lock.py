@@ -46,8 +46,10 @@ class Lock:
     def environment(self, name: str) -> Iterator[tuple[str, Artifact]]:
         """The wheels of an environment, in the lock's order, with their `name==version`."""
         if name not in self.environments:
-            raise LockError(f"artifacts.lock.yml has no environment {name!r}, only {sorted(self.environments)}: "
-                            "ask for one of these, or run `llmkeep lock update`")
+            raise LockError(
+                f"artifacts.lock.yml has no environment {name!r}, only {sorted(self.environments)}: "
+                "ask for one of these, or run `llmkeep lock update`"
+            )
         for key in self.environments[name]:
             yield key, self.wheels[key]
 
@@ -73,14 +75,18 @@ def load(tree: Path = TREE) -> Lock:
             models={key: Artifact(**value) for key, value in document["models"].items()},
         )
     except (KeyError, TypeError) as error:
-        raise LockError(f"{path} is not a lock of this version of llmkeep ({error}): "
-                        "restore it from git, or run `llmkeep lock update`") from error
+        raise LockError(
+            f"{path} is not a lock of this version of llmkeep ({error}): "
+            "restore it from git, or run `llmkeep lock update`"
+        ) from error
 
 
 def save(lock: Lock, tree: Path = TREE) -> None:
     """Write the lock, sorted, so that an update's diff shows what moved and nothing else."""
     document = {
-        "environments": {name: sorted(keys, key=str.lower) for name, keys in sorted(lock.environments.items())},
+        "environments": {
+            name: sorted(keys, key=str.lower) for name, keys in sorted(lock.environments.items())
+        },
         "roles": {role: sorted(names) for role, names in sorted(lock.roles.items())},
     }
     for kind in ("wheels", "debs", "models"):
@@ -115,7 +121,9 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     _add_requirements(verbs)
     update = verbs.add_parser("update", help="resolve artifacts.yml anew (needs the registries)")
     update.add_argument("--profile", default="lab", help="profile of artifacts.yml (default: %(default)s)")
-    update.add_argument("--only", choices=("python", "apt", "models"), help="leave the rest of the lock as it is")
+    update.add_argument(
+        "--only", choices=("python", "apt", "models"), help="leave the rest of the lock as it is"
+    )
     update.set_defaults(run=_update)
 
 

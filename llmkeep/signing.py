@@ -1,0 +1,139 @@
+"""The bundle's signature: OpenPGP made by `sq`, checked by `sqv`, which every Debian 13 has.
+
+A folder of keys holds signing.key (secret), keyring.pgp (its certificate), escrow.key (secret) and escrow.pem.
+`llmkeep keys init` makes throw-away ones for the lab. An estate brings its own, made where they stay offline.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+from llmkeep.lock import LockError
+
+SQ = ["sq", "--home", "none", "--batch"]  # no key store, no configuration: the given files only
+
+
+class SignatureRefused(LockError):
+    """The signature is missing, wrong, or somebody else's."""
+
+
+def init(folder: Path) -> None:
+    """Make what is missing of the keys. What is there stays: a new signing key would orphan every estate."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    os.umask(0o077)
+    with tempfile.TemporaryDirectory(dir=folder) as aside:
+        if not (folder / "keyring.pgp").exists():
+            key, certificate = Path(aside, "signing.key"), Path(aside, "keyring.pgp")
+            _call(
+                [
+                    *SQ,
+                    "key",
+                    "generate",
+                    "--own-key",
+                    "--name",
+                    "llmkeep bundle",
+                    "--without-password",
+                    "--cannot-encrypt",
+                    "--cannot-authenticate",
+                    "--expiration",
+                    "10y",
+                    "--output",
+                    str(key),
+                    "--rev-cert",
+                    str(Path(aside, "revocation.pgp")),
+                ]
+            )
+            _call([*SQ, "key", "delete", "--cert-file", str(key), "--output", str(certificate)])
+            for file in (key, Path(aside, "revocation.pgp"), certificate):
+                file.replace(folder / file.name)
+        if not (folder / "escrow.pem").exists():
+            key, certificate = Path(aside, "escrow.key"), Path(aside, "escrow.pem")
+            _call(
+                [
+                    "openssl",
+                    "req",
+                    "-x509",
+                    "-newkey",
+                    "rsa:4096",
+                    "-noenc",
+                    "-days",
+                    "3650",
+                    "-sha256",
+                    "-subj",
+                    "/CN=llmkeep escrow",
+                    "-addext",
+                    "keyUsage=critical,keyEncipherment",
+                    "-keyout",
+                    str(key),
+                    "-out",
+                    str(certificate),
+                ]
+            )
+            for file in (key, certificate):
+                file.replace(folder / file.name)
+
+
+def fingerprint(certificate: Path) -> str:
+    """The primary key's fingerprint, 40 hex digits."""
+    text = _call([*SQ, "inspect", str(certificate)])
+    if not (found := re.search(r"Fingerprint: ([0-9A-F]{40})", text)):
+        raise LockError(
+            f"{certificate} is no OpenPGP certificate: run `llmkeep keys init`, or give the right file"
+        )
+    return found.group(1)
+
+
+def sign(key: Path, file: Path, signature: Path) -> None:
+    """A detached signature beside the file."""
+    _call([*SQ, "sign", "--signer-file", str(key), "--signature-file", str(signature), str(file)])
+
+
+def sign_inline(key: Path, file: Path, signed: Path) -> None:
+    """A cleartext signature around the file, as apt's InRelease."""
+    _call([*SQ, "sign", "--signer-file", str(key), "--cleartext", "--output", str(signed), str(file)])
+
+
+def verify(keyring: Path, file: Path, signature: Path) -> str:
+    """The fingerprint of who signed, by a key of `keyring`. Needs `sqv` only."""
+    run = subprocess.run(
+        ["sqv", "--keyring", str(keyring), "--signature-file", str(signature), str(file)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if run.returncode != 0:
+        raise SignatureRefused(
+            f"{file} is not signed by a key of {keyring}: {run.stderr.strip() or 'sqv says no'}. "
+            "Do not use this bundle; fetch it again from whom you trust"
+        )
+    return run.stdout.split()[0]
+
+
+def _call(command: list[str]) -> str:
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        raise LockError(f"{command[0]} is not installed: apt-get install {command[0]}") from error
+    if run.returncode != 0:
+        raise LockError(f"{command[0]} failed: {run.stderr.strip()}")
+    return run.stdout
+
+
+def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """`llmkeep keys init`."""
+    verbs = subparsers.add_parser("keys", help="throw-away signing and escrow keys").add_subparsers(
+        required=True
+    )
+    parser = verbs.add_parser("init", help="make signing and escrow keys without a password, for a lab")
+    parser.add_argument("folder", type=Path)
+    parser.set_defaults(run=_init)
+
+
+def _init(arguments: argparse.Namespace) -> int:
+    init(arguments.folder)
+    print(f"{arguments.folder}: bundles are signed by {fingerprint(arguments.folder / 'keyring.pgp')}")
+    return 0
