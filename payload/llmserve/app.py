@@ -1,4 +1,4 @@
-"""The gateway as an ASGI application: one routing table, three layers around it, FastAPI for the cold routes."""
+"""The gateway as an ASGI application: one routing table, three layers around it, FastAPI for cold routes."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any

@@ -1,6 +1,7 @@
 """llm-serve: gateway, engines and keys.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 no such key, 4 a model that is not what its manifest says.
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 no such key, 4 a model that differs from
+its manifest.
 """
 
 import argparse
@@ -12,7 +13,6 @@ from pathlib import Path
 from llmcore import logs
 from llmcore.config import ConfigError, load
 from llmcore.manifest import ManifestError
-
 from llmserve import keys_cli
 from llmserve.keys import KeyFileError
 from llmserve.settings import EngineConfig, GatewayConfig

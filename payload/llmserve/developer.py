@@ -9,10 +9,10 @@ from pathlib import Path
 
 import uvloop
 import yaml
+
 from llmcore import logs
 from llmcore.config import ConfigError, load
 from llmcore.manifest import write_manifest
-
 from llmserve.gateway import run_gateway
 from llmserve.keys import edited, new_key
 from llmserve.settings import GatewayConfig
@@ -61,14 +61,11 @@ def run_all(engine: str, model: Path | None, port: int, redis: str | None) -> in
         if not redis:
             print("no Redis: going on without a cache (give one with --redis URL)", file=sys.stderr)
         address = f"http://127.0.0.1:{port}"
-        print(
-            f"url      {address}\nkey      {key}\nmetrics  http://127.0.0.1:{metrics_port}/metrics\ntry      ",
-            end="",
-        )
-        print(
-            f"curl -G {address}/generate -H 'Authorization: Bearer {key}' --data-urlencode 'prompt=Hello you'",
-            flush=True,
-        )
+        print(f"url      {address}")
+        print(f"metrics  http://127.0.0.1:{metrics_port}/metrics")
+        print(f"key      {key}")
+        question = "--data-urlencode 'prompt=Hello you'"
+        print(f"try      curl -G {address}/generate -H 'Authorization: Bearer {key}' {question}", flush=True)
         uvloop.run(run_both(config, pepper, model_name, engine_file))
     return 0
 

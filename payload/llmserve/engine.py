@@ -5,11 +5,11 @@ import logging
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from llmcore.notify import notify
-
 from llmserve.errors import ApiError, unavailable
 from llmserve.protocol import (
     LINE_LIMIT,
@@ -50,7 +50,7 @@ class Driver(Protocol):
     async def generate(self, request: Generate, emit: Callable[[str], None]) -> Finish:
         """Answer `request`, giving each piece of text to `emit` (in the event loop's thread).
 
-        Raises ApiError for what the client did wrong. When cancelled it returns only after the model has stopped.
+        Raises ApiError for what the client did wrong. When cancelled it returns once the model has stopped.
         """
 
 
@@ -87,7 +87,7 @@ class EngineServer:
             if not writer.is_closing():
                 writer.write(encode(frame))
 
-        def forget(task: asyncio.Task[None], number: int) -> None:
+        def forget(number: int, task: asyncio.Task[None]) -> None:
             running.pop(number, None)
             if not task.cancelled() and task.exception():
                 log.error("a request's task failed", exc_info=task.exception())
@@ -102,7 +102,7 @@ class EngineServer:
                 elif isinstance(frame, Generate):
                     task = asyncio.create_task(self.answer(frame, say))
                     running[frame.id] = task
-                    task.add_done_callback(lambda task, number=frame.id: forget(task, number))
+                    task.add_done_callback(partial(forget, frame.id))
         except (ProtocolError, ValueError, ConnectionError) as error:
             log.warning("a gateway's connection ends", exc_info=error)
         finally:
@@ -113,7 +113,13 @@ class EngineServer:
     async def answer(self, request: Generate, say: Callable[[Frame], None]) -> None:
         """One request from its slot to its last frame."""
         pieces: list[str] = []
-        emit = (lambda text: say(Delta(request.id, text))) if request.stream else pieces.append
+
+        def emit(text: str) -> None:
+            if request.stream:
+                say(Delta(request.id, text))
+            else:
+                pieces.append(text)
+
         try:
             async with self.slots:
                 finish = await self.driver.generate(request, emit)
@@ -132,7 +138,7 @@ class EngineServer:
 
 
 async def serve(model: str, driver: Driver, path: Path, mode: int) -> None:
-    """Serve `driver` on the UNIX socket `path` until SIGTERM or SIGINT; systemd hears READY once it listens."""
+    """Serve `driver` on the UNIX socket `path` until SIGTERM or SIGINT; it is READY once it listens."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

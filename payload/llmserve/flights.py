@@ -1,4 +1,4 @@
-"""Requests in flight, and the one way to cut them short: by the client, a revoked key, a deadline, a drain."""
+"""Requests in flight, and the one way to cut them short: a client that left, a key, a deadline, a drain."""
 
 import asyncio
 import time

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import uvicorn
+
 from llmcore.config import ConfigError
 from llmcore.notify import notify
-
 from llmserve.app import build_app
 from llmserve.cache import ExactCache
 from llmserve.errors import ApiError
@@ -42,7 +42,7 @@ def server(app: App) -> Server:
     """A server for `app` that logs nothing of its own."""
     return Server(
         uvicorn.Config(
-            app,  # type: ignore[arg-type]
+            app,
             http="httptools",
             ws="none",
             lifespan="off",

@@ -156,7 +156,7 @@ class Completions:
 
     async def ask_whole(self, exchange: Exchange, call: Call, link: EngineLink) -> Done:
         """The engine's answer; raises ApiError."""
-        await self.enter(exchange, link)
+        await self.enter(link)
         try:
             answer = link.ask(call.generate)
             frame = await answer.get()
@@ -169,7 +169,7 @@ class Completions:
             raise RuntimeError("a piece of a stream nobody asked for")
         return frame
 
-    async def enter(self, exchange: Exchange, link: EngineLink) -> None:
+    async def enter(self, link: EngineLink) -> None:
         """Wait for a slot."""
         before = time.monotonic()
         await link.admission.enter(self.state.limits.queue_seconds)
@@ -180,7 +180,7 @@ class Completions:
         self, exchange: Exchange, send: Send, call: Call, link: EngineLink, rendering: Rendering
     ) -> None:
         """Server-sent events. What goes wrong before the first one is a plain error with its status."""
-        await self.enter(exchange, link)
+        await self.enter(link)
         try:
             answer = link.ask(call.generate)
             frame = await answer.get()

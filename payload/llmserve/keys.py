@@ -6,7 +6,6 @@ A key reads `llmk_<id>_<secret>`. Its record holds HMAC-SHA256(pepper, key) and 
 import asyncio
 import fcntl
 import hmac
-import json
 import logging
 import os
 import secrets

@@ -106,22 +106,15 @@ def add_key(options: argparse.Namespace) -> int:
 
 def list_keys(options: argparse.Namespace) -> int:
     """llm-serve keys list."""
-    listed = [shown(record) for record in read_keys(options.keys_file)]
+    records = read_keys(options.keys_file)
     if options.json:
-        print(json.dumps(listed))
+        print(json.dumps([shown(record) for record in records]))
         return 0
-    for entry in listed:
-        roles = ",".join(str(role) for role in record_roles(entry))
-        print(
-            f"{entry['id']}  {entry['state']:8} {entry['subject']}  {entry['tenant']}  {roles}  {entry['expires'] or 'never'}"
-        )
+    for record in records:
+        until = record.expires.isoformat() if record.expires else "never"
+        state, roles = shown(record)["state"], ",".join(record.roles)
+        print(f"{record.id}  {state:8} {record.subject}  {record.tenant}  {roles}  {until}")
     return 0
-
-
-def record_roles(entry: dict[str, object]) -> list[object]:
-    """The roles of a shown record."""
-    roles = entry["roles"]
-    return list(roles) if isinstance(roles, list | tuple) else []
 
 
 def revoke_key(options: argparse.Namespace) -> int:

@@ -1,6 +1,7 @@
 """What the gateway counts. Labels come from closed sets: our models, our routes, our outcomes."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -55,29 +56,21 @@ class Metrics:
     def __init__(self) -> None:
         """Nothing counted yet."""
         self.registry = CollectorRegistry()
-        make = {"registry": self.registry}
-        self.requests = Counter("llm_requests", "Answers by route and status", ["route", "status"], **make)
-        self.first_token = Histogram(
-            "llm_time_to_first_token_seconds",
-            "From request to first token, streams",
-            ["model"],
-            buckets=SECONDS,
-            **make,
+        counter = partial(Counter, registry=self.registry)
+        histogram = partial(Histogram, registry=self.registry, buckets=SECONDS)
+        gauge = partial(Gauge, registry=self.registry)
+        self.requests = counter("llm_requests", "Answers by route and status", ["route", "status"])
+        self.first_token = histogram(
+            "llm_time_to_first_token_seconds", "From request to first token, streams", ["model"]
         )
-        self.inter_token = Histogram(
-            "llm_inter_token_seconds", "Between two pieces of a stream", ["model"], buckets=SECONDS, **make
-        )
-        self.whole = Histogram(
-            "llm_e2e_seconds", "From request to the end of the answer", ["model"], buckets=SECONDS, **make
-        )
-        self.queue = Histogram("llm_queue_seconds", "Wait for a slot", ["model"], buckets=SECONDS, **make)
-        self.tokens = Counter("llm_tokens", "Tokens by kind: prompt, completion", ["model", "kind"], **make)
-        self.cache = Counter("llm_cache", "Cache by result: hit, miss, bypass, error", ["result"], **make)
-        self.rejected = Counter("llm_rejected", "Requests refused, by code of the error", ["code"], **make)
-        self.cancelled = Counter(
-            "llm_cancelled", "Answers cut short: client, key, drain, deadline", ["by"], **make
-        )
-        self.keys = Gauge("llm_keys", "Keys in the file; -1 while it cannot be read", **make)
+        self.inter_token = histogram("llm_inter_token_seconds", "Between two pieces of a stream", ["model"])
+        self.whole = histogram("llm_e2e_seconds", "From request to the end of the answer", ["model"])
+        self.queue = histogram("llm_queue_seconds", "Wait for a slot", ["model"])
+        self.tokens = counter("llm_tokens", "Tokens by kind: prompt, completion", ["model", "kind"])
+        self.cache = counter("llm_cache", "Cache by result: hit, miss, bypass, error", ["result"])
+        self.rejected = counter("llm_rejected", "Requests refused, by code of the error", ["code"])
+        self.cancelled = counter("llm_cancelled", "Answers cut short: client, key, drain, deadline", ["by"])
+        self.keys = gauge("llm_keys", "Keys in the file; -1 while it cannot be read")
 
     def render(self) -> tuple[bytes, str]:
         """Body and content type of a scrape."""

@@ -1,7 +1,7 @@
 """The layers around every handler, outermost first: request id, body limit, authentication. Pure ASGI.
 
-Each is a class with `__init__(app)` and `async __call__(scope, receive, send)`; they share one `Exchange`, which
-stands in `scope["llm"]`.
+Each is a class with `__init__(app)` and `async __call__(scope, receive, send)`; they share one
+`Exchange`, which stands in `scope["llm"]`.
 """
 
 import asyncio
@@ -113,7 +113,7 @@ class RequestId:
             refused = ApiError(
                 500,
                 "internal_error",
-                f"the gateway failed with {type(error).__name__}: tell the operator the request id {known.decode()}",
+                f"the gateway failed with {type(error).__name__}: tell the operator the id {known.decode()}",
             )
             await respond(named, refused.status, refused.body())
         finally:

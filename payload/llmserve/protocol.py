@@ -1,7 +1,7 @@
 """What gateway and engine say to each other over a UNIX socket: one JSON object a line.
 
-The engine opens with `Hello`. Many requests share a connection, told apart by `id`, which the gateway chooses.
-A request ends with exactly one `Done` or `Failed`; `Delta`s come before it if it asked for a stream. After
+The engine opens with `Hello`. Many requests share a connection, told apart by `id`, chosen by the gateway. A
+request ends with exactly one `Done` or `Failed`; `Delta`s come before it if it asked for a stream. After
 `Cancel` the engine frees the request's slot within a step and sends nothing more for it.
 """
 
@@ -26,10 +26,10 @@ class Hello:
 
 @dataclass(slots=True)
 class Generate:
-    """One request. Either `messages` (through the chat template) or `prompt` (as it is) is set.
+    """One request: `messages` go through the chat template, `prompt` is taken as it is.
 
-    `clip`: `max_tokens` is only a default, the engine takes less where the context holds less. `temperature` 0
-    means greedy.
+    If both are set, a model without a chat template takes the prompt. `clip`: `max_tokens` is only a default,
+    the engine takes less where the context holds less. `temperature` 0 means greedy.
     """
 
     id: int

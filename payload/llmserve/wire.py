@@ -1,6 +1,7 @@
 """Requests as clients send them (OpenAI's API and /generate), checked strictly, and turned into a `Call`."""
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl
@@ -39,6 +40,9 @@ Temperature = Annotated[float, Field(ge=0, le=2)]
 TopP = Annotated[float, Field(gt=0, le=1)]
 Tokens = Annotated[int, Field(gt=0)]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+UNION_ARM = re.compile(r"(?:constrained-)?str|list\[.*\]|function-.*")
 
 
 class Strict(BaseModel):
@@ -152,13 +156,12 @@ def parse_query(query: bytes) -> GenerateBody:
 
 
 def bad_request(error: ValidationError) -> ApiError:
-    """The first mistake, told as what is wrong, the value seen, and what is wanted."""
-    mistake = error.errors(include_url=False)[0]
+    """The most specific mistake, told as what is wrong, the value seen, and what is wanted."""
+    mistake = max(error.errors(include_url=False), key=lambda each: len(each["loc"]))
     if mistake["type"] == "json_invalid":
         return ApiError(400, "invalid_json", f"the body is not JSON: {mistake['ctx']['error']}")
-    where = ".".join(str(part) for part in mistake["loc"] if part not in {"str", "list[TextPart]"})
-    where = where.split(".list[", 1)[0].split(".function-", 1)[0].split(".constrained-", 1)[0] or None
-    if where is None:
+    where = json_path(mistake["loc"])
+    if not where:
         return ApiError(400, "invalid_type", f"the body must be a JSON object: {mistake['msg']}")
     if mistake["type"] == "missing":
         return ApiError(400, "missing_field", f"'{where}' is missing: it is required", where)
@@ -166,6 +169,11 @@ def bad_request(error: ValidationError) -> ApiError:
         return unsupported([where])
     seen = shorten(mistake["input"])
     return ApiError(400, "invalid_value", f"'{where}' is {seen}: {mistake['msg']}", where)
+
+
+def json_path(location: tuple[int | str, ...]) -> str:
+    """Where in the body a mistake is, without the names that pydantic gives to the arms of a union."""
+    return ".".join(str(part) for part in location if not UNION_ARM.fullmatch(str(part)))
 
 
 def shorten(value: Any) -> str:
@@ -266,6 +274,7 @@ def generate_call(request: GenerateBody, limits: Limits) -> Call:
             max_tokens=length,
             clip=clip,
             messages=messages,
+            prompt=request.prompt,
             temperature=request.temperature,
         ),
     )
