@@ -8,7 +8,19 @@ import hashlib
 import os
 import pwd
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
+
+PENDING = Path(
+    "/run/llmkeep/pending"
+)  # one empty file a unit that has to take in changed files; gone at a boot
+
+
+def mark_pending(units: Iterable[str]) -> None:
+    """Say that these units have yet to read files that are about to change."""
+    for unit in units:
+        PENDING.mkdir(parents=True, mode=0o755, exist_ok=True)
+        (PENDING / unit).touch()
 
 
 def sha256_of(path: Path) -> str:

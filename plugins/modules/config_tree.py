@@ -67,6 +67,13 @@ options:
     type: list
     elements: str
     default: []
+  units:
+    description: >-
+      Units that read these files. A change leaves a mark in C(/run/llmkeep/pending) until
+      M(llmkeep.estate.services) reloads or restarts them; a run that dies before its handlers loses nothing.
+    type: list
+    elements: str
+    default: []
 """
 
 EXAMPLES = r"""
@@ -87,7 +94,7 @@ import os
 import re
 import stat
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -245,7 +252,9 @@ def remember(path: Path) -> Callable[[], None]:
     )
 
 
-def stage(tree: Tree, wanted_files: list[tuple[dict[str, Any], str | None]]) -> None:
+def stage(
+    tree: Tree, wanted_files: list[tuple[dict[str, Any], str | None]], units: Sequence[str] = ()
+) -> None:
     """Write every changed file beside its place, validate each, and only then replace them one by one."""
     staged: list[tuple[Path, Path]] = []
     try:
@@ -255,6 +264,8 @@ def stage(tree: Tree, wanted_files: list[tuple[dict[str, Any], str | None]]) -> 
                 staged.append((beside, Path(wanted["dest"])))
                 if wanted.get("validate"):
                     run([word.replace("%s", str(beside)) for word in wanted["validate"]], wanted["dest"])
+        if staged:
+            atomic.mark_pending(units)
         for beside, path in staged:
             tree.undo.append(remember(path))
             atomic.replace(beside, path)
@@ -353,7 +364,7 @@ def apply(params: dict[str, Any], check: bool) -> Tree:
         make_users(tree, params["sysusers"])
         for entry in params["directories"]:
             put_directory(tree, entry)
-        stage(tree, [(entry, secrets.get(entry["dest"])) for entry in params["files"]])
+        stage(tree, [(entry, secrets.get(entry["dest"])) for entry in params["files"]], params["units"])
         for entry in params["links"]:
             put_link(tree, entry)
         for path in [Path(name) for name in params["absent"]] + strangers(params):
@@ -417,6 +428,7 @@ def main() -> None:
             },
             "absent": {"type": "list", "elements": "path", "default": []},
             "validate": {"type": "list", "elements": "str", "default": []},
+            "units": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,
     )

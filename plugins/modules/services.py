@@ -9,6 +9,7 @@ short_description: Enable and start a role's units, and stop instances that are 
 description:
   - Looks at all units by one question to systemd and touches only those that differ.
   - Starting waits until the unit is ready (C(Type=notify)); a failure comes with its last messages.
+  - A unit whose unit file or drop-in changed is restarted, and one that config_tree marked is reloaded.
   - Check mode accepts units that do not exist yet.
 author: [llmkeep contributors]
 options:
@@ -16,6 +17,7 @@ options:
   stopped_others:
     description: Pattern; units like it that are not in I(started) are stopped and disabled.
     type: str
+  stopped: {description: Units that must not run., type: list, elements: str, default: []}
   state:
     description: C(restarted) and C(reloaded) act in any case, for handlers; what does not run is started.
     type: str
@@ -38,6 +40,7 @@ import subprocess
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.llmkeep.estate.plugins.module_utils import files as atomic  # type: ignore[import-not-found]
 
 START_SECONDS = 1200  # weights of many gigabytes are hashed and loaded before an engine says that it is ready
 
@@ -98,11 +101,13 @@ def must(unit: str, *words: str) -> None:
     )
 
 
-def verb_for(state: str, active: str) -> str | None:
+def verb_for(state: str, active: str, pending: bool, unit_changed: bool) -> str | None:
     """What systemctl has to do to a unit in a given ActiveState; None for nothing."""
     if active not in {"active", "reloading"}:
         return "start"
-    return {"started": None, "restarted": "restart", "reloaded": "reload-or-restart"}[state]
+    if state == "restarted" or unit_changed:
+        return "restart"
+    return "reload-or-restart" if state == "reloaded" or pending else None
 
 
 def settle(params: dict[str, str | list[str] | None], check: bool) -> list[str]:
@@ -110,9 +115,8 @@ def settle(params: dict[str, str | list[str] | None], check: bool) -> list[str]:
     wanted = [str(unit) for unit in params["started"] or []]
     changes: list[str] = []
     now = states(wanted)
-    if any(
-        state.get("NeedDaemonReload") == "yes" or state["LoadState"] == "not-found" for state in now.values()
-    ):
+    reread = {unit for unit, state in now.items() if state.get("NeedDaemonReload") == "yes"}
+    if reread or any(state["LoadState"] == "not-found" for state in now.values()):
         if not check:
             systemctl("daemon-reload")
         now = states(wanted)
@@ -128,13 +132,22 @@ def settle(params: dict[str, str | list[str] | None], check: bool) -> list[str]:
             changes.append(f"{unit}: enabled")
             if not check:
                 must(unit, "enable")
-        verb = verb_for(str(params["state"]), state["ActiveState"])
+        pending = (atomic.PENDING / unit).exists()
+        verb = verb_for(str(params["state"]), state["ActiveState"], pending, unit in reread)
         if verb:
             changes.append(f"{unit}: {verb} (was {state['ActiveState']})")
             if not check:
                 if state["ActiveState"] == "failed":
                     systemctl("reset-failed", "--", unit)
                 must(unit, verb)
+        if pending and not check:
+            (atomic.PENDING / unit).unlink(missing_ok=True)
+    unwanted = [str(unit) for unit in params["stopped"] or []]
+    for unit, state in (states(unwanted) if unwanted else {}).items():
+        if state["ActiveState"] not in {"inactive", "failed"}:
+            changes.append(f"{unit}: stopped (was {state['ActiveState']})")
+            if not check:
+                must(unit, "stop")
     if params["stopped_others"]:
         for unit in others(str(params["stopped_others"]), wanted):
             changes.append(f"{unit}: stopped and disabled")
@@ -147,6 +160,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "started": {"type": "list", "elements": "str", "required": True},
+            "stopped": {"type": "list", "elements": "str", "default": []},
             "stopped_others": {"type": "str"},
             "state": {"type": "str", "choices": ["started", "restarted", "reloaded"], "default": "started"},
         },

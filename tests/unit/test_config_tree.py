@@ -27,6 +27,7 @@ def wanted(**parts: Any) -> dict[str, Any]:
         "links": [],
         "absent": [],
         "validate": [],
+        "units": [],
     }
     tree.update(parts)
     for entry in tree["files"] + tree["directories"]:
@@ -210,3 +211,15 @@ def test_a_symlink_in_the_place_of_a_file_is_replaced_and_its_target_left_alone(
 def test_a_refusal_says_what_is_wrong(parts: dict[str, Any], message: str) -> None:
     with pytest.raises(config_tree.Refused, match=message):
         config_tree.apply(wanted(**parts), check=False)
+
+
+def test_a_change_marks_the_units_that_have_to_read_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config_tree.atomic, "PENDING", tmp_path / "pending")
+    tree = {"files": [{"dest": str(tmp_path / "a"), "content": "x"}], "units": ["redis-server.service"]}
+    config_tree.apply(wanted(**tree), check=False)
+    assert [path.name for path in (tmp_path / "pending").iterdir()] == ["redis-server.service"]
+    (tmp_path / "pending/redis-server.service").unlink()
+    config_tree.apply(wanted(**tree), check=False)
+    assert list((tmp_path / "pending").iterdir()) == []
