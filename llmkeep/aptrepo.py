@@ -1,7 +1,7 @@
-"""Debian packages: resolve a closure, download exactly what the lock says, and make a signed repository of it.
+"""Debian packages: resolve a closure, download exactly what the lock says, make a signed repository of it.
 
-apt does the first two, with a state of its own: the suites that artifacts.yml names, no installed package, none of
-the machine's pins. Mirror, proxy and keys are those of the machine's own apt settings, read when it runs.
+apt does the first two, with a state of its own: the suites that artifacts.yml names, no installed package,
+none of the machine's pins. Mirror, proxy and keys are those of the machine's own apt settings at run time.
 """
 
 import re
@@ -29,7 +29,8 @@ class Apt:
         (self.folder / "sources.list").write_text("\n".join(_sources(wanted)) + "\n")
         self.config = self.folder / "apt.conf"
         self.config.write_text(f"""
-Dir::State "{self.folder}"; Dir::State::Lists "{self.folder}/lists"; Dir::State::status "{self.folder}/status";
+Dir::State "{self.folder}"; Dir::State::Lists "{self.folder}/lists";
+Dir::State::status "{self.folder}/status";
 Dir::Cache "{self.folder}"; Dir::Cache::archives "{self.archives}";
 Dir::Etc::sourcelist "{self.folder}/sources.list"; Dir::Etc::sourceparts "/dev/null";
 Dir::Etc::preferences "/dev/null"; Dir::Etc::preferencesparts "/dev/null";
@@ -135,7 +136,7 @@ def describe(key: str, digest: str) -> Artifact:
 
 
 def repository(folder: Path, debs: dict[str, Artifact], key: Path, expires: str) -> None:
-    """pool/ and a signed dists/trixie under `folder`. `expires` as RFC 2822 date: apt refuses it from then on."""
+    """pool/ and a signed dists/trixie under `folder`; apt refuses it from `expires` (an RFC 2822 date) on."""
     for deb in debs.values():
         cache.place(cache.blob(deb.sha256), folder / "pool" / deb.file)
     place = folder / "dists" / SUITE

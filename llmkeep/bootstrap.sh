@@ -130,9 +130,9 @@ if [ "$(readlink "$opt/control" || :)" != "$venv" ]; then
     say 'installing the control node'
     rm -rf "${opt:?}/$venv"
     python3 -m venv "$opt/$venv"
-    "$opt/$venv/bin/pip" install --quiet --disable-pip-version-check --no-index --find-links "$wheels" --no-deps \
+    "$opt/$venv/bin/pip" --isolated install --quiet --disable-pip-version-check --no-index --find-links "$wheels" --no-deps \
         --require-hashes --only-binary :all: --requirement "$wheels/requirements.txt"
-    "$opt/$venv/bin/pip" check --quiet --disable-pip-version-check
+    "$opt/$venv/bin/pip" --isolated check --quiet --disable-pip-version-check
     sync -f "$opt"
     link "$venv" "$opt/control"
     find "$opt" -mindepth 1 -maxdepth 1 -type d -name 'control-*' ! -name "$venv" -exec rm -rf {} +
@@ -144,7 +144,7 @@ link "$opt/control/bin/llmkeep" /usr/local/bin/llmkeep
 
 # --- the estate's certificate authority, made here
 say 'certificate authority'
-llmkeep pki init --escrow "$store/current/escrow.pem" ${1:+--domain "$1"}
+"$opt/control/bin/llmkeep" pki init --escrow "$store/current/escrow.pem" ${1:+--domain "$1"}
 
 say "done: bundle serial $serial, signed by $signer"
 say "next: llmkeep site -i INVENTORY      (the lab's: llmkeep site -i $opt/tree/inventory/lab)"

@@ -83,7 +83,7 @@ def load(tree: Path = TREE) -> Lock:
 
 def save(lock: Lock, tree: Path = TREE) -> None:
     """Write the lock, sorted, so that an update's diff shows what moved and nothing else."""
-    document = {
+    document: dict[str, Any] = {
         "environments": {
             name: sorted(keys, key=str.lower) for name, keys in sorted(lock.environments.items())
         },

@@ -1,7 +1,7 @@
 """MANIFEST.json: what a bundle is made of, and the check that it is that and nothing else.
 
-Verifying needs the standard library, `sqv` and no network; nothing of the bundle is executed. Each file has a line
-of its own, `path` first, so that `bootstrap` can read it with sed on a host that has no JSON parser.
+Verifying needs the standard library, `sqv` and no network; nothing of the bundle is executed. Each file has a
+line of its own, `path` first, so that `bootstrap` can read it with sed on a host that has no JSON parser.
 """
 
 import datetime

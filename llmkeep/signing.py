@@ -1,11 +1,10 @@
 """The bundle's signature: OpenPGP made by `sq`, checked by `sqv`, which every Debian 13 has.
 
-A folder of keys holds signing.key (secret), keyring.pgp (its certificate), escrow.key (secret) and escrow.pem.
+A folder of keys holds signing.key (secret), keyring.pgp (its certificate), escrow.key (secret), escrow.pem.
 `llmkeep keys init` makes throw-away ones for the lab. An estate brings its own, made where they stay offline.
 """
 
 import argparse
-import os
 import re
 import subprocess
 import tempfile
@@ -24,7 +23,6 @@ def init(folder: Path) -> None:
     """Make what is missing of the keys. What is there stays: a new signing key would orphan every estate."""
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
-    os.umask(0o077)
     with tempfile.TemporaryDirectory(dir=folder) as aside:
         if not (folder / "keyring.pgp").exists():
             key, certificate = Path(aside, "signing.key"), Path(aside, "keyring.pgp")
@@ -49,6 +47,7 @@ def init(folder: Path) -> None:
             )
             _call([*SQ, "key", "delete", "--cert-file", str(key), "--output", str(certificate)])
             for file in (key, Path(aside, "revocation.pgp"), certificate):
+                file.chmod(0o600)
                 file.replace(folder / file.name)
         if not (folder / "escrow.pem").exists():
             key, certificate = Path(aside, "escrow.key"), Path(aside, "escrow.pem")
@@ -74,6 +73,7 @@ def init(folder: Path) -> None:
                 ]
             )
             for file in (key, certificate):
+                file.chmod(0o600)
                 file.replace(folder / file.name)
 
 

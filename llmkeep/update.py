@@ -1,5 +1,6 @@
 """`llmkeep lock update`: resolve artifacts.yml into artifacts.lock.yml. Needs the registries."""
 
+import re
 import sys
 from dataclasses import replace
 from typing import Any
@@ -11,16 +12,20 @@ from llmkeep.lock import Artifact, Lock
 def update(profile: str, only: str | None) -> None:
     """Resolve everything, or one part, and write the lock when all of it succeeded."""
     wanted, old = lock.wanted(), lock.load()
+    if profile not in wanted["profiles"]:
+        raise lock.LockError(f"artifacts.yml has no profile {profile!r}, only {sorted(wanted['profiles'])}")
+    chosen = wanted["profiles"][profile]
+    roles = {role: wanted["apt"]["roles"][role] for role in chosen["roles"]}
     new = Lock(
         environments=old.environments, wheels=old.wheels, roles=old.roles, debs=old.debs, models=old.models
     )
     if only in (None, "apt"):
-        new.roles, new.debs = aptrepo.resolve(wanted["apt"], old.debs)
+        new.roles, new.debs = aptrepo.resolve(wanted["apt"] | {"roles": roles}, old.debs)
         print(f"apt: {len(new.debs)} packages, {sum(deb.size for deb in new.debs.values()) / 1e6:.0f} MB")
     if only in (None, "python"):
-        new.environments, new.wheels = python(wanted["python"])
+        new.environments, new.wheels = python(wanted["python"], new.debs)
     if only in (None, "models"):
-        new.models = {name: model(entry) for name, entry in wanted["models"].items()}
+        new.models = {name: model(wanted["models"][name]) for name in chosen["models"]}
     lock.save(new)
 
 
@@ -30,8 +35,10 @@ def model(entry: dict[str, Any]) -> Artifact:
     return replace(artifact, licence=entry["licence"])
 
 
-def python(wanted: dict[str, Any]) -> tuple[dict[str, list[str]], dict[str, Artifact]]:
-    """Each environment with what it includes: the included one's versions are kept, so the two never differ."""
+def python(
+    wanted: dict[str, Any], debs: dict[str, Artifact]
+) -> tuple[dict[str, list[str]], dict[str, Artifact]]:
+    """Each environment with what it includes, whose versions are kept, so that the two never differ."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     if version != wanted["interpreter"]:
         raise lock.LockError(
@@ -48,8 +55,20 @@ def python(wanted: dict[str, Any]) -> tuple[dict[str, list[str]], dict[str, Arti
             inner = wanted["environments"][parent]
             requires += inner["requires"]
             without |= inner.get("from_debian", {})
+        constraints = constraints + [f"{name}=={upstream(debs, deb)}" for name, deb in without.items()]
         chosen = wheels.resolve(requires, constraints, without)
         environments[name] = list(chosen)
         artifacts |= chosen
         print(f"{name}: {len(chosen)} wheels, {sum(a.size for a in chosen.values()) / 1e6:.0f} MB")
     return environments, artifacts
+
+
+def upstream(debs: dict[str, Artifact], package: str) -> str:
+    """The version that Debian packaged, without epoch, repack suffix and Debian's revision."""
+    for key, deb in debs.items():
+        if key.startswith(f"{package}=") and (found := re.match(r"(?:\d+:)?([\d.]+)", deb.version)):
+            return found.group(1)
+    raise lock.LockError(
+        f"the lock has no package {package}, which artifacts.yml names under from_debian: "
+        "list it under apt, roles, and run `llmkeep lock update --only apt` first"
+    )

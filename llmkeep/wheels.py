@@ -30,8 +30,8 @@ def resolve(
 ) -> dict[str, Artifact]:
     """What pip would install for `requires` into an empty environment, minus the distributions `without`.
 
-    `constraints` are `name==version` of the environment that this one includes. Sizes come from the downloaded
-    files, which stay in the cache.
+    `constraints` are `name==version` of the environment that this one includes. Sizes come from the
+    downloaded files, which stay in the cache.
     """
     with tempfile.TemporaryDirectory() as folder:
         report, pins = Path(folder, "report.json"), Path(folder, "constraints.txt")
@@ -59,7 +59,7 @@ def resolve(
 
 
 def download(hashes: dict[str, str]) -> None:
-    """Bring wheels (`name==version` to sha256) into the cache; pip checks each hash. Those there cost nothing."""
+    """Bring wheels (`name==version` to sha256) into the cache; pip checks each hash. Those there are kept."""
     missing = {key: digest for key, digest in hashes.items() if not cache.blob(digest).exists()}
     if not missing:
         return
@@ -88,7 +88,10 @@ def download(hashes: dict[str, str]) -> None:
 
 
 def build(project: Path, place: Path) -> Path:
-    """The wheel of one of our own projects, from a copy: a build writes into its source. Same source, same bytes."""
+    """The wheel of one of our own projects, from a copy, since a build writes into its source.
+
+    The same source gives the same bytes.
+    """
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "source")
         shutil.copytree(project, source)
@@ -140,7 +143,7 @@ def _artifact(item: dict[str, Any], digest: str) -> Artifact:
 
 
 def licence(metadata: dict[str, Any]) -> str:
-    """The SPDX expression where the project gives one, else its classifiers, else a one-line licence field."""
+    """The SPDX expression where the project gives one, else classifiers, else a one-line licence field."""
     if expression := metadata.get("license_expression"):
         return str(expression)
     classifiers = [

