@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Path
+from fastapi import FastAPI, Path, Request, Response
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
@@ -58,6 +58,11 @@ def cold_routes(state: State) -> FastAPI:
     def described(name: str) -> Model:
         hello = state.links[name].hello
         return Model(id=name, context=hello and hello.context, revision=hello and hello.revision)
+
+    @app.exception_handler(ApiError)
+    async def refuse(_: Request, error: ApiError) -> Response:
+        """Answer here: what leaves FastAPI as an exception becomes its own plain 500."""
+        return Response(error.body(), error.status, media_type="application/json")
 
     @app.get("/v1/models")
     async def list_models() -> Models:

@@ -47,7 +47,7 @@ def run_all(engine: str, model: Path | None, port: int, redis: str | None) -> in
             "metrics": {"port": metrics_port},
             "engines": {model_name: {"socket": str(folder / "engine.sock")}},
             "keys_file": str(folder / "keys.json"),
-            "log_level": "WARNING",
+            "log_level": "ERROR",
         }
         if redis:
             gateway["redis"] = {"url": redis}

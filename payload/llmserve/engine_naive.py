@@ -15,6 +15,7 @@ import jinja2
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
+from transformers.utils.logging import disable_progress_bar
 
 from llmcore.manifest import verify_model
 from llmserve.engine import Finish, token_budget
@@ -96,6 +97,7 @@ class NaiveDriver:
         revision = verify_model(settings.path, settings.manifest)
         self.revision = f"{revision}-{settings.dtype}"
         torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
+        disable_progress_bar()
         directory = str(settings.path)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True)
         self.model: Any = AutoModelForCausalLM.from_pretrained(

@@ -1,0 +1,196 @@
+"""Real processes for the tests: engines and a gateway, started as systemd starts them, on UNIX sockets."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import yaml
+
+PEPPER = b"a pepper for tests, 32 bytes long"
+START_SECONDS = 30.0
+
+
+def eventually(what: str, holds: Any, seconds: float = 10.0) -> Any:
+    """Wait until `holds()` is true, and return what it returned."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if result := holds():
+            return result
+        time.sleep(0.02)
+    raise AssertionError(f"not within {seconds:g} s: {what}")
+
+
+class Process:
+    """A process that speaks sd_notify; its stderr goes to a file."""
+
+    def __init__(self, folder: Path, name: str, arguments: list[str], environment: dict[str, str]) -> None:
+        """Start it; `await_ready` waits for READY=1."""
+        self.log = folder / f"{name}.log"
+        self.notifications = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        address = folder / f"{name}.notify"
+        address.unlink(missing_ok=True)
+        self.notifications.bind(str(address))
+        self.notifications.settimeout(0.1)
+        self.states: list[str] = []
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "llmserve", *arguments],
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "NOTIFY_SOCKET": str(address), **environment},
+            )
+
+    def await_ready(self) -> "Process":
+        """Until READY=1; fails with the log if the process ends before."""
+        end = time.monotonic() + START_SECONDS
+        while time.monotonic() < end:
+            try:
+                self.states.append(self.notifications.recv(1000).decode())
+            except TimeoutError:
+                if self.process.poll() is not None:
+                    break
+            if "READY=1" in self.states:
+                return self
+        raise AssertionError(f"not ready: {self.log.read_text()}")
+
+    def stop(self) -> int:
+        """SIGTERM; its exit code."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        try:
+            return self.process.wait(15)
+        finally:
+            self.kill()
+            self.notifications.close()
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+
+@dataclass
+class Service:
+    """A gateway and its engines in one folder."""
+
+    folder: Path
+    engine_models: dict[str, dict[str, Any]]
+    limits: dict[str, Any] = field(default_factory=dict)
+    redis: dict[str, Any] | None = None
+    credentials: dict[str, str] = field(default_factory=dict)
+    engines: dict[str, Process] = field(default_factory=dict)
+    gateway: Process | None = None
+    key: str = ""
+
+    def start(self) -> "Service":
+        """Everything, with one key."""
+        credentials = self.folder / "credentials"
+        credentials.mkdir(exist_ok=True)
+        (credentials / "llm-gateway.pepper").write_bytes(PEPPER)
+        for name, secret in self.credentials.items():
+            (credentials / name).write_text(secret)
+        self.key = self.add_key()["key"]
+        for name in self.engine_models:
+            self.start_engine(name, wait=False)
+        for engine in self.engines.values():
+            engine.await_ready()
+        self.start_gateway()
+        return self
+
+    def start_engine(self, name: str, wait: bool = True) -> None:
+        """One engine."""
+        file = self.folder / f"engine-{name}.yaml"
+        config = {"socket": str(self.folder / f"{name}.sock"), "model": self.engine_models[name]}
+        file.write_text(yaml.safe_dump(config))
+        arguments = ["engine", "--name", name, "--config", str(file)]
+        self.engines[name] = Process(self.folder, f"engine-{name}", arguments, {})
+        if wait:
+            self.engines[name].await_ready()
+
+    def start_gateway(self) -> None:
+        """The gateway."""
+        config: dict[str, Any] = {
+            "listen": {"socket": str(self.folder / "http.sock")},
+            "metrics": {"socket": str(self.folder / "metrics.sock")},
+            "engines": {name: {"socket": str(self.folder / f"{name}.sock")} for name in self.engine_models},
+            "keys_file": str(self.folder / "keys.json"),
+            "limits": self.limits,
+            "log_level": "DEBUG",
+        }
+        if self.redis:
+            config["redis"] = self.redis
+        file = self.folder / "gateway.yaml"
+        file.write_text(yaml.safe_dump(config))
+        environment = {"CREDENTIALS_DIRECTORY": str(self.folder / "credentials")}
+        self.gateway = Process(self.folder, "gateway", ["gateway", "--config", str(file)], environment)
+        self.gateway.await_ready()
+
+    def stop(self) -> None:
+        """All processes."""
+        for process in [self.gateway, *self.engines.values()]:
+            if process:
+                process.stop()
+
+    def cli(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """`llm-serve` with this service's pepper."""
+        return subprocess.run(
+            [sys.executable, "-m", "llmserve", *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "CREDENTIALS_DIRECTORY": str(self.folder / "credentials")},
+        )
+
+    def add_key(self, subject: str = "ada", tenant: str = "research", *more: str) -> dict[str, Any]:
+        """A new key by the CLI."""
+        who = ["--subject", subject, "--tenant", tenant, "--role", "analyst"]
+        result = self.cli("keys", "add", *who, "--json", *more, "--keys-file", str(self.folder / "keys.json"))
+        assert result.returncode == 0, result.stderr
+        added: dict[str, Any] = json.loads(result.stdout)
+        return added
+
+    def client(self, key: str | None = None, socket_name: str = "http.sock") -> httpx.Client:
+        """An HTTP client with a key; "" sends none."""
+        key = self.key if key is None else key
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        transport = httpx.HTTPTransport(uds=str(self.folder / socket_name))
+        return httpx.Client(base_url="http://llm", transport=transport, headers=headers, timeout=20)
+
+    def metrics(self) -> dict[str, float]:
+        """All samples of a scrape."""
+        with self.client("", "metrics.sock") as client:
+            lines = client.get("/metrics").text.splitlines()
+        pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+        return {name: float(value) for name, value in pairs}
+
+    def logs(self) -> str:
+        """What all processes have logged."""
+        return "".join(path.read_text() for path in self.folder.glob("*.log"))
+
+
+@contextmanager
+def running(
+    folder: Path, models: dict[str, dict[str, Any]] | None = None, **options: Any
+) -> Iterator[Service]:
+    """A service for the length of the block."""
+    service = Service(folder, models or {"echo": {"driver": "echo"}}, **options)
+    try:
+        yield service.start()
+    finally:
+        service.stop()
+
+
+def events(response: httpx.Response) -> list[Any]:
+    """The data of each server-sent event, "[DONE]" as it is."""
+    data = [line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: ")]
+    return [each if each == "[DONE]" else json.loads(each) for each in data]
