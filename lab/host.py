@@ -120,7 +120,7 @@ class Machine:
             )
             _wait_for_file(self.folder / "switch.sock", self.folder / "switch.log")
         command = ["linux.uml", f"umid={self.host.name}", "uml_dir=uml", f"mem={self.host.memory >> 20}M"]
-        command += ["root=/dev/ubda", "rw", "quiet", "ubd0=root.img"]
+        command += ["root=/dev/ubda", "rw", "quiet", "pty.legacy_count=0", "ubd0=root.img"]
         for index, (disk, file) in enumerate(zip(self.host.disks, self.disks()[1:], strict=True), start=1):
             command.append(f"ubd{index}={file.name},,{disk.serial}")
         if self.stick.exists():
@@ -182,20 +182,38 @@ class Machine:
         return "LOWER_UP" in flags or ",UP" in flags or "<UP" in flags
 
     def mconsole(self, request: str) -> str:
-        """Ask the kernel's management console, the only way to plug a disk into a running host."""
+        """Ask the kernel's management console, the only way to plug a disk into a running host.
+
+        It answers to an abstract socket of the asker's: asked from outside the namespace, it is never heard.
+        """
         socket_path = f"uml/{self.host.name}/mconsole"
         done = subprocess.run(
-            ["uml_mconsole", socket_path, *request.split()],
+            self.namespace.command("timeout", "20", "uml_mconsole", socket_path, *request.split()),
             cwd=self.folder,
             check=False,
             capture_output=True,
             text=True,
-            timeout=20,
         )
-        answer = (done.stdout + done.stderr).strip()
-        if done.returncode or answer.startswith("ERR"):
+        if done.returncode or "ERR" in done.stdout:
+            answer = done.stdout.strip() or f"no answer ({done.returncode})"
             raise LabError(f"{self.host.name} refused `{request}`: {answer}")
-        return answer
+        return done.stdout.strip()
+
+    def plug(self, stick: Path) -> None:
+        """Make an ext4 image (which is moved) its stick, at once where it runs, else at the next power-on.
+
+        The management console takes no serial: until the next power-on the stick is known by its label only.
+        """
+        running = self.running()
+        if running:
+            try:
+                self.mconsole(f"remove {STICK}")
+            except LabError as error:
+                if "doesn't exist" not in str(error):
+                    raise LabError(f"{error}; unmount the stick on {self.host.name} first") from None
+        stick.replace(self.stick)
+        if running:
+            self.mconsole(f"config {STICK}r={self.stick.name}")
 
     def snapshot(self, name: str) -> None:
         """Keep a copy of its disks, taken at one instant. What it had not synced is not in it."""

@@ -220,8 +220,8 @@ class Instance:
         return self.namespace.command("ssh", "-F", "none", "-i", str(self.developer_key), *given, where, *command)
 
     def settle(self, machine: Machine) -> None:
-        """Ask a running host to write everything to its disks, and to give back what it does not use."""
-        command = self.ssh(machine, "sync; fstrim -a 2>/dev/null; sync")
+        """Ask a running host to write everything to its disks."""
+        command = self.ssh(machine, "sync")
         try:
             subprocess.run(command, check=True, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
@@ -306,8 +306,8 @@ def require_space(folder: Path, machines: Sequence[Machine]) -> None:
             )
 
 
-def plug(machine: Machine, source: Path) -> bool:
-    """Make `source` (an ext4 image, or a folder) the stick of a host. True if a running host has it already."""
+def plug(machine: Machine, source: Path) -> None:
+    """Make `source` (an ext4 image, or a folder) the stick of a host."""
     staged = machine.folder / "stick.new"
     if source.is_dir():
         write_stick(source, staged)
@@ -315,13 +315,7 @@ def plug(machine: Machine, source: Path) -> bool:
         shutil.copyfile(source, staged)
     else:
         raise LabError(f"there is nothing to plug at {source}: name a folder or a disk image")
-    running = machine.running()
-    if running and machine.stick.exists():
-        machine.mconsole("remove ubd15")
-    staged.replace(machine.stick)
-    if running:
-        machine.mconsole(f"config ubd15r={machine.stick.name},,LLMKEEP-STICK")
-    return running
+    machine.plug(staged)
 
 
 def write_stick(folder: Path, target: Path) -> None:
@@ -331,9 +325,12 @@ def write_stick(folder: Path, target: Path) -> None:
     size = (payload + len(files) * 8192) * 21 // 20 + (32 << 20)
     with target.open("wb") as handle:
         handle.truncate(size)
-    command = ["mkfs.ext4", "-q", "-F", "-m", "0", "-L", "LLMKEEP", "-O", "^has_journal", "-N", str(len(files) + 64)]
-    command += ["-E", "lazy_itable_init=0,root_owner=0:0", "-d", str(folder), str(target)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    if done.returncode:
-        target.unlink(missing_ok=True)
-        raise LabError(f"could not write the stick: {done.stderr.strip()}")
+    make = ["mkfs.ext4", "-q", "-F", "-m", "0", "-b", "4096", "-L", "LLMKEEP", "-O", "^has_journal"]
+    make += ["-N", str(len(files) + 64), "-E", "lazy_itable_init=0,root_owner=0:0", "-d", str(folder), str(target)]
+    # A file that no manifest names would make the bundle a tampered one.
+    tidy = ["debugfs", "-w", "-R", "rmdir lost+found", str(target)]
+    for command in (make, tidy):
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        if done.returncode:
+            target.unlink(missing_ok=True)
+            raise LabError(f"could not write the stick: {done.stderr.strip()}")
