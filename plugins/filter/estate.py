@@ -1,0 +1,28 @@
+"""Filters of the playbooks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+
+def locked_purls(lock: dict[str, Any]) -> list[str]:
+    """Package URLs of everything in artifacts.lock.yml that a bundle carries: all packages and models, and the wheels of
+    the environments that are installed on the far side."""
+    wheels = {key for name in ("control", "payload") for key in lock["environments"].get(name, [])}
+    found = [lock["wheels"][key]["purl"] for key in wheels]
+    found += [artifact["purl"] for kind in ("debs", "models") for artifact in lock[kind].values()]
+    return sorted(found)
+
+
+def failed_check(pair: tuple[dict[str, Any], dict[str, Any]]) -> str:
+    """One failed check of one host, as a line for people."""
+    host, check = pair
+    return f"{host['key']}: {check['id']}: expected {check['expected']}; observed {check['observed']}"
+
+
+class FilterModule:
+    """What Ansible asks for."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        return {"locked_purls": locked_purls, "failed_check": failed_check}

@@ -1,0 +1,131 @@
+#!/usr/bin/python
+"""State module: the bundle that the mirror serves is signed, in date, not older than one seen before, and complete."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: mirrored_bundle
+short_description: Prove the bundle that is about to be served, and remember its serial
+description:
+  - Checks the manifest's signature with C(sqv) against the keyring that bootstrap accepted, its expiry, and that its serial is not
+    lower than the highest that this host has seen. A higher serial is remembered.
+  - With I(wanted) it also says what the manifest lacks. Debian packages are asked for by name, since the builder may
+    have pinned a later version of the same package; wheels and weights by version.
+  - The bytes themselves were checked by bootstrap; C(llmkeep bundle verify) does it again at any time.
+author: [llmkeep contributors]
+options:
+  path: {description: The bundle's folder., type: path, default: /srv/llmkeep/bundle/current}
+  keyring: {description: Whom to trust., type: path, default: /etc/apt/keyrings/llmkeep.pgp}
+  seen: {description: File with the highest serial seen., type: path, default: /var/lib/llmkeep/serial}
+  wanted: {description: Package URLs (purl) that the bundle has to carry., type: list, elements: str, default: []}
+"""
+
+EXAMPLES = r"""
+- name: Refuse a bundle that is unsigned, expired, or older than one that was seen here
+  llmkeep.estate.mirrored_bundle:
+    path: /srv/llmkeep/bundle/current
+"""
+
+RETURN = r"""
+serial: {description: The bundle's serial., returned: always, type: int}
+expires: {description: Until when it may be used., returned: always, type: str}
+missing: {description: Package URLs that it lacks., returned: always, type: list, elements: str}
+"""
+
+import json
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.llmkeep.estate.plugins.module_utils import files as atomic  # type: ignore[import-not-found]
+
+
+class Refused(Exception):
+    """The bundle is not to be served; the message says why and what to do."""
+
+
+def signed_manifest(folder: Path, keyring: Path) -> dict[str, Any]:
+    """The manifest, once its signature holds."""
+    manifest, signature = folder / "MANIFEST.json", folder / "MANIFEST.json.sig"
+    for path in (manifest, signature, keyring):
+        if not path.is_file():
+            raise Refused(
+                f"{path} is not there: this host was not bootstrapped from the stick. Plug it in, compare bootstrap's sha256,"
+                " and run it on this host"
+            )
+    done = subprocess.run(
+        ["sqv", "--keyring", str(keyring), "--signature-file", str(signature), str(manifest)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise Refused(
+            f"the signature of {manifest} does not hold ({done.stderr.strip()}): it was changed after bootstrap,"
+            " or comes from somebody else. Bootstrap again from a stick you trust"
+        )
+    document: dict[str, Any] = json.loads(manifest.read_bytes())
+    return document
+
+
+def judged(document: dict[str, Any], seen: int, now: datetime) -> None:
+    """Refuse a replayed or an expired bundle."""
+    if int(document["serial"]) < seen:
+        raise Refused(
+            f"the bundle's serial is {document['serial']}, and this host has seen {seen}: an old bundle would open holes that"
+            " were closed. Bootstrap from the newest stick"
+        )
+    expires = datetime.fromisoformat(document["expires"])
+    if now >= expires:
+        raise Refused(
+            f"the bundle expired at {document['expires']} and this host's clock says {now:%Y-%m-%dT%H:%M:%SZ}:"
+            " set the clock right, or bootstrap from a newer stick"
+        )
+
+
+def identity(purl: str) -> str:
+    """What two package URLs must share to be the same thing: a Debian package's version and qualifiers are left out."""
+    plain = purl.split("?", 1)[0].split("#", 1)[0]
+    return plain.rsplit("@", 1)[0] if plain.startswith("pkg:deb/") else plain
+
+
+def lacking(document: dict[str, Any], wanted: list[str]) -> list[str]:
+    """What of `wanted` the manifest does not list."""
+    carried = {identity(entry["purl"]) for entry in document["files"] if entry.get("purl")}
+    return sorted(purl for purl in wanted if identity(purl) not in carried)
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "path": {"type": "path", "default": "/srv/llmkeep/bundle/current"},
+            "keyring": {"type": "path", "default": "/etc/apt/keyrings/llmkeep.pgp"},
+            "seen": {"type": "path", "default": "/var/lib/llmkeep/serial"},
+            "wanted": {"type": "list", "elements": "str", "default": []},
+        },
+        supports_check_mode=True,
+    )
+    remembered = Path(module.params["seen"])
+    try:
+        document = signed_manifest(Path(module.params["path"]), Path(module.params["keyring"]))
+        seen = int(remembered.read_text()) if remembered.exists() else 0
+        judged(document, seen, datetime.now(UTC))
+    except (Refused, ValueError, KeyError) as problem:
+        module.fail_json(msg=str(problem))
+    serial = int(document["serial"])
+    if serial > seen and not module.check_mode:
+        remembered.parent.mkdir(parents=True, exist_ok=True)
+        atomic.write_file(remembered, f"{serial}\n".encode(), 0, 0, 0o644)
+    module.exit_json(
+        changed=serial > seen,
+        serial=serial,
+        expires=document["expires"],
+        missing=lacking(document, module.params["wanted"]),
+    )
+
+
+if __name__ == "__main__":
+    main()
