@@ -30,7 +30,15 @@ LEAF_DAYS = 90
 BACKDATED = timedelta(hours=1)
 DOMAIN = "estate.internal"  # .internal is reserved for private use; the same default as base_domain
 # Where an estate's addresses may lie: RFC 1918, RFC 4193, link-local, loopback.
-NETWORKS = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "127.0.0.0/8", "fc00::/7", "fe80::/10", "::1/128")
+NETWORKS = (
+    "10.0.0.0/8",
+    "172.16.0.0/12",
+    "192.168.0.0/16",
+    "127.0.0.0/8",
+    "fc00::/7",
+    "fe80::/10",
+    "::1/128",
+)
 SEALED = "llmkeep.issuing-key"
 
 type Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -79,7 +87,12 @@ def program(argv: list[str], data: bytes) -> bytes:
 
 def seal(secret: bytes) -> bytes:
     """Bind SECRET to this host (and its TPM where there is one)."""
-    has_tpm = subprocess.run(["systemd-analyze", "has-tpm2", "--quiet"], capture_output=True, check=False).returncode == 0
+    has_tpm = (
+        subprocess.run(
+            ["systemd-analyze", "has-tpm2", "--quiet"], capture_output=True, check=False
+        ).returncode
+        == 0
+    )
     key = "host+tpm2" if has_tpm else "host"
     return program(["systemd-creds", "encrypt", f"--with-key={key}", f"--name={SEALED}", "-", "-"], secret)
 
@@ -139,7 +152,9 @@ def authority(
         .add_extension(usage, critical=True)
         .add_extension(limits, critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False
+        )
         .sign(issuer_key, hashes.SHA384())
     )
 
@@ -162,14 +177,20 @@ def load(path: Path) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(path.read_bytes())
     except FileNotFoundError as error:
-        raise PkiError(f"{path} is not there: this host is no control node yet, run bootstrap from the stick") from error
+        raise PkiError(
+            f"{path} is not there: this host is no control node yet, run bootstrap from the stick"
+        ) from error
     except ValueError as error:
-        raise PkiError(f"{path} holds no certificate ({error}): restore it from a backup of this host") from error
+        raise PkiError(
+            f"{path} holds no certificate ({error}): restore it from a backup of this host"
+        ) from error
 
 
 def permitted(certificate: x509.Certificate) -> tuple[list[str], list[Network]]:
     """The domains and networks that a CA certificate's name constraints permit."""
-    limits = certificate.extensions.get_extension_for_class(x509.NameConstraints).value.permitted_subtrees or []
+    limits = (
+        certificate.extensions.get_extension_for_class(x509.NameConstraints).value.permitted_subtrees or []
+    )
     domains = [name.value for name in limits if isinstance(name, x509.DNSName)]
     networks = [
         name.value
@@ -189,7 +210,9 @@ def init(places: Places, domain: str, escrow: Path, networks: list[str]) -> str:
     """
     if places.root_certificate.exists():
         return _standing(places, domain)
-    if not re.fullmatch(r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)+", domain):
+    if not re.fullmatch(
+        r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)+", domain
+    ):
         raise PkiError(f"the domain {domain!r} is not a lower-case DNS name of two labels or more: "
                        "give one with --domain, as base_domain in the inventory")  # fmt: skip
     limits = constraints(domain, networks)
@@ -275,11 +298,15 @@ def sign(places: Places, csr_pem: bytes, names: list[str], host: str, days: int 
     except ValueError as error:
         raise PkiError(f"what came from {host} is no certificate request ({error})") from error
     key = csr.public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1 | ec.SECP384R1):
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(
+        key.curve, ec.SECP256R1 | ec.SECP384R1
+    ):
         raise PkiError(f"{host} asks with a key of type {type(key).__name__}: only EC keys on P-256 or P-384 are signed; "
                        "remove /etc/llmkeep/pki/host.key there and run again")  # fmt: skip
     if not csr.is_signature_valid:
-        raise PkiError(f"the request from {host} is not signed by the key it carries: it was changed on its way")
+        raise PkiError(
+            f"the request from {host} is not signed by the key it carries: it was changed on its way"
+        )
     allowed = general_names(names)
     try:
         asked = list(csr.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
@@ -310,11 +337,14 @@ def sign(places: Places, csr_pem: bytes, names: list[str], host: str, days: int 
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(usage, critical=True)
         .add_extension(
-            x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False
+            x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
+            critical=False,
         )
         .add_extension(x509.SubjectAlternativeName(allowed), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuing_key.public_key()), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(issuing_key.public_key()), critical=False
+        )
         .sign(issuing_key, hashes.SHA384())
     )
     record(places.issued, {
@@ -361,7 +391,11 @@ def _sign(arguments: argparse.Namespace) -> bytes:
 
 def _status(arguments: argparse.Namespace) -> str:
     found = status(arguments.places)
-    return json.dumps(found) if arguments.json else "\n".join(f"{name}: {value}" for name, value in found.items())
+    return (
+        json.dumps(found)
+        if arguments.json
+        else "\n".join(f"{name}: {value}" for name, value in found.items())
+    )
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -370,11 +404,19 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.set_defaults(places=Places())
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     verb = verbs.add_parser("init", help="make root and issuing CA where there are none (bootstrap calls it)")
-    verb.add_argument("--domain", default=DOMAIN, help="the estate's domain, base_domain in the inventory (%(default)s)")
-    verb.add_argument("--escrow", type=Path, required=True, help="certificate of the escrow key, from the bundle")
-    verb.add_argument("--network", action="append", help="addresses the CA may certify (default: all private ones)")
+    verb.add_argument(
+        "--domain", default=DOMAIN, help="the estate's domain, base_domain in the inventory (%(default)s)"
+    )
+    verb.add_argument(
+        "--escrow", type=Path, required=True, help="certificate of the escrow key, from the bundle"
+    )
+    verb.add_argument(
+        "--network", action="append", help="addresses the CA may certify (default: all private ones)"
+    )
     verb.set_defaults(
-        run=_told(lambda given: init(given.places, given.domain, given.escrow, given.network or list(NETWORKS)))
+        run=_told(
+            lambda given: init(given.places, given.domain, given.escrow, given.network or list(NETWORKS))
+        )
     )
     verb = verbs.add_parser("sign", help="sign a host's request; prints the certificate and its chain")
     verb.add_argument("--csr", required=True, help="file with the request, - for standard input")
@@ -384,7 +426,11 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     verb.set_defaults(run=_told(_sign))
     verb = verbs.add_parser("chain", help="print issuing and root certificate")
     verb.set_defaults(
-        run=_told(lambda given: pem(load(given.places.issuing_certificate)) + pem(load(given.places.root_certificate)))
+        run=_told(
+            lambda given: (
+                pem(load(given.places.issuing_certificate)) + pem(load(given.places.root_certificate))
+            )
+        )
     )
     verb = verbs.add_parser("status", help="whose CA, until when, and whether the root key was taken away")
     verb.add_argument("--json", action="store_true", help="for machines")

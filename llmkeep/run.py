@@ -1,0 +1,188 @@
+"""The operator's verbs that run Ansible: `llmkeep site | verify | run`, through ansible-runner.
+
+What Ansible prints is printed as it comes. Nothing of a run stays on disk: its working folder lies in memory and goes with it.
+Exit codes: 0 done, and all checks hold; 1 a host failed, a check does not hold, or the run was refused; 130 interrupted.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ansible_runner
+
+INSTALLED = Path("/opt/llmkeep/tree")
+
+
+class RunError(Exception):
+    """The run cannot start. The message says what is wrong, the value seen, and the way out."""
+
+
+def tree() -> Path:
+    """The tree whose playbooks are run: this checkout, or what the bundle brought."""
+    checkout = Path(__file__).resolve().parent.parent
+    for place in (checkout, INSTALLED):
+        if (place / "site.yml").is_file():
+            return place
+    raise RunError(
+        f"neither {checkout} nor {INSTALLED} has a site.yml: run bootstrap from the stick, or work in a checkout"
+    )
+
+
+def inventory(given: str, root: Path) -> Path:
+    """An inventory as the operator names it: from where they stand, or else from the tree."""
+    for place in (Path.cwd() / given, root / given):
+        if place.exists():
+            return place.resolve()
+    raise RunError(f"there is no inventory {given!r}, neither here nor in {root}: "
+                   f"give a file or folder with -i; {root}/inventory/example is one to copy")  # fmt: skip
+
+
+@dataclass
+class Heard:
+    """What a run said that is worth more than its output: what failed, and why."""
+
+    failures: list[str] = field(default_factory=list)
+
+    def event(self, event: dict[str, Any]) -> bool:
+        """Called by ansible-runner for each event; False keeps it from writing the event to disk."""
+        data = event.get("event_data", {})
+        if event.get("event") in ("runner_on_failed", "runner_on_unreachable"):
+            message = (data.get("res") or {}).get("msg", "no message")
+            self.failures.append(f"{data.get('host')}: {data.get('task')}: {message}")
+        return False
+
+
+def play(playbook: Path, inventories: list[Path], words: list[str], quiet: bool = False) -> tuple[int, Heard]:
+    """Run one playbook; its exit code and what was heard."""
+    root = tree()
+    heard = Heard()
+    work = Path(tempfile.mkdtemp(prefix="llmkeep-", dir=_memory()))
+    try:
+        collection = work / "collections/ansible_collections/llmkeep/estate"
+        collection.parent.mkdir(parents=True)
+        collection.symlink_to(root)
+        environment = {
+            "ANSIBLE_CONFIG": str(root / "ansible.cfg"),
+            "ANSIBLE_COLLECTIONS_PATH": str(work / "collections"),
+        }
+        if not sys.stdout.isatty():
+            environment["ANSIBLE_NOCOLOR"] = "1"
+        options = [word for place in inventories for word in ("-i", str(place))]
+        done = ansible_runner.run(
+            private_data_dir=str(work),
+            project_dir=str(root),
+            playbook=str(playbook),
+            cmdline=shlex.join([*options, *words]),
+            envvars=environment,
+            settings={"suppress_env_files": True, "pexpect_timeout": 1},
+            event_handler=heard.event,
+            quiet=quiet,
+        )
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    if done.status == "canceled":
+        return 130, heard
+    return int(done.rc != 0), heard
+
+
+def _memory() -> str | None:
+    """A folder in memory that only this user reads, where there is one."""
+    for name in (
+        os.environ.get("TMPDIR"),
+        "/run" if os.geteuid() == 0 else os.environ.get("XDG_RUNTIME_DIR"),
+    ):
+        if name and os.access(name, os.W_OK):
+            return name
+    return None
+
+
+def _words(given: argparse.Namespace) -> list[str]:
+    """What the operator said, in ansible-playbook's words."""
+    words = [word for name in ("limit", "tags", "skip_tags") if getattr(given, name) for word in
+             (f"--{name.replace('_', '-')}", getattr(given, name))]  # fmt: skip
+    words += [word for value in given.extra_vars for word in ("--extra-vars", value)]
+    words += ["--check"] * given.check + ["--diff"] * given.diff + ["-v"] * given.verbose
+    return words + list(given.ansible)
+
+
+def _run(given: argparse.Namespace) -> int:
+    try:
+        root = tree()
+        playbook = next(
+            (place for place in (Path.cwd() / given.playbook, root / given.playbook) if place.is_file()), None
+        )
+        if playbook is None:
+            known = ", ".join(sorted(f"playbooks/{path.name}" for path in (root / "playbooks").glob("*.yml")))
+            raise RunError(
+                f"there is no playbook {given.playbook!r}, neither here nor in {root}: take site.yml or one of {known}"
+            )
+        inventories = [inventory(place, root) for place in given.inventory]
+        code, _ = play(playbook.resolve(), inventories, _words(given))
+    except RunError as error:
+        print(f"llmkeep: {error}", file=sys.stderr)
+        return 1
+    return code
+
+
+def _verify(given: argparse.Namespace) -> int:
+    try:
+        root = tree()
+        inventories = [inventory(place, root) for place in given.inventory]
+        with tempfile.TemporaryDirectory(prefix="llmkeep-", dir=_memory()) as folder:
+            report = given.report.resolve() if given.report else Path(folder) / "report.json"
+            report.unlink(missing_ok=True)
+            words = [*_words(given), "--extra-vars", json.dumps({"verify_report": str(report)})]
+            code, heard = play(root / "playbooks/verify.yml", inventories, words, quiet=given.json)
+            if given.json and report.exists():
+                print(report.read_text(), end="")
+            elif given.json:
+                print(json.dumps({"ok": False, "checks": 0, "hosts": {}, "failures": heard.failures}))
+            if not report.exists():
+                print(
+                    "llmkeep: the checks could not be run to their end, so nothing is proved", file=sys.stderr
+                )
+                return code or 1
+    except RunError as error:
+        print(f"llmkeep: {error}", file=sys.stderr)
+        return 1
+    return code
+
+
+def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """`llmkeep site | verify | run`."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "-i", "--inventory", action="append", required=True, help="file or folder; may be repeated"
+    )
+    common.add_argument("-l", "--limit", help="only these hosts")
+    common.add_argument("-t", "--tags", help="only these roles")
+    common.add_argument("--skip-tags", help="all but these roles")
+    common.add_argument(
+        "-e", "--extra-vars", action="append", default=[], metavar="VARS", help="as for ansible-playbook"
+    )
+    common.add_argument("-C", "--check", action="store_true", help="say what would change, change nothing")
+    common.add_argument("-D", "--diff", action="store_true", help="show what changes in files")
+    common.add_argument("-v", "--verbose", action="count", default=0, help="more, up to -vvvv")
+    common.add_argument("ansible", nargs="*", help="more words for ansible-playbook, after --")
+    parser = subparsers.add_parser(
+        "site", parents=[common], help="bring the estate to what the inventory says"
+    )
+    parser.set_defaults(run=_run, playbook="site.yml")
+    parser = subparsers.add_parser(
+        "verify", parents=[common], help="check by check, what is true now; changes nothing"
+    )
+    parser.add_argument("--json", action="store_true", help="print the report and nothing else")
+    parser.add_argument("--report", type=Path, help="keep the report in this file")
+    parser.set_defaults(run=_verify)
+    # Its own parent, before the common one: the playbook comes first, more words for Ansible come last.
+    named = argparse.ArgumentParser(add_help=False)
+    named.add_argument("playbook", help="as playbooks/renew.yml")
+    parser = subparsers.add_parser("run", parents=[named, common], help="run one playbook")
+    parser.set_defaults(run=_run)

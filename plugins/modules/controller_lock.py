@@ -1,0 +1,42 @@
+#!/usr/bin/python
+"""Documentation of the action plugin of the same name, which runs on the controller."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: controller_lock
+short_description: Hold a lock on the control node for as long as this run of Ansible lives
+description:
+  - A process of its own logs in to the host by SSH, takes C(flock) on the file there, and keeps the connection open. It ends
+    with the run that started it, however that ends; the kernel of the control node then gives the lock free. A controller
+    that was killed, or lost its power or its network, leaves nothing behind.
+  - Fails with the name of the holder when somebody else has the lock.
+author: [llmkeep contributors]
+options:
+  path: {description: The lock file on the host., type: path, required: true}
+attributes:
+  action: {support: full}
+"""
+
+EXAMPLES = r"""
+- name: Refuse to run beside another controller
+  llmkeep.estate.controller_lock:
+    path: /run/llmkeep/controller.lock
+  delegate_to: "{{ groups['control'][0] }}"
+  run_once: true
+"""
+
+RETURN = r"""
+holder: {description: What the lock file says of its holder., returned: always, type: str}
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+
+
+def main() -> None:
+    module = AnsibleModule(argument_spec={"path": {"type": "path", "required": True}})
+    module.fail_json(msg="controller_lock runs on the controller; its action plugin was not found")
+
+
+if __name__ == "__main__":
+    main()
