@@ -54,6 +54,7 @@ flock -n 9 || refuse 1 'another bootstrap is running here: wait for it'
 # --- whose bundle is it, and how old
 say "checking who signed $stick"
 incoming=$store/.incoming
+trap 'rm -rf "$incoming"' EXIT
 rm -rf "$incoming"
 mkdir "$incoming"
 for file in MANIFEST.json MANIFEST.json.sig keyring.pgp; do
@@ -62,7 +63,7 @@ for file in MANIFEST.json MANIFEST.json.sig keyring.pgp; do
 done
 who=$(sqv --keyring "$incoming/keyring.pgp" --signature-file "$incoming/MANIFEST.json.sig" "$incoming/MANIFEST.json") ||
     refuse 3 'the signature does not fit the manifest: do not use this bundle, ask who gave it to you'
-[ "$who" = "$signer" ] || refuse 3 "signed by $who, expected $signer: do not use it, ask who gave it to you"
+[ "$who" = "$signer" ] || refuse 3 "signed by $who, expected $signer: do not use this bundle, ask who gave it to you"
 serial=$(field serial "$incoming")
 expires=$(field expires "$incoming")
 now=$(date -u +%Y-%m-%dT%H:%M:%SZ)
@@ -85,13 +86,12 @@ else
     [ "$(sqv --keyring "$incoming/keyring.pgp" --signature-file "$incoming/MANIFEST.json.sig" "$incoming/MANIFEST.json")" \
         = "$signer" ] || refuse 3 'the stick changed while it was read'
     problems=$(check_files "$incoming") ||
-        { rm -rf "$incoming"; refuse 4 "it is not what was signed, copy it again:
-$problems"; }
+        refuse 4 "it is not what was signed, copy it again:
+$problems"
     sync -f "$store"
     rm -rf "${store:?}/$serial"
     mv "$incoming" "$store/$serial"
 fi
-rm -rf "$incoming"
 echo "$serial" | write "$state/serial"
 link "$serial" "$store/current"
 # The one before stays, for the way back.

@@ -107,8 +107,8 @@ def verify(keyring: Path, file: Path, signature: Path) -> str:
     )
     if run.returncode != 0:
         raise SignatureRefused(
-            f"{file} is not signed by a key of {keyring}: {run.stderr.strip() or 'sqv says no'}. "
-            "Do not use this bundle; fetch it again from whom you trust"
+            f"{file} is not signed by a key of {keyring}: {run.stderr.strip() or 'sqv says no'}: "
+            "do not use this bundle, fetch it again from whom you trust"
         )
     return run.stdout.split()[0]
 

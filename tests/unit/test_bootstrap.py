@@ -1,0 +1,127 @@
+"""bootstrap refuses what `llmkeep bundle verify` refuses, with the same exit code, before it runs anything.
+
+The script runs for real, with its folders moved to a temporary one. Where it would go on to install packages it
+is stopped: the lab's tests see the rest.
+"""
+
+import os
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import small_bundle
+
+from llmkeep import manifest
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="bootstrap needs root")
+
+
+@dataclass
+class Machine:
+    """What bootstrap would write to /srv, /var/lib, /opt and /etc."""
+
+    root: Path
+    stick: Path
+
+    def bootstrap(self) -> subprocess.CompletedProcess[str]:
+        """Run the stick's bootstrap up to the point where it installs."""
+        text = small_bundle.BOOTSTRAP.read_text()
+        signer = re.search(r"^signer='(.*)'$", (self.stick / "bootstrap").read_text(), re.MULTILINE)
+        assert signer
+        text = text.replace("@SIGNER@", signer[1])
+        text, moved = re.subn(r"(?<=[ =])/(srv|var|opt|etc/apt)/", rf"{self.root}/\1/", text)
+        assert moved >= 5
+        text = text.split("# --- Debian packages")[0]
+        text = text.replace('stick=$(dirname "$(readlink -f "$0")")', f"stick={self.stick}")
+        script = self.root / "bootstrap"
+        script.write_text(text)
+        return subprocess.run(["sh", str(script)], capture_output=True, text=True, check=False)
+
+    @property
+    def accepted(self) -> list[str]:
+        """Bundles that are in place, `current` included."""
+        return sorted(path.name for path in (self.root / "srv/llmkeep/bundle").glob("*"))
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_bundle.signing_keys(tmp_path_factory.mktemp("keys"))
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_bundle.signing_keys(tmp_path_factory.mktemp("foreign"))
+
+
+@pytest.fixture
+def machine(tmp_path: Path, keys: Path) -> Machine:
+    (tmp_path / "root").mkdir()
+    return Machine(tmp_path / "root", small_bundle.write(tmp_path / "stick", keys))
+
+
+def test_puts_a_good_bundle_in_place_once(machine: Machine) -> None:
+    (machine.stick / "lost+found").mkdir()  # as on the ext4 of a stick
+    first = machine.bootstrap()
+    assert (first.returncode, first.stderr) == (0, "")
+    assert machine.accepted == ["7", "current"]
+    assert (machine.root / "var/lib/llmkeep/serial").read_text() == "7\n"
+    second = machine.bootstrap()
+    assert second.returncode == 0
+    assert "here already and whole" in second.stdout
+
+
+def test_copies_again_what_was_damaged_on_the_control_node(machine: Machine) -> None:
+    machine.bootstrap()
+    (machine.root / "srv/llmkeep/bundle/7/models/small/weights").write_text("cut")
+    assert machine.bootstrap().returncode == 0
+    assert len((machine.root / "srv/llmkeep/bundle/7/models/small/weights").read_bytes()) == 5000
+
+
+@pytest.mark.parametrize("left", [".incoming", "current.new"])
+def test_goes_on_after_a_power_loss(left: str, machine: Machine) -> None:
+    store = machine.root / "srv/llmkeep/bundle"
+    store.mkdir(parents=True)
+    if left == ".incoming":
+        (store / left / "half").mkdir(parents=True)
+    else:
+        (store / left).symlink_to("6")
+    assert machine.bootstrap().returncode == 0
+    assert machine.accepted == ["7", "current"]
+
+
+@pytest.mark.parametrize("damage", small_bundle.DAMAGE)
+def test_refuses_a_stick_with(damage: str, machine: Machine, foreign: Path) -> None:
+    do, code, words = small_bundle.DAMAGE[damage]
+    do(machine.stick, foreign)
+    run = machine.bootstrap()
+    assert run.returncode == code, run.stderr
+    assert "refused" in run.stderr
+    assert words in run.stderr
+    assert machine.accepted == []
+    assert not (machine.root / "var/lib/llmkeep/serial").exists()
+
+
+def test_refuses_an_older_serial_and_keeps_the_newer_bundle(machine: Machine, keys: Path) -> None:
+    machine.bootstrap()
+    small_bundle.sign(machine.stick, keys, 6, 30)
+    run = machine.bootstrap()
+    assert run.returncode == manifest.REPLAYED
+    assert "serial 6 is older than 7" in run.stderr
+    assert machine.accepted == ["7", "current"]
+
+
+def test_refuses_an_expired_bundle(machine: Machine, keys: Path) -> None:
+    small_bundle.sign(machine.stick, keys, 8, -1)
+    run = machine.bootstrap()
+    assert run.returncode == manifest.EXPIRED
+    assert "expired at" in run.stderr
+
+
+def test_keeps_the_bundle_before_and_no_older_one(machine: Machine, keys: Path) -> None:
+    for serial in (7, 8, 12):
+        small_bundle.sign(machine.stick, keys, serial, 30)
+        assert machine.bootstrap().returncode == 0
+    assert machine.accepted == ["12", "8", "current"]
+    assert (machine.root / "srv/llmkeep/bundle/current").readlink() == Path("12")

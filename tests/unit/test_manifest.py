@@ -1,0 +1,105 @@
+"""A bundle that is not exactly what was signed is refused, with its reason, and nothing is changed."""
+
+import datetime
+from pathlib import Path
+
+import pytest
+import small_bundle
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmkeep import bundle, cli, manifest, signing
+from llmkeep.lock import LockError
+from llmkeep.manifest import BundleRefused
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_bundle.signing_keys(tmp_path_factory.mktemp("keys"))
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_bundle.signing_keys(tmp_path_factory.mktemp("foreign"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, keys: Path) -> Path:
+    return small_bundle.write(tmp_path / "bundle", keys)
+
+
+def test_accepts_what_was_signed(folder: Path, keys: Path) -> None:
+    found = manifest.verify(folder, keys / "keyring.pgp", seen=7)
+    assert found.serial == 7
+    assert found.signer == signing.fingerprint(keys / "keyring.pgp")
+    assert {entry.path for entry in found.files} >= {"bootstrap", "keyring.pgp", "models/small/weights"}
+
+
+@pytest.mark.parametrize("damage", small_bundle.DAMAGE)
+def test_refuses_a_bundle_with(damage: str, folder: Path, keys: Path, foreign: Path) -> None:
+    do, code, words = small_bundle.DAMAGE[damage]
+    do(folder, foreign)
+    before = small_bundle.snapshot(folder)
+    with pytest.raises(BundleRefused) as refusal:
+        manifest.verify(folder, keys / "keyring.pgp")
+    assert refusal.value.code == code
+    assert words in str(refusal.value)
+    assert small_bundle.snapshot(folder) == before
+
+
+def test_refuses_an_older_serial_than_it_accepted_before(folder: Path, keys: Path) -> None:
+    with pytest.raises(BundleRefused, match="serial 7 is older than 8") as refusal:
+        manifest.verify(folder, keys / "keyring.pgp", seen=8)
+    assert refusal.value.code == manifest.REPLAYED
+
+
+def test_refuses_an_expired_bundle(folder: Path, keys: Path) -> None:
+    later = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=31)
+    with pytest.raises(BundleRefused, match="expired at") as refusal:
+        manifest.verify(folder, keys / "keyring.pgp", now=later)
+    assert refusal.value.code == manifest.EXPIRED
+
+
+def test_refuses_a_manifest_of_another_format(folder: Path, keys: Path) -> None:
+    text = (folder / manifest.NAME).read_text()
+    (folder / manifest.NAME).write_text(text.replace('"format": 1', '"format": 2'))
+    signing.sign(keys / "signing.key", folder / manifest.NAME, folder / "again")
+    (folder / "again").replace(folder / manifest.SIGNATURE)
+    with pytest.raises(BundleRefused, match="format 2"):
+        manifest.verify(folder, keys / "keyring.pgp")
+
+
+def test_the_command_tells_each_refusal_by_its_exit_code(
+    folder: Path, keys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = tmp_path / "serial"
+    command = ["bundle", "verify", str(folder), "--keyring", str(keys / "keyring.pgp"), "--seen", str(seen)]
+    assert cli.main(command) == 0
+    seen.write_text("8\n")
+    assert cli.main(command) == manifest.REPLAYED
+    assert "carry a bundle of that serial or a later one" in capsys.readouterr().err
+    assert cli.main([*command[:-4], "--keyring", "/nowhere"]) == 1
+    assert "--keyring" in capsys.readouterr().err
+    assert bundle.__doc__ is not None
+    assert "3 unsigned" in bundle.__doc__
+
+
+@pytest.mark.parametrize("path", ["a\nb", 'a"b', "a b", "../a\\b", "a/", "/a", ""])
+def test_a_path_that_a_shell_could_misread_never_gets_into_a_manifest(
+    path: str, tmp_path: Path, folder: Path
+) -> None:
+    found = manifest.read(folder)
+    found.files = [manifest.Entry(path, 0, "0" * 64, "", "", "", "")]
+    with pytest.raises(LockError, match="cannot go into a bundle"):
+        manifest.write(tmp_path, found)
+
+
+@given(st.lists(st.from_regex(manifest.SAFE_PATH, fullmatch=True), unique=True, max_size=5), st.text())
+def test_what_is_written_is_read_back(paths: list[str], licence: str) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        files = [manifest.Entry(path, 1, "f" * 64, "text/plain", licence, "", "") for path in sorted(paths)]
+        made = manifest.Manifest(3, "lab", "", "", "", "", "", files)
+        manifest.write(Path(folder), made)
+        assert manifest.read(Path(folder)) == made
