@@ -1,7 +1,7 @@
 """bootstrap refuses what `llmkeep bundle verify` refuses, with the same exit code, before it runs anything.
 
-The script runs for real, with its folders moved to a temporary one. Where it would go on to install packages it
-is stopped: the lab's tests see the rest.
+The script runs for real, with its folders moved to a temporary one. Where it would go on to install packages
+it is stopped: the lab's tests see the rest.
 """
 
 import os

@@ -1,0 +1,108 @@
+"""The repository that we make is one that apt accepts, and only as we signed it."""
+
+import datetime
+import subprocess
+from email.utils import format_datetime
+from pathlib import Path
+
+import pytest
+import small_bundle
+
+from llmkeep import aptrepo, cache, lock
+
+CONTROL = """Package: {name}
+Version: 1:2.0~rc1+b1-3
+Architecture: all
+Maintainer: nobody <nobody@example.org>
+Description: a package of a test
+"""
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_bundle.signing_keys(tmp_path_factory.mktemp("keys"))
+
+
+@pytest.fixture
+def repository(tmp_path: Path, keys: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository with one package."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    source = tmp_path / "source"
+    (source / "DEBIAN").mkdir(parents=True)
+    (source / "DEBIAN/control").write_text(CONTROL.format(name="odd-one"))
+    copyright_file = source / "usr/share/doc/odd-one/copyright"
+    copyright_file.parent.mkdir(parents=True)
+    copyright_file.write_text(
+        "Format: x\n\nFiles: *\nLicense: MIT\n\nFiles: b\nLicense: GPL-2+\n\nLicense: MIT\n"
+    )
+    subprocess.run(
+        ["dpkg-deb", "--build", str(source), str(tmp_path / "a.deb")], check=True, capture_output=True
+    )
+    digest = cache.put(tmp_path / "a.deb")
+    deb = aptrepo.describe("odd-one=1:2.0~rc1+b1-3", digest)
+    assert deb.licence == "MIT AND GPL-2+"
+    assert deb.file == "odd-one_2.0~rc1+b1-3_all.deb"
+    assert deb.purl == "pkg:deb/debian/odd-one@1%3A2.0~rc1%2Bb1-3?arch=all"
+    later = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=9)
+    aptrepo.repository(
+        tmp_path / "apt", {"odd-one=1": deb}, keys / "signing.key", format_datetime(later, usegmt=True)
+    )
+    return tmp_path / "apt"
+
+
+def update(repository: Path, keys: Path) -> subprocess.CompletedProcess[str]:
+    """`apt-get update` from this repository alone, then the URIs that an install would fetch."""
+    state = repository.parent / "state"
+    (state / "lists/partial").mkdir(parents=True, exist_ok=True)
+    (state / "status").touch()
+    (state / "sources.list").write_text(
+        f"deb [signed-by={keys / 'keyring.pgp'}] file:{repository} trixie main\n"
+    )
+    options = [
+        f"Dir::State={state}",
+        f"Dir::State::status={state}/status",
+        f"Dir::Cache={state}",
+        f"Dir::Etc::sourcelist={state}/sources.list",
+        "Dir::Etc::sourceparts=/dev/null",
+        "Acquire::Languages=none",
+        "APT::Sandbox::User=root",
+        "APT::Update::Error-Mode=any",
+        "Acquire::Check-Valid-Until=true",
+        "Acquire::Check-Date=true",
+    ]
+    apt = ["apt-get", "-qq", *(f"--option={option}" for option in options)]
+    run = subprocess.run([*apt, "update"], capture_output=True, text=True, check=False)
+    if run.returncode == 0:
+        run = subprocess.run(
+            [*apt, "install", "--print-uris", "odd-one"], capture_output=True, text=True, check=False
+        )
+    return run
+
+
+def test_apt_accepts_it(repository: Path, keys: Path) -> None:
+    run = update(repository, keys)
+    assert run.returncode == 0, run.stderr
+    assert f"file:{repository}/pool/odd-one_2.0~rc1+b1-3_all.deb" in run.stdout.replace("%7e", "~").replace(
+        "%2b", "+"
+    )
+
+
+def test_apt_refuses_a_changed_index(repository: Path, keys: Path) -> None:
+    index = repository / "dists/trixie/main/binary-amd64/Packages"
+    index.write_text(index.read_text().replace("2.0~rc1", "2.0~rc2"))
+    assert update(repository, keys).returncode != 0
+
+
+def test_apt_refuses_a_foreign_signature(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    foreign = small_bundle.signing_keys(tmp_path_factory.mktemp("foreign"))
+    run = update(repository, foreign)
+    assert run.returncode != 0
+    assert "signature" in run.stderr.lower() or "signed" in run.stderr.lower()
+
+
+def test_a_mirror_that_the_machine_does_not_know_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(lock.LockError, match="knows no Debian mirror of trixie-nowhere"):
+        aptrepo.Apt({"origin": "Debian", "architecture": "amd64", "suites": ["trixie-nowhere"]})

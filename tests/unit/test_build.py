@@ -1,0 +1,103 @@
+"""A bundle's serial, what a stopped build leaves, and which files of the tree cross the gap."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import small_bundle
+
+from llmkeep import build, cache, lock, manifest
+from llmkeep.build import Keys
+from llmkeep.lock import Artifact, LockError
+from llmkeep.manifest import Entry
+
+
+def entry(path: str, digest: str) -> Entry:
+    return Entry(path, 1, digest * 64, "", "", "", "")
+
+
+def test_the_serial_rises_only_with_the_content(tmp_path: Path) -> None:
+    keys = Keys(tmp_path)
+    first = [entry("tree/site.yml", "a"), entry("apt/dists/trixie/InRelease", "1")]
+    resigned = [entry("tree/site.yml", "a"), entry("apt/dists/trixie/InRelease", "2")]
+    changed = [entry("tree/site.yml", "b"), entry("apt/dists/trixie/InRelease", "2")]
+    assert [build._serial(keys, entries) for entries in (first, first, resigned, changed, changed)] == [
+        1,
+        1,
+        1,
+        2,
+        2,
+    ]
+    assert build._serial(keys, first) == 3  # what an estate may have seen in between is never issued again
+
+
+def test_a_build_stopped_between_two_renames_is_healed(tmp_path: Path) -> None:
+    keys = small_bundle.signing_keys(tmp_path)
+    small_bundle.write(tmp_path / ".bundle.old", keys)
+    found = build._previous(tmp_path / "bundle")
+    assert found is not None
+    assert found.serial == 7
+    assert (tmp_path / "bundle" / manifest.NAME).exists()
+
+
+def test_a_folder_that_is_no_bundle_counts_as_none(tmp_path: Path) -> None:
+    (tmp_path / "bundle").mkdir()
+    assert build._previous(tmp_path / "bundle") is None
+
+
+def test_only_tracked_files_cross_the_gap_and_never_the_lab(tmp_path: Path) -> None:
+    for name in ("site.yml", "lab/host.py", "secret.txt", "roles/gone.yml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    subprocess.run(["git", "-C", str(tmp_path), "init", "-q"], check=True)
+    subprocess.run(["git", "-C", str(tmp_path), "add", "site.yml", "lab", "roles"], check=True)
+    (tmp_path / "roles/gone.yml").unlink()
+    assert build.tracked(tmp_path, ["lab"]) == ["site.yml"]
+
+
+def test_a_tree_that_is_no_checkout_is_told(tmp_path: Path) -> None:
+    with pytest.raises(LockError, match="no git checkout"):
+        build.tracked(tmp_path, [])
+
+
+def test_a_damaged_cached_file_is_thrown_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "download").write_text("good")
+    digest = cache.put(tmp_path / "download")
+    cache.place(cache.blob(digest), tmp_path / "bundle/a.deb")
+    cache.blob(digest).chmod(0o644)
+    cache.blob(digest).write_text("evil")
+    deb = Artifact("a.deb", "1", digest, 4, "MIT", "pkg:deb/debian/a@1")
+    with pytest.raises(LockError, match="thrown away; run it again"):
+        build._entries(tmp_path / "bundle", {"a.deb": deb})
+    assert not cache.has(digest, 4)
+
+
+def test_a_download_that_was_cut_short_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "download").write_text("good")
+    digest = cache.put(tmp_path / "download")
+    assert cache.has(digest, 4)
+    assert not cache.has(digest, 5)
+    assert not cache.blob(digest).exists()
+
+
+def test_refuses_to_build_without_keys_or_with_an_unknown_profile(tmp_path: Path) -> None:
+    with pytest.raises(LockError, match="llmkeep keys init"):
+        build.build("lab", tmp_path / "out", Keys(tmp_path), resolve_apt=False, refresh=False)
+    keys = Keys(small_bundle.signing_keys(tmp_path))
+    with pytest.raises(LockError, match="no profile 'moon', only"):
+        build.build("moon", tmp_path / "out", keys, resolve_apt=False, refresh=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_bootstrap_installs_the_control_roles_packages(tmp_path: Path) -> None:
+    keys = Keys(small_bundle.signing_keys(tmp_path))
+    (tmp_path / "out").mkdir()
+    build._bootstrap(tmp_path / "out", keys, lock.wanted()["apt"]["roles"]["control"])
+    text = (tmp_path / "out/bootstrap").read_text()
+    assert "@" not in text.split("set -eu")[1].split("say()")[0]
+    assert "python3-venv" in text
+    assert subprocess.run(["sh", "-n", str(tmp_path / "out/bootstrap")], check=False).returncode == 0

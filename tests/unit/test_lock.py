@@ -1,0 +1,101 @@
+"""The lock is what artifacts.yml wants, and nothing in it lacks a hash."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from llmkeep import lock, update, wheels
+from llmkeep.lock import Artifact, Lock, LockError
+
+PINNED, WANTED = lock.load(), lock.wanted()
+
+
+def names(environment: str) -> set[str]:
+    return {key.split("==")[0] for key in PINNED.environments[environment]}
+
+
+def test_every_artifact_has_hash_size_licence_and_purl() -> None:
+    for artifact in [*PINNED.wheels.values(), *PINNED.debs.values(), *PINNED.models.values()]:
+        assert re.fullmatch("[0-9a-f]{64}", artifact.sha256), artifact
+        assert artifact.size > 0, artifact
+        assert artifact.licence, artifact
+        assert artifact.purl.startswith(("pkg:pypi/", "pkg:deb/debian/")), artifact
+
+
+@pytest.mark.parametrize("environment", WANTED["python"]["environments"])
+def test_an_environment_has_what_artifacts_yml_wants_for_it(environment: str) -> None:
+    entry = WANTED["python"]["environments"][environment]
+    wanted = {wheels.canonical(re.split("[~=<>]", requirement)[0]) for requirement in entry["requires"]}
+    assert wanted <= names(environment)
+    assert not names(environment) & set(entry.get("from_debian", {}))
+
+
+@pytest.mark.parametrize(
+    ("inner", "outer"), [("control", "build"), ("build", "dev"), ("payload", "payload-dev")]
+)
+def test_an_environment_that_includes_another_has_its_very_versions(inner: str, outer: str) -> None:
+    assert set(PINNED.environments[inner]) <= set(PINNED.environments[outer])
+
+
+def test_every_package_that_a_role_wants_is_pinned_with_its_closure() -> None:
+    pinned = {key.split("=")[0] for key in PINNED.debs}
+    for role, packages in WANTED["apt"]["roles"].items():
+        assert set(packages) <= pinned, role
+        assert all(key in PINNED.debs for key in PINNED.roles[role])
+    assert {"libc6", "libtorch2.6", "libpython3.13-stdlib"} <= pinned  # nothing is taken for granted
+
+
+def test_requirements_pin_and_hash_each_wheel() -> None:
+    text = lock.requirements(PINNED, "control")
+    assert re.search(r"^ansible-core==2\.21\.\d+ --hash=sha256:[0-9a-f]{64}$", text, re.MULTILINE)
+    assert len(text.splitlines()) == len(PINNED.environments["control"])
+
+
+def test_requirements_need_nothing_but_debians_python_and_yaml() -> None:
+    command = ["/usr/bin/python3.13", "-I", "-c", "import sys; sys.path.insert(0, '.'); import llmkeep.lock"]
+    assert subprocess.run(command, cwd=lock.TREE, check=False).returncode == 0
+
+
+def test_an_unknown_environment_is_told_with_those_that_there_are() -> None:
+    with pytest.raises(LockError, match=r"no environment 'gpu', only \['build', 'control'"):
+        lock.requirements(PINNED, "gpu")
+
+
+def test_what_is_saved_is_loaded_again(tmp_path: Path) -> None:
+    wheel = Artifact("a-1-py3-none-any.whl", "1", "0" * 64, 3, "MIT", "pkg:pypi/a@1")
+    deb = Artifact("b_2_all.deb", "1:2", "1" * 64, 4, "GPL-2", "pkg:deb/debian/b@1%3A2?arch=all")
+    made = Lock({"control": ["a==1"]}, {"a==1": wheel}, {"base": ["b=1:2"]}, {"b=1:2": deb}, {})
+    lock.save(made, tmp_path)
+    assert lock.load(tmp_path) == made
+    assert (tmp_path / "artifacts.lock.yml").read_text().startswith("# Written by `llmkeep lock update`")
+
+
+def test_a_lock_of_another_shape_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "artifacts.lock.yml").write_text(yaml.safe_dump({"wheels": {}}))
+    with pytest.raises(LockError, match="is not a lock of this version"):
+        lock.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("version", "upstream"), [("1:2.2.4+ds-1", "2.2.4"), ("2.6.0+dfsg-7", "2.6.0"), ("3-1", "3")]
+)
+def test_debians_version_tells_the_upstream_one(version: str, upstream: str) -> None:
+    deb = Artifact("", version, "", 1, "", "")
+    assert update.upstream({f"python3-x={version}": deb}, "python3-x") == upstream
+
+
+@pytest.mark.parametrize(
+    ("metadata", "licence"),
+    [
+        ({"license_expression": "MIT OR Apache-2.0", "license": "other"}, "MIT OR Apache-2.0"),
+        ({"classifier": ["License :: OSI Approved :: MIT License"]}, "MIT License"),
+        ({"license": "ISC"}, "ISC"),
+        ({"license": "Copyright\nmany lines"}, "NOASSERTION"),
+        ({"license": "UNKNOWN"}, "NOASSERTION"),
+    ],
+)
+def test_the_licence_of_a_wheel(metadata: dict[str, object], licence: str) -> None:
+    assert wheels.licence(metadata) == licence

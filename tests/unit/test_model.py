@@ -1,0 +1,122 @@
+"""The conversion of a GGUF file: names, shapes, order of the rotary halves, rounding, and the tokenizer."""
+
+import json
+import struct
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from llmkeep import model
+from llmkeep.lock import LockError
+
+HIDDEN, HEADS, KEY_HEADS, FEED = 32, 4, 2, 64
+TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "a", "b", "ab"]
+
+
+def write_gguf(path: Path, weights: dict[str, np.ndarray], tokenizer: str = "smollm") -> None:
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(1)
+    writer.add_context_length(128)
+    writer.add_embedding_length(HIDDEN)
+    writer.add_feed_forward_length(FEED)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KEY_HEADS)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(len(TOKENS))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(tokenizer)
+    writer.add_token_list(TOKENS)
+    writer.add_token_types([3, 3, 3, 1, 1, 1])
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    writer.add_pad_token_id(2)
+    writer.add_chat_template("{{ messages }}")
+    for name, array in weights.items():
+        writer.add_tensor(name, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """bfloat16 tensors of a safetensors file as float32, read by its specification."""
+    content = path.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    found = {}
+    for name, facts in header.items():
+        if name != "__metadata__":
+            assert facts["dtype"] == "BF16"
+            start, end = facts["data_offsets"]
+            bits = np.frombuffer(content[8 + length + start : 8 + length + end], "<u2")
+            found[name] = (bits.astype(np.uint32) << 16).view(np.float32).reshape(facts["shape"])
+    return found
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> dict[str, np.ndarray]:
+    """A model whose query weights tell their row: row r holds r everywhere."""
+    rows = np.repeat(np.arange(HIDDEN, dtype=np.float32)[:, None], HIDDEN, axis=1)
+    write_gguf(
+        tmp_path / "in.gguf",
+        {
+            "token_embd.weight": np.ones((len(TOKENS), HIDDEN), np.float32),
+            "output_norm.weight": np.ones(HIDDEN, np.float32),
+            "blk.0.attn_q.weight": rows,
+            "blk.0.attn_k.weight": rows[: HIDDEN // HEADS * KEY_HEADS],
+            "blk.0.attn_v.weight": rows[: HIDDEN // HEADS * KEY_HEADS],
+            "blk.0.ffn_down.weight": np.ones((HIDDEN, FEED), np.float32),
+        },
+    )
+    model.convert(tmp_path / "in.gguf", tmp_path / "out")
+    return read_tensors(tmp_path / "out" / "model.safetensors")
+
+
+def test_tensors_have_transformers_names_and_shapes(made: dict[str, np.ndarray]) -> None:
+    assert {name: array.shape for name, array in made.items()} == {
+        "model.embed_tokens.weight": (6, HIDDEN),
+        "model.norm.weight": (HIDDEN,),
+        "model.layers.0.self_attn.q_proj.weight": (HIDDEN, HIDDEN),
+        "model.layers.0.self_attn.k_proj.weight": (16, HIDDEN),
+        "model.layers.0.self_attn.v_proj.weight": (16, HIDDEN),
+        "model.layers.0.mlp.down_proj.weight": (HIDDEN, FEED),
+    }
+
+
+def test_interleaved_rotary_rows_become_halves(made: dict[str, np.ndarray]) -> None:
+    head = [0, 2, 4, 6, 1, 3, 5, 7]  # llama.cpp keeps each pair together, transformers first and second half
+    query = made["model.layers.0.self_attn.q_proj.weight"][:, 0]
+    assert query.tolist() == [8 * number + row for number in range(HEADS) for row in head]
+    assert made["model.layers.0.self_attn.k_proj.weight"][:8, 0].tolist() == head
+    assert made["model.layers.0.self_attn.v_proj.weight"][:8, 0].tolist() == list(range(8))
+
+
+@pytest.mark.usefixtures("made")
+def test_config_and_tokenizer_say_what_the_gguf_says(tmp_path: Path) -> None:
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["tie_word_embeddings"] is True
+    assert config["rms_norm_eps"] == 1e-5
+    assert (config["bos_token_id"], config["eos_token_id"]) == (1, 2)
+    tokenizer = json.loads((tmp_path / "out/tokenizer.json").read_text())
+    assert tokenizer["model"]["vocab"] == {token: i for i, token in enumerate(TOKENS)}
+    assert tokenizer["model"]["merges"] == [["a", "b"]]
+    assert [token["id"] for token in tokenizer["added_tokens"]] == [0, 1, 2]
+    assert json.loads((tmp_path / "out/tokenizer_config.json").read_text())["eos_token"] == "<|im_end|>"
+
+
+def test_rounds_to_the_nearest_bfloat16_and_ties_to_even() -> None:
+    bits = np.array([0x3F808000, 0x3F818000, 0x3F808001, 0x3F807FFF, 0xBF818000], np.uint32)
+    rounded = model._bfloat16(bits.view(np.float32))
+    assert [hex(value) for value in rounded] == ["0x3f80", "0x3f82", "0x3f81", "0x3f80", "0xbf82"]
+
+
+def test_refuses_a_tokenizer_that_was_never_tried(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "in.gguf", {"output_norm.weight": np.ones(8, np.float32)}, tokenizer="llama-bpe")
+    with pytest.raises(LockError, match="llama-bpe tokenizer; only llama with smollm was ever tried"):
+        model.convert(tmp_path / "in.gguf", tmp_path / "out")
