@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lab import sink
+from lab import demo, door, sink
 from lab.errors import LabError, NotUp
 from lab.host import Machine
 from lab.instance import CHECKOUT, Instance, plug
@@ -53,9 +53,14 @@ def parser() -> argparse.ArgumentParser:
     instance = os.environ.get("LAB_INSTANCE", "lab")
     top.add_argument("--instance", default=instance, help="which lab of this checkout (or LAB_INSTANCE)")
     top.add_argument(
-        "-i", "--inventory", action="append", default=[], type=Path, metavar="PATH",
+        "-i",
+        "--inventory",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="PATH",
         help="hosts to build, may be repeated; kept from the last up (default inventory/lab)",
-    )  # fmt: skip
+    )
     verbs = top.add_subparsers(dest="verb", required=True, metavar="COMMAND")
 
     up = verbs.add_parser("up", help="start every host that does not run; heals what is half there")
@@ -75,7 +80,10 @@ def parser() -> argparse.ArgumentParser:
     execute = verbs.add_parser("exec", help="run a command on a host: lab exec HOST -- CMD")
     execute.add_argument("host")
     execute.add_argument("command", nargs=argparse.REMAINDER)
-    for name, text in (("snapshot", "keep a copy of a host's disks"), ("restore", "put the disks back, power on")):
+    for name, text in (
+        ("snapshot", "keep a copy of a host's disks"),
+        ("restore", "put the disks back, power on"),
+    ):
         verb = verbs.add_parser(name, help=text)
         verb.add_argument("host")
         verb.add_argument("name")
@@ -87,6 +95,13 @@ def parser() -> argparse.ArgumentParser:
     stick = verbs.add_parser("plug", help="a folder or ext4 image becomes a read-only disk of a host")
     stick.add_argument("host")
     stick.add_argument("source", type=Path, help="folder, or ext4 image")
+    opened = verbs.add_parser("open", help="a port of 127.0.0.1 to the edge, a demo key, and .lab/env")
+    opened.add_argument("--close", action="store_true", help="end it")
+    shown = verbs.add_parser(
+        "demo", help="bundle, stick, bootstrap, site.yml, a question: what `make lab` does"
+    )
+    shown.add_argument("--bundle", type=Path, default=CHECKOUT / ".lab" / "bundle", metavar="DIR")
+    shown.add_argument("--question", default=demo.QUESTION)
     site = verbs.add_parser("site", help="the working tree's site.yml, run from outside")
     site.add_argument("arguments", nargs=argparse.REMAINDER, help="for ansible-playbook")
     return top
@@ -104,6 +119,11 @@ def run(given: argparse.Namespace) -> int:
             return show_status(instance, given.json)
         case "sink":
             return show_sink(instance, given.json, given.clear)
+        case "open":
+            return open_or_close(instance, given.close)
+        case "demo":
+            demo.demo(instance, given.bundle, given.question, terminal)
+            return 0
         case "netns":
             instance.require_up()
             return subprocess.call(
@@ -185,6 +205,17 @@ def up(instance: Instance, fine_if_up: bool) -> int:
     return 0
 
 
+def open_or_close(instance: Instance, close: bool) -> int:
+    """Open the door of the lab, or close it."""
+    with instance.changing():
+        if close:
+            door.close_door(instance)
+            return 0
+        opened = door.open_door(instance)
+    print(f"{opened.url} leads to the edge; for a client:  source {opened.env_file}")
+    return 0
+
+
 def stop(instance: Instance, verb: str) -> int:
     """Stop the lab, or throw it away."""
     with instance.changing():
@@ -202,15 +233,33 @@ def show_status(instance: Instance, as_json: bool) -> int:
         print(json.dumps(status, indent=2))
         return 0
     table = Table(title=f"lab {status['instance']} ({status['namespace'] or 'down'})", title_justify="left")
-    for column in ("host", "address", "groups", "memory", "power", "cable", "ssh", "stick", "disks", "snapshots"):
+    for column in (
+        "host",
+        "address",
+        "groups",
+        "memory",
+        "power",
+        "cable",
+        "ssh",
+        "stick",
+        "disks",
+        "snapshots",
+    ):
         table.add_column(column)
     words = {True: "yes", False: "no"}
     for name, host in status["hosts"].items():
         table.add_row(
-            name, host["address"], " ".join(host["groups"]), f"{host['memory'] >> 20} MiB", words[host["power"]],
-            words[host["cable"]], words[host["ssh"]], words[host["stick"]], f"{host['disk_bytes'] >> 20} MiB",
+            name,
+            host["address"],
+            " ".join(host["groups"]),
+            f"{host['memory'] >> 20} MiB",
+            words[host["power"]],
+            words[host["cable"]],
+            words[host["ssh"]],
+            words[host["stick"]],
+            f"{host['disk_bytes'] >> 20} MiB",
             " ".join(host["snapshots"]),
-        )  # fmt: skip
+        )
     output = Console()
     output.print(table)
     output.print(f"sink: {'records' if status['sink'] else 'down'}; open: {words[status['open']]}")

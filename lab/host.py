@@ -61,7 +61,7 @@ class Machine:
         return [self.root, *(self.folder / f"{disk.serial}.img" for disk in self.host.disks)]
 
     def create_disks(self, base: Path, known_hosts: str, authorized: str, operator_key: bytes) -> None:
-        """Its disks as they come out of the box: a bare Debian that knows its own name, and blank data disks."""
+        """Its disks as they come out of the box: a bare Debian that knows its name, blank data disks."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for disk, file in zip(self.host.disks, self.disks()[1:], strict=True):
             if not file.exists():

@@ -1,7 +1,7 @@
 """The bare Debian 13 that hosts start from: made once, kept in the user's cache folder.
 
-Packages come from where this machine's own apt gets them, its trixie suites only. Nothing of Python, openssl or
-the like is in it: a host that was just unpacked from a box has none either.
+Packages come from where this machine's own apt gets them, its trixie suites only. No Python, no openssl is in
+it: a host that was just unpacked from a box has none either.
 """
 
 import fcntl
@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from lab.errors import LabError, MissingProgram
@@ -22,7 +21,7 @@ SUITES = ("trixie", "trixie-updates", "trixie-security")
 PACKAGES = ("systemd-sysv", "udev", "dbus", "openssh-server", "iproute2", "kmod")
 ROOT_SIZE = "24G"  # of the file system; the file is sparse and holds what is written
 MODULES = Path("/usr/lib/uml/modules")
-# Nobody sits at a console of these hosts, and apt's timers would ask the resolver for archives that are not there.
+# Nobody sits at a console, and apt's timers would ask the resolver for archives that are not there.
 MASKED = ("getty.target", "systemd-firstboot.service", "apt-daily.timer", "apt-daily-upgrade.timer")
 FILES = {
     "etc/fstab": "/dev/ubda / ext4 defaults 0 1\n",
@@ -82,7 +81,12 @@ def deb822_sources(paragraphs: str) -> Iterator[str]:
         fields = dict(re.findall(r"^([A-Za-z-]+):[ \t]*(.*)$", "\n".join(lines), re.MULTILINE))
         suites = [suite for suite in fields.get("Suites", "").split() if suite in SUITES]
         uris = [uri for uri in fields.get("URIs", "").split() if not uri.startswith(("file:", "cdrom:"))]
-        if suites and uris and "deb" in fields.get("Types", "").split() and fields.get("Enabled", "yes") != "no":
+        if (
+            suites
+            and uris
+            and "deb" in fields.get("Types", "").split()
+            and fields.get("Enabled", "yes") != "no"
+        ):
             keyring = fields.get("Signed-By", "/usr/share/keyrings/debian-archive-keyring.pgp")
             yield (
                 f"Types: deb\nURIs: {' '.join(uris)}\nSuites: {' '.join(suites)}\n"
@@ -107,14 +111,18 @@ def machine_sources(etc_apt: Path = Path("/etc/apt")) -> str:
         elif file.suffix == ".list":
             found += one_line_sources(file.read_text(encoding="utf-8"))
     if not found:
-        raise LabError(f"{etc_apt} names no archive with the suite trixie: this machine cannot install Debian 13")
+        raise LabError(
+            f"{etc_apt} names no archive with the suite trixie: this machine cannot install Debian 13"
+        )
     return "\n".join(dict.fromkeys(found))
 
 
 def _acquire_options() -> list[str]:
     """How this machine reaches its archives (proxies, timeouts): apt's settings of the kind."""
     dump = subprocess.run(["apt-config", "dump"], check=True, capture_output=True, text=True).stdout
-    wanted = re.compile(r"Acquire::(https?::(?!User-Agent)|Check-|Retries|ForceIPv|Max-FutureTime)\S* \"[^\"]+\";")
+    wanted = re.compile(
+        r"Acquire::(https?::(?!User-Agent)|Check-|Retries|ForceIPv|Max-FutureTime)\S* \"[^\"]+\";"
+    )
     return [line for line in dump.splitlines() if wanted.match(line)]
 
 
@@ -150,7 +158,9 @@ def _build(root: Path, scratch: Path) -> None:
     for unit in MASKED:
         (system / unit).unlink(missing_ok=True)
         (system / unit).symlink_to("/dev/null")
-    subprocess.run(["systemctl", f"--root={root}", "--quiet", "enable", "systemd-networkd.service"], check=True)
+    subprocess.run(
+        ["systemctl", f"--root={root}", "--quiet", "enable", "systemd-networkd.service"], check=True
+    )
     # Waiting for a network that has no uplink only costs time.
     wait_online = "systemd-networkd-wait-online.service"
     subprocess.run(["systemctl", f"--root={root}", "--quiet", "disable", wait_online], check=True)
@@ -181,6 +191,8 @@ def write_files(image: Path, files: dict[str, tuple[bytes, int]]) -> None:
         script.write_text("\n".join(commands) + "\n", encoding="utf-8")
         subprocess.run(["debugfs", "-w", "-f", str(script), str(image)], check=True, capture_output=True)
         for path, (content, _) in files.items():
-            back = subprocess.run(["debugfs", "-R", f"cat {path}", str(image)], check=True, capture_output=True)
+            back = subprocess.run(
+                ["debugfs", "-R", f"cat {path}", str(image)], check=True, capture_output=True
+            )
             if back.stdout != content:
                 raise LabError(f"{path} did not reach {image}: debugfs wrote {len(back.stdout)} bytes of it")

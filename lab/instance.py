@@ -51,6 +51,8 @@ class Instance:
         self.sink_file = self.folder / "sink.jsonl"
         self.sink = Daemon(self.folder / "sink.json")
         self.forwarder = Daemon(self.folder / "forward.json")
+        # `.lab/env` belongs to the lab that people use; the others keep theirs to themselves.
+        self.env_file = checkout / ".lab" / "env" if name == "lab" else self.folder / "env"
         self.known_hosts = self.folder / "known_hosts"
         self.developer_key = self.folder / "developer_key"
         self.operator_key = self.folder / "operator_key"
@@ -58,7 +60,8 @@ class Instance:
         self.inventories = list(inventories) or self._inventories_of_last_up()
         self.lab: Lab = read(self.inventories)
         self.machines = [
-            Machine(host, self.lab, self.folder / "hosts" / host.name, self.namespace) for host in self.lab.hosts
+            Machine(host, self.lab, self.folder / "hosts" / host.name, self.namespace)
+            for host in self.lab.hosts
         ]
 
     def _inventories_of_last_up(self) -> list[Path]:
@@ -68,7 +71,7 @@ class Instance:
 
     @contextmanager
     def changing(self) -> Iterator[None]:
-        """Hold the instance: Busy if another command changes it. The kernel lets go of it with this process."""
+        """Hold the instance: Busy if another command does. The kernel lets go of it with this process."""
         require_root()
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "lock").open("w") as handle:
@@ -133,9 +136,18 @@ class Instance:
             inside = [self.lab.seat, *(host.address for host in self.lab.hosts)]
             self.sink.start(
                 self.namespace.command(
-                    sys.executable, "-m", "lab.sink", "--interface", BRIDGE, "--gateway", self.lab.gateway,
-                    "--file", str(self.sink_file), "--inside", *inside,
-                ),  # fmt: skip
+                    sys.executable,
+                    "-m",
+                    "lab.sink",
+                    "--interface",
+                    BRIDGE,
+                    "--gateway",
+                    self.lab.gateway,
+                    "--file",
+                    str(self.sink_file),
+                    "--inside",
+                    *inside,
+                ),
                 cwd=self.checkout,
                 log=self.folder / "sink.log",
             )
@@ -144,7 +156,8 @@ class Instance:
         make_key(self.developer_key, "developer@lab")
         make_key(self.operator_key, "operator@lab")
         lines = [
-            f"{machine.host.name},{machine.host.address} {machine.public_key()}\n" for machine in self.machines
+            f"{machine.host.name},{machine.host.address} {machine.public_key()}\n"
+            for machine in self.machines
         ]
         self.known_hosts.write_text("".join(lines), encoding="ascii")
 
@@ -175,10 +188,7 @@ class Instance:
                 shutil.rmtree(entry)
             else:
                 entry.unlink()
-        for name in ("env", "demo-key"):
-            file = self.folder.parent.parent / name
-            if self.name == "lab":
-                file.unlink(missing_ok=True)
+        self.env_file.unlink(missing_ok=True)
 
     def _left_over_daemons(self) -> list[Daemon]:
         """Every process that was recorded for a host, also for hosts that the inventory no longer has."""
@@ -217,7 +227,9 @@ class Instance:
         }
         given = [part for name, value in options.items() for part in ("-o", f"{name}={value}")]
         where = f"root@{machine.host.address}"
-        return self.namespace.command("ssh", "-F", "none", "-i", str(self.developer_key), *given, where, *command)
+        return self.namespace.command(
+            "ssh", "-F", "none", "-i", str(self.developer_key), *given, where, *command
+        )
 
     def settle(self, machine: Machine) -> None:
         """Ask a running host to write everything to its disks."""
@@ -226,7 +238,9 @@ class Instance:
             subprocess.run(command, check=True, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
             name = machine.host.name
-            raise LabError(f"{name} could not sync: {error}; `lab power-off {name}` first takes it as it is") from None
+            raise LabError(
+                f"{name} could not sync: {error}; `lab power-off {name}` first takes it as it is"
+            ) from None
 
     def forget_connections(self, machine: Machine) -> None:
         """End Ansible's kept connections to a host that is about to lose its power."""
@@ -249,7 +263,9 @@ class Instance:
                 "cable": exists and machine.cable(),
                 "ssh": machine.answers(),
                 "stick": machine.stick.exists(),
-                "snapshots": sorted(path.name for path in machine.snapshots.glob("*") if path.suffix != ".new"),
+                "snapshots": sorted(
+                    path.name for path in machine.snapshots.glob("*") if path.suffix != ".new"
+                ),
                 "disk_bytes": sum(file.stat().st_blocks * 512 for file in machine.disks() if file.exists()),
             }
         return {
@@ -320,13 +336,21 @@ def plug(machine: Machine, source: Path) -> None:
 
 def write_stick(folder: Path, target: Path) -> None:
     """An ext4 image with the content of a folder, labelled LLMKEEP."""
-    files = [path for path in folder.rglob("*")]
+    files = list(folder.rglob("*"))
     payload = sum(path.lstat().st_size for path in files if path.is_file() and not path.is_symlink())
     size = (payload + len(files) * 8192) * 21 // 20 + (32 << 20)
     with target.open("wb") as handle:
         handle.truncate(size)
     make = ["mkfs.ext4", "-q", "-F", "-m", "0", "-b", "4096", "-L", "LLMKEEP", "-O", "^has_journal"]
-    make += ["-N", str(len(files) + 64), "-E", "lazy_itable_init=0,root_owner=0:0", "-d", str(folder), str(target)]
+    make += [
+        "-N",
+        str(len(files) + 64),
+        "-E",
+        "lazy_itable_init=0,root_owner=0:0",
+        "-d",
+        str(folder),
+        str(target),
+    ]
     # A file that no manifest names would make the bundle a tampered one.
     tidy = ["debugfs", "-w", "-R", "rmdir lost+found", str(target)]
     for command in (make, tidy):

@@ -38,8 +38,8 @@ class Host:
 class Lab:
     """A lab as the inventory describes it.
 
-    `gateway` is the address of the sink (default gateway and resolver of every host), `seat` the one from which
-    commands that are run inside the namespace speak.
+    `gateway` is the address of the sink (default gateway and resolver of every host), `seat` the one from
+    which commands that are run inside the namespace speak.
     """
 
     network: ipaddress.IPv4Network
@@ -78,7 +78,9 @@ def read(paths: Iterable[Path]) -> Lab:
         try:
             tree = yaml.safe_load(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise BadInventory(f"there is no inventory at {file}: name a folder with hosts.yml in it") from None
+            raise BadInventory(
+                f"there is no inventory at {file}: name a folder with hosts.yml in it"
+            ) from None
         except yaml.YAMLError as error:
             raise BadInventory(f"{file} is not YAML: {error}") from None
         if not isinstance(tree, dict):
@@ -96,7 +98,9 @@ def read(paths: Iterable[Path]) -> Lab:
     addresses = [host.address for host in hosts] + [gateway, seat]
     for address in addresses:
         if addresses.count(address) > 1:
-            raise BadInventory(f"{address} is used twice: every host, lab_gateway and lab_seat need their own")
+            raise BadInventory(
+                f"{address} is used twice: every host, lab_gateway and lab_seat need their own"
+            )
     if not hosts:
         raise BadInventory("the inventory names no host with lab_memory: nothing to start")
     return Lab(network, gateway, seat, hosts)

@@ -1,7 +1,7 @@
 """The network of a lab: a bridge in a namespace of its own that has no uplink.
 
-The bridge carries one address, the seat. The gateway's address belongs to nobody in the kernel: the sink answers
-ARP for it (sink.py), so that packets to elsewhere come onto the wire and end there, unanswered.
+The bridge carries one address, the seat. The gateway's address belongs to nobody in the kernel: the sink
+answers ARP for it (sink.py), so that packets to elsewhere come onto the wire and end there, unanswered.
 """
 
 import os
@@ -62,8 +62,16 @@ class Namespace:
         if not self.exists():
             self.path.unlink(missing_ok=True)
             _run(["ip", "netns", "add", self.name])
-        _run(self.command("sysctl", "-q", "-w", "net.ipv4.ip_forward=0", "net.ipv6.conf.all.disable_ipv6=1",
-                          "net.ipv6.conf.default.disable_ipv6=1"))  # fmt: skip
+        _run(
+            self.command(
+                "sysctl",
+                "-q",
+                "-w",
+                "net.ipv4.ip_forward=0",
+                "net.ipv6.conf.all.disable_ipv6=1",
+                "net.ipv6.conf.default.disable_ipv6=1",
+            )
+        )
         self.ip("link", "set", "lo", "up")
         if BRIDGE not in self.links():
             self.ip("link", "add", BRIDGE, "address", GATEWAY_MAC, "type", "bridge", "forward_delay", "0")
@@ -87,7 +95,9 @@ class Namespace:
         """Processes that live inside."""
         if not self.exists():
             return []
-        listing = subprocess.run(["ip", "netns", "pids", self.name], check=True, capture_output=True, text=True)
+        listing = subprocess.run(
+            ["ip", "netns", "pids", self.name], check=True, capture_output=True, text=True
+        )
         return [int(pid) for pid in listing.stdout.split()]
 
     def within[Result](self, action: Callable[[], Result]) -> Result:

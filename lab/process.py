@@ -58,7 +58,12 @@ class Daemon:
         with log.open("ab") as output:
             if pipe_output:
                 writer = subprocess.Popen(
-                    ["cat"], stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True, cwd="/"
+                    ["cat"],
+                    stdin=subprocess.PIPE,
+                    stdout=output,
+                    stderr=output,
+                    start_new_session=True,
+                    cwd="/",
                 )
             child = subprocess.Popen(
                 command,

@@ -1,8 +1,8 @@
 """The sink: default gateway and resolver of every host. It answers nothing and records who tries to leave.
 
-It answers ARP for the gateway's address, so that packets to elsewhere do come onto the wire, and appends one JSON
-line for each IP packet whose destination is neither a host of the lab nor its seat, with the name that was asked
-for where it is a DNS question.
+It answers ARP for the gateway's address, so that packets to elsewhere do come onto the wire, and appends one
+JSON line for each IP packet whose destination is neither a host of the lab nor its seat, with the name that is
+asked for where it is a DNS question.
 """
 
 import argparse
@@ -103,7 +103,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python3.13 -m lab.sink", description="records who tries to leave")
     parser.add_argument("--interface", required=True)
     parser.add_argument("--gateway", required=True, help="address to answer ARP for")
-    parser.add_argument("--inside", required=True, nargs="+", help="addresses of the lab: no packet to them is recorded")
+    parser.add_argument(
+        "--inside", required=True, nargs="+", help="addresses of the lab: no packet to them is recorded"
+    )
     parser.add_argument("--file", required=True, type=Path, help="where to append JSON lines")
     given = parser.parse_args(arguments)
     listen(given.interface, given.gateway, frozenset(given.inside), given.file)

@@ -38,7 +38,9 @@ def test_children_that_outlived_their_leader_are_found(tmp_path: Path) -> None:
 
 
 def test_a_process_id_that_was_given_to_someone_else_is_left_alone(tmp_path: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True) as other:
+    with subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True
+    ) as other:
         seen = stat(other.pid)
         assert seen is not None
         daemon = Daemon(tmp_path / "it.json")

@@ -1,0 +1,129 @@
+"""`lab open`: a port of this machine, a key and three shell variables, for any OpenAI client."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab.errors import LabError, NotUp
+from lab.instance import Instance
+
+EDGE_PORT = 443
+KEY_DAYS = 30
+SUBJECT = "demo@lab"
+
+
+@dataclass(frozen=True)
+class Door:
+    """What a client needs: base URL without /v1, the CA's certificate, a file with the key, variables."""
+
+    url: str
+    ca: Path
+    key_file: Path
+    env_file: Path
+
+
+def open_door(instance: Instance) -> Door:
+    """Forward a port to the edge, fetch the CA's certificate, make a key; what is there is kept."""
+    instance.require_up()
+    door = Door(
+        url=f"https://localhost:{forward(instance)}",
+        ca=instance.folder / "ca.pem",
+        key_file=instance.folder / "demo-key",
+        env_file=instance.env_file,
+    )
+    edge = on(instance, "edge")
+    door.ca.write_text(output(instance, edge, "cat", "/etc/llmkeep/pki/root.pem"), encoding="ascii")
+    if not key_is_good(instance, door.key_file):
+        make_key(instance, door.key_file)
+    assignments = {"LLMKEEP_URL": door.url, "LLMKEEP_CA": door.ca, "LLMKEEP_API_KEY_FILE": door.key_file}
+    lines = [f"{name}={shlex.quote(str(value))}\n" for name, value in assignments.items()]
+    staged = door.env_file.with_suffix(".new")
+    staged.write_text("".join(lines), encoding="utf-8")
+    staged.replace(door.env_file)
+    return door
+
+
+def close_door(instance: Instance) -> None:
+    """End the forwarding. The key stays good until it expires or is revoked."""
+    instance.forwarder.kill()
+
+
+def forward(instance: Instance) -> int:
+    """The port that leads to the edge, opened if it is not open."""
+    port_file = instance.folder / "forward.port"
+    if instance.forwarder.pid() is None:
+        instance.forwarder.kill()
+        port_file.unlink(missing_ok=True)
+        address = instance.machine(on(instance, "edge")).host.address
+        command = [sys.executable, "-m", "lab.forward", "--namespace", str(instance.namespace.path)]
+        command += ["--address", address, "--port", str(EDGE_PORT), "--port-file", str(port_file)]
+        log = instance.folder / "forward.log"
+        instance.forwarder.start(command, cwd=instance.checkout, log=log)
+        deadline = time.monotonic() + 10
+        while not port_file.exists():
+            if instance.forwarder.pid() is None or time.monotonic() > deadline:
+                raise LabError(f"no port of 127.0.0.1 could be opened: see {log}")
+            time.sleep(0.05)
+    return int(port_file.read_text(encoding="ascii"))
+
+
+def on(instance: Instance, group: str) -> str:
+    """Name of the first host of a group."""
+    hosts = instance.lab.in_group(group)
+    if not hosts:
+        raise LabError(f"no host of this lab stands in [{group}]: there is nobody to ask")
+    return hosts[0].name
+
+
+def output(instance: Instance, host: str, *command: str) -> str:
+    """What a command on a host prints; LabError with its complaint where it fails."""
+    machine = instance.machine(host)
+    if not machine.running():
+        raise NotUp(f"{host} has no power: `lab up` starts it")
+    done = subprocess.run(
+        instance.ssh(machine, shlex.join(command)),
+        check=False,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        reason = done.stderr.strip() or f"exit code {done.returncode}"
+        raise LabError(f"`{shlex.join(command)}` failed on {host}: {reason}")
+    return done.stdout
+
+
+def key_is_good(instance: Instance, key_file: Path) -> bool:
+    """Whether the key that was made before is still one that the gateway takes."""
+    if not key_file.exists():
+        return False
+    listed = json.loads(output(instance, on(instance, "serve"), "llm-serve", "keys", "list", "--json"))
+    records = listed["keys"] if isinstance(listed, dict) else listed
+    parts = key_file.read_text(encoding="ascii").strip().split("_")
+    ours = [record for record in records if len(parts) > 1 and record["id"] == parts[1]]
+    return bool(ours) and not ours[0].get("revoked") and not expired(str(ours[0].get("expires") or "9999"))
+
+
+def expired(when: str) -> bool:
+    """Whether a time in ISO 8601 (UTC) lies in the past."""
+    return when[:19] <= time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
+
+
+def make_key(instance: Instance, key_file: Path) -> None:
+    """A demo key for the serve host; it is readable by its owner only, and in no command line."""
+    command = ["llm-serve", "keys", "add", "--subject", SUBJECT, "--tenant", "demo", "--role", "user"]
+    printed = output(instance, on(instance, "serve"), *command, "--expires", f"{KEY_DAYS}d")
+    key = next((word for word in printed.split() if word.startswith("llmk_")), None)
+    if key is None:
+        raise LabError("`llm-serve keys add` printed no key that begins with llmk_")
+    staged = key_file.with_suffix(".new")
+    staged.unlink(missing_ok=True)
+    descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="ascii") as handle:
+        handle.write(key + "\n")
+    staged.replace(key_file)
