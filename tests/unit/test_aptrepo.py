@@ -6,7 +6,7 @@ from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
-import small_bundle
+import small_bundle  # type: ignore[import-not-found]
 
 from llmkeep import aptrepo, cache, lock
 
@@ -20,7 +20,7 @@ Description: a package of a test
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_bundle.signing_keys(tmp_path_factory.mktemp("keys"))
+    return Path(small_bundle.signing_keys(tmp_path_factory.mktemp("keys")))
 
 
 @pytest.fixture

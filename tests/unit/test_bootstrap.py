@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import small_bundle
+import small_bundle  # type: ignore[import-not-found]
 
 from llmkeep import manifest
 
@@ -47,12 +47,12 @@ class Machine:
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_bundle.signing_keys(tmp_path_factory.mktemp("keys"))
+    return Path(small_bundle.signing_keys(tmp_path_factory.mktemp("keys")))
 
 
 @pytest.fixture(scope="module")
 def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_bundle.signing_keys(tmp_path_factory.mktemp("foreign"))
+    return Path(small_bundle.signing_keys(tmp_path_factory.mktemp("foreign")))
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import small_bundle
+import small_bundle  # type: ignore[import-not-found]
 
 from llmkeep import build, cache, lock, manifest
 from llmkeep.build import Keys
@@ -84,7 +84,10 @@ def test_a_download_that_was_cut_short_does_not_count(
     assert not cache.blob(digest).exists()
 
 
-def test_refuses_to_build_without_keys_or_with_an_unknown_profile(tmp_path: Path) -> None:
+def test_refuses_to_build_without_keys_or_with_an_unknown_profile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with pytest.raises(LockError, match="llmkeep keys init"):
         build.build("lab", tmp_path / "out", Keys(tmp_path), resolve_apt=False, refresh=False)
     keys = Keys(small_bundle.signing_keys(tmp_path))

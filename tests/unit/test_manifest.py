@@ -4,7 +4,7 @@ import datetime
 from pathlib import Path
 
 import pytest
-import small_bundle
+import small_bundle  # type: ignore[import-not-found]
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,17 +15,17 @@ from llmkeep.manifest import BundleRefused
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_bundle.signing_keys(tmp_path_factory.mktemp("keys"))
+    return Path(small_bundle.signing_keys(tmp_path_factory.mktemp("keys")))
 
 
 @pytest.fixture(scope="module")
 def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_bundle.signing_keys(tmp_path_factory.mktemp("foreign"))
+    return Path(small_bundle.signing_keys(tmp_path_factory.mktemp("foreign")))
 
 
 @pytest.fixture
 def folder(tmp_path: Path, keys: Path) -> Path:
-    return small_bundle.write(tmp_path / "bundle", keys)
+    return Path(small_bundle.write(tmp_path / "bundle", keys))
 
 
 def test_accepts_what_was_signed(folder: Path, keys: Path) -> None:
