@@ -260,7 +260,7 @@ def show_status(instance: Instance, as_json: bool) -> int:
             f"{host['disk_bytes'] >> 20} MiB",
             " ".join(host["snapshots"]),
         )
-    output = Console()
+    output = Console() if sys.stdout.isatty() else Console(width=160)
     output.print(table)
     output.print(f"sink: {'records' if status['sink'] else 'down'}; open: {words[status['open']]}")
     return 0

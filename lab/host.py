@@ -56,6 +56,11 @@ class Machine:
         """Whether it has power."""
         return self.kernel.pid() is not None
 
+    def sound(self) -> bool:
+        """Whether it has power, and a switch and a tap in this namespace: else only a new start helps."""
+        parts = (self.kernel.pid(), self.switch.pid())
+        return all(self.namespace.holds(pid) for pid in parts) and self.tap in self.namespace.links()
+
     def disks(self) -> list[Path]:
         """Every disk that is its own, the root disk first; the stick is not."""
         return [self.root, *(self.folder / f"{disk.serial}.img" for disk in self.host.disks)]
@@ -103,14 +108,14 @@ class Machine:
 
     def power_on(self, memory_folder: Path) -> None:
         """Start it, with its cable; nothing where it runs."""
-        if self.running():
+        if self.sound():
             return
         self.kernel.kill()
         sockets = self.folder / "uml"
         shutil.rmtree(sockets, ignore_errors=True)
         sockets.mkdir()
         self.namespace.plug_cable(self.tap)
-        if self.switch.pid() is None:
+        if not self.namespace.holds(self.switch.pid()):
             self.switch.kill()
             (self.folder / "switch.sock").unlink(missing_ok=True)
             self.switch.start(

@@ -89,16 +89,16 @@ class Instance:
     def is_up(self) -> bool:
         """Whether every part of it runs."""
         return (
-            self.namespace.exists()
-            and self.sink.pid() is not None
-            and all(machine.running() for machine in self.machines)
+            self.namespace.holds(self.sink.pid())
+            and BRIDGE in self.namespace.links()
+            and all(machine.sound() for machine in self.machines)
         )
 
     def up(self, report: Report) -> None:
         """Start what does not run; AlreadyUp where everything does."""
         if self.is_up():
             raise AlreadyUp(f"lab {self.name!r} is up: `lab status` shows it, `lab down` stops it")
-        starting = [machine for machine in self.machines if not machine.running()]
+        starting = [machine for machine in self.machines if not machine.sound()]
         require_programs()
         require_memory(starting)
         require_space(self.folder, starting)
@@ -129,9 +129,13 @@ class Instance:
 
     def start_network(self) -> None:
         """The namespace, its bridge and the sink."""
+        bridge_is_new = not (self.namespace.exists() and BRIDGE in self.namespace.links())
         self.namespace.create(self.lab)
         self.sockets.mkdir(mode=0o700, exist_ok=True)
-        if self.sink.pid() is None:
+        for machine in self.machines:
+            if machine.tap in self.namespace.links():
+                self.namespace.attach(machine.tap)
+        if not self.namespace.holds(self.sink.pid()) or bridge_is_new:
             self.sink.kill()
             inside = [self.lab.seat, *(host.address for host in self.lab.hosts)]
             self.sink.start(

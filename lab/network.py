@@ -42,6 +42,15 @@ class Namespace:
         except FileNotFoundError:
             return False
 
+    def holds(self, pid: int | None) -> bool:
+        """Whether a process lives inside."""
+        if pid is None or not self.exists():
+            return False
+        try:
+            return Path(f"/proc/{pid}/ns/net").stat().st_ino == self.path.stat().st_ino
+        except OSError:
+            return False
+
     def command(self, *command: str) -> list[str]:
         """The command line that runs a command inside; the process keeps its id."""
         return ["nsenter", f"--net={self.path}", "--", *command]
@@ -82,8 +91,12 @@ class Namespace:
         """A tap on the bridge, up."""
         if name not in self.links():
             self.ip("tuntap", "add", name, "mode", "tap")
-        self.ip("link", "set", name, "master", BRIDGE)
+        self.attach(name)
         self.ip("link", "set", name, "up")
+
+    def attach(self, name: str) -> None:
+        """Lead a tap to the bridge, whether its cable is in or cut."""
+        self.ip("link", "set", name, "master", BRIDGE)
 
     def delete(self) -> None:
         """Forget the namespace; with its last process, everything in it is gone."""

@@ -1,8 +1,8 @@
 """The sink: default gateway and resolver of every host. It answers nothing and records who tries to leave.
 
 It answers ARP for the gateway's address, so that packets to elsewhere do come onto the wire, and appends one
-JSON line for each IP packet whose destination is neither a host of the lab nor its seat, with the name that is
-asked for where it is a DNS question.
+JSON line for each IP packet whose destination is neither a host of the lab nor its seat, with the name that
+is asked for where it is a DNS question.
 """
 
 import argparse
