@@ -4,11 +4,13 @@ Prompts and answers are never logged. An exception is logged by its type and the
 message, because messages (pydantic's, for one) quote the input.
 """
 
+import asyncio
 import json
 import logging
 import sys
 import traceback
 from datetime import UTC, datetime
+from typing import Any
 
 
 class JsonLines(logging.Formatter):
@@ -46,3 +48,14 @@ def configure(level: str = "INFO") -> None:
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for noisy in ("asyncio", "uvicorn", "uvicorn.error", "uvicorn.access", "transformers"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def guard(loop: asyncio.AbstractEventLoop) -> None:
+    """Log what escapes into the event loop by type and code lines; asyncio would print its message too."""
+
+    def escaped(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        fields = exception_fields(error) if isinstance(error, BaseException) else {}
+        logging.getLogger("asyncio").error("an error reached the event loop", extra={"fields": fields})
+
+    loop.set_exception_handler(escaped)

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from llmcore import logs
 from llmcore.notify import notify
 from llmserve.errors import ApiError, unavailable
 from llmserve.protocol import (
@@ -141,6 +142,7 @@ async def serve(model: str, driver: Driver, path: Path, mode: int) -> None:
     """Serve `driver` on the UNIX socket `path` until SIGTERM or SIGINT; it is READY once it listens."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    logs.guard(loop)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     engine = EngineServer(model, driver)

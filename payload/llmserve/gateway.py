@@ -11,6 +11,7 @@ from pathlib import Path
 
 import uvicorn
 
+from llmcore import logs
 from llmcore.config import ConfigError
 from llmcore.notify import notify
 from llmserve.app import build_app
@@ -26,7 +27,7 @@ from llmserve.settings import GatewayConfig, Listener
 from llmserve.sockets import bind_tcp, bind_unix
 
 log = logging.getLogger("llmserve.gateway")
-ENGINE_WAIT_SECONDS = 5.0  # how long READY waits for engines; a dead one must not keep the gateway down
+ENGINE_WAIT_SECONDS = 3.0  # how long READY waits for engines; a dead one must not keep the gateway down
 
 
 class Server(uvicorn.Server):
@@ -102,6 +103,7 @@ def open_cache(config: GatewayConfig, metrics: Metrics) -> ExactCache | None:
 
 async def run_gateway(config: GatewayConfig, pepper: bytes) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal ends at once."""
+    logs.guard(asyncio.get_running_loop())
     metrics = Metrics()
     limits = config.limits
     keys = KeyTable(config.keys_file, pepper)

@@ -1,6 +1,8 @@
 """The hot routes: plain ASGI callables from body to answer."""
 
+import asyncio
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 from llmserve.answers import GenerateRendering, OpenAiRendering, Rendering, error_event
@@ -25,6 +27,7 @@ from llmserve.wire import (
     parse_query,
 )
 
+LAST_WORD_SECONDS = 5.0  # for the error event at the end of a stream that broke
 EVENT_STREAM = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-store"),
@@ -120,11 +123,18 @@ class Completions:
             raise ApiError(
                 503, "draining", "this gateway is stopping: ask again", headers=[(b"retry-after", b"5")]
             )
-        async with self.state.flights.watched(identity.id, receive):
-            if call.generate.stream:
-                await self.stream(exchange, send, call, link, rendering)
-            else:
-                await self.whole(exchange, identity, send, call, link, rendering)
+        try:
+            async with self.state.flights.watched(identity.id, receive):
+                if call.generate.stream:
+                    await self.stream(exchange, send, call, link, rendering)
+                else:
+                    await self.whole(exchange, identity, send, call, link, rendering)
+        except ApiError as error:
+            if exchange.streaming:  # the slot is free already: a client that reads slowly holds nothing
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(LAST_WORD_SECONDS):
+                        await send({"type": "http.response.body", "body": error_event(error)})
+            raise
         seconds = time.monotonic() - exchange.started
         self.state.metrics.whole.labels(link.model).observe(seconds)
 
@@ -188,11 +198,7 @@ class Completions:
                 raise failure(frame)
             exchange.streaming = True
             await send({"type": "http.response.start", "status": 200, "headers": EVENT_STREAM})
-            try:
-                await self.events(exchange, send, frame, answer, link, rendering)
-            except ApiError as error:
-                await send({"type": "http.response.body", "body": error_event(error)})
-                raise
+            await self.events(exchange, send, frame, answer, link, rendering)
         finally:
             link.cancel(call.generate.id)
             link.admission.leave()

@@ -43,6 +43,7 @@ class EngineLink:
     async def keep_connected(self) -> None:
         """Connect, read until the engine dies, tell all who wait, and begin again; runs until cancelled."""
         failures = 0
+        told = ""
         while True:
             try:
                 reader, self.writer = await asyncio.open_unix_connection(str(self.socket), limit=LINE_LIMIT)
@@ -54,10 +55,14 @@ class EngineLink:
                     self.writer.close()
             except (OSError, ProtocolError, ValueError) as error:
                 self.trouble = f"{type(error).__name__}: {error}"
+            if self.trouble != told:
+                told = self.trouble
+                fields = {"model": self.model, "socket": str(self.socket), "reason": told}
+                log.warning("engine not there", extra={"fields": fields})
             if self.hello:
                 failures = 0
-                fields = {"model": self.model, "lost_requests": len(self.answers)}
-                log.error("engine lost", extra={"fields": fields})
+                lost: dict[str, object] = {"model": self.model, "lost_requests": len(self.answers)}
+                log.error("engine lost", extra={"fields": lost})
             self.hello = None
             self.changed.set()
             for number, answer in self.answers.items():

@@ -15,6 +15,8 @@ from typing import Any
 import httpx2 as httpx
 import yaml
 
+from llmserve.keys import edited, new_key
+
 PEPPER = b"a pepper for tests, 32 bytes long"
 START_SECONDS = 30.0
 
@@ -99,12 +101,15 @@ class Service:
         (credentials / "llm-gateway.pepper").write_bytes(PEPPER)
         for name, secret in self.credentials.items():
             (credentials / name).write_text(secret)
-        self.key = self.add_key()["key"]
+        with edited(self.folder / "keys.json") as records:
+            self.key, record = new_key(PEPPER, "ada", "research", ["analyst"], None)
+            records.append(record)
         for name in self.engine_models:
             self.start_engine(name, wait=False)
-        for engine in self.engines.values():
-            engine.await_ready()
-        self.start_gateway()
+        self.start_gateway(wait=False)
+        for process in [*self.engines.values(), self.gateway]:
+            if process:
+                process.await_ready()
         return self
 
     def start_engine(self, name: str, wait: bool = True) -> None:
@@ -117,7 +122,7 @@ class Service:
         if wait:
             self.engines[name].await_ready()
 
-    def start_gateway(self) -> None:
+    def start_gateway(self, wait: bool = True) -> None:
         """The gateway."""
         config: dict[str, Any] = {
             "listen": {"socket": str(self.folder / "http.sock")},
@@ -133,7 +138,8 @@ class Service:
         file.write_text(yaml.safe_dump(config))
         environment = {"CREDENTIALS_DIRECTORY": str(self.folder / "credentials")}
         self.gateway = Process(self.folder, "gateway", ["gateway", "--config", str(file)], environment)
-        self.gateway.await_ready()
+        if wait:
+            self.gateway.await_ready()
 
     def stop(self) -> None:
         """All processes."""

@@ -1,0 +1,233 @@
+"""What happens when something breaks, hangs, leaves or stops: nothing hangs, and everyone is told."""
+
+import json
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx2 as httpx
+import pytest
+from service import Process, Service, eventually, running
+from test_refusals import error
+
+SLOW = {"echo": {"driver": "echo", "token_seconds": 0.05, "slots": 2}}
+WORDS = " ".join(f"word{number}" for number in range(200))
+LIMITS = {"waiting": 1, "queue_seconds": 0.5, "answer_seconds": 60, "drain_seconds": 2}
+STREAM = {"model": "echo", "stream": True, "messages": [{"role": "user", "content": WORDS}]}
+CHAT = "/v1/chat/completions"
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service whose engine takes 50 ms a token and has two slots."""
+    with running(tmp_path_factory.mktemp("slow"), SLOW, limits=LIMITS) as service:
+        yield service
+
+
+@pytest.fixture
+def doomed(tmp_path: Path) -> Iterator[Service]:
+    """The same, for one test that kills a part of it."""
+    with running(tmp_path, SLOW, limits=LIMITS) as service:
+        yield service
+
+
+def ready(service: Service) -> bool:
+    """Whether /readyz says so."""
+    with service.client("") as client:
+        return client.get("/readyz").status_code == 200
+
+
+def running_requests(service: Service) -> float:
+    """Requests in the engine now."""
+    return service.metrics()['llm_requests_running{model="echo"}']
+
+
+def lines_of(answer: httpx.Response) -> Iterator[str]:
+    """Data lines as they come."""
+    return (line for line in answer.iter_lines() if line.startswith("data: "))
+
+
+def test_the_first_token_is_sent_at_once(slow: Service) -> None:
+    with slow.client() as client, client.stream("POST", CHAT, json=STREAM) as answer:
+        before = time.monotonic()
+        lines = lines_of(answer)
+        next(lines)
+        next(lines)
+        assert time.monotonic() - before < 2.0, "200 tokens would take 10 s"
+
+
+def test_an_engine_killed_while_it_streams_ends_the_stream_with_an_error_and_answers_after_its_restart(
+    doomed: Service,
+) -> None:
+    with doomed.client() as client:
+        with client.stream("POST", CHAT, json=STREAM) as answer:
+            lines = lines_of(answer)
+            next(lines)
+            doomed.engines["echo"].kill()
+            last = [json.loads(line.removeprefix("data: ")) for line in lines][-1]
+        assert last["error"]["code"] == "engine_lost"
+        assert "has died" in last["error"]["message"]
+        refused = client.get("/readyz")
+        assert "engine of 'echo' is not there" in error(refused, 503, "not_ready")["message"]
+        assert client.get("/livez").status_code == 200
+        refused = client.get("/generate?prompt=x")
+        error(refused, 503, "engine_unavailable")
+        assert int(refused.headers["retry-after"]) >= 1
+        doomed.start_engine("echo")
+        eventually("readiness", lambda: ready(doomed), 5)
+        assert client.get("/generate?prompt=again").json()["response"] == "again"
+    assert running_requests(doomed) == 0
+
+
+def test_an_engine_killed_before_a_whole_answer_is_a_503(doomed: Service) -> None:
+    with ThreadPoolExecutor() as pool, doomed.client() as client:
+        waiting = pool.submit(client.get, "/generate", params={"prompt": WORDS})
+        eventually("the request runs", lambda: running_requests(doomed) == 1)
+        doomed.engines["echo"].kill()
+        error(waiting.result(), 503, "engine_lost")
+
+
+def test_an_engine_that_hangs_is_given_up_at_the_deadline(tmp_path: Path) -> None:
+    with running(tmp_path, limits={"answer_seconds": 0.5}) as service, service.client() as client:
+        process = service.engines["echo"].process
+        process.send_signal(signal.SIGSTOP)
+        try:
+            error(client.get("/generate?prompt=x"), 503, "deadline_exceeded")
+        finally:
+            process.send_signal(signal.SIGCONT)
+        assert client.get("/generate?prompt=x").status_code == 200
+        assert running_requests(service) == 0
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_clients_that_leave_free_their_slots(slow: Service, stream: bool) -> None:
+    body = json.dumps({**STREAM, "stream": stream}).encode()
+    authorization = f"authorization: Bearer {slow.key}"
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: llm\r\n{authorization}\r\ncontent-length: {len(body)}\r\n\r\n"
+    for _ in range(20):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(slow.folder / "http.sock"))
+            client.sendall(head.encode() + body)
+            time.sleep(0.03)
+    eventually("all slots are free", lambda: running_requests(slow) == 0, 3)
+    with slow.client() as client:
+        before = time.monotonic()
+        assert client.get("/generate?prompt=quick").status_code == 200
+        assert time.monotonic() - before < 1.0, "the engine still works for those who left"
+    assert slow.metrics()['llm_cancelled_total{by="client"}'] >= 2
+
+
+def test_too_many_requests_are_refused_at_once_and_told_to_come_back(slow: Service) -> None:
+    with ThreadPoolExecutor(8) as pool, slow.client() as client:
+        started = [
+            pool.submit(client.post, CHAT, json={**STREAM, "stream": False, "max_tokens": 40})
+            for _ in range(2)
+        ]
+        eventually("both slots are taken", lambda: running_requests(slow) == 2)
+        third = pool.submit(client.get, "/generate?prompt=waits")
+        waits = 'llm_requests_waiting{model="echo"}'
+        eventually("one waits", lambda: slow.metrics()[waits] == 1)
+        before = time.monotonic()
+        refused = client.get("/generate?prompt=too+many")
+        assert time.monotonic() - before < 0.3
+        error(refused, 503, "overloaded")
+        assert int(refused.headers["retry-after"]) >= 1
+        error(third.result(), 503, "queue_timeout")
+        assert [each.result().status_code for each in started] == [200, 200]
+
+
+def test_sigterm_lets_running_answers_end_and_takes_no_new_ones(doomed: Service) -> None:
+    gateway = doomed.gateway
+    assert gateway
+    with doomed.client() as client, doomed.client() as other:
+        assert other.get("/readyz").status_code == 200
+        body = {**STREAM, "max_tokens": 20}
+        with client.stream("POST", CHAT, json=body) as answer:
+            lines = lines_of(answer)
+            next(lines)
+            gateway.process.send_signal(signal.SIGTERM)
+            eventually("not ready", lambda: other.get("/readyz").status_code == 503)
+            error(other.get("/generate?prompt=new"), 503, "draining")
+            assert list(lines)[-1] == "data: [DONE]"
+    assert gateway.process.wait(5) == 0
+    gateway.states.append(gateway.notifications.recv(1000).decode())
+    assert "STOPPING=1" in gateway.states
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_drain_ends_long_streams_with_an_error_and_a_second_sigterm_does_so_at_once(
+    doomed: Service, signals: int
+) -> None:
+    gateway = doomed.gateway
+    assert gateway
+    with doomed.client() as client, client.stream("POST", CHAT, json=STREAM) as answer:
+        lines = lines_of(answer)
+        next(lines)
+        before = time.monotonic()
+        for _ in range(signals):
+            gateway.process.send_signal(signal.SIGTERM)
+            time.sleep(0.2)
+        last = json.loads(list(lines)[-1].removeprefix("data: "))
+        took = time.monotonic() - before
+    assert last["error"]["code"] == "draining"
+    assert (took < 1.5) == (signals == 2), took
+    assert gateway.process.wait(8) == 0
+
+
+def test_a_gateway_starts_without_its_engine_and_finds_it_later(tmp_path: Path) -> None:
+    with running(tmp_path) as service:
+        service.engines["echo"].kill()
+        assert service.gateway
+        service.gateway.stop()
+        service.start_gateway()
+        assert not ready(service)
+        service.start_engine("echo")
+        eventually("readiness", lambda: ready(service), 5)
+
+
+def test_an_engine_that_serves_another_model_is_not_taken(tmp_path: Path) -> None:
+    with running(tmp_path, {"echo": {"driver": "echo"}}) as service:
+        service.engines["echo"].stop()
+        (tmp_path / "other.yaml").write_text((tmp_path / "engine-echo.yaml").read_text())
+        arguments = ["engine", "--name", "imposter", "--config", str(tmp_path / "other.yaml")]
+        service.engines["imposter"] = Process(tmp_path, "imposter", arguments, {}).await_ready()
+        eventually("it is noticed", lambda: "serves 'imposter', not 'echo'" in service.logs())
+        assert not ready(service)
+
+
+def test_a_request_longer_than_a_line_of_asyncio_passes_to_the_engine(slow: Service) -> None:
+    with slow.client() as client:
+        answer = client.post("/generate", json={"prompt": "x" * 900_000, "max_tokens": 1})
+        assert len(answer.json()["response"]) == 900_000
+
+
+def test_nothing_of_prompts_answers_or_keys_is_ever_logged(doomed: Service) -> None:
+    canary = "canary-7d1f"
+    with doomed.client() as client:
+        client.get("/generate", params={"prompt": canary})
+        client.get(f"/generate?prompt=x&{canary}=1")
+        client.get(f"/{canary}")
+        client.post("/generate", json={"prompt": canary, "stream": True})
+        client.post("/generate", content=f'{{"prompt": "{canary}", broken'.encode())
+        client.post(CHAT, json={"model": canary, "messages": [{"role": canary, "content": canary}]})
+        client.get("/generate", params={"prompt": canary * 4_000})
+        client.get("/generate?prompt=x", headers={"authorization": f"Bearer llmk_{canary}_x"})
+        with client.stream(
+            "POST", CHAT, json={**STREAM, "messages": [{"role": "user", "content": canary * 3}]}
+        ) as it:
+            next(it.iter_lines())
+            doomed.engines["echo"].kill()
+    with socket.socket(socket.AF_UNIX) as raw:
+        raw.connect(str(doomed.folder / "http.sock"))
+        raw.sendall(f"{canary} is no HTTP\r\n\r\n".encode())
+        raw.recv(1000)
+    logged = doomed.logs()
+    assert "answered" in logged
+    assert canary not in logged
+    assert doomed.key not in logged
+    assert doomed.key.split("_")[2] not in logged
+    for line in logged.splitlines():
+        json.loads(line)

@@ -1,0 +1,174 @@
+"""API keys: who gets in, and how soon nobody does any more."""
+
+import json
+import stat
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from service import PEPPER, Service, eventually, running
+from test_faults import STREAM, ready
+from test_refusals import error
+
+from llmserve.keys import edited, new_key, read_keys
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service of its own, whose keys file may be broken."""
+    with running(tmp_path_factory.mktemp("keys")) as service:
+        yield service
+
+
+def status(service: Service, key: str) -> int:
+    """What a request with this key gets."""
+    with service.client(key) as client:
+        return client.get("/generate?prompt=x").status_code
+
+
+def test_a_wrong_or_malformed_or_missing_key_is_401(echo: Service) -> None:
+    def refusal(header: str | None, code: str) -> str:
+        with echo.client("") as client:
+            answer = client.get("/v1/models", headers={"authorization": header} if header is not None else {})
+        assert answer.headers["www-authenticate"].startswith("Bearer")
+        message: str = error(answer, 401, code)["message"]
+        return message
+
+    prefix, number, secret = echo.key.split("_")
+    refusal(None, "missing_key")
+    for malformed in (
+        "",
+        "Bearer",
+        "Basic YTpi",
+        f"Bearer sk-{secret}",
+        f"Bearer {echo.key}_more",
+        "x" * 5000,
+    ):
+        refusal(malformed, "malformed_key")
+    refusal(f"Bearer {prefix}_{number}_{secret[::-1]}", "invalid_key")
+    refusal(f"Bearer {prefix}_000000000000_{secret}", "invalid_key")
+    refusal(f"Bearer {prefix}_{number}_{secret[:-1]}", "invalid_key")
+    assert secret not in refusal(f"Bearer {prefix}_{number}_{secret}0", "invalid_key")
+
+
+def test_a_new_key_works_and_a_revoked_one_is_dead_within_five_seconds_without_a_restart(
+    service: Service,
+) -> None:
+    added = service.add_key("eve", "sales")
+    eventually("the new key works", lambda: status(service, added["key"]) == 200, 5)
+    result = service.cli("keys", "revoke", added["id"], "--keys-file", str(service.folder / "keys.json"))
+    assert result.returncode == 0
+    eventually("the revoked key is dead", lambda: status(service, added["key"]) == 401, 5)
+    with service.client(added["key"]) as client:
+        assert added["id"] in error(client.get("/v1/models"), 401, "revoked_key")["message"]
+    assert status(service, service.key) == 200
+
+
+def test_revoking_a_key_ends_its_running_streams_and_no_others(tmp_path: Path) -> None:
+    models = {"echo": {"driver": "echo", "token_seconds": 0.05}}
+    with running(tmp_path, models) as service:
+        added = service.add_key("eve", "sales")
+        eventually("the new key works", lambda: status(service, added["key"]) == 200, 5)
+        with service.client(added["key"]) as eve, service.client() as ada:
+            body = {**STREAM, "max_tokens": 60}
+            chat = "/v1/chat/completions"
+            with eve.stream("POST", chat, json=body) as first, ada.stream("POST", chat, json=body) as second:
+                service.cli("keys", "revoke", added["id"], "--keys-file", str(tmp_path / "keys.json"))
+                last = [line for line in first.iter_lines() if line][-1]
+                assert json.loads(last.removeprefix("data: "))["error"]["code"] == "revoked_key"
+                assert [line for line in second.iter_lines() if line][-1] == "data: [DONE]"
+
+
+def test_a_key_expires(service: Service) -> None:
+    with edited(service.folder / "keys.json") as records:
+        key, record = new_key(PEPPER, "old", "research", ["analyst"], timedelta(seconds=2))
+        records.append(record)
+    eventually("it works at first", lambda: status(service, key) == 200, 2)
+    eventually("it has expired", lambda: status(service, key) == 401, 5)
+    with service.client(key) as client:
+        error(client.get("/v1/models"), 401, "expired_key")
+
+
+def test_an_unreadable_keys_file_admits_nobody_and_shows_in_readiness(service: Service) -> None:
+    file = service.folder / "keys.json"
+    good = file.read_bytes()
+    file.write_bytes(good[: len(good) // 2])
+    eventually("closed", lambda: status(service, service.key) == 503, 5)
+    with service.client() as client:
+        error(client.get("/v1/models"), 503, "keys_unreadable")
+        assert "keys" in error(client.get("/readyz"), 503, "not_ready")["message"]
+    file.write_bytes(good)
+    eventually("open again", lambda: status(service, service.key) == 200, 5)
+    file.unlink()
+    eventually("no file, no keys", lambda: status(service, service.key) == 401, 5)
+    assert ready(service)
+    file.write_bytes(good)
+    eventually("back", lambda: status(service, service.key) == 200, 5)
+
+
+def test_the_cli_prints_a_secret_once_and_keeps_only_its_hash(echo: Service, tmp_path: Path) -> None:
+    file = ["--keys-file", str(tmp_path / "keys.json")]
+    who = [
+        "--subject",
+        "bob",
+        "--tenant",
+        "sales",
+        "--role",
+        "analyst",
+        "--role",
+        "rater",
+        "--expires",
+        "90d",
+    ]
+    added = echo.cli("keys", "add", *who, *file)
+    key = added.stdout.strip()
+    prefix, number, secret = key.split("_")
+    assert prefix == "llmk"
+    assert secret not in added.stderr
+    assert number in added.stderr
+    content = (tmp_path / "keys.json").read_text()
+    assert secret not in content
+    record = json.loads(content)["keys"][0]
+    assert set(record) >= {"id", "hash", "subject", "tenant", "roles", "expires"}
+    assert record["roles"] == ["analyst", "rater"]
+    left = datetime.fromisoformat(record["expires"]) - datetime.now(UTC)
+    assert timedelta(days=89, hours=23) < left <= timedelta(days=90)
+    assert stat.S_IMODE((tmp_path / "keys.json").stat().st_mode) == 0o640
+    listed = echo.cli("keys", "list", *file)
+    assert "bob" in listed.stdout
+    assert secret not in listed.stdout + listed.stderr
+    [entry] = json.loads(echo.cli("keys", "list", "--json", *file).stdout)
+    assert (entry["subject"], entry["state"]) == ("bob", "live")
+    assert "hash" not in entry
+    assert [path.name for path in tmp_path.iterdir()] == ["keys.json"]
+
+
+def test_the_cli_refuses_with_a_reason_and_changes_nothing(echo: Service, tmp_path: Path) -> None:
+    file = ["--keys-file", str(tmp_path / "keys.json")]
+    unknown = echo.cli("keys", "revoke", "0123", *file)
+    assert unknown.returncode == 3
+    assert "'0123'" in unknown.stderr
+    who = ["--subject", "bob", "--tenant", "sales", "--role", "analyst"]
+    assert echo.cli("keys", "add", *who, "--expires", "soon", *file).returncode == 2
+    short = tmp_path / "pepper"
+    short.write_bytes(b"short")
+    refused = echo.cli("keys", "add", *who, "--pepper-file", str(short), *file)
+    assert refused.returncode == 1
+    assert "5 bytes" in refused.stderr
+    (tmp_path / "keys.json").write_text("{}x")
+    broken = echo.cli("keys", "add", *who, *file)
+    assert broken.returncode == 1
+    assert "keys.json" in broken.stderr
+    assert (tmp_path / "keys.json").read_text() == "{}x"
+
+
+def test_two_editors_at_once_lose_no_key(tmp_path: Path) -> None:
+    def add(number: int) -> None:
+        with edited(tmp_path / "keys.json") as records:
+            records.append(new_key(PEPPER, f"user{number}", "t", ["r"], None)[1])
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(add, range(40)))
+    assert len(read_keys(tmp_path / "keys.json")) == 40

@@ -1,0 +1,189 @@
+"""Parts small enough to be tried without processes: text, frames, manifests, configuration, admission."""
+
+import asyncio
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from llmcore.config import ConfigError, load
+from llmcore.manifest import ManifestError, verify_model, write_manifest
+from llmserve.admission import Admission
+from llmserve.cli import main
+from llmserve.errors import ApiError
+from llmserve.protocol import Cancel, Delta, Done, Failed, Generate, Hello, ProtocolError, decode, encode
+from llmserve.settings import EngineConfig, GatewayConfig
+from llmserve.text import StopStrings
+
+GATEWAY = """
+listen: {socket: /run/llm-gateway/http.sock}
+metrics: {port: 9400}
+engines: {echo: {socket: /run/llm-engine/echo.sock}}
+keys_file: /var/lib/llm-gateway/keys.json
+"""
+
+
+def test_stop_strings_cut_a_stream_where_they_cut_the_whole_text() -> None:
+    chance = random.Random(5)  # noqa: S311 - test data
+    for _ in range(3000):
+        text = "".join(chance.choices("ab ", k=chance.randint(0, 30)))
+        stops = ["".join(chance.choices("ab ", k=chance.randint(1, 4))) for _ in range(chance.randint(0, 3))]
+        ends = [text.find(stop) for stop in stops if stop in text]
+        # The first whole stop string in time: the one whose end comes first.
+        complete = [text.find(stop) + len(stop) for stop in stops if stop in text]
+        cutter, shown = StopStrings(stops), ""
+        for character in text:
+            shown += cutter.push(character)
+            if cutter.stopped:
+                break
+        shown += cutter.flush()
+        if not ends:
+            assert (shown, cutter.stopped) == (text, False)
+        else:
+            seen = text[: min(complete)]
+            assert shown == seen[: min(seen.find(stop) for stop in stops if stop in seen)]
+            assert cutter.stopped
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        Hello("m", "r", "echo", 10, 2),
+        Generate(3, True, 5, messages=[{"role": "user", "content": 'a "b"\n東京\0'}], stop=["x"]),
+        Cancel(3),
+        Delta(3, '"\\\n東京\u2028'),
+        Done(3, "x", "stop", 1, 2),
+        Failed(3, 400, "code", "message", "param"),
+    ],
+)
+def test_a_frame_is_one_line_and_comes_back_as_it_was(frame: Delta) -> None:
+    line = encode(frame)
+    assert line.count(b"\n") == 1
+    assert line.endswith(b"\n")
+    assert decode(line) == frame
+
+
+@pytest.mark.parametrize(
+    "line", [b"", b"\n", b"[]\n", b"{}\n", b'{"kind":"who"}\n', b'{"kind":"cancel"}\n', b"[" * 10**5]
+)
+def test_what_is_no_frame_is_refused(line: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        decode(line)
+
+
+def model_directory(folder: Path) -> tuple[Path, Path]:
+    """Two files and their manifest."""
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"weights")
+    manifest = folder / "MANIFEST.sha256"
+    write_manifest(folder, manifest)
+    return folder, manifest
+
+
+def test_a_model_that_equals_its_manifest_has_the_revision_of_the_manifest(tmp_path: Path) -> None:
+    folder, manifest = model_directory(tmp_path)
+    revision = verify_model(folder, manifest)
+    assert len(revision) == 16
+    assert verify_model(folder, manifest) == revision
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"Weights"), "its manifest says"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "is missing"),
+        (lambda folder: (folder / "extra.json").write_text("{}"), "not in the manifest"),
+        (lambda folder: (folder / "link").symlink_to("/etc/passwd"), "not a plain file"),
+        (lambda folder: (folder / "MANIFEST.sha256").write_text("junk\n"), "line 1"),
+        (lambda folder: (folder / "MANIFEST.sha256").write_text(f"{'0' * 64}  ../x\n"), "leaves"),
+        (lambda folder: (folder / "MANIFEST.sha256").write_text(""), "empty"),
+        (lambda folder: (folder / "MANIFEST.sha256").unlink(), "cannot read the manifest"),
+    ],
+)
+def test_a_model_that_differs_from_its_manifest_is_refused(
+    tmp_path: Path, damage: Callable[[Path], object], complaint: str
+) -> None:
+    folder, manifest = model_directory(tmp_path)
+    damage(folder)
+    with pytest.raises(ManifestError, match=complaint):
+        verify_model(folder, manifest)
+
+
+def test_a_pickled_file_is_refused_even_if_the_manifest_lists_it(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(b"code")
+    folder, manifest = model_directory(tmp_path)
+    with pytest.raises(ManifestError, match="only safetensors"):
+        verify_model(folder, manifest)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ("limitz: {}\n", "unknown key 'limitz'"),
+        ("limits: {body_byte: 5}\n", "unknown key 'limits.body_byte'"),
+        ("limits: {body_bytes: -5}\n", "'limits.body_bytes' is -5"),
+        ("limits: {max_tokens: many}\n", "'limits.max_tokens' is 'many'"),
+        ("limits: {max_tokens: 5}\n", r"default_max_tokens \(256\) is above max_tokens \(5\)"),
+        ("redis: {}\n", "'redis.url' is missing"),
+        ("- list", "is not YAML"),
+    ],
+)
+def test_a_wrong_configuration_names_the_key_and_the_value(
+    tmp_path: Path, change: str, complaint: str
+) -> None:
+    file = tmp_path / "gateway.yaml"
+    file.write_text(GATEWAY + change)
+    with pytest.raises(ConfigError, match=complaint):
+        load(file, GatewayConfig)
+
+
+def test_the_cli_checks_configurations_with_an_exit_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "gateway.yaml"
+    file.write_text(GATEWAY)
+    assert main(["check", "gateway", str(file)]) == 0
+    file.write_text(GATEWAY + "colour: red\n")
+    assert main(["check", "gateway", str(file)]) == 2
+    assert "unknown key 'colour'" in capsys.readouterr().err
+    assert main(["check", "engine", str(tmp_path / "none.yaml")]) == 2
+    file.write_text("socket: /run/x.sock\nmodel: {driver: turbo}\n")
+    with pytest.raises(ConfigError, match="turbo"):
+        load(file, EngineConfig)
+
+
+def test_admission_is_first_come_first_served_and_loses_no_slot() -> None:
+    async def scenario() -> list[int]:
+        admission, order = Admission(100), list[int]()
+        admission.slots = 2
+
+        async def visit(number: int) -> None:
+            await admission.enter(5)
+            try:
+                order.append(number)
+                await asyncio.sleep(0.001)
+            finally:
+                admission.leave()
+
+        visits = [asyncio.create_task(visit(number)) for number in range(30)]
+        await asyncio.sleep(0)
+        for number in range(10, 20):
+            visits[number].cancel()
+        await asyncio.gather(*visits, return_exceptions=True)
+        assert (admission.running, len(admission.waiting)) == (0, 0)
+        return order
+
+    assert asyncio.run(scenario()) == [*range(10), *range(20, 30)]
+
+
+def test_admission_refuses_at_once_when_too_many_wait() -> None:
+    async def scenario() -> None:
+        admission = Admission(0)
+        admission.slots = 1
+        await admission.enter(5)
+        with pytest.raises(ApiError) as refused:
+            await admission.enter(5)
+        assert (refused.value.status, refused.value.code) == (503, "overloaded")
+
+    asyncio.run(scenario())
