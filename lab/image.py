@@ -15,12 +15,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from lab.errors import LabError, MissingProgram
+from lab.errors import LabError
+from lab.kernel import MODULE, OPTIONS, firewall_module, kernel_modules
 
 SUITES = ("trixie", "trixie-updates", "trixie-security")
 PACKAGES = ("systemd-sysv", "udev", "dbus", "openssh-server", "iproute2", "kmod")
 ROOT_SIZE = "24G"  # of the file system; the file is sparse and holds what is written
-MODULES = Path("/usr/lib/uml/modules")
 # Nobody sits at a console, and apt's timers would ask the resolver for archives that are not there.
 MASKED = ("getty.target", "systemd-firstboot.service", "apt-daily.timer", "apt-daily-upgrade.timer")
 FILES = {
@@ -38,18 +38,19 @@ def cache_folder() -> Path:
     return Path(home) / "llmkeep"
 
 
-def kernel_modules() -> Path:
-    """The folder with the modules of the installed user-mode kernel."""
-    versions = sorted(MODULES.glob("*/modules.order")) if MODULES.is_dir() else []
-    if not versions:
-        raise MissingProgram(f"there are no kernel modules in {MODULES}: apt-get install user-mode-linux")
-    return versions[-1].parent
-
-
 def recipe() -> str:
     """What the base image is made of, as a hash: a changed recipe makes a new image."""
     steps = inspect.getsource(_build) + inspect.getsource(_file_system)
-    stated = (SUITES, PACKAGES, ROOT_SIZE, MASKED, sorted(FILES.items()), kernel_modules().name, steps)
+    stated = (
+        SUITES,
+        PACKAGES,
+        ROOT_SIZE,
+        MASKED,
+        sorted(FILES.items()),
+        kernel_modules().name,
+        OPTIONS,
+        steps,
+    )
     return hashlib.sha256(repr(stated).encode()).hexdigest()[:12]
 
 
@@ -63,10 +64,11 @@ def base_image(report: Report) -> Path:
         if not image.exists():
             for stale in folder.glob("lab-trixie-*.img.new"):
                 stale.unlink()
+            firewall = firewall_module(folder, report)
             with tempfile.TemporaryDirectory(dir=folder, prefix="lab-root-") as scratch:
                 root = Path(scratch, "root")
                 report("installing a bare Debian 13")
-                _build(root, Path(scratch))
+                _build(root, Path(scratch), firewall)
                 report("writing its file system")
                 staged = image.with_suffix(".img.new")
                 _file_system(root, staged)
@@ -126,7 +128,7 @@ def _acquire_options() -> list[str]:
     return [line for line in dump.splitlines() if wanted.match(line)]
 
 
-def _build(root: Path, scratch: Path) -> None:
+def _build(root: Path, scratch: Path, firewall: Path) -> None:
     sources = scratch / "debian.sources"
     sources.write_text(machine_sources(), encoding="utf-8")
     command = ["mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory", "--quiet"]
@@ -153,6 +155,7 @@ def _build(root: Path, scratch: Path) -> None:
         (root / name).write_text(content, encoding="utf-8")
     modules = kernel_modules()
     shutil.copytree(modules, root / "lib/modules" / modules.name, symlinks=True)
+    shutil.copyfile(firewall, root / "lib/modules" / modules.name / "kernel" / MODULE)
     subprocess.run(["depmod", "-b", str(root), modules.name], check=True)
     system = root / "etc/systemd/system"
     for unit in MASKED:
