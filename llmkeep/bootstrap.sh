@@ -99,7 +99,7 @@ find "$store" -mindepth 1 -maxdepth 1 -type d -name '[0-9]*' -printf '%f\n' | so
     while read -r old; do rm -rf "${store:?}/$old"; done
 
 # --- Debian packages, from the bundle alone
-say 'installing Debian packages'
+say 'installing Debian packages (a minute)'
 cp "$store/current/keyring.pgp" /etc/apt/keyrings/llmkeep.pgp
 write "$state/bundle.sources" << END
 Types: deb
@@ -127,7 +127,7 @@ apt_get install -y --no-install-recommends $packages
 wheels=$store/current/wheels/control
 venv=control-$(sha256sum < "$wheels/requirements.txt" | cut -c 1-12)
 if [ "$(readlink "$opt/control" || :)" != "$venv" ]; then
-    say 'installing the control node'
+    say "installing the control node's Python (half a minute)"
     rm -rf "${opt:?}/$venv"
     python3 -m venv "$opt/$venv"
     "$opt/$venv/bin/pip" --isolated install --quiet --disable-pip-version-check --no-index --find-links "$wheels" --no-deps \
