@@ -5,7 +5,6 @@ its manifest.
 """
 
 import argparse
-import asyncio
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,6 +61,8 @@ def run_gateway_command(options: argparse.Namespace) -> int:
 
 def run_engine_command(options: argparse.Namespace) -> int:
     """llm-serve engine."""
+    import uvloop
+
     from llmserve.engine import Driver, serve
 
     config = load(options.config, EngineConfig)
@@ -75,7 +76,7 @@ def run_engine_command(options: argparse.Namespace) -> int:
         from llmserve.engine_naive import NaiveDriver
 
         driver = NaiveDriver(config.model)
-    asyncio.run(serve(options.name, driver, config.socket, int(config.socket_mode, 8)))
+    uvloop.run(serve(options.name, driver, config.socket, int(config.socket_mode, 8)))
     return 0
 
 

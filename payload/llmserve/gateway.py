@@ -116,6 +116,8 @@ async def run_gateway(config: GatewayConfig, pepper: bytes) -> None:
             ]
         )
     )
+    for name in links:
+        metrics.of(name)
     cache = open_cache(config, metrics)
     state = State(links, keys, limits, metrics, Flights(metrics), cache)
     sockets = [listening(config.listen), listening(config.metrics)]

@@ -136,7 +136,7 @@ class Completions:
                         await send({"type": "http.response.body", "body": error_event(error)})
             raise
         seconds = time.monotonic() - exchange.started
-        self.state.metrics.whole.labels(link.model).observe(seconds)
+        self.state.metrics.of(link.model).whole.observe(seconds)
 
     async def whole(
         self,
@@ -184,7 +184,7 @@ class Completions:
         before = time.monotonic()
         await link.admission.enter(self.state.limits.queue_seconds)
         waited = time.monotonic() - before
-        self.state.metrics.queue.labels(link.model).observe(waited)
+        self.state.metrics.of(link.model).queue.observe(waited)
 
     async def stream(
         self, exchange: Exchange, send: Send, call: Call, link: EngineLink, rendering: Rendering
@@ -214,8 +214,8 @@ class Completions:
     ) -> None:
         """From the first frame to [DONE]; every piece leaves at once."""
         then = time.monotonic()
-        self.state.metrics.first_token.labels(link.model).observe(then - exchange.started)
-        inter_token = self.state.metrics.inter_token.labels(link.model)
+        series = self.state.metrics.of(link.model)
+        series.first_token.observe(then - exchange.started)
         opening = rendering.first()
         while isinstance(frame, Delta):
             await send(
@@ -228,7 +228,7 @@ class Completions:
             opening = b""
             frame = await answer.get()
             now = time.monotonic()
-            inter_token.observe(now - then)
+            series.inter_token.observe(now - then)
             then = now
         if isinstance(frame, Failed):
             raise failure(frame)
@@ -237,8 +237,9 @@ class Completions:
 
     def count(self, exchange: Exchange, link: EngineLink, done: Done) -> None:
         """Tokens, for metrics and the access log."""
-        self.state.metrics.tokens.labels(link.model, "prompt").inc(done.prompt_tokens)
-        self.state.metrics.tokens.labels(link.model, "completion").inc(done.completion_tokens)
+        series = self.state.metrics.of(link.model)
+        series.prompt_tokens.inc(done.prompt_tokens)
+        series.completion_tokens.inc(done.completion_tokens)
         exchange.fields["llm.prompt_tokens"] = done.prompt_tokens
         exchange.fields["llm.completion_tokens"] = done.completion_tokens
         exchange.fields["llm.finish_reason"] = done.finish_reason

@@ -72,6 +72,28 @@ class Metrics:
         self.cancelled = counter("llm_cancelled", "Answers cut short: client, key, drain, deadline", ["by"])
         self.keys = gauge("llm_keys", "Keys in the file; -1 while it cannot be read")
 
+        self.models: dict[str, ModelSeries] = {}
+
+    def of(self, model: str) -> "ModelSeries":
+        """The series of one model, looked up once: `labels()` costs more than counting does."""
+        series = self.models.get(model)
+        if series is None:
+            series = self.models[model] = ModelSeries(self, model)
+        return series
+
     def render(self) -> tuple[bytes, str]:
         """Body and content type of a scrape."""
         return generate_latest(self.registry), CONTENT_TYPE_LATEST
+
+
+class ModelSeries:
+    """What is counted for one model."""
+
+    def __init__(self, metrics: Metrics, model: str) -> None:
+        """All at zero, so that a scrape shows them from the start."""
+        self.first_token = metrics.first_token.labels(model)
+        self.inter_token = metrics.inter_token.labels(model)
+        self.whole = metrics.whole.labels(model)
+        self.queue = metrics.queue.labels(model)
+        self.prompt_tokens = metrics.tokens.labels(model, "prompt")
+        self.completion_tokens = metrics.tokens.labels(model, "completion")

@@ -6,7 +6,7 @@ request ends with exactly one `Done` or `Failed`; `Delta`s come before it if it 
 """
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 LINE_LIMIT = 64 * 1024 * 1024  # bytes; JSON escapes may multiply a body of the largest size by six
@@ -91,6 +91,7 @@ KINDS: dict[str, type[Any]] = {
     "failed": Failed,
 }
 NAMES = {kind: name for name, kind in KINDS.items()}
+FIELDS = {kind: [each.name for each in fields(kind)] for kind in NAMES}  # asdict() would copy every message
 
 
 class ProtocolError(Exception):
@@ -102,7 +103,10 @@ def encode(frame: Frame) -> bytes:
     if type(frame) is Delta:  # the frame of every token: do not go through asdict
         text = json.dumps(frame.text)
         return b'{"kind":"delta","id":%d,"text":%s}\n' % (frame.id, text.encode())
-    return json.dumps({"kind": NAMES[type(frame)], **asdict(frame)}).encode() + b"\n"
+    content = {"kind": NAMES[type(frame)]}
+    for name in FIELDS[type(frame)]:
+        content[name] = getattr(frame, name)
+    return json.dumps(content).encode() + b"\n"
 
 
 def decode(line: bytes) -> Frame:
