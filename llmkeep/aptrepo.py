@@ -36,6 +36,7 @@ Dir::Etc::sourcelist "{self.folder}/sources.list"; Dir::Etc::sourceparts "/dev/n
 Dir::Etc::preferences "/dev/null"; Dir::Etc::preferencesparts "/dev/null";
 APT::Architecture "{wanted["architecture"]}"; APT::Architectures {{ "{wanted["architecture"]}"; }};
 APT::Install-Recommends "false"; APT::Sandbox::User "root"; Acquire::Languages "none"; Acquire::Retries "3";
+APT::Update::Error-Mode "any";
 """)
 
     def get(self, *arguments: str) -> str:

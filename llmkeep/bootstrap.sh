@@ -49,7 +49,7 @@ check_files() {
 command -v sqv > /dev/null || refuse 1 'there is no sqv, which apt needs too: install it from your Debian 13 medium'
 mkdir -p "$store" "$state" "$opt" /etc/apt/keyrings
 exec 9> "$state/bootstrap.lock"
-flock -n 9 || refuse 1 'another bootstrap is running here: wait for it'
+flock -w 10 9 || refuse 1 'another bootstrap is running here: wait for it'
 
 # --- whose bundle is it, and how old
 say "checking who signed $stick"

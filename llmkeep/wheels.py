@@ -119,8 +119,9 @@ def canonical(name: str) -> str:
 def _pip(*arguments: str, environment: dict[str, str] | None = None) -> None:
     run = subprocess.run([*PIP, *arguments], capture_output=True, text=True, check=False, env=environment)
     if run.returncode != 0:
+        reasons = [line for line in run.stderr.splitlines() if not line.startswith("WARNING: Retrying")]
         raise FetchError(
-            f"pip {arguments[0]} failed: {run.stderr.strip() or run.stdout.strip()}\n"
+            f"pip {arguments[0]} failed: {'\n'.join(reasons).strip() or run.stdout.strip()}\n"
             "Check the machine's pip settings and its way to the registry, then run it again: "
             "what was downloaded is kept."
         )

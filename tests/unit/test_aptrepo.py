@@ -100,6 +100,39 @@ def test_apt_refuses_a_foreign_signature(repository: Path, tmp_path_factory: pyt
     assert "signature" in run.stderr.lower() or "signed" in run.stderr.lower()
 
 
+WORDS = """E: Version '3.5.0-1' for 'openssl' was not found
+E: Version '5:8.0.2-3' for 'redis-server' was not found"""
+
+
+def test_what_the_mirror_no_longer_has_is_named_with_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def get(_: aptrepo.Apt, verb: str, *__: str) -> str:
+        if verb == "update":
+            return ""
+        raise lock.LockError(WORDS)
+
+    monkeypatch.setattr(aptrepo.Apt, "get", get)
+    deb = lock.Artifact("openssl.deb", "3.5.0-1", "0" * 64, 1, "", "")
+    with pytest.raises(
+        aptrepo.Moved, match=r"no longer has openssl=3\.5\.0-1, redis-server=5:8\.0\.2-3: run"
+    ):
+        aptrepo.fetch(lock.wanted()["apt"], {"openssl=3.5.0-1": deb})
+
+
+def test_a_published_package_that_changed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(aptrepo.Apt, "get", lambda *_: "")
+    archive = tmp_path / "llmkeep/apt/archives/openssl_1%3a3.5_all.deb"
+    archive.parent.mkdir(parents=True)
+    archive.write_text("other bytes")
+    deb = lock.Artifact("openssl.deb", "1:3.5", "0" * 64, 1, "", "")
+    with pytest.raises(lock.LockError, match="somebody changed a published package"):
+        aptrepo.fetch(lock.wanted()["apt"], {"openssl=1:3.5": deb})
+
+
 def test_a_mirror_that_the_machine_does_not_know_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,9 @@ it is stopped: the lab's tests see the rest.
 
 import os
 import re
+import signal
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +29,10 @@ class Machine:
 
     def bootstrap(self) -> subprocess.CompletedProcess[str]:
         """Run the stick's bootstrap up to the point where it installs."""
+        return subprocess.run(["sh", str(self.script())], capture_output=True, text=True, check=False)
+
+    def script(self) -> Path:
+        """The stick's bootstrap, with its folders below `root`."""
         text = small_bundle.BOOTSTRAP.read_text()
         signer = re.search(r"^signer='(.*)'$", (self.stick / "bootstrap").read_text(), re.MULTILINE)
         assert signer
@@ -37,7 +43,7 @@ class Machine:
         text = text.replace('stick=$(dirname "$(readlink -f "$0")")', f"stick={self.stick}")
         script = self.root / "bootstrap"
         script.write_text(text)
-        return subprocess.run(["sh", str(script)], capture_output=True, text=True, check=False)
+        return script
 
     @property
     def accepted(self) -> list[str]:
@@ -88,6 +94,22 @@ def test_goes_on_after_a_power_loss(left: str, machine: Machine) -> None:
     else:
         (store / left).symlink_to("6")
     assert machine.bootstrap().returncode == 0
+    assert machine.accepted == ["7", "current"]
+
+
+@pytest.mark.parametrize("seconds", [0.01, 0.03, 0.05, 0.08, 0.12, 0.2])
+def test_goes_on_after_it_was_killed_anywhere(seconds: float, machine: Machine) -> None:
+    started = subprocess.Popen(
+        ["sh", str(machine.script())],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    time.sleep(seconds)
+    os.killpg(started.pid, signal.SIGKILL)
+    started.wait()
+    again = machine.bootstrap()
+    assert (again.returncode, again.stderr) == (0, "")
     assert machine.accepted == ["7", "current"]
 
 
