@@ -138,8 +138,7 @@ if [ "$(readlink "$opt/control" || :)" != "$venv" ]; then
     find "$opt" -mindepth 1 -maxdepth 1 -type d -name 'control-*' ! -name "$venv" -exec rm -rf {} +
 fi
 link "$store/current/tree" "$opt/tree"
-mkdir -p "$opt/collections/ansible_collections/llmkeep" /usr/local/bin
-link "$opt/tree" "$opt/collections/ansible_collections/llmkeep/estate"
+mkdir -p /usr/local/bin
 link "$opt/control/bin/llmkeep" /usr/local/bin/llmkeep
 
 # --- the estate's certificate authority, made here

@@ -123,6 +123,12 @@ def tracked(tree: Path, exclude: list[str]) -> list[str]:
     return [name for name in names if (tree / name).exists()]
 
 
+def revision(tree: Path) -> str:
+    """The commit that the tree is at, with `-dirty` where the working tree differs from it."""
+    command = ["git", "-C", str(tree), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    return f"git:{subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()}"
+
+
 def _inputs(profile: str, keys: Keys) -> str:
     """One hash over all that a bundle is made from."""
     digest = hashlib.sha256(
@@ -235,7 +241,7 @@ def _model(folder: Path, name: str, entry: dict[str, Any], wheel: Artifact) -> d
 def _entries(folder: Path, sources: dict[str, Artifact]) -> list[Entry]:
     """Hash every file. One that is not what the lock says was damaged in the cache: out with it."""
     paths = sorted(manifest.walk(folder))
-    entries = []
+    entries, origin = [], revision(TREE)
     for path, digest in zip(
         paths, manifest.hashed(cache.sha256, [folder / path for path in paths]), strict=True
     ):
@@ -255,7 +261,7 @@ def _entries(folder: Path, sources: dict[str, Artifact]) -> list[Entry]:
                 sha256=digest,
                 media_type=_media_type(path),
                 licence=source.licence if source else "Apache-2.0",
-                source=source.purl.split("/")[0].removeprefix("pkg:") if source else "llmkeep",
+                source=source.purl.split("/")[0].removeprefix("pkg:") if source else origin,
                 purl=source.purl if source else "",
             )
         )

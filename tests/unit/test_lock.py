@@ -99,3 +99,26 @@ def test_debians_version_tells_the_upstream_one(version: str, upstream: str) -> 
 )
 def test_the_licence_of_a_wheel(metadata: dict[str, object], licence: str) -> None:
     assert wheels.licence(metadata) == licence
+
+
+def packages(document: object) -> set[str]:
+    """What stands under a key `packages` or `…_packages`, however deep."""
+    found: set[str] = set()
+    if isinstance(document, dict):
+        for key, value in document.items():
+            if isinstance(value, list) and str(key).endswith("packages"):
+                found |= set(value)
+            else:
+                found |= packages(value)
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(lock.TREE.glob("roles/*/vars/*Debian*.yml")), ids=str)
+def test_what_a_role_installs_is_what_artifacts_yml_lists_for_it(path: Path) -> None:
+    installed = packages(yaml.safe_load(path.read_text()))
+    role = path.parent.parent.name
+    listed = WANTED["apt"]["roles"]
+    if role == "_common":  # the shared nginx
+        assert all(installed <= set(listed[name]) for name in ("mirror", "edge"))
+    else:
+        assert installed == set(listed[role])
