@@ -106,6 +106,9 @@ class NaiveDriver:
         self.context = min(settings.context, self.model.config.max_position_embeddings)
         own = self.model.generation_config.eos_token_id
         ends = own if isinstance(own, list) else [own]
+        defaults = self.model.generation_config
+        self.temperature = first_set(settings.temperature, defaults.temperature)
+        self.top_p = first_set(settings.top_p, defaults.top_p)
         self.ends = sorted({end for end in [*ends, self.tokenizer.eos_token_id] if end is not None})
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         probe = Generate(id=0, stream=False, max_tokens=1, clip=True, prompt="a", temperature=0)
@@ -159,11 +162,11 @@ class NaiveDriver:
     def generation(self, request: Generate, budget: int) -> GenerationConfig:
         """How to choose tokens: greedy at temperature 0, else over the whole vocabulary, as OpenAI does."""
         common = {"max_new_tokens": budget, "eos_token_id": self.ends, "pad_token_id": self.ends[0]}
-        if request.temperature == 0:
+        temperature = self.temperature if request.temperature is None else request.temperature
+        top_p = self.top_p if request.top_p is None else request.top_p
+        if temperature == 0:
             return GenerationConfig(do_sample=False, **common)
-        return GenerationConfig(
-            do_sample=True, temperature=request.temperature, top_p=request.top_p, top_k=0, **common
-        )
+        return GenerationConfig(do_sample=True, temperature=temperature, top_p=top_p, top_k=0, **common)
 
     def encode(self, request: Generate) -> list[int]:
         """The prompt's tokens; raises ApiError for messages that the chat template refuses."""
@@ -182,3 +185,8 @@ class NaiveDriver:
                 400, "invalid_value", f"the model's chat template refuses the messages: {error}", "messages"
             ) from None
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def first_set(*values: float | None) -> float:
+    """The first value that is not None, or 1."""
+    return next((value for value in values if value is not None), 1.0)

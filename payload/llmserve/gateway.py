@@ -19,6 +19,7 @@ from llmserve.cache import ExactCache
 from llmserve.errors import ApiError
 from llmserve.flights import Flights
 from llmserve.handlers import State
+from llmserve.http import BoundedHttp
 from llmserve.keys import KeyTable
 from llmserve.link import EngineLink
 from llmserve.metrics import EngineGauges, Metrics
@@ -27,6 +28,7 @@ from llmserve.settings import GatewayConfig, Listener
 from llmserve.sockets import bind_tcp, bind_unix
 
 log = logging.getLogger("llmserve.gateway")
+KEEP_ALIVE_SECONDS = 75  # longer than the edge keeps an idle connection, so that it never picks a dying one
 ENGINE_WAIT_SECONDS = 3.0  # how long READY waits for engines; a dead one must not keep the gateway down
 
 
@@ -44,13 +46,14 @@ def server(app: App) -> Server:
     return Server(
         uvicorn.Config(
             app,
-            http="httptools",
+            http=BoundedHttp,
             ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,
             proxy_headers=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=3,
         )
     )

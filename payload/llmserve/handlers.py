@@ -158,41 +158,38 @@ class Completions:
         else:
             self.state.metrics.cache.labels("bypass").inc()
         if done is None:
-            done = await self.ask_whole(exchange, call, link)
+            done = await self.ask_whole(call, link)
             if cache:
                 await cache.put(material, done)
         self.count(exchange, link, done)
         await respond(send, 200, rendering.whole(done), [(b"x-llm-cache", result)])
 
-    async def ask_whole(self, exchange: Exchange, call: Call, link: EngineLink) -> Done:
+    async def ask_whole(self, call: Call, link: EngineLink) -> Done:
         """The engine's answer; raises ApiError."""
-        await self.enter(link)
+        answer = await self.ask(call, link)
         try:
-            answer = link.ask(call.generate)
             frame = await answer.get()
         finally:
             link.cancel(call.generate.id)
-            link.admission.leave()
         if isinstance(frame, Failed):
             raise failure(frame)
         if isinstance(frame, Delta):
             raise RuntimeError("a piece of a stream nobody asked for")
         return frame
 
-    async def enter(self, link: EngineLink) -> None:
-        """Wait for a slot."""
+    async def ask(self, call: Call, link: EngineLink) -> Answer:
+        """Wait for a slot, and ask."""
         before = time.monotonic()
-        await link.admission.enter(self.state.limits.queue_seconds)
-        waited = time.monotonic() - before
-        self.state.metrics.of(link.model).queue.observe(waited)
+        answer = await link.ask(call.generate, self.state.limits.queue_seconds)
+        self.state.metrics.of(link.model).queue.observe(time.monotonic() - before)
+        return answer
 
     async def stream(
         self, exchange: Exchange, send: Send, call: Call, link: EngineLink, rendering: Rendering
     ) -> None:
         """Server-sent events. What goes wrong before the first one is a plain error with its status."""
-        await self.enter(link)
+        answer = await self.ask(call, link)
         try:
-            answer = link.ask(call.generate)
             frame = await answer.get()
             if isinstance(frame, Failed):
                 raise failure(frame)
@@ -201,7 +198,6 @@ class Completions:
             await self.events(exchange, send, frame, answer, link, rendering)
         finally:
             link.cancel(call.generate.id)
-            link.admission.leave()
 
     async def events(
         self,

@@ -6,7 +6,7 @@ from itertools import count
 from pathlib import Path
 
 from llmserve.admission import Admission
-from llmserve.errors import unavailable
+from llmserve.errors import ApiError, unavailable
 from llmserve.protocol import (
     LINE_LIMIT,
     Cancel,
@@ -65,9 +65,9 @@ class EngineLink:
                 log.error("engine lost", extra={"fields": lost})
             self.hello = None
             self.changed.set()
-            for number, answer in self.answers.items():
+            for number, answer in list(self.answers.items()):
                 answer.put_nowait(Failed(number, 503, "engine_lost", self.lost()))
-            self.answers.clear()
+                self.end(number)
             await asyncio.sleep(RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)])
             failures += 1
 
@@ -79,7 +79,7 @@ class EngineLink:
                 if answer := self.answers.get(frame.id):
                     answer.put_nowait(frame)
             elif isinstance(frame, Done | Failed):
-                if answer := self.answers.pop(frame.id, None):
+                if answer := self.end(frame.id):
                     answer.put_nowait(frame)
             elif isinstance(frame, Hello):
                 if frame.model != self.model:
@@ -99,23 +99,36 @@ class EngineLink:
     def present(self) -> Hello:
         """Who answers; raises ApiError 503 while the engine is not there."""
         if self.hello is None:
-            raise unavailable(
-                "engine_unavailable",
-                f"the engine of '{self.model}' is not there now: ask again in a few seconds",
-                retry_after=2,
-            )
+            raise self.absent()
         return self.hello
 
-    def ask(self, request: Generate) -> Answer:
-        """Send `request`, whose id is chosen here; the answer's frames come out of the queue."""
-        self.present()
-        assert self.writer is not None  # noqa: S101 - present() means connected
+    def absent(self) -> ApiError:
+        """503."""
+        message = f"the engine of '{self.model}' is not there now: ask again in a few seconds"
+        return unavailable("engine_unavailable", message, retry_after=2)
+
+    async def ask(self, request: Generate, seconds: float) -> Answer:
+        """Wait up to `seconds` for a slot, and send `request`, whose id is chosen here.
+
+        The answer's frames come out of the queue. Raises ApiError 503. The slot is free again when the engine has ended the answer, or after `cancel`.
+        """
+        await self.admission.enter(seconds)
+        if self.hello is None or self.writer is None:
+            self.admission.leave()
+            raise self.absent()
         request.id = next(self.numbers)
         answer = self.answers[request.id] = asyncio.Queue()
         self.writer.write(encode(request))
         return answer
 
+    def end(self, number: int) -> Answer | None:
+        """Request `number` needs its slot no more; its answer, if it had not ended before."""
+        answer = self.answers.pop(number, None)
+        if answer is not None:
+            self.admission.leave()
+        return answer
+
     def cancel(self, number: int) -> None:
-        """Free the slot of request `number` if it has not ended by itself."""
-        if self.answers.pop(number, None) is not None and self.hello and self.writer:
+        """Stop the engine's work on request `number`, if it has not ended by itself."""
+        if self.end(number) is not None and self.hello and self.writer:
             self.writer.write(encode(Cancel(number)))

@@ -143,7 +143,7 @@ class RequestId:
 
 
 class BodyLimit:
-    """No body, and no query, is longer than the limit."""
+    """No body is longer than the limit; llmserve.http bounds what comes before it."""
 
     def __init__(self, app: App, limit: int) -> None:
         """`limit` in bytes."""
@@ -152,12 +152,6 @@ class BodyLimit:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        if len(scope["query_string"]) > self.limit:
-            raise ApiError(
-                414,
-                "query_too_long",
-                f"the query has {len(scope['query_string'])} bytes, {self.limit} are allowed",
-            )
         length = header(scope, b"content-length")
         if length is not None and int(length) > self.limit:
             raise self.too_large(int(length))

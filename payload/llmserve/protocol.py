@@ -29,7 +29,8 @@ class Generate:
     """One request: `messages` go through the chat template, `prompt` is taken as it is.
 
     If both are set, a model without a chat template takes the prompt. `clip`: `max_tokens` is only a default,
-    the engine takes less where the context holds less. `temperature` 0 means greedy.
+    the engine takes less where the context holds less. `temperature` 0 means greedy, None what the engine is
+    configured for; `top_p` likewise.
     """
 
     id: int
@@ -38,8 +39,8 @@ class Generate:
     clip: bool = False
     messages: list[dict[str, str]] | None = None
     prompt: str | None = None
-    temperature: float = 1.0
-    top_p: float = 1.0
+    temperature: float | None = None
+    top_p: float | None = None
     seed: int | None = None
     stop: list[str] = field(default_factory=list)
 

@@ -87,7 +87,11 @@ class EchoModel(Section):
 
 
 class NaiveModel(Section):
-    """transformers' `generate`, one request at a time."""
+    """transformers' `generate`, one request at a time.
+
+    `temperature` and `top_p` hold where a request names none; without them the model's generation_config.json
+    does, and OpenAI's 1.0 after that.
+    """
 
     driver: Literal["naive"]
     path: Path
@@ -95,6 +99,8 @@ class NaiveModel(Section):
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     context: Positive = 2048
     threads: Positive | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
 
 
 class EngineConfig(Section):

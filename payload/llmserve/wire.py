@@ -232,8 +232,8 @@ def sampling(request: Sampling, max_tokens: int | None, limits: Limits) -> Gener
         stream=bool(request.stream),
         max_tokens=length,
         clip=clip,
-        temperature=1.0 if request.temperature is None else request.temperature,
-        top_p=1.0 if request.top_p is None else request.top_p,
+        temperature=request.temperature,
+        top_p=request.top_p,
         seed=request.seed,
         stop=stop,
     )

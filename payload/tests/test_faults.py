@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import httpx2 as httpx
@@ -202,6 +203,35 @@ def test_a_request_longer_than_a_line_of_asyncio_passes_to_the_engine(slow: Serv
     with slow.client() as client:
         answer = client.post("/generate", json={"prompt": "x" * 900_000, "max_tokens": 1})
         assert len(answer.json()["response"]) == 900_000
+
+
+def test_a_slow_reader_holds_no_slot(slow: Service) -> None:
+    body = json.dumps({"prompt": "x" * 900_000 + " y", "stream": True}).encode()
+    head = f"POST /generate HTTP/1.1\r\nhost: llm\r\nauthorization: Bearer {slow.key}\r\n"
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(slow.folder / "http.sock"))
+        client.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+        assert client.recv(12) == b"HTTP/1.1 200"
+        eventually(
+            "the slot is free while the answer is still being read", lambda: running_requests(slow) == 0, 3
+        )
+
+
+def test_what_is_no_http_and_a_head_without_end_are_refused(slow: Service) -> None:
+    def refused(sent: bytes) -> bytes:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(slow.folder / "http.sock"))
+            client.settimeout(5)
+            with suppress(BrokenPipeError):
+                client.sendall(sent)
+            return client.recv(10_000)
+
+    assert b'"invalid_http"' in refused(b"nonsense\r\n\r\n")
+    assert b'"invalid_http"' in refused(b"POST /generate HTTP/1.1\r\ncontent-length: -1\r\n\r\n")
+    for endless in b"GET /generate HTTP/1.1\r\nx: " + b"y" * 10**6, b"GET /generate?prompt=" + b"y" * 10**6:
+        assert b'"head_too_large"' in refused(endless)
+    many = b"".join(b"x%d: y\r\n" % number for number in range(100_000))
+    assert b'"head_too_large"' in refused(b"GET /generate HTTP/1.1\r\n" + many)
 
 
 def test_nothing_of_prompts_answers_or_keys_is_ever_logged(doomed: Service) -> None:

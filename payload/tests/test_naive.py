@@ -126,6 +126,10 @@ def test_a_seed_repeats_a_sampled_answer_and_top_p_narrows_it(client: httpx.Clie
     assert text_of(client, temperature=1.0, top_p=1e-6, seed=7) == text_of(client)
 
 
+def test_a_request_without_a_temperature_takes_the_configured_one(client: httpx.Client) -> None:
+    assert text_of(client, temperature=None) == text_of(client)
+
+
 def test_a_stop_string_ends_the_model_too(client: httpx.Client) -> None:
     whole = text_of(client)
     stop = whole[6:8]
