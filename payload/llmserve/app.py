@@ -1,11 +1,11 @@
 """The gateway as an ASGI application: one routing table, three layers around it, FastAPI for cold routes."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import FastAPI, Path, Request, Response
-from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
+from starlette.exceptions import HTTPException
 
 from llmserve.errors import ApiError, unavailable
 from llmserve.handlers import Completions, State
@@ -20,6 +20,7 @@ from llmserve.onion import (
     json_body,
     respond,
 )
+from llmserve.openapi import describe
 from llmserve.wire import ChatBody, CompletionBody, GenerateBody
 
 
@@ -63,6 +64,13 @@ def cold_routes(state: State) -> FastAPI:
     async def refuse(_: Request, error: ApiError) -> Response:
         """Answer here: what leaves FastAPI as an exception becomes its own plain 500."""
         return Response(error.body(), error.status, media_type="application/json")
+
+    @app.exception_handler(HTTPException)
+    async def not_found(request: Request, error: HTTPException) -> Response:
+        """What Starlette's own router does not match, such as a line feed in a name."""
+        code = "unknown_path" if error.status_code == 404 else "invalid_request"
+        refused = ApiError(error.status_code, code, f"{request.method} here: {error.detail}")
+        return await refuse(request, refused)
 
     @app.get("/v1/models")
     async def list_models() -> Models:
@@ -125,7 +133,9 @@ def routing_table(state: State) -> list[Route]:
         Route("/livez", {"GET": health.live}, public=True),
         Route("/readyz", {"GET": health.ready}, public=True),
     ]
-    cold.openapi = lambda: openapi(cold, table)  # type: ignore[method-assign]
+    hot = [(route.path, list(route.methods), route.hot) for route in table if route.hot]
+    public = [route.path for route in table if route.public]
+    cold.openapi = lambda: describe(cold, hot, public, state.limits)  # type: ignore[method-assign]
     return table
 
 
@@ -168,66 +178,3 @@ def build_app(state: State) -> App:
     public = frozenset(route.path for route in table if route.public)
     app = Authentication(Router(table), state.keys, public)
     return RequestId(BodyLimit(app, state.limits.body_bytes), state.metrics)
-
-
-def openapi(cold: FastAPI, table: list[Route]) -> dict[str, Any]:
-    """The document that describes all routes: FastAPI's, and the hot ones from their pydantic models."""
-    if cold.openapi_schema:
-        return cold.openapi_schema
-    document = get_openapi(title=cold.title, version=cold.version, routes=cold.routes)
-    schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    schemas["Error"] = ERROR_SCHEMA
-    document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-    document["security"] = [{"key": []}]
-    reference = "#/components/schemas/"
-    refused = {
-        "description": "OpenAI's error envelope",
-        "content": {"application/json": {"schema": {"$ref": reference + "Error"}}},
-    }
-    answered = {
-        "description": "The answer; server-sent events if 'stream' is true",
-        "content": {"application/json": {}, "text/event-stream": {}},
-    }
-    for route in table:
-        operations = document["paths"].setdefault(route.path, {}) if not route.path.endswith("/") else {}
-        for method in route.methods:
-            if route.path in {"/openapi.json"} or route.path.endswith("/"):
-                continue
-            operation = operations.setdefault(method.lower(), {"responses": {"200": answered}})
-            operation["responses"]["default"] = refused
-            if route.public:
-                operation["security"] = []
-            if route.hot is None:
-                continue
-            schema = route.hot.model_json_schema(ref_template=reference + "{model}")
-            schemas.update(schema.pop("$defs", {}))
-            schemas[route.hot.__name__] = schema
-            if method == "POST":
-                body = {"application/json": {"schema": {"$ref": reference + route.hot.__name__}}}
-                operation["requestBody"] = {"required": True, "content": body}
-            else:
-                required = schema.get("required", [])
-                operation["parameters"] = [
-                    {"name": name, "in": "query", "required": name in required, "schema": field}
-                    for name, field in schema["properties"].items()
-                ]
-    cold.openapi_schema = document
-    return document
-
-
-ERROR_SCHEMA = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["message", "type", "param", "code"],
-            "properties": {
-                "message": {"type": "string"},
-                "type": {"type": "string"},
-                "param": {"type": ["string", "null"]},
-                "code": {"type": "string"},
-            },
-        }
-    },
-}

@@ -110,7 +110,8 @@ class EngineLink:
     async def ask(self, request: Generate, seconds: float) -> Answer:
         """Wait up to `seconds` for a slot, and send `request`, whose id is chosen here.
 
-        The answer's frames come out of the queue. Raises ApiError 503. The slot is free again when the engine has ended the answer, or after `cancel`.
+        The answer's frames come out of the queue. Raises ApiError 503. The slot is free
+        again when the engine has ended the answer, or after `cancel`.
         """
         await self.admission.enter(seconds)
         if self.hello is None or self.writer is None:

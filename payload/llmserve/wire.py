@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.config import JsonDict
 
 from llmserve.errors import ApiError
 from llmserve.protocol import Generate
@@ -38,17 +39,27 @@ NEUTRAL: dict[str, object] = {
 }
 Temperature = Annotated[float, Field(ge=0, le=2)]
 TopP = Annotated[float, Field(gt=0, le=1)]
-Tokens = Annotated[int, Field(gt=0)]
+
+
+def whole(value: object) -> object:
+    """JSON knows one kind of number: 5.0 is an integer."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Tokens = Annotated[int, Field(gt=0), BeforeValidator(whole)]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 UNION_ARM = re.compile(r"(?:constrained-)?str|list\[.*\]|function-.*")
 
 
+CLOSED: JsonDict = {"additionalProperties": False}
+
+
 class Strict(BaseModel):
     """No guessing: a number in quotes is a string. Unknown fields are refused, in `refuse_unsupported`."""
 
-    model_config = ConfigDict(strict=True, extra="allow", json_schema_extra={"additionalProperties": False})
+    model_config = ConfigDict(strict=True, extra="allow", json_schema_extra=CLOSED)
 
 
 class TextPart(BaseModel):
@@ -79,13 +90,27 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
+ONLY_IN_STREAMS: JsonDict = {
+    "if": {"properties": {"stream_options": {"type": "object"}}, "required": ["stream_options"]},
+    "then": {"properties": {"stream": {"const": True}}, "required": ["stream"]},
+}
+ONE_LENGTH: JsonDict = {
+    "not": {
+        "properties": {"max_tokens": {"type": "integer"}, "max_completion_tokens": {"type": "integer"}},
+        "required": ["max_tokens", "max_completion_tokens"],
+    }
+}
+
+
 class Sampling(Strict):
     """What both of OpenAI's completion endpoints share."""
+
+    model_config = ConfigDict(json_schema_extra=CLOSED | ONLY_IN_STREAMS)
 
     model: str
     temperature: Temperature | None = None
     top_p: TopP | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(whole)] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -94,6 +119,8 @@ class Sampling(Strict):
 
 class ChatBody(Sampling):
     """Body of POST /v1/chat/completions."""
+
+    model_config = ConfigDict(json_schema_extra=CLOSED | ONLY_IN_STREAMS | ONE_LENGTH)
 
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Tokens | None = None

@@ -69,6 +69,11 @@ def test_a_wrong_value_is_named_and_shown(
     assert seen in refused["message"]
 
 
+def test_a_number_is_an_integer_as_json_schema_has_it(client: httpx.Client) -> None:
+    assert client.post(CHAT, json={**QUESTION, "max_tokens": 5.0, "seed": 1.0}).status_code == 200
+    error(client.post(CHAT, json={**QUESTION, "max_tokens": 5.5}), 400, "invalid_value")
+
+
 def test_a_missing_field_is_named(client: httpx.Client) -> None:
     assert error(client.post(CHAT, json={"model": "echo"}), 400, "missing_field")["param"] == "messages"
     assert error(client.get("/generate"), 400, "missing_field")["param"] == "prompt"
@@ -132,6 +137,7 @@ def test_a_wrong_method_is_405_and_an_unknown_path_404(client: httpx.Client) -> 
     assert answer.headers["allow"] == "GET, POST"
     error(client.get("/v1/nothing"), 404, "unknown_path")
     error(client.get("/v1/models/"), 404, "unknown_path")
+    error(client.get("/v1/models/a%0Ab"), 404, "unknown_path")
 
 
 def test_every_route_but_two_needs_a_key(echo: Service, tmp_path: Any) -> None:
