@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lab import demo, door, sink
-from lab.errors import LabError, NotUp
+from lab.errors import AlreadyUp, LabError, NotUp
 from lab.host import Machine
 from lab.instance import CHECKOUT, Instance, plug
 
@@ -32,6 +32,7 @@ terminal = Console(stderr=True, highlight=False)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code."""
     given = parser().parse_args(arguments)
+    os.environ["PATH"] = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"  # root's, after a plain `su`
     try:
         return run(given)
     except LabError as error:
@@ -191,17 +192,18 @@ def power_on(instance: Instance, machine: Machine) -> None:
 
 def up(instance: Instance, fine_if_up: bool) -> int:
     """Start the lab, with progress."""
-    with instance.changing():
-        if fine_if_up and instance.is_up():
-            return 0
-        with terminal.status("starting the lab") as progress:
+    with instance.changing(), terminal.status("looking at the lab") as progress:
 
-            def report(text: str) -> None:
-                progress.update(text)
-                if not terminal.is_terminal:
-                    print(f"lab: {text}", file=sys.stderr)
+        def report(text: str) -> None:
+            progress.update(text)
+            if not terminal.is_terminal:
+                print(f"lab: {text}", file=sys.stderr)
 
+        try:
             instance.up(report)
+        except AlreadyUp:
+            if not fine_if_up:
+                raise
     return 0
 
 

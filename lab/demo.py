@@ -3,6 +3,7 @@
 Everything else is done by the lab's own control node, from the stick alone.
 """
 
+import contextlib
 import hashlib
 import shlex
 import signal
@@ -18,7 +19,7 @@ from rich.table import Table
 
 from lab import door
 from lab.ask import ask
-from lab.errors import LabError
+from lab.errors import AlreadyUp, LabError
 from lab.host import Machine
 from lab.instance import Instance, plug
 
@@ -44,9 +45,12 @@ def demo(instance: Instance, bundle: Path, question: str, terminal: Console) -> 
     control = instance.machine(door.on(instance, "control"))
     name = control.host.name
     with instance.changing():
-        if not instance.is_up():
-            with step(terminal, "start the hosts"), terminal.status("starting") as progress:
-                instance.up(progress.update)
+        with (
+            step(terminal, "start the hosts"),
+            terminal.status("starting") as progress,
+            contextlib.suppress(AlreadyUp),
+        ):
+            instance.up(progress.update)
         plug_bundle(instance, control, bundle, terminal)
     with step(terminal, f"compare the hash of bootstrap on {name} with the one that the builder printed"):
         compare_bootstrap(instance, control, bundle / "bootstrap")

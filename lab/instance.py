@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lab import image
+from lab import image, kernel
 from lab.errors import AlreadyUp, Busy, LabError, MissingProgram, NoMemory, NoSpace, NotRoot, NotUp
 from lab.host import Machine, make_key
 from lab.image import Report
@@ -34,6 +34,7 @@ PROGRAMS = {
     "systemctl": "systemd",
     "ssh": "openssh-client",
 }
+MEMINFO = Path("/proc/meminfo")
 IMAGE_SPACE = 3 << 30  # bytes needed to build the base image
 HOST_SPACE = 4 << 30  # bytes that one more host will need once it serves
 
@@ -96,7 +97,7 @@ class Instance:
 
     def up(self, report: Report) -> None:
         """Start what does not run; AlreadyUp where everything does."""
-        if self.is_up():
+        if self.is_up() and all(machine.answers() for machine in self.machines if machine.cable()):
             raise AlreadyUp(f"lab {self.name!r} is up: `lab status` shows it, `lab down` stops it")
         starting = [machine for machine in self.machines if not machine.sound()]
         require_programs()
@@ -123,9 +124,10 @@ class Instance:
         for machine in starting:
             report(f"starting {machine.host.name}")
             machine.power_on(memory)
-        for machine in starting:
-            report(f"waiting for {machine.host.name}")
-            machine.wait_for_ssh()
+        for machine in self.machines:
+            if machine.cable():
+                report(f"waiting for {machine.host.name}")
+                machine.wait_for_ssh()
 
     def start_network(self) -> None:
         """The namespace, its bridge and the sink."""
@@ -293,13 +295,13 @@ def require_programs() -> None:
     missing = sorted({package for program, package in PROGRAMS.items() if shutil.which(program) is None})
     if missing:
         raise MissingProgram(f"not installed: {', '.join(missing)}; run apt-get install {' '.join(missing)}")
-    image.kernel_modules()
+    kernel.kernel_modules()
 
 
 def require_memory(machines: Sequence[Machine]) -> None:
     """NoMemory where the hosts' memory exceeds what is available now."""
     needed = sum(machine.host.memory for machine in machines)
-    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    lines = MEMINFO.read_text(encoding="ascii").splitlines()
     available = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
     if needed > available:
         names = ", ".join(machine.host.name for machine in machines)
