@@ -1,8 +1,8 @@
 """The estate's certificate authority, on the control node: `llmkeep pki init | sign | chain | status`.
 
-Root (P-384, constrained to the estate's domain and to private addresses) → issuing (P-384) → leaves of at most
-90 days. The root's private key is encrypted to the estate's escrow certificate in the moment it is made and
-is kept nowhere else; the issuing key lies sealed by systemd-creds and is only ever opened in memory.
+Root (P-384, constrained to the estate's domain and to private addresses) → issuing (P-384) → leaves of at
+most 90 days. The root's private key is encrypted to the estate's escrow certificate in the moment it is made
+and is kept nowhere else; the issuing key lies sealed by systemd-creds and is only ever opened in memory.
 """
 
 import argparse
@@ -75,7 +75,7 @@ class Places:
         return self.root / "var/lib/llmkeep/pki/issued.jsonl"
 
 
-# ---------------------------------------------------------------- programs that hold or open secrets (by stdin only)
+# ---------------------------------------------------------------- programs that see secrets (by stdin only)
 def program(argv: list[str], data: bytes) -> bytes:
     """Standard output of ARGV fed with DATA; its own words become the error."""
     done = subprocess.run(argv, input=data, capture_output=True, check=False, timeout=60)
@@ -108,8 +108,8 @@ def encrypt_to(escrow: Path, secret: bytes) -> bytes:
     key = certificate.public_key()
     if not isinstance(key, rsa.RSAPublicKey) or key.key_size < 3072:
         seen = f"RSA of {key.key_size} bits" if isinstance(key, rsa.RSAPublicKey) else type(key).__name__
-        raise PkiError(f"{escrow} holds {seen}: the escrow certificate must have an RSA key of at least 3072 bits; "
-                       "make a new one with `llmkeep keys init` on the builder")  # fmt: skip
+        raise PkiError(f"{escrow} holds {seen}: the escrow certificate must have an RSA "
+                       "key of at least 3072 bits; make a new one with `llmkeep keys init` on the builder")  # fmt: skip
     return program(
         ["openssl", "cms", "-encrypt", "-aes-256-gcm", "-binary", "-outform", "PEM", "-recip", str(escrow),
          "-keyopt", "rsa_padding_mode:oaep", "-keyopt", "rsa_oaep_md:sha256"],
@@ -205,8 +205,8 @@ def permitted(certificate: x509.Certificate) -> tuple[list[str], list[Network]]:
 def init(places: Places, domain: str, escrow: Path, networks: list[str]) -> str:
     """Make the CA where there is none; returns what a person should read. Repeats harmlessly.
 
-    root.pem is written last and is what says "done": without it nobody can have trusted the rest, which is then made
-    anew. Each step is on disk before the next begins.
+    root.pem is written last and is what says "done": without it nobody can have trusted the rest, which is
+    then made anew. Each step is on disk before the next begins.
     """
     if places.root_certificate.exists():
         return _standing(places, domain)
@@ -227,7 +227,8 @@ def init(places: Places, domain: str, escrow: Path, networks: list[str]) -> str:
     write(places.root_certificate, pem(root), 0o444)
     return (
         f"made the CA of {domain}; root certificate's sha256: {fingerprint(root)}\n"
-        f"The root key lies encrypted to the escrow key in {places.root_key}: take it away and delete it there."
+        f"The root key lies encrypted to the escrow key in {places.root_key}: take it away and "
+        "delete it there."
     )
 
 
@@ -236,8 +237,8 @@ def _standing(places: Places, domain: str) -> str:
     root, _ = load(places.root_certificate), issuing_pair(places)
     domains, _ = permitted(root)
     if domain not in domains:
-        raise PkiError(f"this host's CA was made for {domains[0]}, not for {domain}: call it with --domain {domains[0]} "
-                       f"and set base_domain to that, or start on a host without {places.root_certificate}")  # fmt: skip
+        raise PkiError(f"this host's CA was made for {domains[0]}, not for {domain}: call it with "
+                       f"--domain {domains[0]} and set base_domain to that, or start on a host that has none")  # fmt: skip
     return f"the CA of {domain} stands; root certificate's sha256: {fingerprint(root)}"
 
 
@@ -281,15 +282,16 @@ def check_names(names: list[x509.GeneralName], issuing: x509.Certificate) -> Non
         else:
             inside = False
         if not inside:
-            raise PkiError(f"the name {name.value} is not in this estate: its CA certifies hosts below {domains[0]} and "
-                           f"addresses in {', '.join(map(str, networks))}, and no wildcard; "
+            raise PkiError(f"the name {name.value} is not in this estate: its CA certifies hosts below "
+                           f"{domains[0]} and addresses in {', '.join(map(str, networks))}, and no wildcard; "
                            "correct the inventory (ansible_host, base_domain, pki_extra_names)")  # fmt: skip
 
 
 def sign(places: Places, csr_pem: bytes, names: list[str], host: str, days: int = LEAF_DAYS) -> bytes:
-    """A certificate of at most 90 days for the request, with its chain, as PEM; on record before it is returned.
+    """A certificate of at most 90 days for the request, with its chain, as PEM; on record before it returns.
 
-    The request must be signed by the EC key it carries and ask for exactly NAMES, which is what the inventory allows HOST.
+    The request must be signed by the EC key it carries and ask for exactly NAMES, which is what the inventory
+    allows HOST.
     """
     if not 1 <= days <= LEAF_DAYS:
         raise PkiError(f"--days is {days}: certificates live 1 to {LEAF_DAYS} days")
@@ -301,8 +303,8 @@ def sign(places: Places, csr_pem: bytes, names: list[str], host: str, days: int 
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(
         key.curve, ec.SECP256R1 | ec.SECP384R1
     ):
-        raise PkiError(f"{host} asks with a key of type {type(key).__name__}: only EC keys on P-256 or P-384 are signed; "
-                       "remove /etc/llmkeep/pki/host.key there and run again")  # fmt: skip
+        raise PkiError(f"{host} asks with a key of type {type(key).__name__}: only EC keys on P-256 or "
+                       "P-384 are signed; remove /etc/llmkeep/pki/host.key there and run again")  # fmt: skip
     if not csr.is_signature_valid:
         raise PkiError(
             f"the request from {host} is not signed by the key it carries: it was changed on its way"
@@ -313,14 +315,15 @@ def sign(places: Places, csr_pem: bytes, names: list[str], host: str, days: int 
     except x509.ExtensionNotFound:
         asked = []
     if not names or {str(name) for name in asked} != {str(name) for name in allowed}:
-        raise PkiError(f"{host} asks for the names {[name.value for name in asked]}, the inventory allows it {names}: "
-                       "run site.yml again from the inventory that is right")  # fmt: skip
+        raise PkiError(f"{host} asks for the names {[name.value for name in asked]}, the inventory allows it "
+                       f"{names}: run site.yml again from the inventory that is right")  # fmt: skip
     issuing, issuing_key = issuing_pair(places)
     check_names(allowed, issuing)
     now = datetime.now(UTC).replace(microsecond=0)
     if not issuing.not_valid_before_utc <= now < issuing.not_valid_after_utc:
         raise PkiError(f"the issuing certificate is valid from {issuing.not_valid_before_utc} to "
-                       f"{issuing.not_valid_after_utc}, this host's clock says {now}: set the clock right, or renew the CA")  # fmt: skip
+                       f"{issuing.not_valid_after_utc}, this host's clock says {now}: "
+                       "set the clock right, or renew the CA")  # fmt: skip
     end = min(now - BACKDATED + timedelta(days=days), issuing.not_valid_after_utc)
     usage = x509.KeyUsage(
         digital_signature=True, content_commitment=False, key_encipherment=False, data_encipherment=False,

@@ -1,7 +1,9 @@
 """The operator's verbs that run Ansible: `llmkeep site | verify | run`, through ansible-runner.
 
-What Ansible prints is printed as it comes. Nothing of a run stays on disk: its working folder lies in memory and goes with it.
-Exit codes: 0 done, and all checks hold; 1 a host failed, a check does not hold, or the run was refused; 130 interrupted.
+What Ansible prints is printed as it comes. Nothing of a run stays on disk: its working folder lies in memory
+and goes with it.
+Exit codes: 0 done, and all checks hold; 1 a host failed, a check does not hold, or the run was refused;
+130 interrupted.
 """
 
 import argparse
@@ -31,7 +33,8 @@ def tree() -> Path:
         if (place / "site.yml").is_file():
             return place
     raise RunError(
-        f"neither {checkout} nor {INSTALLED} has a site.yml: run bootstrap from the stick, or work in a checkout"
+        f"neither {checkout} nor {INSTALLED} has a site.yml: "
+        "run bootstrap from the stick, or work in a checkout"
     )
 
 
@@ -121,7 +124,8 @@ def _run(given: argparse.Namespace) -> int:
         if playbook is None:
             known = ", ".join(sorted(f"playbooks/{path.name}" for path in (root / "playbooks").glob("*.yml")))
             raise RunError(
-                f"there is no playbook {given.playbook!r}, neither here nor in {root}: take site.yml or one of {known}"
+                f"there is no playbook {given.playbook!r}, neither here nor in {root}: "
+                f"take site.yml or one of {known}"
             )
         inventories = [inventory(place, root) for place in given.inventory]
         code, _ = play(playbook.resolve(), inventories, _words(given))

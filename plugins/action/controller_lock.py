@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
@@ -25,7 +25,7 @@ if flock --nonblock 9; then echo {holder} > {path}; echo locked; exec cat > /dev
 cat {path}; exit {busy}
 """
 
-# Here: keeps ssh's standard input open until the run ends. A pidfd, since a process id may be given to another process.
+# Here: keeps ssh's standard input open until the run ends. A pidfd, since a process id may be given again.
 WATCH = """
 import os, select, subprocess, sys
 run = os.pidfd_open(int(sys.argv[1]))
@@ -48,7 +48,7 @@ def script(path: str, holder: str) -> str:
 
 
 def hold(run: int, command: list[str]) -> tuple[bool, str]:
-    """Start the process that holds the lock while process RUN lives; whether it has it, and else what was said."""
+    """Start the process that holds the lock while process RUN lives; whether it has it, and what was said."""
     watcher = subprocess.Popen(
         [sys.executable, "-c", WATCH, str(run), *command],
         stdin=subprocess.DEVNULL,
@@ -56,15 +56,15 @@ def hold(run: int, command: list[str]) -> tuple[bool, str]:
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
-    assert watcher.stdout is not None
-    ready, _, _ = select.select([watcher.stdout], [], [], ANSWER_SECONDS)
+    output = cast(IO[bytes], watcher.stdout)
+    ready, _, _ = select.select([output], [], [], ANSWER_SECONDS)
     if not ready:
         watcher.kill()
         return False, f"no answer within {ANSWER_SECONDS} s"
-    line = watcher.stdout.readline().decode(errors="replace").strip()
+    line = output.readline().decode(errors="replace").strip()
     if line == "locked":
         return True, ""
-    rest = watcher.stdout.read().decode(errors="replace").strip()
+    rest = output.read().decode(errors="replace").strip()
     said = " ".join(part for part in (line, rest) if part)
     return False, f"busy: {said}" if watcher.wait() == BUSY else said or f"exit {watcher.returncode}"
 
@@ -82,13 +82,13 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         held, said = hold(os.getppid(), self._ssh(script(arguments["path"], holder)))
         if not held and said.startswith("busy: "):
             raise AnsibleActionFail(
-                f"another controller is at work on this estate ({said.removeprefix('busy: ')}); nothing was changed."
-                " Wait until it is done and run again: its lock ends with it, whatever ends it"
+                f"another controller is at work on this estate ({said.removeprefix('busy: ')}); nothing was"
+                " changed. Wait until it is done and run again: its lock ends with it, whatever ends it"
             )
         if not held:
             raise AnsibleActionFail(
-                f"the lock {arguments['path']} on the control node could not be asked for ({said}); nothing was changed."
-                f" Try `ssh {self._connection.get_option('host')}` with the same key"
+                f"the lock {arguments['path']} on the control node could not be asked for ({said}); nothing"
+                f" was changed. Try `ssh {self._connection.get_option('host')}` with the same key"
             )
         result.update(changed=False, holder=holder)
         return result

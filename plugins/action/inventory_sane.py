@@ -61,11 +61,11 @@ def wrong(values: Mapping[str, Any], known: dict[str, dict[str, dict[str, Any]]]
                 yield f"{name} is {values[name]!r}: {message}"
 
 
-def unplaced(host: str, groups: list[str]) -> Iterator[str]:
+def unplaced(groups: list[str]) -> Iterator[str]:
     """A host that no feature of the estate wants."""
     if not set(groups) & set(GROUPS):
         seen = ", ".join(group for group in groups if group not in ("all", "ungrouped")) or "no group"
-        yield f"it is in {seen}, and none of the estate's groups; put it in one of {', '.join(GROUPS)}, or take it out"
+        yield f"it is in {seen}, and none of the estate's groups; put it in one of {', '.join(GROUPS)}"
 
 
 def unreachable(address: str, port: int, in_lab: bool) -> str | None:
@@ -73,7 +73,8 @@ def unreachable(address: str, port: int, in_lab: bool) -> str | None:
     try:
         socket.create_connection((address, port), timeout=REACH_SECONDS).close()
     except OSError as problem:
-        words = f"{address}:{port}, the control node, cannot be reached from here ({problem}); nothing was changed. "
+        words = f"{address}:{port}, the control node, cannot be reached from here ({problem}); nothing was "
+        words += "changed. "
         if in_lab:
             return words + (
                 "The lab's hosts live in a network namespace of their own: use `.venv/bin/lab site`, or put "
@@ -81,7 +82,7 @@ def unreachable(address: str, port: int, in_lab: bool) -> str | None:
             )
         return (
             words
-            + "Run it on the control node itself (`llmkeep site -i INVENTORY`), or set ansible_host and ansible_port right."
+            + "Run it on the control node itself (`llmkeep site -i INVENTORY`), or set ansible_host right."
         )
     return None
 
@@ -108,7 +109,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         ]
         for host in groups["all"]:
             of_host = variables["hostvars"][host]
-            told = [*unplaced(host, list(of_host["group_names"])), *unknown(list(of_host), known)]
+            told = [*unplaced(list(of_host["group_names"])), *unknown(list(of_host), known)]
             told += wrong(self._values(of_host, known), known)
             problems += [f"{host}: {problem}" for problem in told]
         if problems:
@@ -131,7 +132,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
     def _values(
         self, of_host: Mapping[str, Any], known: dict[str, dict[str, dict[str, Any]]]
     ) -> dict[str, Any]:
-        """The host's values of the roles' variables. One that needs a fact cannot be judged yet and is left to its role."""
+        """The host's values of the roles' variables. One that needs a fact is left to its role to judge."""
         found: dict[str, Any] = {}
         for name in {name for options in known.values() for name in options if name in of_host}:
             try:

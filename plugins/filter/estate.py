@@ -7,8 +7,7 @@ from typing import Any
 
 
 def locked_purls(lock: dict[str, Any]) -> list[str]:
-    """Package URLs of everything in artifacts.lock.yml that a bundle carries: all packages and models, and the wheels of
-    the environments that are installed on the far side."""
+    """Package URLs of what a bundle carries of artifacts.lock.yml: packages, models, wheels."""
     wheels = {key for name in ("control", "payload") for key in lock["environments"].get(name, [])}
     found = [lock["wheels"][key]["purl"] for key in wheels]
     found += [artifact["purl"] for kind in ("debs", "models") for artifact in lock[kind].values()]

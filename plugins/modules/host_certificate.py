@@ -8,9 +8,9 @@ module: host_certificate
 short_description: Keep a host's EC key and certificate, and say when a new one has to be signed
 description:
   - Makes the key on the host where there is none, and keeps the estate's root certificate beside it.
-  - Without I(certificate) it says in C(reasons) why a certificate has to be signed, and returns the request for it.
-  - With I(certificate) it proves that key, names and issuer fit, puts it in place by one rename, and has the units reloaded
-    that are named in C(reload.d).
+  - Without I(certificate) it says in C(reasons) why a certificate has to be signed, and returns the request.
+  - With I(certificate) it proves that key, names and issuer fit, puts it in place by one rename, and has the
+    units reloaded that are named in C(reload.d).
   - The private key never leaves the host and is in no output.
 author: [llmkeep contributors]
 options:
@@ -19,12 +19,15 @@ options:
     type: list
     elements: str
     required: true
-  chain: {description: The estate's issuing certificate followed by its root certificate., type: str, required: true}
+  chain: {description: The estate's issuing and then its root certificate., type: str, required: true}
   certificate: {description: A signed certificate with its chain., type: str}
   directory: {description: Where the files lie., type: path, default: /etc/llmkeep/pki}
   group: {description: The group that may read the key., type: str, default: ssl-cert}
   renew_days: {description: A certificate with fewer days left is renewed., type: int, default: 30}
-  reload_unit: {description: Unit that reloads what serves the certificate., type: str, default: llmkeep-certificate.service}
+  reload_unit:
+    description: Unit that reloads what serves the certificate.
+    type: str
+    default: llmkeep-certificate.service
 """
 
 EXAMPLES = r"""
@@ -36,9 +39,13 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-reasons: {description: Why a certificate has to be signed; empty when it stands., returned: always, type: list, elements: str}
+reasons:
+  description: Why a certificate has to be signed; empty when it stands.
+  returned: always
+  type: list
+  elements: str
 request: {description: The certificate request (PEM) when there are reasons., returned: always, type: str}
-days_left: {description: Whole days until the certificate on disk ends; -1 without one., returned: always, type: int}
+days_left: {description: Days until the certificate on disk ends; -1 without one., returned: always, type: int}
 """
 
 import ipaddress
@@ -205,7 +212,7 @@ def install(params: dict[str, Any], folder: Path, public_key: str) -> None:
         atomic.replace(aside, folder / "host.pem")
     finally:
         aside.unlink(missing_ok=True)
-    # The path unit would do the same a moment later; by waiting here, what follows sees the new certificate served.
+    # The path unit would do it a moment later; by waiting here, what follows sees the new certificate served.
     done = subprocess.run(
         ["systemctl", "restart", params["reload_unit"]],
         capture_output=True,

@@ -7,12 +7,13 @@ DOCUMENTATION = r"""
 module: inventory_sane
 short_description: Refuse an inventory that no role would understand, before any host is touched
 description:
-  - A variable that starts with a role's name and is none of its variables, a value of a wrong type, a host in no group of the estate, an
-    estate without control node or mirror. All problems are told at once.
-  - Then it tries the control node's SSH port, once, and says in one sentence when it cannot be reached from here.
+  - A variable that starts with a role's name and is none of its variables, a value of a wrong
+    type, a host in no group of the estate, an estate without control node
+    or mirror. All problems are told at once.
+  - Then it tries the control node's SSH port, once, and says in one sentence when it cannot be reached.
 author: [llmkeep contributors]
 options:
-  roles: {description: Folder of the roles, whose argument specifications are the truth., type: path, required: true}
+  roles: {description: Folder of the roles, whose argument specifications count., type: path, required: true}
 attributes:
   action: {support: full}
 """

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""State module: the bundle that the mirror serves is signed, in date, not older than one seen before, and complete."""
+"""State module: the bundle that the mirror serves is signed, in date, not older than one seen, complete."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ DOCUMENTATION = r"""
 module: mirrored_bundle
 short_description: Prove the bundle that is about to be served, and remember its serial
 description:
-  - Checks the manifest's signature with C(sqv) against the keyring that bootstrap accepted, its expiry, and that its serial is not
-    lower than the highest that this host has seen. A higher serial is remembered.
-  - With I(wanted) it also says what the manifest lacks. Debian packages are asked for by name, since the builder may
-    have pinned a later version of the same package; wheels and weights by version.
+  - Checks the manifest's signature with C(sqv) against the keyring that bootstrap accepted, its expiry, and
+    that its serial is not lower than the highest that this host has seen. A higher serial is remembered.
+  - With I(wanted) it also says what the manifest lacks. Debian packages are asked for by name, since the
+    builder may have pinned a later version of the same package; wheels and weights by version.
   - The bytes themselves were checked by bootstrap; C(llmkeep bundle verify) does it again at any time.
 author: [llmkeep contributors]
 options:
   path: {description: The bundle's folder., type: path, default: /srv/llmkeep/bundle/current}
   keyring: {description: Whom to trust., type: path, default: /etc/apt/keyrings/llmkeep.pgp}
   seen: {description: File with the highest serial seen., type: path, default: /var/lib/llmkeep/serial}
-  wanted: {description: Package URLs (purl) that the bundle has to carry., type: list, elements: str, default: []}
+  wanted: {description: Package URLs that the bundle has to carry., type: list, elements: str, default: []}
 """
 
 EXAMPLES = r"""
@@ -52,8 +52,8 @@ def signed_manifest(folder: Path, keyring: Path) -> dict[str, Any]:
     for path in (manifest, signature, keyring):
         if not path.is_file():
             raise Refused(
-                f"{path} is not there: this host was not bootstrapped from the stick. Plug it in, compare bootstrap's sha256,"
-                " and run it on this host"
+                f"{path} is not there: this host was not bootstrapped from the stick. Plug it in, compare"
+                " bootstrap's sha256, and run it on this host"
             )
     done = subprocess.run(
         ["sqv", "--keyring", str(keyring), "--signature-file", str(signature), str(manifest)],
@@ -64,8 +64,8 @@ def signed_manifest(folder: Path, keyring: Path) -> dict[str, Any]:
     )
     if done.returncode != 0:
         raise Refused(
-            f"the signature of {manifest} does not hold ({done.stderr.strip()}): it was changed after bootstrap,"
-            " or comes from somebody else. Bootstrap again from a stick you trust"
+            f"the signature of {manifest} does not hold ({done.stderr.strip()}): it was changed after"
+            " bootstrap, or comes from somebody else. Bootstrap again from a stick you trust"
         )
     document: dict[str, Any] = json.loads(manifest.read_bytes())
     return document
@@ -75,19 +75,19 @@ def judged(document: dict[str, Any], seen: int, now: datetime) -> None:
     """Refuse a replayed or an expired bundle."""
     if int(document["serial"]) < seen:
         raise Refused(
-            f"the bundle's serial is {document['serial']}, and this host has seen {seen}: an old bundle would open holes that"
-            " were closed. Bootstrap from the newest stick"
+            f"the bundle's serial is {document['serial']}, and this host has seen {seen}: an old bundle would"
+            " open holes that were closed. Bootstrap from the newest stick"
         )
     expires = datetime.fromisoformat(document["expires"])
     if now >= expires:
         raise Refused(
-            f"the bundle expired at {document['expires']} and this host's clock says {now:%Y-%m-%dT%H:%M:%SZ}:"
-            " set the clock right, or bootstrap from a newer stick"
+            f"the bundle expired at {document['expires']} and this host's clock says"
+            f" {now:%Y-%m-%dT%H:%M:%SZ}: set the clock right, or bootstrap from a newer stick"
         )
 
 
 def identity(purl: str) -> str:
-    """What two package URLs must share to be the same thing: a Debian package's version and qualifiers are left out."""
+    """What two package URLs share that mean the same thing: of a Debian package the name."""
     plain = purl.split("?", 1)[0].split("#", 1)[0]
     return plain.rsplit("@", 1)[0] if plain.startswith("pkg:deb/") else plain
 
