@@ -10,6 +10,7 @@ from llmcore.config import Section
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0)]
+ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")]  # it stands in a header
 
 
 class Listener(Section):
@@ -70,7 +71,7 @@ class GatewayConfig(Section):
 
     listen: Listener
     metrics: Listener
-    engines: Annotated[dict[str, Engine], Field(min_length=1)]
+    engines: Annotated[dict[ModelName, Engine], Field(min_length=1)]
     keys_file: Path
     redis: Redis | None = None
     limits: Limits = Limits()
