@@ -11,7 +11,7 @@ from pathlib import Path
 
 from llmcore import logs
 from llmcore.config import ConfigError, load
-from llmcore.manifest import ManifestError
+from llmcore.manifest import ManifestError, verify_model
 from llmserve import keys_cli
 from llmserve.keys import KeyFileError
 from llmserve.settings import EngineConfig, GatewayConfig
@@ -73,9 +73,13 @@ def run_engine_command(options: argparse.Namespace) -> int:
 
         driver = EchoDriver(config.model)
     else:
-        from llmserve.engine_naive import NaiveDriver
+        revision = verify_model(config.model.path, config.model.manifest)
 
-        driver = NaiveDriver(config.model)
+        from llmserve.engine_naive import (
+            NaiveDriver,  # only now: nothing that could open the model runs before
+        )
+
+        driver = NaiveDriver(config.model, revision)
     uvloop.run(serve(options.name, driver, config.socket, int(config.socket_mode, 8)))
     return 0
 

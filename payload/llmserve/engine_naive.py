@@ -17,7 +17,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils.logging import disable_progress_bar
 
-from llmcore.manifest import verify_model
 from llmserve.engine import Finish, token_budget
 from llmserve.errors import ApiError
 from llmserve.protocol import Generate
@@ -92,9 +91,8 @@ class NaiveDriver:
     name = "naive"
     slots = 1
 
-    def __init__(self, settings: NaiveModel) -> None:
-        """Verify, load, and say one token. Raises ManifestError before anything is opened."""
-        revision = verify_model(settings.path, settings.manifest)
+    def __init__(self, settings: NaiveModel, revision: str) -> None:
+        """Load, and say one token. `revision` is what verify_model returned for this directory."""
         self.revision = f"{revision}-{settings.dtype}"
         torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
         disable_progress_bar()

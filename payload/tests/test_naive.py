@@ -73,6 +73,7 @@ def naive(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
         "path": str(model),
         "manifest": str(model / "MANIFEST.sha256"),
         "threads": 1,
+        "temperature": 0,
     }
     with running(tmp_path_factory.mktemp("naive"), {"tiny": described}) as service:
         yield service
