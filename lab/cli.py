@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lab import demo, door, sink
+from lab import demo, door, floor, sink
 from lab.errors import AlreadyUp, LabError, NotUp
 from lab.host import Machine
 from lab.instance import CHECKOUT, Instance, plug
@@ -78,7 +78,9 @@ def parser() -> argparse.ArgumentParser:
         ("join", "put its network cable back in"),
     ):
         verbs.add_parser(name, help=text).add_argument("host")
-    execute = verbs.add_parser("exec", help="run a command on a host: lab exec HOST -- CMD")
+    execute = verbs.add_parser(
+        "exec", help="run a command on a host: lab exec HOST -- CMD (one word: a shell's)"
+    )
     execute.add_argument("host")
     execute.add_argument("command", nargs=argparse.REMAINDER)
     for name, text in (
@@ -89,13 +91,18 @@ def parser() -> argparse.ArgumentParser:
         verb.add_argument("host")
         verb.add_argument("name")
     recorded = verbs.add_parser("sink", help="packets that were meant for elsewhere, and DNS questions")
-    recorded.add_argument("--json", action="store_true", help="one JSON object a line")
+    recorded.add_argument("--json", action="store_true", help="one JSON list")
     recorded.add_argument("--clear", action="store_true", help="forget what was recorded")
     netns = verbs.add_parser("netns", help="run a command inside the lab's network: lab netns -- CMD")
     netns.add_argument("command", nargs=argparse.REMAINDER)
     stick = verbs.add_parser("plug", help="a folder or ext4 image becomes a read-only disk of a host")
     stick.add_argument("host")
     stick.add_argument("source", type=Path, help="folder, or ext4 image")
+    start = verbs.add_parser(
+        "floor", help="the snapshots `bare` and `floor` (base, mirror, pki) of every host"
+    )
+    start.add_argument("--restore", action="store_true", help="and put every host back to `floor`")
+    start.add_argument("--bundle", type=Path, default=CHECKOUT / ".lab" / "bundle", metavar="DIR")
     opened = verbs.add_parser("open", help="a port of 127.0.0.1 to the edge, a demo key, and .lab/env")
     opened.add_argument("--close", action="store_true", help="end it")
     shown = verbs.add_parser(
@@ -122,6 +129,10 @@ def run(given: argparse.Namespace) -> int:
             return show_sink(instance, given.json, given.clear)
         case "open":
             return open_or_close(instance, given.close)
+        case "floor":
+            for line in floor.floor(instance, given.bundle, terminal, given.restore):
+                print(line)
+            return 0
         case "demo":
             demo.demo(instance, given.bundle, given.question, terminal)
             return 0
@@ -144,7 +155,8 @@ def run(given: argparse.Namespace) -> int:
             return subprocess.call(instance.ssh(machine))
         case "exec":
             require_power(machine)
-            return subprocess.call(instance.ssh(machine, shlex.join(after_dashes(given.command))))
+            words = after_dashes(given.command)
+            return subprocess.call(instance.ssh(machine, words[0] if len(words) == 1 else shlex.join(words)))
     with instance.changing():
         change(instance, machine, given)
     return 0
@@ -222,7 +234,8 @@ def stop(instance: Instance, verb: str) -> int:
     """Stop the lab, or throw it away."""
     with instance.changing():
         if verb == "destroy":
-            instance.destroy()
+            if not instance.destroy():
+                print("nothing to destroy")
         else:
             instance.down()
     return 0
@@ -274,14 +287,15 @@ def show_sink(instance: Instance, as_json: bool, clear: bool) -> int:
         if instance.sink_file.exists():
             os.truncate(instance.sink_file, 0)
         return 0
-    for record in sink.records(instance.sink_file):
-        if as_json:
-            print(json.dumps(record))
-        else:
-            port = f" port {record['port']}" if "port" in record else ""
-            question = f" asks for {record['question']}" if record.get("question") else ""
-            print(f"{record['time']:.3f} {record['source']} -> {record['destination']}", end=" ")
-            print(f"{record['protocol']}{port}, {record['bytes']} bytes{question}")
+    recorded = sink.records(instance.sink_file)
+    if as_json:
+        print(json.dumps(recorded, indent=2))
+        return 0
+    for record in recorded:
+        port = f" port {record['port']}" if "port" in record else ""
+        question = f" asks for {record['question']}" if record.get("question") else ""
+        print(f"{record['time']:.3f} {record['source']} -> {record['destination']}", end=" ")
+        print(f"{record['protocol']}{port}, {record['bytes']} bytes{question}")
     return 0
 
 

@@ -39,27 +39,10 @@ def step(terminal: Console, text: str) -> Iterator[None]:
 
 def demo(instance: Instance, bundle: Path, question: str, terminal: Console) -> None:
     """From nothing to an answer; what is done already is not done again."""
-    manifest = bundle / "MANIFEST.json"
-    if not manifest.exists():
-        raise LabError(f"there is no bundle in {bundle}: `make bundle` builds it")
-    control = instance.machine(door.on(instance, "control"))
-    name = control.host.name
     with instance.changing():
-        with (
-            step(terminal, "start the hosts"),
-            terminal.status("starting") as progress,
-            contextlib.suppress(AlreadyUp),
-        ):
-            instance.up(progress.update)
-        plug_bundle(instance, control, bundle, terminal)
-    with step(terminal, f"compare the hash of bootstrap on {name} with the one that the builder printed"):
-        compare_bootstrap(instance, control, bundle / "bootstrap")
-    with step(terminal, f"run bootstrap on {name}, from the stick alone"):
-        interactive(instance, control, "sh", f"{MOUNT}/bootstrap")
-    inventories = [f"/opt/llmkeep/tree/{path.relative_to(instance.checkout)}" for path in absolute(instance)]
-    options = [part for path in inventories for part in ("-i", path)]
-    with step(terminal, f"llmkeep site on {name}: provision every host"):
-        interactive(instance, control, "llmkeep", "site", *options)
+        start_hosts(instance, terminal)
+        bootstrap(instance, bundle, terminal)
+    site(instance, terminal)
     with step(terminal, "open a port of this machine to the edge, and make a demo key"):
         opened = door.open_door(instance)
     terminal.print(f"[bold]→[/] {question}")
@@ -68,17 +51,49 @@ def demo(instance: Instance, bundle: Path, question: str, terminal: Console) -> 
     output.print()
     table = Table.grid(padding=(0, 2))
     pace = f"{answer.tokens_per_second:.1f} tokens/s" if answer.tokens_per_second else "too short to tell"
+    control = door.on(instance, "control")
     for label, value in (
         ("time to first token", f"{answer.time_to_first_token * 1000:.0f} ms"),
         ("pace", f"{pace} ({answer.tokens} tokens)"),
         ("model", answer.model),
         ("TLS", f"{answer.tls_version}, key exchange {answer.key_exchange_group}"),
         ("host", f"{door.on(instance, 'serve')} (edge {door.on(instance, 'edge')}, {opened.url})"),
-        ("bundle serial", door.output(instance, name, "cat", "/var/lib/llmkeep/serial").strip()),
+        ("bundle serial", door.output(instance, control, "cat", "/var/lib/llmkeep/serial").strip()),
         ("for your client", f"source {opened.env_file}"),
     ):
         table.add_row(label, value)
     output.print(table)
+
+
+def start_hosts(instance: Instance, terminal: Console) -> None:
+    """Every host up."""
+    with (
+        step(terminal, "start the hosts"),
+        terminal.status("starting") as progress,
+        contextlib.suppress(AlreadyUp),
+    ):
+        instance.up(progress.update)
+
+
+def bootstrap(instance: Instance, bundle: Path, terminal: Console) -> None:
+    """The stick goes in, its bootstrap is compared with what the builder printed, and run."""
+    control = instance.machine(door.on(instance, "control"))
+    name = control.host.name
+    plug_bundle(instance, control, bundle, terminal)
+    with step(terminal, f"compare the hash of bootstrap on {name} with the one that the builder printed"):
+        compare_bootstrap(instance, control, bundle / "bootstrap")
+    with step(terminal, f"run bootstrap on {name}, from the stick alone"):
+        interactive(instance, control, "sh", f"{MOUNT}/bootstrap")
+
+
+def site(instance: Instance, terminal: Console, *words: str) -> None:
+    """The control node provisions every host."""
+    control = instance.machine(door.on(instance, "control"))
+    inventories = [f"/opt/llmkeep/tree/{path.relative_to(instance.checkout)}" for path in absolute(instance)]
+    options = [part for path in inventories for part in ("-i", path)]
+    command = ("llmkeep", "site", *options, *words)
+    with step(terminal, f"{shlex.join(command)} on {control.host.name}"):
+        interactive(instance, control, *command)
 
 
 def absolute(instance: Instance) -> list[Path]:
@@ -92,12 +107,12 @@ def absolute(instance: Instance) -> list[Path]:
 
 def plug_bundle(instance: Instance, control: Machine, bundle: Path, terminal: Console) -> None:
     """Make the bundle the stick of the control node, unless it is."""
-    digest = hashlib.sha256((bundle / "MANIFEST.json").read_bytes()).hexdigest()
+    digest = bundle_digest(bundle)
     plugged = control.folder / "stick.sha256"
     current = plugged.read_text(encoding="ascii") if plugged.exists() and control.stick.exists() else ""
     if current != digest:
         with step(terminal, f"copy the bundle to a stick and plug it into {control.host.name}"):
-            door.output(instance, control.host.name, "sh", "-c", f"! mountpoint -q {MOUNT} || umount {MOUNT}")
+            unmount_stick(instance)
             with terminal.status("writing the stick"):
                 plug(control, bundle)
             plugged.write_text(digest, encoding="ascii")
@@ -107,6 +122,20 @@ def plug_bundle(instance: Instance, control: Machine, bundle: Path, terminal: Co
         f"mountpoint -q {MOUNT} || mount -o ro {STICK} {MOUNT}"
     )
     door.output(instance, control.host.name, "sh", "-c", mount)
+
+
+def bundle_digest(bundle: Path) -> str:
+    """What identifies a bundle: the sha256 of its manifest."""
+    manifest = bundle / "MANIFEST.json"
+    if not manifest.exists():
+        raise LabError(f"there is no bundle in {bundle}: `make bundle` builds it")
+    return hashlib.sha256(manifest.read_bytes()).hexdigest()
+
+
+def unmount_stick(instance: Instance) -> None:
+    """The stick may be taken out of the control node."""
+    command = f"! mountpoint -q {MOUNT} || umount {MOUNT}"
+    door.output(instance, door.on(instance, "control"), "sh", "-c", command)
 
 
 def compare_bootstrap(instance: Instance, control: Machine, printed: Path) -> None:

@@ -238,11 +238,15 @@ class Machine:
         shutil.rmtree(target, ignore_errors=True)
         staged.replace(target)
 
+    def snapshot_names(self) -> list[str]:
+        """The snapshots there are, complete ones only."""
+        return sorted(path.name for path in self.snapshots.glob("*") if path.suffix != ".new")
+
     def require_snapshot(self, name: str) -> Path:
         """The folder of a snapshot; LabError with the names there are."""
         source = self.snapshots / name
         if not source.is_dir():
-            known = ", ".join(sorted(path.name for path in self.snapshots.glob("*"))) or "none"
+            known = ", ".join(self.snapshot_names()) or "none"
             raise LabError(f"{self.host.name} has no snapshot {name!r}: it has {known}")
         return source
 

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from lab import image, kernel
 from lab.errors import AlreadyUp, Busy, LabError, MissingProgram, NoMemory, NoSpace, NotRoot, NotUp
 from lab.host import Machine, make_key
@@ -184,8 +186,9 @@ class Instance:
         self.namespace.delete()
         shutil.rmtree(self.sockets, ignore_errors=True)
 
-    def destroy(self) -> None:
-        """Stop everything and throw it away, snapshots included."""
+    def destroy(self) -> bool:
+        """Stop everything and throw it away, snapshots included. False where there was nothing."""
+        there = self.namespace.exists() or any(entry.name != "lock" for entry in self.folder.iterdir())
         self.down()
         for entry in self.folder.iterdir():
             if entry.name == "lock":
@@ -195,6 +198,7 @@ class Instance:
             else:
                 entry.unlink()
         self.env_file.unlink(missing_ok=True)
+        return there
 
     def _left_over_daemons(self) -> list[Daemon]:
         """Every process that was recorded for a host, also for hosts that the inventory no longer has."""
@@ -247,6 +251,19 @@ class Instance:
             raise LabError(
                 f"{name} could not sync: {error}; `lab power-off {name}` first takes it as it is"
             ) from None
+
+    def restore_all(self, name: str, terminal: Console) -> None:
+        """Put a snapshot of every host back and power it on."""
+        for machine in self.machines:
+            machine.require_snapshot(name)
+        with terminal.status(f"putting back snapshot {name}"):
+            for machine in self.machines:
+                self.forget_connections(machine)
+                machine.power_off()
+                machine.restore(name)
+                machine.power_on(self.memory_folder([machine]))
+            for machine in self.machines:
+                machine.wait_for_ssh()
 
     def forget_connections(self, machine: Machine) -> None:
         """End Ansible's kept connections to a host that is about to lose its power."""

@@ -1,7 +1,7 @@
 """The user-mode kernel's modules, and the one that Debian builds without what a firewall needs.
 
-Debian's user-mode-linux has nf_tables for bridges only (NF_TABLES_INET, _IPV4 and _IPV6 are not set), so no rule of
-an estate could be loaded in a lab host. That one module is built again from Debian's own source of the very same
+Debian's user-mode-linux has nf_tables for bridges only (NF_TABLES_INET, _IPV4 and _IPV6 are not set), so no rule
+of an estate could be loaded in a lab host. That one module is built again from Debian's own source of the same
 kernel, once a kernel, and kept in the user's cache folder; everything else is Debian's as it is.
 """
 
@@ -28,7 +28,7 @@ def kernel_modules() -> Path:
     """The folder with the modules of the installed user-mode kernel."""
     versions = sorted(MODULES.glob("*/modules.order")) if MODULES.is_dir() else []
     if not versions:
-        raise MissingProgram(f"there are no kernel modules in {MODULES}: apt-get install user-mode-linux")
+        raise MissingProgram(f"no kernel modules in {MODULES}: apt-get install user-mode-linux")
     return versions[-1].parent
 
 
@@ -64,7 +64,8 @@ def _unpack(scratch: Path) -> Path:
         )
     _run(["apt-get", "-qq", "download", f"{package}={same[0]}"], scratch)
     [archive] = scratch.glob(f"{package}_*.deb")
-    packed = subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(archive)], stdout=subprocess.PIPE)
+    unpack = ["dpkg-deb", "--fsys-tarfile", str(archive)]
+    packed = subprocess.Popen(unpack, stdout=subprocess.PIPE)
     member = f"./usr/src/{package}.tar.xz"
     inner = subprocess.Popen(["tar", "-xO", member], stdin=packed.stdout, stdout=subprocess.PIPE)
     exclude = [f"--exclude={pattern}" for pattern in UNREAD]

@@ -1,0 +1,65 @@
+"""The suite's starting points: two snapshots of each host, made once a bundle.
+
+`bare` is the host as it came out of the box; `floor` has what every role stands on: base, mirror and pki.
+"""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from lab import demo, door
+from lab.errors import LabError
+from lab.instance import Instance
+
+BARE, FLOOR = "bare", "floor"
+ROLES = "base,mirror,pki"
+
+
+def floor(instance: Instance, bundle: Path, terminal: Console, restore: bool = False) -> list[str]:
+    """Make the snapshots that are missing or older than the bundle. Returns a line for each one made.
+
+    With `restore`, the hosts are at `floor` afterwards whatever they were before.
+    """
+    digest = demo.bundle_digest(bundle)
+    record = instance.folder / "floor.sha256"
+    made: list[str] = []
+    with instance.changing():
+        demo.start_hosts(instance, terminal)
+        names = {machine.host.name: set(machine.snapshot_names()) for machine in instance.machines}
+        for machine in instance.machines:
+            if BARE not in names[machine.host.name]:
+                require_bare(instance, machine.host.name)
+                instance.settle(machine)
+                machine.snapshot(BARE)
+                made.append(f"made snapshot {BARE} of {machine.host.name}")
+        have_floor = all(FLOOR in of_host for of_host in names.values())
+        if have_floor and record.exists() and record.read_text(encoding="ascii") == digest:
+            if restore:
+                instance.restore_all(FLOOR, terminal)
+            return made
+        if have_floor:
+            instance.restore_all(FLOOR, terminal)  # an older bundle's: the newer one is put on top
+        elif len(made) < len(instance.machines):
+            instance.restore_all(BARE, terminal)
+        record.unlink(missing_ok=True)
+        demo.bootstrap(instance, bundle, terminal)
+        demo.site(instance, terminal, "--tags", ROLES)
+        demo.unmount_stick(instance)
+        for machine in instance.machines:
+            with demo.step(terminal, f"snapshot {FLOOR} of {machine.host.name}"):
+                instance.settle(machine)
+                machine.snapshot(FLOOR)
+            made.append(f"made snapshot {FLOOR} of {machine.host.name}")
+        record.write_text(digest, encoding="ascii")
+    return made
+
+
+def require_bare(instance: Instance, host: str) -> None:
+    """LabError where something was installed on a host already."""
+    found = door.output(
+        instance, host, "sh", "-c", "ls -d /opt/llmkeep /etc/llmkeep 2>/dev/null || true"
+    ).split()
+    if found:
+        raise LabError(
+            f"{host} has {', '.join(found)} and no snapshot {BARE!r}: it is not fresh; `lab destroy` first"
+        )
