@@ -1,8 +1,8 @@
 """The user-mode kernel's modules, and the one that Debian builds without what a firewall needs.
 
-Debian's user-mode-linux has nf_tables for bridges only (NF_TABLES_INET, _IPV4 and _IPV6 are not set), so no rule
-of an estate could be loaded in a lab host. That one module is built again from Debian's own source of the same
-kernel, once a kernel, and kept in the user's cache folder; everything else is Debian's as it is.
+Debian's user-mode-linux has nf_tables for bridges only (NF_TABLES_INET, _IPV4, _IPV6 are not set), so no
+rule of an estate could be loaded in a lab host. That one module is built again from Debian's own source of the
+same kernel, once a kernel, and kept in the user's cache folder; everything else is Debian's as it is.
 """
 
 import gzip
@@ -33,7 +33,7 @@ def kernel_modules() -> Path:
 
 
 def firewall_module(cache: Path, report: Callable[[str], None]) -> Path:
-    """nf_tables.ko for the installed user-mode kernel with its inet, ip and ip6 families; built at most once."""
+    """nf_tables.ko for the installed user-mode kernel with its inet, ip and ip6 families; built once."""
     built = cache / f"nf_tables-{kernel_modules().name}.ko"
     if not built.exists():
         with tempfile.TemporaryDirectory(dir=cache, prefix="lab-kernel-") as scratch:
@@ -59,7 +59,8 @@ def _unpack(scratch: Path) -> Path:
     same = [version for version in versions if version.startswith(f"{kernel}-")]
     if not same:
         raise LabError(
-            f"apt offers {package} {', '.join(versions) or 'in no version'}, the user-mode kernel is {kernel}: "
+            f"apt offers {package} {', '.join(versions) or 'in no version'}, "
+            f"the user-mode kernel is {kernel}: "
             "run apt-get update, or install the user-mode-linux that belongs to one of them"
         )
     _run(["apt-get", "-qq", "download", f"{package}={same[0]}"], scratch)
