@@ -48,6 +48,8 @@ def ask(door: Door, question: str, show: Callable[[str], None] = lambda _: None)
         target.hostname or "", target.port or 443, timeout=SECONDS, context=context
     )
     try:
+        link.connect()
+        version = link.sock.version() if isinstance(link.sock, ssl.SSLSocket) else None
         link.request("GET", "/v1/models", headers=headers)
         model = str(json.loads(_good(link.getresponse()).read())["data"][0]["id"])
         wanted = {
@@ -61,7 +63,6 @@ def ask(door: Door, question: str, show: Callable[[str], None] = lambda _: None)
         started = time.monotonic()
         link.request("POST", "/v1/chat/completions", body=json.dumps(wanted), headers=headers)
         response = _good(link.getresponse())
-        version = link.sock.version() if isinstance(link.sock, ssl.SSLSocket) else None
         pieces: list[str] = []
         first, last, tokens = 0.0, 0.0, 0
         for data in events(iter(response.readline, b"")):

@@ -1,8 +1,8 @@
 """The user-mode kernel's modules, and the one that Debian builds without what a firewall needs.
 
 Debian's user-mode-linux has nf_tables for bridges only (NF_TABLES_INET, _IPV4, _IPV6 are not set), so no
-rule of an estate could be loaded in a lab host. That one module is built again from Debian's own source of the
-same kernel, once a kernel, and kept in the user's cache folder; everything else is Debian's as it is.
+rule of an estate could be loaded in a lab host. That one module is built again from Debian's own source of
+this very kernel, once a kernel, and kept in the user's cache folder; everything else is Debian's as it is.
 """
 
 import gzip
