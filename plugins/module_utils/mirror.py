@@ -1,0 +1,142 @@
+"""What a host takes from the estate's mirror: named in the signed manifest, by TLS 1.3, verified by hash."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import ssl
+import subprocess
+import tempfile
+import urllib.parse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.llmkeep.estate.plugins.module_utils import (  # type: ignore[import-not-found]
+    files as atomic,
+)
+
+SECONDS = 60  # of silence, before a connection counts as dead
+BLOCK = 1 << 20
+
+
+class MirrorError(Exception):
+    """The mirror does not give what its manifest promises; the message says what, and what to do."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file of the bundle: its path there, size in bytes, and hexadecimal SHA-256."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+class Mirror:
+    """One connection to the mirror, kept for all files. Trusts the estate's root alone."""
+
+    def __init__(self, url: str, ca: Path, keyring: Path) -> None:
+        """Nothing is asked yet."""
+        parts = urllib.parse.urlsplit(url)
+        if parts.scheme != "https" or not parts.hostname:
+            raise MirrorError(f"{url!r} is no address of a mirror; write it as https://NAME:PORT")
+        self.url, self.keyring = url, keyring
+        self.folder = parts.path.rstrip("/")
+        try:
+            context = ssl.create_default_context(cafile=str(ca))
+        except OSError as problem:
+            raise MirrorError(f"{ca}: {problem.strerror}; playbooks/hosts.yml places it") from None
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        self.connection = http.client.HTTPSConnection(
+            parts.hostname, parts.port or 443, timeout=SECONDS, context=context
+        )
+
+    def get(self, path: str, begin: int = 0) -> http.client.HTTPResponse:
+        """Ask for a file of the bundle from byte `begin` on."""
+        headers = {"Range": f"bytes={begin}-"} if begin else {}
+        try:
+            self.connection.request("GET", f"{self.folder}/{urllib.parse.quote(path)}", headers=headers)
+            response = self.connection.getresponse()
+        except (OSError, http.client.HTTPException) as problem:
+            self.connection.close()
+            raise MirrorError(
+                f"{self.url}/{path}: {problem}; is the mirror up, its certificate valid?"
+            ) from problem
+        if response.status not in (200, 206):
+            response.read()
+            raise MirrorError(
+                f"{self.url}/{path} answered {response.status} {response.reason}; run the role mirror"
+            )
+        return response
+
+    def manifest(self) -> dict[str, Any]:
+        """The bundle's manifest, believed only because its OpenPGP signature is by a key in the keyring."""
+        with tempfile.TemporaryDirectory(prefix="llmkeep-manifest-") as folder:
+            signed, signature = Path(folder, "MANIFEST.json"), Path(folder, "MANIFEST.json.sig")
+            for path in (signed, signature):
+                path.write_bytes(self.get(path.name).read())
+            argv = ["sqv", "--keyring", str(self.keyring), "--signature-file", str(signature), str(signed)]
+            try:
+                done = subprocess.run(argv, capture_output=True, text=True, timeout=SECONDS, check=False)
+            except FileNotFoundError:
+                raise MirrorError("sqv is not on this host; Debian 13's apt depends on it") from None
+            if done.returncode != 0:
+                raise MirrorError(
+                    f"the manifest of {self.url} has no valid signature by a key in {self.keyring}"
+                    f" ({done.stderr.strip()[-300:]}); do not use this mirror, look at who changed it"
+                )
+            manifest: dict[str, Any] = json.loads(signed.read_bytes())
+            return manifest
+
+    def fetch(self, entry: Entry, path: Path) -> None:
+        """Make path the entry's file, going on where it stopped; MirrorError if the hash differs."""
+        if path.is_file() and path.stat().st_size == entry.size and atomic.sha256_of(path) == entry.sha256:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.parent / f"{path.name}.partial"
+        if partial.exists() and partial.stat().st_size > entry.size:
+            partial.unlink()
+        for last_try in (False, True):
+            self._append(entry, partial)
+            seen = atomic.sha256_of(partial)
+            if seen == entry.sha256:
+                break
+            partial.unlink()
+            if last_try:
+                raise MirrorError(
+                    f"{self.url}/{entry.path} has sha256 {seen}, the signed manifest says {entry.sha256};"
+                    " run `llmkeep bundle verify` on the mirror"
+                )
+        partial.replace(path)
+
+    def _append(self, entry: Entry, partial: Path) -> None:
+        begin = partial.stat().st_size if partial.exists() else 0
+        if begin == entry.size:
+            return
+        response = self.get(entry.path, begin)
+        with partial.open("ab" if response.status == 206 else "wb") as stream:
+            while block := response.read(BLOCK):
+                stream.write(block)
+            stream.flush()
+            os.fsync(stream.fileno())
+
+
+def entries(manifest: dict[str, Any], folder: str) -> list[Entry]:
+    """The files of a folder of the bundle, with paths relative to it."""
+    found = []
+    for item in manifest["files"]:
+        path = str(item["path"])
+        if path.startswith(f"{folder}/"):
+            if ".." in Path(path).parts or not re.fullmatch(r"[0-9a-f]{64}", item["sha256"]):
+                raise MirrorError(
+                    f"the manifest has the entry {path!r}, which is unsafe; build the bundle again"
+                )
+            found.append(Entry(path, int(item["size"]), item["sha256"]))
+    if not found:
+        raise MirrorError(
+            f"bundle {manifest.get('serial')} has nothing under {folder}/; name what it has, or carry another"
+        )
+    return sorted(found, key=lambda entry: entry.path)

@@ -1,0 +1,146 @@
+#!/usr/bin/python
+"""State module: a folder of the bundle, fetched from the mirror, verified, and read-only from then on."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: fetched_tree
+short_description: Keep folders of the bundle on this host, as its signed manifest says
+description:
+  - Fetches every file from the mirror by TLS 1.3, goes on where it stopped, and verifies each by its
+    hash in the bundle's manifest, whose OpenPGP signature is verified on this host.
+  - A folder appears whole or not at all. Files get mode 0444 and belong to root.
+  - Writes C(SHA256SUMS) into it, which C(sha256sum --check) and the engine read.
+  - A no-change run compares names, sizes, modes and times; C(deep) hashes again.
+author: [llmkeep contributors]
+options:
+  url: {description: The mirror., type: str, required: true}
+  folders: {description: "Folders in the bundle, none or more.", type: list, elements: str, required: true}
+  dest: {description: Folder in which each is kept under its last name., type: path, required: true}
+  deep: {description: Hash everything again., type: bool, default: false}
+  units: {description: Units that read it., type: list, elements: str, default: []}
+  ca: {description: The estate's root certificate., type: path, default: /etc/llmkeep/pki/root.pem}
+  keyring: {description: Keys whose signature counts., type: path, default: /etc/apt/keyrings/llmkeep.pgp}
+"""
+
+EXAMPLES = r"""
+- name: Fetch the weights
+  llmkeep.estate.fetched_tree:
+    url: "{{ mirror_url }}"
+    folders: [models/smollm2-135m-instruct]
+    dest: /srv/llmkeep/models
+"""
+
+RETURN = r"""
+fetched: {description: What was or would be fetched., returned: always, type: list, elements: str}
+"""
+
+import os
+import shutil
+import stat
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.llmkeep.estate.plugins.module_utils import (  # type: ignore[import-not-found]
+    files as atomic,
+)
+from ansible_collections.llmkeep.estate.plugins.module_utils import mirror
+
+SUMS = "SHA256SUMS"
+
+
+def sums(wanted: dict[str, Any]) -> str:
+    """What sha256sum would print of the folder."""
+    return "".join(f"{entry.sha256}  {name}\n" for name, entry in sorted(wanted.items()))
+
+
+def is_there(dest: Path, wanted: dict[str, Any], deep: bool) -> bool:
+    """Is the folder as wanted? Contents are hashed where deep, or where a file is younger than its sums."""
+    record = dest / SUMS
+    if dest.is_symlink() or not record.is_file() or record.read_text() != sums(wanted):
+        return False
+    written = record.stat().st_mtime_ns
+    found = set()
+    for path in dest.rglob("*"):
+        status = path.lstat()
+        if stat.S_ISDIR(status.st_mode) or path == record:
+            continue
+        name = str(path.relative_to(dest))
+        found.add(name)
+        entry = wanted.get(name)
+        if entry is None or not stat.S_ISREG(status.st_mode) or status.st_size != entry.size:
+            return False
+        if stat.S_IMODE(status.st_mode) != 0o444 or status.st_uid != os.geteuid():
+            return False
+        if (deep or status.st_mtime_ns > written) and atomic.sha256_of(path) != entry.sha256:
+            return False
+    return found == set(wanted)
+
+
+def install(source: Any, dest: Path, wanted: dict[str, Any], units: list[str]) -> None:
+    """Fetch into a hidden folder beside dest, then exchange the two."""
+    partial, old = dest.parent / f".{dest.name}.partial", dest.parent / f".{dest.name}.old"
+    dest.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+    partial.mkdir(exist_ok=True, mode=0o755)
+    for name, entry in wanted.items():
+        here = dest / name
+        if not (partial / name).exists() and here.is_file() and not here.is_symlink():
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(here, partial / name)
+        source.fetch(entry, partial / name)
+    for path in sorted(partial.rglob("*"), reverse=True):
+        if path.is_dir():
+            path.chmod(0o755)
+        elif str(path.relative_to(partial)) in wanted:
+            os.chown(path, os.geteuid(), os.getegid())
+            path.chmod(0o444)
+        else:
+            path.unlink()
+    atomic.write_file(partial / SUMS, sums(wanted).encode(), os.geteuid(), os.getegid(), 0o444)
+    partial.chmod(0o755)
+    atomic.mark_pending(units)
+    if old.exists():
+        shutil.rmtree(old)
+    if dest.exists():
+        dest.rename(old)
+    partial.rename(dest)
+    atomic.fsync_directory(dest.parent)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "url": {"type": "str", "required": True},
+            "folders": {"type": "list", "elements": "str", "required": True},
+            "dest": {"type": "path", "required": True},
+            "deep": {"type": "bool", "default": False},
+            "units": {"type": "list", "elements": "str", "default": []},
+            "ca": {"type": "path", "default": "/etc/llmkeep/pki/root.pem"},
+            "keyring": {"type": "path", "default": "/etc/apt/keyrings/llmkeep.pgp"},
+        },
+        supports_check_mode=True,
+    )
+    given = module.params
+    fetched = []
+    try:
+        if given["folders"]:
+            source = mirror.Mirror(given["url"], Path(given["ca"]), Path(given["keyring"]))
+            manifest = source.manifest()
+        for folder in [name.strip("/") for name in given["folders"]]:
+            entries = mirror.entries(manifest, folder)
+            wanted = {entry.path[len(folder) + 1 :]: entry for entry in entries}
+            dest = Path(given["dest"]) / Path(folder).name
+            if not is_there(dest, wanted, given["deep"]):
+                fetched.append(folder)
+                if not module.check_mode:
+                    install(source, dest, wanted, given["units"])
+    except (mirror.MirrorError, OSError) as problem:
+        module.fail_json(msg=str(problem))
+    module.exit_json(changed=bool(fetched), fetched=fetched)
+
+
+if __name__ == "__main__":
+    main()

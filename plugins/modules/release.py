@@ -1,0 +1,163 @@
+#!/usr/bin/python
+"""State module: releases of a Python program side by side, and a link that says which one is current."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: release
+short_description: Install a wheelhouse of the bundle as a release, and make it the current one
+description:
+  - The release is named by what is in it (a hash of its wheels); the same wheels change nothing.
+  - Wheels come from the mirror, verified; pip installs them by hash, without index or resolver, over
+    Debian's own packages, and C(pip check) has to agree.
+  - A release counts only once its record is written; what a power cut leaves half done is made anew.
+  - C(current) is switched by one rename. The release before it is kept for the way back.
+author: [llmkeep contributors]
+options:
+  url: {description: The mirror., type: str, required: true}
+  folder: {description: Wheelhouse in the bundle with its requirements.txt., type: str, required: true}
+  root: {description: Where releases and C(current) lie., type: path, default: /opt/llmkeep}
+  keep: {description: How many releases stay., type: int, default: 2}
+  units: {description: Units that run it., type: list, elements: str, default: []}
+  ca: {description: The estate's root certificate., type: path, default: /etc/llmkeep/pki/root.pem}
+  keyring: {description: Keys whose signature counts., type: path, default: /etc/apt/keyrings/llmkeep.pgp}
+"""
+
+EXAMPLES = r"""
+- name: Install the payload
+  llmkeep.estate.release:
+    url: "{{ mirror_url }}"
+    folder: wheels/payload
+"""
+
+RETURN = r"""
+id: {description: Name of the current release., returned: always, type: str}
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.llmkeep.estate.plugins.module_utils import (  # type: ignore[import-not-found]
+    files as atomic,
+)
+from ansible_collections.llmkeep.estate.plugins.module_utils import mirror
+
+INSTALL_SECONDS = 1800
+RECORD = "release.json"
+
+
+class Refused(Exception):
+    """The release cannot be made; the message says why and what to do."""
+
+
+def release_id(wheels: list[Any]) -> str:
+    """Twelve hex digits that change when, and only when, a wheel or the requirements do."""
+    listed = "".join(f"{entry.sha256} {entry.path}\n" for entry in wheels)
+    return hashlib.sha256(listed.encode()).hexdigest()[:12]
+
+
+def run(argv: list[str]) -> None:
+    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/root"}
+    try:
+        done = subprocess.run(
+            argv, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False, env=environment
+        )
+    except subprocess.TimeoutExpired:
+        raise Refused(f"{' '.join(argv[:4])} did not end within {INSTALL_SECONDS} s") from None
+    if done.returncode != 0:
+        raise Refused(
+            f"{' '.join(argv)} ended with {done.returncode}: {(done.stderr + done.stdout).strip()[-1500:]}"
+        )
+
+
+def make(source: Any, wheels: list[Any], target: Path, serial: object) -> None:
+    """Fetch the wheels and build the release; its record is written last."""
+    shutil.rmtree(target, ignore_errors=True)
+    wheelhouse = target.parent / f".wheels-{target.name}"
+    for entry in wheels:
+        source.fetch(entry, wheelhouse / Path(entry.path).name)
+    run(["/usr/bin/python3", "-m", "venv", "--system-site-packages", str(target)])
+    pip = [
+        str(target / "bin/python"),
+        "-m",
+        "pip",
+        "--isolated",
+        "--disable-pip-version-check",
+        "--no-cache-dir",
+    ]
+    requirements = str(wheelhouse / "requirements.txt")
+    run(
+        [*pip, "install", "--quiet", "--no-index", "--find-links", str(wheelhouse), "--no-deps",
+         "--require-hashes", "--only-binary", ":all:", "--requirement", requirements]
+    )  # fmt: skip
+    run([*pip, "check"])
+    run(["sync", "--file-system", str(target)])
+    record = {
+        "id": target.name,
+        "bundle_serial": serial,
+        "wheels": {Path(e.path).name: e.sha256 for e in wheels},
+    }
+    content = json.dumps(record, indent=1, sort_keys=True).encode() + b"\n"
+    atomic.write_file(target / RECORD, content, os.geteuid(), os.getegid(), 0o644)
+    shutil.rmtree(wheelhouse)
+
+
+def forget_old(releases: Path, current: str, keep: int) -> list[str]:
+    """Remove what is neither current nor among the youngest; half-made releases always go."""
+    whole = [path for path in releases.iterdir() if path.is_dir() and (path / RECORD).is_file()]
+    youngest = sorted(
+        whole, key=lambda path: (path.name == current, (path / RECORD).stat().st_mtime), reverse=True
+    )
+    stay = {path.name for path in youngest[:keep]}
+    gone = [path for path in releases.iterdir() if path.is_dir() and path.name not in stay]
+    for path in gone:
+        shutil.rmtree(path)
+    return sorted(path.name for path in gone)
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "url": {"type": "str", "required": True},
+            "folder": {"type": "str", "required": True},
+            "root": {"type": "path", "default": "/opt/llmkeep"},
+            "keep": {"type": "int", "default": 2},
+            "units": {"type": "list", "elements": "str", "default": []},
+            "ca": {"type": "path", "default": "/etc/llmkeep/pki/root.pem"},
+            "keyring": {"type": "path", "default": "/etc/apt/keyrings/llmkeep.pgp"},
+        },
+        supports_check_mode=True,
+    )
+    given = module.params
+    if given["keep"] < 1:
+        module.fail_json(
+            msg=f"keep is {given['keep']}; at least the current release has to stay: take 1 or more"
+        )
+    releases, current = Path(given["root"]) / "releases", Path(given["root"]) / "current"
+    try:
+        source = mirror.Mirror(given["url"], Path(given["ca"]), Path(given["keyring"]))
+        manifest = source.manifest()
+        wheels = mirror.entries(manifest, given["folder"].strip("/"))
+        target = releases / release_id(wheels)
+        made = (target / RECORD).is_file()
+        points = current.is_symlink() and str(current.readlink()) == f"releases/{target.name}"
+        if not module.check_mode and not (made and points):
+            releases.mkdir(parents=True, exist_ok=True, mode=0o755)
+            if not made:
+                make(source, wheels, target, manifest["serial"])
+            atomic.mark_pending(given["units"])
+            atomic.link(current, f"releases/{target.name}")
+            forget_old(releases, target.name, given["keep"])
+    except (Refused, mirror.MirrorError, OSError) as problem:
+        module.fail_json(msg=str(problem))
+    module.exit_json(changed=not (made and points), id=target.name)
+
+
+if __name__ == "__main__":
+    main()
