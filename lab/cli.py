@@ -31,7 +31,11 @@ terminal = Console(stderr=True, highlight=False)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code."""
-    given = parser().parse_args(arguments)
+    known = parser()
+    given, more = known.parse_known_args(arguments)
+    if more and given.verb != "site":
+        known.error(f"unrecognized arguments: {' '.join(more)}")
+    given.more = more
     os.environ["PATH"] = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"  # root's, after a plain `su`
     try:
         return run(given)
@@ -110,8 +114,9 @@ def parser() -> argparse.ArgumentParser:
     )
     shown.add_argument("--bundle", type=Path, default=CHECKOUT / ".lab" / "bundle", metavar="DIR")
     shown.add_argument("--question", default=demo.QUESTION)
-    site = verbs.add_parser("site", help="the working tree's site.yml, run from outside")
-    site.add_argument("arguments", nargs=argparse.REMAINDER, help="for ansible-playbook")
+    verbs.add_parser(
+        "site", help="the working tree's site.yml, run from outside: lab site [ANSIBLE'S ARGUMENTS]"
+    )
     return top
 
 
@@ -144,7 +149,7 @@ def run(given: argparse.Namespace) -> int:
         case "site":
             instance.require_up()
             return subprocess.call(
-                instance.namespace.command(*playbook(instance, after_dashes(given.arguments, needed=False))),
+                instance.namespace.command(*playbook(instance, after_dashes(given.more, needed=False))),
                 env=instance.environment(),
                 cwd=CHECKOUT,
             )

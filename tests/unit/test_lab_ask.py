@@ -56,9 +56,9 @@ def edge(
 ) -> Iterator[Door]:
     certificate, private, key_file = folder / "ca.pem", folder / "key.pem", folder / "key"
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1",
-         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", str(private),
-         "-out", str(certificate)],
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
+         "-days", "1", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost",
+         "-keyout", str(private), "-out", str(certificate)],
         check=True, capture_output=True,
     )  # fmt: skip
     key_file.write_text(f"{key}\n", encoding="ascii")
