@@ -75,7 +75,7 @@ def play(playbook: Path, inventories: list[Path], words: list[str], quiet: bool 
             "ANSIBLE_CONFIG": str(root / "ansible.cfg"),
             "ANSIBLE_COLLECTIONS_PATH": str(work / "collections"),
             # ansible-playbook lies beside this Python, whether or not that folder is on the operator's PATH.
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}",
         }
         if not sys.stdout.isatty():
             environment["ANSIBLE_NOCOLOR"] = "1"
