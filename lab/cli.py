@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if more and given.verb != "site":
         known.error(f"unrecognized arguments: {' '.join(more)}")
     given.more = more
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends what it started, like Ctrl-C
     os.environ["PATH"] = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"  # root's, after a plain `su`
     try:
         return run(given)
