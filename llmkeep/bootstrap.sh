@@ -25,7 +25,7 @@ say() { printf 'bootstrap: %s\n' "$1"; }
 refuse() { printf 'bootstrap: refused: %s\n' "$2" >&2; exit "$1"; }
 field() { sed -n "s/^ \"$1\": \"\{0,1\}\([^\",]*\)\"\{0,1\},\$/\1/p" "$2/MANIFEST.json" | head -n 1; }
 link() { ln -sfn "$1" "$2.new" && mv -fT "$2.new" "$2"; }   # a link is replaced in one step
-write() { cat > "$1.new" && mv -f "$1.new" "$1"; }
+write() { cat > "$1.new" && sync "$1.new" && mv -f "$1.new" "$1" && sync "$(dirname "$1")"; }
 
 # Is every file of folder $1 the signed one, and is there no other?
 check_files() {
@@ -68,6 +68,9 @@ serial=$(field serial "$incoming")
 expires=$(field expires "$incoming")
 now=$(date -u +%Y-%m-%dT%H:%M:%SZ)
 seen=$(cat "$state/serial" 2> /dev/null || echo 0)
+case $seen in
+'' | *[!0-9]*) refuse 1 "$state/serial reads '$seen', not a number: write the highest serial accepted here into it" ;;
+esac
 [ "$serial" -ge "$seen" ] || refuse 5 "serial $serial is older than $seen, which was accepted before: carry a newer bundle"
 expr "$now" '<' "$expires" > /dev/null || refuse 6 "it expired at $expires, the clock says $now: set it, or carry a newer one"
 
@@ -88,7 +91,7 @@ else
     problems=$(check_files "$incoming") ||
         refuse 4 "it is not what was signed, copy it again:
 $problems"
-    sync -f "$store"
+    sync -f "$store"   # on disk before it gets its name
     rm -rf "${store:?}/$serial"
     mv "$incoming" "$store/$serial"
 fi
@@ -108,20 +111,20 @@ Suites: trixie
 Components: main
 Signed-By: /etc/apt/keyrings/llmkeep.pgp
 END
-if [ ! -e /etc/apt/sources.list.d/llmkeep.sources ]; then
+if [ ! -s /etc/apt/sources.list.d/llmkeep.sources ]; then
     mkdir -p "$state/apt-before"
     find /etc/apt/sources.list /etc/apt/sources.list.d -type f -exec mv -t "$state/apt-before" {} + 2> /dev/null || :
-    cp "$state/bundle.sources" /etc/apt/sources.list.d/llmkeep.sources
+    write /etc/apt/sources.list.d/llmkeep.sources < "$state/bundle.sources"
 fi
 apt_get() {
     apt-get -qq -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 -o Dir::Etc::sourceparts=/dev/null \
         -o Dir::Etc::sourcelist="$state/bundle.sources" "$@" > "$state/apt.log" 2>&1 ||
         { cat "$state/apt.log" >&2; refuse 1 "apt-get $1 failed: see above, put it right and run bootstrap again"; }
 }
-dpkg --configure -a > /dev/null
+dpkg --configure -a > /dev/null 2>&1 || :   # what a power cut left half done; apt mends the rest
 apt_get update
 # shellcheck disable=SC2086
-apt_get install -y --no-install-recommends $packages
+apt_get install -y --fix-broken --no-install-recommends $packages
 
 # --- the control node's Python, beside the one before; its name is what is in it
 wheels=$store/current/wheels/control
