@@ -1,0 +1,94 @@
+#!/usr/bin/env python3
+"""What a run of `site.yml` that changes nothing costs: tasks by role and host, seconds, cost a task.
+
+A task counts when a module ran, on the host or on the control node; skipped tasks, imports and handlers that had
+nothing to do do not. Run it where the hosts are reached, after `make lab`:
+
+    .venv/bin/lab netns -- .venv/bin/python bench/site.py --runs 3
+"""
+
+import argparse
+import collections
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ansible_runner
+
+ROOT = Path(__file__).resolve().parents[1]
+BUDGET_TASKS = 8  # a role and host, its verification included
+BUDGET_SECONDS = 30
+
+
+@dataclass
+class Cost:
+    """Of one run."""
+
+    seconds: float = 0.0
+    remote_seconds: float = 0.0
+    changed: int = 0
+    failed: int = 0
+    tasks: collections.Counter[tuple[str, str]] = field(default_factory=collections.Counter)
+
+    def hear(self, event: dict[str, Any]) -> bool:
+        """Count one of ansible-runner's events; False keeps it from being written to disk."""
+        data = event.get("event_data", {})
+        if event.get("event") in ("runner_on_failed", "runner_on_unreachable"):
+            self.failed += 1
+        if event.get("event") == "runner_on_ok":
+            self.tasks[data.get("role") or "(playbooks)", data["host"]] += 1
+            self.remote_seconds += data.get("duration") or 0.0
+            self.changed += bool((data.get("res") or {}).get("changed"))
+        return False
+
+
+def run(inventory: str) -> Cost:
+    """One run, its cost."""
+    cost = Cost()
+    with tempfile.TemporaryDirectory() as work:
+        started = time.monotonic()
+        ansible_runner.run(
+            private_data_dir=work,
+            project_dir=str(ROOT),
+            playbook=str(ROOT / "site.yml"),
+            cmdline=f"-i {inventory}",
+            envvars={"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
+            settings={"suppress_env_files": True},
+            event_handler=cost.hear,
+            quiet=True,
+        )
+        cost.seconds = time.monotonic() - started
+    return cost
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("-i", "--inventory", default=str(ROOT / "inventory/lab"))
+    parser.add_argument("--runs", type=int, default=3)
+    given = parser.parse_args()
+    costs = [run(given.inventory) for _ in range(given.runs)]
+    last = costs[-1]
+    if last.failed or last.changed:
+        print(f"not a no-change run: {last.failed} failed, {last.changed} changed; run site.yml first")
+        return 1
+    print(f"{'role':<14} {'host':<8} tasks")
+    for (role, host), count in sorted(last.tasks.items()):
+        print(f"{role:<14} {host:<8} {count:>5}{'  above the budget' if count > BUDGET_TASKS else ''}")
+    total = sum(last.tasks.values())
+    seconds = sorted(cost.seconds for cost in costs)
+    remote = statistics.median(cost.remote_seconds for cost in costs)
+    wall = statistics.median(seconds)
+    print(f"{total} tasks; {seconds[0]:.1f} / {wall:.1f} / {seconds[-1]:.1f} s (min / median / max of {given.runs}), "
+          f"budget {BUDGET_SECONDS} s")  # fmt: skip
+    print(f"a task: {1000 * remote / total:.0f} ms in the module and on the way, "
+          f"{1000 * max(wall - remote, 0) / total:.0f} ms on the controller")  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
