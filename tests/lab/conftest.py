@@ -1,0 +1,120 @@
+"""The suite's own lab: real hosts, in an instance that never touches the user's."""
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LAB = ROOT / ".venv" / "bin" / "lab"
+# As an operator types it on the control node.
+HOSTS = ("ops1", "llm1")
+SITE = "llmkeep site -i inventory/lab"
+
+
+@dataclass(frozen=True)
+class Lab:
+    """One instance of the lab, driven through its command line as a person would."""
+
+    instance: str = "suite"
+
+    def run(self, *args: str, check: bool = True, timeout: float = 900) -> subprocess.CompletedProcess[str]:
+        """Run `lab ARGS`; with `check`, a non-zero exit fails the test with the command's own output."""
+        environment = {
+            **os.environ,
+            "LAB_INSTANCE": self.instance,
+            "PATH": f"{LAB.parent}:{os.environ['PATH']}",
+        }
+        done = subprocess.run(
+            [str(LAB), *args],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env=environment,
+            cwd=ROOT,
+            check=False,
+        )
+        if check and done.returncode:
+            pytest.fail(
+                f"lab {' '.join(args)} exited {done.returncode}\n{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
+            )
+        return done
+
+    def on(self, host: str, command: str, check: bool = True, timeout: float = 900) -> str:
+        """What the shell command COMMAND prints on HOST."""
+        return self.run("exec", host, "--", "sh", "-c", command, check=check, timeout=timeout).stdout
+
+    def outside(
+        self, *argv: str, check: bool = True, timeout: float = 120
+    ) -> subprocess.CompletedProcess[str]:
+        """Run ARGV on this machine, inside the lab's network namespace."""
+        return self.run("netns", "--", *argv, check=check, timeout=timeout)
+
+    def site(self, *args: str) -> str:
+        """Run `site.yml` as the estate does: on ops1, through ansible-runner."""
+        return self.on("ops1", " ".join([SITE, *args]), timeout=1800)
+
+    def sink(self) -> list[dict[str, Any]]:
+        """Every packet and DNS question that was meant for elsewhere."""
+        found: list[dict[str, Any]] = json.loads(self.run("sink", "--json").stdout)
+        return found
+
+
+def changed(output: str) -> dict[str, int]:
+    """Changed tasks by host, out of Ansible's recap."""
+    return {
+        host: int(count)
+        for host, count in re.findall(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)", output, re.MULTILINE)
+    }
+
+
+@pytest.fixture(scope="session")
+def floor() -> Iterator[Lab]:
+    """The suite's lab with its snapshots; destroyed when the session ends, unless LAB_KEEP is set."""
+    lab = Lab()
+    lab.run("floor", timeout=2400)
+    yield lab
+    if "LAB_KEEP" not in os.environ:
+        lab.run("destroy")
+
+
+@pytest.fixture(scope="session")
+def estate(floor: Lab) -> Lab:
+    """The whole of `site.yml`, run on ops1 by the bundle's own means, from the suite's snapshots."""
+    for host in HOSTS:
+        floor.run("restore", host, "floor")
+    floor.run("sink", "--clear")
+    floor.site()
+    return floor
+
+
+@dataclass(frozen=True)
+class Client:
+    """What `lab open` gave to any client of the estate."""
+
+    url: str
+    ca: Path
+    key: str
+
+
+@pytest.fixture(scope="session")
+def client(estate: Lab) -> Client:
+    """A key, the CA, and a port of 127.0.0.1 that leads to the edge."""
+    return open_client(estate)
+
+
+def open_client(lab: Lab) -> Client:
+    lab.run("open")
+    env_file = ROOT / ".lab" / "instances" / lab.instance / "env"
+    assignments = dict(line.split("=", 1) for line in env_file.read_text().splitlines())
+    return Client(
+        url=assignments["LLMKEEP_URL"],
+        ca=Path(assignments["LLMKEEP_CA"]),
+        key=Path(assignments["LLMKEEP_API_KEY_FILE"]).read_text().strip(),
+    )

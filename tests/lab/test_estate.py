@@ -1,0 +1,232 @@
+"""The whole estate, as users, operators and auditors meet it; in this order, the last ones are rough."""
+
+import functools
+import http.client
+import json
+import ssl
+import time
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import httpx2
+import openai
+import pytest
+from conftest import HOSTS, Client, Lab, changed
+
+QUESTION = "What is the capital of France?"
+CANARY = "canary-4711-in-a-question"
+
+
+def request(
+    client: Client, method: str, path: str, body: object = None, key: str | None = None
+) -> tuple[int, bytes]:
+    """One request, over TLS 1.3, trusting the estate's CA only."""
+    target = urlsplit(client.url)
+    context = ssl.create_default_context(cafile=str(client.ca))
+    link = http.client.HTTPSConnection(str(target.hostname), target.port, context=context, timeout=120)
+    headers = {"authorization": f"Bearer {key or client.key}", "content-type": "application/json"}
+    try:
+        link.request(method, path, json.dumps(body) if body is not None else None, headers)
+        answer = link.getresponse()
+        return answer.status, answer.read()
+    finally:
+        link.close()
+
+
+def answers(client: Client, seconds: float = 120) -> str:
+    """The answer to the question, as soon as the service gives one."""
+    end = time.monotonic() + seconds
+    body = {"prompt": QUESTION, "max_tokens": 16, "temperature": 0}
+    while True:
+        try:
+            status, answer = request(client, "POST", "/generate", body)
+        except OSError as problem:
+            status, answer = 0, str(problem).encode()
+        if status == 200:
+            return str(json.loads(answer)["response"])
+        if time.monotonic() > end:
+            pytest.fail(f"no answer within {seconds:.0f} s; the last one: {status} {answer[:300]!r}")
+        time.sleep(1)
+
+
+def test_the_model_answers_the_question(client: Client) -> None:
+    assert "Paris" in answers(client)
+
+
+def test_the_official_client_gets_a_chat_answer_and_a_stream(client: Client) -> None:
+    context = ssl.create_default_context(cafile=str(client.ca))
+    with openai.OpenAI(
+        base_url=f"{client.url}/v1", api_key=client.key, http_client=httpx2.Client(verify=context)
+    ) as api:
+        ask: Any = functools.partial(
+            api.chat.completions.create,
+            model=api.models.list().data[0].id,
+            messages=[{"role": "user", "content": QUESTION}],
+            max_tokens=16,
+            temperature=0,
+        )
+        assert "Paris" in ask().choices[0].message.content
+        pieces = [chunk.choices[0].delta.content or "" for chunk in ask(stream=True) if chunk.choices]
+    assert len(pieces) > 3
+    assert "Paris" in "".join(pieces)
+
+
+def test_tls_1_2_is_refused(estate: Lab) -> None:
+    done = estate.outside(
+        "openssl", "s_client", "-connect", "10.77.0.12:443", "-tls1_2", "-brief", check=False
+    )
+    assert done.returncode
+    assert "alert protocol version" in done.stderr
+
+
+def test_a_second_run_changes_nothing(estate: Lab) -> None:
+    assert changed(estate.site()) == {"ops1": 0, "llm1": 0}
+
+
+def test_every_check_holds(estate: Lab) -> None:
+    report = json.loads(estate.on("ops1", "llmkeep verify -i inventory/lab --json"))
+    assert report["ok"]
+    assert set(report["hosts"]) == set(HOSTS)
+    assert report["checks"] > 60
+
+
+def test_a_question_in_a_query_is_in_no_log(estate: Lab, client: Client) -> None:
+    path = f"/generate?prompt={quote(CANARY)}&max_tokens=1"
+    assert request(client, "GET", path)[0] == 200
+    codes = [request(client, "GET", path, key="llmk_wrong_key")[0] for _ in range(5)]
+    assert set(codes) == {401}
+    estate.on("llm1", "systemctl stop llm-gateway.service")
+    status, body = request(client, "GET", path)
+    estate.on("llm1", "systemctl start llm-gateway.service")
+    assert (status, json.loads(body)["error"]["code"]) == (503, "gateway_unavailable")
+    logs = estate.on("llm1", "journalctl --no-pager --quiet; cat /var/log/nginx/* 2>/dev/null; true")
+    assert "llm_edge" in logs, "the edge logs nothing at all, so that this test would prove nothing"
+    assert CANARY not in logs
+
+
+def test_a_revoked_key_is_dead_within_five_seconds(estate: Lab, client: Client) -> None:
+    key = estate.on("llm1", "llm-serve keys add --subject gone@lab --tenant t --role user").strip()
+    assert request(client, "GET", "/v1/models", key=key)[0] == 200
+    estate.on("llm1", f"llm-serve keys revoke {key.split('_')[1]}")
+    time.sleep(5)
+    assert request(client, "GET", "/v1/models", key=key)[0] == 401
+
+
+def test_an_engine_killed_while_it_streams_is_an_error_event_and_the_next_request_is_answered(
+    estate: Lab, client: Client
+) -> None:
+    target = urlsplit(client.url)
+    context = ssl.create_default_context(cafile=str(client.ca))
+    link = http.client.HTTPSConnection(str(target.hostname), target.port, context=context, timeout=120)
+    body = {"prompt": "Tell me a long story about a lighthouse.", "max_tokens": 400, "stream": True}
+    link.request("POST", "/generate", json.dumps(body), {"authorization": f"Bearer {client.key}"})
+    answer = link.getresponse()
+    assert answer.readline().startswith(b"data:")
+    estate.on("llm1", "systemctl kill --signal=KILL 'llm-engine@*.service'")
+    rest = answer.read().decode()
+    link.close()
+    assert '"error"' in rest, rest[-500:]
+    assert "Paris" in answers(client)
+
+
+def test_nobody_tried_to_leave_and_whoever_does_is_seen(estate: Lab) -> None:
+    refused = "nft list counter inet llmkeep refused_out | grep -o 'packets [0-9]*'"
+    assert estate.sink() == []
+    assert {host: estate.on(host, refused).strip() for host in HOSTS} == dict.fromkeys(HOSTS, "packets 0")
+    connect = 'import socket; socket.create_connection(("192.0.2.7", 443), 1)'
+    leave = f"timeout 2 python3 -c '{connect}' 2>/dev/null || :"
+    estate.on("llm1", leave)
+    assert estate.on("llm1", refused).strip() != "packets 0"
+    assert estate.sink() == [], "the firewall let a packet out"
+    estate.on("llm1", f"nft flush ruleset; {leave}; systemctl restart nftables.service")
+    assert any("192.0.2.7" in json.dumps(packet) for packet in estate.sink())
+    estate.run("sink", "--clear")
+
+
+def test_no_secret_is_in_any_output_log_command_line_environment_or_cache(
+    estate: Lab, client: Client
+) -> None:
+    """The estate's real secrets are the canaries: read where root may, looked for everywhere else."""
+    opened = "systemd-creds decrypt --name={0} /etc/credstore.encrypted/{0} - | base64 -w0"
+    secrets = {
+        "pepper": estate.on("llm1", opened.format("llm-gateway.pepper")),
+        "redis password": estate.on("llm1", opened.format("redis.gateway")),
+        "issuing key": estate.on("ops1", opened.format("llmkeep.issuing-key"))[200:],
+        "host key": "".join(estate.on("llm1", "cat /etc/llmkeep/pki/host.key").split("\n")[1:3]),
+    }
+    needles = {"api key": client.key.split("_")[2]}
+    for name, text in secrets.items():
+        assert len(text) > 30, f"{name} could not be read, so that this test would prove nothing"
+        needles[name] = text[:60]
+    raw = "systemd-creds decrypt --name=redis.gateway /etc/credstore.encrypted/redis.gateway -"
+    needles["redis password, as it is"] = estate.on("llm1", raw).strip()
+    places = {"output of site.yml": estate.on("ops1", "llmkeep site -i inventory/lab -D -vvvv", timeout=1800)}
+    for host in HOSTS:
+        places[f"logs of {host}"] = estate.on(
+            host, "journalctl --no-pager --quiet -o cat; cat /var/log/*.log; true"
+        )
+        places[f"processes of {host}"] = estate.on(
+            host, "cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ | tr '\\0' '\\n'"
+        )
+        places[f"Ansible's leftovers on {host}"] = estate.on(
+            host, "find /root/.ansible /tmp -type f -size -2M -exec cat {} + 2>/dev/null | tr -d '\\0'; true"
+        )
+    found = [
+        f"{name} in the {place}"
+        for name, text in needles.items()
+        for place, where in places.items()
+        if text in where
+    ]
+    assert not found
+
+
+def test_a_reboot_of_both_brings_the_service_back_unattended(estate: Lab, client: Client) -> None:
+    for host in HOSTS:
+        estate.on(host, "systemd-run --on-active=1 systemctl reboot")
+    time.sleep(5)
+    assert "Paris" in answers(client, seconds=240)
+    report = json.loads(estate.on("ops1", "llmkeep verify -i inventory/lab --json"))
+    assert report["ok"], report
+
+
+@pytest.mark.parametrize("host", HOSTS[::-1])
+def test_a_power_cut_during_site_converges_at_the_next_run(estate: Lab, client: Client, host: str) -> None:
+    estate.on("llm1", "rm -rf /opt/llmkeep/current /etc/nginx/conf.d/llmkeep-edge.conf /etc/redis/redis.conf")
+    estate.on("ops1", "systemd-run --unit=site --setenv=HOME=/root llmkeep site -i inventory/lab")
+    time.sleep(15)
+    estate.run("power-off", host)
+    estate.run("power-on", host)
+    estate.on("ops1", "systemctl stop site.service; systemctl reset-failed site.service; true", check=False)
+    estate.site()
+    assert changed(estate.site()) == {"ops1": 0, "llm1": 0}
+    assert "Paris" in answers(client)
+
+
+def renewed_since(lab: Lab, moment: int, seconds: float = 240) -> None:
+    """Wait until the control node's renewal ended with success after a moment of the hosts' clocks."""
+    ended = 'date +%s -d "$(systemctl show -P ExecMainExitTimestamp llmkeep-pki-renew.service)"'
+    end = time.monotonic() + seconds
+    while int(lab.on("ops1", ended, check=False).strip() or 0) < moment:
+        if time.monotonic() > end:
+            pytest.fail(
+                f"no renewal for {seconds:.0f} s:\n" + lab.on("ops1", "systemctl status '*renew*'; true")
+            )
+        time.sleep(2)
+    assert lab.on("ops1", "systemctl show -P Result llmkeep-pki-renew.service").strip() == "success"
+
+
+@pytest.mark.usefixtures("client")
+def test_certificates_are_renewed_unattended_until_day_100(estate: Lab) -> None:
+    """Nobody runs Ansible: clocks move on in steps, the timer on the control node does the rest."""
+    serial = "openssl x509 -in /etc/llmkeep/pki/host.pem -noout -serial"
+    before = {host: estate.on(host, serial) for host in HOSTS}
+    for _ in range(5):
+        now = int(estate.on("ops1", "date +%s")) + 20 * 86400
+        for host in HOSTS:
+            estate.on(host, f"date --set=@{now} > /dev/null")
+        renewed_since(estate, now)
+    after = {host: estate.on(host, serial) for host in HOSTS}
+    assert all(before[host] != after[host] for host in HOSTS)
+    # The same question that the role's check asks: is the certificate that is served the one on disk?
+    report = json.loads(estate.on("ops1", "llmkeep verify -i inventory/lab --json"))
+    assert report["ok"], report
