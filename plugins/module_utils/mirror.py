@@ -20,6 +20,7 @@ from ansible_collections.llmkeep.estate.plugins.module_utils import (  # type: i
 
 SECONDS = 60  # of silence, before a connection counts as dead
 BLOCK = 1 << 20
+TRIES = 5  # for one file in one run
 
 
 class MirrorError(Exception):
@@ -99,29 +100,41 @@ class Mirror:
         partial = path.parent / f"{path.name}.partial"
         if partial.exists() and partial.stat().st_size > entry.size:
             partial.unlink()
-        for last_try in (False, True):
+        for _ in range(TRIES):
             self._append(entry, partial)
+            if partial.stat().st_size < entry.size:
+                continue
             seen = atomic.sha256_of(partial)
             if seen == entry.sha256:
-                break
+                partial.replace(path)
+                return
             partial.unlink()
-            if last_try:
-                raise MirrorError(
-                    f"{self.url}/{entry.path} has sha256 {seen}, the signed manifest says {entry.sha256};"
-                    " run `llmkeep bundle verify` on the mirror"
-                )
-        partial.replace(path)
+            raise MirrorError(
+                f"{self.url}/{entry.path} has sha256 {seen}, the signed manifest says {entry.sha256};"
+                " run `llmkeep bundle verify` on the mirror"
+            )
+        raise MirrorError(
+            f"{self.url}/{entry.path} broke off {TRIES} times, {partial.stat().st_size} of {entry.size} bytes came;"
+            " look at the network, and run again: it goes on from there"
+        )
 
     def _append(self, entry: Entry, partial: Path) -> None:
+        """Add to the partial file what comes before the connection ends, by itself or by a fault."""
         begin = partial.stat().st_size if partial.exists() else 0
         if begin == entry.size:
+            partial.touch()
             return
         response = self.get(entry.path, begin)
         with partial.open("ab" if response.status == 206 else "wb") as stream:
-            while block := response.read(BLOCK):
-                stream.write(block)
+            try:
+                while block := response.read1(BLOCK):
+                    stream.write(block)
+            except (OSError, http.client.HTTPException):
+                pass  # what came is kept; fetch asks for the rest
             stream.flush()
             os.fsync(stream.fileno())
+        if partial.stat().st_size < entry.size:
+            self.connection.close()
 
 
 def entries(manifest: dict[str, Any], folder: str) -> list[Entry]:

@@ -1,0 +1,200 @@
+"""fetched_tree and release against a mirror of our own: TLS, ranges, and what can be wrong with it."""
+
+import hashlib
+import http.server
+import json
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from plugin_modules import load
+
+fetched_tree = load("modules.fetched_tree")
+release = load("modules.release")
+mirror = load("module_utils.mirror")
+
+WEIGHTS = bytes(range(256)) * 5000
+
+
+@dataclass
+class Served:
+    """What the mirror has, what was asked of it, and after how many bytes it hangs up (once)."""
+
+    url: str = ""
+    files: dict[str, bytes] = field(default_factory=dict)
+    asked: list[tuple[str, str | None]] = field(default_factory=list)
+    cut_after: int | None = None
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    served: Served
+
+    def do_GET(self) -> None:
+        asked_range = self.headers.get("Range")
+        self.served.asked.append((self.path, asked_range))
+        content = self.served.files.get(self.path.lstrip("/"))
+        if content is None:
+            self.send_response(404)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        begin = int(asked_range.removeprefix("bytes=").removesuffix("-")) if asked_range else 0
+        self.send_response(206 if asked_range else 200)
+        self.send_header("Content-Length", str(len(content) - begin))
+        self.end_headers()
+        if self.served.cut_after is not None and "model" in self.path:
+            end, self.served.cut_after = self.served.cut_after, None
+            self.wfile.write(content[begin:end])
+            self.close_connection = True
+        else:
+            self.wfile.write(content[begin:])
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tls")
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-days", "2",
+         "-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture
+def served(certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
+    state = Served()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate / "cert.pem", certificate / "key.pem")
+    server = http.server.ThreadingHTTPServer(("localhost", 0), type("Bound", (Handler,), {"served": state}))
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    state.url = f"https://localhost:{server.server_address[1]}"
+    publish(state, {"model.safetensors": WEIGHTS, "sub/config.json": b"{}"})
+    sqv = tmp_path / "bin/sqv"
+    sqv.parent.mkdir()
+    sqv.write_text('#!/bin/sh\n[ "$(cat "$4")" = signed ] || { echo "bad signature" >&2; exit 1; }\n')
+    sqv.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{sqv.parent}:/usr/bin:/bin")
+    monkeypatch.setattr(fetched_tree.atomic, "PENDING", tmp_path / "pending")
+    yield state
+    server.shutdown()
+    server.server_close()
+
+
+def publish(state: Served, model: dict[str, bytes]) -> None:
+    listed = [
+        {"path": f"models/m/{name}", "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for name, content in model.items()
+    ]
+    state.files = {f"models/m/{name}": content for name, content in model.items()}
+    state.files["MANIFEST.json"] = json.dumps({"serial": 7, "files": listed}).encode()
+    state.files["MANIFEST.json.sig"] = b"signed"
+
+
+def bring(state: Served, certificate: Path, dest: Path) -> bool:
+    """One run of the module on plain folders; whether it changed anything."""
+    source = mirror.Mirror(state.url, certificate / "cert.pem", Path("/keyring"))
+    entries = mirror.entries(source.manifest(), "models/m")
+    wanted = {entry.path.removeprefix("models/m/"): entry for entry in entries}
+    if fetched_tree.is_there(dest, wanted, deep=False):
+        return False
+    fetched_tree.install(source, dest, wanted, ["llm-engine@m.service"])
+    assert fetched_tree.is_there(dest, wanted, deep=True)
+    return True
+
+
+def test_fetches_once_and_leaves_it_read_only(served: Served, certificate: Path, tmp_path: Path) -> None:
+    dest = tmp_path / "models/m"
+    assert bring(served, certificate, dest)
+    assert (dest / "model.safetensors").read_bytes() == WEIGHTS
+    assert {path.stat().st_mode & 0o777 for path in dest.rglob("*") if path.is_file()} == {0o444}
+    check = ["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"]
+    assert subprocess.run(check, cwd=dest, check=False).returncode == 0
+    assert not bring(served, certificate, dest)
+    assert [path.name for path in (tmp_path / "pending").iterdir()] == ["llm-engine@m.service"]
+
+
+def test_goes_on_where_the_connection_broke(served: Served, certificate: Path, tmp_path: Path) -> None:
+    dest = tmp_path / "models/m"
+    served.cut_after = 500_000
+    assert bring(served, certificate, dest)
+    assert ("/models/m/model.safetensors", "bytes=500000-") in served.asked
+
+
+def test_refuses_a_flipped_bit_and_keeps_what_was_there(
+    served: Served, certificate: Path, tmp_path: Path
+) -> None:
+    dest = tmp_path / "models/m"
+    bring(served, certificate, dest)
+    publish(served, {"model.safetensors": WEIGHTS + b"newer", "sub/config.json": b"{}"})
+    served.files["models/m/model.safetensors"] = b"X" + WEIGHTS[1:] + b"newer"
+    with pytest.raises(mirror.MirrorError, match="the signed manifest says"):
+        bring(served, certificate, dest)
+    assert (dest / "model.safetensors").read_bytes() == WEIGHTS
+
+
+def test_refuses_a_manifest_that_nobody_signed(served: Served, certificate: Path, tmp_path: Path) -> None:
+    served.files["MANIFEST.json.sig"] = b"somebody else"
+    with pytest.raises(mirror.MirrorError, match="no valid signature"):
+        bring(served, certificate, tmp_path / "m")
+
+
+def test_refuses_a_mirror_whose_certificate_is_not_of_the_estate(
+    served: Served, certificate: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(mirror.MirrorError, match="certificate"):
+        mirror.Mirror(
+            served.url.replace("localhost", "127.0.0.1"), certificate / "cert.pem", tmp_path
+        ).manifest()
+
+
+def rewrite(path: Path, text: str) -> None:
+    path.chmod(0o644)
+    path.write_text(text)
+    path.chmod(0o444)
+
+
+def test_a_changed_an_extra_and_a_missing_file_are_noticed(
+    served: Served, certificate: Path, tmp_path: Path
+) -> None:
+    dest = tmp_path / "models/m"
+    for harm in (
+        lambda: (dest / "extra").write_text("x"),
+        (dest / "sub/config.json").unlink,
+        lambda: (dest / "model.safetensors").chmod(0o644),
+        lambda: rewrite(dest / "sub/config.json", "[]"),
+    ):
+        bring(served, certificate, dest)
+        harm()
+        assert bring(served, certificate, dest)
+
+
+def test_a_release_is_named_by_what_is_in_it(served: Served, certificate: Path) -> None:
+    source = mirror.Mirror(served.url, certificate / "cert.pem", Path("/keyring"))
+    first = release.release_id(mirror.entries(source.manifest(), "models/m"))
+    again = release.release_id(mirror.entries(source.manifest(), "models/m"))
+    publish(served, {"model.safetensors": b"other"})
+    other = release.release_id(mirror.entries(source.manifest(), "models/m"))
+    assert first == again != other
+
+
+def test_old_releases_go_and_the_previous_one_stays(tmp_path: Path) -> None:
+    for number, name in enumerate(["a", "b", "c", "half"]):
+        (tmp_path / name).mkdir()
+        if name != "half":
+            (tmp_path / name / release.RECORD).write_text("{}")
+            stamp = 1_000_000 + number
+            subprocess.run(["touch", "-d", f"@{stamp}", str(tmp_path / name / release.RECORD)], check=True)
+    assert release.forget_old(tmp_path, "c", 2) == ["a", "half"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "c"]
