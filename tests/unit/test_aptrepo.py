@@ -6,7 +6,7 @@ from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
-import small_bundle  # type: ignore[import-not-found]
+import small_bundle
 
 from llmkeep import aptrepo, cache, lock
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import small_bundle  # type: ignore[import-not-found]
+import small_bundle
 
 from llmkeep import manifest
 

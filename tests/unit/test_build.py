@@ -4,7 +4,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import small_bundle  # type: ignore[import-not-found]
+import small_bundle
 
 from llmkeep import build, cache, lock, manifest
 from llmkeep.build import Keys

@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 import pytest
-from plugin_modules import load  # type: ignore[import-not-found]
+from plugin_modules import load
 
 checks = load("modules.checks")
 

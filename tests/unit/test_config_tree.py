@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plugin_modules import load  # type: ignore[import-not-found]
+from plugin_modules import load
 
 config_tree = load("modules.config_tree")
 ME, MY_GROUP = getpass.getuser(), grp.getgrgid(os.getgid()).gr_name

@@ -4,7 +4,7 @@ import datetime
 from pathlib import Path
 
 import pytest
-import small_bundle  # type: ignore[import-not-found]
+import small_bundle
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from plugin_modules import load  # type: ignore[import-not-found]
+from plugin_modules import load
 
 sealed_secret = load("modules.sealed_secret")
 
