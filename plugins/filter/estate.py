@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+SHOWN = 160  # characters; the report has it all
 
 def locked_purls(lock: dict[str, Any]) -> list[str]:
     """Package URLs of what a bundle carries of artifacts.lock.yml: packages, models, wheels."""
@@ -17,7 +18,8 @@ def locked_purls(lock: dict[str, Any]) -> list[str]:
 def failed_check(pair: tuple[dict[str, Any], dict[str, Any]]) -> str:
     """One failed check of one host, as a line for people."""
     host, check = pair
-    return f"{host['key']}: {check['id']}: expected {check['expected']}; observed {check['observed']}"
+    observed = check["observed"] if len(check["observed"]) <= SHOWN else f"{check['observed'][:SHOWN]}…"
+    return f"{host['key']}: {check['id']}: expected {check['expected']}; observed {observed}"
 
 
 class FilterModule:
