@@ -5,6 +5,7 @@ SHELL := /bin/bash
 .ONESHELL:
 PYTHON := /usr/bin/python3.13
 PAYLOAD_TESTS := payload/tests
+ROLE := redis pki mirror base llm_serving edge
 export PYTHONDONTWRITEBYTECODE := 1
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
@@ -34,8 +35,13 @@ unit: env
 	.venv/bin/pytest tests/unit
 	cd payload && .venv/bin/pytest
 
-molecule: bundle  ## one role's scenario: make molecule ROLE=redis
-	.venv/bin/lab --instance suite netns -- .venv/bin/molecule test --scenario-name $(ROLE)
+molecule: bundle  ## the roles' scenarios, or one: make molecule ROLE=redis
+	export PATH="$(CURDIR)/.venv/bin:$$PATH" LAB_INSTANCE=suite
+	lab floor
+	for role in $(ROLE); do
+	  molecule reset --scenario-name $$role
+	  lab netns -- molecule test --scenario-name $$role --destroy never
+	done
 
 bundle: env  ## build (or keep) the lab's signed bundle in .lab/bundle
 	.venv/bin/llmkeep keys init .lab/keys

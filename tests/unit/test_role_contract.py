@@ -73,7 +73,7 @@ def test_verify_returns_named_checks_through_common(role: Path) -> None:
 def test_every_check_has_a_mutation_that_breaks_it(role: Path) -> None:
     text = (role / "tasks" / "verify.yml").read_text()
     checks = set(re.findall(r"\bid:\s*\"?([\w.]+)", text))
-    mutations = load(ROOT / "molecule" / role.name / "mutations.yml")["mutations"]
+    mutations = load(ROOT / "molecule" / role.name / "scenario.yml")["mutations"]
     broken = {check for mutation in mutations for check in mutation["fails"]}
     assert checks <= broken, f"no mutation breaks {sorted(checks - broken)}"
 
