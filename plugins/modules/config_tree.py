@@ -182,6 +182,9 @@ def make_users(tree: Tree, wanted: dict[str, Any] | None) -> None:
             there = words[1] in members_of(words[2])
         if not there:
             missing.append(" ".join(words[:3]))
+    folder = Path(wanted["dest"]).parent
+    if not folder.is_dir():
+        put_directory(tree, {"path": str(folder), "owner": "root", "group": "root", "mode": "0755"})
     stage(tree, [({**wanted, "owner": "root", "group": "root", "mode": "0644"}, None)])
     if missing:
         for entry in missing:
