@@ -37,6 +37,8 @@ PROGRAMS = {
     "ssh": "openssh-client",
 }
 MEMINFO = Path("/proc/meminfo")
+MAX_MAP_COUNT = Path("/proc/sys/vm/max_map_count")
+MAPPINGS = 1048576  # of memory that one process may have
 IMAGE_SPACE = 3 << 30  # bytes needed to build the base image
 HOST_SPACE = 4 << 30  # bytes that one more host will need once it serves
 
@@ -103,6 +105,7 @@ class Instance:
             raise AlreadyUp(f"lab {self.name!r} is up: `lab status` shows it, `lab down` stops it")
         starting = [machine for machine in self.machines if not machine.sound()]
         require_programs()
+        allow_mappings()
         require_memory(starting)
         require_space(self.folder, starting)
         base = image.base_image(report)
@@ -305,6 +308,17 @@ def require_root() -> None:
     """NotRoot for everyone else."""
     if os.geteuid() != 0:
         raise NotRoot(f"the lab makes namespaces and taps: run it as root (user id seen: {os.geteuid()})")
+
+
+def allow_mappings() -> None:
+    """A guest's process with libraries like torch's needs more mappings than the kernel's old default allows.
+
+    The value is systemd's own on Debian 13; a machine without systemd still has 65530, and there such a process
+    dies with "UML ran out of memory on the host side".
+    """
+    current = int(MAX_MAP_COUNT.read_text(encoding="ascii"))
+    if current < MAPPINGS:
+        MAX_MAP_COUNT.write_text(str(MAPPINGS), encoding="ascii")
 
 
 def require_programs() -> None:
