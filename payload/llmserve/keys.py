@@ -193,7 +193,9 @@ class KeyTable:
             raise unavailable(
                 "keys_unreadable", "API keys cannot be checked now: ask again later", retry_after=5
             )
-        record = self.records.get(parts[1])
+        if parts[1] not in self.records and self.stamp() != self.seen:
+            self.reload()  # it may have been made a moment ago
+        record = (self.records or {}).get(parts[1])
         digest = key_hash(self.pepper, key)
         if not hmac.compare_digest(digest, record.hash if record else "0" * 64) or record is None:
             raise unauthenticated("invalid_key", "the API key is wrong: check it, or ask for a new one")

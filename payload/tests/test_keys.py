@@ -12,7 +12,7 @@ from service import PEPPER, Service, eventually, running
 from test_faults import STREAM, ready
 from test_refusals import error
 
-from llmserve.keys import edited, new_key, read_keys
+from llmserve.keys import KeyTable, edited, new_key, read_keys
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,14 @@ def test_a_new_key_works_and_a_revoked_one_is_dead_within_five_seconds_without_a
     with service.client(added["key"]) as client:
         assert added["id"] in error(client.get("/v1/models"), 401, "revoked_key")["message"]
     assert status(service, service.key) == 200
+
+
+def test_a_key_is_good_the_moment_it_was_made(tmp_path: Path) -> None:
+    table = KeyTable(tmp_path / "keys.json", PEPPER)
+    key, record = new_key(PEPPER, "s@t", "t", ["user"], None)
+    with edited(table.path) as records:
+        records.append(record)
+    assert table.identify(f"Bearer {key}".encode()).id == record.id
 
 
 def test_revoking_a_key_ends_its_running_streams_and_no_others(tmp_path: Path) -> None:
