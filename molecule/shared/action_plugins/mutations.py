@@ -1,6 +1,7 @@
 """Break what a role's checks look at, one thing after the other, and compare which checks say so.
 
-On the control node, so that a mutation costs one connection to break, one call of the checks, and one connection to repair.
+On the control node, so that a mutation costs one connection to break, one call of the checks, and one
+connection to repair.
 """
 
 from __future__ import annotations
@@ -48,14 +49,15 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 "llmkeep.estate.checks", module_args={"checks": checks, "collect": True}, task_vars=variables
             )
             self._hands(repaired(mutation))
-            failed = {check["id"]: check["observed"] for check in seen.get("checks", []) if not check["ok"]}
+            if "checks" not in seen:
+                raise AnsibleActionFail(f"{named}: the checks did not run: {seen.get('msg', seen)}")
+            failed = {check["id"]: check["observed"] for check in seen["checks"] if not check["ok"]}
             took = f"{time.monotonic() - started:.1f} s"
             if sorted(failed) == named:
                 Display().display(f"{here}: {', '.join(named)} failed, as named ({took})")
                 continue
-            wrong.append(
-                f"broken by {shlex.join(mutation['break'])}: {named} had to fail, and {failed or 'nothing'} did"
-            )
+            how = shlex.join(mutation["break"])
+            wrong.append(f"broken by {how}: {named} had to fail, and {failed or 'nothing'} did")
             Display().display(f"{here}: {wrong[-1]} ({took})", color="red")
         if wrong:
             result.update(failed=True, msg=f"{len(wrong)} mutations went wrong. " + " | ".join(wrong))
