@@ -74,6 +74,7 @@ def play(playbook: Path, inventories: list[Path], words: list[str], quiet: bool 
         environment = {
             "ANSIBLE_CONFIG": str(root / "ansible.cfg"),
             "ANSIBLE_COLLECTIONS_PATH": str(work / "collections"),
+            "TMPDIR": str(work),
             # ansible-playbook lies beside this Python, whether or not that folder is on the operator's PATH.
             "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}",
         }

@@ -1,0 +1,155 @@
+"""The operator's verbs over a small tree of their own: output as it comes, exit codes, nothing left."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, cast
+
+import pytest
+
+from llmkeep import cli, run
+
+PLAYBOOK = """
+- hosts: all
+  gather_facts: false
+  tasks:
+    - name: Say it
+      ansible.builtin.debug: {{msg: "{said}"}}
+    - name: Judge it
+      ansible.builtin.assert: {{that: {good}, fail_msg: not good}}
+"""
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A tree with two playbooks, where `llmkeep` finds its own."""
+    root = tmp_path / "tree"
+    (root / "playbooks").mkdir(parents=True)
+    (root / "site.yml").write_text(PLAYBOOK.format(said="{{ greeting | default('hello') }}", good="true"))
+    (root / "playbooks/bad.yml").write_text(PLAYBOOK.format(said="bad", good="false"))
+    (root / "ansible.cfg").write_text("[defaults]\nnocows = true\n")
+    (root / "inventory").mkdir()
+    (root / "inventory/hosts.yml").write_text("all: {hosts: {here: {ansible_connection: local}}}\n")
+    monkeypatch.setattr(run, "tree", lambda: root)
+    monkeypatch.chdir(tmp_path)
+    # A short path: Ansible's workers speak over a socket in it, and the name of a socket has 108 bytes.
+    with tempfile.TemporaryDirectory(prefix="run-", dir="/tmp") as memory:
+        monkeypatch.setenv("TMPDIR", memory)
+        yield root
+
+
+def left() -> list[Path]:
+    """What a run left in its memory."""
+    return list(Path(os.environ["TMPDIR"]).iterdir())
+
+
+@pytest.mark.usefixtures("tree")
+def test_a_run_prints_what_ansible_prints_with_its_recap_and_leaves_nothing(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["site", "-i", "inventory", "-e", "{greeting: good morning}"]) == 0
+    output = capfd.readouterr().out
+    assert "good morning" in output
+    assert "PLAY RECAP" in output
+    assert "\x1b[" not in output
+    assert not left()
+
+
+@pytest.mark.usefixtures("tree")
+def test_a_failed_host_is_exit_1(capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "playbooks/bad.yml", "-i", "inventory"]) == 1
+    assert "not good" in capfd.readouterr().out
+    assert not left()
+
+
+def test_an_inventory_is_looked_for_where_one_stands_and_then_in_the_tree(tree: Path) -> None:
+    assert run.inventory("inventory", tree) == tree / "inventory"
+    (tree.parent / "inventory").mkdir()
+    assert run.inventory("inventory", tree) == tree.parent / "inventory"
+    assert run.inventory(str(tree / "inventory"), tree) == tree / "inventory"
+
+
+@pytest.mark.usefixtures("tree")
+def test_an_inventory_that_is_nowhere_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["site", "-i", "estate"]) == 1
+    assert "there is no inventory 'estate'" in capfd.readouterr().err
+
+
+@pytest.mark.usefixtures("tree")
+def test_a_playbook_that_is_nowhere_is_told_with_those_that_are(capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "playbooks/good.yml", "-i", "inventory"]) == 1
+    assert "playbooks/bad.yml" in capfd.readouterr().err
+
+
+@pytest.mark.usefixtures("tree")
+def test_words_for_ansible_go_through_as_they_are(capfd: pytest.CaptureFixture[str]) -> None:
+    value = json.dumps({"greeting": "a 'b' \"c\" $d; e"})
+    assert (
+        cli.main(["site", "-i", "inventory", "--check", "-l", "here", "-e", value, "--", "--forks", "2"]) == 0
+    )
+    assert "a 'b' \"c\" $d; e" in capfd.readouterr().out.replace('\\"', '"').replace("''", "'")
+    assert cli.main(["site", "-i", "inventory", "-l", "nobody"]) == 1
+
+
+REPORT = """
+- hosts: localhost
+  connection: local
+  gather_facts: false
+  tasks:
+    - name: Write the report
+      ansible.builtin.copy: {{content: '{{"ok": {good}}}', dest: "{{{{ verify_report }}}}", mode: "0600"}}
+    - name: Tell what holds
+      ansible.builtin.assert: {{that: {good}}}
+"""
+
+
+@pytest.mark.parametrize(("good", "code"), [("true", 0), ("false", 1)])
+def test_verify_prints_the_report_alone_and_exits_by_it(
+    tree: Path, capfd: pytest.CaptureFixture[str], good: str, code: int
+) -> None:
+    (tree / "playbooks/verify.yml").write_text(REPORT.format(good=good))
+    assert cli.main(["verify", "-i", "inventory", "--json"]) == code
+    assert json.loads(capfd.readouterr().out) == {"ok": code == 0}
+    assert not left()
+
+
+def test_verify_that_did_not_come_to_its_end_is_never_a_pass(
+    tree: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tree / "playbooks/verify.yml").write_text("- hosts: all\n  gather_facts: false\n  tasks: []\n")
+    assert cli.main(["verify", "-i", "inventory", "--json"]) == 1
+    told = capfd.readouterr()
+    assert json.loads(told.out)["ok"] is False
+    assert "nothing is proved" in told.err
+
+
+def test_verify_keeps_the_report_where_it_is_told(tree: Path) -> None:
+    (tree / "playbooks/verify.yml").write_text(REPORT.format(good="true"))
+    assert cli.main(["verify", "-i", "inventory", "--report", "kept.json"]) == 0
+    assert json.loads((tree.parent / "kept.json").read_text()) == {"ok": True}
+
+
+def test_an_interrupted_run_ends_ansible_too_and_says_so(tree: Path) -> None:
+    (tree / "site.yml").write_text(
+        "- hosts: all\n  gather_facts: false\n  tasks: [{ansible.builtin.command: sleep 5}]\n"
+    )
+    program = (
+        "import pathlib, sys; from llmkeep import cli, run; run.tree = lambda: pathlib.Path(sys.argv[1]); "
+        "sys.exit(cli.main(['site', '-i', 'inventory']))"
+    )
+    started = subprocess.Popen(
+        [sys.executable, "-c", program, str(tree)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    output = cast(IO[bytes], started.stdout)
+    assert any(b"TASK" in line for line in output)
+    (ansible,) = Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()
+    assert b"ansible-playbook" in Path(f"/proc/{ansible}/cmdline").read_bytes()
+    started.send_signal(signal.SIGINT)
+    assert started.wait(timeout=20) == 130
+    assert not Path(f"/proc/{ansible}").exists()
+    assert not left()
