@@ -114,7 +114,7 @@ class Mirror:
                 " run `llmkeep bundle verify` on the mirror"
             )
         raise MirrorError(
-            f"{self.url}/{entry.path} broke off {TRIES} times, {partial.stat().st_size} of {entry.size} B came;"
+            f"{self.url}/{entry.path} broke off {TRIES} times at {partial.stat().st_size} of {entry.size} B;"
             " look at the network, and run again: it goes on from there"
         )
 
