@@ -1,0 +1,150 @@
+"""What runs on the controller before any host is touched, and on hosts around their certificates."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from plugin_modules import load
+
+inventory_sane = load("action.inventory_sane")
+controller_lock = load("action.controller_lock")
+estate = load("filter.estate")
+mirrored_bundle = load("modules.mirrored_bundle")
+
+KNOWN = {
+    "_common": {"mirror_port": {"type": "int"}, "base_domain": {"type": "str"}},
+    "edge": {"edge_port": {"type": "int"}, "edge_burst": {"type": "int"}},
+    "llm_serving": {"llm_serving_models": {"type": "list", "elements": "str"}},
+    "mirror": {},
+}
+
+
+def test_a_misspelt_variable_of_a_role_is_told_with_the_right_one() -> None:
+    (told,) = inventory_sane.unknown(["edge_prot", "edge_port", "ansible_host", "own_note"], KNOWN)
+    assert told == "edge_prot is no variable of the role edge; did you mean edge_port?"
+
+
+def test_a_variable_that_roles_share_is_known_under_any_prefix() -> None:
+    assert not list(inventory_sane.unknown(["mirror_port", "base_domain", "llm_serving_models"], KNOWN))
+
+
+def test_a_variable_like_none_is_told_with_what_the_role_has() -> None:
+    (told,) = inventory_sane.unknown(["edge_quite_something_else"], KNOWN)
+    assert "edge has edge_burst, edge_port" in told
+
+
+@pytest.mark.parametrize("value", ["many", [1], {"a": 1}])
+def test_a_value_of_a_wrong_type_is_told_with_the_value(value: Any) -> None:
+    (told,) = inventory_sane.wrong({"edge_port": value}, KNOWN)
+    assert told.startswith(f"edge_port is {value!r}: ")
+
+
+def test_values_of_the_right_type_are_not_told() -> None:
+    values = {
+        "edge_port": 443,
+        "llm_serving_models": ["a"],
+        "base_domain": "estate.internal",
+        "other": object(),
+    }
+    assert not list(inventory_sane.wrong(values, KNOWN))
+
+
+def test_a_host_in_no_group_of_the_estate_is_told() -> None:
+    assert not list(inventory_sane.unplaced(["serve", "rack3"]))
+    (told,) = inventory_sane.unplaced(["ungrouped"])
+    assert "it is in no group" in told
+    (told,) = inventory_sane.unplaced(["sevre"])
+    assert "it is in sevre" in told
+
+
+def test_every_roles_specification_is_read() -> None:
+    found = inventory_sane.specifications(Path(__file__).parents[2] / "roles")
+    assert "base_domain" in found["_common"]
+    assert "pki_extra_names" in found["pki"]
+
+
+def test_a_lab_that_cannot_be_reached_is_told_of_its_namespace() -> None:
+    told = inventory_sane.unreachable("127.0.0.1", 1, in_lab=True)
+    assert "lab netns --" in told
+    assert "127.0.0.1:1" in told
+    assert "lab" not in inventory_sane.unreachable("127.0.0.1", 1, in_lab=False)
+
+
+def sleeper() -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+
+
+def locally(path: Path, holder: str) -> list[str]:
+    """The lock's script, without a network between."""
+    return ["sh", "-c", controller_lock.script(str(path), holder)]
+
+
+def test_a_second_controller_is_refused_with_the_name_of_the_first(tmp_path: Path) -> None:
+    lock, run = tmp_path / "run" / "lock", sleeper()
+    try:
+        assert controller_lock.hold(run.pid, locally(lock, "anna@desk, process 7")) == (True, "")
+        assert controller_lock.hold(run.pid, locally(lock, "ben@desk, process 8")) == (
+            False,
+            "busy: anna@desk, process 7",
+        )
+    finally:
+        run.kill()
+        run.wait()
+
+
+def test_a_killed_controller_leaves_no_lock_behind(tmp_path: Path) -> None:
+    lock, first, second = tmp_path / "lock", sleeper(), sleeper()
+    try:
+        assert controller_lock.hold(first.pid, locally(lock, "first"))[0]
+        first.kill()
+        first.wait()
+        end = time.monotonic() + 10
+        while not controller_lock.hold(second.pid, locally(lock, "second"))[0]:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+    finally:
+        second.kill()
+        second.wait()
+
+
+def test_a_lock_that_cannot_be_asked_for_is_told_with_the_reason() -> None:
+    held, said = controller_lock.hold(os.getpid(), ["sh", "-c", "echo Permission denied >&2; exit 255"])
+    assert (held, said) == (False, "Permission denied")
+
+
+LOCK: dict[str, Any] = {
+    "environments": {"control": ["a==1"], "dev": ["b==1"], "payload": ["a==1", "c==2"]},
+    "wheels": {
+        f"{name}=={version}": {"purl": f"pkg:pypi/{name}@{version}"} for name, version in ("a1", "b1", "c2")
+    },
+    "debs": {"nginx": {"purl": "pkg:deb/debian/nginx@1.26.3-3?arch=amd64"}},
+    "models": {},
+}
+
+
+def test_what_the_lock_wants_on_the_far_side_leaves_the_builders_tools_out() -> None:
+    assert estate.locked_purls(LOCK) == [
+        "pkg:deb/debian/nginx@1.26.3-3?arch=amd64",
+        "pkg:pypi/a@1",
+        "pkg:pypi/c@2",
+    ]
+
+
+def test_a_bundle_may_have_a_later_debian_package_but_no_other_wheel() -> None:
+    carried = ["pkg:deb/debian/nginx@1.26.3-4?arch=amd64", "pkg:pypi/a@1", "pkg:pypi/c@3"]
+    document = {"files": [{"purl": purl} for purl in carried]}
+    assert mirrored_bundle.lacking(document, estate.locked_purls(LOCK)) == ["pkg:pypi/c@2"]
+
+
+def test_an_older_or_expired_bundle_is_refused() -> None:
+    document = {"serial": 4, "expires": "2027-01-01T00:00:00Z"}
+    now = mirrored_bundle.datetime.fromisoformat("2026-12-31T00:00:00+00:00")
+    mirrored_bundle.judged(document, 4, now)
+    with pytest.raises(mirrored_bundle.Refused, match="this host has seen 5"):
+        mirrored_bundle.judged(document, 5, now)
+    with pytest.raises(mirrored_bundle.Refused, match="expired at 2027-01-01"):
+        mirrored_bundle.judged(document, 4, now.replace(year=2027))
