@@ -98,9 +98,9 @@ def test_a_question_in_a_query_is_in_no_log(estate: Lab, client: Client) -> None
     estate.on("llm1", "systemctl stop llm-gateway.service")
     status, body = request(client, "GET", path)
     estate.on("llm1", "systemctl start llm-gateway.service")
-    assert (status, json.loads(body)["error"]["code"]) == (503, "gateway_unavailable")
+    assert (status, json.loads(body)["error"]["code"]) == (503, "unavailable")
     logs = estate.on("llm1", "journalctl --no-pager --quiet; cat /var/log/nginx/* 2>/dev/null; true")
-    assert "llm_edge" in logs, "the edge logs nothing at all, so that this test would prove nothing"
+    assert "llmkeep_edge" in logs, "the edge logs nothing at all, so that this test would prove nothing"
     assert CANARY not in logs
 
 
