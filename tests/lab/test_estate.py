@@ -181,9 +181,15 @@ def test_no_secret_is_in_any_output_log_command_line_environment_or_cache(
 
 
 def test_a_reboot_of_both_brings_the_service_back_unattended(estate: Lab, client: Client) -> None:
+    boot = "cat /proc/sys/kernel/random/boot_id"
+    before = {host: estate.on(host, boot) for host in HOSTS}
     for host in HOSTS:
-        estate.on(host, "systemd-run --on-active=1 systemctl reboot")
-    time.sleep(5)
+        estate.on(host, "systemd-run --quiet --on-active=1 systemctl reboot")
+    end = time.monotonic() + 180
+    for host in HOSTS:
+        while estate.on(host, boot, check=False, timeout=60) in ("", before[host]):
+            assert time.monotonic() < end, f"{host} did not come back"
+            time.sleep(1)
     assert "Paris" in answers(client, seconds=240)
     report = json.loads(estate.on("ops1", "llmkeep verify -i inventory/lab --json"))
     assert report["ok"], report

@@ -1,0 +1,31 @@
+"""Each role's molecule scenario: fresh host, check mode, converge, idempotence, every check broken in turn, drift."""
+
+import pytest
+
+from conftest import HOSTS, ROOT, Lab
+
+SCENARIOS = sorted(path.parent.name for path in (ROOT / "molecule").glob("*/scenario.yml"))
+
+
+@pytest.fixture(scope="module")
+def lab(floor: Lab) -> Lab:
+    """Both hosts as the snapshots have them, clocks included."""
+    for host in HOSTS:
+        floor.run("restore", host, "floor")
+    floor.run("sink", "--clear")
+    return floor
+
+
+def test_every_role_has_a_scenario() -> None:
+    roles = {path.name for path in (ROOT / "roles").iterdir() if not path.name.startswith("_")}
+    assert set(SCENARIOS) == roles
+
+
+@pytest.mark.parametrize("role", SCENARIOS)
+def test_role(lab: Lab, role: str) -> None:
+    lab.outside("molecule", "reset", "--scenario-name", role)
+    lab.outside("molecule", "test", "--scenario-name", role, "--destroy", "never", timeout=1800)
+
+
+def test_no_role_tried_to_leave(lab: Lab) -> None:
+    assert lab.sink() == []
