@@ -4,11 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from conftest import Lab, changed
 
 INVENTORY = Path(__file__).with_name("one_host")
-HOST = "box.bureau.example"
+HOST = "box"
 
 
 @pytest.fixture

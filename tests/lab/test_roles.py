@@ -1,7 +1,6 @@
-"""Each role's molecule scenario: fresh host, check mode, converge, idempotence, every check broken in turn, drift."""
+"""Each role's molecule scenario: fresh host, converge, idempotence, every check broken in turn, drift."""
 
 import pytest
-
 from conftest import HOSTS, ROOT, Lab
 
 SCENARIOS = sorted(path.parent.name for path in (ROOT / "molecule").glob("*/scenario.yml"))
