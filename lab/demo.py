@@ -83,7 +83,8 @@ def bootstrap(instance: Instance, bundle: Path, terminal: Console) -> None:
     with step(terminal, f"compare the hash of bootstrap on {name} with the one that the builder printed"):
         compare_bootstrap(instance, control, bundle / "bootstrap")
     with step(terminal, f"run bootstrap on {name}, from the stick alone"):
-        interactive(instance, control, "sh", f"{MOUNT}/bootstrap")
+        domain = [instance.lab.domain] if instance.lab.domain else []
+        interactive(instance, control, "sh", f"{MOUNT}/bootstrap", *domain)
 
 
 def site(instance: Instance, terminal: Console, *words: str) -> None:

@@ -39,13 +39,15 @@ class Lab:
     """A lab as the inventory describes it.
 
     `gateway` is the address of the sink (default gateway and resolver of every host), `seat` the one from
-    which commands that are run inside the namespace speak.
+    which commands that are run inside the namespace speak. `domain` is the estate's base_domain, None where the
+    inventory leaves it to the roles' default.
     """
 
     network: ipaddress.IPv4Network
     gateway: str
     seat: str
     hosts: tuple[Host, ...]
+    domain: str | None
 
     def host(self, name: str) -> Host:
         """The host of that name; BadInventory if there is none."""
@@ -103,7 +105,7 @@ def read(paths: Iterable[Path]) -> Lab:
             )
     if not hosts:
         raise BadInventory("the inventory names no host with lab_memory: nothing to start")
-    return Lab(network, gateway, seat, hosts)
+    return Lab(network, gateway, seat, hosts, variables.get("base_domain"))
 
 
 def _walk(
