@@ -313,8 +313,8 @@ def require_root() -> None:
 def allow_mappings() -> None:
     """A guest's process with libraries like torch's needs more mappings than the kernel's old default allows.
 
-    The value is systemd's own on Debian 13; a machine without systemd still has 65530, and there such a process
-    dies with "UML ran out of memory on the host side".
+    The value is systemd's own on Debian 13; a machine without systemd still has 65530, and there such a
+    process dies with "UML ran out of memory on the host side".
     """
     current = int(MAX_MAP_COUNT.read_text(encoding="ascii"))
     if current < MAPPINGS:

@@ -39,8 +39,8 @@ class Lab:
     """A lab as the inventory describes it.
 
     `gateway` is the address of the sink (default gateway and resolver of every host), `seat` the one from
-    which commands that are run inside the namespace speak. `domain` is the estate's base_domain, None where the
-    inventory leaves it to the roles' default.
+    which commands that are run inside the namespace speak. `domain` is the estate's base_domain, None where
+    the inventory leaves it to the roles' default.
     """
 
     network: ipaddress.IPv4Network
