@@ -18,7 +18,9 @@ VERBS = ("preflight", "install", "configure", "start", "verify")
 
 FORGIVING = {
     "ignore_errors": re.compile(r"ignore_errors:"),
-    "certificates not verified": re.compile(r"(validate_certs|verify):\s*(false|no)\b|curl .*(-k|--insecure)\b"),
+    "certificates not verified": re.compile(
+        r"(validate_certs|verify):\s*(false|no)\b|curl .*(-k|--insecure)\b"
+    ),
     "host keys not verified": re.compile(r"StrictHostKeyChecking=no|UserKnownHostsFile=/dev/null"),
     "always changed": re.compile(r"changed_when:\s*true"),
     "packages not signed": re.compile(r"allow_unauthenticated|trusted=yes|\[trusted"),
@@ -37,7 +39,11 @@ def tasks_of(role: Path, name: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
 def test_main_reads_as_its_verbs(role: Path) -> None:
-    imported = [task["ansible.builtin.import_tasks"] for task in tasks_of(role, "main") if "ansible.builtin.import_tasks" in task]
+    imported = [
+        task["ansible.builtin.import_tasks"]
+        for task in tasks_of(role, "main")
+        if "ansible.builtin.import_tasks" in task
+    ]
     order = [f"{verb}.yml" for verb in VERBS if f"{verb}.yml" in imported]
     assert imported == order, f"{role.name}: tasks/main.yml imports {imported}; the order of verbs is {order}"
     assert {"preflight.yml", "verify.yml"} <= set(imported)
@@ -97,4 +103,6 @@ def test_no_role_names_a_version_or_a_hash() -> None:
     pattern = re.compile(r"\b[0-9a-f]{64}\b|==\d+\.\d+")
     for path in (ROOT / "roles").rglob("*"):
         if path.is_file() and path.suffix in {".yml", ".j2"}:
-            assert not pattern.search(path.read_text()), f"{path}: versions and hashes live in artifacts.lock.yml"
+            assert not pattern.search(path.read_text()), (
+                f"{path}: versions and hashes live in artifacts.lock.yml"
+            )
