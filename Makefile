@@ -9,7 +9,7 @@ ROLE := redis pki mirror base llm_serving edge
 export PYTHONDONTWRITEBYTECODE := 1
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
-.PHONY: help lab test check lint types unit molecule storm bundle env packages clean
+.PHONY: help lab test check lint types unit molecule storm bundle env
 help:  ## what there is
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -42,6 +42,9 @@ molecule: bundle  ## the roles' scenarios, or one: make molecule ROLE=redis
 	  molecule reset --scenario-name $$role
 	  lab netns -- molecule test --scenario-name $$role --destroy never
 	done
+
+storm: bundle  ## the long fault campaign (hours): power cuts of both hosts in the middle of site.yml; STORM=20 each
+	STORM=$(or $(STORM),20) .venv/bin/pytest tests/lab/test_estate.py -k power_cut
 
 bundle: env  ## build (or keep) the lab's signed bundle in .lab/bundle
 	.venv/bin/llmkeep keys init .lab/keys

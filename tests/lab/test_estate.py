@@ -3,6 +3,8 @@
 import functools
 import http.client
 import json
+import os
+import random
 import ssl
 import time
 from typing import Any
@@ -11,7 +13,7 @@ from urllib.parse import quote, urlsplit
 import httpx2
 import openai
 import pytest
-from conftest import HOSTS, Client, Lab, changed
+from conftest import HOSTS, SITE, Client, Lab, changed
 
 QUESTION = "What is the capital of France?"
 CANARY = "canary-4711-in-a-question"
@@ -195,14 +197,26 @@ def test_a_reboot_of_both_brings_the_service_back_unattended(estate: Lab, client
     assert report["ok"], report
 
 
-@pytest.mark.parametrize("host", HOSTS[::-1])
-def test_a_power_cut_during_site_converges_at_the_next_run(estate: Lab, client: Client, host: str) -> None:
-    estate.on("llm1", "rm -rf /opt/llmkeep/current /etc/nginx/conf.d/llmkeep-edge.conf /etc/redis/redis.conf")
-    estate.on("ops1", "systemd-run --unit=site --setenv=HOME=/root llmkeep site -i inventory/lab")
-    time.sleep(15)
+# One cut a host in the suite; `make storm` sets how many, each at a moment of its own.
+CUTS = [(host, 15.0) for host in HOSTS[::-1]]
+CUTS += [
+    (host, random.Random(f"{host} {number}").uniform(2, 90))  # noqa: S311 - moments, no secrets
+    for number in range(int(os.environ.get("STORM", "0")))
+    for host in HOSTS[::-1]
+]
+
+
+@pytest.mark.parametrize(("host", "seconds"), CUTS)
+def test_a_power_cut_during_site_converges_at_the_next_run(
+    estate: Lab, client: Client, host: str, seconds: float
+) -> None:
+    broken = "/opt/llmkeep/current /etc/nginx/conf.d/llmkeep-edge.conf /etc/redis/redis.conf"
+    estate.on("llm1", f"rm -rf {broken}")
+    estate.on("ops1", f"systemd-run --quiet --collect --unit=site --setenv=HOME=/root {SITE}")
+    time.sleep(seconds)
     estate.run("power-off", host)
     estate.run("power-on", host)
-    estate.on("ops1", "systemctl stop site.service; systemctl reset-failed site.service; true", check=False)
+    estate.on("ops1", "systemctl stop site.service", check=False)
     estate.site()
     assert changed(estate.site()) == {"ops1": 0, "llm1": 0}
     assert "Paris" in answers(client)
