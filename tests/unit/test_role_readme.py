@@ -1,0 +1,32 @@
+"""Each role's README says what its argument specification says."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+specification = importlib.util.spec_from_file_location("roledoc", ROOT / "tests/roledoc.py")
+assert specification is not None
+assert specification.loader is not None
+roledoc = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(roledoc)
+
+
+@pytest.mark.parametrize("role", roledoc.ROLES, ids=lambda role: role.name)
+def test_readme_is_what_the_specification_says(role: Path) -> None:
+    written = (role / "README.md").read_text()
+    assert written == roledoc.render(role), "run .venv/bin/python tests/roledoc.py"
+
+
+@pytest.mark.parametrize("role", roledoc.ROLES, ids=lambda role: role.name)
+def test_a_default_in_the_specification_is_the_role_s_default(role: Path) -> None:
+    options = yaml.safe_load((role / "meta/argument_specs.yml").read_text())["argument_specs"]["main"][
+        "options"
+    ]
+    defaults = yaml.safe_load((role / "defaults/main.yml").read_text()) or {}
+    stated = {name: option["default"] for name, option in options.items() if "default" in option}
+    assert {name: roledoc.shown(value) for name, value in stated.items()} == {
+        name: roledoc.shown(defaults[name]) for name in stated
+    }
