@@ -1,0 +1,73 @@
+"""Before any host is touched: inventories that are wrong, and two controllers at once."""
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, Lab
+
+PLAYBOOK = str(ROOT / ".venv/bin/ansible-playbook")
+
+
+def inventory(folder: Path, hosts: dict[str, dict[str, object]], groups: dict[str, list[str]]) -> Path:
+    """An inventory file with these hosts' variables and these groups."""
+    members: dict[str, dict[str, object]] = {
+        group: {"hosts": dict.fromkeys(names)} for group, names in groups.items()
+    }
+    path = folder / "hosts.yml"
+    path.write_text(yaml.safe_dump({"all": {"hosts": hosts, "children": members}}))
+    return path
+
+
+ESTATE = {"control": ["ops1"], "mirror": ["ops1"], "serve": ["llm1"], "edge": ["llm1"]}
+WRONG: dict[str, tuple[dict[str, object], dict[str, list[str]], str]] = {
+    "an unknown variable": ({"pki_extra_name": ["x"]}, ESTATE, "did you mean pki_extra_names?"),
+    "a wrong type": ({"mirror_port": "many"}, ESTATE, "mirror_port is 'many'"),
+    "a host in no group": (
+        {},
+        {"control": ["ops1"], "mirror": ["ops1"]},
+        "llm1: it is in no group",
+    ),
+    "no control node": ({}, {"mirror": ["ops1"], "serve": ["llm1"]}, "the group control is empty"),
+    "another domain than the authority's": (
+        {"base_domain": "other.internal"},
+        ESTATE,
+        "set base_domain to that",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_an_inventory_with_this_is_refused_and_nothing_changes(floor: Lab, tmp_path: Path, what: str) -> None:
+    variables, groups, told = WRONG[what]
+    hosts: dict[str, dict[str, object]] = {
+        name: {"ansible_host": address, "ansible_user": "root", **variables}
+        for name, address in (("ops1", "10.77.0.11"), ("llm1", "10.77.0.12"))
+    }
+    done = floor.outside(PLAYBOOK, "-i", str(inventory(tmp_path, hosts, groups)), "site.yml", check=False)
+    assert done.returncode != 0
+    assert told in " ".join(done.stdout.split())
+    assert not re.search(r"changed=[1-9]", done.stdout)
+    assert "base :" not in done.stdout
+
+
+def test_a_second_controller_is_refused_and_a_killed_one_leaves_no_lock(floor: Lab) -> None:
+    preflight = (PLAYBOOK, "-i", "inventory/lab", "playbooks/preflight.yml")
+    renew = "llmkeep run playbooks/renew.yml -i /etc/llmkeep/renew/hosts.yml"
+    floor.on("ops1", f"systemd-run --quiet --collect --unit=first --setenv=HOME=/root {renew}")
+    free = "flock --nonblock /run/llmkeep/controller.lock true && echo free || echo held"
+    end = time.monotonic() + 120
+    while floor.on("ops1", free).strip() != "held":
+        assert time.monotonic() < end, floor.on("ops1", "journalctl --no-pager -u first")
+        time.sleep(0.2)
+    second = floor.outside(*preflight, check=False)
+    assert second.returncode != 0
+    assert "another controller is at work on this estate (root@ops1" in " ".join(second.stdout.split())
+    floor.on("ops1", "systemctl kill --signal=KILL first.service")
+    end = time.monotonic() + 15
+    while floor.on("ops1", free).strip() != "free":
+        assert time.monotonic() < end
+        time.sleep(0.2)
+    assert floor.outside(*preflight).returncode == 0
