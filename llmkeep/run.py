@@ -11,8 +11,10 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from typing import Any
 import ansible_runner
 
 INSTALLED = Path("/opt/llmkeep/tree")
+GRACE_SECONDS = 15
 
 
 class RunError(Exception):
@@ -62,10 +65,35 @@ class Heard:
         return False
 
 
+class Interruption:
+    """Ctrl-C, or a stop by systemd: Ansible is asked to end its workers itself, and killed only if it does not.
+
+    ansible-runner asks once a second whether to kill; its own answer to Ctrl-C would leave tasks running unattended.
+    """
+
+    def __init__(self) -> None:
+        self.asked_at: float | None = None
+        self.passed_on = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.ask)
+
+    def ask(self, *_: object) -> None:
+        self.asked_at = self.asked_at or time.monotonic()
+
+    def __call__(self) -> bool:
+        if self.asked_at is None:
+            return False
+        if not self.passed_on:
+            self.passed_on = True
+            for child in Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split():
+                os.kill(int(child), signal.SIGINT)
+        return time.monotonic() - self.asked_at > GRACE_SECONDS
+
+
 def play(playbook: Path, inventories: list[Path], words: list[str], quiet: bool = False) -> tuple[int, Heard]:
     """Run one playbook; its exit code and what was heard."""
     root = tree()
-    heard = Heard()
+    heard, interruption = Heard(), Interruption()
     work = Path(tempfile.mkdtemp(prefix="llmkeep-", dir=_memory()))
     try:
         collection = work / "collections/ansible_collections/llmkeep/estate"
@@ -89,11 +117,13 @@ def play(playbook: Path, inventories: list[Path], words: list[str], quiet: bool 
             envvars=environment,
             settings={"suppress_env_files": True, "pexpect_timeout": 1},
             event_handler=heard.event,
+            cancel_callback=interruption,
             quiet=quiet,
         )
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    if done.status == "canceled":
+    if interruption.asked_at is not None:
+        print("llmkeep: interrupted; run it again, what is done is kept", file=sys.stderr)
         return 130, heard
     return int(done.rc != 0), heard
 

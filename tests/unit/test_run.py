@@ -136,7 +136,7 @@ def test_verify_keeps_the_report_where_it_is_told(tree: Path) -> None:
 
 def test_an_interrupted_run_ends_ansible_too_and_says_so(tree: Path) -> None:
     (tree / "site.yml").write_text(
-        "- hosts: all\n  gather_facts: false\n  tasks: [{ansible.builtin.command: sleep 5}]\n"
+        "- hosts: all\n  gather_facts: false\n  tasks: [{ansible.builtin.command: sleep 61.5}]\n"
     )
     program = (
         "import pathlib, sys; from llmkeep import cli, run; run.tree = lambda: pathlib.Path(sys.argv[1]); "
@@ -152,4 +152,5 @@ def test_an_interrupted_run_ends_ansible_too_and_says_so(tree: Path) -> None:
     started.send_signal(signal.SIGINT)
     assert started.wait(timeout=20) == 130
     assert not Path(f"/proc/{ansible}").exists()
+    assert not subprocess.run(["pgrep", "--full", "^sleep 61.5$"], capture_output=True, check=False).stdout
     assert not left()
