@@ -7,6 +7,7 @@ from typing import Any
 
 SHOWN = 160  # characters; the report has it all
 
+
 def locked_purls(lock: dict[str, Any]) -> list[str]:
     """Package URLs of what a bundle carries of artifacts.lock.yml: packages, models, wheels."""
     wheels = {key for name in ("control", "payload") for key in lock["environments"].get(name, [])}
