@@ -175,6 +175,8 @@ def _verify(given: argparse.Namespace) -> int:
         with tempfile.TemporaryDirectory(prefix="llmkeep-", dir=_memory()) as folder:
             report = given.report.resolve() if given.report else Path(folder) / "report.json"
             report.unlink(missing_ok=True)
+            if given.limit:
+                given.limit += ",localhost"  # who writes the report
             words = [*_words(given), "--extra-vars", json.dumps({"verify_report": str(report)})]
             code, heard = play(root / "playbooks/verify.yml", inventories, words, quiet=given.json)
             if given.json and report.exists():
