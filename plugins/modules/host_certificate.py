@@ -245,6 +245,10 @@ def settle(params: dict[str, Any], check: bool) -> dict[str, Any]:
     if changed and not check:
         folder.mkdir(mode=0o755, parents=True, exist_ok=True)
         atomic.write_file(root, certificates[1].encode(), 0, 0, 0o444)
+    if not check:
+        # What a power cut left of an earlier run; one of them may hold a key that nobody uses.
+        for stale in folder.glob(".*.new"):
+            stale.unlink()
     key = folder / "host.key"
     changed = key_in_place(key, params["group"], check) or changed
     if check and (changed or not key.exists()):

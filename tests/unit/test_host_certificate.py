@@ -1,6 +1,9 @@
 """A host's key and certificate: made there, renewed for a reason, taken only when all of it fits."""
 
+import json
 import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -153,3 +156,34 @@ def test_names_that_would_say_more_to_openssl_are_refused(wanted: dict[str, Any]
 def test_a_chain_that_is_none_is_refused(wanted: dict[str, Any]) -> None:
     with pytest.raises(host_certificate.Refused, match="llmkeep pki status"):
         host_certificate.settle({**wanted, "chain": ""}, False)
+
+
+STEP = """
+import json, sys
+sys.path[:0] = json.loads(sys.argv[1])
+from plugin_modules import load
+load("modules.host_certificate").settle(json.loads(sys.argv[2]), False)
+"""
+
+
+def test_a_power_cut_at_any_moment_leaves_a_whole_key_or_none(
+    places: pki.Places, wanted: dict[str, Any]
+) -> None:
+    """A sample of the storm: the module is killed at moments spread over its run, and then goes on."""
+    folder = Path(wanted["directory"])
+    path = [str(Path(__file__).parent), *sys.path]
+    started = time.monotonic()
+    subprocess.run([sys.executable, "-c", STEP, json.dumps(path), json.dumps(wanted)], check=True)
+    whole = time.monotonic() - started
+    for part in range(12):
+        (folder / "host.key").unlink(missing_ok=True)
+        step = subprocess.Popen([sys.executable, "-c", STEP, json.dumps(path), json.dumps(wanted)])
+        time.sleep(whole * (0.4 + part * 0.05))
+        step.kill()
+        step.wait()
+        if (folder / "host.key").exists():
+            host_certificate.openssl("pkey", "-in", str(folder / "host.key"), "-noout", "-check")
+        assert host_certificate.settle(wanted, False)["request"]
+        assert sorted(entry.name for entry in folder.iterdir()) == ["host.key", "root.pem"]
+    host_certificate.settle({**wanted, "certificate": signed(places, wanted)}, False)
+    assert host_certificate.settle(wanted, False)["reasons"] == []
