@@ -9,7 +9,6 @@ import argparse
 import ipaddress
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,10 +17,11 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from llmkeep.durable import broken_at, record, write
+from llmkeep.sealing import SEALED, SealError, encrypt_to, seal, unseal
 
 ROOT_DAYS = 20 * 365
 ISSUING_DAYS = 5 * 365
@@ -39,7 +39,6 @@ NETWORKS = (
     "fe80::/10",
     "::1/128",
 )
-SEALED = "llmkeep.issuing-key"
 
 type Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -73,48 +72,6 @@ class Places:
     @property
     def issued(self) -> Path:
         return self.root / "var/lib/llmkeep/pki/issued.jsonl"
-
-
-# ---------------------------------------------------------------- programs that see secrets (by stdin only)
-def program(argv: list[str], data: bytes) -> bytes:
-    """Standard output of ARGV fed with DATA; its own words become the error."""
-    done = subprocess.run(argv, input=data, capture_output=True, check=False, timeout=60)
-    if done.returncode:
-        words = done.stderr.decode(errors="replace").strip()
-        raise PkiError(f"`{' '.join(argv[:2])}` exited {done.returncode}: {words}")
-    return done.stdout
-
-
-def seal(secret: bytes) -> bytes:
-    """Bind SECRET to this host (and its TPM where there is one)."""
-    has_tpm = (
-        subprocess.run(
-            ["systemd-analyze", "has-tpm2", "--quiet"], capture_output=True, check=False
-        ).returncode
-        == 0
-    )
-    key = "host+tpm2" if has_tpm else "host"
-    return program(["systemd-creds", "encrypt", f"--with-key={key}", f"--name={SEALED}", "-", "-"], secret)
-
-
-def unseal(sealed: bytes) -> bytes:
-    """The secret again, in memory."""
-    return program(["systemd-creds", "decrypt", f"--name={SEALED}", "-", "-"], sealed)
-
-
-def encrypt_to(escrow: Path, secret: bytes) -> bytes:
-    """SECRET as a CMS AuthEnvelopedData (PEM) that only the owner of the escrow key can open."""
-    certificate = x509.load_pem_x509_certificate(escrow.read_bytes())
-    key = certificate.public_key()
-    if not isinstance(key, rsa.RSAPublicKey) or key.key_size < 3072:
-        seen = f"RSA of {key.key_size} bits" if isinstance(key, rsa.RSAPublicKey) else type(key).__name__
-        raise PkiError(f"{escrow} holds {seen}: the escrow certificate must have an RSA "
-                       "key of at least 3072 bits; make a new one with `llmkeep keys init` on the builder")  # fmt: skip
-    return program(
-        ["openssl", "cms", "-encrypt", "-aes-256-gcm", "-binary", "-outform", "PEM", "-recip", str(escrow),
-         "-keyopt", "rsa_padding_mode:oaep", "-keyopt", "rsa_oaep_md:sha256"],
-        secret,
-    )  # fmt: skip
 
 
 # ---------------------------------------------------------------- certificates
@@ -377,7 +334,7 @@ def _told(verb: Callable[[argparse.Namespace], str | bytes]) -> Callable[[argpar
     def run(arguments: argparse.Namespace) -> int:
         try:
             said = verb(arguments)
-        except (PkiError, OSError) as error:
+        except (PkiError, SealError, OSError) as error:
             print(f"llmkeep pki: {error}", file=sys.stderr)
             return 1
         sys.stdout.buffer.write(said if isinstance(said, bytes) else said.encode() + b"\n")

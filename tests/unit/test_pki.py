@@ -14,6 +14,7 @@ from cryptography.x509.oid import NameOID
 
 from llmkeep import durable, pki
 from llmkeep.pki import PkiError, Places
+from llmkeep.sealing import SealError
 
 DOMAIN = "estate.internal"
 NAMES = ["llm1.estate.internal", "10.77.0.12"]
@@ -211,7 +212,7 @@ def test_init_refuses_a_weak_escrow_key_and_writes_nothing(tmp_path: Path) -> No
          "-keyout", tmp_path / "weak.key", "-out", tmp_path / "weak.pem"],
         check=True, capture_output=True,
     )  # fmt: skip
-    with pytest.raises(PkiError, match="RSA of 2048 bits"):
+    with pytest.raises(SealError, match="RSA of 2048 bits"):
         pki.init(Places(tmp_path / "host"), DOMAIN, tmp_path / "weak.pem", [])
     assert not (tmp_path / "host").exists()
 
