@@ -232,6 +232,7 @@ class Instance:
         options = {
             "BatchMode": "yes",
             "ConnectTimeout": "10",
+            "ServerAliveInterval": "10",  # a host without power must not hold a command for minutes
             "IdentitiesOnly": "yes",
             "StrictHostKeyChecking": "yes",
             "UserKnownHostsFile": str(self.known_hosts),
