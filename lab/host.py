@@ -3,7 +3,6 @@
 import contextlib
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import time
@@ -226,15 +225,16 @@ class Machine:
         staged = self.snapshots / f"{name}.new"
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir(parents=True)
-        pid = self.kernel.pid()
-        if pid is not None:
-            self.kernel.signal(signal.SIGSTOP)
+        # The kernel's own way to stand still: SIGSTOP and SIGCONT make its processes fault now and then.
+        running = self.running()
+        if running:
+            self.mconsole("stop")
         try:
             for disk in self.disks():
                 _copy(disk, staged / disk.name)
         finally:
-            if pid is not None:
-                self.kernel.signal(signal.SIGCONT)
+            if running:
+                self.mconsole("go")
         shutil.rmtree(target, ignore_errors=True)
         staged.replace(target)
 
