@@ -145,7 +145,7 @@ def test_nobody_tried_to_leave_and_whoever_does_is_seen(estate: Lab) -> None:
 
 
 def test_no_secret_is_in_any_output_log_command_line_environment_or_cache(
-    estate: Lab, client: Client
+    estate: Lab, client: Client, second_run: str
 ) -> None:
     """The estate's real secrets are the canaries: read where root may, looked for everywhere else."""
     opened = "systemd-creds decrypt --name={0} /etc/credstore.encrypted/{0} - | base64 -w0"
