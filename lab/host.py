@@ -9,7 +9,7 @@ import time
 import uuid
 from pathlib import Path
 
-from lab import image
+from lab import image, kernel
 from lab.errors import LabError
 from lab.inventory import Host, Lab
 from lab.network import Namespace, mac, tap
@@ -133,6 +133,7 @@ class Machine:
         # The console is the descriptor 1, a pipe; nothing listens on the others.
         command += ["con=null", "con0=null,fd:1", "ssl=null"]
         environment = {"PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin"), "TMPDIR": str(memory_folder)}
+        environment |= kernel.environment(image.cache_folder())
         self.kernel.start(
             self.namespace.command(*command),
             cwd=self.folder,

@@ -6,6 +6,7 @@ this very kernel, once a kernel, and kept in the user's cache folder; everything
 """
 
 import gzip
+import hashlib
 import re
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ OPTIONS = ("NF_TABLES_INET", "NF_TABLES_IPV4", "NF_TABLES_IPV6")
 # Sources that no step of the build reads; leaving them packed saves a gigabyte.
 UNREAD = ("*/drivers/*.[ch]", "*/sound/*.c", "*/fs/*.c", "*.rst", "*.dts*", "*/tools/testing/*")
 COMPILER = "gcc-14"  # Debian 13's own, which built the kernel
+XSTATE = Path(__file__).with_name("ptrace_xstate.c")
 
 
 def kernel_modules() -> Path:
@@ -48,6 +50,22 @@ def firewall_module(cache: Path, report: Callable[[str], None]) -> Path:
             _run(["strip", "--strip-debug", "-o", str(staged), MODULE], tree)
             staged.replace(built)
     return built
+
+
+def environment(cache: Path, processor: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
+    """What the user-mode kernel needs in its environment on this processor: a library on those with AMX.
+
+    The library is built once into the folder `cache`; its source says why it is needed.
+    """
+    if not re.search(r"^flags\s*:.*\bamx_tile\b", processor.read_text(encoding="ascii"), re.MULTILINE):
+        return {}
+    digest = hashlib.sha256(XSTATE.read_bytes()).hexdigest()[:12]
+    library = cache / f"{XSTATE.stem}-{digest}.so"
+    if not library.exists():
+        staged = library.with_suffix(".new")
+        _run([COMPILER, "-shared", "-fPIC", "-O2", "-o", str(staged), str(XSTATE)], cache)
+        staged.replace(library)
+    return {"LD_PRELOAD": str(library)}
 
 
 def _unpack(scratch: Path) -> Path:
