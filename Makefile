@@ -65,7 +65,7 @@ env: .venv/.ready payload/.venv/.ready .ansible/collections/ansible_collections/
 .venv/.ready: artifacts.lock.yml pyproject.toml lab/pyproject.toml .venv/.packages
 	$(PYTHON) -m venv .venv
 	$(PYTHON) -m llmkeep.lock requirements dev > .venv/requirements.txt
-	.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r .venv/requirements.txt
+	.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python --require-hashes -r .venv/requirements.txt
 	.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . -e lab
 	.venv/bin/pip check --disable-pip-version-check
 	touch $@
@@ -73,7 +73,7 @@ env: .venv/.ready payload/.venv/.ready .ansible/collections/ansible_collections/
 payload/.venv/.ready: artifacts.lock.yml payload/pyproject.toml .venv/.packages
 	$(PYTHON) -m venv --system-site-packages payload/.venv
 	$(PYTHON) -m llmkeep.lock requirements payload-dev > payload/.venv/requirements.txt
-	payload/.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r payload/.venv/requirements.txt
+	payload/.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python --require-hashes -r payload/.venv/requirements.txt
 	payload/.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e payload
 	touch $@
 

