@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager
 from llmserve.errors import ApiError, unauthenticated, unavailable
 from llmserve.keys import KeyTable
 from llmserve.metrics import Metrics
-from llmserve.onion import Receive
+from llmserve.onion import Exchange, Receive
+from llmserve.policy import Policy, denied
 
 
 class ClientGone(ApiError):
@@ -22,10 +23,10 @@ class ClientGone(ApiError):
 class Flight:
     """A request that is being answered by `task`."""
 
-    def __init__(self, task: asyncio.Task[object], key_id: str) -> None:
+    def __init__(self, task: asyncio.Task[object], exchange: Exchange) -> None:
         """Take off now."""
         self.task = task
-        self.key_id = key_id
+        self.exchange = exchange
         self.started = time.monotonic()
         self.interruption: ApiError | None = None
 
@@ -47,14 +48,14 @@ class Flights:
         self.empty.set()
 
     @asynccontextmanager
-    async def watched(self, key_id: str, receive: Receive) -> AsyncIterator[Flight]:
+    async def watched(self, exchange: Exchange, receive: Receive) -> AsyncIterator[Flight]:
         """Run the block as a flight. It ends with an ApiError as soon as somebody interrupts it; the client's
         leaving does so too.
         """
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("a flight needs a task")
-        flight = Flight(task, key_id)
+        flight = Flight(task, exchange)
 
         async def wait_for_hangup() -> None:
             while (await receive())["type"] != "http.disconnect":
@@ -81,11 +82,27 @@ class Flights:
     def end_revoked(self, keys: KeyTable) -> None:
         """Interrupt what runs under keys that are no longer valid."""
         for flight in list(self.active):
-            if not keys.is_live(flight.key_id):
+            identity = flight.exchange.identity
+            if identity is None or not keys.is_live(identity.id):
                 self.metrics.cancelled.labels("key").inc()
                 flight.interrupt(
                     unauthenticated("revoked_key", "the API key was revoked or expired: ask for a new one")
                 )
+
+    async def end_denied(self, policy: Policy) -> None:
+        """Interrupt what the policy does not allow any more."""
+        for flight in list(self.active):
+            identity, action = flight.exchange.identity, flight.exchange.action
+            if identity is None or action is None:
+                continue
+            try:
+                decision = await policy.decide(identity, action)
+            except ApiError as unanswered:
+                flight.interrupt(unanswered)
+                continue
+            if not decision.allow:
+                self.metrics.cancelled.labels("policy").inc()
+                flight.interrupt(denied(decision))
 
     def end_overdue(self, seconds: float) -> None:
         """Interrupt what runs longer than `seconds`."""

@@ -45,6 +45,35 @@ class Redis(Section):
     ttl_seconds: Positive = 3600
 
 
+class PolicySource(Section):
+    """Who decides, and by which policy. `server` asks OPA at `socket`; `embedded` judges the bundle in process.
+
+    `key` is the policy's public key, PEM; `seen` remembers the highest revision; `break_glass` is a signed file.
+    """
+
+    engine: Literal["server", "embedded"]
+    key: Path
+    socket: Path | None = None
+    bundle: Path | None = None
+    deadline_ms: Positive = 50
+    seen: Path | None = None
+    break_glass: Path | None = None
+
+    @model_validator(mode="after")
+    def engine_has_its_source(self) -> "PolicySource":
+        """A server has a socket, the embedded engine a bundle."""
+        needed = "socket" if self.engine == "server" else "bundle"
+        if getattr(self, needed) is None:
+            raise ValueError(f"engine '{self.engine}' needs '{needed}'")
+        return self
+
+
+class AuditWriter(Section):
+    """The host's one writer of the audit record."""
+
+    socket: Path
+
+
 class Limits(Section):
     """What one request, and all of them together, may take."""
 
@@ -73,6 +102,8 @@ class GatewayConfig(Section):
     metrics: Listener
     engines: Annotated[dict[ModelName, Engine], Field(min_length=1)]
     keys_file: Path
+    policy: PolicySource | None = None
+    audit: AuditWriter | None = None
     redis: Redis | None = None
     limits: Limits = Limits()
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
