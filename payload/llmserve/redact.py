@@ -8,7 +8,7 @@ PATTERNS = (
     ("token", re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*")),
     ("key", re.compile(r"\b(?:llmk|sk|pk|ghp|gho|glpat|xox[abprs]|AKIA|hf)[-_][\w-]{16,}|\bAKIA[0-9A-Z]{16}\b")),
     ("address", re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}")),
-    ("number", re.compile(r"(?<!\w)\+?\d(?:[ .()/-]?\d){7,22}(?!\w)")),  # cards, accounts, phones, identity cards
+    ("number", re.compile(r"(?<!\w)\+?\d(?:[ .()/-]?\d){7,22}[Xx]?(?!\w)")),  # cards, accounts, phones, identity cards
 )  # fmt: skip
 
 

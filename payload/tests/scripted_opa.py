@@ -101,7 +101,9 @@ class ScriptedOpa:
         """Answers with ALLOWED."""
         self.server = Server(str(self.socket), Handler)
         self.server.questions = []
-        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        threading.Thread(
+            target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        ).start()
 
     def stop(self) -> None:
         """Nobody listens any more."""

@@ -14,8 +14,8 @@ from typing import Any
 
 import httpx2 as httpx
 import yaml
-
 from authority import PUBLIC_KEY, signed_bundle
+
 from llmserve.keys import edited, new_key
 
 PEPPER = b"a pepper for tests, 32 bytes long"

@@ -70,7 +70,9 @@ def forget(service: Service, client: httpx.Client, status: int) -> None:
 
 
 @pytest.mark.parametrize("what", MISBEHAVIOUR)
-def test_an_engine_that_answers_with_this_lets_nobody_in(opa: ScriptedOpa, guarded: Service, what: str) -> None:
+def test_an_engine_that_answers_with_this_lets_nobody_in(
+    opa: ScriptedOpa, guarded: Service, what: str
+) -> None:
     before = guarded.metrics()['llm_tokens_total{kind="completion",model="echo"}']
     opa.server.reply = MISBEHAVIOUR[what]
     with guarded.client() as client:
@@ -81,7 +83,9 @@ def test_an_engine_that_answers_with_this_lets_nobody_in(opa: ScriptedOpa, guard
         assert "no policy decides" in error(client.get("/readyz"), 503, "not_ready")["message"]
 
 
-def test_an_engine_that_is_slow_lets_nobody_in_and_holds_nobody_up(opa: ScriptedOpa, guarded: Service) -> None:
+def test_an_engine_that_is_slow_lets_nobody_in_and_holds_nobody_up(
+    opa: ScriptedOpa, guarded: Service
+) -> None:
     opa.server.delay = 1.0
     with guarded.client() as client:
         forget(guarded, client, 503)
@@ -130,7 +134,12 @@ def test_every_route_but_two_asks_the_policy(opa: ScriptedOpa, guarded: Service)
 def test_the_policy_is_told_who_asks_and_never_what(opa: ScriptedOpa, guarded: Service) -> None:
     with guarded.client() as client:
         client.get("/generate", params={"prompt": "canary-in-a-prompt"})
-    assert {"subject": "ada", "tenant": "research", "roles": ["analyst"], "action": "GET /generate"} in opa.asked()
+    assert {
+        "subject": "ada",
+        "tenant": "research",
+        "roles": ["analyst"],
+        "action": "GET /generate",
+    } in opa.asked()
     assert "canary" not in json.dumps(opa.server.questions)
 
 
@@ -189,11 +198,15 @@ def test_a_decision_names_the_models_and_the_length(opa: ScriptedOpa, tmp_path: 
         assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["echo"]
         absent = error(client.get("/v1/models/nothing"), 404, "model_not_found")["message"]
         hidden = error(client.get("/v1/models/secret"), 404, "model_not_found")["message"]
-        assert hidden == absent.replace("nothing", "secret"), "a model that may not be asked can be told from none"
+        assert hidden == absent.replace("nothing", "secret"), (
+            "a model that may not be asked can be told from none"
+        )
         asked = {**BODIES["/v1/chat/completions"], "model": "secret"}
         error(client.post("/v1/chat/completions", json=asked), 404, "model_not_found")
         chat = BODIES["/v1/chat/completions"]
-        long = error(client.post("/v1/chat/completions", json={**chat, "max_tokens": 6}), 400, "invalid_value")
+        long = error(
+            client.post("/v1/chat/completions", json={**chat, "max_tokens": 6}), 400, "invalid_value"
+        )
         assert "at most 5" in long["message"]
         words = {**chat, "messages": [{"role": "user", "content": "a b c d e f g h"}]}
         assert client.post("/v1/chat/completions", json=words).json()["usage"]["completion_tokens"] == 5
