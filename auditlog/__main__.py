@@ -1,0 +1,7 @@
+"""`python -m auditlog` is `llm-audit`."""
+
+import sys
+
+from auditlog.cli import main
+
+sys.exit(main())
