@@ -106,7 +106,7 @@ class Health:
         reasons = []
         if self.state.draining:
             reasons.append("this gateway is stopping")
-        if self.state.keys.records is None:
+        if self.state.authenticator.keys.records is None:
             reasons.append("the API keys cannot be read")
         reasons += [
             f"the engine of '{name}' is not there"
@@ -176,5 +176,5 @@ def build_app(state: State) -> App:
     """Request id → body limit → authentication → handler."""
     table = routing_table(state)
     public = frozenset(route.path for route in table if route.public)
-    app = Authentication(Router(table), state.keys, public)
+    app = Authentication(Router(table), state.authenticator, public)
     return RequestId(BodyLimit(app, state.limits.body_bytes), state.metrics)

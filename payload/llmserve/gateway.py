@@ -20,6 +20,7 @@ from llmserve.errors import ApiError
 from llmserve.flights import Flights
 from llmserve.handlers import State
 from llmserve.http import BoundedHttp
+from llmserve.identity import Authenticator
 from llmserve.keys import KeyTable
 from llmserve.link import EngineLink
 from llmserve.metrics import EngineGauges, Metrics
@@ -110,6 +111,7 @@ async def run_gateway(config: GatewayConfig, pepper: bytes) -> None:
     metrics = Metrics()
     limits = config.limits
     keys = KeyTable(config.keys_file, pepper)
+    authenticator = Authenticator(keys)
     links = {name: EngineLink(name, engine.socket, limits.waiting) for name, engine in config.engines.items()}
     metrics.registry.register(
         EngineGauges(
@@ -122,19 +124,19 @@ async def run_gateway(config: GatewayConfig, pepper: bytes) -> None:
     for name in links:
         metrics.of(name)
     cache = open_cache(config, metrics)
-    state = State(links, keys, limits, metrics, Flights(metrics), cache)
+    state = State(links, authenticator, limits, metrics, Flights(metrics), cache)
     sockets = [listening(config.listen), listening(config.metrics)]
     servers = [server(build_app(state)), server(metrics_app(metrics))]
 
     def keys_changed() -> None:
         metrics.keys.set(-1 if keys.records is None else len(keys.records))
-        state.flights.end_revoked(keys)
+        state.flights.end_revoked(authenticator)
 
     keys_changed()
     stop = Stop()
     async with asyncio.TaskGroup() as tasks:
         background = [tasks.create_task(link.keep_connected()) for link in links.values()]
-        background.append(tasks.create_task(keys.watch(keys_changed)))
+        background.append(tasks.create_task(authenticator.watch(keys_changed)))
         background.append(tasks.create_task(end_late_flights(state)))
         serving = [
             tasks.create_task(each.serve(sockets=[bound]))
@@ -187,11 +189,11 @@ async def drain(state: State, stop: Stop, seconds: float) -> None:
 
 
 async def end_late_flights(state: State) -> None:
-    """Once a second: deadlines, and keys that have expired meanwhile."""
+    """Once a second: deadlines, and identities that have expired meanwhile."""
     while True:
         await asyncio.sleep(1)
         state.flights.end_overdue(state.limits.answer_seconds)
-        state.flights.end_revoked(state.keys)
+        state.flights.end_revoked(state.authenticator)
 
 
 async def engines_present(links: dict[str, EngineLink]) -> None:

@@ -9,7 +9,7 @@ from llmserve.answers import GenerateRendering, OpenAiRendering, Rendering, erro
 from llmserve.cache import ExactCache, key_material
 from llmserve.errors import ApiError
 from llmserve.flights import Flights
-from llmserve.keys import KeyTable, Record
+from llmserve.identity import Authenticator, Identity
 from llmserve.link import Answer, EngineLink
 from llmserve.metrics import Metrics
 from llmserve.onion import Exchange, Receive, Scope, Send, respond
@@ -40,7 +40,7 @@ class State:
     """What the handlers of one gateway process share."""
 
     links: dict[str, EngineLink]
-    keys: KeyTable
+    authenticator: Authenticator
     limits: Limits
     metrics: Metrics
     flights: Flights
@@ -124,7 +124,7 @@ class Completions:
                 503, "draining", "this gateway is stopping: ask again", headers=[(b"retry-after", b"5")]
             )
         try:
-            async with self.state.flights.watched(identity.id, receive):
+            async with self.state.flights.watched(identity, receive):
                 if call.generate.stream:
                     await self.stream(exchange, send, call, link, rendering)
                 else:
@@ -141,7 +141,7 @@ class Completions:
     async def whole(
         self,
         exchange: Exchange,
-        identity: Record,
+        identity: Identity,
         send: Send,
         call: Call,
         link: EngineLink,

@@ -3,7 +3,6 @@
 A key reads `llmk_<id>_<secret>`. Its record holds HMAC-SHA256(pepper, key) and who it stands for.
 """
 
-import asyncio
 import fcntl
 import hmac
 import logging
@@ -11,18 +10,18 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from llmserve.errors import unauthenticated, unavailable
+from llmserve.errors import ApiError, unauthenticated, unavailable
 
 log = logging.getLogger("llmserve.keys")
 PEPPER_BYTES = 16  # at least
-POLL_SECONDS = 0.5
 
 
 class KeyFileError(Exception):
@@ -34,6 +33,7 @@ class Record(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     id: str
+    kind: Literal["api_key"] = "api_key"
     hash: str
     subject: str
     tenant: str
@@ -120,6 +120,15 @@ def give_to_gateway(path: Path, name: str) -> None:
         os.chown(name, owner.st_uid, owner.st_gid)
 
 
+def stamp(path: Path) -> tuple[int, int, int] | None:
+    """Changes whenever the file is replaced or rewritten; None without a file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
 def new_key(
     pepper: bytes, subject: str, tenant: str, roles: list[str], lifetime: timedelta | None
 ) -> tuple[str, Record]:
@@ -139,8 +148,18 @@ def new_key(
     )
 
 
+def ended(record: Record) -> ApiError | None:
+    """Why this record is no longer good; None while it is."""
+    if record.revoked is not None:
+        return unauthenticated("revoked_key", f"the API key {record.id} was revoked: ask for a new one")
+    if record.expires is not None and record.expires <= datetime.now(UTC):
+        when = record.expires.isoformat()
+        return unauthenticated("expired_key", f"the API key {record.id} expired at {when}: ask for a new one")
+    return None
+
+
 class KeyTable:
-    """The gateway's view of the file, at most POLL_SECONDS old. An unreadable file admits nobody."""
+    """The gateway's view of the file, as old as its last refresh. An unreadable file admits nobody."""
 
     def __init__(self, path: Path, pepper: bytes) -> None:
         """Read the file once."""
@@ -150,17 +169,9 @@ class KeyTable:
         self.seen: tuple[int, int, int] | None = None
         self.reload()
 
-    def stamp(self) -> tuple[int, int, int] | None:
-        """Changes whenever the file is replaced or rewritten."""
-        try:
-            status = self.path.stat()
-        except OSError:
-            return None
-        return status.st_ino, status.st_mtime_ns, status.st_size
-
     def reload(self) -> None:
         """Take the file as it is now."""
-        self.seen = self.stamp()
+        self.seen = stamp(self.path)
         try:
             self.records = {record.id: record for record in read_keys(self.path)}
         except KeyFileError as error:
@@ -169,48 +180,41 @@ class KeyTable:
         else:
             log.info("keys read", extra={"fields": {"keys": len(self.records)}})
 
-    async def watch(self, changed: Callable[[], None]) -> None:
-        """Reload whenever the file changes, then call `changed`; runs until cancelled."""
-        while True:
-            await asyncio.sleep(POLL_SECONDS)
-            if self.stamp() != self.seen:
-                self.reload()
-                changed()
+    def refresh(self) -> bool:
+        """Reload if the file has changed; whether it had."""
+        if stamp(self.path) == self.seen:
+            return False
+        self.reload()
+        return True
 
-    def identify(self, authorization: bytes | None) -> Record:
-        """Whose key this is; raises ApiError 401, or 503 while the keys cannot be read."""
-        if authorization is None:
-            raise unauthenticated("missing_key", "no API key: send the header 'Authorization: Bearer llmk_…'")
-        scheme, _, token = authorization.partition(b" ")
-        key = token.strip().decode("latin-1")
-        parts = key.split("_")
-        if scheme.lower() != b"bearer" or len(parts) != 3 or parts[0] != "llmk":
-            raise unauthenticated(
-                "malformed_key",
-                "the Authorization header is not 'Bearer llmk_<id>_<secret>': send a whole API key",
-            )
+    def readable(self) -> dict[str, Record]:
+        """The records; raises ApiError 503 while there are none to trust."""
         if self.records is None:
             raise unavailable(
                 "keys_unreadable", "API keys cannot be checked now: ask again later", retry_after=5
             )
-        if parts[1] not in self.records and self.stamp() != self.seen:
-            self.reload()  # it may have been made a moment ago
-        record = (self.records or {}).get(parts[1])
+        return self.records
+
+    def holder(self, key: str) -> Record:
+        """Whose key this is; raises ApiError 401, or 503 while the keys cannot be read."""
+        parts = key.split("_")
+        if len(parts) != 3:
+            raise unauthenticated(
+                "malformed_key", "the API key is not 'llmk_<id>_<secret>': send it whole, and nothing else"
+            )
+        if parts[1] not in self.readable():
+            self.refresh()  # it may have been made a moment ago
+        record = self.readable().get(parts[1])
         digest = key_hash(self.pepper, key)
         if not hmac.compare_digest(digest, record.hash if record else "0" * 64) or record is None:
             raise unauthenticated("invalid_key", "the API key is wrong: check it, or ask for a new one")
-        if record.revoked is not None:
-            raise unauthenticated("revoked_key", f"the API key {record.id} was revoked: ask for a new one")
-        if record.expires is not None and record.expires <= datetime.now(UTC):
-            when = record.expires.isoformat()
-            raise unauthenticated(
-                "expired_key", f"the API key {record.id} expired at {when}: ask for a new one"
-            )
+        if refusal := ended(record):
+            raise refusal
         return record
 
-    def is_live(self, number: str) -> bool:
-        """Whether the key of this id may still be answered."""
+    def ended(self, number: str) -> ApiError | None:
+        """Why the record of this id is no longer good; None while it is."""
         record = (self.records or {}).get(number)
-        if record is None or record.revoked is not None:
-            return False
-        return record.expires is None or record.expires > datetime.now(UTC)
+        if record is None:
+            return unauthenticated("revoked_key", f"{number} is no longer known here: ask for a new key")
+        return ended(record)

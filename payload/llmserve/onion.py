@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llmserve.errors import ApiError
-from llmserve.keys import KeyTable, Record
+from llmserve.identity import Authenticator, Identity
 from llmserve.metrics import Metrics
 
 Scope = MutableMapping[str, Any]
@@ -34,7 +34,7 @@ class Exchange:
 
     request_id: bytes
     started: float  # time.monotonic()
-    identity: Record | None = None
+    identity: Identity | None = None
     route: str = "other"
     model: str | None = None
     status: int = 0
@@ -134,7 +134,8 @@ class RequestId:
         if exchange.identity:
             fields["user.id"] = exchange.identity.subject
             fields["organization.id"] = exchange.identity.tenant
-            fields["llm.key_id"] = exchange.identity.id
+            fields["llmkeep.identity.kind"] = exchange.identity.kind
+            fields["llmkeep.identity.id"] = exchange.identity.id
         if exchange.model:
             fields["llm.model"] = exchange.model
         if exchange.code:
@@ -179,18 +180,18 @@ class BodyLimit:
 
 
 class Authentication:
-    """Every path needs a key but the public ones; unknown paths do too."""
+    """Every path needs an identity but the public ones; unknown paths do too."""
 
-    def __init__(self, app: App, keys: KeyTable, public: frozenset[str]) -> None:
+    def __init__(self, app: App, authenticator: Authenticator, public: frozenset[str]) -> None:
         """`public` comes out of the routing table."""
         self.app = app
-        self.keys = keys
+        self.authenticator = authenticator
         self.public = public
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         if scope["path"] not in self.public:
-            scope["llm"].identity = self.keys.identify(header(scope, b"authorization"))
+            scope["llm"].identity = self.authenticator.identify(scope["headers"])
         await self.app(scope, receive, send)
 
 

@@ -1,0 +1,71 @@
+"""Who asks. An API key, a token of the company's identity provider, or a client certificate says so.
+
+A request shows one of them. An Authorization header is judged alone: where it is wrong, a certificate does not help.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from llmserve.errors import ApiError, unauthenticated
+from llmserve.keys import KeyTable, Record
+
+POLL_SECONDS = 0.5
+SEND_A_KEY = "send the header 'Authorization: Bearer llmk_…'"
+Headers = Iterable[tuple[bytes, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who asks, as policy, limits and audit see it. `id` names the key, certificate or token."""
+
+    kind: Literal["api_key", "certificate", "oidc"]
+    id: str
+    subject: str
+    tenant: str
+    roles: tuple[str, ...]
+
+
+def of_record(record: Record) -> Identity:
+    """Whom a record stands for."""
+    return Identity(record.kind, record.id, record.subject, record.tenant, record.roles)
+
+
+class Authenticator:
+    """Gives each request its identity, and knows when an identity has ended."""
+
+    def __init__(self, keys: KeyTable) -> None:
+        """`keys` is watched by `watch`."""
+        self.keys = keys
+
+    def identify(self, headers: Headers) -> Identity:
+        """Who sent these headers; raises ApiError 401, or 503 while that cannot be known."""
+        authorization = [value for name, value in headers if name == b"authorization"]
+        if not authorization:
+            raise unauthenticated("missing_key", f"no API key: {SEND_A_KEY}")
+        if len(authorization) > 1:
+            raise unauthenticated("malformed_key", "there are two Authorization headers: send one")
+        return self.bearer(authorization[0])
+
+    def bearer(self, authorization: bytes) -> Identity:
+        """The identity of an Authorization header."""
+        scheme, _, rest = authorization.partition(b" ")
+        token = rest.strip().decode("latin-1")
+        if scheme.lower() == b"bearer" and token.startswith("llmk_"):
+            return of_record(self.keys.holder(token))
+        raise unauthenticated(
+            "malformed_key",
+            "the Authorization header is not 'Bearer llmk_<id>_<secret>': send a whole API key",
+        )
+
+    def ended(self, identity: Identity) -> ApiError | None:
+        """Why this identity is no longer good; None while it is."""
+        return self.keys.ended(identity.id)
+
+    async def watch(self, changed: Callable[[], None]) -> None:
+        """Reload what has changed on disk, then call `changed`; runs until cancelled."""
+        while True:
+            await asyncio.sleep(POLL_SECONDS)
+            if self.keys.refresh():
+                changed()
