@@ -155,6 +155,7 @@ async def run_gateway(config: GatewayConfig, pepper: bytes) -> None:
         await asyncio.gather(*serving)
         for task in background:
             task.cancel()
+    authenticator.close()
     if cache:
         await cache.close()
     if config.listen.socket:

@@ -10,6 +10,7 @@ from typing import Literal
 
 from llmserve.errors import ApiError, unauthenticated
 from llmserve.keys import KeyTable, Record
+from llmserve.last_used import LastUsed, last_used_file
 
 POLL_SECONDS = 0.5
 SEND_A_KEY = "send the header 'Authorization: Bearer llmk_…'"
@@ -38,6 +39,7 @@ class Authenticator:
     def __init__(self, keys: KeyTable) -> None:
         """`keys` is watched by `watch`."""
         self.keys = keys
+        self.last_used = LastUsed(last_used_file(keys.path))
 
     def identify(self, headers: Headers) -> Identity:
         """Who sent these headers; raises ApiError 401, or 503 while that cannot be known."""
@@ -53,11 +55,16 @@ class Authenticator:
         scheme, _, rest = authorization.partition(b" ")
         token = rest.strip().decode("latin-1")
         if scheme.lower() == b"bearer" and token.startswith("llmk_"):
-            return of_record(self.keys.holder(token))
+            return self.used(self.keys.holder(token))
         raise unauthenticated(
             "malformed_key",
             "the Authorization header is not 'Bearer llmk_<id>_<secret>': send a whole API key",
         )
+
+    def used(self, record: Record) -> Identity:
+        """The identity of a record that has just been shown."""
+        self.last_used.touch(record.id)
+        return of_record(record)
 
     def ended(self, identity: Identity) -> ApiError | None:
         """Why this identity is no longer good; None while it is."""
@@ -69,3 +76,10 @@ class Authenticator:
             await asyncio.sleep(POLL_SECONDS)
             if self.keys.refresh():
                 changed()
+            if self.keys.records is not None:
+                self.last_used.flush_if_due(self.keys.records)
+
+    def close(self) -> None:
+        """Write down what is not written yet."""
+        if self.keys.records is not None and self.last_used.unwritten:
+            self.last_used.flush(self.keys.records)

@@ -29,7 +29,10 @@ class KeyFileError(Exception):
 
 
 class Record(BaseModel):
-    """One key. Times are UTC; `expires` None means never, `revoked` None means not."""
+    """One key. Times are UTC; `expires` None means never, `revoked` None means not.
+
+    `replaces` is the id of the key that this one was made to follow.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     id: str
@@ -41,6 +44,15 @@ class Record(BaseModel):
     created: datetime
     expires: datetime | None = None
     revoked: datetime | None = None
+    replaces: str | None = None
+
+
+class Blocked(BaseModel):
+    """A subject whose tokens count only if they were issued after `since`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    subject: str
+    since: datetime
 
 
 class KeyFile(BaseModel):
@@ -49,6 +61,7 @@ class KeyFile(BaseModel):
     model_config = ConfigDict(extra="forbid")
     format: int = 1
     keys: list[Record] = []
+    blocked: list[Blocked] = []
 
 
 def key_hash(pepper: bytes, key: str) -> str:
@@ -65,12 +78,12 @@ def check_pepper(pepper: bytes, source: str) -> bytes:
     return pepper
 
 
-def read_keys(path: Path) -> list[Record]:
+def read_keys(path: Path) -> KeyFile:
     """All records; no file means no keys. Raises KeyFileError if the file is not what we wrote."""
     try:
-        return KeyFile.model_validate_json(path.read_bytes()).keys
+        return KeyFile.model_validate_json(path.read_bytes())
     except FileNotFoundError:
-        return []
+        return KeyFile()
     except (OSError, ValidationError) as error:
         kind = (
             error.strerror if isinstance(error, OSError) else f"{error.error_count()} mistakes in its content"
@@ -81,25 +94,32 @@ def read_keys(path: Path) -> list[Record]:
 
 
 @contextmanager
-def edited(path: Path) -> Iterator[list[Record]]:
-    """Change the records in the block; the file is then replaced in one step. Editors wait for each other."""
+def edited_file(path: Path) -> Iterator[KeyFile]:
+    """Change the content in the block; the file is then replaced in one step. Editors wait for each other."""
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
-        records = read_keys(path)
-        yield records
-        write_keys(path, records)
+        content = read_keys(path)
+        yield content
+        write_keys(path, content)
         os.fsync(folder)
     finally:
         os.close(folder)
 
 
-def write_keys(path: Path, records: list[Record]) -> None:
+@contextmanager
+def edited(path: Path) -> Iterator[list[Record]]:
+    """`edited_file` for those who change records only."""
+    with edited_file(path) as content:
+        yield content.keys
+
+
+def write_keys(path: Path, content: KeyFile) -> None:
     """Replace the file: 0640, group as the old file's or the folder's gateway group."""
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(KeyFile(keys=records).model_dump_json(indent=1).encode() + b"\n")
+            file.write(content.model_dump_json(indent=1).encode() + b"\n")
             file.flush()
             os.fchmod(file.fileno(), 0o640)
             if os.geteuid() == 0:
@@ -158,6 +178,32 @@ def ended(record: Record) -> ApiError | None:
     return None
 
 
+def replacement(
+    pepper: bytes, old: Record, overlap: timedelta, lifetime: timedelta | None
+) -> tuple[str, Record, Record]:
+    """A fresh key for the same holder, its record, and the old one's, which ends after `overlap`.
+
+    Without `lifetime`, the new one gets the old one's.
+    """
+    given = old.expires - old.created if old.expires else None
+    key, record = new_key(pepper, old.subject, old.tenant, list(old.roles), lifetime or given)
+    ends = record.created + overlap
+    ends = min(old.expires, ends) if old.expires else ends
+    return key, record.model_copy(update={"replaces": old.id}), old.model_copy(update={"expires": ends})
+
+
+def end_subject(content: KeyFile, subject: str) -> tuple[list[Record], Blocked]:
+    """Revoke all that `subject` holds, and block its tokens issued until now; what was revoked."""
+    block = Blocked(subject=subject, since=datetime.now(UTC).replace(microsecond=0))
+    content.blocked = [each for each in content.blocked if each.subject != subject] + [block]
+    revoked = []
+    for index, record in enumerate(content.keys):
+        if record.subject == subject and record.revoked is None:
+            content.keys[index] = record.model_copy(update={"revoked": block.since})
+            revoked.append(content.keys[index])
+    return revoked, block
+
+
 class KeyTable:
     """The gateway's view of the file, as old as its last refresh. An unreadable file admits nobody."""
 
@@ -166,6 +212,7 @@ class KeyTable:
         self.path = path
         self.pepper = pepper
         self.records: dict[str, Record] | None = None
+        self.blocked: dict[str, datetime] = {}
         self.seen: tuple[int, int, int] | None = None
         self.reload()
 
@@ -173,11 +220,13 @@ class KeyTable:
         """Take the file as it is now."""
         self.seen = stamp(self.path)
         try:
-            self.records = {record.id: record for record in read_keys(self.path)}
+            content = read_keys(self.path)
         except KeyFileError as error:
             self.records = None
             log.error(str(error))
         else:
+            self.records = {record.id: record for record in content.keys}
+            self.blocked = {each.subject: each.since for each in content.blocked}
             log.info("keys read", extra={"fields": {"keys": len(self.records)}})
 
     def refresh(self) -> bool:
