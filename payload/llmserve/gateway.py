@@ -111,7 +111,7 @@ async def run_gateway(config: GatewayConfig, pepper: bytes) -> None:
     metrics = Metrics()
     limits = config.limits
     keys = KeyTable(config.keys_file, pepper)
-    authenticator = Authenticator(keys)
+    authenticator = Authenticator(keys, config.identity.certificate_header)
     links = {name: EngineLink(name, engine.socket, limits.waiting) for name, engine in config.engines.items()}
     metrics.registry.register(
         EngineGauges(

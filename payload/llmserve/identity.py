@@ -4,17 +4,18 @@ A request shows one of them. An Authorization header is judged alone: where it i
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from llmserve.certificates import presented
 from llmserve.errors import ApiError, unauthenticated
 from llmserve.keys import KeyTable, Record
 from llmserve.last_used import LastUsed, last_used_file
 
 POLL_SECONDS = 0.5
 SEND_A_KEY = "send the header 'Authorization: Bearer llmk_…'"
-Headers = Iterable[tuple[bytes, bytes]]
+Headers = Sequence[tuple[bytes, bytes]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,19 +37,23 @@ def of_record(record: Record) -> Identity:
 class Authenticator:
     """Gives each request its identity, and knows when an identity has ended."""
 
-    def __init__(self, keys: KeyTable) -> None:
-        """`keys` is watched by `watch`."""
+    def __init__(self, keys: KeyTable, certificate_header: str | None = None) -> None:
+        """`certificate_header` names the header in which the edge, and nobody else, hands certificates over."""
         self.keys = keys
+        self.certificate_header = certificate_header.lower().encode() if certificate_header else None
         self.last_used = LastUsed(last_used_file(keys.path))
 
     def identify(self, headers: Headers) -> Identity:
         """Who sent these headers; raises ApiError 401, or 503 while that cannot be known."""
         authorization = [value for name, value in headers if name == b"authorization"]
-        if not authorization:
-            raise unauthenticated("missing_key", f"no API key: {SEND_A_KEY}")
         if len(authorization) > 1:
             raise unauthenticated("malformed_key", "there are two Authorization headers: send one")
-        return self.bearer(authorization[0])
+        if authorization:
+            return self.bearer(authorization[0])
+        certificates = [value for name, value in headers if name == self.certificate_header]
+        if certificates:
+            return self.certificate(certificates)
+        raise unauthenticated("missing_key", f"no API key: {SEND_A_KEY}")
 
     def bearer(self, authorization: bytes) -> Identity:
         """The identity of an Authorization header."""
@@ -60,6 +65,17 @@ class Authenticator:
             "malformed_key",
             "the Authorization header is not 'Bearer llmk_<id>_<secret>': send a whole API key",
         )
+
+    def certificate(self, values: Sequence[bytes]) -> Identity:
+        """The identity of what the edge says about the client's certificate."""
+        try:
+            [value] = values
+            fingerprint = presented(value).fingerprint
+        except ValueError:
+            raise unauthenticated(
+                "invalid_certificate", "what the edge says about your certificate is none: tell the operator"
+            ) from None
+        return self.used(self.keys.certificate_holder(fingerprint))
 
     def used(self, record: Record) -> Identity:
         """The identity of a record that has just been shown."""

@@ -1,6 +1,7 @@
-"""API keys: records in a file that the gateway watches. The secrets themselves are kept nowhere.
+"""API keys and client certificates: records in a file that the gateway watches. Secrets are kept nowhere.
 
-A key reads `llmk_<id>_<secret>`. Its record holds HMAC-SHA256(pepper, key) and who it stands for.
+A key reads `llmk_<id>_<secret>`. Its record holds HMAC-SHA256(pepper, key), a certificate's holds the SHA-256
+of the DER, and both say whom they stand for.
 """
 
 import fcntl
@@ -16,8 +17,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from llmserve.certificates import Certificate
 from llmserve.errors import ApiError, unauthenticated, unavailable
 
 log = logging.getLogger("llmserve.keys")
@@ -29,15 +31,16 @@ class KeyFileError(Exception):
 
 
 class Record(BaseModel):
-    """One key. Times are UTC; `expires` None means never, `revoked` None means not.
+    """One key or certificate. Times are UTC; `expires` None means never, `revoked` None means not.
 
     `replaces` is the id of the key that this one was made to follow.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     id: str
-    kind: Literal["api_key"] = "api_key"
-    hash: str
+    kind: Literal["api_key", "certificate"] = "api_key"
+    hash: str | None = None
+    fingerprint: str | None = None
     subject: str
     tenant: str
     roles: tuple[str, ...]
@@ -45,6 +48,14 @@ class Record(BaseModel):
     expires: datetime | None = None
     revoked: datetime | None = None
     replaces: str | None = None
+
+    @model_validator(mode="after")
+    def has_its_proof(self) -> "Record":
+        """A key has a hash, a certificate its fingerprint, and neither has both."""
+        is_key, is_certificate = self.hash is not None, self.fingerprint is not None
+        if (is_key, is_certificate) != (self.kind == "api_key", self.kind == "certificate"):
+            raise ValueError(f"the record {self.id} of kind {self.kind} has the wrong proof")
+        return self
 
 
 class Blocked(BaseModel):
@@ -168,13 +179,34 @@ def new_key(
     )
 
 
+def new_certificate(
+    certificate: Certificate, subject: str, tenant: str, roles: list[str], lifetime: timedelta | None
+) -> Record:
+    """A certificate's record, which ends with it at the latest."""
+    now = datetime.now(UTC).replace(microsecond=0)
+    expires = min(certificate.not_after, now + lifetime) if lifetime else certificate.not_after
+    return Record(
+        id=secrets.token_hex(6),
+        kind="certificate",
+        fingerprint=certificate.fingerprint,
+        subject=subject,
+        tenant=tenant,
+        roles=tuple(roles),
+        created=now,
+        expires=expires,
+    )
+
+
 def ended(record: Record) -> ApiError | None:
     """Why this record is no longer good; None while it is."""
+    word, name = ("key", "API key") if record.kind == "api_key" else ("certificate", "client certificate")
     if record.revoked is not None:
-        return unauthenticated("revoked_key", f"the API key {record.id} was revoked: ask for a new one")
+        return unauthenticated(f"revoked_{word}", f"the {name} {record.id} was revoked: ask for a new one")
     if record.expires is not None and record.expires <= datetime.now(UTC):
         when = record.expires.isoformat()
-        return unauthenticated("expired_key", f"the API key {record.id} expired at {when}: ask for a new one")
+        return unauthenticated(
+            f"expired_{word}", f"the {name} {record.id} expired at {when}: ask for a new one"
+        )
     return None
 
 
@@ -212,6 +244,7 @@ class KeyTable:
         self.path = path
         self.pepper = pepper
         self.records: dict[str, Record] | None = None
+        self.certificates: dict[str, Record] = {}  # by fingerprint
         self.blocked: dict[str, datetime] = {}
         self.seen: tuple[int, int, int] | None = None
         self.reload()
@@ -226,6 +259,7 @@ class KeyTable:
             log.error(str(error))
         else:
             self.records = {record.id: record for record in content.keys}
+            self.certificates = {each.fingerprint: each for each in content.keys if each.fingerprint}
             self.blocked = {each.subject: each.since for each in content.blocked}
             log.info("keys read", extra={"fields": {"keys": len(self.records)}})
 
@@ -254,9 +288,25 @@ class KeyTable:
         if parts[1] not in self.readable():
             self.refresh()  # it may have been made a moment ago
         record = self.readable().get(parts[1])
-        digest = key_hash(self.pepper, key)
-        if not hmac.compare_digest(digest, record.hash if record else "0" * 64) or record is None:
+        known = record.hash if record and record.hash else "0" * 64
+        if not hmac.compare_digest(key_hash(self.pepper, key), known) or record is None:
             raise unauthenticated("invalid_key", "the API key is wrong: check it, or ask for a new one")
+        if refusal := ended(record):
+            raise refusal
+        return record
+
+    def certificate_holder(self, fingerprint: str) -> Record:
+        """Whose certificate this is; raises ApiError 401, or 503 while the records cannot be read."""
+        self.readable()
+        if fingerprint not in self.certificates:
+            self.refresh()
+        self.readable()
+        record = self.certificates.get(fingerprint)
+        if record is None:
+            raise unauthenticated(
+                "unknown_certificate",
+                f"nobody here has the client certificate with the SHA-256 {fingerprint}: ask for it to be added",
+            )
         if refusal := ended(record):
             raise refusal
         return record

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from llmserve.certificates import read_certificate
 from llmserve.keys import (
     KeyFileError,
     Record,
@@ -18,6 +19,7 @@ from llmserve.keys import (
     edited_file,
     end_subject,
     ended,
+    new_certificate,
     new_key,
     read_keys,
     replacement,
@@ -55,9 +57,11 @@ def holder(text: str) -> str:
 
 def add_commands(commands: Any) -> None:
     """Give the parser of llm-serve its `keys`."""
-    keys = commands.add_parser("keys", help="add, list and revoke API keys")
+    keys = commands.add_parser("keys", help="add, list, rotate and revoke API keys, and client certificates")
     verbs = keys.add_subparsers(dest="verb", required=True)
-    add = verbs.add_parser("add", help="make a key; it is printed once, on standard output, and kept nowhere")
+    add = verbs.add_parser(
+        "add", help="make a key, which is printed once and kept nowhere, or name a holder's certificate"
+    )
     add.add_argument("--subject", type=word, required=True, help="who will hold it")
     add.add_argument("--tenant", type=word, required=True, help="whose data it may see")
     add.add_argument(
@@ -65,6 +69,9 @@ def add_commands(commands: Any) -> None:
     )
     add.add_argument(
         "--expires", type=lifetime, metavar="90d", help="days (d) or hours (h) from now; else never"
+    )
+    add.add_argument(
+        "--certificate", type=Path, metavar="PEM", help="no key: the holder shows this client certificate"
     )
     add.set_defaults(run=add_key)
     listing = verbs.add_parser("list", help="who has keys, and when they were last used")
@@ -141,8 +148,32 @@ def hand_over(options: argparse.Namespace, key: str, record: Record, note: str =
     return 0
 
 
+def add_certificate(options: argparse.Namespace) -> int:
+    """llm-serve keys add --certificate."""
+    try:
+        certificate = read_certificate(options.certificate.read_bytes())
+    except ValueError:
+        raise KeyFileError(f"{options.certificate} holds no certificate: want one in PEM") from None
+    record = new_certificate(certificate, options.subject, options.tenant, options.roles, options.expires)
+    if ended(record):
+        raise KeyFileError(f"{options.certificate} expired at {until(record)}: want one that is good")
+    with edited(options.keys_file) as records:
+        for each in records:
+            if each.fingerprint == record.fingerprint and ended(each) is None:
+                raise KeyFileError(f"{options.certificate} belongs to {each.subject} already, as {each.id}")
+        records.append(record)
+    if options.json:
+        print(json.dumps(shown(record)))
+    else:
+        who = f"certificate {record.id} for {record.subject} of {record.tenant}"
+        print(f"{who}, SHA-256 {record.fingerprint}, good until {until(record)}", file=sys.stderr)
+    return 0
+
+
 def add_key(options: argparse.Namespace) -> int:
     """llm-serve keys add."""
+    if options.certificate:
+        return add_certificate(options)
     pepper = gateway_pepper(options.pepper_file)
     key, record = new_key(pepper, options.subject, options.tenant, options.roles, options.expires)
     with edited(options.keys_file) as records:
@@ -160,7 +191,15 @@ def list_keys(options: argparse.Namespace) -> int:
         return 0
     for record in content.keys:
         state, roles = shown(record)["state"], ",".join(record.roles)
-        words = [record.id, f"{state:8}", record.subject, record.tenant, roles, f"until {until(record)}"]
+        words = [
+            record.id,
+            f"{record.kind:11}",
+            f"{state:7}",
+            record.subject,
+            record.tenant,
+            roles,
+            f"until {until(record)}",
+        ]
         print("  ".join([*words, f"last used {last[record.id] or 'never'}"]))
     for block in content.blocked:
         print(f"{block.subject}: tokens issued until {block.since.isoformat()} are refused", file=sys.stderr)
@@ -174,6 +213,8 @@ def rotate_key(options: argparse.Namespace) -> int:
         index = next((at for at, record in enumerate(records) if record.id == options.id), None)
         if index is None:
             return no_such_key(options.id)
+        if records[index].kind != "api_key":
+            raise KeyFileError(f"{options.id} is a certificate: add the new one by 'llm-serve keys add'")
         if refusal := ended(records[index]):
             raise KeyFileError(f"{refusal.message} with 'llm-serve keys add'; a dead one is not rotated")
         for each in records:
