@@ -111,7 +111,7 @@ class Health:
         reasons = []
         if self.state.draining:
             reasons.append("this gateway is stopping")
-        if self.state.keys.records is None:
+        if self.state.authenticator.keys.records is None:
             reasons.append("the API keys cannot be read")
         if not self.state.policy.ready:
             reasons.append("no policy decides")
@@ -201,5 +201,5 @@ def build_app(state: State) -> App:
     """Request id → body limit → authentication → policy and quotas → handler."""
     table = routing_table(state)
     public = frozenset(route.path for route in table if route.public)
-    app = Authentication(Router(table, state), state.keys, public)
+    app = Authentication(Router(table, state), state.authenticator, public)
     return RequestId(BodyLimit(app, state.limits.body_bytes), state.metrics, state.recorder.close)

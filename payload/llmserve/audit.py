@@ -233,6 +233,7 @@ class Recorder:
             event["user.id"] = identity.subject
             event["user.roles"] = list(identity.roles)
             event["organization.id"] = identity.tenant
+            event["llmkeep.identity.kind"] = identity.kind
             event["llmkeep.identity.id"] = identity.id
         if decision:
             event["llmkeep.decision.id"] = decision.id

@@ -22,6 +22,7 @@ from llmserve.errors import ApiError
 from llmserve.flights import Flights
 from llmserve.handlers import State
 from llmserve.http import BoundedHttp
+from llmserve.identity import Authenticator
 from llmserve.judges import Judge, OpaEmbedded, OpaServer
 from llmserve.keys import KeyTable
 from llmserve.link import EngineLink
@@ -148,6 +149,7 @@ async def run_gateway(config: GatewayConfig, pepper: bytes, judge: Judge | None 
     metrics = Metrics()
     limits = config.limits
     keys = KeyTable(config.keys_file, pepper)
+    authenticator = Authenticator(keys, config.identity.certificate_header)
     links = {name: EngineLink(name, engine.socket, limits.waiting) for name, engine in config.engines.items()}
     metrics.registry.register(
         EngineGauges(
@@ -165,7 +167,7 @@ async def run_gateway(config: GatewayConfig, pepper: bytes, judge: Judge | None 
     audit = AuditLink(config.audit.socket, metrics)
     state = State(
         links=links,
-        keys=keys,
+        authenticator=authenticator,
         limits=limits,
         metrics=metrics,
         flights=Flights(metrics),
@@ -180,13 +182,13 @@ async def run_gateway(config: GatewayConfig, pepper: bytes, judge: Judge | None 
 
     def keys_changed() -> None:
         metrics.keys.set(-1 if keys.records is None else len(keys.records))
-        state.flights.end_revoked(keys)
+        state.flights.end_revoked(authenticator)
 
     keys_changed()
     stop = Stop()
     async with asyncio.TaskGroup() as tasks:
         background = [tasks.create_task(link.keep_connected()) for link in links.values()]
-        background.append(tasks.create_task(keys.watch(keys_changed)))
+        background.append(tasks.create_task(authenticator.watch(keys_changed)))
         background.append(tasks.create_task(audit.keep_connected()))
         background.append(tasks.create_task(policy.watch()))
         policy.changed = lambda: background.append(tasks.create_task(state.flights.end_denied(policy)))
@@ -210,6 +212,7 @@ async def run_gateway(config: GatewayConfig, pepper: bytes, judge: Judge | None 
         await audit.settled()
         for task in background:
             task.cancel()
+    authenticator.close()
     if redis:
         await redis.close()
     policy.engine.close()
@@ -245,11 +248,11 @@ async def drain(state: State, stop: Stop, seconds: float) -> None:
 
 
 async def end_late_flights(state: State) -> None:
-    """Once a second: deadlines, and keys that have expired meanwhile."""
+    """Once a second: deadlines, and identities that have expired meanwhile."""
     while True:
         await asyncio.sleep(1)
         state.flights.end_overdue(state.limits.answer_seconds)
-        state.flights.end_revoked(state.keys)
+        state.flights.end_revoked(state.authenticator)
 
 
 async def engines_present(links: dict[str, EngineLink]) -> None:

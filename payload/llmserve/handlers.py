@@ -12,7 +12,7 @@ from llmserve.cache import ExactCache, key_material
 from llmserve.decision import Decision
 from llmserve.errors import ApiError
 from llmserve.flights import Flights
-from llmserve.keys import KeyTable, Record
+from llmserve.identity import Authenticator, Identity
 from llmserve.link import Answer, EngineLink
 from llmserve.metrics import Metrics
 from llmserve.onion import Exchange, Receive, Scope, Send, respond
@@ -45,7 +45,7 @@ class State:
     """What the handlers of one gateway process share."""
 
     links: dict[str, EngineLink]
-    keys: KeyTable
+    authenticator: Authenticator
     limits: Limits
     metrics: Metrics
     flights: Flights
@@ -164,7 +164,7 @@ class Completions:
             identity.tenant, identity.subject, decision, call.generate.max_tokens
         )
         try:
-            async with self.state.flights.watched(exchange, receive):
+            async with self.state.flights.watched(identity, exchange.action or "", receive):
                 if call.generate.stream:
                     await self.stream(exchange, send, call, link, rendering)
                 else:
@@ -183,7 +183,7 @@ class Completions:
     async def whole(
         self,
         exchange: Exchange,
-        identity: Record,
+        identity: Identity,
         decision: Decision,
         send: Send,
         call: Call,

@@ -16,7 +16,7 @@ from typing import Any
 
 from llmserve.decision import Decision
 from llmserve.errors import ApiError
-from llmserve.keys import KeyTable, Record
+from llmserve.identity import Authenticator, Identity
 from llmserve.metrics import Metrics
 
 Scope = MutableMapping[str, Any]
@@ -35,7 +35,7 @@ class Exchange:
 
     request_id: bytes
     started: float  # time.monotonic()
-    identity: Record | None = None
+    identity: Identity | None = None
     action: str | None = None  # as policy names it: method and route
     decision: Decision | None = None
     public: bool = False
@@ -147,7 +147,8 @@ class RequestId:
         if exchange.identity:
             fields["user.id"] = exchange.identity.subject
             fields["organization.id"] = exchange.identity.tenant
-            fields["llm.key_id"] = exchange.identity.id
+            fields["llmkeep.identity.kind"] = exchange.identity.kind
+            fields["llmkeep.identity.id"] = exchange.identity.id
         if exchange.decision:
             fields["llmkeep.decision.rule"] = exchange.decision.rule
         if exchange.model:
@@ -194,12 +195,12 @@ class BodyLimit:
 
 
 class Authentication:
-    """Every path needs a key but the public ones; unknown paths do too."""
+    """Every path needs an identity but the public ones; unknown paths do too."""
 
-    def __init__(self, app: App, keys: KeyTable, public: frozenset[str]) -> None:
+    def __init__(self, app: App, authenticator: Authenticator, public: frozenset[str]) -> None:
         """`public` comes out of the routing table."""
         self.app = app
-        self.keys = keys
+        self.authenticator = authenticator
         self.public = public
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -207,7 +208,7 @@ class Authentication:
         if scope["path"] in self.public:
             scope["llm"].public = True
         else:
-            scope["llm"].identity = self.keys.identify(header(scope, b"authorization"))
+            scope["llm"].identity = self.authenticator.identify(scope["headers"])
         await self.app(scope, receive, send)
 
 

@@ -15,7 +15,7 @@ from llmserve.break_glass import BreakGlass
 from llmserve.decision import Decision, PolicyUnavailable, parse_decision
 from llmserve.errors import ApiError, unavailable
 from llmserve.judges import Judge
-from llmserve.keys import Record
+from llmserve.identity import Identity
 from llmserve.metrics import Metrics
 
 log = logging.getLogger("llmserve.policy")
@@ -44,7 +44,7 @@ class Policy:
         self.kept: OrderedDict[tuple[str, tuple[str, ...], str, str], tuple[float, Decision]] = OrderedDict()
         self.changed: Callable[[], None] = lambda: None
 
-    async def decide(self, identity: Record, action: str) -> Decision:
+    async def decide(self, identity: Identity, action: str) -> Decision:
         """The decision for a subject, allowed or not; raises ApiError 503 where there is none."""
         key = (identity.subject, identity.roles, identity.tenant, action)
         now = time.monotonic()
@@ -63,7 +63,7 @@ class Policy:
         if len(self.kept) > KEPT:
             self.kept.popitem(last=False)
 
-    async def fresh(self, identity: Record, action: str) -> Decision:
+    async def fresh(self, identity: Identity, action: str) -> Decision:
         """Ask the engine; raises ApiError 503."""
         asked: dict[str, object] = {
             "subject": identity.subject,

@@ -95,6 +95,15 @@ class Limits(Section):
         return self
 
 
+class Identities(Section):
+    """What else than an API key says who asks.
+
+    `certificate_header`: where the edge hands over the client's certificate (PEM, URL-encoded) that it has verified.
+    """
+
+    certificate_header: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,64}$")] | None = None
+
+
 class GatewayConfig(Section):
     """`llm-serve gateway --config`. The first engine answers where a request names no model."""
 
@@ -104,9 +113,19 @@ class GatewayConfig(Section):
     keys_file: Path
     policy: PolicySource | None = None
     audit: AuditWriter | None = None
+    identity: Identities = Identities()
     redis: Redis | None = None
     limits: Limits = Limits()
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    @model_validator(mode="after")
+    def certificates_come_from_the_edge(self) -> "GatewayConfig":
+        """Whoever reaches a port could write the header; a socket's file says who may."""
+        if self.identity.certificate_header and self.listen.socket is None:
+            raise ValueError(
+                "'identity.certificate_header' is believed on a socket only: set 'listen.socket'"
+            )
+        return self
 
 
 class EchoModel(Section):

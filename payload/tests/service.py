@@ -98,6 +98,7 @@ class Service:
     limits: dict[str, Any] = field(default_factory=dict)
     redis: dict[str, Any] | None = None
     policy: dict[str, Any] | None = None  # without one: the estate's own, judged in process
+    identity: dict[str, Any] = field(default_factory=dict)
     credentials: dict[str, str] = field(default_factory=dict)
     engines: dict[str, Process] = field(default_factory=dict)
     gateway: Process | None = None
@@ -152,6 +153,7 @@ class Service:
             "metrics": {"socket": str(self.folder / "metrics.sock")},
             "engines": {name: {"socket": str(self.folder / f"{name}.sock")} for name in self.engine_models},
             "keys_file": str(self.folder / "keys.json"),
+            "identity": self.identity,
             "limits": self.limits,
             "log_level": "DEBUG",
         }

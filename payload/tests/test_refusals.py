@@ -10,6 +10,7 @@ from service import Service
 from llmserve.app import routing_table
 from llmserve.flights import Flights
 from llmserve.handlers import State
+from llmserve.identity import Authenticator
 from llmserve.keys import KeyTable
 from llmserve.metrics import Metrics
 from llmserve.settings import Limits
@@ -143,7 +144,7 @@ def test_a_wrong_method_is_405_and_an_unknown_path_404(client: httpx.Client) -> 
 def test_every_route_but_two_needs_a_key(echo: Service, tmp_path: Any) -> None:
     metrics = Metrics()
     table = routing_table(
-        State({}, KeyTable(tmp_path / "none", b""), Limits(), metrics, Flights(metrics), None)
+        State({}, Authenticator(KeyTable(tmp_path / "none", b"")), Limits(), metrics, Flights(metrics), None)
     )
     assert len(table) >= 8
     with echo.client("") as nobody:
