@@ -164,6 +164,7 @@ async def run_gateway(config: GatewayConfig, pepper: bytes, judge: Judge | None 
     redis = open_redis(config)
     cache = ExactCache(redis, config.redis.ttl_seconds, metrics) if redis and config.redis else None
     policy = open_policy(config, metrics, judge)
+    probe_seconds = config.policy.probe_ms / 1000 if config.policy else 1.0
     audit = AuditLink(config.audit.socket, metrics)
     state = State(
         links=links,
@@ -190,7 +191,7 @@ async def run_gateway(config: GatewayConfig, pepper: bytes, judge: Judge | None 
         background = [tasks.create_task(link.keep_connected()) for link in links.values()]
         background.append(tasks.create_task(authenticator.watch(keys_changed)))
         background.append(tasks.create_task(audit.keep_connected()))
-        background.append(tasks.create_task(policy.watch()))
+        background.append(tasks.create_task(policy.watch(probe_seconds)))
         policy.changed = lambda: background.append(tasks.create_task(state.flights.end_denied(policy)))
         background.append(tasks.create_task(end_late_flights(state)))
         serving = [

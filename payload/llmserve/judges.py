@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import httptools
-from llmproof.policy_bundle import BundleRefused, read_bundle
+from auditlog.policy_bundle import PolicyRefused, judged
 from opa_bindings import OpaEngine, OpaError
 
 from llmcore.files import Stamp, stamp
@@ -142,12 +142,12 @@ class OpaEmbedded:
             return
         self.seen = now
         try:
-            bundle = read_bundle(self.bundle.read_bytes(), self.public_key, self.revision)
+            bundle = judged(self.bundle.read_bytes(), self.public_key, self.revision)
             opa = OpaEngine()
             for name, source in bundle.modules.items():
                 opa.add_policy(name, source)
             opa.add_data(bundle.data)
-        except (BundleRefused, OpaError, OSError) as error:
+        except (PolicyRefused, OpaError, OSError) as error:
             self.trouble = str(error)
             fields = {"reason": str(error), "active_revision": self.revision}
             log.error("a policy bundle is refused", extra={"fields": fields})

@@ -14,8 +14,8 @@ from pathlib import Path
 from llmserve.break_glass import BreakGlass
 from llmserve.decision import Decision, PolicyUnavailable, parse_decision
 from llmserve.errors import ApiError, unavailable
-from llmserve.judges import Judge
 from llmserve.identity import Identity
+from llmserve.judges import Judge
 from llmserve.metrics import Metrics
 
 log = logging.getLogger("llmserve.policy")
@@ -24,7 +24,6 @@ ALLOWED_SECONDS = (
 )
 DENIED_SECONDS = 1.0
 KEPT = 10_000
-PROBE_SECONDS = 1.0
 # Asks for nothing that exists, so it is always denied; the answer says which revision is active.
 PROBE: dict[str, object] = {"subject": "llm-gateway", "tenant": "", "roles": [], "action": "PROBE"}
 
@@ -119,11 +118,11 @@ class Policy:
                 "no policy decision: every request is refused", extra={"fields": {"reason": str(error)}}
             )
 
-    async def watch(self) -> None:
-        """Once a second: does the engine answer, and with which revision. Runs until cancelled."""
+    async def watch(self, seconds: float) -> None:
+        """Every so often: does the engine answer, and with which revision. Runs until cancelled."""
         while True:
             await self.probe()
-            await asyncio.sleep(PROBE_SECONDS)
+            await asyncio.sleep(seconds)
 
     async def probe(self) -> None:
         """Ask for nothing."""

@@ -48,7 +48,8 @@ class Redis(Section):
 class PolicySource(Section):
     """Who decides, and by which policy. `server` asks OPA at `socket`; `embedded` judges the bundle in process.
 
-    `key` is the policy's public key, PEM; `seen` remembers the highest revision; `break_glass` is a signed file.
+    `key` is the policy's public key, PEM; `seen` remembers the highest revision; `break_glass` is a signed file. Each `probe_ms`
+    the engine is asked whether it decides, and by which revision.
     """
 
     engine: Literal["server", "embedded"]
@@ -56,6 +57,7 @@ class PolicySource(Section):
     socket: Path | None = None
     bundle: Path | None = None
     deadline_ms: Positive = 50
+    probe_ms: Positive = 1000
     seen: Path | None = None
     break_glass: Path | None = None
 

@@ -113,7 +113,7 @@ class Service:
         for name, secret in self.credentials.items():
             (credentials / name).write_text(secret)
         with edited(self.folder / "keys.json") as records:
-            self.key, record = new_key(PEPPER, "ada", "research", ["analyst"], None)
+            self.key, record = new_key(PEPPER, "ada", "research", ["developer"], None)
             records.append(record)
         self.start_writer()
         for name in self.engine_models:
@@ -144,7 +144,12 @@ class Service:
 
     def start_gateway(self, wait: bool = True) -> None:
         """The gateway."""
-        policy = {"key": str(self.folder / "policy.pem"), **(self.policy or self.embedded())}
+        policy = {
+            "key": str(self.folder / "policy.pem"),
+            "probe_ms": 100,
+            "deadline_ms": 400,
+            **(self.policy or self.embedded()),
+        }
         (self.folder / "policy.pem").write_bytes(PUBLIC_KEY)
         config: dict[str, Any] = {
             "policy": policy,
@@ -195,7 +200,7 @@ class Service:
 
     def add_key(self, subject: str = "ada", tenant: str = "research", *more: str) -> dict[str, Any]:
         """A new key by the CLI."""
-        who = ["--subject", subject, "--tenant", tenant, "--role", "analyst"]
+        who = ["--subject", subject, "--tenant", tenant, "--role", "developer"]
         result = self.cli("keys", "add", *who, "--json", *more, "--keys-file", str(self.folder / "keys.json"))
         assert result.returncode == 0, result.stderr
         added: dict[str, Any] = json.loads(result.stdout)

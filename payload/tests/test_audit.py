@@ -141,9 +141,10 @@ def test_an_outcome_waits_for_a_writer_that_is_away(tmp_path: Path) -> None:
     with running(tmp_path, models) as service, service.client() as client:
         assert service.writer is not None
         with client.stream("POST", CHAT, json={**STREAM, "max_tokens": 20}) as answered:
-            next(answered.iter_lines())
+            lines = answered.iter_lines()
+            next(lines)
             service.writer.kill()
-            answered.read()
+            assert "data: [DONE]" in list(lines)
         service.start_writer()
         outcome = of_request(service, answered)[-1]
         assert (outcome["llmkeep.audit.phase"], outcome["event.outcome"]) == ("outcome", "success")

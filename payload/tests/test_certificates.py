@@ -230,7 +230,17 @@ def test_a_certificate_has_one_holder_until_that_ends(service: Service, edge: Ed
     certificate = issue(edge.clients, "shared")
     first = add(service, certificate, "first")
     file = ["--keys-file", str(service.folder / "keys.json")]
-    who = ["--subject", "second", "--tenant", "t", "--role", "r", "--certificate", str(certificate), *file]
+    who = [
+        "--subject",
+        "second",
+        "--tenant",
+        "t",
+        "--role",
+        "developer",
+        "--certificate",
+        str(certificate),
+        *file,
+    ]
     refused = service.cli("keys", "add", *who)
     assert (refused.returncode, "first" in refused.stderr) == (1, True)
     assert service.cli("keys", "rotate", str(first["id"]), *file).returncode == 1

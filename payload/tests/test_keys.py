@@ -181,7 +181,7 @@ def test_a_rotated_key_gives_way_to_a_new_one_of_the_same_holder_after_the_overl
     result = service.cli("keys", "rotate", old["id"], "--overlap", "12h", "--json", *file)
     new = json.loads(result.stdout)
     assert old["key"] not in result.stdout
-    assert (new["subject"], new["tenant"], new["roles"]) == ("mia", "sales", ["analyst"])
+    assert (new["subject"], new["tenant"], new["roles"]) == ("mia", "sales", ["developer"])
     assert new["replaces"] == old["id"]
     assert datetime.fromisoformat(new["expires"]) - datetime.fromisoformat(new["created"]) == timedelta(
         days=90

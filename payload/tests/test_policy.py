@@ -10,7 +10,7 @@ import httpx2 as httpx
 import pytest
 from scripted_opa import ALLOWED, DENIED, MISBEHAVIOUR, ScriptedOpa, answer
 from service import Service, eventually, running
-from test_refusals import error
+from test_refusals import error, every_route
 
 ROUTES = [
     ("POST", "/v1/chat/completions"),
@@ -21,6 +21,7 @@ ROUTES = [
     ("GET", "/v1/models/echo"),
     ("GET", "/openapi.json"),
 ]
+PUBLIC = {"/livez", "/readyz"}
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"model": "echo", "messages": [{"role": "user", "content": "x"}]},
     "/v1/completions": {"model": "echo", "prompt": "x"},
@@ -91,7 +92,7 @@ def test_an_engine_that_is_slow_lets_nobody_in_and_holds_nobody_up(
         forget(guarded, client, 503)
         before = time.monotonic()
         error(client.get("/generate?prompt=x"), 503, "policy_unavailable")
-        assert time.monotonic() - before < 0.5
+        assert time.monotonic() - before < 0.9, "it waited for the engine, not for its deadline"
 
 
 def test_an_engine_that_hangs_up_lets_nobody_in(opa: ScriptedOpa, guarded: Service) -> None:
@@ -117,6 +118,12 @@ def test_an_engine_that_is_gone_lets_nobody_in_and_is_found_again_within_five_se
             opa.start()
 
 
+def test_the_routes_of_these_tests_are_all_that_the_gateway_has(tmp_path: Path) -> None:
+    table = {(method, each.path) for each in every_route(tmp_path) for method in each.methods}
+    ours = {(method, path.replace("/echo", "/")) for method, path in ROUTES}
+    assert table == ours | {("GET", path) for path in PUBLIC}
+
+
 def test_every_route_but_two_asks_the_policy(opa: ScriptedOpa, guarded: Service) -> None:
     opa.server.reply = 200, json.dumps({"result": DENIED}).encode()
     with guarded.client() as client:
@@ -125,7 +132,7 @@ def test_every_route_but_two_asks_the_policy(opa: ScriptedOpa, guarded: Service)
             refused = error(request(client, method, path), 403, "denied")
             assert "default_deny" in refused["message"]
             assert refused["type"] == "permission_error"
-        assert client.get("/livez").status_code == client.get("/readyz").status_code == 200
+        assert {client.get(path).status_code for path in PUBLIC} == {200}
     actions = {asked["action"] for asked in opa.asked()}
     assert actions >= {f"{method} {path}" for method, path in ROUTES if path != "/v1/models/echo"}
     assert "GET /v1/models/*" in actions
@@ -137,7 +144,7 @@ def test_the_policy_is_told_who_asks_and_never_what(opa: ScriptedOpa, guarded: S
     assert {
         "subject": "ada",
         "tenant": "research",
-        "roles": ["analyst"],
+        "roles": ["developer"],
         "action": "GET /generate",
     } in opa.asked()
     assert "canary" not in json.dumps(opa.server.questions)
