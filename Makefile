@@ -45,6 +45,7 @@ policy: env  ## who may do what: format, types, tests and their coverage, lint
 	else
 	  echo 'policy: SKIPPED without opa: format, strict types, coverage'
 	fi
+	.venv/bin/llmkeep policy check --source policy
 	if regal=$$(.venv/bin/llmkeep program regal); then
 	  REGAL_DISABLE_VERSION_CHECK=1 $$regal lint policy
 	else

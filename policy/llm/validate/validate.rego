@@ -56,15 +56,17 @@ rates_schema := named(closed({
 # METADATA
 # description: Empty when the data can be signed.
 # entrypoint: true
-problems contains "llm/roles: there are no roles" if not data.llm.roles
+problems contains "llm/roles: there are no roles" if not is_object(data.llm.roles)
 
-problems contains "llm/rates: there are no rate classes" if not data.llm.rates
+problems contains "llm/rates: there are no rate classes" if not is_object(data.llm.rates)
 
 problems contains sprintf("llm/roles: %s: %s", [error.field, error.desc]) if {
+	is_object(data.llm.roles)
 	some error in json.match_schema(data.llm.roles, roles_schema)[1]
 }
 
 problems contains sprintf("llm/rates: %s: %s", [error.field, error.desc]) if {
+	is_object(data.llm.rates)
 	some error in json.match_schema(data.llm.rates, rates_schema)[1]
 }
 

@@ -92,8 +92,16 @@ test_a_name_is_a_plain_word if {
 	}
 }
 
-test_no_data_is_a_problem if {
-	found := validate.problems with data.llm.roles as false
-		with data.llm.rates as false
-	{"llm/roles: there are no roles", "llm/rates: there are no rate classes"} - found == set()
+test_what_is_no_data_is_a_problem if {
+	every nothing in [false, null, [], "roles", 1] {
+		found := validate.problems with data.llm.roles as nothing
+			with data.llm.rates as nothing
+		found == {"llm/roles: there are no roles", "llm/rates: there are no rate classes"}
+	}
+}
+
+test_data_without_entries_is_a_problem if {
+	found := validate.problems with data.llm.roles as {}
+		with data.llm.rates as {}
+	count(found) == 2
 }
