@@ -5,8 +5,8 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-from llmkeep import aptrepo, cache, lock, wheels
-from llmkeep.lock import Artifact, Lock
+from llmkeep import aptrepo, cache, lock, programs, wheels
+from llmkeep.lock import Artifact
 
 
 def update(profile: str, only: str | None) -> None:
@@ -14,9 +14,7 @@ def update(profile: str, only: str | None) -> None:
     wanted, old = lock.wanted(), lock.load()
     apt = lock.packages(wanted, profile)
     chosen = wanted["profiles"][profile]
-    new = Lock(
-        environments=old.environments, wheels=old.wheels, roles=old.roles, debs=old.debs, models=old.models
-    )
+    new = replace(old)
     with cache.alone():
         if only in (None, "apt"):
             new.roles, new.debs = aptrepo.resolve(apt, old.debs)
@@ -25,6 +23,11 @@ def update(profile: str, only: str | None) -> None:
             new.environments, new.wheels = python(wanted["python"], new.debs)
         if only in (None, "models"):
             new.models = {name: model(wanted["models"][name]) for name in chosen["models"]}
+        if only in (None, "programs"):
+            new.programs = {
+                name: programs.resolve(name, entry, old.programs.get(name))
+                for name, entry in wanted["programs"].items()
+            }
     lock.save(new)
 
 

@@ -9,7 +9,10 @@ SHOWN = 160  # characters; the report has it all
 
 
 def locked_purls(lock: dict[str, Any]) -> list[str]:
-    """Package URLs of what a bundle carries of artifacts.lock.yml: packages, models, wheels."""
+    """Package URLs of what a bundle must carry of artifacts.lock.yml: packages, models, wheels.
+
+    Not programs: a bundle is built without one that could not be had, and the estate does without it.
+    """
     wheels = {key for name in ("control", "payload") for key in lock["environments"].get(name, [])}
     found = [lock["wheels"][key]["purl"] for key in wheels]
     found += [artifact["purl"] for kind in ("debs", "models") for artifact in lock[kind].values()]

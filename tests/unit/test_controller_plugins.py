@@ -123,6 +123,7 @@ LOCK: dict[str, Any] = {
     },
     "debs": {"nginx": {"purl": "pkg:deb/debian/nginx@1.26.3-3?arch=amd64"}},
     "models": {},
+    "programs": {"opa": {"purl": "pkg:golang/github.com/open-policy-agent/opa@v1.22.2"}},
 }
 
 
@@ -132,6 +133,12 @@ def test_what_the_lock_wants_on_the_far_side_leaves_the_builders_tools_out() -> 
         "pkg:pypi/a@1",
         "pkg:pypi/c@2",
     ]
+
+
+def test_a_bundle_without_a_program_that_could_not_be_had_is_not_refused() -> None:
+    carried = [purl for purl in estate.locked_purls(LOCK) if not purl.startswith("pkg:golang/")]
+    document = {"files": [{"purl": purl} for purl in carried]}
+    assert mirrored_bundle.lacking(document, estate.locked_purls(LOCK)) == []
 
 
 def test_a_bundle_may_have_a_later_debian_package_but_no_other_wheel() -> None:
