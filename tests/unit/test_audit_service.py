@@ -236,7 +236,7 @@ def peak(writer: Writer) -> int:
 
 
 def test_killed_at_any_moment_under_load_it_loses_nothing_that_it_acknowledged(writer: Writer) -> None:
-    values, kills = random.Random(3), 8
+    values, kills = random.Random(3), 8  # noqa: S311 - moments, no secrets
     acknowledged: dict[str, int] = {}
     for round_number in range(kills):
         writer.start("--head-seconds", "0.05", "--rotate-mib", "0.2")

@@ -50,7 +50,7 @@ def test_a_good_record_is_good(good: Path) -> None:
 
 
 def test_every_single_byte_change_of_every_line_is_found_by_the_line_alone(good: Path) -> None:
-    previous, tried, values = FIRST_PREVIOUS, 0, random.Random(1)
+    previous, tried, values = FIRST_PREVIOUS, 0, random.Random(1)  # noqa: S311 - test data
     for sequence, line in enumerate(whole(good), start=1):
         assert problem(line, sequence, previous) is None
         changed = bytearray(line)
@@ -73,7 +73,7 @@ def test_every_value_at_every_position_of_one_line_is_found(good: Path) -> None:
 
 
 def test_a_changed_byte_is_found_in_the_whole_record_at_its_line(copy: Path) -> None:
-    values = random.Random(2)
+    values = random.Random(2)  # noqa: S311 - test data
     for _ in range(60):
         path = values.choice(files(copy))
         data = bytearray(path.read_bytes())
