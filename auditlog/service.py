@@ -183,7 +183,6 @@ class Service:
         notify("READY=1")
         try:
             await self.commit()
-            notify("STOPPING=1")
             await self.sign()
         finally:
             heads.cancel()

@@ -1,7 +1,7 @@
-"""llm-serve: gateway, engines and keys.
+"""llm-serve: gateway, engines, keys and the audit record.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 no such key, 4 a model that differs from
-its manifest.
+its manifest. `audit verify` and `audit show` have those of llm-audit: 3 altered, 4 nothing there.
 """
 
 import argparse
@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from auditlog import cli as audit_cli
 from llmcore import logs
 from llmcore.config import ConfigError, load
 from llmcore.manifest import ManifestError, verify_model
@@ -44,6 +45,8 @@ def parser() -> argparse.ArgumentParser:
     developer.add_argument("--redis", metavar="URL", help="cache answers there; without it there is no cache")
     developer.set_defaults(run=run_developer_command)
     keys_cli.add_commands(commands)
+    audit = commands.add_parser("audit", help="prove or read the audit record; the same as llm-audit")
+    audit_cli.add_commands(audit.add_subparsers(required=True, metavar="COMMAND"))
     return top
 
 
@@ -100,6 +103,8 @@ def run_developer_command(options: argparse.Namespace) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The program; returns its exit code."""
     options = parser().parse_args(arguments)
+    if options.command == "audit":
+        return audit_cli.told(options)  # its own exit codes
     try:
         code: int = options.run(options)
     except ConfigError as error:
