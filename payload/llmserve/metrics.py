@@ -71,6 +71,9 @@ class Metrics:
         self.rejected = counter("llm_rejected", "Requests refused, by code of the error", ["code"])
         self.cancelled = counter("llm_cancelled", "Answers cut short: client, key, drain, deadline", ["by"])
         self.keys = gauge("llm_keys", "Keys in the file; -1 while it cannot be read")
+        self.issuer_keys = gauge(
+            "llm_issuer_keys", "Keys of the identity provider; -1 while they cannot be read"
+        )
 
         self.models: dict[str, ModelSeries] = {}
 
