@@ -15,6 +15,7 @@ from llmcore.config import ConfigError, load
 from llmcore.manifest import ManifestError, verify_model
 from llmserve import keys_cli
 from llmserve.keys import KeyFileError
+from llmserve.oidc import read_jwks
 from llmserve.settings import EngineConfig, GatewayConfig
 
 
@@ -34,8 +35,10 @@ def parser() -> argparse.ArgumentParser:
     engine.add_argument("--name", required=True, help="the model's name, as clients will ask for it")
     engine.add_argument("--config", type=Path, required=True, help="engine-NAME.yaml")
     engine.set_defaults(run=run_engine_command)
-    check = commands.add_parser("check", help="check a configuration file and say nothing if it is right")
-    check.add_argument("kind", choices=["gateway", "engine"])
+    check = commands.add_parser(
+        "check", help="check a file of the configuration and say nothing if it is right"
+    )
+    check.add_argument("kind", choices=["gateway", "engine", "jwks"])
     check.add_argument("config", type=Path)
     check.set_defaults(run=check_command)
     developer = commands.add_parser("run", help="everything at once on 127.0.0.1, with a throw-away key")
@@ -89,7 +92,10 @@ def run_engine_command(options: argparse.Namespace) -> int:
 
 def check_command(options: argparse.Namespace) -> int:
     """llm-serve check."""
-    load(options.config, GatewayConfig if options.kind == "gateway" else EngineConfig)
+    if options.kind == "jwks":
+        read_jwks(options.config)
+    else:
+        load(options.config, GatewayConfig if options.kind == "gateway" else EngineConfig)
     return 0
 
 

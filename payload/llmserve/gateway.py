@@ -27,6 +27,7 @@ from llmserve.judges import Judge, OpaEmbedded, OpaServer
 from llmserve.keys import KeyTable
 from llmserve.link import EngineLink
 from llmserve.metrics import EngineGauges, Metrics
+from llmserve.oidc import Issuer
 from llmserve.onion import App, Receive, Scope, Send, respond
 from llmserve.policy import Policy
 from llmserve.quotas import Quotas
@@ -149,7 +150,8 @@ async def run_gateway(config: GatewayConfig, pepper: bytes, judge: Judge | None 
     metrics = Metrics()
     limits = config.limits
     keys = KeyTable(config.keys_file, pepper)
-    authenticator = Authenticator(keys, config.identity.certificate_header)
+    issuer = Issuer(config.identity.oidc) if config.identity.oidc else None
+    authenticator = Authenticator(keys, config.identity.certificate_header, issuer)
     links = {name: EngineLink(name, engine.socket, limits.waiting) for name, engine in config.engines.items()}
     metrics.registry.register(
         EngineGauges(
@@ -183,6 +185,8 @@ async def run_gateway(config: GatewayConfig, pepper: bytes, judge: Judge | None 
 
     def keys_changed() -> None:
         metrics.keys.set(-1 if keys.records is None else len(keys.records))
+        if issuer:
+            metrics.issuer_keys.set(-1 if issuer.keys is None else len(issuer.keys))
         state.flights.end_revoked(authenticator)
 
     keys_changed()

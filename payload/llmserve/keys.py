@@ -8,6 +8,7 @@ import fcntl
 import hmac
 import logging
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -24,6 +25,8 @@ from llmserve.errors import ApiError, unauthenticated, unavailable
 
 log = logging.getLogger("llmserve.keys")
 PEPPER_BYTES = 16  # at least
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")  # of a tenant or role, and of a holder of ours
+SUBJECT = re.compile(r"[!-~]{1,255}")  # of an identity provider's holder too
 
 
 class KeyFileError(Exception):
@@ -274,7 +277,7 @@ class KeyTable:
         """The records; raises ApiError 503 while there are none to trust."""
         if self.records is None:
             raise unavailable(
-                "keys_unreadable", "API keys cannot be checked now: ask again later", retry_after=5
+                "keys_unreadable", "who may ask cannot be read now: ask again later", retry_after=5
             )
         return self.records
 

@@ -12,6 +12,8 @@ from typing import Any
 
 from llmserve.certificates import read_certificate
 from llmserve.keys import (
+    NAME,
+    SUBJECT,
     KeyFileError,
     Record,
     check_pepper,
@@ -43,14 +45,14 @@ def lifetime(text: str) -> timedelta:
 
 def word(text: str) -> str:
     """A subject, tenant or role."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}", text):
+    if not NAME.fullmatch(text):
         raise argparse.ArgumentTypeError(f"{text!r} is no name: use up to 64 letters, digits and . _ @ -")
     return text
 
 
 def holder(text: str) -> str:
     """A subject that need not be one of ours: an identity provider's may have more signs."""
-    if not re.fullmatch(r"[!-~]{1,255}", text):
+    if not SUBJECT.fullmatch(text):
         raise argparse.ArgumentTypeError(f"{text!r} is no subject: use up to 255 printable ASCII signs")
     return text
 

@@ -12,6 +12,10 @@ Seconds = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0)]
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")]  # it stands in a header
 
+Algorithm = Literal[  # asymmetric ones only: whoever can check a token must not be able to make one
+    "ES256", "ES384", "ES512", "EdDSA", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512"
+]
+
 
 class Listener(Section):
     """Where to listen: a UNIX socket, or host and port."""
@@ -97,13 +101,28 @@ class Limits(Section):
         return self
 
 
+class Oidc(Section):
+    """The identity provider whose tokens count, with its public keys in a file. A claim's name may have dots."""
+
+    issuer: Annotated[str, Field(min_length=1)]
+    audience: Annotated[str, Field(min_length=1)]
+    jwks_file: Path
+    algorithms: Annotated[tuple[Algorithm, ...], Field(min_length=1)] = ("ES256", "RS256")
+    leeway_seconds: Annotated[int, Field(ge=0, le=300)] = 30
+    max_age_seconds: Positive = 24 * 3600
+    subject_claim: str = "sub"
+    tenant_claim: str
+    roles_claim: str
+
+
 class Identities(Section):
-    """What else than an API key says who asks.
+    """What says who asks, besides an API key.
 
     `certificate_header`: where the edge hands over the client's certificate (PEM, URL-encoded) that it has verified.
     """
 
     certificate_header: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,64}$")] | None = None
+    oidc: Oidc | None = None
 
 
 class GatewayConfig(Section):
