@@ -79,19 +79,19 @@ env: .venv/.ready payload/.venv/.ready .ansible/collections/ansible_collections/
 	mkdir -p $(@D)
 	touch $@
 
-.venv/.ready: artifacts.lock.yml pyproject.toml auditlog/pyproject.toml lab/pyproject.toml .venv/.packages
+.venv/.ready: artifacts.lock.yml pyproject.toml llmproof/pyproject.toml lab/pyproject.toml .venv/.packages
 	$(PYTHON) -m venv .venv
 	$(PYTHON) -m llmkeep.lock requirements dev > .venv/requirements.txt
 	.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python --require-hashes -r .venv/requirements.txt
-	.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . -e auditlog -e lab
+	.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . -e llmproof -e lab
 	.venv/bin/pip check --disable-pip-version-check
 	touch $@
 
-payload/.venv/.ready: artifacts.lock.yml payload/pyproject.toml auditlog/pyproject.toml .venv/.packages
+payload/.venv/.ready: artifacts.lock.yml payload/pyproject.toml llmproof/pyproject.toml .venv/.packages
 	$(PYTHON) -m venv --system-site-packages payload/.venv
 	$(PYTHON) -m llmkeep.lock requirements payload-dev > payload/.venv/requirements.txt
 	payload/.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python --require-hashes -r payload/.venv/requirements.txt
-	payload/.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e payload -e auditlog
+	payload/.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e payload -e llmproof
 	touch $@
 
 # The tree is also the collection llmkeep.estate; Ansible finds plugins/ through this link.

@@ -197,7 +197,7 @@ def run(options: argparse.Namespace, folder: Path) -> int:
     available = sorted(os.sched_getaffinity(0))
     (folder / "seed").write_text(os.urandom(32).hex())
     path = folder / "audit.sock"
-    command = [PYTHON, "-m", "auditlog", "serve", "--folder", str(folder / "record"), "--socket", str(path)]
+    command = [PYTHON, "-m", "llmproof", "serve", "--folder", str(folder / "record"), "--socket", str(path)]
     os.sched_setaffinity(0, {available[0]})  # the child inherits it
     service = subprocess.Popen([*command, "--seed-file", str(folder / "seed"), "--name", "llm-audit/bench"])
     os.sched_setaffinity(0, {available[-1]})
@@ -222,7 +222,7 @@ def run(options: argparse.Namespace, folder: Path) -> int:
         service.wait(30)
     alone = bare(folder, options.seconds)
     print(json.dumps({"bare": alone, "service": results}) if options.json else table(results, alone))
-    verify = [PYTHON, "-m", "auditlog", "verify", str(folder / "record")]
+    verify = [PYTHON, "-m", "llmproof", "verify", str(folder / "record")]
     began = time.perf_counter()
     done = subprocess.run(verify, capture_output=True, text=True, check=False)
     print(f"verified in {time.perf_counter() - began:.1f} s: {done.stdout.strip()}", file=sys.stderr)

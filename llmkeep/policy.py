@@ -22,12 +22,13 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from opa_bindings import OpaError
 
-from llmkeep import policy_bundle, policy_source
+from llmkeep import policy_source
 from llmkeep.durable import record, write
 from llmkeep.lock import LockError
-from llmkeep.policy_bundle import ALGORITHM, KEY_ID, Policy, PolicyRefused
 from llmkeep.policy_source import Source
 from llmkeep.sealing import SealError, seal, unseal
+from llmproof import policy_bundle
+from llmproof.policy_bundle import ALGORITHM, KEY_ID, Policy, PolicyRefused
 
 SEALED = "llmkeep.policy-key"
 DAYS = 90  # how long a policy holds

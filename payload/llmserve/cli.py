@@ -9,10 +9,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from auditlog import cli as audit_cli
 from llmcore import logs
 from llmcore.config import ConfigError, load
 from llmcore.manifest import ManifestError, verify_model
+from llmproof import cli as audit_cli
 from llmserve import keys_cli
 from llmserve.keys import KeyFileError
 from llmserve.oidc import read_jwks

@@ -95,7 +95,7 @@ def run_all(engine: str, model: Path | None, port: int, redis: str | None) -> in
         print(f"key      {key}")
         question = "--data-urlencode 'prompt=Hello you'"
         print(f"try      curl -G {address}/generate -H 'Authorization: Bearer {key}' {question}", flush=True)
-        writer = ["-m", "auditlog", "serve", "--folder", str(folder / "audit"), "--seed-file", str(seed)]
+        writer = ["-m", "llmproof", "serve", "--folder", str(folder / "audit"), "--seed-file", str(seed)]
         writer += ["--socket", str(folder / "audit.sock")]
         engine_command = ["-m", "llmserve", "engine", "--name", model_name, "--config", str(engine_file)]
         uvloop.run(run_all_three(config, pepper, {"engine": engine_command, "audit writer": writer}))

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import httptools
-from auditlog.policy_bundle import PolicyRefused, judged
 from opa_bindings import OpaEngine, OpaError
 
 from llmcore.files import Stamp, stamp
+from llmproof.policy_bundle import PolicyRefused, judged
 from llmserve.decision import PolicyUnavailable
 
 log = logging.getLogger("llmserve.policy")

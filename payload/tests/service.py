@@ -130,7 +130,7 @@ class Service:
         seed.write_text("5e" * 32)
         options = ["--folder", str(self.folder / "audit"), "--socket", str(self.folder / "audit.sock")]
         command = ["serve", *options, "--seed-file", str(seed)]
-        self.writer = Process(self.folder, "writer", command, {}, module="auditlog").await_ready()
+        self.writer = Process(self.folder, "writer", command, {}, module="llmproof").await_ready()
 
     def start_engine(self, name: str, wait: bool = True) -> None:
         """One engine."""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from auditlog.chain import Chain, files
+from llmproof.chain import Chain, files
 from llmserve import cli
 
 

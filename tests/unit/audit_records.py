@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from auditlog import heads
-from auditlog.chain import Chain, files
-from auditlog.heads import Verifier
-from auditlog.verify import Report, verify
+from llmproof import heads
+from llmproof.chain import Chain, files
+from llmproof.heads import Verifier
+from llmproof.verify import Report, verify
 
 SEED = bytes(range(32))
 NAME = "llm-audit/test"

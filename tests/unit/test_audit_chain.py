@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from audit_records import NAME, SEED, checked, event, record, sizes, whole
 
-from auditlog.chain import Chain, ChainError, EventError, fields, files
-from auditlog.heads import Tree
+from llmproof.chain import Chain, ChainError, EventError, fields, files
+from llmproof.heads import Tree
 
 
 def test_a_line_has_its_keys_in_order_and_its_hashes_are_over_its_bytes(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_there_is_one_writer(tmp_path: Path) -> None:
     with Chain(tmp_path, SEED, NAME), pytest.raises(ChainError, match="there is one writer"):
         Chain(tmp_path, SEED)
     # A second one that is told to wait gets its turn when the first has gone.
-    program = ("import sys; from pathlib import Path; from auditlog.chain import Chain\n"
+    program = ("import sys; from pathlib import Path; from llmproof.chain import Chain\n"
                "with Chain(Path(sys.argv[1]), bytes(range(32)), wait=True) as chain: chain.append([{'a': 1}])")  # fmt: skip
     with Chain(tmp_path, SEED) as chain:
         second = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)])

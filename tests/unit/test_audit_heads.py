@@ -8,8 +8,8 @@ import pytest
 from audit_records import NAME, SEED
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from auditlog import heads
-from auditlog.heads import Head, HeadError, Signer, Tree, Verifier
+from llmproof import heads
+from llmproof.heads import Head, HeadError, Signer, Tree, Verifier
 
 # The inputs and roots that Certificate Transparency's implementations test themselves with.
 LEAVES = [bytes.fromhex(leaf) for leaf in ("", "00", "10", "2021", "3031", "40414243", "5051525354555657",

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from audit_records import NAME, SEED, checked, event, sizes, whole
 
-from auditlog.chain import MAX_LINE
+from llmproof.chain import MAX_LINE
 
 
 class Writer:
@@ -54,7 +54,7 @@ class Writer:
     def command(self) -> list[str]:
         """Without a seed."""
         paths = ["--folder", str(self.folder), "--socket", str(self.socket)]
-        return [sys.executable, "-m", "auditlog", "serve", *paths]
+        return [sys.executable, "-m", "llmproof", "serve", *paths]
 
     @property
     def pid(self) -> int:

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from audit_records import NAME, SEED, checked, event, put, record, verifier, whole
 
-from auditlog import cli, heads
-from auditlog.chain import FIRST_PREVIOUS, Chain, files, named_previous, problem
-from auditlog.heads import Signer, Tree
-from auditlog.verify import verify
+from llmproof import cli, heads
+from llmproof.chain import FIRST_PREVIOUS, Chain, files, named_previous, problem
+from llmproof.heads import Signer, Tree
+from llmproof.verify import verify
 
 LINES = 1000
 

@@ -138,15 +138,15 @@ def test_bootstrap_installs_the_control_roles_packages(tmp_path: Path) -> None:
 
 
 def test_each_of_our_own_wheels_joins_its_environment_by_its_hash(tmp_path: Path) -> None:
-    shutil.copytree(lock.TREE / "auditlog", tmp_path / "tree/auditlog")
-    wanted = {"python": {"environments": {"small": {"bundle": True, "projects": ["auditlog"]}, "dev": {}}}}
+    shutil.copytree(lock.TREE / "llmproof", tmp_path / "tree/llmproof")
+    wanted = {"python": {"environments": {"small": {"bundle": True, "projects": ["llmproof"]}, "dev": {}}}}
     build._wheels(tmp_path, wanted, lock.Lock(environments={"small": []}))
     (wheel,) = (tmp_path / "wheels/small").glob("*.whl")
     listed = (tmp_path / "wheels/small/requirements.txt").read_text()
-    assert listed == f"llmkeep-auditlog==0.1.0 --hash=sha256:{cache.sha256(wheel)}\n"
+    assert listed == f"llmkeep-llmproof==0.1.0 --hash=sha256:{cache.sha256(wheel)}\n"
     names = zipfile.ZipFile(wheel).namelist()
-    assert {"auditlog/chain.py", "auditlog/cli.py"} < set(names)
-    with (tmp_path / "tree/auditlog/chain.py").open("a") as file:
+    assert {"llmproof/chain.py", "llmproof/cli.py"} < set(names)
+    with (tmp_path / "tree/llmproof/chain.py").open("a") as file:
         file.write("# changed\n")
     build._wheels(tmp_path, wanted, lock.Lock(environments={"small": []}))
     assert (tmp_path / "wheels/small/requirements.txt").read_text() != listed

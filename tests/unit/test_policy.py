@@ -14,7 +14,7 @@ import pytest
 from llmkeep import cli, durable, policy, policy_bundle, policy_source
 from llmkeep.lock import LockError
 from llmkeep.policy import Places, PolicyError
-from llmkeep.policy_bundle import DAMAGED, EXPIRED, REPLAYED, UNSIGNED
+from llmproof.policy_bundle import DAMAGED, EXPIRED, REPLAYED, UNSIGNED
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 

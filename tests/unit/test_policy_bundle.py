@@ -13,9 +13,10 @@ import policies
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from llmkeep import policy, policy_bundle, policy_source
+from llmkeep import policy, policy_source
 from llmkeep.policy import Places
-from llmkeep.policy_bundle import DAMAGED, EXPIRED, REPLAYED, UNSIGNED, PolicyRefused
+from llmproof import policy_bundle
+from llmproof.policy_bundle import DAMAGED, EXPIRED, REPLAYED, UNSIGNED, PolicyRefused
 
 SIGNED = [
     ".manifest",

@@ -17,8 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 
-from auditlog import heads
-from auditlog.heads import Head, Signer, Tree, Verifier
+from llmproof import heads
+from llmproof.heads import Head, Signer, Tree, Verifier
 
 MAX_LINE = 1 << 20  # bytes of an event's own fields
 ROTATE = 64 << 20  # bytes of a file

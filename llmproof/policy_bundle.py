@@ -1,6 +1,6 @@
 """A signed policy bundle (OPA's format, tar.gz), judged before anything in it is used.
 
-It needs the standard library and PyJWT, and nothing of llmkeep. OPA hashes a JSON file by its canonical form. The
+OPA hashes a JSON file by its canonical form. The
 bundles that llmkeep makes hold that very form, so here a file's hash is that of its bytes, whatever it is.
 """
 

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import cast
 
-from auditlog.chain import MAX_LINE, Chain, EventError, fields
+from llmproof.chain import MAX_LINE, Chain, EventError, fields
 
 HEAD_SECONDS = 60.0
 WAITING_BYTES = 8 << 20  # of events that are not on disk yet; beyond it nobody is read from

@@ -11,9 +11,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from auditlog import heads
-from auditlog.chain import FIRST_PREVIOUS, file_name, files, lines, named_previous, problem
-from auditlog.heads import HeadError, Tree, Verifier
+from llmproof import heads
+from llmproof.chain import FIRST_PREVIOUS, file_name, files, lines, named_previous, problem
+from llmproof.heads import HeadError, Tree, Verifier
 
 FINDINGS = 100  # that are told one by one
 WRITER_SECONDS = 1.0  # how long a line may take until all of it stands there

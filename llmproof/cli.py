@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from auditlog import heads
-from auditlog.chain import ROTATE, Chain, ChainError, files, lines
-from auditlog.heads import HeadError, Verifier
-from auditlog.verify import Report, verify
+from llmproof import heads
+from llmproof.chain import ROTATE, Chain, ChainError, files, lines
+from llmproof.heads import HeadError, Verifier
+from llmproof.verify import Report, verify
 
 FOLDER = Path("/var/log/llm-audit")
 SOCKET = Path("/run/llm-audit/audit.sock")
@@ -134,7 +134,7 @@ def _records(folder: Path) -> Iterator[tuple[bytes, dict[str, object]]]:
 
 def run_serve(options: argparse.Namespace) -> int:
     """llm-audit serve."""
-    from auditlog.service import serve  # asyncio: not for the others
+    from llmproof.service import serve  # asyncio: not for the others
 
     folder = os.environ.get("CREDENTIALS_DIRECTORY")
     if not options.seed_file and not folder:

@@ -1,7 +1,0 @@
-"""`python -m auditlog` is `llm-audit`."""
-
-import sys
-
-from auditlog.cli import main
-
-sys.exit(main())
