@@ -11,9 +11,10 @@ import jwt
 import policies
 import pytest
 
-from llmkeep import cli, durable, policy, policy_bundle, policy_source
+from llmkeep import cli, durable, policy, policy_source
 from llmkeep.lock import LockError
 from llmkeep.policy import Places, PolicyError
+from llmproof import policy_bundle
 from llmproof.policy_bundle import DAMAGED, EXPIRED, REPLAYED, UNSIGNED
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
