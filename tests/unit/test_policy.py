@@ -175,6 +175,18 @@ def test_a_lost_record_of_the_revision_does_not_take_it_back(places: Places) -> 
     assert revision(places) == 3
 
 
+def test_a_record_of_the_revision_from_an_old_backup_does_not_take_it_back(places: Places) -> None:
+    build(places)
+    given = places.bundle.with_name("revision.json")
+    old = given.read_bytes()
+    changed(places, "max_tokens: 256", "max_tokens: 128")
+    build(places)
+    given.write_bytes(old)
+    changed(places, "max_tokens: 128", "max_tokens: 256")
+    build(places)
+    assert revision(places) == 3
+
+
 def test_a_lost_or_damaged_bundle_is_made_anew(places: Places) -> None:
     build(places)
     places.bundle.write_bytes(places.bundle.read_bytes()[:-9])
