@@ -78,7 +78,7 @@ def test_a_token_is_its_subject_with_tenant_and_roles(
         token = provider.token(kid)
         identity = identify(authenticator, token)
         assert (identity.kind, identity.subject, identity.tenant) == ("oidc", "lea@corp", "corp")
-        assert identity.roles == ("analyst",)
+        assert identity.roles == ("developer",)
         assert identity.id == sha256(token.encode()).hexdigest()[:16]
     assert identify(authenticator, provider.token(jti="t-17")).id == "t-17"
     assert identify(authenticator, provider.token(jti="with\nnewline")).id != "with\nnewline"
