@@ -148,5 +148,9 @@ link "$opt/control/bin/llmkeep" /usr/local/bin/llmkeep
 say 'certificate authority'
 "$opt/control/bin/llmkeep" pki init --escrow "$store/current/escrow.pem" ${1:+--domain "$1"}
 
+# --- what is done from here is on record
+say 'audit record'
+"$opt/control/bin/llmkeep" audit init
+
 say "done: bundle serial $serial, signed by $signer"
 say "next: llmkeep site -i INVENTORY      (the lab's: llmkeep site -i $opt/tree/inventory/lab)"

@@ -12,7 +12,7 @@ import sys
 
 from llmkeep.lock import LockError
 
-VERBS = ("lock", "signing", "bundle", "pki", "run")
+VERBS = ("lock", "signing", "bundle", "pki", "run", "audit")
 
 
 def main(argv: list[str] | None = None) -> int:
