@@ -8,15 +8,15 @@ import os
 import socket
 import sys
 
-from auditlog import cli as audit_cli
-from auditlog.chain import Chain, ChainError
-from auditlog.heads import SEED_BYTES, HeadError
 from llmkeep import record, witness
 from llmkeep.durable import write
 from llmkeep.record import CREDENTIAL, RecordError
 from llmkeep.run import RunError
 from llmkeep.sealing import SealError, seal
 from llmkeep.witness import Altered
+from llmproof import cli as audit_cli
+from llmproof.chain import Chain, ChainError
+from llmproof.heads import SEED_BYTES, HeadError
 
 
 def init() -> str:

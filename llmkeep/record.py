@@ -1,6 +1,6 @@
 """Every run of a playbook from the control node leaves an intent before Ansible starts and an outcome after it.
 
-The record lies in /var/log/llmkeep-audit (see auditlog/chain.py). It is written where an estate is run from: with
+The record lies in /var/log/llmkeep-audit (see llmproof/chain.py). It is written where an estate is run from: with
 the bundle's tree, or beside a sealed seed. A developer's checkout elsewhere writes nothing.
 """
 
@@ -21,11 +21,11 @@ from typing import Any
 
 import yaml
 
-from auditlog.chain import Chain, ChainError
-from auditlog.heads import HeadError, seed_of
 from llmkeep import manifest
 from llmkeep.manifest import BundleRefused
 from llmkeep.sealing import SealError, unseal
+from llmproof.chain import Chain, ChainError
+from llmproof.heads import HeadError, seed_of
 
 FOLDER = Path("/var/log/llmkeep-audit")
 CREDENTIAL = "llmkeep-audit.seed"

@@ -15,11 +15,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from auditlog import heads
-from auditlog.heads import HeadError, Verifier
 from llmkeep import record, run
 from llmkeep.durable import sync_folder, write
 from llmkeep.record import RecordError
+from llmproof import heads
+from llmproof.heads import HeadError, Verifier
 
 KEPT = Path("/var/lib/llmkeep/witness")
 RECORD = Path("/var/log/llm-audit")  # of a serving host

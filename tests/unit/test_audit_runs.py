@@ -170,7 +170,7 @@ def test_an_outcome_that_cannot_be_written_is_told_and_no_success(
 
 @pytest.mark.usefixtures("node")
 def test_a_run_waits_while_another_one_writes() -> None:
-    program = ("import sys, time; from pathlib import Path; from auditlog.chain import Chain; from llmkeep import record\n"
+    program = ("import sys, time; from pathlib import Path; from llmproof.chain import Chain; from llmkeep import record\n"
                "record.SEALED_SEED = Path(sys.argv[2]); record.unseal = lambda sealed, name: sealed.split(b':')[1]\n"
                "with Chain(Path(sys.argv[1]), record.seed()): print('held', flush=True); time.sleep(1.5)")  # fmt: skip
     held = subprocess.Popen(

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from audit_records import NAME, SEED, checked, record, verifier, whole
 
-from auditlog import heads
-from auditlog.chain import files
-from auditlog.heads import Head, Signer
 from llmkeep import cli, witness
 from llmkeep import record as runs
 from llmkeep.witness import Altered, Kept
+from llmproof import heads
+from llmproof.chain import files
+from llmproof.heads import Head, Signer
 
 ALL = """
 all:
