@@ -308,7 +308,7 @@ def test_intents_without_an_outcome_are_told_and_are_no_alteration(tmp_path: Pat
     report = checked(tmp_path)
     assert report.ok
     assert report.pending == 3
-    assert report.pending_ids == ["request-2", "request-3", "r1"]
+    assert report.pending_ids == ["transaction-2", "transaction-3", "r1"]
 
 
 def test_verify_beside_a_writer_at_work_never_cries_wolf(tmp_path: Path) -> None:
