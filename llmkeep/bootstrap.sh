@@ -148,5 +148,10 @@ link "$opt/control/bin/llmkeep" /usr/local/bin/llmkeep
 say 'certificate authority'
 "$opt/control/bin/llmkeep" pki init --escrow "$store/current/escrow.pem" ${1:+--domain "$1"}
 
+# --- who may do what, signed here
+say 'policy'
+"$opt/control/bin/llmkeep" policy init
+"$opt/control/bin/llmkeep" policy build
+
 say "done: bundle serial $serial, signed by $signer"
 say "next: llmkeep site -i INVENTORY      (the lab's: llmkeep site -i $opt/tree/inventory/lab)"

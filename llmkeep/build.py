@@ -213,8 +213,8 @@ def _wheels(folder: Path, wanted: dict[str, Any], pinned: Lock) -> dict[str, Art
             cache.place(cache.blob(wheel.sha256), place / wheel.file)
             sources[f"wheels/{name}/{wheel.file}"] = wheel
         text = lock.requirements(pinned, name)
-        if (folder / "tree" / entry["project"] / "pyproject.toml").exists():
-            ours = wheels.build(folder / "tree" / entry["project"], place)
+        for project in entry["projects"]:
+            ours = wheels.build(folder / "tree" / project, place)
             distribution, version = ours.name.split("-")[:2]
             text += f"{wheels.canonical(distribution)}=={version} --hash=sha256:{cache.sha256(ours)}\n"
         (place / "requirements.txt").write_text(text)

@@ -1,6 +1,8 @@
 """A bundle's serial, what a stopped build leaves, and which files of the tree cross the gap."""
 
+import shutil
 import subprocess
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -133,3 +135,24 @@ def test_bootstrap_installs_the_control_roles_packages(tmp_path: Path) -> None:
     assert "@" not in text.split("set -eu")[1].split("say()")[0]
     assert "python3-venv" in text
     assert subprocess.run(["sh", "-n", str(tmp_path / "out/bootstrap")], check=False).returncode == 0
+
+
+def test_each_of_our_own_wheels_joins_its_environment_by_its_hash(tmp_path: Path) -> None:
+    shutil.copytree(lock.TREE / "llmproof", tmp_path / "tree/llmproof")
+    wanted = {"python": {"environments": {"small": {"bundle": True, "projects": ["llmproof"]}, "dev": {}}}}
+    build._wheels(tmp_path, wanted, lock.Lock(environments={"small": []}))
+    (wheel,) = (tmp_path / "wheels/small").glob("*.whl")
+    listed = (tmp_path / "wheels/small/requirements.txt").read_text()
+    assert listed == f"llmkeep-llmproof==0.1.0 --hash=sha256:{cache.sha256(wheel)}\n"
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {"llmproof/chain.py", "llmproof/cli.py"} < set(names)
+    with (tmp_path / "tree/llmproof/chain.py").open("a") as file:
+        file.write("# changed\n")
+    build._wheels(tmp_path, wanted, lock.Lock(environments={"small": []}))
+    assert (tmp_path / "wheels/small/requirements.txt").read_text() != listed
+
+
+def test_every_environment_of_the_bundle_names_projects_that_are_there() -> None:
+    for entry in lock.wanted()["python"]["environments"].values():
+        for project in entry["projects"] if entry.get("bundle") else []:
+            assert (lock.TREE / project / "pyproject.toml").exists()
