@@ -1,7 +1,8 @@
 """A policy bundle, judged on the host that is to use it: signature, contents, revision, expiry.
 
 A bundle is OPA's: a tarball of Rego and JSON with `.manifest` and `.signatures.json`, a JWT (ES256, kid "policy") over
-the hashes of all files. Debian's Python has no library for that, so openssl verifies and the rest is here.
+the hashes of all files. OPA hashes a JSON file by its canonical form, and `llmkeep policy build` writes that very form,
+so here each hash is that of the bytes. Debian's Python knows no ES256, so openssl verifies and the rest is here.
 """
 
 from __future__ import annotations
@@ -42,17 +43,11 @@ class Policy:
     files: dict[str, str]
 
 
-class Number(str):
-    """A JSON number as it was written."""
-
-    __slots__ = ()
-
-
 def opened(content: bytes, key: str) -> Policy:
     """The bundle's account of itself; Refused where it is not whole, or not signed by KEY (PEM)."""
     files = unpacked(content)
     signed = signed_hashes(files.pop(SIGNATURES, None), key)
-    seen = {name: digest(name, data) for name, data in files.items()}
+    seen = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     if seen != signed:
         differ = sorted(set(seen.items()) ^ set(signed.items()))[0][0]
         raise Refused(
@@ -169,30 +164,6 @@ def der_integer(number: bytes) -> bytes:
     if not short or short[0] > 127:
         short = b"\0" + short
     return bytes([2, len(short)]) + short
-
-
-def digest(name: str, content: bytes) -> str:
-    """Hash of a file as OPA takes it: of JSON its meaning, of everything else its bytes."""
-    if posixpath.basename(name) not in (MANIFEST, DATA):
-        return hashlib.sha256(content).hexdigest()
-    try:
-        value = json.loads(content, parse_int=Number, parse_float=Number)
-    except ValueError as problem:
-        raise Refused(f"{name} of the policy bundle is no JSON: {problem}. Build it again") from problem
-    return hashlib.sha256(canonical(value).encode()).hexdigest()
-
-
-def canonical(value: Any) -> str:
-    """JSON with sorted keys, without spaces, as Go's encoder writes it (OPA, bundle/hash.go)."""
-    if isinstance(value, dict):
-        return (
-            "{" + ",".join(f"{canonical(key)}:{canonical(item)}" for key, item in sorted(value.items())) + "}"
-        )
-    if isinstance(value, list):
-        return "[" + ",".join(canonical(item) for item in value) + "]"
-    if isinstance(value, Number):
-        return str(value)
-    return json.dumps(value, ensure_ascii=False).replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
 def merged(files: dict[str, bytes]) -> dict[str, Any]:

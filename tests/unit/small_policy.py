@@ -37,21 +37,25 @@ def public(key: ec.EllipticCurvePrivateKey) -> str:
     return key.public_key().public_bytes(encoding, kind).decode()
 
 
+def canonical(value: object) -> str:
+    """The form of JSON that OPA hashes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
 def files(
     revision: int = 7, expires: str = "2099-01-01T00:00:00Z", rego: str = REGO, **more: str
 ) -> dict[str, bytes]:
     """A bundle's files; MORE has others by path."""
     manifest = {"revision": str(revision), "roots": ["llm"], "rego_version": 1}
     data = {"llm": {"meta": {"revision": revision, "expires": expires}}}
-    found = {"llm/authz/authz.rego": rego, "data.json": json.dumps(data), ".manifest": json.dumps(manifest)}
+    found = {"llm/authz/authz.rego": rego, "data.json": canonical(data), ".manifest": canonical(manifest)}
     return {name: content.encode() for name, content in (found | more).items()}
 
 
 def signatures(signed: dict[str, bytes], key: Any, header: dict[str, str], **claims: Any) -> bytes:
     """`.signatures.json` over these files."""
     listed = [
-        {"name": name, "hash": policy.digest(name, content), "algorithm": "SHA-256"}
-        for name, content in signed.items()
+        {"name": name, "hash": sha256(content), "algorithm": "SHA-256"} for name, content in signed.items()
     ]
     algorithm = header.get("alg", "ES256")
     token = jwt.encode(
