@@ -147,6 +147,11 @@ def test_a_bundle_may_have_a_later_debian_package_but_no_other_wheel() -> None:
     assert mirrored_bundle.lacking(document, estate.locked_purls(LOCK)) == ["pkg:pypi/c@2"]
 
 
+def test_the_programs_of_a_bundle_are_named() -> None:
+    files = [{"path": path} for path in ("bin/opa", "apt/bin/x", "bin/filebeat", "MANIFEST.json")]
+    assert mirrored_bundle.programs({"files": files}) == ["filebeat", "opa"]
+
+
 def test_an_older_or_expired_bundle_is_refused() -> None:
     document = {"serial": 4, "expires": "2027-01-01T00:00:00Z"}
     now = mirrored_bundle.datetime.fromisoformat("2026-12-31T00:00:00+00:00")
