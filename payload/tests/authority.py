@@ -13,7 +13,7 @@ sys.path.append(str(ROOT))  # the payload never imports the control node; only i
 
 from llmkeep import policy_source, programs  # noqa: E402 - found on the path that was just added
 
-__all__ = ["KEY", "PUBLIC_KEY", "packed", "programs", "signed_bundle"]
+__all__ = ["KEY", "PUBLIC_KEY", "ROOT", "packed", "programs", "signed_bundle"]
 packed = policy_source.packed
 
 KEY = ec.generate_private_key(ec.SECP256R1())

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,13 +13,14 @@ from typing import Any
 import jwt
 import pytest
 import yaml
-from authority import KEY, PUBLIC_KEY, packed, programs, signed_bundle
+from authority import KEY, PUBLIC_KEY, ROOT, packed, programs, signed_bundle
 from cryptography.hazmat.primitives.asymmetric import ec
 from service import Service, eventually, running
 from test_refusals import error
 
 from llmproof.policy_bundle import SIGNATURES, unpacked
 from llmserve.break_glass import AUDIENCE
+from llmserve.developer import free_port
 
 OTHER_KEY = ec.generate_private_key(ec.SECP256R1())
 
@@ -33,26 +35,30 @@ def opa_program() -> str:
 
 @contextmanager
 def real_opa(folder: Path) -> Iterator[dict[str, Any]]:
-    """OPA serving folder/bundle.tar.gz, as the role opa runs it; the gateway's configuration for it."""
-    program = opa_program()
+    """OPA with folder/bundle.tar.gz, run as the role opa runs it; the gateway's configuration for it."""
+    program, role, port = opa_program(), ROOT / "roles/opa/files", free_port()
     sockets = Path(tempfile.mkdtemp(prefix="opa-"))
-    config = folder / "opa.yaml"
-    resource = {
-        "resource": f"file://{folder}/bundle.tar.gz",
-        "polling": {"min_delay_seconds": 1, "max_delay_seconds": 1},
+    resource = {"service": "host", "resource": "bundle.tar.gz", "signing": {"keyid": "policy"}}
+    configuration = {
+        "services": {"host": {"url": f"http://127.0.0.1:{port}"}},
+        "bundles": {"llm": {**resource, "polling": {"min_delay_seconds": 1, "max_delay_seconds": 1}}},
+        "keys": {"policy": {"algorithm": "ES256", "key": (folder / "policy.pem").read_text()}},
     }
-    key = {"algorithm": "ES256", "key": (folder / "policy.pem").read_text()}
-    bundles = {"llm": {**resource, "signing": {"keyid": "policy"}}}
-    config.write_text(yaml.safe_dump({"bundles": bundles, "keys": {"policy": key}}))
-    options = ["--addr", f"unix://{sockets}/opa.sock", "--config-file", str(config), "--skip-version-check"]
+    (folder / "opa.yaml").write_text(yaml.safe_dump(configuration))
+    options = ["--addr", f"unix://{sockets}/opa.sock", "--config-file", str(folder / "opa.yaml")]
+    options += ["--authorization=basic", "--skip-version-check", str(role / "authz.rego")]
     with (folder / "opa.log").open("ab") as log:
-        process = subprocess.Popen([program, "run", "--server", *options], stdout=log, stderr=log)
+        server = subprocess.Popen(
+            [sys.executable, str(role / "serve-policy"), str(folder / "bundle.tar.gz"), str(port)]
+        )
+        opa = subprocess.Popen([program, "run", "--server", *options], stdout=log, stderr=log)
     try:
         eventually("OPA listens", (sockets / "opa.sock").exists)
         yield {"engine": "server", "socket": str(sockets / "opa.sock")}
     finally:
-        process.terminate()
-        process.wait(10)
+        for process in opa, server:
+            process.terminate()
+            process.wait(10)
 
 
 @pytest.fixture(params=["embedded", "server"])
@@ -162,8 +168,8 @@ def test_what_is_not_signed_as_it_is_changes_nothing_and_a_good_one_holds_within
 
 
 def noticed(service: Service) -> bool:
-    """Whether a refusal of a bundle was logged since the last one that was."""
-    marks = ("a policy bundle is refused", "Bundle load failed")
+    """Whether a refusal of a bundle or a break-glass file was logged since the last one that was."""
+    marks = ("a policy bundle is refused", "Bundle load failed", "no break-glass file that counts")
     count = sum(service.logs().count(mark) for mark in marks)
     before, service.refusals = service.refusals, count
     return count > before
@@ -205,15 +211,16 @@ def broken_glass(key: ec.EllipticCurvePrivateKey = KEY, **changes: Any) -> str:
     return jwt.encode({**claims, **changes}, key, algorithm="ES256", headers={"kid": "policy"})
 
 
-@pytest.fixture
-def closed(tmp_path: Path) -> Iterator[Service]:
+@pytest.fixture(scope="module")
+def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service whose policy engine is not there."""
+    folder = tmp_path_factory.mktemp("closed")
     policy = {
         "engine": "server",
-        "socket": str(tmp_path / "none.sock"),
-        "break_glass": str(tmp_path / "glass.jwt"),
+        "socket": str(folder / "none.sock"),
+        "break_glass": str(folder / "glass.jwt"),
     }
-    with running(tmp_path, policy=policy) as service:
+    with running(folder, policy=policy) as service:
         yield service
 
 
@@ -265,7 +272,7 @@ def test_break_glass_opens_what_it_names_to_whom_it_names_and_shouts(closed: Ser
 def test_break_glass_that_is_not_right_opens_nothing(closed: Service, made: Callable[[], str]) -> None:
     (closed.folder / "glass.jwt").write_text(made())
     with closed.client() as client:
-        eventually("looked at", lambda: "no break-glass file that counts" in closed.logs())
+        eventually("looked at", lambda: noticed(closed))
         error(client.get("/generate?prompt=x"), 503, "policy_unavailable")
 
 
