@@ -397,8 +397,8 @@ def test_a_token_asks_through_the_edge_like_a_key(service: Service, corp: Provid
         changed = token[:-20] + token[-20:-4][::-1] + token[-4:]
         wrong = client.get("/v1/models", headers={"authorization": f"Bearer {changed}"})
         assert error(wrong, 401, "invalid_token")["type"] == "authentication_error"
+    eventually("it is logged", lambda: '"llmkeep.identity.kind":"oidc"' in service.logs())
     assert token not in service.logs()
-    assert '"llmkeep.identity.kind": "oidc"' in service.logs().replace('":"', '": "')
 
 
 def test_running_streams_end_with_their_token_its_holder_or_its_key(service: Service, corp: Provider) -> None:
@@ -422,17 +422,17 @@ def test_running_streams_end_with_their_token_its_holder_or_its_key(service: Ser
 def test_the_same_holder_in_two_tenants_shares_no_answer(tmp_path: Path) -> None:
     provider = Provider(tmp_path / "jwks.json")
     redis = RedisServer(tmp_path)
-    options = {"url": f"unix://{redis.socket}", "user": "gateway", "deadline_ms": 300}
+    options = {"url": f"unix://{redis.socket}", "user": "gateway", "deadline_ms": 2000}
     secret = {"redis.gateway": PASSWORD}
     options["password_credential"] = "redis.gateway"
     identity = {"oidc": provider.settings()}
     try:
         with running(tmp_path, redis=options, credentials=secret, identity=identity) as service:
             key = service.add_key("lea@corp", "first")["key"]
-            assert ask(service, key) == ("miss", "one two")
+            eventually("the answer is kept", lambda: ask(service, key)[0] == "hit")
             assert ask(service, provider.token(tenant="first")) == ("hit", "one two")
             assert ask(service, provider.token(tenant="second")) == ("miss", "one two")
-            assert '"organization.id":"second"' in service.logs().replace('": "', '":"')
+            eventually("it is logged", lambda: '"organization.id":"second"' in service.logs())
     finally:
         redis.stop()
 
