@@ -398,8 +398,8 @@ def test_a_token_asks_through_the_edge_like_a_key(service: Service, corp: Provid
         changed = token[:-20] + token[-20:-4][::-1] + token[-4:]
         wrong = client.get("/v1/models", headers={"authorization": f"Bearer {changed}"})
         assert error(wrong, 401, "invalid_token")["type"] == "authentication_error"
+    eventually("it is logged", lambda: '"llmkeep.identity.kind":"oidc"' in service.logs())
     assert token not in service.logs()
-    assert '"llmkeep.identity.kind": "oidc"' in service.logs().replace('":"', '": "')
 
 
 def test_running_streams_end_with_their_token_its_holder_or_its_key(service: Service, corp: Provider) -> None:
@@ -433,7 +433,7 @@ def test_the_same_holder_in_two_tenants_shares_no_answer(tmp_path: Path) -> None
             eventually("the answer is kept", lambda: ask(service, key)[0] == "hit")
             assert ask(service, provider.token(tenant="first")) == ("hit", "one two")
             assert ask(service, provider.token(tenant="second")) == ("miss", "one two")
-            assert '"organization.id":"second"' in service.logs().replace('": "', '":"')
+            eventually("it is logged", lambda: '"organization.id":"second"' in service.logs())
     finally:
         redis.stop()
 
