@@ -153,5 +153,9 @@ say 'policy'
 "$opt/control/bin/llmkeep" policy init
 "$opt/control/bin/llmkeep" policy build
 
+# --- what is done from here is on record
+say 'audit record'
+"$opt/control/bin/llmkeep" audit init
+
 say "done: bundle serial $serial, signed by $signer"
 say "next: llmkeep site -i INVENTORY      (the lab's: llmkeep site -i $opt/tree/inventory/lab)"

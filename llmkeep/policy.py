@@ -136,7 +136,7 @@ def build(places: Places, folder: Path, out: Path, days: int, now: datetime | No
     last: dict[str, Any] = json.loads(given.read_bytes()) if given.exists() else {"revision": 0, "sha256": ""}
     highest = max(last["revision"], standing.revision if standing else 0)
     same = last["sha256"] == source.sha256
-    if same and standing and standing.revision == highest:
+    if same and standing and standing.revision == last["revision"]:
         if standing.expires - moment >= timedelta(days=min(LEFT, days / 3)):
             return f"{out}: revision {highest} is what {folder} says, kept; it expires {standing.expires:%Y-%m-%d}"
         highest += 1

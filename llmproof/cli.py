@@ -8,7 +8,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def add_commands(commands: Commands, folder: Path = FOLDER) -> None:
                         "proves nothing against who can write there")  # fmt: skip
     parser.add_argument("--heads", type=Path, help="a copy of `heads` that was kept on another host")
     parser.add_argument("--json", action="store_true", help="one JSON document")
-    parser.set_defaults(run=run_verify)
+    parser.set_defaults(run=told(run_verify))
     parser = commands.add_parser("show", help="the records, one a line; only reads")
     parser.add_argument("folder", type=Path, nargs="?", default=folder, help="default: %(default)s")
     parser.add_argument("--subject", help="user.id or user.name")
@@ -44,7 +44,7 @@ def add_commands(commands: Commands, folder: Path = FOLDER) -> None:
     parser.add_argument("--since", help="a time as in the record, or its beginning: 2027-01-31T08")
     parser.add_argument("--until", help="likewise")
     parser.add_argument("--json", action="store_true", help="the records' own lines")
-    parser.set_defaults(run=run_show)
+    parser.set_defaults(run=told(run_show))
 
 
 def run_verify(options: argparse.Namespace) -> int:
@@ -163,25 +163,29 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--rotate-mib", type=float, default=ROTATE / 2**20, help="size of a file (default: %(default)s)"
     )
-    serve.set_defaults(run=run_serve)
+    serve.set_defaults(run=told(run_serve))
     add_commands(commands)
     return top
+
+
+def told(command: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """COMMAND, of which a refusal becomes a message and exit code 1."""
+
+    def run(options: argparse.Namespace) -> int:
+        try:
+            return command(options)
+        except BrokenPipeError:  # `show | head`
+            sys.stdout = None
+            return 1
+        except (ChainError, HeadError, OSError) as error:
+            print(f"llm-audit: {error}", file=sys.stderr)
+            return 1
+
+    return run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The program; returns its exit code."""
     options = parser().parse_args(arguments)
-    return told(options)
-
-
-def told(options: argparse.Namespace) -> int:
-    """Run a command; what it refuses becomes a message and exit code 1."""
-    try:
-        code: int = options.run(options)
-    except BrokenPipeError:  # `show | head`
-        sys.stdout = None
-        return 1
-    except (ChainError, HeadError, OSError) as error:
-        print(f"llm-audit: {error}", file=sys.stderr)
-        return 1
+    code: int = options.run(options)
     return code

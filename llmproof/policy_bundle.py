@@ -1,7 +1,7 @@
 """A signed policy bundle (OPA's format, tar.gz), judged before anything in it is used.
 
-OPA hashes a JSON file by its canonical form. The
-bundles that llmkeep makes hold that very form, so here a file's hash is that of its bytes, whatever it is.
+OPA hashes a JSON file by its canonical form. The bundles that llmkeep makes hold that very form, so here a
+file's hash is that of its bytes, whatever it is.
 """
 
 import gzip

@@ -17,7 +17,7 @@ from llmproof.heads import HeadError, Tree, Verifier
 
 FINDINGS = 100  # that are told one by one
 WRITER_SECONDS = 1.0  # how long a line may take until all of it stands there
-PAIRS = ("http.request.id", "llmkeep.run.id")  # what an outcome has in common with its intent
+PAIRS = ("transaction.id", "llmkeep.run.id")  # what an outcome has in common with its intent
 
 
 @dataclass(frozen=True)

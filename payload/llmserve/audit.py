@@ -223,6 +223,7 @@ class Recorder:
             "event.category": ["api"],
             "event.action": exchange.action or "unknown",
             "llmkeep.audit.phase": phase,
+            "transaction.id": exchange.transaction,
             "http.request.id": exchange.request_id.decode(),
             "url.path": exchange.route,
         }

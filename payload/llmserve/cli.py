@@ -109,8 +109,6 @@ def run_developer_command(options: argparse.Namespace) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The program; returns its exit code."""
     options = parser().parse_args(arguments)
-    if options.command == "audit":
-        return audit_cli.told(options)  # its own exit codes
     try:
         code: int = options.run(options)
     except ConfigError as error:

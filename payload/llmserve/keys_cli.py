@@ -1,4 +1,4 @@
-"""`llm-serve keys add | list | rotate | revoke`: who may ask."""
+"""`llm-serve keys add | import | list | rotate | revoke`: who may ask."""
 
 import argparse
 import json
@@ -21,6 +21,7 @@ from llmserve.keys import (
     edited_file,
     end_subject,
     ended,
+    key_hash,
     new_certificate,
     new_key,
     read_keys,
@@ -32,6 +33,7 @@ PEPPER = "llm-gateway.pepper"
 SEALED_PEPPER = Path("/etc/credstore.encrypted", PEPPER)
 KEYS_FILE = Path("/var/lib/llm-gateway/keys.json")
 NO_SUCH_KEY = 3
+HANDED_BYTES = 64 * 1024
 LIFETIME = re.compile(r"([1-9][0-9]{0,4})([dh])")
 
 
@@ -76,6 +78,10 @@ def add_commands(commands: Any) -> None:
         "--certificate", type=Path, metavar="PEM", help="no key: the holder shows this client certificate"
     )
     add.set_defaults(run=add_key)
+    imported = verbs.add_parser(
+        "import", help="take what 'keys add' or 'keys rotate' --json printed elsewhere"
+    )
+    imported.set_defaults(run=import_key)
     listing = verbs.add_parser("list", help="who has keys, and when they were last used")
     listing.set_defaults(run=list_keys)
     rotate = verbs.add_parser(
@@ -94,9 +100,9 @@ def add_commands(commands: Any) -> None:
     which.add_argument("id", nargs="?", help="the middle part of the key")
     which.add_argument("--subject", type=holder, help="all keys of this holder, and tokens issued until now")
     revoke.set_defaults(run=revoke_key)
-    for verb in (add, rotate):
+    for verb in (add, imported, rotate):
         verb.add_argument("--pepper-file", type=Path, help=f"instead of the credential {PEPPER}")
-    for verb in (add, listing, rotate, revoke):
+    for verb in (add, imported, listing, rotate, revoke):
         verb.add_argument("--keys-file", type=Path, default=KEYS_FILE)
         verb.add_argument("--json", action="store_true", help="one JSON document on standard output")
 
@@ -139,15 +145,26 @@ def no_such_key(number: str) -> int:
     return NO_SUCH_KEY
 
 
-def hand_over(options: argparse.Namespace, key: str, record: Record, note: str = "") -> int:
+def hand_over(options: argparse.Namespace, key: str, record: Record, old: Record | None = None) -> int:
     """Print a new key, the only time that anybody sees it."""
     if options.json:
-        print(json.dumps({**shown(record), "key": key}))
+        ends = {"replaced_expires": old.model_dump(mode="json")["expires"]} if old else {}
+        print(json.dumps({**shown(record), **ends, "key": key}))
         return 0
+    note = f" (the old one, {old.id}, ends {until(old)})" if old else ""
     who = f"key {record.id} for {record.subject} of {record.tenant}"
     print(f"{who}, good until {until(record)}{note}; shown only now:", file=sys.stderr)
     print(key)
     return 0
+
+
+def refuse_another_holder(records: list[Record], record: Record) -> None:
+    """A certificate stands for one holder at a time."""
+    for each in records:
+        if each.fingerprint and each.fingerprint == record.fingerprint and ended(each) is None:
+            raise KeyFileError(
+                f"the certificate belongs to {each.subject} already, as {each.id}: revoke that"
+            )
 
 
 def add_certificate(options: argparse.Namespace) -> int:
@@ -160,9 +177,7 @@ def add_certificate(options: argparse.Namespace) -> int:
     if ended(record):
         raise KeyFileError(f"{options.certificate} expired at {until(record)}: want one that is good")
     with edited(options.keys_file) as records:
-        for each in records:
-            if each.fingerprint == record.fingerprint and ended(each) is None:
-                raise KeyFileError(f"{options.certificate} belongs to {each.subject} already, as {each.id}")
+        refuse_another_holder(records, record)
         records.append(record)
     if options.json:
         print(json.dumps(shown(record)))
@@ -181,6 +196,49 @@ def add_key(options: argparse.Namespace) -> int:
     with edited(options.keys_file) as records:
         records.append(record)
     return hand_over(options, key, record)
+
+
+def import_key(options: argparse.Namespace) -> int:
+    """llm-serve keys import. The same again changes nothing, and brings nothing back to life."""
+    record, replaced_expires = handed_over(options, sys.stdin.buffer.read(HANDED_BYTES))
+    with edited(options.keys_file) as records:
+        at = {each.id: index for index, each in enumerate(records)}
+        known = record.id in at
+        if known and (records[at[record.id]].hash, records[at[record.id]].fingerprint) != (
+            record.hash,
+            record.fingerprint,
+        ):
+            raise KeyFileError(f"{record.id} is the id of another key here: make a new one by 'keys add'")
+        if not known:
+            refuse_another_holder(records, record)
+            records.append(record)
+        if not known and record.replaces in at and replaced_expires:
+            old = records[at[record.replaces]]
+            ends = min(old.expires, replaced_expires) if old.expires else replaced_expires
+            records[at[record.replaces]] = old.model_copy(update={"expires": ends})
+        here = records[at.get(record.id, -1)]
+    if options.json:
+        print(json.dumps({**shown(here), "imported": not known}))
+    else:
+        print(f"{record.id} {'was here already' if known else 'is good here too'}", file=sys.stderr)
+    return 0
+
+
+def handed_over(options: argparse.Namespace, content: bytes) -> tuple[Record, datetime | None]:
+    """The record, and when the key that it replaces ends; a key's hash is made with the pepper of this host."""
+    try:
+        fields = json.loads(content)
+        key, ends = fields.pop("key", None), fields.pop("replaced_expires", None)
+        fields = {name: value for name, value in fields.items() if name not in {"state", "last_used"}}
+        if key is not None:
+            if key.split("_")[:2] != ["llmk", fields["id"]]:
+                raise ValueError("another id")
+            fields["hash"] = key_hash(gateway_pepper(options.pepper_file), key)
+        return Record.model_validate(fields), ends and datetime.fromisoformat(ends)
+    except (ValueError, TypeError, AttributeError, KeyError):
+        raise KeyFileError(
+            "what came by standard input is not what 'llm-serve keys add --json' prints: give it unchanged"
+        ) from None
 
 
 def list_keys(options: argparse.Namespace) -> int:
@@ -225,7 +283,7 @@ def rotate_key(options: argparse.Namespace) -> int:
         key, record, records[index] = replacement(pepper, records[index], options.overlap, options.expires)
         records.append(record)
         old = records[index]
-    return hand_over(options, key, record, f" (the old one, {old.id}, ends {until(old)})")
+    return hand_over(options, key, record, old)
 
 
 def revoke_key(options: argparse.Namespace) -> int:

@@ -40,6 +40,9 @@ class Exchange:
     decision: Decision | None = None
     public: bool = False
     intended: bool = False  # its intent is in the audit record, so its outcome must follow
+    transaction: str = field(
+        default_factory=lambda: secrets.token_hex(8)
+    )  # a client may choose its request id
     address: str | None = None  # of the client, as the edge saw it
     route: str = "other"
     model: str | None = None

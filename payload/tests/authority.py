@@ -11,7 +11,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))  # the payload never imports the control node; only its tests do
 
-from llmkeep import policy_source  # noqa: E402 - found on the path that was just added
+from llmkeep import policy_source, programs  # noqa: E402 - found on the path that was just added
+
+__all__ = ["KEY", "PUBLIC_KEY", "ROOT", "packed", "programs", "signed_bundle"]
+packed = policy_source.packed
 
 KEY = ec.generate_private_key(ec.SECP256R1())
 PUBLIC_KEY = KEY.public_key().public_bytes(

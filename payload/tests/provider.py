@@ -54,7 +54,7 @@ class Provider:
             "exp": now + 300,
             "sub": "lea@corp",
             "tenant": "corp",
-            "realm": {"roles": ["analyst"]},
+            "realm": {"roles": ["developer"]},
             **changes,
         }
         return {name: value for name, value in claims.items() if value is not None}

@@ -104,6 +104,7 @@ class Service:
     gateway: Process | None = None
     writer: Process | None = None
     key: str = ""
+    refusals: int = 0  # of policy bundles, that a test has seen
 
     def start(self) -> "Service":
         """Everything, with one key."""

@@ -3,6 +3,8 @@
 import hmac
 import json
 import stat
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +17,7 @@ from test_faults import STREAM, ready
 from test_refusals import error
 
 from llmserve.errors import ApiError
-from llmserve.keys import KeyTable, edited, new_key, read_keys
+from llmserve.keys import KeyTable, Record, edited, new_key, read_keys
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +214,49 @@ def test_a_dead_or_already_rotated_or_unknown_key_is_not_rotated(service: Servic
     assert "was revoked" in refusal(dead["id"], 1)
     assert new["id"] in refusal(old["id"], 1)
     assert "'0123'" in refusal("0123", 3)
+
+
+def test_a_key_of_one_host_is_taken_over_by_another_with_its_own_pepper(tmp_path: Path) -> None:
+    hosts = {}
+    for name in "one", "two":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "pepper").write_bytes(name.encode() * 16)
+        hosts[name] = ["--keys-file", str(tmp_path / name / "keys.json"), "--json"]
+        hosts[name] += ["--pepper-file", str(tmp_path / name / "pepper")]
+
+    def cli(given: str, *words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "llmserve", "keys", *words]
+        return subprocess.run(command, input=given, capture_output=True, text=True, check=False)
+
+    def records(name: str) -> dict[str, Record]:
+        return {record.id: record for record in read_keys(tmp_path / name / "keys.json").keys}
+
+    who = ["--subject", "bob", "--tenant", "t", "--role", "r", "--expires", "30d"]
+    added = cli("", "add", *who, *hosts["one"]).stdout
+    old, secret = json.loads(added)["id"], json.loads(added)["key"]
+    for taken in True, False:
+        imported = cli(added, "import", *hosts["two"])
+        assert json.loads(imported.stdout)["imported"] is taken
+        assert secret.split("_")[2] not in imported.stdout + imported.stderr
+    both = [records(name)[old] for name in hosts]
+    assert both[0].hash != both[1].hash, "each host has a pepper of its own"
+    assert both[0].model_copy(update={"hash": ""}) == both[1].model_copy(update={"hash": ""})
+    assert KeyTable(tmp_path / "two" / "keys.json", b"two" * 16).holder(secret).subject == "bob"
+
+    rotated = cli("", "rotate", old, "--overlap", "1h", *hosts["one"]).stdout
+    cli(rotated, "import", *hosts["two"])
+    assert records("one")[old].expires == records("two")[old].expires != both[0].expires
+    assert set(records("one")) == set(records("two"))
+
+    cli("", "revoke", old, *hosts["two"][:3])
+    assert json.loads(cli(added, "import", *hosts["two"]).stdout)["state"] == "revoked"
+    assert records("two")[old].revoked, "nothing comes back to life"
+    forged = json.dumps({**json.loads(added), "key": f"llmk_{old}_{'0' * 48}"})
+    assert "another key" in cli(forged, "import", *hosts["two"]).stderr
+    for wrong in "", "[]", "{}", '{"id": 5}', json.dumps({**json.loads(added), "id": "other"}), added + "x":
+        refused = cli(wrong, "import", *hosts["two"])
+        assert (refused.returncode, "standard input" in refused.stderr) == (1, True)
+        assert secret not in refused.stderr
 
 
 def test_revoking_a_subject_ends_all_its_keys_and_nobody_elses(service: Service) -> None:

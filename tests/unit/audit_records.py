@@ -20,6 +20,7 @@ def event(number: int, phase: str = "intent") -> dict[str, object]:
         "event.outcome": "unknown" if phase == "intent" else "success",
         "llmkeep.audit.phase": phase,
         "http.request.id": f"request-{number}",
+        "transaction.id": f"transaction-{number}",
         "user.id": "alice@corp",
         "user.roles": ["analyst"],
         "organization.id": "corp",

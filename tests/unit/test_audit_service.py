@@ -1,5 +1,6 @@
 """The writer as a process, over its socket: what it acknowledged is on disk, whatever happens to it."""
 
+import asyncio
 import json
 import os
 import random
@@ -11,13 +12,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from audit_records import NAME, SEED, checked, event, sizes, whole
 
-from llmproof.chain import MAX_LINE
+from llmproof.chain import MAX_LINE, Chain
+from llmproof.service import WAITING_BYTES, Service
 
 
 class Writer:
@@ -208,25 +210,49 @@ def send_again_and_again(client: Client, data: bytes, times: int) -> None:
         client.socket.sendall(data)
 
 
-def test_much_that_comes_at_once_is_written_and_memory_stays_bounded(writer: Writer) -> None:
-    writer.start()
-    before = peak(writer)
-    clients = [writer.client() for _ in range(4)]
-    filler = {"a": "x" * 20_000}
+class Stuck(Chain):
+    """A record on a disk that stands still until `go`."""
 
-    def flood(client: Client) -> None:
-        for number in range(1, 1001):
-            client.send(number, filler)
+    go = threading.Event()
 
-    threads = [threading.Thread(target=flood, args=[client]) for client in clients]
-    for thread in threads:
+    def write(self, bodies: Sequence[bytes]) -> range:
+        assert self.go.wait(20)
+        return super().write(bodies)
+
+
+def test_while_the_disk_stands_still_little_is_taken_in_and_afterwards_all_of_it(writer: Writer) -> None:
+    chain = Stuck(writer.folder, SEED, NAME)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(writer.socket))
+    listener.listen()
+    listener.setblocking(False)
+    handed_in = []
+
+    def flood() -> None:
+        client = writer.client()
+        for number in range(1, 2001):  # 40 MB
+            client.send(number, {"a": "x" * 20_000})
+            handed_in.append(number)
+        client.until(2000)
+
+    async def scenario() -> int:
+        service = Service(chain)
+        running = asyncio.create_task(service.run(listener))
+        thread = threading.Thread(target=flood)
         thread.start()
-    for client in clients:
-        client.until(1000)
-    for thread in threads:
-        thread.join()
-    assert len(whole(writer.folder)) == 4000
-    assert peak(writer) - before < 100_000, "80 MB went through"
+        await asyncio.sleep(2)
+        most, sent = service.waiting_bytes, len(handed_in)
+        assert sent < 1000
+        Stuck.go.set()
+        await asyncio.to_thread(thread.join, 20)
+        service.stop()
+        await running
+        return most
+
+    with chain:
+        assert asyncio.run(scenario()) < WAITING_BYTES + 1_000_000
+    assert len(whole(writer.folder)) == len(handed_in) == 2000
+    assert checked(writer.folder).ok
 
 
 def peak(writer: Writer) -> int:

@@ -207,6 +207,16 @@ def rewrite(folder: Path, start: int) -> None:
         put(path, lines)
 
 
+def test_one_line_replaced_by_another_that_is_whole_is_found_at_the_next_one(copy: Path) -> None:
+    path = files(copy)[-1]
+    lines, first = path.read_bytes().split(b"\n")[:-1], int(path.stem.split("-")[1])
+    at = 950 - first
+    lines[at] = forged(lines[at], 950, lines[at - 1], "mallory")
+    put(path, lines)  # behind the last head: only the chain can tell
+    assert kinds(copy) == ["951 rewritten"]
+    assert (checked(copy).findings[0].file, checked(copy).findings[0].line) == (str(path), at + 2)
+
+
 def test_a_chain_rewritten_from_the_middle_is_whole_and_found_by_the_heads(copy: Path) -> None:
     rewrite(copy, 450)
     report = checked(copy)
@@ -298,7 +308,7 @@ def test_intents_without_an_outcome_are_told_and_are_no_alteration(tmp_path: Pat
     report = checked(tmp_path)
     assert report.ok
     assert report.pending == 3
-    assert report.pending_ids == ["request-2", "request-3", "r1"]
+    assert report.pending_ids == ["transaction-2", "transaction-3", "r1"]
 
 
 def test_verify_beside_a_writer_at_work_never_cries_wolf(tmp_path: Path) -> None:

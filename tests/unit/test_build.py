@@ -143,7 +143,7 @@ def test_each_of_our_own_wheels_joins_its_environment_by_its_hash(tmp_path: Path
     build._wheels(tmp_path, wanted, lock.Lock(environments={"small": []}))
     (wheel,) = (tmp_path / "wheels/small").glob("*.whl")
     listed = (tmp_path / "wheels/small/requirements.txt").read_text()
-    assert listed == f"llmkeep-llmproof==0.1.0 --hash=sha256:{cache.sha256(wheel)}\n"
+    assert listed == f"llmkeep-proof==0.1.0 --hash=sha256:{cache.sha256(wheel)}\n"
     names = zipfile.ZipFile(wheel).namelist()
     assert {"llmproof/chain.py", "llmproof/cli.py"} < set(names)
     with (tmp_path / "tree/llmproof/chain.py").open("a") as file:

@@ -11,9 +11,10 @@ import jwt
 import policies
 import pytest
 
-from llmkeep import cli, durable, policy, policy_bundle, policy_source
+from llmkeep import cli, durable, policy, policy_source
 from llmkeep.lock import LockError
 from llmkeep.policy import Places, PolicyError
+from llmproof import policy_bundle
 from llmproof.policy_bundle import DAMAGED, EXPIRED, REPLAYED, UNSIGNED
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
@@ -170,6 +171,18 @@ def test_a_lost_record_of_the_revision_does_not_take_it_back(places: Places) -> 
     changed(places, "max_tokens: 256", "max_tokens: 128")
     build(places)
     places.bundle.with_name("revision.json").unlink()
+    build(places)
+    assert revision(places) == 3
+
+
+def test_a_record_of_the_revision_from_an_old_backup_does_not_take_it_back(places: Places) -> None:
+    build(places)
+    given = places.bundle.with_name("revision.json")
+    old = given.read_bytes()
+    changed(places, "max_tokens: 256", "max_tokens: 128")
+    build(places)
+    given.write_bytes(old)
+    changed(places, "max_tokens: 128", "max_tokens: 256")
     build(places)
     assert revision(places) == 3
 

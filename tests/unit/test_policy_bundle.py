@@ -1,8 +1,11 @@
 """A policy bundle is what OPA takes for one, and neither llmkeep nor OPA takes one that was touched."""
 
+import gzip
+import io
 import json
 import os
 import subprocess
+import tarfile
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -150,6 +153,41 @@ def test_an_older_revision_and_an_expired_bundle_are_refused(places: Places) -> 
             policy_bundle.judged(packed, key, minimum, moment)
         assert refused.value.code == code
     assert policy_bundle.judged(packed, key, 1, end - timedelta(seconds=1)).revision == 1
+
+
+ODD: dict[str, tuple[Callable[[Files], Files], str]] = {
+    "a file of another kind": (lambda files: files | {"llm/roles/data.yaml": b"{}"}, "no file that a policy has"),
+    "a path that leads out": (lambda files: files | {"../llm/a/data.json": b"{}"}, "no file that a policy has"),
+    "a second word on the same data": (lambda files: files | {"llm/roles/analyst/data.json": b"{}"}, "says anew"),
+    "a manifest of another revision": (
+        lambda files: files | {".manifest": b'{"revision": "2", "roots": ["llm"]}'}, "do not agree",
+    ),
+    "roots that claim everything": (
+        lambda files: files | {".manifest": b'{"revision": "1", "roots": [""]}'}, "do not agree",
+    ),
+    "no date": (lambda files: files | {"llm/meta/data.json": b'{"revision": 1}'}, "no policy of llmkeep"),
+    "data that is no JSON": (lambda files: files | {"llm/roles/data.json": b"{"}, "no policy of llmkeep"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("oddity", ODD)
+def test_what_llmkeep_never_makes_is_refused_whoever_signed_it(places: Places, oddity: str) -> None:
+    touch, said = ODD[oddity]
+    files = touch(without(".signatures.json")(policy_bundle.unpacked(places.bundle.read_bytes())))
+    with pytest.raises(PolicyRefused, match=said) as refused:
+        policy_bundle.parsed(files)
+    assert refused.value.code == DAMAGED
+
+
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE])
+def test_a_name_that_is_there_twice_or_is_no_file_is_refused(places: Places, kind: bytes) -> None:
+    content = io.BytesIO(gzip.decompress(places.bundle.read_bytes()))
+    with tarfile.open(fileobj=content, mode="a") as tar:
+        member = tarfile.TarInfo("llm/roles/data.json")
+        member.type, member.linkname = kind, "llm/rates/data.json"
+        tar.addfile(member, io.BytesIO())
+    with pytest.raises(PolicyRefused, match="is there twice, or no plain file"):
+        policy_bundle.judged(gzip.compress(content.getvalue()), places.public.read_bytes())
 
 
 @pytest.mark.parametrize("cut", [0, 1, 100, -1])
