@@ -228,9 +228,8 @@ class Stand:
         end = time.monotonic() + START_SECONDS
         while not holds():
             if time.monotonic() > end or self.started[name].poll() is not None:
-                raise RuntimeError(
-                    f"{what}: not so. {name} says: {(self.folder / f'{name}.log').read_text()}"
-                )
+                log = (self.folder / f"{name}.log").read_text()
+                raise RuntimeError(f"{what}: not so. {name} says at last: {log[-2000:]}")
             time.sleep(0.05)
 
     def start_redis(self) -> None:
@@ -285,8 +284,12 @@ class Stand:
             if each in self.started
         }
         server = Server(name, address, http_request(self.key), {"itself": process} | beside)
-        self.until("it answers", name, lambda: answers(server))
+        self.until_answered(server)
         return server
+
+    def until_answered(self, server: Server) -> None:
+        """Until a question is answered with 200."""
+        self.until("it answers", server.name, lambda: answers(server))
 
 
 def answers(server: Server) -> bool:
