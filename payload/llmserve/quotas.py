@@ -6,9 +6,10 @@ when the period ends is lost to the others (at most 1/LEASES of the limit a proc
 counts for itself, and allows AWAY_SHARE of the limit.
 """
 
+import asyncio
 import hashlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from llmserve.decision import Decision, Rate
 from llmserve.errors import ApiError
@@ -30,6 +31,7 @@ class Window:
     limit: int
     leased: int = 0
     used: int = 0
+    fetching: asyncio.Lock = field(default_factory=asyncio.Lock)  # one lease at a time serves all who wait
 
 
 class Account:
@@ -119,12 +121,14 @@ class Quotas:
     async def take(self, window: Window, count: int, rate: Rate, now: float) -> None:
         """Use `count` of a window; raises ApiError 429 where that is more than is left."""
         window.used += count  # before anything is awaited, so that no two requests use the same
-        lacking = window.used - window.leased
-        if lacking <= 0:
+        if window.used <= window.leased:
             return
         try:
-            await self.lease(window, lacking)
-            enough = window.used <= window.leased
+            async with window.fetching:
+                while window.used > window.leased:  # more requests may come while a lease is fetched
+                    if not await self.lease(window):
+                        break
+                enough = window.used <= window.leased
         except RedisAway:
             enough = window.used <= max(1, int(window.limit * AWAY_SHARE))
         if enough:
@@ -140,11 +144,14 @@ class Quotas:
             headers=[(b"retry-after", str(wait).encode())],
         )
 
-    async def lease(self, window: Window, lacking: int) -> None:
-        """Get what is lacking, and some more for later, from the counter that all share; raises RedisAway."""
+    async def lease(self, window: Window) -> bool:
+        """Get what is lacking, and some more for later, from the counter that all share; whether it had so much.
+
+        Raises RedisAway.
+        """
         if self.link is None:
             raise RedisAway
-        asked = max(lacking, window.limit // LEASES)
+        asked = max(window.used - window.leased, window.limit // LEASES)
         pipeline = self.link.client.pipeline(transaction=False)
         pipeline.incrby(window.name, asked)
         pipeline.expireat(window.name, int(window.ends) + MINUTE)
@@ -153,3 +160,4 @@ class Quotas:
         window.leased += asked - over
         if over:
             await self.link.ask(self.link.client.decrby, window.name, over)
+        return over == 0

@@ -77,6 +77,17 @@ def test_requests_at_the_same_moment_do_not_pass_the_limit_together(redis_server
     asyncio.run(scenario())
 
 
+def test_requests_at_the_same_moment_fetch_one_lease_together(redis_server: RedisServer) -> None:
+    async def scenario() -> None:
+        async with processes(redis_server, 2) as (first, second):
+            limit = granting(requests=100)
+            await asyncio.gather(*(first.request("t", "crowd", limit) for _ in range(30)))
+            others = await count(100, lambda: second.request("t", "crowd", limit))
+            assert others >= 100 - 30 - 100 // LEASES
+
+    asyncio.run(scenario())
+
+
 def test_most_requests_ask_redis_nothing(redis_server: RedisServer) -> None:
     async def scenario() -> None:
         async with processes(redis_server, 1) as (quotas,):
