@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .ONESHELL:
 PYTHON := /usr/bin/python3.13
 PAYLOAD_TESTS := payload/tests
-ROLE := redis pki mirror base opa llm_serving edge
+ROLE := redis pki mirror base opa llm_serving edge audit
 export PYTHONDONTWRITEBYTECODE := 1
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
