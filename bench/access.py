@@ -3,7 +3,9 @@
 
 Together: the gateway as it is, beside the same gateway in which single layers, or all, are let through (done in
 bench/serving, the product has no such switch), asked in turns in one run. The difference of two neighbouring rounds
-is what a layer costs; the table shows the median of the differences. With --peer, instead: LiteLLM's proxy with its
+is what a layer costs; the table shows the median of the differences. Who waits for the disk also pays for falling
+asleep and waking up with cold caches: what 1 ms of rest before each request costs the gateway without all four
+layers stands beside. With --peer, instead: LiteLLM's proxy with its
 key and its network mocked, beside the gateway with everything on, both on a TCP port.
 
 Needs nothing but `make env`; OPA is measured where `llmkeep program opa` has it, the peer where it is installed.
@@ -19,12 +21,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
-from stand import PYTHON, ROOT, Round, Server, Stand, http_request, measure, median
+from stand import PYTHON, ROOT, Round, Server, Stand, answers, http_request, measure, median
 
 LAYERS = ["authentication", "policy", "quotas", "audit"]
 BUDGET_CPU_US = 100
+RESTED = "a rest of 1 ms, without all four"
 BUDGETS_US = {"decision, kept": 10, "decision, OPA by its UNIX socket": 1000}
 PEER = ROOT / "bench/.venv-litellm"
 PEER_HOW = (
@@ -92,7 +96,7 @@ def gateways(stand: Stand) -> list[Server]:
         ("without all four", ",".join(LAYERS)),
     ]:
         servers.append(stand.gateway(name, [PYTHON, launcher, without]))
-    return servers
+    return [*servers, replace(servers[-1], name=RESTED, pause=0.001)]
 
 
 def peers(stand: Stand) -> list[Server]:
@@ -119,6 +123,11 @@ def peers(stand: Stand) -> list[Server]:
     litellm = Server("LiteLLM", ("127.0.0.1", port), http_request(key), {"itself": process})
     gateway = stand.gateway("gateway", [PYTHON, "-m", "llmserve"], ours)
     stand.until_answered(litellm)
+    for server in (gateway, litellm):
+        if answers(replace(server, request=http_request("sk-" + os.urandom(32).hex()))):
+            raise RuntimeError(
+                f"{server.name} answers whoever asks: keys are not on, so this compares nothing"
+            )
     return [gateway, litellm]
 
 
@@ -133,14 +142,17 @@ def in_turns(servers: list[Server], connections: int, rounds: int, seconds: floa
 
 
 def costs(by_server: dict[str, list[Round]]) -> dict[str, dict[str, float]]:
-    """CPU µs a request that each layer adds: median, and the lowest and highest of the rounds."""
-    whole = [each.cpu_us["itself"] for each in by_server["as it is"]]
+    """CPU µs a request that each layer adds, and the rest: median, and the lowest and highest of the rounds."""
+
+    def cpu(name: str) -> list[float]:
+        return [each.cpu_us["itself"] for each in by_server[name]]
+
     found = {}
-    for name, rounds in by_server.items():
-        if name != "as it is":
-            added = [most - each.cpu_us["itself"] for most, each in zip(whole, rounds, strict=True)]
-            middle = statistics.median(added)
-            found[name.removeprefix("without ")] = {"median": middle, "low": min(added), "high": max(added)}
+    for name in [*LAYERS, "all four"]:
+        added = [most - less for most, less in zip(cpu("as it is"), cpu(f"without {name}"), strict=True)]
+        found[name] = {"median": statistics.median(added), "low": min(added), "high": max(added)}
+    rest = [most - less for most, less in zip(cpu(RESTED), cpu("without all four"), strict=True)]
+    found["rest"] = {"median": statistics.median(rest), "low": min(rest), "high": max(rest)}
     return found
 
 
@@ -157,17 +169,21 @@ def layers_table(rows: list[dict[str, float | str]]) -> str:
 
 def costs_table(results: dict[int, dict[str, list[Round]]]) -> str:
     """For people, in Markdown."""
-    lines = [
-        "| connections | as it is | "
-        + " | ".join([*LAYERS, f"all four (budget {BUDGET_CPU_US})"])
-        + " | rounds |",
-        "|---" * (len(LAYERS) + 4) + "|",
+    heads = [
+        "connections",
+        "as it is",
+        *LAYERS,
+        f"all four (budget {BUDGET_CPU_US})",
+        "its rounds",
+        "1 ms of rest",
     ]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for connections, by_server in results.items():
         whole = median(by_server["as it is"]).cpu_us["itself"]
-        cells = [f"{each['median']:.0f}" for each in costs(by_server).values()]
-        every = costs(by_server)["all four"]
-        cells.append(f"{every['low']:.0f} to {every['high']:.0f}")
+        added = costs(by_server)
+        every = added["all four"]
+        cells = [f"{added[name]['median']:.0f}" for name in [*LAYERS, "all four"]]
+        cells += [f"{every['low']:.0f} to {every['high']:.0f}", f"{added['rest']['median']:.0f}"]
         lines.append(f"| {connections} | {whole:.0f} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

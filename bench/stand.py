@@ -36,20 +36,25 @@ class Round:
 
 @dataclass
 class Server:
-    """Where to ask, what, and whose CPU counts; the first process is the server itself."""
+    """Where to ask, what, and whose CPU counts; the first process is the server itself.
+
+    Each connection rests for `pause` seconds before each request.
+    """
 
     name: str
     address: Address
     request: bytes
     processes: dict[str, int]
+    pause: float = 0.0
 
 
 class Connection(asyncio.Protocol):
     """Asks again as soon as the answer is there, and notes how long each took."""
 
-    def __init__(self, request: bytes, latencies: list[float], done: asyncio.Future[None]) -> None:
+    def __init__(self, server: Server, latencies: list[float], done: asyncio.Future[None]) -> None:
         """`latencies` in seconds, shared by all connections."""
-        self.request = request
+        self.request = server.request
+        self.pause = server.pause
         self.latencies = latencies
         self.done = done
         self.received = b""
@@ -60,7 +65,14 @@ class Connection(asyncio.Protocol):
         if not isinstance(transport, asyncio.Transport):
             raise TypeError("a stream socket was asked for")
         self.transport = transport
-        self.ask()
+        self.next()
+
+    def next(self) -> None:
+        """After the pause, if there is one."""
+        if self.pause:
+            asyncio.get_running_loop().call_later(self.pause, self.ask)
+        else:
+            self.ask()
 
     def ask(self) -> None:
         """Send the request."""
@@ -86,7 +98,7 @@ class Connection(asyncio.Protocol):
             if not self.done.done():
                 self.done.set_result(None)
         else:
-            self.ask()
+            self.next()
 
     def fail(self, error: Exception) -> None:
         """Tell `load`."""
@@ -121,7 +133,7 @@ async def load(server: Server, connections: int, seconds: float) -> tuple[list[f
     before = time.perf_counter()
     for _ in range(connections):
         done = asyncio.get_running_loop().create_future()
-        client = Connection(server.request, latencies, done)
+        client = Connection(server, latencies, done)
         await connect(client, server.address)
         clients.append(client)
         ends.append(done)

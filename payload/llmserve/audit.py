@@ -1,15 +1,19 @@
 """The gateway's side of the audit record: what is about to happen is on disk before it happens.
 
 An *intent* is waited for: without it nothing is answered. The *outcome* that follows, and refusals, are sent without
-waiting, and kept until the writer has them; the writer's acknowledgements are cumulative.
+waiting, and kept until the writer has them; the writer's acknowledgements are cumulative. They travel with the next
+intent, or a moment later by themselves: a record of their own would cost the writer a sync of its own.
 """
 
 import asyncio
 import hmac
 import json
 import logging
+import time
 from collections import deque
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 from llmserve.errors import ApiError, unavailable
 from llmserve.metrics import Metrics
@@ -19,19 +23,59 @@ from llmserve.redact import redact
 log = logging.getLogger("llmserve.audit")
 INTENT_SECONDS = 5.0  # how long a record may take to reach the disk
 KEPT = 10_000  # outcomes that wait for a writer that is away; refusals wait in a tenth of it
+OUTCOME_SECONDS = 0.01  # how long an outcome waits for an intent to travel with
 RETRY_SECONDS = 0.2
+ANSWER_BYTES = 64 * 1024  # an acknowledgement that is longer is none
 
 
 class Entry:
     """A record on its way; `done` is there for those that somebody waits for."""
 
-    __slots__ = ("done", "line", "number")
+    __slots__ = ("done", "line", "number", "since")
 
     def __init__(self, line: bytes, done: asyncio.Future[None] | None) -> None:
         """`line` is the event as JSON."""
         self.line = line
         self.done = done
         self.number = 0
+        self.since = time.monotonic()
+
+
+class Talk(asyncio.Protocol):
+    """One connection to the writer; `closed` says why it ended."""
+
+    def __init__(self, link: "AuditLink") -> None:
+        """The link hears what comes."""
+        self.link = link
+        self.rest = b""
+        self.closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin."""
+        self.transport = cast(asyncio.Transport, transport)
+        self.link.begin(self.transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Acknowledgements, one a line."""
+        *lines, self.rest = (self.rest + data).split(b"\n")
+        try:
+            for line in lines:
+                self.link.acknowledged(line)
+            if len(self.rest) > ANSWER_BYTES:
+                raise ValueError(f"an acknowledgement has more than {ANSWER_BYTES} bytes")
+        except (ValueError, LookupError) as error:
+            self.end(f"{type(error).__name__}: {error}")
+            self.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The writer is gone."""
+        self.link.end()
+        self.end(f"{type(exc).__name__}: {exc}" if exc else "it closed the connection")
+
+    def end(self, why: str) -> None:
+        """Tell `keep_connected`, once."""
+        if not self.closed.done():
+            self.closed.set_result(why)
 
 
 class AuditLink:
@@ -45,25 +89,35 @@ class AuditLink:
         self.waiting: deque[Entry] = deque()  # not yet sent
         self.suppressed = 0
         self.number = 0
-        self.writer: asyncio.StreamWriter | None = None
-        self.flushing = False
+        self.transport: asyncio.Transport | None = None
+        self.flushing = False  # in this turn of the event loop
+        self.lingering = False  # in OUTCOME_SECONDS
 
     @property
     def up(self) -> bool:
         """Whether there is a writer."""
-        return self.writer is not None
+        return self.transport is not None
 
     async def record(self, event: dict[str, object]) -> None:
         """Return when `event` is on disk; raises ApiError 503 otherwise."""
-        if self.writer is None:
+        if self.transport is None:
             raise audit_unavailable()
-        done = asyncio.get_running_loop().create_future()
-        self.put(Entry(json.dumps(event).encode(), done))
-        try:
-            async with asyncio.timeout(INTENT_SECONDS):
-                await done
-        except TimeoutError:
-            raise audit_unavailable() from None
+        loop = asyncio.get_running_loop()
+        done = loop.create_future()
+        self.waiting.append(Entry(json.dumps(event).encode(), done))
+        if not self.flushing:
+            self.flushing = True
+            loop.call_soon(self.flush)
+        await done  # `end_overdue` sees to it that this ends
+
+    def end_overdue(self) -> None:
+        """Tell those who have waited too long for the disk; to be called each second, cheaper than a timer each."""
+        before = time.monotonic() - INTENT_SECONDS
+        for entry in (*self.sent, *self.waiting):
+            if entry.since > before:
+                break
+            if entry.done and not entry.done.done():
+                entry.done.set_exception(audit_unavailable())
 
     def note(self, event: dict[str, object], refusal: bool = False) -> None:
         """Send `event` without waiting. Refusals that a flood makes are counted, and the count is in the next one."""
@@ -74,19 +128,20 @@ class AuditLink:
         if self.suppressed:
             event["llmkeep.audit.suppressed"] = self.suppressed
             self.suppressed = 0
-        self.put(Entry(json.dumps(event).encode(), None))
+        self.waiting.append(Entry(json.dumps(event).encode(), None))
+        if not self.lingering:
+            self.lingering = True
+            asyncio.get_running_loop().call_later(OUTCOME_SECONDS, self.flush_late)
 
-    def put(self, entry: Entry) -> None:
-        """Send it with all others of this turn of the event loop."""
-        self.waiting.append(entry)
-        if not self.flushing and self.writer is not None:
-            self.flushing = True
-            asyncio.get_running_loop().call_soon(self.flush)
+    def flush_late(self) -> None:
+        """No intent took them along."""
+        self.lingering = False
+        self.flush()
 
     def flush(self) -> None:
         """One write for all that waits."""
         self.flushing = False
-        if self.writer is None or not self.waiting:
+        if self.transport is None or not self.waiting:
             return
         lines = []
         for entry in self.waiting:
@@ -95,7 +150,7 @@ class AuditLink:
             lines.append(b'{"n":%d,"event":%b}\n' % (entry.number, entry.line))
         self.sent.extend(self.waiting)
         self.waiting.clear()
-        self.writer.write(b"".join(lines))
+        self.transport.write(b"".join(lines))
 
     async def settled(self, seconds: float = 3.0) -> None:
         """Wait until the writer has everything, but not for ever: this process stops."""
@@ -111,27 +166,27 @@ class AuditLink:
         told = ""
         while True:
             try:
-                reader, writer = await asyncio.open_unix_connection(str(self.socket))
-                try:
-                    self.begin(writer)
-                    told = ""
-                    while line := await reader.readline():
-                        self.acknowledged(line)
-                    trouble = "it closed the connection"
-                finally:
-                    self.end()
-                    writer.close()
-            except (OSError, ValueError) as error:
+                made = partial(Talk, self)
+                transport, talk = await asyncio.get_running_loop().create_unix_connection(
+                    made, str(self.socket)
+                )
+            except OSError as error:
                 trouble = f"{type(error).__name__}: {error}"
+            else:
+                told = ""
+                try:
+                    trouble = await talk.closed
+                finally:
+                    transport.close()
             if trouble != told:
                 told = trouble
                 fields = {"socket": str(self.socket), "reason": trouble}
                 log.error("no audit writer: nothing is answered", extra={"fields": fields})
             await asyncio.sleep(RETRY_SECONDS)
 
-    def begin(self, writer: asyncio.StreamWriter) -> None:
+    def begin(self, transport: asyncio.Transport) -> None:
         """What was not acknowledged goes first; a record may so be written twice, and is never lost."""
-        self.writer, self.number = writer, 0
+        self.transport, self.number = transport, 0
         self.metrics.audit_up.set(1)
         self.waiting.extendleft(reversed(self.sent))
         self.sent.clear()
@@ -139,7 +194,7 @@ class AuditLink:
 
     def end(self) -> None:
         """The writer is gone: who waits for the disk is told so, and what nobody waits for is kept."""
-        self.writer = None
+        self.transport = None
         self.metrics.audit_up.set(0)
         for queue in (self.sent, self.waiting):
             for entry in queue:

@@ -253,9 +253,10 @@ async def drain(state: State, stop: Stop, seconds: float) -> None:
 
 
 async def end_late_flights(state: State) -> None:
-    """Once a second: deadlines, and identities that have expired meanwhile."""
+    """Once a second: deadlines, intents that do not reach the disk, and identities that have expired meanwhile."""
     while True:
         await asyncio.sleep(1)
+        state.audit.end_overdue()
         state.flights.end_overdue(state.limits.answer_seconds)
         state.flights.end_revoked(state.authenticator)
 

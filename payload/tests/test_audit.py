@@ -1,6 +1,7 @@
 """The audit record as the gateway writes it: before, after, and instead of an answer."""
 
 import json
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from service import Service, eventually, running
 from test_faults import STREAM
 from test_refusals import error
 
+from llmserve.audit import INTENT_SECONDS
 from llmserve.redact import LONGEST, redact
 
 CHAT = "/v1/chat/completions"
@@ -134,6 +136,19 @@ def test_without_a_writer_nothing_is_answered_and_with_one_again_within_five_sec
         assert service.metrics()['llm_tokens_total{kind="completion",model="echo"}'] == tokens
         service.start_writer()
         eventually("served again", lambda: client.get("/generate?prompt=x").status_code == 200, 5)
+
+
+def test_with_a_writer_that_hangs_nothing_is_answered_and_nobody_waits_for_long(tmp_path: Path) -> None:
+    with running(tmp_path) as service, service.client() as client:
+        assert service.writer is not None
+        tokens = service.metrics()['llm_tokens_total{kind="completion",model="echo"}']
+        service.writer.process.send_signal(signal.SIGSTOP)
+        began = time.monotonic()
+        error(client.get("/generate?prompt=x"), 503, "audit_unavailable")
+        assert time.monotonic() - began < INTENT_SECONDS + 2
+        assert service.metrics()['llm_tokens_total{kind="completion",model="echo"}'] == tokens
+        service.writer.process.send_signal(signal.SIGCONT)
+        assert client.get("/generate?prompt=x").status_code == 200
 
 
 def test_an_outcome_waits_for_a_writer_that_is_away(tmp_path: Path) -> None:
