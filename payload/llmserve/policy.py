@@ -94,13 +94,13 @@ class Policy:
         if decision.revision > self.revision:
             self.advance(decision.revision)
         self.ready, self.trouble = True, ""
+        self.metrics.policy_revision.set(self.revision)
         return decision
 
     def advance(self, revision: int) -> None:
         """A new revision is active: forget what an older one decided."""
         log.info("policy revision", extra={"fields": {"from": self.revision, "to": revision}})
         self.revision = revision
-        self.metrics.policy_revision.set(revision)
         self.kept.clear()
         if self.seen:
             aside = self.seen.with_suffix(".new")

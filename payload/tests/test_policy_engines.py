@@ -167,6 +167,21 @@ def test_what_is_not_signed_as_it_is_changes_nothing_and_a_good_one_holds_within
         assert client.get("/v1/models").status_code == 200
 
 
+def test_a_gateway_that_starts_again_says_which_revision_decides(tmp_path: Path) -> None:
+    (tmp_path / "bundle.tar.gz").write_bytes(signed_bundle(5))
+    policy = {
+        "engine": "embedded",
+        "bundle": str(tmp_path / "bundle.tar.gz"),
+        "seen": str(tmp_path / "seen"),
+    }
+    with running(tmp_path, policy=policy) as service:
+        assert service.gateway is not None
+        service.gateway.stop()
+        assert (tmp_path / "seen").read_text() == "5\n"
+        service.start_gateway()
+        eventually("it says so", lambda: revision(service) == 5, 5)
+
+
 def noticed(service: Service) -> bool:
     """Whether a refusal of a bundle or a break-glass file was logged since the last one that was."""
     marks = ("a policy bundle is refused", "Bundle load failed", "no break-glass file that counts")
