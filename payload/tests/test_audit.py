@@ -210,3 +210,63 @@ def test_redaction_of_a_hostile_text_takes_no_time() -> None:
     ):
         assert len(redact(hostile)) <= LONGEST + 5
     assert time.monotonic() - before < 2
+
+
+def test_whatever_becomes_of_a_request_its_prompt_is_in_no_log_and_no_record(tmp_path: Path) -> None:
+    opa = ScriptedOpa(tmp_path / "opa.sock")
+    models = {"echo": {"driver": "echo", "token_seconds": 0.05}}
+    body = {**STREAM, "messages": [{"role": "user", "content": f"{CANARY} " * 100}]}
+    policy = {"engine": "server", "socket": str(opa.socket)}
+    with (
+        running(tmp_path, models, policy=policy, limits={"answer_seconds": 1}) as service,
+        service.client() as client,
+    ):
+
+        def ask(**changes: Any) -> int:
+            return client.post(CHAT, json={**body, **changes}).status_code
+
+        codes = {
+            "answered": ask(max_tokens=1),
+            "wrong": ask(temperature=9),
+            "no such model": ask(model=CANARY),
+            "over the context": ask(messages=[{"role": "user", "content": f"{CANARY} " * 5000}]),
+            "too late": ask(stream=False),
+        }
+        with client.stream("POST", CHAT, json=body) as left:
+            next(left.iter_lines())
+        opa.server.reply = answer(
+            rate={"requests_per_minute": 10**6, "tokens_per_minute": 1, "tokens_per_day": 1}, revision=8
+        )
+        eventually("the new rate", lambda: service.metrics()["llm_policy_revision"] == 8)
+        codes["over the quota"] = ask()
+        opa.server.reply = answer(allow=False, rule="default_deny", revision=9)
+        eventually("the new rule", lambda: service.metrics()["llm_policy_revision"] == 9)
+        codes["denied"] = ask()
+        opa.server.reply = answer(revision=10)
+        eventually("the old rule", lambda: service.metrics()["llm_policy_revision"] == 10)
+        with client.stream("POST", CHAT, json=body) as broken:
+            lines = broken.iter_lines()
+            next(lines)
+            service.engines["echo"].kill()
+            assert "engine_lost" in "".join(lines)
+        codes["no engine"] = ask()
+        opa.stop()
+        eventually("no policy", lambda: ask() == 503)
+        assert service.writer is not None
+        service.writer.kill()
+        codes["nothing works"] = ask()
+        assert codes == {
+            "answered": 200,
+            "wrong": 400,
+            "no such model": 404,
+            "over the context": 400,
+            "too late": 503,
+            "over the quota": 429,
+            "denied": 403,
+            "no engine": 503,
+            "nothing works": 503,
+        }
+        assert service.records()
+        for kept in (service.logs(), json.dumps(service.records())):
+            assert CANARY not in kept
+            assert service.key.split("_")[2] not in kept
