@@ -5,11 +5,11 @@ SHELL := /bin/bash
 .ONESHELL:
 PYTHON := /usr/bin/python3.13
 PAYLOAD_TESTS := payload/tests
-ROLE := redis pki mirror base llm_serving edge
+ROLE := redis pki mirror base opa llm_serving edge audit
 export PYTHONDONTWRITEBYTECODE := 1
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
-.PHONY: help lab test check lint types unit molecule storm bundle env
+.PHONY: help lab test check lint types unit policy molecule storm bundle env
 help:  ## what there is
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -19,7 +19,7 @@ lab: bundle  ## from a bare machine to an answering private LLM, in throw-away h
 test: check bundle  ## the whole suite, from cold, as CI runs it
 	.venv/bin/pytest tests/lab --durations=0 --durations-min=20
 
-check: lint types unit  ## the fast part: lint, types, unit tests, contract
+check: lint types unit policy  ## the fast part: lint, types, unit tests, contract
 
 lint: env
 	.venv/bin/ruff check .
@@ -34,6 +34,23 @@ types: env
 unit: env
 	.venv/bin/pytest tests/unit
 	cd payload && .venv/bin/pytest
+
+policy: env  ## who may do what: format, types, tests and their coverage, lint
+	if opa=$$(.venv/bin/llmkeep program opa); then
+	  unformatted=$$($$opa fmt --list policy)
+	  if [ -n "$$unformatted" ]; then echo "policy: run \`opa fmt -w\` on $$unformatted"; exit 1; fi
+	  $$opa check --strict --schema policy/schemas --bundle policy
+	  $$opa test --bundle policy
+	  covered=$$($$opa test --bundle policy --coverage --threshold 95 2>&1) || { tail -n 20 <<< "$$covered"; exit 1; }
+	else
+	  echo 'policy: SKIPPED without opa: format, strict types, coverage'
+	fi
+	.venv/bin/llmkeep policy check --source policy
+	if regal=$$(.venv/bin/llmkeep program regal); then
+	  REGAL_DISABLE_VERSION_CHECK=1 $$regal lint policy
+	else
+	  echo 'policy: SKIPPED without regal: lint'
+	fi
 
 molecule: bundle  ## the roles' scenarios, or one: make molecule ROLE=redis
 	export PATH="$(CURDIR)/.venv/bin:$$PATH" LAB_INSTANCE=suite
@@ -62,19 +79,19 @@ env: .venv/.ready payload/.venv/.ready .ansible/collections/ansible_collections/
 	mkdir -p $(@D)
 	touch $@
 
-.venv/.ready: artifacts.lock.yml pyproject.toml lab/pyproject.toml .venv/.packages
+.venv/.ready: artifacts.lock.yml pyproject.toml llmproof/pyproject.toml lab/pyproject.toml .venv/.packages
 	$(PYTHON) -m venv .venv
 	$(PYTHON) -m llmkeep.lock requirements dev > .venv/requirements.txt
-	.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r .venv/requirements.txt
-	.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . -e lab
+	.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python --require-hashes -r .venv/requirements.txt
+	.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . -e llmproof -e lab
 	.venv/bin/pip check --disable-pip-version-check
 	touch $@
 
-payload/.venv/.ready: artifacts.lock.yml payload/pyproject.toml .venv/.packages
+payload/.venv/.ready: artifacts.lock.yml payload/pyproject.toml llmproof/pyproject.toml .venv/.packages
 	$(PYTHON) -m venv --system-site-packages payload/.venv
 	$(PYTHON) -m llmkeep.lock requirements payload-dev > payload/.venv/requirements.txt
-	payload/.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r payload/.venv/requirements.txt
-	payload/.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e payload
+	payload/.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python --require-hashes -r payload/.venv/requirements.txt
+	payload/.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e payload -e llmproof
 	touch $@
 
 # The tree is also the collection llmkeep.estate; Ansible finds plugins/ through this link.

@@ -116,7 +116,7 @@ def expired(when: str) -> bool:
 
 def make_key(instance: Instance, key_file: Path) -> None:
     """A demo key for the serve host; it is readable by its owner only, and in no command line."""
-    command = ["llm-serve", "keys", "add", "--subject", SUBJECT, "--tenant", "demo", "--role", "user"]
+    command = ["llm-serve", "keys", "add", "--subject", SUBJECT, "--tenant", "demo", "--role", "developer"]
     printed = output(instance, on(instance, "serve"), *command, "--expires", f"{KEY_DAYS}d")
     key = next((word for word in printed.split() if word.startswith("llmk_")), None)
     if key is None:

@@ -134,7 +134,7 @@ if [ "$(readlink "$opt/control" || :)" != "$venv" ]; then
     rm -rf "${opt:?}/$venv"
     python3 -m venv "$opt/$venv"
     "$opt/$venv/bin/pip" --isolated install --quiet --disable-pip-version-check --no-index --find-links "$wheels" --no-deps \
-        --require-hashes --only-binary :all: --requirement "$wheels/requirements.txt"
+        --ignore-requires-python --require-hashes --only-binary :all: --requirement "$wheels/requirements.txt"
     "$opt/$venv/bin/pip" --isolated check --quiet --disable-pip-version-check
     sync -f "$opt"
     link "$venv" "$opt/control"
@@ -147,6 +147,15 @@ link "$opt/control/bin/llmkeep" /usr/local/bin/llmkeep
 # --- the estate's certificate authority, made here
 say 'certificate authority'
 "$opt/control/bin/llmkeep" pki init --escrow "$store/current/escrow.pem" ${1:+--domain "$1"}
+
+# --- who may do what, signed here
+say 'policy'
+"$opt/control/bin/llmkeep" policy init
+"$opt/control/bin/llmkeep" policy build
+
+# --- what is done from here is on record
+say 'audit record'
+"$opt/control/bin/llmkeep" audit init
 
 say "done: bundle serial $serial, signed by $signer"
 say "next: llmkeep site -i INVENTORY      (the lab's: llmkeep site -i $opt/tree/inventory/lab)"

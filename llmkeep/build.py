@@ -11,13 +11,13 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import format_datetime
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from llmkeep import aptrepo, cache, lock, manifest, model, signing, wheels
+from llmkeep import aptrepo, cache, lock, manifest, model, programs, signing, wheels
 from llmkeep.lock import TREE, Artifact, Lock, LockError
 from llmkeep.manifest import BundleRefused, Entry, Manifest
 
@@ -48,16 +48,21 @@ class Keys:
         return self.folder / "serial.json"
 
 
-def build(profile: str, out: Path, keys: Keys, resolve_apt: bool, refresh: bool) -> Manifest:
+def build(
+    profile: str, out: Path, keys: Keys, resolve_apt: bool, refresh: bool, mirror: Path | None = None
+) -> Manifest:
     """Build the bundle aside and put it in place; or keep the one that is there, when nothing moved.
 
-    One build at a time a user: they share the cache. A second one waits.
+    One build at a time a user: they share the cache. A second one waits. A program that neither `mirror` (a
+    folder; None: the environment's) nor its source gives is left out, which is said.
     """
     with cache.alone():
-        return _build(profile, out, keys, resolve_apt, refresh)
+        return _build(profile, out, keys, resolve_apt, refresh, mirror)
 
 
-def _build(profile: str, out: Path, keys: Keys, resolve_apt: bool, refresh: bool) -> Manifest:
+def _build(
+    profile: str, out: Path, keys: Keys, resolve_apt: bool, refresh: bool, mirror: Path | None
+) -> Manifest:
     for file in (keys.signing, keys.keyring, keys.escrow):
         if not file.is_file():
             raise LockError(
@@ -65,7 +70,8 @@ def _build(profile: str, out: Path, keys: Keys, resolve_apt: bool, refresh: bool
             )
     wanted, pinned = lock.wanted(), lock.load()
     apt = lock.packages(wanted, profile)
-    inputs = _inputs(profile, keys)
+    found = _programs(wanted["profiles"][profile].get("programs", []), mirror)
+    inputs = _inputs(profile, keys, sorted(found))
     old, aside = _previous(out), out.with_name(f".{out.name}.new")
     if (
         old
@@ -84,6 +90,9 @@ def _build(profile: str, out: Path, keys: Keys, resolve_apt: bool, refresh: bool
         if pinned != lock.load():  # --resolve-apt: the far side's lock says what the far side has
             lock.save(pinned, aside / "tree")
         _bootstrap(aside, keys, wanted["apt"]["roles"]["control"])
+    for name, program in found.items():
+        cache.place(program, aside / "bin" / name)
+        sources[f"bin/{name}"] = pinned.programs[name]
     with _step("models"):
         for name in wanted["profiles"][profile]["models"]:
             sources |= _model(aside, name, wanted["models"][name], pinned.models[name])
@@ -129,14 +138,22 @@ def revision(tree: Path) -> str:
     return f"git:{subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()}"
 
 
-def _inputs(profile: str, keys: Keys) -> str:
-    """One hash over all that a bundle is made from."""
+def _inputs(profile: str, keys: Keys, found: list[str]) -> str:
+    """One hash over all that a bundle is made from. `found`: the programs that could be had."""
     digest = hashlib.sha256(
-        f"{profile} {model.CONVERTER} {cache.sha256(keys.keyring)} {cache.sha256(keys.escrow)}".encode()
+        f"{profile} {model.CONVERTER} {cache.sha256(keys.keyring)} {cache.sha256(keys.escrow)} {found}".encode()
     )
     for name in tracked(TREE, lock.wanted()["tree"]["exclude"]):
         digest.update(f"\n{name} {os.access(TREE / name, os.X_OK)} {cache.sha256(TREE / name)}".encode())
     return digest.hexdigest()
+
+
+def _programs(names: list[str], mirror: Path | None) -> dict[str, Path]:
+    """Those of the profile's programs that can be had; the others are named."""
+    found = {name: programs.find(name, mirror) for name in names}
+    for name in (name for name, path in found.items() if not path):
+        print(f"bundle: WITHOUT {name}: what needs it falls back, or is left out", flush=True)
+    return {name: path for name, path in found.items() if path}
 
 
 def _fetch(
@@ -164,7 +181,7 @@ def _fetch(
     roles, debs = aptrepo.resolve(apt, pinned.debs)
     for key in sorted(debs.keys() ^ pinned.debs.keys()):
         print(f"  {'+' if key in debs else '-'} {key}")
-    return Lock(pinned.environments, pinned.wheels, roles, debs, pinned.models)
+    return replace(pinned, roles=roles, debs=debs)
 
 
 def _distribution(artifact: Artifact) -> str:
@@ -196,8 +213,8 @@ def _wheels(folder: Path, wanted: dict[str, Any], pinned: Lock) -> dict[str, Art
             cache.place(cache.blob(wheel.sha256), place / wheel.file)
             sources[f"wheels/{name}/{wheel.file}"] = wheel
         text = lock.requirements(pinned, name)
-        if (folder / "tree" / entry["project"] / "pyproject.toml").exists():
-            ours = wheels.build(folder / "tree" / entry["project"], place)
+        for project in entry["projects"]:
+            ours = wheels.build(folder / "tree" / project, place)
             distribution, version = ours.name.split("-")[:2]
             text += f"{wheels.canonical(distribution)}=={version} --hash=sha256:{cache.sha256(ours)}\n"
         (place / "requirements.txt").write_text(text)
@@ -278,7 +295,9 @@ def _media_type(path: str) -> str:
         ".pem": "application/x-pem-file",
         ".yml": "application/yaml",
     }
-    return kinds.get(Path(path).suffix, "text/plain")
+    return (
+        "application/x-executable" if path.startswith("bin/") else kinds.get(Path(path).suffix, "text/plain")
+    )
 
 
 def _serial(keys: Keys, entries: list[Entry]) -> int:

@@ -35,6 +35,11 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument(
         "--refresh", action="store_true", help="build anew although lock and tree did not change"
     )
+    parser.add_argument(
+        "--mirror",
+        type=Path,
+        help="folder with programs that no registry carries (default: the variable LLMKEEP_MIRROR)",
+    )
     parser.set_defaults(run=_build)
     parser = verbs.add_parser(
         "verify", help="signature, serial, age, every byte; no network", description=__doc__
@@ -64,7 +69,12 @@ def _build(arguments: argparse.Namespace) -> int:
     from llmkeep.build import Keys, build  # rich and the resolvers: not for `verify`
 
     built = build(
-        arguments.profile, arguments.out, Keys(arguments.keys), arguments.resolve_apt, arguments.refresh
+        arguments.profile,
+        arguments.out,
+        Keys(arguments.keys),
+        arguments.resolve_apt,
+        arguments.refresh,
+        arguments.mirror,
     )
     print(
         f"{arguments.out}: serial {built.serial}, {len(built.files)} files, "

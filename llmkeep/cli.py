@@ -1,7 +1,7 @@
 """The command `llmkeep`. Each module registers its own verbs.
 
 Exit codes: 0 done; 1 refused or failed, the message says what and what to do; 2 wrong usage; 130 interrupted.
-`llmkeep bundle verify` tells its refusals apart by 3 to 6 (see its help).
+`llmkeep bundle verify` and `llmkeep policy verify` tell refusals apart by 3 to 6 (see their help).
 """
 
 import argparse
@@ -12,7 +12,7 @@ import sys
 
 from llmkeep.lock import LockError
 
-VERBS = ("lock", "signing", "bundle", "pki", "run")
+VERBS = ("lock", "programs", "signing", "bundle", "pki", "policy", "run", "audit")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -35,13 +35,17 @@ class Artifact:
 
 @dataclass
 class Lock:
-    """`environments`: name to the wheels' keys (`name==version`); `debs`: role to file names."""
+    """`environments`: name to the wheels' keys (`name==version`); `debs`: role to file names.
+
+    `programs`: by name; hash and size are those of the unpacked program.
+    """
 
     environments: dict[str, list[str]] = field(default_factory=dict)
     wheels: dict[str, Artifact] = field(default_factory=dict)
     roles: dict[str, list[str]] = field(default_factory=dict)
     debs: dict[str, Artifact] = field(default_factory=dict)
     models: dict[str, Artifact] = field(default_factory=dict)
+    programs: dict[str, Artifact] = field(default_factory=dict)
 
     def environment(self, name: str) -> Iterator[tuple[str, Artifact]]:
         """The wheels of an environment, in the lock's order, with their `name==version`."""
@@ -81,6 +85,7 @@ def load(tree: Path = TREE) -> Lock:
             wheels={key: Artifact(**value) for key, value in document["wheels"].items()},
             debs={key: Artifact(**value) for key, value in document["debs"].items()},
             models={key: Artifact(**value) for key, value in document["models"].items()},
+            programs={key: Artifact(**value) for key, value in document["programs"].items()},
         )
     except (KeyError, TypeError) as error:
         raise LockError(
@@ -97,7 +102,7 @@ def save(lock: Lock, tree: Path = TREE) -> None:
         },
         "roles": {role: sorted(names) for role, names in sorted(lock.roles.items())},
     }
-    for kind in ("wheels", "debs", "models"):
+    for kind in ("wheels", "debs", "models", "programs"):
         artifacts: dict[str, Artifact] = getattr(lock, kind)
         document[kind] = {key: asdict(artifacts[key]) for key in sorted(artifacts, key=str.lower)}
     text = HEADER + yaml.safe_dump(document, sort_keys=False, width=200, allow_unicode=True)
@@ -130,7 +135,9 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     update = verbs.add_parser("update", help="resolve artifacts.yml anew (needs the registries)")
     update.add_argument("--profile", default="lab", help="profile of artifacts.yml (default: %(default)s)")
     update.add_argument(
-        "--only", choices=("python", "apt", "models"), help="leave the rest of the lock as it is"
+        "--only",
+        choices=("python", "apt", "models", "programs"),
+        help="leave the rest of the lock as it is",
     )
     update.set_defaults(run=_update)
 

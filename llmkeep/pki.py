@@ -21,8 +21,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from llmkeep.durable import broken_at, record, write
-from llmkeep.sealing import SEALED, SealError, encrypt_to, seal, unseal
+from llmkeep.sealing import SealError, encrypt_to, seal, unseal
 
+SEALED = "llmkeep.issuing-key"
 ROOT_DAYS = 20 * 365
 ISSUING_DAYS = 5 * 365
 LEAF_DAYS = 90
@@ -179,7 +180,7 @@ def init(places: Places, domain: str, escrow: Path, networks: list[str]) -> str:
     write(places.root_key, encrypt_to(escrow, private(root_key)), 0o400)
     del root_key
     places.issuing_key.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    write(places.issuing_key, seal(private(issuing_key)), 0o400)
+    write(places.issuing_key, seal(private(issuing_key), SEALED), 0o400)
     write(places.issuing_certificate, pem(issuing), 0o444)
     write(places.root_certificate, pem(root), 0o444)
     return (
@@ -209,7 +210,7 @@ def issuing_pair(places: Places) -> tuple[x509.Certificate, ec.EllipticCurvePriv
                        "restore both from a backup of this host") from error  # fmt: skip
     if not places.issuing_key.exists():
         raise PkiError(f"{places.issuing_key} is not there: restore it from a backup of this host")
-    key = serialization.load_pem_private_key(unseal(places.issuing_key.read_bytes()), password=None)
+    key = serialization.load_pem_private_key(unseal(places.issuing_key.read_bytes(), SEALED), password=None)
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
         raise PkiError(f"{places.issuing_key} is not the key of {places.issuing_certificate}: "
                        "restore both from a backup of this host")  # fmt: skip

@@ -21,7 +21,9 @@ from typing import Any
 
 import ansible_runner
 
-INSTALLED = Path("/opt/llmkeep/tree")
+from llmkeep import record
+from llmkeep.record import INSTALLED, RecordError, recorded
+
 GRACE_SECONDS = 15
 
 
@@ -52,9 +54,15 @@ def inventory(given: str, root: Path) -> Path:
 
 @dataclass
 class Heard:
-    """What a run said that is worth more than its output: what failed, and why."""
+    """What a run said that is worth more than its output: what failed, and why; what was counted.
+
+    `asked`: tasks whose standard output is kept, in `said` by task and host.
+    """
 
     failures: list[str] = field(default_factory=list)
+    hosts: list[dict[str, object]] = field(default_factory=list)
+    asked: frozenset[str] = frozenset()
+    said: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def event(self, event: dict[str, Any]) -> bool:
         """Called by ansible-runner for each event; False keeps it from writing the event to disk."""
@@ -62,6 +70,10 @@ class Heard:
         if event.get("event") in ("runner_on_failed", "runner_on_unreachable"):
             message = (data.get("res") or {}).get("msg", "no message")
             self.failures.append(f"{data.get('host')}: {data.get('task')}: {message}")
+        elif event.get("event") == "playbook_on_stats":
+            self.hosts = record.counted(data)
+        elif event.get("event") == "runner_on_ok" and data.get("task") in self.asked:
+            self.said[data["task"], data["host"]] = (data.get("res") or {}).get("stdout", "")
         return False
 
 
@@ -90,10 +102,16 @@ class Interruption:
         return time.monotonic() - self.asked_at > GRACE_SECONDS
 
 
-def play(playbook: Path, inventories: list[Path], words: list[str], quiet: bool = False) -> tuple[int, Heard]:
-    """Run one playbook; its exit code and what was heard."""
+def play(
+    playbook: Path,
+    inventories: list[Path],
+    words: list[str],
+    quiet: bool = False,
+    asked: frozenset[str] = frozenset(),
+) -> tuple[int, Heard]:
+    """Run one playbook; its exit code and what was heard, of the tasks ASKED also their output."""
     root = tree()
-    heard, interruption = Heard(), Interruption()
+    heard, interruption = Heard(asked=asked), Interruption()
     work = Path(tempfile.mkdtemp(prefix="llmkeep-", dir=_memory()))
     try:
         collection = work / "collections/ansible_collections/llmkeep/estate"
@@ -161,8 +179,10 @@ def _run(given: argparse.Namespace) -> int:
                 f"take site.yml or one of {known}"
             )
         inventories = [inventory(place, root) for place in given.inventory]
-        code, _ = play(playbook.resolve(), inventories, _words(given))
-    except RunError as error:
+        with recorded(root, playbook.resolve(), inventories, given) as outcome:
+            code, heard = play(playbook.resolve(), inventories, _words(given))
+            outcome.code, outcome.hosts = code, heard.hosts
+    except (RunError, RecordError) as error:
         print(f"llmkeep: {error}", file=sys.stderr)
         return 1
     return code
@@ -178,7 +198,9 @@ def _verify(given: argparse.Namespace) -> int:
             if given.limit:
                 given.limit += ",localhost"  # who writes the report
             words = [*_words(given), "--extra-vars", json.dumps({"verify_report": str(report)})]
-            code, heard = play(root / "playbooks/verify.yml", inventories, words, quiet=given.json)
+            with recorded(root, (root / "playbooks/verify.yml").resolve(), inventories, given) as outcome:
+                code, heard = play(root / "playbooks/verify.yml", inventories, words, quiet=given.json)
+                outcome.code, outcome.hosts = code, heard.hosts
             if given.json and report.exists():
                 print(report.read_text(), end="")
             elif given.json:
@@ -188,7 +210,7 @@ def _verify(given: argparse.Namespace) -> int:
                     "llmkeep: the checks could not be run to their end, so nothing is proved", file=sys.stderr
                 )
                 return code or 1
-    except RunError as error:
+    except (RunError, RecordError) as error:
         print(f"llmkeep: {error}", file=sys.stderr)
         return 1
     return code
@@ -209,6 +231,9 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     common.add_argument("-C", "--check", action="store_true", help="say what would change, change nothing")
     common.add_argument("-D", "--diff", action="store_true", help="show what changes in files")
     common.add_argument("-v", "--verbose", action="count", default=0, help="more, up to -vvvv")
+    common.add_argument(
+        "--unrecorded", metavar="REASON", help="run even if the audit record cannot be written; told loudly"
+    )
     common.add_argument("ansible", nargs="*", help="more words for ansible-playbook, after --")
     parser = subparsers.add_parser(
         "site", parents=[common], help="bring the estate to what the inventory says"

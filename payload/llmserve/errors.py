@@ -3,6 +3,8 @@
 import json
 from dataclasses import dataclass, field
 
+TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
 
 @dataclass
 class ApiError(Exception):
@@ -24,9 +26,7 @@ class ApiError(Exception):
     @property
     def type(self) -> str:
         """OpenAI's coarse error type, which follows from the status."""
-        if self.status >= 500:
-            return "server_error"
-        return "authentication_error" if self.status == 401 else "invalid_request_error"
+        return "server_error" if self.status >= 500 else TYPES.get(self.status, "invalid_request_error")
 
 
 def unauthenticated(code: str, message: str) -> ApiError:

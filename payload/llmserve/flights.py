@@ -1,14 +1,15 @@
-"""Requests in flight, and the one way to cut them short: a client that left, a key, a deadline, a drain."""
+"""Requests in flight, and the one way to cut them short: a client that left, an identity, a deadline, a drain."""
 
 import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from llmserve.errors import ApiError, unauthenticated, unavailable
-from llmserve.keys import KeyTable
+from llmserve.errors import ApiError, unavailable
+from llmserve.identity import Authenticator, Identity
 from llmserve.metrics import Metrics
 from llmserve.onion import Receive
+from llmserve.policy import Policy, denied
 
 
 class ClientGone(ApiError):
@@ -22,10 +23,11 @@ class ClientGone(ApiError):
 class Flight:
     """A request that is being answered by `task`."""
 
-    def __init__(self, task: asyncio.Task[object], key_id: str) -> None:
-        """Take off now."""
+    def __init__(self, task: asyncio.Task[object], identity: Identity, action: str) -> None:
+        """Take off now. `action` as policy names it."""
         self.task = task
-        self.key_id = key_id
+        self.identity = identity
+        self.action = action
         self.started = time.monotonic()
         self.interruption: ApiError | None = None
 
@@ -47,14 +49,14 @@ class Flights:
         self.empty.set()
 
     @asynccontextmanager
-    async def watched(self, key_id: str, receive: Receive) -> AsyncIterator[Flight]:
+    async def watched(self, identity: Identity, action: str, receive: Receive) -> AsyncIterator[Flight]:
         """Run the block as a flight. It ends with an ApiError as soon as somebody interrupts it; the client's
         leaving does so too.
         """
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("a flight needs a task")
-        flight = Flight(task, key_id)
+        flight = Flight(task, identity, action)
 
         async def wait_for_hangup() -> None:
             while (await receive())["type"] != "http.disconnect":
@@ -78,14 +80,24 @@ class Flights:
             if not self.active:
                 self.empty.set()
 
-    def end_revoked(self, keys: KeyTable) -> None:
-        """Interrupt what runs under keys that are no longer valid."""
+    def end_revoked(self, authenticator: Authenticator) -> None:
+        """Interrupt what runs for identities that have ended: revoked, expired, or no longer known."""
         for flight in list(self.active):
-            if not keys.is_live(flight.key_id):
+            if refusal := authenticator.ended(flight.identity):
                 self.metrics.cancelled.labels("key").inc()
-                flight.interrupt(
-                    unauthenticated("revoked_key", "the API key was revoked or expired: ask for a new one")
-                )
+                flight.interrupt(refusal)
+
+    async def end_denied(self, policy: Policy) -> None:
+        """Interrupt what the policy does not allow any more."""
+        for flight in list(self.active):
+            try:
+                decision = await policy.decide(flight.identity, flight.action)
+            except ApiError as unanswered:
+                flight.interrupt(unanswered)
+                continue
+            if not decision.allow:
+                self.metrics.cancelled.labels("policy").inc()
+                flight.interrupt(denied(decision))
 
     def end_overdue(self, seconds: float) -> None:
         """Interrupt what runs longer than `seconds`."""

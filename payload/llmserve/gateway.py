@@ -15,16 +15,24 @@ from llmcore import logs
 from llmcore.config import ConfigError
 from llmcore.notify import notify
 from llmserve.app import build_app
+from llmserve.audit import AuditLink, Recorder
+from llmserve.break_glass import BreakGlass
 from llmserve.cache import ExactCache
 from llmserve.errors import ApiError
 from llmserve.flights import Flights
 from llmserve.handlers import State
 from llmserve.http import BoundedHttp
+from llmserve.identity import Authenticator
+from llmserve.judges import Judge, OpaEmbedded, OpaServer
 from llmserve.keys import KeyTable
 from llmserve.link import EngineLink
 from llmserve.metrics import EngineGauges, Metrics
+from llmserve.oidc import Issuer
 from llmserve.onion import App, Receive, Scope, Send, respond
-from llmserve.settings import GatewayConfig, Listener
+from llmserve.policy import Policy
+from llmserve.quotas import Quotas
+from llmserve.redis_link import RedisLink
+from llmserve.settings import GatewayConfig, Listener, PolicySource
 from llmserve.sockets import bind_tcp, bind_unix
 
 log = logging.getLogger("llmserve.gateway")
@@ -87,10 +95,12 @@ def metrics_app(metrics: Metrics) -> App:
     return app
 
 
-def open_cache(config: GatewayConfig, metrics: Metrics) -> ExactCache | None:
-    """The cache, if the configuration names a Redis; raises ConfigError without its password."""
+def open_redis(config: GatewayConfig) -> RedisLink | None:
+    """Redis, if the configuration names one; raises ConfigError without its password."""
     if config.redis is None:
-        log.warning("no Redis is configured: going on without a cache, every answer comes from the model")
+        log.warning(
+            "no Redis is configured: every answer comes from the model, and quotas are this process' own"
+        )
         return None
     password = None
     if config.redis.password_credential:
@@ -101,15 +111,47 @@ def open_cache(config: GatewayConfig, metrics: Metrics) -> ExactCache | None:
                 "credential: start this as the unit that loads it (LoadCredentialEncrypted=)"
             )
         password = secret.decode()
-    return ExactCache(config.redis, password, metrics)
+    return RedisLink(config.redis, password)
 
 
-async def run_gateway(config: GatewayConfig, pepper: bytes) -> None:
-    """Serve until SIGTERM or SIGINT, then drain; a second signal ends at once."""
+def open_judge(source: PolicySource) -> Judge:
+    """The policy engine that the configuration names."""
+    if source.engine == "server" and source.socket:
+        judge: Judge = OpaServer(source.socket, source.deadline_ms)
+    elif source.bundle:
+        judge = OpaEmbedded(source.bundle, source.key.read_bytes())
+    else:
+        raise ConfigError(f"policy.engine is '{source.engine}' and its source is missing")
+    log.info("policy", extra={"fields": {"engine": source.engine}})
+    return judge
+
+
+def open_policy(config: GatewayConfig, metrics: Metrics, judge: Judge | None) -> Policy:
+    """The policy. `judge` is a developer's; raises ConfigError where there is neither."""
+    source = config.policy
+    if source is None:
+        if judge is None:
+            raise ConfigError("key 'policy' is missing: without a policy nobody may do anything; set it")
+        return Policy(judge, metrics, None, None)
+    key = source.key.read_bytes()
+    glass = BreakGlass(source.break_glass, key) if source.break_glass else None
+    return Policy(judge or open_judge(source), metrics, source.seen, glass)
+
+
+async def run_gateway(config: GatewayConfig, pepper: bytes, judge: Judge | None = None) -> None:
+    """Serve until SIGTERM or SIGINT, then drain; a second signal ends at once.
+
+    Raises ConfigError where the configuration lacks policy or audit. `judge` stands in for the policy of a
+    developer's machine.
+    """
+    if config.audit is None:
+        raise ConfigError("key 'audit' is missing: what is not recorded is not answered; set it")
     logs.guard(asyncio.get_running_loop())
     metrics = Metrics()
     limits = config.limits
     keys = KeyTable(config.keys_file, pepper)
+    issuer = Issuer(config.identity.oidc) if config.identity.oidc else None
+    authenticator = Authenticator(keys, config.identity.certificate_header, issuer)
     links = {name: EngineLink(name, engine.socket, limits.waiting) for name, engine in config.engines.items()}
     metrics.registry.register(
         EngineGauges(
@@ -121,26 +163,47 @@ async def run_gateway(config: GatewayConfig, pepper: bytes) -> None:
     )
     for name in links:
         metrics.of(name)
-    cache = open_cache(config, metrics)
-    state = State(links, keys, limits, metrics, Flights(metrics), cache)
+    redis = open_redis(config)
+    cache = ExactCache(redis, config.redis.ttl_seconds, metrics) if redis and config.redis else None
+    policy = open_policy(config, metrics, judge)
+    probe_seconds = config.policy.probe_ms / 1000 if config.policy else 1.0
+    audit = AuditLink(config.audit.socket, metrics)
+    state = State(
+        links=links,
+        authenticator=authenticator,
+        limits=limits,
+        metrics=metrics,
+        flights=Flights(metrics),
+        cache=cache,
+        policy=policy,
+        quotas=Quotas(redis, metrics),
+        audit=audit,
+        recorder=Recorder(audit, pepper),
+    )
     sockets = [listening(config.listen), listening(config.metrics)]
     servers = [server(build_app(state)), server(metrics_app(metrics))]
 
     def keys_changed() -> None:
         metrics.keys.set(-1 if keys.records is None else len(keys.records))
-        state.flights.end_revoked(keys)
+        if issuer:
+            metrics.issuer_keys.set(-1 if issuer.keys is None else len(issuer.keys))
+        state.flights.end_revoked(authenticator)
 
     keys_changed()
     stop = Stop()
     async with asyncio.TaskGroup() as tasks:
         background = [tasks.create_task(link.keep_connected()) for link in links.values()]
-        background.append(tasks.create_task(keys.watch(keys_changed)))
+        background.append(tasks.create_task(authenticator.watch(keys_changed)))
+        background.append(tasks.create_task(audit.keep_connected()))
+        background.append(tasks.create_task(policy.watch(probe_seconds)))
+        policy.changed = lambda: background.append(tasks.create_task(state.flights.end_denied(policy)))
         background.append(tasks.create_task(end_late_flights(state)))
         serving = [
             tasks.create_task(each.serve(sockets=[bound]))
             for each, bound in zip(servers, sockets, strict=True)
         ]
         await engines_present(links)
+        await until_it_may_answer(state)
         addresses = [describe(bound) for bound in sockets]
         log.info("ready", extra={"fields": {"listen": addresses[0], "metrics": addresses[1]}})
         notify("READY=1")
@@ -151,10 +214,13 @@ async def run_gateway(config: GatewayConfig, pepper: bytes) -> None:
             each.should_exit = True
             each.force_exit = stop.now.is_set()
         await asyncio.gather(*serving)
+        await audit.settled()
         for task in background:
             task.cancel()
-    if cache:
-        await cache.close()
+    authenticator.close()
+    if redis:
+        await redis.close()
+    policy.engine.close()
     if config.listen.socket:
         config.listen.socket.unlink(missing_ok=True)
 
@@ -187,11 +253,12 @@ async def drain(state: State, stop: Stop, seconds: float) -> None:
 
 
 async def end_late_flights(state: State) -> None:
-    """Once a second: deadlines, and keys that have expired meanwhile."""
+    """Once a second: deadlines, intents that do not reach the disk, and identities that have expired meanwhile."""
     while True:
         await asyncio.sleep(1)
+        state.audit.end_overdue()
         state.flights.end_overdue(state.limits.answer_seconds)
-        state.flights.end_revoked(state.keys)
+        state.flights.end_revoked(state.authenticator)
 
 
 async def engines_present(links: dict[str, EngineLink]) -> None:
@@ -205,6 +272,17 @@ async def engines_present(links: dict[str, EngineLink]) -> None:
     except TimeoutError:
         absent = {name: link.trouble for name, link in links.items() if link.hello is None}
         log.warning("starting without some engines", extra={"fields": {"absent": absent}})
+
+
+async def until_it_may_answer(state: State) -> None:
+    """Wait for a policy and for the audit writer, but not for ever: without them every request is refused."""
+    try:
+        async with asyncio.timeout(ENGINE_WAIT_SECONDS):
+            while not (state.policy.ready and state.audit.up):
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        fields = {"policy": state.policy.trouble or "decides", "audit": "up" if state.audit.up else "away"}
+        log.warning("starting although nothing can be answered yet", extra={"fields": fields})
 
 
 def describe(bound: socket.socket) -> str:

@@ -1,19 +1,24 @@
 """The hot routes: plain ASGI callables from body to answer."""
 
 import asyncio
+import json
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 
 from llmserve.answers import GenerateRendering, OpenAiRendering, Rendering, error_event
+from llmserve.audit import AuditLink, Recorder
 from llmserve.cache import ExactCache, key_material
+from llmserve.decision import Decision
 from llmserve.errors import ApiError
 from llmserve.flights import Flights
-from llmserve.keys import KeyTable, Record
+from llmserve.identity import Authenticator, Identity
 from llmserve.link import Answer, EngineLink
 from llmserve.metrics import Metrics
 from llmserve.onion import Exchange, Receive, Scope, Send, respond
-from llmserve.protocol import Delta, Done, Failed, Hello
+from llmserve.policy import Policy
+from llmserve.protocol import Delta, Done, Failed, Generate, Hello
+from llmserve.quotas import Quotas
 from llmserve.settings import Limits
 from llmserve.wire import (
     Call,
@@ -40,12 +45,35 @@ class State:
     """What the handlers of one gateway process share."""
 
     links: dict[str, EngineLink]
-    keys: KeyTable
+    authenticator: Authenticator
     limits: Limits
     metrics: Metrics
     flights: Flights
     cache: ExactCache | None
+    policy: Policy
+    quotas: Quotas
+    audit: AuditLink
+    recorder: Recorder
     draining: bool = False
+
+    def visible(self, exchange: Exchange) -> list[str]:
+        """The models that this exchange's decision permits, in the order of the configuration."""
+        decision = exchange.decision
+        return [name for name in self.links if decision is not None and decision.permits(name)]
+
+
+def no_such_model(name: str, visible: list[str]) -> ApiError:
+    """404. A model that one may not ask looks like one that does not exist."""
+    listed = ", ".join(f"'{model}'" for model in visible) or "none"
+    message = f"there is no model '{name[:80]}' here: the models that you may ask are {listed}"
+    return ApiError(404, "model_not_found", message, "model")
+
+
+def asked_text(generate: Generate) -> str:
+    """What was asked, as one text, for the audit record."""
+    if generate.prompt is not None:
+        return generate.prompt
+    return json.dumps(generate.messages, ensure_ascii=False, separators=(",", ":"))
 
 
 async def read_body(receive: Receive) -> bytes:
@@ -70,18 +98,32 @@ class Completions:
     def __init__(self, state: State) -> None:
         """`state` outlives every request."""
         self.state = state
+        self.narrowed: dict[int, Limits] = {}
+
+    def limits(self, scope: Scope) -> Limits:
+        """This gateway's limits, and the shorter answers where the decision grants no longer ones."""
+        exchange: Exchange = scope["llm"]
+        ours = self.state.limits
+        granted = exchange.decision.max_tokens if exchange.decision else 0
+        if granted >= ours.max_tokens:
+            return ours
+        if granted not in self.narrowed:
+            default = min(ours.default_max_tokens, granted)
+            update = {"max_tokens": granted, "default_max_tokens": default}
+            self.narrowed[granted] = ours.model_copy(update=update)
+        return self.narrowed[granted]
 
     async def chat(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /v1/chat/completions."""
-        call = chat_call(parse_body(ChatBody, await read_body(receive)), self.state.limits)
-        link, hello = self.engine(call)
+        call = chat_call(parse_body(ChatBody, await read_body(receive)), self.limits(scope))
+        link, hello = self.engine(scope, call)
         rendering = OpenAiRendering(True, hello.model, hello.revision, call.include_usage)
         await self.answer(scope, receive, send, call, link, rendering)
 
     async def completion(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /v1/completions."""
-        call = completion_call(parse_body(CompletionBody, await read_body(receive)), self.state.limits)
-        link, hello = self.engine(call)
+        call = completion_call(parse_body(CompletionBody, await read_body(receive)), self.limits(scope))
+        link, hello = self.engine(scope, call)
         rendering = OpenAiRendering(False, hello.model, hello.revision, call.include_usage)
         await self.answer(scope, receive, send, call, link, rendering)
 
@@ -91,23 +133,17 @@ class Completions:
             body = parse_query(scope["query_string"])
         else:
             body = parse_body(GenerateBody, await read_body(receive))
-        call = generate_call(body, self.state.limits)
-        link, hello = self.engine(call)
+        call = generate_call(body, self.limits(scope))
+        link, hello = self.engine(scope, call)
         await self.answer(scope, receive, send, call, link, GenerateRendering(hello.model))
 
-    def engine(self, call: Call) -> tuple[EngineLink, Hello]:
-        """The engine of the model asked for; raises ApiError 404 or 503."""
-        links = self.state.links
-        name = call.model if call.model is not None else next(iter(links))
-        link = links.get(name)
-        if link is None:
-            served = ", ".join(f"'{model}'" for model in links)
-            raise ApiError(
-                404,
-                "model_not_found",
-                f"there is no model '{name[:80]}' here: the models are {served}",
-                "model",
-            )
+    def engine(self, scope: Scope, call: Call) -> tuple[EngineLink, Hello]:
+        """The engine of the model asked for, or of the first that may be asked; raises ApiError 404 or 503."""
+        visible = self.state.visible(scope["llm"])
+        name = call.model if call.model is not None else next(iter(visible), "")
+        if name not in visible:
+            raise no_such_model(name, visible)
+        link = self.state.links[name]
         return link, link.present()
 
     async def answer(
@@ -115,33 +151,40 @@ class Completions:
     ) -> None:
         """From the cache or from the engine, whole or streamed."""
         exchange: Exchange = scope["llm"]
-        identity = exchange.identity
-        if identity is None:
-            raise RuntimeError("a route that answers stands behind authentication")
+        identity, decision = exchange.identity, exchange.decision
+        if identity is None or decision is None:
+            raise RuntimeError("a route that answers stands behind authentication and policy")
         exchange.model = link.model
         if self.state.draining:
             raise ApiError(
                 503, "draining", "this gateway is stopping: ask again", headers=[(b"retry-after", b"5")]
             )
+        await self.state.recorder.intent(exchange, link.model, asked_text(call.generate))
+        reserved = await self.state.quotas.reserve(
+            identity.tenant, identity.subject, decision, call.generate.max_tokens
+        )
         try:
-            async with self.state.flights.watched(identity.id, receive):
+            async with self.state.flights.watched(identity, exchange.action or "", receive):
                 if call.generate.stream:
                     await self.stream(exchange, send, call, link, rendering)
                 else:
-                    await self.whole(exchange, identity, send, call, link, rendering)
+                    await self.whole(exchange, identity, decision, send, call, link, rendering)
         except ApiError as error:
             if exchange.streaming:  # the slot is free already: a client that reads slowly holds nothing
                 with suppress(TimeoutError):
                     async with asyncio.timeout(LAST_WORD_SECONDS):
                         await send({"type": "http.response.body", "body": error_event(error)})
             raise
+        finally:
+            reserved.settle(exchange.tokens)
         seconds = time.monotonic() - exchange.started
         self.state.metrics.of(link.model).whole.observe(seconds)
 
     async def whole(
         self,
         exchange: Exchange,
-        identity: Record,
+        identity: Identity,
+        decision: Decision,
         send: Send,
         call: Call,
         link: EngineLink,
@@ -152,13 +195,14 @@ class Completions:
         done, result = None, b"bypass"
         material = ""
         if cache:
-            material = key_material(identity.tenant, link.present(), call.generate)
+            material = key_material(identity.tenant, decision.revision, link.present(), call.generate)
             done = await cache.get(material)
             result = b"hit" if done else b"miss"
         else:
             self.state.metrics.cache.labels("bypass").inc()
         if done is None:
             done = await self.ask_whole(call, link)
+            exchange.tokens = done.prompt_tokens + done.completion_tokens
             if cache:
                 await cache.put(material, done)
         self.count(exchange, link, done)
@@ -222,12 +266,14 @@ class Completions:
                 }
             )
             opening = b""
+            exchange.tokens += 1  # until the engine says how many it were
             frame = await answer.get()
             now = time.monotonic()
             series.inter_token.observe(now - then)
             then = now
         if isinstance(frame, Failed):
             raise failure(frame)
+        exchange.tokens = frame.prompt_tokens + frame.completion_tokens
         self.count(exchange, link, frame)
         await send({"type": "http.response.body", "body": opening + rendering.last(frame)})
 
@@ -236,6 +282,6 @@ class Completions:
         series = self.state.metrics.of(link.model)
         series.prompt_tokens.inc(done.prompt_tokens)
         series.completion_tokens.inc(done.completion_tokens)
-        exchange.fields["llm.prompt_tokens"] = done.prompt_tokens
-        exchange.fields["llm.completion_tokens"] = done.completion_tokens
+        exchange.fields["gen_ai.usage.input_tokens"] = done.prompt_tokens
+        exchange.fields["gen_ai.usage.output_tokens"] = done.completion_tokens
         exchange.fields["llm.finish_reason"] = done.finish_reason

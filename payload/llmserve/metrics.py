@@ -69,8 +69,24 @@ class Metrics:
         self.tokens = counter("llm_tokens", "Tokens by kind: prompt, completion", ["model", "kind"])
         self.cache = counter("llm_cache", "Cache by result: hit, miss, bypass, error", ["result"])
         self.rejected = counter("llm_rejected", "Requests refused, by code of the error", ["code"])
-        self.cancelled = counter("llm_cancelled", "Answers cut short: client, key, drain, deadline", ["by"])
+        self.cancelled = counter(
+            "llm_cancelled", "Answers cut short: client, key, policy, drain, deadline", ["by"]
+        )
+        self.decisions = counter(
+            "llm_policy_decisions", "Answers of the engine: allow, deny, unavailable", ["result"]
+        )
+        self.policy_revision = gauge("llm_policy_revision", "Revision of the policy that decides")
+        self.break_glass = counter("llm_break_glass", "Requests that a break-glass file let through")
+        self.break_glass_armed = gauge(
+            "llm_break_glass_armed", "1 while there is a break-glass file that counts"
+        )
+        self.quota_refused = counter("llm_quota_refused", "Requests over a quota, by quota", ["quota"])
+        self.audit_up = gauge("llm_audit_up", "1 while the audit writer is there")
+        self.audit_suppressed = counter("llm_audit_suppressed", "Refusals that were counted and not recorded")
         self.keys = gauge("llm_keys", "Keys in the file; -1 while it cannot be read")
+        self.issuer_keys = gauge(
+            "llm_issuer_keys", "Keys of the identity provider; -1 while they cannot be read"
+        )
 
         self.models: dict[str, ModelSeries] = {}
 

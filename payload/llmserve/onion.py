@@ -14,8 +14,9 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from llmserve.decision import Decision
 from llmserve.errors import ApiError
-from llmserve.keys import KeyTable, Record
+from llmserve.identity import Authenticator, Identity
 from llmserve.metrics import Metrics
 
 Scope = MutableMapping[str, Any]
@@ -34,10 +35,19 @@ class Exchange:
 
     request_id: bytes
     started: float  # time.monotonic()
-    identity: Record | None = None
+    identity: Identity | None = None
+    action: str | None = None  # as policy names it: method and route
+    decision: Decision | None = None
+    public: bool = False
+    intended: bool = False  # its intent is in the audit record, so its outcome must follow
+    transaction: str = field(
+        default_factory=lambda: secrets.token_hex(8)
+    )  # a client may choose its request id
+    address: str | None = None  # of the client, as the edge saw it
     route: str = "other"
     model: str | None = None
     status: int = 0
+    tokens: int = 0  # that the engine has spent on it
     code: str | None = None  # of the error, if there was one
     streaming: bool = False
     fields: dict[str, object] = field(default_factory=dict)  # for the access log: counts, never text
@@ -76,16 +86,20 @@ async def respond(
 class RequestId:
     """Names the request, turns errors into envelopes, and writes one access line without query or bodies."""
 
-    def __init__(self, app: App, metrics: Metrics) -> None:
-        """Outermost: nothing escapes it."""
+    def __init__(self, app: App, metrics: Metrics, close: Callable[[Exchange, int], None]) -> None:
+        """Outermost: nothing escapes it. `close` gets each exchange at its end, and its nanoseconds."""
         self.app = app
         self.metrics = metrics
+        self.close = close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         given = header(scope, b"x-request-id")
         known = given if given and REQUEST_ID.fullmatch(given) else secrets.token_hex(16).encode()
+        address = header(scope, b"x-forwarded-for")  # the edge sets it, and only the edge reaches this socket
         exchange = scope["llm"] = Exchange(known, time.monotonic())
+        if address:
+            exchange.address = address[:64].decode("latin-1")
 
         async def named(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -120,7 +134,9 @@ class RequestId:
             self.finish(scope, exchange)
 
     def finish(self, scope: Scope, exchange: Exchange) -> None:
-        """Count and log."""
+        """Count, record and log."""
+        nanoseconds = int((time.monotonic() - exchange.started) * 1e9)
+        self.close(exchange, nanoseconds)
         self.metrics.requests.labels(exchange.route, str(exchange.status)).inc()
         if not log.isEnabledFor(logging.INFO) or exchange.route in {"/livez", "/readyz"}:
             return
@@ -129,12 +145,15 @@ class RequestId:
             "http.request.method": scope["method"],
             "url.path": exchange.route,
             "http.response.status_code": exchange.status,
-            "event.duration": int((time.monotonic() - exchange.started) * 1e9),
+            "event.duration": nanoseconds,
         }
         if exchange.identity:
             fields["user.id"] = exchange.identity.subject
             fields["organization.id"] = exchange.identity.tenant
-            fields["llm.key_id"] = exchange.identity.id
+            fields["llmkeep.identity.kind"] = exchange.identity.kind
+            fields["llmkeep.identity.id"] = exchange.identity.id
+        if exchange.decision:
+            fields["llmkeep.decision.rule"] = exchange.decision.rule
         if exchange.model:
             fields["llm.model"] = exchange.model
         if exchange.code:
@@ -179,18 +198,20 @@ class BodyLimit:
 
 
 class Authentication:
-    """Every path needs a key but the public ones; unknown paths do too."""
+    """Every path needs an identity but the public ones; unknown paths do too."""
 
-    def __init__(self, app: App, keys: KeyTable, public: frozenset[str]) -> None:
+    def __init__(self, app: App, authenticator: Authenticator, public: frozenset[str]) -> None:
         """`public` comes out of the routing table."""
         self.app = app
-        self.keys = keys
+        self.authenticator = authenticator
         self.public = public
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        if scope["path"] not in self.public:
-            scope["llm"].identity = self.keys.identify(header(scope, b"authorization"))
+        if scope["path"] in self.public:
+            scope["llm"].public = True
+        else:
+            scope["llm"].identity = self.authenticator.identify(scope["headers"])
         await self.app(scope, receive, send)
 
 

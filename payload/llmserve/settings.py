@@ -12,6 +12,10 @@ Seconds = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0)]
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")]  # it stands in a header
 
+Algorithm = Literal[  # asymmetric ones only: whoever can check a token must not be able to make one
+    "ES256", "ES384", "ES512", "EdDSA", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512"
+]
+
 
 class Listener(Section):
     """Where to listen: a UNIX socket, or host and port."""
@@ -45,6 +49,37 @@ class Redis(Section):
     ttl_seconds: Positive = 3600
 
 
+class PolicySource(Section):
+    """Who decides, and by which policy. `server` asks OPA at `socket`; `embedded` judges the bundle in process.
+
+    `key` is the policy's public key, PEM; `seen` remembers the highest revision; `break_glass` is a signed file. Each `probe_ms`
+    the engine is asked whether it decides, and by which revision.
+    """
+
+    engine: Literal["server", "embedded"]
+    key: Path
+    socket: Path | None = None
+    bundle: Path | None = None
+    deadline_ms: Positive = 50
+    probe_ms: Positive = 1000
+    seen: Path | None = None
+    break_glass: Path | None = None
+
+    @model_validator(mode="after")
+    def engine_has_its_source(self) -> "PolicySource":
+        """A server has a socket, the embedded engine a bundle."""
+        needed = "socket" if self.engine == "server" else "bundle"
+        if getattr(self, needed) is None:
+            raise ValueError(f"engine '{self.engine}' needs '{needed}'")
+        return self
+
+
+class AuditWriter(Section):
+    """The host's one writer of the audit record."""
+
+    socket: Path
+
+
 class Limits(Section):
     """What one request, and all of them together, may take."""
 
@@ -66,6 +101,30 @@ class Limits(Section):
         return self
 
 
+class Oidc(Section):
+    """The identity provider whose tokens count, with its public keys in a file. A claim's name may have dots."""
+
+    issuer: Annotated[str, Field(min_length=1)]
+    audience: Annotated[str, Field(min_length=1)]
+    jwks_file: Path
+    algorithms: Annotated[tuple[Algorithm, ...], Field(min_length=1)] = ("ES256", "RS256")
+    leeway_seconds: Annotated[int, Field(ge=0, le=300)] = 30
+    max_age_seconds: Positive = 24 * 3600
+    subject_claim: str = "sub"
+    tenant_claim: str
+    roles_claim: str
+
+
+class Identities(Section):
+    """What says who asks, besides an API key.
+
+    `certificate_header`: where the edge hands over the client's certificate (PEM, URL-encoded) that it has verified.
+    """
+
+    certificate_header: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,64}$")] | None = None
+    oidc: Oidc | None = None
+
+
 class GatewayConfig(Section):
     """`llm-serve gateway --config`. The first engine answers where a request names no model."""
 
@@ -73,9 +132,21 @@ class GatewayConfig(Section):
     metrics: Listener
     engines: Annotated[dict[ModelName, Engine], Field(min_length=1)]
     keys_file: Path
+    policy: PolicySource | None = None
+    audit: AuditWriter | None = None
+    identity: Identities = Identities()
     redis: Redis | None = None
     limits: Limits = Limits()
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    @model_validator(mode="after")
+    def certificates_come_from_the_edge(self) -> "GatewayConfig":
+        """Whoever reaches a port could write the header; a socket's file says who may."""
+        if self.identity.certificate_header and self.listen.socket is None:
+            raise ValueError(
+                "'identity.certificate_header' is believed on a socket only: set 'listen.socket'"
+            )
+        return self
 
 
 class EchoModel(Section):

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import httpx2 as httpx
 import pytest
+from redis_server import RedisServer
 from service import Service, running
 
 
@@ -19,3 +20,11 @@ def client(echo: Service) -> Iterator[httpx.Client]:
     """A client of `echo` that has a key."""
     with echo.client() as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """One for a module."""
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    yield server
+    server.stop()

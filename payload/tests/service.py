@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx2 as httpx
 import yaml
+from authority import PUBLIC_KEY, signed_bundle
 
 from llmserve.keys import edited, new_key
 
@@ -34,7 +35,14 @@ def eventually(what: str, holds: Any, seconds: float = 10.0) -> Any:
 class Process:
     """A process that speaks sd_notify; its stderr goes to a file."""
 
-    def __init__(self, folder: Path, name: str, arguments: list[str], environment: dict[str, str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        arguments: list[str],
+        environment: dict[str, str],
+        module: str = "llmserve",
+    ) -> None:
         """Start it; `await_ready` waits for READY=1."""
         self.log = folder / f"{name}.log"
         self.notifications = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -45,7 +53,7 @@ class Process:
         self.states: list[str] = []
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "llmserve", *arguments],
+                [sys.executable, "-m", module, *arguments],
                 stdout=log,
                 stderr=log,
                 env={**os.environ, "NOTIFY_SOCKET": str(address), **environment},
@@ -89,10 +97,14 @@ class Service:
     engine_models: dict[str, dict[str, Any]]
     limits: dict[str, Any] = field(default_factory=dict)
     redis: dict[str, Any] | None = None
+    policy: dict[str, Any] | None = None  # without one: the estate's own, judged in process
+    identity: dict[str, Any] = field(default_factory=dict)
     credentials: dict[str, str] = field(default_factory=dict)
     engines: dict[str, Process] = field(default_factory=dict)
     gateway: Process | None = None
+    writer: Process | None = None
     key: str = ""
+    refusals: int = 0  # of policy bundles, that a test has seen
 
     def start(self) -> "Service":
         """Everything, with one key."""
@@ -102,8 +114,9 @@ class Service:
         for name, secret in self.credentials.items():
             (credentials / name).write_text(secret)
         with edited(self.folder / "keys.json") as records:
-            self.key, record = new_key(PEPPER, "ada", "research", ["analyst"], None)
+            self.key, record = new_key(PEPPER, "ada", "research", ["developer"], None)
             records.append(record)
+        self.start_writer()
         for name in self.engine_models:
             self.start_engine(name, wait=False)
         self.start_gateway(wait=False)
@@ -111,6 +124,14 @@ class Service:
             if process:
                 process.await_ready()
         return self
+
+    def start_writer(self) -> None:
+        """The audit record's one writer."""
+        seed = self.folder / "audit.seed"
+        seed.write_text("5e" * 32)
+        options = ["--folder", str(self.folder / "audit"), "--socket", str(self.folder / "audit.sock")]
+        command = ["serve", *options, "--seed-file", str(seed)]
+        self.writer = Process(self.folder, "writer", command, {}, module="llmproof").await_ready()
 
     def start_engine(self, name: str, wait: bool = True) -> None:
         """One engine."""
@@ -124,11 +145,21 @@ class Service:
 
     def start_gateway(self, wait: bool = True) -> None:
         """The gateway."""
+        policy = {
+            "key": str(self.folder / "policy.pem"),
+            "probe_ms": 100,
+            "deadline_ms": 400,
+            **(self.policy or self.embedded()),
+        }
+        (self.folder / "policy.pem").write_bytes(PUBLIC_KEY)
         config: dict[str, Any] = {
+            "policy": policy,
+            "audit": {"socket": str(self.folder / "audit.sock")},
             "listen": {"socket": str(self.folder / "http.sock")},
             "metrics": {"socket": str(self.folder / "metrics.sock")},
             "engines": {name: {"socket": str(self.folder / f"{name}.sock")} for name in self.engine_models},
             "keys_file": str(self.folder / "keys.json"),
+            "identity": self.identity,
             "limits": self.limits,
             "log_level": "DEBUG",
         }
@@ -141,9 +172,20 @@ class Service:
         if wait:
             self.gateway.await_ready()
 
+    def embedded(self) -> dict[str, Any]:
+        """The tree's own policy, signed for this test."""
+        bundle = self.folder / "bundle.tar.gz"
+        bundle.write_bytes(signed_bundle())
+        return {"engine": "embedded", "bundle": str(bundle)}
+
+    def records(self) -> list[dict[str, Any]]:
+        """What stands in the audit record."""
+        files = sorted((self.folder / "audit").glob("records-*.jsonl"))
+        return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
     def stop(self) -> None:
         """All processes."""
-        for process in [self.gateway, *self.engines.values()]:
+        for process in [self.gateway, *self.engines.values(), self.writer]:
             if process:
                 process.stop()
 
@@ -159,7 +201,7 @@ class Service:
 
     def add_key(self, subject: str = "ada", tenant: str = "research", *more: str) -> dict[str, Any]:
         """A new key by the CLI."""
-        who = ["--subject", subject, "--tenant", tenant, "--role", "analyst"]
+        who = ["--subject", subject, "--tenant", tenant, "--role", "developer"]
         result = self.cli("keys", "add", *who, "--json", *more, "--keys-file", str(self.folder / "keys.json"))
         assert result.returncode == 0, result.stderr
         added: dict[str, Any] = json.loads(result.stdout)

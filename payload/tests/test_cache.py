@@ -1,67 +1,17 @@
 """The exact cache, against Debian's Redis behind a UNIX socket and an ACL user."""
 
-import hashlib
-import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
 import pytest
+from redis_server import PASSWORD, RedisServer
 from service import Service, eventually, running
 
-PASSWORD = "a password for tests"
 CHAT = "/v1/chat/completions"
 QUESTION = {"model": "echo", "temperature": 0, "messages": [{"role": "user", "content": "one two"}]}
-
-
-class RedisServer:
-    """Debian's redis-server with the ACL of the redis role."""
-
-    def __init__(self, folder: Path) -> None:
-        """Where it lives."""
-        self.socket = folder / "redis.sock"
-        digest = hashlib.sha256(PASSWORD.encode()).hexdigest()
-        (folder / "users.acl").write_text(
-            f"user default off\nuser gateway on #{digest} ~llm:* resetchannels -@all +get +set +@connection\n"
-        )
-        options = ["--port", "0", "--unixsocket", str(self.socket), "--aclfile", str(folder / "users.acl")]
-        program = shutil.which("redis-server")
-        if program is None:
-            pytest.skip("Debian's redis-server is not installed")
-        self.command = [
-            program,
-            *options,
-            "--save",
-            "",
-            "--dir",
-            str(folder),
-            "--logfile",
-            str(folder / "redis.out"),
-        ]
-        self.start()
-
-    def start(self) -> None:
-        """Until its socket is there."""
-        self.process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL)
-        eventually("Redis listens", self.socket.exists)
-
-    def stop(self) -> None:
-        """At once."""
-        self.process.kill()
-        self.process.wait()
-        self.socket.unlink(missing_ok=True)
-
-
-@pytest.fixture(scope="module")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """One for this module."""
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    yield server
-    server.stop()
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,11 @@
 """API keys: who gets in, and how soon nobody does any more."""
 
+import hmac
 import json
 import stat
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -12,7 +16,8 @@ from service import PEPPER, Service, eventually, running
 from test_faults import STREAM, ready
 from test_refusals import error
 
-from llmserve.keys import KeyTable, edited, new_key, read_keys
+from llmserve.errors import ApiError
+from llmserve.keys import KeyTable, Record, edited, new_key, read_keys
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +76,7 @@ def test_a_key_is_good_the_moment_it_was_made(tmp_path: Path) -> None:
     key, record = new_key(PEPPER, "s@t", "t", ["user"], None)
     with edited(table.path) as records:
         records.append(record)
-    assert table.identify(f"Bearer {key}".encode()).id == record.id
+    assert table.holder(key).id == record.id
 
 
 def test_revoking_a_key_ends_its_running_streams_and_no_others(tmp_path: Path) -> None:
@@ -172,6 +177,149 @@ def test_the_cli_refuses_with_a_reason_and_changes_nothing(echo: Service, tmp_pa
     assert (tmp_path / "keys.json").read_text() == "{}x"
 
 
+def test_a_rotated_key_gives_way_to_a_new_one_of_the_same_holder_after_the_overlap(service: Service) -> None:
+    old = service.add_key("mia", "sales", "--expires", "90d")
+    file = ["--keys-file", str(service.folder / "keys.json")]
+    result = service.cli("keys", "rotate", old["id"], "--overlap", "12h", "--json", *file)
+    new = json.loads(result.stdout)
+    assert old["key"] not in result.stdout
+    assert (new["subject"], new["tenant"], new["roles"]) == ("mia", "sales", ["developer"])
+    assert new["replaces"] == old["id"]
+    assert datetime.fromisoformat(new["expires"]) - datetime.fromisoformat(new["created"]) == timedelta(
+        days=90
+    )
+    eventually("the new key works", lambda: status(service, new["key"]) == 200, 5)
+    assert status(service, old["key"]) == 200
+    [left] = [record for record in read_keys(service.folder / "keys.json").keys if record.id == old["id"]]
+    assert left.expires
+    assert timedelta(hours=11, minutes=59) < left.expires - datetime.now(UTC) <= timedelta(hours=12)
+    with edited(service.folder / "keys.json") as records:
+        index = records.index(left)
+        records[index] = left.model_copy(update={"expires": datetime.now(UTC)})  # twelve hours later
+    eventually("the old key has expired", lambda: status(service, old["key"]) == 401, 5)
+    assert status(service, new["key"]) == 200
+
+
+def test_a_dead_or_already_rotated_or_unknown_key_is_not_rotated(service: Service) -> None:
+    def refusal(number: str, code: int) -> str:
+        file = ["--keys-file", str(service.folder / "keys.json")]
+        result = service.cli("keys", "rotate", number, *file)
+        assert (result.returncode, result.stdout) == (code, "")
+        return result.stderr
+
+    file = ["--keys-file", str(service.folder / "keys.json")]
+    dead, old = service.add_key("dan"), service.add_key("olga")
+    service.cli("keys", "revoke", dead["id"], *file)
+    new = json.loads(service.cli("keys", "rotate", old["id"], "--json", *file).stdout)
+    assert "was revoked" in refusal(dead["id"], 1)
+    assert new["id"] in refusal(old["id"], 1)
+    assert "'0123'" in refusal("0123", 3)
+
+
+def test_a_key_of_one_host_is_taken_over_by_another_with_its_own_pepper(tmp_path: Path) -> None:
+    hosts = {}
+    for name in "one", "two":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "pepper").write_bytes(name.encode() * 16)
+        hosts[name] = ["--keys-file", str(tmp_path / name / "keys.json"), "--json"]
+        hosts[name] += ["--pepper-file", str(tmp_path / name / "pepper")]
+
+    def cli(given: str, *words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "llmserve", "keys", *words]
+        return subprocess.run(command, input=given, capture_output=True, text=True, check=False)
+
+    def records(name: str) -> dict[str, Record]:
+        return {record.id: record for record in read_keys(tmp_path / name / "keys.json").keys}
+
+    who = ["--subject", "bob", "--tenant", "t", "--role", "r", "--expires", "30d"]
+    added = cli("", "add", *who, *hosts["one"]).stdout
+    old, secret = json.loads(added)["id"], json.loads(added)["key"]
+    for taken in True, False:
+        imported = cli(added, "import", *hosts["two"])
+        assert json.loads(imported.stdout)["imported"] is taken
+        assert secret.split("_")[2] not in imported.stdout + imported.stderr
+    both = [records(name)[old] for name in hosts]
+    assert both[0].hash != both[1].hash, "each host has a pepper of its own"
+    assert both[0].model_copy(update={"hash": ""}) == both[1].model_copy(update={"hash": ""})
+    assert KeyTable(tmp_path / "two" / "keys.json", b"two" * 16).holder(secret).subject == "bob"
+
+    rotated = cli("", "rotate", old, "--overlap", "1h", *hosts["one"]).stdout
+    cli(rotated, "import", *hosts["two"])
+    assert records("one")[old].expires == records("two")[old].expires != both[0].expires
+    assert set(records("one")) == set(records("two"))
+
+    cli("", "revoke", old, *hosts["two"][:3])
+    assert json.loads(cli(added, "import", *hosts["two"]).stdout)["state"] == "revoked"
+    assert records("two")[old].revoked, "nothing comes back to life"
+    forged = json.dumps({**json.loads(added), "key": f"llmk_{old}_{'0' * 48}"})
+    assert "another key" in cli(forged, "import", *hosts["two"]).stderr
+    for wrong in "", "[]", "{}", '{"id": 5}', json.dumps({**json.loads(added), "id": "other"}), added + "x":
+        refused = cli(wrong, "import", *hosts["two"])
+        assert (refused.returncode, "standard input" in refused.stderr) == (1, True)
+        assert secret not in refused.stderr
+
+
+def test_revoking_a_subject_ends_all_its_keys_and_nobody_elses(service: Service) -> None:
+    keys = [service.add_key("max", tenant)["key"] for tenant in ("sales", "research")]
+    other = service.add_key("max2", "sales")["key"]
+    eventually("they work", lambda: {status(service, key) for key in [*keys, other]} == {200}, 5)
+    file = ["--keys-file", str(service.folder / "keys.json")]
+    result = service.cli("keys", "revoke", "--subject", "max", "--json", *file)
+    assert set(json.loads(result.stdout)["revoked"]) == {key.split("_")[1] for key in keys}
+    eventually("both are dead", lambda: {status(service, key) for key in keys} == {401}, 5)
+    assert status(service, other) == 200
+    assert [each.subject for each in read_keys(service.folder / "keys.json").blocked] == ["max"]
+
+
+def test_the_list_tells_the_minute_in_which_a_key_was_last_used(tmp_path: Path) -> None:
+    def last_used(service: Service) -> dict[str, str | None]:
+        listed = service.cli("keys", "list", "--json", "--keys-file", str(tmp_path / "keys.json")).stdout
+        return {entry["id"]: entry["last_used"] for entry in json.loads(listed)}
+
+    with running(tmp_path) as service:
+        idle, first, second = (service.add_key(name)["id"] for name in ("idle", "first", "second"))
+        used, later = service.add_key("used"), service.add_key("later")
+        eventually("it works", lambda: status(service, used["key"]) == 200, 5)
+        shown = eventually("it is shown", lambda: last_used(service)[used["id"]], 5)
+        assert datetime.now(UTC) - datetime.fromisoformat(shown) < timedelta(minutes=2)
+        assert datetime.fromisoformat(shown).second == 0
+        wrote = (tmp_path / "last-used.json").stat().st_mtime_ns
+        assert status(service, later["key"]) == 200
+        for _ in range(50):
+            status(service, used["key"])
+        assert (tmp_path / "last-used.json").stat().st_mtime_ns == wrote, "at most one write a minute"
+    assert stat.S_IMODE((tmp_path / "last-used.json").stat().st_mode) == 0o600
+    shown_all = last_used(service)
+    assert shown_all[later["id"]], "written when the gateway stops"
+    assert {shown_all[number] for number in (idle, first, second)} == {None}
+
+
+def test_a_flood_of_wrong_keys_reads_no_file_and_compares_in_constant_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with edited(tmp_path / "keys.json") as records:
+        key, record = new_key(PEPPER, "s@t", "t", ["user"], None)
+        records += [record.model_copy(update={"id": f"{number:012x}"}) for number in range(5000)]
+    table = KeyTable(tmp_path / "keys.json", PEPPER)
+    compared: list[tuple[str, str]] = []
+    constant_time = hmac.compare_digest
+
+    def watched(one: str, other: str) -> bool:
+        compared.append((one, other))
+        return constant_time(one, other)
+
+    monkeypatch.setattr("llmserve.keys.hmac.compare_digest", watched)
+    started = time.process_time()
+    for number in range(5000):
+        wrong = f"llmk_{number:012x}_{key[18:]}" if number % 2 else f"llmk_unknown{number}_{key[18:]}"
+        with pytest.raises(ApiError, match="invalid_key"):
+            table.holder(wrong)
+    spent = time.process_time() - started
+    assert len(compared) == 5000, "an unknown id costs the same comparison as a wrong secret"
+    assert {len(digest) for both in compared for digest in both} == {64}
+    assert spent < 1, "5000 readings of this file would take minutes"
+
+
 def test_two_editors_at_once_lose_no_key(tmp_path: Path) -> None:
     def add(number: int) -> None:
         with edited(tmp_path / "keys.json") as records:
@@ -179,4 +327,4 @@ def test_two_editors_at_once_lose_no_key(tmp_path: Path) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(add, range(40)))
-    assert len(read_keys(tmp_path / "keys.json")) == 40
+    assert len(read_keys(tmp_path / "keys.json").keys) == 40

@@ -1,17 +1,23 @@
 """What clients are told when a request is wrong: status, code, and a sentence with the value seen."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
 import pytest
 from service import Service
 
-from llmserve.app import routing_table
+from llmserve.app import Route, routing_table
+from llmserve.audit import AuditLink, Recorder
 from llmserve.flights import Flights
 from llmserve.handlers import State
+from llmserve.identity import Authenticator
+from llmserve.judges import OpaServer
 from llmserve.keys import KeyTable
 from llmserve.metrics import Metrics
+from llmserve.policy import Policy
+from llmserve.quotas import Quotas
 from llmserve.settings import Limits
 
 CHAT = "/v1/chat/completions"
@@ -140,11 +146,27 @@ def test_a_wrong_method_is_405_and_an_unknown_path_404(client: httpx.Client) -> 
     error(client.get("/v1/models/a%0Ab"), 404, "unknown_path")
 
 
-def test_every_route_but_two_needs_a_key(echo: Service, tmp_path: Any) -> None:
+def every_route(folder: Path) -> list[Route]:
+    """The gateway's own routing table."""
     metrics = Metrics()
-    table = routing_table(
-        State({}, KeyTable(tmp_path / "none", b""), Limits(), metrics, Flights(metrics), None)
+    audit = AuditLink(folder / "none", metrics)
+    state = State(
+        links={},
+        authenticator=Authenticator(KeyTable(folder / "none", b"")),
+        limits=Limits(),
+        metrics=metrics,
+        flights=Flights(metrics),
+        cache=None,
+        policy=Policy(OpaServer(folder / "none", 1), metrics, None, None),
+        quotas=Quotas(None, metrics),
+        audit=audit,
+        recorder=Recorder(audit, b""),
     )
+    return routing_table(state)
+
+
+def test_every_route_but_two_needs_a_key(echo: Service, tmp_path: Path) -> None:
+    table = every_route(tmp_path)
     assert len(table) >= 8
     with echo.client("") as nobody:
         for route in table:

@@ -9,7 +9,10 @@ SHOWN = 160  # characters; the report has it all
 
 
 def locked_purls(lock: dict[str, Any]) -> list[str]:
-    """Package URLs of what a bundle carries of artifacts.lock.yml: packages, models, wheels."""
+    """Package URLs of what a bundle must carry of artifacts.lock.yml: packages, models, wheels.
+
+    Not programs: a bundle is built without one that could not be had, and the estate does without it.
+    """
     wheels = {key for name in ("control", "payload") for key in lock["environments"].get(name, [])}
     found = [lock["wheels"][key]["purl"] for key in wheels]
     found += [artifact["purl"] for kind in ("debs", "models") for artifact in lock[kind].values()]
@@ -23,8 +26,43 @@ def failed_check(pair: tuple[dict[str, Any], dict[str, Any]]) -> str:
     return f"{host['key']}: {check['id']}: expected {check['expected']}; observed {observed}"
 
 
+def identity_lines(hosts: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """What `llm-serve keys list --json` says on each host, as one list for people; a key is one line."""
+    found: dict[str, dict[str, Any]] = {}
+    for records in hosts.values():
+        for record in records:
+            seen = found.setdefault(record["id"], dict(record))
+            seen["last_used"] = max(seen["last_used"] or "", record["last_used"] or "") or None
+    return [
+        f"{record['id']}  {record['kind']}  {record['state']}  {record['subject']}  {record['tenant']}"
+        f"  {','.join(record['roles'])}  until {record['expires'] or 'for ever'}"
+        f"  last used {record['last_used'] or 'never'}"
+        for record in found.values()
+    ]
+
+
+def identity_differences(hosts: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Where the hosts disagree about a key: one has it and another lacks it, or it ends at different times."""
+    by_host = {host: {record["id"]: record for record in records} for host, records in hosts.items()}
+    lines = []
+    for number in dict.fromkeys(number for records in by_host.values() for number in records):
+        lacking = [host for host, records in by_host.items() if number not in records]
+        lines += [f"{number} is missing on {', '.join(lacking)}"] if lacking else []
+        for name in "state", "expires", "subject", "tenant", "roles":
+            values = {host: records[number][name] for host, records in by_host.items() if number in records}
+            if len({str(value) for value in values.values()}) > 1:
+                told = ", ".join(f"{value} on {host}" for host, value in values.items())
+                lines.append(f"{name} of {number} is {told}")
+    return lines
+
+
 class FilterModule:
     """What Ansible asks for."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
-        return {"locked_purls": locked_purls, "failed_check": failed_check}
+        return {
+            "locked_purls": locked_purls,
+            "failed_check": failed_check,
+            "identity_lines": identity_lines,
+            "identity_differences": identity_differences,
+        }

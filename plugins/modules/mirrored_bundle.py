@@ -30,6 +30,7 @@ RETURN = r"""
 serial: {description: The bundle's serial., returned: always, type: int}
 expires: {description: Until when it may be used., returned: always, type: str}
 missing: {description: Package URLs that it lacks., returned: always, type: list, elements: str}
+ansible_facts: {description: "C(llmkeep_programs): names of the programs in it.", returned: always, type: dict}
 """
 
 import json
@@ -98,6 +99,13 @@ def lacking(document: dict[str, Any], wanted: list[str]) -> list[str]:
     return sorted(purl for purl in wanted if identity(purl) not in carried)
 
 
+def programs(document: dict[str, Any]) -> list[str]:
+    """Names of the programs that the bundle carries beside Debian's packages."""
+    return sorted(
+        entry["path"].removeprefix("bin/") for entry in document["files"] if entry["path"].startswith("bin/")
+    )
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
@@ -124,6 +132,7 @@ def main() -> None:
         serial=serial,
         expires=document["expires"],
         missing=lacking(document, module.params["wanted"]),
+        ansible_facts={"llmkeep_programs": programs(document)},
     )
 
 

@@ -94,7 +94,7 @@ def make(source: Any, wheels: list[Any], target: Path, serial: object) -> None:
     requirements = str(wheelhouse / "requirements.txt")
     run(
         [*pip, "install", "--quiet", "--no-index", "--find-links", str(wheelhouse), "--no-deps",
-         "--require-hashes", "--only-binary", ":all:", "--requirement", requirements]
+         "--ignore-requires-python", "--require-hashes", "--only-binary", ":all:", "--requirement", requirements]
     )  # fmt: skip
     run([*pip, "check"])
     run(["sync", "--file-system", str(target)])

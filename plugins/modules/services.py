@@ -17,7 +17,7 @@ options:
   stopped_others:
     description: Pattern; units like it that are not in I(started) are stopped and disabled.
     type: str
-  stopped: {description: Units that must not run., type: list, elements: str, default: []}
+  stopped: {description: Units that must not run nor start at boot., type: list, elements: str, default: []}
   state:
     description: C(restarted) and C(reloaded) act in any case, for handlers; what does not run is started.
     type: str
@@ -60,6 +60,8 @@ def systemctl(*words: str) -> subprocess.CompletedProcess[str]:
 
 def states(units: list[str]) -> dict[str, dict[str, str]]:
     """LoadState, ActiveState, UnitFileState and NeedDaemonReload of each unit."""
+    if not units:
+        return {}
     shown = systemctl(
         "show", "--property=Id,LoadState,ActiveState,UnitFileState,NeedDaemonReload", "--", *units
     )
@@ -143,11 +145,15 @@ def settle(params: dict[str, str | list[str] | None], check: bool) -> list[str]:
         if pending and not check:
             (atomic.PENDING / unit).unlink(missing_ok=True)
     unwanted = [str(unit) for unit in params["stopped"] or []]
-    for unit, state in (states(unwanted) if unwanted else {}).items():
+    for unit, state in states(unwanted).items():
         if state["ActiveState"] not in {"inactive", "failed"}:
             changes.append(f"{unit}: stopped (was {state['ActiveState']})")
             if not check:
                 must(unit, "stop")
+        if state.get("UnitFileState") == "enabled":
+            changes.append(f"{unit}: disabled")
+            if not check:
+                must(unit, "disable")
     if params["stopped_others"]:
         for unit in others(str(params["stopped_others"]), wanted):
             changes.append(f"{unit}: stopped and disabled")

@@ -106,7 +106,7 @@ def test_a_question_in_a_query_is_in_no_log(estate: Lab, client: Client) -> None
 
 
 def test_a_revoked_key_is_dead_within_five_seconds(estate: Lab, client: Client) -> None:
-    key = estate.on("llm1", "llm-serve keys add --subject gone@lab --tenant t --role user").strip()
+    key = estate.on("llm1", "llm-serve keys add --subject gone@lab --tenant t --role developer").strip()
     assert request(client, "GET", "/v1/models", key=key)[0] == 200
     estate.on("llm1", f"llm-serve keys revoke {key.split('_')[1]}")
     time.sleep(5)

@@ -1,12 +1,14 @@
 """A bundle's serial, what a stopped build leaves, and which files of the tree cross the gap."""
 
+import shutil
 import subprocess
+import zipfile
 from pathlib import Path
 
 import pytest
 import small_bundle
 
-from llmkeep import build, cache, lock, manifest
+from llmkeep import build, cache, lock, manifest, programs
 from llmkeep.build import Keys
 from llmkeep.lock import Artifact, LockError
 from llmkeep.manifest import Entry
@@ -96,6 +98,35 @@ def test_refuses_to_build_without_keys_or_with_an_unknown_profile(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_bundle_built_without_a_program_is_built_anew_once_it_can_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = Keys(small_bundle.signing_keys(tmp_path))
+    monkeypatch.setattr(programs, "find", lambda *_: None)
+    without = build._programs(["opa"], None)
+    assert "WITHOUT opa" in capsys.readouterr().out
+    monkeypatch.setattr(programs, "find", lambda *_: tmp_path / "opa")
+    with_it = build._programs(["opa"], None)
+    assert (without, with_it) == ({}, {"opa": tmp_path / "opa"})
+    inputs = [build._inputs("lab", keys, sorted(found)) for found in (without, with_it, with_it)]
+    assert inputs[0] != inputs[1]
+    assert inputs[1] == inputs[2]
+
+
+def test_a_program_lies_in_the_bundle_as_an_executable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "made").write_text("#!/bin/sh\n")
+    digest = cache.put(tmp_path / "made")
+    cache.place(programs._executable(digest), tmp_path / "bundle/bin/opa")
+    opa = Artifact("opa", "1", digest, 10, "Apache-2.0", "pkg:golang/example.org/opa@v1")
+    (found,) = build._entries(tmp_path / "bundle", {"bin/opa": opa})
+    assert (found.path, found.sha256, found.purl) == ("bin/opa", digest, opa.purl)
+    assert (found.media_type, found.source) == ("application/x-executable", "golang")
+    assert (tmp_path / "bundle/bin/opa").stat().st_mode & 0o777 == 0o755
+
+
 def test_bootstrap_installs_the_control_roles_packages(tmp_path: Path) -> None:
     keys = Keys(small_bundle.signing_keys(tmp_path))
     (tmp_path / "out").mkdir()
@@ -104,3 +135,24 @@ def test_bootstrap_installs_the_control_roles_packages(tmp_path: Path) -> None:
     assert "@" not in text.split("set -eu")[1].split("say()")[0]
     assert "python3-venv" in text
     assert subprocess.run(["sh", "-n", str(tmp_path / "out/bootstrap")], check=False).returncode == 0
+
+
+def test_each_of_our_own_wheels_joins_its_environment_by_its_hash(tmp_path: Path) -> None:
+    shutil.copytree(lock.TREE / "llmproof", tmp_path / "tree/llmproof")
+    wanted = {"python": {"environments": {"small": {"bundle": True, "projects": ["llmproof"]}, "dev": {}}}}
+    build._wheels(tmp_path, wanted, lock.Lock(environments={"small": []}))
+    (wheel,) = (tmp_path / "wheels/small").glob("*.whl")
+    listed = (tmp_path / "wheels/small/requirements.txt").read_text()
+    assert listed == f"llmkeep-proof==0.1.0 --hash=sha256:{cache.sha256(wheel)}\n"
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {"llmproof/chain.py", "llmproof/cli.py"} < set(names)
+    with (tmp_path / "tree/llmproof/chain.py").open("a") as file:
+        file.write("# changed\n")
+    build._wheels(tmp_path, wanted, lock.Lock(environments={"small": []}))
+    assert (tmp_path / "wheels/small/requirements.txt").read_text() != listed
+
+
+def test_every_environment_of_the_bundle_names_projects_that_are_there() -> None:
+    for entry in lock.wanted()["python"]["environments"].values():
+        for project in entry["projects"] if entry.get("bundle") else []:
+            assert (lock.TREE / project / "pyproject.toml").exists()

@@ -123,6 +123,7 @@ LOCK: dict[str, Any] = {
     },
     "debs": {"nginx": {"purl": "pkg:deb/debian/nginx@1.26.3-3?arch=amd64"}},
     "models": {},
+    "programs": {"opa": {"purl": "pkg:golang/github.com/open-policy-agent/opa@v1.22.2"}},
 }
 
 
@@ -134,10 +135,21 @@ def test_what_the_lock_wants_on_the_far_side_leaves_the_builders_tools_out() -> 
     ]
 
 
+def test_a_bundle_without_a_program_that_could_not_be_had_is_not_refused() -> None:
+    carried = [purl for purl in estate.locked_purls(LOCK) if not purl.startswith("pkg:golang/")]
+    document = {"files": [{"purl": purl} for purl in carried]}
+    assert mirrored_bundle.lacking(document, estate.locked_purls(LOCK)) == []
+
+
 def test_a_bundle_may_have_a_later_debian_package_but_no_other_wheel() -> None:
     carried = ["pkg:deb/debian/nginx@1.26.3-4?arch=amd64", "pkg:pypi/a@1", "pkg:pypi/c@3"]
     document = {"files": [{"purl": purl} for purl in carried]}
     assert mirrored_bundle.lacking(document, estate.locked_purls(LOCK)) == ["pkg:pypi/c@2"]
+
+
+def test_the_programs_of_a_bundle_are_named() -> None:
+    files = [{"path": path} for path in ("bin/opa", "apt/bin/x", "bin/filebeat", "MANIFEST.json")]
+    assert mirrored_bundle.programs({"files": files}) == ["filebeat", "opa"]
 
 
 def test_an_older_or_expired_bundle_is_refused() -> None:

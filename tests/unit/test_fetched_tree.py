@@ -1,4 +1,4 @@
-"""fetched_tree and release against a mirror of our own: TLS, ranges, and what can be wrong with it."""
+"""fetched_tree, mirrored_program and release against a mirror of our own: TLS, ranges, and what can be wrong with it."""
 
 import hashlib
 import http.server
@@ -15,6 +15,7 @@ import pytest
 from plugin_modules import load
 
 fetched_tree = load("modules.fetched_tree")
+mirrored_program = load("modules.mirrored_program")
 release = load("modules.release")
 mirror = load("module_utils.mirror")
 
@@ -92,12 +93,12 @@ def served(certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     server.server_close()
 
 
-def publish(state: Served, model: dict[str, bytes]) -> None:
+def publish(state: Served, model: dict[str, bytes], folder: str = "models/m") -> None:
     listed = [
-        {"path": f"models/m/{name}", "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        {"path": f"{folder}/{name}", "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         for name, content in model.items()
     ]
-    state.files = {f"models/m/{name}": content for name, content in model.items()}
+    state.files = {f"{folder}/{name}": content for name, content in model.items()}
     state.files["MANIFEST.json"] = json.dumps({"serial": 7, "files": listed}).encode()
     state.files["MANIFEST.json.sig"] = b"signed"
 
@@ -178,6 +179,48 @@ def test_a_changed_an_extra_and_a_missing_file_are_noticed(
         bring(served, certificate, dest)
         harm()
         assert bring(served, certificate, dest)
+
+
+def program(state: Served, certificate: Path, root: Path, check: bool = False) -> bool:
+    """One run of mirrored_program; whether it changed anything."""
+    source = mirror.Mirror(state.url, certificate / "cert.pem", Path("/keyring"))
+    changed: bool
+    changed, _ = mirrored_program.bring(source, "opa", root, ["opa.service"], check)
+    return changed
+
+
+def test_a_program_is_fetched_once_and_the_one_before_stays(
+    served: Served, certificate: Path, tmp_path: Path
+) -> None:
+    current = tmp_path / "opa/current/opa"
+    for number, content in enumerate([b"first", b"second", b"third"]):
+        publish(served, {"opa": content, "other": b"not asked for"}, "bin")
+        assert program(served, certificate, tmp_path, check=True)
+        assert program(served, certificate, tmp_path)
+        assert not program(served, certificate, tmp_path)
+        assert (current.read_bytes(), current.stat().st_mode & 0o777) == (content, 0o555)
+        assert len(list((tmp_path / "opa").glob("*/opa"))) == [2, 3, 3][number]  # current counts twice
+    assert not list(tmp_path.rglob("other"))
+    assert [path.name for path in (tmp_path / "pending").iterdir()] == ["opa.service"]
+
+
+def test_a_program_that_somebody_changed_is_mended(served: Served, certificate: Path, tmp_path: Path) -> None:
+    publish(served, {"opa": b"first"}, "bin")
+    program(served, certificate, tmp_path)
+    for harm in (
+        lambda path: rewrite(path, "xirst"),
+        lambda path: path.chmod(0o755),
+        lambda path: path.unlink(),
+    ):
+        harm(tmp_path / "opa/current/opa")
+        assert program(served, certificate, tmp_path)
+        assert (tmp_path / "opa/current/opa").read_bytes() == b"first"
+
+
+def test_a_program_that_the_bundle_lacks_is_told(served: Served, certificate: Path, tmp_path: Path) -> None:
+    publish(served, {"other": b"x"}, "bin")
+    with pytest.raises(mirror.MirrorError, match="has no bin/opa; build it where LLMKEEP_MIRROR"):
+        program(served, certificate, tmp_path)
 
 
 def test_a_release_is_named_by_what_is_in_it(served: Served, certificate: Path) -> None:

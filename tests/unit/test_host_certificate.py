@@ -22,7 +22,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> pki.Places:
     """A control node whose sealing is left out."""
     found = pki.Places(tmp_path_factory.mktemp("control"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pki, "seal", lambda secret: secret)
+        patch.setattr(pki, "seal", lambda secret, _: secret)
         patch.setattr(pki, "encrypt_to", lambda *_: b"")
         pki.init(found, "estate.internal", Path("escrow.pem"), list(pki.NETWORKS))
     return found
@@ -41,7 +41,7 @@ def reloads(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         return SimpleNamespace(returncode=0, stderr="")
 
     monkeypatch.setattr(host_certificate.subprocess, "run", run)
-    monkeypatch.setattr(pki, "unseal", lambda sealed: sealed)
+    monkeypatch.setattr(pki, "unseal", lambda sealed, _: sealed)
     return called
 
 
@@ -128,7 +128,7 @@ def test_another_issuing_certificate_is_a_reason(host: Path, wanted: dict[str, A
     assert host.exists()
     other = pki.Places(tmp_path / "other")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pki, "seal", lambda secret: secret)
+        patch.setattr(pki, "seal", lambda secret, _: secret)
         patch.setattr(pki, "encrypt_to", lambda *_: b"")
         pki.init(other, "estate.internal", Path("escrow.pem"), list(pki.NETWORKS))
     chain = other.issuing_certificate.read_text() + other.root_certificate.read_text()

@@ -7,7 +7,9 @@ import pytest
 from lab import kernel
 
 
-@pytest.mark.parametrize(("flags", "needs"), [("fpu avx512f amx_tile amx_int8", True), ("fpu avx512f", False)])
+@pytest.mark.parametrize(
+    ("flags", "needs"), [("fpu avx512f amx_tile amx_int8", True), ("fpu avx512f", False)]
+)
 def test_processors_with_amx_get_the_library_that_sets_all_registers(
     tmp_path: Path, flags: str, needs: bool
 ) -> None:

@@ -18,11 +18,18 @@ def names(environment: str) -> set[str]:
 
 
 def test_every_artifact_has_hash_size_licence_and_purl() -> None:
-    for artifact in [*PINNED.wheels.values(), *PINNED.debs.values(), *PINNED.models.values()]:
+    for kind in (PINNED.wheels, PINNED.debs, PINNED.models, PINNED.programs):
+        assert kind
+    for artifact in [
+        *PINNED.wheels.values(),
+        *PINNED.debs.values(),
+        *PINNED.models.values(),
+        *PINNED.programs.values(),
+    ]:
         assert re.fullmatch("[0-9a-f]{64}", artifact.sha256), artifact
         assert artifact.size > 0, artifact
         assert artifact.licence, artifact
-        assert artifact.purl.startswith(("pkg:pypi/", "pkg:deb/debian/")), artifact
+        assert artifact.purl.startswith(("pkg:pypi/", "pkg:deb/debian/", "pkg:golang/")), artifact
 
 
 @pytest.mark.parametrize("environment", WANTED["python"]["environments"])
@@ -38,6 +45,15 @@ def test_an_environment_has_what_artifacts_yml_wants_for_it(environment: str) ->
 )
 def test_an_environment_that_includes_another_has_its_very_versions(inner: str, outer: str) -> None:
     assert set(PINNED.environments[inner]) <= set(PINNED.environments[outer])
+
+
+def test_a_program_is_pinned_in_the_version_that_artifacts_yml_names() -> None:
+    assert PINNED.programs.keys() == WANTED["programs"].keys()
+    for name, entry in WANTED["programs"].items():
+        assert PINNED.programs[name].purl == f"pkg:golang/{entry['module']}@{entry['version']}"
+        assert entry["version"].removeprefix("v") in " ".join(entry["go"]), (
+            "the recipe builds another version"
+        )
 
 
 def test_every_package_that_a_role_wants_is_pinned_with_its_closure() -> None:
@@ -67,7 +83,10 @@ def test_an_unknown_environment_is_told_with_those_that_there_are() -> None:
 def test_what_is_saved_is_loaded_again(tmp_path: Path) -> None:
     wheel = Artifact("a-1-py3-none-any.whl", "1", "0" * 64, 3, "MIT", "pkg:pypi/a@1")
     deb = Artifact("b_2_all.deb", "1:2", "1" * 64, 4, "GPL-2", "pkg:deb/debian/b@1%3A2?arch=all")
-    made = Lock({"control": ["a==1"]}, {"a==1": wheel}, {"base": ["b=1:2"]}, {"b=1:2": deb}, {})
+    program = Artifact("c", "3", "2" * 64, 5, "MIT", "pkg:golang/example.org/c@v3")
+    made = Lock(
+        {"control": ["a==1"]}, {"a==1": wheel}, {"base": ["b=1:2"]}, {"b=1:2": deb}, {}, {"c": program}
+    )
     lock.save(made, tmp_path)
     assert lock.load(tmp_path) == made
     assert (tmp_path / "artifacts.lock.yml").read_text().startswith("# Written by `llmkeep lock update`")

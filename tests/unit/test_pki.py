@@ -35,8 +35,8 @@ def escrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def sealing(monkeypatch: pytest.MonkeyPatch) -> None:
     """systemd-creds needs a host of its own, as the lab has. Here sealing shows, a forgotten one too."""
-    monkeypatch.setattr(pki, "seal", lambda secret: b"sealed:" + secret)
-    monkeypatch.setattr(pki, "unseal", lambda sealed: sealed.removeprefix(b"sealed:"))
+    monkeypatch.setattr(pki, "seal", lambda secret, _: b"sealed:" + secret)
+    monkeypatch.setattr(pki, "unseal", lambda sealed, _: sealed.removeprefix(b"sealed:"))
 
 
 @pytest.fixture

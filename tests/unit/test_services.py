@@ -25,6 +25,7 @@ case $verb in
     [ ! -f "$last.broken" ] || { echo "Job failed" >&2; exit 1; }
     sed -i 's/ActiveState=.*/ActiveState=active/' "$last" ;;
   stop) sed -i 's/ActiveState=.*/ActiveState=inactive/' "$last" ;;
+  disable) sed -i 's/UnitFileState=.*/UnitFileState=disabled/' "$last" ;;
   enable) sed -i 's/UnitFileState=.*/UnitFileState=enabled/' "$last" ;;
   daemon-reload) sed -i 's/NeedDaemonReload=yes/NeedDaemonReload=no/' -- *.service ;;
 esac
@@ -107,5 +108,8 @@ def test_a_unit_that_is_not_there_is_refused(units: Path) -> None:
 def test_stops_what_must_not_run(units: Path) -> None:
     unit(units, "a.service")
     unit(units, "apt-daily.timer")
-    assert settle(stopped=["apt-daily.timer"]) == ["apt-daily.timer: stopped (was active)"]
-    assert settle(stopped=["apt-daily.timer"]) == []
+    stopped = ["apt-daily.timer", "never-installed.service"]
+    done = ["apt-daily.timer: stopped (was active)", "apt-daily.timer: disabled"]
+    assert settle(started=[], stopped=stopped, check=True) == done
+    assert settle(started=[], stopped=stopped) == done
+    assert settle(started=[], stopped=stopped) == []

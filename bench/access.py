@@ -1,0 +1,264 @@
+#!/usr/bin/python3.13
+"""What access control costs: each layer by itself, and all of them together in the gateway's CPU time a request.
+
+Together: the gateway as it is, beside the same gateway in which single layers, or all, are let through (done in
+bench/serving, the product has no such switch), asked in turns in one run. The difference of two neighbouring rounds
+is what a layer costs; the table shows the median of the differences. Who waits for the disk also pays for falling
+asleep and waking up with cold caches: what 1 ms of rest before each request costs the gateway without all four
+layers stands beside. With --peer, instead: LiteLLM's proxy with its
+key and its network mocked, beside the gateway with everything on, both on a TCP port.
+
+Needs nothing but `make env`; OPA is measured where `llmkeep program opa` has it, the peer where it is installed.
+Exit code 0, or 1 if a request failed.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from stand import PYTHON, ROOT, Round, Server, Stand, answers, http_request, measure, median
+
+LAYERS = ["authentication", "policy", "quotas", "audit"]
+BUDGET_CPU_US = 100
+RESTED = "a rest of 1 ms, without all four"
+BUDGETS_US = {"decision, kept": 10, "decision, OPA by its UNIX socket": 1000}
+PEER = ROOT / "bench/.venv-litellm"
+PEER_HOW = (
+    f"python3.13 -m venv {PEER.relative_to(ROOT)} && "
+    f"{PEER.relative_to(ROOT)}/bin/pip install 'litellm[proxy]==1.91.1'"
+)
+
+
+def skip(what: str) -> None:
+    """Said aloud."""
+    print(f"SKIPPED: {what}", file=sys.stderr, flush=True)
+
+
+def start_opa(stand: Stand) -> None:
+    """OPA as the role opa starts it, on the signed bundle as a file, if the program can be had."""
+    asked = subprocess.run(
+        [ROOT / ".venv/bin/llmkeep", "program", "opa"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    if asked.returncode:
+        skip("OPA by its UNIX socket: `llmkeep program opa` has none")
+        return
+    key = (stand.folder / "policy.pem").read_text()
+    bundle = {
+        "resource": f"file://{stand.folder}/bundle.tar.gz",
+        "polling": {"min_delay_seconds": 1, "max_delay_seconds": 2},
+        "signing": {"keyid": "policy"},
+    }
+    config = {"bundles": {"llm": bundle}, "keys": {"policy": {"algorithm": "ES256", "key": key}}}
+    (stand.folder / "opa.json").write_text(json.dumps(config))
+    path = stand.folder / "opa.sock"
+    options = ["--addr", f"unix://{path}", "--log-level", "error", "--skip-version-check"]
+    options += ["--config-file", str(stand.folder / "opa.json")]
+    guard = ROOT / "roles/opa/files/authz.rego"
+    if guard.exists():
+        options += ["--authorization=basic", str(guard)]
+    stand.start("OPA", [asked.stdout.strip(), "run", "--server", *options], {"GOMAXPROCS": "4"})
+    stand.until("OPA listens", "OPA", path.exists)
+
+
+def layers(stand: Stand) -> list[dict[str, float | str]]:
+    """Each by itself."""
+    start_opa(stand)
+    print("each layer by itself", file=sys.stderr)
+    measured = subprocess.run(
+        [PYTHON, ROOT / "bench/serving/layers.py", stand.folder],
+        input=stand.key + "\n",
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    rows: list[dict[str, float | str]] = json.loads(measured.stdout)
+    return rows
+
+
+def gateways(stand: Stand) -> list[Server]:
+    """As it is, without each of the layers, without all of them."""
+    servers = [stand.gateway("as it is", [PYTHON, "-m", "llmserve"])]
+    launcher = str(ROOT / "bench/serving/gateway_without.py")
+    for name, without in [
+        *((f"without {each}", each) for each in LAYERS),
+        ("without all four", ",".join(LAYERS)),
+    ]:
+        servers.append(stand.gateway(name, [PYTHON, launcher, without]))
+    return [*servers, replace(servers[-1], name=RESTED, pause=0.001)]
+
+
+def peers(stand: Stand) -> list[Server]:
+    """The gateway with everything on, and LiteLLM."""
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+        ours, port = one.getsockname()[1], other.getsockname()[1]
+    key = "sk-" + os.urandom(32).hex()
+    model = {"model": "openai/echo", "api_base": "http://127.0.0.1:9", "api_key": "none"}
+    config = {
+        "model_list": [{"model_name": "echo", "litellm_params": model}],
+        "litellm_settings": {"network_mock": True, "telemetry": False},
+        "general_settings": {"master_key": "os.environ/LITELLM_MASTER_KEY"},
+    }
+    (stand.folder / "litellm.yaml").write_text(json.dumps(config))
+    environment = {
+        "LITELLM_MASTER_KEY": key,
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        "LITELLM_TELEMETRY": "False",
+        "HOME": str(stand.folder),
+    }
+    options = ["--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
+    command = [str(PEER / "bin/litellm"), "--config", str(stand.folder / "litellm.yaml"), *options]
+    process = stand.start("LiteLLM", command, environment)
+    litellm = Server("LiteLLM", ("127.0.0.1", port), http_request(key), {"itself": process})
+    gateway = stand.gateway("gateway", [PYTHON, "-m", "llmserve"], ours)
+    stand.until_answered(litellm)
+    for server in (gateway, litellm):
+        if answers(replace(server, request=http_request("sk-" + os.urandom(32).hex()))):
+            raise RuntimeError(
+                f"{server.name} answers whoever asks: keys are not on, so this compares nothing"
+            )
+    return [gateway, litellm]
+
+
+def in_turns(servers: list[Server], connections: int, rounds: int, seconds: float) -> dict[str, list[Round]]:
+    """All rounds of all servers. The order is turned round each time, so that a load that grows favours nobody."""
+    measured: dict[str, list[Round]] = {server.name: [] for server in servers}
+    for number in range(rounds):
+        print(f"{connections} connections, round {number + 1} of {rounds}", file=sys.stderr)
+        for server in servers[:: 1 if number % 2 == 0 else -1]:
+            measured[server.name].append(measure(server, connections, seconds))
+    return measured
+
+
+def costs(by_server: dict[str, list[Round]]) -> dict[str, dict[str, float]]:
+    """CPU µs a request that each layer adds, and the rest: median, and the lowest and highest of the rounds."""
+
+    def cpu(name: str) -> list[float]:
+        return [each.cpu_us["itself"] for each in by_server[name]]
+
+    found = {}
+    for name in [*LAYERS, "all four"]:
+        added = [most - less for most, less in zip(cpu("as it is"), cpu(f"without {name}"), strict=True)]
+        found[name] = {"median": statistics.median(added), "low": min(added), "high": max(added)}
+    rest = [most - less for most, less in zip(cpu(RESTED), cpu("without all four"), strict=True)]
+    found["rest"] = {"median": statistics.median(rest), "low": min(rest), "high": max(rest)}
+    return found
+
+
+def layers_table(rows: list[dict[str, float | str]]) -> str:
+    """For people, in Markdown."""
+    lines = ["| what | p50 µs | p99 µs | CPU µs | budget, p50 |", "|---|---|---|---|---|"]
+    for each in rows:
+        budget = BUDGETS_US.get(str(each["name"]), "")
+        lines.append(
+            f"| {each['name']} | {each['p50_us']:.1f} | {each['p99_us']:.1f} | {each['cpu_us']:.1f} | {budget} |"
+        )
+    return "\n".join(lines)
+
+
+def costs_table(results: dict[int, dict[str, list[Round]]]) -> str:
+    """For people, in Markdown."""
+    heads = [
+        "connections",
+        "as it is",
+        *LAYERS,
+        f"all four (budget {BUDGET_CPU_US})",
+        "its rounds",
+        "1 ms of rest",
+    ]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for connections, by_server in results.items():
+        whole = median(by_server["as it is"]).cpu_us["itself"]
+        added = costs(by_server)
+        every = added["all four"]
+        cells = [f"{added[name]['median']:.0f}" for name in [*LAYERS, "all four"]]
+        cells += [f"{every['low']:.0f} to {every['high']:.0f}", f"{added['rest']['median']:.0f}"]
+        lines.append(f"| {connections} | {whole:.0f} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def peers_table(results: dict[int, dict[str, list[Round]]]) -> str:
+    """For people, in Markdown."""
+    lines = [
+        "| connections | server | requests/s | CPU µs a request | with its helpers' | p50 ms | p99 ms |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for connections, by_server in results.items():
+        ours, theirs = median(by_server["gateway"]), median(by_server["LiteLLM"])
+        for name, each in (("gateway", ours), ("LiteLLM", theirs)):
+            cells = [f"{each.rate:.0f}", f"{each.cpu_us['itself']:.0f}", f"{sum(each.cpu_us.values()):.0f}"]
+            cells += [f"{each.p50_ms:.2f}", f"{each.p99_ms:.2f}"]
+            lines.append(f"| {connections} | {name} | {' | '.join(cells)} |")
+        cells = [f"{ours.rate / theirs.rate:.1f}", f"1/{theirs.cpu_us['itself'] / ours.cpu_us['itself']:.0f}"]
+        cells += [f"1/{sum(theirs.cpu_us.values()) / sum(ours.cpu_us.values()):.0f}"]
+        cells += [f"1/{theirs.p50_ms / ours.p50_ms:.1f}", f"1/{theirs.p99_ms / ours.p99_ms:.1f}"]
+        lines.append(f"| {connections} | gateway / LiteLLM | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def run(options: argparse.Namespace, stand: Stand) -> str:
+    """Measure; what is to be printed."""
+    if shutil.which("redis-server"):
+        stand.start_redis()
+    else:
+        skip("leases from Redis: there is no redis-server")
+    stand.start_writer()
+    alone = [] if options.peer else layers(stand)
+    stand.start_engine()
+    servers = peers(stand) if options.peer else gateways(stand)
+    results = {
+        connections: in_turns(servers, connections, options.rounds, options.seconds)
+        for connections in options.connections
+    }
+    if options.json:
+        document = {
+            str(connections): {name: [vars(each) for each in rounds] for name, rounds in by_server.items()}
+            for connections, by_server in results.items()
+        }
+        return json.dumps({"layers": alone, "rounds": document})
+    if options.peer:
+        return peers_table(results)
+    title = "CPU µs a request of the gateway's process, and what of it each layer is:"
+    return f"{layers_table(alone)}\n\n{title}\n\n{costs_table(results)}"
+
+
+def main() -> int:
+    """The program."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seconds", type=float, default=1.5, help="length of a round")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds of each server, in turns")
+    parser.add_argument("--connections", type=int, nargs="+", default=[1, 16, 64])
+    parser.add_argument("--peer", action="store_true", help="instead: LiteLLM beside the gateway")
+    parser.add_argument(
+        "--folder", type=Path, help="on the disk to measure (default: the temporary folder's)"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON document instead of the tables")
+    options = parser.parse_args()
+    if options.peer and not (PEER / "bin/litellm").exists():
+        skip(f"LiteLLM is not there. It is installed by: {PEER_HOW}")
+        return 0
+    print(
+        f"load average at the beginning: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores", file=sys.stderr
+    )
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-access-", dir=options.folder) as name,
+        Stand(Path(name)) as stand,
+    ):
+        print(run(options, stand))
+    print(f"load average at the end: {os.getloadavg()[0]:.1f}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

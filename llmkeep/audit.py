@@ -1,0 +1,72 @@
+"""`llmkeep audit init | verify | show | collect`: the control node's own record, and its witness of the others'.
+
+Exit codes: 0 good; 1 failed or refused; 2 wrong usage; 3 a record was altered; 4 there is nothing to verify or show.
+"""
+
+import argparse
+import os
+import socket
+import sys
+
+from llmkeep import record, witness
+from llmkeep.durable import write
+from llmkeep.record import CREDENTIAL, RecordError
+from llmkeep.run import RunError
+from llmkeep.sealing import SealError, seal
+from llmkeep.witness import Altered
+from llmproof import cli as audit_cli
+from llmproof.chain import Chain, ChainError
+from llmproof.heads import SEED_BYTES, HeadError
+
+
+def init() -> str:
+    """Make the seed where there is none, and begin the record; returns what a person should read. Repeats harmlessly."""
+    if not record.SEALED_SEED.exists():
+        if (record.FOLDER / "verifier").exists():
+            raise RecordError(f"{record.FOLDER} was signed with a seed that is no longer in {record.SEALED_SEED}: restore "
+                              "that, or move the folder away and keep it")  # fmt: skip
+        record.SEALED_SEED.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write(record.SEALED_SEED, seal(os.urandom(SEED_BYTES).hex().encode(), CREDENTIAL), 0o400)
+    record.FOLDER.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with Chain(record.FOLDER, record.seed(), f"llmkeep-audit/{socket.gethostname()}", wait=True) as chain:
+        return (
+            f"runs from here are on record in {record.FOLDER}\n"
+            f"Note its verifier key where this host cannot write: {chain.verifier.text}"
+        )
+
+
+def _init(_: argparse.Namespace) -> int:
+    try:
+        print(init())
+    except (RecordError, ChainError, HeadError, SealError) as error:
+        print(f"llmkeep audit: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _collect(given: argparse.Namespace) -> int:
+    try:
+        return witness.collect(given.inventory)
+    except Altered as error:
+        record.shout(f"THE AUDIT RECORD WAS ALTERED. {error}")
+        return audit_cli.ALTERED
+    except (RecordError, RunError) as error:
+        print(f"llmkeep audit: {error}", file=sys.stderr)
+        return 1
+
+
+def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """`llmkeep audit init | verify | show | collect`."""
+    parser = subparsers.add_parser("audit", help="the record of what was run from here", description=__doc__)
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    verbs.add_parser(
+        "init", help="make the signing key and begin the record (bootstrap calls it)"
+    ).set_defaults(run=_init)
+    audit_cli.add_commands(verbs, record.FOLDER)
+    collect = verbs.add_parser(
+        "collect", help="keep a copy of every host's signed heads, and refuse a rewritten one"
+    )
+    collect.add_argument(
+        "-i", "--inventory", action="append", required=True, help="file or folder; may be repeated"
+    )
+    collect.set_defaults(run=_collect)

@@ -1,0 +1,344 @@
+"""`llmkeep policy init | check | build | verify | diff | break-glass`: who may do what, signed on the control node.
+
+The key (ES256) lies sealed by systemd-creds and is only ever opened in memory. Its public half, policy.pem, is what
+hosts trust. A policy's revision only rises, and each policy has a date after which it denies everything.
+
+Exit codes: 0 done; 1 refused, with the reason. `verify` tells refusals apart: 3 unsigned or signed by another key,
+4 damaged (a changed, missing or extra file), 5 an older revision than was accepted before, 6 expired.
+"""
+
+import argparse
+import hashlib
+import itertools
+import json
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import jwt
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from opa_bindings import OpaError
+
+from llmkeep import policy_source
+from llmkeep.durable import record, write
+from llmkeep.lock import LockError
+from llmkeep.policy_source import Source
+from llmkeep.sealing import SealError, seal, unseal
+from llmproof import policy_bundle
+from llmproof.policy_bundle import ALGORITHM, KEY_ID, Policy, PolicyRefused
+
+SEALED = "llmkeep.policy-key"
+DAYS = 90  # how long a policy holds
+LEFT = 30  # one with fewer days left is signed anew, with the next revision
+AUDIENCE = "llmkeep-break-glass"
+HOURS = 4  # how long a break-glass token holds at most
+
+
+class PolicyError(LockError):
+    """Refused. The message says what is wrong, the value seen, and the way out."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the files lie, below `root` (only tests have another one than /)."""
+
+    root: Path = Path("/")
+
+    @property
+    def key(self) -> Path:
+        return self.root / "etc/credstore.encrypted" / SEALED
+
+    @property
+    def public(self) -> Path:
+        return self.root / "etc/llmkeep/policy/policy.pem"
+
+    @property
+    def source(self) -> Path:
+        return self.root / "etc/llmkeep/policy/source"
+
+    @property
+    def bundle(self) -> Path:
+        return self.root / "var/lib/llmkeep/policy/bundle.tar.gz"
+
+    @property
+    def broken(self) -> Path:
+        return self.root / "var/lib/llmkeep/policy/break-glass.jsonl"
+
+
+# ---------------------------------------------------------------- the key
+def init(places: Places) -> str:
+    """Make the key where there is none; returns what a person should read. Repeats harmlessly.
+
+    policy.pem is written last and is what says "done": without it nobody can have trusted the key, which is then
+    made anew.
+    """
+    if places.public.exists():
+        signing_key(places)
+        return f"the policy's key stands; {places.public} has sha256 {_sha256(places.public.read_bytes())}"
+    key = ec.generate_private_key(ec.SECP256R1())
+    secret = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    places.key.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    write(places.key, seal(secret, SEALED), 0o400)
+    write(places.public, _pem(key), 0o644)
+    return f"made the policy's key; {places.public} has sha256 {_sha256(_pem(key))}"
+
+
+def signing_key(places: Places) -> ec.EllipticCurvePrivateKey:
+    """The key, opened in memory, proved to be the one whose public half hosts trust."""
+    for path in (places.public, places.key):
+        if not path.exists():
+            raise PolicyError(
+                f"{path} is not there: run `llmkeep policy init`, or restore it from a backup of this host"
+            )
+    key = serialization.load_pem_private_key(unseal(places.key.read_bytes(), SEALED), password=None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or _pem(key) != places.public.read_bytes():
+        raise PolicyError(
+            f"{places.key} is not the key of {places.public}: restore both from a backup of this host"
+        )
+    return key
+
+
+def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+# ---------------------------------------------------------------- build
+def checked(folder: Path) -> Source:
+    """The source of FOLDER, compiled, its data and its tests without a fault."""
+    source = policy_source.read(folder)
+    if found := policy_source.problems(source):
+        raise PolicyError(f"{folder} is not to be signed:\n  " + "\n  ".join(found) + "\nPut it right there")
+    return source
+
+
+def build(places: Places, folder: Path, out: Path, days: int, now: datetime | None = None) -> str:
+    """Sign FOLDER's policy into OUT; returns what a person should read. Repeats harmlessly.
+
+    The highest revision that was ever given out lies beside OUT in revision.json, which is on disk before the
+    bundle that has it. A bundle whose content is the same, and that holds long enough, is kept.
+    """
+    if not 1 <= days <= 366:
+        raise PolicyError(f"--days is {days}: a policy holds 1 to 366 days")
+    source, key = checked(folder), signing_key(places)
+    moment = (now or datetime.now(UTC)).replace(microsecond=0)
+    given, standing = out.with_name("revision.json"), _standing(out, places)
+    last: dict[str, Any] = json.loads(given.read_bytes()) if given.exists() else {"revision": 0, "sha256": ""}
+    highest = max(last["revision"], standing.revision if standing else 0)
+    same = last["sha256"] == source.sha256
+    if same and standing and standing.revision == last["revision"]:
+        if standing.expires - moment >= timedelta(days=min(LEFT, days / 3)):
+            return f"{out}: revision {highest} is what {folder} says, kept; it expires {standing.expires:%Y-%m-%d}"
+        highest += 1
+    elif not same or last["revision"] < highest:
+        highest += 1
+    write(given, json.dumps({"revision": highest, "sha256": source.sha256}).encode() + b"\n", 0o644)
+    bundle = policy_source.pack(source, highest, moment + timedelta(days=days), key)
+    policy_bundle.judged(bundle, places.public.read_bytes(), highest, moment)
+    write(out, bundle, 0o644)
+    return (
+        f"{out}: revision {highest}, {policy_source.tests(source)} tests passed, "
+        f"holds until {moment + timedelta(days=days):%Y-%m-%d %H:%M} UTC, sha256 {_sha256(bundle)}"
+    )
+
+
+def _standing(out: Path, places: Places) -> Policy | None:
+    """The bundle that is there, if this estate signed it."""
+    try:
+        start = datetime.min.replace(tzinfo=UTC)  # its age is looked at by the caller
+        return policy_bundle.judged(out.read_bytes(), places.public.read_bytes(), now=start)
+    except (FileNotFoundError, PolicyRefused):
+        return None
+
+
+# ---------------------------------------------------------------- diff
+def diff(old: Path, new: Path) -> list[dict[str, Any]]:
+    """Each set of one or two roles and each action that the two decide in another way; who signed is not asked.
+
+    OLD and NEW are bundles or folders with a source. Revision and expiry are left out of account.
+    """
+    sides = [_engine(old), _engine(new)]
+    roles = sorted({role for _, side in sides for role in side["llm"].get("roles", {})})
+    actions = sorted({action for opa, _ in sides for action in opa.eval_document("llm.validate.actions")})
+    sets = [[role] for role in roles] + [list(pair) for pair in itertools.combinations(roles, 2)]
+    found = []
+    for names, action in itertools.product(sets, actions):
+        question = {"subject": "anybody", "tenant": "any", "roles": names, "action": action}
+        before, after = (opa.eval_document("llm.authz.decision", question) for opa, _ in sides)
+        if before != after:
+            found.append({"roles": names, "action": action, "old": before, "new": after})
+    return found
+
+
+def _engine(path: Path) -> tuple[Any, dict[str, Any]]:
+    """OPA with a source or a bundle, and its data."""
+    if path.is_dir():
+        source = policy_source.read(path)
+        modules, document = source.modules, source.document
+    else:
+        files = policy_bundle.unpacked(path.read_bytes())
+        files.pop(policy_bundle.SIGNATURES, None)
+        policy = policy_bundle.parsed(files)
+        modules, document = policy.modules, policy.data
+        document["llm"]["meta"] = policy_source.META
+    return policy_source.engine(modules, document), document
+
+
+def _line(change: dict[str, Any]) -> str:
+    """One difference for a person."""
+    old, new = change["old"], change["new"]
+    if old["allow"] and new["allow"]:
+        moved = [f"{key} {old[key]} → {new[key]}" for key in old if old[key] != new.get(key)]
+    else:
+        moved = [" → ".join("allow" if side["allow"] else f"deny ({side['rule']})" for side in (old, new))]
+    return f"{' + '.join(change['roles'])}: {change['action']}: {', '.join(moved)}"
+
+
+# ---------------------------------------------------------------- break-glass
+def break_glass(
+    places: Places, subject: str, actions: list[str], hours: float, reason: str, now: datetime | None = None
+) -> str:
+    """A token that lets SUBJECT do ACTIONS for HOURS while a host's policy engine does not answer; on record first."""
+    if not 0 < hours <= HOURS:
+        raise PolicyError(f"--hours is {hours:g}: it holds at most {HOURS} hours; give a number up to that")
+    if not subject.strip() or not reason.strip():
+        raise PolicyError("--subject or --reason is empty: say who, and why, for those who read the record")
+    known = _engine(source_folder(places))[0].eval_document("llm.validate.actions")
+    if unknown := sorted(set(actions) - set(known)):
+        raise PolicyError(f"--action {unknown[0]!r} is none of the gateway's: {', '.join(sorted(known))}")
+    key, moment = signing_key(places), (now or datetime.now(UTC)).replace(microsecond=0)
+    claims = {
+        "aud": AUDIENCE,
+        "sub": subject,
+        "iat": int(moment.timestamp()),
+        "exp": int((moment + timedelta(hours=hours)).timestamp()),
+        "reason": reason,
+        "actions": sorted(set(actions)),
+    }
+    token = jwt.encode(claims, key, algorithm=ALGORITHM, headers={"kid": KEY_ID})
+    record(places.broken, {**claims, "time": moment.isoformat(), "sha256": _sha256(token.encode())})
+    return token
+
+
+# ---------------------------------------------------------------- command line
+def source_folder(places: Places) -> Path:
+    """The estate's own source where it has one, else the tree's."""
+    if places.source.is_dir():
+        return places.source
+    from llmkeep.run import RunError, tree  # Ansible's runner: an estate with its own source need not load it
+
+    try:
+        return tree() / "policy"
+    except RunError as error:
+        raise PolicyError(str(error)) from error
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    folder = arguments.source or source_folder(arguments.places)
+    print(f"{folder}: no problems, {policy_source.tests(checked(folder))} tests passed")
+    return 0
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    places = arguments.places
+    folder = arguments.source or source_folder(places)
+    print(build(places, folder, arguments.out or places.bundle, arguments.days))
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    try:
+        key = arguments.key.read_bytes()
+        good = policy_bundle.judged(arguments.bundle.read_bytes(), key, arguments.minimum)
+    except OSError as error:
+        raise PolicyError(
+            f"{error.filename}: {error.strerror}: give a bundle, and with --key the key"
+        ) from error
+    except PolicyRefused as refusal:
+        print(f"llmkeep: refused: {arguments.bundle}: {refusal}", file=sys.stderr)
+        return refusal.code
+    print(
+        f"{arguments.bundle}: revision {good.revision}, whole, holds until {good.expires:%Y-%m-%d %H:%M} UTC"
+    )
+    return 0
+
+
+def _diff(arguments: argparse.Namespace) -> int:
+    try:
+        found = diff(arguments.old, arguments.new)
+    except (PolicyRefused, OpaError, OSError) as error:
+        raise PolicyError(f"these two cannot be compared: {error}") from error
+    if arguments.json:
+        print(json.dumps(found))
+    else:
+        print("\n".join(map(_line, found)) or "the two decide alike")
+    return 0
+
+
+def _break_glass(arguments: argparse.Namespace) -> int:
+    print(
+        break_glass(arguments.places, arguments.subject, arguments.action, arguments.hours, arguments.reason)
+    )
+    return 0
+
+
+def _told(verb: Any) -> Any:
+    """What sealing says becomes a message too."""
+
+    def run(arguments: argparse.Namespace) -> int:
+        try:
+            return int(verb(arguments))
+        except SealError as error:
+            raise PolicyError(str(error)) from error
+
+    return run
+
+
+def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """`llmkeep policy init | check | build | verify | diff | break-glass`."""
+    parser = subparsers.add_parser(
+        "policy", help="who may do what: judged, signed, compared", description=__doc__
+    )
+    parser.set_defaults(places=Places())
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    verb = verbs.add_parser("init", help="make the key where there is none (bootstrap calls it)")
+    verb.set_defaults(run=_told(lambda given: print(init(given.places)) or 0))
+    own = "default: /etc/llmkeep/policy/source where it is there, else the tree's policy/"
+    verb = verbs.add_parser("check", help="compile a source, judge its data, run its tests; signs nothing")
+    verb.add_argument("--source", type=Path, help=own)
+    verb.set_defaults(run=_check)
+    verb = verbs.add_parser("build", help="check a source and sign it; one that did not change is kept")
+    verb.add_argument("--source", type=Path, help=own)
+    verb.add_argument("--days", type=int, default=DAYS, help="how long it holds (default: %(default)s)")
+    verb.add_argument("--out", type=Path, help="default: /var/lib/llmkeep/policy/bundle.tar.gz")
+    verb.set_defaults(run=_told(_build))
+    verb = verbs.add_parser("verify", help="signature, every byte, revision, expiry", description=__doc__)
+    verb.add_argument("bundle", type=Path)
+    verb.add_argument("--key", type=Path, required=True, help="whom to trust (PEM)")
+    verb.add_argument("--minimum", type=int, default=0, help="the highest revision accepted so far")
+    verb.set_defaults(run=_verify)
+    verb = verbs.add_parser(
+        "diff", help="what one or two roles may do, that they might not before, and the reverse"
+    )
+    verb.add_argument("old", type=Path, help="a bundle, or a folder with a source")
+    verb.add_argument("new", type=Path)
+    verb.add_argument("--json", action="store_true", help="for machines")
+    verb.set_defaults(run=_diff)
+    verb = verbs.add_parser(
+        "break-glass", help="print a token for when a host's policy engine does not answer"
+    )
+    verb.add_argument("--subject", required=True, help="who may use it, as the gateway knows them")
+    verb.add_argument("--action", required=True, action="append", help="as 'POST /generate'; may be repeated")
+    verb.add_argument("--hours", type=float, required=True, help=f"how long, at most {HOURS}")
+    verb.add_argument("--reason", required=True, help="for those who read the record")
+    verb.set_defaults(run=_told(_break_glass))

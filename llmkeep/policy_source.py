@@ -1,0 +1,167 @@
+"""A policy's source: Rego, data.yaml and tests below a folder's `llm`; judged by OPA, and packed as a signed bundle."""
+
+import gzip
+import hashlib
+import io
+import json
+import re
+import tarfile
+from collections.abc import Hashable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import jwt
+import yaml
+from cryptography.hazmat.primitives.asymmetric import ec
+from opa_bindings import OpaEngine, OpaError
+
+from llmkeep.lock import LockError
+from llmproof.policy_bundle import ALGORITHM, KEY_ID, MANIFEST, SIGNATURES, TIME
+
+# While a source is judged it has this instead of a signed one's; nobody decides by it.
+META = {"revision": 0, "expires": "2200-01-01T00:00:00Z"}
+
+
+class SourceError(LockError):
+    """The source cannot be read."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """`modules` and `tests` by path (`llm/authz/authz.rego`), `data` by the folder that it describes."""
+
+    modules: dict[str, str]
+    tests: dict[str, str]
+    data: dict[str, Any]
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """All data as one document, META included."""
+        whole: dict[str, Any] = {"llm": {"meta": META}}
+        for folder, content in self.data.items():
+            place = whole
+            *above, last = folder.split("/")
+            for name in above:
+                place = place.setdefault(name, {})
+            place[last] = content
+        return whole
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """What goes into a bundle, the revision and the date apart."""
+        found = {path: text.encode() for path, text in self.modules.items()}
+        return found | {f"{folder}/data.json": canonical(content) for folder, content in self.data.items()}
+
+    @property
+    def sha256(self) -> str:
+        """One hash over all that goes into a bundle."""
+        lines = [f"{name} {hashlib.sha256(content).hexdigest()}\n" for name, content in self.files.items()]
+        return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+
+
+class _Strict(yaml.SafeLoader):
+    """YAML whose keys are strings, each once: of a role that is written twice no one is dropped in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if not isinstance(key, str) or keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is there twice, or no string", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+def read(folder: Path) -> Source:
+    """The source below FOLDER; raises SourceError where a file of it cannot be read."""
+    if not (folder / "llm").is_dir():
+        raise SourceError(f"{folder} has no folder llm: give one that holds a policy's source")
+    source = Source({}, {}, {})
+    for path in sorted((folder / "llm").rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        try:
+            if path.suffix == ".rego":
+                (source.tests if path.stem.endswith("_test") else source.modules)[name] = path.read_text()
+            elif path.name == "data.yaml":
+                content = yaml.load(path.read_text(), _Strict)  # noqa: S506 -- a SafeLoader, made stricter
+                json.dumps(content, allow_nan=False)
+                source.data[name.removesuffix("/data.yaml")] = content
+        except (ValueError, TypeError, yaml.YAMLError) as error:
+            raise SourceError(f"{path} cannot be read: {error}") from error
+    return source
+
+
+def problems(source: Source) -> list[str]:
+    """Why it is not to be signed, one sentence each: Rego, data, tests, in this order."""
+    try:
+        opa = engine(source.modules | source.tests, source.document)
+        if opa.eval_document("llm.authz.decision", {}).get("allow") is not False:
+            return ["llm/authz: data.llm.authz.decision does not deny a request that says nothing"]
+        found = sorted(opa.eval_document("llm.validate.problems"))
+    except OpaError as error:
+        return [str(error)]
+    return found + [said for path in source.tests for said in _failures(opa, path, source.tests[path])]
+
+
+def tests(source: Source) -> int:
+    """How many tests it has."""
+    return sum(len(_tests(text)) for text in source.tests.values())
+
+
+def engine(modules: dict[str, str], document: dict[str, Any]) -> OpaEngine:
+    """OPA with these modules and this data."""
+    opa = OpaEngine()
+    for path, text in modules.items():
+        opa.add_policy(path, text)
+    opa.add_data(document)
+    return opa
+
+
+def _tests(text: str) -> set[str]:
+    """Names of the tests in a module."""
+    return set(re.findall(r"^(test_\w+)", text, re.MULTILINE))
+
+
+def _failures(opa: OpaEngine, path: str, text: str) -> list[str]:
+    """The tests of one module that do not hold. All are asked for at once: one by one each is compiled anew."""
+    package = re.search(r"^package\s+([\w.]+)", text, re.MULTILINE)
+    if not package:
+        return [f"{path}: it has no package"]
+    try:
+        (answer,) = opa.eval_query(f"held = {{name | some name; data.{package[1]}[name] == true}}")
+    except OpaError as error:
+        return [f"{path}: its tests stop with an error: {error}"]
+    return [f"{path}: {test} fails" for test in sorted(_tests(text) - set(answer["held"]))]
+
+
+def pack(source: Source, revision: int, expires: datetime, key: ec.EllipticCurvePrivateKey) -> bytes:
+    """The signed bundle. But for the signature, which has a random part, the same source gives the same bytes."""
+    files = source.files | {
+        "llm/meta/data.json": canonical({"revision": revision, "expires": expires.strftime(TIME)}),
+        MANIFEST: canonical({"revision": str(revision), "roots": ["llm"], "rego_version": 1}),
+    }
+    hashes = [
+        {"name": name, "hash": hashlib.sha256(content).hexdigest(), "algorithm": "SHA-256"}
+        for name, content in sorted(files.items())
+    ]
+    token = jwt.encode({"files": hashes}, key, algorithm=ALGORITHM, headers={"kid": KEY_ID})
+    return packed(files | {SIGNATURES: canonical({"signatures": [token]})})
+
+
+def packed(files: dict[str, bytes]) -> bytes:
+    """A tar.gz of these files without any time, owner or order of its own."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, data in sorted(files.items()):
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = len(data), 0o644
+            tar.addfile(member, io.BytesIO(data))
+    return gzip.compress(content.getvalue(), mtime=0)
+
+
+def canonical(value: object) -> bytes:
+    """JSON in the one form whose bytes OPA hashes: keys sorted, no spaces, no escapes that need not be."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029").encode()

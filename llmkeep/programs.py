@@ -1,0 +1,151 @@
+"""Programs that no distribution packages (artifacts.yml, `programs`): from the cache, a mirror folder, or their source.
+
+Whatever the way, the program that is handed out has the lock's sha256, seen at that moment. The way by the source
+runs `go` with the recipe of artifacts.yml; it was never run where this was written, which has no `go`.
+"""
+
+import argparse
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from llmkeep import cache, lock
+from llmkeep.lock import Artifact, LockError
+
+MINUTES = 20  # for a build from source; two cores need one or two
+
+
+class NotHad(Exception):
+    """One way to a program is closed. The message says which and why, on one line."""
+
+
+def find(name: str, mirror: Path | None = None) -> Path | None:
+    """The executable that the lock names, in the cache; None, with the reasons printed, where it cannot be had.
+
+    MIRROR is a folder of packed programs; None: the one that LLMKEEP_MIRROR names, if any.
+    """
+    pinned, wanted = lock.load().programs, lock.wanted()["programs"]
+    if name not in pinned:
+        raise LockError(
+            f"artifacts.lock.yml has no program {name!r}, only {sorted(pinned)}: "
+            "ask for one of these, or run `llmkeep lock update --only programs`"
+        )
+    program = pinned[name]
+    if cache.has(program.sha256, program.size) and cache.sha256(cache.blob(program.sha256)) == program.sha256:
+        return _executable(program.sha256)
+    cache.blob(program.sha256).unlink(missing_ok=True)  # what lies there was damaged
+    digest, reasons = _obtain(name, wanted[name], mirror, program.sha256)
+    if digest:
+        return _executable(digest)
+    print(f"{name} {program.version} cannot be had: {reasons}", file=sys.stderr, flush=True)
+    return None
+
+
+def resolve(name: str, entry: dict[str, Any], old: Artifact | None) -> Artifact:
+    """The lock's entry for a program of artifacts.yml, from the mirror folder or by a build.
+
+    Where neither is possible and artifacts.yml still names the OLD version, the old entry stays.
+    """
+    purl = f"pkg:golang/{entry['module']}@{entry['version']}"
+    digest, reasons = _obtain(name, entry, None, None)
+    if digest:
+        size = cache.blob(digest).stat().st_size
+        print(f"{name}: {entry['version']}, {size / 1e6:.0f} MB, sha256 {digest}")
+        return Artifact(name, entry["version"].removeprefix("v"), digest, size, entry["licence"], purl)
+    if old and old.purl == purl:
+        print(f"{name}: {entry['version']} kept as it was: {reasons}")
+        return old
+    raise LockError(f"{name} {entry['version']} cannot be had: {reasons}: "
+                    "set LLMKEEP_MIRROR to a folder that has it, or install Go")  # fmt: skip
+
+
+def _obtain(
+    name: str, entry: dict[str, Any], mirror: Path | None, digest: str | None
+) -> tuple[str | None, str]:
+    """Bring the program with this DIGEST (None: any) into the cache. Its sha256, or None and why not."""
+    reasons = []
+    for way in (_from_mirror, _from_source):
+        with tempfile.TemporaryDirectory(dir=cache.home()) as folder:
+            try:
+                made = way(name, entry, Path(folder), mirror)
+            except NotHad as reason:
+                reasons.append(str(reason))
+                continue
+            if digest in (None, found := cache.sha256(made)):
+                return cache.put(made), ""
+            reasons.append(f"{way.__name__[6:]}: sha256 is {found}, the lock says {digest}")
+    return None, "; ".join(reasons)
+
+
+def _from_mirror(_: str, entry: dict[str, Any], folder: Path, mirror: Path | None) -> Path:
+    """Unpack the mirror folder's file."""
+    mirror = mirror or (Path(named) if (named := os.environ.get("LLMKEEP_MIRROR")) else None)
+    if not mirror:
+        raise NotHad("mirror: no folder is named by --mirror or LLMKEEP_MIRROR")
+    packed, made = mirror / entry["mirror"], folder / "unpacked"
+    if not packed.is_file():
+        raise NotHad(f"mirror: there is no {packed}")
+    if not shutil.which("zstd"):
+        raise NotHad("mirror: zstd is not installed (apt-get install zstd)")
+    _call(["zstd", "-d", "-q", "-o", str(made), str(packed)], folder, "mirror")
+    return made
+
+
+def _from_source(name: str, entry: dict[str, Any], folder: Path, _: Path | None) -> Path:
+    """Build it by the recipe; proxy and checksum database are those of the machine's own Go settings."""
+    if not shutil.which("go"):
+        raise NotHad("source: there is no `go` on PATH")
+    (folder / "go.mod").write_text(
+        f"module build\n\ngo {entry['toolchain'].removeprefix('go')}\n\nrequire {entry['module']} {entry['version']}\n"
+    )
+    print(f"{name}: building {entry['module']}@{entry['version']} …", flush=True)
+    settings = {
+        "CGO_ENABLED": "0",
+        "GOARCH": "amd64",
+        "GOBIN": str(folder),
+        "GOFLAGS": "-buildvcs=false",
+        "GOOS": "linux",
+        "GOTOOLCHAIN": entry["toolchain"],
+    }
+    _call(["go", *entry["go"]], folder, "source", os.environ | settings)
+    return folder / name
+
+
+def _call(command: list[str], folder: Path, way: str, environment: dict[str, str] | None = None) -> None:
+    """Run it; what it says at the end becomes the reason."""
+    try:
+        run = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=MINUTES * 60
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise NotHad(f"{way}: `{shlex.join(command[:2])}` took more than {MINUTES} minutes") from error
+    if run.returncode != 0:
+        words = run.stderr.strip().splitlines() or ["it said nothing"]
+        raise NotHad(f"{way}: `{shlex.join(command[:2])}` exited {run.returncode}: {words[-1]}")
+
+
+def _executable(digest: str) -> Path:
+    path = cache.blob(digest)
+    path.chmod(0o555)
+    return path
+
+
+def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """`llmkeep program NAME`."""
+    parser = subparsers.add_parser("program", help="print where a program of the lock lies; 1: cannot be had")
+    parser.add_argument("name")
+    parser.add_argument("--mirror", type=Path, help="default: the variable LLMKEEP_MIRROR")
+    parser.set_defaults(run=_find)
+
+
+def _find(arguments: argparse.Namespace) -> int:
+    with cache.alone():
+        path = find(arguments.name, arguments.mirror)
+    if path:
+        print(path)
+    return 0 if path else 1

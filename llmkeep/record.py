@@ -1,0 +1,197 @@
+"""Every run of a playbook from the control node leaves an intent before Ansible starts and an outcome after it.
+
+The record lies in /var/log/llmkeep-audit (see llmproof/chain.py). It is written where an estate is run from: with
+the bundle's tree, or beside a sealed seed. A developer's checkout elsewhere writes nothing.
+"""
+
+import argparse
+import os
+import pwd
+import shlex
+import subprocess
+import sys
+import syslog
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llmkeep import manifest
+from llmkeep.manifest import BundleRefused
+from llmkeep.sealing import SealError, unseal
+from llmproof.chain import Chain, ChainError
+from llmproof.heads import HeadError, seed_of
+
+FOLDER = Path("/var/log/llmkeep-audit")
+CREDENTIAL = "llmkeep-audit.seed"
+SEALED_SEED = Path("/etc/credstore.encrypted") / CREDENTIAL
+INSTALLED = Path("/opt/llmkeep/tree")
+SERIAL = Path("/var/lib/llmkeep/serial")
+
+type Event = dict[str, object]
+
+
+class RecordError(Exception):
+    """The record cannot be written. The message says what is wrong and the way out."""
+
+
+@dataclass
+class Outcome:
+    """What a run came to. `hosts`: what Ansible counted, for each host."""
+
+    code: int | None = None
+    hosts: list[dict[str, object]] = field(default_factory=list)
+
+
+def is_kept(tree: Path) -> bool:
+    """Whether runs of this tree on this host are recorded."""
+    return tree == INSTALLED or SEALED_SEED.exists() or _given_seed().exists()
+
+
+def seed() -> bytes:
+    """The signing key's seed: from systemd, or unsealed."""
+    if _given_seed().exists():
+        return seed_of(_given_seed().read_text())
+    if not SEALED_SEED.exists():
+        raise RecordError(f"{SEALED_SEED} is not there: make it with `llmkeep audit init`")
+    return seed_of(unseal(SEALED_SEED.read_bytes(), CREDENTIAL).decode())
+
+
+def append(event: Event, sign: bool = False) -> None:
+    """Write one event, after another process that is just writing; RecordError if it cannot be."""
+    try:
+        with Chain(FOLDER, seed(), wait=True) as chain:
+            chain.append([event])
+            if sign:
+                chain.sign()
+    except (ChainError, HeadError, SealError, OSError) as error:
+        raise RecordError(f"the audit record {FOLDER} cannot be written: {error}") from error
+
+
+@contextmanager
+def recorded(
+    tree: Path, playbook: Path, inventories: list[Path], given: argparse.Namespace
+) -> Iterator[Outcome]:
+    """Around a run: its intent before, its outcome and a signed head after. RecordError before means: do not run."""
+    outcome = Outcome()
+    if not is_kept(tree):
+        yield outcome
+        return
+    event = described(tree, playbook, inventories, given)
+    try:
+        append({**event, "event.outcome": "unknown", "llmkeep.audit.phase": "intent"})
+    except RecordError as error:
+        if not given.unrecorded:
+            raise RecordError(f"{error}. A run without a record is refused; nothing was changed. Put that right, or give "
+                              "--unrecorded REASON, which the journal keeps") from error  # fmt: skip
+        shout(f"{who()} runs {playbook} WITHOUT AN AUDIT RECORD, reason: {given.unrecorded} ({error})")
+    before = time.monotonic_ns()
+    try:
+        yield outcome
+    finally:
+        result = "success" if outcome.code == 0 else "failure"
+        end: Event = {"event.outcome": result, "llmkeep.audit.phase": "outcome", "process.exit_code": outcome.code,
+               "event.duration": time.monotonic_ns() - before, "llmkeep.run.hosts": outcome.hosts}  # fmt: skip
+        try:
+            append({**event, **end}, sign=True)
+        except RecordError as error:
+            shout(
+                f"{playbook} has run to its end (exit code {outcome.code}), which is not on record: {error}"
+            )
+            if not given.unrecorded:
+                raise RecordError(f"the run is done, its outcome is not on record: {error}") from error
+
+
+def described(tree: Path, playbook: Path, inventories: list[Path], given: argparse.Namespace) -> Event:
+    """Who runs what, without secrets."""
+    name = playbook.relative_to(tree.resolve()) if playbook.is_relative_to(tree.resolve()) else playbook
+    event: Event = {
+        "event.kind": "event",
+        "event.category": ["configuration"],
+        "event.action": f"run {name}",
+        "event.type": ["info" if given.check else "change"],
+        "llmkeep.run.id": str(uuid.uuid4()),
+        "user.name": who(),
+        "process.args": words(given),
+        "llmkeep.inventory": [str(place) for place in inventories],
+        "llmkeep.tree.revision": revision(tree),
+        "llmkeep.bundle.serial": SERIAL.read_text().strip() if SERIAL.exists() else None,
+    }
+    return event | ({"event.reason": given.unrecorded} if given.unrecorded else {})
+
+
+def who() -> str:
+    """Who asked: whom sudo names, else who logged in, else whose process this is."""
+    if name := os.environ.get("SUDO_USER"):
+        return name
+    try:
+        return os.getlogin()
+    except OSError:  # no terminal: a timer
+        return pwd.getpwuid(os.geteuid()).pw_name
+
+
+def words(given: argparse.Namespace) -> list[str]:
+    """What the operator said; of variables only the names, of words for Ansible only the options: either may be secret."""
+    said = [word for name in ("limit", "tags", "skip_tags") if getattr(given, name)
+            for word in (f"--{name.replace('_', '-')}", getattr(given, name))]  # fmt: skip
+    for text in given.extra_vars:
+        said += ["--extra-vars", *variables(text)]
+    said += ["--check"] * given.check + ["--diff"] * given.diff
+    for word in given.ansible:
+        # -eNAME=VALUE is one word, and --extra-vars may be shortened.
+        said.append(
+            word.split("=")[0] if word.startswith("--") else word[:2] if word.startswith("-") else "…"
+        )
+    return said
+
+
+def variables(text: str) -> list[str]:
+    """The names in one --extra-vars, in each of the ways that Ansible reads."""
+    if text.startswith("@"):
+        return [text]  # a file's name
+    try:
+        if text.lstrip()[:1] in ("{", "["):
+            return sorted(map(str, dict(yaml.safe_load(text))))
+        return [pair.split("=", 1)[0] for pair in shlex.split(text) if "=" in pair]
+    except (yaml.YAMLError, ValueError, TypeError):
+        return ["…"]
+
+
+def revision(tree: Path) -> str:
+    """The commit of the tree, as its bundle says, or its checkout."""
+    from llmkeep import build  # the resolvers: not for the rest
+
+    bundle = tree.resolve().parent
+    try:
+        if (bundle / manifest.NAME).exists():
+            found = (entry.source for entry in manifest.read(bundle).files if entry.path == "tree/site.yml")
+            return next(found, "unknown")
+        return build.revision(tree)
+    except (BundleRefused, OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def counted(stats: dict[str, Any]) -> list[dict[str, object]]:
+    """Ansible's recap, a host an entry."""
+    kinds = {"ok": "ok", "changed": "changed", "failed": "failures", "unreachable": "dark"}
+    hosts = sorted({host for kind in kinds.values() for host in stats.get(kind) or {}})
+    return [
+        {"host.name": host, **{name: (stats.get(kind) or {}).get(host, 0) for name, kind in kinds.items()}}
+        for host in hosts
+    ]
+
+
+def shout(text: str) -> None:
+    """On the terminal and in the journal."""
+    print(f"llmkeep: {text}", file=sys.stderr)
+    syslog.openlog("llmkeep", facility=syslog.LOG_AUTHPRIV)
+    syslog.syslog(syslog.LOG_CRIT, text)
+
+
+def _given_seed() -> Path:
+    return Path(os.environ.get("CREDENTIALS_DIRECTORY", "/nonexistent")) / CREDENTIAL

@@ -1,0 +1,174 @@
+"""The witness: signed heads of the hosts' records, kept where those hosts cannot write, and ours on one of them.
+
+What was kept stays: a host's new heads are taken only when they extend it. A host that rewrote its record, with its
+own key even, cannot take back the heads that lie here: `llm-audit verify --heads` holds its record against them.
+"""
+
+import base64
+import fcntl
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmkeep import record, run
+from llmkeep.durable import sync_folder, write
+from llmkeep.record import RecordError
+from llmproof import heads
+from llmproof.heads import HeadError, Verifier
+
+KEPT = Path("/var/lib/llmkeep/witness")
+RECORD = Path("/var/log/llm-audit")  # of a serving host
+COPY = Path("/var/lib/llm-audit-witness")  # on the first other host: the control node's
+READ, COMPARE = "Read the heads that are new", "Compare the copy of the control node's heads"
+
+
+class Altered(Exception):
+    """A record, or its heads, are not what they were. The message says whose and how."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What lies here of one record's heads."""
+
+    folder: Path
+
+    def data(self) -> bytes:
+        """All whole heads; what a power cut tore is cut off first."""
+        path = self.folder / heads.NAME
+        if not path.exists():
+            return b""
+        whole = path.read_bytes()
+        _, torn = heads.split(whole)
+        if torn:
+            os.truncate(path, len(whole) - len(torn))
+        return whole[: len(whole) - len(torn)]
+
+    def extend(self, verifier: str, prefix: str, new: bytes) -> int:
+        """Take what comes after what is kept; how many heads that were. Raises Altered and takes nothing.
+
+        `prefix`: SHA-256 of as many bytes of the host's file as are kept here.
+        """
+        host, known, kept = self.folder.name, self.folder / "verifier", self.data()
+        way_out = f"Look at {host} before anything else; what was kept is in {self.folder} and stays"
+        if known.exists() and known.read_text() != verifier:
+            raise Altered(f"{host} now signs as {verifier.strip()}, before as {known.read_text().strip()}. "
+                          f"{way_out}; if {host} was set up anew, move that folder away and keep it")  # fmt: skip
+        if prefix != hashlib.sha256(kept).hexdigest():
+            raise Altered(f"the heads on {host} do not begin with the {len(kept)} bytes kept here: one is missing or "
+                          f"changed. {way_out}")  # fmt: skip
+        notes, _ = heads.split(new)
+        try:
+            key = Verifier(verifier)
+            size = key.open(heads.split(kept)[0][-1]).size if kept else 0
+            for note in notes:
+                head = key.open(note)
+                if head.size <= size:
+                    raise Altered(
+                        f"a new head on {host} is over {head.size} records, the one before over {size}. {way_out}"
+                    )
+                size = head.size
+        except HeadError as error:
+            raise Altered(f"a new head on {host} does not hold: {error}. {way_out}") from error
+        if not known.exists():
+            write(known, verifier.encode(), 0o444)
+        if notes:
+            with (self.folder / heads.NAME).open("ab") as file:
+                file.write(b"".join(note + b"\n" for note in notes))
+                file.flush()
+                os.fsync(file.fileno())
+            sync_folder(self.folder)
+        return len(notes)
+
+
+def collect(inventories: list[str]) -> int:
+    """Take every serving host's new heads, give ours to the first other host. 0, or 1 if one could not be asked.
+
+    Raises Altered, after all hosts were looked at; then it is also on record here.
+    """
+    root = run.tree()
+    places = [run.inventory(place, root) for place in inventories]
+    KEPT.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _alone():
+        kept = {folder.name: len(Kept(folder).data()) for folder in KEPT.iterdir() if folder.is_dir()}
+        heard = _play(places, "read", {"witness_kept": kept})
+        problems, altered = list(heard.failures), []
+        for host, said in ((host, said) for (task, host), said in heard.said.items() if task == READ):
+            try:
+                problems += _keep(host, said)
+            except Altered as error:
+                altered.append(str(error))
+        compared = [(host, said) for (task, host), said in heard.said.items() if task == COMPARE]
+        try:
+            problems += _give(places, compared)
+        except Altered as error:
+            altered.append(str(error))
+    for problem in problems:
+        print(f"llmkeep audit: {problem}", file=sys.stderr)
+    if altered:
+        _on_record(altered)
+        raise Altered("; ".join(altered))
+    return int(bool(problems))
+
+
+def _play(places: list[Path], tag: str, variables: dict[str, object]) -> run.Heard:
+    paths = {"witness_record": str(RECORD), "witness_copy": str(COPY), "witness_own": str(record.FOLDER)}
+    words = ["--tags", tag, "--extra-vars", json.dumps(paths | variables)]
+    code, heard = run.play(
+        run.tree() / "playbooks/witness.yml", places, words, quiet=True, asked=frozenset({READ, COMPARE})
+    )
+    if code and not heard.failures:
+        heard.failures.append("the hosts could not be asked: run playbooks/witness.yml by hand to see why")
+    return heard
+
+
+def _keep(host: str, said: str) -> list[str]:
+    """One host's answer: verifier, hash of what is kept here, what is new."""
+    verifier, prefix, new = (*said.splitlines(), "", "", "")[:3]  # a terminal on the way writes \\r\\n
+    folder = KEPT / host
+    if verifier == "none" and not folder.exists():
+        return [f"{host} keeps no audit record in {RECORD}: is llm-audit running there?"]
+    folder.mkdir(mode=0o700, exist_ok=True)
+    Kept(folder).extend(verifier + "\n", prefix, base64.b64decode(new))
+    return []
+
+
+def _give(places: list[Path], compared: list[tuple[str, str]]) -> list[str]:
+    """Our own heads to the first other host, when it has fewer; refuses to touch what they do not extend."""
+    own = record.FOLDER / heads.NAME
+    if not own.exists():
+        return [
+            f"there are no heads in {record.FOLDER} to give to another host: make a record with `llmkeep audit init`"
+        ]
+    if not compared:
+        return ["no other host keeps this node's heads: there is none, or it did not answer"]
+    ours, ((host, said), *_) = own.read_bytes(), compared
+    size, prefix = (*said.split(), "", "")[:2]
+    if not size.isdigit() or prefix != hashlib.sha256(ours[: int(size)]).hexdigest() or int(size) > len(ours):
+        raise Altered(f"{host} holds {size} bytes of this node's heads in {COPY}, which are not the first ones of {own}: one "
+                      "of the two was changed. Nothing was copied; look at both")  # fmt: skip
+    return [] if int(size) == len(ours) else _play(places, "give", {}).failures
+
+
+def _on_record(altered: list[str]) -> None:
+    try:
+        record.append({"event.kind": "alert", "event.category": ["intrusion_detection"], "event.action": "witness",
+                       "event.outcome": "failure", "event.reason": altered}, sign=True)  # fmt: skip
+    except RecordError as error:
+        print(f"llmkeep audit: {error}", file=sys.stderr)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    descriptor = os.open(KEPT, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise RecordError("another `llmkeep audit collect` is at work: wait for it") from error
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,326 @@
+"""The record's writer: JSON lines, each chained to the one before by SHA-256, on disk before they count.
+
+A line is `{"event.sequence":N,"@timestamp":"…",` the event's own fields `,"llmkeep.audit.previous":"…",
+"llmkeep.audit.hash":"…"}`: `previous` is the hash of the whole line before (64 zeros for the first), `hash` that of
+this line's bytes before `,"llmkeep.audit.hash"`. Files are `records-FIRST.jsonl` by the first sequence number in
+them, then `heads` and `verifier` (see heads.py), and `tree`, which only saves time and is never believed.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+
+from llmproof import heads
+from llmproof.heads import Head, Signer, Tree, Verifier
+
+MAX_LINE = 1 << 20  # bytes of an event's own fields
+ROTATE = 64 << 20  # bytes of a file
+FIRST_PREVIOUS = "0" * 64
+PREVIOUS, HASH = "llmkeep.audit.previous", "llmkeep.audit.hash"
+OURS = {"event.sequence", "@timestamp", PREVIOUS, HASH}
+TAIL = len(f',"{HASH}":""}}') + 64
+# A damaged line may be of any length; more than this is never read at once.
+READ = MAX_LINE + 4096
+RECENT = 10  # heads among which the kept tree is looked for: a power cut may lose the newest
+
+
+class ChainError(Exception):
+    """The record cannot go on. The message says what is wrong, the value seen, and the way out."""
+
+
+class EventError(ValueError):
+    """This event is not written. The message says why."""
+
+
+def fields(event: object) -> bytes:
+    """An event's own fields as they will stand in the line; EventError if they cannot."""
+    if not isinstance(event, Mapping) or not event:
+        raise EventError("an event is a JSON object with at least one field")
+    if taken := OURS & event.keys():
+        raise EventError(f"the record itself writes {', '.join(sorted(taken))}: leave it out")
+    try:
+        text = json.dumps(event, separators=(",", ":"), allow_nan=False)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise EventError(f"it is not JSON ({error})") from error
+    if len(text) > MAX_LINE:
+        raise EventError(f"it has {len(text)} bytes, {MAX_LINE} are the most")
+    return text[1:-1].encode()
+
+
+def problem(line: bytes, sequence: int, previous: str) -> str | None:
+    """What is wrong with one line (without its newline) in its place; None when it is what was written there."""
+    body = line[:-TAIL]
+    if line[-TAIL:] != f',"{HASH}":"{hashlib.sha256(body).hexdigest()}"}}'.encode():
+        return "changed: its own hash does not fit"
+    if not body.startswith(b'{"event.sequence":%d,"@timestamp":"' % sequence):
+        return f"moved: it is whole, but number {sequence} is due here"
+    if not body.endswith(f',"{PREVIOUS}":"{previous}"'.encode()):
+        return "rewritten: it was written after another record than the one before it"
+    return None
+
+
+def named_previous(line: bytes) -> str:
+    """The hash of the record before it, as the line itself says."""
+    return line[-TAIL - 65 : -TAIL - 1].decode(errors="replace")
+
+
+def lines(path: Path) -> Iterator[bytes]:
+    """The file's lines with their newlines; the last may lack it, and so does what is too long for a line."""
+    with path.open("rb") as file:
+        while line := file.readline(READ):
+            yield line
+
+
+def files(folder: Path) -> list[Path]:
+    """The record's files in their order."""
+    return sorted(folder.glob("records-*.jsonl"))
+
+
+def file_name(first: int) -> str:
+    """The name of the file whose first record has this number."""
+    return f"records-{first:012d}.jsonl"
+
+
+class Chain:
+    """The one writer of a folder. Not for several threads at once; `close` it, or use it in a `with`.
+
+    `wait`: until another writer has gone, instead of refusing. `name`: who signs, noted when the record begins.
+    """
+
+    def __init__(
+        self, folder: Path, seed: bytes, name: str = "", rotate: int = ROTATE, wait: bool = False
+    ) -> None:
+        """Lock and recover the record. Raises ChainError, HeadError, OSError; then nothing stays locked."""
+        folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+        self.folder, self.rotate = folder, rotate
+        self._lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        self._file, self._size = -1, 0
+        self.tree, self._previous, self._signed = Tree(), FIRST_PREVIOUS, 0
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            self._signer = self._signer_of(seed, name)
+            self._recover()
+        except BlockingIOError as error:
+            self.close()
+            raise ChainError(
+                f"another process writes {folder}: stop it first, there is one writer"
+            ) from error
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def verifier(self) -> Verifier:
+        """Who signs the heads."""
+        return self._signer.verifier
+
+    def append(self, events: Sequence[Mapping[str, object]]) -> range:
+        """Write all EVENTS or none; their sequence numbers, once they are on disk. EventError, OSError, ChainError."""
+        return self.write([fields(event) for event in events])
+
+    def write(self, bodies: Sequence[bytes]) -> range:
+        """`append` for what `fields` made."""
+        self._must_be_open()
+        if self._size >= self.rotate:
+            self._start_file()
+        now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z").encode()
+        first, previous, written = self.tree.size + 1, self._previous, []
+        for sequence, body in enumerate(bodies, first):
+            line = b'{"event.sequence":%d,"@timestamp":"%b",%b,"%b":"%b"' % (
+                sequence, now, body, PREVIOUS.encode(), previous.encode())  # fmt: skip
+            line += f',"{HASH}":"{hashlib.sha256(line).hexdigest()}"}}'.encode()
+            previous = hashlib.sha256(line).hexdigest()
+            written.append(line)
+        self._size = self._put(self._file, b"".join(line + b"\n" for line in written), self._size)
+        for line in written:
+            self.tree.add(line)
+        self._previous = previous
+        return range(first, first + len(written))
+
+    def sign(self) -> bytes | None:
+        """Append a signed head to `heads` and return it; None when the last one says it all. OSError, ChainError."""
+        self._must_be_open()
+        if self.tree.size == self._signed:
+            return None
+        note = self._signer.sign(Head(self.tree.size, self.tree.root()))
+        path = self.folder / heads.NAME
+        new = not path.exists()
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o640)
+        try:
+            self._put(descriptor, note + b"\n", os.fstat(descriptor).st_size)
+            if new:
+                os.fsync(self._lock)
+        finally:
+            os.close(descriptor)
+        self._signed = self.tree.size
+        with suppress(OSError):  # without it the next opening takes longer
+            aside = self.folder / ".tree.new"
+            aside.write_text("\n".join([str(self.tree.size), *(peak.hex() for peak in self.tree.peaks)]))
+            aside.replace(self.folder / "tree")
+        return note
+
+    def close(self) -> None:
+        """Let go of the folder. What was appended stays; no head is signed."""
+        for descriptor in (self._file, self._lock):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._file = self._lock = -1
+
+    def __enter__(self) -> "Chain":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ------------------------------------------------------------ opening
+    def _signer_of(self, seed: bytes, name: str) -> Signer:
+        """The name that the record began with, or NAME; refuses another key than the one it began with."""
+        path = self.folder / "verifier"
+        known = Verifier(path.read_text()) if path.exists() else None
+        signer = Signer(known.name if known else name or f"llm-audit/{socket.gethostname()}", seed)
+        if known and signer.verifier.text != known.text:
+            raise ChainError(f"{self.folder} is signed by {known.text}, the seed given is that of "
+                             f"{signer.verifier.text}: give the right seed, or move the folder away and keep it")  # fmt: skip
+        if not known:
+            if files(self.folder) or (self.folder / heads.NAME).exists():
+                raise ChainError(
+                    f"{path} is gone and the record is not: restore it, or move the folder away and keep it"
+                )
+            aside = self.folder / ".verifier.new"
+            descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644)
+            with os.fdopen(descriptor, "w") as file:
+                file.write(f"{signer.verifier.text}\n")
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+            os.fsync(self._lock)
+        return signer
+
+    def _recover(self) -> None:
+        """Go on where the record ends: behind the last head line by line, what no head covers and is torn is cut."""
+        path = self.folder / heads.NAME
+        notes, torn = heads.read(path)
+        if torn:
+            os.truncate(path, path.stat().st_size - len(torn))
+        signed = [self.verifier.open(note) for note in notes[-RECENT:]]
+        head = signed[-1] if signed else Head(0, Tree().root())
+        self._signed = head.size
+        self.tree = self._kept_tree(signed) or self.tree
+        there = files(self.folder)
+        firsts = [int(path.stem.removeprefix("records-")) for path in there]
+        # All lines behind the tree that is known, and the one before them, to whose hash they are chained.
+        start = max((n for n, first in enumerate(firsts) if first <= self.tree.size), default=0)
+        for path, first in zip(there[start:], firsts[start:], strict=True):
+            good, sequence, wrong = 0, first, None
+            if first != self.tree.size + 1 and not (path == there[start] and first <= self.tree.size):
+                raise ChainError(f"{path} should begin with record {self.tree.size + 1}: records were removed, or a "
+                                 "file renamed. Put it back, or move the folder away and keep it")  # fmt: skip
+            for line in lines(path):
+                if sequence >= self.tree.size:
+                    wrong = self._take(line, sequence, head)
+                    if wrong:
+                        break
+                good, sequence = good + len(line), sequence + 1
+            if wrong and (sequence <= head.size or path != there[-1]):
+                raise ChainError(f"{path}, record {sequence}: {wrong}. A power cut does not do that. The writer does not go "
+                                 f"on: see `llm-audit verify {self.folder}`, then move the folder away and keep it")  # fmt: skip
+            if wrong:
+                self._cut(path, good)
+            self._size = good
+        if self.tree.size < head.size:
+            raise ChainError(f"{self.folder} ends with record {self.tree.size}, and a head was signed over {head.size}: "
+                             "records were removed. Move the folder away and keep it")  # fmt: skip
+        if there:
+            self._file = os.open(there[-1], os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
+        else:
+            self._start_file()
+        # Also where the power failed between the cut and the record of it.
+        cut = self.folder / f"cut-{self.tree.size + 1:012d}"
+        if cut.exists():
+            self.append([{"event.kind": "event", "event.category": ["process"], "event.action": "recovered",
+                          "event.outcome": "success", "llmkeep.audit.dropped_bytes": cut.stat().st_size}])  # fmt: skip
+
+    def _take(self, line: bytes, sequence: int, head: Head) -> str | None:
+        """Add the next line to what is known, or say what is wrong with it."""
+        whole = line.removesuffix(b"\n")
+        if not line.endswith(b"\n"):
+            return "torn: it has no end"
+        if sequence == self.tree.size and sequence > 0:  # the last of the known ones: here for its hash only
+            self._previous = hashlib.sha256(whole).hexdigest()
+            return problem(whole, sequence, named_previous(whole))
+        wrong = problem(whole, self.tree.size + 1, self._previous)
+        if wrong:
+            return wrong
+        self.tree.add(whole)
+        self._previous = hashlib.sha256(whole).hexdigest()
+        if self.tree.size == head.size and self.tree.root() != head.root:
+            return f"the head over the first {head.size} records does not fit them"
+        return None
+
+    def _kept_tree(self, signed: list[Head]) -> Tree | None:
+        """The tree as it was kept, if one of these heads has its size and root."""
+        try:
+            size, *peaks = (self.folder / "tree").read_text().split("\n")
+            tree = Tree(int(size), [bytes.fromhex(peak) for peak in peaks])
+        except (OSError, ValueError):
+            return None
+        fits = len(tree.peaks) == tree.size.bit_count() and Head(tree.size, tree.root()) in signed
+        return tree if fits else None
+
+    def _cut(self, path: Path, good: int) -> None:
+        """Keep what stands behind GOOD bytes aside, under the number of the record that comes next; then cut it off."""
+        with path.open("rb") as file:
+            file.seek(good)
+            dropped = file.read()
+        with (self.folder / f"cut-{self.tree.size + 1:012d}").open("ab") as aside:
+            aside.write(dropped)
+            aside.flush()
+            os.fsync(aside.fileno())
+        os.fsync(self._lock)
+        with path.open("r+b") as file:
+            file.truncate(good)
+            os.fsync(file.fileno())
+
+    # ------------------------------------------------------------ writing
+    def _must_be_open(self) -> None:
+        if self._file < 0:
+            raise ChainError(f"{self.folder} is closed, or a write and its undoing have failed: open it anew")
+
+    def _start_file(self) -> None:
+        # One that is there already is empty: it is from a start that did not get further.
+        name = self.folder / file_name(self.tree.size + 1)
+        descriptor = os.open(name, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o640)
+        try:
+            os.fsync(descriptor)
+            os.fsync(self._lock)
+        except OSError:
+            os.close(descriptor)
+            raise
+        if self._file >= 0:
+            os.close(self._file)
+        self._file, self._size = descriptor, 0
+
+    def _put(self, descriptor: int, data: bytes, size: int) -> int:
+        """Append DATA to a file of SIZE bytes and wait until it is on disk; its new size. On failure it is as before."""
+        try:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+            os.fdatasync(descriptor)
+        except OSError:
+            try:
+                os.ftruncate(descriptor, size)
+            except OSError:
+                os.close(self._file)
+                self._file = -1  # what is on disk now is not known: the next opening finds out
+            raise
+        return size + len(data)

@@ -1,0 +1,191 @@
+"""llm-audit: write the record, prove it, read it.
+
+Exit codes: 0 good; 1 failed, the message says why; 2 wrong usage; 3 the record was altered; 4 there is nothing to
+verify or to show.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from llmproof import heads
+from llmproof.chain import ROTATE, Chain, ChainError, files, lines
+from llmproof.heads import HeadError, Verifier
+from llmproof.verify import Report, verify
+
+FOLDER = Path("/var/log/llm-audit")
+SOCKET = Path("/run/llm-audit/audit.sock")
+CREDENTIAL = "llm-audit.seed"
+ALTERED, NOTHING = 3, 4
+
+type Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def add_commands(commands: Commands, folder: Path = FOLDER) -> None:
+    """`verify` and `show`, of the record in FOLDER if none is named."""
+    parser = commands.add_parser(
+        "verify", help="prove that nothing was changed; only reads", description=__doc__
+    )
+    parser.add_argument("folder", type=Path, nargs="?", default=folder, help="default: %(default)s")
+    parser.add_argument("--verifier", help="the verifier key, or a file with it; default: the folder's own, which "
+                        "proves nothing against who can write there")  # fmt: skip
+    parser.add_argument("--heads", type=Path, help="a copy of `heads` that was kept on another host")
+    parser.add_argument("--json", action="store_true", help="one JSON document")
+    parser.set_defaults(run=told(run_verify))
+    parser = commands.add_parser("show", help="the records, one a line; only reads")
+    parser.add_argument("folder", type=Path, nargs="?", default=folder, help="default: %(default)s")
+    parser.add_argument("--subject", help="user.id or user.name")
+    parser.add_argument("--tenant", help="organization.id")
+    parser.add_argument("--request", help="http.request.id")
+    parser.add_argument("--since", help="a time as in the record, or its beginning: 2027-01-31T08")
+    parser.add_argument("--until", help="likewise")
+    parser.add_argument("--json", action="store_true", help="the records' own lines")
+    parser.set_defaults(run=told(run_show))
+
+
+def run_verify(options: argparse.Namespace) -> int:
+    """llm-audit verify."""
+    given = options.verifier or str(options.folder / "verifier")
+    if not options.verifier and not Path(given).exists() and not files(options.folder):
+        report = Report("")
+    else:
+        text = Path(given).read_text() if Path(given).exists() or not options.verifier else given
+        report = verify(options.folder, Verifier(text), options.heads)
+    code = NOTHING if report.nothing else 0 if report.ok else ALTERED
+    if options.json:
+        print(json.dumps(asdict(report) | {"ok": code == 0}))
+        return code
+    for finding in report.findings:
+        print(finding)
+    if report.altered > len(report.findings):
+        print(f"… and {report.altered - len(report.findings)} more")
+    if report.nothing:
+        print(f"{options.folder}: there is no record")
+        return code
+    print(f"{options.folder}: {report.records} records from {report.first} to {report.last}, {report.heads} heads by "
+          f"{report.verifier}, {report.kept_heads} kept elsewhere: "
+          + ("nothing was altered" if report.ok else f"ALTERED, {report.altered} findings"))  # fmt: skip
+    if report.open_tail:
+        print(f"the last {report.open_tail} records are behind the last head: only the chain protects them")
+    if report.recovered:
+        print(
+            f"{report.recovered} times the writer has cut off what a power cut had torn (event.action recovered)"
+        )
+    if report.pending:
+        print(f"{report.pending} intents have no outcome: {', '.join(map(printable, report.pending_ids))}")
+    return code
+
+
+def run_show(options: argparse.Namespace) -> int:
+    """llm-audit show."""
+    found = False
+    for line, record in _records(options.folder):
+        at = str(record.get("@timestamp", ""))
+        if options.subject and options.subject not in (record.get("user.id"), record.get("user.name")):
+            continue
+        if options.tenant and options.tenant != record.get("organization.id"):
+            continue
+        if options.request and options.request != record.get("http.request.id"):
+            continue
+        if (options.since and at < options.since) or (
+            options.until and at[: len(options.until)] > options.until
+        ):
+            continue
+        found = True
+        names = (
+            "llmkeep.audit.phase",
+            "event.outcome",
+            "event.action",
+            "http.response.status_code",
+            "http.request.id",
+        )
+        who = f"{record.get('user.id', record.get('user.name', '-'))}@{record.get('organization.id', '-')}"
+        words = [
+            str(record.get("event.sequence")),
+            at,
+            who,
+            *(str(record[name]) for name in names if name in record),
+        ]
+        print(line.decode(errors="replace") if options.json else printable("  ".join(words)))
+    return 0 if found else NOTHING
+
+
+def printable(text: str) -> str:
+    """Without what a terminal would obey."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text
+    )
+
+
+def _records(folder: Path) -> Iterator[tuple[bytes, dict[str, object]]]:
+    for path in files(folder):
+        for line in lines(path):
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue  # `verify` tells it
+            if isinstance(record, dict):
+                yield line.rstrip(b"\n"), record
+
+
+def run_serve(options: argparse.Namespace) -> int:
+    """llm-audit serve."""
+    from llmproof.service import serve  # asyncio: not for the others
+
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    if not options.seed_file and not folder:
+        raise HeadError(f"there is no credential {CREDENTIAL}: start it by systemd, or give --seed-file")
+    seed = heads.seed_of((options.seed_file or Path(str(folder), CREDENTIAL)).read_text())
+    with Chain(options.folder, seed, options.name, int(options.rotate_mib * 2**20)) as chain:
+        serve(chain, options.socket, int(options.socket_mode, 8), options.head_seconds)
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands."""
+    top = argparse.ArgumentParser(prog="llm-audit", description=__doc__)
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    serve = commands.add_parser("serve", help="write what other processes hand in over a UNIX socket")
+    serve.add_argument("--folder", type=Path, default=FOLDER, help="default: %(default)s")
+    serve.add_argument("--socket", type=Path, default=SOCKET, help="default: %(default)s")
+    serve.add_argument("--socket-mode", default="0660", help="default: %(default)s")
+    serve.add_argument("--seed-file", type=Path, help=f"instead of the systemd credential {CREDENTIAL}")
+    serve.add_argument(
+        "--name", default="", help="who signs, noted when the record begins (llm-audit/HOSTNAME)"
+    )
+    serve.add_argument(
+        "--head-seconds", type=float, default=60.0, help="a signed head each (default: %(default)s)"
+    )
+    serve.add_argument(
+        "--rotate-mib", type=float, default=ROTATE / 2**20, help="size of a file (default: %(default)s)"
+    )
+    serve.set_defaults(run=told(run_serve))
+    add_commands(commands)
+    return top
+
+
+def told(command: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """COMMAND, of which a refusal becomes a message and exit code 1."""
+
+    def run(options: argparse.Namespace) -> int:
+        try:
+            return command(options)
+        except BrokenPipeError:  # `show | head`
+            sys.stdout = None
+            return 1
+        except (ChainError, HeadError, OSError) as error:
+            print(f"llm-audit: {error}", file=sys.stderr)
+            return 1
+
+    return run
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The program; returns its exit code."""
+    options = parser().parse_args(arguments)
+    code: int = options.run(options)
+    return code

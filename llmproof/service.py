@@ -1,0 +1,227 @@
+"""The writer as a service: other processes hand in events over a UNIX socket and are told when these are on disk.
+
+A client sends lines `{"n": 17, "event": {…}}`, `n` rising; the answer `17` says that its record 17 and all before it
+that were not refused are on disk; `!17 reason` says that this one is not written. What comes in while a group is
+on its way to the disk makes the next group. Who sends faster than the disk writes is not read from.
+"""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import cast
+
+from llmproof.chain import MAX_LINE, Chain, EventError, fields
+
+HEAD_SECONDS = 60.0
+WAITING_BYTES = 8 << 20  # of events that are not on disk yet; beyond it nobody is read from
+CONNECTIONS = 256
+ROOM = 1024  # bytes of a line around its event
+
+
+class Connection(asyncio.Protocol):
+    """One client."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, service: "Service") -> None:
+        self.service = service
+        self.rest = b""
+        self.skipping = False  # the rest of a line that was too long
+        self.last = -1
+        self.deaf = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Known from now on, or turned away."""
+        self.transport = cast(asyncio.Transport, transport)
+        if len(self.service.connections) >= CONNECTIONS:
+            self.transport.abort()
+        else:
+            self.service.connections.add(self)
+            self.listen()
+
+    def listen(self) -> None:
+        """Read from it, or not: while there is no room, and while it does not read its answers."""
+        if self.service.full or self.deaf:
+            self.transport.pause_reading()
+        else:
+            self.transport.resume_reading()
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        """What it handed in is written all the same."""
+        self.service.connections.discard(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Take each whole line."""
+        *lines, self.rest = (self.rest + data).split(b"\n")
+        for line in lines:
+            if not self.skipping:
+                self.take(line)
+            self.skipping = False
+        if self.skipping:
+            self.rest = b""
+        elif len(self.rest) > MAX_LINE + ROOM:
+            self.take(self.rest)
+            self.skipping, self.rest = True, b""
+        self.service.slow_down()
+
+    def take(self, line: bytes) -> None:
+        """One message: into the next group, or refused."""
+        try:
+            if len(line) > MAX_LINE + ROOM:
+                raise EventError(f"the line has more than {MAX_LINE + ROOM} bytes, which are the most")
+            message = json.loads(line)
+            number, event = message["n"], message["event"]
+            if type(number) is not int or number <= self.last:
+                raise EventError(f"n is {number!r} after {self.last}: it is a number that rises")
+            body = fields(event)
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            found = re.match(rb'\s*\{\s*"n"\s*:\s*(\d{1,18})\b', line[:100])
+            self.answer(
+                f"!{int(found[1]) if found else 0} {' '.join(str(error).split()) or type(error).__name__}\n"
+            )
+            return
+        self.last = number
+        self.service.hand_in(self, number, body)
+
+    def answer(self, text: str) -> None:
+        """Send, if it is still there."""
+        if not self.transport.is_closing():
+            self.transport.write(text.encode())
+
+    def pause_writing(self) -> None:
+        """It does not read: then it is not read from either."""
+        self.deaf = True
+        self.listen()
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        self.deaf = False
+        self.listen()
+
+
+class Service:
+    """Group commit: one group at a time is written and synced in a thread, the next one gathers meanwhile."""
+
+    def __init__(self, chain: Chain, head_seconds: float = HEAD_SECONDS) -> None:
+        self.chain, self.head_seconds = chain, head_seconds
+        self.connections: set[Connection] = set()
+        self.waiting: list[tuple[Connection, int, bytes]] = []
+        self.waiting_bytes = 0
+        self.full = False
+        self.something = asyncio.Event()
+        self.stopping = False
+        self.thread = ThreadPoolExecutor(1, "disk")
+
+    def hand_in(self, connection: Connection, number: int, body: bytes) -> None:
+        """For the next group."""
+        self.waiting.append((connection, number, body))
+        self.waiting_bytes += len(body)
+        self.something.set()
+
+    def slow_down(self) -> None:
+        """Read from everybody, or from nobody."""
+        full = self.stopping or self.waiting_bytes > WAITING_BYTES
+        if full != self.full:
+            self.full = full
+            for connection in self.connections:
+                connection.listen()
+
+    async def commit(self) -> None:
+        """Group after group, until stopped and nothing waits. Raises ChainError when the writer cannot go on."""
+        loop = asyncio.get_running_loop()
+        while not self.stopping or self.waiting:
+            await self.something.wait()
+            self.something.clear()
+            group, self.waiting, self.waiting_bytes = self.waiting, [], 0
+            if not group:
+                continue
+            try:
+                await loop.run_in_executor(self.thread, self.chain.write, [body for _, _, body in group])
+            except OSError as error:
+                print(
+                    f"llm-audit: {len(group)} records are not written: {error}", file=sys.stderr, flush=True
+                )
+                for connection, number, _ in group:
+                    connection.answer(f"!{number} the record cannot be written: {error.strerror}\n")
+            else:
+                for connection, number in {connection: number for connection, number, _ in group}.items():
+                    connection.answer(f"{number}\n")
+            self.slow_down()
+
+    async def sign(self) -> None:
+        """A head where there is something new; a disk that is full now is tried again the next time."""
+        try:
+            await asyncio.get_running_loop().run_in_executor(self.thread, self.chain.sign)
+        except OSError as error:
+            print(f"llm-audit: no head was signed: {error}", file=sys.stderr, flush=True)
+
+    async def sign_regularly(self) -> None:
+        """Each `head_seconds`."""
+        while True:
+            await asyncio.sleep(self.head_seconds)
+            await self.sign()
+
+    def stop(self) -> None:
+        """Take no more in, write what is there, sign, end."""
+        self.stopping = True
+        self.slow_down()
+        self.something.set()
+
+    async def run(self, listener: socket.socket) -> None:
+        """Serve until SIGTERM or SIGINT."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+        server = await loop.create_unix_server(lambda: Connection(self), sock=listener)
+        heads = asyncio.create_task(self.sign_regularly())
+        notify("READY=1")
+        try:
+            await self.commit()
+            await self.sign()
+        finally:
+            heads.cancel()
+            server.close()
+            for connection in list(self.connections):
+                connection.transport.close()
+            await asyncio.sleep(0)  # the last answers go out
+            self.thread.shutdown()
+
+
+def serve(chain: Chain, path: Path, mode: int, head_seconds: float) -> None:
+    """Listen at PATH and write until stopped. Raises ChainError, OSError."""
+    # Who holds the folder's lock is the only writer, so a socket that is there is a dead one's.
+    if path.is_socket():
+        path.unlink()
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+    finally:
+        os.umask(before)
+    path.chmod(mode)
+    listener.listen(CONNECTIONS)
+    listener.setblocking(False)
+
+    async def main() -> None:
+        await Service(chain, head_seconds).run(listener)
+
+    try:
+        asyncio.run(main())
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def notify(state: str) -> None:
+    """Tell systemd (sd_notify(3)); without it this does nothing."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as datagram:
+        datagram.connect("\0" + address[1:] if address.startswith("@") else address)
+        datagram.sendall(state.encode())

@@ -1,0 +1,217 @@
+"""Is the record what was written? Every line, every link, every signed head; read only, also beside its writer.
+
+What the chain alone proves: no line was changed, removed, put in or moved without what follows being rewritten.
+What a head proves: not even then, up to its size. What heads kept elsewhere prove: not even by who has the key.
+"""
+
+import hashlib
+import json
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from llmproof import heads
+from llmproof.chain import FIRST_PREVIOUS, file_name, files, lines, named_previous, problem
+from llmproof.heads import HeadError, Tree, Verifier
+
+FINDINGS = 100  # that are told one by one
+WRITER_SECONDS = 1.0  # how long a line may take until all of it stands there
+PAIRS = ("transaction.id", "llmkeep.run.id")  # what an outcome has in common with its intent
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is not as it was written: file, its line (from 1, 0 for the file itself), the record due there."""
+
+    file: str
+    line: int
+    sequence: int
+    what: str
+
+    def __str__(self) -> str:
+        """For people."""
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        return f"{place}: record {self.sequence}: {self.what}" if self.sequence else f"{place}: {self.what}"
+
+
+@dataclass
+class Report:
+    """`open_tail`: records behind the last head, protected by the chain alone. `pending`: intents without an outcome."""
+
+    verifier: str
+    records: int = 0
+    heads: int = 0
+    kept_heads: int = 0
+    open_tail: int = 0
+    first: str = ""
+    last: str = ""
+    recovered: int = 0
+    pending: int = 0
+    pending_ids: list[str] = field(default_factory=list)
+    altered: int = 0
+    findings: list[Finding] = field(default_factory=list)
+
+    def find(self, path: Path, line: int, sequence: int, what: str) -> None:
+        """One more; only the first ones are kept in words."""
+        self.altered += 1
+        if len(self.findings) < FINDINGS:
+            self.findings.append(Finding(str(path), line, sequence, what))
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was altered. Pending intents are told, and are no alteration."""
+        return self.altered == 0
+
+    @property
+    def nothing(self) -> bool:
+        """Whether there is neither a record nor a head that says there was one."""
+        return self.ok and self.records == 0
+
+
+def verify(folder: Path, verifier: Verifier, kept_heads: Path | None = None) -> Report:
+    """Read the whole record. KEPT_HEADS: a copy of `heads` from another host. Raises OSError."""
+    if kept_heads and not kept_heads.exists():
+        raise FileNotFoundError(f"there are no kept heads {kept_heads}: give the file that the witness wrote")
+    report = Report(verifier.text)
+    # Heads first: the writer may go on meanwhile, and each of these covers less than what is read then.
+    known = _heads(folder / heads.NAME, verifier, report)
+    report.heads = len(known)
+    kept = _heads(kept_heads, verifier, report) if kept_heads else []
+    report.kept_heads = len(kept)
+    if missing := {note for note, _ in kept} - {note for note, _ in known}:
+        report.find(folder / heads.NAME, 0, 0, f"{len(missing)} of the {len(kept)} heads kept in {kept_heads} are not in "
+                                               "it: heads were removed, or the record was signed anew")  # fmt: skip
+    at_size: dict[int, list[tuple[str, bytes]]] = {}
+    for source, notes in ((str(folder / heads.NAME), known), (str(kept_heads), kept)):
+        for _, head in notes:
+            at_size.setdefault(head.size, []).append((source, head.root))
+    tree = _Reader(report, at_size).read(folder)
+    report.records = tree.size
+    largest = max(at_size, default=0)
+    if largest > tree.size:
+        report.find(folder, 0, tree.size + 1, f"{largest - tree.size} records are gone from the end: a head was "
+                                                   f"signed over {largest}")  # fmt: skip
+    report.open_tail = max(0, tree.size - max((head.size for _, head in known), default=0))
+    return report
+
+
+def _heads(path: Path, verifier: Verifier, report: Report) -> list[tuple[bytes, heads.Head]]:
+    """The heads of a file that are good, with their notes; the others are findings."""
+    data = path.read_bytes() if path.exists() else b""
+    notes, torn = heads.split(data)
+    good: list[tuple[bytes, heads.Head]] = []
+    for number, note in enumerate(notes, start=1):
+        try:
+            head = verifier.open(note)
+        except HeadError as error:
+            report.find(path, 6 * number - 5, 0, f"head {number}: {error}")
+            continue
+        if good and head.size <= good[-1][1].size:
+            report.find(path, 6 * number - 5, 0, f"head {number} is over {head.size} records, the one before it "
+                                                      f"over {good[-1][1].size}: heads only grow")  # fmt: skip
+        good.append((note, head))
+    if torn and not _grows(path, len(data)):
+        report.find(
+            path, 6 * len(notes) + 1, 0, "the last head is torn: after a power cut the writer cuts it off"
+        )
+    return good
+
+
+def _grows(path: Path, size: int) -> bool:
+    """Whether a writer is at the end of this file just now."""
+    end = time.monotonic() + WRITER_SECONDS
+    while time.monotonic() < end:
+        if path.stat().st_size > size:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+class _Reader:
+    """Goes through the files; after a damage it goes on with what stands there, so that the next one is found too."""
+
+    def __init__(self, report: Report, at_size: dict[int, list[tuple[str, bytes]]]) -> None:
+        self.report, self.at_size = report, at_size
+        self.tree, self.previous, self.due = Tree(), FIRST_PREVIOUS, 1
+        self.good_size, self.bad_heads = 0, False
+        self.open: Counter[str] = Counter()
+
+    def read(self, folder: Path) -> Tree:
+        """All files; the tree over all lines that stand in them."""
+        there = files(folder)
+        for path in there:
+            if path.name != file_name(self.due):
+                self.report.find(path, 0, self.due, f"a file {file_name(self.due)} is due here: a file was removed, "
+                                                         "put in or renamed")  # fmt: skip
+            read = 0
+            for number, line in enumerate(lines(path), start=1):
+                read += len(line)
+                if not line.endswith(b"\n") and path == there[-1] and _grows(path, read):
+                    break  # the writer is just writing it
+                self._line(path, number, line)
+        waiting = {key: count for key, count in self.open.items() if count > 0}
+        self.report.pending, self.report.pending_ids = sum(waiting.values()), list(waiting)[:20]
+        return self.tree
+
+    def _line(self, path: Path, number: int, line: bytes) -> None:
+        whole, record = line.removesuffix(b"\n"), _parsed(line)
+        wrong = problem(whole, self.due, self.previous or named_previous(whole))
+        if not line.endswith(b"\n"):
+            wrong = "cut: it has no end; after a power cut the writer cuts it off and says so"
+        elif wrong is None and record is None:
+            wrong = "no JSON, although its hashes fit: not written by this writer"
+        sequence, self.previous = self.due, hashlib.sha256(whole).hexdigest()
+        said = record.get("event.sequence") if record else None
+        if wrong and wrong.startswith("moved") and isinstance(said, int):
+            sequence = said
+            if sequence > self.due:
+                wrong = f"removed: record {sequence} stands here, {sequence - self.due} before it are missing"
+            else:
+                wrong = f"moved or put in: record {sequence} stands here, {self.due} is due"
+        elif wrong:
+            self.previous = ""  # what the next one was written after is not known, and it is not to blame
+        if wrong:
+            self.report.find(path, number, self.due, wrong)
+        elif record:
+            self._note(record)
+        self.due = sequence + 1
+        self.tree.add(whole)
+        self._check_heads(path, number)
+
+    def _check_heads(self, path: Path, number: int) -> None:
+        size = self.tree.size
+        if size not in self.at_size:
+            return
+        root = self.tree.root()
+        bad = sorted({source for source, signed in self.at_size[size] if signed != root})
+        if not bad:
+            self.good_size = size
+        elif not self.bad_heads:
+            # Each later one covers the same change and cannot fit either.
+            self.bad_heads = True
+            self.report.find(path, number, self.due - 1, f"rewritten: the head over the first {size} records in "
+                             f"{' and '.join(bad)} does not fit; something in records {self.good_size + 1} to {size} "
+                             "is not what was signed")  # fmt: skip
+
+    def _note(self, record: dict[str, object]) -> None:
+        """What a good record tells about the whole."""
+        at = str(record.get("@timestamp", ""))
+        self.report.first = self.report.first or at
+        self.report.last = at
+        self.report.recovered += record.get("event.action") == "recovered"
+        phase = record.get("llmkeep.audit.phase")
+        if phase not in ("intent", "outcome"):
+            return
+        key = str(next((record[name] for name in PAIRS if name in record), record.get("event.sequence")))
+        self.open[key] += 1 if phase == "intent" else -1
+        if self.open[key] == 0:
+            del self.open[key]
+
+
+def _parsed(whole: bytes) -> dict[str, object] | None:
+    try:
+        record = json.loads(whole)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None

@@ -1,0 +1,162 @@
+"""Who decides: OPA behind a UNIX socket, or the same engine in this process, on the same signed bundle."""
+
+import asyncio
+import json
+import logging
+from pathlib import Path
+from typing import Any, Protocol
+
+import httptools
+from opa_bindings import OpaEngine, OpaError
+
+from llmcore.files import Stamp, stamp
+from llmproof.policy_bundle import PolicyRefused, judged
+from llmserve.decision import PolicyUnavailable
+
+log = logging.getLogger("llmserve.policy")
+PATH = b"/v1/data/llm/authz/decision"
+ANSWER_BYTES = 256 * 1024  # an answer that is longer is none of ours
+IDLE_CONNECTIONS = 16
+
+
+class Judge(Protocol):
+    """Evaluates `data.llm.authz.decision`."""
+
+    async def judge(self, asked: dict[str, Any]) -> object:
+        """The document for this input; raises PolicyUnavailable."""
+
+    def close(self) -> None:
+        """Let go of what is held."""
+
+
+class Reply:
+    """One HTTP response, as httptools reads it."""
+
+    def __init__(self) -> None:
+        """Nothing read yet."""
+        self.body = b""
+        self.complete = False
+
+    def on_body(self, body: bytes) -> None:
+        """A piece."""
+        self.body += body
+        if len(self.body) > ANSWER_BYTES:
+            raise PolicyUnavailable(f"the policy engine answered with more than {ANSWER_BYTES} bytes")
+
+    def on_message_complete(self) -> None:
+        """All of it."""
+        self.complete = True
+
+
+class OpaServer:
+    """OPA's data API. A question that runs into the deadline, or meets a closed connection twice, is not answered."""
+
+    def __init__(self, path: Path, deadline_ms: int) -> None:
+        """Connects at the first question."""
+        self.path = path
+        self.deadline = deadline_ms / 1000
+        self.idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+
+    async def judge(self, asked: dict[str, Any]) -> object:
+        """The document for this input; raises PolicyUnavailable."""
+        body = json.dumps({"input": asked}).encode()
+        head = (
+            b"POST %b HTTP/1.1\r\nhost: opa\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+        )
+        try:
+            async with asyncio.timeout(self.deadline):
+                return await self.exchange(head % (PATH, len(body)) + body)
+        except TimeoutError:
+            raise PolicyUnavailable(f"no decision within {self.deadline * 1000:.0f} ms") from None
+        except (OSError, EOFError, httptools.HttpParserError) as error:
+            raise PolicyUnavailable(f"{self.path}: {type(error).__name__}") from None
+
+    async def exchange(self, request: bytes) -> object:
+        """Ask on an idle connection; one that OPA has closed meanwhile is replaced by a new one."""
+        while self.idle:
+            try:
+                return await self.ask(*self.idle.pop(), request)
+            except (OSError, EOFError):
+                continue
+        return await self.ask(*await asyncio.open_unix_connection(str(self.path)), request)
+
+    async def ask(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> object:
+        """One question and its answer; the connection is kept only after a whole one."""
+        reply = Reply()
+        parser = httptools.HttpResponseParser(reply)
+        try:
+            writer.write(request)
+            while not reply.complete:
+                received = await reader.read(65536)
+                if not received:
+                    raise EOFError
+                parser.feed_data(received)
+        except BaseException:
+            writer.close()
+            raise
+        if parser.should_keep_alive() and len(self.idle) < IDLE_CONNECTIONS:
+            self.idle.append((reader, writer))
+        else:
+            writer.close()
+        status = parser.get_status_code()
+        if status != 200:
+            raise PolicyUnavailable(f"the policy engine answered {status}")
+        try:
+            return json.loads(reply.body)["result"]
+        except (ValueError, KeyError, TypeError):
+            raise PolicyUnavailable("the policy engine answered 200 without a result") from None
+
+    def close(self) -> None:
+        """Hang up."""
+        for _, writer in self.idle:
+            writer.close()
+        self.idle.clear()
+
+
+class OpaEmbedded:
+    """OPA as a library, on the signed bundle. A bundle that is refused leaves the one before active, and is told."""
+
+    def __init__(self, bundle: Path, public_key: bytes) -> None:
+        """`public_key`: the policy's, PEM. The bundle is read at the first question."""
+        self.bundle = bundle
+        self.public_key = public_key
+        self.seen: Stamp | None = None
+        self.revision = 0
+        self.opa: OpaEngine | None = None
+        self.trouble = f"{bundle} is not there"
+
+    async def judge(self, asked: dict[str, Any]) -> object:
+        """The document for this input; raises PolicyUnavailable."""
+        self.reload()
+        if self.opa is None:
+            raise PolicyUnavailable(self.trouble)
+        try:
+            return self.opa.eval_document("llm.authz.decision", asked)
+        except OpaError as error:
+            raise PolicyUnavailable(f"the embedded engine failed: {error.code}") from None
+
+    def reload(self) -> None:
+        """Take the bundle as it is now, if it is another one."""
+        now = stamp(self.bundle)
+        if now is None or now == self.seen:
+            return
+        self.seen = now
+        try:
+            bundle = judged(self.bundle.read_bytes(), self.public_key, self.revision)
+            opa = OpaEngine()
+            for name, source in bundle.modules.items():
+                opa.add_policy(name, source)
+            opa.add_data(bundle.data)
+        except (PolicyRefused, OpaError, OSError) as error:
+            self.trouble = str(error)
+            fields = {"reason": str(error), "active_revision": self.revision}
+            log.error("a policy bundle is refused", extra={"fields": fields})
+            return
+        self.close()
+        self.opa, self.revision = opa, bundle.revision
+        log.info("policy bundle", extra={"fields": {"revision": bundle.revision}})
+
+    def close(self) -> None:
+        """Let go of the engine."""
+        if self.opa is not None:
+            self.opa.close()

@@ -1,0 +1,80 @@
+"""When keys and certificates were last used, to the minute: a small file of the gateway's, beside the keys file.
+
+A request costs a write to a dictionary. The file is replaced at most once a minute; what it lacks after a crash is that minute.
+"""
+
+import json
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Container
+from datetime import UTC, datetime
+from pathlib import Path
+
+log = logging.getLogger("llmserve.keys")
+FLUSH_SECONDS = 60.0
+FORM = "%Y-%m-%dT%H:%MZ"
+
+
+def last_used_file(keys_file: Path) -> Path:
+    """Where it lies."""
+    return keys_file.with_name("last-used.json")
+
+
+def read_last_used(path: Path) -> dict[str, datetime]:
+    """Minute by id. Nothing depends on it, so a file that is not ours counts as empty."""
+    try:
+        content = json.loads(path.read_bytes())
+        return {
+            str(number): datetime.strptime(at, FORM).replace(tzinfo=UTC) for number, at in content.items()
+        }
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+class LastUsed:
+    """The gateway's side."""
+
+    def __init__(self, path: Path) -> None:
+        """Go on from what the file says."""
+        self.path = path
+        self.minutes = {number: int(at.timestamp()) // 60 for number, at in read_last_used(path).items()}
+        self.unwritten = False
+        self.next_flush = 0.0  # time.monotonic()
+
+    def touch(self, number: str) -> None:
+        """This one is used now."""
+        minute = int(time.time()) // 60
+        if self.minutes.get(number) != minute:
+            self.minutes[number] = minute
+            self.unwritten = True
+
+    def flush_if_due(self, known: Container[str]) -> None:
+        """Write, unless there is nothing new or the last time was less than a minute ago."""
+        if self.unwritten and time.monotonic() >= self.next_flush:
+            self.flush(known)
+
+    def flush(self, known: Container[str]) -> None:
+        """Replace the file; ids that are not `known` any more leave it."""
+        self.next_flush = time.monotonic() + FLUSH_SECONDS
+        self.minutes = {number: minute for number, minute in self.minutes.items() if number in known}
+        content = {
+            number: datetime.fromtimestamp(minute * 60, UTC).strftime(FORM)
+            for number, minute in sorted(self.minutes.items())
+        }
+        try:
+            descriptor, name = tempfile.mkstemp(prefix=f".{self.path.name}.", dir=self.path.parent)
+            try:
+                with os.fdopen(descriptor, "w") as file:
+                    json.dump(content, file)
+                Path(name).replace(self.path)
+            except BaseException:
+                Path(name).unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            log.warning(
+                f"cannot write {self.path} ({error.strerror}): `keys list` shows older times until I can"
+            )
+        else:
+            self.unwritten = False

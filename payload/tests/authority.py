@@ -1,0 +1,38 @@
+"""The tree's own policy as a signed bundle, made by the control node's code, with a key for tests."""
+
+import sys
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from pathlib import Path
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT))  # the payload never imports the control node; only its tests do
+
+from llmkeep import policy_source, programs  # noqa: E402 - found on the path that was just added
+
+__all__ = ["KEY", "PUBLIC_KEY", "ROOT", "packed", "programs", "signed_bundle"]
+packed = policy_source.packed
+
+KEY = ec.generate_private_key(ec.SECP256R1())
+PUBLIC_KEY = KEY.public_key().public_bytes(
+    serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+)
+
+
+@cache
+def tree_policy() -> policy_source.Source:
+    """What stands in policy/, with rates that no test uses up."""
+    source = policy_source.read(ROOT / "policy")
+    for rate in source.data["llm/rates"].values():
+        rate.update(requests_per_minute=10**6, tokens_per_minute=10**9, tokens_per_day=10**12)
+    return source
+
+
+def signed_bundle(
+    revision: int = 1, key: ec.EllipticCurvePrivateKey = KEY, lifetime: timedelta = timedelta(days=90)
+) -> bytes:
+    """It, signed."""
+    return policy_source.pack(tree_policy(), revision, datetime.now(UTC) + lifetime, key)

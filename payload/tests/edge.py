@@ -1,0 +1,125 @@
+"""A real nginx with the configuration of the role `edge` in front of a socket, and authorities made by openssl."""
+
+import ssl
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import jinja2
+import yaml
+from service import eventually
+
+from llmserve.developer import free_port
+
+ROLE = Path(__file__).resolve().parents[2] / "roles" / "edge"
+AROUND = """
+user root;
+pid {folder}/nginx.pid;
+error_log {folder}/nginx-error.log warn;
+worker_processes 1;
+events {{ }}
+http {{
+    client_body_temp_path {folder}/t1; proxy_temp_path {folder}/t2; fastcgi_temp_path {folder}/t3;
+    uwsgi_temp_path {folder}/t4; scgi_temp_path {folder}/t5;
+    ssl_protocols TLSv1.3;
+    ssl_certificate {folder}/server.pem;
+    ssl_certificate_key {folder}/server.key;
+    include {folder}/edge.conf;
+}}
+"""
+
+
+def openssl(*words: str) -> None:
+    """Run it."""
+    subprocess.run(["openssl", *words], check=True, capture_output=True)
+
+
+def authority(folder: Path, name: str) -> Path:
+    """A certificate authority: NAME.pem and NAME.key."""
+    made = ["-keyout", str(folder / f"{name}.key"), "-out", str(folder / f"{name}.pem")]
+    signs = ["-addext", "keyUsage=critical,keyCertSign,cRLSign"]
+    openssl("req", "-x509", *P256, "-subj", f"/CN={name}", "-days", "2", *made, *signs)
+    return folder / f"{name}.pem"
+
+
+def issue(ca: Path, name: str, *options: str) -> Path:
+    """A certificate NAME.pem, with NAME.key beside it, that `ca` has signed; by default for one day."""
+    signer = ["-CA", str(ca), "-CAkey", str(ca.with_suffix(".key"))]
+    made = ["-keyout", str(ca.with_name(f"{name}.key")), "-out", str(ca.with_name(f"{name}.pem"))]
+    extensions = ["-addext", "subjectAltName=DNS:localhost", "-addext", "basicConstraints=critical,CA:FALSE"]
+    openssl(
+        "req", "-x509", *P256, *signer, "-subj", f"/CN={name}", *made, *extensions, *(options or DAY_LONG)
+    )
+    return ca.with_name(f"{name}.pem")
+
+
+P256 = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+DAY_LONG = ["-days", "1"]
+
+
+class Edge:
+    """Where it listens, and who made its certificates."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        """`clients` is the authority whose client certificates count."""
+        self.folder = folder
+        self.port = port
+        self.clients = folder / "clients.pem"
+
+    def client(self, certificate: Path | None = None, **headers: str) -> httpx.Client:
+        """A client over TLS, which may show a certificate."""
+        context = ssl.create_default_context(cafile=str(self.folder / "servers.pem"))
+        if certificate:
+            context.load_cert_chain(certificate, certificate.with_suffix(".key"))
+        return httpx.Client(base_url=f"https://localhost:{self.port}", verify=context, headers=headers)
+
+
+def render(folder: Path, gateway: Path, port: int, **changes: Any) -> None:
+    """The role's configuration, with its defaults, for this test's paths."""
+    environment = jinja2.Environment(  # noqa: S701 - what comes out is no HTML
+        loader=jinja2.FileSystemLoader(ROLE / "templates"), trim_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    variables = yaml.safe_load((ROLE / "defaults/main.yml").read_text()) | {
+        "estate_name": "localhost",
+        "edge_port": port,
+        "edge_gateway_socket": str(gateway),
+        "edge_client_ca_file": "set",
+        "__edge_client_ca": str(folder / "clients.pem"),
+        **changes,
+    }
+    text = environment.get_template("edge.conf.j2").render(variables)
+    journal = "syslog:server=unix:/run/systemd/journal/dev-log,nohostname,tag=llmkeep_edge"
+    assert journal in text
+    (folder / "edge.conf").write_text(text.replace(journal, str(folder / "access.log")))
+    (folder / "nginx.conf").write_text(AROUND.format(folder=folder))
+
+
+@contextmanager
+def in_front_of(gateway: Path, folder: Path, **changes: Any) -> Iterator[Edge]:
+    """nginx for the length of the block, before the socket `gateway`; `changes` are variables of the role."""
+    folder.mkdir()
+    servers, _ = authority(folder, "servers"), authority(folder, "clients")
+    issue(servers, "server")
+    edge = Edge(folder, free_port())
+    render(folder, gateway, edge.port, **changes)
+    command = ["nginx", "-p", str(folder), "-c", str(folder / "nginx.conf"), "-g", "daemon off;"]
+    with (folder / "nginx.out").open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out)
+
+    def answers() -> bool:
+        assert process.poll() is None, (folder / "nginx.out").read_text()
+        with edge.client() as client:
+            try:
+                return client.get("/livez").status_code == 200
+            except httpx.TransportError:
+                return False
+
+    try:
+        eventually("nginx answers", answers)
+        yield edge
+    finally:
+        process.terminate()
+        process.wait(10)

@@ -1,0 +1,272 @@
+"""The audit record as the gateway writes it: before, after, and instead of an answer."""
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+from scripted_opa import ScriptedOpa, answer
+from service import Service, eventually, running
+from test_faults import STREAM
+from test_refusals import error
+
+from llmserve.audit import INTENT_SECONDS
+from llmserve.redact import LONGEST, redact
+
+CHAT = "/v1/chat/completions"
+CANARY = "canary-4711-in-a-prompt"
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service of its own, whose writer may be killed."""
+    with running(tmp_path_factory.mktemp("audited")) as service:
+        yield service
+
+
+def of_request(service: Service, answered: httpx.Response, number: int = 2) -> list[dict[str, Any]]:
+    """The records of one request, once there are `number` of them."""
+
+    def found() -> list[dict[str, Any]] | None:
+        identifier = answered.headers["x-request-id"]
+        records = [each for each in service.records() if each.get("http.request.id") == identifier]
+        return records if len(records) >= number else None
+
+    records: list[dict[str, Any]] = eventually(f"{number} records", found)
+    return records
+
+
+def test_what_is_answered_has_an_intent_and_an_outcome(service: Service) -> None:
+    with service.client() as client:
+        answered = client.get("/generate", params={"prompt": "one two three"})
+    intent, outcome = of_request(service, answered)
+    assert intent["llmkeep.audit.phase"] == "intent"
+    assert intent["event.outcome"] == "unknown"
+    assert outcome["llmkeep.audit.phase"] == "outcome"
+    assert outcome["event.outcome"] == "success"
+    for record in intent, outcome:
+        assert record["event.action"] == "GET /generate"
+        assert (record["user.id"], record["organization.id"]) == ("ada", "research")
+        assert record["llmkeep.decision.rule"].startswith("roles/")
+        assert record["llmkeep.decision.revision"] >= 1
+    assert intent["gen_ai.request.model"] == "echo"
+    assert outcome["gen_ai.usage.output_tokens"] == 3
+    assert outcome["http.response.status_code"] == 200
+    assert outcome["event.duration"] > 0
+
+
+def test_the_same_prompt_has_the_same_hash_and_another_prompt_another(service: Service) -> None:
+    with service.client() as client:
+        first, again, other = (
+            of_request(service, client.get("/generate", params={"prompt": prompt}))[0]["llmkeep.prompt.hmac"]
+            for prompt in ("same", "same", "other")
+        )
+    assert first == again != other
+
+
+def test_a_stream_has_an_outcome_with_its_tokens(service: Service) -> None:
+    with service.client() as client, client.stream("POST", CHAT, json=STREAM) as answered:
+        answered.read()
+    outcome = of_request(service, answered)[1]
+    assert outcome["event.outcome"] == "success"
+    assert outcome["gen_ai.usage.output_tokens"] > 0
+
+
+def test_a_stream_that_the_client_leaves_has_an_outcome(tmp_path: Path) -> None:
+    models = {"echo": {"driver": "echo", "token_seconds": 0.05}}
+    with running(tmp_path, models) as service, service.client() as client:
+        with client.stream("POST", CHAT, json={**STREAM, "max_tokens": 100}) as answered:
+            next(answered.iter_lines())
+        assert of_request(service, answered)[1]["error.code"] == "client_gone"
+
+
+def test_a_refusal_is_recorded_with_its_reason(service: Service) -> None:
+    with service.client("llmk_000000000000_wrong") as client:
+        (unknown,) = of_request(service, client.get("/v1/models"), 1)
+    assert unknown["llmkeep.audit.phase"] == "refused"
+    assert unknown["error.code"] == "invalid_key"
+    assert "user.id" not in unknown
+    with service.client(service.add_key("eve", "research", "--role", "nobody")["key"]) as client:
+        (denied,) = of_request(service, client.get("/v1/models"), 1)
+    assert (denied["error.code"], denied["user.id"]) == ("denied", "eve")
+    assert denied["llmkeep.decision.rule"] == "unknown_role"
+
+
+def test_public_routes_leave_no_record(service: Service) -> None:
+    before = len(service.records())
+    with service.client("") as client:
+        for _ in range(5):
+            client.get("/livez")
+            client.get("/readyz")
+    time.sleep(0.3)
+    assert len(service.records()) == before
+
+
+def test_the_prompt_is_in_the_record_only_where_policy_says_so_and_then_redacted(tmp_path: Path) -> None:
+    opa = ScriptedOpa(tmp_path / "opa.sock")
+    opa.server.reply = answer(log_prompt=True)
+    prompt = f"{CANARY}, write to ada@example.org"
+    with (
+        running(tmp_path, policy={"engine": "server", "socket": str(opa.socket)}) as service,
+        service.client() as client,
+    ):
+        logged = of_request(service, client.get("/generate", params={"prompt": prompt}))[0]
+        assert logged["llmkeep.prompt.text"] == f"{CANARY}, write to [address]"
+        opa.server.reply = answer(log_prompt=False, revision=99)
+        eventually("the new revision", lambda: service.metrics()["llm_policy_revision"] == 99)
+        silent = of_request(service, client.get("/generate", params={"prompt": prompt}))
+        assert CANARY not in json.dumps(silent)
+    opa.stop()
+
+
+def test_without_a_writer_nothing_is_answered_and_with_one_again_within_five_seconds(tmp_path: Path) -> None:
+    with running(tmp_path) as service, service.client() as client:
+        assert client.get("/v1/models").status_code == 200
+        assert service.writer is not None
+        service.writer.kill()
+        eventually("noticed", lambda: client.get("/v1/models").status_code == 503)
+        tokens = service.metrics()['llm_tokens_total{kind="completion",model="echo"}']
+        for path in "/generate?prompt=x", "/v1/models", "/openapi.json":
+            error(client.get(path), 503, "audit_unavailable")
+        assert "recorded" in error(client.get("/readyz"), 503, "not_ready")["message"]
+        assert service.metrics()['llm_tokens_total{kind="completion",model="echo"}'] == tokens
+        service.start_writer()
+        eventually("served again", lambda: client.get("/generate?prompt=x").status_code == 200, 5)
+
+
+def test_with_a_writer_that_hangs_nothing_is_answered_and_nobody_waits_for_long(tmp_path: Path) -> None:
+    with running(tmp_path) as service, service.client() as client:
+        assert service.writer is not None
+        tokens = service.metrics()['llm_tokens_total{kind="completion",model="echo"}']
+        service.writer.process.send_signal(signal.SIGSTOP)
+        began = time.monotonic()
+        error(client.get("/generate?prompt=x"), 503, "audit_unavailable")
+        assert time.monotonic() - began < INTENT_SECONDS + 2
+        assert service.metrics()['llm_tokens_total{kind="completion",model="echo"}'] == tokens
+        service.writer.process.send_signal(signal.SIGCONT)
+        assert client.get("/generate?prompt=x").status_code == 200
+
+
+def test_an_outcome_waits_for_a_writer_that_is_away(tmp_path: Path) -> None:
+    models = {"echo": {"driver": "echo", "token_seconds": 0.05}}
+    with running(tmp_path, models) as service, service.client() as client:
+        assert service.writer is not None
+        with client.stream("POST", CHAT, json={**STREAM, "max_tokens": 20}) as answered:
+            lines = answered.iter_lines()
+            next(lines)
+            service.writer.kill()
+            assert "data: [DONE]" in list(lines)
+        service.start_writer()
+        outcome = of_request(service, answered)[-1]
+        assert (outcome["llmkeep.audit.phase"], outcome["event.outcome"]) == ("outcome", "success")
+
+
+def test_a_flood_of_refusals_is_counted_and_holds_nobody_up(tmp_path: Path) -> None:
+    with running(tmp_path) as service:
+        assert service.writer is not None
+        with service.client("llmk_000000000000_wrong") as wrong, service.client() as good:
+            assert good.get("/v1/models").status_code == 200
+            service.writer.kill()
+            for _ in range(1100):
+                wrong.get("/v1/models")
+            assert service.metrics()["llm_audit_suppressed_total"] >= 90
+            service.start_writer()
+            eventually("served again", lambda: good.get("/v1/models").status_code == 200, 5)
+            wrong.get("/v1/models")
+        suppressed = "llmkeep.audit.suppressed"
+        eventually(
+            "the count is on record", lambda: sum(r.get(suppressed, 0) for r in service.records()) >= 90
+        )
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("my mail is ada.l@mail.example.org.", "my mail is [address]."),
+        ("call +49 170 1234567 now", "call [number] now"),
+        ("card 4111 1111 1111 1111", "card [number]"),
+        ("id 11010519491231002X", "id [number]"),
+        ("key llmk_0123456789ab_" + "f" * 48, "key [key]"),
+        ("token eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJhIn0.c2lnbmF0dXJl", "token [token]"),
+        ("-----BEGIN PRIVATE KEY-----\nMIIB\n-----END PRIVATE KEY-----", "[private key]"),
+        ("in 2026 we had 12 of 3.14", "in 2026 we had 12 of 3.14"),
+    ],
+)
+def test_redaction_takes_out_what_identifies_or_opens(text: str, kept: str) -> None:
+    assert redact(text) == kept
+
+
+def test_redaction_of_a_hostile_text_takes_no_time() -> None:
+    before = time.monotonic()
+    for hostile in (
+        "1 " * 500_000,
+        "a@" * 500_000,
+        "-----BEGIN PRIVATE KEY-----" * 50_000,
+        "eyJaaaaaaaa." * 90_000,
+    ):
+        assert len(redact(hostile)) <= LONGEST + 5
+    assert time.monotonic() - before < 2
+
+
+def test_whatever_becomes_of_a_request_its_prompt_is_in_no_log_and_no_record(tmp_path: Path) -> None:
+    opa = ScriptedOpa(tmp_path / "opa.sock")
+    models = {"echo": {"driver": "echo", "token_seconds": 0.05}}
+    body = {**STREAM, "messages": [{"role": "user", "content": f"{CANARY} " * 100}]}
+    policy = {"engine": "server", "socket": str(opa.socket)}
+    with (
+        running(tmp_path, models, policy=policy, limits={"answer_seconds": 1}) as service,
+        service.client() as client,
+    ):
+
+        def ask(**changes: Any) -> int:
+            return client.post(CHAT, json={**body, **changes}).status_code
+
+        codes = {
+            "answered": ask(max_tokens=1),
+            "wrong": ask(temperature=9),
+            "no such model": ask(model=CANARY),
+            "over the context": ask(messages=[{"role": "user", "content": f"{CANARY} " * 5000}]),
+            "too late": ask(stream=False),
+        }
+        with client.stream("POST", CHAT, json=body) as left:
+            next(left.iter_lines())
+        opa.server.reply = answer(
+            rate={"requests_per_minute": 10**6, "tokens_per_minute": 1, "tokens_per_day": 1}, revision=8
+        )
+        eventually("the new rate", lambda: service.metrics()["llm_policy_revision"] == 8)
+        codes["over the quota"] = ask()
+        opa.server.reply = answer(allow=False, rule="default_deny", revision=9)
+        eventually("the new rule", lambda: service.metrics()["llm_policy_revision"] == 9)
+        codes["denied"] = ask()
+        opa.server.reply = answer(revision=10)
+        eventually("the old rule", lambda: service.metrics()["llm_policy_revision"] == 10)
+        with client.stream("POST", CHAT, json=body) as broken:
+            lines = broken.iter_lines()
+            next(lines)
+            service.engines["echo"].kill()
+            assert "engine_lost" in "".join(lines)
+        codes["no engine"] = ask()
+        opa.stop()
+        eventually("no policy", lambda: ask() == 503)
+        assert service.writer is not None
+        service.writer.kill()
+        codes["nothing works"] = ask()
+        assert codes == {
+            "answered": 200,
+            "wrong": 400,
+            "no such model": 404,
+            "over the context": 400,
+            "too late": 503,
+            "over the quota": 429,
+            "denied": 403,
+            "no engine": 503,
+            "nothing works": 503,
+        }
+        assert service.records()
+        for kept in (service.logs(), json.dumps(service.records())):
+            assert CANARY not in kept
+            assert service.key.split("_")[2] not in kept

@@ -1,0 +1,233 @@
+"""Nobody in without a policy that says so: what the gateway does with each answer, and without one."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+from scripted_opa import ALLOWED, DENIED, MISBEHAVIOUR, ScriptedOpa, answer
+from service import Service, eventually, running
+from test_refusals import error, every_route
+
+ROUTES = [
+    ("POST", "/v1/chat/completions"),
+    ("POST", "/v1/completions"),
+    ("GET", "/generate"),
+    ("POST", "/generate"),
+    ("GET", "/v1/models"),
+    ("GET", "/v1/models/echo"),
+    ("GET", "/openapi.json"),
+]
+PUBLIC = {"/livez", "/readyz"}
+BODIES: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"model": "echo", "messages": [{"role": "user", "content": "x"}]},
+    "/v1/completions": {"model": "echo", "prompt": "x"},
+    "/generate": {"prompt": "x"},
+}
+
+
+def request(client: httpx.Client, method: str, path: str) -> httpx.Response:
+    """A good request for a route."""
+    if method == "POST":
+        return client.post(path, json=BODIES[path])
+    return client.get(path, params={"prompt": "x"} if path == "/generate" else None)
+
+
+@pytest.fixture(scope="module")
+def opa(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ScriptedOpa]:
+    """A fake that each test leaves as it was."""
+    opa = ScriptedOpa(tmp_path_factory.mktemp("opa") / "opa.sock")
+    yield opa
+    opa.stop()
+
+
+@pytest.fixture(scope="module")
+def guarded(opa: ScriptedOpa, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service that asks it."""
+    folder = tmp_path_factory.mktemp("guarded")
+    with running(folder, policy={"engine": "server", "socket": str(opa.socket)}) as service:
+        yield service
+
+
+@pytest.fixture(autouse=True)
+def well_behaved(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After each test the fake answers again, and the gateway has noticed."""
+    yield
+    if "opa" in request.fixturenames:
+        opa: ScriptedOpa = request.getfixturevalue("opa")
+        opa.server.reply, opa.server.delay, opa.server.hang_up = answer(), 0.0, False
+        if "guarded" in request.fixturenames:
+            guarded: Service = request.getfixturevalue("guarded")
+            with guarded.client() as client:
+                eventually("served again", lambda: client.get("/v1/models").status_code == 200, 5)
+
+
+def forget(service: Service, client: httpx.Client, status: int) -> None:
+    """Until what was decided before counts no more."""
+    eventually(f"{status}", lambda: client.get("/v1/models").status_code == status, 7)
+
+
+@pytest.mark.parametrize("what", MISBEHAVIOUR)
+def test_an_engine_that_answers_with_this_lets_nobody_in(
+    opa: ScriptedOpa, guarded: Service, what: str
+) -> None:
+    before = guarded.metrics()['llm_tokens_total{kind="completion",model="echo"}']
+    opa.server.reply = MISBEHAVIOUR[what]
+    with guarded.client() as client:
+        forget(guarded, client, 503)
+        for method, path in ROUTES:
+            error(request(client, method, path), 503, "policy_unavailable")
+        assert guarded.metrics()['llm_tokens_total{kind="completion",model="echo"}'] == before
+        assert "no policy decides" in error(client.get("/readyz"), 503, "not_ready")["message"]
+
+
+def test_an_engine_that_is_slow_lets_nobody_in_and_holds_nobody_up(
+    opa: ScriptedOpa, guarded: Service
+) -> None:
+    opa.server.delay = 1.0
+    with guarded.client() as client:
+        forget(guarded, client, 503)
+        before = time.monotonic()
+        error(client.get("/generate?prompt=x"), 503, "policy_unavailable")
+        assert time.monotonic() - before < 0.9, "it waited for the engine, not for its deadline"
+
+
+def test_an_engine_that_hangs_up_lets_nobody_in(opa: ScriptedOpa, guarded: Service) -> None:
+    opa.server.hang_up = True
+    with guarded.client() as client:
+        forget(guarded, client, 503)
+        error(client.get("/generate?prompt=x"), 503, "policy_unavailable")
+
+
+def test_an_engine_that_is_gone_lets_nobody_in_and_is_found_again_within_five_seconds(
+    opa: ScriptedOpa, guarded: Service
+) -> None:
+    opa.stop()
+    try:
+        with guarded.client() as client:
+            forget(guarded, client, 503)
+            for method, path in ROUTES:
+                error(request(client, method, path), 503, "policy_unavailable")
+            opa.start()
+            eventually("served again", lambda: request(client, "GET", "/generate").status_code == 200, 5)
+    finally:
+        if not opa.socket.exists():
+            opa.start()
+
+
+def test_the_routes_of_these_tests_are_all_that_the_gateway_has(tmp_path: Path) -> None:
+    table = {(method, each.path) for each in every_route(tmp_path) for method in each.methods}
+    ours = {(method, path.replace("/echo", "/")) for method, path in ROUTES}
+    assert table == ours | {("GET", path) for path in PUBLIC}
+
+
+def test_every_route_but_two_asks_the_policy(opa: ScriptedOpa, guarded: Service) -> None:
+    opa.server.reply = 200, json.dumps({"result": DENIED}).encode()
+    with guarded.client() as client:
+        forget(guarded, client, 403)
+        for method, path in ROUTES:
+            refused = error(request(client, method, path), 403, "denied")
+            assert "default_deny" in refused["message"]
+            assert refused["type"] == "permission_error"
+        assert {client.get(path).status_code for path in PUBLIC} == {200}
+    actions = {asked["action"] for asked in opa.asked()}
+    assert actions >= {f"{method} {path}" for method, path in ROUTES if path != "/v1/models/echo"}
+    assert "GET /v1/models/*" in actions
+
+
+def test_the_policy_is_told_who_asks_and_never_what(opa: ScriptedOpa, guarded: Service) -> None:
+    with guarded.client() as client:
+        client.get("/generate", params={"prompt": "canary-in-a-prompt"})
+    assert {
+        "subject": "ada",
+        "tenant": "research",
+        "roles": ["developer"],
+        "action": "GET /generate",
+    } in opa.asked()
+    assert "canary" not in json.dumps(opa.server.questions)
+
+
+def test_a_decision_is_kept_and_a_new_revision_forgets_it(opa: ScriptedOpa, guarded: Service) -> None:
+    with guarded.client() as client:
+        client.get("/v1/models")
+        before = len(opa.asked())
+        for _ in range(20):
+            assert client.get("/v1/models").status_code == 200
+        assert len(opa.asked()) - before <= 1
+        opa.server.reply = 200, json.dumps({"result": {**DENIED, "revision": 8}}).encode()
+        eventually("the new revision holds", lambda: client.get("/v1/models").status_code == 403, 3)
+        opa.server.reply = answer(revision=7)
+        forget(guarded, client, 503)
+        opa.server.reply = answer(revision=8)
+        eventually("the newer one is back", lambda: client.get("/v1/models").status_code == 200, 5)
+        ALLOWED["revision"] = DENIED["revision"] = 8  # for the tests after this one
+
+
+def test_the_highest_revision_is_remembered_over_a_restart(tmp_path: Path) -> None:
+    opa = ScriptedOpa(tmp_path / "opa.sock")
+    policy = {"engine": "server", "socket": str(opa.socket), "seen": str(tmp_path / "revision")}
+    opa.server.reply = answer(revision=30)
+    with running(tmp_path, policy=policy) as service, service.client() as client:
+        assert client.get("/v1/models").status_code == 200
+        assert service.gateway is not None
+        service.gateway.stop()
+        opa.server.reply = answer(revision=29)
+        service.start_gateway()
+        error(client.get("/v1/models"), 503, "policy_unavailable")
+    opa.stop()
+
+
+def test_a_new_revision_that_denies_ends_a_running_stream(opa: ScriptedOpa, tmp_path: Path) -> None:
+    models = {"echo": {"driver": "echo", "token_seconds": 0.05}}
+    policy = {"engine": "server", "socket": str(opa.socket)}
+    with running(tmp_path, models, policy=policy) as service, service.client() as client:
+        body = {**BODIES["/v1/chat/completions"], "stream": True, "max_tokens": 200}
+        body["messages"] = [{"role": "user", "content": "word " * 200}]
+        with client.stream("POST", "/v1/chat/completions", json=body) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            revision = ALLOWED["revision"] = DENIED["revision"] = ALLOWED["revision"] + 1
+            opa.server.reply = 200, json.dumps({"result": {**DENIED, "revision": revision}}).encode()
+            last = [line for line in lines if line][-1]
+        assert json.loads(last.removeprefix("data: "))["error"]["code"] == "denied"
+
+
+def test_a_decision_names_the_models_and_the_length(opa: ScriptedOpa, tmp_path: Path) -> None:
+    models = {"echo": {"driver": "echo"}, "secret": {"driver": "echo"}}
+    opa.server.reply = answer(models=["echo"], max_tokens=5)
+    with (
+        running(tmp_path, models, policy={"engine": "server", "socket": str(opa.socket)}) as service,
+        service.client() as client,
+    ):
+        assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["echo"]
+        absent = error(client.get("/v1/models/nothing"), 404, "model_not_found")["message"]
+        hidden = error(client.get("/v1/models/secret"), 404, "model_not_found")["message"]
+        assert hidden == absent.replace("nothing", "secret"), (
+            "a model that may not be asked can be told from none"
+        )
+        asked = {**BODIES["/v1/chat/completions"], "model": "secret"}
+        error(client.post("/v1/chat/completions", json=asked), 404, "model_not_found")
+        chat = BODIES["/v1/chat/completions"]
+        long = error(
+            client.post("/v1/chat/completions", json={**chat, "max_tokens": 6}), 400, "invalid_value"
+        )
+        assert "at most 5" in long["message"]
+        words = {**chat, "messages": [{"role": "user", "content": "a b c d e f g h"}]}
+        assert client.post("/v1/chat/completions", json=words).json()["usage"]["completion_tokens"] == 5
+        assert "secret" not in client.get("/readyz").text
+
+
+def test_a_rate_is_counted_by_subject(opa: ScriptedOpa, tmp_path: Path) -> None:
+    rate = {**ALLOWED["rate"], "requests_per_minute": 12}
+    opa.server.reply = answer(rate=rate)
+    with running(tmp_path, policy={"engine": "server", "socket": str(opa.socket)}) as service:
+        other = service.add_key("eve", "research")["key"]
+        with service.client() as ada, service.client(other) as eve:
+            codes = [ada.get("/v1/models").status_code for _ in range(8)]
+            refused = error(ada.get("/v1/models"), 429, "rate_limited") if 429 not in codes else None
+            assert codes[0] == 200
+            assert 429 in codes or refused
+            assert eventually("eve is served", lambda: eve.get("/v1/models").status_code == 200)

@@ -1,0 +1,317 @@
+"""The tree's own signed policy: the same answers in process and from the real OPA, and what neither takes."""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+import yaml
+from authority import KEY, PUBLIC_KEY, ROOT, packed, programs, signed_bundle
+from cryptography.hazmat.primitives.asymmetric import ec
+from service import Service, eventually, running
+from test_refusals import error
+
+from llmproof.policy_bundle import SIGNATURES, unpacked
+from llmserve.break_glass import AUDIENCE
+from llmserve.developer import free_port
+
+OTHER_KEY = ec.generate_private_key(ec.SECP256R1())
+
+
+def opa_program() -> str:
+    """The real OPA; skips where there is none."""
+    found = programs.find("opa")
+    if found is None:
+        pytest.skip("no OPA program is to be had here")
+    return str(found)
+
+
+@contextmanager
+def real_opa(folder: Path) -> Iterator[dict[str, Any]]:
+    """OPA with folder/bundle.tar.gz, run as the role opa runs it; the gateway's configuration for it."""
+    program, role, port = opa_program(), ROOT / "roles/opa/files", free_port()
+    sockets = Path(tempfile.mkdtemp(prefix="opa-"))
+    resource = {"service": "host", "resource": "bundle.tar.gz", "signing": {"keyid": "policy"}}
+    configuration = {
+        "services": {"host": {"url": f"http://127.0.0.1:{port}"}},
+        "bundles": {"llm": {**resource, "polling": {"min_delay_seconds": 1, "max_delay_seconds": 1}}},
+        "keys": {"policy": {"algorithm": "ES256", "key": (folder / "policy.pem").read_text()}},
+    }
+    (folder / "opa.yaml").write_text(yaml.safe_dump(configuration))
+    options = ["--addr", f"unix://{sockets}/opa.sock", "--config-file", str(folder / "opa.yaml")]
+    options += ["--authorization=basic", "--skip-version-check", str(role / "authz.rego")]
+    with (folder / "opa.log").open("ab") as log:
+        server = subprocess.Popen(
+            [sys.executable, str(role / "serve-policy"), str(folder / "bundle.tar.gz"), str(port)]
+        )
+        opa = subprocess.Popen([program, "run", "--server", *options], stdout=log, stderr=log)
+    try:
+        eventually("OPA listens", (sockets / "opa.sock").exists)
+        yield {"engine": "server", "socket": str(sockets / "opa.sock")}
+    finally:
+        for process in opa, server:
+            process.terminate()
+            process.wait(10)
+
+
+@pytest.fixture(params=["embedded", "server"])
+def service(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Service]:
+    """A service that judges by the signed bundle, once in process and once by OPA."""
+    (tmp_path / "policy.pem").write_bytes(PUBLIC_KEY)
+    (tmp_path / "bundle.tar.gz").write_bytes(signed_bundle(5))
+    if request.param == "embedded":
+        with running(
+            tmp_path, policy={"engine": "embedded", "bundle": str(tmp_path / "bundle.tar.gz")}
+        ) as service:
+            yield service
+    else:
+        with real_opa(tmp_path) as policy, running(tmp_path, policy=policy) as service:
+            yield service
+
+
+def replace(service: Service, bundle: bytes) -> None:
+    """Put another bundle in place, in one step."""
+    aside = service.folder / "bundle.new"
+    aside.write_bytes(bundle)
+    aside.rename(service.folder / "bundle.tar.gz")
+
+
+def revision(service: Service) -> float:
+    """Which one the gateway decides by."""
+    return service.metrics()["llm_policy_revision"]
+
+
+def resigned(change: Callable[[dict[str, bytes]], None]) -> bytes:
+    """A bundle of revision 6 whose files were changed after it was signed."""
+    files = unpacked(signed_bundle(6))
+    change(files)
+    return packed(files)
+
+
+def strip(files: dict[str, bytes]) -> None:
+    """Without its signature."""
+    del files[SIGNATURES]
+
+
+def allow_all(files: dict[str, bytes]) -> None:
+    """Its rule says yes to all."""
+    rule = (
+        b"package llm.authz\n\nimport rego.v1\n\ndecision := " + json.dumps({"allow": True}).encode() + b"\n"
+    )
+    files["llm/authz/authz.rego"] = rule
+
+
+def flip(files: dict[str, bytes]) -> None:
+    """One bit of its data."""
+    name = "llm/roles/data.json"
+    files[name] = files[name].replace(b"analyst", b"analysu", 1)
+
+
+BAD: dict[str, Callable[[], bytes]] = {
+    "no signature": lambda: resigned(strip),
+    "somebody else's signature": lambda: signed_bundle(6, OTHER_KEY),
+    "a rule that allows all": lambda: resigned(allow_all),
+    "one flipped bit": lambda: resigned(flip),
+    "half of a file": lambda: signed_bundle(6)[:500],
+    "nothing": lambda: b"",
+}
+
+
+def test_the_same_questions_have_the_same_answers(service: Service) -> None:
+    expected = {
+        "analyst": (200, 403, 403),
+        "developer": (200, 200, 200),
+        "operator": (403, 403, 200),
+        "nobody": (403,) * 3,
+    }
+    for role, codes in expected.items():
+        added = service.cli(
+            "keys",
+            "add",
+            "--subject",
+            role,
+            "--tenant",
+            "t",
+            "--role",
+            role,
+            "--keys-file",
+            str(service.folder / "keys.json"),
+        )
+        with service.client(added.stdout.strip()) as client:
+            seen = (
+                client.get("/generate?prompt=x").status_code,
+                client.post("/generate", json={"prompt": "x"}).status_code,
+                client.get("/v1/models").status_code,
+            )
+        assert (role, seen) == (role, codes)
+
+
+def test_what_is_not_signed_as_it_is_changes_nothing_and_a_good_one_holds_within_seconds(
+    service: Service,
+) -> None:
+    with service.client() as client:
+        for what, make in BAD.items():
+            replace(service, make())
+            eventually(f"looked at: {what}", lambda: noticed(service), 5)
+            assert client.get("/v1/models").status_code == 200
+            assert revision(service) == 5, what
+        replace(service, signed_bundle(6))
+        eventually("the good one holds", lambda: revision(service) == 6, 5)
+        assert client.get("/v1/models").status_code == 200
+
+
+def test_a_gateway_that_starts_again_says_which_revision_decides(tmp_path: Path) -> None:
+    (tmp_path / "bundle.tar.gz").write_bytes(signed_bundle(5))
+    policy = {
+        "engine": "embedded",
+        "bundle": str(tmp_path / "bundle.tar.gz"),
+        "seen": str(tmp_path / "seen"),
+    }
+    with running(tmp_path, policy=policy) as service:
+        assert service.gateway is not None
+        service.gateway.stop()
+        assert (tmp_path / "seen").read_text() == "5\n"
+        service.start_gateway()
+        eventually("it says so", lambda: revision(service) == 5, 5)
+
+
+def noticed(service: Service) -> bool:
+    """Whether a refusal of a bundle or a break-glass file was logged since the last one that was."""
+    marks = ("a policy bundle is refused", "Bundle load failed", "no break-glass file that counts")
+    count = sum(service.logs().count(mark) for mark in marks)
+    before, service.refusals = service.refusals, count
+    return count > before
+
+
+def test_an_older_revision_closes_everything(service: Service) -> None:
+    with service.client() as client:
+        replace(service, signed_bundle(4))
+        if service.policy and service.policy["engine"] == "embedded":
+            eventually("refused", lambda: "older than 5" in service.logs(), 5)
+            assert client.get("/v1/models").status_code == 200
+        else:
+            eventually("closed", lambda: client.get("/v1/models").status_code == 503, 8)
+        replace(service, signed_bundle(7))
+        eventually("open again", lambda: client.get("/v1/models").status_code == 200, 8)
+
+
+def test_a_policy_that_expires_closes_everything(service: Service) -> None:
+    with service.client() as client:
+        replace(service, signed_bundle(6, lifetime=timedelta(seconds=6)))
+        eventually("it holds", lambda: revision(service) == 6, 5)
+        eventually("it has expired", lambda: client.get("/v1/models").status_code == 503, 12)
+        error(client.get("/generate?prompt=x"), 503, "policy_unavailable")
+        replace(service, signed_bundle(7))
+        eventually("open again", lambda: client.get("/v1/models").status_code == 200, 8)
+
+
+def broken_glass(key: ec.EllipticCurvePrivateKey = KEY, **changes: Any) -> str:
+    """A break-glass file for ada."""
+    now = datetime.now(UTC)
+    claims = {
+        "aud": AUDIENCE,
+        "sub": "ada",
+        "iat": now,
+        "exp": now + timedelta(hours=1),
+        "reason": "incident 4711",
+        "actions": ["GET /generate"],
+    }
+    return jwt.encode({**claims, **changes}, key, algorithm="ES256", headers={"kid": "policy"})
+
+
+@pytest.fixture(scope="module")
+def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service whose policy engine is not there."""
+    folder = tmp_path_factory.mktemp("closed")
+    policy = {
+        "engine": "server",
+        "socket": str(folder / "none.sock"),
+        "break_glass": str(folder / "glass.jwt"),
+    }
+    with running(folder, policy=policy) as service:
+        yield service
+
+
+def test_break_glass_opens_what_it_names_to_whom_it_names_and_shouts(closed: Service) -> None:
+    other = closed.add_key("eve", "research")["key"]
+    with closed.client() as ada, closed.client(other) as eve:
+        error(ada.get("/generate?prompt=x"), 503, "policy_unavailable")
+        (closed.folder / "glass.jwt").write_text(broken_glass())
+        answered = eventually(
+            "open", lambda: (got := ada.get("/generate?prompt=x")).status_code == 200 and got
+        )
+        error(ada.post("/generate", json={"prompt": "x"}), 503, "policy_unavailable")
+        error(eve.get("/generate?prompt=x"), 503, "policy_unavailable")
+        assert closed.metrics()["llm_break_glass_total"] >= 1
+        assert "incident 4711" in closed.logs()
+        records = [
+            each
+            for each in closed.records()
+            if each.get("http.request.id") == answered.headers["x-request-id"]
+        ]
+        assert {each["llmkeep.decision.rule"] for each in records} == {"break_glass"}
+        (closed.folder / "glass.jwt").unlink()
+        error(ada.get("/generate?prompt=x"), 503, "policy_unavailable")
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: broken_glass(OTHER_KEY),
+        lambda: broken_glass(exp=datetime.now(UTC) - timedelta(seconds=1)),
+        lambda: broken_glass(exp=datetime.now(UTC) + timedelta(hours=5)),
+        lambda: broken_glass(aud="something else"),
+        lambda: broken_glass(reason=""),
+        lambda: broken_glass(actions="GET /generate"),
+        lambda: jwt.encode({"aud": AUDIENCE, "sub": "ada"}, "", algorithm="none"),
+        lambda: "no token",
+    ],
+    ids=[
+        "foreign",
+        "expired",
+        "too long",
+        "for something else",
+        "no reason",
+        "no actions",
+        "unsigned",
+        "garbage",
+    ],
+)
+def test_break_glass_that_is_not_right_opens_nothing(closed: Service, made: Callable[[], str]) -> None:
+    (closed.folder / "glass.jwt").write_text(made())
+    with closed.client() as client:
+        eventually("looked at", lambda: noticed(closed))
+        error(client.get("/generate?prompt=x"), 503, "policy_unavailable")
+
+
+def test_break_glass_is_nothing_against_a_denial(tmp_path: Path) -> None:
+    (tmp_path / "policy.pem").write_bytes(PUBLIC_KEY)
+    (tmp_path / "bundle.tar.gz").write_bytes(signed_bundle(5))
+    (tmp_path / "glass.jwt").write_text(broken_glass(sub="eve"))
+    policy = {
+        "engine": "embedded",
+        "bundle": str(tmp_path / "bundle.tar.gz"),
+        "break_glass": str(tmp_path / "glass.jwt"),
+    }
+    with running(tmp_path, policy=policy) as service:
+        key = service.cli(
+            "keys",
+            "add",
+            "--subject",
+            "eve",
+            "--tenant",
+            "t",
+            "--role",
+            "auditor",
+            "--keys-file",
+            str(tmp_path / "keys.json"),
+        ).stdout.strip()
+        with service.client(key) as client:
+            error(client.get("/generate?prompt=x"), 403, "denied")

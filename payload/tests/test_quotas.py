@@ -1,0 +1,175 @@
+"""Quotas, against a real Redis: one counter for all processes, a stricter one without it."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from redis_server import PASSWORD, RedisServer
+
+from llmserve.decision import Decision, Rate
+from llmserve.errors import ApiError
+from llmserve.metrics import Metrics
+from llmserve.quotas import LEASES, Quotas
+from llmserve.redis_link import RedisLink
+from llmserve.settings import Redis
+
+
+@pytest.fixture(autouse=True)
+def mid_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test crosses the end of a minute: the clock stands still in the middle of this one."""
+    now = time.time() // 60 * 60 + 30
+    monkeypatch.setattr(time, "time", lambda: now)
+
+
+@asynccontextmanager
+async def processes(server: RedisServer, number: int) -> AsyncIterator[list[Quotas]]:
+    """As many gateways' quotas, each with a connection of its own."""
+    settings = Redis(url=f"unix://{server.socket}", user="gateway", deadline_ms=500)
+    links = [RedisLink(settings, PASSWORD) for _ in range(number)]
+    yield [Quotas(link, Metrics()) for link in links]
+    for link in links:
+        await link.close()
+
+
+def granting(requests: int = 10**6, minute: int = 10**6, day: int = 10**6) -> Decision:
+    """A decision with this rate."""
+    return Decision(True, "r", "rule", 1, None, 1000, Rate("standard", requests, minute, day))
+
+
+async def count(times: int, ask: Callable[[], Awaitable[object]]) -> int:
+    """How many of so many are let through; the others are told when to come again."""
+    passed = 0
+    for _ in range(times):
+        (result,) = await asyncio.gather(ask(), return_exceptions=True)
+        if isinstance(result, ApiError):
+            assert (result.status, result.code, dict(result.headers)) == (
+                429,
+                "rate_limited",
+                {b"retry-after": b"31"},
+            )
+        else:
+            passed += 1
+    return passed
+
+
+def test_two_processes_share_one_limit(redis_server: RedisServer) -> None:
+    async def scenario() -> None:
+        async with processes(redis_server, 2) as (first, second):
+            limit = granting(requests=40)
+            mine = await count(30, lambda: first.request("t", "shared", limit))
+            others = await count(30, lambda: second.request("t", "shared", limit))
+            assert mine == 30
+            assert 40 - 40 // LEASES <= mine + others <= 40
+
+    asyncio.run(scenario())
+
+
+def test_requests_at_the_same_moment_do_not_pass_the_limit_together(redis_server: RedisServer) -> None:
+    async def scenario() -> None:
+        async with processes(redis_server, 1) as (quotas,):
+            asked = [quotas.request("t", "burst", granting(requests=20)) for _ in range(100)]
+            results = await asyncio.gather(*asked, return_exceptions=True)
+            assert sum(result is None for result in results) == 20
+
+    asyncio.run(scenario())
+
+
+def test_requests_at_the_same_moment_fetch_one_lease_together(redis_server: RedisServer) -> None:
+    async def scenario() -> None:
+        async with processes(redis_server, 2) as (first, second):
+            limit = granting(requests=100)
+            await asyncio.gather(*(first.request("t", "crowd", limit) for _ in range(30)))
+            others = await count(100, lambda: second.request("t", "crowd", limit))
+            assert others >= 100 - 30 - 100 // LEASES
+
+    asyncio.run(scenario())
+
+
+def test_most_requests_ask_redis_nothing(redis_server: RedisServer) -> None:
+    async def scenario() -> None:
+        async with processes(redis_server, 1) as (quotas,):
+            limit = granting(requests=1000)
+            await quotas.request("t", "cheap", limit)
+            redis_server.stop()
+            try:
+                assert await count(1000 // LEASES - 1, lambda: quotas.request("t", "cheap", limit)) == 49
+            finally:
+                redis_server.start()
+
+    asyncio.run(scenario())
+
+
+def test_tokens_that_were_set_aside_and_not_used_are_free_again(redis_server: RedisServer) -> None:
+    async def scenario() -> None:
+        async with processes(redis_server, 1) as (quotas,):
+            limit = granting(minute=100, day=1000)
+            first = await quotas.reserve("t", "tokens", limit, 80)
+            assert await count(1, lambda: quotas.reserve("t", "tokens", limit, 80)) == 0
+            first.settle(10)
+            assert await count(1, lambda: quotas.reserve("t", "tokens", limit, 80)) == 1
+
+    asyncio.run(scenario())
+
+
+def test_tokens_that_were_used_above_what_was_set_aside_count(redis_server: RedisServer) -> None:
+    async def scenario() -> None:
+        async with processes(redis_server, 1) as (quotas,):
+            limit = granting(minute=100)
+            (await quotas.reserve("t", "long-prompt", limit, 10)).settle(95)
+            assert await count(1, lambda: quotas.reserve("t", "long-prompt", limit, 10)) == 0
+
+    asyncio.run(scenario())
+
+
+def test_what_the_day_refuses_costs_the_minute_nothing_and_the_other_way_round(
+    redis_server: RedisServer,
+) -> None:
+    async def scenario() -> None:
+        async with processes(redis_server, 1) as (quotas,):
+            tight, wide = granting(minute=50, day=1000), granting(minute=1000, day=1000)
+            assert await count(1, lambda: quotas.reserve("t", "day", tight, 60)) == 0
+            assert await count(10, lambda: quotas.reserve("t", "day", wide, 100)) == 10
+
+    asyncio.run(scenario())
+
+
+def test_two_tenants_with_the_same_subject_have_two_accounts(redis_server: RedisServer) -> None:
+    async def scenario() -> None:
+        async with processes(redis_server, 1) as (quotas,):
+            limit = granting(requests=3)
+            assert await count(5, lambda: quotas.request("one", "ada", limit)) == 3
+            assert await count(5, lambda: quotas.request("two", "ada", limit)) == 3
+
+    asyncio.run(scenario())
+
+
+def test_without_redis_a_process_allows_a_quarter(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        away = Quotas(RedisLink(Redis(url=f"unix://{tmp_path}/none.sock"), None), Metrics())
+        assert await count(100, lambda: away.request("t", "s", granting(requests=40))) == 10
+
+    asyncio.run(scenario())
+
+
+def test_a_limit_of_nothing_allows_nothing(redis_server: RedisServer) -> None:
+    async def scenario() -> None:
+        async with processes(redis_server, 1) as (quotas,):
+            assert await count(3, lambda: quotas.request("t", "none", granting(requests=0))) == 0
+
+    asyncio.run(scenario())
+
+
+def test_accounts_whose_periods_are_over_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        quotas = Quotas(None, Metrics())
+        for number in range(100):
+            await quotas.request("t", f"user{number}", granting(requests=40))
+        later = time.time() + 90
+        monkeypatch.setattr(time, "time", lambda: later)
+        await quotas.request("t", "one more", granting(requests=40))
+        assert len(quotas.accounts) == 1
+
+    asyncio.run(scenario())

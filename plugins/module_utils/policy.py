@@ -1,0 +1,179 @@
+"""A policy bundle, judged on the host that is to use it: signature, contents, revision, expiry.
+
+A bundle is OPA's: a tarball of Rego and JSON with `.manifest` and `.signatures.json`, a JWT (ES256, kid "policy") over
+the hashes of all files. OPA hashes a JSON file by its canonical form, and `llmkeep policy build` writes that very form,
+so here each hash is that of the bytes. Debian's Python knows no ES256, so openssl verifies and the rest is here.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import io
+import json
+import posixpath
+import subprocess
+import tarfile
+import tempfile
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+KEY_ID = "policy"
+ROOTS = ["llm"]  # what a policy may say something about; OPA's own `system` is not its business
+MOST_BYTES = 16 << 20
+SECONDS = 30
+SIGNATURES, MANIFEST, DATA = ".signatures.json", ".manifest", "data.json"
+# The DER of every public key on P-256 begins so (RFC 5480), and is 91 bytes long.
+P256 = bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d030107034200")
+
+
+class Refused(Exception):
+    """The policy is not to be used; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What a bundle says of itself, once its signature holds. `files`: path to hexadecimal hash."""
+
+    revision: int
+    expires: datetime
+    files: dict[str, str]
+
+
+def opened(content: bytes, key: str) -> Policy:
+    """The bundle's account of itself; Refused where it is not whole, or not signed by KEY (PEM)."""
+    files = unpacked(content)
+    signed = signed_hashes(files.pop(SIGNATURES, None), key)
+    seen = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    if seen != signed:
+        differ = sorted(set(seen.items()) ^ set(signed.items()))[0][0]
+        raise Refused(
+            f"{differ} of the policy bundle is not what was signed: it was changed, added or taken away after"
+            " `llmkeep policy build`. Build it again on the control node"
+        )
+    try:
+        manifest, meta = json.loads(files[MANIFEST]), merged(files)["llm"]["meta"]
+        revision, expires = int(meta["revision"]), datetime.fromisoformat(meta["expires"])
+        named, roots = str(manifest["revision"]), manifest["roots"]
+    except (KeyError, TypeError, ValueError) as problem:
+        raise Refused(
+            f"the policy bundle lacks what each has ({type(problem).__name__}: {problem}): data.llm.meta with"
+            " revision and expires, .manifest with revision and roots. Build it with `llmkeep policy build`"
+        ) from problem
+    if named != str(revision) or roots != ROOTS or expires.tzinfo is None:
+        raise Refused(
+            f"the policy bundle says revision {named} and {revision}, roots {roots}, expires {meta['expires']};"
+            f" there is one revision, the roots are {ROOTS}, a time has its zone. Build it with `llmkeep policy build`"
+        )
+    return Policy(revision, expires, seen)
+
+
+def unpacked(content: bytes) -> dict[str, bytes]:
+    """The bundle's files by path."""
+    files: dict[str, bytes] = {}
+    try:
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as bundle:
+            for member in bundle:
+                name = posixpath.normpath(f"/{member.name}").lstrip("/")
+                stream = bundle.extractfile(member) if member.isreg() else None
+                if (
+                    stream is None
+                    or name in files
+                    or sum(map(len, files.values())) + member.size > MOST_BYTES
+                ):
+                    raise Refused(
+                        f"{member.name!r} in the policy bundle is no file, is there twice, or makes it larger than"
+                        f" {MOST_BYTES >> 20} MiB. Build it with `llmkeep policy build`"
+                    )
+                files[name] = stream.read()
+    except (tarfile.TarError, EOFError, OSError) as problem:
+        raise Refused(
+            f"the policy bundle ({len(content)} bytes) cannot be unpacked: {problem}. Build it again on the control node"
+        ) from problem
+    return files
+
+
+def signed_hashes(signatures: bytes | None, key: str) -> dict[str, str]:
+    """Path to hash, as the one signature says; Refused where it is none by KEY."""
+    if signatures is None:
+        raise Refused(
+            f"the policy bundle has no {SIGNATURES}: it is unsigned, or was stripped. Build it with `llmkeep policy build`"
+        )
+    try:
+        (token,) = json.loads(signatures)["signatures"]
+        head, body, mark = token.split(".")
+        header, payload, signature = json.loads(decoded(head)), json.loads(decoded(body)), decoded(mark)
+        hashes = {item["name"]: item["hash"] for item in payload["files"]}
+        kinds = {item["algorithm"] for item in payload["files"]}
+    except (KeyError, TypeError, ValueError, AttributeError) as problem:
+        raise Refused(
+            f"{SIGNATURES} of the policy bundle is no signature ({type(problem).__name__}: {problem})."
+            " Build it with `llmkeep policy build`"
+        ) from problem
+    told = (header.get("alg"), header.get("kid"), payload.get("scope", ""), sorted(kinds))
+    if told != ("ES256", KEY_ID, "", ["SHA-256"]):
+        raise Refused(
+            f"the policy bundle's signature has algorithm, key, scope and hashes {told};"
+            f" only ('ES256', {KEY_ID!r}, '', ['SHA-256']) counts. Build it with `llmkeep policy build`"
+        )
+    if not verified(f"{head}.{body}".encode(), signature, key):
+        raise Refused(
+            "the policy bundle's signature does not fit the control node's key: it was changed, or signed by somebody"
+            " else. Do not use it; find out who put it there, and build it again with `llmkeep policy build`"
+        )
+    return hashes
+
+
+def decoded(text: str) -> bytes:
+    """Base64url without padding."""
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+
+
+def verified(message: bytes, signature: bytes, key: str) -> bool:
+    """Is SIGNATURE (R and S, 32 bytes each: RFC 7518, 3.4) one of MESSAGE by KEY (PEM, on P-256)?"""
+    lines = [line for line in key.strip().splitlines() if not line.startswith("-----")]
+    try:
+        der = base64.b64decode("".join(lines), validate=True)
+    except binascii.Error:
+        der = b""
+    if len(der) != 91 or not der.startswith(P256):
+        raise Refused(
+            f"the policy key ({len(der)} bytes) is no public key on P-256; make it with `llmkeep policy init`"
+        )
+    if len(signature) != 64:
+        return False
+    whole = der_integer(signature[:32]) + der_integer(signature[32:])
+    with tempfile.TemporaryDirectory(prefix="llmkeep-policy-") as folder:
+        public, mark = Path(folder, "key"), Path(folder, "signature")
+        public.write_text(key)
+        mark.write_bytes(bytes([0x30, len(whole)]) + whole)
+        argv = ["openssl", "dgst", "-sha256", "-verify", str(public), "-signature", str(mark)]
+        try:
+            done = subprocess.run(argv, input=message, capture_output=True, timeout=SECONDS, check=False)
+        except FileNotFoundError:
+            raise Refused("openssl is not on this host; the role pki installs it") from None
+    return done.returncode == 0
+
+
+def der_integer(number: bytes) -> bytes:
+    """A positive INTEGER of DER."""
+    short = number.lstrip(b"\0")
+    if not short or short[0] > 127:
+        short = b"\0" + short
+    return bytes([2, len(short)]) + short
+
+
+def merged(files: dict[str, bytes]) -> dict[str, Any]:
+    """The bundle's data: each data.json lies where its folder says."""
+    data: dict[str, Any] = {}
+    for name, content in sorted(files.items()):
+        folder, base = posixpath.split(name)
+        if base == DATA:
+            place = data
+            for part in [part for part in folder.split("/") if part]:
+                place = place.setdefault(part, {})
+            place.update(json.loads(content))
+    return data

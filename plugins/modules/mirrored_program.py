@@ -1,0 +1,118 @@
+#!/usr/bin/python
+"""State module: one program of the bundle on a host, in a folder named by what is in it."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: mirrored_program
+short_description: Keep a program of the bundle on this host, as its signed manifest says
+description:
+  - Fetches C(bin/NAME) from the mirror to C(ROOT/NAME/HASH/NAME), where HASH is the start of its sha256, and points
+    the link C(ROOT/NAME/current) at that folder by one rename. The one before stays, for the way back.
+  - Verified by hash on each run, by the bundle's manifest, whose OpenPGP signature is verified on this host.
+author: [llmkeep contributors]
+options:
+  url: {description: The mirror., type: str, required: true}
+  name: {description: The program., type: str, required: true}
+  root: {description: Where programs lie., type: path, default: /opt/llmkeep/programs}
+  units: {description: Units that run it., type: list, elements: str, default: []}
+  ca: {description: The estate's root certificate., type: path, default: /etc/llmkeep/pki/root.pem}
+  keyring: {description: Keys whose signature counts., type: path, default: /etc/apt/keyrings/llmkeep.pgp}
+"""
+
+EXAMPLES = r"""
+- name: Install OPA
+  llmkeep.estate.mirrored_program:
+    url: "{{ mirror_url }}"
+    name: opa
+"""
+
+RETURN = r"""
+sha256: {description: Hash of the program., returned: always, type: str}
+"""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.llmkeep.estate.plugins.module_utils import (  # type: ignore[import-not-found]
+    files as atomic,
+)
+from ansible_collections.llmkeep.estate.plugins.module_utils import mirror
+
+DIGITS = 12  # of the hash, in the folder's name
+
+
+def is_there(path: Path, sha256: str) -> bool:
+    """Is the program there, whole, and only root's to change?"""
+    if path.is_symlink() or not path.is_file():
+        return False
+    status = path.stat()
+    return (status.st_mode & 0o7777, status.st_uid) == (0o555, os.geteuid()) and atomic.sha256_of(
+        path
+    ) == sha256
+
+
+def install(source: Any, entry: Any, path: Path) -> None:
+    """Fetch it beside its place, then give it its name."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+    beside = path.parent / f".{path.name}.new"
+    source.fetch(entry, beside)
+    os.chown(beside, os.geteuid(), os.getegid())
+    beside.chmod(0o555)
+    atomic.replace(beside, path)
+
+
+def forget_old(folder: Path, keep: set[str]) -> None:
+    """Remove the folders of programs that are neither current nor the one before."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink() and path.name not in keep:
+            shutil.rmtree(path)
+
+
+def bring(source: Any, name: str, root: Path, units: list[str], check: bool) -> tuple[bool, str]:
+    """The program in place and current: whether that took a change, and its hash."""
+    found = [entry for entry in mirror.entries(source.manifest(), "bin") if entry.path == f"bin/{name}"]
+    if not found:
+        raise mirror.MirrorError(
+            f"the bundle has no bin/{name}; build it where LLMKEEP_MIRROR names a folder that has it"
+        )
+    (entry,) = found
+    folder = root / name
+    current, path = folder / "current", folder / entry.sha256[:DIGITS] / name
+    before = str(current.readlink()) if current.is_symlink() else ""
+    if is_there(path, entry.sha256) and before == path.parent.name:
+        return False, entry.sha256
+    if not check:
+        install(source, entry, path)
+        atomic.mark_pending(units)
+        atomic.link(current, path.parent.name)
+        forget_old(folder, {before, path.parent.name})
+    return True, entry.sha256
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "url": {"type": "str", "required": True},
+            "name": {"type": "str", "required": True},
+            "root": {"type": "path", "default": "/opt/llmkeep/programs"},
+            "units": {"type": "list", "elements": "str", "default": []},
+            "ca": {"type": "path", "default": "/etc/llmkeep/pki/root.pem"},
+            "keyring": {"type": "path", "default": "/etc/apt/keyrings/llmkeep.pgp"},
+        },
+        supports_check_mode=True,
+    )
+    given = module.params
+    try:
+        source = mirror.Mirror(given["url"], Path(given["ca"]), Path(given["keyring"]))
+        changed, sha256 = bring(source, given["name"], Path(given["root"]), given["units"], module.check_mode)
+    except (mirror.MirrorError, OSError) as problem:
+        module.fail_json(msg=str(problem))
+    module.exit_json(changed=changed, sha256=sha256)
+
+
+if __name__ == "__main__":
+    main()

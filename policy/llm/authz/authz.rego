@@ -1,0 +1,99 @@
+# METADATA
+# title: Who may do what
+# description: |
+#   The gateway asks for `data.llm.authz.decision` once a request. What is not granted is denied; so is everything when
+#   the policy has expired, or has no date until which it holds. The answer names the models and the limits, so that one
+#   decision serves whatever model the request then names.
+# schemas:
+#   - input: schema.input
+package llm.authz
+
+# METADATA
+# description: No one may hold all of these. Roles list their duties; who enforces them stands in llm/roles.
+duties_apart := {"policy:change", "audit:read"}
+
+# METADATA
+# description: The first of these that applies. `rule` names it for the audit record.
+# entrypoint: true
+decision := denied("policy_expired", "the policy has expired, or says no date until which it holds") if {
+	not current
+} else := denied("default_deny", "the request does not say who asks for what: subject, tenant, roles, action") if {
+	not well_formed
+} else := denied("unknown_role", listed("the policy knows no role", unknown)) if {
+	unknown != set()
+} else := denied("separation_of_duties", listed("one subject may not hold", duties_apart)) if {
+	duties_apart - duties == set()
+} else := granted if {
+	granting != set()
+} else := denied("default_deny", "no role of the subject grants this action")
+
+denied(rule, reason) := {"allow": false, "rule": rule, "reason": reason, "revision": revision}
+
+granted := {
+	"allow": true,
+	"rule": concat("+", sort({concat("/", ["roles", role]) | some role in granting})),
+	"reason": listed({false: "granted by the role", true: "granted by the roles"}[count(granting) > 1], granting),
+	"revision": revision,
+	"models": models,
+	"max_tokens": max({data.llm.roles[role].max_tokens | some role in granting}),
+	"rate_class": rate_class,
+	"rate": object.remove(data.llm.rates[rate_class], ["rank"]),
+	"log_prompt": true in {data.llm.roles[role].log_prompt | some role in granting},
+}
+
+# What is no date must not reach the parser: some engines stop at its error instead of saying no.
+current if {
+	expires := data.llm.meta.expires
+	is_string(expires)
+	regex.match(`^2[0-9]{3}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9]Z$`, expires)
+	time.now_ns() < time.parse_rfc3339_ns(expires)
+}
+
+default revision := 0
+
+revision := data.llm.meta.revision
+
+well_formed if {
+	is_string(input.action)
+	is_string(input.subject)
+	is_string(input.tenant)
+	is_array(input.roles)
+	not "" in {input.subject, input.tenant}
+	every role in input.roles {
+		is_string(role)
+	}
+}
+
+unknown contains role if {
+	some role in input.roles
+	not data.llm.roles[role]
+}
+
+duties contains duty if {
+	some role in input.roles
+	some duty in data.llm.roles[role].duties
+}
+
+granting contains role if {
+	some role in input.roles
+	input.action in data.llm.roles[role].actions
+}
+
+models := ["*"] if "*" in named_models
+
+models := sort(named_models) if not "*" in named_models
+
+named_models contains model if {
+	some role in granting
+	some model in data.llm.roles[role].models
+}
+
+# Where two classes have one rank, the later name counts: any order, but always the same.
+rate_class := class if {
+	[_, class] := max({[data.llm.rates[name].rank, name] |
+		some role in granting
+		name := data.llm.roles[role].rate_class
+	})
+}
+
+listed(words, names) := concat(" ", [words, concat(" and ", sort(names))])

@@ -1,0 +1,190 @@
+# The mechanism, on roles of its own: what the shipped roles may do stands in llm/roles/roles_test.rego.
+package llm.authz_test
+
+import data.llm.authz
+
+meta := {"revision": 7, "expires": "2030-01-01T00:00:00Z"}
+
+before := time.parse_rfc3339_ns("2029-12-31T23:59:59Z")
+
+after := time.parse_rfc3339_ns("2030-01-01T00:00:00Z")
+
+rates := {
+	"slow": {"rank": 1, "requests_per_minute": 6},
+	"fast": {"rank": 2, "requests_per_minute": 60},
+}
+
+roles := {
+	"reader": role(["GET /generate"], ["*"], 256, "slow", false, []),
+	"writer": role(["POST /generate", "GET /v1/models"], ["small"], 100, "fast", false, []),
+	"recorded": role(["POST /generate"], ["large", "small"], 50, "slow", true, []),
+	"changer": role(["GET /v1/models"], ["*"], 0, "slow", false, ["policy:change"]),
+	"looker": role(["GET /v1/models"], ["*"], 0, "slow", false, ["audit:read"]),
+	"rateless": role(["GET /generate"], ["*"], 256, "gone", false, []),
+}
+
+role(actions, models, max_tokens, rate_class, log_prompt, duties) := {
+	"actions": actions,
+	"models": models,
+	"max_tokens": max_tokens,
+	"rate_class": rate_class,
+	"log_prompt": log_prompt,
+	"duties": duties,
+}
+
+asks(names, action) := {"subject": "alice@corp", "tenant": "corp", "roles": names, "action": action}
+
+decided(question) := decision if {
+	decision := authz.decision with input as question
+		with data.llm.roles as roles
+		with data.llm.rates as rates
+		with data.llm.meta as meta
+		with time.now_ns as before
+}
+
+test_a_role_grants_its_actions_with_its_limits if {
+	decided(asks(["reader"], "GET /generate")) == {
+		"allow": true,
+		"rule": "roles/reader",
+		"reason": "granted by the role reader",
+		"revision": 7,
+		"models": ["*"],
+		"max_tokens": 256,
+		"rate_class": "slow",
+		"rate": {"requests_per_minute": 6},
+		"log_prompt": false,
+	}
+}
+
+test_two_roles_that_grant_it_give_the_wider_of_each_limit if {
+	decided(asks(["writer", "recorded"], "POST /generate")) == {
+		"allow": true,
+		"rule": "roles/recorded+roles/writer",
+		"reason": "granted by the roles recorded and writer",
+		"revision": 7,
+		"models": ["large", "small"],
+		"max_tokens": 100,
+		"rate_class": "fast",
+		"rate": {"requests_per_minute": 60},
+		"log_prompt": true,
+	}
+}
+
+test_only_roles_that_grant_the_action_count if {
+	decision := decided(asks(["reader", "writer", "recorded"], "GET /generate"))
+	decision.rule == "roles/reader"
+	decision.rate_class == "slow"
+	decision.log_prompt == false
+}
+
+test_all_models_of_one_role_are_all_models if {
+	decided(asks(["writer", "changer"], "GET /v1/models")).models == ["*"]
+}
+
+test_the_order_and_number_of_roles_make_no_difference if {
+	one := decided(asks(["writer", "recorded"], "POST /generate"))
+	one == decided(asks(["recorded", "writer", "recorded"], "POST /generate"))
+}
+
+test_what_no_role_grants_is_denied if {
+	decided(asks(["reader"], "POST /generate")) == {
+		"allow": false,
+		"rule": "default_deny",
+		"reason": "no role of the subject grants this action",
+		"revision": 7,
+	}
+}
+
+test_a_subject_without_roles_is_denied if decided(asks([], "GET /generate")).rule == "default_deny"
+
+test_an_action_is_compared_whole if {
+	every action in ["get /generate", "GET /generate ", "GET /generate/", "GET", "", "*", "GET /v1/models/small"] {
+		not decided(asks(["reader", "writer"], action)).allow
+	}
+}
+
+test_an_unknown_role_denies_what_another_role_grants if {
+	decision := decided(asks(["reader", "root"], "GET /generate"))
+	decision.rule == "unknown_role"
+	decision.reason == "the policy knows no role root"
+	decision.allow == false
+}
+
+test_a_subject_may_not_change_policy_and_read_the_audit_record if {
+	every action in ["GET /v1/models", "GET /generate", "DELETE /"] {
+		decision := decided(asks(["changer", "looker", "reader"], action))
+		decision.rule == "separation_of_duties"
+		decision.reason == "one subject may not hold audit:read and policy:change"
+		decision.allow == false
+	}
+}
+
+test_either_duty_alone_is_no_offence if {
+	decided(asks(["changer", "reader"], "GET /generate")).allow
+	decided(asks(["looker", "reader"], "GET /generate")).allow
+}
+
+test_a_role_whose_rate_class_is_gone_grants_nothing if {
+	decided(asks(["rateless"], "GET /generate")).rule == "default_deny"
+}
+
+malformed contains object.remove(asks(["reader"], "GET /generate"), [key]) if {
+	some key in ["subject", "tenant", "roles", "action"]
+}
+
+malformed contains object.union(asks(["reader"], "GET /generate"), {key: value}) if {
+	some key in ["subject", "tenant", "roles", "action"]
+	some value in [null, true, 0, {}, {"0": "reader"}, [["reader"]], [null], ["reader", 1]]
+}
+
+malformed contains object.union(asks(["reader"], "GET /generate"), {key: ""}) if {
+	some key in ["subject", "tenant", "roles"]
+}
+
+malformed contains ["reader"]
+
+malformed contains null
+
+test_a_question_of_another_shape_is_denied if {
+	count(malformed) > 30
+	every question in malformed {
+		decision := decided(question)
+		decision.rule == "default_deny"
+		decision.allow == false
+		startswith(decision.reason, "the request does not say who asks for what")
+	}
+}
+
+test_a_policy_that_has_expired_denies_everything if {
+	decision := authz.decision with input as asks(["reader"], "GET /generate")
+		with data.llm.roles as roles
+		with data.llm.rates as rates
+		with data.llm.meta as meta
+		with time.now_ns as after
+	decision.rule == "policy_expired"
+	decision.revision == 7
+	decision.allow == false
+}
+
+test_a_policy_without_a_date_counts_as_expired if {
+	decision := authz.decision with input as asks(["reader"], "GET /generate")
+		with data.llm.roles as roles
+		with data.llm.rates as rates
+		with data.llm.meta as {}
+	decision == {
+		"allow": false,
+		"rule": "policy_expired",
+		"reason": "the policy has expired, or says no date until which it holds",
+		"revision": 0,
+	}
+}
+
+test_a_date_that_cannot_be_read_counts_as_expired if {
+	every date in ["tomorrow", "", 4102444800, null] {
+		decision := authz.decision with input as asks(["reader"], "GET /generate")
+			with data.llm.roles as roles
+			with data.llm.rates as rates
+			with data.llm.meta as {"revision": 7, "expires": date}
+		decision.rule == "policy_expired"
+	}
+}

@@ -1,0 +1,49 @@
+# What the shipped roles may do. Who changes llm/roles/data.yaml changes this with it.
+package llm.roles_test
+
+import data.llm.authz
+import data.llm.validate
+
+generation := {"GET /generate", "POST /generate", "POST /v1/chat/completions", "POST /v1/completions"}
+
+models := {"GET /v1/models", "GET /v1/models/*"}
+
+may(role) := {action |
+	some action in validate.actions
+	decided([role], action).allow
+}
+
+decided(roles, action) := decision if {
+	decision := authz.decision with input as {"subject": "s", "tenant": "t", "roles": roles, "action": action}
+		with data.llm.meta as {"revision": 1, "expires": "2030-01-01T00:00:00Z"}
+		with time.now_ns as 0
+}
+
+test_an_analyst_may_get_generate_and_nothing_else if may("analyst") == {"GET /generate"}
+
+test_a_developer_may_use_every_route if may("developer") == validate.actions
+
+test_a_trainer_generates_with_higher_limits_and_its_prompts_are_kept if {
+	may("trainer") == generation | models
+	trainer := decided(["trainer"], "POST /generate")
+	developer := decided(["developer"], "POST /generate")
+	trainer.max_tokens > developer.max_tokens
+	trainer.rate.tokens_per_day > developer.rate.tokens_per_day
+	trainer.log_prompt
+	not developer.log_prompt
+}
+
+test_those_who_run_the_estate_generate_nothing if {
+	every role in ["operator", "admin", "auditor"] {
+		may(role) & generation == set()
+		"GET /v1/models" in may(role)
+	}
+}
+
+test_no_one_is_admin_and_auditor if {
+	every action in validate.actions {
+		decided(["admin", "auditor"], action).rule == "separation_of_duties"
+	}
+}
+
+test_the_shipped_data_has_no_problems if validate.problems == set()

@@ -1,0 +1,93 @@
+# METADATA
+# title: What is wrong with the roles and rates
+# description: |
+#   `llmkeep policy build` signs nothing while `data.llm.validate.problems` has an entry. Each is a sentence that names
+#   the place.
+package llm.validate
+
+import data.llm.authz
+
+# METADATA
+# description: What a role can grant; each is a route of the gateway.
+actions := {
+	"GET /generate",
+	"GET /openapi.json",
+	"GET /v1/models",
+	"GET /v1/models/*",
+	"POST /generate",
+	"POST /v1/chat/completions",
+	"POST /v1/completions",
+}
+
+count_of := {"type": "integer", "minimum": 1}
+
+words := {"type": "array", "uniqueItems": true, "items": {"type": "string", "minLength": 1}}
+
+named(schema) := {
+	"type": "object",
+	"minProperties": 1,
+	"additionalProperties": false,
+	"patternProperties": {"^[a-z][a-z0-9_-]*$": schema},
+}
+
+closed(properties) := {
+	"type": "object",
+	"additionalProperties": false,
+	"required": object.keys(properties),
+	"properties": properties,
+}
+
+roles_schema := named(closed({
+	"actions": {"type": "array", "uniqueItems": true, "items": {"enum": actions}},
+	"models": object.union(words, {"minItems": 1}),
+	"max_tokens": {"type": "integer", "minimum": 0},
+	"rate_class": {"type": "string"},
+	"log_prompt": {"type": "boolean"},
+	"duties": words,
+}))
+
+rates_schema := named(closed({
+	"rank": count_of,
+	"requests_per_minute": count_of,
+	"tokens_per_minute": count_of,
+	"tokens_per_day": count_of,
+}))
+
+# METADATA
+# description: Empty when the data can be signed.
+# entrypoint: true
+problems contains "llm/roles: there are no roles" if not is_object(data.llm.roles)
+
+problems contains "llm/rates: there are no rate classes" if not is_object(data.llm.rates)
+
+problems contains sprintf("llm/roles: %s: %s", [error.field, error.desc]) if {
+	is_object(data.llm.roles)
+	some error in json.match_schema(data.llm.roles, roles_schema)[1]
+}
+
+problems contains sprintf("llm/rates: %s: %s", [error.field, error.desc]) if {
+	is_object(data.llm.rates)
+	some error in json.match_schema(data.llm.rates, rates_schema)[1]
+}
+
+problems contains sprintf("llm/roles: %s: llm/rates has no class %v", [name, role.rate_class]) if {
+	some name, role in data.llm.roles
+	not data.llm.rates[role.rate_class]
+}
+
+problems contains sprintf("llm/roles: %s: one role may not hold %s", [name, concat(" and ", authz.duties_apart)]) if {
+	some name, role in data.llm.roles
+	count(authz.duties_apart - {duty | some duty in role.duties}) == 0
+}
+
+problems contains sprintf("llm/roles: %s: \"*\" is all models, name no others beside it", [name]) if {
+	some name, role in data.llm.roles
+	"*" in role.models
+	count(role.models) > 1
+}
+
+problems contains sprintf("llm/rates: %s: two classes have the rank %v", [concat(" and ", classes), rate.rank]) if {
+	some rate in data.llm.rates
+	classes := {name | data.llm.rates[name].rank == rate.rank}
+	count(classes) > 1
+}

@@ -1,0 +1,107 @@
+package llm.validate_test
+
+import data.llm.validate
+
+role := {
+	"actions": ["GET /generate"],
+	"models": ["*"],
+	"max_tokens": 256,
+	"rate_class": "slow",
+	"log_prompt": false,
+	"duties": [],
+}
+
+rate := {"rank": 1, "requests_per_minute": 6, "tokens_per_minute": 600, "tokens_per_day": 6000}
+
+# The problems of a role `reader` and a rate class `slow`, changed by these patches.
+problems(role_patch, rate_patch) := found if {
+	found := validate.problems with data.llm.roles as {"reader": object.union(role, role_patch)}
+		with data.llm.rates as {"slow": object.union(rate, rate_patch)}
+}
+
+test_what_is_right_has_no_problems if problems({}, {}) == set()
+
+test_a_value_of_the_wrong_kind_is_named_with_its_place if {
+	every patch in [
+		{"actions": ["GET /nowhere"]},
+		{"actions": ["GET /generate", "GET /generate"]},
+		{"actions": "GET /generate"},
+		{"actions": {"GET /generate": true}},
+		{"models": []},
+		{"models": [""]},
+		{"max_tokens": -1},
+		{"max_tokens": 1.5},
+		{"max_tokens": "256"},
+		{"log_prompt": "yes"},
+		{"duties": null},
+		{"more": 1},
+	] {
+		found := problems(patch, {})
+		count(found) > 0
+		every problem in found {
+			contains(problem, "llm/roles: ")
+			some key, _ in patch
+			contains(problem, key)
+		}
+	}
+}
+
+test_a_rate_of_the_wrong_kind_is_named_with_its_place if {
+	every patch in [{"rank": 0}, {"tokens_per_day": "many"}, {"requests_per_minute": 0}, {"more": 1}] {
+		some problem in problems({}, patch)
+		contains(problem, "llm/rates: ")
+	}
+}
+
+test_a_role_that_lacks_a_limit_is_named if {
+	every key, _ in role {
+		found := validate.problems with data.llm.roles as {"reader": object.remove(role, [key])}
+			with data.llm.rates as {"slow": rate}
+		some problem in found
+		contains(problem, key)
+	}
+}
+
+test_a_role_needs_a_rate_class_that_there_is if {
+	problems({"rate_class": "fast"}, {}) == {"llm/roles: reader: llm/rates has no class fast"}
+}
+
+test_a_role_may_not_hold_duties_that_are_kept_apart if {
+	problems({"duties": ["policy:change"]}, {}) == set()
+	problems({"duties": ["policy:change", "audit:read", "other"]}, {}) == {concat("", [
+		"llm/roles: reader: one role may not ",
+		"hold audit:read and policy:change",
+	])}
+}
+
+test_all_models_stands_alone if {
+	problems({"models": ["*", "small"]}, {}) == {"llm/roles: reader: \"*\" is all models, name no others beside it"}
+}
+
+test_two_rate_classes_have_two_ranks if {
+	found := validate.problems with data.llm.roles as {"reader": role}
+		with data.llm.rates as {"slow": rate, "slower": rate}
+	found == {"llm/rates: slow and slower: two classes have the rank 1"}
+}
+
+test_a_name_is_a_plain_word if {
+	every name in ["", "Reader", "a b", "roles/x", "a+b", "Ä"] {
+		found := validate.problems with data.llm.roles as {name: role}
+			with data.llm.rates as {"slow": rate}
+		count(found) > 0
+	}
+}
+
+test_what_is_no_data_is_a_problem if {
+	every nothing in [false, null, [], "roles", 1] {
+		found := validate.problems with data.llm.roles as nothing
+			with data.llm.rates as nothing
+		found == {"llm/roles: there are no roles", "llm/rates: there are no rate classes"}
+	}
+}
+
+test_data_without_entries_is_a_problem if {
+	found := validate.problems with data.llm.roles as {}
+		with data.llm.rates as {}
+	count(found) == 2
+}

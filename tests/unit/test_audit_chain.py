@@ -1,0 +1,288 @@
+"""The record's writer: what is on disk, after whatever happened, goes on where it ended."""
+
+import errno
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from audit_records import NAME, SEED, checked, event, record, sizes, whole
+
+from llmproof.chain import Chain, ChainError, EventError, fields, files
+from llmproof.heads import Tree
+
+
+def test_a_line_has_its_keys_in_order_and_its_hashes_are_over_its_bytes(tmp_path: Path) -> None:
+    with Chain(tmp_path, SEED, NAME) as chain:
+        assert chain.append([{"b": 1, "a": ["x", "ü\n"]}]) == range(1, 2)
+        assert list(chain.append([{"c": None}, {"d": {"e": 2}}])) == [2, 3]
+    first, second, third = whole(tmp_path)
+    assert list(json.loads(first)) == [
+        "event.sequence", "@timestamp", "b", "a", "llmkeep.audit.previous", "llmkeep.audit.hash"
+    ]  # fmt: skip
+    assert json.loads(first)["a"] == ["x", "ü\n"]
+    assert json.loads(first)["llmkeep.audit.previous"] == "0" * 64
+    body, _, end = first.partition(b',"llmkeep.audit.hash":')
+    assert end == f'"{hashlib.sha256(body).hexdigest()}"}}'.encode()
+    assert json.loads(second)["llmkeep.audit.previous"] == hashlib.sha256(first).hexdigest()
+    assert json.loads(third)["llmkeep.audit.previous"] == hashlib.sha256(second).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("bad", "why"),
+    [({}, "at least one"), ([1], "JSON object"), ({"a": float("nan")}, "not JSON"), ({"a": object()}, "not JSON"),
+     ({"@timestamp": "1970"}, "record itself writes @timestamp"), ({"llmkeep.audit.hash": ""}, "leave it out"),
+     ({"a": "x" * (1 << 20)}, "are the most")],
+)  # fmt: skip
+def test_what_is_no_event_is_refused_and_nothing_of_its_group_is_written(
+    tmp_path: Path, bad: dict[str, object], why: str
+) -> None:
+    with Chain(tmp_path, SEED, NAME) as chain:
+        with pytest.raises(EventError, match=why):
+            chain.append([event(1), bad])
+        assert chain.append([event(2)]) == range(1, 2)
+    assert len(whole(tmp_path)) == 1
+
+
+def test_sequence_chain_and_tree_go_on_across_rotation_and_restarts(tmp_path: Path) -> None:
+    for start in range(1, 60, 5):
+        with Chain(tmp_path, SEED, NAME, rotate=4000) as chain:
+            assert chain.append([event(start + n) for n in range(5)]) == range(start, start + 5)
+            if start % 2:
+                chain.sign()
+    assert [path.name for path in files(tmp_path)][:2] == [
+        "records-000000000001.jsonl",
+        "records-000000000011.jsonl",
+    ]
+    tree = Tree()
+    for line in whole(tmp_path):
+        tree.add(line)
+    with Chain(tmp_path, SEED) as chain:
+        assert (chain.tree.size, chain.tree.root()) == (60, tree.root())
+        assert chain.verifier.name == NAME
+    report = checked(tmp_path)
+    assert report.ok
+    assert report.records == 60
+    assert report.recovered == 0
+
+
+def test_the_kept_tree_saves_reading_and_a_wrong_one_is_not_believed(tmp_path: Path) -> None:
+    record(tmp_path, 50)
+    right = (tmp_path / "tree").read_text()
+    size, *peaks = right.split("\n")
+    for wrong in (
+        "",
+        "x",
+        "49\n" + "\n".join(peaks),
+        "\n".join([size, *reversed(peaks)]),
+        f"{size}\n" + "00" * 32,
+    ):
+        (tmp_path / "tree").write_text(wrong)
+        with Chain(tmp_path, SEED) as chain:
+            chain.append([event(99)])
+            chain.sign()
+        assert checked(tmp_path).ok
+        size, *peaks = (tmp_path / "tree").read_text().split("\n")
+    # With it only what comes after its size is read: a change before it is for `verify` to find.
+    data = files(tmp_path)[0].read_bytes()
+    files(tmp_path)[0].write_bytes(data.replace(b"alice", b"alicf", 1))
+    with Chain(tmp_path, SEED) as chain:
+        assert chain.tree.size == 55
+
+
+def test_a_tree_that_lags_behind_the_last_head_is_used_and_leads_to_the_same_root(tmp_path: Path) -> None:
+    record(tmp_path, 30)
+    kept = (tmp_path / "tree").read_text()
+    record(tmp_path, 30)
+    (tmp_path / "tree").write_text(kept)  # as after a power cut
+    files(tmp_path)[0].write_bytes(files(tmp_path)[0].read_bytes().replace(b"alice", b"alicf", 1))
+    with Chain(tmp_path, SEED) as chain:
+        assert chain.tree.size == 60
+        assert chain.sign() is None
+
+
+@pytest.mark.parametrize("lost", [1, 2, 300, 600])
+def test_a_torn_end_is_cut_kept_aside_and_the_record_says_so(tmp_path: Path, lost: int) -> None:
+    record(tmp_path, 25)  # heads over 10 and 20
+    path = files(tmp_path)[0]
+    data = path.read_bytes()
+    path.write_bytes(data[:-lost])
+    left = data[:-lost]
+    good = left[: left.rfind(b"\n") + 1]
+    count = good.count(b"\n")
+    with Chain(tmp_path, SEED) as chain:
+        assert chain.append([event(100)]) == range(count + 2, count + 3)
+    assert (tmp_path / f"cut-{count + 1:012d}").read_bytes() == left[len(good) :]
+    said = json.loads(whole(tmp_path)[count])
+    assert said["event.action"] == "recovered"
+    assert said["llmkeep.audit.dropped_bytes"] == len(left) - len(good)
+    report = checked(tmp_path)
+    assert report.ok
+    assert report.recovered == 1
+    with Chain(tmp_path, SEED) as chain:
+        assert chain.tree.size == count + 2
+
+
+def test_zeros_and_garbage_that_a_power_cut_leaves_are_cut_too(tmp_path: Path) -> None:
+    record(tmp_path, 25)
+    with files(tmp_path)[0].open("ab") as file:
+        file.write(b"\0" * 5000 + b"\n" + whole(tmp_path)[3] + b"\n")
+    with Chain(tmp_path, SEED) as chain:
+        assert chain.tree.size == 26
+    assert checked(tmp_path).ok
+
+
+def test_a_power_cut_between_the_cut_and_its_record_is_told_at_the_next_opening(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record(tmp_path, 5)
+    path = files(tmp_path)[0]
+    path.write_bytes(path.read_bytes()[:-7])
+
+    def power_cut(*_: object) -> range:
+        raise OSError(errno.EIO, "the power failed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Chain, "append", power_cut)
+        with pytest.raises(OSError, match="the power failed"):
+            Chain(tmp_path, SEED)
+    assert len(whole(tmp_path)) == 4
+    Chain(tmp_path, SEED).close()
+    assert json.loads(whole(tmp_path)[-1])["event.action"] == "recovered"
+
+
+def test_a_torn_head_is_cut_off_and_signed_anew(tmp_path: Path) -> None:
+    record(tmp_path, 20)
+    path = tmp_path / "heads"
+    path.write_bytes(path.read_bytes()[:-30])
+    with Chain(tmp_path, SEED) as chain:
+        assert chain.sign() is not None
+    assert sizes(tmp_path) == [10, 20]
+
+
+def test_the_writer_refuses_to_go_on_where_records_under_a_head_are_gone_or_changed(tmp_path: Path) -> None:
+    record(tmp_path / "good", 25)
+    lines = whole(tmp_path / "good")
+    for name, wrong in {
+        "removed": lines[:15],
+        "changed": [*lines[:15], lines[15].replace(b"alice", b"mally"), *lines[16:]],
+        "none": [],
+    }.items():
+        record(tmp_path / name, 25)
+        (tmp_path / name / "tree").unlink()
+        files(tmp_path / name)[0].write_bytes(b"".join(line + b"\n" for line in wrong))
+        before = files(tmp_path / name)[0].read_bytes()
+        with pytest.raises(ChainError, match=r"[Mm]ove the folder away"):
+            Chain(tmp_path / name, SEED)
+        assert files(tmp_path / name)[0].read_bytes() == before
+
+
+def test_the_writer_refuses_a_removed_file_a_foreign_seed_and_a_lost_verifier(tmp_path: Path) -> None:
+    record(tmp_path, 60, head_each=1000, rotate=4000)
+    with pytest.raises(ChainError, match="give the right seed"):
+        Chain(tmp_path, bytes(32))
+    for lost in (files(tmp_path)[0], files(tmp_path)[2]):
+        data = lost.read_bytes()
+        lost.unlink()
+        with pytest.raises(ChainError, match="should begin with record"):
+            Chain(tmp_path, SEED)
+        lost.write_bytes(data)
+    text = (tmp_path / "verifier").read_text()
+    (tmp_path / "verifier").unlink()
+    with pytest.raises(ChainError, match="verifier is gone"):
+        Chain(tmp_path, SEED)
+    (tmp_path / "verifier").write_text(text)
+    Chain(tmp_path, SEED).close()
+
+
+def test_there_is_one_writer(tmp_path: Path) -> None:
+    with Chain(tmp_path, SEED, NAME), pytest.raises(ChainError, match="there is one writer"):
+        Chain(tmp_path, SEED)
+    # A second one that is told to wait gets its turn when the first has gone.
+    program = ("import sys; from pathlib import Path; from llmproof.chain import Chain\n"
+               "with Chain(Path(sys.argv[1]), bytes(range(32)), wait=True) as chain: chain.append([{'a': 1}])")  # fmt: skip
+    with Chain(tmp_path, SEED) as chain:
+        second = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)])
+        with pytest.raises(subprocess.TimeoutExpired):
+            second.wait(1)
+        chain.append([event(1)])
+    assert second.wait(10) == 0
+    assert checked(tmp_path).records == 2
+
+
+def fill(disk: Path) -> Path:
+    """A file that takes all the room there is."""
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as file, suppress(OSError):
+        while file.write(b"x" * 4096):
+            pass
+    return filler
+
+
+def append_until_it_fails(chain: Chain, group: int) -> int:
+    """The last acknowledged record before the disk was full."""
+    acknowledged = chain.tree.size
+    with suppress(OSError):
+        for _ in range(1000):
+            acknowledged = chain.append([event(number) for number in range(group)])[-1]
+        raise AssertionError("the disk never was full")
+    return acknowledged
+
+
+def test_after_a_full_disk_nothing_half_written_is_there_and_it_goes_on_when_there_is_room(
+    small_disk: Path,
+) -> None:
+    folder = small_disk / "record"
+    with Chain(folder, SEED, NAME) as chain:
+        chain.append([event(1)])
+        filler = fill(small_disk)
+        for group in (1, 200, 1):
+            acknowledged = append_until_it_fails(chain, group)
+            assert len(whole(folder)) == acknowledged == chain.tree.size
+            assert files(folder)[0].read_bytes().endswith(b"}\n")
+        with pytest.raises(OSError, match="No space left"):
+            chain.sign()
+        filler.unlink()
+        assert chain.append([event(5)])[-1] == acknowledged + 1
+        chain.sign()
+    assert checked(folder).ok
+    assert checked(folder).open_tail == 0
+    assert checked(folder).recovered == 0
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)], capture_output=True, check=False
+    ).returncode:
+        pytest.skip("no file system can be mounted here: run it as root")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_write_that_cannot_be_undone_closes_the_chain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(errno.EIO, "the disk is broken")
+
+    with Chain(tmp_path, SEED, NAME) as chain:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fdatasync", fails)
+            patch.setattr(os, "ftruncate", fails)
+            with pytest.raises(OSError, match="the disk is broken"):
+                chain.append([event(1)])
+        with pytest.raises(ChainError, match="open it anew"):
+            chain.append([event(2)])
+
+
+def test_fields_are_ascii_whatever_comes_in() -> None:
+    assert fields({"a": "\ud800\u2028\x00"}) == b'"a":"\\ud800\\u2028\\u0000"'

@@ -1,0 +1,350 @@
+"""The writer as a process, over its socket: what it acknowledged is on disk, whatever happens to it."""
+
+import asyncio
+import json
+import os
+import random
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from audit_records import NAME, SEED, checked, event, sizes, whole
+
+from llmproof.chain import MAX_LINE, Chain
+from llmproof.service import WAITING_BYTES, Service
+
+
+class Writer:
+    """`llm-audit serve` in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.socket = folder / "record", folder / "audit.sock"
+        (folder / "seed").write_text(SEED.hex() + "\n")
+        self.log = folder / "log"
+        self.options: list[str] = []
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *options: str) -> "Writer":
+        """Until it says READY."""
+        self.options = [*options] or self.options
+        address = self.folder.parent / "notify"
+        address.unlink(missing_ok=True)
+        command = [
+            *self.command(),
+            "--seed-file",
+            str(self.folder.parent / "seed"),
+            "--name",
+            NAME,
+            *self.options,
+        ]
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifications, self.log.open("ab") as log:
+            notifications.bind(str(address))
+            notifications.settimeout(20)
+            environment = os.environ | {"NOTIFY_SOCKET": str(address)}
+            self.process = subprocess.Popen(command, stderr=log, env=environment)
+            assert notifications.recv(100) == b"READY=1"
+        return self
+
+    def command(self) -> list[str]:
+        """Without a seed."""
+        paths = ["--folder", str(self.folder), "--socket", str(self.socket)]
+        return [sys.executable, "-m", "llmproof", "serve", *paths]
+
+    @property
+    def pid(self) -> int:
+        assert self.process
+        return self.process.pid
+
+    def end(self, number: signal.Signals) -> int:
+        """A signal; its exit code."""
+        assert self.process
+        self.process.send_signal(number)
+        return self.process.wait(20)
+
+    def client(self) -> "Client":
+        return Client(self.socket)
+
+
+class Client:
+    """Hands in events and reads answers."""
+
+    def __init__(self, path: Path) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.socket.settimeout(20)
+        self.socket.connect(str(path))
+        self.answers = self.socket.makefile("r")
+
+    def send(self, number: object, handed: object) -> None:
+        self.socket.sendall(json.dumps({"n": number, "event": handed}).encode() + b"\n")
+
+    def answer(self) -> str:
+        return self.answers.readline().rstrip("\n")
+
+    def until(self, number: int) -> list[str]:
+        """All answers up to the one that NUMBER and all before it are on disk."""
+        seen = [self.answer()]
+        while seen[-1] != str(number):
+            assert seen[-1], "the writer has closed the connection"
+            seen.append(self.answer())
+        return seen
+
+
+@pytest.fixture
+def writer() -> Iterator[Writer]:
+    """In a folder with a short name: that of a socket has 108 bytes."""
+    with tempfile.TemporaryDirectory(prefix="audit-") as folder:
+        made = Writer(Path(folder))
+        yield made
+        if made.process and made.process.poll() is None:
+            made.end(signal.SIGKILL)
+
+
+def test_what_is_handed_in_is_acknowledged_and_in_the_record_in_its_order(writer: Writer) -> None:
+    client = writer.start().client()
+    for number in range(1, 501):
+        client.send(number, event(number))
+    acknowledged = [int(answer) for answer in client.until(500)]
+    assert acknowledged == sorted(acknowledged)
+    assert len(acknowledged) < 500, "groups, not one sync a record"
+    records = [json.loads(line) for line in whole(writer.folder)]
+    assert [record["http.request.id"] for record in records] == [f"request-{n}" for n in range(1, 501)]
+    assert writer.end(signal.SIGTERM) == 0
+    assert sizes(writer.folder) == [500], "a head at the end"
+    assert not writer.socket.exists()
+
+
+def test_what_is_no_event_is_refused_by_its_number_and_the_rest_goes_on(writer: Writer) -> None:
+    client = writer.start().client()
+    client.send(1, event(1))
+    for number, bad in ((2, []), (3, {}), (4, {"@timestamp": "x"}), (5, "x" * 1000)):
+        client.send(number, bad)
+    client.socket.sendall(b'{"n": 6, "event": {"a": ' + b"[" * 100_000 + b"\n")
+    client.socket.sendall(
+        b'{"n": 7, "event"\n{"n": 8}\n{"event": {"a": 1}}\nnonsense\n[]\n{"n": "9", "event": {"a": 1}}\n'
+    )
+    client.send(1, event(1))
+    client.send(True, event(1))
+    client.send(20, event(20))
+    answers = client.until(20)
+    refused = [answer for answer in answers if answer.startswith("!")]
+    assert [answer.split()[0] for answer in refused] == [
+        "!2", "!3", "!4", "!5", "!6", "!7", "!8", "!0", "!0", "!0", "!0", "!1", "!0"
+    ]  # fmt: skip
+    assert all(" " in answer for answer in refused), "each with a reason"
+    assert len(whole(writer.folder)) == 2
+    assert checked(writer.folder).ok
+
+
+def test_a_record_over_one_mebibyte_is_refused_and_the_next_one_written(writer: Writer) -> None:
+    client = writer.start().client()
+    client.send(1, {"a": "x" * (MAX_LINE + 1)})
+    assert client.answer().startswith("!1 ")
+    client.send(2, {"a": "x" * 20 * MAX_LINE})
+    assert client.answer().startswith("!2 ")
+    client.send(3, {"a": "x" * (MAX_LINE - 100)})
+    assert client.answer() == "3"
+    assert len(whole(writer.folder)) == 1
+    assert checked(writer.folder).ok
+
+
+def test_heads_are_signed_regularly_and_only_over_something_new(writer: Writer) -> None:
+    client = writer.start("--head-seconds", "0.2").client()
+    for number in (1, 2):
+        client.send(number, event(number))
+        client.until(number)
+        time.sleep(0.7)
+    assert sizes(writer.folder) == [1, 2]
+    assert checked(writer.folder).open_tail == 0
+
+
+def test_a_second_writer_is_refused_and_the_first_one_goes_on(writer: Writer) -> None:
+    client = writer.start().client()
+    command = [*writer.command(), "--seed-file", str(writer.folder.parent / "seed")]
+    second = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert second.returncode == 1
+    assert "there is one writer" in second.stderr
+    client.send(1, event(1))
+    assert client.answer() == "1"
+
+
+def test_without_a_seed_it_does_not_start(writer: Writer, tmp_path: Path) -> None:
+    command = writer.command()
+    environment = {key: value for key, value in os.environ.items() if key != "CREDENTIALS_DIRECTORY"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, "no credential llm-audit.seed" in done.stderr) == (1, True)
+    (tmp_path / "llm-audit.seed").write_text("00")
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment | {"CREDENTIALS_DIRECTORY": str(tmp_path)},
+    )
+    assert (done.returncode, "64 hex digits" in done.stderr) == (1, True)
+
+
+def test_a_client_that_floods_and_does_not_read_is_slowed_and_memory_stays_bounded(writer: Writer) -> None:
+    writer.start()
+    peak_before = peak(writer)
+    stuck = writer.client()
+    stuck.socket.settimeout(2)
+    refused = json.dumps({"n": -1, "event": {"a": "x" * 3000}}).encode() + b"\n"
+    with pytest.raises(TimeoutError):
+        send_again_and_again(stuck, refused * 100, 1000)  # 300 MB, and 100,000 answers that it never reads
+    others = writer.client()
+    others.send(1, event(1))
+    assert others.answer() == "1", "the others are served"
+    assert peak(writer) - peak_before < 60_000
+
+
+def send_again_and_again(client: Client, data: bytes, times: int) -> None:
+    for _ in range(times):
+        client.socket.sendall(data)
+
+
+class Stuck(Chain):
+    """A record on a disk that stands still until `go`."""
+
+    go = threading.Event()
+
+    def write(self, bodies: Sequence[bytes]) -> range:
+        assert self.go.wait(20)
+        return super().write(bodies)
+
+
+def test_while_the_disk_stands_still_little_is_taken_in_and_afterwards_all_of_it(writer: Writer) -> None:
+    chain = Stuck(writer.folder, SEED, NAME)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(writer.socket))
+    listener.listen()
+    listener.setblocking(False)
+    handed_in = []
+
+    def flood() -> None:
+        client = writer.client()
+        for number in range(1, 2001):  # 40 MB
+            client.send(number, {"a": "x" * 20_000})
+            handed_in.append(number)
+        client.until(2000)
+
+    async def scenario() -> int:
+        service = Service(chain)
+        running = asyncio.create_task(service.run(listener))
+        thread = threading.Thread(target=flood)
+        thread.start()
+        await asyncio.sleep(2)
+        most, sent = service.waiting_bytes, len(handed_in)
+        assert sent < 1000
+        Stuck.go.set()
+        await asyncio.to_thread(thread.join, 20)
+        service.stop()
+        await running
+        return most
+
+    with chain:
+        assert asyncio.run(scenario()) < WAITING_BYTES + 1_000_000
+    assert len(whole(writer.folder)) == len(handed_in) == 2000
+    assert checked(writer.folder).ok
+
+
+def peak(writer: Writer) -> int:
+    """The most memory it ever had, in kB."""
+    status = Path(f"/proc/{writer.pid}/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0])
+
+
+def test_killed_at_any_moment_under_load_it_loses_nothing_that_it_acknowledged(writer: Writer) -> None:
+    values, kills = random.Random(3), 8  # noqa: S311 - moments, no secrets
+    acknowledged: dict[str, int] = {}
+    for round_number in range(kills):
+        writer.start("--head-seconds", "0.05", "--rotate-mib", "0.2")
+        ends = [threading.Thread(target=hand_in_until_it_dies, args=[writer, f"{round_number}-{n}", acknowledged])
+                for n in range(8)]  # fmt: skip
+        for thread in ends:
+            thread.start()
+        time.sleep(values.uniform(0.05, 0.5))
+        assert writer.end(signal.SIGKILL) == -signal.SIGKILL
+        for thread in ends:
+            thread.join(20)
+    writer.start()
+    assert writer.end(signal.SIGTERM) == 0
+    written: dict[str, int] = {}
+    for record in map(json.loads, whole(writer.folder)):
+        if "user.id" in record:
+            client, number = record["user.id"], int(record["http.request.id"])
+            assert written.get(client, 0) == number - 1, "in its order, nothing left out, nothing twice"
+            written[client] = number
+    assert len(acknowledged) == kills * 8
+    assert sum(acknowledged.values()) > 1000
+    for client, number in acknowledged.items():
+        assert written.get(client, 0) >= number
+    report = checked(writer.folder, writer.folder / "heads")
+    assert report.findings == []
+    assert report.records == len(whole(writer.folder))
+    assert report.heads > 1
+
+
+def hand_in_until_it_dies(writer: Writer, name: str, acknowledged: dict[str, int]) -> None:
+    """One event after the other, several on their way; notes what was acknowledged last."""
+    client, number = writer.client(), 0
+    acknowledged[name] = 0
+    try:
+        while True:
+            for _ in range(5):
+                number += 1
+                client.send(number, {"user.id": name, "http.request.id": str(number), "filler": "x" * 300})
+            while acknowledged[name] < number:
+                answer = client.answer()
+                if not answer.isdigit():
+                    return
+                acknowledged[name] = int(answer)
+    except OSError:
+        return
+    finally:
+        client.socket.close()
+
+
+def test_a_full_disk_refuses_and_then_goes_on(writer: Writer) -> None:
+    writer.start("--head-seconds", "0.1")
+    resource.prlimit(writer.pid, resource.RLIMIT_FSIZE, (5000, resource.RLIM_INFINITY))
+    client = writer.client()
+    answers = []
+    for number in range(1, 21):
+        client.send(number, event(number))
+        answers.append(client.answer())
+    written = sum(answer.isdigit() for answer in answers)
+    assert 1 < written < 20
+    assert answers[-1].startswith("!20 the record cannot be written: File too large")
+    assert len(whole(writer.folder)) == written
+    resource.prlimit(writer.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    client.send(21, event(21))
+    assert client.answer() == "21"
+    assert writer.end(signal.SIGTERM) == 0
+    assert checked(writer.folder).ok
+    assert "records are not written" in writer.log.read_text()
+
+
+def test_sigterm_under_load_writes_what_it_took_and_signs_it(writer: Writer) -> None:
+    writer.start()
+    acknowledged: dict[str, int] = {}
+    threads = [
+        threading.Thread(target=hand_in_until_it_dies, args=[writer, str(n), acknowledged]) for n in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.3)
+    assert writer.end(signal.SIGTERM) == 0
+    for thread in threads:
+        thread.join(20)
+    report = checked(writer.folder)
+    assert report.ok
+    assert report.open_tail == 0
+    assert report.records >= sum(acknowledged.values()) > 100

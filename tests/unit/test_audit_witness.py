@@ -1,0 +1,214 @@
+"""The witness keeps what hosts signed, whatever becomes of those hosts; the real playbook, on hosts that are all here."""
+
+import hashlib
+import json
+import shutil
+import syslog
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from audit_records import NAME, SEED, checked, record, verifier, whole
+
+from llmkeep import cli, witness
+from llmkeep import record as runs
+from llmkeep.witness import Altered, Kept
+from llmproof import heads
+from llmproof.chain import files
+from llmproof.heads import Head, Signer
+
+ALL = """
+all:
+  vars: {ansible_connection: local, ansible_python_interpreter: /usr/bin/python3}
+  children:
+    control: {hosts: {ops1: {}}}
+    serve: {hosts: {llm1: {}}}
+"""
+
+
+@dataclass
+class Estate:
+    """Its folders, and what the journal got."""
+
+    root: Path
+    journal: list[str]
+
+    @property
+    def record(self) -> Path:
+        return self.root / "llm1/record"
+
+    @property
+    def kept(self) -> Path:
+        return self.root / "witness/llm1"
+
+    @property
+    def copy(self) -> Path:
+        return self.root / "copy/ops1"
+
+    def collect(self) -> int:
+        """llmkeep audit collect."""
+        return cli.main(["audit", "collect", "-i", str(self.root / "hosts.yml")])
+
+
+@pytest.fixture
+def estate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Estate]:
+    """ops1 and llm1 with a record each."""
+    made = Estate(tmp_path, [])
+    (tmp_path / "hosts.yml").write_text(ALL)
+    monkeypatch.setattr(witness, "KEPT", tmp_path / "witness")
+    monkeypatch.setattr(witness, "RECORD", made.record)
+    monkeypatch.setattr(witness, "COPY", tmp_path / "copy")
+    monkeypatch.setattr(runs, "FOLDER", tmp_path / "own")
+    monkeypatch.setattr(runs, "SEALED_SEED", tmp_path / "seed")
+    monkeypatch.setattr(runs, "unseal", lambda sealed, _name: sealed)
+    monkeypatch.setattr(syslog, "syslog", lambda _level, text: made.journal.append(text))
+    (tmp_path / "seed").write_text(SEED.hex())
+    record(made.record, 20)
+    record(tmp_path / "own", 5, head_each=5)
+    with tempfile.TemporaryDirectory(prefix="run-", dir="/tmp") as memory:
+        monkeypatch.setenv("TMPDIR", memory)
+        yield made
+
+
+def test_heads_are_collected_as_they_grow_and_given_to_the_other_host(
+    estate: Estate, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert estate.collect() == 0
+    assert (estate.kept / "heads").read_bytes() == (estate.record / "heads").read_bytes()
+    assert (estate.kept / "verifier").read_text() == (estate.record / "verifier").read_text()
+    assert (estate.copy / "heads").read_bytes() == (estate.root / "own/heads").read_bytes()
+    record(estate.record, 30)
+    record(estate.root / "own", 5, head_each=5)
+    (estate.record / "heads").open("ab").write(
+        b"llm-audit/test\n60\nhalf a he"
+    )  # the host is just writing it
+    assert estate.collect() == 0
+    notes, torn = heads.read(estate.kept / "heads")
+    assert (len(notes), torn) == (5, b"")
+    assert (estate.copy / "heads").read_bytes() == (estate.root / "own/heads").read_bytes()
+    assert estate.collect() == 0
+    assert estate.copy.stat().st_mode & 0o777 == 0o700
+    assert capfd.readouterr().out == "", "it runs each minute: what is well is quiet"
+    assert estate.journal == []
+
+
+def test_a_host_that_rewrote_and_signed_its_record_anew_is_found_told_and_on_record(
+    estate: Estate, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert estate.collect() == 0
+    before = (estate.kept / "heads").read_bytes()
+    shutil.rmtree(estate.record)
+    record(estate.record, 30)  # other times, so other lines; the same key
+    assert estate.collect() == 3
+    assert "the heads on llm1 do not begin with" in capfd.readouterr().err
+    assert "THE AUDIT RECORD WAS ALTERED" in estate.journal[0]
+    assert (estate.kept / "heads").read_bytes() == before
+    said = json.loads(whole(estate.root / "own")[-1])
+    assert (said["event.action"], said["event.kind"]) == ("witness", "alert")
+    assert "llm1" in said["event.reason"][0]
+    assert checked(estate.record).ok, "by itself it is good"
+    assert not checked(estate.record, estate.kept / "heads").ok
+
+
+def test_a_record_that_is_gone_is_no_host_without_one(estate: Estate) -> None:
+    assert estate.collect() == 0
+    shutil.rmtree(estate.record)
+    assert estate.collect() == 3
+    assert "llm1 now signs as none" in estate.journal[0]
+
+
+def test_a_copy_of_our_heads_that_ours_do_not_extend_is_not_written_over(estate: Estate) -> None:
+    assert estate.collect() == 0
+    (estate.copy / "heads").write_bytes(b"x" + (estate.copy / "heads").read_bytes()[1:])
+    before = (estate.copy / "heads").read_bytes()
+    record(estate.root / "own", 5, head_each=5)
+    assert estate.collect() == 3
+    assert (estate.copy / "heads").read_bytes() == before
+
+
+def test_a_host_without_a_record_and_one_that_does_not_answer_are_told(
+    estate: Estate, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(estate.record)
+    assert estate.collect() == 1
+    assert "llm1 keeps no audit record" in capfd.readouterr().err
+    away = "llm1: {ansible_connection: ssh, ansible_host: 127.0.0.1, ansible_port: 1}"
+    (estate.root / "hosts.yml").write_text(ALL.replace("llm1: {}", away))
+    assert estate.collect() == 1
+    assert "llm1: Read the heads that are new" in capfd.readouterr().err
+    assert estate.journal == []
+
+
+def test_an_estate_of_one_host_is_told_that_nobody_else_keeps_its_heads(
+    estate: Estate, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (estate.root / "hosts.yml").write_text(ALL.replace("llm1", "ops1"))
+    assert estate.collect() == 1
+    assert "no other host keeps this node's heads" in capfd.readouterr().err
+    assert (estate.root / "witness/ops1/heads").exists()
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Kept:
+    """Two heads of a host."""
+    (tmp_path / "llm1").mkdir()
+    made = Kept(tmp_path / "llm1")
+    made.extend(SIGNER.verifier.text + "\n", hashlib.sha256().hexdigest(), signed(10, 20))
+    return made
+
+
+SIGNER = Signer(NAME, SEED)
+
+
+def signed(*sizes: int) -> bytes:
+    """Heads over so many records."""
+    return b"".join(SIGNER.sign(Head(size, bytes(32))) + b"\n" for size in sizes)
+
+
+@pytest.mark.parametrize(
+    "new", [signed(15), signed(30, 25), signed(20), signed(30).replace(b"30", b"31"), b"x\n\ny\n\n"]
+)
+def test_new_heads_that_shrink_or_do_not_hold_are_refused_whole(kept: Kept, new: bytes) -> None:
+    before = kept.data()
+    with pytest.raises(Altered, match="llm1"):
+        kept.extend(SIGNER.verifier.text + "\n", hashlib.sha256(before).hexdigest(), new)
+    assert kept.data() == before
+
+
+@pytest.mark.parametrize("there", [signed(20), signed(10), b"", signed(10)[:-1] + b"x" + signed(20)])
+def test_a_host_whose_heads_do_not_begin_with_those_kept_is_refused(kept: Kept, there: bytes) -> None:
+    before = kept.data()
+    with pytest.raises(Altered, match="the heads on llm1 do not begin with"):
+        kept.extend(
+            SIGNER.verifier.text + "\n",
+            hashlib.sha256(there[: len(before)]).hexdigest(),
+            there[len(before) :],
+        )
+    assert kept.data() == before
+
+
+def test_a_host_that_signs_with_another_key_is_refused(kept: Kept) -> None:
+    other = Signer(NAME, bytes(32))
+    with pytest.raises(Altered, match="llm1 now signs as"):
+        kept.extend(other.verifier.text + "\n", hashlib.sha256(kept.data()).hexdigest(), b"")
+
+
+def test_what_a_power_cut_tore_of_the_kept_heads_is_fetched_again(kept: Kept) -> None:
+    whole_file = kept.data()
+    (kept.folder / "heads").write_bytes(whole_file + signed(30)[:50])
+    assert kept.data() == whole_file
+    assert (
+        kept.extend(SIGNER.verifier.text + "\n", hashlib.sha256(whole_file).hexdigest(), signed(30, 40)) == 2
+    )
+    assert kept.data() == signed(10, 20, 30, 40)
+
+
+def test_only_one_collects_at_a_time(estate: Estate, capfd: pytest.CaptureFixture[str]) -> None:
+    witness.KEPT.mkdir()
+    with witness._alone():
+        assert estate.collect() == 1
+    assert "is at work" in capfd.readouterr().err
+    assert files(estate.record)
+    assert verifier(estate.record).name == NAME
