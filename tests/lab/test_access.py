@@ -16,9 +16,10 @@ ASK = f"/generate?prompt={QUESTION.replace(' ', '%20')}&max_tokens=4"
 RECORDS = "/var/log/llm-audit"
 VERIFY = "llm-serve audit verify --json"
 SOURCE = "/etc/llmkeep/policy/source"
+# The officer changes the role, and the test beside it that says what the role may.
 ANALYST_MAY_POST = (
-    "sed -i '/^analyst:/,/^$/s,actions: .GET /generate.,actions: [GET /generate\\, POST /generate],' "
-    f"{SOURCE}/llm/roles/data.yaml"
+    f"sed -i '/^analyst:/,/^$/s,GET /generate,&\\, POST /generate,' {SOURCE}/llm/roles/data.yaml && "
+    f'sed -i \'/^test_an_analyst/s,"GET /generate",&\\, "POST /generate",\' {SOURCE}/llm/roles/roles_test.rego'
 )
 
 
