@@ -130,7 +130,24 @@ def build(places: Places, folder: Path, out: Path, days: int, now: datetime | No
     """
     if not 1 <= days <= 366:
         raise PolicyError(f"--days is {days}: a policy holds 1 to 366 days")
-    source, key = checked(folder), signing_key(places)
+    return _sign(places, checked(folder), str(folder), out, days, now)
+
+
+def renew(places: Places, out: Path, now: datetime | None = None) -> str:
+    """Sign what OUT holds anew where its days are running out; repeats harmlessly.
+
+    The timer that renews certificates calls it. A source that somebody is just editing stays out of it.
+    """
+    standing = _standing(out, places)
+    if standing is None:
+        raise PolicyError(f"{out} is no policy of this estate: make one with `llmkeep policy build`")
+    parts = {f"llm/{name}": content for name, content in standing.data["llm"].items() if name != "meta"}
+    return _sign(places, Source(standing.modules, {}, parts), f"revision {standing.revision}", out, DAYS, now)
+
+
+def _sign(places: Places, source: Source, origin: str, out: Path, days: int, now: datetime | None) -> str:
+    """Sign SOURCE into OUT, unless a bundle with the same content is there and holds long enough."""
+    key = signing_key(places)
     moment = (now or datetime.now(UTC)).replace(microsecond=0)
     given, standing = out.with_name("revision.json"), _standing(out, places)
     last: dict[str, Any] = json.loads(given.read_bytes()) if given.exists() else {"revision": 0, "sha256": ""}
@@ -138,7 +155,7 @@ def build(places: Places, folder: Path, out: Path, days: int, now: datetime | No
     same = last["sha256"] == source.sha256
     if same and standing and standing.revision == last["revision"]:
         if standing.expires - moment >= timedelta(days=min(LEFT, days / 3)):
-            return f"{out}: revision {highest} is what {folder} says, kept; it expires {standing.expires:%Y-%m-%d}"
+            return f"{out}: revision {highest} is what {origin} says, kept; it expires {standing.expires:%Y-%m-%d}"
         highest += 1
     elif not same or last["revision"] < highest:
         highest += 1
@@ -146,8 +163,9 @@ def build(places: Places, folder: Path, out: Path, days: int, now: datetime | No
     bundle = policy_source.pack(source, highest, moment + timedelta(days=days), key)
     policy_bundle.judged(bundle, places.public.read_bytes(), highest, moment)
     write(out, bundle, 0o644)
+    tested = f"{policy_source.tests(source)} tests passed, " if source.tests else ""
     return (
-        f"{out}: revision {highest}, {policy_source.tests(source)} tests passed, "
+        f"{out}: revision {highest}, {tested}"
         f"holds until {moment + timedelta(days=days):%Y-%m-%d %H:%M} UTC, sha256 {_sha256(bundle)}"
     )
 
@@ -256,6 +274,11 @@ def _build(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _renew(arguments: argparse.Namespace) -> int:
+    print(renew(arguments.places, arguments.places.bundle))
+    return 0
+
+
 def _verify(arguments: argparse.Namespace) -> int:
     try:
         key = arguments.key.read_bytes()
@@ -305,7 +328,7 @@ def _told(verb: Any) -> Any:
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """`llmkeep policy init | check | build | verify | diff | break-glass`."""
+    """`llmkeep policy init | check | build | renew | verify | diff | break-glass`."""
     parser = subparsers.add_parser(
         "policy", help="who may do what: judged, signed, compared", description=__doc__
     )
@@ -322,6 +345,8 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     verb.add_argument("--days", type=int, default=DAYS, help="how long it holds (default: %(default)s)")
     verb.add_argument("--out", type=Path, help="default: /var/lib/llmkeep/policy/bundle.tar.gz")
     verb.set_defaults(run=_told(_build))
+    verb = verbs.add_parser("renew", help="sign what was signed anew, where its days are running out")
+    verb.set_defaults(run=_told(_renew))
     verb = verbs.add_parser("verify", help="signature, every byte, revision, expiry", description=__doc__)
     verb.add_argument("bundle", type=Path)
     verb.add_argument("--key", type=Path, required=True, help="whom to trust (PEM)")

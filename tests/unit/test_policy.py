@@ -111,6 +111,27 @@ def test_a_second_build_changes_nothing(places: Places) -> None:
     ] == before
 
 
+def test_what_was_signed_is_signed_anew_before_it_expires_and_not_what_is_being_edited(
+    places: Places,
+) -> None:
+    build(places)
+    before = policy_bundle.judged(places.bundle.read_bytes(), places.public.read_bytes(), now=NOW)
+    assert "kept" in policy.renew(places, places.bundle, NOW + timedelta(days=59))
+    changed(places, "max_tokens: 256", "max_tokens: 128")
+    for number, day in enumerate((61, 130, 200), 2):
+        moment = NOW + timedelta(days=day)
+        assert f"revision {number}, holds until" in policy.renew(places, places.bundle, moment)
+        after = policy_bundle.judged(places.bundle.read_bytes(), places.public.read_bytes(), now=moment)
+        assert after.modules == before.modules
+        assert after.data["llm"]["roles"] == before.data["llm"]["roles"]
+        assert after.expires - moment == timedelta(days=90)
+
+
+def test_nothing_is_signed_anew_where_nothing_of_this_estate_was_signed(places: Places) -> None:
+    with pytest.raises(PolicyError, match="is no policy of this estate"):
+        policy.renew(places, places.bundle, NOW)
+
+
 def test_the_revision_rises_with_the_content_and_never_falls(places: Places) -> None:
     build(places)
     changed(places, "max_tokens: 256", "max_tokens: 128")
