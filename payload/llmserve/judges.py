@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import httptools
 from opa_bindings import OpaEngine, OpaError
@@ -29,23 +29,63 @@ class Judge(Protocol):
         """Let go of what is held."""
 
 
-class Reply:
-    """One HTTP response, as httptools reads it."""
+class Connection(asyncio.Protocol):
+    """One connection to OPA, on which one question at a time is asked; httptools reads the answer and tells it here."""
 
-    def __init__(self) -> None:
-        """Nothing read yet."""
+    transport: asyncio.Transport
+    parser: httptools.HttpResponseParser
+    answer: asyncio.Future[bytes] | None = None
+    reusable = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """It may be asked."""
+        self.transport = cast(asyncio.Transport, transport)
+
+    async def ask(self, request: bytes) -> tuple[int, bytes]:
+        """Status and body; raises OSError, EOFError, HttpParserError or PolicyUnavailable. Closed unless whole."""
+        if self.transport.is_closing():
+            raise EOFError
         self.body = b""
-        self.complete = False
+        self.parser = httptools.HttpResponseParser(self)
+        self.answer = asyncio.get_running_loop().create_future()
+        self.transport.write(request)
+        try:
+            body = await self.answer
+        except BaseException:
+            self.transport.abort()
+            raise
+        return self.parser.get_status_code(), body
+
+    def data_received(self, data: bytes) -> None:
+        """A piece of an answer; what nobody has asked for ends the connection."""
+        if self.answer is None or self.answer.done():
+            self.transport.abort()
+            return
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self.fail(error)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """OPA has hung up."""
+        self.fail(exc or EOFError())
+
+    def fail(self, error: Exception) -> None:
+        """Whoever waits is told."""
+        if self.answer and not self.answer.done():
+            self.answer.set_exception(error)
 
     def on_body(self, body: bytes) -> None:
-        """A piece."""
+        """A piece of the body."""
         self.body += body
         if len(self.body) > ANSWER_BYTES:
-            raise PolicyUnavailable(f"the policy engine answered with more than {ANSWER_BYTES} bytes")
+            self.fail(PolicyUnavailable(f"the policy engine answered with more than {ANSWER_BYTES} bytes"))
 
     def on_message_complete(self) -> None:
         """All of it."""
-        self.complete = True
+        self.reusable = self.parser.should_keep_alive()  # a moment later the parser has forgotten
+        if self.answer and not self.answer.done():
+            self.answer.set_result(self.body)
 
 
 class OpaServer:
@@ -55,7 +95,7 @@ class OpaServer:
         """Connects at the first question."""
         self.path = path
         self.deadline = deadline_ms / 1000
-        self.idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        self.idle: list[Connection] = []
 
     async def judge(self, asked: dict[str, Any]) -> object:
         """The document for this input; raises PolicyUnavailable."""
@@ -75,41 +115,31 @@ class OpaServer:
         """Ask on an idle connection; one that OPA has closed meanwhile is replaced by a new one."""
         while self.idle:
             try:
-                return await self.ask(*self.idle.pop(), request)
+                return await self.ask(self.idle.pop(), request)
             except (OSError, EOFError):
                 continue
-        return await self.ask(*await asyncio.open_unix_connection(str(self.path)), request)
+        loop = asyncio.get_running_loop()
+        _, connection = await loop.create_unix_connection(Connection, str(self.path))
+        return await self.ask(connection, request)
 
-    async def ask(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> object:
+    async def ask(self, connection: Connection, request: bytes) -> object:
         """One question and its answer; the connection is kept only after a whole one."""
-        reply = Reply()
-        parser = httptools.HttpResponseParser(reply)
-        try:
-            writer.write(request)
-            while not reply.complete:
-                received = await reader.read(65536)
-                if not received:
-                    raise EOFError
-                parser.feed_data(received)
-        except BaseException:
-            writer.close()
-            raise
-        if parser.should_keep_alive() and len(self.idle) < IDLE_CONNECTIONS:
-            self.idle.append((reader, writer))
+        status, body = await connection.ask(request)
+        if connection.reusable and len(self.idle) < IDLE_CONNECTIONS:
+            self.idle.append(connection)
         else:
-            writer.close()
-        status = parser.get_status_code()
+            connection.transport.close()
         if status != 200:
             raise PolicyUnavailable(f"the policy engine answered {status}")
         try:
-            return json.loads(reply.body)["result"]
+            return json.loads(body)["result"]
         except (ValueError, KeyError, TypeError):
             raise PolicyUnavailable("the policy engine answered 200 without a result") from None
 
     def close(self) -> None:
         """Hang up."""
-        for _, writer in self.idle:
-            writer.close()
+        for connection in self.idle:
+            connection.transport.close()
         self.idle.clear()
 
 

@@ -1,6 +1,7 @@
 """A fake of OPA's HTTP API that can be made to misbehave in ways that the real one cannot be made to."""
 
 import json
+import socket
 import socketserver
 import threading
 import time
@@ -64,6 +65,13 @@ class Server(socketserver.ThreadingUnixStreamServer):
     delay = 0.0
     hang_up = False
     questions: list[dict[str, Any]]
+    connections = 0
+
+    def get_request(self) -> tuple[socket.socket, str]:
+        """One more connection."""
+        self.connections += 1
+        accepted: tuple[socket.socket, str] = super().get_request()
+        return accepted
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -102,6 +102,14 @@ def test_an_engine_that_hangs_up_lets_nobody_in(opa: ScriptedOpa, guarded: Servi
         error(client.get("/generate?prompt=x"), 503, "policy_unavailable")
 
 
+def test_an_engine_is_asked_on_the_connection_that_is_there(opa: ScriptedOpa, guarded: Service) -> None:
+    with guarded.client() as client:
+        assert client.get("/v1/models").status_code == 200
+    questions, connections = len(opa.server.questions), opa.server.connections
+    eventually("ten more questions", lambda: len(opa.server.questions) >= questions + 10)
+    assert opa.server.connections - connections <= 1
+
+
 def test_an_engine_that_is_gone_lets_nobody_in_and_is_found_again_within_five_seconds(
     opa: ScriptedOpa, guarded: Service
 ) -> None:
