@@ -35,6 +35,7 @@ class Lab:
             [str(LAB), *args],
             capture_output=True,
             text=True,
+            errors="replace",  # a host's files may hold anything
             timeout=timeout,
             env=environment,
             cwd=ROOT,
