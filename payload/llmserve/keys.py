@@ -20,6 +20,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from llmcore.files import Stamp, stamp
 from llmserve.certificates import Certificate
 from llmserve.errors import ApiError, unauthenticated, unavailable
 
@@ -154,15 +155,6 @@ def give_to_gateway(path: Path, name: str) -> None:
         os.chown(name, owner.st_uid, owner.st_gid)
 
 
-def stamp(path: Path) -> tuple[int, int, int] | None:
-    """Changes whenever the file is replaced or rewritten; None without a file."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns, status.st_size
-
-
 def new_key(
     pepper: bytes, subject: str, tenant: str, roles: list[str], lifetime: timedelta | None
 ) -> tuple[str, Record]:
@@ -249,7 +241,7 @@ class KeyTable:
         self.records: dict[str, Record] | None = None
         self.certificates: dict[str, Record] = {}  # by fingerprint
         self.blocked: dict[str, datetime] = {}
-        self.seen: tuple[int, int, int] | None = None
+        self.seen: Stamp | None = None
         self.reload()
 
     def reload(self) -> None:

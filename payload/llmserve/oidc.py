@@ -18,8 +18,9 @@ from jwt.algorithms import AllowedPublicKeys
 from jwt.utils import base64url_decode
 
 from llmcore.config import ConfigError
+from llmcore.files import Stamp, stamp
 from llmserve.errors import ApiError, unauthenticated, unavailable
-from llmserve.keys import NAME, SUBJECT, stamp
+from llmserve.keys import NAME, SUBJECT
 from llmserve.settings import Oidc
 
 log = logging.getLogger("llmserve.oidc")
@@ -148,7 +149,7 @@ class Issuer:
         self.keys: list[SigningKey] | None = None
         self.verified: dict[bytes, tuple[Token, float]] = {}  # by SHA-256; until when, as time.monotonic()
         self.next_look = 0.0
-        self.seen: tuple[int, int, int] | None = None
+        self.seen: Stamp | None = None
         self.reload()
 
     def reload(self) -> None:

@@ -6,11 +6,13 @@ serves all of them. A new revision empties what is kept. A revision below one th
 
 import asyncio
 import logging
+import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
+from llmcore.config import ConfigError
 from llmserve.break_glass import BreakGlass
 from llmserve.decision import Decision, PolicyUnavailable, parse_decision
 from llmserve.errors import ApiError, unavailable
@@ -98,14 +100,16 @@ class Policy:
         return decision
 
     def advance(self, revision: int) -> None:
-        """A new revision is active: forget what an older one decided."""
+        """A new revision is active: remember it, and forget what an older one decided. Raises PolicyUnavailable."""
+        if self.seen:
+            try:
+                write_revision(self.seen, revision)
+            except OSError as error:
+                reason = f"revision {revision} cannot be remembered in {self.seen}: {error.strerror}"
+                raise PolicyUnavailable(reason) from None
         log.info("policy revision", extra={"fields": {"from": self.revision, "to": revision}})
         self.revision = revision
         self.kept.clear()
-        if self.seen:
-            aside = self.seen.with_suffix(".new")
-            aside.write_text(f"{revision}\n", encoding="ascii")
-            aside.replace(self.seen)
         self.changed()
 
     def fail(self, error: PolicyUnavailable) -> None:
@@ -135,10 +139,25 @@ class Policy:
 
 
 def read_revision(seen: Path | None) -> int:
-    """The highest revision seen before; 0 if none was."""
+    """The highest revision seen before; 0 if none was. Raises ConfigError for a file that says something else."""
     if seen is None or not seen.exists():
         return 0
-    return int(seen.read_text(encoding="ascii"))
+    content = seen.read_text(encoding="ascii", errors="replace").strip()
+    if not content.isdecimal():
+        raise ConfigError(
+            f"{seen} holds {content[:40]!r}, not the highest policy revision: write the control node's into it"
+        )
+    return int(content)
+
+
+def write_revision(seen: Path, revision: int) -> None:
+    """On disk before it counts: a power cut leaves the old number or the new one."""
+    aside = seen.with_suffix(".new")
+    with aside.open("w", encoding="ascii") as file:
+        file.write(f"{revision}\n")
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(seen)
 
 
 def denied(decision: Decision) -> ApiError:

@@ -159,5 +159,5 @@ class Quotas:
         over = min(asked, max(0, int(total) - window.limit))
         window.leased += asked - over
         if over:
-            await self.link.ask(self.link.client.decrby, window.name, over)
+            await self.link.ask(self.link.client.incrby, window.name, -over)
         return over == 0

@@ -6,10 +6,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from jinja2 import Template
 from service import eventually
 
 PASSWORD = "a password for tests"
-COMMANDS = "+get +set +incrby +decrby +expireat +@connection"
+ACL = Path(__file__).resolve().parents[2] / "roles/redis/templates/users.acl.j2"
 
 
 class RedisServer:
@@ -19,9 +20,8 @@ class RedisServer:
         """Start it."""
         self.socket = folder / "redis.sock"
         digest = hashlib.sha256(PASSWORD.encode()).hexdigest()
-        (folder / "users.acl").write_text(
-            f"user default off\nuser gateway on #{digest} ~llm:* resetchannels -@all {COMMANDS}\n"
-        )
+        users = Template(ACL.read_text()).render(__redis_password={"sha256": digest}, redis_key_prefix="llm:")
+        (folder / "users.acl").write_text(users + "\n")
         options = ["--port", "0", "--unixsocket", str(self.socket), "--aclfile", str(folder / "users.acl")]
         program = shutil.which("redis-server")
         if program is None:

@@ -22,9 +22,10 @@ from test_faults import STREAM
 from test_refusals import error
 
 from llmcore.config import ConfigError
+from llmcore.files import stamp
 from llmserve.errors import ApiError
 from llmserve.identity import Authenticator, Identity
-from llmserve.keys import KeyTable, edited, edited_file, end_subject, new_key, stamp
+from llmserve.keys import KeyTable, edited, edited_file, end_subject, new_key
 from llmserve.oidc import MEMORY_TOKENS, Issuer, read_jwks
 
 SLOW: dict[str, Any] = {"slow": {"driver": "echo", "token_seconds": 0.05}, "echo": {"driver": "echo"}}

@@ -188,6 +188,23 @@ def test_the_highest_revision_is_remembered_over_a_restart(tmp_path: Path) -> No
     opa.stop()
 
 
+def test_a_revision_that_cannot_be_remembered_decides_nothing_until_it_can(tmp_path: Path) -> None:
+    opa = ScriptedOpa(tmp_path / "opa.sock")
+    policy = {"engine": "server", "socket": str(opa.socket), "seen": str(tmp_path / "state/revision")}
+    with running(tmp_path, policy=policy) as service, service.client() as client:
+        error(client.get("/v1/models"), 503, "policy_unavailable")
+        assert "cannot be remembered" in service.logs()
+        (tmp_path / "state").mkdir()
+        eventually("served", lambda: client.get("/v1/models").status_code == 200, 5)
+        assert service.gateway is not None
+        service.gateway.stop()
+        (tmp_path / "state/revision").write_text("seven\n")
+        service.start_gateway(wait=False)
+        assert service.gateway.process.wait(20) == 2
+        assert "'seven', not the highest policy revision" in service.logs()
+    opa.stop()
+
+
 def test_a_new_revision_that_denies_ends_a_running_stream(opa: ScriptedOpa, tmp_path: Path) -> None:
     models = {"echo": {"driver": "echo", "token_seconds": 0.05}}
     policy = {"engine": "server", "socket": str(opa.socket)}
