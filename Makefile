@@ -5,6 +5,8 @@ SHELL := /bin/bash
 .ONESHELL:
 PYTHON := /usr/bin/python3.13
 PAYLOAD_TESTS := payload/tests
+# Of the tests. A lab waits as much as it works, so two of them are done sooner than one after the other.
+WORKERS := --numprocesses 2
 ROLE := redis pki mirror base opa llm_serving edge audit
 export PYTHONDONTWRITEBYTECODE := 1
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
@@ -17,7 +19,7 @@ lab: bundle  ## from a bare machine to an answering private LLM, in throw-away h
 	.venv/bin/lab demo
 
 test: check bundle  ## the whole suite, from cold, as CI runs it
-	.venv/bin/pytest tests/lab --durations=0 --durations-min=20
+	.venv/bin/pytest tests/lab $(WORKERS) --dist loadgroup --durations=0 --durations-min=20
 
 check: lint types unit policy  ## the fast part: lint, types, unit tests, contract
 
@@ -32,8 +34,8 @@ types: env
 	cd payload && .venv/bin/mypy
 
 unit: env
-	.venv/bin/pytest tests/unit
-	cd payload && .venv/bin/pytest
+	.venv/bin/pytest tests/unit $(WORKERS) --dist loadfile
+	cd payload && .venv/bin/pytest $(WORKERS) --dist loadfile
 
 policy: env  ## who may do what: format, types, tests and their coverage, lint
 	if opa=$$(.venv/bin/llmkeep program opa); then
@@ -56,7 +58,7 @@ molecule: bundle  ## the roles' scenarios, or one: make molecule ROLE=redis
 	export PATH="$(CURDIR)/.venv/bin:$$PATH" LAB_INSTANCE=suite
 	lab floor
 	for role in $(ROLE); do
-	  molecule reset --scenario-name $$role
+	  lab netns -- molecule reset --scenario-name $$role
 	  lab netns -- molecule test --scenario-name $$role --destroy never
 	done
 

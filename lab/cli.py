@@ -108,6 +108,7 @@ def parser() -> argparse.ArgumentParser:
         "floor", help="the snapshots `bare` and `floor` (base, mirror, pki) of every host"
     )
     start.add_argument("--restore", action="store_true", help="and put every host back to `floor`")
+    start.add_argument("--like", metavar="INSTANCE", help="copy them from another lab of this checkout")
     start.add_argument("--bundle", type=Path, default=CHECKOUT / ".lab" / "bundle", metavar="DIR")
     opened = verbs.add_parser("open", help="a port of 127.0.0.1 to the edge, a demo key, and .lab/env")
     opened.add_argument("--close", action="store_true", help="end it")
@@ -137,7 +138,8 @@ def run(given: argparse.Namespace) -> int:
         case "open":
             return open_or_close(instance, given.close)
         case "floor":
-            for line in floor.floor(instance, given.bundle, terminal, given.restore):
+            like = Instance(given.like) if given.like else None
+            for line in floor.floor(instance, given.bundle, terminal, restore=given.restore, like=like):
                 print(line)
             return 0
         case "demo":

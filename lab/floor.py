@@ -3,6 +3,7 @@
 `bare` is the host as it came out of the box; `floor` has what every role stands on: base, mirror and pki.
 """
 
+import shutil
 from pathlib import Path
 
 from rich.console import Console
@@ -13,17 +14,30 @@ from lab.instance import Instance
 
 BARE, FLOOR = "bare", "floor"
 ROLES = "base,mirror,pki"
+RECORD = "floor.sha256"  # of the bundle that `floor` was made from
 
 
-def floor(instance: Instance, bundle: Path, terminal: Console, restore: bool = False) -> list[str]:
+def floor(
+    instance: Instance,
+    bundle: Path,
+    terminal: Console,
+    *,
+    restore: bool = False,
+    like: Instance | None = None,
+) -> list[str]:
     """Make the snapshots that are missing or older than the bundle. Returns a line for each one made.
 
-    With `restore`, the hosts are at `floor` afterwards whatever they were before.
+    With `restore`, the hosts are at `floor` afterwards whatever they were before. With `like`, an instance
+    that has no hosts yet begins as a copy of that one's, which may run meanwhile.
     """
     digest = demo.bundle_digest(bundle)
-    record = instance.folder / "floor.sha256"
+    record = instance.folder / RECORD
     made: list[str] = []
     with instance.changing():
+        if like is not None and not (instance.folder / "hosts").exists():
+            with terminal.status(f"copying the snapshots of {like.name}"):
+                instance.copy_from(like, FLOOR)
+                shutil.copy2(like.folder / RECORD, instance.folder / RECORD)
         demo.start_hosts(instance, terminal)
         names = {machine.host.name: set(machine.snapshot_names()) for machine in instance.machines}
         for machine in instance.machines:

@@ -92,7 +92,7 @@ class Machine:
             files["/root/.ssh/id_ed25519"] = (operator_key, 0o600)
             files["/etc/ssh/ssh_known_hosts"] = (known_hosts.encode(), 0o644)
         staged = self.root.with_suffix(".new")
-        _copy(base, staged)
+        copy_sparse(base, staged)
         image.write_files(staged, files)
         staged.replace(self.root)
 
@@ -232,7 +232,7 @@ class Machine:
             self.mconsole("stop")
         try:
             for disk in self.disks():
-                _copy(disk, staged / disk.name)
+                copy_sparse(disk, staged / disk.name)
         finally:
             if running:
                 self.mconsole("go")
@@ -256,7 +256,7 @@ class Machine:
         source = self.require_snapshot(name)
         for disk in self.disks():
             staged = disk.with_suffix(".new")
-            _copy(source / disk.name, staged)
+            copy_sparse(source / disk.name, staged)
             staged.replace(disk)
 
     def last_words(self, lines: int = 12) -> str:
@@ -284,7 +284,7 @@ def _sparse(file: Path, size: int) -> None:
     staged.replace(file)
 
 
-def _copy(source: Path, target: Path) -> None:
+def copy_sparse(source: Path | str, target: Path | str) -> None:
     """Copy a sparse file; holes stay holes."""
     done = subprocess.run(
         ["cp", "--sparse=auto", "--reflink=auto", str(source), str(target)],
@@ -293,8 +293,8 @@ def _copy(source: Path, target: Path) -> None:
         text=True,
     )
     if done.returncode:
-        target.unlink(missing_ok=True)
-        raise LabError(f"could not copy {source.name}: {done.stderr.strip()}; is the disk full?")
+        Path(target).unlink(missing_ok=True)
+        raise LabError(f"could not copy {source}: {done.stderr.strip()}; is the disk full?")
 
 
 def _wait_for_file(path: Path, log: Path, seconds: float = 5.0) -> None:

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from lab import image, kernel
 from lab.errors import AlreadyUp, Busy, LabError, MissingProgram, NoMemory, NoSpace, NotRoot, NotUp
-from lab.host import Machine, make_key
+from lab.host import Machine, copy_sparse, make_key
 from lab.image import Report
 from lab.inventory import Lab, read
 from lab.network import BRIDGE, Namespace
@@ -203,6 +203,22 @@ class Instance:
         self.env_file.unlink(missing_ok=True)
         return there
 
+    def copy_from(self, source: "Instance", snapshot: str) -> None:
+        """Begin with the keys and snapshots of another lab, and its disks as one snapshot of it has them."""
+        for machine in source.machines:
+            machine.require_snapshot(snapshot)
+        lab_wide = [source.known_hosts, source._chosen]
+        lab_wide += [
+            path for key in (source.developer_key, source.operator_key) for path in _both_halves(key)
+        ]
+        _copy_files(lab_wide, self.folder)
+        for machine in source.machines:
+            folder = self.folder / "hosts" / machine.host.name
+            shutil.copytree(machine.snapshots, folder / "snapshots", copy_function=copy_sparse)
+            _copy_files(_both_halves(machine.host_key()), folder)
+            for disk in (machine.snapshots / snapshot).iterdir():
+                copy_sparse(disk, folder / disk.name)
+
     def _left_over_daemons(self) -> list[Daemon]:
         """Every process that was recorded for a host, also for hosts that the inventory no longer has."""
         return [Daemon(record) for record in sorted(self.folder.glob("hosts/*/*.json"))]
@@ -215,7 +231,8 @@ class Instance:
     def environment(self) -> dict[str, str]:
         """What a command inside the namespace needs to reach the hosts by SSH, Ansible's included.
 
-        Two labs of one machine use the same addresses: each has control sockets of its own.
+        Two labs of one machine use the same addresses: each has control sockets of its own, and a memory
+        of its own of what molecule has created.
         """
         known = f"-o UserKnownHostsFile={self.known_hosts} -o GlobalKnownHostsFile=/dev/null"
         return {
@@ -225,6 +242,7 @@ class Instance:
             "ANSIBLE_SSH_COMMON_ARGS": known,
             "ANSIBLE_SSH_CONTROL_PATH_DIR": str(self.sockets),
             "ANSIBLE_SSH_CONTROL_PATH": "%(directory)s/%%h-%%r",
+            "MOLECULE_EPHEMERAL_DIRECTORY": str(self.folder / "molecule"),
         }
 
     def ssh(self, machine: Machine, *command: str) -> list[str]:
@@ -303,6 +321,16 @@ class Instance:
             "open": self.forwarder.pid() is not None,
             "hosts": hosts,
         }
+
+
+def _both_halves(key: Path) -> list[Path]:
+    return [key, key.with_suffix(".pub")]
+
+
+def _copy_files(files: Sequence[Path], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        shutil.copy2(file, folder)
 
 
 def require_root() -> None:

@@ -1,5 +1,6 @@
 """The suite's own lab: real hosts, in an instance that never touches the user's."""
 
+import fcntl
 import json
 import os
 import re
@@ -76,10 +77,19 @@ def changed(output: str) -> dict[str, int]:
 
 
 @pytest.fixture(scope="session")
-def floor() -> Iterator[Lab]:
-    """The suite's lab with its snapshots; destroyed when the session ends, unless LAB_KEEP is set."""
-    lab = Lab()
-    lab.run("floor", timeout=2400)
+def floor(worker_id: str) -> Iterator[Lab]:
+    """A lab with its snapshots; destroyed when the session ends, unless LAB_KEEP is set.
+
+    Each worker has a lab of its own. The snapshots are made once, by whoever needs them first.
+    """
+    made = Lab()
+    with (ROOT / ".lab" / "floor.lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        made.run("floor", timeout=2400)
+        lab = made
+        if worker_id not in ("master", "gw0"):
+            lab = Lab(f"{made.instance}-{worker_id}")
+            lab.run("floor", "--like", made.instance, timeout=600)
     yield lab
     if "LAB_KEEP" not in os.environ:
         lab.run("destroy")

@@ -20,11 +20,10 @@ def test_every_role_has_a_scenario() -> None:
     assert set(SCENARIOS) == roles
 
 
-@pytest.mark.parametrize("role", SCENARIOS)
+@pytest.mark.parametrize(
+    "role", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in SCENARIOS]
+)
 def test_role(lab: Lab, role: str) -> None:
     lab.outside("molecule", "reset", "--scenario-name", role)
     lab.outside("molecule", "test", "--scenario-name", role, "--destroy", "never", timeout=1800)
-
-
-def test_no_role_tried_to_leave(lab: Lab) -> None:
-    assert lab.sink() == []
+    assert lab.sink() == [], "the role tried to leave"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from plugin_modules import load
 
-checks = load("modules.checks")
+checks = load("module_utils.checks")
 
 
 def check(code: str, **parts: Any) -> dict[str, Any]:

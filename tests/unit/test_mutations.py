@@ -2,81 +2,74 @@
 
 import importlib.util
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ansible.errors import AnsibleActionFail
-from ansible.plugins.action import ActionBase
+from plugin_modules import ROOT, load
 
-PLUGIN = Path(__file__).resolve().parents[2] / "molecule/shared/action_plugins/mutations.py"
-spec = importlib.util.spec_from_file_location("mutations", PLUGIN)
+load("module_utils.checks")  # puts the collection on the path, which the module is imported from
+spec = importlib.util.spec_from_file_location("mutations", ROOT / "molecule/shared/library/mutations.py")
 assert spec
 assert spec.loader
 mutations = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(mutations)
 
-CHECKS = [{"id": "role.one"}, {"id": "role.two"}]
-BREAK = {
-    "fails": ["role.one"],
-    "break": ["rm", "a b"],
-    "file": "/etc/a b",
-    "then": ["systemctl", "reload", "x"],
-}
+
+def check(name: str, file: Path) -> dict[str, Any]:
+    """A check that the file says yes."""
+    argv = ["cat", str(file)]
+    return {"id": name, "argv": argv, "rc": 0, "stdout": "yes", "match": None, "timeout": 10}
 
 
-def run(
-    monkeypatch: pytest.MonkeyPatch,
-    wanted: list[dict[str, Any]],
-    failing: list[str] | None,
-    host: str = "llm1",
-) -> tuple[dict[str, Any], list[str]]:
-    """The result and the scripts that were run, where the checks FAILING fail (None: the module crashes)."""
-    scripts: list[str] = []
-    results = {
-        "checks": [{"id": c["id"], "ok": c["id"] not in (failing or []), "observed": "seen"} for c in CHECKS]
+@pytest.fixture
+def checks(tmp_path: Path) -> list[dict[str, Any]]:
+    """Two checks of a role, each of a file of its own, both passing."""
+    files = {name: tmp_path / name for name in ("a b", "two")}
+    for file in files.values():
+        file.write_text("yes")
+    return [check("role.one", files["a b"]), check("role.two", files["two"])]
+
+
+def breaking(checks: list[dict[str, Any]], *subjects: int) -> dict[str, Any]:
+    """A mutation that breaks the subjects of these checks and mends them."""
+    files = [checks[number]["argv"][1] for number in subjects]
+    return {
+        "fails": ["role.one"],
+        "break": ["rm", "--force", "--", *files, "/nothing"],
+        "repair": ["sh", "-c", 'for file; do printf yes > "$file"; done', "sh", *files],
     }
-    monkeypatch.setattr(ActionBase, "run", lambda *_: {})
-    monkeypatch.setattr(mutations.ActionModule, "_hands", lambda _, script: scripts.append(script))
-    monkeypatch.setattr(
-        mutations.ActionModule,
-        "_execute_module",
-        lambda *_, **__: {"failed": True, "msg": "crashed"} if failing is None else results,
-    )
-    plugin = mutations.ActionModule.__new__(mutations.ActionModule)
-    plugin._task = SimpleNamespace(args={"checks": CHECKS, "mutations": wanted})
-    variables = {"inventory_hostname": host, "groups": {"all": ["llm1", "ops1"], "control": ["ops1"]}}
-    return plugin.run(None, variables), scripts
 
 
-def test_exactly_the_named_check_failed(monkeypatch: pytest.MonkeyPatch) -> None:
-    result, scripts = run(monkeypatch, [BREAK], ["role.one"])
-    assert not result.get("failed")
-    assert scripts == [
+def test_exactly_the_named_check_failed(checks: list[dict[str, Any]]) -> None:
+    seen = mutations.outcome(breaking(checks, 0), checks)
+    assert (seen["named"], list(seen["failed"])) == (["role.one"], ["role.one"])
+
+
+@pytest.mark.parametrize(
+    ("subjects", "failed"), [((), []), ((1,), ["role.two"]), ((0, 1), ["role.one", "role.two"])]
+)
+def test_any_other_outcome_is_told_and_mended_all_the_same(
+    checks: list[dict[str, Any]], subjects: tuple[int, ...], failed: list[str]
+) -> None:
+    seen = mutations.outcome(breaking(checks, *subjects), checks)
+    assert sorted(seen["failed"]) == failed != seen["named"]
+    assert "rm --force" in seen["by"]
+    assert {Path(each["argv"][1]).read_text() for each in checks} == {"yes"}
+
+
+def test_a_file_is_kept_put_back_and_taken_in_both_times() -> None:
+    mutation = {"break": ["rm", "a b"], "file": "/etc/a b", "then": ["systemctl", "reload", "x"]}
+    assert [mutations.broken(mutation), mutations.repaired(mutation)] == [
         "cp --archive '/etc/a b' /run/mutation.keep\nrm 'a b'\nsystemctl reload x",
         "mv --no-target-directory /run/mutation.keep '/etc/a b'\nsystemctl reload x",
     ]
 
 
-@pytest.mark.parametrize("failing", [[], ["role.two"], ["role.one", "role.two"]])
-def test_any_other_outcome_fails(monkeypatch: pytest.MonkeyPatch, failing: list[str]) -> None:
-    result, scripts = run(monkeypatch, [BREAK], failing)
-    assert result["failed"]
-    assert "rm 'a b'" in result["msg"]
-    assert len(scripts) == 2, "what was broken is repaired all the same"
+def test_a_mutation_that_cannot_be_made_ends_the_test(checks: list[dict[str, Any]]) -> None:
+    with pytest.raises(mutations.MutationError, match=r"'false' ended with 1"):
+        mutations.outcome({**breaking(checks, 0), "break": ["false"]}, checks)
 
 
-def test_checks_that_did_not_run_are_no_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(AnsibleActionFail, match="crashed"):
-        run(monkeypatch, [BREAK], None)
-
-
-def test_a_check_that_the_role_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(AnsibleActionFail, match=r"role\.gone"):
-        run(monkeypatch, [{**BREAK, "fails": ["role.gone"]}], [])
-
-
-def test_a_mutation_for_other_hosts_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    result, scripts = run(monkeypatch, [{**BREAK, "on": "control"}], [])
-    assert not result.get("failed")
-    assert scripts == []
+def test_a_check_that_the_role_does_not_have(checks: list[dict[str, Any]]) -> None:
+    with pytest.raises(mutations.MutationError, match=r"role\.gone"):
+        mutations.require_known([{**breaking(checks, 0), "fails": ["role.gone"]}], checks)

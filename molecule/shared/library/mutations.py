@@ -1,0 +1,113 @@
+#!/usr/bin/python
+"""Break what a role's checks look at, one thing after the other, and compare which checks say so.
+
+All of it is one call on the host: a mutation costs its commands and the checks, and no connection.
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import time
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.llmkeep.estate.plugins.module_utils.checks import (  # type: ignore[import-not-found]
+    OPTIONS,
+    run,
+)
+
+KEPT = "/run/mutation.keep"
+MUTATION: dict[str, Any] = {
+    "fails": {"type": "list", "elements": "str", "required": True},  # ids that must fail, no others may
+    "break": {"type": "list", "elements": "str", "required": True},  # argv
+    "file": {"type": "str"},  # a path that is put back afterwards
+    "then": {"type": "list", "elements": "str"},  # argv, after breaking and after mending: it is taken in
+    "repair": {"type": "list", "elements": "str"},  # argv
+    "on": {"type": "str"},  # group of the inventory; the playbook leaves it out on other hosts
+}
+
+
+class MutationError(Exception):
+    """A mutation that could not be made or mended, or that names a check which is not there."""
+
+
+def broken(mutation: dict[str, Any]) -> str:
+    """The script that breaks it."""
+    steps = [f"cp --archive {shlex.quote(mutation['file'])} {KEPT}"] if mutation.get("file") else []
+    steps.append(shlex.join(mutation["break"]))
+    return "\n".join([*steps, *followed(mutation)])
+
+
+def repaired(mutation: dict[str, Any]) -> str:
+    """The script that mends it."""
+    steps = []
+    if mutation.get("file"):
+        steps.append(f"mv --no-target-directory {KEPT} {shlex.quote(mutation['file'])}")
+    if mutation.get("repair"):
+        steps.append(shlex.join(mutation["repair"]))
+    return "\n".join([*steps, *followed(mutation)])
+
+
+def followed(mutation: dict[str, Any]) -> list[str]:
+    """What lets the service take it in."""
+    return [shlex.join(mutation["then"])] if mutation.get("then") else []
+
+
+def hands(script: str) -> None:
+    """Run a script; one that fails ends the test."""
+    done = subprocess.run(
+        ["/bin/sh", "-ec", script], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise MutationError(f"{script!r} ended with {done.returncode}: {done.stdout}{done.stderr}")
+
+
+def outcome(mutation: dict[str, Any], checks: list[dict[str, Any]]) -> dict[str, Any]:
+    """Break, check, mend: which checks had to fail, and which did with what they saw."""
+    begun = time.monotonic()
+    hands(broken(mutation))
+    seen = [run(check) for check in checks]
+    hands(repaired(mutation))
+    failed = {result["id"]: result["observed"] for result in seen if not result["ok"]}
+    return {
+        "named": sorted(mutation["fails"]),
+        "failed": failed,
+        "by": shlex.join(mutation["break"]),
+        "seconds": round(time.monotonic() - begun, 1),
+    }
+
+
+def require_known(mutations: list[dict[str, Any]], checks: list[dict[str, Any]]) -> None:
+    """MutationError where a mutation names a check that the role does not have."""
+    gone = {name for mutation in mutations for name in mutation["fails"]} - {check["id"] for check in checks}
+    if gone:
+        raise MutationError(f"the role has no checks {sorted(gone)}: name them as its verify.yml does")
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "checks": {"type": "list", "elements": "dict", "required": True, "options": OPTIONS},
+            "mutations": {"type": "list", "elements": "dict", "required": True, "options": MUTATION},
+        }
+    )
+    try:
+        require_known(module.params["mutations"], module.params["checks"])
+        seen = [outcome(mutation, module.params["checks"]) for mutation in module.params["mutations"]]
+    except MutationError as problem:
+        module.fail_json(msg=str(problem))
+    wrong = [
+        f"broken by {each['by']}: {each['named']} had to fail, and {each['failed'] or 'nothing'} did"
+        for each in seen
+        if sorted(each["failed"]) != each["named"]
+    ]
+    if wrong:
+        module.fail_json(msg=f"{len(wrong)} of {len(seen)} mutations went wrong. " + " | ".join(wrong))
+    module.exit_json(
+        changed=False, took=[f"{each['seconds']} s: {', '.join(each['named'])}" for each in seen]
+    )
+
+
+if __name__ == "__main__":
+    main()
