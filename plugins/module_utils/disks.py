@@ -1,0 +1,327 @@
+"""The rule of never formatting: a disk is written to only if everything that could speak against it was asked and said no.
+
+"Not what I expect" is never "blank", and what cannot be read is never "empty". Nothing here writes, and nothing stops at
+the first finding: an operator sees all that speaks against a disk at once. Only what the disk holds can be overridden,
+by naming its serial; which disk it is, and whether somebody uses it, cannot.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import stat
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+MIB = 1 << 20
+EDGE = 16 * MIB  # a LUKS2 header with its key slots, both copies of a GPT, ZFS labels, md 1.0 superblocks
+WHOLE = 512 * MIB  # up to here a disk is read from end to end
+STRIPES = 512  # beyond, one block at a random place of each of as many equal stripes
+BLOCK = 64 << 10
+PROBE_SECONDS = 60
+IDENTITY, IN_USE, UNREADABLE, CONTENTS = "identity", "in use", "unreadable", "contents"
+# What libblkid calls them, and what people do.
+KINDS = {
+    "crypto_LUKS": "LUKS volume",
+    "LVM2_member": "LVM member",
+    "linux_raid_member": "RAID member",
+    "zfs_member": "ZFS member",
+    "swap": "swap area",
+    "iso9660": "ISO image",
+    "BitLocker": "BitLocker volume",
+    "gpt": "partition table",
+    "dos": "partition table",
+    "PMBR": "partition table",
+}
+
+
+class Unusable(Exception):
+    """There is no such disk, or not one alone; the message says what was looked for and what to do."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One reason not to format. `about`: which disk it is, who uses it, that it does not read, or what it holds."""
+
+    test: str
+    seen: str
+    way_out: str
+    about: str = CONTENTS
+
+    def __str__(self) -> str:
+        return f"{self.test}: {self.seen}. {self.way_out}"
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A whole disk, a partition, or an image file. `block`: its folder in sysfs, None for a file."""
+
+    path: Path
+    serial: str
+    size: int  # bytes
+    block: Path | None
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A volume that the estate knows. It stays known when its header is lost."""
+
+    uuid: str
+    serial: str
+    volume: str  # host/name
+
+
+# ---------------------------------------------------------------- which disk it is
+def serial_in(block: Path) -> str:
+    """The serial of a disk in sysfs; '' where it says none. A loop device has the name of its file."""
+    for name in ("serial", "device/serial", "device/vpd_pg80", "loop/backing_file"):
+        try:
+            content = (block / name).read_bytes()
+        except OSError:
+            continue
+        if name.endswith("pg80"):
+            content = content[4:]  # SCSI: a head of four bytes
+        text = content.decode("ascii", errors="replace").strip("\0 \n")
+        if text:
+            return Path(text).name if name.startswith("loop") else text
+    return ""
+
+
+def disk_at(device: Path) -> Disk:
+    """The disk behind a path."""
+    try:
+        real = device.resolve(strict=True)
+        mode = real.stat()
+    except OSError as problem:
+        raise Unusable(
+            f"{device} is not there ({problem.strerror}): compare with `lsblk --output NAME,SERIAL,SIZE`"
+        ) from None
+    if stat.S_ISREG(mode.st_mode):
+        return Disk(real, real.name, mode.st_size, None)  # an image file's serial is its name
+    if not stat.S_ISBLK(mode.st_mode):
+        raise Unusable(f"{device} is no block device and no image file: name the disk")
+    block = Path(f"/sys/dev/block/{os.major(mode.st_rdev)}:{os.minor(mode.st_rdev)}").resolve()
+    whole = block.parent if (block / "partition").exists() else block
+    return Disk(real, serial_in(whole), int((block / "size").read_text()) * 512, block)
+
+
+def disk_of(serial: str, device: str | None = None, sysfs: Path = Path("/sys/block")) -> Disk:
+    """The one disk with this serial; where DEVICE is named, that one, whatever serial it has."""
+    if device:
+        return disk_at(Path(device))
+    found = [block for block in sorted(sysfs.iterdir()) if serial_in(block) == serial]
+    if len(found) != 1:
+        seen = {block.name: serial_in(block) for block in sorted(sysfs.iterdir()) if serial_in(block)}
+        raise Unusable(
+            f"{len(found)} disks have the serial {serial!r} (seen: {seen}):"
+            + (
+                " name the device too"
+                if found
+                else " attach it, or correct the volume's serial in the inventory"
+            )
+        )
+    return disk_at(Path("/dev", found[0].name.replace("!", "/")))
+
+
+def identity(disk: Disk, serial: str, size: int) -> Iterator[Finding]:
+    """Whether it is the disk that is meant. SIZE: what it has to have at least, in bytes."""
+    if disk.serial != serial:
+        yield Finding(
+            "serial",
+            f"{disk.path} has the serial {disk.serial!r}, expected is {serial!r}",
+            "Were two disks swapped? Compare with `lsblk --output NAME,SERIAL,SIZE` and correct the inventory",
+            IDENTITY,
+        )
+    if disk.size < size:
+        yield Finding(
+            "size",
+            f"{disk.path} has {disk.size} bytes, expected are at least {size}",
+            "Is it another disk, or does it fail? If it is the right one, correct the volume's size in the inventory",
+            IDENTITY,
+        )
+
+
+# ---------------------------------------------------------------- who uses it
+def users(disk: Disk) -> Iterator[Finding]:
+    """Holders, mounts, swap, partitions, loop devices over an image file."""
+    if disk.block is None:
+        for block in sorted(Path("/sys/block").glob("loop*")):
+            try:
+                backing = (block / "loop/backing_file").read_text().strip()
+            except OSError:
+                continue
+            if backing == str(disk.path):
+                yield Finding("holder", f"/dev/{block.name} lies over {disk.path}", "Detach it", IN_USE)
+        return
+    holders = sorted(path.name for path in (disk.block / "holders").glob("*"))
+    if holders:
+        yield Finding(
+            "holder", f"{disk.path} is held by {', '.join(holders)}", "See `lsblk`; close it", IN_USE
+        )
+    partitions = sorted(path.parent.name for path in disk.block.glob("*/partition"))
+    if partitions:
+        yield Finding("partition", f"{disk.path} has {', '.join(partitions)}", "Name another disk", IN_USE)
+    number = (disk.block / "dev").read_text().strip()
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields = line.split()
+        if fields[2] == number:
+            yield Finding("mount", f"{disk.path} is mounted on {fields[4]}", "Unmount it", IN_USE)
+    for line in Path("/proc/swaps").read_text().splitlines()[1:]:
+        if Path(line.split()[0]).resolve() == disk.path:
+            yield Finding("swap", f"{disk.path} is swapped to", f"`swapoff {disk.path}`", IN_USE)
+
+
+# ---------------------------------------------------------------- what it holds
+def probed(argv: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a program that only looks."""
+    try:
+        return subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=PROBE_SECONDS,
+            check=False,
+            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"},
+        )
+    except FileNotFoundError:
+        return subprocess.CompletedProcess(argv, 127, "", f"no program {argv[0]} on this host")
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(argv, 124, "", f"no answer within {PROBE_SECONDS} s")
+
+
+def signatures(disk: Disk) -> Iterator[Finding]:
+    """What wipefs and blkid recognise. Their silence is asked for, not their failure."""
+    way_out = "If it may go, say so by `luks_destroy` with this disk's serial; otherwise name another disk"
+    done = probed(["wipefs", "--no-act", "--json", str(disk.path)])
+    try:
+        found = json.loads(done.stdout)["signatures"] if done.stdout.strip() else []
+    except (ValueError, KeyError, TypeError):
+        found, done.returncode = [], done.returncode or 1
+    for entry in found:
+        kind = KINDS.get(entry["type"], "file system or other signature")
+        yield Finding("wipefs", f"{kind} ({entry['type']}) at {entry['offset']} of {disk.path}", way_out)
+    if done.returncode:
+        yield Finding(
+            "wipefs",
+            f"ended with {done.returncode} on {disk.path}: {done.stderr.strip() or 'no message'}",
+            "A disk that cannot be judged is not blank: see `dmesg` and `lsblk`",
+        )
+    done = probed(["blkid", "--probe", "--output", "export", str(disk.path)])
+    said = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+    if done.returncode == 0:
+        kind = said.get("TYPE") or said.get("PTTYPE") or "something"
+        words = f"{KINDS.get(kind, 'file system or other signature')} ({kind}) on {disk.path}"
+        yield Finding("blkid", words + (f", UUID {said['UUID']}" if "UUID" in said else ""), way_out)
+    elif done.returncode != 2:  # 2: nothing recognised, or nothing readable; reading() tells the two apart
+        words = done.stderr.strip() or "several signatures that contradict each other"
+        yield Finding("blkid", f"ended with {done.returncode} on {disk.path}: {words}", way_out)
+
+
+def pieces(size: int) -> Iterator[tuple[int, int]]:
+    """(offset, length) of what is read of a disk of this size: both ends whole, in between one block a stripe."""
+    if size <= WHOLE:
+        yield from ((offset, min(MIB, size - offset)) for offset in range(0, size, MIB))
+        return
+    yield from ((offset, MIB) for offset in range(0, EDGE, MIB))
+    stripe = (size - 2 * EDGE) // STRIPES
+    for number in range(STRIPES):
+        offset = EDGE + number * stripe + secrets.randbelow(max(1, stripe - BLOCK))
+        yield offset // 4096 * 4096, BLOCK
+    last = (size - EDGE) // 4096 * 4096
+    yield from ((offset, min(MIB, size - offset)) for offset in range(last, size, MIB))
+
+
+def reading(disk: Disk) -> Iterator[Finding]:
+    """Open the disk for this process alone and read: every byte read has to be zero."""
+    try:
+        descriptor = os.open(disk.path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC)
+    except OSError as problem:
+        yield Finding(
+            "exclusive open",
+            f"{disk.path}: {problem.strerror}",
+            "Somebody uses it: see `lsblk` and `fuser`",
+            IN_USE,
+        )
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # udev and partitioners keep to this lock
+        except OSError:
+            yield Finding(
+                "lock", f"{disk.path} is locked by another process", "Wait for it, run again", IN_USE
+            )
+            return
+        yield from contents(descriptor, disk)
+    finally:
+        os.close(descriptor)
+
+
+def contents(descriptor: int, disk: Disk) -> Iterator[Finding]:
+    # Blocks that others read before say nothing about the disk: have them read anew.
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    for offset, length in pieces(disk.size):
+        try:
+            block = os.pread(descriptor, length, offset)
+        except OSError as problem:
+            yield Finding(
+                "read",
+                f"{disk.path} cannot be read at byte {offset}: {problem.strerror}",
+                "An unreadable block is not a blank one: replace the disk, or rescue its data first",
+                UNREADABLE,
+            )
+            return
+        if len(block) != length:
+            yield Finding(
+                "read",
+                f"{disk.path} ends at byte {offset + len(block)}, not at {disk.size}",
+                "Is it failing? See `dmesg`",
+                UNREADABLE,
+            )
+            return
+        if block.count(0) != length:
+            first = offset + len(block) - len(block.lstrip(b"\0"))
+            yield Finding(
+                "zero",
+                f"{disk.path} is not empty: byte {first} is not zero",
+                "It may hold data of a kind that no program here knows, an encrypted volume whose headers are lost"
+                " among them (a header backup brings that back: docs/storage.md). If it may go, say so by"
+                " `luks_destroy` with this disk's serial",
+            )
+            return
+
+
+def registered(disk: Disk, register: Sequence[Registered]) -> Iterator[Finding]:
+    """A disk that the estate made a volume on is not blank, whatever it looks like now."""
+    for volume in register:
+        if volume.serial and volume.serial == disk.serial:
+            yield Finding(
+                "register",
+                f"the estate's register has volume {volume.volume}, UUID {volume.uuid}, on the disk {disk.serial}",
+                "If its header is lost, restore the backup (docs/storage.md). If the volume may go, say so by"
+                " `luks_destroy` with this disk's serial",
+            )
+
+
+# ---------------------------------------------------------------- all of it
+def against_formatting(
+    disk: Disk, serial: str, size: int, register: Sequence[Registered] = (), destroy: str = ""
+) -> list[Finding]:
+    """All that speaks against formatting; empty if nothing does. DESTROY: the serial of a disk whose contents may go."""
+    found = [*identity(disk, serial, size), *users(disk)]
+    if not (destroy and destroy == serial == disk.serial):
+        found += [*registered(disk, register), *signatures(disk)]
+        found += reading(disk)
+    else:
+        found += [finding for finding in reading(disk) if finding.about != CONTENTS]
+    return found
+
+
+def from_register(entries: Sequence[Mapping[str, str]]) -> list[Registered]:
+    """The register as the control node keeps it."""
+    return [Registered(entry["uuid"], entry.get("serial", ""), entry.get("volume", "?")) for entry in entries]
