@@ -1,0 +1,271 @@
+"""LUKS2 headers by cryptsetup and systemd-cryptenroll: what one holds, and the single steps that change it.
+
+No secret is in an argument, in the environment or in a file: keys and PINs go through pipes, kept keys are sealed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+SECONDS = 120
+ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
+CIPHER, KEY_BITS = "aes-xts-plain64", 512
+# Sixteen key slots in 4 MiB instead of 16: a header backup travels. Data starts at 16 MiB, as by default.
+KEYSLOTS_SIZE, DATA_OFFSET = "4m", 32768
+# Every key here has 256 random bits or more: no key derivation makes guessing harder than that.
+DERIVATION = ["--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000"]
+PIN = "cryptenroll.pkcs11-pin"
+MODHEX = "cbdefghijklnrtuv"  # systemd's alphabet of recovery keys: the same places on every keyboard
+
+
+class Failed(Exception):
+    """A step did not work; the message says which, with what words, and what to do."""
+
+
+class WrongPin(Failed):
+    """The token refused the PIN. It was shown once and is not shown again."""
+
+
+def run(argv: list[str], given: bytes = b"", seconds: int = SECONDS, **more: Any) -> tuple[int, bytes, str]:
+    """(exit code, output, error output) of a program; what goes in goes through a pipe."""
+    environment = ENVIRONMENT | {
+        name: os.environ[name] for name in ("SOFTHSM2_CONF", "P11_KIT_SERVER_ADDRESS") if name in os.environ
+    }
+    try:
+        done = subprocess.run(
+            argv, input=given, capture_output=True, timeout=seconds, check=False, env=environment, **more
+        )
+    except FileNotFoundError:
+        raise Failed(f"there is no program {argv[0]} on this host: install its package first") from None
+    except subprocess.TimeoutExpired:
+        raise Failed(f"{argv[0]} {argv[1]} did not end within {seconds} s") from None
+    return done.returncode, done.stdout, done.stderr.decode(errors="replace").strip()
+
+
+def must(argv: list[str], doing: str, given: bytes = b"", **more: Any) -> bytes:
+    """The output of a program that has to end with 0."""
+    code, out, words = run(argv, given, **more)
+    if code != 0:
+        raise Failed(f"{doing}: {argv[0]} ended with {code}: {words[-600:] or 'no message'}")
+    return out
+
+
+# ---------------------------------------------------------------- what a header holds
+@dataclass(frozen=True)
+class Header:
+    """`slots`: slot to its JSON. `tokens`: token id to its JSON."""
+
+    uuid: str
+    label: str
+    slots: dict[int, dict[str, Any]]
+    tokens: dict[int, dict[str, Any]]
+    segment: dict[str, Any] = field(default_factory=dict)
+
+    def tokens_of(self, slot: int) -> list[int]:
+        return [number for number, token in self.tokens.items() if str(slot) in token["keyslots"]]
+
+    def slots_of(self, token: int) -> list[int]:
+        """A token's slots that exist."""
+        return [int(slot) for slot in self.tokens[token]["keyslots"] if int(slot) in self.slots]
+
+
+def read(device: Path) -> Header | None:
+    """The LUKS2 header on a device; None where there is none that cryptsetup takes."""
+    code, out, _words = run(["cryptsetup", "luksDump", "--dump-json-metadata", str(device)])
+    if code != 0:
+        return None
+    found = json.loads(out)
+    text = must(["cryptsetup", "luksDump", str(device)], "read the header").decode(errors="replace")
+    said = dict(re.findall(r"^(UUID|Label): +(.*)$", text, re.MULTILINE))
+    return Header(
+        said.get("UUID", ""),
+        said.get("Label", ""),
+        {int(slot): content for slot, content in found["keyslots"].items()},
+        {int(token): content for token, content in found["tokens"].items()},
+        next(iter(found["segments"].values()), {}),
+    )
+
+
+def attributes(uri: str) -> dict[str, str]:
+    """What a PKCS#11 URI names: its path attributes but `type`, which differs between public and private."""
+    path = uri.removeprefix("pkcs11:").split("?")[0]
+    return dict(
+        pair.split("=", 1) for pair in path.split(";") if "=" in pair and not pair.startswith("type=")
+    )
+
+
+# ---------------------------------------------------------------- the steps
+def format_device(device: Path, uuid: str, label: str, key: bytes) -> None:
+    must(
+        ["cryptsetup", "luksFormat", "--batch-mode", "--type", "luks2", "--uuid", uuid, "--label", label,
+         "--cipher", CIPHER, "--key-size", str(KEY_BITS), "--luks2-keyslots-size", KEYSLOTS_SIZE,
+         "--offset", str(DATA_OFFSET), *DERIVATION, "--key-file", "-", str(device)],
+        "format",
+        key,
+    )  # fmt: skip
+
+
+def opens(device: Path, key: bytes) -> int | None:
+    """The slot that a key opens, None for none. The volume is not activated."""
+    argv = ["cryptsetup", "open", "--test-passphrase", "--verbose", "--key-file", "-", str(device)]
+    code, out, words = run(argv, key)
+    found = re.search(r"Key slot (\d+) unlocked", out.decode(errors="replace") + words)
+    return int(found[1]) if code == 0 and found else None
+
+
+def prove(device: Path, token: int, pin: bytes, seconds: int) -> None:
+    """Open by the HSM, for the proof only: one login. WrongPin, or Failed where token or key are not to be had."""
+    argv = ["cryptsetup", "open", "--test-passphrase", "--token-only", "--token-id", str(token), str(device)]
+    code, out, words = run(argv, pin, seconds)
+    if code != 0:
+        refused(out.decode(errors="replace") + words)
+        raise Failed(f"token {token} of the header does not open {device}: {words[-600:] or 'no message'}")
+
+
+def refused(words: str) -> None:
+    if "is incorrect" in words or "No token could be unlocked with this PIN" in words:
+        raise WrongPin(
+            "the token refused the PIN. It was tried once, and will not be tried again: put the right one in the"
+            " vault (docs/storage.md) before its lock-out counter ends"
+        )
+
+
+@contextlib.contextmanager
+def shown_once(pin: bytes) -> Iterator[Path]:
+    """A folder of credentials whose one PIN can be read once: systemd would show a wrong one three times."""
+    with tempfile.TemporaryDirectory(prefix="llmkeep-", dir="/run") as folder:
+        fifo = Path(folder, PIN)
+        os.mkfifo(fifo, 0o600)
+
+        def feed() -> None:
+            with contextlib.suppress(OSError):
+                fifo.write_bytes(pin)
+
+        threading.Thread(target=feed, daemon=True).start()
+        try:
+            yield Path(folder)
+        finally:
+            with contextlib.suppress(OSError):  # release a feeder that nobody read from
+                os.close(os.open(fifo, os.O_RDONLY | os.O_NONBLOCK))
+
+
+def enrol(device: Path, uri: str, key: bytes, pin: bytes, seconds: int) -> None:
+    """A new key slot that opens by the private half of the key at URI."""
+    argv = ["systemd-cryptenroll", f"--pkcs11-token-uri={uri}", "--unlock-key-file=/dev/stdin", str(device)]
+    environment = ENVIRONMENT | {k: v for k, v in os.environ.items() if k in ("SOFTHSM2_CONF",)}
+    with shown_once(pin) as credentials, tempfile.TemporaryFile() as words:
+        process = subprocess.Popen(
+            argv,
+            stdin=subprocess.PIPE,
+            stdout=words,
+            stderr=words,
+            env=environment | {"CREDENTIALS_DIRECTORY": str(credentials)},
+        )
+        assert process.stdin  # noqa: S101: it is a pipe
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(key)
+            process.stdin.close()
+        until = time.monotonic() + seconds
+
+        def said() -> str:
+            words.seek(0)
+            return words.read().decode(errors="replace").strip()
+
+        try:
+            while process.poll() is None:
+                refused(said())
+                if time.monotonic() > until:
+                    raise Failed(f"enrolling {uri} did not end within {seconds} s: {said()[-600:]}")
+                time.sleep(0.02)
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+        if process.returncode != 0:
+            raise Failed(
+                f"enrolling {uri}: systemd-cryptenroll ended with {process.returncode}: {said()[-600:]}"
+            )
+
+
+def add_key(device: Path, new: bytes, by_key: bytes = b"", by_token: tuple[int, bytes] | None = None) -> None:
+    """A new key slot for a key of ours, opened by another key or by a token (id, PIN)."""
+    way = (
+        ["--token-only", "--token-id", str(by_token[0])] if by_token else ["--key-file", "-"]
+    )  # either reads stdin
+    ours, theirs = os.pipe()
+    try:
+        os.write(theirs, new)
+        os.close(theirs)
+        argv = ["cryptsetup", "luksAddKey", "--batch-mode", *DERIVATION, *way, str(device), f"/dev/fd/{ours}"]
+        given = by_token[1] if by_token else by_key
+        code, out, words = run(argv, given, pass_fds=(ours,))
+    finally:
+        os.close(ours)
+    if code != 0:
+        refused(out.decode(errors="replace") + words)
+        raise Failed(f"add a key slot: cryptsetup ended with {code}: {words[-600:] or 'no message'}")
+
+
+def own(device: Path, slot: int, kind: str) -> None:
+    """Say in the header what a key slot is."""
+    token = json.dumps({"type": kind, "keyslots": [str(slot)]}).encode()
+    must(["cryptsetup", "token", "import", "--json-file", "-", str(device)], "name the slot", token)
+
+
+def wipe(device: Path, slot: int) -> None:
+    """Destroy a slot and the tokens that lead to it alone; systemd-cryptenroll refuses to wipe the last one."""
+    must(["systemd-cryptenroll", f"--wipe-slot={slot}", str(device)], f"wipe slot {slot}")
+
+
+def forget(device: Path, token: int) -> None:
+    """Remove a token whose slot is gone."""
+    must(["cryptsetup", "token", "remove", "--token-id", str(token), str(device)], f"remove token {token}")
+
+
+def backup(device: Path) -> bytes:
+    """The header with its key slots, as `cryptsetup luksHeaderRestore` takes it."""
+    with tempfile.TemporaryDirectory(prefix="llmkeep-", dir="/run") as folder:
+        path = Path(folder, "header")
+        argv = ["cryptsetup", "luksHeaderBackup", str(device), "--header-backup-file", str(path)]
+        must(argv, "back up the header")
+        return path.read_bytes()
+
+
+# ---------------------------------------------------------------- secrets
+def recovery_key() -> str:
+    """256 random bits as systemd writes recovery keys, for a person to type."""
+    text = "".join(MODHEX[byte >> 4] + MODHEX[byte & 15] for byte in secrets.token_bytes(32))
+    return "-".join(re.findall(".{8}", text))
+
+
+def encrypt_to(certificate: str, secret: bytes) -> bytes:
+    """CMS (PEM) that only the owner of the escrow key opens, as `llmkeep pki` makes it of the root key."""
+    with tempfile.TemporaryDirectory() as folder:
+        recipient = Path(folder, "escrow.pem")
+        recipient.write_text(certificate)
+        return must(
+            ["openssl", "cms", "-encrypt", "-aes-256-gcm", "-binary", "-outform", "PEM", "-recip", str(recipient),
+             "-keyopt", "rsa_padding_mode:oaep", "-keyopt", "rsa_oaep_md:sha256"],
+            "encrypt to the escrow key",
+            secret,
+        )  # fmt: skip
+
+
+def seal(name: str, secret: bytes) -> bytes:
+    return must(["systemd-creds", "encrypt", f"--name={name}", "-", "-"], f"seal {name}", secret)
+
+
+def unseal(name: str, sealed: bytes) -> bytes:
+    return must(["systemd-creds", "decrypt", f"--name={name}", "-", "-"], f"open {name}", sealed)
