@@ -205,7 +205,8 @@ def signatures(disk: Disk) -> Iterator[Finding]:
         found, done.returncode = [], done.returncode or 1
     for entry in found:
         kind = KINDS.get(entry["type"], "file system or other signature")
-        yield Finding("wipefs", f"{kind} ({entry['type']}) at {entry['offset']} of {disk.path}", way_out)
+        words = f"{kind} ({entry['type']}) at {entry['offset']} of {disk.path}"
+        yield Finding("wipefs", words + (f", UUID {entry['uuid']}" if entry.get("uuid") else ""), way_out)
     if done.returncode:
         yield Finding(
             "wipefs",
@@ -237,8 +238,8 @@ def pieces(size: int) -> Iterator[tuple[int, int]]:
     yield from ((offset, min(MIB, size - offset)) for offset in range(last, size, MIB))
 
 
-def reading(disk: Disk) -> Iterator[Finding]:
-    """Open the disk for this process alone and read: every byte read has to be zero."""
+def reading(disk: Disk, start: int = 0) -> Iterator[Finding]:
+    """Open the disk for this process alone and read: every byte read from START on has to be zero."""
     try:
         descriptor = os.open(disk.path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC)
     except OSError as problem:
@@ -257,15 +258,17 @@ def reading(disk: Disk) -> Iterator[Finding]:
                 "lock", f"{disk.path} is locked by another process", "Wait for it, run again", IN_USE
             )
             return
-        yield from contents(descriptor, disk)
+        yield from contents(descriptor, disk, start)
     finally:
         os.close(descriptor)
 
 
-def contents(descriptor: int, disk: Disk) -> Iterator[Finding]:
+def contents(descriptor: int, disk: Disk, start: int) -> Iterator[Finding]:
     # Blocks that others read before say nothing about the disk: have them read anew.
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     for offset, length in pieces(disk.size):
+        if offset < start:
+            continue
         try:
             block = os.pread(descriptor, length, offset)
         except OSError as problem:

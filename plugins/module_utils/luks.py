@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 SECONDS = 120
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
@@ -30,6 +30,14 @@ PIN = "cryptenroll.pkcs11-pin"
 MODHEX = "cbdefghijklnrtuv"  # systemd's alphabet of recovery keys: the same places on every keyboard
 
 
+def environment() -> dict[str, str]:
+    """No variable of the caller's but where SoftHSM's tokens and a forwarded token are."""
+    passed = {
+        name: os.environ[name] for name in ("SOFTHSM2_CONF", "P11_KIT_SERVER_ADDRESS") if name in os.environ
+    }
+    return ENVIRONMENT | passed
+
+
 class Failed(Exception):
     """A step did not work; the message says which, with what words, and what to do."""
 
@@ -40,12 +48,9 @@ class WrongPin(Failed):
 
 def run(argv: list[str], given: bytes = b"", seconds: int = SECONDS, **more: Any) -> tuple[int, bytes, str]:
     """(exit code, output, error output) of a program; what goes in goes through a pipe."""
-    environment = ENVIRONMENT | {
-        name: os.environ[name] for name in ("SOFTHSM2_CONF", "P11_KIT_SERVER_ADDRESS") if name in os.environ
-    }
     try:
         done = subprocess.run(
-            argv, input=given, capture_output=True, timeout=seconds, check=False, env=environment, **more
+            argv, input=given, capture_output=True, timeout=seconds, check=False, env=environment(), **more
         )
     except FileNotFoundError:
         raise Failed(f"there is no program {argv[0]} on this host: install its package first") from None
@@ -88,7 +93,7 @@ def read(device: Path) -> Header | None:
         return None
     found = json.loads(out)
     text = must(["cryptsetup", "luksDump", str(device)], "read the header").decode(errors="replace")
-    said = dict(re.findall(r"^(UUID|Label): +(.*)$", text, re.MULTILINE))
+    said = dict(re.findall(r"^(UUID|Label):\s+(\S.*)$", text, re.MULTILINE))
     return Header(
         said.get("UUID", ""),
         said.get("Label", ""),
@@ -164,19 +169,16 @@ def shown_once(pin: bytes) -> Iterator[Path]:
 def enrol(device: Path, uri: str, key: bytes, pin: bytes, seconds: int) -> None:
     """A new key slot that opens by the private half of the key at URI."""
     argv = ["systemd-cryptenroll", f"--pkcs11-token-uri={uri}", "--unlock-key-file=/dev/stdin", str(device)]
-    environment = ENVIRONMENT | {k: v for k, v in os.environ.items() if k in ("SOFTHSM2_CONF",)}
     with shown_once(pin) as credentials, tempfile.TemporaryFile() as words:
         process = subprocess.Popen(
             argv,
             stdin=subprocess.PIPE,
             stdout=words,
             stderr=words,
-            env=environment | {"CREDENTIALS_DIRECTORY": str(credentials)},
+            env=environment() | {"CREDENTIALS_DIRECTORY": str(credentials)},
         )
-        assert process.stdin  # noqa: S101: it is a pipe
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(key)
-            process.stdin.close()
+        with contextlib.suppress(BrokenPipeError), cast(IO[bytes], process.stdin) as pipe:
+            pipe.write(key)
         until = time.monotonic() + seconds
 
         def said() -> str:

@@ -1,0 +1,180 @@
+#!/usr/bin/python
+"""State module: an encrypted volume that opens with the HSM, from a blank disk to its file system."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: luks_volume
+short_description: Keep an encrypted volume that opens with a key in an HSM
+description:
+  - Formats a disk as LUKS2 only if nothing speaks against it, enrols the HSM's key, a spare HSM's key and a recovery
+    key, proves that each opens, and wipes the key it began with.
+  - Recovery key and header backup leave the host encrypted to the escrow key. They come back as C(recovery_cms) and
+    C(header_cms); the caller stores them, and says by I(stored) what it has. Only then is the first key wiped. So a new
+    volume takes two calls, and a third one after the backup of the final header was stored is quiet.
+  - Can be killed at any moment and run again. What no rule decides fails with C(needs_person).
+  - On an image file it does all but the file system, since nothing is activated.
+author: [llmkeep contributors]
+options:
+  name: {description: Name of the volume., type: str, required: true}
+  known_as: {description: The volume's name in the register; I(name) if empty., type: str, default: ""}
+  serial: {description: Serial of the disk; of an image file its name., type: str, required: true}
+  device: {description: Path of the disk where the serial alone does not find it., type: str}
+  size: {description: Bytes that the disk has at least., type: int, required: true}
+  filesystem: {description: File system., type: str, default: ext4, choices: [ext4, xfs]}
+  token: {description: PKCS#11 URI of the public key in the HSM., type: str, required: true}
+  spare: {description: The same in the spare HSM; empty for none., type: str, default: ""}
+  pin_credential:
+    description: Sealed credential with the PIN; the name of the file is the name of the credential.
+    type: path
+    default: /etc/credstore.encrypted/cryptsetup.pkcs11-pin
+  escrow_certificate: {description: Certificate (PEM) of the escrow key., type: str, required: true}
+  registered:
+    description: The estate's volumes, each with C(uuid), C(serial) and C(volume). A disk of one is never blank.
+    type: list
+    elements: dict
+    default: []
+  stored:
+    description: SHA-256 of what the control node has, C(recovery) and C(header).
+    type: dict
+    default: {}
+  rotate:
+    description: Owners whose key is to be made anew, C(hsm), C(spare), C(recovery).
+    type: list
+    elements: str
+    default: []
+  destroy:
+    description: Serial of a disk whose contents may go. It never reaches a volume that is whole, nor a disk in use.
+    type: str
+    default: ""
+  hsm_seconds: {description: How long one step with the HSM may take., type: int, default: 45}
+  state_dir: {description: Where the records are., type: path, default: /var/lib/llmkeep/luks}
+"""
+
+EXAMPLES = r"""
+- name: Keep the volume of models
+  llmkeep.estate.luks_volume:
+    name: data
+    serial: LLM1-DATA-1
+    size: 4000000000
+    token: pkcs11:token=llmkeep;object=llm1;type=public
+    escrow_certificate: "{{ lookup('ansible.builtin.file', '/etc/llmkeep/pki/escrow.pem') }}"
+    stored: {recovery: "{{ recovery.stat.checksum }}", header: "{{ header.stat.checksum }}"}
+"""
+
+RETURN = r"""
+changes: {description: What was or would be done., returned: always, type: list, elements: str}
+state: {description: Phase that the volume is in; C(done) at the end., returned: always, type: str}
+pending: {description: Whether another call is needed once what came back is stored., returned: always, type: bool}
+device: {description: The disk., returned: always, type: str}
+uuid: {description: UUID of the volume., returned: always, type: str}
+cipher: {description: Cipher of the data., returned: always, type: str}
+key_bits: {description: Bits of the volume key., returned: always, type: int}
+sector: {description: Sector size of the encryption., returned: always, type: int}
+slots: {description: Each key slot with owner and enrolment., returned: always, type: list, elements: dict}
+recovery_cms: {description: Recovery key to store (CMS, PEM); empty if stored., returned: always, type: str}
+header_cms: {description: Header backup to store (CMS, PEM); empty if stored., returned: always, type: str}
+needs_person: {description: Whether a failure is one that no second run mends., returned: failure, type: bool}
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.llmkeep.estate.plugins.module_utils import (  # type: ignore[import-not-found]
+    disks,
+    luks,
+    volume,
+)
+
+
+def outcome(wanted: volume.Volume) -> dict[str, Any]:
+    """What the module returns of a volume."""
+    header = luks.read(wanted.path)
+    record = wanted.record
+    ours = header is not None and record is not None and header.uuid == record.uuid
+    slots = wanted.inventory(header) if ours else []
+    key_bits = {content["key_size"] * 8 for content in header.slots.values()} if ours else {0}
+    return {
+        "changed": bool(wanted.changes),
+        "changes": wanted.changes,
+        "state": record.phase if record else "absent",
+        "pending": record is not None and record.phase != volume.DONE,
+        "device": str(wanted.path),
+        "uuid": record.uuid if record else "",
+        "cipher": header.segment.get("encryption", "") if ours else "",
+        "key_bits": min(key_bits),
+        "sector": header.segment.get("sector_size", 0) if ours else 0,
+        "slots": slots,
+        "recovery_cms": wanted.cms("recovery", record.recovery_sha256) if record else "",
+        "header_cms": wanted.cms("header", record.header_sha256) if record else "",
+        "diff": {"before": "", "after": "".join(f"{line}\n" for line in wanted.changes)},
+    }
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "name": {"type": "str", "required": True},
+            "known_as": {"type": "str", "default": ""},
+            "serial": {"type": "str", "required": True},
+            "device": {"type": "str"},
+            "size": {"type": "int", "required": True},
+            "filesystem": {"type": "str", "default": "ext4", "choices": ["ext4", "xfs"]},
+            "token": {"type": "str", "required": True, "no_log": False},
+            "spare": {"type": "str", "default": ""},
+            "pin_credential": {"type": "path", "default": "/etc/credstore.encrypted/cryptsetup.pkcs11-pin"},
+            "escrow_certificate": {"type": "str", "required": True},
+            "registered": {"type": "list", "elements": "dict", "default": []},
+            "stored": {"type": "dict", "default": {}},
+            "rotate": {"type": "list", "elements": "str", "default": []},
+            "destroy": {"type": "str", "default": ""},
+            "hsm_seconds": {"type": "int", "default": 45},
+            "state_dir": {"type": "path", "default": "/var/lib/llmkeep/luks"},
+        },
+        supports_check_mode=True,
+    )
+    given = module.params
+    uris = {
+        owner: given[key] for owner, key in ((volume.HSM, "token"), (volume.SPARE, "spare")) if given[key]
+    }
+    for uri in uris.values():
+        if not {"token", "object"} <= set(luks.attributes(uri)) or "pin-" in uri:
+            module.fail_json(msg=f"{uri!r} has to name token and object, and never a PIN", needs_person=False)
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,30}", given["name"]):
+        module.fail_json(
+            msg=f"{given['name']!r} is no name for a volume: small letters, digits, dash", needs_person=False
+        )
+    try:
+        wanted = volume.Volume(
+            name=given["name"],
+            serial=given["serial"],
+            size=given["size"],
+            tokens=uris,
+            pin_credential=Path(given["pin_credential"]),
+            escrow=given["escrow_certificate"],
+            state_dir=Path(given["state_dir"]),
+            device=given["device"],
+            filesystem=given["filesystem"],
+            registered=disks.from_register(given["registered"]),
+            known_as=given["known_as"] or given["name"],
+            stored=given["stored"],
+            rotate=given["rotate"],
+            destroy=given["destroy"],
+            hsm_seconds=given["hsm_seconds"],
+        )
+        if module.check_mode:
+            wanted.converge(check=True)
+        else:
+            with wanted.alone():
+                wanted.converge()
+        module.exit_json(**outcome(wanted))
+    except volume.NeedsPerson as problem:
+        module.fail_json(msg=str(problem), needs_person=True)
+    except (volume.Refused, luks.Failed) as problem:
+        module.fail_json(msg=str(problem), needs_person=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,279 @@
+"""luks_volume with real cryptsetup, systemd-cryptenroll and SoftHSM, on image files.
+
+Left to lab hosts, since an image file is not activated: the file system, and all that needs device-mapper.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from luks_estate import PIN, Estate, fresh_modules, tool
+
+volume, luks, _disks = fresh_modules()
+DATA = os.urandom(1 << 20)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An estate with a finished volume that holds data: made once, copied for each test."""
+    estate = Estate(tmp_path_factory.mktemp("finished"))
+    estate.make()
+    estate.run()
+    estate.put_data(DATA)
+    return estate.root
+
+
+@pytest.fixture
+def estate(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Estate]:
+    root = tmp_path / "estate"
+    shutil.copytree(finished, root)
+    made = Estate(root)
+    made.conf.write_text(made.conf.read_text().replace(str(finished), str(root)))
+    monkeypatch.setenv("SOFTHSM2_CONF", str(made.conf))
+    yield made
+
+
+@pytest.fixture
+def blank(estate: Estate) -> Estate:
+    """The same estate before it had a volume."""
+    shutil.rmtree(estate.state)
+    shutil.rmtree(estate.store)
+    estate.store.mkdir()
+    estate.blank()
+    return estate
+
+
+def digest(estate: Estate) -> bytes:
+    return estate.disk.read_bytes()
+
+
+def owners(estate: Estate) -> dict[int, str]:
+    found = luks.read(estate.disk)
+    return {entry["slot"]: entry["owner"] for entry in estate.volume().inventory(found)}
+
+
+def record(estate: Estate) -> dict[str, object]:
+    found: dict[str, object] = json.loads((estate.state / "data.json").read_text())
+    return found
+
+
+# ---------------------------------------------------------------- the whole way
+def test_a_finished_volume_opens_by_hsm_spare_and_recovery_key_and_by_nothing_else(estate: Estate) -> None:
+    assert estate.ways_in() == {"hsm", "spare", "recovery"}
+    assert sorted(owners(estate).values()) == ["hsm", "recovery", "spare"]
+    header = luks.read(estate.disk)
+    assert header.segment["encryption"] == "aes-xts-plain64"
+    assert {slot["key_size"] * 8 for slot in header.slots.values()} == {512}
+
+
+def test_nothing_stays_behind_on_the_host(estate: Estate) -> None:
+    estate.run()
+    assert {path.name for path in estate.state.iterdir()} == {"data.json", "data.lock"}
+    everything = b"".join(path.read_bytes() for path in estate.state.iterdir())
+    assert estate.recovery_key() not in everything
+    assert PIN.encode() not in everything + luks.backup(estate.disk)
+
+
+def test_a_second_run_changes_nothing(estate: Estate) -> None:
+    before = digest(estate)
+    made = estate.run()
+    assert (made.changes, digest(estate) == before) == ([], True)
+
+
+def test_the_escrowed_header_brings_a_lost_one_back(estate: Estate, tmp_path: Path) -> None:
+    estate.put_data(DATA)
+    with estate.disk.open("r+b") as stream:
+        stream.write(bytes(8 << 20))
+    with pytest.raises(
+        volume.NeedsPerson, match=r"needs a person: .*no LUKS2 header now.*Restore the header"
+    ):
+        estate.run()
+    backup = tmp_path / "header"
+    backup.write_bytes(estate.opened("header"))
+    tool("cryptsetup", "luksHeaderRestore", "--batch-mode", estate.disk, "--header-backup-file", backup)
+    assert estate.ways_in() == {"hsm", "spare", "recovery"}
+    assert estate.run().changes == []
+    assert estate.data(len(DATA)) == DATA
+
+
+def test_check_mode_says_what_would_be_done_and_does_nothing(blank: Estate) -> None:
+    before = digest(blank)
+    made = blank.volume()
+    made.converge(check=True)
+    assert made.changes == [f"format {blank.disk} (DISK-1) for data"]
+    assert (digest(blank) == before, blank.state.exists()) == (True, False)
+
+
+def test_the_first_key_stays_until_the_control_node_has_recovery_key_and_header(blank: Estate) -> None:
+    for _ in range(2):  # nothing is stored in between
+        made = blank.volume()
+        with made.alone():
+            made.converge()
+        assert made.known.phase == "escrow"
+        assert "bootstrap" in blank.ways_in()
+    wrong = blank.volume(stored={"recovery": "0" * 64, "header": made.known.header_sha256})
+    wrong.converge()
+    assert wrong.known.phase == "escrow"
+    blank.keep(made)
+    assert blank.run().known.phase == "done"
+    assert blank.ways_in() == {"hsm", "spare", "recovery"}
+
+
+def test_what_came_back_and_was_never_stored_is_made_anew_where_it_got_lost(blank: Estate) -> None:
+    made = blank.volume()
+    with made.alone():
+        made.converge()
+    (blank.state / "data.recovery.cms").unlink()
+    blank.run()
+    assert blank.ways_in() == {"hsm", "spare", "recovery"}
+    assert sorted(owners(blank).values()) == ["hsm", "recovery", "spare"]
+
+
+# ---------------------------------------------------------------- refusals
+def test_a_foreign_luks_volume_is_never_touched(blank: Estate) -> None:
+    tool("cryptsetup", "luksFormat", "-q", "--type", "luks2", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000",
+         blank.disk, "-", given=b"theirs")  # fmt: skip
+    before = digest(blank)
+    with pytest.raises(volume.Refused, match="LUKS volume"):
+        blank.run()
+    assert digest(blank) == before
+
+
+def test_a_foreign_volume_in_the_place_of_ours_is_for_a_person(estate: Estate) -> None:
+    tool("cryptsetup", "luksUUID", "-q", "--uuid", "11111111-2222-4333-8444-555555555555", estate.disk)
+    before = digest(estate)
+    with pytest.raises(volume.NeedsPerson, match="Were disks swapped"):
+        estate.run()
+    assert digest(estate) == before
+
+
+def test_a_disk_that_was_blank_when_planned_and_is_not_now_is_for_a_person(blank: Estate) -> None:
+    made = blank.volume()
+    blank.state.mkdir()
+    made.plan(check=False)
+    blank.put_data(b"somebody's")
+    before = digest(blank)
+    with pytest.raises(volume.NeedsPerson, match="was blank then and is not now"):
+        blank.run()
+    assert digest(blank) == before
+
+
+def test_destroy_reaches_only_its_disk_and_never_a_volume_that_is_whole(estate: Estate) -> None:
+    before = digest(estate)
+    assert estate.run(destroy="DISK-1").changes == []
+    assert digest(estate) == before
+    with estate.disk.open("r+b") as stream:
+        stream.write(bytes(8 << 20))
+    with pytest.raises(volume.NeedsPerson):
+        estate.run(destroy="DISK-2")
+    uuid = record(estate)["uuid"]
+    estate.run(destroy="DISK-1")
+    assert record(estate)["uuid"] != uuid
+    assert estate.ways_in() == {"hsm", "spare", "recovery"}
+
+
+def test_a_wrong_pin_is_shown_once(blank: Estate, monkeypatch: pytest.MonkeyPatch) -> None:
+    blank.set_pin("000000")
+    log = blank.root / "spied"
+    wrapper = blank.root / "bin"
+    wrapper.mkdir()
+    (wrapper / "systemd-cryptenroll").write_text(
+        f'#!/bin/sh\nexec /usr/bin/systemd-cryptenroll "$@" 2>> {log}\n'
+    )
+    (wrapper / "systemd-cryptenroll").chmod(0o755)
+    monkeypatch.setitem(luks.ENVIRONMENT, "PATH", f"{wrapper}:{luks.ENVIRONMENT['PATH']}")
+    real = luks.refused
+
+    def words_in_the_log(words: str) -> None:
+        real(log.read_text() if log.exists() else words)
+
+    monkeypatch.setattr(luks, "refused", words_in_the_log)
+    with pytest.raises(luks.WrongPin, match="tried once"):
+        blank.run()
+    assert log.read_text().count("is incorrect") == 1
+    monkeypatch.setattr(luks, "refused", real)
+    blank.set_pin(PIN)
+    blank.run()
+    assert blank.ways_in() == {"hsm", "spare", "recovery"}
+
+
+def test_a_token_that_is_not_there_ends_in_bounded_time_and_the_next_run_goes_on(blank: Estate) -> None:
+    (blank.root / "tokens").rename(blank.root / "away")
+    (blank.root / "tokens").mkdir()
+    with pytest.raises(luks.Failed, match="token=main"):
+        blank.run(hsm_seconds=5)
+    assert blank.ways_in() == {"bootstrap"}
+    (blank.root / "tokens").rmdir()
+    (blank.root / "away").rename(blank.root / "tokens")
+    blank.run()
+    assert blank.ways_in() == {"hsm", "spare", "recovery"}
+
+
+def test_a_path_that_enrols_and_does_not_open_is_refused_and_leaves_no_slot(
+    blank: Estate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_derive(*_words: object) -> None:
+        raise luks.Failed("CKM_ECDH1_DERIVE: mechanism invalid")
+
+    monkeypatch.setattr(luks, "prove", no_derive)
+    with pytest.raises(volume.Refused, match="enrols but does not open.*taken away again"):
+        blank.run()
+    assert len(luks.read(blank.disk).slots) == 1
+
+
+def test_a_slot_that_nobody_owns_is_for_a_person(estate: Estate) -> None:
+    luks.add_key(estate.disk, b"a consultant's", by_key=estate.recovery_key())
+    before = digest(estate)
+    with pytest.raises(volume.NeedsPerson, match=r"key slots that nobody is known to own: \[0\]"):
+        estate.run()
+    assert digest(estate) == before
+
+
+def test_another_key_than_enrolled_is_for_a_person_until_rotation_is_asked_for(estate: Estate) -> None:
+    for token in ("main", "spare"):
+        estate.new_key(token, "host1-v2")
+    with pytest.raises(volume.NeedsPerson, match=r"another key of hsm, spare.*rotate-keys.yml"):
+        estate.run(key="host1-v2")
+    estate.run(key="host1-v2", rotate=["hsm", "spare", "recovery"])
+    header = luks.read(estate.disk)
+    uris = {token.get("pkcs11-uri", "") for token in header.tokens.values()}
+    assert not any("object=host1;" in uri for uri in uris)
+    assert estate.ways_in() == {"hsm", "spare", "recovery"}
+    assert estate.data(len(DATA)) == DATA
+
+
+def test_a_slot_that_was_taken_away_is_enrolled_again(estate: Estate) -> None:
+    (recovery,) = [slot for slot, owner in owners(estate).items() if owner == "recovery"]
+    luks.wipe(estate.disk, recovery)
+    estate.run()
+    assert estate.ways_in() == {"hsm", "spare", "recovery"}
+
+
+def test_a_recovery_key_whose_escrow_is_lost_is_made_anew(estate: Estate) -> None:
+    estate.run()
+    old = estate.recovery_key()
+    (estate.store / "recovery.cms").unlink()
+    estate.run()
+    assert luks.opens(estate.disk, old) is None
+    assert estate.ways_in() == {"hsm", "spare", "recovery"}
+
+
+def test_a_host_installed_anew_takes_its_volume_over_and_only_if_its_own_key_opens_it(estate: Estate) -> None:
+    shutil.rmtree(estate.state)
+    with pytest.raises(volume.NeedsPerson, match="open it by the recovery key"):
+        estate.run(key="host2")
+    with pytest.raises(volume.Refused, match="LUKS volume"):
+        estate.run(known_as="host2/data")
+    shutil.rmtree(estate.state, ignore_errors=True)
+    estate.run()
+    assert estate.ways_in() == {"hsm", "spare", "recovery"}
+    assert estate.data(len(DATA)) == DATA
+
+
+def test_two_runs_at_once_are_refused(estate: Estate) -> None:
+    first, second = estate.volume(), estate.volume()
+    with first.alone(), pytest.raises(volume.Refused, match="another run"), second.alone():
+        pass
