@@ -73,7 +73,6 @@ class Header:
     """`slots`: slot to its JSON. `tokens`: token id to its JSON."""
 
     uuid: str
-    label: str
     slots: dict[int, dict[str, Any]]
     tokens: dict[int, dict[str, Any]]
     segment: dict[str, Any] = field(default_factory=dict)
@@ -86,17 +85,25 @@ class Header:
         return [int(slot) for slot in self.tokens[token]["keyslots"] if int(slot) in self.slots]
 
 
+def uuid_on(device: Path) -> str:
+    """The UUID, which the JSON of a header has not."""
+    with device.open("rb") as stream:
+        head = stream.read(208)
+    if head.startswith(b"LUKS\xba\xbe"):
+        return head[168:].rstrip(b"\0").decode(errors="replace")
+    return (
+        must(["cryptsetup", "luksUUID", str(device)], "read the header").decode().strip()
+    )  # by the second one
+
+
 def read(device: Path) -> Header | None:
     """The LUKS2 header on a device; None where there is none that cryptsetup takes."""
     code, out, _words = run(["cryptsetup", "luksDump", "--dump-json-metadata", str(device)])
     if code != 0:
         return None
     found = json.loads(out)
-    text = must(["cryptsetup", "luksDump", str(device)], "read the header").decode(errors="replace")
-    said = dict(re.findall(r"^(UUID|Label):\s+(\S.*)$", text, re.MULTILINE))
     return Header(
-        said.get("UUID", ""),
-        said.get("Label", ""),
+        uuid_on(device),
         {int(slot): content for slot, content in found["keyslots"].items()},
         {int(token): content for token, content in found["tokens"].items()},
         next(iter(found["segments"].values()), {}),

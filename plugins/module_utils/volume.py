@@ -14,7 +14,6 @@ import fcntl
 import hashlib
 import json
 import os
-import secrets
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -25,43 +24,25 @@ from typing import Any
 from ansible_collections.llmkeep.estate.plugins.module_utils import (  # type: ignore[import-not-found]
     disks,
     luks,
+    volume_keys,
 )
 from ansible_collections.llmkeep.estate.plugins.module_utils import files as atomic
-
-PLANNED, KEYS, ESCROW, WIPING, FILESYSTEM, DONE = "planned", "keys", "escrow", "wiping", "filesystem", "done"
-HSM, SPARE, RECOVERY, BOOTSTRAP = "hsm", "spare", "recovery", "bootstrap"
-PKCS11, RECOVERY_TOKEN = "systemd-pkcs11", "systemd-recovery"
-MKFS = {"ext4": ["mkfs.ext4", "-q", "-F"], "xfs": ["mkfs.xfs", "-q", "-f"]}
-
-
-class Refused(Exception):
-    """Nothing was changed, or nothing more; the message says why and what to do."""
-
-
-class NeedsPerson(Refused):
-    """What the disk holds and what the record says do not fit, and no rule decides which is right."""
-
-    def __init__(self, words: str) -> None:
-        super().__init__(f"needs a person: {words}")
-
-
-@dataclass
-class Record:
-    """The intent. `slots`: proven slots, each with owner and the time of its enrolment. `retiring`: slots that go."""
-
-    name: str
-    serial: str
-    uuid: str
-    phase: str = PLANNED
-    slots: dict[str, dict[str, str]] = field(default_factory=dict)
-    retiring: list[int] = field(default_factory=list)
-    filesystem_made: bool = False
-    overridden: bool = False  # what the disk held was allowed to go
-    recovery_sha256: str = ""
-    header_sha256: str = ""
-
-    def owned_by(self, owner: str) -> list[int]:
-        return [int(slot) for slot, said in self.slots.items() if said["owner"] == owner]
+from ansible_collections.llmkeep.estate.plugins.module_utils.volume_record import (  # type: ignore[import-not-found]
+    BOOTSTRAP,
+    DONE,
+    ESCROW,
+    FILESYSTEM,
+    HSM,
+    KEYS,
+    MKFS,
+    PKCS11,
+    PLANNED,
+    RECOVERY,
+    WIPING,
+    NeedsPerson,
+    Record,
+    Refused,
+)
 
 
 @dataclass
@@ -255,7 +236,7 @@ class Volume:
         self.changes.append(f"format {self.path} ({self.serial}) for {self.name}")
         if check:
             return
-        self.new_bootstrap_key()
+        volume_keys.new_bootstrap_key(self)
         overridden = self.destroy == self.serial
         self.record = Record(self.name, self.serial, str(uuid.uuid4()), overridden=overridden)
         self.save(PLANNED)
@@ -302,7 +283,7 @@ class Volume:
         try:
             key = luks.unseal(f"{self.name}.{BOOTSTRAP}", self.at(BOOTSTRAP).read_bytes())
         except (OSError, luks.Failed):
-            key = self.new_bootstrap_key()  # nothing depends on the old one yet
+            key = volume_keys.new_bootstrap_key(self)  # nothing depends on the old one yet
         header = luks.read(self.path)
         if header is not None and header.uuid != self.known.uuid and not self.known.overridden:
             self.header()
@@ -325,45 +306,13 @@ class Volume:
 
     # ------------------------------------------------------------ keys
     def keys(self) -> None:
-        key = self.bootstrap_key()
-        self.wipe_orphans(key)
+        key = volume_keys.bootstrap_key(self)
+        volume_keys.wipe_orphans(self, key)
         for owner, uri in self.tokens.items():
-            self.enrol(owner, uri, key)
-        self.enrol_recovery(key)
+            volume_keys.enrol(self, owner, uri, key)
+        volume_keys.enrol_recovery(self, key)
         self.export_header()
         self.save(ESCROW)
-
-    def new_bootstrap_key(self) -> bytes:
-        key = secrets.token_bytes(64)
-        self.keep(BOOTSTRAP, luks.seal(f"{self.name}.{BOOTSTRAP}", key))
-        return key
-
-    def bootstrap_key(self) -> bytes:
-        """A key of this host's that opens the volume; where there is none, one added by the HSM."""
-        kept = self.at(BOOTSTRAP)
-        key = b""
-        if kept.exists():
-            with contextlib.suppress(luks.Failed):  # sealed by a host that was since installed anew
-                key = luks.unseal(f"{self.name}.{BOOTSTRAP}", kept.read_bytes())
-        if key and luks.opens(self.path, key) is not None:
-            return key
-        key = key or self.new_bootstrap_key()
-        header = self.header()
-        problems = []
-        for number, token in header.tokens.items():
-            if token["type"] == PKCS11 and header.slots_of(number):
-                try:
-                    luks.add_key(self.path, key, by_token=(number, self.pin))
-                except luks.WrongPin:
-                    raise
-                except luks.Failed as problem:
-                    problems.append(str(problem))
-                else:
-                    return key
-        raise NeedsPerson(
-            f"no key that this host has opens {self.name} ({self.path}): {'; '.join(problems) or 'no token is enrolled'}."
-            " If the HSM is away, bring it back and run again; otherwise open it by the recovery key (docs/storage.md)"
-        )
 
     def own(self, slot: int, owner: str) -> None:
         """Record a slot that was proven to open; the owner's former one retires."""
@@ -375,90 +324,6 @@ class Volume:
         enrolled = datetime.now(UTC).isoformat(timespec="seconds")
         self.known.slots[str(slot)] = {"owner": owner, "enrolled": enrolled}
         self.save()
-
-    def wipe_orphans(self, key: bytes) -> None:
-        """Slots and tokens of runs that ended in the middle. The bootstrap key opens, so a path stays."""
-        header = self.header()
-        keep = {luks.opens(self.path, key), *map(int, self.known.slots)}
-        wanted = [luks.attributes(uri) for uri in self.tokens.values()]
-        for token in header.tokens.values():
-            if token["type"] == PKCS11 and luks.attributes(token["pkcs11-uri"]) in wanted:
-                keep |= {int(slot) for slot in token["keyslots"]}  # enrol() has it proven, or wipes it
-        self.wipe_but(keep, header)
-        for gone in [slot for slot in self.known.slots if int(slot) not in header.slots]:
-            del self.known.slots[gone]
-        self.known.retiring = [slot for slot in self.known.retiring if slot in header.slots]
-        self.save()
-
-    def wipe_but(self, keep: set[int | None] | set[int], header: luks.Header) -> None:
-        for slot in header.slots:
-            if slot not in keep:
-                luks.wipe(self.path, slot)
-        now = self.header()
-        for number in now.tokens:
-            if not now.slots_of(number):
-                luks.forget(self.path, number)
-
-    def enrol(self, owner: str, uri: str, key: bytes) -> None:
-        """A slot of the owner's that was proven to open. One that enrols but does not open is taken away again."""
-
-        def candidates(header: luks.Header) -> list[tuple[int, int]]:
-            return [
-                (number, slot)
-                for number, token in header.tokens.items()
-                if token["type"] == PKCS11 and luks.attributes(token["pkcs11-uri"]) == luks.attributes(uri)
-                for slot in header.slots_of(number)
-                if slot not in self.known.retiring
-            ]
-
-        for number, slot in candidates(self.header()):
-            if slot in self.known.owned_by(owner):
-                return
-            try:
-                luks.prove(self.path, number, self.pin, self.hsm_seconds)
-            except luks.WrongPin:
-                raise
-            except luks.Failed:
-                luks.wipe(self.path, slot)  # half enrolled when a run ended
-            else:
-                self.own(slot, owner)
-                return
-        luks.enrol(self.path, uri, key, self.pin, self.hsm_seconds)
-        ((number, slot),) = candidates(self.header())
-        try:
-            luks.prove(self.path, number, self.pin, self.hsm_seconds)
-        except luks.Failed as problem:
-            luks.wipe(self.path, slot)
-            raise Refused(
-                f"the key at {uri} enrols but does not open {self.name}, so its slot was taken away again: {problem}."
-                " A path to the HSM that cannot derive (pkcs11-proxy is one) is no path: see docs/storage.md"
-            ) from problem
-        self.own(slot, owner)
-        self.changes.append(f"enrol {owner} in slot {slot} of {self.name}")
-
-    def enrol_recovery(self, key: bytes) -> None:
-        """The key is encrypted for its owner, on disk, before the header knows it."""
-        if set(self.known.owned_by(RECOVERY)) - set(self.known.retiring):
-            return
-        recovery = luks.recovery_key()
-        said = {
-            "volume": self.known_as or self.name,
-            "uuid": self.known.uuid,
-            "serial": self.serial,
-            "recovery_key": recovery,
-        }
-        sealed = luks.encrypt_to(self.escrow, json.dumps(said).encode())
-        self.keep("recovery.cms", sealed)
-        luks.add_key(self.path, recovery.encode(), by_key=key)
-        slot = luks.opens(self.path, recovery.encode())
-        if slot is None:
-            raise Refused(
-                f"the recovery key of {self.name} was enrolled and does not open it: see `dmesg` for the disk"
-            )
-        luks.own(self.path, slot, RECOVERY_TOKEN)
-        self.known.recovery_sha256 = hashlib.sha256(sealed).hexdigest()
-        self.own(slot, RECOVERY)
-        self.changes.append(f"enrol the recovery key in slot {slot} of {self.name}")
 
     def export_header(self) -> None:
         sealed = luks.encrypt_to(self.escrow, luks.backup(self.path))
@@ -480,7 +345,7 @@ class Volume:
                 f" header since: `systemd-cryptenroll {self.path}` shows it"
             )
         luks.prove(self.path, token, self.pin, self.hsm_seconds)
-        self.wipe_but(set(map(int, self.known.slots)), header)
+        volume_keys.wipe_but(self, set(map(int, self.known.slots)), header)
         self.drop(BOOTSTRAP)
         self.export_header()
         self.changes.append(f"wipe the bootstrap key of {self.name}")

@@ -6,7 +6,6 @@ Left to lab hosts, since an image file is not activated: the file system, and al
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,13 +26,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def estate(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Estate]:
+def estate(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Estate:
     root = tmp_path / "estate"
     shutil.copytree(finished, root)
     made = Estate(root)
     made.conf.write_text(made.conf.read_text().replace(str(finished), str(root)))
     monkeypatch.setenv("SOFTHSM2_CONF", str(made.conf))
-    yield made
+    return made
 
 
 @pytest.fixture
@@ -219,7 +218,7 @@ def test_a_path_that_enrols_and_does_not_open_is_refused_and_leaves_no_slot(
         raise luks.Failed("CKM_ECDH1_DERIVE: mechanism invalid")
 
     monkeypatch.setattr(luks, "prove", no_derive)
-    with pytest.raises(volume.Refused, match="enrols but does not open.*taken away again"):
+    with pytest.raises(volume.Refused, match=r"enrols but does not open.*taken away again"):
         blank.run()
     assert len(luks.read(blank.disk).slots) == 1
 

@@ -1,0 +1,149 @@
+"""The key slots of an encrypted volume: who gets one, who loses it, and the proof before it counts.
+
+All of it begins with a bootstrap key that opens, so that no step here is the one that locks somebody out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import secrets
+from typing import TYPE_CHECKING
+
+from ansible_collections.llmkeep.estate.plugins.module_utils import luks  # type: ignore[import-not-found]
+from ansible_collections.llmkeep.estate.plugins.module_utils.volume_record import (  # type: ignore[import-not-found]
+    BOOTSTRAP,
+    PKCS11,
+    RECOVERY,
+    RECOVERY_TOKEN,
+    NeedsPerson,
+    Refused,
+)
+
+if TYPE_CHECKING:
+    from ansible_collections.llmkeep.estate.plugins.module_utils.volume import (  # type: ignore[import-not-found]
+        Volume,
+    )
+
+
+def new_bootstrap_key(of: Volume) -> bytes:
+    key = secrets.token_bytes(64)
+    of.keep(BOOTSTRAP, luks.seal(f"{of.name}.{BOOTSTRAP}", key))
+    return key
+
+
+def bootstrap_key(of: Volume) -> bytes:
+    """A key of this host's that opens the volume; where there is none, one added by the HSM."""
+    kept = of.at(BOOTSTRAP)
+    key = b""
+    if kept.exists():
+        with contextlib.suppress(luks.Failed):  # sealed by a host that was since installed anew
+            key = luks.unseal(f"{of.name}.{BOOTSTRAP}", kept.read_bytes())
+    if key and luks.opens(of.path, key) is not None:
+        return key
+    key = key or new_bootstrap_key(of)
+    header = of.header()
+    problems = []
+    for number, token in header.tokens.items():
+        if token["type"] == PKCS11 and header.slots_of(number):
+            try:
+                luks.add_key(of.path, key, by_token=(number, of.pin))
+            except luks.WrongPin:
+                raise
+            except luks.Failed as problem:
+                problems.append(str(problem))
+            else:
+                return key
+    raise (Refused if problems else NeedsPerson)(
+        f"no key that this host has opens {of.name} ({of.path}): {'; '.join(problems) or 'no token is enrolled'}."
+        " If the HSM is away, bring it back and run again; otherwise open it by the recovery key (docs/storage.md)"
+    )
+
+
+def wipe_orphans(of: Volume, key: bytes) -> None:
+    """Slots and tokens of runs that ended in the middle. The bootstrap key opens, so a path stays."""
+    header = of.header()
+    keep = {luks.opens(of.path, key), *map(int, of.known.slots)}
+    wanted = [luks.attributes(uri) for uri in of.tokens.values()]
+    for token in header.tokens.values():
+        if token["type"] == PKCS11 and luks.attributes(token["pkcs11-uri"]) in wanted:
+            keep |= {int(slot) for slot in token["keyslots"]}  # enrol() has it proven, or wipes it
+    wipe_but(of, keep, header)
+    for gone in [slot for slot in of.known.slots if int(slot) not in header.slots]:
+        del of.known.slots[gone]
+    of.known.retiring = [slot for slot in of.known.retiring if slot in header.slots]
+    of.save()
+
+
+def wipe_but(of: Volume, keep: set[int | None] | set[int], header: luks.Header) -> None:
+    for slot in header.slots:
+        if slot not in keep:
+            luks.wipe(of.path, slot)
+    now = of.header()
+    for number in now.tokens:
+        if not now.slots_of(number):
+            luks.forget(of.path, number)
+
+
+def enrol(of: Volume, owner: str, uri: str, key: bytes) -> None:
+    """A slot of the owner's that was proven to open. One that enrols but does not open is taken away again."""
+
+    def candidates(header: luks.Header) -> list[tuple[int, int]]:
+        return [
+            (number, slot)
+            for number, token in header.tokens.items()
+            if token["type"] == PKCS11 and luks.attributes(token["pkcs11-uri"]) == luks.attributes(uri)
+            for slot in header.slots_of(number)
+            if slot not in of.known.retiring
+        ]
+
+    for number, slot in candidates(of.header()):
+        if slot in of.known.owned_by(owner):
+            return
+        try:
+            luks.prove(of.path, number, of.pin, of.hsm_seconds)
+        except luks.WrongPin:
+            raise
+        except luks.Failed:
+            luks.wipe(of.path, slot)  # half enrolled when a run ended
+        else:
+            of.own(slot, owner)
+            return
+    luks.enrol(of.path, uri, key, of.pin, of.hsm_seconds)
+    ((number, slot),) = candidates(of.header())
+    try:
+        luks.prove(of.path, number, of.pin, of.hsm_seconds)
+    except luks.Failed as problem:
+        luks.wipe(of.path, slot)
+        raise Refused(
+            f"the key at {uri} enrols but does not open {of.name}, so its slot was taken away again: {problem}."
+            " A path to the HSM that cannot derive (pkcs11-proxy is one) is no path: see docs/storage.md"
+        ) from problem
+    of.own(slot, owner)
+    of.changes.append(f"enrol {owner} in slot {slot} of {of.name}")
+
+
+def enrol_recovery(of: Volume, key: bytes) -> None:
+    """The key is encrypted for its owner, on disk, before the header knows it."""
+    if set(of.known.owned_by(RECOVERY)) - set(of.known.retiring):
+        return
+    recovery = luks.recovery_key()
+    said = {
+        "volume": of.known_as or of.name,
+        "uuid": of.known.uuid,
+        "serial": of.serial,
+        "recovery_key": recovery,
+    }
+    sealed = luks.encrypt_to(of.escrow, json.dumps(said).encode())
+    of.keep("recovery.cms", sealed)
+    luks.add_key(of.path, recovery.encode(), by_key=key)
+    slot = luks.opens(of.path, recovery.encode())
+    if slot is None:
+        raise Refused(
+            f"the recovery key of {of.name} was enrolled and does not open it: see `dmesg` for the disk"
+        )
+    luks.own(of.path, slot, RECOVERY_TOKEN)
+    of.known.recovery_sha256 = hashlib.sha256(sealed).hexdigest()
+    of.own(slot, RECOVERY)
+    of.changes.append(f"enrol the recovery key in slot {slot} of {of.name}")

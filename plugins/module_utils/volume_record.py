@@ -1,0 +1,40 @@
+"""What a host writes down of an encrypted volume, and how it says no."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+PLANNED, KEYS, ESCROW, WIPING, FILESYSTEM, DONE = "planned", "keys", "escrow", "wiping", "filesystem", "done"
+HSM, SPARE, RECOVERY, BOOTSTRAP = "hsm", "spare", "recovery", "bootstrap"
+PKCS11, RECOVERY_TOKEN = "systemd-pkcs11", "systemd-recovery"
+MKFS = {"ext4": ["mkfs.ext4", "-q", "-F"], "xfs": ["mkfs.xfs", "-q", "-f"]}
+
+
+class Refused(Exception):
+    """Nothing was changed, or nothing more; the message says why and what to do."""
+
+
+class NeedsPerson(Refused):
+    """What the disk holds and what the record says do not fit, and no rule decides which is right."""
+
+    def __init__(self, words: str) -> None:
+        super().__init__(f"needs a person: {words}")
+
+
+@dataclass
+class Record:
+    """The intent. `slots`: proven slots, each with owner and the time of its enrolment. `retiring`: slots that go."""
+
+    name: str
+    serial: str
+    uuid: str
+    phase: str = PLANNED
+    slots: dict[str, dict[str, str]] = field(default_factory=dict)
+    retiring: list[int] = field(default_factory=list)
+    filesystem_made: bool = False
+    overridden: bool = False  # what the disk held was allowed to go
+    recovery_sha256: str = ""
+    header_sha256: str = ""
+
+    def owned_by(self, owner: str) -> list[int]:
+        return [int(slot) for slot, said in self.slots.items() if said["owner"] == owner]
