@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import posixpath
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -56,6 +58,15 @@ def identity_differences(hosts: dict[str, list[dict[str, Any]]]) -> list[str]:
     return lines
 
 
+def mount_unit(path: str) -> str:
+    """Name of the unit that mounts a path, as `systemd-escape --path --suffix=mount` has it."""
+    words = path.strip("/")
+    if not words or words != posixpath.normpath(words):
+        raise ValueError(f"{path!r} is no path to mount on: name it from the root, without dots and double slashes")
+    escaped = re.sub(r"[^A-Za-z0-9:_./]", lambda found: "".join(f"\\x{byte:02x}" for byte in found[0].encode()), words)
+    return ("\\x2e" + escaped[1:] if escaped.startswith(".") else escaped).replace("/", "-") + ".mount"
+
+
 class FilterModule:
     """What Ansible asks for."""
 
@@ -65,4 +76,5 @@ class FilterModule:
             "failed_check": failed_check,
             "identity_lines": identity_lines,
             "identity_differences": identity_differences,
+            "mount_unit": mount_unit,
         }

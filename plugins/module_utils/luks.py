@@ -22,8 +22,8 @@ from typing import IO, Any, cast
 SECONDS = 120
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
 CIPHER, KEY_BITS = "aes-xts-plain64", 512
-# Sixteen key slots in 4 MiB instead of 16: a header backup travels. Data starts at 16 MiB, as by default.
-KEYSLOTS_SIZE, DATA_OFFSET = "4m", 32768
+# Eight key slots in 2 MiB: a header backup travels, and even a rotation needs seven. Data starts at 16 MiB, as by default.
+KEYSLOTS_SIZE, DATA_OFFSET = "2m", 32768
 # Every key here has 256 random bits or more: no key derivation makes guessing harder than that.
 DERIVATION = ["--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000"]
 PIN = "cryptenroll.pkcs11-pin"

@@ -57,6 +57,7 @@ class Volume:
     escrow: str
     state_dir: Path
     device: str | None = None
+    boot_credential: Path | None = None
     filesystem: str = "ext4"
     registered: Sequence[disks.Registered] = ()
     known_as: str = ""  # host/name in the register
@@ -167,6 +168,7 @@ class Volume:
             self.plan(check)
         if self.record is not None and self.record.phase == DONE:
             self.compare(check)
+        self.pin_for_the_boot(check)
         if check:
             if self.record is not None and self.record.phase != DONE and not self.changes:
                 self.changes.append(f"go on with {self.name} from phase {self.record.phase}")
@@ -188,6 +190,19 @@ class Volume:
                 "recovery.cms"
             )  # the control node has them: what stays here would have to be erased too
             self.drop("header.cms")
+
+    def pin_for_the_boot(self, check: bool) -> None:
+        """The same PIN under the name by which systemd-cryptsetup asks first; without it the boot waits for a person."""
+        path = self.boot_credential
+        if path is None or not self.pin_credential.exists():
+            return
+        with contextlib.suppress(OSError, luks.Failed):
+            if luks.unseal(path.name, path.read_bytes()) == self.pin:
+                return
+        self.changes.append(f"seal the PIN as {path.name}")
+        if not check:
+            sealed = luks.seal(path.name, self.pin)
+            atomic.write_file(path, sealed, os.geteuid(), os.getegid(), 0o600)
 
     def escrowed(self) -> bool:
         return (self.stored.get("recovery"), self.stored.get("header")) == (

@@ -28,6 +28,12 @@ options:
     description: Sealed credential with the PIN; the name of the file is the name of the credential.
     type: path
     default: /etc/credstore.encrypted/cryptsetup.pkcs11-pin
+  boot_credential:
+    description: >-
+      Where the same PIN is sealed for the boot. systemd-cryptsetup 257 first asks for C(cryptsetup.luks2-pin), and where
+      that is missing it waits for a person, up to C(timeout=), before it asks for C(cryptsetup.pkcs11-pin).
+    type: path
+    default: /etc/credstore.encrypted/cryptsetup.luks2-pin
   escrow_certificate: {description: Certificate (PEM) of the escrow key., type: str, required: true}
   registered:
     description: The estate's volumes, each with C(uuid), C(serial) and C(volume). A disk of one is never blank.
@@ -125,6 +131,7 @@ def main() -> None:
             "token": {"type": "str", "required": True, "no_log": False},
             "spare": {"type": "str", "default": ""},
             "pin_credential": {"type": "path", "default": "/etc/credstore.encrypted/cryptsetup.pkcs11-pin"},
+            "boot_credential": {"type": "path", "default": "/etc/credstore.encrypted/cryptsetup.luks2-pin"},
             "escrow_certificate": {"type": "str", "required": True},
             "registered": {"type": "list", "elements": "dict", "default": []},
             "stored": {"type": "dict", "default": {}},
@@ -142,9 +149,9 @@ def main() -> None:
     for uri in uris.values():
         if not {"token", "object"} <= set(luks.attributes(uri)) or "pin-" in uri:
             module.fail_json(msg=f"{uri!r} has to name token and object, and never a PIN", needs_person=False)
-    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,30}", given["name"]):
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_]{0,30}", given["name"]):
         module.fail_json(
-            msg=f"{given['name']!r} is no name for a volume: small letters, digits, dash", needs_person=False
+            msg=f"{given['name']!r} is no name for a volume: small letters, digits, underscore", needs_person=False
         )
     try:
         wanted = volume.Volume(
@@ -156,6 +163,7 @@ def main() -> None:
             escrow=given["escrow_certificate"],
             state_dir=Path(given["state_dir"]),
             device=given["device"],
+            boot_credential=Path(given["boot_credential"]),
             filesystem=given["filesystem"],
             registered=disks.from_register(given["registered"]),
             known_as=given["known_as"] or given["name"],

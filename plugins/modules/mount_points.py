@@ -1,0 +1,123 @@
+#!/usr/bin/python
+"""State module: folders that a volume is mounted on, which hold nothing while it is not."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: mount_points
+short_description: Keep bare mount points empty and immutable
+description:
+  - Makes each folder and sets its immutable attribute below whatever is mounted there, so that nothing is written to the
+    disk in clear while the volume is shut.
+  - Refuses a folder that holds something below, since a mount would hide it.
+author: [llmkeep contributors]
+options:
+  paths: {description: The folders., type: list, elements: path, required: true}
+"""
+
+EXAMPLES = r"""
+- name: Nothing is written where the volume is missing
+  llmkeep.estate.mount_points:
+    paths: [/srv/llmkeep]
+"""
+
+RETURN = r"""
+changes: {description: What was or would be changed., returned: always, type: list, elements: str}
+"""
+
+import array
+import ctypes
+import fcntl
+import os
+import tempfile
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+NEW_MOUNTS, BIND, PRIVATE, RECURSIVE, DETACH = 0x00020000, 4096, 1 << 18, 16384, 2
+GET_FLAGS, SET_FLAGS, IMMUTABLE = 0x80086601, 0x40086602, 0x10
+LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+class Refused(Exception):
+    """A folder is no place to mount on; the message says why and what to do."""
+
+
+def must(done: int, doing: str) -> None:
+    if done != 0:
+        raise Refused(f"{doing}: {os.strerror(ctypes.get_errno())}")
+
+
+def alone() -> None:
+    """From here on this process has mounts of its own; nobody else sees what it mounts."""
+    must(LIBC.unshare(NEW_MOUNTS), "leave the host's mounts")
+    must(LIBC.mount(b"none", b"/", None, PRIVATE | RECURSIVE, None), "keep mounts to this process")
+
+
+def below(path: Path, folder: Path) -> Path:
+    """The folder as it is below its mount: the file system that its parent is on, seen once more at FOLDER."""
+    root = path.parent
+    while not root.exists():
+        root = root.parent
+    while not root.is_mount():
+        root = root.parent
+    must(LIBC.mount(bytes(root), bytes(folder), None, BIND, None), f"look below {path}")
+    return folder / path.relative_to(root)
+
+
+def flags(descriptor: int) -> int:
+    held = array.array("L", [0])
+    fcntl.ioctl(descriptor, GET_FLAGS, held, True)
+    return held[0]
+
+
+def settle(path: Path, check: bool) -> list[str]:
+    """Make, look, protect; what was or would be done."""
+    changes = []
+    with tempfile.TemporaryDirectory(prefix="llmkeep-", dir="/run") as name:
+        bare = below(path, Path(name))
+        try:
+            if not bare.exists():
+                changes.append(f"{path}: made")
+                if not check:
+                    bare.mkdir(parents=True, mode=0o755)
+            held = sorted(entry.name for entry in bare.iterdir()) if bare.exists() else []
+            if held:
+                raise Refused(
+                    f"{path} holds {', '.join(held[:5])} on the disk below, which a mounted volume would hide. Move it"
+                    " away, run again, and move it into the volume"
+                )
+            if bare.exists():
+                descriptor = os.open(bare, os.O_RDONLY | os.O_DIRECTORY)
+                try:
+                    seen = flags(descriptor)
+                    if not seen & IMMUTABLE:
+                        changes.append(f"{path}: immutable where nothing is mounted")
+                        if not check:
+                            fcntl.ioctl(descriptor, SET_FLAGS, array.array("L", [seen | IMMUTABLE]))
+                finally:
+                    os.close(descriptor)
+        finally:
+            LIBC.umount2(name.encode(), DETACH)
+    return changes
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={"paths": {"type": "list", "elements": "path", "required": True}},
+        supports_check_mode=True,
+    )
+    try:
+        alone()
+        changes = [line for path in module.params["paths"] for line in settle(Path(path), module.check_mode)]
+    except Refused as problem:
+        module.fail_json(msg=str(problem))
+    except OSError as problem:
+        module.fail_json(
+            msg=f"{problem.filename or ''}: {problem.strerror}; this file system has no attributes?"
+        )
+    module.exit_json(changed=bool(changes), changes=changes)
+
+
+if __name__ == "__main__":
+    main()

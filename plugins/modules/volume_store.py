@@ -1,0 +1,143 @@
+#!/usr/bin/python
+"""State module, on the control node: what is kept of the estate's encrypted volumes away from their hosts."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: volume_store
+short_description: Keep recovery keys and header backups of volumes on the control node, and the register of volumes
+description:
+  - A volume has three files, C(HOST-NAME.json) in the register, C(HOST-NAME.recovery.cms) and C(HOST-NAME.header.cms);
+    the last two are encrypted to the escrow key, and nothing on the far side opens them.
+  - Returns the register and the SHA-256 of what is really there, not of what was once written.
+author: [llmkeep contributors]
+options:
+  folder: {description: Where they are., type: path, default: /var/lib/llmkeep/storage}
+  escrow: {description: Certificate of the escrow key., type: path, default: /srv/llmkeep/bundle/current/escrow.pem}
+  volume: {description: Volume to note, as HOST/NAME., type: str}
+  uuid: {description: Its UUID., type: str}
+  serial: {description: Serial of its disk., type: str}
+  recovery_cms: {description: Its recovery key; empty for no change., type: str, default: ""}
+  header_cms: {description: Its header backup; empty for no change., type: str, default: ""}
+"""
+
+EXAMPLES = r"""
+- name: Read the register
+  llmkeep.estate.volume_store:
+  delegate_to: ops1
+- name: Store a recovery key
+  llmkeep.estate.volume_store:
+    volume: llm1/data
+    uuid: 0b4e9d06-9a52-4a7e-b8b1-5d2a0b6a3c11
+    serial: LLM1-DATA-1
+    recovery_cms: "{{ made.recovery_cms }}"
+  delegate_to: ops1
+"""
+
+RETURN = r"""
+register: {description: "Every volume, C(uuid), C(serial), C(volume).", returned: always, type: list, elements: dict}
+stored: {description: "SHA-256 of C(recovery) and C(header) by volume.", returned: always, type: dict}
+escrow_certificate: {description: Certificate of the escrow key (PEM)., returned: always, type: str}
+"""
+
+import json
+import os
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.llmkeep.estate.plugins.module_utils import files as atomic  # type: ignore[import-not-found]
+
+KINDS = ("recovery", "header")
+
+
+class Refused(Exception):
+    """The store cannot be used; the message says why and what to do."""
+
+
+def stem(volume: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*/[a-z0-9][a-z0-9_]*", volume):
+        raise Refused(f"{volume!r} is no volume: it is called HOST/NAME")
+    return volume.replace("/", "-")
+
+
+def register(folder: Path) -> list[dict[str, Any]]:
+    """Every volume that was noted."""
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            entry = json.loads(path.read_text())
+            found.append({name: str(entry[name]) for name in ("uuid", "serial", "volume")})
+        except (ValueError, KeyError, TypeError) as problem:
+            raise Refused(
+                f"{path} is no entry of the register ({problem}). No disk is judged without it: restore the file"
+            ) from problem
+    return found
+
+
+def stored(folder: Path, volume: str) -> dict[str, str]:
+    paths = {kind: folder / f"{stem(volume)}.{kind}.cms" for kind in KINDS}
+    return {kind: atomic.sha256_of(path) for kind, path in paths.items() if path.exists()}
+
+
+def store(folder: Path, given: dict[str, Any], check: bool) -> list[str]:
+    """Write what differs. Contents first, entry last: what the register names is there."""
+    name = stem(given["volume"])
+    changes = []
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    entry_path = folder / f"{name}.json"
+    entry = json.loads(entry_path.read_text()) if entry_path.exists() else {}
+    for kind in KINDS:
+        content = given[f"{kind}_cms"].encode()
+        path = folder / f"{name}.{kind}.cms"
+        if content and not (path.exists() and path.read_bytes() == content):
+            changes.append(f"{kind} of {given['volume']}")
+            entry[f"{kind}_stored"] = datetime.now(UTC).isoformat(timespec="seconds")
+            if not check:
+                atomic.write_file(path, content, os.geteuid(), os.getegid(), 0o400)
+    wanted = entry | {"uuid": given["uuid"], "serial": given["serial"], "volume": given["volume"]}
+    if not entry_path.exists() or wanted != json.loads(entry_path.read_text()):
+        changes.append(f"entry of {given['volume']}")
+        if not check:
+            text = json.dumps(wanted, indent=1) + "\n"
+            atomic.write_file(entry_path, text.encode(), os.geteuid(), os.getegid(), 0o600)
+    return changes
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "folder": {"type": "path", "default": "/var/lib/llmkeep/storage"},
+            "escrow": {"type": "path", "default": "/srv/llmkeep/bundle/current/escrow.pem"},
+            "volume": {"type": "str"},
+            "uuid": {"type": "str"},
+            "serial": {"type": "str"},
+            "recovery_cms": {"type": "str", "default": ""},
+            "header_cms": {"type": "str", "default": ""},
+        },
+        required_by={"volume": ["uuid", "serial"]},
+        supports_check_mode=True,
+    )
+    folder, escrow = Path(module.params["folder"]), Path(module.params["escrow"])
+    try:
+        changes = store(folder, module.params, module.check_mode) if module.params["volume"] else []
+        known = register(folder) if folder.exists() else []
+        module.exit_json(
+            changed=bool(changes),
+            changes=changes,
+            register=known,
+            stored={entry["volume"]: stored(folder, entry["volume"]) for entry in known},
+            escrow_certificate=escrow.read_text(),
+        )
+    except FileNotFoundError as problem:
+        module.fail_json(
+            msg=f"{problem.filename} is not there: this host is no control node yet, run bootstrap from the stick"
+        )
+    except Refused as problem:
+        module.fail_json(msg=str(problem))
+
+
+if __name__ == "__main__":
+    main()
