@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import select
 import signal
 import subprocess
@@ -52,13 +53,13 @@ def uri(token: str, label: str) -> str:
     return f"pkcs11:token={quote(token, safe='')};object={quote(label, safe='')};type=public"
 
 
-def bounded(work: Callable[[Callable[[str], None]], Any], seconds: int) -> Any:
+def bounded(work: Callable[[Callable[[str], None]], Any], seconds: int, user: str = "") -> Any:
     """What work returns, done in a process of its own: a module that hangs or crashes takes only that with it."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(reader)
-        say(writer, work)
+        say(writer, work, user)
     os.close(writer)
     ends, heard, late = time.monotonic() + seconds, b"", False
     with os.fdopen(reader, "rb", buffering=0) as stream:
@@ -90,13 +91,15 @@ def bounded(work: Callable[[Callable[[str], None]], Any], seconds: int) -> Any:
     return lines[-1]["result"]
 
 
-def say(writer: int, work: Callable[[Callable[[str], None]], Any]) -> None:
+def say(writer: int, work: Callable[[Callable[[str], None]], Any], user: str) -> None:
     """The child of bounded: tells its steps and its result, and ends without any of the parent's clean-up."""
 
     def tell(line: dict[str, Any]) -> None:
         os.write(writer, json.dumps(line).encode() + b"\n")
 
     try:
+        if user:
+            become(user)
         tell({"result": work(lambda step: tell({"step": step}))})
     except Fault as fault:
         tell({"fault": fault.kind, "message": str(fault)})
@@ -109,11 +112,23 @@ def say(writer: int, work: Callable[[Callable[[str], None]], Any]) -> None:
         os._exit(0)
 
 
+def become(user: str) -> None:
+    """Go on as another account, for good."""
+    try:
+        entry = pwd.getpwnam(user)
+    except KeyError:
+        raise Fault("absent", f"there is no account {user} on this host; the HSM's role makes it") from None
+    os.initgroups(user, entry.pw_gid)
+    os.setgid(entry.pw_gid)
+    os.setuid(entry.pw_uid)
+    os.environ["HOME"] = entry.pw_dir
+
+
 def look(settings: Settings, pin: bytes, make: bool, change: bool) -> list[dict[str, Any]]:
     """The key in every token, in the order of settings; made where there is none if `make`, unless not `change`."""
     known = recorded(settings.record)
     found: list[dict[str, Any]] = bounded(
-        lambda step: ask(settings, pin, known, make and change, step), settings.seconds
+        lambda step: ask(settings, pin, known, make and change, step), settings.seconds, settings.user
     )
     return found
 
@@ -298,6 +313,7 @@ def main() -> int:
     """llmkeep-hsm: look at the host's key, and say so as JSON; exits with the fault's code."""
     try:
         known = json.loads(SETTINGS.read_text())
+        known.pop("double_allowed", None)  # for the role's check
         pin = sealed_pin(known.pop("pin"), known.pop("pin_name"))
         found = look(Settings(**known), pin, make=False, change=False)
         missing = [each["token"] for each in found if each["state"] == "missing"]

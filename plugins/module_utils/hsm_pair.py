@@ -37,6 +37,7 @@ class Settings:
     address: str = ""  # of p11-kit-client.so, as unix:path=SOCKET
     seconds: int = 20
     record: str = ""
+    user: str = ""  # whose the module's files are, where it has files
 
 
 def the_pair(session: Any, token: Any, settings: Settings) -> tuple[int, int] | None:

@@ -37,6 +37,7 @@ options:
   pin: {description: Sealed credential that holds the PIN., type: path, required: true}
   pin_name: {description: Name that it was sealed under; that of its file if empty., type: str, default: ""}
   record: {description: File that keeps which tokens and keys they were., type: path}
+  user: {description: Account that the module is loaded as; that of the run if empty., type: str, default: ""}
   seconds: {description: The HSM has to answer within., type: int, default: 20}
 """
 
@@ -115,6 +116,7 @@ def settle(params: dict[str, Any], check: bool) -> dict[str, Any]:
         label=params["label"],
         type=params["type"],
         seconds=params["seconds"],
+        user=params["user"],
         record=params["record"] or "",
     )
     pin = hsm.sealed_pin(params["pin"], params["pin_name"] or Path(params["pin"]).name)
@@ -143,6 +145,7 @@ def main() -> None:
             "pin": {"type": "path", "required": True, "no_log": False},
             "pin_name": {"type": "str", "default": "", "no_log": False},
             "record": {"type": "path"},
+            "user": {"type": "str", "default": ""},
             "seconds": {"type": "int", "default": 20},
         },
         supports_check_mode=True,

@@ -21,6 +21,7 @@ options:
     description: SoftHSM's PKCS#11 module.
     type: path
     default: /usr/lib/softhsm/libsofthsm2.so
+  user: {description: Account that SoftHSM's files belong to; that of the run if empty., type: str, default: ""}
   record:
     description: File that keeps which tokens were made.
     type: path
@@ -33,6 +34,7 @@ EXAMPLES = r"""
     tokens: [llmkeep, llmkeep-spare]
     user_pin: /etc/credstore.encrypted/softhsm.user-pin
     officer_pin: /etc/credstore.encrypted/softhsm.so-pin
+    user: softhsm
 """
 
 RETURN = r"""
@@ -117,7 +119,7 @@ def settle(params: dict[str, Any], check: bool) -> dict[str, Any]:
         step("make SoftHSM's tokens")
         return make(pkcs11.Module(params["module"]), params["tokens"], known, pins, not check)
 
-    result: dict[str, Any] = hsm.bounded(work, SECONDS)
+    result: dict[str, Any] = hsm.bounded(work, SECONDS, params["user"])
     if not check and {**known, **result["serials"]} != known:
         content = json.dumps({**known, **result["serials"]}, sort_keys=True).encode() + b"\n"
         atomic.write_file(record, content, os.geteuid(), os.getegid(), 0o644)
@@ -131,6 +133,7 @@ def main() -> None:
             "user_pin": {"type": "path", "required": True, "no_log": False},
             "officer_pin": {"type": "path", "required": True, "no_log": False},
             "module": {"type": "path", "default": "/usr/lib/softhsm/libsofthsm2.so"},
+            "user": {"type": "str", "default": ""},
             "record": {"type": "path", "default": "/var/lib/softhsm/llmkeep-tokens.json"},
         },
         supports_check_mode=True,

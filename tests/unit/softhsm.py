@@ -39,6 +39,7 @@ class Double:
             "user_pin": str(self.folder / "user-pin"),
             "officer_pin": str(self.folder / "so-pin"),
             "module": SOFTHSM,
+            "user": "",
             "record": str(self.folder / "tokens.json"),
             **more,
         }
@@ -57,6 +58,7 @@ class Double:
             "pin": str(self.folder / "user-pin"),
             "pin_name": "",
             "record": str(self.folder / "hsm.json"),
+            "user": "",
             "seconds": 20,
             **more,
         }
@@ -103,7 +105,7 @@ def double(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Double:
     program.write_text(CREDS)
     program.chmod(0o755)
     monkeypatch.setenv("SOFTHSM2_CONF", f"{folder}/softhsm2.conf")
-    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+    monkeypatch.setenv("PATH", f"{program.parent}:/usr/sbin:/usr/bin:/bin")
     found = Double(folder)
     found.seal("user-pin", "0123456789abcdef")
     found.seal("so-pin", "fedcba9876543210")
