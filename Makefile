@@ -7,7 +7,7 @@ PYTHON := /usr/bin/python3.13
 PAYLOAD_TESTS := payload/tests
 # Of the tests. A lab waits as much as it works, so two of them are done sooner than one after the other.
 WORKERS := --numprocesses 2
-ROLE := redis pki mirror base opa llm_serving edge audit
+ROLE := redis pki mirror base softhsm hsm luks opa llm_serving edge audit
 export PYTHONDONTWRITEBYTECODE := 1
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 

@@ -62,8 +62,12 @@ def mount_unit(path: str) -> str:
     """Name of the unit that mounts a path, as `systemd-escape --path --suffix=mount` has it."""
     words = path.strip("/")
     if not words or words != posixpath.normpath(words):
-        raise ValueError(f"{path!r} is no path to mount on: name it from the root, without dots and double slashes")
-    escaped = re.sub(r"[^A-Za-z0-9:_./]", lambda found: "".join(f"\\x{byte:02x}" for byte in found[0].encode()), words)
+        raise ValueError(
+            f"{path!r} is no path to mount on: name it from the root, without dots and double slashes"
+        )
+    escaped = re.sub(
+        r"[^A-Za-z0-9:_./]", lambda found: "".join(f"\\x{byte:02x}" for byte in found[0].encode()), words
+    )
     return ("\\x2e" + escaped[1:] if escaped.startswith(".") else escaped).replace("/", "-") + ".mount"
 
 

@@ -151,7 +151,8 @@ def main() -> None:
             module.fail_json(msg=f"{uri!r} has to name token and object, and never a PIN", needs_person=False)
     if not re.fullmatch(r"[a-z0-9][a-z0-9_]{0,30}", given["name"]):
         module.fail_json(
-            msg=f"{given['name']!r} is no name for a volume: small letters, digits, underscore", needs_person=False
+            msg=f"{given['name']!r} is no name for a volume: small letters, digits, underscore",
+            needs_person=False,
         )
     try:
         wanted = volume.Volume(

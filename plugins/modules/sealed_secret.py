@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""State module: a random secret that is made on the host, sealed there, and never leaves it."""
+"""State module: a random secret, made and sealed on a host, that leaves it only encrypted to another host."""
 
 from __future__ import annotations
 
@@ -11,21 +11,45 @@ description:
     C(/etc/credstore.encrypted/NAME). Units take it by C(LoadCredentialEncrypted=).
   - The secret passes between processes by pipe only. What returns is its SHA-256.
   - A credential that cannot be opened is never replaced, since something may depend on it.
+  - A secret that another host needs too is handed over in two calls. I(for_certificate) returns it encrypted to
+    that host's certificate (CMS, AES-256-GCM); I(from_cms) opens that with the host's key and seals what it holds.
+    Nothing between the two, Ansible included, can read it.
 author: [llmkeep contributors]
 options:
   name: {description: Name of the credential., type: str, required: true}
   bytes: {description: Random bytes (16 to 256)., type: int, default: 32}
   store: {description: Folder of sealed credentials., type: path, default: /etc/credstore.encrypted}
+  for_certificate:
+    description: Certificate (PEM) of the host that the secret is encrypted to; it comes back as C(cms).
+    type: str
+  from_cms:
+    description: >-
+      What I(for_certificate) returned on the other host. The secret that it holds is sealed here; it replaces
+      another one of the name, since the host it comes from is where the secret is at home.
+    type: str
+  key: {description: This host's key., type: path, default: /etc/llmkeep/pki/host.key}
+  certificate: {description: This host's certificate., type: path, default: /etc/llmkeep/pki/host.pem}
 """
 
 EXAMPLES = r"""
 - name: Make the gateway's pepper
   llmkeep.estate.sealed_secret:
     name: llm-gateway.pepper
+- name: Encrypt the PIN of the HSM to this host
+  llmkeep.estate.sealed_secret:
+    name: llmkeep.hsm-pin
+    for_certificate: "{{ certificate.content | b64decode }}"
+  delegate_to: ops1
+  register: pin
+- name: Seal it
+  llmkeep.estate.sealed_secret:
+    name: cryptsetup.pkcs11-pin
+    from_cms: "{{ pin.cms }}"
 """
 
 RETURN = r"""
 sha256: {description: SHA-256 of the secret; zeros in check mode if not made., returned: always, type: str}
+cms: {description: The secret encrypted to I(for_certificate); empty without one., returned: always, type: str}
 """
 
 import hashlib
@@ -33,51 +57,134 @@ import os
 import re
 import secrets
 import subprocess
+import tempfile
 from pathlib import Path
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.llmkeep.estate.plugins.module_utils import files as atomic  # type: ignore[import-not-found]
 
 SEAL_SECONDS = 60
+ENCRYPT = ("openssl", "cms", "-encrypt", "-binary", "-aes-256-gcm", "-aes256-wrap", "-outform", "PEM")
 
 
 class Refused(Exception):
     """The secret cannot be made or opened; the message says why and what to do."""
 
 
-def systemd_creds(verb: str, name: str, given: bytes) -> bytes:
-    """Seal or open over pipes."""
-    argv = ["systemd-creds", verb, f"--name={name}", "-", "-"]
+def piped(argv: list[str], given: bytes, brings: str) -> bytes:
+    """Output of a program that is given a secret, or gives one, by pipe."""
+    what = " ".join(argv[:2])
     try:
         done = subprocess.run(argv, input=given, capture_output=True, timeout=SEAL_SECONDS, check=False)
     except FileNotFoundError:
-        raise Refused("systemd-creds is not on this host; systemd 250 or later brings it") from None
+        raise Refused(f"{argv[0]} is not on this host; {brings} brings it") from None
     except subprocess.TimeoutExpired:
-        raise Refused(f"systemd-creds {verb} did not end within {SEAL_SECONDS} s") from None
+        raise Refused(f"{what} did not end within {SEAL_SECONDS} s") from None
     if done.returncode != 0:
         words = done.stderr.decode(errors="replace").strip()
-        raise Refused(f"systemd-creds {verb} ended with {done.returncode}: {words}")
+        raise Refused(f"{what} ended with {done.returncode}: {words}")
     return done.stdout
+
+
+def systemd_creds(verb: str, name: str, given: bytes) -> bytes:
+    """Seal or open over pipes."""
+    return piped(["systemd-creds", verb, f"--name={name}", "-", "-"], given, "systemd 250 or later")
+
+
+def opened(path: Path, name: str, way_out: str) -> bytes:
+    """The secret in a sealed credential."""
+    try:
+        return systemd_creds("decrypt", name, path.read_bytes())
+    except Refused as problem:
+        raise Refused(
+            f"{path} does not open on this host: {problem}. If the host's key was lost, remove the file and"
+            f" run again: {way_out}"
+        ) from problem
+
+
+def made_anew(path: Path, name: str) -> bytes:
+    """The secret in a credential that was made here."""
+    return opened(path, name, "a new secret is made, and what the old one protected has to be issued anew")
 
 
 def digest_of(path: Path, name: str) -> str:
     """SHA-256 of the secret in a sealed credential."""
-    try:
-        return hashlib.sha256(systemd_creds("decrypt", name, path.read_bytes())).hexdigest()
-    except Refused as problem:
-        raise Refused(
-            f"{path} does not open on this host: {problem}. If the host's key was lost, remove the file and"
-            " run again: a new secret is made, and what the old one protected has to be issued anew"
-        ) from problem
+    return hashlib.sha256(made_anew(path, name)).hexdigest()
 
 
-def make(path: Path, name: str, size: int) -> str:
-    """Make, seal and store a new secret; its SHA-256."""
-    secret = secrets.token_hex(size).encode()
+def store(path: Path, name: str, secret: bytes) -> str:
+    """Seal and store a secret; its SHA-256."""
     sealed = systemd_creds("encrypt", name, secret)
     path.parent.mkdir(mode=0o700, exist_ok=True)
     atomic.write_file(path, sealed, os.geteuid(), os.getegid(), 0o600)
     return hashlib.sha256(secret).hexdigest()
+
+
+def make(path: Path, name: str, size: int) -> str:
+    """Make, seal and store a new secret; its SHA-256."""
+    return store(path, name, secrets.token_hex(size).encode())
+
+
+def encrypted_to(certificate: str, secret: bytes) -> str:
+    """CMS (PEM) of the secret, which only the holder of the certificate's key opens."""
+    with tempfile.NamedTemporaryFile("w", suffix=".pem") as recipient:
+        recipient.write(certificate)
+        recipient.flush()
+        try:
+            return piped(
+                [*ENCRYPT, "-recip", recipient.name, "-keyopt", "ecdh_kdf_md:sha256"],
+                secret,
+                "the package openssl",
+            ).decode()
+        except Refused as problem:
+            raise Refused(
+                f"the secret was not encrypted to the certificate of the other host: {problem}. It has to be one"
+                " with an elliptic key, as the role pki makes it (/etc/llmkeep/pki/host.pem)"
+            ) from problem
+
+
+def handed_over(cms: str, key: str, certificate: str) -> bytes:
+    """The secret that another host encrypted to this one."""
+    try:
+        return piped(
+            ["openssl", "cms", "-decrypt", "-binary", "-inform", "PEM", "-inkey", key, "-recip", certificate],
+            cms.encode(),
+            "the package openssl",
+        )
+    except Refused as problem:
+        raise Refused(
+            f"what was handed over does not open with {key}: {problem}. It was encrypted to another certificate"
+            f" than {certificate}; run the role again, which encrypts it to the one of today"
+        ) from problem
+
+
+def take_over(path: Path, name: str, secret: bytes, check: bool) -> tuple[bool, str]:
+    """Seal what was handed over where something else, or nothing, lies; whether it did, and the SHA-256."""
+    digest = hashlib.sha256(secret).hexdigest()
+    if path.exists() and opened(path, name, "it is handed over again") == secret:
+        return False, digest
+    if not check:
+        store(path, name, secret)
+    return True, digest
+
+
+def settle(params: dict[str, Any], path: Path, check: bool) -> dict[str, Any]:
+    """Probe and apply; what the module returns."""
+    name = params["name"]
+    if params["from_cms"] is not None:
+        changed, digest = take_over(
+            path, name, handed_over(params["from_cms"], params["key"], params["certificate"]), check
+        )
+        return {"changed": changed, "sha256": digest, "cms": ""}
+    changed = not path.exists()
+    if changed and check:
+        return {"changed": True, "sha256": "0" * 64, "cms": ""}
+    if changed:
+        make(path, name, params["bytes"])
+    secret = made_anew(path, name)
+    cms = encrypted_to(params["for_certificate"], secret) if params["for_certificate"] else ""
+    return {"changed": changed, "sha256": hashlib.sha256(secret).hexdigest(), "cms": cms}
 
 
 def main() -> None:
@@ -86,7 +193,12 @@ def main() -> None:
             "name": {"type": "str", "required": True},
             "bytes": {"type": "int", "default": 32},
             "store": {"type": "path", "default": "/etc/credstore.encrypted"},
+            "for_certificate": {"type": "str"},
+            "from_cms": {"type": "str"},
+            "key": {"type": "path", "default": "/etc/llmkeep/pki/host.key", "no_log": False},
+            "certificate": {"type": "path", "default": "/etc/llmkeep/pki/host.pem"},
         },
+        mutually_exclusive=[("for_certificate", "from_cms")],
         supports_check_mode=True,
     )
     name, size = module.params["name"], module.params["bytes"]
@@ -98,11 +210,7 @@ def main() -> None:
         module.fail_json(msg=f"bytes is {size}; take 16 to 256")
     path = Path(module.params["store"]) / name
     try:
-        if path.exists():
-            module.exit_json(changed=False, sha256=digest_of(path, name))
-        if module.check_mode:
-            module.exit_json(changed=True, sha256="0" * 64)
-        module.exit_json(changed=True, sha256=make(path, name, size))
+        module.exit_json(**settle(module.params, path, module.check_mode))
     except Refused as problem:
         module.fail_json(msg=str(problem))
 

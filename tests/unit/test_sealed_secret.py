@@ -1,13 +1,31 @@
 """sealed_secret with a stand-in for systemd-creds that keeps a record of how it was called."""
 
+import base64
 import hashlib
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from plugin_modules import load
 
 sealed_secret = load("modules.sealed_secret")
 
+P_256 = ("-pkeyopt", "ec_paramgen_curve:P-256")
+NEW_KEY = ("openssl", "genpkey", "-quiet", "-algorithm", "EC", *P_256)
+SELF_SIGNED = (
+    "openssl",
+    "req",
+    "-x509",
+    "-newkey",
+    "ec",
+    *P_256,
+    "-nodes",
+    "-days",
+    "2",
+    "-subj",
+    "/CN=llm1",
+)
 STAND_IN = """#!/bin/sh
 echo "$@" >> "$0.calls"; env >> "$0.calls"
 case "$1" in encrypt) printf 'sealed:'; base64 ;; decrypt) sed 's/^sealed://' | base64 -d ;; esac
@@ -48,3 +66,86 @@ def test_a_credential_that_does_not_open_is_left_and_the_way_out_is_said(tmp_pat
     with pytest.raises(sealed_secret.Refused, match=r"wrong key.*remove the file and run again"):
         sealed_secret.digest_of(path, "name")
     assert path.read_bytes() == b"sealed by a key that is gone"
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Key and certificate of a host, of the kind that the role pki makes."""
+    folder = tmp_path_factory.mktemp("host")
+    key, certificate = folder / "host.key", folder / "host.pem"
+    subprocess.run(
+        [*SELF_SIGNED, "-keyout", str(key), "-out", str(certificate)],
+        check=True,
+        capture_output=True,
+    )
+    return {"key": str(key), "certificate": str(certificate)}
+
+
+def params(name: str, **more: Any) -> dict[str, Any]:
+    return {"name": name, "bytes": 16, "for_certificate": None, "from_cms": None, **more}
+
+
+def hand_over(tmp_path: Path, host: dict[str, str], check: bool = False) -> dict[str, Any]:
+    """Both calls; what the second one returned."""
+    certificate = Path(host["certificate"]).read_text()
+    sent = sealed_secret.settle(params("pin", for_certificate=certificate), tmp_path / "control/pin", False)
+    result: dict[str, Any] = sealed_secret.settle(
+        params("unit.pin", from_cms=sent["cms"], **host), tmp_path / "host/unit.pin", check
+    )
+    assert result["sha256"] == sent["sha256"]
+    return result
+
+
+@pytest.mark.usefixtures("creds")
+def test_a_secret_is_handed_to_another_host_and_a_second_time_changes_nothing(
+    tmp_path: Path, host: dict[str, str]
+) -> None:
+    assert hand_over(tmp_path, host, check=True)["changed"]
+    assert not (tmp_path / "host/unit.pin").exists()
+    assert hand_over(tmp_path, host)["changed"]
+    assert not hand_over(tmp_path, host)["changed"]
+    sent = sealed_secret.digest_of(tmp_path / "control/pin", "pin")
+    assert sealed_secret.digest_of(tmp_path / "host/unit.pin", "unit.pin") == sent
+
+
+@pytest.mark.usefixtures("creds")
+def test_another_secret_of_the_sender_replaces_the_one_that_was_handed_over(
+    tmp_path: Path, host: dict[str, str]
+) -> None:
+    hand_over(tmp_path, host)
+    (tmp_path / "control/pin").unlink()
+    assert hand_over(tmp_path, host)["changed"]
+    assert not hand_over(tmp_path, host)["changed"]
+
+
+def test_what_travels_and_what_is_called_does_not_hold_the_secret(
+    tmp_path: Path, creds: Path, host: dict[str, str]
+) -> None:
+    hand_over(tmp_path, host)
+    secret = sealed_secret.made_anew(tmp_path / "control/pin", "pin")
+    cms = sealed_secret.encrypted_to(Path(host["certificate"]).read_text(), secret)
+    assert secret.decode() not in cms
+    assert secret not in base64.b64decode("".join(cms.splitlines()[1:-1]))
+    assert secret.decode() not in Path(f"{creds}.calls").read_text()
+
+
+@pytest.mark.usefixtures("creds")
+def test_what_was_encrypted_to_another_host_is_refused_and_nothing_is_sealed(
+    tmp_path: Path, host: dict[str, str]
+) -> None:
+    other = tmp_path / "other.key"
+    subprocess.run(
+        [*NEW_KEY, "-out", other],
+        check=True,
+    )
+    with pytest.raises(
+        sealed_secret.Refused, match=r"(?s)does not open with .*other.key.*run the role again"
+    ):
+        hand_over(tmp_path, {**host, "key": str(other)})
+    assert not (tmp_path / "host/unit.pin").exists()
+
+
+@pytest.mark.usefixtures("creds")
+def test_a_certificate_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(sealed_secret.Refused, match="was not encrypted to the certificate of the other host"):
+        sealed_secret.settle(params("pin", for_certificate="none"), tmp_path / "pin", False)

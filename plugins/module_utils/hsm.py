@@ -1,0 +1,337 @@
+"""A host's key in the tokens of an HSM: found, made where there is none, and proven to open what it encloses.
+
+Runs in the module hsm_key and, on a host, as the program llmkeep-hsm. Each fault has a name and an exit code.
+The rules: all tokens are looked at before any login; one login a token, and after one that fails no other;
+no login at all while a token says that the next one might be its last.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from ansible_collections.llmkeep.estate.plugins.module_utils import pkcs11  # type: ignore[import-not-found]
+from ansible_collections.llmkeep.estate.plugins.module_utils.hsm_pair import (  # type: ignore[import-not-found]
+    Fault,
+    Settings,
+    described,
+    generate,
+    prove,
+    the_pair,
+)
+
+EXIT = {
+    "absent": 10,
+    "slow": 11,
+    "token_missing": 12,
+    "two_tokens": 13,
+    "token_reinitialised": 14,
+    "pin_held_back": 15,
+    "pin_wrong": 16,
+    "key_missing": 17,
+    "two_keys": 18,
+    "key_weak": 19,
+    "does_not_open": 20,
+    "no_pin": 21,
+    "failed": 22,
+}
+SETTINGS = Path("/etc/llmkeep/hsm.json")
+
+
+def uri(token: str, label: str) -> str:
+    """The public key, as systemd-cryptenroll takes it; no PIN is ever part of it."""
+    return f"pkcs11:token={quote(token, safe='')};object={quote(label, safe='')};type=public"
+
+
+def bounded(work: Callable[[Callable[[str], None]], Any], seconds: int, user: str = "") -> Any:
+    """What work returns, done in a process of its own: a module that hangs or crashes takes only that with it."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        say(writer, work, user)
+    os.close(writer)
+    ends, heard, late = time.monotonic() + seconds, b"", False
+    with os.fdopen(reader, "rb", buffering=0) as stream:
+        while not late:
+            late = not select.select([stream], [], [], max(0.0, ends - time.monotonic()))[0]
+            block = b"" if late else stream.read(65536)
+            heard += block
+            if not block:
+                break
+    if late:
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    lines = [json.loads(line) for line in heard.splitlines()]
+    step = next((line["step"] for line in reversed(lines) if "step" in line), "nothing yet")
+    if late:
+        raise Fault(
+            "slow",
+            f"the HSM gave no answer within {seconds} s; it was asked to {step}. Look at the way to it and at its"
+            " load, then run again; nothing was changed but, if it was asked to log in, one login may be counted",
+        )
+    if not lines or "step" in lines[-1]:
+        raise Fault(
+            "absent",
+            f"the PKCS#11 module ended its process (status {status}) when it was asked to {step}; see whether the"
+            " vendor's module fits this system, and run again",
+        )
+    if "fault" in lines[-1]:
+        raise Fault(lines[-1]["fault"], lines[-1]["message"])
+    return lines[-1]["result"]
+
+
+def say(writer: int, work: Callable[[Callable[[str], None]], Any], user: str) -> None:
+    """The child of bounded: tells its steps and its result, and ends without any of the parent's clean-up."""
+
+    def tell(line: dict[str, Any]) -> None:
+        os.write(writer, json.dumps(line).encode() + b"\n")
+
+    try:
+        if user:
+            become(user)
+        tell({"result": work(lambda step: tell({"step": step}))})
+    except Fault as fault:
+        tell({"fault": fault.kind, "message": str(fault)})
+    except (pkcs11.Error, OSError, ValueError, subprocess.SubprocessError) as problem:
+        gone = isinstance(problem, pkcs11.Error) and problem.gone
+        words = "the HSM went away" if gone else "the HSM failed"
+        message = f"{words}: {problem}. See its own log and the way to it, and run again"
+        tell({"fault": "absent" if gone else "failed", "message": message})
+    finally:
+        os._exit(0)
+
+
+def become(user: str) -> None:
+    """Go on as another account, for good."""
+    try:
+        entry = pwd.getpwnam(user)
+    except KeyError:
+        raise Fault("absent", f"there is no account {user} on this host; the HSM's role makes it") from None
+    os.initgroups(user, entry.pw_gid)
+    os.setgid(entry.pw_gid)
+    os.setuid(entry.pw_uid)
+    os.environ["HOME"] = entry.pw_dir
+
+
+def look(settings: Settings, pin: bytes, make: bool, change: bool) -> list[dict[str, Any]]:
+    """The key in every token, in the order of settings; made where there is none if `make`, unless not `change`."""
+    known = recorded(settings.record)
+    found: list[dict[str, Any]] = bounded(
+        lambda step: ask(settings, pin, known, make and change, step), settings.seconds, settings.user
+    )
+    return found
+
+
+def ask(
+    settings: Settings, pin: bytes, known: dict[str, Any], make: bool, step: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """All of it in one process: load, look at the tokens, log in, find or make, prove."""
+    step(f"load {settings.module}")
+    module = loaded(settings)
+    step("list its tokens")
+    tokens = module.tokens()
+    chosen = [the_token(tokens, label, known.get(label), settings) for label in settings.tokens]
+    found = []
+    for token in chosen:
+        step(f"log in to the token {token.label}")
+        with module.session(token.slot) as session:
+            log_in(session, token, pin)
+            step(f"find the key {settings.label} in the token {token.label}")
+            key = the_pair(session, token, settings)
+            state = "present" if key else "missing"
+            if key is None and token.label in known:
+                raise gone(session, token, settings)
+            if key is None and make:
+                step(f"make the key {settings.label} in the token {token.label}")
+                with module.session(token.slot, writes=True) as writing:
+                    generate(writing, settings)
+                key, state = the_pair(session, token, settings), "made"
+            seen = described(session, key, token, settings, known.get(token.label)) if key else {}
+            if key:
+                step(f"derive with the key {settings.label} of the token {token.label}")
+                prove(session, key, seen, token, settings)
+            found.append({"state": state, **of_token(token, settings.label), **seen})
+    return found
+
+
+def gone(session: Any, token: Any, settings: Settings) -> Fault:
+    """A key that was there when the record was written; SoftHSM and others keep a token's serial when it is made anew."""
+    way_out = (
+        " What it opened opens by the other token or the recovery key. Restore it from the HSM's backup; to go on"
+        f" with a new key, take the token out of {settings.record}, run again, and enrol it"
+    )
+    if not session.find({}):
+        return Fault(
+            "token_reinitialised",
+            f"the token {token.label} (serial {token.serial}) is empty, and had the key {settings.label}: it was made"
+            f" anew, or all that it held was deleted. No new key is made by itself.{way_out}",
+        )
+    return Fault(
+        "key_missing",
+        f"the key {settings.label} is gone from the token {token.label}, which holds others: it was deleted. No new"
+        f" one is made by itself.{way_out}",
+    )
+
+
+def loaded(settings: Settings) -> Any:
+    if settings.address:
+        os.environ["P11_KIT_SERVER_ADDRESS"] = settings.address
+    way = f"{settings.module}{f' at {settings.address}' if settings.address else ''}"
+    try:
+        module = pkcs11.Module(settings.module)
+        if module.tokens():
+            return module
+    except (OSError, AttributeError) as problem:
+        raise Fault(
+            "absent",
+            f"{settings.module} is no PKCS#11 module that loads here ({problem}); set hsm_module right",
+        ) from problem
+    except pkcs11.Error as problem:
+        raise Fault(
+            "absent", f"the HSM is not reached by {way}: {problem}. See that it and the way to it run"
+        ) from problem
+    raise Fault(
+        "absent",
+        f"the HSM is not reached by {way}, which shows no token at all. See that it runs, that its network is up"
+        " (`systemctl status llmkeep-hsm-tls` where it is reached by TLS), and run again",
+    )
+
+
+def the_token(tokens: list[Any], label: str, known: dict[str, Any] | None, settings: Settings) -> Any:
+    """The one token of a label, ready for a login."""
+    fitting = [token for token in tokens if token.label == label]
+    if len(fitting) > 1:
+        serials = ", ".join(token.serial for token in fitting)
+        raise Fault(
+            "two_tokens",
+            f"{len(fitting)} tokens are called {label} (serials {serials}), so which one is meant is not known."
+            " Nothing was logged in to. Give one of them another label, or take it off",
+        )
+    if not fitting:
+        seen = ", ".join(sorted(token.label or "(no label)" for token in tokens))
+        raise Fault(
+            "token_missing",
+            f"the HSM has no token {label}; it has {seen}. Correct hsm_token, or see what became of it",
+        )
+    token = fitting[0]
+    if known and known["serial"] != token.serial:
+        raise Fault(
+            "token_reinitialised",
+            f"the token {label} was made anew: its serial is {token.serial}, and was {known['serial']}. Its keys are"
+            " gone, and no new one is made by itself. Volumes open by the other token or the recovery key; restore"
+            f" the token from its backup, or take it out of {settings.record}, run again, and enrol the new key",
+        )
+    if not token.flags & pkcs11.USER_PIN_INITIALIZED:
+        raise Fault(
+            "token_reinitialised",
+            f"the token {label} (serial {token.serial}) has no user PIN: somebody began to make it and did not end."
+            " Set its PIN at the HSM, to the one that is sealed here",
+        )
+    if token.pin_flags:
+        raise Fault(
+            "pin_held_back",
+            f"the token {label} says {', '.join(token.pin_flags)}, so no login was tried: it might be the last one."
+            " Log in once by hand with the right PIN, which clears it, or unblock the PIN at the HSM",
+        )
+    return token
+
+
+def log_in(session: Any, token: Any, pin: bytes) -> None:
+    try:
+        session.login(pin)
+    except pkcs11.Error as problem:
+        if problem.code == pkcs11.PIN_LOCKED:
+            raise Fault(
+                "pin_held_back", f"the PIN of the token {token.label} is locked; unblock it at the HSM"
+            ) from problem
+        if problem.code == pkcs11.PIN_INCORRECT:
+            raise Fault(
+                "pin_wrong",
+                f"the token {token.label} does not take the PIN that is sealed here. It was tried once, and will be"
+                " again by the next run: seal the right one before that (docs/hsm.md), so that it is not locked",
+            ) from problem
+        raise
+
+
+def of_token(token: Any, label: str) -> dict[str, Any]:
+    return {
+        "token": token.label,
+        "serial": token.serial,
+        "manufacturer": token.manufacturer,
+        "double": token.manufacturer.startswith("SoftHSM"),
+        "uri": uri(token.label, label),
+    }
+
+
+def recorded(path: str) -> dict[str, Any]:
+    """What the tokens were when the key was last proven, by label."""
+    if not path or not Path(path).exists():
+        return {}
+    try:
+        known: dict[str, Any] = json.loads(Path(path).read_text())
+        return {
+            label: {"serial": of["serial"], "public_sha256": of["public_sha256"]}
+            for label, of in known.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as problem:
+        raise Fault(
+            "token_reinitialised",
+            f"{path}, by which a token that was made anew is known, cannot be read ({problem}). Restore it, or remove"
+            " it if the tokens are surely those that the volumes were enrolled with",
+        ) from problem
+
+
+def sealed_pin(path: str, name: str) -> bytes:
+    """The PIN, from its credential by pipe."""
+    argv = ["systemd-creds", "decrypt", f"--name={name}", path, "-"]
+    try:
+        done = subprocess.run(argv, capture_output=True, timeout=60, check=False)
+        words, pin = done.stderr.decode(errors="replace").strip(), done.stdout
+    except (OSError, subprocess.TimeoutExpired) as problem:
+        words, pin = str(problem), b""
+    if not pin or pin != pin.strip():
+        raise Fault(
+            "no_pin",
+            f"{path} gives no PIN: {words or ('it is empty' if not pin else 'it begins or ends with white space')}."
+            " No login was tried. Seal it again (docs/hsm.md)",
+        )
+    return pin
+
+
+def main() -> int:
+    """llmkeep-hsm: look at the host's key, and say so as JSON; exits with the fault's code."""
+    try:
+        known = json.loads(SETTINGS.read_text())
+        known.pop("double_allowed", None)  # for the role's check
+        pin = sealed_pin(known.pop("pin"), known.pop("pin_name"))
+        found = look(Settings(**known), pin, make=False, change=False)
+        missing = [each["token"] for each in found if each["state"] == "missing"]
+        if missing:
+            raise Fault("key_missing", f"the key was never made in {', '.join(missing)}; run the role hsm")
+    except Fault as fault:
+        print(json.dumps({"fault": fault.kind, "message": str(fault)}))
+        return EXIT[fault.kind]
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        print(
+            json.dumps(
+                {"fault": "settings", "message": f"{SETTINGS} cannot be used: {problem}; run the role hsm"}
+            )
+        )
+        return 2
+    print(json.dumps({"opens": [each["token"] for each in found], "keys": found}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

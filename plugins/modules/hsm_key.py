@@ -1,0 +1,162 @@
+#!/usr/bin/python
+"""State module: a host's key in the tokens of an HSM, made there and proven to open."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: hsm_key
+short_description: Keep a host's key pair in one or more tokens of an HSM, and prove that it opens what it encloses
+description:
+  - Finds the pair by token label and key label; makes it in the token where there is none and I(state) says so.
+  - Reads back that the private key is sensitive, never extractable, made in the token and usable, and has it derive
+    (or decrypt) once through the very way that it is reached by. A way that finds a key and cannot use it is refused.
+  - Tokens are looked at before any login. There is one login a token, and none while a token's flags say that it
+    might be the last; after one that fails, no other token is tried.
+  - With I(record), a token that was made anew and a key that was deleted or exchanged are told, and never made good
+    by a new key.
+  - The PIN comes from a sealed credential by pipe, and is in no argument, environment or output.
+author: [llmkeep contributors]
+options:
+  module: {description: Path of the PKCS#11 module., type: path, required: true}
+  address:
+    description: Where p11-kit-client.so finds its server, as C(unix:path=SOCKET).
+    type: str
+    default: ""
+  tokens: {description: Labels of the tokens., type: list, elements: str, required: true}
+  label: {description: Label of the key., type: str, required: true}
+  type:
+    description: C(ec) is P-384. C(rsa), 3072 bits, is for an HSM without elliptic keys; see C(findings).
+    type: str
+    choices: [ec, rsa]
+    default: ec
+  state:
+    description: With C(probed) nothing is made; tokens without the key are told in C(missing).
+    type: str
+    choices: [present, probed]
+    default: present
+  pin: {description: Sealed credential that holds the PIN., type: path, required: true}
+  pin_name: {description: Name that it was sealed under; that of its file if empty., type: str, default: ""}
+  record: {description: File that keeps which tokens and keys they were., type: path}
+  user: {description: Account that the module is loaded as; that of the run if empty., type: str, default: ""}
+  seconds: {description: The HSM has to answer within., type: int, default: 20}
+"""
+
+EXAMPLES = r"""
+- name: Make the key of this host
+  llmkeep.estate.hsm_key:
+    module: /usr/lib/x86_64-linux-gnu/pkcs11/p11-kit-client.so
+    address: unix:path=/run/llmkeep-hsm/pkcs11
+    tokens: [llmkeep, llmkeep-spare]
+    label: llm1
+    pin: /etc/credstore.encrypted/cryptsetup.pkcs11-pin
+    record: /var/lib/llmkeep/hsm.json
+"""
+
+RETURN = r"""
+keys:
+  description: One entry a token.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    token: {description: Its label., type: str}
+    serial: {description: Its serial., type: str}
+    manufacturer: {description: Its maker., type: str}
+    double: {description: Whether it is SoftHSM and thus no HSM., type: bool}
+    state: {description: C(present) or C(made) or C(missing)., type: str}
+    uri: {description: URI of the public key; never with a PIN., type: str}
+    public_sha256: {description: SHA-256 of the point or the modulus., type: str}
+missing: {description: Tokens without the key., returned: success, type: list, elements: str}
+findings: {description: What an auditor should know., returned: success, type: list, elements: str}
+fault: {description: Name of the fault; docs/hsm.md has a runbook for each., returned: failure, type: str}
+exit: {description: Its exit code in the program llmkeep-hsm., returned: failure, type: int}
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.llmkeep.estate.plugins.module_utils import files as atomic  # type: ignore[import-not-found]
+from ansible_collections.llmkeep.estate.plugins.module_utils import hsm
+
+PADDING = (
+    "volumes are enclosed with RSA and the padding of PKCS#1 v1.5, all that systemd 257 knows for RSA; take EC"
+    " P-384 where the HSM has it"
+)
+RECORDED = ("serial", "manufacturer", "type", "public_sha256")
+
+
+def remember(path: str, found: list[dict[str, Any]]) -> None:
+    """Keep which tokens and keys these are; what it holds is public."""
+    proven = {
+        each["token"]: {name: each[name] for name in RECORDED} for each in found if each["state"] != "missing"
+    }
+    place = Path(path)
+    content = json.dumps({**everything(place), **proven}, indent=1, sort_keys=True).encode() + b"\n"
+    if place.exists() and place.read_bytes() == content:
+        return
+    place.parent.mkdir(parents=True, mode=0o755, exist_ok=True)
+    atomic.write_file(place, content, os.geteuid(), os.getegid(), 0o644)
+
+
+def everything(place: Path) -> dict[str, Any]:
+    """All that was recorded, tokens that this call does not ask for among them."""
+    known: dict[str, Any] = json.loads(place.read_text()) if place.exists() else {}
+    return known
+
+
+def settle(params: dict[str, Any], check: bool) -> dict[str, Any]:
+    """Probe and apply; what the module returns."""
+    settings = hsm.Settings(
+        module=params["module"],
+        address=params["address"],
+        tokens=params["tokens"],
+        label=params["label"],
+        type=params["type"],
+        seconds=params["seconds"],
+        user=params["user"],
+        record=params["record"] or "",
+    )
+    pin = hsm.sealed_pin(params["pin"], params["pin_name"] or Path(params["pin"]).name)
+    found = hsm.look(settings, pin, make=params["state"] == "present", change=not check)
+    missing = [each["token"] for each in found if each["state"] == "missing"]
+    made = [each["token"] for each in found if each["state"] == "made"]
+    if settings.record and not check:
+        remember(settings.record, found)
+    return {
+        "changed": bool(made or (missing and params["state"] == "present")),
+        "keys": found,
+        "missing": missing,
+        "findings": [PADDING] if params["type"] == "rsa" else [],
+    }
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "module": {"type": "path", "required": True},
+            "address": {"type": "str", "default": ""},
+            "tokens": {"type": "list", "elements": "str", "required": True},
+            "label": {"type": "str", "required": True},
+            "type": {"type": "str", "choices": ["ec", "rsa"], "default": "ec"},
+            "state": {"type": "str", "choices": ["present", "probed"], "default": "present"},
+            "pin": {"type": "path", "required": True, "no_log": False},
+            "pin_name": {"type": "str", "default": "", "no_log": False},
+            "record": {"type": "path"},
+            "user": {"type": "str", "default": ""},
+            "seconds": {"type": "int", "default": 20},
+        },
+        supports_check_mode=True,
+    )
+    try:
+        module.exit_json(**settle(module.params, module.check_mode))
+    except hsm.Fault as fault:
+        module.fail_json(
+            msg=f"{module.params['label']}: {fault}", fault=fault.kind, exit=hsm.EXIT[fault.kind]
+        )
+
+
+if __name__ == "__main__":
+    main()
