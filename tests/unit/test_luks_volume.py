@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 from luks_estate import PIN, Estate, fresh_modules, tool
+from plugin_modules import load
 
 volume, luks, _disks = fresh_modules()
+volume_store, volume_drill = load("modules.volume_store"), load("modules.volume_drill")
 DATA = os.urandom(1 << 20)
 
 
@@ -276,3 +278,31 @@ def test_two_runs_at_once_are_refused(estate: Estate) -> None:
     first, second = estate.volume(), estate.volume()
     with first.alone(), pytest.raises(volume.Refused, match="another run"), second.alone():
         pass
+
+
+# ---------------------------------------------------------------- the drill
+def test_the_drill_opens_a_copy_by_the_recovery_key_and_notes_the_day(estate: Estate, tmp_path: Path) -> None:
+    folder = tmp_path / "storage"
+    given = {"volume": "host1/data", "uuid": record(estate)["uuid"], "serial": "DISK-1"}
+    cms = {f"{kind}_cms": (estate.store / f"{kind}.cms").read_text() for kind in ("recovery", "header")}
+    volume_store.store(folder, given | cms, False)
+    before = digest(estate)
+    entry = volume_drill.drill(folder, "host1/data", estate.root / "escrow.key")
+    assert owners(estate)[entry["drilled_slot"]] == "recovery"
+    assert digest(estate) == before
+    with pytest.raises(volume_drill.Refused, match="has no volume host1/other; it has host1-data"):
+        volume_drill.drill(folder, "host1/other", estate.root / "escrow.key")
+    tool("openssl", "genpkey", "-algorithm", "RSA", "-out", tmp_path / "other.key")
+    with pytest.raises(volume_drill.Refused, match=r"Is .*other.key the escrow key"):
+        volume_drill.drill(folder, "host1/data", tmp_path / "other.key")
+
+
+def test_a_recovery_key_of_another_time_fails_the_drill(estate: Estate, tmp_path: Path) -> None:
+    folder = tmp_path / "storage"
+    old = (estate.store / "header.cms").read_text()
+    estate.run(rotate=["recovery"])
+    given = {"volume": "host1/data", "uuid": record(estate)["uuid"], "serial": "DISK-1"}
+    cms = {"recovery_cms": (estate.store / "recovery.cms").read_text(), "header_cms": old}
+    volume_store.store(folder, given | cms, False)
+    with pytest.raises(volume_drill.Refused, match="does not open its header backup"):
+        volume_drill.drill(folder, "host1/data", estate.root / "escrow.key")

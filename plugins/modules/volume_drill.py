@@ -1,0 +1,117 @@
+#!/usr/bin/python
+"""A drill, on the control node: does what is kept of a volume really open it?"""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: volume_drill
+short_description: Restore a volume's header backup on a copy and open that by the recovery key
+description:
+  - Opens recovery key and header backup with the escrow key, puts the header on an empty file in memory, and opens that
+    by the recovery key. The volume itself and its host are not touched.
+  - Notes the date in the register. The escrow key is read where it is and copied nowhere.
+author: [llmkeep contributors]
+options:
+  folder: {description: Where the register is., type: path, default: /var/lib/llmkeep/storage}
+  volume: {description: The volume, as HOST/NAME., type: str, required: true}
+  escrow_key: {description: The escrow key (PEM), for as long as the drill takes., type: path, required: true}
+"""
+
+EXAMPLES = r"""
+- name: Prove that the recovery key of a volume opens its header
+  llmkeep.estate.volume_drill:
+    volume: llm1/data
+    escrow_key: /run/media/escrow.key
+  delegate_to: ops1
+"""
+
+RETURN = r"""
+drilled: {description: When, returned: success, type: str}
+slot: {description: Key slot that the recovery key opened., returned: success, type: int}
+"""
+
+import json
+import os
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.llmkeep.estate.plugins.module_utils import files as atomic  # type: ignore[import-not-found]
+from ansible_collections.llmkeep.estate.plugins.module_utils import luks
+
+
+class Refused(Exception):
+    """The drill failed; the message says what does not open and what to do."""
+
+
+def opened(path: Path, key: Path) -> bytes:
+    """What a CMS file holds, by the escrow key."""
+    if not path.exists():
+        raise Refused(f"{path} is not there: run site.yml for the volume's host, which stores it")
+    argv = ["openssl", "cms", "-decrypt", "-inform", "PEM", "-binary", "-inkey", str(key), "-in", str(path)]
+    try:
+        found: bytes = luks.must(argv, f"open {path}")
+    except luks.Failed as problem:
+        raise Refused(
+            f"{problem}. Is {key} the escrow key of this estate? If it is, what is kept here is worthless: rotate the"
+            " volume's recovery key (playbooks/rotate-keys.yml) at once"
+        ) from problem
+    return found
+
+
+def drill(folder: Path, volume: str, key: Path) -> dict[str, Any]:
+    """Restore on a copy and open it; what the register then says."""
+    stem = volume.replace("/", "-")
+    path = folder / f"{stem}.json"
+    if not path.exists():
+        known = sorted(found.stem for found in folder.glob("*.json"))
+        raise Refused(
+            f"the register has no volume {volume}; it has {', '.join(known) or 'none'}, as HOST-NAME"
+        )
+    entry: dict[str, Any] = json.loads(path.read_text())
+    said = json.loads(opened(folder / f"{stem}.recovery.cms", key))
+    with tempfile.TemporaryDirectory(prefix="llmkeep-", dir="/run") as name:
+        copy = Path(name, "copy")
+        copy.write_bytes(opened(folder / f"{stem}.header.cms", key))
+        os.truncate(copy, luks.DATA_OFFSET * 512 + (1 << 20))
+        header = luks.read(copy)
+        if header is None or header.uuid != entry["uuid"] or said["uuid"] != entry["uuid"]:
+            seen = header.uuid if header else "none"
+            raise Refused(
+                f"{volume} has the UUID {entry['uuid']}, its header backup {seen}, its recovery key {said['uuid']}: one"
+                " of them is of another time. Run site.yml for the host, which stores both anew"
+            )
+        slot = luks.opens(copy, said["recovery_key"].encode())
+        if slot is None:
+            raise Refused(
+                f"the recovery key of {volume} does not open its header backup: rotate it (playbooks/rotate-keys.yml)"
+            )
+    return entry | {"drilled": datetime.now(UTC).isoformat(timespec="seconds"), "drilled_slot": slot}
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "folder": {"type": "path", "default": "/var/lib/llmkeep/storage"},
+            "volume": {"type": "str", "required": True},
+            "escrow_key": {"type": "path", "required": True, "no_log": False},
+        },
+        supports_check_mode=True,
+    )
+    folder = Path(module.params["folder"])
+    try:
+        entry = drill(folder, module.params["volume"], Path(module.params["escrow_key"]))
+    except (Refused, luks.Failed) as problem:
+        module.fail_json(msg=str(problem))
+    if not module.check_mode:
+        path = folder / f"{module.params['volume'].replace('/', '-')}.json"
+        atomic.write_file(
+            path, (json.dumps(entry, indent=1) + "\n").encode(), os.geteuid(), os.getegid(), 0o600
+        )
+    module.exit_json(changed=True, drilled=entry["drilled"], slot=entry["drilled_slot"])
+
+
+if __name__ == "__main__":
+    main()
