@@ -78,6 +78,10 @@ env: .venv/.ready payload/.venv/.ready .ansible/collections/ansible_collections/
 	  apt-get -qq -o DPkg::Lock::Timeout=300 update
 	  DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o DPkg::Lock::Timeout=300 install --no-install-recommends $$packages
 	fi
+	# Some images carry systemd's library in another build, with which Debian's systemd-cryptenroll does not start.
+	if ! systemd-cryptenroll --version > /dev/null 2>&1; then
+	  DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o DPkg::Lock::Timeout=300 install --reinstall libsystemd-shared
+	fi
 	mkdir -p $(@D)
 	touch $@
 

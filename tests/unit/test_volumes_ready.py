@@ -23,7 +23,7 @@ def volumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     (tmp_path / "credentials").mkdir()
     (tmp_path / "credentials/cryptsetup.pkcs11-pin").write_text("1234")
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path / "credentials"))
-    module.SETTINGS.update({"volumes": [], "pin": str(tmp_path / "pin"), "state": str(tmp_path)})  # type: ignore[attr-defined]
+    module.SETTINGS.update({"volumes": [], "pin": str(tmp_path / "pin"), "state": str(tmp_path)})
     return module
 
 
