@@ -225,7 +225,7 @@ def test_another_host_of_the_estate_is_not_let_in(way: Way) -> None:
     way.let_in("llm1")
     way.go("train1")
     assert way.fault().kind == "absent"
-    assert "train1" not in (way.folder / "server.log").read_text()
+    assert "Rejected by CERT at depth=0: CN=train1" in (way.folder / "softhsm.log").read_text()
 
 
 def test_a_host_that_stands_in_for_the_hsm_is_not_spoken_to(way: Way) -> None:
@@ -248,6 +248,27 @@ def test_an_hsm_that_ends_is_absent_in_bounded_time_and_is_found_again(open_way:
         else:
             open_way.let_in("llm1")
         assert not open_way.key()["missing"]
+
+
+def test_an_hsm_that_is_killed_in_the_middle_of_a_login_is_absent_at_once(
+    way: Way, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    way.lab.key(record=None)
+    monkeypatch.setenv("FAULTY_HSM_MODULE", SOFTHSM)
+    monkeypatch.setenv("FAULTY_HSM_LOGINS", str(tmp_path / "logins"))
+    monkeypatch.setenv("FAULTY_HSM_SLOW", "8")
+    way.serve(faulty(tmp_path))
+    way.let_in("llm1")
+    way.go("llm1")
+
+    until = f"until [ -e {tmp_path}/logins ]; do sleep 0.02; done; kill -KILL {way.processes['softhsm'].pid}"
+    killer = subprocess.Popen(["sh", "-c", until])
+    begun = time.monotonic()
+    told = way.fault()
+    killer.wait()
+    assert time.monotonic() - begun < 4
+    assert told.kind == "absent"
+    assert (tmp_path / "logins").read_text() == "login\n"
 
 
 LOGIN = f"""
