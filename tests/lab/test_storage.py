@@ -1,0 +1,109 @@
+"""Encrypted volumes on real disks: a host that boots with the HSM, without it, and with a wrong PIN."""
+
+import json
+import time
+from collections.abc import Callable
+
+import pytest
+from conftest import Client, Lab
+from test_estate import answers
+
+pytestmark = pytest.mark.xdist_group("estate")
+MOUNTS = ("/srv/llmkeep", "/var/log/llm-audit")
+HSM = "softhsm-tls.service softhsm-server.service"
+PIN = "/etc/credstore.encrypted/cryptsetup.pkcs11-pin"
+BOOT_PIN = "/etc/credstore.encrypted/cryptsetup.luks2-pin"
+OPEN_SECONDS = 60
+
+
+def mounted(estate: Lab) -> list[str]:
+    """What is mounted of the volumes."""
+    shown = estate.on(
+        "llm1", f"for at in {' '.join(MOUNTS)}; do findmnt -no TARGET --mountpoint $at; done; true"
+    )
+    return shown.split()
+
+
+def until(holds: Callable[[], bool], seconds: float, what: str) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > end:
+            pytest.fail(f"not within {seconds:.0f} s: {what}")
+        time.sleep(2)
+
+
+def boot(estate: Lab) -> None:
+    estate.run("power-off", "llm1")
+    estate.run("power-on", "llm1")
+
+
+def test_an_auditor_sees_each_volume_with_its_slots_and_owners(estate: Lab) -> None:
+    told = json.loads(estate.on("llm1", "llmkeep-volumes status"))["volumes"]
+    assert {volume["mount"] for volume in told} == set(MOUNTS)
+    for volume in told:
+        assert volume["problems"] == []
+        assert (volume["cipher"], volume["key_bits"]) == (["aes-xts-plain64"], [512])
+        assert sorted(slot["owner"] for slot in volume["slots"]) == ["hsm", "recovery", "spare"]
+    kept = estate.on("ops1", "ls /var/lib/llmkeep/storage").split()
+    assert {f"llm1-{name}.{kind}" for name in ("data", "audit") for kind in ("json", "recovery.cms", "header.cms")} == set(
+        kept
+    )  # fmt: skip
+
+
+def test_after_a_power_cut_all_volumes_open_unattended_and_the_service_answers(
+    estate: Lab, client: Client
+) -> None:
+    boot(estate)
+    until(lambda: len(mounted(estate)) == len(MOUNTS), OPEN_SECONDS, "both volumes are mounted")
+    opened = estate.on(
+        "llm1", "systemctl show --property=ActiveEnterTimestampMonotonic --value srv-llmkeep.mount"
+    )
+    assert int(opened) / 1e6 < OPEN_SECONDS
+    assert "Paris" in answers(client, 180)
+
+
+def test_without_the_hsm_the_host_boots_writes_nothing_in_clear_and_starts_by_itself_when_it_is_back(
+    estate: Lab, client: Client
+) -> None:
+    estate.on("ops1", f"systemctl stop {HSM}")
+    try:
+        boot(estate)  # until SSH answers
+        time.sleep(45)
+        assert mounted(estate) == []
+        assert estate.on(
+            "llm1", "systemctl is-active llm-gateway.service llm-audit.service || true"
+        ).split() == [
+            "inactive",
+            "inactive",
+        ]
+        assert '"fault": "absent"' in estate.on(
+            "llm1", "journalctl --boot --unit 'systemd-cryptsetup@llm_*' --output=cat"
+        )
+        assert estate.on("llm1", f"find {' '.join(MOUNTS)} -mindepth 1") == ""
+        estate.on(
+            "llm1", f"for at in {' '.join(MOUNTS)}; do touch $at/clear 2> /dev/null && exit 1; done; true"
+        )
+    finally:
+        estate.on("ops1", f"systemctl start {HSM}")
+    until(lambda: len(mounted(estate)) == len(MOUNTS), OPEN_SECONDS, "both volumes are mounted")
+    assert "Paris" in answers(client, 180)
+
+
+def test_a_wrong_pin_is_shown_once_and_not_again(estate: Lab, client: Client) -> None:
+    estate.on("llm1", f"cp -a {PIN} /root/pin && cp -a {BOOT_PIN} /root/boot-pin")
+    for path in (PIN, BOOT_PIN):
+        estate.on("llm1", f"printf 000000 | systemd-creds encrypt --name={path.rsplit('/', 1)[1]} - {path}")
+    journal = "journalctl --boot --unit 'systemd-cryptsetup@llm_*' --output=cat"
+    try:
+        boot(estate)
+        time.sleep(50)  # the volumes would be tried thrice
+        said = estate.on("llm1", journal)
+        assert said.count('"fault": "pin_wrong"') == 1
+        assert "not shown again until another one is sealed" in said
+        assert mounted(estate) == []
+    finally:
+        estate.on(
+            "llm1", f"cp -a /root/pin {PIN} && cp -a /root/boot-pin {BOOT_PIN} && rm /root/pin /root/boot-pin"
+        )
+    until(lambda: len(mounted(estate)) == len(MOUNTS), OPEN_SECONDS, "both volumes are mounted")
+    assert "Paris" in answers(client, 180)
