@@ -243,6 +243,17 @@ def forget(device: Path, token: int) -> None:
     must(["cryptsetup", "token", "remove", "--token-id", str(token), str(device)], f"remove token {token}")
 
 
+def close(mapping: str) -> None:
+    """Shut an open volume. udev looks into a new one for a moment, and holds it meanwhile."""
+    run(["udevadm", "settle", "--timeout=10"])
+    for attempt in range(10):
+        code, _out, words = run(["cryptsetup", "close", mapping])
+        if code == 0:
+            return
+        time.sleep(0.1 * attempt)
+    raise Failed(f"{mapping} cannot be closed: {words[-600:]}. See who uses it by `lsblk` and `fuser`")
+
+
 def backup(device: Path) -> bytes:
     """The header with its key slots, as `cryptsetup luksHeaderRestore` takes it."""
     with tempfile.TemporaryDirectory(prefix="llmkeep-", dir="/run") as folder:

@@ -371,14 +371,14 @@ class Volume:
         """The only mkfs in a volume's life. Until it is done nothing mounts it, so there is no data."""
         mapping = f"llmkeep-new-{self.name}"
         if Path("/dev/mapper", mapping).exists():
-            luks.must(["cryptsetup", "close", mapping], "close")
+            luks.close(mapping)
         token = self.token_of(HSM, self.header())
         argv = ["cryptsetup", "open", "--token-only", "--token-id", str(token), str(self.path), mapping]
         luks.must(argv, f"open {self.name}", self.pin)
         try:
             luks.must([*MKFS[self.filesystem], f"/dev/mapper/{mapping}"], "make the file system", seconds=600)
         finally:
-            luks.must(["cryptsetup", "close", mapping], "close")
+            luks.close(mapping)
         self.known.filesystem_made = True
         self.changes.append(f"make {self.filesystem} on {self.name}")
         self.save(DONE)
