@@ -1,11 +1,12 @@
 """Encrypted volumes on real disks: a host that boots with the HSM, without it, and with a wrong PIN."""
 
 import json
+import re
 import time
 from collections.abc import Callable
 
 import pytest
-from conftest import Client, Lab
+from conftest import SITE, Client, Lab
 from test_estate import answers
 
 pytestmark = pytest.mark.xdist_group("estate")
@@ -107,3 +108,37 @@ def test_a_wrong_pin_is_shown_once_and_not_again(estate: Lab, client: Client) ->
         )
     until(lambda: len(mounted(estate)) == len(MOUNTS), OPEN_SECONDS, "both volumes are mounted")
     assert "Paris" in answers(client, 180)
+
+
+HOSTILE = {
+    "unreadable": (
+        "modprobe dm-dust && dmsetup create dusty --table '0 131072 dust {loop} 0 512'"
+        " && dmsetup message dusty 0 addbadblock 90000 && dmsetup message dusty 0 enable",
+        "/dev/mapper/dusty",
+        "dmsetup remove dusty",
+        rf"cannot be read at byte {90000 * 512 // (1 << 20) * (1 << 20)}: Input/output error",
+    ),
+    "held": (
+        "dmsetup create holder --table '0 131072 linear {loop} 0'",
+        "{loop}",
+        "dmsetup remove holder",
+        "is held by dm-",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_disk_that_only_a_kernel_with_device_mapper_can_make_is_refused_untouched(
+    estate: Lab, kind: str
+) -> None:
+    make, device, unmake, reason = HOSTILE[kind]
+    loop = estate.on("llm1", "truncate -s 64M /root/HOSTILE && losetup --find --show /root/HOSTILE").strip()
+    estate.on("llm1", make.format(loop=loop))
+    try:
+        volume = {"name": "hostile", "serial": "HOSTILE", "device": device.format(loop=loop), "size": "1M", "mount": "/srv/hostile"}  # fmt: skip
+        given = json.dumps({"luks_volumes": [volume]})
+        said = estate.on("ops1", f"{SITE} --limit llm1 --tags luks -e '{given}'", check=False, timeout=600)
+        assert re.search(reason, said), said[-3000:]
+        assert estate.on("llm1", "tr -d '\\0' < /root/HOSTILE | wc -c").strip() == "0"
+    finally:
+        estate.on("llm1", f"{unmake} && losetup --detach {loop} && rm /root/HOSTILE")
