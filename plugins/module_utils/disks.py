@@ -269,24 +269,28 @@ def contents(descriptor: int, disk: Disk, start: int) -> Iterator[Finding]:
     for offset, length in pieces(disk.size):
         if offset < start:
             continue
-        try:
-            block = os.pread(descriptor, length, offset)
-        except OSError as problem:
-            yield Finding(
-                "read",
-                f"{disk.path} cannot be read at byte {offset}: {problem.strerror}",
-                "An unreadable block is not a blank one: replace the disk, or rescue its data first",
-                UNREADABLE,
-            )
-            return
-        if len(block) != length:
-            yield Finding(
-                "read",
-                f"{disk.path} ends at byte {offset + len(block)}, not at {disk.size}",
-                "Is it failing? See `dmesg`",
-                UNREADABLE,
-            )
-            return
+        block = b""
+        while len(block) < length:  # a read ends before an unreadable block, and the next one says why
+            at = offset + len(block)
+            try:
+                piece = os.pread(descriptor, length - len(block), at)
+            except OSError as problem:
+                yield Finding(
+                    "read",
+                    f"{disk.path} cannot be read at byte {at}: {problem.strerror}",
+                    "An unreadable block is not a blank one: replace the disk, or rescue its data first",
+                    UNREADABLE,
+                )
+                return
+            if not piece:
+                yield Finding(
+                    "read",
+                    f"{disk.path} ends at byte {at}, not at {disk.size}",
+                    "Is it failing? See `dmesg`",
+                    UNREADABLE,
+                )
+                return
+            block += piece
         if block.count(0) != length:
             first = offset + len(block) - len(block.lstrip(b"\0"))
             yield Finding(

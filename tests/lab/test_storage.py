@@ -110,13 +110,14 @@ def test_a_wrong_pin_is_shown_once_and_not_again(estate: Lab, client: Client) ->
     assert "Paris" in answers(client, 180)
 
 
+DUST = """modprobe dm-dust && dmsetup create dusty --table '0 131072 dust {loop} 0 512' &&
+dmsetup message dusty 0 addbadblock 90000 && dmsetup message dusty 0 enable"""
 HOSTILE = {
     "unreadable": (
-        "modprobe dm-dust && dmsetup create dusty --table '0 131072 dust {loop} 0 512'"
-        " && dmsetup message dusty 0 addbadblock 90000 && dmsetup message dusty 0 enable",
+        DUST,
         "/dev/mapper/dusty",
         "dmsetup remove dusty",
-        rf"cannot be read at byte {90000 * 512 // (1 << 20) * (1 << 20)}: Input/output error",
+        f"cannot be read at byte {90000 * 512}: Input/output error",
     ),
     "held": (
         "dmsetup create holder --table '0 131072 linear {loop} 0'",
@@ -135,7 +136,8 @@ def test_a_disk_that_only_a_kernel_with_device_mapper_can_make_is_refused_untouc
     loop = estate.on("llm1", "truncate -s 64M /root/HOSTILE && losetup --find --show /root/HOSTILE").strip()
     estate.on("llm1", make.format(loop=loop))
     try:
-        volume = {"name": "hostile", "serial": "HOSTILE", "device": device.format(loop=loop), "size": "1M", "mount": "/srv/hostile"}  # fmt: skip
+        volume = {"name": "hostile", "serial": "HOSTILE", "size": "1M", "mount": "/srv/hostile"}
+        volume["device"] = device.format(loop=loop)
         given = json.dumps({"luks_volumes": [volume]})
         said = estate.on("ops1", f"{SITE} --limit llm1 --tags luks -e '{given}'", check=False, timeout=600)
         assert re.search(reason, said), said[-3000:]

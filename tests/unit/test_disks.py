@@ -1,7 +1,7 @@
 """The rule of never formatting, on hostile disks: image files and loop devices with what real tools make.
 
-Left to lab hosts, since this needs device-mapper or md in the kernel: unreadable blocks by dm-dust (here a disk that
-ends early and a read that fails stand in), a holder by dm-crypt or md, a member of a running array.
+Left to lab hosts (tests/lab/test_storage.py), since they need device-mapper in the kernel: unreadable blocks by dm-dust
+(here a disk that ends early and a read that fails stand in), and a holder. A member of a running array is left there too.
 """
 
 import errno
