@@ -19,6 +19,11 @@ options:
   serial: {description: Serial of its disk., type: str}
   recovery_cms: {description: Its recovery key; empty for no change., type: str, default: ""}
   header_cms: {description: Its header backup; empty for no change., type: str, default: ""}
+  certificate:
+    description: >-
+      Certificate of its erasure. It is kept as C(erased/HOST-NAME.UUID.json), recovery key and header backup are
+      overwritten and removed, and the register knows the volume no more.
+    type: dict
 """
 
 EXAMPLES = r"""
@@ -106,6 +111,36 @@ def store(folder: Path, given: dict[str, Any], check: bool) -> list[str]:
     return changes
 
 
+def bury(folder: Path, given: dict[str, Any], check: bool) -> list[str]:
+    """Keep the certificate, destroy what opened the volume."""
+    name = stem(given["volume"])
+    paths = [folder / f"{name}.{kind}" for kind in ("recovery.cms", "header.cms", "json")]
+    certificate = folder / "erased" / f"{name}.{given['uuid']}.json"
+    changes = [f"certificate of {given['volume']}"] if not certificate.exists() else []
+    if paths[2].exists() and json.loads(paths[2].read_text())["uuid"] != given["uuid"]:
+        raise Refused(
+            f"the register has another UUID of {given['volume']} than {given['uuid']}: nothing was removed"
+        )
+    changes += [f"{path.name} destroyed" for path in paths if path.exists()]
+    if check or not changes:
+        return changes
+    certificate.parent.mkdir(mode=0o700, exist_ok=True)
+    destroyed = {path.name: atomic.sha256_of(path) for path in paths[:2] if path.exists()}
+    if not certificate.exists():
+        text = json.dumps(given["certificate"] | {"escrow_destroyed_sha256": destroyed}, indent=1) + "\n"
+        atomic.write_file(certificate, text.encode(), os.geteuid(), os.getegid(), 0o400)
+    for path in paths:
+        if path.exists():
+            path.chmod(0o600)
+            with path.open("r+b") as stream:
+                stream.write(os.urandom(path.stat().st_size))
+                stream.flush()
+                os.fsync(stream.fileno())
+            path.unlink()
+    atomic.fsync_directory(folder)
+    return changes
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
@@ -116,13 +151,15 @@ def main() -> None:
             "serial": {"type": "str"},
             "recovery_cms": {"type": "str", "default": ""},
             "header_cms": {"type": "str", "default": ""},
+            "certificate": {"type": "dict"},
         },
         required_by={"volume": ["uuid", "serial"]},
         supports_check_mode=True,
     )
     folder, escrow = Path(module.params["folder"]), Path(module.params["escrow"])
     try:
-        changes = store(folder, module.params, module.check_mode) if module.params["volume"] else []
+        act = bury if module.params["certificate"] else store
+        changes = act(folder, module.params, module.check_mode) if module.params["volume"] else []
         known = register(folder) if folder.exists() else []
         module.exit_json(
             changed=bool(changes),

@@ -3,17 +3,20 @@
 Left to lab hosts, since an image file is not activated: the file system, and all that needs device-mapper.
 """
 
+import functools
 import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
-from luks_estate import PIN, Estate, fresh_modules, tool
+from luks_estate import PIN, SOFTHSM, Estate, fresh_modules, tool
 from plugin_modules import load
 
 volume, luks, _disks = fresh_modules()
 volume_store, volume_drill = load("modules.volume_store"), load("modules.volume_drill")
+luks_erase, hsm_key_destroyed = load("modules.luks_erase"), load("modules.hsm_key_destroyed")
+hsm = load("module_utils.hsm")
 DATA = os.urandom(1 << 20)
 
 
@@ -306,3 +309,48 @@ def test_a_recovery_key_of_another_time_fails_the_drill(estate: Estate, tmp_path
     volume_store.store(folder, given | cms, False)
     with pytest.raises(volume_drill.Refused, match="does not open its header backup"):
         volume_drill.drill(folder, "host1/data", estate.root / "escrow.key")
+
+
+# ---------------------------------------------------------------- the end of a volume
+def erase(estate: Estate, uuid: str) -> dict[str, object]:
+    found: dict[str, object] = luks_erase.erase(
+        estate.state, "data", uuid, str(estate.disk), PIN.encode(), 20
+    )
+    return found
+
+
+def test_a_volume_is_erased_only_once_its_keys_in_the_hsm_are_destroyed(estate: Estate) -> None:
+    uuid, before, old_header = str(record(estate)["uuid"]), digest(estate), luks.backup(estate.disk)
+    with pytest.raises(volume.Refused, match=r"token=main.*still opens data"):
+        erase(estate, uuid)
+    with pytest.raises(volume.Refused, match="is to be erased; nothing was"):
+        erase(estate, "another")
+    assert digest(estate) == before
+    for token in ("main", "spare"):
+        settings = hsm.Settings(module=SOFTHSM, tokens=[token], label="host1")
+        gone = hsm.bounded(functools.partial(hsm_key_destroyed.destroy, settings, PIN.encode(), False), 20)
+        assert gone == {token: 2}
+    certificate = erase(estate, uuid)
+    assert certificate["header_opened_by_no_token"]
+    assert certificate["uuid"] == uuid
+    assert digest(estate)[: 16 << 20].count(0) == 16 << 20
+    assert {path.name for path in estate.state.iterdir()} == {"data.erased.json", "data.lock"}
+    # An old header that somebody kept: the HSM opens it no more, only the recovery key of that time does.
+    with estate.disk.open("r+b") as stream:
+        stream.write(old_header)
+    assert estate.ways_in() == {"recovery"}
+
+
+def test_an_erasure_that_was_cut_short_goes_on(estate: Estate, monkeypatch: pytest.MonkeyPatch) -> None:
+    uuid = str(record(estate)["uuid"])
+    monkeypatch.setattr(luks_erase, "opening", lambda *_words: [])
+
+    def cut(_device: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(luks_erase, "overwrite", cut)
+        with pytest.raises(KeyboardInterrupt):
+            erase(estate, uuid)
+    assert luks.read(estate.disk).slots == {}
+    assert erase(estate, uuid)["key_slots_destroyed"]

@@ -1,5 +1,6 @@
 """What the control node keeps of volumes, the places they are mounted on, and the names of their units."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,17 @@ def test_no_disk_is_judged_by_a_register_that_cannot_be_read(tmp_path: Path) -> 
     (tmp_path / "llm1-data.json").write_text("{")
     with pytest.raises(volume_store.Refused, match=r"llm1-data.json is no entry.*restore the file"):
         volume_store.register(tmp_path)
+
+
+def test_of_an_erased_volume_only_its_certificate_stays(tmp_path: Path) -> None:
+    volume_store.store(tmp_path, given(recovery_cms="r", header_cms="h"), False)
+    with pytest.raises(volume_store.Refused, match="another UUID"):
+        volume_store.bury(tmp_path, given(uuid="v") | {"certificate": {}}, False)
+    assert volume_store.bury(tmp_path, given() | {"certificate": {"uuid": "u"}}, False)
+    assert volume_store.bury(tmp_path, given() | {"certificate": {"uuid": "u"}}, False) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["erased"]
+    certificate = json.loads((tmp_path / "erased/llm1-data.u.json").read_text())
+    assert set(certificate["escrow_destroyed_sha256"]) == {"llm1-data.recovery.cms", "llm1-data.header.cms"}
 
 
 @pytest.mark.parametrize("volume", ["data", "../x/data", "llm1/../x", "llm1/Data"])

@@ -1,0 +1,112 @@
+#!/usr/bin/python
+"""State module: a key that is no more in any token of an HSM."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: hsm_key_destroyed
+short_description: Destroy a host's key pair in one or more tokens of an HSM
+description:
+  - For crypto-erasure and after a rotation. What the key opened opens by it no more, and nothing brings it back.
+  - Refuses the label that volumes are enrolled with now. Rules of logins are those of M(llmkeep.estate.hsm_key).
+author: [llmkeep contributors]
+options:
+  module: {description: Path of the PKCS#11 module., type: path, required: true}
+  address: {description: Where p11-kit-client.so finds its server., type: str, default: ""}
+  tokens: {description: Labels of the tokens., type: list, elements: str, required: true}
+  label: {description: Label of the key that goes., type: str, required: true}
+  in_use: {description: Label of the key that stays., type: str, required: true}
+  pin: {description: Sealed credential that holds the PIN., type: path, required: true}
+  user: {description: Account that the module is loaded as; that of the run if empty., type: str, default: ""}
+  seconds: {description: The HSM has to answer within., type: int, default: 20}
+"""
+
+EXAMPLES = r"""
+- name: Destroy the key that the erased volume was enrolled with
+  llmkeep.estate.hsm_key_destroyed:
+    module: /usr/lib/vendor/libpkcs11.so
+    tokens: [llmkeep, llmkeep-spare]
+    label: llm1
+    in_use: llm1-2
+    pin: /etc/credstore.encrypted/cryptsetup.pkcs11-pin
+"""
+
+RETURN = r"""
+destroyed: {description: Objects destroyed by token., returned: success, type: dict}
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.llmkeep.estate.plugins.module_utils import (  # type: ignore[import-not-found]
+    hsm,
+    pkcs11,
+)
+
+
+def destroy(settings: Any, pin: bytes, check: bool, step: Callable[[str], None]) -> dict[str, int]:
+    """Objects of the label by token, destroyed unless CHECK."""
+    step("list its tokens")
+    module = hsm.loaded(settings)
+    tokens = module.tokens()
+    found = {}
+    for token in [hsm.the_token(tokens, label, None, settings) for label in settings.tokens]:
+        step(f"log in to the token {token.label}")
+        with module.session(token.slot, writes=not check) as session:
+            hsm.log_in(session, token, pin)
+            objects = session.find({pkcs11.LABEL: settings.label.encode()})
+            step(f"destroy {settings.label} in the token {token.label}")
+            if not check:
+                for key in objects:
+                    session.destroy(key)
+                left = session.find({pkcs11.LABEL: settings.label.encode()})
+                if left:
+                    raise hsm.Fault(
+                        "failed", f"the token {token.label} still has {len(left)} objects of the label"
+                    )
+            found[token.label] = len(objects)
+    return found
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "module": {"type": "path", "required": True},
+            "address": {"type": "str", "default": ""},
+            "tokens": {"type": "list", "elements": "str", "required": True},
+            "label": {"type": "str", "required": True},
+            "in_use": {"type": "str", "required": True},
+            "pin": {"type": "path", "required": True, "no_log": False},
+            "user": {"type": "str", "default": ""},
+            "seconds": {"type": "int", "default": 20},
+        },
+        supports_check_mode=True,
+    )
+    given = module.params
+    if given["label"] == given["in_use"]:
+        module.fail_json(
+            msg=f"{given['label']} is the key that volumes are enrolled with; nothing was destroyed. Set another"
+            " hsm_key_label and run playbooks/rotate-keys.yml -e rotate_hsm_key=true first"
+        )
+    settings = hsm.Settings(
+        module=given["module"],
+        address=given["address"],
+        tokens=given["tokens"],
+        label=given["label"],
+        seconds=given["seconds"],
+        user=given["user"],
+    )
+    try:
+        pin = hsm.sealed_pin(given["pin"], Path(given["pin"]).name)
+        gone: dict[str, int] = hsm.bounded(
+            lambda step: destroy(settings, pin, module.check_mode, step), settings.seconds, settings.user
+        )
+    except hsm.Fault as fault:
+        module.fail_json(msg=f"{given['label']}: {fault}", fault=fault.kind, exit=hsm.EXIT[fault.kind])
+    module.exit_json(changed=any(gone.values()), destroyed=gone)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+#!/usr/bin/python
+"""State module: a volume that nobody opens any more, and a certificate that says what was done."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: luks_erase
+short_description: Crypto-erase a volume once its keys in the HSM are destroyed, and write a certificate
+description:
+  - Proves first that no token opens the header as it is, which is also what a restored backup of it would be; refuses where
+    one still does. Then destroys all key slots, overwrites the header's area, and looks that it is gone.
+  - The certificate stays on the host as C(NAME.erased.json) and comes back; a second run returns it and changes nothing.
+  - What the recovery key opened opens by it for whoever has a header backup and that key; the caller destroys both.
+author: [llmkeep contributors]
+options:
+  name: {description: Name of the volume., type: str, required: true}
+  uuid: {description: UUID that the register has of it; anything else on the disk is not touched., type: str, required: true}
+  pin_credential:
+    description: Sealed credential with the PIN.
+    type: path
+    default: /etc/credstore.encrypted/cryptsetup.pkcs11-pin
+  hsm_seconds: {description: How long one step with the HSM may take., type: int, default: 45}
+  state_dir: {description: Where the records are., type: path, default: /var/lib/llmkeep/luks}
+  device: {description: Path of the disk where the serial alone does not find it., type: str}
+"""
+
+EXAMPLES = r"""
+- name: Erase a volume
+  llmkeep.estate.luks_erase:
+    name: audit
+    uuid: 0b4e9d06-9a52-4a7e-b8b1-5d2a0b6a3c11
+"""
+
+RETURN = r"""
+certificate: {description: What was erased, how and when., returned: success, type: dict}
+"""
+
+import json
+import os
+import secrets
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.llmkeep.estate.plugins.module_utils import (  # type: ignore[import-not-found]
+    disks,
+    luks,
+    volume,
+)
+from ansible_collections.llmkeep.estate.plugins.module_utils import files as atomic
+
+AREA = luks.DATA_OFFSET * 512
+
+
+def keep(path: Path, content: dict[str, Any]) -> None:
+    text = json.dumps(content, indent=1) + "\n"
+    atomic.write_file(path, text.encode(), os.geteuid(), os.getegid(), 0o600)
+
+
+def opening(device: Path, pin: bytes, seconds: int) -> list[str]:
+    """URIs of tokens that still open the header. A wrong PIN proves nothing, and is told."""
+    found = []
+    header = luks.read(device)
+    for number, token in (header.tokens if header else {}).items():
+        if token["type"] == volume.PKCS11 and header.slots_of(number):
+            try:
+                luks.prove(device, number, pin, seconds)
+            except luks.WrongPin:
+                raise
+            except luks.Failed:
+                continue
+            found.append(str(token["pkcs11-uri"]))
+    return found
+
+
+def overwrite(device: Path) -> None:
+    """Random bytes, then zeros, over all that a header and its key slots may lie in."""
+    descriptor = os.open(device, os.O_WRONLY | os.O_EXCL | os.O_CLOEXEC)
+    try:
+        for content in (secrets.token_bytes(AREA), bytes(AREA)):
+            written = 0
+            while written < AREA:
+                written += os.pwrite(descriptor, content[written:], written)
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def erase(state: Path, name: str, uuid: str, device: str | None, pin: bytes, seconds: int) -> dict[str, Any]:
+    """Erase, or go on erasing; the certificate."""
+    record_path, certificate = state / f"{name}.json", state / f"{name}.erased.json"
+    if not record_path.exists():
+        raise volume.Refused(f"this host has no record of a volume {name}: nothing was erased")
+    record = json.loads(record_path.read_text())
+    if record["uuid"] != uuid:
+        raise volume.Refused(
+            f"{name} has the UUID {record['uuid']}, and {uuid} is to be erased; nothing was. Take it from the register"
+        )
+    disk = disks.disk_of(record["serial"], device)
+    used = [*disks.users(disk)]
+    if used:
+        raise volume.Refused(
+            f"{name} is in use; nothing was erased:\n" + "\n".join(str(finding) for finding in used)
+        )
+    header = luks.read(disk.path)
+    if header is not None and header.uuid != uuid:
+        raise volume.Refused(f"{disk.path} holds the UUID {header.uuid}, not {uuid}; nothing was erased")
+    done = {
+        "volume": name,
+        "uuid": uuid,
+        "serial": record["serial"],
+        "device": str(disk.path),
+        "size": disk.size,
+        "slots": record["slots"],
+    }
+    if header is not None and header.slots:
+        still = opening(disk.path, pin, seconds)
+        if still:
+            raise volume.Refused(
+                f"{', '.join(still)} still opens {name}, and would open every backup of its header; nothing was erased."
+                " Destroy that key in the HSM first (playbooks/erase.yml does)"
+            )
+        keep(record_path, record | {"phase": "erasing"})
+        done["header_opened_by_no_token"] = True
+        luks.must(["cryptsetup", "luksErase", "--batch-mode", str(disk.path)], "destroy all key slots")
+    elif record["phase"] != "erasing":
+        raise volume.NeedsPerson(
+            f"{disk.path} has no header of {name} any more, and nobody began to erase it: what became of it?"
+        )
+    else:
+        done["header_opened_by_no_token"] = (
+            True  # by the run that ended in the middle, before it began to erase
+        )
+    overwrite(disk.path)
+    if luks.read(disk.path) is not None:
+        raise volume.Refused(
+            f"{disk.path} still has a header after it was overwritten: see `dmesg` for the disk"
+        )
+    done |= {
+        "key_slots_destroyed": True,
+        "header_area_overwritten_bytes": AREA,
+        "erased": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    keep(certificate, done)
+    for path in state.glob(f"{name}.*"):
+        if path not in (certificate, state / f"{name}.lock"):
+            path.unlink()
+    atomic.fsync_directory(state)
+    return done
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "name": {"type": "str", "required": True},
+            "uuid": {"type": "str", "required": True},
+            "pin_credential": {"type": "path", "default": "/etc/credstore.encrypted/cryptsetup.pkcs11-pin"},
+            "hsm_seconds": {"type": "int", "default": 45},
+            "state_dir": {"type": "path", "default": "/var/lib/llmkeep/luks"},
+            "device": {"type": "str"},
+        },
+        supports_check_mode=False,
+    )
+    given = module.params
+    state, pin = Path(given["state_dir"]), Path(given["pin_credential"])
+    certificate = state / f"{given['name']}.erased.json"
+    try:
+        if certificate.exists() and not (state / f"{given['name']}.json").exists():
+            known = json.loads(certificate.read_text())
+            if known["uuid"] == given["uuid"]:
+                module.exit_json(changed=False, certificate=known)
+        shown = luks.unseal(pin.name, pin.read_bytes())
+        done = erase(state, given["name"], given["uuid"], given["device"], shown, given["hsm_seconds"])
+    except volume.NeedsPerson as problem:
+        module.fail_json(msg=str(problem), needs_person=True)
+    except (volume.Refused, luks.Failed, disks.Unusable) as problem:
+        module.fail_json(msg=str(problem), needs_person=False)
+    except OSError as problem:
+        module.fail_json(msg=f"{problem.filename}: {problem.strerror}", needs_person=False)
+    module.exit_json(changed=True, certificate=done)
+
+
+if __name__ == "__main__":
+    main()
