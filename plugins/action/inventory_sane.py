@@ -68,6 +68,15 @@ def unplaced(groups: list[str]) -> Iterator[str]:
         yield f"it is in {seen}, and none of the estate's groups; put it in one of {', '.join(GROUPS)}"
 
 
+def keyless(values: Mapping[str, Any], groups: Mapping[str, list[str]]) -> Iterator[str]:
+    """Encrypted volumes that no HSM would open."""
+    if "storage" in values["group_names"] and not groups.get("hsm") and not values.get("hsm_module"):
+        yield (
+            "it is in storage, whose volumes open by a key in an HSM, and has none; set hsm_module to your HSM's"
+            " PKCS#11 module (docs/hsm.md), or put a host into hsm, the lab's double"
+        )
+
+
 def unreachable(address: str, port: int, in_lab: bool) -> str | None:
     """Why the control node cannot be spoken to from here, in one sentence; None when it can."""
     try:
@@ -110,6 +119,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         for host in groups["all"]:
             of_host = variables["hostvars"][host]
             told = [*unplaced(list(of_host["group_names"])), *unknown(list(of_host), known)]
+            told += keyless(of_host, groups)
             told += wrong(self._values(of_host, known), known)
             problems += [f"{host}: {problem}" for problem in told]
         if problems:

@@ -8,8 +8,8 @@ module: inventory_sane
 short_description: Refuse an inventory that no role would understand, before any host is touched
 description:
   - A variable that starts with a role's name and is none of its variables, a value of a wrong
-    type, a host in no group of the estate, an estate without control node
-    or mirror. All problems are told at once.
+    type, a host in no group of the estate, a host with encrypted
+    volumes and no HSM, an estate without control node or mirror. All problems are told at once.
   - Then it tries the control node's SSH port, once, and says in one sentence when it cannot be reached.
 author: [llmkeep contributors]
 options:

@@ -18,6 +18,10 @@ author: [llmkeep contributors]
 options:
   name: {description: Name of the credential., type: str, required: true}
   bytes: {description: Random bytes (16 to 256)., type: int, default: 32}
+  create:
+    description: Whether a secret may be made. Not where it comes from elsewhere, as the PIN of an HSM does.
+    type: bool
+    default: true
   store: {description: Folder of sealed credentials., type: path, default: /etc/credstore.encrypted}
   for_certificate:
     description: Certificate (PEM) of the host that the secret is encrypted to; it comes back as C(cms).
@@ -178,6 +182,11 @@ def settle(params: dict[str, Any], path: Path, check: bool) -> dict[str, Any]:
         )
         return {"changed": changed, "sha256": digest, "cms": ""}
     changed = not path.exists()
+    if changed and not params["create"]:
+        raise Refused(
+            f"{path} is not there, and is not for this module to make: seal the secret yourself, by pipe and"
+            f" without a newline: `systemd-ask-password -n SECRET | systemd-creds encrypt --name={name} - {path}`"
+        )
     if changed and check:
         return {"changed": True, "sha256": "0" * 64, "cms": ""}
     if changed:
@@ -192,6 +201,7 @@ def main() -> None:
         argument_spec={
             "name": {"type": "str", "required": True},
             "bytes": {"type": "int", "default": 32},
+            "create": {"type": "bool", "default": True},
             "store": {"type": "path", "default": "/etc/credstore.encrypted"},
             "for_certificate": {"type": "str"},
             "from_cms": {"type": "str"},

@@ -61,6 +61,15 @@ def test_a_host_in_no_group_of_the_estate_is_told() -> None:
     assert "it is in sevre" in told
 
 
+def test_a_host_with_encrypted_volumes_and_no_hsm_is_told() -> None:
+    storage = {"group_names": ["serve", "storage"]}
+    (told,) = inventory_sane.keyless(storage, {"hsm": [], "storage": ["llm1"]})
+    assert "set hsm_module" in told
+    assert not list(inventory_sane.keyless(storage, {"hsm": ["ops1"]}))
+    assert not list(inventory_sane.keyless({**storage, "hsm_module": "/usr/lib/vendor.so"}, {}))
+    assert not list(inventory_sane.keyless({"group_names": ["serve"]}, {}))
+
+
 def test_every_roles_specification_is_read() -> None:
     found = inventory_sane.specifications(Path(__file__).parents[2] / "roles")
     assert "base_domain" in found["_common"]

@@ -82,7 +82,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def params(name: str, **more: Any) -> dict[str, Any]:
-    return {"name": name, "bytes": 16, "for_certificate": None, "from_cms": None, **more}
+    return {"name": name, "bytes": 16, "create": True, "for_certificate": None, "from_cms": None, **more}
 
 
 def hand_over(tmp_path: Path, host: dict[str, str], check: bool = False) -> dict[str, Any]:
@@ -149,3 +149,11 @@ def test_what_was_encrypted_to_another_host_is_refused_and_nothing_is_sealed(
 def test_a_certificate_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(sealed_secret.Refused, match="was not encrypted to the certificate of the other host"):
         sealed_secret.settle(params("pin", for_certificate="none"), tmp_path / "pin", False)
+
+
+@pytest.mark.usefixtures("creds")
+def test_a_secret_that_comes_from_elsewhere_is_not_made_up(tmp_path: Path) -> None:
+    path = tmp_path / "llmkeep.hsm-pin"
+    with pytest.raises(sealed_secret.Refused, match=r"is not there.*seal the secret yourself"):
+        sealed_secret.settle(params("llmkeep.hsm-pin", create=False), path, False)
+    assert not path.exists()
