@@ -8,7 +8,6 @@ Needs `lab up` and the role luks. Exit code 0, or 1 if a command failed.
 
 import argparse
 import json
-import os
 import re
 import statistics
 import subprocess
@@ -20,8 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def on(host: str, command: str) -> str:
     """What a shell command prints on a host of the lab, both outputs together."""
-    argv = [ROOT / ".venv/bin/lab", "exec", host, "--", "sh", "-c", f"{command} 2>&1"]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, env=os.environ, cwd=ROOT)
+    argv = [str(ROOT / ".venv/bin/lab"), "exec", host, "--", "sh", "-c", f"{command} 2>&1"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=ROOT)
     if done.returncode:
         sys.exit(f"{command} ended with {done.returncode} on {host}: {done.stdout}{done.stderr}")
     return done.stdout
