@@ -46,9 +46,13 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.llmkeep.estate.plugins.module_utils import (  # type: ignore[import-not-found]
     disks,
     luks,
-    volume,
 )
 from ansible_collections.llmkeep.estate.plugins.module_utils import files as atomic
+from ansible_collections.llmkeep.estate.plugins.module_utils.volume_record import (  # type: ignore[import-not-found]
+    PKCS11,
+    NeedsPerson,
+    Refused,
+)
 
 AREA = luks.DATA_OFFSET * 512
 
@@ -63,7 +67,7 @@ def opening(device: Path, pin: bytes, seconds: int) -> list[str]:
     found = []
     header = luks.read(device)
     for number, token in (header.tokens if header else {}).items():
-        if token["type"] == volume.PKCS11 and header.slots_of(number):
+        if token["type"] == PKCS11 and header.slots_of(number):
             try:
                 luks.prove(device, number, pin, seconds)
             except luks.WrongPin:
@@ -91,21 +95,21 @@ def erase(state: Path, name: str, uuid: str, device: str | None, pin: bytes, sec
     """Erase, or go on erasing; the certificate."""
     record_path, certificate = state / f"{name}.json", state / f"{name}.erased.json"
     if not record_path.exists():
-        raise volume.Refused(f"this host has no record of a volume {name}: nothing was erased")
+        raise Refused(f"this host has no record of a volume {name}: nothing was erased")
     record = json.loads(record_path.read_text())
     if record["uuid"] != uuid:
-        raise volume.Refused(
+        raise Refused(
             f"{name} has the UUID {record['uuid']}, and {uuid} is to be erased; nothing was. Take it from the register"
         )
     disk = disks.disk_of(record["serial"], device)
     used = [*disks.users(disk)]
     if used:
-        raise volume.Refused(
+        raise Refused(
             f"{name} is in use; nothing was erased:\n" + "\n".join(str(finding) for finding in used)
         )
     header = luks.read(disk.path)
     if header is not None and header.uuid != uuid:
-        raise volume.Refused(f"{disk.path} holds the UUID {header.uuid}, not {uuid}; nothing was erased")
+        raise Refused(f"{disk.path} holds the UUID {header.uuid}, not {uuid}; nothing was erased")
     done = {
         "volume": name,
         "uuid": uuid,
@@ -117,7 +121,7 @@ def erase(state: Path, name: str, uuid: str, device: str | None, pin: bytes, sec
     if header is not None and header.slots:
         still = opening(disk.path, pin, seconds)
         if still:
-            raise volume.Refused(
+            raise Refused(
                 f"{', '.join(still)} still opens {name}, and would open every backup of its header; nothing was erased."
                 " Destroy that key in the HSM first (playbooks/erase.yml does)"
             )
@@ -125,7 +129,7 @@ def erase(state: Path, name: str, uuid: str, device: str | None, pin: bytes, sec
         done["header_opened_by_no_token"] = True
         luks.must(["cryptsetup", "luksErase", "--batch-mode", str(disk.path)], "destroy all key slots")
     elif record["phase"] != "erasing":
-        raise volume.NeedsPerson(
+        raise NeedsPerson(
             f"{disk.path} has no header of {name} any more, and nobody began to erase it: what became of it?"
         )
     else:
@@ -134,9 +138,7 @@ def erase(state: Path, name: str, uuid: str, device: str | None, pin: bytes, sec
         )
     overwrite(disk.path)
     if luks.read(disk.path) is not None:
-        raise volume.Refused(
-            f"{disk.path} still has a header after it was overwritten: see `dmesg` for the disk"
-        )
+        raise Refused(f"{disk.path} still has a header after it was overwritten: see `dmesg` for the disk")
     done |= {
         "key_slots_destroyed": True,
         "header_area_overwritten_bytes": AREA,
@@ -172,9 +174,9 @@ def main() -> None:
                 module.exit_json(changed=False, certificate=known)
         shown = luks.unseal(pin.name, pin.read_bytes())
         done = erase(state, given["name"], given["uuid"], given["device"], shown, given["hsm_seconds"])
-    except volume.NeedsPerson as problem:
+    except NeedsPerson as problem:
         module.fail_json(msg=str(problem), needs_person=True)
-    except (volume.Refused, luks.Failed, disks.Unusable) as problem:
+    except (Refused, luks.Failed, disks.Unusable) as problem:
         module.fail_json(msg=str(problem), needs_person=False)
     except OSError as problem:
         module.fail_json(msg=f"{problem.filename}: {problem.strerror}", needs_person=False)

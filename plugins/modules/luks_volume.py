@@ -93,6 +93,13 @@ from ansible_collections.llmkeep.estate.plugins.module_utils import (  # type: i
     luks,
     volume,
 )
+from ansible_collections.llmkeep.estate.plugins.module_utils.volume_record import (  # type: ignore[import-not-found]
+    DONE,
+    HSM,
+    SPARE,
+    NeedsPerson,
+    Refused,
+)
 
 
 def outcome(wanted: volume.Volume) -> dict[str, Any]:
@@ -106,7 +113,7 @@ def outcome(wanted: volume.Volume) -> dict[str, Any]:
         "changed": bool(wanted.changes),
         "changes": wanted.changes,
         "state": record.phase if record else "absent",
-        "pending": record is not None and record.phase != volume.DONE,
+        "pending": record is not None and record.phase != DONE,
         "device": str(wanted.path),
         "uuid": record.uuid if record else "",
         "cipher": header.segment.get("encryption", "") if ours else "",
@@ -143,9 +150,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     given = module.params
-    uris = {
-        owner: given[key] for owner, key in ((volume.HSM, "token"), (volume.SPARE, "spare")) if given[key]
-    }
+    uris = {owner: given[key] for owner, key in ((HSM, "token"), (SPARE, "spare")) if given[key]}
     for uri in uris.values():
         if not {"token", "object"} <= set(luks.attributes(uri)) or "pin-" in uri:
             module.fail_json(msg=f"{uri!r} has to name token and object, and never a PIN", needs_person=False)
@@ -179,9 +184,9 @@ def main() -> None:
             with wanted.alone():
                 wanted.converge()
         module.exit_json(**outcome(wanted))
-    except volume.NeedsPerson as problem:
+    except NeedsPerson as problem:
         module.fail_json(msg=str(problem), needs_person=True)
-    except (volume.Refused, luks.Failed) as problem:
+    except (Refused, luks.Failed) as problem:
         module.fail_json(msg=str(problem), needs_person=False)
 
 

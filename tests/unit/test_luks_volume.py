@@ -4,17 +4,22 @@ Left to lab hosts, since an image file is not activated: the file system, and al
 """
 
 import functools
+import hashlib
 import json
 import os
 import shutil
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
-from luks_estate import PIN, SOFTHSM, Estate, fresh_modules, tool
+from ansible.module_utils.testing import patch_module_args
+from luks_estate import PIN, SIZE, SOFTHSM, Estate, fresh_modules, tool
 from plugin_modules import load
 
 volume, luks, _disks = fresh_modules()
 volume_store, volume_drill = load("modules.volume_store"), load("modules.volume_drill")
+luks_volume = load("modules.luks_volume")
 luks_erase, hsm_key_destroyed = load("modules.luks_erase"), load("modules.hsm_key_destroyed")
 hsm = load("module_utils.hsm")
 DATA = os.urandom(1 << 20)
@@ -354,3 +359,59 @@ def test_an_erasure_that_was_cut_short_goes_on(estate: Estate, monkeypatch: pyte
             erase(estate, uuid)
     assert luks.read(estate.disk).slots == {}
     assert erase(estate, uuid)["key_slots_destroyed"]
+
+
+# ---------------------------------------------------------------- as Ansible calls it
+def called(
+    module: ModuleType, given: dict[str, object], capsys: pytest.CaptureFixture[str]
+) -> dict[str, Any]:
+    with patch_module_args(given), pytest.raises(SystemExit):
+        module.main()
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_as_a_module_it_returns_what_is_to_be_stored_and_says_when_a_person_is_needed(
+    blank: Estate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given: dict[str, object] = {
+        "name": "data",
+        "serial": "DISK-1",
+        "device": str(blank.disk),
+        "size": SIZE,
+        "token": "pkcs11:token=main;object=host1;type=public",
+        "spare": "pkcs11:token=spare;object=host1;type=public",
+        "pin_credential": str(blank.root / "hsm-pin"),
+        "boot_credential": str(blank.root / "boot-pin"),
+        "escrow_certificate": (blank.root / "escrow.pem").read_text(),
+        "state_dir": str(blank.state),
+    }
+    assert called(luks_volume, given | {"_ansible_check_mode": True}, capsys)["changed"]
+    assert not blank.state.exists()
+    first = called(luks_volume, given, capsys)
+    assert (first["state"], first["pending"]) == ("escrow", True)
+    stored = {
+        kind: hashlib.sha256(first[f"{kind}_cms"].encode()).hexdigest() for kind in ("recovery", "header")
+    }
+    second = called(luks_volume, given | {"stored": stored}, capsys)
+    assert (second["state"], second["pending"], second["key_bits"]) == ("done", False, 512)
+    assert [slot["owner"] for slot in second["slots"]] == ["hsm", "spare", "recovery"]
+    stored["header"] = hashlib.sha256(second["header_cms"].encode()).hexdigest()
+    third = called(luks_volume, given | {"stored": stored}, capsys)
+    assert (third["changed"], third["header_cms"], third["recovery_cms"]) == (False, "", "")
+    assert luks.unseal("boot-pin", (blank.root / "boot-pin").read_bytes()) == PIN.encode()
+    blank.blank()
+    failed = called(luks_volume, given | {"stored": stored}, capsys)
+    assert (failed["failed"], failed["needs_person"]) == (True, True)
+    assert failed["msg"].startswith("needs a person: ")
+    refused = called(luks_volume, given | {"token": "pkcs11:token=main;object=k?pin-value=1"}, capsys)
+    assert "never a PIN" in refused["msg"]
+    blank.state.joinpath("data.json").unlink()
+    given = {
+        "name": "data",
+        "uuid": "u",
+        "pin_credential": given["pin_credential"],
+        "state_dir": str(blank.state),
+    }
+    erased = called(luks_erase, given, capsys)
+    assert "no record of a volume data" in erased["msg"]
