@@ -16,7 +16,6 @@ import openai
 import pytest
 from conftest import HOSTS, SITE, Client, Lab, changed
 
-pytestmark = pytest.mark.xdist_group("estate")
 QUESTION = "What is the capital of France?"
 CANARY = "canary-4711-in-a-question"
 
