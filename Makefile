@@ -19,7 +19,7 @@ lab: bundle  ## from a bare machine to an answering private LLM, in throw-away h
 	.venv/bin/lab demo
 
 test: check bundle  ## the whole suite, from cold, as CI runs it
-	.venv/bin/pytest tests/lab $(WORKERS) --dist loadgroup --durations=0 --durations-min=20
+	.venv/bin/pytest tests/lab $(WORKERS) --durations=0 --durations-min=20
 
 check: lint types unit policy  ## the fast part: lint, types, unit tests, contract
 

@@ -12,7 +12,6 @@ import pytest
 from conftest import Client, Lab
 from test_estate import QUESTION, answers, request
 
-pytestmark = pytest.mark.xdist_group("estate")
 ASK = f"/generate?prompt={QUESTION.replace(' ', '%20')}&max_tokens=4"
 RECORDS = "/var/log/llm-audit"
 VERIFY = "llm-serve audit verify --json"

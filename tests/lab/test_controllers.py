@@ -8,7 +8,6 @@ import pytest
 import yaml
 from conftest import ROOT, Lab
 
-pytestmark = pytest.mark.xdist_group("estate")
 PLAYBOOK = str(ROOT / ".venv/bin/ansible-playbook")
 
 

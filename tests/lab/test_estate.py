@@ -16,7 +16,6 @@ import openai
 import pytest
 from conftest import HOSTS, SITE, Client, Lab, changed
 
-pytestmark = pytest.mark.xdist_group("estate")
 QUESTION = "What is the capital of France?"
 CANARY = "canary-4711-in-a-question"
 
@@ -151,8 +150,14 @@ def test_no_secret_is_in_any_output_log_command_line_environment_or_cache(
 ) -> None:
     """The estate's real secrets are the canaries: read where root may, looked for everywhere else."""
     opened = "systemd-creds decrypt --name={0} /etc/credstore.encrypted/{0} -"
-    sealed = [("llm1", name) for name in ("llm-gateway.pepper", "redis.gateway", "llm-audit.seed")]
-    sealed += [("ops1", name) for name in ("llmkeep.issuing-key", "llmkeep.policy-key", "llmkeep-audit.seed")]
+    sealed = [
+        ("llm1", name)
+        for name in ("llm-gateway.pepper", "redis.gateway", "llm-audit.seed", "cryptsetup.pkcs11-pin")
+    ]
+    sealed += [
+        ("ops1", name)
+        for name in ("llmkeep.issuing-key", "llmkeep.policy-key", "llmkeep-audit.seed", "softhsm.so-pin")
+    ]
     secrets = {name: estate.on(host, opened.format(name)) for host, name in sealed}
     secrets["host key"] = estate.on("llm1", "cat /etc/llmkeep/pki/host.key")
     needles = {"api key": client.key.split("_")[2]}

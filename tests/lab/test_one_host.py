@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from conftest import Lab, changed
 
-pytestmark = pytest.mark.xdist_group("one_host")
 INVENTORY = Path(__file__).with_name("one_host")
 HOST = "box"
 

@@ -11,7 +11,6 @@ def lab(floor: Lab) -> Lab:
     """Both hosts as the snapshots have them, clocks included."""
     for host in HOSTS:
         floor.run("restore", host, "floor")
-    floor.run("sink", "--clear")
     return floor
 
 
@@ -20,10 +19,9 @@ def test_every_role_has_a_scenario() -> None:
     assert set(SCENARIOS) == roles
 
 
-@pytest.mark.parametrize(
-    "role", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in SCENARIOS]
-)
+@pytest.mark.parametrize("role", SCENARIOS)
 def test_role(lab: Lab, role: str) -> None:
+    lab.run("sink", "--clear")
     lab.outside("molecule", "reset", "--scenario-name", role)
     lab.outside("molecule", "test", "--scenario-name", role, "--destroy", "never", timeout=1800)
     assert lab.sink() == [], "the role tried to leave"
