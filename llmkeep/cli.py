@@ -12,7 +12,7 @@ import sys
 
 from llmkeep.lock import LockError
 
-VERBS = ("lock", "programs", "signing", "bundle", "pki", "policy", "run", "audit")
+VERBS = ("lock", "programs", "signing", "bundle", "pki", "issuing", "policy", "run", "audit")
 
 
 def main(argv: list[str] | None = None) -> int:

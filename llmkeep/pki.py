@@ -2,7 +2,8 @@
 
 Root (P-384, constrained to the estate's domain and to private addresses) → issuing (P-384) → leaves of at
 most 90 days. The root's private key is encrypted to the estate's escrow certificate in the moment it is made
-and is kept nowhere else; the issuing key lies sealed by systemd-creds and is only ever opened in memory.
+and is kept nowhere else; the issuing key lies sealed by systemd-creds and is only ever opened in memory, or is in
+an HSM since `llmkeep issuing` moved it there.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from llmkeep.durable import broken_at, record, write
+from llmkeep.issuing_key import HsmKey
 from llmkeep.sealing import SealError, encrypt_to, seal, unseal
 
 SEALED = "llmkeep.issuing-key"
@@ -67,6 +69,11 @@ class Places:
         return self.root / "etc/credstore.encrypted" / SEALED
 
     @property
+    def issuing_hsm(self) -> Path:
+        """Where in the HSM the issuing key is; counts only where there is no sealed one."""
+        return self.root / "etc/llmkeep/pki/issuing-hsm.json"
+
+    @property
     def root_key(self) -> Path:
         return self.root / "var/lib/llmkeep/handout/root-key.cms"
 
@@ -85,7 +92,7 @@ def constraints(domain: str, networks: list[str]) -> x509.NameConstraints:
 
 def authority(
     common_name: str,
-    key: ec.EllipticCurvePrivateKey,
+    key: ec.EllipticCurvePublicKey,
     issuer: x509.Name | None,
     issuer_key: ec.EllipticCurvePrivateKey,
     limits: x509.NameConstraints,
@@ -102,14 +109,14 @@ def authority(
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer or subject)
-        .public_key(key.public_key())
+        .public_key(key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(start)
         .not_valid_after(start + timedelta(days=days))
         .add_extension(x509.BasicConstraints(ca=True, path_length=0 if issuer else 1), critical=True)
         .add_extension(usage, critical=True)
         .add_extension(limits, critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
         .add_extension(
             x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False
         )
@@ -175,8 +182,10 @@ def init(places: Places, domain: str, escrow: Path, networks: list[str]) -> str:
                        "give one with --domain, as base_domain in the inventory")  # fmt: skip
     limits = constraints(domain, networks)
     root_key, issuing_key = ec.generate_private_key(ec.SECP384R1()), ec.generate_private_key(ec.SECP384R1())
-    root = authority(f"{domain} root", root_key, None, root_key, limits, ROOT_DAYS)
-    issuing = authority(f"{domain} issuing", issuing_key, root.subject, root_key, limits, ISSUING_DAYS)
+    root = authority(f"{domain} root", root_key.public_key(), None, root_key, limits, ROOT_DAYS)
+    issuing = authority(
+        f"{domain} issuing", issuing_key.public_key(), root.subject, root_key, limits, ISSUING_DAYS
+    )
     write(places.root_key, encrypt_to(escrow, private(root_key)), 0o400)
     del root_key
     places.issuing_key.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -201,7 +210,10 @@ def _standing(places: Places, domain: str) -> str:
 
 
 def issuing_pair(places: Places) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
-    """The issuing certificate and its key, opened in memory, proved to belong together and to the root."""
+    """The issuing certificate and its key, opened in memory, proved to belong together and to the root.
+
+    A key in the HSM is asked for nothing yet: whether it belongs shows by its signature.
+    """
     certificate = load(places.issuing_certificate)
     try:
         certificate.verify_directly_issued_by(load(places.root_certificate))
@@ -209,11 +221,14 @@ def issuing_pair(places: Places) -> tuple[x509.Certificate, ec.EllipticCurvePriv
         raise PkiError(f"{places.issuing_certificate} was not issued by {places.root_certificate} ({error}): "
                        "restore both from a backup of this host") from error  # fmt: skip
     if not places.issuing_key.exists():
+        public = certificate.public_key()
+        if places.issuing_hsm.exists() and isinstance(public, ec.EllipticCurvePublicKey):
+            return certificate, HsmKey.standing(places.issuing_hsm, public)
         raise PkiError(f"{places.issuing_key} is not there: restore it from a backup of this host")
     key = serialization.load_pem_private_key(unseal(places.issuing_key.read_bytes(), SEALED), password=None)
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
         raise PkiError(f"{places.issuing_key} is not the key of {places.issuing_certificate}: "
-                       "restore both from a backup of this host")  # fmt: skip
+                       "end what `llmkeep issuing adopt` began, or restore both from a backup of this host")  # fmt: skip
     return certificate, key
 
 
@@ -319,11 +334,14 @@ def sign(places: Places, csr_pem: bytes, names: list[str], host: str, days: int 
 def status(places: Places) -> dict[str, object]:
     """What an operator asks: whose CA, how long, is its key usable, is the root key still lying here."""
     root = load(places.root_certificate)
-    issuing, _ = issuing_pair(places)
+    issuing, key = issuing_pair(places)
+    if isinstance(key, HsmKey):
+        key.prove()
     return {
         "domain": permitted(root)[0][0],
         "root": {"sha256": fingerprint(root), "not_after": root.not_valid_after_utc.isoformat()},
         "issuing": {"sha256": fingerprint(issuing), "not_after": issuing.not_valid_after_utc.isoformat()},
+        "key_source": "hsm" if isinstance(key, HsmKey) else "file",
         "issued": len(places.issued.read_bytes().splitlines()) if places.issued.exists() else 0,
         "record_broken_at_line": broken_at(places.issued),
         "root_key_still_here": str(places.root_key) if places.root_key.exists() else None,
@@ -331,12 +349,16 @@ def status(places: Places) -> dict[str, object]:
 
 
 # ---------------------------------------------------------------- command line
-def _told(verb: Callable[[argparse.Namespace], str | bytes]) -> Callable[[argparse.Namespace], int]:
+def told(
+    verb: Callable[[argparse.Namespace], str | bytes], name: str = "pki"
+) -> Callable[[argparse.Namespace], int]:
+    """A verb that prints what it returns, and says why it refused."""
+
     def run(arguments: argparse.Namespace) -> int:
         try:
             said = verb(arguments)
         except (PkiError, SealError, OSError) as error:
-            print(f"llmkeep pki: {error}", file=sys.stderr)
+            print(f"llmkeep {name}: {error}", file=sys.stderr)
             return 1
         sys.stdout.buffer.write(said if isinstance(said, bytes) else said.encode() + b"\n")
         return 0
@@ -375,7 +397,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--network", action="append", help="addresses the CA may certify (default: all private ones)"
     )
     verb.set_defaults(
-        run=_told(
+        run=told(
             lambda given: init(given.places, given.domain, given.escrow, given.network or list(NETWORKS))
         )
     )
@@ -384,10 +406,10 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     verb.add_argument("--names", required=True, help="comma-separated: what the inventory allows the host")
     verb.add_argument("--host", required=True, help="the host's name in the inventory")
     verb.add_argument("--days", type=int, default=LEAF_DAYS, help="how long it lives (%(default)s, the most)")
-    verb.set_defaults(run=_told(_sign))
+    verb.set_defaults(run=told(_sign))
     verb = verbs.add_parser("chain", help="print issuing and root certificate")
     verb.set_defaults(
-        run=_told(
+        run=told(
             lambda given: (
                 pem(load(given.places.issuing_certificate)) + pem(load(given.places.root_certificate))
             )
@@ -395,4 +417,4 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     verb = verbs.add_parser("status", help="whose CA, until when, and whether the root key was taken away")
     verb.add_argument("--json", action="store_true", help="for machines")
-    verb.set_defaults(run=_told(_status))
+    verb.set_defaults(run=told(_status))

@@ -222,7 +222,7 @@ def the_token(tokens: list[Any], label: str, known: dict[str, Any] | None, setti
         seen = ", ".join(sorted(token.label or "(no label)" for token in tokens))
         raise Fault(
             "token_missing",
-            f"the HSM has no token {label}; it has {seen}. Correct hsm_token, or see what became of it",
+            f"the HSM has no token {label}; it has {seen}. Correct its name, or see what became of it",
         )
     token = fitting[0]
     if known and known["serial"] != token.serial:

@@ -38,6 +38,7 @@ class Settings:
     seconds: int = 20
     record: str = ""
     user: str = ""  # whose the module's files are, where it has files
+    signs: bool = False  # a key of an authority, which signs and opens nothing
 
 
 def the_pair(session: Any, token: Any, settings: Settings) -> tuple[int, int] | None:
@@ -69,14 +70,14 @@ def generate(session: Any, settings: Settings) -> None:
         pkcs11.LABEL: settings.label.encode(),
         pkcs11.ID: pkcs11.new_id(),
     }
-    only = {pkcs11.SIGN: False, pkcs11.UNWRAP: False}
+    only = {pkcs11.SIGN: settings.signs, pkcs11.UNWRAP: False}
     private = {**shared, pkcs11.PRIVATE: True, pkcs11.SENSITIVE: True, pkcs11.EXTRACTABLE: False, **only}
     public = {**shared, pkcs11.PRIVATE: False}
     if settings.type == "ec":
         session.generate(
             pkcs11.EC_KEY_PAIR_GEN,
             {**public, pkcs11.EC_PARAMS: pkcs11.P_384},
-            {**private, pkcs11.DERIVE: True, pkcs11.DECRYPT: False},
+            {**private, pkcs11.DERIVE: not settings.signs, pkcs11.DECRYPT: False},
         )
     else:
         session.generate(
@@ -98,7 +99,7 @@ def described(
     public, private = key
     number = int.from_bytes(session.read(private, pkcs11.KEY_TYPE), sys.byteorder)
     kind = {pkcs11.EC: "ec", pkcs11.RSA: "rsa"}.get(number, str(number))
-    use = pkcs11.DERIVE if kind == "ec" else pkcs11.DECRYPT
+    use = pkcs11.SIGN if settings.signs else pkcs11.DERIVE if kind == "ec" else pkcs11.DECRYPT
     seen: dict[str, Any] = {
         "type": kind,
         "sensitive": session.is_set(private, pkcs11.SENSITIVE),
@@ -117,7 +118,7 @@ def described(
         raise Fault(
             "key_weak",
             f"the key {settings.label} in the token {token.label} is not {', not '.join(lacking)}. It was not made in"
-            " the token by llmkeep and may exist elsewhere: nothing is enrolled with it. Give it another label",
+            " the token by llmkeep and may exist elsewhere: it is not used. Give it another label",
         )
     shown = public_part(session, public, kind)
     seen["public"] = shown.hex()

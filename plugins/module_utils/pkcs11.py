@@ -1,4 +1,4 @@
-"""The part of PKCS#11 2.40 that keys of volumes need, by ctypes: Debian has no Python binding of it.
+"""The part of PKCS#11 2.40 that keys of volumes and of the issuing CA need, by ctypes: Debian has no Python binding of it.
 
 A PIN is an argument of a function here, never of a program, and never part of a URI.
 """
@@ -31,6 +31,8 @@ FUNCTIONS = {
     "C_FindObjectsFinal": 28,
     "C_DecryptInit": 33,
     "C_Decrypt": 34,
+    "C_SignInit": 42,
+    "C_Sign": 43,
     "C_GenerateKeyPair": 59,
     "C_DeriveKey": 62,
 }
@@ -73,7 +75,14 @@ VALUE_LEN, EXTRACTABLE, LOCAL, NEVER_EXTRACTABLE, ALWAYS_SENSITIVE = 0x161, 0x16
 EC_PARAMS, EC_POINT = 0x180, 0x181
 PUBLIC_KEY, PRIVATE_KEY, SECRET_KEY = 0x2, 0x3, 0x4
 RSA, EC, GENERIC_SECRET = 0x0, 0x3, 0x10
-RSA_KEY_PAIR_GEN, RSA_PKCS, EC_KEY_PAIR_GEN, ECDH1_DERIVE, KDF_NULL = 0x0, 0x1, 0x1040, 0x1050, 0x1
+RSA_KEY_PAIR_GEN, RSA_PKCS, EC_KEY_PAIR_GEN, ECDSA, ECDH1_DERIVE, KDF_NULL = (
+    0x0,
+    0x1,
+    0x1040,
+    0x1041,
+    0x1050,
+    0x1,
+)
 P_384 = bytes.fromhex("06052b81040022")  # the curve's object identifier, as EC_PARAMS has it
 
 READ_WRITE, SERIAL = 0x2, 0x4
@@ -336,6 +345,14 @@ class Session:
         size = c_ulong(len(block))
         self._call("C_Decrypt", self._handle, block, c_ulong(len(block)), out, byref(size))
         return out.raw[: size.value]
+
+    def sign(self, private: int, digest: bytes, size: int) -> bytes:
+        """ECDSA over a digest; r and s, each of half the SIZE."""
+        how = Mechanism(ECDSA, None, 0)
+        self._call("C_SignInit", self._handle, byref(how), c_ulong(private))
+        out, length = ctypes.create_string_buffer(size), c_ulong(size)
+        self._call("C_Sign", self._handle, digest, c_ulong(len(digest)), out, byref(length))
+        return out.raw[: length.value]
 
 
 def new_id() -> bytes:

@@ -1,0 +1,169 @@
+"""The issuing CA's move into an HSM: `llmkeep issuing request | certify | adopt`.
+
+The key is made in the token on the control node, its request goes to the machine that has the escrow key, and comes
+back as a certificate of the same root: the root key never is where the estate is. The same three words give an
+issuing CA whose certificate ends a new one, with the same key or another.
+"""
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from llmkeep.durable import write
+from llmkeep.issuing_key import PIN, HsmKey
+from llmkeep.pki import ISSUING_DAYS, PkiError, Places, authority, load, pem, told
+
+
+def _next(places: Places) -> Path:
+    """Where the key is that was asked for and not adopted yet."""
+    return places.issuing_hsm.with_name("issuing-hsm.next.json")
+
+
+def digest(key: object) -> str:
+    """What two people compare, to know that a request is the one that was sent."""
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
+        raise PkiError(f"a key of type {type(key).__name__} is no issuing key: it has to be EC P-384")
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    return hashlib.sha256(key.public_bytes(serialization.Encoding.DER, form)).hexdigest()
+
+
+def request(places: Places, settings: dict[str, Any]) -> bytes:
+    """The request for a key in the HSM, which is made there where the token has none of that label."""
+    subject = load(places.issuing_certificate).subject
+    if not Path(settings["pin"]).exists():
+        raise PkiError(f"{settings['pin']} is not there: seal the PIN of the token {settings['token']} into it "
+                       "(docs/certificates.md)")  # fmt: skip
+    key = HsmKey.made(settings)
+    csr = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA384())
+    write(_next(places), json.dumps(settings, indent=1).encode() + b"\n", 0o444)
+    return csr.public_bytes(serialization.Encoding.PEM)
+
+
+def certify(csr_pem: bytes, root_pem: bytes, root_key: Path, escrow_key: Path) -> bytes:
+    """The issuing certificate for a request, by the root key, which the escrow key opens in memory."""
+    try:
+        csr, root = x509.load_pem_x509_csr(csr_pem), x509.load_pem_x509_certificate(root_pem)
+    except ValueError as error:
+        raise PkiError(f"request or root certificate cannot be read ({error})") from error
+    key, name = csr.public_key(), root.subject.rfc4514_string().removeprefix("CN=")
+    expected = f"{name.removesuffix(' root')} issuing"
+    digest(key)
+    if not csr.is_signature_valid or csr.subject.rfc4514_string() != f"CN={expected}":
+        raise PkiError(f"the request is for {csr.subject.rfc4514_string()!r}, and has to be for 'CN={expected}', "
+                       "signed by the key it carries: bring the one that `llmkeep issuing request` gave")  # fmt: skip
+    # The escrow key may have a password, which openssl asks for at the terminal.
+    argv = [
+        "openssl",
+        "cms",
+        "-decrypt",
+        "-binary",
+        "-inform",
+        "PEM",
+        "-inkey",
+        str(escrow_key),
+        "-in",
+        str(root_key),
+    ]
+    opened = subprocess.run(argv, stdout=subprocess.PIPE, check=False)
+    if opened.returncode:
+        raise PkiError(
+            f"{escrow_key} does not open {root_key}: take the escrow key that the bundle was made with"
+        )
+    private = serialization.load_pem_private_key(opened.stdout, password=None)
+    if not isinstance(private, ec.EllipticCurvePrivateKey) or private.public_key() != root.public_key():
+        raise PkiError(f"{root_key} holds the key of another root than {name}: bring this estate's")
+    limits = root.extensions.get_extension_for_class(x509.NameConstraints).value
+    assert isinstance(key, ec.EllipticCurvePublicKey)  # noqa: S101 digest() has refused all others
+    return pem(authority(expected, key, root.subject, private, limits, ISSUING_DAYS))
+
+
+def adopt(places: Places, certificate_pem: bytes) -> str:
+    """Sign by the key in the HSM from now on; repeats harmlessly. The sealed key is deleted last."""
+    root, before = load(places.root_certificate), load(places.issuing_certificate)
+    try:
+        certificate = x509.load_pem_x509_certificate(certificate_pem)
+        certificate.verify_directly_issued_by(root)
+    except Exception as error:
+        raise PkiError(f"this is no certificate that {places.root_certificate} issued ({error}); nothing was changed: "
+                       "bring what `llmkeep issuing certify` gave for this estate") from error  # fmt: skip
+    extensions = certificate.extensions
+    basic = extensions.get_extension_for_class(x509.BasicConstraints).value
+    limits = extensions.get_extension_for_class(x509.NameConstraints).value
+    now = datetime.now(UTC)
+    if (
+        (basic.ca, basic.path_length) != (True, 0)
+        or certificate.subject != before.subject
+        or limits != root.extensions.get_extension_for_class(x509.NameConstraints).value
+        or not certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc
+    ):
+        raise PkiError(f"the certificate of {certificate.subject.rfc4514_string()!r}, {certificate.not_valid_before_utc} "
+                       f"to {certificate.not_valid_after_utc}, is not an issuing one of this estate for today ({now}); "
+                       "nothing was changed: make it by `llmkeep issuing certify`, see that both clocks are right")  # fmt: skip
+    coming = _next(places) if _next(places).exists() else places.issuing_hsm
+    if not coming.exists():
+        raise PkiError(
+            f"{coming} is not there, so no key was asked for: begin with `llmkeep issuing request`"
+        )
+    key = certificate.public_key()
+    digest(key)
+    assert isinstance(key, ec.EllipticCurvePublicKey)  # noqa: S101 as in certify
+    HsmKey.standing(coming, key).prove()
+    write(places.issuing_hsm, coming.read_bytes(), 0o444)
+    write(places.issuing_certificate, pem(certificate), 0o444)
+    places.issuing_key.unlink(missing_ok=True)
+    _next(places).unlink(missing_ok=True)
+    return (
+        "the issuing key is in the HSM. Set pki_key_source: hsm in the inventory and run site.yml: each host gets a new\n"
+        f"certificate. The issuing certificate of before is not revoked: it ends on {before.not_valid_after_utc:%Y-%m-%d}."
+    )
+
+
+def _request(given: argparse.Namespace) -> bytes:
+    pin = str(given.places.root / "etc/credstore.encrypted" / PIN)
+    csr = request(given.places, {
+        "module": given.module, "token": given.token, "label": given.label, "user": given.user,
+        "address": "", "seconds": given.seconds, "pin": pin, "pin_name": PIN,
+    })  # fmt: skip
+    print(f"sha256 of its public key: {digest(x509.load_pem_x509_csr(csr).public_key())}", file=sys.stderr)
+    return csr
+
+
+def _certify(given: argparse.Namespace) -> bytes:
+    certificate = certify(given.csr.read_bytes(), given.root.read_bytes(), given.root_key, given.escrow_key)
+    key = x509.load_pem_x509_certificate(certificate).public_key()
+    print(f"sha256 of its public key: {digest(key)}; compare it with the request's", file=sys.stderr)
+    return certificate
+
+
+def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """`llmkeep issuing request | certify | adopt`. Exit codes: 0 done, 1 refused, with the reason."""
+    parser = subparsers.add_parser(
+        "issuing", help="move the issuing CA's key into an HSM, or renew its certificate"
+    )
+    parser.set_defaults(places=Places())
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    verb = verbs.add_parser("request", help="control node: make the key in the HSM, print the request for it")
+    verb.add_argument("--module", required=True, help="path of the HSM's PKCS#11 module")
+    verb.add_argument("--token", required=True, help="label of a token that nothing but this key is in")
+    verb.add_argument("--label", default="llmkeep issuing", help="the key's label (%(default)s)")
+    verb.add_argument("--user", default="", help="account that may use the module (this one)")
+    verb.add_argument("--seconds", type=int, default=20, help="the HSM has to answer within (%(default)s)")
+    verb.set_defaults(run=told(_request, "issuing"))
+    verb = verbs.add_parser("certify", help="where the escrow key is: print the certificate for the request")
+    verb.add_argument("--csr", type=Path, required=True, help="the request")
+    verb.add_argument("--root", type=Path, required=True, help="root.pem of the estate")
+    verb.add_argument("--root-key", type=Path, required=True, help="root-key.cms, as it was taken away")
+    verb.add_argument("--escrow-key", type=Path, required=True, help="escrow.key")
+    verb.set_defaults(run=told(_certify, "issuing"))
+    verb = verbs.add_parser("adopt", help="control node: sign by the key in the HSM from now on")
+    verb.add_argument("--certificate", type=Path, required=True, help="what certify printed")
+    verb.set_defaults(run=told(lambda given: adopt(given.places, given.certificate.read_bytes()), "issuing"))

@@ -1,0 +1,125 @@
+"""The issuing CA's key where it lies in an HSM: it signs there, and nothing of it is ever outside.
+
+The token is one of its own, with a PIN of its own. The volumes' token will not do: each host that opens its volumes
+knows that PIN.
+"""
+
+import hashlib
+import importlib
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+
+from llmkeep.sealing import SealError
+
+PIN = "llmkeep.issuing-pin"
+PROOF = b"llmkeep: this key signs"
+
+
+def _library() -> Any:
+    """What the roles know of PKCS#11, found in the tree as Ansible finds it: its rules of logins have one home."""
+    from llmkeep.run import RunError, tree  # Ansible's runner: without an HSM no signature needs it
+
+    # The tree is what was signed: nothing is written into it.
+    sys.dont_write_bytecode = True
+    with tempfile.TemporaryDirectory(prefix="llmkeep-") as folder:
+        collection = Path(folder, "ansible_collections/llmkeep/estate")
+        collection.parent.mkdir(parents=True)
+        try:
+            collection.symlink_to(tree())
+        except RunError as error:
+            raise SealError(str(error)) from error
+        sys.path.insert(0, folder)
+        try:
+            return importlib.import_module("ansible_collections.llmkeep.estate.plugins.module_utils.hsm_sign")
+        finally:
+            sys.path.remove(folder)
+
+
+def _use(
+    settings: dict[str, Any], data: bytes, make: bool = False
+) -> tuple[ec.EllipticCurvePublicKey, bytes]:
+    """The key in the token, and its signature of DATA as certificates carry it."""
+    library = _library()
+    try:
+        found = library.use(settings, hashlib.sha384(data).digest(), make)
+    except library.Fault as fault:
+        raise SealError(
+            f"the issuing key in the HSM: {fault} ({fault.kind}, see docs/certificates.md)"
+        ) from fault
+    raw = bytes.fromhex(found["signature"])
+    r, s = (int.from_bytes(half, "big") for half in (raw[: len(raw) // 2], raw[len(raw) // 2 :]))
+    public = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP384R1(), bytes.fromhex(found["public"]))
+    return public, encode_dss_signature(r, s)
+
+
+class HsmKey(ec.EllipticCurvePrivateKey):
+    """A private key as `cryptography` takes one, that can do nothing but sign, by one login each time."""
+
+    def __init__(self, settings: dict[str, Any], public: ec.EllipticCurvePublicKey) -> None:
+        self._settings, self._public = settings, public
+
+    @classmethod
+    def standing(cls, settings: Path, public: ec.EllipticCurvePublicKey) -> "HsmKey":
+        """The key that a file of settings names; whether it is PUBLIC's shows when it signs."""
+        try:
+            return cls(json.loads(settings.read_bytes()), public)
+        except ValueError as error:
+            raise SealError(
+                f"{settings} cannot be read ({error}): restore it from a backup of this host"
+            ) from error
+
+    @classmethod
+    def made(cls, settings: dict[str, Any]) -> "HsmKey":
+        """The key that is in the token already, or a new one."""
+        return cls(settings, _use(settings, PROOF, make=True)[0])
+
+    def prove(self) -> None:
+        """SealError unless the HSM signs with this very key."""
+        self.sign(PROOF, ec.ECDSA(hashes.SHA384()))
+
+    def sign(self, data: Any, signature_algorithm: ec.EllipticCurveSignatureAlgorithm) -> bytes:
+        if not isinstance(signature_algorithm.algorithm, hashes.SHA384):
+            raise NotImplementedError("an issuing key on P-384 signs SHA-384")
+        _, signature = _use(self._settings, bytes(data))
+        try:
+            self._public.verify(signature, bytes(data), signature_algorithm)
+        except InvalidSignature:
+            raise SealError(
+                f"the key {self._settings['label']} in the token {self._settings['token']} is not the issuing"
+                " certificate's: restore the token from the HSM's backup, or end what `llmkeep issuing adopt` began"
+            ) from None
+        return signature
+
+    def public_key(self) -> ec.EllipticCurvePublicKey:
+        return self._public
+
+    @property
+    def curve(self) -> ec.EllipticCurve:
+        return self._public.curve
+
+    @property
+    def key_size(self) -> int:
+        return self._public.key_size
+
+    def exchange(self, algorithm: ec.ECDH, peer_public_key: ec.EllipticCurvePublicKey) -> bytes:
+        raise NotImplementedError("the issuing key signs, and does nothing else")
+
+    def private_numbers(self) -> ec.EllipticCurvePrivateNumbers:
+        raise NotImplementedError("the issuing key never leaves the HSM")
+
+    def private_bytes(self, *_: object) -> bytes:
+        raise NotImplementedError("the issuing key never leaves the HSM")
+
+    def __copy__(self) -> "HsmKey":
+        return self
+
+    def __deepcopy__(self, _: object) -> "HsmKey":
+        return self

@@ -1,0 +1,70 @@
+"""An authority's key in one token of an HSM: found, made where it may be, read back, and used to sign.
+
+`llmkeep pki` uses it on the control node. The rules are those of the volumes' keys (hsm.py): one login at most, none
+while a token says that the next one might be its last, and a process of its own that ends within bounded time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ansible_collections.llmkeep.estate.plugins.module_utils import hsm  # type: ignore[import-not-found]
+from ansible_collections.llmkeep.estate.plugins.module_utils.hsm_pair import (  # type: ignore[import-not-found]
+    Fault,
+    Settings,
+    described,
+    generate,
+    the_pair,
+)
+
+SIGNATURE = 96  # bytes of r and s on P-384
+
+
+def use(settings: dict[str, Any], digest: bytes, make: bool) -> dict[str, str]:
+    """The key's public point and the signature of a digest, in hexadecimal; the key is made only if `make`.
+
+    SETTINGS has module, token, label, user, address, seconds, and pin, the file of the sealed PIN. Fault where it fails.
+    """
+    place = Settings(
+        module=settings["module"],
+        tokens=[settings["token"]],
+        label=settings["label"],
+        address=settings["address"],
+        seconds=settings["seconds"],
+        user=settings["user"],
+        signs=True,
+    )
+    pin = hsm.sealed_pin(settings["pin"], settings["pin_name"])
+    found: dict[str, str] = hsm.bounded(
+        lambda step: signed(place, pin, digest, make, step), place.seconds, place.user
+    )
+    return found
+
+
+def signed(
+    settings: Settings, pin: bytes, digest: bytes, make: bool, step: Callable[[str], None]
+) -> dict[str, str]:
+    step(f"load {settings.module}")
+    module = hsm.loaded(settings)
+    step("list its tokens")
+    token = hsm.the_token(module.tokens(), settings.tokens[0], None, settings)
+    step(f"log in to the token {token.label}")
+    with module.session(token.slot) as session:
+        hsm.log_in(session, token, pin)
+        step(f"find the key {settings.label} in the token {token.label}")
+        key = the_pair(session, token, settings)
+        if key is None and make:
+            step(f"make the key {settings.label} in the token {token.label}")
+            with module.session(token.slot, writes=True) as writing:
+                generate(writing, settings)
+            key = the_pair(session, token, settings)
+        if key is None:
+            raise Fault(
+                "key_missing",
+                f"the token {token.label} has no key {settings.label}. Restore it from the HSM's backup, or move the"
+                " authority to a new key (docs/certificates.md)",
+            )
+        public = described(session, key, token, settings, None)["public"]
+        step(f"sign with the key {settings.label} of the token {token.label}")
+        return {"public": public, "signature": session.sign(key[1], digest, SIGNATURE).hex()}
