@@ -39,9 +39,6 @@ def digest(key: object) -> str:
 def request(places: Places, settings: dict[str, Any]) -> bytes:
     """The request for a key in the HSM, which is made there where the token has none of that label."""
     subject = load(places.issuing_certificate).subject
-    if not Path(settings["pin"]).exists():
-        raise PkiError(f"{settings['pin']} is not there: seal the PIN of the token {settings['token']} into it "
-                       "(docs/certificates.md)")  # fmt: skip
     key = HsmKey.made(settings)
     csr = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA384())
     write(_next(places), json.dumps(settings, indent=1).encode() + b"\n", 0o444)
@@ -129,9 +126,10 @@ def adopt(places: Places, certificate_pem: bytes) -> str:
 
 def _request(given: argparse.Namespace) -> bytes:
     pin = str(given.places.root / "etc/credstore.encrypted" / PIN)
+    refused = str(given.places.issued.with_name("issuing-pin-refused"))
     csr = request(given.places, {
         "module": given.module, "token": given.token, "label": given.label, "user": given.user,
-        "address": "", "seconds": given.seconds, "pin": pin, "pin_name": PIN,
+        "address": "", "seconds": given.seconds, "pin": pin, "pin_name": PIN, "refused": refused,
     })  # fmt: skip
     print(f"sha256 of its public key: {digest(x509.load_pem_x509_csr(csr).public_key())}", file=sys.stderr)
     return csr

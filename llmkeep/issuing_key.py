@@ -4,6 +4,7 @@ The token is one of its own, with a PIN of its own. The volumes' token will not 
 knows that PIN.
 """
 
+import fcntl
 import hashlib
 import importlib
 import json
@@ -17,6 +18,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
+from llmkeep.durable import write
 from llmkeep.sealing import SealError
 
 PIN = "llmkeep.issuing-pin"
@@ -46,14 +48,34 @@ def _library() -> Any:
 def _use(
     settings: dict[str, Any], data: bytes, make: bool = False
 ) -> tuple[ec.EllipticCurvePublicKey, bytes]:
-    """The key in the token, and its signature of DATA as certificates carry it."""
+    """The key in the token, and its signature of DATA as certificates carry it.
+
+    One at a time, since a run signs for many hosts at once; and a PIN that was refused is not shown again until another
+    one is sealed, since not every HSM tells that the next wrong one locks it.
+    """
     library = _library()
     try:
-        found = library.use(settings, hashlib.sha384(data).digest(), make)
-    except library.Fault as fault:
+        pin = Path(settings["pin"]).open("rb")  # noqa: SIM115 held until the signature is there
+    except OSError as error:
         raise SealError(
-            f"the issuing key in the HSM: {fault} ({fault.kind}, see docs/certificates.md)"
-        ) from fault
+            f"the sealed PIN of the issuing key cannot be read ({error}): seal it (docs/certificates.md)"
+        ) from error
+    with pin:
+        fcntl.flock(pin, fcntl.LOCK_EX)
+        sealed, refused = hashlib.sha256(pin.read()).hexdigest(), Path(settings["refused"])
+        if refused.exists() and refused.read_text() == sealed:
+            raise SealError(
+                f"the token {settings['token']} refused this PIN before, and is not shown it again: "
+                f"seal the right one into {settings['pin']} (docs/certificates.md)"
+            )
+        try:
+            found = library.use(settings, hashlib.sha384(data).digest(), make)
+        except library.Fault as fault:
+            if fault.kind == "pin_wrong":
+                write(refused, sealed.encode(), 0o600)
+            raise SealError(
+                f"the issuing key in the HSM: {fault} ({fault.kind}, see docs/certificates.md)"
+            ) from fault
     raw = bytes.fromhex(found["signature"])
     r, s = (int.from_bytes(half, "big") for half in (raw[: len(raw) // 2], raw[len(raw) // 2 :]))
     public = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP384R1(), bytes.fromhex(found["public"]))

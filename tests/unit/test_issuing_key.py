@@ -1,6 +1,7 @@
 """The issuing key in real SoftHSM: moved there, used by `llmkeep pki sign`, and shown by a handshake."""
 
 import json
+import multiprocessing
 import re
 import shutil
 import subprocess
@@ -54,7 +55,11 @@ class Estate:
     root_key: Path
 
     def settings(self, **more: Any) -> dict[str, Any]:
-        pin = {"pin": str(self.hsm.folder / "user-pin"), "pin_name": ""}
+        pin = {
+            "pin": str(self.hsm.folder / "user-pin"),
+            "pin_name": "",
+            "refused": str(self.hsm.folder / "refused"),
+        }
         way = {"module": SOFTHSM, "address": "", "user": "", "seconds": 20}
         return {**way, **pin, "token": TOKEN, "label": LABEL, **more}
 
@@ -113,7 +118,7 @@ def test_the_three_commands_move_it(
 
     asking = ("request", "--module", SOFTHSM, "--token", TOKEN)
     assert cli.main(["issuing", *asking]) == 1
-    assert b"seal the PIN of the token llmkeep-issuing into it" in capfdbinary.readouterr().err
+    assert b"the sealed PIN of the issuing key cannot be read" in capfdbinary.readouterr().err
     shutil.copy(estate.hsm.folder / "user-pin", estate.places.issuing_key.with_name("llmkeep.issuing-pin"))
     csr, asked = said(*asking)
     (tmp_path / "csr").write_bytes(csr)
@@ -235,20 +240,46 @@ def test_a_key_that_was_replaced_in_the_token_signs_nothing(estate: Estate) -> N
     assert not estate.places.issued.exists()
 
 
-def test_a_wrong_pin_is_tried_once_and_not_at_all_when_the_token_warns(
+def test_a_wrong_pin_is_tried_once_in_all_and_no_pin_while_the_token_warns(
     estate: Estate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAULTY_HSM_MODULE", SOFTHSM)
     monkeypatch.setenv("FAULTY_HSM_LOGINS", str(tmp_path / "logins"))
     estate.move(module=faulty(tmp_path))
     (tmp_path / "logins").unlink()
+    right = (estate.hsm.folder / "user-pin").read_text()
     estate.hsm.seal("user-pin", "not this one")
-    with pytest.raises(SealError, match="pin_wrong"):
+
+    # As site.yml does: for many hosts at once, each by a process of its own.
+    fork = multiprocessing.get_context("fork")
+    heard = fork.SimpleQueue()
+
+    def told() -> None:
+        with pytest.raises(SealError) as refusal:
+            estate.sign()
+        heard.put(str(refusal.value))
+
+    hosts = [fork.Process(target=told) for _ in range(4)]
+    for host in hosts:
+        host.start()
+    for host in hosts:
+        host.join(20)
+        assert host.exitcode == 0
+    said = [heard.get() for _ in hosts]
+    assert sum("pin_wrong" in words for words in said) == 1
+    assert sum("refused this PIN before" in words for words in said) == 3
+    assert (tmp_path / "logins").read_text() == "login\n"
+    estate.hsm.seal("user-pin", right)
+    # SoftHSM warns after one wrong PIN.
+    with pytest.raises(SealError, match="pin_held_back"):
         estate.sign()
+    estate.hsm.by_hand(lambda _: None, TOKEN)
     monkeypatch.setenv("FAULTY_HSM_FLAGS", "0x10000")
     with pytest.raises(SealError, match="pin_held_back"):
         estate.sign()
     assert (tmp_path / "logins").read_text() == "login\n"
+    monkeypatch.delenv("FAULTY_HSM_FLAGS")
+    assert openssl_accepts(estate.places, estate.sign())
 
 
 def test_certify_refuses_a_request_for_another_name_and_a_root_key_that_is_another(
