@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from xdist.scheduler import LoadScopeScheduling
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 ROOT = Path(__file__).resolve().parents[2]
 LAB = ROOT / ".venv" / "bin" / "lab"
@@ -21,11 +21,10 @@ SITE = "llmkeep site -i inventory/lab"
 
 
 class OneEstate(LoadScopeScheduling):  # type: ignore[misc]
-    """Tests that need the whole estate go to one worker, which has it; every other goes where there is room."""
+    """Tests of the whole estate go to one worker, which has it; a scenario goes where there is room."""
 
     def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.split("::")[0].rsplit("/")[-1]
-        return "estate" if file in ("test_access.py", "test_controllers.py", "test_estate.py") else nodeid
+        return nodeid if any(file in nodeid for file in ("test_roles.py", "test_one_host.py")) else "estate"
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneEstate:
