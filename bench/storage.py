@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def on(host: str, command: str) -> str:
     """What a shell command prints on a host of the lab, both outputs together."""
-    argv = [str(ROOT / ".venv/bin/lab"), "exec", host, "--", "sh", "-c", f"{command} 2>&1"]
+    argv = [str(ROOT / ".venv/bin/lab"), "exec", host, "--", "sh", "-c", f"{{ {command}; }} 2>&1"]
     done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=ROOT)
     if done.returncode:
         sys.exit(f"{command} ended with {done.returncode} on {host}: {done.stdout}{done.stderr}")

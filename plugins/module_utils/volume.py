@@ -156,7 +156,7 @@ class Volume:
     def converge(self, check: bool = False) -> None:
         """Go on to where the volume is done or waits for its escrow; in check mode, say what would be done."""
         wrong = list(disks.identity(self.disk, self.serial, self.size))
-        if wrong:
+        if wrong and self.record is not None:
             raise Refused("\n".join(map(str, wrong)))
         if self.record is not None and self.destroy == self.serial:
             found = luks.read(self.path)
@@ -164,7 +164,9 @@ class Volume:
                 self.record.overridden = True
             elif found is None or found.uuid != self.record.uuid:
                 self.record = None  # its disk's contents may go; a volume that is whole is never meant
-        if self.record is None and not self.adopted(check):
+        if self.record is None and (
+            wrong or not self.adopted(check)
+        ):  # plan() says all that is wrong at once
             self.plan(check)
         if self.record is not None and self.record.phase == DONE:
             self.compare(check)

@@ -9,7 +9,6 @@ import pytest
 from conftest import SITE, Client, Lab
 from test_estate import answers
 
-pytestmark = pytest.mark.xdist_group("estate")
 MOUNTS = ("/srv/llmkeep", "/var/log/llm-audit")
 HSM = "softhsm-tls.service softhsm-server.service"
 PIN = "/etc/credstore.encrypted/cryptsetup.pkcs11-pin"
