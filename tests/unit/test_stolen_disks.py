@@ -250,7 +250,14 @@ def test_a_header_from_before_a_rotation_opens_until_the_key_of_that_time_is_des
     old_recovery_key = estate.recovery_key()
     for token in ("main", "spare"):
         estate.new_key(token, "host1-v2")
-    estate.run(key="host1-v2", rotate=["hsm", "spare", "recovery"])
+    made = estate.volume(key="host1-v2", rotate=["hsm", "spare", "recovery"])
+    with made.alone():
+        made.converge()
+    meanwhile = luks.unseal("data.bootstrap", (estate.state / "data.bootstrap").read_bytes())
+    assert luks.opens(estate.disk, meanwhile) is not None, "the same exception holds while keys rotate"
+    estate.keep(made)
+    estate.run(key="host1-v2")
+    assert luks.opens(estate.disk, meanwhile) is None
     assert luks.opens(estate.disk, old_recovery_key) is None
     assert len(copy.opened_by_tokens(PIN.encode())) == 2
     for token in ("main", "spare"):
