@@ -93,6 +93,7 @@ def test_a_wrong_pin_is_shown_once_and_not_again(estate: Lab, client: Client) ->
     estate.on("llm1", f"cp -a {PIN} /root/pin && cp -a {BOOT_PIN} /root/boot-pin")
     for path in (PIN, BOOT_PIN):
         estate.on("llm1", f"printf 000000 | systemd-creds encrypt --name={path.rsplit('/', 1)[1]} - {path}")
+    estate.on("llm1", "sync")  # what comes is a power cut
     journal = "journalctl --boot --unit 'systemd-cryptsetup@llm_*' --output=cat"
     try:
         boot(estate)
