@@ -104,7 +104,8 @@ def test_a_wrong_pin_is_shown_once_and_not_again(estate: Lab, client: Client) ->
         assert mounted(estate) == []
     finally:
         estate.on(
-            "llm1", f"cp -a /root/pin {PIN} && cp -a /root/boot-pin {BOOT_PIN} && rm /root/pin /root/boot-pin"
+            "llm1",
+            f"cp -a /root/pin {PIN} && cp -a /root/boot-pin {BOOT_PIN} && rm /root/pin /root/boot-pin && sync",
         )
     until(lambda: len(mounted(estate)) == len(MOUNTS), OPEN_SECONDS, "both volumes are mounted")
     assert "Paris" in answers(client, 180)
