@@ -14,6 +14,7 @@ HSM = "softhsm-tls.service softhsm-server.service"
 PIN = "/etc/credstore.encrypted/cryptsetup.pkcs11-pin"
 BOOT_PIN = "/etc/credstore.encrypted/cryptsetup.luks2-pin"
 OPEN_SECONDS = 60
+RETRY_SECONDS = 90  # asked again each 15 s, one volume after the other
 
 
 def mounted(estate: Lab) -> list[str]:
@@ -85,7 +86,7 @@ def test_without_the_hsm_the_host_boots_writes_nothing_in_clear_and_starts_by_it
         )
     finally:
         estate.on("ops1", f"systemctl start {HSM}")
-    until(lambda: len(mounted(estate)) == len(MOUNTS), OPEN_SECONDS, "both volumes are mounted")
+    until(lambda: len(mounted(estate)) == len(MOUNTS), RETRY_SECONDS, "both volumes are mounted")
     assert "Paris" in answers(client, 180)
 
 
@@ -107,7 +108,7 @@ def test_a_wrong_pin_is_shown_once_and_not_again(estate: Lab, client: Client) ->
             "llm1",
             f"cp -a /root/pin {PIN} && cp -a /root/boot-pin {BOOT_PIN} && rm /root/pin /root/boot-pin && sync",
         )
-    until(lambda: len(mounted(estate)) == len(MOUNTS), OPEN_SECONDS, "both volumes are mounted")
+    until(lambda: len(mounted(estate)) == len(MOUNTS), RETRY_SECONDS, "both volumes are mounted")
     assert "Paris" in answers(client, 180)
 
 
