@@ -131,6 +131,7 @@ class HsmKey(ec.EllipticCurvePrivateKey):
     def key_size(self) -> int:
         return self._public.key_size
 
+    # The rest of the interface, which `cryptography` never calls of an authority, and a key in an HSM has no answer to.
     def exchange(self, algorithm: ec.ECDH, peer_public_key: ec.EllipticCurvePublicKey) -> bytes:
         raise NotImplementedError("the issuing key signs, and does nothing else")
 

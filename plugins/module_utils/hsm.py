@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -46,6 +47,22 @@ EXIT = {
     "failed": 22,
 }
 SETTINGS = Path("/etc/llmkeep/hsm.json")
+# What every module that asks an HSM is told. Settings has the same names, but for the credential.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "module": {"type": "path", "required": True},
+    "address": {"type": "str", "default": ""},
+    "tokens": {"type": "list", "elements": "str", "required": True},
+    "label": {"type": "str", "required": True},
+    "pin": {"type": "path", "required": True, "no_log": False},
+    "user": {"type": "str", "default": ""},
+    "seconds": {"type": "int", "default": 20},
+}
+
+
+def settings_of(params: dict[str, Any]) -> Settings:
+    """What a module was told, as the rest of this one takes it."""
+    names = {each.name for each in fields(Settings)}
+    return Settings(**{name: value for name, value in params.items() if name in names and value is not None})
 
 
 def uri(token: str, label: str) -> str:

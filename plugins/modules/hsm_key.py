@@ -109,16 +109,7 @@ def everything(place: Path) -> dict[str, Any]:
 
 def settle(params: dict[str, Any], check: bool) -> dict[str, Any]:
     """Probe and apply; what the module returns."""
-    settings = hsm.Settings(
-        module=params["module"],
-        address=params["address"],
-        tokens=params["tokens"],
-        label=params["label"],
-        type=params["type"],
-        seconds=params["seconds"],
-        user=params["user"],
-        record=params["record"] or "",
-    )
+    settings = hsm.settings_of(params)
     pin = hsm.sealed_pin(params["pin"], params["pin_name"] or Path(params["pin"]).name)
     found = hsm.look(settings, pin, make=params["state"] == "present", change=not check)
     missing = [each["token"] for each in found if each["state"] == "missing"]
@@ -136,17 +127,11 @@ def settle(params: dict[str, Any], check: bool) -> dict[str, Any]:
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "module": {"type": "path", "required": True},
-            "address": {"type": "str", "default": ""},
-            "tokens": {"type": "list", "elements": "str", "required": True},
-            "label": {"type": "str", "required": True},
+            **hsm.OPTIONS,
             "type": {"type": "str", "choices": ["ec", "rsa"], "default": "ec"},
             "state": {"type": "str", "choices": ["present", "probed"], "default": "present"},
-            "pin": {"type": "path", "required": True, "no_log": False},
             "pin_name": {"type": "str", "default": "", "no_log": False},
             "record": {"type": "path"},
-            "user": {"type": "str", "default": ""},
-            "seconds": {"type": "int", "default": 20},
         },
         supports_check_mode=True,
     )

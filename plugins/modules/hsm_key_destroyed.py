@@ -73,14 +73,8 @@ def destroy(settings: Any, pin: bytes, check: bool, step: Callable[[str], None])
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "module": {"type": "path", "required": True},
-            "address": {"type": "str", "default": ""},
-            "tokens": {"type": "list", "elements": "str", "required": True},
-            "label": {"type": "str", "required": True},
+            **hsm.OPTIONS,
             "in_use": {"type": "str", "required": True},
-            "pin": {"type": "path", "required": True, "no_log": False},
-            "user": {"type": "str", "default": ""},
-            "seconds": {"type": "int", "default": 20},
         },
         supports_check_mode=True,
     )
@@ -90,14 +84,7 @@ def main() -> None:
             msg=f"{given['label']} is the key that volumes are enrolled with; nothing was destroyed. Set another"
             " hsm_key_label and run playbooks/rotate-keys.yml -e rotate_hsm_key=true first"
         )
-    settings = hsm.Settings(
-        module=given["module"],
-        address=given["address"],
-        tokens=given["tokens"],
-        label=given["label"],
-        seconds=given["seconds"],
-        user=given["user"],
-    )
+    settings = hsm.settings_of(given)
     try:
         pin = hsm.sealed_pin(given["pin"], Path(given["pin"]).name)
         gone: dict[str, int] = hsm.bounded(

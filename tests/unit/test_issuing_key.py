@@ -14,10 +14,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from plugin_modules import ROOT
+from power_cut import losing_power
 from softhsm import SOFTHSM, Double, double, faulty, pkcs11
 from test_pki import DOMAIN, NAMES, opened_with, openssl_accepts
 
-from llmkeep import cli, durable, issuing, pki
+from llmkeep import cli, issuing, pki
 from llmkeep.issuing_key import HsmKey
 from llmkeep.pki import PkiError, Places
 from llmkeep.sealing import SealError
@@ -199,19 +200,12 @@ def test_a_move_that_lost_power_is_ended_by_the_next(
     estate: Estate, monkeypatch: pytest.MonkeyPatch, cut: int
 ) -> None:
     certificate = estate.certified(issuing.request(estate.places, estate.settings()))
-    done: list[Path] = []
-
-    def write(path: Path, data: bytes, mode: int) -> None:
-        if len(done) == cut:
-            raise KeyboardInterrupt
-        done.append(path)
-        durable.write(path, data, mode)
 
     def unlink(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as power:
-        power.setattr(issuing, "write", write)
+        power.setattr(issuing, "write", losing_power(cut))
         power.setattr(Path, "unlink", unlink)
         with pytest.raises(KeyboardInterrupt):
             issuing.adopt(estate.places, certificate)

@@ -11,6 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
+from power_cut import losing_power
 
 from llmkeep import durable, pki
 from llmkeep.pki import PkiError, Places
@@ -222,15 +223,7 @@ def test_init_that_lost_power_at_any_write_is_made_whole_by_the_next(
     tmp_path: Path, escrow: Path, monkeypatch: pytest.MonkeyPatch, cut: int
 ) -> None:
     places = Places(tmp_path)
-    done: list[Path] = []
-
-    def write(path: Path, data: bytes, mode: int) -> None:
-        if len(done) == cut:
-            raise KeyboardInterrupt
-        done.append(path)
-        durable.write(path, data, mode)
-
-    monkeypatch.setattr(pki, "write", write)
+    monkeypatch.setattr(pki, "write", losing_power(cut))
     with pytest.raises(KeyboardInterrupt):
         pki.init(places, DOMAIN, escrow, list(pki.NETWORKS))
     monkeypatch.setattr(pki, "write", durable.write)

@@ -10,6 +10,7 @@ from typing import Any
 import jwt
 import policies
 import pytest
+from power_cut import losing_power
 
 from llmkeep import cli, durable, policy, policy_source
 from llmkeep.lock import LockError
@@ -67,15 +68,7 @@ def test_init_again_changes_nothing(places: Places) -> None:
 def test_init_that_lost_power_at_any_write_is_made_whole_by_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: int
 ) -> None:
-    done: list[Path] = []
-
-    def write(path: Path, data: bytes, mode: int) -> None:
-        if len(done) == cut:
-            raise KeyboardInterrupt
-        done.append(path)
-        durable.write(path, data, mode)
-
-    monkeypatch.setattr(policy, "write", write)
+    monkeypatch.setattr(policy, "write", losing_power(cut))
     with pytest.raises(KeyboardInterrupt):
         policies.control_node(tmp_path, monkeypatch)
     monkeypatch.setattr(policy, "write", durable.write)
