@@ -18,18 +18,31 @@ LAB = ROOT / ".venv" / "bin" / "lab"
 # As an operator types it on the control node.
 HOSTS = ("ops1", "llm1")
 SITE = "llmkeep site -i inventory/lab"
+# Each of their tests has a lab that nothing else leans on.
+SCENARIO_FILES = ("test_one_host.py", "test_roles.py")
 
 
 class OneEstate(LoadScopeScheduling):  # type: ignore[misc]
     """Tests of the whole estate go to one worker, which has it; a scenario goes where there is room."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return nodeid if any(file in nodeid for file in ("test_roles.py", "test_one_host.py")) else "estate"
+        return nodeid if any(file in nodeid for file in SCENARIO_FILES) else "estate"
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneEstate:
     """Instead of marks by group, which xdist 3.8 no longer sees under pytest 9.2."""
     return OneEstate(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """First the estate, then what moves its clocks (a client of today trusts no certificate of the future), then
+    the scenarios, which put its hosts back to snapshots."""
+    items.sort(
+        key=lambda item: (
+            item.path.name in SCENARIO_FILES,
+            item.get_closest_marker("moves_clocks") is not None,
+        )
+    )
 
 
 @dataclass(frozen=True)

@@ -242,6 +242,7 @@ def renewed_since(lab: Lab, moment: int, seconds: float = 240) -> None:
     assert lab.on("ops1", "systemctl show -P Result llmkeep-pki-renew.service").strip() == "success"
 
 
+@pytest.mark.moves_clocks
 @pytest.mark.usefixtures("client")
 def test_certificates_are_renewed_unattended_until_day_100(estate: Lab) -> None:
     """Nobody runs Ansible: clocks move on in steps, the timer on the control node does the rest."""
