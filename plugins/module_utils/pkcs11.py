@@ -21,6 +21,7 @@ FUNCTIONS = {
     "C_GetTokenInfo": 6,
     "C_InitToken": 9,
     "C_InitPIN": 10,
+    "C_SetPIN": 11,
     "C_OpenSession": 12,
     "C_CloseSession": 13,
     "C_Login": 18,
@@ -47,6 +48,8 @@ RETURNED = {
     0x70: "CKR_MECHANISM_INVALID",
     0x71: "CKR_MECHANISM_PARAM_INVALID",
     0xA0: "CKR_PIN_INCORRECT",
+    0xA1: "CKR_PIN_INVALID",
+    0xA2: "CKR_PIN_LEN_RANGE",
     0xA3: "CKR_PIN_EXPIRED",
     0xA4: "CKR_PIN_LOCKED",
     0xD0: "CKR_TEMPLATE_INCOMPLETE",
@@ -60,8 +63,9 @@ PIN_INCORRECT, PIN_LOCKED = 0xA0, 0xA4
 
 # Flags of a token.
 USER_PIN_INITIALIZED, TOKEN_INITIALIZED = 0x8, 0x400
+COUNT_LOW = 0x10000
 PIN_FLAGS = {
-    0x10000: "CKF_USER_PIN_COUNT_LOW",
+    COUNT_LOW: "CKF_USER_PIN_COUNT_LOW",
     0x20000: "CKF_USER_PIN_FINAL_TRY",
     0x40000: "CKF_USER_PIN_LOCKED",
     0x80000: "CKF_USER_PIN_TO_BE_CHANGED",
@@ -88,6 +92,7 @@ P_384 = bytes.fromhex("06052b81040022")  # the curve's object identifier, as EC_
 READ_WRITE, SERIAL = 0x2, 0x4
 SECURITY_OFFICER, USER = 0, 1
 UNAVAILABLE = c_ulong(-1).value
+MAX_PIN_LENGTH, MIN_PIN_LENGTH = 4, 5  # places in a token's limits
 
 Template = Mapping[int, bool | int | bytes]
 
@@ -160,6 +165,7 @@ class Token:
     model: str
     serial: str
     flags: int
+    pin_lengths: tuple[int, int] = (0, UNAVAILABLE)
 
     @property
     def initialised(self) -> bool:
@@ -230,7 +236,10 @@ class Module:
             self._call("C_GetTokenInfo", c_ulong(slot), byref(info))
             # A field of characters ends for ctypes at the first zero; PKCS#11 pads by blanks, so nothing is lost.
             label, manufacturer = text(info.label), text(info.manufacturer)
-            found.append(Token(slot, label, manufacturer, text(info.model), text(info.serial), info.flags))
+            lengths = (info.limits[MIN_PIN_LENGTH], info.limits[MAX_PIN_LENGTH])
+            found.append(
+                Token(slot, label, manufacturer, text(info.model), text(info.serial), info.flags, lengths)
+            )
         return found
 
     def initialise(self, slot: int, officer_pin: bytes, label: str) -> None:
@@ -262,6 +271,10 @@ class Session:
     def set_user_pin(self, pin: bytes) -> None:
         """As security officer."""
         self._call("C_InitPIN", self._handle, pin, c_ulong(len(pin)))
+
+    def change_pin(self, old: bytes, new: bytes) -> None:
+        """As the user who is logged in; the token asks for the old PIN once more."""
+        self._call("C_SetPIN", self._handle, old, c_ulong(len(old)), new, c_ulong(len(new)))
 
     def find(self, template: Template) -> list[int]:
         array, _values = attributes(template)

@@ -31,6 +31,7 @@ from ansible_collections.llmkeep.estate.plugins.module_utils.volume_record impor
     BOOTSTRAP,
     DONE,
     ESCROW,
+    ESCROWED,
     FILESYSTEM,
     HSM,
     KEYS,
@@ -175,6 +176,9 @@ class Volume:
             if self.record is not None and self.record.phase != DONE and not self.changes:
                 self.changes.append(f"go on with {self.name} from phase {self.record.phase}")
             return
+        if self.known.phase in (ESCROW, WIPING) and self.escrow_moved():
+            self.retire(RECOVERY)  # to another certificate than a run that ended in the middle had
+            self.save(KEYS)
         if self.known.phase == PLANNED:
             self.format()
         if self.known.phase == ESCROW and not self.escrowed():
@@ -217,8 +221,15 @@ class Volume:
         if self.at("recovery.cms").exists() and self.at("header.cms").exists():
             return
         if self.stored.get("recovery") != self.known.recovery_sha256:
-            self.known.retiring += self.known.owned_by(RECOVERY)
+            self.retire(RECOVERY)
         self.save(KEYS)
+
+    def escrow_moved(self) -> bool:
+        """Whether the recovery key that is enrolled was encrypted to another escrow key than today's."""
+        return self.known.escrow_sha256 not in ("", volume_keys.certificate_sha256(self.escrow))
+
+    def retire(self, owner: str) -> None:
+        self.known.retiring = sorted({*self.known.retiring, *self.known.owned_by(owner)})
 
     def adopted(self, check: bool) -> bool:
         """A volume of ours whose host lost its record: known to the register, and opened by this host's own key."""
@@ -235,7 +246,10 @@ class Volume:
             named = luks.attributes(token.get("pkcs11-uri", ""))
             if token["type"] == PKCS11 and named == luks.attributes(self.tokens[HSM]):
                 luks.prove(self.path, number, self.pin, self.hsm_seconds)
-                self.record = Record(self.name, self.serial, header.uuid, KEYS, filesystem_made=True)
+                keys = [other["pkcs11-uri"] for other in header.tokens.values() if other["type"] == PKCS11]
+                self.record = Record(
+                    self.name, self.serial, header.uuid, KEYS, filesystem_made=True, keys=keys
+                )
                 for slot in header.slots_of(number):
                     self.own(slot, HSM)
                 return True
@@ -284,7 +298,15 @@ class Volume:
                 if not check:
                     self.export_header()
                     self.save()
-        renewed = sorted({*lacking, *self.rotate})
+        if self.escrow_moved():
+            if ESCROWED not in self.rotate:
+                raise NeedsPerson(
+                    f"the recovery key of {self.name} is encrypted to another escrow key (certificate"
+                    f" {self.known.escrow_sha256[:12]}) than is wanted now: playbooks/rotate-keys.yml with luks_rotate"
+                    " [escrow] makes it anew, or take the old certificate back"
+                )
+            lacking.append(RECOVERY)
+        renewed = sorted({*lacking, *self.rotate} - {ESCROWED})
         if renewed:
             self.changes.append(f"enrol {', '.join(renewed)} of {self.name} anew")
             if not check:
@@ -323,6 +345,9 @@ class Volume:
 
     # ------------------------------------------------------------ keys
     def keys(self) -> None:
+        # Before the header has them: who erases the volume destroys them all.
+        self.known.keys += [uri for uri in self.tokens.values() if uri not in self.known.keys]
+        self.save()
         key = volume_keys.bootstrap_key(self)
         volume_keys.wipe_orphans(self, key)
         for owner, uri in self.tokens.items():
@@ -339,7 +364,11 @@ class Volume:
             if other != slot and other not in self.known.retiring
         ]
         enrolled = datetime.now(UTC).isoformat(timespec="seconds")
-        self.known.slots[str(slot)] = {"owner": owner, "enrolled": enrolled}
+        self.known.slots[str(slot)] = {
+            "owner": owner,
+            "enrolled": enrolled,
+            "uri": self.tokens.get(owner, ""),
+        }
         self.save()
 
     def export_header(self) -> None:

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import secrets
+import ssl
 from typing import TYPE_CHECKING
 
 from ansible_collections.llmkeep.estate.plugins.module_utils import luks  # type: ignore[import-not-found]
@@ -124,10 +125,17 @@ def enrol(of: Volume, owner: str, uri: str, key: bytes) -> None:
     of.changes.append(f"enrol {owner} in slot {slot} of {of.name}")
 
 
+def certificate_sha256(pem: str) -> str:
+    """Of its DER, so that a line more or less is no other certificate."""
+    return hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem[pem.index("-----BEGIN") :].strip())).hexdigest()
+
+
 def enrol_recovery(of: Volume, key: bytes) -> None:
     """The key is encrypted for its owner, on disk, before the header knows it."""
     if set(of.known.owned_by(RECOVERY)) - set(of.known.retiring):
-        return
+        if not of.escrow_moved():
+            return
+        of.retire(RECOVERY)
     recovery = luks.recovery_key()
     said = {
         "volume": of.known_as or of.name,
@@ -145,5 +153,6 @@ def enrol_recovery(of: Volume, key: bytes) -> None:
         )
     luks.own(of.path, slot, RECOVERY_TOKEN)
     of.known.recovery_sha256 = hashlib.sha256(sealed).hexdigest()
+    of.known.escrow_sha256 = certificate_sha256(of.escrow)
     of.own(slot, RECOVERY)
     of.changes.append(f"enrol the recovery key in slot {slot} of {of.name}")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 PLANNED, KEYS, ESCROW, WIPING, FILESYSTEM, DONE = "planned", "keys", "escrow", "wiping", "filesystem", "done"
 HSM, SPARE, RECOVERY, BOOTSTRAP = "hsm", "spare", "recovery", "bootstrap"
+ESCROWED = "escrow"  # to be rotated: what is encrypted to another escrow key than today's
 PKCS11, RECOVERY_TOKEN = "systemd-pkcs11", "systemd-recovery"
 MKFS = {"ext4": ["mkfs.ext4", "-q", "-F"], "xfs": ["mkfs.xfs", "-q", "-f"]}
 
@@ -23,7 +24,10 @@ class NeedsPerson(Refused):
 
 @dataclass
 class Record:
-    """The intent. `slots`: proven slots, each with owner and the time of its enrolment. `retiring`: slots that go."""
+    """The intent. `slots`: proven slots, each with owner, time of enrolment, and URI of the HSM key.
+
+    `retiring`: slots that go.
+    """
 
     name: str
     serial: str
@@ -33,6 +37,8 @@ class Record:
     retiring: list[int] = field(default_factory=list)
     filesystem_made: bool = False
     overridden: bool = False  # what the disk held was allowed to go
+    keys: list[str] = field(default_factory=list)  # URIs of all HSM keys it was ever enrolled with
+    escrow_sha256: str = ""  # of the certificate that the recovery key was encrypted to
     recovery_sha256: str = ""
     header_sha256: str = ""
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: hsm_key_destroyed
-short_description: Destroy a host's key pair in one or more tokens of an HSM
+short_description: Destroy key pairs of a host in one or more tokens of an HSM
 description:
   - For crypto-erasure and after a rotation. What the key opened opens by it no more, and nothing brings it back.
-  - Refuses the label that volumes are enrolled with now. Rules of logins are those of M(llmkeep.estate.hsm_key).
+  - Refuses labels that volumes are enrolled with now. Rules of logins are those of M(llmkeep.estate.hsm_key).
 author: [llmkeep contributors]
 options:
   module: {description: Path of the PKCS#11 module., type: path, required: true}
   address: {description: Where p11-kit-client.so finds its server., type: str, default: ""}
   tokens: {description: Labels of the tokens., type: list, elements: str, required: true}
-  label: {description: Label of the key that goes., type: str, required: true}
-  in_use: {description: Label of the key that stays., type: str, required: true}
+  labels: {description: Labels of the keys that go., type: list, elements: str, required: true}
+  in_use: {description: Labels of keys that stay., type: list, elements: str, required: true}
   pin: {description: Sealed credential that holds the PIN., type: path, required: true}
   user: {description: Account that the module is loaded as; that of the run if empty., type: str, default: ""}
   seconds: {description: The HSM has to answer within., type: int, default: 20}
@@ -26,8 +26,8 @@ EXAMPLES = r"""
   llmkeep.estate.hsm_key_destroyed:
     module: /usr/lib/vendor/libpkcs11.so
     tokens: [llmkeep, llmkeep-spare]
-    label: llm1
-    in_use: llm1-2
+    labels: [llm1, llm1-2]
+    in_use: [llm1-3]
     pin: /etc/credstore.encrypted/cryptsetup.pkcs11-pin
 """
 
@@ -46,8 +46,10 @@ from ansible_collections.llmkeep.estate.plugins.module_utils import (  # type: i
 )
 
 
-def destroy(settings: Any, pin: bytes, check: bool, step: Callable[[str], None]) -> dict[str, int]:
-    """Objects of the label by token, destroyed unless CHECK."""
+def destroy(
+    settings: Any, labels: list[str], pin: bytes, check: bool, step: Callable[[str], None]
+) -> dict[str, int]:
+    """Objects of the labels by token, destroyed unless CHECK. One login a token."""
     step("list its tokens")
     module = hsm.loaded(settings)
     tokens = module.tokens()
@@ -56,42 +58,47 @@ def destroy(settings: Any, pin: bytes, check: bool, step: Callable[[str], None])
         step(f"log in to the token {token.label}")
         with module.session(token.slot, writes=not check) as session:
             hsm.log_in(session, token, pin)
-            objects = session.find({pkcs11.LABEL: settings.label.encode()})
-            step(f"destroy {settings.label} in the token {token.label}")
-            if not check:
-                for key in objects:
+            found[token.label] = 0
+            for label in labels:
+                objects = session.find({pkcs11.LABEL: label.encode()})
+                found[token.label] += len(objects)
+                step(f"destroy {label} in the token {token.label}")
+                for key in [] if check else objects:
                     session.destroy(key)
-                left = session.find({pkcs11.LABEL: settings.label.encode()})
-                if left:
+                if not check and (left := session.find({pkcs11.LABEL: label.encode()})):
                     raise hsm.Fault(
-                        "failed", f"the token {token.label} still has {len(left)} objects of the label"
+                        "failed", f"the token {token.label} still has {len(left)} objects called {label}"
                     )
-            found[token.label] = len(objects)
     return found
 
 
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            **hsm.OPTIONS,
-            "in_use": {"type": "str", "required": True},
+            **{name: option for name, option in hsm.OPTIONS.items() if name != "label"},
+            "labels": {"type": "list", "elements": "str", "required": True},
+            "in_use": {"type": "list", "elements": "str", "required": True},
         },
         supports_check_mode=True,
     )
     given = module.params
-    if given["label"] == given["in_use"]:
+    if staying := sorted({*given["labels"]} & {*given["in_use"]}):
         module.fail_json(
-            msg=f"{given['label']} is the key that volumes are enrolled with; nothing was destroyed. Set another"
+            msg=f"{', '.join(staying)} is a key that volumes are enrolled with; nothing was destroyed. Set another"
             " hsm_key_label and run playbooks/rotate-keys.yml -e rotate_hsm_key=true first"
         )
-    settings = hsm.settings_of(given)
+    settings = hsm.settings_of({**given, "label": ""})
     try:
         pin = hsm.sealed_pin(given["pin"], Path(given["pin"]).name)
         gone: dict[str, int] = hsm.bounded(
-            lambda step: destroy(settings, pin, module.check_mode, step), settings.seconds, settings.user
+            lambda step: destroy(settings, given["labels"], pin, module.check_mode, step),
+            settings.seconds,
+            settings.user,
         )
     except hsm.Fault as fault:
-        module.fail_json(msg=f"{given['label']}: {fault}", fault=fault.kind, exit=hsm.EXIT[fault.kind])
+        module.fail_json(
+            msg=f"{', '.join(given['labels'])}: {fault}", fault=fault.kind, exit=hsm.EXIT[fault.kind]
+        )
     module.exit_json(changed=any(gone.values()), destroyed=gone)
 
 

@@ -9,6 +9,8 @@ short_description: Crypto-erase a volume once its keys in the HSM are destroyed,
 description:
   - Proves first that no token opens the header as it is, which is also what a restored backup of it would be; refuses where
     one still does. Then destroys all key slots, overwrites the header's area, and looks that it is gone.
+  - In check mode it looks and tells which labels the keys have that ever opened the volume (I(labels)); all of them have
+    to go, since each opens the header of its time. Refuses where another volume of the host is enrolled with one of them.
   - The certificate stays on the host as C(NAME.erased.json) and comes back; a second run returns it and changes nothing.
   - What the recovery key opened opens by it for whoever has a header backup and that key; the caller destroys both.
 author: [llmkeep contributors]
@@ -33,6 +35,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 certificate: {description: What was erased, how and when., returned: success, type: dict}
+labels: {description: Labels of all keys in the HSM that it was ever enrolled with., returned: success, type: list, elements: str}
 """
 
 import json
@@ -41,6 +44,7 @@ import secrets
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.llmkeep.estate.plugins.module_utils import (  # type: ignore[import-not-found]
@@ -78,6 +82,40 @@ def opening(device: Path, pin: bytes, seconds: int) -> list[str]:
     return found
 
 
+def labels_of(uris: list[str]) -> set[str]:
+    return {unquote(luks.attributes(uri)["object"]) for uri in uris if uri}
+
+
+def others(state: Path, name: str) -> dict[str, set[str]]:
+    """Labels that the host's other volumes are enrolled with now, by volume."""
+    found = {}
+    for path in state.glob("*.json"):
+        if path.stem != name and not path.stem.endswith(".erased"):
+            record = json.loads(path.read_text())
+            found[path.stem] = labels_of([said.get("uri", "") for said in record["slots"].values()])
+    return found
+
+
+def doomed(state: Path, name: str, uuid: str) -> tuple[dict[str, Any], set[str]]:
+    """The record of a volume that may be erased, and the labels of all keys that ever opened it."""
+    path = state / f"{name}.json"
+    if not path.exists():
+        raise Refused(f"this host has no record of a volume {name}: nothing was erased")
+    record: dict[str, Any] = json.loads(path.read_text())
+    if record["uuid"] != uuid:
+        raise Refused(
+            f"{name} has the UUID {record['uuid']}, and {uuid} is to be erased; nothing was. Take it from the register"
+        )
+    labels = labels_of(record["keys"])
+    for other, enrolled in others(state, name).items():
+        if shared := sorted(labels & enrolled):
+            raise Refused(
+                f"{other} is enrolled with {', '.join(shared)} too, and would be lost with {name}; nothing was erased. Set"
+                " another hsm_key_label for the host, and run playbooks/rotate-keys.yml -e rotate_hsm_key=true first"
+            )
+    return record, labels
+
+
 def overwrite(device: Path) -> None:
     """Random bytes, then zeros, over all that a header and its key slots may lie in."""
     descriptor = os.open(device, os.O_WRONLY | os.O_EXCL | os.O_CLOEXEC)
@@ -94,13 +132,7 @@ def overwrite(device: Path) -> None:
 def erase(state: Path, name: str, uuid: str, device: str | None, pin: bytes, seconds: int) -> dict[str, Any]:
     """Erase, or go on erasing; the certificate."""
     record_path, certificate = state / f"{name}.json", state / f"{name}.erased.json"
-    if not record_path.exists():
-        raise Refused(f"this host has no record of a volume {name}: nothing was erased")
-    record = json.loads(record_path.read_text())
-    if record["uuid"] != uuid:
-        raise Refused(
-            f"{name} has the UUID {record['uuid']}, and {uuid} is to be erased; nothing was. Take it from the register"
-        )
+    record, labels = doomed(state, name, uuid)
     disk = disks.disk_of(record["serial"], device)
     used = [*disks.users(disk)]
     if used:
@@ -117,6 +149,7 @@ def erase(state: Path, name: str, uuid: str, device: str | None, pin: bytes, sec
         "device": str(disk.path),
         "size": disk.size,
         "slots": record["slots"],
+        "hsm_keys_destroyed": sorted(labels),
     }
     if header is not None and header.slots:
         still = opening(disk.path, pin, seconds)
@@ -162,7 +195,7 @@ def main() -> None:
             "state_dir": {"type": "path", "default": "/var/lib/llmkeep/luks"},
             "device": {"type": "str"},
         },
-        supports_check_mode=False,
+        supports_check_mode=True,
     )
     given = module.params
     state, pin = Path(given["state_dir"]), Path(given["pin_credential"])
@@ -171,7 +204,10 @@ def main() -> None:
         if certificate.exists() and not (state / f"{given['name']}.json").exists():
             known = json.loads(certificate.read_text())
             if known["uuid"] == given["uuid"]:
-                module.exit_json(changed=False, certificate=known)
+                module.exit_json(changed=False, certificate=known, labels=known["hsm_keys_destroyed"])
+        if module.check_mode:
+            labels = doomed(state, given["name"], given["uuid"])[1]
+            module.exit_json(changed=True, certificate={}, labels=sorted(labels))
         shown = luks.unseal(pin.name, pin.read_bytes())
         done = erase(state, given["name"], given["uuid"], given["device"], shown, given["hsm_seconds"])
     except NeedsPerson as problem:
@@ -180,7 +216,7 @@ def main() -> None:
         module.fail_json(msg=str(problem), needs_person=False)
     except OSError as problem:
         module.fail_json(msg=f"{problem.filename}: {problem.strerror}", needs_person=False)
-    module.exit_json(changed=True, certificate=done)
+    module.exit_json(changed=True, certificate=done, labels=done["hsm_keys_destroyed"])
 
 
 if __name__ == "__main__":

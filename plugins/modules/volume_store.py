@@ -42,6 +42,7 @@ EXAMPLES = r"""
 RETURN = r"""
 register: {description: "Every volume, C(uuid), C(serial), C(volume).", returned: always, type: list, elements: dict}
 stored: {description: "SHA-256 of C(recovery) and C(header) by volume.", returned: always, type: dict}
+erased: {description: "Certificates of erased volumes, C(HOST-NAME.UUID).", returned: always, type: list, elements: str}
 escrow_certificate: {description: Certificate of the escrow key (PEM)., returned: always, type: str}
 """
 
@@ -165,6 +166,7 @@ def main() -> None:
             changed=bool(changes),
             changes=changes,
             register=known,
+            erased=sorted(path.stem for path in folder.glob("erased/*.json")),
             stored={entry["volume"]: stored(folder, entry["volume"]) for entry in known},
             escrow_certificate=escrow.read_text(),
         )

@@ -333,7 +333,9 @@ def test_a_volume_is_erased_only_once_its_keys_in_the_hsm_are_destroyed(estate: 
     assert digest(estate) == before
     for token in ("main", "spare"):
         settings = hsm.Settings(module=SOFTHSM, tokens=[token], label="host1")
-        gone = hsm.bounded(functools.partial(hsm_key_destroyed.destroy, settings, PIN.encode(), False), 20)
+        gone = hsm.bounded(
+            functools.partial(hsm_key_destroyed.destroy, settings, ["host1"], PIN.encode(), False), 20
+        )
         assert gone == {token: 2}
     certificate = erase(estate, uuid)
     assert certificate["header_opened_by_no_token"]
