@@ -91,6 +91,11 @@ def drill(folder: Path, volume: str, key: Path) -> dict[str, Any]:
     return entry | {"drilled": datetime.now(UTC).isoformat(timespec="seconds"), "drilled_slot": slot}
 
 
+def note(folder: Path, volume: str, entry: dict[str, Any]) -> None:
+    path = folder / f"{volume.replace('/', '-')}.json"
+    atomic.write_file(path, (json.dumps(entry, indent=1) + "\n").encode(), os.geteuid(), os.getegid(), 0o600)
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
@@ -106,10 +111,7 @@ def main() -> None:
     except (Refused, luks.Failed) as problem:
         module.fail_json(msg=str(problem))
     if not module.check_mode:
-        path = folder / f"{module.params['volume'].replace('/', '-')}.json"
-        atomic.write_file(
-            path, (json.dumps(entry, indent=1) + "\n").encode(), os.geteuid(), os.getegid(), 0o600
-        )
+        note(folder, module.params["volume"], entry)
     module.exit_json(changed=True, drilled=entry["drilled"], slot=entry["drilled_slot"])
 
 
