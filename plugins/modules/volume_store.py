@@ -130,7 +130,7 @@ def bury(folder: Path, given: dict[str, Any], check: bool) -> list[str]:
     if not certificate.exists():
         text = json.dumps(given["certificate"] | {"escrow_destroyed_sha256": destroyed}, indent=1) + "\n"
         atomic.write_file(certificate, text.encode(), os.geteuid(), os.getegid(), 0o400)
-    for path in paths:
+    for path in paths[:2]:
         if path.exists():
             path.chmod(0o600)
             with path.open("r+b") as stream:
@@ -138,6 +138,7 @@ def bury(folder: Path, given: dict[str, Any], check: bool) -> list[str]:
                 stream.flush()
                 os.fsync(stream.fileno())
             path.unlink()
+    paths[2].unlink(missing_ok=True)  # no secret, and a run that is cut short here has to find it whole or gone
     atomic.fsync_directory(folder)
     return changes
 
