@@ -138,7 +138,9 @@ def bury(folder: Path, given: dict[str, Any], check: bool) -> list[str]:
                 stream.flush()
                 os.fsync(stream.fileno())
             path.unlink()
-    paths[2].unlink(missing_ok=True)  # no secret, and a run that is cut short here has to find it whole or gone
+    paths[2].unlink(
+        missing_ok=True
+    )  # no secret, and a run that is cut short here has to find it whole or gone
     atomic.fsync_directory(folder)
     return changes
 

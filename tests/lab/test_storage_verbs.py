@@ -46,15 +46,16 @@ def extra(estate: Lab) -> Iterator[str]:
     inventory(estate, luks_volumes=[*given, volume])
     verb(estate, "storage.yml", "--limit llm1 --tags luks")
     estate.on("llm1", f"echo precious > /srv/extra/data && head -c 16M {DISK} > /root/old-header")
-    yield kept(estate, "llm1-extra")["uuid"]
+    yield str(kept(estate, "llm1-extra")["uuid"])
     estate.on(
         "llm1", f"losetup --detach {loop}; chattr -i /srv/extra; rm -rf {DISK} /root/old-header /srv/extra"
     )
     inventory(estate, hsm_key_label=NEW_LABEL)
 
 
+@pytest.mark.usefixtures("extra")
 def test_new_keys_are_enrolled_in_every_volume_and_the_old_ones_open_nothing(
-    estate: Lab, extra: str, client: Client
+    estate: Lab, client: Client
 ) -> None:
     before, escrowed = volumes(estate), {name: kept(estate, f"llm1-{name}") for name in VOLUMES}
     inventory(estate, hsm_key_label=NEW_LABEL)  # and without the volume that goes
