@@ -67,7 +67,7 @@ def outcome(mutation: dict[str, Any], checks: list[dict[str, Any]]) -> dict[str,
     """Break, check, mend: which checks had to fail, and which did with what they saw."""
     begun = time.monotonic()
     hands(broken(mutation))
-    seen = [run(check) for check in checks]
+    seen = run(checks)
     hands(repaired(mutation))
     failed = {result["id"]: result["observed"] for result in seen if not result["ok"]}
     return {
