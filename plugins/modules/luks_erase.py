@@ -46,6 +46,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.llmkeep.estate.plugins.module_utils import (  # type: ignore[import-not-found]
     disks,
     luks,
+    sealing,
 )
 from ansible_collections.llmkeep.estate.plugins.module_utils import files as atomic
 from ansible_collections.llmkeep.estate.plugins.module_utils.volume_record import (  # type: ignore[import-not-found]
@@ -172,7 +173,7 @@ def main() -> None:
             known = json.loads(certificate.read_text())
             if known["uuid"] == given["uuid"]:
                 module.exit_json(changed=False, certificate=known)
-        shown = luks.unseal(pin.name, pin.read_bytes())
+        shown = sealing.unseal(pin.name, pin.read_bytes())
         done = erase(state, given["name"], given["uuid"], given["device"], shown, given["hsm_seconds"])
     except NeedsPerson as problem:
         module.fail_json(msg=str(problem), needs_person=True)
