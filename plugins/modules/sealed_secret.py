@@ -115,22 +115,23 @@ def encrypted_to(certificate: str, secret: bytes) -> str:
         recipient.write(certificate)
         recipient.flush()
         try:
-            return sealing.piped(
+            cms: bytes = sealing.piped(
                 [*ENCRYPT, "-recip", recipient.name, "-keyopt", "ecdh_kdf_md:sha256"],
                 secret,
                 "the package openssl",
-            ).decode()
+            )
         except sealing.Failed as problem:
             raise Refused(
                 f"the secret was not encrypted to the certificate of the other host: {problem}. It has to be one"
                 " with an elliptic key, as the role pki makes it (/etc/llmkeep/pki/host.pem)"
             ) from problem
+    return cms.decode()
 
 
 def handed_over(cms: str, key: str, certificate: str) -> bytes:
     """The secret that another host encrypted to this one."""
     try:
-        return sealing.piped(
+        secret: bytes = sealing.piped(
             ["openssl", "cms", "-decrypt", "-binary", "-inform", "PEM", "-inkey", key, "-recip", certificate],
             cms.encode(),
             "the package openssl",
@@ -140,6 +141,7 @@ def handed_over(cms: str, key: str, certificate: str) -> bytes:
             f"what was handed over does not open with {key}: {problem}. It was encrypted to another certificate"
             f" than {certificate}; run the role again, which encrypts it to the one of today"
         ) from problem
+    return secret
 
 
 def take_over(path: Path, name: str, secret: bytes, check: bool) -> tuple[bool, str]:

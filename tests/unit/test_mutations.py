@@ -57,6 +57,13 @@ def test_any_other_outcome_is_told_and_mended_all_the_same(
     assert {Path(each["argv"][1]).read_text() for each in checks} == {"yes"}
 
 
+def test_a_slow_check_is_run_only_where_a_mutation_names_it(checks: list[dict[str, Any]]) -> None:
+    both = breaking(checks, 0, 1)
+    assert list(mutations.outcome(both, checks, ["role.two"])["failed"]) == ["role.one"]
+    both["fails"] = ["role.one", "role.two"]
+    assert list(mutations.outcome(both, checks, ["role.two"])["failed"]) == ["role.one", "role.two"]
+
+
 def test_a_file_is_kept_put_back_and_taken_in_both_times() -> None:
     mutation = {"break": ["rm", "a b"], "file": "/etc/a b", "then": ["systemctl", "reload", "x"]}
     assert [mutations.broken(mutation), mutations.repaired(mutation)] == [

@@ -3,6 +3,7 @@
 import importlib.machinery
 import importlib.util
 import json
+import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -171,3 +172,34 @@ def test_a_boot_writes_swap_to_the_marked_disk_only(
     assert volumes.swap("swap") == 1
     (tmp_path / uuid).unlink()
     assert volumes.swap("swap") == 1
+
+
+# ---------------------------------------------------------------- the negative proof
+ALONE = """
+import importlib.machinery, importlib.util, json, sys
+from pathlib import Path
+loader = importlib.machinery.SourceFileLoader("llmkeep_volumes", sys.argv[1])
+volumes = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
+loader.exec_module(volumes)
+print(json.dumps(volumes.alone(Path(sys.argv[2]), b"1234", {"left-behind": sys.argv[3].encode(), "other": b"x"})))
+"""
+
+
+@pytest.mark.parametrize(("tried", "opens"), [("a key", ["left-behind"]), ("another one", [])])
+def test_out_of_the_hsms_reach_a_key_that_was_left_behind_opens_and_nothing_else_does(
+    tried: str, opens: list[str], tmp_path: Path
+) -> None:
+    copy = tmp_path / "header"
+    with copy.open("wb") as stream:
+        stream.truncate(20 << 20)
+    argv = ["cryptsetup", "luksFormat", "--batch-mode", "--pbkdf=pbkdf2", "--pbkdf-force-iterations=1000"]
+    subprocess.run([*argv, "--key-file=-", str(copy)], input=b"a key", check=True)
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", ALONE, str(PROGRAM), str(copy), tried],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "Operation not permitted" in done.stderr:
+        pytest.skip("this machine gives no namespaces")
+    assert json.loads(done.stdout) == opens, done.stderr
