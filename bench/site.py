@@ -5,6 +5,7 @@ A task counts when a module ran, on the host or on the control node; skipped tas
 nothing to do do not. Run it where the hosts are reached, after `make lab`:
 
     .venv/bin/lab netns -- .venv/bin/python bench/site.py --runs 3
+    .venv/bin/lab netns -- .venv/bin/python bench/site.py --tags hsm,luks    # some roles only
 """
 
 import argparse
@@ -32,6 +33,7 @@ class Cost:
     changed: int = 0
     failed: int = 0
     tasks: collections.Counter[tuple[str, str]] = field(default_factory=collections.Counter)
+    role_seconds: dict[tuple[str, str], float] = field(default_factory=lambda: collections.defaultdict(float))
 
     def hear(self, event: dict[str, Any]) -> bool:
         """Count one of ansible-runner's events; False keeps it from being written to disk."""
@@ -39,13 +41,15 @@ class Cost:
         if event.get("event") in ("runner_on_failed", "runner_on_unreachable"):
             self.failed += 1
         if event.get("event") == "runner_on_ok":
-            self.tasks[data.get("role") or "(playbooks)", data["host"]] += 1
+            of = data.get("role") or "(playbooks)", data["host"]
+            self.tasks[of] += 1
+            self.role_seconds[of] += data.get("duration") or 0.0
             self.remote_seconds += data.get("duration") or 0.0
             self.changed += bool((data.get("res") or {}).get("changed"))
         return False
 
 
-def run(inventory: str) -> Cost:
+def run(inventory: str, tags: str) -> Cost:
     """One run, its cost."""
     cost = Cost()
     with tempfile.TemporaryDirectory() as work:
@@ -54,7 +58,7 @@ def run(inventory: str) -> Cost:
             private_data_dir=work,
             project_dir=str(ROOT),
             playbook=str(ROOT / "site.yml"),
-            cmdline=f"-i {inventory}",
+            cmdline=f"-i {inventory} --tags {tags}",
             envvars={"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
             settings={"suppress_env_files": True},
             event_handler=cost.hear,
@@ -69,16 +73,20 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("-i", "--inventory", default=str(ROOT / "inventory/lab"))
+    parser.add_argument("--tags", default="all", help="roles, with commas between")
     parser.add_argument("--runs", type=int, default=3)
     given = parser.parse_args()
-    costs = [run(given.inventory) for _ in range(given.runs)]
+    costs = [run(given.inventory, given.tags) for _ in range(given.runs)]
     last = costs[-1]
     if last.failed or last.changed:
         print(f"not a no-change run: {last.failed} failed, {last.changed} changed; run site.yml first")
         return 1
-    print(f"{'role':<14} {'host':<8} tasks")
+    print(f"{'role':<14} {'host':<8} tasks  seconds in modules")
     for (role, host), count in sorted(last.tasks.items()):
-        print(f"{role:<14} {host:<8} {count:>5}{'  above the budget' if count > BUDGET_TASKS else ''}")
+        spent = statistics.median(cost.role_seconds[role, host] for cost in costs)
+        print(
+            f"{role:<14} {host:<8} {count:>5} {spent:>8.1f}{'  above the budget' if count > BUDGET_TASKS else ''}"
+        )
     total = sum(last.tasks.values())
     seconds = sorted(cost.seconds for cost in costs)
     remote = statistics.median(cost.remote_seconds for cost in costs)

@@ -126,10 +126,9 @@ def adopt(places: Places, certificate_pem: bytes) -> str:
 
 def _request(given: argparse.Namespace) -> bytes:
     pin = str(given.places.root / "etc/credstore.encrypted" / PIN)
-    refused = str(given.places.issued.with_name("issuing-pin-refused"))
     csr = request(given.places, {
         "module": given.module, "token": given.token, "label": given.label, "user": given.user,
-        "address": "", "seconds": given.seconds, "pin": pin, "pin_name": PIN, "refused": refused,
+        "address": "", "seconds": given.seconds, "pin": pin, "pin_name": PIN,
     })  # fmt: skip
     print(f"sha256 of its public key: {digest(x509.load_pem_x509_csr(csr).public_key())}", file=sys.stderr)
     return csr

@@ -4,7 +4,6 @@ The token is one of its own, with a PIN of its own. The volumes' token will not 
 knows that PIN.
 """
 
-import fcntl
 import hashlib
 import importlib
 import json
@@ -18,7 +17,6 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
-from llmkeep.durable import write
 from llmkeep.sealing import SealError
 
 PIN = "llmkeep.issuing-pin"
@@ -50,32 +48,15 @@ def _use(
 ) -> tuple[ec.EllipticCurvePublicKey, bytes]:
     """The key in the token, and its signature of DATA as certificates carry it.
 
-    One at a time, since a run signs for many hosts at once; and a PIN that was refused is not shown again until another
-    one is sealed, since not every HSM tells that the next wrong one locks it.
+    A run signs for many hosts at once: the rules of the PIN, which are the library's, let one in after the other.
     """
     library = _library()
     try:
-        pin = Path(settings["pin"]).open("rb")  # noqa: SIM115 held until the signature is there
-    except OSError as error:
+        found = library.use(settings, hashlib.sha384(data).digest(), make)
+    except library.Fault as fault:
         raise SealError(
-            f"the sealed PIN of the issuing key cannot be read ({error}): seal it (docs/certificates.md)"
-        ) from error
-    with pin:
-        fcntl.flock(pin, fcntl.LOCK_EX)
-        sealed, refused = hashlib.sha256(pin.read()).hexdigest(), Path(settings["refused"])
-        if refused.exists() and refused.read_text() == sealed:
-            raise SealError(
-                f"the token {settings['token']} refused this PIN before, and is not shown it again: "
-                f"seal the right one into {settings['pin']} (docs/certificates.md)"
-            )
-        try:
-            found = library.use(settings, hashlib.sha384(data).digest(), make)
-        except library.Fault as fault:
-            if fault.kind == "pin_wrong":
-                write(refused, sealed.encode(), 0o600)
-            raise SealError(
-                f"the issuing key in the HSM: {fault} ({fault.kind}, see docs/certificates.md)"
-            ) from fault
+            f"the issuing key in the HSM: {fault} ({fault.kind}, see docs/certificates.md)"
+        ) from fault
     raw = bytes.fromhex(found["signature"])
     r, s = (int.from_bytes(half, "big") for half in (raw[: len(raw) // 2], raw[len(raw) // 2 :]))
     public = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP384R1(), bytes.fromhex(found["public"]))

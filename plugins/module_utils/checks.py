@@ -1,7 +1,8 @@
-"""A check: one command, and what it has to end and print with."""
+"""A check: one command, and what it has to end and print with; or one of the findings that a program tells by name."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -21,6 +22,7 @@ OPTIONS: dict[str, Any] = {
     "rc": {"type": "int", "default": 0},
     "stdout": {"type": "str"},
     "match": {"type": "str"},
+    "named": {"type": "str"},
     "timeout": {"type": "int", "default": 10},
 }
 
@@ -33,6 +35,9 @@ def shortened(text: str) -> str:
 
 def expected(check: dict[str, Any]) -> str:
     """What has to be, in words."""
+    if check["named"] is not None:
+        like = "" if check["match"] is None else f", and is told like /{check['match']}/"
+        return f"{check['named']} holds{like}"
     words = f"exit {check['rc']}"
     if check["stdout"] is not None:
         words += f", output {check['stdout']!r}"
@@ -41,8 +46,8 @@ def expected(check: dict[str, Any]) -> str:
     return words
 
 
-def probe(check: dict[str, Any]) -> tuple[str, bool]:
-    """Run one check: what was seen, and whether it is what was expected."""
+def ended(check: dict[str, Any]) -> str | tuple[int, str, str]:
+    """Run a check's command: exit status, output and error output; in words, why there are none."""
     try:
         process = subprocess.Popen(
             check["argv"],
@@ -53,26 +58,60 @@ def probe(check: dict[str, Any]) -> tuple[str, bool]:
             start_new_session=True,
         )
     except OSError as problem:
-        return f"{check['argv'][0]}: {problem.strerror}", False
+        return f"{check['argv'][0]}: {problem.strerror}"
     try:
         raw_out, raw_err = process.communicate(timeout=check["timeout"])
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-        return f"no answer within {check['timeout']} s", False
+        return f"no answer within {check['timeout']} s"
     out, err = raw_out.decode(errors="replace").strip(), raw_err.decode(errors="replace").strip()
     if process.returncode < 0:
-        return f"killed by {signal.Signals(-process.returncode).name}", False
-    ok = process.returncode == check["rc"]
+        return f"killed by {signal.Signals(-process.returncode).name}"
+    return process.returncode, out, err
+
+
+def judged(check: dict[str, Any], seen: str | tuple[int, str, str]) -> tuple[str, bool]:
+    """What was seen, and whether it is what was expected."""
+    if isinstance(seen, str):
+        return seen, False
+    code, out, err = seen
+    if check["named"] is not None:
+        words, holds = finding(check["named"], code, out, err)
+        return words, holds and re.search(check["match"] or "", words) is not None
+    ok = code == check["rc"]
     if check["stdout"] is not None:
         ok = ok and out == check["stdout"].strip()
     if check["match"] is not None:
         ok = ok and re.search(check["match"], f"{out}\n{err}", re.MULTILINE) is not None
-    observed = f"exit {process.returncode}, output {shortened(out)!r}"
-    return observed + (f", error output {shortened(err)!r}" if err else ""), ok
+    return ended_with(code, out, err), ok
 
 
-def run(check: dict[str, Any]) -> dict[str, Any]:
-    """Run one check, given as OPTIONS has it: its result as role and report show it."""
-    observed, ok = probe(check)
-    return {"id": check["id"], "expected": expected(check), "observed": observed, "ok": ok}
+def ended_with(code: int, out: str, err: str) -> str:
+    return f"exit {code}, output {shortened(out)!r}" + (f", error output {shortened(err)!r}" if err else "")
+
+
+def finding(name: str, code: int, out: str, err: str) -> tuple[str, bool]:
+    """One of the findings in a program's JSON. They are evidence, so nothing of them is cut off."""
+    try:
+        told = json.loads(out)["checks"][name]
+        return str(told["observed"]), told["ok"] is True
+    except (ValueError, KeyError, TypeError):
+        return f"nothing is said of {name}: {ended_with(code, out, err)}", False
+
+
+def run(checks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Run checks, given as OPTIONS has them: their results as role and report show them.
+
+    What is asked of one program by name is asked by one start of it.
+    """
+    told: dict[tuple[str, ...], str | tuple[int, str, str]] = {}
+    results = []
+    for check in checks:
+        argv = tuple(check["argv"])
+        seen = told[argv] if check["named"] is not None and argv in told else ended(check)
+        if check["named"] is not None:
+            told[argv] = seen
+        observed, ok = judged(check, seen)
+        results.append({"id": check["id"], "expected": expected(check), "observed": observed, "ok": ok})
+    return results

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ansible_collections.llmkeep.estate.plugins.module_utils import pkcs11  # type: ignore[import-not-found]
+from ansible_collections.llmkeep.estate.plugins.module_utils import pins, pkcs11  # type: ignore[import-not-found]
 from ansible_collections.llmkeep.estate.plugins.module_utils.hsm_pair import (  # type: ignore[import-not-found]
     Fault,
     Settings,
@@ -265,6 +265,7 @@ def the_token(tokens: list[Any], label: str, known: dict[str, Any] | None, setti
 
 
 def log_in(session: Any, token: Any, pin: bytes) -> None:
+    """Show the PIN, which comes from pins.shown(): what is refused here is not shown again."""
     try:
         session.login(pin)
     except pkcs11.Error as problem:
@@ -275,8 +276,8 @@ def log_in(session: Any, token: Any, pin: bytes) -> None:
         if problem.code == pkcs11.PIN_INCORRECT:
             raise Fault(
                 "pin_wrong",
-                f"the token {token.label} does not take the PIN that is sealed here. It was tried once, and will be"
-                " again by the next run: seal the right one before that (docs/hsm.md), so that it is not locked",
+                f"the token {token.label} does not take the PIN that is sealed here. It was tried once, and is not shown"
+                " again until another one is sealed (docs/hsm.md)",
             ) from problem
         raise
 
@@ -309,30 +310,27 @@ def recorded(path: str) -> dict[str, Any]:
         ) from problem
 
 
-def sealed_pin(path: str, name: str) -> bytes:
-    """The PIN, from its credential by pipe."""
-    argv = ["systemd-creds", "decrypt", f"--name={name}", path, "-"]
-    try:
-        done = subprocess.run(argv, capture_output=True, timeout=60, check=False)
-        words, pin = done.stderr.decode(errors="replace").strip(), done.stdout
-    except (OSError, subprocess.TimeoutExpired) as problem:
-        words, pin = str(problem), b""
-    if not pin or pin != pin.strip():
-        raise Fault(
-            "no_pin",
-            f"{path} gives no PIN: {words or ('it is empty' if not pin else 'it begins or ends with white space')}."
-            " No login was tried. Seal it again (docs/hsm.md)",
-        )
-    return pin
+def told(key: dict[str, Any]) -> str:
+    """What an auditor asks of a key that was just used, in words."""
+    attributes = [name for name, value in key.items() if value is True and name != "double"]
+    maker = f"{key['manufacturer']}{', a double' if key['double'] else ''}"
+    return f"{key['token']} ({maker}, serial {key['serial']}): {key['type']}, {', '.join(attributes)}, opens"
 
 
 def main() -> int:
-    """llmkeep-hsm: look at the host's key, and say so as JSON; exits with the fault's code."""
+    """llmkeep-hsm: look at the host's key, and say so as JSON; exits with the fault's code.
+
+    With the word `refused` it only notes that a token refused the PIN to somebody else.
+    """
     try:
         known = json.loads(SETTINGS.read_text())
         known.pop("double_allowed", None)  # for the role's check
-        pin = sealed_pin(known.pop("pin"), known.pop("pin_name"))
-        found = look(Settings(**known), pin, make=False, change=False)
+        credential = Path(known.pop("pin"))
+        if sys.argv[1:] == ["refused"]:
+            pins.remember(credential, credential.read_bytes())
+            return 0
+        with pins.shown(credential, known.pop("pin_name")) as pin:
+            found = look(Settings(**known), pin, make=False, change=False)
         missing = [each["token"] for each in found if each["state"] == "missing"]
         if missing:
             raise Fault("key_missing", f"the key was never made in {', '.join(missing)}; run the role hsm")
@@ -346,7 +344,8 @@ def main() -> int:
             )
         )
         return 2
-    print(json.dumps({"opens": [each["token"] for each in found], "keys": found}))
+    opens = {"ok": True, "observed": "; ".join(map(told, found))}
+    print(json.dumps({"opens": [each["token"] for each in found], "keys": found, "checks": {"opens": opens}}))
     return 0
 
 

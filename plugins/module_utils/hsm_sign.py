@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ansible_collections.llmkeep.estate.plugins.module_utils import hsm  # type: ignore[import-not-found]
+from ansible_collections.llmkeep.estate.plugins.module_utils import hsm, pins  # type: ignore[import-not-found]
 from ansible_collections.llmkeep.estate.plugins.module_utils.hsm_pair import (  # type: ignore[import-not-found]
     Fault,
     Settings,
@@ -35,10 +35,10 @@ def use(settings: dict[str, Any], digest: bytes, make: bool) -> dict[str, str]:
         user=settings["user"],
         signs=True,
     )
-    pin = hsm.sealed_pin(settings["pin"], settings["pin_name"])
-    found: dict[str, str] = hsm.bounded(
-        lambda step: signed(place, pin, digest, make, step), place.seconds, place.user
-    )
+    with pins.shown(settings["pin"], settings["pin_name"]) as pin:
+        found: dict[str, str] = hsm.bounded(
+            lambda step: signed(place, pin, digest, make, step), place.seconds, place.user
+        )
     return found
 
 

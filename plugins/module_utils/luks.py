@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, cast
 
+from ansible_collections.llmkeep.estate.plugins.module_utils.sealing import Failed  # type: ignore[import-not-found]
+
 SECONDS = 120
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
 CIPHER, KEY_BITS = "aes-xts-plain64", 512
@@ -38,11 +40,7 @@ def environment() -> dict[str, str]:
     return ENVIRONMENT | passed
 
 
-class Failed(Exception):
-    """A step did not work; the message says which, with what words, and what to do."""
-
-
-class WrongPin(Failed):
+class WrongPin(Failed):  # type: ignore[misc]
     """The token refused the PIN. It was shown once and is not shown again."""
 
 
@@ -281,11 +279,3 @@ def encrypt_to(certificate: str, secret: bytes) -> bytes:
             "encrypt to the escrow key",
             secret,
         )  # fmt: skip
-
-
-def seal(name: str, secret: bytes) -> bytes:
-    return must(["systemd-creds", "encrypt", f"--name={name}", "-", "-"], f"seal {name}", secret)
-
-
-def unseal(name: str, sealed: bytes) -> bytes:
-    return must(["systemd-creds", "decrypt", f"--name={name}", "-", "-"], f"open {name}", sealed)

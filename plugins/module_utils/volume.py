@@ -24,6 +24,8 @@ from typing import Any
 from ansible_collections.llmkeep.estate.plugins.module_utils import (  # type: ignore[import-not-found]
     disks,
     luks,
+    pins,
+    sealing,
     volume_keys,
 )
 from ansible_collections.llmkeep.estate.plugins.module_utils import files as atomic
@@ -101,7 +103,11 @@ class Volume:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise Refused(f"another run works on {self.name}: wait for it, run again") from None
-            yield
+            try:
+                yield
+            except luks.WrongPin:
+                pins.remember(self.pin_credential, self.pin_credential.read_bytes())
+                raise
 
     # ------------------------------------------------------------ what is there
     @property
@@ -112,7 +118,12 @@ class Volume:
 
     @property
     def pin(self) -> bytes:
-        pin: bytes = luks.unseal(self.pin_credential.name, self.pin_credential.read_bytes())
+        sealed = self.pin_credential.read_bytes()
+        try:
+            pins.refuse_again(self.pin_credential, sealed)
+        except pins.Fault as fault:
+            raise luks.WrongPin(str(fault)) from None
+        pin: bytes = sealing.unseal(self.pin_credential.name, sealed)
         return pin
 
     def header(self) -> luks.Header:
@@ -203,11 +214,11 @@ class Volume:
         if path is None or not self.pin_credential.exists():
             return
         with contextlib.suppress(OSError, luks.Failed):
-            if luks.unseal(path.name, path.read_bytes()) == self.pin:
+            if sealing.unseal(path.name, path.read_bytes()) == self.pin:
                 return
         self.changes.append(f"seal the PIN as {path.name}")
         if not check:
-            sealed = luks.seal(path.name, self.pin)
+            sealed = sealing.seal(path.name, self.pin)
             atomic.write_file(path, sealed, os.geteuid(), os.getegid(), 0o600)
 
     def escrowed(self) -> bool:
@@ -320,7 +331,7 @@ class Volume:
     def format(self) -> None:
         """Format, or format again after a run that ended in the middle: until `keys` no data can be there."""
         try:
-            key = luks.unseal(f"{self.name}.{BOOTSTRAP}", self.at(BOOTSTRAP).read_bytes())
+            key = sealing.unseal(f"{self.name}.{BOOTSTRAP}", self.at(BOOTSTRAP).read_bytes())
         except (OSError, luks.Failed):
             key = volume_keys.new_bootstrap_key(self)  # nothing depends on the old one yet
         header = luks.read(self.path)

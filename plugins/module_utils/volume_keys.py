@@ -12,7 +12,7 @@ import secrets
 import ssl
 from typing import TYPE_CHECKING
 
-from ansible_collections.llmkeep.estate.plugins.module_utils import luks  # type: ignore[import-not-found]
+from ansible_collections.llmkeep.estate.plugins.module_utils import luks, sealing  # type: ignore[import-not-found]
 from ansible_collections.llmkeep.estate.plugins.module_utils.volume_record import (  # type: ignore[import-not-found]
     BOOTSTRAP,
     PKCS11,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 def new_bootstrap_key(of: Volume) -> bytes:
     key = secrets.token_bytes(64)
-    of.keep(BOOTSTRAP, luks.seal(f"{of.name}.{BOOTSTRAP}", key))
+    of.keep(BOOTSTRAP, sealing.seal(f"{of.name}.{BOOTSTRAP}", key))
     return key
 
 
@@ -40,7 +40,7 @@ def bootstrap_key(of: Volume) -> bytes:
     key = b""
     if kept.exists():
         with contextlib.suppress(luks.Failed):  # sealed by a host that was since installed anew
-            key = luks.unseal(f"{of.name}.{BOOTSTRAP}", kept.read_bytes())
+            key = sealing.unseal(f"{of.name}.{BOOTSTRAP}", kept.read_bytes())
     if key and luks.opens(of.path, key) is not None:
         return key
     key = key or new_bootstrap_key(of)

@@ -8,6 +8,8 @@ module: checks
 short_description: Run a role's named checks and say for each what was expected and what was seen
 description:
   - Each check is one command. It passes when its exit status and, where given, its output are as expected.
+  - Several checks may be findings of one program, which is then started once. It prints a JSON object whose C(checks)
+    has, for each name, C(ok) and C(observed).
   - A command that is missing, is killed by a signal or runs into its time limit has failed.
   - Changes nothing and runs in check mode.
 author: [llmkeep contributors]
@@ -23,6 +25,7 @@ options:
       rc: {description: Expected exit status., type: int, default: 0}
       stdout: {description: Expected output without its surrounding white space., type: str}
       match: {description: Multi-line regular expression that output or error output must match., type: str}
+      named: {description: "Name of the finding in the program's output; exit status and output are then its own.", type: str}
       timeout: {description: Limit in seconds., type: int, default: 10}
   collect:
     description: Return the results without failing, for playbooks that gather them all first.
@@ -83,7 +86,7 @@ def main() -> None:
             module.fail_json(
                 msg=f"{check['id']}: match is no regular expression ({problem}): {check['match']}"
             )
-    results = [run(check) for check in module.params["checks"]]
+    results = run(module.params["checks"])
     failed = [result for result in results if not result["ok"]]
     if failed and not module.params["collect"]:
         lines = [

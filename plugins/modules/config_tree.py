@@ -44,6 +44,11 @@ options:
       group: {description: Group., type: str, default: root}
       mode: {description: Octal mode., type: str, default: "0644"}
       validate: {description: Command; C(%s) becomes the new file's path., type: list, elements: str}
+      block:
+        description: >-
+          Name of a block. The content is what stands between C(# BEGIN NAME) and C(# END NAME); the rest of the file is
+          somebody else's and stays.
+        type: str
       secret: {description: Keep the content out of every output., type: bool, default: false}
   secret_contents:
     description: Contents of the secret files by path. Filled by the action plugin.
@@ -67,6 +72,11 @@ options:
     type: list
     elements: str
     default: []
+  read:
+    description: Files that the caller wants to know, as its host's certificate.
+    type: list
+    elements: path
+    default: []
   units:
     description: >-
       Units that read these files. A change leaves a mark in C(/run/llmkeep/pending) until
@@ -85,6 +95,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+read: {description: "Contents of what I(read) names; empty where there is no such file.", returned: success, type: dict}
 changes: {description: What was or would be changed., returned: always, type: list, elements: str}
 """
 
@@ -295,6 +306,8 @@ def prepare_file(tree: Tree, wanted: dict[str, Any], secret: str | None) -> Path
             raise Refused(
                 f"{path} is to be a file and is a directory or device; look at it, and move it away by hand"
             )
+    if wanted.get("block"):
+        content = with_block(old or b"", wanted["block"], content)
     if status is not None and old == content and same_attributes(status, owner, mode):
         return None
     tree.note(f"file: {path} {describe(old, content, status)}")
@@ -310,6 +323,18 @@ def prepare_file(tree: Tree, wanted: dict[str, Any], secret: str | None) -> Path
             f"{path.parent} is no directory; name it in directories, or install the package that brings it"
         )
     return Path(atomic.write_beside(path, content, *owner, mode))
+
+
+def with_block(old: bytes, name: str, content: bytes) -> bytes:
+    """A file with its block replaced, or added at the end; without content there is none."""
+    begin, end = f"# BEGIN {name}\n".encode(), f"# END {name}\n".encode()
+    block = begin + content.rstrip(b"\n") + b"\n" + end if content.strip() else b""
+    head, found, tail = old.partition(begin)
+    if found:
+        return head + block + tail.partition(end)[2]
+    if block and head and not head.endswith(b"\n"):
+        head += b"\n"
+    return head + block
 
 
 def describe(old: bytes | None, new: bytes, status: os.stat_result | None) -> str:
@@ -415,6 +440,7 @@ def main() -> None:
                     "content": {"type": "str"},
                     "mode": {"type": "str", "default": "0644"},
                     "validate": {"type": "list", "elements": "str"},
+                    "block": {"type": "str"},
                     "secret": {"type": "bool", "default": False},
                     **attributes,
                 },
@@ -431,6 +457,7 @@ def main() -> None:
             },
             "absent": {"type": "list", "elements": "path", "default": []},
             "validate": {"type": "list", "elements": "str", "default": []},
+            "read": {"type": "list", "elements": "path", "default": []},
             "units": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,
@@ -446,7 +473,8 @@ def main() -> None:
     other = [line for line in tree.changes if not line.startswith("file: ")]
     if other:
         diff.append({"prepared": "\n".join(other) + "\n"})
-    module.exit_json(changed=bool(tree.changes), changes=tree.changes, diff=diff)
+    read = {name: Path(name).read_text() if Path(name).exists() else "" for name in module.params["read"]}
+    module.exit_json(changed=bool(tree.changes), changes=tree.changes, diff=diff, read=read)
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.llmkeep.estate.plugins.module_utils import files as atomic  # type: ignore[import-not-found]
-from ansible_collections.llmkeep.estate.plugins.module_utils import hsm
+from ansible_collections.llmkeep.estate.plugins.module_utils import hsm, pins
 
 PADDING = (
     "volumes are enclosed with RSA and the padding of PKCS#1 v1.5, all that systemd 257 knows for RSA; take EC"
@@ -110,8 +110,8 @@ def everything(place: Path) -> dict[str, Any]:
 def settle(params: dict[str, Any], check: bool) -> dict[str, Any]:
     """Probe and apply; what the module returns."""
     settings = hsm.settings_of(params)
-    pin = hsm.sealed_pin(params["pin"], params["pin_name"] or Path(params["pin"]).name)
-    found = hsm.look(settings, pin, make=params["state"] == "present", change=not check)
+    with pins.shown(params["pin"], params["pin_name"]) as pin:
+        found = hsm.look(settings, pin, make=params["state"] == "present", change=not check)
     missing = [each["token"] for each in found if each["state"] == "missing"]
     made = [each["token"] for each in found if each["state"] == "made"]
     if settings.record and not check:

@@ -36,12 +36,12 @@ destroyed: {description: Objects destroyed by token., returned: success, type: d
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.llmkeep.estate.plugins.module_utils import (  # type: ignore[import-not-found]
     hsm,
+    pins,
     pkcs11,
 )
 
@@ -89,12 +89,12 @@ def main() -> None:
         )
     settings = hsm.settings_of({**given, "label": ""})
     try:
-        pin = hsm.sealed_pin(given["pin"], Path(given["pin"]).name)
-        gone: dict[str, int] = hsm.bounded(
-            lambda step: destroy(settings, given["labels"], pin, module.check_mode, step),
-            settings.seconds,
-            settings.user,
-        )
+        with pins.shown(given["pin"]) as pin:
+            gone: dict[str, int] = hsm.bounded(
+                lambda step: destroy(settings, given["labels"], pin, module.check_mode, step),
+                settings.seconds,
+                settings.user,
+            )
     except hsm.Fault as fault:
         module.fail_json(
             msg=f"{', '.join(given['labels'])}: {fault}", fault=fault.kind, exit=hsm.EXIT[fault.kind]

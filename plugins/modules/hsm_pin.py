@@ -49,7 +49,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.llmkeep.estate.plugins.module_utils import files as atomic  # type: ignore[import-not-found]
-from ansible_collections.llmkeep.estate.plugins.module_utils import hsm, pkcs11
+from ansible_collections.llmkeep.estate.plugins.module_utils import hsm, pins, pkcs11
 
 OLD, NEW = "old", "new"
 
@@ -227,10 +227,10 @@ def main() -> None:
     given = module.params
     paths = {OLD: Path(given["pin"]), NEW: Path(given["new_pin"])}
     try:
-        pins = {which: hsm.sealed_pin(str(path), path.name) for which, path in paths.items()}
+        known = {which: pins.unsealed(path)[1] for which, path in paths.items()}
         settings = hsm.settings_of({**given, "label": "", "record": None})
         which = hashlib.sha256(paths[NEW].read_bytes()).hexdigest()  # of the sealed one, which says nothing
-        changed = Rotation(settings, pins, Path(given["record"]), which).settle()
+        changed = Rotation(settings, known, Path(given["record"]), which).settle()
     except hsm.Fault as fault:
         module.fail_json(msg=str(fault), fault=fault.kind, exit=hsm.EXIT[fault.kind])
     module.exit_json(changed=bool(changed), tokens=changed)

@@ -50,6 +50,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.llmkeep.estate.plugins.module_utils import (  # type: ignore[import-not-found]
     disks,
     luks,
+    sealing,
 )
 from ansible_collections.llmkeep.estate.plugins.module_utils import files as atomic
 from ansible_collections.llmkeep.estate.plugins.module_utils.volume_record import (  # type: ignore[import-not-found]
@@ -208,7 +209,7 @@ def main() -> None:
         if module.check_mode:
             labels = doomed(state, given["name"], given["uuid"])[1]
             module.exit_json(changed=True, certificate={}, labels=sorted(labels))
-        shown = luks.unseal(pin.name, pin.read_bytes())
+        shown = sealing.unseal(pin.name, pin.read_bytes())
         done = erase(state, given["name"], given["uuid"], given["device"], shown, given["hsm_seconds"])
     except NeedsPerson as problem:
         module.fail_json(msg=str(problem), needs_person=True)

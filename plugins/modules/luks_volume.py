@@ -13,6 +13,8 @@ description:
     C(header_cms); the caller stores them, and says by I(stored) what it has. Only then is the first key wiped. So a new
     volume takes two calls, and a third one after the backup of the final header was stored is quiet.
   - Can be killed at any moment and run again. What no rule decides fails with C(needs_person).
+  - The folder that it is mounted on is made, and is immutable where nothing is mounted. One that holds something below,
+    which a mount would hide, is refused before the disk is looked at.
   - On an image file it does all but the file system, since nothing is activated.
 author: [llmkeep contributors]
 options:
@@ -22,6 +24,7 @@ options:
   device: {description: Path of the disk where the serial alone does not find it., type: str}
   size: {description: Bytes that the disk has at least., type: int, required: true}
   filesystem: {description: File system., type: str, default: ext4, choices: [ext4, xfs]}
+  mount: {description: Where it is mounted., type: path}
   token: {description: PKCS#11 URI of the public key in the HSM., type: str, required: true}
   spare: {description: The same in the spare HSM; empty for none., type: str, default: ""}
   pin_credential:
@@ -91,6 +94,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.llmkeep.estate.plugins.module_utils import (  # type: ignore[import-not-found]
     disks,
     luks,
+    mount_points,
     volume,
 )
 from ansible_collections.llmkeep.estate.plugins.module_utils.volume_record import (  # type: ignore[import-not-found]
@@ -135,6 +139,7 @@ def main() -> None:
             "device": {"type": "str"},
             "size": {"type": "int", "required": True},
             "filesystem": {"type": "str", "default": "ext4", "choices": ["ext4", "xfs"]},
+            "mount": {"type": "path"},
             "token": {"type": "str", "required": True, "no_log": False},
             "spare": {"type": "str", "default": ""},
             "pin_credential": {"type": "path", "default": "/etc/credstore.encrypted/cryptsetup.pkcs11-pin"},
@@ -160,6 +165,10 @@ def main() -> None:
             needs_person=False,
         )
     try:
+        bare = []
+        if given["mount"]:
+            mount_points.alone()
+            bare = mount_points.settle(Path(given["mount"]), module.check_mode)
         wanted = volume.Volume(
             name=given["name"],
             serial=given["serial"],
@@ -177,6 +186,7 @@ def main() -> None:
             rotate=given["rotate"],
             destroy=given["destroy"],
             hsm_seconds=given["hsm_seconds"],
+            changes=bare,
         )
         if module.check_mode:
             wanted.converge(check=True)
@@ -186,7 +196,7 @@ def main() -> None:
         module.exit_json(**outcome(wanted))
     except NeedsPerson as problem:
         module.fail_json(msg=str(problem), needs_person=True)
-    except (Refused, luks.Failed) as problem:
+    except (Refused, mount_points.Refused, luks.Failed) as problem:
         module.fail_json(msg=str(problem), needs_person=False)
 
 

@@ -60,15 +60,14 @@ import hashlib
 import os
 import re
 import secrets
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.llmkeep.estate.plugins.module_utils import files as atomic  # type: ignore[import-not-found]
+from ansible_collections.llmkeep.estate.plugins.module_utils import sealing
 
-SEAL_SECONDS = 60
 ENCRYPT = ("openssl", "cms", "-encrypt", "-binary", "-aes-256-gcm", "-aes256-wrap", "-outform", "PEM")
 
 
@@ -76,31 +75,11 @@ class Refused(Exception):
     """The secret cannot be made or opened; the message says why and what to do."""
 
 
-def piped(argv: list[str], given: bytes, brings: str) -> bytes:
-    """Output of a program that is given a secret, or gives one, by pipe."""
-    what = " ".join(argv[:2])
-    try:
-        done = subprocess.run(argv, input=given, capture_output=True, timeout=SEAL_SECONDS, check=False)
-    except FileNotFoundError:
-        raise Refused(f"{argv[0]} is not on this host; {brings} brings it") from None
-    except subprocess.TimeoutExpired:
-        raise Refused(f"{what} did not end within {SEAL_SECONDS} s") from None
-    if done.returncode != 0:
-        words = done.stderr.decode(errors="replace").strip()
-        raise Refused(f"{what} ended with {done.returncode}: {words}")
-    return done.stdout
-
-
-def systemd_creds(verb: str, name: str, given: bytes) -> bytes:
-    """Seal or open over pipes."""
-    return piped(["systemd-creds", verb, f"--name={name}", "-", "-"], given, "systemd 250 or later")
-
-
 def opened(path: Path, name: str, way_out: str) -> bytes:
     """The secret in a sealed credential."""
     try:
-        return systemd_creds("decrypt", name, path.read_bytes())
-    except Refused as problem:
+        return bytes(sealing.unseal(name, path.read_bytes()))
+    except sealing.Failed as problem:
         raise Refused(
             f"{path} does not open on this host: {problem}. If the host's key was lost, remove the file and"
             f" run again: {way_out}"
@@ -119,7 +98,7 @@ def digest_of(path: Path, name: str) -> str:
 
 def store(path: Path, name: str, secret: bytes) -> str:
     """Seal and store a secret; its SHA-256."""
-    sealed = systemd_creds("encrypt", name, secret)
+    sealed = sealing.seal(name, secret)
     path.parent.mkdir(mode=0o700, exist_ok=True)
     atomic.write_file(path, sealed, os.geteuid(), os.getegid(), 0o600)
     return hashlib.sha256(secret).hexdigest()
@@ -136,31 +115,33 @@ def encrypted_to(certificate: str, secret: bytes) -> str:
         recipient.write(certificate)
         recipient.flush()
         try:
-            return piped(
+            cms: bytes = sealing.piped(
                 [*ENCRYPT, "-recip", recipient.name, "-keyopt", "ecdh_kdf_md:sha256"],
                 secret,
                 "the package openssl",
-            ).decode()
-        except Refused as problem:
+            )
+        except sealing.Failed as problem:
             raise Refused(
                 f"the secret was not encrypted to the certificate of the other host: {problem}. It has to be one"
                 " with an elliptic key, as the role pki makes it (/etc/llmkeep/pki/host.pem)"
             ) from problem
+    return cms.decode()
 
 
 def handed_over(cms: str, key: str, certificate: str) -> bytes:
     """The secret that another host encrypted to this one."""
     try:
-        return piped(
+        secret: bytes = sealing.piped(
             ["openssl", "cms", "-decrypt", "-binary", "-inform", "PEM", "-inkey", key, "-recip", certificate],
             cms.encode(),
             "the package openssl",
         )
-    except Refused as problem:
+    except sealing.Failed as problem:
         raise Refused(
             f"what was handed over does not open with {key}: {problem}. It was encrypted to another certificate"
             f" than {certificate}; run the role again, which encrypts it to the one of today"
         ) from problem
+    return secret
 
 
 def take_over(path: Path, name: str, secret: bytes, check: bool) -> tuple[bool, str]:
@@ -221,7 +202,7 @@ def main() -> None:
     path = Path(module.params["store"]) / name
     try:
         module.exit_json(**settle(module.params, path, module.check_mode))
-    except Refused as problem:
+    except (Refused, sealing.Failed) as problem:
         module.fail_json(msg=str(problem))
 
 

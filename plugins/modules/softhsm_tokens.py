@@ -50,7 +50,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.llmkeep.estate.plugins.module_utils import files as atomic  # type: ignore[import-not-found]
-from ansible_collections.llmkeep.estate.plugins.module_utils import hsm, pkcs11
+from ansible_collections.llmkeep.estate.plugins.module_utils import hsm, pins, pkcs11
 
 SECONDS = 60
 
@@ -109,17 +109,16 @@ def has_pin(token: Any) -> bool:
 
 def settle(params: dict[str, Any], check: bool) -> dict[str, Any]:
     """Probe and apply; what the module returns."""
-    pins = tuple(
-        hsm.sealed_pin(params[which], Path(params[which]).name) for which in ("user_pin", "officer_pin")
-    )
     record = Path(params["record"])
     known = json.loads(record.read_text()) if record.exists() else {}
 
-    def work(step: Callable[[str], None]) -> dict[str, Any]:
-        step("make SoftHSM's tokens")
-        return make(pkcs11.Module(params["module"]), params["tokens"], known, pins, not check)
+    with pins.shown(params["user_pin"]) as user, pins.shown(params["officer_pin"]) as officer:
 
-    result: dict[str, Any] = hsm.bounded(work, SECONDS, params["user"])
+        def work(step: Callable[[str], None]) -> dict[str, Any]:
+            step("make SoftHSM's tokens")
+            return make(pkcs11.Module(params["module"]), params["tokens"], known, (user, officer), not check)
+
+        result: dict[str, Any] = hsm.bounded(work, SECONDS, params["user"])
     if not check and {**known, **result["serials"]} != known:
         content = json.dumps({**known, **result["serials"]}, sort_keys=True).encode() + b"\n"
         atomic.write_file(record, content, os.geteuid(), os.getegid(), 0o644)

@@ -41,7 +41,12 @@ EXAMPLES = r"""
 
 RETURN = r"""
 register: {description: "Every volume, C(uuid), C(serial), C(volume).", returned: always, type: list, elements: dict}
-stored: {description: "SHA-256 of C(recovery) and C(header) by volume.", returned: always, type: dict}
+stored:
+  description: >-
+    By volume, SHA-256 of C(recovery) and C(header), and when they were stored (C(recovery_stored), C(header_stored)) and
+    last proven by a drill (C(drilled)); what never was is not there.
+  returned: always
+  type: dict
 erased: {description: "Certificates of erased volumes, C(HOST-NAME.UUID).", returned: always, type: list, elements: str}
 escrow_certificate: {description: Certificate of the escrow key (PEM)., returned: always, type: str}
 """
@@ -57,6 +62,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.llmkeep.estate.plugins.module_utils import files as atomic  # type: ignore[import-not-found]
 
 KINDS = ("recovery", "header")
+DATES = ("recovery_stored", "header_stored", "drilled")
 
 
 class Refused(Exception):
@@ -86,6 +92,12 @@ def register(folder: Path) -> list[dict[str, Any]]:
 def stored(folder: Path, volume: str) -> dict[str, str]:
     paths = {kind: folder / f"{stem(volume)}.{kind}.cms" for kind in KINDS}
     return {kind: atomic.sha256_of(path) for kind, path in paths.items() if path.exists()}
+
+
+def dates(folder: Path, volume: str) -> dict[str, str]:
+    """When things were stored, and when they were last proven to open the volume."""
+    entry = json.loads((folder / f"{stem(volume)}.json").read_text())
+    return {name: str(entry[name]) for name in DATES if entry.get(name)}
 
 
 def store(folder: Path, given: dict[str, Any], check: bool) -> list[str]:
@@ -170,7 +182,10 @@ def main() -> None:
             changes=changes,
             register=known,
             erased=sorted(path.stem for path in folder.glob("erased/*.json")),
-            stored={entry["volume"]: stored(folder, entry["volume"]) for entry in known},
+            stored={
+                entry["volume"]: stored(folder, entry["volume"]) | dates(folder, entry["volume"])
+                for entry in known
+            },
             escrow_certificate=escrow.read_text(),
         )
     except FileNotFoundError as problem:

@@ -29,6 +29,9 @@ def tool(*argv: str | Path, given: bytes = b"") -> bytes:
     return subprocess.run([str(word) for word in argv], input=given, check=True, capture_output=True).stdout
 
 
+sealing = load("module_utils.sealing")
+
+
 def fresh_modules() -> tuple[ModuleType, ModuleType, ModuleType]:
     return load("module_utils.volume"), load("module_utils.luks"), load("module_utils.disks")
 
@@ -174,7 +177,7 @@ class Estate:
         kept = self.state / "data.bootstrap"
         if (
             kept.exists()
-            and luks.opens(self.disk, luks.unseal("data.bootstrap", kept.read_bytes())) is not None
+            and luks.opens(self.disk, sealing.unseal("data.bootstrap", kept.read_bytes())) is not None
         ):
             found.add("bootstrap")
         return found

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +12,14 @@ checks = load("module_utils.checks")
 
 
 def check(code: str, **parts: Any) -> dict[str, Any]:
-    defaults = {"id": "role.it", "argv": [sys.executable, "-c", code], "rc": 0, "stdout": None, "match": None}
-    result: dict[str, Any] = checks.run({**defaults, "timeout": 10, **parts})
+    result: dict[str, Any] = checks.run([told(code, **parts)])[0]
     return result
+
+
+def told(code: str, **parts: Any) -> dict[str, Any]:
+    """A check as the module has it."""
+    defaults = {"id": "role.it", "argv": [sys.executable, "-c", code], "rc": 0, "stdout": None, "match": None}
+    return {**defaults, "named": None, "timeout": 10, **parts}
 
 
 @pytest.mark.parametrize(
@@ -63,3 +69,28 @@ def test_a_result_says_what_was_expected_and_what_was_seen() -> None:
         "observed": "exit 0, output 'TLSv1.2'",
         "ok": False,
     }
+
+
+FINDINGS = """
+from pathlib import Path
+with Path({log!r}).open("a") as log: log.write("started\\n")
+print('{{"checks": {{"one": {{"ok": true, "observed": "1 of 1"}}, "two": {{"ok": false, "observed": "2 lacks"}}}}}}')
+raise SystemExit(1)
+"""
+
+
+def test_findings_of_one_program_are_asked_by_one_start(tmp_path: Path) -> None:
+    code = FINDINGS.format(log=str(tmp_path / "log"))
+    names = ("one", "two", "three")
+    results = checks.run([told(code, id=f"role.{name}", named=name) for name in names])
+    assert [result["ok"] for result in results] == [True, False, False]
+    assert [result["observed"] for result in results][:2] == ["1 of 1", "2 lacks"]
+    assert "nothing is said of three" in results[2]["observed"]
+    assert (tmp_path / "log").read_text() == "started\n"
+
+
+@pytest.mark.parametrize("code", ["print('{')", "raise SystemExit(3)", 'print(\'{"checks": {"it": true}}\')'])
+def test_a_finding_that_is_not_told_has_failed(code: str) -> None:
+    result = check(code, named="it")
+    assert (result["ok"], result["expected"]) == (False, "it holds")
+    assert "nothing is said of it" in result["observed"]

@@ -223,3 +223,22 @@ def test_a_change_marks_the_units_that_have_to_read_it(
     (tmp_path / "pending/redis-server.service").unlink()
     config_tree.apply(wanted(**tree), check=False)
     assert list((tmp_path / "pending").iterdir()) == []
+
+
+def test_of_a_file_that_is_somebody_elses_only_the_named_block_is_ours(tmp_path: Path) -> None:
+    path = tmp_path / "crypttab"
+    path.write_text("theirs - one")
+
+    def with_content(content: str) -> list[str]:
+        files = [{"dest": str(path), "content": content, "block": "llmkeep volumes"}]
+        found: list[str] = config_tree.apply(wanted(files=files), check=False).changes
+        return found
+
+    assert with_content("ours\n")
+    assert path.read_text() == "theirs - one\n# BEGIN llmkeep volumes\nours\n# END llmkeep volumes\n"
+    path.write_text(path.read_text() + "theirs - two\n")
+    assert with_content("ours anew\n")
+    assert with_content("ours anew\n") == []
+    assert "# BEGIN llmkeep volumes\nours anew\n# END llmkeep volumes\ntheirs - two\n" in path.read_text()
+    assert with_content("")
+    assert path.read_text() == "theirs - one\ntheirs - two\n"

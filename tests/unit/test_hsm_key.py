@@ -111,6 +111,12 @@ def test_a_wrong_pin_is_tried_exactly_once(lab: Double, fake: Any) -> None:
     assert (told.kind, logins(lab)) == ("pin_wrong", 1)
     assert "tried once" in str(told)
     assert "wrong-pin-of-somebody" not in str(told)
+    again = fault(lab, module=fake())
+    assert (again.kind, logins(lab)) == ("pin_wrong", 1)
+    assert "not shown again until another one is sealed" in str(again)
+    lab.seal("user-pin", "another-wrong-pin")
+    # It is looked at again; SoftHSM warns after one wrong PIN.
+    assert (fault(lab, module=fake()).kind, logins(lab)) == ("pin_held_back", 1)
 
 
 @pytest.mark.parametrize(

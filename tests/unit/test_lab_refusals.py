@@ -64,4 +64,9 @@ def test_a_command_needs_a_running_host(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_disks_of_a_machine_are_named_by_their_serials(lab: Instance) -> None:
     machine: Machine = lab.machine("llm1")
-    assert [disk.name for disk in machine.disks()] == ["root.img", "LLM1-DATA-1.img", "LLM1-DATA-2.img"]
+    assert [disk.name for disk in machine.disks()] == [
+        "root.img",
+        "LLM1-DATA-1.img",
+        "LLM1-DATA-2.img",
+        "LLM1-SWAP-1.img",
+    ]

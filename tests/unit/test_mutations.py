@@ -18,7 +18,7 @@ spec.loader.exec_module(mutations)
 def check(name: str, file: Path) -> dict[str, Any]:
     """A check that the file says yes."""
     argv = ["cat", str(file)]
-    return {"id": name, "argv": argv, "rc": 0, "stdout": "yes", "match": None, "timeout": 10}
+    return {"id": name, "argv": argv, "rc": 0, "stdout": "yes", "match": None, "named": None, "timeout": 10}
 
 
 @pytest.fixture
@@ -55,6 +55,13 @@ def test_any_other_outcome_is_told_and_mended_all_the_same(
     assert sorted(seen["failed"]) == failed != seen["named"]
     assert "rm --force" in seen["by"]
     assert {Path(each["argv"][1]).read_text() for each in checks} == {"yes"}
+
+
+def test_a_slow_check_is_run_only_where_a_mutation_names_it(checks: list[dict[str, Any]]) -> None:
+    both = breaking(checks, 0, 1)
+    assert list(mutations.outcome(both, checks, ["role.two"])["failed"]) == ["role.one"]
+    both["fails"] = ["role.one", "role.two"]
+    assert list(mutations.outcome(both, checks, ["role.two"])["failed"]) == ["role.one", "role.two"]
 
 
 def test_a_file_is_kept_put_back_and_taken_in_both_times() -> None:

@@ -106,3 +106,14 @@ def test_no_role_names_a_version_or_a_hash() -> None:
             assert not pattern.search(path.read_text()), (
                 f"{path}: versions and hashes live in artifacts.lock.yml"
             )
+
+
+@pytest.mark.parametrize(
+    "unit",
+    sorted((ROOT / "roles/llm_serving/templates").glob("llm-*.service.j2")),
+    ids=lambda path: path.name,
+)
+def test_a_unit_that_is_restarted_for_ever_rests_longer_each_time(unit: Path) -> None:
+    lines = unit.read_text().splitlines()
+    if "Restart=always" in lines:
+        assert {"StartLimitIntervalSec=0", "RestartSteps=6", "RestartMaxDelaySec=30"} <= set(lines)

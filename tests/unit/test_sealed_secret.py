@@ -10,6 +10,7 @@ import pytest
 from plugin_modules import load
 
 sealed_secret = load("modules.sealed_secret")
+sealing = load("module_utils.sealing")
 
 P_256 = ("-pkeyopt", "ec_paramgen_curve:P-256")
 NEW_KEY = ("openssl", "genpkey", "-quiet", "-algorithm", "EC", *P_256)
@@ -46,7 +47,7 @@ def creds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_digest_is_that_of_the_sealed_text_and_stays(tmp_path: Path) -> None:
     path = tmp_path / "store/name"
     digest = sealed_secret.make(path, "name", 32)
-    secret = sealed_secret.systemd_creds("decrypt", "name", path.read_bytes())
+    secret = sealing.unseal("name", path.read_bytes())
     assert len(secret) == 64
     assert hashlib.sha256(secret).hexdigest() == digest == sealed_secret.digest_of(path, "name")
     assert path.stat().st_mode & 0o777 == 0o600
@@ -55,7 +56,7 @@ def test_the_digest_is_that_of_the_sealed_text_and_stays(tmp_path: Path) -> None
 def test_the_secret_is_in_no_argument_and_no_environment(tmp_path: Path, creds: Path) -> None:
     path = tmp_path / "store/name"
     sealed_secret.make(path, "name", 32)
-    secret = sealed_secret.systemd_creds("decrypt", "name", path.read_bytes()).decode()
+    secret = sealing.unseal("name", path.read_bytes()).decode()
     assert secret not in Path(f"{creds}.calls").read_text()
 
 

@@ -23,6 +23,7 @@ from luks_estate import MIB, SOFTHSM, Estate, fresh_modules, tool
 from plugin_modules import load
 
 _volume, luks, _disks = fresh_modules()
+sealing = load("module_utils.sealing")
 hsm, hsm_key_destroyed = load("module_utils.hsm"), load("modules.hsm_key_destroyed")
 DATA = os.urandom(MIB)
 PIN = "27182818284590"  # so long that it is in no encrypted file by chance
@@ -109,7 +110,7 @@ def theft(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Theft]:
         with made.alone():
             made.converge()
         assert made.known.phase == "escrow"
-        bootstrap_key = luks.unseal("data.bootstrap", (estate.state / "data.bootstrap").read_bytes())
+        bootstrap_key = sealing.unseal("data.bootstrap", (estate.state / "data.bootstrap").read_bytes())
         early = stolen(estate, tmp_path_factory.mktemp("early"))
         estate.keep(made)
         estate.run()
@@ -253,7 +254,7 @@ def test_a_header_from_before_a_rotation_opens_until_the_key_of_that_time_is_des
     made = estate.volume(key="host1-v2", rotate=["hsm", "spare", "recovery"])
     with made.alone():
         made.converge()
-    meanwhile = luks.unseal("data.bootstrap", (estate.state / "data.bootstrap").read_bytes())
+    meanwhile = sealing.unseal("data.bootstrap", (estate.state / "data.bootstrap").read_bytes())
     assert luks.opens(estate.disk, meanwhile) is not None, "the same exception holds while keys rotate"
     estate.keep(made)
     estate.run(key="host1-v2")

@@ -10,7 +10,7 @@ import pytest
 from plugin_modules import load
 
 volume_store = load("modules.volume_store")
-mount_points = load("modules.mount_points")
+mount_points = load("module_utils.mount_points")
 estate = load("filter.estate")
 
 
@@ -27,6 +27,14 @@ def test_what_is_stored_is_what_is_said_to_be_there(tmp_path: Path) -> None:
     (tmp_path / "llm1-data.header.cms").write_text("rotten")
     assert volume_store.stored(tmp_path, "llm1/data")["header"] != before["header"]
     assert volume_store.register(tmp_path) == [{"uuid": "u", "serial": "S", "volume": "llm1/data"}]
+
+
+def test_the_days_of_storing_and_of_the_last_drill_are_told(tmp_path: Path) -> None:
+    volume_store.store(tmp_path, given(recovery_cms="r"), False)
+    path = tmp_path / "llm1-data.json"
+    assert set(volume_store.dates(tmp_path, "llm1/data")) == {"recovery_stored"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"drilled": "2026-11-25T00:00:00+00:00"}))
+    assert volume_store.dates(tmp_path, "llm1/data")["drilled"] == "2026-11-25T00:00:00+00:00"
 
 
 def test_check_mode_stores_nothing(tmp_path: Path) -> None:
@@ -79,7 +87,7 @@ import sys
 sys.path.insert(0, {here!r})
 from pathlib import Path
 from plugin_modules import load
-mount_points = load("modules.mount_points")
+mount_points = load("module_utils.mount_points")
 mount_points.alone()
 try:
     print(mount_points.settle(Path(sys.argv[1]), sys.argv[2] == "check"))

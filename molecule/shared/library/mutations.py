@@ -9,6 +9,7 @@ from __future__ import annotations
 import shlex
 import subprocess
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -63,11 +64,16 @@ def hands(script: str) -> None:
         raise MutationError(f"{script!r} ended with {done.returncode}: {done.stdout}{done.stderr}")
 
 
-def outcome(mutation: dict[str, Any], checks: list[dict[str, Any]]) -> dict[str, Any]:
-    """Break, check, mend: which checks had to fail, and which did with what they saw."""
+def outcome(
+    mutation: dict[str, Any], checks: list[dict[str, Any]], slow: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Break, check, mend: which checks had to fail, and which did with what they saw.
+
+    SLOW: checks that are run only after mutations that name them.
+    """
     begun = time.monotonic()
     hands(broken(mutation))
-    seen = [run(check) for check in checks]
+    seen = run([check for check in checks if check["id"] not in slow or check["id"] in mutation["fails"]])
     hands(repaired(mutation))
     failed = {result["id"]: result["observed"] for result in seen if not result["ok"]}
     return {
@@ -90,11 +96,15 @@ def main() -> None:
         argument_spec={
             "checks": {"type": "list", "elements": "dict", "required": True, "options": OPTIONS},
             "mutations": {"type": "list", "elements": "dict", "required": True, "options": MUTATION},
+            "slow": {"type": "list", "elements": "str", "default": []},
         }
     )
     try:
         require_known(module.params["mutations"], module.params["checks"])
-        seen = [outcome(mutation, module.params["checks"]) for mutation in module.params["mutations"]]
+        seen = [
+            outcome(mutation, module.params["checks"], module.params["slow"])
+            for mutation in module.params["mutations"]
+        ]
     except MutationError as problem:
         module.fail_json(msg=str(problem))
     wrong = [

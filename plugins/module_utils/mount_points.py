@@ -1,29 +1,6 @@
-#!/usr/bin/python
-"""State module: folders that a volume is mounted on, which hold nothing while it is not."""
+"""The folder that a volume is mounted on: it holds nothing while the volume is shut, and nobody can write there."""
 
 from __future__ import annotations
-
-DOCUMENTATION = r"""
-module: mount_points
-short_description: Keep bare mount points empty and immutable
-description:
-  - Makes each folder and sets its immutable attribute below whatever is mounted there, so that nothing is written to the
-    disk in clear while the volume is shut.
-  - Refuses a folder that holds something below, since a mount would hide it.
-author: [llmkeep contributors]
-options:
-  paths: {description: The folders., type: list, elements: path, required: true}
-"""
-
-EXAMPLES = r"""
-- name: Nothing is written where the volume is missing
-  llmkeep.estate.mount_points:
-    paths: [/srv/llmkeep]
-"""
-
-RETURN = r"""
-changes: {description: What was or would be changed., returned: always, type: list, elements: str}
-"""
 
 import array
 import ctypes
@@ -31,8 +8,6 @@ import fcntl
 import os
 import tempfile
 from pathlib import Path
-
-from ansible.module_utils.basic import AnsibleModule
 
 NEW_MOUNTS, BIND, PRIVATE, RECURSIVE, DETACH = 0x00020000, 4096, 1 << 18, 16384, 2
 GET_FLAGS, SET_FLAGS, IMMUTABLE = 0x80086601, 0x40086602, 0x10
@@ -100,24 +75,3 @@ def settle(path: Path, check: bool) -> list[str]:
         finally:
             LIBC.umount2(name.encode(), DETACH)
     return changes
-
-
-def main() -> None:
-    module = AnsibleModule(
-        argument_spec={"paths": {"type": "list", "elements": "path", "required": True}},
-        supports_check_mode=True,
-    )
-    try:
-        alone()
-        changes = [line for path in module.params["paths"] for line in settle(Path(path), module.check_mode)]
-    except Refused as problem:
-        module.fail_json(msg=str(problem))
-    except OSError as problem:
-        module.fail_json(
-            msg=f"{problem.filename or ''}: {problem.strerror}; this file system has no attributes?"
-        )
-    module.exit_json(changed=bool(changes), changes=changes)
-
-
-if __name__ == "__main__":
-    main()

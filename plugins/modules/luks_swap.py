@@ -1,0 +1,163 @@
+#!/usr/bin/python
+"""State module: a disk that is swapped to under a key that nobody keeps."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: luks_swap
+short_description: Mark a blank disk as swap under a random key
+description:
+  - A mapping with a random key has no header, so nothing on the disk would say whose it is, and at each boot a file system
+    is made on it. So the disk gets a mark, once, a LUKS2 header without any key slot, under the same rule as a volume,
+    of never formatting what is not provably empty. Swap begins behind it, and the boot finds the disk by the mark's UUID.
+  - Can be killed at any moment and run again. What no rule decides fails with C(needs_person).
+author: [llmkeep contributors]
+options:
+  name: {description: Name of the swap., type: str, required: true}
+  serial: {description: Serial of the disk; of an image file its name., type: str, required: true}
+  device: {description: Path of the disk where the serial alone does not find it., type: str}
+  size: {description: Bytes that the disk has at least., type: int, required: true}
+  registered:
+    description: The estate's volumes, each with C(uuid), C(serial) and C(volume). A disk of one is never blank.
+    type: list
+    elements: dict
+    default: []
+  destroy: {description: Serial of a disk whose contents may go; never of one in use., type: str, default: ""}
+  state_dir: {description: Where the record is., type: path, default: /var/lib/llmkeep/luks}
+"""
+
+EXAMPLES = r"""
+- name: Mark the disk of swap
+  llmkeep.estate.luks_swap:
+    name: swap
+    serial: LLM1-SWAP-1
+    size: 64000000
+"""
+
+RETURN = r"""
+changes: {description: What was or would be done., returned: always, type: list, elements: str}
+uuid: {description: UUID of the mark; empty in check mode before it is there., returned: success, type: str}
+offset: {description: Sectors of 512 bytes before the swap., returned: success, type: int}
+needs_person: {description: Whether a failure is one that no second run mends., returned: failure, type: bool}
+"""
+
+import json
+import os
+import re
+import secrets
+import uuid
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.llmkeep.estate.plugins.module_utils import (  # type: ignore[import-not-found]
+    disks,
+    luks,
+)
+from ansible_collections.llmkeep.estate.plugins.module_utils import files as atomic
+from ansible_collections.llmkeep.estate.plugins.module_utils.volume_record import (  # type: ignore[import-not-found]
+    NeedsPerson,
+    Refused,
+)
+
+
+def save(path: Path, record: dict[str, Any]) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    atomic.write_file(path, json.dumps(record, indent=1).encode(), os.geteuid(), os.getegid(), 0o600)
+
+
+def against(disk: Any, given: dict[str, Any], record: dict[str, Any] | None) -> list[Any]:
+    """What speaks against marking the disk; of a mark that was begun, beside what it may have left."""
+    if record is None or record["uuid"] not in str(list(disks.signatures(disk))):
+        register = disks.from_register(given["registered"])
+        found: list[Any] = disks.against_formatting(
+            disk, given["serial"], given["size"], register, given["destroy"]
+        )
+        return found
+    found = [*disks.identity(disk, given["serial"], given["size"]), *disks.users(disk)]
+    if not record["overridden"]:
+        found += [each for each in disks.signatures(disk) if record["uuid"] not in each.seen]
+        found += disks.reading(disk, start=luks.DATA_OFFSET * 512)
+    return found
+
+
+def marked(disk: Any, record: dict[str, Any]) -> bool:
+    header = luks.read(disk.path)
+    return header is not None and header.uuid == record["uuid"] and not header.slots
+
+
+def settle(given: dict[str, Any], check: bool) -> dict[str, Any]:
+    """Probe and apply; what the module returns."""
+    try:
+        disk = disks.disk_of(given["serial"], given["device"])
+    except disks.Unusable as problem:
+        raise Refused(str(problem)) from None
+    path = Path(given["state_dir"], f"{given['name']}.swap.json")
+    record = json.loads(path.read_text()) if path.exists() else None
+    if record and record["done"]:
+        if wrong := list(disks.identity(disk, given["serial"], given["size"])):
+            raise Refused("\n".join(map(str, wrong)))
+        if marked(disk, record):
+            return {"changed": False, "changes": [], "uuid": record["uuid"], "offset": luks.DATA_OFFSET}
+        raise NeedsPerson(
+            f"{disk.path} was marked for the swap {given['name']}, UUID {record['uuid']}, and the mark is gone: somebody put"
+            f" something else there. It is not swapped to. Name another disk, or remove {path} and run again, which marks it"
+            " if it is blank"
+        )
+    wrong = against(disk, given, record)
+    if wrong:
+        raise Refused("\n".join(map(str, wrong)))
+    changes = [f"mark {disk.path} for the swap {given['name']}"]
+    if check:
+        return {"changed": True, "changes": changes, "uuid": "", "offset": luks.DATA_OFFSET}
+    overridden = bool(given["destroy"] and given["destroy"] == given["serial"])
+    if record is None:
+        record = {
+            "serial": given["serial"],
+            "uuid": str(uuid.uuid4()),
+            "overridden": overridden,
+            "done": False,
+        }
+    save(path, record | {"overridden": record["overridden"] or overridden})
+    if overridden:
+        luks.must(["wipefs", "--all", str(disk.path)], "take away what was on the disk")
+    luks.format_device(
+        disk.path, record["uuid"], f"llmkeep-{given['name']}", secrets.token_bytes(64)
+    )  # a key that ends here
+    luks.must(["cryptsetup", "erase", "--batch-mode", str(disk.path)], "take away its key slot")
+    if disk.block is not None:  # the boot finds it by UUID
+        luks.run(["udevadm", "settle", "--timeout=10"])
+    if not marked(disk, record):
+        raise Refused(f"{disk.path} does not show the mark that was just written: see `dmesg` for the disk")
+    save(path, record | {"done": True})
+    return {"changed": True, "changes": changes, "uuid": record["uuid"], "offset": luks.DATA_OFFSET}
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "name": {"type": "str", "required": True},
+            "serial": {"type": "str", "required": True},
+            "device": {"type": "str"},
+            "size": {"type": "int", "required": True},
+            "registered": {"type": "list", "elements": "dict", "default": []},
+            "destroy": {"type": "str", "default": ""},
+            "state_dir": {"type": "path", "default": "/var/lib/llmkeep/luks"},
+        },
+        supports_check_mode=True,
+    )
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_]{0,30}", module.params["name"]):
+        module.fail_json(
+            msg=f"{module.params['name']!r} is no name for a swap: small letters, digits, underscore",
+            needs_person=False,
+        )
+    try:
+        module.exit_json(**settle(module.params, module.check_mode))
+    except NeedsPerson as problem:
+        module.fail_json(msg=str(problem), needs_person=True)
+    except (Refused, luks.Failed) as problem:
+        module.fail_json(msg=str(problem), needs_person=False)
+
+
+if __name__ == "__main__":
+    main()
