@@ -230,8 +230,9 @@ class Replay:
             try:
                 done = estate.run(device=str(device), **given)
             except volume.NeedsPerson as problem:
-                with mounted(device, estate) as place:
-                    assert not doing["data"] or (place / "data").read_bytes() == DATA, f"{told}: data is lost"
+                if doing["data"]:
+                    with mounted(device, estate) as place:
+                        assert (place / "data").read_bytes() == DATA, f"{told}: data is lost"
                 return f"{told}: {problem}"
             header = luks.read(device)
             listed = {int(slot) for slot in done.known.slots}

@@ -50,7 +50,9 @@ def test_after_lost_writes_a_plain_run_converges_and_no_key_and_no_data_is_gone(
             check=False, timeout=600 if CUTS != "0" else 6 * 3600,
         )  # fmt: skip
     finally:
-        estate.on("llm1", f"apt-get -qq purge -y --autoremove softhsm2 > /dev/null; rm -rf {PLACE}")
+        estate.on(
+            "llm1", f"apt-get -qq purge -y softhsm2 softhsm2-common libsofthsm2 > /dev/null; rm -rf {PLACE}"
+        )
     print(said.stdout)
     assert said.returncode == 0, said.stdout[-6000:] + said.stderr[-3000:]
     assert " 0 for a person, 0 failed" in said.stdout, said.stdout[
