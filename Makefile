@@ -62,10 +62,10 @@ molecule: bundle  ## the roles' scenarios, or one: make molecule ROLE=redis
 	  lab netns -- molecule test --scenario-name $$role --destroy never
 	done
 
-storm: bundle  ## the long fault campaigns (hours): KILLS=500 of luks_volume and of the operator's verbs, seed SEED=5; STORM=20 power cuts of each host in the middle of site.yml
+storm: bundle  ## the long fault campaigns (hours): KILLS=500 of luks_volume and of the operator's verbs, each flush of a volume's disk, seed SEED=5; STORM=20 power cuts of each host in the middle of site.yml
 	STORM=$(or $(KILLS),500) SEED=$(or $(SEED),5) .venv/bin/pytest tests/unit/test_luks_storm.py -rP
 	STORM=$(or $(KILLS),500) SEED=$(or $(SEED),5) .venv/bin/pytest tests/unit/test_hsm_pin.py tests/unit/test_volume_verbs.py -k kill -rP
-	STORM=$(or $(STORM),20) .venv/bin/pytest tests/lab/test_estate.py -k power_cut
+	STORM=$(or $(STORM),20) SEED=$(or $(SEED),5) .venv/bin/pytest tests/lab/test_lost_writes.py tests/lab/test_estate.py -k "lost_writes or power_cut" -rP
 
 bundle: env  ## build (or keep) the lab's signed bundle in .lab/bundle
 	.venv/bin/llmkeep keys init .lab/keys

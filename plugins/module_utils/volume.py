@@ -244,11 +244,14 @@ class Volume:
 
     def adopted(self, check: bool) -> bool:
         """A volume of ours whose host lost its record: known to the register, and opened by this host's own key."""
-        header = luks.read(self.path)
-        if header is None:
-            return False
-        ours = disks.Registered(header.uuid, self.serial, self.known_as)
-        if ours not in self.registered:
+        ours = {
+            known.uuid
+            for known in self.registered
+            if (known.serial, known.volume) == (self.serial, self.known_as)
+        }
+        # cryptsetup, only asked what a header holds, mends a damaged one: it is not let near what is not ours.
+        header = luks.read(self.path) if ours else None
+        if header is None or header.uuid not in ours:
             return False
         self.changes.append(f"take {self.name}, UUID {header.uuid}, over from the register")
         if check:

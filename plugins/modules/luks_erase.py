@@ -213,7 +213,7 @@ def main() -> None:
         done = erase(state, given["name"], given["uuid"], given["device"], shown, given["hsm_seconds"])
     except NeedsPerson as problem:
         module.fail_json(msg=str(problem), needs_person=True)
-    except (Refused, luks.Failed, disks.Unusable) as problem:
+    except (Refused, luks.Failed, sealing.Failed, disks.Unusable) as problem:
         module.fail_json(msg=str(problem), needs_person=False)
     except OSError as problem:
         module.fail_json(msg=f"{problem.filename}: {problem.strerror}", needs_person=False)

@@ -51,8 +51,10 @@ class Lab:
 
     instance: str = "suite"
 
-    def run(self, *args: str, check: bool = True, timeout: float = 900) -> subprocess.CompletedProcess[str]:
-        """Run `lab ARGS`; with `check`, a non-zero exit fails the test with the command's own output."""
+    def run(
+        self, *args: str, check: bool = True, timeout: float = 900, given: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `lab ARGS`, which reads GIVEN; with `check`, a non-zero exit fails the test with the command's own output."""
         environment = {
             **os.environ,
             "LAB_INSTANCE": self.instance,
@@ -60,6 +62,7 @@ class Lab:
         }
         done = subprocess.run(
             [str(LAB), *args],
+            input=given,
             capture_output=True,
             text=True,
             errors="replace",  # a host's files may hold anything
@@ -74,9 +77,13 @@ class Lab:
             )
         return done
 
-    def on(self, host: str, command: str, check: bool = True, timeout: float = 900) -> str:
-        """What the shell command COMMAND prints on HOST."""
-        return self.run("exec", host, "--", "sh", "-c", command, check=check, timeout=timeout).stdout
+    def on(
+        self, host: str, command: str, check: bool = True, timeout: float = 900, given: str | None = None
+    ) -> str:
+        """What the shell command COMMAND prints on HOST, where it reads GIVEN."""
+        return self.run(
+            "exec", host, "--", "sh", "-c", command, check=check, timeout=timeout, given=given
+        ).stdout
 
     def outside(
         self, *argv: str, check: bool = True, timeout: float = 120

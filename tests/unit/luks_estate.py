@@ -5,6 +5,7 @@ As a program it is what role `luks` does with one volume: call, store what came 
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -34,6 +35,16 @@ sealing = load("module_utils.sealing")
 
 def fresh_modules() -> tuple[ModuleType, ModuleType, ModuleType]:
     return load("module_utils.volume"), load("module_utils.luks"), load("module_utils.disks")
+
+
+def forms(secret: bytes) -> set[bytes]:
+    """As it is, in hexadecimal, as UTF-16, and in base64 wherever in a text it begins."""
+    wide = b"\0".join(bytes([byte]) for byte in secret)
+    found = {secret, secret.hex().encode(), secret.hex().upper().encode(), wide}
+    for before in range(3):  # what neither the bytes before nor those behind have a part in
+        text = base64.b64encode(bytes(before) + secret)
+        found.add(text[-(-8 * before // 6) : 8 * (before + len(secret)) // 6])
+    return found
 
 
 @dataclass

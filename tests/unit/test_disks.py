@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from plugin_modules import load
 
-disks = load("module_utils.disks")
+disks, volume = load("module_utils.disks"), load("module_utils.volume")
 MIB = 1 << 20
 SIZE = 48 * MIB
 Maker = Callable[[Path], None]
@@ -43,6 +43,19 @@ def image(path: Path, size: int = SIZE) -> Path:
 def digest(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def refused(path: Path, serial: str, size: int, state: Path, destroy: str = "") -> str:
+    """What luks_volume says of a disk that it was told to format and must not: not one byte of it changes."""
+    before = digest(path)
+    wanted = volume.Volume(
+        "data", serial, size, {}, state / "pin", "", state, device=str(path), destroy=destroy
+    )
+    with pytest.raises(volume.Refused) as told, wanted.alone():
+        wanted.converge()
+    assert digest(path) == before
+    assert not (state / "data.json").exists(), "an intent to format it"
+    return str(told.value)
 
 
 @pytest.fixture
@@ -177,13 +190,9 @@ def test_refuses_a_disk_that_holds_something_and_changes_no_byte_of_it(name: str
     make, reason = HOSTILE[name]
     path = image(tmp_path / "DISK-1")
     make(path)
-    before = digest(path)
-    found = disks.against_formatting(disks.disk_at(path), "DISK-1", SIZE)
-    words = "\n".join(str(finding) for finding in found)
-    assert found
-    assert digest(path) == before
+    words = refused(path, "DISK-1", SIZE, tmp_path / "state")
     assert re.search(reason, words), words
-    assert all(finding.way_out for finding in found)
+    assert all(finding.way_out for finding in disks.against_formatting(disks.disk_at(path), "DISK-1", SIZE))
 
 
 def test_a_blank_disk_has_nothing_against_it(tmp_path: Path, loop: Path) -> None:
@@ -196,22 +205,25 @@ def test_refuses_a_wrong_serial_and_two_swapped_disks(tmp_path: Path) -> None:
     for path, expected in ((one, "DISK-2"), (two, "DISK-1")):
         (finding,) = disks.against_formatting(disks.disk_at(path), expected, SIZE)
         assert finding.test == "serial"
-        assert path.name in finding.seen
-        assert expected in finding.seen
+        assert f"{path} has the serial '{path.name}', expected is '{expected}'" in refused(
+            path, expected, SIZE, tmp_path / "state"
+        )
 
 
 def test_refuses_a_disk_that_is_too_small(tmp_path: Path) -> None:
     (finding,) = disks.against_formatting(disks.disk_at(image(tmp_path / "DISK-1")), "DISK-1", SIZE + 1)
-    assert (finding.test, str(SIZE) in finding.seen, str(SIZE + 1) in finding.seen) == ("size", True, True)
+    assert finding.test == "size"
+    words = refused(tmp_path / "DISK-1", "DISK-1", SIZE + 1, tmp_path / "state")
+    assert f"has {SIZE} bytes, expected are at least {SIZE + 1}" in words
 
 
-def test_refuses_a_disk_that_another_process_holds(loop: Path) -> None:
+def test_refuses_a_disk_that_another_process_holds(loop: Path, tmp_path: Path) -> None:
     descriptor = os.open(loop, os.O_RDONLY | os.O_EXCL)
     try:
-        tests = {finding.test for finding in disks.against_formatting(disks.disk_at(loop), "LOOP-1", SIZE)}
+        words = refused(loop, "LOOP-1", SIZE, tmp_path / "state")
     finally:
         os.close(descriptor)
-    assert "exclusive open" in tests
+    assert f"exclusive open: {loop}: Device or resource busy" in words
 
 
 def test_refuses_a_mounted_disk_also_where_its_destruction_is_allowed(loop: Path, tmp_path: Path) -> None:
@@ -224,14 +236,15 @@ def test_refuses_a_mounted_disk_also_where_its_destruction_is_allowed(loop: Path
     try:
         found = disks.against_formatting(disks.disk_at(loop), "LOOP-1", SIZE, destroy="LOOP-1")
         assert {finding.test for finding in found} == {"mount", "exclusive open"}
-        assert str(target) in str(found[0])
+        words = refused(loop, "LOOP-1", SIZE, tmp_path / "state", destroy="LOOP-1")
+        assert f"{loop} is mounted on {target}" in words
     finally:
         tool("umount", target)
 
 
 def test_refuses_an_image_that_a_loop_device_lies_over(loop: Path, tmp_path: Path) -> None:
-    (finding,) = disks.against_formatting(disks.disk_at(tmp_path / "LOOP-1"), "LOOP-1", SIZE)
-    assert (finding.test, loop.name in finding.seen) == ("holder", True)
+    words = refused(tmp_path / "LOOP-1", "LOOP-1", SIZE, tmp_path / "state")
+    assert f"holder: {loop} lies over {tmp_path / 'LOOP-1'}" in words
 
 
 def test_an_unreadable_block_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

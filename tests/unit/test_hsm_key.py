@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plugin_modules import LINK
+from plugin_modules import LINK, ROOT
 from softhsm import SOFTHSM, Double, double, faulty, hsm, pkcs11
 
 
@@ -289,6 +290,17 @@ def test_a_record_that_cannot_be_read_stops_before_any_login(lab: Double, fake: 
 def test_every_fault_has_an_exit_code_of_its_own() -> None:
     assert len(set(hsm.EXIT.values())) == len(hsm.EXIT)
     assert not {0, 1, 2} & set(hsm.EXIT.values())
+
+
+def test_every_fault_has_a_row_in_the_runbooks_and_its_links_lead_somewhere() -> None:
+    text = (ROOT / "docs/hsm.md").read_text()
+    rows = dict(re.findall(r"^\| (\d+) `(\w+)` \|", text, re.MULTILINE))
+    assert {name: int(code) for code, name in rows.items()} == hsm.EXIT
+    headings = {
+        re.sub(r"[^\w -]", "", line).strip().lower().replace(" ", "-")
+        for line in re.findall(r"^#+ (.*)", text, re.MULTILINE)
+    }
+    assert set(re.findall(r"\]\(#([\w-]+)\)", text)) <= headings
 
 
 def test_the_program_tells_what_opens_and_exits_with_the_faults_code(lab: Double) -> None:

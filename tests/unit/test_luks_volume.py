@@ -224,18 +224,6 @@ def test_a_token_that_is_not_there_ends_in_bounded_time_and_the_next_run_goes_on
     assert blank.ways_in() == {"hsm", "spare", "recovery"}
 
 
-def test_a_path_that_enrols_and_does_not_open_is_refused_and_leaves_no_slot(
-    blank: Estate, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def no_derive(*_words: object) -> None:
-        raise luks.Failed("CKM_ECDH1_DERIVE: mechanism invalid")
-
-    monkeypatch.setattr(luks, "prove", no_derive)
-    with pytest.raises(volume.Refused, match=r"enrols but does not open.*taken away again"):
-        blank.run()
-    assert len(luks.read(blank.disk).slots) == 1
-
-
 def test_a_slot_that_nobody_owns_is_for_a_person(estate: Estate) -> None:
     luks.add_key(estate.disk, b"a consultant's", by_key=estate.recovery_key())
     before = digest(estate)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import luks_estate
 import pytest
-from luks_estate import MIB, SOFTHSM, Estate, fresh_modules, tool
+from luks_estate import MIB, SOFTHSM, Estate, forms, fresh_modules, tool
 from plugin_modules import load
 
 _volume, luks, _disks = fresh_modules()
@@ -124,16 +124,6 @@ def copy(theft: Theft, tmp_path: Path) -> Stolen:
     """Of the finished volume's disks, to write to."""
     shutil.copytree(theft.late.root_disk, tmp_path / "root-disk")
     return Stolen(Path(shutil.copy(theft.late.disk, tmp_path)), tmp_path / "root-disk")
-
-
-def forms(secret: bytes) -> set[bytes]:
-    """As it is, in hexadecimal, as UTF-16, and in base64 wherever in a text it begins."""
-    wide = b"\0".join(bytes([byte]) for byte in secret)
-    found = {secret, secret.hex().encode(), secret.hex().upper().encode(), wide}
-    for before in range(3):  # what neither the bytes before nor those behind have a part in
-        text = base64.b64encode(bytes(before) + secret)
-        found.add(text[-(-8 * before // 6) : 8 * (before + len(secret)) // 6])
-    return found
 
 
 def found_in_clear(secrets: dict[str, bytes], files: dict[str, bytes]) -> list[str]:

@@ -1,0 +1,60 @@
+"""A power cut that loses what the disk had not flushed: lost_writes.py says how, on a host that has device-mapper."""
+
+import base64
+import io
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Lab
+from luks_estate import Estate
+
+SEED = os.environ.get("SEED", "5")
+# `make storm` plays every cut, a run of the suite one of each so many equal stretches of the log.
+CUTS = "0" if "STORM" in os.environ else "3"
+PROGRAM = "tests/lab/lost_writes.py"
+PARTS = ("plugins/module_utils", "tests/unit/plugin_modules.py", "tests/unit/luks_estate.py", PROGRAM)
+PLACE = "/root/lost-writes"
+
+
+def packed(estate: Path) -> str:
+    """The programs and an estate with an HSM, as base64 of a tar file."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w:gz") as tar:
+        for part in PARTS:
+            tar.add(ROOT / part, part)
+        for name in ("tokens", "control", "escrow.pem", "escrow.key"):
+            tar.add(estate / name, f"estate/{name}")
+    return base64.encodebytes(content.getvalue()).decode()
+
+
+def test_after_lost_writes_a_plain_run_converges_and_no_key_and_no_data_is_gone(
+    estate: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Estate(tmp_path / "estate")
+    made.root.mkdir()
+    monkeypatch.setenv("SOFTHSM2_CONF", str(made.conf))
+    made.make()
+    for token in ("main", "spare"):
+        made.new_key(token, "host1-v2")
+    install = "apt-get -qq install -y --no-install-recommends softhsm2 > /dev/null"
+    estate.on(
+        "llm1", f"mkdir -p {PLACE} && base64 -d | tar -xz -C {PLACE} && {install}", given=packed(made.root)
+    )
+    # SoftHSM is this test's HSM and no other program's: the host enables the module of its own HSM alone.
+    inside = f"mkdir -p /etc/pkcs11/modules && mount -t tmpfs none /etc/pkcs11/modules && exec python3 {PLACE}/{PROGRAM}"
+    try:
+        said = estate.run(
+            "exec", "llm1", "--", "unshare", "--mount", "sh", "-c", f"{inside} {PLACE}/estate {CUTS} {SEED}",
+            check=False, timeout=600 if CUTS != "0" else 6 * 3600,
+        )  # fmt: skip
+    finally:
+        estate.on(
+            "llm1", f"apt-get -qq purge -y softhsm2 softhsm2-common libsofthsm2 > /dev/null; rm -rf {PLACE}"
+        )
+    print(said.stdout)
+    assert said.returncode == 0, said.stdout[-6000:] + said.stderr[-3000:]
+    assert " 0 for a person, 0 failed" in said.stdout, said.stdout[
+        -6000:
+    ]  # a person is allowed, but none is known
