@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import posixpath
 import re
 from collections.abc import Callable
@@ -26,6 +27,19 @@ def failed_check(pair: tuple[dict[str, Any], dict[str, Any]]) -> str:
     host, check = pair
     observed = check["observed"] if len(check["observed"]) <= SHOWN else f"{check['observed'][:SHOWN]}…"
     return f"{host['key']}: {check['id']}: expected {check['expected']}; observed {observed}"
+
+
+def pkcs11_key_file(uri: str) -> str:
+    """A file that OpenSSL's pkcs11-provider reads as the key that a URI names: DER of its version and the URI, as PEM."""
+    version, place = b"PKCS#11 Provider URI v1.0", uri.encode()
+    if len(version) + len(place) > 120:
+        raise ValueError(f"the URI {uri} has {len(place)} bytes: take shorter labels for token and key")
+    parts = bytes([0x1A, len(version)]) + version + bytes([0x0C, len(place)]) + place
+    body = base64.b64encode(bytes([0x30, len(parts)]) + parts).decode()
+    lines = [body[start : start + 64] for start in range(0, len(body), 64)]
+    return "\n".join(
+        ["-----BEGIN PKCS#11 PROVIDER URI-----", *lines, "-----END PKCS#11 PROVIDER URI-----", ""]
+    )
 
 
 def identity_lines(hosts: dict[str, list[dict[str, Any]]]) -> list[str]:
@@ -81,4 +95,5 @@ class FilterModule:
             "identity_lines": identity_lines,
             "identity_differences": identity_differences,
             "mount_unit": mount_unit,
+            "pkcs11_key_file": pkcs11_key_file,
         }

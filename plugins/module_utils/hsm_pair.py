@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 import subprocess
@@ -14,7 +15,7 @@ from ansible_collections.llmkeep.estate.plugins.module_utils import pkcs11  # ty
 
 # SubjectPublicKeyInfo of a point on P-384, up to the point.
 P_384_HEAD = bytes.fromhex("3076301006072a8648ce3d020106052b81040022036200")
-POINT, SECRET = 97, 48
+POINT, SECRET, SIGNATURE = 97, 48, 96
 RSA_BITS = 3072
 
 
@@ -38,7 +39,7 @@ class Settings:
     seconds: int = 20
     record: str = ""
     user: str = ""  # whose the module's files are, where it has files
-    signs: bool = False  # a key of an authority, which signs and opens nothing
+    signs: bool = False  # a key of an authority or of a server, which signs and opens nothing
 
 
 def the_pair(session: Any, token: Any, settings: Settings) -> tuple[int, int] | None:
@@ -123,6 +124,8 @@ def described(
     shown = public_part(session, public, kind)
     seen["public"] = shown.hex()
     seen["public_sha256"] = hashlib.sha256(shown).hexdigest()
+    if settings.signs:
+        seen["public_pem"] = pem(shown)
     if known and known["public_sha256"] != seen["public_sha256"]:
         raise Fault(
             "key_missing",
@@ -140,11 +143,22 @@ def public_part(session: Any, public: int, kind: str) -> bytes:
     return bytes(session.read(public, pkcs11.MODULUS))
 
 
+def pem(point: bytes) -> str:
+    """A public key on P-384 as openssl takes it."""
+    body = base64.encodebytes(P_384_HEAD + point).decode().replace("\n", "")
+    lines = [body[start : start + 64] for start in range(0, len(body), 64)]
+    return "\n".join(["-----BEGIN PUBLIC KEY-----", *lines, "-----END PUBLIC KEY-----"])
+
+
 def prove(session: Any, key: tuple[int, int], seen: dict[str, Any], token: Any, settings: Settings) -> None:
-    """The way to the key opens: what systemd asks for at boot is done through it and compared with openssl."""
+    """The way to the key leads to its use: what it is for is done through it and compared with openssl."""
     public = bytes.fromhex(seen["public"])
     try:
-        if seen["type"] == "ec":
+        if settings.signs:
+            expected = digest = os.urandom(SECRET)
+            signed = session.sign(key[1], digest, SIGNATURE)
+            got = digest if is_signed(seen["public_pem"], digest, signed) else b""
+        elif seen["type"] == "ec":
             point, expected = exchanged(public)
             got = session.derive(key[1], point, SECRET)
         else:
@@ -164,8 +178,27 @@ def prove(session: Any, key: tuple[int, int], seen: dict[str, Any], token: Any, 
         raise Fault(
             "does_not_open",
             f"{settings.module} answers for the key {settings.label} of the token {token.label} with another secret"
-            " than the key gives. A volume would never be opened by it, so it is refused",
+            " or signature than the key gives. Nothing would ever be opened or served by it, so it is refused",
         )
+
+
+def is_signed(public: str, digest: bytes, signature: bytes) -> bool:
+    """Whether r and s sign a digest."""
+    numbers = b""
+    for half in signature[: SIGNATURE // 2], signature[SIGNATURE // 2 :]:
+        number = half.lstrip(b"\0")
+        number = b"\0" + number if number[:1] >= b"\x80" else number
+        numbers += bytes([2, len(number)]) + number
+    with tempfile.NamedTemporaryFile() as key, tempfile.NamedTemporaryFile() as signed:
+        key.write(public.encode())
+        signed.write(bytes([0x30, len(numbers)]) + numbers)
+        key.flush()
+        signed.flush()
+        try:
+            openssl("pkeyutl", "-verify", "-pubin", "-inkey", key.name, "-sigfile", signed.name, given=digest)
+        except OSError:
+            return False
+    return True
 
 
 def openssl(*words: str, given: bytes = b"") -> bytes:

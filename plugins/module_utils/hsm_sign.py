@@ -11,14 +11,13 @@ from typing import Any
 
 from ansible_collections.llmkeep.estate.plugins.module_utils import hsm, pins  # type: ignore[import-not-found]
 from ansible_collections.llmkeep.estate.plugins.module_utils.hsm_pair import (  # type: ignore[import-not-found]
+    SIGNATURE,
     Fault,
     Settings,
     described,
     generate,
     the_pair,
 )
-
-SIGNATURE = 96  # bytes of r and s on P-384
 
 
 def use(settings: dict[str, Any], digest: bytes, make: bool) -> dict[str, str]:

@@ -12,6 +12,8 @@ description:
   - With I(certificate) it proves that key, names and issuer fit, puts it in place by one rename, and has the
     units reloaded that are named in C(reload.d).
   - The private key never leaves the host and is in no output.
+  - A key that is in an HSM is not made here (M(llmkeep.estate.hsm_key) makes it). I(public_key) is its public part
+    then, and the file of the key says for OpenSSL's provider where it is.
 author: [llmkeep contributors]
 options:
   names:
@@ -22,6 +24,14 @@ options:
   chain: {description: The estate's issuing and then its root certificate., type: str, required: true}
   certificate: {description: A signed certificate with its chain., type: str}
   directory: {description: Where the files lie., type: path, default: /etc/llmkeep/pki}
+  name: {description: What certificate and key are called there., type: str, default: host}
+  public_key: {description: Public part (PEM) of a key that is in an HSM., type: str}
+  key: {description: File that says where in the HSM the key is., type: path}
+  openssl:
+    description: How openssl is called to sign the request, which needs the PIN where the key is in an HSM.
+    type: list
+    elements: str
+    default: [openssl]
   group: {description: The group that may read the key., type: str, default: ssl-cert}
   renew_days: {description: A certificate with fewer days left is renewed., type: int, default: 30}
   reload_unit:
@@ -52,6 +62,7 @@ import ipaddress
 import os
 import re
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -77,14 +88,14 @@ class Leaf:
     ends: datetime
 
 
-def openssl(*words: str, given: str = "") -> str:
+def openssl(*words: str, given: str = "", called: Sequence[str] = ("openssl",)) -> str:
     """Output of an openssl command; Refused with its words when it fails."""
     try:
         done = subprocess.run(
-            ["openssl", *words], input=given, capture_output=True, text=True, timeout=60, check=False
+            [*called, *words], input=given, capture_output=True, text=True, timeout=60, check=False
         )
     except FileNotFoundError:
-        raise Refused("openssl is not on this host; the role installs it first") from None
+        raise Refused(f"{called[0]} is not on this host; the role installs it first") from None
     if done.returncode != 0:
         raise Refused(
             f"openssl {words[0]} ended with {done.returncode}: {done.stderr.strip() or done.stdout.strip()}"
@@ -176,18 +187,21 @@ def key_in_place(path: Path, group: str, check: bool) -> bool:
     return True
 
 
-def request(key: Path, names: list[str]) -> str:
+def request(key: Path, names: list[str], called: Sequence[str] = ("openssl",)) -> str:
     """A certificate request for exactly these names."""
     alternatives = ",".join(f"{'IP' if is_address(name) else 'DNS'}:{name}" for name in names)
     return openssl(
         "req",
         "-new",
+        "-config",
+        "/etc/ssl/openssl.cnf",  # OPENSSL_CONF is another one where the key is in an HSM
         "-key",
         str(key),
         "-subj",
         f"/CN={names[0][:64]}",
         "-addext",
         f"subjectAltName={alternatives}",
+        called=called,
     )
 
 
@@ -201,7 +215,8 @@ def is_address(name: str) -> bool:
 
 def install(params: dict[str, Any], folder: Path, public_key: str) -> None:
     """Put a signed certificate in place once everything about it was proved, and have it taken in."""
-    aside = atomic.write_beside(folder / "host.pem", params["certificate"].encode(), 0, 0, 0o644)
+    place = folder / f"{params['name']}.pem"
+    aside = atomic.write_beside(place, params["certificate"].encode(), 0, 0, 0o644)
     try:
         found = doubts(aside, params["names"], public_key, params["chain"], folder / "root.pem", 1)
         if found:
@@ -209,7 +224,7 @@ def install(params: dict[str, Any], folder: Path, public_key: str) -> None:
                 f"the signed certificate is not taken, since {'; '.join(found)}. The one on disk stays."
                 " If the clock of this host or of the control node is wrong, set it right and run again"
             )
-        atomic.replace(aside, folder / "host.pem")
+        atomic.replace(aside, place)
     finally:
         aside.unlink(missing_ok=True)
     # The path unit would do it a moment later; by waiting here, what follows sees the new certificate served.
@@ -249,21 +264,22 @@ def settle(params: dict[str, Any], check: bool) -> dict[str, Any]:
         # What a power cut left of an earlier run; one of them may hold a key that nobody uses.
         for stale in folder.glob(".*.new"):
             stale.unlink()
-    key = folder / "host.key"
-    changed = key_in_place(key, params["group"], check) or changed
+    key, place = Path(params["key"] or folder / f"{params['name']}.key"), folder / f"{params['name']}.pem"
+    if not params["public_key"]:
+        changed = key_in_place(key, params["group"], check) or changed
     if check and (changed or not key.exists()):
         return {"changed": True, "reasons": ["there is none"], "request": "", "days_left": -1}
-    public_key = openssl("pkey", "-in", str(key), "-pubout").strip()
+    public_key = (params["public_key"] or openssl("pkey", "-in", str(key), "-pubout")).strip()
     if params["certificate"]:
         if not check:
             install(params, folder, public_key)
-        return {"changed": True, "reasons": [], "request": "", "days_left": days_left(folder / "host.pem")}
-    found = doubts(folder / "host.pem", names, public_key, params["chain"], root, params["renew_days"])
+        return {"changed": True, "reasons": [], "request": "", "days_left": days_left(place)}
+    found = doubts(place, names, public_key, params["chain"], root, params["renew_days"])
     return {
         "changed": changed or bool(found and check),
         "reasons": found,
-        "request": request(key, names) if found else "",
-        "days_left": days_left(folder / "host.pem"),
+        "request": request(key, names, params["openssl"]) if found else "",
+        "days_left": days_left(place),
     }
 
 
@@ -281,6 +297,10 @@ def main() -> None:
             "chain": {"type": "str", "required": True},
             "certificate": {"type": "str"},
             "directory": {"type": "path", "default": "/etc/llmkeep/pki"},
+            "name": {"type": "str", "default": "host"},
+            "public_key": {"type": "str", "no_log": False},
+            "key": {"type": "path", "no_log": False},
+            "openssl": {"type": "list", "elements": "str", "default": ["openssl"]},
             "group": {"type": "str", "default": "ssl-cert"},
             "renew_days": {"type": "int", "default": 30},
             "reload_unit": {"type": "str", "default": "llmkeep-certificate.service"},

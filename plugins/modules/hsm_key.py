@@ -29,6 +29,12 @@ options:
     type: str
     choices: [ec, rsa]
     default: ec
+  signs:
+    description: >-
+      Whether it is the key of a server, which signs, and not one that opens volumes. It has to sign once then,
+      and C(public_pem) is told of it.
+    type: bool
+    default: false
   state:
     description: With C(probed) nothing is made; tokens without the key are told in C(missing).
     type: str
@@ -66,6 +72,7 @@ keys:
     state: {description: C(present) or C(made) or C(missing)., type: str}
     uri: {description: URI of the public key; never with a PIN., type: str}
     public_sha256: {description: SHA-256 of the point or the modulus., type: str}
+    public_pem: {description: The public key for openssl; of EC only., type: str}
 missing: {description: Tokens without the key., returned: success, type: list, elements: str}
 findings: {description: What an auditor should know., returned: success, type: list, elements: str}
 fault: {description: Name of the fault; docs/hsm.md has a runbook for each., returned: failure, type: str}
@@ -129,6 +136,7 @@ def main() -> None:
         argument_spec={
             **hsm.OPTIONS,
             "type": {"type": "str", "choices": ["ec", "rsa"], "default": "ec"},
+            "signs": {"type": "bool", "default": False},
             "state": {"type": "str", "choices": ["present", "probed"], "default": "present"},
             "pin_name": {"type": "str", "default": "", "no_log": False},
             "record": {"type": "path"},

@@ -54,6 +54,7 @@ class Double:
             "tokens": ["llmkeep", "llmkeep-spare"],
             "label": "llm1",
             "type": "ec",
+            "signs": False,
             "state": "present",
             "pin": str(self.folder / "user-pin"),
             "pin_name": "",

@@ -55,6 +55,10 @@ def wanted(places: pki.Places, tmp_path: Path) -> dict[str, Any]:
         "certificate": None,
         "directory": str(tmp_path / "pki"),
         "group": "root",
+        "name": "host",
+        "public_key": None,
+        "key": None,
+        "openssl": ["openssl"],
         "renew_days": 30,
         "reload_unit": "llmkeep-certificate.service",
     }

@@ -1,0 +1,394 @@
+"""An edge whose key is in an HSM: nginx, OpenSSL's provider, p11-kit and SoftHSM, by the role's own configuration."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pytest
+from plugin_modules import ROOT, load
+from softhsm import SOFTHSM, double, faulty
+
+from llmkeep import pki
+
+estate = load("filter.estate")
+host_certificate = load("modules.host_certificate")
+CLIENT = "/usr/lib/x86_64-linux-gnu/pkcs11/p11-kit-client.so"
+NAME = "llm1.estate.internal"
+PATIENCE = 10
+# systemctl for the one thing that the watch asks of it.
+SYSTEMCTL = """#!/bin/sh
+case "$*" in
+  "reload nginx.service") kill -HUP $(cat {folder}/nginx.pid); echo reloaded >> {folder}/asked ;;
+  "--quiet is-active nginx.service") ;;
+  *) echo "$*" >> {folder}/asked ;;
+esac
+"""
+NGINX = """
+user root;
+worker_processes 2;
+pid {folder}/nginx.pid;
+error_log {folder}/nginx.log info;
+env P11_KIT_SERVER_ADDRESS;
+events {{ worker_connections 64; }}
+http {{
+  client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
+  uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
+  access_log off;
+  ssl_protocols TLSv1.3;
+  ssl_session_tickets off;
+  ssl_session_cache shared:tls:2m;
+  include {folder}/edge.conf;
+}}
+"""
+
+
+def eventually(what: Callable[[], Any]) -> Any:
+    ends = time.monotonic() + PATIENCE
+    while not (found := what()):
+        assert time.monotonic() < ends, "it never came"
+        time.sleep(0.05)
+    return found
+
+
+class Edge:
+    """The edge of llm1, its token, and the way between them, in one folder."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.lab = folder, double(folder, monkeypatch)
+        self.lab.make_tokens(tokens=["llmkeep-edge"])
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.pin = folder / "credentials/llmkeep-edge.pin"
+        self.pin.parent.mkdir()
+        self.seal((folder / "user-pin").read_text())
+        self.variables = {
+            "__edge_in_hsm": True,
+            "__edge_address": f"127.0.0.1:{self.port}",
+            "__edge_certificate": f"{folder}/pki/edge.pem",
+            "__edge_hsm_folder": str(folder),
+            "__edge_hsm_pin": "llmkeep-edge.pin",
+            "__edge_hsm_token": "pkcs11:token=llmkeep-edge",
+            "__edge_watch_seconds": 0.2,
+            "ansible_host": "127.0.0.1",
+            "edge_answer_seconds": 10,
+            "edge_body_bytes": 1024,
+            "edge_client_ca_file": "",
+            "edge_connections": 64,
+            "edge_connections_per_address": 64,
+            "edge_gateway_socket": f"{folder}/gateway.sock",
+            "edge_hsm_module": CLIENT,
+            "edge_hsm_relay": "ops1",
+            "edge_port": self.port,
+            "edge_request_burst": 200,
+            "edge_requests_per_second": 100,
+            "estate_name": NAME,
+            "hsm_edge_token": "llmkeep-edge",
+            "hsm_key_label": "llm1",
+        }
+        self.environment = {
+            **os.environ,
+            "OPENSSL_CONF": f"{folder}/openssl.cnf",
+            "P11_KIT_SERVER_ADDRESS": f"unix:path={folder}/hsm.sock",
+            "CREDENTIALS_DIRECTORY": str(self.pin.parent),
+            "PATH": f"{folder}/bin:{os.environ['PATH']}",
+        }
+        (folder / "bin/systemctl").write_text(SYSTEMCTL.format(folder=folder))
+        (folder / "bin/systemctl").chmod(0o755)
+        (folder / "nginx.conf").write_text(NGINX.format(folder=folder))
+        (folder / "edge.key").write_text(
+            estate.pkcs11_key_file("pkcs11:token=llmkeep-edge;object=llm1;type=private")
+        )
+        for name in "openssl.cnf", "edge.conf", "edge-key":
+            self.render(name)
+        self.hsm: subprocess.Popen[bytes] | None = None
+        self.watch: subprocess.Popen[str] | None = None
+
+    def seal(self, pin: str) -> None:
+        """As systemd hands it over, and what it was sealed in."""
+        self.pin.write_text(pin)
+        self.pin.with_name(f"{self.pin.name}-sealed").write_text(f"sealed {pin}")
+
+    def render(self, name: str) -> None:
+        text = (ROOT / f"roles/edge/templates/{name}.j2").read_text()
+        shown = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False, trim_blocks=True)  # noqa: S701 no HTML
+        path = self.folder / name
+        path.write_text(
+            shown.from_string(text)
+            .render(self.variables)
+            .replace("/etc/llmkeep/pki", f"{self.folder}/pki")
+            .replace("/var/lib/llmkeep-edge", str(self.folder))
+            .replace("syslog:server=unix:/run/systemd/journal/dev-log,nohostname,tag=llmkeep_edge", "off;#")
+        )
+
+    def come(self) -> None:
+        """The HSM is there."""
+        where = self.folder / "hsm.sock"
+        argv = ["p11-kit", "server", "--foreground", "--name", str(where), "--provider", faulty(self.folder)]
+        self.hsm = subprocess.Popen(
+            [*argv, "pkcs11:token=llmkeep-edge"],
+            env={**os.environ, "FAULTY_HSM_MODULE": SOFTHSM, "FAULTY_HSM_LOGINS": f"{self.folder}/logins"},
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+        )
+        eventually(where.exists)
+
+    def leave(self) -> None:
+        """It goes away with every connection to it."""
+        assert self.hsm
+        os.killpg(self.hsm.pid, signal.SIGKILL)
+        self.hsm.wait()
+        self.hsm = None
+        (self.folder / "hsm.sock").unlink(missing_ok=True)
+
+    def logins(self) -> int:
+        path = self.folder / "logins"
+        return len(path.read_text().splitlines()) if path.exists() else 0
+
+    def key(self, **more: Any) -> dict[str, Any]:
+        """What hsm_key says of the edge's key."""
+        words = {"tokens": ["llmkeep-edge"], "signs": True, "record": None, "state": "probed"}
+        (found,) = self.lab.key(**{**words, **more})["keys"]
+        return dict(found)
+
+    def certify(self, places: pki.Places) -> dict[str, Any]:
+        """As the role does: a request that the HSM signs, and the authority's answer."""
+        chain = places.issuing_certificate.read_text() + places.root_certificate.read_text()
+        words = {
+            "names": [NAME],
+            "chain": chain,
+            "certificate": None,
+            "directory": str(self.folder / "pki"),
+            "group": "root",
+            "name": "edge",
+            "key": str(self.folder / "edge.key"),
+            "public_key": self.key()["public_pem"],
+            "openssl": ["env", *(f"{name}={self.environment[name]}" for name in ENVIRONMENT), "openssl"],
+            "renew_days": 30,
+            "reload_unit": "llmkeep-certificate.service",
+        }
+        asked: dict[str, Any] = host_certificate.settle(words, False)
+        if asked["reasons"]:
+            signed = pki.sign(places, asked["request"].encode(), [NAME], "llm1").decode()
+            host_certificate.settle({**words, "certificate": signed}, False)
+        return asked
+
+    def ready(self) -> subprocess.CompletedProcess[str]:
+        """What the unit runs before nginx."""
+        return self.run(str(self.folder / "edge-key"), "ready")
+
+    def run(self, *argv: str) -> subprocess.CompletedProcess[str]:
+        if argv[0].endswith("edge-key"):
+            argv = ("sh", *argv)
+        return subprocess.run(
+            argv, env=self.environment, capture_output=True, text=True, timeout=60, check=False
+        )
+
+    def start(self) -> None:
+        # It goes into the background, and would keep a pipe open.
+        with (self.folder / "start.log").open("w") as log:
+            done = subprocess.run(
+                ["nginx", "-c", f"{self.folder}/nginx.conf"], env=self.environment, stderr=log, check=False
+            )
+        assert done.returncode == 0, (self.folder / "start.log").read_text()
+
+    def keep_watch(self) -> None:
+        with (self.folder / "watch.log").open("a") as log:
+            self.watch = subprocess.Popen(
+                ["sh", str(self.folder / "edge-key"), "watch"],
+                env=self.environment,
+                text=True,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def handshake(self) -> str:
+        """The public key of the certificate that the edge serves; empty where no handshake comes about."""
+        trust = ["-CAfile", f"{self.folder}/pki/root.pem", "-verify_return_error", "-verify_hostname", NAME]
+        shown = subprocess.run(
+            [
+                "openssl",
+                "s_client",
+                "-connect",
+                f"127.0.0.1:{self.port}",
+                "-servername",
+                NAME,
+                "-tls1_3",
+                *trust,
+            ],
+            input=b"",
+            capture_output=True,
+            timeout=10,
+            check=False,
+        )
+        if shown.returncode != 0:
+            return ""
+        read = subprocess.run(
+            ["openssl", "x509", "-noout", "-pubkey"], input=shown.stdout, capture_output=True, check=True
+        )
+        return read.stdout.decode().strip()
+
+    def session(self, *words: str) -> str:
+        """What openssl says of a session that is kept, or taken up again."""
+        done = subprocess.run(
+            [
+                "openssl",
+                "s_client",
+                "-connect",
+                f"127.0.0.1:{self.port}",
+                "-servername",
+                NAME,
+                "-tls1_3",
+                *words,
+            ],
+            input=b"GET / HTTP/1.1\r\nHost: llm1.estate.internal\r\nConnection: close\r\n\r\n",
+            capture_output=True,
+            timeout=10,
+            check=False,
+        )
+        return done.stdout.decode(errors="replace")
+
+    def end(self) -> None:
+        if self.watch:
+            os.killpg(self.watch.pid, signal.SIGKILL)
+            self.watch.wait()
+        if (self.folder / "nginx.pid").exists():
+            os.kill(int((self.folder / "nginx.pid").read_text()), signal.SIGTERM)
+        if self.hsm:
+            self.leave()
+
+
+ENVIRONMENT = ("OPENSSL_CONF", "P11_KIT_SERVER_ADDRESS", "CREDENTIALS_DIRECTORY")
+
+
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pki.Places:
+    """A control node whose sealing is left out."""
+    found = pki.Places(tmp_path / "control")
+    monkeypatch.setattr(pki, "seal", lambda secret, _: secret)
+    monkeypatch.setattr(pki, "unseal", lambda sealed, _: sealed)
+    monkeypatch.setattr(pki, "encrypt_to", lambda *_: b"")
+    pki.init(found, "estate.internal", Path("escrow.pem"), list(pki.NETWORKS))
+    return found
+
+
+@pytest.fixture
+def edge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, places: pki.Places) -> Iterator[Edge]:
+    """An edge that has its key and its certificate; nginx does not run yet."""
+    found = Edge(tmp_path, monkeypatch)
+    found.key(state="present")
+    found.come()
+    try:
+        found.certify(places)
+        yield found
+    finally:
+        found.end()
+
+
+def test_serves_by_tls_1_3_with_the_key_of_the_token_which_is_in_no_file(edge: Edge) -> None:
+    assert edge.ready().returncode == 0
+    edge.start()
+    assert edge.handshake() == edge.key()["public_pem"]
+    held = subprocess.run(
+        ["grep", "-rlE", "BEGIN (EC )?PRIVATE KEY", str(edge.folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert [Path(path).parent.name for path in held.stdout.split()] in ([], ["credstore.encrypted"])
+
+
+def test_a_certificate_that_stands_is_not_asked_for_again_and_one_of_another_key_is(
+    edge: Edge, places: pki.Places
+) -> None:
+    before = edge.logins()
+    assert edge.certify(places)["reasons"] == []
+    assert edge.logins() == before, "whether it stands is no question for the HSM"
+    edge.lab.by_hand(
+        lambda session: [session.destroy(each) for each in session.find({})] and None, token="llmkeep-edge"
+    )
+    edge.key(state="present")
+    assert edge.certify(places)["reasons"] == ["it was made for another key"]
+    edge.start()
+    assert edge.handshake() == edge.key()["public_pem"]
+
+
+def test_comes_back_by_itself_when_the_hsm_does_and_open_connections_stay(edge: Edge) -> None:
+    edge.start()
+    edge.keep_watch()
+    assert edge.handshake()
+    with socket.create_connection(("127.0.0.1", edge.port)) as still_open:
+        edge.leave()
+        assert edge.handshake() == ""
+        assert edge.handshake() == ""
+        eventually(lambda: "shows no token llmkeep-edge" in (edge.folder / "watch.log").read_text())
+        still_open.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            still_open.recv(1)
+    assert "reloaded" not in (edge.folder / "asked").read_text()
+    edge.come()
+    eventually(edge.handshake)
+
+
+def test_whoever_was_there_takes_up_his_session_while_the_hsm_is_away(edge: Edge) -> None:
+    edge.start()
+    kept = f"{edge.folder}/session"
+    assert "New, TLSv1.3" in edge.session("-ign_eof", "-sess_out", kept)
+    edge.leave()
+    assert edge.handshake() == ""
+    assert "Reused, TLSv1.3" in edge.session("-ign_eof", "-sess_in", kept)
+
+
+def test_nginx_starts_while_the_hsm_is_away_and_serves_when_it_comes(edge: Edge) -> None:
+    edge.leave()
+    assert edge.ready().returncode == 0
+    edge.start()
+    assert edge.handshake() == ""
+    edge.keep_watch()
+    edge.come()
+    eventually(edge.handshake)
+
+
+def test_a_pin_that_is_refused_is_shown_once_and_not_by_every_worker(edge: Edge) -> None:
+    right = edge.pin.read_text()
+    edge.seal("9999999999")
+    before = edge.logins()
+    done = [edge.ready() for _ in range(3)]
+    assert [each.returncode for each in done] == [1, 1, 1]
+    assert edge.logins() == before + 1
+    assert "does not take the PIN, which was tried once" in done[0].stdout
+    assert "refused this PIN before" in done[2].stdout
+    edge.seal(right)
+    assert "says user-pin-count-low so no login was tried" in edge.ready().stdout
+    edge.lab.by_hand(lambda _session: None, token="llmkeep-edge")
+    assert edge.ready().returncode == 0
+
+
+def test_a_worker_shows_a_wrong_pin_once_however_many_handshakes_it_gets(edge: Edge) -> None:
+    edge.seal("9999999999")
+    edge.start()
+    before = edge.logins()
+    assert [edge.handshake() for _ in range(8)] == [""] * 8
+    assert edge.logins() - before <= 2, "there are two workers"
+
+
+def test_no_login_is_tried_while_the_token_warns(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
+    edge.leave()
+    monkeypatch.setenv("FAULTY_HSM_FLAGS", "0x20000")
+    edge.come()
+    before = edge.logins()
+    done = edge.ready()
+    assert (done.returncode, edge.logins()) == (1, before)
+    assert "says user-pin-final-try so no login was tried" in done.stdout
+
+
+def test_a_label_too_long_for_the_key_file_is_refused() -> None:
+    with pytest.raises(ValueError, match="take shorter labels"):
+        estate.pkcs11_key_file("pkcs11:token=" + "x" * 120)
