@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import uvicorn
@@ -37,6 +37,7 @@ from llmserve.sockets import bind_tcp, bind_unix
 
 log = logging.getLogger("llmserve.gateway")
 KEEP_ALIVE_SECONDS = 75  # longer than the edge keeps an idle connection, so that it never picks a dying one
+ARRIVED_SECONDS = 1.0  # until a request that came before the socket went is past its checks
 ENGINE_WAIT_SECONDS = 3.0  # how long READY waits for engines; a dead one must not keep the gateway down
 
 
@@ -209,6 +210,8 @@ async def run_gateway(config: GatewayConfig, pepper: bytes, judge: Judge | None 
         notify("READY=1")
         await stop.asked.wait()
         notify("STOPPING=1")
+        if config.listen.socket:
+            await leave(config.listen.socket, stop)
         await drain(state, stop, limits.drain_seconds)
         for each in servers:
             each.should_exit = True
@@ -221,8 +224,6 @@ async def run_gateway(config: GatewayConfig, pepper: bytes, judge: Judge | None 
     if redis:
         await redis.close()
     policy.engine.close()
-    if config.listen.socket:
-        config.listen.socket.unlink(missing_ok=True)
 
 
 class Stop:
@@ -238,6 +239,17 @@ class Stop:
     def signal(self) -> None:
         """One came."""
         (self.now if self.asked.is_set() else self.asked).set()
+
+
+async def leave(path: Path, stop: Stop) -> None:
+    """Take the socket away: who connects now fails before anything is sent, so that the edge asks another gateway.
+
+    What has connected before is still admitted.
+    """
+    path.unlink(missing_ok=True)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(ARRIVED_SECONDS):
+            await stop.now.wait()
 
 
 async def drain(state: State, stop: Stop, seconds: float) -> None:
