@@ -5,8 +5,9 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Iterator, Sized
+from contextlib import contextmanager
 from pathlib import Path
 
 import uvicorn
@@ -37,7 +38,8 @@ from llmserve.sockets import bind_tcp, bind_unix
 
 log = logging.getLogger("llmserve.gateway")
 KEEP_ALIVE_SECONDS = 75  # longer than the edge keeps an idle connection, so that it never picks a dying one
-ARRIVED_SECONDS = 1.0  # until a request that came before the socket went is past its checks
+DRAIN_LOOK_SECONDS = 0.02
+ARRIVED_LOOKS = 50  # until a request that came before the socket went is past its checks: a second, or more
 ENGINE_WAIT_SECONDS = 3.0  # how long READY waits for engines; a dead one must not keep the gateway down
 
 
@@ -212,7 +214,7 @@ async def run_gateway(config: GatewayConfig, pepper: bytes, judge: Judge | None 
         notify("STOPPING=1")
         if config.listen.socket:
             await leave(config.listen.socket, stop)
-        await drain(state, stop, limits.drain_seconds)
+        await drain(state, stop, servers[0].server_state.tasks, limits.drain_seconds)
         for each in servers:
             each.should_exit = True
             each.force_exit = stop.now.is_set()
@@ -247,19 +249,23 @@ async def leave(path: Path, stop: Stop) -> None:
     What has connected before is still admitted.
     """
     path.unlink(missing_ok=True)
-    with suppress(TimeoutError):
-        async with asyncio.timeout(ARRIVED_SECONDS):
-            await stop.now.wait()
+    for _ in range(
+        ARRIVED_LOOKS
+    ):  # not one long sleep: a process that gets no CPU for a second has read nothing in it
+        if not stop.now.is_set():
+            await asyncio.sleep(DRAIN_LOOK_SECONDS)
 
 
-async def drain(state: State, stop: Stop, seconds: float) -> None:
-    """Admit nothing more, wait for what is in flight, then end the rest with an error."""
+async def drain(state: State, stop: Stop, requests: Sized, seconds: float) -> None:
+    """Admit nothing more, wait for what is in flight, then end the rest with an error.
+
+    `requests` are all that are being handled: one that waits for its record is not yet a flight, and was admitted.
+    """
     state.draining = True
     log.info("draining", extra={"fields": {"in_flight": len(state.flights.active), "seconds": seconds}})
-    waits = [asyncio.create_task(state.flights.empty.wait()), asyncio.create_task(stop.now.wait())]
-    await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-    for task in waits:
-        task.cancel()
+    end = time.monotonic() + seconds
+    while requests and not stop.now.is_set() and time.monotonic() < end:
+        await asyncio.sleep(DRAIN_LOOK_SECONDS)
     state.flights.end_all()
     await asyncio.sleep(0)
 

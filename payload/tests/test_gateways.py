@@ -130,6 +130,30 @@ def test_gateways_that_are_replaced_one_after_the_other_under_load_lose_no_reque
     assert wrong == []
 
 
+def test_a_request_that_still_waits_for_its_record_is_answered_whole_by_a_gateway_that_stops(
+    pair: Pair,
+) -> None:
+    assert pair.service.writer
+    said: list[str] = []
+
+    def ask() -> None:
+        with pair.service.client(pair.keys[0], "1.sock") as client:
+            said.append(client.post("/generate", json={"prompt": "x", "stream": True}).text)
+
+    asking = threading.Thread(target=ask)
+    pair.service.writer.process.send_signal(signal.SIGSTOP)
+    try:
+        asking.start()
+        time.sleep(0.3)
+        pair.gateways[1].process.send_signal(signal.SIGTERM)
+        time.sleep(4.4)  # more than a second to be found no more, and uvicorn's three
+    finally:
+        pair.service.writer.process.send_signal(signal.SIGCONT)
+    asking.join(10)
+    assert said
+    assert said[0].endswith("data: [DONE]\n\n")
+
+
 def test_a_gateway_that_was_killed_is_missed_by_nobody_who_asks_then(pair: Pair) -> None:
     pair.gateways[1].process.send_signal(signal.SIGKILL)
     pair.gateways[1].process.wait()
