@@ -45,8 +45,6 @@ class Flights:
         """None yet."""
         self.metrics = metrics
         self.active: set[Flight] = set()
-        self.empty = asyncio.Event()
-        self.empty.set()
 
     @asynccontextmanager
     async def watched(self, identity: Identity, action: str, receive: Receive) -> AsyncIterator[Flight]:
@@ -66,7 +64,6 @@ class Flights:
 
         watcher = asyncio.create_task(wait_for_hangup())
         self.active.add(flight)
-        self.empty.clear()
         try:
             yield flight
         except asyncio.CancelledError:
@@ -77,8 +74,6 @@ class Flights:
         finally:
             watcher.cancel()
             self.active.discard(flight)
-            if not self.active:
-                self.empty.set()
 
     def end_revoked(self, authenticator: Authenticator) -> None:
         """Interrupt what runs for identities that have ended: revoked, expired, or no longer known."""

@@ -5,7 +5,8 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,6 +38,8 @@ from llmserve.sockets import bind_tcp, bind_unix
 
 log = logging.getLogger("llmserve.gateway")
 KEEP_ALIVE_SECONDS = 75  # longer than the edge keeps an idle connection, so that it never picks a dying one
+DRAIN_LOOK_SECONDS = 0.02
+ARRIVED_LOOKS = 50  # until a request that came before the socket went is past its checks: a second, or more
 ENGINE_WAIT_SECONDS = 3.0  # how long READY waits for engines; a dead one must not keep the gateway down
 
 
@@ -209,7 +212,9 @@ async def run_gateway(config: GatewayConfig, pepper: bytes, judge: Judge | None 
         notify("READY=1")
         await stop.asked.wait()
         notify("STOPPING=1")
-        await drain(state, stop, limits.drain_seconds)
+        if config.listen.socket:
+            await leave(config.listen.socket, stop)
+        await drain(state, stop, servers[0].server_state.tasks, limits.drain_seconds)
         for each in servers:
             each.should_exit = True
             each.force_exit = stop.now.is_set()
@@ -221,8 +226,6 @@ async def run_gateway(config: GatewayConfig, pepper: bytes, judge: Judge | None 
     if redis:
         await redis.close()
     policy.engine.close()
-    if config.listen.socket:
-        config.listen.socket.unlink(missing_ok=True)
 
 
 class Stop:
@@ -240,14 +243,29 @@ class Stop:
         (self.now if self.asked.is_set() else self.asked).set()
 
 
-async def drain(state: State, stop: Stop, seconds: float) -> None:
-    """Admit nothing more, wait for what is in flight, then end the rest with an error."""
+async def leave(path: Path, stop: Stop) -> None:
+    """Take the socket away: who connects now fails before anything is sent, so that the edge asks another gateway.
+
+    What has connected before is still admitted.
+    """
+    path.unlink(missing_ok=True)
+    for _ in range(
+        ARRIVED_LOOKS
+    ):  # not one long sleep: a process that gets no CPU for a second has read nothing in it
+        if not stop.now.is_set():
+            await asyncio.sleep(DRAIN_LOOK_SECONDS)
+
+
+async def drain(state: State, stop: Stop, requests: Sized, seconds: float) -> None:
+    """Admit nothing more, wait for what is in flight, then end the rest with an error.
+
+    `requests` are all that are being handled: one that waits for its record is not yet a flight, and was admitted.
+    """
     state.draining = True
     log.info("draining", extra={"fields": {"in_flight": len(state.flights.active), "seconds": seconds}})
-    waits = [asyncio.create_task(state.flights.empty.wait()), asyncio.create_task(stop.now.wait())]
-    await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-    for task in waits:
-        task.cancel()
+    end = time.monotonic() + seconds
+    while requests and not stop.now.is_set() and time.monotonic() < end:
+        await asyncio.sleep(DRAIN_LOOK_SECONDS)
     state.flights.end_all()
     await asyncio.sleep(0)
 

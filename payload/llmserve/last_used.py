@@ -1,6 +1,7 @@
-"""When keys and certificates were last used, to the minute: a small file of the gateway's, beside the keys file.
+"""When keys and certificates were last used, to the minute: a small file of the gateways', beside the keys file.
 
 A request costs a write to a dictionary. The file is replaced at most once a minute; what it lacks after a crash is that minute.
+The gateways of a host share it: each takes in what the others wrote, and the later time counts.
 """
 
 import json
@@ -39,9 +40,15 @@ class LastUsed:
     def __init__(self, path: Path) -> None:
         """Go on from what the file says."""
         self.path = path
-        self.minutes = {number: int(at.timestamp()) // 60 for number, at in read_last_used(path).items()}
+        self.minutes: dict[str, int] = {}
         self.unwritten = False
         self.next_flush = 0.0  # time.monotonic()
+        self.take_in()
+
+    def take_in(self) -> None:
+        """What the file says, where that is later."""
+        for number, at in read_last_used(self.path).items():
+            self.minutes[number] = max(self.minutes.get(number, 0), int(at.timestamp()) // 60)
 
     def touch(self, number: str) -> None:
         """This one is used now."""
@@ -58,6 +65,7 @@ class LastUsed:
     def flush(self, known: Container[str]) -> None:
         """Replace the file; ids that are not `known` any more leave it."""
         self.next_flush = time.monotonic() + FLUSH_SECONDS
+        self.take_in()
         self.minutes = {number: minute for number, minute in self.minutes.items() if number in known}
         content = {
             number: datetime.fromtimestamp(minute * 60, UTC).strftime(FORM)

@@ -77,7 +77,7 @@ class Edge:
         return httpx.Client(base_url=f"https://localhost:{self.port}", verify=context, headers=headers)
 
 
-def render(folder: Path, gateway: Path, port: int, **changes: Any) -> None:
+def render(folder: Path, gateways: int, port: int, **changes: Any) -> None:
     """The role's configuration, with its defaults, for this test's paths."""
     environment = jinja2.Environment(  # noqa: S701 - what comes out is no HTML
         loader=jinja2.FileSystemLoader(ROLE / "templates"), trim_blocks=True, undefined=jinja2.StrictUndefined
@@ -85,7 +85,8 @@ def render(folder: Path, gateway: Path, port: int, **changes: Any) -> None:
     variables = yaml.safe_load((ROLE / "defaults/main.yml").read_text()) | {
         "estate_name": "localhost",
         "edge_port": port,
-        "edge_gateway_socket": str(gateway),
+        "edge_gateway_folder": str(folder),
+        "llm_serving_gateways": gateways,
         "edge_client_ca_file": "set",
         "__edge_client_ca": str(folder / "clients.pem"),
         **changes,
@@ -98,13 +99,16 @@ def render(folder: Path, gateway: Path, port: int, **changes: Any) -> None:
 
 
 @contextmanager
-def in_front_of(gateway: Path, folder: Path, **changes: Any) -> Iterator[Edge]:
-    """nginx for the length of the block, before the socket `gateway`; `changes` are variables of the role."""
+def in_front_of(gateway: Path, folder: Path, *more: Path, **changes: Any) -> Iterator[Edge]:
+    """nginx for the length of the block, before the socket `gateway` and `more`; `changes` are variables of the role."""
+    gateways = gateway, *more
     folder.mkdir()
+    for number, path in enumerate(gateways, 1):
+        (folder / f"{number}.sock").symlink_to(path)
     servers, _ = authority(folder, "servers"), authority(folder, "clients")
     issue(servers, "server")
     edge = Edge(folder, free_port())
-    render(folder, gateway, edge.port, **changes)
+    render(folder, len(gateways), edge.port, **changes)
     command = ["nginx", "-p", str(folder), "-c", str(folder / "nginx.conf"), "-g", "daemon off;"]
     with (folder / "nginx.out").open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out)

@@ -158,6 +158,23 @@ def test_sigterm_lets_running_answers_end_and_takes_no_new_ones(doomed: Service)
     assert "STOPPING=1" in gateway.states
 
 
+def test_sigterm_answers_who_had_connected_and_whoever_comes_then_fails_before_sending(
+    doomed: Service,
+) -> None:
+    gateway, path = doomed.gateway, doomed.folder / "http.sock"
+    assert gateway
+    head = f"GET /generate?prompt=late HTTP/1.1\r\nhost: llm\r\nauthorization: Bearer {doomed.key}\r\n"
+    with socket.socket(socket.AF_UNIX) as early, socket.socket(socket.AF_UNIX) as late:
+        early.connect(str(path))
+        gateway.process.send_signal(signal.SIGTERM)
+        eventually("the socket is gone", lambda: not path.exists(), 3)
+        early.sendall(f"{head}connection: close\r\n\r\n".encode())
+        assert early.recv(1000).startswith(b"HTTP/1.1 200 ")
+        with pytest.raises(FileNotFoundError):
+            late.connect(str(path))
+    assert gateway.process.wait(5) == 0
+
+
 @pytest.mark.parametrize("signals", [1, 2])
 def test_a_drain_ends_long_streams_with_an_error_and_a_second_sigterm_does_so_at_once(
     doomed: Service, signals: int

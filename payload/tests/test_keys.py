@@ -18,6 +18,7 @@ from test_refusals import error
 
 from llmserve.errors import ApiError
 from llmserve.keys import KeyTable, Record, edited, new_key, read_keys
+from llmserve.last_used import LastUsed, read_last_used
 
 
 @pytest.fixture(scope="module")
@@ -292,6 +293,20 @@ def test_the_list_tells_the_minute_in_which_a_key_was_last_used(tmp_path: Path) 
     shown_all = last_used(service)
     assert shown_all[later["id"]], "written when the gateway stops"
     assert {shown_all[number] for number in (idle, first, second)} == {None}
+
+
+def test_gateways_that_share_the_file_keep_the_later_of_their_times(tmp_path: Path) -> None:
+    path = tmp_path / "last-used.json"
+    path.write_text(json.dumps({"both": "2026-01-01T00:00Z", "gone": "2026-01-01T00:00Z"}))
+    one, other = LastUsed(path), LastUsed(path)
+    one.touch("of one")
+    one.touch("both")
+    one.flush({"of one", "both", "of the other"})
+    other.touch("of the other")
+    other.flush({"of one", "both", "of the other"})
+    minutes = read_last_used(path)
+    assert minutes.keys() == {"of one", "both", "of the other"}
+    assert min(minutes.values()) > datetime(2026, 1, 2, tzinfo=UTC)
 
 
 def test_a_flood_of_wrong_keys_reads_no_file_and_compares_in_constant_time(

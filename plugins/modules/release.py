@@ -1,24 +1,23 @@
 #!/usr/bin/python
-"""State module: releases of a Python program side by side, and a link that says which one is current."""
+"""State module: releases of a Python program, side by side."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: release
-short_description: Install a wheelhouse of the bundle as a release, and make it the current one
+short_description: Install a wheelhouse of the bundle as a release, beside those that are there
 description:
   - The release is named by what is in it (a hash of its wheels); the same wheels change nothing.
   - Wheels come from the mirror, verified; pip installs them by hash, without index or resolver, over
     Debian's own packages, and C(pip check) has to agree.
   - A release counts only once its record is written; what a power cut leaves half done is made anew.
-  - C(current) is switched by one rename. The release before it is kept for the way back.
+  - Nobody runs it yet; that is what M(llmkeep.estate.rollout) is for. What is current, or run by a unit, is never removed.
 author: [llmkeep contributors]
 options:
   url: {description: The mirror., type: str, required: true}
   folder: {description: Wheelhouse in the bundle with its requirements.txt., type: str, required: true}
-  root: {description: Where releases and C(current) lie., type: path, default: /opt/llmkeep}
+  root: {description: Where releases and links to them lie., type: path, default: /opt/llmkeep}
   keep: {description: How many releases stay., type: int, default: 2}
-  units: {description: Units that run it., type: list, elements: str, default: []}
   ca: {description: The estate's root certificate., type: path, default: /etc/llmkeep/pki/root.pem}
   keyring: {description: Keys whose signature counts., type: path, default: /etc/apt/keyrings/llmkeep.pgp}
 """
@@ -31,7 +30,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-id: {description: Name of the current release., returned: always, type: str}
+id: {description: Name of the release., returned: always, type: str}
 """
 
 import hashlib
@@ -108,13 +107,19 @@ def make(source: Any, wheels: list[Any], target: Path, serial: object) -> None:
     shutil.rmtree(wheelhouse)
 
 
-def forget_old(releases: Path, current: str, keep: int) -> list[str]:
-    """Remove what is neither current nor among the youngest; half-made releases always go."""
+def in_use(root: Path) -> set[str]:
+    """Releases that are current, or that a unit runs."""
+    links = [root / "current", *(root / "units").glob("*")]
+    return {link.readlink().name for link in links if link.is_symlink()}
+
+
+def forget_old(releases: Path, used: set[str], keep: int) -> list[str]:
+    """Remove what is neither used nor among the youngest; half-made releases always go."""
     whole = [path for path in releases.iterdir() if path.is_dir() and (path / RECORD).is_file()]
     youngest = sorted(
-        whole, key=lambda path: (path.name == current, (path / RECORD).stat().st_mtime), reverse=True
+        whole, key=lambda path: (path.name in used, (path / RECORD).stat().st_mtime), reverse=True
     )
-    stay = {path.name for path in youngest[:keep]}
+    stay = {path.name for path in youngest[: max(keep, len(used))]}
     gone = [path for path in releases.iterdir() if path.is_dir() and path.name not in stay]
     for path in gone:
         shutil.rmtree(path)
@@ -128,7 +133,6 @@ def main() -> None:
             "folder": {"type": "str", "required": True},
             "root": {"type": "path", "default": "/opt/llmkeep"},
             "keep": {"type": "int", "default": 2},
-            "units": {"type": "list", "elements": "str", "default": []},
             "ca": {"type": "path", "default": "/etc/llmkeep/pki/root.pem"},
             "keyring": {"type": "path", "default": "/etc/apt/keyrings/llmkeep.pgp"},
         },
@@ -139,24 +143,21 @@ def main() -> None:
         module.fail_json(
             msg=f"keep is {given['keep']}; at least the current release has to stay: take 1 or more"
         )
-    releases, current = Path(given["root"]) / "releases", Path(given["root"]) / "current"
+    root = Path(given["root"])
+    releases = root / "releases"
     try:
         source = mirror.Mirror(given["url"], Path(given["ca"]), Path(given["keyring"]))
         manifest = source.manifest()
         wheels = mirror.entries(manifest, given["folder"].strip("/"))
         target = releases / release_id(wheels)
         made = (target / RECORD).is_file()
-        points = current.is_symlink() and str(current.readlink()) == f"releases/{target.name}"
-        if not module.check_mode and not (made and points):
+        if not module.check_mode and not made:
             releases.mkdir(parents=True, exist_ok=True, mode=0o755)
-            if not made:
-                make(source, wheels, target, manifest["serial"])
-            atomic.mark_pending(given["units"])
-            atomic.link(current, f"releases/{target.name}")
-            forget_old(releases, target.name, given["keep"])
+            make(source, wheels, target, manifest["serial"])
+            forget_old(releases, {*in_use(root), target.name}, given["keep"])
     except (Refused, mirror.MirrorError, OSError) as problem:
         module.fail_json(msg=str(problem))
-    module.exit_json(changed=not (made and points), id=target.name)
+    module.exit_json(changed=not made, id=target.name)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ options:
 EXAMPLES = r"""
 - name: Start the engines
   llmkeep.estate.services:
-    started: [llm-gateway.service, llm-engine@echo.service]
+    started: [llm-audit.service, llm-engine@echo.service]
     stopped_others: llm-engine@*.service
 """
 
@@ -36,71 +36,17 @@ RETURN = r"""
 changes: {description: What was or would be done, one line each., returned: always, type: list, elements: str}
 """
 
-import subprocess
-from pathlib import Path
-
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.llmkeep.estate.plugins.module_utils import files as atomic  # type: ignore[import-not-found]
-
-START_SECONDS = 1200  # weights of many gigabytes are hashed and loaded before an engine says that it is ready
-
-
-class Refused(Exception):
-    """A unit is not as wanted; the message says which, why, and what to do."""
-
-
-def systemctl(*words: str) -> subprocess.CompletedProcess[str]:
-    try:
-        return subprocess.run(
-            ["systemctl", *words], capture_output=True, text=True, timeout=START_SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise Refused(f"systemctl {' '.join(words)} did not end within {START_SECONDS} s") from None
-
-
-def states(units: list[str]) -> dict[str, dict[str, str]]:
-    """LoadState, ActiveState, UnitFileState and NeedDaemonReload of each unit."""
-    if not units:
-        return {}
-    shown = systemctl(
-        "show", "--property=Id,LoadState,ActiveState,UnitFileState,NeedDaemonReload", "--", *units
-    )
-    blocks = shown.stdout.strip().split("\n\n")
-    if shown.returncode != 0 or len(blocks) != len(units):
-        raise Refused(f"systemctl show ended with {shown.returncode}: {shown.stderr.strip()}")
-    return {
-        unit: dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
-        for unit, block in zip(units, blocks, strict=True)
-    }
-
-
-def others(pattern: str, wanted: list[str]) -> list[str]:
-    """Units like the pattern that run or are enabled and are not wanted."""
-    listed = systemctl("list-units", "--all", "--plain", "--no-legend", "--full", "--", pattern).stdout
-    names = {line.split()[0] for line in listed.splitlines() if line.split()}
-    listed = systemctl("list-unit-files", "--plain", "--no-legend", "--full", "--", pattern).stdout
-    names |= {line.split()[0] for line in listed.splitlines() if line.split()}
-    enabled = Path("/etc/systemd/system").glob(f"*.wants/{pattern}")
-    names |= {path.name for path in enabled}
-    return sorted(name for name in names if name not in wanted and "@." not in name)
-
-
-def must(unit: str, *words: str) -> None:
-    """Run systemctl; Refused with the unit's last messages if it fails."""
-    done = systemctl(*words, "--", unit)
-    if done.returncode == 0:
-        return
-    journal = subprocess.run(
-        ["journalctl", "--unit", unit, "--lines=15", "--no-pager", "--output=cat"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    ).stdout.strip()
-    raise Refused(
-        f"{unit}: systemctl {words[0]} ended with {done.returncode}: {done.stderr.strip()}"
-        f" Its last messages: {journal}"
-    )
+from ansible_collections.llmkeep.estate.plugins.module_utils.units import (  # type: ignore[import-not-found]
+    Refused,
+    must,
+    others,
+    reread,
+    states,
+    systemctl,
+    there,
+)
 
 
 def verb_for(state: str, active: str, pending: bool, unit_changed: bool) -> str | None:
@@ -116,26 +62,17 @@ def settle(params: dict[str, str | list[str] | None], check: bool) -> list[str]:
     """Bring the units to their state; what was or would be done."""
     wanted = [str(unit) for unit in params["started"] or []]
     changes: list[str] = []
-    now = states(wanted)
-    reread = {unit for unit, state in now.items() if state.get("NeedDaemonReload") == "yes"}
-    if reread or any(state["LoadState"] == "not-found" for state in now.values()):
-        if not check:
-            systemctl("daemon-reload")
-        now = states(wanted)
+    now, changed = reread(wanted, check)
     for unit, state in now.items():
-        if state["LoadState"] != "loaded":
-            if check and state["LoadState"] == "not-found":
-                changes.append(f"{unit}: will be started once it exists")
-                continue
-            raise Refused(
-                f"{unit} is {state['LoadState']} on this host; its package or unit file has to be there first"
-            )
+        if not there(unit, state, check):
+            changes.append(f"{unit}: will be started once it exists")
+            continue
         if state.get("UnitFileState") in {"disabled", "linked"}:
             changes.append(f"{unit}: enabled")
             if not check:
                 must(unit, "enable")
         pending = (atomic.PENDING / unit).exists()
-        verb = verb_for(str(params["state"]), state["ActiveState"], pending, unit in reread)
+        verb = verb_for(str(params["state"]), state["ActiveState"], pending, unit in changed)
         if verb:
             changes.append(f"{unit}: {verb} (was {state['ActiveState']})")
             if not check:

@@ -72,7 +72,7 @@ def test_headers_from_outside_make_nobody_somebody(client: Client) -> None:
 def test_a_changed_role_holds_within_seconds_and_nothing_restarts(
     estate: Lab, client: Client, analyst: str
 ) -> None:
-    started = "systemctl show -P ExecMainStartTimestampMonotonic llm-gateway.service opa.service"
+    started = "systemctl show -P ExecMainStartTimestampMonotonic llm-gateway@1.service llm-gateway@2.service opa.service"
     before = estate.on("llm1", started)
     question = {"prompt": QUESTION, "max_tokens": 4}
     assert request(client, "POST", "/generate", question, key=analyst)[0] == 403

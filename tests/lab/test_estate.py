@@ -97,9 +97,9 @@ def test_a_question_in_a_query_is_in_no_log(estate: Lab, client: Client) -> None
     assert request(client, "GET", path)[0] == 200
     codes = [request(client, "GET", path, key="llmk_wrong_key")[0] for _ in range(5)]
     assert set(codes) == {401}
-    estate.on("llm1", "systemctl stop llm-gateway.service")
+    estate.on("llm1", "systemctl stop 'llm-gateway@*.service'")
     status, body = request(client, "GET", path)
-    estate.on("llm1", "systemctl start llm-gateway.service")
+    estate.on("llm1", "systemctl start llm-gateway@1.service llm-gateway@2.service")
     assert (status, json.loads(body)["error"]["code"]) == (503, "unavailable")
     logs = estate.on("llm1", "journalctl --no-pager --quiet; cat /var/log/nginx/* 2>/dev/null; true")
     assert "llmkeep_edge" in logs, "the edge logs nothing at all, so that this test would prove nothing"

@@ -76,7 +76,7 @@ def test_without_the_hsm_the_host_boots_writes_nothing_in_clear_and_starts_by_it
         time.sleep(45)
         assert mounted(estate) == []
         assert estate.on(
-            "llm1", "systemctl is-active llm-gateway.service llm-audit.service", check=False
+            "llm1", "systemctl is-active llm-gateway@1.service llm-audit.service", check=False
         ).split() == [
             "inactive",
             "inactive",

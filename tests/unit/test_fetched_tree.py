@@ -239,5 +239,17 @@ def test_old_releases_go_and_the_previous_one_stays(tmp_path: Path) -> None:
             (tmp_path / name / release.RECORD).write_text("{}")
             stamp = 1_000_000 + number
             subprocess.run(["touch", "-d", f"@{stamp}", str(tmp_path / name / release.RECORD)], check=True)
-    assert release.forget_old(tmp_path, "c", 2) == ["a", "half"]
+    assert release.forget_old(tmp_path, {"c"}, 2) == ["a", "half"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "c"]
+
+
+def test_a_release_that_is_current_or_that_a_unit_runs_stays_however_old(tmp_path: Path) -> None:
+    for name in "abcd":
+        (tmp_path / "releases" / name).mkdir(parents=True)
+        (tmp_path / "releases" / name / release.RECORD).write_text("{}")
+    (tmp_path / "units").mkdir()
+    (tmp_path / "current").symlink_to("releases/b")
+    (tmp_path / "units/llm-engine@m.service").symlink_to("../releases/a")
+    used = release.in_use(tmp_path)
+    assert used == {"a", "b"}
+    assert release.forget_old(tmp_path / "releases", {*used, "d"}, 2) == ["c"]

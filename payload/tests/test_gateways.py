@@ -1,0 +1,172 @@
+"""Several gateways behind the role's nginx: what clients see of one that stops, is killed, or comes back."""
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+import yaml
+from edge import Edge, in_front_of
+from service import PEPPER, Process, Service, eventually, running
+
+from llmserve.keys import edited, new_key
+
+CLIENTS = 4
+
+
+class Pair:
+    """Two gateways before one engine, and an edge before them."""
+
+    edge: Edge
+
+    def __init__(self, service: Service, keys: list[str]) -> None:
+        """`keys`: many, so that no quota is spent."""
+        self.service = service
+        self.keys = keys
+        self.gateways = {number: start(service, number) for number in (1, 2)}
+
+    def replace(self, number: int) -> None:
+        """As the module `rollout` does it: stop, start, and wait until it is ready."""
+        assert self.gateways[number].stop() == 0
+        self.gateways[number] = start(self.service, number)
+        with self.service.client("", f"{number}.sock") as client:
+            eventually("ready", lambda: client.get("/readyz").status_code == 200)
+
+    def answered_by(self) -> dict[int, float]:
+        """Requests that each gateway of now has answered with 200."""
+        found = {}
+        for number in self.gateways:
+            with self.service.client("", f"metrics-{number}.sock") as client:
+                lines = client.get("/metrics").text.splitlines()
+            found[number] = sum(
+                float(line.rsplit(" ", 1)[1])
+                for line in lines
+                if line.startswith("llm_requests_total{") and "/generate" in line and 'status="200"' in line
+            )
+        return found
+
+
+def start(service: Service, number: int) -> Process:
+    """Gateway `number`: the service's configuration, and what is its own."""
+    config = yaml.safe_load((service.folder / "gateway.yaml").read_text())
+    config["listen"]["socket"] = str(service.folder / f"{number}.sock")
+    config["metrics"]["socket"] = str(service.folder / f"metrics-{number}.sock")
+    config["policy"]["seen"] = str(service.folder / f"policy-revision-{number}")
+    file = service.folder / f"gateway-{number}.yaml"
+    file.write_text(yaml.safe_dump(config))
+    credentials = {"CREDENTIALS_DIRECTORY": str(service.folder / "credentials")}
+    arguments = ["gateway", "--config", str(file)]
+    return Process(service.folder, f"gateway-{number}", arguments, credentials).await_ready()
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Pair]:
+    with running(tmp_path, {"echo": {"driver": "echo", "token_seconds": 0.01}}) as service:
+        assert service.gateway
+        service.gateway.stop()
+        service.gateway = None
+        keys = []
+        with edited(tmp_path / "keys.json") as records:
+            for number in range(40):
+                key, record = new_key(PEPPER, f"client-{number}", "research", ["developer"], None)
+                keys.append(key)
+                records.append(record)
+        sockets = [tmp_path / f"{number}.sock" for number in (1, 2)]
+        many = {"edge_requests_per_second": 10_000, "edge_request_burst": 10_000}
+        pair = Pair(service, keys)
+        try:
+            with in_front_of(sockets[0], tmp_path / "nginx", sockets[1], **many) as pair.edge:
+                yield pair
+        finally:
+            for gateway in pair.gateways.values():
+                gateway.stop()
+
+
+@contextmanager
+def load(pair: Pair) -> Iterator[list[str]]:
+    """Clients that ask one thing after the other, half of them streaming; what went wrong, and in the end nothing else."""
+    wrong: list[str] = []
+    done = threading.Event()
+
+    def ask(number: int) -> None:
+        keys = pair.keys[number::CLIENTS]
+        body: dict[str, Any] = {"prompt": "one two three four", "max_tokens": 4, "stream": number % 2 == 0}
+        with pair.edge.client() as client:
+            asked = 0
+            while not done.is_set():
+                key = keys[asked % len(keys)]
+                asked += 1
+                try:
+                    answer = client.post("/generate", json=body, headers={"authorization": f"Bearer {key}"})
+                except httpx.TransportError as problem:
+                    wrong.append(repr(problem))
+                    continue
+                if answer.status_code != 200 or '"error"' in answer.text:
+                    wrong.append(f"{answer.status_code} {answer.text}")
+                time.sleep(0.1)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(CLIENTS)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield wrong
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join(30)
+
+
+def test_gateways_that_are_replaced_one_after_the_other_under_load_lose_no_request(pair: Pair) -> None:
+    with load(pair) as wrong:
+        for number in pair.gateways:
+            pair.replace(number)
+        eventually("both answer again", lambda: min(pair.answered_by().values()) >= 1)
+    assert wrong == []
+
+
+def test_a_request_that_still_waits_for_its_record_is_answered_whole_by_a_gateway_that_stops(
+    pair: Pair,
+) -> None:
+    assert pair.service.writer
+    said: list[str] = []
+
+    def ask() -> None:
+        with pair.service.client(pair.keys[0], "1.sock") as client:
+            said.append(client.post("/generate", json={"prompt": "x", "stream": True}).text)
+
+    asking = threading.Thread(target=ask)
+    pair.service.writer.process.send_signal(signal.SIGSTOP)
+    try:
+        asking.start()
+        time.sleep(0.3)
+        pair.gateways[1].process.send_signal(signal.SIGTERM)
+        time.sleep(4.4)  # more than a second to be found no more, and uvicorn's three
+    finally:
+        pair.service.writer.process.send_signal(signal.SIGCONT)
+    asking.join(10)
+    assert said
+    assert said[0].endswith("data: [DONE]\n\n")
+
+
+def test_a_gateway_that_was_killed_is_missed_by_nobody_who_asks_then(pair: Pair) -> None:
+    pair.gateways[1].process.send_signal(signal.SIGKILL)
+    pair.gateways[1].process.wait()
+    with pair.edge.client(authorization=f"Bearer {pair.keys[0]}") as client:
+        for _ in range(6):
+            assert client.post("/generate", json={"prompt": "x"}).status_code == 200
+
+
+def test_with_no_gateway_left_the_edge_says_so_and_serves_as_soon_as_one_is_back(pair: Pair) -> None:
+    for gateway in pair.gateways.values():
+        gateway.stop()
+    with pair.edge.client(authorization=f"Bearer {pair.keys[0]}") as client:
+        answer = client.post("/generate", json={"prompt": "x"})
+        assert (answer.status_code, json.loads(answer.text)["error"]["code"]) == (503, "unavailable")
+        pair.gateways[2] = start(pair.service, 2)
+        assert client.post("/generate", json={"prompt": "x"}).status_code == 200

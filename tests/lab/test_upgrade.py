@@ -1,0 +1,138 @@
+"""A new release while users ask: one gateway after the other, and back where it does not work. Nobody notices either."""
+
+import hashlib
+import threading
+import time
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Client, Lab
+from test_estate import answers, request
+
+from llmkeep import manifest, signing
+
+BUNDLE, KEYS = ROOT / ".lab/bundle", ROOT / ".lab/keys"
+MIRROR = "/srv/llmkeep/bundle/current"
+CLIENTS = 4
+PAUSE = 1.5  # between requests of one client: their rate class has 60 a minute
+LINKS = "cd /opt/llmkeep && readlink units/llm-gateway@1.service units/llm-gateway@2.service current"
+# A gateway that exits at once. Its configuration passes, since `llm-serve check` does not import it.
+EXITS = b"raise SystemExit('this gateway exits, as the test wants it')\n"
+
+
+def wheel_with(old: Path, target: Path, added: dict[str, bytes]) -> Path:
+    """The payload's wheel, with something added to the end of some of its files."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(old) as source, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as made:
+        for item in source.infolist():
+            made.writestr(item, source.read(item) + added.get(item.filename, b""))
+    return target
+
+
+def carry(lab: Lab, folder: Path, serial: int, added: dict[str, bytes]) -> None:
+    """Put a bundle with another payload on the mirror, signed as its builder would: what changed, by a stick."""
+    bundle = manifest.read(BUNDLE)
+    (old,) = (BUNDLE / "wheels/payload").glob("llmkeep_payload-*.whl")
+    wheel = wheel_with(old, folder / "wheels/payload" / old.name, added)
+    listing = folder / "wheels/payload/requirements.txt"
+    text = (BUNDLE / "wheels/payload/requirements.txt").read_text()
+    listing.write_text(text.replace(sha256(old), sha256(wheel)))
+    changed = {str(path.relative_to(folder)): path for path in (wheel, listing)}
+    bundle.files = [
+        replace(entry, size=changed[entry.path].stat().st_size, sha256=sha256(changed[entry.path]))
+        if entry.path in changed
+        else entry
+        for entry in bundle.files
+    ]
+    bundle.serial += serial
+    manifest.write(folder, bundle)
+    signing.sign(KEYS / "signing.key", folder / manifest.NAME, folder / manifest.SIGNATURE)
+    lab.on("ops1", "! mountpoint -q /media/llmkeep || umount /media/llmkeep")
+    lab.run("plug", "ops1", str(folder))
+    lab.on(
+        "ops1",
+        "mkdir -p /media/llmkeep && "
+        "timeout 20 sh -c 'until [ -e /dev/disk/by-label/LLMKEEP ]; do sleep 0.1; done' && "
+        "mount -o ro /dev/disk/by-label/LLMKEEP /media/llmkeep && "
+        f"cp -r /media/llmkeep/. {MIRROR}/ && umount /media/llmkeep && sync",
+    )
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@contextmanager
+def load(lab: Lab, client: Client) -> Iterator[list[int]]:
+    """Clients who ask for a short answer again and again; the statuses they saw. 0 is no answer at all."""
+    names = [f"load-{number}@lab" for number in range(CLIENTS)]
+    add = "llm-serve keys add --tenant t --role developer --subject"
+    keys = lab.on("llm1", "; ".join(f"{add} {name}" for name in names)).split()
+    statuses: list[int] = []
+    done = threading.Event()
+
+    def ask(key: str) -> None:
+        while not done.wait(PAUSE):
+            try:
+                body = {"prompt": f"Say a word. {time.monotonic()}", "max_tokens": 2}
+                statuses.append(request(client, "POST", "/generate", body, key=key)[0])
+            except OSError:
+                statuses.append(0)
+
+    threads = [threading.Thread(target=ask, args=(key,)) for key in keys]
+    for thread in threads:
+        thread.start()
+    try:
+        yield statuses
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join(120)
+
+
+def upgrade(lab: Lab) -> str:
+    """The playbook, as an operator runs it; its output, and how it ended in the last line."""
+    return lab.on(
+        "ops1", "llmkeep run playbooks/upgrade.yml -i inventory/lab; echo ended with $?", timeout=900
+    )
+
+
+@pytest.fixture(scope="module")
+def before(estate: Lab, client: Client) -> list[str]:
+    """What the gateways run, and what is current."""
+    answers(client)
+    return estate.on("llm1", LINKS).split()
+
+
+def test_an_upgrade_under_load_replaces_both_gateways_and_fails_no_request(
+    estate: Lab, client: Client, before: list[str], tmp_path: Path
+) -> None:
+    carry(estate, tmp_path, 1, {"llmserve/__init__.py": b"# another release\n"})
+    with load(estate, client) as statuses:
+        output = upgrade(estate)
+    assert output.strip().endswith("ended with 0"), output[-3000:]
+    after = estate.on("llm1", LINKS).split()
+    assert len({name.split("/")[-1] for name in after}) == 1
+    assert after != before
+    assert len(statuses) > CLIENTS
+    assert set(statuses) == {200}
+
+
+def test_a_release_whose_gateway_exits_is_left_by_itself_and_fails_no_request(
+    estate: Lab, client: Client, tmp_path: Path
+) -> None:
+    before = estate.on("llm1", LINKS)
+    carry(estate, tmp_path / "broken", 2, {"llmserve/gateway.py": EXITS})
+    with load(estate, client) as statuses:
+        output = upgrade(estate)
+    # What comes after finds a mirror whose payload works.
+    carry(estate, tmp_path / "works", 3, {"llmserve/__init__.py": b"# another release\n"})
+    assert output.strip().endswith("ended with 1"), output[-3000:]
+    assert "does not work here: llm-gateway@1.service" in " ".join(output.split())
+    assert estate.on("llm1", LINKS) == before
+    assert set(statuses) == {200}
+    assert "Paris" in answers(client)
