@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -47,6 +47,7 @@ class Driver(Protocol):
     revision: str
     context: int
     slots: int
+    fields: Sequence[str]  # of wire.OPTIONAL, those that it honours
 
     async def generate(self, request: Generate, emit: Callable[[str], None]) -> Finish:
         """Answer `request`, giving each piece of text to `emit` (in the event loop's thread).
@@ -77,7 +78,9 @@ class EngineServer:
     def __init__(self, model: str, driver: Driver) -> None:
         """`model` is the name under which clients know it."""
         self.driver = driver
-        self.hello = Hello(model, driver.revision, driver.name, driver.context, driver.slots)
+        self.hello = Hello(
+            model, driver.revision, driver.name, driver.context, driver.slots, [*driver.fields]
+        )
         self.slots = asyncio.Semaphore(driver.slots)
 
     async def connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

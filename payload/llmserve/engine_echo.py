@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from llmserve.engine import Finish, token_budget
 from llmserve.protocol import Generate
@@ -17,6 +17,7 @@ class EchoDriver:
 
     name = "echo"
     revision = "echo-1"
+    fields: Sequence[str] = ("seed",)
 
     def __init__(self, model: EchoModel) -> None:
         """Nothing to load."""

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -90,6 +90,7 @@ class NaiveDriver:
 
     name = "naive"
     slots = 1
+    fields: Sequence[str] = ("seed",)
 
     def __init__(self, settings: NaiveModel, revision: str) -> None:
         """Load, and say one token. `revision` is what verify_model returned for this directory."""

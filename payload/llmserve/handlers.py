@@ -30,6 +30,7 @@ from llmserve.wire import (
     generate_call,
     parse_body,
     parse_query,
+    refuse_undeclared,
 )
 
 LAST_WORD_SECONDS = 5.0  # for the error event at the end of a stream that broke
@@ -138,13 +139,15 @@ class Completions:
         await self.answer(scope, receive, send, call, link, GenerateRendering(hello.model))
 
     def engine(self, scope: Scope, call: Call) -> tuple[EngineLink, Hello]:
-        """The engine of the model asked for, or of the first that may be asked; raises ApiError 404 or 503."""
+        """The engine of the model asked for, or of the first that may be asked; raises ApiError 404, 503 or 400."""
         visible = self.state.visible(scope["llm"])
         name = call.model if call.model is not None else next(iter(visible), "")
         if name not in visible:
             raise no_such_model(name, visible)
         link = self.state.links[name]
-        return link, link.present()
+        hello = link.present()
+        refuse_undeclared(call.generate, hello.fields)
+        return link, hello
 
     async def answer(
         self, scope: Scope, receive: Receive, send: Send, call: Call, link: EngineLink, rendering: Rendering

@@ -15,13 +15,17 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(slots=True)
 class Hello:
-    """Who the engine is. `context` in tokens; `slots`: how many requests it runs at once."""
+    """Who the engine is. `context` in tokens; `slots`: how many requests it runs at once.
+
+    `fields`: those of `wire.OPTIONAL` that it honours; the gateway refuses the others by name.
+    """
 
     model: str
     revision: str
     driver: str
     context: int
     slots: int
+    fields: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -30,7 +34,7 @@ class Generate:
 
     If both are set, a model without a chat template takes the prompt. `clip`: `max_tokens` is only a default,
     the engine takes less where the context holds less. `temperature` 0 means greedy, None what the engine is
-    configured for; `top_p` likewise.
+    configured for; `top_p` likewise. `extra` has the client's fields that only some engines know, as they came.
     """
 
     id: int
@@ -43,6 +47,7 @@ class Generate:
     top_p: float | None = None
     seed: int | None = None
     stop: list[str] = field(default_factory=list)
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl
@@ -13,7 +14,8 @@ from llmserve.errors import ApiError
 from llmserve.protocol import Generate
 from llmserve.settings import Limits
 
-# Values of fields we do not have that ask for nothing; any other value is refused by name.
+# Fields that only some engines know, each with the value that asks for nothing. Any other value goes to an engine that
+# has declared the field, and is refused by name where it has not.
 NEUTRAL: dict[str, object] = {
     "best_of": 1,
     "echo": False,
@@ -37,6 +39,7 @@ NEUTRAL: dict[str, object] = {
     "top_logprobs": None,
     "user": None,
 }
+OPTIONAL = frozenset({"seed", *NEUTRAL})  # all that an engine can declare in its Hello
 Temperature = Annotated[float, Field(ge=0, le=2)]
 TopP = Annotated[float, Field(gt=0, le=1)]
 
@@ -57,7 +60,7 @@ CLOSED: JsonDict = {"additionalProperties": False}
 
 
 class Strict(BaseModel):
-    """No guessing: a number in quotes is a string. Unknown fields are refused, in `refuse_unsupported`."""
+    """No guessing: a number in quotes is a string. Other fields are kept aside, see `beyond`."""
 
     model_config = ConfigDict(strict=True, extra="allow", json_schema_extra=CLOSED)
 
@@ -153,11 +156,9 @@ class Call:
 def parse_body[T: Strict](kind: type[T], body: bytes) -> T:
     """The JSON `body` as a `kind`; raises ApiError 400."""
     try:
-        request = kind.model_validate_json(body)
+        return kind.model_validate_json(body)
     except ValidationError as error:
         raise bad_request(error) from None
-    refuse_unsupported(request)
-    return request
 
 
 def parse_query(query: bytes) -> GenerateBody:
@@ -175,11 +176,9 @@ def parse_query(query: bytes) -> GenerateBody:
                 400, "invalid_value", f"'{name[:80]}' stands more than once in the query", name[:80]
             )
     try:
-        request = GenerateBody.model_validate_strings(dict(pairs), strict=False)
+        return GenerateBody.model_validate_strings(dict(pairs), strict=False)
     except ValidationError as error:
         raise bad_request(error) from None
-    refuse_unsupported(request)
-    return request
 
 
 def bad_request(error: ValidationError) -> ApiError:
@@ -215,20 +214,24 @@ def unsupported(names: list[str]) -> ApiError:
     return ApiError(400, "unsupported_field", f"not supported here: {listed}; take it out", names[0][:80])
 
 
-def refuse_unsupported(request: Strict) -> None:
-    """Raise ApiError 400 for fields we do not have, unless their value asks for nothing."""
-    extra = request.model_extra
-    if not extra:
-        return
-    bad = []
-    for name, value in extra.items():
-        neutral = name in NEUTRAL and (
-            value is None
-            or (value == NEUTRAL[name] and isinstance(value, bool) == isinstance(NEUTRAL[name], bool))
-        )
-        if not neutral:
-            bad.append(name)
-    if bad:
+def beyond(request: Strict) -> dict[str, object]:
+    """The fields that no model here describes and whose value asks for something."""
+    return {
+        name: value
+        for name, value in (request.model_extra or {}).items()
+        if not (name in NEUTRAL and (value is None or same(value, NEUTRAL[name])))
+    }
+
+
+def same(value: object, neutral: object) -> bool:
+    """Equal as JSON has it: true is not 1."""
+    return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
+
+
+def refuse_undeclared(generate: Generate, declared: Collection[str]) -> None:
+    """Raise ApiError 400 for what the engine has not declared in its Hello, or what nobody can declare."""
+    asked = [*generate.extra] if generate.seed is None else [*generate.extra, "seed"]
+    if bad := [name for name in asked if name not in OPTIONAL or name not in declared]:
         raise unsupported(bad)
 
 
@@ -263,6 +266,7 @@ def sampling(request: Sampling, max_tokens: int | None, limits: Limits) -> Gener
         top_p=request.top_p,
         seed=request.seed,
         stop=stop,
+        extra=beyond(request),
     )
 
 
@@ -291,6 +295,8 @@ def completion_call(request: CompletionBody, limits: Limits) -> Call:
 
 def generate_call(request: GenerateBody, limits: Limits) -> Call:
     """/generate asks the first model, as a conversation of one turn."""
+    if bad := list(beyond(request)):
+        raise unsupported(bad)
     length, clip = answer_length(request.max_tokens, limits)
     messages = [{"role": "user", "content": request.prompt}]
     return Call(

@@ -1,6 +1,7 @@
 """Parts small enough to be tried without processes: text, frames, manifests, configuration, admission."""
 
 import asyncio
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,9 @@ from llmserve.admission import Admission
 from llmserve.cli import main
 from llmserve.errors import ApiError
 from llmserve.protocol import Cancel, Delta, Done, Failed, Generate, Hello, ProtocolError, decode, encode
-from llmserve.settings import EngineConfig, GatewayConfig
+from llmserve.settings import EngineConfig, GatewayConfig, Limits
 from llmserve.text import StopStrings
+from llmserve.wire import ChatBody, chat_call, parse_body, refuse_undeclared
 
 GATEWAY = """
 listen: {socket: /run/llm-gateway/http.sock}
@@ -49,8 +51,9 @@ def test_stop_strings_cut_a_stream_where_they_cut_the_whole_text() -> None:
 @pytest.mark.parametrize(
     "frame",
     [
-        Hello("m", "r", "echo", 10, 2),
+        Hello("m", "r", "echo", 10, 2, ["seed", "n"]),
         Generate(3, True, 5, messages=[{"role": "user", "content": 'a "b"\n東京\0'}], stop=["x"]),
+        Generate(4, False, 5, prompt="x", extra={"tools": [{"type": "function"}], "n": 2}),
         Cancel(3),
         Delta(3, '"\\\n東京\u2028'),
         Done(3, "x", "stop", 1, 2),
@@ -187,3 +190,21 @@ def test_admission_refuses_at_once_when_too_many_wait() -> None:
         assert (refused.value.status, refused.value.code) == (503, "overloaded")
 
     asyncio.run(scenario())
+
+
+def test_a_field_that_the_engine_declared_goes_to_it_as_it_came_and_no_other_does() -> None:
+    tools = [{"type": "function", "function": {"name": "now"}}]
+    body = {"model": "m", "messages": [{"role": "user", "content": "x"}], "seed": 5, "tools": tools, "n": 1}
+    request = chat_call(parse_body(ChatBody, json.dumps(body).encode()), Limits()).generate
+    assert request.extra == {"tools": tools}
+    refuse_undeclared(request, ["tools", "seed"])
+    with pytest.raises(ApiError, match="'seed'") as refused:
+        refuse_undeclared(request, ["tools"])
+    assert (refused.value.status, refused.value.code, refused.value.param) == (
+        400,
+        "unsupported_field",
+        "seed",
+    )
+    request.extra["made_up"] = 1
+    with pytest.raises(ApiError, match="'made_up'"):
+        refuse_undeclared(request, ["tools", "seed", "made_up"])
