@@ -64,7 +64,7 @@ def cold_routes(state: State) -> FastAPI:
     app = FastAPI(title="llmkeep", version="1", docs_url=None, redoc_url=None)
 
     def described(name: str) -> Model:
-        hello = state.links[name].hello
+        hello = state.fleets[name].hello
         return Model(id=name, context=hello and hello.context, revision=hello and hello.revision)
 
     @app.exception_handler(ApiError)
@@ -118,9 +118,9 @@ class Health:
         if not self.state.audit.up:
             reasons.append("nothing can be recorded")
         # How many, not which: anybody may ask, and which models there are is for those who may use them.
-        absent = sum(link.hello is None for link in self.state.links.values())
+        absent = sum(fleet.hello is None for fleet in self.state.fleets.values())
         if absent:
-            reasons.append(f"{absent} of {len(self.state.links)} engines are not there")
+            reasons.append(f"{absent} of {len(self.state.fleets)} engines are not there")
         if reasons:
             raise unavailable("not_ready", "not ready: " + "; ".join(reasons))
         await respond(send, 200, json_body({"status": "ready"}))

@@ -19,13 +19,13 @@ from llmserve.audit import AuditLink, Recorder
 from llmserve.break_glass import BreakGlass
 from llmserve.cache import ExactCache
 from llmserve.errors import ApiError
+from llmserve.fleet import Fleet, open_fleet
 from llmserve.flights import Flights
 from llmserve.handlers import State
 from llmserve.http import BoundedHttp
 from llmserve.identity import Authenticator
 from llmserve.judges import Judge, OpaEmbedded, OpaServer
 from llmserve.keys import KeyTable
-from llmserve.link import EngineLink
 from llmserve.metrics import EngineGauges, Metrics
 from llmserve.oidc import Issuer
 from llmserve.onion import App, Receive, Scope, Send, respond
@@ -152,16 +152,15 @@ async def run_gateway(config: GatewayConfig, pepper: bytes, judge: Judge | None 
     keys = KeyTable(config.keys_file, pepper)
     issuer = Issuer(config.identity.oidc) if config.identity.oidc else None
     authenticator = Authenticator(keys, config.identity.certificate_header, issuer)
-    links = {name: EngineLink(name, engine.socket, limits.waiting) for name, engine in config.engines.items()}
+    fleets = {
+        name: open_fleet(name, engine, limits.waiting, credential) for name, engine in config.engines.items()
+    }
     metrics.registry.register(
         EngineGauges(
-            lambda: [
-                (name, int(link.hello is not None), link.admission.running, len(link.admission.waiting))
-                for name, link in links.items()
-            ]
+            lambda: [(name, fleet.up, fleet.running, fleet.waiting) for name, fleet in fleets.items()]
         )
     )
-    for name in links:
+    for name in fleets:
         metrics.of(name)
     redis = open_redis(config)
     cache = ExactCache(redis, config.redis.ttl_seconds, metrics) if redis and config.redis else None
@@ -169,7 +168,7 @@ async def run_gateway(config: GatewayConfig, pepper: bytes, judge: Judge | None 
     probe_seconds = config.policy.probe_ms / 1000 if config.policy else 1.0
     audit = AuditLink(config.audit.socket, metrics)
     state = State(
-        links=links,
+        fleets=fleets,
         authenticator=authenticator,
         limits=limits,
         metrics=metrics,
@@ -192,7 +191,9 @@ async def run_gateway(config: GatewayConfig, pepper: bytes, judge: Judge | None 
     keys_changed()
     stop = Stop()
     async with asyncio.TaskGroup() as tasks:
-        background = [tasks.create_task(link.keep_connected()) for link in links.values()]
+        background = [
+            tasks.create_task(link.keep_connected()) for fleet in fleets.values() for link in fleet.links
+        ]
         background.append(tasks.create_task(authenticator.watch(keys_changed)))
         background.append(tasks.create_task(audit.keep_connected()))
         background.append(tasks.create_task(policy.watch(probe_seconds)))
@@ -202,7 +203,7 @@ async def run_gateway(config: GatewayConfig, pepper: bytes, judge: Judge | None 
             tasks.create_task(each.serve(sockets=[bound]))
             for each, bound in zip(servers, sockets, strict=True)
         ]
-        await engines_present(links)
+        await engines_present(fleets)
         await until_it_may_answer(state)
         addresses = [describe(bound) for bound in sockets]
         log.info("ready", extra={"fields": {"listen": addresses[0], "metrics": addresses[1]}})
@@ -261,16 +262,17 @@ async def end_late_flights(state: State) -> None:
         state.flights.end_revoked(state.authenticator)
 
 
-async def engines_present(links: dict[str, EngineLink]) -> None:
+async def engines_present(fleets: dict[str, Fleet]) -> None:
     """Wait for every engine, but not for long: READY should mean that answers come."""
+    every = [link for fleet in fleets.values() for link in fleet.links]
     try:
         async with asyncio.timeout(ENGINE_WAIT_SECONDS):
-            for link in links.values():
+            for link in every:
                 while link.hello is None:
                     link.changed.clear()
                     await link.changed.wait()
     except TimeoutError:
-        absent = {name: link.trouble for name, link in links.items() if link.hello is None}
+        absent = {f"{link.model} at {link.socket}": link.trouble for link in every if link.hello is None}
         log.warning("starting without some engines", extra={"fields": {"absent": absent}})
 
 

@@ -11,13 +11,14 @@ from llmserve.audit import AuditLink, Recorder
 from llmserve.cache import ExactCache, key_material
 from llmserve.decision import Decision
 from llmserve.errors import ApiError
+from llmserve.fleet import Fleet, Seat
 from llmserve.flights import Flights
 from llmserve.identity import Authenticator, Identity
-from llmserve.link import Answer, EngineLink
+from llmserve.link import Answer
 from llmserve.metrics import Metrics
 from llmserve.onion import Exchange, Receive, Scope, Send, respond
 from llmserve.policy import Policy
-from llmserve.protocol import Delta, Done, Failed, Generate, Hello
+from llmserve.protocol import Delta, Done, Event, Failed, Generate, Hello
 from llmserve.quotas import Quotas
 from llmserve.settings import Limits
 from llmserve.wire import (
@@ -45,7 +46,7 @@ EVENT_STREAM = [
 class State:
     """What the handlers of one gateway process share."""
 
-    links: dict[str, EngineLink]
+    fleets: dict[str, Fleet]
     authenticator: Authenticator
     limits: Limits
     metrics: Metrics
@@ -60,7 +61,7 @@ class State:
     def visible(self, exchange: Exchange) -> list[str]:
         """The models that this exchange's decision permits, in the order of the configuration."""
         decision = exchange.decision
-        return [name for name in self.links if decision is not None and decision.permits(name)]
+        return [name for name in self.fleets if decision is not None and decision.permits(name)]
 
 
 def no_such_model(name: str, visible: list[str]) -> ApiError:
@@ -138,19 +139,19 @@ class Completions:
         link, hello = self.engine(scope, call)
         await self.answer(scope, receive, send, call, link, GenerateRendering(hello.model))
 
-    def engine(self, scope: Scope, call: Call) -> tuple[EngineLink, Hello]:
-        """The engine of the model asked for, or of the first that may be asked; raises ApiError 404, 503 or 400."""
+    def engine(self, scope: Scope, call: Call) -> tuple[Seat, Hello]:
+        """A seat at the model asked for, or at the first that may be asked; raises ApiError 404, 503 or 400."""
         visible = self.state.visible(scope["llm"])
         name = call.model if call.model is not None else next(iter(visible), "")
         if name not in visible:
             raise no_such_model(name, visible)
-        link = self.state.links[name]
-        hello = link.present()
-        refuse_undeclared(call.generate, hello.fields)
-        return link, hello
+        identity = scope["llm"].identity
+        link = self.state.fleets[name].seat(identity.tenant, call.generate)
+        refuse_undeclared(call.generate, link.hello.fields)
+        return link, link.hello
 
     async def answer(
-        self, scope: Scope, receive: Receive, send: Send, call: Call, link: EngineLink, rendering: Rendering
+        self, scope: Scope, receive: Receive, send: Send, call: Call, link: Seat, rendering: Rendering
     ) -> None:
         """From the cache or from the engine, whole or streamed."""
         exchange: Exchange = scope["llm"]
@@ -190,15 +191,16 @@ class Completions:
         decision: Decision,
         send: Send,
         call: Call,
-        link: EngineLink,
+        link: Seat,
         rendering: Rendering,
     ) -> None:
         """One body."""
-        cache = self.state.cache if call.generate.temperature == 0 else None
+        plain = call.generate.temperature == 0 and not call.generate.extra
+        cache = self.state.cache if plain else None
         done, result = None, b"bypass"
         material = ""
         if cache:
-            material = key_material(identity.tenant, decision.revision, link.present(), call.generate)
+            material = key_material(identity.tenant, decision.revision, link.hello, call.generate)
             done = await cache.get(material)
             result = b"hit" if done else b"miss"
         else:
@@ -211,35 +213,35 @@ class Completions:
         self.count(exchange, link, done)
         await respond(send, 200, rendering.whole(done), [(b"x-llm-cache", result)])
 
-    async def ask_whole(self, call: Call, link: EngineLink) -> Done:
+    async def ask_whole(self, call: Call, link: Seat) -> Done:
         """The engine's answer; raises ApiError."""
-        answer = await self.ask(call, link)
-        try:
-            frame = await answer.get()
-        finally:
-            link.cancel(call.generate.id)
-        if isinstance(frame, Failed):
-            raise failure(frame)
+        frame, _ = await self.ask(call, link)
         if isinstance(frame, Delta):
             raise RuntimeError("a piece of a stream nobody asked for")
         return frame
 
-    async def ask(self, call: Call, link: EngineLink) -> Answer:
-        """Wait for a slot, and ask."""
-        before = time.monotonic()
-        answer = await link.ask(call.generate, self.state.limits.queue_seconds)
-        self.state.metrics.of(link.model).queue.observe(time.monotonic() - before)
-        return answer
+    async def ask(self, call: Call, link: Seat) -> tuple[Delta | Done, Answer]:
+        """Wait for a slot, ask, and wait for the first frame; what has said nothing yet may be said elsewhere."""
+        while True:
+            before = time.monotonic()
+            answer = await link.ask(call.generate, self.state.limits.queue_seconds)
+            self.state.metrics.of(link.model).queue.observe(time.monotonic() - before)
+            try:
+                frame = await answer.get()
+            except asyncio.CancelledError:
+                link.cancel(call.generate.id)
+                raise
+            if not isinstance(frame, Failed):
+                return frame, answer
+            if not link.may_go_elsewhere(frame.code):
+                raise failure(frame)
 
     async def stream(
-        self, exchange: Exchange, send: Send, call: Call, link: EngineLink, rendering: Rendering
+        self, exchange: Exchange, send: Send, call: Call, link: Seat, rendering: Rendering
     ) -> None:
         """Server-sent events. What goes wrong before the first one is a plain error with its status."""
-        answer = await self.ask(call, link)
+        frame, answer = await self.ask(call, link)
         try:
-            frame = await answer.get()
-            if isinstance(frame, Failed):
-                raise failure(frame)
             exchange.streaming = True
             await send({"type": "http.response.start", "status": 200, "headers": EVENT_STREAM})
             await self.events(exchange, send, frame, answer, link, rendering)
@@ -250,37 +252,34 @@ class Completions:
         self,
         exchange: Exchange,
         send: Send,
-        frame: Delta | Done | Failed,
+        frame: Delta | Done,
         answer: Answer,
-        link: EngineLink,
+        link: Seat,
         rendering: Rendering,
     ) -> None:
         """From the first frame to [DONE]; every piece leaves at once."""
         then = time.monotonic()
         series = self.state.metrics.of(link.model)
         series.first_token.observe(then - exchange.started)
-        opening = rendering.first()
+        opening = b"" if isinstance(frame, Event) else rendering.first()
         while isinstance(frame, Delta):
-            await send(
-                {
-                    "type": "http.response.body",
-                    "body": opening + rendering.piece(frame.text),
-                    "more_body": True,
-                }
-            )
-            opening = b""
+            said = rendering.event(frame) if isinstance(frame, Event) else rendering.piece(frame.text)
+            if said:
+                await send({"type": "http.response.body", "body": opening + said, "more_body": True})
+                opening = b""
             exchange.tokens += 1  # until the engine says how many it were
-            frame = await answer.get()
+            following = await answer.get()
+            if isinstance(following, Failed):
+                raise failure(following)
+            frame = following
             now = time.monotonic()
             series.inter_token.observe(now - then)
             then = now
-        if isinstance(frame, Failed):
-            raise failure(frame)
         exchange.tokens = frame.prompt_tokens + frame.completion_tokens
         self.count(exchange, link, frame)
         await send({"type": "http.response.body", "body": opening + rendering.last(frame)})
 
-    def count(self, exchange: Exchange, link: EngineLink, done: Done) -> None:
+    def count(self, exchange: Exchange, link: Seat, done: Done) -> None:
         """Tokens, for metrics and the access log."""
         series = self.state.metrics.of(link.model)
         series.prompt_tokens.inc(done.prompt_tokens)

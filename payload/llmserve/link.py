@@ -23,6 +23,7 @@ from llmserve.protocol import (
 log = logging.getLogger("llmserve.link")
 Answer = asyncio.Queue[Delta | Done | Failed]
 RETRY_SECONDS = (0.02, 0.05, 0.1, 0.25, 0.5)  # the last one repeats
+NUMBERS = count(1)  # ids of requests; no two of a process are the same, whichever link they go by
 
 
 class EngineLink:
@@ -37,7 +38,6 @@ class EngineLink:
         self.admission = Admission(waiting)
         self.changed = asyncio.Event()  # set when `hello` may have changed
         self.answers: dict[int, Answer] = {}
-        self.numbers = count(1)
         self.writer: asyncio.StreamWriter | None = None
 
     async def keep_connected(self) -> None:
@@ -114,12 +114,12 @@ class EngineLink:
         again when the engine has ended the answer, or after `cancel`.
         """
         await self.admission.enter(seconds)
-        if self.hello is None or self.writer is None:
+        if self.hello is None:
             self.admission.leave()
             raise self.absent()
-        request.id = next(self.numbers)
+        request.id = next(NUMBERS)
         answer = self.answers[request.id] = asyncio.Queue()
-        self.writer.write(encode(request))
+        self.send(request)
         return answer
 
     def end(self, number: int) -> Answer | None:
@@ -131,5 +131,25 @@ class EngineLink:
 
     def cancel(self, number: int) -> None:
         """Stop the engine's work on request `number`, if it has not ended by itself."""
-        if self.end(number) is not None and self.hello and self.writer:
+        if self.end(number) is not None:
+            self.stop(number)
+
+    def send(self, request: Generate) -> None:
+        """Hand the request over; where the connection is just ending, all who wait are told."""
+        if self.writer:
+            self.writer.write(encode(request))
+
+    def stop(self, number: int) -> None:
+        """Nobody waits for request `number` any more."""
+        if self.hello and self.writer:
             self.writer.write(encode(Cancel(number)))
+
+    @property
+    def up(self) -> bool:
+        """Whether it answers."""
+        return self.hello is not None
+
+    @property
+    def load(self) -> int:
+        """Requests that run here or wait to."""
+        return self.admission.running + len(self.admission.waiting)

@@ -40,7 +40,7 @@ class EngineGauges(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """One sample a model and gauge."""
-        up = GaugeMetricFamily("llm_engine_up", "1 while the engine answers", labels=["model"])
+        up = GaugeMetricFamily("llm_engine_up", "Instances of the model that answer", labels=["model"])
         running = GaugeMetricFamily("llm_requests_running", "Requests in the engine", labels=["model"])
         waiting = GaugeMetricFamily("llm_requests_waiting", "Requests that wait for a slot", labels=["model"])
         for model, is_up, runs, waits in self.read():

@@ -41,7 +41,7 @@ class Generate:
     stream: bool
     max_tokens: int
     clip: bool = False
-    messages: list[dict[str, str]] | None = None
+    messages: list[dict[str, Any]] | None = None
     prompt: str | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -66,14 +66,29 @@ class Delta:
 
 
 @dataclass(slots=True)
+class Event(Delta):
+    """A server-sent event of an upstream, to be passed on as it came; in the gateway only, never on the socket.
+
+    `text` is what it says of the first choice. `usage`: it carries the usage and nothing else.
+    """
+
+    data: bytes
+    usage: bool = False
+
+
+@dataclass(slots=True)
 class Done:
-    """The end of an answer; `text` is the whole of it if the request was no stream, else empty."""
+    """The end of an answer; `text` is the whole of it if the request was no stream, else empty.
+
+    `passed`: the whole answer as an upstream's JSON, for clients of the API that it speaks.
+    """
 
     id: int
     text: str
     finish_reason: FinishReason
     prompt_tokens: int
     completion_tokens: int
+    passed: str | None = None
 
 
 @dataclass(slots=True)

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from llmcore.config import Section
 
@@ -11,6 +12,16 @@ Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0)]
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")]  # it stands in a header
+
+LOOPBACK = {"127.0.0.1", "::1", "localhost"}
+
+
+def listed(value: object) -> object:
+    """One stands for a list of one."""
+    return [value] if isinstance(value, str | Path) else value
+
+
+type Several[T] = Annotated[tuple[T, ...], BeforeValidator(listed)]
 
 Algorithm = Literal[  # asymmetric ones only: whoever can check a token must not be able to make one
     "ES256", "ES384", "ES512", "EdDSA", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512"
@@ -33,10 +44,66 @@ class Listener(Section):
         return self
 
 
-class Engine(Section):
-    """An engine that the gateway asks."""
+class ClientTls(Section):
+    """Who we are to a server, PEM files: its authority, our certificate and its key. Read again when they change."""
 
-    socket: Path
+    ca: Path
+    certificate: Path
+    key: Path
+
+
+class Remote(Section):
+    """Servers of OpenAI's API, all with the same model under its name here, on sockets or at URLs.
+
+    `fields`: what they honour of the API's optional fields. `revision` and `context` (in tokens) where they do not say
+    it themselves; `slots`: requests that each takes at once. `key_credential`: the systemd credential with their key.
+    """
+
+    socket: Several[Path] = ()
+    url: Several[Annotated[str, Field(pattern=r"^https?://[^/?#@]+$")]] = ()
+    tls: ClientTls | None = None
+    key_credential: str | None = None
+    fields: tuple[str, ...] = ()
+    revision: Annotated[str, Field(min_length=1)] | None = None
+    context: Positive | None = None
+    slots: Positive = 64
+
+    @model_validator(mode="after")
+    def nothing_in_clear(self) -> "Remote":
+        """Prompts leave this host by mutual TLS only."""
+        if not self.socket and not self.url:
+            raise ValueError("set 'socket' or 'url'")
+        for url in self.url:
+            parts = urlsplit(url)
+            if parts.scheme == "http" and parts.hostname not in LOOPBACK:
+                raise ValueError(f"{url} would carry prompts in clear: use https, a socket, or 127.0.0.1")
+            if parts.scheme == "https" and self.tls is None:
+                raise ValueError(f"{url} needs 'tls': ca, certificate and key")
+        return self
+
+    @field_validator("fields")
+    @classmethod
+    def fields_of_the_api(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Only what a request can carry."""
+        from llmserve.wire import OPTIONAL
+
+        if unknown := sorted(set(names) - OPTIONAL):
+            raise ValueError(f"{', '.join(unknown)}: an engine can declare {', '.join(sorted(OPTIONAL))}")
+        return names
+
+
+class Engine(Section):
+    """A model's instances: engines of ours on sockets, or servers of OpenAI's API."""
+
+    socket: Several[Path] = ()
+    remote: Remote | None = None
+
+    @model_validator(mode="after")
+    def one_kind(self) -> "Engine":
+        """Instances of a model answer alike, so they are of one kind."""
+        if bool(self.socket) == (self.remote is not None):
+            raise ValueError("set either 'socket' (one or a list) or 'remote'")
+        return self
 
 
 class Redis(Section):

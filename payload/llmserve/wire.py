@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.config import JsonDict
 
 from llmserve.errors import ApiError
@@ -73,17 +73,46 @@ class TextPart(BaseModel):
     text: str
 
 
+def as_every_engine_takes_it(schema: dict[str, Any]) -> None:
+    """Calls of tools go with the field `tools`, which only some engines have: the document leaves both out."""
+    properties = schema["properties"]
+    del properties["tool_calls"], properties["tool_call_id"], properties["content"]["default"]
+    properties["role"]["enum"].remove("tool")
+    properties["content"]["anyOf"].remove({"type": "null"})
+    schema["required"] = ["role", "content"]
+
+
 class Message(BaseModel):
     """One turn of a conversation. `developer` is OpenAI's newer word for `system`."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1)]
+    model_config = ConfigDict(strict=True, extra="forbid", json_schema_extra=as_every_engine_takes_it)
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | Annotated[list[TextPart], Field(min_length=1)] | None = None
+    tool_calls: Annotated[list[dict[str, Any]], Field(min_length=1)] | None = None
+    tool_call_id: str | None = None
 
-    def plain(self) -> dict[str, str]:
+    @model_validator(mode="after")
+    def says_something(self) -> "Message":
+        """Only a message that calls tools may be without text; only a tool answers a call."""
+        if self.content is None and not self.tool_calls:
+            raise ValueError("a message has 'content'")
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError("only the assistant has 'tool_calls'")
+        if (self.role == "tool") != (self.tool_call_id is not None):
+            raise ValueError("'tool_call_id' goes with the role 'tool'")
+        return self
+
+    def plain(self) -> dict[str, Any]:
         """As chat templates want it."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+        text = self.content
+        if isinstance(text, list):
+            text = "".join(part.text for part in text)
+        said: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": text}
+        if self.tool_calls:
+            said["tool_calls"] = self.tool_calls
+        if self.tool_call_id is not None:
+            said["tool_call_id"] = self.tool_call_id
+        return said
 
 
 class StreamOptions(BaseModel):
@@ -281,6 +310,12 @@ def chat_call(request: ChatBody, limits: Limits) -> Call:
         )
     generate = sampling(request, request.max_completion_tokens or request.max_tokens, limits)
     generate.messages = [message.plain() for message in request.messages]
+    if "tools" not in generate.extra and any(
+        message.tool_calls or message.tool_call_id for message in request.messages
+    ):
+        raise ApiError(
+            400, "invalid_value", "'messages' have calls of tools: send 'tools' with them", "messages"
+        )
     usage = bool(request.stream_options and request.stream_options.include_usage)
     return Call(request.model, generate, usage)
 

@@ -95,6 +95,8 @@ class Service:
 
     folder: Path
     engine_models: dict[str, dict[str, Any]]
+    remotes: dict[str, dict[str, Any]] = field(default_factory=dict)  # models that other servers have
+    instances: dict[str, int] = field(default_factory=dict)  # of a model; without an entry, one
     limits: dict[str, Any] = field(default_factory=dict)
     redis: dict[str, Any] | None = None
     policy: dict[str, Any] | None = None  # without one: the estate's own, judged in process
@@ -118,7 +120,8 @@ class Service:
             records.append(record)
         self.start_writer()
         for name in self.engine_models:
-            self.start_engine(name, wait=False)
+            for number in range(self.instances.get(name, 1)):
+                self.start_engine(name, wait=False, number=number)
         self.start_gateway(wait=False)
         for process in [*self.engines.values(), self.gateway]:
             if process:
@@ -133,15 +136,21 @@ class Service:
         command = ["serve", *options, "--seed-file", str(seed)]
         self.writer = Process(self.folder, "writer", command, {}, module="llmproof").await_ready()
 
-    def start_engine(self, name: str, wait: bool = True) -> None:
-        """One engine."""
-        file = self.folder / f"engine-{name}.yaml"
-        config = {"socket": str(self.folder / f"{name}.sock"), "model": self.engine_models[name]}
+    def start_engine(self, name: str, wait: bool = True, number: int = 0) -> None:
+        """One engine; those of one model are told apart by their number."""
+        instance = f"{name}-{number}" if number else name
+        file = self.folder / f"engine-{instance}.yaml"
+        config = {"socket": str(self.folder / f"{instance}.sock"), "model": self.engine_models[name]}
         file.write_text(yaml.safe_dump(config))
         arguments = ["engine", "--name", name, "--config", str(file)]
-        self.engines[name] = Process(self.folder, f"engine-{name}", arguments, {})
+        self.engines[instance] = Process(self.folder, f"engine-{instance}", arguments, {})
         if wait:
-            self.engines[name].await_ready()
+            self.engines[instance].await_ready()
+
+    def sockets(self, name: str) -> list[str]:
+        """Of all instances of a model."""
+        more = range(1, self.instances.get(name, 1))
+        return [str(self.folder / f"{each}.sock") for each in [name, *(f"{name}-{one}" for one in more)]]
 
     def start_gateway(self, wait: bool = True) -> None:
         """The gateway."""
@@ -157,7 +166,8 @@ class Service:
             "audit": {"socket": str(self.folder / "audit.sock")},
             "listen": {"socket": str(self.folder / "http.sock")},
             "metrics": {"socket": str(self.folder / "metrics.sock")},
-            "engines": {name: {"socket": str(self.folder / f"{name}.sock")} for name in self.engine_models},
+            "engines": {name: {"socket": self.sockets(name)} for name in self.engine_models}
+            | {name: {"remote": remote} for name, remote in self.remotes.items()},
             "keys_file": str(self.folder / "keys.json"),
             "identity": self.identity,
             "limits": self.limits,
@@ -231,7 +241,7 @@ def running(
     folder: Path, models: dict[str, dict[str, Any]] | None = None, **options: Any
 ) -> Iterator[Service]:
     """A service for the length of the block."""
-    service = Service(folder, models or {"echo": {"driver": "echo"}}, **options)
+    service = Service(folder, {"echo": {"driver": "echo"}} if models is None else models, **options)
     try:
         yield service.start()
     finally:

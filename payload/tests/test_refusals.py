@@ -151,7 +151,7 @@ def every_route(folder: Path) -> list[Route]:
     metrics = Metrics()
     audit = AuditLink(folder / "none", metrics)
     state = State(
-        links={},
+        fleets={},
         authenticator=Authenticator(KeyTable(folder / "none", b"")),
         limits=Limits(),
         metrics=metrics,
