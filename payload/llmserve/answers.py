@@ -146,3 +146,15 @@ class GenerateRendering:
     def last(self, done: Done) -> bytes:
         """Model and usage, then [DONE]."""
         return event({"response": "", "model": self.model, "usage": usage(done)}) + END
+
+
+class EmbeddingRendering(GenerateRendering):
+    """/v1/embeddings: the engine has made the list, only what is around it is added. It has no stream."""
+
+    def whole(self, done: Done) -> bytes:
+        """Everything in one body."""
+        if done.passed is not None:
+            return done.passed.encode()
+        used = {"prompt_tokens": done.prompt_tokens, "total_tokens": done.prompt_tokens}
+        around = json.dumps({"object": "list", "model": self.model, "usage": used})
+        return f'{around[:-1]}, "data": {done.text}}}'.encode()

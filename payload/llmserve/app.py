@@ -23,7 +23,7 @@ from llmserve.onion import (
 )
 from llmserve.openapi import describe
 from llmserve.policy import denied
-from llmserve.wire import ChatBody, CompletionBody, GenerateBody
+from llmserve.wire import ChatBody, CompletionBody, EmbeddingBody, GenerateBody
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Route:
 
 
 class Model(BaseModel):
-    """A model as OpenAI's API lists it; `context` in tokens."""
+    """A model as OpenAI's API lists it; `context` in tokens; `dimensions` of its vectors, if it makes embeddings."""
 
     id: str
     object: str = "model"
@@ -50,6 +50,7 @@ class Model(BaseModel):
     owned_by: str = "llmkeep"
     context: int | None
     revision: str | None
+    dimensions: int | None
 
 
 class Models(BaseModel):
@@ -65,7 +66,11 @@ def cold_routes(state: State) -> FastAPI:
 
     def described(name: str) -> Model:
         hello = state.fleets[name].hello
-        return Model(id=name, context=hello and hello.context, revision=hello and hello.revision)
+        if hello is None:
+            return Model(id=name, context=None, revision=None, dimensions=None)
+        return Model(
+            id=name, context=hello.context, revision=hello.revision, dimensions=hello.dimensions or None
+        )
 
     @app.exception_handler(ApiError)
     async def refuse(_: Request, error: ApiError) -> Response:
@@ -135,6 +140,7 @@ def routing_table(state: State) -> list[Route]:
         Route("/v1/chat/completions", {"POST": completions.chat}, hot=ChatBody),
         Route("/v1/completions", {"POST": completions.completion}, hot=CompletionBody),
         Route("/generate", {"GET": completions.generate, "POST": completions.generate}, hot=GenerateBody),
+        Route("/v1/embeddings", {"POST": completions.embeddings}, hot=EmbeddingBody),
         Route("/v1/models", {"GET": cold}),
         Route("/v1/models/", {"GET": cold}),
         Route("/openapi.json", {"GET": cold}),

@@ -78,6 +78,12 @@ def run_engine_command(options: argparse.Namespace) -> int:
         from llmserve.engine_echo import EchoDriver
 
         driver = EchoDriver(config.model)
+    elif config.model.driver == "embed":
+        revision = verify_model(config.model.path, config.model.manifest)
+
+        from llmserve.engine_embed import EmbedDriver
+
+        driver = EmbedDriver(config.model, revision)
     else:
         revision = verify_model(config.model.path, config.model.manifest)
 

@@ -48,6 +48,7 @@ class Driver(Protocol):
     context: int
     slots: int
     fields: Sequence[str]  # of wire.OPTIONAL, those that it honours
+    dimensions: int  # of its vectors; 0 for a model that makes text
 
     async def generate(self, request: Generate, emit: Callable[[str], None]) -> Finish:
         """Answer `request`, giving each piece of text to `emit` (in the event loop's thread).
@@ -79,7 +80,13 @@ class EngineServer:
         """`model` is the name under which clients know it."""
         self.driver = driver
         self.hello = Hello(
-            model, driver.revision, driver.name, driver.context, driver.slots, [*driver.fields]
+            model,
+            driver.revision,
+            driver.name,
+            driver.context,
+            driver.slots,
+            [*driver.fields],
+            driver.dimensions,
         )
         self.slots = asyncio.Semaphore(driver.slots)
 

@@ -18,6 +18,7 @@ class EchoDriver:
     name = "echo"
     revision = "echo-1"
     fields: Sequence[str] = ("seed",)
+    dimensions = 0
 
     def __init__(self, model: EchoModel) -> None:
         """Nothing to load."""

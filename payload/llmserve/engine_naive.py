@@ -91,6 +91,7 @@ class NaiveDriver:
     name = "naive"
     slots = 1
     fields: Sequence[str] = ("seed",)
+    dimensions = 0
 
     def __init__(self, settings: NaiveModel, revision: str) -> None:
         """Load, and say one token. `revision` is what verify_model returned for this directory."""

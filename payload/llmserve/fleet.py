@@ -110,7 +110,8 @@ def same_model(one: Hello, other: Hello) -> bool:
 
 def prefix_key(tenant: str, request: Generate) -> bytes:
     """What stays the same through a conversation: whose it is, and its messages up to the first of the user."""
-    leading: object = (request.prompt or "")[:LEADING_CHARACTERS]
+    plain = request.inputs[0] if request.inputs else request.prompt or ""
+    leading: object = plain[:LEADING_CHARACTERS]
     if request.messages is not None:
         first = next((at for at, each in enumerate(request.messages) if each["role"] == "user"), 0)
         leading = request.messages[: first + 1]

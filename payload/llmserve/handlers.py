@@ -6,7 +6,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 
-from llmserve.answers import GenerateRendering, OpenAiRendering, Rendering, error_event
+from llmserve.answers import EmbeddingRendering, GenerateRendering, OpenAiRendering, Rendering, error_event
 from llmserve.audit import AuditLink, Recorder
 from llmserve.cache import ExactCache, key_material
 from llmserve.decision import Decision
@@ -25,13 +25,17 @@ from llmserve.wire import (
     Call,
     ChatBody,
     CompletionBody,
+    EmbeddingBody,
     GenerateBody,
     chat_call,
     completion_call,
+    embedding_call,
     generate_call,
     parse_body,
     parse_query,
+    refuse_other_work,
     refuse_undeclared,
+    reserved_tokens,
 )
 
 LAST_WORD_SECONDS = 5.0  # for the error event at the end of a stream that broke
@@ -75,7 +79,8 @@ def asked_text(generate: Generate) -> str:
     """What was asked, as one text, for the audit record."""
     if generate.prompt is not None:
         return generate.prompt
-    return json.dumps(generate.messages, ensure_ascii=False, separators=(",", ":"))
+    asked = generate.messages if generate.inputs is None else generate.inputs
+    return json.dumps(asked, ensure_ascii=False, separators=(",", ":"))
 
 
 async def read_body(receive: Receive) -> bytes:
@@ -139,7 +144,14 @@ class Completions:
         link, hello = self.engine(scope, call)
         await self.answer(scope, receive, send, call, link, GenerateRendering(hello.model))
 
-    def engine(self, scope: Scope, call: Call) -> tuple[Seat, Hello]:
+    async def embeddings(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """POST /v1/embeddings."""
+        body = parse_body(EmbeddingBody, await read_body(receive))
+        call = embedding_call(body)
+        link, hello = self.engine(scope, call, body.dimensions)
+        await self.answer(scope, receive, send, call, link, EmbeddingRendering(hello.model))
+
+    def engine(self, scope: Scope, call: Call, dimensions: int | None = None) -> tuple[Seat, Hello]:
         """A seat at the model asked for, or at the first that may be asked; raises ApiError 404, 503 or 400."""
         visible = self.state.visible(scope["llm"])
         name = call.model if call.model is not None else next(iter(visible), "")
@@ -148,6 +160,7 @@ class Completions:
         identity = scope["llm"].identity
         link = self.state.fleets[name].seat(identity.tenant, call.generate)
         refuse_undeclared(call.generate, link.hello.fields)
+        refuse_other_work(call.generate, link.hello.dimensions, dimensions)
         return link, link.hello
 
     async def answer(
@@ -165,7 +178,7 @@ class Completions:
             )
         await self.state.recorder.intent(exchange, link.model, asked_text(call.generate))
         reserved = await self.state.quotas.reserve(
-            identity.tenant, identity.subject, decision, call.generate.max_tokens
+            identity.tenant, identity.subject, decision, reserved_tokens(call.generate)
         )
         try:
             async with self.state.flights.watched(identity, exchange.action or "", receive):

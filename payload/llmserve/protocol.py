@@ -17,7 +17,8 @@ FinishReason = Literal["stop", "length"]
 class Hello:
     """Who the engine is. `context` in tokens; `slots`: how many requests it runs at once.
 
-    `fields`: those of `wire.OPTIONAL` that it honours; the gateway refuses the others by name.
+    `fields`: those of `wire.OPTIONAL` that it honours; the gateway refuses the others by name. `dimensions`: length of
+    its vectors; 0 for a model that makes text.
     """
 
     model: str
@@ -26,6 +27,7 @@ class Hello:
     context: int
     slots: int
     fields: list[str] = field(default_factory=list)
+    dimensions: int = 0
 
 
 @dataclass(slots=True)
@@ -35,6 +37,9 @@ class Generate:
     If both are set, a model without a chat template takes the prompt. `clip`: `max_tokens` is only a default,
     the engine takes less where the context holds less. `temperature` 0 means greedy, None what the engine is
     configured for; `top_p` likewise. `extra` has the client's fields that only some engines know, as they came.
+
+    `inputs`: texts whose vectors are wanted, instead of an answer. What is said is then OpenAI's list `data` as JSON,
+    with the vectors in `encoding`, so that the gateway passes it on as it is.
     """
 
     id: int
@@ -48,6 +53,8 @@ class Generate:
     seed: int | None = None
     stop: list[str] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
+    inputs: list[str] | None = None
+    encoding: Literal["float", "base64"] = "float"
 
 
 @dataclass(slots=True)

@@ -103,7 +103,13 @@ class RemoteLink(EngineLink):
             if not isinstance(value, kind) or not value:
                 raise BadAnswer(f"it does not say the model's {name}: set '{name}' beside its address")
         return Hello(
-            self.model, revision, "remote", context, self.settings.slots, fields=list(self.settings.fields)
+            self.model,
+            revision,
+            "remote",
+            context,
+            self.settings.slots,
+            fields=list(self.settings.fields),
+            dimensions=self.settings.dimensions or 0,
         )
 
     def send(self, request: Generate) -> None:
@@ -154,6 +160,9 @@ class RemoteLink(EngineLink):
         """An answer in one body."""
         body = await response.whole(ANSWER_BYTES)
         said = as_object(body)
+        if request.inputs is not None:
+            prompt, _ = usage_of({"usage": {"completion_tokens": 0, **(said.get("usage") or {})}})
+            return Done(request.id, "", "stop", prompt, 0, passed=body.decode())
         text, reason = first_choice(said, "message")
         return Done(request.id, text, reason, *usage_of(said), passed=body.decode())
 
@@ -213,6 +222,9 @@ class RemoteLink(EngineLink):
 def question(model: str, request: Generate) -> tuple[str, bytes]:
     """Path and body."""
     content: dict[str, Any] = {"model": model, **request.extra}
+    if request.inputs is not None:
+        content |= {"input": request.inputs, "encoding_format": request.encoding}
+        return "/v1/embeddings", json.dumps(content, ensure_ascii=False).encode()
     if request.messages is not None:
         path, content["messages"] = "/v1/chat/completions", request.messages
     else:

@@ -55,8 +55,9 @@ class ClientTls(Section):
 class Remote(Section):
     """Servers of OpenAI's API, all with the same model under its name here, on sockets or at URLs.
 
-    `fields`: what they honour of the API's optional fields. `revision` and `context` (in tokens) where they do not say
-    it themselves; `slots`: requests that each takes at once. `key_credential`: the systemd credential with their key.
+    `fields`: what they honour of the API's optional fields. `revision` and `context` (in tokens) where they do not say it
+    themselves; `dimensions` of the vectors of a model for embeddings; `slots`: requests that each takes at once;
+    `key_credential`: the systemd credential with their key.
     """
 
     socket: Several[Path] = ()
@@ -66,6 +67,7 @@ class Remote(Section):
     fields: tuple[str, ...] = ()
     revision: Annotated[str, Field(min_length=1)] | None = None
     context: Positive | None = None
+    dimensions: Positive | None = None
     slots: Positive = 64
 
     @model_validator(mode="after")
@@ -242,10 +244,21 @@ class NaiveModel(Section):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
 
 
+class EmbedModel(Section):
+    """An encoder that makes embeddings. `context`: longest text in tokens; the model's own limit counts too."""
+
+    driver: Literal["embed"]
+    path: Path
+    manifest: Path
+    dtype: Literal["bfloat16", "float32"] = "float32"
+    context: Positive = 512
+    threads: Positive | None = None
+
+
 class EngineConfig(Section):
     """`llm-serve engine --config`."""
 
     socket: Path
     socket_mode: Annotated[str, Field(pattern=r"^0[0-7]{3}$")] = "0660"
-    model: Annotated[EchoModel | NaiveModel, Field(discriminator="driver")]
+    model: Annotated[EchoModel | NaiveModel | EmbedModel, Field(discriminator="driver")]
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

@@ -53,6 +53,10 @@ Tokens = Annotated[int, Field(gt=0), BeforeValidator(whole)]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 
 
+MAX_INPUTS = 256  # texts in one request for embeddings
+Text = Annotated[str, Field(min_length=1)]
+
+
 UNION_ARM = re.compile(r"(?:constrained-)?str|list\[.*\]|function-.*")
 
 
@@ -171,6 +175,15 @@ class GenerateBody(Strict):
     max_tokens: Tokens | None = None
     temperature: Temperature = 0.0
     stream: bool = False
+
+
+class EmbeddingBody(Strict):
+    """Body of POST /v1/embeddings. Texts only: what other tokenizers made of them would mean something else here."""
+
+    model: str
+    input: Text | Annotated[list[Text], Field(min_length=1, max_length=MAX_INPUTS)]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Annotated[int, Field(gt=0), BeforeValidator(whole)] | None = None
 
 
 @dataclass(slots=True)
@@ -346,3 +359,31 @@ def generate_call(request: GenerateBody, limits: Limits) -> Call:
             temperature=request.temperature,
         ),
     )
+
+
+def embedding_call(request: EmbeddingBody) -> Call:
+    """Texts whose vectors are wanted."""
+    if bad := list(beyond(request)):
+        raise unsupported(bad)
+    inputs = [request.input] if isinstance(request.input, str) else request.input
+    return Call(request.model, Generate(0, False, 0, inputs=inputs, encoding=request.encoding_format))
+
+
+def refuse_other_work(generate: Generate, dimensions: int, asked: int | None = None) -> None:
+    """Raise ApiError 400 where a model for text is asked for vectors, of which it has `dimensions`, or the reverse."""
+    if generate.inputs is None and dimensions:
+        raise ApiError(400, "wrong_endpoint", "this model makes embeddings: use /v1/embeddings", "model")
+    if generate.inputs is not None and not dimensions:
+        raise ApiError(
+            400, "wrong_endpoint", "this model makes no embeddings: GET /v1/models says which do", "model"
+        )
+    if asked is not None and asked != dimensions:
+        message = f"'dimensions' is {asked}: the model's vectors have {dimensions}, take it out"
+        raise ApiError(400, "invalid_value", message, "dimensions")
+
+
+def reserved_tokens(generate: Generate) -> int:
+    """What to set aside of a quota before it is known: the longest answer, or about what the texts have."""
+    if generate.inputs is None:
+        return generate.max_tokens
+    return sum(len(text) for text in generate.inputs) // 4

@@ -4,7 +4,13 @@ package llm.roles_test
 import data.llm.authz
 import data.llm.validate
 
-generation := {"GET /generate", "POST /generate", "POST /v1/chat/completions", "POST /v1/completions"}
+generation := {
+	"GET /generate",
+	"POST /generate",
+	"POST /v1/chat/completions",
+	"POST /v1/completions",
+	"POST /v1/embeddings",
+}
 
 models := {"GET /v1/models", "GET /v1/models/*"}
 

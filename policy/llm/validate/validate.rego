@@ -17,6 +17,7 @@ actions := {
 	"POST /generate",
 	"POST /v1/chat/completions",
 	"POST /v1/completions",
+	"POST /v1/embeddings",
 }
 
 count_of := {"type": "integer", "minimum": 1}
