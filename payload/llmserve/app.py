@@ -21,8 +21,10 @@ from llmserve.onion import (
     json_body,
     respond,
 )
-from llmserve.openapi import describe
+from llmserve.openapi import PlainRoute, describe
 from llmserve.policy import denied
+from llmserve.shapes import ChatCompletion, DrainState, Generated, TextCompletion
+from llmserve.shapes import Health as HealthShape
 from llmserve.wire import ChatBody, CompletionBody, GenerateBody
 
 
@@ -33,7 +35,8 @@ class Route:
     path: str
     methods: dict[str, App]
     public: bool = False
-    hot: type[BaseModel] | None = None  # body model of a route that FastAPI does not know
+    hot: type[BaseModel] | None = None  # its body's model; such a route knows model and prompt
+    answer: type[BaseModel] | None = None  # of a route that FastAPI does not know
 
     @property
     def pattern(self) -> str:
@@ -118,12 +121,19 @@ class Health:
         if not self.state.audit.up:
             reasons.append("nothing can be recorded")
         # How many, not which: anybody may ask, and which models there are is for those who may use them.
-        absent = sum(link.hello is None for link in self.state.links.values())
-        if absent:
-            reasons.append(f"{absent} of {len(self.state.links)} engines are not there")
+        links = self.state.links.values()
+        if absent := sum(link.hello is None for link in links):
+            reasons.append(f"{absent} of {len(links)} engines are not there")
+        if stalled := sum(link.hello is not None and link.stalled for link in links):
+            reasons.append(f"{stalled} of {len(links)} engines make no step")
         if reasons:
             raise unavailable("not_ready", "not ready: " + "; ".join(reasons))
         await respond(send, 200, json_body({"status": "ready"}))
+
+    async def drain(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Whether this gateway stops, and how many answers it still owes: at 0 nothing is lost any more."""
+        state = "draining" if self.state.draining else "serving"
+        await respond(send, 200, json_body({"status": state, "in_flight": len(self.state.flights.active)}))
 
 
 def routing_table(state: State) -> list[Route]:
@@ -131,19 +141,24 @@ def routing_table(state: State) -> list[Route]:
     completions = Completions(state)
     health = Health(state)
     cold = cold_routes(state)
+    making: dict[str, App] = {"GET": completions.generate, "POST": completions.generate}
     table = [
-        Route("/v1/chat/completions", {"POST": completions.chat}, hot=ChatBody),
-        Route("/v1/completions", {"POST": completions.completion}, hot=CompletionBody),
-        Route("/generate", {"GET": completions.generate, "POST": completions.generate}, hot=GenerateBody),
+        Route("/v1/chat/completions", {"POST": completions.chat}, hot=ChatBody, answer=ChatCompletion),
+        Route("/v1/completions", {"POST": completions.completion}, hot=CompletionBody, answer=TextCompletion),
+        Route("/generate", making, hot=GenerateBody, answer=Generated),
         Route("/v1/models", {"GET": cold}),
         Route("/v1/models/", {"GET": cold}),
         Route("/openapi.json", {"GET": cold}),
-        Route("/livez", {"GET": health.live}, public=True),
-        Route("/readyz", {"GET": health.ready}, public=True),
+        Route("/livez", {"GET": health.live}, public=True, answer=HealthShape),
+        Route("/readyz", {"GET": health.ready}, public=True, answer=HealthShape),
+        Route("/drainz", {"GET": health.drain}, public=True, answer=DrainState),
     ]
-    hot = [(route.path, list(route.methods), route.hot) for route in table if route.hot]
-    public = [route.path for route in table if route.public]
-    cold.openapi = lambda: describe(cold, hot, public, state.limits)  # type: ignore[method-assign]
+    plain = [
+        PlainRoute(route.path, list(route.methods), route.hot, route.answer)
+        for route in table
+        if route.answer
+    ]
+    cold.openapi = lambda: describe(cold, plain, state.limits)  # type: ignore[method-assign]
     return table
 
 

@@ -2,7 +2,8 @@
 
 The engine opens with `Hello`. Many requests share a connection, told apart by `id`, chosen by the gateway. A
 request ends with exactly one `Done` or `Failed`; `Delta`s come before it if it asked for a stream. After
-`Cancel` the engine frees the request's slot within a step and sends nothing more for it.
+`Cancel` the engine frees the request's slot within a step and sends nothing more for it. Once a second the engine says
+how it is, by `Beat`.
 """
 
 import json
@@ -15,13 +16,19 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(slots=True)
 class Hello:
-    """Who the engine is. `context` in tokens; `slots`: how many requests it runs at once."""
+    """Who the engine is. `context` in tokens; `slots`: how many requests it runs at once.
+
+    `tokens`: how many it holds at once in all of them, prompts and answers; 0 means that only `slots` is a bound.
+    `template`: revision of the chat template, where `revision` does not cover it.
+    """
 
     model: str
     revision: str
     driver: str
     context: int
     slots: int
+    tokens: int = 0
+    template: str = ""
 
 
 @dataclass(slots=True)
@@ -30,7 +37,8 @@ class Generate:
 
     If both are set, a model without a chat template takes the prompt. `clip`: `max_tokens` is only a default,
     the engine takes less where the context holds less. `temperature` 0 means greedy, None what the engine is
-    configured for; `top_p` likewise.
+    configured for; `top_p` likewise. `deadline`: seconds after which nobody wants the answer any more; seconds and not
+    a time, so that no clock matters. `traceparent` as the W3C has it, for what the engine asks or logs.
     """
 
     id: int
@@ -43,6 +51,8 @@ class Generate:
     top_p: float | None = None
     seed: int | None = None
     stop: list[str] = field(default_factory=list)
+    deadline: float | None = None
+    traceparent: str | None = None
 
 
 @dataclass(slots=True)
@@ -82,8 +92,22 @@ class Failed:
     param: str | None = None
 
 
-Frame = Hello | Generate | Cancel | Delta | Done | Failed
+@dataclass(slots=True)
+class Beat:
+    """How the engine is. `stalled`: work is pending and the model has made no step for too long.
+
+    `kv_used`: share of the cache for keys and values, 0 to 1, where the driver knows it; `gpu_used`: of each GPU,
+    where there are some.
+    """
+
+    stalled: bool
+    kv_used: float | None = None
+    gpu_used: list[float] = field(default_factory=list)
+
+
+Frame = Beat | Hello | Generate | Cancel | Delta | Done | Failed
 KINDS: dict[str, type[Any]] = {
+    "beat": Beat,
     "hello": Hello,
     "generate": Generate,
     "cancel": Cancel,

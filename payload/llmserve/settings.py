@@ -87,8 +87,9 @@ class Limits(Section):
     max_tokens: Positive = 1024
     default_max_tokens: Positive = 256
     waiting: Annotated[int, Field(ge=0)] = 64
+    waiting_tokens: Positive = 262144
     queue_seconds: Seconds = 30.0
-    answer_seconds: Seconds = 300.0  # from the slot to the last token
+    answer_seconds: Seconds = 300.0  # from the request to the last token
     drain_seconds: Share = 25.0
 
     @model_validator(mode="after")
@@ -155,6 +156,7 @@ class EchoModel(Section):
     driver: Literal["echo"]
     context: Positive = 4096
     slots: Positive = 256
+    tokens: Annotated[int, Field(ge=0)] = 0  # in all slots together; 0: no bound
     token_seconds: Share = 0.0
 
 
@@ -181,4 +183,7 @@ class EngineConfig(Section):
     socket: Path
     socket_mode: Annotated[str, Field(pattern=r"^0[0-7]{3}$")] = "0660"
     model: Annotated[EchoModel | NaiveModel, Field(discriminator="driver")]
+    stall_seconds: Seconds = (
+        60.0  # without a step while work is pending: the longest prompt must be read in it
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

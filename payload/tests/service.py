@@ -100,6 +100,9 @@ class Service:
     policy: dict[str, Any] | None = None  # without one: the estate's own, judged in process
     identity: dict[str, Any] = field(default_factory=dict)
     credentials: dict[str, str] = field(default_factory=dict)
+    engine_options: dict[str, Any] = field(default_factory=dict)
+    engine_environment: dict[str, str] = field(default_factory=dict)
+    gateway_environment: dict[str, str] = field(default_factory=dict)
     engines: dict[str, Process] = field(default_factory=dict)
     gateway: Process | None = None
     writer: Process | None = None
@@ -137,9 +140,9 @@ class Service:
         """One engine."""
         file = self.folder / f"engine-{name}.yaml"
         config = {"socket": str(self.folder / f"{name}.sock"), "model": self.engine_models[name]}
-        file.write_text(yaml.safe_dump(config))
+        file.write_text(yaml.safe_dump(config | self.engine_options))
         arguments = ["engine", "--name", name, "--config", str(file)]
-        self.engines[name] = Process(self.folder, f"engine-{name}", arguments, {})
+        self.engines[name] = Process(self.folder, f"engine-{name}", arguments, self.engine_environment)
         if wait:
             self.engines[name].await_ready()
 
@@ -167,7 +170,10 @@ class Service:
             config["redis"] = self.redis
         file = self.folder / "gateway.yaml"
         file.write_text(yaml.safe_dump(config))
-        environment = {"CREDENTIALS_DIRECTORY": str(self.folder / "credentials")}
+        environment = {
+            "CREDENTIALS_DIRECTORY": str(self.folder / "credentials"),
+            **self.gateway_environment,
+        }
         self.gateway = Process(self.folder, "gateway", ["gateway", "--config", str(file)], environment)
         if wait:
             self.gateway.await_ready()
