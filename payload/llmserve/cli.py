@@ -92,7 +92,8 @@ def run_engine_command(options: argparse.Namespace) -> int:
         )
 
         driver = NaiveDriver(config.model, revision)
-    uvloop.run(serve(options.name, driver, config.socket, int(config.socket_mode, 8)))
+    mode = int(config.socket_mode, 8)
+    uvloop.run(serve(options.name, driver, config.socket, mode, config.stall_seconds))
     return 0
 
 

@@ -26,7 +26,12 @@ class Everything:
 
     async def judge(self, asked: dict[str, Any]) -> object:
         """Yes."""
-        rate = {"requests_per_minute": 10**6, "tokens_per_minute": 10**9, "tokens_per_day": 10**12}
+        rate = {
+            "requests_per_minute": 10**6,
+            "tokens_per_minute": 10**9,
+            "tokens_per_day": 10**12,
+            "priority": 0,
+        }
         return {
             "allow": True,
             "reason": "a developer's own machine",

@@ -19,12 +19,17 @@ class EchoDriver:
     revision = "echo-1"
     fields: Sequence[str] = ("seed",)
     dimensions = 0
+    template = ""
 
     def __init__(self, model: EchoModel) -> None:
         """Nothing to load."""
         self.context = model.context
         self.slots = model.slots
+        self.tokens = model.tokens
         self.token_seconds = model.token_seconds
+
+    def kv_used(self) -> None:
+        """There is no cache for keys and values."""
 
     async def generate(self, request: Generate, emit: Callable[[str], None]) -> Finish:
         """Emit the words of the prompt, or of the last message."""

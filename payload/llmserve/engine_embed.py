@@ -34,6 +34,8 @@ class EmbedDriver:
 
     name = "embed"
     slots = 1
+    tokens = 0
+    template = ""
     fields: Sequence[str] = ()
 
     def __init__(self, settings: EmbedModel, revision: str) -> None:
@@ -52,10 +54,18 @@ class EmbedDriver:
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self.run(Generate(0, False, 0, inputs=["a"]), threading.Event())
 
+    def kv_used(self) -> None:
+        """An encoder keeps no keys and values."""
+
     async def generate(self, request: Generate, emit: Callable[[str], None]) -> Finish:
         """Emit the vectors of `request.inputs`; when cancelled, the model stops after the batch at hand."""
         cancelled = threading.Event()
-        work = asyncio.get_running_loop().run_in_executor(self.thread, self.run, request, cancelled)
+        loop = asyncio.get_running_loop()
+
+        def step() -> None:
+            loop.call_soon_threadsafe(emit, "")
+
+        work = loop.run_in_executor(self.thread, self.run, request, cancelled, step)
         try:
             text, tokens = await asyncio.shield(work)
         except asyncio.CancelledError:
@@ -65,7 +75,9 @@ class EmbedDriver:
         emit(text)
         return Finish("stop", tokens, 0)
 
-    def run(self, request: Generate, cancelled: threading.Event) -> tuple[str, int]:
+    def run(
+        self, request: Generate, cancelled: threading.Event, step: Callable[[], None] = lambda: None
+    ) -> tuple[str, int]:
         """The list `data` of the answer, as JSON, and the tokens of all texts; in the model's thread."""
         rows: list[list[int]] = self.tokenizer(request.inputs, truncation=False, padding=False).input_ids
         for at, row in enumerate(rows):
@@ -84,6 +96,7 @@ class EmbedDriver:
             batch = shortest_first[start : start + BATCH]
             for at, vector in zip(batch, self.embed([rows[at] for at in batch]), strict=True):
                 vectors[at] = vector
+            step()
         return as_data(vectors, request.encoding), sum(map(len, rows))
 
     def embed(self, rows: list[list[int]]) -> torch.Tensor:

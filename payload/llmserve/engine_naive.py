@@ -69,9 +69,8 @@ class Steps(BaseStreamer, StoppingCriteria):  # type: ignore[misc]
             self.show(self.detokenizer.push(token))
 
     def show(self, text: str) -> None:
-        """Emit what no stop string can swallow any more."""
-        if shown := self.stops.push(text):
-            self.emit(shown)
+        """Emit what no stop string can swallow any more, be it nothing."""
+        self.emit(self.stops.push(text))
 
     def end(self) -> None:
         """Called by `generate` after the last token."""
@@ -92,6 +91,8 @@ class NaiveDriver:
     slots = 1
     fields: Sequence[str] = ("seed",)
     dimensions = 0
+    tokens = 0
+    template = ""  # stands in the model's directory, so the revision covers it
 
     def __init__(self, settings: NaiveModel, revision: str) -> None:
         """Load, and say one token. `revision` is what verify_model returned for this directory."""
@@ -113,6 +114,9 @@ class NaiveDriver:
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         probe = Generate(id=0, stream=False, max_tokens=1, clip=True, prompt="a", temperature=0)
         self.run(probe, self.steps(probe, lambda _: None))
+
+    def kv_used(self) -> None:
+        """`generate` makes a cache for each request, as large as it needs."""
 
     def steps(self, request: Generate, emit: Callable[[str], None]) -> Steps:
         """The watcher of one request."""

@@ -5,16 +5,21 @@ LOAD_BOUND of the average takes it (consistent hashing with bounded loads, Mirro
 one less moves only the conversations that it had or gets.
 """
 
+import asyncio
 import hashlib
 import json
 import math
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from llmcore.config import ConfigError
+from llmserve.admission import Place, Queue
 from llmserve.errors import ApiError
 from llmserve.link import Answer, EngineLink
-from llmserve.protocol import Generate, Hello
+from llmserve.metrics import EngineState
+from llmserve.protocol import Delta, Done, Failed, Generate, Hello
 from llmserve.remote import RemoteLink
 from llmserve.settings import Engine
 from llmserve.upstream import Upstream
@@ -42,15 +47,20 @@ class Fleet:
         """Instances that are there."""
         return sum(link.up for link in self.links)
 
-    @property
-    def running(self) -> int:
-        """Requests in all of them."""
-        return sum(link.admission.running for link in self.links)
-
-    @property
-    def waiting(self) -> int:
-        """Requests that wait for one of their slots."""
-        return sum(len(link.admission.waiting) for link in self.links)
+    def state(self) -> EngineState:
+        """For a scrape: counts of all instances together, the fullest cache, the GPUs of the first that has some."""
+        states = [link.state() for link in self.links]
+        return EngineState(
+            self.model,
+            self.up,
+            any(state.stalled for state in states),
+            sum(state.running for state in states),
+            sum(state.running_tokens for state in states),
+            sum(state.waiting for state in states),
+            sum(state.waiting_tokens for state in states),
+            max((state.kv_used for state in states if state.kv_used is not None), default=None),
+            next((state.gpu_used for state in states if state.gpu_used), []),
+        )
 
     def seat(self, tenant: str, request: Generate) -> "Seat":
         """Where a request of this conversation may go; raises ApiError 503 where there is no instance."""
@@ -62,10 +72,11 @@ class Fleet:
 
 
 class Seat:
-    """One request's place in a fleet. It has the words of an EngineLink, and stays with one revision of the model."""
+    """One request's place in a fleet. It stays with one revision of the model."""
 
     def __init__(self, fleet: Fleet, key: bytes) -> None:
-        """Nothing is asked yet."""
+        """Nothing is asked yet. `queued`: seconds that the last wait for a slot took."""
+        self.queued = 0.0
         self.model = fleet.model
         self.order = fleet.order(key) if len(fleet.links) > 1 else fleet.links
         self.link = next((link for link in self.order if link.up), self.order[0])
@@ -73,24 +84,34 @@ class Seat:
 
     def choose(self) -> EngineLink:
         """The first instance in the conversation's order that is within its share; raises ApiError 503."""
-        there = [link for link in self.order if link.hello and same_model(link.hello, self.hello)]
+        there = [link for link in self.order if link.hello and link.up and same_model(link.hello, self.hello)]
         if not there:
             raise self.link.absent()
         bound = math.ceil(LOAD_BOUND * (sum(link.load for link in there) + 1) / len(there))
         return next(link for link in there if link.load < bound)
 
-    async def ask(self, request: Generate, seconds: float) -> Answer:
-        """As EngineLink.ask."""
+    async def begin(self, request: Generate, place: Place) -> tuple[Delta | Done | Failed, Answer]:
+        """Ask, and wait for the first frame; where an instance dies before it, another is asked. Raises ApiError."""
         while True:
             self.link = self.choose()
+            before = time.monotonic()
             try:
-                return await self.link.ask(request, seconds)
+                answer = await self.link.ask(request, replace(place, turn=None))
             except ApiError as error:
-                if not self.may_go_elsewhere(error.code):
-                    raise
+                if self.may_go_elsewhere(error.code):
+                    continue
+                raise
+            self.queued = time.monotonic() - before
+            try:
+                frame = await answer.get()
+            except asyncio.CancelledError:
+                self.link.cancel(request.id)
+                raise
+            if not isinstance(frame, Failed) or not self.may_go_elsewhere(frame.code):
+                return frame, answer
 
     def cancel(self, number: int) -> None:
-        """As EngineLink.cancel."""
+        """Request `number` needs its slot no more, and the instance's work on it stops."""
         self.link.cancel(number)
 
     def may_go_elsewhere(self, code: str) -> bool:
@@ -100,7 +121,7 @@ class Seat:
         if code not in GONE:
             return False
         self.order = [link for link in self.order if link is not self.link]
-        return any(link.hello and same_model(link.hello, self.hello) for link in self.order)
+        return any(link.hello and link.up and same_model(link.hello, self.hello) for link in self.order)
 
 
 def same_model(one: Hello, other: Hello) -> bool:
@@ -118,9 +139,9 @@ def prefix_key(tenant: str, request: Generate) -> bytes:
     return hashlib.sha256(json.dumps([tenant, leading]).encode()).digest()
 
 
-def open_fleet(model: str, engine: Engine, waiting: int, credential: Callable[[str], bytes | None]) -> Fleet:
+def open_fleet(model: str, engine: Engine, room: Queue, credential: Callable[[str], bytes | None]) -> Fleet:
     """The instances that the configuration names; raises ConfigError for what they need and lack."""
-    links: list[EngineLink] = [EngineLink(model, socket, waiting) for socket in engine.socket]
+    links: list[EngineLink] = [EngineLink(model, socket, room) for socket in engine.socket]
     if remote := engine.remote:
         key = None
         if remote.key_credential:
@@ -133,5 +154,5 @@ def open_fleet(model: str, engine: Engine, waiting: int, credential: Callable[[s
             key = secret.decode().strip()
         addresses: list[Path | str] = [*remote.socket, *remote.url]
         for address in addresses:
-            links.append(RemoteLink(model, Upstream(address, remote.tls, key), remote, waiting))
+            links.append(RemoteLink(model, Upstream(address, remote.tls, key), remote, room))
     return Fleet(model, links)

@@ -14,6 +14,7 @@ import uvicorn
 from llmcore import logs
 from llmcore.config import ConfigError
 from llmcore.notify import notify
+from llmserve.admission import Queue
 from llmserve.app import build_app
 from llmserve.audit import AuditLink, Recorder
 from llmserve.break_glass import BreakGlass
@@ -33,6 +34,7 @@ from llmserve.policy import Policy
 from llmserve.quotas import Quotas
 from llmserve.redis_link import RedisLink
 from llmserve.settings import GatewayConfig, Listener, PolicySource
+from llmserve.shared import SharedAnswers
 from llmserve.sockets import bind_tcp, bind_unix
 
 log = logging.getLogger("llmserve.gateway")
@@ -152,14 +154,9 @@ async def run_gateway(config: GatewayConfig, pepper: bytes, judge: Judge | None 
     keys = KeyTable(config.keys_file, pepper)
     issuer = Issuer(config.identity.oidc) if config.identity.oidc else None
     authenticator = Authenticator(keys, config.identity.certificate_header, issuer)
-    fleets = {
-        name: open_fleet(name, engine, limits.waiting, credential) for name, engine in config.engines.items()
-    }
-    metrics.registry.register(
-        EngineGauges(
-            lambda: [(name, fleet.up, fleet.running, fleet.waiting) for name, fleet in fleets.items()]
-        )
-    )
+    room = Queue(limits.waiting, limits.waiting_tokens)
+    fleets = {name: open_fleet(name, engine, room, credential) for name, engine in config.engines.items()}
+    metrics.registry.register(EngineGauges(lambda: [fleet.state() for fleet in fleets.values()]))
     for name in fleets:
         metrics.of(name)
     redis = open_redis(config)
@@ -174,6 +171,7 @@ async def run_gateway(config: GatewayConfig, pepper: bytes, judge: Judge | None 
         metrics=metrics,
         flights=Flights(metrics),
         cache=cache,
+        shared=SharedAnswers(metrics),
         policy=policy,
         quotas=Quotas(redis, metrics),
         audit=audit,
@@ -258,7 +256,7 @@ async def end_late_flights(state: State) -> None:
     while True:
         await asyncio.sleep(1)
         state.audit.end_overdue()
-        state.flights.end_overdue(state.limits.answer_seconds)
+        state.flights.end_overdue()
         state.flights.end_revoked(state.authenticator)
 
 

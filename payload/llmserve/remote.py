@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llmcore.config import ConfigError
+from llmserve.admission import Queue
 from llmserve.link import RETRY_SECONDS, EngineLink
 from llmserve.protocol import Done, Event, Failed, FinishReason, Generate, Hello
 from llmserve.settings import Remote
@@ -39,12 +40,17 @@ TOO_LONG = "maximum context length"  # how vLLM says it
 class RemoteLink(EngineLink):
     """One server. It is there as long as it lists the model; that is asked whenever an idle connection ends."""
 
-    def __init__(self, model: str, upstream: Upstream, settings: Remote, waiting: int) -> None:
+    def __init__(self, model: str, upstream: Upstream, settings: Remote, waiting: Queue) -> None:
         """The server must list the model by its name here: its answers say it, and pass through."""
         super().__init__(model, Path(str(upstream.address)), waiting)
         self.upstream = upstream
         self.settings = settings
         self.talks: dict[int, asyncio.Task[None]] = {}
+
+    @property
+    def stalled(self) -> bool:
+        """It sends no beats; what hangs is seen by the probe and ended by the deadline."""
+        return False
 
     async def keep_connected(self) -> None:
         """Ask whether it is there, for ever; runs until cancelled."""
@@ -110,6 +116,7 @@ class RemoteLink(EngineLink):
             self.settings.slots,
             fields=list(self.settings.fields),
             dimensions=self.settings.dimensions or 0,
+            kept=self.settings.cache,
         )
 
     def send(self, request: Generate) -> None:
@@ -186,8 +193,8 @@ class RemoteLink(EngineLink):
                     text, reason = first_choice(said, "delta", reason)
                 else:
                     counts_only = True
-            if answer := self.answers.get(request.id):
-                answer.put_nowait(Event(request.id, text, event, counts_only))
+            if waiting := self.answers.get(request.id):
+                waiting[0].put_nowait(Event(request.id, text, event, counts_only))
         raise Lost
 
     def refusal(self, request: Generate, status: int, body: bytes) -> Failed:

@@ -57,7 +57,8 @@ class Remote(Section):
 
     `fields`: what they honour of the API's optional fields. `revision` and `context` (in tokens) where they do not say it
     themselves; `dimensions` of the vectors of a model for embeddings; `slots`: requests that each takes at once;
-    `key_credential`: the systemd credential with their key.
+    `key_credential`: the systemd credential with their key. `cache`: keep their greedy answers, which are then told anew
+    as text; what else they say (reasoning) is lost, so it is off unless set.
     """
 
     socket: Several[Path] = ()
@@ -68,6 +69,7 @@ class Remote(Section):
     revision: Annotated[str, Field(min_length=1)] | None = None
     context: Positive | None = None
     dimensions: Positive | None = None
+    cache: bool = False
     slots: Positive = 64
 
     @model_validator(mode="after")
@@ -156,8 +158,9 @@ class Limits(Section):
     max_tokens: Positive = 1024
     default_max_tokens: Positive = 256
     waiting: Annotated[int, Field(ge=0)] = 64
+    waiting_tokens: Positive = 262144
     queue_seconds: Seconds = 30.0
-    answer_seconds: Seconds = 300.0  # from the slot to the last token
+    answer_seconds: Seconds = 300.0  # from the request to the last token
     drain_seconds: Share = 25.0
 
     @model_validator(mode="after")
@@ -224,6 +227,7 @@ class EchoModel(Section):
     driver: Literal["echo"]
     context: Positive = 4096
     slots: Positive = 256
+    tokens: Annotated[int, Field(ge=0)] = 0  # in all slots together; 0: no bound
     token_seconds: Share = 0.0
 
 
@@ -261,4 +265,7 @@ class EngineConfig(Section):
     socket: Path
     socket_mode: Annotated[str, Field(pattern=r"^0[0-7]{3}$")] = "0660"
     model: Annotated[EchoModel | NaiveModel | EmbedModel, Field(discriminator="driver")]
+    stall_seconds: Seconds = (
+        60.0  # without a step while work is pending: the longest prompt must be read in it
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

@@ -102,6 +102,9 @@ class Service:
     policy: dict[str, Any] | None = None  # without one: the estate's own, judged in process
     identity: dict[str, Any] = field(default_factory=dict)
     credentials: dict[str, str] = field(default_factory=dict)
+    engine_options: dict[str, Any] = field(default_factory=dict)
+    engine_environment: dict[str, str] = field(default_factory=dict)
+    gateway_environment: dict[str, str] = field(default_factory=dict)
     engines: dict[str, Process] = field(default_factory=dict)
     gateway: Process | None = None
     writer: Process | None = None
@@ -141,9 +144,10 @@ class Service:
         instance = f"{name}-{number}" if number else name
         file = self.folder / f"engine-{instance}.yaml"
         config = {"socket": str(self.folder / f"{instance}.sock"), "model": self.engine_models[name]}
-        file.write_text(yaml.safe_dump(config))
+        file.write_text(yaml.safe_dump(config | self.engine_options))
         arguments = ["engine", "--name", name, "--config", str(file)]
-        self.engines[instance] = Process(self.folder, f"engine-{instance}", arguments, {})
+        environment = self.engine_environment
+        self.engines[instance] = Process(self.folder, f"engine-{instance}", arguments, environment)
         if wait:
             self.engines[instance].await_ready()
 
@@ -177,7 +181,10 @@ class Service:
             config["redis"] = self.redis
         file = self.folder / "gateway.yaml"
         file.write_text(yaml.safe_dump(config))
-        environment = {"CREDENTIALS_DIRECTORY": str(self.folder / "credentials")}
+        environment = {
+            "CREDENTIALS_DIRECTORY": str(self.folder / "credentials"),
+            **self.gateway_environment,
+        }
         self.gateway = Process(self.folder, "gateway", ["gateway", "--config", str(file)], environment)
         if wait:
             self.gateway.await_ready()

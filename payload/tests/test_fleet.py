@@ -9,6 +9,7 @@ import pytest
 from scripted_upstream import END, USAGE, ScriptedUpstream, said, stream
 from service import eventually, running
 
+from llmserve.admission import Queue
 from llmserve.errors import ApiError
 from llmserve.fleet import LOAD_BOUND, Fleet
 from llmserve.link import EngineLink
@@ -19,7 +20,10 @@ CHAT = "/v1/chat/completions"
 
 def fleet(size: int, first: int = 0) -> Fleet:
     """Instances that are all there, named by their number."""
-    links = [EngineLink("m", Path(f"/run/{number}.sock"), 64) for number in range(first, first + size)]
+    links = [
+        EngineLink("m", Path(f"/run/{number}.sock"), Queue(64, 10**6))
+        for number in range(first, first + size)
+    ]
     for link in links:
         link.hello = Hello("m", "r", "echo", 4096, 8)
         link.admission.slots = 10_000

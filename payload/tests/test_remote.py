@@ -305,29 +305,32 @@ def test_another_revision_or_model_than_was_configured_is_never_taken_for_it(tmp
     server.stop()
 
 
-def test_a_greedy_answer_of_an_upstream_is_kept_and_comes_back_the_same(
-    tmp_path: Path, redis_server: RedisServer
+@pytest.mark.parametrize(("cache", "results"), [(True, ["miss", "hit"]), (False, ["bypass", "bypass"])])
+def test_greedy_answers_of_an_upstream_are_kept_only_where_they_are_said_to_be_text(
+    tmp_path: Path, redis_server: RedisServer, cache: bool, results: list[str]
 ) -> None:
     server = ScriptedUpstream(tmp_path / "upstream.sock")
-    described = {"socket": str(tmp_path / "upstream.sock"), "revision": "7", "fields": ["tools"]}
-    choice = {"index": 0, "finish_reason": "stop", "message": {"content": "hi", "reasoning_content": "so"}}
-    server.script = answer({"choices": [choice], "usage": {"prompt_tokens": 5, "completion_tokens": 1}})
+    described = {"socket": str(tmp_path / "upstream.sock"), "revision": str(tmp_path), "fields": ["tools"]}
     redis = {
         "url": f"unix://{redis_server.socket}",
         "user": "gateway",
         "password_credential": "redis.gateway",
     }
     options: dict[str, Any] = {
+        "remotes": {"m": {**described, "cache": cache}},
         "redis": {**redis, "deadline_ms": 500},
         "credentials": {"redis.gateway": PASSWORD},
     }
-    with running(tmp_path, {}, remotes={"m": described}, **options) as service, service.client() as client:
-        results = [client.post(CHAT, json=asking(temperature=0)) for _ in range(2)]
-        assert [each.headers["x-llm-cache"] for each in results] == ["miss", "hit"]
-        assert results[0].text == results[1].text
-        tools = client.post(CHAT, json=asking(temperature=0, tools=TOOLS))
+    with running(tmp_path, {}, **options) as service, service.client() as client:
+        for result in results:
+            server.script = stream(said("hi"), said(" you"), said("", "stop"), USAGE, END)
+            answer = client.post(CHAT, json=asking(temperature=0, stream=True))
+            assert answer.headers["x-llm-cache"] == result
+            chunks = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+            assert "".join(each["choices"][0]["delta"].get("content", "") for each in chunks) == "hi you"
+            assert answer.content.endswith(END)
+        tools = client.post(CHAT, json=asking(temperature=0, tools=TOOLS, stream=True))
         assert tools.headers["x-llm-cache"] == "bypass"
-    assert len(server.asked) == 2
     server.stop()
 
 
