@@ -41,6 +41,7 @@ TEXT_ANSWER = EVERY_ANSWER | {
     "x-llm-cache": text_header("hit, miss or bypass"),
     "age": text_header("Of a hit, in seconds"),
 }
+EVENT = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}}
 REQUEST_HEADERS = [
     {
         "name": "cache-control",
@@ -104,7 +105,7 @@ def describe(cold: FastAPI, plain: list[PlainRoute], limits: Limits) -> dict[str
             fine = {"description": "Yes", "headers": EVERY_ANSWER, "content": answered}
             paths[route.path] = {"get": {"security": [], "responses": {"200": fine}}}
             continue
-        answered["text/event-stream"] = {"schema": {"type": "string"}}
+        answered["text/event-stream"] = {"schema": EVENT}
         described = "The answer; server-sent events if 'stream' is true"
         fine = {"description": described, "headers": TEXT_ANSWER, "content": answered}
         schema = bounded(known(route.body), limits)

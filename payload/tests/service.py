@@ -102,6 +102,7 @@ class Service:
     policy: dict[str, Any] | None = None  # without one: the estate's own, judged in process
     identity: dict[str, Any] = field(default_factory=dict)
     credentials: dict[str, str] = field(default_factory=dict)
+    listen: dict[str, Any] | None = None  # without one: the socket http.sock
     engine_options: dict[str, Any] = field(default_factory=dict)
     engine_environment: dict[str, str] = field(default_factory=dict)
     gateway_environment: dict[str, str] = field(default_factory=dict)
@@ -168,7 +169,7 @@ class Service:
         config: dict[str, Any] = {
             "policy": policy,
             "audit": {"socket": str(self.folder / "audit.sock")},
-            "listen": {"socket": str(self.folder / "http.sock")},
+            "listen": self.listen or {"socket": str(self.folder / "http.sock")},
             "metrics": {"socket": str(self.folder / "metrics.sock")},
             "engines": {name: {"socket": self.sockets(name)} for name in self.engine_models}
             | {name: {"remote": remote} for name, remote in self.remotes.items()},
