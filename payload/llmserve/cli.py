@@ -42,8 +42,8 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("config", type=Path)
     check.set_defaults(run=check_command)
     developer = commands.add_parser("run", help="everything at once on 127.0.0.1, with a throw-away key")
-    developer.add_argument("--engine", choices=["echo", "naive"], default="echo")
-    developer.add_argument("--model", type=Path, help="model directory, for naive")
+    developer.add_argument("--engine", choices=["echo", "naive", "continuous"], default="echo")
+    developer.add_argument("--model", type=Path, help="model directory, for all but echo")
     developer.add_argument("--port", type=int, default=8000, help="0 takes a free one")
     developer.add_argument("--redis", metavar="URL", help="cache answers there; without it there is no cache")
     developer.set_defaults(run=run_developer_command)
@@ -79,15 +79,18 @@ def run_engine_command(options: argparse.Namespace) -> int:
 
         driver = EchoDriver(config.model)
     else:
+        # The driver's modules come only now: nothing that could open the model runs before it was verified.
         revision = verify_model(config.model.path, config.model.manifest)
+        if config.model.driver == "naive":
+            from llmserve.engine_naive import NaiveDriver
 
-        from llmserve.engine_naive import (
-            NaiveDriver,  # only now: nothing that could open the model runs before
-        )
+            driver = NaiveDriver(config.model, revision)
+        else:
+            from llmserve.engine_continuous import ContinuousDriver
 
-        driver = NaiveDriver(config.model, revision)
-    uvloop.run(serve(options.name, driver, config.socket, int(config.socket_mode, 8)))
-    return 0
+            driver = ContinuousDriver(config.model, revision)
+    code: int = uvloop.run(serve(options.name, driver, config.socket, int(config.socket_mode, 8)))
+    return code
 
 
 def check_command(options: argparse.Namespace) -> int:
