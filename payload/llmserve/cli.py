@@ -41,6 +41,13 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("kind", choices=["gateway", "engine", "jwks"])
     check.add_argument("config", type=Path)
     check.set_defaults(run=check_command)
+    fit = commands.add_parser("fit", help="will a model run there? From its config.json alone; exit 1 if not")
+    fit.add_argument("--model", type=Path, required=True, help="its directory")
+    fit.add_argument("--memory", required=True, help="of one GPU, or of the host: 24G (2^30 bytes each)")
+    fit.add_argument("--gpus", type=int, default=1, help="that share the model (tensor parallelism)")
+    fit.add_argument("--context", type=int, help="tokens of a request; without it, all that the model can")
+    fit.add_argument("--json", action="store_true")
+    fit.set_defaults(run=fit_command)
     developer = commands.add_parser("run", help="everything at once on 127.0.0.1, with a throw-away key")
     developer.add_argument("--engine", choices=["echo", "naive", "continuous"], default="echo")
     developer.add_argument("--model", type=Path, help="model directory, for all but echo")
@@ -100,6 +107,15 @@ def check_command(options: argparse.Namespace) -> int:
     else:
         load(options.config, GatewayConfig if options.kind == "gateway" else EngineConfig)
     return 0
+
+
+def fit_command(options: argparse.Namespace) -> int:
+    """llm-serve fit."""
+    from llmserve.fit import report
+
+    text, fits = report(options.model, options.memory, options.gpus, options.context, options.json)
+    print(text)
+    return 0 if fits else 1
 
 
 def run_developer_command(options: argparse.Namespace) -> int:
