@@ -63,8 +63,25 @@ class Driver(Protocol):
         """Answer `request`, giving each piece of text to `emit` (in the event loop's thread). An empty piece says only
         that the model has made a step.
 
-        Raises ApiError for what the client did wrong. When cancelled it returns once the model has stopped.
+        Raises ApiError for what the client did wrong. When cancelled, the model stops within a step.
         """
+
+    async def broken(self) -> str:
+        """Wait until it can answer nothing any more, and say why: the process then ends, to be started again."""
+
+    async def close(self) -> None:
+        """Stop the model; what is running may be answered before, within seconds."""
+
+
+class Steady:
+    """A driver whose requests fail one by one, and that holds nothing when it stops."""
+
+    async def broken(self) -> str:
+        """Never."""
+        return await asyncio.Future[str]()
+
+    async def close(self) -> None:
+        """Nothing to stop."""
 
 
 def token_budget(request: Generate, prompt_tokens: int, context: int) -> int:
@@ -210,8 +227,11 @@ class EngineServer:
             self.step()
 
 
-async def serve(model: str, driver: Driver, path: Path, mode: int, stall_seconds: float) -> None:
-    """Serve `driver` on the UNIX socket `path` until SIGTERM or SIGINT; it is READY once it listens."""
+async def serve(model: str, driver: Driver, path: Path, mode: int, stall_seconds: float) -> int:
+    """Serve `driver` on the UNIX socket `path` until SIGTERM or SIGINT; it is READY once it listens.
+
+    Returns the exit code: 1 if the driver broke.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     logs.guard(loop)
@@ -224,8 +244,13 @@ async def serve(model: str, driver: Driver, path: Path, mode: int, stall_seconds
     log.info("ready", extra={"fields": {**fields, "socket": str(path)}})
     notify("READY=1")
     beating = asyncio.create_task(engine.beat())
-    await stop.wait()
+    broken, stopped = asyncio.create_task(driver.broken()), asyncio.create_task(stop.wait())
+    await asyncio.wait([broken, stopped], return_when=asyncio.FIRST_COMPLETED)
+    if broken.done():
+        log.error("the engine ends", extra={"fields": {"model": model, "reason": broken.result()}})
     beating.cancel()
     notify("STOPPING=1")
     server.close()
     path.unlink(missing_ok=True)
+    await driver.close()
+    return 1 if broken.done() else 0

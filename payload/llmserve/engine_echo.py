@@ -4,7 +4,7 @@ import asyncio
 import re
 from collections.abc import Callable, Sequence
 
-from llmserve.engine import Finish, token_budget
+from llmserve.engine import Finish, Steady, token_budget
 from llmserve.protocol import Generate
 from llmserve.settings import EchoModel
 from llmserve.text import StopStrings
@@ -12,7 +12,7 @@ from llmserve.text import StopStrings
 TOKEN = re.compile(r"\S+\s*|\s+")
 
 
-class EchoDriver:
+class EchoDriver(Steady):
     """A token is a word with the blanks after it. The same question always gets the same answer."""
 
     name = "echo"

@@ -21,7 +21,7 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from llmcore.config import ConfigError
-from llmserve.engine import Finish
+from llmserve.engine import Finish, Steady
 from llmserve.errors import ApiError
 from llmserve.protocol import Generate
 from llmserve.settings import EmbedModel
@@ -29,7 +29,7 @@ from llmserve.settings import EmbedModel
 BATCH = 32  # texts in one pass; a cancellation waits for one
 
 
-class EmbedDriver:
+class EmbedDriver(Steady):
     """An encoder from a directory of safetensors, one request at a time, in a thread of its own."""
 
     name = "embed"

@@ -231,14 +231,13 @@ class EchoModel(Section):
     token_seconds: Share = 0.0
 
 
-class NaiveModel(Section):
-    """transformers' `generate`, one request at a time.
+class LocalModel(Section):
+    """A model that runs in the engine's own process.
 
     `temperature` and `top_p` hold where a request names none; without them the model's generation_config.json
     does, and OpenAI's 1.0 after that.
     """
 
-    driver: Literal["naive"]
     path: Path
     manifest: Path
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
@@ -259,12 +258,46 @@ class EmbedModel(Section):
     threads: Positive | None = None
 
 
+class NaiveModel(LocalModel):
+    """transformers' `generate`, one request at a time."""
+
+    driver: Literal["naive"]
+
+
+class ContinuousModel(LocalModel):
+    """transformers' continuous batching: up to `slots` requests at once, `batch_tokens` in one step.
+
+    The cache holds `cache_tokens` in pages of `page_tokens`; greedy and drawn answers have one each. `share_prefixes`
+    shows in the time of an answer whether somebody else's prompt began alike: only where all who ask may know that.
+    """
+
+    driver: Literal["continuous"]
+    slots: Positive = 16
+    cache_tokens: Positive = 8192
+    page_tokens: Annotated[int, Field(ge=4)] = 32
+    batch_tokens: Positive = 512
+    share_prefixes: bool = False
+
+    @model_validator(mode="after")
+    def room_for_one(self) -> "ContinuousModel":
+        """A request that can never get into the cache would end the engine."""
+        if self.cache_tokens < self.context:
+            raise ValueError(
+                f"cache_tokens ({self.cache_tokens}) is below context ({self.context}): raise it, or lower context"
+            )
+        if self.batch_tokens < self.slots:
+            raise ValueError(
+                f"batch_tokens ({self.batch_tokens}) is below slots ({self.slots}): each needs a token in every step"
+            )
+        return self
+
+
 class EngineConfig(Section):
     """`llm-serve engine --config`."""
 
     socket: Path
     socket_mode: Annotated[str, Field(pattern=r"^0[0-7]{3}$")] = "0660"
-    model: Annotated[EchoModel | NaiveModel | EmbedModel, Field(discriminator="driver")]
+    model: Annotated[EchoModel | NaiveModel | ContinuousModel | EmbedModel, Field(discriminator="driver")]
     stall_seconds: Seconds = (
         60.0  # without a step while work is pending: the longest prompt must be read in it
     )
