@@ -9,6 +9,7 @@ from typing import Any
 import httpx2 as httpx
 import openai
 import pytest
+from authority import bundled_model
 from scripted_upstream import ScriptedUpstream, answer
 from service import Service, eventually, running
 from test_refusals import error
@@ -209,3 +210,18 @@ def test_an_upstream_for_embeddings_is_asked_and_its_answer_passes(tmp_path: Pat
         assert client.post(EMBED, json={"model": "m", "input": "x"}).text == body
     assert server.asked == [{"model": "m", "input": ["x"], "encoding_format": "float"}]
     server.stop()
+
+
+def test_the_bundles_encoder_knows_what_belongs_together(tmp_path: Path) -> None:
+    name = "all-minilm-l6-v2"
+    directory = tmp_path / name
+    if not bundled_model(name, directory):
+        pytest.skip(f"{name} is not in the builder's cache: `make bundle` puts it there")
+    texts = ["A man is eating food.", "Somebody has a meal.", "The stock market fell sharply today."]
+    with running(tmp_path, {name: described(directory)}) as service, service.client() as client:
+        eventually("the gateway has found it", lambda: client.get("/readyz").status_code == 200, 30)
+        eating, meal, market = vectors(client, model=name, input=texts)
+        assert len(eating) == 384
+        assert eating @ meal > 0.4 > 0.2 > eating @ market
+        long = client.post(EMBED, json={"model": name, "input": "word " * 300}).json()
+        assert long["usage"]["prompt_tokens"] == 302  # its tokenizer's file would cut at 128
