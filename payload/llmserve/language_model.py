@@ -1,5 +1,6 @@
 """A model in this process: weights, tokenizer, chat template and text. What all drivers that run one share."""
 
+import logging
 import os
 from collections.abc import Callable
 from typing import Any
@@ -13,12 +14,15 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
+from llmcore.config import ConfigError
+from llmserve import quantization
 from llmserve.engine import Finish
 from llmserve.errors import ApiError
 from llmserve.protocol import Generate
 from llmserve.settings import LocalModel
 from llmserve.text import StopStrings
 
+log = logging.getLogger("llmserve.model")
 PROBE = Generate(id=0, stream=False, max_tokens=1, clip=True, prompt="a", temperature=0)  # before READY
 
 
@@ -87,13 +91,26 @@ class LanguageModel:
     def __init__(self, settings: LocalModel, revision: str) -> None:
         """Load. `revision` is what verify_model returned for this directory."""
         self.revision = f"{revision}-{settings.dtype}"
+        if settings.quantization != "none":
+            self.revision += f"-{settings.quantization}"
         torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
         disable_progress_bar()
         directory = str(settings.path)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-        self.model: Any = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=getattr(torch, settings.dtype), local_files_only=True, use_safetensors=True
-        ).eval()
+        dtype = getattr(torch, settings.dtype)
+        try:
+            how = quantization.loading(settings.quantization, dtype, settings.path)
+            self.model: Any = AutoModelForCausalLM.from_pretrained(
+                directory, dtype=dtype, local_files_only=True, use_safetensors=True, **how
+            ).eval()
+        except ImportError as error:
+            raise ConfigError(
+                f"quantization '{settings.quantization}' needs bitsandbytes and accelerate, and one of them is not "
+                f"installed here ({error.name}): install llmkeep-payload[quantization], or set 'none'"
+            ) from None
+        sizes = quantization.bytes_by_dtype(self.model)
+        quantization.refuse_hardly_quantized(settings.quantization, sizes, settings.path)
+        log.info("weights loaded", extra={"fields": {"quantization": settings.quantization, "bytes": sizes}})
         self.context = min(settings.context, self.model.config.max_position_embeddings)
         defaults = self.model.generation_config
         self.temperature = first_set(settings.temperature, defaults.temperature)

@@ -231,6 +231,9 @@ class EchoModel(Section):
     token_seconds: Share = 0.0
 
 
+Quantization = Literal["none", "int8", "nf4"]
+
+
 class LocalModel(Section):
     """A model that runs in the engine's own process.
 
@@ -241,6 +244,7 @@ class LocalModel(Section):
     path: Path
     manifest: Path
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    quantization: Quantization = "none"  # by bitsandbytes; `dtype` is then what it computes in
     context: Positive = 2048
     threads: Positive | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
