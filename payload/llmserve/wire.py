@@ -370,12 +370,12 @@ def embedding_call(request: EmbeddingBody) -> Call:
 
 
 def refuse_other_work(generate: Generate, dimensions: int, asked: int | None = None) -> None:
-    """Raise ApiError 400 where a model for text is asked for vectors, of which it has `dimensions`, or the reverse."""
+    """Raise ApiError 404 where a model for text is asked for vectors, of which it has `dimensions`, or the reverse."""
     if generate.inputs is None and dimensions:
-        raise ApiError(400, "wrong_endpoint", "this model makes embeddings: use /v1/embeddings", "model")
+        raise ApiError(404, "wrong_endpoint", "this model makes embeddings: use /v1/embeddings", "model")
     if generate.inputs is not None and not dimensions:
         raise ApiError(
-            400, "wrong_endpoint", "this model makes no embeddings: GET /v1/models says which do", "model"
+            404, "wrong_endpoint", "this model makes no embeddings: GET /v1/models says which do", "model"
         )
     if asked is not None and asked != dimensions:
         message = f"'dimensions' is {asked}: the model's vectors have {dimensions}, take it out"
