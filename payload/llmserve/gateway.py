@@ -156,6 +156,7 @@ async def run_gateway(config: GatewayConfig, pepper: bytes, judge: Judge | None 
     authenticator = Authenticator(keys, config.identity.certificate_header, issuer)
     room = Queue(limits.waiting, limits.waiting_tokens)
     links = {name: EngineLink(name, engine.socket, room) for name, engine in config.engines.items()}
+    metrics.tasks.set_function(lambda: len(asyncio.all_tasks()))
     metrics.registry.register(EngineGauges(lambda: [link.state() for link in links.values()]))
     for name in links:
         metrics.of(name)

@@ -38,6 +38,6 @@ def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
         assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
         asked = service.metrics()
     for route in "/generate", "/v1/chat/completions", "/v1/completions":
-        assert asked[f'llm_requests_total{{route="{route}",status="200"}}'] >= 5
-        assert asked[f'llm_requests_total{{route="{route}",status="400"}}'] >= CASES_A_PHASE
+        assert asked[f'llm_requests_total{{route="{route}",status="200"}}'] >= 1
+        assert asked[f'llm_requests_total{{route="{route}",status="400"}}'] >= 5
     assert not any('status="500"' in name for name in asked)
