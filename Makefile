@@ -65,6 +65,7 @@ molecule: bundle  ## the roles' scenarios, or one: make molecule ROLE=redis
 storm: bundle  ## the long fault campaigns (hours): KILLS=500 of luks_volume, seed SEED=5; STORM=20 power cuts of each host in the middle of site.yml
 	STORM=$(or $(KILLS),500) SEED=$(or $(SEED),5) .venv/bin/pytest tests/unit/test_luks_storm.py -rP
 	STORM=$(or $(STORM),20) .venv/bin/pytest tests/lab/test_estate.py -k power_cut
+	cd payload && STORM_MINUTES=10 .venv/bin/pytest tests/test_storms.py -k memory -rP
 
 bundle: env  ## build (or keep) the lab's signed bundle in .lab/bundle
 	.venv/bin/llmkeep keys init .lab/keys

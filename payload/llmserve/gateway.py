@@ -156,6 +156,7 @@ async def run_gateway(config: GatewayConfig, pepper: bytes, judge: Judge | None 
     authenticator = Authenticator(keys, config.identity.certificate_header, issuer)
     room = Queue(limits.waiting, limits.waiting_tokens)
     fleets = {name: open_fleet(name, engine, room, credential) for name, engine in config.engines.items()}
+    metrics.tasks.set_function(lambda: len(asyncio.all_tasks()))
     metrics.registry.register(EngineGauges(lambda: [fleet.state() for fleet in fleets.values()]))
     for name in fleets:
         metrics.of(name)

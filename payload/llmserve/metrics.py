@@ -151,6 +151,7 @@ class Metrics:
         self.quota_refused = counter("llm_quota_refused", "Requests over a quota, by quota", ["quota"])
         self.audit_up = gauge("llm_audit_up", "1 while the audit writer is there")
         self.audit_suppressed = counter("llm_audit_suppressed", "Refusals that were counted and not recorded")
+        self.tasks = gauge("llm_event_loop_tasks", "Tasks of this process, which come and go with requests")
         self.keys = gauge("llm_keys", "Keys in the file; -1 while it cannot be read")
         self.issuer_keys = gauge(
             "llm_issuer_keys", "Keys of the identity provider; -1 while they cannot be read"
