@@ -3,8 +3,8 @@
 
 Each engine is a process of its own with the model in float32, asked over its socket without a gateway; while one
 answers the other idles. CPU a token is what to compare where the machine does other work too. Answers are greedy, and
-compared: both engines must say the same. The models are a random Llama of 57 M parameters, made here, and those in
-the directories named (SmolLM2: `make bundle` leaves it in .lab/bundle/models).
+compared: both engines must say the same. The models are those in the directories named (SmolLM2: `make bundle` leaves
+it in .lab/bundle/models), or else a random Llama of 57 M parameters, made here.
 
 Needs `make env`. Exit code 0, or 1 if an answer failed or two differ.
 """
@@ -122,7 +122,10 @@ def measure(model: Path, options: argparse.Namespace) -> dict[str, Any]:
                         rate, each, answers[driver] = ask(engine, files[driver], count, options.tokens)
                         rates[driver].append(rate)
                         cpu[driver].append(each * 1000)
-                        print(f"{count} at once, round {number + 1}: {driver} {rate:.1f}", file=sys.stderr)
+                        print(
+                            f"{count} at once, round {number + 1}: {driver} {rate:.1f}, {each * 1000:.0f} ms",
+                            file=sys.stderr,
+                        )
                 pairs = zip(answers["naive"], answers["continuous"], strict=True)
                 agree = sum(one == other for one, other in pairs)
                 results[str(count)] = {"tokens_per_second": rates, "cpu_ms_per_token": cpu, "agree": agree}
@@ -152,7 +155,7 @@ def main() -> int:
     """Measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
-        "--model", type=Path, action="append", default=[], help="a directory, besides the random one"
+        "--model", type=Path, action="append", default=[], help="a directory; without one, a random Llama"
     )
     parser.add_argument("--concurrent", type=int, nargs="+", default=[1, 16, 32])
     parser.add_argument("--tokens", type=int, default=32, help="of an answer")
@@ -163,10 +166,12 @@ def main() -> int:
     options = parser.parse_args()
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="bench-model-") as name:
-        random = Path(name) / "random-llama-57m"
-        maker = [PYTHON, str(ROOT / "bench/serving/random_llama.py"), str(random)]
-        subprocess.run(maker, check=True, env={**os.environ, "PYTHONPATH": str(ROOT / "payload/tests")})
-        for model in [random, *options.model]:
+        models = options.model
+        if not models:
+            models = [Path(name) / "random-llama-57m"]
+            maker = [PYTHON, str(ROOT / "bench/serving/random_llama.py"), str(models[0])]
+            subprocess.run(maker, check=True, env={**os.environ, "PYTHONPATH": str(ROOT / "payload/tests")})
+        for model in models:
             results[model.name] = measure(model.resolve(), options)
     print(json.dumps(results) if options.json else table(results))
     same = all(each["agree"] == int(count) for by in results.values() for count, each in by.items())

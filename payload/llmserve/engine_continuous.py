@@ -155,18 +155,21 @@ class ContinuousDriver:
         answer = self.language.answer(request, emit)
         name = str(next(self.numbers))
         outputs = batch.ask(name, prompt, **how)
+        finished = False
         try:
-            while True:
+            while not (finished or answer.stopped):
                 output = await outputs.get()
+                finished = output.is_finished()
                 for token in output.generated_tokens[len(answer.tokens) :]:
                     if not answer.stopped:
                         answer.push(token)
                 if output.error is not None:
                     raise RuntimeError(output.error)
-                if answer.stopped or output.is_finished():
-                    break
         finally:
-            batch.cancel(name)
+            if finished:
+                batch.forget(name)
+            else:
+                batch.cancel(name)
         answer.end()
         return self.language.finish(answer, len(prompt))
 
