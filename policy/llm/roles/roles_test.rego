@@ -40,8 +40,10 @@ test_a_trainer_generates_with_higher_limits_and_its_prompts_are_kept if {
 }
 
 test_who_asks_in_bulk_goes_after_everybody_else if {
-	others := {rate.priority | some class, rate in data.llm.rates; class != "batch"}
-	data.llm.rates.batch.priority < min(others)
+	priorities := {class: rate.priority | some class, rate in data.llm.rates}
+	every priority in object.remove(priorities, ["batch"]) {
+		priority > priorities.batch
+	}
 }
 
 test_those_who_run_the_estate_generate_nothing if {
