@@ -66,6 +66,7 @@ storm: bundle  ## the long fault campaigns (hours): KILLS=500 of luks_volume and
 	STORM=$(or $(KILLS),500) SEED=$(or $(SEED),5) .venv/bin/pytest tests/unit/test_luks_storm.py -rP
 	STORM=$(or $(KILLS),500) SEED=$(or $(SEED),5) .venv/bin/pytest tests/unit/test_hsm_pin.py tests/unit/test_volume_verbs.py -k kill -rP
 	STORM=$(or $(STORM),20) SEED=$(or $(SEED),5) .venv/bin/pytest tests/lab/test_lost_writes.py tests/lab/test_estate.py -k "lost_writes or power_cut" -rP
+	cd payload && STORM_MINUTES=10 .venv/bin/pytest tests/test_storms.py -k memory -rP
 
 bundle: env  ## build (or keep) the lab's signed bundle in .lab/bundle
 	.venv/bin/llmkeep keys init .lab/keys

@@ -13,15 +13,15 @@ import argparse
 import json
 import sys
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from stand import PYTHON, ROOT, Round, Server, Stand, http_request, measure, median
 
 
-def servers(stand: Stand, redis: bool) -> list[Server]:
-    """The bare application and the gateway."""
-    if redis:
+def servers(stand: Stand, redis: bool, cached: bool) -> list[Server]:
+    """The bare application, the gateway, and the gateway where its answers come from the cache."""
+    if redis or cached:
         stand.start_redis()
     stand.start_writer()
     stand.start_engine()
@@ -38,7 +38,11 @@ def servers(stand: Stand, redis: bool) -> list[Server]:
     process = stand.start("bare ASGI", [PYTHON, "-m", "uvicorn", "bare_asgi:app", *options])
     stand.until("it listens", "bare ASGI", path.exists)
     bare = Server("bare ASGI", path, http_request(stand.key), {"itself": process})
-    return [bare, stand.gateway("gateway", [PYTHON, "-m", "llmserve"])]
+    gateway = stand.gateway("gateway", [PYTHON, "-m", "llmserve"])
+    if not cached:
+        return [bare, gateway]
+    hit = http_request(stand.key, temperature=0)
+    return [bare, gateway, replace(gateway, name="gateway, cache hit", request=hit)]
 
 
 def table(results: dict[str, dict[str, Round]]) -> str:
@@ -67,11 +71,12 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each server, in turns")
     parser.add_argument("--connections", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--redis", action="store_true", help="quotas are counted in a Redis")
+    parser.add_argument("--cached", action="store_true", help="answers from the cache beside the others")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of the table")
     options = parser.parse_args()
     results: dict[str, dict[str, Round]] = {}
     with tempfile.TemporaryDirectory(prefix="bench-gateway-") as name, Stand(Path(name)) as stand:
-        both = servers(stand, options.redis)
+        both = servers(stand, options.redis, options.cached)
         for connections in options.connections:
             rounds: dict[str, list[Round]] = {server.name: [] for server in both}
             for number in range(options.rounds):

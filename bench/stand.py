@@ -178,9 +178,9 @@ def median(rounds: list[Round]) -> Round:
     )
 
 
-def http_request(key: str) -> bytes:
-    """The question as bytes."""
-    body = json.dumps(QUESTION).encode()
+def http_request(key: str, **more: object) -> bytes:
+    """The question as bytes, with more fields."""
+    body = json.dumps(QUESTION | more).encode()
     lines = [
         "POST /v1/chat/completions HTTP/1.1",
         "host: llm",

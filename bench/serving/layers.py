@@ -123,7 +123,10 @@ async def records(
     connection = asyncio.create_task(link.keep_connected())
     while not link.up:
         await asyncio.sleep(0.01)
-    exchange = Exchange(b"0190c8a17b1e7cc080003d1f0a5b7e21", time.monotonic(), identity, ACTION, decision)
+    name = b"0190c8a17b1e7cc080003d1f0a5b7e21"
+    exchange = Exchange(
+        name, name, False, time.monotonic(), identity=identity, action=ACTION, decision=decision
+    )
     rows = [
         await intents(recorder, exchange, writers, number)
         for writers, number in ((1, 1000), (16, 8000), (64, 16000))

@@ -6,7 +6,7 @@ import time
 from typing import Protocol
 
 from llmserve.errors import ApiError
-from llmserve.protocol import Done
+from llmserve.protocol import Done, Event
 
 END = b"data: [DONE]\n\n"
 
@@ -42,6 +42,9 @@ class Rendering(Protocol):
     def piece(self, text: str) -> bytes:
         """A piece of text as an event."""
 
+    def event(self, passed: Event) -> bytes:
+        """An upstream's event, which comes instead of our own pieces; its stream has no first()."""
+
     def last(self, done: Done) -> bytes:
         """What a stream says after the last piece, [DONE] included."""
 
@@ -53,6 +56,7 @@ class OpenAiRendering:
         """`chat`: messages instead of text."""
         self.chat = chat
         self.include_usage = include_usage
+        self.passing = False
         self.head: dict[str, object] = {
             "id": ("chatcmpl-" if chat else "cmpl-") + secrets.token_hex(12),
             "object": "chat.completion" if chat else "text_completion",
@@ -63,7 +67,9 @@ class OpenAiRendering:
         self.before = self.after = b""
 
     def whole(self, done: Done) -> bytes:
-        """Everything in one body."""
+        """Everything in one body; an upstream's is passed on as it is."""
+        if done.passed is not None:
+            return done.passed.encode()
         said: dict[str, object] = {"index": 0, "logprobs": None, "finish_reason": done.finish_reason}
         if self.chat:
             said["message"] = {"role": "assistant", "content": done.text, "refusal": None}
@@ -98,8 +104,15 @@ class OpenAiRendering:
         """A piece of text as an event."""
         return self.before + json.dumps(text, ensure_ascii=False).encode() + self.after
 
+    def event(self, passed: Event) -> bytes:
+        """As it is; the one with the usage only if it was asked for."""
+        self.passing = True
+        return b"" if passed.usage and not self.include_usage else passed.data
+
     def last(self, done: Done) -> bytes:
-        """Finish reason, usage if it was asked for, [DONE]."""
+        """Finish reason, usage if it was asked for, [DONE]; an upstream has said the first two itself."""
+        if self.passing:
+            return END
         frames = event(self.chunk([self.choice({}, reason=done.finish_reason)]))
         if self.include_usage:
             frames += event(self.chunk([], usage(done)))
@@ -126,6 +139,22 @@ class GenerateRendering:
         """A piece of text as an event."""
         return event({"response": text})
 
+    def event(self, passed: Event) -> bytes:
+        """Its text, in our own form."""
+        return self.piece(passed.text) if passed.text else b""
+
     def last(self, done: Done) -> bytes:
         """Model and usage, then [DONE]."""
         return event({"response": "", "model": self.model, "usage": usage(done)}) + END
+
+
+class EmbeddingRendering(GenerateRendering):
+    """/v1/embeddings: the engine has made the list, only what is around it is added. It has no stream."""
+
+    def whole(self, done: Done) -> bytes:
+        """Everything in one body."""
+        if done.passed is not None:
+            return done.passed.encode()
+        used = {"prompt_tokens": done.prompt_tokens, "total_tokens": done.prompt_tokens}
+        around = json.dumps({"object": "list", "model": self.model, "usage": used})
+        return f'{around[:-1]}, "data": {done.text}}}'.encode()

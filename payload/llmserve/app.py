@@ -21,9 +21,11 @@ from llmserve.onion import (
     json_body,
     respond,
 )
-from llmserve.openapi import describe
+from llmserve.openapi import PlainRoute, describe
 from llmserve.policy import denied
-from llmserve.wire import ChatBody, CompletionBody, GenerateBody
+from llmserve.shapes import ChatCompletion, DrainState, Embeddings, Generated, TextCompletion
+from llmserve.shapes import Health as HealthShape
+from llmserve.wire import ChatBody, CompletionBody, EmbeddingBody, GenerateBody
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class Route:
     path: str
     methods: dict[str, App]
     public: bool = False
-    hot: type[BaseModel] | None = None  # body model of a route that FastAPI does not know
+    hot: type[BaseModel] | None = None  # its body's model; such a route knows model and prompt
+    answer: type[BaseModel] | None = None  # of a route that FastAPI does not know
 
     @property
     def pattern(self) -> str:
@@ -42,7 +45,7 @@ class Route:
 
 
 class Model(BaseModel):
-    """A model as OpenAI's API lists it; `context` in tokens."""
+    """A model as OpenAI's API lists it; `context` in tokens; `dimensions` of its vectors, if it makes embeddings."""
 
     id: str
     object: str = "model"
@@ -50,6 +53,7 @@ class Model(BaseModel):
     owned_by: str = "llmkeep"
     context: int | None
     revision: str | None
+    dimensions: int | None
 
 
 class Models(BaseModel):
@@ -64,8 +68,12 @@ def cold_routes(state: State) -> FastAPI:
     app = FastAPI(title="llmkeep", version="1", docs_url=None, redoc_url=None)
 
     def described(name: str) -> Model:
-        hello = state.links[name].hello
-        return Model(id=name, context=hello and hello.context, revision=hello and hello.revision)
+        hello = state.fleets[name].hello
+        if hello is None:
+            return Model(id=name, context=None, revision=None, dimensions=None)
+        return Model(
+            id=name, context=hello.context, revision=hello.revision, dimensions=hello.dimensions or None
+        )
 
     @app.exception_handler(ApiError)
     async def refuse(_: Request, error: ApiError) -> Response:
@@ -118,12 +126,19 @@ class Health:
         if not self.state.audit.up:
             reasons.append("nothing can be recorded")
         # How many, not which: anybody may ask, and which models there are is for those who may use them.
-        absent = sum(link.hello is None for link in self.state.links.values())
-        if absent:
-            reasons.append(f"{absent} of {len(self.state.links)} engines are not there")
+        fleets = self.state.fleets.values()
+        if absent := sum(fleet.hello is None for fleet in fleets):
+            reasons.append(f"{absent} of {len(fleets)} engines are not there")
+        if stalled := sum(fleet.hello is not None and not fleet.up for fleet in fleets):
+            reasons.append(f"{stalled} of {len(fleets)} engines make no step")
         if reasons:
             raise unavailable("not_ready", "not ready: " + "; ".join(reasons))
         await respond(send, 200, json_body({"status": "ready"}))
+
+    async def drain(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Whether this gateway stops, and how many answers it still owes: at 0 nothing is lost any more."""
+        state = "draining" if self.state.draining else "serving"
+        await respond(send, 200, json_body({"status": state, "in_flight": len(self.state.flights.active)}))
 
 
 def routing_table(state: State) -> list[Route]:
@@ -131,19 +146,25 @@ def routing_table(state: State) -> list[Route]:
     completions = Completions(state)
     health = Health(state)
     cold = cold_routes(state)
+    making: dict[str, App] = {"GET": completions.generate, "POST": completions.generate}
     table = [
-        Route("/v1/chat/completions", {"POST": completions.chat}, hot=ChatBody),
-        Route("/v1/completions", {"POST": completions.completion}, hot=CompletionBody),
-        Route("/generate", {"GET": completions.generate, "POST": completions.generate}, hot=GenerateBody),
+        Route("/v1/chat/completions", {"POST": completions.chat}, hot=ChatBody, answer=ChatCompletion),
+        Route("/v1/completions", {"POST": completions.completion}, hot=CompletionBody, answer=TextCompletion),
+        Route("/generate", making, hot=GenerateBody, answer=Generated),
+        Route("/v1/embeddings", {"POST": completions.embeddings}, hot=EmbeddingBody, answer=Embeddings),
         Route("/v1/models", {"GET": cold}),
         Route("/v1/models/", {"GET": cold}),
         Route("/openapi.json", {"GET": cold}),
-        Route("/livez", {"GET": health.live}, public=True),
-        Route("/readyz", {"GET": health.ready}, public=True),
+        Route("/livez", {"GET": health.live}, public=True, answer=HealthShape),
+        Route("/readyz", {"GET": health.ready}, public=True, answer=HealthShape),
+        Route("/drainz", {"GET": health.drain}, public=True, answer=DrainState),
     ]
-    hot = [(route.path, list(route.methods), route.hot) for route in table if route.hot]
-    public = [route.path for route in table if route.public]
-    cold.openapi = lambda: describe(cold, hot, public, state.limits)  # type: ignore[method-assign]
+    plain = [
+        PlainRoute(route.path, list(route.methods), route.hot, route.answer)
+        for route in table
+        if route.answer
+    ]
+    cold.openapi = lambda: describe(cold, plain, state.limits)  # type: ignore[method-assign]
     return table
 
 

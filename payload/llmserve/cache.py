@@ -1,30 +1,89 @@
 """The exact cache: the answer to a question that was asked before, of the same model, by the same tenant.
 
-Only greedy answers are kept. Redis being slow, full or gone is a miss, never an error.
+Answers are kept if they are greedy, or if the client asks for it by `cache-control: max-age`. Redis being slow, full or
+gone is a miss, never an error.
 """
 
 import hashlib
 import json
-from dataclasses import asdict
+import re
+import time
+from dataclasses import dataclass
 
 from llmserve.metrics import Metrics
-from llmserve.protocol import Done, Generate, Hello
+from llmserve.protocol import FIELDS, Done, FinishReason, Generate, Hello
 from llmserve.redis_link import RedisAway, RedisLink
+
+FORMAT = 2  # of what is kept; an older release's entries are other questions
+NOT_ASKED = {"id", "stream", "deadline", "traceparent"}  # how a question is asked does not change its answer
+ASKED = [name for name in FIELDS[Generate] if name not in NOT_ASKED]
+DIRECTIVE = re.compile(r'\s*([a-z-]+)\s*(?:=\s*"?([^",]*)"?\s*)?')
+
+
+@dataclass(frozen=True, slots=True)
+class CacheWish:
+    """What a request's `cache-control` asks for (RFC 9111, 5.2.1): `max_age` in seconds."""
+
+    read: bool = True
+    write: bool = True
+    max_age: int | None = None
+
+
+DEFAULT_WISH = CacheWish()
+
+
+def cache_wish(header: bytes | None) -> CacheWish:
+    """The wish in a header; what is not known is ignored, as the RFC says, and no number is 0."""
+    if header is None:
+        return DEFAULT_WISH
+    read = write = True
+    max_age = None
+    for part in header.decode("latin-1").lower().split(","):
+        match = DIRECTIVE.fullmatch(part)
+        name, value = match.groups() if match else ("", None)
+        if name == "no-store":
+            read = write = False
+        elif name == "no-cache":
+            read = False
+        elif name == "max-age":
+            max_age = int(value) if value and re.fullmatch("[0-9]{1,10}", value) else 0
+    return CacheWish(read and max_age != 0, write, max_age)
 
 
 def key_material(tenant: str, policy_revision: int, hello: Hello, request: Generate) -> str:
     """Everything that the answer depends on, and whose it is, as canonical JSON."""
-    asked = asdict(request)
-    del asked["id"], asked["stream"]
     material = {
+        "format": FORMAT,
         "tenant": tenant,
         "policy": policy_revision,
         "model": hello.model,
         "revision": hello.revision,
+        "template": hello.template,
         "driver": hello.driver,
-        **asked,
+        "asked": {name: getattr(request, name) for name in ASKED},
     }
     return json.dumps(material, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+@dataclass(slots=True)
+class Kept:
+    """An answer in the pieces in which the engine gave it. `stored` in seconds since the epoch."""
+
+    pieces: list[str]
+    finish_reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+    stored: float
+
+    @property
+    def done(self) -> Done:
+        """As the engine would have said it at once."""
+        tokens = self.prompt_tokens, self.completion_tokens
+        return Done(0, "".join(self.pieces), self.finish_reason, *tokens)
+
+    def age(self) -> int:
+        """Seconds; 0 where the clock went back meanwhile."""
+        return max(0, int(time.time() - self.stored))
 
 
 class ExactCache:
@@ -36,30 +95,35 @@ class ExactCache:
         self.ttl = ttl_seconds
         self.metrics = metrics
 
-    async def get(self, material: str) -> Done | None:
-        """The kept answer, or None."""
+    async def get(self, material: str, max_age: int | None) -> Kept | None:
+        """The kept answer, if it is not older than `max_age` seconds."""
         try:
             value = await self.link.ask(self.link.client.get, self.name(material))
-        except RedisAway:
-            self.metrics.cache.labels("error").inc()
-            return None
-        if value is not None:
-            kept = json.loads(value)
-            if kept.pop("material") == material:
-                self.metrics.cache.labels("hit").inc()
-                return Done(id=0, **kept)
-        self.metrics.cache.labels("miss").inc()
+            if value is not None:
+                content = json.loads(value)
+                if content.pop("material") == material:
+                    kept = Kept(**content)
+                    if max_age is None or kept.age() <= max_age:
+                        return kept
+        except (RedisAway, ValueError, LookupError, TypeError, AttributeError):
+            self.metrics.cache_by["error"].inc()
         return None
 
-    async def put(self, material: str, done: Done) -> None:
+    async def put(self, material: str, pieces: list[str], done: Done) -> None:
         """Keep an answer; failing to is no error."""
-        kept = asdict(done)
-        del kept["id"]
-        value = json.dumps({"material": material, **kept})
+        content = {
+            "material": material,
+            "pieces": pieces,
+            "finish_reason": done.finish_reason,
+            "prompt_tokens": done.prompt_tokens,
+            "completion_tokens": done.completion_tokens,
+            "stored": time.time(),
+        }
+        value = json.dumps(content, ensure_ascii=False)
         try:
             await self.link.ask(self.link.client.set, self.name(material), value, ex=self.ttl)
         except RedisAway:
-            self.metrics.cache.labels("error").inc()
+            self.metrics.cache_by["error"].inc()
 
     def name(self, material: str) -> str:
         """The key in Redis."""

@@ -41,9 +41,16 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("kind", choices=["gateway", "engine", "jwks"])
     check.add_argument("config", type=Path)
     check.set_defaults(run=check_command)
+    fit = commands.add_parser("fit", help="will a model run there? From its config.json alone; exit 1 if not")
+    fit.add_argument("--model", type=Path, required=True, help="its directory")
+    fit.add_argument("--memory", required=True, help="of one GPU, or of the host: 24G (2^30 bytes each)")
+    fit.add_argument("--gpus", type=int, default=1, help="that share the model (tensor parallelism)")
+    fit.add_argument("--context", type=int, help="tokens of a request; without it, all that the model can")
+    fit.add_argument("--json", action="store_true")
+    fit.set_defaults(run=fit_command)
     developer = commands.add_parser("run", help="everything at once on 127.0.0.1, with a throw-away key")
-    developer.add_argument("--engine", choices=["echo", "naive"], default="echo")
-    developer.add_argument("--model", type=Path, help="model directory, for naive")
+    developer.add_argument("--engine", choices=["echo", "naive", "continuous"], default="echo")
+    developer.add_argument("--model", type=Path, help="model directory, for all but echo")
     developer.add_argument("--port", type=int, default=8000, help="0 takes a free one")
     developer.add_argument("--redis", metavar="URL", help="cache answers there; without it there is no cache")
     developer.set_defaults(run=run_developer_command)
@@ -79,15 +86,23 @@ def run_engine_command(options: argparse.Namespace) -> int:
 
         driver = EchoDriver(config.model)
     else:
+        # The driver's modules come only now: nothing that could open the model runs before it was verified.
         revision = verify_model(config.model.path, config.model.manifest)
+        if config.model.driver == "naive":
+            from llmserve.engine_naive import NaiveDriver
 
-        from llmserve.engine_naive import (
-            NaiveDriver,  # only now: nothing that could open the model runs before
-        )
+            driver = NaiveDriver(config.model, revision)
+        elif config.model.driver == "embed":
+            from llmserve.engine_embed import EmbedDriver
 
-        driver = NaiveDriver(config.model, revision)
-    uvloop.run(serve(options.name, driver, config.socket, int(config.socket_mode, 8)))
-    return 0
+            driver = EmbedDriver(config.model, revision)
+        else:
+            from llmserve.engine_continuous import ContinuousDriver
+
+            driver = ContinuousDriver(config.model, revision)
+    mode = int(config.socket_mode, 8)
+    code: int = uvloop.run(serve(options.name, driver, config.socket, mode, config.stall_seconds))
+    return code
 
 
 def check_command(options: argparse.Namespace) -> int:
@@ -97,6 +112,15 @@ def check_command(options: argparse.Namespace) -> int:
     else:
         load(options.config, GatewayConfig if options.kind == "gateway" else EngineConfig)
     return 0
+
+
+def fit_command(options: argparse.Namespace) -> int:
+    """llm-serve fit."""
+    from llmserve.fit import report
+
+    text, fits = report(options.model, options.memory, options.gpus, options.context, options.json)
+    print(text)
+    return 0 if fits else 1
 
 
 def run_developer_command(options: argparse.Namespace) -> int:

@@ -10,12 +10,16 @@ class PolicyUnavailable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """A rate class: what one subject may use, in calendar minutes and UTC days."""
+    """A rate class: what one subject may use, in calendar minutes and UTC days.
+
+    Where an engine is full, a higher `priority` goes first.
+    """
 
     name: str
     requests_per_minute: int
     tokens_per_minute: int
     tokens_per_day: int
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,7 @@ def parse_decision(answer: object) -> Decision:
             number(rate, "requests_per_minute"),
             number(rate, "tokens_per_minute"),
             number(rate, "tokens_per_day"),
+            number(rate, "priority") if "priority" in rate else 0,  # policies of former releases have none
         ),
         log_prompt=answer["log_prompt"] is True,
     )

@@ -26,7 +26,12 @@ class Everything:
 
     async def judge(self, asked: dict[str, Any]) -> object:
         """Yes."""
-        rate = {"requests_per_minute": 10**6, "tokens_per_minute": 10**9, "tokens_per_day": 10**12}
+        rate = {
+            "requests_per_minute": 10**6,
+            "tokens_per_minute": 10**9,
+            "tokens_per_day": 10**12,
+            "priority": 0,
+        }
         return {
             "allow": True,
             "reason": "a developer's own machine",
@@ -51,9 +56,9 @@ def free_port() -> int:
 
 
 def run_all(engine: str, model: Path | None, port: int, redis: str | None) -> int:
-    """Run until interrupted. Raises ConfigError for a naive engine without a model."""
-    if (engine == "naive") != (model is not None):
-        raise ConfigError("--engine naive and --model DIR go together: give both, or neither for echo")
+    """Run until interrupted. Raises ConfigError for an engine of a model without a model."""
+    if (engine == "echo") != (model is None):
+        raise ConfigError(f"--engine {engine} and --model DIR go together: give both, or neither for echo")
     port, metrics_port = port or free_port(), free_port()
     with tempfile.TemporaryDirectory(prefix="llm-serve-") as name:
         folder = Path(name)

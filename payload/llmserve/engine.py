@@ -3,17 +3,20 @@
 import asyncio
 import logging
 import signal
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from llmcore import logs
-from llmcore.notify import notify
-from llmserve.errors import ApiError, unavailable
+from llmcore.notify import notify, watchdog_seconds
+from llmserve.errors import ApiError, deadline_exceeded, unavailable
+from llmserve.gpu import Gpus
 from llmserve.protocol import (
     LINE_LIMIT,
+    Beat,
     Cancel,
     Delta,
     Done,
@@ -29,6 +32,7 @@ from llmserve.protocol import (
 from llmserve.sockets import bind_unix
 
 log = logging.getLogger("llmserve.engine")
+BEAT_SECONDS = 1.0
 
 
 @dataclass(slots=True)
@@ -47,12 +51,37 @@ class Driver(Protocol):
     revision: str
     context: int
     slots: int
+    fields: Sequence[str]  # of wire.OPTIONAL, those that it honours
+    dimensions: int  # of its vectors; 0 for a model that makes text
+    tokens: int  # as in Hello
+    template: str
+
+    def kv_used(self) -> float | None:
+        """As in Beat."""
 
     async def generate(self, request: Generate, emit: Callable[[str], None]) -> Finish:
-        """Answer `request`, giving each piece of text to `emit` (in the event loop's thread).
+        """Answer `request`, giving each piece of text to `emit` (in the event loop's thread). An empty piece says only
+        that the model has made a step.
 
-        Raises ApiError for what the client did wrong. When cancelled it returns once the model has stopped.
+        Raises ApiError for what the client did wrong. When cancelled, the model stops within a step.
         """
+
+    async def broken(self) -> str:
+        """Wait until it can answer nothing any more, and say why: the process then ends, to be started again."""
+
+    async def close(self) -> None:
+        """Stop the model; what is running may be answered before, within seconds."""
+
+
+class Steady:
+    """A driver whose requests fail one by one, and that holds nothing when it stops."""
+
+    async def broken(self) -> str:
+        """Never."""
+        return await asyncio.Future[str]()
+
+    async def close(self) -> None:
+        """Nothing to stop."""
 
 
 def token_budget(request: Generate, prompt_tokens: int, context: int) -> int:
@@ -74,11 +103,56 @@ def token_budget(request: Generate, prompt_tokens: int, context: int) -> int:
 class EngineServer:
     """Serves one driver to any number of gateways."""
 
-    def __init__(self, model: str, driver: Driver) -> None:
-        """`model` is the name under which clients know it."""
+    def __init__(self, model: str, driver: Driver, stall_seconds: float) -> None:
+        """`model` is the name under which clients know it; no step for `stall_seconds` of work means stalled."""
         self.driver = driver
-        self.hello = Hello(model, driver.revision, driver.name, driver.context, driver.slots)
+        self.hello = Hello(
+            model,
+            driver.revision,
+            driver.name,
+            driver.context,
+            driver.slots,
+            [*driver.fields],
+            driver.dimensions,
+            driver.tokens,
+            driver.template,
+        )
         self.slots = asyncio.Semaphore(driver.slots)
+        self.gpus = Gpus()
+        self.stall_seconds = stall_seconds
+        self.pending = 0
+        self.last_step = time.monotonic()
+        self.gateways: set[Callable[[Frame], None]] = set()
+
+    def step(self) -> None:
+        """The model has done something."""
+        self.last_step = time.monotonic()
+
+    @property
+    def stalled(self) -> bool:
+        """Work is pending, and nothing comes of it."""
+        return self.pending > 0 and time.monotonic() - self.last_step > self.stall_seconds
+
+    async def beat(self) -> None:
+        """Tell gateways and service manager, until cancelled.
+
+        A stalled engine stops telling the manager, which then kills and restarts it (WatchdogSec=): so does one whose
+        event loop stands still, or that is stopped. No code in a process can see to that.
+        """
+        patience, told = watchdog_seconds(), False
+        pause = min(BEAT_SECONDS, patience / 3) if patience else BEAT_SECONDS
+        while True:
+            stalled = self.stalled
+            if not stalled and patience:
+                notify("WATCHDOG=1")
+            if stalled and not told:
+                fields = {"pending": self.pending, "seconds": round(time.monotonic() - self.last_step, 1)}
+                log.critical("the model makes no step", extra={"fields": fields})
+            told = stalled
+            frame = Beat(stalled, self.driver.kv_used(), self.gpus.used())
+            for say in self.gateways:
+                say(frame)
+            await asyncio.sleep(pause)
 
     async def connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Talk to one gateway until it hangs up; what it still waits for is then given up."""
@@ -94,6 +168,7 @@ class EngineServer:
                 log.error("a request's task failed", exc_info=task.exception())
 
         say(self.hello)
+        self.gateways.add(say)
         try:
             while line := await reader.readline():
                 frame = decode(line)
@@ -107,6 +182,7 @@ class EngineServer:
         except (ProtocolError, ValueError, ConnectionError) as error:
             log.warning("a gateway's connection ends", exc_info=error)
         finally:
+            self.gateways.discard(say)
             for task in list(running.values()):
                 task.cancel()
             writer.close()
@@ -116,42 +192,65 @@ class EngineServer:
         pieces: list[str] = []
 
         def emit(text: str) -> None:
+            self.step()
+            if not text:
+                return
             if request.stream:
                 say(Delta(request.id, text))
             else:
                 pieces.append(text)
 
+        if not self.pending:
+            self.step()  # what rested was not stalled
+        self.pending += 1
+        deadline = asyncio.timeout(request.deadline)
         try:
-            async with self.slots:
+            async with deadline, self.slots:
                 finish = await self.driver.generate(request, emit)
         except ApiError as error:
             say(Failed(request.id, error.status, error.code, error.message, error.param))
         except Exception as error:
-            log.exception("the model failed")
-            kind = type(error).__name__
-            refused = unavailable(
-                "engine_failed", f"the model failed with {kind}: ask again, or tell the operator"
-            )
+            if deadline.expired():
+                refused = deadline_exceeded(round(request.deadline or 0, 1))
+            else:
+                log.exception("the model failed", extra={"fields": {"traceparent": request.traceparent}})
+                kind = type(error).__name__
+                refused = unavailable(
+                    "engine_failed", f"the model failed with {kind}: ask again, or tell the operator"
+                )
             say(Failed(request.id, refused.status, refused.code, refused.message))
         else:
             tokens = finish.prompt_tokens, finish.completion_tokens
             say(Done(request.id, "".join(pieces), finish.reason, *tokens))
+        finally:
+            self.pending -= 1
+            self.step()
 
 
-async def serve(model: str, driver: Driver, path: Path, mode: int) -> None:
-    """Serve `driver` on the UNIX socket `path` until SIGTERM or SIGINT; it is READY once it listens."""
+async def serve(model: str, driver: Driver, path: Path, mode: int, stall_seconds: float) -> int:
+    """Serve `driver` on the UNIX socket `path` until SIGTERM or SIGINT; it is READY once it listens.
+
+    Returns the exit code: 1 if the driver broke.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     logs.guard(loop)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    engine = EngineServer(model, driver)
+    engine = EngineServer(model, driver, stall_seconds)
     listener = bind_unix(path, mode)
     server = await asyncio.start_unix_server(engine.connection, sock=listener, limit=LINE_LIMIT)
     fields = {"model": model, "revision": driver.revision, "driver": driver.name, "context": driver.context}
     log.info("ready", extra={"fields": {**fields, "socket": str(path)}})
     notify("READY=1")
-    await stop.wait()
+    beating = asyncio.create_task(engine.beat())
+    broken, stopped = asyncio.create_task(driver.broken()), asyncio.create_task(stop.wait())
+    await asyncio.wait([broken, stopped], return_when=asyncio.FIRST_COMPLETED)
+    if broken.done():
+        log.error("the engine ends", extra={"fields": {"model": model, "reason": broken.result()}})
+    beating.cancel()
     notify("STOPPING=1")
     server.close()
     path.unlink(missing_ok=True)
+    await driver.close()
+    return 1 if broken.done() else 0

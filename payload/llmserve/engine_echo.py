@@ -2,9 +2,9 @@
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from llmserve.engine import Finish, token_budget
+from llmserve.engine import Finish, Steady, token_budget
 from llmserve.protocol import Generate
 from llmserve.settings import EchoModel
 from llmserve.text import StopStrings
@@ -12,17 +12,24 @@ from llmserve.text import StopStrings
 TOKEN = re.compile(r"\S+\s*|\s+")
 
 
-class EchoDriver:
+class EchoDriver(Steady):
     """A token is a word with the blanks after it. The same question always gets the same answer."""
 
     name = "echo"
     revision = "echo-1"
+    fields: Sequence[str] = ("seed",)
+    dimensions = 0
+    template = ""
 
     def __init__(self, model: EchoModel) -> None:
         """Nothing to load."""
         self.context = model.context
         self.slots = model.slots
+        self.tokens = model.tokens
         self.token_seconds = model.token_seconds
+
+    def kv_used(self) -> None:
+        """There is no cache for keys and values."""
 
     async def generate(self, request: Generate, emit: Callable[[str], None]) -> Finish:
         """Emit the words of the prompt, or of the last message."""

@@ -37,3 +37,10 @@ def unauthenticated(code: str, message: str) -> ApiError:
 def unavailable(code: str, message: str, retry_after: int = 1) -> ApiError:
     """503 with `retry-after` in seconds."""
     return ApiError(503, code, message, headers=[(b"retry-after", str(retry_after).encode())])
+
+
+def deadline_exceeded(seconds: float) -> ApiError:
+    """503: the gateway's own deadline, or one that the client has set."""
+    return unavailable(
+        "deadline_exceeded", f"no whole answer within {seconds:g} s: ask for fewer tokens, or later"
+    )

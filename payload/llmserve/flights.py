@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from llmserve.errors import ApiError, unavailable
+from llmserve.errors import ApiError, deadline_exceeded, unavailable
 from llmserve.identity import Authenticator, Identity
 from llmserve.metrics import Metrics
 from llmserve.onion import Receive
@@ -23,12 +23,15 @@ class ClientGone(ApiError):
 class Flight:
     """A request that is being answered by `task`."""
 
-    def __init__(self, task: asyncio.Task[object], identity: Identity, action: str) -> None:
-        """Take off now. `action` as policy names it."""
+    def __init__(
+        self, task: asyncio.Task[object], identity: Identity, action: str, ends: float, seconds: float
+    ) -> None:
+        """`action` as policy names it. `ends` (time.monotonic()) is the deadline of `seconds`."""
         self.task = task
         self.identity = identity
         self.action = action
-        self.started = time.monotonic()
+        self.ends = ends
+        self.seconds = seconds
         self.interruption: ApiError | None = None
 
     def interrupt(self, error: ApiError) -> None:
@@ -47,14 +50,16 @@ class Flights:
         self.active: set[Flight] = set()
 
     @asynccontextmanager
-    async def watched(self, identity: Identity, action: str, receive: Receive) -> AsyncIterator[Flight]:
+    async def watched(
+        self, identity: Identity, action: str, receive: Receive, ends: float, seconds: float
+    ) -> AsyncIterator[Flight]:
         """Run the block as a flight. It ends with an ApiError as soon as somebody interrupts it; the client's
-        leaving does so too.
+        leaving does so too. Its deadline of `seconds`, at `ends`, is looked at once a second.
         """
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("a flight needs a task")
-        flight = Flight(task, identity, action)
+        flight = Flight(task, identity, action, ends, seconds)
 
         async def wait_for_hangup() -> None:
             while (await receive())["type"] != "http.disconnect":
@@ -94,14 +99,13 @@ class Flights:
                 self.metrics.cancelled.labels("policy").inc()
                 flight.interrupt(denied(decision))
 
-    def end_overdue(self, seconds: float) -> None:
-        """Interrupt what runs longer than `seconds`."""
+    def end_overdue(self) -> None:
+        """Interrupt what runs longer than it may. The engine ends it by itself, unless it hangs."""
         now = time.monotonic()
         for flight in list(self.active):
-            if now - flight.started > seconds:
+            if now > flight.ends:
                 self.metrics.cancelled.labels("deadline").inc()
-                message = f"no whole answer within {seconds:g} s: ask for fewer tokens, or later"
-                flight.interrupt(unavailable("deadline_exceeded", message))
+                flight.interrupt(deadline_exceeded(flight.seconds))
 
     def end_all(self) -> None:
         """Interrupt everything: this process stops."""

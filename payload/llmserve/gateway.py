@@ -15,18 +15,19 @@ import uvicorn
 from llmcore import logs
 from llmcore.config import ConfigError
 from llmcore.notify import notify
+from llmserve.admission import Queue
 from llmserve.app import build_app
 from llmserve.audit import AuditLink, Recorder
 from llmserve.break_glass import BreakGlass
 from llmserve.cache import ExactCache
 from llmserve.errors import ApiError
+from llmserve.fleet import Fleet, open_fleet
 from llmserve.flights import Flights
 from llmserve.handlers import State
 from llmserve.http import BoundedHttp
 from llmserve.identity import Authenticator
 from llmserve.judges import Judge, OpaEmbedded, OpaServer
 from llmserve.keys import KeyTable
-from llmserve.link import EngineLink
 from llmserve.metrics import EngineGauges, Metrics
 from llmserve.oidc import Issuer
 from llmserve.onion import App, Receive, Scope, Send, respond
@@ -34,6 +35,7 @@ from llmserve.policy import Policy
 from llmserve.quotas import Quotas
 from llmserve.redis_link import RedisLink
 from llmserve.settings import GatewayConfig, Listener, PolicySource
+from llmserve.shared import SharedAnswers
 from llmserve.sockets import bind_tcp, bind_unix
 
 log = logging.getLogger("llmserve.gateway")
@@ -155,16 +157,11 @@ async def run_gateway(config: GatewayConfig, pepper: bytes, judge: Judge | None 
     keys = KeyTable(config.keys_file, pepper)
     issuer = Issuer(config.identity.oidc) if config.identity.oidc else None
     authenticator = Authenticator(keys, config.identity.certificate_header, issuer)
-    links = {name: EngineLink(name, engine.socket, limits.waiting) for name, engine in config.engines.items()}
-    metrics.registry.register(
-        EngineGauges(
-            lambda: [
-                (name, int(link.hello is not None), link.admission.running, len(link.admission.waiting))
-                for name, link in links.items()
-            ]
-        )
-    )
-    for name in links:
+    room = Queue(limits.waiting, limits.waiting_tokens)
+    fleets = {name: open_fleet(name, engine, room, credential) for name, engine in config.engines.items()}
+    metrics.tasks.set_function(lambda: len(asyncio.all_tasks()))
+    metrics.registry.register(EngineGauges(lambda: [fleet.state() for fleet in fleets.values()]))
+    for name in fleets:
         metrics.of(name)
     redis = open_redis(config)
     cache = ExactCache(redis, config.redis.ttl_seconds, metrics) if redis and config.redis else None
@@ -172,12 +169,13 @@ async def run_gateway(config: GatewayConfig, pepper: bytes, judge: Judge | None 
     probe_seconds = config.policy.probe_ms / 1000 if config.policy else 1.0
     audit = AuditLink(config.audit.socket, metrics)
     state = State(
-        links=links,
+        fleets=fleets,
         authenticator=authenticator,
         limits=limits,
         metrics=metrics,
         flights=Flights(metrics),
         cache=cache,
+        shared=SharedAnswers(metrics),
         policy=policy,
         quotas=Quotas(redis, metrics),
         audit=audit,
@@ -195,7 +193,9 @@ async def run_gateway(config: GatewayConfig, pepper: bytes, judge: Judge | None 
     keys_changed()
     stop = Stop()
     async with asyncio.TaskGroup() as tasks:
-        background = [tasks.create_task(link.keep_connected()) for link in links.values()]
+        background = [
+            tasks.create_task(link.keep_connected()) for fleet in fleets.values() for link in fleet.links
+        ]
         background.append(tasks.create_task(authenticator.watch(keys_changed)))
         background.append(tasks.create_task(audit.keep_connected()))
         background.append(tasks.create_task(policy.watch(probe_seconds)))
@@ -205,7 +205,7 @@ async def run_gateway(config: GatewayConfig, pepper: bytes, judge: Judge | None 
             tasks.create_task(each.serve(sockets=[bound]))
             for each, bound in zip(servers, sockets, strict=True)
         ]
-        await engines_present(links)
+        await engines_present(fleets)
         await until_it_may_answer(state)
         addresses = [describe(bound) for bound in sockets]
         log.info("ready", extra={"fields": {"listen": addresses[0], "metrics": addresses[1]}})
@@ -275,20 +275,21 @@ async def end_late_flights(state: State) -> None:
     while True:
         await asyncio.sleep(1)
         state.audit.end_overdue()
-        state.flights.end_overdue(state.limits.answer_seconds)
+        state.flights.end_overdue()
         state.flights.end_revoked(state.authenticator)
 
 
-async def engines_present(links: dict[str, EngineLink]) -> None:
+async def engines_present(fleets: dict[str, Fleet]) -> None:
     """Wait for every engine, but not for long: READY should mean that answers come."""
+    every = [link for fleet in fleets.values() for link in fleet.links]
     try:
         async with asyncio.timeout(ENGINE_WAIT_SECONDS):
-            for link in links.values():
+            for link in every:
                 while link.hello is None:
                     link.changed.clear()
                     await link.changed.wait()
     except TimeoutError:
-        absent = {name: link.trouble for name, link in links.items() if link.hello is None}
+        absent = {f"{link.model} at {link.socket}": link.trouble for link in every if link.hello is None}
         log.warning("starting without some engines", extra={"fields": {"absent": absent}})
 
 

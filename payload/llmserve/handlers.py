@@ -2,36 +2,45 @@
 
 import asyncio
 import json
+import re
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 
-from llmserve.answers import GenerateRendering, OpenAiRendering, Rendering, error_event
+from llmserve.admission import Place
+from llmserve.answers import EmbeddingRendering, GenerateRendering, OpenAiRendering, Rendering, error_event
 from llmserve.audit import AuditLink, Recorder
-from llmserve.cache import ExactCache, key_material
-from llmserve.decision import Decision
-from llmserve.errors import ApiError
+from llmserve.cache import ExactCache, Kept, cache_wish
+from llmserve.errors import ApiError, unavailable
+from llmserve.fleet import Fleet, Seat
 from llmserve.flights import Flights
-from llmserve.identity import Authenticator, Identity
-from llmserve.link import Answer, EngineLink
+from llmserve.identity import Authenticator
 from llmserve.metrics import Metrics
-from llmserve.onion import Exchange, Receive, Scope, Send, respond
+from llmserve.onion import Exchange, Receive, Scope, Send, header, respond
 from llmserve.policy import Policy
-from llmserve.protocol import Delta, Done, Failed, Generate, Hello
+from llmserve.protocol import Delta, Done, Event, Failed, Generate, Hello
 from llmserve.quotas import Quotas
 from llmserve.settings import Limits
+from llmserve.shared import SharedAnswers
+from llmserve.source import Source, failure
 from llmserve.wire import (
     Call,
     ChatBody,
     CompletionBody,
+    EmbeddingBody,
     GenerateBody,
     chat_call,
     completion_call,
+    embedding_call,
     generate_call,
     parse_body,
     parse_query,
+    refuse_other_work,
+    refuse_undeclared,
+    reserved_tokens,
 )
 
+CHARACTERS_A_TOKEN = 3  # to guess a prompt's tokens before the engine counts them; English has four
 LAST_WORD_SECONDS = 5.0  # for the error event at the end of a stream that broke
 EVENT_STREAM = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -44,12 +53,13 @@ EVENT_STREAM = [
 class State:
     """What the handlers of one gateway process share."""
 
-    links: dict[str, EngineLink]
+    fleets: dict[str, Fleet]
     authenticator: Authenticator
     limits: Limits
     metrics: Metrics
     flights: Flights
     cache: ExactCache | None
+    shared: SharedAnswers
     policy: Policy
     quotas: Quotas
     audit: AuditLink
@@ -59,7 +69,7 @@ class State:
     def visible(self, exchange: Exchange) -> list[str]:
         """The models that this exchange's decision permits, in the order of the configuration."""
         decision = exchange.decision
-        return [name for name in self.links if decision is not None and decision.permits(name)]
+        return [name for name in self.fleets if decision is not None and decision.permits(name)]
 
 
 def no_such_model(name: str, visible: list[str]) -> ApiError:
@@ -73,23 +83,33 @@ def asked_text(generate: Generate) -> str:
     """What was asked, as one text, for the audit record."""
     if generate.prompt is not None:
         return generate.prompt
-    return json.dumps(generate.messages, ensure_ascii=False, separators=(",", ":"))
+    asked = generate.messages if generate.inputs is None else generate.inputs
+    return json.dumps(asked, ensure_ascii=False, separators=(",", ":"))
 
 
-async def read_body(receive: Receive) -> bytes:
-    """The whole body; the layer around has limited it."""
+async def read_body(scope: Scope, receive: Receive) -> bytes:
+    """The whole body; the layer around has limited it. What the client takes to send it is not our time."""
+    before = time.monotonic()
     message = await receive()
-    body: bytes = message.get("body", b"")
+    parts = [message.get("body", b"")]
     while message.get("more_body", False):
         message = await receive()
-        body += message.get("body", b"")
-    return body
+        parts.append(message.get("body", b""))
+    scope["llm"].waited += time.monotonic() - before
+    return b"".join(parts)
 
 
-def failure(frame: Failed) -> ApiError:
-    """What the engine said, for the client."""
-    headers = [(b"retry-after", b"2")] if frame.status == 503 else []
-    return ApiError(frame.status, frame.code, frame.message, frame.param, headers)
+def seconds_allowed(scope: Scope, limit: float) -> float:
+    """How long this answer may take: `x-llm-deadline-ms`, where the client sends it, else `limit`; raises ApiError."""
+    asked = header(scope, b"x-llm-deadline-ms")
+    if asked is None:
+        return limit
+    if not re.fullmatch(rb"[1-9][0-9]{0,8}", asked):
+        name = "x-llm-deadline-ms"
+        seen = asked[:20].decode("latin-1")
+        message = f"the header '{name}' is {seen!r}: it takes milliseconds, a whole number above 0"
+        raise ApiError(400, "invalid_value", message, name)
+    return min(limit, int(asked) / 1000)
 
 
 class Completions:
@@ -115,14 +135,16 @@ class Completions:
 
     async def chat(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /v1/chat/completions."""
-        call = chat_call(parse_body(ChatBody, await read_body(receive)), self.limits(scope))
+        call = chat_call(parse_body(ChatBody, await read_body(scope, receive)), self.limits(scope))
         link, hello = self.engine(scope, call)
         rendering = OpenAiRendering(True, hello.model, hello.revision, call.include_usage)
         await self.answer(scope, receive, send, call, link, rendering)
 
     async def completion(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /v1/completions."""
-        call = completion_call(parse_body(CompletionBody, await read_body(receive)), self.limits(scope))
+        call = completion_call(
+            parse_body(CompletionBody, await read_body(scope, receive)), self.limits(scope)
+        )
         link, hello = self.engine(scope, call)
         rendering = OpenAiRendering(False, hello.model, hello.revision, call.include_usage)
         await self.answer(scope, receive, send, call, link, rendering)
@@ -132,22 +154,31 @@ class Completions:
         if scope["method"] == "GET":
             body = parse_query(scope["query_string"])
         else:
-            body = parse_body(GenerateBody, await read_body(receive))
+            body = parse_body(GenerateBody, await read_body(scope, receive))
         call = generate_call(body, self.limits(scope))
         link, hello = self.engine(scope, call)
         await self.answer(scope, receive, send, call, link, GenerateRendering(hello.model))
 
-    def engine(self, scope: Scope, call: Call) -> tuple[EngineLink, Hello]:
-        """The engine of the model asked for, or of the first that may be asked; raises ApiError 404 or 503."""
+    async def embeddings(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """POST /v1/embeddings."""
+        body = parse_body(EmbeddingBody, await read_body(scope, receive))
+        call = embedding_call(body)
+        link, hello = self.engine(scope, call, body.dimensions)
+        await self.answer(scope, receive, send, call, link, EmbeddingRendering(hello.model))
+
+    def engine(self, scope: Scope, call: Call, dimensions: int | None = None) -> tuple[Seat, Hello]:
+        """A seat at the model asked for, or at the first that may be asked; raises ApiError 404, 503 or 400."""
         visible = self.state.visible(scope["llm"])
         name = call.model if call.model is not None else next(iter(visible), "")
         if name not in visible:
             raise no_such_model(name, visible)
-        link = self.state.links[name]
-        return link, link.present()
+        link = self.state.fleets[name].seat(scope["llm"].identity.tenant, call.generate)
+        refuse_undeclared(call.generate, link.hello.fields)
+        refuse_other_work(call.generate, link.hello.dimensions, dimensions)
+        return link, link.hello
 
     async def answer(
-        self, scope: Scope, receive: Receive, send: Send, call: Call, link: EngineLink, rendering: Rendering
+        self, scope: Scope, receive: Receive, send: Send, call: Call, link: Seat, rendering: Rendering
     ) -> None:
         """From the cache or from the engine, whole or streamed."""
         exchange: Exchange = scope["llm"]
@@ -156,19 +187,36 @@ class Completions:
             raise RuntimeError("a route that answers stands behind authentication and policy")
         exchange.model = link.model
         if self.state.draining:
-            raise ApiError(
-                503, "draining", "this gateway is stopping: ask again", headers=[(b"retry-after", b"5")]
-            )
-        await self.state.recorder.intent(exchange, link.model, asked_text(call.generate))
+            raise unavailable("draining", "this gateway is stopping: ask again", retry_after=5)
+        seconds = seconds_allowed(scope, self.state.limits.answer_seconds)
+        asked = asked_text(call.generate)
+        await self.state.recorder.intent(exchange, link.model, asked)
         reserved = await self.state.quotas.reserve(
-            identity.tenant, identity.subject, decision, call.generate.max_tokens
+            identity.tenant, identity.subject, decision, reserved_tokens(call.generate)
         )
+        call.generate.traceparent = exchange.traceparent.decode()
+        ends = exchange.started + seconds
+        tokens = min(len(asked) // CHARACTERS_A_TOKEN + call.generate.max_tokens, link.hello.context)
+
+        def place() -> Place:
+            """In the queue; who waited for another's answer has waited."""
+            waited = time.monotonic() - exchange.started
+            patience = max(0.0, self.state.limits.queue_seconds - waited)
+            return Place(patience, tokens, decision.rate.priority, ends, seconds)
+
         try:
-            async with self.state.flights.watched(identity, exchange.action or "", receive):
-                if call.generate.stream:
-                    await self.stream(exchange, send, call, link, rendering)
+            async with self.state.flights.watched(identity, exchange.action or "", receive, ends, seconds):
+                source = Source(exchange, link, call.generate, place, self.state.metrics)
+                wish = cache_wish(header(scope, b"cache-control"))
+                kept = await source.kept(
+                    self.state.cache, self.state.shared, wish, identity.tenant, decision.revision
+                )
+                if kept:
+                    await self.replay(exchange, send, call, link, rendering, kept)
+                elif call.generate.stream:
+                    await self.stream(exchange, send, link, rendering, source)
                 else:
-                    await self.whole(exchange, identity, decision, send, call, link, rendering)
+                    await self.whole(exchange, send, link, rendering, source)
         except ApiError as error:
             if exchange.streaming:  # the slot is free already: a client that reads slowly holds nothing
                 with suppress(TimeoutError):
@@ -177,107 +225,84 @@ class Completions:
             raise
         finally:
             reserved.settle(exchange.tokens)
-        seconds = time.monotonic() - exchange.started
-        self.state.metrics.of(link.model).whole.observe(seconds)
+        self.state.metrics.of(link.model).whole.observe(time.monotonic() - exchange.started)
+
+    async def replay(
+        self, exchange: Exchange, send: Send, call: Call, link: Seat, rendering: Rendering, kept: Kept
+    ) -> None:
+        """A kept answer; a stream gets the pieces that the engine once made."""
+        done = kept.done
+        self.count(exchange, link, done)
+        age = (b"age", b"%d" % kept.age())
+        if not call.generate.stream:
+            await respond(send, 200, rendering.whole(done), [age])
+            return
+        exchange.streaming = True
+        await send({"type": "http.response.start", "status": 200, "headers": [*EVENT_STREAM, age]})
+        self.state.metrics.of(link.model).first_token.observe(time.monotonic() - exchange.started)
+        opening = rendering.first()
+        body = b"".join([opening, *map(rendering.piece, kept.pieces), rendering.last(done)])
+        await send({"type": "http.response.body", "body": body})
 
     async def whole(
-        self,
-        exchange: Exchange,
-        identity: Identity,
-        decision: Decision,
-        send: Send,
-        call: Call,
-        link: EngineLink,
-        rendering: Rendering,
+        self, exchange: Exchange, send: Send, link: Seat, rendering: Rendering, source: Source
     ) -> None:
         """One body."""
-        cache = self.state.cache if call.generate.temperature == 0 else None
-        done, result = None, b"bypass"
-        material = ""
-        if cache:
-            material = key_material(identity.tenant, decision.revision, link.present(), call.generate)
-            done = await cache.get(material)
-            result = b"hit" if done else b"miss"
-        else:
-            self.state.metrics.cache.labels("bypass").inc()
-        if done is None:
-            done = await self.ask_whole(call, link)
-            exchange.tokens = done.prompt_tokens + done.completion_tokens
-            if cache:
-                await cache.put(material, done)
-        self.count(exchange, link, done)
-        await respond(send, 200, rendering.whole(done), [(b"x-llm-cache", result)])
-
-    async def ask_whole(self, call: Call, link: EngineLink) -> Done:
-        """The engine's answer; raises ApiError."""
-        answer = await self.ask(call, link)
         try:
-            frame = await answer.get()
+            frame = await source.begin()
         finally:
-            link.cancel(call.generate.id)
-        if isinstance(frame, Failed):
-            raise failure(frame)
+            source.close()
         if isinstance(frame, Delta):
             raise RuntimeError("a piece of a stream nobody asked for")
-        return frame
-
-    async def ask(self, call: Call, link: EngineLink) -> Answer:
-        """Wait for a slot, and ask."""
-        before = time.monotonic()
-        answer = await link.ask(call.generate, self.state.limits.queue_seconds)
-        self.state.metrics.of(link.model).queue.observe(time.monotonic() - before)
-        return answer
+        if source.ours:
+            exchange.tokens = frame.prompt_tokens + frame.completion_tokens
+        self.count(exchange, link, frame)
+        await respond(send, 200, rendering.whole(frame))
 
     async def stream(
-        self, exchange: Exchange, send: Send, call: Call, link: EngineLink, rendering: Rendering
+        self, exchange: Exchange, send: Send, link: Seat, rendering: Rendering, source: Source
     ) -> None:
         """Server-sent events. What goes wrong before the first one is a plain error with its status."""
-        answer = await self.ask(call, link)
         try:
-            frame = await answer.get()
-            if isinstance(frame, Failed):
-                raise failure(frame)
+            frame = await source.begin()
             exchange.streaming = True
             await send({"type": "http.response.start", "status": 200, "headers": EVENT_STREAM})
-            await self.events(exchange, send, frame, answer, link, rendering)
+            await self.events(exchange, send, frame, source, link, rendering)
         finally:
-            link.cancel(call.generate.id)
+            source.close()
 
     async def events(
         self,
         exchange: Exchange,
         send: Send,
         frame: Delta | Done | Failed,
-        answer: Answer,
-        link: EngineLink,
+        source: Source,
+        link: Seat,
         rendering: Rendering,
     ) -> None:
         """From the first frame to [DONE]; every piece leaves at once."""
         then = time.monotonic()
         series = self.state.metrics.of(link.model)
         series.first_token.observe(then - exchange.started)
-        opening = rendering.first()
+        opening = b"" if isinstance(frame, Event) else rendering.first()
         while isinstance(frame, Delta):
-            await send(
-                {
-                    "type": "http.response.body",
-                    "body": opening + rendering.piece(frame.text),
-                    "more_body": True,
-                }
-            )
-            opening = b""
-            exchange.tokens += 1  # until the engine says how many it were
-            frame = await answer.get()
+            said = rendering.event(frame) if isinstance(frame, Event) else rendering.piece(frame.text)
+            if said:
+                await send({"type": "http.response.body", "body": opening + said, "more_body": True})
+                opening = b""
+            exchange.tokens += source.ours  # until the engine says how many it were
+            frame = await source.answer.get()
             now = time.monotonic()
             series.inter_token.observe(now - then)
             then = now
         if isinstance(frame, Failed):
             raise failure(frame)
-        exchange.tokens = frame.prompt_tokens + frame.completion_tokens
+        if source.ours:
+            exchange.tokens = frame.prompt_tokens + frame.completion_tokens
         self.count(exchange, link, frame)
         await send({"type": "http.response.body", "body": opening + rendering.last(frame)})
 
-    def count(self, exchange: Exchange, link: EngineLink, done: Done) -> None:
+    def count(self, exchange: Exchange, link: Seat, done: Done) -> None:
         """Tokens, for metrics and the access log."""
         series = self.state.metrics.of(link.model)
         series.prompt_tokens.inc(done.prompt_tokens)

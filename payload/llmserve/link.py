@@ -2,13 +2,16 @@
 
 import asyncio
 import logging
+import time
 from itertools import count
 from pathlib import Path
 
-from llmserve.admission import Admission
+from llmserve.admission import Admission, Place, Queue
 from llmserve.errors import ApiError, unavailable
+from llmserve.metrics import EngineState
 from llmserve.protocol import (
     LINE_LIMIT,
+    Beat,
     Cancel,
     Delta,
     Done,
@@ -23,21 +26,24 @@ from llmserve.protocol import (
 log = logging.getLogger("llmserve.link")
 Answer = asyncio.Queue[Delta | Done | Failed]
 RETRY_SECONDS = (0.02, 0.05, 0.1, 0.25, 0.5)  # the last one repeats
+NUMBERS = count(1)  # ids of requests; no two of a process are the same, whichever link they go by
+SILENCE_SECONDS = 5.0  # an engine that beats once a second and was not heard for so long has stopped
 
 
 class EngineLink:
     """One engine. `hello` is None while it is not there, and `trouble` then says why."""
 
-    def __init__(self, model: str, socket: Path, waiting: int) -> None:
-        """`model` is the name that the engine must say it serves; `waiting` requests may queue for it."""
+    def __init__(self, model: str, socket: Path, waiting: Queue) -> None:
+        """`model` is the name that the engine must say it serves; `waiting` is the room to queue for it."""
         self.model = model
         self.socket = socket
         self.hello: Hello | None = None
         self.trouble = "not connected yet"
         self.admission = Admission(waiting)
+        self.beat = Beat(stalled=False)
+        self.heard = 0.0  # time.monotonic() of the last frame
         self.changed = asyncio.Event()  # set when `hello` may have changed
-        self.answers: dict[int, Answer] = {}
-        self.numbers = count(1)
+        self.answers: dict[int, tuple[Answer, Place]] = {}
         self.writer: asyncio.StreamWriter | None = None
 
     async def keep_connected(self) -> None:
@@ -65,9 +71,9 @@ class EngineLink:
                 log.error("engine lost", extra={"fields": lost})
             self.hello = None
             self.changed.set()
-            for number, answer in list(self.answers.items()):
-                answer.put_nowait(Failed(number, 503, "engine_lost", self.lost()))
-                self.end(number)
+            for number in list(self.answers):
+                if answer := self.end(number):
+                    answer.put_nowait(Failed(number, 503, "engine_lost", self.lost()))
             await asyncio.sleep(RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)])
             failures += 1
 
@@ -75,61 +81,109 @@ class EngineLink:
         """Hand every frame to the request that waits for it, until the connection ends."""
         while line := await reader.readline():
             frame = decode(line)
+            self.heard = time.monotonic()
             if isinstance(frame, Delta):
-                if answer := self.answers.get(frame.id):
-                    answer.put_nowait(frame)
+                if waiting := self.answers.get(frame.id):
+                    waiting[0].put_nowait(frame)
             elif isinstance(frame, Done | Failed):
                 if answer := self.end(frame.id):
                     answer.put_nowait(frame)
+            elif isinstance(frame, Beat):
+                self.beat = frame
             elif isinstance(frame, Hello):
                 if frame.model != self.model:
                     raise ProtocolError(
                         f"the engine at {self.socket} serves '{frame.model}', not '{self.model}'"
                     )
-                self.admission.slots = frame.slots
+                self.admission.slots, self.admission.tokens = frame.slots, frame.tokens
+                self.beat = Beat(stalled=False)
                 self.hello = frame
                 self.changed.set()
                 fields = {"model": frame.model, "revision": frame.revision, "driver": frame.driver}
                 log.info("engine connected", extra={"fields": fields})
+
+    @property
+    def stalled(self) -> bool:
+        """Work is pending, and the engine makes no step, or is not heard any more."""
+        return self.beat.stalled or (bool(self.answers) and time.monotonic() - self.heard > SILENCE_SECONDS)
+
+    def state(self) -> EngineState:
+        """For a scrape."""
+        admission, beat = self.admission, self.beat
+        return EngineState(
+            self.model,
+            self.hello is not None,
+            self.stalled,
+            admission.running,
+            admission.running_tokens,
+            len(admission.waiting),
+            admission.waiting_tokens,
+            beat.kv_used if self.hello else None,
+            beat.gpu_used if self.hello else [],
+        )
 
     def lost(self) -> str:
         """The sentence for a client whose engine has died."""
         return f"the engine of '{self.model}' has died while it was answering: ask again in a second"
 
     def present(self) -> Hello:
-        """Who answers; raises ApiError 503 while the engine is not there."""
-        if self.hello is None:
+        """Who answers; raises ApiError 503 while the engine is not there, or stands still."""
+        if self.hello is None or self.stalled:
             raise self.absent()
         return self.hello
 
     def absent(self) -> ApiError:
         """503."""
-        message = f"the engine of '{self.model}' is not there now: ask again in a few seconds"
+        state = "not there now" if self.hello is None else "there, but makes no step"
+        message = f"the engine of '{self.model}' is {state}: ask again in a few seconds"
         return unavailable("engine_unavailable", message, retry_after=2)
 
-    async def ask(self, request: Generate, seconds: float) -> Answer:
-        """Wait up to `seconds` for a slot, and send `request`, whose id is chosen here.
+    async def ask(self, request: Generate, place: Place) -> Answer:
+        """Wait for a slot, and send `request`, whose id is chosen here.
 
         The answer's frames come out of the queue. Raises ApiError 503. The slot is free
         again when the engine has ended the answer, or after `cancel`.
         """
-        await self.admission.enter(seconds)
-        if self.hello is None or self.writer is None:
-            self.admission.leave()
+        await self.admission.enter(place)
+        if self.hello is None:
+            self.admission.leave(place)
             raise self.absent()
-        request.id = next(self.numbers)
-        answer = self.answers[request.id] = asyncio.Queue()
-        self.writer.write(encode(request))
+        request.id = next(NUMBERS)
+        answer: Answer = asyncio.Queue()
+        self.answers[request.id] = answer, place
+        if place.ends is not None:
+            request.deadline = max(0.0, place.ends - time.monotonic())
+        self.send(request)
         return answer
 
     def end(self, number: int) -> Answer | None:
         """Request `number` needs its slot no more; its answer, if it had not ended before."""
-        answer = self.answers.pop(number, None)
-        if answer is not None:
-            self.admission.leave()
+        answer, place = self.answers.pop(number, (None, None))
+        if place is not None:
+            self.admission.leave(place)
         return answer
 
     def cancel(self, number: int) -> None:
         """Stop the engine's work on request `number`, if it has not ended by itself."""
-        if self.end(number) is not None and self.hello and self.writer:
+        if self.end(number) is not None:
+            self.stop(number)
+
+    def send(self, request: Generate) -> None:
+        """Hand the request over; where the connection is just ending, all who wait are told."""
+        if self.writer:
+            self.writer.write(encode(request))
+
+    def stop(self, number: int) -> None:
+        """Nobody waits for request `number` any more."""
+        if self.hello and self.writer:
             self.writer.write(encode(Cancel(number)))
+
+    @property
+    def up(self) -> bool:
+        """Whether it answers."""
+        return self.hello is not None and not self.stalled
+
+    @property
+    def load(self) -> int:
+        """Requests that run here or wait to."""
+        return self.admission.running + len(self.admission.waiting)

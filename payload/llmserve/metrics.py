@@ -1,6 +1,7 @@
 """What the gateway counts. Labels come from closed sets: our models, our routes, our outcomes."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -8,6 +9,8 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
+CACHE_HEADERS = ("hit", "miss", "bypass")
+CACHE_RESULTS = (*CACHE_HEADERS, "shared", "error")
 SECONDS = (
     0.005,
     0.01,
@@ -29,25 +32,81 @@ SECONDS = (
     60.0,
     120.0,
 )
+OVERHEAD_SECONDS = (
+    0.0001,
+    0.00025,
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.4,
+    0.5,
+    0.6,
+    1.0,
+    2.5,
+)
+
+
+@dataclass(slots=True)
+class EngineState:
+    """A model at the moment of a scrape; `up` counts its instances that answer.
+
+    `kv_used` and `gpu_used` are shares, 0 to 1, as the engine reports them."""
+
+    model: str
+    up: int
+    stalled: bool
+    running: int
+    running_tokens: int
+    waiting: int
+    waiting_tokens: int
+    kv_used: float | None
+    gpu_used: list[float]
 
 
 class EngineGauges(Collector):
     """Gauges that are read from the engines' links at the moment of a scrape."""
 
-    def __init__(self, read: Callable[[], Iterable[tuple[str, int, int, int]]]) -> None:
-        """`read` gives (model, up, running, waiting) for each engine."""
+    def __init__(self, read: Callable[[], Iterable[EngineState]]) -> None:
+        """`read` gives the state of each engine."""
         self.read = read
 
     def collect(self) -> Iterable[Metric]:
         """One sample a model and gauge."""
-        up = GaugeMetricFamily("llm_engine_up", "1 while the engine answers", labels=["model"])
-        running = GaugeMetricFamily("llm_requests_running", "Requests in the engine", labels=["model"])
-        waiting = GaugeMetricFamily("llm_requests_waiting", "Requests that wait for a slot", labels=["model"])
-        for model, is_up, runs, waits in self.read():
-            up.add_metric([model], is_up)
-            running.add_metric([model], runs)
-            waiting.add_metric([model], waits)
-        return [up, running, waiting]
+        states = list(self.read())
+
+        def gauge(name: str, text: str, value: Callable[[EngineState], float | None]) -> Metric:
+            family = GaugeMetricFamily(name, text, labels=["model"])
+            for state in states:
+                if (known := value(state)) is not None:
+                    family.add_metric([state.model], known)
+            return family
+
+        gpus = GaugeMetricFamily(
+            "llm_gpu_utilization_ratio",
+            "Share of time a GPU of the engine's host works",
+            labels=["model", "gpu"],
+        )
+        for state in states:
+            for number, share in enumerate(state.gpu_used):
+                gpus.add_metric([state.model, str(number)], share)
+        return [
+            gauge("llm_engine_up", "Instances of the model that answer", lambda it: it.up),
+            gauge("llm_engine_stalled", "1 while work is pending and nothing comes", lambda it: it.stalled),
+            gauge("llm_requests_running", "Requests in the engine", lambda it: it.running),
+            gauge("llm_tokens_running", "Tokens admitted to the engine", lambda it: it.running_tokens),
+            gauge("llm_requests_waiting", "Requests that wait for a slot", lambda it: it.waiting),
+            gauge("llm_tokens_waiting", "Tokens of those that wait", lambda it: it.waiting_tokens),
+            gauge(
+                "llm_kv_usage_ratio", "Use of the engine's cache of keys and values", lambda it: it.kv_used
+            ),
+            gpus,
+        ]
 
 
 class Metrics:
@@ -66,8 +125,17 @@ class Metrics:
         self.inter_token = histogram("llm_inter_token_seconds", "Between two pieces of a stream", ["model"])
         self.whole = histogram("llm_e2e_seconds", "From request to the end of the answer", ["model"])
         self.queue = histogram("llm_queue_seconds", "Wait for a slot", ["model"])
+        self.overhead = Histogram(
+            "llm_gateway_overhead_seconds",
+            "From request to the answer's first byte, without the client's, the queue's and the engine's time",
+            ["cache"],
+            registry=self.registry,
+            buckets=OVERHEAD_SECONDS,
+        )
+        self.overhead_by = {name.encode(): self.overhead.labels(name) for name in CACHE_HEADERS}
         self.tokens = counter("llm_tokens", "Tokens by kind: prompt, completion", ["model", "kind"])
-        self.cache = counter("llm_cache", "Cache by result: hit, miss, bypass, error", ["result"])
+        self.cache = counter("llm_cache", "Cache by result: hit, shared, miss, bypass, error", ["result"])
+        self.cache_by = {name: self.cache.labels(name) for name in CACHE_RESULTS}
         self.rejected = counter("llm_rejected", "Requests refused, by code of the error", ["code"])
         self.cancelled = counter(
             "llm_cancelled", "Answers cut short: client, key, policy, drain, deadline", ["by"]
@@ -83,15 +151,27 @@ class Metrics:
         self.quota_refused = counter("llm_quota_refused", "Requests over a quota, by quota", ["quota"])
         self.audit_up = gauge("llm_audit_up", "1 while the audit writer is there")
         self.audit_suppressed = counter("llm_audit_suppressed", "Refusals that were counted and not recorded")
+        self.tasks = gauge("llm_event_loop_tasks", "Tasks of this process, which come and go with requests")
         self.keys = gauge("llm_keys", "Keys in the file; -1 while it cannot be read")
         self.issuer_keys = gauge(
             "llm_issuer_keys", "Keys of the identity provider; -1 while they cannot be read"
         )
-
         self.models: dict[str, ModelSeries] = {}
+        self.answers_by: dict[tuple[str, int], Counter] = {}
+
+    def answered(self, route: str, status: int) -> None:
+        """Count an answer. `labels()` costs more than counting does, so each series is looked up once."""
+        series = self.answers_by.get((route, status))
+        if series is None:
+            series = self.answers_by[route, status] = self.requests.labels(route, str(status))
+        series.inc()
+
+    def refused(self, code: str) -> None:
+        """Count an error. A flood of them is no hot path."""
+        self.rejected.labels(code).inc()
 
     def of(self, model: str) -> "ModelSeries":
-        """The series of one model, looked up once: `labels()` costs more than counting does."""
+        """The series of one model, looked up once."""
         series = self.models.get(model)
         if series is None:
             series = self.models[model] = ModelSeries(self, model)

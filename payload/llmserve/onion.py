@@ -27,6 +27,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 log = logging.getLogger("llmserve.access")
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+TRACEPARENT = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]([0-9a-f])(-.*)?")
+HEALTH = frozenset({"/livez", "/readyz", "/drainz"})  # asked every second, so not worth a line
 
 
 @dataclass(slots=True)
@@ -34,7 +36,11 @@ class Exchange:
     """One request and its answer, as the layers and the access log see it."""
 
     request_id: bytes
+    trace_id: bytes
+    sampled: bool  # whether the caller records this trace
     started: float  # time.monotonic()
+    waited: float = 0.0  # seconds for the client, a slot and the engine: what is not the gateway's own time
+    cache: bytes | None = None  # hit, miss or bypass
     identity: Identity | None = None
     action: str | None = None  # as policy names it: method and route
     decision: Decision | None = None
@@ -52,6 +58,11 @@ class Exchange:
     streaming: bool = False
     fields: dict[str, object] = field(default_factory=dict)  # for the access log: counts, never text
 
+    @property
+    def traceparent(self) -> bytes:
+        """For whoever is asked next: this exchange is the parent."""
+        return b"00-%b-%b-0%d" % (self.trace_id, self.transaction.encode(), self.sampled)
+
 
 def header(scope: Scope, name: bytes) -> bytes | None:
     """The first header of this name."""
@@ -59,6 +70,17 @@ def header(scope: Scope, name: bytes) -> bytes | None:
         if key == name:
             return bytes(value)
     return None
+
+
+def trace(given: bytes) -> tuple[bytes, bool] | None:
+    """Trace id and sampled flag of a `traceparent`, or None if it is none (https://www.w3.org/TR/trace-context/)."""
+    match = TRACEPARENT.fullmatch(given)
+    if match is None:
+        return None
+    version, trace_id, parent, flags, more = match.groups()
+    if version == b"ff" or (version == b"00" and more) or not trace_id.strip(b"0") or not parent.strip(b"0"):
+        return None
+    return trace_id, bool(int(flags, 16) & 1)
 
 
 async def respond(
@@ -92,42 +114,66 @@ class RequestId:
         self.metrics = metrics
         self.close = close
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
-        given = header(scope, b"x-request-id")
-        known = given if given and REQUEST_ID.fullmatch(given) else secrets.token_hex(16).encode()
-        address = header(scope, b"x-forwarded-for")  # the edge sets it, and only the edge reaches this socket
-        exchange = scope["llm"] = Exchange(known, time.monotonic())
+    def begin(self, scope: Scope) -> Exchange:
+        """Who asks for what is not known yet, only what the caller names it."""
+        given = parent = address = None
+        for name, value in scope["headers"]:
+            if name == b"x-request-id":
+                given = value
+            elif name == b"traceparent":
+                parent = value
+            elif name == b"x-forwarded-for":  # the edge sets it, and only the edge reaches this socket
+                address = value
+        fresh = secrets.token_hex(16).encode()
+        known = given if given and REQUEST_ID.fullmatch(given) else fresh
+        traced = trace(parent) if parent else None
+        exchange = Exchange(known, *(traced or (fresh, False)), time.monotonic())
         if address:
             exchange.address = address[:64].decode("latin-1")
+        return exchange
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        exchange = scope["llm"] = self.begin(scope)
 
         async def named(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
-                headers = message["headers"] = list(message["headers"])
-                headers.append((b"x-request-id", known))
+                overhead = time.monotonic() - exchange.started - exchange.waited
+                headers = message["headers"] = [
+                    *message["headers"],
+                    (b"x-request-id", exchange.request_id),
+                    (b"traceparent", exchange.traceparent),
+                    (b"x-llm-overhead-us", b"%d" % (overhead * 1e6)),
+                ]
                 if exchange.model:
                     headers.append((b"x-llm-model", exchange.model.encode()))
+                if exchange.cache:
+                    headers.append((b"x-llm-cache", exchange.cache))
+                    self.metrics.overhead_by[exchange.cache].observe(overhead)
             await send(message)
 
         try:
             await self.app(scope, receive, named)
         except ApiError as error:
             exchange.code = error.code
-            self.metrics.rejected.labels(error.code).inc()
+            self.metrics.refused(error.code)
             if not exchange.status:
                 await respond(named, error.status, error.body(), error.headers)
         except asyncio.CancelledError:
             raise
         except Exception as error:
             exchange.code = "internal_error"
-            log.exception("a handler failed", extra={"fields": {"http.request.id": known.decode()}})
+            log.exception(
+                "a handler failed", extra={"fields": {"http.request.id": exchange.request_id.decode()}}
+            )
             if exchange.status:
                 raise
             refused = ApiError(
                 500,
                 "internal_error",
-                f"the gateway failed with {type(error).__name__}: tell the operator the id {known.decode()}",
+                f"the gateway failed with {type(error).__name__}: tell the operator the id "
+                f"{exchange.request_id.decode()}",
             )
             await respond(named, refused.status, refused.body())
         finally:
@@ -137,11 +183,13 @@ class RequestId:
         """Count, record and log."""
         nanoseconds = int((time.monotonic() - exchange.started) * 1e9)
         self.close(exchange, nanoseconds)
-        self.metrics.requests.labels(exchange.route, str(exchange.status)).inc()
-        if not log.isEnabledFor(logging.INFO) or exchange.route in {"/livez", "/readyz"}:
+        self.metrics.answered(exchange.route, exchange.status)
+        if not log.isEnabledFor(logging.INFO) or exchange.route in HEALTH:
             return
         fields: dict[str, object] = {
             "http.request.id": exchange.request_id.decode(),
+            "trace.id": exchange.trace_id.decode(),
+            "transaction.id": exchange.transaction,
             "http.request.method": scope["method"],
             "url.path": exchange.route,
             "http.response.status_code": exchange.status,
@@ -156,6 +204,8 @@ class RequestId:
             fields["llmkeep.decision.rule"] = exchange.decision.rule
         if exchange.model:
             fields["llm.model"] = exchange.model
+        if exchange.cache:
+            fields["llm.cache"] = exchange.cache.decode()
         if exchange.code:
             fields["error.code"] = exchange.code
         log.info("answered", extra={"fields": {**fields, **exchange.fields}})

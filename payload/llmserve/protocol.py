@@ -2,7 +2,8 @@
 
 The engine opens with `Hello`. Many requests share a connection, told apart by `id`, chosen by the gateway. A
 request ends with exactly one `Done` or `Failed`; `Delta`s come before it if it asked for a stream. After
-`Cancel` the engine frees the request's slot within a step and sends nothing more for it.
+`Cancel` the engine frees the request's slot within a step and sends nothing more for it. Once a second the engine says
+how it is, by `Beat`.
 """
 
 import json
@@ -15,13 +16,24 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(slots=True)
 class Hello:
-    """Who the engine is. `context` in tokens; `slots`: how many requests it runs at once."""
+    """Who the engine is. `context` in tokens; `slots`: how many requests it runs at once.
+
+    `tokens`: how many it holds at once in all of them, prompts and answers; 0 means that only `slots` is a bound.
+    `template`: revision of the chat template, where `revision` does not cover it. `fields`: those of `wire.OPTIONAL` that
+    it honours; the gateway refuses the others by name. `dimensions`: length of its vectors; 0 for a model that makes
+    text. `kept`: its answers are text and nothing else, so they may come from the cache.
+    """
 
     model: str
     revision: str
     driver: str
     context: int
     slots: int
+    fields: list[str] = field(default_factory=list)
+    dimensions: int = 0
+    tokens: int = 0
+    template: str = ""
+    kept: bool = True
 
 
 @dataclass(slots=True)
@@ -30,19 +42,29 @@ class Generate:
 
     If both are set, a model without a chat template takes the prompt. `clip`: `max_tokens` is only a default,
     the engine takes less where the context holds less. `temperature` 0 means greedy, None what the engine is
-    configured for; `top_p` likewise.
+    configured for; `top_p` likewise. `extra` has the client's fields that only some engines know, as they came.
+    `deadline`: seconds after which nobody wants the answer any more; seconds and not a time, so that no clock matters.
+    `traceparent` as the W3C has it, for what the engine asks or logs.
+
+    `inputs`: texts whose vectors are wanted, instead of an answer. What is said is then OpenAI's list `data` as JSON,
+    with the vectors in `encoding`, so that the gateway passes it on as it is.
     """
 
     id: int
     stream: bool
     max_tokens: int
     clip: bool = False
-    messages: list[dict[str, str]] | None = None
+    messages: list[dict[str, Any]] | None = None
     prompt: str | None = None
     temperature: float | None = None
     top_p: float | None = None
     seed: int | None = None
     stop: list[str] = field(default_factory=list)
+    extra: dict[str, Any] = field(default_factory=dict)
+    inputs: list[str] | None = None
+    encoding: Literal["float", "base64"] = "float"
+    deadline: float | None = None
+    traceparent: str | None = None
 
 
 @dataclass(slots=True)
@@ -61,14 +83,29 @@ class Delta:
 
 
 @dataclass(slots=True)
+class Event(Delta):
+    """A server-sent event of an upstream, to be passed on as it came; in the gateway only, never on the socket.
+
+    `text` is what it says of the first choice. `usage`: it carries the usage and nothing else.
+    """
+
+    data: bytes
+    usage: bool = False
+
+
+@dataclass(slots=True)
 class Done:
-    """The end of an answer; `text` is the whole of it if the request was no stream, else empty."""
+    """The end of an answer; `text` is the whole of it if the request was no stream, else empty.
+
+    `passed`: the whole answer as an upstream's JSON, for clients of the API that it speaks.
+    """
 
     id: int
     text: str
     finish_reason: FinishReason
     prompt_tokens: int
     completion_tokens: int
+    passed: str | None = None
 
 
 @dataclass(slots=True)
@@ -82,8 +119,22 @@ class Failed:
     param: str | None = None
 
 
-Frame = Hello | Generate | Cancel | Delta | Done | Failed
+@dataclass(slots=True)
+class Beat:
+    """How the engine is. `stalled`: work is pending and the model has made no step for too long.
+
+    `kv_used`: share of the cache for keys and values, 0 to 1, where the driver knows it; `gpu_used`: of each GPU,
+    where there are some.
+    """
+
+    stalled: bool
+    kv_used: float | None = None
+    gpu_used: list[float] = field(default_factory=list)
+
+
+Frame = Beat | Hello | Generate | Cancel | Delta | Done | Failed
 KINDS: dict[str, type[Any]] = {
+    "beat": Beat,
     "hello": Hello,
     "generate": Generate,
     "cancel": Cancel,

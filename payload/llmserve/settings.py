@@ -2,8 +2,9 @@
 
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from llmcore.config import Section
 
@@ -11,6 +12,16 @@ Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0)]
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")]  # it stands in a header
+
+LOOPBACK = {"127.0.0.1", "::1", "localhost"}
+
+
+def listed(value: object) -> object:
+    """One stands for a list of one."""
+    return [value] if isinstance(value, str | Path) else value
+
+
+type Several[T] = Annotated[tuple[T, ...], BeforeValidator(listed)]
 
 Algorithm = Literal[  # asymmetric ones only: whoever can check a token must not be able to make one
     "ES256", "ES384", "ES512", "EdDSA", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512"
@@ -33,10 +44,70 @@ class Listener(Section):
         return self
 
 
-class Engine(Section):
-    """An engine that the gateway asks."""
+class ClientTls(Section):
+    """Who we are to a server, PEM files: its authority, our certificate and its key. Read again when they change."""
 
-    socket: Path
+    ca: Path
+    certificate: Path
+    key: Path
+
+
+class Remote(Section):
+    """Servers of OpenAI's API, all with the same model under its name here, on sockets or at URLs.
+
+    `fields`: what they honour of the API's optional fields. `revision` and `context` (in tokens) where they do not say it
+    themselves; `dimensions` of the vectors of a model for embeddings; `slots`: requests that each takes at once;
+    `key_credential`: the systemd credential with their key. `cache`: keep their greedy answers, which are then told anew
+    as text; what else they say (reasoning) is lost, so it is off unless set.
+    """
+
+    socket: Several[Path] = ()
+    url: Several[Annotated[str, Field(pattern=r"^https?://[^/?#@]+$")]] = ()
+    tls: ClientTls | None = None
+    key_credential: str | None = None
+    fields: tuple[str, ...] = ()
+    revision: Annotated[str, Field(min_length=1)] | None = None
+    context: Positive | None = None
+    dimensions: Positive | None = None
+    cache: bool = False
+    slots: Positive = 64
+
+    @model_validator(mode="after")
+    def nothing_in_clear(self) -> "Remote":
+        """Prompts leave this host by mutual TLS only."""
+        if not self.socket and not self.url:
+            raise ValueError("set 'socket' or 'url'")
+        for url in self.url:
+            parts = urlsplit(url)
+            if parts.scheme == "http" and parts.hostname not in LOOPBACK:
+                raise ValueError(f"{url} would carry prompts in clear: use https, a socket, or 127.0.0.1")
+            if parts.scheme == "https" and self.tls is None:
+                raise ValueError(f"{url} needs 'tls': ca, certificate and key")
+        return self
+
+    @field_validator("fields")
+    @classmethod
+    def fields_of_the_api(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Only what a request can carry."""
+        from llmserve.wire import OPTIONAL
+
+        if unknown := sorted(set(names) - OPTIONAL):
+            raise ValueError(f"{', '.join(unknown)}: an engine can declare {', '.join(sorted(OPTIONAL))}")
+        return names
+
+
+class Engine(Section):
+    """A model's instances: engines of ours on sockets, or servers of OpenAI's API."""
+
+    socket: Several[Path] = ()
+    remote: Remote | None = None
+
+    @model_validator(mode="after")
+    def one_kind(self) -> "Engine":
+        """Instances of a model answer alike, so they are of one kind."""
+        if bool(self.socket) == (self.remote is not None):
+            raise ValueError("set either 'socket' (one or a list) or 'remote'")
+        return self
 
 
 class Redis(Section):
@@ -87,8 +158,9 @@ class Limits(Section):
     max_tokens: Positive = 1024
     default_max_tokens: Positive = 256
     waiting: Annotated[int, Field(ge=0)] = 64
+    waiting_tokens: Positive = 262144
     queue_seconds: Seconds = 30.0
-    answer_seconds: Seconds = 300.0  # from the slot to the last token
+    answer_seconds: Seconds = 300.0  # from the request to the last token
     drain_seconds: Share = 25.0
 
     @model_validator(mode="after")
@@ -155,24 +227,73 @@ class EchoModel(Section):
     driver: Literal["echo"]
     context: Positive = 4096
     slots: Positive = 256
+    tokens: Annotated[int, Field(ge=0)] = 0  # in all slots together; 0: no bound
     token_seconds: Share = 0.0
 
 
-class NaiveModel(Section):
-    """transformers' `generate`, one request at a time.
+Quantization = Literal["none", "int8", "nf4"]
+
+
+class LocalModel(Section):
+    """A model that runs in the engine's own process.
 
     `temperature` and `top_p` hold where a request names none; without them the model's generation_config.json
     does, and OpenAI's 1.0 after that.
     """
 
-    driver: Literal["naive"]
     path: Path
     manifest: Path
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    quantization: Quantization = "none"  # by bitsandbytes; `dtype` is then what it computes in
     context: Positive = 2048
     threads: Positive | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+
+
+class EmbedModel(Section):
+    """An encoder that makes embeddings. `context`: longest text in tokens; the model's own limit counts too."""
+
+    driver: Literal["embed"]
+    path: Path
+    manifest: Path
+    dtype: Literal["bfloat16", "float32"] = "float32"
+    context: Positive = 512
+    threads: Positive | None = None
+
+
+class NaiveModel(LocalModel):
+    """transformers' `generate`, one request at a time."""
+
+    driver: Literal["naive"]
+
+
+class ContinuousModel(LocalModel):
+    """transformers' continuous batching: up to `slots` requests at once, `batch_tokens` in one step.
+
+    The cache holds `cache_tokens` in pages of `page_tokens`; greedy and drawn answers have one each. `share_prefixes`
+    shows in the time of an answer whether somebody else's prompt began alike: only where all who ask may know that.
+    """
+
+    driver: Literal["continuous"]
+    slots: Positive = 16
+    cache_tokens: Positive = 8192
+    page_tokens: Annotated[int, Field(ge=4)] = 32
+    batch_tokens: Positive = 512
+    share_prefixes: bool = False
+
+    @model_validator(mode="after")
+    def room_for_one(self) -> "ContinuousModel":
+        """A request that can never get into the cache would end the engine."""
+        if self.cache_tokens < self.context:
+            raise ValueError(
+                f"cache_tokens ({self.cache_tokens}) is below context ({self.context}): raise it, or lower context"
+            )
+        if self.batch_tokens < self.slots:
+            raise ValueError(
+                f"batch_tokens ({self.batch_tokens}) is below slots ({self.slots}): each needs a token in every step"
+            )
+        return self
 
 
 class EngineConfig(Section):
@@ -180,5 +301,8 @@ class EngineConfig(Section):
 
     socket: Path
     socket_mode: Annotated[str, Field(pattern=r"^0[0-7]{3}$")] = "0660"
-    model: Annotated[EchoModel | NaiveModel, Field(discriminator="driver")]
+    model: Annotated[EchoModel | NaiveModel | ContinuousModel | EmbedModel, Field(discriminator="driver")]
+    stall_seconds: Seconds = (
+        60.0  # without a step while work is pending: the longest prompt must be read in it
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

@@ -2,18 +2,20 @@
 
 import json
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.config import JsonDict
 
 from llmserve.errors import ApiError
 from llmserve.protocol import Generate
 from llmserve.settings import Limits
 
-# Values of fields we do not have that ask for nothing; any other value is refused by name.
+# Fields that only some engines know, each with the value that asks for nothing. Any other value goes to an engine that
+# has declared the field, and is refused by name where it has not.
 NEUTRAL: dict[str, object] = {
     "best_of": 1,
     "echo": False,
@@ -37,6 +39,7 @@ NEUTRAL: dict[str, object] = {
     "top_logprobs": None,
     "user": None,
 }
+OPTIONAL = frozenset({"seed", *NEUTRAL})  # all that an engine can declare in its Hello
 Temperature = Annotated[float, Field(ge=0, le=2)]
 TopP = Annotated[float, Field(gt=0, le=1)]
 
@@ -50,6 +53,10 @@ Tokens = Annotated[int, Field(gt=0), BeforeValidator(whole)]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 
 
+MAX_INPUTS = 256  # texts in one request for embeddings
+Text = Annotated[str, Field(min_length=1)]
+
+
 UNION_ARM = re.compile(r"(?:constrained-)?str|list\[.*\]|function-.*")
 
 
@@ -57,7 +64,7 @@ CLOSED: JsonDict = {"additionalProperties": False}
 
 
 class Strict(BaseModel):
-    """No guessing: a number in quotes is a string. Unknown fields are refused, in `refuse_unsupported`."""
+    """No guessing: a number in quotes is a string. Other fields are kept aside, see `beyond`."""
 
     model_config = ConfigDict(strict=True, extra="allow", json_schema_extra=CLOSED)
 
@@ -70,17 +77,46 @@ class TextPart(BaseModel):
     text: str
 
 
+def as_every_engine_takes_it(schema: dict[str, Any]) -> None:
+    """Calls of tools go with the field `tools`, which only some engines have: the document leaves both out."""
+    properties = schema["properties"]
+    del properties["tool_calls"], properties["tool_call_id"], properties["content"]["default"]
+    properties["role"]["enum"].remove("tool")
+    properties["content"]["anyOf"].remove({"type": "null"})
+    schema["required"] = ["role", "content"]
+
+
 class Message(BaseModel):
     """One turn of a conversation. `developer` is OpenAI's newer word for `system`."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1)]
+    model_config = ConfigDict(strict=True, extra="forbid", json_schema_extra=as_every_engine_takes_it)
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | Annotated[list[TextPart], Field(min_length=1)] | None = None
+    tool_calls: Annotated[list[dict[str, Any]], Field(min_length=1)] | None = None
+    tool_call_id: str | None = None
 
-    def plain(self) -> dict[str, str]:
+    @model_validator(mode="after")
+    def says_something(self) -> "Message":
+        """Only a message that calls tools may be without text; only a tool answers a call."""
+        if self.content is None and not self.tool_calls:
+            raise ValueError("a message has 'content'")
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError("only the assistant has 'tool_calls'")
+        if (self.role == "tool") != (self.tool_call_id is not None):
+            raise ValueError("'tool_call_id' goes with the role 'tool'")
+        return self
+
+    def plain(self) -> dict[str, Any]:
         """As chat templates want it."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+        text = self.content
+        if isinstance(text, list):
+            text = "".join(part.text for part in text)
+        said: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": text}
+        if self.tool_calls:
+            said["tool_calls"] = self.tool_calls
+        if self.tool_call_id is not None:
+            said["tool_call_id"] = self.tool_call_id
+        return said
 
 
 class StreamOptions(BaseModel):
@@ -141,6 +177,15 @@ class GenerateBody(Strict):
     stream: bool = False
 
 
+class EmbeddingBody(Strict):
+    """Body of POST /v1/embeddings. Texts only: what other tokenizers made of them would mean something else here."""
+
+    model: str
+    input: Text | Annotated[list[Text], Field(min_length=1, max_length=MAX_INPUTS)]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Annotated[int, Field(gt=0), BeforeValidator(whole)] | None = None
+
+
 @dataclass(slots=True)
 class Call:
     """A checked request: which model, what for the engine, and what the client wants to see of it."""
@@ -153,11 +198,9 @@ class Call:
 def parse_body[T: Strict](kind: type[T], body: bytes) -> T:
     """The JSON `body` as a `kind`; raises ApiError 400."""
     try:
-        request = kind.model_validate_json(body)
+        return kind.model_validate_json(body)
     except ValidationError as error:
         raise bad_request(error) from None
-    refuse_unsupported(request)
-    return request
 
 
 def parse_query(query: bytes) -> GenerateBody:
@@ -175,11 +218,9 @@ def parse_query(query: bytes) -> GenerateBody:
                 400, "invalid_value", f"'{name[:80]}' stands more than once in the query", name[:80]
             )
     try:
-        request = GenerateBody.model_validate_strings(dict(pairs), strict=False)
+        return GenerateBody.model_validate_strings(dict(pairs), strict=False)
     except ValidationError as error:
         raise bad_request(error) from None
-    refuse_unsupported(request)
-    return request
 
 
 def bad_request(error: ValidationError) -> ApiError:
@@ -215,20 +256,24 @@ def unsupported(names: list[str]) -> ApiError:
     return ApiError(400, "unsupported_field", f"not supported here: {listed}; take it out", names[0][:80])
 
 
-def refuse_unsupported(request: Strict) -> None:
-    """Raise ApiError 400 for fields we do not have, unless their value asks for nothing."""
-    extra = request.model_extra
-    if not extra:
-        return
-    bad = []
-    for name, value in extra.items():
-        neutral = name in NEUTRAL and (
-            value is None
-            or (value == NEUTRAL[name] and isinstance(value, bool) == isinstance(NEUTRAL[name], bool))
-        )
-        if not neutral:
-            bad.append(name)
-    if bad:
+def beyond(request: Strict) -> dict[str, object]:
+    """The fields that no model here describes and whose value asks for something."""
+    return {
+        name: value
+        for name, value in (request.model_extra or {}).items()
+        if not (name in NEUTRAL and (value is None or same(value, NEUTRAL[name])))
+    }
+
+
+def same(value: object, neutral: object) -> bool:
+    """Equal as JSON has it: true is not 1."""
+    return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
+
+
+def refuse_undeclared(generate: Generate, declared: Collection[str]) -> None:
+    """Raise ApiError 400 for what the engine has not declared in its Hello, or what nobody can declare."""
+    asked = [*generate.extra] if generate.seed is None else [*generate.extra, "seed"]
+    if bad := [name for name in asked if name not in OPTIONAL or name not in declared]:
         raise unsupported(bad)
 
 
@@ -263,6 +308,7 @@ def sampling(request: Sampling, max_tokens: int | None, limits: Limits) -> Gener
         top_p=request.top_p,
         seed=request.seed,
         stop=stop,
+        extra=beyond(request),
     )
 
 
@@ -277,6 +323,12 @@ def chat_call(request: ChatBody, limits: Limits) -> Call:
         )
     generate = sampling(request, request.max_completion_tokens or request.max_tokens, limits)
     generate.messages = [message.plain() for message in request.messages]
+    if "tools" not in generate.extra and any(
+        message.tool_calls or message.tool_call_id for message in request.messages
+    ):
+        raise ApiError(
+            400, "invalid_value", "'messages' have calls of tools: send 'tools' with them", "messages"
+        )
     usage = bool(request.stream_options and request.stream_options.include_usage)
     return Call(request.model, generate, usage)
 
@@ -291,6 +343,8 @@ def completion_call(request: CompletionBody, limits: Limits) -> Call:
 
 def generate_call(request: GenerateBody, limits: Limits) -> Call:
     """/generate asks the first model, as a conversation of one turn."""
+    if bad := list(beyond(request)):
+        raise unsupported(bad)
     length, clip = answer_length(request.max_tokens, limits)
     messages = [{"role": "user", "content": request.prompt}]
     return Call(
@@ -305,3 +359,31 @@ def generate_call(request: GenerateBody, limits: Limits) -> Call:
             temperature=request.temperature,
         ),
     )
+
+
+def embedding_call(request: EmbeddingBody) -> Call:
+    """Texts whose vectors are wanted."""
+    if bad := list(beyond(request)):
+        raise unsupported(bad)
+    inputs = [request.input] if isinstance(request.input, str) else request.input
+    return Call(request.model, Generate(0, False, 0, inputs=inputs, encoding=request.encoding_format))
+
+
+def refuse_other_work(generate: Generate, dimensions: int, asked: int | None = None) -> None:
+    """Raise ApiError 404 where a model for text is asked for vectors, of which it has `dimensions`, or the reverse."""
+    if generate.inputs is None and dimensions:
+        raise ApiError(404, "wrong_endpoint", "this model makes embeddings: use /v1/embeddings", "model")
+    if generate.inputs is not None and not dimensions:
+        raise ApiError(
+            404, "wrong_endpoint", "this model makes no embeddings: GET /v1/models says which do", "model"
+        )
+    if asked is not None and asked != dimensions:
+        message = f"'dimensions' is {asked}: the model's vectors have {dimensions}, take it out"
+        raise ApiError(400, "invalid_value", message, "dimensions")
+
+
+def reserved_tokens(generate: Generate) -> int:
+    """What to set aside of a quota before it is known: the longest answer, or about what the texts have."""
+    if generate.inputs is None:
+        return generate.max_tokens
+    return sum(len(text) for text in generate.inputs) // 4

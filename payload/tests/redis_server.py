@@ -2,10 +2,16 @@
 
 import hashlib
 import shutil
+import socket
 import subprocess
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+import redis
 from jinja2 import Template
 from service import eventually
 
@@ -16,12 +22,12 @@ ACL = Path(__file__).resolve().parents[2] / "roles/redis/templates/users.acl.j2"
 class RedisServer:
     """One, on a UNIX socket."""
 
-    def __init__(self, folder: Path) -> None:
-        """Start it."""
+    def __init__(self, folder: Path, more: Sequence[str] = ()) -> None:
+        """Start it, with `more` options."""
         self.socket = folder / "redis.sock"
         digest = hashlib.sha256(PASSWORD.encode()).hexdigest()
         users = Template(ACL.read_text()).render(__redis_password={"sha256": digest}, redis_key_prefix="llm:")
-        (folder / "users.acl").write_text(users + "\n")
+        (folder / "users.acl").write_text(users + "\nuser operator on nopass ~* &* +@all\n")
         options = ["--port", "0", "--unixsocket", str(self.socket), "--aclfile", str(folder / "users.acl")]
         program = shutil.which("redis-server")
         if program is None:
@@ -35,8 +41,51 @@ class RedisServer:
             str(folder),
             "--logfile",
             str(folder / "redis.out"),
+            *more,
         ]
         self.start()
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """For the gateway's configuration; the credential is PASSWORD."""
+        return {
+            "url": f"unix://{self.socket}",
+            "user": "gateway",
+            "password_credential": "redis.gateway",
+        }
+
+    def client(self) -> redis.Redis:
+        """One that may do all."""
+        return redis.Redis(unix_socket_path=str(self.socket), username="operator", password="any")
+
+    @contextmanager
+    def delayed(self, path: Path, seconds: float) -> Iterator[Path]:
+        """A socket whose every answer comes `seconds` late."""
+
+        def carry(come: socket.socket, go: socket.socket, late: float) -> None:
+            with suppress(OSError):
+                while data := come.recv(65536):
+                    time.sleep(late)
+                    go.sendall(data)
+            for end in come, go:
+                with suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+
+        def accept() -> None:
+            with suppress(OSError):
+                while True:
+                    client, _ = listener.accept()
+                    server = socket.socket(socket.AF_UNIX)
+                    server.connect(str(self.socket))
+                    for pair in (client, server, 0.0), (server, client, seconds):
+                        threading.Thread(target=carry, args=pair, daemon=True).start()
+
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+            listener.listen(100)
+            threading.Thread(target=accept, daemon=True).start()
+            yield path
+            listener.shutdown(socket.SHUT_RDWR)
 
     def start(self) -> None:
         """Until its socket is there."""

@@ -18,7 +18,12 @@ ALLOWED: dict[str, Any] = {
     "models": ["*"],
     "max_tokens": 256,
     "rate_class": "standard",
-    "rate": {"requests_per_minute": 10**6, "tokens_per_minute": 10**9, "tokens_per_day": 10**12},
+    "rate": {
+        "priority": 5,
+        "requests_per_minute": 10**6,
+        "tokens_per_minute": 10**9,
+        "tokens_per_day": 10**12,
+    },
     "log_prompt": False,
 }
 DENIED = {"allow": False, "reason": "no role of yours permits it", "rule": "default_deny", "revision": 7}

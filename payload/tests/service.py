@@ -19,7 +19,7 @@ from authority import PUBLIC_KEY, signed_bundle
 from llmserve.keys import edited, new_key
 
 PEPPER = b"a pepper for tests, 32 bytes long"
-START_SECONDS = 30.0
+START_SECONDS = 90.0  # on a machine that is busy with other things
 
 
 def eventually(what: str, holds: Any, seconds: float = 10.0) -> Any:
@@ -77,7 +77,7 @@ class Process:
         if self.process.poll() is None:
             self.process.terminate()
         try:
-            return self.process.wait(15)
+            return self.process.wait(60)  # torch takes long to leave a busy machine
         finally:
             self.kill()
             self.notifications.close()
@@ -95,11 +95,17 @@ class Service:
 
     folder: Path
     engine_models: dict[str, dict[str, Any]]
+    remotes: dict[str, dict[str, Any]] = field(default_factory=dict)  # models that other servers have
+    instances: dict[str, int] = field(default_factory=dict)  # of a model; without an entry, one
     limits: dict[str, Any] = field(default_factory=dict)
     redis: dict[str, Any] | None = None
     policy: dict[str, Any] | None = None  # without one: the estate's own, judged in process
     identity: dict[str, Any] = field(default_factory=dict)
     credentials: dict[str, str] = field(default_factory=dict)
+    listen: dict[str, Any] | None = None  # without one: the socket http.sock
+    engine_options: dict[str, Any] = field(default_factory=dict)
+    engine_environment: dict[str, str] = field(default_factory=dict)
+    gateway_environment: dict[str, str] = field(default_factory=dict)
     engines: dict[str, Process] = field(default_factory=dict)
     gateway: Process | None = None
     writer: Process | None = None
@@ -118,7 +124,8 @@ class Service:
             records.append(record)
         self.start_writer()
         for name in self.engine_models:
-            self.start_engine(name, wait=False)
+            for number in range(self.instances.get(name, 1)):
+                self.start_engine(name, wait=False, number=number)
         self.start_gateway(wait=False)
         for process in [*self.engines.values(), self.gateway]:
             if process:
@@ -133,15 +140,22 @@ class Service:
         command = ["serve", *options, "--seed-file", str(seed)]
         self.writer = Process(self.folder, "writer", command, {}, module="llmproof").await_ready()
 
-    def start_engine(self, name: str, wait: bool = True) -> None:
-        """One engine."""
-        file = self.folder / f"engine-{name}.yaml"
-        config = {"socket": str(self.folder / f"{name}.sock"), "model": self.engine_models[name]}
-        file.write_text(yaml.safe_dump(config))
+    def start_engine(self, name: str, wait: bool = True, number: int = 0) -> None:
+        """One engine; those of one model are told apart by their number."""
+        instance = f"{name}-{number}" if number else name
+        file = self.folder / f"engine-{instance}.yaml"
+        config = {"socket": str(self.folder / f"{instance}.sock"), "model": self.engine_models[name]}
+        file.write_text(yaml.safe_dump(config | self.engine_options))
         arguments = ["engine", "--name", name, "--config", str(file)]
-        self.engines[name] = Process(self.folder, f"engine-{name}", arguments, {})
+        environment = self.engine_environment
+        self.engines[instance] = Process(self.folder, f"engine-{instance}", arguments, environment)
         if wait:
-            self.engines[name].await_ready()
+            self.engines[instance].await_ready()
+
+    def sockets(self, name: str) -> list[str]:
+        """Of all instances of a model."""
+        more = range(1, self.instances.get(name, 1))
+        return [str(self.folder / f"{each}.sock") for each in [name, *(f"{name}-{one}" for one in more)]]
 
     def start_gateway(self, wait: bool = True) -> None:
         """The gateway."""
@@ -155,9 +169,10 @@ class Service:
         config: dict[str, Any] = {
             "policy": policy,
             "audit": {"socket": str(self.folder / "audit.sock")},
-            "listen": {"socket": str(self.folder / "http.sock")},
+            "listen": self.listen or {"socket": str(self.folder / "http.sock")},
             "metrics": {"socket": str(self.folder / "metrics.sock")},
-            "engines": {name: {"socket": str(self.folder / f"{name}.sock")} for name in self.engine_models},
+            "engines": {name: {"socket": self.sockets(name)} for name in self.engine_models}
+            | {name: {"remote": remote} for name, remote in self.remotes.items()},
             "keys_file": str(self.folder / "keys.json"),
             "identity": self.identity,
             "limits": self.limits,
@@ -167,7 +182,10 @@ class Service:
             config["redis"] = self.redis
         file = self.folder / "gateway.yaml"
         file.write_text(yaml.safe_dump(config))
-        environment = {"CREDENTIALS_DIRECTORY": str(self.folder / "credentials")}
+        environment = {
+            "CREDENTIALS_DIRECTORY": str(self.folder / "credentials"),
+            **self.gateway_environment,
+        }
         self.gateway = Process(self.folder, "gateway", ["gateway", "--config", str(file)], environment)
         if wait:
             self.gateway.await_ready()
@@ -231,7 +249,7 @@ def running(
     folder: Path, models: dict[str, dict[str, Any]] | None = None, **options: Any
 ) -> Iterator[Service]:
     """A service for the length of the block."""
-    service = Service(folder, models or {"echo": {"driver": "echo"}}, **options)
+    service = Service(folder, {"echo": {"driver": "echo"}} if models is None else models, **options)
     try:
         yield service.start()
     finally:

@@ -1,8 +1,15 @@
 """What clients get when all is well."""
 
+import json
+import time
+from pathlib import Path
+
 import httpx2 as httpx
 import pytest
-from service import Service, events
+from service import Service, events, running
+
+from llmserve.onion import trace
+from llmserve.shapes import ChatCompletion, DrainState, Generated, Health, TextCompletion
 
 QUESTION = {"model": "echo", "messages": [{"role": "user", "content": "one two three"}]}
 
@@ -109,6 +116,7 @@ def test_the_openapi_document_describes_every_route_and_loads_nothing_from_elsew
         ("/v1/models", "get"),
         ("/livez", "get"),
         ("/readyz", "get"),
+        ("/drainz", "get"),
     } <= described
     text = client.get("/openapi.json").text
     assert all(f'"{name}"' in text for name in ("ChatBody", "CompletionBody", "GenerateBody", "Message"))
@@ -116,6 +124,73 @@ def test_the_openapi_document_describes_every_route_and_loads_nothing_from_elsew
     assert "https://" not in text
     for page in "/docs", "/redoc", "/docs/oauth2-redirect":
         assert client.get(page).status_code == 404
+
+
+def test_answers_have_the_shapes_that_the_openapi_document_gives_them(client: httpx.Client) -> None:
+    for path, shape, body in (
+        ("/v1/chat/completions", ChatCompletion, QUESTION),
+        ("/v1/completions", TextCompletion, {"model": "echo", "prompt": "a b"}),
+        ("/generate", Generated, {"prompt": "a b"}),
+    ):
+        shape.model_validate_json(client.post(path, json=body).content)
+    assert Health.model_validate_json(client.get("/livez").content).status == "alive"
+    assert Health.model_validate_json(client.get("/readyz").content).status == "ready"
+    assert DrainState.model_validate_json(client.get("/drainz").content).in_flight >= 0
+
+
+TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+
+
+def test_an_answer_goes_on_with_the_trace_of_its_request(echo: Service, client: httpx.Client) -> None:
+    given = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
+    answer = client.get("/generate", params={"prompt": "a"}, headers=given)
+    version, trace, span, flags = answer.headers["traceparent"].split("-")
+    assert (version, trace, flags) == ("00", TRACE, "01")
+    assert span not in {PARENT, "0" * 16}
+    (line,) = [each for each in echo.logs().splitlines() if TRACE in each]
+    assert json.loads(line)["transaction.id"] == span
+    assert client.get("/nothing", headers=given).headers["traceparent"].split("-")[1] == TRACE
+    fresh = client.get("/generate", params={"prompt": "a"}).headers
+    assert fresh["traceparent"].split("-")[1] == fresh["x-request-id"]
+
+
+@pytest.mark.parametrize(
+    ("given", "known"),
+    [
+        (f"00-{TRACE}-{PARENT}-00", (TRACE, False)),
+        (f"00-{TRACE}-{PARENT}-03", (TRACE, True)),
+        (f"cc-{TRACE}-{PARENT}-01-what comes later", (TRACE, True)),
+        (f"00-{TRACE}-{PARENT}-01-what comes later", None),
+        (f"ff-{TRACE}-{PARENT}-01", None),
+        (f"00-{'0' * 32}-{PARENT}-01", None),
+        (f"00-{TRACE}-{'0' * 16}-01", None),
+        (f"00-{TRACE.upper()}-{PARENT}-01", None),
+        (f"00-{TRACE}-{PARENT}-1", None),
+        (f"00-{TRACE}-{PARENT}", None),
+        ("", None),
+        ("00-\xff", None),
+    ],
+)
+def test_what_is_no_traceparent_begins_a_trace_of_its_own(given: str, known: tuple[str, bool] | None) -> None:
+    expected = known and (known[0].encode(), known[1])
+    assert trace(given.encode("latin-1")) == expected
+
+
+def test_an_answer_says_what_of_its_time_was_the_gateways(tmp_path: Path) -> None:
+    with running(tmp_path, {"echo": {"driver": "echo", "token_seconds": 0.2}}) as service:
+        with service.client() as client:
+            client.get("/livez")
+            before = time.monotonic()
+            answer = client.get("/generate", params={"prompt": "one two three"})
+            took = time.monotonic() - before
+            overhead = int(answer.headers["x-llm-overhead-us"]) / 1e6
+            assert took > 0.6
+            assert 0 < overhead < took - 0.5
+            body = {"prompt": "one two three", "stream": True}
+            with client.stream("POST", "/generate", json=body) as stream:
+                assert int(stream.headers["x-llm-overhead-us"]) / 1e6 < 0.2
+                assert stream.headers["x-llm-cache"] == "bypass"
+        assert service.metrics()['llm_gateway_overhead_seconds_count{cache="bypass"}'] == 2
 
 
 def test_metrics_are_served_on_a_listener_of_their_own(echo: Service, client: httpx.Client) -> None:

@@ -1,39 +1,85 @@
 """The exact cache, against Debian's Redis behind a UNIX socket and an ACL user."""
 
+import json
 import signal
+import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import httpx2 as httpx
 import pytest
+import redis
 from redis_server import PASSWORD, RedisServer
-from service import Service, eventually, running
+from service import Service, events, eventually, running
+from test_refusals import error
+
+from llmserve.cache import CacheWish, Kept, cache_wish
 
 CHAT = "/v1/chat/completions"
 QUESTION = {"model": "echo", "temperature": 0, "messages": [{"role": "user", "content": "one two"}]}
+SLOW_WORDS = " ".join(f"slow{number}" for number in range(20))
+SLOW = {"model": "slow", "temperature": 0, "messages": [{"role": "user", "content": SLOW_WORDS}]}
+MODELS: dict[str, dict[str, Any]] = {
+    "echo": {"driver": "echo"},
+    "slow": {"driver": "echo", "token_seconds": 0.05},
+}
 
 
 @pytest.fixture(scope="module")
 def cached(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service with a cache; its deadline is longer than in production since the tests' machine is busy."""
-    redis: dict[str, Any] = {
-        "url": f"unix://{redis_server.socket}",
-        "user": "gateway",
-        "password_credential": "redis.gateway",
-        "deadline_ms": 300,
-    }
+    settings = {**redis_server.settings, "deadline_ms": 300}
     folder = tmp_path_factory.mktemp("cached")
-    with running(folder, redis=redis, credentials={"redis.gateway": PASSWORD}) as service:
+    with running(folder, MODELS, redis=settings, credentials={"redis.gateway": PASSWORD}) as service:
         yield service
 
 
-def ask(service: Service, key: str | None = None, **change: Any) -> tuple[str, str]:
+@pytest.fixture
+def store(redis_server: RedisServer) -> Iterator[redis.Redis]:
+    """Redis as its operator sees it."""
+    with redis_server.client() as client:
+        yield client
+
+
+def ask(
+    service: Service, key: str | None = None, control: str | None = None, **change: Any
+) -> tuple[str, str]:
     """`x-llm-cache` and the text."""
-    with service.client(key) as client:
-        answer = client.post(CHAT, json={**QUESTION, **change})
-    assert answer.status_code == 200, answer.text
+    answer = whole(service, key, control, **change)
     return answer.headers["x-llm-cache"], answer.json()["choices"][0]["message"]["content"]
+
+
+def whole(
+    service: Service, key: str | None = None, control: str | None = None, **change: Any
+) -> httpx.Response:
+    """An answer in one body."""
+    headers = {"cache-control": control} if control else {}
+    with service.client(key) as client:
+        answer = client.post(CHAT, json={**QUESTION, **change}, headers=headers)
+    assert answer.status_code == 200, answer.text
+    return answer
+
+
+def streamed(service: Service, **change: Any) -> tuple[str, list[Any]]:
+    """`x-llm-cache`, and the choices of each chunk of a stream."""
+    body = {**QUESTION, "stream": True, **change}
+    with service.client() as client, client.stream("POST", CHAT, json=body) as answer:
+        *chunks, end = events(answer)
+    assert end == "[DONE]"
+    return answer.headers["x-llm-cache"], [chunk["choices"] for chunk in chunks]
+
+
+def said(words: str) -> list[dict[str, str]]:
+    """A question that no other test asks."""
+    return [{"role": "user", "content": words}]
+
+
+def asked_engine(service: Service, model: str = "slow") -> float:
+    """How many requests the engine was given until now."""
+    return service.metrics()[f'llm_queue_seconds_count{{model="{model}"}}']
 
 
 def test_the_same_greedy_question_is_answered_from_the_cache(cached: Service) -> None:
@@ -57,11 +103,88 @@ def test_whatever_the_answer_depends_on_is_in_the_key(cached: Service, change: d
     assert ask(cached, **change)[0] == "miss"
 
 
-def test_sampled_answers_and_streams_pass_the_cache_by(cached: Service) -> None:
-    assert ask(cached, temperature=0.5)[0] == "bypass"
-    assert ask(cached, temperature=None)[0] == "bypass"
-    with cached.client() as client, client.stream("POST", CHAT, json={**QUESTION, "stream": True}) as answer:
-        assert "x-llm-cache" not in answer.headers
+def test_sampled_answers_pass_the_cache_by_unless_the_client_takes_one_of_some_age(cached: Service) -> None:
+    for temperature in 0.5, None:
+        assert ask(cached, temperature=temperature)[0] == "bypass"
+        assert ask(cached, temperature=temperature, control="max-age=60")[0] == "miss"
+        answer = whole(cached, temperature=temperature, control="max-age=60")
+        assert (answer.headers["x-llm-cache"], int(answer.headers["age"]) < 60) == ("hit", True)
+        assert ask(cached, temperature=temperature)[0] == "bypass"
+
+
+def test_a_stream_is_replayed_in_the_pieces_in_which_it_came(cached: Service) -> None:
+    words = said("un deux trois quatre")
+    first, second = streamed(cached, messages=words), streamed(cached, messages=words)
+    assert (first[0], second[0]) == ("miss", "hit")
+    assert first[1] == second[1]
+    texts = [choices[0]["delta"].get("content") for choices in second[1]]
+    assert texts == ["", "un ", "deux ", "trois ", "quatre", None]
+
+
+def test_streams_and_whole_answers_share_their_entries(cached: Service) -> None:
+    words = said("eins zwei drei")
+    assert ask(cached, messages=words)[0] == "miss"
+    cache, choices = streamed(cached, messages=words)
+    assert (cache, len(choices)) == ("hit", 5)
+    words = said("uno due")
+    assert streamed(cached, messages=words)[0] == "miss"
+    assert ask(cached, messages=words) == ("hit", "uno due")
+
+
+def test_a_request_may_keep_the_cache_out(cached: Service) -> None:
+    words = said("keep out")
+    assert ask(cached, messages=words, control="no-store")[0] == "bypass"
+    assert ask(cached, messages=words)[0] == "miss"
+    assert ask(cached, messages=words, control="no-store")[0] == "bypass"
+    assert ask(cached, messages=words, control="no-cache")[0] == "miss"
+    assert ask(cached, messages=words, control="max-age=0")[0] == "miss"
+    assert ask(cached, messages=words, control="private")[0] == "hit"
+
+
+@pytest.mark.parametrize(
+    ("header", "wish"),
+    [
+        (None, CacheWish()),
+        (b"", CacheWish()),
+        (b"private, x=y, ,=", CacheWish()),
+        (b"No-Store", CacheWish(read=False, write=False)),
+        (b"max-age=5, no-cache", CacheWish(read=False, max_age=5)),
+        (b'max-age="7"', CacheWish(max_age=7)),
+        (b"max-age = 8 ", CacheWish(read=False, max_age=0)),
+        (b"max-age=0", CacheWish(read=False, max_age=0)),
+        (b"max-age", CacheWish(read=False, max_age=0)),
+        (b"max-age=-5", CacheWish(read=False, max_age=0)),
+        (b"max-age=" + b"9" * 5000, CacheWish(read=False, max_age=0)),
+        (b"\xff\xfe, max-age=1", CacheWish(max_age=1)),
+    ],
+)
+def test_cache_control_is_read_as_the_rfc_says(header: bytes | None, wish: CacheWish) -> None:
+    assert cache_wish(header) == wish
+
+
+def test_an_entry_is_as_old_as_the_clock_says_and_never_younger_than_now() -> None:
+    assert Kept([], "stop", 1, 1, time.time() - 3600).age() in {3600, 3601}
+    assert Kept([], "stop", 1, 1, time.time() + 3600).age() == 0, "the clock went back by an hour"
+
+
+def test_an_entry_is_believed_only_if_it_says_what_was_asked(cached: Service, store: redis.Redis) -> None:
+    words = said("believe me")
+    before = set(store.keys("llm:exact:*"))
+    ask(cached, messages=words)
+    eventually("it is kept", lambda: set(store.keys("llm:exact:*")) - before)
+    (name,) = set(store.keys("llm:exact:*")) - before
+    value = store.get(name)
+    assert isinstance(value, bytes)
+    entry = json.loads(value)
+    store.set(name, json.dumps({**entry, "pieces": ["from ", "Redis"], "stored": time.time() - 3600}))
+    answer = whole(cached, messages=words)
+    assert answer.json()["choices"][0]["message"]["content"] == "from Redis"
+    assert int(answer.headers["age"]) >= 3600
+    assert ask(cached, messages=words, control="max-age=60") == ("miss", "believe me")
+    another = {**entry, "material": entry["material"].replace("research", "sales"), "pieces": ["another's"]}
+    for wrong in json.dumps(another), "{}", "[]", "no JSON", b"\xff", json.dumps({**entry, "more": 1}):
+        store.set(name, wrong)
+        assert ask(cached, messages=words) == ("miss", "believe me")
 
 
 def test_two_tenants_never_share_an_entry(cached: Service) -> None:
@@ -76,9 +199,72 @@ def test_two_tenants_never_share_an_entry(cached: Service) -> None:
     eventually("the new keys are known", known)
     assert ask(cached, colleague)[0] == "hit"
     assert ask(cached, other)[0] == "miss"
+    with ThreadPoolExecutor() as pool:
+        asked = asked_engine(cached)
+        both = [pool.submit(ask, cached, key, None, **SLOW) for key in (cached.key, other)]
+        assert [each.result()[0] for each in both] == ["miss", "miss"], "nor an answer that is being made"
+        assert asked_engine(cached) == asked + 2
 
 
-def test_redis_slow_or_gone_is_a_miss_and_never_an_error(cached: Service, redis_server: RedisServer) -> None:
+def test_many_who_ask_the_same_at_once_make_the_engine_work_once(cached: Service) -> None:
+    question = {**SLOW, "messages": said(SLOW_WORDS + " once")}
+    asked = asked_engine(cached)
+    with ThreadPoolExecutor(12) as pool:
+        bodies = [pool.submit(ask, cached, None, None, **question) for _ in range(6)]
+        streams = [pool.submit(streamed, cached, **question) for _ in range(6)]
+        answers = [each.result() for each in bodies]
+        chunks = [each.result() for each in streams]
+    assert {text for _, text in answers} == {SLOW_WORDS + " once"}
+    assert all(pieces == chunks[0][1] for _, pieces in chunks)
+    assert len(chunks[0][1]) == 23, "the role, 21 words and the end"
+    assert sorted(cache for cache, _ in [*answers, *chunks]) == ["hit"] * 11 + ["miss"]
+    assert asked_engine(cached) == asked + 1
+
+
+def test_who_asked_first_may_leave_or_read_nothing_without_harm_to_the_others(cached: Service) -> None:
+    question = {**SLOW, "messages": said(SLOW_WORDS + " leave"), "stream": True}
+    body = json.dumps(question).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: llm\r\nauthorization: Bearer {cached.key}\r\n"
+    asked = asked_engine(cached)
+    with ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor())
+        first = stack.enter_context(socket.socket(socket.AF_UNIX))
+        first.connect(str(cached.folder / "http.sock"))
+        first.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+        eventually("the engine works", lambda: asked_engine(cached) == asked + 1)
+        second = pool.submit(ask, cached, None, None, **{**question, "stream": False})
+        time.sleep(0.2)
+        first.close()
+        assert second.result() == ("hit", SLOW_WORDS + " leave")
+    assert asked_engine(cached) == asked + 1
+
+
+def test_where_the_one_who_asked_first_fails_the_next_one_asks(cached: Service) -> None:
+    question = {**SLOW, "messages": said(SLOW_WORDS + " fail")}
+    asked = asked_engine(cached)
+    with ThreadPoolExecutor() as pool, cached.client() as client:
+        deadline = {"x-llm-deadline-ms": "400"}
+        first = pool.submit(client.post, CHAT, json=question, headers=deadline)
+        eventually("the engine works", lambda: asked_engine(cached) == asked + 1)
+        others = [pool.submit(ask, cached, None, None, **question) for _ in range(3)]
+        error(first.result(), 503, "deadline_exceeded")
+        answers = [each.result() for each in others]
+    assert {text for _, text in answers} == {SLOW_WORDS + " fail"}
+    assert asked_engine(cached) == asked + 2, "one of the three asked for all of them"
+
+
+def test_an_answer_that_nobody_waits_for_any_more_is_not_made(cached: Service) -> None:
+    question = {**SLOW, "messages": said(SLOW_WORDS * 10)}
+    for _ in range(2):
+        with cached.client() as client, pytest.raises(httpx.ReadTimeout):
+            client.post(CHAT, json=question, timeout=0.3)
+    runs = 'llm_requests_running{model="slow"}'
+    eventually("the slot is free", lambda: cached.metrics()[runs] == 0, 2)
+
+
+def test_redis_that_hangs_or_is_gone_is_a_miss_and_never_an_error(
+    cached: Service, redis_server: RedisServer
+) -> None:
     ask(cached)
     redis_server.process.send_signal(signal.SIGSTOP)
     before = time.monotonic()
@@ -90,7 +276,41 @@ def test_redis_slow_or_gone_is_a_miss_and_never_an_error(cached: Service, redis_
         assert ask(cached) == ("miss", "one two")
     assert cached.metrics()['llm_cache_total{result="error"}'] >= 2
     redis_server.start()
-    eventually("it is used again", lambda: ask(cached)[0] == "hit")
+    eventually("it is used again", lambda: ask(cached)[0] == "hit", 5)
+
+
+@pytest.mark.parametrize(
+    "option", [["--maxmemory", "1"], ["--replicaof", "127.0.0.1", "1"]], ids=["full", "read-only"]
+)
+def test_redis_that_takes_no_writes_is_a_miss_and_still_gives_what_it_has(
+    tmp_path_factory: pytest.TempPathFactory, option: list[str]
+) -> None:
+    server = RedisServer(tmp_path_factory.mktemp("redis"), option)
+    folder = tmp_path_factory.mktemp("refused")
+    settings = {**server.settings, "deadline_ms": 300}
+    try:
+        with running(folder, redis=settings, credentials={"redis.gateway": PASSWORD}) as service:
+            assert [ask(service) for _ in range(3)] == [("miss", "one two")] * 3
+            assert service.metrics()['llm_cache_total{result="error"}'] == 3, "one write each, and no rest"
+            assert service.logs().count("Redis does not do as asked") == 1
+    finally:
+        server.stop()
+
+
+def test_redis_that_takes_a_second_an_answer_does_not_cost_each_request_a_deadline(
+    redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("late")
+    with redis_server.delayed(folder / "late.sock", 1.0) as path:
+        settings = {**redis_server.settings, "url": f"unix://{path}", "deadline_ms": 50}
+        with running(folder, redis=settings, credentials={"redis.gateway": PASSWORD}) as service:
+            with service.client() as client:
+                for _ in range(40):
+                    answer = client.post(CHAT, json=QUESTION)
+                    assert (answer.status_code, answer.headers["x-llm-cache"]) == (200, "miss")
+            scrape = service.metrics()
+    name = 'llm_gateway_overhead_seconds_bucket{cache="miss",le="0.05"}'
+    assert scrape[name] >= 30, "each of the others would have waited 50 ms for Redis"
 
 
 def test_a_gateway_without_redis_says_so_and_goes_on(echo: Service) -> None:

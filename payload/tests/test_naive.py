@@ -9,6 +9,7 @@ import httpx2 as httpx
 import pytest
 from service import Service, events, eventually, running
 from test_refusals import error
+from tiny import make_model
 
 from llmcore.manifest import write_manifest
 
@@ -16,44 +17,6 @@ torch = pytest.importorskip("torch", reason="Debian's python3-torch is not insta
 CHAT = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "Über 東京, what is the capital?"}]
 QUESTION = {"model": "tiny", "messages": MESSAGES, "temperature": 0, "max_tokens": 24}
-TEMPLATE = (
-    "{% if messages[0].role == 'assistant' %}{{ raise_exception('the user speaks first') }}{% endif %}"
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
-def make_model(directory: Path) -> None:
-    """Two layers, a byte-level tokenizer, a chat template, safetensors in bf16."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    special = ["<|im_start|>", "<|im_end|>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(["what is the capital of France? hello you " * 5], trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=special[0], eos_token=special[1])
-    fast.chat_template = TEMPLATE
-    fast.save_pretrained(directory)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(fast),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=1,
-    )
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(directory)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """Parts small enough to be tried without processes: text, frames, manifests, configuration, admission."""
 
-import asyncio
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -9,12 +9,23 @@ import pytest
 
 from llmcore.config import ConfigError, load
 from llmcore.manifest import ManifestError, verify_model, write_manifest
-from llmserve.admission import Admission
 from llmserve.cli import main
 from llmserve.errors import ApiError
-from llmserve.protocol import Cancel, Delta, Done, Failed, Generate, Hello, ProtocolError, decode, encode
-from llmserve.settings import EngineConfig, GatewayConfig
+from llmserve.protocol import (
+    Beat,
+    Cancel,
+    Delta,
+    Done,
+    Failed,
+    Generate,
+    Hello,
+    ProtocolError,
+    decode,
+    encode,
+)
+from llmserve.settings import EngineConfig, GatewayConfig, Limits
 from llmserve.text import StopStrings
+from llmserve.wire import ChatBody, chat_call, parse_body, refuse_undeclared
 
 GATEWAY = """
 listen: {socket: /run/llm-gateway/http.sock}
@@ -49,8 +60,11 @@ def test_stop_strings_cut_a_stream_where_they_cut_the_whole_text() -> None:
 @pytest.mark.parametrize(
     "frame",
     [
-        Hello("m", "r", "echo", 10, 2),
+        Hello("m", "r", "echo", 10, 2, ["seed", "n"]),
         Generate(3, True, 5, messages=[{"role": "user", "content": 'a "b"\n東京\0'}], stop=["x"]),
+        Generate(4, False, 5, prompt="x", extra={"tools": [{"type": "function"}], "n": 2}),
+        Generate(3, True, 5, prompt="x", deadline=0.5, traceparent="00-1-2-01"),
+        Beat(True, 0.25, [0.5, 1.0]),
         Cancel(3),
         Delta(3, '"\\\n東京\u2028'),
         Done(3, "x", "stop", 1, 2),
@@ -153,37 +167,19 @@ def test_the_cli_checks_configurations_with_an_exit_code(
         load(file, EngineConfig)
 
 
-def test_admission_is_first_come_first_served_and_loses_no_slot() -> None:
-    async def scenario() -> list[int]:
-        admission, order = Admission(100), list[int]()
-        admission.slots = 2
-
-        async def visit(number: int) -> None:
-            await admission.enter(5)
-            try:
-                order.append(number)
-                await asyncio.sleep(0.001)
-            finally:
-                admission.leave()
-
-        visits = [asyncio.create_task(visit(number)) for number in range(30)]
-        await asyncio.sleep(0)
-        for number in range(10, 20):
-            visits[number].cancel()
-        await asyncio.gather(*visits, return_exceptions=True)
-        assert (admission.running, len(admission.waiting)) == (0, 0)
-        return order
-
-    assert asyncio.run(scenario()) == [*range(10), *range(20, 30)]
-
-
-def test_admission_refuses_at_once_when_too_many_wait() -> None:
-    async def scenario() -> None:
-        admission = Admission(0)
-        admission.slots = 1
-        await admission.enter(5)
-        with pytest.raises(ApiError) as refused:
-            await admission.enter(5)
-        assert (refused.value.status, refused.value.code) == (503, "overloaded")
-
-    asyncio.run(scenario())
+def test_a_field_that_the_engine_declared_goes_to_it_as_it_came_and_no_other_does() -> None:
+    tools = [{"type": "function", "function": {"name": "now"}}]
+    body = {"model": "m", "messages": [{"role": "user", "content": "x"}], "seed": 5, "tools": tools, "n": 1}
+    request = chat_call(parse_body(ChatBody, json.dumps(body).encode()), Limits()).generate
+    assert request.extra == {"tools": tools}
+    refuse_undeclared(request, ["tools", "seed"])
+    with pytest.raises(ApiError, match="'seed'") as refused:
+        refuse_undeclared(request, ["tools"])
+    assert (refused.value.status, refused.value.code, refused.value.param) == (
+        400,
+        "unsupported_field",
+        "seed",
+    )
+    request.extra["made_up"] = 1
+    with pytest.raises(ApiError, match="'made_up'"):
+        refuse_undeclared(request, ["tools", "seed", "made_up"])

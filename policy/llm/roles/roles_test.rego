@@ -4,7 +4,13 @@ package llm.roles_test
 import data.llm.authz
 import data.llm.validate
 
-generation := {"GET /generate", "POST /generate", "POST /v1/chat/completions", "POST /v1/completions"}
+generation := {
+	"GET /generate",
+	"POST /generate",
+	"POST /v1/chat/completions",
+	"POST /v1/completions",
+	"POST /v1/embeddings",
+}
 
 models := {"GET /v1/models", "GET /v1/models/*"}
 
@@ -31,6 +37,13 @@ test_a_trainer_generates_with_higher_limits_and_its_prompts_are_kept if {
 	trainer.rate.tokens_per_day > developer.rate.tokens_per_day
 	trainer.log_prompt
 	not developer.log_prompt
+}
+
+test_who_asks_in_bulk_goes_after_everybody_else if {
+	priorities := {class: rate.priority | some class, rate in data.llm.rates}
+	every priority in object.remove(priorities, ["batch"]) {
+		priority > priorities.batch
+	}
 }
 
 test_those_who_run_the_estate_generate_nothing if {

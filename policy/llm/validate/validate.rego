@@ -17,6 +17,7 @@ actions := {
 	"POST /generate",
 	"POST /v1/chat/completions",
 	"POST /v1/completions",
+	"POST /v1/embeddings",
 }
 
 count_of := {"type": "integer", "minimum": 1}
@@ -48,6 +49,7 @@ roles_schema := named(closed({
 
 rates_schema := named(closed({
 	"rank": count_of,
+	"priority": {"type": "integer", "minimum": 0, "maximum": 9},
 	"requests_per_minute": count_of,
 	"tokens_per_minute": count_of,
 	"tokens_per_day": count_of,

@@ -11,7 +11,7 @@ role := {
 	"duties": [],
 }
 
-rate := {"rank": 1, "requests_per_minute": 6, "tokens_per_minute": 600, "tokens_per_day": 6000}
+rate := {"rank": 1, "priority": 5, "requests_per_minute": 6, "tokens_per_minute": 600, "tokens_per_day": 6000}
 
 # The problems of a role `reader` and a rate class `slow`, changed by these patches.
 problems(role_patch, rate_patch) := found if {
@@ -47,7 +47,7 @@ test_a_value_of_the_wrong_kind_is_named_with_its_place if {
 }
 
 test_a_rate_of_the_wrong_kind_is_named_with_its_place if {
-	every patch in [{"rank": 0}, {"tokens_per_day": "many"}, {"requests_per_minute": 0}, {"more": 1}] {
+	every patch in [{"rank": 0}, {"tokens_per_day": "many"}, {"requests_per_minute": 0}, {"priority": 10}, {"more": 1}] {
 		some problem in problems({}, patch)
 		contains(problem, "llm/rates: ")
 	}

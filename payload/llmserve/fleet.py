@@ -1,0 +1,158 @@
+"""The instances of one model: a conversation stays where its prefix is, unless too much is asked there already.
+
+Rendezvous hashing orders the instances for each conversation; the first that is there and whose load stays within
+LOAD_BOUND of the average takes it (consistent hashing with bounded loads, Mirrokni and others, 2016). So one more or
+one less moves only the conversations that it had or gets.
+"""
+
+import asyncio
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from llmcore.config import ConfigError
+from llmserve.admission import Place, Queue
+from llmserve.errors import ApiError
+from llmserve.link import Answer, EngineLink
+from llmserve.metrics import EngineState
+from llmserve.protocol import Delta, Done, Failed, Generate, Hello
+from llmserve.remote import RemoteLink
+from llmserve.settings import Engine
+from llmserve.upstream import Upstream
+
+LOAD_BOUND = 1.25
+LEADING_CHARACTERS = 1024  # of a plain prompt; a conversation's are its messages up to the first of the user
+GONE = {"engine_lost", "engine_unavailable"}
+
+
+class Fleet:
+    """All instances of a model. `hello` is the first one's that is there."""
+
+    def __init__(self, model: str, links: list[EngineLink]) -> None:
+        """In the order of the configuration, which counts for nothing but where a request says nothing."""
+        self.model = model
+        self.links = links
+
+    @property
+    def hello(self) -> Hello | None:
+        """Who answers, or None while no instance is there."""
+        return next((link.hello for link in self.links if link.hello), None)
+
+    @property
+    def up(self) -> int:
+        """Instances that are there."""
+        return sum(link.up for link in self.links)
+
+    def state(self) -> EngineState:
+        """For a scrape: counts of all instances together, the fullest cache, the GPUs of the first that has some."""
+        states = [link.state() for link in self.links]
+        return EngineState(
+            self.model,
+            self.up,
+            any(state.stalled for state in states),
+            sum(state.running for state in states),
+            sum(state.running_tokens for state in states),
+            sum(state.waiting for state in states),
+            sum(state.waiting_tokens for state in states),
+            max((state.kv_used for state in states if state.kv_used is not None), default=None),
+            next((state.gpu_used for state in states if state.gpu_used), []),
+        )
+
+    def seat(self, tenant: str, request: Generate) -> "Seat":
+        """Where a request of this conversation may go; raises ApiError 503 where there is no instance."""
+        return Seat(self, prefix_key(tenant, request))
+
+    def order(self, key: bytes) -> list[EngineLink]:
+        """All instances, the conversation's own first."""
+        return sorted(self.links, key=lambda link: hashlib.sha256(key + str(link.socket).encode()).digest())
+
+
+class Seat:
+    """One request's place in a fleet. It stays with one revision of the model."""
+
+    def __init__(self, fleet: Fleet, key: bytes) -> None:
+        """Nothing is asked yet. `queued`: seconds that the last wait for a slot took."""
+        self.queued = 0.0
+        self.model = fleet.model
+        self.order = fleet.order(key) if len(fleet.links) > 1 else fleet.links
+        self.link = next((link for link in self.order if link.up), self.order[0])
+        self.hello = self.link.present()
+
+    def choose(self) -> EngineLink:
+        """The first instance in the conversation's order that is within its share; raises ApiError 503."""
+        there = [link for link in self.order if link.hello and link.up and same_model(link.hello, self.hello)]
+        if not there:
+            raise self.link.absent()
+        bound = math.ceil(LOAD_BOUND * (sum(link.load for link in there) + 1) / len(there))
+        return next(link for link in there if link.load < bound)
+
+    async def begin(self, request: Generate, place: Place) -> tuple[Delta | Done | Failed, Answer]:
+        """Ask, and wait for the first frame; where an instance dies before it, another is asked. Raises ApiError."""
+        while True:
+            self.link = self.choose()
+            before = time.monotonic()
+            try:
+                answer = await self.link.ask(request, replace(place, turn=None))
+            except ApiError as error:
+                if self.may_go_elsewhere(error.code):
+                    continue
+                raise
+            self.queued = time.monotonic() - before
+            try:
+                frame = await answer.get()
+            except asyncio.CancelledError:
+                self.link.cancel(request.id)
+                raise
+            if not isinstance(frame, Failed) or not self.may_go_elsewhere(frame.code):
+                return frame, answer
+
+    def cancel(self, number: int) -> None:
+        """Request `number` needs its slot no more, and the instance's work on it stops."""
+        self.link.cancel(number)
+
+    def may_go_elsewhere(self, code: str) -> bool:
+        """Whether a request that failed with `code` before its first frame is asked again: its instance has died, and
+        others live.
+        """
+        if code not in GONE:
+            return False
+        self.order = [link for link in self.order if link is not self.link]
+        return any(link.hello and link.up and same_model(link.hello, self.hello) for link in self.order)
+
+
+def same_model(one: Hello, other: Hello) -> bool:
+    """Whether two instances give the same answers, and answers of one may be kept as the other's."""
+    return (one.revision, one.driver) == (other.revision, other.driver)
+
+
+def prefix_key(tenant: str, request: Generate) -> bytes:
+    """What stays the same through a conversation: whose it is, and its messages up to the first of the user."""
+    plain = request.inputs[0] if request.inputs else request.prompt or ""
+    leading: object = plain[:LEADING_CHARACTERS]
+    if request.messages is not None:
+        first = next((at for at, each in enumerate(request.messages) if each["role"] == "user"), 0)
+        leading = request.messages[: first + 1]
+    return hashlib.sha256(json.dumps([tenant, leading]).encode()).digest()
+
+
+def open_fleet(model: str, engine: Engine, room: Queue, credential: Callable[[str], bytes | None]) -> Fleet:
+    """The instances that the configuration names; raises ConfigError for what they need and lack."""
+    links: list[EngineLink] = [EngineLink(model, socket, room) for socket in engine.socket]
+    if remote := engine.remote:
+        key = None
+        if remote.key_credential:
+            secret = credential(remote.key_credential)
+            if secret is None:
+                raise ConfigError(
+                    f"engines.{model}.remote.key_credential is '{remote.key_credential}', but there is no such "
+                    "credential: start this as the unit that loads it (LoadCredentialEncrypted=)"
+                )
+            key = secret.decode().strip()
+        addresses: list[Path | str] = [*remote.socket, *remote.url]
+        for address in addresses:
+            links.append(RemoteLink(model, Upstream(address, remote.tls, key), remote, room))
+    return Fleet(model, links)

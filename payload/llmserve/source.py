@@ -1,0 +1,99 @@
+"""Where the answer to one request comes from: the cache, an answer that several wait for, or a slot of its own."""
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+from llmserve.admission import Place
+from llmserve.cache import CacheWish, ExactCache, Kept, key_material
+from llmserve.errors import ApiError
+from llmserve.fleet import Seat
+from llmserve.link import Answer
+from llmserve.metrics import Metrics
+from llmserve.onion import Exchange
+from llmserve.protocol import Delta, Done, Failed, Generate, Hello
+from llmserve.shared import SharedAnswers
+
+
+def failure(frame: Failed) -> ApiError:
+    """What the engine said, for the client."""
+    headers = [(b"retry-after", b"2")] if frame.status == 503 else []
+    return ApiError(frame.status, frame.code, frame.message, frame.param, headers)
+
+
+def text_only(request: Generate, hello: Hello) -> bool:
+    """Whether the answer is text and nothing else, so that it can be told again from its pieces."""
+    return hello.kept and not request.extra and request.inputs is None
+
+
+class Source:
+    """Ask `kept` first, then `begin`; `close` in any case."""
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        link: Seat,
+        request: Generate,
+        place: Callable[[], Place],
+        metrics: Metrics,
+    ) -> None:
+        """`place` makes the place in the engine's queue at the moment when it is needed."""
+        self.exchange = exchange
+        self.link = link
+        self.request = request
+        self.place = place
+        self.metrics = metrics
+        self.join: Callable[[], tuple[Answer, Callable[[], None], bool]] | None = None
+        self.answer: Answer
+        self.close: Callable[[], None] = lambda: None
+        self.ours = True  # this request made the engine work, and its tokens count for it
+
+    async def kept(
+        self, cache: ExactCache | None, shared: SharedAnswers, wish: CacheWish, tenant: str, revision: int
+    ) -> Kept | None:
+        """The kept answer to this question, if the client may and wants to have it. `revision` is the policy's."""
+        if (
+            cache is None
+            or not wish.write
+            or not (self.request.temperature == 0 or wish.max_age)
+            or not text_only(self.request, self.link.hello)
+        ):
+            self.exchange.cache = b"bypass"
+            self.metrics.cache_by["bypass"].inc()
+            return None
+        material = key_material(tenant, revision, self.link.hello, self.request)
+        kept = await cache.get(material, wish.max_age) if wish.read else None
+        if kept:
+            self.exchange.cache = b"hit"
+            self.metrics.cache_by["hit"].inc()
+            return kept
+        self.join = partial(
+            shared.join, material, self.request, self.place, self.link, cache, fresh=not wish.read
+        )
+        return None
+
+    async def begin(self) -> Delta | Done:
+        """The first frame; raises ApiError. Where another's answer failed, this request asks itself."""
+        before = time.monotonic()
+        try:
+            while True:
+                frame = await self.open()
+                if not isinstance(frame, Failed):
+                    return frame
+                if self.ours or frame.status < 500:
+                    raise failure(frame)
+                self.close()
+        finally:
+            self.exchange.waited += time.monotonic() - before
+
+    async def open(self) -> Delta | Done | Failed:
+        """Wait for a slot and ask, or join those who wait for the same answer; the first frame."""
+        if self.join is None:
+            frame, self.answer = await self.link.begin(self.request, self.place())
+            self.metrics.of(self.link.model).queue.observe(self.link.queued)
+            self.close = partial(self.link.cancel, self.request.id)
+            return frame
+        self.answer, self.close, self.ours = self.join()
+        self.exchange.cache = b"miss" if self.ours else b"hit"
+        self.metrics.cache_by["miss" if self.ours else "shared"].inc()
+        return await self.answer.get()

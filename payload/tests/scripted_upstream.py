@@ -1,0 +1,116 @@
+"""A server of OpenAI's API that answers with the bytes a test wrote down, over a UNIX socket or TLS."""
+
+import json
+import socket
+import ssl
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+MODELS = {"object": "list", "data": [{"id": "m", "object": "model", "max_model_len": 4096, "root": "/srv/m"}]}
+Script = list[bytes | float]  # bytes to send, seconds to wait
+
+
+def answer(body: object, status: int = 200) -> Script:
+    """A whole answer of HTTP."""
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return [b"HTTP/1.1 %d X\r\ncontent-length: %d\r\n\r\n" % (status, len(content)) + content]
+
+
+def chunk(content: object) -> bytes:
+    """One event of a stream, as vLLM writes it."""
+    return b"data: " + json.dumps(content, separators=(",", ":")).encode() + b"\n\n"
+
+
+def said(text: str, reason: str | None = None) -> bytes:
+    """An event with a piece of a chat's text."""
+    choice = {"index": 0, "delta": {"content": text}, "logprobs": None, "finish_reason": reason}
+    return chunk({"id": "chatcmpl-1", "object": "chat.completion.chunk", "model": "m", "choices": [choice]})
+
+
+USAGE = chunk({"id": "chatcmpl-1", "choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 2}})
+END = b"data: [DONE]\n\n"
+
+
+def stream(*pieces: bytes | float, whole: bool = True) -> Script:
+    """An answer of events, in chunks; without `whole` the connection just ends."""
+    script: Script = [
+        b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+    ]
+    for piece in pieces:
+        script.append(piece if isinstance(piece, float) else b"%x\r\n%s\r\n" % (len(piece), piece))
+    return [*script, b"0\r\n\r\n"] if whole else script
+
+
+class ScriptedUpstream:
+    """Answers every question with `script`, and keeps what it was asked."""
+
+    def __init__(self, address: Path | None = None, tls: ssl.SSLContext | None = None) -> None:
+        """Listen, on the socket's path or on a port of 127.0.0.1."""
+        self.listener = socket.socket(socket.AF_UNIX if address else socket.AF_INET)
+        self.listener.bind(str(address) if address else ("127.0.0.1", 0))
+        self.listener.listen(64)
+        self.port = 0 if address else self.listener.getsockname()[1]
+        self.tls = tls
+        self.script: Script = []
+        self.models: Script = answer(MODELS)
+        self.asked: list[dict[str, Any]] = []
+        self.heads: list[str] = []
+        self.hung_up = threading.Event()  # set when a client leaves before the script is over
+        self.open: set[socket.socket] = set()
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self) -> None:
+        """A thread for each connection."""
+        with suppress(OSError):
+            while True:
+                connection, _ = self.listener.accept()
+                threading.Thread(target=self.serve, args=(connection,), daemon=True).start()
+
+    def serve(self, connection: socket.socket) -> None:
+        """One request; the connection to the list of models stays open until the client closes it."""
+        with suppress(OSError), connection:
+            talking = self.tls.wrap_socket(connection, server_side=True) if self.tls else connection
+            self.open.add(talking)
+            head, body = self.read(talking)
+            if head.startswith("GET /v1/models "):
+                self.play(talking, self.models)
+                talking.recv(1)
+                return
+            self.heads.append(head)
+            self.asked.append(json.loads(body))
+            try:
+                self.play(talking, self.script)
+            except OSError:
+                self.hung_up.set()
+            finally:
+                talking.close()
+
+    def read(self, connection: socket.socket) -> tuple[str, bytes]:
+        """Head and body of a request."""
+        data = b""
+        while b"\r\n\r\n" not in data:
+            data += connection.recv(65536)
+        head, _, body = data.partition(b"\r\n\r\n")
+        lengths = [line.split(b":")[1] for line in head.split(b"\r\n") if line.startswith(b"content-length:")]
+        while len(body) < int(lengths[0] if lengths else 0):
+            body += connection.recv(65536)
+        return head.decode(), body
+
+    def play(self, connection: socket.socket, script: Script) -> None:
+        """Send and wait as it is written."""
+        for each in script:
+            if isinstance(each, float):
+                time.sleep(each)
+            else:
+                connection.sendall(each)
+
+    def stop(self) -> None:
+        """Hang up on everybody, and listen no more."""
+        self.listener.shutdown(socket.SHUT_RDWR)  # close() alone would not wake the thread that accepts
+        self.listener.close()
+        for connection in list(self.open):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)

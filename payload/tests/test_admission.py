@@ -1,0 +1,132 @@
+"""Who may run, who waits, and who is told to come back."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Collection
+
+import pytest
+
+from llmserve.admission import Admission, Place, Queue
+from llmserve.errors import ApiError
+
+
+def admission(slots: int, waiting: int = 100, tokens: int = 0, waiting_tokens: int = 10**6) -> Admission:
+    """Of an engine that has said how much it has."""
+    it = Admission(Queue(waiting, waiting_tokens))
+    it.slots, it.tokens = slots, tokens
+    return it
+
+
+def in_order(it: Admission, places: list[Place], leaving: Collection[int] = ()) -> list[int | str]:
+    """Which of `places`, all asked for in this order, ran when; those in `leaving` give up while they wait."""
+
+    async def scenario() -> list[int | str]:
+        order: list[int | str] = []
+
+        async def visit(number: int, place: Place) -> None:
+            try:
+                await it.enter(place)
+            except ApiError as refused:
+                order.append(f"{number} {refused.code}")
+                return
+            order.append(number)
+            try:
+                await asyncio.sleep(0.001)
+            finally:
+                it.leave(place)
+
+        visits = [asyncio.create_task(visit(number, place)) for number, place in enumerate(places)]
+        await asyncio.sleep(0)
+        for number in leaving:
+            visits[number].cancel()
+        await asyncio.gather(*visits, return_exceptions=True)
+        assert (it.running, it.running_tokens, len(it.waiting), it.waiting_tokens) == (0, 0, 0, 0)
+        return order
+
+    return asyncio.run(scenario())
+
+
+def run(scenario: Callable[[], Awaitable[None]]) -> None:
+    """In an event loop."""
+
+    async def main() -> None:
+        await scenario()
+
+    asyncio.run(main())
+
+
+def test_first_come_first_served_and_no_slot_is_lost() -> None:
+    places = [Place(5, tokens=3) for _ in range(30)]
+    assert in_order(admission(2), places, range(10, 20)) == [*range(10), *range(20, 30)]
+
+
+def test_a_higher_priority_goes_first_and_equals_in_their_order() -> None:
+    priorities = [1, 1, 5, 1, 9, 5]
+    assert in_order(admission(1), [Place(5, priority=each) for each in priorities]) == [0, 4, 2, 5, 1, 3]
+
+
+def test_a_full_queue_refuses_at_once() -> None:
+    assert in_order(admission(1, waiting=0), [Place(5), Place(5)]) == [0, "1 overloaded"]
+
+
+def test_a_full_queue_is_counted_in_tokens_too_but_takes_one_of_any_length() -> None:
+    places = [Place(5, tokens=each) for each in (1, 500, 1)]
+    assert in_order(admission(1, waiting_tokens=100), places) == [0, "2 overloaded", 1]
+
+
+def test_where_no_more_may_wait_a_higher_priority_takes_the_place_of_the_last_of_the_lowest() -> None:
+    places = [Place(5), Place(5, priority=1), Place(5, priority=1), Place(5, priority=5)]
+    assert in_order(admission(1, waiting=2), places) == [0, "2 overloaded", 3, 1]
+    equals = [Place(5, priority=5) for _ in range(3)]
+    assert in_order(admission(1, waiting=1), equals) == [0, "2 overloaded", 1]
+
+
+def test_what_runs_is_counted_in_tokens_and_what_is_larger_than_all_runs_alone() -> None:
+    async def scenario() -> None:
+        it = admission(10, tokens=100)
+        small, large = Place(5, tokens=60), Place(5, tokens=1000)
+        await it.enter(small)
+        entering = asyncio.create_task(it.enter(large))
+        behind = asyncio.create_task(it.enter(Place(5, tokens=1)))
+        await asyncio.sleep(0)
+        assert not entering.done(), "60 of 100 tokens run"
+        assert not behind.done(), "a short request may not pass a long one by for ever"
+        it.leave(small)
+        await entering
+        assert not behind.done()
+        it.leave(large)
+        await behind
+        assert it.running_tokens == 1
+
+    run(scenario)
+
+
+def test_waiting_ends_with_the_patience_of_the_queue_or_the_deadline_of_the_request() -> None:
+    async def scenario() -> None:
+        it = admission(1)
+        await it.enter(Place(5))
+        for place, code in (
+            (Place(0.02), "queue_timeout"),
+            (Place(5, ends=time.monotonic() + 0.02, asked=0.02), "deadline_exceeded"),
+            (Place(5, ends=time.monotonic() - 1, asked=0.02), "deadline_exceeded"),
+        ):
+            with pytest.raises(ApiError) as refused:
+                await it.enter(place)
+            assert (refused.value.status, refused.value.code) == (503, code)
+            assert dict(refused.value.headers)[b"retry-after"]
+        assert (it.waiting, it.waiting_tokens) == ([], 0)
+
+    run(scenario)
+
+
+def test_who_gives_up_at_the_head_lets_in_whoever_is_small_enough() -> None:
+    async def scenario() -> None:
+        it = admission(10, tokens=100)
+        await it.enter(Place(5, tokens=60))
+        large = asyncio.create_task(it.enter(Place(5, tokens=90)))
+        small = asyncio.create_task(it.enter(Place(5, tokens=10)))
+        await asyncio.sleep(0)
+        large.cancel()
+        await asyncio.wait_for(small, 1)
+
+    run(scenario)

@@ -1,0 +1,227 @@
+"""POST /v1/embeddings, with a tiny random BERT that is made here, against the model called by hand."""
+
+import json
+from base64 import b64decode
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import openai
+import pytest
+from authority import bundled_model
+from scripted_upstream import ScriptedUpstream, answer
+from service import Service, eventually, running
+from test_refusals import error
+
+from llmcore.manifest import write_manifest
+
+torch = pytest.importorskip("torch", reason="Debian's python3-torch is not installed")
+EMBED = "/v1/embeddings"
+TEXTS = ["the cat sat", "a much longer sentence about something else " * 3, "Über 東京"]
+
+
+def make_encoder(directory: Path, pooling: str = "mean") -> None:
+    """Two layers, 32 numbers wide, a word-piece tokenizer that would cut at 5 tokens if it were let."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=200, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator([*TEXTS * 3], trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer.enable_truncation(5)
+    tokenizer.enable_padding(length=5)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", cls_token="[CLS]")
+    fast.save_pretrained(directory)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(fast),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    BertModel(config).save_pretrained(directory)
+    (directory / "1_Pooling").mkdir()
+    modes = {"pooling_mode_mean_tokens": pooling == "mean", "pooling_mode_cls_token": pooling == "cls"}
+    (directory / "1_Pooling/config.json").write_text(json.dumps(modes))
+
+
+def described(directory: Path) -> dict[str, Any]:
+    """The engine's configuration."""
+    write_manifest(directory, directory / "MANIFEST.sha256")
+    manifest = str(directory / "MANIFEST.sha256")
+    return {"driver": "embed", "path": str(directory), "manifest": manifest, "threads": 1}
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model's directory."""
+    directory = tmp_path_factory.mktemp("encoder")
+    make_encoder(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def service(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A gateway before an engine for text and one for embeddings."""
+    models = {"echo": {"driver": "echo"}, "tiny": described(encoder)}
+    with running(tmp_path_factory.mktemp("embed"), models) as service, service.client("") as nobody:
+        eventually("the gateway has found both", lambda: nobody.get("/readyz").status_code == 200)
+        yield service
+
+
+@pytest.fixture
+def client(service: Service) -> Iterator[httpx.Client]:
+    """A client of `service`."""
+    with service.client() as client:
+        yield client
+
+
+def vectors(client: httpx.Client, **change: Any) -> Any:
+    """As a tensor, in the order of the texts."""
+    answer = client.post(EMBED, json={"model": "tiny", "input": TEXTS, **change})
+    assert answer.status_code == 200, answer.text
+    data = answer.json()["data"]
+    assert [each["index"] for each in data] == list(range(len(data)))
+    return torch.tensor([each["embedding"] for each in data])
+
+
+def by_hand(directory: Path, text: str) -> Any:
+    """Mean of the last layer's states, of length 1, by transformers alone."""
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(str(directory))
+    model: Any = AutoModel.from_pretrained(str(directory)).eval()
+    with torch.inference_mode():
+        states = model(
+            **tokenizer(text, truncation=False, padding=False, return_tensors="pt")
+        ).last_hidden_state[0]
+    return states.mean(0) / states.mean(0).norm()
+
+
+def test_a_batch_gives_for_each_text_the_vector_that_it_has_alone(
+    client: httpx.Client, encoder: Path
+) -> None:
+    batch = vectors(client)
+    for text, vector in zip(TEXTS, batch, strict=True):
+        assert torch.allclose(vector, by_hand(encoder, text), atol=1e-5)
+        assert torch.allclose(vector, vectors(client, input=text)[0], atol=1e-5)
+        assert abs(vector.norm() - 1) < 1e-5
+
+
+def test_more_texts_than_one_pass_takes_keep_their_order(client: httpx.Client) -> None:
+    texts = [TEXTS[number % 3] for number in range(100)]
+    many, few = vectors(client, input=texts), vectors(client)
+    for number, vector in enumerate(many):
+        assert torch.allclose(vector, few[number % 3], atol=1e-5)
+
+
+def test_base64_is_float32_with_the_lowest_byte_first(client: httpx.Client) -> None:
+    answer = client.post(EMBED, json={"model": "tiny", "input": TEXTS, "encoding_format": "base64"}).json()
+    raw = b"".join(b64decode(each["embedding"]) for each in answer["data"])
+    assert (
+        torch.frombuffer(bytearray(raw), dtype=torch.float32).tolist() == vectors(client).flatten().tolist()
+    )
+    assert answer["object"] == "list"
+    assert answer["model"] == "tiny"
+    assert answer["usage"]["prompt_tokens"] == answer["usage"]["total_tokens"] > 10
+
+
+def test_the_official_client_gets_embeddings(service: Service, client: httpx.Client) -> None:
+    transport = httpx.HTTPTransport(uds=str(service.folder / "http.sock"))
+    with openai.OpenAI(
+        api_key=service.key,
+        base_url="http://llm/v1",
+        http_client=openai.DefaultHttpxClient(transport=transport),
+    ) as official:
+        got = official.embeddings.create(model="tiny", input=TEXTS, dimensions=32)
+        assert [each.embedding for each in got.data] == vectors(client).tolist()
+        assert [model.id for model in official.models.list()] == ["echo", "tiny"]
+        with pytest.raises(openai.NotFoundError, match="use /v1/embeddings"):
+            official.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "hello"}])
+
+
+REFUSED: list[tuple[dict[str, Any], str, str | None]] = [
+    ({"dimensions": 16}, "invalid_value", "dimensions"),
+    ({"input": []}, "invalid_value", "input"),
+    ({"input": ""}, "invalid_value", "input"),
+    ({"input": [[1, 2, 3]]}, "invalid_value", "input.0"),
+    ({"input": ["x"] * 257}, "invalid_value", "input"),
+    ({"encoding_format": "int8"}, "invalid_value", "encoding_format"),
+    ({"truncate": True}, "unsupported_field", "truncate"),
+    ({"input": ["short", "word " * 100]}, "context_length_exceeded", "input"),
+    ({"model": "echo"}, "wrong_endpoint", "model"),
+]
+
+
+@pytest.mark.parametrize(("change", "code", "param"), REFUSED)
+def test_what_would_give_other_vectors_than_asked_for_is_refused(
+    client: httpx.Client, change: dict[str, Any], code: str, param: str | None
+) -> None:
+    answer = client.post(EMBED, json={"model": "tiny", "input": "hello", **change})
+    assert error(answer, 404 if code == "wrong_endpoint" else 400, code)["param"] == param
+
+
+def test_embeddings_are_recorded_counted_and_granted_by_the_policy(
+    service: Service, client: httpx.Client
+) -> None:
+    before = service.metrics()['llm_tokens_total{kind="prompt",model="tiny"}']
+    used = client.post(EMBED, json={"model": "tiny", "input": "hello"}).json()["usage"]["prompt_tokens"]
+    assert service.metrics()['llm_tokens_total{kind="prompt",model="tiny"}'] == before + used
+
+    def recorded() -> tuple[Any, Any]:
+        last = service.records()[-1]
+        return last["event.action"], last.get("gen_ai.usage.input_tokens")
+
+    eventually("the outcome is in the record", lambda: recorded() == (f"POST {EMBED}", used))
+    who = ["--subject", "eve", "--tenant", "research", "--role", "analyst", "--json"]
+    added = service.cli("keys", "add", *who, "--keys-file", str(service.folder / "keys.json"))
+    with service.client(json.loads(added.stdout)["key"]) as analyst:
+        eventually("the key counts", lambda: analyst.get("/generate?prompt=x").status_code == 200)
+        error(analyst.post(EMBED, json={"model": "tiny", "input": "hello"}), 403, "denied")
+
+
+def test_a_model_that_pools_otherwise_is_refused_at_load(tmp_path: Path) -> None:
+    make_encoder(tmp_path / "cls", "cls")
+    service = Service(tmp_path, {"cls": described(tmp_path / "cls")})
+    service.start_engine("cls", wait=False)
+    assert service.engines["cls"].process.wait(60) == 2
+    service.engines["cls"].stop()
+    assert "no mean of its tokens" in service.logs()
+
+
+def test_an_upstream_for_embeddings_is_asked_and_its_answer_passes(tmp_path: Path) -> None:
+    server = ScriptedUpstream(tmp_path / "upstream.sock")
+    data = [{"object": "embedding", "index": 0, "embedding": [0.6, 0.8]}]
+    body = json.dumps(
+        {"object": "list", "data": data, "usage": {"prompt_tokens": 2, "total_tokens": 2}, "odd": 1}
+    )
+    server.script = answer(body.encode())
+    remote = {"socket": str(tmp_path / "upstream.sock"), "revision": "7", "dimensions": 2}
+    with running(tmp_path, {}, remotes={"m": remote}) as service, service.client() as client:
+        assert client.post(EMBED, json={"model": "m", "input": "x"}).text == body
+    assert server.asked == [{"model": "m", "input": ["x"], "encoding_format": "float"}]
+    server.stop()
+
+
+def test_the_bundles_encoder_knows_what_belongs_together(tmp_path: Path) -> None:
+    name = "all-minilm-l6-v2"
+    directory = tmp_path / name
+    if not bundled_model(name, directory):
+        pytest.skip(f"{name} is not in the builder's cache: `make bundle` puts it there")
+    texts = ["A man is eating food.", "Somebody has a meal.", "The stock market fell sharply today."]
+    with running(tmp_path, {name: described(directory)}) as service, service.client() as client:
+        eventually("the gateway has found it", lambda: client.get("/readyz").status_code == 200, 30)
+        eating, meal, market = vectors(client, model=name, input=texts)
+        assert len(eating) == 384
+        assert eating @ meal > 0.4 > 0.2 > eating @ market
+        long = client.post(EMBED, json={"model": name, "input": "word " * 300}).json()
+        assert long["usage"]["prompt_tokens"] == 302  # its tokenizer's file would cut at 128

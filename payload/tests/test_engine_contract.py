@@ -1,0 +1,297 @@
+"""What every driver keeps. A new one joins by a line in DRIVERS."""
+
+import json
+import socket
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+from service import Service, events, eventually, running
+from test_refusals import error
+from tiny import make_model, make_reciter
+
+from llmcore.manifest import write_manifest
+from llmserve.protocol import Beat, Cancel, Delta, Done, Frame, Generate, Hello, decode, encode
+from llmserve.wire import OPTIONAL
+
+torch = pytest.importorskip("torch", reason="Debian's python3-torch is not installed")
+CHAT = "/v1/chat/completions"
+RECITED = "東京😀!"
+MESSAGES = [{"role": "user", "content": "Über 東京, what is the capital of France, and what of you?"}]
+LONG = [{"role": "user", "content": "word " * 100}]  # echo says it again, in a second
+QUESTION = {"model": "random", "messages": MESSAGES, "temperature": 0, "max_tokens": 12}
+
+
+def local(driver: str, model: Path) -> dict[str, Any]:
+    """An engine that runs `model` itself, in fp32."""
+    manifest = model.parent / f"{model.name}.sha256"
+    write_manifest(model, manifest)
+    return {"driver": driver, "path": str(model), "manifest": str(manifest), "threads": 1, "dtype": "float32"}
+
+
+# How each driver is described in an engine's file, for a model in a directory.
+DRIVERS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "echo": lambda _: {"driver": "echo", "context": 2048, "token_seconds": 0.01},
+    "naive": lambda model: local("naive", model),
+    "continuous": lambda model: {**local("continuous", model), "slots": 4, "cache_tokens": 4096},
+}
+RUN_MODELS = ["naive", "continuous", "remote"]  # echo has a mind of its own
+OURS = [*DRIVERS]  # processes that speak llmserve.protocol; a remote engine is a server of OpenAI's API
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A random model, and one that recites."""
+    folder = tmp_path_factory.mktemp("models")
+    made = {"random": folder / "random", "reciter": folder / "reciter"}
+    make_model(made["random"])
+    make_reciter(made["reciter"], RECITED)
+    return made
+
+
+@pytest.fixture(scope="module", params=[*DRIVERS, "remote"])
+def driver(request: pytest.FixtureRequest) -> str:
+    """Its name."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def service(
+    driver: str, models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    """A gateway before two engines of one driver; remote ones are behind a gateway of their own."""
+    local = DRIVERS["naive" if driver == "remote" else driver]
+    described = {name: local(path) for name, path in models.items()}
+    with ExitStack() as stack:
+
+        def started(folder: str, *options: Any, **more: Any) -> Service:
+            service = stack.enter_context(running(tmp_path_factory.mktemp(folder), *options, **more))
+            client = stack.enter_context(service.client())
+            eventually("the gateway has found both", lambda: client.get("/readyz").status_code == 200)
+            return service
+
+        service = started(driver, described)
+        if driver == "remote":
+            upstream = {"socket": str(service.folder / "http.sock"), "key_credential": "upstream.key"}
+            remotes = {name: {**upstream, "slots": 1} for name in models}
+            service = started("front", {}, remotes=remotes, credentials={"upstream.key": service.key})
+        yield service
+
+
+@pytest.fixture
+def client(service: Service) -> Iterator[httpx.Client]:
+    """A client of `service`."""
+    with service.client() as client:
+        yield client
+
+
+class Gateway:
+    """The other end of an engine's socket, without a gateway."""
+
+    def __init__(self, service: Service, model: str = "random") -> None:
+        """Connect, and take the Hello."""
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(20)
+        self.socket.connect(str(service.folder / f"{model}.sock"))
+        self.lines = self.socket.makefile("rb")
+        hello = decode(self.lines.readline())
+        assert isinstance(hello, Hello)
+        self.hello = hello
+
+    def say(self, *frames: Frame) -> None:
+        """Send frames."""
+        self.socket.sendall(b"".join(encode(frame) for frame in frames))
+
+    def read(self) -> Delta | Done:
+        """The next frame of an answer."""
+        while isinstance(frame := decode(self.lines.readline()), Beat):
+            pass
+        assert isinstance(frame, Delta | Done), frame
+        return frame
+
+    def close(self) -> None:
+        """Hang up."""
+        self.lines.close()
+        self.socket.close()
+
+
+def long(number: int, tokens: int = 900) -> Generate:
+    """A request that runs for a while."""
+    return Generate(number, True, tokens, messages=LONG, temperature=1.0)
+
+
+def asked(client: httpx.Client, **change: Any) -> Any:
+    """The answer."""
+    answer = client.post(CHAT, json={**QUESTION, **change})
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def said(client: httpx.Client, **change: Any) -> str:
+    """The answer's text."""
+    return str(asked(client, **change)["choices"][0]["message"]["content"])
+
+
+def pieces(client: httpx.Client, **change: Any) -> list[str]:
+    """The texts of a stream's events."""
+    with client.stream("POST", CHAT, json={**QUESTION, **change, "stream": True}) as answer:
+        chunks = events(answer)[:-1]
+    return [text for chunk in chunks if (text := chunk["choices"][0]["delta"].get("content"))]
+
+
+@pytest.mark.parametrize("driver", OURS, indirect=True)
+def test_the_engine_says_who_it_is_and_what_it_honours(service: Service, driver: str) -> None:
+    gateway = Gateway(service)
+    gateway.close()
+    hello = gateway.hello
+    assert (hello.model, hello.driver, hello.context) == ("random", driver, 2048)
+    assert hello.revision
+    assert hello.slots >= 1
+    assert set(hello.fields) <= OPTIONAL
+
+
+def test_a_stream_adds_up_to_the_answer_and_comes_in_pieces(client: httpx.Client) -> None:
+    streamed = pieces(client)
+    assert "".join(streamed) == said(client)
+    assert len(streamed) >= 3
+
+
+@pytest.mark.parametrize("driver", RUN_MODELS, indirect=True)
+def test_greedy_tokens_are_those_of_generate_also_for_many_at_once(
+    client: httpx.Client, models: dict[str, Path]
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    directory = str(models["random"])
+    tokenizer: Any = AutoTokenizer.from_pretrained(directory)
+    reference: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    contents = [f"what is {'the ' * number}capital of {number}?" for number in range(8)]
+
+    def expected(content: str) -> tuple[str, int]:
+        message = [{"role": "user", "content": content}]
+        prompt = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids
+        whole = reference.generate(ids, do_sample=False, max_new_tokens=32)[0, ids.shape[1] :]
+        return tokenizer.decode(whole, skip_special_tokens=True), len(whole)
+
+    def observed(content: str) -> tuple[str, int]:
+        answer = asked(client, messages=[{"role": "user", "content": content}], max_tokens=32)
+        return answer["choices"][0]["message"]["content"], answer["usage"]["completion_tokens"]
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(observed, contents))
+    assert answers == [expected(content) for content in contents]
+
+
+def test_a_stop_string_ends_the_answer_before_it_and_the_model_with_it(client: httpx.Client) -> None:
+    whole = said(client)
+    stop = whole[5:7]
+    answer = asked(client, stop=stop)
+    assert answer["choices"][0]["message"]["content"] == whole[: whole.index(stop)]
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    assert answer["usage"]["completion_tokens"] < 12
+    assert "".join(pieces(client, stop=stop)) == whole[: whole.index(stop)]
+
+
+def test_an_answer_has_no_more_tokens_than_it_may(client: httpx.Client) -> None:
+    answer = asked(client, max_tokens=5)
+    assert answer["usage"]["completion_tokens"] == 5
+    assert answer["choices"][0]["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize("driver", RUN_MODELS, indirect=True)
+def test_an_answer_ends_where_the_model_ends_it(client: httpx.Client) -> None:
+    answer = asked(client, model="reciter", max_tokens=100)
+    assert answer["choices"][0]["message"]["content"] == RECITED
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    assert answer["usage"]["completion_tokens"] == len(RECITED.encode()) + 1
+
+
+def test_a_prompt_longer_than_the_context_is_a_400_before_the_model_runs(client: httpx.Client) -> None:
+    body = {**QUESTION, "messages": [{"role": "user", "content": "z q " * 3000}]}
+    assert "2048" in error(client.post(CHAT, json=body), 400, "context_length_exceeded")["message"]
+
+
+@pytest.mark.parametrize("driver", RUN_MODELS, indirect=True)
+def test_messages_that_the_chat_template_refuses_are_a_400(client: httpx.Client) -> None:
+    body = {**QUESTION, "messages": [{"role": "assistant", "content": "x"}]}
+    assert "the user speaks first" in error(client.post(CHAT, json=body), 400, "invalid_value")["message"]
+
+
+def test_a_field_that_the_engine_has_not_declared_is_a_400_that_names_it(
+    service: Service, client: httpx.Client, driver: str
+) -> None:
+    declared: list[str] = []
+    if driver in OURS:
+        gateway = Gateway(service)
+        gateway.close()
+        declared = gateway.hello.fields
+    values: dict[str, object] = {"seed": 5, "logprobs": True, "n": 2, "tools": [{"type": "function"}]}
+    for name, value in values.items():
+        answer = client.post(CHAT, json={**QUESTION, name: value})
+        if name in declared:
+            assert answer.status_code == 200
+        else:
+            assert error(answer, 400, "unsupported_field")["param"] == name
+
+
+@pytest.mark.parametrize("driver", RUN_MODELS, indirect=True)
+def test_a_piece_of_a_stream_never_has_half_a_character(client: httpx.Client) -> None:
+    assert pieces(client, model="reciter", max_tokens=100) == [*RECITED]
+    cut = pieces(client, model="reciter", max_tokens=7)  # 東京 and a byte of the next
+    assert cut == ["東", "京", "\N{REPLACEMENT CHARACTER}"]
+
+
+@pytest.mark.parametrize("driver", OURS, indirect=True)
+def test_cancelled_requests_are_silent_and_their_slots_are_free(service: Service) -> None:
+    gateway = Gateway(service)
+    slots = min(gateway.hello.slots, 4)
+    for start in 100, 200:
+        numbers = range(start, start + slots)
+        gateway.say(*(long(number) for number in numbers))
+        assert isinstance(gateway.read(), Delta)
+        gateway.say(*(Cancel(number) for number in numbers))
+    short = long(300, tokens=1)
+    short.stream = False
+    gateway.say(short)
+    while not isinstance(frame := gateway.read(), Done):
+        assert frame.id < 300  # on its way before the cancellation came
+    assert frame.id == 300
+    gateway.say(long(301, tokens=3))
+    while not isinstance(frame := gateway.read(), Done):
+        assert frame.id == 301  # nothing comes any more for those that were cancelled
+    gateway.close()
+
+
+@pytest.mark.parametrize("driver", OURS, indirect=True)
+def test_a_gateway_that_vanishes_leaves_its_slots_to_the_next(service: Service) -> None:
+    dead = Gateway(service)
+    dead.say(*(long(number) for number in range(min(dead.hello.slots, 4))))
+    dead.read()
+    dead.close()
+    alive = Gateway(service)
+    alive.say(long(1, tokens=2))
+    while not isinstance(alive.read(), Done):
+        pass
+    alive.close()
+
+
+@pytest.mark.parametrize("driver", OURS, indirect=True)
+def test_an_engine_logs_json_lines_that_hold_no_prompt(service: Service, client: httpx.Client) -> None:
+    said(client, messages=[{"role": "user", "content": "a secret question"}])
+    log = (service.folder / "engine-random.log").read_text()
+    messages = [json.loads(line)["message"] for line in log.splitlines()]
+    assert "ready" in messages
+    assert "secret" not in log
+
+
+def test_a_client_that_leaves_frees_its_slot(service: Service, client: httpx.Client) -> None:
+    body = {**QUESTION, "messages": LONG, "temperature": 1.0, "max_tokens": 900}
+    with client.stream("POST", CHAT, json={**body, "stream": True}) as answer:
+        next(answer.iter_lines())
+    eventually("the slot is free", lambda: service.metrics()['llm_requests_running{model="random"}'] == 0, 3)
+    assert said(client, max_tokens=1)

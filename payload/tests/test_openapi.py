@@ -1,0 +1,45 @@
+"""The OpenAPI document is true: schemathesis asks what it allows and what it forbids, and compares the answers."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from service import running
+
+from llmserve.developer import free_port
+
+CASES_A_PHASE = 10  # an operation; the boundaries of every field are tried beside them
+SECONDS = 120
+
+
+def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
+    port = free_port()
+    with running(tmp_path, listen={"port": port}) as service:
+        result = subprocess.run(
+            [
+                sys.executable,
+                *("-m", "schemathesis.cli", "run", f"http://127.0.0.1:{port}/openapi.json"),
+                *("--header", f"Authorization: Bearer {service.key}", "--checks", "all"),
+                # It takes the key away, and --header gives it back; `ignored_auth` asks without one.
+                *("--exclude-checks", "missing_required_header"),
+                *("--phases", "coverage,fuzzing", "--max-examples", str(CASES_A_PHASE)),
+                *("--seed", "5", "--no-color", "--generation-database", "none"),
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=SECONDS,
+            cwd=tmp_path,
+            env={
+                **os.environ,
+                "SCHEMATHESIS_HOOKS": "schemathesis_hooks",
+                "PYTHONPATH": str(Path(__file__).parent),
+            },
+        )
+        assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
+        asked = service.metrics()
+    for route in "/generate", "/v1/chat/completions", "/v1/completions":
+        assert asked[f'llm_requests_total{{route="{route}",status="200"}}'] >= CASES_A_PHASE
+        assert asked[f'llm_requests_total{{route="{route}",status="400"}}'] >= CASES_A_PHASE
+    assert not any('status="500"' in name for name in asked)

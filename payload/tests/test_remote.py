@@ -1,0 +1,409 @@
+"""Engines that are servers of OpenAI's API: another instance of ours, and one that a test makes misbehave."""
+
+import json
+import ssl
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import openai
+import pytest
+from edge import authority, issue
+from redis_server import PASSWORD, RedisServer
+from scripted_upstream import END, USAGE, Script, ScriptedUpstream, answer, chunk, said, stream
+from service import Service, events, eventually, running
+from test_refusals import error
+
+from llmcore.config import ConfigError, load
+from llmserve.settings import GatewayConfig
+
+CHAT = "/v1/chat/completions"
+WORDS = " ".join(f"word{number}" for number in range(100))
+TOOLS = [{"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}]
+LIMITS = {"answer_seconds": 3}
+
+
+def remote(upstream: Service, **more: Any) -> dict[str, Any]:
+    """The configuration of `upstream` as a remote engine."""
+    return {"socket": str(upstream.folder / "http.sock"), "key_credential": "upstream.key", **more}
+
+
+def asking(**change: Any) -> dict[str, Any]:
+    """A question to the model of the scripted server."""
+    return {"model": "m", "messages": [{"role": "user", "content": "hello you"}], **change}
+
+
+def tokens_of(record: dict[str, Any]) -> tuple[int | None, int | None]:
+    """Of prompt and answer, as a record of the audit has them."""
+    return record.get("gen_ai.usage.input_tokens"), record.get("gen_ai.usage.output_tokens")
+
+
+@pytest.fixture(scope="module")
+def upstream(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """Another instance of ours, whose engine takes 10 ms a token."""
+    models = {"echo": {"driver": "echo", "token_seconds": 0.01}}
+    with running(tmp_path_factory.mktemp("upstream"), models) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def front(upstream: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A gateway that has no engine but `upstream`."""
+    remotes = {"echo": remote(upstream, fields=["seed"])}
+    keys = {"upstream.key": upstream.key}
+    with running(tmp_path_factory.mktemp("front"), {}, remotes=remotes, credentials=keys) as service:
+        yield service
+
+
+@pytest.fixture
+def client(front: Service) -> Iterator[httpx.Client]:
+    """A client of `front`."""
+    with front.client() as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ScriptedUpstream, Service]]:
+    """A scripted server, and a gateway before it."""
+    folder = tmp_path_factory.mktemp("played")
+    server = ScriptedUpstream(folder / "upstream.sock")
+    described = {"socket": str(folder / "upstream.sock"), "revision": "7", "fields": ["tools", "seed", "n"]}
+    with running(folder, {}, remotes={"m": described}, limits=LIMITS) as service:
+        yield server, service
+    server.stop()
+
+
+def test_the_official_client_chats_streams_and_completes_through_two_gateways(front: Service) -> None:
+    transport = httpx.HTTPTransport(uds=str(front.folder / "http.sock"))
+    with openai.OpenAI(
+        api_key=front.key,
+        base_url="http://llm/v1",
+        http_client=openai.DefaultHttpxClient(transport=transport),
+    ) as client:
+        messages: Any = [{"role": "user", "content": "one two three"}]
+        whole = client.chat.completions.create(model="echo", messages=messages)
+        assert whole.choices[0].message.content == "one two three"
+        assert whole.system_fingerprint == "fp_echo-1"
+        pieces = list(client.chat.completions.create(model="echo", messages=messages, stream=True))
+        assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == "one two three"
+        plain = client.completions.create(model="echo", prompt="four five", max_tokens=1)
+        assert (plain.choices[0].text, plain.choices[0].finish_reason) == ("four ", "length")
+        assert [model.id for model in client.models.list()] == ["echo"]
+
+
+def test_generate_speaks_its_own_form_before_a_remote_engine(client: httpx.Client) -> None:
+    whole = client.get("/generate", params={"prompt": "one two three", "max_tokens": 2}).json()
+    assert whole["response"] == "one two "
+    assert whole["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+    with client.stream("POST", "/generate", json={"prompt": "one two", "stream": True}) as got:
+        *pieces, last, end = events(got)
+    assert [piece["response"] for piece in pieces] == ["one ", "two"]
+    assert (last["model"], last["usage"]["total_tokens"], end) == ("echo", 4, "[DONE]")
+
+
+@pytest.mark.parametrize("usage", [True, False])
+def test_the_bytes_of_a_stream_pass_untouched_and_usage_only_where_asked(
+    played: tuple[ScriptedUpstream, Service], usage: bool
+) -> None:
+    server, service = played
+    pieces = [b": a comment\n\n", said("h\u00e9"), said("llo") + said(" you"), said("", "stop")]
+    odd = b'data:{"choices": [{"delta": {}, "vendor": 1}]}\r\n\r\n'
+    server.script = stream(*pieces, odd, USAGE[:20], USAGE[20:], END)
+    body = asking(stream=True, **({"stream_options": {"include_usage": True}} if usage else {}))
+    with service.client() as client:
+        got = client.post(CHAT, json=body)
+    assert got.content == b"".join(pieces) + odd + (USAGE if usage else b"") + END
+    assert got.headers["x-llm-model"] == "m"
+    assert server.asked[-1]["stream_options"] == {"include_usage": True}
+    eventually("the outcome says it", lambda: tokens_of(service.records()[-1]) == (3, 2))
+
+
+def test_a_whole_answer_passes_untouched_with_what_we_do_not_know(
+    played: tuple[ScriptedUpstream, Service],
+) -> None:
+    server, service = played
+    choice = {
+        "index": 0,
+        "finish_reason": "tool_calls",
+        "message": {"content": None, "tool_calls": [{"id": "c"}]},
+    }
+    body = json.dumps({"choices": [choice], "usage": {"prompt_tokens": 5, "completion_tokens": 1}, "odd": 1})
+    server.script = answer(body.encode())
+    with service.client() as client:
+        got = client.post(CHAT, json=asking(tools=TOOLS, seed=5, temperature=0))
+    assert got.text == body
+    assert got.headers["x-llm-cache"] == "bypass"
+    assert server.asked[-1]["tools"] == TOOLS
+    assert (server.asked[-1]["seed"], server.asked[-1]["temperature"]) == (5, 0)
+
+
+CALL = {"role": "assistant", "content": None, "tool_calls": [{"id": "c", "type": "function", "function": {}}]}
+RESULT = {"role": "tool", "tool_call_id": "c", "content": "noon"}
+
+
+def test_a_conversation_with_calls_of_tools_reaches_an_upstream_that_has_them(
+    played: tuple[ScriptedUpstream, Service], echo: Service
+) -> None:
+    server, service = played
+    server.script = stream(said("noon"), said("", "stop"), USAGE, END)
+    messages = [{"role": "user", "content": "when?"}, CALL, RESULT]
+    with service.client() as client:
+        client.post(CHAT, json=asking(messages=messages, tools=TOOLS, stream=True))
+        assert server.asked[-1]["messages"] == messages
+        error(client.post(CHAT, json=asking(messages=messages)), 400, "invalid_value")
+        for wrong in {**RESULT, "role": "user"}, {**CALL, "role": "user"}, {"role": "user", "content": None}:
+            error(client.post(CHAT, json=asking(messages=[wrong], tools=TOOLS)), 400, "invalid_value")
+    with echo.client() as client:
+        refused = client.post(CHAT, json={"model": "echo", "messages": messages, "tools": TOOLS})
+        error(refused, 400, "unsupported_field")
+
+
+def test_a_field_that_was_not_declared_is_refused_by_name_and_asks_nobody(
+    played: tuple[ScriptedUpstream, Service],
+) -> None:
+    server, service = played
+    before = len(server.asked)
+    with service.client() as client:
+        refused = error(client.post(CHAT, json=asking(logprobs=True)), 400, "unsupported_field")
+    assert refused["param"] == "logprobs"
+    assert len(server.asked) == before
+
+
+BAD = said("hello") + b"data: {not json\n\n"
+LINE = b"data: " + b"x" * 2_000_000
+BROKEN: dict[str, Script] = {
+    "cut in the middle": stream(said("hello"), b"data: {", whole=False),
+    "ended without [DONE]": stream(said("hello"), said("", "stop"), USAGE),
+    "bad JSON": stream(BAD, END),
+    "a huge event": stream(said("hello"), LINE, END),
+    "an error in the stream": stream(said("hello"), chunk({"error": {"message": "CUDA out of memory"}})),
+    "no usage": stream(said("hello"), said("", "stop"), END),
+    "no HTTP after the head": [*stream(said("hello"), whole=False), 0.2, b"zzz\r\n"],
+}
+
+
+@pytest.mark.parametrize("script", BROKEN.values(), ids=BROKEN)
+def test_a_stream_that_breaks_ends_with_an_error_event_and_no_done(
+    played: tuple[ScriptedUpstream, Service], script: Script
+) -> None:
+    server, service = played
+    server.script = script
+    with service.client() as client, client.stream("POST", CHAT, json=asking(stream=True)) as got:
+        *pieces, last = events(got)
+    assert pieces[0]["choices"][0]["delta"]["content"] == "hello"
+    assert last["error"]["code"] in {"engine_lost", "engine_failed"}
+    assert "CUDA" not in json.dumps(last)
+
+
+REFUSED: dict[str, tuple[Script, int, str]] = {
+    "500": (answer({"error": {"message": "Traceback"}}, 500), 503, "engine_failed"),
+    "401": (answer({"error": {"message": "bad key"}}, 401), 503, "engine_failed"),
+    "redirect": ([b"HTTP/1.1 302 X\r\nlocation: http://elsewhere/\r\ncontent-length: 0\r\n\r\n"], 503, "engine_failed"),
+    "429": (answer({"error": {"message": "busy"}}, 429), 503, "overloaded"),
+    "hangs up": ([], 503, "engine_lost"),
+    "no HTTP": ([b"SSH-2.0-x\r\n\r\n"], 503, "engine_failed"),
+    "endless headers": ([b"HTTP/1.1 200 OK\r\nx: " + b"y" * 200_000], 503, "engine_failed"),
+    "no JSON": (answer(b"<html>"), 503, "engine_failed"),
+    "no choices": (answer({"usage": {"prompt_tokens": 1, "completion_tokens": 1}}), 503, "engine_failed"),
+    "no answer": ([5.0], 503, "deadline_exceeded"),
+    "its own 400": (
+        answer({"error": {"message": "tools: bad", "code": "made_up_xyz", "param": "tools"}}, 400), 400, "engine_refused"
+    ),
+    "vLLM's long prompt": (
+        answer({"error": {"message": "This model's maximum context length is 9", "code": 400}}, 400),
+        400, "context_length_exceeded",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("script", "status", "code"), REFUSED.values(), ids=REFUSED)
+def test_what_is_no_answer_has_a_documented_status(
+    played: tuple[ScriptedUpstream, Service], script: Script, status: int, code: str
+) -> None:
+    server, service = played
+    server.script = script
+    with service.client() as client:
+        before = time.monotonic()
+        refused = error(client.post(CHAT, json=asking(max_tokens=9)), status, code)
+    assert time.monotonic() - before < 6
+    assert "Traceback" not in refused["message"]
+    assert "bad key" not in refused["message"]
+    if code == "engine_refused":
+        assert (refused["message"], refused["param"]) == ("tools: bad", "tools")
+    assert 'llm_rejected_total{code="made_up_xyz"}' not in service.metrics()
+
+
+def test_a_client_that_leaves_hangs_up_on_the_upstream(played: tuple[ScriptedUpstream, Service]) -> None:
+    server, service = played
+    server.hung_up.clear()
+    server.script = stream(*[each for _ in range(100) for each in (said("word "), 0.05)])
+    with service.client() as client, client.stream("POST", CHAT, json=asking(stream=True)) as got:
+        next(got.iter_lines())
+    assert server.hung_up.wait(3)
+    eventually("the slot is free", lambda: service.metrics()['llm_requests_running{model="m"}'] == 0, 3)
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_client_that_leaves_frees_the_upstreams_engine_too(
+    upstream: Service, front: Service, streaming: bool
+) -> None:
+    body = {"model": "echo", "messages": [{"role": "user", "content": WORDS * 5}], "stream": streaming}
+    running_now = 'llm_requests_running{model="echo"}'
+    with front.client() as client:
+        if streaming:
+            with client.stream("POST", CHAT, json=body) as got:
+                next(got.iter_lines())
+        else:
+            with pytest.raises(httpx.ReadTimeout):
+                client.post(CHAT, json=body, timeout=0.3)
+    eventually("the slot is free", lambda: front.metrics()[running_now] == 0, 3)
+    eventually("the engine rests", lambda: upstream.metrics()[running_now] == 0, 3)
+
+
+def test_a_length_that_is_only_our_default_gives_way_to_the_upstreams_context(
+    played: tuple[ScriptedUpstream, Service],
+) -> None:
+    server, service = played
+    server.script = answer({"error": {"message": "This model's maximum context length is 9"}}, 400)
+    with service.client() as client:
+        client.post(CHAT, json=asking())
+    assert [each.get("max_tokens") for each in server.asked[-2:]] == [256, None]
+
+
+def test_a_dead_upstream_is_a_503_and_is_found_again(tmp_path: Path) -> None:
+    server = ScriptedUpstream(tmp_path / "upstream.sock")
+    described = {"socket": str(tmp_path / "upstream.sock"), "revision": "7"}
+    with running(tmp_path, {}, remotes={"m": described}) as service, service.client() as client:
+        assert client.get("/v1/models/m").json()["context"] == 4096
+        server.stop()
+        eventually("it is seen", lambda: client.get("/readyz").status_code == 503, 3)
+        error(client.post(CHAT, json=asking()), 503, "engine_unavailable")
+        (tmp_path / "upstream.sock").unlink()
+        server = ScriptedUpstream(tmp_path / "upstream.sock")
+        eventually("it is found", lambda: client.get("/readyz").status_code == 200, 5)
+        server.script = stream(said("word"), 30.0)
+        with client.stream("POST", CHAT, json=asking(stream=True)) as got:
+            lines = got.iter_lines()
+            next(lines)
+            server.stop()
+            assert "engine_lost" in "".join(lines)
+
+
+def test_another_revision_or_model_than_was_configured_is_never_taken_for_it(tmp_path: Path) -> None:
+    server = ScriptedUpstream(tmp_path / "upstream.sock")
+    remotes = {
+        "other": {"socket": str(tmp_path / "upstream.sock"), "revision": "7"},
+        "m": {"socket": str(tmp_path / "upstream.sock")},
+    }
+    with running(tmp_path, {}, remotes=remotes) as service, service.client() as client:
+        error(client.post(CHAT, json=asking(model="other")), 503, "engine_unavailable")
+        error(client.post(CHAT, json=asking()), 503, "engine_unavailable")
+        assert "it has no model 'other'" in service.logs()
+        assert "set 'revision'" in service.logs()
+    server.stop()
+
+
+@pytest.mark.parametrize(("cache", "results"), [(True, ["miss", "hit"]), (False, ["bypass", "bypass"])])
+def test_greedy_answers_of_an_upstream_are_kept_only_where_they_are_said_to_be_text(
+    tmp_path: Path, redis_server: RedisServer, cache: bool, results: list[str]
+) -> None:
+    server = ScriptedUpstream(tmp_path / "upstream.sock")
+    described = {"socket": str(tmp_path / "upstream.sock"), "revision": str(tmp_path), "fields": ["tools"]}
+    redis = {
+        "url": f"unix://{redis_server.socket}",
+        "user": "gateway",
+        "password_credential": "redis.gateway",
+    }
+    options: dict[str, Any] = {
+        "remotes": {"m": {**described, "cache": cache}},
+        "redis": {**redis, "deadline_ms": 500},
+        "credentials": {"redis.gateway": PASSWORD},
+    }
+    with running(tmp_path, {}, **options) as service, service.client() as client:
+        for result in results:
+            server.script = stream(said("hi"), said(" you"), said("", "stop"), USAGE, END)
+            answer = client.post(CHAT, json=asking(temperature=0, stream=True))
+            assert answer.headers["x-llm-cache"] == result
+            chunks = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+            assert "".join(each["choices"][0]["delta"].get("content", "") for each in chunks) == "hi you"
+            assert answer.content.endswith(END)
+        tools = client.post(CHAT, json=asking(temperature=0, tools=TOOLS, stream=True))
+        assert tools.headers["x-llm-cache"] == "bypass"
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Authorities for servers and for clients, and a certificate of each."""
+    folder = tmp_path_factory.mktemp("certificates")
+    issue(authority(folder, "servers"), "server")
+    issue(authority(folder, "clients"), "gateway")
+    return folder
+
+
+def tls_server(folder: Path) -> ssl.SSLContext:
+    """It wants a client's certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "server.pem", folder / "server.key")
+    context.load_verify_locations(folder / "clients.pem")
+    context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def over_tls(server: ScriptedUpstream, folder: Path, **change: str) -> dict[str, Any]:
+    """The configuration of a scripted server behind TLS."""
+    names = {"ca": "servers.pem", "certificate": "gateway.pem", "key": "gateway.key", **change}
+    tls = {name: str(folder / file) for name, file in names.items()}
+    return {"url": f"https://localhost:{server.port}", "tls": tls, "revision": "7"}
+
+
+def test_mutual_tls_carries_questions_and_answers(certificates: Path, tmp_path: Path) -> None:
+    server = ScriptedUpstream(tls=tls_server(certificates))
+    server.script = stream(said("hello"), said("", "stop"), USAGE, END)
+    remotes = {"m": over_tls(server, certificates)}
+    with running(tmp_path, {}, remotes=remotes) as service, service.client() as client:
+        assert client.post(CHAT, json=asking(stream=True)).content.endswith(END)
+    server.stop()
+
+
+@pytest.mark.parametrize("wrong", ["old protocol", "foreign server", "certificate of nobody"])
+def test_tls_that_is_old_or_foreign_is_no_way_to_an_upstream(
+    certificates: Path, tmp_path: Path, wrong: str
+) -> None:
+    context = tls_server(certificates)
+    change = {}
+    if wrong == "old protocol":
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+    elif wrong == "foreign server":
+        change = {"ca": "clients.pem"}
+    else:
+        change = {"certificate": "server.pem", "key": "server.key"}
+    server = ScriptedUpstream(tls=context)
+    server.script = stream(said("hello"), said("", "stop"), USAGE, END)
+    remotes = {"m": over_tls(server, certificates, **change)}
+    with running(tmp_path, {}, remotes=remotes) as service, service.client() as client:
+        error(client.post(CHAT, json=asking()), 503, "engine_unavailable")
+    assert server.asked == []
+    server.stop()
+
+
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [
+        ("{remote: {url: 'http://gpu1:8000'}}", "in clear"),
+        ("{remote: {url: 'https://gpu1:8000'}}", "needs 'tls'"),
+        ("{remote: {revision: x}}", "set 'socket' or 'url'"),
+        ("{remote: {socket: /run/x, fields: [teleport]}}", "teleport"),
+        ("{socket: /run/x, remote: {socket: /run/y}}", "either 'socket'"),
+        ("{remote: {url: 'https://user:word@gpu1'}}", "match pattern"),
+    ],
+)
+def test_an_upstream_that_would_be_reached_in_clear_is_refused_before_anything_starts(
+    tmp_path: Path, engine: str, message: str
+) -> None:
+    file = tmp_path / "gateway.yaml"
+    file.write_text(f"listen: {{port: 0}}\nmetrics: {{port: 0}}\nkeys_file: /k\nengines: {{m: {engine}}}\n")
+    with pytest.raises(ConfigError, match=message):
+        load(file, GatewayConfig)

@@ -1,0 +1,220 @@
+"""Many at once, and for a while: clients that vanish, engines that are killed, a stop under load. Nothing is left over."""
+
+import json
+import os
+import random
+import signal
+import socket
+import statistics
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from threading import Event
+
+import httpx2 as httpx
+import pytest
+from scripted_opa import ScriptedOpa
+from service import Process, Service, eventually, running
+
+WORDS = " ".join(f"word{number}" for number in range(100))
+SLOW = {"echo": {"driver": "echo", "token_seconds": 0.02, "slots": 4}}
+LIMITS = {"waiting": 8, "queue_seconds": 0.3, "drain_seconds": 10}
+chance = random.Random(5)  # noqa: S311 - no secret
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """An engine that takes 20 ms a token and has four slots."""
+    with running(tmp_path_factory.mktemp("slow"), SLOW, limits=LIMITS) as service:
+        yield service
+
+
+def request(service: Service, stream: bool) -> bytes:
+    """A question whose answer takes 2 s, as bytes."""
+    content = json.dumps({"prompt": WORDS, "stream": stream}).encode()
+    head = f"POST /generate HTTP/1.1\r\nhost: llm\r\nauthorization: Bearer {service.key}\r\n"
+    return f"{head}content-length: {len(content)}\r\n\r\n".encode() + content
+
+
+def resident_kib(process: Process | None) -> int:
+    """Memory of a process."""
+    assert process
+    status = Path(f"/proc/{process.process.pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0])
+
+
+@dataclass
+class Load:
+    """What came of the questions of several threads: `outcomes` by status and code."""
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    refused_us: list[int] = field(default_factory=list)  # the gateway's time for a refusal
+    stop: Event = field(default_factory=Event)
+
+    def answered(self, times: int) -> bool:
+        """So often, or more."""
+        return self.outcomes["200"] >= times
+
+
+@contextmanager
+def load(service: Service, threads: int, words: int) -> Iterator[Load]:
+    """Questions without pause, for as long as the block takes. Each answer has `words` words."""
+    made = Load()
+
+    def ask() -> None:
+        with service.client() as client:
+            while not made.stop.is_set():
+                try:
+                    answer = client.get("/generate", params={"prompt": "w " * words})
+                except httpx.TransportError as error:
+                    made.outcomes[type(error).__name__] += 1
+                    time.sleep(0.05)
+                    continue
+                code = "" if answer.status_code == 200 else answer.json()["error"]["code"]
+                made.outcomes[f"{answer.status_code} {code}".strip()] += 1
+                if code:
+                    assert answer.status_code != 503 or int(answer.headers["retry-after"]) >= 1
+                    made.refused_us.append(int(answer.headers["x-llm-overhead-us"]))
+                    time.sleep(0.02)
+
+    with ThreadPoolExecutor(threads) as pool:
+        asking = [pool.submit(ask) for _ in range(threads)]
+        try:
+            yield made
+        finally:
+            made.stop.set()
+        for each in asking:
+            each.result()
+
+
+def left_over(service: Service) -> dict[str, float]:
+    """What should be nothing when nobody asks; the gateway's own tasks are there always."""
+    scrape = service.metrics()
+    with service.client("") as client:
+        flights = client.get("/drainz").json()["in_flight"]
+    gauges = ("llm_requests_running", "llm_tokens_running", "llm_requests_waiting", "llm_tokens_waiting")
+    return {
+        "tasks": scrape["llm_event_loop_tasks"],
+        "flights": flights,
+        **{name: scrape[f'{name}{{model="echo"}}'] for name in gauges},
+    }
+
+
+def test_a_thousand_clients_that_vanish_leave_nothing_behind(slow: Service) -> None:
+    before = left_over(slow)
+    for number in range(1000):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(10)
+            client.connect(str(slow.folder / "http.sock"))
+            sent = request(slow, stream=number % 2 == 0)
+            client.sendall(sent if number % 5 else sent[: chance.randrange(len(sent))])
+            if number % 50 == 1:
+                client.recv(1)  # the answer has begun, or is refused
+    eventually("nothing is left", lambda: left_over(slow) == before, 5)
+    with slow.client() as client:
+        before_asking = time.monotonic()
+        assert client.get("/generate?prompt=quick").status_code == 200
+        assert time.monotonic() - before_asking < 2, "the engine works for those who have left"
+
+
+def test_five_times_too_many_are_answered_or_refused_at_once(slow: Service) -> None:
+    with load(slow, 20, 10) as made:
+        time.sleep(3)
+    assert set(made.outcomes) <= {"200", "503 overloaded", "503 queue_timeout"}, made.outcomes
+    assert made.outcomes["200"] >= 20
+    assert made.outcomes["503 overloaded"] >= 20
+    assert statistics.median(made.refused_us) < 20_000
+
+
+def test_an_engine_killed_at_any_moment_costs_its_answers_and_nothing_else(tmp_path: Path) -> None:
+    with running(tmp_path, SLOW, limits=LIMITS) as service:
+        rests = left_over(service)
+        with load(service, 6, 5) as made:
+            for _ in range(4):
+                time.sleep(chance.uniform(0, 0.4))
+                service.engines["echo"].kill()
+                service.start_engine("echo")
+                more = made.outcomes["200"] + 1
+                eventually("it answers again", partial(made.answered, more), 5)
+        codes = "engine_lost", "engine_unavailable", "overloaded", "queue_timeout"
+        assert set(made.outcomes) <= {"200", *(f"503 {code}" for code in codes)}, made.outcomes
+        assert made.outcomes["503 engine_lost"] >= 1
+        eventually("nothing is left", lambda: left_over(service) == rests, 5)
+        assert "Traceback" not in service.logs()
+
+
+def test_sigterm_under_load_breaks_no_answer(tmp_path: Path) -> None:
+    with running(tmp_path, SLOW, limits=LIMITS) as service:
+        assert service.gateway
+        with load(service, 8, 20) as made:
+            eventually("answers come", lambda: made.outcomes["200"] >= 8)
+            service.gateway.process.send_signal(signal.SIGTERM)
+            assert service.gateway.process.wait(10) == 0
+        refused = {"503 draining", "503 overloaded", "503 queue_timeout"}
+        # Questions that met a closed door; answers that were begun are counted below.
+        gone = {"ConnectError", "RemoteProtocolError", "ReadError", "WriteError"}
+        assert set(made.outcomes) <= {"200", *refused, *gone}, made.outcomes
+        answered = [line for line in service.logs().splitlines() if '"answered"' in line]
+        counted = Counter(json.loads(line)["http.response.status_code"] for line in answered)
+        assert counted[200] == made.outcomes["200"], "every answer that was begun has arrived"
+
+
+def test_memory_does_not_grow_with_the_requests(echo: Service) -> None:
+    minutes = float(os.environ.get("STORM_MINUTES", "0"))  # `make storm` sets it
+    with echo.client() as client:
+
+        def ask(times: int) -> None:
+            for number in range(times):
+                client.get("/generate", params={"prompt": f"question {number}"})
+                client.post("/generate", json={"prompt": f"question {number}", "stream": True})
+                client.get(f"/nowhere/{number}")
+                client.post("/v1/completions", json={"model": f"model {number}", "prompt": "x"})
+
+        ask(300)
+        before = resident_kib(echo.gateway)
+        series = len(echo.metrics())
+        begun = time.monotonic()
+        ask(300)
+        while time.monotonic() - begun < minutes * 60:
+            ask(300)
+        grown = resident_kib(echo.gateway) - before
+        print(f"grown by {grown} KiB in {time.monotonic() - begun:.0f} s")
+        assert grown < 1024 * max(1, minutes)
+        assert len(echo.metrics()) == series, "what clients invent makes no series"
+
+
+def test_prompts_of_ten_megabytes_are_refused_and_not_kept(echo: Service) -> None:
+    def in_pieces() -> Iterator[bytes]:
+        yield b'{"prompt": "'
+        for _ in range(160):
+            yield b"x" * 65536
+        yield b'"}'
+
+    before = resident_kib(echo.gateway)
+    with echo.client() as client:
+        for number in range(10):
+            body = in_pieces() if number % 2 else b'{"prompt": "' + b"x" * 10**7 + b'"}'
+            try:
+                answer = client.post("/generate", content=body)
+            except httpx.TransportError:
+                continue  # it hung up while we were still sending
+            assert answer.status_code == 413
+        assert client.get("/generate?prompt=x").status_code == 200
+    assert resident_kib(echo.gateway) - before < 8 * 1024
+
+
+def test_a_gateway_is_small_quick_to_start_and_has_no_torch_in_it(tmp_path: Path) -> None:
+    opa = ScriptedOpa(tmp_path / "opa.sock")  # judging in process maps another 20 MB of OPA's library
+    with running(tmp_path, policy={"engine": "server", "socket": str(opa.socket)}) as service:
+        assert service.gateway
+        process = Path(f"/proc/{service.gateway.process.pid}")
+        assert "libtorch" not in (process / "maps").read_text()
+        assert resident_kib(service.gateway) <= 90 * 1024
+        ticks = (process / "stat").read_text().rpartition(")")[2].split()[11:13]
+        assert sum(map(int, ticks)) / 100 <= 1.5, "seconds of CPU until it was ready"
+    opa.stop()

@@ -1,0 +1,145 @@
+"""An engine that stands still: readiness says so, nobody waits for it, and the service manager replaces it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from service import Process, eventually, running
+from test_refusals import error
+
+from llmcore.notify import watchdog_seconds
+
+
+def hangs() -> dict[str, dict[str, Any]]:
+    """An engine that needs longer for a token than anybody waits."""
+    return {"echo": {"driver": "echo", "token_seconds": 1000.0}}
+
+
+def said_since(process: Process, seconds: float) -> list[str]:
+    """What a process tells its service manager from now on, for so long."""
+    process.notifications.settimeout(0.01)
+    try:
+        while True:
+            process.notifications.recv(1000)
+    except TimeoutError:
+        pass
+    states = []
+    end = time.monotonic() + seconds
+    process.notifications.settimeout(0.05)
+    while time.monotonic() < end:
+        try:
+            states.append(process.notifications.recv(1000).decode())
+        except TimeoutError:
+            continue
+    return states
+
+
+def test_an_engine_whose_model_hangs_is_not_ready_takes_nothing_and_stops_feeding_its_watchdog(
+    tmp_path: Path,
+) -> None:
+    options = {"stall_seconds": 0.6}
+    feed = {"WATCHDOG_USEC": "600000"}
+    with running(tmp_path, hangs(), engine_options=options, engine_environment=feed) as service:
+        engine = service.engines["echo"]
+        assert said_since(engine, 1.5).count("WATCHDOG=1") >= 3, "an engine that rests does not hang"
+        with service.client() as client, ThreadPoolExecutor() as pool:
+            waiting = pool.submit(client.get, "/generate?prompt=x")
+            eventually("it is noticed", lambda: service.metrics()['llm_engine_stalled{model="echo"}'] == 1, 5)
+            refused = error(client.get("/readyz"), 503, "not_ready")
+            assert refused["message"] == "not ready: 1 of 1 engines make no step"
+            assert client.get("/livez").status_code == 200, "the gateway is well"
+            refused = error(client.get("/generate?prompt=y"), 503, "engine_unavailable")
+            assert "makes no step" in refused["message"]
+            assert said_since(engine, 1.5) == []
+            engine.kill()  # as systemd does then
+            error(waiting.result(), 503, "engine_lost")
+            service.engine_models["echo"]["token_seconds"] = 0.0
+            service.start_engine("echo")
+            eventually("readiness", lambda: client.get("/readyz").status_code == 200, 5)
+            assert client.get("/generate?prompt=y").status_code == 200
+    assert "the model makes no step" in service.logs()
+
+
+def test_an_engine_that_is_stopped_with_work_in_it_is_not_ready_until_it_goes_on(tmp_path: Path) -> None:
+    with running(tmp_path, {"echo": {"driver": "echo", "token_seconds": 0.1}}) as service:
+        process = service.engines["echo"].process
+        with service.client() as client, ThreadPoolExecutor() as pool:
+            process.send_signal(signal.SIGSTOP)
+            try:
+                waiting = pool.submit(client.get, "/generate?prompt=x")
+                eventually("it is noticed", lambda: client.get("/readyz").status_code == 503, 8)
+            finally:
+                process.send_signal(signal.SIGCONT)
+            assert waiting.result().status_code == 200
+            eventually("readiness", lambda: client.get("/readyz").status_code == 200, 5)
+
+
+def test_the_engine_ends_what_is_late_by_itself(tmp_path: Path) -> None:
+    with running(tmp_path, hangs()) as service, service.client() as client:
+        before = time.monotonic()
+        late = client.get("/generate?prompt=x", headers={"x-llm-deadline-ms": "300"})
+        assert "no whole answer within 0." in error(late, 503, "deadline_exceeded")["message"]
+        assert time.monotonic() - before < 3
+        assert service.metrics()['llm_requests_running{model="echo"}'] == 0
+        for wrong in "0", "-5", "soon", "1e3", "9" * 12:
+            refused = client.get("/generate?prompt=x", headers={"x-llm-deadline-ms": wrong})
+            assert error(refused, 400, "invalid_value")["param"] == "x-llm-deadline-ms"
+
+
+@pytest.mark.parametrize(
+    ("environment", "seconds"),
+    [
+        ({}, None),
+        ({"WATCHDOG_USEC": "20000000"}, 20.0),
+        ({"WATCHDOG_USEC": "20000000", "WATCHDOG_PID": "1"}, None),
+        ({"WATCHDOG_USEC": "20000000", "WATCHDOG_PID": str(os.getpid())}, 20.0),
+        ({"WATCHDOG_USEC": "soon"}, None),
+        ({"WATCHDOG_USEC": "0"}, None),
+    ],
+)
+def test_a_process_knows_whether_it_is_watched(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], seconds: float | None
+) -> None:
+    for name in "WATCHDOG_USEC", "WATCHDOG_PID":
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert watchdog_seconds() == seconds
+
+
+def nvml(tmp_path: Path, config: str) -> dict[str, str]:
+    """An environment with the stand-in for NVIDIA's library, from the mirror folder."""
+    mirror = os.environ.get("LLMKEEP_MIRROR")
+    library = Path(mirror, "mocknvml") if mirror else None
+    if library is None or not (library / "libnvidia-ml.so.1").exists():
+        pytest.skip("LLMKEEP_MIRROR has no mocknvml/libnvidia-ml.so.1")
+    (tmp_path / "gpus.txt").write_text(config)
+    return {
+        "LD_LIBRARY_PATH": str(library),
+        "MOCK_NVML_CONFIG": str(tmp_path / "gpus.txt"),
+        "MOCK_NVML_NUM_DEVICES": "3",
+    }
+
+
+def test_the_engine_tells_how_busy_its_gpus_are_and_leaves_out_one_that_is_lost(tmp_path: Path) -> None:
+    environment = nvml(tmp_path, "util_gpu = 70\n1.util_gpu = 90\n2.lost = 1\n")
+    with running(tmp_path, engine_environment=environment) as service:
+        name = 'llm_gpu_utilization_ratio{gpu="%d",model="echo"}'
+        eventually("it is told", lambda: service.metrics().get(name % 0) == 0.7, 5)
+        scrape = service.metrics()
+        assert (scrape[name % 1], name % 2 in scrape) == (0.9, False)
+
+
+def test_where_there_is_no_driver_there_are_no_gpus() -> None:
+    code = "from llmserve.gpu import Gpus; print(Gpus().used())"
+    environment = {name: value for name, value in os.environ.items() if name != "LD_LIBRARY_PATH"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
+    assert result.stdout == "[]\n"

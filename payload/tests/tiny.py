@@ -1,0 +1,89 @@
+"""Models small enough to be made in a test, with a byte-level tokenizer and a chat template."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="Debian's python3-torch is not installed")
+TEMPLATE = (
+    "{% if messages[0].role == 'assistant' %}{{ raise_exception('the user speaks first') }}{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def make_tokenizer(directory: Path) -> Any:
+    """A token for each byte, a few more, and the two that frame a turn."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = ["<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(["what is the capital of France? hello you " * 5], trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=special[0], eos_token=special[1])
+    fast.chat_template = TEMPLATE
+    fast.save_pretrained(directory)
+    return fast
+
+
+def make_model(directory: Path) -> None:
+    """A random Llama of two layers, in bf16."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    fast = make_tokenizer(directory)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(fast),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(directory)
+
+
+def make_reciter(directory: Path, text: str) -> None:
+    """A Llama that says `text` after each prompt, byte by byte, and ends. No byte may come twice.
+
+    Its one layer adds nothing, each token is a direction of its own, and the head maps it to the token that follows.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    fast = make_tokenizer(directory)
+    size = 448  # at least the vocabulary, and a multiple of 64
+    config = LlamaConfig(
+        vocab_size=len(fast), hidden_size=size, intermediate_size=64, num_hidden_layers=1, num_attention_heads=7,
+        max_position_embeddings=2048, bos_token_id=0, eos_token_id=1, pad_token_id=1, tie_word_embeddings=False,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    spoken = [token for each in text.encode() for token in fast.convert_tokens_to_ids([byte_token(each)])]
+    if len(set(spoken)) != len(spoken):
+        raise ValueError(f"a byte comes twice in {text!r}")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model.model.norm.weight.fill_(1)
+        model.model.embed_tokens.weight[:, : len(fast)].copy_(torch.eye(len(fast)))
+        model.lm_head.weight[spoken[0]].fill_(1)  # after whatever is no part of the text
+        for before, after in zip(spoken, [*spoken[1:], 1], strict=True):
+            model.lm_head.weight[after, before] += 2
+    model.save_pretrained(directory)
+
+
+def byte_token(value: int) -> str:
+    """The letter by which a byte-level tokenizer writes a byte."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    return str(bytes_to_unicode()[value])
