@@ -87,6 +87,7 @@ def render(folder: Path, gateways: int, port: int, **changes: Any) -> None:
         "edge_port": port,
         "edge_gateway_folder": str(folder),
         "llm_serving_gateways": gateways,
+        "__edge_in_hsm": False,
         "edge_client_ca_file": "set",
         "__edge_client_ca": str(folder / "clients.pem"),
         **changes,

@@ -17,7 +17,7 @@ description:
 author: [llmkeep contributors]
 options:
   name: {description: Name of the credential., type: str, required: true}
-  bytes: {description: Random bytes (16 to 256)., type: int, default: 32}
+  bytes: {description: Random bytes (15 to 256)., type: int, default: 32}
   create:
     description: Whether a secret may be made. Not where it comes from elsewhere, as the PIN of an HSM does.
     type: bool
@@ -197,8 +197,8 @@ def main() -> None:
         module.fail_json(
             msg=f"{name!r} is no name for a credential; use letters, digits, dot, dash and underscore"
         )
-    if not 16 <= size <= 256:
-        module.fail_json(msg=f"bytes is {size}; take 16 to 256")
+    if not 15 <= size <= 256:
+        module.fail_json(msg=f"bytes is {size}; take 15 to 256")
     path = Path(module.params["store"]) / name
     try:
         module.exit_json(**settle(module.params, path, module.check_mode))

@@ -108,7 +108,7 @@ def double(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Double:
     monkeypatch.setenv("SOFTHSM2_CONF", f"{folder}/softhsm2.conf")
     monkeypatch.setenv("PATH", f"{program.parent}:/usr/sbin:/usr/bin:/bin")
     found = Double(folder)
-    found.seal("user-pin", "0123456789abcdef")
+    found.seal("user-pin", "0123456789abcdef0123456789abcde")
     found.seal("so-pin", "fedcba9876543210")
     return found
 

@@ -380,6 +380,14 @@ def test_a_worker_shows_a_wrong_pin_once_however_many_handshakes_it_gets(edge: E
     assert edge.logins() - before <= 2, "there are two workers"
 
 
+def test_a_pin_that_the_provider_would_cut_short_is_not_shown(edge: Edge) -> None:
+    edge.seal("7" * 32)
+    before = edge.logins()
+    done = edge.ready()
+    assert (done.returncode, edge.logins()) == (1, before)
+    assert "has 32 characters and OpenSSL's provider reads 31" in done.stdout
+
+
 def test_no_login_is_tried_while_the_token_warns(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
     edge.leave()
     monkeypatch.setenv("FAULTY_HSM_FLAGS", "0x20000")
