@@ -144,6 +144,7 @@ KINDS: dict[str, type[Any]] = {
 }
 NAMES = {kind: name for name, kind in KINDS.items()}
 FIELDS = {kind: [each.name for each in fields(kind)] for kind in NAMES}  # asdict() would copy every message
+KNOWN = {kind: frozenset(names) for kind, names in FIELDS.items()}
 
 
 class ProtocolError(Exception):
@@ -162,10 +163,16 @@ def encode(frame: Frame) -> bytes:
 
 
 def decode(line: bytes) -> Frame:
-    """The frame in one line; raises ProtocolError."""
+    """The frame in one line; raises ProtocolError.
+
+    What a field of a newer release says is left out: an upgrade has gateways and engines of two releases side by side.
+    """
     try:
         content = json.loads(line)
-        frame: Frame = KINDS[content.pop("kind")](**content)
+        kind = KINDS[content.pop("kind")]
+        if not content.keys() <= KNOWN[kind]:
+            content = {name: content[name] for name in content.keys() & KNOWN[kind]}
+        frame: Frame = kind(**content)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ProtocolError(f"a line of {len(line)} bytes is no frame ({type(error).__name__})") from error
     return frame

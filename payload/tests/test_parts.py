@@ -86,6 +86,10 @@ def test_what_is_no_frame_is_refused(line: bytes) -> None:
         decode(line)
 
 
+def test_a_frame_of_a_newer_release_is_understood_without_what_is_new() -> None:
+    assert decode(b'{"kind":"delta","id":1,"text":"a","colour":"red"}\n') == Delta(1, "a")
+
+
 def model_directory(folder: Path) -> tuple[Path, Path]:
     """Two files and their manifest."""
     (folder / "config.json").write_text("{}")
