@@ -219,7 +219,7 @@ def test_the_bundles_encoder_knows_what_belongs_together(tmp_path: Path) -> None
         pytest.skip(f"{name} is not in the builder's cache: `make bundle` puts it there")
     texts = ["A man is eating food.", "Somebody has a meal.", "The stock market fell sharply today."]
     with running(tmp_path, {name: described(directory)}) as service, service.client() as client:
-        eventually("the gateway has found it", lambda: client.get("/readyz").status_code == 200, 30)
+        eventually("the gateway has found it", lambda: client.get("/readyz").status_code == 200, 90)
         eating, meal, market = vectors(client, model=name, input=texts)
         assert len(eating) == 384
         assert eating @ meal > 0.4 > 0.2 > eating @ market
