@@ -36,6 +36,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Estate:
     for token in ("main", "spare"):
         estate.new_key(token, "host1-2")
     estate.run(key="host1-2", rotate=["hsm", "spare", "recovery"])
+    (estate.state / "swap.swap.json").write_text(
+        '{"serial": "SWAP-1", "uuid": "", "done": true}'
+    )  # no volume's
     tool("openssl", "req", "-x509", "-newkey", "rsa:3072", "-noenc", "-days", "30", "-subj", "/CN=escrow 2",
          "-keyout", estate.root / "escrow-2.key", "-out", estate.root / "escrow-2.pem")  # fmt: skip
     keep(estate)
