@@ -33,25 +33,28 @@ def make_tokenizer(directory: Path) -> Any:
     return fast
 
 
-def make_model(directory: Path) -> None:
-    """A random Llama of two layers, in bf16."""
+def make_model(directory: Path, dtype: Any = torch.bfloat16, **size: int) -> None:
+    """A random Llama; of two layers where `size` says nothing else."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     fast = make_tokenizer(directory)
     torch.manual_seed(0)
+    small = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
     config = LlamaConfig(
         vocab_size=len(fast),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
         max_position_embeddings=2048,
         bos_token_id=0,
         eos_token_id=1,
         pad_token_id=1,
+        **{**small, **size},
     )
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(directory)
+    LlamaForCausalLM(config).to(dtype).save_pretrained(directory)
 
 
 def make_reciter(directory: Path, text: str) -> None:

@@ -265,7 +265,7 @@ def the_token(tokens: list[Any], label: str, known: dict[str, Any] | None, setti
 
 
 def log_in(session: Any, token: Any, pin: bytes) -> None:
-    """Show the PIN, which comes from pins.shown(): what is refused here is not shown again."""
+    """Show the PIN once. Whoever calls sees to it that a refused one is not shown again: pins.shown(), or hsm_pin's record."""
     try:
         session.login(pin)
     except pkcs11.Error as problem:

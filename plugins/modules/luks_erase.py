@@ -93,7 +93,7 @@ def others(state: Path, name: str) -> dict[str, set[str]]:
     for path in state.glob("*.json"):
         if (
             path.stem != name and "." not in path.stem
-        ):  # with a dot: a certificate, or a disk of swap, which has no keys
+        ):  # with a dot: a certificate, or swap, which has no keys
             record = json.loads(path.read_text())
             found[path.stem] = labels_of([said.get("uri", "") for said in record["slots"].values()])
     return found
