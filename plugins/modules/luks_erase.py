@@ -50,7 +50,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.llmkeep.estate.plugins.module_utils import (  # type: ignore[import-not-found]
     disks,
     luks,
-    sealing,
+    pins,
 )
 from ansible_collections.llmkeep.estate.plugins.module_utils import files as atomic
 from ansible_collections.llmkeep.estate.plugins.module_utils.volume_record import (  # type: ignore[import-not-found]
@@ -75,8 +75,8 @@ def opening(device: Path, pin: bytes, seconds: int) -> list[str]:
         if token["type"] == PKCS11 and header.slots_of(number):
             try:
                 luks.prove(device, number, pin, seconds)
-            except luks.WrongPin:
-                raise
+            except luks.WrongPin as problem:
+                raise pins.Fault("pin_wrong", str(problem)) from None
             except luks.Failed:
                 continue
             found.append(str(token["pkcs11-uri"]))
@@ -201,7 +201,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     given = module.params
-    state, pin = Path(given["state_dir"]), Path(given["pin_credential"])
+    state = Path(given["state_dir"])
     certificate = state / f"{given['name']}.erased.json"
     try:
         if certificate.exists() and not (state / f"{given['name']}.json").exists():
@@ -211,11 +211,11 @@ def main() -> None:
         if module.check_mode:
             labels = doomed(state, given["name"], given["uuid"])[1]
             module.exit_json(changed=True, certificate={}, labels=sorted(labels))
-        shown = sealing.unseal(pin.name, pin.read_bytes())
-        done = erase(state, given["name"], given["uuid"], given["device"], shown, given["hsm_seconds"])
+        with pins.shown(given["pin_credential"]) as pin:
+            done = erase(state, given["name"], given["uuid"], given["device"], pin, given["hsm_seconds"])
     except NeedsPerson as problem:
         module.fail_json(msg=str(problem), needs_person=True)
-    except (Refused, luks.Failed, sealing.Failed, disks.Unusable) as problem:
+    except (Refused, luks.Failed, pins.Fault, disks.Unusable) as problem:
         module.fail_json(msg=str(problem), needs_person=False)
     except OSError as problem:
         module.fail_json(msg=f"{problem.filename}: {problem.strerror}", needs_person=False)

@@ -9,12 +9,9 @@ import json
 import os
 import shutil
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
-from ansible.module_utils.testing import patch_module_args
-from luks_estate import PIN, SIZE, SOFTHSM, Estate, fresh_modules, tool
+from luks_estate import PIN, SIZE, SOFTHSM, Estate, called, fresh_modules, tool
 from plugin_modules import load
 
 volume, luks, _disks = fresh_modules()
@@ -355,15 +352,6 @@ def test_an_erasure_that_was_cut_short_goes_on(estate: Estate, monkeypatch: pyte
 
 
 # ---------------------------------------------------------------- as Ansible calls it
-def called(
-    module: ModuleType, given: dict[str, object], capsys: pytest.CaptureFixture[str]
-) -> dict[str, Any]:
-    with patch_module_args(given), pytest.raises(SystemExit):
-        module.main()
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return found
-
-
 def test_as_a_module_it_returns_what_is_to_be_stored_and_says_when_a_person_is_needed(
     blank: Estate, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from kill_points import KillPoints
-from luks_estate import PIN, SOFTHSM, Estate, fresh_modules, tool
+from luks_estate import PIN, SOFTHSM, Estate, called, fresh_modules, tool
 from plugin_modules import load
 
 volume, luks, _disks = fresh_modules()
@@ -190,6 +190,21 @@ def test_an_erasure_destroys_every_key_that_ever_opened_the_volume_wherever_it_w
         (Path, "unlink"),
     ]
     killed_anywhere(estate, functions, functools.partial(erase, estate), holds)
+
+
+def test_an_erasure_shows_a_wrong_pin_once(estate: Estate, capsys: pytest.CaptureFixture[str]) -> None:
+    estate.set_pin("000000")
+    given = {
+        "name": "data",
+        "uuid": record(estate)["uuid"],
+        "device": str(estate.disk),
+        "state_dir": str(estate.state),
+        "pin_credential": str(estate.root / "hsm-pin"),
+    }
+    before = estate.disk.read_bytes()
+    assert "the token refused the PIN" in called(luks_erase, given, capsys)["msg"]
+    assert "not shown again until another one is sealed" in called(luks_erase, given, capsys)["msg"]
+    assert estate.disk.read_bytes() == before
 
 
 def test_a_key_that_another_volume_is_enrolled_with_is_not_destroyed(estate: Estate) -> None:
