@@ -14,6 +14,7 @@ softhsm_tokens = load("modules.softhsm_tokens")
 hsm_key = load("modules.hsm_key")
 
 MAIN = "llmkeep"
+PIN = "0123456789abcdef0123456789abcde"
 SOFTHSM = "/usr/lib/softhsm/libsofthsm2.so"
 # Opens what was "sealed" by encoding it, as systemd-creds would on a host.
 CREDS = """#!/bin/sh
@@ -108,7 +109,7 @@ def double(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Double:
     monkeypatch.setenv("SOFTHSM2_CONF", f"{folder}/softhsm2.conf")
     monkeypatch.setenv("PATH", f"{program.parent}:/usr/sbin:/usr/bin:/bin")
     found = Double(folder)
-    found.seal("user-pin", "0123456789abcdef0123456789abcde")
+    found.seal("user-pin", PIN)
     found.seal("so-pin", "fedcba9876543210")
     return found
 

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 from kill_points import KillPoints
 from plugin_modules import load
+from softhsm import PIN as OLD
 from softhsm import SOFTHSM, Double, double, faulty, hsm, pkcs11
 
 hsm_pin = load("modules.hsm_pin")
-OLD, NEW = "0123456789abcdef", "fedcba98765432100123456789abcdef"
+NEW = "fedcba98765432100123456789abcde"
 TOKENS = ("llmkeep", "llmkeep-spare")
 KILLS = int(os.environ.get("STORM", "3"))
 SEED = int(os.environ.get("SEED", "5"))
