@@ -19,7 +19,7 @@ STICK = "ubd15"  # /dev/ubdp
 STICK_SERIAL = "LLMKEEP-STICK"
 BOOT_SECONDS = 90.0  # 6 to 12 on an idle machine
 NETWORK = """[Match]
-Name=eth0
+Name=vec0
 
 [Network]
 Address={address}/{prefix}
@@ -44,7 +44,6 @@ class Machine:
         self.console = folder / "console.log"
         self.snapshots = folder / "snapshots"
         self.kernel = Daemon(folder / "kernel.json")
-        self.switch = Daemon(folder / "switch.json")
 
     @property
     def tap(self) -> str:
@@ -56,9 +55,8 @@ class Machine:
         return self.kernel.pid() is not None
 
     def sound(self) -> bool:
-        """Whether it has power, and a switch and a tap in this namespace: else only a new start helps."""
-        parts = (self.kernel.pid(), self.switch.pid())
-        return all(self.namespace.holds(pid) for pid in parts) and self.tap in self.namespace.links()
+        """Whether it has power, and a tap in this namespace: else only a new start helps."""
+        return self.namespace.holds(self.kernel.pid()) and self.tap in self.namespace.links()
 
     def disks(self) -> list[Path]:
         """Every disk that is its own, the root disk first; the stick is not."""
@@ -78,7 +76,7 @@ class Machine:
             "/etc/hosts": (f"127.0.0.1 localhost\n127.0.1.1 {name}\n".encode(), 0o644),
             "/etc/machine-id": (f"{uuid.uuid4().hex}\n".encode(), 0o444),
             "/etc/resolv.conf": (f"nameserver {self.lab.gateway}\n".encode(), 0o644),
-            "/etc/systemd/network/10-eth0.network": (
+            "/etc/systemd/network/10-vec0.network": (
                 NETWORK.format(
                     address=self.host.address, prefix=self.lab.network.prefixlen, gateway=self.lab.gateway
                 ).encode(),
@@ -114,22 +112,15 @@ class Machine:
         shutil.rmtree(sockets, ignore_errors=True)
         sockets.mkdir()
         self.namespace.plug_cable(self.tap)
-        if not self.namespace.holds(self.switch.pid()):
-            self.switch.kill()
-            (self.folder / "switch.sock").unlink(missing_ok=True)
-            self.switch.start(
-                self.namespace.command("uml_switch", "-unix", "switch.sock", "-tap", self.tap),
-                cwd=self.folder,
-                log=self.folder / "switch.log",
-            )
-            _wait_for_file(self.folder / "switch.sock", self.folder / "switch.log")
-        command = ["linux.uml", f"umid={self.host.name}", "uml_dir=uml", f"mem={self.host.memory >> 20}M"]
-        command += ["root=/dev/ubda", "rw", "quiet", "pty.legacy_count=0", "ubd0=root.img"]
+        program = kernel.folder(image.cache_folder()) / "linux.uml"
+        command = [str(program), f"umid={self.host.name}", "uml_dir=uml", f"mem={self.host.memory >> 20}M"]
+        # How it follows its processes; where filters cannot be set, by ptrace.
+        command += ["seccomp=auto", "root=/dev/ubda", "rw", "quiet", "pty.legacy_count=0", "ubd0=root.img"]
         for index, (disk, file) in enumerate(zip(self.host.disks, self.disks()[1:], strict=True), start=1):
             command.append(f"ubd{index}={file.name},,{disk.serial}")
         if self.stick.exists():
             command.append(f"{STICK}r={self.stick.name},,{STICK_SERIAL}")
-        command += [f"eth0=daemon,{mac(self.host.address)},unix,switch.sock"]
+        command += [f"vec0:transport=tap,ifname={self.tap},mac={mac(self.host.address)}"]
         # The console is the descriptor 1, a pipe; nothing listens on the others.
         command += ["con=null", "con0=null,fd:1", "ssl=null"]
         environment = {"PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin"), "TMPDIR": str(memory_folder)}
@@ -170,21 +161,15 @@ class Machine:
 
     def cut(self) -> None:
         """Take its cable out."""
-        self.namespace.ip("link", "set", self.tap, "down")
+        self.namespace.detach(self.tap)
 
     def join(self) -> None:
         """Put its cable back in."""
-        self.namespace.ip("link", "set", self.tap, "up")
+        self.namespace.attach(self.tap)
 
     def cable(self) -> bool:
         """Whether its cable is in."""
-        flags = subprocess.run(
-            ["ip", "-n", self.namespace.name, "-brief", "link", "show", "dev", self.tap],
-            check=False,
-            capture_output=True,
-            text=True,
-        ).stdout
-        return "LOWER_UP" in flags or ",UP" in flags or "<UP" in flags
+        return self.namespace.attached(self.tap)
 
     def mconsole(self, request: str) -> str:
         """Ask the kernel's management console, the only way to plug a disk into a running host.
@@ -295,11 +280,3 @@ def copy_sparse(source: Path | str, target: Path | str) -> None:
     if done.returncode:
         Path(target).unlink(missing_ok=True)
         raise LabError(f"could not copy {source}: {done.stderr.strip()}; is the disk full?")
-
-
-def _wait_for_file(path: Path, log: Path, seconds: float = 5.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not path.exists():
-        if time.monotonic() > deadline:
-            raise LabError(f"{path.name} did not appear: see {log}")
-        time.sleep(0.02)

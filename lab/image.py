@@ -1,24 +1,21 @@
 """The bare Debian 13 that hosts start from: made once, kept in the user's cache folder.
 
-Packages come from where this machine's own apt gets them, its trixie suites only. No Python, no openssl is in
-it: a host that was just unpacked from a box has none either.
+No Python, no openssl is in it: a host that was just unpacked from a box has none either.
 """
 
 import fcntl
 import hashlib
 import inspect
 import os
-import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
+from lab import archives, kernel
 from lab.errors import LabError
-from lab.kernel import MODULE, OPTIONS, firewall_module, kernel_modules
 
-SUITES = ("trixie", "trixie-updates", "trixie-security")
 PACKAGES = ("systemd-sysv", "udev", "dbus", "openssh-server", "iproute2", "kmod")
 ROOT_SIZE = "24G"  # of the file system; the file is sparse and holds what is written
 # Nobody sits at a console, and apt's timers would ask the resolver for archives that are not there.
@@ -42,13 +39,12 @@ def recipe() -> str:
     """What the base image is made of, as a hash: a changed recipe makes a new image."""
     steps = inspect.getsource(_build) + inspect.getsource(_file_system)
     stated = (
-        SUITES,
+        archives.SUITES,
         PACKAGES,
         ROOT_SIZE,
         MASKED,
         sorted(FILES.items()),
-        kernel_modules().name,
-        OPTIONS,
+        kernel.recipe(),
         steps,
     )
     return hashlib.sha256(repr(stated).encode()).hexdigest()[:12]
@@ -64,11 +60,11 @@ def base_image(report: Report) -> Path:
         if not image.exists():
             for stale in folder.glob("lab-trixie-*.img.new"):
                 stale.unlink()
-            firewall = firewall_module(folder, report)
+            made = kernel.made(folder, report)
             with tempfile.TemporaryDirectory(dir=folder, prefix="lab-root-") as scratch:
                 root = Path(scratch, "root")
                 report("installing a bare Debian 13")
-                _build(root, Path(scratch), firewall)
+                _build(root, Path(scratch), made)
                 report("writing its file system")
                 staged = image.with_suffix(".img.new")
                 _file_system(root, staged)
@@ -76,63 +72,14 @@ def base_image(report: Report) -> Path:
     return image
 
 
-def deb822_sources(paragraphs: str) -> Iterator[str]:
-    """The paragraphs of a deb822 file that are Debian's own trixie archives, one suite set each."""
-    for paragraph in re.split(r"\n[ \t]*\n", paragraphs):
-        lines = [line for line in paragraph.splitlines() if not line.startswith("#")]
-        fields = dict(re.findall(r"^([A-Za-z-]+):[ \t]*(.*)$", "\n".join(lines), re.MULTILINE))
-        suites = [suite for suite in fields.get("Suites", "").split() if suite in SUITES]
-        uris = [uri for uri in fields.get("URIs", "").split() if not uri.startswith(("file:", "cdrom:"))]
-        if (
-            suites
-            and uris
-            and "deb" in fields.get("Types", "").split()
-            and fields.get("Enabled", "yes") != "no"
-        ):
-            keyring = fields.get("Signed-By", "/usr/share/keyrings/debian-archive-keyring.pgp")
-            yield (
-                f"Types: deb\nURIs: {' '.join(uris)}\nSuites: {' '.join(suites)}\n"
-                f"Components: main\nSigned-By: {keyring}\n"
-            )
-
-
-def one_line_sources(text: str) -> Iterator[str]:
-    """The same of an old sources.list."""
-    for line in text.splitlines():
-        match = re.match(r"deb\s+(?:\[[^]]*\]\s+)?((?!file:|cdrom:)\S+)\s+(\S+)\s", line)
-        if match and match[2] in SUITES:
-            yield from deb822_sources(f"Types: deb\nURIs: {match[1]}\nSuites: {match[2]}\n")
-
-
-def machine_sources(etc_apt: Path = Path("/etc/apt")) -> str:
-    """This machine's own Debian archives, in deb822; LabError where it has none for trixie."""
-    found: list[str] = []
-    for file in sorted([*etc_apt.glob("sources.list"), *etc_apt.glob("sources.list.d/*")]):
-        if file.suffix == ".sources":
-            found += deb822_sources(file.read_text(encoding="utf-8"))
-        elif file.suffix == ".list":
-            found += one_line_sources(file.read_text(encoding="utf-8"))
-    if not found:
-        raise LabError(
-            f"{etc_apt} names no archive with the suite trixie: this machine cannot install Debian 13"
-        )
-    return "\n".join(dict.fromkeys(found))
-
-
-def _acquire_options() -> list[str]:
-    """How this machine reaches its archives (proxies, timeouts): apt's settings of the kind."""
-    dump = subprocess.run(["apt-config", "dump"], check=True, capture_output=True, text=True).stdout
-    wanted = re.compile(
-        r"Acquire::(https?::(?!User-Agent)|Check-|Retries|ForceIPv|Max-FutureTime)\S* \"[^\"]+\";"
-    )
-    return [line for line in dump.splitlines() if wanted.match(line)]
-
-
-def _build(root: Path, scratch: Path, firewall: Path) -> None:
+def _build(root: Path, scratch: Path, made: Path) -> None:
     sources = scratch / "debian.sources"
-    sources.write_text(machine_sources(), encoding="utf-8")
+    sources.write_text(archives.machine_sources(), encoding="utf-8")
     command = ["mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory", "--quiet"]
-    command += [f"--include={','.join(PACKAGES)}", *(f"--aptopt={option}" for option in _acquire_options())]
+    command += [
+        f"--include={','.join(PACKAGES)}",
+        *(f"--aptopt={option}" for option in archives.acquire_options()),
+    ]
     credentials = Path("/etc/apt/auth.conf.d")
     if credentials.is_dir() and any(credentials.iterdir()):
         command.append(f'--setup-hook=cp {credentials}/*.conf "$1/etc/apt/auth.conf.d/"')
@@ -153,10 +100,7 @@ def _build(root: Path, scratch: Path, firewall: Path) -> None:
     for name, content in FILES.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(content, encoding="utf-8")
-    modules = kernel_modules()
-    shutil.copytree(modules, root / "lib/modules" / modules.name, symlinks=True)
-    shutil.copyfile(firewall, root / "lib/modules" / modules.name / "kernel" / MODULE)
-    subprocess.run(["depmod", "-b", str(root), modules.name], check=True)
+    shutil.copytree(made / "modules", root / "lib/modules")
     system = root / "etc/systemd/system"
     for unit in MASKED:
         (system / unit).unlink(missing_ok=True)

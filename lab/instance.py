@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from lab import image, kernel
+from lab import image
 from lab.errors import AlreadyUp, Busy, LabError, MissingProgram, NoMemory, NoSpace, NotRoot, NotUp
 from lab.host import Machine, copy_sparse, make_key
 from lab.image import Report
@@ -24,8 +24,13 @@ from lab.process import Daemon
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 PROGRAMS = {
-    "linux.uml": "user-mode-linux",
-    "uml_switch": "uml-utilities",
+    "linux.uml": "user-mode-linux",  # its configuration
+    "uml_mconsole": "uml-utilities",
+    "gcc-14": "gcc-14",
+    "make": "make",
+    "flex": "flex",
+    "bison": "bison",
+    "bc": "bc",
     "mmdebstrap": "mmdebstrap",
     "ip": "iproute2",
     "mkfs.ext4": "e2fsprogs",
@@ -140,7 +145,7 @@ class Instance:
         self.namespace.create(self.lab)
         self.sockets.mkdir(mode=0o700, exist_ok=True)
         for machine in self.machines:
-            if machine.tap in self.namespace.links():
+            if bridge_is_new and machine.tap in self.namespace.links():
                 self.namespace.attach(machine.tap)
         if not self.namespace.holds(self.sink.pid()) or bridge_is_new:
             self.sink.kill()
@@ -355,7 +360,6 @@ def require_programs() -> None:
     missing = sorted({package for program, package in PROGRAMS.items() if shutil.which(program) is None})
     if missing:
         raise MissingProgram(f"not installed: {', '.join(missing)}; run apt-get install {' '.join(missing)}")
-    kernel.kernel_modules()
 
 
 def require_memory(machines: Sequence[Machine]) -> None:

@@ -1,12 +1,13 @@
-"""The user-mode kernel's modules, and the one that Debian builds without what a firewall needs.
+"""The user-mode kernel of the lab's hosts, built once from Debian's own source and kept in the user's cache folder.
 
-Debian's user-mode-linux has nf_tables for bridges only (NF_TABLES_INET, _IPV4, _IPV6 are not set), so no
-rule of an estate could be loaded in a lab host. That one module is built again from Debian's own source of
-this very kernel, once a kernel, and kept in the user's cache folder; everything else is Debian's as it is.
+Debian's ready-made one has nf_tables for bridges only, so no rule of an estate could be loaded in a host, and it follows
+its processes by ptrace. Since Linux 6.16 seccomp can do that, for half the cost of a system call, a fork and a page fault.
+So it is made of the source in Debian's backports, by Debian's configuration of user-mode-linux, with what hosts need built in.
 """
 
 import gzip
 import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -14,42 +15,102 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from lab.archives import Sources
 from lab.errors import LabError, MissingProgram
 
-MODULES = Path("/usr/lib/uml/modules")
+# The series that the lab was tried with. Where Debian has it no longer, the nearest newer one is taken, else the newest.
+TRIED = (7, 2)
 CONFIGURATION = Path("/usr/share/doc/user-mode-linux")
-MODULE = "net/netfilter/nf_tables.ko"
-OPTIONS = ("NF_TABLES_INET", "NF_TABLES_IPV4", "NF_TABLES_IPV6")
-# Sources that no step of the build reads; leaving them packed saves a gigabyte.
-UNREAD = ("*/drivers/*.[ch]", "*/sound/*.c", "*/fs/*.c", "*.rst", "*.dts*", "*/tools/testing/*")
-COMPILER = "gcc-14"  # Debian 13's own, which built the kernel
+CHANGES = Path(__file__).with_name("kernel.config")
+# Sources that no step of the build reads; leaving them packed saves half a gigabyte.
+UNREAD = ("*/sound/*.c", "*/drivers/gpu/*.[ch]", "*/drivers/net/ethernet/*.[ch]", "*/tools/testing/*")
+COMPILER = "gcc-14"  # Debian 13's own
 XSTATE = Path(__file__).with_name("ptrace_xstate.c")
 
 
-def kernel_modules() -> Path:
-    """The folder with the modules of the installed user-mode kernel."""
-    versions = sorted(MODULES.glob("*/modules.order")) if MODULES.is_dir() else []
-    if not versions:
-        raise MissingProgram(f"no kernel modules in {MODULES}: apt-get install user-mode-linux")
-    return versions[-1].parent
+def recipe() -> str:
+    """What the kernel is made of but for its version, as a hash: a changed recipe makes a new kernel."""
+    return hashlib.sha256(repr((TRIED, COMPILER, CHANGES.read_text(encoding="ascii"))).encode()).hexdigest()[
+        :12
+    ]
 
 
-def firewall_module(cache: Path, report: Callable[[str], None]) -> Path:
-    """nf_tables.ko for the installed user-mode kernel with its inet, ip and ip6 families; built once."""
-    built = cache / f"nf_tables-{kernel_modules().name}.ko"
+def folder(cache: Path) -> Path:
+    """Where the built kernel lies: the program `linux.uml`, and in `modules` the list of what is built in."""
+    return cache / f"lab-kernel-{recipe()}"
+
+
+def made(cache: Path, report: Callable[[str], None]) -> Path:
+    """That folder, its kernel built now if this recipe was never built here."""
+    built = folder(cache)
     if not built.exists():
-        with tempfile.TemporaryDirectory(dir=cache, prefix="lab-kernel-") as scratch:
-            report("building the kernel's firewall module")
-            tree = _unpack(Path(scratch))
-            _configure(tree)
-            make = ["make", "-j2", "ARCH=um", f"CC={COMPILER}"]
-            _run([*make, "olddefconfig", "modules_prepare"], tree)
-            # Without the kernel's own symbol list, unknown symbols are a warning here and an error at load.
-            _run([*make, "KBUILD_MODPOST_WARN=1", MODULE], tree)
-            staged = built.with_suffix(".new")
-            _run(["strip", "--strip-debug", "-o", str(staged), MODULE], tree)
-            staged.replace(built)
+        with tempfile.TemporaryDirectory(dir=cache, prefix="lab-kernel-new-") as scratch:
+            _build(Path(scratch), report).replace(built)
     return built
+
+
+def _build(scratch: Path, report: Callable[[str], None]) -> Path:
+    report("asking Debian for the kernel's source")
+    package, archive = _source(Sources(scratch))
+    report(f"building a kernel of {package}")
+    tree = _unpack(scratch, package, archive)
+    _configure(tree)
+    make = ["make", "ARCH=um", f"CC={COMPILER}"]
+    _run([*make, "olddefconfig"], tree)
+    _run([*make, "-j", str(len(os.sched_getaffinity(0))), "vmlinux"], tree)
+    staged = scratch / "made"
+    release = (tree / "include/config/kernel.release").read_text(encoding="ascii").strip()
+    modules = staged / "modules" / release
+    modules.mkdir(parents=True)
+    shutil.copyfile(tree / "modules.builtin", modules / "modules.builtin")
+    shutil.copyfile(tree / "modules.builtin.modinfo", modules / "modules.builtin.modinfo")
+    (modules / "modules.order").touch()
+    _run(["depmod", "--basedir", str(staged), "--moduledir", "modules", release], scratch)
+    _run(["strip", "--strip-debug", "-o", str(staged / "linux.uml"), "vmlinux"], tree)
+    return staged
+
+
+def _source(sources: Sources) -> tuple[str, Path]:
+    """Debian's package of the kernel's source, its name and its file."""
+    offered = sources.versions(r"linux-source-\d+\.\d+")
+    if not offered:
+        raise LabError("Debian's archives, as this machine reaches them, offer no linux-source-VERSION")
+    series = {_series(package): package for package in offered}
+    chosen = series[min((each for each in series if each >= TRIED), default=max(series))]
+    return chosen, sources.download(chosen, offered[chosen])
+
+
+def _series(package: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in package.rpartition("-")[2].split("."))
+
+
+def _unpack(scratch: Path, package: str, archive: Path) -> Path:
+    unpack = ["dpkg-deb", "--fsys-tarfile", str(archive)]
+    packed = subprocess.Popen(unpack, stdout=subprocess.PIPE)
+    member = f"./usr/src/{package}.tar.xz"
+    inner = subprocess.Popen(["tar", "-xO", member], stdin=packed.stdout, stdout=subprocess.PIPE)
+    exclude = [f"--exclude={pattern}" for pattern in UNREAD]
+    subprocess.run(["tar", "-xJ", *exclude], stdin=inner.stdout, cwd=scratch, check=True)
+    if packed.wait() or inner.wait():
+        raise LabError(f"{archive.name} could not be unpacked: is there room in {scratch.parent}?")
+    return scratch / package
+
+
+def _configure(tree: Path) -> None:
+    """Debian's configuration of user-mode-linux without its modules, and what the lab changes."""
+    found = sorted([*CONFIGURATION.glob("config*"), *CONFIGURATION.glob("config.gz")])
+    if not found:
+        raise LabError(f"{CONFIGURATION} holds no kernel configuration: reinstall user-mode-linux")
+    raw = found[-1].read_bytes()
+    text = (gzip.decompress(raw) if found[-1].suffix == ".gz" else raw).decode()
+    changes = CHANGES.read_text(encoding="ascii")
+    changed = set(re.findall(r"^(?:# )?(CONFIG_\w+)", changes, re.MULTILINE))
+    kept = [
+        line
+        for line in text.splitlines()
+        if not line.endswith("=m") and not changed.intersection(re.findall(r"CONFIG_\w+", line))
+    ]
+    (tree / ".config").write_text("\n".join(kept) + "\n" + changes, encoding="utf-8")
 
 
 def environment(cache: Path, processor: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
@@ -66,44 +127,6 @@ def environment(cache: Path, processor: Path = Path("/proc/cpuinfo")) -> dict[st
         _run([COMPILER, "-shared", "-fPIC", "-O2", "-o", str(staged), str(XSTATE)], cache)
         staged.replace(library)
     return {"LD_PRELOAD": str(library)}
-
-
-def _unpack(scratch: Path) -> Path:
-    """Debian's source of exactly the kernel that is installed, fetched and verified by apt."""
-    kernel = kernel_modules().name
-    package = f"linux-source-{'.'.join(kernel.split('.')[:2])}"
-    listed = subprocess.run(["apt-cache", "madison", package], check=True, capture_output=True, text=True)
-    versions = [line.split("|")[1].strip() for line in listed.stdout.splitlines() if line.count("|") == 2]
-    same = [version for version in versions if version.startswith(f"{kernel}-")]
-    if not same:
-        raise LabError(
-            f"apt offers {package} {', '.join(versions) or 'in no version'}, "
-            f"the user-mode kernel is {kernel}: "
-            "run apt-get update, or install the user-mode-linux that belongs to one of them"
-        )
-    _run(["apt-get", "-qq", "download", f"{package}={same[0]}"], scratch)
-    [archive] = scratch.glob(f"{package}_*.deb")
-    unpack = ["dpkg-deb", "--fsys-tarfile", str(archive)]
-    packed = subprocess.Popen(unpack, stdout=subprocess.PIPE)
-    member = f"./usr/src/{package}.tar.xz"
-    inner = subprocess.Popen(["tar", "-xO", member], stdin=packed.stdout, stdout=subprocess.PIPE)
-    exclude = [f"--exclude={pattern}" for pattern in UNREAD]
-    subprocess.run(["tar", "-xJ", *exclude], stdin=inner.stdout, cwd=scratch, check=True)
-    if packed.wait() or inner.wait():
-        raise LabError(f"{archive.name} could not be unpacked: is there room in {scratch.parent}?")
-    return scratch / package
-
-
-def _configure(tree: Path) -> None:
-    """The configuration that Debian built this kernel with, and the families."""
-    found = sorted([*CONFIGURATION.glob("config*"), *CONFIGURATION.glob("config.gz")])
-    if not found:
-        raise LabError(f"{CONFIGURATION} holds no kernel configuration: reinstall user-mode-linux")
-    raw = found[-1].read_bytes()
-    text = (gzip.decompress(raw) if found[-1].suffix == ".gz" else raw).decode()
-    kept = [line for line in text.splitlines() if not re.search(rf"CONFIG_({'|'.join(OPTIONS)})\b", line)]
-    kept += [f"CONFIG_{option}=y" for option in OPTIONS]
-    (tree / ".config").write_text("\n".join(kept) + "\n", encoding="utf-8")
 
 
 def _run(command: list[str], folder: Path) -> None:

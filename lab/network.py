@@ -77,6 +77,7 @@ class Namespace:
                 "-q",
                 "-w",
                 "net.ipv4.ip_forward=0",
+                "net.ipv4.conf.all.arp_ignore=1",  # nobody answers a host whose cable is out
                 "net.ipv6.conf.all.disable_ipv6=1",
                 "net.ipv6.conf.default.disable_ipv6=1",
             )
@@ -95,8 +96,22 @@ class Namespace:
         self.ip("link", "set", name, "up")
 
     def attach(self, name: str) -> None:
-        """Lead a tap to the bridge, whether its cable is in or cut."""
+        """Lead a tap to the bridge."""
         self.ip("link", "set", name, "master", BRIDGE)
+
+    def detach(self, name: str) -> None:
+        """Lead a tap nowhere. It stays up: a user-mode kernel that cannot write to it gives up for good."""
+        self.ip("link", "set", name, "nomaster")
+
+    def attached(self, name: str) -> bool:
+        """Whether a tap leads to the bridge."""
+        shown = subprocess.run(
+            ["ip", "-n", self.name, "link", "show", "dev", name, "master", BRIDGE],
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        return shown.returncode == 0 and bool(shown.stdout.strip())
 
     def delete(self) -> None:
         """Forget the namespace; with its last process, everything in it is gone."""

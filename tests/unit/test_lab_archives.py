@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lab.errors import LabError
-from lab.image import machine_sources
+from lab.archives import machine_sources
 
 SOURCES = """
 # a comment
