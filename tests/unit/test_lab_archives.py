@@ -1,11 +1,11 @@
-"""Where the base image gets its packages: this machine's own archives, suites of trixie only."""
+"""Where Debian's packages come from: this machine's own archives, suites of trixie only."""
 
 from pathlib import Path
 
 import pytest
 
-from lab.errors import LabError
 from lab.archives import machine_sources
+from lab.errors import LabError
 
 SOURCES = """
 # a comment
