@@ -105,7 +105,7 @@ class Sources:
 
     def versions(self, pattern: str) -> dict[str, str]:
         """Packages whose names match the whole pattern, each with the newest version there is."""
-        names = self.apt("apt-cache", "pkgnames", "linux-source-").split()
+        names = self.apt("apt-cache", "pkgnames").split()
         found = {}
         for name in sorted(name for name in names if re.fullmatch(pattern, name)):
             madison = self.apt("apt-cache", "madison", name).splitlines()

@@ -124,7 +124,6 @@ class Machine:
         # The console is the descriptor 1, a pipe; nothing listens on the others.
         command += ["con=null", "con0=null,fd:1", "ssl=null"]
         environment = {"PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin"), "TMPDIR": str(memory_folder)}
-        environment |= kernel.environment(image.cache_folder())
         self.kernel.start(
             self.namespace.command(*command),
             cwd=self.folder,

@@ -18,14 +18,13 @@ from pathlib import Path
 from lab.archives import Sources
 from lab.errors import LabError, MissingProgram
 
-# The series that the lab was tried with. Where Debian has it no longer, the nearest newer one is taken, else the newest.
+# The series that the lab was tried with. Where Debian has it no longer, the nearest newer one is taken.
 TRIED = (7, 2)
 CONFIGURATION = Path("/usr/share/doc/user-mode-linux")
 CHANGES = Path(__file__).with_name("kernel.config")
 # Sources that no step of the build reads; leaving them packed saves half a gigabyte.
 UNREAD = ("*/sound/*.c", "*/drivers/gpu/*.[ch]", "*/drivers/net/ethernet/*.[ch]", "*/tools/testing/*")
 COMPILER = "gcc-14"  # Debian 13's own
-XSTATE = Path(__file__).with_name("ptrace_xstate.c")
 
 
 def recipe() -> str:
@@ -73,11 +72,15 @@ def _build(scratch: Path, report: Callable[[str], None]) -> Path:
 def _source(sources: Sources) -> tuple[str, Path]:
     """Debian's package of the kernel's source, its name and its file."""
     offered = sources.versions(r"linux-source-\d+\.\d+")
-    if not offered:
-        raise LabError("Debian's archives, as this machine reaches them, offer no linux-source-VERSION")
-    series = {_series(package): package for package in offered}
-    chosen = series[min((each for each in series if each >= TRIED), default=max(series))]
-    return chosen, sources.download(chosen, offered[chosen])
+    usable = sorted((_series(package), package) for package in offered if _series(package) >= TRIED)
+    if not usable:
+        tried = ".".join(map(str, TRIED))
+        raise LabError(
+            f"no archive of this machine's apt has a linux-source of {tried} or newer, which trixie-backports has;"
+            f" seen: {', '.join(sorted(offered)) or 'none'}"
+        )
+    [_, package] = usable[0]
+    return package, sources.download(package, offered[package])
 
 
 def _series(package: str) -> tuple[int, ...]:
@@ -111,22 +114,6 @@ def _configure(tree: Path) -> None:
         if not line.endswith("=m") and not changed.intersection(re.findall(r"CONFIG_\w+", line))
     ]
     (tree / ".config").write_text("\n".join(kept) + "\n" + changes, encoding="utf-8")
-
-
-def environment(cache: Path, processor: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
-    """What the user-mode kernel needs in its environment on this processor: a library on those with AMX.
-
-    The library is built once into the folder `cache`; its source says why it is needed.
-    """
-    if not re.search(r"^flags\s*:.*\bamx_tile\b", processor.read_text(encoding="ascii"), re.MULTILINE):
-        return {}
-    digest = hashlib.sha256(XSTATE.read_bytes()).hexdigest()[:12]
-    library = cache / f"{XSTATE.stem}-{digest}.so"
-    if not library.exists():
-        staged = library.with_suffix(".new")
-        _run([COMPILER, "-shared", "-fPIC", "-O2", "-o", str(staged), str(XSTATE)], cache)
-        staged.replace(library)
-    return {"LD_PRELOAD": str(library)}
 
 
 def _run(command: list[str], folder: Path) -> None:

@@ -1,20 +1,49 @@
-"""What the user-mode kernel needs on the processor that it finds."""
+"""Which of Debian's kernels the lab is built of."""
 
 from pathlib import Path
 
 import pytest
 
 from lab import kernel
+from lab.errors import LabError
+
+
+class Offered:
+    """Archives that offer these packages."""
+
+    def __init__(self, *packages: str) -> None:
+        self.packages = packages
+
+    def versions(self, _pattern: str) -> dict[str, str]:
+        return {package: f"{package.rpartition('-')[2]}.9-1~bpo13+1" for package in self.packages}
+
+    def download(self, package: str, version: str) -> Path:
+        return Path(f"{package}={version}")
 
 
 @pytest.mark.parametrize(
-    ("flags", "needs"), [("fpu avx512f amx_tile amx_int8", True), ("fpu avx512f", False)]
+    ("packages", "taken"),
+    [
+        (["linux-source-6.12", "linux-source-7.2", "linux-source-7.3"], "linux-source-7.2"),
+        (["linux-source-6.12", "linux-source-7.10", "linux-source-7.9"], "linux-source-7.9"),
+    ],
 )
-def test_processors_with_amx_get_the_library_that_sets_all_registers(
-    tmp_path: Path, flags: str, needs: bool
-) -> None:
-    processor = tmp_path / "cpuinfo"
-    processor.write_text(f"processor\t: 0\nflags\t\t: {flags}\nbugs\t\t:\n", encoding="ascii")
-    environment = kernel.environment(tmp_path, processor)
-    assert bool(environment) is needs
-    assert all(Path(library).is_file() for library in environment.values())
+def test_takes_the_series_that_was_tried_else_the_nearest_newer_one(packages: list[str], taken: str) -> None:
+    package, file = kernel._source(Offered(*packages))  # type: ignore[arg-type]
+    assert package == taken
+    assert str(file).startswith(f"{taken}={taken.rpartition('-')[2]}.9")
+
+
+def test_refuses_archives_without_backports() -> None:
+    with pytest.raises(
+        LabError, match=r"7\.2 or newer, which trixie-backports has; seen: linux-source-6\.12"
+    ):
+        kernel._source(Offered("linux-source-6.12"))  # type: ignore[arg-type]
+
+
+def test_another_configuration_is_another_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = kernel.folder(tmp_path)
+    changed = tmp_path / "kernel.config"
+    changed.write_text(kernel.CHANGES.read_text(encoding="ascii") + "CONFIG_MORE=y\n", encoding="ascii")
+    monkeypatch.setattr(kernel, "CHANGES", changed)
+    assert kernel.folder(tmp_path) != before
