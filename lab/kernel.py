@@ -54,7 +54,7 @@ def _build(scratch: Path, report: Callable[[str], None]) -> Path:
     report(f"building a kernel of {package}")
     tree = _unpack(scratch, package, archive)
     _configure(tree)
-    make = ["make", "ARCH=um", f"CC={COMPILER}"]
+    make = ["nice", "make", "ARCH=um", f"CC={COMPILER}"]  # tests may run beside it
     _run([*make, "olddefconfig"], tree)
     _run([*make, "-j", str(len(os.sched_getaffinity(0))), "vmlinux"], tree)
     staged = scratch / "made"

@@ -130,7 +130,15 @@ class Service:
         for process in [*self.engines.values(), self.gateway]:
             if process:
                 process.await_ready()
+        # A gateway that was there first looks for its engines again only after a while.
+        eventually("the gateway has found its engines", self.has_found_engines)
         return self
+
+    def has_found_engines(self) -> bool:
+        """Whether the gateway, if there is one, was connected to each of them."""
+        return self.gateway is None or self.gateway.log.read_text().count("engine connected") >= len(
+            self.engines
+        )
 
     def start_writer(self) -> None:
         """The audit record's one writer."""

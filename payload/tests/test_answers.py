@@ -6,7 +6,7 @@ from pathlib import Path
 
 import httpx2 as httpx
 import pytest
-from service import Service, events, running
+from service import Service, events, eventually, running
 
 from llmserve.onion import trace
 from llmserve.shapes import ChatCompletion, DrainState, Generated, Health, TextCompletion
@@ -147,7 +147,7 @@ def test_an_answer_goes_on_with_the_trace_of_its_request(echo: Service, client: 
     version, trace, span, flags = answer.headers["traceparent"].split("-")
     assert (version, trace, flags) == ("00", TRACE, "01")
     assert span not in {PARENT, "0" * 16}
-    (line,) = [each for each in echo.logs().splitlines() if TRACE in each]
+    (line,) = eventually("it is logged", lambda: [each for each in echo.logs().splitlines() if TRACE in each])
     assert json.loads(line)["transaction.id"] == span
     assert client.get("/nothing", headers=given).headers["traceparent"].split("-")[1] == TRACE
     fresh = client.get("/generate", params={"prompt": "a"}).headers
