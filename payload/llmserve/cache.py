@@ -98,7 +98,7 @@ class ExactCache:
     async def get(self, material: str, max_age: int | None) -> Kept | None:
         """The kept answer, if it is not older than `max_age` seconds."""
         try:
-            value = await self.link.ask(self.link.client.get, self.name(material))
+            [value] = await self.link.ask(("GET", self.name(material)))
             if value is not None:
                 content = json.loads(value)
                 if content.pop("material") == material:
@@ -121,7 +121,7 @@ class ExactCache:
         }
         value = json.dumps(content, ensure_ascii=False)
         try:
-            await self.link.ask(self.link.client.set, self.name(material), value, ex=self.ttl)
+            await self.link.ask(("SET", self.name(material), value, "EX", self.ttl))
         except RedisAway:
             self.metrics.cache_by["error"].inc()
 

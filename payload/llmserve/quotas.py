@@ -152,12 +152,10 @@ class Quotas:
         if self.link is None:
             raise RedisAway
         asked = max(window.used - window.leased, window.limit // LEASES)
-        pipeline = self.link.client.pipeline(transaction=False)
-        pipeline.incrby(window.name, asked)
-        pipeline.expireat(window.name, int(window.ends) + MINUTE)
-        total, _ = await self.link.ask(pipeline.execute)
+        forgotten = int(window.ends) + MINUTE
+        total, _ = await self.link.ask(("INCRBY", window.name, asked), ("EXPIREAT", window.name, forgotten))
         over = min(asked, max(0, int(total) - window.limit))
         window.leased += asked - over
         if over:
-            await self.link.ask(self.link.client.incrby, window.name, -over)
+            await self.link.ask(("INCRBY", window.name, -over))
         return over == 0
