@@ -27,7 +27,7 @@ class RedisAway(Exception):
     """Redis did not answer in time, rests after it did not, or refused the command."""
 
 
-Command = tuple[str | int | float, ...]
+Command = tuple[str | bytes | int, ...]
 
 
 class Question(NamedTuple):
