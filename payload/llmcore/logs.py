@@ -84,7 +84,8 @@ def configure(level: str = "INFO") -> None:
     logging.basicConfig(level=level, handlers=[handler], force=True)
     # What no line says is not looked up for each of them.
     logging._srcfile = None
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = logging.logAsyncioTasks = False
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging.logAsyncioTasks = False  # type: ignore[attr-defined]  # typeshed lacks it
     for noisy in ("asyncio", "uvicorn", "uvicorn.error", "uvicorn.access", "transformers"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 

@@ -56,13 +56,14 @@ class RedisLink:
         self.told: dict[str, float] = {}
         self.waiting: list[Question] = []
         self.asking: asyncio.Task[None] | None = None
-        self.connection = redis_client.ConnectionPool.from_url(
+        pool: Any = redis_client.ConnectionPool.from_url(
             settings.url,
             username=settings.user,
             password=password,
             retry=Retry(NoBackoff(), 0),
             driver_info=None,
-        ).make_connection()
+        )
+        self.connection: redis_client.Connection = pool.make_connection()
 
     async def ask(self, *commands: Command) -> list[Any]:
         """What Redis answers to each of `commands`; raises RedisAway, also where it refuses one of them."""

@@ -32,7 +32,8 @@ def test_those_who_ask_at_once_share_a_connection_and_get_each_its_own_answer(
             await asyncio.gather(*(link.ask(("SET", name, name)) for name in names))
             with redis_server.client() as operator:
                 assert [each["user"] for each in operator.client_list()].count("gateway") == 1
-            return await asyncio.gather(*(link.ask(("GET", name), ("GET", name)) for name in names))
+            asked = (link.ask(("GET", name), ("GET", name)) for name in names)
+            return list(await asyncio.gather(*asked))
 
     answers = asyncio.run(scenario())
     wanted = [f"llm:link:{number}".encode() for number in range(40)]
@@ -45,7 +46,7 @@ def test_a_question_that_redis_refuses_harms_none_beside_it(redis_server: RedisS
             await link.ask(("SET", "llm:text", "no number"))
             refused = link.ask(("GET", "llm:text"), ("INCRBY", "llm:text", 1), ("GET", "llm:text"))
             beside = link.ask(("GET", "llm:text"))
-            return await asyncio.gather(refused, beside, return_exceptions=True)
+            return list(await asyncio.gather(refused, beside, return_exceptions=True))
 
     refused, beside = asyncio.run(scenario())
     assert isinstance(refused, RedisAway)
