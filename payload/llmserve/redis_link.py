@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import redis.asyncio as redis_client
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
 from llmserve.settings import Redis
 
@@ -41,8 +41,8 @@ class Question(NamedTuple):
 class RedisLink:
     """Redis being slow, full or gone raises RedisAway.
 
-    Who asks while others wait for an answer goes with the next write: all questions share one connection, a write and
-    a read, since redis-py's way through its pool costs several times what Redis itself does.
+    All questions share one connection: who asks while others wait for their answers goes with the next write. A connection
+    of redis-py's pool for each would cost this process five times as much.
     After a deadline it rests, and who asks meanwhile is told at once; then one question goes first, and the others still
     are told at once until it is answered. So a Redis that is slow costs a few deadlines, not one a request.
     """
@@ -79,35 +79,35 @@ class RedisLink:
 
     async def ask_all(self) -> None:
         """Until nobody waits any more: ask what all who wait want to know, and tell them."""
+        questions: list[Question] = []
         try:
             while self.waiting:
                 questions, self.waiting = self.waiting, []
                 try:
                     async with asyncio.timeout_at(questions[0].ends):
                         await self.exchange(questions)
-                except BaseException as error:
-                    questions += self.waiting
-                    self.waiting = []
-                    for question in questions:
-                        if not question.answers.done():
-                            question.answers.set_exception(RedisAway())
-                    # It may hold half an answer.
-                    await self.connection.disconnect(nowait=True)
-                    if not isinstance(error, RedisError | OSError | TimeoutError):
-                        raise
-                    self.rest(error)
-                else:
                     self.failures = 0
+                except Exception as error:
+                    self.rest(error)
+                    self.refuse(questions)
+                    await self.connection.disconnect(nowait=True)  # it may hold half an answer
                 self.probing = False
         finally:
+            self.refuse(questions)
             self.asking = None
+
+    def refuse(self, questions: list[Question]) -> None:
+        """Tell those who have no answer yet, and those who wait behind them."""
+        for question in (*questions, *self.waiting):
+            if not question.answers.done():
+                question.answers.set_exception(RedisAway())
+        self.waiting.clear()
 
     async def exchange(self, questions: list[Question]) -> None:
         """One write, and each its answers; raises RedisError or OSError."""
         connection = self.connection
-        if (
-            connection.is_connected and await connection.can_read()
-        ):  # Redis has hung up, or says what nobody asked
+        # What can be read before anything is asked is the end: Redis has hung up meanwhile.
+        if connection.is_connected and await connection.can_read():
             await connection.disconnect(nowait=True)
         commands = [command for question in questions for command in question.commands]
         await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
