@@ -19,8 +19,8 @@ from pathlib import Path
 from stand import PYTHON, ROOT, Round, Server, Stand, http_request, measure, median
 
 
-def servers(stand: Stand, redis: bool, cached: bool) -> list[Server]:
-    """The bare application, the gateway, and the gateway where its answers come from the cache."""
+def servers(stand: Stand, redis: bool, cached: bool, before: Path | None) -> list[Server]:
+    """The bare application, the gateway, and the gateway where its answers come from the cache; both once more of `before`."""
     if redis or cached:
         stand.start_redis()
     stand.start_writer()
@@ -38,11 +38,14 @@ def servers(stand: Stand, redis: bool, cached: bool) -> list[Server]:
     process = stand.start("bare ASGI", [PYTHON, "-m", "uvicorn", "bare_asgi:app", *options])
     stand.until("it listens", "bare ASGI", path.exists)
     bare = Server("bare ASGI", path, http_request(stand.key), {"itself": process})
-    gateway = stand.gateway("gateway", [PYTHON, "-m", "llmserve"])
-    if not cached:
-        return [bare, gateway]
+    program = [PYTHON, "-m", "llmserve"]
+    gateways = [stand.gateway("gateway", program)]
+    if before:
+        environment = {"PYTHONPATH": str(before.resolve() / "payload")}
+        gateways.append(stand.gateway("gateway before", program, environment=environment))
     hit = http_request(stand.key, temperature=0)
-    return [bare, gateway, replace(gateway, name="gateway, cache hit", request=hit)]
+    hits = [replace(each, name=f"{each.name}, cache hit", request=hit) for each in gateways if cached]
+    return [bare, *gateways, *hits]
 
 
 def table(results: dict[str, dict[str, Round]]) -> str:
@@ -72,11 +75,12 @@ def main() -> int:
     parser.add_argument("--connections", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--redis", action="store_true", help="quotas are counted in a Redis")
     parser.add_argument("--cached", action="store_true", help="answers from the cache beside the others")
+    parser.add_argument("--before", type=Path, metavar="CHECKOUT", help="its gateway too, in the same turns")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of the table")
     options = parser.parse_args()
     results: dict[str, dict[str, Round]] = {}
     with tempfile.TemporaryDirectory(prefix="bench-gateway-") as name, Stand(Path(name)) as stand:
-        both = servers(stand, options.redis, options.cached)
+        both = servers(stand, options.redis, options.cached, options.before)
         for connections in options.connections:
             rounds: dict[str, list[Round]] = {server.name: [] for server in both}
             for number in range(options.rounds):

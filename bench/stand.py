@@ -268,7 +268,13 @@ class Stand:
         self.start("engine", [PYTHON, "-m", "llmserve", "engine", *options])
         self.until("the engine listens", "engine", (self.folder / "engine.sock").exists)
 
-    def gateway(self, name: str, program: list[str], port: int | None = None) -> Server:
+    def gateway(
+        self,
+        name: str,
+        program: list[str],
+        port: int | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> Server:
         """A gateway, started by `program`, as soon as it answers; on a UNIX socket, or on a port of 127.0.0.1."""
         address: Address = self.folder / f"{name}.sock" if port is None else ("127.0.0.1", port)
         config: dict[str, Any] = {
@@ -289,7 +295,7 @@ class Stand:
         file = self.folder / f"{name}.yaml"
         file.write_text(json.dumps(config))
         options = ["--config", str(file), "--pepper-file", str(self.folder / "pepper")]
-        process = self.start(name, [*program, "gateway", *options])
+        process = self.start(name, [*program, "gateway", *options], environment)
         beside = {
             each: self.started[each].pid
             for each in ("engine", "audit writer", "Redis")

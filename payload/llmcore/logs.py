@@ -10,7 +10,9 @@ import logging
 import sys
 import traceback
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TextIO
+
+from pydantic_core import to_json
 
 
 class JsonLines(logging.Formatter):
@@ -29,7 +31,41 @@ class JsonLines(logging.Formatter):
             entry.update(fields)
         if record.exc_info and record.exc_info[1] is not None:
             entry.update(exception_fields(record.exc_info[1]))
-        return json.dumps(entry, separators=(",", ":"), ensure_ascii=False)
+        try:
+            return to_json(entry).decode()
+        except ValueError:  # half of a character, as in the name of a file that is not UTF-8
+            return json.dumps(entry, separators=(",", ":"), ensure_ascii=False)
+
+
+class Batched(logging.StreamHandler[TextIO]):
+    """What one turn of the event loop tells is written at once; a warning, and what is told outside of it, at once."""
+
+    def __init__(self) -> None:
+        """On stderr."""
+        super().__init__(sys.stderr)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the line, or write it with those before it."""
+        try:
+            self.lines.append(self.format(record) + self.terminator)
+            loop = asyncio._get_running_loop()
+            if loop is None or record.levelno >= logging.WARNING:
+                self.flush()
+            elif len(self.lines) == 1:
+                loop.call_soon(self.flush)
+        except Exception:
+            self.handleError(record)
+
+    def flush(self) -> None:
+        """Write."""
+        self.acquire()
+        try:
+            lines, self.lines = self.lines, []
+            self.stream.write("".join(lines))
+            self.stream.flush()
+        finally:
+            self.release()
 
 
 def exception_fields(error: BaseException) -> dict[str, object]:
@@ -43,9 +79,13 @@ def exception_fields(error: BaseException) -> dict[str, object]:
 
 def configure(level: str = "INFO") -> None:
     """Send every logger of this process to stderr as JSON lines."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = Batched()
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    # What no line says is not looked up for each of them.
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging.logAsyncioTasks = False  # type: ignore[attr-defined]  # typeshed lacks it
     for noisy in ("asyncio", "uvicorn", "uvicorn.error", "uvicorn.access", "transformers"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 

@@ -5,6 +5,8 @@ import secrets
 import time
 from typing import Protocol
 
+from pydantic_core import to_json
+
 from llmserve.errors import ApiError
 from llmserve.protocol import Done, Event
 
@@ -75,7 +77,7 @@ class OpenAiRendering:
             said["message"] = {"role": "assistant", "content": done.text, "refusal": None}
         else:
             said["text"] = done.text
-        return json.dumps({**self.head, "choices": [said], "usage": usage(done)}, ensure_ascii=False).encode()
+        return to_json({**self.head, "choices": [said], "usage": usage(done)})
 
     def chunk(
         self, choices: list[dict[str, object]], used: dict[str, int] | None = None
@@ -128,8 +130,7 @@ class GenerateRendering:
 
     def whole(self, done: Done) -> bytes:
         """Everything in one body."""
-        content = {"response": done.text, "model": self.model, "usage": usage(done)}
-        return json.dumps(content, ensure_ascii=False).encode()
+        return to_json({"response": done.text, "model": self.model, "usage": usage(done)})
 
     def first(self) -> bytes:
         """Nothing."""

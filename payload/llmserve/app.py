@@ -1,14 +1,12 @@
 """The gateway as an ASGI application: one routing table, three layers around it, FastAPI for cold routes."""
 
+import asyncio
 from dataclasses import dataclass
-from typing import Annotated
 
-from fastapi import FastAPI, Path, Request, Response
 from pydantic import BaseModel
-from starlette.exceptions import HTTPException
 
 from llmserve.errors import ApiError, unavailable
-from llmserve.handlers import Completions, State, no_such_model
+from llmserve.handlers import Completions, State
 from llmserve.onion import (
     App,
     Authentication,
@@ -21,7 +19,6 @@ from llmserve.onion import (
     json_body,
     respond,
 )
-from llmserve.openapi import PlainRoute, describe
 from llmserve.policy import denied
 from llmserve.shapes import ChatCompletion, DrainState, Embeddings, Generated, TextCompletion
 from llmserve.shapes import Health as HealthShape
@@ -44,63 +41,38 @@ class Route:
         return f"{self.path}*" if self.path.endswith("/") else self.path
 
 
-class Model(BaseModel):
-    """A model as OpenAI's API lists it; `context` in tokens; `dimensions` of its vectors, if it makes embeddings."""
+@dataclass(frozen=True)
+class PlainRoute:
+    """A route as it is described: its body's model is None where there is none and nobody needs a key."""
 
-    id: str
-    object: str = "model"
-    created: int = 0
-    owned_by: str = "llmkeep"
-    context: int | None
-    revision: str | None
-    dimensions: int | None
+    path: str
+    methods: list[str]
+    body: type[BaseModel] | None
+    answer: type[BaseModel]
 
 
-class Models(BaseModel):
-    """All of them."""
+class Cold:
+    """What is asked seldom. FastAPI is loaded by the first who asks: no other module takes so much memory."""
 
-    object: str = "list"
-    data: list[Model]
+    def __init__(self, state: State) -> None:
+        """`plain` is set once the table is there: the routes that FastAPI's document is to describe as well."""
+        self.state = state
+        self.plain: list[PlainRoute] = []
+        self.making = asyncio.Lock()
+        self.app: App | None = None
 
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI. Loading takes a thread of its own, so that answers go on meanwhile."""
+        async with self.making:
+            if self.app is None:
+                self.app = await asyncio.to_thread(self.make)
+        await self.app(scope, receive, send)
 
-def cold_routes(state: State) -> FastAPI:
-    """What is asked seldom. No page that would load anything from elsewhere."""
-    app = FastAPI(title="llmkeep", version="1", docs_url=None, redoc_url=None)
+    def make(self) -> App:
+        """With the import that is meant."""
+        from llmserve.cold import cold_routes
 
-    def described(name: str) -> Model:
-        hello = state.fleets[name].hello
-        if hello is None:
-            return Model(id=name, context=None, revision=None, dimensions=None)
-        return Model(
-            id=name, context=hello.context, revision=hello.revision, dimensions=hello.dimensions or None
-        )
-
-    @app.exception_handler(ApiError)
-    async def refuse(_: Request, error: ApiError) -> Response:
-        """Answer here: what leaves FastAPI as an exception becomes its own plain 500."""
-        return Response(error.body(), error.status, media_type="application/json")
-
-    @app.exception_handler(HTTPException)
-    async def not_found(request: Request, error: HTTPException) -> Response:
-        """What Starlette's own router does not match, such as a line feed in a name."""
-        code = "unknown_path" if error.status_code == 404 else "invalid_request"
-        refused = ApiError(error.status_code, code, f"{request.method} here: {error.detail}")
-        return await refuse(request, refused)
-
-    @app.get("/v1/models")
-    async def list_models(request: Request) -> Models:
-        """The models that you may ask."""
-        return Models(data=[described(name) for name in state.visible(request.scope["llm"])])
-
-    @app.get("/v1/models/{name:path}")
-    async def get_model(request: Request, name: Annotated[str, Path()]) -> Model:
-        """One of them."""
-        visible = state.visible(request.scope["llm"])
-        if name not in visible:
-            raise no_such_model(name, visible)
-        return described(name)
-
-    return app
+        return cold_routes(self.state, self.plain)
 
 
 class Health:
@@ -145,7 +117,7 @@ def routing_table(state: State) -> list[Route]:
     """Every route there is."""
     completions = Completions(state)
     health = Health(state)
-    cold = cold_routes(state)
+    cold = Cold(state)
     making: dict[str, App] = {"GET": completions.generate, "POST": completions.generate}
     table = [
         Route("/v1/chat/completions", {"POST": completions.chat}, hot=ChatBody, answer=ChatCompletion),
@@ -159,12 +131,11 @@ def routing_table(state: State) -> list[Route]:
         Route("/readyz", {"GET": health.ready}, public=True, answer=HealthShape),
         Route("/drainz", {"GET": health.drain}, public=True, answer=DrainState),
     ]
-    plain = [
+    cold.plain = [
         PlainRoute(route.path, list(route.methods), route.hot, route.answer)
         for route in table
         if route.answer
     ]
-    cold.openapi = lambda: describe(cold, plain, state.limits)  # type: ignore[method-assign]
     return table
 
 

@@ -7,13 +7,14 @@ intent, or a moment later by themselves: a record of their own would cost the wr
 
 import asyncio
 import hmac
-import json
 import logging
 import time
 from collections import deque
 from functools import partial
 from pathlib import Path
 from typing import cast
+
+from pydantic_core import to_json
 
 from llmserve.errors import ApiError, unavailable
 from llmserve.metrics import Metrics
@@ -104,7 +105,7 @@ class AuditLink:
             raise audit_unavailable()
         loop = asyncio.get_running_loop()
         done = loop.create_future()
-        self.waiting.append(Entry(json.dumps(event).encode(), done))
+        self.waiting.append(Entry(to_json(event), done))
         if not self.flushing:
             self.flushing = True
             loop.call_soon(self.flush)
@@ -128,7 +129,7 @@ class AuditLink:
         if self.suppressed:
             event["llmkeep.audit.suppressed"] = self.suppressed
             self.suppressed = 0
-        self.waiting.append(Entry(json.dumps(event).encode(), None))
+        self.waiting.append(Entry(to_json(event), None))
         if not self.lingering:
             self.lingering = True
             asyncio.get_running_loop().call_later(OUTCOME_SECONDS, self.flush_late)

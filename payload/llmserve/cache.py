@@ -5,16 +5,17 @@ gone is a miss, never an error.
 """
 
 import hashlib
-import json
 import re
 import time
 from dataclasses import dataclass
+
+from pydantic_core import from_json, to_json
 
 from llmserve.metrics import Metrics
 from llmserve.protocol import FIELDS, Done, FinishReason, Generate, Hello
 from llmserve.redis_link import RedisAway, RedisLink
 
-FORMAT = 2  # of what is kept; an older release's entries are other questions
+FORMAT = 3  # of what is kept; an older release's entries are other questions
 NOT_ASKED = {"id", "stream", "deadline", "traceparent"}  # how a question is asked does not change its answer
 ASKED = [name for name in FIELDS[Generate] if name not in NOT_ASKED]
 DIRECTIVE = re.compile(r'\s*([a-z-]+)\s*(?:=\s*"?([^",]*)"?\s*)?')
@@ -51,7 +52,7 @@ def cache_wish(header: bytes | None) -> CacheWish:
 
 
 def key_material(tenant: str, policy_revision: int, hello: Hello, request: Generate) -> str:
-    """Everything that the answer depends on, and whose it is, as canonical JSON."""
+    """Everything that the answer depends on, and whose it is, as JSON whose order is this code's and not the client's."""
     material = {
         "format": FORMAT,
         "tenant": tenant,
@@ -62,7 +63,7 @@ def key_material(tenant: str, policy_revision: int, hello: Hello, request: Gener
         "driver": hello.driver,
         "asked": {name: getattr(request, name) for name in ASKED},
     }
-    return json.dumps(material, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return to_json(material).decode()
 
 
 @dataclass(slots=True)
@@ -98,9 +99,9 @@ class ExactCache:
     async def get(self, material: str, max_age: int | None) -> Kept | None:
         """The kept answer, if it is not older than `max_age` seconds."""
         try:
-            value = await self.link.ask(self.link.client.get, self.name(material))
+            [value] = await self.link.ask(("GET", self.name(material)))
             if value is not None:
-                content = json.loads(value)
+                content = from_json(value)
                 if content.pop("material") == material:
                     kept = Kept(**content)
                     if max_age is None or kept.age() <= max_age:
@@ -119,9 +120,9 @@ class ExactCache:
             "completion_tokens": done.completion_tokens,
             "stored": time.time(),
         }
-        value = json.dumps(content, ensure_ascii=False)
+        value = to_json(content)
         try:
-            await self.link.ask(self.link.client.set, self.name(material), value, ex=self.ttl)
+            await self.link.ask(("SET", self.name(material), value, "EX", self.ttl))
         except RedisAway:
             self.metrics.cache_by["error"].inc()
 

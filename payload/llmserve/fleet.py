@@ -64,7 +64,7 @@ class Fleet:
 
     def seat(self, tenant: str, request: Generate) -> "Seat":
         """Where a request of this conversation may go; raises ApiError 503 where there is no instance."""
-        return Seat(self, prefix_key(tenant, request))
+        return Seat(self, self.order(prefix_key(tenant, request)) if len(self.links) > 1 else self.links)
 
     def order(self, key: bytes) -> list[EngineLink]:
         """All instances, the conversation's own first."""
@@ -74,11 +74,11 @@ class Fleet:
 class Seat:
     """One request's place in a fleet. It stays with one revision of the model."""
 
-    def __init__(self, fleet: Fleet, key: bytes) -> None:
-        """Nothing is asked yet. `queued`: seconds that the last wait for a slot took."""
+    def __init__(self, fleet: Fleet, order: list[EngineLink]) -> None:
+        """Nothing is asked yet. `order`: the conversation's own instance first. `queued`: seconds of the last wait for a slot."""
         self.queued = 0.0
         self.model = fleet.model
-        self.order = fleet.order(key) if len(fleet.links) > 1 else fleet.links
+        self.order = order
         self.link = next((link for link in self.order if link.up), self.order[0])
         self.hello = self.link.present()
 

@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from llmserve.errors import ApiError, deadline_exceeded, unavailable
 from llmserve.identity import Authenticator, Identity
@@ -24,7 +24,13 @@ class Flight:
     """A request that is being answered by `task`."""
 
     def __init__(
-        self, task: asyncio.Task[object], identity: Identity, action: str, ends: float, seconds: float
+        self,
+        task: asyncio.Task[object],
+        identity: Identity,
+        action: str,
+        ends: float,
+        seconds: float,
+        metrics: Metrics,
     ) -> None:
         """`action` as policy names it. `ends` (time.monotonic()) is the deadline of `seconds`."""
         self.task = task
@@ -32,13 +38,26 @@ class Flight:
         self.action = action
         self.ends = ends
         self.seconds = seconds
+        self.metrics = metrics
         self.interruption: ApiError | None = None
+        self.watcher: asyncio.Task[None] | None = None
 
     def interrupt(self, error: ApiError) -> None:
         """Make the handler stop where it waits, and raise `error` there."""
         if self.interruption is None:
             self.interruption = error
             self.task.cancel()
+
+    def end_with_client(self, receive: Receive) -> None:
+        """From here on the client's leaving interrupts it. What takes no longer than the cache needs no such watch."""
+        self.watcher = asyncio.create_task(self.wait_for_hangup(receive))
+
+    async def wait_for_hangup(self, receive: Receive) -> None:
+        """Until the client leaves."""
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self.metrics.cancelled.labels("client").inc()
+        self.interrupt(ClientGone())
 
 
 class Flights:
@@ -49,25 +68,16 @@ class Flights:
         self.metrics = metrics
         self.active: set[Flight] = set()
 
-    @asynccontextmanager
-    async def watched(
-        self, identity: Identity, action: str, receive: Receive, ends: float, seconds: float
-    ) -> AsyncIterator[Flight]:
-        """Run the block as a flight. It ends with an ApiError as soon as somebody interrupts it; the client's
-        leaving does so too. Its deadline of `seconds`, at `ends`, is looked at once a second.
+    @contextmanager
+    def watched(self, identity: Identity, action: str, ends: float, seconds: float) -> Iterator[Flight]:
+        """Run the block as a flight. It ends with an ApiError as soon as somebody interrupts it.
+
+        Its deadline of `seconds`, at `ends`, is looked at once a second.
         """
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("a flight needs a task")
-        flight = Flight(task, identity, action, ends, seconds)
-
-        async def wait_for_hangup() -> None:
-            while (await receive())["type"] != "http.disconnect":
-                pass
-            self.metrics.cancelled.labels("client").inc()
-            flight.interrupt(ClientGone())
-
-        watcher = asyncio.create_task(wait_for_hangup())
+        flight = Flight(task, identity, action, ends, seconds, self.metrics)
         self.active.add(flight)
         try:
             yield flight
@@ -77,7 +87,8 @@ class Flights:
             task.uncancel()
             raise flight.interruption from None
         finally:
-            watcher.cancel()
+            if flight.watcher:
+                flight.watcher.cancel()
             self.active.discard(flight)
 
     def end_revoked(self, authenticator: Authenticator) -> None:

@@ -1,6 +1,7 @@
 """The gateway's process: listeners, links to the engines, watched keys, drain."""
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -209,6 +210,8 @@ async def run_gateway(config: GatewayConfig, pepper: bytes, judge: Judge | None 
         await until_it_may_answer(state)
         addresses = [describe(bound) for bound in sockets]
         log.info("ready", extra={"fields": {"listen": addresses[0], "metrics": addresses[1]}})
+        gc.collect()
+        gc.freeze()  # what is there now stays: to look through all of it again would stop every answer for long
         notify("READY=1")
         await stop.asked.wait()
         notify("STOPPING=1")

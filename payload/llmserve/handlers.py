@@ -1,11 +1,12 @@
 """The hot routes: plain ASGI callables from body to answer."""
 
 import asyncio
-import json
 import re
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+
+from pydantic_core import to_json
 
 from llmserve.admission import Place
 from llmserve.answers import EmbeddingRendering, GenerateRendering, OpenAiRendering, Rendering, error_event
@@ -84,7 +85,7 @@ def asked_text(generate: Generate) -> str:
     if generate.prompt is not None:
         return generate.prompt
     asked = generate.messages if generate.inputs is None else generate.inputs
-    return json.dumps(asked, ensure_ascii=False, separators=(",", ":"))
+    return to_json(asked).decode()
 
 
 async def read_body(scope: Scope, receive: Receive) -> bytes:
@@ -205,7 +206,7 @@ class Completions:
             return Place(patience, tokens, decision.rate.priority, ends, seconds)
 
         try:
-            async with self.state.flights.watched(identity, exchange.action or "", receive, ends, seconds):
+            with self.state.flights.watched(identity, exchange.action or "", ends, seconds) as flight:
                 source = Source(exchange, link, call.generate, place, self.state.metrics)
                 wish = cache_wish(header(scope, b"cache-control"))
                 kept = await source.kept(
@@ -213,10 +214,10 @@ class Completions:
                 )
                 if kept:
                     await self.replay(exchange, send, call, link, rendering, kept)
-                elif call.generate.stream:
-                    await self.stream(exchange, send, link, rendering, source)
                 else:
-                    await self.whole(exchange, send, link, rendering, source)
+                    flight.end_with_client(receive)
+                    answer = self.stream if call.generate.stream else self.whole
+                    await answer(exchange, send, link, rendering, source)
         except ApiError as error:
             if exchange.streaming:  # the slot is free already: a client that reads slowly holds nothing
                 with suppress(TimeoutError):

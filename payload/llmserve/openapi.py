@@ -1,12 +1,12 @@
 """The OpenAPI document: FastAPI's routes, and the hot ones from the models that check their bodies."""
 
-from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
+from llmserve.app import PlainRoute
 from llmserve.settings import Limits
 
 SCHEMAS = "#/components/schemas/"
@@ -14,16 +14,6 @@ REFUSED = {
     "description": "OpenAI's error envelope",
     "content": {"application/json": {"schema": {"$ref": SCHEMAS + "Error"}}},
 }
-
-
-@dataclass(frozen=True)
-class PlainRoute:
-    """A route as it is described: its body's model is None where there is none and nobody needs a key."""
-
-    path: str
-    methods: list[str]
-    body: type[BaseModel] | None
-    answer: type[BaseModel]
 
 
 def text_header(description: str) -> dict[str, Any]:

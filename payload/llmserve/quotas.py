@@ -52,10 +52,13 @@ class Account:
         window.limit = limit
         return window
 
-    def all(self, rate: Rate, now: float) -> tuple[Window, Window, Window]:
-        """Requests a minute, tokens a minute, tokens a day."""
+    def requests(self, rate: Rate, now: float) -> Window:
+        """Requests a minute."""
+        return self.window("requests_a_minute", rate.requests_per_minute, MINUTE, now)
+
+    def tokens(self, rate: Rate, now: float) -> tuple[Window, Window]:
+        """Tokens a minute, tokens a day."""
         return (
-            self.window("requests_a_minute", rate.requests_per_minute, MINUTE, now),
             self.window("tokens_a_minute", rate.tokens_per_minute, MINUTE, now),
             self.window("tokens_a_day", rate.tokens_per_day, DAY, now),
         )
@@ -103,13 +106,13 @@ class Quotas:
     async def request(self, tenant: str, subject: str, decision: Decision) -> None:
         """Count a request; raises ApiError 429."""
         now = time.time()
-        requests, *_ = self.account(tenant, subject, now).all(decision.rate, now)
+        requests = self.account(tenant, subject, now).requests(decision.rate, now)
         await self.take(requests, 1, decision.rate, now)
 
     async def reserve(self, tenant: str, subject: str, decision: Decision, tokens: int) -> Reservation:
         """Set aside `tokens`, of the minute and of the day; raises ApiError 429."""
         now = time.time()
-        _, minute, day = self.account(tenant, subject, now).all(decision.rate, now)
+        minute, day = self.account(tenant, subject, now).tokens(decision.rate, now)
         await self.take(day, tokens, decision.rate, now)
         try:
             await self.take(minute, tokens, decision.rate, now)
@@ -152,12 +155,10 @@ class Quotas:
         if self.link is None:
             raise RedisAway
         asked = max(window.used - window.leased, window.limit // LEASES)
-        pipeline = self.link.client.pipeline(transaction=False)
-        pipeline.incrby(window.name, asked)
-        pipeline.expireat(window.name, int(window.ends) + MINUTE)
-        total, _ = await self.link.ask(pipeline.execute)
+        forgotten = int(window.ends) + MINUTE
+        total, _ = await self.link.ask(("INCRBY", window.name, asked), ("EXPIREAT", window.name, forgotten))
         over = min(asked, max(0, int(total) - window.limit))
         window.leased += asked - over
         if over:
-            await self.link.ask(self.link.client.incrby, window.name, -over)
+            await self.link.ask(("INCRBY", window.name, -over))
         return over == 0

@@ -3,13 +3,12 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis.asyncio as redis_client
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
 from llmserve.settings import Redis
 
@@ -28,9 +27,22 @@ class RedisAway(Exception):
     """Redis did not answer in time, rests after it did not, or refused the command."""
 
 
+Command = tuple[str | bytes | int, ...]
+
+
+class Question(NamedTuple):
+    """Commands of one who asks; `answers` is done by the time of the event loop that `ends` says."""
+
+    commands: tuple[Command, ...]
+    answers: asyncio.Future[list[Any]]
+    ends: float
+
+
 class RedisLink:
     """Redis being slow, full or gone raises RedisAway.
 
+    All questions share one connection: who asks while others wait for their answers goes with the next write. A connection
+    of redis-py's pool for each would cost this process five times as much.
     After a deadline it rests, and who asks meanwhile is told at once; then one question goes first, and the others still
     are told at once until it is answered. So a Redis that is slow costs a few deadlines, not one a request.
     """
@@ -42,41 +54,86 @@ class RedisLink:
         self.rest_until = 0.0
         self.probing = False
         self.told: dict[str, float] = {}
-        self.client = redis_client.Redis.from_url(
+        self.waiting: list[Question] = []
+        self.asking: asyncio.Task[None] | None = None
+        pool: Any = redis_client.ConnectionPool.from_url(
             settings.url,
             username=settings.user,
             password=password,
             retry=Retry(NoBackoff(), 0),
             driver_info=None,
         )
+        self.connection: redis_client.Connection = pool.make_connection()
 
-    async def ask[T](self, command: Callable[..., Awaitable[T]], *arguments: Any, **options: Any) -> T:
-        """What a method of `client` or of a pipeline answers; raises RedisAway."""
+    async def ask(self, *commands: Command) -> list[Any]:
+        """What Redis answers to each of `commands`; raises RedisAway, also where it refuses one of them."""
         if self.failures and (self.probing or time.monotonic() < self.rest_until):
             raise RedisAway
-        probe = self.probing = self.failures > 0
+        self.probing = self.failures > 0
+        loop = asyncio.get_running_loop()
+        question = Question(commands, loop.create_future(), loop.time() + self.deadline)
+        self.waiting.append(question)
+        if self.asking is None:  # a task of its own: whoever asks may leave, without harm to the others
+            self.asking = loop.create_task(self.ask_all())
+        return await question.answers
+
+    async def ask_all(self) -> None:
+        """Until nobody waits any more: ask what all who wait want to know, and tell them."""
+        questions: list[Question] = []
         try:
-            async with asyncio.timeout(self.deadline):
-                answer = await command(*arguments, **options)
-        except (
-            ResponseError
-        ) as error:  # full, or a replica that takes no writes: it is there, and reading goes on
-            self.complain(error, 0)
-            self.failures = 0
-            raise RedisAway from None
-        except (RedisError, OSError, TimeoutError) as error:
-            rest = REST_SECONDS[min(self.failures, len(REST_SECONDS) - 1)]
-            self.failures += 1
-            self.rest_until = time.monotonic() + rest
-            self.complain(error, rest)
-            # Connections that may hold half an answer are dropped.
-            await self.client.connection_pool.disconnect(inuse_connections=False)
-            raise RedisAway from None
-        finally:
-            if probe:
+            while self.waiting:
+                questions, self.waiting = self.waiting, []
+                try:
+                    async with asyncio.timeout_at(questions[0].ends):
+                        await self.exchange(questions)
+                    self.failures = 0
+                except Exception as error:
+                    self.rest(error)
+                    self.refuse(questions)
+                    await self.connection.disconnect(nowait=True)  # it may hold half an answer
                 self.probing = False
-        self.failures = 0
-        return answer
+        finally:
+            self.refuse(questions)
+            self.asking = None
+
+    def refuse(self, questions: list[Question]) -> None:
+        """Tell those who have no answer yet, and those who wait behind them."""
+        for question in (*questions, *self.waiting):
+            if not question.answers.done():
+                question.answers.set_exception(RedisAway())
+        self.waiting.clear()
+
+    async def exchange(self, questions: list[Question]) -> None:
+        """One write, and each its answers; raises RedisError or OSError."""
+        connection = self.connection
+        # What can be read before anything is asked is the end: Redis has hung up meanwhile.
+        if connection.is_connected and await connection.can_read():
+            await connection.disconnect(nowait=True)
+        commands = [command for question in questions for command in question.commands]
+        await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+        for question in questions:
+            answers: list[Any] = []
+            refusal = None
+            for _ in question.commands:
+                try:
+                    answers.append(await connection.read_response())
+                except ResponseError as error:  # full, or a replica that takes no writes: reading goes on
+                    refusal = error
+            if refusal:
+                self.complain(refusal, 0)
+            if question.answers.done():
+                continue
+            if refusal:
+                question.answers.set_exception(RedisAway())
+            else:
+                question.answers.set_result(answers)
+
+    def rest(self, error: Exception) -> None:
+        """Leave it alone for a while, for longer each time."""
+        rest = REST_SECONDS[min(self.failures, len(REST_SECONDS) - 1)]
+        self.failures += 1
+        self.rest_until = time.monotonic() + rest
+        self.complain(error, rest)
 
     def complain(self, error: Exception, rest: float) -> None:
         """Once a minute for each kind of trouble: a Redis that is full refuses every write."""
@@ -88,4 +145,6 @@ class RedisLink:
 
     async def close(self) -> None:
         """Hang up."""
-        await self.client.aclose()
+        if self.asking:
+            self.asking.cancel()
+        await self.connection.disconnect()

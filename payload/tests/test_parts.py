@@ -2,6 +2,8 @@
 
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -187,3 +189,8 @@ def test_a_field_that_the_engine_declared_goes_to_it_as_it_came_and_no_other_doe
     request.extra["made_up"] = 1
     with pytest.raises(ApiError, match="'made_up'"):
         refuse_undeclared(request, ["tools", "seed", "made_up"])
+
+
+def test_a_gateway_loads_fastapi_only_for_those_who_ask_for_what_it_serves() -> None:
+    code = "import sys, llmserve.gateway; sys.exit('fastapi' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,60 @@
+"""How log lines leave a process."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from llmcore import logs
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What each write to stderr held, as a process that has configured its logs does them."""
+    handler = logs.Batched()
+    handler.setFormatter(logs.JsonLines())
+    writes: list[str] = []
+    monkeypatch.setattr(handler.stream, "write", writes.append)
+    log = logging.getLogger("llmserve.test")
+    monkeypatch.setattr(log, "handlers", [handler])
+    monkeypatch.setattr(log, "propagate", False)
+    log.setLevel(logging.INFO)
+    yield writes
+    log.setLevel(logging.NOTSET)
+
+
+def messages(write: str) -> list[str]:
+    """Of the lines in it."""
+    return [json.loads(line)["message"] for line in write.splitlines()]
+
+
+def test_lines_of_one_turn_of_the_event_loop_are_written_at_once(written: list[str]) -> None:
+    async def scenario() -> None:
+        logging.getLogger("llmserve.test").info("one")
+        logging.getLogger("llmserve.test").info("two")
+        assert not written
+        await asyncio.sleep(0.05)
+        assert [messages(write) for write in written] == [["one", "two"]]
+
+    asyncio.run(scenario())
+
+
+def test_a_warning_waits_for_nothing_and_keeps_its_place(written: list[str]) -> None:
+    async def scenario() -> None:
+        logging.getLogger("llmserve.test").info("before")
+        logging.getLogger("llmserve.test").warning("now")
+        assert [messages(write) for write in written] == [["before", "now"]]
+
+    asyncio.run(scenario())
+
+
+def test_what_is_told_without_an_event_loop_is_written_at_once(written: list[str]) -> None:
+    logging.getLogger("llmserve.test").info("early")
+    assert [messages(write) for write in written] == [["early"]]
+
+
+def test_half_a_character_costs_no_line(written: list[str]) -> None:
+    logging.getLogger("llmserve.test").info("a name", extra={"fields": {"file": "\udcff.yaml"}})
+    assert json.loads(written[0])["file"] == "\udcff.yaml"
