@@ -175,6 +175,103 @@ def is_address(host: str) -> bool:
     return True
 
 
+# How `llm-serve fit` counts vLLM's quantizations: by what takes no less.
+COUNTED_AS = {"awq": "nf4", "bitsandbytes": "nf4", "fp8": "int8", "gptq": "nf4"}
+UTILIZATION = 0.9
+
+
+def vllm_faults(models: list[dict[str, Any]], gpu_memory: str) -> list[str]:
+    """Why vLLM cannot serve these models on GPUs of that memory each, a sentence for each fault."""
+    if not models:
+        return ["It is an empty list: name a model, or take the host out of [vllm]"]
+    told = []
+    if not MEMORY.fullmatch(gpu_memory):
+        told.append(f"vllm_gpu_memory is {gpu_memory or 'not set'}: write the memory of one GPU, such as 24G")
+    for name, times in Counter(model["name"] for model in models).items():
+        if times > 1:
+            told.append(f"{times} models are called {name}: the gateways ask by name, so give each its own")
+    for number, times in Counter(gpu for model in models for gpu in model["gpus"]).items():
+        if times > 1:
+            told.append(f"GPU {number} is named {times} times: a GPU has one model, and is named there once")
+    for model in map(set_of, models):
+        told += [f"{model['name']}: {fault}" for fault in gpu_faults(model)]
+    return told
+
+
+def gpu_faults(model: dict[str, Any]) -> list[str]:
+    """What is wrong with one model."""
+    told = []
+    if not NAME.fullmatch(model["name"]):
+        told.append(
+            "a name has small letters, digits, dots and dashes, at most 63, and starts with no dash or dot"
+        )
+    tensor, pipeline = parallel(model)
+    if not model["gpus"]:
+        told.append("gpus is empty: name at least one, as nvidia-smi numbers them")
+    elif tensor * pipeline != len(model["gpus"]):
+        told.append(
+            f"tensor_parallel {tensor} times pipeline_parallel {pipeline} is not its {len(model['gpus'])} GPUs: name as many"
+        )
+    if not 0 < float(model.get("gpu_memory_utilization", UTILIZATION)) <= 0.98:
+        told.append(
+            f"gpu_memory_utilization is {model['gpu_memory_utilization']}: take more than 0 and at most 0.98"
+        )
+    for key in "max_model_len", "max_num_seqs", "max_num_batched_tokens":
+        if key in model and int(model[key]) < 1:
+            told.append(f"{key} is {model[key]}: take 1 or more")
+    return told
+
+
+def parallel(model: dict[str, Any]) -> tuple[int, int]:
+    """GPUs that share each layer, and groups of them that share the layers."""
+    pipeline = int(model.get("pipeline_parallel", 1))
+    return int(model.get("tensor_parallel", max(len(model["gpus"]) // max(pipeline, 1), 1))), pipeline
+
+
+def vllm_fit(model: dict[str, Any], models_dir: str, gpu_memory: str) -> list[str]:
+    """Arguments of `llm-serve fit` for a model."""
+    model = set_of(model)
+    share = float(model.get("gpu_memory_utilization", UTILIZATION))
+    mebibytes = int(int(memory_max({"memory": gpu_memory})) * share) >> 20
+    quantization = COUNTED_AS.get(model.get("quantization", ""), "none")
+    return [
+        *(
+            "--model",
+            f"{models_dir}/{model['model']}",
+            "--memory",
+            f"{mebibytes}M",
+            "--gpus",
+            str(len(model["gpus"])),
+        ),
+        *("--context", str(model["max_model_len"]), "--quantization", quantization),
+    ]
+
+
+def vllm_config(model: dict[str, Any], models_dir: str, drain_seconds: int) -> dict[str, Any]:
+    """vLLM's own configuration file for a model: its long options by name."""
+    model = set_of(model)
+    tensor, pipeline = parallel(model)
+    config = {
+        "model": f"{models_dir}/{model['model']}",
+        "served-model-name": model["name"],
+        "uds": f"/run/vllm/{model['name']}/api.sock",
+        "load-format": "safetensors",
+        "tensor-parallel-size": tensor,
+        "pipeline-parallel-size": pipeline,
+        "max-model-len": model["max_model_len"],
+        "gpu-memory-utilization": model.get("gpu_memory_utilization", UTILIZATION),
+        "shutdown-timeout": drain_seconds,
+        "disable-uvicorn-access-log": True,
+        "disable-fastapi-docs": True,
+    }
+    for key in "dtype", "quantization", "max_num_seqs", "max_num_batched_tokens":
+        if key in model:
+            config[key.replace("_", "-")] = model[key]
+    if not model.get("share_prefixes"):
+        config["no-enable-prefix-caching"] = True
+    return config
+
+
 class FilterModule:
     """What Ansible asks for."""
 
@@ -184,4 +281,7 @@ class FilterModule:
             "memory_max": memory_max,
             "model_faults": model_faults,
             "upstreams": upstreams,
+            "vllm_config": vllm_config,
+            "vllm_faults": vllm_faults,
+            "vllm_fit": vllm_fit,
         }

@@ -1,8 +1,12 @@
 """What the roles that run models make of an inventory: sentences for what cannot be, files and units for the rest."""
 
+import http.server
 import json
 import os
+import socketserver
 import subprocess
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,13 @@ from plugin_modules import LINK, ROOT, load
 
 serving = load("filter.serving")
 HOSTS = {"llm1.estate.internal": "10.0.0.1", "gpu1.estate.internal": "10.0.0.2"}
+CODER: dict[str, Any] = {
+    "name": "coder",
+    "model": "coder",
+    "gpus": [0, 1],
+    "max_model_len": 16384,
+    "quantization": "awq",
+}
 PROGRAM = ROOT / "payload/.venv/bin/llm-serve"
 EXPOSURE = 15  # tenths, of systemd's ten: as the roles' own checks
 BATCH = {"context": 2048, "slots": 16, "cache_tokens": 8192, "batch_tokens": 512}
@@ -80,12 +91,12 @@ def rendered(folder: Path, role: str, wanted: dict[str, str], **variables: Any) 
     return json.loads((folder / "out.json").read_text())
 
 
-def hardened(folder: Path, name: str, text: str) -> None:
+def hardened(folder: Path, name: str, text: str, exposure: int = EXPOSURE) -> None:
     """systemd understands the unit, and finds it hardened."""
     unit = folder / name
     unit.write_text(text)
     judged = subprocess.run(
-        ["systemd-analyze", "security", "--offline=true", "--no-pager", f"--threshold={EXPOSURE}", str(unit)],
+        ["systemd-analyze", "security", "--offline=true", "--no-pager", f"--threshold={exposure}", str(unit)],
         capture_output=True,
         text=True,
         check=False,
@@ -255,3 +266,125 @@ def test_an_engine_that_runs_keeps_its_name_when_more_come() -> None:
         [each["name"] for each in serving.engines([{"name": "a", "instances": more}])] for more in (1, 3)
     ]
     assert names == [["a"], ["a", "a-2", "a-3"]]
+
+
+@pytest.fixture(scope="module")
+def vllm(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What role vllm makes of a model on two GPUs."""
+    folder = tmp_path_factory.mktemp("vllm")
+    (folder / "files").symlink_to(ROOT / "roles/vllm/files")
+    wanted = {name: f"__vllm_{name}" for name in ("files", "steps", "wrong", "sockets", "gpus")}
+    wanted["unit"] = "lookup('ansible.builtin.template', 'vllm@.service.j2')"
+    given = {"vllm_models": [CODER], "vllm_gpu_memory": "24G", "__vllm_release": {"id": "0123456789ab"}}
+    return rendered(folder, "vllm", wanted, **given)
+
+
+def test_vllm_s_configuration_names_its_socket_and_no_key(vllm: Any) -> None:
+    config = yaml.safe_load(file(vllm, "/coder.yaml"))
+    assert (config["uds"], config["served-model-name"]) == ("/run/vllm/coder/api.sock", "coder")
+    assert (config["tensor-parallel-size"], config["max-model-len"], config["quantization"]) == (
+        2,
+        16384,
+        "awq",
+    )
+    assert config["no-enable-prefix-caching"] is True
+    assert not {"api-key", "host", "port", "trust-remote-code"} & set(config)
+    assert file(vllm, "/coder.env") == "CUDA_VISIBLE_DEVICES=0,1\n"
+
+
+def test_vllm_s_unit_is_hardened_and_tells_nobody(vllm: Any, tmp_path: Path) -> None:
+    hardened(tmp_path, "vllm@.service", vllm["unit"], exposure=20)
+    settings = " ".join(
+        line.removeprefix("Environment=")
+        for line in vllm["unit"].splitlines()
+        if line.startswith("Environment=")
+    )
+    assert {"VLLM_NO_USAGE_STATS=1", "DO_NOT_TRACK=1", "HF_HUB_OFFLINE=1"} <= set(settings.split())
+    assert {"PrivateNetwork=yes", "DeviceAllow=char-nvidia* rw"} <= set(vllm["unit"].splitlines())
+
+
+def test_vllm_is_moved_by_units_of_its_own(vllm: Any) -> None:
+    assert vllm["steps"] == [{"name": "vllm@coder.service"}]
+    assert vllm["wrong"] == []
+
+
+def test_a_gpu_s_memory_may_be_a_little_less_than_the_card_says(vllm: Any, tmp_path: Path) -> None:
+    smi = tmp_path / "nvidia-smi"
+    for seen, code in (("23028", 1), ("24564", 0)):
+        smi.write_text(f"#!/bin/sh\necho {seen}\n")
+        smi.chmod(0o755)
+        path = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+        run = subprocess.run(
+            ["sh", "-c", vllm["gpus"], "check", "0"], check=False, env=path, capture_output=True
+        )
+        assert run.returncode == code, run.stdout
+
+
+def test_vllm_gets_its_key_in_the_environment_and_not_as_an_argument(tmp_path: Path) -> None:
+    program = tmp_path / "releases/a/bin/vllm"  # a double that tells how it was started
+    program.parent.mkdir(parents=True)
+    program.write_text('#!/bin/sh\necho "$VLLM_API_KEY" "$0" "$@"\n')
+    program.chmod(0o755)
+    (tmp_path / "unit").symlink_to("releases/a")
+    (tmp_path / "vllm.key").write_text("secret")
+    command = ["sh", str(ROOT / "roles/vllm/files/vllm-serve"), str(tmp_path / "unit"), "coder"]
+    environment = {"PATH": "/usr/bin:/bin", "CREDENTIALS_DIRECTORY": str(tmp_path)}
+    run = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    release = tmp_path / "releases/a"
+    assert run.stdout == f"secret {release}/bin/vllm serve --config {release}/etc/coder.yaml\n"
+    (tmp_path / "vllm.key").unlink()
+    assert subprocess.run(command, capture_output=True, check=False, env=environment).returncode == 1
+
+
+def test_vllm_counts_as_started_once_it_answers(tmp_path: Path) -> None:
+    place = str(tmp_path / "api.sock")
+    ready = [sys.executable, str(ROOT / "roles/vllm/files/vllm-ready"), "0", "200", "/health", place]
+    absent = subprocess.run(ready, capture_output=True, text=True, check=False)
+    assert (absent.returncode, "FileNotFoundError" in absent.stdout) == (1, True)
+
+    class Health(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/health" else 401)
+            self.end_headers()
+
+        def address_string(self) -> str:
+            return "a test"
+
+    with socketserver.UnixStreamServer(place, Health) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert subprocess.run(ready, check=False).returncode == 0
+        ready[4] = "/v1/models"
+        refused = subprocess.run(ready, capture_output=True, text=True, check=False)
+        server.shutdown()
+    assert (refused.returncode, "says 401 to GET /v1/models" in refused.stdout) == (1, True)
+
+
+def test_fit_is_asked_for_the_share_of_the_memory_that_vllm_takes() -> None:
+    asked = " ".join(serving.vllm_fit(CODER, "/models", "24G"))
+    assert asked == "--model /models/coder --memory 22118M --gpus 2 --context 16384 --quantization nf4"
+
+
+@pytest.mark.parametrize(
+    ("change", "memory", "sentence"),
+    [
+        ({}, "", "vllm_gpu_memory is not set"),
+        ({"gpus": []}, "24G", "gpus is empty"),
+        ({"gpus": [1, 1]}, "24G", "GPU 1 is named 2 times"),
+        ({"tensor_parallel": 4}, "24G", "tensor_parallel 4 times pipeline_parallel 1 is not its 2 GPUs"),
+        ({"gpu_memory_utilization": 1.5}, "24G", "gpu_memory_utilization is 1.5"),
+        ({"max_model_len": 0}, "24G", "max_model_len is 0: take 1 or more"),
+        ({"name": "Coder"}, "24G", "a name has small letters"),
+    ],
+)
+def test_what_vllm_cannot_serve_is_told(change: dict[str, Any], memory: str, sentence: str) -> None:
+    (told,) = serving.vllm_faults([{**CODER, **change}], memory)
+    assert sentence in told
+
+
+def test_two_models_share_no_gpu_and_no_name() -> None:
+    told = serving.vllm_faults([CODER, CODER], "24G")
+    assert [line.split(":")[0] for line in told] == [
+        "2 models are called coder",
+        "GPU 0 is named 2 times",
+        "GPU 1 is named 2 times",
+    ]
