@@ -41,9 +41,9 @@ def engine_names(model: dict[str, Any]) -> list[str]:
 def engines(models: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Each process that runs a model here, by the name of its unit's instance."""
     return [
-        {"name": name, "several": model.get("instances", 1) > 1, "model": set_of(model)}
-        for model in models
-        for name in engine_names(set_of(model))
+        {"name": name, "several": model.get("instances", 1) > 1, "model": model}
+        for model in map(set_of, models)
+        for name in engine_names(model)
     ]
 
 
@@ -175,7 +175,7 @@ def is_address(host: str) -> bool:
     return True
 
 
-# How `llm-serve fit` counts vLLM's quantizations: by what takes no less.
+# How `llm-serve fit` counts vLLM's quantizations: by what takes no less where they have 4 and 8 bits, as they mostly do.
 COUNTED_AS = {"awq": "nf4", "bitsandbytes": "nf4", "fp8": "int8", "gptq": "nf4"}
 UTILIZATION = 0.9
 
