@@ -86,7 +86,7 @@ def _build(
     with _step("downloads"):
         pinned = _fetch(wanted, apt, pinned, profile, resolve_apt, refresh)
     with _step("tree and Python wheels"):
-        sources = _tree(aside / "tree", wanted) | _wheels(aside, wanted, pinned)
+        sources = _tree(aside / "tree", wanted) | _wheels(aside, wanted, pinned, profile)
         if pinned != lock.load():  # --resolve-apt: the far side's lock says what the far side has
             lock.save(pinned, aside / "tree")
         _bootstrap(aside, keys, wanted["apt"]["roles"]["control"])
@@ -160,8 +160,7 @@ def _fetch(
     wanted: dict[str, Any], apt: dict[str, Any], pinned: Lock, profile: str, resolve_apt: bool, refresh: bool
 ) -> Lock:
     """Everything of the lock into the cache. Returns the lock, with the packages that --resolve-apt moved."""
-    environments = [name for name, entry in wanted["python"]["environments"].items() if entry.get("bundle")]
-    artifacts = dict(pair for name in environments for pair in pinned.environment(name))
+    artifacts = dict(pair for name in _bundled(wanted, profile) for pair in pinned.environment(name))
     for name in wanted["profiles"][profile]["models"]:
         artifacts[_distribution(pinned.models[name])] = pinned.models[name]
     for artifact in artifacts.values():
@@ -202,18 +201,22 @@ def _tree(folder: Path, wanted: dict[str, Any]) -> dict[str, Artifact]:
     return {}
 
 
-def _wheels(folder: Path, wanted: dict[str, Any], pinned: Lock) -> dict[str, Artifact]:
+def _bundled(wanted: dict[str, Any], profile: str) -> list[str]:
+    """The environments that a bundle of this profile carries."""
+    found = wanted["python"]["environments"]
+    return [name for name in lock.environments(wanted, profile) if found[name].get("bundle")]
+
+
+def _wheels(folder: Path, wanted: dict[str, Any], pinned: Lock, profile: str) -> dict[str, Artifact]:
     """wheels/NAME for each environment of the bundle: its wheels, our own, requirements.txt."""
     sources: dict[str, Artifact] = {}
-    for name, entry in wanted["python"]["environments"].items():
-        if not entry.get("bundle"):
-            continue
+    for name in _bundled(wanted, profile):
         place = folder / "wheels" / name
         for _, wheel in pinned.environment(name):
             cache.place(cache.blob(wheel.sha256), place / wheel.file)
             sources[f"wheels/{name}/{wheel.file}"] = wheel
         text = lock.requirements(pinned, name)
-        for project in entry["projects"]:
+        for project in wanted["python"]["environments"][name]["projects"]:
             ours = wheels.build(folder / "tree" / project, place)
             distribution, version = ours.name.split("-")[:2]
             text += f"{wheels.canonical(distribution)}=={version} --hash=sha256:{cache.sha256(ours)}\n"

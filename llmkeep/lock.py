@@ -72,6 +72,12 @@ def packages(wanted: dict[str, Any], profile: str) -> dict[str, Any]:
     return {**wanted["apt"], "roles": roles}
 
 
+def environments(wanted: dict[str, Any], profile: str) -> list[str]:
+    """The Python environments of one profile: those that name no profiles are everybody's."""
+    found = wanted["python"]["environments"]
+    return [name for name, entry in found.items() if profile in entry.get("profiles", [profile])]
+
+
 def load(tree: Path = TREE) -> Lock:
     """Read the lock; an empty one when there is none yet."""
     path = tree / "artifacts.lock.yml"

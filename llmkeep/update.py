@@ -20,7 +20,7 @@ def update(profile: str, only: str | None) -> None:
             new.roles, new.debs = aptrepo.resolve(apt, old.debs)
             print(f"apt: {len(new.debs)} packages, {sum(deb.size for deb in new.debs.values()) / 1e6:.0f} MB")
         if only in (None, "python"):
-            new.environments, new.wheels = python(wanted["python"], new.debs)
+            new.environments, new.wheels = python(wanted, new.debs, profile)
         if only in (None, "models"):
             new.models = {name: model(wanted["models"][name]) for name in chosen["models"]}
         if only in (None, "programs"):
@@ -38,24 +38,26 @@ def model(entry: dict[str, Any]) -> Artifact:
 
 
 def python(
-    wanted: dict[str, Any], debs: dict[str, Artifact]
+    wanted: dict[str, Any], debs: dict[str, Artifact], profile: str
 ) -> tuple[dict[str, list[str]], dict[str, Artifact]]:
-    """Each environment with what it includes, whose versions are kept, so that the two never differ."""
+    """The profile's environments, each with what it includes, whose versions are kept, so that the two never differ."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    if version != wanted["interpreter"]:
+    every = wanted["python"]["environments"]
+    if version != wanted["python"]["interpreter"]:
         raise lock.LockError(
             f"this is Python {version}, and artifacts.yml wants wheels for "
-            f"{wanted['interpreter']}: run it with python{wanted['interpreter']}"
+            f"{wanted['python']['interpreter']}: run it with python{wanted['python']['interpreter']}"
         )
     environments: dict[str, list[str]] = {}
     artifacts: dict[str, Artifact] = {}
-    for name, entry in wanted["environments"].items():
+    for name in lock.environments(wanted, profile):
+        entry = every[name]
         requires, without, inner = list(entry["requires"]), dict(entry.get("from_debian", {})), entry
         constraints: list[str] = []
         any_python = list(entry.get("any_python", []))
         while parent := inner.get("include"):
             constraints = constraints or environments[parent]
-            inner = wanted["environments"][parent]
+            inner = every[parent]
             requires += inner["requires"]
             without |= inner.get("from_debian", {})
             any_python += inner.get("any_python", [])

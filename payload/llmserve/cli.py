@@ -14,6 +14,7 @@ from llmcore.config import ConfigError, load
 from llmcore.manifest import ManifestError, verify_model
 from llmproof import cli as audit_cli
 from llmserve import keys_cli
+from llmserve.impossible import refuse
 from llmserve.keys import KeyFileError
 from llmserve.oidc import read_jwks
 from llmserve.settings import EngineConfig, GatewayConfig
@@ -32,7 +33,9 @@ def parser() -> argparse.ArgumentParser:
     )
     gateway.set_defaults(run=run_gateway_command)
     engine = commands.add_parser("engine", help="run one model behind a UNIX socket")
-    engine.add_argument("--name", required=True, help="the model's name, as clients will ask for it")
+    engine.add_argument(
+        "--name", required=True, help="the model's name, as clients will ask for it; `name` in the file wins"
+    )
     engine.add_argument("--config", type=Path, required=True, help="engine-NAME.yaml")
     engine.set_defaults(run=run_engine_command)
     check = commands.add_parser(
@@ -46,6 +49,9 @@ def parser() -> argparse.ArgumentParser:
     fit.add_argument("--memory", required=True, help="of one GPU, or of the host: 24G (2^30 bytes each)")
     fit.add_argument("--gpus", type=int, default=1, help="that share the model (tensor parallelism)")
     fit.add_argument("--context", type=int, help="tokens of a request; without it, all that the model can")
+    fit.add_argument(
+        "--quantization", choices=["none", "int8", "nf4"], help="it has to fit so; without it, in any way"
+    )
     fit.add_argument("--json", action="store_true")
     fit.set_defaults(run=fit_command)
     developer = commands.add_parser("run", help="everything at once on 127.0.0.1, with a throw-away key")
@@ -101,7 +107,8 @@ def run_engine_command(options: argparse.Namespace) -> int:
 
             driver = ContinuousDriver(config.model, revision)
     mode = int(config.socket_mode, 8)
-    code: int = uvloop.run(serve(options.name, driver, config.socket, mode, config.stall_seconds))
+    name = config.name or options.name
+    code: int = uvloop.run(serve(name, driver, config.socket, mode, config.stall_seconds))
     return code
 
 
@@ -109,8 +116,10 @@ def check_command(options: argparse.Namespace) -> int:
     """llm-serve check."""
     if options.kind == "jwks":
         read_jwks(options.config)
+    elif options.kind == "gateway":
+        load(options.config, GatewayConfig)
     else:
-        load(options.config, GatewayConfig if options.kind == "gateway" else EngineConfig)
+        refuse(load(options.config, EngineConfig))
     return 0
 
 
@@ -118,7 +127,8 @@ def fit_command(options: argparse.Namespace) -> int:
     """llm-serve fit."""
     from llmserve.fit import report
 
-    text, fits = report(options.model, options.memory, options.gpus, options.context, options.json)
+    asked = options.model, options.memory, options.gpus, options.context, options.quantization
+    text, fits = report(*asked, options.json)
     print(text)
     return 0 if fits else 1
 

@@ -9,11 +9,11 @@ from dataclasses import replace
 from itertools import count
 from typing import Any
 
-from transformers import AutoConfig, ContinuousBatchingConfig, GenerationConfig
+from transformers import ContinuousBatchingConfig, GenerationConfig
 
-from llmcore.config import ConfigError
 from llmserve.engine import Finish, token_budget
 from llmserve.errors import unavailable
+from llmserve.impossible import refuse_latent_attention
 from llmserve.language_model import PROBE, LanguageModel
 from llmserve.protocol import Generate
 from llmserve.settings import ContinuousModel
@@ -25,16 +25,6 @@ logging.getLogger("ContinuousBatchingLogger").disabled = True
 FLUSH_SECONDS = 5.0  # for the answers that run when the engine is told to stop
 HARD_SECONDS = 2.0  # for the step that runs when that time is over
 WATCH_SECONDS = 0.1
-
-
-def refuse_latent_attention(settings: ContinuousModel) -> None:
-    """Raise ConfigError for a model whose cache holds latents (DeepSeek's MLA): the paged cache has no place for them."""
-    config = AutoConfig.from_pretrained(str(settings.path), local_files_only=True).to_dict()
-    if "kv_lora_rank" in config:
-        raise ConfigError(
-            f"{settings.path} is a '{config['model_type']}' model, whose compressed cache (MLA) transformers' continuous "
-            "batching does not serve: run it with vLLM on a GPU, or with driver 'naive' where it is small"
-        )
 
 
 class Batch:
@@ -104,7 +94,7 @@ class ContinuousDriver:
 
     def __init__(self, settings: ContinuousModel, revision: str) -> None:
         """Load, and say one token from each manager. `revision` is what verify_model returned for this directory."""
-        refuse_latent_attention(settings)
+        refuse_latent_attention(settings.path)
         self.language = LanguageModel(settings, revision)
         self.revision, self.context = self.language.revision, self.language.context
         self.slots = settings.slots

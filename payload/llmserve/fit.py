@@ -217,15 +217,17 @@ def gib(size: int) -> str:
     return f"{size / 2**30:.1f} GiB"
 
 
-def report(directory: Path, memory: str, gpus: int, context: int | None, as_json: bool) -> tuple[str, bool]:
-    """The answer, and whether any mode fits; raises ConfigError."""
+def report(
+    directory: Path, memory: str, gpus: int, context: int | None, quantization: str | None, as_json: bool
+) -> tuple[str, bool]:
+    """The answer, and whether that quantization fits, or any where none is named; raises ConfigError."""
     model = model_of(read(directory))
     length = context or model.context
     if length < 1 or gpus < 1:
         raise ConfigError(f"--context is {length} and --gpus is {gpus}: both must be at least 1")
     size = parse_memory(memory)
     found = modes(model, size, gpus, length)
-    fits = any(each.fits for each in found)
+    fits = any(each.fits for each in found if quantization in (None, each.quantization))
     if as_json:
         head = {**asdict(model), "context": length, "memory": size, "gpus": gpus}
         return json.dumps({**head, "modes": [asdict(each) for each in found]}), fits

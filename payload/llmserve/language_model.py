@@ -14,10 +14,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from llmcore.config import ConfigError
 from llmserve import quantization
 from llmserve.engine import Finish
 from llmserve.errors import ApiError
+from llmserve.impossible import refuse_without_bitsandbytes
 from llmserve.protocol import Generate
 from llmserve.settings import LocalModel
 from llmserve.text import StopStrings
@@ -98,16 +98,11 @@ class LanguageModel:
         directory = str(settings.path)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True)
         dtype = getattr(torch, settings.dtype)
-        try:
-            how = quantization.loading(settings.quantization, dtype, settings.path)
-            self.model: Any = AutoModelForCausalLM.from_pretrained(
-                directory, dtype=dtype, local_files_only=True, use_safetensors=True, **how
-            ).eval()
-        except ImportError as error:
-            raise ConfigError(
-                f"quantization '{settings.quantization}' needs bitsandbytes and accelerate, and one of them is not "
-                f"installed here ({error.name}): install llmkeep-payload[quantization], or set 'none'"
-            ) from None
+        refuse_without_bitsandbytes(settings.quantization)
+        how = quantization.loading(settings.quantization, dtype, settings.path)
+        self.model: Any = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=dtype, local_files_only=True, use_safetensors=True, **how
+        ).eval()
         sizes = quantization.bytes_by_dtype(self.model)
         quantization.refuse_hardly_quantized(settings.quantization, sizes, settings.path)
         log.info("weights loaded", extra={"fields": {"quantization": settings.quantization, "bytes": sizes}})

@@ -297,8 +297,9 @@ class ContinuousModel(LocalModel):
 
 
 class EngineConfig(Section):
-    """`llm-serve engine --config`."""
+    """`llm-serve engine --config`. `name`: the model's, where the process is called otherwise, as one of several is."""
 
+    name: ModelName | None = None
     socket: Path
     socket_mode: Annotated[str, Field(pattern=r"^0[0-7]{3}$")] = "0660"
     model: Annotated[EchoModel | NaiveModel | ContinuousModel | EmbedModel, Field(discriminator="driver")]

@@ -153,8 +153,9 @@ class Service:
         instance = f"{name}-{number}" if number else name
         file = self.folder / f"engine-{instance}.yaml"
         config = {"socket": str(self.folder / f"{instance}.sock"), "model": self.engine_models[name]}
-        file.write_text(yaml.safe_dump(config | self.engine_options))
-        arguments = ["engine", "--name", name, "--config", str(file)]
+        named = {"name": name} if number else {}  # as the role's units do
+        file.write_text(yaml.safe_dump(config | named | self.engine_options))
+        arguments = ["engine", "--name", instance, "--config", str(file)]
         environment = self.engine_environment
         self.engines[instance] = Process(self.folder, f"engine-{instance}", arguments, environment)
         if wait:

@@ -131,6 +131,12 @@ def test_the_command_answers_people_and_programs(tmp_path: Path, capsys: pytest.
     assert (answer["memory"], answer["gpus"], answer["context"]) == (6 * G, 1, 4096)
 
 
+def test_the_command_judges_the_quantization_that_it_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_13B))
+    asked = ["fit", "--model", str(tmp_path), "--memory", "24G", "--quantization"]
+    assert [main([*asked, quantization]) for quantization in ("none", "int8", "nf4")] == [1, 0, 0]
+
+
 def test_it_loads_no_torch(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_7B))
     arguments = ["fit", "--model", str(tmp_path), "--memory", "24G"]

@@ -173,6 +173,34 @@ def test_the_cli_checks_configurations_with_an_exit_code(
         load(file, EngineConfig)
 
 
+@pytest.mark.parametrize(
+    ("model", "weights", "complaint"),
+    [
+        ("driver: continuous", {"model_type": "deepseek_v2"}, "'deepseek_v2' model, whose compressed cache"),
+        ("driver: continuous", {"model_type": "new", "kv_lora_rank": 8}, "or with driver 'naive'"),
+        ("driver: naive, quantization: int8", {"model_type": "llama"}, "here is no bitsandbytes"),
+        ("driver: naive", {"model_type": "deepseek_v2"}, None),
+        ("driver: continuous", {"model_type": "llama"}, None),
+    ],
+)
+def test_the_cli_refuses_what_an_engine_would_refuse_after_loading(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    model: str,
+    weights: dict[str, object],
+    complaint: str | None,
+) -> None:
+    monkeypatch.setattr("llmserve.impossible.find_spec", lambda _: None)
+    (tmp_path / "config.json").write_text(json.dumps(weights))
+    file = tmp_path / "engine.yaml"
+    file.write_text(
+        f"socket: /run/x.sock\nmodel: {{path: {tmp_path}, manifest: {tmp_path}/SHA256SUMS, {model}}}\n"
+    )
+    assert main(["check", "engine", str(file)]) == (2 if complaint else 0)
+    assert (complaint or "") in capsys.readouterr().err
+
+
 def test_a_field_that_the_engine_declared_goes_to_it_as_it_came_and_no_other_does() -> None:
     tools = [{"type": "function", "function": {"name": "now"}}]
     body = {"model": "m", "messages": [{"role": "user", "content": "x"}], "seed": 5, "tools": tools, "n": 1}

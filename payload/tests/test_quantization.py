@@ -123,6 +123,6 @@ def test_an_environment_without_bitsandbytes_is_told_what_it_lacks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = made(tmp_path, "llama", LLAMA)
-    monkeypatch.setattr("transformers.quantizers.quantizer_bnb_4bit.is_bitsandbytes_available", lambda: False)
+    monkeypatch.setattr("llmserve.impossible.find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"needs bitsandbytes and accelerate.*\[quantization\]"):
         LanguageModel(naive(path, "nf4"), "r")

@@ -14,7 +14,7 @@ from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.plugins.action import ActionBase
 
 # Group = feature. A host in none of these would silently get nothing.
-GROUPS = ("control", "mirror", "hsm", "storage", "serve", "edge", "train", "search", "logs")
+GROUPS = ("control", "mirror", "hsm", "storage", "serve", "vllm", "edge", "train", "search", "logs")
 REACH_SECONDS = 5
 
 

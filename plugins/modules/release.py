@@ -18,6 +18,7 @@ options:
   folder: {description: Wheelhouse in the bundle with its requirements.txt., type: str, required: true}
   root: {description: Where releases and links to them lie., type: path, default: /opt/llmkeep}
   keep: {description: How many releases stay., type: int, default: 2}
+  over_debian: {description: "Whether Debian's own Python packages are seen, too.", type: bool, default: true}
   ca: {description: The estate's root certificate., type: path, default: /etc/llmkeep/pki/root.pem}
   keyring: {description: Keys whose signature counts., type: path, default: /etc/apt/keyrings/llmkeep.pgp}
 """
@@ -75,13 +76,14 @@ def run(argv: list[str]) -> None:
         )
 
 
-def make(source: Any, wheels: list[Any], target: Path, serial: object) -> None:
+def make(source: Any, wheels: list[Any], target: Path, serial: object, over_debian: bool = True) -> None:
     """Fetch the wheels and build the release; its record is written last."""
     shutil.rmtree(target, ignore_errors=True)
     wheelhouse = target.parent / f".wheels-{target.name}"
     for entry in wheels:
         source.fetch(entry, wheelhouse / Path(entry.path).name)
-    run(["/usr/bin/python3", "-m", "venv", "--system-site-packages", str(target)])
+    seen = ["--system-site-packages"] if over_debian else []
+    run(["/usr/bin/python3", "-m", "venv", *seen, str(target)])
     pip = [
         str(target / "bin/python"),
         "-m",
@@ -133,6 +135,7 @@ def main() -> None:
             "folder": {"type": "str", "required": True},
             "root": {"type": "path", "default": "/opt/llmkeep"},
             "keep": {"type": "int", "default": 2},
+            "over_debian": {"type": "bool", "default": True},
             "ca": {"type": "path", "default": "/etc/llmkeep/pki/root.pem"},
             "keyring": {"type": "path", "default": "/etc/apt/keyrings/llmkeep.pgp"},
         },
@@ -153,7 +156,7 @@ def main() -> None:
         made = (target / RECORD).is_file()
         if not module.check_mode and not made:
             releases.mkdir(parents=True, exist_ok=True, mode=0o755)
-            make(source, wheels, target, manifest["serial"])
+            make(source, wheels, target, manifest["serial"], given["over_debian"])
             forget_old(releases, {*in_use(root), target.name}, given["keep"])
     except (Refused, mirror.MirrorError, OSError) as problem:
         module.fail_json(msg=str(problem))

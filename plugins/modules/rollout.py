@@ -27,6 +27,10 @@ options:
       name: {description: The unit., type: str, required: true}
       socket: {description: UNIX socket on which it says whether it is ready., type: path}
       hold: {description: Leave it on the release that it runs if it runs., type: bool, default: false}
+      settle_seconds:
+        description: How long those who use it take to find it again; the next one is moved no sooner.
+        type: int
+        default: 0
   stopped_others: {description: Patterns; units like them that are not named are stopped., type: list, elements: str, default: []}
   ready_seconds: {description: How long a unit may take to become ready., type: int, default: 90}
   unit_files: {description: Where unit files lie., type: path, default: /etc/systemd/system}
@@ -76,6 +80,7 @@ class Unit:
     name: str
     socket: str | None
     hold: bool
+    settle_seconds: int = 0
     former: str | None = None
 
 
@@ -108,6 +113,7 @@ class Rollout:
         must(unit.name, "restart")
         if unit.socket:
             await_ready(unit.name, unit.socket, self.ready_seconds)
+        time.sleep(unit.settle_seconds)
         (atomic.PENDING / unit.name).unlink(missing_ok=True)
 
     def go_back(self, former: str) -> None:
@@ -187,7 +193,9 @@ def settle(params: dict[str, Any], check: bool) -> Rollout:
         params["ready_seconds"],
         check,
     )
-    wanted = [Unit(each["name"], each["socket"], each["hold"]) for each in params["units"]]
+    wanted = [
+        Unit(each["name"], each["socket"], each["hold"], each["settle_seconds"]) for each in params["units"]
+    ]
     for unit in planned(rollout, wanted):
         rollout.changes.append(f"{unit.name}: {unit.former or 'nothing'} -> {rollout.release}")
         if check:
@@ -242,6 +250,7 @@ def main() -> None:
                     "name": {"type": "str", "required": True},
                     "socket": {"type": "path"},
                     "hold": {"type": "bool", "default": False},
+                    "settle_seconds": {"type": "int", "default": 0},
                 },
             },
             "stopped_others": {"type": "list", "elements": "str", "default": []},

@@ -140,7 +140,7 @@ def test_bootstrap_installs_the_control_roles_packages(tmp_path: Path) -> None:
 def test_each_of_our_own_wheels_joins_its_environment_by_its_hash(tmp_path: Path) -> None:
     shutil.copytree(lock.TREE / "llmproof", tmp_path / "tree/llmproof")
     wanted = {"python": {"environments": {"small": {"bundle": True, "projects": ["llmproof"]}, "dev": {}}}}
-    build._wheels(tmp_path, wanted, lock.Lock(environments={"small": []}))
+    build._wheels(tmp_path, wanted, lock.Lock(environments={"small": []}), "lab")
     (wheel,) = (tmp_path / "wheels/small").glob("*.whl")
     listed = (tmp_path / "wheels/small/requirements.txt").read_text()
     assert listed == f"llmkeep-proof==0.1.0 --hash=sha256:{cache.sha256(wheel)}\n"
@@ -148,8 +148,17 @@ def test_each_of_our_own_wheels_joins_its_environment_by_its_hash(tmp_path: Path
     assert {"llmproof/chain.py", "llmproof/cli.py"} < set(names)
     with (tmp_path / "tree/llmproof/chain.py").open("a") as file:
         file.write("# changed\n")
-    build._wheels(tmp_path, wanted, lock.Lock(environments={"small": []}))
+    build._wheels(tmp_path, wanted, lock.Lock(environments={"small": []}), "lab")
     assert (tmp_path / "wheels/small/requirements.txt").read_text() != listed
+
+
+def test_an_environment_of_another_profile_is_in_no_bundle_and_one_that_was_never_resolved_is_refused() -> (
+    None
+):
+    assert "vllm" not in build._bundled(lock.wanted(), "lab")
+    assert "vllm" in build._bundled(lock.wanted(), "gpu")
+    with pytest.raises(lock.LockError, match="no environment 'vllm'"):
+        build._fetch(lock.wanted(), {}, lock.load(), "gpu", False, False)
 
 
 def test_every_environment_of_the_bundle_names_projects_that_are_there() -> None:

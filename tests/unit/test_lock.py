@@ -32,7 +32,7 @@ def test_every_artifact_has_hash_size_licence_and_purl() -> None:
         assert artifact.purl.startswith(("pkg:pypi/", "pkg:deb/debian/", "pkg:golang/")), artifact
 
 
-@pytest.mark.parametrize("environment", WANTED["python"]["environments"])
+@pytest.mark.parametrize("environment", lock.environments(WANTED, "lab"))
 def test_an_environment_has_what_artifacts_yml_wants_for_it(environment: str) -> None:
     entry = WANTED["python"]["environments"][environment]
     wanted = {wheels.canonical(re.split("[~=<>]", requirement)[0]) for requirement in entry["requires"]}
@@ -58,8 +58,8 @@ def test_a_program_is_pinned_in_the_version_that_artifacts_yml_names() -> None:
 
 def test_every_package_that_a_role_wants_is_pinned_with_its_closure() -> None:
     pinned = {key.split("=")[0] for key in PINNED.debs}
-    for role, packages in WANTED["apt"]["roles"].items():
-        assert set(packages) <= pinned, role
+    for role in WANTED["profiles"]["lab"]["roles"]:
+        assert set(WANTED["apt"]["roles"][role]) <= pinned, role
         assert all(key in PINNED.debs for key in PINNED.roles[role])
     assert {"libc6", "libtorch2.6", "libpython3.13-stdlib"} <= pinned  # nothing is taken for granted
 

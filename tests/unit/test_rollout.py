@@ -3,6 +3,7 @@
 import http.server
 import socketserver
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,8 +56,9 @@ class Host:
         return path.read_text().splitlines() if path.exists() else []
 
     def roll(self, release: str = "new", check: bool = False, hold: bool = False, **more: Any) -> Any:
-        units = [{"name": ENGINE, "socket": None, "hold": hold}]
-        units += [{"name": name, "socket": self.socket(name), "hold": False} for name in GATEWAYS]
+        every = {"hold": False, "settle_seconds": 0}
+        units = [{**every, "name": ENGINE, "socket": None, "hold": hold}]
+        units += [{**every, "name": name, "socket": self.socket(name)} for name in GATEWAYS]
         given = {"release": release, "root": str(self.root), "units": units, "stopped_others": [], **more}
         given |= {"ready_seconds": 0.5, "unit_files": str(self.folder / "system")}
         return rollout.settle(given, check)
@@ -162,6 +164,16 @@ def test_a_gateway_that_is_not_ready_goes_first(host: Host) -> None:
     host.not_ready.add((GATEWAYS[1], "old"))
     host.roll(hold=True)
     assert host.restarts() == [f"{GATEWAYS[1]} new", f"{GATEWAYS[0]} new"]
+
+
+def test_the_next_of_several_engines_waits_until_the_one_before_was_found_again(host: Host) -> None:
+    twins = [ENGINE, "llm-engine@m-2.service"]
+    unit(host.folder / "units", twins[1])
+    (host.root / "units" / twins[1]).symlink_to("../releases/old")
+    began = time.monotonic()
+    host.roll(units=[{"name": name, "socket": None, "hold": False, "settle_seconds": 0.3} for name in twins])
+    assert host.restarts() == [f"{name} new" for name in twins]
+    assert time.monotonic() - began > 0.6
 
 
 def test_what_is_held_stays_on_its_release_and_is_told(host: Host) -> None:

@@ -1,0 +1,38 @@
+"""What an engine refuses to run, told without loading anything: `llm-serve check engine` says it before a file is in place."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from llmcore.config import ConfigError
+from llmserve import fit
+from llmserve.settings import EngineConfig, LocalModel, Quantization
+
+
+def refuse(config: EngineConfig) -> None:
+    """Raise ConfigError for a model that this driver cannot run, or not as this one is installed here."""
+    model = config.model
+    if not isinstance(model, LocalModel):
+        return
+    refuse_without_bitsandbytes(model.quantization)
+    if model.driver == "continuous" and (model.path / "config.json").is_file():
+        refuse_latent_attention(model.path)
+
+
+def refuse_without_bitsandbytes(quantization: Quantization) -> None:
+    """Raise ConfigError where a quantization is asked for and what makes it is not there."""
+    lacking = [name for name in ("bitsandbytes", "accelerate") if not find_spec(name)]
+    if quantization != "none" and lacking:
+        raise ConfigError(
+            f"quantization '{quantization}' needs bitsandbytes and accelerate, and here is no {' and no '.join(lacking)}: "
+            "install llmkeep-payload[quantization], or set 'none'"
+        )
+
+
+def refuse_latent_attention(path: Path) -> None:
+    """Raise ConfigError for a model whose cache holds latents (DeepSeek's MLA): the paged cache has no place for them."""
+    config = fit.read(path)
+    if "kv_lora_rank" in config or config.get("model_type") in fit.LATENT:
+        raise ConfigError(
+            f"{path} is a '{config.get('model_type')}' model, whose compressed cache (MLA) transformers' continuous "
+            "batching does not serve: run it with vLLM on a GPU, or with driver 'naive' where it is small"
+        )

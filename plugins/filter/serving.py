@@ -1,0 +1,287 @@
+"""Filters of the roles that run models: what an inventory's models are on a host, and why they cannot be."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}")
+MEMORY = re.compile(r"[1-9][0-9]*[MGT]")
+LOOPBACK = {"127.0.0.1", "::1", "localhost"}
+INSTANCES = range(1, 17)
+PARTS = {"name", "driver", "instances", "memory"}  # of every engine of ours
+LOADED = {"model", "dtype", "context", "threads"}
+GENERATED = LOADED | {"quantization", "temperature", "top_p"}
+BATCHED = {"slots", "cache_tokens", "page_tokens", "batch_tokens", "share_prefixes"}
+TAKES = {
+    "echo": PARTS | {"context", "slots"},
+    "naive": PARTS | GENERATED,
+    "continuous": PARTS | GENERATED | BATCHED,
+    "embed": PARTS | LOADED,
+    "remote": {"name", "driver", "remote"},
+}
+
+
+def set_of(model: dict[str, Any]) -> dict[str, Any]:
+    """What an inventory says of a model; a key without a value says nothing."""
+    return {key: value for key, value in model.items() if value is not None}
+
+
+def engine_names(model: dict[str, Any]) -> list[str]:
+    """The instances of the unit llm-engine@ that run a model. The first has its name, so it stays when more come."""
+    if model.get("driver") == "remote":
+        return []
+    return [model["name"], *(f"{model['name']}-{one}" for one in range(2, model.get("instances", 1) + 1))]
+
+
+def engines(models: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each process that runs a model here, by the name of its unit's instance."""
+    return [
+        {"name": name, "several": model.get("instances", 1) > 1, "model": model}
+        for model in map(set_of, models)
+        for name in engine_names(model)
+    ]
+
+
+def memory_max(model: dict[str, Any]) -> str:
+    """The most memory of a model's engine, as systemd shows it: in bytes, or infinity."""
+    if not model.get("memory"):
+        return "infinity"
+    return str(int(model["memory"][:-1]) << {"M": 20, "G": 30, "T": 40}[model["memory"][-1]])
+
+
+def upstreams(models: list[dict[str, Any]], hosts: dict[str, str]) -> list[dict[str, Any]]:
+    """Address and port of each server behind TLS. `hosts` are the estate's full names with their addresses: no host asks DNS."""
+    found = {}
+    for url in (url for model in models for url in (model.get("remote") or {}).get("url") or []):
+        parts = urlsplit(url)
+        if parts.scheme == "https":
+            found[url] = {
+                "address": hosts.get(parts.hostname or "", parts.hostname),
+                "port": parts.port or 443,
+            }
+    return [found[url] for url in sorted(found)]
+
+
+def model_faults(models: list[dict[str, Any]], hosts: dict[str, str]) -> list[str]:
+    """Why these models cannot be served, a sentence for each; `hosts` as above."""
+    if not models:
+        return ["it is an empty list: name a model"]
+    told = []
+    for name, times in Counter(str(model.get("name")) for model in models).items():
+        if times > 1:
+            told.append(
+                f"{times} models are called {name}: clients ask by name, so give each its own; "
+                "several engines of one model are its `instances`"
+            )
+    for model in map(set_of, models):
+        told += [f"{model.get('name')}: {fault}" for fault in faults(model, hosts)]
+    units = Counter(
+        name
+        for model in {str(model.get("name")): set_of(model) for model in models}.values()
+        if model.get("instances", 1) in INSTANCES
+        for name in engine_names(model)
+    )
+    told += [
+        f"two engines would be llm-engine@{name}: a model has the name of another one's instance; rename it"
+        for name, times in units.items()
+        if times > 1
+    ]
+    return told
+
+
+def faults(model: dict[str, Any], hosts: dict[str, str]) -> list[str]:
+    """What is wrong with one model."""
+    told = []
+    driver = model.get("driver", "")
+    if not NAME.fullmatch(str(model.get("name"))):
+        told.append(
+            "a name has small letters, digits, dots and dashes, at most 63, and starts with no dash or dot"
+        )
+    if driver not in TAKES:
+        return [*told, f"its driver is {driver!r}: take one of {', '.join(TAKES)}"]
+    if strange := sorted(set(model) - TAKES[driver]):
+        told.append(f"driver {driver} takes no {', '.join(strange)}: leave it out, or take another driver")
+    if "model" in TAKES[driver] and "model" not in model:
+        told.append(f"driver {driver} needs `model`, the name of its folder under models/ in the bundle")
+    if model.get("instances", 1) not in INSTANCES:
+        told.append(f"instances is {model['instances']}: take {INSTANCES[0]} to {INSTANCES[-1]}")
+    if "memory" in model and not MEMORY.fullmatch(str(model["memory"])):
+        told.append(f"memory is {model['memory']}: write a size such as 24G")
+    for key in ("context", "threads", *sorted(BATCHED - {"share_prefixes"})):
+        if key in model and int(model[key]) < 1:
+            told.append(f"{key} is {model[key]}: take 1 or more")
+    if driver == "continuous":
+        told += batch_faults(model)
+    if driver == "remote":
+        told += remote_faults(set_of(model.get("remote") or {}), hosts)
+    return told
+
+
+def batch_faults(model: dict[str, Any]) -> list[str]:
+    """A cache and a step of continuous batching that are too small, or left to defaults that know no host."""
+    told = []
+    lacking = sorted({"context", "slots", "cache_tokens", "batch_tokens"} - set(model))
+    if lacking:
+        return [
+            f"driver continuous needs {', '.join(lacking)}: its cache takes memory from the start, so say how much"
+        ]
+    if int(model["cache_tokens"]) < int(model["context"]):
+        told.append(
+            f"cache_tokens is {model['cache_tokens']} and context {model['context']}: one request has to fit, so raise the first"
+        )
+    if int(model["batch_tokens"]) < int(model["slots"]):
+        told.append(
+            f"batch_tokens is {model['batch_tokens']} and slots {model['slots']}: each needs a token a step, so raise the first"
+        )
+    return told
+
+
+def remote_faults(remote: dict[str, Any], hosts: dict[str, str]) -> list[str]:
+    """Servers that nobody could reach, or only in clear."""
+    told = []
+    if not remote.get("socket") and not remote.get("url"):
+        told.append(
+            "driver remote needs `remote` with `socket`, the path of a UNIX socket, or `url`, https://HOST:PORT"
+        )
+    told += [
+        f"the socket {path} is no absolute path" for path in remote.get("socket") or [] if path[:1] != "/"
+    ]
+    for url in remote.get("url") or []:
+        parts = urlsplit(url)
+        if parts.scheme == "http" and parts.hostname in LOOPBACK:
+            continue
+        if parts.scheme != "https":
+            told.append(
+                f"{url} would carry prompts in clear: take https, which is mutual TLS 1.3 here, a socket, or 127.0.0.1"
+            )
+        elif parts.hostname not in hosts and not is_address(parts.hostname or ""):
+            told.append(
+                f"{url} names no host of this inventory, and no host asks DNS: take one of {', '.join(hosts)}, or an address"
+            )
+    return told
+
+
+def is_address(host: str) -> bool:
+    """Whether it needs no name service."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+# How `llm-serve fit` counts vLLM's quantizations: by what takes no less where they have 4 and 8 bits, as they mostly do.
+COUNTED_AS = {"awq": "nf4", "bitsandbytes": "nf4", "fp8": "int8", "gptq": "nf4"}
+UTILIZATION = 0.9
+
+
+def vllm_faults(models: list[dict[str, Any]], gpu_memory: str) -> list[str]:
+    """Why vLLM cannot serve these models on GPUs of that memory each, a sentence for each fault."""
+    if not models:
+        return ["It is an empty list: name a model, or take the host out of [vllm]"]
+    told = []
+    if not MEMORY.fullmatch(gpu_memory):
+        told.append(f"vllm_gpu_memory is {gpu_memory or 'not set'}: write the memory of one GPU, such as 24G")
+    for name, times in Counter(model["name"] for model in models).items():
+        if times > 1:
+            told.append(f"{times} models are called {name}: the gateways ask by name, so give each its own")
+    for number, times in Counter(gpu for model in models for gpu in model["gpus"]).items():
+        if times > 1:
+            told.append(f"GPU {number} is named {times} times: a GPU has one model, and is named there once")
+    for model in map(set_of, models):
+        told += [f"{model['name']}: {fault}" for fault in gpu_faults(model)]
+    return told
+
+
+def gpu_faults(model: dict[str, Any]) -> list[str]:
+    """What is wrong with one model."""
+    told = []
+    if not NAME.fullmatch(model["name"]):
+        told.append(
+            "a name has small letters, digits, dots and dashes, at most 63, and starts with no dash or dot"
+        )
+    tensor, pipeline = parallel(model)
+    if not model["gpus"]:
+        told.append("gpus is empty: name at least one, as nvidia-smi numbers them")
+    elif tensor * pipeline != len(model["gpus"]):
+        told.append(
+            f"tensor_parallel {tensor} times pipeline_parallel {pipeline} is not its {len(model['gpus'])} GPUs: name as many"
+        )
+    if not 0 < float(model.get("gpu_memory_utilization", UTILIZATION)) <= 0.98:
+        told.append(
+            f"gpu_memory_utilization is {model['gpu_memory_utilization']}: take more than 0 and at most 0.98"
+        )
+    for key in "max_model_len", "max_num_seqs", "max_num_batched_tokens":
+        if key in model and int(model[key]) < 1:
+            told.append(f"{key} is {model[key]}: take 1 or more")
+    return told
+
+
+def parallel(model: dict[str, Any]) -> tuple[int, int]:
+    """GPUs that share each layer, and groups of them that share the layers."""
+    pipeline = int(model.get("pipeline_parallel", 1))
+    return int(model.get("tensor_parallel", max(len(model["gpus"]) // max(pipeline, 1), 1))), pipeline
+
+
+def vllm_fit(model: dict[str, Any], models_dir: str, gpu_memory: str) -> list[str]:
+    """Arguments of `llm-serve fit` for a model."""
+    model = set_of(model)
+    share = float(model.get("gpu_memory_utilization", UTILIZATION))
+    mebibytes = int(int(memory_max({"memory": gpu_memory})) * share) >> 20
+    quantization = COUNTED_AS.get(model.get("quantization", ""), "none")
+    return [
+        *(
+            "--model",
+            f"{models_dir}/{model['model']}",
+            "--memory",
+            f"{mebibytes}M",
+            "--gpus",
+            str(len(model["gpus"])),
+        ),
+        *("--context", str(model["max_model_len"]), "--quantization", quantization),
+    ]
+
+
+def vllm_config(model: dict[str, Any], models_dir: str, drain_seconds: int) -> dict[str, Any]:
+    """vLLM's own configuration file for a model: its long options by name."""
+    model = set_of(model)
+    tensor, pipeline = parallel(model)
+    config = {
+        "model": f"{models_dir}/{model['model']}",
+        "served-model-name": model["name"],
+        "uds": f"/run/vllm/{model['name']}/api.sock",
+        "load-format": "safetensors",
+        "tensor-parallel-size": tensor,
+        "pipeline-parallel-size": pipeline,
+        "max-model-len": model["max_model_len"],
+        "gpu-memory-utilization": model.get("gpu_memory_utilization", UTILIZATION),
+        "shutdown-timeout": drain_seconds,
+        "disable-uvicorn-access-log": True,
+        "disable-fastapi-docs": True,
+    }
+    for key in "dtype", "quantization", "max_num_seqs", "max_num_batched_tokens":
+        if key in model:
+            config[key.replace("_", "-")] = model[key]
+    if not model.get("share_prefixes"):
+        config["no-enable-prefix-caching"] = True
+    return config
+
+
+class FilterModule:
+    """What Ansible asks for."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        return {
+            "engines": engines,
+            "memory_max": memory_max,
+            "model_faults": model_faults,
+            "upstreams": upstreams,
+            "vllm_config": vllm_config,
+            "vllm_faults": vllm_faults,
+            "vllm_fit": vllm_fit,
+        }

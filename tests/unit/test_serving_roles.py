@@ -1,0 +1,390 @@
+"""What the roles that run models make of an inventory: sentences for what cannot be, files and units for the rest."""
+
+import http.server
+import json
+import os
+import socketserver
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from plugin_modules import LINK, ROOT, load
+
+serving = load("filter.serving")
+HOSTS = {"llm1.estate.internal": "10.0.0.1", "gpu1.estate.internal": "10.0.0.2"}
+CODER: dict[str, Any] = {
+    "name": "coder",
+    "model": "coder",
+    "gpus": [0, 1],
+    "max_model_len": 16384,
+    "quantization": "awq",
+}
+PROGRAM = ROOT / "payload/.venv/bin/llm-serve"
+EXPOSURE = 15  # tenths, of systemd's ten: as the roles' own checks
+BATCH = {"context": 2048, "slots": 16, "cache_tokens": 8192, "batch_tokens": 512}
+REMOTE = {
+    "socket": ["/run/vllm/coder/api.sock"],
+    "url": ["https://gpu1.estate.internal:8443"],
+    "group": "vllm",
+    "key_credential": "vllm.key",
+    "revision": "1",
+}
+MODELS: list[dict[str, Any]] = [
+    {"name": "small", "driver": "continuous", "model": "small", "memory": "3G", "instances": 2, **BATCH},
+    {
+        "name": "plain",
+        "driver": "naive",
+        "model": "plain",
+        "quantization": "none",
+        "context": 512,
+        "threads": 1,
+    },
+    {"name": "1.5", "driver": "echo", "slots": 2},
+    {"name": "vectors", "driver": "embed", "model": "minilm", "dtype": "float32"},
+    {"name": "coder", "driver": "remote", "remote": REMOTE},
+]
+# What a play would know of the host.
+FACTS = {
+    "base_domain": "estate.internal",
+    "llm_serving_gateways": 2,
+    "llm_serving_policy": "server",
+    "__llm_serving_release": {"id": "0123456789ab"},
+}
+
+
+def rendered(folder: Path, role: str, wanted: dict[str, str], **variables: Any) -> Any:
+    """Expressions as Ansible evaluates them with a role's variables and templates."""
+    (folder / "templates").symlink_to(ROOT / f"roles/{role}/templates")
+    files = [str(ROOT / f"roles/{role}/{kind}/main.yml") for kind in ("defaults", "vars")]
+    (folder / "given.yml").write_text(yaml.safe_dump({**FACTS, **variables}))
+    task = {
+        "ansible.builtin.copy": {
+            "dest": str(folder / "out.json"),
+            "content": "{{ {"
+            + ", ".join(f"'{name}': {text}" for name, text in wanted.items())
+            + "} | to_json }}",
+        }
+    }
+    play = {
+        "hosts": "llm1",
+        "connection": "local",
+        "gather_facts": False,
+        "vars_files": [*files, str(folder / "given.yml")],
+        "tasks": [task],
+    }
+    hosts = {name.split(".")[0]: {"ansible_host": address} for name, address in HOSTS.items()}
+    (folder / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": hosts}}))
+    (folder / "play.yml").write_text(yaml.safe_dump([play]))
+    environment = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(LINK.parents[2]), "ANSIBLE_CONFIG": ""}
+    run = subprocess.run(
+        [str(ROOT / ".venv/bin/ansible-playbook"), "-i", str(folder / "hosts.yml"), str(folder / "play.yml")],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    return json.loads((folder / "out.json").read_text())
+
+
+def hardened(folder: Path, name: str, text: str, exposure: int = EXPOSURE) -> None:
+    """systemd understands the unit, and finds it hardened."""
+    unit = folder / name
+    unit.write_text(text)
+    judged = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--no-pager", f"--threshold={exposure}", str(unit)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert judged.returncode == 0, judged.stdout[-1500:] + judged.stderr
+    unit.write_text(
+        "".join(line for line in text.splitlines(True) if not line.startswith("Exec"))
+        + "[Service]\nExecStart=true\n"
+    )
+    read = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True, check=False
+    )
+    strange = [line for line in read.stderr.splitlines() if name in line]
+    assert not strange, strange
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What role llm_serving makes of MODELS."""
+    wanted = {
+        name: f"__llm_serving_{name}"
+        for name in ("files", "steps", "directories", "leftovers", "wrong", "sockets")
+    }
+    wanted |= {
+        name: f"lookup('ansible.builtin.template', '{name}.j2')"
+        for name in ("llm-gateway@.service", "llm-engine@.service", "output.nft")
+    }
+    return rendered(tmp_path_factory.mktemp("role"), "llm_serving", wanted, llm_serving_models=MODELS)
+
+
+def file(made: Any, dest: str) -> Any:
+    """A file that the role would place."""
+    (found,) = (entry for entry in made["files"] if entry["dest"].endswith(dest))
+    return found["content"]
+
+
+def test_these_models_can_be_served(made: Any) -> None:
+    assert made["wrong"] == []
+
+
+@pytest.mark.parametrize(
+    "name", ["engine-small", "engine-small-2", "engine-plain", "engine-1.5", "engine-vectors", "gateway-1"]
+)
+def test_the_program_takes_each_file(made: Any, tmp_path: Path, name: str) -> None:
+    path = tmp_path / f"{name}.yaml"
+    path.write_text(file(made, f"/{name}.yaml"))
+    checked = subprocess.run(
+        [str(PROGRAM), "check", name.split("-")[0], str(path)], capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_engines_of_one_model_have_sockets_of_their_own_and_its_name(made: Any) -> None:
+    first, second = (yaml.safe_load(file(made, f"/engine-{name}.yaml")) for name in ("small", "small-2"))
+    assert (first.get("name"), second["name"]) == (None, "small")
+    sockets = [first["socket"], second["socket"]]
+    assert sockets == ["/run/llm-engine/small.sock", "/run/llm-engine/small-2.sock"]
+    assert yaml.safe_load(file(made, "/gateway-2.yaml"))["engines"]["small"] == {"socket": sockets}
+
+
+def test_what_an_engine_may_take_is_told_to_it(made: Any) -> None:
+    model = yaml.safe_load(file(made, "/engine-small.yaml"))["model"]
+    assert {name: model[name] for name in BATCH} == BATCH
+
+
+def test_a_remote_model_has_no_engine_here_and_the_certificates_of_the_host(made: Any) -> None:
+    engine = yaml.safe_load(file(made, "/gateway-1.yaml"))["engines"]["coder"]["remote"]
+    assert engine["socket"] == REMOTE["socket"]
+    assert engine["tls"]["key"] == "/etc/llmkeep/pki/host.key"
+    assert "group" not in engine
+    assert not any("coder" in step["name"] for step in made["steps"])
+
+
+def test_a_gateway_may_reach_its_remote_models_and_nobody_else(made: Any) -> None:
+    unit = made["llm-gateway@.service"].splitlines()
+    assert [line for line in unit if line.startswith("IPAddress")] == [
+        "IPAddressDeny=any",
+        "IPAddressAllow=localhost",
+        "IPAddressAllow=10.0.0.2",
+    ]
+    assert {
+        "LoadCredentialEncrypted=vllm.key",
+        "SupplementaryGroups=llm-engine llm-audit redis opa ssl-cert vllm",
+    } <= {*unit}
+    assert made["output.nft"] == "ip daddr 10.0.0.2 tcp dport 8443 meta skuid llm-gateway accept\n"
+
+
+def test_without_a_remote_model_a_gateway_goes_nowhere(tmp_path: Path) -> None:
+    wanted = {
+        "unit": "lookup('ansible.builtin.template', 'llm-gateway@.service.j2')",
+        "leftovers": "__llm_serving_leftovers",
+    }
+    made = rendered(tmp_path, "llm_serving", wanted)
+    assert "IPAddressAllow=localhost\nRestrictAddressFamilies=AF_UNIX AF_INET\n" in made["unit"]
+    assert made["leftovers"] == [
+        "/etc/systemd/system/llm-engine@smollm2-135m-instruct.service.d/memory.conf",
+        "/etc/nftables.d/output-llm-serving.nft",
+    ]
+
+
+def test_a_bound_of_memory_is_the_unit_s_and_goes_with_the_declaration(made: Any) -> None:
+    assert file(made, "/llm-engine@small-2.service.d/memory.conf") == "[Service]\nMemoryMax=3G\n"
+    assert {"path": "/etc/systemd/system/llm-engine@small.service.d"} in made["directories"]
+    assert "/etc/systemd/system/llm-engine@plain.service.d/memory.conf" in made["leftovers"]
+    assert [serving.memory_max(model) for model in MODELS[:2]] == [str(3 * 2**30), "infinity"]
+
+
+def test_engines_of_one_model_are_moved_one_after_the_other_with_time_between(made: Any) -> None:
+    settle = {step["name"]: step["settle_seconds"] for step in made["steps"] if "llm-engine" in step["name"]}
+    assert settle == {
+        "llm-engine@small.service": 2,
+        "llm-engine@small-2.service": 2,
+        "llm-engine@plain.service": 0,
+        "llm-engine@1.5.service": 0,
+        "llm-engine@vectors.service": 0,
+    }
+
+
+@pytest.mark.parametrize("name", ["llm-gateway@.service", "llm-engine@.service"])
+def test_a_unit_is_hardened(made: Any, tmp_path: Path, name: str) -> None:
+    hardened(tmp_path, name, made[name])
+
+
+@pytest.mark.parametrize(
+    ("models", "sentence"),
+    [
+        ([], "name a model"),
+        ([{"name": "A b", "driver": "echo"}], "a name has small letters"),
+        ([{"name": "a", "driver": "turbo"}], "its driver is 'turbo': take one of echo, naive, continuous, embed, remote"),
+        ([{"name": "a", "driver": "naive"}], "driver naive needs `model`"),
+        ([{"name": "a", "driver": "echo"}, {"name": "a", "driver": "naive", "model": "b"}], "2 models are called a"),
+        ([{"name": "a", "driver": "echo", "instances": 2}, {"name": "a-2", "driver": "echo"}], "two engines would be"),
+        ([{"name": "a", "driver": "echo", "instances": 17}], "instances is 17: take 1 to 16"),
+        ([{"name": "a", "driver": "echo", "memory": "lots"}], "memory is lots: write a size such as 24G"),
+        ([{"name": "a", "driver": "embed", "model": "b", "quantization": "int8"}], "driver embed takes no quantization"),
+        ([{"name": "a", "driver": "naive", "model": "b", "slots": 4}], "driver naive takes no slots"),
+        ([{"name": "a", "driver": "naive", "model": "b", "context": 0}], "context is 0: take 1 or more"),
+        ([{"name": "a", "driver": "continuous", "model": "b", "context": 9}], "needs batch_tokens, cache_tokens, slots"),
+        ([{"name": "a", "driver": "continuous", "model": "b", **BATCH, "cache_tokens": 99}], "cache_tokens is 99 and context"),
+        ([{"name": "a", "driver": "continuous", "model": "b", **BATCH, "batch_tokens": 9}], "batch_tokens is 9 and slots 16"),
+        ([{"name": "a", "driver": "remote"}], "driver remote needs `remote`"),
+        ([{"name": "a", "driver": "echo", "remote": {"socket": ["/s"]}}], "driver echo takes no remote"),
+        ([{"name": "a", "driver": "remote", "remote": {"socket": ["s"]}}], "the socket s is no absolute path"),
+        ([{"name": "a", "driver": "remote", "remote": {"url": ["http://10.0.0.2:80"]}}], "would carry prompts in clear"),
+        ([{"name": "a", "driver": "remote", "remote": {"url": ["https://gpu9:1"]}}], "names no host of this inventory"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_served_is_told(models: list[dict[str, Any]], sentence: str) -> None:
+    (told,) = serving.model_faults(models, HOSTS)
+    assert sentence in told
+
+
+def test_all_faults_are_told_at_once() -> None:
+    wrong = [{"name": "A", "driver": "naive"}, {"name": "b", "driver": "remote"}]
+    assert len(serving.model_faults(wrong, HOSTS)) == 3
+
+
+def test_an_address_and_loopback_need_no_host_of_the_inventory() -> None:
+    urls = ["https://10.9.9.9:8443", "http://127.0.0.1:8000"]
+    model = {"name": "a", "driver": "remote", "remote": {"url": urls}}
+    assert serving.model_faults([model], HOSTS) == []
+    assert serving.upstreams([model], HOSTS) == [{"address": "10.9.9.9", "port": 8443}]
+
+
+def test_an_engine_that_runs_keeps_its_name_when_more_come() -> None:
+    names = [
+        [each["name"] for each in serving.engines([{"name": "a", "instances": more}])] for more in (1, 3)
+    ]
+    assert names == [["a"], ["a", "a-2", "a-3"]]
+
+
+@pytest.fixture(scope="module")
+def vllm(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What role vllm makes of a model on two GPUs."""
+    folder = tmp_path_factory.mktemp("vllm")
+    (folder / "files").symlink_to(ROOT / "roles/vllm/files")
+    wanted = {name: f"__vllm_{name}" for name in ("files", "steps", "wrong", "sockets", "gpus")}
+    wanted["unit"] = "lookup('ansible.builtin.template', 'vllm@.service.j2')"
+    given = {"vllm_models": [CODER], "vllm_gpu_memory": "24G", "__vllm_release": {"id": "0123456789ab"}}
+    return rendered(folder, "vllm", wanted, **given)
+
+
+def test_vllm_s_configuration_names_its_socket_and_no_key(vllm: Any) -> None:
+    config = yaml.safe_load(file(vllm, "/coder.yaml"))
+    assert (config["uds"], config["served-model-name"]) == ("/run/vllm/coder/api.sock", "coder")
+    assert (config["tensor-parallel-size"], config["max-model-len"], config["quantization"]) == (
+        2,
+        16384,
+        "awq",
+    )
+    assert config["no-enable-prefix-caching"] is True
+    assert not {"api-key", "host", "port", "trust-remote-code"} & set(config)
+    assert file(vllm, "/coder.env") == "CUDA_VISIBLE_DEVICES=0,1\n"
+
+
+def test_vllm_s_unit_is_hardened_and_tells_nobody(vllm: Any, tmp_path: Path) -> None:
+    hardened(tmp_path, "vllm@.service", vllm["unit"], exposure=20)
+    settings = " ".join(
+        line.removeprefix("Environment=")
+        for line in vllm["unit"].splitlines()
+        if line.startswith("Environment=")
+    )
+    assert {"VLLM_NO_USAGE_STATS=1", "DO_NOT_TRACK=1", "HF_HUB_OFFLINE=1"} <= set(settings.split())
+    assert {"PrivateNetwork=yes", "DeviceAllow=char-nvidia* rw"} <= set(vllm["unit"].splitlines())
+
+
+def test_vllm_is_moved_by_units_of_its_own(vllm: Any) -> None:
+    assert vllm["steps"] == [{"name": "vllm@coder.service"}]
+    assert vllm["wrong"] == []
+
+
+def test_a_gpu_s_memory_may_be_a_little_less_than_the_card_says(vllm: Any, tmp_path: Path) -> None:
+    smi = tmp_path / "nvidia-smi"
+    for seen, code in (("23028", 1), ("24564", 0)):
+        smi.write_text(f"#!/bin/sh\necho {seen}\n")
+        smi.chmod(0o755)
+        path = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+        run = subprocess.run(
+            ["sh", "-c", vllm["gpus"], "check", "0"], check=False, env=path, capture_output=True
+        )
+        assert run.returncode == code, run.stdout
+
+
+def test_vllm_gets_its_key_in_the_environment_and_not_as_an_argument(tmp_path: Path) -> None:
+    program = tmp_path / "releases/a/bin/vllm"  # a double that tells how it was started
+    program.parent.mkdir(parents=True)
+    program.write_text('#!/bin/sh\necho "$VLLM_API_KEY" "$0" "$@"\n')
+    program.chmod(0o755)
+    (tmp_path / "unit").symlink_to("releases/a")
+    (tmp_path / "vllm.key").write_text("secret")
+    command = ["sh", str(ROOT / "roles/vllm/files/vllm-serve"), str(tmp_path / "unit"), "coder"]
+    environment = {"PATH": "/usr/bin:/bin", "CREDENTIALS_DIRECTORY": str(tmp_path)}
+    run = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    release = tmp_path / "releases/a"
+    assert run.stdout == f"secret {release}/bin/vllm serve --config {release}/etc/coder.yaml\n"
+    (tmp_path / "vllm.key").unlink()
+    assert subprocess.run(command, capture_output=True, check=False, env=environment).returncode == 1
+
+
+def test_vllm_counts_as_started_once_it_answers(tmp_path: Path) -> None:
+    place = str(tmp_path / "api.sock")
+    ready = [sys.executable, str(ROOT / "roles/vllm/files/vllm-ready"), "0", "200", "/health", place]
+    absent = subprocess.run(ready, capture_output=True, text=True, check=False)
+    assert (absent.returncode, "FileNotFoundError" in absent.stdout) == (1, True)
+
+    class Health(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/health" else 401)
+            self.end_headers()
+
+        def address_string(self) -> str:
+            return "a test"
+
+    with socketserver.UnixStreamServer(place, Health) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert subprocess.run(ready, check=False).returncode == 0
+        ready[4] = "/v1/models"
+        refused = subprocess.run(ready, capture_output=True, text=True, check=False)
+        server.shutdown()
+    assert (refused.returncode, "says 401 to GET /v1/models" in refused.stdout) == (1, True)
+
+
+def test_fit_is_asked_for_the_share_of_the_memory_that_vllm_takes() -> None:
+    asked = " ".join(serving.vllm_fit(CODER, "/models", "24G"))
+    assert asked == "--model /models/coder --memory 22118M --gpus 2 --context 16384 --quantization nf4"
+
+
+@pytest.mark.parametrize(
+    ("change", "memory", "sentence"),
+    [
+        ({}, "", "vllm_gpu_memory is not set"),
+        ({"gpus": []}, "24G", "gpus is empty"),
+        ({"gpus": [1, 1]}, "24G", "GPU 1 is named 2 times"),
+        ({"tensor_parallel": 4}, "24G", "tensor_parallel 4 times pipeline_parallel 1 is not its 2 GPUs"),
+        ({"gpu_memory_utilization": 1.5}, "24G", "gpu_memory_utilization is 1.5"),
+        ({"max_model_len": 0}, "24G", "max_model_len is 0: take 1 or more"),
+        ({"name": "Coder"}, "24G", "a name has small letters"),
+    ],
+)
+def test_what_vllm_cannot_serve_is_told(change: dict[str, Any], memory: str, sentence: str) -> None:
+    (told,) = serving.vllm_faults([{**CODER, **change}], memory)
+    assert sentence in told
+
+
+def test_two_models_share_no_gpu_and_no_name() -> None:
+    told = serving.vllm_faults([CODER, CODER], "24G")
+    assert [line.split(":")[0] for line in told] == [
+        "2 models are called coder",
+        "GPU 0 is named 2 times",
+        "GPU 1 is named 2 times",
+    ]
