@@ -97,6 +97,7 @@ class Service:
     engine_models: dict[str, dict[str, Any]]
     remotes: dict[str, dict[str, Any]] = field(default_factory=dict)  # models that other servers have
     instances: dict[str, int] = field(default_factory=dict)  # of a model; without an entry, one
+    adapters: dict[str, str] = field(default_factory=dict)  # and the model whose engine has it
     limits: dict[str, Any] = field(default_factory=dict)
     redis: dict[str, Any] | None = None
     policy: dict[str, Any] | None = None  # without one: the estate's own, judged in process
@@ -172,6 +173,7 @@ class Service:
             "listen": self.listen or {"socket": str(self.folder / "http.sock")},
             "metrics": {"socket": str(self.folder / "metrics.sock")},
             "engines": {name: {"socket": self.sockets(name)} for name in self.engine_models}
+            | {name: {"socket": self.sockets(model)} for name, model in self.adapters.items()}
             | {name: {"remote": remote} for name, remote in self.remotes.items()},
             "keys_file": str(self.folder / "keys.json"),
             "identity": self.identity,
