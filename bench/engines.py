@@ -1,6 +1,6 @@
 #!/usr/bin/python3.13
 """What batching brings: tokens a second of `continuous` beside `naive`, the same requests at once, in turns. With
-`--quantization`, what 8 and 4 bits bring or cost: `naive` in float32, in bfloat16, and in each of them.
+`--quantization`, what 8 and 4 bits bring or cost: one driver in float32, in bfloat16, and in each of them.
 
 Each engine is a process of its own with the model, asked over its socket without a gateway; while one
 answers the other idles. CPU a token is what to compare where the machine does other work too. Answers are greedy, and
@@ -58,8 +58,8 @@ def modes(options: argparse.Namespace) -> list[Mode]:
     """What to compare with the first."""
     if not options.quantization:
         return [Mode(driver, driver, options.dtype) for driver in ("naive", "continuous")]
-    whole = [Mode(dtype, "naive", dtype) for dtype in ("float32", "bfloat16")]
-    return whole + [Mode(each, "naive", "bfloat16", each) for each in options.quantization]
+    whole = [Mode(dtype, options.driver, dtype) for dtype in ("float32", "bfloat16")]
+    return whole + [Mode(each, options.driver, "bfloat16", each) for each in options.quantization]
 
 
 def start(folder: Path, mode: Mode, model: Path, options: argparse.Namespace) -> Engine:
@@ -118,7 +118,8 @@ def ask(engine: Engine, file: Any, count: int, tokens: int) -> tuple[float, floa
     file.flush()
     answers, total = [""] * count, 0
     for _ in range(count):
-        answer = json.loads(file.readline())
+        while (answer := json.loads(file.readline()))["kind"] == "beat":
+            pass
         if answer["kind"] != "done":
             raise SystemExit(f"an answer failed: {answer}")
         answers[answer["id"]] = answer["text"]
@@ -197,6 +198,9 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--quantization", choices=["int8", "nf4"], nargs="+", default=[])
+    parser.add_argument(
+        "--driver", choices=["naive", "continuous"], default="naive", help="for --quantization"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON document instead of the table")
     options = parser.parse_args()
     results: dict[str, Any] = {}
