@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,8 +76,12 @@ class Process:
         """SIGTERM; its exit code."""
         if self.process.poll() is None:
             self.process.terminate()
+        end = time.monotonic() + 60  # torch takes long to leave a busy machine
         try:
-            return self.process.wait(60)  # torch takes long to leave a busy machine
+            while self.process.poll() is None and time.monotonic() < end:
+                with suppress(TimeoutError):  # a process that nobody hears stands still at its tenth word
+                    self.notifications.recv(1000)
+            return self.process.wait(0)
         finally:
             self.kill()
             self.notifications.close()
