@@ -51,7 +51,8 @@ class Engine:
         """As it logs them."""
         log = self.socket.with_suffix(".log").read_text()
         lines = (json.loads(line) for line in log.splitlines() if line.startswith("{"))
-        return next(sum(line["bytes"].values()) for line in lines if line["message"] == "weights loaded")
+        loaded: dict[str, int] = next(line["bytes"] for line in lines if line["message"] == "weights loaded")
+        return sum(loaded.values())
 
 
 def modes(options: argparse.Namespace) -> list[Mode]:

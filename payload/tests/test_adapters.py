@@ -13,6 +13,7 @@ import httpx2 as httpx
 import pytest
 from scripted_opa import ScriptedOpa, answer
 from service import Service, eventually, running
+from test_engine_contract import Gateway
 from test_fit import TINY_LATENT
 from test_refusals import error
 from tiny import make_model, make_tokenizer
@@ -23,7 +24,7 @@ from llmserve.admission import Queue
 from llmserve.cache import key_material
 from llmserve.cli import main
 from llmserve.link import EngineLink
-from llmserve.protocol import Generate, Hello, ProtocolError
+from llmserve.protocol import Beat, Failed, Generate, Hello, ProtocolError, decode
 from llmserve.settings import ContinuousModel, EngineConfig, NaiveModel
 
 torch = pytest.importorskip("torch", reason="Debian's python3-torch is not installed")
@@ -259,6 +260,18 @@ def test_the_cache_takes_no_answer_of_an_adapter_for_one_of_the_model() -> None:
 def test_an_engine_without_the_adapter_that_the_gateway_names_is_not_there() -> None:
     with pytest.raises(ProtocolError, match="serves 'm', 'a', 'b', not 'c'"):
         link("c").introduced(HELLO)
+
+
+def test_an_engine_that_is_asked_for_an_adapter_it_lacks_does_not_answer_by_the_model(
+    service: Service,
+) -> None:
+    gateway = Gateway(service, "base")
+    gateway.say(Generate(1, False, 4, prompt=PROMPT, adapter="nothing"))
+    while isinstance(frame := decode(gateway.lines.readline()), Beat):
+        pass
+    gateway.close()
+    assert isinstance(frame, Failed)
+    assert (frame.status, frame.message) == (503, "this engine has no adapter 'nothing'")
 
 
 def test_an_adapter_for_layers_that_the_model_lacks_is_refused(model: Path, folder: Path) -> None:
