@@ -1,10 +1,11 @@
 #!/usr/bin/python3.13
-"""What batching brings: tokens a second of `continuous` beside `naive`, the same requests at once, in turns.
+"""What batching brings: tokens a second of `continuous` beside `naive`, the same requests at once, in turns. With
+`--quantization`, what 8 and 4 bits bring or cost: one driver in float32, in bfloat16, and in each of them.
 
 Each engine is a process of its own with the model, asked over its socket without a gateway; while one
 answers the other idles. CPU a token is what to compare where the machine does other work too. Answers are greedy, and
 compared: in float32 both engines must say the same. The models are those in the directories named (SmolLM2: `make bundle` leaves
-it in .lab/bundle/models), or else a random Llama of 57 M parameters, made here.
+it in .lab/bundle/models), or else a random Llama of 57 M parameters, made here. Bytes are those of the weights, without scales.
 
 Needs `make env`. Exit code 0, or 1 if an answer failed or two in float32 differ.
 """
@@ -25,41 +26,65 @@ from typing import Any
 
 from stand import PYTHON, ROOT, cpu_seconds
 
-DRIVERS = ("naive", "continuous")
 START_SECONDS = 300
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One way to run a model."""
+
+    name: str
+    driver: str
+    dtype: str
+    quantization: str = "none"
 
 
 @dataclass
 class Engine:
     """A running one."""
 
-    driver: str
+    mode: Mode
     process: subprocess.Popen[bytes]
     socket: Path
 
+    def weight_bytes(self) -> int:
+        """As it logs them."""
+        log = self.socket.with_suffix(".log").read_text()
+        lines = (json.loads(line) for line in log.splitlines() if line.startswith("{"))
+        loaded: dict[str, int] = next(line["bytes"] for line in lines if line["message"] == "weights loaded")
+        return sum(loaded.values())
 
-def start(folder: Path, driver: str, model: Path, options: argparse.Namespace) -> Engine:
+
+def modes(options: argparse.Namespace) -> list[Mode]:
+    """What to compare with the first."""
+    if not options.quantization:
+        return [Mode(driver, driver, options.dtype) for driver in ("naive", "continuous")]
+    whole = [Mode(dtype, options.driver, dtype) for dtype in ("float32", "bfloat16")]
+    return whole + [Mode(each, options.driver, "bfloat16", each) for each in options.quantization]
+
+
+def start(folder: Path, mode: Mode, model: Path, options: argparse.Namespace) -> Engine:
     """An engine that will listen soon."""
-    path = folder / f"{driver}.sock"
-    manifest = folder / f"{driver}.sha256"
+    path = folder / f"{mode.name}.sock"
+    manifest = folder / f"{mode.name}.sha256"
     lines = (f"{hashlib.sha256(f.read_bytes()).hexdigest()}  {f.name}\n" for f in sorted(model.iterdir()))
     manifest.write_text("".join(lines))
     described: dict[str, Any] = {
-        "driver": driver,
+        "driver": mode.driver,
         "path": str(model),
         "manifest": str(manifest),
-        "dtype": options.dtype,
+        "dtype": mode.dtype,
         "threads": options.threads,
-        "quantization": options.quantization,
+        "quantization": mode.quantization,
     }
-    if driver == "continuous":
+    if mode.driver == "continuous":
         described |= {"slots": 32, "cache_tokens": 8192}
-    config = folder / f"{driver}.yaml"
+    config = folder / f"{mode.name}.yaml"
     config.write_text(json.dumps({"socket": str(path), "model": described}))  # JSON is YAML
     command = [PYTHON, "-m", "llmserve", "engine", "--name", "model", "--config", str(config)]
-    with (folder / f"{driver}.log").open("wb") as log:
+    with (folder / f"{mode.name}.log").open("wb") as log:
         process = subprocess.Popen(command, stderr=log)
-    return Engine(driver, process, path)
+    return Engine(mode, process, path)
 
 
 def connect(engine: Engine) -> Any:
@@ -76,7 +101,7 @@ def connect(engine: Engine) -> Any:
         file.readline()  # who it is
         return file
     raise SystemExit(
-        f"the engine {engine.driver} does not listen: {engine.socket.with_suffix('.log').read_text()}"
+        f"the engine {engine.mode.name} does not listen: {engine.socket.with_suffix('.log').read_text()}"
     )
 
 
@@ -94,7 +119,8 @@ def ask(engine: Engine, file: Any, count: int, tokens: int) -> tuple[float, floa
     file.flush()
     answers, total = [""] * count, 0
     for _ in range(count):
-        answer = json.loads(file.readline())
+        while (answer := json.loads(file.readline()))["kind"] == "beat":
+            pass
         if answer["kind"] != "done":
             raise SystemExit(f"an answer failed: {answer}")
         answers[answer["id"]] = answer["text"]
@@ -104,31 +130,32 @@ def ask(engine: Engine, file: Any, count: int, tokens: int) -> tuple[float, floa
 
 
 def measure(model: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Tokens a second by requests at once and driver: the rounds, and how many answers agree."""
+    """By requests at once and mode: tokens a second and CPU in each round, bytes, and answers that agree with the first."""
     with tempfile.TemporaryDirectory(prefix="bench-engines-") as name:
-        engines = [start(Path(name), each, model, options) for each in DRIVERS]
+        engines = [start(Path(name), each, model, options) for each in modes(options)]
         try:
-            files = {engine.driver: connect(engine) for engine in engines}
+            files = {engine.mode: connect(engine) for engine in engines}
             for engine in engines:
-                ask(engine, files[engine.driver], 1, 4)  # whatever is made at first use
+                ask(engine, files[engine.mode], 1, 4)  # whatever is made at first use
             results: dict[str, Any] = {}
             for count in options.concurrent:
-                rates: dict[str, list[float]] = {each: [] for each in DRIVERS}
-                cpu: dict[str, list[float]] = {each: [] for each in DRIVERS}
-                answers: dict[str, list[str]] = {}
+                by_mode: dict[str, Any] = {}
+                answers: dict[Mode, list[str]] = {}
+                for engine in engines:
+                    seen = {"tokens_per_second": [], "cpu_ms_per_token": [], "bytes": engine.weight_bytes()}
+                    by_mode[engine.mode.name] = seen
                 for number in range(options.rounds):
                     for engine in engines if number % 2 == 0 else engines[::-1]:
-                        driver = engine.driver
-                        rate, each, answers[driver] = ask(engine, files[driver], count, options.tokens)
-                        rates[driver].append(rate)
-                        cpu[driver].append(each * 1000)
-                        print(
-                            f"{count} at once, round {number + 1}: {driver} {rate:.1f}, {each * 1000:.0f} ms",
-                            file=sys.stderr,
-                        )
-                pairs = zip(answers["naive"], answers["continuous"], strict=True)
-                agree = sum(one == other for one, other in pairs)
-                results[str(count)] = {"tokens_per_second": rates, "cpu_ms_per_token": cpu, "agree": agree}
+                        mode = engine.mode
+                        rate, each, answers[mode] = ask(engine, files[mode], count, options.tokens)
+                        by_mode[mode.name]["tokens_per_second"].append(rate)
+                        by_mode[mode.name]["cpu_ms_per_token"].append(each * 1000)
+                        told = f"{rate:.1f} tokens/s, {each * 1000:.0f} ms"
+                        print(f"{count} at once, round {number + 1}: {mode.name} {told}", file=sys.stderr)
+                for mode, texts in answers.items():
+                    pairs = zip(answers[engines[0].mode], texts, strict=True)
+                    by_mode[mode.name]["agree"] = sum(one == other for one, other in pairs)
+                results[str(count)] = by_mode
         finally:
             for engine in engines:
                 engine.process.kill()
@@ -137,17 +164,26 @@ def measure(model: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """For people, in Markdown."""
-    heads = ["model", "at once", *(f"{driver} tokens/s" for driver in DRIVERS), "factor"]
-    heads += [*(f"{driver} CPU ms a token" for driver in DRIVERS), "factor", "answers that agree"]
+    """For people, in Markdown; factors are those to the first mode, above 1 where it is better."""
+    heads = ["model", "at once", "", "tokens/s", "factor", "CPU ms a token", "factor", "bytes", "agree"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for model, by_count in results.items():
-        for count, each in by_count.items():
-            naive, continuous = (statistics.median(each["tokens_per_second"][driver]) for driver in DRIVERS)
-            cells = [model, count, f"{naive:.1f}", f"{continuous:.1f}", f"{continuous / naive:.2f}"]
-            naive, continuous = (statistics.median(each["cpu_ms_per_token"][driver]) for driver in DRIVERS)
-            cells += [f"{naive:.0f}", f"{continuous:.0f}", f"{naive / continuous:.2f}"]
-            lines.append(f"| {' | '.join(cells)} | {each['agree']} of {count} |")
+        for count, by_mode in by_count.items():
+            first, base = 0.0, 0.0
+            for mode, each in by_mode.items():
+                rate = statistics.median(each["tokens_per_second"])
+                cpu = statistics.median(each["cpu_ms_per_token"])
+                first, base = first or rate, base or cpu
+                cells = [
+                    model,
+                    count,
+                    mode,
+                    f"{rate:.1f}",
+                    f"{rate / first:.2f}",
+                    f"{cpu:.0f}",
+                    f"{base / cpu:.2f}",
+                ]
+                lines.append(f"| {' | '.join(cells)} | {each['bytes']} | {each['agree']} of {count} |")
     return "\n".join(lines)
 
 
@@ -162,7 +198,10 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3, help="of each engine, in turns")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--quantization", choices=["none", "int8", "nf4"], default="none")
+    parser.add_argument("--quantization", choices=["int8", "nf4"], nargs="+", default=[])
+    parser.add_argument(
+        "--driver", choices=["naive", "continuous"], default="naive", help="for --quantization"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON document instead of the table")
     options = parser.parse_args()
     results: dict[str, Any] = {}
@@ -175,8 +214,12 @@ def main() -> int:
         for model in models:
             results[model.name] = measure(model.resolve(), options)
     print(json.dumps(results) if options.json else table(results))
-    same = all(each["agree"] == int(count) for by in results.values() for count, each in by.items())
-    return 0 if same or options.dtype != "float32" else 1  # in bfloat16 a batch adds up otherwise
+    if options.quantization or options.dtype != "float32":
+        return 0  # fewer bits say something else, and in bfloat16 a batch adds up otherwise
+    counts = [
+        (count, each) for by in results.values() for count, by_mode in by.items() for each in by_mode.values()
+    ]
+    return 0 if all(each["agree"] == int(count) for count, each in counts) else 1
 
 
 if __name__ == "__main__":

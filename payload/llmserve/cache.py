@@ -16,7 +16,8 @@ from llmserve.protocol import FIELDS, Done, FinishReason, Generate, Hello
 from llmserve.redis_link import RedisAway, RedisLink
 
 FORMAT = 3  # of what is kept; an older release's entries are other questions
-NOT_ASKED = {"id", "stream", "deadline", "traceparent"}  # how a question is asked does not change its answer
+# How a question is asked does not change its answer; the adapter is the model, and stands there.
+NOT_ASKED = {"id", "stream", "deadline", "traceparent", "adapter"}
 ASKED = [name for name in FIELDS[Generate] if name not in NOT_ASKED]
 DIRECTIVE = re.compile(r'\s*([a-z-]+)\s*(?:=\s*"?([^",]*)"?\s*)?')
 

@@ -17,7 +17,7 @@ from llmserve import keys_cli
 from llmserve.impossible import refuse
 from llmserve.keys import KeyFileError
 from llmserve.oidc import read_jwks
-from llmserve.settings import EngineConfig, GatewayConfig
+from llmserve.settings import Adapter, EmbedModel, EngineConfig, GatewayConfig, LocalModel
 
 
 def parser() -> argparse.ArgumentParser:
@@ -54,6 +54,18 @@ def parser() -> argparse.ArgumentParser:
     )
     fit.add_argument("--json", action="store_true")
     fit.set_defaults(run=fit_command)
+    merge = commands.add_parser(
+        "merge", help="write a model with a LoRA adapter in its weights, and its manifest"
+    )
+    merge.add_argument("--model", type=Path, required=True, help="its directory")
+    merge.add_argument("--manifest", type=Path, required=True)
+    merge.add_argument("--adapter", type=Path, required=True, help="its directory")
+    merge.add_argument("--adapter-manifest", type=Path, required=True)
+    merge.add_argument("--into", type=Path, required=True, help="a directory that is not there yet")
+    merge.add_argument(
+        "--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="of the new weights"
+    )
+    merge.set_defaults(run=merge_command)
     developer = commands.add_parser("run", help="everything at once on 127.0.0.1, with a throw-away key")
     developer.add_argument("--engine", choices=["echo", "naive", "continuous"], default="echo")
     developer.add_argument("--model", type=Path, help="model directory, for all but echo")
@@ -93,11 +105,15 @@ def run_engine_command(options: argparse.Namespace) -> int:
         driver = EchoDriver(config.model)
     else:
         # The driver's modules come only now: nothing that could open the model runs before it was verified.
-        revision = verify_model(config.model.path, config.model.manifest)
+        revision, adapters = verified(config.model)
+        if options.name in adapters:
+            raise ConfigError(
+                f"the model and one of its adapters are both named '{options.name}': rename the adapter"
+            )
         if config.model.driver == "naive":
             from llmserve.engine_naive import NaiveDriver
 
-            driver = NaiveDriver(config.model, revision)
+            driver = NaiveDriver(config.model, revision, adapters)
         elif config.model.driver == "embed":
             from llmserve.engine_embed import EmbedDriver
 
@@ -110,6 +126,27 @@ def run_engine_command(options: argparse.Namespace) -> int:
     name = config.name or options.name
     code: int = uvloop.run(serve(name, driver, config.socket, mode, config.stall_seconds))
     return code
+
+
+def verified(model: LocalModel | EmbedModel) -> tuple[str, dict[str, str]]:
+    """Revision of the model, with what is merged into it, and of each of its adapters; raises ManifestError."""
+    revision = verify_model(model.path, model.manifest)
+    if isinstance(model, EmbedModel):
+        return revision, {}
+    if model.merged:
+        revision += "+" + verify_model(model.merged.path, model.merged.manifest)
+    return revision, {name: verify_model(each.path, each.manifest) for name, each in model.adapters.items()}
+
+
+def merge_command(options: argparse.Namespace) -> int:
+    """llm-serve merge."""
+    adapter = Adapter(path=options.adapter, manifest=options.adapter_manifest)
+    model = LocalModel(path=options.model, manifest=options.manifest, dtype=options.dtype, merged=adapter)
+    revision, _ = verified(model)
+    from llmserve.adapters import save_merged
+
+    print(save_merged(model, revision, options.into))
+    return 0
 
 
 def check_command(options: argparse.Namespace) -> int:

@@ -13,7 +13,9 @@ from llmserve.openapi import describe
 
 
 class Model(BaseModel):
-    """A model as OpenAI's API lists it; `context` in tokens; `dimensions` of its vectors, if it makes embeddings."""
+    """A model as OpenAI's API lists it; `context` in tokens; `dimensions` of its vectors, if it makes embeddings;
+    `parent`: the model to which it is an adapter.
+    """
 
     id: str
     object: str = "model"
@@ -22,6 +24,7 @@ class Model(BaseModel):
     context: int | None
     revision: str | None
     dimensions: int | None
+    parent: str | None
 
 
 class Models(BaseModel):
@@ -38,9 +41,13 @@ def cold_routes(state: State, plain: list[PlainRoute]) -> FastAPI:
     def described(name: str) -> Model:
         hello = state.fleets[name].hello
         if hello is None:
-            return Model(id=name, context=None, revision=None, dimensions=None)
+            return Model(id=name, context=None, revision=None, dimensions=None, parent=None)
         return Model(
-            id=name, context=hello.context, revision=hello.revision, dimensions=hello.dimensions or None
+            id=name,
+            context=hello.context,
+            revision=hello.revision,
+            dimensions=hello.dimensions or None,
+            parent=hello.parent or None,
         )
 
     @app.exception_handler(ApiError)

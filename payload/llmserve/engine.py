@@ -4,7 +4,7 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -55,6 +55,7 @@ class Driver(Protocol):
     dimensions: int  # of its vectors; 0 for a model that makes text
     tokens: int  # as in Hello
     template: str
+    adapters: Mapping[str, str]  # as in Hello
 
     def kv_used(self) -> float | None:
         """As in Beat."""
@@ -116,6 +117,7 @@ class EngineServer:
             driver.dimensions,
             driver.tokens,
             driver.template,
+            adapters=dict(driver.adapters),
         )
         self.slots = asyncio.Semaphore(driver.slots)
         self.gpus = Gpus()
@@ -205,6 +207,8 @@ class EngineServer:
         self.pending += 1
         deadline = asyncio.timeout(request.deadline)
         try:
+            if request.adapter and request.adapter not in self.driver.adapters:
+                raise unavailable("engine_unavailable", f"this engine has no adapter '{request.adapter}'")
             async with deadline, self.slots:
                 finish = await self.driver.generate(request, emit)
         except ApiError as error:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import count
@@ -89,6 +89,7 @@ class ContinuousDriver:
 
     name = "continuous"
     dimensions = 0
+    adapters: Mapping[str, str] = {}  # the public manager knows none
     template = ""  # stands in the model's directory, so the revision covers it
     fields: Sequence[str] = ()  # no seed: everybody in a batch draws from one generator
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from llmserve.engine import Finish, Steady, token_budget
 from llmserve.protocol import Generate
@@ -20,6 +20,7 @@ class EchoDriver(Steady):
     fields: Sequence[str] = ("seed",)
     dimensions = 0
     template = ""
+    adapters: Mapping[str, str] = {}
 
     def __init__(self, model: EchoModel) -> None:
         """Nothing to load."""

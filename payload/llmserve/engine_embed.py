@@ -8,7 +8,7 @@ import json
 import os
 import threading
 from base64 import b64encode
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -36,6 +36,7 @@ class EmbedDriver(Steady):
     slots = 1
     tokens = 0
     template = ""
+    adapters: Mapping[str, str] = {}
     fields: Sequence[str] = ()
 
     def __init__(self, settings: EmbedModel, revision: str) -> None:

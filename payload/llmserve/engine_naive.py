@@ -2,8 +2,9 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -53,10 +54,20 @@ class NaiveDriver(Steady):
     tokens = 0
     template = ""  # stands in the model's directory, so the revision covers it
 
-    def __init__(self, settings: NaiveModel, revision: str) -> None:
-        """Load, and say one token. `revision` is what verify_model returned for this directory."""
+    def __init__(
+        self, settings: NaiveModel, revision: str, adapters: Mapping[str, str] | None = None
+    ) -> None:
+        """Load, and say one token. `revision` and those of `adapters` are what verify_model returned for each directory."""
         self.language = LanguageModel(settings, revision)
         self.revision, self.context = self.language.revision, self.language.context
+        self.adapters: Mapping[str, str] = {
+            name: f"{self.revision}+{each}" for name, each in (adapters or {}).items()
+        }
+        self.choose: Callable[[str], AbstractContextManager[Any]] = nullcontext
+        if settings.adapters:
+            from llmserve.adapters import Switchable
+
+            self.choose = Switchable(self.language.model, settings.adapters).chosen
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self.run(PROBE, Steps(self.language.answer(PROBE, lambda _: None)))
 
@@ -88,13 +99,14 @@ class NaiveDriver(Steady):
         else:
             torch.seed()
         ids = torch.tensor([prompt], device=self.language.model.device)
-        self.language.model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            generation_config=self.generation(request, budget),
-            streamer=steps,
-            stopping_criteria=[steps],
-        )
+        with self.choose(request.adapter):
+            self.language.model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                generation_config=self.generation(request, budget),
+                streamer=steps,
+                stopping_criteria=[steps],
+            )
         return self.language.finish(steps.answer, len(prompt))
 
     def generation(self, request: Generate, budget: int) -> GenerationConfig:

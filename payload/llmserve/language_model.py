@@ -105,6 +105,10 @@ class LanguageModel:
         ).eval()
         sizes = quantization.bytes_by_dtype(self.model)
         quantization.refuse_hardly_quantized(settings.quantization, sizes, settings.path)
+        if settings.merged:
+            from llmserve.adapters import merged
+
+            self.model = merged(self.model, settings.merged)
         log.info("weights loaded", extra={"fields": {"quantization": settings.quantization, "bytes": sizes}})
         self.context = min(settings.context, self.model.config.max_position_embeddings)
         defaults = self.model.generation_config

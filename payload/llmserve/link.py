@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -91,16 +92,21 @@ class EngineLink:
             elif isinstance(frame, Beat):
                 self.beat = frame
             elif isinstance(frame, Hello):
-                if frame.model != self.model:
-                    raise ProtocolError(
-                        f"the engine at {self.socket} serves '{frame.model}', not '{self.model}'"
-                    )
+                self.hello = self.introduced(frame)
                 self.admission.slots, self.admission.tokens = frame.slots, frame.tokens
                 self.beat = Beat(stalled=False)
-                self.hello = frame
                 self.changed.set()
-                fields = {"model": frame.model, "revision": frame.revision, "driver": frame.driver}
+                fields = {"model": self.model, "revision": self.hello.revision, "driver": frame.driver}
                 log.info("engine connected", extra={"fields": fields})
+
+    def introduced(self, hello: Hello) -> Hello:
+        """Who answers to this link's name: the engine's model, or one of its adapters. Raises ProtocolError."""
+        if hello.model == self.model:
+            return hello
+        if revision := hello.adapters.get(self.model):
+            return replace(hello, model=self.model, revision=revision, adapters={}, parent=hello.model)
+        served = ", ".join(f"'{name}'" for name in [hello.model, *hello.adapters])
+        raise ProtocolError(f"the engine at {self.socket} serves {served}, not '{self.model}'")
 
     @property
     def stalled(self) -> bool:
@@ -170,7 +176,8 @@ class EngineLink:
 
     def send(self, request: Generate) -> None:
         """Hand the request over; where the connection is just ending, all who wait are told."""
-        if self.writer:
+        if self.writer and self.hello:
+            request.adapter = self.model if self.hello.parent else ""
             self.writer.write(encode(request))
 
     def stop(self, number: int) -> None:

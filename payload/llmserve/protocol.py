@@ -21,7 +21,8 @@ class Hello:
     `tokens`: how many it holds at once in all of them, prompts and answers; 0 means that only `slots` is a bound.
     `template`: revision of the chat template, where `revision` does not cover it. `fields`: those of `wire.OPTIONAL` that
     it honours; the gateway refuses the others by name. `dimensions`: length of its vectors; 0 for a model that makes
-    text. `kept`: its answers are text and nothing else, so they may come from the cache.
+    text. `kept`: its answers are text and nothing else, so they may come from the cache. `adapters`: names under which it
+    answers otherwise, each with the revision that stands for both; `parent`: the model to which `model` is an adapter.
     """
 
     model: str
@@ -34,6 +35,8 @@ class Hello:
     tokens: int = 0
     template: str = ""
     kept: bool = True
+    adapters: dict[str, str] = field(default_factory=dict)
+    parent: str = ""
 
 
 @dataclass(slots=True)
@@ -44,7 +47,7 @@ class Generate:
     the engine takes less where the context holds less. `temperature` 0 means greedy, None what the engine is
     configured for; `top_p` likewise. `extra` has the client's fields that only some engines know, as they came.
     `deadline`: seconds after which nobody wants the answer any more; seconds and not a time, so that no clock matters.
-    `traceparent` as the W3C has it, for what the engine asks or logs.
+    `traceparent` as the W3C has it, for what the engine asks or logs. `adapter`: one of the Hello's; "" is the model itself.
 
     `inputs`: texts whose vectors are wanted, instead of an answer. What is said is then OpenAI's list `data` as JSON,
     with the vectors in `encoding`, so that the gateway passes it on as it is.
@@ -65,6 +68,7 @@ class Generate:
     encoding: Literal["float", "base64"] = "float"
     deadline: float | None = None
     traceparent: str | None = None
+    adapter: str = ""
 
 
 @dataclass(slots=True)

@@ -105,6 +105,7 @@ class RemoteLink(EngineLink):
         said = models[self.model]
         revision = self.settings.revision or said.get("revision")
         context = self.settings.context or said.get("max_model_len") or said.get("context")
+        parent = said.get("parent")  # of an adapter, as vLLM lists it
         for name, value, kind in ("revision", revision, str), ("context", context, int):
             if not isinstance(value, kind) or not value:
                 raise BadAnswer(f"it does not say the model's {name}: set '{name}' beside its address")
@@ -117,6 +118,7 @@ class RemoteLink(EngineLink):
             fields=list(self.settings.fields),
             dimensions=self.settings.dimensions or 0,
             kept=self.settings.cache,
+            parent=parent if isinstance(parent, str) else "",
         )
 
     def send(self, request: Generate) -> None:

@@ -234,21 +234,41 @@ class EchoModel(Section):
 Quantization = Literal["none", "int8", "nf4"]
 
 
+class Adapter(Section):
+    """A LoRA adapter as peft saves it: a directory of safetensors, with its manifest."""
+
+    path: Path
+    manifest: Path
+
+
 class LocalModel(Section):
     """A model that runs in the engine's own process.
 
     `temperature` and `top_p` hold where a request names none; without them the model's generation_config.json
-    does, and OpenAI's 1.0 after that.
+    does, and OpenAI's 1.0 after that. `merged`: an adapter that is added to the weights. `adapters`: those beside the
+    weights, by the name under which clients ask for each.
     """
 
     path: Path
     manifest: Path
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     quantization: Quantization = "none"  # by bitsandbytes; `dtype` is then what it computes in
+    merged: Adapter | None = None
+    adapters: dict[ModelName, Adapter] = Field(default_factory=dict)
     context: Positive = 2048
     threads: Positive | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+
+    @model_validator(mode="after")
+    def merged_before_quantized(self) -> "LocalModel":
+        """Weights in 4 or 8 bits have no room for what an adapter changes."""
+        if self.merged and self.quantization != "none":
+            raise ValueError(
+                f"'merged' and quantization '{self.quantization}' do not go together: "
+                "serve what `llm-serve merge` writes, quantized"
+            )
+        return self
 
 
 class EmbedModel(Section):
@@ -292,6 +312,11 @@ class ContinuousModel(LocalModel):
         if self.batch_tokens < self.slots:
             raise ValueError(
                 f"batch_tokens ({self.batch_tokens}) is below slots ({self.slots}): each needs a token in every step"
+            )
+        if self.adapters:
+            raise ValueError(
+                f"a batch has the same weights for all, so {', '.join(self.adapters)} would not be applied: "
+                "give each an engine of its own with 'merged', or use driver 'naive'"
             )
         return self
 

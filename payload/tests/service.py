@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,8 +76,12 @@ class Process:
         """SIGTERM; its exit code."""
         if self.process.poll() is None:
             self.process.terminate()
+        end = time.monotonic() + 60  # torch takes long to leave a busy machine
         try:
-            return self.process.wait(60)  # torch takes long to leave a busy machine
+            while self.process.poll() is None and time.monotonic() < end:
+                with suppress(TimeoutError):  # a process that nobody hears stands still at its tenth word
+                    self.notifications.recv(1000)
+            return self.process.wait(0)
         finally:
             self.kill()
             self.notifications.close()
@@ -97,6 +101,7 @@ class Service:
     engine_models: dict[str, dict[str, Any]]
     remotes: dict[str, dict[str, Any]] = field(default_factory=dict)  # models that other servers have
     instances: dict[str, int] = field(default_factory=dict)  # of a model; without an entry, one
+    adapters: dict[str, str] = field(default_factory=dict)  # and the model whose engine has it
     limits: dict[str, Any] = field(default_factory=dict)
     redis: dict[str, Any] | None = None
     policy: dict[str, Any] | None = None  # without one: the estate's own, judged in process
@@ -181,6 +186,7 @@ class Service:
             "listen": self.listen or {"socket": str(self.folder / "http.sock")},
             "metrics": {"socket": str(self.folder / "metrics.sock")},
             "engines": {name: {"socket": self.sockets(name)} for name in self.engine_models}
+            | {name: {"socket": self.sockets(model)} for name, model in self.adapters.items()}
             | {name: {"remote": remote} for name, remote in self.remotes.items()},
             "keys_file": str(self.folder / "keys.json"),
             "identity": self.identity,
