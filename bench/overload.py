@@ -6,7 +6,7 @@ of the time, at --factor times as much, and at half again. The budget: the 99th 
 most 1.5 times that of the unloaded gateway plus the queue's longest wait, and every other request gets 429 or 503 in
 20 ms. The gateway does all it does in production; the `echo` engine takes 50 ms a token and has eight slots. A
 refusal's time is told twice: as the client sees it, who shares the machine with all other work, and as the gateway
-itself says in `x-llm-overhead-us`.
+itself says in `x-llm-overhead-us`. Both grow while other work has the cores: how long the gateway waited for one is told.
 
 Needs `make env` and redis-server. Exit code 0, or 1 if an answer was neither 200 nor 429 nor 503.
 """
@@ -22,11 +22,12 @@ from collections import Counter, deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import quantiles
+from typing import Any
 
 import plot
-from stand import PYTHON, Connection, Server, Stand, connect, measure
+from stand import PYTHON, Connection, Server, Stand, connect, core_wait_seconds, cpu_seconds, measure
 
-ENGINE = {"slots": 8, "token_seconds": 0.05}
+ENGINE: dict[str, Any] = {"slots": 8, "token_seconds": 0.05}
 LIMITS = {"waiting": 8, "queue_seconds": 0.5}
 ACCEPTED_FACTOR = 1.5
 REFUSAL_MS = 20
@@ -44,7 +45,11 @@ class Visit:
 
 @dataclass
 class Phase:
-    """One load. Times are pairs, median and 99th percentile, in milliseconds; `late` is the client's own lateness."""
+    """One load. Times are pairs, median and 99th percentile, in milliseconds; `late` is the client's own lateness.
+
+    Of the gateway's process: CPU µs a request, and of each second the part in which it waited for a core that other
+    work had.
+    """
 
     asked_rate: float
     statuses: dict[int, int]
@@ -54,6 +59,8 @@ class Phase:
     refused_in_time: float
     refused_own_in_time: float
     late_ms: tuple[float, float]
+    cpu_us: float
+    waited_for_core: float
 
 
 class Visitor(Connection):
@@ -115,7 +122,10 @@ def median_and_p99(numbers: list[float]) -> tuple[float, float]:
 def phase(server: Server, rate: float, seconds: float) -> Phase:
     """Measure one load."""
     print(f"{rate:.0f} requests a second for {seconds:.0f} s", file=sys.stderr)
+    process = server.processes["itself"]
+    used, waited, begun = cpu_seconds(process), core_wait_seconds(process), time.monotonic()
     visits, late = asyncio.run(arrivals(server, rate, seconds))
+    used, waited = cpu_seconds(process) - used, core_wait_seconds(process) - waited
     refused = [each for each in visits if each.status in REFUSED]
     count = len(refused) or 1
     return Phase(
@@ -127,6 +137,8 @@ def phase(server: Server, rate: float, seconds: float) -> Phase:
         sum(each.ms < REFUSAL_MS for each in refused) / count,
         sum(each.own_ms < REFUSAL_MS for each in refused) / count,
         median_and_p99(late),
+        used / len(visits) * 1e6,
+        waited / (time.monotonic() - begun),
     )
 
 
@@ -134,6 +146,7 @@ def table(phases: dict[str, Phase], budget: float) -> str:
     """For people, in Markdown."""
     heads = ["load", "requests/s", "200", "429, 503", "other", "accepted p50, p99 ms", "refused p50, p99 ms"]
     heads += ["in 20 ms", "refused, own p50, p99 ms", "in 20 ms", "client late p99 ms"]
+    heads += ["gateway's CPU µs a request", "it waited for a core"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, each in phases.items():
         refused = sum(each.statuses.get(status, 0) for status in REFUSED)
@@ -144,6 +157,7 @@ def table(phases: dict[str, Phase], budget: float) -> str:
         own = f"{each.refused_own_ms[0]:.2f}, {each.refused_own_ms[1]:.2f}"
         cells += [*pairs, f"{each.refused_in_time:.1%}" if refused else "", own]
         cells += [f"{each.refused_own_in_time:.1%}" if refused else "", f"{each.late_ms[1]:.0f}"]
+        cells += [f"{each.cpu_us:.0f}", f"{each.waited_for_core:.0%} of the time"]
         lines.append(f"| {' | '.join(cells)} |")
     p99 = phases["overload"].accepted_ms[1]
     said = "kept" if p99 <= budget else "MISSED"
@@ -165,7 +179,7 @@ def main() -> int:
         stand.start_writer()
         stand.start_engine(**ENGINE)
         server = stand.gateway("gateway", [PYTHON, "-m", "llmserve"], limits=LIMITS)
-        capacity = measure(server, int(ENGINE["slots"]), 5).rate
+        capacity = measure(server, ENGINE["slots"], 5).rate
         rates = {"unloaded": 0.5, "overload": options.factor, "unloaded again": 0.5}
         phases = {
             name: phase(server, capacity * share, options.seconds if share > 1 else options.seconds / 3)

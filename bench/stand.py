@@ -173,10 +173,20 @@ def process_tree(process: int) -> list[Path]:
     return [Path(f"/proc/{process}"), *(each for child in children for each in process_tree(child))]
 
 
-def cpu_seconds(process: int) -> float:
-    """CPU time of all threads of `process` and its children, from the scheduler's own nanoseconds."""
+def scheduled(process: int, column: int) -> float:
+    """Seconds of all threads of `process` and its children, from the scheduler's own nanoseconds."""
     threads = (thread for each in process_tree(process) for thread in (each / "task").iterdir())
-    return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
+    return sum(int((thread / "schedstat").read_text().split()[column]) for thread in threads) / 1e9
+
+
+def cpu_seconds(process: int) -> float:
+    """What it has run."""
+    return scheduled(process, 0)
+
+
+def core_wait_seconds(process: int) -> float:
+    """What it could have run, had other work not had the cores."""
+    return scheduled(process, 1)
 
 
 def resident_mb(process: int) -> float:
