@@ -77,7 +77,7 @@ bundle: env  ## build (or keep) the lab's signed bundle in .lab/bundle
 	.venv/bin/llmkeep keys init .lab/keys
 	.venv/bin/llmkeep bundle build --profile lab --keys .lab/keys --out .lab/bundle --resolve-apt
 
-# vLLM needs the machine's own Python (3.11) and brings torch; what else comes with torch would need another build of it.
+# vLLM and guidellm need torch, which there is for the machine's own Python (3.11); what comes with vLLM's would need another build of it.
 peers: PEER ?= litellm portkey guidellm plot vllm
 peers:  ## what benchmarks compare with and draw by, each in an environment of its own below bench/ (4 GB): make peers PEER="litellm plot"
 	for peer in $(PEER); do
@@ -85,7 +85,7 @@ peers:  ## what benchmarks compare with and draw by, each in an environment of i
 	    npm install --prefix bench/peers/portkey --no-package-lock --ignore-scripts --no-audit --no-fund
 	    continue
 	  fi
-	  if [ $$peer = vllm ]; then python=python3; else python=$(PYTHON); fi
+	  case $$peer in vllm | guidellm) python=python3 ;; *) python=$(PYTHON) ;; esac
 	  $$python -m venv bench/.venv-$$peer
 	  bench/.venv-$$peer/bin/pip install --quiet --disable-pip-version-check -r bench/peers/$$peer.txt
 	  if [ $$peer = vllm ]; then bench/.venv-vllm/bin/pip uninstall --quiet --yes torchaudio torchcodec; fi

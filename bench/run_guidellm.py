@@ -18,7 +18,7 @@ from typing import Any
 
 from stand import PYTHON, ROOT, Stand, free_port, skip
 
-GUIDELLM = ROOT / "bench/.venv-guidellm/bin/guidellm"
+GUIDELLM = ROOT / "bench/.venv-guidellm/bin/python"
 WORDS = "Tell me in a few words what the capital of France is, and why"
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
@@ -38,12 +38,12 @@ def scenario(folder: Path, port: int, key: str, options: argparse.Namespace) -> 
         },
         "data": [{"kind": "json_file", "path": str(prompts), "load_kwargs": {"split": "train"}}],
         "profile": {"kind": "concurrent", "streams": [options.streams]},
-        "constraint": [{"kind": "max_requests", "count": options.requests}],
-        "output": [{"kind": "json", "path": str(folder / "report.json")}],
+        "constraints": [{"kind": "max_requests", "count": options.requests}],
+        "outputs": [{"kind": "json", "path": str(folder / "report.json")}],
     }
     file = folder / "scenario.json"
     file.touch(0o600)
-    file.write_text(json.dumps(described))
+    file.write_text(json.dumps({"spec": described}))
     return file
 
 
@@ -79,7 +79,15 @@ def main() -> int:
         port = free_port()
         stand.gateway("gateway", [PYTHON, "-m", "llmserve"], port)
         config = scenario(stand.folder, port, stand.key, options)
-        command = [str(GUIDELLM), "run", "--config", str(config), "--disable-console-interactive"]
+        command = [
+            str(GUIDELLM),
+            "-m",
+            "guidellm",
+            "run",
+            "--config",
+            str(config),
+            "--disable-console-interactive",
+        ]
         subprocess.run(command, check=True, stdout=sys.stderr, cwd=stand.folder, env=OFFLINE | {"HOME": name})
         found = summary(stand.folder / "report.json")
     print(json.dumps(found, indent=2))
