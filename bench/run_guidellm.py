@@ -35,6 +35,7 @@ def scenario(folder: Path, port: int, key: str, options: argparse.Namespace) -> 
             "target": f"http://127.0.0.1:{port}",
             "model": "echo",
             "api_key": key,
+            "api_routes": {"/health": "readyz"},  # it asks vLLM's /health otherwise, which we do not have
         },
         "data": [{"kind": "json_file", "path": str(prompts), "load_kwargs": {"split": "train"}}],
         "profile": {"kind": "concurrent", "streams": [options.streams]},
