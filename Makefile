@@ -11,7 +11,7 @@ ROLE := redis pki mirror base softhsm hsm luks opa llm_serving edge audit
 export PYTHONDONTWRITEBYTECODE := 1
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
-.PHONY: help lab test check lint types unit policy molecule floor storm bundle env
+.PHONY: help lab test check lint types unit policy molecule floor storm bundle peers env
 help:  ## what there is
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -76,6 +76,20 @@ storm: bundle  ## the long fault campaigns (hours): KILLS=500 of luks_volume and
 bundle: env  ## build (or keep) the lab's signed bundle in .lab/bundle
 	.venv/bin/llmkeep keys init .lab/keys
 	.venv/bin/llmkeep bundle build --profile lab --keys .lab/keys --out .lab/bundle --resolve-apt
+
+# vLLM and guidellm need torch, which there is for the machine's own Python (3.11); what comes with vLLM's would need another build of it.
+peers: PEER ?= litellm portkey guidellm plot vllm
+peers:  ## what benchmarks compare with and draw by, each in an environment of its own below bench/ (4 GB): make peers PEER="litellm plot"
+	for peer in $(PEER); do
+	  if [ $$peer = portkey ]; then
+	    npm install --prefix bench/peers/portkey --no-package-lock --ignore-scripts --no-audit --no-fund
+	    continue
+	  fi
+	  case $$peer in vllm | guidellm) python=python3 ;; *) python=$(PYTHON) ;; esac
+	  $$python -m venv bench/.venv-$$peer
+	  bench/.venv-$$peer/bin/pip install --quiet --disable-pip-version-check -r bench/peers/$$peer.txt
+	  if [ $$peer = vllm ]; then bench/.venv-vllm/bin/pip uninstall --quiet --yes torchaudio torchcodec; fi
+	done
 
 env: .venv/.ready payload/.venv/.ready .ansible/collections/ansible_collections/llmkeep/estate
 

@@ -5,10 +5,9 @@ Together: the gateway as it is, beside the same gateway in which single layers, 
 bench/serving, the product has no such switch), asked in turns in one run. The difference of two neighbouring rounds
 is what a layer costs; the table shows the median of the differences. Who waits for the disk also pays for falling
 asleep and waking up with cold caches: what 1 ms of rest before each request costs the gateway without all four
-layers stands beside. With --peer, instead: LiteLLM's proxy with its
-key and its network mocked, beside the gateway with everything on, both on a TCP port.
+layers stands beside.
 
-Needs nothing but `make env`; OPA is measured where `llmkeep program opa` has it, the peer where it is installed.
+Needs nothing but `make env`; OPA is measured where `llmkeep program opa` has it.
 Exit code 0, or 1 if a request failed.
 """
 
@@ -16,7 +15,6 @@ import argparse
 import json
 import os
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -24,22 +22,12 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from stand import PYTHON, ROOT, Round, Server, Stand, answers, http_request, measure, median
+from stand import PYTHON, ROOT, Round, Server, Stand, in_turns, median, skip
 
 LAYERS = ["authentication", "policy", "quotas", "audit"]
 BUDGET_CPU_US = 100
 RESTED = "a rest of 1 ms, without all four"
 BUDGETS_US = {"decision, kept": 10, "decision, OPA by its UNIX socket": 1000}
-PEER = ROOT / "bench/.venv-litellm"
-PEER_HOW = (
-    f"python3.13 -m venv {PEER.relative_to(ROOT)} && "
-    f"{PEER.relative_to(ROOT)}/bin/pip install 'litellm[proxy]==1.91.1'"
-)
-
-
-def skip(what: str) -> None:
-    """Said aloud."""
-    print(f"SKIPPED: {what}", file=sys.stderr, flush=True)
 
 
 def start_opa(stand: Stand) -> None:
@@ -99,48 +87,6 @@ def gateways(stand: Stand) -> list[Server]:
     return [*servers, replace(servers[-1], name=RESTED, pause=0.001)]
 
 
-def peers(stand: Stand) -> list[Server]:
-    """The gateway with everything on, and LiteLLM."""
-    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
-        ours, port = one.getsockname()[1], other.getsockname()[1]
-    key = "sk-" + os.urandom(32).hex()
-    model = {"model": "openai/echo", "api_base": "http://127.0.0.1:9", "api_key": "none"}
-    config = {
-        "model_list": [{"model_name": "echo", "litellm_params": model}],
-        "litellm_settings": {"network_mock": True, "telemetry": False},
-        "general_settings": {"master_key": "os.environ/LITELLM_MASTER_KEY"},
-    }
-    (stand.folder / "litellm.yaml").write_text(json.dumps(config))
-    environment = {
-        "LITELLM_MASTER_KEY": key,
-        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
-        "LITELLM_TELEMETRY": "False",
-        "HOME": str(stand.folder),
-    }
-    options = ["--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
-    command = [str(PEER / "bin/litellm"), "--config", str(stand.folder / "litellm.yaml"), *options]
-    process = stand.start("LiteLLM", command, environment)
-    litellm = Server("LiteLLM", ("127.0.0.1", port), http_request(key), {"itself": process})
-    gateway = stand.gateway("gateway", [PYTHON, "-m", "llmserve"], ours)
-    stand.until_answered(litellm)
-    for server in (gateway, litellm):
-        if answers(replace(server, request=http_request("sk-" + os.urandom(32).hex()))):
-            raise RuntimeError(
-                f"{server.name} answers whoever asks: keys are not on, so this compares nothing"
-            )
-    return [gateway, litellm]
-
-
-def in_turns(servers: list[Server], connections: int, rounds: int, seconds: float) -> dict[str, list[Round]]:
-    """All rounds of all servers. The order is turned round each time, so that a load that grows favours nobody."""
-    measured: dict[str, list[Round]] = {server.name: [] for server in servers}
-    for number in range(rounds):
-        print(f"{connections} connections, round {number + 1} of {rounds}", file=sys.stderr)
-        for server in servers[:: 1 if number % 2 == 0 else -1]:
-            measured[server.name].append(measure(server, connections, seconds))
-    return measured
-
-
 def costs(by_server: dict[str, list[Round]]) -> dict[str, dict[str, float]]:
     """CPU µs a request that each layer adds, and the rest: median, and the lowest and highest of the rounds."""
 
@@ -188,25 +134,6 @@ def costs_table(results: dict[int, dict[str, list[Round]]]) -> str:
     return "\n".join(lines)
 
 
-def peers_table(results: dict[int, dict[str, list[Round]]]) -> str:
-    """For people, in Markdown."""
-    lines = [
-        "| connections | server | requests/s | CPU µs a request | with its helpers' | p50 ms | p99 ms |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for connections, by_server in results.items():
-        ours, theirs = median(by_server["gateway"]), median(by_server["LiteLLM"])
-        for name, each in (("gateway", ours), ("LiteLLM", theirs)):
-            cells = [f"{each.rate:.0f}", f"{each.cpu_us['itself']:.0f}", f"{sum(each.cpu_us.values()):.0f}"]
-            cells += [f"{each.p50_ms:.2f}", f"{each.p99_ms:.2f}"]
-            lines.append(f"| {connections} | {name} | {' | '.join(cells)} |")
-        cells = [f"{ours.rate / theirs.rate:.1f}", f"1/{theirs.cpu_us['itself'] / ours.cpu_us['itself']:.0f}"]
-        cells += [f"1/{sum(theirs.cpu_us.values()) / sum(ours.cpu_us.values()):.0f}"]
-        cells += [f"1/{theirs.p50_ms / ours.p50_ms:.1f}", f"1/{theirs.p99_ms / ours.p99_ms:.1f}"]
-        lines.append(f"| {connections} | gateway / LiteLLM | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def run(options: argparse.Namespace, stand: Stand) -> str:
     """Measure; what is to be printed."""
     if shutil.which("redis-server"):
@@ -214,9 +141,9 @@ def run(options: argparse.Namespace, stand: Stand) -> str:
     else:
         skip("leases from Redis: there is no redis-server")
     stand.start_writer()
-    alone = [] if options.peer else layers(stand)
+    alone = layers(stand)
     stand.start_engine()
-    servers = peers(stand) if options.peer else gateways(stand)
+    servers = gateways(stand)
     results = {
         connections: in_turns(servers, connections, options.rounds, options.seconds)
         for connections in options.connections
@@ -227,8 +154,6 @@ def run(options: argparse.Namespace, stand: Stand) -> str:
             for connections, by_server in results.items()
         }
         return json.dumps({"layers": alone, "rounds": document})
-    if options.peer:
-        return peers_table(results)
     title = "CPU µs a request of the gateway's process, and what of it each layer is:"
     return f"{layers_table(alone)}\n\n{title}\n\n{costs_table(results)}"
 
@@ -239,15 +164,11 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=1.5, help="length of a round")
     parser.add_argument("--rounds", type=int, default=7, help="rounds of each server, in turns")
     parser.add_argument("--connections", type=int, nargs="+", default=[1, 16, 64])
-    parser.add_argument("--peer", action="store_true", help="instead: LiteLLM beside the gateway")
     parser.add_argument(
         "--folder", type=Path, help="on the disk to measure (default: the temporary folder's)"
     )
     parser.add_argument("--json", action="store_true", help="one JSON document instead of the tables")
     options = parser.parse_args()
-    if options.peer and not (PEER / "bin/litellm").exists():
-        skip(f"LiteLLM is not there. It is installed by: {PEER_HOW}")
-        return 0
     print(
         f"load average at the beginning: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores", file=sys.stderr
     )

@@ -7,7 +7,9 @@ answers the other idles. CPU a token is what to compare where the machine does o
 compared: in float32 both engines must say the same. The models are those in the directories named (SmolLM2: `make bundle` leaves
 it in .lab/bundle/models), or else a random Llama of 57 M parameters, made here. Bytes are those of the weights, without scales.
 
-Needs `make env`. Exit code 0, or 1 if an answer failed or two in float32 differ.
+With --peer, instead: `continuous` behind the gateway beside other servers of OpenAI's API, see engine_peers.py.
+
+Needs `make env`, and for the peers `make peers PEER=vllm`. Exit code 0, or 1 if an answer failed or two in float32 differ.
 """
 
 import argparse
@@ -24,6 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import engine_peers
+import plot
 from stand import PYTHON, ROOT, cpu_seconds
 
 START_SECONDS = 300
@@ -63,24 +67,28 @@ def modes(options: argparse.Namespace) -> list[Mode]:
     return whole + [Mode(each, options.driver, "bfloat16", each) for each in options.quantization]
 
 
-def start(folder: Path, mode: Mode, model: Path, options: argparse.Namespace) -> Engine:
-    """An engine that will listen soon."""
-    path = folder / f"{mode.name}.sock"
+def described(folder: Path, mode: Mode, model: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """The model, as an engine's configuration names it; its manifest is written into `folder`."""
     manifest = folder / f"{mode.name}.sha256"
     lines = (f"{hashlib.sha256(f.read_bytes()).hexdigest()}  {f.name}\n" for f in sorted(model.iterdir()))
     manifest.write_text("".join(lines))
-    described: dict[str, Any] = {
+    return {
         "driver": mode.driver,
         "path": str(model),
         "manifest": str(manifest),
         "dtype": mode.dtype,
         "threads": options.threads,
         "quantization": mode.quantization,
+        **({"slots": 32, "cache_tokens": 8192} if mode.driver == "continuous" else {}),
     }
-    if mode.driver == "continuous":
-        described |= {"slots": 32, "cache_tokens": 8192}
+
+
+def start(folder: Path, mode: Mode, model: Path, options: argparse.Namespace) -> Engine:
+    """An engine that will listen soon."""
+    path = folder / f"{mode.name}.sock"
     config = folder / f"{mode.name}.yaml"
-    config.write_text(json.dumps({"socket": str(path), "model": described}))  # JSON is YAML
+    # JSON is YAML
+    config.write_text(json.dumps({"socket": str(path), "model": described(folder, mode, model, options)}))
     command = [PYTHON, "-m", "llmserve", "engine", "--name", "model", "--config", str(config)]
     with (folder / f"{mode.name}.log").open("wb") as log:
         process = subprocess.Popen(command, stderr=log)
@@ -105,15 +113,10 @@ def connect(engine: Engine) -> Any:
     )
 
 
-def prompts(count: int) -> list[str]:
-    """Of different lengths, 40 to 100 tokens of a byte-level tokenizer and fewer of a real one."""
-    return [f"Question {number}: what is {'very ' * (number % 8 + 3)}large?" for number in range(count)]
-
-
 def ask(engine: Engine, file: Any, count: int, tokens: int) -> tuple[float, float, list[str]]:
     """Ask all at once: tokens a second, CPU seconds a token, and the answers."""
     before, used = time.monotonic(), cpu_seconds(engine.process.pid)
-    for number, prompt in enumerate(prompts(count)):
+    for number, prompt in enumerate(engine_peers.prompts(count)):
         request = {"kind": "generate", "id": number, "stream": False, "max_tokens": tokens}
         file.write(json.dumps({**request, "prompt": prompt, "temperature": 0}).encode() + b"\n")
     file.flush()
@@ -202,7 +205,11 @@ def main() -> int:
     parser.add_argument(
         "--driver", choices=["naive", "continuous"], default="naive", help="for --quantization"
     )
+    parser.add_argument(
+        "--peer", action="append", choices=engine_peers.PEERS, default=[], help="instead: beside this server"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON document instead of the table")
+    parser.add_argument("--plot", type=Path, help="an SVG of the tokens a second")
     options = parser.parse_args()
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="bench-model-") as name:
@@ -212,9 +219,28 @@ def main() -> int:
             maker = [PYTHON, str(ROOT / "bench/serving/random_llama.py"), str(models[0])]
             subprocess.run(maker, check=True, env={**os.environ, "PYTHONPATH": str(ROOT / "payload/tests")})
         for model in models:
-            results[model.name] = measure(model.resolve(), options)
-    print(json.dumps(results) if options.json else table(results))
-    if options.quantization or options.dtype != "float32":
+            if options.peer:
+                with tempfile.TemporaryDirectory(prefix="bench-peers-") as folder:
+                    mode = Mode("continuous", "continuous", options.dtype)
+                    continuous = described(Path(folder), mode, model.resolve(), options)
+                    results[model.name] = engine_peers.measure(Path(folder), continuous, options)
+            else:
+                results[model.name] = measure(model.resolve(), options)
+    made = engine_peers.table if options.peer else table
+    print(json.dumps(results) if options.json else made(results))
+    if options.plot:
+        bars = {}
+        for model_name, by in results.items():
+            for count, each in by.items():
+                if options.peer:
+                    rates = each["tokens_per_second"]
+                else:
+                    rates = {mode: seen["tokens_per_second"] for mode, seen in each.items()}
+                bars[f"{model_name}, {count} at once"] = {
+                    name: statistics.median(rounds) for name, rounds in rates.items()
+                }
+        plot.draw(options.plot, "Tokens a second", "tokens/s", bars)
+    if options.peer or options.quantization or options.dtype != "float32":
         return 0  # fewer bits say something else, and in bfloat16 a batch adds up otherwise
     counts = [
         (count, each) for by in results.values() for count, by_mode in by.items() for each in by_mode.values()

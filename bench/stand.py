@@ -9,6 +9,7 @@ import os
 import socket
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,25 +21,30 @@ ROOT = Path(__file__).resolve().parent.parent
 PYTHON = str(ROOT / "payload/.venv/bin/python")
 QUESTION = {"model": "echo", "messages": [{"role": "user", "content": "What is the capital of France?"}]}
 PEPPER_BYTES = 32
-START_SECONDS = 120.0
+START_SECONDS = 600.0  # a peer needs minutes on a busy machine
 Address = Path | tuple[str, int]
 
 
 @dataclass
 class Round:
-    """One measurement, or the medians of several. `rate` in requests a second; CPU in µs a request, by process."""
+    """One measurement, or the medians of several. `rate` in requests a second; CPU in µs a request, by process.
+
+    `marked`: the share of the answers that bear the server's mark.
+    """
 
     rate: float
     p50_ms: float
     p99_ms: float
     cpu_us: dict[str, float]
+    marked: float = 1.0
 
 
 @dataclass
 class Server:
-    """Where to ask, what, and whose CPU counts; the first process is the server itself.
+    """Where to ask, what, and whose CPU counts, that of their children included; the first is the server itself.
 
-    Each connection rests for `pause` seconds before each request.
+    Each connection rests for `pause` seconds before each request. `mark`, in lower case, is in the headers of an answer
+    that came as it should, from a cache say.
     """
 
     name: str
@@ -46,6 +52,7 @@ class Server:
     request: bytes
     processes: dict[str, int]
     pause: float = 0.0
+    mark: bytes = b""
 
 
 class Connection(asyncio.Protocol):
@@ -55,6 +62,8 @@ class Connection(asyncio.Protocol):
         """`latencies` in seconds, shared by all connections."""
         self.request = server.request
         self.pause = server.pause
+        self.mark = server.mark
+        self.marked = 0
         self.latencies = latencies
         self.done = done
         self.received = b""
@@ -83,16 +92,17 @@ class Connection(asyncio.Protocol):
         """A part of the answer."""
         self.received += data
         head, blank, body = self.received.partition(b"\r\n\r\n")
-        if not blank:
-            return
-        length = int(head.lower().split(b"content-length:", 1)[1].split(b"\r\n", 1)[0])
-        if len(body) < length:
-            return
+        if blank and whole(head, body):
+            self.received = b""
+            self.answered(head)
+
+    def answered(self, head: bytes) -> None:
+        """All of an answer is there."""
         if not head.startswith(b"HTTP/1.1 200"):
-            self.fail(RuntimeError(f"not answered: {self.received[:300]!r}"))
+            self.fail(RuntimeError(f"not answered: {head!r}"))
             return
         self.latencies.append(time.perf_counter() - self.asked)
-        self.received = b""
+        self.marked += self.mark in head.lower()
         if self.stopping:
             self.transport.close()
             if not self.done.done():
@@ -112,6 +122,14 @@ class Connection(asyncio.Protocol):
             self.done.set_exception(exc or RuntimeError("the server has closed the connection"))
 
 
+def whole(head: bytes, body: bytes) -> bool:
+    """Whether nothing of an answer's body is missing."""
+    _, counted, length = head.lower().partition(b"content-length:")
+    if counted:
+        return len(body) >= int(length.split(b"\r\n", 1)[0])
+    return body.endswith(b"\r\n0\r\n\r\n")  # in chunks
+
+
 def hand_over(client: Connection) -> Connection:
     """A protocol factory for one connection."""
     return client
@@ -126,8 +144,8 @@ async def connect(client: Connection, address: Address) -> None:
         await loop.create_connection(partial(hand_over, client), *address)
 
 
-async def load(server: Server, connections: int, seconds: float) -> tuple[list[float], float]:
-    """Latencies of all requests of `connections` that ask one after the other, and how long it took."""
+async def load(server: Server, connections: int, seconds: float) -> tuple[list[float], float, int]:
+    """All requests of `connections` that ask one after the other: latencies, how long it took, how many were marked."""
     latencies: list[float] = []
     clients, ends = [], []
     before = time.perf_counter()
@@ -142,25 +160,51 @@ async def load(server: Server, connections: int, seconds: float) -> tuple[list[f
         client.stopping = True
     async with asyncio.timeout(30):
         await asyncio.gather(*ends)
-    return latencies, time.perf_counter() - before
+    return latencies, time.perf_counter() - before, sum(client.marked for client in clients)
+
+
+def process_tree(process: int) -> list[Path]:
+    """A process and its children's children, in /proc."""
+    children = [
+        int(child)
+        for thread in Path(f"/proc/{process}/task").iterdir()
+        for child in (thread / "children").read_text().split()
+    ]
+    return [Path(f"/proc/{process}"), *(each for child in children for each in process_tree(child))]
+
+
+def scheduled(process: int, column: int) -> float:
+    """Seconds of all threads of `process` and its children, from the scheduler's own nanoseconds."""
+    threads = (thread for each in process_tree(process) for thread in (each / "task").iterdir())
+    return sum(int((thread / "schedstat").read_text().split()[column]) for thread in threads) / 1e9
 
 
 def cpu_seconds(process: int) -> float:
-    """CPU time of all threads of `process`, from the scheduler's own nanoseconds."""
-    threads = Path(f"/proc/{process}/task").iterdir()
-    return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
+    """What it has run."""
+    return scheduled(process, 0)
+
+
+def core_wait_seconds(process: int) -> float:
+    """What it could have run, had other work not had the cores."""
+    return scheduled(process, 1)
+
+
+def resident_mb(process: int) -> float:
+    """Memory of `process` and its children, MB; what they share counts once for each."""
+    found = ((each / "status").read_text().partition("VmRSS:")[2] for each in process_tree(process))
+    return sum(int(text.split()[0]) for text in found) * 1024 / 1e6
 
 
 def measure(server: Server, connections: int, seconds: float) -> Round:
     """One round, after a short one that warms up."""
     asyncio.run(load(server, connections, 0.3))
     before = {name: cpu_seconds(process) for name, process in server.processes.items()}
-    latencies, took = asyncio.run(load(server, connections, seconds))
+    latencies, took, marked = asyncio.run(load(server, connections, seconds))
     count = len(latencies)
     used = {name: cpu_seconds(process) - before[name] for name, process in server.processes.items()}
     cuts = statistics.quantiles(latencies, n=100)
     by_process = {name: cpu / count * 1e6 for name, cpu in used.items()}
-    return Round(count / took, cuts[49] * 1e3, cuts[98] * 1e3, by_process)
+    return Round(count / took, cuts[49] * 1e3, cuts[98] * 1e3, by_process, marked / count)
 
 
 def median(rounds: list[Round]) -> Round:
@@ -175,11 +219,34 @@ def median(rounds: list[Round]) -> Round:
         of(each.p50_ms for each in rounds),
         of(each.p99_ms for each in rounds),
         {name: of(each.cpu_us[name] for each in rounds) for name in names},
+        of(each.marked for each in rounds),
     )
 
 
-def http_request(key: str, **more: object) -> bytes:
-    """The question as bytes, with more fields."""
+def in_turns(servers: list[Server], connections: int, rounds: int, seconds: float) -> dict[str, list[Round]]:
+    """All rounds of all servers. The order is turned round each time, so that a load that grows favours nobody."""
+    measured: dict[str, list[Round]] = {server.name: [] for server in servers}
+    for number in range(rounds):
+        print(f"{connections} connections, round {number + 1} of {rounds}", file=sys.stderr)
+        for server in servers[:: 1 if number % 2 == 0 else -1]:
+            measured[server.name].append(measure(server, connections, seconds))
+    return measured
+
+
+def free_port() -> int:
+    """One of 127.0.0.1 that nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def skip(what: str) -> None:
+    """Said aloud."""
+    print(f"SKIPPED: {what}", file=sys.stderr, flush=True)
+
+
+def http_request(key: str, headers: tuple[str, ...] = (), **more: object) -> bytes:
+    """The question as bytes, with more headers and fields."""
     body = json.dumps(QUESTION | more).encode()
     lines = [
         "POST /v1/chat/completions HTTP/1.1",
@@ -187,6 +254,7 @@ def http_request(key: str, **more: object) -> bytes:
         "content-type: application/json",
         f"authorization: Bearer {key}",
         f"content-length: {len(body)}",
+        *headers,
     ]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
@@ -260,11 +328,12 @@ class Stand:
         self.start("audit writer", [PYTHON, "-m", "llmproof", "serve", *options, *seed])
         self.until("the audit writer listens", "audit writer", path.exists)
 
-    def start_engine(self) -> None:
-        """The `echo` engine."""
-        config = {"socket": str(self.folder / "engine.sock"), "model": {"driver": "echo"}}
+    def start_engine(self, name: str = "echo", **model: Any) -> None:
+        """The `echo` engine, or as `model` describes it."""
+        described = {"driver": "echo"} | model
+        config = {"socket": str(self.folder / "engine.sock"), "model": described}
         (self.folder / "engine.yaml").write_text(json.dumps(config))  # JSON is YAML
-        options = ["--name", "echo", "--config", str(self.folder / "engine.yaml")]
+        options = ["--name", name, "--config", str(self.folder / "engine.yaml")]
         self.start("engine", [PYTHON, "-m", "llmserve", "engine", *options])
         self.until("the engine listens", "engine", (self.folder / "engine.sock").exists)
 
@@ -274,8 +343,12 @@ class Stand:
         program: list[str],
         port: int | None = None,
         environment: dict[str, str] | None = None,
+        **more: Any,
     ) -> Server:
-        """A gateway, started by `program`, as soon as it answers; on a UNIX socket, or on a port of 127.0.0.1."""
+        """A gateway, started by `program`, as soon as it answers; on a UNIX socket, or on a port of 127.0.0.1.
+
+        `more`: its configuration, where it is another one.
+        """
         address: Address = self.folder / f"{name}.sock" if port is None else ("127.0.0.1", port)
         config: dict[str, Any] = {
             "listen": {"socket": str(address)} if port is None else {"port": port},
@@ -292,6 +365,7 @@ class Stand:
         }
         if self.redis:  # on a busy machine 5 ms are not enough, and a Redis that rests would cost nothing
             config["redis"] = {"url": f"unix://{self.redis}", "deadline_ms": 200}
+        config |= more
         file = self.folder / f"{name}.yaml"
         file.write_text(json.dumps(config))
         options = ["--config", str(file), "--pepper-file", str(self.folder / "pepper")]
@@ -301,7 +375,8 @@ class Stand:
             for each in ("engine", "audit writer", "Redis")
             if each in self.started
         }
-        server = Server(name, address, http_request(self.key), {"itself": process} | beside)
+        request = http_request(self.key, model=next(iter(config["engines"])))
+        server = Server(name, address, request, {"itself": process} | beside)
         self.until_answered(server)
         return server
 
@@ -312,12 +387,17 @@ class Stand:
 
 def answers(server: Server) -> bool:
     """Whether a question is answered with 200."""
+    return first_bytes(server).startswith(b"HTTP/1.1 200")
+
+
+def first_bytes(server: Server) -> bytes:
+    """Of an answer: its status and headers. Nothing if there is none."""
     family = socket.AF_UNIX if isinstance(server.address, Path) else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.settimeout(30)
         try:
             probe.connect(str(server.address) if isinstance(server.address, Path) else server.address)
             probe.sendall(server.request)
-            return probe.recv(4096).startswith(b"HTTP/1.1 200")
+            return probe.recv(4096)
         except OSError:
-            return False
+            return b""
