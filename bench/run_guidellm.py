@@ -1,9 +1,8 @@
 #!/usr/bin/python3.13
 """guidellm, as it is, against the gateway with everything on and the `echo` engine: streams of chat, 16 at once.
 
-guidellm itself is unchanged; by its own settings it leaves out two things that it takes for granted of vLLM, see
-`scenario`. Its report is passed on: requests by outcome, and medians and 99th percentiles. The client shares the machine, so the
-outcomes are what to look at.
+guidellm is unchanged, and its settings are its defaults. Its report is passed on: requests by outcome, and medians and 99th
+percentiles. The client shares the machine, so the outcomes are what to look at.
 
 Needs `make env`, redis-server, and `make peers PEER=guidellm`. Exit code 0, or 1 if a request was not answered.
 """
@@ -35,9 +34,6 @@ def scenario(folder: Path, port: int, key: str, options: argparse.Namespace) -> 
             "target": f"http://127.0.0.1:{port}",
             "model": "echo",
             "api_key": key,
-            # What vLLM has and we have not: /health, and stream_options.continuous_usage_stats, which it always sends.
-            "api_routes": {"/health": "readyz"},
-            "extras": {"body": {"stream_options": None}},
         },
         "data": [{"kind": "json_file", "path": str(prompts), "load_kwargs": {"split": "train"}}],
         "profile": {"kind": "concurrent", "streams": [options.streams]},

@@ -129,6 +129,8 @@ def routing_table(state: State) -> list[Route]:
         Route("/openapi.json", {"GET": cold}),
         Route("/livez", {"GET": health.live}, public=True, answer=HealthShape),
         Route("/readyz", {"GET": health.ready}, public=True, answer=HealthShape),
+        # vLLM's name for it, which clients such as guidellm ask first.
+        Route("/health", {"GET": health.ready}, public=True, answer=HealthShape),
         Route("/drainz", {"GET": health.drain}, public=True, answer=DrainState),
     ]
     cold.plain = [

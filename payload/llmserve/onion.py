@@ -28,7 +28,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 log = logging.getLogger("llmserve.access")
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 TRACEPARENT = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]([0-9a-f])(-.*)?")
-HEALTH = frozenset({"/livez", "/readyz", "/drainz"})  # asked every second, so not worth a line
+HEALTH = frozenset({"/livez", "/readyz", "/health", "/drainz"})  # asked every second, so not worth a line
 
 
 @dataclass(slots=True)

@@ -104,7 +104,7 @@ class Embeddings(Shape):
 
 
 class Health(Shape):
-    """Answer of /livez and /readyz."""
+    """Answer of /livez, /readyz and /health."""
 
     status: Literal["alive", "ready"]
 

@@ -120,10 +120,15 @@ class Message(BaseModel):
 
 
 class StreamOptions(BaseModel):
-    """What a stream carries besides text."""
+    """What a stream carries besides text.
+
+    `continuous_usage_stats` is vLLM's: usage in each chunk. It is taken, since clients send it unasked, and the usage
+    comes with the last chunk alone, as OpenAI's API has it.
+    """
 
     model_config = ConfigDict(strict=True, extra="forbid")
     include_usage: bool = False
+    continuous_usage_stats: bool = False
 
 
 ONLY_IN_STREAMS: JsonDict = {

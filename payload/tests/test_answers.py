@@ -63,7 +63,13 @@ def test_a_stop_string_ends_an_answer_and_is_not_shown(client: httpx.Client, str
 
 
 def test_a_stream_carries_usage_only_if_asked_to(client: httpx.Client) -> None:
-    for options, carried in ({"include_usage": True}, True), ({"include_usage": False}, False), (None, False):
+    of_vllm = {"include_usage": True, "continuous_usage_stats": True}
+    for options, carried in (
+        ({"include_usage": True}, True),
+        ({"include_usage": False}, False),
+        (None, False),
+        (of_vllm, True),
+    ):
         body = {**QUESTION, "stream": True, "stream_options": options}
         with client.stream("POST", "/v1/chat/completions", json=body) as answer:
             *chunks, last, end = events(answer)
@@ -116,6 +122,7 @@ def test_the_openapi_document_describes_every_route_and_loads_nothing_from_elsew
         ("/v1/models", "get"),
         ("/livez", "get"),
         ("/readyz", "get"),
+        ("/health", "get"),
         ("/drainz", "get"),
     } <= described
     text = client.get("/openapi.json").text
@@ -134,7 +141,8 @@ def test_answers_have_the_shapes_that_the_openapi_document_gives_them(client: ht
     ):
         shape.model_validate_json(client.post(path, json=body).content)
     assert Health.model_validate_json(client.get("/livez").content).status == "alive"
-    assert Health.model_validate_json(client.get("/readyz").content).status == "ready"
+    for path in "/readyz", "/health":
+        assert Health.model_validate_json(client.get(path).content).status == "ready"
     assert DrainState.model_validate_json(client.get("/drainz").content).in_flight >= 0
 
 
