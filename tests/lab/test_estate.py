@@ -105,6 +105,17 @@ def test_the_official_client_raises_its_own_error_for_a_model_that_is_not_there(
     assert ENCODER in refused.value.message
 
 
+def test_the_headers_of_the_api_go_through_the_edge(api: openai.OpenAI) -> None:
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    asked = {"traceparent": f"00-{trace}-00f067aa0ba902b7-01", "cache-control": "no-store"}
+    body: Any = {"model": ENCODER, "input": QUESTION}
+    answer = api.embeddings.with_raw_response.create(**body, extra_headers=asked)
+    assert trace in answer.headers["traceparent"]
+    assert answer.headers["x-llm-cache"] == "bypass"
+    with pytest.raises(openai.BadRequestError, match="x-llm-deadline-ms"):
+        api.embeddings.create(**body, extra_headers={"x-llm-deadline-ms": "soon"})
+
+
 def test_tls_1_2_is_refused(estate: Lab) -> None:
     done = estate.outside(
         "openssl", "s_client", "-connect", "10.77.0.12:443", "-tls1_2", "-brief", check=False
