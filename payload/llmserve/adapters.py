@@ -100,12 +100,6 @@ class Switchable:
 
     def __init__(self, model: Any, adapters: Mapping[str, Adapter]) -> None:
         """Place them in `model`, whose `generate` then follows `chosen`; raises ConfigError."""
-        if "kv_lora_rank" in model.config.to_dict():
-            raise ConfigError(
-                f"a '{model.config.model_type}' model computes with a product of its weights in most servers (MLA), and "
-                "an adapter beside them is then left out: give it an engine of its own with 'merged', or merge it by "
-                "`llm-serve merge`"
-            )
         before = logits(model)
         self.model: Any = model
         self.labels = {name: f"adapter{number}" for number, name in enumerate(adapters)}  # peft bears no dot

@@ -12,6 +12,7 @@ from transformers import GenerationConfig, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from llmserve.engine import Finish, Steady, token_budget
+from llmserve.impossible import refuse_adapters_beside_latents
 from llmserve.language_model import PROBE, Answer, LanguageModel
 from llmserve.protocol import Generate
 from llmserve.settings import NaiveModel
@@ -58,6 +59,8 @@ class NaiveDriver(Steady):
         self, settings: NaiveModel, revision: str, adapters: Mapping[str, str] | None = None
     ) -> None:
         """Load, and say one token. `revision` and those of `adapters` are what verify_model returned for each directory."""
+        if settings.adapters:
+            refuse_adapters_beside_latents(settings.path)
         self.language = LanguageModel(settings, revision)
         self.revision, self.context = self.language.revision, self.language.context
         self.adapters: Mapping[str, str] = {

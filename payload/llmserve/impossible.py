@@ -14,8 +14,12 @@ def refuse(config: EngineConfig) -> None:
     if not isinstance(model, LocalModel):
         return
     refuse_without_bitsandbytes(model.quantization)
-    if model.driver == "continuous" and (model.path / "config.json").is_file():
+    if not (model.path / "config.json").is_file():
+        return
+    if model.driver == "continuous":
         refuse_latent_attention(model.path)
+    if model.adapters:
+        refuse_adapters_beside_latents(model.path)
 
 
 def refuse_without_bitsandbytes(quantization: Quantization) -> None:
@@ -30,9 +34,25 @@ def refuse_without_bitsandbytes(quantization: Quantization) -> None:
 
 def refuse_latent_attention(path: Path) -> None:
     """Raise ConfigError for a model whose cache holds latents (DeepSeek's MLA): the paged cache has no place for them."""
-    config = fit.read(path)
-    if "kv_lora_rank" in config or config.get("model_type") in fit.LATENT:
+    if family := latent_family(path):
         raise ConfigError(
-            f"{path} is a '{config.get('model_type')}' model, whose compressed cache (MLA) transformers' continuous "
+            f"{path} is a '{family}' model, whose compressed cache (MLA) transformers' continuous "
             "batching does not serve: run it with vLLM on a GPU, or with driver 'naive' where it is small"
         )
+
+
+def refuse_adapters_beside_latents(path: Path) -> None:
+    """Raise ConfigError for a model with MLA: an adapter beside its weights would be left out."""
+    if family := latent_family(path):
+        raise ConfigError(
+            f"a '{family}' model computes with a product of its weights in most servers (MLA), and "
+            "an adapter beside them is then left out: give it an engine of its own with 'merged', or merge it by "
+            "`llm-serve merge`"
+        )
+
+
+def latent_family(path: Path) -> str | None:
+    """The model's type if its cache holds latents."""
+    config = fit.read(path)
+    latent = "kv_lora_rank" in config or config.get("model_type") in fit.LATENT
+    return str(config.get("model_type")) if latent else None

@@ -15,11 +15,11 @@ LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 INSTANCES = range(1, 17)
 PARTS = {"name", "driver", "instances", "memory"}  # of every engine of ours
 LOADED = {"model", "dtype", "context", "threads"}
-GENERATED = LOADED | {"quantization", "temperature", "top_p"}
+GENERATED = LOADED | {"quantization", "temperature", "top_p", "merged"}
 BATCHED = {"slots", "cache_tokens", "page_tokens", "batch_tokens", "share_prefixes"}
 TAKES = {
     "echo": PARTS | {"context", "slots"},
-    "naive": PARTS | GENERATED,
+    "naive": PARTS | GENERATED | {"adapters"},
     "continuous": PARTS | GENERATED | BATCHED,
     "embed": PARTS | LOADED,
     "remote": {"name", "driver", "remote"},
@@ -47,6 +47,27 @@ def engines(models: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def answering(models: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What clients may ask for, by name: each model, then its adapters, which its engines answer for."""
+    return [
+        {"name": name, "model": model}
+        for model in map(set_of, models)
+        for name in (model["name"], *model.get("adapters", {}))
+    ]
+
+
+def model_folders(models: list[dict[str, Any]]) -> list[str]:
+    """Folders under models/ in the bundle that these models are made of: weights and adapters, each once."""
+    return sorted(
+        {
+            folder
+            for model in map(set_of, models)
+            for folder in (model.get("model"), model.get("merged"), *model.get("adapters", {}).values())
+            if folder
+        }
+    )
+
+
 def memory_max(model: dict[str, Any]) -> str:
     """The most memory of a model's engine, as systemd shows it: in bytes, or infinity."""
     if not model.get("memory"):
@@ -72,10 +93,12 @@ def model_faults(models: list[dict[str, Any]], hosts: dict[str, str]) -> list[st
     if not models:
         return ["it is an empty list: name a model"]
     told = []
-    for name, times in Counter(str(model.get("name")) for model in models).items():
+    names = [str(model.get("name")) for model in models]
+    names += [str(name) for model in models for name in model.get("adapters") or {}]
+    for name, times in Counter(names).items():
         if times > 1:
             told.append(
-                f"{times} models are called {name}: clients ask by name, so give each its own; "
+                f"{times} models or adapters are called {name}: clients ask by name, so give each its own; "
                 "several engines of one model are its `instances`"
             )
     for model in map(set_of, models):
@@ -104,6 +127,11 @@ def faults(model: dict[str, Any], hosts: dict[str, str]) -> list[str]:
         )
     if driver not in TAKES:
         return [*told, f"its driver is {driver!r}: take one of {', '.join(TAKES)}"]
+    told += adapter_faults(model)
+    if driver == "continuous":
+        model = {
+            key: value for key, value in model.items() if key != "adapters"
+        }  # told above, with the way out
     if strange := sorted(set(model) - TAKES[driver]):
         told.append(f"driver {driver} takes no {', '.join(strange)}: leave it out, or take another driver")
     if "model" in TAKES[driver] and "model" not in model:
@@ -119,6 +147,33 @@ def faults(model: dict[str, Any], hosts: dict[str, str]) -> list[str]:
         told += batch_faults(model)
     if driver == "remote":
         told += remote_faults(set_of(model.get("remote") or {}), hosts)
+    return told
+
+
+def adapter_faults(model: dict[str, Any]) -> list[str]:
+    """Adapters that would not be applied, or could not be asked for."""
+    told = []
+    adapters = model.get("adapters", {})
+    if adapters and model["driver"] == "continuous":
+        told.append(
+            f"a batch has the same weights for all, so {', '.join(adapters)} would not be applied: "
+            "give each a model of its own with `merged`, or take driver naive"
+        )
+    told += [
+        f"an adapter is called {name!r}: a name has small letters, digits, dots and dashes, at most 63"
+        for name in adapters
+        if not NAME.fullmatch(str(name))
+    ]
+    told += [
+        f"its adapter {name} names no folder under models/ in the bundle"
+        for name in adapters
+        if not adapters[name]
+    ]
+    if model.get("merged") and model.get("quantization", "none") != "none":
+        told.append(
+            f"`merged` and quantization {model['quantization']} do not go together: "
+            "serve what `llm-serve merge` writes, quantized"
+        )
     return told
 
 
@@ -277,9 +332,11 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         return {
+            "answering": answering,
             "engines": engines,
             "memory_max": memory_max,
             "model_faults": model_faults,
+            "model_folders": model_folders,
             "upstreams": upstreams,
             "vllm_config": vllm_config,
             "vllm_faults": vllm_faults,

@@ -4,10 +4,12 @@ import base64
 import functools
 import http.client
 import json
+import math
 import os
 import random
 import ssl
 import time
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -17,6 +19,7 @@ import pytest
 from conftest import HOSTS, SITE, Client, Lab, changed
 
 QUESTION = "What is the capital of France?"
+ENCODER = "all-minilm-l6-v2"
 CANARY = "canary-4711-in-a-question"
 
 
@@ -36,42 +39,81 @@ def request(
         link.close()
 
 
-def answers(client: Client, seconds: float = 120) -> str:
-    """The answer to the question, as soon as the service gives one."""
+def answered(client: Client, path: str, body: object, seconds: float) -> Any:
+    """What the service answers, as soon as it does."""
     end = time.monotonic() + seconds
-    body = {"prompt": QUESTION, "max_tokens": 16, "temperature": 0}
     while True:
         try:
-            status, answer = request(client, "POST", "/generate", body)
+            status, answer = request(client, "POST", path, body)
         except OSError as problem:
             status, answer = 0, str(problem).encode()
         if status == 200:
-            return str(json.loads(answer)["response"])
+            return json.loads(answer)
         if time.monotonic() > end:
             pytest.fail(f"no answer within {seconds:.0f} s; the last one: {status} {answer[:300]!r}")
         time.sleep(1)
+
+
+def answers(client: Client, seconds: float = 120) -> str:
+    """The answer to the question."""
+    body = {"prompt": QUESTION, "max_tokens": 16, "temperature": 0}
+    return str(answered(client, "/generate", body, seconds)["response"])
 
 
 def test_the_model_answers_the_question(client: Client) -> None:
     assert "Paris" in answers(client)
 
 
-def test_the_official_client_gets_a_chat_answer_and_a_stream(client: Client) -> None:
+@pytest.fixture(scope="module")
+def api(client: Client) -> Iterator[openai.OpenAI]:
+    """The official client."""
     context = ssl.create_default_context(cafile=str(client.ca))
-    with openai.OpenAI(
-        base_url=f"{client.url}/v1", api_key=client.key, http_client=httpx2.Client(verify=context)
-    ) as api:
-        ask: Any = functools.partial(
-            api.chat.completions.create,
-            model=api.models.list().data[0].id,
-            messages=[{"role": "user", "content": QUESTION}],
-            max_tokens=16,
-            temperature=0,
-        )
-        assert "Paris" in ask().choices[0].message.content
-        pieces = [chunk.choices[0].delta.content or "" for chunk in ask(stream=True) if chunk.choices]
+    http_client = httpx2.Client(verify=context)
+    with openai.OpenAI(base_url=f"{client.url}/v1", api_key=client.key, http_client=http_client) as opened:
+        yield opened
+
+
+def test_the_official_client_gets_a_chat_answer_and_a_stream(api: openai.OpenAI) -> None:
+    ask: Any = functools.partial(
+        api.chat.completions.create,
+        model=api.models.list().data[0].id,
+        messages=[{"role": "user", "content": QUESTION}],
+        max_tokens=16,
+        temperature=0,
+    )
+    assert "Paris" in ask().choices[0].message.content
+    pieces = [chunk.choices[0].delta.content or "" for chunk in ask(stream=True) if chunk.choices]
     assert len(pieces) > 3
     assert "Paris" in "".join(pieces)
+
+
+def test_the_official_client_gets_vectors_by_which_the_answer_is_nearer_than_anything_else(
+    api: openai.OpenAI,
+) -> None:
+    texts = [QUESTION, "Paris is the capital of France.", "Bread is baked in an oven."]
+    question, answer, other = (
+        each.embedding for each in api.embeddings.create(model=ENCODER, input=texts).data
+    )
+    assert len(question) == 384
+    assert math.sumprod(question, answer) > math.sumprod(question, other) + 0.3
+
+
+def test_the_official_client_raises_its_own_error_for_a_model_that_is_not_there(api: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as refused:
+        api.chat.completions.create(model="gpt-4", messages=[{"role": "user", "content": QUESTION}])
+    assert refused.value.code == "model_not_found"
+    assert ENCODER in refused.value.message
+
+
+def test_the_headers_of_the_api_go_through_the_edge(api: openai.OpenAI) -> None:
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    asked = {"traceparent": f"00-{trace}-00f067aa0ba902b7-01", "cache-control": "no-store"}
+    body: Any = {"model": ENCODER, "input": QUESTION}
+    answer = api.embeddings.with_raw_response.create(**body, extra_headers=asked)
+    assert trace in answer.headers["traceparent"]
+    assert answer.headers["x-llm-cache"] == "bypass"
+    with pytest.raises(openai.BadRequestError, match="x-llm-deadline-ms"):
+        api.embeddings.create(**body, extra_headers={"x-llm-deadline-ms": "soon"})
 
 
 def test_tls_1_2_is_refused(estate: Lab) -> None:
@@ -199,6 +241,7 @@ def test_a_reboot_of_both_brings_the_service_back_unattended(estate: Lab, client
             assert time.monotonic() < end, f"{host} did not come back"
             time.sleep(1)
     assert "Paris" in answers(client, seconds=240)
+    answered(client, "/v1/embeddings", {"model": ENCODER, "input": QUESTION}, seconds=120)
     report = json.loads(estate.on("ops1", "llmkeep verify -i inventory/lab --json"))
     assert report["ok"], report
     assert set(report["hosts"]) == set(HOSTS)

@@ -42,7 +42,10 @@ MODELS: list[dict[str, Any]] = [
         "quantization": "none",
         "context": 512,
         "threads": 1,
+        "adapters": {"law": "plain-law", "sql": "plain-sql"},
+        "instances": 2,
     },
+    {"name": "legal", "driver": "continuous", "model": "small", "merged": "small-law", **BATCH},
     {"name": "1.5", "driver": "echo", "slots": 2},
     {"name": "vectors", "driver": "embed", "model": "minilm", "dtype": "float32"},
     {"name": "coder", "driver": "remote", "remote": REMOTE},
@@ -118,7 +121,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What role llm_serving makes of MODELS."""
     wanted = {
         name: f"__llm_serving_{name}"
-        for name in ("files", "steps", "directories", "leftovers", "wrong", "sockets")
+        for name in ("files", "steps", "directories", "leftovers", "wrong", "sockets", "weights")
     }
     wanted |= {
         name: f"lookup('ansible.builtin.template', '{name}.j2')"
@@ -138,7 +141,16 @@ def test_these_models_can_be_served(made: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["engine-small", "engine-small-2", "engine-plain", "engine-1.5", "engine-vectors", "gateway-1"]
+    "name",
+    [
+        "engine-small",
+        "engine-small-2",
+        "engine-plain",
+        "engine-legal",
+        "engine-1.5",
+        "engine-vectors",
+        "gateway-1",
+    ],
 )
 def test_the_program_takes_each_file(made: Any, tmp_path: Path, name: str) -> None:
     path = tmp_path / f"{name}.yaml"
@@ -160,6 +172,25 @@ def test_engines_of_one_model_have_sockets_of_their_own_and_its_name(made: Any) 
 def test_what_an_engine_may_take_is_told_to_it(made: Any) -> None:
     model = yaml.safe_load(file(made, "/engine-small.yaml"))["model"]
     assert {name: model[name] for name in BATCH} == BATCH
+
+
+def test_adapters_lie_where_models_do_and_are_verified_as_they_are(made: Any) -> None:
+    plain, legal = (
+        yaml.safe_load(file(made, f"/engine-{name}.yaml"))["model"] for name in ("plain-2", "legal")
+    )
+    folders = {name: f"/srv/llmkeep/models/plain-{name}" for name in ("law", "sql")}
+    assert plain["adapters"] == {
+        name: {"path": folder, "manifest": f"{folder}/SHA256SUMS"} for name, folder in folders.items()
+    }
+    merged = "/srv/llmkeep/models/small-law"
+    assert legal["merged"] == {"path": merged, "manifest": f"{merged}/SHA256SUMS"}
+    assert made["weights"] == ["minilm", "plain", "plain-law", "plain-sql", "small", "small-law"]
+
+
+def test_an_adapter_is_asked_for_as_a_model_at_the_engines_of_its_model(made: Any) -> None:
+    engines = yaml.safe_load(file(made, "/gateway-1.yaml"))["engines"]
+    assert engines["sql"] == engines["law"] == engines["plain"]
+    assert list(engines) == ["small", "plain", "law", "sql", "legal", "1.5", "vectors", "coder"]
 
 
 def test_a_remote_model_has_no_engine_here_and_the_certificates_of_the_host(made: Any) -> None:
@@ -209,7 +240,9 @@ def test_engines_of_one_model_are_moved_one_after_the_other_with_time_between(ma
     assert settle == {
         "llm-engine@small.service": 2,
         "llm-engine@small-2.service": 2,
-        "llm-engine@plain.service": 0,
+        "llm-engine@plain.service": 2,
+        "llm-engine@plain-2.service": 2,
+        "llm-engine@legal.service": 0,
         "llm-engine@1.5.service": 0,
         "llm-engine@vectors.service": 0,
     }
@@ -227,7 +260,13 @@ def test_a_unit_is_hardened(made: Any, tmp_path: Path, name: str) -> None:
         ([{"name": "A b", "driver": "echo"}], "a name has small letters"),
         ([{"name": "a", "driver": "turbo"}], "its driver is 'turbo': take one of echo, naive, continuous, embed, remote"),
         ([{"name": "a", "driver": "naive"}], "driver naive needs `model`"),
-        ([{"name": "a", "driver": "echo"}, {"name": "a", "driver": "naive", "model": "b"}], "2 models are called a"),
+        ([{"name": "a", "driver": "echo"}, {"name": "a", "driver": "naive", "model": "b"}], "2 models or adapters are called a"),
+        ([{"name": "a", "driver": "naive", "model": "b", "adapters": {"a": "c"}}], "2 models or adapters are called a"),
+        ([{"name": "a", "driver": "naive", "model": "b", "adapters": {"C d": "c"}}], "an adapter is called 'C d'"),
+        ([{"name": "a", "driver": "naive", "model": "b", "adapters": {"c": None}}], "its adapter c names no folder"),
+        ([{"name": "a", "driver": "naive", "model": "b", "merged": "c", "quantization": "nf4"}], "do not go together"),
+        ([{"name": "a", "driver": "continuous", "model": "b", "adapters": {"c": "d"}, **BATCH}], "c would not be applied"),
+        ([{"name": "a", "driver": "embed", "model": "b", "adapters": {"c": "d"}}], "driver embed takes no adapters"),
         ([{"name": "a", "driver": "echo", "instances": 2}, {"name": "a-2", "driver": "echo"}], "two engines would be"),
         ([{"name": "a", "driver": "echo", "instances": 17}], "instances is 17: take 1 to 16"),
         ([{"name": "a", "driver": "echo", "memory": "lots"}], "memory is lots: write a size such as 24G"),
