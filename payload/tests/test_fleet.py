@@ -15,7 +15,7 @@ from llmserve.admission import Place, Queue
 from llmserve.errors import ApiError
 from llmserve.fleet import LOAD_BOUND, Fleet
 from llmserve.link import RETURN_SECONDS, EngineLink
-from llmserve.protocol import Done, Generate, Hello
+from llmserve.protocol import Beat, Done, Generate, Hello, encode
 
 CHAT = "/v1/chat/completions"
 
@@ -171,6 +171,18 @@ def test_who_waited_for_an_engine_that_is_back_with_another_revision_is_refused(
     one = fleet(1)
     leaves(one.links[0])
     assert order_of_answers(one, [Place(5)], "r2") == ["0 engine_unavailable"]
+
+
+def test_a_gateway_hangs_up_on_an_engine_that_leaves_once_it_waits_for_nothing() -> None:
+    async def scenario() -> None:
+        (link,) = fleet(1).links
+        reader = asyncio.StreamReader()
+        reader.feed_data(encode(Hello("m", "r", "echo", 4096, 8)) + encode(Beat(False, leaving=True)))
+        await asyncio.wait_for(link.read(reader), 5)
+        assert (link.hello, link.up) == (None, False)
+        assert link.returning
+
+    asyncio.run(scenario())
 
 
 def test_nobody_waits_for_an_engine_that_died_or_that_left_long_ago() -> None:
