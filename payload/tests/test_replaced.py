@@ -28,7 +28,7 @@ def slow(tmp_path: Path) -> Iterator[Service]:
         yield service
 
 
-@pytest.mark.parametrize("replaced", ["engine", "writer"])
+@pytest.mark.parametrize("replaced", ["engine", "writer", "writer that was killed"])
 def test_what_is_replaced_under_load_fails_no_request(tmp_path: Path, replaced: str) -> None:
     with running(tmp_path, QUICK) as service:
         rests = left_over(service)
@@ -37,7 +37,10 @@ def test_what_is_replaced_under_load_fails_no_request(tmp_path: Path, replaced: 
                 eventually("answers come", partial(made.answered, made.outcomes["200"] + 12))
                 former = service.engines["echo"] if replaced == "engine" else service.writer
                 assert former
-                assert former.stop() == 0
+                if "killed" in replaced:
+                    former.kill()
+                else:
+                    assert former.stop() == 0
                 if replaced == "engine":
                     service.start_engine("echo")
                 else:
