@@ -27,7 +27,8 @@ class Queue:
 class Place:
     """What one request needs. `tokens`: prompt and answer; a higher `priority` goes first.
 
-    It waits for `seconds`, and not beyond `ends` (time.monotonic()); `asked` is the deadline behind `ends`, for people.
+    It waits for `seconds`, in as many queues as it takes, and not beyond `ends` (time.monotonic()); `asked` is the deadline
+    behind `ends`, for people. `waited`: seconds of the former.
     """
 
     seconds: float
@@ -35,6 +36,7 @@ class Place:
     priority: int = 0
     ends: float | None = None
     asked: float = 0.0
+    waited: float = 0.0
     number: int = field(default_factory=lambda: next(numbers))
     turn: asyncio.Future[None] | None = None
 
@@ -73,9 +75,10 @@ class Admission:
         insort(self.waiting, place, key=lambda each: each.order)
         self.waiting_tokens += place.tokens
         self.admit()
-        seconds = place.seconds
+        began = time.monotonic()
+        patience = seconds = place.seconds - place.waited
         if place.ends is not None:
-            seconds = min(seconds, place.ends - time.monotonic())
+            seconds = min(seconds, place.ends - began)
         try:
             async with asyncio.timeout(seconds):
                 await turn
@@ -87,13 +90,15 @@ class Admission:
                 self.leave(place)  # the slot came in the very moment in which we gave up
             if not isinstance(error, TimeoutError):
                 raise
-            if seconds < place.seconds:
+            if seconds < patience:
                 raise deadline_exceeded(place.asked) from None
             raise unavailable(
                 "queue_timeout",
                 f"no slot became free within {place.seconds:g} s: ask again later",
                 retry_after=5,
             ) from None
+        finally:
+            place.waited += time.monotonic() - began
 
     def make_room(self, place: Place) -> None:
         """Return if `place` may wait; raises ApiError 503."""
@@ -101,9 +106,19 @@ class Admission:
             last = self.waiting[-1] if self.waiting else place
             if last.priority >= place.priority:
                 raise self.overloaded()
-            self.forget(last)
-            if last.turn and not last.turn.done():
-                last.turn.set_exception(self.overloaded())
+            self.dismiss(last, self.overloaded())
+
+    def dismiss(self, place: Place, refusal: ApiError) -> None:
+        """It waits no more, and is told why."""
+        self.forget(place)
+        if place.turn and not place.turn.done():
+            place.turn.set_exception(refusal)
+
+    def call_in(self) -> None:
+        """Let all in who wait now, slots or not."""
+        slots, self.slots = self.slots, self.running + len(self.waiting)
+        self.admit()
+        self.slots = slots
 
     def full(self, place: Place) -> bool:
         """Whether the queue has no room for it. An empty queue takes one request of any length."""

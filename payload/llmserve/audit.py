@@ -1,8 +1,9 @@
 """The gateway's side of the audit record: what is about to happen is on disk before it happens.
 
-An *intent* is waited for: without it nothing is answered. The *outcome* that follows, and refusals, are sent without
-waiting, and kept until the writer has them; the writer's acknowledgements are cumulative. They travel with the next
-intent, or a moment later by themselves: a record of their own would cost the writer a sync of its own.
+An *intent* is waited for: without it nothing is answered; a writer that is started anew costs its time and no answer. The
+*outcome* that follows, and refusals, are sent without waiting, and kept until the writer has them; the writer's
+acknowledgements are cumulative. They travel with the next intent, or a moment later by themselves: a record of their own
+would cost the writer a sync of its own.
 """
 
 import asyncio
@@ -22,7 +23,7 @@ from llmserve.onion import Exchange
 from llmserve.redact import redact
 
 log = logging.getLogger("llmserve.audit")
-INTENT_SECONDS = 5.0  # how long a record may take to reach the disk
+INTENT_SECONDS = 5.0  # how long a record may take to reach the disk, by a writer that was started anew too
 KEPT = 10_000  # outcomes that wait for a writer that is away; refusals wait in a tenth of it
 OUTCOME_SECONDS = 0.01  # how long an outcome waits for an intent to travel with
 RETRY_SECONDS = 0.2
@@ -91,6 +92,7 @@ class AuditLink:
         self.suppressed = 0
         self.number = 0
         self.transport: asyncio.Transport | None = None
+        self.away_since = time.monotonic()  # where there is no transport
         self.flushing = False  # in this turn of the event loop
         self.lingering = False  # in OUTCOME_SECONDS
 
@@ -101,7 +103,7 @@ class AuditLink:
 
     async def record(self, event: dict[str, object]) -> None:
         """Return when `event` is on disk; raises ApiError 503 otherwise."""
-        if self.transport is None:
+        if self.transport is None and time.monotonic() - self.away_since > INTENT_SECONDS:
             raise audit_unavailable()
         loop = asyncio.get_running_loop()
         done = loop.create_future()
@@ -119,6 +121,13 @@ class AuditLink:
                 break
             if entry.done and not entry.done.done():
                 entry.done.set_exception(audit_unavailable())
+        if self.transport is None:
+            self.forget_refused()
+
+    def forget_refused(self) -> None:
+        """What was not done needs no record; while the writer is away, they would grow without bound."""
+        self.sent = deque(entry for entry in self.sent if not (entry.done and entry.done.done()))
+        self.waiting = deque(entry for entry in self.waiting if not (entry.done and entry.done.done()))
 
     def note(self, event: dict[str, object], refusal: bool = False) -> None:
         """Send `event` without waiting. Refusals that a flood makes are counted, and the count is in the next one."""
@@ -194,15 +203,10 @@ class AuditLink:
         self.flush()
 
     def end(self) -> None:
-        """The writer is gone: who waits for the disk is told so, and what nobody waits for is kept."""
-        self.transport = None
+        """The writer is gone: what it has not acknowledged is kept for the next one."""
+        self.transport, self.away_since = None, time.monotonic()
         self.metrics.audit_up.set(0)
-        for queue in (self.sent, self.waiting):
-            for entry in queue:
-                if entry.done and not entry.done.done():
-                    entry.done.set_exception(audit_unavailable())
-        self.sent = deque(entry for entry in self.sent if entry.done is None)
-        self.waiting = deque(entry for entry in self.waiting if entry.done is None)
+        self.forget_refused()
 
     def acknowledged(self, line: bytes) -> None:
         """`17` says that all up to record 17 are on disk; `!17 reason` that this one never will be."""

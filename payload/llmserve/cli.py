@@ -124,7 +124,8 @@ def run_engine_command(options: argparse.Namespace) -> int:
             driver = ContinuousDriver(config.model, revision)
     mode = int(config.socket_mode, 8)
     name = config.name or options.name
-    code: int = uvloop.run(serve(name, driver, config.socket, mode, config.stall_seconds))
+    patience = config.stall_seconds, config.drain_seconds
+    code: int = uvloop.run(serve(name, driver, config.socket, mode, *patience))
     return code
 
 

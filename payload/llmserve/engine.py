@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,9 +29,12 @@ from llmserve.protocol import (
     encode,
 )
 from llmserve.sockets import bind_unix
+from llmserve.stop import Stop
 
 log = logging.getLogger("llmserve.engine")
 BEAT_SECONDS = 1.0
+LOOK_SECONDS = 0.02
+HANG_UP_SECONDS = 1.0  # those of a former release do not: they hear no goodbye
 
 
 @dataclass(slots=True)
@@ -124,7 +126,8 @@ class EngineServer:
         self.stall_seconds = stall_seconds
         self.pending = 0
         self.last_step = time.monotonic()
-        self.gateways: set[Callable[[Frame], None]] = set()
+        self.leaving = False
+        self.gateways: dict[Callable[[Frame], None], asyncio.StreamWriter] = {}
 
     def step(self) -> None:
         """The model has done something."""
@@ -151,10 +154,36 @@ class EngineServer:
                 fields = {"pending": self.pending, "seconds": round(time.monotonic() - self.last_step, 1)}
                 log.critical("the model makes no step", extra={"fields": fields})
             told = stalled
-            frame = Beat(stalled, self.driver.kv_used(), self.gpus.used())
+            frame = self.how_it_is()
             for say in self.gateways:
                 say(frame)
             await asyncio.sleep(pause)
+
+    def how_it_is(self) -> Beat:
+        """For the gateways."""
+        return Beat(self.stalled, self.driver.kv_used(), self.gpus.used(), self.leaving)
+
+    async def leave(self, seconds: float, now: asyncio.Event) -> None:
+        """Say goodbye, end what was begun before, for `seconds` at most and not beyond `now`, and give up the rest.
+
+        Gateways hang up once they have all they wait for. So none writes into a socket that is just being closed, which
+        would lose it the goodbye with what else it has not read.
+        """
+        self.leaving = True
+        for say in self.gateways:
+            say(self.how_it_is())
+        log.info("leaving", extra={"fields": {"in_flight": self.pending, "seconds": seconds}})
+        end = time.monotonic() + seconds
+        while self.pending and not now.is_set() and time.monotonic() < end:
+            await asyncio.sleep(LOOK_SECONDS)
+        end = time.monotonic() + HANG_UP_SECONDS
+        while self.gateways and not self.pending and not now.is_set() and time.monotonic() < end:
+            await asyncio.sleep(LOOK_SECONDS)
+        for writer in self.gateways.values():
+            writer.close()
+        end = time.monotonic() + HANG_UP_SECONDS
+        while self.gateways and time.monotonic() < end:
+            await asyncio.sleep(LOOK_SECONDS)
 
     async def connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Talk to one gateway until it hangs up; what it still waits for is then given up."""
@@ -170,7 +199,9 @@ class EngineServer:
                 log.error("a request's task failed", exc_info=task.exception())
 
         say(self.hello)
-        self.gateways.add(say)
+        self.gateways[say] = writer
+        if self.leaving:
+            say(self.how_it_is())
         try:
             while line := await reader.readline():
                 frame = decode(line)
@@ -184,7 +215,7 @@ class EngineServer:
         except (ProtocolError, ValueError, ConnectionError) as error:
             log.warning("a gateway's connection ends", exc_info=error)
         finally:
-            self.gateways.discard(say)
+            self.gateways.pop(say)
             for task in list(running.values()):
                 task.cancel()
             writer.close()
@@ -207,6 +238,8 @@ class EngineServer:
         self.pending += 1
         deadline = asyncio.timeout(request.deadline)
         try:
+            if self.leaving:
+                raise unavailable("engine_unavailable", "this engine is stopping: ask again")
             if request.adapter and request.adapter not in self.driver.adapters:
                 raise unavailable("engine_unavailable", f"this engine has no adapter '{request.adapter}'")
             async with deadline, self.slots:
@@ -231,16 +264,16 @@ class EngineServer:
             self.step()
 
 
-async def serve(model: str, driver: Driver, path: Path, mode: int, stall_seconds: float) -> int:
-    """Serve `driver` on the UNIX socket `path` until SIGTERM or SIGINT; it is READY once it listens.
+async def serve(
+    model: str, driver: Driver, path: Path, mode: int, stall_seconds: float, drain_seconds: float
+) -> int:
+    """Serve `driver` on the UNIX socket `path` until SIGTERM or SIGINT, then end what was begun, for `drain_seconds` at most;
+    a second signal ends at once. It is READY once it listens.
 
     Returns the exit code: 1 if the driver broke.
     """
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    logs.guard(loop)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    logs.guard(asyncio.get_running_loop())
+    stop = Stop()
     engine = EngineServer(model, driver, stall_seconds)
     listener = bind_unix(path, mode)
     server = await asyncio.start_unix_server(engine.connection, sock=listener, limit=LINE_LIMIT)
@@ -248,13 +281,15 @@ async def serve(model: str, driver: Driver, path: Path, mode: int, stall_seconds
     log.info("ready", extra={"fields": {**fields, "socket": str(path)}})
     notify("READY=1")
     beating = asyncio.create_task(engine.beat())
-    broken, stopped = asyncio.create_task(driver.broken()), asyncio.create_task(stop.wait())
+    broken, stopped = asyncio.create_task(driver.broken()), asyncio.create_task(stop.asked.wait())
     await asyncio.wait([broken, stopped], return_when=asyncio.FIRST_COMPLETED)
     if broken.done():
         log.error("the engine ends", extra={"fields": {"model": model, "reason": broken.result()}})
-    beating.cancel()
     notify("STOPPING=1")
     server.close()
     path.unlink(missing_ok=True)
+    if not broken.done():
+        await engine.leave(drain_seconds, stop.now)
+    beating.cancel()
     await driver.close()
     return 1 if broken.done() else 0

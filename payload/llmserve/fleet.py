@@ -2,20 +2,18 @@
 
 Rendezvous hashing orders the instances for each conversation; the first that is there and whose load stays within
 LOAD_BOUND of the average takes it (consistent hashing with bounded loads, Mirrokni and others, 2016). So one more or
-one less moves only the conversations that it had or gets.
+one less moves only the conversations that it had or gets. While none is there and one has said goodbye, who asks waits for it.
 """
 
 import asyncio
 import hashlib
 import json
 import math
-import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from llmcore.config import ConfigError
-from llmserve.admission import Place, Queue
+from llmserve.admission import Admission, Place, Queue
 from llmserve.errors import ApiError
 from llmserve.link import Answer, EngineLink
 from llmserve.metrics import EngineState
@@ -32,10 +30,15 @@ GONE = {"engine_lost", "engine_unavailable"}
 class Fleet:
     """All instances of a model. `hello` is the first one's that is there."""
 
-    def __init__(self, model: str, links: list[EngineLink]) -> None:
-        """In the order of the configuration, which counts for nothing but where a request says nothing."""
+    def __init__(self, model: str, links: list[EngineLink], room: Queue) -> None:
+        """In the order of the configuration, which counts for nothing but where a request says nothing. `room`: to wait
+        until an engine is back; as much as there is for a slot of one that is there.
+        """
         self.model = model
         self.links = links
+        self.away = Admission(room)  # nobody's slots: whoever is in it waits until an engine is found
+        for link in links:
+            link.found = self.away.call_in
 
     @property
     def hello(self) -> Hello | None:
@@ -56,8 +59,8 @@ class Fleet:
             any(state.stalled for state in states),
             sum(state.running for state in states),
             sum(state.running_tokens for state in states),
-            sum(state.waiting for state in states),
-            sum(state.waiting_tokens for state in states),
+            len(self.away.waiting) + sum(state.waiting for state in states),
+            self.away.waiting_tokens + sum(state.waiting_tokens for state in states),
             max((state.kv_used for state in states if state.kv_used is not None), default=None),
             next((state.gpu_used for state in states if state.gpu_used), []),
         )
@@ -65,6 +68,11 @@ class Fleet:
     def seat(self, tenant: str, request: Generate) -> "Seat":
         """Where a request of this conversation may go; raises ApiError 503 where there is no instance."""
         return Seat(self, self.order(prefix_key(tenant, request)) if len(self.links) > 1 else self.links)
+
+    async def until_found(self, place: Place) -> None:
+        """Wait until an engine is there again; raises ApiError 503."""
+        await self.away.enter(place)
+        self.away.leave(place)
 
     def order(self, key: bytes) -> list[EngineLink]:
         """All instances, the conversation's own first."""
@@ -75,33 +83,47 @@ class Seat:
     """One request's place in a fleet. It stays with one revision of the model."""
 
     def __init__(self, fleet: Fleet, order: list[EngineLink]) -> None:
-        """Nothing is asked yet. `order`: the conversation's own instance first. `queued`: seconds of the last wait for a slot."""
+        """Nothing is asked yet. `order`: the conversation's own instance first. `queued`: seconds of waiting for a slot."""
         self.queued = 0.0
+        self.fleet = fleet
         self.model = fleet.model
         self.order = order
-        self.link = next((link for link in self.order if link.up), self.order[0])
-        self.hello = self.link.present()
+        up = (link for link in order if link.up)
+        self.link = next(up, next((link for link in order if link.returning), order[0]))
+        self.hello = self.link.returning or self.link.present()
+
+    def there(self) -> list[EngineLink]:
+        """Who can answer it."""
+        return [link for link in self.order if link.hello and link.up and same_model(link.hello, self.hello)]
 
     def choose(self) -> EngineLink:
         """The first instance in the conversation's order that is within its share; raises ApiError 503."""
-        there = [link for link in self.order if link.hello and link.up and same_model(link.hello, self.hello)]
+        there = self.there()
         if not there:
             raise self.link.absent()
         bound = math.ceil(LOAD_BOUND * (sum(link.load for link in there) + 1) / len(there))
         return next(link for link in there if link.load < bound)
 
+    @property
+    def awaited(self) -> bool:
+        """Whether no instance is there, and one that said goodbye is expected back."""
+        return any(link.returning for link in self.order) and not any(link.up for link in self.order)
+
     async def begin(self, request: Generate, place: Place) -> tuple[Delta | Done | Failed, Answer]:
-        """Ask, and wait for the first frame; where an instance dies before it, another is asked. Raises ApiError."""
+        """Ask, and wait for the first frame; where an instance leaves or dies before it, another is asked, or the same one
+        once it is back. Raises ApiError.
+        """
         while True:
+            if self.awaited:
+                await self.fleet.until_found(place)
             self.link = self.choose()
-            before = time.monotonic()
             try:
-                answer = await self.link.ask(request, replace(place, turn=None))
+                answer = await self.link.ask(request, place)
             except ApiError as error:
                 if self.may_go_elsewhere(error.code):
                     continue
                 raise
-            self.queued = time.monotonic() - before
+            self.queued = place.waited
             try:
                 frame = await answer.get()
             except asyncio.CancelledError:
@@ -115,13 +137,14 @@ class Seat:
         self.link.cancel(number)
 
     def may_go_elsewhere(self, code: str) -> bool:
-        """Whether a request that failed with `code` before its first frame is asked again: its instance has died, and
-        others live.
+        """Whether a request that failed with `code` before its first frame is asked again: its instance has died and others
+        live, or has said goodbye. What was dead once is not asked again, as the request may be what it died of.
         """
         if code not in GONE:
             return False
-        self.order = [link for link in self.order if link is not self.link]
-        return any(link.hello and link.up and same_model(link.hello, self.hello) for link in self.order)
+        if not self.link.returning:
+            self.order = [link for link in self.order if link is not self.link]
+        return self.awaited or bool(self.there())
 
 
 def same_model(one: Hello, other: Hello) -> bool:
@@ -155,4 +178,4 @@ def open_fleet(model: str, engine: Engine, room: Queue, credential: Callable[[st
         addresses: list[Path | str] = [*remote.socket, *remote.url]
         for address in addresses:
             links.append(RemoteLink(model, Upstream(address, remote.tls, key), remote, room))
-    return Fleet(model, links)
+    return Fleet(model, links, room)

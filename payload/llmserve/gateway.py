@@ -4,7 +4,6 @@ import asyncio
 import gc
 import logging
 import os
-import signal
 import socket
 import time
 from collections.abc import Iterator, Sized
@@ -38,6 +37,7 @@ from llmserve.redis_link import RedisLink
 from llmserve.settings import GatewayConfig, Listener, PolicySource
 from llmserve.shared import SharedAnswers
 from llmserve.sockets import bind_tcp, bind_unix
+from llmserve.stop import Stop
 
 log = logging.getLogger("llmserve.gateway")
 KEEP_ALIVE_SECONDS = 75  # longer than the edge keeps an idle connection, so that it never picks a dying one
@@ -229,21 +229,6 @@ async def run_gateway(config: GatewayConfig, pepper: bytes, judge: Judge | None 
     if redis:
         await redis.close()
     policy.engine.close()
-
-
-class Stop:
-    """SIGTERM or SIGINT asks to stop; the second one means now."""
-
-    def __init__(self) -> None:
-        """Listen for the signals from here on."""
-        self.asked = asyncio.Event()
-        self.now = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, self.signal)
-
-    def signal(self) -> None:
-        """One came."""
-        (self.now if self.asked.is_set() else self.asked).set()
 
 
 async def leave(path: Path, stop: Stop) -> None:

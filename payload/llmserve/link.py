@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -29,16 +30,19 @@ Answer = asyncio.Queue[Delta | Done | Failed]
 RETRY_SECONDS = (0.02, 0.05, 0.1, 0.25, 0.5)  # the last one repeats
 NUMBERS = count(1)  # ids of requests; no two of a process are the same, whichever link they go by
 SILENCE_SECONDS = 5.0  # an engine that beats once a second and was not heard for so long has stopped
+RETURN_SECONDS = 300.0  # how long one that said goodbye is expected back; its model may take long to load
 
 
 class EngineLink:
-    """One engine. `hello` is None while it is not there, and `trouble` then says why."""
+    """One engine. `hello` is None while it takes no requests, and `trouble` then says why."""
 
     def __init__(self, model: str, socket: Path, waiting: Queue) -> None:
         """`model` is the name that the engine must say it serves; `waiting` is the room to queue for it."""
         self.model = model
         self.socket = socket
         self.hello: Hello | None = None
+        self.left: Hello | None = None  # who said goodbye, until it is back
+        self.found: Callable[[], None] = lambda: None  # called when it is there
         self.trouble = "not connected yet"
         self.admission = Admission(waiting)
         self.beat = Beat(stalled=False)
@@ -57,7 +61,6 @@ class EngineLink:
                 try:
                     await self.read(reader)
                     failures = 0
-                    self.trouble = "it closed the connection"
                 finally:
                     self.writer.close()
             except (OSError, ProtocolError, ValueError) as error:
@@ -66,7 +69,7 @@ class EngineLink:
                 told = self.trouble
                 fields = {"model": self.model, "socket": str(self.socket), "reason": told}
                 log.warning("engine not there", extra={"fields": fields})
-            if self.hello:
+            if self.hello or self.answers:
                 failures = 0
                 lost: dict[str, object] = {"model": self.model, "lost_requests": len(self.answers)}
                 log.error("engine lost", extra={"fields": lost})
@@ -80,6 +83,7 @@ class EngineLink:
 
     async def read(self, reader: asyncio.StreamReader) -> None:
         """Hand every frame to the request that waits for it, until the connection ends."""
+        self.trouble = "it closed the connection"
         while line := await reader.readline():
             frame = decode(line)
             self.heard = time.monotonic()
@@ -91,13 +95,31 @@ class EngineLink:
                     answer.put_nowait(frame)
             elif isinstance(frame, Beat):
                 self.beat = frame
+                if frame.leaving and self.hello:
+                    self.say_goodbye(self.hello)
             elif isinstance(frame, Hello):
-                self.hello = self.introduced(frame)
+                self.hello, self.left = self.introduced(frame), None
                 self.admission.slots, self.admission.tokens = frame.slots, frame.tokens
                 self.beat = Beat(stalled=False)
                 self.changed.set()
                 fields = {"model": self.model, "revision": self.hello.revision, "driver": frame.driver}
                 log.info("engine connected", extra={"fields": fields})
+                self.found()
+            if self.left and not self.answers:
+                self.trouble = "it has stopped, as it was told to"
+                return  # it waits for this
+
+    def say_goodbye(self, hello: Hello) -> None:
+        """It takes nothing more, and ends what it has: who waits for it looks elsewhere, or waits until it is back."""
+        self.hello, self.left = None, hello
+        log.info("engine leaves", extra={"fields": {"model": self.model, "running": len(self.answers)}})
+        for place in list(self.admission.waiting):
+            self.admission.dismiss(place, self.absent())
+
+    @property
+    def returning(self) -> Hello | None:
+        """Who said goodbye and is expected back."""
+        return self.left if time.monotonic() - self.heard < RETURN_SECONDS else None
 
     def introduced(self, hello: Hello) -> Hello:
         """Who answers to this link's name: the engine's model, or one of its adapters. Raises ProtocolError."""
@@ -140,7 +162,7 @@ class EngineLink:
 
     def absent(self) -> ApiError:
         """503."""
-        state = "not there now" if self.hello is None else "there, but makes no step"
+        state = "there, but makes no step" if self.hello and self.stalled else "not there now"
         message = f"the engine of '{self.model}' is {state}: ask again in a few seconds"
         return unavailable("engine_unavailable", message, retry_after=2)
 
@@ -182,7 +204,7 @@ class EngineLink:
 
     def stop(self, number: int) -> None:
         """Nobody waits for request `number` any more."""
-        if self.hello and self.writer:
+        if self.writer:
             self.writer.write(encode(Cancel(number)))
 
     @property

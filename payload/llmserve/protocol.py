@@ -3,7 +3,7 @@
 The engine opens with `Hello`. Many requests share a connection, told apart by `id`, chosen by the gateway. A
 request ends with exactly one `Done` or `Failed`; `Delta`s come before it if it asked for a stream. After
 `Cancel` the engine frees the request's slot within a step and sends nothing more for it. Once a second the engine says
-how it is, by `Beat`.
+how it is, by `Beat`; one that is told to stop says goodbye by it, and ends when the gateways have hung up.
 """
 
 import json
@@ -128,12 +128,14 @@ class Beat:
     """How the engine is. `stalled`: work is pending and the model has made no step for too long.
 
     `kv_used`: share of the cache for keys and values, 0 to 1, where the driver knows it; `gpu_used`: of each GPU,
-    where there are some.
+    where there are some. `leaving`: it was told to stop: it ends what it has, takes nothing more, and is expected back. A
+    field and no frame of its own, since a gateway of a former release passes over the one and not over the other.
     """
 
     stalled: bool
     kv_used: float | None = None
     gpu_used: list[float] = field(default_factory=list)
+    leaving: bool = False
 
 
 Frame = Beat | Hello | Generate | Cancel | Delta | Done | Failed

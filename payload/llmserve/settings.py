@@ -331,4 +331,5 @@ class EngineConfig(Section):
     stall_seconds: Seconds = (
         60.0  # without a step while work is pending: the longest prompt must be read in it
     )
+    drain_seconds: Share = 25.0
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

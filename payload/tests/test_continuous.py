@@ -208,7 +208,7 @@ def test_an_engine_whose_driver_is_broken_ends_to_be_started_again(
 
     async def scenario() -> int:
         path = tmp_path / "engine.sock"
-        engine = asyncio.create_task(serve("tiny", driver, path, 0o600, 60.0))
+        engine = asyncio.create_task(serve("tiny", driver, path, 0o600, 60.0, 0.0))
         while not path.exists():
             await asyncio.sleep(0.01)
         reader, writer = await asyncio.open_unix_connection(str(path))

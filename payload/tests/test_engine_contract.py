@@ -295,3 +295,19 @@ def test_a_client_that_leaves_frees_its_slot(service: Service, client: httpx.Cli
         next(answer.iter_lines())
     eventually("the slot is free", lambda: service.metrics()['llm_requests_running{model="random"}'] == 0, 3)
     assert said(client, max_tokens=1)
+
+
+@pytest.mark.parametrize("driver", OURS, indirect=True)
+def test_an_engine_that_is_told_to_stop_ends_what_it_has_begun(
+    driver: str, models: dict[str, Path], tmp_path: Path
+) -> None:
+    with running(tmp_path, {"random": DRIVERS[driver](models["random"])}) as service:
+        gateway = Gateway(service)
+        gateway.say(long(1, tokens=60))
+        assert isinstance(gateway.read(), Delta)
+        service.engines["random"].process.terminate()
+        while not isinstance(frame := gateway.read(), Done):
+            pass
+        assert frame.completion_tokens == 60
+        gateway.close()
+        assert service.engines["random"].stop() == 0

@@ -1,7 +1,9 @@
 """Several instances of one model: a conversation stays where its prefix is, within bounds, and outlives an instance."""
 
+import asyncio
 import math
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,11 @@ import pytest
 from scripted_upstream import END, USAGE, ScriptedUpstream, said, stream
 from service import eventually, running
 
-from llmserve.admission import Queue
+from llmserve.admission import Place, Queue
 from llmserve.errors import ApiError
 from llmserve.fleet import LOAD_BOUND, Fleet
-from llmserve.link import EngineLink
-from llmserve.protocol import Generate, Hello
+from llmserve.link import RETURN_SECONDS, EngineLink
+from llmserve.protocol import Beat, Done, Generate, Hello, encode
 
 CHAT = "/v1/chat/completions"
 
@@ -27,7 +29,7 @@ def fleet(size: int, first: int = 0) -> Fleet:
     for link in links:
         link.hello = Hello("m", "r", "echo", 4096, 8)
         link.admission.slots = 10_000
-    return Fleet("m", links)
+    return Fleet("m", links, Queue(64, 10**6))
 
 
 def conversation(number: int, turns: int = 1) -> Generate:
@@ -113,6 +115,88 @@ def test_a_request_never_moves_to_another_revision_of_the_model() -> None:
     with pytest.raises(ApiError) as refused:
         seat.choose()
     assert refused.value.code == "engine_unavailable"
+
+
+def leaves(link: EngineLink) -> None:
+    """It says goodbye."""
+    assert link.hello
+    link.heard = time.monotonic()
+    link.say_goodbye(link.hello)
+
+
+def comes_back(link: EngineLink, revision: str = "r") -> None:
+    """It is found again."""
+    link.hello, link.left = Hello("m", revision, "echo", 4096, 8), None
+    link.found()
+
+
+def order_of_answers(two: Fleet, places: list[Place], revision: str = "r") -> list[int | str]:
+    """Requests for `places` while both instances are away, until the first one is back; which were asked when."""
+
+    async def scenario() -> list[int | str]:
+        order: list[int | str] = []
+
+        async def ask(number: int, place: Place) -> None:
+            try:
+                await two.seat("t", conversation(number)).begin(conversation(number), place)
+                order.append(number)
+            except ApiError as refused:
+                order.append(f"{number} {refused.code}")
+
+        asking = [asyncio.create_task(ask(number, place)) for number, place in enumerate(places)]
+        await asyncio.sleep(0)
+        first = two.links[0]
+        comes_back(first, revision)
+        while not all(task.done() for task in asking):
+            await asyncio.sleep(0)
+            for number in list(first.answers):
+                if answer := first.end(number):
+                    answer.put_nowait(Done(number, "", "stop", 1, 1))
+        return order
+
+    return asyncio.run(scenario())
+
+
+def test_who_waits_for_an_engine_that_said_goodbye_is_asked_of_the_first_that_is_back_by_priority() -> None:
+    two = fleet(2)
+    for link in two.links:
+        link.admission.slots = 1
+        leaves(link)
+    assert order_of_answers(two, [Place(5), Place(5, priority=1), Place(5)]) == [1, 0, 2]
+    assert [link.load for link in two.links] == [0, 0]
+    assert two.state().waiting == 0
+
+
+def test_who_waited_for_an_engine_that_is_back_with_another_revision_is_refused() -> None:
+    one = fleet(1)
+    leaves(one.links[0])
+    assert order_of_answers(one, [Place(5)], "r2") == ["0 engine_unavailable"]
+
+
+def test_a_gateway_hangs_up_on_an_engine_that_leaves_once_it_waits_for_nothing() -> None:
+    async def scenario() -> None:
+        (link,) = fleet(1).links
+        reader = asyncio.StreamReader()
+        reader.feed_data(encode(Hello("m", "r", "echo", 4096, 8)) + encode(Beat(False, leaving=True)))
+        await asyncio.wait_for(link.read(reader), 5)
+        assert (link.hello, link.up) == (None, False)
+        assert link.returning
+
+    asyncio.run(scenario())
+
+
+def test_nobody_waits_for_an_engine_that_died_or_that_left_long_ago() -> None:
+    one = fleet(1)
+    (link,) = one.links
+    leaves(link)
+    assert one.seat("t", conversation(1)).awaited
+    link.heard -= RETURN_SECONDS
+    with pytest.raises(ApiError, match="not there now"):
+        one.seat("t", conversation(1))
+    comes_back(link)
+    link.hello = None
+    with pytest.raises(ApiError, match="not there now"):
+        one.seat("t", conversation(1))
 
 
 def asking(number: int, **change: Any) -> dict[str, Any]:

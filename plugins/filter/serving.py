@@ -40,11 +40,7 @@ def engine_names(model: dict[str, Any]) -> list[str]:
 
 def engines(models: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Each process that runs a model here, by the name of its unit's instance."""
-    return [
-        {"name": name, "several": model.get("instances", 1) > 1, "model": model}
-        for model in map(set_of, models)
-        for name in engine_names(model)
-    ]
+    return [{"name": name, "model": model} for model in map(set_of, models) for name in engine_names(model)]
 
 
 def answering(models: list[dict[str, Any]]) -> list[dict[str, Any]]:

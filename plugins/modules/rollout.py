@@ -28,7 +28,7 @@ options:
       socket: {description: UNIX socket on which it says whether it is ready., type: path}
       hold: {description: Leave it on the release that it runs if it runs., type: bool, default: false}
       settle_seconds:
-        description: How long those who use it take to find it again; the next one is moved no sooner.
+        description: How long it takes until those who waited for it are served; the next one is moved no sooner.
         type: int
         default: 0
   stopped_others: {description: Patterns; units like them that are not named are stopped., type: list, elements: str, default: []}

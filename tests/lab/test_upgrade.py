@@ -1,4 +1,5 @@
-"""A new release while users ask: one gateway after the other, and back where it does not work. Nobody notices either."""
+"""A new release while users ask: one gateway after the other, record and engines too where that is asked for, and back where
+it does not work. Nobody notices any of it."""
 
 import hashlib
 import threading
@@ -94,11 +95,10 @@ def load(lab: Lab, client: Client) -> Iterator[list[int]]:
             thread.join(120)
 
 
-def upgrade(lab: Lab) -> str:
+def upgrade(lab: Lab, *more: str) -> str:
     """The playbook, as an operator runs it; its output, and how it ended in the last line."""
-    return lab.on(
-        "ops1", "llmkeep run playbooks/upgrade.yml -i inventory/lab; echo ended with $?", timeout=900
-    )
+    command = " ".join(["llmkeep run playbooks/upgrade.yml -i inventory/lab", *more])
+    return lab.on("ops1", f"{command}; echo ended with $?", timeout=900)
 
 
 @pytest.fixture(scope="module")
@@ -136,3 +136,21 @@ def test_a_release_whose_gateway_exits_is_left_by_itself_and_fails_no_request(
     assert estate.on("llm1", LINKS) == before
     assert set(statuses) == {200}
     assert "Paris" in answers(client)
+
+
+def test_record_and_engine_are_replaced_too_where_that_is_asked_for_and_no_request_fails(
+    estate: Lab, client: Client, tmp_path: Path
+) -> None:
+    pids = "systemctl show --property=MainPID --value llm-audit.service 'llm-engine@*.service'"
+    before = estate.on("llm1", pids).split()
+    carry(estate, tmp_path, 4, {"llmserve/__init__.py": b"# with its engine\n"})
+    with load(estate, client) as statuses:
+        output = upgrade(estate, "-e upgrade_engines=true")
+    assert output.strip().endswith("ended with 0"), output[-3000:]
+    links = estate.on("llm1", "cd /opt/llmkeep && readlink units/llm-*.service current").split()
+    assert len({name.split("/")[-1] for name in links}) == 1
+    after = estate.on("llm1", pids).split()
+    assert len(after) == len(before) == 2
+    assert not {*before} & {*after}
+    assert len(statuses) > CLIENTS
+    assert set(statuses) == {200}

@@ -1,0 +1,151 @@
+"""An engine or the record's writer is replaced while users ask: who asks meanwhile waits, and nobody is refused."""
+
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import pytest
+from service import Service, eventually, running
+from test_faults import CHAT, STREAM, lines_of, ready
+from test_refusals import error
+from test_storms import left_over, load
+
+from llmserve.protocol import Beat, Delta, Done, Failed, Generate, Hello, decode, encode
+
+QUICK = {"echo": {"driver": "echo", "token_seconds": 0.01, "slots": 4}}
+SLOW = {"echo": {"driver": "echo", "token_seconds": 0.05, "slots": 4}}
+WAITING = 'llm_requests_waiting{model="echo"}'
+RUNNING = 'llm_requests_running{model="echo"}'
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> Iterator[Service]:
+    """An engine that takes 50 ms a token, and ends what it has within 2 s when it is stopped."""
+    with running(tmp_path, SLOW, engine_options={"drain_seconds": 2}) as service:
+        yield service
+
+
+@pytest.mark.parametrize("replaced", ["engine", "writer", "writer that was killed"])
+def test_what_is_replaced_under_load_fails_no_request(tmp_path: Path, replaced: str) -> None:
+    with running(tmp_path, QUICK) as service:
+        rests = left_over(service)
+        with load(service, 6, 10) as made:
+            for _ in range(3):
+                eventually("answers come", partial(made.answered, made.outcomes["200"] + 12))
+                former = service.engines["echo"] if replaced == "engine" else service.writer
+                assert former
+                if "killed" in replaced:
+                    former.kill()
+                else:
+                    assert former.stop() == 0
+                if replaced == "engine":
+                    service.start_engine("echo")
+                else:
+                    service.start_writer()
+            eventually("answers come", partial(made.answered, made.outcomes["200"] + 12))
+        assert set(made.outcomes) == {"200"}, made.outcomes
+        eventually("nothing is left", lambda: left_over(service) == rests, 5)
+        whole = service.cli("audit", "verify", str(tmp_path / "audit"))
+        assert whole.returncode == 0, whole.stdout + whole.stderr
+        outcomes = [each for each in service.records() if each.get("llmkeep.audit.phase") == "outcome"]
+        assert len({each["transaction.id"] for each in outcomes}) == made.outcomes["200"]
+
+
+def test_one_of_two_instances_that_is_stopped_is_missed_by_nobody(tmp_path: Path) -> None:
+    with running(tmp_path, QUICK, instances={"echo": 2}) as service, load(service, 6, 10) as made:
+        eventually("answers come", lambda: made.answered(12))
+        assert service.engines["echo"].stop() == 0
+        assert ready(service)
+        eventually("answers come", partial(made.answered, made.outcomes["200"] + 12))
+        made.stop.set()
+    assert set(made.outcomes) == {"200"}, made.outcomes
+
+
+def test_an_engine_that_is_stopped_ends_its_answers_and_who_asks_meanwhile_waits_for_the_next(
+    slow: Service,
+) -> None:
+    engine = slow.engines["echo"]
+    with slow.client() as client, slow.client() as other, ThreadPoolExecutor() as pool:
+        with client.stream("POST", CHAT, json={**STREAM, "max_tokens": 20}) as answer:
+            lines = lines_of(answer)
+            next(lines)
+            engine.process.terminate()
+            eventually("not ready", lambda: not ready(slow))
+            waits = pool.submit(other.get, "/generate?prompt=new")
+            eventually("it waits", lambda: slow.metrics()[WAITING] == 1)
+            assert list(lines)[-1] == "data: [DONE]"
+        assert engine.stop() == 0
+        slow.start_engine("echo")
+        assert waits.result().json()["response"] == "new"
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_what_takes_too_long_ends_with_an_error_and_at_a_second_sigterm_at_once(
+    slow: Service, signals: int
+) -> None:
+    engine = slow.engines["echo"]
+    with slow.client() as client, client.stream("POST", CHAT, json=STREAM) as answer:
+        lines = lines_of(answer)
+        next(lines)
+        before = time.monotonic()
+        for _ in range(signals):
+            engine.process.terminate()
+            time.sleep(0.2)
+        assert "engine_lost" in list(lines)[-1]
+        took = time.monotonic() - before
+    assert (took < 1.5) == (signals == 2), took
+    assert engine.process.wait(5) == 0
+
+
+def test_a_whole_answer_that_was_cut_off_by_the_stop_is_made_again_by_the_next_engine(slow: Service) -> None:
+    with slow.client() as client, ThreadPoolExecutor() as pool:
+        asked = pool.submit(client.post, CHAT, json={**STREAM, "stream": False, "max_tokens": 80})
+        eventually("it runs", lambda: slow.metrics()[RUNNING] == 1)
+        assert slow.engines["echo"].stop() == 0
+        slow.start_engine("echo")
+        assert asked.result().json()["usage"]["completion_tokens"] == 80
+
+
+def test_the_queue_for_an_engine_that_does_not_come_back_has_its_bounds(tmp_path: Path) -> None:
+    limits = {"waiting": 1, "queue_seconds": 1}
+    with (
+        running(tmp_path, limits=limits) as service,
+        service.client() as client,
+        ThreadPoolExecutor() as pool,
+    ):
+        assert service.engines["echo"].stop() == 0
+        first = pool.submit(client.get, "/generate?prompt=x")
+        eventually("it waits", lambda: service.metrics()[WAITING] == 1)
+        with service.client() as other:
+            error(other.get("/generate?prompt=x"), 503, "overloaded")
+        error(first.result(), 503, "queue_timeout")
+        assert service.metrics()[WAITING] == 0
+
+
+def test_an_engine_says_goodbye_refuses_what_comes_then_and_ends_when_its_gateways_have_hung_up(
+    slow: Service,
+) -> None:
+    assert slow.gateway
+    assert slow.gateway.stop() == 0
+    engine = slow.engines["echo"]
+
+    with socket.socket(socket.AF_UNIX) as gateway:
+        gateway.settimeout(10)
+        gateway.connect(str(slow.folder / "echo.sock"))
+        with gateway.makefile("rb") as lines:
+            heard = map(decode, lines)
+            assert isinstance(next(heard), Hello)
+            gateway.sendall(encode(Generate(1, True, 20, prompt="word " * 20)))
+            assert any(isinstance(frame, Delta) for frame in heard)
+            engine.process.terminate()
+            assert any(isinstance(frame, Beat) and frame.leaving for frame in heard)
+            gateway.sendall(encode(Generate(2, True, 20, prompt="late")))
+            refused = next(frame for frame in heard if isinstance(frame, Failed))
+            assert (refused.id, refused.code) == (2, "engine_unavailable")
+            assert any(isinstance(frame, Done) for frame in heard)
+            assert engine.process.poll() is None
+        gateway.shutdown(socket.SHUT_RDWR)
+        assert engine.process.wait(1.5) == 0
