@@ -28,6 +28,7 @@ PROGRAMS = {
     "uml_mconsole": "uml-utilities",
     "gcc-14": "gcc-14",
     "make": "make",
+    "patch": "patch",
     "flex": "flex",
     "bison": "bison",
     "bc": "bc",

@@ -22,6 +22,7 @@ from lab.errors import LabError, MissingProgram
 TRIED = (7, 2)
 CONFIGURATION = Path("/usr/share/doc/user-mode-linux")
 CHANGES = Path(__file__).with_name("kernel.config")
+PATCH = Path(__file__).with_name("kernel.patch")
 # Sources that no step of the build reads; leaving them packed saves half a gigabyte.
 UNREAD = ("*/sound/*.c", "*/drivers/gpu/*.[ch]", "*/drivers/net/ethernet/*.[ch]", "*/tools/testing/*")
 COMPILER = "gcc-14"  # Debian 13's own
@@ -29,9 +30,8 @@ COMPILER = "gcc-14"  # Debian 13's own
 
 def recipe() -> str:
     """What the kernel is made of but for its version, as a hash: a changed recipe makes a new kernel."""
-    return hashlib.sha256(repr((TRIED, COMPILER, CHANGES.read_text(encoding="ascii"))).encode()).hexdigest()[
-        :12
-    ]
+    stated = (TRIED, COMPILER, CHANGES.read_text(encoding="ascii"), PATCH.read_text(encoding="ascii"))
+    return hashlib.sha256(repr(stated).encode()).hexdigest()[:12]
 
 
 def folder(cache: Path) -> Path:
@@ -53,6 +53,7 @@ def _build(scratch: Path, report: Callable[[str], None]) -> Path:
     package, archive = _source(Sources(scratch))
     report(f"building a kernel of {package}")
     tree = _unpack(scratch, package, archive)
+    _run(["patch", "--quiet", "--strip=1", f"--input={PATCH}"], tree)
     _configure(tree)
     make = ["nice", "make", "ARCH=um", f"CC={COMPILER}"]  # tests may run beside it
     _run([*make, "olddefconfig"], tree)
