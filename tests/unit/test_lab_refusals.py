@@ -39,7 +39,7 @@ def test_no_memory(lab: Instance, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal: 9 kB\nMemAvailable: 1048576 kB\n", encoding="ascii")
     monkeypatch.setattr(instance, "MEMINFO", meminfo)
-    with pytest.raises(NoMemory, match=r"ops1, llm1 need 4096 MiB of memory, 1024 MiB are available"):
+    with pytest.raises(NoMemory, match=r"ops1, llm1 need 4608 MiB of memory, 1024 MiB are available"):
         instance.require_memory(lab.machines)
 
 
