@@ -130,6 +130,10 @@ def _keep(host: str, said: str) -> list[str]:
     """One host's answer: verifier, hash of what is kept here, what is new."""
     verifier, prefix, new = (*said.splitlines(), "", "", "")[:3]  # a terminal on the way writes \\r\\n
     folder = KEPT / host
+    if verifier == "shut":
+        return [
+            f"the volume with the audit record of {host} is shut, so it says nothing of it: look there if it stays so"
+        ]
     if verifier == "none" and not folder.exists():
         return [f"{host} keeps no audit record in {RECORD}: is llm-audit running there?"]
     folder.mkdir(mode=0o700, exist_ok=True)

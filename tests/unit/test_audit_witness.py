@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import syslog
 import tempfile
@@ -139,6 +140,30 @@ def test_a_host_without_a_record_and_one_that_does_not_answer_are_told(
     assert estate.collect() == 1
     assert "llm1: Read the heads that are new" in capfd.readouterr().err
     assert estate.journal == []
+
+
+def test_a_host_whose_volume_is_still_shut_is_asked_again_and_not_accused(
+    estate: Estate, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert estate.collect() == 0
+    kept = (estate.kept / "heads").read_bytes()
+    # A stand-in: a record on a volume of its own, which this machine's systemd has not.
+    systemctl = estate.root / "bin/systemctl"
+    systemctl.parent.mkdir()
+    systemctl.write_text('#!/bin/sh\ncase "$*" in *record.mount) test "$1" = cat ;; *) exit 4 ;; esac\n')
+    systemctl.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{systemctl.parent}:{os.environ['PATH']}")
+    shut = estate.record.with_name("shut")
+    estate.record.rename(shut)
+    estate.record.mkdir()
+    assert estate.collect() == 1
+    assert "llm1 is shut" in capfd.readouterr().err
+    assert estate.journal == []
+    estate.record.rmdir()
+    shut.rename(estate.record)
+    systemctl.unlink()
+    assert estate.collect() == 0
+    assert (estate.kept / "heads").read_bytes() == kept
 
 
 def test_an_estate_of_one_host_is_told_that_nobody_else_keeps_its_heads(
