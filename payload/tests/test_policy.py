@@ -22,7 +22,7 @@ ROUTES = [
     ("GET", "/v1/models/echo"),
     ("GET", "/openapi.json"),
 ]
-PUBLIC = {"/livez", "/readyz", "/drainz"}
+PUBLIC = {"/livez", "/readyz", "/health", "/drainz"}
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"model": "echo", "messages": [{"role": "user", "content": "x"}]},
     "/v1/completions": {"model": "echo", "prompt": "x"},

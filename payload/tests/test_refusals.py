@@ -174,7 +174,7 @@ def test_every_route_but_those_of_health_needs_a_key(echo: Service, tmp_path: Pa
         for route in table:
             for method in route.methods:
                 answer = nobody.request(method, route.path)
-                if route.path in {"/livez", "/readyz", "/drainz"}:
+                if route.path in {"/livez", "/readyz", "/health", "/drainz"}:
                     assert answer.status_code == 200
                 else:
                     error(answer, 401, "missing_key")
