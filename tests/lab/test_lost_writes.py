@@ -55,6 +55,5 @@ def test_after_lost_writes_a_plain_run_converges_and_no_key_and_no_data_is_gone(
         )
     print(said.stdout)
     assert said.returncode == 0, said.stdout[-6000:] + said.stderr[-3000:]
-    assert " 0 for a person, 0 failed" in said.stdout, said.stdout[
-        -6000:
-    ]  # a person is allowed, but none is known
+    # A person is allowed, but none is known.
+    assert " 0 for a person, 0 failed" in said.stdout, said.stdout[-6000:]

@@ -17,8 +17,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import pytest
-from ansible.module_utils.testing import patch_module_args
 from plugin_modules import load
 
 MIB = 1 << 20
@@ -213,13 +211,3 @@ if __name__ == "__main__":
         Estate(Path(sys.argv[1])).run(**json.loads(sys.argv[2]))
     except Exception as problem:
         sys.exit(f"{type(problem).__name__}: {problem}")
-
-
-def called(
-    module: ModuleType, given: dict[str, object], capsys: pytest.CaptureFixture[str]
-) -> dict[str, Any]:
-    """What a module says when it is run with what is given."""
-    with patch_module_args(given), pytest.raises(SystemExit):
-        module.main()
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return found

@@ -11,7 +11,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from luks_estate import PIN, SIZE, SOFTHSM, Estate, called, fresh_modules, tool
+from called_module import called
+from luks_estate import PIN, SIZE, SOFTHSM, Estate, fresh_modules, tool
 from plugin_modules import load
 
 volume, luks, _disks = fresh_modules()

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from called_module import called
 from kill_points import KillPoints
-from luks_estate import PIN, SOFTHSM, Estate, called, fresh_modules, tool
+from luks_estate import PIN, SOFTHSM, Estate, fresh_modules, tool
 from plugin_modules import load
 
 volume, luks, _disks = fresh_modules()
