@@ -57,10 +57,10 @@ def base_image(report: Report) -> Path:
     image = folder / f"lab-trixie-{recipe()}.img"
     with (folder / "lab-image.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        made = kernel.made(folder, report)
         if not image.exists():
             for stale in folder.glob("lab-trixie-*.img.new"):
                 stale.unlink()
-            made = kernel.made(folder, report)
             with tempfile.TemporaryDirectory(dir=folder, prefix="lab-root-") as scratch:
                 root = Path(scratch, "root")
                 report("installing a bare Debian 13")

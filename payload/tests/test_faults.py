@@ -156,7 +156,7 @@ def test_sigterm_lets_running_answers_end_and_takes_no_new_ones(doomed: Service)
             eventually("not ready", lambda: other.get("/readyz").status_code == 503)
             error(other.get("/generate?prompt=new"), 503, "draining")
             assert list(lines)[-1] == "data: [DONE]"
-    assert gateway.process.wait(10) == 0
+    assert gateway.process.wait(5) == 0
     gateway.states.append(gateway.notifications.recv(1000).decode())
     assert "STOPPING=1" in gateway.states
 
@@ -175,7 +175,7 @@ def test_sigterm_answers_who_had_connected_and_whoever_comes_then_fails_before_s
         assert early.recv(1000).startswith(b"HTTP/1.1 200 ")
         with pytest.raises(FileNotFoundError):
             late.connect(str(path))
-    assert gateway.process.wait(10) == 0
+    assert gateway.process.wait(5) == 0
 
 
 @pytest.mark.parametrize("signals", [1, 2])
@@ -195,7 +195,7 @@ def test_a_drain_ends_long_streams_with_an_error_and_a_second_sigterm_does_so_at
         took = time.monotonic() - before
     assert last["error"]["code"] == "draining"
     assert (took < 3) == (signals == 2), took
-    assert gateway.process.wait(10) == 0
+    assert gateway.process.wait(5) == 0
 
 
 def test_a_gateway_starts_without_its_engine_and_finds_it_later(tmp_path: Path) -> None:

@@ -128,8 +128,7 @@ def test_five_times_too_many_are_answered_or_refused_at_once(slow: Service) -> N
     assert set(made.outcomes) <= {"200", "503 overloaded", "503 queue_timeout"}, made.outcomes
     assert made.outcomes["200"] >= 20
     assert made.outcomes["503 overloaded"] >= 20
-    # None waits for the engine, which takes seconds. The 20 ms that are promised are measured: docs/performance.md.
-    assert statistics.median(made.refused_us) < 200_000
+    assert statistics.median(made.refused_us) < 20_000
 
 
 def test_an_engine_killed_at_any_moment_costs_its_answers_and_nothing_else(tmp_path: Path) -> None:
