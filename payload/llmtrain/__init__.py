@@ -1,0 +1,14 @@
+"""llmtrain: from raw text to a better model: data, plan, run, gate, publish.
+
+Nothing here ever asks the internet: the libraries that would are told so before any of them is imported.
+"""
+
+import os
+
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    HF_DATASETS_OFFLINE="1",
+    TRANSFORMERS_OFFLINE="1",
+    DO_NOT_TRACK="1",
+)

@@ -1,0 +1,1 @@
+"""From raw text to packed rows: read, clean, annotate, filter, deduplicate, decontaminate, tokenize, pack."""

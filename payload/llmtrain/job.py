@@ -1,0 +1,111 @@
+"""A training job: what `job.yaml` may say. The defaults are those of the guide that this project follows."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from llmcore.config import Section
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Intent = Literal["attention.qv", "attention.all", "linear"]
+
+
+class Lora(Section):
+    """Low-rank adapters (Hu et al. 2021), on the layers that `target` means in this architecture."""
+
+    kind: Literal["lora"]
+    r: PositiveInt = 16
+    alpha: PositiveInt = 32
+    dropout: Share = 0.1
+    target: Intent | list[str] = "attention.qv"  # or names of modules: each has to be there
+    quantize: Literal["none", "int8", "nf4"] = "none"  # of the frozen base: QLoRA
+
+
+class Full(Section):
+    """All weights learn."""
+
+    kind: Literal["full"]
+    train_router: bool = False  # of a mixture of experts; without a balance loss it drifts
+
+
+class Data(Section):
+    """Rows that `llm-train data` packed."""
+
+    train: Path
+    eval: Path | None = None
+    verify: bool = True  # every shard against its hash before the first step
+
+
+class Optim(Section):
+    """AdamW."""
+
+    lr: PositiveFloat = 3e-5
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: Share = 0.1  # of all steps
+    epochs: PositiveFloat = 1.0
+    steps: PositiveInt | None = None  # instead of epochs
+    weight_decay: float = Field(0.0, ge=0)
+    beta1: Share = 0.9
+    beta2: Share = 0.999
+    clip: PositiveFloat = 1.0  # of the gradients' global norm
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"  # auto: bf16 where the hardware has it
+    patience: PositiveInt | None = None  # evaluations without a better loss until the job stops
+
+
+class Scale(Section):
+    """How the work is spread; `llm-train plan` fills in what is auto, with its reasons."""
+
+    strategy: Literal["auto", "ddp", "fsdp", "zero2", "zero3"] = "auto"
+    offload: Literal["auto", "none", "optimizer", "all"] = "auto"
+    nodes: PositiveInt = 1
+    processes: PositiveInt | None = None  # a node; default: its GPUs, or 1
+    micro_batch: PositiveInt | None = None  # rows of a process at a time
+    tokens_per_step: PositiveInt = 524288  # of all processes, over all accumulation
+    checkpointing: bool | Literal["auto"] = "auto"  # of activations
+
+
+class Keep(Section):
+    """Checkpoints."""
+
+    every_steps: PositiveInt | None = None
+    every_minutes: PositiveFloat = 30.0
+    last: PositiveInt = 3  # older ones are taken away
+
+
+class Watch(Section):
+    """What is looked at while it runs."""
+
+    log_every: PositiveInt = 10  # steps
+    eval_every: PositiveInt | None = None  # steps; default: with each checkpoint
+    metrics: Path | None = None  # a file for Prometheus' textfile collector
+
+
+class Job(Section):
+    """One training run. Everything that it writes goes into `output`."""
+
+    name: str = Field(pattern=r"[a-z0-9][a-z0-9-]{0,62}")
+    model: Path  # local; safetensors only
+    manifest: Path | None = None  # of the model, as sha256sum prints it; default: MODEL.sha256 beside it
+    method: Lora | Full = Field(discriminator="kind")
+    data: Data
+    output: Path
+    optim: Optim = Optim()
+    scale: Scale = Scale()
+    keep: Keep = Keep()
+    watch: Watch = Watch()
+    seed: int = Field(42, ge=0)
+
+    @model_validator(mode="after")
+    def quantized_weights_are_not_sharded(self) -> "Job":
+        """ZeRO-3 loads the whole model a rank before it shards, and bitsandbytes' blocks cannot be cut."""
+        if (
+            self.method.kind == "lora"
+            and self.method.quantize != "none"
+            and self.scale.strategy in ("zero3", "fsdp")
+        ):
+            raise ValueError(
+                f"method.quantize {self.method.quantize} cannot be sharded by {self.scale.strategy}: "
+                "take ddp or zero2, or leave quantize out"
+            )
+        return self
