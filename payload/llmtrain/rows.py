@@ -80,7 +80,7 @@ class Rows:
         """The shards' tensors, mapped into memory, not read."""
         found = []
         for file, _, _ in self.shards:
-            opened = safe_open(self.directory / file, framework="numpy")
+            opened: Any = safe_open(self.directory / file, framework="numpy")
             found.append({name: opened.get_slice(name) for name in NAMES})
         return found
 
