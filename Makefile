@@ -119,6 +119,8 @@ payload/.venv/.ready: artifacts.lock.yml payload/pyproject.toml llmproof/pyproje
 	$(PYTHON) -m venv --system-site-packages payload/.venv
 	$(PYTHON) -m llmkeep.lock requirements payload-dev > payload/.venv/requirements.txt
 	payload/.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python --require-hashes -r payload/.venv/requirements.txt
+	$(PYTHON) -m llmkeep.lock requirements --sources payload-dev > payload/.venv/sources.txt
+	payload/.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --require-hashes -r payload/.venv/sources.txt
 	payload/.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e payload -e llmproof
 	touch $@
 

@@ -166,7 +166,11 @@ def _fetch(
     for artifact in artifacts.values():
         cache.has(artifact.sha256, artifact.size)
     with ThreadPoolExecutor() as pool:
-        python = pool.submit(wheels.download, {key: artifact.sha256 for key, artifact in artifacts.items()})
+        python = pool.submit(
+            wheels.download,
+            {key: artifact.sha256 for key, artifact in artifacts.items()},
+            [key for key, artifact in artifacts.items() if artifact.source],
+        )
         debian = pool.submit(aptrepo.fetch, apt, pinned.debs)
     python.result()
     try:
@@ -212,12 +216,18 @@ def _wheels(folder: Path, wanted: dict[str, Any], pinned: Lock, profile: str) ->
     sources: dict[str, Artifact] = {}
     for name in _bundled(wanted, profile):
         place = folder / "wheels" / name
+        built = []
         for _, wheel in pinned.environment(name):
-            cache.place(cache.blob(wheel.sha256), place / wheel.file)
-            sources[f"wheels/{name}/{wheel.file}"] = wheel
+            if wheel.source:
+                built.append(wheels.build_source(wheel, place))
+                sources[f"wheels/{name}/{built[-1].name}"] = wheel
+            else:
+                cache.place(cache.blob(wheel.sha256), place / wheel.file)
+                sources[f"wheels/{name}/{wheel.file}"] = wheel
+        projects = wanted["python"]["environments"][name]["projects"]
+        built += [wheels.build(folder / "tree" / project, place) for project in projects]
         text = lock.requirements(pinned, name)
-        for project in wanted["python"]["environments"][name]["projects"]:
-            ours = wheels.build(folder / "tree" / project, place)
+        for ours in built:
             distribution, version = ours.name.split("-")[:2]
             text += f"{wheels.canonical(distribution)}=={version} --hash=sha256:{cache.sha256(ours)}\n"
         (place / "requirements.txt").write_text(text)

@@ -32,6 +32,11 @@ class Artifact:
     licence: str
     purl: str
 
+    @property
+    def source(self) -> bool:
+        """A Python distribution that is published as source only."""
+        return self.file.endswith(".tar.gz")
+
 
 @dataclass
 class Lock:
@@ -117,13 +122,17 @@ def save(lock: Lock, tree: Path = TREE) -> None:
     aside.replace(tree / "artifacts.lock.yml")
 
 
-def requirements(lock: Lock, environment: str) -> str:
-    """A pip requirements file for `--require-hashes --no-deps`."""
-    return "".join(f"{key} --hash=sha256:{wheel.sha256}\n" for key, wheel in lock.environment(environment))
+def requirements(lock: Lock, environment: str, sources: bool = False) -> str:
+    """A pip requirements file for `--require-hashes --no-deps`: of the wheels, or of the source distributions."""
+    return "".join(
+        f"{key} --hash=sha256:{wheel.sha256}\n"
+        for key, wheel in lock.environment(environment)
+        if wheel.source == sources
+    )
 
 
 def _print_requirements(arguments: argparse.Namespace) -> int:
-    sys.stdout.write(requirements(load(), arguments.environment))
+    sys.stdout.write(requirements(load(), arguments.environment, arguments.sources))
     return 0
 
 
@@ -151,6 +160,9 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def _add_requirements(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = verbs.add_parser("requirements", help="print the pinned, hashed requirements of an environment")
     parser.add_argument("environment")
+    parser.add_argument(
+        "--sources", action="store_true", help="those of source distributions, to be built last"
+    )
     parser.set_defaults(run=_print_requirements)
 
 

@@ -54,17 +54,20 @@ def python(
         entry = every[name]
         requires, without, inner = list(entry["requires"]), dict(entry.get("from_debian", {})), entry
         constraints: list[str] = []
-        any_python = list(entry.get("any_python", []))
+        any_python, source = list(entry.get("any_python", [])), list(entry.get("source", []))
         while parent := inner.get("include"):
             constraints = constraints or environments[parent]
             inner = every[parent]
             requires += inner["requires"]
             without |= inner.get("from_debian", {})
             any_python += inner.get("any_python", [])
+            source += inner.get("source", [])
         constraints = constraints + [f"{name}=={upstream(debs, deb)}" for name, deb in without.items()]
         chosen = wheels.resolve(requires, constraints, without)
         if any_python:
             chosen |= wheels.resolve(any_python, constraints, (), alone=True)
+        if source:
+            chosen |= wheels.resolve(source, constraints, (), alone=True, source=True)
         environments[name] = list(chosen)
         artifacts |= chosen
         print(f"{name}: {len(chosen)} wheels, {sum(a.size for a in chosen.values()) / 1e6:.0f} MB")

@@ -1,5 +1,7 @@
 """Python wheels: resolve an environment of artifacts.yml, and download exactly what the lock says.
 
+What its project publishes as source only is locked as source, and its wheel is built from that.
+
 pip does both; its index, proxy and certificates are those of the machine's own pip settings.
 """
 
@@ -9,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,13 +29,17 @@ class FetchError(LockError):
 
 
 def resolve(
-    requires: list[str], constraints: list[str], without: Iterable[str], alone: bool = False
+    requires: list[str],
+    constraints: list[str],
+    without: Iterable[str],
+    alone: bool = False,
+    source: bool = False,
 ) -> dict[str, Artifact]:
     """What pip would install for `requires` into an empty environment, minus the distributions `without`.
 
     `constraints` are `name==version` of the environment that this one includes. `alone`: as they are, without
-    dependencies, and whatever Python their metadata asks for. Sizes come from the downloaded files, which stay
-    in the cache.
+    dependencies, and whatever Python their metadata asks for. `source`: as source distributions. Sizes come
+    from the downloaded files, which stay in the cache.
     """
     with tempfile.TemporaryDirectory() as folder:
         report, pins = Path(folder, "report.json"), Path(folder, "constraints.txt")
@@ -44,6 +51,7 @@ def resolve(
             "--break-system-packages",
             "--quiet",
             *SAFE,
+            *([f"--no-binary={name}" for name in map(_name, requires)] if source else []),
             "--report",
             str(report),
             "--constraint",
@@ -55,12 +63,15 @@ def resolve(
     dropped = {canonical(name) for name in without}
     chosen = [item for item in chosen if canonical(item["metadata"]["name"]) not in dropped]
     hashes = {_key(item): item["download_info"]["archive_info"]["hashes"]["sha256"] for item in chosen}
-    download(hashes)
+    download(hashes, hashes if source else ())
     return {_key(item): _artifact(item, hashes[_key(item)]) for item in chosen}
 
 
-def download(hashes: dict[str, str]) -> None:
-    """Bring wheels (`name==version` to sha256) into the cache; pip checks each hash. Those there are kept."""
+def download(hashes: dict[str, str], sources: Iterable[str] = ()) -> None:
+    """Bring wheels (`name==version` to sha256) into the cache; pip checks each hash. Those there are kept.
+
+    `sources` are the keys of those that are source distributions.
+    """
     missing = {key: digest for key, digest in hashes.items() if not cache.blob(digest).exists()}
     if not missing:
         return
@@ -75,13 +86,15 @@ def download(hashes: dict[str, str]) -> None:
         "--require-hashes",
         "--quiet",
         *SAFE,
+        *(f"--no-binary={_name(key)}" for key in sources),
+        "--no-build-isolation",  # pip asks a source for its metadata: with the tools that are here and hashed
         "--dest",
         str(folder),
         "--requirement",
         str(listing),
     )
-    for wheel in folder.glob("*.whl"):
-        cache.put(wheel)
+    for file in (*folder.glob("*.whl"), *folder.glob("*.tar.gz")):
+        cache.put(file)
     lacking = [key for key, digest in missing.items() if not cache.blob(digest).exists()]
     if lacking:
         raise FetchError(
@@ -90,7 +103,7 @@ def download(hashes: dict[str, str]) -> None:
 
 
 def build(project: Path, place: Path) -> Path:
-    """The wheel of one of our own projects, from a copy, since a build writes into its source.
+    """The wheel of a project, from a copy, since a build writes into its source.
 
     The same source gives the same bytes.
     """
@@ -98,6 +111,7 @@ def build(project: Path, place: Path) -> Path:
         source = Path(folder, "source")
         shutil.copytree(project, source)
         environment = os.environ | {"SOURCE_DATE_EPOCH": "1577836800", "PIP_NO_INDEX": "1"}
+        environment["PYTHONHASHSEED"] = "0"  # a set's order, in somebody's metadata
         _pip(
             "wheel",
             "--no-deps",
@@ -111,6 +125,15 @@ def build(project: Path, place: Path) -> Path:
         (wheel,) = Path(folder).glob("*.whl")
         place.mkdir(parents=True, exist_ok=True)
         return Path(shutil.copy(wheel, place / wheel.name))
+
+
+def build_source(artifact: Artifact, place: Path) -> Path:
+    """The wheel of a source distribution that lies in the cache."""
+    with tempfile.TemporaryDirectory() as folder:
+        with tarfile.open(cache.blob(artifact.sha256)) as archive:
+            archive.extractall(folder, filter="data")
+        (project,) = Path(folder).iterdir()
+        return build(project, place)
 
 
 def canonical(name: str) -> str:
@@ -127,6 +150,11 @@ def _pip(*arguments: str, environment: dict[str, str] | None = None) -> None:
             "Check the machine's pip settings and its way to the registry, then run it again: "
             "what was downloaded is kept."
         )
+
+
+def _name(requirement: str) -> str:
+    """The distribution that a requirement names."""
+    return re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
 
 
 def _key(item: dict[str, Any]) -> str:

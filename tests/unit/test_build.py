@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,32 @@ def test_each_of_our_own_wheels_joins_its_environment_by_its_hash(tmp_path: Path
         file.write("# changed\n")
     build._wheels(tmp_path, wanted, lock.Lock(environments={"small": []}), "lab")
     assert (tmp_path / "wheels/small/requirements.txt").read_text() != listed
+
+
+def test_what_is_published_as_source_is_in_the_bundle_as_a_wheel_that_is_the_same_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    project = tmp_path / "grown-1.0"
+    project.mkdir()
+    (project / "grown.py").touch()
+    # A set: its order is another one in each process, unless the hash seed is set.
+    (project / "setup.py").write_text(
+        "import setuptools\n"
+        "setuptools.setup(name='grown', version='1.0', py_modules=['grown'], keywords=list(set('abcdefgh')))\n"
+    )
+    subprocess.run(["tar", "-czf", "grown-1.0.tar.gz", "grown-1.0"], cwd=tmp_path, check=True)
+    source = Artifact("grown-1.0.tar.gz", "1.0", "", 1, "MIT", "pkg:pypi/grown@1.0")
+    source = replace(source, sha256=cache.put(tmp_path / "grown-1.0.tar.gz"))
+    wanted = {"python": {"environments": {"small": {"bundle": True, "projects": []}}}}
+    pinned = lock.Lock(environments={"small": ["grown==1.0"]}, wheels={"grown==1.0": source})
+    listed = []
+    for place in ("first", "second"):
+        sources = build._wheels(tmp_path / place, wanted, pinned, "lab")
+        assert sources == {"wheels/small/grown-1.0-py3-none-any.whl": source}
+        listed.append((tmp_path / place / "wheels/small/requirements.txt").read_text())
+    assert listed[0] == listed[1]
+    assert listed[0].startswith("grown==1.0 --hash=sha256:")
 
 
 def test_an_environment_of_another_profile_is_in_no_bundle_and_one_that_was_never_resolved_is_refused() -> (

@@ -41,7 +41,8 @@ def test_an_environment_has_what_artifacts_yml_wants_for_it(environment: str) ->
 
 
 @pytest.mark.parametrize(
-    ("inner", "outer"), [("control", "build"), ("build", "dev"), ("payload", "payload-dev")]
+    ("inner", "outer"),
+    [("control", "build"), ("build", "dev"), ("payload", "training"), ("training", "payload-dev")],
 )
 def test_an_environment_that_includes_another_has_its_very_versions(inner: str, outer: str) -> None:
     assert set(PINNED.environments[inner]) <= set(PINNED.environments[outer])
@@ -68,6 +69,13 @@ def test_requirements_pin_and_hash_each_wheel() -> None:
     text = lock.requirements(PINNED, "control")
     assert re.search(r"^ansible-core==2\.21\.\d+ --hash=sha256:[0-9a-f]{64}$", text, re.MULTILINE)
     assert len(text.splitlines()) == len(PINNED.environments["control"])
+
+
+def test_a_distribution_that_is_published_as_source_is_listed_apart() -> None:
+    wheels_of, sources_of = (lock.requirements(PINNED, "training", sources) for sources in (False, True))
+    assert re.fullmatch(r"deepspeed==[\d.]+ --hash=sha256:[0-9a-f]{64}\n", sources_of)
+    assert "deepspeed" not in wheels_of
+    assert len((wheels_of + sources_of).splitlines()) == len(PINNED.environments["training"])
 
 
 def test_requirements_need_nothing_but_debians_python_and_yaml() -> None:
