@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import ROOT, Client, Lab
-from test_estate import answers
+from conftest import Client, Lab
+from test_estate import answers, drill
 
 STORE = "/var/lib/llmkeep/storage"
 DISK = "/root/EXTRA"
@@ -95,12 +95,7 @@ def test_an_erased_volume_opens_by_no_key_that_ever_opened_it_and_the_others_sti
 
 
 def test_the_drill_opens_what_is_kept_and_the_register_has_the_day(estate: Lab) -> None:
-    key = (ROOT / ".lab/keys/escrow.key").read_text()
-    estate.on("ops1", f"umask 077 && echo '{key}' > /run/escrow.key")
-    try:
-        verb(estate, "drill.yml", volume="llm1/audit", escrow_key="/run/escrow.key")
-    finally:
-        estate.on("ops1", "rm /run/escrow.key")
+    drill(estate, "llm1/audit")
     today = estate.on("ops1", "date --utc +%F").strip()
     assert kept(estate, "llm1-audit")["drilled"].startswith(today)
 
