@@ -1,8 +1,6 @@
 """What the roles that run models make of an inventory: sentences for what cannot be, files and units for the rest."""
 
 import http.server
-import json
-import os
 import socketserver
 import subprocess
 import sys
@@ -12,7 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
-from plugin_modules import LINK, ROOT, load
+from plugin_modules import ROOT, load
+from rendered_role import hardened, rendered
 
 serving = load("filter.serving")
 HOSTS = {"llm1.estate.internal": "10.0.0.1", "gpu1.estate.internal": "10.0.0.2"}
@@ -24,7 +23,6 @@ CODER: dict[str, Any] = {
     "quantization": "awq",
 }
 PROGRAM = ROOT / "payload/.venv/bin/llm-serve"
-EXPOSURE = 15  # tenths, of systemd's ten: as the roles' own checks
 BATCH = {"context": 2048, "slots": 16, "cache_tokens": 8192, "batch_tokens": 512}
 REMOTE = {
     "socket": ["/run/vllm/coder/api.sock"],
@@ -59,63 +57,6 @@ FACTS = {
 }
 
 
-def rendered(folder: Path, role: str, wanted: dict[str, str], **variables: Any) -> Any:
-    """Expressions as Ansible evaluates them with a role's variables and templates."""
-    (folder / "templates").symlink_to(ROOT / f"roles/{role}/templates")
-    files = [str(ROOT / f"roles/{role}/{kind}/main.yml") for kind in ("defaults", "vars")]
-    (folder / "given.yml").write_text(yaml.safe_dump({**FACTS, **variables}))
-    task = {
-        "ansible.builtin.copy": {
-            "dest": str(folder / "out.json"),
-            "content": "{{ {"
-            + ", ".join(f"'{name}': {text}" for name, text in wanted.items())
-            + "} | to_json }}",
-        }
-    }
-    play = {
-        "hosts": "llm1",
-        "connection": "local",
-        "gather_facts": False,
-        "vars_files": [*files, str(folder / "given.yml")],
-        "tasks": [task],
-    }
-    hosts = {name.split(".")[0]: {"ansible_host": address} for name, address in HOSTS.items()}
-    (folder / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": hosts}}))
-    (folder / "play.yml").write_text(yaml.safe_dump([play]))
-    environment = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(LINK.parents[2]), "ANSIBLE_CONFIG": ""}
-    run = subprocess.run(
-        [str(ROOT / ".venv/bin/ansible-playbook"), "-i", str(folder / "hosts.yml"), str(folder / "play.yml")],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    return json.loads((folder / "out.json").read_text())
-
-
-def hardened(folder: Path, name: str, text: str, exposure: int = EXPOSURE) -> None:
-    """systemd understands the unit, and finds it hardened."""
-    unit = folder / name
-    unit.write_text(text)
-    judged = subprocess.run(
-        ["systemd-analyze", "security", "--offline=true", "--no-pager", f"--threshold={exposure}", str(unit)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert judged.returncode == 0, judged.stdout[-1500:] + judged.stderr
-    unit.write_text(
-        "".join(line for line in text.splitlines(True) if not line.startswith("Exec"))
-        + "[Service]\nExecStart=true\n"
-    )
-    read = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True, check=False
-    )
-    strange = [line for line in read.stderr.splitlines() if name in line]
-    assert not strange, strange
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What role llm_serving makes of MODELS."""
@@ -127,7 +68,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
         name: f"lookup('ansible.builtin.template', '{name}.j2')"
         for name in ("llm-gateway@.service", "llm-engine@.service", "output.nft")
     }
-    return rendered(tmp_path_factory.mktemp("role"), "llm_serving", wanted, llm_serving_models=MODELS)
+    folder = tmp_path_factory.mktemp("role")
+    return rendered(folder, "llm_serving", wanted, "llm1", HOSTS, {**FACTS, "llm_serving_models": MODELS})
 
 
 def file(made: Any, dest: str) -> Any:
@@ -220,7 +162,7 @@ def test_without_a_remote_model_a_gateway_goes_nowhere(tmp_path: Path) -> None:
         "unit": "lookup('ansible.builtin.template', 'llm-gateway@.service.j2')",
         "leftovers": "__llm_serving_leftovers",
     }
-    made = rendered(tmp_path, "llm_serving", wanted)
+    made = rendered(tmp_path, "llm_serving", wanted, "llm1", HOSTS, FACTS)
     assert "IPAddressAllow=localhost\nRestrictAddressFamilies=AF_UNIX AF_INET\n" in made["unit"]
     assert made["leftovers"] == [
         "/etc/systemd/system/llm-engine@smollm2-135m-instruct.service.d/memory.conf",
@@ -316,7 +258,7 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Any:
     wanted = {name: f"__vllm_{name}" for name in ("files", "steps", "wrong", "sockets", "gpus")}
     wanted["unit"] = "lookup('ansible.builtin.template', 'vllm@.service.j2')"
     given = {"vllm_models": [CODER], "vllm_gpu_memory": "24G", "__vllm_release": {"id": "0123456789ab"}}
-    return rendered(folder, "vllm", wanted, **given)
+    return rendered(folder, "vllm", wanted, "llm1", HOSTS, {**FACTS, **given})
 
 
 def test_vllm_s_configuration_names_its_socket_and_no_key(vllm: Any) -> None:
