@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from llmcore.config import ConfigError
 from llmcore.manifest import ManifestError
 from llmtrain import exits
+from llmtrain.data import command as data
 
 
 def parser() -> argparse.ArgumentParser:
@@ -17,7 +18,8 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="llm-train", description="Train a language model: data, plan, run, gate, publish."
     )
-    top.add_subparsers(dest="command", required=True)
+    commands = top.add_subparsers(dest="command", required=True)
+    data.add_command(commands)
     return top
 
 

@@ -55,7 +55,7 @@ class Rows:
             self.shards = [(str(s["file"]), int(s["rows"]), str(s["sha256"])) for s in self.index["shards"]]
         except OSError as error:
             raise Refusal(
-                f"cannot read {directory}/rows.json: {error.strerror}; write it with `llm-train data pack`"
+                f"cannot read {directory}/rows.json: {error.strerror}; write it with `llm-train data run`"
             ) from error
         except (ValueError, KeyError, TypeError) as error:
             raise Refusal(

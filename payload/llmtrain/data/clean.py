@@ -1,0 +1,95 @@
+"""Cleaning: rules by name, in one table, and Unicode's normal forms."""
+
+import re
+import unicodedata
+from typing import TYPE_CHECKING, NamedTuple
+
+from llmtrain.data.documents import Docs, Rejects, parts, replace_parts
+
+if TYPE_CHECKING:
+    from llmtrain.data import settings
+
+# Chinese letters, signs and punctuation: a blank between two of them says nothing.
+HAN = r"\u3001-\u301f\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff01-\uff20\U00020000-\U0003134f"
+BLANK = r" \t\u00a0\u2000-\u200a\u202f\u205f\u3000"
+
+
+class Rule(NamedTuple):
+    """What is replaced by what. Where the text has none of `needs`, the pattern need not be tried."""
+
+    pattern: re.Pattern[str]
+    replace: str
+    needs: tuple[str, ...] = ()
+
+
+CLEANING: dict[str, list[Rule]] = {
+    "newlines": [
+        Rule(re.compile(r"\r\n?|[\u2028\u2029\x85]"), "\n", ("\r", "\u2028", "\u2029", "\x85")),
+    ],
+    "control": [
+        Rule(re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x84\x86-\x9f]+"), ""),
+    ],
+    # Marks of byte order, soft hyphens, zero-width blanks. The joiners stay: Persian and emoji need them.
+    "invisible": [
+        Rule(re.compile(r"[\xad\u200b\u2060\ufeff]+"), "", ("\xad", "\u200b", "\u2060", "\ufeff")),
+    ],
+    "urls": [
+        Rule(re.compile(rf"\b(?:https?|ftp)://[^\s<>\"'{HAN}]+", re.IGNORECASE), "", ("://",)),
+        Rule(re.compile(rf"\bwww\.[^\s<>\"'{HAN}]+", re.IGNORECASE), "", ("www.", "WWW.", "Www.")),
+    ],
+    # A run of blanks inside a line is one, at its end none. Those at its start stay: they indent code.
+    "whitespace": [
+        Rule(re.compile(rf"[{BLANK}]+$", re.MULTILINE), ""),
+        Rule(re.compile(rf"(?<=\S)(?:[{BLANK}]{{2,}}|[{BLANK[3:]}])"), " "),
+    ],
+    "blank_lines": [
+        Rule(re.compile(r"\n{3,}"), "\n\n", ("\n\n\n",)),
+    ],
+    "html_tags": [
+        Rule(re.compile(r"</?[a-zA-Z][^<>]{0,2000}>"), "", ("<",)),
+    ],
+    "chinese_blanks": [
+        Rule(re.compile(rf"(?<=[{HAN}])[{BLANK}]+(?=[{HAN}])"), ""),
+    ],
+    "repeated_punctuation": [
+        Rule(re.compile(r"([!?！？。，,~～*=#_-])\1{5,}"), r"\1\1\1"),
+    ],
+}
+
+
+def compiled(pattern: str) -> re.Pattern[str]:
+    """A rule of somebody's own; raises ValueError with what is wrong in it."""
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"no regular expression: {error}") from error
+
+
+class Clean:
+    """The step that applies the rules. A document of which nothing is left is rejected."""
+
+    name = "clean"
+
+    def __init__(self, options: "settings.Clean", rejects: Rejects) -> None:
+        self.unicode = options.unicode
+        self.rules = [rule for name in options.rules for rule in CLEANING[name]]
+        self.rules += [Rule(compiled(own.pattern), own.replace) for own in options.own]
+        self.rejects = rejects
+
+    def text(self, text: str) -> str:
+        """One text, cleaned."""
+        if self.unicode != "none":
+            text = unicodedata.normalize(self.unicode, text)
+        for pattern, replace, needs in self.rules:
+            if not needs or any(need in text for need in needs):
+                text = pattern.sub(replace, text)
+        return text.strip("\n" + " \t")
+
+    def __call__(self, docs: Docs, rank: int = 0, world_size: int = 1) -> Docs:
+        with self.rejects.of(self.name, rank) as reject:
+            for document in docs:
+                replace_parts(document, [self.text(part) for part in parts(document)])
+                if document.text.strip():
+                    yield document
+                else:
+                    reject(document, "empty", "nothing is left after cleaning")

@@ -1,0 +1,106 @@
+"""What goes through the steps: documents, and the reasons why some of them do not go on.
+
+A step is called as `step(docs, rank, world_size) -> docs`. It looks at `text`, `id` and `metadata` alone, so that it also
+runs in datatrove's executors, whose documents have them too. A conversation's turns stand in `metadata["messages"]`; its
+`text` is their content, joined, for the steps that only look.
+"""
+
+import gzip
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, cast
+
+BETWEEN_TURNS = "\n\n"
+Reject = Callable[["Document", str, str], None]
+
+
+@dataclass(slots=True)
+class Document:
+    """A text or a conversation, and where it came from."""
+
+    text: str
+    id: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+    number: int = -1  # its place in the shard that it was read from
+
+
+Docs = Iterator[Document]
+
+
+def parts(document: Document) -> list[str]:
+    """The texts of which it is made: the turns' of a conversation, else the one."""
+    messages = document.metadata.get("messages")
+    return [document.text] if messages is None else [message["content"] for message in messages]
+
+
+def replace_parts(document: Document, texts: list[str]) -> None:
+    """Put `texts` in the place of `parts(document)`."""
+    messages = document.metadata.get("messages")
+    if messages is None:
+        document.text = texts[0]
+        return
+    document.metadata["messages"] = [
+        {**message, "content": text} for message, text in zip(messages, texts, strict=True)
+    ]
+    document.text = BETWEEN_TURNS.join(texts)
+
+
+@dataclass(frozen=True)
+class Rejects:
+    """Where dropped documents are written down: `directory/STEP-RANK.jsonl`, each with id, source, reason and rule."""
+
+    directory: Path
+    text: bool = False  # the text as well; off, since it may be what must not lie around
+
+    @contextmanager
+    def of(self, step: str, rank: int) -> Iterator[Reject]:
+        """Yields the function that writes one down. The file is complete when it has its name."""
+        path = self.directory / f"{step}-{rank:05d}.jsonl"
+        aside = path.with_suffix(".partial")
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with aside.open("w", encoding="utf-8", errors="backslashreplace") as file:
+
+            def reject(document: Document, rule: str, reason: str) -> None:
+                line = {
+                    "id": document.id,
+                    "source": document.metadata.get("source"),
+                    "step": step,
+                    "rule": rule,
+                    "reason": reason,
+                }
+                if self.text:
+                    line["text"] = document.text
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+            yield reject
+        aside.replace(path)
+
+
+def write_documents(path: Path, docs: Docs) -> int:
+    """Write them as gzipped JSONL; how many. The same documents give the same bytes."""
+    count = 0
+    # Level 1: this file is read back in minutes; a better ratio would cost more time than its disk space is worth.
+    with path.open("wb") as raw, gzip.GzipFile("", "wb", 1, raw, mtime=0) as file:
+        for document in docs:
+            line = {"id": document.id, **document.metadata}
+            if "messages" not in line:
+                line["text"] = document.text
+            file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+            count += 1
+    return count
+
+
+def read_documents(path: Path) -> Docs:
+    """What `write_documents` wrote, numbered from 0."""
+    with cast(IO[bytes], gzip.open(path, "rb")) as file:
+        for number, raw in enumerate(file):
+            line = json.loads(raw)
+            identity = line.pop("id")
+            if "messages" in line:
+                text = BETWEEN_TURNS.join(message["content"] for message in line["messages"])
+            else:
+                text = line.pop("text")
+            yield Document(text, identity, line, number)

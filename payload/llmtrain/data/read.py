@@ -1,0 +1,290 @@
+"""Reading: JSONL, text, HTML, Parquet and CSV, compressed or not, into documents.
+
+What is no document is rejected with a reason. What is no file of its kind (cut short, or another format) stops the run,
+or is skipped from there on, as `reading.broken_file` says; it never looks like the end of the file.
+"""
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import lzma
+import zlib
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import IO, Any, cast
+
+from llmtrain.data.documents import BETWEEN_TURNS, Docs, Document, Reject, Rejects
+from llmtrain.data.settings import Input, Reading
+from llmtrain.data.sources import Piece
+from llmtrain.exits import Refusal
+
+# What the libraries raise for a file that is cut short or no file of its kind.
+BROKEN = (EOFError, OSError, zlib.error, lzma.LZMAError, csv.Error)
+
+
+class NoDocument(ValueError):
+    """Why a record is no document: rule and reason."""
+
+    def __init__(self, rule: str, reason: str) -> None:
+        super().__init__(reason)
+        self.rule = rule
+
+
+class Read:
+    """The documents of one shard's pieces."""
+
+    name = "read"
+
+    def __init__(self, inputs: list[Input], reading: Reading, rejects: Rejects) -> None:
+        self.inputs, self.reading, self.rejects = inputs, reading, rejects
+        self.limit = reading.document_mb << 20
+
+    def __call__(self, pieces: list[Piece], rank: int = 0, world_size: int = 1) -> Docs:
+        with self.rejects.of(self.name, rank) as reject:
+            for piece in pieces:
+                try:
+                    yield from self.piece(piece, self.inputs[piece.input], reject)
+                except BROKEN as error:
+                    if isinstance(error, OSError) and error.errno is not None:
+                        raise Refusal(f"cannot read {piece.path}: {error.strerror}") from error
+                    self.broken(piece, str(error) or type(error).__name__, reject)
+
+    def broken(self, piece: Piece, why: str, reject: Reject) -> None:
+        """A file that is not what its name says."""
+        if self.reading.broken_file == "refuse":
+            raise Refusal(
+                f"{piece.path} cannot be read to its end as {piece.format}: {why}; fetch it again, "
+                "or set `reading.broken_file: skip` to go on with what came before the break"
+            )
+        reject(Document("", str(piece.path), {"source": str(piece.path)}), "broken_file", why)
+
+    def piece(self, piece: Piece, given: Input, reject: Reject) -> Docs:
+        """The documents of a file or of a range of one."""
+        for place, record in self.records(piece, given):
+            where = f"{piece.path}{place}"
+            metadata: dict[str, Any] = {"source": str(piece.path)}
+            if given.domain:
+                metadata["domain"] = given.domain
+            try:
+                if isinstance(record, NoDocument):
+                    raise record
+                yield self.document(record, where, metadata, piece, given)
+            except NoDocument as error:
+                reject(Document("", where, metadata), error.rule, str(error))
+
+    def document(
+        self, record: Any, where: str, metadata: dict[str, Any], piece: Piece, given: Input
+    ) -> Document:
+        """A record as a document; raises NoDocument."""
+        if isinstance(record, bytes):
+            text = self.decoded(record, given)
+            if piece.format == "jsonl":
+                return self.from_fields(parsed(text), where, metadata, given)
+            return Document(
+                self.sound(text_of_html(text) if piece.format == "html" else text), where, metadata
+            )
+        return self.from_fields(record, where, metadata, given)
+
+    def from_fields(self, record: Any, where: str, metadata: dict[str, Any], given: Input) -> Document:
+        """Named fields as a document."""
+        if not isinstance(record, dict):
+            raise NoDocument("no_object", f"the line holds {type(record).__name__}, want an object")
+        identity = record.get(given.id) if given.id else None
+        if given.id and not isinstance(identity, str | int):
+            raise NoDocument("no_id", f"field {given.id!r} holds {type(identity).__name__}, want text")
+        name = str(identity) if given.id else where
+        messages = record.get(given.messages)
+        if messages is not None:
+            if not isinstance(messages, list) or not messages or not all(map(is_message, messages)):
+                raise NoDocument("no_messages", f"field {given.messages!r} is no list of role and content")
+            metadata["messages"] = [
+                {"role": self.sound(message["role"]), "content": self.sound(message["content"])}
+                for message in messages
+            ]
+            text = BETWEEN_TURNS.join(message["content"] for message in metadata["messages"])
+            return Document(text, name, metadata)
+        said = record.get(given.text)
+        if not isinstance(said, str):
+            raise NoDocument("no_text", f"field {given.text!r} holds {type(said).__name__}, want text")
+        return Document(self.sound(said), name, metadata)
+
+    def decoded(self, raw: bytes, given: Input) -> str:
+        """Bytes as text, by the input's encoding."""
+        try:
+            return raw.decode(given.encoding)
+        except UnicodeDecodeError as error:
+            if self.reading.broken_text == "replace":
+                return raw.decode(given.encoding, "replace")
+            raise NoDocument("broken_text", f"byte {error.start} is no {given.encoding}") from error
+
+    def sound(self, text: str) -> str:
+        """The text, if it can be written as UTF-8: JSON's escapes can say half a letter."""
+        if len(text) > self.limit:
+            raise NoDocument("gigantic", f"{len(text)} letters, reading.document_mb allows {self.limit}")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            if self.reading.broken_text == "replace":
+                return text.encode("utf-8", "replace").decode()
+            raise NoDocument("broken_text", f"letter {error.start} is half of a pair") from error
+        return text
+
+    def records(self, piece: Piece, given: Input) -> Iterator[tuple[str, Any]]:
+        """Raw records and their place in the file."""
+        if piece.format == "parquet":
+            for row, record in enumerate(parquet_rows(piece.path, given)):
+                yield f"#{row}", record
+            return
+        with opened(piece.path) as file:
+            if piece.start:
+                file.seek(piece.start)
+            if piece.format == "csv":
+                yield from self.csv_rows(file, piece, given)
+            elif piece.format == "jsonl" or (piece.format == "text" and given.documents == "line"):
+                yield from self.lines(file, piece)
+            else:
+                raw = file.read(self.limit + 1)
+                yield "", raw if len(raw) <= self.limit else self.gigantic()
+
+    def gigantic(self) -> NoDocument:
+        """What is said of a document that is too large to be read."""
+        return NoDocument("gigantic", f"more than reading.document_mb: {self.reading.document_mb}")
+
+    def lines(self, file: IO[bytes], piece: Piece) -> Iterator[tuple[str, Any]]:
+        """Lines of a file or range, by their offset; of one that is too large only what fits is ever in memory."""
+        plain = piece.path.suffix.lower() not in {".gz", ".bz2", ".xz", ".zst"}
+        place = piece.start
+        while (not plain or place < piece.end) and (raw := file.readline(self.limit + 1)):
+            start, place = place, place + len(raw)
+            if len(raw) > self.limit:
+                while raw and not raw.endswith(b"\n"):
+                    raw = file.readline(self.limit)
+                    place += len(raw)
+                yield f"#{start}", self.gigantic()
+            elif raw.strip():
+                yield f"#{start}", raw
+
+    def csv_rows(self, file: IO[bytes], piece: Piece, given: Input) -> Iterator[tuple[str, Any]]:
+        """Rows below a header."""
+        csv.field_size_limit(self.limit)
+        # Broken bytes become halves of pairs, which `sound` finds: so one broken row does not end the file.
+        errors = "surrogateescape" if given.encoding == "utf-8" else "strict"
+        text = io.TextIOWrapper(file, given.encoding, errors, newline="")
+        endings = [suffix.lower() for suffix in piece.path.suffixes]
+        rows = csv.DictReader(text, delimiter="\t" if ".tsv" in endings else ",", strict=True)
+        if given.text not in (rows.fieldnames or ()):
+            raise Refusal(
+                f"{piece.path} has columns {', '.join(rows.fieldnames or ['none'])}: "
+                f"set `text` of this input to one of them, it is {given.text!r}"
+            )
+        try:
+            for number, row in enumerate(rows):
+                yield f"#{number}", row
+        except UnicodeDecodeError as error:
+            raise EOFError(f"byte {error.start} is no {given.encoding}") from error
+
+
+def is_message(message: Any) -> bool:
+    """A turn has a role and a content, both text."""
+    return (
+        isinstance(message, dict)
+        and isinstance(message.get("role"), str)
+        and isinstance(message.get("content"), str)
+    )
+
+
+def parsed(line: str) -> Any:
+    """A line of JSONL."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise NoDocument("no_json", f"the line is no JSON: {type(error).__name__}") from error
+
+
+def opened(path: Path) -> IO[bytes]:
+    """The file's bytes, decompressed by its name's ending."""
+    match path.suffix.lower():
+        case ".gz":
+            return cast(IO[bytes], gzip.open(path, "rb"))
+        case ".bz2":
+            return cast(IO[bytes], bz2.open(path, "rb"))
+        case ".xz":
+            return cast(IO[bytes], lzma.open(path, "rb"))
+        case ".zst":
+            return cast(
+                IO[bytes], io.BufferedReader(arrow("pyarrow").input_stream(str(path), compression="zstd"))
+            )
+    return path.open("rb")
+
+
+def arrow(module: str) -> Any:
+    """pyarrow, which only Parquet and zstd need."""
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise Refusal("Parquet and .zst need pyarrow, which is not installed: install it") from error
+
+
+def parquet_rows(path: Path, given: Input) -> Iterator[dict[str, Any]]:
+    """Rows with the columns that matter, a batch in memory at a time."""
+    parquet = arrow("pyarrow.parquet")
+    errors = arrow("pyarrow").lib.ArrowException
+    wanted = {given.text, given.messages, *([given.id] if given.id else [])}
+    try:
+        with parquet.ParquetFile(path) as file:
+            columns = [name for name in file.schema_arrow.names if name in wanted]
+            if not {given.text, given.messages} & set(columns):
+                raise Refusal(
+                    f"{path} has columns {', '.join(file.schema_arrow.names)}: set `text` or `messages` "
+                    f"of this input to one of them, they are {given.text!r} and {given.messages!r}"
+                )
+            for batch in file.iter_batches(1024, columns=columns):
+                yield from batch.to_pylist()
+    except (errors, UnicodeDecodeError) as error:
+        raise EOFError(str(error).split("\n")[0]) from error
+
+
+# Tags that begin no new line.
+INLINE = """a abbr b bdi bdo cite code del dfn em font i img ins kbd label mark q s samp small span strong sub sup time tt
+u var wbr"""
+SILENT = "script style template noscript title nav footer svg"
+
+
+class _Text(HTMLParser):
+    """Collects what a page says, without what it does: a line a block."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.inline_tags, self.silent_tags = set(INLINE.split()), set(SILENT.split())
+        self.said: list[str] = []
+        self.silent = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag in self.silent_tags:
+            self.silent += 1
+        elif tag not in self.inline_tags:
+            self.said.append("\n")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in self.silent_tags:
+            self.silent = max(0, self.silent - 1)
+        elif tag not in self.inline_tags:
+            self.said.append("\n")
+
+    def handle_data(self, data: str) -> None:
+        if not self.silent:
+            self.said.append(data)
+
+
+def text_of_html(page: str) -> str:
+    """What a page says."""
+    reader = _Text()
+    reader.feed(page)
+    reader.close()
+    lines = [line.strip() for line in "".join(reader.said).split("\n")]
+    return "\n".join(line for line in lines if line)

@@ -1,0 +1,110 @@
+"""What `data.yaml` may say. Each step's section is part of its cache key, so a changed value re-runs that step."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
+
+from llmcore.config import Section
+from llmtrain.data.clean import CLEANING, compiled
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Format = Literal["auto", "jsonl", "text", "html", "parquet", "csv"]
+Digits = Annotated[str, Field(min_length=1)]
+
+
+class Input(Section):
+    """Files of one kind: a file, a directory (with all below it) or a pattern like `/srv/raw/**/*.jsonl.gz`."""
+
+    path: str
+    format: Format = "auto"  # by the name's ending, before .gz, .bz2, .xz or .zst
+    documents: Literal["file", "line"] = "file"  # what a document is in plain text
+    text: str = "text"  # JSONL, Parquet, CSV: the field or column
+    messages: str = "messages"  # and that of a conversation
+    id: str | None = None  # and that of an id; default: the file's path and the place in it
+    encoding: Literal["utf-8", "gb18030", "utf-16"] = "utf-8"
+    domain: str | None = None  # of all these documents
+
+
+class Reading(Section):
+    """How files are cut into shards of work, and what is done about broken ones."""
+
+    shard_mb: PositiveInt = 64  # a shard is what a kill may lose, and what a worker has at a time
+    document_mb: PositiveInt = 16  # a larger document is rejected
+    broken_text: Literal["reject", "replace"] = "reject"  # bytes that the encoding does not have
+    broken_file: Literal["refuse", "skip"] = "refuse"  # cut short, or not what its name says
+
+
+class OwnRule(Section):
+    """A rule of your own: Python's regular expression and what takes the place of a match."""
+
+    name: str
+    pattern: str
+    replace: str = ""
+
+    @field_validator("pattern")
+    @classmethod
+    def is_a_pattern(cls, value: str) -> str:
+        """One that Python can compile."""
+        return compiled(value).pattern
+
+
+class Clean(Section):
+    """Rules by name, in their order, from the table in `clean.py`; after them your own."""
+
+    unicode: Literal["none", "NFC", "NFKC"] = "NFC"  # NFKC also turns Chinese punctuation into ASCII
+    rules: tuple[str, ...] = ("newlines", "control", "invisible", "urls", "whitespace", "blank_lines")
+    own: tuple[OwnRule, ...] = ()
+
+    @field_validator("rules")
+    @classmethod
+    def are_known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        """Every name stands in the table."""
+        unknown = sorted(set(value) - CLEANING.keys())
+        if unknown:
+            raise ValueError(f"no such rule: {', '.join(unknown)}; there are {', '.join(CLEANING)}")
+        return value
+
+
+class Near(Section):
+    """MinHash with locality-sensitive hashing (Broder 1997; Leskovec et al., Mining of Massive Datasets, ch. 3).
+
+    Two documents whose shingles' Jaccard similarity is s meet in a band with probability 1 - (1 - s**rows)**bands: by
+    default a half at s = 0.69.
+    """
+
+    bands: PositiveInt = 14
+    rows: PositiveInt = 8  # hashes of a band
+    words: PositiveInt = 5  # of a shingle; a Chinese sign is a word
+    seed: NonNegativeInt = 1
+
+
+class Duplicates(Section):
+    """Of what is the same, the first goes on: in the order of inputs, paths and places."""
+
+    exact: bool = True
+    near: Near | None = Near()
+    memory_mb: PositiveInt = 256  # that a worker takes to compare; does not change what is found
+
+
+class Pack(Section):
+    """Rows for training."""
+
+    seq_len: PositiveInt = 4096
+    packed: bool = True  # several documents a row, by best fit; else one a row
+    long: Literal["split", "drop"] = "split"  # what is longer than a row
+    shard_tokens: PositiveInt = 8_388_608  # about so many tokens a file
+
+
+class Settings(Section):
+    """One data set, from raw files to rows."""
+
+    inputs: list[Input] = Field(min_length=1)
+    output: Path
+    work: Path  # what is done so far; as large as the text, and yours to delete
+    reading: Reading = Reading()
+    clean: Clean = Clean()
+    duplicates: Duplicates = Duplicates()
+    tokenizer: Path  # the model's directory
+    pack: Pack = Pack()
+    reject_text: bool = False  # dropped documents' text in the reject file

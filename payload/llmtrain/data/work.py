@@ -1,0 +1,212 @@
+"""The working directory: what each step made of each shard, kept by content.
+
+A result lies in `STEP/KEY/`, where the key is the hash of what it was made from: the step's code, its options and its
+input's content. So a result that is there is never wrong, only unused; what changed is made anew; and since an input is
+named by its content, a changed rule that changes nothing re-runs no later step. Results are made aside, synced and renamed.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from llmtrain.exits import NO_SPACE, Refusal
+
+Result = dict[str, Any]
+Found = list[tuple[Path, Result]]  # tasks' directories and results
+
+
+class Task(NamedTuple):
+    """`make(directory, *arguments)` puts files into the directory and returns what is worth knowing of them.
+
+    `weight` is in bytes of text, for the progress; `key` names the result.
+    """
+
+    step: str
+    key: str
+    weight: int
+    make: Callable[..., Result]
+    arguments: tuple[Any, ...]
+
+
+def key_of(*what: Any) -> str:
+    """A short name by content."""
+    return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def code_of(*modules: ModuleType) -> str:
+    """The hash of modules' source: results of other code are not taken for this one's."""
+    digest = hashlib.sha256()
+    for module in modules:
+        digest.update(Path(str(module.__file__)).read_bytes())
+    return digest.hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Make a file or a directory's names last through a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Aside, synced, renamed."""
+    aside = path.with_name(path.name + ".partial")
+    aside.write_text(json.dumps(content, sort_keys=True, ensure_ascii=False) + "\n")
+    sync(aside)
+    aside.replace(path)
+    sync(path.parent)
+
+
+def made(root: Path, task: Task) -> tuple[Path, Result]:
+    """A task's directory and result; made now, unless it is there."""
+    directory = root / task.step / task.key
+    done = directory / "done.json"
+    if done.exists():
+        result: Result = json.loads(done.read_text())
+        return directory, result
+    aside = directory.with_name(task.key + ".partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        result = task.make(aside, *task.arguments)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise Refusal(
+                f"{root} is full ({error.strerror}): free space there or move `work`; what is done is kept",
+                NO_SPACE,
+            ) from error
+        raise
+    for path in aside.rglob("*"):
+        sync(path)
+    write_json(aside / "done.json", result)
+    aside.rename(directory)
+    sync(directory.parent)
+    return directory, result
+
+
+class Progress:
+    """A line on stderr: step, share, rate, time left."""
+
+    def __init__(self, step: str, total: int, cached: int) -> None:
+        self.step, self.total, self.done, self.begun = step, total, 0, time.monotonic()
+        self.said = self.begun
+        if not total:
+            self.say(f"unchanged, {cached} shards")
+
+    def advance(self, weight: int) -> None:
+        """So many bytes more; said each second on a terminal, each 10 s in a log."""
+        self.done += weight
+        now = time.monotonic()
+        if self.done < self.total and now - self.said < (1 if sys.stderr.isatty() else 10):
+            return
+        self.said = now
+        rate = self.done / max(now - self.begun, 1e-3)
+        left = (self.total - self.done) / max(rate, 1.0)
+        share = 100 * self.done / self.total
+        self.say(f"{share:3.0f} % of {self.total / 1e6:.1f} MB, {rate / 1e6:.2f} MB/s, {left:.0f} s left")
+
+    def say(self, words: str) -> None:
+        """Over the line before on a terminal, until the step is done."""
+        again = sys.stderr.isatty() and self.done < self.total
+        print(f"{self.step:<14} {words}", end="\r" if again else "\n", file=sys.stderr, flush=True)
+
+
+class Work:
+    """The directory, and the processes that work in it."""
+
+    def __init__(self, root: Path, workers: int) -> None:
+        self.root, self.workers = root, workers
+        self.used: set[Path] = set()
+        self.pool: ProcessPoolExecutor | None = None
+
+    def results(self, tasks: list[Task]) -> Found:
+        """All tasks' directories and results, in order; made in any order by as many processes as there are."""
+        open_tasks = [task for task in tasks if not (self.root / task.step / task.key / "done.json").exists()]
+        if tasks:
+            weight = sum(task.weight for task in open_tasks)
+            progress = Progress(tasks[0].step, weight, len(tasks))
+            if self.workers == 1 or len(open_tasks) == 1:
+                for task in open_tasks:
+                    made(self.root, task)
+                    progress.advance(task.weight)
+            elif open_tasks:
+                self.in_pool(open_tasks, progress)
+        found = [made(self.root, task) for task in tasks]
+        self.used.update(directory for directory, _ in found)
+        return found
+
+    def in_pool(self, tasks: list[Task], progress: Progress) -> None:
+        """Make them in the pool; the first error ends all."""
+        if self.pool is None:
+            # Forking a process that has threads (tokenizers has) can hang.
+            context = multiprocessing.get_context("forkserver")
+            self.pool = ProcessPoolExecutor(self.workers, context, die_with_parent)
+        waiting: dict[Future[Any], Task] = {self.pool.submit(made, self.root, task): task for task in tasks}
+        try:
+            for future in as_completed(waiting):
+                future.result()
+                progress.advance(waiting[future].weight)
+        except BaseException:
+            self.pool.shutdown(cancel_futures=True)
+            self.pool = None
+            raise
+
+    def prune(self) -> int:
+        """Take away the results that this run did not use; how many."""
+        gone = 0
+        for directory in self.root.glob("*/*"):
+            if directory.is_dir() and directory not in self.used:
+                shutil.rmtree(directory)
+                gone += 1
+        return gone
+
+
+def die_with_parent() -> None:
+    """Ends a worker whose parent was killed: it would wait for work for ever."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+@contextmanager
+def working(root: Path, workers: int) -> Iterator[Work]:
+    """The working directory for one run; raises Refusal while another one has it."""
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise Refusal(f"{root} is in use by another `llm-train data run`: wait for it to end") from error
+        work = Work(root, workers)
+        try:
+            yield work
+        finally:
+            if work.pool is not None:
+                work.pool.shutdown(cancel_futures=True)
