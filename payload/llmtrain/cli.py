@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from llmcore.config import ConfigError
 from llmcore.manifest import ManifestError
-from llmtrain import exits, run_cli
+from llmtrain import architecture, exits, run_cli
 
 
 def parser() -> argparse.ArgumentParser:
@@ -18,6 +18,7 @@ def parser() -> argparse.ArgumentParser:
         prog="llm-train", description="Train a language model: data, plan, run, gate, publish."
     )
     commands = top.add_subparsers(dest="command", required=True)
+    architecture.add_command(commands)
     run_cli.add_command(commands)
     return top
 
