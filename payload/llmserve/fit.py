@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from llmcore.config import ConfigError
+from llmcore.model_config import read
+from llmcore.sizes import gib, parse_memory
 
 DENSE = ("llama", "mistral", "qwen2", "qwen3")
 LATENT = ("deepseek_v2", "deepseek_v3")  # cache one compressed vector a token and layer (MLA); experts (MoE)
 RESERVED = 0.1  # of the memory: activations, the runtime's own, fragments
-UNITS = {"M": 2**20, "G": 2**30, "T": 2**40}
 # Bytes of a weight that bitsandbytes changes, and bytes for each of its rows: int8 keeps a float32 scale a row,
 # nf4 one for 64 weights.
 CHANGED = {"none": (2.0, 0), "int8": (1.0, 4), "nf4": (0.5 + 4 / 64, 0)}
@@ -48,18 +49,6 @@ class Mode:
     contexts: int
     fits: bool
     verdict: str
-
-
-def read(directory: Path) -> dict[str, Any]:
-    """config.json; raises ConfigError."""
-    file = directory / "config.json"
-    try:
-        content = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file} is no model's configuration ({error}): name a model's directory") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{file} is no JSON object: name a model's directory")
-    return content
 
 
 class Config:
@@ -176,20 +165,6 @@ def model_of(content: dict[str, Any]) -> Model:
     )
 
 
-def parse_memory(text: str) -> int:
-    """24G, 80GiB or 512M in bytes; G is 2^30, as for the memory that a card's maker prints on it."""
-    number, unit = text.upper().removesuffix("IB").removesuffix("B"), 1
-    if number[-1:] in UNITS:
-        number, unit = number[:-1], UNITS[number[-1]]
-    try:
-        size = int(float(number) * unit)
-    except (ValueError, OverflowError):
-        size = 0
-    if size <= 0:
-        raise ConfigError(f"--memory is '{text}': write a size, such as 24G")
-    return size
-
-
 def modes(model: Model, memory: int, gpus: int, context: int) -> list[Mode]:
     """Every quantization on `gpus` times `memory` bytes, for requests of `context` tokens each."""
     return [mode(model, quantization, memory, gpus, context) for quantization in CHANGED]
@@ -210,11 +185,6 @@ def mode(model: Model, quantization: str, memory: int, gpus: int, context: int) 
     else:
         verdict = f"fits: {contexts} contexts of {context} tokens at once"
     return Mode(quantization, weights, tokens, contexts, contexts > 0, verdict)
-
-
-def gib(size: int) -> str:
-    """For people."""
-    return f"{size / 2**30:.1f} GiB"
 
 
 def report(

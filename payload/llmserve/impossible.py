@@ -3,6 +3,7 @@
 from importlib.util import find_spec
 from pathlib import Path
 
+from llmcore import model_config
 from llmcore.config import ConfigError
 from llmserve import fit
 from llmserve.settings import EngineConfig, LocalModel, Quantization
@@ -53,6 +54,6 @@ def refuse_adapters_beside_latents(path: Path) -> None:
 
 def latent_family(path: Path) -> str | None:
     """The model's type if its cache holds latents."""
-    config = fit.read(path)
+    config = model_config.read(path)
     latent = "kv_lora_rank" in config or config.get("model_type") in fit.LATENT
     return str(config.get("model_type")) if latent else None

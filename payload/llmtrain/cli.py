@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from llmcore.config import ConfigError
 from llmcore.manifest import ManifestError
-from llmtrain import exits
+from llmtrain import architecture, exits, run_cli
 from llmtrain.data import command as data
 
 
@@ -20,6 +20,8 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(dest="command", required=True)
     data.add_command(commands)
+    architecture.add_command(commands)
+    run_cli.add_command(commands)
     return top
 
 

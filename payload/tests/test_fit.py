@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from llmcore.config import ConfigError
+from llmcore.sizes import parse_memory
 from llmserve.cli import main
-from llmserve.fit import Model, mode, model_of, parse_memory
+from llmserve.fit import Model, mode, model_of
 
 G = 2**30
 LLAMA_7B = {

@@ -1,0 +1,19 @@
+"""A model's `config.json`, as a mapping."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from llmcore.config import ConfigError
+
+
+def read(directory: Path) -> dict[str, Any]:
+    """config.json of the model in `directory`; raises ConfigError."""
+    file = directory / "config.json"
+    try:
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} is no model's configuration ({error}): name a model's directory") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file} is no JSON object: name a model's directory")
+    return content

@@ -1,0 +1,276 @@
+"""What training has to know of a model, told by its config.json: `llm-train describe`.
+
+The model is built on the meta device, where a tensor has a shape and no bytes, so the answers come from the layers that
+will run, and no table of module names can go stale. Needs transformers; no weights are read, no code of the model's is run.
+"""
+
+import argparse
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+from llmcore import model_config
+from llmtrain.exits import DONE, Refusal
+from llmtrain.job import Intent
+
+# Llama-shaped, or DeepSeek's latent attention. What is not here was not tried.
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "deepseek_v2", "deepseek_v3")
+# What bitsandbytes leaves as it is beside what is no Linear: the head by transformers' choice, and the latent's
+# decompression, whose four-dimensional input breaks its int8.
+NEVER_QUANTIZED = ("lm_head", "kv_b_proj")
+# vLLM computes with a product of this layer's weights; an adapter on it loads and changes nothing (vLLM #48974).
+ABSORBED = "kv_b_proj"
+# On a model with experts PEFT 0.21 takes these names, however long the path before them, for the experts' fused
+# weights (transformers_weight_conversion.py), where it allows no dropout.
+FUSED = ("gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A model by its shapes. Parameters are counts; tied weights count once."""
+
+    family: str
+    parameters: int
+    active_parameters: int  # that one token meets: of the routed experts, those that its router picks
+    expert_parameters: int  # fused in three dimensions; bitsandbytes and LoRA leave them as they are
+    router_parameters: int
+    layers: int
+    hidden_size: int
+    vocabulary: int
+    context: int
+    leaf_classes: tuple[str, ...]  # modules that ZeRO-3 has to gather whole
+    quantizable_parameters: int
+    quantizable_rows: int
+    largest_layer: int  # parameters of the largest decoder layer
+    largest_unit: int  # parameters of what ZeRO-3 gathers at once
+    largest_parameter: int
+    outside_layers: int  # parameters of embeddings, head and last norm
+    heads: int
+    key_width: int  # elements that attention reads for a token: heads times the key's size
+    stored_as: str  # the numbers of the weights on disk; "fp8" is no format to train in
+    linears: dict[str, tuple[int, int]] = field(repr=False)  # full name: inputs, outputs
+    config: Any = field(repr=False, compare=False)  # transformers' own
+
+    @property
+    def quantizable_share(self) -> float:
+        """Of all bytes, in 16 bit."""
+        return self.quantizable_parameters / self.parameters
+
+    def served_unmerged(self, targets: list[str]) -> bool:
+        """Whether a server can load an adapter on `targets` beside the model; otherwise merge it first."""
+        return not any(name.split(".")[-1] == ABSORBED for name in matching(self, targets))
+
+
+def describe(model_dir: Path) -> Architecture:
+    """The architecture of the model in `model_dir`, from its config.json alone.
+
+    Raises ConfigError where there is none, and Refusal where transformers has no class of its own for it, or nobody
+    tried to train it here.
+    """
+    content = model_config.read(model_dir)
+    refuse_the_unknown(model_dir, content)
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False)
+        model = outline(config)
+        return inspect(config, content, model)
+    except Refusal:
+        raise
+    except Exception as error:  # transformers checks a configuration by whatever breaks first
+        raise Refusal(
+            f"{model_dir}/config.json makes no model ({type(error).__name__}: {error}): compare it with the original"
+        ) from error
+
+
+def refuse_the_unknown(model_dir: Path, content: dict[str, Any]) -> None:
+    """Raise Refusal for a family that is not ours to train."""
+    family = content.get("model_type")
+    if family == "deepseek":
+        raise Refusal(
+            f"{model_dir} is a first-generation DeepSeek mixture of experts (model_type 'deepseek'), which needs code "
+            "out of its own directory, and that is never run: take DeepSeek-V2-Lite or another native model"
+        )
+    if family not in FAMILIES:
+        raise Refusal(f"{model_dir} has model_type {family!r}: llm-train knows {', '.join(FAMILIES)}")
+
+
+def outline(config: Any, **options: Any) -> Any:
+    """The model of a configuration on the meta device. Its weights are shapes."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
+
+
+def inspect(config: Any, content: dict[str, Any], model: Any) -> Architecture:
+    """Read the shapes off a model on the meta device."""
+    from torch.nn import Linear
+
+    modules = dict(model.named_modules())
+    linears = {name: part for name, part in modules.items() if isinstance(part, Linear)}
+    mixtures = [part for part in modules.values() if "experts" in dict(part.named_children())]
+    experts = sum(size(part.experts) for part in mixtures)
+    routed = getattr(config, "num_experts_per_tok", None) or 0
+    idle = sum(size(part.experts) * (1 - routed / part.experts.num_experts) for part in mixtures)
+    quantized = [part for name, part in linears.items() if name.split(".")[-1] not in NEVER_QUANTIZED]
+    layers = [size(layer) for layer in model.model.layers]
+    parameters = size(model)
+    attention = model.model.layers[0].self_attn
+    stored = (content.get("quantization_config") or {}).get("quant_method")
+    return Architecture(
+        family=config.model_type,
+        parameters=parameters,
+        active_parameters=round(parameters - idle),
+        expert_parameters=experts,
+        router_parameters=sum(size(part.gate) for part in mixtures),
+        layers=len(layers),
+        hidden_size=config.hidden_size,
+        vocabulary=config.vocab_size,
+        context=config.max_position_embeddings,
+        leaf_classes=tuple(sorted({type(part).__name__ for part in mixtures})),
+        quantizable_parameters=sum(part.weight.numel() for part in quantized),
+        quantizable_rows=sum(part.out_features for part in quantized),
+        largest_layer=max(layers),
+        largest_unit=max(
+            *(size(part) for part in mixtures),
+            *(sum(each.numel() for each in part.parameters(recurse=False)) for part in modules.values()),
+        ),
+        largest_parameter=max(each.numel() for each in model.parameters()),
+        outside_layers=parameters - sum(layers),
+        heads=config.num_attention_heads,
+        key_width=(attention.q_b_proj if "q_b_proj" in dict(attention.named_children()) else attention.q_proj).out_features,
+        stored_as=str(stored or config.dtype or "unsaid").removeprefix("torch."),
+        linears={name: (part.in_features, part.out_features) for name, part in linears.items()},
+        config=config,
+    )
+
+
+def size(module: Any) -> int:
+    """Parameters of a module, tied ones once."""
+    return sum(each.numel() for each in module.parameters())
+
+
+def lora_targets(architecture: Architecture, target: str | list[str]) -> list[str]:
+    """Names of the Linear layers to adapt, as PEFT's `target_modules` takes them.
+
+    `target` is an intent, or names that are looked up as PEFT does (a whole name, or its end after a dot). Raises
+    Refusal where a name matches no Linear layer: PEFT trains the others, and says nothing.
+    """
+    if isinstance(target, list):
+        return named(architecture, target)
+    attention = sorted({name.split(".")[-1] for name in architecture.linears if ".self_attn." in name})
+    if target == "linear":
+        return named(architecture, sorted({name.split(".")[-1] for name in architecture.linears} - {"lm_head"}))
+    if target == "attention.all":
+        return attention
+    # Queries and values. Latent attention decompresses the value by kv_b_proj, the query by q_b_proj where it is
+    # compressed at all.
+    query = "q_b_proj" if "q_b_proj" in attention else "q_proj"
+    return named(architecture, [query, ABSORBED if ABSORBED in attention else "v_proj"])
+
+
+def named(architecture: Architecture, names: list[str]) -> list[str]:
+    """The same names; raises Refusal that tells those that match nothing."""
+    missing = [name for name in names if not matching(architecture, [name])]
+    if not names or missing:
+        there = sorted({name.split(".")[-1] for name in architecture.linears})
+        raise Refusal(
+            f"method.target {target_text(names)} does not fit a {architecture.family} model: no Linear layer is called "
+            f"{' or '.join(missing) or '(the list is empty)'}; there are {', '.join(there)}; or write an intent, "
+            f"{', '.join(get_args(Intent))}"
+        )
+    fused = [name for name in names if name.split(".")[-1] in FUSED]
+    if architecture.expert_parameters and fused:
+        raise Refusal(
+            f"method.target {target_text(names)} cannot be adapted on a {architecture.family} model: PEFT takes "
+            f"{', '.join(fused)} for the fused experts, which bear no dropout; take attention.all"
+        )
+    return names
+
+
+def target_text(names: list[str]) -> str:
+    """As a job file has it."""
+    return f"[{', '.join(names)}]"
+
+
+def matching(architecture: Architecture, names: list[str]) -> list[str]:
+    """Full names of the Linear layers that PEFT would adapt for `names`."""
+    return [
+        full for full in architecture.linears if any(full == name or full.endswith(f".{name}") for name in names)
+    ]
+
+
+def adapter_parameters(architecture: Architecture, targets: list[str], rank: int) -> int:
+    """Parameters of LoRA on `targets`: two matrices for each layer, inputs by rank and rank by outputs."""
+    found = [architecture.linears[name] for name in matching(architecture, targets)]
+    return rank * sum(inputs + outputs for inputs, outputs in found)
+
+
+def intents(architecture: Architecture) -> dict[str, list[str] | str]:
+    """The layers that each intent means here, or the sentence that refuses it."""
+    found: dict[str, list[str] | str] = {}
+    for intent in get_args(Intent):
+        try:
+            found[intent] = lora_targets(architecture, intent)
+        except Refusal as refusal:
+            found[intent] = str(refusal)
+    return found
+
+
+def as_json(architecture: Architecture) -> dict[str, Any]:
+    """What `describe --json` prints."""
+    shapes = (
+        "family", "parameters", "active_parameters", "expert_parameters", "router_parameters", "layers", "hidden_size",
+        "vocabulary", "context", "leaf_classes", "stored_as",
+    )  # fmt: skip
+    lora: dict[str, Any] = {}
+    for intent, targets in intents(architecture).items():
+        if isinstance(targets, str):
+            lora[intent] = {"refused": targets}
+        else:
+            lora[intent] = {
+                "targets": targets,
+                "parameters_at_rank_16": adapter_parameters(architecture, targets, 16),
+                "served_unmerged": architecture.served_unmerged(targets),
+            }
+    share = round(architecture.quantizable_share, 4)
+    return {**{name: getattr(architecture, name) for name in shapes}, "quantizable_share": share, "lora": lora}
+
+
+def text(architecture: Architecture) -> str:
+    """What `describe` prints."""
+    a = architecture
+    lines = [
+        f"{a.family}, {a.parameters / 1e9:.2f} G parameters, {a.active_parameters / 1e9:.2f} G active for a token",
+        f"{a.layers} layers, width {a.hidden_size}, vocabulary {a.vocabulary}, context {a.context}, stored as {a.stored_as}",
+    ]
+    for intent, targets in intents(a).items():
+        if isinstance(targets, str):
+            lines.append(f"LoRA {intent:13} refused: {targets}")
+            continue
+        count = adapter_parameters(a, targets, 16) / 1e6
+        served = "" if a.served_unmerged(targets) else "; merge it before it is served (vLLM #48974)"
+        lines.append(f"LoRA {intent:13} {', '.join(targets)}: {count:.2f} M at rank 16{served}")
+    lines.append(f"ZeRO-3 leaf classes: {', '.join(a.leaf_classes) or 'none: no experts'}")
+    lines.append(f"quantizable by bitsandbytes: {a.quantizable_share:.0%} of the bytes")
+    if a.expert_parameters:
+        lines[-1] += f"; the experts, {a.expert_parameters / a.parameters:.0%}, stay in 16 bit"
+    return "\n".join(lines)
+
+
+def add_command(commands: Any) -> None:
+    """llm-train describe."""
+    command = commands.add_parser("describe", help="what a model is made of, and which layers training may name")
+    command.add_argument("model_dir", metavar="MODEL_DIR", type=Path, help="a directory with config.json")
+    command.add_argument("--json", action="store_true", help="for programs")
+    command.set_defaults(run=describe_command)
+
+
+def describe_command(options: argparse.Namespace) -> int:
+    """Print it."""
+    architecture = describe(options.model_dir)
+    print(json.dumps(as_json(architecture)) if options.json else text(architecture))
+    return DONE

@@ -1,0 +1,61 @@
+"""`llm-train run job.yaml`: one node's part of a job, begun or resumed."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from llmcore.config import load
+from llmtrain.exits import DONE, Refusal
+from llmtrain.job import Job
+
+
+def add_command(commands: Any) -> None:
+    """llm-train run."""
+    run = commands.add_parser("run", help="train; the same command goes on after a stop", description=__doc__)
+    run.add_argument("job", type=Path, help="job.yaml; docs/training.md has all keys")
+    run.add_argument(
+        "--dry-run", action="store_true", help="print the plan and DeepSpeed's configuration, start nothing"
+    )
+    run.add_argument("--json", action="store_true", help="print the plan as JSON")
+    run.add_argument("--nodes", type=int, help="hosts that work together; default: scale.nodes")
+    run.add_argument("--node-rank", type=int, default=0, help="which of them this is, from 0")
+    run.add_argument(
+        "--rendezvous", default="", metavar="HOST:PORT", help="where node 0 listens; one node needs none"
+    )
+    run.add_argument("--restarts", type=int, default=3, help="how often dead processes are started again (3)")
+    run.add_argument(
+        "--key-file", type=Path, help="of checkpoints; default: the systemd credential llm-train.key"
+    )
+    run.set_defaults(run=run_command)
+
+
+def run_command(options: argparse.Namespace) -> int:
+    """Check, plan, launch."""
+    job = load(options.job, Job)
+    nodes = options.nodes or job.scale.nodes
+    if not 0 <= options.node_rank < nodes:
+        raise Refusal(f"--node-rank is {options.node_rank}, of {nodes} node(s): want 0 to {nodes - 1}")
+    if nodes > 1 and not options.rendezvous:
+        raise Refusal(f"{nodes} nodes need --rendezvous HOST:PORT of node 0, the same on all of them")
+    from llmtrain.checkpoint import read_key
+    from llmtrain.launch import Nodes, launch, processes_of_this_node
+    from llmtrain.setup import job_digest, kind, set_up
+
+    processes = processes_of_this_node(job.scale.processes)
+    setup = set_up(job, nodes * processes)
+    if options.dry_run or options.json:
+        print(json.dumps(setup.told(), indent=1) if options.json else setup.text())
+    if options.dry_run:
+        return DONE
+    key = read_key(options.key_file)
+    if (done := job.output / kind(job) / "training.json").is_file():
+        if json.loads(done.read_text())["job_digest"] != job_digest(job):
+            raise Refusal(
+                f"{done.parent} is of another job: give this one an output of its own, or move it away"
+            )
+        print(f"llm-train: {done.parent} is there already: nothing to do", file=sys.stderr)
+        return DONE
+    where = Nodes(nodes, options.node_rank, options.rendezvous, options.restarts)
+    return launch(job.name, where, processes, job, setup, key)

@@ -1,0 +1,59 @@
+"""How a job runs here: what the job says, and what the plan decides where it says auto."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from llmtrain.architecture import describe, lora_targets, matching
+from llmtrain.hardware import Hardware
+from llmtrain.job import Job
+from llmtrain.plan import deepspeed_config, plan
+
+MATTERS = ("model", "method", "data", "optim", "seed")  # of a job: a checkpoint of another is not resumed
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What each process is told."""
+
+    strategy: str
+    precision: str
+    micro_batch: int  # rows
+    accumulation: int  # batches of a process in a step
+    checkpointing: bool  # of activations
+    targets: list[str]  # of LoRA, names of layers
+    adapters: int  # layers that get one
+    deepspeed: dict[str, Any] | None  # its configuration, under ZeRO
+
+
+def set_up(job: Job, hardware: Hardware) -> tuple[Any, Setup]:
+    """The plan, and what follows from it; raises Refusal for what cannot run."""
+    architecture = describe(job.model)
+    chosen = plan(job, hardware, architecture=architecture)
+    targets = lora_targets(architecture, job.method.target) if job.method.kind == "lora" else []
+    deepspeed = None
+    if chosen.strategy.startswith("zero"):
+        # Nodes share no disk: the first rank of each writes what DeepSpeed writes once.
+        deepspeed = deepspeed_config(chosen, job) | {"checkpoint": {"use_node_local_storage": True}}
+    return chosen, Setup(
+        strategy=chosen.strategy,
+        precision=chosen.precision,
+        micro_batch=chosen.micro_batch,
+        accumulation=chosen.accumulation,
+        checkpointing=chosen.checkpointing,
+        targets=targets,
+        adapters=len(matching(architecture, targets)),
+        deepspeed=deepspeed,
+    )
+
+
+def kind(job: Job) -> str:
+    """The name of the folder that a job leaves."""
+    return "adapter" if job.method.kind == "lora" else "model"
+
+
+def job_digest(job: Job) -> str:
+    """Of what a resumed job must not have changed."""
+    told = {name: value for name, value in job.model_dump(mode="json").items() if name in MATTERS}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
