@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from llmcore.config import ConfigError
 from llmcore.manifest import ManifestError
-from llmtrain import exits
+from llmtrain import compare, exits
 
 
 def parser() -> argparse.ArgumentParser:
@@ -17,7 +17,8 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="llm-train", description="Train a language model: data, plan, run, gate, publish."
     )
-    top.add_subparsers(dest="command", required=True)
+    commands = top.add_subparsers(dest="command", required=True)
+    compare.add_command(commands)
     return top
 
 
