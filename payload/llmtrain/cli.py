@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from llmcore.config import ConfigError
 from llmcore.manifest import ManifestError
-from llmtrain import compare, exits
+from llmtrain import compare, exits, publish
 
 
 def parser() -> argparse.ArgumentParser:
@@ -19,6 +19,7 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(dest="command", required=True)
     compare.add_command(commands)
+    publish.add_command(commands)
     return top
 
 
