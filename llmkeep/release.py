@@ -139,14 +139,15 @@ def candidate(folder: Path) -> tuple[str, dict[str, Any], dict[str, str]]:
         if Path(path).suffix.lower() not in KINDS and folder / path != sums:
             raise ReleaseError(f"{folder}/{path} is no file of a model: only safetensors and text are taken")
     try:
-        listed = dict(reversed(line.split("  ", 1)) for line in sums.read_text().splitlines())
+        lines = [line.split("  ", 1) for line in sums.read_text().splitlines()]
+        in_model = {path: digest for digest, path in lines}
         published: dict[str, Any] = json.loads((model / "training.json").read_bytes())["published"]
         promoted = (
             json.loads((model / "verdict.json").read_bytes())["verdict"] if "verdict" in published else None
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ReleaseError(f"{folder} is no whole candidate ({error}): publish it again") from error
-    wanted = {f"models/{name}/{path}": digest for path, digest in listed.items()} | {
+    wanted = {f"models/{name}/{path}": digest for path, digest in in_model.items()} | {
         f"models/{name}.sha256": ""
     }
     for path in sorted(wanted.keys() ^ present):
@@ -154,10 +155,10 @@ def candidate(folder: Path) -> tuple[str, dict[str, Any], dict[str, str]]:
             f"{folder}/{path} is {'missing' if path in wanted else 'not in its manifest'}: copy the candidate again"
         )
     entries = [(folder / path, digest) for path, digest in wanted.items() if digest]
-    for path, seen, digest in manifest.hashed(lambda each: (each[0], sha256(each[0]), each[1]), entries):
+    for file, seen, digest in manifest.hashed(lambda each: (each[0], sha256(each[0]), each[1]), entries):
         if seen != digest:
             raise ReleaseError(
-                f"{path} has sha256 {seen}, its manifest says {digest}: copy the candidate again"
+                f"{file} has sha256 {seen}, its manifest says {digest}: copy the candidate again"
             )
     if (
         not any(path.endswith(".safetensors") for path in present)

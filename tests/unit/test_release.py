@@ -11,6 +11,7 @@ import pytest
 
 from llmkeep import cli as llmkeep_cli
 from llmkeep import durable, manifest, release, signing
+from llmkeep.lock import LockError
 from llmkeep.manifest import BundleRefused
 from llmkeep.release import Places, ReleaseError
 
@@ -88,7 +89,12 @@ def test_the_key_is_made_once_and_is_on_no_disk_but_sealed(
     tmp_path: Path, places: Places, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[bytes] = []
-    monkeypatch.setattr(release, "seal", lambda secret, _: kept.append(secret) or b"sealed")
+
+    def seal(secret: bytes, _: str) -> bytes:
+        kept.append(secret)
+        return b"sealed"
+
+    monkeypatch.setattr(release, "seal", seal)
     monkeypatch.setattr(release, "unseal", lambda *_: kept[0])
     first = release.init(places)
     assert release.init(places) == first
@@ -369,7 +375,7 @@ def test_a_signature_that_cannot_be_made_leaves_no_manifest(
     folder = candidate(tmp_path / "release")
     release.init(places)
     monkeypatch.setattr(release, "unseal", lambda *_: b"no key")
-    with pytest.raises(release.LockError, match="sq failed"):
+    with pytest.raises(LockError, match="sq failed"):
         release.sign(places, folder)
     assert sorted(path.name for path in folder.iterdir()) == ["models"]
 
