@@ -215,6 +215,12 @@ def test_a_release_that_expired_is_not_fetched_and_stays_where_it_is(
     assert (tmp_path / "seen/m").read_text() == "5\n"
 
 
+def test_a_release_that_the_mirror_has_not_is_to_be_added_there(
+    served: Served, certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "`llmkeep release add`" in release_run(served, certificate, tmp_path, monkeypatch)["failed"]
+
+
 def test_another_release_under_a_release_s_name_is_refused(
     served: Served, certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
