@@ -1,7 +1,7 @@
 """The command `llmkeep`. Each module registers its own verbs.
 
 Exit codes: 0 done; 1 refused or failed, the message says what and what to do; 2 wrong usage; 130 interrupted.
-`llmkeep bundle verify` and `llmkeep policy verify` tell refusals apart by 3 to 6 (see their help).
+`llmkeep bundle verify`, `llmkeep policy verify` and `llmkeep release verify` tell refusals apart by 3 to 6 (see their help).
 """
 
 import argparse
@@ -12,7 +12,7 @@ import sys
 
 from llmkeep.lock import LockError
 
-VERBS = ("lock", "programs", "signing", "bundle", "pki", "issuing", "policy", "run", "audit")
+VERBS = ("lock", "programs", "signing", "bundle", "pki", "issuing", "policy", "release", "run", "audit")
 
 
 def main(argv: list[str] | None = None) -> int:

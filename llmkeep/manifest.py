@@ -1,4 +1,4 @@
-"""MANIFEST.json: what a bundle is made of, and the check that it is that and nothing else.
+"""MANIFEST.json: what a bundle, or a release of a model, is made of, and the check that it is that and nothing else.
 
 Verifying needs the standard library, `sqv` and no network; nothing of the bundle is executed. Each file has a
 line of its own, `path` first, so that `bootstrap` can read it with sed on a host that has no JSON parser.
@@ -27,7 +27,7 @@ UNSIGNED, DAMAGED, REPLAYED, EXPIRED = 3, 4, 5, 6
 
 
 class BundleRefused(LockError):
-    """The bundle is not to be used. `code` is the exit code."""
+    """It is not to be used. `code` is the exit code."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
@@ -84,18 +84,16 @@ def read(folder: Path) -> Manifest:
             raise BundleRefused(
                 DAMAGED,
                 f"{folder} has format {document['format']}, this llmkeep reads {FORMAT}: "
-                "use the llmkeep that came with the bundle",
+                "use the llmkeep that came with it",
             )
         entries = [Entry(**entry) for entry in document.pop("files")]
         return Manifest(files=entries, **document)
     except FileNotFoundError as error:
         raise BundleRefused(
-            DAMAGED, f"{folder} has no {NAME}: it is no bundle, or a half-written one"
+            DAMAGED, f"{folder} has no {NAME}: it is no bundle or release, or a half-written one"
         ) from error
     except (KeyError, TypeError, ValueError) as error:
-        raise BundleRefused(
-            DAMAGED, f"{folder}/{NAME} cannot be read ({error}): fetch the bundle again"
-        ) from error
+        raise BundleRefused(DAMAGED, f"{folder}/{NAME} cannot be read ({error}): fetch it again") from error
 
 
 def verify(folder: Path, keyring: Path, seen: int = 0, now: datetime.datetime | None = None) -> Manifest:
@@ -104,7 +102,7 @@ def verify(folder: Path, keyring: Path, seen: int = 0, now: datetime.datetime | 
     `seen` is the highest serial that this side ever accepted.
     """
     if not (folder / SIGNATURE).is_file() or not (folder / NAME).is_file():
-        raise BundleRefused(UNSIGNED, f"{folder} lacks {NAME} or {SIGNATURE}: an unsigned bundle is not used")
+        raise BundleRefused(UNSIGNED, f"{folder} lacks {NAME} or {SIGNATURE}: what is unsigned is not used")
     try:
         signer = signing.verify(keyring, folder / NAME, folder / SIGNATURE)
     except signing.SignatureRefused as error:
@@ -118,14 +116,14 @@ def verify(folder: Path, keyring: Path, seen: int = 0, now: datetime.datetime | 
         raise BundleRefused(
             REPLAYED,
             f"serial {manifest.serial} is older than {seen}, which was accepted before: "
-            "carry a bundle of that serial or a later one",
+            "carry one of that serial or a later one",
         )
     moment = (now or datetime.datetime.now(datetime.UTC)).strftime(TIME)
     if moment >= manifest.expires:
         raise BundleRefused(
             EXPIRED,
             f"it expired at {manifest.expires} and the clock says {moment}: "
-            "set the clock, or carry a newer bundle",
+            "set the clock, or carry a newer one",
         )
     problems = list(compare(folder, manifest))
     if problems:

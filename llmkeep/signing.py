@@ -1,4 +1,4 @@
-"""The bundle's signature: OpenPGP made by `sq`, checked by `sqv`, which every Debian 13 has.
+"""Signatures of the bundle and of releases: OpenPGP made by `sq`, checked by `sqv`, which every Debian 13 has.
 
 A folder of keys holds signing.key (secret), keyring.pgp (its certificate), escrow.key (secret), escrow.pem.
 `llmkeep keys init` makes throw-away ones for the lab. An estate brings its own, made where they stay offline.
@@ -26,26 +26,8 @@ def init(folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder) as aside:
         if not (folder / "keyring.pgp").exists():
             key, certificate = Path(aside, "signing.key"), Path(aside, "keyring.pgp")
-            _call(
-                [
-                    *SQ,
-                    "key",
-                    "generate",
-                    "--own-key",
-                    "--name",
-                    "llmkeep bundle",
-                    "--without-password",
-                    "--cannot-encrypt",
-                    "--cannot-authenticate",
-                    "--expiration",
-                    "10y",
-                    "--output",
-                    str(key),
-                    "--rev-cert",
-                    str(Path(aside, "revocation.pgp")),
-                ]
-            )
-            _call([*SQ, "key", "delete", "--cert-file", str(key), "--output", str(certificate)])
+            key.write_text(generate("llmkeep bundle", Path(aside, "revocation.pgp")))
+            certify(key, certificate)
             for file in (key, Path(aside, "revocation.pgp"), certificate):
                 file.chmod(0o600)
                 file.replace(folder / file.name)
@@ -75,6 +57,19 @@ def init(folder: Path) -> None:
             for file in (key, certificate):
                 file.chmod(0o600)
                 file.replace(folder / file.name)
+
+
+def generate(name: str, revocation: Path) -> str:
+    """A new key that signs and does nothing else, without a password; what revokes it goes into a file."""
+    uses = ["--own-key", "--name", name, "--cannot-encrypt", "--cannot-authenticate", "--expiration", "10y"]
+    return _call(
+        [*SQ, "key", "generate", *uses, "--without-password", "--output", "-", "--rev-cert", str(revocation)]
+    )
+
+
+def certify(key: Path, certificate: Path) -> None:
+    """Write the public part of a key."""
+    _call([*SQ, "key", "delete", "--cert-file", str(key), "--output", str(certificate)])
 
 
 def fingerprint(certificate: Path) -> str:
@@ -108,7 +103,7 @@ def verify(keyring: Path, file: Path, signature: Path) -> str:
     if run.returncode != 0:
         raise SignatureRefused(
             f"{file} is not signed by a key of {keyring}: {run.stderr.strip() or 'sqv says no'}: "
-            "do not use this bundle, fetch it again from whom you trust"
+            "do not use it, fetch it again from whom you trust"
         )
     return run.stdout.split()[0]
 

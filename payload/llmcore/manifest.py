@@ -82,3 +82,25 @@ def write_manifest(directory: Path, manifest: Path) -> None:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             lines.append(f"{digest}  {path.relative_to(directory)}\n")
     manifest.write_text("".join(lines))
+
+
+def manifest_of(directory: Path) -> Path:
+    """Where a model's manifest is: DIRECTORY.sha256 beside it, or SHA256SUMS in it, as roles install one.
+
+    Raises ManifestError where there is neither.
+    """
+    beside, inside = directory.parent / f"{directory.name}.sha256", directory / "SHA256SUMS"
+    for path in beside, inside:
+        if path.is_file():
+            return path
+    raise ManifestError(
+        f"{directory} has no manifest, neither {beside} nor {inside}: install the model from the bundle, or write one of a "
+        "model that you trust (sha256sum)"
+    )
+
+
+def verified(directory: Path) -> str:
+    """Verify a model against the manifest that it has; the sha256 of that manifest names its bytes, in full."""
+    manifest = manifest_of(directory)
+    verify_model(directory, manifest)
+    return hashlib.sha256(manifest.read_bytes()).hexdigest()

@@ -106,9 +106,9 @@ class LanguageModel:
         sizes = quantization.bytes_by_dtype(self.model)
         quantization.refuse_hardly_quantized(settings.quantization, sizes, settings.path)
         if settings.merged:
-            from llmserve.adapters import merged
+            from llmcore.adapters import merged
 
-            self.model = merged(self.model, settings.merged)
+            self.model = merged(self.model, settings.merged.path)
         log.info("weights loaded", extra={"fields": {"quantization": settings.quantization, "bytes": sizes}})
         self.context = min(settings.context, self.model.config.max_position_embeddings)
         defaults = self.model.generation_config

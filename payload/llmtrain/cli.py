@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from llmcore.config import ConfigError
 from llmcore.manifest import ManifestError
-from llmtrain import architecture, exits, run_cli
+from llmtrain import architecture, compare, exits, publish, run_cli
 from llmtrain.data import command as data
 
 
@@ -22,6 +22,8 @@ def parser() -> argparse.ArgumentParser:
     data.add_command(commands)
     architecture.add_command(commands)
     run_cli.add_command(commands)
+    compare.add_command(commands)
+    publish.add_command(commands)
     return top
 
 

@@ -30,7 +30,7 @@ from llmserve.settings import ContinuousModel, EngineConfig, NaiveModel
 torch = pytest.importorskip("torch", reason="Debian's python3-torch is not installed")
 pytest.importorskip("peft", reason="the payload's extra 'adapters' is not installed")
 
-from llmserve.adapters import logits  # noqa: E402 - needs torch and peft
+from llmcore.adapters import logits  # noqa: E402 - needs torch and peft
 from llmserve.engine_continuous import ContinuousDriver  # noqa: E402
 from llmserve.engine_naive import NaiveDriver  # noqa: E402
 from llmserve.language_model import LanguageModel  # noqa: E402
@@ -405,7 +405,8 @@ def test_settings_that_would_leave_an_adapter_out_are_refused(
 def test_an_environment_without_peft_is_told_what_it_lacks(
     model: Path, adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(sys.modules, "llmserve.adapters")
+    for module in "llmserve.adapters", "llmcore.adapters":
+        monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ConfigError, match=r"need peft and accelerate.*\[adapters\]"):
         naive(model, adapters={"legal": described(adapters["legal"])})

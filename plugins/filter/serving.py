@@ -14,7 +14,7 @@ MEMORY = re.compile(r"[1-9][0-9]*[MGT]")
 LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 INSTANCES = range(1, 17)
 PARTS = {"name", "driver", "instances", "memory"}  # of every engine of ours
-LOADED = {"model", "dtype", "context", "threads"}
+LOADED = {"model", "release", "dtype", "context", "threads"}
 GENERATED = LOADED | {"quantization", "temperature", "top_p", "merged"}
 BATCHED = {"slots", "cache_tokens", "page_tokens", "batch_tokens", "share_prefixes"}
 TAKES = {
@@ -27,8 +27,9 @@ TAKES = {
 
 
 def set_of(model: dict[str, Any]) -> dict[str, Any]:
-    """What an inventory says of a model; a key without a value says nothing."""
-    return {key: value for key, value in model.items() if value is not None}
+    """What an inventory says of a model; a key without a value says nothing. A release's folder has its name."""
+    said = {key: value for key, value in model.items() if value is not None}
+    return {"model": said["release"], **said} if "release" in said else said
 
 
 def engine_names(model: dict[str, Any]) -> list[str]:
@@ -53,7 +54,7 @@ def answering(models: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def model_folders(models: list[dict[str, Any]]) -> list[str]:
-    """Folders under models/ in the bundle that these models are made of: weights and adapters, each once."""
+    """Folders that these models are made of, each once: weights and adapters of the bundle, and releases."""
     return sorted(
         {
             folder
@@ -62,6 +63,11 @@ def model_folders(models: list[dict[str, Any]]) -> list[str]:
             if folder
         }
     )
+
+
+def release_names(models: list[dict[str, Any]]) -> list[str]:
+    """Releases of the estate's own that these models are, each once."""
+    return sorted({model["release"] for model in map(set_of, models) if "release" in model})
 
 
 def memory_max(model: dict[str, Any]) -> str:
@@ -99,6 +105,12 @@ def model_faults(models: list[dict[str, Any]], hosts: dict[str, str]) -> list[st
             )
     for model in map(set_of, models):
         told += [f"{model.get('name')}: {fault}" for fault in faults(model, hosts)]
+    released = release_names(models)
+    told += [
+        f"{folder} is a release and a folder of the bundle at once: publish the release under another name"
+        for folder in model_folders([model for model in map(set_of, models) if "release" not in model])
+        if folder in released
+    ]
     units = Counter(
         name
         for model in {str(model.get("name")): set_of(model) for model in models}.values()
@@ -131,7 +143,15 @@ def faults(model: dict[str, Any], hosts: dict[str, str]) -> list[str]:
     if strange := sorted(set(model) - TAKES[driver]):
         told.append(f"driver {driver} takes no {', '.join(strange)}: leave it out, or take another driver")
     if "model" in TAKES[driver] and "model" not in model:
-        told.append(f"driver {driver} needs `model`, the name of its folder under models/ in the bundle")
+        told.append(
+            f"driver {driver} needs `model`, the name of its folder under models/ in the bundle, or `release`"
+        )
+    if model.get("release", model.get("model")) != model.get("model"):
+        told.append(
+            f"it is both the model {model['model']} and the release {model['release']}: name one of them"
+        )
+    if "release" in model and not NAME.fullmatch(str(model["release"])):
+        told.append(f"its release is {model['release']!r}: take a name that `llmkeep release list` prints")
     if model.get("instances", 1) not in INSTANCES:
         told.append(f"instances is {model['instances']}: take {INSTANCES[0]} to {INSTANCES[-1]}")
     if "memory" in model and not MEMORY.fullmatch(str(model["memory"])):
@@ -333,6 +353,7 @@ class FilterModule:
             "memory_max": memory_max,
             "model_faults": model_faults,
             "model_folders": model_folders,
+            "release_names": release_names,
             "upstreams": upstreams,
             "vllm_config": vllm_config,
             "vllm_faults": vllm_faults,

@@ -68,9 +68,12 @@ class Mirror:
             ) from problem
         if response.status not in (200, 206):
             response.read()
-            raise MirrorError(
-                f"{self.url}/{path} answered {response.status} {response.reason}; run the role mirror"
+            way = (
+                "add it there with `llmkeep release add`"
+                if "/releases/" in self.folder
+                else "run the role mirror"
             )
+            raise MirrorError(f"{self.url}/{path} answered {response.status} {response.reason}; {way}")
         return response
 
     def manifest(self) -> dict[str, Any]:

@@ -21,6 +21,11 @@ options:
   units: {description: Units that read it., type: list, elements: str, default: []}
   ca: {description: The estate's root certificate., type: path, default: /etc/llmkeep/pki/root.pem}
   keyring: {description: Keys whose signature counts., type: path, default: /etc/apt/keyrings/llmkeep.pgp}
+  seen:
+    description:
+      - File with the highest serial of this manifest that was accepted here, for what is not the estate's bundle, whose
+        serial the mirror looks after. A lower one is refused, and one that has expired is not fetched.
+    type: path
 """
 
 EXAMPLES = r"""
@@ -38,6 +43,7 @@ fetched: {description: What was or would be fetched., returned: always, type: li
 import os
 import shutil
 import stat
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +116,26 @@ def install(source: Any, dest: Path, wanted: dict[str, Any], units: list[str]) -
         shutil.rmtree(old)
 
 
+def judged(manifest: dict[str, Any], seen: int, url: str) -> int:
+    """The serial of a manifest that stands for itself; an older one than was accepted before is refused."""
+    serial = int(manifest["serial"])
+    if serial < seen:
+        raise mirror.MirrorError(
+            f"{url} has serial {serial}, and this host has had {seen}: somebody put an old one back. Look at who changed the"
+            " mirror, and add the newest release again (`llmkeep release add`)"
+        )
+    return serial
+
+
+def in_date(manifest: dict[str, Any], url: str, now: datetime) -> None:
+    """Refuse to fetch what has expired."""
+    if now >= datetime.fromisoformat(manifest["expires"]):
+        raise mirror.MirrorError(
+            f"{url} expired at {manifest['expires']}, and this host's clock says {now:%Y-%m-%dT%H:%M:%SZ}: set the clock"
+            " right, or publish and sign the model again"
+        )
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
@@ -120,6 +146,7 @@ def main() -> None:
             "units": {"type": "list", "elements": "str", "default": []},
             "ca": {"type": "path", "default": "/etc/llmkeep/pki/root.pem"},
             "keyring": {"type": "path", "default": "/etc/apt/keyrings/llmkeep.pgp"},
+            "seen": {"type": "path"},
         },
         supports_check_mode=True,
     )
@@ -129,15 +156,23 @@ def main() -> None:
         if given["folders"]:
             source = mirror.Mirror(given["url"], Path(given["ca"]), Path(given["keyring"]))
             manifest = source.manifest()
+            remembered = Path(given["seen"]) if given["seen"] else None
+            seen = int(remembered.read_text()) if remembered and remembered.exists() else 0
+            serial = judged(manifest, seen, given["url"]) if remembered else 0
         for folder in [name.strip("/") for name in given["folders"]]:
             entries = mirror.entries(manifest, folder)
             wanted = {entry.path[len(folder) + 1 :]: entry for entry in entries}
             dest = Path(given["dest"]) / Path(folder).name
             if not is_there(dest, wanted, given["deep"]):
+                if remembered:
+                    in_date(manifest, given["url"], datetime.now(UTC))
                 fetched.append(folder)
                 if not module.check_mode:
                     install(source, dest, wanted, given["units"])
-    except (mirror.MirrorError, OSError) as problem:
+        if given["folders"] and remembered and serial > seen and not module.check_mode:
+            remembered.parent.mkdir(parents=True, exist_ok=True)
+            atomic.write_file(remembered, f"{serial}\n".encode(), os.geteuid(), os.getegid(), 0o644)
+    except (mirror.MirrorError, OSError, ValueError, KeyError) as problem:
         module.fail_json(msg=str(problem))
     module.exit_json(changed=bool(fetched), fetched=fetched)
 

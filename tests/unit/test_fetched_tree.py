@@ -145,6 +145,91 @@ def test_refuses_a_flipped_bit_and_keeps_what_was_there(
     assert (dest / "model.safetensors").read_bytes() == WEIGHTS
 
 
+def release_run(
+    state: Served, certificate: Path, root: Path, monkeypatch: pytest.MonkeyPatch, check: bool = False
+) -> dict[str, Any]:
+    """One run of the whole module for a release, as the role calls it; what it returned."""
+    arguments = {
+        "url": f"{state.url}/releases/m", "folders": ["models/m"], "dest": str(root / "models"), "seen": str(root / "seen/m"),
+        "ca": str(certificate / "cert.pem"), "keyring": "/keyring", "_ansible_check_mode": check,
+    }  # fmt: skip
+    told: dict[str, Any] = {}
+
+    class Ended(Exception):
+        """The module said what it had to."""
+
+    class Module:
+        def __init__(self) -> None:
+            self.params = {"units": [], "deep": False, **arguments}
+            self.check_mode = check
+
+        def exit_json(self, **result: Any) -> None:
+            told.update(result)
+            raise Ended
+
+        def fail_json(self, msg: str) -> None:
+            self.exit_json(failed=msg)
+
+    monkeypatch.setattr(fetched_tree, "AnsibleModule", lambda **_: Module())
+    with pytest.raises(Ended):
+        fetched_tree.main()
+    return told
+
+
+def as_release(
+    state: Served, serial: int, expires: str = "2999-01-01T00:00:00Z", content: bytes = WEIGHTS
+) -> None:
+    """Serve a release `m` of this serial."""
+    publish(state, {"model.safetensors": content})
+    document = json.loads(state.files["MANIFEST.json"]) | {"serial": serial, "expires": expires}
+    state.files["MANIFEST.json"] = json.dumps(document).encode()
+    state.files = {f"releases/m/{path}": data for path, data in state.files.items()}
+
+
+def test_a_release_is_never_replaced_by_an_older_one(
+    served: Served, certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_release(served, 5)
+    assert release_run(served, certificate, tmp_path, monkeypatch, check=True)["changed"]
+    assert not (tmp_path / "seen/m").exists()
+    assert release_run(served, certificate, tmp_path, monkeypatch) == {
+        "changed": True,
+        "fetched": ["models/m"],
+    }
+    assert not release_run(served, certificate, tmp_path, monkeypatch)["changed"]
+    assert (tmp_path / "seen/m").read_text() == "5\n"
+    as_release(served, 4, content=b"old and weak")
+    assert "somebody put an old one back" in release_run(served, certificate, tmp_path, monkeypatch)["failed"]
+    assert (tmp_path / "models/m/model.safetensors").read_bytes() == WEIGHTS
+
+
+def test_a_release_that_expired_is_not_fetched_and_stays_where_it_is(
+    served: Served, certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_release(served, 5)
+    release_run(served, certificate, tmp_path, monkeypatch)
+    as_release(served, 5, expires="2020-01-01T00:00:00Z")
+    assert not release_run(served, certificate, tmp_path, monkeypatch)["changed"]
+    as_release(served, 6, expires="2020-01-01T00:00:00Z", content=b"newer")
+    assert "expired at 2020" in release_run(served, certificate, tmp_path, monkeypatch)["failed"]
+    assert (tmp_path / "seen/m").read_text() == "5\n"
+
+
+def test_a_release_that_the_mirror_has_not_is_to_be_added_there(
+    served: Served, certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "`llmkeep release add`" in release_run(served, certificate, tmp_path, monkeypatch)["failed"]
+
+
+def test_another_release_under_a_release_s_name_is_refused(
+    served: Served, certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are signed by the same key: the name is in the signed paths."""
+    as_release(served, 5)
+    served.files = {path: data.replace(b"models/m/", b"models/other/") for path, data in served.files.items()}
+    assert "nothing under models/m/" in release_run(served, certificate, tmp_path, monkeypatch)["failed"]
+
+
 def test_refuses_a_manifest_that_nobody_signed(served: Served, certificate: Path, tmp_path: Path) -> None:
     served.files["MANIFEST.json.sig"] = b"somebody else"
     with pytest.raises(mirror.MirrorError, match="no valid signature"):

@@ -77,7 +77,7 @@ def test_the_command_tells_each_refusal_by_its_exit_code(
     assert cli.main(command) == 0
     seen.write_text("8\n")
     assert cli.main(command) == manifest.REPLAYED
-    assert "carry a bundle of that serial or a later one" in capsys.readouterr().err
+    assert "carry one of that serial or a later one" in capsys.readouterr().err
     assert cli.main([*command[:-4], "--keyring", "/nowhere"]) == 1
     assert "--keyring" in capsys.readouterr().err
     assert bundle.__doc__ is not None

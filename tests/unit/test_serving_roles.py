@@ -47,6 +47,7 @@ MODELS: list[dict[str, Any]] = [
     {"name": "1.5", "driver": "echo", "slots": 2},
     {"name": "vectors", "driver": "embed", "model": "minilm", "dtype": "float32"},
     {"name": "coder", "driver": "remote", "remote": REMOTE},
+    {"name": "own", "driver": "naive", "release": "sql-2026-11"},
 ]
 # What a play would know of the host.
 FACTS = {
@@ -62,7 +63,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What role llm_serving makes of MODELS."""
     wanted = {
         name: f"__llm_serving_{name}"
-        for name in ("files", "steps", "directories", "leftovers", "wrong", "sockets", "weights")
+        for name in ("files", "steps", "directories", "leftovers", "wrong", "sockets", "weights", "releases")
     }
     wanted |= {
         name: f"lookup('ansible.builtin.template', '{name}.j2')"
@@ -91,6 +92,7 @@ def test_these_models_can_be_served(made: Any) -> None:
         "engine-legal",
         "engine-1.5",
         "engine-vectors",
+        "engine-own",
         "gateway-1",
     ],
 )
@@ -126,13 +128,28 @@ def test_adapters_lie_where_models_do_and_are_verified_as_they_are(made: Any) ->
     }
     merged = "/srv/llmkeep/models/small-law"
     assert legal["merged"] == {"path": merged, "manifest": f"{merged}/SHA256SUMS"}
-    assert made["weights"] == ["minilm", "plain", "plain-law", "plain-sql", "small", "small-law"]
+    assert made["weights"] == [
+        "minilm",
+        "plain",
+        "plain-law",
+        "plain-sql",
+        "small",
+        "small-law",
+        "sql-2026-11",
+    ]
+
+
+def test_a_release_is_served_from_the_folder_of_its_name_and_is_none_of_the_bundle(made: Any) -> None:
+    assert serving.release_names(MODELS) == ["sql-2026-11"] == made["releases"]
+    model = yaml.safe_load(file(made, "/engine-own.yaml"))["model"]
+    folder = "/srv/llmkeep/models/sql-2026-11"
+    assert model == {"driver": "naive", "path": folder, "manifest": f"{folder}/SHA256SUMS"}
 
 
 def test_an_adapter_is_asked_for_as_a_model_at_the_engines_of_its_model(made: Any) -> None:
     engines = yaml.safe_load(file(made, "/gateway-1.yaml"))["engines"]
     assert engines["sql"] == engines["law"] == engines["plain"]
-    assert list(engines) == ["small", "plain", "law", "sql", "legal", "1.5", "vectors", "coder"]
+    assert list(engines) == ["small", "plain", "law", "sql", "legal", "1.5", "vectors", "coder", "own"]
 
 
 def test_a_remote_model_has_no_engine_here_and_the_certificates_of_the_host(made: Any) -> None:
@@ -179,7 +196,7 @@ def test_a_bound_of_memory_is_the_unit_s_and_goes_with_the_declaration(made: Any
 
 def test_record_and_engines_are_moved_one_after_the_other_with_time_to_be_found_again(made: Any) -> None:
     settle = {step["name"]: step["settle_seconds"] for step in made["steps"] if "socket" not in step}
-    engines = ["small", "small-2", "plain", "plain-2", "legal", "1.5", "vectors"]
+    engines = ["small", "small-2", "plain", "plain-2", "legal", "1.5", "vectors", "own"]
     assert settle == {"llm-audit.service": 1} | {f"llm-engine@{name}.service": 2 for name in engines}
 
 
@@ -203,6 +220,10 @@ def test_a_unit_is_hardened(made: Any, tmp_path: Path, name: str) -> None:
         ([{"name": "A b", "driver": "echo"}], "a name has small letters"),
         ([{"name": "a", "driver": "turbo"}], "its driver is 'turbo': take one of echo, naive, continuous, embed, remote"),
         ([{"name": "a", "driver": "naive"}], "driver naive needs `model`"),
+        ([{"name": "a", "driver": "naive", "model": "b", "release": "c"}], "both the model b and the release c"),
+        ([{"name": "a", "driver": "naive", "release": "../c"}], "its release is '../c'"),
+        ([{"name": "a", "driver": "naive", "release": "c"}, {"name": "b", "driver": "naive", "model": "c"}], "c is a release"),
+        ([{"name": "a", "driver": "echo", "release": "c"}], "driver echo takes no model, release"),
         ([{"name": "a", "driver": "echo"}, {"name": "a", "driver": "naive", "model": "b"}], "2 models or adapters are called a"),
         ([{"name": "a", "driver": "naive", "model": "b", "adapters": {"a": "c"}}], "2 models or adapters are called a"),
         ([{"name": "a", "driver": "naive", "model": "b", "adapters": {"C d": "c"}}], "an adapter is called 'C d'"),

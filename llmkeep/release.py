@@ -1,0 +1,365 @@
+"""`llmkeep release init | sign | verify | add | list`: models that the estate trained itself, signed by its own key.
+
+`llm-train publish` makes a candidate. `sign` makes a release of it: MANIFEST.json with a serial that only rises, signed by the
+estate's publish key, which is made at its first use, lies sealed by systemd-creds, and is only ever opened in memory. Its public
+part, keyring.pgp, is what hosts trust for releases and for nothing else: the bundle has another key. `add` puts a release on the
+mirror, where hosts fetch it that name it in the inventory.
+
+Exit codes: 0 done; 1 refused, with the reason. `verify` and `add` tell refusals apart: 3 unsigned or signed by another key, 4
+damaged (a changed, missing or extra file), 5 an older serial than was accepted before, 6 expired.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmkeep import manifest, signing
+from llmkeep.cache import sha256
+from llmkeep.durable import record, sync_folder, write
+from llmkeep.lock import LockError
+from llmkeep.manifest import DAMAGED, BundleRefused, Entry, Manifest
+from llmkeep.sealing import SealError, seal, unseal
+
+SEALED = "llmkeep.publish-key"
+DAYS = 365  # how long a release may be installed
+PROFILE = "release "  # what a manifest is for, with the release's name
+NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}")
+# A model has weights that are numbers, and files that are text; what could run has no place in it.
+KINDS = {
+    "": "text/plain",
+    ".jinja": "text/plain",
+    ".json": "application/json",
+    ".md": "text/markdown",
+    ".model": "application/octet-stream",
+    ".safetensors": "application/octet-stream",
+    ".txt": "text/plain",
+}
+
+
+class ReleaseError(LockError):
+    """Refused. The message says what is wrong, the value seen, and the way out."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the files lie, below `root` (only tests have another one than /)."""
+
+    root: Path = Path("/")
+
+    @property
+    def key(self) -> Path:
+        return self.root / "etc/credstore.encrypted" / SEALED
+
+    @property
+    def public(self) -> Path:
+        return self.root / "etc/llmkeep/publish/keyring.pgp"
+
+    @property
+    def serial(self) -> Path:
+        """The highest that was ever given out."""
+        return self.root / "var/lib/llmkeep/publish/serial"
+
+    @property
+    def signed(self) -> Path:
+        """The record of all signatures."""
+        return self.root / "var/lib/llmkeep/publish/signed.jsonl"
+
+    @property
+    def store(self) -> Path:
+        """What the mirror serves."""
+        return self.root / "srv/llmkeep/releases"
+
+    def seen(self, name: str) -> Path:
+        """The highest serial of this release that was ever accepted here."""
+        return self.root / "var/lib/llmkeep/publish/seen" / name
+
+
+# ---------------------------------------------------------------- the key
+def init(places: Places) -> str:
+    """Make the key where there is none; its fingerprint. Repeats harmlessly.
+
+    The public part is written last and is what says "done": without it nobody can have trusted the key.
+    """
+    if not places.public.exists():
+        with tempfile.TemporaryDirectory(prefix="llmkeep-") as folder:
+            revocation, certificate = Path(folder, "revocation.pgp"), Path(folder, "keyring.pgp")
+            secret = signing.generate("llmkeep releases", revocation).encode()
+            with in_memory(secret) as key:
+                signing.certify(key, certificate)
+            places.key.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            write(places.key, seal(secret, SEALED), 0o400)
+            write(places.public.with_name("revocation.pgp"), revocation.read_bytes(), 0o400)
+            write(places.public, certificate.read_bytes(), 0o644)
+    elif not places.key.exists():
+        raise ReleaseError(
+            f"{places.key} is not there, and {places.public} is: restore it from a backup of this host"
+        )
+    return signing.fingerprint(places.public)
+
+
+@contextmanager
+def in_memory(secret: bytes) -> Iterator[Path]:
+    """A file that other programs of ours read while it lasts, and no disk ever has."""
+    descriptor = os.memfd_create("llmkeep", os.MFD_CLOEXEC)
+    try:
+        os.write(descriptor, secret)
+        yield Path(f"/proc/{os.getpid()}/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
+
+
+# ---------------------------------------------------------------- sign
+def candidate(folder: Path) -> tuple[str, dict[str, Any], dict[str, str]]:
+    """The model's name, what training.json says of it, and each file's sha256.
+
+    Raises ReleaseError for what `llm-train publish` did not make, or not so.
+    """
+    if (folder / manifest.NAME).exists():
+        raise ReleaseError(f"{folder} is signed already: add it with `llmkeep release add`")
+    found = sorted(folder.glob("models/*/training.json")) if folder.is_dir() else []
+    if len(found) != 1 or not NAME.fullmatch(name := found[0].parent.name):
+        raise ReleaseError(f"{folder} is no candidate: give what `llm-train publish --into` made")
+    model, sums = found[0].parent, folder / "models" / f"{name}.sha256"
+    present = set(manifest.walk(folder))
+    for path in sorted(present):
+        if (folder / path).is_symlink() or not (folder / path).is_file():
+            raise ReleaseError(
+                f"{folder}/{path} is not a plain file: a release holds nothing else; publish it again"
+            )
+        if Path(path).suffix.lower() not in KINDS and folder / path != sums:
+            raise ReleaseError(f"{folder}/{path} is no file of a model: only safetensors and text are taken")
+    try:
+        lines = [line.split("  ", 1) for line in sums.read_text().splitlines()]
+        in_model = {path: digest for digest, path in lines}
+        published: dict[str, Any] = json.loads((model / "training.json").read_bytes())["published"]
+        promoted = (
+            json.loads((model / "verdict.json").read_bytes())["verdict"] if "verdict" in published else None
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ReleaseError(f"{folder} is no whole candidate ({error}): publish it again") from error
+    wanted = {f"models/{name}/{path}": digest for path, digest in in_model.items()} | {
+        f"models/{name}.sha256": ""
+    }
+    for path in sorted(wanted.keys() ^ present):
+        raise ReleaseError(
+            f"{folder}/{path} is {'missing' if path in wanted else 'not in its manifest'}: copy the candidate again"
+        )
+    entries = [(folder / path, digest) for path, digest in wanted.items() if digest]
+    for file, seen, digest in manifest.hashed(lambda each: (each[0], sha256(each[0]), each[1]), entries):
+        if seen != digest:
+            raise ReleaseError(
+                f"{file} has sha256 {seen}, its manifest says {digest}: copy the candidate again"
+            )
+    if (
+        not any(path.endswith(".safetensors") for path in present)
+        or f"models/{name}/config.json" not in present
+    ):
+        raise ReleaseError(f"{folder} has no weights or no config.json: publish it again")
+    if promoted != "promote" and not str(published.get("unproved") or "").strip():
+        raise ReleaseError(f"{model} has neither a promotion nor a reason to do without: publish it again")
+    return name, published, {path: digest or sha256(sums) for path, digest in wanted.items()}
+
+
+def sign(places: Places, folder: Path, days: int = DAYS, now: datetime.datetime | None = None) -> str:
+    """Make a release of a candidate; what a person should read. A serial that was once given out never comes again."""
+    if not 1 <= days <= 3660:
+        raise ReleaseError(f"--days is {days}: a release may be installed for 1 to 3660 days")
+    name, published, digests = candidate(folder)
+    signer = init(places)
+    secret = unseal(places.key.read_bytes(), SEALED)
+    serial = int(places.serial.read_text()) + 1 if places.serial.exists() else 1
+    write(places.serial, f"{serial}\n".encode(), 0o644)
+    moment = (now or datetime.datetime.now(datetime.UTC)).replace(microsecond=0)
+    origin = f"trained here from {published['base']}"
+    entries = [
+        Entry(
+            path,
+            (folder / path).stat().st_size,
+            digest,
+            KINDS.get(Path(path).suffix.lower(), "text/plain"),
+            str(published.get("licence", "")),
+            origin,
+            "",
+        )
+        for path, digest in digests.items()
+    ]
+    made = Manifest(
+        serial=serial,
+        profile=PROFILE + name,
+        created=moment.strftime(manifest.TIME),
+        expires=(moment + datetime.timedelta(days=days)).strftime(manifest.TIME),
+        signer=signer,
+        lock_sha256="",  # nothing of it came from a registry
+        inputs_sha256=digests[f"models/{name}.sha256"],
+        files=entries,
+    )
+    reason = published.get("unproved")
+    record(
+        places.signed,
+        {
+            "time": moment.isoformat(),
+            "name": name,
+            "serial": serial,
+            "model": made.inputs_sha256,
+            "unproved": reason,
+        },
+    )
+    aside = folder / f".{manifest.SIGNATURE}"
+    try:
+        manifest.write(folder, made)
+        with in_memory(secret) as key:
+            signing.sign(key, folder / manifest.NAME, aside)
+        aside.replace(folder / manifest.SIGNATURE)
+        manifest.verify(folder, places.public, now=moment)
+    except BaseException:
+        for path in (aside, folder / manifest.NAME, folder / manifest.SIGNATURE):
+            path.unlink(missing_ok=True)
+        raise
+    gate = f"NOT proved better than its base: {reason}" if reason else "promoted by its gate"
+    return f"{folder}: release {name}, serial {serial}, {gate}; signed by {signer}, may be installed until {made.expires}"
+
+
+# ---------------------------------------------------------------- verify and add
+def name_of(found: Manifest) -> str:
+    """The release's name, as it is signed; raises BundleRefused for a manifest of something else."""
+    name = found.profile.removeprefix(PROFILE)
+    if not found.profile.startswith(PROFILE) or not NAME.fullmatch(name):
+        raise BundleRefused(
+            DAMAGED, f"it is for {found.profile!r}, and no release of a model: give what was signed as one"
+        )
+    for entry in found.files:
+        if not entry.path.startswith(f"models/{name}/") and entry.path != f"models/{name}.sha256":
+            raise BundleRefused(
+                DAMAGED, f"the release {name} lists {entry.path}, which is none of its files: do not use it"
+            )
+    return name
+
+
+def verify(places: Places, folder: Path, keyring: Path, now: datetime.datetime | None = None) -> Manifest:
+    """By the code that verifies bundles; raises BundleRefused. Changes nothing."""
+    if not keyring.is_file():
+        raise ReleaseError(f"there is no {keyring}: give the publish key's public part with --keyring")
+    seen = 0
+    if (folder / manifest.SIGNATURE).is_file() and (folder / manifest.NAME).is_file():
+        record_of = places.seen(name_of(manifest.read(folder)))
+        seen = int(record_of.read_text()) if record_of.exists() else 0
+    good = manifest.verify(folder, keyring, seen, now)
+    name_of(good)
+    return good
+
+
+def add(places: Places, folder: Path, keyring: Path) -> str:
+    """Copy a release onto the mirror, verified there; what a person should read. Repeats harmlessly.
+
+    It gets its name in one step, whole. What had the name before is gone afterwards.
+    """
+    good = verify(places, folder, keyring)
+    name = name_of(good)
+    target = places.store / f".{name}-{good.serial}"
+    places.store.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        for path in (manifest.NAME, manifest.SIGNATURE, *(entry.path for entry in good.files)):
+            (partial / path).parent.mkdir(parents=True, exist_ok=True)
+            with (folder / path).open("rb") as source, (partial / path).open("wb") as copy:
+                shutil.copyfileobj(source, copy, 1 << 22)
+                copy.flush()
+                os.fsync(copy.fileno())
+            (partial / path).chmod(0o644)
+        verify(places, partial, keyring)
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    write(places.seen(name), f"{good.serial}\n".encode(), 0o644)
+    link = places.store / f".{name}.new"
+    link.unlink(missing_ok=True)
+    link.symlink_to(target.name)
+    link.replace(places.store / name)
+    sync_folder(places.store)
+    for old in places.store.glob(f".{name}-*"):
+        if re.fullmatch(rf"\.{re.escape(name)}-\d+", old.name) and old != target:
+            shutil.rmtree(old)
+    return f"{places.store / name}: serial {good.serial}, {len(good.files)} files; name it in an inventory: release: {name}"
+
+
+def listed(places: Places) -> str:
+    """A line for each release on this mirror; what it says is verified by `verify`."""
+    found = (
+        [(path, manifest.read(path)) for path in sorted(places.store.glob("[!.]*"))]
+        if places.store.is_dir()
+        else []
+    )
+    lines = [
+        f"{path.name}  serial {each.serial}  created {each.created}  expires {each.expires}"
+        for path, each in found
+    ]
+    return "\n".join(lines) or f"{places.store} has no release: add one with `llmkeep release add`"
+
+
+# ---------------------------------------------------------------- command line
+def _told(verb: Any) -> Any:
+    """Print what a verb returns; what it refuses has its exit code."""
+
+    def run(arguments: argparse.Namespace) -> int:
+        try:
+            print(verb(arguments))
+        except BundleRefused as refusal:
+            print(f"llmkeep: refused: {arguments.folder}: {refusal}", file=sys.stderr)
+            return refusal.code
+        except SealError as error:
+            raise ReleaseError(str(error)) from error
+        return 0
+
+    return run
+
+
+def _verify(given: argparse.Namespace) -> str:
+    good = verify(given.places, given.folder, given.keyring or given.places.public)
+    count = f"{len(good.files)} files, all as signed by {good.signer}"
+    return f"{given.folder}: release {name_of(good)}, serial {good.serial}, {count}"
+
+
+def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """`llmkeep release init | sign | verify | add | list`."""
+    parser = subparsers.add_parser(
+        "release", help="models that the estate trained itself", description=__doc__
+    )
+    parser.set_defaults(places=Places())
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    verb = verbs.add_parser("init", help="make the publish key where there is none; `sign` does it too")
+    verb.set_defaults(
+        run=_told(lambda given: f"{given.places.public}: releases are signed by {init(given.places)}")
+    )
+    verb = verbs.add_parser("sign", help="make a release of what `llm-train publish` made")
+    verb.add_argument("folder", type=Path)
+    verb.add_argument(
+        "--days", type=int, default=DAYS, help="how long it may be installed (default: %(default)s)"
+    )
+    verb.set_defaults(run=_told(lambda given: sign(given.places, given.folder, given.days)))
+    trust = "whom to trust (default: /etc/llmkeep/publish/keyring.pgp)"
+    verb = verbs.add_parser(
+        "verify", help="signature, serial, age, every byte; no network", description=__doc__
+    )
+    verb.add_argument("folder", type=Path)
+    verb.add_argument("--keyring", type=Path, help=trust)
+    verb.set_defaults(run=_told(_verify))
+    verb = verbs.add_parser("add", help="verify it and put it on this mirror", description=__doc__)
+    verb.add_argument("folder", type=Path)
+    verb.add_argument("--keyring", type=Path, help=trust)
+    verb.set_defaults(
+        run=_told(lambda given: add(given.places, given.folder, given.keyring or given.places.public))
+    )
+    verb = verbs.add_parser("list", help="the releases on this mirror")
+    verb.set_defaults(run=_told(lambda given: listed(given.places)))
