@@ -219,8 +219,11 @@ def _wheels(folder: Path, wanted: dict[str, Any], pinned: Lock, profile: str) ->
         built = []
         for _, wheel in pinned.environment(name):
             if wheel.source:
-                built.append(wheels.build_source(wheel, place))
-                sources[f"wheels/{name}/{built[-1].name}"] = wheel
+                ours = wheels.build_source(wheel, place)
+                built.append(ours)
+                sources[f"wheels/{name}/{ours.name}"] = replace(
+                    wheel, file=ours.name, sha256=cache.sha256(ours), size=ours.stat().st_size
+                )
             else:
                 cache.place(cache.blob(wheel.sha256), place / wheel.file)
                 sources[f"wheels/{name}/{wheel.file}"] = wheel

@@ -173,7 +173,8 @@ def test_what_is_published_as_source_is_in_the_bundle_as_a_wheel_that_is_the_sam
     listed = []
     for place in ("first", "second"):
         sources = build._wheels(tmp_path / place, wanted, pinned, "lab")
-        assert sources == {"wheels/small/grown-1.0-py3-none-any.whl": source}
+        (made,) = build._entries(tmp_path / place, sources)[:1]
+        assert (made.path, made.purl) == ("wheels/small/grown-1.0-py3-none-any.whl", source.purl)
         listed.append((tmp_path / place / "wheels/small/requirements.txt").read_text())
     assert listed[0] == listed[1]
     assert listed[0].startswith("grown==1.0 --hash=sha256:")
