@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -31,6 +32,49 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     )
     run.set_defaults(run=run_command)
 
+    where = actions.add_parser(
+        "where",
+        help="which files of rows, and which models, hold a document",
+        description="Exit code 0 where something holds it, 1 where nothing does.",
+    )
+    where.add_argument(
+        "asked", metavar="TEXT_OR_ID", help="an id, a text, or with --config any part of one; - reads stdin"
+    )
+    where.add_argument("--config", type=Path, metavar="DATA.YAML", help="looks into its output and its work")
+    where.add_argument(
+        "--data", type=Path, nargs="+", default=[], metavar="DIR", help="data sets to look into"
+    )
+    where.add_argument("--models", type=Path, metavar="DIR", help="looks for trained models below it")
+    where.add_argument("--json", action="store_true")
+    where.set_defaults(run=where_command)
+
+
+def where_command(arguments: argparse.Namespace) -> int:
+    """Say what holds a document."""
+    from llmcore.config import load
+    from llmtrain.data.settings import Settings
+    from llmtrain.data.where import where
+
+    settings = load(arguments.config, Settings) if arguments.config else None
+    data = [*([settings.output] if settings else []), *arguments.data]
+    if not data:
+        raise exits.Refusal("nothing to look into: give --config or --data")
+    asked = sys.stdin.read().strip() if arguments.asked == "-" else arguments.asked
+    answer = where(asked, data, settings, arguments.models)
+    if arguments.json:
+        print(json.dumps(answer, indent=1, ensure_ascii=False))
+    else:
+        for line in answer["rows"]:
+            numbers = ", ".join(map(str, line["rows"]))
+            print(f"{line['data']}/{line['file']}: rows {numbers}: {line['id']} from {line['source']}")
+        for line in answer["dropped"]:
+            print(f"{line['data']}: not in it: {line['id']} from {line['source']}: {line['reason']}")
+        for line in answer["models"]:
+            print(f"{line['model']}: trained on it")
+        if not answer["rows"]:
+            print("no row holds it")
+    return exits.DONE if any(answer.values()) else exits.FAILED
+
 
 def run_command(arguments: argparse.Namespace) -> int:
     """Make the data set; the report on stdout."""
@@ -42,6 +86,8 @@ def run_command(arguments: argparse.Namespace) -> int:
         raise exits.Refusal(f"--workers is {arguments.workers}: want 1 or more")
     settings = load(arguments.config, Settings)
     workers = arguments.workers or len(os.sched_getaffinity(0))
+    # Ends as Ctrl-C does: what is done is kept.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         report = run(settings, workers, arguments.prune)
     except KeyboardInterrupt:

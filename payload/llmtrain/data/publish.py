@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain.data.pack import LINEAGE
+from llmtrain.data.page import page
 from llmtrain.data.settings import Settings
-from llmtrain.data.work import Found, sync, write_json
+from llmtrain.data.tokens import COUNTED
+from llmtrain.data.work import Found, sync, write_aside, write_json
 from llmtrain.exits import Refusal
 from llmtrain.rows import tokenizer_digest, write_index
 
@@ -23,6 +25,7 @@ def publish(settings: Settings, made: dict[str, Found], packed: Found) -> dict[s
     drops = gather_rejects(output / REJECTS, made)
     report = report_of(made, packed, settings.pack.seq_len, drops)
     write_json(output / "report.json", report)
+    write_aside(output / "report.html", page(output.name, report))
     shards = []
     for number, (directory, result) in enumerate((path, result) for path, result in packed if result["rows"]):
         # The name has the content's hash: a run never changes a file that the index of the last one names.
@@ -61,7 +64,7 @@ def place(source: Path, target: Path) -> None:
     aside.replace(target)
 
 
-def gather_rejects(path: Path, made: dict[str, Found]) -> "Counter[str]":
+def gather_rejects(path: Path, made: dict[str, Found]) -> Counter[str]:
     """One file of all that was dropped, in the order of steps and shards; how many by rule."""
     drops: Counter[str] = Counter()
     aside = path.with_name(path.name + ".partial")
@@ -78,9 +81,9 @@ def gather_rejects(path: Path, made: dict[str, Found]) -> "Counter[str]":
     return drops
 
 
-def report_of(made: dict[str, Found], packed: Found, seq_len: int, drops: "Counter[str]") -> dict[str, Any]:
+def report_of(made: dict[str, Found], packed: Found, seq_len: int, drops: Counter[str]) -> dict[str, Any]:
     """What a data team asks: how much went in and out, of what kind, and what was dropped for which reason."""
-    counts: dict[str, Counter[str]] = {"languages": Counter(), "domains": Counter(), "lengths": Counter()}
+    counts: dict[str, Counter[str]] = {name: Counter() for name in COUNTED}
     for _, result in made["tokenize"]:
         for name, count in counts.items():
             count.update(result["counts"][name])

@@ -11,7 +11,7 @@ import io
 import json
 import lzma
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import IO, Any, cast
@@ -38,7 +38,7 @@ class Read:
 
     name = "read"
 
-    def __init__(self, inputs: list[Input], reading: Reading, rejects: Rejects) -> None:
+    def __init__(self, inputs: Sequence[Input], reading: Reading, rejects: Rejects) -> None:
         self.inputs, self.reading, self.rejects = inputs, reading, rejects
         self.limit = reading.document_mb << 20
 

@@ -2,16 +2,34 @@
 
 import unicodedata
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from llmcore.config import Section
 from llmtrain import rows
-from llmtrain.data import chat, clean, documents, duplicates, pack, read, shards, sources, tokens
+from llmtrain.data import (
+    annotate,
+    chat,
+    clean,
+    decontaminate,
+    documents,
+    duplicates,
+    minhash,
+    pack,
+    personal,
+    quality,
+    read,
+    shards,
+    sources,
+    tokens,
+    words,
+)
 from llmtrain.data.documents import Docs, Document, Rejects
 from llmtrain.data.publish import publish
-from llmtrain.data.settings import Settings
+from llmtrain.data.settings import Decontaminate, Settings
 from llmtrain.data.shards import Shard, Step
 from llmtrain.data.sources import Piece, Stamp
 from llmtrain.data.work import Found, Result, Task, Work, code_of, key_of, sha256_of, working
@@ -35,7 +53,7 @@ class Pipeline:
     def read(self) -> list[Shard]:
         """Raw files, read and cleaned."""
         settings = self.settings
-        groups = sources.shards_of(settings)
+        groups = sources.shards_of(settings.inputs, settings.reading.shard_mb)
         stamps = [[piece.stamp() for piece in group] for group in groups]
         weights = [sum(piece.end - piece.start for piece in group) for group in groups]
         hashing = []
@@ -88,6 +106,46 @@ class Pipeline:
             )  # fmt: skip
             after.append(Shard(shard.number, base, notes, digest, result["count"], result["size"]))
         return after
+
+    def each(
+        self,
+        name: str,
+        make: Callable[..., Step],
+        module: ModuleType,
+        before: list[Shard],
+        options: Section,
+        keys: tuple[str, ...] | None = (),
+    ) -> list[Shard]:
+        """A step that takes its section of the settings and nothing else."""
+        shown = options.model_dump(mode="json")
+        return self.map(name, make, module, before, lambda _: (options,), lambda _: shown, keys)
+
+    def annotate(self, before: list[Shard]) -> list[Shard]:
+        """With domain and language noted."""
+        options = self.settings.annotate
+        shown = annotate.digest(options)
+        make = annotate.Annotate
+        return self.map(
+            "annotate", make, annotate, before, lambda _: (options,), lambda _: shown, annotate.NOTED
+        )
+
+    def decontaminate(self, before: list[Shard], options: Decontaminate) -> list[Shard]:
+        """Without what has a part of the evaluation set."""
+        reading = self.settings.reading
+        group = [piece for each in sources.shards_of(options.against, reading.shard_mb) for piece in each]
+        shown = [options.model_dump(), reading.model_dump(), [(str(p.path), p.sha256()) for p in group]]
+        key = key_of(code_of(decontaminate, words, read), shown)
+        weight = sum(piece.end - piece.start for piece in group)
+        task = Task("evaluation-set", key, weight, decontaminate.index, (options, reading, group))
+        [(directory, result)] = self.results([task])
+        return self.map(
+            "decontaminate",
+            decontaminate.Decontaminate,
+            decontaminate,
+            before,
+            lambda _: (directory,),
+            lambda _: [result["sha256"], code_of(words)],
+        )
 
     def duplicates(
         self,
@@ -213,8 +271,18 @@ def run(settings: Settings, workers: int, prune: bool) -> dict[str, Any]:
     with working(settings.work, workers) as work:
         pipeline = Pipeline(settings, work)
         left = pipeline.read()
+        left = pipeline.annotate(left)
+        if settings.quality is not None:
+            left = pipeline.each("quality", quality.Quality, quality, left, settings.quality)
+        if settings.personal is not None:
+            left = pipeline.each("personal", personal.Personal, personal, left, settings.personal, None)
         if settings.duplicates.exact:
             left = pipeline.duplicates("exact", duplicates.exact_key, 1, [], left)
+        if near := settings.duplicates.near:
+            options = [near.model_dump(), code_of(minhash, words)]
+            left = pipeline.duplicates("near", partial(minhash.near_keys, near), near.bands, options, left)
+        if settings.decontaminate is not None:
+            left = pipeline.decontaminate(left, settings.decontaminate)
         packed = pipeline.pack(pipeline.tokenize(left))
         report = publish(settings, pipeline.made, packed)
         if prune:

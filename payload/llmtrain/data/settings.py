@@ -10,7 +10,7 @@ from llmtrain.data.clean import CLEANING, compiled
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Format = Literal["auto", "jsonl", "text", "html", "parquet", "csv"]
-Digits = Annotated[str, Field(min_length=1)]
+Text = Annotated[str, Field(min_length=1)]
 
 
 class Input(Section):
@@ -66,6 +66,48 @@ class Clean(Section):
         return value
 
 
+class Domain(Section):
+    """A domain, and how its documents are known."""
+
+    name: str = Field(min_length=1)
+    paths: tuple[str, ...] = ()  # patterns of the source's path, as in */legal/*
+    keywords: tuple[Text, ...] = ()
+
+
+class Annotate(Section):
+    """Language and domain, noted with each document."""
+
+    domains: tuple[Domain, ...] = ()
+    keywords_per_1000: float = Field(1.0, ge=0)  # of a domain, in 1000 letters, at least
+    classifier: Path | None = None  # a transformers model's directory; its labels are domains
+    sure: Share = 0.5  # the least probability that counts
+
+
+class Quality(Section):
+    """Rules that a text has to keep."""
+
+    min_letters: NonNegativeInt = 20
+    max_letters: PositiveInt = 5_000_000
+    max_symbols: Share = 0.5  # signs that are neither letters nor digits
+    max_repeated_lines: Share = 0.5
+    min_compressed: Share = 0.08  # what zlib leaves of it
+    languages: tuple[str, ...] = ()  # only these; none: all. See `annotate.py`
+    drop_domains: tuple[str, ...] = ()
+
+
+Action = Literal["replace", "drop", "keep"]
+
+
+class Personal(Section):
+    """What is done about each kind of personal data."""
+
+    email: Action = "replace"
+    phone: Action = "replace"
+    ip: Action = "replace"
+    resident_id: Action = "replace"
+    card: Action = "replace"
+
+
 class Near(Section):
     """MinHash with locality-sensitive hashing (Broder 1997; Leskovec et al., Mining of Massive Datasets, ch. 3).
 
@@ -87,6 +129,14 @@ class Duplicates(Section):
     memory_mb: PositiveInt = 256  # that a worker takes to compare; does not change what is found
 
 
+class Decontaminate(Section):
+    """The evaluation set, of which nothing may be learned."""
+
+    against: tuple[Input, ...] = Field(min_length=1)
+    words: PositiveInt = 13  # in a row
+    shortest: PositiveInt = 8  # an evaluation document with fewer is not looked for
+
+
 class Pack(Section):
     """Rows for training."""
 
@@ -99,12 +149,16 @@ class Pack(Section):
 class Settings(Section):
     """One data set, from raw files to rows."""
 
-    inputs: list[Input] = Field(min_length=1)
+    inputs: tuple[Input, ...] = Field(min_length=1)
     output: Path
     work: Path  # what is done so far; as large as the text, and yours to delete
     reading: Reading = Reading()
     clean: Clean = Clean()
+    annotate: Annotate = Annotate()
+    quality: Quality | None = Quality()
+    personal: Personal | None = Personal()
     duplicates: Duplicates = Duplicates()
+    decontaminate: Decontaminate | None = None
     tokenizer: Path  # the model's directory
     pack: Pack = Pack()
     reject_text: bool = False  # dropped documents' text in the reject file

@@ -5,11 +5,11 @@ A big plain file of lines is cut by byte ranges, each of which begins with a lin
 
 import hashlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmtrain.data.settings import Input, Settings
+from llmtrain.data.settings import Input
 from llmtrain.exits import Refusal
 
 COMPRESSED = {".gz", ".bz2", ".xz", ".zst"}
@@ -51,11 +51,11 @@ class Piece:
         return digest.hexdigest()
 
 
-def shards_of(settings: Settings) -> list[list[Piece]]:
+def shards_of(inputs: Sequence[Input], shard_mb: int) -> list[list[Piece]]:
     """All inputs' files, in the order of the inputs and paths; raises Refusal for what cannot be read."""
-    limit = settings.reading.shard_mb << 20
+    limit = shard_mb << 20
     shards: list[list[Piece]] = []
-    for number, given in enumerate(settings.inputs):
+    for number, given in enumerate(inputs):
         group: list[Piece] = []
         for path in files_of(given):
             form, compressed = format_of(path, given)

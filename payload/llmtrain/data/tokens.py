@@ -18,6 +18,12 @@ from llmtrain.rows import tokenizer_digest
 
 TOKENS = "tokens.npz"
 LINES = "documents.jsonl"
+COUNTED = (
+    "languages",
+    "domains",
+    "lengths",
+    "personal",
+)  # of documents; the last of what was replaced in them
 
 
 class Tokenize:
@@ -75,7 +81,7 @@ def tokenize(directory: Path, model: Path, rejects_text: bool, shard: Shard) -> 
     step = Tokenize(model)
     ids: list[NDArray[numpy.int32]] = []
     learned: list[NDArray[numpy.uint8]] = []
-    counts: dict[str, Counter[str]] = {"languages": Counter(), "domains": Counter(), "lengths": Counter()}
+    counts: dict[str, Counter[str]] = {name: Counter() for name in COUNTED}
     characters = 0
     with (
         Rejects(directory, rejects_text).of(step.name, shard.number) as reject,
@@ -93,6 +99,7 @@ def tokenize(directory: Path, model: Path, rejects_text: bool, shard: Shard) -> 
             counts["languages"][document.metadata.get("language", "unknown")] += 1
             counts["domains"][document.metadata.get("domain", "none")] += 1
             counts["lengths"][str(max(0, len(these) - 1).bit_length())] += 1
+            counts["personal"].update(document.metadata.get("personal", {}))
             line = {
                 "id": document.id,
                 "source": document.metadata["source"],

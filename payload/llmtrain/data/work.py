@@ -70,9 +70,14 @@ def sync(path: Path) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Aside, synced, renamed."""
+    """As `write_aside` does."""
+    write_aside(path, json.dumps(content, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def write_aside(path: Path, text: str) -> None:
+    """Write a text aside, sync and rename it."""
     aside = path.with_name(path.name + ".partial")
-    aside.write_text(json.dumps(content, sort_keys=True, ensure_ascii=False) + "\n")
+    aside.write_text(text)
     sync(aside)
     aside.replace(path)
     sync(path.parent)
@@ -116,6 +121,8 @@ class Progress:
 
     def advance(self, weight: int) -> None:
         """So many bytes more; said each second on a terminal, each 10 s in a log."""
+        if not weight:
+            return
         self.done += weight
         now = time.monotonic()
         if self.done < self.total and now - self.said < (1 if sys.stderr.isatty() else 10):

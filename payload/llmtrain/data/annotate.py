@@ -1,0 +1,147 @@
+"""What a document is about, and in which language: noted, for reports and for choosing; nothing is dropped here.
+
+The domain is, in this order: what its input says; the first domain one of whose path patterns fits; the one with the
+highest score of keywords, if it is high enough; what a local classifier says, if it is sure enough; else "none".
+"""
+
+import re
+from fnmatch import fnmatchcase
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy
+
+from llmtrain.data.documents import Docs, Rejects
+from llmtrain.data.work import key_of, sha256_of
+from llmtrain.exits import Refusal
+
+if TYPE_CHECKING:
+    from llmtrain.data import settings
+
+LOOKED_AT = 10_000  # letters from the beginning: a document's kind shows there
+NOTED = ("domain", "domain_by", "language")
+SCRIPTS = {
+    "han": ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3134F)),
+    "kana": ((0x3040, 0x30FF),),
+    "hangul": ((0xAC00, 0xD7AF), (0x1100, 0x11FF)),
+    "cyrillic": ((0x0400, 0x052F),),
+    "arabic": ((0x0600, 0x06FF),),
+    "latin": ((0x41, 0x5A), (0x61, 0x7A), (0xC0, 0x24F)),
+}
+# English's most frequent words: about every third one of a text; other Latin languages have few of them.
+ENGLISH = "the of and to in is that it for as with was on be by this are or not from"
+
+
+def language_of(text: str) -> str:
+    """zh, ja, ko, ru, ar, en, other-latin or other; `none` without letters. By script, and English by its small words."""
+    text = text[:LOOKED_AT]
+    letters = numpy.frombuffer(text.encode("utf-32-le", "replace"), numpy.uint32)
+    shares = {
+        script: sum(int(((letters >= first) & (letters <= last)).sum()) for first, last in ranges)
+        for script, ranges in SCRIPTS.items()
+    }
+    # A Chinese sign says as much as some three Latin letters.
+    shares["latin"] //= 3
+    script = max(shares, key=lambda name: shares[name])
+    if not shares[script]:
+        return "none"
+    if script in ("han", "kana"):
+        return "ja" if shares["kana"] * 10 > shares["han"] else "zh"
+    if script == "latin":
+        words, small = text.lower().split(), set(ENGLISH.split())
+        return "en" if sum(word in small for word in words) * 12 >= len(words) else "other-latin"
+    return {"hangul": "ko", "cyrillic": "ru", "arabic": "ar"}[script]
+
+
+def keyword_pattern(keywords: tuple[str, ...]) -> re.Pattern[str]:
+    """Whole words; where a keyword begins or ends with a sign that needs no blanks around it, any place."""
+    spelled = [
+        ("(?<![a-z0-9])" if word[0].isascii() else "")
+        + re.escape(word.lower())
+        + ("(?![a-z0-9])" if word[-1].isascii() else "")
+        for word in keywords
+    ]
+    return re.compile("|".join(spelled))
+
+
+class Annotate:
+    """The step that notes domain and language."""
+
+    name = "annotate"
+
+    def __init__(self, options: "settings.Annotate", rejects: Rejects) -> None:
+        self.options = options
+        self.patterns = [(d.name, keyword_pattern(d.keywords)) for d in options.domains if d.keywords]
+
+    def domain_of(self, text: str, source: str) -> tuple[str, str]:
+        """The domain, and what said so."""
+        for domain in self.options.domains:
+            if any(fnmatchcase(source, pattern) for pattern in domain.paths):
+                return domain.name, "path"
+        text = text[:LOOKED_AT]
+        lower = text.lower()
+        scores = [(len(p.findall(lower)) * 1000 / max(len(lower), 1), name) for name, p in self.patterns]
+        best, name = max(scores, key=lambda pair: pair[0], default=(0.0, ""))
+        if best >= self.options.keywords_per_1000 and best > 0:
+            return name, "keywords"
+        if self.options.classifier is not None:
+            name, sure = self.classifier.label(text)
+            if sure >= self.options.sure:
+                return name, "classifier"
+        return "none", "nothing"
+
+    @cached_property
+    def classifier(self) -> "Classifier":
+        """Loaded when the first document needs it."""
+        return Classifier(Path(str(self.options.classifier)))
+
+    def __call__(self, docs: Docs, rank: int = 0, world_size: int = 1) -> Docs:
+        for document in docs:
+            if "domain" in document.metadata:
+                document.metadata.setdefault("domain_by", "input")
+            else:
+                source = str(document.metadata.get("source", ""))
+                domain, by = self.domain_of(document.text, source)
+                document.metadata.update(domain=domain, domain_by=by)
+            document.metadata["language"] = language_of(document.text)
+            yield document
+
+
+class Classifier:
+    """A transformers model for sequence classification on disk, safetensors only, on one CPU."""
+
+    def __init__(self, directory: Path) -> None:
+        import torch
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        self.torch: Any = torch
+        torch.set_num_threads(1)  # the shards share the CPUs
+        local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        try:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(directory, **local)
+            self.model: Any = AutoModelForSequenceClassification.from_pretrained(
+                directory, use_safetensors=True, **local
+            ).eval()
+        except (OSError, ValueError) as error:
+            raise Refusal(
+                f"annotate.classifier {directory} cannot be loaded: {str(error).splitlines()[0]}; "
+                "give a directory with config.json, model.safetensors and tokenizer.json"
+            ) from error
+
+    def label(self, text: str) -> tuple[str, float]:
+        """The most probable label and its probability."""
+        with self.torch.inference_mode():
+            inputs = self.tokenizer(text, truncation=True, max_length=512, return_tensors="pt")
+            kept = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+            probabilities = self.model(**kept).logits[0].float().softmax(-1)
+        place = int(probabilities.argmax())
+        return str(self.model.config.id2label[place]), float(probabilities[place])
+
+
+def digest(options: "settings.Annotate") -> str:
+    """Of the options and of the classifier's files."""
+    files: list[Path] = []
+    if options.classifier is not None:
+        files = sorted(options.classifier.glob("*.json")) + sorted(options.classifier.glob("*.safetensors"))
+    return key_of(options.model_dump(mode="json"), [sha256_of(file) for file in files])

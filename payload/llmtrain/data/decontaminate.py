@@ -1,0 +1,73 @@
+"""Decontamination: no document that has a run of words of the evaluation set (Brown et al. 2020, appendix C).
+
+What is compared are hashes of runs of `words` words. An evaluation document that has fewer is looked for as a whole, down to
+`shortest` words; what is shorter still would be found everywhere, is not looked for, and is counted.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy
+
+from llmtrain.data.documents import Docs, Rejects, parts
+from llmtrain.data.read import Read
+from llmtrain.data.sources import Piece
+from llmtrain.data.words import runs_of, words_of
+from llmtrain.data.work import Result, sha256_of
+
+if TYPE_CHECKING:
+    from llmtrain.data import settings
+
+INDEX = "runs.npz"
+
+
+def index(
+    directory: Path, options: "settings.Decontaminate", reading: "settings.Reading", group: list[Piece]
+) -> Result:
+    """Write the hashes of the evaluation set's runs, by their number of words."""
+    runs: dict[int, set[int]] = {}
+    looked_for = too_short = 0
+    for document in Read(options.against, reading, Rejects(directory))(group):
+        for text in parts(document):
+            words = words_of(text)
+            size = min(options.words, len(words))
+            if size < options.shortest:
+                too_short += 1
+                continue
+            looked_for += 1
+            runs.setdefault(size, set()).update(map(int, runs_of(words, size)))
+    arrays = {str(size): numpy.array(sorted(found), numpy.uint64) for size, found in sorted(runs.items())}
+    with (directory / INDEX).open("wb") as file:
+        numpy.savez(file, **arrays)  # type: ignore[arg-type] # its stubs take the arrays for `allow_pickle`
+    return {"looked_for": looked_for, "too_short": too_short, "sha256": sha256_of(directory / INDEX)}
+
+
+class Decontaminate:
+    """The step that drops what has a run of the evaluation set."""
+
+    name = "decontaminate"
+
+    def __init__(self, directory: Path, rejects: Rejects) -> None:
+        with numpy.load(directory / INDEX) as arrays:
+            self.runs = {int(size): arrays[size] for size in arrays.files}
+        self.rejects = rejects
+
+    def contaminated(self, text: str) -> int:
+        """How many words the run of the evaluation set has that is in the text; 0: none."""
+        words = words_of(text)
+        for size, known in self.runs.items():
+            mine = runs_of(words, size)
+            places = numpy.searchsorted(known, mine)
+            places[places == len(known)] = 0
+            if (known[places] == mine).any():
+                return size
+        return 0
+
+    def __call__(self, docs: Docs, rank: int = 0, world_size: int = 1) -> Docs:
+        with self.rejects.of(self.name, rank) as reject:
+            for document in docs:
+                size = self.contaminated(document.text)
+                if size:
+                    reject(document, "contaminated", f"has {size} words in a row of the evaluation set")
+                else:
+                    yield document

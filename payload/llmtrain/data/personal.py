@@ -1,0 +1,104 @@
+"""Personal data: e-mail addresses, telephone numbers, public IP addresses, Chinese resident ids and cards' numbers.
+
+Ids and cards count only with a right checksum, addresses only where they can be one. What is found is replaced by its kind
+in angle brackets, or drops the document, by kind. Names of people are not found: no rule can.
+"""
+
+import ipaddress
+import re
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from llmtrain.data.documents import Docs, Rejects, parts, replace_parts
+
+if TYPE_CHECKING:
+    from llmtrain.data import settings
+
+EMAIL = re.compile(
+    r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){1,8}(?<![.-])"
+)
+IPV6 = re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w:])")
+# Where numbers are looked for: a run of digits and of what people write between them.
+NUMBERS = re.compile(
+    r"(?<![A-Za-z0-9_])[+(]?[0-9][0-9 ().-]{5,40}[0-9](?:[Xx](?![A-Za-z0-9]))?(?![A-Za-z0-9_])"
+)
+RESIDENT = re.compile(
+    r"(?<!\d)[1-9]\d{5}(?:18|19|20)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\d{3}[\dXx](?!\d)"
+)
+CARD = re.compile(r"(?<!\d)[2-6](?:[ -]?\d){12,18}(?!\d)")
+IPV4 = re.compile(r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?![\d.]*\d)")
+PHONE = re.compile(
+    r"(?<!\d)(?:"
+    r"(?:\+?86[ -]?)?1[3-9]\d[ -]?\d{4}[ -]?\d{4}"  # a Chinese mobile
+    r"|\(?0\d{2,3}\)?[ -]?\d{4}[ -]?\d{3,4}"  # a Chinese landline with its area
+    r"|\+\d{1,3}(?:[ .-]?\(?\d{1,4}\)?){2,6}"  # any, with its country
+    r"|\(\d{3}\) ?\d{3}[ .-]\d{4}|\d{3}[.-]\d{3}[.-]\d{4}"  # North American
+    r")(?!\d)"
+)
+
+
+def is_resident_id(number: str) -> bool:
+    """GB 11643: the last sign is the check by ISO 7064, MOD 11-2."""
+    total = sum(int(digit) * pow(2, 17 - place, 11) for place, digit in enumerate(number[:17]))
+    return "10X98765432"[total % 11] == number[17].upper()
+
+
+def is_card(number: str) -> bool:
+    """By Luhn's sum (ISO/IEC 7812)."""
+    digits = [int(each) for each in reversed(number) if each.isdigit()]
+    doubled = [digit if place % 2 == 0 else sum(divmod(2 * digit, 10)) for place, digit in enumerate(digits)]
+    return 13 <= len(digits) <= 19 and sum(doubled) % 10 == 0 and len(set(digits)) > 1
+
+
+def is_public_address(text: str) -> bool:
+    """One that names a machine on the internet: not private, local or for documentation."""
+    try:
+        return ipaddress.ip_address(text).is_global
+    except ValueError:
+        return False
+
+
+class Personal:
+    """The step that replaces personal data, or drops the document, by kind."""
+
+    name = "personal"
+
+    def __init__(self, options: "settings.Personal", rejects: Rejects) -> None:
+        self.options, self.rejects = options, rejects
+        self.action = options.model_dump()
+
+    def text(self, text: str, seen: "Counter[str]") -> str:
+        """The text without it; `seen` counts what was found, by kind."""
+
+        def replaced(kind: str, found: str) -> str:
+            if self.action[kind] == "keep":
+                return found
+            seen[kind] += 1
+            return f"<{kind.upper()}>"
+
+        def number(match: "re.Match[str]") -> str:
+            run = match[0]
+            run = RESIDENT.sub(lambda m: replaced("resident_id", m[0]) if is_resident_id(m[0]) else m[0], run)
+            run = CARD.sub(lambda m: replaced("card", m[0]) if is_card(m[0]) else m[0], run)
+            run = IPV4.sub(lambda m: replaced("ip", m[0]) if is_public_address(m[0]) else m[0], run)
+            return PHONE.sub(lambda m: replaced("phone", m[0]), run)
+
+        if "@" in text:
+            text = EMAIL.sub(lambda match: replaced("email", match[0]), text)
+        if text.count(":") > 1:
+            text = IPV6.sub(lambda m: replaced("ip", m[0]) if is_public_address(m[0]) else m[0], text)
+        return NUMBERS.sub(number, text)
+
+    def __call__(self, docs: Docs, rank: int = 0, world_size: int = 1) -> Docs:
+        with self.rejects.of(self.name, rank) as reject:
+            for document in docs:
+                seen: Counter[str] = Counter()
+                texts = [self.text(part, seen) for part in parts(document)]
+                drops = sorted(kind for kind in seen if self.action[kind] == "drop")
+                if drops:
+                    reject(document, "personal", f"has {', '.join(drops)}")
+                    continue
+                if seen:
+                    replace_parts(document, texts)
+                    document.metadata["personal"] = dict(sorted(seen.items()))
+                yield document

@@ -1,0 +1,77 @@
+"""Words and runs of words as hashes, many at once, in numpy: what near duplicates and decontamination compare.
+
+A word is a run of letters and digits, in lower case; a Chinese, Japanese or Korean sign is a word by itself. Two texts that
+differ in punctuation and blanks alone have the same words.
+"""
+
+from functools import lru_cache
+
+import numpy
+from numpy.typing import NDArray
+
+Hashes = NDArray[numpy.uint64]
+SIGNS = (
+    (0x3040, 0x30FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xAC00, 0xD7AF), (0xF900, 0xFAFF), (0x20000, 0x3134F)
+)  # fmt: skip
+BLOCK = 1 << 18  # letters at a time: bounds memory for a long document
+LONGEST = 64  # letters of a word that have weights of their own
+MULTIPLIER = numpy.uint64(0x9E3779B97F4A7C15)  # 2**64 divided by the golden ratio, odd
+
+
+@lru_cache(1)
+def kinds() -> NDArray[numpy.uint8]:
+    """For each code point: 0 between words, 1 in a word, 2 a word."""
+    table = numpy.fromiter((chr(each).isalnum() for each in range(0x110000)), numpy.uint8, 0x110000)
+    for first, last in SIGNS:
+        table[first : last + 1] *= 2
+    return table
+
+
+@lru_cache(1)
+def weights() -> Hashes:
+    """Odd, so that none of a letter's bits is lost."""
+    random = numpy.random.Generator(numpy.random.PCG64(7))
+    return random.integers(0, 2**63, LONGEST, numpy.uint64) * numpy.uint64(2) + numpy.uint64(1)
+
+
+def mixed(hashes: Hashes) -> Hashes:
+    """Each bit depends on all: the last steps of SplitMix64 (Steele et al. 2014)."""
+    hashes = (hashes ^ (hashes >> numpy.uint64(30))) * numpy.uint64(0xBF58476D1CE4E5B9)
+    hashes = (hashes ^ (hashes >> numpy.uint64(27))) * numpy.uint64(0x94D049BB133111EB)
+    return hashes ^ (hashes >> numpy.uint64(31))
+
+
+def words_of(text: str) -> Hashes:
+    """The hash of each word, in order."""
+    letters = numpy.frombuffer(text.lower().encode("utf-32-le", "replace"), numpy.uint32)
+    found = [_words(letters[start : start + BLOCK]) for start in range(0, len(letters), BLOCK)]
+    return numpy.concatenate(found) if found else numpy.empty(0, numpy.uint64)
+
+
+def _words(letters: NDArray[numpy.uint32]) -> Hashes:
+    kind = kinds()[letters]
+    begins = kind == 2
+    begins[1:] |= (kind[1:] == 1) & (kind[:-1] != 1)
+    begins[0] |= kind[0] == 1
+    starts = numpy.flatnonzero(begins)
+    if not len(starts):
+        return numpy.empty(0, numpy.uint64)
+    lengths = numpy.diff(starts, append=len(letters))
+    place = numpy.arange(starts[0], len(letters)) - numpy.repeat(starts, lengths)
+    values = letters[starts[0] :].astype(numpy.uint64)
+    values += numpy.uint64(1)
+    values *= weights()[place % LONGEST]
+    values *= kind[starts[0] :] != 0
+    return mixed(numpy.add.reduceat(values, starts - starts[0]))
+
+
+def runs_of(words: Hashes, size: int) -> Hashes:
+    """The hash of each run of `size` words; none where there are fewer."""
+    count = len(words) - size + 1
+    if count < 1:
+        return numpy.empty(0, numpy.uint64)
+    hashes = words[:count].copy()
+    for each in range(1, size):
+        hashes *= MULTIPLIER
+        hashes += words[each : each + count]
+    return mixed(hashes)
