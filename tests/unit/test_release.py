@@ -4,6 +4,7 @@ import datetime
 import hashlib
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from llmkeep.lock import LockError
 from llmkeep.manifest import BundleRefused
 from llmkeep.release import Places, ReleaseError
 
+ROOT = Path(__file__).resolve().parents[2]
 NAME = "sql-2026-11"
 MODEL = f"models/{NAME}"
 
@@ -378,6 +380,34 @@ def test_a_signature_that_cannot_be_made_leaves_no_manifest(
     with pytest.raises(LockError, match="sq failed"):
         release.sign(places, folder)
     assert sorted(path.name for path in folder.iterdir()) == ["models"]
+
+
+PUBLISHED = """
+import json, sys
+from pathlib import Path
+from tiny import make_model
+from llmcore.manifest import verified, write_manifest
+from llmtrain.cli import main
+folder = Path(sys.argv[1])
+for name in ("base", "job/model"):
+    make_model(folder / name)
+    write_manifest(folder / name, (folder / name).parent / f"{Path(name).name}.sha256")
+told = {"job": {"model": str(folder / "base")}, "base": verified(folder / "base"), "data": {}}
+(folder / "job/training.json").write_text(json.dumps(told))
+more = ["--name", sys.argv[2], "--licence", "MIT", "--unproved", "a test"]
+sys.exit(main(["publish", str(folder / "job"), "--into", str(folder / "candidate"), *more]))
+"""
+
+
+def test_what_llm_train_publishes_is_what_is_signed_and_added(tmp_path: Path, places: Places) -> None:
+    argv = [ROOT / "payload/.venv/bin/python", "-c", PUBLISHED, tmp_path, NAME]
+    done = subprocess.run(argv, cwd=ROOT / "payload/tests", capture_output=True, text=True, check=False)
+    if "python3-torch is not installed" in done.stderr:
+        pytest.skip("Debian's python3-torch is not installed")
+    assert done.returncode == 0, done.stderr
+    assert "NOT proved better than its base: a test" in release.sign(places, tmp_path / "candidate")
+    release.add(places, tmp_path / "candidate", places.public)
+    assert (places.store / NAME / MODEL / "model.safetensors").is_file()
 
 
 def test_the_command_tells_each_refusal_by_its_exit_code(
