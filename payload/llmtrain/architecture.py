@@ -141,7 +141,9 @@ def inspect(config: Any, content: dict[str, Any], model: Any) -> Architecture:
         largest_parameter=max(each.numel() for each in model.parameters()),
         outside_layers=parameters - sum(layers),
         heads=config.num_attention_heads,
-        key_width=(attention.q_b_proj if "q_b_proj" in dict(attention.named_children()) else attention.q_proj).out_features,
+        key_width=(
+            attention.q_b_proj if "q_b_proj" in dict(attention.named_children()) else attention.q_proj
+        ).out_features,
         stored_as=str(stored or config.dtype or "unsaid").removeprefix("torch."),
         linears={name: (part.in_features, part.out_features) for name, part in linears.items()},
         config=config,
@@ -163,7 +165,9 @@ def lora_targets(architecture: Architecture, target: str | list[str]) -> list[st
         return named(architecture, target)
     attention = sorted({name.split(".")[-1] for name in architecture.linears if ".self_attn." in name})
     if target == "linear":
-        return named(architecture, sorted({name.split(".")[-1] for name in architecture.linears} - {"lm_head"}))
+        return named(
+            architecture, sorted({name.split(".")[-1] for name in architecture.linears} - {"lm_head"})
+        )
     if target == "attention.all":
         return attention
     # Queries and values. Latent attention decompresses the value by kv_b_proj, the query by q_b_proj where it is
@@ -199,7 +203,9 @@ def target_text(names: list[str]) -> str:
 def matching(architecture: Architecture, names: list[str]) -> list[str]:
     """Full names of the Linear layers that PEFT would adapt for `names`."""
     return [
-        full for full in architecture.linears if any(full == name or full.endswith(f".{name}") for name in names)
+        full
+        for full in architecture.linears
+        if any(full == name or full.endswith(f".{name}") for name in names)
     ]
 
 
@@ -237,7 +243,11 @@ def as_json(architecture: Architecture) -> dict[str, Any]:
                 "served_unmerged": architecture.served_unmerged(targets),
             }
     share = round(architecture.quantizable_share, 4)
-    return {**{name: getattr(architecture, name) for name in shapes}, "quantizable_share": share, "lora": lora}
+    return {
+        **{name: getattr(architecture, name) for name in shapes},
+        "quantizable_share": share,
+        "lora": lora,
+    }
 
 
 def text(architecture: Architecture) -> str:
@@ -263,7 +273,9 @@ def text(architecture: Architecture) -> str:
 
 def add_command(commands: Any) -> None:
     """llm-train describe."""
-    command = commands.add_parser("describe", help="what a model is made of, and which layers training may name")
+    command = commands.add_parser(
+        "describe", help="what a model is made of, and which layers training may name"
+    )
     command.add_argument("model_dir", metavar="MODEL_DIR", type=Path, help="a directory with config.json")
     command.add_argument("--json", action="store_true", help="for programs")
     command.set_defaults(run=describe_command)

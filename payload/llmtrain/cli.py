@@ -6,11 +6,14 @@ The exit codes stand in `exits.py`.
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from llmcore.config import ConfigError
+from llmcore.config import ConfigError, load
 from llmcore.manifest import ManifestError
 from llmtrain import architecture, compare, exits, publish, run_cli
 from llmtrain.data import command as data
+from llmtrain.data.settings import Settings
+from llmtrain.job import Job
 
 
 def parser() -> argparse.ArgumentParser:
@@ -24,7 +27,19 @@ def parser() -> argparse.ArgumentParser:
     run_cli.add_command(commands)
     compare.add_command(commands)
     publish.add_command(commands)
+    check = commands.add_parser(
+        "check", help="check a file of the configuration and say nothing if it is right"
+    )
+    check.add_argument("kind", choices=["job", "data"])
+    check.add_argument("file", type=Path)
+    check.set_defaults(run=check_command)
     return top
+
+
+def check_command(arguments: argparse.Namespace) -> int:
+    """Raises ConfigError for a file that `run` or `data run` would refuse."""
+    load(arguments.file, Job if arguments.kind == "job" else Settings)
+    return exits.DONE
 
 
 def main(argv: Sequence[str] | None = None) -> int:

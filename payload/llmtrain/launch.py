@@ -122,7 +122,9 @@ def launch(name: str, nodes: Nodes, processes: int, *arguments: Any) -> int:
         logging.ERROR
     )  # of signals: ours to take
     if not torch.cuda.is_available():
-        os.environ["DS_ACCELERATOR"] = "cpu"  # otherwise DeepSpeed says at length that it found nothing better
+        os.environ["DS_ACCELERATOR"] = (
+            "cpu"  # otherwise DeepSpeed says at length that it found nothing better
+        )
     do_without_libuv()
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch

@@ -16,7 +16,9 @@ from llmtrain.rows import Rows, tokenizer_digest
 from llmtrain.setup import Setup
 from llmtrain.strategies import DTYPES
 
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft brings it, and it misses a kernel of the hub's
+logging.getLogger("bitsandbytes").setLevel(
+    logging.ERROR
+)  # peft brings it, and it misses a kernel of the hub's
 disable_progress_bar()
 
 

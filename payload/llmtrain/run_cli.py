@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llmcore.config import load
+from llmtrain.data.command import prepare
 from llmtrain.exits import DONE, Refusal
 from llmtrain.job import Job
 
@@ -15,6 +16,9 @@ def add_command(commands: Any) -> None:
     """llm-train run."""
     run = commands.add_parser("run", help="train; the same command goes on after a stop", description=__doc__)
     run.add_argument("job", type=Path, help="job.yaml; docs/training.md has all keys")
+    run.add_argument(
+        "--prepare", type=Path, metavar="DATA.YAML", help="first make the rows, as `llm-train data run` would"
+    )
     run.add_argument(
         "--dry-run", action="store_true", help="print the plan and DeepSpeed's configuration, start nothing"
     )
@@ -39,6 +43,8 @@ def run_command(options: argparse.Namespace) -> int:
         raise Refusal(f"--node-rank is {options.node_rank}, of {nodes} node(s): want 0 to {nodes - 1}")
     if nodes > 1 and not options.rendezvous:
         raise Refusal(f"{nodes} nodes need --rendezvous HOST:PORT of node 0, the same on all of them")
+    if options.prepare and (code := prepare(options.prepare)):
+        return code
     from llmtrain.checkpoint import read_key
     from llmtrain.launch import Nodes, launch, processes_of_this_node
     from llmtrain.setup import job_digest, kind, set_up

@@ -77,19 +77,23 @@ def where_command(arguments: argparse.Namespace) -> int:
 
 
 def run_command(arguments: argparse.Namespace) -> int:
-    """Make the data set; the report on stdout."""
+    """llm-train data run."""
+    return prepare(arguments.config, arguments.workers, arguments.prune)
+
+
+def prepare(config: Path, workers: int = 0, prune: bool = False) -> int:
+    """Make the data set, its report on stdout; the exit code. 0 workers are as many as there are CPUs."""
     from llmcore.config import load
     from llmtrain.data.run import run
     from llmtrain.data.settings import Settings
 
-    if arguments.workers < 0:
-        raise exits.Refusal(f"--workers is {arguments.workers}: want 1 or more")
-    settings = load(arguments.config, Settings)
-    workers = arguments.workers or len(os.sched_getaffinity(0))
+    if workers < 0:
+        raise exits.Refusal(f"--workers is {workers}: want 1 or more")
+    settings = load(config, Settings)
     # Ends as Ctrl-C does: what is done is kept.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        report = run(settings, workers, arguments.prune)
+        report = run(settings, workers or len(os.sched_getaffinity(0)), prune)
     except KeyboardInterrupt:
         print("llm-train: stopped; run it again to go on", file=sys.stderr)
         return exits.STOPPED
