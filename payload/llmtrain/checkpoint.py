@@ -132,7 +132,7 @@ class Checkpoints:
             self._together(lambda: self._seal(aside, facts))
         except Exception:
             if self.first:
-                shutil.rmtree(aside, ignore_errors=True)
+                self._discard(aside)
             raise
         # Sealed on all nodes: from here on it is whole, whatever happens.
         displaced = aside.with_suffix(".old")
@@ -339,6 +339,13 @@ class Checkpoints:
                 for path in self.directory.glob(pattern):
                     shutil.rmtree(path, ignore_errors=True)
 
+    def _discard(self, aside: Path) -> None:
+        """Give its space back, even if what failed to write still holds a file open."""
+        for path in aside.rglob("*"):
+            if path.is_file() and not path.is_symlink():
+                os.truncate(path, 0)
+        shutil.rmtree(aside, ignore_errors=True)
+
     def _free(self) -> int:
         status = os.statvfs(self.directory)
         return status.f_bavail * status.f_frsize
@@ -357,4 +364,4 @@ class Checkpoints:
     def _is_full(self, error: Exception) -> bool:
         """Whether that is why a save failed: torch and safetensors tell it in their own ways, or not at all."""
         told = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        return told or self._free() < SPARE // 4
+        return told or os.strerror(errno.ENOSPC) in str(error) or self._free() < SPARE // 4
