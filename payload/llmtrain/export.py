@@ -35,6 +35,7 @@ def export(job: Job, strategy: Replicated, folder: Path, record: dict[str, Any])
     aside.mkdir(parents=True)
     if lora:
         strategy.model.save_pretrained(aside, state_dict=weights, save_embedding_layers=False)
+        (aside / "README.md").unlink(missing_ok=True)  # peft's model card to be filled in
     else:
         dtype = AutoConfig.from_pretrained(str(job.model), local_files_only=True).dtype
         buffers = {name: each.cpu() for name, each in strategy.model.named_buffers()}

@@ -99,32 +99,18 @@ def do_without_libuv() -> None:
         importlib.import_module(module).TCPStore = store  # type: ignore[attr-defined]
 
 
-def processes_of_this_node(asked: int | None) -> int:
-    """One for each GPU, or one; raises Refusal where more are asked for than there are GPUs."""
-    import torch
-
-    gpus = torch.cuda.device_count()
-    if asked and gpus and asked > gpus:
-        raise Refusal(f"scale.processes is {asked}, this node has {gpus} GPUs: take at most as many")
-    return asked or gpus or 1
-
-
 def launch(name: str, nodes: Nodes, processes: int, *arguments: Any) -> int:
     """Run `train(*arguments)` in each process of this node, and again from its last checkpoint when one of them dies.
 
     Returns its exit code, which all ranks agree upon. Raises Refusal when a process died more often than `nodes.restarts`.
     """
-    import torch
-
     own = agree_on_address(nodes) if nodes.count > 1 else "127.0.0.1"
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.process_cpu_count() or 1) // processes)))
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(
         logging.ERROR
     )  # of signals: ours to take
-    if not torch.cuda.is_available():
-        os.environ["DS_ACCELERATOR"] = (
-            "cpu"  # otherwise DeepSpeed says at length that it found nothing better
-        )
+    # torch 2.6 keeps one store over all restarts, in which processes that came again find the addresses of dead ones.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     do_without_libuv()
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch

@@ -1,25 +1,20 @@
-"""The model to train: loaded, adapted or frozen as the job says, and its tokenizer."""
+"""The model to train: loaded, quantized, adapted or frozen as the job says."""
 
-import logging
-from pathlib import Path
+import warnings
 from typing import Any
 
-import numpy
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
-from llmtrain.batches import labels
 from llmtrain.exits import Refusal
 from llmtrain.job import Job, Lora
-from llmtrain.rows import Rows, tokenizer_digest
 from llmtrain.setup import Setup
 from llmtrain.strategies import DTYPES
 
-logging.getLogger("bitsandbytes").setLevel(
-    logging.ERROR
-)  # peft brings it, and it misses a kernel of the hub's
 disable_progress_bar()
+# peft asks for it by its old name
+warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
 
 
 def stored_dtype(kind: str, strategy: str, precision: str) -> torch.dtype:
@@ -94,45 +89,3 @@ def freeze_routers(model: Any) -> None:
         children = dict(part.named_children())
         if "experts" in children and "gate" in children:
             children["gate"].requires_grad_(False)
-
-
-def check_data(rows: Rows, job: Job) -> None:
-    """Raises Refusal for rows that are not for this model, or too long for it, or from which it cannot learn to stop."""
-    if (own := tokenizer_digest(job.model)) != rows.tokenizer:
-        raise Refusal(
-            f"{rows.directory} was packed for the tokenizer {rows.tokenizer[:16]}, {job.model} has {own[:16]}: pack the data "
-            "again with this model's"
-        )
-    config = AutoConfig.from_pretrained(str(job.model), local_files_only=True)
-    if rows.seq_len > config.max_position_embeddings:
-        raise Refusal(
-            f"{rows.directory} has rows of {rows.seq_len} tokens, {job.model} was made for {config.max_position_embeddings}: "
-            "pack the data again with shorter rows"
-        )
-
-
-def check_stop(rows: Rows, model: Path) -> None:
-    """Raises Refusal unless a token that ends an answer is learned somewhere.
-
-    Many a model never stops because its end was masked like padding (DeepSeek-Coder #163, TRL #1623).
-    """
-    ends = sorted(stop_tokens(model))
-    if any(numpy.isin(labels(row), ends).any() for row in rows):
-        return
-    raise Refusal(
-        f"nowhere in {rows.directory} one of the model's stop tokens {ends} is learned: it would never stop; "
-        "pack the data so that each answer's end counts"
-    )
-
-
-def stop_tokens(model: Path) -> set[int]:
-    """What ends an answer, says the model's configuration or its tokenizer."""
-    from transformers import GenerationConfig
-
-    told: list[Any] = [AutoConfig.from_pretrained(str(model), local_files_only=True).eos_token_id]
-    if (model / "generation_config.json").is_file():
-        told.append(GenerationConfig.from_pretrained(str(model), local_files_only=True).eos_token_id)
-    told.append(AutoTokenizer.from_pretrained(str(model), local_files_only=True).eos_token_id)
-    return {
-        token for each in told for token in (each if isinstance(each, list) else [each]) if token is not None
-    }

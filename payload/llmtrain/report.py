@@ -44,7 +44,7 @@ class Report:
                 )
 
     def step(self, step: int, of: int, seconds: float, facts: dict[str, Any]) -> None:
-        """After each step, which took `seconds`. `facts`: loss, lr, grad_norm, tokens_per_second, memory_gb, and what else there is."""
+        """After each step, which took `seconds`. In `facts`: loss, lr, grad_norm, tokens_per_second and memory_gb."""
         if self.done_before < 0:
             self.done_before, self.stepping = step - 1, time.monotonic() - seconds
             self.event(event="first step", seconds=time.monotonic() - self.begun)

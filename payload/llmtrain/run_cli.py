@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import logging
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ def add_command(commands: Any) -> None:
     run.add_argument(
         "--dry-run", action="store_true", help="print the plan and DeepSpeed's configuration, start nothing"
     )
-    run.add_argument("--json", action="store_true", help="print the plan as JSON")
+    run.add_argument("--json", action="store_true", help="print the plan and what follows from it as JSON")
     run.add_argument("--nodes", type=int, help="hosts that work together; default: scale.nodes")
     run.add_argument("--node-rank", type=int, default=0, help="which of them this is, from 0")
     run.add_argument(
@@ -45,14 +47,30 @@ def run_command(options: argparse.Namespace) -> int:
         raise Refusal(f"{nodes} nodes need --rendezvous HOST:PORT of node 0, the same on all of them")
     if options.prepare and (code := prepare(options.prepare)):
         return code
+    import torch
+
+    logging.getLogger("bitsandbytes").setLevel(
+        logging.ERROR
+    )  # peft brings it, and it misses a kernel of the hub's
+    if not torch.cuda.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"  # DeepSpeed says at length that it found nothing better
+    from llmtrain.check import verify
     from llmtrain.checkpoint import read_key
-    from llmtrain.launch import Nodes, launch, processes_of_this_node
+    from llmtrain.hardware import detect
+    from llmtrain.launch import Nodes, launch
+    from llmtrain.plan_command import as_json, text
     from llmtrain.setup import job_digest, kind, set_up
 
-    processes = processes_of_this_node(job.scale.processes)
-    setup = set_up(job, nodes * processes)
-    if options.dry_run or options.json:
-        print(json.dumps(setup.told(), indent=1) if options.json else setup.text())
+    hardware = detect(nodes, job.scale.processes)
+    plan, setup = set_up(job, hardware, verify(job))
+    if options.json:
+        print(
+            json.dumps({"plan": as_json(plan), "lora_targets": setup.targets, "deepspeed": setup.deepspeed})
+        )
+    else:
+        print(text(plan))
+        if options.dry_run and setup.deepspeed:
+            print(f"DeepSpeed's configuration:\n{json.dumps(setup.deepspeed, indent=1)}")
     if options.dry_run:
         return DONE
     key = read_key(options.key_file)
@@ -64,4 +82,4 @@ def run_command(options: argparse.Namespace) -> int:
         print(f"llm-train: {done.parent} is there already: nothing to do", file=sys.stderr)
         return DONE
     where = Nodes(nodes, options.node_rank, options.rendezvous, options.restarts)
-    return launch(job.name, where, processes, job, setup, key)
+    return launch(job.name, where, hardware.gpus, job, setup, key)

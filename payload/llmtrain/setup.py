@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmtrain.architecture import describe, lora_targets, matching
+from llmtrain.check import Verified
 from llmtrain.hardware import Hardware
 from llmtrain.job import Job
-from llmtrain.plan import deepspeed_config, plan
+from llmtrain.plan import Plan, deepspeed_config, plan
 
 MATTERS = ("model", "method", "data", "optim", "seed")  # of a job: a checkpoint of another is not resumed
 
@@ -25,9 +26,10 @@ class Setup:
     targets: list[str]  # of LoRA, names of layers
     adapters: int  # layers that get one
     deepspeed: dict[str, Any] | None  # its configuration, under ZeRO
+    verified: Verified
 
 
-def set_up(job: Job, hardware: Hardware) -> tuple[Any, Setup]:
+def set_up(job: Job, hardware: Hardware, verified: Verified) -> tuple[Plan, Setup]:
     """The plan, and what follows from it; raises Refusal for what cannot run."""
     architecture = describe(job.model)
     chosen = plan(job, hardware, architecture=architecture)
@@ -45,6 +47,7 @@ def set_up(job: Job, hardware: Hardware) -> tuple[Any, Setup]:
         targets=targets,
         adapters=len(matching(architecture, targets)),
         deepspeed=deepspeed,
+        verified=verified,
     )
 
 

@@ -239,12 +239,20 @@ class Zero(Replicated):
     """DeepSpeed's ZeRO: 2 shards gradients and what AdamW keeps, 3 the parameters, too."""
 
     def __init__(
-        self, model: Any, optim: Optim, precision: str, device: torch.device, config: dict[str, Any]
+        self,
+        model: Any,
+        optim: Optim,
+        precision: str,
+        device: torch.device,
+        config: dict[str, Any],
+        alive: Any,
     ) -> None:
+        """`config` is DeepSpeed's; `alive` what has to live as long as the model."""
         import deepspeed
 
         self.model, self.device, self.optim, self.precision = model, device, optim, precision
         self.rank, self.world_size = distributed.get_rank(), distributed.get_world_size()
+        self.alive = alive
         self.stage = config["zero_optimization"]["stage"]
         self.name = f"zero{self.stage}"
         trainable = [each for each in model.parameters() if each.requires_grad]

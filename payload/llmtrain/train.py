@@ -4,7 +4,6 @@ Loss is the sum of the cross entropies over all positions of a step that count, 
 so that neither accumulation nor the number of GPUs changes it.
 """
 
-import hashlib
 import math
 import os
 import signal
@@ -19,13 +18,12 @@ from typing import Any
 import torch
 import torch.distributed as distributed
 
-from llmcore.manifest import ManifestError, verify_model
 from llmtrain.batches import evaluation_batches, step_batches
 from llmtrain.checkpoint import Checkpoints
-from llmtrain.exits import ALTERED, DONE, STOPPED, UNHEALTHY, Refusal
+from llmtrain.exits import DONE, STOPPED, UNHEALTHY, Refusal
 from llmtrain.export import export, put
 from llmtrain.job import Job, Optim
-from llmtrain.model import check_data, check_stop, load
+from llmtrain.model import load
 from llmtrain.report import Report, peak_memory
 from llmtrain.rows import Rows
 from llmtrain.setup import Setup, job_digest, kind
@@ -52,8 +50,6 @@ def together[T](work: Callable[[], T]) -> T:
         value = work()
     except Refusal as refusal:
         problem = str(refusal), refusal.code
-    except ManifestError as error:
-        problem = str(error), ALTERED
     told: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(told, problem)
     for each in told:
@@ -90,7 +86,6 @@ def start_process_group(setup: Setup, backend: str) -> None:
         distributed.init_process_group(backend, timeout=WAIT)
         return
     if backend == "gloo":
-        os.environ["DS_ACCELERATOR"] = "cpu"
         os.environ.setdefault("LOCAL_SIZE", os.environ["LOCAL_WORLD_SIZE"])
     import deepspeed
     import deepspeed.ops
@@ -109,39 +104,21 @@ def start_strategy(job: Job, setup: Setup, device: torch.device) -> Replicated:
         return {"ddp": Replicated, "fsdp": Sharded}[setup.strategy](model, job.optim, setup.precision, device)
     from transformers.integrations import HfDeepSpeedConfig
 
-    told = HfDeepSpeedConfig(setup.deepspeed)  # while it lives, from_pretrained knows of ZeRO-3
+    alive = HfDeepSpeedConfig(setup.deepspeed)  # while it lives, transformers knows of ZeRO-3
     model = load(job, setup, device)
-    strategy = Zero(model, job.optim, setup.precision, device, setup.deepspeed)
-    strategy.told = told
-    return strategy
+    return Zero(model, job.optim, setup.precision, device, setup.deepspeed, alive)
 
 
 def loop(job: Job, setup: Setup, key: bytes, device: torch.device, asked_to_stop: list[int]) -> int:
     """Check, load, resume, train, save, export."""
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
-    first_of_node = os.environ["LOCAL_RANK"] == "0"
     digest = job_digest(job)
     job.output.mkdir(parents=True, exist_ok=True)
     final = job.output / kind(job)
     report = Report(job.name, job.output / "metrics.jsonl", job.watch.metrics, rank == 0, job.watch.log_every)
 
-    # What is trained with is what was made for it, unaltered.
-    manifest = job.manifest or job.model.with_name(job.model.name + ".sha256")
-    rows = together(lambda: Rows(job.data.train))
-    held_out = together(lambda: Rows(job.data.eval)) if job.data.eval else None
-    sets = [each for each in (rows, held_out) if each]
-
-    def check() -> None:
-        if first_of_node:
-            verify_model(job.model, manifest)
-            for each in sets:
-                if job.data.verify:
-                    each.verify()
-                check_data(each, job)
-            check_stop(rows, job.model)
-
-    together(check)
-    revision = hashlib.sha256(manifest.read_bytes()).hexdigest()[:16]
+    rows, held_out = Rows(job.data.train), Rows(job.data.eval) if job.data.eval else None
+    refuse_differences([digest, asdict(setup.verified)])
 
     torch.manual_seed(job.seed)  # the same adapters on all ranks
     strategy = together(lambda: start_strategy(job, setup, device))
@@ -156,16 +133,15 @@ def loop(job: Job, setup: Setup, key: bytes, device: torch.device, asked_to_stop
     end = job.optim.steps * rows_a_step if job.optim.steps else math.ceil(job.optim.epochs * len(rows))
     state: dict[str, Any] = {
         "step": 0, "cursor": 0, "losses": {}, "evaluations": {}, "best": None, "worse": 0, "resumed": [],
-        "data": [each.digest for each in sets], "job": digest, "world_size": world_size,
+        "data": setup.verified.data, "job_digest": digest, "world_size": world_size,
     }  # fmt: skip
     checkpoints = together(lambda: Checkpoints(job.output / "checkpoints", key, job.keep.last))
     found = checkpoints.latest_good()
     if found:
-        for name, now in (("job", digest), ("data", state["data"])):
-            if found.state[name] != now:
+        for name in "job_digest", "data":
+            if found.state[name] != state[name]:
                 raise Refusal(
-                    f"{found.folder} is of another {name} ({found.state[name][:16]} there, {now[:16]} here): give this job an "
-                    "output of its own, or move the checkpoints away"
+                    f"{found.folder} is of another job or data (its {name} differs): give this job an output of its own, or move the checkpoints away"
                 )
         lost = strategy.read(found.folder, found.world_size)
         state = {**found.state, "world_size": world_size}
@@ -180,8 +156,8 @@ def loop(job: Job, setup: Setup, key: bytes, device: torch.device, asked_to_stop
     def record() -> dict[str, Any]:
         return {
             "job": job.model_dump(mode="json"),
-            "base_model": {"path": str(job.model), "revision": revision},
-            "tokenizer": rows.tokenizer, "job_digest": digest, "setup": asdict(setup), "ran": evidence, "versions": versions(), **state,
+            "base_model": {"path": str(job.model), "revision": setup.verified.revision},
+            "tokenizer": setup.verified.tokenizer, "setup": asdict(setup), "ran": evidence, "versions": versions(), **state,
         }  # fmt: skip
 
     def evaluate() -> None:
@@ -254,6 +230,18 @@ def loop(job: Job, setup: Setup, key: bytes, device: torch.device, asked_to_stop
     report.event(event="done", step=state["step"])
     report.say(f"{job.name}: done; {final} has what was learned")
     return DONE
+
+
+def refuse_differences(mine: list[Any]) -> None:
+    """Raise Refusal unless all ranks have the same job, model and data: nodes share no disk."""
+    told: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(told, mine)
+    for rank, each in enumerate(told):
+        if each != told[0]:
+            raise Refusal(
+                f"rank {rank} has another job, model or data than rank 0 ({each} there, {told[0]} here): copy the files of one "
+                "node to all of them"
+            )
 
 
 def refuse_sick(step: int, loss: float, norm: float, scale: float | None) -> None:

@@ -57,6 +57,29 @@ def make_model(directory: Path, dtype: Any = torch.bfloat16, **size: int) -> Non
     LlamaForCausalLM(config).to(dtype).save_pretrained(directory)
 
 
+def make_deepseek(directory: Path, version: int = 2, dtype: Any = torch.float32, **size: Any) -> None:
+    """A random DeepSeek-V2 or V3: latent attention, one dense layer, and one of eight experts."""
+    from transformers import DeepseekV2Config, DeepseekV2ForCausalLM, DeepseekV3Config, DeepseekV3ForCausalLM
+
+    fast = make_tokenizer(directory)
+    torch.manual_seed(0)
+    small = {
+        "hidden_size": 64, "intermediate_size": 128, "moe_intermediate_size": 32, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 4, "q_lora_rank": 32, "kv_lora_rank": 32, "qk_nope_head_dim": 16,
+        "qk_rope_head_dim": 16, "v_head_dim": 16, "n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1,
+        "first_k_dense_replace": 1, "max_position_embeddings": 2048, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1,
+    }  # fmt: skip
+    if version == 2:
+        config = DeepseekV2Config(
+            vocab_size=len(fast), topk_method="greedy", n_group=1, topk_group=1, **{**small, **size}
+        )
+        model = DeepseekV2ForCausalLM(config)
+    else:
+        config = DeepseekV3Config(vocab_size=len(fast), n_group=2, topk_group=1, **{**small, **size})
+        model = DeepseekV3ForCausalLM(config)
+    model.to(dtype).save_pretrained(directory)
+
+
 def make_reciter(directory: Path, text: str) -> None:
     """A Llama that says `text` after each prompt, byte by byte, and ends. No byte may come twice.
 
