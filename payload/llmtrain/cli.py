@@ -10,7 +10,7 @@ from pathlib import Path
 
 from llmcore.config import ConfigError, load
 from llmcore.manifest import ManifestError
-from llmtrain import architecture, compare, exits, publish, run_cli
+from llmtrain import architecture, compare, exits, plan_command, publish, run_cli
 from llmtrain.data import command as data
 from llmtrain.data.settings import Settings
 from llmtrain.job import Job
@@ -24,6 +24,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True)
     data.add_command(commands)
     architecture.add_command(commands)
+    plan_command.add_command(commands)
     run_cli.add_command(commands)
     compare.add_command(commands)
     publish.add_command(commands)
