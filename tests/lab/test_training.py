@@ -1,0 +1,151 @@
+"""Two hosts train together, and what comes out of it answers through the edge. Takes half an hour: `make storm` has it."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Lab, changed, open_client
+from test_estate import answers
+
+pytestmark = pytest.mark.skipif(
+    "STORM" not in os.environ, reason="four hosts and half an hour: `make storm` has it"
+)
+HOSTS = ("train1", "train2")
+HERE = "/srv/llmkeep/training"
+BASE = f"{HERE}/models/smollm2-135m-instruct"
+SITE = "llmkeep site -i inventory/lab -i inventory/lab-train"
+
+
+def job(name: str, model: str, rows: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """A job on the licences that every Debian has, and the rows of it."""
+    prepare = {
+        "inputs": [{"path": "/usr/share/common-licenses", "format": "text"}],
+        "tokenizer": BASE,
+        "pack": rows,
+        "work": f"{HERE}/jobs/{name}-work",
+        "output": f"{HERE}/jobs/{name}-rows",
+    }
+    return {"name": name, "model": model, "prepare": prepare, "data": {"train": prepare["output"]}, **more}
+
+
+@pytest.fixture(scope="module")
+def trainers() -> Iterator[Lab]:
+    """The lab's estate with two hosts that train, and a tiny DeepSeek-V2 on both."""
+    lab = Lab("train")
+    lab.run("--inventory", "inventory/lab", "--inventory", "inventory/lab-train", "floor", timeout=2400)
+    for host in ("ops1", "llm1", *HOSTS):
+        lab.run("restore", host, "floor")
+    lab.on("ops1", SITE, timeout=2400)
+    script = Path(__file__).with_name("tiny_deepseek.py").read_text()
+    make = f"/opt/llmtrain/current/bin/python3 - {BASE} {HERE}/models/tiny-deepseek"
+    for host in HOSTS:
+        lab.on(host, make, given=script)
+    yield lab
+    if "LAB_KEEP" not in os.environ:
+        lab.run("destroy")
+
+
+def train(lab: Lab, *jobs: dict[str, Any]) -> str:
+    """What an operator does: the jobs into the inventory, and the playbook."""
+    variables = json.dumps({"train": {"vars": {"llm_training_jobs": list(jobs)}}})
+    lab.on("ops1", "cat > /root/jobs.json", given=variables)
+    return lab.on("ops1", f"{SITE} -i /root/jobs.json -t llm_training", timeout=1800)
+
+
+def wait(lab: Lab, host: str, unit: str, seconds: float = 1500) -> None:
+    """Until a job is done there."""
+    end = time.monotonic() + seconds
+    while "exited" not in (state := lab.on(host, f"systemctl show -P SubState {unit}", check=False)):
+        assert time.monotonic() < end, state + lab.on(
+            host, f"journalctl --unit {unit} --lines 40 --output cat"
+        )
+        time.sleep(5)
+
+
+def saved(lab: Lab, host: str, name: str) -> list[str]:
+    return lab.on(host, f"ls {HERE}/jobs/{name}/checkpoints", check=False).split()
+
+
+def test_zero3_over_two_hosts_goes_on_from_its_last_good_checkpoint_after_a_power_cut(trainers: Lab) -> None:
+    deepseek = job(
+        "deepseek",
+        f"{HERE}/models/tiny-deepseek",
+        {"seq_len": 128},
+        method={"kind": "full"},
+        optim={"steps": 60, "lr": 0.001},
+        scale={"strategy": "zero3", "tokens_per_step": 512, "micro_batch": 2},
+        keep={"every_steps": 5},
+        watch={"log_every": 1},
+    )
+    train(trainers, deepseek)
+    end = time.monotonic() + 600
+    while len(saved(trainers, "train2", "deepseek")) < 2:
+        assert time.monotonic() < end, trainers.on("train1", "journalctl --unit 'llm-train@*' --lines 40")
+        time.sleep(2)
+    trainers.run("power-off", "train2")
+    time.sleep(5)
+    trainers.run("power-on", "train2")
+    for host in HOSTS:
+        wait(trainers, host, "llm-train@deepseek")
+    told = json.loads(trainers.on("train1", f"cat {HERE}/jobs/deepseek/model/training.json"))
+    assert (told["step"], told["ran"]["strategy"], told["ran"]["world_size"]) == (60, "zero3", 2)
+    for rank in told["ran"]["ranks"]:
+        assert 0.4 < rank["parameters"] / rank["of"] < 0.6
+    assert told["resumed"]
+    assert all(resumed["step"] >= 5 and not resumed["lost"] for resumed in told["resumed"])
+    assert told["losses"]["60"] < told["losses"]["1"] - 1
+    again = train(trainers, deepseek)
+    assert all(changed(again)[host] == 0 for host in HOSTS)
+
+
+def test_an_adapter_is_gated_published_installed_and_answers(trainers: Lab) -> None:
+    learned = job(
+        "licences",
+        "smollm2-135m-instruct",
+        {"seq_len": 128},
+        method={"kind": "lora"},
+        optim={"steps": 60, "lr": 0.001},
+        scale={"tokens_per_step": 256, "micro_batch": 1},
+    )
+    train(trainers, learned)
+    for host in HOSTS:
+        wait(trainers, host, "llm-train@licences")
+    output = f"{HERE}/jobs/licences"
+    # Held out: other licences, which have the words and not the text.
+    held_out = """import json, pathlib, sys
+for path in sorted(pathlib.Path("/usr/share/doc").glob("*/copyright"))[:80]:
+    text = path.read_text(errors="replace")[:1500]
+    print(json.dumps({"text": text}))
+"""
+    trainers.on("train1", f"python3 - > {HERE}/held-out.jsonl", given=held_out)
+    compare = f"llm-train compare {BASE} {BASE}+{output}/adapter --data {HERE}/held-out.jsonl --out {output}/verdict.json"
+    trainers.on("train1", compare, timeout=3000)
+    trainers.on(
+        "train1", f"llm-train publish {output} --into {HERE}/candidate --name licences-1 --licence Apache-2.0"
+    )
+    candidate = trainers.run(
+        "exec", "train1", "--", "sh", "-c", f"tar -C {HERE} -c candidate | base64", timeout=600
+    ).stdout
+    trainers.on("ops1", "base64 -d | tar -C /root -x", given=candidate)
+    trainers.on("ops1", "llmkeep release sign /root/candidate && llmkeep release add /root/candidate")
+    models = [
+        {
+            "name": "licences",
+            "driver": "naive",
+            "release": "licences-1",
+            "memory": "1G",
+            "context": 2048,
+            "threads": 1,
+        }
+    ]
+    trainers.on(
+        "ops1",
+        "cat > /root/models.json",
+        given=json.dumps({"serve": {"vars": {"llm_serving_models": models}}}),
+    )
+    trainers.on("ops1", f"{SITE} -i /root/models.json -t llm_serving", timeout=1800)
+    assert "Paris" in answers(open_client(trainers))
