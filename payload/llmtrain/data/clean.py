@@ -33,9 +33,12 @@ CLEANING: dict[str, list[Rule]] = {
     "invisible": [
         Rule(re.compile(r"[\xad\u200b\u2060\ufeff]+"), "", ("\xad", "\u200b", "\u2060", "\ufeff")),
     ],
+    # No word boundary (\\b) before them: a Chinese sign is a letter to Python, and one may stand there.
     "urls": [
-        Rule(re.compile(rf"\b(?:https?|ftp)://[^\s<>\"'{HAN}]+", re.IGNORECASE), "", ("://",)),
-        Rule(re.compile(rf"\bwww\.[^\s<>\"'{HAN}]+", re.IGNORECASE), "", ("www.", "WWW.", "Www.")),
+        Rule(re.compile(rf"(?<![A-Za-z0-9])(?:https?|ftp)://[^\s<>\"'{HAN}]+", re.IGNORECASE), "", ("://",)),
+        Rule(
+            re.compile(rf"(?<![A-Za-z0-9])www\.[^\s<>\"'{HAN}]+", re.IGNORECASE), "", ("www.", "WWW.", "Www.")
+        ),
     ],
     # A run of blanks inside a line is one, at its end none. Those at its start stay: they indent code.
     "whitespace": [

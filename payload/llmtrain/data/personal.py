@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 EMAIL = re.compile(
     r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){1,8}(?<![.-])"
 )
-IPV6 = re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w:])")
+IPV6 = re.compile(r"(?<![A-Za-z0-9_:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![A-Za-z0-9_:])")
 # Where numbers are looked for: a run of digits and of what people write between them.
 NUMBERS = re.compile(
     r"(?<![A-Za-z0-9_])[+(]?[0-9][0-9 ().-]{5,40}[0-9](?:[Xx](?![A-Za-z0-9]))?(?![A-Za-z0-9_])"

@@ -44,12 +44,19 @@ def mixed(hashes: Hashes) -> Hashes:
 def words_of(text: str) -> Hashes:
     """The hash of each word, in order."""
     letters = numpy.frombuffer(text.lower().encode("utf-32-le", "replace"), numpy.uint32)
-    found = [_words(letters[start : start + BLOCK]) for start in range(0, len(letters), BLOCK)]
-    return numpy.concatenate(found) if found else numpy.empty(0, numpy.uint64)
+    found: list[Hashes] = [numpy.empty(0, numpy.uint64)]
+    start = 0
+    while start < len(letters):
+        block = letters[start : start + BLOCK]
+        kind = kinds()[block]
+        if start + BLOCK < len(letters) and len(ends := numpy.flatnonzero(kind != 1)):
+            block, kind = block[: ends[-1] + 1], kind[: ends[-1] + 1]  # no word is cut
+        found.append(_words(block, kind))
+        start += len(block)
+    return numpy.concatenate(found)
 
 
-def _words(letters: NDArray[numpy.uint32]) -> Hashes:
-    kind = kinds()[letters]
+def _words(letters: NDArray[numpy.uint32], kind: NDArray[numpy.uint8]) -> Hashes:
     begins = kind == 2
     begins[1:] |= (kind[1:] == 1) & (kind[:-1] != 1)
     begins[0] |= kind[0] == 1
