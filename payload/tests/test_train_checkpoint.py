@@ -4,6 +4,8 @@
 of it), from the seed SEED.
 """
 
+import errno
+import hashlib
 import os
 import pickle
 import random
@@ -86,7 +88,7 @@ def link(folder: Path) -> None:
 HARMS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a file is missing": (lambda folder: (folder / "rank0.pt").unlink(), "rank0.pt is missing (1 in all)"),
     "a file is cut": (cut, "rank0.pt has 2999 bytes, its manifest says 3000"),
-    "a bit of a file is altered": (alter, "rank0.pt has sha256 "),
+    "a bit of a file is altered": (alter, "rank0.pt was altered: its piece 0 of 1 has sha256 "),
     "there is one more file": (
         lambda folder: (folder / "tag" / "more.pt").write_bytes(b"x"),
         "tag/more.pt is not in its manifest (1 in all)",
@@ -240,6 +242,34 @@ def test_a_write_that_raises_leaves_what_there_was(directory: Path) -> None:
 def test_a_state_that_is_no_json_is_refused_before_anything_is_written(directory: Path) -> None:
     with pytest.raises(TypeError, match="not JSON serializable"):
         Checkpoints(directory, KEY, last=2).save(30, never, {"x": object()})
+
+
+def test_a_disk_that_fails_to_flush_fails_the_save(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(descriptor: int) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").readlink().name == "rng0":
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(OSError, match="Input/output error"):
+        save(Checkpoints(directory, KEY, last=2), 30)
+    assert steps(directory) == [10, 20]
+
+
+def test_a_file_is_hashed_in_pieces_and_each_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sealed, "PIECE", 1 << 20)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", KEY, last=2)
+    big = save(checkpoints, 10, size=(2 << 20) + 5) / "rank0.pt"
+    manifest = sealed.authentic(big.parent, checkpoints.key)
+    whole = big.read_bytes()
+    wanted = [hashlib.sha256(whole[at : at + (1 << 20)]).hexdigest() for at in (0, 1 << 20, 2 << 20)]
+    assert manifest["files"]["rank0.pt"]["sha256"] == wanted
+    assert len(manifest["files"]["tag/rank0.safetensors"]["sha256"]) == 1
+    big.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(exits.Refusal):
+        opened(checkpoints.directory)
+    assert "its piece 2 of 3 has sha256" in caplog.text
 
 
 def test_files_and_folders_are_this_users_alone(directory: Path) -> None:
