@@ -114,6 +114,7 @@ def merge(done: Work, dtype: str, folder: Path) -> dict[str, Any]:
     model = whole(done.base, done.learned, dtype)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    dtype = str(model.dtype).removeprefix("torch.")
     del model
     exported = said(weights(folder, "float32"))  # as it lies there, rounded
     base = weights(done.base, "float32")
@@ -257,6 +258,8 @@ def publish(
             (model / "verdict.json").write_text(json.dumps(found, indent=1) + "\n")
         (model / "README.md").write_text(card(name, done, known, found, unproved, near))
         write_manifest(model, aside / "models" / f"{name}.sha256")
+        for path in model.iterdir():
+            path.chmod(0o644)  # safetensors are written for their owner only
         aside.rename(into)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -137,6 +137,7 @@ class Subject:
 
 def weights(directory: Path, dtype: str) -> Any:
     """A verified model from its safetensors; dtype auto is the one that they have."""
+    disable_progress_bar()
     return AutoModelForCausalLM.from_pretrained(
         str(directory),
         dtype="auto" if dtype == "auto" else getattr(torch, dtype),
@@ -168,7 +169,6 @@ def whole(directory: Path, adapter: Path | None, dtype: str) -> Any:
 
 def load(side: str, directory: Path, adapter: Path | None, dtype: str) -> Subject:
     """Load a verified model, with its adapter as `llm-train publish` adds it; raises Refusal where its logits are no numbers."""
-    disable_progress_bar()
     set_verbosity_error()  # it advises about options of sampling, which nobody asked for
     tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
     model = whole(directory, adapter, dtype)

@@ -15,6 +15,7 @@ from tiny import make_model, make_reciter, make_tokenizer
 from llmcore.manifest import write_manifest
 from llmtrain import exits, held_out, verdict
 from llmtrain.cli import main
+from llmtrain.compare import alternating
 from llmtrain.exits import Refusal
 from llmtrain.scores import Subject, exact, f1, load
 from llmtrain.verdict import Margins, Pace, Paired, Rule
@@ -93,6 +94,14 @@ def test_a_planted_regression_is_rejected(draw: Draw) -> None:
     assert verdicts(draw, 60)["reject"] >= 57
 
 
+def test_a_loss_that_is_certain_and_within_its_margin_is_no_reason_to_reject() -> None:
+    before, after = numpy.zeros(8000), numpy.zeros(8000)
+    before[:4000], after[:3960] = 1, 1
+    found = verdict.measure(Paired("exact", before, after, 0.02), QUICK, tail=0.025)
+    assert found.interval[1] < 0
+    assert found.finding == "not worse"
+
+
 def test_a_planted_improvement_is_promoted() -> None:
     assert verdicts(lambda random: answers(random, 600, 0.6, 0.7, alike=0.9), 60)["promote"] >= 57
 
@@ -153,6 +162,31 @@ def test_latency_is_judged_by_the_same_prompts_in_turn(times: float, finding: st
     assert told["finding"] == finding
     assert told["ratio"] == pytest.approx(times, rel=0.1)
     assert told["old"]["tokens_per_second"] == pytest.approx(32, rel=0.1)
+
+
+def test_who_answers_first_changes_each_round_and_the_first_round_is_dropped() -> None:
+    asked_of: list[str] = []
+
+    class Clock:
+        """Takes so many seconds for its n-th answer."""
+
+        def __init__(self, side: str) -> None:
+            self.side, self.answers = side, 0
+
+        def prompt(self, _: held_out.Asked) -> list[int]:
+            return [1]
+
+        def seconds(self, _: list[int], tokens: int) -> float:
+            asked_of.append(self.side)
+            self.answers += 1
+            return float(self.answers)
+
+    rule = Rule(speed=verdict.Speed(rounds=4, prompts=1, tokens=8))
+    data = held_out.HeldOut("", asked("a"), [], [])
+    sides: list[Any] = [Clock("old"), Clock("new")]
+    pace = alternating(sides, data, rule)
+    assert asked_of == ["new", "old", "old", "new", "new", "old", "old", "new"]
+    assert pace.old.tolist() == pace.new.tolist() == [[2.0], [3.0], [4.0]]
 
 
 def test_a_model_that_is_certainly_too_slow_is_rejected_and_the_rule_may_allow_it() -> None:

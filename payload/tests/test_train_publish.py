@@ -107,6 +107,7 @@ def test_it_is_verified_as_every_model_is_and_keeps_the_dtype_of_its_base(tmp_pa
     assert sorted(path.name for path in (tmp_path / "candidate").iterdir()) == ["models"]
     weights = load_file(models / "sql-2026-11" / "model.safetensors")
     assert {each.dtype for each in weights.values()} == {torch.bfloat16}
+    assert {path.stat().st_mode & 0o777 for path in (models / "sql-2026-11").iterdir()} == {0o644}
 
 
 def test_the_card_says_base_data_job_losses_verdict_and_licence(tmp_path: Path, job: Path) -> None:
@@ -159,7 +160,7 @@ def test_an_adapter_that_rounding_swallows_is_not_exported(
     job = output(tmp_path / "job", base, lora_alpha=0.01)
     verdict(job)
     assert command(job, tmp_path / "candidate") == exits.FAILED
-    assert "rounding to auto swallows it" in capsys.readouterr().err
+    assert "rounding to bfloat16 swallows it" in capsys.readouterr().err
     assert not (tmp_path / "candidate").exists()
     assert command(job, tmp_path / "candidate", "--dtype", "float32") == exits.DONE
 
