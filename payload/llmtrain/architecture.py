@@ -46,8 +46,7 @@ class Architecture:
     largest_unit: int  # parameters of what ZeRO-3 gathers at once
     largest_parameter: int
     outside_layers: int  # parameters of embeddings, head and last norm
-    heads: int
-    key_width: int  # elements that attention reads for a token: heads times the key's size
+    widest: int  # elements that the widest product in a layer makes of a token
     stored_as: str  # the numbers of the weights on disk; "fp8" is no format to train in
     linears: dict[str, tuple[int, int]] = field(repr=False)  # full name: inputs, outputs
     config: Any = field(repr=False, compare=False)  # transformers' own
@@ -99,8 +98,10 @@ def refuse_the_unknown(model_dir: Path, content: dict[str, Any]) -> None:
 def outline(config: Any, **options: Any) -> Any:
     """The model of a configuration on the meta device. Its weights are shapes."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
+    # The class is imported here: an import makes tensors of its own, which must not be on that device.
+    MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
 
@@ -118,7 +119,7 @@ def inspect(config: Any, content: dict[str, Any], model: Any) -> Architecture:
     quantized = [part for name, part in linears.items() if name.split(".")[-1] not in NEVER_QUANTIZED]
     layers = [size(layer) for layer in model.model.layers]
     parameters = size(model)
-    attention = model.model.layers[0].self_attn
+    fused = [part.experts.gate_up_proj.shape[1] * routed for part in mixtures]
     stored = (content.get("quantization_config") or {}).get("quant_method")
     return Architecture(
         family=config.model_type,
@@ -140,8 +141,7 @@ def inspect(config: Any, content: dict[str, Any], model: Any) -> Architecture:
         ),
         largest_parameter=max(each.numel() for each in model.parameters()),
         outside_layers=parameters - sum(layers),
-        heads=config.num_attention_heads,
-        key_width=(attention.q_b_proj if "q_b_proj" in dict(attention.named_children()) else attention.q_proj).out_features,
+        widest=max(*fused, *(part.out_features for name, part in linears.items() if name != "lm_head")),
         stored_as=str(stored or config.dtype or "unsaid").removeprefix("torch."),
         linears={name: (part.in_features, part.out_features) for name, part in linears.items()},
         config=config,
@@ -163,7 +163,9 @@ def lora_targets(architecture: Architecture, target: str | list[str]) -> list[st
         return named(architecture, target)
     attention = sorted({name.split(".")[-1] for name in architecture.linears if ".self_attn." in name})
     if target == "linear":
-        return named(architecture, sorted({name.split(".")[-1] for name in architecture.linears} - {"lm_head"}))
+        return named(
+            architecture, sorted({name.split(".")[-1] for name in architecture.linears} - {"lm_head"})
+        )
     if target == "attention.all":
         return attention
     # Queries and values. Latent attention decompresses the value by kv_b_proj, the query by q_b_proj where it is
@@ -199,7 +201,9 @@ def target_text(names: list[str]) -> str:
 def matching(architecture: Architecture, names: list[str]) -> list[str]:
     """Full names of the Linear layers that PEFT would adapt for `names`."""
     return [
-        full for full in architecture.linears if any(full == name or full.endswith(f".{name}") for name in names)
+        full
+        for full in architecture.linears
+        if any(full == name or full.endswith(f".{name}") for name in names)
     ]
 
 
@@ -237,7 +241,11 @@ def as_json(architecture: Architecture) -> dict[str, Any]:
                 "served_unmerged": architecture.served_unmerged(targets),
             }
     share = round(architecture.quantizable_share, 4)
-    return {**{name: getattr(architecture, name) for name in shapes}, "quantizable_share": share, "lora": lora}
+    return {
+        **{name: getattr(architecture, name) for name in shapes},
+        "quantizable_share": share,
+        "lora": lora,
+    }
 
 
 def text(architecture: Architecture) -> str:
@@ -263,7 +271,9 @@ def text(architecture: Architecture) -> str:
 
 def add_command(commands: Any) -> None:
     """llm-train describe."""
-    command = commands.add_parser("describe", help="what a model is made of, and which layers training may name")
+    command = commands.add_parser(
+        "describe", help="what a model is made of, and which layers training may name"
+    )
     command.add_argument("model_dir", metavar="MODEL_DIR", type=Path, help="a directory with config.json")
     command.add_argument("--json", action="store_true", help="for programs")
     command.set_defaults(run=describe_command)

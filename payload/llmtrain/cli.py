@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from llmcore.config import ConfigError
 from llmcore.manifest import ManifestError
-from llmtrain import architecture, exits, run_cli
+from llmtrain import architecture, exits, plan_command, run_cli
 
 
 def parser() -> argparse.ArgumentParser:
@@ -19,6 +19,7 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(dest="command", required=True)
     architecture.add_command(commands)
+    plan_command.add_command(commands)
     run_cli.add_command(commands)
     return top
 
