@@ -143,7 +143,7 @@ def loop(job: Job, setup: Setup, key: bytes, device: torch.device, asked_to_stop
         for name in "job_digest", "data":
             if found.state[name] != state[name]:
                 raise Refusal(
-                    f"{found.folder} is of another job or data ({name}): give this job an output of its own, or move the checkpoints away"
+                    f"{found.folder} is of another job or data ({name}): give this one an output of its own, or move them away"
                 )
         lost = strategy.read(found.folder, found.world_size)
         state = {**found.state, "world_size": world_size}
@@ -211,7 +211,8 @@ def loop(job: Job, setup: Setup, key: bytes, device: torch.device, asked_to_stop
         seconds = time.monotonic() - begun
         facts: dict[str, Any] = {
             "loss": loss, "lr": lr, "grad_norm": norm, "loss_scale": strategy.scale, "tokens": tokens,
-            **health.speed(tokens, seconds), **(norms[-1].facts() if norms else {}), "memory_gb": peak_memory(device), "cursor": after,
+            **health.speed(tokens, seconds), **(norms[-1].facts() if norms else {}),
+            "memory_gb": peak_memory(device), "cursor": after,
         }  # fmt: skip
         report.step(step, of, seconds, facts)
         verdict = health.step(step, loss, norm, cursor, strategy.scale, norms[-1] if norms else None)
