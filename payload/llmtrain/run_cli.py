@@ -45,6 +45,15 @@ def run_command(options: argparse.Namespace) -> int:
         raise Refusal(f"--node-rank is {options.node_rank}, of {nodes} node(s): want 0 to {nodes - 1}")
     if nodes > 1 and not options.rendezvous:
         raise Refusal(f"{nodes} nodes need --rendezvous HOST:PORT of node 0, the same on all of them")
+    from llmtrain.setup import job_digest, kind, set_up
+
+    if (done := job.output / kind(job) / "training.json").is_file() and not options.dry_run:
+        if json.loads(done.read_text())["job_digest"] != job_digest(job):
+            raise Refusal(
+                f"{done.parent} is of another job: give this one an output of its own, or move it away"
+            )
+        print(f"llm-train: {done.parent} is there already: nothing to do", file=sys.stderr)
+        return DONE
     if options.prepare and (code := prepare(options.prepare)):
         return code
     import torch
@@ -59,7 +68,6 @@ def run_command(options: argparse.Namespace) -> int:
     from llmtrain.hardware import detect
     from llmtrain.launch import Nodes, launch
     from llmtrain.plan_command import as_json, text
-    from llmtrain.setup import job_digest, kind, set_up
 
     hardware = detect(nodes, job.scale.processes)
     plan, setup = set_up(job, hardware, verify(job))
@@ -74,12 +82,5 @@ def run_command(options: argparse.Namespace) -> int:
     if options.dry_run:
         return DONE
     key = read_key(options.key_file)
-    if (done := job.output / kind(job) / "training.json").is_file():
-        if json.loads(done.read_text())["job_digest"] != job_digest(job):
-            raise Refusal(
-                f"{done.parent} is of another job: give this one an output of its own, or move it away"
-            )
-        print(f"llm-train: {done.parent} is there already: nothing to do", file=sys.stderr)
-        return DONE
     where = Nodes(nodes, options.node_rank, options.rendezvous, options.restarts)
     return launch(job.name, where, hardware.gpus, job, setup, key)

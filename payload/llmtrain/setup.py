@@ -27,6 +27,8 @@ class Setup:
     adapters: int  # layers that get one
     deepspeed: dict[str, Any] | None  # its configuration, under ZeRO
     verified: Verified
+    active_parameters: int  # of the model, that a token meets
+    peak_flops: float | None  # of a GPU, says its data sheet
 
 
 def set_up(job: Job, hardware: Hardware, verified: Verified) -> tuple[Plan, Setup]:
@@ -48,6 +50,8 @@ def set_up(job: Job, hardware: Hardware, verified: Verified) -> tuple[Plan, Setu
         adapters=len(matching(architecture, targets)),
         deepspeed=deepspeed,
         verified=verified,
+        active_parameters=architecture.active_parameters,
+        peak_flops=hardware.card.teraflops * 1e12 if hardware.card else None,
     )
 
 

@@ -20,7 +20,6 @@ from llmtrain.job import Optim
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # what AdamW keeps of a parameter
-LOWEST_SCALE = 1.0  # of the loss in fp16: below it nothing is left that scaling could save
 TAG = "zero"
 
 
@@ -90,6 +89,11 @@ class Replicated:
     def scale(self) -> float | None:
         """Of the loss in fp16."""
         return float(self.scaler.get_scale()) if self.scaler.is_enabled() else None
+
+    @property
+    def scale_of_gradients(self) -> float:
+        """What they are still multiplied with when `learn` lets others look at them."""
+        return 1.0
 
     def write(self, folder: Path) -> None:
         """What a resume needs of this rank: where all ranks have the same, one file a node."""
@@ -281,6 +285,10 @@ class Zero(Replicated):
     @property
     def scale(self) -> float | None:
         return float(self.engine.optimizer.loss_scale) if self.precision == "fp16" else None
+
+    @property
+    def scale_of_gradients(self) -> float:
+        return self.scale or 1.0
 
     def write(self, folder: Path) -> None:
         self.engine.save_checkpoint(str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=True)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import timedelta
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -20,14 +21,15 @@ import torch.distributed as distributed
 
 from llmtrain.batches import evaluation_batches, step_batches
 from llmtrain.checkpoint import Checkpoints
-from llmtrain.exits import DONE, STOPPED, UNHEALTHY, Refusal
+from llmtrain.exits import DONE, STOPPED, Refusal
 from llmtrain.export import export, put
+from llmtrain.health import Health, Norms, gradient_norms
 from llmtrain.job import Job, Optim
 from llmtrain.model import load
 from llmtrain.report import Report, peak_memory
 from llmtrain.rows import Rows
 from llmtrain.setup import Setup, job_digest, kind
-from llmtrain.strategies import LOWEST_SCALE, Replicated, Sharded, Zero, proven
+from llmtrain.strategies import Replicated, Sharded, Zero, proven
 
 WAIT = timedelta(minutes=10)  # for the other ranks in a collective
 
@@ -141,7 +143,7 @@ def loop(job: Job, setup: Setup, key: bytes, device: torch.device, asked_to_stop
         for name in "job_digest", "data":
             if found.state[name] != state[name]:
                 raise Refusal(
-                    f"{found.folder} is of another job or data (its {name} differs): give this job an output of its own, or move the checkpoints away"
+                    f"{found.folder} is of another job or data ({name}): give this one an output of its own, or move them away"
                 )
         lost = strategy.read(found.folder, found.world_size)
         state = {**found.state, "world_size": world_size}
@@ -152,6 +154,7 @@ def loop(job: Job, setup: Setup, key: bytes, device: torch.device, asked_to_stop
             + (f"; LOST, as {world_size} run now: {lost}" if lost else "")
         )
     saved_when = time.monotonic()
+    health = Health(job, setup.active_parameters, world_size, setup.peak_flops)
 
     def record() -> dict[str, Any]:
         return {
@@ -193,7 +196,10 @@ def loop(job: Job, setup: Setup, key: bytes, device: torch.device, asked_to_stop
         own = torch.tensor([sum(each.learned for each in batches), sum(each.tokens for each in batches)])
         learned, tokens = added_up(own.double(), device).tolist()
         lr = learning_rate(job.optim, cursor / end, after / end)
-        own_loss, norm = strategy.learn(batches, max(1, int(learned)), lr, lambda: None)
+        norms: list[Norms] = []
+        looks = (state["step"] + 1) % job.watch.log_every == 0
+        look = partial(measure, strategy, norms) if looks else lambda: None
+        own_loss, norm = strategy.learn(batches, max(1, int(learned)), lr, look)
         due = rank == 0 and time.monotonic() - saved_when > 60 * job.keep.every_minutes
         told = torch.tensor([float(own_loss), bool(asked_to_stop), due], dtype=torch.float64)
         summed_loss, stopping, by_time = added_up(told, device).tolist()
@@ -205,10 +211,15 @@ def loop(job: Job, setup: Setup, key: bytes, device: torch.device, asked_to_stop
         seconds = time.monotonic() - begun
         facts: dict[str, Any] = {
             "loss": loss, "lr": lr, "grad_norm": norm, "loss_scale": strategy.scale, "tokens": tokens,
-            "tokens_per_second": tokens / seconds, "memory_gb": peak_memory(device), "cursor": after,
+            **health.speed(tokens, seconds), **(norms[-1].facts() if norms else {}),
+            "memory_gb": peak_memory(device), "cursor": after,
         }  # fmt: skip
         report.step(step, of, seconds, facts)
-        refuse_sick(step, loss, norm, strategy.scale)
+        verdict = health.step(step, loss, norm, cursor, strategy.scale, norms[-1] if norms else None)
+        for finding in verdict.news:
+            report.event(event=finding.rule, step=step, message=finding.message)
+            report.say(f"{job.name}: {finding.message}")
+        verdict.refuse()
 
         at_step = job.keep.every_steps is not None and step % job.keep.every_steps == 0
         saving = bool(stopping or by_time or at_step or after == end)
@@ -244,20 +255,9 @@ def refuse_differences(mine: list[Any]) -> None:
             )
 
 
-def refuse_sick(step: int, loss: float, norm: float, scale: float | None) -> None:
-    """Raise Refusal where going on makes it worse. In fp16 a norm that is no number is the sign to scale less, not an end."""
-    if scale is not None and scale <= LOWEST_SCALE:
-        raise Refusal(
-            f"scale collapsed: at step {step} the loss scale of fp16 is down to {scale:g}, so gradients overflow whatever is "
-            "done; take bf16 or fp32, or a lower learning rate. The last checkpoint is from before",
-            UNHEALTHY,
-        )
-    if not math.isfinite(loss) or (scale is None and not math.isfinite(norm)):
-        raise Refusal(
-            f"at step {step} the loss is {loss} and the gradients' norm {norm}: take a lower learning rate, and look at the data "
-            "of that step; the last checkpoint is from before",
-            UNHEALTHY,
-        )
+def measure(strategy: Replicated, into: list[Norms]) -> None:
+    """While a step's gradients are there."""
+    into.append(gradient_norms(strategy.model, strategy.scale_of_gradients))
 
 
 def added_up(values: torch.Tensor, device: torch.device) -> torch.Tensor:
