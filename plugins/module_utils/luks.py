@@ -241,6 +241,15 @@ def forget(device: Path, token: int) -> None:
     must(["cryptsetup", "token", "remove", "--token-id", str(token), str(device)], f"remove token {token}")
 
 
+def show(device: Path, uuid: str, links: Path = Path("/dev/disk/by-uuid")) -> None:
+    """Let udev look again at a block device that it does not know by its UUID, by which systemd and the boot find it.
+
+    While udev looks at a device it hears of no write, so it may have missed the one that counts.
+    """
+    if not (links / uuid).exists():
+        must(["udevadm", "trigger", "--action=change", "--settle", str(device)], "let udev look at the disk")
+
+
 def close(mapping: str) -> None:
     """Shut an open volume. udev looks into a new one for a moment, and holds it meanwhile."""
     run(["udevadm", "settle", "--timeout=10"])

@@ -98,6 +98,8 @@ def settle(given: dict[str, Any], check: bool) -> dict[str, Any]:
         if wrong := list(disks.identity(disk, given["serial"], given["size"])):
             raise Refused("\n".join(map(str, wrong)))
         if marked(disk, record):
+            if disk.block is not None and not check:
+                luks.show(disk.path, record["uuid"])
             return {"changed": False, "changes": [], "uuid": record["uuid"], "offset": luks.DATA_OFFSET}
         raise NeedsPerson(
             f"{disk.path} was marked for the swap {given['name']}, UUID {record['uuid']}, and the mark is gone: somebody put"
@@ -125,8 +127,8 @@ def settle(given: dict[str, Any], check: bool) -> dict[str, Any]:
         disk.path, record["uuid"], f"llmkeep-{given['name']}", secrets.token_bytes(64)
     )  # a key that ends here
     luks.must(["cryptsetup", "erase", "--batch-mode", str(disk.path)], "take away its key slot")
-    if disk.block is not None:  # the boot finds it by UUID
-        luks.run(["udevadm", "settle", "--timeout=10"])
+    if disk.block is not None:
+        luks.show(disk.path, record["uuid"])
     if not marked(disk, record):
         raise Refused(f"{disk.path} does not show the mark that was just written: see `dmesg` for the disk")
     save(path, record | {"done": True})

@@ -193,6 +193,8 @@ def main() -> None:
         else:
             with wanted.alone():
                 wanted.converge()
+                if wanted.record is not None and wanted.disk.block is not None:
+                    luks.show(wanted.path, wanted.record.uuid)
         module.exit_json(**outcome(wanted))
     except NeedsPerson as problem:
         module.fail_json(msg=str(problem), needs_person=True)

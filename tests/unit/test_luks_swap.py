@@ -50,6 +50,23 @@ def test_a_blank_disk_is_marked_by_a_header_that_no_key_opens_and_once(disk: Pat
     assert digest(disk) == before
 
 
+def test_a_disk_that_udev_does_not_know_by_its_uuid_is_shown_to_it_again_and_another_is_left_alone(
+    disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    def answered(argv: list[str], *_given: Any, **_more: Any) -> tuple[int, bytes, str]:
+        asked.append(argv)
+        return 0, b"", ""
+
+    monkeypatch.setattr(luks, "run", answered)
+    (disk.parent / "known").touch()
+    luks.show(disk, "known", disk.parent)
+    assert asked == []
+    luks.show(disk, "missed", disk.parent)
+    assert asked == [["udevadm", "trigger", "--action=change", "--settle", str(disk)]]
+
+
 def test_check_mode_says_what_would_be_done_and_does_nothing(disk: Path) -> None:
     assert settled(disk, check=True)["changes"] == [f"mark {disk} for the swap swap"]
     assert (disk.read_bytes().count(0), (disk.parent / "state").exists()) == (SIZE, False)
