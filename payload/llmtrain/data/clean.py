@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 
 # Chinese letters, signs and punctuation: a blank between two of them says nothing.
 HAN = r"\u3001-\u301f\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff01-\uff20\U00020000-\U0003134f"
-BLANK = r" \t\u00a0\u2000-\u200a\u202f\u205f\u3000"
+# Blanks that are neither a space nor a tab.
+RARE = "\xa0\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000"
+BLANK = rf" \t{RARE}"
 
 
 class Rule(NamedTuple):
@@ -42,8 +44,8 @@ CLEANING: dict[str, list[Rule]] = {
     ],
     # A run of blanks inside a line is one, at its end none. Those at its start stay: they indent code.
     "whitespace": [
-        Rule(re.compile(rf"[{BLANK}]+$", re.MULTILINE), ""),
-        Rule(re.compile(rf"(?<=\S)(?:[{BLANK}]{{2,}}|[{BLANK[3:]}])"), " "),
+        Rule(re.compile(rf"[{BLANK}]+$", re.MULTILINE), "", (" \n", "\t\n", *RARE)),
+        Rule(re.compile(rf"(?<=\S)(?:[{BLANK}]{{2,}}|[{RARE}])"), " ", ("  ", "\t", *RARE)),
     ],
     "blank_lines": [
         Rule(re.compile(r"\n{3,}"), "\n\n", ("\n\n\n",)),

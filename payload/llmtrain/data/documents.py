@@ -6,12 +6,13 @@ runs in datatrove's executors, whose documents have them too. A conversation's t
 """
 
 import gzip
+import io
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
 BETWEEN_TURNS = "\n\n"
 Reject = Callable[["Document", str, str], None]
@@ -95,8 +96,8 @@ def write_documents(path: Path, docs: Docs) -> int:
 
 def read_documents(path: Path) -> Docs:
     """What `write_documents` wrote, numbered from 0."""
-    with cast(IO[bytes], gzip.open(path, "rb")) as file:
-        for number, raw in enumerate(file):
+    with gzip.open(path, "rb") as file, io.BufferedReader(cast(io.RawIOBase, file), 1 << 20) as lines:
+        for number, raw in enumerate(lines):
             line = json.loads(raw)
             identity = line.pop("id")
             if "messages" in line:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from llmtrain.data.documents import Document
 from llmtrain.data.duplicates import Keys, exact_key
 from llmtrain.data.settings import Near
-from llmtrain.data.words import mixed, runs_of, words_of
+from llmtrain.data.words import MULTIPLIER, mixed, runs_of, words_of
 
 BLOCK = 2048  # shingles at a time, so that all their hashes fit a core's cache
 Minima = NDArray[numpy.uint32]
@@ -48,9 +48,8 @@ def near_keys(options: Near, document: Document) -> Keys:
     least = minima_of(document.text, options)
     if not len(least):
         return numpy.repeat(exact_key(document), options.bands)
-    return numpy.concatenate(
-        [
-            mixed(runs_of(mixed(band.astype(numpy.uint64)), options.rows))
-            for band in least.reshape(options.bands, options.rows)
-        ]
-    )
+    bands = mixed(least.reshape(options.bands, options.rows).astype(numpy.uint64))
+    keys = bands[:, 0]
+    for row in range(1, options.rows):
+        keys = keys * MULTIPLIER + bands[:, row]
+    return mixed(keys)

@@ -7,7 +7,10 @@ import zlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import numpy
+
 from llmtrain.data.documents import Docs, Document, Rejects
+from llmtrain.data.words import kinds
 
 if TYPE_CHECKING:
     from llmtrain.data import settings
@@ -38,7 +41,8 @@ class Quality:
             yield "domain", f"{domain} stands in quality.drop_domains"
         if "messages" in document.metadata:
             return
-        spoken = sum(map(str.isalnum, text))
+        letters = numpy.frombuffer(text.encode("utf-32-le", "replace"), numpy.uint32)
+        spoken = numpy.count_nonzero(kinds()[letters])
         blanks = sum(map(text.count, " \n\t"))
         share = 1 - spoken / max(len(text) - blanks, 1)
         if share > options.max_symbols:
