@@ -1,7 +1,6 @@
 """`llm-train run` with tiny models: what is learned from, what is refused, what is left, and that a killed job goes on."""
 
 import json
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,10 @@ import numpy
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tiny import make_deepseek, make_model
-from training_job import END, SEQ_LEN, Bench, kill_a_rank, make_row, ranks, wait_for, write_rows
+from training_job import END, SEQ_LEN, Bench, kill_a_rank, make_row, wait_for, write_rows
 
 from llmcore.manifest import verify_model, write_manifest
-from llmtrain.exits import ALTERED, DONE, STOPPED, UNHEALTHY, USAGE
+from llmtrain.exits import ALTERED, DONE, UNHEALTHY, USAGE
 from llmtrain.rows import Row, Rows, tokenizer_digest
 
 torch = pytest.importorskip("torch", reason="Debian's python3-torch is not installed")
@@ -395,14 +394,3 @@ def test_a_loss_scale_that_collapses_ends_the_job_by_its_name(bench: Bench) -> N
     assert bench.run(job) == UNHEALTHY, bench.said(job)
     assert "scale collapsed" in bench.said(job)
     assert not (bench.directory / "collapse" / "adapter").exists()
-
-
-def test_a_stopped_job_saves_and_says_so(bench: Bench) -> None:
-    job = bench.job("stopped", **LONG)
-    agent = bench.start(job)
-    wait_for(lambda: len(bench.losses(job)) >= 3, agent)
-    assert len(ranks(agent)) == 2
-    agent.send_signal(signal.SIGTERM)
-    assert agent.wait(timeout=300) == STOPPED, bench.said(job)
-    step = max(bench.losses(job))
-    assert (bench.directory / "stopped" / "checkpoints" / f"step-{step:08d}").is_dir()
