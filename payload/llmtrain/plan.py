@@ -6,11 +6,12 @@ equals the simplest. Offloading is only for what does not fit without it.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from llmcore.sizes import gib
 from llmtrain.architecture import Architecture, describe
+from llmtrain.choices import OFFLOADS, choices, fits, host_lacks, smallest, what_would_fit
 from llmtrain.exits import NO_FIT, Refusal
 from llmtrain.footprint import (
     BUCKET,
@@ -25,14 +26,11 @@ from llmtrain.footprint import (
     room,
 )
 from llmtrain.hardware import G, Hardware
-from llmtrain.job import Job, Lora
+from llmtrain.job import Job
 from llmtrain.rows import Rows
 from llmtrain.speed import describes, tokens_per_second
 
 STRATEGIES = ("ddp", "zero2", "zero3", "fsdp")
-OFFLOADS = ("none", "optimizer", "all")
-TOKENS = 16384  # of a micro-batch: a matrix unit is busy long before
-TOKENS_CPU = 2048
 
 
 @dataclass(frozen=True)
@@ -66,14 +64,15 @@ class Plan:
 class NoFit(Refusal):
     """The job does not fit; `nearest` is the plan that lacks least, `would_fit` what to change."""
 
-    def __init__(self, nearest: Plan, would_fit: list[str]) -> None:
-        """Says both."""
+    def __init__(self, nearest: Plan, would_fit: list[str], host_lacks: float) -> None:
+        """Says both; `host_lacks` are bytes of the host's memory."""
         self.nearest, self.would_fit = nearest, would_fit
         parts = ", ".join(f"{name} {size:.1f}" for name, size in nearest.parts.items() if size >= 0.05)
+        host = f", and {gib(host_lacks)} more of a node's memory than there is" if host_lacks else ""
         ways = "; ".join(would_fit) or "nothing that was tried: another model, or more and larger GPUs"
         super().__init__(
             f"does not fit: {how(nearest)} takes {nearest.total:.1f} GiB on each of {nearest.world_size} × "
-            f"{nearest.memory:.0f} GiB, of which {nearest.room:.1f} may be used ({parts}); what would fit: {ways}",
+            f"{nearest.memory:.0f} GiB, of which {nearest.room:.1f} may be used ({parts}){host}; what would fit: {ways}",
             NO_FIT,
         )
 
@@ -101,8 +100,12 @@ def plan(
     every = list(choices(load, rows_per_rank))
     fitting = [choice for choice in every if fits(load, choice)]
     if not fitting:
-        nearest = min(every, key=lambda choice: sum(footprint(load, choice).values()))
-        raise NoFit(written(load, nearest, rows_per_rank, rows, []), what_would_fit(load))
+        nearest = min(
+            every, key=lambda choice: (host_lacks(load, choice), sum(footprint(load, choice).values()))
+        )
+        raise NoFit(
+            written(load, nearest, rows_per_rank, rows, []), what_would_fit(load), host_lacks(load, nearest)
+        )
     best = min(fitting, key=lambda choice: rank(load, choice, rows_per_rank))
     return written(load, best, rows_per_rank, rows, [choice for choice in every if choice not in fitting])
 
@@ -148,54 +151,6 @@ def share_of_a_step(job: Job, hardware: Hardware, seq_len: int) -> int:
             f"divide: take {way}"
         )
     return asked // (world * seq_len)
-
-
-def choices(load: Load, rows_per_rank: int) -> Iterator[Choice]:
-    """Every way that the job allows, and that makes sense."""
-    scale, hardware, method = load.job.scale, load.hardware, load.job.method
-    quantized = method.kind == "lora" and method.quantize != "none"
-    if scale.strategy != "auto":
-        strategies: tuple[str, ...] = (scale.strategy,)
-    elif quantized or (hardware.world_size == 1 and hardware.on_cpu):
-        strategies = ("ddp",)
-    elif method.kind == "lora":
-        strategies = ("ddp", "zero3")  # ZeRO-2 divides what LoRA hardly has
-    else:
-        strategies = ("ddp", "zero2", "zero3")
-    limit = max(1, (TOKENS_CPU if hardware.on_cpu else TOKENS) // load.seq_len)
-    sizes = [size for size in range(1, rows_per_rank + 1) if rows_per_rank % size == 0 and size <= limit]
-    for strategy in strategies:
-        for offload in offloads(load, strategy):
-            for checkpointing in (
-                (False, True) if scale.checkpointing == "auto" else (bool(scale.checkpointing),)
-            ):
-                for size in (scale.micro_batch,) if scale.micro_batch else sizes:
-                    yield Choice(strategy, offload, checkpointing, size)
-
-
-def offloads(load: Load, strategy: str) -> Iterator[str]:
-    """What DeepSpeed can keep in the host's memory under a strategy, and the job allows."""
-    scale, hardware = load.job.scale, load.hardware
-    possible = {"zero2": OFFLOADS[:2], "zero3": OFFLOADS}.get(strategy, OFFLOADS[:1])
-    if hardware.on_cpu:
-        possible = OFFLOADS[:1]
-    if scale.offload not in ("auto", *possible):
-        raise Refusal(
-            f"scale.offload is {scale.offload}, which {strategy} on {hardware.gpu} has not: it has {', '.join(possible)}"
-        )
-    for offload in possible:
-        # Alone, ZeRO divides nothing: it is worth its cost only for offloading.
-        idle = (
-            hardware.world_size == 1 and strategy != "ddp" and offload == "none" and scale.strategy == "auto"
-        )
-        if scale.offload in ("auto", offload) and not idle:
-            yield offload
-
-
-def fits(load: Load, choice: Choice) -> bool:
-    """On the GPU, and in the host's memory what is offloaded."""
-    on_gpu = sum(footprint(load, choice).values()) <= room(load.hardware)
-    return on_gpu and host_bytes(load, choice) <= 0.8 * load.hardware.host_memory
 
 
 def rank(load: Load, choice: Choice, rows_per_rank: int) -> tuple[float, ...]:
@@ -294,51 +249,6 @@ def precision_reason(load: Load) -> str:
 def same(one: Choice, other: Choice) -> bool:
     """The same strategy and offload."""
     return (one.strategy, one.offload) == (other.strategy, other.offload)
-
-
-def smallest(load: Load, among: list[Choice]) -> float | None:
-    """The least that any of them takes on a GPU."""
-    return min((sum(footprint(load, choice).values()) for choice in among), default=None)
-
-
-def what_would_fit(load: Load) -> list[str]:
-    """Changes of the job or of the hardware with which it would fit, each alone."""
-    job, hardware, method = load.job, load.hardware, load.job.method
-    left_open = {"strategy": "auto", "offload": "auto", "checkpointing": "auto", "micro_batch": None}
-    free = replace(load, job=job.model_copy(update={"scale": job.scale.model_copy(update=left_open)}))
-    found = []
-    if free.job != job and room_for(free):
-        found.append("scale.strategy, offload, checkpointing and micro_batch left to the plan")
-    if not hardware.on_cpu:
-        for world in (hardware.world_size * 2**power for power in range(1, 7)):
-            gpus = min(world, max(hardware.gpus, 8))
-            host = hardware.host_memory // hardware.gpus * gpus
-            more = replace(hardware, gpus=gpus, nodes=-(-world // gpus), host_memory=host)
-            if room_for(replace(free, hardware=more)):
-                found.append(f"{more.world_size} such GPUs")
-                break
-    for size in (size for size in (24, 40, 48, 80, 96, 140, 180) if size * G > hardware.memory):
-        if room_for(replace(free, hardware=replace(hardware, memory=size * G))):
-            found.append(f"{size} GiB on each")
-            break
-    if method.kind == "full":
-        lora = job.model_copy(update={"method": Lora(kind="lora"), "scale": free.job.scale})
-        if room_for(replace(free, job=lora, kept=counted(load.architecture, lora, load.precision))):
-            found.append("method: {kind: lora}")
-    elif method.quantize == "none" and load.architecture.quantizable_share >= 0.5:
-        smaller = method.model_copy(update={"quantize": "nf4"})
-        if room_for(replace(free, job=free.job.model_copy(update={"method": smaller}))):
-            found.append("method.quantize: nf4")
-    for shorter in (load.seq_len // 2, load.seq_len // 4, load.seq_len // 8):
-        if shorter and room_for(replace(free, seq_len=shorter)):
-            found.append(f"rows of {shorter} tokens")
-            break
-    return found
-
-
-def room_for(load: Load) -> bool:
-    """Whether any choice fits, a row at a time."""
-    return any(fits(load, choice) for choice in choices(load, 1))
 
 
 def how(plan: Plan) -> str:
