@@ -15,7 +15,6 @@ import json
 import os
 import random
 import shutil
-import struct
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,54 +25,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
 from luks_estate import PIN, SIZE, Estate, fresh_modules, tool
+from write_log import FLUSH, FUA, Entry, apply, entries
 
 volume, luks, _disks = fresh_modules()
-# Documentation/admin-guide/device-mapper/log-writes.rst: a block for itself, then entries, each in a block before its data.
-MAGIC, VERSION = 0x6A736677736872, 1
-FLUSH, FUA, DISCARD, MARK = 1, 2, 4, 8
 LOG_SIZE = 256 << 20
 LOGGED = "logged"
 DATA = random.Random(7).randbytes(1 << 18)  # noqa: S311 - content, no secret
 ROTATION = {"key": "host1-v2", "rotate": ["hsm", "spare", "recovery"]}
 WAYS = {"hsm", "spare", "recovery"}
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A write of LENGTH bytes at OFFSET of the disk, whose bytes lie AT a place of the log; or a mark."""
-
-    flags: int
-    offset: int
-    length: int
-    at: int
-    mark: str
-
-
-def entries(log: Path) -> list[Entry]:
-    """The whole log."""
-    found = []
-    with log.open("rb") as stream:
-        magic, version, count, block = struct.unpack("<QQQI", stream.read(28))
-        assert (magic, version) == (MAGIC, VERSION), f"{log} is no log of dm-log-writes: {magic:x} {version}"
-        at = block
-        for _ in range(count):
-            stream.seek(at)
-            head = stream.read(block)
-            start, blocks, flags, length = struct.unpack_from("<4Q", head)
-            mark = head[32 : 32 + length].rstrip(b"\0").decode() if flags & MARK else ""
-            found.append(Entry(flags, start * block, blocks * block, at + block, mark))
-            at += block + (0 if flags & DISCARD else blocks * block)
-    return found
-
-
-def apply(log: Path, chosen: Sequence[Entry], disk: Path) -> None:
-    """Do the writes again."""
-    with log.open("rb") as source, disk.open("r+b") as target:
-        for entry in chosen:
-            source.seek(entry.at)
-            content = bytes(entry.length) if entry.flags & DISCARD else source.read(entry.length)
-            target.seek(entry.offset)
-            target.write(content)
 
 
 @dataclass(frozen=True)

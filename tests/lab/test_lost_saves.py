@@ -1,0 +1,41 @@
+"""A power cut that loses what the disk had not flushed, while checkpoints are saved: lost_saves.py says how, on a lab host."""
+
+import base64
+import io
+import os
+import tarfile
+
+from conftest import ROOT, Lab
+
+SEED = os.environ.get("SEED", "5")
+# `make storm` plays every cut, a run of the suite one of each so many equal stretches of the log.
+CUTS = "0" if "STORM" in os.environ else "6"
+PROGRAM = "tests/lab/lost_saves.py"
+PARTS = (
+    "payload/llmtrain/__init__.py", "payload/llmtrain/exits.py", "payload/llmtrain/sealed.py",
+    "payload/llmtrain/checkpoint.py", "payload/tests/saver.py", "tests/lab/write_log.py", PROGRAM,
+)  # fmt: skip
+PLACE = "/root/lost-saves"
+
+
+def packed() -> str:
+    """The programs, as base64 of a tar file."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w:gz") as tar:
+        for part in PARTS:
+            tar.add(ROOT / part, part)
+    return base64.encodebytes(content.getvalue()).decode()
+
+
+def test_after_lost_writes_the_last_checkpoint_that_was_saved_is_found_whole(estate: Lab) -> None:
+    estate.on("llm1", f"mkdir -p {PLACE} && base64 -d | tar -xz -C {PLACE}", given=packed())
+    try:
+        said = estate.run(
+            "exec", "llm1", "--", "python3", f"{PLACE}/{PROGRAM}", f"{PLACE}/work", CUTS, SEED,
+            check=False, timeout=600 if CUTS != "0" else 6 * 3600,
+        )  # fmt: skip
+    finally:
+        estate.on("llm1", f"rm -rf {PLACE}")
+    print(said.stdout)
+    assert said.returncode == 0, said.stdout[-6000:] + said.stderr[-3000:]
+    assert " 0 failed" in said.stdout, said.stdout[-6000:]
