@@ -45,7 +45,7 @@ def load(job: Job, setup: Setup, device: torch.device) -> Any:
         attn_implementation="sdpa",
         **quantization,
     )
-    if quantization:
+    if isinstance(method, Lora) and quantization:
         bits.refuse_hardly_quantized(method.quantize, bits.bytes_by_dtype(model), job.model)
     if isinstance(method, Lora):
         model = adapted(method, setup, model)

@@ -17,7 +17,7 @@ import torch
 def peak_memory(device: torch.device) -> float:
     """GB of this process at most: of the GPU, or resident on the host."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
+        return float(torch.cuda.max_memory_allocated(device) / 1e9)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 

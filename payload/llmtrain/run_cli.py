@@ -45,14 +45,14 @@ def run_command(options: argparse.Namespace) -> int:
         raise Refusal(f"--node-rank is {options.node_rank}, of {nodes} node(s): want 0 to {nodes - 1}")
     if nodes > 1 and not options.rendezvous:
         raise Refusal(f"{nodes} nodes need --rendezvous HOST:PORT of node 0, the same on all of them")
-    from llmtrain.setup import job_digest, kind, set_up
+    from llmtrain.setup import job_digest, set_up
 
-    if (done := job.output / kind(job) / "training.json").is_file() and not options.dry_run:
+    if (done := job.output / "training.json").is_file() and not options.dry_run:
         if json.loads(done.read_text())["job_digest"] != job_digest(job):
             raise Refusal(
                 f"{done.parent} is of another job: give this one an output of its own, or move it away"
             )
-        print(f"llm-train: {done.parent} is there already: nothing to do", file=sys.stderr)
+        print(f"llm-train: {done} is there already: this job is done", file=sys.stderr)
         return DONE
     if options.prepare and (code := prepare(options.prepare)):
         return code

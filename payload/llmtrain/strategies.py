@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as distributed
 from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor
 
 from llmtrain.batches import Batch
 from llmtrain.exits import FAILED, Refusal
@@ -54,7 +55,10 @@ class Replicated:
 
     def casting(self) -> AbstractContextManager[Any]:
         """Products in the job's precision."""
-        return torch.autocast(self.device.type, DTYPES[self.precision], enabled=self.precision != "fp32")
+        context: AbstractContextManager[Any] = torch.autocast(
+            self.device.type, DTYPES[self.precision], enabled=self.precision != "fp32"
+        )
+        return context
 
     def loss(self, batch: Batch) -> torch.Tensor:
         """Its sum."""
@@ -373,28 +377,20 @@ def is_a_part(evidence: dict[str, Any], world_size: int) -> bool:
 
 def local(tensor: Any) -> Any:
     """This rank's part of a tensor that is spread, or all of one that is not."""
-    return tensor.to_local() if isinstance(tensor, spread()) else tensor
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def whole(tensor: Any) -> Any:
     """All of it; every rank has to call this."""
-    return tensor.full_tensor() if isinstance(tensor, spread()) else tensor
-
-
-def spread() -> type:
-    """DTensor, whose module moved within torch."""
-    from torch.distributed.tensor import DTensor
-
-    return DTensor  # type: ignore[no-any-return]
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def like(parameter: Any, part: torch.Tensor) -> Any:
     """A tensor spread as `parameter` is, of which this rank has `part`."""
-    if not isinstance(parameter, spread()):
+    if not isinstance(parameter, DTensor):
         return part
-    return spread().from_local(  # type: ignore[attr-defined]
-        part, parameter.device_mesh, parameter.placements, shape=parameter.shape, stride=parameter.stride()
-    )
+    where = parameter.device_mesh, parameter.placements
+    return DTensor.from_local(part, *where, shape=parameter.shape, stride=parameter.stride())
 
 
 def proven(strategy: Replicated) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Loss is the sum of the cross entropies over all positions of a step that count, 
 so that neither accumulation nor the number of GPUs changes it.
 """
 
+import json
 import math
 import os
 import signal
@@ -238,6 +239,9 @@ def loop(job: Job, setup: Setup, key: bytes, device: torch.device, asked_to_stop
         together(lambda: put(job.output / "best", final) if rank == 0 else None)
     else:
         export(job, strategy, final, record())
+    distributed.barrier()
+    if os.environ["LOCAL_RANK"] == "0":  # on every node, so that none begins anew and waits for the others
+        (job.output / "training.json").write_text(json.dumps(record(), indent=1) + "\n")
     report.event(event="done", step=state["step"])
     report.say(f"{job.name}: done; {final} has what was learned")
     return DONE

@@ -62,14 +62,14 @@ class Bench:
         write_rows(self.directory / "data", tokenizer, [make_row(generator) for _ in range(96)])
         write_rows(self.directory / "held-out", tokenizer, [make_row(generator) for _ in range(5)])
 
-    def job(self, name: str, **changes: Any) -> Path:
-        """Write a job; `changes` are merged into its sections."""
+    def job(self, file: str, **changes: Any) -> Path:
+        """Write FILE.yaml; `changes` are merged into its sections."""
         job: dict[str, Any] = {
-            "name": name,
+            "name": file,
             "model": str(self.model),
             "method": {"kind": "lora"},
             "data": {"train": str(self.directory / "data")},
-            "output": str(self.directory / name),
+            "output": str(self.directory / file),
             "optim": {"lr": 1e-2, "precision": "fp32"},
             "scale": {"strategy": "ddp", "processes": 2, "micro_batch": 2, "tokens_per_step": 8 * SEQ_LEN},
             "watch": {"log_every": 1},
@@ -78,7 +78,7 @@ class Bench:
             job[section] = (
                 {**job[section], **change} if section in job and isinstance(change, dict) else change
             )
-        path = self.directory / f"{name}.yaml"
+        path = self.directory / f"{file}.yaml"
         path.write_text(json.dumps(job))
         return path
 
