@@ -7,7 +7,7 @@ PYTHON := /usr/bin/python3.13
 PAYLOAD_TESTS := payload/tests
 # Of the tests. A lab waits as much as it works, so two of them are done sooner than one after the other.
 WORKERS := --numprocesses 2
-ROLE := redis pki mirror base softhsm hsm luks opa llm_serving edge audit
+ROLE := redis pki mirror base softhsm hsm luks opa llm_serving llm_training edge audit
 export PYTHONDONTWRITEBYTECODE := 1
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
@@ -67,10 +67,12 @@ molecule: bundle  ## the roles' scenarios, or one: make molecule ROLE=redis
 floor: bundle
 	LAB_INSTANCE=suite .venv/bin/lab floor
 
-storm: bundle  ## the long fault campaigns (hours): KILLS=500 of luks_volume and of the operator's verbs, each flush of a volume's disk, seed SEED=5; STORM=20 power cuts of each host in the middle of site.yml
+storm: bundle  ## the long fault campaigns (hours): KILLS=500 of luks_volume and of the operator's verbs, each flush of a volume's and of a checkpoint's disk, seed SEED=5; two hosts that train; STORM=20 power cuts of each host in the middle of site.yml
 	STORM=$(or $(KILLS),500) SEED=$(or $(SEED),5) .venv/bin/pytest tests/unit/test_luks_storm.py -rP
 	STORM=$(or $(KILLS),500) SEED=$(or $(SEED),5) .venv/bin/pytest tests/unit/test_hsm_pin.py tests/unit/test_volume_verbs.py -k kill -rP
-	STORM=$(or $(STORM),20) SEED=$(or $(SEED),5) .venv/bin/pytest tests/lab/test_lost_writes.py tests/lab/test_estate.py -k "lost_writes or power_cut" -rP
+	STORM=$(or $(STORM),20) SEED=$(or $(SEED),5) .venv/bin/pytest tests/lab/test_lost_writes.py tests/lab/test_lost_saves.py tests/lab/test_estate.py -k "lost_writes or power_cut" -rP
+	STORM=1 .venv/bin/pytest tests/lab/test_training.py -rP
+	cd payload && STORM=$(or $(KILLS),200) .venv/bin/pytest tests/test_train_checkpoint.py -k kill -rP
 	cd payload && STORM_MINUTES=10 .venv/bin/pytest tests/test_storms.py -k memory -rP
 
 bundle: env  ## build (or keep) the lab's signed bundle in .lab/bundle
