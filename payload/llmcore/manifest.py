@@ -63,8 +63,13 @@ def verify_model(directory: Path, manifest: Path) -> str:
     for relative in sorted(entries.keys() - found):
         raise ManifestError(f"{directory / relative} is missing: install the model from the bundle again")
     for relative, wanted in sorted(entries.items()):
-        with (directory / relative).open("rb") as file:
-            seen = hashlib.file_digest(file, "sha256").hexdigest()
+        try:
+            with (directory / relative).open("rb") as file:
+                seen = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise ManifestError(
+                f"cannot read {directory / relative}: {error.strerror}; see whose it is, and its disk"
+            ) from error
         if seen != wanted:
             raise ManifestError(
                 f"{directory / relative} has sha256 {seen}, its manifest says {wanted}: "

@@ -1,6 +1,7 @@
 """Parts small enough to be tried without processes: text, frames, manifests, configuration, admission."""
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -127,6 +128,21 @@ def test_a_model_that_differs_from_its_manifest_is_refused(
     folder, manifest = model_directory(tmp_path)
     damage(folder)
     with pytest.raises(ManifestError, match=complaint):
+        verify_model(folder, manifest)
+
+
+def test_a_file_of_a_model_that_may_not_be_read_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, manifest = model_directory(tmp_path)
+
+    def refused(*_given: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refused)  # the tests' own user may read everything
+    monkeypatch.setattr(Path, "read_text", lambda path: path.read_bytes().decode())
+    monkeypatch.setattr(Path, "read_bytes", lambda path: os.read(os.open(path, os.O_RDONLY), 4096))
+    with pytest.raises(ManifestError, match=r"cannot read .*config.json: Permission denied"):
         verify_model(folder, manifest)
 
 

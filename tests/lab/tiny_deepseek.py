@@ -24,6 +24,8 @@ config = DeepseekV2Config(
 DeepseekV2ForCausalLM(config).save_pretrained(folder)
 for name in ("tokenizer.json", "tokenizer_config.json"):
     shutil.copyfile(source / name, folder / name)
+for path in folder.iterdir():
+    path.chmod(0o644)  # safetensors leaves its files to their owner alone
 lines = [
     f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n"
     for path in sorted(folder.iterdir())
