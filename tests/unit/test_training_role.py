@@ -65,7 +65,7 @@ def test_the_job_file_names_model_output_and_hosts_and_leaves_out_what_is_the_ro
 def test_the_unit_meets_at_the_first_host_as_the_second_one(made: Any) -> None:
     (start,) = [line for line in made["unit"].splitlines() if line.startswith("ExecStart=")]
     assert start.endswith("--nodes 2 --node-rank 1 --rendezvous 10.0.0.21:29400")
-    assert "IPAddressAllow=localhost 10.0.0.21" in made["unit"].splitlines()
+    assert "IPAddressAllow=localhost 10.0.0.21 10.0.0.22" in made["unit"].splitlines()
 
 
 def test_the_unit_is_hardened(made: Any, tmp_path: Path) -> None:
