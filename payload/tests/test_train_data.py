@@ -1,5 +1,6 @@
 """`llm-train data run`, whole: what comes out, what is made again, what a kill costs."""
 
+import errno
 import json
 import os
 import signal
@@ -13,9 +14,10 @@ import pytest
 import yaml
 from data_set import bytes_of, done_in, made, rejects_of, rules_of, sentence, settings_of, write_lines
 
+from llmtrain.cli import main
 from llmtrain.data.run import run
 from llmtrain.data.where import where
-from llmtrain.exits import STOPPED, USAGE, Refusal
+from llmtrain.exits import FAILED, NO_SPACE, STOPPED, USAGE, Refusal
 from llmtrain.rows import Rows
 
 
@@ -154,6 +156,33 @@ def descendants(pid: int) -> list[int]:
     """Of a process."""
     children = [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return children + [deeper for child in children for deeper in descendants(child)]
+
+
+def test_a_killed_worker_ends_the_run_with_what_to_do(root: Path) -> None:
+    process = command(
+        root, "--workers", "2", inputs=[{"path": str(root / f"raw/{n}.jsonl")} for n in range(3)]
+    )
+    while process.poll() is None and not done_in(root / "work"):
+        time.sleep(0.002)
+    # The pool's own helper processes come first; its workers are the last.
+    for pid in descendants(process.pid)[-2:]:
+        os.kill(pid, signal.SIGKILL)
+    _, said = process.communicate()
+    assert process.returncode == FAILED, said
+    assert "a worker was killed" in said
+
+
+def test_a_full_disk_is_said_and_has_its_code(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path) -> None:
+        """A fake: fails as a full disk does."""
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr("llmtrain.data.work.sync", full)
+    monkeypatch.setattr("signal.signal", lambda *_: None)  # pytest keeps its own
+    assert main(["data", "run", "--config", str(written(root)), "--workers", "1"]) == NO_SPACE
+    assert "is full (No space left on device): free space" in capsys.readouterr().err
 
 
 def test_sigterm_ends_with_the_code_for_stopped(root: Path) -> None:

@@ -1,6 +1,7 @@
 """`llm-train data run | where`."""
 
 import argparse
+import errno
 import json
 import os
 import signal
@@ -97,5 +98,13 @@ def prepare(config: Path, workers: int = 0, prune: bool = False) -> int:
     except KeyboardInterrupt:
         print("llm-train: stopped; run it again to go on", file=sys.stderr)
         return exits.STOPPED
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise exits.Refusal(
+            f"{settings.work} or {settings.output} is full ({error.strerror}): free space or move it, and run again; "
+            "what is done is kept",
+            exits.NO_SPACE,
+        ) from error
     print(json.dumps(report["rows"], indent=1))
     return exits.DONE

@@ -5,7 +5,6 @@ input's content. So a result that is there is never wrong, only unused; what cha
 named by its content, a changed rule that changes nothing re-runs no later step. Results are made aside, synced and renamed.
 """
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -17,12 +16,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from llmtrain.exits import NO_SPACE, Refusal
+from llmtrain.exits import FAILED, Refusal
 
 Result = dict[str, Any]
 Found = list[tuple[Path, Result]]  # tasks' directories and results
@@ -93,15 +93,7 @@ def made(root: Path, task: Task) -> tuple[Path, Result]:
     aside = directory.with_name(task.key + ".partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    try:
-        result = task.make(aside, *task.arguments)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise Refusal(
-                f"{root} is full ({error.strerror}): free space there or move `work`; what is done is kept",
-                NO_SPACE,
-            ) from error
-        raise
+    result = task.make(aside, *task.arguments)
     for path in aside.rglob("*"):
         sync(path)
     write_json(aside / "done.json", result)
@@ -174,6 +166,12 @@ class Work:
             for future in as_completed(waiting):
                 future.result()
                 progress.advance(waiting[future].weight)
+        except BrokenProcessPool as error:
+            self.pool = None
+            raise Refusal(
+                "a worker was killed, perhaps since memory ran out: run it again with fewer --workers; what is done is kept",
+                FAILED,
+            ) from error
         except BaseException:
             self.pool.shutdown(cancel_futures=True)
             self.pool = None
