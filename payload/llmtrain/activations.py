@@ -5,6 +5,7 @@ is the exception: it counts as a fused kernel (FlashAttention, Dao et al. 2022),
 """
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +31,10 @@ def activations(
     import torch
 
     number = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[dtype]
-    model = outlined(architecture, number)
+    # A target with a dot may mean layers one by one; else all after the first ones are alike.
+    one_by_one = any("." in name for name in targets or [])
+    tried = architecture.layers if one_by_one else min(architecture.layers, architecture.first_layers + 2)
+    model = outlined(shortened(architecture.config, tried), number, architecture.expert_parameters > 0)
     if targets is not None:
         from peft import LoraConfig, get_peft_model
 
@@ -59,7 +63,9 @@ def activations(
         model(input_ids=ids, use_cache=False)
     return Activations(
         boundary=architecture.hidden_size * number.itemsize,
-        layers=tuple(kept.get(str(index), 0) // TOKENS for index in range(architecture.layers)),
+        layers=tuple(
+            kept.get(str(min(index, tried - 1)), 0) // TOKENS for index in range(architecture.layers)
+        ),
         outside=kept["outside"] // TOKENS,
     )
 
@@ -73,7 +79,17 @@ def moves(place: list[str], to: str) -> Callable[..., None]:
     return hook
 
 
-def outlined(architecture: Architecture, dtype: Any) -> Any:
+def shortened(config: Any, layers: int) -> Any:
+    """The configuration of the same model with its first `layers` alone."""
+    short, all_layers = deepcopy(config), config.num_hidden_layers
+    for name, value in vars(config).items():
+        if isinstance(value, list) and len(value) == all_layers:  # what each layer is
+            setattr(short, name, value[:layers])
+    short.num_hidden_layers = layers
+    return short
+
+
+def outlined(config: Any, dtype: Any, experts: bool) -> Any:
     """The model on the meta device with that attention, and the experts' grouped kernel."""
     from torch.autograd import Function
     from transformers import AttentionInterface
@@ -100,5 +116,5 @@ def outlined(architecture: Architecture, dtype: Any) -> Any:
         return Kernel.apply(query, key, value), None
 
     AttentionInterface.register(IMPLEMENTATION, attention)
-    options = {"experts_implementation": "grouped_mm"} if architecture.expert_parameters else {}
-    return outline(architecture.config, dtype=dtype, attn_implementation=IMPLEMENTATION, **options)
+    options = {"experts_implementation": "grouped_mm"} if experts else {}
+    return outline(config, dtype=dtype, attn_implementation=IMPLEMENTATION, **options)

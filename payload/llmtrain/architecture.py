@@ -36,6 +36,8 @@ class Architecture:
     expert_parameters: int  # fused in three dimensions; bitsandbytes and LoRA leave them as they are
     router_parameters: int
     layers: int
+    first_layers: int  # that differ from those after them: dense ones before the experts
+    heads: int
     hidden_size: int
     vocabulary: int
     context: int
@@ -50,6 +52,11 @@ class Architecture:
     stored_as: str  # the numbers of the weights on disk; "fp8" is no format to train in
     linears: dict[str, tuple[int, int]] = field(repr=False)  # full name: inputs, outputs
     config: Any = field(repr=False, compare=False)  # transformers' own
+
+    @property
+    def latent(self) -> bool:
+        """Whether attention works on compressed keys and values (MLA)."""
+        return any(name.endswith(f".{ABSORBED}") for name in self.linears)
 
     @property
     def quantizable_share(self) -> float:
@@ -128,6 +135,8 @@ def inspect(config: Any, content: dict[str, Any], model: Any) -> Architecture:
         expert_parameters=experts,
         router_parameters=sum(size(part.gate) for part in mixtures),
         layers=len(layers),
+        first_layers=getattr(config, "first_k_dense_replace", 0) if mixtures else 0,
+        heads=config.num_attention_heads,
         hidden_size=config.hidden_size,
         vocabulary=config.vocab_size,
         context=config.max_position_embeddings,

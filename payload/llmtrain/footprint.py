@@ -126,13 +126,16 @@ def working_memory(load: Load, choice: Choice) -> Mapping[str, float]:
     """What is there only while a step runs."""
     kept, a, number = load.kept, load.architecture, load.number
     tokens = choice.micro_batch * load.seq_len
-    # A packed row's mask, as numbers to add to the scores: attention without a kernel for documents keeps it.
-    mask = choice.micro_batch * load.seq_len**2 * number
+    # A packed row's mask, as numbers to add to the scores, is kept by attention without a kernel for documents. On a CPU
+    # torch has no kernel for keys and values of two sizes (MLA) and keeps the scores of each head.
+    mask = scores = choice.micro_batch * load.seq_len**2 * number
+    if load.hardware.on_cpu and a.latent:
+        mask = scores * a.heads
     # The loss: logits as computed, as log-probabilities in 32 bit, and two gradients of that size.
     logits = tokens * a.vocabulary * (number + 12)
     # Going back through a layer holds about four more of its widest tensors, when the loss has let its memory go: the
     # larger of the two counts. Measured, see docs/training-plan.md.
-    backward = 4 * tokens * a.widest * number
+    backward = 4 * tokens * a.widest * number + (mask if mask > scores else 0)
     if choice.checkpointing:
         again = backward + tokens * max(kept.layers) + mask
         held = tokens * (kept.boundary * a.layers + kept.outside) + max(0, again - logits)
