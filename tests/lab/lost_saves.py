@@ -102,7 +102,6 @@ def cuts(log: Sequence[Entry]) -> Iterator[Cut]:
     for number, entry in enumerate(log):
         if entry.mark:
             begun, returned = True, int(entry.mark)
-            durable = number + 1  # what had returned was durable
         elif entry.flags & (FLUSH | FUA):
             if begun:
                 yield Cut(durable, number, returned)
