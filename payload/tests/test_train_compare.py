@@ -493,11 +493,22 @@ def test_a_set_that_the_model_learned_from_is_refused(
     shutil.copytree(right, tmp_path / "job" / "model")
     with_manifest(tmp_path / "job" / "model")
     digest = held_out.read(data).sha256
-    (tmp_path / "job" / "training.json").write_text(json.dumps({"data": {"sources": [{"sha256": digest}]}}))
-    assert gate(tmp_path, wrong, tmp_path / "job" / "model") == exits.USAGE
-    assert "is among the data that" in capsys.readouterr().err
-    (tmp_path / "job" / "training.json").write_text(json.dumps({"data": {"sources": [{"sha256": "0" * 64}]}}))
+    training, rows = tmp_path / "job" / "training.json", tmp_path / "rows"
+    rows.mkdir()
+    for file, content in (
+        (training, {"job": {}, "sources": [{"sha256": digest}]}),
+        (rows / "rows.json", {"sources": {digest: 33}}),
+    ):
+        training.write_text(json.dumps({"job": {"data": {"train": str(rows), "eval": None}}}))
+        file.write_text(json.dumps(content))
+        assert gate(tmp_path, wrong, tmp_path / "job" / "model") == exits.USAGE
+        assert "is among the data that" in capsys.readouterr().err
+    (rows / "rows.json").write_text(json.dumps({"sources": {"0" * 64: 33}}))
     assert gate(tmp_path, wrong, tmp_path / "job" / "model") == exits.DONE
+    assert "not known" not in capsys.readouterr().out
+    (rows / "rows.json").unlink()
+    assert gate(tmp_path, wrong, tmp_path / "job" / "model") == exits.DONE
+    assert "which files NEW learned from is told nowhere" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

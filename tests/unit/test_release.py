@@ -392,7 +392,7 @@ folder = Path(sys.argv[1])
 for name in ("base", "job/model"):
     make_model(folder / name)
     write_manifest(folder / name, (folder / name).parent / f"{Path(name).name}.sha256")
-told = {"job": {"model": str(folder / "base")}, "base": verified(folder / "base"), "data": {}}
+told = {"job": {"model": str(folder / "base")}, "base_model": {"revision": verified(folder / "base")[:16]}}
 (folder / "job/training.json").write_text(json.dumps(told))
 more = ["--name", sys.argv[2], "--licence", "MIT", "--unproved", "a test"]
 sys.exit(main(["publish", str(folder / "job"), "--into", str(folder / "candidate"), *more]))
@@ -400,7 +400,7 @@ sys.exit(main(["publish", str(folder / "job"), "--into", str(folder / "candidate
 
 
 def test_what_llm_train_publishes_is_what_is_signed_and_added(tmp_path: Path, places: Places) -> None:
-    argv = [ROOT / "payload/.venv/bin/python", "-c", PUBLISHED, tmp_path, NAME]
+    argv = [str(ROOT / "payload/.venv/bin/python"), "-c", PUBLISHED, str(tmp_path), NAME]
     done = subprocess.run(argv, cwd=ROOT / "payload/tests", capture_output=True, text=True, check=False)
     if "python3-torch is not installed" in done.stderr:
         pytest.skip("Debian's python3-torch is not installed")
