@@ -104,8 +104,8 @@ def manifest_of(directory: Path) -> Path:
     )
 
 
-def verified(directory: Path) -> str:
-    """Verify a model against the manifest that it has; the sha256 of that manifest names its bytes, in full."""
-    manifest = manifest_of(directory)
+def verified(directory: Path, manifest: Path | None = None) -> str:
+    """Verify a model against the manifest given, or the one that it has; the manifest's sha256 names its bytes, in full."""
+    manifest = manifest or manifest_of(directory)
     verify_model(directory, manifest)
     return hashlib.sha256(manifest.read_bytes()).hexdigest()

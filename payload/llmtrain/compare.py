@@ -64,7 +64,9 @@ def compare(old: Candidate, new: Candidate, data: HeldOut, rule: Rule, dtype: st
         if not same_tokens:
             reasons.append("perplexity: the tokenizers differ, so it is told and judged per byte alone")
     if not known[1]:
-        reasons.append("NEW has no training.json: whether it learned from this set is not known")
+        reasons.append(
+            "which files NEW learned from is told nowhere, so whether this set is among them is not known"
+        )
     settings = rule.model_dump(mode="json")
     return {
         "verdict": said,

@@ -151,19 +151,29 @@ def digests(content: Any) -> set[str]:
 
 
 def refuse_learned(held_out: HeldOut, model: Path) -> bool:
-    """Raise Refusal where the model's training.json has this very set among its data; False where there is none to ask."""
+    """Raise Refusal where this very set is among what the model learned from; whether its files are told at all.
+
+    They are in the model's training.json, or in the index of the rows that it names, under `sources`.
+    """
+    told: set[str] = set()
+    named = False
     for path in (model / "training.json", model.parent / "training.json"):
-        if path.is_file():
-            try:
-                told = json.loads(path.read_bytes())["data"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise Refusal(
-                    f"{path} does not tell what was learned ({error!r}): train again, or take it away"
-                ) from error
-            if held_out.sha256 in digests(told):
-                raise Refusal(
-                    f"the held-out set (sha256 {held_out.sha256}) is among the data that {model} learned from, says {path}: "
-                    "a set that was seen tells nothing, take another one"
-                )
-            return True
-    return False
+        try:
+            training = json.loads(path.read_bytes())
+            data = training.get("job", {}).get("data", {})
+            rows = [Path(data[name]) / "rows.json" for name in ("train", "eval") if data.get(name)]
+            documents = [training, *(json.loads(index.read_bytes()) for index in rows if index.is_file())]
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise Refusal(
+                f"{path} does not tell what was learned ({error!r}): train again, or take it away"
+            ) from error
+        told |= digests(documents)
+        named = named or any("sources" in document for document in documents)
+    if held_out.sha256 in told:
+        raise Refusal(
+            f"the held-out set (sha256 {held_out.sha256}) is among the data that {model} learned from: a set that was seen "
+            "tells nothing, take another one"
+        )
+    return named

@@ -17,7 +17,7 @@ from llmcore.manifest import verified, write_manifest
 from llmtrain.exits import ALTERED, DONE, FAILED, NO_SPACE, NOT_BETTER, Refusal
 
 NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}")
-LOST = 0.1  # of the adapter's own effect on the logits, what merging and rounding may change
+LOST = 0.25  # of the adapter's own effect on the logits, what rounding may change; the gate judged the same rounded weights
 EXACT = 1e-3  # of the logits' spread, what merging alone may change in float32
 LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "COPYING")
 TEXTS = ("The capital of France is", "数据库中有多少个客户？", "SELECT name, count(*) FROM orders GROUP BY")
@@ -39,7 +39,8 @@ def work(output: Path) -> Work:
     """Read and verify a job's output; raises Refusal or ManifestError."""
     try:
         training = json.loads((output / "training.json").read_bytes())
-        base, wanted = Path(training["job"]["model"]), str(training["base"])
+        base, revision = Path(training["job"]["model"]), str(training["base_model"]["revision"])
+        manifest = training["job"].get("manifest")
     except OSError as error:
         raise Refusal(
             f"cannot read {output}/training.json: {error.strerror}; give the output of a job that is done"
@@ -52,10 +53,10 @@ def work(output: Path) -> Work:
     learned = output / ("adapter" if is_adapter else "model")
     if not learned.is_dir():
         raise Refusal(f"{output} has neither adapter nor model: give the output of a job that is done")
-    base_digest = verified(base)
-    if base_digest != wanted:
+    base_digest = verified(base, Path(manifest) if manifest else None)
+    if base_digest[:16] != revision:
         raise Refusal(
-            f"{base} is not the model that was trained: its manifest has sha256 {base_digest}, training.json says {wanted}; "
+            f"{base} is not the model that was trained: its revision is {base_digest[:16]}, training.json says {revision}; "
             "put that model back",
             ALTERED,
         )
@@ -163,6 +164,13 @@ def licence_of(base: Path, given: str | None) -> str:
     raise Refusal(f"{base} does not say its licence, which a derived model inherits: give it with --licence")
 
 
+def losses_of(training: dict[str, Any]) -> dict[str, Any]:
+    """The first and the last loss that a job logged, by step, and those on its own held-out rows."""
+    logged = list((training.get("losses") or {}).items())
+    found = {"first": dict(logged[:1]), "last": dict(logged[-1:])}
+    return found | {name: training[name] for name in ("evaluations", "best") if training.get(name)}
+
+
 def card(
     name: str,
     done: Work,
@@ -172,7 +180,7 @@ def card(
     near: dict[str, Any],
 ) -> str:
     """The model's README.md."""
-    job, losses = done.training["job"], done.training.get("losses", {})
+    job, losses = done.training["job"], losses_of(done.training)
     if found is None:
         gate = f"**Not proved better than its base.** Published all the same, because: {unproved}\n"
     else:
@@ -199,7 +207,7 @@ def card(
         f"Learned: {'LoRA adapter' if done.is_adapter else 'all weights'}, manifest sha256 `{done.learned_digest}`.\n"
         f"Licence: {licence}, which the base has.\n{merging}\n"
         f"## Verdict\n{gate}\n"
-        f"## Data\n```json\n{json.dumps(done.training.get('data', {}), indent=1, sort_keys=True)}\n```\n\n"
+        f"## Data\n```json\n{json.dumps(done.training.get('data', []), indent=1, sort_keys=True)}\n```\n\n"
         f"## Losses\n```json\n{json.dumps(losses, indent=1, sort_keys=True)}\n```\n\n"
         f"## Job\n```json\n{described}\n```\n"
     )

@@ -222,7 +222,7 @@ def sentence(name: str, found: Measured) -> str:
         return f"{name}: NEW gives no numbers"
     low, high = found.interval
     text = f"{name}: {found.old:.4g} → {found.new:.4g} on {found.rows} rows"
-    text += f", better by {found.gain:+.4g} ({low:+.4g} to {high:+.4g})"
+    text += f", gain {found.gain:+.4g} ({low:+.4g} to {high:+.4g})"
     if found.margin is None:
         return f"{text}: not judged"
     if found.finding == "unclear":

@@ -42,7 +42,7 @@ def answers(random: numpy.random.Generator, rows: int, old: float, new: float, a
 def texts(random: numpy.random.Generator, rows: int, times: float) -> list[Paired]:
     """Documents of which NEW takes so many times the bits, and noise in both."""
     sizes = random.integers(200, 4000, rows).astype(float)
-    bits = sizes * random.gamma(40, 1 / 40, rows)
+    bits = 4 * sizes * random.gamma(40, 1 / 40, rows)
     noise = random.normal(1, 0.03, (2, rows))
     return [
         Paired("bits_per_byte", bits * noise[0], bits * noise[1] * times, 0.01, sizes, lower_is_better=True)
@@ -102,6 +102,14 @@ def test_a_loss_that_is_certain_and_within_its_margin_is_no_reason_to_reject() -
     assert found.finding == "not worse"
 
 
+def test_a_loss_that_is_certain_and_perhaps_within_its_margin_is_unclear() -> None:
+    before, after = numpy.ones(600), numpy.ones(600)
+    after[:15] = 0
+    found = verdict.measure(Paired("exact", before, after, 0.02), QUICK, tail=0.025)
+    assert found.interval[0] < -0.02 < found.interval[1] < 0
+    assert found.finding == "unclear"
+
+
 def test_a_planted_improvement_is_promoted() -> None:
     assert verdicts(lambda random: answers(random, 600, 0.6, 0.7, alike=0.9), 60)["promote"] >= 57
 
@@ -112,6 +120,8 @@ def test_a_gain_is_no_reason_where_it_is_not_clear_that_nothing_is_worse() -> No
     unclear = texts(random, 30, 1.008)
     said, reasons, found = verdict.judge([*better, *unclear], NO_PACE, QUICK, same=False)
     assert found["bits_per_byte"]["finding"] == "unclear"
+    assert found["bits_per_byte"]["margin"] == pytest.approx(0.01 * found["bits_per_byte"]["old"])
+    assert found["bits_per_byte"]["old"] == pytest.approx(4, rel=0.2)
     assert (said, reasons[0]) == ("hold", "this set does not tell whether NEW is worse by bits_per_byte")
     assert f"about {found['bits_per_byte']['rows_to_tell']} rows would tell" in reasons[-1]
 
@@ -483,11 +493,22 @@ def test_a_set_that_the_model_learned_from_is_refused(
     shutil.copytree(right, tmp_path / "job" / "model")
     with_manifest(tmp_path / "job" / "model")
     digest = held_out.read(data).sha256
-    (tmp_path / "job" / "training.json").write_text(json.dumps({"data": {"sources": [{"sha256": digest}]}}))
-    assert gate(tmp_path, wrong, tmp_path / "job" / "model") == exits.USAGE
-    assert "is among the data that" in capsys.readouterr().err
-    (tmp_path / "job" / "training.json").write_text(json.dumps({"data": {"sources": [{"sha256": "0" * 64}]}}))
+    training, rows = tmp_path / "job" / "training.json", tmp_path / "rows"
+    rows.mkdir()
+    for file, content in (
+        (training, {"job": {}, "sources": [{"sha256": digest}]}),
+        (rows / "rows.json", {"sources": {digest: 33}}),
+    ):
+        training.write_text(json.dumps({"job": {"data": {"train": str(rows), "eval": None}}}))
+        file.write_text(json.dumps(content))
+        assert gate(tmp_path, wrong, tmp_path / "job" / "model") == exits.USAGE
+        assert "is among the data that" in capsys.readouterr().err
+    (rows / "rows.json").write_text(json.dumps({"sources": {"0" * 64: 33}}))
     assert gate(tmp_path, wrong, tmp_path / "job" / "model") == exits.DONE
+    assert "not known" not in capsys.readouterr().out
+    (rows / "rows.json").unlink()
+    assert gate(tmp_path, wrong, tmp_path / "job" / "model") == exits.DONE
+    assert "which files NEW learned from is told nowhere" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

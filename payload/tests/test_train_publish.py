@@ -41,9 +41,10 @@ def output(folder: Path, base: Path, **adapter: Any) -> Path:
     saved_adapter(base, folder / "adapter", **adapter)
     told = {
         "job": {"name": "sql", "model": str(base), "method": {"kind": "lora", "r": 4}},
-        "base": verified(base),
-        "data": {"train": "1" * 64},
-        "losses": {"first": 2.5, "last": 1.25},
+        "base_model": {"path": str(base), "revision": verified(base)[:16]},
+        "data": ["1" * 64],
+        "losses": {"1": 2.5, "2": 2.0, "30": 1.25},
+        "evaluations": {"30": 1.375},
     }
     (folder / "training.json").write_text(json.dumps(told))
     return folder
@@ -123,14 +124,15 @@ def test_the_card_says_base_data_job_losses_verdict_and_licence(tmp_path: Path, 
         "2" * 64,
         "3" * 64,
         '"r": 4',
-        "1.25",
+        '"30": 1.25',
+        "1.375",
         "promote: NEW is",
     ):
         assert part in card
     assert "that of the base, see LICENSE" in card
     assert (model / "LICENSE").read_text() == "do what you like\n"
     told = json.loads((model / "training.json").read_text())
-    assert (told["losses"]["last"], told["published"]["verdict"]) == (1.25, "promote")
+    assert (told["losses"]["30"], told["published"]["verdict"]) == (1.25, "promote")
 
 
 def test_a_whole_model_that_a_job_trained_is_taken_as_it_is(tmp_path: Path, job: Path, base: Path) -> None:

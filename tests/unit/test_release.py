@@ -392,7 +392,7 @@ folder = Path(sys.argv[1])
 for name in ("base", "job/model"):
     make_model(folder / name)
     write_manifest(folder / name, (folder / name).parent / f"{Path(name).name}.sha256")
-told = {"job": {"model": str(folder / "base")}, "base": verified(folder / "base"), "data": {}}
+told = {"job": {"model": str(folder / "base")}, "base_model": {"revision": verified(folder / "base")[:16]}}
 (folder / "job/training.json").write_text(json.dumps(told))
 more = ["--name", sys.argv[2], "--licence", "MIT", "--unproved", "a test"]
 sys.exit(main(["publish", str(folder / "job"), "--into", str(folder / "candidate"), *more]))
