@@ -106,9 +106,9 @@ def launch(name: str, nodes: Nodes, processes: int, *arguments: Any) -> int:
     """
     own = agree_on_address(nodes) if nodes.count > 1 else "127.0.0.1"
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.process_cpu_count() or 1) // processes)))
-    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(
-        logging.ERROR
-    )  # of signals: ours to take
+    # The one warns that it takes no signals, which are ours to take; the other that node 0 was done first.
+    for name_of_logger in "multiprocessing.api", "rendezvous.dynamic_rendezvous":
+        logging.getLogger(f"torch.distributed.elastic.{name_of_logger}").setLevel(logging.ERROR)
     # torch 2.6 keeps one store over all restarts, in which processes that came again find the addresses of dead ones.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     do_without_libuv()
@@ -153,7 +153,7 @@ def launch(name: str, nodes: Nodes, processes: int, *arguments: Any) -> int:
     for each, handler in before.items():
         signal.signal(each, handler)
     if not problems:
-        return results[0]
+        return next(iter(results.values()))
     if isinstance(problems[0], ChildFailedError):
         rank, failure = problems[0].get_first_failure()
         raise Refusal(

@@ -5,8 +5,11 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from llmtrain.architecture import describe, lora_targets, matching
 from llmtrain.check import Verified
+from llmtrain.exits import Refusal
 from llmtrain.hardware import Hardware
 from llmtrain.job import Job
 from llmtrain.plan import Plan, deepspeed_config, plan
@@ -35,6 +38,7 @@ def set_up(job: Job, hardware: Hardware, verified: Verified) -> tuple[Plan, Setu
     """The plan, and what follows from it; raises Refusal for what cannot run."""
     architecture = describe(job.model)
     chosen = plan(job, hardware, architecture=architecture)
+    refuse_fsdp(chosen, hardware)
     targets = lora_targets(architecture, job.method.target) if job.method.kind == "lora" else []
     deepspeed = None
     if chosen.strategy.startswith("zero"):
@@ -53,6 +57,21 @@ def set_up(job: Job, hardware: Hardware, verified: Verified) -> tuple[Plan, Setu
         active_parameters=architecture.active_parameters,
         peak_flops=hardware.card.teraflops * 1e12 if hardware.card else None,
     )
+
+
+def refuse_fsdp(chosen: Plan, hardware: Hardware) -> None:
+    """Raise Refusal where FSDP2 cannot do what the job asks for."""
+    if chosen.strategy != "fsdp":
+        return
+    if chosen.precision == "fp16":
+        raise Refusal(
+            "scale.strategy fsdp has no loss scaling for fp16: take optim.precision bf16, or zero2 or zero3"
+        )
+    version = tuple(int(each) for each in torch.__version__.split("+")[0].split(".")[:2])
+    if hardware.on_cpu and version < (2, 7):
+        raise Refusal(
+            f"FSDP2 does not run on a CPU in torch {torch.__version__}: take zero3, or torch 2.7 or later"
+        )
 
 
 def kind(job: Job) -> str:

@@ -215,6 +215,13 @@ def test_refuses_several_nodes_without_a_rendezvous(bench: Bench, capsys: pytest
     assert "--rendezvous HOST:PORT" in refusal(bench, bench.job("nodes", scale={"nodes": 2}), capsys)
 
 
+def test_refuses_fp16_with_fsdp_which_has_no_loss_scaling(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = bench.job("fp16", scale={"strategy": "fsdp"}, optim={"precision": "fp16"})
+    assert "no loss scaling for fp16" in refusal(bench, job, capsys)
+
+
 def test_a_dry_run_prints_the_plan_and_deepspeeds_configuration(
     bench: Bench, capsys: pytest.CaptureFixture[str]
 ) -> None:

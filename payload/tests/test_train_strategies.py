@@ -3,14 +3,16 @@
 A DeepSeek-V2 is trained whole; everything is on a CPU over gloo.
 """
 
+import os
 import shutil
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny import make_deepseek
-from training_job import Bench, wait_for
+from training_job import Bench, ranks, wait_for
 
 from llmcore.manifest import write_manifest
 from llmtrain.exits import DONE, FAILED, STOPPED, Refusal
@@ -32,13 +34,19 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return bench
 
 
-def whole(bench: Bench, name: str, strategy: str, **changes: Any) -> Path:
+def whole(bench: Bench, file: str, strategy: str, name: str = "whole", **changes: Any) -> Path:
     """A full training of the DeepSeek-V2: 24 steps."""
     scale = {"strategy": strategy, **changes}
     optim = {"precision": "fp32", "epochs": 2, "lr": 3e-3}
     model = str(bench.directory / "mixture")
     return bench.job(
-        name, model=model, method={"kind": "full"}, optim=optim, scale=scale, keep={"every_steps": 8}
+        file,
+        name=name,
+        model=model,
+        method={"kind": "full"},
+        optim=optim,
+        scale=scale,
+        keep={"every_steps": 8},
     )
 
 
@@ -121,6 +129,24 @@ def test_on_another_number_of_processes_zero3_goes_on_and_tells_what_is_lost(
     ours, theirs = bench.losses(job), bench.losses(zero3)
     assert set(ours) == set(range(resumed[0]["step"] + 1, 25))
     assert ours[min(ours)] == pytest.approx(theirs[min(ours)], rel=1e-3)  # the weights are the same
+
+
+def test_a_job_over_two_nodes_goes_on_when_one_was_lost_and_comes_back(bench: Bench, zero3: Path) -> None:
+    """Two agents with a disk each; one of them, and its process, is killed as a power cut would."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = ["--rendezvous", f"127.0.0.1:{free.getsockname()[1]}"]
+    jobs = [whole(bench, f"node{node}", "zero3", name="both", processes=1, nodes=2) for node in range(2)]
+    agents = [bench.start(job, "--node-rank", str(node), *where) for node, job in enumerate(jobs)]
+    # Rank 0, which writes them, may be on either.
+    wait_for(lambda: any(len(bench.losses(job)) >= 9 for job in jobs), agents[0])
+    lost = [agents[1].pid, *ranks(agents[1])]
+    for pid in lost:
+        os.kill(pid, signal.SIGKILL)
+    again = bench.start(jobs[1], "--node-rank", "1", *where)
+    assert [each.wait(timeout=300) for each in (agents[0], again)] == [DONE, DONE], bench.said(jobs[0])
+    losses = {**bench.losses(jobs[0]), **bench.losses(jobs[1])}
+    assert losses == bench.losses(zero3)
 
 
 def test_zero3_on_two_processes_has_the_losses_of_one(bench: Bench, zero3: Path, one: Path) -> None:
