@@ -147,7 +147,7 @@ def paired(sides: list["Subject"], data: HeldOut, rule: Rule) -> tuple[list[Pair
     if data.texts:
         bits_of = [sum(seen["bits_per_byte"][number]) for number in (0, 1)]
         each = [
-            2 ** (bits / max(1, count)) if bits < float("inf") else None
+            2 ** (bits / max(1, count)) if bits / max(1, count) < 1000 else None  # nor is NaN
             for bits, count in zip(bits_of, tokens, strict=True)
         ]
         more["perplexity_per_token"] = {"old": each[0], "new": each[1]}
