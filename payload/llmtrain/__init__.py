@@ -12,3 +12,5 @@ os.environ.update(
     TRANSFORMERS_OFFLINE="1",
     DO_NOT_TRACK="1",
 )
+# A peer that is away would fill the journal with torch's stack frames.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
