@@ -174,7 +174,12 @@ def child(side: str, raw: Path) -> None:
         begun, wall = cpu(), time.monotonic()
         left = run(raw, Path(place, "work"))
         taken = {"cpu": cpu() - begun, "wall": time.monotonic() - wall, "left": left}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # Not ru_maxrss: that begins with what the parent had when it started this process.
+    [peak] = [
+        int(line.split()[1]) / 1024
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmHWM:")
+    ]
     print("RESULT " + json.dumps({**taken, "peak_mb": peak}))
 
 

@@ -280,6 +280,18 @@ def test_near_duplicates_go_and_unlike_ones_stay(tmp_path: Path) -> None:
     }
 
 
+def test_of_several_earlier_documents_the_earliest_is_named(tmp_path: Path) -> None:
+    keys = {"a": [1, 10], "b": [2, 20], "c": [1, 20]}
+    docs = [Document(name, name, {}) for name in keys]
+    list(Sign(lambda each: numpy.array(keys[each.text], numpy.uint64), 2, tmp_path)(iter(docs)))
+    same = [tmp_path / name for name in ("band-0", "band-1")]
+    for band, directory in enumerate(same):
+        directory.mkdir()
+        same_keys(directory, [tmp_path / "00000"], band, 0, 1)
+    originals(tmp_path, [tmp_path / "00000"], same, 0)
+    assert json.loads((tmp_path / "drops.json").read_text()) == {"2": "a"}
+
+
 def test_how_keys_are_cut_into_ranges_changes_nothing(tmp_path: Path) -> None:
     whole, cut = (found(corpus(), tmp_path / str(parts), settings.Near(), parts) for parts in (1, 7))
     assert cut == whole
@@ -300,7 +312,10 @@ def test_what_has_a_run_of_words_of_the_evaluation_set_goes(rejects: Rejects, tm
         document(" ".join(asked.split()[10:22]) + " and else"),  # one word less
         document("too short"),
     ]
-    left = list(Decontaminate(tmp_path, rejects)(iter(docs)))
+    step = Decontaminate(tmp_path, rejects)
+    words = asked.split()
+    assert [step.contaminated(" ".join(words[start : start + 13])) for start in range(28)] == [13] * 28
+    left = list(step(iter(docs)))
     assert left == docs[2:]
     assert rules(rejects) == ["contaminated", "contaminated"]
 
