@@ -3,7 +3,7 @@
 
     bench/train_plan.py [MODEL_DIR]        default: SmolLM2-135M, which `make bundle` leaves in .lab/bundle/models
 
-LoRA and full fine-tuning, with and without activation checkpointing, each in a process of its own that trains three steps
+LoRA and full fine-tuning, with and without activation checkpointing, each in a process of its own that trains two steps
 of random tokens in 32 bit (payload/tests/measured_step.py, which a test runs, too). Needs `make env` and 6 GiB of memory.
 Exit code 0, or 1 where a peak is more than 15 % above its plan: the error that would end a job.
 """

@@ -94,7 +94,7 @@ def outlined(config: Any, dtype: Any, experts: bool) -> Any:
     from torch.autograd import Function
     from transformers import AttentionInterface
 
-    class Kernel(Function):
+    class Kernel(Function):  # type: ignore[misc]  # torch has no types here
         """A fused attention that keeps what one keeps."""
 
         @staticmethod
