@@ -35,9 +35,7 @@ LOWEST_SCALE = 1.0  # of fp16's loss: below it nothing is left that scaling coul
 SKIPPED = 8  # steps in a row that fp16 skipped; from 65536 a scale that fits most models is found sooner
 EXPLODING = 10.0  # times the median norm
 EXPLODED = 10  # such steps in a row
-VANISHING = (
-    1e-4  # of the median norm of the same kind of layer; healthy ones lie within one or two powers of ten
-)
+VANISHING = 1e-4  # of the median norm of the same kind of layer; healthy ones are within a hundredth
 SMOOTHED = 20  # losses of which the median is taken, so that one spike is none
 DIVERGING, DIVERGED = 0.5, 2.0  # nats that it is above the lowest there was
 AGAIN = 100  # steps until the same is said again
