@@ -19,7 +19,7 @@ from trl import SFTConfig, SFTTrainer  # noqa: E402
 STEPS, BATCH, ACCUMULATION = int(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
 
 
-class Clock(TrainerCallback):
+class Clock(TrainerCallback):  # type: ignore[misc]
     """Notes when steps begin and end."""
 
     def __init__(self) -> None:
