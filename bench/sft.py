@@ -6,7 +6,7 @@ both do the same work; then short documents by llm-train alone, packed and one a
 loss of the first step is compared, too: an adapter changes nothing yet, and both must see the same model in the same way. Seconds
 from a process's start to its first step are printed, which for llm-train has plan, checks and torchrun in it.
 
-Without --model, the model is a Llama of 14 M parameters, made here. Needs `make env` and `make peers PEER=trl`.
+Without --model, the model is a Llama of 5 M parameters, made here. Needs `make env` and `make peers PEER=trl`.
 Exit code 0, or 1 if the losses differ.
 """
 
@@ -27,9 +27,11 @@ from stand import PYTHON, ROOT
 TRL = ROOT / "bench/.venv-trl/bin/python"
 SEQ_LEN, BATCH, ACCUMULATION = 256, 4, 2
 WARM = 3  # steps that do not count
+# One thread: OpenBLAS' threads and OpenMP's wait for each other in a loop where cores are shared.
 ENVIRONMENT = {
     **os.environ,
     "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
     "TRL_EXPERIMENTAL_SILENCE": "1",
     "PYTHONPATH": f"{ROOT}/payload:{ROOT}/payload/tests",
 }
@@ -126,10 +128,10 @@ def main() -> int:
         )
         runs: dict[str, list[dict[str, Any]]] = {"llm-train": [], "trl": [], "packed": [], "unpacked": []}
         for turn in range(options.turns):
-            runs["llm-train"].append(ours(where, "whole", options.steps, turn))
-            runs["trl"].append(trls(where, options.steps))
-            runs["packed"].append(ours(where, "packed", options.steps, turn))
-            runs["unpacked"].append(ours(where, "unpacked", options.steps, turn))
+            for name, found in runs.items():
+                data = "whole" if name == "llm-train" else name
+                found.append(trls(where, options.steps) if name == "trl" else ours(where, data, options.steps, turn))
+                print(f"turn {turn}, {name}: {median(found[-1:]):.0f} tokens/s", file=sys.stderr, flush=True)
         for name, found in runs.items():
             start = statistics.median(run["to_first_step"] for run in found)
             print(

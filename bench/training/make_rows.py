@@ -1,5 +1,5 @@
 """Makes, in the directory named first, what bench/sft.py and bench/train_gpu.py train: rows of one whole document, and short
-documents packed and one a row; and a Llama of 14 M parameters, unless --model names another.
+documents packed and one a row; and a Llama of 5 M parameters, unless --model names another.
 
 Tokens are random: nothing of what is measured depends on them.
 """
@@ -18,7 +18,7 @@ from tiny import make_model
 from transformers import AutoConfig
 
 SIZE = {
-    "hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 8, "num_attention_heads": 6, "num_key_value_heads": 6,
+    "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 4,
 }  # fmt: skip
 Tokens = NDArray[Any]
 

@@ -236,7 +236,9 @@ def loop(job: Job, setup: Setup, key: bytes, device: torch.device, asked_to_stop
             return STOPPED
 
     if job.optim.patience and held_out:
-        together(lambda: put(job.output / "best", final) if rank == 0 else None)
+        best = job.output / "best"
+        if rank == 0 and best.exists():  # it does not where a kill came just after this
+            put(best, final)
     else:
         export(job, strategy, final, record())
     distributed.barrier()
