@@ -2,9 +2,10 @@
 """llm-train beside plain TRL, and what packing brings: tokens a second on a CPU, in turns.
 
 The same LoRA (the guide's recipe, fp32, one process) on the same rows of the same model, each of one whole document, so that
-both do the same work; then short documents by llm-train alone, packed and one a row. Tokens are those that are no padding. The
-loss of the first step is compared, too: an adapter changes nothing yet, and both must see the same model in the same way. Seconds
-from a process's start to its first step are printed, which for llm-train has plan, checks and torchrun in it.
+both do the same work; then short documents by llm-train alone, packed and one a row. Tokens are those that are no padding, and
+seconds are CPU's, as others share the machine. The loss of the first step is compared, too: an adapter changes nothing yet, and
+both must see the same model in the same way. Seconds from a process's start to its first step are printed, which for llm-train
+has plan, checks and torchrun in it.
 
 Without --model, the model is a Llama of 5 M parameters, made here. Needs `make env` and `make peers PEER=trl`.
 Exit code 0, or 1 if the losses differ.
@@ -69,7 +70,7 @@ def ours(where: Path, data: str, steps: int, turn: int) -> dict[str, Any]:
     lines = [json.loads(line) for line in (where / name / "metrics.jsonl").read_text().splitlines()]
     stepped = [line for line in lines if "lr" in line]
     return {
-        "rates": [line["tokens_per_second"] for line in stepped],
+        "rates": [line["tokens"] / line["cpu_seconds"] for line in stepped],
         "loss": stepped[0]["loss"],
         "to_first_step": datetime.fromisoformat(stepped[0]["time"]).timestamp() - begun,
     }
@@ -96,13 +97,13 @@ def trls(where: Path, steps: int) -> dict[str, Any]:
     )
     told = json.loads(done.stdout.splitlines()[-1])
     tokens = SEQ_LEN * BATCH * ACCUMULATION
-    rates = [tokens / seconds for seconds in told["seconds"]]
+    rates = [tokens / seconds for seconds in told["cpu"]]
     return {"rates": rates, "loss": told["losses"][0], "to_first_step": told["to_first_step"]}
 
 
 def median(runs: list[dict[str, Any]]) -> float:
-    """Tokens a second, over all steps of all runs but the first of each."""
-    return float(statistics.median(rate for run in runs for rate in run["rates"][WARM:]))
+    """Tokens a second of CPU, over all steps of all runs but the first of each."""
+    return statistics.median(rate for run in runs for rate in run["rates"][WARM:])
 
 
 def main() -> int:
@@ -130,12 +131,16 @@ def main() -> int:
         for turn in range(options.turns):
             for name, found in runs.items():
                 data = "whole" if name == "llm-train" else name
-                found.append(trls(where, options.steps) if name == "trl" else ours(where, data, options.steps, turn))
-                print(f"turn {turn}, {name}: {median(found[-1:]):.0f} tokens/s", file=sys.stderr, flush=True)
+                found.append(
+                    trls(where, options.steps) if name == "trl" else ours(where, data, options.steps, turn)
+                )
+                print(
+                    f"turn {turn}, {name}: {median(found[-1:]):.0f} tokens/CPU-s", file=sys.stderr, flush=True
+                )
         for name, found in runs.items():
             start = statistics.median(run["to_first_step"] for run in found)
             print(
-                f"{name:10} {median(found):8.0f} tokens/s, first step after {start:5.1f} s, its loss {found[0]['loss']:.4f}"
+                f"{name:10} {median(found):8.0f} tokens/CPU-s, first step after {start:5.1f} s, its loss {found[0]['loss']:.4f}"
             )
         print(f"llm-train / trl      {median(runs['llm-train']) / median(runs['trl']):.2f} (wanted: 0.95)")
         print(f"packed / unpacked    {median(runs['packed']) / median(runs['unpacked']):.2f} (wanted: 2)")

@@ -1,6 +1,6 @@
 """TRL's SFTTrainer, as it is, on the rows of bench/sft.py: its second argument is a data set, the first the model.
 
-Prints JSON: seconds from the start of the process to the first step, and seconds and loss of each step.
+Prints JSON: seconds from the start of the process to the first step, and seconds, CPU seconds and loss of each step.
 """
 
 import json
@@ -23,14 +23,14 @@ class Clock(TrainerCallback):  # type: ignore[misc]
     """Notes when steps begin and end."""
 
     def __init__(self) -> None:
-        self.began: list[float] = []
-        self.ended: list[float] = []
+        self.began: list[tuple[float, float]] = []
+        self.ended: list[tuple[float, float]] = []
 
     def on_step_begin(self, *_: object, **__: object) -> None:
-        self.began.append(time.time())
+        self.began.append((time.time(), time.process_time()))
 
     def on_step_end(self, *_: object, **__: object) -> None:
-        self.ended.append(time.time())
+        self.ended.append((time.time(), time.process_time()))
 
 
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32, attn_implementation="sdpa")
@@ -68,5 +68,9 @@ trainer = SFTTrainer(
 )
 trainer.train()
 losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
-seconds = [end - begin for begin, end in zip(clock.began, clock.ended, strict=True)]
-print(json.dumps({"to_first_step": clock.began[0] - BEGUN, "seconds": seconds, "losses": losses}))
+steps = list(zip(clock.began, clock.ended, strict=True))
+seconds = [end[0] - begin[0] for begin, end in steps]
+cpu = [end[1] - begin[1] for begin, end in steps]
+print(
+    json.dumps({"to_first_step": clock.began[0][0] - BEGUN, "seconds": seconds, "cpu": cpu, "losses": losses})
+)

@@ -189,7 +189,7 @@ def loop(job: Job, setup: Setup, key: bytes, device: torch.device, asked_to_stop
         return state["cursor"] >= end or (patience is not None and state["worse"] >= patience)
 
     while not finished():
-        begun = time.monotonic()
+        begun, computed = time.monotonic(), time.process_time()
         cursor, after = state["cursor"], min(state["cursor"] + rows_a_step, end)
         batches = step_batches(
             rows, job.seed, cursor, end, setup.micro_batch, setup.accumulation, rank, world_size, device
@@ -213,7 +213,7 @@ def loop(job: Job, setup: Setup, key: bytes, device: torch.device, asked_to_stop
         facts: dict[str, Any] = {
             "loss": loss, "lr": lr, "grad_norm": norm, "loss_scale": strategy.scale, "tokens": tokens,
             **health.speed(tokens, seconds), **(norms[-1].facts() if norms else {}),
-            "memory_gb": peak_memory(device), "cursor": after,
+            "memory_gb": peak_memory(device), "cursor": after, "cpu_seconds": time.process_time() - computed,
         }  # fmt: skip
         report.step(step, of, seconds, facts)
         verdict = health.step(step, loss, norm, cursor, strategy.scale, norms[-1] if norms else None)

@@ -187,6 +187,7 @@ def test_chinese_in_its_own_encoding_is_read(tmp_path: Path) -> None:
     ],
 )
 def test_inputs_that_cannot_be_meant_are_refused_by_name(tmp_path: Path, name: str, said: str) -> None:
+    (tmp_path / "empty.jsonl").touch()
     (tmp_path / "a.xyz").write_text("x")
     (tmp_path / "a.csv").write_text("a,b\n1,2\n")
     with pytest.raises(Refusal, match=said):

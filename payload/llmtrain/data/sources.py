@@ -72,6 +72,10 @@ def shards_of(inputs: Sequence[Input], shard_mb: int) -> list[list[Piece]]:
                     group = []
         if group:
             shards.append(group)
+    if not shards:
+        raise Refusal(
+            f"all files of {', '.join(given.path for given in inputs)} are empty: give some with text"
+        )
     return shards
 
 
