@@ -163,7 +163,7 @@ def test_refuses_a_step_that_cannot_be_divided(bench: Bench, capsys: pytest.Capt
 
 def test_refuses_data_that_is_not_there(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     job = bench.job("no-data", data={"train": str(bench.directory / "nowhere")})
-    assert "llm-train data pack" in refusal(bench, job, capsys)
+    assert "llm-train data run" in refusal(bench, job, capsys)
 
 
 def test_refuses_data_that_was_altered(
