@@ -43,7 +43,7 @@ def offloads(load: Load, strategy: str) -> Iterator[str]:
     possible = {"zero2": OFFLOADS[:2], "zero3": OFFLOADS}.get(strategy, OFFLOADS[:1])
     if hardware.on_cpu:
         possible = OFFLOADS[:1]
-    if scale.offload not in ("auto", *possible):
+    if scale.strategy != "auto" and scale.offload not in ("auto", *possible):
         raise Refusal(
             f"scale.offload is {scale.offload}, which {strategy} on {hardware.gpu} has not: it has {', '.join(possible)}"
         )

@@ -98,6 +98,10 @@ def plan(
     numbers = precision(job, hardware)
     load = Load(architecture, job, hardware, seq_len, numbers, counted(architecture, job, numbers))
     every = list(choices(load, rows_per_rank))
+    if not every:
+        raise Refusal(
+            f"scale.offload is {job.scale.offload}, and nothing that can run this job on {hardware.gpu} offloads: leave it out"
+        )
     fitting = [choice for choice in every if fits(load, choice)]
     if not fitting:
         nearest = min(

@@ -237,6 +237,16 @@ def test_an_offload_that_a_strategy_has_not_is_refused(known: Known) -> None:
         planned(known, "7b", FULL, given("a100", 8), scale={"strategy": "zero2", "offload": "all"})
 
 
+def test_offloading_alone_leaves_the_strategy_to_the_plan(known: Known) -> None:
+    found = planned(known, "7b", FULL, given("a100", 8), scale={"offload": "optimizer"})
+    assert (found.strategy, found.offload) == ("zero2", "optimizer")
+
+
+def test_offloading_on_a_cpu_is_refused(known: Known) -> None:
+    with pytest.raises(Refusal, match=r"scale\.offload is all, and nothing .* on cpu offloads"):
+        planned(known, "7b", FULL, Hardware("cpu", 2, 500 * G, 1000 * G), scale={"offload": "all"})
+
+
 def test_offloading_needs_room_in_the_hosts_memory(known: Known) -> None:
     little = replace(given("a100", 1), host_memory=64 * G)
     with pytest.raises(NoFit, match="more of a node's memory than there is") as refusal:
