@@ -103,7 +103,7 @@ def trls(where: Path, steps: int) -> dict[str, Any]:
 
 def median(runs: list[dict[str, Any]]) -> float:
     """Tokens a second of CPU, over all steps of all runs but the first of each."""
-    return statistics.median(rate for run in runs for rate in run["rates"][WARM:])
+    return float(statistics.median(rate for run in runs for rate in run["rates"][WARM:]))
 
 
 def main() -> int:
