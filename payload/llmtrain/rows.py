@@ -9,6 +9,7 @@ A row is read by itself, without the rest of its shard in memory.
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -126,6 +127,7 @@ def write_shard(directory: Path, number: int, rows: list[Row]) -> dict[str, Any]
     aside = path.with_suffix(".partial")
     save_file({name: numpy.stack([getattr(row, name) for row in rows]) for name in NAMES}, aside)
     with aside.open("rb") as file:
+        os.fsync(file.fileno())
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     aside.replace(path)
     return {"file": path.name, "rows": len(rows), "sha256": digest}
@@ -137,5 +139,8 @@ def write_index(
     """Write `rows.json`, last of all; `more` is what else is worth knowing: documents, tokens, padding, lineage."""
     index = {"seq_len": seq_len, "tokenizer": tokenizer, "shards": shards, **more}
     aside = directory / "rows.json.partial"
-    aside.write_text(json.dumps(index, indent=1, sort_keys=True) + "\n")
+    with aside.open("w") as file:
+        file.write(json.dumps(index, indent=1, sort_keys=True) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
     aside.replace(directory / "rows.json")
