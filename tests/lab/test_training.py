@@ -116,9 +116,9 @@ def test_an_adapter_is_gated_published_installed_and_answers(trainers: Lab) -> N
         wait(trainers, host, "llm-train@licences")
     output = f"{HERE}/jobs/licences"
     # Held out: other licences, which have the words and not the text.
-    held_out = """import json, pathlib, sys
-for path in sorted(pathlib.Path("/usr/share/doc").glob("*/copyright"))[:80]:
-    text = path.read_text(errors="replace")[:1500]
+    held_out = """import json, pathlib
+texts = [path.read_text(errors="replace")[:1500] for path in sorted(pathlib.Path("/usr/share/doc").glob("*/copyright"))]
+for text in list(dict.fromkeys(texts))[:60]:
     print(json.dumps({"text": text}))
 """
     trainers.on("train1", f"python3 - > {HERE}/held-out.jsonl", given=held_out)
