@@ -24,7 +24,10 @@ JOB: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What the role makes of JOB on the second of two hosts."""
-    wanted = {name: f"__llm_training_{name}" for name in ("files", "wrong", "units", "let_in")}
+    wanted = {
+        name: f"__llm_training_{name}"
+        for name in ("files", "directories", "leftovers", "wrong", "units", "let_in")
+    }
     wanted["unit"] = "lookup('ansible.builtin.template', 'llm-train@.service.j2')"
     wanted |= {way: f"lookup('ansible.builtin.template', '{way}.nft.j2')" for way in ("input", "output")}
     given = {
@@ -56,6 +59,8 @@ def test_the_job_file_names_model_output_and_hosts_and_leaves_out_what_is_the_ro
     }
     assert yaml.safe_load(content(made, "/sql.data.yaml")) == {"seq_len": 512}
     assert content(made, "/memory.conf") == "[Service]\nMemoryMax=64G\n"
+    assert made["directories"][-1] == {"path": "/etc/systemd/system/llm-train@sql.service.d"}
+    assert made["leftovers"] == []
     assert content(made, "/sql.env").splitlines() == [
         "PREPARE=--prepare /opt/llmtrain/units/llm-train@sql.service/etc/sql.data.yaml",
         "NCCL_IB_HCA=mlx5",
