@@ -118,11 +118,12 @@ def test_an_adapter_is_gated_published_installed_and_answers(trainers: Lab) -> N
     # Held out: other licences, which have the words and not the text.
     held_out = """import json, pathlib
 texts = [path.read_text(errors="replace")[:1500] for path in sorted(pathlib.Path("/usr/share/doc").glob("*/copyright"))]
-for text in list(dict.fromkeys(texts))[:60]:
+for text in list(dict.fromkeys(texts))[:40]:
     print(json.dumps({"text": text}))
 """
     trainers.on("train1", f"python3 - > {HERE}/held-out.jsonl", given=held_out)
-    compare = f"llm-train compare {BASE} {BASE}+{output}/adapter --data {HERE}/held-out.jsonl --out {output}/verdict.json"
+    # In float32, whose products Debian's torch leaves to OpenBLAS.
+    compare = f"llm-train compare --dtype float32 {BASE} {BASE}+{output}/adapter --data {HERE}/held-out.jsonl --out {output}/verdict.json"
     trainers.on("train1", compare, timeout=3000)
     trainers.on(
         "train1", f"llm-train publish {output} --into {HERE}/candidate --name licences-1 --licence Apache-2.0"
