@@ -37,8 +37,9 @@ types: env
 
 unit: env
 	.venv/bin/pytest tests/unit $(WORKERS) --dist loadfile
-	cd payload && .venv/bin/pytest $(WORKERS) --dist loadfile --ignore-glob='*/test_train_*'
-	cd payload && .venv/bin/pytest $(WORKERS) --dist loadfile tests/test_train_*.py
+	cd payload
+	.venv/bin/pytest $(WORKERS) --dist loadfile --ignore-glob='*/test_train_*'
+	.venv/bin/pytest $(WORKERS) --dist loadfile tests/test_train_*.py
 
 policy: env  ## who may do what: format, types, tests and their coverage, lint
 	if opa=$$(.venv/bin/llmkeep program opa); then
@@ -73,8 +74,9 @@ storm: bundle  ## the long fault campaigns (hours): KILLS=500 of luks_volume and
 	STORM=$(or $(KILLS),500) SEED=$(or $(SEED),5) .venv/bin/pytest tests/unit/test_hsm_pin.py tests/unit/test_volume_verbs.py -k kill -rP
 	STORM=$(or $(STORM),20) SEED=$(or $(SEED),5) .venv/bin/pytest tests/lab/test_lost_writes.py tests/lab/test_lost_saves.py tests/lab/test_estate.py -k "lost_writes or power_cut" -rP
 	STORM=1 .venv/bin/pytest tests/lab/test_training.py -rP
-	cd payload && STORM=$(or $(KILLS),200) SEED=$(or $(SEED),5) .venv/bin/pytest tests/test_train_checkpoint.py -k kill -rP
-	cd payload && STORM_MINUTES=10 .venv/bin/pytest tests/test_storms.py -k memory -rP
+	cd payload
+	STORM=$(or $(KILLS),200) SEED=$(or $(SEED),5) .venv/bin/pytest tests/test_train_checkpoint.py -k kill -rP
+	STORM_MINUTES=10 .venv/bin/pytest tests/test_storms.py -k memory -rP
 
 bundle: env  ## build (or keep) the lab's signed bundle in .lab/bundle
 	.venv/bin/llmkeep keys init .lab/keys
