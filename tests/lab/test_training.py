@@ -123,7 +123,9 @@ for text in list(dict.fromkeys(texts))[:40]:
 """
     trainers.on("train1", f"python3 - > {HERE}/held-out.jsonl", given=held_out)
     # In float32, whose products Debian's torch leaves to OpenBLAS.
-    compare = f"llm-train compare --dtype float32 {BASE} {BASE}+{output}/adapter --data {HERE}/held-out.jsonl --out {output}/verdict.json"
+    adapted = f"{BASE}+{output}/adapter"
+    asked = f"--data {HERE}/held-out.jsonl --out {output}/verdict.json --dtype float32"
+    compare = f"llm-train compare {BASE} {adapted} {asked}"
     trainers.on("train1", compare, timeout=3000)
     trainers.on(
         "train1", f"llm-train publish {output} --into {HERE}/candidate --name licences-1 --licence Apache-2.0"
