@@ -17,6 +17,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from llmtrain.exits import Refusal
+from llmtrain.rows import SOURCES
 
 Text = Annotated[str, Field(min_length=1)]
 
@@ -153,7 +154,7 @@ def digests(content: Any) -> set[str]:
 def refuse_learned(held_out: HeldOut, model: Path) -> bool:
     """Raise Refusal where this very set is among what the model learned from; whether its files are told at all.
 
-    They are in the model's training.json, or in the index of the rows that it names, under `sources`.
+    They are in the model's training.json, under `sources`, or beside the rows that it names.
     """
     told: set[str] = set()
     named = False
@@ -161,16 +162,16 @@ def refuse_learned(held_out: HeldOut, model: Path) -> bool:
         try:
             training = json.loads(path.read_bytes())
             data = training.get("job", {}).get("data", {})
-            rows = [Path(data[name]) / "rows.json" for name in ("train", "eval") if data.get(name)]
-            documents = [training, *(json.loads(index.read_bytes()) for index in rows if index.is_file())]
+            beside = [Path(data[name]) / SOURCES for name in ("train", "eval") if data.get(name)]
+            listed = [path.read_text().split() for path in beside if path.is_file()]
         except FileNotFoundError:
             continue
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise Refusal(
                 f"{path} does not tell what was learned ({error!r}): train again, or take it away"
             ) from error
-        told |= digests(documents)
-        named = named or any("sources" in document for document in documents)
+        told |= digests([training, *listed])
+        named = named or "sources" in training or bool(listed)
     if held_out.sha256 in told:
         raise Refusal(
             f"the held-out set (sha256 {held_out.sha256}) is among the data that {model} learned from: a set that was seen "

@@ -2,7 +2,8 @@
 
 - `rows-NNNNN.safetensors`: `input_ids` int32, `learned` uint8 (1 where the loss counts), `document` int32 (1, 2, … in a
   row; 0 is padding), each of shape (rows, seq_len);
-- `rows.json`: the tokenizer they are for, and each shard's rows and sha256. Its own sha256 names the data set.
+- `rows.json`: the tokenizer they are for, and each shard's rows and sha256. Its own sha256 names the data set;
+- `sources.sha256`: the files that they were made of, by their sha256, a line each.
 
 A row is read by itself, without the rest of its shard in memory.
 """
@@ -23,6 +24,7 @@ from safetensors.numpy import save_file
 
 from llmtrain.exits import ALTERED, Refusal
 
+SOURCES = "sources.sha256"
 NAMES = ("input_ids", "learned", "document")
 # What makes two tokenizers the same, as far as a model can tell.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")

@@ -17,6 +17,7 @@ from llmtrain import exits, held_out, verdict
 from llmtrain.cli import main
 from llmtrain.compare import alternating
 from llmtrain.exits import Refusal
+from llmtrain.rows import SOURCES
 from llmtrain.scores import Subject, exact, f1, load
 from llmtrain.verdict import Margins, Pace, Paired, Rule
 
@@ -497,16 +498,16 @@ def test_a_set_that_the_model_learned_from_is_refused(
     rows.mkdir()
     for file, content in (
         (training, {"job": {}, "sources": [{"sha256": digest}]}),
-        (rows / "rows.json", {"sources": {digest: 33}}),
+        (rows / SOURCES, digest),
     ):
         training.write_text(json.dumps({"job": {"data": {"train": str(rows), "eval": None}}}))
-        file.write_text(json.dumps(content))
+        file.write_text(content if isinstance(content, str) else json.dumps(content))
         assert gate(tmp_path, wrong, tmp_path / "job" / "model") == exits.USAGE
         assert "is among the data that" in capsys.readouterr().err
-    (rows / "rows.json").write_text(json.dumps({"sources": {"0" * 64: 33}}))
+    (rows / SOURCES).write_text("0" * 64)
     assert gate(tmp_path, wrong, tmp_path / "job" / "model") == exits.DONE
     assert "not known" not in capsys.readouterr().out
-    (rows / "rows.json").unlink()
+    (rows / SOURCES).unlink()
     assert gate(tmp_path, wrong, tmp_path / "job" / "model") == exits.DONE
     assert "which files NEW learned from is told nowhere" in capsys.readouterr().out
 

@@ -1,6 +1,7 @@
 """`llm-train data run`, whole: what comes out, what is made again, what a kill costs."""
 
 import errno
+import hashlib
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ from llmtrain.cli import main
 from llmtrain.data.run import run
 from llmtrain.data.where import where
 from llmtrain.exits import FAILED, NO_SPACE, STOPPED, USAGE, Refusal
-from llmtrain.rows import Rows
+from llmtrain.rows import SOURCES, Rows
 
 
 @pytest.fixture
@@ -57,6 +58,15 @@ def test_the_rows_are_whole_and_name_their_tokenizer(root: Path) -> None:
     rows.verify()
     learned = sum(int(row.learned.sum()) for row in rows)
     assert (len(rows), learned) == (report["rows"]["rows"], report["rows"]["learned"])
+
+
+def test_the_files_that_it_is_made_of_are_named_so_that_the_gate_knows_them(root: Path) -> None:
+    for _ in range(2):  # the second time nothing is read
+        made(root)
+        files = [
+            hashlib.sha256((root / f"raw/{number}.jsonl").read_bytes()).hexdigest() for number in range(3)
+        ]
+        assert (root / "out" / SOURCES).read_text().split() == sorted(files)
 
 
 def test_another_number_of_workers_changes_no_byte(root: Path) -> None:

@@ -13,13 +13,18 @@ from llmtrain.data.settings import Settings
 from llmtrain.data.tokens import COUNTED
 from llmtrain.data.work import Found, sync, write_aside, write_json
 from llmtrain.exits import Refusal
-from llmtrain.rows import tokenizer_digest, write_index
+from llmtrain.rows import SOURCES, tokenizer_digest, write_index
 
 REJECTS = "rejects.jsonl"
 
 
-def publish(settings: Settings, made: dict[str, Found], packed: Found) -> dict[str, Any]:
-    """Put the data set into `output`, its index last; the report. Raises Refusal where no row is left."""
+def publish(
+    settings: Settings, made: dict[str, Found], packed: Found, learned_from: set[str]
+) -> dict[str, Any]:
+    """Put the data set into `output`, its index last; the report. Raises Refusal where no row is left.
+
+    `learned_from` are the input files by their sha256, so that the gate knows a held-out set that is one of them.
+    """
     output = settings.output
     output.mkdir(parents=True, exist_ok=True)
     drops = gather_rejects(output / REJECTS, made)
@@ -40,6 +45,7 @@ def publish(settings: Settings, made: dict[str, Found], packed: Found) -> dict[s
         raise Refusal(
             f"no document is left for {output}: {dict(drops.most_common(3))} dropped; see {output / REJECTS}"
         )
+    write_aside(output / SOURCES, "".join(f"{digest}\n" for digest in sorted(learned_from)))
     totals = {name: report["rows"][name] for name in ("documents", "tokens", "learned", "padding", "split")}
     write_index(output, settings.pack.seq_len, tokenizer_digest(settings.tokenizer), shards, **totals)
     sync(output)

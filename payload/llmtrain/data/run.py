@@ -42,6 +42,7 @@ class Pipeline:
     def __init__(self, settings: Settings, work: Work) -> None:
         self.settings, self.work = settings, work
         self.made: dict[str, Found] = {}  # each step's directories and results
+        self.learned_from: set[str] = set()  # the sha256 of each input file that was not cut
 
     def results(self, tasks: list[Task]) -> Found:
         """The tasks of one step, kept for the report."""
@@ -61,6 +62,12 @@ class Pipeline:
             key = key_of([(str(piece.path), piece.start, piece.end) for piece in group], stamp)
             hashing.append(Task("hash", key, weight, hash_pieces, (group,)))
         hashes = [result["sha256"] for _, result in self.work.results(hashing)]
+        for group, stamped, hashed in zip(groups, stamps, hashes, strict=True):
+            self.learned_from |= {
+                digest
+                for piece, (_, size, *_), digest in zip(group, stamped, hashed, strict=True)
+                if (piece.start, piece.end) == (0, size)
+            }
         code = code_of(documents, sources, read, clean, shards)
         tasks = []
         for number, group in enumerate(groups):
@@ -284,7 +291,7 @@ def run(settings: Settings, workers: int, prune: bool) -> dict[str, Any]:
         if settings.decontaminate is not None:
             left = pipeline.decontaminate(left, settings.decontaminate)
         packed = pipeline.pack(pipeline.tokenize(left))
-        report = publish(settings, pipeline.made, packed)
+        report = publish(settings, pipeline.made, packed, pipeline.learned_from)
         if prune:
             work.prune()
         return report
