@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from llmcore.files import flush
 from llmtrain import sealed
 from llmtrain.checkpoint import Checkpoints
 from safetensors.torch import save_file
@@ -56,10 +57,10 @@ def plain(folder: Path, write: Callable[[Path], None]) -> None:
     new.mkdir(parents=True)
     write(new)
     for path in (*new.iterdir(), new):
-        sealed.flush(path)
+        flush(path)
     shutil.rmtree(old, ignore_errors=True)
     new.rename(old)
-    sealed.flush(folder)
+    flush(folder)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ import re
 import stat
 from pathlib import Path
 
+from llmcore.files import sha256_of
+
 LINE = re.compile(r"([0-9a-f]{64})  ([^\0\n]+)")
 PICKLED = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 
@@ -64,8 +66,7 @@ def verify_model(directory: Path, manifest: Path) -> str:
         raise ManifestError(f"{directory / relative} is missing: install the model from the bundle again")
     for relative, wanted in sorted(entries.items()):
         try:
-            with (directory / relative).open("rb") as file:
-                seen = hashlib.file_digest(file, "sha256").hexdigest()
+            seen = sha256_of(directory / relative)
         except OSError as error:
             raise ManifestError(
                 f"cannot read {directory / relative}: {error.strerror}; see whose it is, and its disk"
@@ -83,9 +84,7 @@ def write_manifest(directory: Path, manifest: Path) -> None:
     lines = []
     for path in sorted(directory.rglob("*")):
         if path.is_file() and path != manifest:
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            lines.append(f"{digest}  {path.relative_to(directory)}\n")
+            lines.append(f"{sha256_of(path)}  {path.relative_to(directory)}\n")
     manifest.write_text("".join(lines))
 
 

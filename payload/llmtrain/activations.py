@@ -95,7 +95,7 @@ def outlined(config: Any, dtype: Any, experts: bool) -> Any:
     from transformers import AttentionInterface
 
     class Kernel(Function):  # type: ignore[misc]  # torch has no types here
-        """A fused attention that keeps what one keeps."""
+        """A fused attention that keeps what one keeps; it is counted, and nobody asks it for gradients."""
 
         @staticmethod
         def forward(ctx: Any, query: Any, key: Any, value: Any) -> Any:
@@ -103,10 +103,6 @@ def outlined(config: Any, dtype: Any, experts: bool) -> Any:
             out = value.new_empty(rows, tokens, heads, value.shape[-1])
             ctx.save_for_backward(query, key, value, out)
             return out
-
-        @staticmethod
-        def backward(ctx: Any, *gradients: Any) -> Any:
-            raise NotImplementedError
 
     def attention(module: Any, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> Any:
         # A packed row has a mask, with which keys and values are copied for each head that shares them.

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmcore.files import flush
 from llmtrain import sealed
 from llmtrain.exits import ALTERED, FAILED, NO_SPACE, Refusal
 
@@ -220,7 +221,7 @@ class Checkpoints:
         missing = [path for path in (self.directory, *self.directory.parents) if not path.exists()]
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         for path in missing:
-            sealed.flush(path.parent)
+            flush(path.parent)
         if sealed.changeable(self.directory.stat()):
             raise Refusal(
                 f"{self.directory} can be written by others, who could change a checkpoint after it was verified: "
@@ -264,7 +265,7 @@ class Checkpoints:
     def _seal(self, aside: Path, facts: dict[str, Any]) -> None:
         if self.first:
             self.expected = sealed.seal(aside, self.key, facts)
-            sealed.flush(self.directory)
+            flush(self.directory)
 
     def _put(self, aside: Path, folder: Path, displaced: Path) -> list[tuple[int, str]] | None:
         """Give a sealed folder its name; the saves that this node has then. Another one of that name, of a past that was
@@ -275,7 +276,7 @@ class Checkpoints:
         if folder.exists():
             folder.rename(displaced)
         aside.rename(folder)
-        sealed.flush(self.directory)
+        flush(self.directory)
         shutil.rmtree(displaced, ignore_errors=True)
         return list(self._found()[0])
 

@@ -10,7 +10,6 @@ A row is read by itself, without the rest of its shard in memory.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from llmcore.files import flush, sha256_of, write_aside
 from llmtrain.exits import ALTERED, Refusal
 
 SOURCES = "sources.sha256"
@@ -96,8 +96,7 @@ class Rows:
         """Every shard has the hash that the index says; raises Refusal."""
         for file, _, wanted in self.shards:
             try:
-                with (self.directory / file).open("rb") as opened:
-                    seen = hashlib.file_digest(opened, "sha256").hexdigest()
+                seen = sha256_of(self.directory / file)
             except OSError as error:
                 raise Refusal(
                     f"cannot read {self.directory / file}: {error.strerror}; pack the data again", ALTERED
@@ -128,9 +127,8 @@ def write_shard(directory: Path, number: int, rows: list[Row]) -> dict[str, Any]
     path = directory / f"rows-{number:05d}.safetensors"
     aside = path.with_suffix(".partial")
     save_file({name: numpy.stack([getattr(row, name) for row in rows]) for name in NAMES}, aside)
-    with aside.open("rb") as file:
-        os.fsync(file.fileno())
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    flush(aside)
+    digest = sha256_of(aside)
     aside.replace(path)
     return {"file": path.name, "rows": len(rows), "sha256": digest}
 
@@ -140,9 +138,4 @@ def write_index(
 ) -> None:
     """Write `rows.json`, last of all; `more` is what else is worth knowing: documents, tokens, padding, lineage."""
     index = {"seq_len": seq_len, "tokenizer": tokenizer, "shards": shards, **more}
-    aside = directory / "rows.json.partial"
-    with aside.open("w") as file:
-        file.write(json.dumps(index, indent=1, sort_keys=True) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(directory / "rows.json")
+    write_aside(directory / "rows.json", json.dumps(index, indent=1, sort_keys=True) + "\n")

@@ -17,6 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from llmcore.files import flush
+
 MANIFEST, MAC = "manifest.json", "manifest.hmac"
 FORMAT = 1
 PIECE = 64 << 20  # bytes; a multiple of what is read at once
@@ -45,15 +47,6 @@ def walk(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
 def changeable(status: os.stat_result) -> bool:
     """Whether a user other than this process's and root may write to it."""
     return bool(status.st_mode & 0o022) or status.st_uid not in (0, os.geteuid())
-
-
-def flush(path: Path) -> None:
-    """What was written to a file, or the names in a folder, are on the disk when this returns."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def hashes(sizes: dict[Path, int]) -> Iterator[tuple[Path, list[str]]]:

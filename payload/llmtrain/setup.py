@@ -67,8 +67,7 @@ def refuse_fsdp(chosen: Plan, hardware: Hardware) -> None:
         raise Refusal(
             "scale.strategy fsdp has no loss scaling for fp16: take optim.precision bf16, or zero2 or zero3"
         )
-    version = tuple(int(each) for each in torch.__version__.split("+")[0].split(".")[:2])
-    if hardware.on_cpu and version < (2, 7):
+    if hardware.on_cpu and torch.__version__ < "2.7":  # torch compares it as a version
         raise Refusal(
             f"FSDP2 does not run on a CPU in torch {torch.__version__}: take zero3, or torch 2.7 or later"
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from models import V25
 
 from llmcore.config import ConfigError
 from llmcore.sizes import parse_memory
@@ -28,12 +29,6 @@ LLAMA_13B = {
 SMOLLM2_135M = {
     "model_type": "llama", "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
     "num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 8192, "tie_word_embeddings": True,
-}  # fmt: skip
-DEEPSEEK_V25 = {
-    "model_type": "deepseek_v2", "vocab_size": 102400, "hidden_size": 5120, "intermediate_size": 12288,
-    "moe_intermediate_size": 1536, "num_hidden_layers": 60, "num_attention_heads": 128, "num_key_value_heads": 128,
-    "n_shared_experts": 2, "n_routed_experts": 160, "kv_lora_rank": 512, "q_lora_rank": 1536, "qk_rope_head_dim": 64,
-    "qk_nope_head_dim": 128, "v_head_dim": 128, "first_k_dense_replace": 1, "max_position_embeddings": 163840,
 }  # fmt: skip
 TINY_LATENT = {
     "vocab_size": 100, "hidden_size": 64, "intermediate_size": 96, "moe_intermediate_size": 32, "num_hidden_layers": 3,
@@ -105,7 +100,7 @@ def test_a_7b_model_runs_in_16_bit_on_24_gb() -> None:
 
 
 def test_deepseek_v25_fills_eight_cards_of_80_gb_and_bitsandbytes_hardly_shrinks_it() -> None:
-    model = model_of(DEEPSEEK_V25)
+    model = model_of(V25)
     assert model.parameters == 235_741_434_880
     assert model.cache_bytes_per_token == 60 * (512 + 64) * 2
     assert fits(model, "none", 80 * G, gpus=8, context=16384) >= 8
@@ -154,7 +149,7 @@ def test_it_loads_no_torch(tmp_path: Path) -> None:
         ("{}", "model_type None"),
         (json.dumps({**LLAMA_7B, "hidden_size": "big"}), "hidden_size 'big'"),
         (json.dumps({**LLAMA_7B, "num_hidden_layers": -1}), "num_hidden_layers -1"),
-        (json.dumps({**DEEPSEEK_V25, "kv_lora_rank": None}), "kv_lora_rank None"),
+        (json.dumps({**V25, "kv_lora_rank": None}), "kv_lora_rank None"),
     ],
 )
 def test_a_wrong_configuration_is_told(

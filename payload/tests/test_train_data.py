@@ -189,7 +189,7 @@ def test_a_full_disk_is_said_and_has_its_code(
         """A fake: fails as a full disk does."""
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-    monkeypatch.setattr("llmtrain.data.work.sync", full)
+    monkeypatch.setattr("llmtrain.data.work.flush", full)
     monkeypatch.setattr("signal.signal", lambda *_: None)  # pytest keeps its own
     assert main(["data", "run", "--config", str(written(root)), "--workers", "1"]) == NO_SPACE
     assert "is full (No space left on device): free space" in capsys.readouterr().err

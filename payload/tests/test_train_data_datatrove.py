@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pytest
 from data_set import made, sentence, write_lines
+from datatrove import executor
 
 from llmtrain.data import settings
 from llmtrain.data.annotate import Annotate
@@ -15,8 +15,6 @@ from llmtrain.data.clean import Clean
 from llmtrain.data.documents import Docs, Rejects
 from llmtrain.data.personal import Personal
 from llmtrain.data.quality import Quality
-
-executor = pytest.importorskip("datatrove.executor", reason="datatrove is not installed")
 
 
 def theirs(raw: Path, docs: Any, rank: int, world_size: int) -> Iterator[Any]:

@@ -10,8 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 from data_set import sentence, write_lines
+from pyarrow import parquet
 
 from llmtrain.data.documents import Document, Rejects
 from llmtrain.data.read import Read
@@ -73,8 +75,6 @@ def test_compressed_files_say_the_same(
 
 
 def test_zstd_and_parquet_say_the_same(tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
-    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
     parquet.write_table(pyarrow.table({"text": SAID, "more": SAID}), tmp_path / "a.parquet")
     with pyarrow.CompressedOutputStream(str(tmp_path / "a.jsonl.zst"), "zstd") as file:
         file.write(jsonl())
@@ -96,8 +96,6 @@ def test_a_file_that_is_cut_short_is_no_end_of_file(
 
 
 def test_a_parquet_or_zstd_that_is_cut_short_is_no_end_of_file(tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
-    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
     parquet.write_table(pyarrow.table({"text": SAID}), tmp_path / "a.parquet")
     with pyarrow.CompressedOutputStream(str(tmp_path / "a.jsonl.zst"), "zstd") as file:
         file.write(jsonl())

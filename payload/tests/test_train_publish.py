@@ -17,7 +17,6 @@ from llmtrain.exits import Refusal
 from llmtrain.publish import Work, judged, work
 
 torch = pytest.importorskip("torch", reason="Debian's python3-torch is not installed")
-pytest.importorskip("peft", reason="the payload's extra 'training' is not installed")
 
 
 @pytest.fixture(scope="module")

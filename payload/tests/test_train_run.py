@@ -16,7 +16,6 @@ from llmtrain.exits import ALTERED, DONE, UNHEALTHY, USAGE
 from llmtrain.rows import Row, Rows, tokenizer_digest
 
 torch = pytest.importorskip("torch", reason="Debian's python3-torch is not installed")
-pytest.importorskip("peft", reason="peft is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -288,7 +287,6 @@ def test_lora_adapts_the_layers_that_are_meant(tmp_path: Path) -> None:
 
 
 def test_qlora_learns_beside_weights_of_four_bits(tmp_path: Path) -> None:
-    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
     from llmtrain.batches import batch
     from llmtrain.model import load
 
@@ -309,7 +307,6 @@ def test_qlora_learns_beside_weights_of_four_bits(tmp_path: Path) -> None:
 def test_refuses_to_quantize_a_mixture_whose_experts_would_stay_as_they_are(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
     from llmcore.config import ConfigError
     from llmtrain.model import load
 

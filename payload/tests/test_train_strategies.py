@@ -18,7 +18,6 @@ from llmcore.manifest import write_manifest
 from llmtrain.exits import DONE, FAILED, STOPPED, Refusal
 
 torch = pytest.importorskip("torch", reason="Debian's python3-torch is not installed")
-pytest.importorskip("peft", reason="peft is not installed")
 FSDP = pytest.mark.skipif(
     torch.__version__ < "2.7",
     reason=f"FSDP2 does not run on a CPU in torch {torch.__version__}: it takes 2.7 or later",
@@ -53,7 +52,6 @@ def whole(bench: Bench, file: str, strategy: str, name: str = "whole", **changes
 @pytest.fixture(scope="module")
 def zero3(bench: Bench) -> Path:
     """By ZeRO-3, undisturbed."""
-    pytest.importorskip("deepspeed", reason="deepspeed is not installed")
     job = whole(bench, "zero3", "zero3")
     assert bench.run(job) == DONE, bench.said(job)
     return job
@@ -157,8 +155,6 @@ def test_zero3_on_two_processes_has_the_losses_of_one(bench: Bench, zero3: Path,
 def test_two_processes_with_larger_batches_have_the_losses_of_one(
     bench: Bench, one: Path, strategy: str
 ) -> None:
-    if strategy == "zero2":
-        pytest.importorskip("deepspeed", reason="deepspeed is not installed")
     two = whole(bench, f"two-{strategy}", strategy, micro_batch=4)
     assert bench.run(two) == DONE, bench.said(two)
     assert bench.losses(two) == pytest.approx(bench.losses(one), rel=2e-3)

@@ -12,8 +12,8 @@ SEED = os.environ.get("SEED", "5")
 CUTS = "0" if "STORM" in os.environ else "6"
 PROGRAM = "tests/lab/lost_saves.py"
 PARTS = (
-    "payload/llmtrain/__init__.py", "payload/llmtrain/exits.py", "payload/llmtrain/sealed.py",
-    "payload/llmtrain/checkpoint.py", "payload/tests/saver.py", "tests/lab/write_log.py", PROGRAM,
+    "payload/llmcore/__init__.py", "payload/llmcore/files.py", "payload/llmtrain/__init__.py", "payload/llmtrain/exits.py",
+    "payload/llmtrain/sealed.py", "payload/llmtrain/checkpoint.py", "payload/tests/saver.py", "tests/lab/write_log.py", PROGRAM,
 )  # fmt: skip
 PLACE = "/root/lost-saves"
 

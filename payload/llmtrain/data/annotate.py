@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 
+from llmcore.files import sha256_of
 from llmtrain.data.documents import Docs, Rejects
-from llmtrain.data.work import key_of, sha256_of
+from llmtrain.data.work import key_of
 from llmtrain.exits import Refusal
 
 if TYPE_CHECKING:

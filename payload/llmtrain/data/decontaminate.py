@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy
 
+from llmcore.files import sha256_of
 from llmtrain.data.documents import Docs, Rejects, parts
 from llmtrain.data.read import Read
 from llmtrain.data.sources import Piece
 from llmtrain.data.words import runs_of, words_of
-from llmtrain.data.work import Result, sha256_of
+from llmtrain.data.work import Result
 
 if TYPE_CHECKING:
     from llmtrain.data import settings

@@ -18,8 +18,9 @@ from typing import Any
 import numpy
 from numpy.typing import NDArray
 
+from llmcore.files import sha256_of
 from llmtrain.data.documents import Docs, Document, Rejects
-from llmtrain.data.work import Result, sha256_of
+from llmtrain.data.work import Result
 
 Keys = NDArray[numpy.uint64]
 KEYS, PLACES, IDS = "keys.npy", "places.npy", "ids.json"

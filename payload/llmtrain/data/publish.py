@@ -7,11 +7,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from llmcore.files import flush, write_aside
 from llmtrain.data.pack import LINEAGE
 from llmtrain.data.page import page
 from llmtrain.data.settings import Settings
 from llmtrain.data.tokens import COUNTED
-from llmtrain.data.work import Found, sync, write_aside, write_json
+from llmtrain.data.work import Found, write_json
 from llmtrain.exits import Refusal
 from llmtrain.rows import SOURCES, tokenizer_digest, write_index
 
@@ -48,7 +49,7 @@ def publish(
     write_aside(output / SOURCES, "".join(f"{digest}\n" for digest in sorted(learned_from)))
     totals = {name: report["rows"][name] for name in ("documents", "tokens", "learned", "padding", "split")}
     write_index(output, settings.pack.seq_len, tokenizer_digest(settings.tokenizer), shards, **totals)
-    sync(output)
+    flush(output)
     named = {name for shard in shards for name in (shard["file"], shard["documents"])}
     for old in [*output.glob("rows-*.safetensors"), *output.glob("documents-*.jsonl.gz")]:
         if old.name not in named:
@@ -66,7 +67,7 @@ def place(source: Path, target: Path) -> None:
         os.link(source, aside)
     except OSError:
         shutil.copyfile(source, aside)
-        sync(aside)
+        flush(aside)
     aside.replace(target)
 
 
@@ -82,7 +83,7 @@ def gather_rejects(path: Path, made: dict[str, Found]) -> Counter[str]:
                         for line in lines:
                             file.write(line)
                             drops[json.loads(line)["rule"]] += 1
-    sync(aside)
+    flush(aside)
     aside.replace(path)
     return drops
 

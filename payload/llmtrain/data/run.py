@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from llmcore.config import Section
+from llmcore.files import sha256_of
 from llmtrain import rows
 from llmtrain.data import (
     annotate,
@@ -32,7 +33,7 @@ from llmtrain.data.publish import publish
 from llmtrain.data.settings import Decontaminate, Settings
 from llmtrain.data.shards import Shard, Step
 from llmtrain.data.sources import Piece, Stamp
-from llmtrain.data.work import Found, Result, Task, Work, code_of, key_of, sha256_of, working
+from llmtrain.data.work import Found, Result, Task, Work, code_of, key_of, working
 from llmtrain.exits import Refusal
 
 

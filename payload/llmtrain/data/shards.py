@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmcore.files import sha256_of
 from llmtrain.data.documents import Docs, Rejects, read_documents, write_documents
-from llmtrain.data.work import Result, sha256_of
+from llmtrain.data.work import Result
 
 DOCUMENTS = "documents.jsonl.gz"
 NOTES = "notes.json"

@@ -9,10 +9,11 @@ from typing import Any
 import numpy
 from numpy.typing import NDArray
 
+from llmcore.files import sha256_of
 from llmtrain.data.chat import Chat, NotLearnable
 from llmtrain.data.documents import Document, Rejects
 from llmtrain.data.shards import Shard
-from llmtrain.data.work import Result, key_of, sha256_of
+from llmtrain.data.work import Result, key_of
 from llmtrain.exits import Refusal
 from llmtrain.rows import tokenizer_digest
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from llmcore.files import flush, write_aside
 from llmtrain.exits import FAILED, Refusal
 
 Result = dict[str, Any]
@@ -54,33 +55,9 @@ def code_of(*modules: ModuleType) -> str:
     return digest.hexdigest()
 
 
-def sha256_of(path: Path) -> str:
-    """Of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Make a file or a directory's names last through a loss of power."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def write_json(path: Path, content: Any) -> None:
     """As `write_aside` does."""
     write_aside(path, json.dumps(content, sort_keys=True, ensure_ascii=False) + "\n")
-
-
-def write_aside(path: Path, text: str) -> None:
-    """Write a text aside, sync and rename it."""
-    aside = path.with_name(path.name + ".partial")
-    aside.write_text(text)
-    sync(aside)
-    aside.replace(path)
-    sync(path.parent)
 
 
 def made(root: Path, task: Task) -> tuple[Path, Result]:
@@ -95,10 +72,10 @@ def made(root: Path, task: Task) -> tuple[Path, Result]:
     aside.mkdir(parents=True)
     result = task.make(aside, *task.arguments)
     for path in aside.rglob("*"):
-        sync(path)
+        flush(path)
     write_json(aside / "done.json", result)
     aside.rename(directory)
-    sync(directory.parent)
+    flush(directory.parent)
     return directory, result
 
 
