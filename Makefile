@@ -83,7 +83,7 @@ bundle: env  ## build (or keep) the lab's signed bundle in .lab/bundle
 	.venv/bin/llmkeep bundle build --profile lab --keys .lab/keys --out .lab/bundle --resolve-apt
 
 # vLLM and guidellm need torch, which there is for the machine's own Python (3.11); what comes with vLLM's would need another build of it.
-peers: PEER ?= litellm portkey guidellm plot vllm trl
+peers: PEER ?= litellm portkey guidellm plot vllm transformers trl
 peers:  ## what benchmarks compare with and draw by, each in an environment of its own below bench/ (4 GB): make peers PEER="litellm plot"
 	for peer in $(PEER); do
 	  if [ $$peer = portkey ]; then
@@ -91,8 +91,8 @@ peers:  ## what benchmarks compare with and draw by, each in an environment of i
 	    continue
 	  fi
 	  case $$peer in vllm | guidellm) python=python3 ;; *) python=$(PYTHON) ;; esac
-	  # TRL computes with the torch that llm-train has.
-	  if [ $$peer = trl ]; then packages=--system-site-packages; else packages=; fi
+	  # These compute with the torch that ours has.
+	  case $$peer in trl | transformers) packages=--system-site-packages ;; *) packages= ;; esac
 	  $$python -m venv $$packages bench/.venv-$$peer
 	  bench/.venv-$$peer/bin/pip install --quiet --disable-pip-version-check -r bench/peers/$$peer.txt
 	  if [ $$peer = vllm ]; then bench/.venv-vllm/bin/pip uninstall --quiet --yes torchaudio torchcodec; fi

@@ -20,7 +20,6 @@ from typing import Any
 
 from stand import PYTHON, ROOT, Server, Stand, cpu_seconds, free_port, http_request, skip
 
-BIN = ROOT / "bench/.venv-vllm/bin"
 PEERS = ("transformers", "vllm")
 GATEWAY = "gateway, continuous"
 TRANSFORMERS = "transformers serve"
@@ -56,6 +55,11 @@ def prompts(count: int, turn: int = 0) -> list[str]:
     return [
         f"Question {turn}.{number}: what is {'very ' * (number % 8 + 3)}large?" for number in range(count)
     ]
+
+
+def installed(peer: str) -> Path:
+    """Where a peer's programs are. `transformers serve` computes with the torch that ours has, vLLM with its own."""
+    return ROOT / f"bench/.venv-{peer}/bin"
 
 
 def ask_one(target: Target, tokens: int, prompt: str) -> int:
@@ -106,7 +110,8 @@ def start_transformers(stand: Stand, path: str, dtype: str) -> Target:
     port = free_port()
     options = ["--device", "cpu", "--dtype", dtype, "--port", str(port), "--continuous-batching"]
     options += ["--cb-num-blocks", "256", "--cb-block-size", "32", "--cb-max-batch-tokens", "512"]
-    target = start_peer(stand, TRANSFORMERS, [str(BIN / "transformers"), "serve", path, *options], port, path)
+    command = [str(installed("transformers") / "transformers"), "serve", path, *options]
+    target = start_peer(stand, TRANSFORMERS, command, port, path)
     target.more = {}  # it has no `stream_options`, and always says what was used
     return target
 
@@ -116,7 +121,7 @@ def start_vllm(stand: Stand, path: str, dtype: str, name: str) -> Target:
     port = free_port()
     options = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", name, "--dtype", dtype]
     options += ["--max-model-len", str(CONTEXT), "--max-num-seqs", "32", "--enforce-eager"]
-    command = [str(BIN / "python"), "-m", "vllm.entrypoints.openai.api_server", "--model", path]
+    command = [str(installed("vllm") / "python"), "-m", "vllm.entrypoints.openai.api_server", "--model", path]
     return start_peer(stand, VLLM, [*command, *options], port, name)
 
 
@@ -134,8 +139,10 @@ def targets(stand: Stand, model: dict[str, Any], peers: list[str]) -> list[Targe
     """Those that can be had: `transformers serve` beside ours, vLLM alone and behind us."""
     path = model["path"]
     name = Path(path).name
-    if not BIN.exists():
-        skip(f"{' and '.join(peers)}: not there, `make peers PEER=vllm` installs them")
+    for absent in [peer for peer in peers if not installed(peer).exists()]:
+        skip(f"{absent}: not there, `make peers PEER={absent}` installs it")
+        peers = [peer for peer in peers if peer != absent]
+    if not peers:
         return []
     stand.start_redis()
     stand.start_writer()

@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
+from llmserve import paged_attention
 from llmserve.engine import Finish, token_budget
 from llmserve.errors import unavailable
 from llmserve.impossible import refuse_latent_attention
@@ -96,6 +97,7 @@ class ContinuousDriver:
     def __init__(self, settings: ContinuousModel, revision: str) -> None:
         """Load, and say one token from each manager. `revision` is what verify_model returned for this directory."""
         refuse_latent_attention(settings.path)
+        paged_attention.use()
         self.language = LanguageModel(settings, revision)
         self.revision, self.context = self.language.revision, self.language.context
         self.slots = settings.slots
