@@ -69,13 +69,14 @@ molecule: bundle  ## the roles' scenarios, or one: make molecule ROLE=redis
 floor: bundle
 	LAB_INSTANCE=suite .venv/bin/lab floor
 
-storm: bundle  ## the long fault campaigns (hours): KILLS=500 of luks_volume and of the operator's verbs (200 of a checkpoint's save), each flush of a volume's disk and of a save, seed SEED=5; two hosts that train; STORM=20 power cuts of each host in the middle of site.yml
+storm: bundle  ## the long fault campaigns (hours): KILLS=500 of luks_volume and of the operator's verbs (200 of a checkpoint's save), each flush of a volume's disk and of a save, seed SEED=5; two hosts that train; vLLM behind the gateway (after `make peers PEER=vllm`); STORM=20 power cuts of each host in the middle of site.yml
 	STORM=$(or $(KILLS),500) SEED=$(or $(SEED),5) .venv/bin/pytest tests/unit/test_luks_storm.py -rP
 	STORM=$(or $(KILLS),500) SEED=$(or $(SEED),5) .venv/bin/pytest tests/unit/test_hsm_pin.py tests/unit/test_volume_verbs.py -k kill -rP
 	STORM=$(or $(STORM),20) SEED=$(or $(SEED),5) .venv/bin/pytest tests/lab/test_lost_writes.py tests/lab/test_lost_saves.py tests/lab/test_estate.py -k "lost_writes or power_cut" -rP
 	STORM=1 .venv/bin/pytest tests/lab/test_training.py -rP
 	cd payload
 	STORM=$(or $(KILLS),200) SEED=$(or $(SEED),5) .venv/bin/pytest tests/test_train_checkpoint.py -k kill -rP
+	STORM=1 .venv/bin/pytest tests/test_engine_contract.py -k 'vllm or deepseek' -rs
 	STORM_MINUTES=10 .venv/bin/pytest tests/test_storms.py -k memory -rP
 
 bundle: env  ## build (or keep) the lab's signed bundle in .lab/bundle
