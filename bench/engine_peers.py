@@ -51,9 +51,9 @@ class Target:
 
 
 def prompts(count: int, turn: int = 0) -> list[str]:
-    """Of different lengths, 40 to 100 tokens of a byte-level tokenizer and fewer of a real one; others in each turn."""
+    """Of different lengths, and such that a model has much to say; others in each turn."""
     return [
-        f"Question {turn}.{number}: what is {'very ' * (number % 8 + 3)}large?" for number in range(count)
+        f"Story {turn}.{number}: tell me a {'very ' * (number % 8 + 3)}long story." for number in range(count)
     ]
 
 
