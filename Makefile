@@ -69,7 +69,7 @@ molecule: bundle  ## the roles' scenarios, or one: make molecule ROLE=redis
 floor: bundle
 	LAB_INSTANCE=suite .venv/bin/lab floor
 
-storm: bundle  ## the long fault campaigns (hours): KILLS=500 of luks_volume and of the operator's verbs (200 of a checkpoint's save), each flush of a volume's disk and of a save, seed SEED=5; two hosts that train; vLLM behind the gateway (after `make peers PEER=vllm`); STORM=20 power cuts of each host in the middle of site.yml
+storm: bundle  ## the long fault campaigns (hours): KILLS=500 of luks_volume and of the operator's verbs (200 of a checkpoint's save), each flush of a volume's disk and of a save, seed SEED=5; two hosts that train; vLLM behind the gateway and FSDP2 (after `make peers PEER="vllm torch"`); STORM=20 power cuts of each host in the middle of site.yml
 	STORM=$(or $(KILLS),500) SEED=$(or $(SEED),5) .venv/bin/pytest tests/unit/test_luks_storm.py -rP
 	STORM=$(or $(KILLS),500) SEED=$(or $(SEED),5) .venv/bin/pytest tests/unit/test_hsm_pin.py tests/unit/test_volume_verbs.py -k kill -rP
 	STORM=$(or $(STORM),20) SEED=$(or $(SEED),5) .venv/bin/pytest tests/lab/test_lost_writes.py tests/lab/test_lost_saves.py tests/lab/test_estate.py -k "lost_writes or power_cut" -rP
@@ -77,6 +77,11 @@ storm: bundle  ## the long fault campaigns (hours): KILLS=500 of luks_volume and
 	cd payload
 	STORM=$(or $(KILLS),200) SEED=$(or $(SEED),5) .venv/bin/pytest tests/test_train_checkpoint.py -k kill -rP
 	STORM=1 .venv/bin/pytest tests/test_engine_contract.py -k 'vllm or deepseek' -rs
+	if [ -e ../bench/.venv-torch ]; then
+	  ../bench/.venv-torch/bin/python -m pytest tests/test_train_strategies.py -k fsdp -rs
+	else
+	  echo 'storm: SKIPPED without `make peers PEER=torch`: FSDP2'
+	fi
 	STORM_MINUTES=10 .venv/bin/pytest tests/test_storms.py -k memory -rP
 
 bundle: env  ## build (or keep) the lab's signed bundle in .lab/bundle
@@ -84,19 +89,24 @@ bundle: env  ## build (or keep) the lab's signed bundle in .lab/bundle
 	.venv/bin/llmkeep bundle build --profile lab --keys .lab/keys --out .lab/bundle --resolve-apt
 
 # vLLM and guidellm need torch, which there is for the machine's own Python (3.11); what comes with vLLM's would need another build of it.
-peers: PEER ?= litellm portkey guidellm plot vllm transformers trl
-peers:  ## what benchmarks compare with and draw by, each in an environment of its own below bench/ (4 GB): make peers PEER="litellm plot"
+peers: PEER ?= litellm portkey guidellm plot vllm transformers trl torch
+peers:  ## what benchmarks compare with and draw by, each in an environment of its own below bench/ (9 GB): make peers PEER="litellm plot"
 	for peer in $(PEER); do
 	  if [ $$peer = portkey ]; then
 	    npm install --prefix bench/peers/portkey --no-package-lock --ignore-scripts --no-audit --no-fund
 	    continue
 	  fi
 	  case $$peer in vllm | guidellm) python=python3 ;; *) python=$(PYTHON) ;; esac
-	  # These compute with the torch that ours has.
-	  case $$peer in trl | transformers) packages=--system-site-packages ;; *) packages= ;; esac
+	  # These use Debian's packages, too: two of them compute with the torch that ours has.
+	  case $$peer in trl | transformers | torch) packages=--system-site-packages ;; *) packages= ;; esac
 	  $$python -m venv $$packages bench/.venv-$$peer
 	  bench/.venv-$$peer/bin/pip install --quiet --disable-pip-version-check -r bench/peers/$$peer.txt
 	  if [ $$peer = vllm ]; then bench/.venv-vllm/bin/pip uninstall --quiet --yes torchaudio torchcodec; fi
+	  # The payload as it is, on a later torch than Debian's.
+	  if [ $$peer = torch ]; then
+	    site=lib/python3.13/site-packages
+	    echo "import site; site.addsitedir('$(CURDIR)/payload/.venv/$$site')" > bench/.venv-torch/$$site/payload.pth
+	  fi
 	done
 
 env: .venv/.ready payload/.venv/.ready .ansible/collections/ansible_collections/llmkeep/estate
