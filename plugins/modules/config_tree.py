@@ -99,81 +99,22 @@ read: {description: "Contents of what I(read) names; empty where there is no suc
 changes: {description: What was or would be changed., returned: always, type: list, elements: str}
 """
 
-import contextlib
 import grp
-import os
 import re
-import stat
-import subprocess
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.llmkeep.estate.plugins.module_utils import files as atomic  # type: ignore[import-not-found]
-
-VALIDATE_SECONDS = 60
-
-
-class Refused(Exception):
-    """The tree cannot be installed; the message says why and what to do."""
-
-
-@dataclass
-class Tree:
-    """The tree as wanted, and what applying it did so far."""
-
-    check: bool
-    changes: list[str] = field(default_factory=list)
-    before: dict[str, str] = field(default_factory=dict)
-    after: dict[str, str] = field(default_factory=dict)
-    undo: list[Callable[[], None]] = field(default_factory=list)
-
-    def note(self, line: str) -> None:
-        self.changes.append(line)
-
-    def owner(self, user: str, group: str) -> tuple[int, int]:
-        """(uid, gid); (-1, -1), which no file has, in check mode before what makes them is there."""
-        uid, gid = atomic.user_id(user), atomic.group_id(group)
-        if uid is None or gid is None:
-            if self.check:
-                return -1, -1
-            missing = f"user {user!r}" if uid is None else f"group {group!r}"
-            raise Refused(
-                f"{missing} does not exist on this host; install its package or name it in sysusers first"
-            )
-        return uid, gid
-
-    def put_back(self) -> None:
-        for step in reversed(self.undo):
-            step()
-
-
-def run(argv: list[str], doing: str) -> None:
-    """Run a validator; Refused with its words if it says no, is absent, or hangs."""
-    try:
-        done = subprocess.run(
-            argv,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=VALIDATE_SECONDS,
-            check=False,
-        )
-    except FileNotFoundError:
-        raise Refused(
-            f"{doing}: there is no program {argv[0]!r} on this host; install its package first"
-        ) from None
-    except subprocess.TimeoutExpired:
-        raise Refused(f"{doing}: {' '.join(argv)} did not end within {VALIDATE_SECONDS} s") from None
-    if done.returncode != 0:
-        words = (done.stderr.strip() or done.stdout.strip() or "no message")[-2000:]
-        raise Refused(f"{doing}: {' '.join(argv)} ended with {done.returncode}: {words}")
-
-
-def same_attributes(status: os.stat_result, owner: tuple[int, int], mode: int) -> bool:
-    return owner == (status.st_uid, status.st_gid) and stat.S_IMODE(status.st_mode) == mode
+from ansible_collections.llmkeep.estate.plugins.module_utils.tree import (  # type: ignore[import-not-found]
+    Refused,
+    Tree,
+    put_directory,
+    put_link,
+    remove,
+    run,
+    stage,
+)
 
 
 def make_users(tree: Tree, wanted: dict[str, Any] | None) -> None:
@@ -209,162 +150,6 @@ def members_of(group: str) -> list[str]:
         return list(grp.getgrnam(group).gr_mem)
     except KeyError:
         return []
-
-
-def put_directory(tree: Tree, wanted: dict[str, Any]) -> None:
-    path, mode = Path(wanted["path"]), int(wanted["mode"], 8)
-    owner = tree.owner(wanted["owner"], wanted["group"])
-    try:
-        status = path.lstat()
-    except FileNotFoundError:
-        status = None
-    if status is not None and not stat.S_ISDIR(status.st_mode):
-        raise Refused(
-            f"{path} is to be a directory and is a file or link; look at it, and move it away by hand"
-        )
-    if status is None:
-        tree.note(f"directory: {path} made")
-        if tree.check:
-            return
-        path.mkdir(mode=0o700)
-        tree.undo.append(path.rmdir)
-    elif same_attributes(status, owner, mode):
-        return
-    else:
-        tree.note(
-            f"directory: {path} from {stat.S_IMODE(status.st_mode):04o} {status.st_uid}:{status.st_gid}"
-            f" to {mode:04o} {wanted['owner']}:{wanted['group']}"
-        )
-        if tree.check:
-            return
-        old = status
-        tree.undo.append(lambda: set_attributes(path, (old.st_uid, old.st_gid), stat.S_IMODE(old.st_mode)))
-    set_attributes(path, owner, mode)
-
-
-def set_attributes(path: Path, owner: tuple[int, int], mode: int) -> None:
-    os.chown(path, *owner)
-    path.chmod(mode)
-
-
-def remember(path: Path) -> Callable[[], None]:
-    """A step that makes a path again what it is now: a file, a link, or nothing."""
-    try:
-        status = path.lstat()
-    except FileNotFoundError:
-        return lambda: path.unlink(missing_ok=True)
-    if stat.S_ISLNK(status.st_mode):
-        target = str(path.readlink())
-        return lambda: atomic.link(path, target)
-    if not stat.S_ISREG(status.st_mode):
-        raise Refused(
-            f"{path} is to be a file or link and is something else; look at it, and move it away by hand"
-        )
-    content = path.read_bytes()
-    return lambda: atomic.write_file(
-        path, content, status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)
-    )
-
-
-def stage(
-    tree: Tree, wanted_files: list[tuple[dict[str, Any], str | None]], units: Sequence[str] = ()
-) -> None:
-    """Write every changed file beside its place, validate each, and only then replace them one by one."""
-    staged: list[tuple[Path, Path]] = []
-    try:
-        for wanted, secret in wanted_files:
-            beside = prepare_file(tree, wanted, secret)
-            if beside is not None:
-                staged.append((beside, Path(wanted["dest"])))
-                if wanted.get("validate"):
-                    run([word.replace("%s", str(beside)) for word in wanted["validate"]], wanted["dest"])
-        if staged:
-            atomic.mark_pending(units)
-        for beside, path in staged:
-            tree.undo.append(remember(path))
-            atomic.replace(beside, path)
-    finally:
-        for beside, _ in staged:
-            with contextlib.suppress(FileNotFoundError):
-                beside.unlink()
-
-
-def prepare_file(tree: Tree, wanted: dict[str, Any], secret: str | None) -> Path | None:
-    """The new file, written beside its place; None where nothing changes or in check mode."""
-    path, mode = Path(wanted["dest"]), int(wanted["mode"], 8)
-    content = (secret if secret is not None else wanted.get("content") or "").encode()
-    owner = tree.owner(wanted["owner"], wanted["group"])
-    try:
-        status = path.lstat()
-    except FileNotFoundError:
-        status = None
-    old = None
-    if status is not None:
-        if stat.S_ISREG(status.st_mode):
-            old = path.read_bytes()
-        elif not stat.S_ISLNK(status.st_mode):
-            raise Refused(
-                f"{path} is to be a file and is a directory or device; look at it, and move it away by hand"
-            )
-    if wanted.get("block"):
-        content = with_block(old or b"", wanted["block"], content)
-    if status is not None and old == content and same_attributes(status, owner, mode):
-        return None
-    tree.note(f"file: {path} {describe(old, content, status)}")
-    if wanted.get("secret") or secret is not None:
-        tree.before[str(path)] = tree.after[str(path)] = "(secret: not shown)\n"
-    else:
-        tree.before[str(path)] = (old or b"").decode(errors="replace")
-        tree.after[str(path)] = content.decode(errors="replace")
-    if tree.check:
-        return None
-    if not path.parent.is_dir():
-        raise Refused(
-            f"{path.parent} is no directory; name it in directories, or install the package that brings it"
-        )
-    return Path(atomic.write_beside(path, content, *owner, mode))
-
-
-def with_block(old: bytes, name: str, content: bytes) -> bytes:
-    """A file with its block replaced, or added at the end; without content there is none."""
-    begin, end = f"# BEGIN {name}\n".encode(), f"# END {name}\n".encode()
-    block = begin + content.rstrip(b"\n") + b"\n" + end if content.strip() else b""
-    head, found, tail = old.partition(begin)
-    if found:
-        return head + block + tail.partition(end)[2]
-    if block and head and not head.endswith(b"\n"):
-        head += b"\n"
-    return head + block
-
-
-def describe(old: bytes | None, new: bytes, status: os.stat_result | None) -> str:
-    if status is None:
-        return "made"
-    if old is None:
-        return "replaces a link"
-    return "replaced" if old != new else "owner or mode set"
-
-
-def put_link(tree: Tree, wanted: dict[str, Any]) -> None:
-    path, target = Path(wanted["path"]), wanted["target"]
-    if path.is_symlink() and str(path.readlink()) == target:
-        return
-    tree.note(f"link: {path} -> {target}")
-    if tree.check:
-        return
-    tree.undo.append(remember(path))
-    atomic.link(path, target)
-
-
-def remove(tree: Tree, path: Path) -> None:
-    if not path.is_symlink() and not path.exists():
-        return
-    tree.note(f"removed: {path}")
-    if tree.check:
-        return
-    tree.undo.append(remember(path))
-    path.unlink()
-    atomic.fsync_directory(path.parent)
 
 
 def strangers(params: dict[str, Any]) -> list[Path]:
