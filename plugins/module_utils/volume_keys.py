@@ -10,9 +10,9 @@ import hashlib
 import json
 import secrets
 import ssl
-from typing import TYPE_CHECKING
 
 from ansible_collections.llmkeep.estate.plugins.module_utils import luks, sealing  # type: ignore[import-not-found]
+from ansible_collections.llmkeep.estate.plugins.module_utils.volume import Volume  # type: ignore[import-not-found]
 from ansible_collections.llmkeep.estate.plugins.module_utils.volume_record import (  # type: ignore[import-not-found]
     BOOTSTRAP,
     PKCS11,
@@ -21,11 +21,6 @@ from ansible_collections.llmkeep.estate.plugins.module_utils.volume_record impor
     NeedsPerson,
     Refused,
 )
-
-if TYPE_CHECKING:
-    from ansible_collections.llmkeep.estate.plugins.module_utils.volume import (  # type: ignore[import-not-found]
-        Volume,
-    )
 
 
 def new_bootstrap_key(of: Volume) -> bytes:
@@ -130,10 +125,15 @@ def certificate_sha256(pem: str) -> str:
     return hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem[pem.index("-----BEGIN") :].strip())).hexdigest()
 
 
+def escrow_moved(of: Volume) -> bool:
+    """Whether the recovery key that is enrolled was encrypted to another escrow key than today's."""
+    return of.known.escrow_sha256 not in ("", certificate_sha256(of.escrow))
+
+
 def enrol_recovery(of: Volume, key: bytes) -> None:
     """The key is encrypted for its owner, on disk, before the header knows it."""
     if set(of.known.owned_by(RECOVERY)) - set(of.known.retiring):
-        if not of.escrow_moved():
+        if not escrow_moved(of):
             return
         of.retire(RECOVERY)
     recovery = luks.recovery_key()

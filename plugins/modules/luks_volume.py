@@ -96,6 +96,7 @@ from ansible_collections.llmkeep.estate.plugins.module_utils import (  # type: i
     luks,
     mount_points,
     volume,
+    volume_phases,
 )
 from ansible_collections.llmkeep.estate.plugins.module_utils.volume_record import (  # type: ignore[import-not-found]
     DONE,
@@ -189,10 +190,10 @@ def main() -> None:
             changes=bare,
         )
         if module.check_mode:
-            wanted.converge(check=True)
+            volume_phases.converge(wanted, check=True)
         else:
             with wanted.alone():
-                wanted.converge()
+                volume_phases.converge(wanted)
                 if wanted.record is not None and wanted.disk.block is not None:
                     luks.show(wanted.path, wanted.record.uuid)
         module.exit_json(**outcome(wanted))

@@ -24,10 +24,9 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
-from luks_estate import PIN, SIZE, Estate, fresh_modules, tool
+from luks_estate import PIN, SIZE, Estate, luks, tool, volume
 from write_log import FLUSH, FUA, Entry, apply, entries
 
-volume, luks, _disks = fresh_modules()
 LOG_SIZE = 256 << 20
 LOGGED = "logged"
 DATA = random.Random(7).randbytes(1 << 18)  # noqa: S311 - content, no secret

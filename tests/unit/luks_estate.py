@@ -14,7 +14,6 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from plugin_modules import load
@@ -30,11 +29,8 @@ def tool(*argv: str | Path, given: bytes = b"") -> bytes:
     return subprocess.run([str(word) for word in argv], input=given, check=True, capture_output=True).stdout
 
 
-sealing = load("module_utils.sealing")
-
-
-def fresh_modules() -> tuple[ModuleType, ModuleType, ModuleType]:
-    return load("module_utils.volume"), load("module_utils.luks"), load("module_utils.disks")
+disks, luks, sealing = load("module_utils.disks"), load("module_utils.luks"), load("module_utils.sealing")
+volume, volume_phases = load("module_utils.volume"), load("module_utils.volume_phases")
 
 
 def forms(secret: bytes) -> set[bytes]:
@@ -122,7 +118,6 @@ class Estate:
         return json.loads(path.read_text()) if path.exists() else []
 
     def volume(self, **other: Any) -> Any:
-        volume, _luks, disks = fresh_modules()
         key = other.pop("key", "host1")
         given: dict[str, Any] = {
             "name": "data",
@@ -151,12 +146,17 @@ class Estate:
         (self.store / ".register.new").write_text(json.dumps([entry]))
         (self.store / ".register.new").replace(self.store / "register.json")
 
+    def call(self, **other: Any) -> Any:
+        """What one call of the module does."""
+        made = self.volume(**other)
+        with made.alone():
+            volume_phases.converge(made)
+        return made
+
     def run(self, **other: Any) -> Any:
         """Call, store, call again, as the role does."""
         for _ in range(3):
-            made = self.volume(**other)
-            with made.alone():
-                made.converge()
+            made = self.call(**other)
             self.keep(made)
             if made.known.phase == "done":
                 return made
@@ -173,7 +173,6 @@ class Estate:
 
     def ways_in(self) -> set[str]:
         """Which of the ways open the volume now."""
-        _volume, luks, _disks = fresh_modules()
         found = set()
         header = luks.read(self.disk)
         for number, token in (header.tokens if header else {}).items():

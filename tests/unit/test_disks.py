@@ -18,7 +18,9 @@ from pathlib import Path
 import pytest
 from plugin_modules import load
 
-disks, volume = load("module_utils.disks"), load("module_utils.volume")
+disks, volume, volume_phases = map(
+    load, ("module_utils.disks", "module_utils.volume", "module_utils.volume_phases")
+)
 MIB = 1 << 20
 SIZE = 48 * MIB
 Maker = Callable[[Path], None]
@@ -52,7 +54,7 @@ def refused(path: Path, serial: str, size: int, state: Path, destroy: str = "") 
         "data", serial, size, {}, state / "pin", "", state, device=str(path), destroy=destroy
     )
     with pytest.raises(volume.Refused) as told, wanted.alone():
-        wanted.converge()
+        volume_phases.converge(wanted)
     assert digest(path) == before
     assert not (state / "data.json").exists(), "an intent to format it"
     return str(told.value)

@@ -14,9 +14,8 @@ import time
 from pathlib import Path
 
 import pytest
-from luks_estate import Estate, fresh_modules
+from luks_estate import Estate, luks, volume
 
-volume, luks, _disks = fresh_modules()
 MOMENTS = int(os.environ.get("STORM", "30"))
 SEED = int(os.environ.get("SEED", "5"))
 DATA = random.Random(SEED).randbytes(1 << 20)  # noqa: S311

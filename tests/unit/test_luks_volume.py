@@ -12,11 +12,9 @@ from pathlib import Path
 
 import pytest
 from called_module import called
-from luks_estate import PIN, SIZE, SOFTHSM, Estate, fresh_modules, tool
+from luks_estate import PIN, SIZE, SOFTHSM, Estate, luks, sealing, tool, volume, volume_phases
 from plugin_modules import load
 
-volume, luks, _disks = fresh_modules()
-sealing = load("module_utils.sealing")
 volume_store, volume_drill = load("modules.volume_store"), load("modules.volume_drill")
 luks_volume = load("modules.luks_volume")
 luks_erase, hsm_key_destroyed = load("modules.luks_erase"), load("modules.hsm_key_destroyed")
@@ -110,20 +108,18 @@ def test_the_escrowed_header_brings_a_lost_one_back(estate: Estate, tmp_path: Pa
 def test_check_mode_says_what_would_be_done_and_does_nothing(blank: Estate) -> None:
     before = digest(blank)
     made = blank.volume()
-    made.converge(check=True)
+    volume_phases.converge(made, check=True)
     assert made.changes == [f"format {blank.disk} (DISK-1) for data"]
     assert (digest(blank) == before, blank.state.exists()) == (True, False)
 
 
 def test_the_first_key_stays_until_the_control_node_has_recovery_key_and_header(blank: Estate) -> None:
     for _ in range(2):  # nothing is stored in between
-        made = blank.volume()
-        with made.alone():
-            made.converge()
+        made = blank.call()
         assert made.known.phase == "escrow"
         assert "bootstrap" in blank.ways_in()
     wrong = blank.volume(stored={"recovery": "0" * 64, "header": made.known.header_sha256})
-    wrong.converge()
+    volume_phases.converge(wrong)
     assert wrong.known.phase == "escrow"
     blank.keep(made)
     assert blank.run().known.phase == "done"
@@ -131,9 +127,7 @@ def test_the_first_key_stays_until_the_control_node_has_recovery_key_and_header(
 
 
 def test_what_came_back_and_was_never_stored_is_made_anew_where_it_got_lost(blank: Estate) -> None:
-    made = blank.volume()
-    with made.alone():
-        made.converge()
+    blank.call()
     (blank.state / "data.recovery.cms").unlink()
     blank.run()
     assert blank.ways_in() == {"hsm", "spare", "recovery"}
@@ -161,7 +155,7 @@ def test_a_foreign_volume_in_the_place_of_ours_is_for_a_person(estate: Estate) -
 def test_a_disk_that_was_blank_when_planned_and_is_not_now_is_for_a_person(blank: Estate) -> None:
     made = blank.volume()
     blank.state.mkdir()
-    made.plan(check=False)
+    volume_phases.plan(made, check=False)
     blank.put_data(b"somebody's")
     before = digest(blank)
     with pytest.raises(volume.NeedsPerson, match="was blank then and is not now"):

@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from luks_estate import PIN, SOFTHSM, Estate, fresh_modules
+from luks_estate import PIN, SOFTHSM, Estate, luks
 from plugin_modules import load
 
-_volume, luks, _disks = fresh_modules()
 hsm = load("module_utils.hsm")
 PROXY = "/usr/lib/libpkcs11-proxy.so.0"
 INSIDE = """

@@ -19,11 +19,9 @@ from pathlib import Path
 
 import luks_estate
 import pytest
-from luks_estate import MIB, SOFTHSM, Estate, forms, fresh_modules, tool
+from luks_estate import MIB, SOFTHSM, Estate, forms, luks, sealing, tool
 from plugin_modules import load
 
-_volume, luks, _disks = fresh_modules()
-sealing = load("module_utils.sealing")
 hsm, hsm_key_destroyed = load("module_utils.hsm"), load("modules.hsm_key_destroyed")
 DATA = os.urandom(MIB)
 PIN = "27182818284590"  # so long that it is in no encrypted file by chance
@@ -106,9 +104,7 @@ def theft(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Theft]:
 
         estate = Estate(tmp_path_factory.mktemp("host"))
         estate.make()
-        made = estate.volume()
-        with made.alone():
-            made.converge()
+        made = estate.call()
         assert made.known.phase == "escrow"
         bootstrap_key = sealing.unseal("data.bootstrap", (estate.state / "data.bootstrap").read_bytes())
         early = stolen(estate, tmp_path_factory.mktemp("early"))
@@ -241,9 +237,7 @@ def test_a_header_from_before_a_rotation_opens_until_the_key_of_that_time_is_des
     old_recovery_key = estate.recovery_key()
     for token in ("main", "spare"):
         estate.new_key(token, "host1-v2")
-    made = estate.volume(key="host1-v2", rotate=["hsm", "spare", "recovery"])
-    with made.alone():
-        made.converge()
+    made = estate.call(key="host1-v2", rotate=["hsm", "spare", "recovery"])
     meanwhile = sealing.unseal("data.bootstrap", (estate.state / "data.bootstrap").read_bytes())
     assert luks.opens(estate.disk, meanwhile) is not None, "the same exception holds while keys rotate"
     estate.keep(made)

@@ -15,10 +15,9 @@ from typing import Any
 import pytest
 from called_module import called
 from kill_points import KillPoints
-from luks_estate import PIN, SOFTHSM, Estate, fresh_modules, tool
+from luks_estate import PIN, SOFTHSM, Estate, luks, tool, volume
 from plugin_modules import load
 
-volume, luks, _disks = fresh_modules()
 hsm, atomic, pkcs11 = load("module_utils.hsm"), load("module_utils.files"), load("module_utils.pkcs11")
 volume_store, volume_drill = load("modules.volume_store"), load("modules.volume_drill")
 luks_erase, hsm_key_destroyed = load("modules.luks_erase"), load("modules.hsm_key_destroyed")
