@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, cast
 
+from ansible_collections.llmkeep.estate.plugins.module_utils.hsm_pair import Fault  # type: ignore[import-not-found]
 from ansible_collections.llmkeep.estate.plugins.module_utils.sealing import Failed  # type: ignore[import-not-found]
 
 SECONDS = 120
@@ -38,10 +39,6 @@ def environment() -> dict[str, str]:
         name: os.environ[name] for name in ("SOFTHSM2_CONF", "P11_KIT_SERVER_ADDRESS") if name in os.environ
     }
     return ENVIRONMENT | passed
-
-
-class WrongPin(Failed):  # type: ignore[misc]
-    """The token refused the PIN. It was shown once and is not shown again."""
 
 
 def run(argv: list[str], given: bytes = b"", seconds: int = SECONDS, **more: Any) -> tuple[int, bytes, str]:
@@ -136,7 +133,7 @@ def opens(device: Path, key: bytes) -> int | None:
 
 
 def prove(device: Path, token: int, pin: bytes, seconds: int) -> None:
-    """Open by the HSM, for the proof only: one login. WrongPin, or Failed where token or key are not to be had."""
+    """Open by the HSM, for the proof only: one login. Fault if it refuses the PIN, Failed if token or key are away."""
     argv = ["cryptsetup", "open", "--test-passphrase", "--token-only", "--token-id", str(token), str(device)]
     code, out, words = run(argv, pin, seconds)
     if code != 0:
@@ -145,10 +142,12 @@ def prove(device: Path, token: int, pin: bytes, seconds: int) -> None:
 
 
 def refused(words: str) -> None:
+    """Fault if a program says that the token refused the PIN: it was shown once and is not shown again."""
     if "is incorrect" in words or "No token could be unlocked with this PIN" in words:
-        raise WrongPin(
+        raise Fault(
+            "pin_wrong",
             "the token refused the PIN. It was tried once, and will not be tried again: put the right one in the"
-            " vault (docs/storage.md) before its lock-out counter ends"
+            " vault (docs/storage.md) before its lock-out counter ends",
         )
 
 

@@ -89,7 +89,7 @@ class Volume:
                 raise Refused(f"another run works on {self.name}: wait for it, run again") from None
             try:
                 yield
-            except luks.WrongPin:
+            except pins.Fault:
                 pins.remember(self.pin_credential, self.pin_credential.read_bytes())
                 raise
 
@@ -103,10 +103,7 @@ class Volume:
     @property
     def pin(self) -> bytes:
         sealed = self.pin_credential.read_bytes()
-        try:
-            pins.refuse_again(self.pin_credential, sealed)
-        except pins.Fault as fault:
-            raise luks.WrongPin(str(fault)) from None
+        pins.refuse_again(self.pin_credential, sealed)
         pin: bytes = sealing.unseal(self.pin_credential.name, sealed)
         return pin
 

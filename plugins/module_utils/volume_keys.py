@@ -45,8 +45,6 @@ def bootstrap_key(of: Volume) -> bytes:
         if token["type"] == PKCS11 and header.slots_of(number):
             try:
                 luks.add_key(of.path, key, by_token=(number, of.pin))
-            except luks.WrongPin:
-                raise
             except luks.Failed as problem:
                 problems.append(str(problem))
             else:
@@ -99,8 +97,6 @@ def enrol(of: Volume, owner: str, uri: str, key: bytes) -> None:
             return
         try:
             luks.prove(of.path, number, of.pin, of.hsm_seconds)
-        except luks.WrongPin:
-            raise
         except luks.Failed:
             luks.wipe(of.path, slot)  # half enrolled when a run ended
         else:

@@ -95,6 +95,7 @@ from ansible_collections.llmkeep.estate.plugins.module_utils import (  # type: i
     disks,
     luks,
     mount_points,
+    pins,
     volume,
     volume_phases,
 )
@@ -199,7 +200,7 @@ def main() -> None:
         module.exit_json(**outcome(wanted))
     except NeedsPerson as problem:
         module.fail_json(msg=str(problem), needs_person=True)
-    except (Refused, mount_points.Refused, luks.Failed) as problem:
+    except (Refused, mount_points.Refused, luks.Failed, pins.Fault) as problem:
         module.fail_json(msg=str(problem), needs_person=False)
 
 

@@ -18,7 +18,7 @@ from plugin_modules import load
 volume_store, volume_drill = load("modules.volume_store"), load("modules.volume_drill")
 luks_volume = load("modules.luks_volume")
 luks_erase, hsm_key_destroyed = load("modules.luks_erase"), load("modules.hsm_key_destroyed")
-hsm = load("module_utils.hsm")
+hsm, pins = load("module_utils.hsm"), load("module_utils.pins")
 DATA = os.urandom(1 << 20)
 
 
@@ -193,15 +193,23 @@ def test_a_wrong_pin_is_shown_once(blank: Estate, monkeypatch: pytest.MonkeyPatc
         real(log.read_text() if log.exists() else words)
 
     monkeypatch.setattr(luks, "refused", words_in_the_log)
-    with pytest.raises(luks.WrongPin, match="tried once"):
+    with pytest.raises(pins.Fault, match="tried once"):
         blank.run()
-    with pytest.raises(luks.WrongPin, match="not shown again until another one is sealed"):
+    with pytest.raises(pins.Fault, match="not shown again until another one is sealed"):
         blank.run()
     assert log.read_text().count("is incorrect") == 1
     monkeypatch.setattr(luks, "refused", real)
     blank.set_pin(PIN)
     blank.run()
     assert blank.ways_in() == {"hsm", "spare", "recovery"}
+
+
+def test_check_mode_tells_of_a_pin_that_was_refused(estate: Estate) -> None:
+    credential, boot = estate.root / "hsm-pin", estate.root / "boot-pin"
+    boot.write_bytes(sealing.seal("boot-pin", PIN.encode()))
+    pins.remember(credential, credential.read_bytes())
+    with pytest.raises(pins.Fault, match="refused the PIN"):
+        volume_phases.converge(estate.volume(boot_credential=boot), check=True)
 
 
 def test_a_token_that_is_not_there_ends_in_bounded_time_and_the_next_run_goes_on(blank: Estate) -> None:
