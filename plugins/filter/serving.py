@@ -105,12 +105,7 @@ def model_faults(models: list[dict[str, Any]], hosts: dict[str, str]) -> list[st
             )
     for model in map(set_of, models):
         told += [f"{model.get('name')}: {fault}" for fault in faults(model, hosts)]
-    released = release_names(models)
-    told += [
-        f"{folder} is a release and a folder of the bundle at once: publish the release under another name"
-        for folder in model_folders([model for model in map(set_of, models) if "release" not in model])
-        if folder in released
-    ]
+    told += folder_faults(models)
     units = Counter(
         name
         for model in {str(model.get("name")): set_of(model) for model in models}.values()
@@ -142,16 +137,8 @@ def faults(model: dict[str, Any], hosts: dict[str, str]) -> list[str]:
         }  # told above, with the way out
     if strange := sorted(set(model) - TAKES[driver]):
         told.append(f"driver {driver} takes no {', '.join(strange)}: leave it out, or take another driver")
-    if "model" in TAKES[driver] and "model" not in model:
-        told.append(
-            f"driver {driver} needs `model`, the name of its folder under models/ in the bundle, or `release`"
-        )
-    if model.get("release", model.get("model")) != model.get("model"):
-        told.append(
-            f"it is both the model {model['model']} and the release {model['release']}: name one of them"
-        )
-    if "release" in model and not NAME.fullmatch(str(model["release"])):
-        told.append(f"its release is {model['release']!r}: take a name that `llmkeep release list` prints")
+    if "model" in TAKES[driver]:
+        told += weights_faults(model)
     if model.get("instances", 1) not in INSTANCES:
         told.append(f"instances is {model['instances']}: take {INSTANCES[0]} to {INSTANCES[-1]}")
     if "memory" in model and not MEMORY.fullmatch(str(model["memory"])):
@@ -164,6 +151,30 @@ def faults(model: dict[str, Any], hosts: dict[str, str]) -> list[str]:
     if driver == "remote":
         told += remote_faults(set_of(model.get("remote") or {}), hosts)
     return told
+
+
+def weights_faults(model: dict[str, Any]) -> list[str]:
+    """Weights that are nowhere, or in two places."""
+    if "model" not in model:
+        return ["it needs `model`, the name of its folder under models/ in the bundle, or `release`"]
+    told = []
+    if model.get("release", model["model"]) != model["model"]:
+        told.append(
+            f"it is both the model {model['model']} and the release {model['release']}: name one of them"
+        )
+    if "release" in model and not NAME.fullmatch(str(model["release"])):
+        told.append(f"its release is {model['release']!r}: take a name that `llmkeep release list` prints")
+    return told
+
+
+def folder_faults(models: list[dict[str, Any]]) -> list[str]:
+    """Folders that would be a release's and the bundle's."""
+    released = release_names(models)
+    return [
+        f"{folder} is a release and a folder of the bundle at once: publish the release under another name"
+        for folder in model_folders([model for model in map(set_of, models) if "release" not in model])
+        if folder in released
+    ]
 
 
 def adapter_faults(model: dict[str, Any]) -> list[str]:
@@ -265,8 +276,8 @@ def vllm_faults(models: list[dict[str, Any]], gpu_memory: str) -> list[str]:
         if times > 1:
             told.append(f"GPU {number} is named {times} times: a GPU has one model, and is named there once")
     for model in map(set_of, models):
-        told += [f"{model['name']}: {fault}" for fault in gpu_faults(model)]
-    return told
+        told += [f"{model['name']}: {fault}" for fault in weights_faults(model) + gpu_faults(model)]
+    return told + folder_faults(models)
 
 
 def gpu_faults(model: dict[str, Any]) -> list[str]:

@@ -63,7 +63,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What role llm_serving makes of MODELS."""
     wanted = {
         name: f"__llm_serving_{name}"
-        for name in ("files", "steps", "directories", "leftovers", "wrong", "sockets", "weights", "releases")
+        for name in ("files", "steps", "directories", "leftovers", "wrong", "sockets", "weights")
     }
     wanted |= {
         name: f"lookup('ansible.builtin.template', '{name}.j2')"
@@ -140,7 +140,7 @@ def test_adapters_lie_where_models_do_and_are_verified_as_they_are(made: Any) ->
 
 
 def test_a_release_is_served_from_the_folder_of_its_name_and_is_none_of_the_bundle(made: Any) -> None:
-    assert serving.release_names(MODELS) == ["sql-2026-11"] == made["releases"]
+    assert serving.release_names(MODELS) == ["sql-2026-11"]
     model = yaml.safe_load(file(made, "/engine-own.yaml"))["model"]
     folder = "/srv/llmkeep/models/sql-2026-11"
     assert model == {"driver": "naive", "path": folder, "manifest": f"{folder}/SHA256SUMS"}
@@ -219,7 +219,7 @@ def test_a_unit_is_hardened(made: Any, tmp_path: Path, name: str) -> None:
         ([], "name a model"),
         ([{"name": "A b", "driver": "echo"}], "a name has small letters"),
         ([{"name": "a", "driver": "turbo"}], "its driver is 'turbo': take one of echo, naive, continuous, embed, remote"),
-        ([{"name": "a", "driver": "naive"}], "driver naive needs `model`"),
+        ([{"name": "a", "driver": "naive"}], "it needs `model`"),
         ([{"name": "a", "driver": "naive", "model": "b", "release": "c"}], "both the model b and the release c"),
         ([{"name": "a", "driver": "naive", "release": "../c"}], "its release is '../c'"),
         ([{"name": "a", "driver": "naive", "release": "c"}, {"name": "b", "driver": "naive", "model": "c"}], "c is a release"),
@@ -276,9 +276,10 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What role vllm makes of a model on two GPUs."""
     folder = tmp_path_factory.mktemp("vllm")
     (folder / "files").symlink_to(ROOT / "roles/vllm/files")
-    wanted = {name: f"__vllm_{name}" for name in ("files", "steps", "wrong", "sockets", "gpus")}
+    wanted = {name: f"__vllm_{name}" for name in ("files", "steps", "wrong", "sockets", "gpus", "weights")}
     wanted["unit"] = "lookup('ansible.builtin.template', 'vllm@.service.j2')"
-    given = {"vllm_models": [CODER], "vllm_gpu_memory": "24G", "__vllm_release": {"id": "0123456789ab"}}
+    own = {"name": "own", "release": "sql-2026-11", "gpus": [2], "max_model_len": 4096}
+    given = {"vllm_models": [CODER, own], "vllm_gpu_memory": "24G", "__vllm_release": {"id": "0123456789ab"}}
     return rendered(folder, "vllm", wanted, "llm1", HOSTS, {**FACTS, **given})
 
 
@@ -295,6 +296,11 @@ def test_vllm_s_configuration_names_its_socket_and_no_key(vllm: Any) -> None:
     assert file(vllm, "/coder.env") == "CUDA_VISIBLE_DEVICES=0,1\n"
 
 
+def test_vllm_serves_a_release_from_the_folder_of_its_name(vllm: Any) -> None:
+    assert vllm["weights"] == ["coder", "sql-2026-11"]
+    assert yaml.safe_load(file(vllm, "/own.yaml"))["model"] == "/srv/llmkeep/models/sql-2026-11"
+
+
 def test_vllm_s_unit_is_hardened_and_tells_nobody(vllm: Any, tmp_path: Path) -> None:
     hardened(tmp_path, "vllm@.service", vllm["unit"], exposure=20)
     settings = " ".join(
@@ -307,7 +313,7 @@ def test_vllm_s_unit_is_hardened_and_tells_nobody(vllm: Any, tmp_path: Path) -> 
 
 
 def test_vllm_is_moved_by_units_of_its_own(vllm: Any) -> None:
-    assert vllm["steps"] == [{"name": "vllm@coder.service"}]
+    assert vllm["steps"] == [{"name": "vllm@coder.service"}, {"name": "vllm@own.service"}]
     assert vllm["wrong"] == []
 
 
@@ -377,11 +383,20 @@ def test_fit_is_asked_for_the_share_of_the_memory_that_vllm_takes() -> None:
         ({"gpu_memory_utilization": 1.5}, "24G", "gpu_memory_utilization is 1.5"),
         ({"max_model_len": 0}, "24G", "max_model_len is 0: take 1 or more"),
         ({"name": "Coder"}, "24G", "a name has small letters"),
+        ({"model": None}, "24G", "it needs `model`"),
+        ({"release": "sql-1"}, "24G", "both the model coder and the release sql-1"),
+        ({"model": None, "release": "../c"}, "24G", "its release is '../c'"),
     ],
 )
 def test_what_vllm_cannot_serve_is_told(change: dict[str, Any], memory: str, sentence: str) -> None:
     (told,) = serving.vllm_faults([{**CODER, **change}], memory)
     assert sentence in told
+
+
+def test_vllm_takes_no_release_that_has_a_folder_of_the_bundle() -> None:
+    released = {"name": "own", "release": "coder", "gpus": [2], "max_model_len": 1024}
+    (told,) = serving.vllm_faults([CODER, released], "24G")
+    assert "coder is a release and a folder of the bundle at once" in told
 
 
 def test_two_models_share_no_gpu_and_no_name() -> None:
