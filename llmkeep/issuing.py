@@ -20,10 +20,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from llmkeep.durable import write
 from llmkeep.issuing_key import PIN, HsmKey
-from llmkeep.pki import ISSUING_DAYS, PkiError, Places, authority, load, pem, told
+from llmkeep.pki import ISSUING_DAYS, PkiError, PkiPlaces, authority, load, pem, told
 
 
-def _next(places: Places) -> Path:
+def _next(places: PkiPlaces) -> Path:
     """Where the key is that was asked for and not adopted yet."""
     return places.issuing_hsm.with_name("issuing-hsm.next.json")
 
@@ -36,7 +36,7 @@ def digest(key: object) -> str:
     return hashlib.sha256(key.public_bytes(serialization.Encoding.DER, form)).hexdigest()
 
 
-def request(places: Places, settings: dict[str, Any]) -> bytes:
+def request(places: PkiPlaces, settings: dict[str, Any]) -> bytes:
     """The request for a key in the HSM, which is made there where the token has none of that label."""
     subject = load(places.issuing_certificate).subject
     key = HsmKey.made(settings)
@@ -83,7 +83,7 @@ def certify(csr_pem: bytes, root_pem: bytes, root_key: Path, escrow_key: Path) -
     return pem(authority(expected, key, root.subject, private, limits, ISSUING_DAYS))
 
 
-def adopt(places: Places, certificate_pem: bytes) -> str:
+def adopt(places: PkiPlaces, certificate_pem: bytes) -> str:
     """Sign by the key in the HSM from now on; repeats harmlessly. The sealed key is deleted last."""
     root, before = load(places.root_certificate), load(places.issuing_certificate)
     try:
@@ -146,7 +146,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = subparsers.add_parser(
         "issuing", help="move the issuing CA's key into an HSM, or renew its certificate"
     )
-    parser.set_defaults(places=Places())
+    parser.set_defaults(places=PkiPlaces())
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     verb = verbs.add_parser("request", help="control node: make the key in the HSM, print the request for it")
     verb.add_argument("--module", required=True, help="path of the HSM's PKCS#11 module")

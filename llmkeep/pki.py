@@ -51,7 +51,7 @@ class PkiError(Exception):
 
 
 @dataclass(frozen=True)
-class Places:
+class PkiPlaces:
     """Where the CA's files lie, below `root` (only tests have another one than /)."""
 
     root: Path = Path("/")
@@ -167,7 +167,7 @@ def permitted(certificate: x509.Certificate) -> tuple[list[str], list[Network]]:
 
 
 # ---------------------------------------------------------------- init
-def init(places: Places, domain: str, escrow: Path, networks: list[str]) -> str:
+def init(places: PkiPlaces, domain: str, escrow: Path, networks: list[str]) -> str:
     """Make the CA where there is none; returns what a person should read. Repeats harmlessly.
 
     root.pem is written last and is what says "done": without it nobody can have trusted the rest, which is
@@ -199,7 +199,7 @@ def init(places: Places, domain: str, escrow: Path, networks: list[str]) -> str:
     )
 
 
-def _standing(places: Places, domain: str) -> str:
+def _standing(places: PkiPlaces, domain: str) -> str:
     """What `init` says on a host that has a CA; refuses when it is not this domain's, or is damaged."""
     root, _ = load(places.root_certificate), issuing_pair(places)
     domains, _ = permitted(root)
@@ -209,7 +209,7 @@ def _standing(places: Places, domain: str) -> str:
     return f"the CA of {domain} stands; root certificate's sha256: {fingerprint(root)}"
 
 
-def issuing_pair(places: Places) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+def issuing_pair(places: PkiPlaces) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
     """The issuing certificate and its key, opened in memory, proved to belong together and to the root.
 
     A key in the HSM is asked for nothing yet: whether it belongs shows by its signature.
@@ -260,7 +260,7 @@ def check_names(names: list[x509.GeneralName], issuing: x509.Certificate) -> Non
                            "correct the inventory (ansible_host, base_domain, pki_extra_names)")  # fmt: skip
 
 
-def sign(places: Places, csr_pem: bytes, names: list[str], host: str, days: int = LEAF_DAYS) -> bytes:
+def sign(places: PkiPlaces, csr_pem: bytes, names: list[str], host: str, days: int = LEAF_DAYS) -> bytes:
     """A certificate of at most 90 days for the request, with its chain, as PEM; on record before it returns.
 
     The request must be signed by the EC key it carries and ask for exactly NAMES, which is what the inventory
@@ -331,7 +331,7 @@ def sign(places: Places, csr_pem: bytes, names: list[str], host: str, days: int 
 
 
 # ---------------------------------------------------------------- what a person asks
-def status(places: Places) -> dict[str, object]:
+def status(places: PkiPlaces) -> dict[str, object]:
     """What an operator asks: whose CA, how long, is its key usable, is the root key still lying here."""
     root = load(places.root_certificate)
     issuing, key = issuing_pair(places)
@@ -384,7 +384,7 @@ def _status(arguments: argparse.Namespace) -> str:
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """`llmkeep pki init | sign | chain | status`. Exit codes: 0 done, 1 refused, with the reason."""
     parser = subparsers.add_parser("pki", help="the estate's certificate authority, on the control node")
-    parser.set_defaults(places=Places())
+    parser.set_defaults(places=PkiPlaces())
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     verb = verbs.add_parser("init", help="make root and issuing CA where there are none (bootstrap calls it)")
     verb.add_argument(

@@ -42,7 +42,7 @@ class PolicyError(LockError):
 
 
 @dataclass(frozen=True)
-class Places:
+class PolicyPlaces:
     """Where the files lie, below `root` (only tests have another one than /)."""
 
     root: Path = Path("/")
@@ -69,7 +69,7 @@ class Places:
 
 
 # ---------------------------------------------------------------- the key
-def init(places: Places) -> str:
+def init(places: PolicyPlaces) -> str:
     """Make the key where there is none; returns what a person should read. Repeats harmlessly.
 
     policy.pem is written last and is what says "done": without it nobody can have trusted the key, which is then
@@ -88,7 +88,7 @@ def init(places: Places) -> str:
     return f"made the policy's key; {places.public} has sha256 {_sha256(_pem(key))}"
 
 
-def signing_key(places: Places) -> ec.EllipticCurvePrivateKey:
+def signing_key(places: PolicyPlaces) -> ec.EllipticCurvePrivateKey:
     """The key, opened in memory, proved to be the one whose public half hosts trust."""
     for path in (places.public, places.key):
         if not path.exists():
@@ -122,7 +122,7 @@ def checked(folder: Path) -> Source:
     return source
 
 
-def build(places: Places, folder: Path, out: Path, days: int, now: datetime | None = None) -> str:
+def build(places: PolicyPlaces, folder: Path, out: Path, days: int, now: datetime | None = None) -> str:
     """Sign FOLDER's policy into OUT; returns what a person should read. Repeats harmlessly.
 
     The highest revision that was ever given out lies beside OUT in revision.json, which is on disk before the
@@ -133,7 +133,7 @@ def build(places: Places, folder: Path, out: Path, days: int, now: datetime | No
     return _sign(places, checked(folder), str(folder), out, days, now)
 
 
-def renew(places: Places, out: Path, now: datetime | None = None) -> str:
+def renew(places: PolicyPlaces, out: Path, now: datetime | None = None) -> str:
     """Sign what OUT holds anew where its days are running out; repeats harmlessly.
 
     The timer that renews certificates calls it. A source that somebody is just editing stays out of it.
@@ -145,7 +145,9 @@ def renew(places: Places, out: Path, now: datetime | None = None) -> str:
     return _sign(places, Source(standing.modules, {}, parts), f"revision {standing.revision}", out, DAYS, now)
 
 
-def _sign(places: Places, source: Source, origin: str, out: Path, days: int, now: datetime | None) -> str:
+def _sign(
+    places: PolicyPlaces, source: Source, origin: str, out: Path, days: int, now: datetime | None
+) -> str:
     """Sign SOURCE into OUT, unless a bundle with the same content is there and holds long enough."""
     key = signing_key(places)
     moment = (now or datetime.now(UTC)).replace(microsecond=0)
@@ -170,7 +172,7 @@ def _sign(places: Places, source: Source, origin: str, out: Path, days: int, now
     )
 
 
-def _standing(out: Path, places: Places) -> Policy | None:
+def _standing(out: Path, places: PolicyPlaces) -> Policy | None:
     """The bundle that is there, if this estate signed it."""
     try:
         start = datetime.min.replace(tzinfo=UTC)  # its age is looked at by the caller
@@ -224,7 +226,12 @@ def _line(change: dict[str, Any]) -> str:
 
 # ---------------------------------------------------------------- break-glass
 def break_glass(
-    places: Places, subject: str, actions: list[str], hours: float, reason: str, now: datetime | None = None
+    places: PolicyPlaces,
+    subject: str,
+    actions: list[str],
+    hours: float,
+    reason: str,
+    now: datetime | None = None,
 ) -> str:
     """A token that lets SUBJECT do ACTIONS for HOURS while a host's policy engine does not answer; on record first."""
     if not 0 < hours <= HOURS:
@@ -249,7 +256,7 @@ def break_glass(
 
 
 # ---------------------------------------------------------------- command line
-def source_folder(places: Places) -> Path:
+def source_folder(places: PolicyPlaces) -> Path:
     """The estate's own source where it has one, else the tree's."""
     if places.source.is_dir():
         return places.source
@@ -332,7 +339,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = subparsers.add_parser(
         "policy", help="who may do what: judged, signed, compared", description=__doc__
     )
-    parser.set_defaults(places=Places())
+    parser.set_defaults(places=PolicyPlaces())
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     verb = verbs.add_parser("init", help="make the key where there is none (bootstrap calls it)")
     verb.set_defaults(run=_told(lambda given: print(init(given.places)) or 0))

@@ -51,7 +51,7 @@ class ReleaseError(LockError):
 
 
 @dataclass(frozen=True)
-class Places:
+class ReleasePlaces:
     """Where the files lie, below `root` (only tests have another one than /)."""
 
     root: Path = Path("/")
@@ -85,7 +85,7 @@ class Places:
 
 
 # ---------------------------------------------------------------- the key
-def init(places: Places) -> str:
+def init(places: ReleasePlaces) -> str:
     """Make the key where there is none; its fingerprint. Repeats harmlessly.
 
     The public part is written last and is what says "done": without it nobody can have trusted the key.
@@ -170,7 +170,7 @@ def candidate(folder: Path) -> tuple[str, dict[str, Any], dict[str, str]]:
     return name, published, {path: digest or sha256(sums) for path, digest in wanted.items()}
 
 
-def sign(places: Places, folder: Path, days: int = DAYS, now: datetime.datetime | None = None) -> str:
+def sign(places: ReleasePlaces, folder: Path, days: int = DAYS, now: datetime.datetime | None = None) -> str:
     """Make a release of a candidate; what a person should read. A serial that was once given out never comes again."""
     if not 1 <= days <= 3660:
         raise ReleaseError(f"--days is {days}: a release may be installed for 1 to 3660 days")
@@ -245,7 +245,9 @@ def name_of(found: Manifest) -> str:
     return name
 
 
-def verify(places: Places, folder: Path, keyring: Path, now: datetime.datetime | None = None) -> Manifest:
+def verify(
+    places: ReleasePlaces, folder: Path, keyring: Path, now: datetime.datetime | None = None
+) -> Manifest:
     """By the code that verifies bundles; raises BundleRefused. Changes nothing."""
     if not keyring.is_file():
         raise ReleaseError(f"there is no {keyring}: give the publish key's public part with --keyring")
@@ -258,7 +260,7 @@ def verify(places: Places, folder: Path, keyring: Path, now: datetime.datetime |
     return good
 
 
-def add(places: Places, folder: Path, keyring: Path) -> str:
+def add(places: ReleasePlaces, folder: Path, keyring: Path) -> str:
     """Copy a release onto the mirror, verified there; what a person should read. Repeats harmlessly.
 
     It gets its name in one step, whole. What had the name before is gone afterwards.
@@ -294,7 +296,7 @@ def add(places: Places, folder: Path, keyring: Path) -> str:
     return f"{places.store / name}: serial {good.serial}, {len(good.files)} files; name it in an inventory: release: {name}"
 
 
-def listed(places: Places) -> str:
+def listed(places: ReleasePlaces) -> str:
     """A line for each release on this mirror; what it says is verified by `verify`."""
     found = (
         [(path, manifest.read(path)) for path in sorted(places.store.glob("[!.]*"))]
@@ -336,7 +338,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = subparsers.add_parser(
         "release", help="models that the estate trained itself", description=__doc__
     )
-    parser.set_defaults(places=Places())
+    parser.set_defaults(places=ReleasePlaces())
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     verb = verbs.add_parser("init", help="make the publish key where there is none; `sign` does it too")
     verb.set_defaults(

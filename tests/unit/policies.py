@@ -15,18 +15,18 @@ import pytest
 
 from llmkeep import cache, policy, programs
 from llmkeep.lock import TREE
-from llmkeep.policy import Places
+from llmkeep.policy import PolicyPlaces
 
 SOURCE = TREE / "policy"
 
 
-def control_node(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Places:
+def control_node(folder: Path, monkeypatch: pytest.MonkeyPatch) -> PolicyPlaces:
     """A control node that was bootstrapped. systemd-creds needs a host of its own; here sealing shows, for all but it."""
     monkeypatch.setattr(policy, "seal", lambda secret, name: f"sealed {name}:".encode() + secret)
     monkeypatch.setattr(
         policy, "unseal", lambda sealed, name: sealed.removeprefix(f"sealed {name}:".encode())
     )
-    places = Places(folder)
+    places = PolicyPlaces(folder)
     policy.init(places)
     return places
 

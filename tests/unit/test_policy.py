@@ -14,7 +14,7 @@ from power_cut import losing_power
 
 from llmkeep import cli, durable, policy, policy_source
 from llmkeep.lock import LockError
-from llmkeep.policy import Places, PolicyError
+from llmkeep.policy import PolicyError, PolicyPlaces
 from llmproof import policy_bundle
 from llmproof.policy_bundle import DAMAGED, EXPIRED, REPLAYED, UNSIGNED
 
@@ -22,14 +22,14 @@ NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 
 
 @pytest.fixture
-def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Places:
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PolicyPlaces:
     """A control node with a key and, as its own source, a copy of the tree's policy."""
     found = policies.control_node(tmp_path / "control", monkeypatch)
     shutil.copytree(policies.SOURCE, found.source)
     return found
 
 
-def changed(places: Places, old: str, new: str, file: str = "roles/data.yaml") -> None:
+def changed(places: PolicyPlaces, old: str, new: str, file: str = "roles/data.yaml") -> None:
     """Edit the estate's own source."""
     path = places.source / "llm" / file
     text = path.read_text()
@@ -37,17 +37,17 @@ def changed(places: Places, old: str, new: str, file: str = "roles/data.yaml") -
     path.write_text(text.replace(old, new, 1))
 
 
-def build(places: Places, now: datetime = NOW, days: int = 90) -> str:
+def build(places: PolicyPlaces, now: datetime = NOW, days: int = 90) -> str:
     return policy.build(places, places.source, places.bundle, days, now)
 
 
-def revision(places: Places) -> int:
+def revision(places: PolicyPlaces) -> int:
     start = datetime(1970, 1, 1, tzinfo=UTC)
     return policy_bundle.judged(places.bundle.read_bytes(), places.public.read_bytes(), now=start).revision
 
 
 # ---------------------------------------------------------------- the key
-def test_the_key_is_kept_sealed_under_a_name_of_its_own_and_nowhere_else(places: Places) -> None:
+def test_the_key_is_kept_sealed_under_a_name_of_its_own_and_nowhere_else(places: PolicyPlaces) -> None:
     assert places.key.name == "llmkeep.policy-key"
     assert places.key.stat().st_mode & 0o777 == 0o400
     sealed = places.key.read_bytes()
@@ -58,7 +58,7 @@ def test_the_key_is_kept_sealed_under_a_name_of_its_own_and_nowhere_else(places:
         assert sealed.splitlines()[1] not in path.read_bytes(), path
 
 
-def test_init_again_changes_nothing(places: Places) -> None:
+def test_init_again_changes_nothing(places: PolicyPlaces) -> None:
     before = places.public.read_bytes(), places.key.read_bytes()
     assert "stands" in policy.init(places)
     assert (places.public.read_bytes(), places.key.read_bytes()) == before
@@ -77,7 +77,7 @@ def test_init_that_lost_power_at_any_write_is_made_whole_by_the_next(
     assert revision(places) == 1
 
 
-def test_a_lost_key_is_told_and_not_made_anew(places: Places) -> None:
+def test_a_lost_key_is_told_and_not_made_anew(places: PolicyPlaces) -> None:
     places.key.unlink()
     for verb in (policy.init, build):
         with pytest.raises(PolicyError, match="is not there"):
@@ -86,7 +86,7 @@ def test_a_lost_key_is_told_and_not_made_anew(places: Places) -> None:
 
 
 def test_a_key_that_is_not_the_public_halfs_is_told(
-    places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    places: PolicyPlaces, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = policies.control_node(tmp_path / "other", monkeypatch)
     durable.write(places.key, other.key.read_bytes(), 0o400)
@@ -95,7 +95,7 @@ def test_a_key_that_is_not_the_public_halfs_is_told(
 
 
 # ---------------------------------------------------------------- build
-def test_a_second_build_changes_nothing(places: Places) -> None:
+def test_a_second_build_changes_nothing(places: PolicyPlaces) -> None:
     assert "revision 1, 34 tests passed" in build(places)
     before = [(path.read_bytes(), path.stat().st_mtime_ns) for path in sorted(places.bundle.parent.iterdir())]
     assert "kept" in build(places, NOW + timedelta(days=59))
@@ -105,7 +105,7 @@ def test_a_second_build_changes_nothing(places: Places) -> None:
 
 
 def test_what_was_signed_is_signed_anew_before_it_expires_and_not_what_is_being_edited(
-    places: Places,
+    places: PolicyPlaces,
 ) -> None:
     build(places)
     before = policy_bundle.judged(places.bundle.read_bytes(), places.public.read_bytes(), now=NOW)
@@ -120,12 +120,12 @@ def test_what_was_signed_is_signed_anew_before_it_expires_and_not_what_is_being_
         assert after.expires - moment == timedelta(days=90)
 
 
-def test_nothing_is_signed_anew_where_nothing_of_this_estate_was_signed(places: Places) -> None:
+def test_nothing_is_signed_anew_where_nothing_of_this_estate_was_signed(places: PolicyPlaces) -> None:
     with pytest.raises(PolicyError, match="is no policy of this estate"):
         policy.renew(places, places.bundle, NOW)
 
 
-def test_the_revision_rises_with_the_content_and_never_falls(places: Places) -> None:
+def test_the_revision_rises_with_the_content_and_never_falls(places: PolicyPlaces) -> None:
     build(places)
     changed(places, "max_tokens: 256", "max_tokens: 128")
     build(places)
@@ -135,28 +135,28 @@ def test_the_revision_rises_with_the_content_and_never_falls(places: Places) -> 
     assert revision(places) == 3
 
 
-def test_a_comment_is_no_change_of_the_data_and_a_test_is_none_of_the_bundle(places: Places) -> None:
+def test_a_comment_is_no_change_of_the_data_and_a_test_is_none_of_the_bundle(places: PolicyPlaces) -> None:
     build(places)
     changed(places, "analyst:\n", "# who looks\nanalyst:\n")
     changed(places, "package llm.roles_test\n", "package llm.roles_test\n\n# more\n", "roles/roles_test.rego")
     assert "kept" in build(places)
 
 
-def test_one_that_holds_fewer_than_thirty_days_is_signed_anew(places: Places) -> None:
+def test_one_that_holds_fewer_than_thirty_days_is_signed_anew(places: PolicyPlaces) -> None:
     build(places)
     assert "kept" in build(places, NOW + timedelta(days=60))
     assert "revision 2" in build(places, NOW + timedelta(days=60, seconds=1))
     assert "kept" in build(places, NOW + timedelta(days=61))
 
 
-def test_one_that_is_made_for_a_few_days_is_kept_for_most_of_them(places: Places) -> None:
+def test_one_that_is_made_for_a_few_days_is_kept_for_most_of_them(places: PolicyPlaces) -> None:
     build(places, days=3)
     assert "kept" in build(places, NOW + timedelta(days=2), days=3)
     assert "revision 2" in build(places, NOW + timedelta(days=2, seconds=1), days=3)
 
 
 def test_a_build_that_lost_power_gives_no_revision_to_two_contents(
-    places: Places, monkeypatch: pytest.MonkeyPatch
+    places: PolicyPlaces, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build(places)
 
@@ -171,7 +171,7 @@ def test_a_build_that_lost_power_gives_no_revision_to_two_contents(
         build(places)
     monkeypatch.setattr(policy, "write", durable.write)
     assert revision(places) == 1
-    again = Places(places.root.with_name("again"))
+    again = PolicyPlaces(places.root.with_name("again"))
     shutil.copytree(places.root, again.root)
     build(again)
     assert revision(again) == 2  # the same content has the number that it was given
@@ -180,7 +180,7 @@ def test_a_build_that_lost_power_gives_no_revision_to_two_contents(
     assert revision(places) == 3
 
 
-def test_a_lost_record_of_the_revision_does_not_take_it_back(places: Places) -> None:
+def test_a_lost_record_of_the_revision_does_not_take_it_back(places: PolicyPlaces) -> None:
     build(places)
     changed(places, "max_tokens: 256", "max_tokens: 128")
     build(places)
@@ -189,7 +189,7 @@ def test_a_lost_record_of_the_revision_does_not_take_it_back(places: Places) -> 
     assert revision(places) == 3
 
 
-def test_a_record_of_the_revision_from_an_old_backup_does_not_take_it_back(places: Places) -> None:
+def test_a_record_of_the_revision_from_an_old_backup_does_not_take_it_back(places: PolicyPlaces) -> None:
     build(places)
     given = places.bundle.with_name("revision.json")
     old = given.read_bytes()
@@ -201,7 +201,7 @@ def test_a_record_of_the_revision_from_an_old_backup_does_not_take_it_back(place
     assert revision(places) == 3
 
 
-def test_a_lost_or_damaged_bundle_is_made_anew(places: Places) -> None:
+def test_a_lost_or_damaged_bundle_is_made_anew(places: PolicyPlaces) -> None:
     build(places)
     places.bundle.write_bytes(places.bundle.read_bytes()[:-9])
     build(places)
@@ -239,7 +239,7 @@ FAULTS: dict[str, tuple[str, str, str, str]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_source_with_a_fault_is_not_signed_and_the_fault_is_named(places: Places, fault: str) -> None:
+def test_a_source_with_a_fault_is_not_signed_and_the_fault_is_named(places: PolicyPlaces, fault: str) -> None:
     build(places)
     old, new, file, said = FAULTS[fault]
     changed(places, old, new, file)
@@ -249,7 +249,7 @@ def test_a_source_with_a_fault_is_not_signed_and_the_fault_is_named(places: Plac
     assert revision(places) == 1
 
 
-def test_a_decision_that_allows_a_request_which_says_nothing_is_not_signed(places: Places) -> None:
+def test_a_decision_that_allows_a_request_which_says_nothing_is_not_signed(places: PolicyPlaces) -> None:
     rego = 'package llm.authz\n\nduties_apart := {"a"}\n\ndecision := {"allow": true}\n'
     for test in places.source.rglob("*_test.rego"):
         test.unlink()
@@ -259,21 +259,21 @@ def test_a_decision_that_allows_a_request_which_says_nothing_is_not_signed(place
 
 
 @pytest.mark.parametrize("days", [0, -1, 367])
-def test_a_policy_holds_a_day_to_a_year(places: Places, days: int) -> None:
+def test_a_policy_holds_a_day_to_a_year(places: PolicyPlaces, days: int) -> None:
     with pytest.raises(PolicyError, match=f"--days is {days}"):
         build(places, days=days)
 
 
 # ---------------------------------------------------------------- the command line
 @pytest.fixture
-def llmkeep(places: Places, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+def llmkeep(places: PolicyPlaces, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """The command, on that control node."""
-    monkeypatch.setattr(policy, "Places", lambda: places)
+    monkeypatch.setattr(policy, "PolicyPlaces", lambda: places)
     return lambda *words: cli.main(["policy", *map(str, words)])
 
 
 def test_the_estates_own_source_goes_before_the_trees(
-    places: Places, llmkeep: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    places: PolicyPlaces, llmkeep: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert llmkeep("check") == 0
     assert str(places.source) in capsys.readouterr().out
@@ -284,7 +284,7 @@ def test_the_estates_own_source_goes_before_the_trees(
 
 
 def test_verify_tells_its_refusals_apart(
-    places: Places, llmkeep: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    places: PolicyPlaces, llmkeep: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good, bad = places.bundle, tmp_path / "bad.tar.gz"
     assert llmkeep("build") == 0
@@ -303,7 +303,7 @@ def test_verify_tells_its_refusals_apart(
 
 
 def test_diff_names_each_set_of_roles_and_action_that_is_decided_in_another_way(
-    places: Places, llmkeep: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    places: PolicyPlaces, llmkeep: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert llmkeep("build") == 0
     changed(places, "[GET /generate]", "[POST /generate]")
@@ -327,7 +327,7 @@ def test_diff_names_each_set_of_roles_and_action_that_is_decided_in_another_way(
 
 
 def test_diff_of_the_same_says_so_whatever_the_revision_and_the_date(
-    places: Places, llmkeep: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    places: PolicyPlaces, llmkeep: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     policy.build(places, places.source, tmp_path / "expired.tar.gz", 1, NOW - timedelta(days=900))
     assert llmkeep("diff", tmp_path / "expired.tar.gz", places.source) == 0
@@ -337,7 +337,7 @@ def test_diff_of_the_same_says_so_whatever_the_revision_and_the_date(
 
 
 def test_a_role_that_is_new_is_a_difference(
-    places: Places, llmkeep: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    places: PolicyPlaces, llmkeep: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert llmkeep("build") == 0
     path = places.source / "llm/roles/data.yaml"
@@ -355,7 +355,7 @@ WORDS = ("break-glass", "--subject", "alice@corp", "--action", "POST /generate",
 
 
 def test_break_glass_prints_a_token_that_the_policys_key_signed_and_records_it(
-    places: Places, llmkeep: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    places: PolicyPlaces, llmkeep: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert llmkeep(*WORDS, "--hours", 4, "--reason", "opa is down, ticket 7") == 0
     token = capsys.readouterr().out.strip()
@@ -386,7 +386,7 @@ def test_break_glass_prints_a_token_that_the_policys_key_signed_and_records_it(
     ],
 )
 def test_break_glass_refuses_too_long_a_time_no_reason_and_an_unknown_action(
-    places: Places,
+    places: PolicyPlaces,
     llmkeep: Callable[..., int],
     capsys: pytest.CaptureFixture[str],
     more: list[str],
@@ -398,7 +398,7 @@ def test_break_glass_refuses_too_long_a_time_no_reason_and_an_unknown_action(
     assert not places.broken.exists()
 
 
-def test_a_break_glass_token_is_no_signature_of_a_policy(places: Places) -> None:
+def test_a_break_glass_token_is_no_signature_of_a_policy(places: PolicyPlaces) -> None:
     build(places)
     token = policy.break_glass(places, "alice", ["GET /generate"], 1, "a test")
     files = policy_bundle.unpacked(places.bundle.read_bytes())

@@ -17,7 +17,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from llmkeep import policy, policy_source
-from llmkeep.policy import Places
+from llmkeep.policy import PolicyPlaces
 from llmproof import policy_bundle
 from llmproof.policy_bundle import DAMAGED, EXPIRED, REPLAYED, UNSIGNED, PolicyRefused
 
@@ -33,7 +33,7 @@ type Files = dict[str, bytes]
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> Places:
+def places(tmp_path_factory: pytest.TempPathFactory) -> PolicyPlaces:
     """A control node with a bundle."""
     with pytest.MonkeyPatch.context() as patch:
         found = policies.control_node(tmp_path_factory.mktemp("control"), patch)
@@ -100,7 +100,7 @@ DAMAGE: dict[str, tuple[Callable[[Files], Files], int]] = {
 }  # fmt: skip
 
 
-def test_llmkeep_and_opa_take_the_bundle_that_was_built(places: Places, tmp_path: Path) -> None:
+def test_llmkeep_and_opa_take_the_bundle_that_was_built(places: PolicyPlaces, tmp_path: Path) -> None:
     found = policy_bundle.judged(places.bundle.read_bytes(), places.public.read_bytes(), minimum=1)
     assert found.revision == 1
     assert sorted(found.modules) == ["llm/authz/authz.rego", "llm/validate/validate.rego"]
@@ -112,7 +112,7 @@ def test_llmkeep_and_opa_take_the_bundle_that_was_built(places: Places, tmp_path
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_bundle_that_was_touched_is_refused(places: Places, damage: str) -> None:
+def test_a_bundle_that_was_touched_is_refused(places: PolicyPlaces, damage: str) -> None:
     touch, code = DAMAGE[damage]
     bad = policy_source.packed(touch(policy_bundle.unpacked(places.bundle.read_bytes())))
     with pytest.raises(PolicyRefused) as refused:
@@ -121,7 +121,7 @@ def test_a_bundle_that_was_touched_is_refused(places: Places, damage: str) -> No
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_opa_refuses_what_llmkeep_refuses(places: Places, damage: str, tmp_path: Path) -> None:
+def test_opa_refuses_what_llmkeep_refuses(places: PolicyPlaces, damage: str, tmp_path: Path) -> None:
     bad = tmp_path / "bundle.tar.gz"
     bad.write_bytes(
         policy_source.packed(DAMAGE[damage][0](policy_bundle.unpacked(places.bundle.read_bytes())))
@@ -131,7 +131,9 @@ def test_opa_refuses_what_llmkeep_refuses(places: Places, damage: str, tmp_path:
         pytest.fail("opa serves it")
 
 
-def test_a_signature_under_another_name_is_refused(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signature_under_another_name_is_refused(
+    places: PolicyPlaces, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(
         policy, "unseal", lambda sealed, _: sealed.removeprefix(b"sealed llmkeep.policy-key:")
     )
@@ -145,7 +147,7 @@ def test_a_signature_under_another_name_is_refused(places: Places, monkeypatch: 
         )
 
 
-def test_an_older_revision_and_an_expired_bundle_are_refused(places: Places) -> None:
+def test_an_older_revision_and_an_expired_bundle_are_refused(places: PolicyPlaces) -> None:
     packed, key = places.bundle.read_bytes(), places.public.read_bytes()
     end = policy_bundle.judged(packed, key).expires
     for code, minimum, moment in ((REPLAYED, 2, datetime.now(UTC)), (EXPIRED, 1, end)):
@@ -171,7 +173,7 @@ ODD: dict[str, tuple[Callable[[Files], Files], str]] = {
 
 
 @pytest.mark.parametrize("oddity", ODD)
-def test_what_llmkeep_never_makes_is_refused_whoever_signed_it(places: Places, oddity: str) -> None:
+def test_what_llmkeep_never_makes_is_refused_whoever_signed_it(places: PolicyPlaces, oddity: str) -> None:
     touch, said = ODD[oddity]
     files = touch(without(".signatures.json")(policy_bundle.unpacked(places.bundle.read_bytes())))
     with pytest.raises(PolicyRefused, match=said) as refused:
@@ -180,7 +182,7 @@ def test_what_llmkeep_never_makes_is_refused_whoever_signed_it(places: Places, o
 
 
 @pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE])
-def test_a_name_that_is_there_twice_or_is_no_file_is_refused(places: Places, kind: bytes) -> None:
+def test_a_name_that_is_there_twice_or_is_no_file_is_refused(places: PolicyPlaces, kind: bytes) -> None:
     content = io.BytesIO(gzip.decompress(places.bundle.read_bytes()))
     with tarfile.open(fileobj=content, mode="a") as tar:
         member = tarfile.TarInfo("llm/roles/data.json")
@@ -191,13 +193,13 @@ def test_a_name_that_is_there_twice_or_is_no_file_is_refused(places: Places, kin
 
 
 @pytest.mark.parametrize("cut", [0, 1, 100, -1])
-def test_a_torn_file_is_refused(places: Places, cut: int) -> None:
+def test_a_torn_file_is_refused(places: PolicyPlaces, cut: int) -> None:
     with pytest.raises(PolicyRefused) as refused:
         policy_bundle.judged(places.bundle.read_bytes()[:cut], places.public.read_bytes())
     assert refused.value.code in (DAMAGED, UNSIGNED)
 
 
-def test_a_file_that_unpacks_to_too_much_is_refused(places: Places) -> None:
+def test_a_file_that_unpacks_to_too_much_is_refused(places: PolicyPlaces) -> None:
     bomb = policy_source.packed({"llm/zeros/data.json": bytes(policy_bundle.LIMIT)})
     assert len(bomb) < 100_000
     with pytest.raises(PolicyRefused, match="no policy is that long"):
@@ -233,7 +235,7 @@ def opas_own_hashes(files: Files, folder: Path) -> dict[str, str]:
     return {file["name"]: file["hash"] for file in signed["files"]}
 
 
-def test_opas_own_signing_gives_the_same_hashes(places: Places, tmp_path: Path) -> None:
+def test_opas_own_signing_gives_the_same_hashes(places: PolicyPlaces, tmp_path: Path) -> None:
     packed = places.bundle.read_bytes()
     files = without(".signatures.json")(policy_bundle.unpacked(packed))
     assert sorted(files) == SIGNED

@@ -14,7 +14,7 @@ from llmkeep import cli as llmkeep_cli
 from llmkeep import durable, manifest, release, signing
 from llmkeep.lock import LockError
 from llmkeep.manifest import BundleRefused
-from llmkeep.release import Places, ReleaseError
+from llmkeep.release import ReleaseError, ReleasePlaces
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "sql-2026-11"
@@ -30,10 +30,10 @@ def sealing_shows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Places:
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReleasePlaces:
     """A control node, which is the mirror too."""
     sealing_shows(monkeypatch)
-    return Places(tmp_path / "root")
+    return ReleasePlaces(tmp_path / "root")
 
 
 def candidate(folder: Path, content: bytes = b"\1" * 5000, name: str = NAME, **published: object) -> Path:
@@ -61,7 +61,7 @@ def summed(folder: Path, name: str = NAME) -> None:
 
 
 @pytest.fixture
-def signed(tmp_path: Path, places: Places) -> Path:
+def signed(tmp_path: Path, places: ReleasePlaces) -> Path:
     """A release."""
     folder = candidate(tmp_path / "release")
     release.sign(places, folder)
@@ -78,7 +78,7 @@ def snapshot(folder: Path) -> dict[str, bytes | str]:
 
 
 def test_what_was_signed_is_verified_by_the_code_that_verifies_the_bundle(
-    places: Places, signed: Path
+    places: ReleasePlaces, signed: Path
 ) -> None:
     good = manifest.verify(signed, places.public, seen=1)
     assert good == release.verify(places, signed, places.public)
@@ -88,7 +88,7 @@ def test_what_was_signed_is_verified_by_the_code_that_verifies_the_bundle(
 
 
 def test_the_key_is_made_once_and_is_on_no_disk_but_sealed(
-    tmp_path: Path, places: Places, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, places: ReleasePlaces, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[bytes] = []
 
@@ -110,7 +110,7 @@ def test_the_key_is_made_once_and_is_on_no_disk_but_sealed(
     assert (places.key.stat().st_mode & 0o777, places.public.stat().st_mode & 0o777) == (0o400, 0o644)
 
 
-def test_a_lost_key_is_not_replaced_in_silence(places: Places, tmp_path: Path) -> None:
+def test_a_lost_key_is_not_replaced_in_silence(places: ReleasePlaces, tmp_path: Path) -> None:
     release.init(places)
     places.key.unlink()
     with pytest.raises(ReleaseError, match="restore it from a backup"):
@@ -119,7 +119,7 @@ def test_a_lost_key_is_not_replaced_in_silence(places: Places, tmp_path: Path) -
 
 @pytest.mark.parametrize("cut", [1, 2, 3])
 def test_a_power_cut_while_the_key_is_made_leaves_none_that_anybody_trusts(
-    cut: int, tmp_path: Path, places: Places, monkeypatch: pytest.MonkeyPatch
+    cut: int, tmp_path: Path, places: ReleasePlaces, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left = [cut]
 
@@ -137,7 +137,7 @@ def test_a_power_cut_while_the_key_is_made_leaves_none_that_anybody_trusts(
     release.sign(places, candidate(tmp_path / "release"))
 
 
-def test_serials_only_rise(tmp_path: Path, places: Places) -> None:
+def test_serials_only_rise(tmp_path: Path, places: ReleasePlaces) -> None:
     serials = []
     for number in range(3):
         folder = candidate(tmp_path / str(number))
@@ -197,10 +197,10 @@ DAMAGE: dict[str, tuple[Callable[[Path, Path], None], int, str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_refuses_a_release_with(damage: str, tmp_path: Path, places: Places, signed: Path) -> None:
+def test_refuses_a_release_with(damage: str, tmp_path: Path, places: ReleasePlaces, signed: Path) -> None:
     do, code, words = DAMAGE[damage]
     other = candidate(tmp_path / "other")
-    release.sign(Places(tmp_path / "another estate"), other)
+    release.sign(ReleasePlaces(tmp_path / "another estate"), other)
     do(signed, other)
     before = snapshot(signed)
     with pytest.raises(BundleRefused) as refusal:
@@ -210,7 +210,9 @@ def test_refuses_a_release_with(damage: str, tmp_path: Path, places: Places, sig
     assert not places.store.exists()
 
 
-def test_refuses_an_older_serial_than_the_mirror_had(tmp_path: Path, places: Places, signed: Path) -> None:
+def test_refuses_an_older_serial_than_the_mirror_had(
+    tmp_path: Path, places: ReleasePlaces, signed: Path
+) -> None:
     newer = candidate(tmp_path / "newer", b"\2" * 5000)
     release.sign(places, newer)
     release.add(places, newer, places.public)
@@ -220,7 +222,9 @@ def test_refuses_an_older_serial_than_the_mirror_had(tmp_path: Path, places: Pla
     assert (places.store / NAME / MODEL / "model.safetensors").read_bytes() == b"\2" * 5000
 
 
-def test_an_older_release_of_another_name_is_no_replay(tmp_path: Path, places: Places, signed: Path) -> None:
+def test_an_older_release_of_another_name_is_no_replay(
+    tmp_path: Path, places: ReleasePlaces, signed: Path
+) -> None:
     newer = candidate(tmp_path / "newer", name="code-1")
     release.sign(places, newer)
     release.add(places, newer, places.public)
@@ -228,7 +232,7 @@ def test_an_older_release_of_another_name_is_no_replay(tmp_path: Path, places: P
     assert [line.split()[0] for line in release.listed(places).splitlines()] == ["code-1", NAME]
 
 
-def test_refuses_a_release_that_expired(places: Places, signed: Path) -> None:
+def test_refuses_a_release_that_expired(places: ReleasePlaces, signed: Path) -> None:
     later = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=366)
     with pytest.raises(BundleRefused, match="expired at") as refusal:
         release.verify(places, signed, places.public, later)
@@ -237,7 +241,7 @@ def test_refuses_a_release_that_expired(places: Places, signed: Path) -> None:
 
 @pytest.mark.parametrize("profile", ["lab", "release ../../etc", "release other-1"])
 def test_what_was_signed_as_something_else_is_no_release(
-    profile: str, tmp_path: Path, places: Places, monkeypatch: pytest.MonkeyPatch
+    profile: str, tmp_path: Path, places: ReleasePlaces, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = candidate(tmp_path / "release")
     honest = manifest.write
@@ -254,7 +258,7 @@ def test_what_was_signed_as_something_else_is_no_release(
 
 
 # ---------------------------------------------------------------- the mirror
-def test_what_is_added_is_served_whole_and_readable(places: Places, signed: Path) -> None:
+def test_what_is_added_is_served_whole_and_readable(places: ReleasePlaces, signed: Path) -> None:
     release.add(places, signed, places.public)
     assert snapshot(places.store / NAME) == snapshot(signed)
     release.verify(places, places.store / NAME, places.public)
@@ -264,7 +268,7 @@ def test_what_is_added_is_served_whole_and_readable(places: Places, signed: Path
 
 
 def test_a_newer_release_takes_the_place_of_the_one_before(
-    tmp_path: Path, places: Places, signed: Path
+    tmp_path: Path, places: ReleasePlaces, signed: Path
 ) -> None:
     release.add(places, signed, places.public)
     newer = candidate(tmp_path / "newer", b"\2" * 5000)
@@ -275,7 +279,7 @@ def test_a_newer_release_takes_the_place_of_the_one_before(
 
 
 def test_a_copy_that_breaks_off_leaves_what_was_served(
-    tmp_path: Path, places: Places, signed: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, places: ReleasePlaces, signed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     release.add(places, signed, places.public)
     before = snapshot(places.store)
@@ -345,7 +349,7 @@ def a_second_model(folder: Path) -> None:
     ],
 )
 def test_a_candidate_that_is_not_whole_gets_no_signature(
-    change: Callable[[Path], object], words: str, tmp_path: Path, places: Places
+    change: Callable[[Path], object], words: str, tmp_path: Path, places: ReleasePlaces
 ) -> None:
     folder = candidate(tmp_path / "release")
     change(folder)
@@ -356,7 +360,7 @@ def test_a_candidate_that_is_not_whole_gets_no_signature(
 
 
 def test_what_is_not_proved_better_is_signed_only_with_its_reason_and_says_so(
-    tmp_path: Path, places: Places
+    tmp_path: Path, places: ReleasePlaces
 ) -> None:
     folder = candidate(tmp_path / "silent", verdict="")
     (folder / MODEL / "training.json").write_text('{"published": {"base": "1"}}')
@@ -372,7 +376,7 @@ def test_what_is_not_proved_better_is_signed_only_with_its_reason_and_says_so(
 
 
 def test_a_signature_that_cannot_be_made_leaves_no_manifest(
-    tmp_path: Path, places: Places, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, places: ReleasePlaces, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = candidate(tmp_path / "release")
     release.init(places)
@@ -399,7 +403,7 @@ sys.exit(main(["publish", str(folder / "job"), "--into", str(folder / "candidate
 """
 
 
-def test_what_llm_train_publishes_is_what_is_signed_and_added(tmp_path: Path, places: Places) -> None:
+def test_what_llm_train_publishes_is_what_is_signed_and_added(tmp_path: Path, places: ReleasePlaces) -> None:
     argv = [str(ROOT / "payload/.venv/bin/python"), "-c", PUBLISHED, str(tmp_path), NAME]
     done = subprocess.run(argv, cwd=ROOT / "payload/tests", capture_output=True, text=True, check=False)
     if "python3-torch is not installed" in done.stderr:
@@ -411,9 +415,9 @@ def test_what_llm_train_publishes_is_what_is_signed_and_added(tmp_path: Path, pl
 
 
 def test_the_command_tells_each_refusal_by_its_exit_code(
-    tmp_path: Path, places: Places, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, places: ReleasePlaces, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(release, "Places", lambda: places)
+    monkeypatch.setattr(release, "ReleasePlaces", lambda: places)
     folder = candidate(tmp_path / "release")
     assert llmkeep_cli.main(["release", "verify", str(folder)]) == 1
     assert "with --keyring" in capsys.readouterr().err
