@@ -14,7 +14,6 @@ Exit code 0, or 1 if a checkpoint was lost.
 import os
 import random
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,30 +24,15 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "payload"), str(ROOT / "payload/tests")]
 from llmtrain.checkpoint import Checkpoints
 from saver import KEY, is_whole, save
-from write_log import FLUSH, FUA, Entry, apply, entries
+from write_log import FLUSH, FUA, Entry, apply, blank, entries, logged, loop, mark, spread, tool
 
-LOGGED = "logged-saves"
-DISK_SIZE, LOG_SIZE = 64 << 20, 256 << 20
+DISK_SIZE = 64 << 20
 SIZE = 300_000  # of a save's biggest file
 STEPS = (10, 20, 30, 40)  # two are kept: so old ones are taken away, too
 
 
-def tool(*argv: str | Path) -> str:
-    return subprocess.run([str(word) for word in argv], check=True, capture_output=True, text=True).stdout
-
-
 @contextmanager
-def loop(file: Path) -> Iterator[str]:
-    device = tool("losetup", "--find", "--show", file).strip()
-    try:
-        yield device
-    finally:
-        tool("udevadm", "settle")
-        tool("losetup", "--detach", device)
-
-
-@contextmanager
-def mounted(device: str | Path, place: Path) -> Iterator[Path]:
+def mounted(device: Path, place: Path) -> Iterator[Path]:
     place.mkdir(exist_ok=True)
     tool("mount", device, place)
     try:
@@ -57,33 +41,19 @@ def mounted(device: str | Path, place: Path) -> Iterator[Path]:
         tool("umount", place)
 
 
-def blank(file: Path, size: int) -> None:
-    with file.open("wb") as stream:
-        stream.truncate(size)
-
-
 def record(root: Path) -> None:
     """Save once, below dm-log-writes."""
-    disk, log = root / "disk", root / "log"
-    blank(disk, DISK_SIZE)
-    blank(log, LOG_SIZE)
-    with loop(disk) as device, loop(log) as writes:
-        table = f"0 {DISK_SIZE // 512} log-writes {device} {writes}"
-        tool("dmsetup", "create", LOGGED, "--table", table)
-        tool("udevadm", "settle")
-        try:
-            tool("mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", f"/dev/mapper/{LOGGED}")
-            with mounted(f"/dev/mapper/{LOGGED}", root / "mounted") as directory:
-                os.sync()
-                tool("dmsetup", "message", LOGGED, "0", "mark", "0")
-                checkpoints = Checkpoints(directory, KEY, last=2)
-                for step in STEPS:
-                    save(checkpoints, step, SIZE)
-                    tool("dmsetup", "message", LOGGED, "0", "mark", str(step))
-                os.close(checkpoints.lock)  # the disk can be unmounted
-        finally:
-            tool("udevadm", "settle")
-            tool("dmsetup", "remove", LOGGED)
+    blank(root / "disk", DISK_SIZE)
+    with logged(root / "disk", root / "log") as device:
+        tool("mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", device)
+        with mounted(device, root / "mounted") as directory:
+            os.sync()
+            mark("0")
+            checkpoints = Checkpoints(directory, KEY, last=2)
+            for step in STEPS:
+                save(checkpoints, step, SIZE)
+                mark(str(step))
+            os.close(checkpoints.lock)  # the disk can be unmounted
 
 
 @dataclass(frozen=True)
@@ -133,13 +103,10 @@ def after(root: Path, log: Sequence[Entry], cut: Cut, chance: random.Random | No
 
 def main(root: Path, count: int, seed: int) -> int:
     root.mkdir(exist_ok=True)
-    tool("modprobe", "dm-log-writes")
     record(root)
     log = entries(root / "log")
     every = list(cuts(log))
-    chance = random.Random(seed)  # noqa: S311
-    width = len(every) / count if count else 1
-    tried = [every[int((stretch + chance.random()) * width)] for stretch in range(count)] if count else every
+    tried, chance = spread(every, count, seed), random.Random(seed)  # noqa: S311
     print(f"{len(log)} entries, {len(every)} flushes after the file system was made, {len(tried)} tried")
     failures = newer = 0
     for cut in tried:

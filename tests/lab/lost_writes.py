@@ -24,11 +24,9 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
-from luks_estate import PIN, SIZE, Estate, luks, tool, volume
-from write_log import FLUSH, FUA, Entry, apply, entries
+from luks_estate import PIN, Estate, luks, tool, volume, volume_phases
+from write_log import FLUSH, FUA, Entry, apply, entries, logged, loop, mark, spread
 
-LOG_SIZE = 256 << 20
-LOGGED = "logged"
 DATA = random.Random(7).randbytes(1 << 18)  # noqa: S311 - content, no secret
 ROTATION = {"key": "host1-v2", "rotate": ["hsm", "spare", "recovery"]}
 WAYS = {"hsm", "spare", "recovery"}
@@ -56,16 +54,6 @@ def cuts(log: Sequence[Entry]) -> Iterator[Cut]:
                 yield Cut(durable, number + 1, record)
                 yield Cut(number + 1, number + 1, record)
             durable = number + 1
-
-
-@contextmanager
-def loop(file: Path) -> Iterator[Path]:
-    device = Path(tool("losetup", "--find", "--show", file).decode().strip())
-    try:
-        yield device
-    finally:
-        tool("udevadm", "settle")
-        tool("losetup", "--detach", device)
 
 
 @contextmanager
@@ -107,7 +95,7 @@ class Recording:
         for source in (self.estate.state, self.estate.store):
             shutil.copytree(source, folder / source.name)
         (folder / "doing").write_text(json.dumps(self.doing))
-        tool("dmsetup", "message", LOGGED, "0", "mark", str(self.marks))
+        mark(str(self.marks))
 
     def marked(self, method: Callable[..., None]) -> Callable[..., None]:
         """METHOD, which writes durably to another disk, with a mark behind it."""
@@ -119,15 +107,10 @@ class Recording:
         return write
 
     def make(self, log: Path) -> None:
-        estate, device = self.estate, Path("/dev/mapper", LOGGED)
-        with log.open("wb") as stream:
-            stream.truncate(LOG_SIZE)
+        estate = self.estate
         estate.blank()
         unmarked = volume.Volume.keep, volume.Volume.drop, Estate.keep
-        with loop(estate.disk) as disk, loop(log) as writes:
-            table = f"0 {SIZE // 512} log-writes {disk} {writes}"
-            tool("dmsetup", "create", LOGGED, "--table", table)
-            tool("udevadm", "settle")
+        with logged(estate.disk, log) as device:
             volume.Volume.keep, volume.Volume.drop = map(self.marked, unmarked[:2])
             Estate.keep = self.marked(unmarked[2])  # type: ignore[method-assign]
             try:
@@ -145,8 +128,6 @@ class Recording:
             finally:
                 volume.Volume.keep, volume.Volume.drop = unmarked[:2]
                 Estate.keep = unmarked[2]  # type: ignore[method-assign]
-                tool("udevadm", "settle")
-                tool("dmsetup", "remove", LOGGED)
 
 
 class Replay:
@@ -195,19 +176,11 @@ class Replay:
             header = luks.read(device)
             listed = {int(slot) for slot in done.known.slots}
             assert set(header.slots) == listed, f"{told}: slots {set(header.slots)}, listed {listed}"
-            assert done.differences(header) == ([], []), told
+            assert volume_phases.differences(done, header) == ([], []), told
             assert estate.ways_in() == WAYS, f"{told}: {estate.ways_in()}"
             with mounted(device, estate) as place:
                 assert not doing["data"] or (place / "data").read_bytes() == DATA, f"{told}: data is lost"
         return "converged"
-
-
-def spread(every: Sequence[Cut], count: int, seed: int) -> list[Cut]:
-    """One cut of each of COUNT equal stretches; all of them if COUNT is 0."""
-    if not count:
-        return list(every)
-    chance, width = random.Random(seed), len(every) / count  # noqa: S311
-    return [every[int((stretch + chance.random()) * width)] for stretch in range(count)]
 
 
 def main(root: Path, count: int, seed: int) -> int:
@@ -215,7 +188,6 @@ def main(root: Path, count: int, seed: int) -> int:
     estate.conf.write_text(f"directories.tokendir = {root}/tokens\nobjectstore.backend = file\n")
     os.environ["SOFTHSM2_CONF"] = str(estate.conf)
     estate.set_pin(PIN)
-    tool("modprobe", "dm-log-writes")
     began = time.monotonic()
     made = Recording(estate)
     made.make(log)

@@ -1,9 +1,6 @@
 """A power cut that loses what the disk had not flushed, while checkpoints are saved: lost_saves.py says how, on a lab host."""
 
-import base64
-import io
 import os
-import tarfile
 
 from conftest import ROOT, Lab
 
@@ -18,17 +15,8 @@ PARTS = (
 PLACE = "/root/lost-saves"
 
 
-def packed() -> str:
-    """The programs, as base64 of a tar file."""
-    content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode="w:gz") as tar:
-        for part in PARTS:
-            tar.add(ROOT / part, part)
-    return base64.encodebytes(content.getvalue()).decode()
-
-
 def test_after_lost_writes_the_last_checkpoint_that_was_saved_is_found_whole(estate: Lab) -> None:
-    estate.on("llm1", f"mkdir -p {PLACE} && base64 -d | tar -xz -C {PLACE}", given=packed())
+    estate.send("llm1", PLACE, {part: ROOT / part for part in PARTS})
     try:
         said = estate.run(
             "exec", "llm1", "--", "python3", f"{PLACE}/{PROGRAM}", f"{PLACE}/work", CUTS, SEED,

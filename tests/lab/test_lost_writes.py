@@ -1,9 +1,6 @@
 """A power cut that loses what the disk had not flushed: lost_writes.py says how, on a host that has device-mapper."""
 
-import base64
-import io
 import os
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -20,17 +17,6 @@ PARTS = (
 PLACE = "/root/lost-writes"
 
 
-def packed(estate: Path) -> str:
-    """The programs and an estate with an HSM, as base64 of a tar file."""
-    content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode="w:gz") as tar:
-        for part in PARTS:
-            tar.add(ROOT / part, part)
-        for name in ("tokens", "control", "escrow.pem", "escrow.key"):
-            tar.add(estate / name, f"estate/{name}")
-    return base64.encodebytes(content.getvalue()).decode()
-
-
 def test_after_lost_writes_a_plain_run_converges_and_no_key_and_no_data_is_gone(
     estate: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -40,10 +26,9 @@ def test_after_lost_writes_a_plain_run_converges_and_no_key_and_no_data_is_gone(
     made.make()
     for token in ("main", "spare"):
         made.new_key(token, "host1-v2")
-    install = "apt-get -qq install -y --no-install-recommends softhsm2 > /dev/null"
-    estate.on(
-        "llm1", f"mkdir -p {PLACE} && base64 -d | tar -xz -C {PLACE} && {install}", given=packed(made.root)
-    )
+    parts = {f"estate/{name}": made.root / name for name in ("tokens", "control", "escrow.pem", "escrow.key")}
+    estate.send("llm1", PLACE, {part: ROOT / part for part in PARTS} | parts)
+    estate.on("llm1", "apt-get -qq install -y --no-install-recommends softhsm2 > /dev/null")
     # SoftHSM is this test's HSM and no other program's: the host enables the module of its own HSM alone.
     inside = f"mkdir -p /etc/pkcs11/modules && mount -t tmpfs none /etc/pkcs11/modules && exec python3 {PLACE}/{PROGRAM}"
     try:

@@ -1,13 +1,70 @@
-"""The log of dm-log-writes: each write of a disk in the order in which flushes made it durable, and marks between them."""
+"""The log of dm-log-writes: each write of a disk in the order in which flushes made it durable, and marks between them.
 
+Needs root, and a kernel that has dm-log-writes.
+"""
+
+import random
 import struct
-from collections.abc import Sequence
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+LOGGED = Path("/dev/mapper/logged")
+LOG_SIZE = 256 << 20
 # Documentation/admin-guide/device-mapper/log-writes.rst: a block for itself, then entries, each in a block before its data.
 MAGIC, VERSION = 0x6A736677736872, 1
 FLUSH, FUA, DISCARD, MARK = 1, 2, 4, 8
+
+
+def tool(*argv: str | Path) -> str:
+    return subprocess.run([str(word) for word in argv], check=True, capture_output=True, text=True).stdout
+
+
+def blank(file: Path, size: int) -> None:
+    with file.open("wb") as stream:
+        stream.truncate(size)
+
+
+@contextmanager
+def loop(file: Path) -> Iterator[Path]:
+    """A loop device over a file."""
+    device = Path(tool("losetup", "--find", "--show", file).strip())
+    try:
+        yield device
+    finally:
+        tool("udevadm", "settle")
+        tool("losetup", "--detach", device)
+
+
+@contextmanager
+def logged(disk: Path, log: Path) -> Iterator[Path]:
+    """A device over the file DISK whose every write is kept in LOG, which is made."""
+    tool("modprobe", "dm-log-writes")
+    blank(log, LOG_SIZE)
+    with loop(disk) as device, loop(log) as writes:
+        table = f"0 {disk.stat().st_size // 512} log-writes {device} {writes}"
+        tool("dmsetup", "create", LOGGED.name, "--table", table)
+        tool("udevadm", "settle")
+        try:
+            yield LOGGED
+        finally:
+            tool("udevadm", "settle")
+            tool("dmsetup", "remove", LOGGED.name)
+
+
+def mark(name: str) -> None:
+    """Say in the log where it is now."""
+    tool("dmsetup", "message", LOGGED.name, "0", "mark", name)
+
+
+def spread[T](every: Sequence[T], count: int, seed: int) -> list[T]:
+    """One of each of COUNT equal stretches; all of them if COUNT is 0."""
+    if not count:
+        return list(every)
+    chance, width = random.Random(seed), len(every) / count  # noqa: S311
+    return [every[int((stretch + chance.random()) * width)] for stretch in range(count)]
 
 
 @dataclass(frozen=True)
