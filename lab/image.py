@@ -50,11 +50,16 @@ def recipe() -> str:
     return hashlib.sha256(repr(stated).encode()).hexdigest()[:12]
 
 
+def base_image_path() -> Path:
+    """Where the base image of this recipe lies once it is made."""
+    return cache_folder() / f"lab-trixie-{recipe()}.img"
+
+
 def base_image(report: Report) -> Path:
-    """The base image, made now if this recipe was never made here."""
-    folder = cache_folder()
+    """The base image, and the kernel beside it, made now if this recipe was never made here."""
+    image = base_image_path()
+    folder = image.parent
     folder.mkdir(parents=True, exist_ok=True)
-    image = folder / f"lab-trixie-{recipe()}.img"
     with (folder / "lab-image.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         made = kernel.made(folder, report)

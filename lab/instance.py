@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from lab import image
+from lab import image, kernel
 from lab.errors import AlreadyUp, Busy, LabError, MissingProgram, NoMemory, NoSpace, NotRoot, NotUp
 from lab.host import Machine, copy_sparse, make_key
 from lab.image import Report
@@ -45,7 +45,7 @@ PROGRAMS = {
 MEMINFO = Path("/proc/meminfo")
 MAX_MAP_COUNT = Path("/proc/sys/vm/max_map_count")
 MAPPINGS = 1048576  # of memory that one process may have
-IMAGE_SPACE = 3 << 30  # bytes needed to build the base image
+IMAGE_SPACE = 3 << 30  # bytes needed to build the base image, or the kernel beside it
 HOST_SPACE = 4 << 30  # bytes that one more host will need once it serves
 
 
@@ -382,7 +382,7 @@ def require_space(folder: Path, machines: Sequence[Machine]) -> None:
     cache.mkdir(parents=True, exist_ok=True)
     new = sum(1 for machine in machines if not machine.root.exists())
     wanted: list[tuple[Path, int]] = [(folder, new * HOST_SPACE)]
-    if not (cache / f"lab-trixie-{image.recipe()}.img").exists():
+    if not image.base_image_path().exists() or not kernel.folder(cache).exists():
         wanted.append((cache, IMAGE_SPACE))
     for place, needed in wanted:
         free = shutil.disk_usage(place).free

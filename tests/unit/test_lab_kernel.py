@@ -1,11 +1,12 @@
-"""Which of Debian's kernels the lab is built of."""
+"""Which of Debian's kernels the lab is built of, and when."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from lab import kernel
-from lab.errors import LabError
+from lab import image, instance, kernel
+from lab.errors import LabError, NoSpace
 
 
 class Offered:
@@ -47,3 +48,36 @@ def test_another_configuration_is_another_kernel(tmp_path: Path, monkeypatch: py
     changed.write_text(kernel.CHANGES.read_text(encoding="ascii") + "CONFIG_MORE=y\n", encoding="ascii")
     monkeypatch.setattr(kernel, "CHANGES", changed)
     assert kernel.folder(tmp_path) != before
+
+
+@pytest.fixture
+def standing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The base image in a cache that has no kernel; a double builds one at once."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    found = image.base_image_path()
+    found.parent.mkdir()
+    found.write_text("the image")
+
+    def build(scratch: Path, _report: image.Report) -> Path:
+        (scratch / "made").mkdir()
+        (scratch / "made/linux.uml").write_text("the kernel")
+        return scratch / "made"
+
+    monkeypatch.setattr(kernel, "_build", build)
+    return found
+
+
+def test_a_kernel_that_is_missing_beside_its_image_is_built_and_the_image_kept(standing: Path) -> None:
+    assert image.base_image(print) == standing
+    assert (kernel.folder(standing.parent) / "linux.uml").read_text() == "the kernel"
+    assert standing.read_text() == "the image"
+
+
+def test_a_kernel_that_is_missing_beside_its_image_needs_room(
+    standing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1 << 30))
+    with pytest.raises(NoSpace, match=rf"{standing.parent} needs 3072 MiB, 1024 MiB are free"):
+        instance.require_space(tmp_path, [])
+    image.base_image(print)
+    instance.require_space(tmp_path, [])
