@@ -12,7 +12,8 @@ from typing import Any
 from urllib.parse import quote
 
 from llmkeep import cache, signing
-from llmkeep.lock import Artifact, LockError
+from llmkeep.errors import LlmkeepError
+from llmkeep.lock import Artifact
 
 SUITE, COMPONENT = "trixie", "main"
 
@@ -48,7 +49,7 @@ APT::Update::Error-Mode "any";
             check=False,
         )
         if run.returncode != 0:
-            raise LockError(f"apt-get {arguments[0]} failed:\n{run.stderr.strip()}")
+            raise LlmkeepError(f"apt-get {arguments[0]} failed:\n{run.stderr.strip()}")
         return run.stdout
 
     def closure(self, packages: list[str]) -> list[str]:
@@ -63,7 +64,7 @@ APT::Update::Error-Mode "any";
         """Bring packages (`name=version`) into the cache; returns their sha256. A cut download is resumed."""
         try:
             self.get("install", "--download-only", "--no-remove", *keys)
-        except LockError as error:
+        except LlmkeepError as error:
             gone = re.findall(r"Version '([^']+)' for '([^']+)' was not found", str(error))
             if gone:
                 names = ", ".join(f"{name}={version}" for version, name in gone)
@@ -79,7 +80,7 @@ APT::Update::Error-Mode "any";
         return found
 
 
-class Moved(LockError):
+class Moved(LlmkeepError):
     """The mirror has other versions than the lock."""
 
 
@@ -115,7 +116,7 @@ def fetch(wanted: dict[str, Any], debs: dict[str, Artifact]) -> None:
     digests = apt.download(missing)
     for key in missing:
         if digests.get(key) != debs[key].sha256:
-            raise LockError(
+            raise LlmkeepError(
                 f"{key} has sha256 {digests.get(key)}, the lock says {debs[key].sha256}: "
                 "somebody changed a published package; do not use it before you know why"
             )
@@ -179,7 +180,7 @@ def _sources(wanted: dict[str, Any]) -> list[str]:
             )
     lacking = [suite for suite in wanted["suites"] if not any(f" {suite} " in line for line in lines)]
     if lacking:
-        raise LockError(
+        raise LlmkeepError(
             f"this machine's apt knows no {wanted['origin']} mirror of {', '.join(lacking)}: "
             "add it to /etc/apt/sources.list.d and run `apt-get update`"
         )
@@ -203,7 +204,7 @@ def _output(command: list[str], folder: Path | None = None) -> bytes:
     try:
         run = subprocess.run(command, capture_output=True, check=False, cwd=folder)
     except FileNotFoundError as error:
-        raise LockError(f"{command[0]} is not installed: apt-get install apt-utils dpkg") from error
+        raise LlmkeepError(f"{command[0]} is not installed: apt-get install apt-utils dpkg") from error
     if run.returncode != 0:
-        raise LockError(f"{' '.join(command[:2])} failed: {run.stderr.decode(errors='replace').strip()}")
+        raise LlmkeepError(f"{' '.join(command[:2])} failed: {run.stderr.decode(errors='replace').strip()}")
     return run.stdout

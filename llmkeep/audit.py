@@ -6,13 +6,11 @@ Exit codes: 0 good; 1 failed or refused; 2 wrong usage; 3 a record was altered; 
 import argparse
 import os
 import socket
-import sys
 
 from llmkeep import record, witness
 from llmkeep.durable import write
 from llmkeep.record import CREDENTIAL, RecordError
-from llmkeep.run import RunError
-from llmkeep.sealing import SealError, seal
+from llmkeep.sealing import seal
 from llmkeep.witness import Altered
 from llmproof import cli as audit_cli
 from llmproof.chain import Chain, ChainError
@@ -38,9 +36,8 @@ def init() -> str:
 def _init(_: argparse.Namespace) -> int:
     try:
         print(init())
-    except (RecordError, ChainError, HeadError, SealError) as error:
-        print(f"llmkeep audit: {error}", file=sys.stderr)
-        return 1
+    except (ChainError, HeadError) as error:
+        raise RecordError(str(error)) from error
     return 0
 
 
@@ -50,9 +47,6 @@ def _collect(given: argparse.Namespace) -> int:
     except Altered as error:
         record.shout(f"THE AUDIT RECORD WAS ALTERED. {error}")
         return audit_cli.ALTERED
-    except (RecordError, RunError) as error:
-        print(f"llmkeep audit: {error}", file=sys.stderr)
-        return 1
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

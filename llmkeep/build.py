@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from llmkeep import aptrepo, cache, lock, manifest, model, programs, signing, wheels
-from llmkeep.lock import TREE, Artifact, Lock, LockError
+from llmkeep.errors import LlmkeepError
+from llmkeep.lock import TREE, Artifact, Lock
 from llmkeep.manifest import BundleRefused, Entry, Manifest
 
 DAYS = 365  # how long a bundle may be used, and apt's Valid-Until
@@ -65,7 +66,7 @@ def _build(
 ) -> Manifest:
     for file in (keys.signing, keys.keyring, keys.escrow):
         if not file.is_file():
-            raise LockError(
+            raise LlmkeepError(
                 f"there is no {file}: give the folder of your keys, or `llmkeep keys init {keys.folder}`"
             )
     wanted, pinned = lock.wanted(), lock.load()
@@ -125,7 +126,7 @@ def tracked(tree: Path, exclude: list[str]) -> list[str]:
         ["git", "-C", str(tree), "ls-files", "-z"], capture_output=True, text=True, check=False
     )
     if run.returncode != 0:
-        raise LockError(
+        raise LlmkeepError(
             f"{tree} is no git checkout, so what belongs to the tree is not known: {run.stderr.strip()}"
         )
     names = [name for name in run.stdout.split("\0") if name and name.split("/")[0] not in exclude]
@@ -196,7 +197,7 @@ def _tree(folder: Path, wanted: dict[str, Any]) -> dict[str, Artifact]:
     for name in tracked(TREE, wanted["tree"]["exclude"]):
         source, target = TREE / name, folder / name
         if source.is_symlink():
-            raise LockError(
+            raise LlmkeepError(
                 f"{source} is a symbolic link; a bundle carries plain files: track the file itself"
             )
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -286,7 +287,7 @@ def _entries(folder: Path, sources: dict[str, Artifact]) -> list[Entry]:
         if source and source.sha256 != digest:
             cache.blob(source.sha256).unlink(missing_ok=True)
             shutil.rmtree(cache.home() / "models", ignore_errors=True)
-            raise LockError(
+            raise LlmkeepError(
                 f"{path} has sha256 {digest}, expected {source.sha256}: the cached copy was damaged "
                 "and is thrown away; run it again"
             )

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from llmkeep import cache, manifest
-from llmkeep.lock import LockError
+from llmkeep.errors import LlmkeepError
 from llmkeep.manifest import BundleRefused
 
 
@@ -86,7 +86,7 @@ def _build(arguments: argparse.Namespace) -> int:
 
 def _verify(arguments: argparse.Namespace) -> int:
     if not arguments.keyring.is_file():
-        raise LockError(f"there is no {arguments.keyring}: give the keyring that you trust with --keyring")
+        raise LlmkeepError(f"there is no {arguments.keyring}: give the keyring that you trust with --keyring")
     seen = int(arguments.seen.read_text()) if arguments.seen.exists() else 0
     try:
         good = manifest.verify(arguments.folder, arguments.keyring, seen)

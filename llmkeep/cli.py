@@ -10,13 +10,13 @@ import importlib
 import importlib.util
 import sys
 
-from llmkeep.lock import LockError
+from llmkeep.errors import LlmkeepError
 
 VERBS = ("lock", "programs", "signing", "bundle", "pki", "issuing", "policy", "release", "run", "audit")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb; a LockError becomes its message and an exit code."""
+    """Run one verb; a LlmkeepError becomes its message and an exit code."""
     parser = argparse.ArgumentParser(prog="llmkeep", description="The control node of a private-LLM estate.")
     subparsers = parser.add_subparsers(required=True, metavar="VERB")
     for name in VERBS:
@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         return int(arguments.run(arguments))
-    except LockError as error:
+    except LlmkeepError as error:
         print(f"llmkeep: {error}", file=sys.stderr)
         return 1
     except OSError as error:

@@ -25,17 +25,14 @@ PROOF = b"llmkeep: this key signs"
 
 def _library() -> Any:
     """What the roles know of PKCS#11, found in the tree as Ansible finds it: its rules of logins have one home."""
-    from llmkeep.run import RunError, tree  # Ansible's runner: without an HSM no signature needs it
+    from llmkeep.run import tree  # Ansible's runner: without an HSM no signature needs it
 
     # The tree is what was signed: nothing is written into it.
     sys.dont_write_bytecode = True
     with tempfile.TemporaryDirectory(prefix="llmkeep-") as folder:
         collection = Path(folder, "ansible_collections/llmkeep/estate")
         collection.parent.mkdir(parents=True)
-        try:
-            collection.symlink_to(tree())
-        except RunError as error:
-            raise SealError(str(error)) from error
+        collection.symlink_to(tree())
         sys.path.insert(0, folder)
         try:
             return importlib.import_module("ansible_collections.llmkeep.estate.plugins.module_utils.hsm_sign")

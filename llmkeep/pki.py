@@ -22,8 +22,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from llmkeep.durable import broken_at, record, write
+from llmkeep.errors import LlmkeepError
 from llmkeep.issuing_key import HsmKey
-from llmkeep.sealing import SealError, encrypt_to, seal, unseal
+from llmkeep.sealing import encrypt_to, seal, unseal
 
 SEALED = "llmkeep.issuing-key"
 ROOT_DAYS = 20 * 365
@@ -46,7 +47,7 @@ NETWORKS = (
 type Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
-class PkiError(Exception):
+class PkiError(LlmkeepError):
     """The CA refused. The message says what is wrong, the value seen, and the way out."""
 
 
@@ -349,17 +350,14 @@ def status(places: PkiPlaces) -> dict[str, object]:
 
 
 # ---------------------------------------------------------------- command line
-def told(
-    verb: Callable[[argparse.Namespace], str | bytes], name: str = "pki"
-) -> Callable[[argparse.Namespace], int]:
-    """A verb that prints what it returns, and says why it refused."""
+def told(verb: Callable[[argparse.Namespace], str | bytes]) -> Callable[[argparse.Namespace], int]:
+    """A verb that prints what it returns; a file that cannot be read is a refusal too."""
 
     def run(arguments: argparse.Namespace) -> int:
         try:
             said = verb(arguments)
-        except (PkiError, SealError, OSError) as error:
-            print(f"llmkeep {name}: {error}", file=sys.stderr)
-            return 1
+        except OSError as error:
+            raise PkiError(str(error)) from error
         sys.stdout.buffer.write(said if isinstance(said, bytes) else said.encode() + b"\n")
         return 0
 

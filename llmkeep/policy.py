@@ -24,9 +24,9 @@ from opa_bindings import OpaError
 
 from llmkeep import policy_source
 from llmkeep.durable import record, write
-from llmkeep.lock import LockError
+from llmkeep.errors import LlmkeepError
 from llmkeep.policy_source import Source
-from llmkeep.sealing import SealError, seal, unseal
+from llmkeep.sealing import seal, unseal
 from llmproof import policy_bundle
 from llmproof.policy_bundle import ALGORITHM, KEY_ID, Policy, PolicyRefused
 
@@ -37,7 +37,7 @@ AUDIENCE = "llmkeep-break-glass"
 HOURS = 4  # how long a break-glass token holds at most
 
 
-class PolicyError(LockError):
+class PolicyError(LlmkeepError):
     """Refused. The message says what is wrong, the value seen, and the way out."""
 
 
@@ -260,12 +260,14 @@ def source_folder(places: PolicyPlaces) -> Path:
     """The estate's own source where it has one, else the tree's."""
     if places.source.is_dir():
         return places.source
-    from llmkeep.run import RunError, tree  # Ansible's runner: an estate with its own source need not load it
+    from llmkeep.run import tree  # Ansible's runner: an estate with its own source need not load it
 
-    try:
-        return tree() / "policy"
-    except RunError as error:
-        raise PolicyError(str(error)) from error
+    return tree() / "policy"
+
+
+def _init(arguments: argparse.Namespace) -> int:
+    print(init(arguments.places))
+    return 0
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -322,18 +324,6 @@ def _break_glass(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _told(verb: Any) -> Any:
-    """What sealing says becomes a message too."""
-
-    def run(arguments: argparse.Namespace) -> int:
-        try:
-            return int(verb(arguments))
-        except SealError as error:
-            raise PolicyError(str(error)) from error
-
-    return run
-
-
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """`llmkeep policy init | check | build | renew | verify | diff | break-glass`."""
     parser = subparsers.add_parser(
@@ -342,7 +332,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.set_defaults(places=PolicyPlaces())
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     verb = verbs.add_parser("init", help="make the key where there is none (bootstrap calls it)")
-    verb.set_defaults(run=_told(lambda given: print(init(given.places)) or 0))
+    verb.set_defaults(run=_init)
     own = "default: /etc/llmkeep/policy/source where it is there, else the tree's policy/"
     verb = verbs.add_parser("check", help="compile a source, judge its data, run its tests; signs nothing")
     verb.add_argument("--source", type=Path, help=own)
@@ -351,9 +341,9 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     verb.add_argument("--source", type=Path, help=own)
     verb.add_argument("--days", type=int, default=DAYS, help="how long it holds (default: %(default)s)")
     verb.add_argument("--out", type=Path, help="default: /var/lib/llmkeep/policy/bundle.tar.gz")
-    verb.set_defaults(run=_told(_build))
+    verb.set_defaults(run=_build)
     verb = verbs.add_parser("renew", help="sign what was signed anew, where its days are running out")
-    verb.set_defaults(run=_told(_renew))
+    verb.set_defaults(run=_renew)
     verb = verbs.add_parser("verify", help="signature, every byte, revision, expiry", description=__doc__)
     verb.add_argument("bundle", type=Path)
     verb.add_argument("--key", type=Path, required=True, help="whom to trust (PEM)")
@@ -373,4 +363,4 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     verb.add_argument("--action", required=True, action="append", help="as 'POST /generate'; may be repeated")
     verb.add_argument("--hours", type=float, required=True, help=f"how long, at most {HOURS}")
     verb.add_argument("--reason", required=True, help="for those who read the record")
-    verb.set_defaults(run=_told(_break_glass))
+    verb.set_defaults(run=_break_glass)

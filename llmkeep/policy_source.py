@@ -17,14 +17,14 @@ import yaml
 from cryptography.hazmat.primitives.asymmetric import ec
 from opa_bindings import OpaEngine, OpaError
 
-from llmkeep.lock import LockError
+from llmkeep.errors import LlmkeepError
 from llmproof.policy_bundle import ALGORITHM, KEY_ID, MANIFEST, SIGNATURES, TIME
 
 # While a source is judged it has this instead of a signed one's; nobody decides by it.
 META = {"revision": 0, "expires": "2200-01-01T00:00:00Z"}
 
 
-class SourceError(LockError):
+class SourceError(LlmkeepError):
     """The source cannot be read."""
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from llmkeep import cache, lock
-from llmkeep.lock import Artifact, LockError
+from llmkeep.errors import LlmkeepError
+from llmkeep.lock import Artifact
 
 MINUTES = 20  # for a build from source; two cores need one or two
 
@@ -31,7 +32,7 @@ def find(name: str, mirror: Path | None = None) -> Path | None:
     """
     pinned, wanted = lock.load().programs, lock.wanted()["programs"]
     if name not in pinned:
-        raise LockError(
+        raise LlmkeepError(
             f"artifacts.lock.yml has no program {name!r}, only {sorted(pinned)}: "
             "ask for one of these, or run `llmkeep lock update --only programs`"
         )
@@ -60,7 +61,7 @@ def resolve(name: str, entry: dict[str, Any], old: Artifact | None) -> Artifact:
     if old and old.purl == purl:
         print(f"{name}: {entry['version']} kept as it was: {reasons}")
         return old
-    raise LockError(f"{name} {entry['version']} cannot be had: {reasons}: "
+    raise LlmkeepError(f"{name} {entry['version']} cannot be had: {reasons}: "
                     "set LLMKEEP_MIRROR to a folder that has it, or install Go")  # fmt: skip
 
 

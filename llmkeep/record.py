@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 
 from llmkeep import manifest
+from llmkeep.errors import LlmkeepError
 from llmkeep.manifest import BundleRefused
 from llmkeep.sealing import SealError, unseal
 from llmproof.chain import Chain, ChainError
@@ -36,7 +37,7 @@ SERIAL = Path("/var/lib/llmkeep/serial")
 type Event = dict[str, object]
 
 
-class RecordError(Exception):
+class RecordError(LlmkeepError):
     """The record cannot be written. The message says what is wrong and the way out."""
 
 

@@ -26,9 +26,9 @@ from typing import Any
 from llmkeep import manifest, signing
 from llmkeep.cache import sha256
 from llmkeep.durable import record, sync_folder, write
-from llmkeep.lock import LockError
+from llmkeep.errors import LlmkeepError
 from llmkeep.manifest import DAMAGED, BundleRefused, Entry, Manifest
-from llmkeep.sealing import SealError, seal, unseal
+from llmkeep.sealing import seal, unseal
 
 SEALED = "llmkeep.publish-key"
 DAYS = 365  # how long a release may be installed
@@ -46,7 +46,7 @@ KINDS = {
 }
 
 
-class ReleaseError(LockError):
+class ReleaseError(LlmkeepError):
     """Refused. The message says what is wrong, the value seen, and the way out."""
 
 
@@ -320,8 +320,6 @@ def _told(verb: Any) -> Any:
         except BundleRefused as refusal:
             print(f"llmkeep: refused: {arguments.folder}: {refusal}", file=sys.stderr)
             return refusal.code
-        except SealError as error:
-            raise ReleaseError(str(error)) from error
         return 0
 
     return run

@@ -22,12 +22,13 @@ from typing import Any
 import ansible_runner
 
 from llmkeep import record
-from llmkeep.record import INSTALLED, RecordError, recorded
+from llmkeep.errors import LlmkeepError
+from llmkeep.record import INSTALLED, recorded
 
 GRACE_SECONDS = 15
 
 
-class RunError(Exception):
+class RunError(LlmkeepError):
     """The run cannot start. The message says what is wrong, the value seen, and the way out."""
 
 
@@ -167,52 +168,42 @@ def _words(given: argparse.Namespace) -> list[str]:
 
 
 def _run(given: argparse.Namespace) -> int:
-    try:
-        root = tree()
-        playbook = next(
-            (place for place in (Path.cwd() / given.playbook, root / given.playbook) if place.is_file()), None
+    root = tree()
+    playbook = next(
+        (place for place in (Path.cwd() / given.playbook, root / given.playbook) if place.is_file()), None
+    )
+    if playbook is None:
+        known = ", ".join(sorted(f"playbooks/{path.name}" for path in (root / "playbooks").glob("*.yml")))
+        raise RunError(
+            f"there is no playbook {given.playbook!r}, neither here nor in {root}: "
+            f"take site.yml or one of {known}"
         )
-        if playbook is None:
-            known = ", ".join(sorted(f"playbooks/{path.name}" for path in (root / "playbooks").glob("*.yml")))
-            raise RunError(
-                f"there is no playbook {given.playbook!r}, neither here nor in {root}: "
-                f"take site.yml or one of {known}"
-            )
-        inventories = [inventory(place, root) for place in given.inventory]
-        with recorded(root, playbook.resolve(), inventories, given) as outcome:
-            code, heard = play(playbook.resolve(), inventories, _words(given))
-            outcome.code, outcome.hosts = code, heard.hosts
-    except (RunError, RecordError) as error:
-        print(f"llmkeep: {error}", file=sys.stderr)
-        return 1
+    inventories = [inventory(place, root) for place in given.inventory]
+    with recorded(root, playbook.resolve(), inventories, given) as outcome:
+        code, heard = play(playbook.resolve(), inventories, _words(given))
+        outcome.code, outcome.hosts = code, heard.hosts
     return code
 
 
 def _verify(given: argparse.Namespace) -> int:
-    try:
-        root = tree()
-        inventories = [inventory(place, root) for place in given.inventory]
-        with tempfile.TemporaryDirectory(prefix="llmkeep-", dir=_memory()) as folder:
-            report = given.report.resolve() if given.report else Path(folder) / "report.json"
-            report.unlink(missing_ok=True)
-            if given.limit:
-                given.limit += ",localhost"  # who writes the report
-            words = [*_words(given), "--extra-vars", json.dumps({"verify_report": str(report)})]
-            with recorded(root, (root / "playbooks/verify.yml").resolve(), inventories, given) as outcome:
-                code, heard = play(root / "playbooks/verify.yml", inventories, words, quiet=given.json)
-                outcome.code, outcome.hosts = code, heard.hosts
-            if given.json and report.exists():
-                print(report.read_text(), end="")
-            elif given.json:
-                print(json.dumps({"ok": False, "checks": 0, "hosts": {}, "failures": heard.failures}))
-            if not report.exists():
-                print(
-                    "llmkeep: the checks could not be run to their end, so nothing is proved", file=sys.stderr
-                )
-                return code or 1
-    except (RunError, RecordError) as error:
-        print(f"llmkeep: {error}", file=sys.stderr)
-        return 1
+    root = tree()
+    inventories = [inventory(place, root) for place in given.inventory]
+    with tempfile.TemporaryDirectory(prefix="llmkeep-", dir=_memory()) as folder:
+        report = given.report.resolve() if given.report else Path(folder) / "report.json"
+        report.unlink(missing_ok=True)
+        if given.limit:
+            given.limit += ",localhost"  # who writes the report
+        words = [*_words(given), "--extra-vars", json.dumps({"verify_report": str(report)})]
+        with recorded(root, (root / "playbooks/verify.yml").resolve(), inventories, given) as outcome:
+            code, heard = play(root / "playbooks/verify.yml", inventories, words, quiet=given.json)
+            outcome.code, outcome.hosts = code, heard.hosts
+        if given.json and report.exists():
+            print(report.read_text(), end="")
+        elif given.json:
+            print(json.dumps({"ok": False, "checks": 0, "hosts": {}, "failures": heard.failures}))
+        if not report.exists():
+            print("llmkeep: the checks could not be run to their end, so nothing is proved", file=sys.stderr)
+            return code or 1
     return code
 
 

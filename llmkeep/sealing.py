@@ -9,8 +9,10 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from llmkeep.errors import LlmkeepError
 
-class SealError(Exception):
+
+class SealError(LlmkeepError):
     """A secret could not be put away or opened. The message says what is wrong, the value seen, and the way out."""
 
 

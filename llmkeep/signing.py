@@ -10,12 +10,12 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from llmkeep.lock import LockError
+from llmkeep.errors import LlmkeepError
 
 SQ = ["sq", "--home", "none", "--batch"]  # no key store, no configuration: the given files only
 
 
-class SignatureRefused(LockError):
+class SignatureRefused(LlmkeepError):
     """The signature is missing, wrong, or somebody else's."""
 
 
@@ -76,7 +76,7 @@ def fingerprint(certificate: Path) -> str:
     """The primary key's fingerprint, 40 hex digits."""
     text = _call([*SQ, "inspect", str(certificate)])
     if not (found := re.search(r"Fingerprint: ([0-9A-F]{40})", text)):
-        raise LockError(
+        raise LlmkeepError(
             f"{certificate} is no OpenPGP certificate: run `llmkeep keys init`, or give the right file"
         )
     return found.group(1)
@@ -112,9 +112,9 @@ def _call(command: list[str]) -> str:
     try:
         run = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError as error:
-        raise LockError(f"{command[0]} is not installed: apt-get install {command[0]}") from error
+        raise LlmkeepError(f"{command[0]} is not installed: apt-get install {command[0]}") from error
     if run.returncode != 0:
-        raise LockError(f"{command[0]} failed: {run.stderr.strip()}")
+        raise LlmkeepError(f"{command[0]} failed: {run.stderr.strip()}")
     return run.stdout
 
 

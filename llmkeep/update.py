@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from llmkeep import aptrepo, cache, lock, programs, wheels
+from llmkeep.errors import LlmkeepError
 from llmkeep.lock import Artifact
 
 
@@ -44,7 +45,7 @@ def python(
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     every = wanted["python"]["environments"]
     if version != wanted["python"]["interpreter"]:
-        raise lock.LockError(
+        raise LlmkeepError(
             f"this is Python {version}, and artifacts.yml wants wheels for "
             f"{wanted['python']['interpreter']}: run it with python{wanted['python']['interpreter']}"
         )
@@ -79,7 +80,7 @@ def upstream(debs: dict[str, Artifact], package: str) -> str:
     for key, deb in debs.items():
         if key.startswith(f"{package}=") and (found := re.match(r"(?:\d+:)?([\d.]+)", deb.version)):
             return found.group(1)
-    raise lock.LockError(
+    raise LlmkeepError(
         f"the lock has no package {package}, which artifacts.yml names under from_debian: "
         "list it under apt, roles, and run `llmkeep lock update --only apt` first"
     )

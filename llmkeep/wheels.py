@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from llmkeep import cache
-from llmkeep.lock import Artifact, LockError
+from llmkeep.errors import LlmkeepError
+from llmkeep.lock import Artifact
 
 PIP = [sys.executable, "-m", "pip"]
 SAFE = ["--only-binary", ":all:", "--disable-pip-version-check", "--no-input"]
 
 
-class FetchError(LockError):
+class FetchError(LlmkeepError):
     """Something could not be downloaded; the message carries the client's own reason."""
 
 

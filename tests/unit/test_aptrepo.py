@@ -9,6 +9,7 @@ import pytest
 import small_bundle
 
 from llmkeep import aptrepo, cache, lock
+from llmkeep.errors import LlmkeepError
 
 CONTROL = """Package: {name}
 Version: 1:2.0~rc1+b1-3
@@ -112,7 +113,7 @@ def test_what_the_mirror_no_longer_has_is_named_with_the_way_out(
     def get(_: aptrepo.Apt, verb: str, *__: str) -> str:
         if verb == "update":
             return ""
-        raise lock.LockError(WORDS)
+        raise LlmkeepError(WORDS)
 
     monkeypatch.setattr(aptrepo.Apt, "get", get)
     deb = lock.Artifact("openssl.deb", "3.5.0-1", "0" * 64, 1, "", "")
@@ -129,7 +130,7 @@ def test_a_published_package_that_changed_is_refused(tmp_path: Path, monkeypatch
     archive.parent.mkdir(parents=True)
     archive.write_text("other bytes")
     deb = lock.Artifact("openssl.deb", "1:3.5", "0" * 64, 1, "", "")
-    with pytest.raises(lock.LockError, match="somebody changed a published package"):
+    with pytest.raises(LlmkeepError, match="somebody changed a published package"):
         aptrepo.fetch(lock.wanted()["apt"], {"openssl=1:3.5": deb})
 
 
@@ -137,5 +138,5 @@ def test_a_mirror_that_the_machine_does_not_know_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(lock.LockError, match="knows no Debian mirror of trixie-nowhere"):
+    with pytest.raises(LlmkeepError, match="knows no Debian mirror of trixie-nowhere"):
         aptrepo.Apt({"origin": "Debian", "architecture": "amd64", "suites": ["trixie-nowhere"]})

@@ -11,7 +11,8 @@ import small_bundle
 
 from llmkeep import build, cache, lock, manifest, programs
 from llmkeep.build import Keys
-from llmkeep.lock import Artifact, LockError
+from llmkeep.errors import LlmkeepError
+from llmkeep.lock import Artifact
 from llmkeep.manifest import Entry
 
 
@@ -59,7 +60,7 @@ def test_only_tracked_files_cross_the_gap_and_never_the_lab(tmp_path: Path) -> N
 
 
 def test_a_tree_that_is_no_checkout_is_told(tmp_path: Path) -> None:
-    with pytest.raises(LockError, match="no git checkout"):
+    with pytest.raises(LlmkeepError, match="no git checkout"):
         build.tracked(tmp_path, [])
 
 
@@ -71,7 +72,7 @@ def test_a_damaged_cached_file_is_thrown_away(tmp_path: Path, monkeypatch: pytes
     cache.blob(digest).chmod(0o644)
     cache.blob(digest).write_text("evil")
     deb = Artifact("a.deb", "1", digest, 4, "MIT", "pkg:deb/debian/a@1")
-    with pytest.raises(LockError, match="thrown away; run it again"):
+    with pytest.raises(LlmkeepError, match="thrown away; run it again"):
         build._entries(tmp_path / "bundle", {"a.deb": deb})
     assert not cache.has(digest, 4)
 
@@ -91,10 +92,10 @@ def test_refuses_to_build_without_keys_or_with_an_unknown_profile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with pytest.raises(LockError, match="llmkeep keys init"):
+    with pytest.raises(LlmkeepError, match="llmkeep keys init"):
         build.build("lab", tmp_path / "out", Keys(tmp_path), resolve_apt=False, refresh=False)
     keys = Keys(small_bundle.signing_keys(tmp_path))
-    with pytest.raises(LockError, match="no profile 'moon', only"):
+    with pytest.raises(LlmkeepError, match="no profile 'moon', only"):
         build.build("moon", tmp_path / "out", keys, resolve_apt=False, refresh=False)
     assert not (tmp_path / "out").exists()
 
@@ -185,7 +186,7 @@ def test_an_environment_of_another_profile_is_in_no_bundle_and_one_that_was_neve
 ):
     assert "vllm" not in build._bundled(lock.wanted(), "lab")
     assert "vllm" in build._bundled(lock.wanted(), "gpu")
-    with pytest.raises(lock.LockError, match="no environment 'vllm'"):
+    with pytest.raises(LlmkeepError, match="no environment 'vllm'"):
         build._fetch(lock.wanted(), {}, lock.load(), "gpu", False, False)
 
 

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from llmkeep import lock, update, wheels
-from llmkeep.lock import Artifact, Lock, LockError
+from llmkeep.errors import LlmkeepError
+from llmkeep.lock import Artifact, Lock
 
 PINNED, WANTED = lock.load(), lock.wanted()
 
@@ -84,7 +85,7 @@ def test_requirements_need_nothing_but_debians_python_and_yaml() -> None:
 
 
 def test_an_unknown_environment_is_told_with_those_that_there_are() -> None:
-    with pytest.raises(LockError, match=r"no environment 'gpu', only \['build', 'control'"):
+    with pytest.raises(LlmkeepError, match=r"no environment 'gpu', only \['build', 'control'"):
         lock.requirements(PINNED, "gpu")
 
 
@@ -102,7 +103,7 @@ def test_what_is_saved_is_loaded_again(tmp_path: Path) -> None:
 
 def test_a_lock_of_another_shape_is_refused(tmp_path: Path) -> None:
     (tmp_path / "artifacts.lock.yml").write_text(yaml.safe_dump({"wheels": {}}))
-    with pytest.raises(LockError, match="is not a lock of this version"):
+    with pytest.raises(LlmkeepError, match="is not a lock of this version"):
         lock.load(tmp_path)
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmkeep import bundle, cli, manifest, signing
-from llmkeep.lock import LockError
+from llmkeep.errors import LlmkeepError
 from llmkeep.manifest import BundleRefused
 
 
@@ -90,7 +90,7 @@ def test_a_path_that_a_shell_could_misread_never_gets_into_a_manifest(
 ) -> None:
     found = manifest.read(folder)
     found.files = [manifest.Entry(path, 0, "0" * 64, "", "", "", "")]
-    with pytest.raises(LockError, match="cannot go into a bundle"):
+    with pytest.raises(LlmkeepError, match="cannot go into a bundle"):
         manifest.write(tmp_path, found)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from llmkeep import model
-from llmkeep.lock import LockError
+from llmkeep.errors import LlmkeepError
 
 HIDDEN, HEADS, KEY_HEADS, FEED = 32, 4, 2, 64
 TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "a", "b", "ab"]
@@ -119,7 +119,7 @@ def test_rounds_to_the_nearest_bfloat16_and_ties_to_even() -> None:
 
 def test_refuses_a_tokenizer_that_was_never_tried(tmp_path: Path) -> None:
     write_gguf(tmp_path / "in.gguf", {"output_norm.weight": np.ones(8, np.float32)}, tokenizer="llama-bpe")
-    with pytest.raises(LockError, match="llama-bpe tokenizer; only llama with smollm was ever tried"):
+    with pytest.raises(LlmkeepError, match="llama-bpe tokenizer; only llama with smollm was ever tried"):
         model.convert(tmp_path / "in.gguf", tmp_path / "out")
 
 
@@ -142,5 +142,5 @@ def test_a_model_that_is_safetensors_already_is_taken_with_its_json_and_nothing_
 
 
 def test_a_folder_without_safetensors_is_named(tmp_path: Path) -> None:
-    with pytest.raises(LockError, match=r"pkg/model/model\.safetensors"):
+    with pytest.raises(LlmkeepError, match=r"pkg/model/model\.safetensors"):
         model.take(wheel_with(tmp_path, "pkg/other/model.safetensors"), "pkg/model", tmp_path / "out")

@@ -13,7 +13,7 @@ import pytest
 from power_cut import losing_power
 
 from llmkeep import cli, durable, policy, policy_source
-from llmkeep.lock import LockError
+from llmkeep.errors import LlmkeepError
 from llmkeep.policy import PolicyError, PolicyPlaces
 from llmproof import policy_bundle
 from llmproof.policy_bundle import DAMAGED, EXPIRED, REPLAYED, UNSIGNED
@@ -243,7 +243,7 @@ def test_a_source_with_a_fault_is_not_signed_and_the_fault_is_named(places: Poli
     build(places)
     old, new, file, said = FAULTS[fault]
     changed(places, old, new, file)
-    with pytest.raises(LockError, match=r"is not to be signed|cannot be read") as refused:
+    with pytest.raises(LlmkeepError, match=r"is not to be signed|cannot be read") as refused:
         build(places)
     assert said in str(refused.value)
     assert revision(places) == 1

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from llmkeep import cache, cli, lock, programs
-from llmkeep.lock import Artifact, Lock, LockError
+from llmkeep.errors import LlmkeepError
+from llmkeep.lock import Artifact, Lock
 
 BYTES = b"#!/bin/sh\necho it runs\n"
 ENTRY: dict[str, Any] = {
@@ -138,7 +139,7 @@ def test_the_lock_pins_the_unpacked_program(
 
 def test_a_program_that_cannot_be_had_keeps_its_pin_while_its_version_stays(pinned: Artifact) -> None:
     assert programs.resolve("tool", ENTRY, pinned) == pinned
-    with pytest.raises(LockError, match=r"tool v2\.0\.0 cannot be had: .*LLMKEEP_MIRROR"):
+    with pytest.raises(LlmkeepError, match=r"tool v2\.0\.0 cannot be had: .*LLMKEEP_MIRROR"):
         programs.resolve("tool", ENTRY | {"version": "v2.0.0"}, pinned)
 
 

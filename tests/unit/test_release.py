@@ -12,7 +12,7 @@ import pytest
 
 from llmkeep import cli as llmkeep_cli
 from llmkeep import durable, manifest, release, signing
-from llmkeep.lock import LockError
+from llmkeep.errors import LlmkeepError
 from llmkeep.manifest import BundleRefused
 from llmkeep.release import ReleaseError, ReleasePlaces
 
@@ -381,7 +381,7 @@ def test_a_signature_that_cannot_be_made_leaves_no_manifest(
     folder = candidate(tmp_path / "release")
     release.init(places)
     monkeypatch.setattr(release, "unseal", lambda *_: b"no key")
-    with pytest.raises(LockError, match="sq failed"):
+    with pytest.raises(LlmkeepError, match="sq failed"):
         release.sign(places, folder)
     assert sorted(path.name for path in folder.iterdir()) == ["models"]
 
