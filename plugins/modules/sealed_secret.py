@@ -86,27 +86,11 @@ def opened(path: Path, name: str, way_out: str) -> bytes:
         ) from problem
 
 
-def made_anew(path: Path, name: str) -> bytes:
-    """The secret in a credential that was made here."""
-    return opened(path, name, "a new secret is made, and what the old one protected has to be issued anew")
-
-
-def digest_of(path: Path, name: str) -> str:
-    """SHA-256 of the secret in a sealed credential."""
-    return hashlib.sha256(made_anew(path, name)).hexdigest()
-
-
-def store(path: Path, name: str, secret: bytes) -> str:
-    """Seal and store a secret; its SHA-256."""
+def store(path: Path, name: str, secret: bytes) -> None:
+    """Seal and store a secret."""
     sealed = sealing.seal(name, secret)
     path.parent.mkdir(mode=0o700, exist_ok=True)
     atomic.write_file(path, sealed, os.geteuid(), os.getegid(), 0o600)
-    return hashlib.sha256(secret).hexdigest()
-
-
-def make(path: Path, name: str, size: int) -> str:
-    """Make, seal and store a new secret; its SHA-256."""
-    return store(path, name, secrets.token_hex(size).encode())
 
 
 def encrypted_to(certificate: str, secret: bytes) -> str:
@@ -144,24 +128,22 @@ def handed_over(cms: str, key: str, certificate: str) -> bytes:
     return secret
 
 
-def take_over(path: Path, name: str, secret: bytes, check: bool) -> tuple[bool, str]:
-    """Seal what was handed over where something else, or nothing, lies; whether it did, and the SHA-256."""
-    digest = hashlib.sha256(secret).hexdigest()
+def take_over(path: Path, name: str, secret: bytes, check: bool) -> bool:
+    """Seal what was handed over where something else, or nothing, lies; whether it did."""
     if path.exists() and opened(path, name, "it is handed over again") == secret:
-        return False, digest
+        return False
     if not check:
         store(path, name, secret)
-    return True, digest
+    return True
 
 
 def settle(params: dict[str, Any], path: Path, check: bool) -> dict[str, Any]:
     """Probe and apply; what the module returns."""
     name = params["name"]
     if params["from_cms"] is not None:
-        changed, digest = take_over(
-            path, name, handed_over(params["from_cms"], params["key"], params["certificate"]), check
-        )
-        return {"changed": changed, "sha256": digest, "cms": ""}
+        secret = handed_over(params["from_cms"], params["key"], params["certificate"])
+        changed = take_over(path, name, secret, check)
+        return {"changed": changed, "sha256": hashlib.sha256(secret).hexdigest(), "cms": ""}
     changed = not path.exists()
     if changed and not params["create"]:
         raise Refused(
@@ -171,8 +153,9 @@ def settle(params: dict[str, Any], path: Path, check: bool) -> dict[str, Any]:
     if changed and check:
         return {"changed": True, "sha256": "0" * 64, "cms": ""}
     if changed:
-        make(path, name, params["bytes"])
-    secret = made_anew(path, name)
+        store(path, name, secrets.token_hex(params["bytes"]).encode())
+    way_out = "a new secret is made, and what the old one protected has to be issued anew"
+    secret = opened(path, name, way_out)
     cms = encrypted_to(params["for_certificate"], secret) if params["for_certificate"] else ""
     return {"changed": changed, "sha256": hashlib.sha256(secret).hexdigest(), "cms": cms}
 
