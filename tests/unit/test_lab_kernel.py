@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lab import image, instance, kernel
+from lab import image, kernel, requirements
 from lab.errors import LabError, NoSpace
 
 
@@ -78,6 +78,6 @@ def test_a_kernel_that_is_missing_beside_its_image_needs_room(
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1 << 30))
     with pytest.raises(NoSpace, match=rf"{standing.parent} needs 3072 MiB, 1024 MiB are free"):
-        instance.require_space(tmp_path, [])
+        requirements.require_space(tmp_path, [])
     image.base_image(print)
-    instance.require_space(tmp_path, [])
+    requirements.require_space(tmp_path, [])

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lab import cli, instance
+from lab import cli, requirements
 from lab.errors import NoMemory, NoSpace
 from lab.host import Machine
 from lab.instance import Instance
@@ -38,16 +38,16 @@ def test_no_root(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
 def test_no_memory(lab: Instance, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal: 9 kB\nMemAvailable: 1048576 kB\n", encoding="ascii")
-    monkeypatch.setattr(instance, "MEMINFO", meminfo)
+    monkeypatch.setattr(requirements, "MEMINFO", meminfo)
     with pytest.raises(NoMemory, match=r"ops1, llm1 need 4608 MiB of memory, 1024 MiB are available"):
-        instance.require_memory(lab.machines)
+        requirements.require_memory(lab.machines)
 
 
 def test_no_space(lab: Instance, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1 << 30))
     with pytest.raises(NoSpace, match=r"needs 8192 MiB, 1024 MiB are free"):
-        instance.require_space(tmp_path, lab.machines)
+        requirements.require_space(tmp_path, lab.machines)
 
 
 def test_a_host_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
