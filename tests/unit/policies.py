@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sealing_double
 
 from llmkeep import cache, policy, programs
 from llmkeep.lock import TREE
@@ -21,11 +22,8 @@ SOURCE = TREE / "policy"
 
 
 def control_node(folder: Path, monkeypatch: pytest.MonkeyPatch) -> PolicyPlaces:
-    """A control node that was bootstrapped. systemd-creds needs a host of its own; here sealing shows, for all but it."""
-    monkeypatch.setattr(policy, "seal", lambda secret, name: f"sealed {name}:".encode() + secret)
-    monkeypatch.setattr(
-        policy, "unseal", lambda sealed, name: sealed.removeprefix(f"sealed {name}:".encode())
-    )
+    """A control node that was bootstrapped."""
+    sealing_double.use(monkeypatch, policy, policy)
     places = PolicyPlaces(folder)
     policy.init(places)
     return places

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sealing_double
 from audit_records import checked, whole
 from test_run import PLAYBOOK
 
@@ -35,11 +36,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(record, "FOLDER", tmp_path / "log/llmkeep-audit")
     monkeypatch.setattr(record, "SEALED_SEED", tmp_path / "credstore/llmkeep-audit.seed")
     monkeypatch.setattr(record, "SERIAL", tmp_path / "serial")
-    # systemd-creds needs a host of its own, as the lab has. Here sealing shows, a forgotten one too.
-    monkeypatch.setattr(audit, "seal", lambda secret, name: f"sealed {name}:".encode() + secret)
-    monkeypatch.setattr(
-        record, "unseal", lambda sealed, name: sealed.removeprefix(f"sealed {name}:".encode())
-    )
+    sealing_double.use(monkeypatch, audit, record)
     monkeypatch.chdir(root)
     with tempfile.TemporaryDirectory(prefix="run-", dir="/tmp") as memory:
         monkeypatch.setenv("TMPDIR", memory)

@@ -7,11 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import policies
 import pytest
 import small_policy
 from plugin_modules import ROOT, load
-
-from llmkeep import cache, programs
 
 policy = load("module_utils.policy")
 policy_bundle = load("modules.policy_bundle")
@@ -23,11 +22,7 @@ PEM = small_policy.public(KEY)
 @pytest.fixture(scope="session")
 def opa() -> Path:
     """The OPA of the lock, as hosts run it."""
-    with cache.alone():
-        found = programs.find("opa")
-    if not found:
-        pytest.skip("OPA cannot be had: LLMKEEP_MIRROR names no folder that has it")
-    return found
+    return policies.opa()
 
 
 def run(

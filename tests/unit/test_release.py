@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import sealing_double
 
 from llmkeep import cli as llmkeep_cli
 from llmkeep import durable, manifest, release, signing
@@ -21,18 +22,10 @@ NAME = "sql-2026-11"
 MODEL = f"models/{NAME}"
 
 
-def sealing_shows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """systemd-creds needs a host of its own; here sealing shows, for all but it."""
-    monkeypatch.setattr(release, "seal", lambda secret, name: f"sealed {name}:".encode() + secret)
-    monkeypatch.setattr(
-        release, "unseal", lambda sealed, name: sealed.removeprefix(f"sealed {name}:".encode())
-    )
-
-
 @pytest.fixture
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReleasePlaces:
     """A control node, which is the mirror too."""
-    sealing_shows(monkeypatch)
+    sealing_double.use(monkeypatch, release, release)
     return ReleasePlaces(tmp_path / "root")
 
 

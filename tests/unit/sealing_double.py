@@ -1,0 +1,13 @@
+"""A double of systemd-creds, which needs a host of its own: here sealing shows, and so does what nobody sealed."""
+
+from types import ModuleType
+
+import pytest
+
+
+def use(monkeypatch: pytest.MonkeyPatch, sealer: ModuleType, opener: ModuleType) -> None:
+    """For what SEALER seals and OPENER opens again."""
+    monkeypatch.setattr(sealer, "seal", lambda secret, name: f"sealed {name}:".encode() + secret)
+    monkeypatch.setattr(
+        opener, "unseal", lambda sealed, name: sealed.removeprefix(f"sealed {name}:".encode())
+    )
