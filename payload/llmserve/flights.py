@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from llmserve.errors import ApiError, deadline_exceeded, unavailable
+from llmserve.http import Peer
 from llmserve.identity import Authenticator, Identity
 from llmserve.metrics import Metrics
-from llmserve.onion import Receive
 from llmserve.policy import Policy, denied
 
 
@@ -40,7 +40,6 @@ class Flight:
         self.seconds = seconds
         self.metrics = metrics
         self.interruption: ApiError | None = None
-        self.watcher: asyncio.Task[None] | None = None
 
     def interrupt(self, error: ApiError) -> None:
         """Make the handler stop where it waits, and raise `error` there."""
@@ -48,14 +47,8 @@ class Flight:
             self.interruption = error
             self.task.cancel()
 
-    def end_with_client(self, receive: Receive) -> None:
-        """From here on the client's leaving interrupts it. What takes no longer than the cache needs no such watch."""
-        self.watcher = asyncio.create_task(self.wait_for_hangup(receive))
-
-    async def wait_for_hangup(self, receive: Receive) -> None:
-        """Until the client leaves."""
-        while (await receive())["type"] != "http.disconnect":
-            pass
+    def client_gone(self) -> None:
+        """The client has left."""
         self.metrics.cancelled.labels("client").inc()
         self.interrupt(ClientGone())
 
@@ -69,8 +62,10 @@ class Flights:
         self.active: set[Flight] = set()
 
     @contextmanager
-    def watched(self, identity: Identity, action: str, ends: float, seconds: float) -> Iterator[Flight]:
-        """Run the block as a flight. It ends with an ApiError as soon as somebody interrupts it.
+    def watched(
+        self, peer: Peer, identity: Identity, action: str, ends: float, seconds: float
+    ) -> Iterator[None]:
+        """Run the block as a flight. It ends with an ApiError as soon as somebody interrupts it, or `peer` leaves.
 
         Its deadline of `seconds`, at `ends`, is looked at once a second.
         """
@@ -80,15 +75,15 @@ class Flights:
         flight = Flight(task, identity, action, ends, seconds, self.metrics)
         self.active.add(flight)
         try:
-            yield flight
+            peer.when_gone(flight.client_gone)
+            yield
         except asyncio.CancelledError:
             if flight.interruption is None:
                 raise
             task.uncancel()
             raise flight.interruption from None
         finally:
-            if flight.watcher:
-                flight.watcher.cancel()
+            peer.stays()
             self.active.discard(flight)
 
     def end_revoked(self, authenticator: Authenticator) -> None:

@@ -139,7 +139,7 @@ class Completions:
         call = chat_call(parse_body(ChatBody, await read_body(scope, receive)), self.limits(scope))
         link, hello = self.engine(scope, call)
         rendering = OpenAiRendering(True, hello.model, hello.revision, call.include_usage)
-        await self.answer(scope, receive, send, call, link, rendering)
+        await self.answer(scope, send, call, link, rendering)
 
     async def completion(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /v1/completions."""
@@ -148,7 +148,7 @@ class Completions:
         )
         link, hello = self.engine(scope, call)
         rendering = OpenAiRendering(False, hello.model, hello.revision, call.include_usage)
-        await self.answer(scope, receive, send, call, link, rendering)
+        await self.answer(scope, send, call, link, rendering)
 
     async def generate(self, scope: Scope, receive: Receive, send: Send) -> None:
         """GET and POST /generate."""
@@ -158,14 +158,14 @@ class Completions:
             body = parse_body(GenerateBody, await read_body(scope, receive))
         call = generate_call(body, self.limits(scope))
         link, hello = self.engine(scope, call)
-        await self.answer(scope, receive, send, call, link, GenerateRendering(hello.model))
+        await self.answer(scope, send, call, link, GenerateRendering(hello.model))
 
     async def embeddings(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /v1/embeddings."""
         body = parse_body(EmbeddingBody, await read_body(scope, receive))
         call = embedding_call(body)
         link, hello = self.engine(scope, call, body.dimensions)
-        await self.answer(scope, receive, send, call, link, EmbeddingRendering(hello.model))
+        await self.answer(scope, send, call, link, EmbeddingRendering(hello.model))
 
     def engine(self, scope: Scope, call: Call, dimensions: int | None = None) -> tuple[Seat, Hello]:
         """A seat at the model asked for, or at the first that may be asked; raises ApiError 404, 503 or 400."""
@@ -178,9 +178,7 @@ class Completions:
         refuse_other_work(call.generate, link.hello.dimensions, dimensions)
         return link, link.hello
 
-    async def answer(
-        self, scope: Scope, receive: Receive, send: Send, call: Call, link: Seat, rendering: Rendering
-    ) -> None:
+    async def answer(self, scope: Scope, send: Send, call: Call, link: Seat, rendering: Rendering) -> None:
         """From the cache or from the engine, whole or streamed."""
         exchange: Exchange = scope["llm"]
         identity, decision = exchange.identity, exchange.decision
@@ -206,7 +204,7 @@ class Completions:
             return Place(patience, tokens, decision.rate.priority, ends, seconds)
 
         try:
-            with self.state.flights.watched(identity, exchange.action or "", ends, seconds) as flight:
+            with self.state.flights.watched(scope["peer"], identity, exchange.action or "", ends, seconds):
                 source = Source(exchange, link, call.generate, place, self.state.metrics)
                 wish = cache_wish(header(scope, b"cache-control"))
                 kept = await source.kept(
@@ -215,7 +213,6 @@ class Completions:
                 if kept:
                     await self.replay(exchange, send, call, link, rendering, kept)
                 else:
-                    flight.end_with_client(receive)
                     answer = self.stream if call.generate.stream else self.whole
                     await answer(exchange, send, link, rendering, source)
         except ApiError as error:

@@ -1,4 +1,11 @@
-"""uvicorn's HTTP protocol, with a bound on the head of a request and our envelope for what is no HTTP."""
+"""uvicorn's HTTP protocol, with a bound on the head of a request and our envelope for what is no HTTP.
+
+A handler finds the other end of its connection in `scope["peer"]`: to wait for `http.disconnect` would take each request
+a task of its own, whose end is an exception that only the garbage collector takes away.
+"""
+
+from collections.abc import Callable
+from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -8,16 +15,52 @@ HEAD_BYTES = 64 * 1024  # request line and headers; the parser itself would take
 REASONS = {400: b"Bad Request", 431: b"Request Header Fields Too Large"}
 
 
+class Peer:
+    """The other end of a connection, of whose requests one at a time is answered."""
+
+    def __init__(self) -> None:
+        """It is there."""
+        self.gone = False
+        self.tell: Callable[[], None] | None = None
+
+    def when_gone(self, tell: Callable[[], None]) -> None:
+        """Call `tell` once it has left; at once if it has."""
+        self.tell = tell
+        if self.gone:
+            tell()
+
+    def stays(self) -> None:
+        """Nobody is to be told any more."""
+        self.tell = None
+
+    def leave(self) -> None:
+        """It has left."""
+        self.gone = True
+        if self.tell:
+            self.tell()
+
+
 class BoundedHttp(HttpToolsProtocol):
     """One connection."""
 
     in_head = False
     head_bytes = 0
 
+    def __init__(self, *args: Any, **named: Any) -> None:
+        """As uvicorn makes it."""
+        super().__init__(*args, **named)
+        self.peer = Peer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client has left, or has got all that it asked for."""
+        super().connection_lost(exc)
+        self.peer.leave()
+
     def on_message_begin(self) -> None:
         """A request begins."""
         self.in_head, self.head_bytes = True, 0
         super().on_message_begin()
+        self.scope["peer"] = self.peer  # type: ignore[typeddict-unknown-key]  # uvicorn does not know it
 
     def on_headers_complete(self) -> None:
         """Its head is over."""
