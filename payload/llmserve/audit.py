@@ -240,15 +240,21 @@ class Recorder:
         self.link = link
         self.key = hmac.digest(pepper, b"llmkeep audit prompt", "sha256")
 
-    async def intent(self, exchange: Exchange, model: str | None, prompt: str | None) -> None:
-        """What is about to be answered; raises ApiError 503 if it cannot be recorded."""
+    def proof(self, prompt: str) -> str:
+        """The record's hash of a prompt."""
+        return hmac.digest(self.key, prompt.encode(), "sha256").hex()
+
+    async def intent(
+        self, exchange: Exchange, model: str | None, prompt: str | None, proof: str = ""
+    ) -> None:
+        """What is about to be answered; raises ApiError 503 if it cannot be recorded. `proof` is the prompt's."""
         event = self.event(exchange, "intent")
         event["event.type"] = ["access"]
         event["event.outcome"] = "unknown"
         if model is not None:
             event["gen_ai.request.model"] = model
         if prompt is not None:
-            event["llmkeep.prompt.hmac"] = hmac.digest(self.key, prompt.encode(), "sha256").hex()
+            event["llmkeep.prompt.hmac"] = proof
             if exchange.decision and exchange.decision.log_prompt:
                 event["llmkeep.prompt.text"] = redact(prompt)
         await self.link.record(event)

@@ -8,6 +8,7 @@ import hashlib
 import re
 import time
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pydantic_core import from_json, to_json
 
@@ -67,6 +68,19 @@ def key_material(tenant: str, policy_revision: int, hello: Hello, request: Gener
     return to_json(material).decode()
 
 
+class CacheKey(NamedTuple):
+    """`name` in Redis, which is a hash of `material`."""
+
+    name: str
+    material: str
+
+
+def cache_key(tenant: str, policy_revision: int, hello: Hello, request: Generate) -> CacheKey:
+    """Where the answer to `request` is kept."""
+    material = key_material(tenant, policy_revision, hello, request)
+    return CacheKey("llm:exact:" + hashlib.sha256(material.encode()).hexdigest(), material)
+
+
 @dataclass(slots=True)
 class Kept:
     """An answer in the pieces in which the engine gave it. `stored` in seconds since the epoch."""
@@ -97,13 +111,13 @@ class ExactCache:
         self.ttl = ttl_seconds
         self.metrics = metrics
 
-    async def get(self, material: str, max_age: int | None) -> Kept | None:
+    async def get(self, key: CacheKey, max_age: int | None) -> Kept | None:
         """The kept answer, if it is not older than `max_age` seconds."""
         try:
-            [value] = await self.link.ask(("GET", self.name(material)))
+            [value] = await self.link.ask(("GET", key.name))
             if value is not None:
                 content = from_json(value)
-                if content.pop("material") == material:
+                if content.pop("material") == key.material:
                     kept = Kept(**content)
                     if max_age is None or kept.age() <= max_age:
                         return kept
@@ -111,10 +125,10 @@ class ExactCache:
             self.metrics.cache_by["error"].inc()
         return None
 
-    async def put(self, material: str, pieces: list[str], done: Done) -> None:
+    async def put(self, key: CacheKey, pieces: list[str], done: Done) -> None:
         """Keep an answer; failing to is no error."""
         content = {
-            "material": material,
+            "material": key.material,
             "pieces": pieces,
             "finish_reason": done.finish_reason,
             "prompt_tokens": done.prompt_tokens,
@@ -123,10 +137,6 @@ class ExactCache:
         }
         value = to_json(content)
         try:
-            await self.link.ask(("SET", self.name(material), value, "EX", self.ttl))
+            await self.link.ask(("SET", key.name, value, "EX", self.ttl))
         except RedisAway:
             self.metrics.cache_by["error"].inc()
-
-    def name(self, material: str) -> str:
-        """The key in Redis."""
-        return "llm:exact:" + hashlib.sha256(material.encode()).hexdigest()

@@ -5,9 +5,9 @@ import re
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
-from pydantic_core import to_json
-
+from llmserve import questions
 from llmserve.admission import Place
 from llmserve.answers import EmbeddingRendering, GenerateRendering, OpenAiRendering, Rendering, error_event
 from llmserve.audit import AuditLink, Recorder
@@ -19,27 +19,13 @@ from llmserve.identity import Authenticator
 from llmserve.metrics import Metrics
 from llmserve.onion import Exchange, Receive, Scope, Send, header, respond
 from llmserve.policy import Policy
-from llmserve.protocol import Delta, Done, Event, Failed, Generate, Hello
+from llmserve.protocol import Delta, Done, Event, Failed, Hello
+from llmserve.questions import Question, Questions, Read
 from llmserve.quotas import Quotas
 from llmserve.settings import Limits
 from llmserve.shared import SharedAnswers
 from llmserve.source import Source, failure
-from llmserve.wire import (
-    Call,
-    ChatBody,
-    CompletionBody,
-    EmbeddingBody,
-    GenerateBody,
-    chat_call,
-    completion_call,
-    embedding_call,
-    generate_call,
-    parse_body,
-    parse_query,
-    refuse_other_work,
-    refuse_undeclared,
-    reserved_tokens,
-)
+from llmserve.wire import Call, refuse_other_work, refuse_undeclared, reserved_tokens
 
 CHARACTERS_A_TOKEN = 3  # to guess a prompt's tokens before the engine counts them; English has four
 LAST_WORD_SECONDS = 5.0  # for the error event at the end of a stream that broke
@@ -80,14 +66,6 @@ def no_such_model(name: str, visible: list[str]) -> ApiError:
     return ApiError(404, "model_not_found", message, "model")
 
 
-def asked_text(generate: Generate) -> str:
-    """What was asked, as one text, for the audit record."""
-    if generate.prompt is not None:
-        return generate.prompt
-    asked = generate.messages if generate.inputs is None else generate.inputs
-    return to_json(asked).decode()
-
-
 async def read_body(scope: Scope, receive: Receive) -> bytes:
     """The whole body; the layer around has limited it. What the client takes to send it is not our time."""
     before = time.monotonic()
@@ -120,6 +98,7 @@ class Completions:
         """`state` outlives every request."""
         self.state = state
         self.narrowed: dict[int, Limits] = {}
+        self.questions = Questions(state.recorder.proof)
 
     def limits(self, scope: Scope) -> Limits:
         """This gateway's limits, and the shorter answers where the decision grants no longer ones."""
@@ -134,40 +113,40 @@ class Completions:
             self.narrowed[granted] = ours.model_copy(update=update)
         return self.narrowed[granted]
 
+    def question(self, scope: Scope, read: Read, sent: bytes) -> Question:
+        """What was asked; raises ApiError 400."""
+        return self.questions.read(scope["llm"].identity.tenant, read, self.limits(scope), sent)
+
     async def chat(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /v1/chat/completions."""
-        call = chat_call(parse_body(ChatBody, await read_body(scope, receive)), self.limits(scope))
-        link, hello = self.engine(scope, call)
-        rendering = OpenAiRendering(True, hello.model, hello.revision, call.include_usage)
-        await self.answer(scope, send, call, link, rendering)
+        question = self.question(scope, questions.chat, await read_body(scope, receive))
+        link, hello = self.engine(scope, question.call)
+        rendering = OpenAiRendering(True, hello.model, hello.revision, question.call.include_usage)
+        await self.answer(scope, send, question, link, rendering)
 
     async def completion(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /v1/completions."""
-        call = completion_call(
-            parse_body(CompletionBody, await read_body(scope, receive)), self.limits(scope)
-        )
-        link, hello = self.engine(scope, call)
-        rendering = OpenAiRendering(False, hello.model, hello.revision, call.include_usage)
-        await self.answer(scope, send, call, link, rendering)
+        question = self.question(scope, questions.completion, await read_body(scope, receive))
+        link, hello = self.engine(scope, question.call)
+        rendering = OpenAiRendering(False, hello.model, hello.revision, question.call.include_usage)
+        await self.answer(scope, send, question, link, rendering)
 
     async def generate(self, scope: Scope, receive: Receive, send: Send) -> None:
         """GET and POST /generate."""
         if scope["method"] == "GET":
-            body = parse_query(scope["query_string"])
+            question = self.question(scope, questions.queried, scope["query_string"])
         else:
-            body = parse_body(GenerateBody, await read_body(scope, receive))
-        call = generate_call(body, self.limits(scope))
-        link, hello = self.engine(scope, call)
-        await self.answer(scope, send, call, link, GenerateRendering(hello.model))
+            question = self.question(scope, questions.posted, await read_body(scope, receive))
+        link, hello = self.engine(scope, question.call)
+        await self.answer(scope, send, question, link, GenerateRendering(hello.model))
 
     async def embeddings(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /v1/embeddings."""
-        body = parse_body(EmbeddingBody, await read_body(scope, receive))
-        call = embedding_call(body)
-        link, hello = self.engine(scope, call, body.dimensions)
-        await self.answer(scope, send, call, link, EmbeddingRendering(hello.model))
+        question = self.question(scope, questions.embedding, await read_body(scope, receive))
+        link, hello = self.engine(scope, question.call)
+        await self.answer(scope, send, question, link, EmbeddingRendering(hello.model))
 
-    def engine(self, scope: Scope, call: Call, dimensions: int | None = None) -> tuple[Seat, Hello]:
+    def engine(self, scope: Scope, call: Call) -> tuple[Seat, Hello]:
         """A seat at the model asked for, or at the first that may be asked; raises ApiError 404, 503 or 400."""
         visible = self.state.visible(scope["llm"])
         name = call.model if call.model is not None else next(iter(visible), "")
@@ -175,27 +154,28 @@ class Completions:
             raise no_such_model(name, visible)
         link = self.state.fleets[name].seat(scope["llm"].identity.tenant, call.generate)
         refuse_undeclared(call.generate, link.hello.fields)
-        refuse_other_work(call.generate, link.hello.dimensions, dimensions)
+        refuse_other_work(call.generate, link.hello.dimensions, call.dimensions)
         return link, link.hello
 
-    async def answer(self, scope: Scope, send: Send, call: Call, link: Seat, rendering: Rendering) -> None:
+    async def answer(
+        self, scope: Scope, send: Send, question: Question, link: Seat, rendering: Rendering
+    ) -> None:
         """From the cache or from the engine, whole or streamed."""
         exchange: Exchange = scope["llm"]
         identity, decision = exchange.identity, exchange.decision
         if identity is None or decision is None:
             raise RuntimeError("a route that answers stands behind authentication and policy")
         exchange.model = link.model
+        call = question.call
         if self.state.draining:
             raise unavailable("draining", "this gateway is stopping: ask again", retry_after=5)
         seconds = seconds_allowed(scope, self.state.limits.answer_seconds)
-        asked = asked_text(call.generate)
-        await self.state.recorder.intent(exchange, link.model, asked)
+        await self.state.recorder.intent(exchange, link.model, question.text, question.proof)
         reserved = await self.state.quotas.reserve(
             identity.tenant, identity.subject, decision, reserved_tokens(call.generate)
         )
-        call.generate.traceparent = exchange.traceparent.decode()
         ends = exchange.started + seconds
-        tokens = min(len(asked) // CHARACTERS_A_TOKEN + call.generate.max_tokens, link.hello.context)
+        tokens = min(len(question.text) // CHARACTERS_A_TOKEN + call.generate.max_tokens, link.hello.context)
 
         def place() -> Place:
             """In the queue; who waited for another's answer has waited."""
@@ -207,9 +187,8 @@ class Completions:
             with self.state.flights.watched(scope["peer"], identity, exchange.action or "", ends, seconds):
                 source = Source(exchange, link, call.generate, place, self.state.metrics)
                 wish = cache_wish(header(scope, b"cache-control"))
-                kept = await source.kept(
-                    self.state.cache, self.state.shared, wish, identity.tenant, decision.revision
-                )
+                key = partial(question.key, identity.tenant, decision.revision, link.hello)
+                kept = await source.kept(self.state.cache, self.state.shared, wish, key)
                 if kept:
                     await self.replay(exchange, send, call, link, rendering, kept)
                 else:

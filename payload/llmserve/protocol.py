@@ -14,7 +14,7 @@ LINE_LIMIT = 64 * 1024 * 1024  # bytes; JSON escapes may multiply a body of the 
 FinishReason = Literal["stop", "length"]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Hello:
     """Who the engine is. `context` in tokens; `slots`: how many requests it runs at once.
 

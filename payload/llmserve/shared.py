@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from llmserve.admission import Place
-from llmserve.cache import ExactCache
+from llmserve.cache import CacheKey, ExactCache
 from llmserve.errors import ApiError
 from llmserve.fleet import Seat
 from llmserve.link import Answer
@@ -59,17 +59,17 @@ class Shared:
 
 
 class SharedAnswers:
-    """All that are on their way, by their key material, which names the tenant."""
+    """All that are on their way, by their key key, which names the tenant."""
 
     def __init__(self, metrics: Metrics) -> None:
         """None yet."""
         self.metrics = metrics
-        self.running: dict[str, Shared] = {}
+        self.running: dict[CacheKey, Shared] = {}
         self.tasks: set[asyncio.Task[None]] = set()
 
     def join(
         self,
-        material: str,
+        key: CacheKey,
         request: Generate,
         place: Callable[[], Place],
         link: Seat,
@@ -80,11 +80,11 @@ class SharedAnswers:
 
         `fresh`: an answer that was begun before is not wanted.
         """
-        shared = None if fresh else self.running.get(material)
+        shared = None if fresh else self.running.get(key)
         first = shared is None
         if shared is None:
-            shared = self.running[material] = Shared()
-            shared.task = asyncio.create_task(self.make(material, shared, request, place(), link, cache))
+            shared = self.running[key] = Shared()
+            shared.task = asyncio.create_task(self.make(key, shared, request, place(), link, cache))
             self.tasks.add(shared.task)  # the event loop keeps only weak references
             shared.task.add_done_callback(self.tasks.discard)
         answer = shared.listen(request.stream)
@@ -92,19 +92,19 @@ class SharedAnswers:
         def leave() -> None:
             shared.streams.pop(answer, None)
             if not shared.streams and shared.end is None and shared.task:
-                self.forget(material, shared)
+                self.forget(key, shared)
                 shared.task.cancel()
 
         return answer, leave, first
 
-    def forget(self, material: str, shared: Shared) -> None:
+    def forget(self, key: CacheKey, shared: Shared) -> None:
         """Nobody joins it any more."""
-        if self.running.get(material) is shared:
-            del self.running[material]
+        if self.running.get(key) is shared:
+            del self.running[key]
 
     async def make(
         self,
-        material: str,
+        key: CacheKey,
         shared: Shared,
         request: Generate,
         place: Place,
@@ -130,11 +130,11 @@ class SharedAnswers:
             log.exception("an answer for several could not be made")
             frame = Failed(0, 500, "internal_error", f"the gateway failed with {type(error).__name__}")
         if isinstance(frame, Failed):
-            self.forget(material, shared)  # before they are told, so that the next one begins anew
+            self.forget(key, shared)  # before they are told, so that the next one begins anew
             shared.finish(frame)
             return
         shared.finish(frame)
         try:
-            await cache.put(material, shared.pieces, frame)
+            await cache.put(key, shared.pieces, frame)
         finally:
-            self.forget(material, shared)
+            self.forget(key, shared)

@@ -2,10 +2,11 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from llmserve.admission import Place
-from llmserve.cache import CacheWish, ExactCache, Kept, key_material
+from llmserve.cache import CacheKey, CacheWish, ExactCache, Kept
 from llmserve.errors import ApiError
 from llmserve.fleet import Seat
 from llmserve.link import Answer
@@ -43,15 +44,15 @@ class Source:
         self.request = request
         self.place = place
         self.metrics = metrics
-        self.join: Callable[[], tuple[Answer, Callable[[], None], bool]] | None = None
+        self.join: Callable[[Generate], tuple[Answer, Callable[[], None], bool]] | None = None
         self.answer: Answer
         self.close: Callable[[], None] = lambda: None
         self.ours = True  # this request made the engine work, and its tokens count for it
 
     async def kept(
-        self, cache: ExactCache | None, shared: SharedAnswers, wish: CacheWish, tenant: str, revision: int
+        self, cache: ExactCache | None, shared: SharedAnswers, wish: CacheWish, key: Callable[[], CacheKey]
     ) -> Kept | None:
-        """The kept answer to this question, if the client may and wants to have it. `revision` is the policy's."""
+        """The kept answer to this question, if the client may and wants to have it."""
         if (
             cache is None
             or not wish.write
@@ -61,20 +62,22 @@ class Source:
             self.exchange.cache = b"bypass"
             self.metrics.cache_by["bypass"].inc()
             return None
-        material = key_material(tenant, revision, self.link.hello, self.request)
-        kept = await cache.get(material, wish.max_age) if wish.read else None
+        where = key()
+        kept = await cache.get(where, wish.max_age) if wish.read else None
         if kept:
             self.exchange.cache = b"hit"
             self.metrics.cache_by["hit"].inc()
             return kept
         self.join = partial(
-            shared.join, material, self.request, self.place, self.link, cache, fresh=not wish.read
+            shared.join, where, place=self.place, link=self.link, cache=cache, fresh=not wish.read
         )
         return None
 
     async def begin(self) -> Delta | Done:
         """The first frame; raises ApiError. Where another's answer failed, this request asks itself."""
         before = time.monotonic()
+        # Its own from here on: the question is everybody's who asks it.
+        self.request = replace(self.request, traceparent=self.exchange.traceparent.decode())
         try:
             while True:
                 frame = await self.open()
@@ -93,7 +96,7 @@ class Source:
             self.metrics.of(self.link.model).queue.observe(self.link.queued)
             self.close = partial(self.link.cancel, self.request.id)
             return frame
-        self.answer, self.close, self.ours = self.join()
+        self.answer, self.close, self.ours = self.join(self.request)
         self.exchange.cache = b"miss" if self.ours else b"hit"
         self.metrics.cache_by["miss" if self.ours else "shared"].inc()
         return await self.answer.get()

@@ -193,11 +193,12 @@ class EmbeddingBody(Strict):
 
 @dataclass(slots=True)
 class Call:
-    """A checked request: which model, what for the engine, and what the client wants to see of it."""
+    """A checked request: which model, what for the engine, and what the client wants to see of it, or of its vectors."""
 
     model: str | None
     generate: Generate
     include_usage: bool = False
+    dimensions: int | None = None
 
 
 def parse_body[T: Strict](kind: type[T], body: bytes) -> T:
@@ -371,7 +372,8 @@ def embedding_call(request: EmbeddingBody) -> Call:
     if bad := list(beyond(request)):
         raise unsupported(bad)
     inputs = [request.input] if isinstance(request.input, str) else request.input
-    return Call(request.model, Generate(0, False, 0, inputs=inputs, encoding=request.encoding_format))
+    generate = Generate(0, False, 0, inputs=inputs, encoding=request.encoding_format)
+    return Call(request.model, generate, dimensions=request.dimensions)
 
 
 def refuse_other_work(generate: Generate, dimensions: int, asked: int | None = None) -> None:
