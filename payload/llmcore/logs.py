@@ -8,8 +8,10 @@ import asyncio
 import json
 import logging
 import sys
+import time
 import traceback
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, TextIO
 
 from pydantic_core import to_json
@@ -20,21 +22,32 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as one line."""
-        entry: dict[str, object] = {
-            "@timestamp": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "log.level": record.levelname.lower(),
-            "log.logger": record.name,
-            "message": record.getMessage(),
-        }
-        fields = record.__dict__.get("fields")
-        if fields:
-            entry.update(fields)
+        fields: dict[str, object] = record.__dict__.get("fields") or {}
         if record.exc_info and record.exc_info[1] is not None:
-            entry.update(exception_fields(record.exc_info[1]))
-        try:
-            return to_json(entry).decode()
-        except ValueError:  # half of a character, as in the name of a file that is not UTF-8
-            return json.dumps(entry, separators=(",", ":"), ensure_ascii=False)
+            fields = fields | exception_fields(record.exc_info[1])
+        return line(record.created, record.levelname.lower(), record.name, record.getMessage(), fields)
+
+
+def line(created: float, level: str, logger: str, message: str, fields: dict[str, object]) -> str:
+    """One line, `created` at that second since the epoch."""
+    head = {"@timestamp": timestamp(created), "log.level": level, "log.logger": logger, "message": message}
+    entry = head | fields
+    try:
+        return to_json(entry).decode()
+    except ValueError:  # half of a character, as in the name of a file that is not UTF-8
+        return json.dumps(entry, separators=(",", ":"), ensure_ascii=False)
+
+
+def timestamp(created: float) -> str:
+    """In UTC, to the millisecond."""
+    second = int(created)
+    return f"{to_the_second(second)}.{int((created - second) * 1000):03d}+00:00"
+
+
+@lru_cache(maxsize=2)
+def to_the_second(second: int) -> str:
+    """What the lines of a second have in common."""
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 class Batched(logging.StreamHandler[TextIO]):
@@ -48,14 +61,18 @@ class Batched(logging.StreamHandler[TextIO]):
     def emit(self, record: logging.LogRecord) -> None:
         """Keep the line, or write it with those before it."""
         try:
-            self.lines.append(self.format(record) + self.terminator)
-            loop = asyncio._get_running_loop()
-            if loop is None or record.levelno >= logging.WARNING:
-                self.flush()
-            elif len(self.lines) == 1:
-                loop.call_soon(self.flush)
+            self.keep(self.format(record), record.levelno >= logging.WARNING)
         except Exception:
             self.handleError(record)
+
+    def keep(self, line: str, urgent: bool = False) -> None:
+        """Until the end of this turn, unless it is `urgent`."""
+        self.lines.append(line + self.terminator)
+        loop = asyncio._get_running_loop()
+        if loop is None or urgent:
+            self.flush()
+        elif len(self.lines) == 1:
+            loop.call_soon(self.flush)
 
     def flush(self) -> None:
         """Write."""
@@ -66,6 +83,17 @@ class Batched(logging.StreamHandler[TextIO]):
             self.stream.flush()
         finally:
             self.release()
+
+
+def told(log: logging.Logger, message: str, fields: dict[str, object]) -> None:
+    """What `log.info` says, at a third of its cost: for a line that each request has."""
+    if not log.isEnabledFor(logging.INFO):
+        return
+    match logging.root.handlers:
+        case [Batched() as handler]:
+            handler.keep(line(time.time(), "info", log.name, message, fields))
+        case _:  # nobody has configured them
+            log.info(message, extra={"fields": fields})
 
 
 def exception_fields(error: BaseException) -> dict[str, object]:

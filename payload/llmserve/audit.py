@@ -30,6 +30,16 @@ RETRY_SECONDS = 0.2
 ANSWER_BYTES = 64 * 1024  # an acknowledgement that is longer is none
 
 
+def phase(name: str, kind: str, outcome: str) -> dict[str, object]:
+    """What tells the records of one exchange apart."""
+    return {"llmkeep.audit.phase": name, "event.type": [kind], "event.outcome": outcome}
+
+
+INTENT = phase("intent", "access", "unknown")
+SUCCESS, FAILURE = phase("outcome", "access", "success"), phase("outcome", "access", "failure")
+REFUSED = phase("refused", "denied", "failure")
+
+
 class Entry:
     """A record on its way; `done` is there for those that somebody waits for."""
 
@@ -248,9 +258,8 @@ class Recorder:
         self, exchange: Exchange, model: str | None, prompt: str | None, proof: str = ""
     ) -> None:
         """What is about to be answered; raises ApiError 503 if it cannot be recorded. `proof` is the prompt's."""
-        event = self.event(exchange, "intent")
-        event["event.type"] = ["access"]
-        event["event.outcome"] = "unknown"
+        exchange.recorded = self.event(exchange)
+        event = exchange.recorded | INTENT
         if model is not None:
             event["gen_ai.request.model"] = model
         if prompt is not None:
@@ -263,17 +272,13 @@ class Recorder:
     def close(self, exchange: Exchange, nanoseconds: int) -> None:
         """How it ended, if it began; or that it was refused. Public routes leave no record."""
         if exchange.intended:
-            event = self.event(exchange, "outcome")
             failed = exchange.code is not None or exchange.status >= 400
-            event["event.type"] = ["access"]
-            event["event.outcome"] = "failure" if failed else "success"
+            event = exchange.recorded | (FAILURE if failed else SUCCESS)
             for name in ("input_tokens", "output_tokens"):
                 if f"gen_ai.usage.{name}" in exchange.fields:
                     event[f"gen_ai.usage.{name}"] = exchange.fields[f"gen_ai.usage.{name}"]
         elif exchange.status in {401, 403, 429} and not exchange.public:
-            event = self.event(exchange, "refused")
-            event["event.type"] = ["denied"]
-            event["event.outcome"] = "failure"
+            event = self.event(exchange) | REFUSED
         else:
             return
         event["http.response.status_code"] = exchange.status
@@ -282,13 +287,12 @@ class Recorder:
             event["error.code"] = exchange.code
         self.link.note(event, refusal=not exchange.intended)
 
-    def event(self, exchange: Exchange, phase: str) -> dict[str, object]:
+    def event(self, exchange: Exchange) -> dict[str, object]:
         """Who, what, and allowed by which rule."""
         event: dict[str, object] = {
             "event.kind": "event",
             "event.category": ["api"],
             "event.action": exchange.action or "unknown",
-            "llmkeep.audit.phase": phase,
             "transaction.id": exchange.transaction,
             "http.request.id": exchange.request_id.decode(),
             "url.path": exchange.route,

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from llmcore import logs
 from llmserve.decision import Decision
 from llmserve.errors import ApiError
 from llmserve.identity import Authenticator, Identity
@@ -57,6 +58,9 @@ class Exchange:
     code: str | None = None  # of the error, if there was one
     streaming: bool = False
     fields: dict[str, object] = field(default_factory=dict)  # for the access log: counts, never text
+    recorded: dict[str, object] = field(
+        default_factory=dict
+    )  # what the audit record says of it from the first
 
     @property
     def traceparent(self) -> bytes:
@@ -184,7 +188,7 @@ class RequestId:
         nanoseconds = int((time.monotonic() - exchange.started) * 1e9)
         self.close(exchange, nanoseconds)
         self.metrics.answered(exchange.route, exchange.status)
-        if not log.isEnabledFor(logging.INFO) or exchange.route in HEALTH:
+        if exchange.route in HEALTH or not log.isEnabledFor(logging.INFO):
             return
         fields: dict[str, object] = {
             "http.request.id": exchange.request_id.decode(),
@@ -208,7 +212,7 @@ class RequestId:
             fields["llm.cache"] = exchange.cache.decode()
         if exchange.code:
             fields["error.code"] = exchange.code
-        log.info("answered", extra={"fields": {**fields, **exchange.fields}})
+        logs.told(log, "answered", fields | exchange.fields)
 
 
 class BodyLimit:
@@ -222,8 +226,11 @@ class BodyLimit:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         length = header(scope, b"content-length")
-        if length is not None and int(length) > self.limit:
-            raise self.too_large(int(length))
+        if length is not None:
+            if int(length) > self.limit:
+                raise self.too_large(int(length))
+            await self.app(scope, receive, send)  # which the parser lets nobody exceed
+            return
         seen = 0
 
         async def counted() -> Message:

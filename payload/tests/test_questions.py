@@ -1,0 +1,96 @@
+"""What is kept of questions: what was asked, never who may, and no more of it than was meant."""
+
+import pytest
+
+from llmserve import questions
+from llmserve.errors import ApiError
+from llmserve.protocol import Generate, Hello
+from llmserve.questions import KEPT, KEPT_BYTES, Question, Questions
+from llmserve.settings import Limits
+from llmserve.wire import Call
+
+LIMITS = Limits(max_tokens=100, default_max_tokens=10)
+HELLO = Hello("echo", "r1", "echo", context=100, slots=1)
+
+
+class Reader:
+    """Counts what it reads; a fake that understands everything."""
+
+    def __init__(self) -> None:
+        """Nothing yet."""
+        self.seen: list[bytes] = []
+
+    def __call__(self, sent: bytes, limits: Limits) -> Call:
+        """A prompt."""
+        self.seen.append(sent)
+        if sent == b"wrong":
+            raise ApiError(400, "invalid_value", "wrong")
+        return Call("echo", Generate(0, False, limits.default_max_tokens, prompt=sent.decode()))
+
+
+@pytest.fixture
+def reader() -> Reader:
+    """Of one test."""
+    return Reader()
+
+
+@pytest.fixture
+def kept() -> Questions:
+    """None yet."""
+    return Questions(lambda text: f"proof of {text}")
+
+
+def test_the_same_bytes_of_the_same_tenant_are_read_once(kept: Questions, reader: Reader) -> None:
+    first = kept.read("research", reader, LIMITS, b"a")
+    assert kept.read("research", reader, LIMITS, b"a") is first
+    assert (reader.seen, first.text, first.proof) == ([b"a"], "a", "proof of a")
+
+
+def test_tenants_endpoints_and_limits_share_no_question(kept: Questions, reader: Reader) -> None:
+    narrow = LIMITS.model_copy(update={"max_tokens": 5, "default_max_tokens": 5})
+    other = Reader()
+    all_four = [
+        kept.read("research", reader, LIMITS, b"a"),
+        kept.read("sales", reader, LIMITS, b"a"),
+        kept.read("research", reader, narrow, b"a"),
+        kept.read("research", other, LIMITS, b"a"),
+    ]
+    assert len({id(question) for question in all_four}) == 4
+    assert [question.call.generate.max_tokens for question in all_four] == [10, 10, 5, 10]
+
+
+def test_what_was_wrong_is_wrong_again(kept: Questions, reader: Reader) -> None:
+    for _ in range(2):
+        with pytest.raises(ApiError, match="wrong"):
+            kept.read("research", reader, LIMITS, b"wrong")
+    assert reader.seen == [b"wrong"] * 2
+
+
+def test_neither_many_nor_long_questions_are_kept(kept: Questions, reader: Reader) -> None:
+    for number in range(KEPT + 1):
+        kept.read("research", reader, LIMITS, b"%d" % number)
+    long = b"x" * (KEPT_BYTES + 1)
+    for sent in (long, long, b"1", b"0"):
+        kept.read("research", reader, LIMITS, sent)
+    assert reader.seen[KEPT + 1 :] == [long, long, b"0"], "the first had to go"
+    assert len(kept.kept) == KEPT
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tenant": "sales"},
+        {"revision": 2},
+        {"hello": Hello("echo", "r2", "echo", context=100, slots=1)},
+        {"hello": Hello("echo", "r1", "echo", context=100, slots=1, template="other")},
+    ],
+    ids=["tenant", "policy", "model", "template"],
+)
+def test_a_kept_question_has_another_key_where_its_answer_may_be_another(change: dict[str, object]) -> None:
+    question = Question(questions.posted(b'{"prompt":"a"}', LIMITS), "a", "")
+    usual: dict[str, object] = {"tenant": "research", "revision": 1, "hello": HELLO}
+    key = question.key(**usual)  # type: ignore[arg-type]
+    assert question.key(**usual) == key  # type: ignore[arg-type]
+    changed = question.key(**usual | change)  # type: ignore[arg-type]
+    assert changed.name != key.name and changed.material != key.material
+    assert question.key(**usual) == key  # type: ignore[arg-type]
