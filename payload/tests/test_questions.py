@@ -92,5 +92,6 @@ def test_a_kept_question_has_another_key_where_its_answer_may_be_another(change:
     key = question.key(**usual)  # type: ignore[arg-type]
     assert question.key(**usual) == key  # type: ignore[arg-type]
     changed = question.key(**usual | change)  # type: ignore[arg-type]
-    assert changed.name != key.name and changed.material != key.material
+    assert changed.name != key.name
+    assert changed.material != key.material
     assert question.key(**usual) == key  # type: ignore[arg-type]
