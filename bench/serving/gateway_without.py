@@ -43,7 +43,9 @@ async def reserve(quotas: Quotas, tenant: str, subject: str, decision: Decision,
     return NOTHING
 
 
-async def intent(recorder: Recorder, exchange: Exchange, model: str | None, prompt: str | None) -> None:
+async def intent(
+    recorder: Recorder, exchange: Exchange, model: str | None, prompt: str | None, proof: str | None = None
+) -> None:
     """Not recorded."""
 
 

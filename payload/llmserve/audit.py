@@ -255,15 +255,15 @@ class Recorder:
         return hmac.digest(self.key, prompt.encode(), "sha256").hex()
 
     async def intent(
-        self, exchange: Exchange, model: str | None, prompt: str | None, proof: str = ""
+        self, exchange: Exchange, model: str | None, prompt: str | None, proof: str | None = None
     ) -> None:
-        """What is about to be answered; raises ApiError 503 if it cannot be recorded. `proof` is the prompt's."""
+        """What is about to be answered; raises ApiError 503 if it cannot be recorded. `proof`: the prompt's, if known."""
         exchange.recorded = self.event(exchange)
         event = exchange.recorded | INTENT
         if model is not None:
             event["gen_ai.request.model"] = model
         if prompt is not None:
-            event["llmkeep.prompt.hmac"] = proof
+            event["llmkeep.prompt.hmac"] = proof or self.proof(prompt)
             if exchange.decision and exchange.decision.log_prompt:
                 event["llmkeep.prompt.text"] = redact(prompt)
         await self.link.record(event)
