@@ -174,6 +174,8 @@ def worker(agent: int, *arguments: Any) -> int:
     from llmtrain.train import train
 
     code = train(*arguments)
+    for each in (signal.SIGTERM, signal.SIGINT):  # all is saved; Python's end gives back what would kill
+        signal.signal(each, signal.SIG_IGN)
     if os.getppid() != agent:  # killed: torch would wait for ever for it to take the result
         os._exit(code)
     return code

@@ -377,6 +377,24 @@ def test_a_job_goes_on_when_one_of_its_processes_is_killed_and_nothing_is_lost(
     assert bench.losses(job) == bench.losses(done)
 
 
+SIGTERM_AT_THE_END = """
+import ctypes, os, signal, sys
+if any("spawn_main" in each for each in sys.orig_argv):
+    os.setsid()  # kill(0, ...) means this process alone
+    libc = ctypes.CDLL(None)
+    libc.on_exit(libc.kill, ctypes.c_void_p(signal.SIGTERM.value))  # as kill(exit status, SIGTERM)
+"""
+
+
+def test_a_sigterm_that_meets_a_process_after_its_last_line_is_no_crash(bench: Bench, tmp_path: Path) -> None:
+    """libc sends it, after Python has ended: nothing in the process could come later."""
+    (tmp_path / "sitecustomize.py").write_text(SIGTERM_AT_THE_END)
+    job = bench.job("late")
+    assert bench.start(job, "--restarts", "0", modules=str(tmp_path)).wait(timeout=300) == DONE, bench.said(
+        job
+    )
+
+
 def test_early_stopping_leaves_the_best_of_what_was_held_out(bench: Bench) -> None:
     """With a learning rate that only ever harms, the first evaluation is the best."""
     optim = {"lr": 3.0, "precision": "fp32", "epochs": 4, "warmup": 0, "schedule": "constant", "patience": 2}

@@ -82,8 +82,8 @@ class Bench:
         path.write_text(json.dumps(job))
         return path
 
-    def start(self, job: Path, *arguments: str) -> subprocess.Popen[str]:
-        """`llm-train run`, in a session of its own, its output in JOB.log."""
+    def start(self, job: Path, *arguments: str, modules: str = "") -> subprocess.Popen[str]:
+        """`llm-train run`, in a session of its own, its output in JOB.log. Python looks in the folder `modules`, too."""
         command = [
             sys.executable,
             "-m",
@@ -94,7 +94,8 @@ class Bench:
             str(self.directory / "key"),
             *arguments,
         ]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+        path = f"{Path(__file__).parents[1]}:{modules}"
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
         with job.with_suffix(".log").open("a") as log:
             return subprocess.Popen(
                 command, stdout=log, stderr=log, text=True, env=environment, start_new_session=True
