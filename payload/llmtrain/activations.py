@@ -59,7 +59,7 @@ def activations(
         layer.register_forward_pre_hook(moves(place, str(index)))
         layer.register_forward_hook(moves(place, "outside"))
     ids = torch.zeros(1, TOKENS, dtype=torch.long, device="meta")
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), one_expert():
         model(input_ids=ids, use_cache=False)
     return Activations(
         boundary=architecture.hidden_size * number.itemsize,
@@ -68,6 +68,24 @@ def activations(
         ),
         outside=kept["outside"] // TOKENS,
     )
+
+
+def one_expert() -> Any:
+    """While it lasts, torch's grouped product over experts is a product with one of them, which keeps the same.
+
+    On the meta device torch 2.13 has it for bf16 alone, though its kernels compute in other numbers, too. Where torch has
+    none, transformers has its own, which stays.
+    """
+    from torch.overrides import TorchFunctionMode
+
+    class OneExpert(TorchFunctionMode):  # type: ignore[misc]  # torch has no types here
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if function.__name__ in ("grouped_mm", "_grouped_mm"):
+                rows, experts = args
+                return rows @ experts[0]
+            return function(*args, **(kwargs or {}))
+
+    return OneExpert()
 
 
 def moves(place: list[str], to: str) -> Callable[..., None]:
