@@ -142,9 +142,7 @@ def candidate(folder: Path) -> tuple[str, dict[str, Any], dict[str, str]]:
         lines = [line.split("  ", 1) for line in sums.read_text().splitlines()]
         in_model = {path: digest for digest, path in lines}
         published: dict[str, Any] = json.loads((model / "training.json").read_bytes())["published"]
-        promoted = (
-            json.loads((model / "verdict.json").read_bytes())["verdict"] if "verdict" in published else None
-        )
+        promoted = promotion(model, published) if "verdict" in published else None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ReleaseError(f"{folder} is no whole candidate ({error}): publish it again") from error
     wanted = {f"models/{name}/{path}": digest for path, digest in in_model.items()} | {
@@ -168,6 +166,23 @@ def candidate(folder: Path) -> tuple[str, dict[str, Any], dict[str, str]]:
     if promoted != "promote" and not str(published.get("unproved") or "").strip():
         raise ReleaseError(f"{model} has neither a promotion nor a reason to do without: publish it again")
     return name, published, {path: digest or sha256(sums) for path, digest in wanted.items()}
+
+
+def promotion(model: Path, published: dict[str, Any]) -> str:
+    """What verdict.json says, which has to be about the weights that were published: an adapter's with its base, or whole.
+
+    Raises ReleaseError for a verdict about others. A manifest's sha256 names the weights there and here.
+    """
+    found = json.loads((model / "verdict.json").read_bytes())
+    base, learned = published["base"], published["learned"]
+    wanted = (
+        {"model": base, "adapter": learned} if published["merged"] else {"model": learned, "adapter": None}
+    )
+    if (seen := {key: found["new"][key] for key in wanted}) != wanted:
+        raise ReleaseError(
+            f"{model}/verdict.json is about other weights: its NEW is {seen}, published is {wanted}; publish it again"
+        )
+    return str(found["verdict"])
 
 
 def sign(places: ReleasePlaces, folder: Path, days: int = DAYS, now: datetime.datetime | None = None) -> str:

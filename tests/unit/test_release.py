@@ -20,6 +20,12 @@ from llmkeep.release import ReleaseError, ReleasePlaces
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "sql-2026-11"
 MODEL = f"models/{NAME}"
+BASE, LEARNED = "1" * 64, "2" * 64  # sha256 of manifests
+VERDICT = {
+    "verdict": "promote",
+    "old": {"model": BASE, "adapter": None},
+    "new": {"model": BASE, "adapter": LEARNED},
+}
 
 
 @pytest.fixture
@@ -37,8 +43,15 @@ def candidate(folder: Path, content: bytes = b"\1" * 5000, name: str = NAME, **p
     (model / "config.json").write_text('{"model_type": "llama"}')
     (model / "LICENSE").write_text("do what you like\n")
     (model / "README.md").write_text("# a card\n")
-    (model / "verdict.json").write_text('{"verdict": "promote"}')
-    told = {"base": "1" * 64, "licence": "MIT", "verdict": "promote"} | published
+    (model / "verdict.json").write_text(json.dumps(VERDICT))
+    told: dict[str, object] = {
+        "base": BASE,
+        "learned": LEARNED,
+        "merged": {"prompts": 4},
+        "licence": "MIT",
+        "verdict": "promote",
+    }
+    told |= published
     (model / "training.json").write_text(json.dumps({"published": told}))
     summed(folder, name)
     return folder
@@ -299,8 +312,8 @@ def without_weights(folder: Path) -> None:
     summed(folder)
 
 
-def held(folder: Path) -> None:
-    (folder / MODEL / "verdict.json").write_text('{"verdict": "hold"}')
+def judged(folder: Path, **changes: object) -> None:
+    (folder / MODEL / "verdict.json").write_text(json.dumps(VERDICT | changes))
     summed(folder)
 
 
@@ -322,7 +335,12 @@ def a_second_model(folder: Path) -> None:
         (a_link, "is not a plain file"),
         (pickled, "is no file of a model"),
         (without_weights, "has no weights"),
-        (held, "neither a promotion nor a reason"),
+        (lambda folder: judged(folder, verdict="hold"), "neither a promotion nor a reason"),
+        (
+            lambda folder: judged(folder, new={"model": BASE, "adapter": "3" * 64}),
+            r"verdict\.json is about other weights",
+        ),
+        (lambda folder: judged(folder, new={"model": LEARNED, "adapter": None}), "is about other weights"),
         (a_second_model, "is no candidate"),
         (lambda folder: shutil.rmtree(folder), "is no candidate"),
         (lambda folder: (folder / MODEL / "training.json").write_text("{}"), "is no whole candidate"),
@@ -336,6 +354,8 @@ def a_second_model(folder: Path) -> None:
         "pickle",
         "no weights",
         "held",
+        "a verdict on another adapter",
+        "a verdict on a whole model",
         "two",
         "none",
         "no training",
@@ -366,6 +386,20 @@ def test_what_is_not_proved_better_is_signed_only_with_its_reason_and_says_so(
     summed(folder)
     assert "NOT proved better than its base: the pilot of tenant blue" in release.sign(places, folder)
     assert json.loads(places.signed.read_text())["unproved"] == "the pilot of tenant blue"
+
+
+def test_a_verdict_on_a_model_that_learned_whole_is_one_on_that_model(tmp_path: Path, places: Places) -> None:
+    folder = candidate(tmp_path / "release", merged={})
+    with pytest.raises(ReleaseError, match="is about other weights"):
+        release.sign(places, folder)
+    judged(folder, new={"model": LEARNED, "adapter": None})
+    assert "promoted by its gate" in release.sign(places, folder)
+
+
+def test_the_verdict_is_among_what_is_signed(places: Places, signed: Path) -> None:
+    judged(signed, reasons=["written afterwards"])
+    with pytest.raises(BundleRefused, match=r"verdict\.json"):
+        release.verify(places, signed, places.public)
 
 
 def test_a_signature_that_cannot_be_made_leaves_no_manifest(
