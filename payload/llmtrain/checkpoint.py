@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmcore.files import flush
+from llmcore.files import flush, write_aside
 from llmtrain import sealed
 from llmtrain.exits import ALTERED, FAILED, NO_SPACE, Refusal
 
@@ -96,12 +96,15 @@ class Checkpoints:
     the same methods in the same order; the node's first rank (LOCAL_RANK 0) does the work. GROUP_RANK is the node's
     number; both are torchrun's."""
 
-    def __init__(self, directory: Path, key: bytes, last: int, expected: int = 0) -> None:
-        """`last` saves are kept. `expected` is about how many bytes the first one takes on this node.
+    def __init__(
+        self, directory: Path, key: bytes, last: int, expected: int = 0, newest: Path | None = None
+    ) -> None:
+        """`last` saves are kept. `expected` is about how many bytes the first one takes on this node. `newest` is a file
+        outside of the directory that remembers the newest save: an older one that somebody puts back is authentic, too.
 
         Raises Refusal if another process uses the directory, or others may write to it.
         """
-        self.directory, self.last, self.expected = directory, last, expected
+        self.directory, self.last, self.expected, self.newest = directory, last, expected, newest
         self.key = hmac.digest(key, b"llmkeep checkpoint", "sha256")
         group = _process_group()
         self.rank: int = group.get_rank() if group else 0
@@ -138,6 +141,7 @@ class Checkpoints:
         # Sealed on all nodes: from here on it is whole, whatever happens.
         displaced = aside.with_suffix(".old")
         told = self._together(lambda: self._put(aside, folder, displaced))
+        self._together(lambda: self._remember(step, facts["save"]))
         if self.first:
             self._prune([saves for saves in told if saves is not None], step)
         return folder
@@ -161,6 +165,7 @@ class Checkpoints:
             for rank, reason in wrong.items():
                 self._say(f"checkpoint of step {step}, verified by rank {rank}, is not good: {reason}")
             if not wrong:
+                self._compare_with_remembered(step, save)
                 return self._resumed(step, found.get((step, save)))
         if any(placed for *_, placed in nodes):
             have = "; ".join(f"node {node} has {', '.join(placed) or 'none'}" for node, _, _, placed in nodes)
@@ -169,8 +174,41 @@ class Checkpoints:
                 "Put the files or the key right, or move the directory away to begin anew",
                 ALTERED,
             )
+        self._compare_with_remembered("none", "")
         self._clean()
         return None
+
+    def _remember(self, step: int, save: str) -> None:
+        """That this is the newest save. Two lines: what is remembered, and its HMAC."""
+        if self.first and self.newest:
+            told = json.dumps({"step": step, "save": save})
+            write_aside(self.newest, f"{told}\n{self._mac(told.encode()).decode()}\n")
+
+    def _mac(self, content: bytes) -> bytes:
+        return hmac.digest(self.key, content, "sha256").hex().encode()
+
+    def _remembered(self) -> dict[str, Any] | None:
+        """What a save of this node left; None where there was none, or where it is not authentic, which is said."""
+        if not (self.first and self.newest and self.newest.exists()):
+            return None
+        told, _, mac = self.newest.read_bytes().partition(b"\n")
+        if not hmac.compare_digest(self._mac(told), mac.strip()):
+            log.warning(
+                "%s was altered, or authenticated with another key: whether an older save was put back is not known",
+                self.newest,
+            )
+            return None
+        remembered: dict[str, Any] = json.loads(told)
+        return remembered
+
+    def _compare_with_remembered(self, step: int | str, save: str) -> None:
+        """Say it where a node remembers a newer save than the one that is taken: ids sort by time."""
+        for node, remembered in self._together(lambda: (self.node, self._remembered())):
+            if remembered and remembered["save"] > save:
+                self._say(
+                    f"{self.directory}: the last save of node {node} was of step {remembered['step']}, the newest good one is "
+                    f"of step {step}. If nothing above says what became of it, somebody put older files back: find out who"
+                )
 
     def _resumed(self, step: int, found: tuple[Path, dict[str, Any]] | None) -> Checkpoint:
         """The checkpoint that all nodes agreed upon, under its right name, with no asides left."""

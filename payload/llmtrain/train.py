@@ -15,6 +15,7 @@ from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -138,7 +139,8 @@ def loop(job: Job, setup: Setup, key: bytes, device: torch.device, asked_to_stop
         "step": 0, "cursor": 0, "losses": {}, "evaluations": {}, "best": None, "worse": 0, "resumed": [],
         "data": setup.verified.data, "job_digest": digest, "world_size": world_size,
     }  # fmt: skip
-    checkpoints = together(lambda: Checkpoints(job.output / "checkpoints", key, job.keep.last))
+    newest = Path(os.environ.get("STATE_DIRECTORY", job.output)) / "newest-save"  # systemd's, on another disk
+    checkpoints = together(lambda: Checkpoints(job.output / "checkpoints", key, job.keep.last, newest=newest))
     found = checkpoints.latest_good()
     if found:
         for name in "job_digest", "data":

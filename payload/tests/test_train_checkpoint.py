@@ -277,6 +277,66 @@ def test_files_and_folders_are_this_users_alone(directory: Path) -> None:
     assert modes == {0o700, 0o600}
 
 
+# -- An older save of this very job, put back: it is authentic.
+
+
+def remembering(directory: Path) -> Checkpoints:
+    """Checkpoints of which a file elsewhere remembers the newest."""
+    return Checkpoints(directory, KEY, last=2, newest=directory.with_name("newest-save"))
+
+
+@pytest.fixture
+def put_back(tmp_path: Path) -> Path:
+    """The directory as it was at step 10, after step 20 was saved."""
+    directory = tmp_path / "checkpoints"
+    checkpoints = remembering(directory)
+    save(checkpoints, 10)
+    shutil.copytree(directory, tmp_path / "before")
+    save(checkpoints, 20)
+    shutil.rmtree(directory)
+    (tmp_path / "before").rename(directory)
+    return directory
+
+
+def test_an_older_save_that_was_put_back_is_told_with_the_step_that_was_expected(
+    put_back: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = remembering(put_back).latest_good()
+    assert found
+    assert found.step == 10
+    assert "the last save of node 0 was of step 20, the newest good one is of step 10" in caplog.text
+
+
+def test_a_directory_that_was_emptied_is_told_with_the_step_that_was_expected(
+    put_back: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.rmtree(put_back)
+    assert remembering(put_back).latest_good() is None
+    assert "the last save of node 0 was of step 20, the newest good one is of step none" in caplog.text
+
+
+def test_an_altered_record_of_the_newest_save_is_told(
+    put_back: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    record = put_back.with_name("newest-save")
+    record.write_bytes(record.read_bytes().replace(b'"step": 20', b'"step": \xff\xff'))
+    assert remembering(put_back).latest_good()
+    assert "newest-save was altered, or authenticated with another key" in caplog.text
+
+
+def test_nothing_is_told_of_the_newest_save_or_of_one_whose_record_a_kill_forestalled(
+    put_back: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints = remembering(put_back)
+    save(checkpoints, 20)
+    assert checkpoints.latest_good()
+    checkpoints.newest = None
+    save(checkpoints, 30)
+    checkpoints.newest = put_back.with_name("newest-save")
+    assert checkpoints.latest_good()
+    assert not caplog.messages
+
+
 # -- The directory.
 
 
