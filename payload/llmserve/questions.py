@@ -1,7 +1,8 @@
 """Questions as clients have sent them, read and checked; a few are kept, for those who ask the same again.
 
 What is kept says what was asked, and nothing of who may: a question that is known by its bytes passes key, policy, quotas
-and record as any other. Tenants share none, so that nobody can tell by the time it takes what others ask.
+and record as any other. Tenants share none, so that nobody can tell by the time it takes what others ask. Only greedy
+questions are kept: the answers to these lie in the cache, so no prompt stays in memory that would not stay elsewhere.
 """
 
 from collections.abc import Callable
@@ -26,9 +27,8 @@ from llmserve.wire import (
     parse_query,
 )
 
-KEPT = (
-    256  # questions; with the next number, at most 1 MiB of bytes, and a few times as much of what was read
-)
+# Questions; with the next number, at most 1 MiB of bytes, and a few times as much of what was read.
+KEPT = 256
 KEPT_BYTES = 4096  # of a question that is kept; reading a longer one is little of what it costs
 Read = Callable[[bytes, Limits], Call]
 
@@ -99,7 +99,7 @@ class Questions:
             call = read(sent, limits)
             text = asked_text(call.generate)
             question = Question(call, text, self.proof(text))
-            if len(sent) <= KEPT_BYTES:
+            if len(sent) <= KEPT_BYTES and call.generate.temperature == 0:
                 if len(self.kept) >= KEPT:
                     del self.kept[next(iter(self.kept))]  # the oldest
                 self.kept[key] = question

@@ -59,7 +59,7 @@ class Shared:
 
 
 class SharedAnswers:
-    """All that are on their way, by their key key, which names the tenant."""
+    """All that are on their way, by their key, which names the tenant."""
 
     def __init__(self, metrics: Metrics) -> None:
         """None yet."""

@@ -25,7 +25,9 @@ class Reader:
         self.seen.append(sent)
         if sent == b"wrong":
             raise ApiError(400, "invalid_value", "wrong")
-        return Call("echo", Generate(0, False, limits.default_max_tokens, prompt=sent.decode()))
+        drawn = 1.0 if sent == b"drawn" else 0.0
+        tokens = limits.default_max_tokens
+        return Call("echo", Generate(0, False, tokens, prompt=sent.decode(), temperature=drawn))
 
 
 @pytest.fixture
@@ -64,6 +66,13 @@ def test_what_was_wrong_is_wrong_again(kept: Questions, reader: Reader) -> None:
         with pytest.raises(ApiError, match="wrong"):
             kept.read("research", reader, LIMITS, b"wrong")
     assert reader.seen == [b"wrong"] * 2
+
+
+def test_a_question_whose_answer_is_drawn_is_not_kept(kept: Questions, reader: Reader) -> None:
+    for _ in range(2):
+        kept.read("research", reader, LIMITS, b"drawn")
+    assert reader.seen == [b"drawn"] * 2
+    assert not kept.kept
 
 
 def test_neither_many_nor_long_questions_are_kept(kept: Questions, reader: Reader) -> None:

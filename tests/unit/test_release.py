@@ -388,7 +388,9 @@ def test_what_is_not_proved_better_is_signed_only_with_its_reason_and_says_so(
     assert json.loads(places.signed.read_text())["unproved"] == "the pilot of tenant blue"
 
 
-def test_a_verdict_on_a_model_that_learned_whole_is_one_on_that_model(tmp_path: Path, places: Places) -> None:
+def test_a_verdict_on_a_model_that_learned_whole_is_one_on_that_model(
+    tmp_path: Path, places: ReleasePlaces
+) -> None:
     folder = candidate(tmp_path / "release", merged={})
     with pytest.raises(ReleaseError, match="is about other weights"):
         release.sign(places, folder)
@@ -396,7 +398,7 @@ def test_a_verdict_on_a_model_that_learned_whole_is_one_on_that_model(tmp_path: 
     assert "promoted by its gate" in release.sign(places, folder)
 
 
-def test_the_verdict_is_among_what_is_signed(places: Places, signed: Path) -> None:
+def test_the_verdict_is_among_what_is_signed(places: ReleasePlaces, signed: Path) -> None:
     judged(signed, reasons=["written afterwards"])
     with pytest.raises(BundleRefused, match=r"verdict\.json"):
         release.verify(places, signed, places.public)
