@@ -127,7 +127,7 @@ def test_what_travels_and_what_is_called_does_not_hold_the_secret(
     tmp_path: Path, creds: Path, host: dict[str, str]
 ) -> None:
     hand_over(tmp_path, host)
-    secret = sealed_secret.made_anew(tmp_path / "control/pin", "pin")
+    secret = sealing.unseal("pin", (tmp_path / "control/pin").read_bytes())
     cms = sealed_secret.encrypted_to(Path(host["certificate"]).read_text(), secret)
     assert secret.decode() not in cms
     assert secret not in base64.b64decode("".join(cms.splitlines()[1:-1]))
