@@ -1,0 +1,58 @@
+"""Requests in flight: the client's leaving ends them, and their own end leaves nothing behind."""
+
+import asyncio
+import gc
+
+import pytest
+
+from llmserve.flights import ClientGone, Flights
+from llmserve.http import Peer
+from llmserve.identity import Identity
+from llmserve.metrics import Metrics
+
+WHO = Identity("api_key", "1", "ada", "research", ("developer",))
+
+
+async def fly(flights: Flights, peer: Peer, seconds: float) -> None:
+    """A request that takes `seconds`."""
+    with flights.watched(peer, WHO, "POST /generate", 1e9, 60):
+        await asyncio.sleep(seconds)
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before it flies", "while it flies"])
+def test_a_client_that_leaves_ends_its_flight(before: bool) -> None:
+    async def scenario() -> None:
+        peer, flights = Peer(), Flights(Metrics())
+        if before:
+            peer.leave()
+        else:
+            asyncio.get_running_loop().call_later(0.01, peer.leave)
+        with pytest.raises(ClientGone):
+            await fly(flights, peer, 60)
+        assert not flights.active
+
+    asyncio.run(scenario())
+
+
+def test_a_client_that_leaves_after_its_answer_ends_nothing() -> None:
+    async def scenario() -> None:
+        peer, flights = Peer(), Flights(Metrics())
+        await fly(flights, peer, 0)
+        peer.leave()
+        await asyncio.sleep(0)
+
+    asyncio.run(scenario())
+
+
+def test_a_flight_leaves_nothing_to_the_garbage_collector() -> None:
+    async def scenario() -> None:
+        flights = Flights(Metrics())
+        gc.collect()
+        gc.disable()
+        try:
+            await asyncio.gather(*(fly(flights, Peer(), 0.001) for _ in range(50)))
+            assert gc.collect() == 0
+        finally:
+            gc.enable()
+
+    asyncio.run(scenario())
