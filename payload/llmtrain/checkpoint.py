@@ -185,7 +185,8 @@ class Checkpoints:
             write_aside(self.newest, f"{told}\n{self._mac(told.encode()).decode()}\n")
 
     def _mac(self, content: bytes) -> bytes:
-        return hmac.digest(self.key, content, "sha256").hex().encode()
+        """Of such a record: it is none that a manifest could have."""
+        return hmac.digest(self.key, b"newest save\n" + content, "sha256").hex().encode()
 
     def _remembered(self) -> dict[str, Any] | None:
         """What a save of this node left; None where there was none, or where it is not authentic, which is said."""
