@@ -9,7 +9,7 @@ PAYLOAD_TESTS := payload/tests
 WORKERS := --numprocesses 2
 # A file is one worker's. The longest are named first: whoever came to one last would leave the other worker idle.
 BY_FILE := $(WORKERS) --dist loadfile --no-loadscope-reorder
-ROLE := redis pki mirror base softhsm hsm luks opa llm_serving llm_training edge audit
+ROLE := redis pki mirror base softhsm hsm luks opa llm_serving ipsec llm_training edge audit
 export PYTHONDONTWRITEBYTECODE := 1
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 

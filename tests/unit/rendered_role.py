@@ -19,10 +19,15 @@ def rendered(
     host: str,
     hosts: dict[str, str],
     variables: dict[str, Any],
+    groups: dict[str, list[str]] | None = None,
 ) -> Any:
     """Expressions as Ansible evaluates them on HOST with a role's variables and templates; HOSTS are full names and addresses."""
-    (folder / "templates").symlink_to(ROOT / f"roles/{role}/templates")
-    files = [str(ROOT / f"roles/{role}/{kind}/main.yml") for kind in ("defaults", "vars")]
+    for kind in ("templates", "files"):
+        (folder / kind).symlink_to(ROOT / f"roles/{role}/{kind}")
+    files = [
+        str(ROOT / f"roles/{of}")
+        for of in ("_common/defaults/main.yml", *(f"{role}/{kind}/main.yml" for kind in ("defaults", "vars")))
+    ]
     (folder / "given.yml").write_text(yaml.safe_dump(variables))
     task = {
         "ansible.builtin.copy": {
@@ -40,7 +45,8 @@ def rendered(
         "tasks": [task],
     }
     estate = {name.split(".")[0]: {"ansible_host": address} for name, address in hosts.items()}
-    (folder / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": estate}}))
+    children = {group: {"hosts": dict.fromkeys(members)} for group, members in (groups or {}).items()}
+    (folder / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": estate, "children": children}}))
     (folder / "play.yml").write_text(yaml.safe_dump([play]))
     environment = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(LINK.parents[2]), "ANSIBLE_CONFIG": ""}
     run = subprocess.run(

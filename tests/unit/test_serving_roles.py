@@ -275,7 +275,6 @@ def test_an_engine_that_runs_keeps_its_name_when_more_come() -> None:
 def vllm(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What role vllm makes of a model on two GPUs."""
     folder = tmp_path_factory.mktemp("vllm")
-    (folder / "files").symlink_to(ROOT / "roles/vllm/files")
     wanted = {name: f"__vllm_{name}" for name in ("files", "steps", "wrong", "sockets", "gpus", "weights")}
     wanted["unit"] = "lookup('ansible.builtin.template', 'vllm@.service.j2')"
     own = {"name": "own", "release": "sql-2026-11", "gpus": [2], "max_model_len": 4096}
