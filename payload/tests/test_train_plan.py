@@ -12,7 +12,18 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import given as for_all
 from hypothesis import strategies as some
-from models import DEEPSEEK_7B, FULL, LLAMA_70B, LORA, TINY_LLAMA, V2_LITE, V25, make_job, write_config
+from models import (
+    DEEPSEEK_7B,
+    FULL,
+    LLAMA_70B,
+    LORA,
+    TINY_LLAMA,
+    TINY_V2,
+    V2_LITE,
+    V25,
+    make_job,
+    write_config,
+)
 
 from llmtrain.cli import main
 from llmtrain.exits import NO_FIT, Refusal
@@ -424,26 +435,32 @@ def test_a_card_that_nobody_knows_is_told(tmp_path: Path, capsys: pytest.Capture
 # Measured: a process of its own trains the tiny model, and looks at its own memory.
 
 
-@pytest.fixture(scope="module")
-def trainable(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model, with random weights."""
+def measured(
+    directory: Path, model: dict[str, Any], *arguments: str
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Bytes by part: what two steps of a model with random weights took, and what the plan says."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    directory = tmp_path_factory.mktemp("trainable")
-    AutoModelForCausalLM.from_config(AutoConfig.for_model(**TINY_LLAMA)).save_pretrained(directory)
-    return directory
-
-
-@pytest.mark.parametrize(("method", "checkpointing"), [("full", "no"), ("lora", "yes")])
-def test_a_step_takes_the_memory_that_was_planned(trainable: Path, method: str, checkpointing: str) -> None:
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(**model)).save_pretrained(directory)
     program = Path(__file__).with_name("measured_step.py")
-    command = [sys.executable, str(program), str(trainable), method, "256", "2", checkpointing]
+    command = [sys.executable, str(program), str(directory), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     told = json.loads(done.stdout.splitlines()[-1])
-    was, said = told["measured"], told["planned"]
+    return told["measured"], told["planned"]
+
+
+@pytest.mark.parametrize(("method", "checkpointing"), [("full", "no"), ("lora", "yes")])
+def test_a_step_takes_the_memory_that_was_planned(tmp_path: Path, method: str, checkpointing: str) -> None:
+    was, said = measured(tmp_path, TINY_LLAMA, method, "256", "2", checkpointing)
     for exact in ("weights", "gradients", "optimizer"):
         assert said[exact] == pytest.approx(was[exact], rel=0.001), exact
     if checkpointing == "no":
         assert said["activations"] == pytest.approx(was["activations"], rel=0.02)
     assert said["peak"] == pytest.approx(was["peak"], rel=0.15)
+
+
+def test_a_mixture_keeps_in_32_bit_what_was_planned(tmp_path: Path) -> None:
+    """Within 7 %: the plan's attention is a fused kernel, the CPU's of two widths is not. torch 2.13 refused to plan it."""
+    was, said = measured(tmp_path, TINY_V2, "lora", "256", "2", "no")
+    assert said["activations"] == pytest.approx(was["activations"], rel=0.07)
