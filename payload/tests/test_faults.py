@@ -148,7 +148,7 @@ def test_sigterm_lets_running_answers_end_and_takes_no_new_ones(doomed: Service)
     assert gateway
     with doomed.client() as client, doomed.client() as other:
         assert other.get("/readyz").status_code == 200
-        body = {**STREAM, "max_tokens": 20}
+        body = {**STREAM, "max_tokens": 80}  # 4 s: the gateway drains from a second after the signal on
         with client.stream("POST", CHAT, json=body) as answer:
             lines = lines_of(answer)
             next(lines)
