@@ -141,7 +141,7 @@ class Checkpoints:
         # Sealed on all nodes: from here on it is whole, whatever happens.
         displaced = aside.with_suffix(".old")
         told = self._together(lambda: self._put(aside, folder, displaced))
-        self._together(lambda: self._remember(step, str(facts["save"])))
+        self._together(lambda: self._remember(step, begun[0][0]))
         if self.first:
             self._prune([saves for saves in told if saves is not None], step)
         return folder
