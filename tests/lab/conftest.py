@@ -122,15 +122,21 @@ def changed(output: str) -> dict[str, int]:
 
 
 @pytest.fixture(scope="session")
-def floor(worker_id: str) -> Iterator[Lab]:
+def floor(worker_id: str, testrun_uid: str) -> Iterator[Lab]:
     """A lab with its snapshots; destroyed when the session ends, unless LAB_KEEP is set.
 
-    Each worker has a lab of its own. The snapshots are made once, by whoever needs them first.
+    Each worker has a lab of its own. The snapshots are made once, by whoever needs them first: from then on that lab is
+    its worker's alone, who may have taken a host's power away when the other one comes.
     """
     made = Lab()
-    with (ROOT / ".lab" / "floor.lock").open("w") as handle:
+    with (ROOT / ".lab" / "floor.lock").open("a+") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        made.run("floor", timeout=2400)
+        handle.seek(0)
+        if handle.read() != testrun_uid:
+            made.run("floor", timeout=2400)
+            handle.truncate(0)
+            handle.write(testrun_uid)
+            handle.flush()
         lab = made
         if worker_id not in ("master", "gw0"):
             lab = Lab(f"{made.instance}-{worker_id}")
