@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import given as for_all
+from hypothesis import settings
 from hypothesis import strategies as some
 from models import (
     DEEPSEEK_7B,
@@ -277,8 +277,6 @@ def test_a_card_is_known_by_what_its_driver_calls_it(name: str, card: str) -> No
 # Properties
 
 SIZES = some.integers(min_value=1, max_value=64)
-# How long an example takes tells of the machine, not of the plan.
-HOWEVER_LONG = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @pytest.fixture(scope="module")
@@ -294,7 +292,7 @@ def loads(known: Known) -> list[Load]:
     return found
 
 
-@HOWEVER_LONG
+@settings(max_examples=60, deadline=None)
 @for_all(which=some.integers(0, 3), gpus=SIZES, memory=some.integers(8, 640), more=some.integers(0, 640))
 def test_more_memory_never_makes_a_plan_unfit(
     loads: list[Load], which: int, gpus: int, memory: int, more: int
@@ -305,7 +303,7 @@ def test_more_memory_never_makes_a_plan_unfit(
     assert room_for(on(memory + more)) or not room_for(on(memory))
 
 
-@HOWEVER_LONG
+@settings(max_examples=60, deadline=None)
 @for_all(which=some.integers(0, 3), gpus=SIZES, more=SIZES, checkpointing=some.booleans())
 def test_more_gpus_never_raise_what_zero3_holds_on_each(
     loads: list[Load], which: int, gpus: int, more: int, checkpointing: bool
