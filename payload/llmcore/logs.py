@@ -86,9 +86,7 @@ class Batched(logging.StreamHandler[TextIO]):
 
 
 def told(log: logging.Logger, message: str, fields: dict[str, object]) -> None:
-    """What `log.info` says, at a third of its cost: for a line that each request has."""
-    if not log.isEnabledFor(logging.INFO):
-        return
+    """What `log.info` says, at a third of its cost: for a line that each request has. Who calls has asked `isEnabledFor`."""
     match logging.root.handlers:
         case [Batched() as handler]:
             handler.keep(line(time.time(), "info", log.name, message, fields))
