@@ -51,7 +51,7 @@ def logged(disk: Path, log: Path) -> Iterator[Path]:
             yield LOGGED
         finally:
             tool("udevadm", "settle")
-            tool("dmsetup", "remove", LOGGED.name)
+            tool("dmsetup", "remove", "--retry", LOGGED.name)  # udev may look at it once more
 
 
 def mark(name: str) -> None:
