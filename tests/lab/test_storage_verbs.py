@@ -95,9 +95,11 @@ def test_an_erased_volume_opens_by_no_key_that_ever_opened_it_and_the_others_sti
 
 
 def test_the_drill_opens_what_is_kept_and_the_register_has_the_day(estate: Lab) -> None:
+    today = "date --utc +%F"
+    days = [estate.on("ops1", today).strip()]
     drill(estate, "llm1/audit")
-    today = estate.on("ops1", "date --utc +%F").strip()
-    assert kept(estate, "llm1-audit")["drilled"].startswith(today)
+    days.append(estate.on("ops1", today).strip())  # midnight may come between
+    assert kept(estate, "llm1-audit")["drilled"][:10] in days
 
 
 def test_the_pin_is_changed_in_both_tokens_and_on_each_host(estate: Lab) -> None:
