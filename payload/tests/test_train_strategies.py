@@ -6,13 +6,12 @@ A DeepSeek-V2 is trained whole; everything is on a CPU over gloo.
 import os
 import shutil
 import signal
-import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny import make_deepseek
-from training_job import Bench, ranks, wait_for
+from training_job import PATIENCE, Bench, ranks, unused_port, wait_for
 
 from llmcore.manifest import write_manifest
 from llmtrain.exits import DONE, FAILED, STOPPED, Refusal
@@ -68,10 +67,11 @@ def one(bench: Bench) -> Path:
 def stop(bench: Bench, strategy: str) -> Path:
     """Such a job, stopped by SIGTERM; and what it saved once more, as that of the job `alone-STRATEGY`."""
     job = whole(bench, f"stopped-{strategy}", strategy)
-    agent = bench.start(job)
+    _, given = bench.hold(3, job)
+    agent = bench.start(job, **given)
     wait_for(lambda: len(bench.losses(job)) >= 3, agent)
     agent.send_signal(signal.SIGTERM)
-    assert agent.wait(timeout=300) == STOPPED, bench.said(job)
+    assert agent.wait(timeout=PATIENCE) == STOPPED, bench.said(job)
     assert "stopped after step" in bench.said(job)
     saved = bench.directory / job.stem / "checkpoints"
     assert f"step-{max(bench.losses(job)):08d}" in {each.name for each in saved.iterdir()}
@@ -131,18 +131,18 @@ def test_on_another_number_of_processes_zero3_goes_on_and_tells_what_is_lost(
 
 def test_a_job_over_two_nodes_goes_on_when_one_was_lost_and_comes_back(bench: Bench, zero3: Path) -> None:
     """Two agents with a disk each; one of them, and its process, is killed as a power cut would."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        where = ["--rendezvous", f"127.0.0.1:{free.getsockname()[1]}"]
+    where = ["--rendezvous", f"127.0.0.1:{unused_port()}"]
     jobs = [whole(bench, f"node{node}", "zero3", name="both", processes=1, nodes=2) for node in range(2)]
-    agents = [bench.start(job, "--node-rank", str(node), *where) for node, job in enumerate(jobs)]
+    held, given = bench.hold(9, *jobs)
+    agents = [bench.start(job, "--node-rank", str(node), *where, **given) for node, job in enumerate(jobs)]
     # Rank 0, which writes them, may be on either.
     wait_for(lambda: any(len(bench.losses(job)) >= 9 for job in jobs), agents[0])
     lost = [agents[1].pid, *ranks(agents[1])]
     for pid in lost:
         os.kill(pid, signal.SIGKILL)
+    held.unlink()
     again = bench.start(jobs[1], "--node-rank", "1", *where)
-    assert [each.wait(timeout=300) for each in (agents[0], again)] == [DONE, DONE], bench.said(jobs[0])
+    assert [each.wait(timeout=PATIENCE) for each in (agents[0], again)] == [DONE, DONE], bench.said(jobs[0])
     losses = {**bench.losses(jobs[0]), **bench.losses(jobs[1])}
     assert losses == bench.losses(zero3)
 

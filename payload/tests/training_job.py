@@ -4,10 +4,12 @@ import json
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from tiny import make_model
 from llmcore.manifest import write_manifest
 from llmtrain.rows import Row, tokenizer_digest, write_index, write_shard
 
+PATIENCE = 900  # seconds
 SEQ_LEN, END = 64, 1  # tokens of a row; what the tiny tokenizer ends a turn with
 
 
@@ -41,6 +44,34 @@ def write_rows(directory: Path, tokenizer: str, rows: list[Row]) -> Path:
     directory.mkdir()
     write_index(directory, SEQ_LEN, tokenizer, [write_shard(directory, 0, rows)])
     return directory
+
+
+# In a process that trains: once `after` steps are told of, it waits at the next one until it is told to stop, or HELD is gone.
+HOLDS = """
+import os, signal, sys, time
+if any("spawn_main" in each for each in sys.orig_argv):
+    asked_to_stop, read_clock, handle = [], time.process_time, signal.signal
+
+    def told(path):
+        try:
+            with open(path) as lines:
+                return sum('"lr"' in line for line in lines)
+        except FileNotFoundError:
+            return 0
+
+    def wait():
+        after, held, *metrics = os.environ["HELD"].split(":")
+        while sum(map(told, metrics)) >= int(after) and os.path.exists(held) and not asked_to_stop:
+            time.sleep(0.01)
+        return read_clock()
+
+    def noting(number, handler):
+        if number != signal.SIGTERM or not callable(handler):
+            return handle(number, handler)
+        return handle(number, lambda *given: (asked_to_stop.append(1), handler(*given)))
+
+    time.process_time, signal.signal = wait, noting  # the loop looks at this clock at each step
+"""
 
 
 @dataclass
@@ -82,7 +113,7 @@ class Bench:
         path.write_text(json.dumps(job))
         return path
 
-    def start(self, job: Path, *arguments: str, modules: str = "") -> subprocess.Popen[str]:
+    def start(self, job: Path, *arguments: str, modules: str = "", held: str = "") -> subprocess.Popen[str]:
         """`llm-train run`, in a session of its own, its output in JOB.log. Python looks in the folder `modules`, too."""
         command = [
             sys.executable,
@@ -95,24 +126,40 @@ class Bench:
             *arguments,
         ]
         path = f"{Path(__file__).parents[1]}:{modules}"
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "HELD": held}
         with job.with_suffix(".log").open("a") as log:
             return subprocess.Popen(
                 command, stdout=log, stderr=log, text=True, env=environment, start_new_session=True
             )
 
+    def hold(self, after: int, *jobs: Path) -> tuple[Path, dict[str, str]]:
+        """What holds processes after so many steps of these, until it is unlinked; and what `start` is given for that.
+
+        Without it, a test that has to wait for a core would come too late to disturb so short a job.
+        """
+        place = self.directory / f"hold-{jobs[0].stem}"
+        place.mkdir()
+        (place / "sitecustomize.py").write_text(HOLDS)
+        (place / "held").touch()
+        metrics = [str(self.directory / job.stem / "metrics.jsonl") for job in jobs]
+        return place / "held", {
+            "modules": str(place),
+            "held": ":".join([str(after), str(place / "held"), *metrics]),
+        }
+
     def run(self, job: Path, *arguments: str) -> int:
         """The exit code."""
-        return self.start(job, *arguments).wait(timeout=300)
+        return self.start(job, *arguments).wait(timeout=PATIENCE)
 
     def said(self, job: Path) -> str:
         """All that was printed."""
         return job.with_suffix(".log").read_text()
 
     def metrics(self, job: Path) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl."""
+        """The lines of metrics.jsonl; of a job that runs, the last may be half written."""
         path = self.directory / job.stem / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        whole, _, _ = path.read_text().rpartition("\n") if path.exists() else ("", "", "")
+        return [json.loads(line) for line in whole.splitlines()]
 
     def losses(self, job: Path) -> dict[int, float]:
         """By step; of one that was done twice, the latter."""
@@ -124,13 +171,25 @@ class Bench:
         return found
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 240) -> None:
+def wait_for(
+    condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = PATIENCE
+) -> None:
     """Until it holds; fails where the process ends before."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, f"ended with {process.returncode} before that"
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.02)
+
+
+def unused_port() -> int:
+    """One that nobody has, and that no connection is given by chance: Linux gives those from 32768 on."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    while True:
+        port = 20_000 + 2_000 * worker + secrets.randbelow(2_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def ranks(agent: subprocess.Popen[str]) -> list[int]:
