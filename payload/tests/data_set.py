@@ -64,5 +64,6 @@ def bytes_of(directory: Path) -> dict[str, bytes]:
 
 
 def done_in(work: Path) -> dict[str, int]:
-    """Each result that is there, and the inode that tells whether it was made again."""
-    return {str(path.relative_to(work)): path.stat().st_ino for path in work.glob("*/*/done.json")}
+    """Each result that is there, and the inode that tells whether it was made again; none that is being made aside."""
+    done = [path for path in work.glob("*/*/done.json") if not path.parent.name.endswith(".partial")]
+    return {str(path.relative_to(work)): path.stat().st_ino for path in done}

@@ -38,11 +38,38 @@ def written(root: Path, **changed: Any) -> Path:
     return path
 
 
-def command(root: Path, *more: str, **changed: Any) -> subprocess.Popen[str]:
-    """The command, as a process of its own."""
+def command(root: Path, *more: str, modules: Path | None = None, **changed: Any) -> subprocess.Popen[str]:
+    """The command, as a process of its own. Python looks in the folder `modules`, too."""
     path = written(root, **changed)
     words = [sys.executable, "-m", "llmtrain", "data", "run", "--config", str(path), *more]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = os.environ | {"PYTHONPATH": f"{Path(__file__).parents[1]}:{modules or ''}"}
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+# Once something is done, whoever flushes next waits.
+HOLDS = """
+import os, time
+from pathlib import Path
+flush = os.fsync
+
+def held(descriptor):
+    flush(descriptor)
+    while any(path.parent.suffix != ".partial" for path in Path({work!r}).glob("*/*/done.json")):
+        time.sleep(0.01)
+
+os.fsync = held
+"""
+
+
+def held(root: Path, *more: str, **changed: Any) -> subprocess.Popen[str]:
+    """A run that has done something and does not end: a test that waits for a core comes in time."""
+    modules = root / "modules"
+    modules.mkdir()
+    (modules / "sitecustomize.py").write_text(HOLDS.format(work=str(root / "work")))
+    process = command(root, *more, modules=modules, **changed)
+    while process.poll() is None and not done_in(root / "work"):
+        time.sleep(0.002)
+    return process
 
 
 def test_every_document_is_in_the_rows_or_in_the_reject_file(root: Path) -> None:
@@ -132,7 +159,11 @@ def test_a_killed_run_goes_on_where_it_was_and_gives_the_same_bytes(root: Path) 
     inputs = [{"path": str(root / f"raw/{file}.jsonl")} for file in range(3)]
     made(root, inputs=inputs)
     whole = bytes_of(root / "out")
-    killed = {"inputs": inputs, "work": str(root / "work2"), "output": str(root / "killed/out")}
+    killed: dict[str, Any] = {
+        "inputs": inputs,
+        "work": str(root / "work2"),
+        "output": str(root / "killed/out"),
+    }
     for wanted in (2, 9, 27):
         process = command(root, "--workers", "2", **killed)
         while process.poll() is None and len(done_in(root / "work2")) < wanted:
@@ -150,11 +181,7 @@ def test_a_killed_run_goes_on_where_it_was_and_gives_the_same_bytes(root: Path) 
 
 
 def test_workers_end_when_the_run_is_killed(root: Path) -> None:
-    process = command(
-        root, "--workers", "2", inputs=[{"path": str(root / f"raw/{n}.jsonl")} for n in range(3)]
-    )
-    while process.poll() is None and not len(done_in(root / "work")):
-        time.sleep(0.002)
+    process = held(root, "--workers", "2", inputs=[{"path": str(root / f"raw/{n}.jsonl")} for n in range(3)])
     children = descendants(process.pid)
     process.kill()
     process.communicate()
@@ -172,11 +199,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def test_a_killed_worker_ends_the_run_with_what_to_do(root: Path) -> None:
-    process = command(
-        root, "--workers", "2", inputs=[{"path": str(root / f"raw/{n}.jsonl")} for n in range(3)]
-    )
-    while process.poll() is None and not done_in(root / "work"):
-        time.sleep(0.002)
+    process = held(root, "--workers", "2", inputs=[{"path": str(root / f"raw/{n}.jsonl")} for n in range(3)])
     # The pool's own helper processes come first; its workers are the last.
     for pid in descendants(process.pid)[-2:]:
         os.kill(pid, signal.SIGKILL)
@@ -199,18 +222,14 @@ def test_a_full_disk_is_said_and_has_its_code(
 
 
 def test_sigterm_ends_with_the_code_for_stopped(root: Path) -> None:
-    process = command(root, "--workers", "1")
-    while process.poll() is None and not done_in(root / "work"):
-        time.sleep(0.002)
+    process = held(root, "--workers", "1")
     os.kill(process.pid, signal.SIGTERM)
     _, said = process.communicate()
     assert process.returncode == STOPPED, said
 
 
 def test_two_runs_in_one_working_directory_are_refused(root: Path) -> None:
-    first = command(root, "--workers", "1")
-    while first.poll() is None and not done_in(root / "work"):
-        time.sleep(0.002)
+    first = held(root, "--workers", "1")
     try:
         with pytest.raises(Refusal, match="in use by another"):
             made(root)
