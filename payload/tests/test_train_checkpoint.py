@@ -478,7 +478,10 @@ def test_after_a_kill_at_any_moment_of_a_save_the_last_one_that_returned_is_ther
     directory.mkdir(mode=0o700)
     reached = in_a_save = 0
     kills = KILLS // ranks
-    for number in range(kills):
+    # As many as are asked for, and more where most of them met the moments between two saves.
+    for number in range(10 * kills):
+        if number >= kills and in_a_save > kills // 4:
+            break
         processes = Ranks(directory, ranks, nodes, resume_and_save)
         begun = [end.recv() for end in processes.ends]
         assert len({str(each) for each in begun}) == 1, f"kill {number}: the nodes resume from {begun}"
@@ -489,7 +492,7 @@ def test_after_a_kill_at_any_moment_of_a_save_the_last_one_that_returned_is_ther
         time.sleep(chance.random() * (time.monotonic() - began) / saves)  # anywhere in the next one
         reached = max([reached, *(step for told in processes.killed() for step in told)])
         in_a_save += any(directory.rglob(".partial-*"))
-    assert in_a_save > kills // 4, f"only {in_a_save} of {kills} kills were in a save"
+    assert in_a_save > kills // 4, f"only {in_a_save} of {number + 1} kills were in a save"
 
 
 def test_after_a_power_cut_at_each_flush_of_a_save_the_last_one_that_returned_is_there_whole(
