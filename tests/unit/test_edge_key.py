@@ -13,6 +13,7 @@ import jinja2
 import pytest
 from plugin_modules import ROOT, load
 from softhsm import SOFTHSM, double, faulty
+from waiting import PATIENCE, listens, own_port
 
 from llmkeep import pki
 
@@ -20,7 +21,6 @@ estate = load("filter.estate")
 host_certificate = load("modules.host_certificate")
 CLIENT = "/usr/lib/x86_64-linux-gnu/pkcs11/p11-kit-client.so"
 NAME = "llm1.estate.internal"
-PATIENCE = 10
 # systemctl for the one thing that the watch asks of it.
 SYSTEMCTL = """#!/bin/sh
 case "$*" in
@@ -40,6 +40,7 @@ http {{
   client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
   uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
   access_log off;
+  client_header_timeout 600s;
   ssl_protocols TLSv1.3;
   ssl_session_tickets off;
   ssl_session_cache shared:tls:2m;
@@ -62,9 +63,7 @@ class Edge:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.lab = folder, double(folder, monkeypatch)
         self.lab.make_tokens(tokens=["llmkeep-edge"])
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = own_port()
         self.pin = folder / "credentials/llmkeep-edge.pin"
         self.pin.parent.mkdir()
         self.seal((folder / "user-pin").read_text())
@@ -138,7 +137,7 @@ class Edge:
             start_new_session=True,
             stdout=subprocess.DEVNULL,
         )
-        eventually(where.exists)
+        eventually(lambda: listens(where))
 
     def leave(self) -> None:
         """It goes away with every connection to it."""
@@ -188,7 +187,7 @@ class Edge:
         if argv[0].endswith("edge-key"):
             argv = ("sh", *argv)
         return subprocess.run(
-            argv, env=self.environment, capture_output=True, text=True, timeout=60, check=False
+            argv, env=self.environment, capture_output=True, text=True, timeout=300, check=False
         )
 
     def start(self) -> None:
@@ -226,7 +225,7 @@ class Edge:
             ],
             input=b"",
             capture_output=True,
-            timeout=10,
+            timeout=60,
             check=False,
         )
         if shown.returncode != 0:
@@ -251,7 +250,7 @@ class Edge:
             ],
             input=b"GET / HTTP/1.1\r\nHost: llm1.estate.internal\r\nConnection: close\r\n\r\n",
             capture_output=True,
-            timeout=10,
+            timeout=60,
             check=False,
         )
         return done.stdout.decode(errors="replace")

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import small_policy
+from waiting import PATIENCE, own_port
 
 from llmkeep import cache, programs
 
@@ -78,7 +79,7 @@ class Host:
         return self.ask("POST", "/v1/data/llm/authz/decision", asked)[1].get("result")
 
 
-def until(holds: Callable[[], bool], seconds: float = 8) -> None:
+def until(holds: Callable[[], bool], seconds: float = PATIENCE) -> None:
     end = time.monotonic() + seconds
     while True:
         try:
@@ -98,22 +99,20 @@ def host(tmp_path: Path) -> Iterator[Host]:
     if not opa:
         pytest.skip("OPA cannot be had: LLMKEEP_MIRROR names no folder that has it")
     small_policy.write(tmp_path, small_policy.signed(small_policy.files(1), KEY), small_policy.public(KEY))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    host = Host(tmp_path, opa, port)
+    host = Host(tmp_path, opa, own_port())
     services = host.start()
     until(lambda: host.ask("GET", "/health?bundles")[0] == 200)
     yield host
     for service in services:
         service.terminate()
-        service.wait(10)
+        service.wait(60)
 
 
 def test_a_new_policy_holds_within_seconds_and_no_request_finds_nobody(host: Host) -> None:
+    assert "polling: {min_delay_seconds: 1, max_delay_seconds: 2}" in TEMPLATE, "the seconds, on any machine"
     host.place(small_policy.signed(small_policy.files(2), KEY))
     seen: list[int] = []
-    end = time.monotonic() + 5
+    end = time.monotonic() + PATIENCE
     while time.monotonic() < end and seen[-3:] != [2, 2, 2]:
         seen.append(host.decision()["revision"])
     assert seen[-1] == 2
@@ -139,14 +138,12 @@ def test_after_a_restart_it_judges_by_the_last_one_that_was_signed(host: Host) -
     host.place(small_policy.signed(small_policy.files(2), KEY))
     until(lambda: host.decision()["revision"] == 2)
     host.place(b"no bundle")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        host.port = free.getsockname()[1]
+    host.port = own_port()
     services = host.start()  # on the same socket, which now is the second one's
     until(lambda: host.decision()["revision"] == 2)
     for service in services:
         service.terminate()
-        service.wait(10)
+        service.wait(60)
 
 
 CLOSED = [
