@@ -34,7 +34,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Double:
 
 
 def rotation(lab: Double, module: str = SOFTHSM, which: str = "this one") -> Any:
-    settings = hsm.Settings(module=module, tokens=list(TOKENS), label="")
+    settings = hsm.Settings(module=module, tokens=list(TOKENS), label="", seconds=120)
     return hsm_pin.Rotation(
         settings, {"old": OLD.encode(), "new": NEW.encode()}, lab.folder / "hsm-pin.json", which
     )

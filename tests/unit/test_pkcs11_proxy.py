@@ -1,7 +1,6 @@
 """Debian's pkcs11-proxy: a way to an HSM by which volumes are enrolled and never open. Ours refuse it, and enrol nothing."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 from luks_estate import PIN, SOFTHSM, Estate, luks
 from plugin_modules import load
+from waiting import PATIENCE, own_port
 
 hsm = load("module_utils.hsm")
 PROXY = "/usr/lib/libpkcs11-proxy.so.0"
@@ -33,15 +33,13 @@ def estate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Estate:
 @pytest.fixture
 def proxy(estate: Estate) -> Iterator[str]:
     """Its address: the daemon before SoftHSM, on loopback, without TLS (of which it knows 1.2 only)."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = own_port()
     address = f"tcp://127.0.0.1:{port}"
     environment = os.environ | {"PKCS11_DAEMON_SOCKET": address}
     with (estate.root / "daemon.log").open("wb") as log:
         daemon = subprocess.Popen(["pkcs11-daemon", SOFTHSM], env=environment, stdout=log, stderr=log)
     try:
-        ends = time.monotonic() + 10
+        ends = time.monotonic() + PATIENCE
         listens = ["ss", "-Hltn", f"sport = {port}"]
         while not subprocess.run(listens, capture_output=True, check=True).stdout:
             assert time.monotonic() < ends, (estate.root / "daemon.log").read_text()
@@ -67,7 +65,7 @@ def by_the_proxy(estate: Estate, proxy: str, *argv: str | Path) -> subprocess.Co
         env=os.environ | {"MODULES": str(modules.parent), "PIN": PIN},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
 
@@ -92,7 +90,7 @@ def test_the_key_is_refused_before_any_volume_is_enrolled(
     proxy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PKCS11_PROXY_SOCKET", proxy)
-    settings = hsm.Settings(module=PROXY, tokens=["main", "spare"], label="host1", seconds=20)
+    settings = hsm.Settings(module=PROXY, tokens=["main", "spare"], label="host1", seconds=120)
     with pytest.raises(hsm.Fault) as told:
         hsm.look(settings, PIN.encode(), make=False, change=False)
     assert told.value.kind == "does_not_open"
