@@ -38,12 +38,12 @@ def test_passes_on_both_ways_until_both_ends_are_done() -> None:
 def test_closes_where_nobody_listens() -> None:
     async def conversation() -> bytes:
         with socket.socket() as unused:
-            unused.bind(("127.0.0.1", 0))
+            unused.bind(("127.0.0.1", 0))  # and does not listen; nobody else gets it meanwhile
             nobody = unused.getsockname()[1]
-        listener = listening_socket()
-        forwarding = asyncio.create_task(serve(listener, "127.0.0.1", nobody))
-        reader, writer = await asyncio.open_connection("127.0.0.1", listener.getsockname()[1])
-        answer = await reader.read()
+            listener = listening_socket()
+            forwarding = asyncio.create_task(serve(listener, "127.0.0.1", nobody))
+            reader, writer = await asyncio.open_connection("127.0.0.1", listener.getsockname()[1])
+            answer = await reader.read()
         writer.close()
         forwarding.cancel()
         return answer

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, cast
 
 import pytest
+from waiting import until
 
 from llmkeep import cli, run
 
@@ -135,8 +136,9 @@ def test_verify_keeps_the_report_where_it_is_told(tree: Path) -> None:
 
 
 def test_an_interrupted_run_ends_ansible_too_and_says_so(tree: Path) -> None:
+    nap = f"sleep 600.{os.getpid()}"  # nobody else's
     (tree / "site.yml").write_text(
-        "- hosts: all\n  gather_facts: false\n  tasks: [{ansible.builtin.command: sleep 61.5}]\n"
+        f"- hosts: all\n  gather_facts: false\n  tasks: [{{ansible.builtin.command: {nap}}}]\n"
     )
     program = (
         "import pathlib, sys; from llmkeep import cli, run; run.tree = lambda: pathlib.Path(sys.argv[1]); "
@@ -150,7 +152,8 @@ def test_an_interrupted_run_ends_ansible_too_and_says_so(tree: Path) -> None:
     (ansible,) = Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()
     assert b"ansible-playbook" in Path(f"/proc/{ansible}/cmdline").read_bytes()
     started.send_signal(signal.SIGINT)
-    assert started.wait(timeout=20) == 130
+    assert started.wait(timeout=60) == 130
     assert not Path(f"/proc/{ansible}").exists()
-    assert not subprocess.run(["pgrep", "--full", "^sleep 61.5$"], capture_output=True, check=False).stdout
+    asleep = ["pgrep", "--full", f"^{nap}$"]
+    until(lambda: not subprocess.run(asleep, capture_output=True, check=False).stdout)  # killed, and dying
     assert not left()
