@@ -6,6 +6,7 @@ import os
 import random
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -132,8 +133,9 @@ class Ranks:
 
     def killed(self) -> list[list[Any]]:
         """kill -9 of all; what each had told. First they stand still: none lives to see another one's end."""
-        for process in self.processes:
-            os.kill(process.pid or 0, signal.SIGSTOP)
+        for number in [process.pid for process in self.processes if process.pid]:
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGSTOP)
         for process in self.processes:
             process.kill()
         return self.said()
