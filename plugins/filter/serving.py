@@ -262,8 +262,8 @@ COUNTED_AS = {"awq": "nf4", "bitsandbytes": "nf4", "fp8": "int8", "gptq": "nf4"}
 UTILIZATION = 0.9
 
 
-def vllm_faults(models: list[dict[str, Any]], gpu_memory: str) -> list[str]:
-    """Why vLLM cannot serve these models on GPUs of that memory each, a sentence for each fault."""
+def vllm_faults(models: list[dict[str, Any]], gpu_memory: str, beside: list[dict[str, Any]]) -> list[str]:
+    """Why vLLM cannot serve these models on GPUs of that memory each, beside the host's engines; a sentence for each fault."""
     if not models:
         return ["It is an empty list: name a model, or take the host out of [vllm]"]
     told = []
@@ -277,7 +277,7 @@ def vllm_faults(models: list[dict[str, Any]], gpu_memory: str) -> list[str]:
             told.append(f"GPU {number} is named {times} times: a GPU has one model, and is named there once")
     for model in map(set_of, models):
         told += [f"{model['name']}: {fault}" for fault in weights_faults(model) + gpu_faults(model)]
-    return told + folder_faults(models)
+    return told + folder_faults([*models, *beside])
 
 
 def gpu_faults(model: dict[str, Any]) -> list[str]:

@@ -388,18 +388,24 @@ def test_fit_is_asked_for_the_share_of_the_memory_that_vllm_takes() -> None:
     ],
 )
 def test_what_vllm_cannot_serve_is_told(change: dict[str, Any], memory: str, sentence: str) -> None:
-    (told,) = serving.vllm_faults([{**CODER, **change}], memory)
+    (told,) = serving.vllm_faults([{**CODER, **change}], memory, [])
     assert sentence in told
 
 
 def test_vllm_takes_no_release_that_has_a_folder_of_the_bundle() -> None:
     released = {"name": "own", "release": "coder", "gpus": [2], "max_model_len": 1024}
-    (told,) = serving.vllm_faults([CODER, released], "24G")
+    (told,) = serving.vllm_faults([CODER, released], "24G", [])
     assert "coder is a release and a folder of the bundle at once" in told
 
 
+def test_vllm_takes_no_release_that_has_a_folder_of_an_engine_on_its_host() -> None:
+    released = {"name": "own", "release": "small", "gpus": [2], "max_model_len": 1024}
+    (told,) = serving.vllm_faults([released], "24G", [{"name": "chat", "driver": "naive", "model": "small"}])
+    assert "small is a release and a folder of the bundle at once" in told
+
+
 def test_two_models_share_no_gpu_and_no_name() -> None:
-    told = serving.vllm_faults([CODER, CODER], "24G")
+    told = serving.vllm_faults([CODER, CODER], "24G", [])
     assert [line.split(":")[0] for line in told] == [
         "2 models are called coder",
         "GPU 0 is named 2 times",
