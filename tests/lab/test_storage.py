@@ -14,7 +14,7 @@ HSM = "softhsm-tls.service softhsm-server.service"
 PIN = "/etc/credstore.encrypted/cryptsetup.pkcs11-pin"
 BOOT_PIN = "/etc/credstore.encrypted/cryptsetup.luks2-pin"
 OPEN_SECONDS = 60
-RETRY_SECONDS = 300  # asked again each 15 s, one volume after the other; on a machine that has more to do
+RETRY_SECONDS = 90  # asked again each 15 s, one volume after the other
 
 
 def mounted(estate: Lab) -> list[str]:

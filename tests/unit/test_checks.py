@@ -43,10 +43,10 @@ def test_passes_only_what_is_as_expected(code: str, parts: dict[str, Any], ok: b
 
 def test_a_probe_that_hangs_fails_and_is_ended_with_its_children() -> None:
     begun = time.monotonic()
-    result = check("import subprocess; subprocess.run(['sleep', '600'])", timeout=1)
+    result = check("import subprocess; subprocess.run(['sleep', '60'])", timeout=1)
     assert result["ok"] is False
     assert "within 1 s" in result["observed"]
-    assert time.monotonic() - begun < 200
+    assert time.monotonic() - begun < 20
 
 
 def test_a_probe_that_crashes_fails_even_where_nothing_was_expected_of_it() -> None:
