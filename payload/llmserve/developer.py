@@ -5,6 +5,8 @@ import os
 import socket
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,19 +50,25 @@ class Everything:
         """Nothing is held."""
 
 
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@contextmanager
+def free_port() -> Iterator[int]:
+    """A TCP port of 127.0.0.1 that nobody else is given within the block; a server that sets SO_REUSEADDR may listen there."""
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        yield int(held.getsockname()[1])
 
 
 def run_all(engine: str, model: Path | None, port: int, redis: str | None) -> int:
     """Run until interrupted. Raises ConfigError for an engine of a model without a model."""
     if (engine == "echo") != (model is None):
         raise ConfigError(f"--engine {engine} and --model DIR go together: give both, or neither for echo")
-    port, metrics_port = port or free_port(), free_port()
-    with tempfile.TemporaryDirectory(prefix="llm-serve-") as name:
+    with (
+        free_port() as spare,
+        free_port() as metrics_port,
+        tempfile.TemporaryDirectory(prefix="llm-serve-") as name,
+    ):
+        port = port or spare
         folder = Path(name)
         model_name = "echo" if model is None else model.resolve().name
         described: dict[str, object] = {"driver": engine}

@@ -74,7 +74,9 @@ class Edge:
         context = ssl.create_default_context(cafile=str(self.folder / "servers.pem"))
         if certificate:
             context.load_cert_chain(certificate, certificate.with_suffix(".key"))
-        return httpx.Client(base_url=f"https://localhost:{self.port}", verify=context, headers=headers)
+        return httpx.Client(
+            base_url=f"https://localhost:{self.port}", verify=context, headers=headers, timeout=60
+        )
 
 
 def render(folder: Path, gateways: int, port: int, **changes: Any) -> None:
@@ -108,8 +110,17 @@ def in_front_of(gateway: Path, folder: Path, *more: Path, **changes: Any) -> Ite
         (folder / f"{number}.sock").symlink_to(path)
     servers, _ = authority(folder, "servers"), authority(folder, "clients")
     issue(servers, "server")
-    edge = Edge(folder, free_port())
-    render(folder, len(gateways), edge.port, **changes)
+    with free_port() as port:
+        edge = Edge(folder, port)
+        render(folder, len(gateways), port, **changes)
+        with serving(edge):
+            yield edge
+
+
+@contextmanager
+def serving(edge: Edge) -> Iterator[None]:
+    """nginx in its folder, for the length of the block."""
+    folder = edge.folder
     command = ["nginx", "-p", str(folder), "-c", str(folder / "nginx.conf"), "-g", "daemon off;"]
     with (folder / "nginx.out").open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out)
@@ -124,7 +135,7 @@ def in_front_of(gateway: Path, folder: Path, *more: Path, **changes: Any) -> Ite
 
     try:
         eventually("nginx answers", answers)
-        yield edge
+        yield
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)

@@ -36,7 +36,14 @@ def opa_program() -> str:
 @contextmanager
 def real_opa(folder: Path) -> Iterator[dict[str, Any]]:
     """OPA with folder/bundle.tar.gz, run as the role opa runs it; the gateway's configuration for it."""
-    program, role, port = opa_program(), ROOT / "roles/opa/files", free_port()
+    with free_port() as port, opa_on(folder, port) as policy:
+        yield policy
+
+
+@contextmanager
+def opa_on(folder: Path, port: int) -> Iterator[dict[str, Any]]:
+    """The same, with the bundle's server on this port."""
+    program, role = opa_program(), ROOT / "roles/opa/files"
     sockets = Path(tempfile.mkdtemp(prefix="opa-"))
     resource = {"service": "host", "resource": "bundle.tar.gz", "signing": {"keyid": "policy"}}
     configuration = {
@@ -58,7 +65,7 @@ def real_opa(folder: Path) -> Iterator[dict[str, Any]]:
     finally:
         for process in opa, server:
             process.terminate()
-            process.wait(10)
+            process.wait(60)
 
 
 @pytest.fixture(params=["embedded", "server"])
@@ -73,6 +80,7 @@ def service(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Service]
             yield service
     else:
         with real_opa(tmp_path) as policy, running(tmp_path, policy=policy) as service:
+            eventually("OPA has the bundle", lambda: revision(service) == 5)
             yield service
 
 
@@ -159,11 +167,11 @@ def test_what_is_not_signed_as_it_is_changes_nothing_and_a_good_one_holds_within
     with service.client() as client:
         for what, make in BAD.items():
             replace(service, make())
-            eventually(f"looked at: {what}", lambda: noticed(service), 5)
+            eventually(f"looked at: {what}", lambda: noticed(service))
             assert client.get("/v1/models").status_code == 200
             assert revision(service) == 5, what
         replace(service, signed_bundle(6))
-        eventually("the good one holds", lambda: revision(service) == 6, 5)
+        eventually("the good one holds", lambda: revision(service) == 6)
         assert client.get("/v1/models").status_code == 200
 
 
@@ -179,7 +187,7 @@ def test_a_gateway_that_starts_again_says_which_revision_decides(tmp_path: Path)
         service.gateway.stop()
         assert (tmp_path / "seen").read_text() == "5\n"
         service.start_gateway()
-        eventually("it says so", lambda: revision(service) == 5, 5)
+        eventually("it says so", lambda: revision(service) == 5)
 
 
 def noticed(service: Service) -> bool:
@@ -194,22 +202,35 @@ def test_an_older_revision_closes_everything(service: Service) -> None:
     with service.client() as client:
         replace(service, signed_bundle(4))
         if service.policy and service.policy["engine"] == "embedded":
-            eventually("refused", lambda: "older than 5" in service.logs(), 5)
+            eventually("refused", lambda: "older than 5" in service.logs())
             assert client.get("/v1/models").status_code == 200
         else:
-            eventually("closed", lambda: client.get("/v1/models").status_code == 503, 8)
+            eventually("closed", lambda: client.get("/v1/models").status_code == 503)
         replace(service, signed_bundle(7))
-        eventually("open again", lambda: client.get("/v1/models").status_code == 200, 8)
+        eventually("open again", lambda: client.get("/v1/models").status_code == 200)
 
 
 def test_a_policy_that_expires_closes_everything(service: Service) -> None:
     with service.client() as client:
-        replace(service, signed_bundle(6, lifetime=timedelta(seconds=6)))
-        eventually("it holds", lambda: revision(service) == 6, 5)
-        eventually("it has expired", lambda: client.get("/v1/models").status_code == 503, 12)
+        held = 5.0
+        for number, seconds in (
+            (6, 6),
+            (7, 20),
+            (8, 60),
+        ):  # a busy machine may see one only when it has expired
+            replace(service, signed_bundle(number, lifetime=timedelta(seconds=seconds)))
+            eventually(
+                "it holds, or did",
+                lambda: revision(service) > 5 or client.get("/v1/models").status_code == 503,
+            )
+            held = revision(service)
+            if held == number:
+                break
+        assert held > 5
+        eventually("it has expired", lambda: client.get("/v1/models").status_code == 503, 90)
         error(client.get("/generate?prompt=x"), 503, "policy_unavailable")
-        replace(service, signed_bundle(7))
-        eventually("open again", lambda: client.get("/v1/models").status_code == 200, 8)
+        replace(service, signed_bundle(9))
+        eventually("open again", lambda: client.get("/v1/models").status_code == 200)
 
 
 def broken_glass(key: ec.EllipticCurvePrivateKey = KEY, **changes: Any) -> str:
