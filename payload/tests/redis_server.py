@@ -59,8 +59,8 @@ class RedisServer:
         return redis.Redis(unix_socket_path=str(self.socket), username="operator", password="any")
 
     @contextmanager
-    def delayed(self, path: Path, seconds: float) -> Iterator[Path]:
-        """A socket whose every answer comes `seconds` late."""
+    def delayed(self, path: Path, seconds: float, made: list[float] | None = None) -> Iterator[Path]:
+        """A socket whose every answer comes `seconds` late; `made` gets the time of each connection."""
 
         def carry(come: socket.socket, go: socket.socket, late: float) -> None:
             with suppress(OSError):
@@ -75,6 +75,8 @@ class RedisServer:
             with suppress(OSError):
                 while True:
                     client, _ = listener.accept()
+                    if made is not None:
+                        made.append(time.monotonic())
                     server = socket.socket(socket.AF_UNIX)
                     server.connect(str(self.socket))
                     for pair in (client, server, 0.0), (server, client, seconds):
@@ -88,9 +90,14 @@ class RedisServer:
             listener.shutdown(socket.SHUT_RDWR)
 
     def start(self) -> None:
-        """Until its socket is there."""
+        """Until it takes connections: its socket's file is there a moment before."""
         self.process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL)
-        eventually("Redis listens", self.socket.exists)
+        eventually("Redis listens", self.listens)
+
+    def listens(self) -> bool:
+        """Whether it takes connections."""
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(str(self.socket)) == 0
 
     def stop(self) -> None:
         """At once."""

@@ -19,17 +19,35 @@ from authority import PUBLIC_KEY, signed_bundle
 from llmserve.keys import edited, new_key
 
 PEPPER = b"a pepper for tests, 32 bytes long"
-START_SECONDS = 90.0  # on a machine that is busy with other things
+START_SECONDS = 300.0  # on a machine that is busy with other things
+LOOK_SECONDS = 0.25
 
 
-def eventually(what: str, holds: Any, seconds: float = 10.0) -> Any:
-    """Wait until `holds()` is true, and return what it returned."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
+def eventually(what: str, holds: Any, seconds: float = 30.0) -> Any:
+    """Wait until `holds()` is true, and return what it returned.
+
+    A look that takes longer than LOOK_SECONDS counts as so much: a machine without a core or a disk for us has shown nothing.
+    """
+    left = seconds
+    while left > 0:
+        before = time.monotonic()
         if result := holds():
             return result
         time.sleep(0.02)
+        left -= min(time.monotonic() - before, LOOK_SECONDS)
     raise AssertionError(f"not within {seconds:g} s: {what}")
+
+
+def patched(folder: Path, **values: float) -> dict[str, str]:
+    """An environment in which a process of ours has other constants: `llmserve__audit__INTENT_SECONDS=60.0`."""
+    code = ""
+    for name, value in values.items():
+        module, constant = name.rsplit("__", 1)
+        module = module.replace("__", ".")
+        code += f"import {module}\nassert hasattr({module}, {constant!r})\n{module}.{constant} = {value!r}\n"
+    (folder / "sitecustomize.py").write_text(code)
+    path = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"PYTHONPATH": os.pathsep.join(path)}
 
 
 class Process:
@@ -140,10 +158,17 @@ class Service:
         return self
 
     def has_found_engines(self) -> bool:
-        """Whether the gateway, if there is one, was connected to each of them."""
-        return self.gateway is None or self.gateway.log.read_text().count("engine connected") >= len(
-            self.engines
+        """Whether the gateway, if there is one, was connected to each of them, and has asked each server of `remotes`."""
+        if self.gateway is None:
+            return True
+        log = self.gateway.log.read_text()
+        asked = log.count("upstream connected") + log.count("upstream not there")
+        servers = sum(
+            1 if isinstance(each, str) else len(each)
+            for remote in self.remotes.values()
+            for each in (remote.get("socket", []), remote.get("url", []))
         )
+        return log.count("engine connected") >= len(self.engines) and asked >= servers
 
     def start_writer(self) -> None:
         """The audit record's one writer."""
@@ -176,7 +201,7 @@ class Service:
         policy = {
             "key": str(self.folder / "policy.pem"),
             "probe_ms": 100,
-            "deadline_ms": 400,
+            "deadline_ms": 5000,
             **(self.policy or self.embedded()),
         }
         (self.folder / "policy.pem").write_bytes(PUBLIC_KEY)
@@ -214,7 +239,7 @@ class Service:
     def records(self) -> list[dict[str, Any]]:
         """What stands in the audit record."""
         files = sorted((self.folder / "audit").glob("records-*.jsonl"))
-        return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+        return [json.loads(line) for file in files for line in whole_lines(file).splitlines()]
 
     def stop(self) -> None:
         """All processes."""
@@ -245,7 +270,7 @@ class Service:
         key = self.key if key is None else key
         headers = {"authorization": f"Bearer {key}"} if key else {}
         transport = httpx.HTTPTransport(uds=str(self.folder / socket_name))
-        return httpx.Client(base_url="http://llm", transport=transport, headers=headers, timeout=20)
+        return httpx.Client(base_url="http://llm", transport=transport, headers=headers, timeout=60)
 
     def metrics(self) -> dict[str, float]:
         """All samples of a scrape."""
@@ -256,7 +281,13 @@ class Service:
 
     def logs(self) -> str:
         """What all processes have logged."""
-        return "".join(path.read_text() for path in self.folder.glob("*.log"))
+        return "".join(whole_lines(path) for path in self.folder.glob("*.log"))
+
+
+def whole_lines(file: Path) -> str:
+    """What a file holds, without a line that is just being written."""
+    lines, newline, _ = file.read_text().rpartition("\n")
+    return lines + newline
 
 
 @contextmanager
