@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import shutil
 import sys
 from collections.abc import Iterator
@@ -353,6 +354,18 @@ def test_a_directory_without_safetensors_is_no_adapter(model: Path) -> None:
         naive(model, adapters={"legal": described(model)})
 
 
+@pytest.fixture
+def as_a_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a command says of its process' logs holds for the test: the stream that they go to is closed afterwards."""
+    level = logging.root.level
+    for name in "_srcfile", "logThreads", "logProcesses", "logMultiprocessing", "logAsyncioTasks":
+        monkeypatch.setattr(logging, name, getattr(logging, name))
+    monkeypatch.setattr(logging.root, "handlers", [])
+    yield
+    logging.root.setLevel(level)
+
+
+@pytest.mark.usefixtures("as_a_process")
 def test_pickled_or_changed_weights_are_refused_before_anything_is_read(
     model: Path, folder: Path, adapters: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -372,6 +385,7 @@ def test_pickled_or_changed_weights_are_refused_before_anything_is_read(
             assert told in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("as_a_process")
 def test_an_adapter_named_as_its_model_is_refused(
     model: Path, adapters: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
