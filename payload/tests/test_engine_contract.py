@@ -117,7 +117,7 @@ class Gateway:
     def __init__(self, service: Service, model: str = "random") -> None:
         """Connect, and take the Hello."""
         self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.settimeout(20)
+        self.socket.settimeout(60)
         self.socket.connect(str(service.folder / f"{model}.sock"))
         self.lines = self.socket.makefile("rb")
         hello = decode(self.lines.readline())
@@ -141,9 +141,9 @@ class Gateway:
         self.socket.close()
 
 
-def long(number: int, tokens: int = 900) -> Generate:
-    """A request that runs for a while."""
-    return Generate(number, True, tokens, messages=LONG, temperature=1.0)
+def long(number: int, tokens: int = 900, temperature: float = 1.0) -> Generate:
+    """A request that runs for a while. One that is drawn may end at each token: the end is one of 289."""
+    return Generate(number, True, tokens, messages=LONG, temperature=temperature)
 
 
 def asked(client: httpx.Client, **change: Any) -> Any:
@@ -282,14 +282,14 @@ def test_cancelled_requests_are_silent_and_their_slots_are_free(service: Service
     for start in 100, 200:
         numbers = range(start, start + slots)
         gateway.say(*(long(number) for number in numbers))
-        assert isinstance(gateway.read(), Delta)
+        gateway.read()
         gateway.say(*(Cancel(number) for number in numbers))
     short = long(300, tokens=1)
     short.stream = False
     gateway.say(short)
-    while not isinstance(frame := gateway.read(), Done):
+    while (frame := gateway.read()).id != 300:
         assert frame.id < 300  # on its way before the cancellation came
-    assert frame.id == 300
+    assert isinstance(frame, Done)
     gateway.say(long(301, tokens=3))
     while not isinstance(frame := gateway.read(), Done):
         assert frame.id == 301  # nothing comes any more for those that were cancelled
@@ -322,7 +322,7 @@ def test_a_client_that_leaves_frees_its_slot(service: Service, client: httpx.Cli
     body = {**QUESTION, "messages": LONG, "temperature": 1.0, "max_tokens": 900}
     with client.stream("POST", CHAT, json={**body, "stream": True}) as answer:
         next(answer.iter_lines())
-    eventually("the slot is free", lambda: service.metrics()['llm_requests_running{model="random"}'] == 0, 3)
+    eventually("the slot is free", lambda: service.metrics()['llm_requests_running{model="random"}'] == 0)
     assert said(client, max_tokens=1)
 
 
@@ -332,7 +332,7 @@ def test_an_engine_that_is_told_to_stop_ends_what_it_has_begun(
 ) -> None:
     with running(tmp_path, {"random": DRIVERS[driver](models["random"])}) as service:
         gateway = Gateway(service)
-        gateway.say(long(1, tokens=60))
+        gateway.say(long(1, tokens=60, temperature=0.0))
         assert isinstance(gateway.read(), Delta)
         service.engines["random"].process.terminate()
         while not isinstance(frame := gateway.read(), Done):
