@@ -13,7 +13,7 @@ import httpx2 as httpx
 import pytest
 import yaml
 from edge import Edge, in_front_of
-from service import PEPPER, Process, Service, eventually, running
+from service import PEPPER, Process, Service, eventually, patched, running
 
 from llmserve.keys import edited, new_key
 
@@ -52,7 +52,7 @@ class Pair:
         return found
 
 
-def start(service: Service, number: int) -> Process:
+def start(service: Service, number: int, environment: dict[str, str] | None = None) -> Process:
     """Gateway `number`: the service's configuration, and what is its own."""
     config = yaml.safe_load((service.folder / "gateway.yaml").read_text())
     config["listen"]["socket"] = str(service.folder / f"{number}.sock")
@@ -62,7 +62,8 @@ def start(service: Service, number: int) -> Process:
     file.write_text(yaml.safe_dump(config))
     credentials = {"CREDENTIALS_DIRECTORY": str(service.folder / "credentials")}
     arguments = ["gateway", "--config", str(file)]
-    return Process(service.folder, f"gateway-{number}", arguments, credentials).await_ready()
+    environment = credentials | (environment or {})
+    return Process(service.folder, f"gateway-{number}", arguments, environment).await_ready()
 
 
 @pytest.fixture
@@ -119,7 +120,7 @@ def load(pair: Pair) -> Iterator[list[str]]:
     finally:
         done.set()
         for thread in threads:
-            thread.join(30)
+            thread.join(120)
 
 
 def test_gateways_that_are_replaced_one_after_the_other_under_load_lose_no_request(pair: Pair) -> None:
@@ -140,16 +141,30 @@ def test_a_request_that_still_waits_for_its_record_is_answered_whole_by_a_gatewa
         with pair.service.client(pair.keys[0], "1.sock") as client:
             said.append(client.post("/generate", json={"prompt": "x", "stream": True}).text)
 
+    def tasks() -> float:
+        with pair.service.client("", "metrics-1.sock") as client:
+            [line] = [
+                each
+                for each in client.get("/metrics").text.splitlines()
+                if each.startswith("llm_event_loop_tasks ")
+            ]
+        return float(line.split()[1])
+
+    assert pair.gateways[1].stop() == 0
+    # It waits longer for its record than usual, so that it waits still when all else has had its time.
+    patient = patched(pair.service.folder, llmserve__audit__INTENT_SECONDS=100.0)
+    pair.gateways[1] = start(pair.service, 1, patient)
     asking = threading.Thread(target=ask)
+    rests = tasks()
     pair.service.writer.process.send_signal(signal.SIGSTOP)
     try:
         asking.start()
-        time.sleep(0.3)
+        eventually("it is being handled", lambda: tasks() > rests)
         pair.gateways[1].process.send_signal(signal.SIGTERM)
         time.sleep(4.4)  # more than a second to be found no more, and uvicorn's three
     finally:
         pair.service.writer.process.send_signal(signal.SIGCONT)
-    asking.join(10)
+    asking.join(60)
     assert said
     assert said[0].endswith("data: [DONE]\n\n")
 
