@@ -15,10 +15,14 @@ import pytest
 from service import Process, Service, eventually, running
 from test_refusals import error
 
+from llmserve.gateway import ARRIVED_LOOKS, DRAIN_LOOK_SECONDS
+
 SLOW = {"echo": {"driver": "echo", "token_seconds": 0.05, "slots": 2}}
 WORDS = " ".join(f"word{number}" for number in range(200))
 LIMITS = {"waiting": 1, "queue_seconds": 0.5, "answer_seconds": 60, "drain_seconds": 5}
 STREAM = {"model": "echo", "stream": True, "messages": [{"role": "user", "content": WORDS}]}
+# Of 1000 tokens, which take such an engine 50 s: for streams that are cut, however long that takes a busy machine.
+LASTING = {**STREAM, "messages": [{"role": "user", "content": "word " * 1000}], "max_tokens": 1000}
 CHAT = "/v1/chat/completions"
 
 
@@ -53,12 +57,12 @@ def lines_of(answer: httpx.Response) -> Iterator[str]:
 
 
 def test_the_first_token_is_sent_at_once(slow: Service) -> None:
-    with slow.client() as client, client.stream("POST", CHAT, json=STREAM) as answer:
+    with slow.client() as client, client.stream("POST", CHAT, json=LASTING) as answer:
         before = time.monotonic()
         lines = lines_of(answer)
         next(lines)
         next(lines)
-        assert time.monotonic() - before < 2.0, "200 tokens would take 10 s"
+        assert time.monotonic() - before < 10.0, "1000 tokens would take 50 s"
 
 
 def test_an_engine_killed_while_it_streams_ends_the_stream_with_an_error_and_answers_after_its_restart(
@@ -79,7 +83,7 @@ def test_an_engine_killed_while_it_streams_ends_the_stream_with_an_error_and_ans
         error(refused, 503, "engine_unavailable")
         assert int(refused.headers["retry-after"]) >= 1
         doomed.start_engine("echo")
-        eventually("readiness", lambda: ready(doomed), 5)
+        eventually("readiness", lambda: ready(doomed))
         assert client.get("/generate?prompt=again").json()["response"] == "again"
     assert running_requests(doomed) == 0
 
@@ -93,11 +97,12 @@ def test_an_engine_killed_before_a_whole_answer_is_a_503(doomed: Service) -> Non
 
 
 def test_an_engine_that_hangs_is_given_up_at_the_deadline(tmp_path: Path) -> None:
-    with running(tmp_path, limits={"answer_seconds": 0.5}) as service, service.client() as client:
+    with running(tmp_path) as service, service.client() as client:
         process = service.engines["echo"].process
         process.send_signal(signal.SIGSTOP)
         try:
-            error(client.get("/generate?prompt=x"), 503, "deadline_exceeded")
+            hasty = {"x-llm-deadline-ms": "500"}
+            error(client.get("/generate?prompt=x", headers=hasty), 503, "deadline_exceeded")
         finally:
             process.send_signal(signal.SIGCONT)
         assert client.get("/generate?prompt=x").status_code == 200
@@ -114,7 +119,7 @@ def test_clients_that_leave_free_their_slots(slow: Service, stream: bool) -> Non
             client.connect(str(slow.folder / "http.sock"))
             client.sendall(head.encode() + body)
             time.sleep(0.03)
-    eventually("all slots are free", lambda: running_requests(slow) == 0, 3)
+    eventually("all slots are free", lambda: running_requests(slow) == 0)
     with slow.client() as client:
         eventually(
             "the engine works no more for those who left",
@@ -124,31 +129,37 @@ def test_clients_that_leave_free_their_slots(slow: Service, stream: bool) -> Non
     assert slow.metrics()['llm_cancelled_total{by="client"}'] >= 2
 
 
-def test_too_many_requests_are_refused_at_once_and_told_to_come_back(slow: Service) -> None:
-    with ThreadPoolExecutor(8) as pool, slow.client() as client:
-        started = [
-            pool.submit(client.post, CHAT, json={**STREAM, "stream": False, "max_tokens": 40})
-            for _ in range(2)
-        ]
-        eventually("both slots are taken", lambda: running_requests(slow) == 2)
+def test_too_many_requests_are_refused_at_once_and_told_to_come_back(tmp_path: Path) -> None:
+    patient = {**LIMITS, "queue_seconds": 8}
+    with (
+        running(tmp_path, SLOW, limits=patient) as service,
+        ThreadPoolExecutor() as pool,
+        service.client() as client,
+        client.stream("POST", CHAT, json=LASTING) as first,
+        client.stream("POST", CHAT, json=LASTING) as second,
+    ):
+        assert running_requests(service) == 2, "both slots are taken"
         third = pool.submit(client.get, "/generate?prompt=waits")
         waits = 'llm_requests_waiting{model="echo"}'
-        eventually("one waits", lambda: slow.metrics()[waits] == 1)
-        before = time.monotonic()
+        eventually("one waits", lambda: service.metrics()[waits] == 1)
         refused = client.get("/generate?prompt=too+many")
-        assert time.monotonic() - before < 0.3
+        assert not third.done(), "it did not wait for its turn"
         error(refused, 503, "overloaded")
         assert int(refused.headers["retry-after"]) >= 1
         error(third.result(), 503, "queue_timeout")
-        assert [each.result().status_code for each in started] == [200, 200]
+        assert all(next(lines_of(each)) for each in (first, second))
 
 
-def test_sigterm_lets_running_answers_end_and_takes_no_new_ones(doomed: Service) -> None:
-    gateway = doomed.gateway
-    assert gateway
-    with doomed.client() as client, doomed.client() as other:
+def test_sigterm_lets_running_answers_end_and_takes_no_new_ones(tmp_path: Path) -> None:
+    with (
+        running(tmp_path, SLOW, limits={**LIMITS, "drain_seconds": 120}) as service,
+        service.client() as client,
+        service.client() as other,
+    ):
+        gateway = service.gateway
+        assert gateway
         assert other.get("/readyz").status_code == 200
-        body = {**STREAM, "max_tokens": 80}  # 4 s: the gateway drains from a second after the signal on
+        body = {**STREAM, "max_tokens": 160}  # 8 s: the gateway drains from a second after the signal on
         with client.stream("POST", CHAT, json=body) as answer:
             lines = lines_of(answer)
             next(lines)
@@ -156,46 +167,68 @@ def test_sigterm_lets_running_answers_end_and_takes_no_new_ones(doomed: Service)
             eventually("not ready", lambda: other.get("/readyz").status_code == 503)
             error(other.get("/generate?prompt=new"), 503, "draining")
             assert list(lines)[-1] == "data: [DONE]"
-    assert gateway.process.wait(5) == 0
-    gateway.states.append(gateway.notifications.recv(1000).decode())
-    assert "STOPPING=1" in gateway.states
+        assert gateway.process.wait(60) == 0
+        gateway.states.append(gateway.notifications.recv(1000).decode())
+        assert "STOPPING=1" in gateway.states
 
 
 def test_sigterm_answers_who_had_connected_and_whoever_comes_then_fails_before_sending(
     doomed: Service,
 ) -> None:
-    gateway, path = doomed.gateway, doomed.folder / "http.sock"
-    assert gateway
+    path = doomed.folder / "http.sock"
     head = f"GET /generate?prompt=late HTTP/1.1\r\nhost: llm\r\nauthorization: Bearer {doomed.key}\r\n"
-    with socket.socket(socket.AF_UNIX) as early, socket.socket(socket.AF_UNIX) as late:
-        early.connect(str(path))
-        gateway.process.send_signal(signal.SIGTERM)
-        eventually("the socket is gone", lambda: not path.exists(), 3)
-        early.sendall(f"{head}connection: close\r\n\r\n".encode())
-        assert early.recv(1000).startswith(b"HTTP/1.1 200 ")
-        with pytest.raises(FileNotFoundError):
-            late.connect(str(path))
-    assert gateway.process.wait(5) == 0
+
+    def asked_late() -> tuple[float, bytes]:
+        """How long the socket had been away at most when the question was sent, and the answer."""
+        assert doomed.gateway
+        with socket.socket(socket.AF_UNIX) as early, socket.socket(socket.AF_UNIX) as late:
+            early.connect(str(path))
+            doomed.gateway.process.send_signal(signal.SIGTERM)
+            there = time.monotonic()
+            while path.exists():
+                there = time.monotonic()
+                time.sleep(0.001)
+            answer = b""
+            with suppress(ConnectionError):
+                early.sendall(f"{head}connection: close\r\n\r\n".encode())
+            after = time.monotonic() - there
+            with suppress(ConnectionError):
+                answer = early.recv(1000)
+            with pytest.raises(FileNotFoundError):
+                late.connect(str(path))
+        assert doomed.gateway.process.wait(60) == 0
+        return after, answer
+
+    after, answer = asked_late()
+    for _ in range(9):
+        if after < ARRIVED_LOOKS * DRAIN_LOOK_SECONDS / 2:
+            break
+        doomed.start_gateway()  # we were not let run in time, which says nothing of the gateway
+        after, answer = asked_late()
+    assert answer.startswith(b"HTTP/1.1 200 ")
 
 
 @pytest.mark.parametrize("signals", [1, 2])
 def test_a_drain_ends_long_streams_with_an_error_and_a_second_sigterm_does_so_at_once(
-    doomed: Service, signals: int
+    tmp_path: Path, signals: int
 ) -> None:
-    gateway = doomed.gateway
-    assert gateway
-    with doomed.client() as client, client.stream("POST", CHAT, json=STREAM) as answer:
-        lines = lines_of(answer)
-        next(lines)
-        before = time.monotonic()
-        for _ in range(signals):
+    seconds = {1: 2, 2: 30}[signals]
+    with running(tmp_path, SLOW, limits={**LIMITS, "drain_seconds": seconds}) as service:
+        gateway = service.gateway
+        assert gateway
+        with service.client() as client, client.stream("POST", CHAT, json=LASTING) as answer:
+            lines = lines_of(answer)
+            next(lines)
+            before = time.monotonic()
             gateway.process.send_signal(signal.SIGTERM)
-            time.sleep(0.2)
-        last = json.loads(list(lines)[-1].removeprefix("data: "))
-        took = time.monotonic() - before
-    assert last["error"]["code"] == "draining"
-    assert (took < 3) == (signals == 2), took
-    assert gateway.process.wait(5) == 0
+            if signals == 2:  # two that come before it has heard the first are one
+                eventually("the first is heard", lambda: not (tmp_path / "http.sock").exists())
+                gateway.process.send_signal(signal.SIGTERM)
+            last = json.loads(list(lines)[-1].removeprefix("data: "))
+            took = time.monotonic() - before
+        assert last["error"]["code"] == "draining"
+        assert (took < seconds) == (signals == 2), took
+        assert gateway.process.wait(60) == 0
 
 
 def test_a_gateway_starts_without_its_engine_and_finds_it_later(tmp_path: Path) -> None:
@@ -206,7 +239,7 @@ def test_a_gateway_starts_without_its_engine_and_finds_it_later(tmp_path: Path) 
         service.start_gateway()
         assert not ready(service)
         service.start_engine("echo")
-        eventually("readiness", lambda: ready(service), 5)
+        eventually("readiness", lambda: ready(service))
 
 
 def test_an_engine_that_serves_another_model_is_not_taken(tmp_path: Path) -> None:
@@ -233,7 +266,7 @@ def test_a_slow_reader_holds_no_slot(slow: Service) -> None:
         client.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
         assert client.recv(12) == b"HTTP/1.1 200"
         eventually(
-            "the slot is free while the answer is still being read", lambda: running_requests(slow) == 0, 3
+            "the slot is free while the answer is still being read", lambda: running_requests(slow) == 0
         )
 
 
@@ -241,8 +274,8 @@ def test_what_is_no_http_and_a_head_without_end_are_refused(slow: Service) -> No
     def refused(sent: bytes) -> bytes:
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(slow.folder / "http.sock"))
-            client.settimeout(5)
-            with suppress(BrokenPipeError):
+            client.settimeout(60)
+            with suppress(BrokenPipeError, ConnectionResetError):
                 client.sendall(sent)
             return client.recv(10_000)
 
@@ -293,7 +326,7 @@ def test_a_record_whose_disk_is_full_stops_the_answers_until_there_is_room(tmp_p
         error(client.get("/generate?prompt=x"), 503, "audit_unavailable")
         assert client.get("/livez").status_code == 200
         resource.prlimit(writer, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        eventually("it is answered again", lambda: client.get("/generate?prompt=x").status_code == 200, 10)
+        eventually("it is answered again", lambda: client.get("/generate?prompt=x").status_code == 200)
 
 
 MOVED_CLOCK = """
