@@ -1,5 +1,6 @@
 """The audit record as the gateway writes it: before, after, and instead of an answer."""
 
+import asyncio
 import json
 import signal
 import time
@@ -14,7 +15,9 @@ from service import Service, eventually, running
 from test_faults import STREAM
 from test_refusals import error
 
-from llmserve.audit import INTENT_SECONDS
+from llmserve.audit import INTENT_SECONDS, AuditLink
+from llmserve.errors import ApiError
+from llmserve.metrics import Metrics
 from llmserve.redact import LONGEST, redact
 
 CHAT = "/v1/chat/completions"
@@ -145,10 +148,30 @@ def test_with_a_writer_that_hangs_nothing_is_answered_and_nobody_waits_for_long(
         service.writer.process.send_signal(signal.SIGSTOP)
         began = time.monotonic()
         error(client.get("/generate?prompt=x"), 503, "audit_unavailable")
-        assert time.monotonic() - began < INTENT_SECONDS + 2
+        assert time.monotonic() - began < 3 * INTENT_SECONDS, "to the moment: the test below"
         assert service.metrics()['llm_tokens_total{kind="completion",model="echo"}'] == tokens
         service.writer.process.send_signal(signal.SIGCONT)
         assert client.get("/generate?prompt=x").status_code == 200
+
+
+def test_a_record_that_does_not_reach_the_disk_is_given_up_after_its_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        link = AuditLink(tmp_path / "none", Metrics())
+        began = time.monotonic()
+        recording = asyncio.create_task(link.record({}))
+        await asyncio.sleep(0)
+        for waited, over in (INTENT_SECONDS - 0.5, False), (INTENT_SECONDS + 0.5, True):
+            with monkeypatch.context() as later:
+                later.setattr("llmserve.audit.time.monotonic", lambda now=began + waited: now)
+                link.end_overdue()
+            await asyncio.sleep(0)
+            assert bool(link.waiting) is not over
+        with pytest.raises(ApiError, match="audit_unavailable"):
+            await recording
+
+    asyncio.run(scenario())
 
 
 def test_an_outcome_waits_for_a_writer_that_is_away(tmp_path: Path) -> None:
@@ -175,7 +198,7 @@ def test_a_flood_of_refusals_is_counted_and_holds_nobody_up(tmp_path: Path) -> N
                 wrong.get("/v1/models")
             assert service.metrics()["llm_audit_suppressed_total"] >= 90
             service.start_writer()
-            eventually("served again", lambda: good.get("/v1/models").status_code == 200, 5)
+            eventually("served again", lambda: good.get("/v1/models").status_code == 200)
             wrong.get("/v1/models")
         suppressed = "llmkeep.audit.suppressed"
         eventually(
@@ -201,7 +224,7 @@ def test_redaction_takes_out_what_identifies_or_opens(text: str, kept: str) -> N
 
 
 def test_redaction_of_a_hostile_text_takes_no_time() -> None:
-    before = time.monotonic()
+    before = time.thread_time()  # of the CPU: others may have it meanwhile
     for hostile in (
         "1 " * 500_000,
         "a@" * 500_000,
@@ -209,28 +232,28 @@ def test_redaction_of_a_hostile_text_takes_no_time() -> None:
         "eyJaaaaaaaa." * 90_000,
     ):
         assert len(redact(hostile)) <= LONGEST + 5
-    assert time.monotonic() - before < 2
+    assert time.thread_time() - before < 2
 
 
 def test_whatever_becomes_of_a_request_its_prompt_is_in_no_log_and_no_record(tmp_path: Path) -> None:
     opa = ScriptedOpa(tmp_path / "opa.sock")
     models = {"echo": {"driver": "echo", "token_seconds": 0.05}}
-    body = {**STREAM, "messages": [{"role": "user", "content": f"{CANARY} " * 100}]}
+    body = {**STREAM, "messages": [{"role": "user", "content": f"{CANARY} " * 200}]}
     policy = {"engine": "server", "socket": str(opa.socket)}
     with (
-        running(tmp_path, models, policy=policy, limits={"answer_seconds": 1}) as service,
+        running(tmp_path, models, policy=policy) as service,
         service.client() as client,
     ):
 
-        def ask(**changes: Any) -> int:
-            return client.post(CHAT, json={**body, **changes}).status_code
+        def ask(headers: dict[str, str] | None = None, **changes: Any) -> int:
+            return client.post(CHAT, json={**body, **changes}, headers=headers).status_code
 
         codes = {
             "answered": ask(max_tokens=1),
             "wrong": ask(temperature=9),
             "no such model": ask(model=CANARY),
             "over the context": ask(messages=[{"role": "user", "content": f"{CANARY} " * 5000}]),
-            "too late": ask(stream=False),
+            "too late": ask({"x-llm-deadline-ms": "1000"}, stream=False),
         }
         with client.stream("POST", CHAT, json=body) as left:
             next(left.iter_lines())
