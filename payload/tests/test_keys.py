@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from service import PEPPER, Service, eventually, running
-from test_faults import STREAM, ready
+from test_faults import LASTING, lines_of, ready
 from test_refusals import error
 
 from llmserve.errors import ApiError
@@ -84,23 +84,29 @@ def test_revoking_a_key_ends_its_running_streams_and_no_others(tmp_path: Path) -
     models = {"echo": {"driver": "echo", "token_seconds": 0.05}}
     with running(tmp_path, models) as service:
         added = service.add_key("eve", "sales")
-        eventually("the new key works", lambda: status(service, added["key"]) == 200, 5)
+        eventually("the new key works", lambda: status(service, added["key"]) == 200)
         with service.client(added["key"]) as eve, service.client() as ada:
-            body = {**STREAM, "max_tokens": 60}
-            chat = "/v1/chat/completions"
+            chat, body = "/v1/chat/completions", LASTING
             with eve.stream("POST", chat, json=body) as first, ada.stream("POST", chat, json=body) as second:
                 service.cli("keys", "revoke", added["id"], "--keys-file", str(tmp_path / "keys.json"))
-                last = [line for line in first.iter_lines() if line][-1]
-                assert json.loads(last.removeprefix("data: "))["error"]["code"] == "revoked_key"
-                assert [line for line in second.iter_lines() if line][-1] == "data: [DONE]"
+                told = list(lines_of(first))
+                assert json.loads(told[-1].removeprefix("data: "))["error"]["code"] == "revoked_key"
+                others = lines_of(second)
+                for _ in range(len(told) + 40):  # two seconds of it are from after the end of the other
+                    assert "choices" in json.loads(next(others).removeprefix("data: "))
 
 
 def test_a_key_expires(service: Service) -> None:
-    with edited(service.folder / "keys.json") as records:
-        key, record = new_key(PEPPER, "old", "research", ["analyst"], timedelta(seconds=2))
-        records.append(record)
-    eventually("it works at first", lambda: status(service, key) == 200, 2)
-    eventually("it has expired", lambda: status(service, key) == 401, 5)
+    for seconds in 2, 8, 32, 128:  # a machine that is busy may come too late to see it work
+        with edited(service.folder / "keys.json") as records:
+            key, record = new_key(PEPPER, "old", "research", ["analyst"], timedelta(seconds=seconds))
+            records.append(record)
+        if worked := status(service, key) == 200:
+            break
+    assert worked
+    assert record.expires
+    time.sleep(max(0.0, (record.expires - datetime.now(UTC)).total_seconds()))
+    eventually("it has expired", lambda: status(service, key) == 401)
     with service.client(key) as client:
         error(client.get("/v1/models"), 401, "expired_key")
 
@@ -109,17 +115,17 @@ def test_an_unreadable_keys_file_admits_nobody_and_shows_in_readiness(service: S
     file = service.folder / "keys.json"
     good = file.read_bytes()
     file.write_bytes(good[: len(good) // 2])
-    eventually("closed", lambda: status(service, service.key) == 503, 5)
+    eventually("closed", lambda: status(service, service.key) == 503)
     with service.client() as client:
         error(client.get("/v1/models"), 503, "keys_unreadable")
         assert "keys" in error(client.get("/readyz"), 503, "not_ready")["message"]
     file.write_bytes(good)
-    eventually("open again", lambda: status(service, service.key) == 200, 5)
+    eventually("open again", lambda: status(service, service.key) == 200)
     file.unlink()
-    eventually("no file, no keys", lambda: status(service, service.key) == 401, 5)
+    eventually("no file, no keys", lambda: status(service, service.key) == 401)
     assert ready(service)
     file.write_bytes(good)
-    eventually("back", lambda: status(service, service.key) == 200, 5)
+    eventually("back", lambda: status(service, service.key) == 200)
 
 
 def test_the_cli_prints_a_secret_once_and_keeps_only_its_hash(echo: Service, tmp_path: Path) -> None:
@@ -189,7 +195,7 @@ def test_a_rotated_key_gives_way_to_a_new_one_of_the_same_holder_after_the_overl
     assert datetime.fromisoformat(new["expires"]) - datetime.fromisoformat(new["created"]) == timedelta(
         days=90
     )
-    eventually("the new key works", lambda: status(service, new["key"]) == 200, 5)
+    eventually("the new key works", lambda: status(service, new["key"]) == 200)
     assert status(service, old["key"]) == 200
     [left] = [record for record in read_keys(service.folder / "keys.json").keys if record.id == old["id"]]
     assert left.expires
@@ -197,7 +203,7 @@ def test_a_rotated_key_gives_way_to_a_new_one_of_the_same_holder_after_the_overl
     with edited(service.folder / "keys.json") as records:
         index = records.index(left)
         records[index] = left.model_copy(update={"expires": datetime.now(UTC)})  # twelve hours later
-    eventually("the old key has expired", lambda: status(service, old["key"]) == 401, 5)
+    eventually("the old key has expired", lambda: status(service, old["key"]) == 401)
     assert status(service, new["key"]) == 200
 
 
@@ -263,11 +269,11 @@ def test_a_key_of_one_host_is_taken_over_by_another_with_its_own_pepper(tmp_path
 def test_revoking_a_subject_ends_all_its_keys_and_nobody_elses(service: Service) -> None:
     keys = [service.add_key("max", tenant)["key"] for tenant in ("sales", "research")]
     other = service.add_key("max2", "sales")["key"]
-    eventually("they work", lambda: {status(service, key) for key in [*keys, other]} == {200}, 5)
+    eventually("they work", lambda: {status(service, key) for key in [*keys, other]} == {200})
     file = ["--keys-file", str(service.folder / "keys.json")]
     result = service.cli("keys", "revoke", "--subject", "max", "--json", *file)
     assert set(json.loads(result.stdout)["revoked"]) == {key.split("_")[1] for key in keys}
-    eventually("both are dead", lambda: {status(service, key) for key in keys} == {401}, 5)
+    eventually("both are dead", lambda: {status(service, key) for key in keys} == {401})
     assert status(service, other) == 200
     assert [each.subject for each in read_keys(service.folder / "keys.json").blocked] == ["max"]
 
@@ -280,14 +286,17 @@ def test_the_list_tells_the_minute_in_which_a_key_was_last_used(tmp_path: Path) 
     with running(tmp_path) as service:
         idle, first, second = (service.add_key(name)["id"] for name in ("idle", "first", "second"))
         used, later = service.add_key("used"), service.add_key("later")
-        eventually("it works", lambda: status(service, used["key"]) == 200, 5)
-        shown = eventually("it is shown", lambda: last_used(service)[used["id"]], 5)
+        eventually("it works", lambda: status(service, used["key"]) == 200)
+        shown = eventually("it is shown", lambda: last_used(service)[used["id"]])
         assert datetime.now(UTC) - datetime.fromisoformat(shown) < timedelta(minutes=2)
         assert datetime.fromisoformat(shown).second == 0
         wrote = (tmp_path / "last-used.json").stat().st_mtime_ns
         assert status(service, later["key"]) == 200
-        for _ in range(50):
-            status(service, used["key"])
+        with service.client(used["key"]) as client:
+            for _ in range(
+                50
+            ):  # each is a use, and none waits for the record's disk until that minute is over
+                assert client.get("/nothing").status_code == 404
         assert (tmp_path / "last-used.json").stat().st_mtime_ns == wrote, "at most one write a minute"
     assert stat.S_IMODE((tmp_path / "last-used.json").stat().st_mode) == 0o600
     shown_all = last_used(service)
