@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
@@ -31,7 +32,7 @@ MODELS: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def cached(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service with a cache; its deadline is longer than in production since the tests' machine is busy."""
-    settings = {**redis_server.settings, "deadline_ms": 300}
+    settings = {**redis_server.settings, "deadline_ms": 5000}
     folder = tmp_path_factory.mktemp("cached")
     with running(folder, MODELS, redis=settings, credentials={"redis.gateway": PASSWORD}) as service:
         yield service
@@ -80,6 +81,12 @@ def said(words: str) -> list[dict[str, str]]:
 def asked_engine(service: Service, model: str = "slow") -> float:
     """How many requests the engine was given until now."""
     return service.metrics()[f'llm_queue_seconds_count{{model="{model}"}}']
+
+
+def served_by_others(service: Service) -> float:
+    """How many answers somebody else's question has made, or makes, until now."""
+    scrape = service.metrics()
+    return sum(scrape[f'llm_cache_total{{result="{result}"}}'] for result in ("shared", "hit"))
 
 
 def test_the_same_greedy_question_is_answered_from_the_cache(cached: Service) -> None:
@@ -162,8 +169,12 @@ def test_cache_control_is_read_as_the_rfc_says(header: bytes | None, wish: Cache
     assert cache_wish(header) == wish
 
 
-def test_an_entry_is_as_old_as_the_clock_says_and_never_younger_than_now() -> None:
-    assert Kept([], "stop", 1, 1, time.time() - 3600).age() in {3600, 3601}
+def test_an_entry_is_as_old_as_the_clock_says_and_never_younger_than_now(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now)
+    assert Kept([], "stop", 1, 1, time.time() - 3600).age() == 3600
     assert Kept([], "stop", 1, 1, time.time() + 3600).age() == 0, "the clock went back by an hour"
 
 
@@ -176,14 +187,17 @@ def test_an_entry_is_believed_only_if_it_says_what_was_asked(cached: Service, st
     value = store.get(name)
     assert isinstance(value, bytes)
     entry = json.loads(value)
-    store.set(name, json.dumps({**entry, "pieces": ["from ", "Redis"], "stored": time.time() - 3600}))
+    written = json.dumps({**entry, "pieces": ["from ", "Redis"], "stored": time.time() - 3600}).encode()
+    store.set(name, written)
     answer = whole(cached, messages=words)
     assert answer.json()["choices"][0]["message"]["content"] == "from Redis"
     assert int(answer.headers["age"]) >= 3600
     assert ask(cached, messages=words, control="max-age=60") == ("miss", "believe me")
     another = {**entry, "material": entry["material"].replace("research", "sales"), "pieces": ["another's"]}
     for wrong in json.dumps(another), "{}", "[]", "no JSON", b"\xff", json.dumps({**entry, "more": 1}):
-        store.set(name, wrong)
+        eventually("the answer is kept again", lambda last=written: store.get(name) != last)
+        written = wrong if isinstance(wrong, bytes) else wrong.encode()
+        store.set(name, written)
         assert ask(cached, messages=words) == ("miss", "believe me")
 
 
@@ -232,8 +246,9 @@ def test_who_asked_first_may_leave_or_read_nothing_without_harm_to_the_others(ca
         first.connect(str(cached.folder / "http.sock"))
         first.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
         eventually("the engine works", lambda: asked_engine(cached) == asked + 1)
+        served = served_by_others(cached)
         second = pool.submit(ask, cached, None, None, **{**question, "stream": False})
-        time.sleep(0.2)
+        eventually("the second one waits for it, or has it", lambda: served_by_others(cached) == served + 1)
         first.close()
         assert second.result() == ("hit", SLOW_WORDS + " leave")
     assert asked_engine(cached) == asked + 1
@@ -259,24 +274,26 @@ def test_an_answer_that_nobody_waits_for_any_more_is_not_made(cached: Service) -
         with cached.client() as client, pytest.raises(httpx.ReadTimeout):
             client.post(CHAT, json=question, timeout=0.3)
     runs = 'llm_requests_running{model="slow"}'
-    eventually("the slot is free", lambda: cached.metrics()[runs] == 0, 2)
+    eventually("the slot is free", lambda: cached.metrics()[runs] == 0)
 
 
 def test_redis_that_hangs_or_is_gone_is_a_miss_and_never_an_error(
-    cached: Service, redis_server: RedisServer
+    redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    ask(cached)
-    redis_server.process.send_signal(signal.SIGSTOP)
-    before = time.monotonic()
-    assert ask(cached) == ("miss", "one two")
-    assert time.monotonic() - before < 2
-    redis_server.process.send_signal(signal.SIGCONT)
-    redis_server.stop()
-    for _ in range(3):
-        assert ask(cached) == ("miss", "one two")
-    assert cached.metrics()['llm_cache_total{result="error"}'] >= 2
-    redis_server.start()
-    eventually("it is used again", lambda: ask(cached)[0] == "hit", 5)
+    settings = {**redis_server.settings, "deadline_ms": 2000}
+    with running(tmp_path, redis=settings, credentials={"redis.gateway": PASSWORD}) as service:
+        eventually("it is kept", lambda: "age" in whole(service).headers)
+        redis_server.process.send_signal(signal.SIGSTOP)
+        before = time.monotonic()
+        assert ask(service) == ("miss", "one two")
+        assert time.monotonic() - before < 13, "seven deadlines"
+        redis_server.process.send_signal(signal.SIGCONT)
+        redis_server.stop()
+        for _ in range(3):
+            assert ask(service) == ("miss", "one two")
+        assert service.metrics()['llm_cache_total{result="error"}'] >= 2
+        redis_server.start()
+        eventually("it is used again", lambda: ask(service)[0] == "hit")
 
 
 @pytest.mark.parametrize(
@@ -287,11 +304,13 @@ def test_redis_that_takes_no_writes_is_a_miss_and_still_gives_what_it_has(
 ) -> None:
     server = RedisServer(tmp_path_factory.mktemp("redis"), option)
     folder = tmp_path_factory.mktemp("refused")
-    settings = {**server.settings, "deadline_ms": 1000}
+    settings = {**server.settings, "deadline_ms": 5000}
     try:
         with running(folder, redis=settings, credentials={"redis.gateway": PASSWORD}) as service:
             assert [ask(service) for _ in range(3)] == [("miss", "one two")] * 3
-            assert service.metrics()['llm_cache_total{result="error"}'] == 3, "one write each, and no rest"
+            errors = 'llm_cache_total{result="error"}'
+            eventually("the last write was refused, too", lambda: service.metrics()[errors] >= 3)
+            assert service.metrics()[errors] == 3, "one write each, and no rest"
             assert service.logs().count("Redis does not do as asked") == 1
     finally:
         server.stop()
@@ -301,16 +320,18 @@ def test_redis_that_takes_a_second_an_answer_does_not_cost_each_request_a_deadli
     redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("late")
-    with redis_server.delayed(folder / "late.sock", 1.0) as path:
+    begun, made = time.monotonic(), list[float]()
+    with redis_server.delayed(folder / "late.sock", 1.0, made) as path:
         settings = {**redis_server.settings, "url": f"unix://{path}", "deadline_ms": 50}
-        with running(folder, redis=settings, credentials={"redis.gateway": PASSWORD}) as service:
-            with service.client() as client:
-                for _ in range(40):
-                    answer = client.post(CHAT, json=QUESTION)
-                    assert (answer.status_code, answer.headers["x-llm-cache"]) == (200, "miss")
-            scrape = service.metrics()
-    name = 'llm_gateway_overhead_seconds_bucket{cache="miss",le="0.05"}'
-    assert scrape[name] >= 30, "each of the others would have waited 50 ms for Redis"
+        secret = {"redis.gateway": PASSWORD}
+        with running(folder, redis=settings, credentials=secret) as service, service.client() as client:
+            for _ in range(40):
+                answer = client.post(CHAT, json=QUESTION)
+                assert (answer.status_code, answer.headers["x-llm-cache"]) == (200, "miss")
+    # A deadline that is missed ends the connection; after four of them there are two seconds to the next.
+    assert 1 <= len(made) <= 5 + (time.monotonic() - begun) / 2, (
+        "each of the others would have waited 50 ms for Redis"
+    )
 
 
 def test_a_gateway_without_redis_says_so_and_goes_on(echo: Service) -> None:

@@ -27,7 +27,7 @@ def mid_minute(monkeypatch: pytest.MonkeyPatch) -> None:
 @asynccontextmanager
 async def processes(server: RedisServer, number: int) -> AsyncIterator[list[Quotas]]:
     """As many gateways' quotas, each with a connection of its own."""
-    settings = Redis(url=f"unix://{server.socket}", user="gateway", deadline_ms=500)
+    settings = Redis(url=f"unix://{server.socket}", user="gateway", deadline_ms=5000)
     links = [RedisLink(settings, PASSWORD) for _ in range(number)]
     yield [Quotas(link, Metrics()) for link in links]
     for link in links:
