@@ -78,7 +78,7 @@ def left_behind(batch: Batch) -> tuple[int, ...]:
     )
 
 
-async def idle(batch: Batch, seconds: float = 5.0) -> None:
+async def idle(batch: Batch, seconds: float = 60.0) -> None:
     """Until it holds nothing."""
     end = time.monotonic() + seconds
     while any(left_behind(batch)):
@@ -98,7 +98,7 @@ def test_an_answer_that_is_finished_before_add_request_returns_is_not_lost(
         return name
 
     monkeypatch.setattr(manager, "add_request", slow)
-    finish = asyncio.run(asyncio.wait_for(shared.generate(request(tokens=2), nothing), 10))
+    finish = asyncio.run(asyncio.wait_for(shared.generate(request(tokens=2), nothing), 60))
     assert finish.completion_tokens == 2
 
 
@@ -120,7 +120,9 @@ def test_a_thousand_cancelled_requests_leave_nothing_behind(shared: ContinuousDr
     asyncio.run(scenario())
 
 
-def test_a_cancelled_request_is_out_of_the_batch_after_the_step_that_runs(shared: ContinuousDriver) -> None:
+def test_a_cancelled_request_is_out_of_the_batch_after_the_step_that_runs(
+    shared: ContinuousDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def scenario() -> None:
         batch = shared.batches[0]
         tokens = 0
@@ -132,12 +134,18 @@ def test_a_cancelled_request_is_out_of_the_batch_after_the_step_that_runs(shared
         task = asyncio.create_task(shared.generate(request(), count))
         while tokens < 5:
             await asyncio.sleep(0.001)
-        steps = batch.manager.current_batch
+        cancel, steps = batch.cancel, list[int]()
+
+        def noted(name: str) -> None:
+            cancel(name)
+            steps.append(batch.manager.current_batch)
+
+        monkeypatch.setattr(batch, "cancel", noted)
         task.cancel()
         await asyncio.wait([task])
         while batch.manager.batch_processor.scheduler.active_requests:
             await asyncio.sleep(0.001)
-        assert batch.manager.current_batch - steps <= 2  # the one that ran, and at most one that had begun
+        assert batch.manager.current_batch - steps[0] <= 2  # the one that ran, and at most one that had begun
 
     asyncio.run(scenario())
 
@@ -172,7 +180,7 @@ def test_each_request_has_a_temperature_and_top_p_of_its_own(shared: ContinuousD
 def test_a_manager_that_takes_no_requests_is_a_503_and_no_wait(driver: ContinuousDriver) -> None:
     driver.batches[0].stop()
     with pytest.raises(ApiError) as refused:
-        asyncio.run(asyncio.wait_for(driver.generate(request(), nothing), 5))
+        asyncio.run(asyncio.wait_for(driver.generate(request(), nothing), 60))
     assert (refused.value.status, refused.value.code) == (503, "engine_unavailable")
     assert not driver.batches[0].waiting
 
@@ -190,9 +198,9 @@ def test_a_step_that_fails_ends_all_answers_and_the_driver_says_that_it_is_broke
             raise MemoryError("no room")
 
         monkeypatch.setattr(driver.language.model, "forward", fail)
-        results = await asyncio.wait_for(asyncio.gather(*answers, return_exceptions=True), 10)
+        results = await asyncio.wait_for(asyncio.gather(*answers, return_exceptions=True), 60)
         assert [type(result) for result in results] == [RuntimeError] * 3
-        assert "MemoryError" in await asyncio.wait_for(broken, 10)
+        assert "MemoryError" in await asyncio.wait_for(broken, 60)
         with pytest.raises(ApiError) as refused:
             await driver.generate(request(), nothing)
         assert refused.value.status == 503
@@ -218,7 +226,7 @@ def test_an_engine_whose_driver_is_broken_ends_to_be_started_again(
         refused = decode(await reader.readline())
         assert isinstance(refused, Failed)
         assert (refused.status, refused.code) == (503, "engine_failed")
-        code = await asyncio.wait_for(engine, 20)
+        code = await asyncio.wait_for(engine, 60)
         assert not path.exists()
         writer.close()
         return code
@@ -229,12 +237,12 @@ def test_an_engine_whose_driver_is_broken_ends_to_be_started_again(
 def test_stopping_waits_for_short_answers_and_cuts_long_ones(
     driver: ContinuousDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llmserve.engine_continuous.FLUSH_SECONDS", 4.0)
+    monkeypatch.setattr("llmserve.engine_continuous.FLUSH_SECONDS", 8.0)
     model = driver.language.model
     forward = model.forward
 
     def slow(*arguments: Any, **named: Any) -> Any:
-        time.sleep(0.05)
+        time.sleep(0.1)
         return forward(*arguments, **named)
 
     monkeypatch.setattr(model, "forward", slow)
@@ -242,17 +250,18 @@ def test_stopping_waits_for_short_answers_and_cuts_long_ones(
     async def scenario() -> None:
         short = asyncio.create_task(driver.generate(request(tokens=4), nothing))
         long = asyncio.create_task(driver.generate(request(tokens=900), nothing))
-        await asyncio.sleep(0.1)
+        while len(driver.batches[0].waiting) < 2:
+            await asyncio.sleep(0.01)
         before = time.monotonic()
         await driver.close()
-        assert time.monotonic() - before < 20, "900 steps take 45 s"
+        assert time.monotonic() - before < 40, "900 steps take 90 s"
         assert (await short).completion_tokens == 4
         with pytest.raises(RuntimeError):
-            await asyncio.wait_for(long, 5)
+            await asyncio.wait_for(long, 30)
 
     asyncio.run(scenario())
     for batch in driver.batches:
-        batch.manager.join(time.perf_counter(), timeout=20)  # for a machine that is too busy for HARD_SECONDS
+        batch.manager.join(time.perf_counter(), timeout=60)  # for a machine that is too busy for HARD_SECONDS
         assert not batch.manager.is_running()
 
 

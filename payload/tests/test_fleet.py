@@ -208,23 +208,24 @@ def test_requests_survive_an_instance_that_dies_before_its_first_byte(tmp_path: 
     sockets = [tmp_path / "a.sock", tmp_path / "b.sock"]
     servers = [ScriptedUpstream(path) for path in sockets]
     remote = {"socket": [str(path) for path in sockets], "revision": "7"}
+    some = range(40)  # of which each has its home by chance: all have the same one once in 2**39 times
     with running(tmp_path, {}, remotes={"m": remote}) as service, service.client() as client:
         series = service.metrics()
         assert series['llm_engine_up{model="m"}'] == 2
         for server in servers:
             server.script = stream(said("hello"), said("", "stop"), USAGE, END)
-        for number in range(20):
+        for number in some:
             assert client.post(CHAT, json=asking(number, stream=True)).content.endswith(END)
         assert all(server.asked for server in servers)
         servers[0].script = []  # takes the question and hangs up
         asked = len(servers[0].asked)
-        for number in range(20):
+        for number in some:
             assert client.post(CHAT, json=asking(number, stream=True)).content.endswith(END)
         assert len(servers[0].asked) > asked
         servers[0].stop()
-        eventually("it is seen", lambda: service.metrics()['llm_engine_up{model="m"}'] == 1, 3)
+        eventually("it is seen", lambda: service.metrics()['llm_engine_up{model="m"}'] == 1)
         assert client.get("/readyz").status_code == 200
-        for number in range(20):
+        for number in some:
             assert client.post(CHAT, json=asking(number, stream=True)).content.endswith(END)
         servers[1].script = []
         refused = client.post(CHAT, json=asking(1, stream=True))

@@ -5,8 +5,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -40,6 +43,26 @@ def said_since(process: Process, seconds: float) -> list[str]:
     return states
 
 
+@contextmanager
+def heard(process: Process) -> Iterator[list[str]]:
+    """What it tells its service manager within the block. Unheard, it would stand still at its tenth word."""
+    states: list[str] = []
+    done = Event()
+
+    def listen() -> None:
+        while not done.is_set():
+            with suppress(TimeoutError):
+                states.append(process.notifications.recv(1000).decode())
+
+    thread = Thread(target=listen)
+    thread.start()
+    try:
+        yield states
+    finally:
+        done.set()
+        thread.join()
+
+
 def test_an_engine_whose_model_hangs_is_not_ready_takes_nothing_and_stops_feeding_its_watchdog(
     tmp_path: Path,
 ) -> None:
@@ -47,10 +70,12 @@ def test_an_engine_whose_model_hangs_is_not_ready_takes_nothing_and_stops_feedin
     feed = {"WATCHDOG_USEC": "600000"}
     with running(tmp_path, hangs(), engine_options=options, engine_environment=feed) as service:
         engine = service.engines["echo"]
-        assert said_since(engine, 1.5).count("WATCHDOG=1") >= 3, "an engine that rests does not hang"
         with service.client() as client, ThreadPoolExecutor() as pool:
-            waiting = pool.submit(client.get, "/generate?prompt=x")
-            eventually("it is noticed", lambda: service.metrics()['llm_engine_stalled{model="echo"}'] == 1, 5)
+            with heard(engine) as states:
+                eventually("an engine that rests does not hang", lambda: states.count("WATCHDOG=1") >= 3)
+                waiting = pool.submit(client.get, "/generate?prompt=x")
+                stalled = 'llm_engine_stalled{model="echo"}'
+                eventually("it is noticed", lambda: service.metrics()[stalled] == 1)
             refused = error(client.get("/readyz"), 503, "not_ready")
             assert refused["message"] == "not ready: 1 of 1 engines make no step"
             assert client.get("/livez").status_code == 200, "the gateway is well"
@@ -61,7 +86,7 @@ def test_an_engine_whose_model_hangs_is_not_ready_takes_nothing_and_stops_feedin
             error(waiting.result(), 503, "engine_lost")
             service.engine_models["echo"]["token_seconds"] = 0.0
             service.start_engine("echo")
-            eventually("readiness", lambda: client.get("/readyz").status_code == 200, 5)
+            eventually("readiness", lambda: client.get("/readyz").status_code == 200)
             assert client.get("/generate?prompt=y").status_code == 200
     assert "the model makes no step" in service.logs()
 
@@ -73,19 +98,19 @@ def test_an_engine_that_is_stopped_with_work_in_it_is_not_ready_until_it_goes_on
             process.send_signal(signal.SIGSTOP)
             try:
                 waiting = pool.submit(client.get, "/generate?prompt=x")
-                eventually("it is noticed", lambda: client.get("/readyz").status_code == 503, 8)
+                eventually("it is noticed", lambda: client.get("/readyz").status_code == 503)
             finally:
                 process.send_signal(signal.SIGCONT)
             assert waiting.result().status_code == 200
-            eventually("readiness", lambda: client.get("/readyz").status_code == 200, 5)
+            eventually("readiness", lambda: client.get("/readyz").status_code == 200)
 
 
 def test_the_engine_ends_what_is_late_by_itself(tmp_path: Path) -> None:
     with running(tmp_path, hangs()) as service, service.client() as client:
         before = time.monotonic()
-        late = client.get("/generate?prompt=x", headers={"x-llm-deadline-ms": "300"})
-        assert "no whole answer within 0." in error(late, 503, "deadline_exceeded")["message"]
-        assert time.monotonic() - before < 3
+        late = client.get("/generate?prompt=x", headers={"x-llm-deadline-ms": "2000"})
+        assert "no whole answer within " in error(late, 503, "deadline_exceeded")["message"]
+        assert time.monotonic() - before < 20, "a token takes 1000 s"
         assert service.metrics()['llm_requests_running{model="echo"}'] == 0
         for wrong in "0", "-5", "soon", "1e3", "9" * 12:
             refused = client.get("/generate?prompt=x", headers={"x-llm-deadline-ms": wrong})
@@ -131,7 +156,7 @@ def test_the_engine_tells_how_busy_its_gpus_are_and_leaves_out_one_that_is_lost(
     environment = nvml(tmp_path, "util_gpu = 70\n1.util_gpu = 90\n2.lost = 1\n")
     with running(tmp_path, engine_environment=environment) as service:
         name = 'llm_gpu_utilization_ratio{gpu="%d",model="echo"}'
-        eventually("it is told", lambda: service.metrics().get(name % 0) == 0.7, 5)
+        eventually("it is told", lambda: service.metrics().get(name % 0) == 0.7)
         scrape = service.metrics()
         assert (scrape[name % 1], name % 2 in scrape) == (0.9, False)
 
