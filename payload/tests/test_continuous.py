@@ -1,6 +1,7 @@
 """The continuous driver in this process: the sharp edges of transformers' manager, each with its test."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -150,11 +151,24 @@ def test_a_cancelled_request_is_out_of_the_batch_after_the_step_that_runs(
     asyncio.run(scenario())
 
 
-def test_requests_share_steps(shared: ContinuousDriver) -> None:
+def test_requests_share_steps(shared: ContinuousDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, all_are_there = shared.language.model, threading.Event()
+    forward = model.forward
+
+    def held(*arguments: Any, **named: Any) -> Any:
+        all_are_there.wait()
+        return forward(*arguments, **named)
+
+    monkeypatch.setattr(model, "forward", held)
+
     async def scenario() -> None:
         manager = shared.batches[0].manager
         before = manager.current_batch
-        finishes = await asyncio.gather(*(shared.generate(request(tokens=40), nothing) for _ in range(8)))
+        answers = asyncio.gather(*(shared.generate(request(tokens=40), nothing) for _ in range(8)))
+        while len(shared.batches[0].waiting) < 8:
+            await asyncio.sleep(0.01)
+        all_are_there.set()
+        finishes = await answers
         tokens = sum(finish.completion_tokens for finish in finishes)
         assert manager.current_batch - before < tokens / 3
 
