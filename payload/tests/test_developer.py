@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import httpx2 as httpx
-from service import eventually
+from service import START_SECONDS, eventually
 
 
 def test_run_prints_an_address_and_a_key_that_answer_without_redis_and_leaves_nothing_behind(
@@ -21,7 +21,9 @@ def test_run_prints_an_address_and_a_key_that_answer_without_redis_and_leaves_no
         process = subprocess.Popen(command, stdout=out, stderr=err, env=environment)
     try:
         shown = eventually(
-            "the key is printed", lambda: re.search(r"key\s+(\S+)", (tmp_path / "out").read_text())
+            "the key is printed",
+            lambda: re.search(r"key\s+(\S+)\s", (tmp_path / "out").read_text()),
+            START_SECONDS,
         )
         address = re.search(r"url\s+(\S+)", (tmp_path / "out").read_text())
         assert address
@@ -29,16 +31,16 @@ def test_run_prints_an_address_and_a_key_that_answer_without_redis_and_leaves_no
 
         def answer() -> str | None:
             try:
-                response = httpx.get(url, params={"prompt": "hello you"}, headers=headers)
-            except httpx.ConnectError:
+                response = httpx.get(url, params={"prompt": "hello you"}, headers=headers, timeout=60)
+            except httpx.TransportError:
                 return None
             text: str | None = response.json().get("response")
             return text
 
-        assert eventually("it answers", answer) == "hello you"
+        assert eventually("it answers", answer, START_SECONDS) == "hello you"
         assert "no Redis: going on without a cache" in (tmp_path / "err").read_text()
     finally:
         process.send_signal(signal.SIGINT)
-        code = process.wait(10)
+        code = process.wait(60)
     assert code == 0
     assert list((tmp_path / "tmp").iterdir()) == []
