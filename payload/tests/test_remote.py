@@ -22,7 +22,6 @@ from llmserve.settings import GatewayConfig
 CHAT = "/v1/chat/completions"
 WORDS = " ".join(f"word{number}" for number in range(100))
 TOOLS = [{"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}]
-LIMITS = {"answer_seconds": 3}
 
 
 def remote(upstream: Service, **more: Any) -> dict[str, Any]:
@@ -70,7 +69,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ScriptedU
     folder = tmp_path_factory.mktemp("played")
     server = ScriptedUpstream(folder / "upstream.sock")
     described = {"socket": str(folder / "upstream.sock"), "revision": "7", "fields": ["tools", "seed", "n"]}
-    with running(folder, {}, remotes={"m": described}, limits=LIMITS) as service:
+    with running(folder, {}, remotes={"m": described}) as service:
         yield server, service
     server.stop()
 
@@ -207,7 +206,7 @@ REFUSED: dict[str, tuple[Script, int, str]] = {
     "endless headers": ([b"HTTP/1.1 200 OK\r\nx: " + b"y" * 200_000], 503, "engine_failed"),
     "no JSON": (answer(b"<html>"), 503, "engine_failed"),
     "no choices": (answer({"usage": {"prompt_tokens": 1, "completion_tokens": 1}}), 503, "engine_failed"),
-    "no answer": ([5.0], 503, "deadline_exceeded"),
+    "no answer": ([60.0], 503, "deadline_exceeded"),
     "its own 400": (
         answer({"error": {"message": "tools: bad", "code": "made_up_xyz", "param": "tools"}}, 400), 400, "engine_refused"
     ),
@@ -224,10 +223,11 @@ def test_what_is_no_answer_has_a_documented_status(
 ) -> None:
     server, service = played
     server.script = script
+    hasty = {"x-llm-deadline-ms": "1000"} if code == "deadline_exceeded" else {}
     with service.client() as client:
         before = time.monotonic()
-        refused = error(client.post(CHAT, json=asking(max_tokens=9)), status, code)
-    assert time.monotonic() - before < 6
+        refused = error(client.post(CHAT, json=asking(max_tokens=9), headers=hasty), status, code)
+    assert time.monotonic() - before < 30, "one of them says nothing for 60 s"
     assert "Traceback" not in refused["message"]
     assert "bad key" not in refused["message"]
     if code == "engine_refused":
@@ -238,11 +238,11 @@ def test_what_is_no_answer_has_a_documented_status(
 def test_a_client_that_leaves_hangs_up_on_the_upstream(played: tuple[ScriptedUpstream, Service]) -> None:
     server, service = played
     server.hung_up.clear()
-    server.script = stream(*[each for _ in range(100) for each in (said("word "), 0.05)])
+    server.script = stream(*[each for _ in range(1000) for each in (said("word "), 0.05)])
     with service.client() as client, client.stream("POST", CHAT, json=asking(stream=True)) as got:
         next(got.iter_lines())
-    assert server.hung_up.wait(3)
-    eventually("the slot is free", lambda: service.metrics()['llm_requests_running{model="m"}'] == 0, 3)
+    assert server.hung_up.wait(30)
+    eventually("the slot is free", lambda: service.metrics()['llm_requests_running{model="m"}'] == 0)
 
 
 @pytest.mark.parametrize("streaming", [True, False])
@@ -258,8 +258,8 @@ def test_a_client_that_leaves_frees_the_upstreams_engine_too(
         else:
             with pytest.raises(httpx.ReadTimeout):
                 client.post(CHAT, json=body, timeout=0.3)
-    eventually("the slot is free", lambda: front.metrics()[running_now] == 0, 3)
-    eventually("the engine rests", lambda: upstream.metrics()[running_now] == 0, 3)
+    eventually("the slot is free", lambda: front.metrics()[running_now] == 0)
+    eventually("the engine rests", lambda: upstream.metrics()[running_now] == 0)
 
 
 def test_a_length_that_is_only_our_default_gives_way_to_the_upstreams_context(
@@ -278,11 +278,11 @@ def test_a_dead_upstream_is_a_503_and_is_found_again(tmp_path: Path) -> None:
     with running(tmp_path, {}, remotes={"m": described}) as service, service.client() as client:
         assert client.get("/v1/models/m").json()["context"] == 4096
         server.stop()
-        eventually("it is seen", lambda: client.get("/readyz").status_code == 503, 3)
+        eventually("it is seen", lambda: client.get("/readyz").status_code == 503)
         error(client.post(CHAT, json=asking()), 503, "engine_unavailable")
         (tmp_path / "upstream.sock").unlink()
         server = ScriptedUpstream(tmp_path / "upstream.sock")
-        eventually("it is found", lambda: client.get("/readyz").status_code == 200, 5)
+        eventually("it is found", lambda: client.get("/readyz").status_code == 200)
         server.script = stream(said("word"), 30.0)
         with client.stream("POST", CHAT, json=asking(stream=True)) as got:
             lines = got.iter_lines()
@@ -318,7 +318,7 @@ def test_greedy_answers_of_an_upstream_are_kept_only_where_they_are_said_to_be_t
     }
     options: dict[str, Any] = {
         "remotes": {"m": {**described, "cache": cache}},
-        "redis": {**redis, "deadline_ms": 500},
+        "redis": {**redis, "deadline_ms": 5000},
         "credentials": {"redis.gateway": PASSWORD},
     }
     with running(tmp_path, {}, **options) as service, service.client() as client:
@@ -364,6 +364,7 @@ def test_mutual_tls_carries_questions_and_answers(certificates: Path, tmp_path: 
     server.script = stream(said("hello"), said("", "stop"), USAGE, END)
     remotes = {"m": over_tls(server, certificates)}
     with running(tmp_path, {}, remotes=remotes) as service, service.client() as client:
+        eventually("it is found", lambda: client.get("/readyz").status_code == 200)
         assert client.post(CHAT, json=asking(stream=True)).content.endswith(END)
     server.stop()
 
