@@ -23,6 +23,7 @@ def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
                 # It takes the key away, and --header gives it back; `ignored_auth` asks without one.
                 *("--exclude-checks", "missing_required_header"),
                 *("--phases", "coverage,fuzzing", "--max-examples", str(CASES_A_PHASE)),
+                *("--request-timeout", "60"),
                 *("--seed", "5", "--no-color", "--generation-database", "none"),
             ],
             capture_output=True,
