@@ -97,15 +97,15 @@ def test_an_engine_killed_before_a_whole_answer_is_a_503(doomed: Service) -> Non
 
 
 def test_an_engine_that_hangs_is_given_up_at_the_deadline(tmp_path: Path) -> None:
-    with running(tmp_path) as service, service.client() as client:
+    with running(tmp_path, limits={"answer_seconds": 2}) as service, service.client() as client:
         process = service.engines["echo"].process
         process.send_signal(signal.SIGSTOP)
         try:
-            hasty = {"x-llm-deadline-ms": "500"}
-            error(client.get("/generate?prompt=x", headers=hasty), 503, "deadline_exceeded")
+            error(client.get("/generate?prompt=x"), 503, "deadline_exceeded")
         finally:
             process.send_signal(signal.SIGCONT)
-        assert client.get("/generate?prompt=x").status_code == 200
+        # A record may take the disk of a busy machine longer than an answer has, but not each time.
+        eventually("it answers", lambda: client.get("/generate?prompt=x").status_code == 200)
         assert running_requests(service) == 0
 
 
