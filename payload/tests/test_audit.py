@@ -148,7 +148,7 @@ def test_with_a_writer_that_hangs_nothing_is_answered_and_nobody_waits_for_long(
         service.writer.process.send_signal(signal.SIGSTOP)
         began = time.monotonic()
         error(client.get("/generate?prompt=x"), 503, "audit_unavailable")
-        assert time.monotonic() - began < 3 * INTENT_SECONDS, "to the moment: the test below"
+        assert time.monotonic() - began < INTENT_SECONDS + 2
         assert service.metrics()['llm_tokens_total{kind="completion",model="echo"}'] == tokens
         service.writer.process.send_signal(signal.SIGCONT)
         assert client.get("/generate?prompt=x").status_code == 200
@@ -198,7 +198,7 @@ def test_a_flood_of_refusals_is_counted_and_holds_nobody_up(tmp_path: Path) -> N
                 wrong.get("/v1/models")
             assert service.metrics()["llm_audit_suppressed_total"] >= 90
             service.start_writer()
-            eventually("served again", lambda: good.get("/v1/models").status_code == 200)
+            eventually("served again", lambda: good.get("/v1/models").status_code == 200, 5)
             wrong.get("/v1/models")
         suppressed = "llmkeep.audit.suppressed"
         eventually(

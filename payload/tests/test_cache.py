@@ -274,7 +274,7 @@ def test_an_answer_that_nobody_waits_for_any_more_is_not_made(cached: Service) -
         with cached.client() as client, pytest.raises(httpx.ReadTimeout):
             client.post(CHAT, json=question, timeout=0.3)
     runs = 'llm_requests_running{model="slow"}'
-    eventually("the slot is free", lambda: cached.metrics()[runs] == 0)
+    eventually("the slot is free", lambda: cached.metrics()[runs] == 0, 2)
 
 
 def test_redis_that_hangs_or_is_gone_is_a_miss_and_never_an_error(
@@ -286,14 +286,14 @@ def test_redis_that_hangs_or_is_gone_is_a_miss_and_never_an_error(
         redis_server.process.send_signal(signal.SIGSTOP)
         before = time.monotonic()
         assert ask(service) == ("miss", "one two")
-        assert time.monotonic() - before < 13, "seven deadlines"
+        assert time.monotonic() - before < 6, "three deadlines"
         redis_server.process.send_signal(signal.SIGCONT)
         redis_server.stop()
         for _ in range(3):
             assert ask(service) == ("miss", "one two")
         assert service.metrics()['llm_cache_total{result="error"}'] >= 2
         redis_server.start()
-        eventually("it is used again", lambda: ask(service)[0] == "hit")
+        eventually("it is used again", lambda: ask(service)[0] == "hit", 5)
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def test_a_registered_certificate_is_its_holder_and_others_of_the_same_authority
     added = add(service, robot, "robot")
     assert added["kind"] == "certificate"
     with edge.client(robot) as client:
-        eventually("it works", lambda: client.get("/generate?prompt=x").status_code == 200)
+        eventually("it works", lambda: client.get("/generate?prompt=x").status_code == 200, 5)
         answer = client.post("/generate", json={"prompt": "one two"})
         assert answer.json()["response"] == "one two"
     line = access_line(service, answer.headers["x-request-id"])
@@ -86,7 +86,7 @@ def test_an_authorization_header_is_judged_alone_even_beside_a_good_certificate(
     good = issue(edge.clients, "both")
     add(service, good, "both")
     with edge.client(good) as client:
-        eventually("it works", lambda: client.get("/v1/models").status_code == 200)
+        eventually("it works", lambda: client.get("/v1/models").status_code == 200, 5)
         wrong = {"authorization": service.key[:-1]}
         error(client.get("/v1/models", headers=wrong), 401, "malformed_key")
         wrong = {"authorization": f"Bearer {service.key[:-1]}{'0' if service.key[-1] != '0' else '1'}"}
@@ -206,7 +206,7 @@ def test_revoking_a_certificate_or_its_holder_ends_the_running_stream(service: S
         certificate = issue(edge.clients, name)
         added = add(service, certificate, name)
         with edge.client(certificate) as client:
-            eventually("it works", lambda c=client: c.get("/v1/models").status_code == 200)
+            eventually("it works", lambda c=client: c.get("/v1/models").status_code == 200, 5)
             with client.stream("POST", "/v1/chat/completions", json=LONG) as stream:
                 what = ["--subject", name] if by_subject else [str(added["id"])]
                 assert service.cli("keys", "revoke", *what, *file).returncode == 0
@@ -264,7 +264,7 @@ def test_a_certificate_has_one_holder_until_that_ends(service: Service, edge: Ed
     service.cli("keys", "revoke", str(first["id"]), *file)
     assert service.cli("keys", "add", *who).returncode == 0
     with edge.client(certificate) as client:
-        eventually("it is the second's now", lambda: client.get("/v1/models").status_code == 200)
+        eventually("it is the second's now", lambda: client.get("/v1/models").status_code == 200, 5)
     noise = service.folder / "noise.pem"
     noise.write_text("no certificate")
     assert (

@@ -79,7 +79,7 @@ def left_behind(batch: Batch) -> tuple[int, ...]:
     )
 
 
-async def idle(batch: Batch, seconds: float = 60.0) -> None:
+async def idle(batch: Batch, seconds: float = 5.0) -> None:
     """Until it holds nothing."""
     end = time.monotonic() + seconds
     while any(left_behind(batch)):
@@ -194,7 +194,7 @@ def test_each_request_has_a_temperature_and_top_p_of_its_own(shared: ContinuousD
 def test_a_manager_that_takes_no_requests_is_a_503_and_no_wait(driver: ContinuousDriver) -> None:
     driver.batches[0].stop()
     with pytest.raises(ApiError) as refused:
-        asyncio.run(asyncio.wait_for(driver.generate(request(), nothing), 60))
+        asyncio.run(asyncio.wait_for(driver.generate(request(), nothing), 5))
     assert (refused.value.status, refused.value.code) == (503, "engine_unavailable")
     assert not driver.batches[0].waiting
 
@@ -251,12 +251,12 @@ def test_an_engine_whose_driver_is_broken_ends_to_be_started_again(
 def test_stopping_waits_for_short_answers_and_cuts_long_ones(
     driver: ContinuousDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llmserve.engine_continuous.FLUSH_SECONDS", 8.0)
+    monkeypatch.setattr("llmserve.engine_continuous.FLUSH_SECONDS", 4.0)
     model = driver.language.model
     forward = model.forward
 
     def slow(*arguments: Any, **named: Any) -> Any:
-        time.sleep(0.1)
+        time.sleep(0.05)
         return forward(*arguments, **named)
 
     monkeypatch.setattr(model, "forward", slow)
@@ -268,14 +268,14 @@ def test_stopping_waits_for_short_answers_and_cuts_long_ones(
             await asyncio.sleep(0.01)
         before = time.monotonic()
         await driver.close()
-        assert time.monotonic() - before < 40, "900 steps take 90 s"
+        assert time.monotonic() - before < 20, "900 steps take 45 s"
         assert (await short).completion_tokens == 4
         with pytest.raises(RuntimeError):
-            await asyncio.wait_for(long, 30)
+            await asyncio.wait_for(long, 5)
 
     asyncio.run(scenario())
     for batch in driver.batches:
-        batch.manager.join(time.perf_counter(), timeout=60)  # for a machine that is too busy for HARD_SECONDS
+        batch.manager.join(time.perf_counter(), timeout=20)  # for a machine that is too busy for HARD_SECONDS
         assert not batch.manager.is_running()
 
 

@@ -41,6 +41,6 @@ def test_run_prints_an_address_and_a_key_that_answer_without_redis_and_leaves_no
         assert "no Redis: going on without a cache" in (tmp_path / "err").read_text()
     finally:
         process.send_signal(signal.SIGINT)
-        code = process.wait(60)
+        code = process.wait(10)
     assert code == 0
     assert list((tmp_path / "tmp").iterdir()) == []

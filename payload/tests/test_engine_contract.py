@@ -322,7 +322,7 @@ def test_a_client_that_leaves_frees_its_slot(service: Service, client: httpx.Cli
     body = {**QUESTION, "messages": LONG, "temperature": 1.0, "max_tokens": 900}
     with client.stream("POST", CHAT, json={**body, "stream": True}) as answer:
         next(answer.iter_lines())
-    eventually("the slot is free", lambda: service.metrics()['llm_requests_running{model="random"}'] == 0)
+    eventually("the slot is free", lambda: service.metrics()['llm_requests_running{model="random"}'] == 0, 3)
     assert said(client, max_tokens=1)
 
 

@@ -62,7 +62,7 @@ def test_the_first_token_is_sent_at_once(slow: Service) -> None:
         lines = lines_of(answer)
         next(lines)
         next(lines)
-        assert time.monotonic() - before < 10.0, "1000 tokens would take 50 s"
+        assert time.monotonic() - before < 2.0, "1000 tokens would take 50 s"
 
 
 def test_an_engine_killed_while_it_streams_ends_the_stream_with_an_error_and_answers_after_its_restart(
@@ -83,7 +83,7 @@ def test_an_engine_killed_while_it_streams_ends_the_stream_with_an_error_and_ans
         error(refused, 503, "engine_unavailable")
         assert int(refused.headers["retry-after"]) >= 1
         doomed.start_engine("echo")
-        eventually("readiness", lambda: ready(doomed))
+        eventually("readiness", lambda: ready(doomed), 5)
         assert client.get("/generate?prompt=again").json()["response"] == "again"
     assert running_requests(doomed) == 0
 
@@ -104,8 +104,7 @@ def test_an_engine_that_hangs_is_given_up_at_the_deadline(tmp_path: Path) -> Non
             error(client.get("/generate?prompt=x"), 503, "deadline_exceeded")
         finally:
             process.send_signal(signal.SIGCONT)
-        # A record may take the disk of a busy machine longer than an answer has, but not each time.
-        eventually("it answers", lambda: client.get("/generate?prompt=x").status_code == 200)
+        assert client.get("/generate?prompt=x").status_code == 200
         assert running_requests(service) == 0
 
 
@@ -119,7 +118,7 @@ def test_clients_that_leave_free_their_slots(slow: Service, stream: bool) -> Non
             client.connect(str(slow.folder / "http.sock"))
             client.sendall(head.encode() + body)
             time.sleep(0.03)
-    eventually("all slots are free", lambda: running_requests(slow) == 0)
+    eventually("all slots are free", lambda: running_requests(slow) == 0, 3)
     with slow.client() as client:
         eventually(
             "the engine works no more for those who left",
@@ -129,25 +128,23 @@ def test_clients_that_leave_free_their_slots(slow: Service, stream: bool) -> Non
     assert slow.metrics()['llm_cancelled_total{by="client"}'] >= 2
 
 
-def test_too_many_requests_are_refused_at_once_and_told_to_come_back(tmp_path: Path) -> None:
-    patient = {**LIMITS, "queue_seconds": 8}
-    with (
-        running(tmp_path, SLOW, limits=patient) as service,
-        ThreadPoolExecutor() as pool,
-        service.client() as client,
-        client.stream("POST", CHAT, json=LASTING) as first,
-        client.stream("POST", CHAT, json=LASTING) as second,
-    ):
-        assert running_requests(service) == 2, "both slots are taken"
+def test_too_many_requests_are_refused_at_once_and_told_to_come_back(slow: Service) -> None:
+    with ThreadPoolExecutor(8) as pool, slow.client() as client:
+        started = [
+            pool.submit(client.post, CHAT, json={**STREAM, "stream": False, "max_tokens": 40})
+            for _ in range(2)
+        ]
+        eventually("both slots are taken", lambda: running_requests(slow) == 2)
         third = pool.submit(client.get, "/generate?prompt=waits")
         waits = 'llm_requests_waiting{model="echo"}'
-        eventually("one waits", lambda: service.metrics()[waits] == 1)
+        eventually("one waits", lambda: slow.metrics()[waits] == 1)
+        before = time.monotonic()
         refused = client.get("/generate?prompt=too+many")
-        assert not third.done(), "it did not wait for its turn"
+        assert time.monotonic() - before < 0.3
         error(refused, 503, "overloaded")
         assert int(refused.headers["retry-after"]) >= 1
         error(third.result(), 503, "queue_timeout")
-        assert all(next(lines_of(each)) for each in (first, second))
+        assert [each.result().status_code for each in started] == [200, 200]
 
 
 def test_sigterm_lets_running_answers_end_and_takes_no_new_ones(tmp_path: Path) -> None:
@@ -167,7 +164,7 @@ def test_sigterm_lets_running_answers_end_and_takes_no_new_ones(tmp_path: Path) 
             eventually("not ready", lambda: other.get("/readyz").status_code == 503)
             error(other.get("/generate?prompt=new"), 503, "draining")
             assert list(lines)[-1] == "data: [DONE]"
-        assert gateway.process.wait(60) == 0
+        assert gateway.process.wait(5) == 0
         gateway.states.append(gateway.notifications.recv(1000).decode())
         assert "STOPPING=1" in gateway.states
 
@@ -196,7 +193,7 @@ def test_sigterm_answers_who_had_connected_and_whoever_comes_then_fails_before_s
                 answer = early.recv(1000)
             with pytest.raises(FileNotFoundError):
                 late.connect(str(path))
-        assert doomed.gateway.process.wait(60) == 0
+        assert doomed.gateway.process.wait(5) == 0
         return after, answer
 
     after, answer = asked_late()
@@ -212,7 +209,7 @@ def test_sigterm_answers_who_had_connected_and_whoever_comes_then_fails_before_s
 def test_a_drain_ends_long_streams_with_an_error_and_a_second_sigterm_does_so_at_once(
     tmp_path: Path, signals: int
 ) -> None:
-    seconds = {1: 2, 2: 30}[signals]
+    seconds = {1: 5, 2: 30}[signals]
     with running(tmp_path, SLOW, limits={**LIMITS, "drain_seconds": seconds}) as service:
         gateway = service.gateway
         assert gateway
@@ -227,8 +224,8 @@ def test_a_drain_ends_long_streams_with_an_error_and_a_second_sigterm_does_so_at
             last = json.loads(list(lines)[-1].removeprefix("data: "))
             took = time.monotonic() - before
         assert last["error"]["code"] == "draining"
-        assert (took < seconds) == (signals == 2), took
-        assert gateway.process.wait(60) == 0
+        assert (took < 3) == (signals == 2), took
+        assert gateway.process.wait(5) == 0
 
 
 def test_a_gateway_starts_without_its_engine_and_finds_it_later(tmp_path: Path) -> None:
@@ -239,7 +236,7 @@ def test_a_gateway_starts_without_its_engine_and_finds_it_later(tmp_path: Path) 
         service.start_gateway()
         assert not ready(service)
         service.start_engine("echo")
-        eventually("readiness", lambda: ready(service))
+        eventually("readiness", lambda: ready(service), 5)
 
 
 def test_an_engine_that_serves_another_model_is_not_taken(tmp_path: Path) -> None:
@@ -266,7 +263,7 @@ def test_a_slow_reader_holds_no_slot(slow: Service) -> None:
         client.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
         assert client.recv(12) == b"HTTP/1.1 200"
         eventually(
-            "the slot is free while the answer is still being read", lambda: running_requests(slow) == 0
+            "the slot is free while the answer is still being read", lambda: running_requests(slow) == 0, 3
         )
 
 
@@ -326,7 +323,7 @@ def test_a_record_whose_disk_is_full_stops_the_answers_until_there_is_room(tmp_p
         error(client.get("/generate?prompt=x"), 503, "audit_unavailable")
         assert client.get("/livez").status_code == 200
         resource.prlimit(writer, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        eventually("it is answered again", lambda: client.get("/generate?prompt=x").status_code == 200)
+        eventually("it is answered again", lambda: client.get("/generate?prompt=x").status_code == 200, 10)
 
 
 MOVED_CLOCK = """

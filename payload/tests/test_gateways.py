@@ -120,7 +120,7 @@ def load(pair: Pair) -> Iterator[list[str]]:
     finally:
         done.set()
         for thread in threads:
-            thread.join(120)
+            thread.join(30)
 
 
 def test_gateways_that_are_replaced_one_after_the_other_under_load_lose_no_request(pair: Pair) -> None:
@@ -164,7 +164,7 @@ def test_a_request_that_still_waits_for_its_record_is_answered_whole_by_a_gatewa
         time.sleep(4.4)  # more than a second to be found no more, and uvicorn's three
     finally:
         pair.service.writer.process.send_signal(signal.SIGCONT)
-    asking.join(60)
+    asking.join(10)
     assert said
     assert said[0].endswith("data: [DONE]\n\n")
 

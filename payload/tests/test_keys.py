@@ -84,7 +84,7 @@ def test_revoking_a_key_ends_its_running_streams_and_no_others(tmp_path: Path) -
     models = {"echo": {"driver": "echo", "token_seconds": 0.05}}
     with running(tmp_path, models) as service:
         added = service.add_key("eve", "sales")
-        eventually("the new key works", lambda: status(service, added["key"]) == 200)
+        eventually("the new key works", lambda: status(service, added["key"]) == 200, 5)
         with service.client(added["key"]) as eve, service.client() as ada:
             chat, body = "/v1/chat/completions", LASTING
             with eve.stream("POST", chat, json=body) as first, ada.stream("POST", chat, json=body) as second:
@@ -106,7 +106,7 @@ def test_a_key_expires(service: Service) -> None:
     assert worked
     assert record.expires
     time.sleep(max(0.0, (record.expires - datetime.now(UTC)).total_seconds()))
-    eventually("it has expired", lambda: status(service, key) == 401)
+    eventually("it has expired", lambda: status(service, key) == 401, 5)
     with service.client(key) as client:
         error(client.get("/v1/models"), 401, "expired_key")
 
@@ -115,17 +115,17 @@ def test_an_unreadable_keys_file_admits_nobody_and_shows_in_readiness(service: S
     file = service.folder / "keys.json"
     good = file.read_bytes()
     file.write_bytes(good[: len(good) // 2])
-    eventually("closed", lambda: status(service, service.key) == 503)
+    eventually("closed", lambda: status(service, service.key) == 503, 5)
     with service.client() as client:
         error(client.get("/v1/models"), 503, "keys_unreadable")
         assert "keys" in error(client.get("/readyz"), 503, "not_ready")["message"]
     file.write_bytes(good)
-    eventually("open again", lambda: status(service, service.key) == 200)
+    eventually("open again", lambda: status(service, service.key) == 200, 5)
     file.unlink()
-    eventually("no file, no keys", lambda: status(service, service.key) == 401)
+    eventually("no file, no keys", lambda: status(service, service.key) == 401, 5)
     assert ready(service)
     file.write_bytes(good)
-    eventually("back", lambda: status(service, service.key) == 200)
+    eventually("back", lambda: status(service, service.key) == 200, 5)
 
 
 def test_the_cli_prints_a_secret_once_and_keeps_only_its_hash(echo: Service, tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_a_rotated_key_gives_way_to_a_new_one_of_the_same_holder_after_the_overl
     assert datetime.fromisoformat(new["expires"]) - datetime.fromisoformat(new["created"]) == timedelta(
         days=90
     )
-    eventually("the new key works", lambda: status(service, new["key"]) == 200)
+    eventually("the new key works", lambda: status(service, new["key"]) == 200, 5)
     assert status(service, old["key"]) == 200
     [left] = [record for record in read_keys(service.folder / "keys.json").keys if record.id == old["id"]]
     assert left.expires
@@ -203,7 +203,7 @@ def test_a_rotated_key_gives_way_to_a_new_one_of_the_same_holder_after_the_overl
     with edited(service.folder / "keys.json") as records:
         index = records.index(left)
         records[index] = left.model_copy(update={"expires": datetime.now(UTC)})  # twelve hours later
-    eventually("the old key has expired", lambda: status(service, old["key"]) == 401)
+    eventually("the old key has expired", lambda: status(service, old["key"]) == 401, 5)
     assert status(service, new["key"]) == 200
 
 
@@ -269,11 +269,11 @@ def test_a_key_of_one_host_is_taken_over_by_another_with_its_own_pepper(tmp_path
 def test_revoking_a_subject_ends_all_its_keys_and_nobody_elses(service: Service) -> None:
     keys = [service.add_key("max", tenant)["key"] for tenant in ("sales", "research")]
     other = service.add_key("max2", "sales")["key"]
-    eventually("they work", lambda: {status(service, key) for key in [*keys, other]} == {200})
+    eventually("they work", lambda: {status(service, key) for key in [*keys, other]} == {200}, 5)
     file = ["--keys-file", str(service.folder / "keys.json")]
     result = service.cli("keys", "revoke", "--subject", "max", "--json", *file)
     assert set(json.loads(result.stdout)["revoked"]) == {key.split("_")[1] for key in keys}
-    eventually("both are dead", lambda: {status(service, key) for key in keys} == {401})
+    eventually("both are dead", lambda: {status(service, key) for key in keys} == {401}, 5)
     assert status(service, other) == 200
     assert [each.subject for each in read_keys(service.folder / "keys.json").blocked] == ["max"]
 
@@ -286,8 +286,8 @@ def test_the_list_tells_the_minute_in_which_a_key_was_last_used(tmp_path: Path) 
     with running(tmp_path) as service:
         idle, first, second = (service.add_key(name)["id"] for name in ("idle", "first", "second"))
         used, later = service.add_key("used"), service.add_key("later")
-        eventually("it works", lambda: status(service, used["key"]) == 200)
-        shown = eventually("it is shown", lambda: last_used(service)[used["id"]])
+        eventually("it works", lambda: status(service, used["key"]) == 200, 5)
+        shown = eventually("it is shown", lambda: last_used(service)[used["id"]], 5)
         assert datetime.now(UTC) - datetime.fromisoformat(shown) < timedelta(minutes=2)
         assert datetime.fromisoformat(shown).second == 0
         wrote = (tmp_path / "last-used.json").stat().st_mtime_ns

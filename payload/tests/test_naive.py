@@ -135,7 +135,7 @@ def test_a_client_that_leaves_stops_the_model_within_a_step(naive: Service, clie
         next(answer.iter_lines())
     before = worked()
     running_now = 'llm_requests_running{model="tiny"}'
-    eventually("the slot is free", lambda: naive.metrics()[running_now] == 0)
+    eventually("the slot is free", lambda: naive.metrics()[running_now] == 0, 3)
     assert text_of(client, max_tokens=1) is not None
     assert worked() - before < a_fifth
 

@@ -449,9 +449,9 @@ def test_a_lost_jwks_is_503_for_tokens_only_and_shows_in_the_metrics(
     service: Service, corp: Provider
 ) -> None:
     corp.publish()
-    eventually("the keys are counted", lambda: service.metrics()["llm_issuer_keys"] == len(corp.keys))
+    eventually("the keys are counted", lambda: service.metrics()["llm_issuer_keys"] == len(corp.keys), 5)
     corp.jwks_file.rename(corp.jwks_file.with_suffix(".away"))
-    eventually("the loss is counted", lambda: service.metrics()["llm_issuer_keys"] == -1)
+    eventually("the loss is counted", lambda: service.metrics()["llm_issuer_keys"] == -1, 5)
     with service.client(corp.token("rsa1")) as client:
         answer = client.get("/v1/models")
         error(answer, 503, "identity_unavailable")
@@ -460,7 +460,7 @@ def test_a_lost_jwks_is_503_for_tokens_only_and_shows_in_the_metrics(
         assert client.get("/v1/models").status_code == 200
         assert client.get("/readyz").status_code == 200
     corp.publish()
-    eventually("back again", lambda: service.metrics()["llm_issuer_keys"] == len(corp.keys))
+    eventually("back again", lambda: service.metrics()["llm_issuer_keys"] == len(corp.keys), 5)
 
 
 def test_the_check_command_judges_a_jwks(service: Service, corp: Provider, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def opa_on(folder: Path, port: int) -> Iterator[dict[str, Any]]:
     finally:
         for process in opa, server:
             process.terminate()
-            process.wait(60)
+            process.wait(10)
 
 
 @pytest.fixture(params=["embedded", "server"])
@@ -167,11 +167,11 @@ def test_what_is_not_signed_as_it_is_changes_nothing_and_a_good_one_holds_within
     with service.client() as client:
         for what, make in BAD.items():
             replace(service, make())
-            eventually(f"looked at: {what}", lambda: noticed(service))
+            eventually(f"looked at: {what}", lambda: noticed(service), 5)
             assert client.get("/v1/models").status_code == 200
             assert revision(service) == 5, what
         replace(service, signed_bundle(6))
-        eventually("the good one holds", lambda: revision(service) == 6)
+        eventually("the good one holds", lambda: revision(service) == 6, 5)
         assert client.get("/v1/models").status_code == 200
 
 
@@ -187,7 +187,7 @@ def test_a_gateway_that_starts_again_says_which_revision_decides(tmp_path: Path)
         service.gateway.stop()
         assert (tmp_path / "seen").read_text() == "5\n"
         service.start_gateway()
-        eventually("it says so", lambda: revision(service) == 5)
+        eventually("it says so", lambda: revision(service) == 5, 5)
 
 
 def noticed(service: Service) -> bool:
@@ -202,12 +202,12 @@ def test_an_older_revision_closes_everything(service: Service) -> None:
     with service.client() as client:
         replace(service, signed_bundle(4))
         if service.policy and service.policy["engine"] == "embedded":
-            eventually("refused", lambda: "older than 5" in service.logs())
+            eventually("refused", lambda: "older than 5" in service.logs(), 5)
             assert client.get("/v1/models").status_code == 200
         else:
-            eventually("closed", lambda: client.get("/v1/models").status_code == 503)
+            eventually("closed", lambda: client.get("/v1/models").status_code == 503, 8)
         replace(service, signed_bundle(7))
-        eventually("open again", lambda: client.get("/v1/models").status_code == 200)
+        eventually("open again", lambda: client.get("/v1/models").status_code == 200, 8)
 
 
 def test_a_policy_that_expires_closes_everything(service: Service) -> None:
@@ -230,7 +230,7 @@ def test_a_policy_that_expires_closes_everything(service: Service) -> None:
         eventually("it has expired", lambda: client.get("/v1/models").status_code == 503, 90)
         error(client.get("/generate?prompt=x"), 503, "policy_unavailable")
         replace(service, signed_bundle(9))
-        eventually("open again", lambda: client.get("/v1/models").status_code == 200)
+        eventually("open again", lambda: client.get("/v1/models").status_code == 200, 8)
 
 
 def broken_glass(key: ec.EllipticCurvePrivateKey = KEY, **changes: Any) -> str:

@@ -227,7 +227,7 @@ def test_what_is_no_answer_has_a_documented_status(
     with service.client() as client:
         before = time.monotonic()
         refused = error(client.post(CHAT, json=asking(max_tokens=9), headers=hasty), status, code)
-    assert time.monotonic() - before < 30, "one of them says nothing for 60 s"
+    assert time.monotonic() - before < 6, "one of them says nothing for 60 s"
     assert "Traceback" not in refused["message"]
     assert "bad key" not in refused["message"]
     if code == "engine_refused":
@@ -241,8 +241,8 @@ def test_a_client_that_leaves_hangs_up_on_the_upstream(played: tuple[ScriptedUps
     server.script = stream(*[each for _ in range(1000) for each in (said("word "), 0.05)])
     with service.client() as client, client.stream("POST", CHAT, json=asking(stream=True)) as got:
         next(got.iter_lines())
-    assert server.hung_up.wait(30)
-    eventually("the slot is free", lambda: service.metrics()['llm_requests_running{model="m"}'] == 0)
+    assert server.hung_up.wait(3)
+    eventually("the slot is free", lambda: service.metrics()['llm_requests_running{model="m"}'] == 0, 3)
 
 
 @pytest.mark.parametrize("streaming", [True, False])
@@ -258,8 +258,8 @@ def test_a_client_that_leaves_frees_the_upstreams_engine_too(
         else:
             with pytest.raises(httpx.ReadTimeout):
                 client.post(CHAT, json=body, timeout=0.3)
-    eventually("the slot is free", lambda: front.metrics()[running_now] == 0)
-    eventually("the engine rests", lambda: upstream.metrics()[running_now] == 0)
+    eventually("the slot is free", lambda: front.metrics()[running_now] == 0, 3)
+    eventually("the engine rests", lambda: upstream.metrics()[running_now] == 0, 3)
 
 
 def test_a_length_that_is_only_our_default_gives_way_to_the_upstreams_context(
@@ -278,11 +278,11 @@ def test_a_dead_upstream_is_a_503_and_is_found_again(tmp_path: Path) -> None:
     with running(tmp_path, {}, remotes={"m": described}) as service, service.client() as client:
         assert client.get("/v1/models/m").json()["context"] == 4096
         server.stop()
-        eventually("it is seen", lambda: client.get("/readyz").status_code == 503)
+        eventually("it is seen", lambda: client.get("/readyz").status_code == 503, 3)
         error(client.post(CHAT, json=asking()), 503, "engine_unavailable")
         (tmp_path / "upstream.sock").unlink()
         server = ScriptedUpstream(tmp_path / "upstream.sock")
-        eventually("it is found", lambda: client.get("/readyz").status_code == 200)
+        eventually("it is found", lambda: client.get("/readyz").status_code == 200, 5)
         server.script = stream(said("word"), 30.0)
         with client.stream("POST", CHAT, json=asking(stream=True)) as got:
             lines = got.iter_lines()
@@ -364,7 +364,7 @@ def test_mutual_tls_carries_questions_and_answers(certificates: Path, tmp_path: 
     server.script = stream(said("hello"), said("", "stop"), USAGE, END)
     remotes = {"m": over_tls(server, certificates)}
     with running(tmp_path, {}, remotes=remotes) as service, service.client() as client:
-        eventually("it is found", lambda: client.get("/readyz").status_code == 200)
+        eventually("it is found", lambda: client.get("/readyz").status_code == 200, 5)
         assert client.post(CHAT, json=asking(stream=True)).content.endswith(END)
     server.stop()
 

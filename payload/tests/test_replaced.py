@@ -34,9 +34,7 @@ def slow(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Service]:
 
 @pytest.mark.parametrize("replaced", ["engine", "writer", "writer that was killed"])
 def test_what_is_replaced_under_load_fails_no_request(tmp_path: Path, replaced: str) -> None:
-    # As long as it takes a busy machine to start another writer.
-    patient = patched(tmp_path, llmserve__audit__INTENT_SECONDS=100.0)
-    with running(tmp_path, QUICK, gateway_environment=patient) as service:
+    with running(tmp_path, QUICK) as service:
         rests = left_over(service)
         with load(service, 6, 10) as made:
             for _ in range(3):
@@ -53,7 +51,7 @@ def test_what_is_replaced_under_load_fails_no_request(tmp_path: Path, replaced: 
                     service.start_writer()
             eventually("answers come", partial(made.answered, made.outcomes["200"] + 12))
         assert set(made.outcomes) == {"200"}, made.outcomes
-        eventually("nothing is left", lambda: left_over(service) == rests)
+        eventually("nothing is left", lambda: left_over(service) == rests, 5)
 
         def recorded() -> set[str]:
             records = service.records()
@@ -110,8 +108,8 @@ def test_what_takes_too_long_ends_with_an_error_and_at_a_second_sigterm_at_once(
             engine.process.terminate()
         assert "engine_lost" in list(lines)[-1]
         took = time.monotonic() - before
-    assert (took < slow.engine_options["drain_seconds"]) == (signals == 2), took
-    assert engine.process.wait(60) == 0
+    assert (took < 1.5) == (signals == 2), took
+    assert engine.process.wait(5) == 0
 
 
 @pytest.mark.parametrize("slow", [2], indirect=True)
@@ -163,4 +161,4 @@ def test_an_engine_says_goodbye_refuses_what_comes_then_and_ends_when_its_gatewa
             assert any(isinstance(frame, Done) for frame in heard)
             assert engine.process.poll() is None
         gateway.shutdown(socket.SHUT_RDWR)
-        assert engine.process.wait(60) == 0, "it did not wait for the end of its patience"
+        assert engine.process.wait(5) == 0, "it did not wait for the end of its patience"

@@ -34,9 +34,9 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         yield service
 
 
-def request(service: Service, stream: bool, times: int = 1) -> bytes:
-    """A question whose answer takes so many times 2 s, as bytes."""
-    content = json.dumps({"prompt": f"{WORDS} " * times, "stream": stream, "max_tokens": 1000}).encode()
+def request(service: Service, stream: bool) -> bytes:
+    """A question whose answer takes 2 s, as bytes."""
+    content = json.dumps({"prompt": WORDS, "stream": stream}).encode()
     head = f"POST /generate HTTP/1.1\r\nhost: llm\r\nauthorization: Bearer {service.key}\r\n"
     return f"{head}content-length: {len(content)}\r\n\r\n".encode() + content
 
@@ -54,7 +54,6 @@ class Load:
 
     outcomes: Counter[str] = field(default_factory=Counter)
     refused_us: list[int] = field(default_factory=list)  # the gateway's time for a refusal
-    answered_us: list[int] = field(default_factory=list)  # its own time for an answer
     stop: Event = field(default_factory=Event)
 
     def answered(self, times: int) -> bool:
@@ -78,8 +77,6 @@ def load(service: Service, threads: int, words: int) -> Iterator[Load]:
                     continue
                 code = "" if answer.status_code == 200 else answer.json()["error"]["code"]
                 made.outcomes[f"{answer.status_code} {code}".strip()] += 1
-                if not code:
-                    made.answered_us.append(int(answer.headers["x-llm-overhead-us"]))
                 if code:
                     assert answer.status_code != 503 or int(answer.headers["retry-after"]) >= 1
                     made.refused_us.append(int(answer.headers["x-llm-overhead-us"]))
@@ -112,29 +109,26 @@ def test_a_thousand_clients_that_vanish_leave_nothing_behind(slow: Service) -> N
     before = left_over(slow)
     for number in range(1000):
         with socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(60)
+            client.settimeout(10)
             client.connect(str(slow.folder / "http.sock"))
-            stays = number % 50 == 1
-            sent = request(slow, stream=number % 2 == 0, times=1 if stays else 10)
+            sent = request(slow, stream=number % 2 == 0)
             client.sendall(sent if number % 5 else sent[: chance.randrange(len(sent))])
-            if stays:
+            if number % 50 == 1:
                 client.recv(1)  # the answer has begun, or is refused
-    eventually("nothing is left", lambda: left_over(slow) == before)
+    eventually("nothing is left", lambda: left_over(slow) == before, 5)
     with slow.client() as client:
         before_asking = time.monotonic()
         assert client.get("/generate?prompt=quick").status_code == 200
-        assert time.monotonic() - before_asking < 15, (
-            "the engine works for those who have left, 20 s for each"
-        )
+        assert time.monotonic() - before_asking < 2, "the engine works for those who have left"
 
 
 def test_five_times_too_many_are_answered_or_refused_at_once(slow: Service) -> None:
     with load(slow, 20, 10) as made:
-        wanted = "200", "503 overloaded"
-        eventually("many of both", lambda: all(made.outcomes[each] >= 20 for each in wanted))
-    assert set(made.outcomes) <= {*wanted, "503 queue_timeout"}, made.outcomes
-    # What all have in common, such as the record on the disk, may take a busy machine any time.
-    assert statistics.median(made.refused_us) < 20_000 + statistics.median(made.answered_us)
+        time.sleep(3)
+    assert set(made.outcomes) <= {"200", "503 overloaded", "503 queue_timeout"}, made.outcomes
+    assert made.outcomes["200"] >= 20
+    assert made.outcomes["503 overloaded"] >= 20
+    assert statistics.median(made.refused_us) < 20_000
 
 
 def test_an_engine_killed_at_any_moment_costs_its_answers_and_nothing_else(tmp_path: Path) -> None:
@@ -151,10 +145,10 @@ def test_an_engine_killed_at_any_moment_costs_its_answers_and_nothing_else(tmp_p
                 service.engines["echo"].kill()
                 service.start_engine("echo")
                 more = made.outcomes["200"] + 1
-                eventually("it answers again", partial(made.answered, more))
+                eventually("it answers again", partial(made.answered, more), 5)
         codes = "engine_lost", "engine_unavailable", "overloaded", "queue_timeout"
         assert set(made.outcomes) <= {"200", *(f"503 {code}" for code in codes)}, made.outcomes
-        eventually("nothing is left", lambda: left_over(service) == rests)
+        eventually("nothing is left", lambda: left_over(service) == rests, 5)
         assert "Traceback" not in service.logs()
 
 
@@ -164,7 +158,7 @@ def test_sigterm_under_load_breaks_no_answer(tmp_path: Path) -> None:
         with load(service, 8, 20) as made:
             eventually("answers come", lambda: made.outcomes["200"] >= 8)
             service.gateway.process.send_signal(signal.SIGTERM)
-            assert service.gateway.process.wait(60) == 0
+            assert service.gateway.process.wait(10) == 0
         refused = {"503 draining", "503 overloaded", "503 queue_timeout"}
         # Questions that met a closed door; answers that were begun are counted below.
         gone = {"ConnectError", "RemoteProtocolError", "ReadError", "WriteError"}

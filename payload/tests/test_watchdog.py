@@ -75,7 +75,7 @@ def test_an_engine_whose_model_hangs_is_not_ready_takes_nothing_and_stops_feedin
                 eventually("an engine that rests does not hang", lambda: states.count("WATCHDOG=1") >= 3)
                 waiting = pool.submit(client.get, "/generate?prompt=x")
                 stalled = 'llm_engine_stalled{model="echo"}'
-                eventually("it is noticed", lambda: service.metrics()[stalled] == 1)
+                eventually("it is noticed", lambda: service.metrics()[stalled] == 1, 5)
             refused = error(client.get("/readyz"), 503, "not_ready")
             assert refused["message"] == "not ready: 1 of 1 engines make no step"
             assert client.get("/livez").status_code == 200, "the gateway is well"
@@ -86,7 +86,7 @@ def test_an_engine_whose_model_hangs_is_not_ready_takes_nothing_and_stops_feedin
             error(waiting.result(), 503, "engine_lost")
             service.engine_models["echo"]["token_seconds"] = 0.0
             service.start_engine("echo")
-            eventually("readiness", lambda: client.get("/readyz").status_code == 200)
+            eventually("readiness", lambda: client.get("/readyz").status_code == 200, 5)
             assert client.get("/generate?prompt=y").status_code == 200
     assert "the model makes no step" in service.logs()
 
@@ -98,19 +98,19 @@ def test_an_engine_that_is_stopped_with_work_in_it_is_not_ready_until_it_goes_on
             process.send_signal(signal.SIGSTOP)
             try:
                 waiting = pool.submit(client.get, "/generate?prompt=x")
-                eventually("it is noticed", lambda: client.get("/readyz").status_code == 503)
+                eventually("it is noticed", lambda: client.get("/readyz").status_code == 503, 8)
             finally:
                 process.send_signal(signal.SIGCONT)
             assert waiting.result().status_code == 200
-            eventually("readiness", lambda: client.get("/readyz").status_code == 200)
+            eventually("readiness", lambda: client.get("/readyz").status_code == 200, 5)
 
 
 def test_the_engine_ends_what_is_late_by_itself(tmp_path: Path) -> None:
     with running(tmp_path, hangs()) as service, service.client() as client:
         before = time.monotonic()
-        late = client.get("/generate?prompt=x", headers={"x-llm-deadline-ms": "2000"})
-        assert "no whole answer within " in error(late, 503, "deadline_exceeded")["message"]
-        assert time.monotonic() - before < 20, "a token takes 1000 s"
+        late = client.get("/generate?prompt=x", headers={"x-llm-deadline-ms": "300"})
+        assert "no whole answer within 0." in error(late, 503, "deadline_exceeded")["message"]
+        assert time.monotonic() - before < 3
         assert service.metrics()['llm_requests_running{model="echo"}'] == 0
         for wrong in "0", "-5", "soon", "1e3", "9" * 12:
             refused = client.get("/generate?prompt=x", headers={"x-llm-deadline-ms": wrong})
@@ -156,7 +156,7 @@ def test_the_engine_tells_how_busy_its_gpus_are_and_leaves_out_one_that_is_lost(
     environment = nvml(tmp_path, "util_gpu = 70\n1.util_gpu = 90\n2.lost = 1\n")
     with running(tmp_path, engine_environment=environment) as service:
         name = 'llm_gpu_utilization_ratio{gpu="%d",model="echo"}'
-        eventually("it is told", lambda: service.metrics().get(name % 0) == 0.7)
+        eventually("it is told", lambda: service.metrics().get(name % 0) == 0.7, 5)
         scrape = service.metrics()
         assert (scrape[name % 1], name % 2 in scrape) == (0.9, False)
 
