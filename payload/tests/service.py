@@ -88,6 +88,10 @@ class Process:
         """SIGTERM; its exit code."""
         if self.process.poll() is None:
             self.process.terminate()
+        return self.ended()
+
+    def ended(self) -> int:
+        """Its exit code, once it has ended. One more SIGTERM, after its loop has gone, would be a death by signal."""
         end = time.monotonic() + 60  # torch takes long to leave a busy machine
         try:
             while self.process.poll() is None and time.monotonic() < end:

@@ -339,7 +339,7 @@ def test_an_engine_that_is_told_to_stop_ends_what_it_has_begun(
             pass
         assert frame.completion_tokens == 60
         gateway.close()
-        assert service.engines["random"].stop() == 0
+        assert service.engines["random"].ended() == 0
 
 
 @pytest.mark.parametrize("driver", [VLLM])

@@ -88,7 +88,7 @@ def test_an_engine_that_is_stopped_ends_its_answers_and_who_asks_meanwhile_waits
             waits = pool.submit(other.get, "/generate?prompt=new")
             eventually("it waits", lambda: slow.metrics()[WAITING] == 1)
             assert list(lines)[-1] == "data: [DONE]"
-        assert engine.stop() == 0
+        assert engine.ended() == 0
         slow.start_engine("echo")
         assert waits.result().json()["response"] == "new"
 
