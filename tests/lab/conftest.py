@@ -75,8 +75,11 @@ class Lab:
             check=False,
         )
         if check and done.returncode:
+            # Where one host failed, the others go on: what it said may be far from the end.
+            _, fatal, said = done.stdout.partition("fatal: ")
             pytest.fail(
-                f"lab {' '.join(args)} exited {done.returncode}\n{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
+                f"lab {' '.join(args)} exited {done.returncode}\n{fatal}{said[:3000]}\n…\n"
+                f"{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
             )
         return done
 
