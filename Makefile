@@ -77,7 +77,7 @@ storm: bundle  ## the long fault campaigns (hours): KILLS=500 of luks_volume and
 	STORM=$(or $(STORM),20) SEED=$(or $(SEED),5) .venv/bin/pytest tests/lab/test_lost_writes.py tests/lab/test_lost_saves.py tests/lab/test_estate.py -k "lost_writes or power_cut" -rP
 	STORM=1 .venv/bin/pytest tests/lab/test_training.py -rP
 	cd payload
-	STORM=$(or $(KILLS),200) SEED=$(or $(SEED),5) .venv/bin/pytest tests/test_train_checkpoint.py -k kill -rP
+	STORM=$(or $(KILLS),200) SEED=$(or $(SEED),5) .venv/bin/pytest tests/test_train_saves_cut_short.py -k kill -rP
 	STORM=1 .venv/bin/pytest tests/test_engine_contract.py -k 'vllm or deepseek' -rs
 	if [ -e ../bench/.venv-torch ]; then
 	  ../bench/.venv-torch/bin/python -m pytest tests/test_train_strategies.py -k fsdp -rs

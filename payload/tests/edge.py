@@ -74,9 +74,7 @@ class Edge:
         context = ssl.create_default_context(cafile=str(self.folder / "servers.pem"))
         if certificate:
             context.load_cert_chain(certificate, certificate.with_suffix(".key"))
-        return httpx.Client(
-            base_url=f"https://localhost:{self.port}", verify=context, headers=headers, timeout=60
-        )
+        return httpx.Client(base_url=f"https://localhost:{self.port}", verify=context, headers=headers)
 
 
 def render(folder: Path, gateways: int, port: int, **changes: Any) -> None:
@@ -138,4 +136,4 @@ def serving(edge: Edge) -> Iterator[None]:
         yield
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait(10)

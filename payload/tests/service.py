@@ -268,7 +268,7 @@ class Service:
         key = self.key if key is None else key
         headers = {"authorization": f"Bearer {key}"} if key else {}
         transport = httpx.HTTPTransport(uds=str(self.folder / socket_name))
-        return httpx.Client(base_url="http://llm", transport=transport, headers=headers, timeout=60)
+        return httpx.Client(base_url="http://llm", transport=transport, headers=headers, timeout=20)
 
     def metrics(self) -> dict[str, float]:
         """All samples of a scrape."""

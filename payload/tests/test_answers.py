@@ -195,12 +195,8 @@ def test_an_answer_says_what_of_its_time_was_the_gateways(tmp_path: Path) -> Non
             assert took > 0.6
             assert 0 < overhead < took - 0.5
             body = {"prompt": "one two three", "stream": True}
-            before = time.monotonic()
             with client.stream("POST", "/generate", json=body) as stream:
-                took = time.monotonic() - before
-                assert int(stream.headers["x-llm-overhead-us"]) / 1e6 < took - 0.15, (
-                    "the first token takes 0.2 s"
-                )
+                assert int(stream.headers["x-llm-overhead-us"]) / 1e6 < 0.2
                 assert stream.headers["x-llm-cache"] == "bypass"
         assert service.metrics()['llm_gateway_overhead_seconds_count{cache="bypass"}'] == 2
 

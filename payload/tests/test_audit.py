@@ -238,7 +238,7 @@ def test_redaction_of_a_hostile_text_takes_no_time() -> None:
 def test_whatever_becomes_of_a_request_its_prompt_is_in_no_log_and_no_record(tmp_path: Path) -> None:
     opa = ScriptedOpa(tmp_path / "opa.sock")
     models = {"echo": {"driver": "echo", "token_seconds": 0.05}}
-    body = {**STREAM, "messages": [{"role": "user", "content": f"{CANARY} " * 200}]}
+    body = {**STREAM, "messages": [{"role": "user", "content": f"{CANARY} " * 100}]}
     policy = {"engine": "server", "socket": str(opa.socket)}
     with (
         running(tmp_path, models, policy=policy) as service,

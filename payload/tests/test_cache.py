@@ -280,13 +280,13 @@ def test_an_answer_that_nobody_waits_for_any_more_is_not_made(cached: Service) -
 def test_redis_that_hangs_or_is_gone_is_a_miss_and_never_an_error(
     redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    settings = {**redis_server.settings, "deadline_ms": 2000}
+    settings = {**redis_server.settings, "deadline_ms": 300}
     with running(tmp_path, redis=settings, credentials={"redis.gateway": PASSWORD}) as service:
         eventually("it is kept", lambda: "age" in whole(service).headers)
         redis_server.process.send_signal(signal.SIGSTOP)
         before = time.monotonic()
         assert ask(service) == ("miss", "one two")
-        assert time.monotonic() - before < 6, "three deadlines"
+        assert time.monotonic() - before < 2
         redis_server.process.send_signal(signal.SIGCONT)
         redis_server.stop()
         for _ in range(3):

@@ -17,10 +17,9 @@ from test_faults import LASTING
 from test_refusals import error
 
 from llmcore.config import ConfigError, load
-from llmserve.certificates import read_certificate
 from llmserve.errors import ApiError
 from llmserve.identity import Authenticator
-from llmserve.keys import KeyTable, edited, new_certificate, read_keys
+from llmserve.keys import KeyTable, edited, read_keys
 from llmserve.settings import GatewayConfig
 
 HEADER = {"certificate_header": "X-Client-Certificate"}
@@ -216,31 +215,15 @@ def test_revoking_a_certificate_or_its_holder_ends_the_running_stream(service: S
 
 
 def test_a_certificate_that_expires_ends_its_running_stream(service: Service, edge: Edge) -> None:
-    day = add(service, issue(edge.clients, "day"), "day", "--expires", "90d")
-    assert datetime.fromisoformat(str(day["expires"])) <= datetime.now(UTC) + timedelta(days=1)
-    for seconds in 4, 12, 36:  # a machine that is busy may come too late to see one work
-        end = datetime.now(UTC) + timedelta(seconds=seconds)
-        brief = issue(edge.clients, f"brief{seconds}", "-not_after", end.strftime("%Y%m%d%H%M%SZ"))
-        with edited(service.folder / "keys.json") as records:
-            record = new_certificate(
-                read_certificate(brief.read_bytes()), "brief", "sales", ["developer"], timedelta(days=90)
-            )
-            records.append(record)
-        assert record.expires
-        assert record.expires <= end
-        with edge.client(brief) as client:
-            if client.get("/v1/models").status_code != 200:
-                continue
-            with client.stream("POST", "/v1/chat/completions", json=LONG) as stream:
-                if stream.status_code != 200:
-                    continue
-                last = [line for line in stream.iter_lines() if line][-1]
-            assert json.loads(last.removeprefix("data: "))["error"]["code"] == "expired_certificate"
-            error(
-                client.get("/v1/models"), 401, "expired_certificate"
-            )  # the connection is older than the end
-            return
-    raise AssertionError("none worked")
+    end = datetime.now(UTC) + timedelta(seconds=10)
+    brief = issue(edge.clients, "brief", "-not_after", end.strftime("%Y%m%d%H%M%SZ"))
+    assert datetime.fromisoformat(str(add(service, brief, "brief", "--expires", "90d")["expires"])) <= end
+    with edge.client(brief) as client:
+        eventually("it works", lambda: client.get("/v1/models").status_code == 200, 3)
+        with client.stream("POST", "/v1/chat/completions", json=LONG) as stream:
+            last = [line for line in stream.iter_lines() if line][-1]
+        assert json.loads(last.removeprefix("data: "))["error"]["code"] == "expired_certificate"
+        error(client.get("/v1/models"), 401, "expired_certificate")  # the connection is older than the end
 
 
 def test_a_certificate_has_one_holder_until_that_ends(service: Service, edge: Edge) -> None:

@@ -99,7 +99,7 @@ def test_an_answer_that_is_finished_before_add_request_returns_is_not_lost(
         return name
 
     monkeypatch.setattr(manager, "add_request", slow)
-    finish = asyncio.run(asyncio.wait_for(shared.generate(request(tokens=2), nothing), 60))
+    finish = asyncio.run(asyncio.wait_for(shared.generate(request(tokens=2), nothing), 10))
     assert finish.completion_tokens == 2
 
 
@@ -212,9 +212,9 @@ def test_a_step_that_fails_ends_all_answers_and_the_driver_says_that_it_is_broke
             raise MemoryError("no room")
 
         monkeypatch.setattr(driver.language.model, "forward", fail)
-        results = await asyncio.wait_for(asyncio.gather(*answers, return_exceptions=True), 60)
+        results = await asyncio.wait_for(asyncio.gather(*answers, return_exceptions=True), 10)
         assert [type(result) for result in results] == [RuntimeError] * 3
-        assert "MemoryError" in await asyncio.wait_for(broken, 60)
+        assert "MemoryError" in await asyncio.wait_for(broken, 10)
         with pytest.raises(ApiError) as refused:
             await driver.generate(request(), nothing)
         assert refused.value.status == 503
@@ -240,7 +240,7 @@ def test_an_engine_whose_driver_is_broken_ends_to_be_started_again(
         refused = decode(await reader.readline())
         assert isinstance(refused, Failed)
         assert (refused.status, refused.code) == (503, "engine_failed")
-        code = await asyncio.wait_for(engine, 60)
+        code = await asyncio.wait_for(engine, 20)
         assert not path.exists()
         writer.close()
         return code

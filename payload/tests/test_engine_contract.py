@@ -117,7 +117,7 @@ class Gateway:
     def __init__(self, service: Service, model: str = "random") -> None:
         """Connect, and take the Hello."""
         self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.settimeout(60)
+        self.socket.settimeout(20)
         self.socket.connect(str(service.folder / f"{model}.sock"))
         self.lines = self.socket.makefile("rb")
         hello = decode(self.lines.readline())

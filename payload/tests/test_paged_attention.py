@@ -54,9 +54,9 @@ def answer_all(
         manager.add_request(prompt, max_new_tokens=12)
     manager.start()
     try:
-        assert all(manager.get_result(timeout=300) for _ in PROMPTS)
+        assert all(manager.get_result(timeout=60) for _ in PROMPTS)
     finally:
-        manager.stop(block=True, timeout=60)
+        manager.stop(block=True, timeout=10)
     return given, requests
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 from scripted_opa import ALLOWED, DENIED, MISBEHAVIOUR, ScriptedOpa, answer
-from service import START_SECONDS, Service, eventually, running
+from service import Service, eventually, running
 from test_refusals import error, every_route
 
 from llmserve.policy import ALLOWED_SECONDS
@@ -97,7 +97,7 @@ def test_an_engine_that_is_slow_lets_nobody_in_and_holds_nobody_up(
     with running(tmp_path, policy=policy) as service, service.client() as client:
         before = time.monotonic()
         error(client.get("/generate?prompt=x"), 503, "policy_unavailable")
-        assert time.monotonic() - before < 5, "it waited for the engine, not for its deadline"
+        assert time.monotonic() - before < 0.9, "it waited for the engine, not for its deadline"
         assert "no decision within 400 ms" in service.logs()
     slow.stop()
 
@@ -207,7 +207,7 @@ def test_a_revision_that_cannot_be_remembered_decides_nothing_until_it_can(tmp_p
         service.gateway.stop()
         (tmp_path / "state/revision").write_text("seven\n")
         service.start_gateway(wait=False)
-        assert service.gateway.process.wait(START_SECONDS) == 2
+        assert service.gateway.process.wait(20) == 2
         assert "'seven', not the highest policy revision" in service.logs()
     opa.stop()
 

@@ -81,7 +81,7 @@ def test_who_waits_behind_a_slow_answer_waits_no_longer_than_a_deadline(
             with pytest.raises(RedisAway):
                 await second
 
-    with redis_server.delayed(tmp_path / "late.sock", 30.0) as path:
+    with redis_server.delayed(tmp_path / "late.sock", 5.0) as path:
         asyncio.run(scenario())
 
 

@@ -146,7 +146,7 @@ def test_an_engine_says_goodbye_refuses_what_comes_then_and_ends_when_its_gatewa
     engine = slow.engines["echo"]
 
     with socket.socket(socket.AF_UNIX) as gateway:
-        gateway.settimeout(60)
+        gateway.settimeout(10)
         gateway.connect(str(slow.folder / "echo.sock"))
         with gateway.makefile("rb") as lines:
             heard = map(decode, lines)
@@ -161,4 +161,4 @@ def test_an_engine_says_goodbye_refuses_what_comes_then_and_ends_when_its_gatewa
             assert any(isinstance(frame, Done) for frame in heard)
             assert engine.process.poll() is None
         gateway.shutdown(socket.SHUT_RDWR)
-        assert engine.process.wait(5) == 0, "it did not wait for the end of its patience"
+        assert engine.process.wait(1.5) == 0, "it did not wait for the end of its patience"

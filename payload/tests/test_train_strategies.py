@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 from tiny import make_deepseek
-from training_job import PATIENCE, Bench, ranks, unused_port, wait_for
+from training_job import Bench, ranks, wait_for
 
 from llmcore.manifest import write_manifest
+from llmserve.developer import free_port
 from llmtrain.exits import DONE, FAILED, STOPPED, Refusal
 
 torch = pytest.importorskip("torch", reason="Debian's python3-torch is not installed")
@@ -71,7 +72,7 @@ def stop(bench: Bench, strategy: str) -> Path:
     agent = bench.start(job, **given)
     wait_for(lambda: len(bench.losses(job)) >= 3, agent)
     agent.send_signal(signal.SIGTERM)
-    assert agent.wait(timeout=PATIENCE) == STOPPED, bench.said(job)
+    assert agent.wait(timeout=300) == STOPPED, bench.said(job)
     assert "stopped after step" in bench.said(job)
     saved = bench.directory / job.stem / "checkpoints"
     assert f"step-{max(bench.losses(job)):08d}" in {each.name for each in saved.iterdir()}
@@ -131,20 +132,23 @@ def test_on_another_number_of_processes_zero3_goes_on_and_tells_what_is_lost(
 
 def test_a_job_over_two_nodes_goes_on_when_one_was_lost_and_comes_back(bench: Bench, zero3: Path) -> None:
     """Two agents with a disk each; one of them, and its process, is killed as a power cut would."""
-    where = ["--rendezvous", f"127.0.0.1:{unused_port()}"]
-    jobs = [whole(bench, f"node{node}", "zero3", name="both", processes=1, nodes=2) for node in range(2)]
-    held, given = bench.hold(9, *jobs)
-    agents = [bench.start(job, "--node-rank", str(node), *where, **given) for node, job in enumerate(jobs)]
-    # Rank 0, which writes them, may be on either.
-    wait_for(lambda: any(len(bench.losses(job)) >= 9 for job in jobs), agents[0])
-    lost = [agents[1].pid, *ranks(agents[1])]
-    for pid in lost:
-        os.kill(pid, signal.SIGKILL)
-    held.unlink()
-    again = bench.start(jobs[1], "--node-rank", "1", *where)
-    assert [each.wait(timeout=PATIENCE) for each in (agents[0], again)] == [DONE, DONE], bench.said(jobs[0])
-    losses = {**bench.losses(jobs[0]), **bench.losses(jobs[1])}
-    assert losses == bench.losses(zero3)
+    with free_port() as port:
+        where = ["--rendezvous", f"127.0.0.1:{port}"]
+        jobs = [whole(bench, f"node{node}", "zero3", name="both", processes=1, nodes=2) for node in range(2)]
+        held, given = bench.hold(9, *jobs)
+        agents = [
+            bench.start(job, "--node-rank", str(node), *where, **given) for node, job in enumerate(jobs)
+        ]
+        # Rank 0, which writes them, may be on either.
+        wait_for(lambda: any(len(bench.losses(job)) >= 9 for job in jobs), agents[0])
+        lost = [agents[1].pid, *ranks(agents[1])]
+        for pid in lost:
+            os.kill(pid, signal.SIGKILL)
+        held.unlink()
+        again = bench.start(jobs[1], "--node-rank", "1", *where)
+        assert [each.wait(timeout=300) for each in (agents[0], again)] == [DONE, DONE], bench.said(jobs[0])
+        losses = {**bench.losses(jobs[0]), **bench.losses(jobs[1])}
+        assert losses == bench.losses(zero3)
 
 
 def test_zero3_on_two_processes_has_the_losses_of_one(bench: Bench, zero3: Path, one: Path) -> None:

@@ -4,12 +4,10 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,6 @@ from tiny import make_model
 from llmcore.manifest import write_manifest
 from llmtrain.rows import Row, tokenizer_digest, write_index, write_shard
 
-PATIENCE = 900  # seconds
 SEQ_LEN, END = 64, 1  # tokens of a row; what the tiny tokenizer ends a turn with
 
 
@@ -149,7 +146,7 @@ class Bench:
 
     def run(self, job: Path, *arguments: str) -> int:
         """The exit code."""
-        return self.start(job, *arguments).wait(timeout=PATIENCE)
+        return self.start(job, *arguments).wait(timeout=300)
 
     def said(self, job: Path) -> str:
         """All that was printed."""
@@ -171,25 +168,13 @@ class Bench:
         return found
 
 
-def wait_for(
-    condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = PATIENCE
-) -> None:
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 240) -> None:
     """Until it holds; fails where the process ends before."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, f"ended with {process.returncode} before that"
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.02)
-
-
-def unused_port() -> int:
-    """One that nobody has, and that no connection is given by chance: Linux gives those from 32768 on."""
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    while True:
-        port = 20_000 + 2_000 * worker + secrets.randbelow(2_000)
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 def ranks(agent: subprocess.Popen[str]) -> list[int]:

@@ -20,7 +20,7 @@ def test_after_lost_writes_the_last_checkpoint_that_was_saved_is_found_whole(est
     try:
         said = estate.run(
             "exec", "llm1", "--", "python3", f"{PLACE}/{PROGRAM}", f"{PLACE}/work", CUTS, SEED,
-            check=False, timeout=1800 if CUTS != "0" else 6 * 3600,
+            check=False, timeout=600 if CUTS != "0" else 6 * 3600,
         )  # fmt: skip
     finally:
         estate.on("llm1", f"rm -rf {PLACE}")

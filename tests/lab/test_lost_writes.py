@@ -34,7 +34,7 @@ def test_after_lost_writes_a_plain_run_converges_and_no_key_and_no_data_is_gone(
     try:
         said = estate.run(
             "exec", "llm1", "--", "unshare", "--mount", "sh", "-c", f"{inside} {PLACE}/estate {CUTS} {SEED}",
-            check=False, timeout=1800 if CUTS != "0" else 6 * 3600,
+            check=False, timeout=600 if CUTS != "0" else 6 * 3600,
         )  # fmt: skip
     finally:
         estate.on(

@@ -57,7 +57,7 @@ def carry(lab: Lab, folder: Path, serial: int, added: dict[str, bytes]) -> None:
     lab.on(
         "ops1",
         "mkdir -p /media/llmkeep && "
-        "timeout 120 sh -c 'until [ -e /dev/disk/by-label/LLMKEEP ]; do sleep 0.1; done' && "
+        "timeout 20 sh -c 'until [ -e /dev/disk/by-label/LLMKEEP ]; do sleep 0.1; done' && "
         "mount -o ro /dev/disk/by-label/LLMKEEP /media/llmkeep && "
         f"cp -r /media/llmkeep/. {MIRROR}/ && umount /media/llmkeep && sync",
     )

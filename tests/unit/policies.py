@@ -49,7 +49,7 @@ def serving(bundle: Path, key: Path, folder: Path) -> Iterator[Path]:
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={"PATH": os.environ["PATH"], "HOME": str(folder)},
     )  # fmt: skip
     try:
-        end = time.monotonic() + 60
+        end = time.monotonic() + 20
         while not _answers(address):
             if server.poll() is not None:
                 raise ChildProcessError(server.communicate()[0].decode())
@@ -66,12 +66,12 @@ class Connection(http.client.HTTPConnection):
     """HTTP over a UNIX socket."""
 
     def __init__(self, address: Path) -> None:
-        super().__init__("localhost", timeout=60)
+        super().__init__("localhost", timeout=10)
         self.address = address
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(60)
+        self.sock.settimeout(10)
         self.sock.connect(str(self.address))
 
     def ask(self, path: str, body: object = None) -> Any:

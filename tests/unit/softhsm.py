@@ -61,7 +61,7 @@ class Double:
             "pin_name": "",
             "record": str(self.folder / "hsm.json"),
             "user": "",
-            "seconds": 120,
+            "seconds": 20,
             **more,
         }
         result: dict[str, Any] = hsm_key.settle(params, check)
@@ -78,7 +78,7 @@ class Double:
                 session.login(pin)
                 return work(session)
 
-        return hsm.bounded(logged_in, 120)
+        return hsm.bounded(logged_in, 20)
 
     def reinitialise(self, token: str = MAIN) -> None:
         """Somebody makes a token anew under the same label."""
@@ -93,7 +93,7 @@ class Double:
                 session.login(officer, pkcs11.SECURITY_OFFICER)
                 session.set_user_pin(user)
 
-        hsm.bounded(anew, 120)
+        hsm.bounded(anew, 20)
 
 
 def double(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Double:

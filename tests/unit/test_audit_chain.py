@@ -211,7 +211,7 @@ def test_there_is_one_writer(tmp_path: Path) -> None:
         with pytest.raises(subprocess.TimeoutExpired):
             second.wait(1)
         chain.append([event(1)])
-    assert second.wait(60) == 0
+    assert second.wait(10) == 0
     assert checked(tmp_path).records == 2
 
 

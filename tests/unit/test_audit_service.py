@@ -48,7 +48,7 @@ class Writer:
         ]
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifications, self.log.open("ab") as log:
             notifications.bind(str(address))
-            notifications.settimeout(60)
+            notifications.settimeout(20)
             environment = os.environ | {"NOTIFY_SOCKET": str(address)}
             self.process = subprocess.Popen(command, stderr=log, env=environment)
             assert notifications.recv(100) == b"READY=1"
@@ -68,7 +68,7 @@ class Writer:
         """A signal; its exit code."""
         assert self.process
         self.process.send_signal(number)
-        return self.process.wait(60)
+        return self.process.wait(20)
 
     def client(self) -> "Client":
         return Client(self.socket)
@@ -79,7 +79,7 @@ class Client:
 
     def __init__(self, path: Path) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.socket.settimeout(60)
+        self.socket.settimeout(20)
         self.socket.connect(str(path))
         self.answers = self.socket.makefile("r")
 
@@ -218,7 +218,7 @@ class Stuck(Chain):
     go = threading.Event()
 
     def write(self, bodies: Sequence[bytes]) -> range:
-        assert self.go.wait(60)
+        assert self.go.wait(20)
         return super().write(bodies)
 
 
@@ -246,7 +246,7 @@ def test_while_the_disk_stands_still_little_is_taken_in_and_afterwards_all_of_it
         most, sent = service.waiting_bytes, len(handed_in)
         assert sent < 1000
         Stuck.go.set()
-        await asyncio.to_thread(thread.join, 120)
+        await asyncio.to_thread(thread.join, 20)
         service.stop()
         await running
         return most
@@ -270,11 +270,11 @@ def test_killed_at_any_moment_under_load_it_loses_nothing_that_it_acknowledged(w
         writer.start("--head-seconds", "0.05", "--rotate-mib", "0.2")
         ends = handing_in(writer, [f"{round_number}-{n}" for n in range(8)], acknowledged)
         if round_number == kills - 1:  # however slow the disk: what is looked at below is there
-            until(lambda: sum(acknowledged.values()) > 1000 and len(sizes(writer.folder)) > 1)
+            until(lambda: sum(acknowledged.values()) > 1000 and len(sizes(writer.folder)) > 1, 60)
         time.sleep(values.uniform(0.05, 0.5))
         assert writer.end(signal.SIGKILL) == -signal.SIGKILL
         for thread in ends:
-            thread.join(60)
+            thread.join(20)
     writer.start()
     assert writer.end(signal.SIGTERM) == 0
     written: dict[str, int] = {}
@@ -346,10 +346,10 @@ def test_sigterm_under_load_writes_what_it_took_and_signs_it(writer: Writer) -> 
     writer.start()
     acknowledged: dict[str, int] = {}
     threads = handing_in(writer, [str(n) for n in range(4)], acknowledged)
-    until(lambda: sum(acknowledged.values()) > 100)
+    until(lambda: sum(acknowledged.values()) > 100, 60)
     assert writer.end(signal.SIGTERM) == 0
     for thread in threads:
-        thread.join(60)
+        thread.join(20)
     report = checked(writer.folder)
     assert report.ok
     assert report.open_tail == 0

@@ -19,7 +19,7 @@ def check(code: str, **parts: Any) -> dict[str, Any]:
 def told(code: str, **parts: Any) -> dict[str, Any]:
     """A check as the module has it."""
     defaults = {"id": "role.it", "argv": [sys.executable, "-c", code], "rc": 0, "stdout": None, "match": None}
-    return {**defaults, "named": None, "timeout": 60, **parts}
+    return {**defaults, "named": None, "timeout": 10, **parts}
 
 
 @pytest.mark.parametrize(

@@ -187,7 +187,7 @@ class Edge:
         if argv[0].endswith("edge-key"):
             argv = ("sh", *argv)
         return subprocess.run(
-            argv, env=self.environment, capture_output=True, text=True, timeout=300, check=False
+            argv, env=self.environment, capture_output=True, text=True, timeout=60, check=False
         )
 
     def start(self) -> None:
@@ -225,7 +225,7 @@ class Edge:
             ],
             input=b"",
             capture_output=True,
-            timeout=60,
+            timeout=10,
             check=False,
         )
         if shown.returncode != 0:
@@ -250,7 +250,7 @@ class Edge:
             ],
             input=b"GET / HTTP/1.1\r\nHost: llm1.estate.internal\r\nConnection: close\r\n\r\n",
             capture_output=True,
-            timeout=60,
+            timeout=10,
             check=False,
         )
         return done.stdout.decode(errors="replace")

@@ -137,15 +137,10 @@ def test_a_token_that_a_login_might_lock_is_not_logged_in_to(
 
 
 def test_a_slow_hsm_is_waited_for_no_longer_than_said(lab: Double, fake: Any) -> None:
-    for seconds in (1, 10, 60):  # more where the machine has so much to do that it does not come to a login
-        (lab.folder / "logins").unlink(missing_ok=True)
-        begun = time.monotonic()
-        told = fault(lab, module=fake(slow="900"), seconds=seconds)
-        took = time.monotonic() - begun
-        assert told.kind == "slow"
-        if logins(lab) and took < 5 * seconds:
-            break
-    assert took < 5 * seconds
+    begun = time.monotonic()
+    told = fault(lab, module=fake(slow="30"), seconds=1)
+    assert time.monotonic() - begun < 5
+    assert told.kind == "slow"
     assert "asked to log in to the token llmkeep" in str(told)
     assert logins(lab) == 1
 

@@ -60,7 +60,7 @@ class Estate:
             "pin": str(self.hsm.folder / "user-pin"),
             "pin_name": "",
         }
-        way = {"module": SOFTHSM, "address": "", "user": "", "seconds": 120}
+        way = {"module": SOFTHSM, "address": "", "user": "", "seconds": 20}
         return {**way, **pin, "token": TOKEN, "label": LABEL, **more}
 
     def certified(self, csr: bytes) -> bytes:
@@ -174,7 +174,7 @@ def test_a_tls_1_3_handshake_takes_the_certificate_that_the_hsm_signed(
         done = subprocess.run(
             ["openssl", "s_client", "-connect", f"127.0.0.1:{port}", "-CAfile", root, "-x509_strict", "-brief",
              "-verify_return_error", "-verify_hostname", NAMES[0]],
-            input="Q\n", capture_output=True, text=True, timeout=60, check=False,
+            input="Q\n", capture_output=True, text=True, timeout=10, check=False,
         )  # fmt: skip
         serving.kill()
     assert done.returncode == 0, done.stderr
@@ -256,7 +256,7 @@ def test_a_wrong_pin_is_tried_once_in_all_and_no_pin_while_the_token_warns(
     for host in hosts:
         host.start()
     for host in hosts:
-        host.join(240)
+        host.join(20)
         assert host.exitcode == 0
     said = [heard.get() for _ in hosts]
     assert sum("tried once" in words for words in said) == 1

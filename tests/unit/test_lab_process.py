@@ -12,8 +12,8 @@ from lab.process import Daemon, stat
 
 def test_kills_children_too_and_forgets(tmp_path: Path) -> None:
     daemon = Daemon(tmp_path / "it.json")
-    daemon.start(["sh", "-c", "sleep 600 & sleep 600"], cwd=tmp_path, log=tmp_path / "log")
-    deadline = time.monotonic() + 60
+    daemon.start(["sh", "-c", "sleep 60 & sleep 60"], cwd=tmp_path, log=tmp_path / "log")
+    deadline = time.monotonic() + 5
     while len(daemon.members()) < 3 and time.monotonic() < deadline:
         time.sleep(0.02)
     members = daemon.members()
@@ -26,8 +26,8 @@ def test_kills_children_too_and_forgets(tmp_path: Path) -> None:
 
 def test_children_that_outlived_their_leader_are_found(tmp_path: Path) -> None:
     daemon = Daemon(tmp_path / "it.json")
-    leader = daemon.start(["sh", "-c", "sleep 600 & sleep 0.2"], cwd=tmp_path, log=tmp_path / "log")
-    deadline = time.monotonic() + 60
+    leader = daemon.start(["sh", "-c", "sleep 60 & sleep 0.2"], cwd=tmp_path, log=tmp_path / "log")
+    deadline = time.monotonic() + 5
     while daemon.pid() is not None and time.monotonic() < deadline:
         time.sleep(0.02)
     assert daemon.pid() is None
@@ -39,7 +39,7 @@ def test_children_that_outlived_their_leader_are_found(tmp_path: Path) -> None:
 
 def test_a_process_id_that_was_given_to_someone_else_is_left_alone(tmp_path: Path) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True
+        [sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True
     ) as other:
         seen = stat(other.pid)
         assert seen is not None

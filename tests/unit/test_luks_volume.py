@@ -310,7 +310,7 @@ def test_a_recovery_key_of_another_time_fails_the_drill(estate: Estate, tmp_path
 # ---------------------------------------------------------------- the end of a volume
 def erase(estate: Estate, uuid: str) -> dict[str, object]:
     found: dict[str, object] = luks_erase.erase(
-        estate.state, "data", uuid, str(estate.disk), PIN.encode(), 120
+        estate.state, "data", uuid, str(estate.disk), PIN.encode(), 20
     )
     return found
 
@@ -325,7 +325,7 @@ def test_a_volume_is_erased_only_once_its_keys_in_the_hsm_are_destroyed(estate: 
     for token in ("main", "spare"):
         settings = hsm.Settings(module=SOFTHSM, tokens=[token], label="host1")
         gone = hsm.bounded(
-            functools.partial(hsm_key_destroyed.destroy, settings, ["host1"], PIN.encode(), False), 120
+            functools.partial(hsm_key_destroyed.destroy, settings, ["host1"], PIN.encode(), False), 20
         )
         assert gone == {token: 2}
     certificate = erase(estate, uuid)

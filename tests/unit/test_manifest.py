@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import small_bundle
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmkeep import bundle, cli, manifest, signing
@@ -94,8 +94,6 @@ def test_a_path_that_a_shell_could_misread_never_gets_into_a_manifest(
         manifest.write(tmp_path, found)
 
 
-# However slow the machine is: what is asked is whether it is read back.
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.from_regex(manifest.SAFE_PATH, fullmatch=True), unique=True, max_size=5), st.text())
 def test_what_is_written_is_read_back(paths: list[str], licence: str) -> None:
     import tempfile

@@ -18,7 +18,7 @@ spec.loader.exec_module(mutations)
 def check(name: str, file: Path) -> dict[str, Any]:
     """A check that the file says yes."""
     argv = ["cat", str(file)]
-    return {"id": name, "argv": argv, "rc": 0, "stdout": "yes", "match": None, "named": None, "timeout": 60}
+    return {"id": name, "argv": argv, "rc": 0, "stdout": "yes", "match": None, "named": None, "timeout": 10}
 
 
 @pytest.fixture

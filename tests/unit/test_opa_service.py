@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import small_policy
-from waiting import PATIENCE, own_port
+from waiting import own_port
 
 from llmkeep import cache, programs
 
@@ -79,7 +79,7 @@ class Host:
         return self.ask("POST", "/v1/data/llm/authz/decision", asked)[1].get("result")
 
 
-def until(holds: Callable[[], bool], seconds: float = PATIENCE) -> None:
+def until(holds: Callable[[], bool], seconds: float = 8) -> None:
     end = time.monotonic() + seconds
     while True:
         try:
@@ -105,7 +105,7 @@ def host(tmp_path: Path) -> Iterator[Host]:
     yield host
     for service in services:
         service.terminate()
-        service.wait(60)
+        service.wait(10)
 
 
 def test_a_new_policy_holds_within_seconds_and_no_request_finds_nobody(host: Host) -> None:
@@ -142,7 +142,7 @@ def test_after_a_restart_it_judges_by_the_last_one_that_was_signed(host: Host) -
     until(lambda: host.decision()["revision"] == 2)
     for service in services:
         service.terminate()
-        service.wait(60)
+        service.wait(10)
 
 
 CLOSED = [

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from luks_estate import PIN, SOFTHSM, Estate, luks
 from plugin_modules import load
-from waiting import PATIENCE, own_port
+from waiting import own_port
 
 hsm = load("module_utils.hsm")
 PROXY = "/usr/lib/libpkcs11-proxy.so.0"
@@ -39,7 +39,7 @@ def proxy(estate: Estate) -> Iterator[str]:
     with (estate.root / "daemon.log").open("wb") as log:
         daemon = subprocess.Popen(["pkcs11-daemon", SOFTHSM], env=environment, stdout=log, stderr=log)
     try:
-        ends = time.monotonic() + PATIENCE
+        ends = time.monotonic() + 10
         listens = ["ss", "-Hltn", f"sport = {port}"]
         while not subprocess.run(listens, capture_output=True, check=True).stdout:
             assert time.monotonic() < ends, (estate.root / "daemon.log").read_text()
@@ -65,7 +65,7 @@ def by_the_proxy(estate: Estate, proxy: str, *argv: str | Path) -> subprocess.Co
         env=os.environ | {"MODULES": str(modules.parent), "PIN": PIN},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=120,
         check=False,
     )
 
@@ -90,7 +90,7 @@ def test_the_key_is_refused_before_any_volume_is_enrolled(
     proxy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PKCS11_PROXY_SOCKET", proxy)
-    settings = hsm.Settings(module=PROXY, tokens=["main", "spare"], label="host1", seconds=120)
+    settings = hsm.Settings(module=PROXY, tokens=["main", "spare"], label="host1", seconds=20)
     with pytest.raises(hsm.Fault) as told:
         hsm.look(settings, PIN.encode(), make=False, change=False)
     assert told.value.kind == "does_not_open"

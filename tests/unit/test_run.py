@@ -152,7 +152,7 @@ def test_an_interrupted_run_ends_ansible_too_and_says_so(tree: Path) -> None:
     (ansible,) = Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()
     assert b"ansible-playbook" in Path(f"/proc/{ansible}/cmdline").read_bytes()
     started.send_signal(signal.SIGINT)
-    assert started.wait(timeout=60) == 130
+    assert started.wait(timeout=20) == 130
     assert not Path(f"/proc/{ansible}").exists()
     asleep = ["pgrep", "--full", f"^{nap}$"]
     until(lambda: not subprocess.run(asleep, capture_output=True, check=False).stdout)  # killed, and dying

@@ -29,7 +29,7 @@ def test_check_mode_makes_none(lab: Double) -> None:
 
 def test_a_token_that_an_interrupted_run_left_without_its_pin_gets_it(lab: Double) -> None:
     officer = (lab.folder / "so-pin").read_bytes()
-    hsm.bounded(lambda _step: pkcs11.Module(SOFTHSM).initialise(0, officer, "llmkeep"), 120)
+    hsm.bounded(lambda _step: pkcs11.Module(SOFTHSM).initialise(0, officer, "llmkeep"), 20)
     (folder,) = (lab.folder / "tokens").iterdir()
     assert lab.make_tokens()["made"] == ["llmkeep", "llmkeep-spare"]
     assert folder.exists()

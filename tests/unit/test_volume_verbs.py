@@ -152,11 +152,11 @@ def erase(estate: Estate) -> None:
         else sorted(luks_erase.doomed(state, "data", uuid)[1])
     )
     settings = hsm.Settings(module=SOFTHSM, tokens=["main", "spare"], label="")
-    hsm.bounded(functools.partial(hsm_key_destroyed.destroy, settings, labels, PIN.encode(), False), 120)
+    hsm.bounded(functools.partial(hsm_key_destroyed.destroy, settings, labels, PIN.encode(), False), 20)
     done = (
         json.loads(certificate.read_text())
         if gone
-        else luks_erase.erase(state, "data", uuid, str(estate.disk), PIN.encode(), 120)
+        else luks_erase.erase(state, "data", uuid, str(estate.disk), PIN.encode(), 20)
     )
     said = {"volume": "host1/data", "uuid": uuid, "serial": "DISK-1", "certificate": done}
     volume_store.bury(folder, said, False)
@@ -213,7 +213,7 @@ def test_a_key_that_another_volume_is_enrolled_with_is_not_destroyed(estate: Est
     with pytest.raises(volume.Refused, match=r"other is enrolled with host1-2 too.*rotate_hsm_key"):
         luks_erase.doomed(estate.state, "data", uuid)
     with pytest.raises(volume.Refused, match="nothing was erased"):
-        luks_erase.erase(estate.state, "data", uuid, str(estate.disk), PIN.encode(), 120)
+        luks_erase.erase(estate.state, "data", uuid, str(estate.disk), PIN.encode(), 20)
     assert estate.disk.read_bytes() == before
 
 
