@@ -1,4 +1,5 @@
 # The front door. `make lab` shows it, `make test` proves it; everything else is a part of one of the two.
+# A step is a line with its time, what it prints lies in .lab/logs; V=1 prints everything.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -13,17 +14,35 @@ ROLE := redis pki mirror base softhsm hsm luks opa llm_serving ipsec llm_trainin
 export PYTHONDONTWRITEBYTECODE := 1
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
-.PHONY: help lab test check lint types unit policy molecule floor storm bundle peers env
+STEP := @lab/step
+
+.PHONY: help lab lab-kernel serve preflight test test-kernel check lint types unit policy molecule floor kernel storm bundle peers env
 help:  ## what there is
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-lab: bundle  ## from a bare machine to an answering private LLM, in throw-away hosts without a route to the internet
+lab: preflight  ## from a bare machine to an answering private LLM, in throw-away hosts without a route to the internet
+	@$(MAKE) --no-print-directory --jobs 2 bundle debian
 	.venv/bin/lab demo
+	echo
+	echo 'encrypted volumes need a kernel: `make lab-kernel`'
+
+lab-kernel: preflight  ## the same on hosts with kernels of their own, with encrypted volumes whose keys are in the (double of an) HSM
+	@$(MAKE) --no-print-directory --jobs 2 bundle kernel
+	.venv/bin/lab --instance kernel -i inventory/lab -i inventory/lab-kernel demo
+
+serve: payload/.venv/.ready bundle  ## only the API, on this machine: the gateway, a real model, a key, and what to paste
+	payload/.venv/bin/llm-serve run --engine naive --model .lab/bundle/models/smollm2-135m-instruct
+
+preflight:
+	@lab/preflight
 
 # The hosts are made while the fast part runs: they wait more than they work.
-test: env  ## the whole suite, from cold, as CI runs it
+test: env  ## the fast part, every role's scenario and the whole estate, in containers
 	$(MAKE) --jobs 2 --output-sync=target floor check
-	.venv/bin/pytest tests/lab $(WORKERS) --durations=0 --durations-min=20
+	.venv/bin/pytest tests/lab/containers $(WORKERS) --durations=0 --durations-min=10
+
+test-kernel: bundle kernel  ## what needs a kernel: volumes, lost writes, power cuts, clocks, ESP
+	.venv/bin/pytest tests/lab/kernels $(WORKERS) --durations=0 --durations-min=10
 
 check: lint types unit policy  ## the fast part: lint, types, unit tests, contract
 
@@ -61,9 +80,13 @@ policy: env  ## who may do what: format, types, tests and their coverage, lint
 	fi
 
 molecule: bundle  ## the roles' scenarios, or one: make molecule ROLE=redis
-	export PATH="$(CURDIR)/.venv/bin:$$PATH" LAB_INSTANCE=suite
-	lab floor
+	export PATH="$(CURDIR)/.venv/bin:$$PATH"
 	for role in $(ROLE); do
+	  export LAB_INSTANCE=suite inventories='-i inventory/lab'
+	  if grep -q inventory/lab-kernel molecule/$$role/molecule.yml; then
+	    LAB_INSTANCE=suite-kernel inventories+=' -i inventory/lab-kernel'
+	  fi
+	  lab $$inventories floor
 	  lab netns -- molecule reset --scenario-name $$role
 	  lab netns -- molecule test --scenario-name $$role --destroy never
 	done
@@ -71,11 +94,17 @@ molecule: bundle  ## the roles' scenarios, or one: make molecule ROLE=redis
 floor: bundle
 	LAB_INSTANCE=suite .venv/bin/lab floor
 
+debian: .venv/.ready
+	@.venv/bin/lab prepare container
+
+kernel: .venv/.ready
+	@.venv/bin/lab prepare kernel
+
 storm: bundle  ## the long fault campaigns (hours): KILLS=500 of luks_volume and of the operator's verbs (200 of a checkpoint's save), each flush of a volume's disk and of a save, seed SEED=5; two hosts that train; vLLM behind the gateway and FSDP2 (after `make peers PEER="vllm torch"`); STORM=20 power cuts of each host in the middle of site.yml
 	STORM=$(or $(KILLS),500) SEED=$(or $(SEED),5) .venv/bin/pytest tests/unit/test_luks_storm.py -rP
 	STORM=$(or $(KILLS),500) SEED=$(or $(SEED),5) .venv/bin/pytest tests/unit/test_hsm_pin.py tests/unit/test_volume_verbs.py -k kill -rP
-	STORM=$(or $(STORM),20) SEED=$(or $(SEED),5) .venv/bin/pytest tests/lab/test_lost_writes.py tests/lab/test_lost_saves.py tests/lab/test_estate.py -k "lost_writes or power_cut" -rP
-	STORM=1 .venv/bin/pytest tests/lab/test_training.py -rP
+	STORM=$(or $(STORM),20) SEED=$(or $(SEED),5) .venv/bin/pytest tests/lab/kernels/test_lost_writes.py tests/lab/kernels/test_lost_saves.py tests/lab/kernels/test_encrypted_estate.py -k "lost_writes or power_cut" -rP
+	STORM=1 .venv/bin/pytest tests/lab/kernels/test_training.py -rP
 	cd payload
 	STORM=$(or $(KILLS),200) SEED=$(or $(SEED),5) .venv/bin/pytest tests/test_train_saves_cut_short.py -k kill -rP
 	STORM=1 .venv/bin/pytest tests/test_engine_contract.py -k 'vllm or deepseek' -rs
@@ -86,9 +115,9 @@ storm: bundle  ## the long fault campaigns (hours): KILLS=500 of luks_volume and
 	fi
 	STORM_MINUTES=10 .venv/bin/pytest tests/test_storms.py -k memory -rP
 
-bundle: env  ## build (or keep) the lab's signed bundle in .lab/bundle
-	.venv/bin/llmkeep keys init .lab/keys
-	.venv/bin/llmkeep bundle build --profile lab --keys .lab/keys --out .lab/bundle --resolve-apt
+bundle: .venv/.ready  ## build (or keep) the lab's signed bundle in .lab/bundle
+	$(STEP) keys "throw-away keys that sign the bundle" .venv/bin/llmkeep keys init .lab/keys
+	$(STEP) bundle "build the bundle, or keep it" .venv/bin/llmkeep bundle build --profile lab --keys .lab/keys --out .lab/bundle --resolve-apt
 
 # vLLM and guidellm need torch, which there is for the machine's own Python (3.11); what comes with vLLM's would need another build of it.
 peers: PEER ?= litellm portkey guidellm plot vllm transformers trl torch
@@ -115,34 +144,28 @@ env: .venv/.ready payload/.venv/.ready .ansible/collections/ansible_collections/
 
 # Debian packages come from one list; asking dpkg first keeps a second run off the network.
 .venv/.packages: requirements.apt
-	packages=$$(sed 's/#.*//' $<)
-	if ! dpkg --status $$packages > /dev/null 2>&1; then
-	  apt-get -qq -o DPkg::Lock::Timeout=300 update
-	  DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o DPkg::Lock::Timeout=300 install --no-install-recommends $$packages
-	fi
-	# Some images carry systemd's library in another build, with which Debian's systemd-cryptenroll does not start.
-	if ! systemd-cryptenroll --version > /dev/null 2>&1; then
-	  DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o DPkg::Lock::Timeout=300 install --reinstall libsystemd-shared
-	fi
-	mkdir -p $(@D)
+	$(STEP) packages "Debian packages of requirements.apt" lab/packages
+	@mkdir -p $(@D)
 	touch $@
 
 .venv/.ready: artifacts.lock.yml pyproject.toml llmproof/pyproject.toml lab/pyproject.toml .venv/.packages
-	$(PYTHON) -m venv .venv
-	$(PYTHON) -m llmkeep.lock requirements dev > .venv/requirements.txt
-	.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python --require-hashes -r .venv/requirements.txt
-	.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . -e llmproof -e lab
-	.venv/bin/pip check --disable-pip-version-check
-	touch $@
+	$(STEP) control-env "Python environment of the control node" bash -euxc '
+	  $(PYTHON) -m venv .venv
+	  $(PYTHON) -m llmkeep.lock requirements dev > .venv/requirements.txt
+	  .venv/bin/pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python --require-hashes -r .venv/requirements.txt
+	  .venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . -e llmproof -e lab
+	  .venv/bin/pip check --disable-pip-version-check'
+	@touch $@
 
 payload/.venv/.ready: artifacts.lock.yml payload/pyproject.toml llmproof/pyproject.toml .venv/.packages
-	$(PYTHON) -m venv --system-site-packages payload/.venv
-	$(PYTHON) -m llmkeep.lock requirements payload-dev > payload/.venv/requirements.txt
-	payload/.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python --require-hashes -r payload/.venv/requirements.txt
-	$(PYTHON) -m llmkeep.lock requirements --sources payload-dev > payload/.venv/sources.txt
-	payload/.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --require-hashes -r payload/.venv/sources.txt
-	payload/.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e payload -e llmproof
-	touch $@
+	$(STEP) payload-env "Python environment of the payload" bash -euxc '
+	  $(PYTHON) -m venv --system-site-packages payload/.venv
+	  $(PYTHON) -m llmkeep.lock requirements payload-dev > payload/.venv/requirements.txt
+	  payload/.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python --require-hashes -r payload/.venv/requirements.txt
+	  $(PYTHON) -m llmkeep.lock requirements --sources payload-dev > payload/.venv/sources.txt
+	  payload/.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --require-hashes -r payload/.venv/sources.txt
+	  payload/.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e payload -e llmproof'
+	@touch $@
 
 # The tree is also the collection llmkeep.estate; Ansible finds plugins/ through this link.
 .ansible/collections/ansible_collections/llmkeep/estate:

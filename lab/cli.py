@@ -15,8 +15,10 @@ from rich.table import Table
 
 from lab import demo, door, floor, sink
 from lab.errors import AlreadyUp, LabError, NotUp
-from lab.host import Machine
-from lab.instance import CHECKOUT, Instance, plug
+from lab.instance import CHECKOUT, KINDS, Instance, plug
+from lab.machine import Machine
+from lab.requirements import require_programs, require_root
+from lab.steps import Steps
 
 EXIT_CODES = """exit codes:
   0   done                              6   not enough disk space
@@ -24,7 +26,7 @@ EXIT_CODES = """exit codes:
   2   wrong usage                       8   the lab, or the host, is not up
   3   not root                          9   the inventory describes no lab
   4   a Debian package is missing      10   another lab command is changing this lab
-  5   not enough memory
+  5   not enough memory                11   this machine can have no host of that kind
 ssh, exec, netns and site end with the exit code of what they ran."""
 
 terminal = Console(stderr=True, highlight=False)
@@ -74,6 +76,8 @@ def parser() -> argparse.ArgumentParser:
     up.add_argument("--ok-if-up", action="store_true", help="exit 0 where it is up already")
     verbs.add_parser("down", help="stop everything; disks and snapshots stay")
     verbs.add_parser("destroy", help="stop everything and throw it away")
+    prepare = verbs.add_parser("prepare", help="make what hosts of a kind start from, once for all labs")
+    prepare.add_argument("kind", choices=KINDS)
     status = verbs.add_parser("status", help="what there is and what runs")
     status.add_argument("--json", action="store_true")
     for name, text in (
@@ -125,6 +129,12 @@ def parser() -> argparse.ArgumentParser:
 
 def run(given: argparse.Namespace) -> int:
     """Do what was asked."""
+    if given.verb == "prepare":
+        require_root()
+        require_programs([given.kind])
+        with Steps(terminal, CHECKOUT / ".lab" / "logs").series() as begin:
+            KINDS[given.kind].base(begin)
+        return 0
     instance = Instance(given.instance, given.inventory)
     match given.verb:
         case "up":
@@ -139,11 +149,13 @@ def run(given: argparse.Namespace) -> int:
             return open_or_close(instance, given.close)
         case "floor":
             like = Instance(given.like) if given.like else None
-            for line in floor.floor(instance, given.bundle, terminal, restore=given.restore, like=like):
+            for line in floor.floor(
+                instance, given.bundle, steps(instance), restore=given.restore, like=like
+            ):
                 print(line)
             return 0
         case "demo":
-            demo.demo(instance, given.bundle, given.question, terminal)
+            demo.demo(instance, given.bundle, given.question, steps(instance))
             return 0
         case "netns":
             instance.require_up()
@@ -180,7 +192,7 @@ def change(instance: Instance, machine: Machine, given: argparse.Namespace) -> N
             instance.forget_connections(machine)
             machine.power_off()
         case "power-on":
-            power_on(instance, machine)
+            power_on(machine)
         case "cut":
             machine.cut()
         case "join":
@@ -196,36 +208,36 @@ def change(instance: Instance, machine: Machine, given: argparse.Namespace) -> N
             machine.power_off()
             with terminal.status(f"putting back the disks of {machine.host.name}"):
                 machine.restore(given.name)
-            power_on(instance, machine)
+            power_on(machine)
         case "plug":
             with terminal.status(f"writing the stick of {machine.host.name}"):
                 plug(machine, given.source)
 
 
-def power_on(instance: Instance, machine: Machine) -> None:
+def power_on(machine: Machine) -> None:
     """Give a host power and wait for it."""
-    if not machine.root.exists():
+    if not machine.exists():
         raise NotUp(f"{machine.host.name} was never unpacked: `lab up` does")
-    machine.power_on(instance.memory_folder([machine]))
+    machine.power_on()
     with terminal.status(f"waiting for {machine.host.name}"):
         machine.wait_for_ssh()
 
 
 def up(instance: Instance, fine_if_up: bool) -> int:
     """Start the lab, with progress."""
-    with instance.changing(), terminal.status("looking at the lab") as progress:
-
-        def report(text: str) -> None:
-            progress.update(text)
-            if not terminal.is_terminal:
-                print(f"lab: {text}", file=sys.stderr)
-
+    with instance.changing():
         try:
-            instance.up(report)
+            with steps(instance).series() as begin:
+                instance.up(begin)
         except AlreadyUp:
             if not fine_if_up:
                 raise
     return 0
+
+
+def steps(instance: Instance) -> Steps:
+    """How a command tells what it does; its logs lie beside the instances."""
+    return Steps(terminal, instance.checkout / ".lab" / "logs" / instance.name)
 
 
 def open_or_close(instance: Instance, close: bool) -> int:
@@ -259,6 +271,7 @@ def show_status(instance: Instance, as_json: bool) -> int:
     table = Table(title=f"lab {status['instance']} ({status['namespace'] or 'down'})", title_justify="left")
     for column in (
         "host",
+        "kind",
         "address",
         "groups",
         "memory",
@@ -274,6 +287,7 @@ def show_status(instance: Instance, as_json: bool) -> int:
     for name, host in status["hosts"].items():
         table.add_row(
             name,
+            host["kind"],
             host["address"],
             " ".join(host["groups"]),
             f"{host['memory'] >> 20} MiB",
@@ -287,6 +301,14 @@ def show_status(instance: Instance, as_json: bool) -> int:
     output = Console() if sys.stdout.isatty() else Console(width=160)
     output.print(table)
     output.print(f"sink: {'records' if status['sink'] else 'down'}; open: {words[status['open']]}")
+    for kind, given in status["machine"]["kinds"].items():
+        output.print(
+            f"{kind}: " + (", ".join(given["gives"]) if given["possible"] else f"not here, {given['reason']}")
+        )
+    held = [name for name, holds in status["machine"]["limits"].items() if holds]
+    output.print(
+        f"limits on a container's services: {', '.join(held) or 'none, cgroup2 has no controllers here'}"
+    )
     return 0
 
 

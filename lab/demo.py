@@ -6,12 +6,6 @@ Everything else is done by the lab's own control node, from the stick alone.
 import contextlib
 import hashlib
 import shlex
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -20,32 +14,23 @@ from rich.table import Table
 from lab import door
 from lab.ask import ask
 from lab.errors import AlreadyUp, LabError
-from lab.host import Machine
 from lab.instance import Instance, plug
+from lab.machine import Machine
+from lab.steps import RoleTimes, Steps
 
-STICK = "/dev/disk/by-label/LLMKEEP"
 MOUNT = "/media/llmkeep"
 QUESTION = "What is the capital of France?"
 
 
-@contextmanager
-def step(terminal: Console, text: str) -> Iterator[None]:
-    """Say what is done, and how long it took."""
-    terminal.print(f"[bold]→[/] {text}")
-    started = time.monotonic()
-    yield
-    terminal.print(f"  [green]done[/] in {time.monotonic() - started:.1f} s")
-
-
-def demo(instance: Instance, bundle: Path, question: str, terminal: Console) -> None:
+def demo(instance: Instance, bundle: Path, question: str, steps: Steps) -> None:
     """From nothing to an answer; what is done already is not done again."""
     with instance.changing():
-        start_hosts(instance, terminal)
-        bootstrap(instance, bundle, terminal)
-    site(instance, terminal)
-    with step(terminal, "open a port of this machine to the edge, and make a demo key"):
+        start_hosts(instance, steps)
+        bootstrap(instance, bundle, steps)
+    site(instance, steps)
+    with steps.step("open a port of this machine to the edge, and make a demo key"):
         opened = door.open_door(instance)
-    terminal.print(f"[bold]→[/] {question}")
+    steps.console.print(f"\n{question}")
     output = Console(highlight=False)
     answer = ask(opened, question, lambda piece: output.print(piece, end="", markup=False, style="bold cyan"))
     output.print()
@@ -65,36 +50,32 @@ def demo(instance: Instance, bundle: Path, question: str, terminal: Console) -> 
     output.print(table)
 
 
-def start_hosts(instance: Instance, terminal: Console) -> None:
+def start_hosts(instance: Instance, steps: Steps) -> None:
     """Every host up."""
-    with (
-        step(terminal, "start the hosts"),
-        terminal.status("starting") as progress,
-        contextlib.suppress(AlreadyUp),
-    ):
-        instance.up(progress.update)
+    with contextlib.suppress(AlreadyUp), steps.series() as begin:
+        instance.up(begin)
 
 
-def bootstrap(instance: Instance, bundle: Path, terminal: Console) -> None:
+def bootstrap(instance: Instance, bundle: Path, steps: Steps) -> None:
     """The stick goes in, its bootstrap is compared with what the builder printed, and run."""
     control = instance.machine(door.on(instance, "control"))
     name = control.host.name
-    plug_bundle(instance, control, bundle, terminal)
-    with step(terminal, f"compare the hash of bootstrap on {name} with the one that the builder printed"):
+    plug_bundle(instance, control, bundle, steps)
+    with steps.step(f"compare the hash of bootstrap on {name} with the one that the builder printed"):
         compare_bootstrap(instance, control, bundle / "bootstrap")
-    with step(terminal, f"run bootstrap on {name}, from the stick alone"):
+    with steps.step(f"run bootstrap on {name}, from the stick alone") as now:
         domain = [instance.lab.domain] if instance.lab.domain else []
-        interactive(instance, control, "sh", f"{MOUNT}/bootstrap", *domain)
+        steps.run(interactive(instance, control, "sh", f"{MOUNT}/bootstrap", *domain), "bootstrap", now)
 
 
-def site(instance: Instance, terminal: Console, *words: str) -> None:
+def site(instance: Instance, steps: Steps, *words: str) -> None:
     """The control node provisions every host."""
     control = instance.machine(door.on(instance, "control"))
     inventories = [f"/opt/llmkeep/tree/{path.relative_to(instance.checkout)}" for path in absolute(instance)]
     options = [part for path in inventories for part in ("-i", path)]
     command = ("llmkeep", "site", *options, *words)
-    with step(terminal, f"{shlex.join(command)} on {control.host.name}"):
-        interactive(instance, control, *command)
+    with steps.step(f"run `llmkeep site` on {control.host.name}") as now:
+        steps.run(interactive(instance, control, *command), "site", RoleTimes(steps, now))
 
 
 def absolute(instance: Instance) -> list[Path]:
@@ -106,21 +87,21 @@ def absolute(instance: Instance) -> list[Path]:
     return paths
 
 
-def plug_bundle(instance: Instance, control: Machine, bundle: Path, terminal: Console) -> None:
+def plug_bundle(instance: Instance, control: Machine, bundle: Path, steps: Steps) -> None:
     """Make the bundle the stick of the control node, unless it is."""
     digest = bundle_digest(bundle)
     plugged = control.folder / "stick.sha256"
-    current = plugged.read_text(encoding="ascii") if plugged.exists() and control.stick.exists() else ""
+    current = plugged.read_text(encoding="ascii") if plugged.exists() and control.has_stick() else ""
     if current != digest:
-        with step(terminal, f"copy the bundle to a stick and plug it into {control.host.name}"):
+        with steps.step(f"copy the bundle to a stick and plug it into {control.host.name}"):
             unmount_stick(instance)
-            with terminal.status("writing the stick"):
-                plug(control, bundle)
+            plug(control, bundle)
             plugged.write_text(digest, encoding="ascii")
+    source, options = control.stick_source
     mount = (
         f"mkdir -p {MOUNT}; n=0; "
-        f"until [ -e {STICK} ]; do n=$((n + 1)); [ $n -lt 100 ] || exit 9; sleep 0.1; done; "
-        f"mountpoint -q {MOUNT} || mount -o ro {STICK} {MOUNT}"
+        f"until [ -e {source} ]; do n=$((n + 1)); [ $n -lt 100 ] || exit 9; sleep 0.1; done; "
+        f"mountpoint -q {MOUNT} || mount -o {options} {source} {MOUNT}"
     )
     door.output(instance, control.host.name, "sh", "-c", mount)
 
@@ -147,22 +128,9 @@ def compare_bootstrap(instance: Instance, control: Machine, printed: Path) -> No
         raise LabError(f"bootstrap on the stick has sha256 {seen}, {expected} was printed: do not run it")
 
 
-def interactive(instance: Instance, machine: Machine, *command: str) -> None:
-    """Run a command on a host as if sitting there: if this process ends, so does it."""
-    colours = sys.stdout.isatty()
-    remote = ["env", *([] if colours else ["TERM=dumb", "NO_COLOR=1", "ANSIBLE_NOCOLOR=1"]), *command]
-    local = instance.ssh(machine, shlex.join(remote))
+def interactive(instance: Instance, machine: Machine, *command: str) -> list[str]:
+    """The command line that runs a command on a host as if sitting there: if this process ends, so does it."""
+    plain = ["TERM=dumb", "NO_COLOR=1", "ANSIBLE_NOCOLOR=1"]
+    local = instance.ssh(machine, shlex.join(["env", *plain, *command]))
     local.insert(local.index("ssh") + 1, "-tt")
-    with subprocess.Popen(local, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as running:
-        try:
-            for line in running.stdout or ():
-                sys.stdout.buffer.write(line if colours else line.replace(b"\r\n", b"\n"))
-                sys.stdout.buffer.flush()
-        except BaseException:
-            running.send_signal(signal.SIGTERM)
-            raise
-    if running.returncode:
-        what = shlex.join(command)
-        raise LabError(
-            f"`{what}` ended with {running.returncode} on {machine.host.name}: see above; run this again"
-        )
+    return local

@@ -53,3 +53,9 @@ class Busy(LabError):
     """Another `lab` command is changing the same instance."""
 
     exit_code = 10
+
+
+class Unsupported(LabError):
+    """This machine lacks what a host of that kind stands on."""
+
+    exit_code = 11

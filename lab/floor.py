@@ -6,11 +6,10 @@
 import shutil
 from pathlib import Path
 
-from rich.console import Console
-
 from lab import demo, door
 from lab.errors import LabError
 from lab.instance import Instance
+from lab.steps import Steps
 
 BARE, FLOOR = "bare", "floor"
 ROLES = "base,mirror,pki"
@@ -20,7 +19,7 @@ RECORD = "floor.sha256"  # of the bundle that `floor` was made from
 def floor(
     instance: Instance,
     bundle: Path,
-    terminal: Console,
+    steps: Steps,
     *,
     restore: bool = False,
     like: Instance | None = None,
@@ -35,10 +34,10 @@ def floor(
     made: list[str] = []
     with instance.changing():
         if like is not None and not (instance.folder / "hosts").exists():
-            with terminal.status(f"copying the snapshots of {like.name}"):
+            with steps.step(f"copy the snapshots of {like.name}"):
                 instance.copy_from(like, FLOOR)
                 shutil.copy2(like.folder / RECORD, instance.folder / RECORD)
-        demo.start_hosts(instance, terminal)
+        demo.start_hosts(instance, steps)
         names = {machine.host.name: set(machine.snapshot_names()) for machine in instance.machines}
         for machine in instance.machines:
             if BARE not in names[machine.host.name]:
@@ -49,18 +48,18 @@ def floor(
         have_floor = all(FLOOR in of_host for of_host in names.values())
         if have_floor and record.exists() and record.read_text(encoding="ascii") == digest:
             if restore:
-                instance.restore_all(FLOOR, terminal)
+                instance.restore_all(FLOOR, steps)
             return made
         if have_floor:
-            instance.restore_all(FLOOR, terminal)  # an older bundle's: the newer one is put on top
+            instance.restore_all(FLOOR, steps)  # an older bundle's: the newer one is put on top
         elif len(made) < len(instance.machines):
-            instance.restore_all(BARE, terminal)
+            instance.restore_all(BARE, steps)
         record.unlink(missing_ok=True)
-        demo.bootstrap(instance, bundle, terminal)
-        demo.site(instance, terminal, "--tags", ROLES)
+        demo.bootstrap(instance, bundle, steps)
+        demo.site(instance, steps, "--tags", ROLES)
         demo.unmount_stick(instance)
         for machine in instance.machines:
-            with demo.step(terminal, f"snapshot {FLOOR} of {machine.host.name}"):
+            with steps.step(f"snapshot {FLOOR} of {machine.host.name}"):
                 instance.settle(machine)
                 machine.snapshot(FLOOR)
             made.append(f"made snapshot {FLOOR} of {machine.host.name}")

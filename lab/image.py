@@ -1,5 +1,6 @@
 """The bare Debian 13 that hosts start from: made once, kept in the user's cache folder.
 
+A container's root lies on the folder with it, a kernel's begins as a copy of the disk image that is made of the folder.
 No Python, no openssl is in it: a host that was just unpacked from a box has none either.
 """
 
@@ -10,21 +11,24 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from lab import archives, kernel
 from lab.errors import LabError
+from lab.files import copy
 
 PACKAGES = ("systemd-sysv", "udev", "dbus", "openssh-server", "iproute2", "kmod")
 ROOT_SIZE = "24G"  # of the file system; the file is sparse and holds what is written
 # Nobody sits at a console, and apt's timers would ask the resolver for archives that are not there.
 MASKED = ("getty.target", "systemd-firstboot.service", "apt-daily.timer", "apt-daily-upgrade.timer")
 FILES = {
-    "etc/fstab": "/dev/ubda / ext4 defaults 0 1\n",
     "etc/locale.conf": "LANG=C.UTF-8\n",
     "etc/ssh/sshd_config.d/lab.conf": "PasswordAuthentication no\nPermitRootLogin prohibit-password\n",
 }
+
+FSTAB = "/dev/ubda / ext4 defaults 0 1\n"  # of a host with disks
 
 Report = Callable[[str], None]
 
@@ -35,49 +39,76 @@ def cache_folder() -> Path:
     return Path(home) / "llmkeep"
 
 
-def recipe() -> str:
-    """What the base image is made of, as a hash: a changed recipe makes a new image."""
-    steps = inspect.getsource(_build) + inspect.getsource(_file_system)
-    stated = (
-        archives.SUITES,
-        PACKAGES,
-        ROOT_SIZE,
-        MASKED,
-        sorted(FILES.items()),
-        kernel.recipe(),
-        steps,
-    )
+def tree_path() -> Path:
+    """Where the bare Debian of this recipe lies once it is made, as a folder."""
+    stated = (archives.SUITES, PACKAGES, MASKED, sorted(FILES.items()), inspect.getsource(_build))
+    return cache_folder() / f"lab-trixie-{_hash(stated)}"
+
+
+def image_path() -> Path:
+    """Where the disk image of this recipe lies once it is made."""
+    stated = (tree_path().name, ROOT_SIZE, FSTAB, kernel.recipe(), inspect.getsource(_file_system))
+    return cache_folder() / f"lab-trixie-{_hash(stated)}.img"
+
+
+def _hash(stated: object) -> str:
+    """Of what something is made of: a changed recipe makes a new one."""
     return hashlib.sha256(repr(stated).encode()).hexdigest()[:12]
 
 
-def base_image_path() -> Path:
-    """Where the base image of this recipe lies once it is made."""
-    return cache_folder() / f"lab-trixie-{recipe()}.img"
+@contextmanager
+def _making(part: str) -> Iterator[Path]:
+    """The cache folder, held for one part of it: what one command makes, another one waits for."""
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{part}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
+
+
+def base_tree(report: Report) -> Path:
+    """The bare Debian as a folder, made now if this recipe was never made here."""
+    with _making("lab-image") as folder:
+        return _tree(folder, report)
+
+
+def _tree(folder: Path, report: Report) -> Path:
+    tree = tree_path()
+    if not tree.exists():
+        for stale in folder.glob("lab-root-*"):
+            shutil.rmtree(stale)
+        with tempfile.TemporaryDirectory(dir=folder, prefix="lab-root-") as scratch:
+            report("installing a bare Debian 13")
+            root = Path(scratch, "root")
+            _build(root, Path(scratch))
+            root.rename(tree)
+    return tree
 
 
 def base_image(report: Report) -> Path:
-    """The base image, and the kernel beside it, made now if this recipe was never made here."""
-    image = base_image_path()
-    folder = image.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lab-image.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    """It as a disk image, and the kernel beside it, made now if this recipe was never made here."""
+    with _making("lab-kernel") as folder:
         made = kernel.made(folder, report)
+    with _making("lab-image") as folder:
+        image = image_path()
         if not image.exists():
+            tree = _tree(folder, report)
             for stale in folder.glob("lab-trixie-*.img.new"):
                 stale.unlink()
+            report("writing its disk image")
             with tempfile.TemporaryDirectory(dir=folder, prefix="lab-root-") as scratch:
                 root = Path(scratch, "root")
-                report("installing a bare Debian 13")
-                _build(root, Path(scratch), made)
-                report("writing its file system")
+                copy(tree, root, "--archive", "--link")
+                (root / "etc/fstab").unlink(missing_ok=True)  # a link to the tree's own
+                (root / "etc/fstab").write_text(FSTAB, encoding="utf-8")
+                shutil.copytree(made / "modules", root / "lib/modules")
                 staged = image.with_suffix(".img.new")
                 _file_system(root, staged)
                 staged.replace(image)
     return image
 
 
-def _build(root: Path, scratch: Path, made: Path) -> None:
+def _build(root: Path, scratch: Path) -> None:
     sources = scratch / "debian.sources"
     sources.write_text(archives.machine_sources(), encoding="utf-8")
     command = ["mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory", "--quiet"]
@@ -102,10 +133,10 @@ def _build(root: Path, scratch: Path, made: Path) -> None:
     for pattern in ("etc/ssh/ssh_host_*", "var/lib/apt/lists/*_*", "var/cache/apt/*.bin", "var/log/*.log"):
         for file in root.glob(pattern):
             file.unlink()
+    (root / "etc/resolv.conf").unlink()  # this machine's own
     for name, content in FILES.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(content, encoding="utf-8")
-    shutil.copytree(made / "modules", root / "lib/modules")
     system = root / "etc/systemd/system"
     for unit in MASKED:
         (system / unit).unlink(missing_ok=True)

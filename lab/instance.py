@@ -1,5 +1,6 @@
 """All hosts of a lab together, and what stands between them: one instance of one checkout."""
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -12,18 +13,28 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from lab import image
-from lab.errors import AlreadyUp, Busy, LabError, NotUp
-from lab.host import Machine, copy_sparse, make_key
+from lab import cgroup
+from lab.cgroup import Group
+from lab.container import Container
+from lab.errors import AlreadyUp, Busy, LabError, NotUp, Unsupported
 from lab.image import Report
 from lab.inventory import Lab, read
+from lab.machine import Machine, make_key
 from lab.network import BRIDGE, Namespace
 from lab.process import Daemon
-from lab.requirements import allow_mappings, require_memory, require_programs, require_root, require_space
+from lab.requirements import (
+    allow_mappings,
+    capabilities,
+    require_kinds,
+    require_memory,
+    require_root,
+    require_space,
+)
+from lab.steps import Steps
+from lab.user_mode import UserModeKernel
 
 CHECKOUT = Path(__file__).resolve().parent.parent
+KINDS: dict[str, type[Machine]] = {kind.kind: kind for kind in (Container, UserModeKernel)}
 
 
 class Instance:
@@ -48,7 +59,7 @@ class Instance:
         self.inventories = list(inventories) or self._inventories_of_last_up()
         self.lab: Lab = read(self.inventories)
         self.machines = [
-            Machine(host, self.lab, self.folder / "hosts" / host.name, self.namespace)
+            KINDS[host.kind](host, self.lab, self.folder / "hosts" / host.name, self.namespace)
             for host in self.lab.hosts
         ]
 
@@ -87,31 +98,24 @@ class Instance:
         if self.is_up() and all(machine.answers() for machine in self.machines if machine.cable()):
             raise AlreadyUp(f"lab {self.name!r} is up: `lab status` shows it, `lab down` stops it")
         starting = [machine for machine in self.machines if not machine.sound()]
-        require_programs()
+        self._require_one_kind()
+        require_kinds(self.machines, self.folder)
         allow_mappings()
         require_memory(starting)
-        require_space(self.folder, starting)
-        base = image.base_image(report)
+        require_space(self.folder, self.machines)
+
         stored = [os.path.relpath(path.resolve(), self.checkout) for path in self.inventories]
         self._chosen.write_text(json.dumps(stored), encoding="utf-8")
         self._make_keys()
         for machine in self.machines:
-            if not machine.root.exists():
+            if not machine.exists():
+                base = machine.base(report)
                 report(f"unpacking {machine.host.name}")
-            machine.create_disks(
-                base,
-                known_hosts=self.known_hosts.read_text(encoding="ascii"),
-                authorized="".join(
-                    key.with_suffix(".pub").read_text(encoding="ascii")
-                    for key in (self.operator_key, self.developer_key)
-                ),
-                operator_key=self.operator_key.read_bytes(),
-            )
+                machine.create(base, self._identity(machine))
         self.start_network()
-        memory = self.memory_folder(starting)
         for machine in starting:
             report(f"starting {machine.host.name}")
-            machine.power_on(memory)
+            machine.power_on()
         for machine in self.machines:
             if machine.cable():
                 report(f"waiting for {machine.host.name}")
@@ -123,8 +127,8 @@ class Instance:
         self.namespace.create(self.lab)
         self.sockets.mkdir(mode=0o700, exist_ok=True)
         for machine in self.machines:
-            if bridge_is_new and machine.tap in self.namespace.links():
-                self.namespace.attach(machine.tap)
+            if bridge_is_new and machine.cable_name in self.namespace.links():
+                self.namespace.attach(machine.cable_name)
         if not self.namespace.holds(self.sink.pid()) or bridge_is_new:
             self.sink.kill()
             inside = [self.lab.seat, *(host.address for host in self.lab.hosts)]
@@ -155,20 +159,33 @@ class Instance:
         ]
         self.known_hosts.write_text("".join(lines), encoding="ascii")
 
-    def memory_folder(self, machines: Sequence[Machine]) -> Path:
-        """Where the hosts' memory lives: a tmpfs if it is large enough, else a file on disk (slower)."""
-        shared = Path("/dev/shm")  # noqa: S108 -- the kernel unlinks its file as soon as it is open
-        needed = sum(machine.host.memory for machine in machines)
-        if shared.is_dir() and shutil.disk_usage(shared).free > needed * 11 // 10:
-            return shared
-        folder = self.folder / "memory"
-        folder.mkdir(exist_ok=True)
-        return folder
+    def _identity(self, machine: Machine) -> dict[str, tuple[bytes, int]]:
+        keys = (self.operator_key, self.developer_key)
+        return machine.identity_files(
+            known_hosts=self.known_hosts.read_text(encoding="ascii"),
+            authorized="".join(key.with_suffix(".pub").read_text(encoding="ascii") for key in keys),
+            operator_key=self.operator_key.read_bytes(),
+        )
+
+    def _require_one_kind(self) -> None:
+        """LabError where a host was made as one of another kind."""
+        for machine in self.machines:
+            for kind in KINDS.values():
+                other = kind(machine.host, self.lab, machine.folder, self.namespace)
+                if kind.kind != machine.kind and other.exists():
+                    raise LabError(
+                        f"{machine.host.name} is a {kind.kind} in lab {self.name!r}, and the inventory wants a "
+                        f"{machine.kind}: `lab destroy` first, or use another lab (--instance NAME)"
+                    )
 
     def down(self) -> None:
         """Stop everything; disks and snapshots stay. Heals a lab of which only parts are left."""
+        for group in self._left_over_groups():
+            group.kill()
         for daemon in [self.forwarder, *self._left_over_daemons(), self.sink]:
             daemon.kill()
+        for group in self._left_over_groups():
+            group.remove()
         self.namespace.delete()
         shutil.rmtree(self.sockets, ignore_errors=True)
 
@@ -197,14 +214,21 @@ class Instance:
         _copy_files(lab_wide, self.folder)
         for machine in source.machines:
             folder = self.folder / "hosts" / machine.host.name
-            shutil.copytree(machine.snapshots, folder / "snapshots", copy_function=copy_sparse)
             _copy_files(_both_halves(machine.host_key()), folder)
-            for disk in (machine.snapshots / snapshot).iterdir():
-                copy_sparse(disk, folder / disk.name)
+            KINDS[machine.kind](machine.host, source.lab, folder, self.namespace).begin_like(
+                machine, snapshot
+            )
+
+    def _left_over_groups(self) -> list[Group]:
+        """The processes of all containers, also of hosts that the inventory no longer has."""
+        with contextlib.suppress(Unsupported):
+            group = Group(cgroup.mount_point() / self.namespace.name)
+            return [group] if group.path.exists() else []
+        return []
 
     def _left_over_daemons(self) -> list[Daemon]:
         """Every process that was recorded for a host, also for hosts that the inventory no longer has."""
-        return [Daemon(record) for record in sorted(self.folder.glob("hosts/*/*.json"))]
+        return [Daemon(record) for record in sorted(self.folder.glob("hosts/*/process.json"))]
 
     def require_up(self) -> None:
         """NotUp where there is no namespace to enter."""
@@ -257,16 +281,16 @@ class Instance:
                 f"{name} could not sync: {error}; `lab power-off {name}` first takes it as it is"
             ) from None
 
-    def restore_all(self, name: str, terminal: Console) -> None:
+    def restore_all(self, name: str, steps: Steps) -> None:
         """Put a snapshot of every host back and power it on."""
         for machine in self.machines:
             machine.require_snapshot(name)
-        with terminal.status(f"putting back snapshot {name}"):
+        with steps.step(f"put back snapshot {name}"):
             for machine in self.machines:
                 self.forget_connections(machine)
                 machine.power_off()
                 machine.restore(name)
-                machine.power_on(self.memory_folder([machine]))
+                machine.power_on()
             for machine in self.machines:
                 machine.wait_for_ssh()
 
@@ -278,23 +302,22 @@ class Instance:
             path.unlink(missing_ok=True)
 
     def status(self) -> dict[str, Any]:
-        """What there is and what runs, for people and machines."""
+        """What there is and what runs, for people and machines; status.schema.json describes it."""
         exists = self.namespace.exists()
         hosts = {}
         for machine in self.machines:
             running = machine.running()
             hosts[machine.host.name] = {
+                "kind": machine.kind,
                 "address": machine.host.address,
                 "groups": sorted(machine.host.groups - {"all"}),
                 "memory": machine.host.memory,
                 "power": running,
                 "cable": exists and machine.cable(),
                 "ssh": machine.answers(),
-                "stick": machine.stick.exists(),
-                "snapshots": sorted(
-                    path.name for path in machine.snapshots.glob("*") if path.suffix != ".new"
-                ),
-                "disk_bytes": sum(file.stat().st_blocks * 512 for file in machine.disks() if file.exists()),
+                "stick": machine.has_stick(),
+                "snapshots": machine.snapshot_names(),
+                "disk_bytes": machine.disk_bytes() if machine.exists() else 0,
             }
         return {
             "instance": self.name,
@@ -303,6 +326,7 @@ class Instance:
             "sink": self.sink.pid() is not None,
             "open": self.forwarder.pid() is not None,
             "hosts": hosts,
+            "machine": capabilities(self.folder),
         }
 
 
@@ -317,38 +341,7 @@ def _copy_files(files: Sequence[Path], folder: Path) -> None:
 
 
 def plug(machine: Machine, source: Path) -> None:
-    """Make `source` (an ext4 image, or a folder) the stick of a host."""
-    staged = machine.folder / "stick.new"
-    if source.is_dir():
-        write_stick(source, staged)
-    elif source.is_file():
-        shutil.copyfile(source, staged)
-    else:
+    """Make `source` (a folder, or an ext4 image) the stick of a host."""
+    if not source.exists():
         raise LabError(f"there is nothing to plug at {source}: name a folder or a disk image")
-    machine.plug(staged)
-
-
-def write_stick(folder: Path, target: Path) -> None:
-    """An ext4 image with the content of a folder, labelled LLMKEEP."""
-    files = list(folder.rglob("*"))
-    payload = sum(path.lstat().st_size for path in files if path.is_file() and not path.is_symlink())
-    size = (payload + len(files) * 8192) * 21 // 20 + (32 << 20)
-    with target.open("wb") as handle:
-        handle.truncate(size)
-    make = ["mkfs.ext4", "-q", "-F", "-m", "0", "-b", "4096", "-L", "LLMKEEP", "-O", "^has_journal"]
-    make += [
-        "-N",
-        str(len(files) + 64),
-        "-E",
-        "lazy_itable_init=0,root_owner=0:0",
-        "-d",
-        str(folder),
-        str(target),
-    ]
-    # A file that no manifest names would make the bundle a tampered one.
-    tidy = ["debugfs", "-w", "-R", "rmdir lost+found", str(target)]
-    for command in (make, tidy):
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
-        if done.returncode:
-            target.unlink(missing_ok=True)
-            raise LabError(f"could not write the stick: {done.stderr.strip()}")
+    machine.plug(source)

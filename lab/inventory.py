@@ -12,6 +12,7 @@ import yaml
 from lab.errors import BadInventory
 
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+KINDS = ("container", "kernel")  # the first is the default
 MAX_DATA_DISKS = 14  # a host has 16 block devices: the first is its root, the last the stick
 
 
@@ -25,9 +26,10 @@ class Disk:
 
 @dataclass(frozen=True)
 class Host:
-    """One machine of the lab. `memory` is in bytes, `groups` are the inventory's, parents included."""
+    """One machine of the lab. `kind` is one of KINDS, `memory` in bytes, `groups` the inventory's, parents included."""
 
     name: str
+    kind: str
     address: str
     memory: int
     disks: tuple[Disk, ...]
@@ -96,7 +98,11 @@ def read(paths: Iterable[Path]) -> Lab:
         raise BadInventory(f"the inventory does not set {error}: write it under all.vars") from None
     except ValueError as error:
         raise BadInventory(f"lab_network is not a network: {error}") from None
-    hosts = tuple(_host(name, values, frozenset(groups[name]), network) for name, values in facts.items())
+    kind = variables.get("lab_kind", KINDS[0])
+    hosts = tuple(
+        _host(name, {"lab_kind": kind, **values}, frozenset(groups[name]), network)
+        for name, values in facts.items()
+    )
     addresses = [host.address for host in hosts] + [gateway, seat]
     for address in addresses:
         if addresses.count(address) > 1:
@@ -143,4 +149,20 @@ def _host(name: str, values: dict[str, Any], groups: frozenset[str], network: ip
         raise BadInventory(f"host {name} has {len(disks)} disks: at most {MAX_DATA_DISKS} fit")
     if not re.fullmatch(r"[a-z][a-z0-9-]{0,31}", name):
         raise BadInventory(f"host name {name!r}: use lower-case letters, digits and -, at most 32")
-    return Host(name, str(address), size(values["lab_memory"]), disks, groups)
+    kind = values["lab_kind"]
+    if kind not in KINDS:
+        raise BadInventory(f"lab_kind of {name} is {kind!r}: use {' or '.join(KINDS)}")
+    if kind == "container" and (needs := _needs_a_kernel(values, groups)):
+        raise BadInventory(f"{name} {needs}, and a container has none: set `lab_kind: kernel` for it")
+    return Host(name, kind, str(address), size(values["lab_memory"]), disks, groups)
+
+
+def _needs_a_kernel(values: dict[str, Any], groups: frozenset[str]) -> str:
+    """Why a host cannot be a container; empty where it can."""
+    if "storage" in groups or values.get("luks_volumes"):
+        return "has encrypted volumes, which need device-mapper"
+    if values.get("lab_disks"):
+        return "has data disks, which need block devices of its own"
+    if values.get("llm_training_encrypt"):
+        return "encrypts what it says to other hosts that train, which needs ESP"
+    return ""

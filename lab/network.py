@@ -95,6 +95,14 @@ class Namespace:
         self.attach(name)
         self.ip("link", "set", name, "up")
 
+    def plug_pair(self, name: str, address: str) -> None:
+        """A new pair of interfaces: `name` on the bridge, up, and `cNAME` for the container with this IPv4 address."""
+        if name in self.links():
+            self.ip("link", "delete", name)
+        self.ip("link", "add", name, "type", "veth", "peer", "name", f"c{name}", "address", mac(address))
+        self.attach(name)
+        self.ip("link", "set", name, "up")
+
     def attach(self, name: str) -> None:
         """Lead a tap to the bridge."""
         self.ip("link", "set", name, "master", BRIDGE)

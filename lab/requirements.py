@@ -1,33 +1,60 @@
 """What this machine must have before a lab starts on it: root, programs, memory, room, and one setting of its kernel."""
 
+import contextlib
 import os
 import shutil
-from collections.abc import Sequence
+import subprocess
+import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
-from lab import image, kernel
-from lab.errors import MissingProgram, NoMemory, NoSpace, NotRoot
-from lab.host import Machine
+from lab import cgroup, image, kernel
+from lab.errors import MissingProgram, NoMemory, NoSpace, NotRoot, Unsupported
+from lab.machine import Machine
 
 PROGRAMS = {
-    "linux.uml": "user-mode-linux",  # its configuration
-    "uml_mconsole": "uml-utilities",
-    "gcc-14": "gcc-14",
-    "make": "make",
-    "patch": "patch",
-    "flex": "flex",
-    "bison": "bison",
-    "bc": "bc",
     "mmdebstrap": "mmdebstrap",
     "ip": "iproute2",
-    "mkfs.ext4": "e2fsprogs",
-    "debugfs": "e2fsprogs",
-    "depmod": "kmod",
     "nsenter": "util-linux",
     "sysctl": "procps",
     "systemctl": "systemd",
     "ssh": "openssh-client",
 }
+PROGRAMS_OF_KIND = {
+    "container": {"systemd-nspawn": "systemd-container"},
+    "kernel": {
+        "uml_mconsole": "uml-utilities",
+        "gcc-14": "gcc-14",
+        "make": "make",
+        "patch": "patch",
+        "flex": "flex",
+        "bison": "bison",
+        "bc": "bc",
+        "mkfs.ext4": "e2fsprogs",
+        "debugfs": "e2fsprogs",
+        "depmod": "kmod",
+    },
+}
+# What a host of a kind has of its own.
+GIVES = {
+    "container": ("reboot", "power cut", "firewall", "snapshots"),
+    "kernel": (
+        "reboot",
+        "power cut",
+        "firewall",
+        "snapshots",
+        "disks",
+        "device-mapper",
+        "swap",
+        "clock",
+        "modules",
+        "ESP",
+        "limits",
+    ),
+}
+LIMITS = ("memory", "pids", "cpu")  # of cgroup2, by which a container's services are held
+TUN = Path("/dev/net/tun")
 MEMINFO = Path("/proc/meminfo")
 MAX_MAP_COUNT = Path("/proc/sys/vm/max_map_count")
 MAPPINGS = 1048576  # of memory that one process may have
@@ -52,11 +79,68 @@ def allow_mappings() -> None:
         MAX_MAP_COUNT.write_text(str(MAPPINGS), encoding="ascii")
 
 
-def require_programs() -> None:
+def require_programs(kinds: Iterable[str]) -> None:
     """MissingProgram with the packages to install."""
-    missing = sorted({package for program, package in PROGRAMS.items() if shutil.which(program) is None})
+    wanted = PROGRAMS.copy()
+    for kind in kinds:
+        wanted |= PROGRAMS_OF_KIND[kind]
+    missing = sorted({package for program, package in wanted.items() if shutil.which(program) is None})
     if missing:
         raise MissingProgram(f"not installed: {', '.join(missing)}; run apt-get install {' '.join(missing)}")
+
+
+def require_kinds(machines: Sequence[Machine], folder: Path) -> None:
+    """MissingProgram or Unsupported where this machine cannot have hosts of a kind that the inventory wants."""
+    kinds = {machine.kind for machine in machines}
+    require_programs(kinds)
+    for kind in sorted(kinds):
+        if reason := REASONS_AGAINST[kind](folder):
+            raise Unsupported(f"no {kind} can run here: {reason}")
+
+
+def no_container_because(folder: Path) -> str:
+    """Why this machine can have no containers with their disks in `folder`; empty where it can."""
+    try:
+        cgroup.mount_point()
+    except Unsupported as error:
+        return str(error)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix="overlay-") as scratch:
+        for name in ("lower", "upper", "work", "root"):
+            Path(scratch, name).mkdir()
+        options = "redirect_dir=on,lowerdir=lower,upperdir=upper,workdir=work"
+        mount = ["unshare", "--mount", "mount", "-t", "overlay", "overlay", "-o", options, "root"]
+        done = subprocess.run(mount, cwd=scratch, check=False, capture_output=True, text=True)
+    if done.returncode:
+        return (
+            f"an overlay in {folder} cannot be mounted ({done.stderr.strip()}): it needs root in the machine's own "
+            "namespaces (an unprivileged container has them not) and a disk that is no overlay itself"
+        )
+    return ""
+
+
+def no_kernel_because(_: Path) -> str:
+    """Why this machine can have no user-mode kernels; empty where it can."""
+    if not TUN.exists():
+        return f"there is no {TUN}, by which a kernel reaches the network: modprobe tun"
+    return ""
+
+
+REASONS_AGAINST = {"container": no_container_because, "kernel": no_kernel_because}
+
+
+def capabilities(folder: Path) -> dict[str, Any]:
+    """What this machine can give its hosts, by their kinds; and what limits it keeps on containers' services."""
+    kinds = {}
+    for kind, reason_against in REASONS_AGAINST.items():
+        programs = {**PROGRAMS, **PROGRAMS_OF_KIND[kind]}
+        missing = sorted({package for program, package in programs.items() if shutil.which(program) is None})
+        reason = f"not installed: {', '.join(missing)}" if missing else reason_against(folder)
+        kinds[kind] = {"possible": not reason, "reason": reason, "gives": list(GIVES[kind])}
+    limits = dict.fromkeys(LIMITS, False)
+    with contextlib.suppress(Unsupported):
+        limits = {name: name in cgroup.controllers() for name in LIMITS}
+    return {"kinds": kinds, "limits": limits}
 
 
 def require_memory(machines: Sequence[Machine]) -> None:
@@ -76,9 +160,12 @@ def require_space(folder: Path, machines: Sequence[Machine]) -> None:
     """NoSpace where disks that are still to be made would not fit."""
     cache = image.cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
-    new = sum(1 for machine in machines if not machine.root.exists())
+    new = sum(1 for machine in machines if not machine.exists())
     wanted: list[tuple[Path, int]] = [(folder, new * HOST_SPACE)]
-    if not image.base_image_path().exists() or not kernel.folder(cache).exists():
+    made = [image.tree_path().exists()]
+    if any(machine.kind == "kernel" for machine in machines):
+        made += [image.image_path().exists(), kernel.folder(cache).exists()]
+    if not all(made):
         wanted.append((cache, IMAGE_SPACE))
     for place, needed in wanted:
         free = shutil.disk_usage(place).free

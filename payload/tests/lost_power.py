@@ -3,7 +3,7 @@
 Linux promises that a file's content is on the disk after its fsync, and a folder's names after the folder's. `Disk`
 looks at a directory at each fsync; `Cut.restore` makes what a machine may find there after a cut: each folder with its
 names at its last flush or at the cut, each file with its content then or at the cut, or a half of it. Real disks are
-for lab hosts (tests/lab/lost_saves.py).
+for lab hosts (tests/lab/kernels/lost_saves.py).
 """
 
 import os

@@ -1,6 +1,6 @@
 """The rule of never formatting, on hostile disks: image files and loop devices with what real tools make.
 
-Left to lab hosts (tests/lab/test_storage.py), since they need device-mapper in the kernel: unreadable blocks by dm-dust
+Left to lab hosts (tests/lab/kernels/test_storage.py), since they need device-mapper in the kernel: unreadable blocks by dm-dust
 (here a disk that ends early and a read that fails stand in), and a holder. A member of a running array is left there too.
 """
 

@@ -13,7 +13,7 @@ all:
   children:
     control:
       hosts:
-        a: {ansible_host: 192.0.2.11, lab_memory: 1536M, lab_disks: [{serial: A-1, size: 2G}]}
+        a: {lab_kind: kernel, ansible_host: 192.0.2.11, lab_memory: 1536M, lab_disks: [{serial: A-1, size: 2G}]}
     outer:
       children:
         serve:
@@ -47,7 +47,9 @@ def test_a_second_inventory_adds_its_hosts(tmp_path: Path) -> None:
 def test_the_inventories_of_this_tree_are_sound() -> None:
     root = Path(__file__).parents[2] / "inventory"
     assert [host.name for host in read([root / "lab"]).hosts] == ["ops1", "llm1"]
-    assert len(read([root / "lab", root / "lab-train"]).hosts) == 4
+    assert {host.kind for host in read([root / "lab"]).hosts} == {"container"}
+    kernels = read([root / "lab", root / "lab-kernel", root / "lab-train"]).hosts
+    assert [host.kind for host in kernels] == ["kernel"] * 4
 
 
 @pytest.mark.parametrize(
@@ -61,6 +63,13 @@ def test_the_inventories_of_this_tree_are_sound() -> None:
         (("serial: A-1", "serial: 'A,1'"), "serial"),
         (("lab_seat: 192.0.2.2", "x: 1"), "lab_seat"),
         (("all:", "all: ["), "not YAML"),
+        (("lab_kind: kernel, ", ""), "a has data disks, which need block devices .* set `lab_kind: kernel`"),
+        (("lab_kind: kernel", "lab_kind: vm"), "lab_kind of a is 'vm': use container or kernel"),
+        (
+            ("lab_memory: 1G", "lab_memory: 1G, luks_volumes: [{}]"),
+            "b has encrypted volumes, which need device-mapper",
+        ),
+        (("lab_memory: 1G", "lab_memory: 1G, llm_training_encrypt: true"), "which needs ESP"),
     ],
 )
 def test_refuses_with_the_value_seen(tmp_path: Path, change: tuple[str, str], message: str) -> None:

@@ -7,15 +7,15 @@ import pytest
 
 from lab import cli, requirements
 from lab.errors import NoMemory, NoSpace
-from lab.host import Machine
 from lab.instance import Instance
+from lab.user_mode import UserModeKernel
 
 TREE = Path(__file__).parents[2]
 
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Instance:
-    return Instance("never", [TREE / "inventory/lab"], checkout=tmp_path)
+    return Instance("never", [TREE / "inventory/lab", TREE / "inventory/lab-kernel"], checkout=tmp_path)
 
 
 def test_two_checkouts_and_two_instances_share_no_name(tmp_path: Path) -> None:
@@ -63,7 +63,8 @@ def test_a_command_needs_a_running_host(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_disks_of_a_machine_are_named_by_their_serials(lab: Instance) -> None:
-    machine: Machine = lab.machine("llm1")
+    machine = lab.machine("llm1")
+    assert isinstance(machine, UserModeKernel)
     assert [disk.name for disk in machine.disks()] == [
         "root.img",
         "LLM1-DATA-1.img",

@@ -6,8 +6,6 @@ import functools
 import http.client
 import json
 import math
-import os
-import random
 import ssl
 import subprocess
 import time
@@ -18,48 +16,9 @@ from urllib.parse import quote, urlsplit
 import httpx2
 import openai
 import pytest
-from conftest import HOSTS, ROOT, SITE, Client, Lab, changed
+from estate import ENCODER, HOSTS, QUESTION, Client, Lab, answered, answers, changed, request, verify
 
-QUESTION = "What is the capital of France?"
-ENCODER = "all-minilm-l6-v2"
 CANARY = "canary-4711-in-a-question"
-
-
-def request(
-    client: Client, method: str, path: str, body: object = None, key: str | None = None
-) -> tuple[int, bytes]:
-    """One request, over TLS 1.3, trusting the estate's CA only."""
-    target = urlsplit(client.url)
-    context = ssl.create_default_context(cafile=str(client.ca))
-    link = http.client.HTTPSConnection(str(target.hostname), target.port, context=context, timeout=120)
-    headers = {"authorization": f"Bearer {key or client.key}", "content-type": "application/json"}
-    try:
-        link.request(method, path, json.dumps(body) if body is not None else None, headers)
-        answer = link.getresponse()
-        return answer.status, answer.read()
-    finally:
-        link.close()
-
-
-def answered(client: Client, path: str, body: object, seconds: float) -> Any:
-    """What the service answers, as soon as it does."""
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            status, answer = request(client, "POST", path, body)
-        except (OSError, http.client.HTTPException) as problem:
-            status, answer = 0, str(problem).encode()
-        if status == 200:
-            return json.loads(answer)
-        if time.monotonic() > end:
-            pytest.fail(f"no answer within {seconds:.0f} s; the last one: {status} {answer[:300]!r}")
-        time.sleep(1)
-
-
-def answers(client: Client, seconds: float = 120) -> str:
-    """The answer to the question."""
-    body = {"prompt": QUESTION, "max_tokens": 16, "temperature": 0}
-    return str(answered(client, "/generate", body, seconds)["response"])
 
 
 def test_the_model_answers_the_question(client: Client) -> None:
@@ -199,7 +158,7 @@ def test_no_secret_is_in_any_output_log_command_line_environment_or_cache(
     opened = "systemd-creds decrypt --name={0} /etc/credstore.encrypted/{0} -"
     sealed = [
         ("llm1", name)
-        for name in ("llm-gateway.pepper", "redis.gateway", "llm-audit.seed", "cryptsetup.pkcs11-pin")
+        for name in ("llm-gateway.pepper", "redis.gateway", "llm-audit.seed", "edge-placeholder")
     ]
     sealed += [
         ("ops1", name)
@@ -235,24 +194,6 @@ def test_no_secret_is_in_any_output_log_command_line_environment_or_cache(
     assert not found
 
 
-def verify(lab: Lab) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The report of `llmkeep verify`, and what was seen by those of its checks that do not hold."""
-    report: dict[str, Any] = json.loads(lab.on("ops1", "llmkeep verify -i inventory/lab --json", check=False))
-    checks = [check for checks in report["hosts"].values() for check in checks]
-    return report, {check["id"]: check["observed"] for check in checks if not check["ok"]}
-
-
-def drill(lab: Lab, volume: str) -> None:
-    """Open what the control node keeps of a volume, as an operator with the escrow key does."""
-    key = (ROOT / ".lab/keys/escrow.key").read_text()
-    lab.on("ops1", f"umask 077 && echo '{key}' > /run/escrow.key")
-    try:
-        given = f"-e volume={volume} -e escrow_key=/run/escrow.key"
-        lab.on("ops1", f"llmkeep run playbooks/drill.yml -i inventory/lab {given}", timeout=600)
-    finally:
-        lab.on("ops1", "rm /run/escrow.key")
-
-
 def test_a_reboot_of_both_brings_the_service_back_unattended(estate: Lab, client: Client) -> None:
     boot = "cat /proc/sys/kernel/random/boot_id"
     before = {host: estate.on(host, boot) for host in HOSTS}
@@ -276,62 +217,3 @@ def test_a_reboot_of_both_brings_the_service_back_unattended(estate: Lab, client
     assert (report["ok"], broken) == (True, {})
     assert set(report["hosts"]) == set(HOSTS)
     assert report["checks"] > 60
-
-
-# One cut a host in the suite; `make storm` sets how many, each at a moment of its own.
-CUTS = [(host, 15.0) for host in HOSTS[::-1]]
-CUTS += [
-    (host, random.Random(f"{host} {number}").uniform(2, 90))  # noqa: S311 - moments, no secrets
-    for number in range(int(os.environ.get("STORM", "0")))
-    for host in HOSTS[::-1]
-]
-
-
-@pytest.mark.parametrize(("host", "seconds"), CUTS)
-def test_a_power_cut_during_site_converges_at_the_next_run(
-    estate: Lab, client: Client, host: str, seconds: float
-) -> None:
-    broken = "/opt/llmkeep/current /etc/nginx/conf.d/llmkeep-edge.conf /etc/redis/redis.conf"
-    estate.on("llm1", f"rm -rf {broken}")
-    estate.on("ops1", f"systemd-run --quiet --collect --unit=site --setenv=HOME=/root {SITE}")
-    time.sleep(seconds)
-    estate.run("power-off", host)
-    estate.run("power-on", host)
-    estate.on("ops1", "systemctl stop site.service", check=False)
-    estate.site()
-    assert "Paris" in answers(client)
-
-
-def renewed_since(lab: Lab, moment: int, seconds: float = 240) -> None:
-    """Wait until the control node's renewal ended with success after a moment of the hosts' clocks."""
-    ended = 'date +%s -d "$(systemctl show -P ExecMainExitTimestamp llmkeep-pki-renew.service)"'
-    end = time.monotonic() + seconds
-    while int(lab.on("ops1", ended, check=False).strip() or 0) < moment:
-        if time.monotonic() > end:
-            pytest.fail(
-                f"no renewal for {seconds:.0f} s:\n" + lab.on("ops1", "systemctl status '*renew*'; true")
-            )
-        time.sleep(2)
-    assert lab.on("ops1", "systemctl show -P Result llmkeep-pki-renew.service").strip() == "success"
-
-
-@pytest.mark.moves_clocks
-@pytest.mark.usefixtures("client")
-def test_certificates_are_renewed_unattended_until_day_100(estate: Lab) -> None:
-    """Nobody runs Ansible: clocks move on in steps, the timer on the control node does the rest."""
-    serial = "openssl x509 -in /etc/llmkeep/pki/host.pem -noout -serial"
-    before = {host: estate.on(host, serial) for host in HOSTS}
-    for _ in range(5):
-        now = int(estate.on("ops1", "date +%s")) + 20 * 86400
-        for host in HOSTS:
-            estate.on(host, f"date --set=@{now} > /dev/null")
-        renewed_since(estate, now)
-    after = {host: estate.on(host, serial) for host in HOSTS}
-    assert all(before[host] != after[host] for host in HOSTS)
-    # Among the checks: is the certificate that is served the one on disk? What a person owes by then, and nothing else, is due.
-    _, broken = verify(estate)
-    assert list(broken) == ["luks.recovery_key_was_drilled"], broken
-    for volume in ("data", "audit"):
-        drill(estate, f"llm1/{volume}")
-    report, broken = verify(estate)
-    assert (report["ok"], broken) == (True, {})

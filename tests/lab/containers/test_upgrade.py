@@ -11,8 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Client, Lab
-from test_estate import answers, request
+from estate import ROOT, Client, Lab, answers, request
 
 from llmkeep import manifest, signing
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO
 
 import pytest
-from conftest import ROOT, Lab
+from estate import ROOT, Lab
 from luks_estate import forms
 
 SEALED, STORE = "/etc/credstore.encrypted", "/var/lib/llmkeep/storage"

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Lab, changed, open_client
-from test_estate import answers
+from estate import Lab, answers, changed, open_client
 
 pytestmark = pytest.mark.skipif(
     "STORM" not in os.environ, reason="four hosts and half an hour: `make storm` has it"
@@ -17,7 +16,7 @@ pytestmark = pytest.mark.skipif(
 HOSTS = ("train1", "train2")
 HERE = "/srv/llmkeep/training"
 BASE = f"{HERE}/models/smollm2-135m-instruct"
-SITE = "llmkeep site -i inventory/lab -i inventory/lab-train"
+INVENTORIES = ("inventory/lab", "inventory/lab-kernel", "inventory/lab-train")
 
 
 def job(name: str, model: str, rows: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -35,11 +34,11 @@ def job(name: str, model: str, rows: dict[str, Any], **more: Any) -> dict[str, A
 @pytest.fixture(scope="module")
 def trainers() -> Iterator[Lab]:
     """The lab's estate with two hosts that train, and a tiny DeepSeek-V2 on both."""
-    lab = Lab("train")
-    lab.run("--inventory", "inventory/lab", "--inventory", "inventory/lab-train", "floor", timeout=2400)
+    lab = Lab("train", INVENTORIES)
+    lab.floor()
     for host in ("ops1", "llm1", *HOSTS):
         lab.run("restore", host, "floor")
-    lab.on("ops1", SITE, timeout=2400)
+    lab.on("ops1", lab.site_command, timeout=2400)
     script = Path(__file__).with_name("tiny_deepseek.py").read_text()
     make = f"/opt/llmtrain/current/bin/python3 - {BASE} {HERE}/models/tiny-deepseek"
     for host in HOSTS:
@@ -53,7 +52,7 @@ def train(lab: Lab, *jobs: dict[str, Any]) -> str:
     """What an operator does: the jobs into the inventory, and the playbook."""
     variables = json.dumps({"train": {"vars": {"llm_training_jobs": list(jobs)}}})
     lab.on("ops1", "cat > /root/jobs.json", given=variables)
-    return lab.on("ops1", f"{SITE} -i /root/jobs.json -t llm_training", timeout=1800)
+    return lab.on("ops1", f"{lab.site_command} -i /root/jobs.json -t llm_training", timeout=1800)
 
 
 def wait(lab: Lab, host: str, unit: str, seconds: float = 1500) -> None:
@@ -150,5 +149,5 @@ for text in list(dict.fromkeys(texts))[:40]:
         "cat > /root/models.json",
         given=json.dumps({"serve": {"vars": {"llm_serving_models": models}}}),
     )
-    trainers.on("ops1", f"{SITE} -i /root/models.json -t llm_serving", timeout=1800)
+    trainers.on("ops1", f"{trainers.site_command} -i /root/models.json -t llm_serving", timeout=1800)
     assert "Paris" in answers(open_client(trainers))

@@ -3,11 +3,9 @@
 import json
 import re
 import time
-from collections.abc import Callable
 
 import pytest
-from conftest import SITE, Client, Lab
-from test_estate import answers
+from estate import Client, Lab, answers, within
 
 MOUNTS = ("/srv/llmkeep", "/var/log/llm-audit")
 HSM = "softhsm-tls.service softhsm-server.service"
@@ -23,14 +21,6 @@ def mounted(estate: Lab) -> list[str]:
         "llm1", f"for at in {' '.join(MOUNTS)}; do findmnt -no TARGET --mountpoint $at; done; true"
     )
     return shown.split()
-
-
-def until(holds: Callable[[], bool], seconds: float, what: str) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > end:
-            pytest.fail(f"not within {seconds:.0f} s: {what}")
-        time.sleep(2)
 
 
 def boot(estate: Lab) -> None:
@@ -57,8 +47,8 @@ def test_after_a_power_cut_all_volumes_open_unattended_and_the_service_answers(
     key = "dmsetup table --showkeys llm_swap | cut -d ' ' -f 5 | sha256sum"
     before = estate.on("llm1", key)
     boot(estate)
-    until(lambda: len(mounted(estate)) == len(MOUNTS), OPEN_SECONDS, "both volumes are mounted")
-    until(lambda: "/dm-" in estate.on("llm1", "cat /proc/swaps"), OPEN_SECONDS, "it is swapped to again")
+    within(OPEN_SECONDS, "both volumes are mounted", lambda: len(mounted(estate)) == len(MOUNTS))
+    within(OPEN_SECONDS, "it is swapped to again", lambda: "/dm-" in estate.on("llm1", "cat /proc/swaps"))
     assert estate.on("llm1", key) != before
     opened = estate.on(
         "llm1", "systemctl show --property=ActiveEnterTimestampMonotonic --value srv-llmkeep.mount"
@@ -74,7 +64,7 @@ def test_without_the_hsm_the_host_boots_writes_nothing_in_clear_and_starts_by_it
     try:
         boot(estate)  # until SSH answers
         asked = "journalctl --boot --unit 'systemd-cryptsetup@llm_*' --output=cat"
-        until(lambda: '"fault": "absent"' in estate.on("llm1", asked), 240, "the HSM is asked")
+        within(240, "the HSM is asked", lambda: '"fault": "absent"' in estate.on("llm1", asked))
         time.sleep(45)
         assert mounted(estate) == []
         assert estate.on(
@@ -89,7 +79,7 @@ def test_without_the_hsm_the_host_boots_writes_nothing_in_clear_and_starts_by_it
         )
     finally:
         estate.on("ops1", f"systemctl start {HSM}")
-    until(lambda: len(mounted(estate)) == len(MOUNTS), RETRY_SECONDS, "both volumes are mounted")
+    within(RETRY_SECONDS, "both volumes are mounted", lambda: len(mounted(estate)) == len(MOUNTS))
     assert "Paris" in answers(client, 180)
 
 
@@ -102,7 +92,7 @@ def test_a_wrong_pin_is_shown_once_and_not_again(estate: Lab, client: Client) ->
     try:
         boot(estate)
         held_back = "before. It is not shown again until another one is sealed"
-        until(lambda: held_back in estate.on("llm1", journal), 240, "it is held back")
+        within(240, "it is held back", lambda: held_back in estate.on("llm1", journal))
         time.sleep(50)  # the volumes would be tried thrice
         assert estate.on("llm1", journal).count("It was tried once") == 1
         assert mounted(estate) == []
@@ -111,7 +101,7 @@ def test_a_wrong_pin_is_shown_once_and_not_again(estate: Lab, client: Client) ->
             "llm1",
             f"cp -a /root/pin {PIN} && cp -a /root/boot-pin {BOOT_PIN} && rm /root/pin /root/boot-pin && sync",
         )
-    until(lambda: len(mounted(estate)) == len(MOUNTS), RETRY_SECONDS, "both volumes are mounted")
+    within(RETRY_SECONDS, "both volumes are mounted", lambda: len(mounted(estate)) == len(MOUNTS))
     assert "Paris" in answers(client, 180)
 
 
@@ -144,7 +134,9 @@ def test_a_disk_that_only_a_kernel_with_device_mapper_can_make_is_refused_untouc
         volume = {"name": "hostile", "serial": "HOSTILE", "size": "1M", "mount": "/srv/hostile"}
         volume["device"] = device.format(loop=loop)
         given = json.dumps({"luks_volumes": [volume]})
-        said = estate.on("ops1", f"{SITE} --limit llm1 --tags luks -e '{given}'", check=False, timeout=600)
+        said = estate.on(
+            "ops1", f"{estate.site_command} --limit llm1 --tags luks -e '{given}'", check=False, timeout=600
+        )
         assert re.search(reason, said), said[-3000:]
         assert estate.on("llm1", "tr -d '\\0' < /root/HOSTILE | wc -c").strip() == "0"
     finally:

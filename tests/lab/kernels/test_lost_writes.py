@@ -4,15 +4,16 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Lab
+from estate import ROOT, Lab
 from luks_estate import Estate
 
 SEED = os.environ.get("SEED", "5")
 # `make storm` plays every cut, a run of the suite one of each so many equal stretches of the log.
 CUTS = "0" if "STORM" in os.environ else "3"
-PROGRAM = "tests/lab/lost_writes.py"
+PROGRAM = "tests/lab/kernels/lost_writes.py"
 PARTS = (
-    "plugins/module_utils", "tests/unit/plugin_modules.py", "tests/unit/luks_estate.py", "tests/lab/write_log.py", PROGRAM,
+    "plugins/module_utils", "tests/unit/plugin_modules.py", "tests/unit/luks_estate.py",
+    "tests/lab/kernels/write_log.py", PROGRAM,
 )  # fmt: skip
 PLACE = "/root/lost-writes"
 

@@ -5,7 +5,7 @@ durable; each save that has returned leaves a mark. Then a power cut is played a
 nothing of what lay between it and the next flush, and once with a random half of it. Whatever is on the disk then, the
 last save that had returned, or the one after it, must be found whole.
 
-    python3 tests/lab/lost_saves.py FOLDER CUTS SEED
+    python3 tests/lab/kernels/lost_saves.py FOLDER CUTS SEED
 
 FOLDER is empty and takes 0.5 GB; CUTS are played, one of each of so many equal stretches, or all if it is 0.
 Exit code 0, or 1 if a checkpoint was lost.

@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import Client, Lab
-from test_estate import answers, drill
+from estate import Client, Lab, answers, drill
 
 STORE = "/var/lib/llmkeep/storage"
 DISK = "/root/EXTRA"
@@ -17,8 +16,7 @@ VOLUMES = ("data", "audit")
 def verb(estate: Lab, playbook: str, *words: str, **variables: Any) -> str:
     """`llmkeep run`, with what the operator wrote into the inventory."""
     given = [f"-e '{json.dumps(variables)}'"] if variables else []
-    command = ["llmkeep run", f"playbooks/{playbook}", "-i inventory/lab -i /root/verbs.json", *words, *given]
-    return estate.on("ops1", " ".join(command), timeout=600)
+    return estate.operate(f"run playbooks/{playbook}", "-i /root/verbs.json", *words, *given)
 
 
 def inventory(estate: Lab, **variables: Any) -> None:

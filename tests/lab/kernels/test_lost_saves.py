@@ -2,15 +2,16 @@
 
 import os
 
-from conftest import ROOT, Lab
+from estate import ROOT, Lab
 
 SEED = os.environ.get("SEED", "5")
 # `make storm` plays every cut, a run of the suite one of each so many equal stretches of the log.
 CUTS = "0" if "STORM" in os.environ else "6"
-PROGRAM = "tests/lab/lost_saves.py"
+PROGRAM = "tests/lab/kernels/lost_saves.py"
 PARTS = (
     "payload/llmcore/__init__.py", "payload/llmcore/files.py", "payload/llmtrain/__init__.py", "payload/llmtrain/exits.py",
-    "payload/llmtrain/sealed.py", "payload/llmtrain/checkpoint.py", "payload/tests/saver.py", "tests/lab/write_log.py", PROGRAM,
+    "payload/llmtrain/sealed.py", "payload/llmtrain/checkpoint.py", "payload/tests/saver.py",
+    "tests/lab/kernels/write_log.py", PROGRAM,
 )  # fmt: skip
 PLACE = "/root/lost-saves"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, Lab
+from estate import ROOT, Lab
 
 PLAYBOOK = str(ROOT / ".venv/bin/ansible-playbook")
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Lab, changed
+from estate import Lab, changed
 
 INVENTORY = Path(__file__).with_name("one_host")
 HOST = "box"

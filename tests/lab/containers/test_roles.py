@@ -1,0 +1,14 @@
+"""The molecule scenario of each role that a container can have."""
+
+import pytest
+from estate import ROOT, Lab, run_scenario, scenarios
+
+
+def test_every_role_has_a_scenario() -> None:
+    roles = {path.name for path in (ROOT / "roles").iterdir() if not path.name.startswith("_")}
+    assert set(scenarios("container") + scenarios("kernel")) == roles - {"vllm"}  # needs a GPU
+
+
+@pytest.mark.parametrize("role", scenarios("container"))
+def test_role(floor_again: Lab, role: str) -> None:
+    run_scenario(floor_again, role)

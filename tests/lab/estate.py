@@ -1,0 +1,218 @@
+"""A lab and what is asked of the estate in it, the way a person would: by the lab's command line, and over HTTP."""
+
+import base64
+import http.client
+import io
+import json
+import os
+import re
+import ssl
+import subprocess
+import tarfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LAB = ROOT / ".venv" / "bin" / "lab"
+HOSTS = ("ops1", "llm1")
+QUESTION = "What is the capital of France?"
+ENCODER = "all-minilm-l6-v2"
+
+
+@dataclass(frozen=True)
+class Lab:
+    """One instance of the lab, driven through its command line as a person would."""
+
+    instance: str
+    inventories: tuple[str, ...] = ("inventory/lab",)
+
+    @property
+    def _given(self) -> str:
+        return " ".join(f"-i {inventory}" for inventory in self.inventories)
+
+    @property
+    def site_command(self) -> str:
+        """As an operator types it on the control node."""
+        return f"llmkeep site {self._given}"
+
+    def floor(self, *options: str) -> None:
+        """Make the hosts, and the snapshots `bare` and `floor` of them."""
+        inventories = [word for inventory in self.inventories for word in ("--inventory", inventory)]
+        self.run(*inventories, "floor", *options, timeout=2400)
+
+    def run(
+        self, *args: str, check: bool = True, timeout: float = 900, given: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `lab ARGS`, which reads GIVEN; with `check`, a non-zero exit fails the test with the command's own output."""
+        environment = {
+            **os.environ,
+            "LAB_INSTANCE": self.instance,
+            "PATH": f"{LAB.parent}:{os.environ['PATH']}",
+        }
+        done = subprocess.run(
+            [str(LAB), *args],
+            input=given,
+            capture_output=True,
+            text=True,
+            errors="replace",  # a host's files may hold anything
+            timeout=timeout,
+            env=environment,
+            cwd=ROOT,
+            check=False,
+        )
+        if check and done.returncode:
+            # Where one host failed, the others go on: what it said may be far from the end.
+            _, fatal, said = done.stdout.partition("fatal: ")
+            pytest.fail(
+                f"lab {' '.join(args)} exited {done.returncode}\n{fatal}{said[:3000]}\n…\n"
+                f"{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
+            )
+        return done
+
+    def on(
+        self, host: str, command: str, check: bool = True, timeout: float = 900, given: str | None = None
+    ) -> str:
+        """What the shell command COMMAND prints on HOST, where it reads GIVEN."""
+        return self.run(
+            "exec", host, "--", "sh", "-c", command, check=check, timeout=timeout, given=given
+        ).stdout
+
+    def send(self, host: str, place: str, parts: Mapping[str, Path]) -> None:
+        """Put files and folders below PLACE on HOST, each under its name there."""
+        content = io.BytesIO()
+        with tarfile.open(fileobj=content, mode="w:gz") as tar:
+            for name, path in parts.items():
+                tar.add(path, name)
+        text = base64.encodebytes(content.getvalue()).decode()
+        self.on(host, f"mkdir -p {place} && base64 -d | tar -xz -C {place}", given=text)
+
+    def outside(
+        self, *argv: str, check: bool = True, timeout: float = 120
+    ) -> subprocess.CompletedProcess[str]:
+        """Run ARGV on this machine, inside the lab's network namespace."""
+        return self.run("netns", "--", *argv, check=check, timeout=timeout)
+
+    def site(self, *args: str) -> str:
+        """Run `site.yml` as the estate does: on ops1, through ansible-runner."""
+        return self.on("ops1", " ".join([self.site_command, *args]), timeout=1800)
+
+    def operate(self, verb: str, *args: str, check: bool = True) -> str:
+        """What another of the operator's verbs prints: `llmkeep VERB`, on ops1."""
+        return self.on("ops1", " ".join(["llmkeep", verb, self._given, *args]), check=check, timeout=600)
+
+    def sink(self) -> list[dict[str, Any]]:
+        """Every packet and DNS question that was meant for elsewhere."""
+        found: list[dict[str, Any]] = json.loads(self.run("sink", "--json").stdout)
+        return found
+
+
+def changed(output: str) -> dict[str, int]:
+    """Changed tasks by host, out of Ansible's recap."""
+    return {
+        host: int(count)
+        for host, count in re.findall(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)", output, re.MULTILINE)
+    }
+
+
+@dataclass(frozen=True)
+class Client:
+    """What `lab open` gave to any client of the estate."""
+
+    url: str
+    ca: Path
+    key: str
+
+
+def open_client(lab: Lab) -> Client:
+    lab.run("open")
+    env_file = ROOT / ".lab" / "instances" / lab.instance / "env"
+    assignments = dict(line.split("=", 1) for line in env_file.read_text().splitlines())
+    return Client(
+        url=assignments["LLMKEEP_URL"],
+        ca=Path(assignments["LLMKEEP_CA"]),
+        key=Path(assignments["LLMKEEP_API_KEY_FILE"]).read_text().strip(),
+    )
+
+
+def within(seconds: float, what: str, holds: Callable[[], bool]) -> None:
+    """Wait until `holds()` is true."""
+    end = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > end:
+            pytest.fail(f"not within {seconds:.0f} s: {what}")
+        time.sleep(0.3)
+
+
+def request(
+    client: Client, method: str, path: str, body: object = None, key: str | None = None
+) -> tuple[int, bytes]:
+    """One request, over TLS 1.3, trusting the estate's CA only."""
+    target = urlsplit(client.url)
+    context = ssl.create_default_context(cafile=str(client.ca))
+    link = http.client.HTTPSConnection(str(target.hostname), target.port, context=context, timeout=120)
+    headers = {"authorization": f"Bearer {key or client.key}", "content-type": "application/json"}
+    try:
+        link.request(method, path, json.dumps(body) if body is not None else None, headers)
+        answer = link.getresponse()
+        return answer.status, answer.read()
+    finally:
+        link.close()
+
+
+def answered(client: Client, path: str, body: object, seconds: float) -> Any:
+    """What the service answers, as soon as it does."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            status, answer = request(client, "POST", path, body)
+        except (OSError, http.client.HTTPException) as problem:
+            status, answer = 0, str(problem).encode()
+        if status == 200:
+            return json.loads(answer)
+        if time.monotonic() > end:
+            pytest.fail(f"no answer within {seconds:.0f} s; the last one: {status} {answer[:300]!r}")
+        time.sleep(1)
+
+
+def answers(client: Client, seconds: float = 120) -> str:
+    """The answer to the question."""
+    body = {"prompt": QUESTION, "max_tokens": 16, "temperature": 0}
+    return str(answered(client, "/generate", body, seconds)["response"])
+
+
+def verify(lab: Lab) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The report of `llmkeep verify`, and what was seen by those of its checks that do not hold."""
+    report: dict[str, Any] = json.loads(lab.operate("verify", "--json", check=False))
+    checks = [check for checks in report["hosts"].values() for check in checks]
+    return report, {check["id"]: check["observed"] for check in checks if not check["ok"]}
+
+
+def drill(lab: Lab, volume: str) -> None:
+    """Open what the control node keeps of a volume, as an operator with the escrow key does."""
+    key = (ROOT / ".lab/keys/escrow.key").read_text()
+    lab.on("ops1", f"umask 077 && echo '{key}' > /run/escrow.key")
+    try:
+        lab.operate("run playbooks/drill.yml", f"-e volume={volume} -e escrow_key=/run/escrow.key")
+    finally:
+        lab.on("ops1", "rm /run/escrow.key")
+
+
+def scenarios(kind: str) -> list[str]:
+    """The roles whose molecule scenario needs hosts of a kind: container, or kernel where its configuration asks for them."""
+    found = sorted(path.parent for path in (ROOT / "molecule").glob("*/scenario.yml"))
+    on_kernels = {path for path in found if "inventory/lab-kernel" in (path / "molecule.yml").read_text()}
+    return [path.name for path in found if (path in on_kernels) == (kind == "kernel")]
+
+
+def run_scenario(lab: Lab, role: str) -> None:
+    """One role's molecule scenario: fresh host, converge, idempotence, every check broken in turn, drift."""
+    lab.run("sink", "--clear")
+    lab.outside("molecule", "reset", "--scenario-name", role)
+    lab.outside("molecule", "test", "--scenario-name", role, "--destroy", "never", timeout=1800)
+    assert lab.sink() == [], "the role tried to leave"
