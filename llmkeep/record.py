@@ -43,10 +43,11 @@ class RecordError(LlmkeepError):
 
 @dataclass
 class Outcome:
-    """What a run came to. `hosts`: what Ansible counted, for each host."""
+    """What a run came to. `hosts`: what Ansible counted, for each host. `not_enforceable`: as the report has it."""
 
     code: int | None = None
     hosts: list[dict[str, object]] = field(default_factory=list)
+    not_enforceable: list[str] = field(default_factory=list)
 
 
 def is_kept(tree: Path) -> bool:
@@ -98,6 +99,8 @@ def recorded(
         result = "success" if outcome.code == 0 else "failure"
         end: Event = {"event.outcome": result, "llmkeep.audit.phase": "outcome", "process.exit_code": outcome.code,
                "event.duration": time.monotonic_ns() - before, "llmkeep.run.hosts": outcome.hosts}  # fmt: skip
+        if outcome.not_enforceable:
+            end["llmkeep.checks.not_enforceable"] = outcome.not_enforceable
         try:
             append({**event, **end}, sign=True)
         except RecordError as error:

@@ -197,6 +197,8 @@ def _verify(given: argparse.Namespace) -> int:
         with recorded(root, (root / "playbooks/verify.yml").resolve(), inventories, given) as outcome:
             code, heard = play(root / "playbooks/verify.yml", inventories, words, quiet=given.json)
             outcome.code, outcome.hosts = code, heard.hosts
+            if report.exists():
+                outcome.not_enforceable = json.loads(report.read_text()).get("not_enforceable", [])
         if given.json and report.exists():
             print(report.read_text(), end="")
         elif given.json:

@@ -29,6 +29,12 @@ def failed_check(pair: tuple[dict[str, Any], dict[str, Any]]) -> str:
     return f"{host['key']}: {check['id']}: expected {check['expected']}; observed {observed}"
 
 
+def unenforceable_check(pair: tuple[dict[str, Any], dict[str, Any]]) -> str:
+    """One check that its host's kernel has no means for, as a line for people."""
+    host, check = pair
+    return f"{host['key']}: {check['id']}: {check['not_enforceable']}"
+
+
 def pkcs11_key_file(uri: str) -> str:
     """A file that OpenSSL's pkcs11-provider reads as the key that a URI names: DER of its version and the URI, as PEM."""
     version, place = b"PKCS#11 Provider URI v1.0", uri.encode()
@@ -92,6 +98,7 @@ class FilterModule:
         return {
             "locked_purls": locked_purls,
             "failed_check": failed_check,
+            "unenforceable_check": unenforceable_check,
             "identity_lines": identity_lines,
             "identity_differences": identity_differences,
             "mount_unit": mount_unit,

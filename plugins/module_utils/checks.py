@@ -1,4 +1,8 @@
-"""A check: one command, and what it has to end and print with; or one of the findings that a program tells by name."""
+"""A check: a command and what it has to end and print with, a finding that a program tells by name, or a limit of units.
+
+Where a host's kernel has no means to enforce a limit, the result is neither a pass nor a failure: `ok` is false, and
+`not_enforceable` says why. A reader of `ok` alone takes it for a failure.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,8 @@ import signal
 import subprocess
 from typing import Any
 
+from ansible_collections.llmkeep.estate.plugins.module_utils import limits  # type: ignore[import-not-found]
+
 SHOWN = 400
 ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -18,12 +24,20 @@ ENVIRONMENT = {
 
 OPTIONS: dict[str, Any] = {
     "id": {"type": "str", "required": True},
-    "argv": {"type": "list", "elements": "str", "required": True},
+    "argv": {"type": "list", "elements": "str"},
     "rc": {"type": "int", "default": 0},
     "stdout": {"type": "str"},
     "match": {"type": "str"},
     "named": {"type": "str"},
     "timeout": {"type": "int", "default": 10},
+    "limit": {"type": "str", "choices": list(limits.LIMITS)},
+    "units": {"type": "dict"},
+}
+# A limit alone, with its units, or what a command proves of it.
+WHOLE: dict[str, Any] = {
+    "required_one_of": [("argv", "units")],
+    "mutually_exclusive": [("argv", "units")],
+    "required_by": {"units": ["limit"]},
 }
 
 
@@ -35,6 +49,9 @@ def shortened(text: str) -> str:
 
 def expected(check: dict[str, Any]) -> str:
     """What has to be, in words."""
+    if check["units"] is not None:
+        values = [f"{unit} {value}" for unit, value in check["units"].items()]
+        return f"the kernel enforces {check['limit']} of {', '.join(values)}"
     if check["named"] is not None:
         like = "" if check["match"] is None else f", and is told like /{check['match']}/"
         return f"{check['named']} holds{like}"
@@ -100,6 +117,28 @@ def finding(name: str, code: int, out: str, err: str) -> tuple[str, bool]:
         return f"nothing is said of {name}: {ended_with(code, out, err)}", False
 
 
+def limited(check: dict[str, Any]) -> dict[str, Any] | None:
+    """The result of a limit of units, or of a command that this kernel cannot pass; None where the command has to be run."""
+    if check["units"] is not None:
+        units = {unit: str(wanted) for unit, wanted in check["units"].items()}
+        observed, ok, reason = limits.judged(check["limit"], units)
+    else:
+        try:
+            reason = limits.lacking(check["limit"])
+        except OSError as problem:
+            return {"id": check["id"], "expected": expected(check), "observed": str(problem), "ok": False}
+        if not reason:
+            return None
+        observed, ok = f"{check['limit']} is not enforced", False
+    result = {"id": check["id"], "expected": expected(check), "observed": observed, "ok": ok}
+    return result | ({"not_enforceable": reason} if reason and not ok else {})
+
+
+def has_failed(result: dict[str, Any]) -> bool:
+    """Whether a result counts as a failure: what a host cannot enforce is told on its own."""
+    return not result["ok"] and "not_enforceable" not in result
+
+
 def run(checks: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Run checks, given as OPTIONS has them: their results as role and report show them.
 
@@ -108,6 +147,9 @@ def run(checks: list[dict[str, Any]]) -> list[dict[str, Any]]:
     told: dict[tuple[str, ...], str | tuple[int, str, str]] = {}
     results = []
     for check in checks:
+        if check["limit"] is not None and (result := limited(check)):
+            results.append(result)
+            continue
         argv = tuple(check["argv"])
         seen = told[argv] if check["named"] is not None and argv in told else ended(check)
         if check["named"] is not None:

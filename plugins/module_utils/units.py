@@ -23,14 +23,17 @@ def systemctl(*words: str) -> subprocess.CompletedProcess[str]:
 
 def states(units: list[str]) -> dict[str, dict[str, str]]:
     """LoadState, ActiveState, UnitFileState, NeedDaemonReload and MainPID of each unit."""
+    return shown(units, ["LoadState", "ActiveState", "UnitFileState", "NeedDaemonReload", "MainPID"])
+
+
+def shown(units: list[str], properties: list[str]) -> dict[str, dict[str, str]]:
+    """These properties of each unit, as systemd has them."""
     if not units:
         return {}
-    shown = systemctl(
-        "show", "--property=Id,LoadState,ActiveState,UnitFileState,NeedDaemonReload,MainPID", "--", *units
-    )
-    blocks = shown.stdout.strip().split("\n\n")
-    if shown.returncode != 0 or len(blocks) != len(units):
-        raise Refused(f"systemctl show ended with {shown.returncode}: {shown.stderr.strip()}")
+    told = systemctl("show", f"--property=Id,{','.join(properties)}", "--", *units)
+    blocks = told.stdout.strip().split("\n\n")
+    if told.returncode != 0 or len(blocks) != len(units):
+        raise Refused(f"systemctl show ended with {told.returncode}: {told.stderr.strip()}")
     return {
         unit: dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
         for unit, block in zip(units, blocks, strict=True)

@@ -7,9 +7,13 @@ DOCUMENTATION = r"""
 module: checks
 short_description: Run a role's named checks and say for each what was expected and what was seen
 description:
-  - Each check is one command. It passes when its exit status and, where given, its output are as expected.
+  - A check is one command, or a limit of units (C(units)).
+  - A command passes when its exit status and, where given, its output are as expected.
   - Several checks may be findings of one program, which is then started once. It prints a JSON object whose C(checks)
     has, for each name, C(ok) and C(observed).
+  - A limit is read from the kernel, not from systemd, which declares it all the same where nothing enforces it. It is
+    C(memory.max) of the cgroup that the unit's process is in, or the programs attached there. Where the kernel has no means
+    for it, the result is C(not_enforceable), which neither passes nor fails.
   - A command that is missing, is killed by a signal or runs into its time limit has failed.
   - Changes nothing and runs in check mode.
 author: [llmkeep contributors]
@@ -21,12 +25,19 @@ options:
     required: true
     suboptions:
       id: {description: Name as C(role.what_it_is)., type: str, required: true}
-      argv: {description: Program and arguments., type: list, elements: str, required: true}
+      argv: {description: Program and arguments., type: list, elements: str}
       rc: {description: Expected exit status., type: int, default: 0}
       stdout: {description: Expected output without its surrounding white space., type: str}
       match: {description: Multi-line regular expression that output or error output must match., type: str}
       named: {description: "Name of the finding in the program's output; exit status and output are then its own.", type: str}
       timeout: {description: Limit in seconds., type: int, default: 10}
+      limit:
+        description: What the kernel has to enforce, of C(units), or so that C(argv) can prove it at all.
+        type: str
+        choices: [MemoryMax, IPAddressDeny]
+      units:
+        description: Units, each with its C(MemoryMax) in bytes or C(infinity); with C(any) where addresses are denied.
+        type: dict
   collect:
     description: Return the results without failing, for playbooks that gather them all first.
     type: bool
@@ -38,6 +49,7 @@ EXAMPLES = r"""
   llmkeep.estate.checks:
     checks:
       - {id: redis.answers, argv: [redis-cli, -s, /run/redis/redis.sock, ping], match: NOAUTH}
+      - {id: redis.memory_is_bounded, limit: MemoryMax, units: {redis-server.service: 167772160}}
 """
 
 RETURN = r"""
@@ -51,6 +63,7 @@ checks:
     expected: {description: What had to be., type: str}
     observed: {description: What was., type: str}
     ok: {description: Whether they agree., type: bool}
+    not_enforceable: {description: Why this host's kernel cannot enforce it; absent where it can., type: str}
 """
 
 import re
@@ -58,6 +71,8 @@ import re
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.llmkeep.estate.plugins.module_utils.checks import (  # type: ignore[import-not-found]
     OPTIONS,
+    WHOLE,
+    has_failed,
     run,
 )
 
@@ -70,6 +85,7 @@ def main() -> None:
                 "elements": "dict",
                 "required": True,
                 "options": OPTIONS,
+                **WHOLE,
             },
             "collect": {"type": "bool", "default": False},
         },
@@ -87,7 +103,10 @@ def main() -> None:
                 msg=f"{check['id']}: match is no regular expression ({problem}): {check['match']}"
             )
     results = run(module.params["checks"])
-    failed = [result for result in results if not result["ok"]]
+    for result in results:
+        if "not_enforceable" in result:
+            module.warn(f"{result['id']} is not enforceable on this host: {result['not_enforceable']}")
+    failed = [result for result in results if has_failed(result)]
     if failed and not module.params["collect"]:
         lines = [
             f"{result['id']}: expected {result['expected']}; observed {result['observed']}"

@@ -100,6 +100,24 @@ def test_verify_is_on_record_too(node: Path) -> None:
     assert [each["event.action"] for each in records()] == ["run playbooks/verify.yml"] * 2
 
 
+REPORT = """
+- hosts: localhost
+  connection: local
+  gather_facts: false
+  tasks:
+    - ansible.builtin.copy: {content: '{"ok": true, "not_enforceable": ["llm1: opa.memory_is_bounded: no controller"]}',
+                             dest: "{{ verify_report }}", mode: "0600"}
+"""
+
+
+def test_what_no_kernel_enforces_is_on_record(node: Path) -> None:
+    (node / "playbooks/verify.yml").write_text(REPORT)
+    assert cli.main(["verify", "-i", "hosts.yml", "--json"]) == 0
+    outcome = records()[-1]
+    assert outcome["event.outcome"] == "success"
+    assert outcome["llmkeep.checks.not_enforceable"] == ["llm1: opa.memory_is_bounded: no controller"]
+
+
 @pytest.mark.usefixtures("node")
 @pytest.mark.parametrize(
     "words",

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from called_module import called
 from plugin_modules import load
 
 checks = load("module_utils.checks")
+module = load("modules.checks")
 
 
 def check(code: str, **parts: Any) -> dict[str, Any]:
@@ -19,7 +21,7 @@ def check(code: str, **parts: Any) -> dict[str, Any]:
 def told(code: str, **parts: Any) -> dict[str, Any]:
     """A check as the module has it."""
     defaults = {"id": "role.it", "argv": [sys.executable, "-c", code], "rc": 0, "stdout": None, "match": None}
-    return {**defaults, "named": None, "timeout": 10, **parts}
+    return {**dict.fromkeys(checks.OPTIONS), **defaults, "timeout": 10, **parts}
 
 
 @pytest.mark.parametrize(
@@ -94,3 +96,25 @@ def test_a_finding_that_is_not_told_has_failed(code: str) -> None:
     result = check(code, named="it")
     assert (result["ok"], result["expected"]) == (False, "it holds")
     assert "nothing is said of it" in result["observed"]
+
+
+def test_what_a_host_cannot_enforce_is_told_and_fails_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    warned: list[str] = []
+    monkeypatch.setattr(module.AnsibleModule, "warn", lambda _, text: warned.append(text))
+    monkeypatch.setattr(checks.limits, "lacking", lambda _: "the kernel refuses bpf()")
+    proof = {"id": "base.refuses", "argv": ["false"], "limit": "IPAddressDeny"}
+    given = [proof, {"id": "base.it", "argv": ["true"]}]
+    told = called(module, {"checks": given}, capsys)
+    assert "failed" not in told
+    assert [check["ok"] for check in told["checks"]] == [False, True]
+    assert told["checks"][0]["not_enforceable"] == "the kernel refuses bpf()"
+    assert warned == ["base.refuses is not enforceable on this host: the kernel refuses bpf()"]
+
+
+@pytest.mark.parametrize("wrong", [{}, {"argv": ["true"], "units": {"a": 1}}, {"units": {"a.service": 1}}])
+def test_a_check_is_a_command_or_a_limit_of_units(
+    wrong: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert called(module, {"checks": [{"id": "role.it", **wrong}]}, capsys)["failed"]

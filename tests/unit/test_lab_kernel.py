@@ -2,11 +2,13 @@
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from lab import image, kernel, requirements
 from lab.errors import LabError, NoSpace
+from lab.machine import Machine
 
 
 class Offered:
@@ -45,18 +47,52 @@ def test_refuses_archives_without_backports() -> None:
 def test_another_configuration_is_another_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = kernel.folder(tmp_path)
     changed = tmp_path / "kernel.config"
-    changed.write_text(kernel.CHANGES.read_text(encoding="ascii") + "CONFIG_MORE=y\n", encoding="ascii")
-    monkeypatch.setattr(kernel, "CHANGES", changed)
+    changed.write_text(kernel.CONFIGURATION.read_text(encoding="ascii") + "CONFIG_MORE=y\n", encoding="ascii")
+    monkeypatch.setattr(kernel, "CONFIGURATION", changed)
     assert kernel.folder(tmp_path) != before
+
+
+def test_refuses_a_kernel_that_cannot_have_what_is_stated(tmp_path: Path) -> None:
+    stated = tmp_path / "kernel.config"
+    stated.write_text("# Disks.\nCONFIG_MD=y\nCONFIG_RENAMED=y\n", encoding="ascii")
+    taken = tmp_path / ".config"
+    taken.write_text("CONFIG_MD=y\n# CONFIG_OTHER is not set\n", encoding="utf-8")
+    with pytest.raises(LabError, match=rf"cannot have CONFIG_RENAMED=y: .*correct {stated}"):
+        kernel._require_all(stated, taken)
+    taken.write_text("CONFIG_MD=y\nCONFIG_RENAMED=y\n", encoding="utf-8")
+    kernel._require_all(stated, taken)
+
+
+def test_reports_how_many_files_are_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = tmp_path / "linux"
+    tree.mkdir()
+    seen = tmp_path / "seen"
+    monkeypatch.setattr(kernel, "PROGRESS_SECONDS", 0.01)
+
+    def report(message: str) -> None:
+        if message == f"building the kernel: 2 of about {kernel.FILES} files":
+            seen.touch()
+
+    make = f"echo '  CC      a.o'; echo '  LD      b.o'; echo '  CC      c.o'; until [ -e {seen} ]; do sleep 0.01; done"
+    kernel._compile(["timeout", "60", "sh", "-c", make], tree, report)
+    assert seen.exists()
+
+
+def test_a_build_that_fails_shows_its_last_words(tmp_path: Path) -> None:
+    tree = tmp_path / "linux"
+    tree.mkdir()
+    with pytest.raises(LabError, match=r"ended with 2:\n  a.c:1: error: no such header"):
+        kernel._compile(["sh", "-c", "echo 'a.c:1: error: no such header' >&2; exit 2"], tree, print)
 
 
 @pytest.fixture
 def standing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The base image in a cache that has no kernel; a double builds one at once."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    found = image.base_image_path()
+    found: Path = image.image_path()
     found.parent.mkdir()
     found.write_text("the image")
+    image.tree_path().mkdir()
 
     def build(scratch: Path, _report: image.Report) -> Path:
         (scratch / "made").mkdir()
@@ -76,8 +112,9 @@ def test_a_kernel_that_is_missing_beside_its_image_is_built_and_the_image_kept(s
 def test_a_kernel_that_is_missing_beside_its_image_needs_room(
     standing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    host = cast("Machine", SimpleNamespace(kind="kernel", exists=lambda: True))
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1 << 30))
     with pytest.raises(NoSpace, match=rf"{standing.parent} needs 3072 MiB, 1024 MiB are free"):
-        requirements.require_space(tmp_path, [])
+        requirements.require_space(tmp_path, [host])
     image.base_image(print)
-    requirements.require_space(tmp_path, [])
+    requirements.require_space(tmp_path, [host])

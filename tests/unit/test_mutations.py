@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from called_module import called
 from plugin_modules import ROOT, load
 
 load("module_utils.checks")  # puts the collection on the path, which the module is imported from
@@ -17,8 +18,8 @@ spec.loader.exec_module(mutations)
 
 def check(name: str, file: Path) -> dict[str, Any]:
     """A check that the file says yes."""
-    argv = ["cat", str(file)]
-    return {"id": name, "argv": argv, "rc": 0, "stdout": "yes", "match": None, "named": None, "timeout": 10}
+    given = {"id": name, "argv": ["cat", str(file)], "rc": 0, "stdout": "yes", "timeout": 10}
+    return {**dict.fromkeys(mutations.OPTIONS), **given}
 
 
 @pytest.fixture
@@ -80,3 +81,31 @@ def test_a_mutation_that_cannot_be_made_ends_the_test(checks: list[dict[str, Any
 def test_a_check_that_the_role_does_not_have(checks: list[dict[str, Any]]) -> None:
     with pytest.raises(mutations.MutationError, match=r"role\.gone"):
         mutations.require_known([{**breaking(checks, 0), "fails": ["role.gone"]}], checks)
+
+
+@pytest.mark.parametrize("lacking", ["", "no memory controller"])
+def test_a_mutation_is_left_out_and_told_where_the_kernel_cannot_show_it(
+    checks: list[dict[str, Any]],
+    lacking: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(mutations.limits, "lacking", lambda limit: lacking if limit == "MemoryMax" else "")
+    given = [{key: value for key, value in check.items() if value is not None} for check in checks]
+    told = called(
+        mutations,
+        {"checks": given, "mutations": [{**breaking(checks, 0), "needs": "MemoryMax"}, breaking(checks, 0)]},
+        capsys,
+    )["took"]
+    assert [line.split(":")[1] for line in told] == [" role.one", " role.one"]
+    assert [line for line in told if "SKIPPED" in line] == (
+        ["SKIPPED, no memory controller: role.one"] if lacking else []
+    )
+
+
+def test_what_a_host_cannot_enforce_is_no_failure_of_a_mutation(
+    checks: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mutations.limits, "lacking", lambda _: "no means")
+    proof = {**checks[1], "id": "role.bounded", "argv": ["false"], "limit": "MemoryMax"}
+    assert list(mutations.outcome(breaking(checks, 0), [*checks, proof])["failed"]) == ["role.one"]

@@ -13,8 +13,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.llmkeep.estate.plugins.module_utils import limits  # type: ignore[import-not-found]
 from ansible_collections.llmkeep.estate.plugins.module_utils.checks import (  # type: ignore[import-not-found]
     OPTIONS,
+    WHOLE,
+    has_failed,
     run,
 )
 
@@ -25,6 +28,10 @@ MUTATION: dict[str, Any] = {
     "file": {"type": "str"},  # a path that is put back afterwards
     "then": {"type": "list", "elements": "str"},  # argv, after breaking and after mending: it is taken in
     "repair": {"type": "list", "elements": "str"},  # argv
+    "needs": {
+        "type": "str",
+        "choices": list(limits.LIMITS),
+    },  # left out, and said, where the kernel cannot enforce it
     "on": {"type": "str"},  # group of the inventory; the playbook leaves it out on other hosts
 }
 
@@ -75,13 +82,18 @@ def outcome(
     hands(broken(mutation))
     seen = run([check for check in checks if check["id"] not in slow or check["id"] in mutation["fails"]])
     hands(repaired(mutation))
-    failed = {result["id"]: result["observed"] for result in seen if not result["ok"]}
+    failed = {result["id"]: result["observed"] for result in seen if has_failed(result)}
     return {
         "named": sorted(mutation["fails"]),
         "failed": failed,
         "by": shlex.join(mutation["break"]),
         "seconds": round(time.monotonic() - begun, 1),
     }
+
+
+def left_out(mutation: dict[str, Any]) -> str:
+    """Why this host cannot show what the mutation breaks; nothing where it can."""
+    return limits.lacking(mutation["needs"]) if mutation.get("needs") else ""
 
 
 def require_known(mutations: list[dict[str, Any]], checks: list[dict[str, Any]]) -> None:
@@ -94,16 +106,18 @@ def require_known(mutations: list[dict[str, Any]], checks: list[dict[str, Any]])
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "checks": {"type": "list", "elements": "dict", "required": True, "options": OPTIONS},
+            "checks": {"type": "list", "elements": "dict", "required": True, "options": OPTIONS, **WHOLE},
             "mutations": {"type": "list", "elements": "dict", "required": True, "options": MUTATION},
             "slow": {"type": "list", "elements": "str", "default": []},
         }
     )
     try:
         require_known(module.params["mutations"], module.params["checks"])
+        reasons = {index: left_out(mutation) for index, mutation in enumerate(module.params["mutations"])}
         seen = [
             outcome(mutation, module.params["checks"], module.params["slow"])
-            for mutation in module.params["mutations"]
+            for index, mutation in enumerate(module.params["mutations"])
+            if not reasons[index]
         ]
     except MutationError as problem:
         module.fail_json(msg=str(problem))
@@ -114,9 +128,13 @@ def main() -> None:
     ]
     if wrong:
         module.fail_json(msg=f"{len(wrong)} of {len(seen)} mutations went wrong. " + " | ".join(wrong))
-    module.exit_json(
-        changed=False, took=[f"{each['seconds']} s: {', '.join(each['named'])}" for each in seen]
-    )
+    skipped = [
+        f"SKIPPED, {reason}: {', '.join(module.params['mutations'][index]['fails'])}"
+        for index, reason in reasons.items()
+        if reason
+    ]
+    took = [f"{each['seconds']} s: {', '.join(each['named'])}" for each in seen]
+    module.exit_json(changed=False, took=took + skipped)
 
 
 if __name__ == "__main__":

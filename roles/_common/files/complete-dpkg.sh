@@ -1,0 +1,45 @@
+# What dpkg had begun when the power went: said, and completed before anything else is installed. Functions for /bin/sh, because Python itself
+# may be among it.
+export LC_ALL=C DEBIAN_FRONTEND=noninteractive
+dpkg_admin=${DPKG_ADMINDIR:-${DPKG_ROOT:-}/var/lib/dpkg}
+policy_rc_d=${DPKG_ROOT:-}/usr/sbin/policy-rc.d
+no_service_starts=$(printf '#!/bin/sh\nexit 101') # as ansible.builtin.apt writes it, and takes it away when it ends
+
+# One line each: a journal that was not closed, without which apt refuses; packages neither in nor out; a ban on services that outlived its apt.
+half_done() {
+    entries=$(find "$dpkg_admin/updates" -name '[0-9]*' | wc -l)
+    [ "$entries" = 0 ] || echo "entries in dpkg's journal: $entries"
+    dpkg-query --show --showformat='${db:Status-Abbrev} ${binary:Package} is ${db:Status-Status}\n' 2> /dev/null |
+        sed -n -e 's/^..R //p' -e t -e 's/^.[HUFWt]. //p'
+    [ "$(cat "$policy_rc_d" 2> /dev/null)" != "$no_service_starts" ] || echo "$policy_rc_d lets no service start"
+}
+
+# Another apt or dpkg may be at work, which is not half done: it is given 300 s.
+configure_all() {
+    tries=150
+    until said=$(dpkg --force-confdef --force-confold --configure -a 2>&1 < /dev/null); do
+        case $said in *"locked by another process"*) tries=$((tries - 1)) ;; *) return ;; esac
+        [ "$tries" -gt 0 ] || return
+        sleep 2
+    done
+}
+
+# Prints what was half done, or where it could not be completed what still is, and ends with 1. Arguments are apt-get's, for its sources.
+complete() {
+    found=$(half_done)
+    [ -n "$found" ] || return 0
+    [ -e "$policy_rc_d" ] || { printf '%s\n' "$no_service_starts" > "$policy_rc_d" && chmod 0755 "$policy_rc_d"; }
+    configure_all || :
+    # What was cut while it was unpacked has to be unpacked again, from what the mirror has now.
+    if half_done | grep -qvxF "$policy_rc_d lets no service start"; then
+        for step in update 'install --fix-broken'; do
+            # shellcheck disable=SC2086 # two words
+            said=$(apt-get -qq -y -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 -o Dpkg::Options::=--force-confdef \
+                -o Dpkg::Options::=--force-confold -o APT::Install-Recommends=false "$@" $step 2>&1 < /dev/null) || break
+        done
+    fi
+    [ "$(cat "$policy_rc_d")" != "$no_service_starts" ] || rm "$policy_rc_d"
+    left=$(half_done)
+    [ -z "$left" ] || { printf '%s\n' "$left" "$said"; return 1; }
+    printf '%s\n' "$found"
+}

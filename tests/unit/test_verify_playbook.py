@@ -1,0 +1,85 @@
+"""playbooks/verify.yml: what a host cannot enforce stands on its own, in what is printed and in the report."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from plugin_modules import LINK, ROOT, load
+
+load("filter.estate")  # puts the collection where Ansible finds it
+
+HELD = {"id": "opa.runs", "expected": "active", "observed": "active", "ok": True}
+OPEN = {"id": "opa.memory_is_bounded", "expected": "bounded", "observed": "not enforced", "ok": False,
+        "not_enforceable": "no memory controller"}  # fmt: skip
+FAILED = {"id": "opa.runs", "expected": "active", "observed": "inactive", "ok": False}
+
+
+def reported(folder: Path, checks: list[dict[str, Any]]) -> tuple[int, str, dict[str, Any]]:
+    """Exit code, output and report of the playbook's last play, where the roles have said CHECKS of one host."""
+    (report,) = [
+        play
+        for play in yaml.safe_load((ROOT / "playbooks/verify.yml").read_text())
+        if play["name"] == "Report"
+    ]
+    (folder / "verify.yml").write_text(yaml.safe_dump([report]))
+    (folder / "hosts.yml").write_text(
+        yaml.safe_dump({"all": {"hosts": {"llm1": {"llmkeep_checks": checks}}}})
+    )
+    run = subprocess.run(
+        ["ansible-playbook", "-i", "hosts.yml", "-e", f"verify_report={folder}/report.json", "verify.yml"],
+        cwd=folder,
+        env=os.environ
+        | {
+            "PATH": f"{ROOT}/.venv/bin:{os.environ['PATH']}",
+            "ANSIBLE_COLLECTIONS_PATH": str(LINK.parents[2]),
+            "ANSIBLE_STDOUT_CALLBACK": "ansible.builtin.default",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return run.returncode, run.stdout, json.loads((folder / "report.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("checks", "code", "ok", "told"),
+    [
+        ([HELD], 0, True, ["1 checks hold on 1 hosts."]),
+        (
+            [HELD, OPEN],
+            0,
+            True,
+            [
+                "1 of 2 checks are not enforceable on their hosts.",
+                "llm1: opa.memory_is_bounded: no memory controller",
+                "1 checks hold on 1 hosts. 1 are not enforceable there.",
+            ],
+        ),
+        (
+            [FAILED, OPEN],
+            2,
+            False,
+            [
+                "1 of 2 checks do not hold.",
+                "llm1: opa.runs: expected active; observed inactive",
+                "llm1: opa.memory_is_bounded: no memory controller",
+            ],
+        ),
+    ],
+    ids=["held", "not enforceable", "failed"],
+)
+def test_what_is_not_enforceable_is_listed_and_is_no_failure(
+    tmp_path: Path, checks: list[dict[str, Any]], code: int, ok: bool, told: list[str]
+) -> None:
+    ended, output, report = reported(tmp_path, checks)
+    assert (ended, report["ok"], report["checks"]) == (code, ok, len(checks))
+    assert report["not_enforceable"] == (
+        ["llm1: opa.memory_is_bounded: no memory controller"] if OPEN in checks else []
+    )
+    for line in told:
+        assert line in output, output
+    assert ("not enforceable" in output) == (OPEN in checks)
