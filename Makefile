@@ -15,8 +15,10 @@ export PYTHONDONTWRITEBYTECODE := 1
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
 STEP := @lab/step
+# The longest first.
+CHECKS := unit-serving unit-training unit-control lint types policy
 
-.PHONY: help lab lab-kernel serve preflight test test-kernel check lint types unit policy molecule floor kernel storm bundle peers env
+.PHONY: help lab lab-kernel serve preflight test test-kernel check lint types unit unit-serving unit-training unit-control policy molecule floor kernel storm bundle peers env
 help:  ## what there is
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -31,20 +33,22 @@ lab-kernel: preflight  ## the same on hosts with kernels of their own, with encr
 	.venv/bin/lab --instance kernel -i inventory/lab -i inventory/lab-kernel demo
 
 serve: payload/.venv/.ready bundle  ## only the API, on this machine: the gateway, a real model, a key, and what to paste
-	payload/.venv/bin/llm-serve run --engine naive --model .lab/bundle/models/smollm2-135m-instruct
+	@payload/.venv/bin/llm-serve run --engine naive --model .lab/bundle/models/smollm2-135m-instruct
 
 preflight:
 	@lab/preflight
 
 # The hosts are made while the fast part runs: they wait more than they work.
 test: env  ## the fast part, every role's scenario and the whole estate, in containers
-	$(MAKE) --jobs 2 --output-sync=target floor check
+	$(MAKE) --jobs 2 --output-sync=target floor $(CHECKS)
 	.venv/bin/pytest tests/lab/containers $(WORKERS) --durations=0 --durations-min=10
 
 test-kernel: bundle kernel  ## what needs a kernel: volumes, lost writes, power cuts, clocks, ESP
 	.venv/bin/pytest tests/lab/kernels $(WORKERS) --durations=0 --durations-min=10
 
-check: lint types unit policy  ## the fast part: lint, types, unit tests, contract
+# Two parts at a time: the payload's tests wait for engines half of the time.
+check: env  ## the fast part: lint, types, unit tests, contract
+	$(MAKE) --jobs 2 --output-sync=target $(CHECKS)
 
 lint: env
 	.venv/bin/ruff check .
@@ -56,10 +60,17 @@ types: env
 	.venv/bin/mypy
 	cd payload && .venv/bin/mypy
 
-unit: env
+unit: unit-serving unit-training unit-control  ## unit tests only
+
+unit-control: env
 	.venv/bin/pytest $(BY_FILE) tests/unit/test_{identities_playbook,luks_storm}.py tests/unit/test_*.py
+
+unit-serving: env
 	cd payload
 	.venv/bin/pytest $(BY_FILE) tests/test_{adapters,storms}.py $$(ls tests/test_*.py | grep -v /test_train_)
+
+unit-training: env
+	cd payload
 	.venv/bin/pytest $(BY_FILE) tests/test_train_{strategies,run}.py tests/test_train_*.py
 
 policy: env  ## who may do what: format, types, tests and their coverage, lint

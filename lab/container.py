@@ -192,7 +192,7 @@ class Container(Machine):
                 shutil.rmtree(old)
             else:
                 old.unlink()
-        copy(source, self.stick, "--archive", "--no-target-directory", *_linked(source, self.stick))
+        copy(source, self.stick, "--archive", "--no-target-directory")
 
     def snapshot(self, name: str) -> None:
         staged = self.snapshots / f"{name}.new"
@@ -228,8 +228,8 @@ class Container(Machine):
     def begin_like(self, other: Machine, snapshot: str) -> None:
         assert isinstance(other, Container)  # noqa: S101 -- one inventory describes both
         shutil.copytree(other.snapshots, self.snapshots)
-        # A layer never changes: both hosts may have the same files.
-        copy(other.layers, self.layers, "--archive", *_linked(other.layers, self.folder))
+        # Not as hard links: systemd takes no credential's key from a file that has two names.
+        copy(other.layers, self.layers, "--archive")
         self.restore(snapshot)
 
     def _forget_layers(self) -> None:
@@ -239,8 +239,3 @@ class Container(Machine):
         for layer in self.layers.glob("*"):
             if layer.name not in used:
                 shutil.rmtree(layer)
-
-
-def _linked(source: Path, target: Path) -> list[str]:
-    """The option by which files are shared with their copies, where both are on one file system."""
-    return ["--link"] if source.stat().st_dev == target.stat().st_dev else []
