@@ -100,7 +100,8 @@ class Instance:
         starting = [machine for machine in self.machines if not machine.sound()]
         self._require_one_kind()
         require_kinds(self.machines, self.folder)
-        allow_mappings()
+        if any(machine.kind == UserModeKernel.kind for machine in starting):
+            allow_mappings()
         require_memory(starting)
         require_space(self.folder, self.machines)
 
