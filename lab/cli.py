@@ -100,6 +100,10 @@ def parser() -> argparse.ArgumentParser:
         verb = verbs.add_parser(name, help=text)
         verb.add_argument("host")
         verb.add_argument("name")
+        if name == "snapshot":
+            verb.add_argument(
+                "--of", metavar="INSTANCE", help="take it over from another lab of this checkout"
+            )
     recorded = verbs.add_parser("sink", help="packets that were meant for elsewhere, and DNS questions")
     recorded.add_argument("--json", action="store_true", help="one JSON list")
     recorded.add_argument("--clear", action="store_true", help="forget what was recorded")
@@ -198,6 +202,10 @@ def change(instance: Instance, machine: Machine, given: argparse.Namespace) -> N
         case "join":
             machine.join()
         case "snapshot":
+            if given.of:
+                with terminal.status(f"copying {given.name} of {machine.host.name}"):
+                    machine.take_over(Instance(given.of).machine(given.host), given.name)
+                return
             if machine.running():
                 instance.settle(machine)
             with terminal.status(f"copying the disks of {machine.host.name}"):

@@ -195,9 +195,6 @@ class Container(Machine):
         copy(source, self.stick, "--archive", "--no-target-directory")
 
     def snapshot(self, name: str) -> None:
-        staged = self.snapshots / f"{name}.new"
-        shutil.rmtree(staged, ignore_errors=True)
-        staged.mkdir(parents=True)
         self.layers.mkdir(exist_ok=True)
         layer = self.layers / uuid.uuid4().hex[:12]
         if running := self.running():
@@ -208,7 +205,13 @@ class Container(Machine):
         finally:
             if running:
                 self.group.thaw()
-        chain = [layer.name, *self.chain()]
+        self._keep(name, [layer.name, *self.chain()])
+
+    def _keep(self, name: str, chain: list[str]) -> None:
+        """A snapshot is the list of what its root lies on."""
+        staged = self.snapshots / f"{name}.new"
+        shutil.rmtree(staged, ignore_errors=True)
+        staged.mkdir(parents=True)
         (staged / "chain.json").write_text(json.dumps(chain), encoding="utf-8")
         target = self.snapshots / name
         shutil.rmtree(target, ignore_errors=True)
@@ -225,16 +228,21 @@ class Container(Machine):
         shutil.rmtree(old, ignore_errors=True)
         self._forget_layers()
 
-    def begin_like(self, other: Machine, snapshot: str) -> None:
-        assert isinstance(other, Container)  # noqa: S101 -- one inventory describes both
-        shutil.copytree(other.snapshots, self.snapshots)
-        # Not as hard links: systemd takes no credential's key from a file that has two names.
-        copy(other.layers, self.layers, "--archive")
-        self.restore(snapshot)
+    def take_over(self, other: Machine, name: str) -> None:
+        chain = json.loads((other.require_snapshot(name) / "chain.json").read_text(encoding="utf-8"))
+        self.layers.mkdir(parents=True, exist_ok=True)
+        for layer in chain[:-1]:
+            if not (self.layers / layer).exists():
+                staged = self.layers / f"{layer}.new"
+                shutil.rmtree(staged, ignore_errors=True)
+                # Not as hard links: systemd takes no credential's key from a file that has two names.
+                copy(other.folder / "layers" / layer, staged, "--archive")
+                staged.rename(self.layers / layer)
+        self._keep(name, chain)
 
     def _forget_layers(self) -> None:
         """Throw away what no snapshot lies on, and this host itself neither."""
-        chains = [self.chain_file, *self.snapshots.glob("*/chain.json")]
+        chains = [*self.folder.glob("chain.json"), *self.snapshots.glob("*/chain.json")]
         used = {part for chain in chains for part in json.loads(chain.read_text(encoding="utf-8"))}
         for layer in self.layers.glob("*"):
             if layer.name not in used:

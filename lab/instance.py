@@ -216,9 +216,10 @@ class Instance:
         for machine in source.machines:
             folder = self.folder / "hosts" / machine.host.name
             _copy_files(_both_halves(machine.host_key()), folder)
-            KINDS[machine.kind](machine.host, source.lab, folder, self.namespace).begin_like(
-                machine, snapshot
-            )
+            mine = KINDS[machine.kind](machine.host, source.lab, folder, self.namespace)
+            for name in machine.snapshot_names():
+                mine.take_over(machine, name)
+            mine.restore(snapshot)
 
     def _left_over_groups(self) -> list[Group]:
         """The processes of all containers, also of hosts that the inventory no longer has."""

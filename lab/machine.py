@@ -88,8 +88,8 @@ class Machine(ABC):
         """Put the disks of a snapshot back; it must be off."""
 
     @abstractmethod
-    def begin_like(self, other: "Machine", snapshot: str) -> None:
-        """Take over the snapshots of the same host of another lab, and start from one of them."""
+    def take_over(self, other: "Machine", name: str) -> None:
+        """Copy a snapshot of the same host of another lab, which may run meanwhile."""
 
     @abstractmethod
     def disk_bytes(self) -> int:

@@ -75,7 +75,7 @@ class UserModeKernel(Machine):
         program = kernel.folder(image.cache_folder()) / "linux.uml"
         command = [str(program), f"umid={self.host.name}", "uml_dir=uml", f"mem={self.host.memory >> 20}M"]
         # How it follows its processes; where filters cannot be set, by ptrace.
-        command += ["seccomp=auto", "root=/dev/ubda", "rw", "quiet", "pty.legacy_count=0", "ubd0=root.img"]
+        command += ["seccomp=auto", "root=/dev/ubda", "rw", "quiet", "ubd0=root.img"]
         for index, (disk, file) in enumerate(zip(self.host.disks, self.disks()[1:], strict=True), start=1):
             command.append(f"ubd{index}={file.name},,{disk.serial}")
         if self.stick.exists():
@@ -178,9 +178,12 @@ class UserModeKernel(Machine):
             copy_sparse(source / disk.name, staged)
             staged.replace(disk)
 
-    def begin_like(self, other: Machine, snapshot: str) -> None:
-        shutil.copytree(other.snapshots, self.snapshots, copy_function=copy_sparse)
-        self.restore(snapshot)
+    def take_over(self, other: Machine, name: str) -> None:
+        staged = self.snapshots / f"{name}.new"
+        shutil.rmtree(staged, ignore_errors=True)
+        shutil.copytree(other.require_snapshot(name), staged, copy_function=copy_sparse)
+        shutil.rmtree(self.snapshots / name, ignore_errors=True)
+        staged.replace(self.snapshots / name)
 
 
 def _sparse(file: Path, size: int) -> None:

@@ -3,37 +3,44 @@
 import fcntl
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from estate import HOSTS, ROOT, Client, Lab, open_client
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
-# Each of their tests has a lab that nothing else leans on.
-SCENARIO_FILES = ("test_one_host.py", "test_roles.py", "test_roles_on_kernels.py")
+# Each of their tests is a scenario, which puts the hosts back to a snapshot of its own choice.
+SCENARIO_FILES = ("test_roles.py", "test_roles_on_kernels.py")
+# They make the estate of which the other files take copies.
+FIRST_FILES = ("test_estate.py", "test_encrypted_estate.py")
 
 
-class OneEstate(LoadScopeScheduling):  # type: ignore[misc]
-    """Tests of the whole estate go to one worker, which has it; a scenario goes where there is room."""
+class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+    """A file is one worker's, who has an estate of its own; a scenario, or what moves clocks, goes where there is room."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return nodeid if any(file in nodeid for file in SCENARIO_FILES) else "estate"
+        file, _, name = nodeid.partition("::")
+        return nodeid if file.endswith(SCENARIO_FILES) or "day_100" in name else file
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneEstate:
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
     """Instead of marks by group, which xdist 3.8 no longer sees under pytest 9.2."""
-    return OneEstate(config, log)
+    return ByFile(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """First the estate, then what moves its clocks (a client of today trusts no certificate of the future), then
-    the scenarios, which put its hosts back to snapshots."""
-    items.sort(
-        key=lambda item: (
-            item.path.name in SCENARIO_FILES,
-            item.get_closest_marker("moves_clocks") is not None,
-        )
-    )
+    """One file makes the estate while the other worker does scenarios; then the files that take copies of it.
+
+    What moves clocks is the last: a client of today trusts no certificate of the future.
+    """
+
+    def rank(item: pytest.Item) -> int:
+        if item.get_closest_marker("moves_clocks"):
+            return 3
+        return 0 if item.path.name in FIRST_FILES else 1 if item.path.name in SCENARIO_FILES else 2
+
+    items.sort(key=rank)
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +55,19 @@ def suite(request: pytest.FixtureRequest) -> Lab:
     raise pytest.UsageError(f"tests/lab/{folder} has no lab: put the test into containers or kernels")
 
 
+@contextmanager
+def first(what: str, run: str, mine: str) -> Iterator[str | None]:
+    """Held while WHAT is made, once a RUN. Yields who has made it; None for the one who makes it now, in the lab MINE."""
+    with (ROOT / ".lab" / f"{what}.lock").open("a+") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        handle.seek(0)
+        last, _, maker = handle.read().partition(" ")
+        yield maker if last == run else None
+        if last != run:
+            handle.truncate(0)
+            handle.write(f"{run} {mine}")
+
+
 @pytest.fixture(scope="session")
 def floor(suite: Lab, worker_id: str, testrun_uid: str) -> Iterator[Lab]:
     """A lab with its snapshots; destroyed when the session ends, unless LAB_KEEP is set.
@@ -56,14 +76,9 @@ def floor(suite: Lab, worker_id: str, testrun_uid: str) -> Iterator[Lab]:
     its worker's alone, who may have taken a host's power away when the other one comes.
     """
     lab = suite
-    with (ROOT / ".lab" / f"{suite.instance}.lock").open("a+") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        handle.seek(0)
-        if handle.read() != testrun_uid:
+    with first(suite.instance, testrun_uid, suite.instance) as maker:
+        if maker is None:
             suite.floor()
-            handle.truncate(0)
-            handle.write(testrun_uid)
-            handle.flush()
         if worker_id not in ("master", "gw0"):
             lab = Lab(f"{suite.instance}-{worker_id}", suite.inventories)
             lab.floor("--like", suite.instance)
@@ -80,17 +95,30 @@ def floor_again(floor: Lab) -> Lab:
     return floor
 
 
-@pytest.fixture(scope="session")
-def estate(floor: Lab) -> Lab:
-    """The whole of `site.yml`, run on ops1 by the bundle's own means, from the suite's snapshots."""
+@pytest.fixture(scope="module")
+def estate(floor: Lab, suite: Lab, testrun_uid: str) -> Lab:
+    """The whole of `site.yml`, run on ops1 by the bundle's own means, from the suite's snapshots.
+
+    Made once and kept as a snapshot, from which each file of tests starts, in the lab of its worker.
+    """
+    with first(f"{suite.instance}-estate", testrun_uid, floor.instance) as maker:
+        if maker is None:
+            for host in HOSTS:
+                floor.run("restore", host, "floor")
+            floor.run("sink", "--clear")
+            floor.site()
+            for host in HOSTS:
+                floor.run("snapshot", host, "estate")
+            return floor
     for host in HOSTS:
-        floor.run("restore", host, "floor")
+        if floor.instance != maker and "estate" not in floor.snapshots(host):
+            floor.run("snapshot", host, "estate", "--of", maker)
+        floor.run("restore", host, "estate")
     floor.run("sink", "--clear")
-    floor.site()
     return floor
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def client(estate: Lab) -> Client:
     """A key, the CA, and a port of 127.0.0.1 that leads to the edge."""
     return open_client(estate)

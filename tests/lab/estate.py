@@ -106,6 +106,11 @@ class Lab:
         """What another of the operator's verbs prints: `llmkeep VERB`, on ops1."""
         return self.on("ops1", " ".join(["llmkeep", verb, self._given, *args]), check=check, timeout=600)
 
+    def snapshots(self, host: str) -> list[str]:
+        """Names of a host's snapshots."""
+        names: list[str] = json.loads(self.run("status", "--json").stdout)["hosts"][host]["snapshots"]
+        return names
+
     def sink(self) -> list[dict[str, Any]]:
         """Every packet and DNS question that was meant for elsewhere."""
         found: list[dict[str, Any]] = json.loads(self.run("sink", "--json").stdout)
