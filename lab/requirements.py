@@ -14,7 +14,6 @@ from lab.errors import MissingProgram, NoMemory, NoSpace, NotRoot, Unsupported
 from lab.machine import Machine
 
 PROGRAMS = {
-    "mmdebstrap": "mmdebstrap",
     "ip": "iproute2",
     "nsenter": "util-linux",
     "sysctl": "procps",
@@ -81,12 +80,18 @@ def allow_mappings() -> None:
 
 def require_programs(kinds: Iterable[str]) -> None:
     """MissingProgram with the packages to install."""
-    wanted = PROGRAMS.copy()
-    for kind in kinds:
-        wanted |= PROGRAMS_OF_KIND[kind]
-    missing = sorted({package for program, package in wanted.items() if shutil.which(program) is None})
+    missing = _missing_packages(kinds)
     if missing:
         raise MissingProgram(f"not installed: {', '.join(missing)}; run apt-get install {' '.join(missing)}")
+
+
+def _missing_packages(kinds: Iterable[str]) -> list[str]:
+    wanted = dict(PROGRAMS)
+    for kind in kinds:
+        wanted |= PROGRAMS_OF_KIND[kind]
+    if not image.tree_path().exists():
+        wanted["mmdebstrap"] = "mmdebstrap"  # which makes it
+    return sorted({package for program, package in wanted.items() if shutil.which(program) is None})
 
 
 def require_kinds(machines: Sequence[Machine], folder: Path) -> None:
@@ -133,8 +138,7 @@ def capabilities(folder: Path) -> dict[str, Any]:
     """What this machine can give its hosts, by their kinds; and what limits it keeps on containers' services."""
     kinds = {}
     for kind, reason_against in REASONS_AGAINST.items():
-        programs = {**PROGRAMS, **PROGRAMS_OF_KIND[kind]}
-        missing = sorted({package for program, package in programs.items() if shutil.which(program) is None})
+        missing = _missing_packages([kind])
         reason = f"not installed: {', '.join(missing)}" if missing else reason_against(folder)
         kinds[kind] = {"possible": not reason, "reason": reason, "gives": list(GIVES[kind])}
     limits = dict.fromkeys(LIMITS, False)
