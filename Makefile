@@ -111,12 +111,12 @@ debian: .venv/.ready
 kernel: .venv/.ready
 	@.venv/bin/lab prepare kernel
 
-storm: bundle  ## the long fault campaigns (hours): KILLS=500 of luks_volume and of the operator's verbs (200 of a checkpoint's save), each flush of a volume's disk and of a save, seed SEED=5; two hosts that train; vLLM behind the gateway and FSDP2 (after `make peers PEER="vllm torch"`); STORM=20 power cuts of each host in the middle of site.yml
+storm: bundle kernel  ## the long fault campaigns (hours): KILLS=500 of luks_volume and of the operator's verbs (200 of a checkpoint's save), each flush of a volume's disk and of a save, seed SEED=5; two hosts that train; vLLM behind the gateway and FSDP2 (after `make peers PEER="vllm torch"`); STORM=20 power cuts of each host in the middle of site.yml
 	STORM=$(or $(KILLS),500) SEED=$(or $(SEED),5) .venv/bin/pytest tests/unit/test_luks_storm.py -rP
 	STORM=$(or $(KILLS),500) SEED=$(or $(SEED),5) .venv/bin/pytest tests/unit/test_hsm_pin.py tests/unit/test_volume_verbs.py -k kill -rP
 	STORM=$(or $(STORM),20) SEED=$(or $(SEED),5) .venv/bin/pytest tests/lab/kernels/test_lost_writes.py tests/lab/kernels/test_lost_saves.py tests/lab/kernels/test_encrypted_estate.py -k "lost_writes or power_cut" -rP
 	STORM=$(or $(STORM),20) SEED=$(or $(SEED),5) .venv/bin/pytest tests/lab/containers/test_lab.py -k killed -rP
-	STORM=1 .venv/bin/pytest tests/lab/kernels/test_training.py -rP
+	STORM=1 .venv/bin/pytest tests/lab/kernels/test_training.py tests/lab/kernels/test_lab_in_a_lab.py -rP
 	cd payload
 	STORM=$(or $(KILLS),200) SEED=$(or $(SEED),5) .venv/bin/pytest tests/test_train_saves_cut_short.py -k kill -rP
 	STORM=1 .venv/bin/pytest tests/test_engine_contract.py -k 'vllm or deepseek' -rs
