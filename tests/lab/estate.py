@@ -212,6 +212,42 @@ def drill(lab: Lab, volume: str) -> None:
         lab.on("ops1", "rm /run/escrow.key")
 
 
+def leaks(lab: Lab, client: Client, sealed: list[tuple[str, str]], output: str) -> list[str]:
+    """Where a secret of the estate is readable that should be nowhere but in its place.
+
+    The real secrets are the canaries: `sealed` credentials (host and name), the API key and a host's private key, read where
+    root may and looked for in OUTPUT, logs, command lines, environments and what Ansible leaves behind.
+    """
+    opened = "systemd-creds decrypt --name={0} /etc/credstore.encrypted/{0} -"
+    secrets = {name: lab.on(host, opened.format(name)) for host, name in sealed}
+    secrets["host key"] = lab.on("llm1", "cat /etc/llmkeep/pki/host.key")
+    needles = {"api key": client.key.split("_")[2]}
+    for name, text in secrets.items():
+        # Of a PEM file a line in its middle: the first ones are the same for every key.
+        line = max(text.split("\n")[2:4] or text.split("\n"), key=len) if "-----" in text else text.strip()
+        assert len(line) > 30, f"{name} could not be read, so that this would prove nothing"
+        needles[name] = line[:60]
+        encoded = base64.b64encode(text.encode()).decode()
+        needles[f"{name} in base64"] = encoded[max(0, len(encoded) // 2 - 24) :][:48]
+    places = {"output of site.yml": output}
+    for host in HOSTS:
+        places[f"logs of {host}"] = lab.on(
+            host, "journalctl --no-pager --quiet -o cat; cat /var/log/*.log; true"
+        )
+        places[f"processes of {host}"] = lab.on(
+            host, "cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ | tr '\\0' '\\n'"
+        )
+        places[f"Ansible's leftovers on {host}"] = lab.on(
+            host, "find /root/.ansible /tmp -type f -size -2M -exec cat {} + 2>/dev/null | tr -d '\\0'; true"
+        )
+    return [
+        f"{name} in the {place}"
+        for name, text in needles.items()
+        for place, where in places.items()
+        if text in where
+    ]
+
+
 def scenarios(kind: str) -> list[str]:
     """The roles whose molecule scenario needs hosts of a kind: container, or kernel where its configuration asks for them."""
     found = sorted(path.parent for path in (ROOT / "molecule").glob("*/scenario.yml"))
@@ -223,5 +259,14 @@ def run_scenario(lab: Lab, role: str) -> None:
     """One role's molecule scenario: fresh host, converge, idempotence, every check broken in turn, drift."""
     lab.run("sink", "--clear")
     lab.outside("molecule", "reset", "--scenario-name", role)
-    lab.outside("molecule", "test", "--scenario-name", role, "--destroy", "never", timeout=1800)
+    done = lab.outside(
+        "molecule", "test", "--scenario-name", role, "--destroy", "never", timeout=1800, check=False
+    )
+    log = ROOT / ".lab" / "logs" / lab.instance / f"{role}.log"
+    log.write_text(done.stdout + done.stderr, encoding="utf-8")
+    if done.returncode:
+        _, fatal, said = done.stdout.partition("fatal: ")
+        pytest.fail(
+            f"the scenario failed, {log} has all of it\n{fatal}{said[:3000]}\n…\n{done.stdout[-3000:]}"
+        )
     assert lab.sink() == [], "the role tried to leave"

@@ -199,6 +199,24 @@ def test_goes_on_after_it_was_cut_anywhere(host: Host, seconds: float) -> None:
     assert set(host.states().values()) == {"installed"}
 
 
+def test_there_is_what_dpkg_has_whole_and_apt_would_keep(tmp_path: Path) -> None:
+    host = Host(tmp_path)
+    whole, half = host.package("whole"), host.package("half", does="exit 1")
+    assert host.dpkg("--install", whole).wait() == 0
+    host.dpkg("--install", half).wait()
+    mark = host.programs / "apt-mark"
+    for brought_by_others, wanted, there in (
+        ("", "whole", 0),
+        ("", "whole half", 1),
+        ("", "whole stranger", 1),
+        ("echo whole", "whole", 1),
+        ("exit 100", "whole", 1),
+    ):
+        mark.write_text(f"#!/bin/sh\n{brought_by_others}\n")
+        mark.chmod(0o755)
+        assert bool(host.ask(f"all_there {wanted}").returncode) is bool(there), (brought_by_others, wanted)
+
+
 class Action(packages.ActionModule):  # type: ignore[misc, name-defined]
     """The action plugin with a host that answers as it is told."""
 
@@ -221,7 +239,7 @@ class Action(packages.ActionModule):  # type: ignore[misc, name-defined]
 
     def _low_level_execute_command(self, command: str, executable: str) -> dict[str, Any]:
         assert executable == "/bin/sh"
-        self.ran.append(command.splitlines()[-1])
+        self.ran += command.removeprefix(SCRIPT.read_text()).strip().splitlines()
         return {"rc": 0, "stdout": "", "stderr": ""} | self.answer
 
     def _execute_module(
@@ -232,30 +250,52 @@ class Action(packages.ActionModule):  # type: ignore[misc, name-defined]
         return {"changed": False}
 
 
+ALL_THERE = f"all_there redis || exit {packages.MISSING}"
+
+
 def test_packages_are_installed_as_all_roles_do_and_the_host_is_looked_at_once_a_run() -> None:
-    action = Action(False, {}, name=["redis"])
+    action = Action(False, {"rc": packages.MISSING}, name=["redis"])
     result = action.run(task_vars={"ansible_facts": {}})
-    assert action.ran == ["complete"]
+    assert action.ran == ["complete || exit 1", ALL_THERE]
     assert action.installed == [
         ("ansible.builtin.apt", {"name": ["redis"], "install_recommends": False, "policy_rc_d": 101, "lock_timeout": 300})
     ]  # fmt: skip
     assert (result["changed"], result["completed"]) == (False, [])
-    again = Action(False, {}, name=["redis"])
+    again = Action(False, {"rc": packages.MISSING}, name=["redis"])
     again.run(task_vars={"ansible_facts": result["ansible_facts"]})
-    assert (again.ran, len(again.installed)) == ([], 1)
+    assert (again.ran, len(again.installed)) == ([ALL_THERE], 1)
+
+
+def test_what_is_there_is_no_question_for_apt() -> None:
+    action = Action(False, {}, name=["redis"])
+    result = action.run(task_vars={"ansible_facts": {}})
+    assert (action.installed, result["changed"]) == ([], False)
+
+
+def test_lists_are_read_anew_though_all_is_there_and_not_in_check_mode() -> None:
+    update = f"{packages.UPDATE} || exit {packages.MISSING}"
+    for check, ran in ((False, [update, ALL_THERE]), (True, [ALL_THERE])):
+        action = Action(check, {}, name=["redis"], update_cache=True)
+        action.run(task_vars={"ansible_facts": {packages.WHOLE: True}})
+        assert (action.ran, action.installed) == (ran, [])
+
+
+def test_whether_packages_are_to_go_is_for_apt_to_say() -> None:
+    action = Action(False, {}, name=["redis"], state="absent")
+    action.run(task_vars={"ansible_facts": {packages.WHOLE: True}})
+    assert (action.ran, len(action.installed)) == ([], 1)
 
 
 def test_what_was_completed_is_a_change() -> None:
     action = Action(False, {"stdout": "redis is unpacked\r\n"}, name=["redis"])
     result = action.run(task_vars={"ansible_facts": {}})
     assert (result["changed"], result["completed"]) == (True, ["redis is unpacked"])
-    assert action.installed
 
 
 def test_check_mode_says_what_is_half_done_and_changes_nothing() -> None:
     action = Action(True, {"stdout": "redis is unpacked\n"}, name=["redis"])
     result = action.run(task_vars={"ansible_facts": {}})
-    assert (action.ran, action.installed) == (["half_done"], [])
+    assert (action.ran, action.installed) == (["half_done", ALL_THERE], [])
     assert (result["changed"], result["completed"]) == (True, ["redis is unpacked"])
 
 

@@ -57,9 +57,12 @@ def test_a_second_controller_is_refused_and_a_killed_one_leaves_no_lock(floor: L
     preflight = (PLAYBOOK, "-i", "inventory/lab", "playbooks/preflight.yml")
     renew = "llmkeep run playbooks/renew.yml -i /etc/llmkeep/renew/hosts.yml"
     floor.on("ops1", f"systemd-run --quiet --collect --unit=first --setenv=HOME=/root {renew}")
-    # By a look: to try it would hold it for a moment, in which the first one would be refused.
-    number = "$(stat --format=%i /run/llmkeep/controller.lock 2> /dev/null || echo none)"
-    free = f'grep --quiet "FLOCK .*:{number} " /proc/locks && echo held || echo free'
+    # By a look: to try it would hold it for a moment, in which the first one would be refused. And by who has the file, since a
+    # container's /proc/locks does not show what a process took that is gone. Only who has the lock is a `cat`.
+    free = (
+        "for cat in $(pgrep --exact cat); do "
+        "[ $(readlink /proc/$cat/fd/9) = /run/llmkeep/controller.lock ] && echo held && exit; done; echo free"
+    )
     end = time.monotonic() + 120
     while floor.on("ops1", free).strip() != "held":
         assert time.monotonic() < end, floor.on("ops1", "journalctl --no-pager -u first")

@@ -51,15 +51,8 @@ def carry(lab: Lab, folder: Path, serial: int, added: dict[str, bytes]) -> None:
     bundle.serial += serial
     manifest.write(folder, bundle)
     signing.sign(KEYS / "signing.key", folder / manifest.NAME, folder / manifest.SIGNATURE)
-    lab.on("ops1", "! mountpoint -q /media/llmkeep || umount /media/llmkeep")
     lab.run("plug", "ops1", str(folder))
-    lab.on(
-        "ops1",
-        "mkdir -p /media/llmkeep && "
-        "timeout 20 sh -c 'until [ -e /dev/disk/by-label/LLMKEEP ]; do sleep 0.1; done' && "
-        "mount -o ro /dev/disk/by-label/LLMKEEP /media/llmkeep && "
-        f"cp -r /media/llmkeep/. {MIRROR}/ && umount /media/llmkeep && sync",
-    )
+    lab.on("ops1", f"cp -r /run/lab/stick/. {MIRROR}/")
 
 
 def sha256(path: Path) -> str:

@@ -5,15 +5,27 @@ import random
 import time
 
 import pytest
-from estate import HOSTS, Client, Lab, answers, changed, drill, verify
+from estate import HOSTS, Client, Lab, answers, changed, drill, leaks, verify
 
 
 def test_the_model_answers_from_encrypted_volumes(client: Client) -> None:
     assert "Paris" in answers(client)
 
 
-def test_a_second_run_changes_nothing_on_volumes_either(estate: Lab) -> None:
-    assert changed(estate.site()) == {"ops1": 0, "llm1": 0}
+@pytest.fixture(scope="module")
+def second_run(estate: Lab) -> str:
+    """What a run over the finished estate says, as loud as Ansible can be."""
+    return estate.site("-D", "-vvvv")
+
+
+def test_a_second_run_changes_nothing_on_volumes_either(second_run: str) -> None:
+    assert changed(second_run) == {"ops1": 0, "llm1": 0}
+
+
+def test_the_pin_of_the_volumes_is_in_no_output_and_no_log(
+    estate: Lab, client: Client, second_run: str
+) -> None:
+    assert not leaks(estate, client, [("llm1", "cryptsetup.pkcs11-pin")], second_run)
 
 
 # One cut a host in the suite; `make storm` sets how many, each at a moment of its own.
