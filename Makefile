@@ -41,10 +41,10 @@ preflight:
 # The hosts are made while the fast part runs: they wait more than they work.
 test: env  ## the fast part, every role's scenario and the whole estate, in containers
 	$(MAKE) --jobs 2 --output-sync=target floor $(CHECKS)
-	.venv/bin/pytest tests/lab/containers $(WORKERS) --durations=0 --durations-min=10
+	.venv/bin/pytest tests/lab/containers $(BY_FILE) --durations=0 --durations-min=10
 
 test-kernel: bundle kernel  ## what needs a kernel: volumes, lost writes, power cuts, clocks, ESP
-	.venv/bin/pytest tests/lab/kernels $(WORKERS) --durations=0 --durations-min=10
+	.venv/bin/pytest tests/lab/kernels $(BY_FILE) --durations=0 --durations-min=10
 
 # Two parts at a time: the payload's tests wait for engines half of the time.
 check: env  ## the fast part: lint, types, unit tests, contract

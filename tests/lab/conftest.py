@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from estate import HOSTS, ROOT, Client, Lab, open_client
+from estate import HOSTS, ROOT, Client, Lab, open_client, within
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 # Each of their tests is a scenario, which puts the hosts back to a snapshot of its own choice.
@@ -115,6 +115,9 @@ def estate(floor: Lab, suite: Lab, testrun_uid: str) -> Lab:
             floor.run("snapshot", host, "estate", "--of", maker)
         floor.run("restore", host, "estate")
     floor.run("sink", "--clear")
+    # A host answers before its volumes are open.
+    up = "systemctl is-active --quiet llm-gateway@1.service llm-gateway@2.service nginx.service && echo up; true"
+    within(240, "the gateways run", lambda: floor.on("llm1", up).strip() == "up")
     return floor
 
 
