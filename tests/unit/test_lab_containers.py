@@ -1,0 +1,100 @@
+"""What a lab of containers stands on, where this machine lacks it; real containers are tested in tests/lab/containers."""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lab import cgroup, image, requirements
+from lab.errors import LabError, MissingProgram, Unsupported
+from lab.files import copy
+
+PROC_MOUNTS = "tmpfs /sys/fs/cgroup tmpfs rw 0 0\ncgroup2 /sys/fs/cgroup/unified cgroup2 {},relatime 0 0\n"
+
+
+@pytest.fixture
+def mounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What the kernel says is mounted."""
+    file = tmp_path / "mounts"
+    monkeypatch.setattr(cgroup, "MOUNTS", file)
+    return file
+
+
+def test_the_hierarchy_of_version_2_is_found_beside_version_1(mounts: Path) -> None:
+    mounts.write_text(PROC_MOUNTS.format("rw"), encoding="ascii")
+    assert cgroup.mount_point() == Path("/sys/fs/cgroup/unified")
+
+
+@pytest.mark.parametrize("content", ["", PROC_MOUNTS.format("ro")])
+def test_without_a_writable_one_no_container_can_run_and_the_way_out_is_named(
+    mounts: Path, content: str
+) -> None:
+    mounts.write_text(content, encoding="ascii")
+    with pytest.raises(Unsupported, match=r"no writable cgroup2 hierarchy.*mount -t cgroup2"):
+        cgroup.mount_point()
+    assert "no writable cgroup2 hierarchy" in requirements.no_container_because(mounts.parent)
+
+
+@pytest.fixture
+def overlay(tmp_path: Path) -> Iterator[Path]:
+    """A disk as a Docker container has it."""
+    for name in ("lower", "upper", "work", "disk"):
+        (tmp_path / name).mkdir()
+    options = "lowerdir=lower,upperdir=upper,workdir=work"
+    subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, "disk"], cwd=tmp_path, check=True)
+    yield tmp_path / "disk"
+    subprocess.run(["umount", tmp_path / "disk"], check=True)
+
+
+def test_a_disk_on_which_no_overlay_can_lie_is_told(overlay: Path, tmp_path: Path) -> None:
+    assert requirements.no_container_because(tmp_path) == ""
+    assert f"an overlay in {overlay} cannot be mounted" in requirements.no_container_because(overlay)
+    assert list(overlay.iterdir()) == []
+
+
+def test_a_program_that_is_missing_is_told_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None if name == "systemd-nspawn" else f"/usr/bin/{name}")
+    with pytest.raises(MissingProgram, match="apt-get install systemd-container"):
+        requirements.require_programs(["container"])
+    requirements.require_programs(["kernel"])
+
+
+def test_a_bare_debian_that_was_half_made_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def cut(root: Path, _: Path) -> None:
+        root.mkdir()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(image, "_build", cut)
+    with pytest.raises(KeyboardInterrupt):
+        image.base_tree(lambda _: None)
+    (image.cache_folder() / "lab-root-killed/root").mkdir(parents=True)
+
+    def build(root: Path, _: Path) -> None:
+        (root / "etc").mkdir(parents=True)
+
+    monkeypatch.setattr(image, "_build", build)
+    tree = image.base_tree(lambda _: None)
+    assert sorted(path.name for path in image.cache_folder().iterdir()) == ["lab-image.lock", tree.name]
+    assert (tree / "etc").is_dir()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    place = tmp_path / "disk"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1M", "tmpfs", place], check=True)
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def test_a_full_disk_is_told_and_leaves_no_half_copy(small_disk: Path, tmp_path: Path) -> None:
+    (tmp_path / "snapshot").mkdir()
+    (tmp_path / "snapshot/large").write_bytes(bytes(2 << 20))
+    with pytest.raises(LabError, match="is the disk full\\?"):
+        copy(tmp_path / "snapshot", small_disk / "snapshot", "--archive")
+    assert list(small_disk.iterdir()) == []
