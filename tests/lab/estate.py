@@ -225,7 +225,7 @@ def leaks(lab: Lab, client: Client, sealed: list[tuple[str, str]], output: str) 
     for name, text in secrets.items():
         # Of a PEM file a line in its middle: the first ones are the same for every key.
         line = max(text.split("\n")[2:4] or text.split("\n"), key=len) if "-----" in text else text.strip()
-        assert len(line) > 30, f"{name} could not be read, so that this would prove nothing"
+        assert len(line) >= 30, f"{name} could not be read, so that this would prove nothing"
         needles[name] = line[:60]
         encoded = base64.b64encode(text.encode()).decode()
         needles[f"{name} in base64"] = encoded[max(0, len(encoded) // 2 - 24) :][:48]
@@ -263,6 +263,7 @@ def run_scenario(lab: Lab, role: str) -> None:
         "molecule", "test", "--scenario-name", role, "--destroy", "never", timeout=1800, check=False
     )
     log = ROOT / ".lab" / "logs" / lab.instance / f"{role}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text(done.stdout + done.stderr, encoding="utf-8")
     if done.returncode:
         _, fatal, said = done.stdout.partition("fatal: ")
