@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 sys.path[:0] = [str(ROOT / "payload"), str(ROOT / "payload/tests")]
 from llmtrain.checkpoint import Checkpoints
 from saver import KEY, is_whole, save
