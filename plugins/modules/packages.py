@@ -10,6 +10,7 @@ description:
   - C(ansible.builtin.apt) without recommended packages, without starting services, and with patience for another apt.
   - Before the first packages of a run, what dpkg had begun and not ended is completed by C(dpkg --configure -a), and what was
     cut while it was unpacked comes again from the mirror. That counts as a change. In check mode it is only said.
+  - Packages that dpkg has already cost no call of apt. One that fails to read the lists anew is left to it, with its patience.
 author: [llmkeep contributors]
 options:
   name: {description: Packages., type: list, elements: str, required: true}

@@ -43,3 +43,10 @@ complete() {
     [ -z "$left" ] || { printf '%s\n' "$left" "$said"; return 1; }
     printf '%s\n' "$found"
 }
+
+# Whether each package is installed and marked as wanted by itself, so that apt would change nothing.
+all_there() {
+    said=$(dpkg-query --show --showformat='${db:Status-Abbrev}\n' -- "$@" 2> /dev/null) || return
+    [ -z "$(printf '%s\n' "$said" | grep -v '^ii ')" ] || return
+    brought_by_others=$(apt-mark showauto "$@" 2> /dev/null) && [ -z "$brought_by_others" ]
+}
