@@ -20,6 +20,7 @@ def test_the_record_survives_a_power_cut_under_load_and_shows_every_edit(estate:
             return None
         return str(number) if status == 200 else None
 
+    answers(client, seconds=240)  # the model is loaded after each boot
     pool = ThreadPoolExecutor(4)
     asked = [pool.submit(ask, number) for number in range(40)]
     time.sleep(4)
