@@ -18,7 +18,7 @@ STEP := @lab/step
 # The longest first.
 CHECKS := unit-serving unit-training unit-control lint types policy
 
-.PHONY: help lab lab-kernel serve preflight test test-kernel check lint types unit unit-serving unit-training unit-control policy molecule floor kernel storm bundle peers env
+.PHONY: help lab lab-kernel serve preflight test test-kernel check lint types unit unit-serving unit-training unit-control policy molecule floor debian kernel storm bundle peers env
 help:  ## what there is
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -106,10 +106,10 @@ floor: bundle
 	LAB_INSTANCE=suite .venv/bin/lab floor
 
 debian: .venv/.ready
-	@.venv/bin/lab prepare container
+	$(STEP) debian "the bare Debian that hosts start from" .venv/bin/lab prepare container
 
 kernel: .venv/.ready
-	@.venv/bin/lab prepare kernel
+	$(STEP) kernel "the kernel of hosts that have one of their own" .venv/bin/lab prepare kernel
 
 storm: bundle kernel  ## the long fault campaigns (hours): KILLS=500 of luks_volume and of the operator's verbs (200 of a checkpoint's save), each flush of a volume's disk and of a save, seed SEED=5; two hosts that train; vLLM behind the gateway and FSDP2 (after `make peers PEER="vllm torch"`); STORM=20 power cuts of each host in the middle of site.yml
 	STORM=$(or $(KILLS),500) SEED=$(or $(SEED),5) .venv/bin/pytest tests/unit/test_luks_storm.py -rP
