@@ -1,6 +1,6 @@
 """Record what a command prints on a terminal as an SVG: python bench/record.py docs/make-lab.svg make lab
 
-The colours and the last state of each line are the command's own; the spinner of a step in progress is not in the picture.
+The colours are the command's own; what it drew over (the clock of a step in progress) is not in the picture.
 """
 
 import os
@@ -13,9 +13,20 @@ from rich.console import Console
 from rich.text import Text
 
 COLUMNS, ROWS = 100, 60
-# Lines that were drawn over: a progress bar is erased before the line that takes its place.
-ERASED = re.compile(r"[^\n]*\x1b\[2K")
 MOVES = re.compile(r"\x1b\[\??[0-9;]*[A-Zhl]|\x1b\][^\x07]*\x07")
+CLOCK = re.compile(r"[\u2800-\u28ff] .*\d:\d\d:\d\d")
+
+
+def picture(text: str, title: str, target: str) -> None:
+    """Write what a terminal showed as an SVG."""
+    lines = [MOVES.sub("", line) for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n")]
+    shown = [line.rstrip() for line in lines if line.strip() and not CLOCK.search(Text.from_ansi(line).plain)]
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
+        console = Console(record=True, width=COLUMNS, file=nowhere, force_terminal=True)
+        console.print(Text(f"# {title}", style="bold"))
+        for line in shown:
+            console.print(Text.from_ansi(line))
+        console.save_svg(target, title=title)
 
 
 def main() -> int:
@@ -30,12 +41,7 @@ def main() -> int:
         return data
 
     code = os.waitstatus_to_exitcode(pty.spawn(command, read))
-    text = seen.decode("utf-8", "replace").replace("\r\n", "\n").replace("\r", "")
-    lines = [MOVES.sub("", ERASED.sub("", line)).rstrip() for line in text.split("\n")]
-    console = Console(record=True, width=COLUMNS, file=Path(os.devnull).open("w"), force_terminal=True)  # noqa: SIM115
-    console.print(Text(f"# {' '.join(command)}", style="bold"))
-    console.print(Text.from_ansi("\n".join(line for line in lines if line)))
-    console.save_svg(target, title=" ".join(command))
+    picture(seen.decode("utf-8", "replace"), " ".join(command), target)
     return code
 
 

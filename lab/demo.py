@@ -5,6 +5,7 @@ Everything else is done by the lab's own control node, from the stick alone.
 
 import contextlib
 import hashlib
+import os
 import shlex
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def demo(instance: Instance, bundle: Path, question: str, steps: Steps) -> None:
         ("TLS", f"{answer.tls_version}, key exchange {answer.key_exchange_group}"),
         ("host", f"{door.on(instance, 'serve')} (edge {door.on(instance, 'edge')}, {opened.url})"),
         ("bundle serial", door.output(instance, control, "cat", "/var/lib/llmkeep/serial").strip()),
-        ("for your client", f"source {opened.env_file}"),
+        ("for your client", f"source {os.path.relpath(opened.env_file)}"),
     ):
         table.add_row(label, value)
     output.print(table)
