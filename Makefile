@@ -10,6 +10,7 @@ PAYLOAD_TESTS := payload/tests
 WORKERS := --numprocesses 2
 # A file is one worker's. The longest are named first: whoever came to one last would leave the other worker idle.
 BY_FILE := $(WORKERS) --dist loadfile --no-loadscope-reorder
+COLLECTION := .ansible/collections/ansible_collections/llmkeep/estate
 ROLE := redis pki mirror base softhsm hsm luks opa llm_serving ipsec llm_training edge audit
 export PYTHONDONTWRITEBYTECODE := 1
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
@@ -127,7 +128,7 @@ storm: bundle kernel  ## the long fault campaigns (hours): KILLS=500 of luks_vol
 	fi
 	STORM_MINUTES=10 .venv/bin/pytest tests/test_storms.py -k memory -rP
 
-bundle: .venv/.ready  ## build (or keep) the lab's signed bundle in .lab/bundle
+bundle: .venv/.ready $(COLLECTION)  ## build (or keep) the lab's signed bundle in .lab/bundle
 	$(STEP) keys "throw-away keys that sign the bundle" .venv/bin/llmkeep keys init .lab/keys
 	$(STEP) bundle "build the bundle, or keep it" .venv/bin/llmkeep bundle build --profile lab --keys .lab/keys --out .lab/bundle --resolve-apt
 
@@ -152,7 +153,7 @@ peers:  ## what benchmarks compare with and draw by, each in an environment of i
 	  fi
 	done
 
-env: .venv/.ready payload/.venv/.ready .ansible/collections/ansible_collections/llmkeep/estate
+env: .venv/.ready payload/.venv/.ready $(COLLECTION)
 
 # Debian packages come from one list; asking dpkg first keeps a second run off the network.
 .venv/.packages: requirements.apt
@@ -180,6 +181,6 @@ payload/.venv/.ready: artifacts.lock.yml payload/pyproject.toml llmproof/pyproje
 	@touch $@
 
 # The tree is also the collection llmkeep.estate; Ansible finds plugins/ through this link.
-.ansible/collections/ansible_collections/llmkeep/estate:
-	mkdir -p $(@D)
+$(COLLECTION):
+	@mkdir -p $(@D)
 	ln -sfn $(CURDIR) $@
