@@ -109,6 +109,8 @@ def no_container_because(folder: Path) -> str:
         cgroup.mount_point()
     except Unsupported as error:
         return str(error)
+    if set(":,") & set(str(folder)):
+        return f"{folder} has a colon or a comma in its path, which an overlay's options cannot say: clone elsewhere"
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix="overlay-") as scratch:
         for name in ("lower", "upper", "work", "root"):

@@ -53,6 +53,10 @@ def test_a_disk_on_which_no_overlay_can_lie_is_told(overlay: Path, tmp_path: Pat
     assert list(overlay.iterdir()) == []
 
 
+def test_a_path_that_no_overlay_can_be_told_is_refused(tmp_path: Path) -> None:
+    assert "has a colon or a comma in its path" in requirements.no_container_because(tmp_path / "a:b")
+
+
 def test_a_program_that_is_missing_is_told_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda name: None if name == "systemd-nspawn" else f"/usr/bin/{name}")
     with pytest.raises(MissingProgram, match="apt-get install systemd-container"):
