@@ -68,7 +68,7 @@ def renewed_since(lab: Lab, moment: int, seconds: float = 240) -> None:
 @pytest.mark.moves_clocks
 @pytest.mark.usefixtures("client")
 def test_certificates_are_renewed_unattended_until_day_100(estate: Lab) -> None:
-    """Nobody runs Ansible: clocks move on in steps, the timer on the control node does the rest."""
+    """Ansible is not run: the clocks move on in steps, and the timer on the control node does the rest."""
     serial = "openssl x509 -in /etc/llmkeep/pki/host.pem -noout -serial"
     before = {host: estate.on(host, serial) for host in HOSTS}
     for _ in range(5):
