@@ -158,7 +158,7 @@ class Container(Machine):
         spawn += ["--system-call-filter=bpf"]
         spawn += [f"--bind-ro={self.stick}:{STICK}"]
         supervisor = str(Path(__file__).with_name("container.sh"))
-        options = (str(self.group.path), self._overlay(), "root")
+        options = (str(self.group.path), self.overlay(), "root")
         cable = (self.cable_name, mac(self.host.address), BRIDGE)
         self.process.start(
             self.namespace.command("unshare", "--mount", "sh", supervisor, *options, *cable, *spawn),
@@ -168,14 +168,19 @@ class Container(Machine):
             pipe_output=True,
         )
 
-    def _overlay(self) -> str:
-        """The root's mount options. Where folders may be renamed as on a disk, a rename is one step there, too."""
-        chain = [str(self.layers / part) if "/" not in part else part for part in self.chain()]
-        if missing := [layer for layer in chain if not Path(layer).is_dir()]:
+    def overlay(self) -> str:
+        """What `mount` is told of the root, from within the host's folder.
+
+        Each layer is told by itself: the kernel takes no option of more than 255 bytes, which a list of paths soon has. Where
+        folders may be renamed as on a disk, a rename is one step there, too.
+        """
+        chain = [f"layers/{part}" if "/" not in part else part for part in self.chain()]
+        if missing := [layer for layer in chain if not (self.folder / layer).is_dir()]:
             raise LabError(
                 f"{self.host.name} lies on {missing[0]}, which is gone: `lab destroy`, then `lab up`"
             )
-        return f"redirect_dir=on,lowerdir={':'.join(chain)},upperdir={self.written},workdir={self.folder / 'work'}"
+        layers = [f"lowerdir+={layer}" for layer in chain]
+        return ",".join(["redirect_dir=on", *layers, "upperdir=written", "workdir=work"])
 
     def power_off(self) -> None:
         self.group.kill()

@@ -115,13 +115,13 @@ def no_container_because(folder: Path) -> str:
     with tempfile.TemporaryDirectory(dir=folder, prefix="overlay-") as scratch:
         for name in ("lower", "upper", "work", "root"):
             Path(scratch, name).mkdir()
-        options = "redirect_dir=on,lowerdir=lower,upperdir=upper,workdir=work"
+        options = "redirect_dir=on,lowerdir+=lower,upperdir=upper,workdir=work"
         mount = ["unshare", "--mount", "mount", "-t", "overlay", "overlay", "-o", options, "root"]
         done = subprocess.run(mount, cwd=scratch, check=False, capture_output=True, text=True)
     if done.returncode:
         return (
             f"an overlay in {folder} cannot be mounted ({done.stderr.strip()}): it needs root in the machine's own "
-            "namespaces (an unprivileged container has them not) and a disk that is no overlay itself"
+            "namespaces (an unprivileged container has them not), Linux 6.7 and a disk that is no overlay itself"
         )
     return ""
 

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from lab import cgroup, image, requirements
+from lab import cgroup, image, inventory, requirements
+from lab.container import Container
 from lab.errors import LabError, MissingProgram, Unsupported
 from lab.files import copy
+from lab.network import Namespace
 
 PROC_MOUNTS = "tmpfs /sys/fs/cgroup tmpfs rw 0 0\ncgroup2 /sys/fs/cgroup/unified cgroup2 {},relatime 0 0\n"
 
@@ -102,3 +104,27 @@ def test_a_full_disk_is_told_and_leaves_no_half_copy(small_disk: Path, tmp_path:
     with pytest.raises(LabError, match="is the disk full\\?"):
         copy(tmp_path / "snapshot", small_disk / "snapshot", "--archive")
     assert list(small_disk.iterdir()) == []
+
+
+def test_a_root_of_many_layers_is_mounted_however_long_the_path_of_its_folder_is(tmp_path: Path) -> None:
+    lab = inventory.read([Path("inventory/lab")])
+    folder = tmp_path / ("long" * 30) / "ops1"
+    container = Container(lab.host("ops1"), lab, folder, Namespace("nothing"))
+    (base := tmp_path / "base").mkdir()
+    container.create(base, {"/root/.ssh/authorized_keys": (b"", 0o600)})
+    for number in range(20):
+        container.written.mkdir()
+        (container.written / f"file{number}").touch()
+        container.snapshot("kept")
+        container.restore("kept")
+    for place in (container.written, folder / "work", folder / "root"):
+        place.mkdir()
+    mount = 'mount -t overlay overlay -o "$0" root && ls root'
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", mount, container.overlay()],
+        cwd=folder,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert {f"file{number}" for number in range(20)} < set(done.stdout.split())
