@@ -1,4 +1,5 @@
 # The front door. `make lab` shows it, `make test` proves it; everything else is a part of one of the two.
+# `make` calls itself only where a recipe does nothing else: what calls it is run even by `make --dry-run`.
 # A step is a line with its time, what it prints lies in .lab/logs; V=1 prints everything.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -19,19 +20,25 @@ STEP := @lab/step
 # The longest first.
 CHECKS := unit-serving unit-training unit-control lint types policy
 
-.PHONY: help lab lab-kernel serve preflight test test-kernel check lint types unit unit-serving unit-training unit-control policy molecule floor debian kernel storm bundle peers env
+.PHONY: help lab lab-kernel demo demo-kernel serve preflight test test-containers test-kernel check lint types unit unit-serving unit-training unit-control policy molecule floor debian kernel storm bundle peers env
 help:  ## what there is
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 lab: preflight  ## from a bare machine to an answering private LLM, in throw-away hosts without a route to the internet
 	@$(MAKE) --no-print-directory --jobs 2 bundle debian
-	.venv/bin/lab demo
-	echo
-	echo 'encrypted volumes need a kernel: `make lab-kernel`'
+	$(MAKE) --no-print-directory demo
 
 lab-kernel: preflight  ## the same on hosts with kernels of their own, with encrypted volumes whose keys are in the (double of an) HSM
 	@$(MAKE) --no-print-directory --jobs 2 bundle kernel
-	.venv/bin/lab --instance kernel -i inventory/lab -i inventory/lab-kernel demo
+	$(MAKE) --no-print-directory demo-kernel
+
+demo:
+	@.venv/bin/lab demo
+	echo
+	echo 'encrypted volumes need a kernel: `make lab-kernel`'
+
+demo-kernel:
+	@.venv/bin/lab --instance kernel -i inventory/lab -i inventory/lab-kernel demo
 
 serve: payload/.venv/.ready bundle  ## only the API, on this machine: the gateway, a real model, a key, and what to paste
 	@payload/.venv/bin/llm-serve run --engine naive --model .lab/bundle/models/smollm2-135m-instruct
@@ -42,6 +49,9 @@ preflight:
 # The hosts are made while the fast part runs: they wait more than they work.
 test: env  ## the fast part, every role's scenario and the whole estate, in containers
 	$(MAKE) --jobs 2 --output-sync=target floor $(CHECKS)
+	$(MAKE) test-containers
+
+test-containers: bundle
 	.venv/bin/pytest tests/lab/containers $(BY_FILE) --durations=0 --durations-min=10
 
 test-kernel: bundle kernel  ## what needs a kernel: volumes, lost writes, power cuts, clocks, ESP
@@ -112,7 +122,7 @@ debian: .venv/.ready
 kernel: .venv/.ready
 	$(STEP) kernel "the kernel of hosts that have one of their own" .venv/bin/lab prepare kernel
 
-storm: bundle kernel  ## the long fault campaigns (hours): KILLS=500 of luks_volume and of the operator's verbs (200 of a checkpoint's save), each flush of a volume's disk and of a save, seed SEED=5; two hosts that train; vLLM behind the gateway and FSDP2 (after `make peers PEER="vllm torch"`); STORM=20 power cuts of each host in the middle of site.yml
+storm: bundle kernel  ## the long fault campaigns (hours): KILLS=500 of a program, STORM=20 power cuts of a host, from seed SEED=5; needs `make peers PEER="vllm torch"`
 	STORM=$(or $(KILLS),500) SEED=$(or $(SEED),5) .venv/bin/pytest tests/unit/test_luks_storm.py -rP
 	STORM=$(or $(KILLS),500) SEED=$(or $(SEED),5) .venv/bin/pytest tests/unit/test_hsm_pin.py tests/unit/test_volume_verbs.py -k kill -rP
 	STORM=$(or $(STORM),20) SEED=$(or $(SEED),5) .venv/bin/pytest tests/lab/kernels/test_lost_writes.py tests/lab/kernels/test_lost_saves.py tests/lab/kernels/test_encrypted_estate.py -k "lost_writes or power_cut" -rP
