@@ -14,16 +14,16 @@ from itertools import count
 from pathlib import Path
 
 import uvloop
-from llmserve.audit import AuditLink, Recorder
-from llmserve.decision import Decision
-from llmserve.identity import Authenticator, Identity
-from llmserve.judges import OpaEmbedded, OpaServer
-from llmserve.keys import KeyTable
+from llmserve.access.api_keys import KeyTable
+from llmserve.access.decision import Decision
+from llmserve.access.identity import Authenticator, Identity
+from llmserve.access.opa import OpaEmbedded, OpaServer
+from llmserve.access.policy import Policy
+from llmserve.access.quotas import Quotas
+from llmserve.audit.writer_client import AuditLink, Recorder
+from llmserve.gateway.middleware import Exchange
 from llmserve.metrics import Metrics
-from llmserve.onion import Exchange
-from llmserve.policy import Policy
-from llmserve.quotas import Quotas
-from llmserve.redis_link import RedisLink
+from llmserve.redis_client import RedisLink
 from llmserve.settings import Redis
 
 ACTION = "POST /v1/chat/completions"

@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from llmcore.config import ConfigError
+
+Quantization = Literal["none", "int8", "nf4"]  # of a model's weights, by bitsandbytes
 
 
 def read(directory: Path) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from llmcore import logs
 from llmcore.config import ConfigError, load
 from llmcore.manifest import ManifestError, verify_model
 from llmproof import cli as audit_cli
-from llmserve import keys_cli
-from llmserve.impossible import refuse
-from llmserve.keys import KeyFileError
-from llmserve.oidc import read_jwks
+from llmserve.access import api_keys_cli as keys_cli
+from llmserve.access.api_keys import KeyFileError
+from llmserve.access.oidc import read_jwks
+from llmserve.engine.unsupported_models import refuse
 from llmserve.settings import Adapter, EmbedModel, EngineConfig, GatewayConfig, LocalModel
 
 
@@ -82,7 +82,7 @@ def run_gateway_command(options: argparse.Namespace) -> int:
     """llm-serve gateway."""
     import uvloop
 
-    from llmserve.gateway import run_gateway
+    from llmserve.gateway.process import run_gateway
 
     config = load(options.config, GatewayConfig)
     logs.configure(config.log_level)
@@ -94,13 +94,13 @@ def run_engine_command(options: argparse.Namespace) -> int:
     """llm-serve engine."""
     import uvloop
 
-    from llmserve.engine import Driver, serve
+    from llmserve.engine.server import Driver, serve
 
     config = load(options.config, EngineConfig)
     logs.configure(config.log_level)
     driver: Driver
     if config.model.driver == "echo":
-        from llmserve.engine_echo import EchoDriver
+        from llmserve.engine.echo import EchoDriver
 
         driver = EchoDriver(config.model)
     else:
@@ -111,15 +111,15 @@ def run_engine_command(options: argparse.Namespace) -> int:
                 f"the model and one of its adapters are both named '{options.name}': rename the adapter"
             )
         if config.model.driver == "naive":
-            from llmserve.engine_naive import NaiveDriver
+            from llmserve.engine.naive import NaiveDriver
 
             driver = NaiveDriver(config.model, revision, adapters)
         elif config.model.driver == "embed":
-            from llmserve.engine_embed import EmbedDriver
+            from llmserve.engine.embed import EmbedDriver
 
             driver = EmbedDriver(config.model, revision)
         else:
-            from llmserve.engine_continuous import ContinuousDriver
+            from llmserve.engine.continuous import ContinuousDriver
 
             driver = ContinuousDriver(config.model, revision)
     mode = int(config.socket_mode, 8)
@@ -144,7 +144,7 @@ def merge_command(options: argparse.Namespace) -> int:
     adapter = Adapter(path=options.adapter, manifest=options.adapter_manifest)
     model = LocalModel(path=options.model, manifest=options.manifest, dtype=options.dtype, merged=adapter)
     revision, _ = verified(model)
-    from llmserve.adapters import save_merged
+    from llmserve.engine.adapters import save_merged
 
     print(save_merged(model, revision, options.into))
     return 0
@@ -163,7 +163,7 @@ def check_command(options: argparse.Namespace) -> int:
 
 def fit_command(options: argparse.Namespace) -> int:
     """llm-serve fit."""
-    from llmserve.fit import report
+    from llmserve.engine.memory_fit import report
 
     asked = options.model, options.memory, options.gpus, options.context, options.quantization
     text, fits = report(*asked, options.json)
@@ -173,7 +173,7 @@ def fit_command(options: argparse.Namespace) -> int:
 
 def run_developer_command(options: argparse.Namespace) -> int:
     """llm-serve run."""
-    from llmserve.developer import run_all
+    from llmserve.local_run import run_all
 
     return run_all(options.engine, options.model, options.port, options.redis)
 

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from llmcore.config import Section
+from llmcore.model_config import Quantization
 
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -89,7 +90,7 @@ class Remote(Section):
     @classmethod
     def fields_of_the_api(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         """Only what a request can carry."""
-        from llmserve.wire import OPTIONAL
+        from llmserve.api.requests import OPTIONAL
 
         if unknown := sorted(set(names) - OPTIONAL):
             raise ValueError(f"{', '.join(unknown)}: an engine can declare {', '.join(sorted(OPTIONAL))}")
@@ -229,9 +230,6 @@ class EchoModel(Section):
     slots: Positive = 256
     tokens: Annotated[int, Field(ge=0)] = 0  # in all slots together; 0: no bound
     token_seconds: Share = 0.0
-
-
-Quantization = Literal["none", "int8", "nf4"]
 
 
 class Adapter(Section):

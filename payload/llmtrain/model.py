@@ -34,7 +34,7 @@ def load(job: Job, setup: Setup, device: torch.device) -> Any:
     dtype = stored_dtype(method.kind, setup.strategy, setup.precision)
     quantization: dict[str, Any] = {}
     if isinstance(method, Lora) and method.quantize != "none":
-        from llmserve import quantization as bits
+        from llmcore import quantization as bits
 
         quantization = bits.loading(method.quantize, dtype, job.model) | {"device_map": {"": str(device)}}
     model = AutoModelForCausalLM.from_pretrained(

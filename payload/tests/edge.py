@@ -12,7 +12,7 @@ import jinja2
 import yaml
 from service import eventually
 
-from llmserve.developer import free_port
+from llmserve.local_run import free_port
 
 ROLE = Path(__file__).resolve().parents[2] / "roles" / "edge"
 AROUND = """

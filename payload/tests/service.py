@@ -16,7 +16,7 @@ import httpx2 as httpx
 import yaml
 from authority import PUBLIC_KEY, signed_bundle
 
-from llmserve.keys import edited, new_key
+from llmserve.access.api_keys import edited, new_key
 
 PEPPER = b"a pepper for tests, 32 bytes long"
 START_SECONDS = 90.0  # on a machine that is busy with other things
@@ -33,7 +33,7 @@ def eventually(what: str, holds: Any, seconds: float = 10.0) -> Any:
 
 
 def patched(folder: Path, **values: float) -> dict[str, str]:
-    """An environment in which a process of ours has other constants: `llmserve__audit__INTENT_SECONDS=60.0`."""
+    """An environment in which a process of ours has other constants: `llmserve__audit__writer_client__INTENT_SECONDS=60.0`."""
     code = ""
     for name, value in values.items():
         module, constant = name.rsplit("__", 1)

@@ -21,20 +21,20 @@ from tiny import make_model, make_tokenizer
 
 from llmcore.config import ConfigError, load
 from llmcore.manifest import verify_model, write_manifest
-from llmserve.admission import Queue
-from llmserve.cache import key_material
+from llmserve.cache.exact import key_material
 from llmserve.cli import main
-from llmserve.link import EngineLink
 from llmserve.protocol import Beat, Failed, Generate, Hello, ProtocolError, decode
 from llmserve.settings import ContinuousModel, EngineConfig, NaiveModel
+from llmserve.upstream.admission import Queue
+from llmserve.upstream.engine_client import EngineLink
 
 torch = pytest.importorskip("torch", reason="Debian's python3-torch is not installed")
 pytest.importorskip("peft", reason="the payload's extra 'adapters' is not installed")
 
 from llmcore.adapters import logits  # noqa: E402 - needs torch and peft
-from llmserve.engine_continuous import ContinuousDriver  # noqa: E402
-from llmserve.engine_naive import NaiveDriver  # noqa: E402
-from llmserve.language_model import LanguageModel  # noqa: E402
+from llmserve.engine.continuous import ContinuousDriver  # noqa: E402
+from llmserve.engine.language_model import LanguageModel  # noqa: E402
+from llmserve.engine.naive import NaiveDriver  # noqa: E402
 
 CHAT = "/v1/chat/completions"
 QUERY_VALUE = ["q_proj", "v_proj"]
@@ -419,7 +419,7 @@ def test_settings_that_would_leave_an_adapter_out_are_refused(
 def test_an_environment_without_peft_is_told_what_it_lacks(
     model: Path, adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in "llmserve.adapters", "llmcore.adapters":
+    for module in "llmserve.engine.adapters", "llmcore.adapters":
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ConfigError, match=r"need peft and accelerate.*\[adapters\]"):

@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable, Collection
 
 import pytest
 
-from llmserve.admission import Admission, Place, Queue
-from llmserve.errors import ApiError
+from llmserve.api.errors import ApiError
+from llmserve.upstream.admission import Admission, Place, Queue
 
 
 def admission(slots: int, waiting: int = 100, tokens: int = 0, waiting_tokens: int = 10**6) -> Admission:

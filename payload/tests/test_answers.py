@@ -8,8 +8,8 @@ import httpx2 as httpx
 import pytest
 from service import Service, events, eventually, running
 
-from llmserve.onion import trace
-from llmserve.shapes import ChatCompletion, DrainState, Generated, Health, TextCompletion
+from llmserve.api.response_models import ChatCompletion, DrainState, Generated, Health, TextCompletion
+from llmserve.gateway.middleware import trace
 
 QUESTION = {"model": "echo", "messages": [{"role": "user", "content": "one two three"}]}
 

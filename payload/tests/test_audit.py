@@ -15,10 +15,10 @@ from service import Service, eventually, running
 from test_faults import STREAM
 from test_refusals import error
 
-from llmserve.audit import INTENT_SECONDS, AuditLink
-from llmserve.errors import ApiError
+from llmserve.api.errors import ApiError
+from llmserve.audit.redact import LONGEST, redact
+from llmserve.audit.writer_client import INTENT_SECONDS, AuditLink
 from llmserve.metrics import Metrics
-from llmserve.redact import LONGEST, redact
 
 CHAT = "/v1/chat/completions"
 CANARY = "canary-4711-in-a-prompt"
@@ -164,7 +164,7 @@ def test_a_record_that_does_not_reach_the_disk_is_given_up_after_its_seconds(
         await asyncio.sleep(0)
         for waited, over in (INTENT_SECONDS - 0.5, False), (INTENT_SECONDS + 0.5, True):
             with monkeypatch.context() as later:
-                later.setattr("llmserve.audit.time.monotonic", lambda now=began + waited: now)
+                later.setattr("llmserve.audit.writer_client.time.monotonic", lambda now=began + waited: now)
                 link.end_overdue()
             await asyncio.sleep(0)
             assert bool(link.waiting) is not over

@@ -17,7 +17,7 @@ from redis_server import PASSWORD, RedisServer
 from service import Service, events, eventually, running
 from test_refusals import error
 
-from llmserve.cache import CacheWish, Kept, cache_wish
+from llmserve.cache.exact import CacheWish, Kept, cache_wish
 
 CHAT = "/v1/chat/completions"
 QUESTION = {"model": "echo", "temperature": 0, "messages": [{"role": "user", "content": "one two"}]}

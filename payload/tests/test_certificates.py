@@ -17,9 +17,9 @@ from test_faults import LASTING
 from test_refusals import error
 
 from llmcore.config import ConfigError, load
-from llmserve.errors import ApiError
-from llmserve.identity import Authenticator
-from llmserve.keys import KeyTable, edited, read_keys
+from llmserve.access.api_keys import KeyTable, edited, read_keys
+from llmserve.access.identity import Authenticator
+from llmserve.api.errors import ApiError
 from llmserve.settings import GatewayConfig
 
 HEADER = {"certificate_header": "X-Client-Certificate"}

@@ -11,14 +11,14 @@ import pytest
 from tiny import make_model
 
 from llmcore.config import ConfigError
-from llmserve.engine import serve
-from llmserve.errors import ApiError
+from llmserve.api.errors import ApiError
+from llmserve.engine.server import serve
 from llmserve.protocol import Failed, Generate, Hello, decode, encode
 from llmserve.settings import ContinuousModel
 
 torch = pytest.importorskip("torch", reason="Debian's python3-torch is not installed")
 
-from llmserve.engine_continuous import Batch, ContinuousDriver  # noqa: E402 - needs torch
+from llmserve.engine.continuous import Batch, ContinuousDriver  # noqa: E402 - needs torch
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +251,7 @@ def test_an_engine_whose_driver_is_broken_ends_to_be_started_again(
 def test_stopping_waits_for_short_answers_and_cuts_long_ones(
     driver: ContinuousDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llmserve.engine_continuous.FLUSH_SECONDS", 4.0)
+    monkeypatch.setattr("llmserve.engine.continuous.FLUSH_SECONDS", 4.0)
     model = driver.language.model
     forward = model.forward
 

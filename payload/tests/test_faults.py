@@ -15,7 +15,7 @@ import pytest
 from service import Process, Service, eventually, running
 from test_refusals import error
 
-from llmserve.gateway import ARRIVED_LOOKS, DRAIN_LOOK_SECONDS
+from llmserve.gateway.process import ARRIVED_LOOKS, DRAIN_LOOK_SECONDS
 
 SLOW = {"echo": {"driver": "echo", "token_seconds": 0.05, "slots": 2}}
 WORDS = " ".join(f"word{number}" for number in range(200))

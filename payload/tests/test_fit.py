@@ -12,7 +12,7 @@ from models import V25
 from llmcore.config import ConfigError
 from llmcore.sizes import parse_memory
 from llmserve.cli import main
-from llmserve.fit import Model, mode, model_of
+from llmserve.engine.memory_fit import Model, mode, model_of
 
 G = 2**30
 LLAMA_7B = {

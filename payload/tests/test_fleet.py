@@ -11,11 +11,11 @@ import pytest
 from scripted_upstream import END, USAGE, ScriptedUpstream, said, stream
 from service import eventually, running
 
-from llmserve.admission import Place, Queue
-from llmserve.errors import ApiError
-from llmserve.fleet import LOAD_BOUND, Fleet
-from llmserve.link import RETURN_SECONDS, EngineLink
+from llmserve.api.errors import ApiError
 from llmserve.protocol import Beat, Done, Generate, Hello, encode
+from llmserve.upstream.admission import Place, Queue
+from llmserve.upstream.engine_client import RETURN_SECONDS, EngineLink
+from llmserve.upstream.instances import LOAD_BOUND, Fleet
 
 CHAT = "/v1/chat/completions"
 

@@ -5,9 +5,9 @@ import gc
 
 import pytest
 
-from llmserve.flights import ClientGone, Flights
-from llmserve.http import Peer
-from llmserve.identity import Identity
+from llmserve.access.identity import Identity
+from llmserve.gateway.http_protocol import Peer
+from llmserve.gateway.in_flight import ClientGone, Flights
 from llmserve.metrics import Metrics
 
 WHO = Identity("api_key", "1", "ada", "research", ("developer",))

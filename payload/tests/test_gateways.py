@@ -15,7 +15,7 @@ import yaml
 from edge import Edge, in_front_of
 from service import PEPPER, Process, Service, eventually, patched, running
 
-from llmserve.keys import edited, new_key
+from llmserve.access.api_keys import edited, new_key
 
 CLIENTS = 4
 
@@ -152,7 +152,7 @@ def test_a_request_that_still_waits_for_its_record_is_answered_whole_by_a_gatewa
 
     assert pair.gateways[1].stop() == 0
     # It waits longer for its record than usual, so that it waits still when all else has had its time.
-    patient = patched(pair.service.folder, llmserve__audit__INTENT_SECONDS=100.0)
+    patient = patched(pair.service.folder, llmserve__audit__writer_client__INTENT_SECONDS=100.0)
     pair.gateways[1] = start(pair.service, 1, patient)
     asking = threading.Thread(target=ask)
     rests = tasks()

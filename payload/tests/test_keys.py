@@ -16,9 +16,9 @@ from service import PEPPER, Service, eventually, running
 from test_faults import LASTING, lines_of, ready
 from test_refusals import error
 
-from llmserve.errors import ApiError
-from llmserve.keys import KeyTable, Record, edited, new_key, read_keys
-from llmserve.last_used import LastUsed, read_last_used
+from llmserve.access.api_keys import KeyTable, Record, edited, new_key, read_keys
+from llmserve.access.last_used import LastUsed, read_last_used
+from llmserve.api.errors import ApiError
 
 
 @pytest.fixture(scope="module")
@@ -332,7 +332,7 @@ def test_a_flood_of_wrong_keys_reads_no_file_and_compares_in_constant_time(
         compared.append((one, other))
         return constant_time(one, other)
 
-    monkeypatch.setattr("llmserve.keys.hmac.compare_digest", watched)
+    monkeypatch.setattr("llmserve.access.api_keys.hmac.compare_digest", watched)
     started = time.process_time()
     for number in range(5000):
         wrong = f"llmk_{number:012x}_{key[18:]}" if number % 2 else f"llmk_unknown{number}_{key[18:]}"

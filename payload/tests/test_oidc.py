@@ -23,10 +23,10 @@ from test_refusals import error
 
 from llmcore.config import ConfigError
 from llmcore.files import stamp
-from llmserve.errors import ApiError
-from llmserve.identity import Authenticator, Identity
-from llmserve.keys import KeyTable, edited, edited_file, end_subject, new_key
-from llmserve.oidc import MEMORY_TOKENS, Issuer, read_jwks
+from llmserve.access.api_keys import KeyTable, edited, edited_file, end_subject, new_key
+from llmserve.access.identity import Authenticator, Identity
+from llmserve.access.oidc import MEMORY_TOKENS, Issuer, read_jwks
+from llmserve.api.errors import ApiError
 
 SLOW: dict[str, Any] = {"slow": {"driver": "echo", "token_seconds": 0.05}, "echo": {"driver": "echo"}}
 LONG = {**LASTING, "model": "slow"}
@@ -267,7 +267,7 @@ def test_a_flood_of_unknown_keys_looks_at_the_file_at_most_once_a_second(
         looks.append(path)
         return stamp(path)
 
-    monkeypatch.setattr("llmserve.oidc.stamp", counted)
+    monkeypatch.setattr("llmserve.access.oidc.stamp", counted)
     started = time.monotonic()
     for number in range(500):
         assert refusal(authenticator, raw({"alg": "ES256", "kid": f"k{number}"}, {})) == "unknown_token_key"
@@ -284,8 +284,8 @@ def test_verified_tokens_are_remembered_but_not_all_of_them_and_not_longer_than_
         verified.append(text)
         return decode(text, *rest, **options)
 
-    monkeypatch.setattr("llmserve.oidc.jwt.decode", counted)
-    monkeypatch.setattr("llmserve.oidc.MEMORY_TOKENS", 10)
+    monkeypatch.setattr("llmserve.access.oidc.jwt.decode", counted)
+    monkeypatch.setattr("llmserve.access.oidc.MEMORY_TOKENS", 10)
     assert MEMORY_TOKENS < 10_000
     issuer = authenticator.issuer
     assert issuer
@@ -302,13 +302,13 @@ def test_verified_tokens_are_remembered_but_not_all_of_them_and_not_longer_than_
     brief = provider.token(exp=end)
     identify(authenticator, brief)
     with monkeypatch.context() as later:
-        later.setattr("llmserve.oidc.time.time", lambda: end + 29)
+        later.setattr("llmserve.access.oidc.time.time", lambda: end + 29)
         assert code_of(authenticator, brief) == "", "the leeway is 30 seconds"
-        later.setattr("llmserve.oidc.time.time", lambda: end + 30)
+        later.setattr("llmserve.access.oidc.time.time", lambda: end + 30)
         assert code_of(authenticator, brief) == "expired_token", "though it is remembered"
     assert verified.count(brief) == 1
     started = time.monotonic()
-    monkeypatch.setattr("llmserve.oidc.time.monotonic", lambda: started + 61)
+    monkeypatch.setattr("llmserve.access.oidc.time.monotonic", lambda: started + 61)
     identify(authenticator, first)
     assert verified.count(first) == 3, "after a minute it is verified again"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from service import running
 
-from llmserve.developer import free_port
+from llmserve.local_run import free_port
 
 CASES_A_PHASE = 10  # an operation; the boundaries of every field are tried beside them
 SECONDS = 120

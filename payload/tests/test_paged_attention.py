@@ -17,7 +17,7 @@ from transformers import (  # noqa: E402 - needs torch
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward  # noqa: E402 - needs torch
 
-from llmserve import paged_attention  # noqa: E402 - needs torch
+from llmserve.engine import paged_attention  # noqa: E402 - needs torch
 
 PROMPTS = [list(range(1, 1 + length)) for length in (3, 40, 17, 70)]  # some are cut in two by a step of 64
 

@@ -12,8 +12,10 @@ import pytest
 
 from llmcore.config import ConfigError, load
 from llmcore.manifest import ManifestError, verify_model, write_manifest
+from llmserve.api.errors import ApiError
+from llmserve.api.requests import ChatBody, chat_call, parse_body, refuse_undeclared
 from llmserve.cli import main
-from llmserve.errors import ApiError
+from llmserve.engine.stop_strings import StopStrings
 from llmserve.protocol import (
     Beat,
     Cancel,
@@ -27,8 +29,6 @@ from llmserve.protocol import (
     encode,
 )
 from llmserve.settings import EngineConfig, GatewayConfig, Limits
-from llmserve.text import StopStrings
-from llmserve.wire import ChatBody, chat_call, parse_body, refuse_undeclared
 
 GATEWAY = """
 listen: {socket: /run/llm-gateway/http.sock}
@@ -212,7 +212,7 @@ def test_the_cli_refuses_what_an_engine_would_refuse_after_loading(
     weights: dict[str, object],
     complaint: str | None,
 ) -> None:
-    monkeypatch.setattr("llmserve.impossible.find_spec", lambda _: None)
+    monkeypatch.setattr("llmserve.engine.unsupported_models.find_spec", lambda _: None)
     (tmp_path / "config.json").write_text(json.dumps(weights))
     file = tmp_path / "engine.yaml"
     file.write_text(
@@ -241,5 +241,5 @@ def test_a_field_that_the_engine_declared_goes_to_it_as_it_came_and_no_other_doe
 
 
 def test_a_gateway_loads_fastapi_only_for_those_who_ask_for_what_it_serves() -> None:
-    code = "import sys, llmserve.gateway; sys.exit('fastapi' in sys.modules)"
+    code = "import sys, llmserve.gateway.process; sys.exit('fastapi' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -12,7 +12,7 @@ from scripted_opa import ALLOWED, DENIED, MISBEHAVIOUR, ScriptedOpa, answer
 from service import Service, eventually, running
 from test_refusals import error, every_route
 
-from llmserve.policy import ALLOWED_SECONDS
+from llmserve.access.policy import ALLOWED_SECONDS
 
 ROUTES = [
     ("POST", "/v1/chat/completions"),

@@ -19,8 +19,8 @@ from service import Service, eventually, running
 from test_refusals import error
 
 from llmproof.policy_bundle import SIGNATURES, unpacked
-from llmserve.break_glass import AUDIENCE
-from llmserve.developer import free_port
+from llmserve.access.break_glass import AUDIENCE
+from llmserve.local_run import free_port
 
 OTHER_KEY = ec.generate_private_key(ec.SECP256R1())
 

@@ -11,17 +11,17 @@ from test_fit import TINY_LATENT
 from tiny import make_tokenizer
 
 from llmcore.config import ConfigError
-from llmserve.fit import model_of
+from llmserve.engine.memory_fit import model_of
 from llmserve.protocol import Generate
 from llmserve.settings import ContinuousModel, NaiveModel
 
 torch = pytest.importorskip("torch", reason="Debian's python3-torch is not installed")
 pytest.importorskip("bitsandbytes", reason="the payload's extra 'quantization' is not installed")
 
-from llmserve import quantization  # noqa: E402 - needs torch
-from llmserve.engine_continuous import ContinuousDriver  # noqa: E402
-from llmserve.engine_naive import NaiveDriver  # noqa: E402
-from llmserve.language_model import LanguageModel  # noqa: E402
+from llmcore import quantization  # noqa: E402 - needs torch
+from llmserve.engine.continuous import ContinuousDriver  # noqa: E402
+from llmserve.engine.language_model import LanguageModel  # noqa: E402
+from llmserve.engine.naive import NaiveDriver  # noqa: E402
 
 LLAMA = {
     "vocab_size": 448, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -123,6 +123,6 @@ def test_an_environment_without_bitsandbytes_is_told_what_it_lacks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = made(tmp_path, "llama", LLAMA)
-    monkeypatch.setattr("llmserve.impossible.find_spec", lambda _: None)
+    monkeypatch.setattr("llmserve.engine.unsupported_models.find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"needs bitsandbytes and accelerate.*\[quantization\]"):
         LanguageModel(naive(path, "nf4"), "r")

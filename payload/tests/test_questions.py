@@ -2,12 +2,12 @@
 
 import pytest
 
-from llmserve import questions
-from llmserve.errors import ApiError
+from llmserve.api.errors import ApiError
+from llmserve.api.requests import Call
+from llmserve.gateway import parsed_requests as questions
+from llmserve.gateway.parsed_requests import KEPT, KEPT_BYTES, Question, Questions
 from llmserve.protocol import Generate, Hello
-from llmserve.questions import KEPT, KEPT_BYTES, Question, Questions
 from llmserve.settings import Limits
-from llmserve.wire import Call
 
 LIMITS = Limits(max_tokens=100, default_max_tokens=10)
 HELLO = Hello("echo", "r1", "echo", context=100, slots=1)

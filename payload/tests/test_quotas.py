@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from redis_server import PASSWORD, RedisServer
 
-from llmserve.decision import Decision, Rate
-from llmserve.errors import ApiError
+from llmserve.access.decision import Decision, Rate
+from llmserve.access.quotas import LEASES, Quotas
+from llmserve.api.errors import ApiError
 from llmserve.metrics import Metrics
-from llmserve.quotas import LEASES, Quotas
-from llmserve.redis_link import RedisLink
+from llmserve.redis_client import RedisLink
 from llmserve.settings import Redis
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from redis_server import PASSWORD, RedisServer
 
-from llmserve.redis_link import RedisAway, RedisLink
+from llmserve.redis_client import RedisAway, RedisLink
 from llmserve.settings import Redis
 
 ENOUGH_MS = 5000  # on a busy machine

@@ -8,18 +8,18 @@ import httpx2 as httpx
 import pytest
 from service import Service
 
-from llmserve.app import Route, routing_table
-from llmserve.audit import AuditLink, Recorder
-from llmserve.flights import Flights
-from llmserve.handlers import State
-from llmserve.identity import Authenticator
-from llmserve.judges import OpaServer
-from llmserve.keys import KeyTable
+from llmserve.access.api_keys import KeyTable
+from llmserve.access.identity import Authenticator
+from llmserve.access.opa import OpaServer
+from llmserve.access.policy import Policy
+from llmserve.access.quotas import Quotas
+from llmserve.audit.writer_client import AuditLink, Recorder
+from llmserve.cache.single_flight import SharedAnswers
+from llmserve.gateway.completions import State
+from llmserve.gateway.in_flight import Flights
+from llmserve.gateway.routes import Route, routing_table
 from llmserve.metrics import Metrics
-from llmserve.policy import Policy
-from llmserve.quotas import Quotas
 from llmserve.settings import Limits
-from llmserve.shared import SharedAnswers
 
 CHAT = "/v1/chat/completions"
 QUESTION: dict[str, Any] = {"model": "echo", "messages": [{"role": "user", "content": "x"}]}

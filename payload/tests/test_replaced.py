@@ -26,7 +26,7 @@ def slow(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Service]:
     """An engine that takes 50 ms a token, and ends what it has when it is stopped, within 120 s or what the test says; it waits
     as long as it takes for gateways that do not hang up.
     """
-    waits = patched(tmp_path, llmserve__engine__HANG_UP_SECONDS=120.0)
+    waits = patched(tmp_path, llmserve__engine__server__HANG_UP_SECONDS=120.0)
     options = {"drain_seconds": getattr(request, "param", 120)}
     with running(tmp_path, SLOW, engine_options=options, engine_environment=waits) as service:
         yield service

@@ -21,7 +21,7 @@ from models import (
 )
 
 from llmcore.config import ConfigError
-from llmserve.fit import model_of
+from llmserve.engine.memory_fit import model_of
 from llmtrain.cli import main
 from llmtrain.exits import Refusal
 

@@ -14,7 +14,7 @@ from tiny import make_deepseek
 from training_job import Bench, ranks, wait_for
 
 from llmcore.manifest import write_manifest
-from llmserve.developer import free_port
+from llmserve.local_run import free_port
 from llmtrain.exits import DONE, FAILED, STOPPED, Refusal
 
 torch = pytest.importorskip("torch", reason="Debian's python3-torch is not installed")

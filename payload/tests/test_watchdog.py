@@ -162,7 +162,7 @@ def test_the_engine_tells_how_busy_its_gpus_are_and_leaves_out_one_that_is_lost(
 
 
 def test_where_there_is_no_driver_there_are_no_gpus() -> None:
-    code = "from llmserve.gpu import Gpus; print(Gpus().used())"
+    code = "from llmserve.engine.gpu import Gpus; print(Gpus().used())"
     environment = {name: value for name, value in os.environ.items() if name != "LD_LIBRARY_PATH"}
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment

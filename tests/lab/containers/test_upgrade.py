@@ -118,7 +118,7 @@ def test_a_release_whose_gateway_exits_is_left_by_itself_and_fails_no_request(
     estate: Lab, client: Client, tmp_path: Path
 ) -> None:
     before = estate.on("llm1", LINKS)
-    carry(estate, tmp_path / "broken", 2, {"llmserve/gateway.py": EXITS})
+    carry(estate, tmp_path / "broken", 2, {"llmserve/gateway/process.py": EXITS})
     with load(estate, client) as statuses:
         output = upgrade(estate)
     # What comes after finds a mirror whose payload works.

@@ -1,0 +1,79 @@
+"""Weights in 8 or 4 bits by bitsandbytes, and what became of them.
+
+It saves memory, and costs time more often than not: docs/performance.md has what was measured.
+"""
+
+import logging
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+
+from llmcore.config import ConfigError
+from llmcore.model_config import Quantization
+
+# It says of each product that it casts its inputs, a thousand times a second.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+KERNEL_ROWS, KERNEL_COLUMNS = 32, 64  # what its 4-bit kernel for CPUs divides a matrix into
+
+
+def loading(quantization: Quantization, dtype: torch.dtype, directory: Path) -> dict[str, Any]:
+    """What from_pretrained needs to know, if anything."""
+    if quantization == "none":
+        return {}
+    with torch.device("meta"):
+        config = AutoConfig.from_pretrained(str(directory), local_files_only=True)
+        model = AutoModelForCausalLM.from_config(config)
+    kept = left_alone(model, quantization)
+    eight = {"load_in_8bit": True}
+    four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
+    how = BitsAndBytesConfig(**(eight if quantization == "int8" else four), llm_int8_skip_modules=kept)
+    return {"quantization_config": how, "device_map": {"": "cpu"}}
+
+
+def left_alone(model: Any, quantization: Quantization) -> list[str]:
+    """Names of the layers to keep as they are.
+
+    The head, for its quality; MLA's kv_b_proj, which transformers feeds a shape that the 8-bit product cannot take;
+    and what the 4-bit kernel for CPUs cannot divide.
+    """
+    kept = {"lm_head", "kv_b_proj"}
+    if quantization == "nf4":
+        kept |= {
+            name.rpartition(".")[2]
+            for name, part in model.named_modules()
+            if isinstance(part, torch.nn.Linear)
+            and (part.out_features % KERNEL_ROWS or part.in_features % KERNEL_COLUMNS)
+        }
+    return sorted(kept)
+
+
+def bytes_by_dtype(model: Any) -> dict[str, int]:
+    """Of all weights."""
+    sizes: Counter[str] = Counter()
+    for weight in model.parameters():
+        sizes[str(weight.dtype).removeprefix("torch.")] += weight.numel() * weight.element_size()
+    return dict(sizes)
+
+
+def refuse_hardly_quantized(quantization: Quantization, sizes: dict[str, int], directory: Path) -> None:
+    """Raise ConfigError if more than half of the weights are as wide as before: experts are no Linear, for one."""
+    if quantization == "none":
+        return
+    bits = 8 if quantization == "int8" else 4
+    small = sum(size * 8 // bits for dtype, size in sizes.items() if dtype in ("int8", "uint8"))
+    wide = sum(
+        size // getattr(torch, dtype).itemsize
+        for dtype, size in sizes.items()
+        if dtype not in ("int8", "uint8")
+    )
+    if wide > small:
+        share = round(100 * wide / (wide + small))
+        told = ", ".join(f"{size} bytes of {dtype}" for dtype, size in sorted(sizes.items()))
+        raise ConfigError(
+            f"quantization '{quantization}' leaves {share} % of the weights of {directory} at 16 bit or more ({told}): "
+            "bitsandbytes changes neither a model's experts nor what its kernels cannot divide; set quantization 'none', "
+            "or serve it with vLLM"
+        )

@@ -1,0 +1,314 @@
+"""API keys and client certificates: records in a file that the gateway watches. Secrets are kept nowhere.
+
+A key reads `llmk_<id>_<secret>`. Its record holds HMAC-SHA256(pepper, key), a certificate's holds the SHA-256
+of the DER, and both say whom they stand for.
+"""
+
+import fcntl
+import hmac
+import logging
+import os
+import re
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from llmcore.files import Stamp, stamp
+from llmserve.access.client_certificates import Certificate
+from llmserve.api.errors import ApiError, unauthenticated, unavailable
+
+log = logging.getLogger("llmserve.keys")
+PEPPER_BYTES = 16  # at least
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")  # of a tenant or role, and of a holder of ours
+SUBJECT = re.compile(r"[!-~]{1,255}")  # of an identity provider's holder too
+
+
+class KeyFileError(Exception):
+    """Keys or pepper that cannot be used; the message says what to do."""
+
+
+class Record(BaseModel):
+    """One key or certificate. Times are UTC; `expires` None means never, `revoked` None means not.
+
+    `replaces` is the id of the key that this one was made to follow.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    id: str
+    kind: Literal["api_key", "certificate"] = "api_key"
+    hash: str | None = None
+    fingerprint: str | None = None
+    subject: str
+    tenant: str
+    roles: tuple[str, ...]
+    created: datetime
+    expires: datetime | None = None
+    revoked: datetime | None = None
+    replaces: str | None = None
+
+    @model_validator(mode="after")
+    def has_its_proof(self) -> "Record":
+        """A key has a hash, a certificate its fingerprint, and neither has both."""
+        is_key, is_certificate = self.hash is not None, self.fingerprint is not None
+        if (is_key, is_certificate) != (self.kind == "api_key", self.kind == "certificate"):
+            raise ValueError(f"the record {self.id} of kind {self.kind} has the wrong proof")
+        return self
+
+
+class Blocked(BaseModel):
+    """A subject whose tokens count only if they were issued after `since`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    subject: str
+    since: datetime
+
+
+class KeyFile(BaseModel):
+    """The file's content."""
+
+    model_config = ConfigDict(extra="forbid")
+    format: int = 1
+    keys: list[Record] = []
+    blocked: list[Blocked] = []
+
+
+def key_hash(pepper: bytes, key: str) -> str:
+    """What a record keeps of a key."""
+    return hmac.digest(pepper, key.encode(), "sha256").hex()
+
+
+def check_pepper(pepper: bytes, source: str) -> bytes:
+    """The pepper, if it is long enough to be one."""
+    if len(pepper) < PEPPER_BYTES:
+        raise KeyFileError(
+            f"the pepper from {source} has {len(pepper)} bytes: want at least {PEPPER_BYTES} random ones"
+        )
+    return pepper
+
+
+def read_keys(path: Path) -> KeyFile:
+    """All records; no file means no keys. Raises KeyFileError if the file is not what we wrote."""
+    try:
+        return KeyFile.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return KeyFile()
+    except (OSError, ValidationError) as error:
+        kind = (
+            error.strerror if isinstance(error, OSError) else f"{error.error_count()} mistakes in its content"
+        )
+        raise KeyFileError(
+            f"cannot use the keys file {path} ({kind}): restore it, or move it away and add keys"
+        ) from None
+
+
+@contextmanager
+def edited_file(path: Path) -> Iterator[KeyFile]:
+    """Change the content in the block; the file is then replaced in one step. Editors wait for each other."""
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        content = read_keys(path)
+        yield content
+        write_keys(path, content)
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def edited(path: Path) -> Iterator[list[Record]]:
+    """`edited_file` for those who change records only."""
+    with edited_file(path) as content:
+        yield content.keys
+
+
+def write_keys(path: Path, content: KeyFile) -> None:
+    """Replace the file: 0640, group as the old file's or the folder's gateway group."""
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content.model_dump_json(indent=1).encode() + b"\n")
+            file.flush()
+            os.fchmod(file.fileno(), 0o640)
+            if os.geteuid() == 0:
+                give_to_gateway(path, name)
+            os.fsync(file.fileno())
+        Path(name).rename(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def give_to_gateway(path: Path, name: str) -> None:
+    """root writes, the gateway's group reads."""
+    try:
+        shutil.chown(name, user="root", group="llm-gateway")
+    except LookupError:  # a machine without the gateway's user: whoever owns the folder reads
+        owner = path.parent.stat()
+        os.chown(name, owner.st_uid, owner.st_gid)
+
+
+def new_key(
+    pepper: bytes, subject: str, tenant: str, roles: list[str], lifetime: timedelta | None
+) -> tuple[str, Record]:
+    """A fresh key and its record."""
+    number = secrets.token_hex(6)
+    key = f"llmk_{number}_{secrets.token_hex(24)}"
+    now = datetime.now(UTC).replace(microsecond=0)
+    expires = now + lifetime if lifetime else None
+    return key, Record(
+        id=number,
+        hash=key_hash(pepper, key),
+        subject=subject,
+        tenant=tenant,
+        roles=tuple(roles),
+        created=now,
+        expires=expires,
+    )
+
+
+def new_certificate(
+    certificate: Certificate, subject: str, tenant: str, roles: list[str], lifetime: timedelta | None
+) -> Record:
+    """A certificate's record, which ends with it at the latest."""
+    now = datetime.now(UTC).replace(microsecond=0)
+    expires = min(certificate.not_after, now + lifetime) if lifetime else certificate.not_after
+    return Record(
+        id=secrets.token_hex(6),
+        kind="certificate",
+        fingerprint=certificate.fingerprint,
+        subject=subject,
+        tenant=tenant,
+        roles=tuple(roles),
+        created=now,
+        expires=expires,
+    )
+
+
+def ended(record: Record) -> ApiError | None:
+    """Why this record is no longer good; None while it is."""
+    word, name = ("key", "API key") if record.kind == "api_key" else ("certificate", "client certificate")
+    if record.revoked is not None:
+        return unauthenticated(f"revoked_{word}", f"the {name} {record.id} was revoked: ask for a new one")
+    if record.expires is not None and record.expires <= datetime.now(UTC):
+        when = record.expires.isoformat()
+        return unauthenticated(
+            f"expired_{word}", f"the {name} {record.id} expired at {when}: ask for a new one"
+        )
+    return None
+
+
+def replacement(
+    pepper: bytes, old: Record, overlap: timedelta, lifetime: timedelta | None
+) -> tuple[str, Record, Record]:
+    """A fresh key for the same holder, its record, and the old one's, which ends after `overlap`.
+
+    Without `lifetime`, the new one gets the old one's.
+    """
+    given = old.expires - old.created if old.expires else None
+    key, record = new_key(pepper, old.subject, old.tenant, list(old.roles), lifetime or given)
+    ends = record.created + overlap
+    ends = min(old.expires, ends) if old.expires else ends
+    return key, record.model_copy(update={"replaces": old.id}), old.model_copy(update={"expires": ends})
+
+
+def end_subject(content: KeyFile, subject: str) -> tuple[list[Record], Blocked]:
+    """Revoke all that `subject` holds, and block its tokens issued until now; what was revoked."""
+    block = Blocked(subject=subject, since=datetime.now(UTC).replace(microsecond=0))
+    content.blocked = [each for each in content.blocked if each.subject != subject] + [block]
+    revoked = []
+    for index, record in enumerate(content.keys):
+        if record.subject == subject and record.revoked is None:
+            content.keys[index] = record.model_copy(update={"revoked": block.since})
+            revoked.append(content.keys[index])
+    return revoked, block
+
+
+class KeyTable:
+    """The gateway's view of the file, as old as its last refresh. An unreadable file admits nobody."""
+
+    def __init__(self, path: Path, pepper: bytes) -> None:
+        """Read the file once."""
+        self.path = path
+        self.pepper = pepper
+        self.records: dict[str, Record] | None = None
+        self.certificates: dict[str, Record] = {}  # by fingerprint
+        self.blocked: dict[str, datetime] = {}
+        self.seen: Stamp | None = None
+        self.reload()
+
+    def reload(self) -> None:
+        """Take the file as it is now."""
+        self.seen = stamp(self.path)
+        try:
+            content = read_keys(self.path)
+        except KeyFileError as error:
+            self.records = None
+            log.error(str(error))
+        else:
+            self.records = {record.id: record for record in content.keys}
+            self.certificates = {each.fingerprint: each for each in content.keys if each.fingerprint}
+            self.blocked = {each.subject: each.since for each in content.blocked}
+            log.info("keys read", extra={"fields": {"keys": len(self.records)}})
+
+    def refresh(self) -> bool:
+        """Reload if the file has changed; whether it had."""
+        if stamp(self.path) == self.seen:
+            return False
+        self.reload()
+        return True
+
+    def readable(self) -> dict[str, Record]:
+        """The records; raises ApiError 503 while there are none to trust."""
+        if self.records is None:
+            raise unavailable(
+                "keys_unreadable", "who may ask cannot be read now: ask again later", retry_after=5
+            )
+        return self.records
+
+    def holder(self, key: str) -> Record:
+        """Whose key this is; raises ApiError 401, or 503 while the keys cannot be read."""
+        parts = key.split("_")
+        if len(parts) != 3:
+            raise unauthenticated(
+                "malformed_key", "the API key is not 'llmk_<id>_<secret>': send it whole, and nothing else"
+            )
+        if parts[1] not in self.readable():
+            self.refresh()  # it may have been made a moment ago
+        record = self.readable().get(parts[1])
+        known = record.hash if record and record.hash else "0" * 64
+        if not hmac.compare_digest(key_hash(self.pepper, key), known) or record is None:
+            raise unauthenticated("invalid_key", "the API key is wrong: check it, or ask for a new one")
+        if refusal := ended(record):
+            raise refusal
+        return record
+
+    def certificate_holder(self, fingerprint: str) -> Record:
+        """Whose certificate this is; raises ApiError 401, or 503 while the records cannot be read."""
+        self.readable()
+        if fingerprint not in self.certificates:
+            self.refresh()
+        self.readable()
+        record = self.certificates.get(fingerprint)
+        if record is None:
+            raise unauthenticated(
+                "unknown_certificate",
+                f"nobody here has the client certificate with the SHA-256 {fingerprint}: ask for it to be added",
+            )
+        if refusal := ended(record):
+            raise refusal
+        return record
+
+    def ended(self, number: str) -> ApiError | None:
+        """Why the record of this id is no longer good; None while it is."""
+        record = (self.records or {}).get(number)
+        if record is None:
+            return unauthenticated("revoked_key", f"{number} is no longer known here: ask for a new key")
+        return ended(record)

@@ -1,0 +1,319 @@
+"""`llm-serve keys add | import | list | rotate | revoke`: who may ask."""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from llmserve.access.api_keys import (
+    NAME,
+    SUBJECT,
+    KeyFileError,
+    Record,
+    check_pepper,
+    edited,
+    edited_file,
+    end_subject,
+    ended,
+    key_hash,
+    new_certificate,
+    new_key,
+    read_keys,
+    replacement,
+)
+from llmserve.access.client_certificates import read_certificate
+from llmserve.access.last_used import last_used_file, read_last_used
+
+PEPPER = "llm-gateway.pepper"
+SEALED_PEPPER = Path("/etc/credstore.encrypted", PEPPER)
+KEYS_FILE = Path("/var/lib/llm-gateway/keys.json")
+NO_SUCH_KEY = 3
+HANDED_BYTES = 64 * 1024
+LIFETIME = re.compile(r"([1-9][0-9]{0,4})([dh])")
+
+
+def lifetime(text: str) -> timedelta:
+    """90d or 12h."""
+    match = LIFETIME.fullmatch(text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is no lifetime: write days or hours, as in 90d or 12h")
+    return timedelta(**{"days" if match[2] == "d" else "hours": int(match[1])})
+
+
+def word(text: str) -> str:
+    """A subject, tenant or role."""
+    if not NAME.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no name: use up to 64 letters, digits and . _ @ -")
+    return text
+
+
+def holder(text: str) -> str:
+    """A subject that need not be one of ours: an identity provider's may have more signs."""
+    if not SUBJECT.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no subject: use up to 255 printable ASCII signs")
+    return text
+
+
+def add_commands(commands: Any) -> None:
+    """Give the parser of llm-serve its `keys`."""
+    keys = commands.add_parser("keys", help="add, list, rotate and revoke API keys, and client certificates")
+    verbs = keys.add_subparsers(dest="verb", required=True)
+    add = verbs.add_parser(
+        "add", help="make a key, which is printed once and kept nowhere, or name a holder's certificate"
+    )
+    add.add_argument("--subject", type=word, required=True, help="who will hold it")
+    add.add_argument("--tenant", type=word, required=True, help="whose data it may see")
+    add.add_argument(
+        "--role", type=word, action="append", required=True, dest="roles", help="may be given repeatedly"
+    )
+    add.add_argument(
+        "--expires", type=lifetime, metavar="90d", help="days (d) or hours (h) from now; else never"
+    )
+    add.add_argument(
+        "--certificate", type=Path, metavar="PEM", help="no key: the holder shows this client certificate"
+    )
+    add.set_defaults(run=add_key)
+    imported = verbs.add_parser(
+        "import", help="take what 'keys add' or 'keys rotate' --json printed elsewhere"
+    )
+    imported.set_defaults(run=import_key)
+    listing = verbs.add_parser("list", help="who has keys, and when they were last used")
+    listing.set_defaults(run=list_keys)
+    rotate = verbs.add_parser(
+        "rotate", help="make a new key for the holder of an old one, which soon expires"
+    )
+    rotate.add_argument("id", help="the middle part of the old key")
+    rotate.add_argument(
+        "--overlap", type=lifetime, metavar="24h", default="24h", help="how long the old one stays good"
+    )
+    rotate.add_argument(
+        "--expires", type=lifetime, metavar="90d", help="for the new one; else what the old one had"
+    )
+    rotate.set_defaults(run=rotate_key)
+    revoke = verbs.add_parser("revoke", help="end a key, or all that somebody has, within seconds")
+    which = revoke.add_mutually_exclusive_group(required=True)
+    which.add_argument("id", nargs="?", help="the middle part of the key")
+    which.add_argument("--subject", type=holder, help="all keys of this holder, and tokens issued until now")
+    revoke.set_defaults(run=revoke_key)
+    for verb in (add, imported, rotate):
+        verb.add_argument("--pepper-file", type=Path, help=f"instead of the credential {PEPPER}")
+    for verb in (add, imported, listing, rotate, revoke):
+        verb.add_argument("--keys-file", type=Path, default=KEYS_FILE)
+        verb.add_argument("--json", action="store_true", help="one JSON document on standard output")
+
+
+def gateway_pepper(file: Path | None) -> bytes:
+    """The pepper: from `file`, from this unit's credentials, or, for root, out of the sealed credential."""
+    if file is not None:
+        return check_pepper(file.read_bytes(), str(file))
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    if folder and Path(folder, PEPPER).exists():
+        return check_pepper(Path(folder, PEPPER).read_bytes(), f"the credential {PEPPER}")
+    if not SEALED_PEPPER.exists():
+        raise KeyFileError(
+            f"there is no pepper: neither the credential {PEPPER} nor {SEALED_PEPPER}; "
+            "provision this host, or name a file of random bytes with --pepper-file"
+        )
+    command = ["systemd-creds", "decrypt", f"--name={PEPPER}", str(SEALED_PEPPER), "-"]
+    opened = subprocess.run(command, capture_output=True, check=False)
+    if opened.returncode:
+        reason = opened.stderr.decode(errors="replace").strip()
+        raise KeyFileError(f"cannot unseal {SEALED_PEPPER} ({reason}): only root of this host can")
+    return check_pepper(opened.stdout, str(SEALED_PEPPER))
+
+
+def shown(record: Record) -> dict[str, object]:
+    """A record for people and machines, without its hash."""
+    expired = record.expires is not None and record.expires <= datetime.now(UTC)
+    state = "revoked" if record.revoked else "expired" if expired else "live"
+    return {**record.model_dump(mode="json", exclude={"hash"}), "state": state}
+
+
+def until(record: Record) -> str:
+    """For people."""
+    return record.expires.isoformat() if record.expires else "for ever"
+
+
+def no_such_key(number: str) -> int:
+    """Say so."""
+    print(f"llm-serve: there is no key {number!r}: 'llm-serve keys list' shows the ids", file=sys.stderr)
+    return NO_SUCH_KEY
+
+
+def hand_over(options: argparse.Namespace, key: str, record: Record, old: Record | None = None) -> int:
+    """Print a new key, the only time that anybody sees it."""
+    if options.json:
+        ends = {"replaced_expires": old.model_dump(mode="json")["expires"]} if old else {}
+        print(json.dumps({**shown(record), **ends, "key": key}))
+        return 0
+    note = f" (the old one, {old.id}, ends {until(old)})" if old else ""
+    who = f"key {record.id} for {record.subject} of {record.tenant}"
+    print(f"{who}, good until {until(record)}{note}; shown only now:", file=sys.stderr)
+    print(key)
+    return 0
+
+
+def refuse_another_holder(records: list[Record], record: Record) -> None:
+    """A certificate stands for one holder at a time."""
+    for each in records:
+        if each.fingerprint and each.fingerprint == record.fingerprint and ended(each) is None:
+            raise KeyFileError(
+                f"the certificate belongs to {each.subject} already, as {each.id}: revoke that"
+            )
+
+
+def add_certificate(options: argparse.Namespace) -> int:
+    """llm-serve keys add --certificate."""
+    try:
+        certificate = read_certificate(options.certificate.read_bytes())
+    except ValueError:
+        raise KeyFileError(f"{options.certificate} holds no certificate: want one in PEM") from None
+    record = new_certificate(certificate, options.subject, options.tenant, options.roles, options.expires)
+    if ended(record):
+        raise KeyFileError(f"{options.certificate} expired at {until(record)}: want one that is good")
+    with edited(options.keys_file) as records:
+        refuse_another_holder(records, record)
+        records.append(record)
+    if options.json:
+        print(json.dumps(shown(record)))
+    else:
+        who = f"certificate {record.id} for {record.subject} of {record.tenant}"
+        print(f"{who}, SHA-256 {record.fingerprint}, good until {until(record)}", file=sys.stderr)
+    return 0
+
+
+def add_key(options: argparse.Namespace) -> int:
+    """llm-serve keys add."""
+    if options.certificate:
+        return add_certificate(options)
+    pepper = gateway_pepper(options.pepper_file)
+    key, record = new_key(pepper, options.subject, options.tenant, options.roles, options.expires)
+    with edited(options.keys_file) as records:
+        records.append(record)
+    return hand_over(options, key, record)
+
+
+def import_key(options: argparse.Namespace) -> int:
+    """llm-serve keys import. The same again changes nothing, and brings nothing back to life."""
+    record, replaced_expires = handed_over(options, sys.stdin.buffer.read(HANDED_BYTES))
+    with edited(options.keys_file) as records:
+        at = {each.id: index for index, each in enumerate(records)}
+        known = record.id in at
+        if known and (records[at[record.id]].hash, records[at[record.id]].fingerprint) != (
+            record.hash,
+            record.fingerprint,
+        ):
+            raise KeyFileError(f"{record.id} is the id of another key here: make a new one by 'keys add'")
+        if not known:
+            refuse_another_holder(records, record)
+            records.append(record)
+        if not known and record.replaces in at and replaced_expires:
+            old = records[at[record.replaces]]
+            ends = min(old.expires, replaced_expires) if old.expires else replaced_expires
+            records[at[record.replaces]] = old.model_copy(update={"expires": ends})
+        here = records[at.get(record.id, -1)]
+    if options.json:
+        print(json.dumps({**shown(here), "imported": not known}))
+    else:
+        print(f"{record.id} {'was here already' if known else 'is good here too'}", file=sys.stderr)
+    return 0
+
+
+def handed_over(options: argparse.Namespace, content: bytes) -> tuple[Record, datetime | None]:
+    """The record, and when the key that it replaces ends; a key's hash is made with the pepper of this host."""
+    try:
+        fields = json.loads(content)
+        key, ends = fields.pop("key", None), fields.pop("replaced_expires", None)
+        fields = {name: value for name, value in fields.items() if name not in {"state", "last_used"}}
+        if key is not None:
+            if key.split("_")[:2] != ["llmk", fields["id"]]:
+                raise ValueError("another id")
+            fields["hash"] = key_hash(gateway_pepper(options.pepper_file), key)
+        return Record.model_validate(fields), ends and datetime.fromisoformat(ends)
+    except (ValueError, TypeError, AttributeError, KeyError):
+        raise KeyFileError(
+            "what came by standard input is not what 'llm-serve keys add --json' prints: give it unchanged"
+        ) from None
+
+
+def list_keys(options: argparse.Namespace) -> int:
+    """llm-serve keys list."""
+    content = read_keys(options.keys_file)
+    used = read_last_used(last_used_file(options.keys_file))
+    last = {record.id: used[record.id].isoformat() if record.id in used else None for record in content.keys}
+    if options.json:
+        print(json.dumps([{**shown(record), "last_used": last[record.id]} for record in content.keys]))
+        return 0
+    for record in content.keys:
+        state, roles = shown(record)["state"], ",".join(record.roles)
+        words = [
+            record.id,
+            f"{record.kind:11}",
+            f"{state:7}",
+            record.subject,
+            record.tenant,
+            roles,
+            f"until {until(record)}",
+        ]
+        print("  ".join([*words, f"last used {last[record.id] or 'never'}"]))
+    for block in content.blocked:
+        print(f"{block.subject}: tokens issued until {block.since.isoformat()} are refused", file=sys.stderr)
+    return 0
+
+
+def rotate_key(options: argparse.Namespace) -> int:
+    """llm-serve keys rotate."""
+    pepper = gateway_pepper(options.pepper_file)
+    with edited(options.keys_file) as records:
+        index = next((at for at, record in enumerate(records) if record.id == options.id), None)
+        if index is None:
+            return no_such_key(options.id)
+        if records[index].kind != "api_key":
+            raise KeyFileError(f"{options.id} is a certificate: add the new one by 'llm-serve keys add'")
+        if refusal := ended(records[index]):
+            raise KeyFileError(f"{refusal.message} with 'llm-serve keys add'; a dead one is not rotated")
+        for each in records:
+            if each.replaces == options.id and ended(each) is None:
+                raise KeyFileError(f"the key {options.id} has been replaced by {each.id}: rotate that one")
+        key, record, records[index] = replacement(pepper, records[index], options.overlap, options.expires)
+        records.append(record)
+        old = records[index]
+    return hand_over(options, key, record, old)
+
+
+def revoke_key(options: argparse.Namespace) -> int:
+    """llm-serve keys revoke."""
+    if options.subject:
+        return revoke_subject(options)
+    with edited(options.keys_file) as records:
+        index = next((at for at, record in enumerate(records) if record.id == options.id), None)
+        if index is None:
+            return no_such_key(options.id)
+        if records[index].revoked is None:
+            now = datetime.now(UTC).replace(microsecond=0)
+            records[index] = records[index].model_copy(update={"revoked": now})
+        result = shown(records[index])
+    if options.json:
+        print(json.dumps(result))
+    else:
+        print(f"key {options.id} is revoked", file=sys.stderr)
+    return 0
+
+
+def revoke_subject(options: argparse.Namespace) -> int:
+    """llm-serve keys revoke --subject."""
+    with edited_file(options.keys_file) as content:
+        revoked, block = end_subject(content, options.subject)
+    numbers = [record.id for record in revoked]
+    since = block.since.isoformat()
+    if options.json:
+        print(json.dumps({"subject": options.subject, "revoked": numbers, "tokens_refused_until": since}))
+    else:
+        what = f"revoked: {', '.join(numbers) or 'nothing, there were no live keys'}"
+        print(f"{options.subject}: {what}; tokens issued until {since} are refused", file=sys.stderr)
+    return 0

@@ -1,0 +1,80 @@
+"""Break-glass: a signed file lets one person work while the policy engine does not answer. Never against a denial."""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import jwt
+
+from llmcore.files import Stamp, stamp
+from llmserve.access.decision import Decision, Rate
+
+log = logging.getLogger("llmserve.break_glass")
+AUDIENCE = "llmkeep-break-glass"
+LONGEST_SECONDS = 4 * 3600
+RATE = Rate("break_glass", 60, 20_000, 200_000)
+MAX_TOKENS = 1024
+
+
+class BreakGlass:
+    """The file, read again when it changes. What is not signed by the policy's key, or too old, is as if not there."""
+
+    def __init__(self, path: Path, public_key: bytes) -> None:
+        """`public_key`: the policy's, PEM."""
+        self.path = path
+        self.public_key = public_key
+        self.claims: dict[str, Any] | None = None
+        self.seen: Stamp | None = None
+
+    def active(self) -> bool:
+        """Whether there is a good file now."""
+        self.reload()
+        return self.claims is not None and self.claims["exp"] > time.time()
+
+    def grant(self, subject: str, action: str) -> Decision | None:
+        """A decision for this subject and action, if the file names both; shouted into the log."""
+        if not self.active() or self.claims is None:
+            return None
+        if subject != self.claims["sub"] or action not in self.claims["actions"]:
+            return None
+        reason = str(self.claims["reason"])[:200]
+        fields = {"user.id": subject, "event.action": action, "event.reason": reason}
+        log.error("BREAK-GLASS: the policy engine does not answer, a signed file lets this through",
+                  extra={"fields": fields})  # fmt: skip
+        return Decision(
+            allow=True,
+            reason=f"break-glass: {reason}",
+            rule="break_glass",
+            revision=0,
+            models=None,
+            max_tokens=MAX_TOKENS,
+            rate=RATE,
+            log_prompt=True,
+        )
+
+    def reload(self) -> None:
+        """Take the file as it is now."""
+        now = stamp(self.path)
+        if now == self.seen:
+            return
+        self.seen, self.claims = now, None
+        if now is None:
+            return
+        try:
+            claims = jwt.decode(
+                self.path.read_text(encoding="ascii").strip(),
+                self.public_key,
+                algorithms=["ES256"],
+                audience=AUDIENCE,
+                options={"require": ["aud", "sub", "iat", "exp"]},
+            )
+            if claims["exp"] - claims["iat"] > LONGEST_SECONDS:
+                raise jwt.InvalidTokenError(f"it is good for more than {LONGEST_SECONDS // 3600} h")
+            if not isinstance(claims.get("actions"), list) or not claims.get("reason"):
+                raise jwt.InvalidTokenError("it names no actions or no reason")
+        except (jwt.InvalidTokenError, OSError, ValueError) as error:
+            log.error(f"{self.path} is no break-glass file that counts ({error}): it is ignored")
+        else:
+            self.claims = claims
+            log.error("BREAK-GLASS is armed", extra={"fields": {"user.id": claims["sub"]}})

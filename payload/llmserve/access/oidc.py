@@ -1,0 +1,280 @@
+"""Tokens of the company's identity provider (OpenID Connect, RFC 7519), checked offline by its keys in a file (JWKS, RFC 7517).
+
+Nothing here asks the provider: its public keys are brought by the operator, and a new file counts at once.
+"""
+
+import json
+import logging
+import re
+import time
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from jwt.algorithms import AllowedPublicKeys
+from jwt.utils import base64url_decode
+
+from llmcore.config import ConfigError
+from llmcore.files import Stamp, stamp
+from llmserve.access.api_keys import NAME, SUBJECT
+from llmserve.api.errors import ApiError, unauthenticated, unavailable
+from llmserve.settings import Oidc
+
+log = logging.getLogger("llmserve.oidc")
+TOKEN_BYTES = 8 * 1024
+JWKS_BYTES = 1024 * 1024
+RSA_BITS = 2048  # at least
+MEMORY_SECONDS = 60.0  # how long a verified token is not verified again
+MEMORY_TOKENS = 4096
+LOOK_SECONDS = 1.0  # between two looks at the file for a key that nobody knows
+ROLES = 64  # at most
+TOKEN_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+# Each algorithm has its kind of key (RFC 7518, 3.1; RFC 8037), and what has no line here is never accepted.
+KEY_KINDS: dict[str, tuple[str, str | None]] = {
+    "ES256": ("EC", "P-256"),
+    "ES384": ("EC", "P-384"),
+    "ES512": ("EC", "P-521"),
+    "EdDSA": ("OKP", "Ed25519"),
+    **{f"{family}{bits}": ("RSA", None) for family in ("RS", "PS") for bits in (256, 384, 512)},
+}
+THUMBPRINT = {"EC": ("crv", "kty", "x", "y"), "OKP": ("crv", "kty", "x"), "RSA": ("e", "kty", "n")}
+# What PyJWT raises, in this order; anything else is a malformed token.
+REFUSALS: list[tuple[type[jwt.PyJWTError], str, str]] = [
+    (jwt.InvalidSignatureError, "invalid_token", "the token's signature is wrong"),
+    (jwt.ExpiredSignatureError, "expired_token", "the token has expired"),
+    (jwt.ImmatureSignatureError, "immature_token", "the token is from the future: compare the clocks"),
+    (jwt.InvalidIssuerError, "wrong_issuer", "the token is from another issuer"),
+    (jwt.MissingRequiredClaimError, "incomplete_token", "the token needs the claims exp, iat, aud and iss"),
+    (jwt.InvalidAudienceError, "wrong_audience", "the token is for somebody else (aud)"),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """What a verified token says. Times are seconds since 1970; `signer` is the thumbprint of the key."""
+
+    id: str
+    subject: str
+    tenant: str
+    roles: tuple[str, ...]
+    issued: float
+    expires: float
+    signer: str
+
+
+@dataclass(frozen=True, slots=True)
+class SigningKey:
+    """A public key of the provider, and the algorithms that it is for."""
+
+    kid: str
+    algorithms: frozenset[str]
+    public: AllowedPublicKeys
+    thumbprint: str
+
+
+def refused(code: str, what: str) -> ApiError:
+    """401. Nothing of the token is in it."""
+    return unauthenticated(code, f"{what}: get a new one from your identity provider")
+
+
+def read_jwks(path: Path) -> list[SigningKey]:
+    """The keys that can verify tokens; raises ConfigError where there is none, or a private one."""
+    try:
+        content = path.read_bytes()
+        document = json.loads(content) if len(content) <= JWKS_BYTES else None
+    except OSError as error:
+        raise ConfigError(f"cannot read the identity provider's keys {path}: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        document = None
+    entries = document.get("keys") if isinstance(document, dict) else None
+    if not isinstance(entries, list):
+        raise ConfigError(f'{path} is no JWKS: want {{"keys": […]}} of at most {JWKS_BYTES} bytes')
+    if any(isinstance(entry, dict) and "d" in entry for entry in entries):
+        raise ConfigError(f"{path} holds a private key: make a new one, and bring its public half alone")
+    keys = [key for entry in entries if (key := signing_key(entry))]
+    if not keys:
+        raise ConfigError(
+            f"{path} holds {len(entries)} keys and none to verify with: want RSA of {RSA_BITS} bits or more, "
+            "EC or Ed25519, each with its kid"
+        )
+    return keys
+
+
+def signing_key(entry: Any) -> SigningKey | None:
+    """A JWK as a key for signatures; None for all others, symmetric ones included."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("kid"), str) or entry.get("use") == "enc":
+        return None
+    kind = entry.get("kty")
+    algorithms = {
+        name for name, (kty, crv) in KEY_KINDS.items() if kty == kind and crv in (None, entry.get("crv"))
+    }
+    if "alg" in entry:
+        algorithms &= {str(entry["alg"])}
+    if not algorithms:
+        return None
+    try:
+        public = jwt.PyJWK(entry, min(algorithms)).key
+    except jwt.PyJWTError:
+        return None
+    if isinstance(public, RSAPublicKey) and public.key_size < RSA_BITS:
+        return None
+    members = {name: entry[name] for name in THUMBPRINT[entry["kty"]]}
+    return SigningKey(entry["kid"], frozenset(algorithms), public, sha256(canonical(members)).hexdigest())
+
+
+def canonical(members: dict[str, str]) -> bytes:
+    """As RFC 7638 hashes a key."""
+    return json.dumps(members, sort_keys=True, separators=(",", ":")).encode()
+
+
+def claim(claims: dict[str, Any], name: str) -> Any:
+    """The claim of this name, or, where there is none, what its dots lead to (realm_access.roles)."""
+    if name in claims:
+        return claims[name]
+    value: Any = claims
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+class Issuer:
+    """The identity provider whose tokens count."""
+
+    def __init__(self, config: Oidc) -> None:
+        """Read its keys once. Without them, each token is answered 503."""
+        self.config = config
+        self.keys: list[SigningKey] | None = None
+        self.verified: dict[bytes, tuple[Token, float]] = {}  # by SHA-256; until when, as time.monotonic()
+        self.next_look = 0.0
+        self.seen: Stamp | None = None
+        self.reload()
+
+    def reload(self) -> None:
+        """Take the file as it is now, and forget what older keys have verified."""
+        self.seen = stamp(self.config.jwks_file)
+        self.verified.clear()
+        try:
+            self.keys = read_jwks(self.config.jwks_file)
+        except ConfigError as error:
+            self.keys = None
+            log.error(str(error))
+        else:
+            log.info("identity provider's keys read", extra={"fields": {"keys": len(self.keys)}})
+
+    def refresh(self) -> bool:
+        """Reload if the file has changed; whether it had."""
+        if stamp(self.config.jwks_file) == self.seen:
+            return False
+        self.reload()
+        return True
+
+    def token(self, text: str) -> Token:
+        """What this token says; raises ApiError 401, or 503 without the provider's keys."""
+        if len(text) > TOKEN_BYTES:
+            raise refused("token_too_long", f"the token has {len(text)} bytes, {TOKEN_BYTES} are allowed")
+        digest = sha256(text.encode("latin-1")).digest()
+        token, until = self.verified.get(digest, (None, 0.0))
+        if token is None or until < time.monotonic():
+            token = self.verify(text, digest.hex())
+            self.verified.pop(digest, None)
+            if len(self.verified) >= MEMORY_TOKENS:
+                self.verified.pop(next(iter(self.verified)))
+            self.verified[digest] = token, time.monotonic() + MEMORY_SECONDS
+        if refusal := self.ended(token):
+            raise refusal
+        return token
+
+    def ended(self, token: Token) -> ApiError | None:
+        """Why a token that was good is good no longer; None while it is."""
+        if self.keys is None:
+            return unavailable(
+                "identity_unavailable",
+                "tokens cannot be checked now, API keys can: ask again later",
+                retry_after=5,
+            )
+        if token.expires + self.config.leeway_seconds <= time.time():
+            return refused("expired_token", "the token has expired")
+        if all(key.thumbprint != token.signer for key in self.keys):
+            return refused("revoked_token", "the key that signed the token was withdrawn")
+        return None
+
+    def verify(self, text: str, digest: str) -> Token:
+        """Header, key, signature, claims, in this order."""
+        key, algorithm = self.key_of(text)
+        try:
+            claims = jwt.decode(
+                text,
+                key.public,
+                algorithms=[algorithm],
+                audience=self.config.audience,
+                issuer=self.config.issuer,
+                leeway=self.config.leeway_seconds,
+                options={"require": ["exp", "iat", "aud", "iss"]},
+            )
+        except jwt.PyJWTError as error:
+            for kind, code, what in REFUSALS:
+                if isinstance(error, kind):
+                    raise refused(code, what) from None
+            raise refused("malformed_token", "this is no token that can be read") from None
+        return self.read_claims(claims, digest, key.thumbprint)
+
+    def key_of(self, text: str) -> tuple[SigningKey, str]:
+        """The key that a token names, and its algorithm. The token chooses among ours, it brings nothing."""
+        try:
+            head = json.loads(base64url_decode(text.split(".", 1)[0]))
+        except (ValueError, RecursionError):
+            head = None
+        if not isinstance(head, dict):
+            raise refused("malformed_token", "this is no token that can be read")
+        algorithm = head.get("alg")
+        if algorithm not in self.config.algorithms:
+            allowed = ", ".join(self.config.algorithms)
+            raise refused("token_algorithm", f"the token is not signed by one of {allowed}")
+        if "crit" in head:
+            raise refused("token_critical_header", "the token has extensions (crit) that are not known here")
+        named = self.named(head.get("kid"))
+        if not named and time.monotonic() >= self.next_look:
+            self.next_look = time.monotonic() + LOOK_SECONDS
+            self.refresh()  # the provider may have a new key since a moment ago
+            named = self.named(head.get("kid"))
+        if not named:
+            raise refused("unknown_token_key", "the token names no key (kid) of the identity provider")
+        for key in named:
+            if algorithm in key.algorithms:
+                return key, algorithm
+        raise refused("token_key_mismatch", "the key that the token names is for another algorithm")
+
+    def named(self, kid: object) -> list[SigningKey]:
+        """Keys of this name; raises ApiError 503 without any keys."""
+        if self.keys is None:
+            raise unavailable(
+                "identity_unavailable",
+                "tokens cannot be checked now, API keys can: ask again later",
+                retry_after=5,
+            )
+        return [key for key in self.keys if key.kid == kid]
+
+    def read_claims(self, claims: dict[str, Any], digest: str, signer: str) -> Token:
+        """Who it is for; raises ApiError 401 where that cannot be said."""
+        config, issued = self.config, int(claims["iat"])
+        if time.time() - issued > config.max_age_seconds + config.leeway_seconds:
+            raise refused("token_too_old", f"the token was issued more than {config.max_age_seconds} s ago")
+        subject, tenant = claim(claims, config.subject_claim), claim(claims, config.tenant_claim)
+        roles = claim(claims, config.roles_claim)
+        roles = roles.split() if isinstance(roles, str) else roles
+        if not isinstance(subject, str) or not SUBJECT.fullmatch(subject):
+            raise refused("incomplete_token", f"the token says no subject in '{config.subject_claim}'")
+        if not isinstance(tenant, str) or not NAME.fullmatch(tenant):
+            raise refused("incomplete_token", f"the token says no tenant in '{config.tenant_claim}'")
+        if (
+            not isinstance(roles, list)
+            or len(roles) > ROLES
+            or not all(isinstance(role, str) and NAME.fullmatch(role) for role in roles)
+        ):
+            raise refused("incomplete_token", f"the token says no list of roles in '{config.roles_claim}'")
+        number = str(claims.get("jti", ""))
+        number = number if TOKEN_ID.fullmatch(number) else digest[:16]
+        return Token(number, subject, tenant, tuple(roles), issued, int(claims["exp"]), signer)

@@ -1,0 +1,192 @@
+"""Who decides: OPA behind a UNIX socket, or the same engine in this process, on the same signed bundle."""
+
+import asyncio
+import json
+import logging
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import httptools
+from opa_bindings import OpaEngine, OpaError
+
+from llmcore.files import Stamp, stamp
+from llmproof.policy_bundle import PolicyRefused, judged
+from llmserve.access.decision import PolicyUnavailable
+
+log = logging.getLogger("llmserve.policy")
+PATH = b"/v1/data/llm/authz/decision"
+ANSWER_BYTES = 256 * 1024  # an answer that is longer is none of ours
+IDLE_CONNECTIONS = 16
+
+
+class Judge(Protocol):
+    """Evaluates `data.llm.authz.decision`."""
+
+    async def judge(self, asked: dict[str, Any]) -> object:
+        """The document for this input; raises PolicyUnavailable."""
+
+    def close(self) -> None:
+        """Let go of what is held."""
+
+
+class Connection(asyncio.Protocol):
+    """One connection to OPA, on which one question at a time is asked; httptools reads the answer and tells it here."""
+
+    transport: asyncio.Transport
+    parser: httptools.HttpResponseParser
+    answer: asyncio.Future[bytes] | None = None
+    reusable = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """It may be asked."""
+        self.transport = cast(asyncio.Transport, transport)
+
+    async def ask(self, request: bytes) -> tuple[int, bytes]:
+        """Status and body; raises OSError, EOFError, HttpParserError or PolicyUnavailable. Closed unless whole."""
+        if self.transport.is_closing():
+            raise EOFError
+        self.body = b""
+        self.parser = httptools.HttpResponseParser(self)
+        self.answer = asyncio.get_running_loop().create_future()
+        self.transport.write(request)
+        try:
+            body = await self.answer
+        except BaseException:
+            self.transport.abort()
+            raise
+        return self.parser.get_status_code(), body
+
+    def data_received(self, data: bytes) -> None:
+        """A piece of an answer; what nobody has asked for ends the connection."""
+        if self.answer is None or self.answer.done():
+            self.transport.abort()
+            return
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self.fail(error)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """OPA has hung up."""
+        self.fail(exc or EOFError())
+
+    def fail(self, error: Exception) -> None:
+        """Whoever waits is told."""
+        if self.answer and not self.answer.done():
+            self.answer.set_exception(error)
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body."""
+        self.body += body
+        if len(self.body) > ANSWER_BYTES:
+            self.fail(PolicyUnavailable(f"the policy engine answered with more than {ANSWER_BYTES} bytes"))
+
+    def on_message_complete(self) -> None:
+        """All of it."""
+        self.reusable = self.parser.should_keep_alive()  # a moment later the parser has forgotten
+        if self.answer and not self.answer.done():
+            self.answer.set_result(self.body)
+
+
+class OpaServer:
+    """OPA's data API. A question that runs into the deadline, or meets a closed connection twice, is not answered."""
+
+    def __init__(self, path: Path, deadline_ms: int) -> None:
+        """Connects at the first question."""
+        self.path = path
+        self.deadline = deadline_ms / 1000
+        self.idle: list[Connection] = []
+
+    async def judge(self, asked: dict[str, Any]) -> object:
+        """The document for this input; raises PolicyUnavailable."""
+        body = json.dumps({"input": asked}).encode()
+        head = (
+            b"POST %b HTTP/1.1\r\nhost: opa\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+        )
+        try:
+            async with asyncio.timeout(self.deadline):
+                return await self.exchange(head % (PATH, len(body)) + body)
+        except TimeoutError:
+            raise PolicyUnavailable(f"no decision within {self.deadline * 1000:.0f} ms") from None
+        except (OSError, EOFError, httptools.HttpParserError) as error:
+            raise PolicyUnavailable(f"{self.path}: {type(error).__name__}") from None
+
+    async def exchange(self, request: bytes) -> object:
+        """Ask on an idle connection; one that OPA has closed meanwhile is replaced by a new one."""
+        while self.idle:
+            try:
+                return await self.ask(self.idle.pop(), request)
+            except (OSError, EOFError):
+                continue
+        loop = asyncio.get_running_loop()
+        _, connection = await loop.create_unix_connection(Connection, str(self.path))
+        return await self.ask(connection, request)
+
+    async def ask(self, connection: Connection, request: bytes) -> object:
+        """One question and its answer; the connection is kept only after a whole one."""
+        status, body = await connection.ask(request)
+        if connection.reusable and len(self.idle) < IDLE_CONNECTIONS:
+            self.idle.append(connection)
+        else:
+            connection.transport.close()
+        if status != 200:
+            raise PolicyUnavailable(f"the policy engine answered {status}")
+        try:
+            return json.loads(body)["result"]
+        except (ValueError, KeyError, TypeError):
+            raise PolicyUnavailable("the policy engine answered 200 without a result") from None
+
+    def close(self) -> None:
+        """Hang up."""
+        for connection in self.idle:
+            connection.transport.close()
+        self.idle.clear()
+
+
+class OpaEmbedded:
+    """OPA as a library, on the signed bundle. A bundle that is refused leaves the one before active, and is told."""
+
+    def __init__(self, bundle: Path, public_key: bytes) -> None:
+        """`public_key`: the policy's, PEM. The bundle is read at the first question."""
+        self.bundle = bundle
+        self.public_key = public_key
+        self.seen: Stamp | None = None
+        self.revision = 0
+        self.opa: OpaEngine | None = None
+        self.trouble = f"{bundle} is not there"
+
+    async def judge(self, asked: dict[str, Any]) -> object:
+        """The document for this input; raises PolicyUnavailable."""
+        self.reload()
+        if self.opa is None:
+            raise PolicyUnavailable(self.trouble)
+        try:
+            return self.opa.eval_document("llm.authz.decision", asked)
+        except OpaError as error:
+            raise PolicyUnavailable(f"the embedded engine failed: {error.code}") from None
+
+    def reload(self) -> None:
+        """Take the bundle as it is now, if it is another one."""
+        now = stamp(self.bundle)
+        if now is None or now == self.seen:
+            return
+        self.seen = now
+        try:
+            bundle = judged(self.bundle.read_bytes(), self.public_key, self.revision)
+            opa = OpaEngine()
+            for name, source in bundle.modules.items():
+                opa.add_policy(name, source)
+            opa.add_data(bundle.data)
+        except (PolicyRefused, OpaError, OSError) as error:
+            self.trouble = str(error)
+            fields = {"reason": str(error), "active_revision": self.revision}
+            log.error("a policy bundle is refused", extra={"fields": fields})
+            return
+        self.close()
+        self.opa, self.revision = opa, bundle.revision
+        log.info("policy bundle", extra={"fields": {"revision": bundle.revision}})
+
+    def close(self) -> None:
+        """Let go of the engine."""
+        if self.opa is not None:
+            self.opa.close()

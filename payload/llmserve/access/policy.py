@@ -1,0 +1,173 @@
+"""The gateway's question to the policy: may this subject do this? What is not answered, and right, is a no.
+
+A decision is kept for a few seconds, by subject, roles, tenant and action; models are in the decision itself, so one
+serves all of them. A new revision empties what is kept. A revision below one that was seen before is no answer.
+"""
+
+import asyncio
+import logging
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+from llmcore.config import ConfigError
+from llmserve.access.break_glass import BreakGlass
+from llmserve.access.decision import Decision, PolicyUnavailable, parse_decision
+from llmserve.access.identity import Identity
+from llmserve.access.opa import Judge
+from llmserve.api.errors import ApiError, unavailable
+from llmserve.metrics import Metrics
+
+log = logging.getLogger("llmserve.policy")
+ALLOWED_SECONDS = (
+    5.0  # how long a decision is kept; also how long a role's change may take without a new revision
+)
+DENIED_SECONDS = 1.0
+KEPT = 10_000
+# Asks for nothing that exists, so it is always denied; the answer says which revision is active.
+PROBE: dict[str, object] = {"subject": "llm-gateway", "tenant": "", "roles": [], "action": "PROBE"}
+
+
+class Policy:
+    """Decisions, kept and fresh. `ready` while the engine answers with a revision that counts."""
+
+    def __init__(self, judge: Judge, metrics: Metrics, seen: Path | None, glass: BreakGlass | None) -> None:
+        """`seen`: the file that remembers the highest revision over restarts."""
+        self.engine = judge
+        self.metrics = metrics
+        self.seen = seen
+        self.glass = glass
+        self.revision = read_revision(seen)
+        self.ready = False
+        self.trouble = "not asked yet"
+        self.kept: OrderedDict[tuple[str, tuple[str, ...], str, str], tuple[float, Decision]] = OrderedDict()
+        self.changed: Callable[[], None] = lambda: None
+
+    async def decide(self, identity: Identity, action: str) -> Decision:
+        """The decision for a subject, allowed or not; raises ApiError 503 where there is none."""
+        key = (identity.subject, identity.roles, identity.tenant, action)
+        now = time.monotonic()
+        kept = self.kept.get(key)
+        if kept is not None and now < kept[0]:
+            return kept[1]
+        decision = await self.fresh(identity, action)
+        if decision.rule != "break_glass":
+            self.keep(key, now + (ALLOWED_SECONDS if decision.allow else DENIED_SECONDS), decision)
+        return decision
+
+    def keep(self, key: tuple[str, tuple[str, ...], str, str], until: float, decision: Decision) -> None:
+        """Remember a decision; the oldest goes when there are too many."""
+        self.kept[key] = until, decision
+        self.kept.move_to_end(key)
+        if len(self.kept) > KEPT:
+            self.kept.popitem(last=False)
+
+    async def fresh(self, identity: Identity, action: str) -> Decision:
+        """Ask the engine; raises ApiError 503."""
+        asked: dict[str, object] = {
+            "subject": identity.subject,
+            "tenant": identity.tenant,
+            "roles": list(identity.roles),
+            "action": action,
+        }
+        try:
+            decision = await self.ask(asked)
+        except PolicyUnavailable as error:
+            self.fail(error)
+            grant = self.glass.grant(identity.subject, action) if self.glass else None
+            if grant is None:
+                raise policy_unavailable() from None
+            self.metrics.break_glass.inc()
+            return grant
+        self.metrics.decisions.labels("allow" if decision.allow else "deny").inc()
+        return decision
+
+    async def ask(self, asked: dict[str, object]) -> Decision:
+        """A decision of a revision that counts; raises PolicyUnavailable."""
+        decision = parse_decision(await self.engine.judge(asked))
+        if decision.revision < max(1, self.revision):
+            raise PolicyUnavailable(
+                f"revision {decision.revision} is older than {max(1, self.revision)}, which was seen before"
+            )
+        if decision.rule == "policy_expired":
+            raise PolicyUnavailable(f"the policy of revision {decision.revision} has expired")
+        if decision.revision > self.revision:
+            self.advance(decision.revision)
+        self.ready, self.trouble = True, ""
+        self.metrics.policy_revision.set(self.revision)
+        return decision
+
+    def advance(self, revision: int) -> None:
+        """A new revision is active: remember it, and forget what an older one decided. Raises PolicyUnavailable."""
+        if self.seen:
+            try:
+                write_revision(self.seen, revision)
+            except OSError as error:
+                reason = f"revision {revision} cannot be remembered in {self.seen}: {error.strerror}"
+                raise PolicyUnavailable(reason) from None
+        log.info("policy revision", extra={"fields": {"from": self.revision, "to": revision}})
+        self.revision = revision
+        self.kept.clear()
+        self.changed()
+
+    def fail(self, error: PolicyUnavailable) -> None:
+        """Count it, and say it once for each trouble."""
+        self.metrics.decisions.labels("unavailable").inc()
+        self.ready = False
+        if str(error) != self.trouble:
+            self.trouble = str(error)
+            log.error(
+                "no policy decision: every request is refused", extra={"fields": {"reason": str(error)}}
+            )
+
+    async def watch(self, seconds: float) -> None:
+        """Every so often: does the engine answer, and with which revision. Runs until cancelled."""
+        while True:
+            await self.probe()
+            await asyncio.sleep(seconds)
+
+    async def probe(self) -> None:
+        """Ask for nothing."""
+        try:
+            await self.ask(PROBE)
+        except PolicyUnavailable as error:
+            self.fail(error)
+            self.kept.clear()  # what was decided does not outlive who decided it
+        self.metrics.break_glass_armed.set(int(self.glass is not None and self.glass.active()))
+
+
+def read_revision(seen: Path | None) -> int:
+    """The highest revision seen before; 0 if none was. Raises ConfigError for a file that says something else."""
+    if seen is None or not seen.exists():
+        return 0
+    content = seen.read_text(encoding="ascii", errors="replace").strip()
+    if not content.isdecimal():
+        raise ConfigError(
+            f"{seen} holds {content[:40]!r}, not the highest policy revision: write the control node's into it"
+        )
+    return int(content)
+
+
+def write_revision(seen: Path, revision: int) -> None:
+    """On disk before it counts: a power cut leaves the old number or the new one."""
+    aside = seen.with_suffix(".new")
+    with aside.open("w", encoding="ascii") as file:
+        file.write(f"{revision}\n")
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(seen)
+
+
+def denied(decision: Decision) -> ApiError:
+    """403, with the rule that decided."""
+    message = f"{decision.reason} (rule {decision.rule}, policy revision {decision.revision}): ask for a role that may"
+    return ApiError(403, "denied", message)
+
+
+def policy_unavailable() -> ApiError:
+    """503."""
+    return unavailable(
+        "policy_unavailable", "no policy decides now, so nothing is allowed: ask again later", 2
+    )

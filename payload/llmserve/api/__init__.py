@@ -1,0 +1,1 @@
+"""OpenAI's API and `/generate` as data: bodies of requests, answers, errors."""

@@ -1,0 +1,396 @@
+"""Requests as clients send them (OpenAI's API and /generate), checked strictly, and turned into a `Call`."""
+
+import json
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+from urllib.parse import parse_qsl
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic.config import JsonDict
+
+from llmserve.api.errors import ApiError
+from llmserve.protocol import Generate
+from llmserve.settings import Limits
+
+# Fields that only some engines know, each with the value that asks for nothing. Any other value goes to an engine that
+# has declared the field, and is refused by name where it has not.
+NEUTRAL: dict[str, object] = {
+    "best_of": 1,
+    "echo": False,
+    "frequency_penalty": 0,
+    "function_call": None,
+    "functions": None,
+    "logit_bias": None,
+    "logprobs": False,
+    "metadata": None,
+    "modalities": ["text"],
+    "n": 1,
+    "parallel_tool_calls": None,
+    "presence_penalty": 0,
+    "reasoning_effort": None,
+    "response_format": {"type": "text"},
+    "service_tier": None,
+    "store": False,
+    "suffix": None,
+    "tool_choice": None,
+    "tools": None,
+    "top_logprobs": None,
+    "user": None,
+}
+OPTIONAL = frozenset({"seed", *NEUTRAL})  # all that an engine can declare in its Hello
+Temperature = Annotated[float, Field(ge=0, le=2)]
+TopP = Annotated[float, Field(gt=0, le=1)]
+
+
+def whole(value: object) -> object:
+    """JSON knows one kind of number: 5.0 is an integer."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Tokens = Annotated[int, Field(gt=0), BeforeValidator(whole)]
+Stop = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+MAX_INPUTS = 256  # texts in one request for embeddings
+Text = Annotated[str, Field(min_length=1)]
+
+
+UNION_ARM = re.compile(r"(?:constrained-)?str|list\[.*\]|function-.*")
+
+
+CLOSED: JsonDict = {"additionalProperties": False}
+
+
+class Strict(BaseModel):
+    """No guessing: a number in quotes is a string. Other fields are kept aside, see `beyond`."""
+
+    model_config = ConfigDict(strict=True, extra="allow", json_schema_extra=CLOSED)
+
+
+class TextPart(BaseModel):
+    """A part of a message; text is the only kind that these models read."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    type: Literal["text"]
+    text: str
+
+
+def as_every_engine_takes_it(schema: dict[str, Any]) -> None:
+    """Calls of tools go with the field `tools`, which only some engines have: the document leaves both out."""
+    properties = schema["properties"]
+    del properties["tool_calls"], properties["tool_call_id"], properties["content"]["default"]
+    properties["role"]["enum"].remove("tool")
+    properties["content"]["anyOf"].remove({"type": "null"})
+    schema["required"] = ["role", "content"]
+
+
+class Message(BaseModel):
+    """One turn of a conversation. `developer` is OpenAI's newer word for `system`."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", json_schema_extra=as_every_engine_takes_it)
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | Annotated[list[TextPart], Field(min_length=1)] | None = None
+    tool_calls: Annotated[list[dict[str, Any]], Field(min_length=1)] | None = None
+    tool_call_id: str | None = None
+
+    @model_validator(mode="after")
+    def says_something(self) -> "Message":
+        """Only a message that calls tools may be without text; only a tool answers a call."""
+        if self.content is None and not self.tool_calls:
+            raise ValueError("a message has 'content'")
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError("only the assistant has 'tool_calls'")
+        if (self.role == "tool") != (self.tool_call_id is not None):
+            raise ValueError("'tool_call_id' goes with the role 'tool'")
+        return self
+
+    def plain(self) -> dict[str, Any]:
+        """As chat templates want it."""
+        text = self.content
+        if isinstance(text, list):
+            text = "".join(part.text for part in text)
+        said: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": text}
+        if self.tool_calls:
+            said["tool_calls"] = self.tool_calls
+        if self.tool_call_id is not None:
+            said["tool_call_id"] = self.tool_call_id
+        return said
+
+
+class StreamOptions(BaseModel):
+    """What a stream carries besides text.
+
+    `continuous_usage_stats` is vLLM's: usage in each chunk. It is taken, since clients send it unasked, and the usage
+    comes with the last chunk alone, as OpenAI's API has it.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    include_usage: bool = False
+    continuous_usage_stats: bool = False
+
+
+ONLY_IN_STREAMS: JsonDict = {
+    "if": {"properties": {"stream_options": {"type": "object"}}, "required": ["stream_options"]},
+    "then": {"properties": {"stream": {"const": True}}, "required": ["stream"]},
+}
+ONE_LENGTH: JsonDict = {
+    "not": {
+        "properties": {"max_tokens": {"type": "integer"}, "max_completion_tokens": {"type": "integer"}},
+        "required": ["max_tokens", "max_completion_tokens"],
+    }
+}
+
+
+class Sampling(Strict):
+    """What both of OpenAI's completion endpoints share."""
+
+    model_config = ConfigDict(json_schema_extra=CLOSED | ONLY_IN_STREAMS)
+
+    model: str
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(whole)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: Tokens | None = None
+
+
+class ChatBody(Sampling):
+    """Body of POST /v1/chat/completions."""
+
+    model_config = ConfigDict(json_schema_extra=CLOSED | ONLY_IN_STREAMS | ONE_LENGTH)
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: Tokens | None = None
+
+
+class CompletionBody(Sampling):
+    """Body of POST /v1/completions."""
+
+    prompt: Annotated[str, Field(min_length=1)]
+
+
+class GenerateBody(Strict):
+    """Body of POST /generate, and the query of GET /generate. The answer is greedy unless told otherwise."""
+
+    prompt: Annotated[str, Field(min_length=1)]
+    max_tokens: Tokens | None = None
+    temperature: Temperature = 0.0
+    stream: bool = False
+
+
+class EmbeddingBody(Strict):
+    """Body of POST /v1/embeddings. Texts only: what other tokenizers made of them would mean something else here."""
+
+    model: str
+    input: Text | Annotated[list[Text], Field(min_length=1, max_length=MAX_INPUTS)]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Annotated[int, Field(gt=0), BeforeValidator(whole)] | None = None
+
+
+@dataclass(slots=True)
+class Call:
+    """A checked request: which model, what for the engine, and what the client wants to see of it, or of its vectors."""
+
+    model: str | None
+    generate: Generate
+    include_usage: bool = False
+    dimensions: int | None = None
+
+
+def parse_body[T: Strict](kind: type[T], body: bytes) -> T:
+    """The JSON `body` as a `kind`; raises ApiError 400."""
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        raise bad_request(error) from None
+
+
+def parse_query(query: bytes) -> GenerateBody:
+    """The query string of GET /generate; raises ApiError 400."""
+    try:
+        pairs = parse_qsl(query.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=32)
+    except (UnicodeDecodeError, ValueError):
+        raise ApiError(
+            400, "invalid_query", "the query is not UTF-8 in percent encoding: encode it, as 'curl -G' does"
+        ) from None
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ApiError(
+                400, "invalid_value", f"'{name[:80]}' stands more than once in the query", name[:80]
+            )
+    try:
+        return GenerateBody.model_validate_strings(dict(pairs), strict=False)
+    except ValidationError as error:
+        raise bad_request(error) from None
+
+
+def bad_request(error: ValidationError) -> ApiError:
+    """The most specific mistake, told as what is wrong, the value seen, and what is wanted."""
+    mistake = max(error.errors(include_url=False), key=lambda each: len(each["loc"]))
+    if mistake["type"] == "json_invalid":
+        return ApiError(400, "invalid_json", f"the body is not JSON: {mistake['ctx']['error']}")
+    where = json_path(mistake["loc"])
+    if not where:
+        return ApiError(400, "invalid_type", f"the body must be a JSON object: {mistake['msg']}")
+    if mistake["type"] == "missing":
+        return ApiError(400, "missing_field", f"'{where}' is missing: it is required", where)
+    if mistake["type"] == "extra_forbidden":
+        return unsupported([where])
+    seen = shorten(mistake["input"])
+    return ApiError(400, "invalid_value", f"'{where}' is {seen}: {mistake['msg']}", where)
+
+
+def json_path(location: tuple[int | str, ...]) -> str:
+    """Where in the body a mistake is, without the names that pydantic gives to the arms of a union."""
+    return ".".join(str(part) for part in location if not UNION_ARM.fullmatch(str(part)))
+
+
+def shorten(value: Any) -> str:
+    """A value as JSON, cut after 80 characters."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def unsupported(names: list[str]) -> ApiError:
+    """400 that names fields."""
+    listed = ", ".join(f"'{name[:80]}'" for name in names[:10])
+    return ApiError(400, "unsupported_field", f"not supported here: {listed}; take it out", names[0][:80])
+
+
+def beyond(request: Strict) -> dict[str, object]:
+    """The fields that no model here describes and whose value asks for something."""
+    return {
+        name: value
+        for name, value in (request.model_extra or {}).items()
+        if not (name in NEUTRAL and (value is None or same(value, NEUTRAL[name])))
+    }
+
+
+def same(value: object, neutral: object) -> bool:
+    """Equal as JSON has it: true is not 1."""
+    return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
+
+
+def refuse_undeclared(generate: Generate, declared: Collection[str]) -> None:
+    """Raise ApiError 400 for what the engine has not declared in its Hello, or what nobody can declare."""
+    asked = [*generate.extra] if generate.seed is None else [*generate.extra, "seed"]
+    if bad := [name for name in asked if name not in OPTIONAL or name not in declared]:
+        raise unsupported(bad)
+
+
+def answer_length(asked: int | None, limits: Limits) -> tuple[int, bool]:
+    """`max_tokens` for the engine, and whether it is only our default."""
+    if asked is None:
+        return limits.default_max_tokens, True
+    if asked > limits.max_tokens:
+        raise ApiError(
+            400, "invalid_value", f"'max_tokens' is {asked}: at most {limits.max_tokens} here", "max_tokens"
+        )
+    return asked, False
+
+
+def sampling(request: Sampling, max_tokens: int | None, limits: Limits) -> Generate:
+    """The engine's request for either of OpenAI's endpoints, still without the prompt."""
+    length, clip = answer_length(max_tokens, limits)
+    stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
+    if request.stream_options and not request.stream:
+        raise ApiError(
+            400,
+            "invalid_value",
+            "'stream_options' is set but 'stream' is not true: set both",
+            "stream_options",
+        )
+    return Generate(
+        id=0,
+        stream=bool(request.stream),
+        max_tokens=length,
+        clip=clip,
+        temperature=request.temperature,
+        top_p=request.top_p,
+        seed=request.seed,
+        stop=stop,
+        extra=beyond(request),
+    )
+
+
+def chat_call(request: ChatBody, limits: Limits) -> Call:
+    """A chat request for the engine."""
+    if request.max_tokens is not None and request.max_completion_tokens is not None:
+        raise ApiError(
+            400,
+            "invalid_value",
+            "set 'max_completion_tokens' or 'max_tokens', not both",
+            "max_completion_tokens",
+        )
+    generate = sampling(request, request.max_completion_tokens or request.max_tokens, limits)
+    generate.messages = [message.plain() for message in request.messages]
+    if "tools" not in generate.extra and any(
+        message.tool_calls or message.tool_call_id for message in request.messages
+    ):
+        raise ApiError(
+            400, "invalid_value", "'messages' have calls of tools: send 'tools' with them", "messages"
+        )
+    usage = bool(request.stream_options and request.stream_options.include_usage)
+    return Call(request.model, generate, usage)
+
+
+def completion_call(request: CompletionBody, limits: Limits) -> Call:
+    """A plain completion for the engine."""
+    generate = sampling(request, request.max_tokens, limits)
+    generate.prompt = request.prompt
+    usage = bool(request.stream_options and request.stream_options.include_usage)
+    return Call(request.model, generate, usage)
+
+
+def generate_call(request: GenerateBody, limits: Limits) -> Call:
+    """/generate asks the first model, as a conversation of one turn."""
+    if bad := list(beyond(request)):
+        raise unsupported(bad)
+    length, clip = answer_length(request.max_tokens, limits)
+    messages = [{"role": "user", "content": request.prompt}]
+    return Call(
+        None,
+        Generate(
+            id=0,
+            stream=request.stream,
+            max_tokens=length,
+            clip=clip,
+            messages=messages,
+            prompt=request.prompt,
+            temperature=request.temperature,
+        ),
+    )
+
+
+def embedding_call(request: EmbeddingBody) -> Call:
+    """Texts whose vectors are wanted."""
+    if bad := list(beyond(request)):
+        raise unsupported(bad)
+    inputs = [request.input] if isinstance(request.input, str) else request.input
+    generate = Generate(0, False, 0, inputs=inputs, encoding=request.encoding_format)
+    return Call(request.model, generate, dimensions=request.dimensions)
+
+
+def refuse_other_work(generate: Generate, dimensions: int, asked: int | None = None) -> None:
+    """Raise ApiError 404 where a model for text is asked for vectors, of which it has `dimensions`, or the reverse."""
+    if generate.inputs is None and dimensions:
+        raise ApiError(404, "wrong_endpoint", "this model makes embeddings: use /v1/embeddings", "model")
+    if generate.inputs is not None and not dimensions:
+        raise ApiError(
+            404, "wrong_endpoint", "this model makes no embeddings: GET /v1/models says which do", "model"
+        )
+    if asked is not None and asked != dimensions:
+        message = f"'dimensions' is {asked}: the model's vectors have {dimensions}, take it out"
+        raise ApiError(400, "invalid_value", message, "dimensions")
+
+
+def reserved_tokens(generate: Generate) -> int:
+    """What to set aside of a quota before it is known: the longest answer, or about what the texts have."""
+    if generate.inputs is None:
+        return generate.max_tokens
+    return sum(len(text) for text in generate.inputs) // 4

@@ -1,0 +1,160 @@
+"""A model in this process: weights, tokenizer, chat template and text. What all drivers that run one share."""
+
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+os.environ.update(
+    HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1"
+)  # before the imports
+
+import jinja2
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
+
+from llmcore import quantization
+from llmserve.api.errors import ApiError
+from llmserve.engine.server import Finish
+from llmserve.engine.stop_strings import StopStrings
+from llmserve.engine.unsupported_models import refuse_without_bitsandbytes
+from llmserve.protocol import Generate
+from llmserve.settings import LocalModel
+
+log = logging.getLogger("llmserve.model")
+PROBE = Generate(id=0, stream=False, max_tokens=1, clip=True, prompt="a", temperature=0)  # before READY
+
+
+class Detokenizer:
+    """Token ids to text, piece by piece, without showing half a character."""
+
+    def __init__(self, decode: Callable[[list[int]], str]) -> None:
+        """`decode` turns ids into text."""
+        self.decode = decode
+        self.ids: list[int] = []
+        self.start = 0  # decoding begins here: the last shown piece gives the context for blanks
+        self.shown = 0
+
+    def push(self, token: int) -> str:
+        """Take a token, return the text that is certain now."""
+        self.ids.append(token)
+        text = self.pending()
+        if text.endswith("\N{REPLACEMENT CHARACTER}"):
+            return ""
+        self.start, self.shown = self.shown, len(self.ids)
+        return text
+
+    def pending(self) -> str:
+        """Text of the tokens not shown yet."""
+        before = self.decode(self.ids[self.start : self.shown])
+        return self.decode(self.ids[self.start :])[len(before) :]
+
+
+class Answer:
+    """One answer as it grows: tokens go in, and the text that no stop string can swallow any more goes out."""
+
+    def __init__(self, detokenizer: Detokenizer, stops: StopStrings, emit: Callable[[str], None]) -> None:
+        """`emit` is called from wherever tokens are pushed."""
+        self.detokenizer = detokenizer
+        self.stops = stops
+        self.emit = emit
+
+    @property
+    def tokens(self) -> list[int]:
+        """All so far."""
+        return self.detokenizer.ids
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string was met."""
+        return self.stops.stopped
+
+    def push(self, token: int) -> None:
+        """Take the next token."""
+        self.show(self.detokenizer.push(token))
+
+    def end(self) -> None:
+        """There are no more tokens."""
+        self.show(self.detokenizer.pending())
+        if rest := self.stops.flush():
+            self.emit(rest)
+
+    def show(self, text: str) -> None:
+        """Emit what is certain, be it nothing: that is a step, too."""
+        self.emit(self.stops.push(text))
+
+
+class LanguageModel:
+    """A causal language model from a directory of safetensors."""
+
+    def __init__(self, settings: LocalModel, revision: str) -> None:
+        """Load. `revision` is what verify_model returned for this directory."""
+        self.revision = f"{revision}-{settings.dtype}"
+        if settings.quantization != "none":
+            self.revision += f"-{settings.quantization}"
+        torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
+        disable_progress_bar()
+        directory = str(settings.path)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        dtype = getattr(torch, settings.dtype)
+        refuse_without_bitsandbytes(settings.quantization)
+        how = quantization.loading(settings.quantization, dtype, settings.path)
+        self.model: Any = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=dtype, local_files_only=True, use_safetensors=True, **how
+        ).eval()
+        sizes = quantization.bytes_by_dtype(self.model)
+        quantization.refuse_hardly_quantized(settings.quantization, sizes, settings.path)
+        if settings.merged:
+            from llmcore.adapters import merged
+
+            self.model = merged(self.model, settings.merged.path)
+        log.info("weights loaded", extra={"fields": {"quantization": settings.quantization, "bytes": sizes}})
+        self.context = min(settings.context, self.model.config.max_position_embeddings)
+        defaults = self.model.generation_config
+        self.temperature = first_set(settings.temperature, defaults.temperature)
+        self.top_p = first_set(settings.top_p, defaults.top_p)
+        own = defaults.eos_token_id
+        ends = own if isinstance(own, list) else [own]
+        self.ends = sorted({end for end in [*ends, self.tokenizer.eos_token_id] if end is not None})
+
+    def answer(self, request: Generate, emit: Callable[[str], None]) -> Answer:
+        """Where the tokens for `request` go."""
+        return Answer(Detokenizer(self.decode), StopStrings(request.stop), emit)
+
+    def decode(self, ids: list[int]) -> str:
+        """Text, without special tokens."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def sampling(self, request: Generate) -> tuple[float, float]:
+        """Temperature and top_p: what was asked for, what is configured, or the model's own."""
+        temperature = self.temperature if request.temperature is None else request.temperature
+        return temperature, self.top_p if request.top_p is None else request.top_p
+
+    def finish(self, answer: Answer, prompt_tokens: int) -> Finish:
+        """How `answer`, to which nothing is added any more, has ended."""
+        stopped = answer.stopped or (bool(answer.tokens) and answer.tokens[-1] in self.ends)
+        return Finish("stop" if stopped else "length", prompt_tokens, len(answer.tokens))
+
+    def encode(self, request: Generate) -> list[int]:
+        """The prompt's tokens; raises ApiError for messages that the chat template refuses."""
+        if request.messages is None or (request.prompt is not None and not self.tokenizer.chat_template):
+            return list(self.tokenizer(request.prompt or "").input_ids)
+        if not self.tokenizer.chat_template:
+            raise ApiError(
+                400, "no_chat_template", "this model has no chat template: use /v1/completions", "messages"
+            )
+        try:
+            text = self.tokenizer.apply_chat_template(
+                request.messages, tokenize=False, add_generation_prompt=True
+            )
+        except jinja2.TemplateError as error:
+            raise ApiError(
+                400, "invalid_value", f"the model's chat template refuses the messages: {error}", "messages"
+            ) from None
+        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def first_set(*values: float | None) -> float:
+    """The first value that is not None, or 1."""
+    return next((value for value in values if value is not None), 1.0)

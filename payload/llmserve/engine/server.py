@@ -1,0 +1,295 @@
+"""An engine's process: one driver behind a UNIX socket, speaking llmserve.protocol."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from llmcore import logs
+from llmcore.notify import notify, watchdog_seconds
+from llmserve.api.errors import ApiError, deadline_exceeded, unavailable
+from llmserve.engine.gpu import Gpus
+from llmserve.protocol import (
+    LINE_LIMIT,
+    Beat,
+    Cancel,
+    Delta,
+    Done,
+    Failed,
+    FinishReason,
+    Frame,
+    Generate,
+    Hello,
+    ProtocolError,
+    decode,
+    encode,
+)
+from llmserve.signals import Stop
+from llmserve.sockets import bind_unix
+
+log = logging.getLogger("llmserve.engine")
+BEAT_SECONDS = 1.0
+LOOK_SECONDS = 0.02
+HANG_UP_SECONDS = 1.0  # those of a former release do not: they hear no goodbye
+
+
+@dataclass(slots=True)
+class Finish:
+    """How an answer ended."""
+
+    reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Driver(Protocol):
+    """What runs a model."""
+
+    name: str
+    revision: str
+    context: int
+    slots: int
+    fields: Sequence[str]  # of wire.OPTIONAL, those that it honours
+    dimensions: int  # of its vectors; 0 for a model that makes text
+    tokens: int  # as in Hello
+    template: str
+    adapters: Mapping[str, str]  # as in Hello
+
+    def kv_used(self) -> float | None:
+        """As in Beat."""
+
+    async def generate(self, request: Generate, emit: Callable[[str], None]) -> Finish:
+        """Answer `request`, giving each piece of text to `emit` (in the event loop's thread). An empty piece says only
+        that the model has made a step.
+
+        Raises ApiError for what the client did wrong. When cancelled, the model stops within a step.
+        """
+
+    async def broken(self) -> str:
+        """Wait until it can answer nothing any more, and say why: the process then ends, to be started again."""
+
+    async def close(self) -> None:
+        """Stop the model; what is running may be answered before, within seconds."""
+
+
+class Steady:
+    """A driver whose requests fail one by one, and that holds nothing when it stops."""
+
+    async def broken(self) -> str:
+        """Never."""
+        return await asyncio.Future[str]()
+
+    async def close(self) -> None:
+        """Nothing to stop."""
+
+
+def token_budget(request: Generate, prompt_tokens: int, context: int) -> int:
+    """How many tokens the answer may have; raises ApiError if prompt and answer do not fit the context."""
+    room = context - prompt_tokens
+    if room < 1 or (request.max_tokens > room and not request.clip):
+        asked = "" if room < 1 or request.clip else f" and max_tokens is {request.max_tokens}"
+        param = "messages" if request.messages is not None else "prompt"
+        raise ApiError(
+            400,
+            "context_length_exceeded",
+            f"the prompt has {prompt_tokens} tokens{asked}, the model's context holds {context}: "
+            "shorten the prompt or lower max_tokens",
+            param,
+        )
+    return min(request.max_tokens, room)
+
+
+class EngineServer:
+    """Serves one driver to any number of gateways."""
+
+    def __init__(self, model: str, driver: Driver, stall_seconds: float) -> None:
+        """`model` is the name under which clients know it; no step for `stall_seconds` of work means stalled."""
+        self.driver = driver
+        self.hello = Hello(
+            model,
+            driver.revision,
+            driver.name,
+            driver.context,
+            driver.slots,
+            [*driver.fields],
+            driver.dimensions,
+            driver.tokens,
+            driver.template,
+            adapters=dict(driver.adapters),
+        )
+        self.slots = asyncio.Semaphore(driver.slots)
+        self.gpus = Gpus()
+        self.stall_seconds = stall_seconds
+        self.pending = 0
+        self.last_step = time.monotonic()
+        self.leaving = False
+        self.gateways: dict[Callable[[Frame], None], asyncio.StreamWriter] = {}
+
+    def step(self) -> None:
+        """The model has done something."""
+        self.last_step = time.monotonic()
+
+    @property
+    def stalled(self) -> bool:
+        """Work is pending, and nothing comes of it."""
+        return self.pending > 0 and time.monotonic() - self.last_step > self.stall_seconds
+
+    async def beat(self) -> None:
+        """Tell gateways and service manager, until cancelled.
+
+        A stalled engine stops telling the manager, which then kills and restarts it (WatchdogSec=): so does one whose
+        event loop stands still, or that is stopped. No code in a process can see to that.
+        """
+        patience, told = watchdog_seconds(), False
+        pause = min(BEAT_SECONDS, patience / 3) if patience else BEAT_SECONDS
+        while True:
+            stalled = self.stalled
+            if not stalled and patience:
+                notify("WATCHDOG=1")
+            if stalled and not told:
+                fields = {"pending": self.pending, "seconds": round(time.monotonic() - self.last_step, 1)}
+                log.critical("the model makes no step", extra={"fields": fields})
+            told = stalled
+            frame = self.how_it_is()
+            for say in self.gateways:
+                say(frame)
+            await asyncio.sleep(pause)
+
+    def how_it_is(self) -> Beat:
+        """For the gateways."""
+        return Beat(self.stalled, self.driver.kv_used(), self.gpus.used(), self.leaving)
+
+    async def leave(self, seconds: float, now: asyncio.Event) -> None:
+        """Say goodbye, end what was begun before, for `seconds` at most and not beyond `now`, and give up the rest.
+
+        Gateways hang up once they have all they wait for. So none writes into a socket that is just being closed, which
+        would lose it the goodbye with what else it has not read.
+        """
+        self.leaving = True
+        for say in self.gateways:
+            say(self.how_it_is())
+        log.info("leaving", extra={"fields": {"in_flight": self.pending, "seconds": seconds}})
+        end = time.monotonic() + seconds
+        while self.pending and not now.is_set() and time.monotonic() < end:
+            await asyncio.sleep(LOOK_SECONDS)
+        end = time.monotonic() + HANG_UP_SECONDS
+        while self.gateways and not self.pending and not now.is_set() and time.monotonic() < end:
+            await asyncio.sleep(LOOK_SECONDS)
+        for writer in self.gateways.values():
+            writer.close()
+        end = time.monotonic() + HANG_UP_SECONDS
+        while self.gateways and time.monotonic() < end:
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Talk to one gateway until it hangs up; what it still waits for is then given up."""
+        running: dict[int, asyncio.Task[None]] = {}
+
+        def say(frame: Frame) -> None:
+            if not writer.is_closing():
+                writer.write(encode(frame))
+
+        def forget(number: int, task: asyncio.Task[None]) -> None:
+            running.pop(number, None)
+            if not task.cancelled() and task.exception():
+                log.error("a request's task failed", exc_info=task.exception())
+
+        say(self.hello)
+        self.gateways[say] = writer
+        if self.leaving:
+            say(self.how_it_is())
+        try:
+            while line := await reader.readline():
+                frame = decode(line)
+                if isinstance(frame, Cancel):
+                    if task := running.get(frame.id):
+                        task.cancel()
+                elif isinstance(frame, Generate):
+                    task = asyncio.create_task(self.answer(frame, say))
+                    running[frame.id] = task
+                    task.add_done_callback(partial(forget, frame.id))
+        except (ProtocolError, ValueError, ConnectionError) as error:
+            log.warning("a gateway's connection ends", exc_info=error)
+        finally:
+            self.gateways.pop(say)
+            for task in list(running.values()):
+                task.cancel()
+            writer.close()
+
+    async def answer(self, request: Generate, say: Callable[[Frame], None]) -> None:
+        """One request from its slot to its last frame."""
+        pieces: list[str] = []
+
+        def emit(text: str) -> None:
+            self.step()
+            if not text:
+                return
+            if request.stream:
+                say(Delta(request.id, text))
+            else:
+                pieces.append(text)
+
+        if not self.pending:
+            self.step()  # what rested was not stalled
+        self.pending += 1
+        deadline = asyncio.timeout(request.deadline)
+        try:
+            if self.leaving:
+                raise unavailable("engine_unavailable", "this engine is stopping: ask again")
+            if request.adapter and request.adapter not in self.driver.adapters:
+                raise unavailable("engine_unavailable", f"this engine has no adapter '{request.adapter}'")
+            async with deadline, self.slots:
+                finish = await self.driver.generate(request, emit)
+        except ApiError as error:
+            say(Failed(request.id, error.status, error.code, error.message, error.param))
+        except Exception as error:
+            if deadline.expired():
+                refused = deadline_exceeded(round(request.deadline or 0, 1))
+            else:
+                log.exception("the model failed", extra={"fields": {"traceparent": request.traceparent}})
+                kind = type(error).__name__
+                refused = unavailable(
+                    "engine_failed", f"the model failed with {kind}: ask again, or tell the operator"
+                )
+            say(Failed(request.id, refused.status, refused.code, refused.message))
+        else:
+            tokens = finish.prompt_tokens, finish.completion_tokens
+            say(Done(request.id, "".join(pieces), finish.reason, *tokens))
+        finally:
+            self.pending -= 1
+            self.step()
+
+
+async def serve(
+    model: str, driver: Driver, path: Path, mode: int, stall_seconds: float, drain_seconds: float
+) -> int:
+    """Serve `driver` on the UNIX socket `path` until SIGTERM or SIGINT, then end what was begun, for `drain_seconds` at most;
+    a second signal ends at once. It is READY once it listens.
+
+    Returns the exit code: 1 if the driver broke.
+    """
+    logs.guard(asyncio.get_running_loop())
+    stop = Stop()
+    engine = EngineServer(model, driver, stall_seconds)
+    listener = bind_unix(path, mode)
+    server = await asyncio.start_unix_server(engine.connection, sock=listener, limit=LINE_LIMIT)
+    fields = {"model": model, "revision": driver.revision, "driver": driver.name, "context": driver.context}
+    log.info("ready", extra={"fields": {**fields, "socket": str(path)}})
+    notify("READY=1")
+    beating = asyncio.create_task(engine.beat())
+    broken, stopped = asyncio.create_task(driver.broken()), asyncio.create_task(stop.asked.wait())
+    await asyncio.wait([broken, stopped], return_when=asyncio.FIRST_COMPLETED)
+    if broken.done():
+        log.error("the engine ends", extra={"fields": {"model": model, "reason": broken.result()}})
+    notify("STOPPING=1")
+    server.close()
+    path.unlink(missing_ok=True)
+    if not broken.done():
+        await engine.leave(drain_seconds, stop.now)
+    beating.cancel()
+    await driver.close()
+    return 1 if broken.done() else 0

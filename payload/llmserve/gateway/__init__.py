@@ -1,0 +1,1 @@
+"""From a request to its answer: the gateway process, its routes and middleware."""

@@ -1,0 +1,102 @@
+"""Where the answer to one request comes from: the cache, an answer that several wait for, or a slot of its own."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+from llmserve.api.errors import ApiError
+from llmserve.cache.exact import CacheKey, CacheWish, ExactCache, Kept
+from llmserve.cache.single_flight import SharedAnswers
+from llmserve.gateway.middleware import Exchange
+from llmserve.metrics import Metrics
+from llmserve.protocol import Delta, Done, Failed, Generate, Hello
+from llmserve.upstream.admission import Place
+from llmserve.upstream.engine_client import Answer
+from llmserve.upstream.instances import Seat
+
+
+def failure(frame: Failed) -> ApiError:
+    """What the engine said, for the client."""
+    headers = [(b"retry-after", b"2")] if frame.status == 503 else []
+    return ApiError(frame.status, frame.code, frame.message, frame.param, headers)
+
+
+def text_only(request: Generate, hello: Hello) -> bool:
+    """Whether the answer is text and nothing else, so that it can be told again from its pieces."""
+    return hello.kept and not request.extra and request.inputs is None
+
+
+class Source:
+    """Ask `kept` first, then `begin`; `close` in any case."""
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        link: Seat,
+        request: Generate,
+        place: Callable[[], Place],
+        metrics: Metrics,
+    ) -> None:
+        """`place` makes the place in the engine's queue at the moment when it is needed."""
+        self.exchange = exchange
+        self.link = link
+        self.request = request
+        self.place = place
+        self.metrics = metrics
+        self.join: Callable[[Generate], tuple[Answer, Callable[[], None], bool]] | None = None
+        self.answer: Answer
+        self.close: Callable[[], None] = lambda: None
+        self.ours = True  # this request made the engine work, and its tokens count for it
+
+    async def kept(
+        self, cache: ExactCache | None, shared: SharedAnswers, wish: CacheWish, key: Callable[[], CacheKey]
+    ) -> Kept | None:
+        """The kept answer to this question, if the client may and wants to have it."""
+        if (
+            cache is None
+            or not wish.write
+            or not (self.request.temperature == 0 or wish.max_age)
+            or not text_only(self.request, self.link.hello)
+        ):
+            self.exchange.cache = b"bypass"
+            self.metrics.cache_by["bypass"].inc()
+            return None
+        where = key()
+        kept = await cache.get(where, wish.max_age) if wish.read else None
+        if kept:
+            self.exchange.cache = b"hit"
+            self.metrics.cache_by["hit"].inc()
+            return kept
+        self.join = partial(
+            shared.join, where, place=self.place, link=self.link, cache=cache, fresh=not wish.read
+        )
+        return None
+
+    async def begin(self) -> Delta | Done:
+        """The first frame; raises ApiError. Where another's answer failed, this request asks itself."""
+        before = time.monotonic()
+        # Its own from here on: the question is everybody's who asks it.
+        self.request = replace(self.request, traceparent=self.exchange.traceparent.decode())
+        try:
+            while True:
+                frame = await self.open()
+                if not isinstance(frame, Failed):
+                    return frame
+                if self.ours or frame.status < 500:
+                    raise failure(frame)
+                self.close()
+        finally:
+            self.exchange.waited += time.monotonic() - before
+
+    async def open(self) -> Delta | Done | Failed:
+        """Wait for a slot and ask, or join those who wait for the same answer; the first frame."""
+        if self.join is None:
+            frame, self.answer = await self.link.begin(self.request, self.place())
+            self.metrics.of(self.link.model).queue.observe(self.link.queued)
+            self.close = partial(self.link.cancel, self.request.id)
+            return frame
+        self.answer, self.close, self.ours = self.join(self.request)
+        self.exchange.cache = b"miss" if self.ours else b"hit"
+        self.metrics.cache_by["miss" if self.ours else "shared"].inc()
+        return await self.answer.get()

@@ -1,0 +1,295 @@
+"""The hot routes: plain ASGI callables from body to answer."""
+
+import asyncio
+import re
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+
+from llmserve.access.identity import Authenticator
+from llmserve.access.policy import Policy
+from llmserve.access.quotas import Quotas
+from llmserve.api.errors import ApiError, unavailable
+from llmserve.api.requests import Call, refuse_other_work, refuse_undeclared, reserved_tokens
+from llmserve.api.responses import (
+    EmbeddingRendering,
+    GenerateRendering,
+    OpenAiRendering,
+    Rendering,
+    error_event,
+)
+from llmserve.audit.writer_client import AuditLink, Recorder
+from llmserve.cache.exact import ExactCache, Kept, cache_wish
+from llmserve.cache.single_flight import SharedAnswers
+from llmserve.gateway import parsed_requests as questions
+from llmserve.gateway.answer_source import Source, failure
+from llmserve.gateway.in_flight import Flights
+from llmserve.gateway.middleware import Exchange, Receive, Scope, Send, header, respond
+from llmserve.gateway.parsed_requests import Question, Questions, Read
+from llmserve.metrics import Metrics
+from llmserve.protocol import Delta, Done, Event, Failed, Hello
+from llmserve.settings import Limits
+from llmserve.upstream.admission import Place
+from llmserve.upstream.instances import Fleet, Seat
+
+CHARACTERS_A_TOKEN = 3  # to guess a prompt's tokens before the engine counts them; English has four
+LAST_WORD_SECONDS = 5.0  # for the error event at the end of a stream that broke
+EVENT_STREAM = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+@dataclass
+class State:
+    """What the handlers of one gateway process share."""
+
+    fleets: dict[str, Fleet]
+    authenticator: Authenticator
+    limits: Limits
+    metrics: Metrics
+    flights: Flights
+    cache: ExactCache | None
+    shared: SharedAnswers
+    policy: Policy
+    quotas: Quotas
+    audit: AuditLink
+    recorder: Recorder
+    draining: bool = False
+
+    def visible(self, exchange: Exchange) -> list[str]:
+        """The models that this exchange's decision permits, in the order of the configuration."""
+        decision = exchange.decision
+        return [name for name in self.fleets if decision is not None and decision.permits(name)]
+
+
+def no_such_model(name: str, visible: list[str]) -> ApiError:
+    """404. A model that one may not ask looks like one that does not exist."""
+    listed = ", ".join(f"'{model}'" for model in visible) or "none"
+    message = f"there is no model '{name[:80]}' here: the models that you may ask are {listed}"
+    return ApiError(404, "model_not_found", message, "model")
+
+
+async def read_body(scope: Scope, receive: Receive) -> bytes:
+    """The whole body; the layer around has limited it. What the client takes to send it is not our time."""
+    before = time.monotonic()
+    message = await receive()
+    parts = [message.get("body", b"")]
+    while message.get("more_body", False):
+        message = await receive()
+        parts.append(message.get("body", b""))
+    scope["llm"].waited += time.monotonic() - before
+    return b"".join(parts)
+
+
+def seconds_allowed(scope: Scope, limit: float) -> float:
+    """How long this answer may take: `x-llm-deadline-ms`, where the client sends it, else `limit`; raises ApiError."""
+    asked = header(scope, b"x-llm-deadline-ms")
+    if asked is None:
+        return limit
+    if not re.fullmatch(rb"[1-9][0-9]{0,8}", asked):
+        name = "x-llm-deadline-ms"
+        seen = asked[:20].decode("latin-1")
+        message = f"the header '{name}' is {seen!r}: it takes milliseconds, a whole number above 0"
+        raise ApiError(400, "invalid_value", message, name)
+    return min(limit, int(asked) / 1000)
+
+
+class Completions:
+    """Every endpoint that makes text; they differ in what comes in and in how the answer looks."""
+
+    def __init__(self, state: State) -> None:
+        """`state` outlives every request."""
+        self.state = state
+        self.narrowed: dict[int, Limits] = {}
+        self.questions = Questions(state.recorder.proof)
+
+    def limits(self, scope: Scope) -> Limits:
+        """This gateway's limits, and the shorter answers where the decision grants no longer ones."""
+        exchange: Exchange = scope["llm"]
+        ours = self.state.limits
+        granted = exchange.decision.max_tokens if exchange.decision else 0
+        if granted >= ours.max_tokens:
+            return ours
+        if granted not in self.narrowed:
+            default = min(ours.default_max_tokens, granted)
+            update = {"max_tokens": granted, "default_max_tokens": default}
+            self.narrowed[granted] = ours.model_copy(update=update)
+        return self.narrowed[granted]
+
+    def question(self, scope: Scope, read: Read, sent: bytes) -> Question:
+        """What was asked; raises ApiError 400."""
+        return self.questions.read(scope["llm"].identity.tenant, read, self.limits(scope), sent)
+
+    async def chat(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """POST /v1/chat/completions."""
+        question = self.question(scope, questions.chat, await read_body(scope, receive))
+        link, hello = self.engine(scope, question.call)
+        rendering = OpenAiRendering(True, hello.model, hello.revision, question.call.include_usage)
+        await self.answer(scope, send, question, link, rendering)
+
+    async def completion(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """POST /v1/completions."""
+        question = self.question(scope, questions.completion, await read_body(scope, receive))
+        link, hello = self.engine(scope, question.call)
+        rendering = OpenAiRendering(False, hello.model, hello.revision, question.call.include_usage)
+        await self.answer(scope, send, question, link, rendering)
+
+    async def generate(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """GET and POST /generate."""
+        if scope["method"] == "GET":
+            question = self.question(scope, questions.queried, scope["query_string"])
+        else:
+            question = self.question(scope, questions.posted, await read_body(scope, receive))
+        link, hello = self.engine(scope, question.call)
+        await self.answer(scope, send, question, link, GenerateRendering(hello.model))
+
+    async def embeddings(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """POST /v1/embeddings."""
+        question = self.question(scope, questions.embedding, await read_body(scope, receive))
+        link, hello = self.engine(scope, question.call)
+        await self.answer(scope, send, question, link, EmbeddingRendering(hello.model))
+
+    def engine(self, scope: Scope, call: Call) -> tuple[Seat, Hello]:
+        """A seat at the model asked for, or at the first that may be asked; raises ApiError 404, 503 or 400."""
+        visible = self.state.visible(scope["llm"])
+        name = call.model if call.model is not None else next(iter(visible), "")
+        if name not in visible:
+            raise no_such_model(name, visible)
+        link = self.state.fleets[name].seat(scope["llm"].identity.tenant, call.generate)
+        refuse_undeclared(call.generate, link.hello.fields)
+        refuse_other_work(call.generate, link.hello.dimensions, call.dimensions)
+        return link, link.hello
+
+    async def answer(
+        self, scope: Scope, send: Send, question: Question, link: Seat, rendering: Rendering
+    ) -> None:
+        """From the cache or from the engine, whole or streamed."""
+        exchange: Exchange = scope["llm"]
+        identity, decision = exchange.identity, exchange.decision
+        if identity is None or decision is None:
+            raise RuntimeError("a route that answers stands behind authentication and policy")
+        exchange.model = link.model
+        call = question.call
+        if self.state.draining:
+            raise unavailable("draining", "this gateway is stopping: ask again", retry_after=5)
+        seconds = seconds_allowed(scope, self.state.limits.answer_seconds)
+        await self.state.recorder.intent(exchange, link.model, question.text, question.proof)
+        reserved = await self.state.quotas.reserve(
+            identity.tenant, identity.subject, decision, reserved_tokens(call.generate)
+        )
+        ends = exchange.started + seconds
+        tokens = min(len(question.text) // CHARACTERS_A_TOKEN + call.generate.max_tokens, link.hello.context)
+
+        def place() -> Place:
+            """In the queue; who waited for another's answer has waited."""
+            waited = time.monotonic() - exchange.started
+            patience = max(0.0, self.state.limits.queue_seconds - waited)
+            return Place(patience, tokens, decision.rate.priority, ends, seconds)
+
+        try:
+            with self.state.flights.watched(scope["peer"], identity, exchange.action or "", ends, seconds):
+                source = Source(exchange, link, call.generate, place, self.state.metrics)
+                wish = cache_wish(header(scope, b"cache-control"))
+                key = partial(question.key, identity.tenant, decision.revision, link.hello)
+                kept = await source.kept(self.state.cache, self.state.shared, wish, key)
+                if kept:
+                    await self.replay(exchange, send, call, link, rendering, kept)
+                else:
+                    answer = self.stream if call.generate.stream else self.whole
+                    await answer(exchange, send, link, rendering, source)
+        except ApiError as error:
+            if exchange.streaming:  # the slot is free already: a client that reads slowly holds nothing
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(LAST_WORD_SECONDS):
+                        await send({"type": "http.response.body", "body": error_event(error)})
+            raise
+        finally:
+            reserved.settle(exchange.tokens)
+        self.state.metrics.of(link.model).whole.observe(time.monotonic() - exchange.started)
+
+    async def replay(
+        self, exchange: Exchange, send: Send, call: Call, link: Seat, rendering: Rendering, kept: Kept
+    ) -> None:
+        """A kept answer; a stream gets the pieces that the engine once made."""
+        done = kept.done
+        self.count(exchange, link, done)
+        age = (b"age", b"%d" % kept.age())
+        if not call.generate.stream:
+            await respond(send, 200, rendering.whole(done), [age])
+            return
+        exchange.streaming = True
+        await send({"type": "http.response.start", "status": 200, "headers": [*EVENT_STREAM, age]})
+        self.state.metrics.of(link.model).first_token.observe(time.monotonic() - exchange.started)
+        opening = rendering.first()
+        body = b"".join([opening, *map(rendering.piece, kept.pieces), rendering.last(done)])
+        await send({"type": "http.response.body", "body": body})
+
+    async def whole(
+        self, exchange: Exchange, send: Send, link: Seat, rendering: Rendering, source: Source
+    ) -> None:
+        """One body."""
+        try:
+            frame = await source.begin()
+        finally:
+            source.close()
+        if isinstance(frame, Delta):
+            raise RuntimeError("a piece of a stream nobody asked for")
+        if source.ours:
+            exchange.tokens = frame.prompt_tokens + frame.completion_tokens
+        self.count(exchange, link, frame)
+        await respond(send, 200, rendering.whole(frame))
+
+    async def stream(
+        self, exchange: Exchange, send: Send, link: Seat, rendering: Rendering, source: Source
+    ) -> None:
+        """Server-sent events. What goes wrong before the first one is a plain error with its status."""
+        try:
+            frame = await source.begin()
+            exchange.streaming = True
+            await send({"type": "http.response.start", "status": 200, "headers": EVENT_STREAM})
+            await self.events(exchange, send, frame, source, link, rendering)
+        finally:
+            source.close()
+
+    async def events(
+        self,
+        exchange: Exchange,
+        send: Send,
+        frame: Delta | Done | Failed,
+        source: Source,
+        link: Seat,
+        rendering: Rendering,
+    ) -> None:
+        """From the first frame to [DONE]; every piece leaves at once."""
+        then = time.monotonic()
+        series = self.state.metrics.of(link.model)
+        series.first_token.observe(then - exchange.started)
+        opening = b"" if isinstance(frame, Event) else rendering.first()
+        while isinstance(frame, Delta):
+            said = rendering.event(frame) if isinstance(frame, Event) else rendering.piece(frame.text)
+            if said:
+                await send({"type": "http.response.body", "body": opening + said, "more_body": True})
+                opening = b""
+            exchange.tokens += source.ours  # until the engine says how many it were
+            frame = await source.answer.get()
+            now = time.monotonic()
+            series.inter_token.observe(now - then)
+            then = now
+        if isinstance(frame, Failed):
+            raise failure(frame)
+        if source.ours:
+            exchange.tokens = frame.prompt_tokens + frame.completion_tokens
+        self.count(exchange, link, frame)
+        await send({"type": "http.response.body", "body": opening + rendering.last(frame)})
+
+    def count(self, exchange: Exchange, link: Seat, done: Done) -> None:
+        """Tokens, for metrics and the access log."""
+        series = self.state.metrics.of(link.model)
+        series.prompt_tokens.inc(done.prompt_tokens)
+        series.completion_tokens.inc(done.completion_tokens)
+        exchange.fields["gen_ai.usage.input_tokens"] = done.prompt_tokens
+        exchange.fields["gen_ai.usage.output_tokens"] = done.completion_tokens
+        exchange.fields["llm.finish_reason"] = done.finish_reason

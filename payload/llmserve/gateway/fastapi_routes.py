@@ -1,0 +1,79 @@
+"""What is asked seldom: models and the OpenAPI document, by FastAPI. `app` imports this when it is asked for."""
+
+from typing import Annotated
+
+from fastapi import FastAPI, Path, Request, Response
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from llmserve.api.errors import ApiError
+from llmserve.gateway.completions import State, no_such_model
+from llmserve.gateway.openapi import describe
+from llmserve.gateway.routes import PlainRoute
+
+
+class Model(BaseModel):
+    """A model as OpenAI's API lists it; `context` in tokens; `dimensions` of its vectors, if it makes embeddings;
+    `parent`: the model to which it is an adapter.
+    """
+
+    id: str
+    object: str = "model"
+    created: int = 0
+    owned_by: str = "llmkeep"
+    context: int | None
+    revision: str | None
+    dimensions: int | None
+    parent: str | None
+
+
+class Models(BaseModel):
+    """All of them."""
+
+    object: str = "list"
+    data: list[Model]
+
+
+def cold_routes(state: State, plain: list[PlainRoute]) -> FastAPI:
+    """The routes. No page that would load anything from elsewhere; `plain` are described beside them."""
+    app = FastAPI(title="llmkeep", version="1", docs_url=None, redoc_url=None)
+
+    def described(name: str) -> Model:
+        hello = state.fleets[name].hello
+        if hello is None:
+            return Model(id=name, context=None, revision=None, dimensions=None, parent=None)
+        return Model(
+            id=name,
+            context=hello.context,
+            revision=hello.revision,
+            dimensions=hello.dimensions or None,
+            parent=hello.parent or None,
+        )
+
+    @app.exception_handler(ApiError)
+    async def refuse(_: Request, error: ApiError) -> Response:
+        """Answer here: what leaves FastAPI as an exception becomes its own plain 500."""
+        return Response(error.body(), error.status, media_type="application/json")
+
+    @app.exception_handler(HTTPException)
+    async def not_found(request: Request, error: HTTPException) -> Response:
+        """What Starlette's own router does not match, such as a line feed in a name."""
+        code = "unknown_path" if error.status_code == 404 else "invalid_request"
+        refused = ApiError(error.status_code, code, f"{request.method} here: {error.detail}")
+        return await refuse(request, refused)
+
+    @app.get("/v1/models")
+    async def list_models(request: Request) -> Models:
+        """The models that you may ask."""
+        return Models(data=[described(name) for name in state.visible(request.scope["llm"])])
+
+    @app.get("/v1/models/{name:path}")
+    async def get_model(request: Request, name: Annotated[str, Path()]) -> Model:
+        """One of them."""
+        visible = state.visible(request.scope["llm"])
+        if name not in visible:
+            raise no_such_model(name, visible)
+        return described(name)
+
+    app.openapi = lambda: describe(app, plain, state.limits)  # type: ignore[method-assign]
+    return app

@@ -1,0 +1,140 @@
+"""`llm-serve run`: an engine, a gateway and a key on one plain machine, for as long as it runs."""
+
+import asyncio
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import uvloop
+import yaml
+
+from llmcore import logs
+from llmcore.config import ConfigError, load
+from llmcore.manifest import write_manifest
+from llmserve.access.api_keys import edited, new_key
+from llmserve.gateway.process import run_gateway
+from llmserve.settings import GatewayConfig
+
+RESTART_SECONDS = 0.5
+
+
+class Everything:
+    """Instead of a policy, on one's own machine: the throw-away key may do all."""
+
+    async def judge(self, asked: dict[str, Any]) -> object:
+        """Yes."""
+        rate = {
+            "requests_per_minute": 10**6,
+            "tokens_per_minute": 10**9,
+            "tokens_per_day": 10**12,
+            "priority": 0,
+        }
+        return {
+            "allow": True,
+            "reason": "a developer's own machine",
+            "rule": "developer",
+            "revision": 1,
+            "models": ["*"],
+            "max_tokens": 10**6,
+            "rate_class": "developer",
+            "rate": rate,
+            "log_prompt": False,
+        }
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+@contextmanager
+def free_port() -> Iterator[int]:
+    """A TCP port of 127.0.0.1 that nobody else is given within the block; a server that sets SO_REUSEADDR may listen there."""
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        yield int(held.getsockname()[1])
+
+
+def run_all(engine: str, model: Path | None, port: int, redis: str | None) -> int:
+    """Run until interrupted. Raises ConfigError for an engine of a model without a model."""
+    if (engine == "echo") != (model is None):
+        raise ConfigError(f"--engine {engine} and --model DIR go together: give both, or neither for echo")
+    with (
+        free_port() as spare,
+        free_port() as metrics_port,
+        tempfile.TemporaryDirectory(prefix="llm-serve-") as name,
+    ):
+        port = port or spare
+        folder = Path(name)
+        model_name = "echo" if model is None else model.resolve().name
+        described: dict[str, object] = {"driver": engine}
+        if model is not None:
+            print(f"hashing {model}: the weights are taken as they are, on your word", file=sys.stderr)
+            write_manifest(model, folder / "manifest")
+            described |= {"path": str(model.resolve()), "manifest": str(folder / "manifest")}
+        engine_file, gateway_file = folder / "engine.yaml", folder / "gateway.yaml"
+        engine_file.write_text(yaml.safe_dump({"socket": str(folder / "engine.sock"), "model": described}))
+        gateway = {
+            "listen": {"port": port},
+            "metrics": {"port": metrics_port},
+            "engines": {model_name: {"socket": str(folder / "engine.sock")}},
+            "keys_file": str(folder / "keys.json"),
+            "audit": {"socket": str(folder / "audit.sock")},
+            "log_level": "ERROR",
+        }
+        if redis:
+            gateway["redis"] = {"url": redis}
+        gateway_file.write_text(yaml.safe_dump(gateway))
+        config = load(gateway_file, GatewayConfig)
+        logs.configure(config.log_level)
+        pepper = os.urandom(32)
+        key, record = new_key(pepper, "developer", "local", ["developer"], None)
+        with edited(folder / "keys.json") as records:
+            records.append(record)
+        if not redis:
+            print("no Redis: going on without a cache (give one with --redis URL)", file=sys.stderr)
+        print("no policy: the key below may do everything; an estate has one, and it is asked each time",
+              file=sys.stderr)  # fmt: skip
+        seed = folder / "audit.seed"
+        seed.write_text(os.urandom(32).hex())
+        seed.chmod(0o600)
+        address = f"http://127.0.0.1:{port}"
+        print(f"url      {address}")
+        print(f"metrics  http://127.0.0.1:{metrics_port}/metrics")
+        print(f"key      {key}")
+        question = "--data-urlencode 'prompt=Hello you'"
+        print(f"try      curl -G {address}/generate -H 'Authorization: Bearer {key}' {question}", flush=True)
+        writer = ["-m", "llmproof", "serve", "--folder", str(folder / "audit"), "--seed-file", str(seed)]
+        writer += ["--socket", str(folder / "audit.sock")]
+        engine_command = ["-m", "llmserve", "engine", "--name", model_name, "--config", str(engine_file)]
+        uvloop.run(run_all_three(config, pepper, {"engine": engine_command, "audit writer": writer}))
+    return 0
+
+
+async def run_all_three(config: GatewayConfig, pepper: bytes, others: dict[str, list[str]]) -> None:
+    """The gateway here, engine and audit writer in processes of their own that are started again when they die."""
+    tasks = [asyncio.create_task(keep_running(name, command)) for name, command in others.items()]
+    try:
+        await run_gateway(config, pepper, Everything())
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def keep_running(name: str, command: list[str]) -> None:
+    """Start `command`, in this Python, whenever it does not run; runs until cancelled."""
+    while True:
+        process = await asyncio.create_subprocess_exec(sys.executable, *command, start_new_session=True)
+        try:
+            code = await process.wait()
+        except asyncio.CancelledError:
+            process.terminate()
+            await process.wait()
+            raise
+        print(f"the {name} ended with {code}: starting it again", file=sys.stderr)
+        await asyncio.sleep(RESTART_SECONDS)

@@ -1,0 +1,1 @@
+"""Engines as the gateway sees them: connections, instances, admission."""
