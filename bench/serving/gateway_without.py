@@ -10,9 +10,9 @@ from llmserve.access.decision import Decision, Rate
 from llmserve.access.identity import Authenticator, Headers, Identity
 from llmserve.access.policy import Policy
 from llmserve.access.quotas import Quotas, Reservation
-from llmserve.audit.writer_client import Recorder
+from llmserve.asgi import Exchange
+from llmserve.audit.recorder import Recorder
 from llmserve.cli import main
-from llmserve.gateway.middleware import Exchange
 
 ANYBODY = Identity("api_key", "bench", "bench", "bench", ("developer",))
 RATE = Rate("bench", 10**6, 10**9, 10**12)  # as signed_policy: all gateways of one run count in one Redis

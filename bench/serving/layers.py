@@ -20,8 +20,9 @@ from llmserve.access.identity import Authenticator, Identity
 from llmserve.access.opa import OpaEmbedded, OpaServer
 from llmserve.access.policy import Policy
 from llmserve.access.quotas import Quotas
-from llmserve.audit.writer_client import AuditLink, Recorder
-from llmserve.gateway.middleware import Exchange
+from llmserve.asgi import Exchange
+from llmserve.audit.recorder import Recorder
+from llmserve.audit.writer_client import AuditLink
 from llmserve.metrics import Metrics
 from llmserve.redis_client import RedisLink
 from llmserve.settings import Redis

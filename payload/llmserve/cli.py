@@ -13,7 +13,7 @@ from llmcore import logs
 from llmcore.config import ConfigError, load
 from llmcore.manifest import ManifestError, verify_model
 from llmproof import cli as audit_cli
-from llmserve.access import api_keys_cli as keys_cli
+from llmserve.access import api_keys_cli
 from llmserve.access.api_keys import KeyFileError
 from llmserve.access.oidc import read_jwks
 from llmserve.engine.unsupported_models import refuse
@@ -72,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
     developer.add_argument("--port", type=int, default=8000, help="0 takes a free one")
     developer.add_argument("--redis", metavar="URL", help="cache answers there; without it there is no cache")
     developer.set_defaults(run=run_developer_command)
-    keys_cli.add_commands(commands)
+    api_keys_cli.add_commands(commands)
     audit = commands.add_parser("audit", help="prove or read the audit record; the same as llm-audit")
     audit_cli.add_commands(audit.add_subparsers(required=True, metavar="COMMAND"))
     return top
@@ -86,7 +86,7 @@ def run_gateway_command(options: argparse.Namespace) -> int:
 
     config = load(options.config, GatewayConfig)
     logs.configure(config.log_level)
-    uvloop.run(run_gateway(config, keys_cli.gateway_pepper(options.pepper_file)))
+    uvloop.run(run_gateway(config, api_keys_cli.gateway_pepper(options.pepper_file)))
     return 0
 
 

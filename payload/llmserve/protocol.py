@@ -12,6 +12,32 @@ from typing import Any, Literal
 
 LINE_LIMIT = 64 * 1024 * 1024  # bytes; JSON escapes may multiply a body of the largest size by six
 FinishReason = Literal["stop", "length"]
+# Fields that only some engines know, each with the value that asks for nothing. Any other value goes to an engine that
+# has declared the field, and is refused by name where it has not.
+NEUTRAL: dict[str, object] = {
+    "best_of": 1,
+    "echo": False,
+    "frequency_penalty": 0,
+    "function_call": None,
+    "functions": None,
+    "logit_bias": None,
+    "logprobs": False,
+    "metadata": None,
+    "modalities": ["text"],
+    "n": 1,
+    "parallel_tool_calls": None,
+    "presence_penalty": 0,
+    "reasoning_effort": None,
+    "response_format": {"type": "text"},
+    "service_tier": None,
+    "store": False,
+    "suffix": None,
+    "tool_choice": None,
+    "tools": None,
+    "top_logprobs": None,
+    "user": None,
+}
+OPTIONAL = frozenset({"seed", *NEUTRAL})  # all that an engine can declare in its Hello
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +45,7 @@ class Hello:
     """Who the engine is. `context` in tokens; `slots`: how many requests it runs at once.
 
     `tokens`: how many it holds at once in all of them, prompts and answers; 0 means that only `slots` is a bound.
-    `template`: revision of the chat template, where `revision` does not cover it. `fields`: those of `wire.OPTIONAL` that
+    `template`: revision of the chat template, where `revision` does not cover it. `fields`: those of `OPTIONAL` that
     it honours; the gateway refuses the others by name. `dimensions`: length of its vectors; 0 for a model that makes
     text. `kept`: its answers are text and nothing else, so they may come from the cache. `adapters`: names under which it
     answers otherwise, each with the revision that stands for both; `parent`: the model to which `model` is an adapter.

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from llmcore.config import Section
 from llmcore.model_config import Quantization
+from llmserve.protocol import OPTIONAL
 
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -90,8 +91,6 @@ class Remote(Section):
     @classmethod
     def fields_of_the_api(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         """Only what a request can carry."""
-        from llmserve.api.requests import OPTIONAL
-
         if unknown := sorted(set(names) - OPTIONAL):
             raise ValueError(f"{', '.join(unknown)}: an engine can declare {', '.join(sorted(OPTIONAL))}")
         return names

@@ -17,8 +17,7 @@ from tiny import make_deepseek, make_model, make_reciter
 from vllm_server import PYTHON, VllmServer
 
 from llmcore.manifest import write_manifest
-from llmserve.api.requests import OPTIONAL
-from llmserve.protocol import Beat, Cancel, Delta, Done, Frame, Generate, Hello, decode, encode
+from llmserve.protocol import OPTIONAL, Beat, Cancel, Delta, Done, Frame, Generate, Hello, decode, encode
 
 torch = pytest.importorskip("torch", reason="Debian's python3-torch is not installed")
 CHAT = "/v1/chat/completions"

@@ -4,7 +4,7 @@ import pytest
 
 from llmserve.api.errors import ApiError
 from llmserve.api.requests import Call
-from llmserve.gateway import parsed_requests as questions
+from llmserve.gateway import parsed_requests
 from llmserve.gateway.parsed_requests import KEPT, KEPT_BYTES, Question, Questions
 from llmserve.protocol import Generate, Hello
 from llmserve.settings import Limits
@@ -96,7 +96,7 @@ def test_neither_many_nor_long_questions_are_kept(kept: Questions, reader: Reade
     ids=["tenant", "policy", "model", "template"],
 )
 def test_a_kept_question_has_another_key_where_its_answer_may_be_another(change: dict[str, object]) -> None:
-    question = Question(questions.posted(b'{"prompt":"a"}', LIMITS), "a", "")
+    question = Question(parsed_requests.posted(b'{"prompt":"a"}', LIMITS), "a", "")
     usual: dict[str, object] = {"tenant": "research", "revision": 1, "hello": HELLO}
     key = question.key(**usual)  # type: ignore[arg-type]
     assert question.key(**usual) == key  # type: ignore[arg-type]

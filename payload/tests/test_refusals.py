@@ -13,11 +13,13 @@ from llmserve.access.identity import Authenticator
 from llmserve.access.opa import OpaServer
 from llmserve.access.policy import Policy
 from llmserve.access.quotas import Quotas
-from llmserve.audit.writer_client import AuditLink, Recorder
+from llmserve.audit.recorder import Recorder
+from llmserve.audit.writer_client import AuditLink
 from llmserve.cache.single_flight import SharedAnswers
-from llmserve.gateway.completions import State
 from llmserve.gateway.in_flight import Flights
-from llmserve.gateway.routes import Route, routing_table
+from llmserve.gateway.route import Route
+from llmserve.gateway.routes import routing_table
+from llmserve.gateway.state import State
 from llmserve.metrics import Metrics
 from llmserve.settings import Limits
 
@@ -157,6 +159,7 @@ def every_route(folder: Path) -> list[Route]:
         limits=Limits(),
         metrics=metrics,
         flights=Flights(metrics),
+        redis=None,
         cache=None,
         shared=SharedAnswers(metrics),
         policy=Policy(OpaServer(folder / "none", 1), metrics, None, None),

@@ -11,35 +11,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic.config import JsonDict
 
 from llmserve.api.errors import ApiError
-from llmserve.protocol import Generate
+from llmserve.protocol import NEUTRAL, OPTIONAL, Generate
 from llmserve.settings import Limits
 
-# Fields that only some engines know, each with the value that asks for nothing. Any other value goes to an engine that
-# has declared the field, and is refused by name where it has not.
-NEUTRAL: dict[str, object] = {
-    "best_of": 1,
-    "echo": False,
-    "frequency_penalty": 0,
-    "function_call": None,
-    "functions": None,
-    "logit_bias": None,
-    "logprobs": False,
-    "metadata": None,
-    "modalities": ["text"],
-    "n": 1,
-    "parallel_tool_calls": None,
-    "presence_penalty": 0,
-    "reasoning_effort": None,
-    "response_format": {"type": "text"},
-    "service_tier": None,
-    "store": False,
-    "suffix": None,
-    "tool_choice": None,
-    "tools": None,
-    "top_logprobs": None,
-    "user": None,
-}
-OPTIONAL = frozenset({"seed", *NEUTRAL})  # all that an engine can declare in its Hello
 Temperature = Annotated[float, Field(ge=0, le=2)]
 TopP = Annotated[float, Field(gt=0, le=1)]
 

@@ -7,7 +7,6 @@ would cost the writer a sync of its own.
 """
 
 import asyncio
-import hmac
 import logging
 import time
 from collections import deque
@@ -18,8 +17,6 @@ from typing import cast
 from pydantic_core import to_json
 
 from llmserve.api.errors import ApiError, unavailable
-from llmserve.audit.redact import redact
-from llmserve.gateway.middleware import Exchange
 from llmserve.metrics import Metrics
 
 log = logging.getLogger("llmserve.audit")
@@ -28,16 +25,6 @@ KEPT = 10_000  # outcomes that wait for a writer that is away; refusals wait in 
 OUTCOME_SECONDS = 0.01  # how long an outcome waits for an intent to travel with
 RETRY_SECONDS = 0.2
 ANSWER_BYTES = 64 * 1024  # an acknowledgement that is longer is none
-
-
-def phase(name: str, kind: str, outcome: str) -> dict[str, object]:
-    """What tells the records of one exchange apart."""
-    return {"llmkeep.audit.phase": name, "event.type": [kind], "event.outcome": outcome}
-
-
-INTENT = phase("intent", "access", "unknown")
-SUCCESS, FAILURE = phase("outcome", "access", "success"), phase("outcome", "access", "failure")
-REFUSED = phase("refused", "denied", "failure")
 
 
 class Entry:
@@ -240,74 +227,3 @@ def audit_unavailable() -> ApiError:
     """503."""
     message = "what you ask for cannot be recorded now, so it is not done: ask again later"
     return unavailable("audit_unavailable", message, retry_after=2)
-
-
-class Recorder:
-    """Turns exchanges into events, with ECS' names."""
-
-    def __init__(self, link: AuditLink, pepper: bytes) -> None:
-        """The pepper keys the prompts' hashes, so that a short prompt cannot be guessed from the record."""
-        self.link = link
-        self.key = hmac.digest(pepper, b"llmkeep audit prompt", "sha256")
-
-    def proof(self, prompt: str) -> str:
-        """The record's hash of a prompt."""
-        return hmac.digest(self.key, prompt.encode(), "sha256").hex()
-
-    async def intent(
-        self, exchange: Exchange, model: str | None, prompt: str | None, proof: str | None = None
-    ) -> None:
-        """What is about to be answered; raises ApiError 503 if it cannot be recorded. `proof`: the prompt's, if known."""
-        exchange.recorded = self.event(exchange)
-        event = exchange.recorded | INTENT
-        if model is not None:
-            event["gen_ai.request.model"] = model
-        if prompt is not None:
-            event["llmkeep.prompt.hmac"] = proof or self.proof(prompt)
-            if exchange.decision and exchange.decision.log_prompt:
-                event["llmkeep.prompt.text"] = redact(prompt)
-        await self.link.record(event)
-        exchange.intended = True
-
-    def close(self, exchange: Exchange, nanoseconds: int) -> None:
-        """How it ended, if it began; or that it was refused. Public routes leave no record."""
-        if exchange.intended:
-            failed = exchange.code is not None or exchange.status >= 400
-            event = exchange.recorded | (FAILURE if failed else SUCCESS)
-            for name in ("input_tokens", "output_tokens"):
-                if f"gen_ai.usage.{name}" in exchange.fields:
-                    event[f"gen_ai.usage.{name}"] = exchange.fields[f"gen_ai.usage.{name}"]
-        elif exchange.status in {401, 403, 429} and not exchange.public:
-            event = self.event(exchange) | REFUSED
-        else:
-            return
-        event["http.response.status_code"] = exchange.status
-        event["event.duration"] = nanoseconds
-        if exchange.code is not None:
-            event["error.code"] = exchange.code
-        self.link.note(event, refusal=not exchange.intended)
-
-    def event(self, exchange: Exchange) -> dict[str, object]:
-        """Who, what, and allowed by which rule."""
-        event: dict[str, object] = {
-            "event.kind": "event",
-            "event.category": ["api"],
-            "event.action": exchange.action or "unknown",
-            "transaction.id": exchange.transaction,
-            "http.request.id": exchange.request_id.decode(),
-            "url.path": exchange.route,
-        }
-        if exchange.address:
-            event["source.ip"] = exchange.address
-        identity, decision = exchange.identity, exchange.decision
-        if identity:
-            event["user.id"] = identity.subject
-            event["user.roles"] = list(identity.roles)
-            event["organization.id"] = identity.tenant
-            event["llmkeep.identity.kind"] = identity.kind
-            event["llmkeep.identity.id"] = identity.id
-        if decision:
-            event["llmkeep.decision.id"] = decision.id
-            event["llmkeep.decision.rule"] = decision.rule
-            event["llmkeep.decision.revision"] = decision.revision
-        return event

@@ -53,7 +53,7 @@ class Driver(Protocol):
     revision: str
     context: int
     slots: int
-    fields: Sequence[str]  # of wire.OPTIONAL, those that it honours
+    fields: Sequence[str]  # of protocol.OPTIONAL, those that it honours
     dimensions: int  # of its vectors; 0 for a model that makes text
     tokens: int  # as in Hello
     template: str

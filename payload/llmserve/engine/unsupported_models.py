@@ -6,7 +6,7 @@ from pathlib import Path
 from llmcore import model_config
 from llmcore.config import ConfigError
 from llmcore.model_config import Quantization
-from llmserve.engine import memory_fit as fit
+from llmserve.engine import memory_fit
 from llmserve.settings import EngineConfig, LocalModel
 
 
@@ -56,5 +56,5 @@ def refuse_adapters_beside_latents(path: Path) -> None:
 def latent_family(path: Path) -> str | None:
     """The model's type if its cache holds latents."""
     config = model_config.read(path)
-    latent = "kv_lora_rank" in config or config.get("model_type") in fit.LATENT
+    latent = "kv_lora_rank" in config or config.get("model_type") in memory_fit.LATENT
     return str(config.get("model_type")) if latent else None

@@ -6,9 +6,9 @@ from dataclasses import replace
 from functools import partial
 
 from llmserve.api.errors import ApiError
+from llmserve.asgi import Exchange
 from llmserve.cache.exact import CacheKey, CacheWish, ExactCache, Kept
 from llmserve.cache.single_flight import SharedAnswers
-from llmserve.gateway.middleware import Exchange
 from llmserve.metrics import Metrics
 from llmserve.protocol import Delta, Done, Failed, Generate, Hello
 from llmserve.upstream.admission import Place

@@ -4,12 +4,8 @@ import asyncio
 import re
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 
-from llmserve.access.identity import Authenticator
-from llmserve.access.policy import Policy
-from llmserve.access.quotas import Quotas
 from llmserve.api.errors import ApiError, unavailable
 from llmserve.api.requests import Call, refuse_other_work, refuse_undeclared, reserved_tokens
 from llmserve.api.responses import (
@@ -19,19 +15,16 @@ from llmserve.api.responses import (
     Rendering,
     error_event,
 )
-from llmserve.audit.writer_client import AuditLink, Recorder
-from llmserve.cache.exact import ExactCache, Kept, cache_wish
-from llmserve.cache.single_flight import SharedAnswers
-from llmserve.gateway import parsed_requests as questions
+from llmserve.asgi import Exchange, Receive, Scope, Send, header, respond
+from llmserve.cache.exact import Kept, cache_wish
+from llmserve.gateway import parsed_requests
 from llmserve.gateway.answer_source import Source, failure
-from llmserve.gateway.in_flight import Flights
-from llmserve.gateway.middleware import Exchange, Receive, Scope, Send, header, respond
 from llmserve.gateway.parsed_requests import Question, Questions, Read
-from llmserve.metrics import Metrics
+from llmserve.gateway.state import State, no_such_model
 from llmserve.protocol import Delta, Done, Event, Failed, Hello
 from llmserve.settings import Limits
 from llmserve.upstream.admission import Place
-from llmserve.upstream.instances import Fleet, Seat
+from llmserve.upstream.instances import Seat
 
 CHARACTERS_A_TOKEN = 3  # to guess a prompt's tokens before the engine counts them; English has four
 LAST_WORD_SECONDS = 5.0  # for the error event at the end of a stream that broke
@@ -40,36 +33,6 @@ EVENT_STREAM = [
     (b"cache-control", b"no-store"),
     (b"x-accel-buffering", b"no"),
 ]
-
-
-@dataclass
-class State:
-    """What the handlers of one gateway process share."""
-
-    fleets: dict[str, Fleet]
-    authenticator: Authenticator
-    limits: Limits
-    metrics: Metrics
-    flights: Flights
-    cache: ExactCache | None
-    shared: SharedAnswers
-    policy: Policy
-    quotas: Quotas
-    audit: AuditLink
-    recorder: Recorder
-    draining: bool = False
-
-    def visible(self, exchange: Exchange) -> list[str]:
-        """The models that this exchange's decision permits, in the order of the configuration."""
-        decision = exchange.decision
-        return [name for name in self.fleets if decision is not None and decision.permits(name)]
-
-
-def no_such_model(name: str, visible: list[str]) -> ApiError:
-    """404. A model that one may not ask looks like one that does not exist."""
-    listed = ", ".join(f"'{model}'" for model in visible) or "none"
-    message = f"there is no model '{name[:80]}' here: the models that you may ask are {listed}"
-    return ApiError(404, "model_not_found", message, "model")
 
 
 async def read_body(scope: Scope, receive: Receive) -> bytes:
@@ -125,14 +88,14 @@ class Completions:
 
     async def chat(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /v1/chat/completions."""
-        question = self.question(scope, questions.chat, await read_body(scope, receive))
+        question = self.question(scope, parsed_requests.chat, await read_body(scope, receive))
         link, hello = self.engine(scope, question.call)
         rendering = OpenAiRendering(True, hello.model, hello.revision, question.call.include_usage)
         await self.answer(scope, send, question, link, rendering)
 
     async def completion(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /v1/completions."""
-        question = self.question(scope, questions.completion, await read_body(scope, receive))
+        question = self.question(scope, parsed_requests.completion, await read_body(scope, receive))
         link, hello = self.engine(scope, question.call)
         rendering = OpenAiRendering(False, hello.model, hello.revision, question.call.include_usage)
         await self.answer(scope, send, question, link, rendering)
@@ -140,15 +103,15 @@ class Completions:
     async def generate(self, scope: Scope, receive: Receive, send: Send) -> None:
         """GET and POST /generate."""
         if scope["method"] == "GET":
-            question = self.question(scope, questions.queried, scope["query_string"])
+            question = self.question(scope, parsed_requests.queried, scope["query_string"])
         else:
-            question = self.question(scope, questions.posted, await read_body(scope, receive))
+            question = self.question(scope, parsed_requests.posted, await read_body(scope, receive))
         link, hello = self.engine(scope, question.call)
         await self.answer(scope, send, question, link, GenerateRendering(hello.model))
 
     async def embeddings(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /v1/embeddings."""
-        question = self.question(scope, questions.embedding, await read_body(scope, receive))
+        question = self.question(scope, parsed_requests.embedding, await read_body(scope, receive))
         link, hello = self.engine(scope, question.call)
         await self.answer(scope, send, question, link, EmbeddingRendering(hello.model))
 

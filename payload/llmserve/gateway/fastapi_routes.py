@@ -1,4 +1,4 @@
-"""What is asked seldom: models and the OpenAPI document, by FastAPI. `app` imports this when it is asked for."""
+"""What is asked seldom: models and the OpenAPI document, by FastAPI. loaded when the first of them is asked for."""
 
 from typing import Annotated
 
@@ -7,9 +7,9 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from llmserve.api.errors import ApiError
-from llmserve.gateway.completions import State, no_such_model
 from llmserve.gateway.openapi import describe
-from llmserve.gateway.routes import PlainRoute
+from llmserve.gateway.route import PlainRoute
+from llmserve.gateway.state import State, no_such_model
 
 
 class Model(BaseModel):

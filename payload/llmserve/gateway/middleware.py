@@ -1,79 +1,25 @@
-"""The layers around every handler, outermost first: request id, body limit, authentication. Pure ASGI.
+"""Pure ASGI middleware around every handler, one class per concern, in the order in which `routes.build_app` nests them.
 
-Each is a class with `__init__(app)` and `async __call__(scope, receive, send)`; they share one
-`Exchange`, which stands in `scope["llm"]`.
+They share one `Exchange`, which stands in `scope["llm"]`.
 """
 
 import asyncio
-import json
 import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
 
 from llmcore import logs
-from llmserve.access.decision import Decision
-from llmserve.access.identity import Authenticator, Identity
+from llmserve.access.identity import Authenticator
 from llmserve.api.errors import ApiError
+from llmserve.asgi import App, Exchange, Message, Receive, Scope, Send, header, respond
 from llmserve.metrics import Metrics
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 log = logging.getLogger("llmserve.access")
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 TRACEPARENT = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]([0-9a-f])(-.*)?")
 HEALTH = frozenset({"/livez", "/readyz", "/health", "/drainz"})  # asked every second, so not worth a line
-
-
-@dataclass(slots=True)
-class Exchange:
-    """One request and its answer, as the layers and the access log see it."""
-
-    request_id: bytes
-    trace_id: bytes
-    sampled: bool  # whether the caller records this trace
-    started: float  # time.monotonic()
-    waited: float = 0.0  # seconds for the client, a slot and the engine: what is not the gateway's own time
-    cache: bytes | None = None  # hit, miss or bypass
-    identity: Identity | None = None
-    action: str | None = None  # as policy names it: method and route
-    decision: Decision | None = None
-    public: bool = False
-    intended: bool = False  # its intent is in the audit record, so its outcome must follow
-    transaction: str = field(
-        default_factory=lambda: secrets.token_hex(8)
-    )  # a client may choose its request id
-    address: str | None = None  # of the client, as the edge saw it
-    route: str = "other"
-    model: str | None = None
-    status: int = 0
-    tokens: int = 0  # that the engine has spent on it
-    code: str | None = None  # of the error, if there was one
-    streaming: bool = False
-    fields: dict[str, object] = field(default_factory=dict)  # for the access log: counts, never text
-    recorded: dict[str, object] = field(
-        default_factory=dict
-    )  # what the audit record says of it from the first
-
-    @property
-    def traceparent(self) -> bytes:
-        """For whoever is asked next: this exchange is the parent."""
-        return b"00-%b-%b-0%d" % (self.trace_id, self.transaction.encode(), self.sampled)
-
-
-def header(scope: Scope, name: bytes) -> bytes | None:
-    """The first header of this name."""
-    for key, value in scope["headers"]:
-        if key == name:
-            return bytes(value)
-    return None
 
 
 def trace(given: bytes) -> tuple[bytes, bool] | None:
@@ -87,39 +33,15 @@ def trace(given: bytes) -> tuple[bytes, bool] | None:
     return trace_id, bool(int(flags, 16) & 1)
 
 
-async def respond(
-    send: Send,
-    status: int,
-    body: bytes,
-    headers: list[tuple[bytes, bytes]] | None = None,
-    content_type: bytes = b"application/json",
-) -> None:
-    """A whole answer."""
-    start: Message = {
-        "type": "http.response.start",
-        "status": status,
-        "headers": [
-            (b"content-type", content_type),
-            (b"content-length", b"%d" % len(body)),
-            (b"cache-control", b"no-store"),
-            *(headers or ()),
-        ],
-    }
-    await send(start)
-    await send({"type": "http.response.body", "body": body})
+class RequestContext:
+    """Opens the request's `Exchange`, and names it in the headers of the answer."""
 
-
-class RequestId:
-    """Names the request, turns errors into envelopes, and writes one access line without query or bodies."""
-
-    def __init__(self, app: App, metrics: Metrics, close: Callable[[Exchange, int], None]) -> None:
-        """Outermost: nothing escapes it. `close` gets each exchange at its end, and its nanoseconds."""
+    def __init__(self, app: App, metrics: Metrics) -> None:
         self.app = app
         self.metrics = metrics
-        self.close = close
 
     def begin(self, scope: Scope) -> Exchange:
-        """Who asks for what is not known yet, only what the caller names it."""
+        """Request id and trace as the client names them, or new ones; the identity is not known yet."""
         given = parent = address = None
         for name, value in scope["headers"]:
             if name == b"x-request-id":
@@ -137,7 +59,6 @@ class RequestId:
         return exchange
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
         exchange = scope["llm"] = self.begin(scope)
 
         async def named(message: Message) -> None:
@@ -157,31 +78,23 @@ class RequestId:
                     self.metrics.overhead_by[exchange.cache].observe(overhead)
             await send(message)
 
+        await self.app(scope, receive, named)
+
+
+class AccessLog:
+    """Counts and records every request at its end, and writes one line without query or bodies."""
+
+    def __init__(self, app: App, metrics: Metrics, close: Callable[[Exchange, int], None]) -> None:
+        """`close` gets each exchange at its end, and its duration in nanoseconds."""
+        self.app = app
+        self.metrics = metrics
+        self.close = close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await self.app(scope, receive, named)
-        except ApiError as error:
-            exchange.code = error.code
-            self.metrics.refused(error.code)
-            if not exchange.status:
-                await respond(named, error.status, error.body(), error.headers)
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:
-            exchange.code = "internal_error"
-            log.exception(
-                "a handler failed", extra={"fields": {"http.request.id": exchange.request_id.decode()}}
-            )
-            if exchange.status:
-                raise
-            refused = ApiError(
-                500,
-                "internal_error",
-                f"the gateway failed with {type(error).__name__}: tell the operator the id "
-                f"{exchange.request_id.decode()}",
-            )
-            await respond(named, refused.status, refused.body())
+            await self.app(scope, receive, send)
         finally:
-            self.finish(scope, exchange)
+            self.finish(scope, scope["llm"])
 
     def finish(self, scope: Scope, exchange: Exchange) -> None:
         """Count, record and log."""
@@ -215,8 +128,43 @@ class RequestId:
         logs.told(log, "answered", fields | exchange.fields)
 
 
+class ErrorEnvelope:
+    """Answers with OpenAI's error envelope where a handler raises, if the answer has not begun."""
+
+    def __init__(self, app: App, metrics: Metrics) -> None:
+        self.app = app
+        self.metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Raises only what a handler raised after its answer had begun, and a task's cancellation."""
+        exchange: Exchange = scope["llm"]
+        try:
+            await self.app(scope, receive, send)
+        except ApiError as error:
+            exchange.code = error.code
+            self.metrics.refused(error.code)
+            if not exchange.status:
+                await respond(send, error.status, error.body(), error.headers)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            exchange.code = "internal_error"
+            log.exception(
+                "a handler failed", extra={"fields": {"http.request.id": exchange.request_id.decode()}}
+            )
+            if exchange.status:
+                raise
+            refused = ApiError(
+                500,
+                "internal_error",
+                f"the gateway failed with {type(error).__name__}: tell the operator the id "
+                f"{exchange.request_id.decode()}",
+            )
+            await respond(send, refused.status, refused.body())
+
+
 class BodyLimit:
-    """No body is longer than the limit; llmserve.gateway.http_protocol bounds what comes before it."""
+    """Refuses a longer body with 413; gateway.http_protocol bounds the head that comes before it."""
 
     def __init__(self, app: App, limit: int) -> None:
         """`limit` in bytes."""
@@ -224,12 +172,11 @@ class BodyLimit:
         self.limit = limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
         length = header(scope, b"content-length")
         if length is not None:
             if int(length) > self.limit:
                 raise self.too_large(int(length))
-            await self.app(scope, receive, send)  # which the parser lets nobody exceed
+            await self.app(scope, receive, send)  # the parser enforces it
             return
         seen = 0
 
@@ -245,7 +192,6 @@ class BodyLimit:
         await self.app(scope, counted, send)
 
     def too_large(self, seen: int) -> ApiError:
-        """413."""
         return ApiError(
             413,
             "body_too_large",
@@ -264,14 +210,8 @@ class Authentication:
         self.public = public
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
         if scope["path"] in self.public:
             scope["llm"].public = True
         else:
             scope["llm"].identity = self.authenticator.identify(scope["headers"])
         await self.app(scope, receive, send)
-
-
-def json_body(content: object) -> bytes:
-    """Compact JSON."""
-    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()

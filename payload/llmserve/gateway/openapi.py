@@ -6,7 +6,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
-from llmserve.gateway.routes import PlainRoute
+from llmserve.gateway.route import PlainRoute
 from llmserve.settings import Limits
 
 SCHEMAS = "#/components/schemas/"

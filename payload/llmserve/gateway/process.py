@@ -23,14 +23,15 @@ from llmserve.access.opa import Judge, OpaEmbedded, OpaServer
 from llmserve.access.policy import Policy
 from llmserve.access.quotas import Quotas
 from llmserve.api.errors import ApiError
-from llmserve.audit.writer_client import AuditLink, Recorder
+from llmserve.asgi import App, Receive, Scope, Send, respond
+from llmserve.audit.recorder import Recorder
+from llmserve.audit.writer_client import AuditLink
 from llmserve.cache.exact import ExactCache
 from llmserve.cache.single_flight import SharedAnswers
-from llmserve.gateway.completions import State
 from llmserve.gateway.http_protocol import BoundedHttp
 from llmserve.gateway.in_flight import Flights
-from llmserve.gateway.middleware import App, Receive, Scope, Send, respond
 from llmserve.gateway.routes import build_app
+from llmserve.gateway.state import State
 from llmserve.metrics import EngineGauges, Metrics
 from llmserve.redis_client import RedisLink
 from llmserve.settings import GatewayConfig, Listener, PolicySource
@@ -144,91 +145,125 @@ def open_policy(config: GatewayConfig, metrics: Metrics, judge: Judge | None) ->
     return Policy(judge or open_judge(source), metrics, source.seen, glass)
 
 
+def build(config: GatewayConfig, pepper: bytes, judge: Judge | None) -> State:
+    """What the handlers share, with nothing connected yet; raises ConfigError where policy or audit is missing."""
+    if config.audit is None:
+        raise ConfigError("key 'audit' is missing: what is not recorded is not answered; set it")
+    metrics = Metrics()
+    limits = config.limits
+    issuer = Issuer(config.identity.oidc) if config.identity.oidc else None
+    keys = KeyTable(config.keys_file, pepper)
+    room = Queue(limits.waiting, limits.waiting_tokens)
+    redis = open_redis(config)
+    audit = AuditLink(config.audit.socket, metrics)
+    return State(
+        fleets={name: open_fleet(name, engine, room, credential) for name, engine in config.engines.items()},
+        authenticator=Authenticator(keys, config.identity.certificate_header, issuer),
+        limits=limits,
+        metrics=metrics,
+        flights=Flights(metrics),
+        redis=redis,
+        cache=ExactCache(redis, config.redis.ttl_seconds, metrics) if redis and config.redis else None,
+        shared=SharedAnswers(metrics),
+        policy=open_policy(config, metrics, judge),
+        quotas=Quotas(redis, metrics),
+        audit=audit,
+        recorder=Recorder(audit, pepper),
+    )
+
+
+def export_gauges(state: State) -> None:
+    """Metrics that are read at each scrape."""
+    state.metrics.tasks.set_function(lambda: len(asyncio.all_tasks()))
+    state.metrics.registry.register(EngineGauges(lambda: [fleet.state() for fleet in state.fleets.values()]))
+    for name in state.fleets:
+        state.metrics.of(name)
+
+
+def keys_changed(state: State) -> None:
+    """Count the keys that are known now, and end what was asked with one that is revoked."""
+    keys, issuer = state.authenticator.keys, state.authenticator.issuer
+    state.metrics.keys.set(-1 if keys.records is None else len(keys.records))
+    if issuer:
+        state.metrics.issuer_keys.set(-1 if issuer.keys is None else len(issuer.keys))
+    state.flights.end_revoked(state.authenticator)
+
+
+def start_background(
+    tasks: asyncio.TaskGroup, state: State, probe_seconds: float
+) -> list[asyncio.Task[None]]:
+    """Connections and watches, which run until they are cancelled; the list grows by a task for each changed policy."""
+    links = [link for fleet in state.fleets.values() for link in fleet.links]
+    background = [tasks.create_task(link.keep_connected()) for link in links]
+    background.append(tasks.create_task(state.authenticator.watch(lambda: keys_changed(state))))
+    background.append(tasks.create_task(state.audit.keep_connected()))
+    background.append(tasks.create_task(state.policy.watch(probe_seconds)))
+    background.append(tasks.create_task(end_late_flights(state)))
+
+    def policy_changed() -> None:
+        background.append(tasks.create_task(state.flights.end_denied(state.policy)))
+
+    state.policy.changed = policy_changed
+    return background
+
+
 async def run_gateway(config: GatewayConfig, pepper: bytes, judge: Judge | None = None) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal ends at once.
 
     Raises ConfigError where the configuration lacks policy or audit. `judge` stands in for the policy of a
     developer's machine.
     """
-    if config.audit is None:
-        raise ConfigError("key 'audit' is missing: what is not recorded is not answered; set it")
     logs.guard(asyncio.get_running_loop())
-    metrics = Metrics()
-    limits = config.limits
-    keys = KeyTable(config.keys_file, pepper)
-    issuer = Issuer(config.identity.oidc) if config.identity.oidc else None
-    authenticator = Authenticator(keys, config.identity.certificate_header, issuer)
-    room = Queue(limits.waiting, limits.waiting_tokens)
-    fleets = {name: open_fleet(name, engine, room, credential) for name, engine in config.engines.items()}
-    metrics.tasks.set_function(lambda: len(asyncio.all_tasks()))
-    metrics.registry.register(EngineGauges(lambda: [fleet.state() for fleet in fleets.values()]))
-    for name in fleets:
-        metrics.of(name)
-    redis = open_redis(config)
-    cache = ExactCache(redis, config.redis.ttl_seconds, metrics) if redis and config.redis else None
-    policy = open_policy(config, metrics, judge)
-    probe_seconds = config.policy.probe_ms / 1000 if config.policy else 1.0
-    audit = AuditLink(config.audit.socket, metrics)
-    state = State(
-        fleets=fleets,
-        authenticator=authenticator,
-        limits=limits,
-        metrics=metrics,
-        flights=Flights(metrics),
-        cache=cache,
-        shared=SharedAnswers(metrics),
-        policy=policy,
-        quotas=Quotas(redis, metrics),
-        audit=audit,
-        recorder=Recorder(audit, pepper),
-    )
+    state = build(config, pepper, judge)
+    export_gauges(state)
+    keys_changed(state)
     sockets = [listening(config.listen), listening(config.metrics)]
-    servers = [server(build_app(state)), server(metrics_app(metrics))]
-
-    def keys_changed() -> None:
-        metrics.keys.set(-1 if keys.records is None else len(keys.records))
-        if issuer:
-            metrics.issuer_keys.set(-1 if issuer.keys is None else len(issuer.keys))
-        state.flights.end_revoked(authenticator)
-
-    keys_changed()
+    servers = [server(build_app(state)), server(metrics_app(state.metrics))]
     stop = Stop()
     async with asyncio.TaskGroup() as tasks:
-        background = [
-            tasks.create_task(link.keep_connected()) for fleet in fleets.values() for link in fleet.links
-        ]
-        background.append(tasks.create_task(authenticator.watch(keys_changed)))
-        background.append(tasks.create_task(audit.keep_connected()))
-        background.append(tasks.create_task(policy.watch(probe_seconds)))
-        policy.changed = lambda: background.append(tasks.create_task(state.flights.end_denied(policy)))
-        background.append(tasks.create_task(end_late_flights(state)))
+        background = start_background(tasks, state, config.policy.probe_ms / 1000 if config.policy else 1.0)
         serving = [
             tasks.create_task(each.serve(sockets=[bound]))
             for each, bound in zip(servers, sockets, strict=True)
         ]
-        await engines_present(fleets)
-        await until_it_may_answer(state)
-        addresses = [describe(bound) for bound in sockets]
-        log.info("ready", extra={"fields": {"listen": addresses[0], "metrics": addresses[1]}})
-        gc.collect()
-        gc.freeze()  # what is there now stays: to look through all of it again would stop every answer for long
-        notify("READY=1")
+        await get_ready(state, sockets)
         await stop.asked.wait()
-        notify("STOPPING=1")
-        if config.listen.socket:
-            await leave(config.listen.socket, stop)
-        await drain(state, stop, servers[0].server_state.tasks, limits.drain_seconds)
-        for each in servers:
-            each.should_exit = True
-            each.force_exit = stop.now.is_set()
+        await shut_down(config, state, stop, servers)
         await asyncio.gather(*serving)
-        await audit.settled()
+        await state.audit.settled()
         for task in background:
             task.cancel()
-    authenticator.close()
-    if redis:
-        await redis.close()
-    policy.engine.close()
+    await close(state)
+
+
+async def get_ready(state: State, sockets: list[socket.socket]) -> None:
+    """Wait for engines, policy and audit writer, and tell systemd."""
+    await engines_present(state.fleets)
+    await until_it_may_answer(state)
+    addresses = [describe(bound) for bound in sockets]
+    log.info("ready", extra={"fields": {"listen": addresses[0], "metrics": addresses[1]}})
+    gc.collect()
+    gc.freeze()  # what is there now stays: to look through all of it again would stop every answer for long
+    notify("READY=1")
+
+
+async def shut_down(config: GatewayConfig, state: State, stop: Stop, servers: list[Server]) -> None:
+    """Stop listening, drain, and tell the servers to exit."""
+    notify("STOPPING=1")
+    if config.listen.socket:
+        await leave(config.listen.socket, stop)
+    await drain(state, stop, servers[0].server_state.tasks, config.limits.drain_seconds)
+    for each in servers:
+        each.should_exit = True
+        each.force_exit = stop.now.is_set()
+
+
+async def close(state: State) -> None:
+    """Give back what `build` opened."""
+    state.authenticator.close()
+    if state.redis:
+        await state.redis.close()
+    state.policy.engine.close()
 
 
 async def leave(path: Path, stop: Stop) -> None:

@@ -1,54 +1,18 @@
-"""The gateway as an ASGI application: one routing table, three layers around it, FastAPI for cold routes."""
+"""The routing table, and the gateway as an ASGI application: middleware around a router, FastAPI for cold routes."""
 
 import asyncio
-from dataclasses import dataclass
-
-from pydantic import BaseModel
 
 from llmserve.access.policy import denied
-from llmserve.api.errors import ApiError, unavailable
+from llmserve.api.errors import ApiError
 from llmserve.api.requests import ChatBody, CompletionBody, EmbeddingBody, GenerateBody
 from llmserve.api.response_models import ChatCompletion, DrainState, Embeddings, Generated, TextCompletion
 from llmserve.api.response_models import Health as HealthShape
-from llmserve.gateway.completions import Completions, State
-from llmserve.gateway.middleware import (
-    App,
-    Authentication,
-    BodyLimit,
-    Exchange,
-    Receive,
-    RequestId,
-    Scope,
-    Send,
-    json_body,
-    respond,
-)
-
-
-@dataclass(frozen=True)
-class Route:
-    """A path and who answers which method there. A path that ends in '/' stands for everything below it."""
-
-    path: str
-    methods: dict[str, App]
-    public: bool = False
-    hot: type[BaseModel] | None = None  # its body's model; such a route knows model and prompt
-    answer: type[BaseModel] | None = None  # of a route that FastAPI does not know
-
-    @property
-    def pattern(self) -> str:
-        """The path as policy names it."""
-        return f"{self.path}*" if self.path.endswith("/") else self.path
-
-
-@dataclass(frozen=True)
-class PlainRoute:
-    """A route as it is described: its body's model is None where there is none and nobody needs a key."""
-
-    path: str
-    methods: list[str]
-    body: type[BaseModel] | None
-    answer: type[BaseModel]
+from llmserve.asgi import App, Exchange, Receive, Scope, Send
+from llmserve.gateway.completions import Completions
+from llmserve.gateway.health import Health
+from llmserve.gateway.middleware import AccessLog, Authentication, BodyLimit, ErrorEnvelope, RequestContext
+from llmserve.gateway.route import PlainRoute, Route
+from llmserve.gateway.state import State
 
 
 class Cold:
@@ -69,48 +33,10 @@ class Cold:
         await self.app(scope, receive, send)
 
     def make(self) -> App:
-        """With the import that is meant."""
+        """Import FastAPI, and build its application."""
         from llmserve.gateway.fastapi_routes import cold_routes
 
         return cold_routes(self.state, self.plain)
-
-
-class Health:
-    """For systemd, load balancers and people: is the process alive, may it be asked."""
-
-    def __init__(self, state: State) -> None:
-        """`state` is read at each question."""
-        self.state = state
-
-    async def live(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """200 as long as the event loop turns."""
-        await respond(send, 200, b'{"status":"alive"}')
-
-    async def ready(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """200 if a request would be answered now, else 503 and why not."""
-        reasons = []
-        if self.state.draining:
-            reasons.append("this gateway is stopping")
-        if self.state.authenticator.keys.records is None:
-            reasons.append("the API keys cannot be read")
-        if not self.state.policy.ready:
-            reasons.append("no policy decides")
-        if not self.state.audit.up:
-            reasons.append("nothing can be recorded")
-        # How many, not which: anybody may ask, and which models there are is for those who may use them.
-        fleets = self.state.fleets.values()
-        if absent := sum(fleet.hello is None for fleet in fleets):
-            reasons.append(f"{absent} of {len(fleets)} engines are not there")
-        if stalled := sum(fleet.hello is not None and not fleet.up for fleet in fleets):
-            reasons.append(f"{stalled} of {len(fleets)} engines make no step")
-        if reasons:
-            raise unavailable("not_ready", "not ready: " + "; ".join(reasons))
-        await respond(send, 200, json_body({"status": "ready"}))
-
-    async def drain(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Whether this gateway stops, and how many answers it still owes: at 0 nothing is lost any more."""
-        state = "draining" if self.state.draining else "serving"
-        await respond(send, 200, json_body({"status": state, "in_flight": len(self.state.flights.active)}))
 
 
 def routing_table(state: State) -> list[Route]:
@@ -192,8 +118,9 @@ class Router:
 
 
 def build_app(state: State) -> App:
-    """Request id → body limit → authentication → policy and quotas → handler."""
+    """Request context → access log → error envelope → body limit → authentication → policy and quotas → handler."""
     table = routing_table(state)
     public = frozenset(route.path for route in table if route.public)
-    app = Authentication(Router(table, state), state.authenticator, public)
-    return RequestId(BodyLimit(app, state.limits.body_bytes), state.metrics, state.recorder.close)
+    app: App = Authentication(Router(table, state), state.authenticator, public)
+    app = ErrorEnvelope(BodyLimit(app, state.limits.body_bytes), state.metrics)
+    return RequestContext(AccessLog(app, state.metrics, state.recorder.close), state.metrics)

@@ -1,0 +1,49 @@
+"""What the handlers of one gateway process share."""
+
+from dataclasses import dataclass
+
+from llmserve.access.identity import Authenticator
+from llmserve.access.policy import Policy
+from llmserve.access.quotas import Quotas
+from llmserve.api.errors import ApiError
+from llmserve.asgi import Exchange
+from llmserve.audit.recorder import Recorder
+from llmserve.audit.writer_client import AuditLink
+from llmserve.cache.exact import ExactCache
+from llmserve.cache.single_flight import SharedAnswers
+from llmserve.gateway.in_flight import Flights
+from llmserve.metrics import Metrics
+from llmserve.redis_client import RedisLink
+from llmserve.settings import Limits
+from llmserve.upstream.instances import Fleet
+
+
+@dataclass
+class State:
+    """What the handlers of one gateway process share."""
+
+    fleets: dict[str, Fleet]
+    authenticator: Authenticator
+    limits: Limits
+    metrics: Metrics
+    flights: Flights
+    redis: RedisLink | None
+    cache: ExactCache | None
+    shared: SharedAnswers
+    policy: Policy
+    quotas: Quotas
+    audit: AuditLink
+    recorder: Recorder
+    draining: bool = False
+
+    def visible(self, exchange: Exchange) -> list[str]:
+        """The models that this exchange's decision permits, in the order of the configuration."""
+        decision = exchange.decision
+        return [name for name in self.fleets if decision is not None and decision.permits(name)]
+
+
+def no_such_model(name: str, visible: list[str]) -> ApiError:
+    """404. A model that one may not ask looks like one that does not exist."""
+    listed = ", ".join(f"'{model}'" for model in visible) or "none"
+    message = f"there is no model '{name[:80]}' here: the models that you may ask are {listed}"
+    return ApiError(404, "model_not_found", message, "model")
