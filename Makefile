@@ -78,7 +78,7 @@ unit-control: env
 
 unit-serving: env
 	cd payload
-	.venv/bin/pytest $(BY_FILE) tests/test_{adapters,storms}.py $$(ls tests/test_*.py | grep -v /test_train_)
+	.venv/bin/pytest $(BY_FILE) tests/serve/engine/test_adapters.py tests/serve/gateway/test_storms.py tests/serve
 
 unit-training: env
 	cd payload
@@ -130,13 +130,13 @@ storm: bundle kernel  ## the long fault campaigns (hours): KILLS=500 of a progra
 	STORM=1 .venv/bin/pytest tests/lab/kernels/test_training.py tests/lab/kernels/test_lab_in_a_lab.py -rP
 	cd payload
 	STORM=$(or $(KILLS),200) SEED=$(or $(SEED),5) .venv/bin/pytest tests/test_train_saves_cut_short.py -k kill -rP
-	STORM=1 .venv/bin/pytest tests/test_engine_contract.py -k 'vllm or deepseek' -rs
+	STORM=1 .venv/bin/pytest tests/serve/engine/test_engine_contract.py -k 'vllm or deepseek' -rs
 	if [ -e ../bench/.venv-torch ]; then
 	  ../bench/.venv-torch/bin/python -m pytest tests/test_train_strategies.py -k fsdp -rs
 	else
 	  echo 'storm: SKIPPED without `make peers PEER=torch`: FSDP2'
 	fi
-	STORM_MINUTES=10 .venv/bin/pytest tests/test_storms.py -k memory -rP
+	STORM_MINUTES=10 .venv/bin/pytest tests/serve/gateway/test_storms.py -k memory -rP
 
 bundle: .venv/.ready $(COLLECTION)  ## build (or keep) the lab's signed bundle in .lab/bundle
 	$(STEP) keys "throw-away keys that sign the bundle" .venv/bin/llmkeep keys init .lab/keys

@@ -15,8 +15,8 @@ import pytest
 import yaml
 from authority import KEY, PUBLIC_KEY, ROOT, packed, programs, signed_bundle
 from cryptography.hazmat.primitives.asymmetric import ec
+from questions import error
 from service import Service, eventually, running
-from test_refusals import error
 
 from llmproof.policy_bundle import SIGNATURES, unpacked
 from llmserve.access.break_glass import AUDIENCE

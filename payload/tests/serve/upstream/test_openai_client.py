@@ -11,10 +11,10 @@ import httpx2 as httpx
 import openai
 import pytest
 from edge import authority, issue
+from questions import error
 from redis_server import PASSWORD, RedisServer
 from scripted_upstream import END, USAGE, Script, ScriptedUpstream, answer, chunk, said, stream
 from service import Service, events, eventually, running
-from test_refusals import error
 
 from llmcore.config import ConfigError, load
 from llmserve.settings import GatewayConfig

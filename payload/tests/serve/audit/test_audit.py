@@ -10,10 +10,9 @@ from typing import Any
 
 import httpx2 as httpx
 import pytest
+from questions import STREAM, error
 from scripted_opa import ScriptedOpa, answer
 from service import Service, eventually, running
-from test_faults import STREAM
-from test_refusals import error
 
 from llmserve.api.errors import ApiError
 from llmserve.audit.redact import LONGEST, redact

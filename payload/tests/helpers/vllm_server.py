@@ -7,7 +7,7 @@ from pathlib import Path
 
 from service import eventually
 
-PYTHON = Path(__file__).parents[2] / "bench/.venv-vllm/bin/python"
+PYTHON = Path(__file__).parents[3] / "bench/.venv-vllm/bin/python"
 QUIET = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 
 

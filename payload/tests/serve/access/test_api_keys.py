@@ -12,9 +12,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from questions import LASTING, error, lines_of, ready
 from service import PEPPER, Service, eventually, running
-from test_faults import LASTING, lines_of, ready
-from test_refusals import error
 
 from llmserve.access.api_keys import KeyTable, Record, edited, new_key, read_keys
 from llmserve.access.last_used import LastUsed, read_last_used

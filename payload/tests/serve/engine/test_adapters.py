@@ -12,11 +12,11 @@ from typing import Any
 
 import httpx2 as httpx
 import pytest
+from bare_gateway import Gateway
+from models import TINY_LATENT
+from questions import error
 from scripted_opa import ScriptedOpa, answer
 from service import Service, eventually, running
-from test_engine_contract import Gateway
-from test_fit import TINY_LATENT
-from test_refusals import error
 from tiny import make_model, make_tokenizer
 
 from llmcore.config import ConfigError, load

@@ -8,10 +8,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from load import left_over, load
+from questions import CHAT, LASTING, STREAM, error, lines_of, ready
 from service import Service, eventually, patched, running
-from test_faults import CHAT, LASTING, STREAM, lines_of, ready
-from test_refusals import error
-from test_storms import left_over, load
 
 from llmserve.protocol import Beat, Delta, Done, Failed, Generate, Hello, decode, encode
 

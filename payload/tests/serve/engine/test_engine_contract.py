@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -11,13 +10,14 @@ from typing import Any
 
 import httpx2 as httpx
 import pytest
+from bare_gateway import Gateway
+from questions import error
 from service import Service, events, eventually, running
-from test_refusals import error
 from tiny import make_deepseek, make_model, make_reciter
 from vllm_server import PYTHON, VllmServer
 
 from llmcore.manifest import write_manifest
-from llmserve.protocol import OPTIONAL, Beat, Cancel, Delta, Done, Frame, Generate, Hello, decode, encode
+from llmserve.protocol import OPTIONAL, Cancel, Delta, Done, Generate
 
 torch = pytest.importorskip("torch", reason="Debian's python3-torch is not installed")
 CHAT = "/v1/chat/completions"
@@ -108,36 +108,6 @@ def client(service: Service) -> Iterator[httpx.Client]:
     """A client of `service`."""
     with service.client() as client:
         yield client
-
-
-class Gateway:
-    """The other end of an engine's socket, without a gateway."""
-
-    def __init__(self, service: Service, model: str = "random") -> None:
-        """Connect, and take the Hello."""
-        self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.settimeout(20)
-        self.socket.connect(str(service.folder / f"{model}.sock"))
-        self.lines = self.socket.makefile("rb")
-        hello = decode(self.lines.readline())
-        assert isinstance(hello, Hello)
-        self.hello = hello
-
-    def say(self, *frames: Frame) -> None:
-        """Send frames."""
-        self.socket.sendall(b"".join(encode(frame) for frame in frames))
-
-    def read(self) -> Delta | Done:
-        """The next frame of an answer."""
-        while isinstance(frame := decode(self.lines.readline()), Beat):
-            pass
-        assert isinstance(frame, Delta | Done), frame
-        return frame
-
-    def close(self) -> None:
-        """Hang up."""
-        self.lines.close()
-        self.socket.close()
 
 
 def long(number: int, tokens: int = 900, temperature: float = 1.0) -> Generate:

@@ -6,37 +6,11 @@ from typing import Any
 
 import httpx2 as httpx
 import pytest
+from questions import CHAT, error
+from routes import every_route
 from service import Service
 
-from llmserve.access.api_keys import KeyTable
-from llmserve.access.identity import Authenticator
-from llmserve.access.opa import OpaServer
-from llmserve.access.policy import Policy
-from llmserve.access.quotas import Quotas
-from llmserve.audit.recorder import Recorder
-from llmserve.audit.writer_client import AuditLink
-from llmserve.cache.single_flight import SharedAnswers
-from llmserve.gateway.in_flight import Flights
-from llmserve.gateway.route import Route
-from llmserve.gateway.routes import routing_table
-from llmserve.gateway.state import State
-from llmserve.metrics import Metrics
-from llmserve.settings import Limits
-
-CHAT = "/v1/chat/completions"
 QUESTION: dict[str, Any] = {"model": "echo", "messages": [{"role": "user", "content": "x"}]}
-
-
-def error(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
-    """The envelope, checked."""
-    assert answer.status_code == status, answer.text
-    body = answer.json()
-    assert set(body) == {"error"}
-    assert set(body["error"]) == {"message", "type", "param", "code"}
-    assert body["error"]["code"] == code
-    assert answer.headers["x-request-id"]
-    inner: dict[str, Any] = body["error"]
-    return inner
 
 
 def test_malformed_json_is_told_where_it_breaks(client: httpx.Client) -> None:
@@ -147,27 +121,6 @@ def test_a_wrong_method_is_405_and_an_unknown_path_404(client: httpx.Client) -> 
     error(client.get("/v1/nothing"), 404, "unknown_path")
     error(client.get("/v1/models/"), 404, "unknown_path")
     error(client.get("/v1/models/a%0Ab"), 404, "unknown_path")
-
-
-def every_route(folder: Path) -> list[Route]:
-    """The gateway's own routing table."""
-    metrics = Metrics()
-    audit = AuditLink(folder / "none", metrics)
-    state = State(
-        fleets={},
-        authenticator=Authenticator(KeyTable(folder / "none", b"")),
-        limits=Limits(),
-        metrics=metrics,
-        flights=Flights(metrics),
-        redis=None,
-        cache=None,
-        shared=SharedAnswers(metrics),
-        policy=Policy(OpaServer(folder / "none", 1), metrics, None, None),
-        quotas=Quotas(None, metrics),
-        audit=audit,
-        recorder=Recorder(audit, b""),
-    )
-    return routing_table(state)
 
 
 def test_every_route_but_those_of_health_needs_a_key(echo: Service, tmp_path: Path) -> None:

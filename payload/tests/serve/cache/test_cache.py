@@ -13,14 +13,12 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 import redis
+from questions import CHAT, GREEDY, ask, error, whole
 from redis_server import PASSWORD, RedisServer
 from service import Service, events, eventually, running
-from test_refusals import error
 
 from llmserve.cache.exact import CacheWish, Kept, cache_wish
 
-CHAT = "/v1/chat/completions"
-QUESTION = {"model": "echo", "temperature": 0, "messages": [{"role": "user", "content": "one two"}]}
 SLOW_WORDS = " ".join(f"slow{number}" for number in range(20))
 SLOW = {"model": "slow", "temperature": 0, "messages": [{"role": "user", "content": SLOW_WORDS}]}
 MODELS: dict[str, dict[str, Any]] = {
@@ -45,28 +43,9 @@ def store(redis_server: RedisServer) -> Iterator[redis.Redis]:
         yield client
 
 
-def ask(
-    service: Service, key: str | None = None, control: str | None = None, **change: Any
-) -> tuple[str, str]:
-    """`x-llm-cache` and the text."""
-    answer = whole(service, key, control, **change)
-    return answer.headers["x-llm-cache"], answer.json()["choices"][0]["message"]["content"]
-
-
-def whole(
-    service: Service, key: str | None = None, control: str | None = None, **change: Any
-) -> httpx.Response:
-    """An answer in one body."""
-    headers = {"cache-control": control} if control else {}
-    with service.client(key) as client:
-        answer = client.post(CHAT, json={**QUESTION, **change}, headers=headers)
-    assert answer.status_code == 200, answer.text
-    return answer
-
-
 def streamed(service: Service, **change: Any) -> tuple[str, list[Any]]:
     """`x-llm-cache`, and the choices of each chunk of a stream."""
-    body = {**QUESTION, "stream": True, **change}
+    body = {**GREEDY, "stream": True, **change}
     with service.client() as client, client.stream("POST", CHAT, json=body) as answer:
         *chunks, end = events(answer)
     assert end == "[DONE]"
@@ -326,7 +305,7 @@ def test_redis_that_takes_a_second_an_answer_does_not_cost_each_request_a_deadli
         secret = {"redis.gateway": PASSWORD}
         with running(folder, redis=settings, credentials=secret) as service, service.client() as client:
             for _ in range(40):
-                answer = client.post(CHAT, json=QUESTION)
+                answer = client.post(CHAT, json=GREEDY)
                 assert (answer.status_code, answer.headers["x-llm-cache"]) == (200, "miss")
     # A deadline that is missed ends the connection; after four of them there are two seconds to the next.
     assert 1 <= len(made) <= 5 + (time.monotonic() - begun) / 2, (
@@ -337,5 +316,5 @@ def test_redis_that_takes_a_second_an_answer_does_not_cost_each_request_a_deadli
 def test_a_gateway_without_redis_says_so_and_goes_on(echo: Service) -> None:
     assert "no Redis is configured" in echo.logs()
     with echo.client() as client:
-        answer: httpx.Response = client.post(CHAT, json=QUESTION)
+        answer: httpx.Response = client.post(CHAT, json=GREEDY)
     assert (answer.status_code, answer.headers["x-llm-cache"]) == (200, "bypass")

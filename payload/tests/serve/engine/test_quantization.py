@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_fit import TINY_LATENT
+from models import TINY_LATENT
 from tiny import make_tokenizer
 
 from llmcore.config import ConfigError

@@ -10,20 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-import httpx2 as httpx
 import pytest
+from questions import CHAT, LASTING, STREAM, WORDS, error, lines_of, ready
 from service import Process, Service, eventually, running
-from test_refusals import error
 
 from llmserve.gateway.process import ARRIVED_LOOKS, DRAIN_LOOK_SECONDS
 
 SLOW = {"echo": {"driver": "echo", "token_seconds": 0.05, "slots": 2}}
-WORDS = " ".join(f"word{number}" for number in range(200))
 LIMITS = {"waiting": 1, "queue_seconds": 0.5, "answer_seconds": 60, "drain_seconds": 5}
-STREAM = {"model": "echo", "stream": True, "messages": [{"role": "user", "content": WORDS}]}
-# Of 1000 tokens, which take such an engine 50 s: for streams that are cut, however long that takes a busy machine.
-LASTING = {**STREAM, "messages": [{"role": "user", "content": "word " * 1000}], "max_tokens": 1000}
-CHAT = "/v1/chat/completions"
 
 
 @pytest.fixture(scope="module")
@@ -40,20 +34,9 @@ def doomed(tmp_path: Path) -> Iterator[Service]:
         yield service
 
 
-def ready(service: Service) -> bool:
-    """Whether /readyz says so."""
-    with service.client("") as client:
-        return client.get("/readyz").status_code == 200
-
-
 def running_requests(service: Service) -> float:
     """Requests in the engine now."""
     return service.metrics()['llm_requests_running{model="echo"}']
-
-
-def lines_of(answer: httpx.Response) -> Iterator[str]:
-    """Data lines as they come."""
-    return (line for line in answer.iter_lines() if line.startswith("data: "))
 
 
 def test_the_first_token_is_sent_at_once(slow: Service) -> None:

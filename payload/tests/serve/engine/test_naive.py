@@ -6,8 +6,8 @@ from typing import Any
 
 import httpx2 as httpx
 import pytest
+from questions import error
 from service import Service, events, eventually, running
-from test_refusals import error
 from tiny import make_model
 
 from llmcore.manifest import write_manifest

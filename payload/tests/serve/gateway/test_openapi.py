@@ -33,7 +33,7 @@ def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
             env={
                 **os.environ,
                 "SCHEMATHESIS_HOOKS": "schemathesis_hooks",
-                "PYTHONPATH": str(Path(__file__).parent),
+                "PYTHONPATH": str(Path(__file__).parents[2] / "helpers"),
             },
         )
         assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]

@@ -8,9 +8,10 @@ from typing import Any
 
 import httpx2 as httpx
 import pytest
+from questions import error
+from routes import every_route
 from scripted_opa import ALLOWED, DENIED, MISBEHAVIOUR, ScriptedOpa, answer
 from service import Service, eventually, running
-from test_refusals import error, every_route
 
 from llmserve.access.policy import ALLOWED_SECONDS
 

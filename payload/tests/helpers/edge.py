@@ -14,7 +14,7 @@ from service import eventually
 
 from llmserve.local_run import free_port
 
-ROLE = Path(__file__).resolve().parents[2] / "roles" / "edge"
+ROLE = Path(__file__).resolve().parents[3] / "roles" / "edge"
 AROUND = """
 user root;
 pid {folder}/nginx.pid;

@@ -13,8 +13,8 @@ from threading import Event, Thread
 from typing import Any
 
 import pytest
+from questions import error
 from service import Process, eventually, running
-from test_refusals import error
 
 from llmcore.notify import watchdog_seconds
 

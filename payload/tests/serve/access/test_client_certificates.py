@@ -12,9 +12,8 @@ from urllib.parse import quote, unquote
 
 import pytest
 from edge import Edge, authority, in_front_of, issue
+from questions import LASTING, error
 from service import Service, eventually, running
-from test_faults import LASTING
-from test_refusals import error
 
 from llmcore.config import ConfigError, load
 from llmserve.access.api_keys import KeyTable, edited, read_keys

@@ -16,7 +16,7 @@ from jinja2 import Template
 from service import eventually
 
 PASSWORD = "a password for tests"
-ACL = Path(__file__).resolve().parents[2] / "roles/redis/templates/users.acl.j2"
+ACL = Path(__file__).resolve().parents[3] / "roles/redis/templates/users.acl.j2"
 
 
 class RedisServer:

@@ -15,11 +15,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from edge import in_front_of
 from provider import Provider
 from pydantic import ValidationError
+from questions import LASTING, ask, error
 from redis_server import PASSWORD, RedisServer
 from service import PEPPER, Service, eventually, running
-from test_cache import ask
-from test_faults import LASTING
-from test_refusals import error
 
 from llmcore.config import ConfigError
 from llmcore.files import stamp

@@ -10,9 +10,9 @@ import httpx2 as httpx
 import openai
 import pytest
 from authority import bundled_model
+from questions import error
 from scripted_upstream import ScriptedUpstream, answer
 from service import Service, eventually, running
-from test_refusals import error
 
 from llmcore.manifest import write_manifest
 

@@ -1,0 +1,39 @@
+"""The gateway's own routing table."""
+
+from pathlib import Path
+
+from llmserve.access.api_keys import KeyTable
+from llmserve.access.identity import Authenticator
+from llmserve.access.opa import OpaServer
+from llmserve.access.policy import Policy
+from llmserve.access.quotas import Quotas
+from llmserve.audit.recorder import Recorder
+from llmserve.audit.writer_client import AuditLink
+from llmserve.cache.single_flight import SharedAnswers
+from llmserve.gateway.in_flight import Flights
+from llmserve.gateway.route import Route
+from llmserve.gateway.routes import routing_table
+from llmserve.gateway.state import State
+from llmserve.metrics import Metrics
+from llmserve.settings import Limits
+
+
+def every_route(folder: Path) -> list[Route]:
+    """All of it, of a gateway that is connected to nothing."""
+    metrics = Metrics()
+    audit = AuditLink(folder / "none", metrics)
+    state = State(
+        fleets={},
+        authenticator=Authenticator(KeyTable(folder / "none", b"")),
+        limits=Limits(),
+        metrics=metrics,
+        flights=Flights(metrics),
+        redis=None,
+        cache=None,
+        shared=SharedAnswers(metrics),
+        policy=Policy(OpaServer(folder / "none", 1), metrics, None, None),
+        quotas=Quotas(None, metrics),
+        audit=audit,
+        recorder=Recorder(audit, b""),
+    )
+    return routing_table(state)
