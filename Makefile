@@ -82,7 +82,7 @@ unit-serving: env
 
 unit-training: env
 	cd payload
-	.venv/bin/pytest $(BY_FILE) tests/test_train_{strategies,run}.py tests/test_train_*.py
+	.venv/bin/pytest $(BY_FILE) tests/train/run/test_{strategies,train}.py $$(find tests/train -name 'test_*.py' | sort)
 
 policy: env  ## who may do what: format, types, tests and their coverage, lint
 	if opa=$$(.venv/bin/llmkeep program opa); then
@@ -129,10 +129,10 @@ storm: bundle kernel  ## the long fault campaigns (hours): KILLS=500 of a progra
 	STORM=$(or $(STORM),20) SEED=$(or $(SEED),5) .venv/bin/pytest tests/lab/containers/test_lab.py -k killed -rP
 	STORM=1 .venv/bin/pytest tests/lab/kernels/test_training.py tests/lab/kernels/test_lab_in_a_lab.py -rP
 	cd payload
-	STORM=$(or $(KILLS),200) SEED=$(or $(SEED),5) .venv/bin/pytest tests/test_train_saves_cut_short.py -k kill -rP
+	STORM=$(or $(KILLS),200) SEED=$(or $(SEED),5) .venv/bin/pytest tests/train/run/test_saves_cut_short.py -k kill -rP
 	STORM=1 .venv/bin/pytest tests/serve/engine/test_engine_contract.py -k 'vllm or deepseek' -rs
 	if [ -e ../bench/.venv-torch ]; then
-	  ../bench/.venv-torch/bin/python -m pytest tests/test_train_strategies.py -k fsdp -rs
+	  ../bench/.venv-torch/bin/python -m pytest tests/train/run/test_strategies.py -k fsdp -rs
 	else
 	  echo 'storm: SKIPPED without `make peers PEER=torch`: FSDP2'
 	fi

@@ -26,8 +26,8 @@ from typing import Any
 
 import torch
 from llmcore.files import flush
-from llmtrain import sealed
-from llmtrain.checkpoint import Checkpoints
+from llmtrain.run import sealed
+from llmtrain.run.checkpoint import Checkpoints
 from safetensors.torch import save_file
 
 GOAL = 1.15

@@ -78,10 +78,10 @@ def ours(raw: Path, work: Path) -> int:
     """Our steps in one process; how many documents are left."""
     from functools import partial
 
-    from llmtrain.data import minhash, personal, quality
-    from llmtrain.data.run import Pipeline
+    from llmtrain.data import minhash, personal_data, quality
+    from llmtrain.data.pipeline import Pipeline
     from llmtrain.data.settings import Settings
-    from llmtrain.data.work import working
+    from llmtrain.data.work_directory import working
 
     settings = Settings.model_validate(
         {
@@ -102,7 +102,7 @@ def ours(raw: Path, work: Path) -> int:
         pipeline = Pipeline(settings, place)
         left = pipeline.read()
         left = pipeline.each("quality", quality.Quality, quality, left, settings.quality)
-        left = pipeline.each("personal", personal.Personal, personal, left, settings.personal, None)
+        left = pipeline.each("personal", personal_data.Personal, personal_data, left, settings.personal, None)
         left = pipeline.duplicates("near", partial(minhash.near_keys, near), near.bands, [], left)
     return sum(shard.count for shard in left)
 

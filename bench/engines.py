@@ -217,7 +217,9 @@ def main() -> int:
         if not models:
             models = [Path(name) / "random-llama-57m"]
             maker = [PYTHON, str(ROOT / "bench/serving/random_llama.py"), str(models[0])]
-            subprocess.run(maker, check=True, env={**os.environ, "PYTHONPATH": str(ROOT / "payload/tests")})
+            subprocess.run(
+                maker, check=True, env={**os.environ, "PYTHONPATH": str(ROOT / "payload/tests/helpers")}
+            )
         for model in models:
             if options.peer:
                 with tempfile.TemporaryDirectory(prefix="bench-peers-") as folder:

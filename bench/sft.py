@@ -34,7 +34,7 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
     "TRL_EXPERIMENTAL_SILENCE": "1",
-    "PYTHONPATH": f"{ROOT}/payload:{ROOT}/payload/tests",
+    "PYTHONPATH": f"{ROOT}/payload:{ROOT}/payload/tests/helpers",
 }
 
 

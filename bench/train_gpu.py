@@ -49,7 +49,7 @@ def main() -> int:
     parser.add_argument("--node-rank", default="0")
     parser.add_argument("--rendezvous", default="")
     options = parser.parse_args()
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}/payload:{ROOT}/payload/tests"}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}/payload:{ROOT}/payload/tests/helpers"}
     with tempfile.TemporaryDirectory() as made:
         where = Path(made)
         rows = max(64, options.tokens_per_step // options.seq_len)

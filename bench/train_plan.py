@@ -4,7 +4,7 @@
     bench/train_plan.py [MODEL_DIR]        default: SmolLM2-135M, which `make bundle` leaves in .lab/bundle/models
 
 LoRA and full fine-tuning, with and without activation checkpointing, each in a process of its own that trains two steps
-of random tokens in 32 bit (payload/tests/measured_step.py, which a test runs, too). Needs `make env` and 6 GiB of memory.
+of random tokens in 32 bit (payload/tests/helpers/measured_step.py, which a test runs, too). Needs `make env` and 6 GiB of memory.
 Exit code 0, or 1 where a peak is more than 15 % above its plan: the error that would end a job.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from stand import PYTHON, ROOT
 
 SMOLLM2 = ROOT / ".lab/bundle/models/smollm2-135m-instruct"
-PROGRAM = ROOT / "payload/tests/measured_step.py"
+PROGRAM = ROOT / "payload/tests/helpers/measured_step.py"
 SEQ_LEN, MICRO_BATCH = 512, 1
 MIB = 2**20
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy
 import torch
 from llmcore.manifest import write_manifest
-from llmtrain.rows import Row, tokenizer_digest, write_index, write_shard
+from llmtrain.data.rows import Row, tokenizer_digest, write_index, write_shard
 from numpy.typing import NDArray
 from tiny import make_model
 from transformers import AutoConfig

@@ -10,10 +10,15 @@ from pathlib import Path
 
 from llmcore.config import ConfigError, load
 from llmcore.manifest import ManifestError
-from llmtrain import architecture, compare, exits, plan_command, publish, run_cli
+from llmtrain import exits
 from llmtrain.data import command as data
 from llmtrain.data.settings import Settings
+from llmtrain.gate import compare
 from llmtrain.job import Job
+from llmtrain.planning import architecture
+from llmtrain.planning import command as planning
+from llmtrain.publish import release_candidate
+from llmtrain.run import command as run
 
 
 def parser() -> argparse.ArgumentParser:
@@ -24,10 +29,10 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True)
     data.add_command(commands)
     architecture.add_command(commands)
-    plan_command.add_command(commands)
-    run_cli.add_command(commands)
+    planning.add_command(commands)
+    run.add_command(commands)
     compare.add_command(commands)
-    publish.add_command(commands)
+    release_candidate.add_command(commands)
     check = commands.add_parser(
         "check", help="check a file of the configuration and say nothing if it is right"
     )

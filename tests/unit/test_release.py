@@ -434,7 +434,9 @@ sys.exit(main(["publish", str(folder / "job"), "--into", str(folder / "candidate
 
 def test_what_llm_train_publishes_is_what_is_signed_and_added(tmp_path: Path, places: ReleasePlaces) -> None:
     argv = [str(ROOT / "payload/.venv/bin/python"), "-c", PUBLISHED, str(tmp_path), NAME]
-    done = subprocess.run(argv, cwd=ROOT / "payload/tests", capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        argv, cwd=ROOT / "payload/tests/helpers", capture_output=True, text=True, check=False
+    )
     if "python3-torch is not installed" in done.stderr:
         pytest.skip("Debian's python3-torch is not installed")
     assert done.returncode == 0, done.stderr

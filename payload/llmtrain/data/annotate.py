@@ -14,7 +14,7 @@ import numpy
 
 from llmcore.files import sha256_of
 from llmtrain.data.documents import Docs, Rejects
-from llmtrain.data.work import key_of
+from llmtrain.data.work_directory import key_of
 from llmtrain.exits import Refusal
 
 if TYPE_CHECKING:

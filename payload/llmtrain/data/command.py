@@ -85,7 +85,7 @@ def run_command(arguments: argparse.Namespace) -> int:
 def prepare(config: Path, workers: int = 0, prune: bool = False) -> int:
     """Make the data set, its report on stdout; the exit code. 0 workers are as many as there are CPUs."""
     from llmcore.config import load
-    from llmtrain.data.run import run
+    from llmtrain.data.pipeline import run
     from llmtrain.data.settings import Settings
 
     if workers < 0:

@@ -14,7 +14,7 @@ from llmtrain.data.documents import Docs, Rejects, parts
 from llmtrain.data.read import Read
 from llmtrain.data.sources import Piece
 from llmtrain.data.words import runs_of, words_of
-from llmtrain.data.work import Result
+from llmtrain.data.work_directory import Result
 
 if TYPE_CHECKING:
     from llmtrain.data import settings

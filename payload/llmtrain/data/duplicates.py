@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from llmcore.files import sha256_of
 from llmtrain.data.documents import Docs, Document, Rejects
-from llmtrain.data.work import Result
+from llmtrain.data.work_directory import Result
 
 Keys = NDArray[numpy.uint64]
 KEYS, PLACES, IDS = "keys.npy", "places.npy", "ids.json"

@@ -14,10 +14,10 @@ import numpy
 from numpy.typing import NDArray
 
 from llmtrain.data.documents import Document, Rejects
+from llmtrain.data.rows import Row, write_shard
 from llmtrain.data.settings import Pack
-from llmtrain.data.tokens import LINES, TOKENS
-from llmtrain.data.work import Result
-from llmtrain.rows import Row, write_shard
+from llmtrain.data.tokenization import LINES, TOKENS
+from llmtrain.data.work_directory import Result
 
 LINEAGE = "documents.jsonl.gz"
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from llmcore.files import sha256_of
 from llmtrain.data.documents import Docs, Rejects, read_documents, write_documents
-from llmtrain.data.work import Result
+from llmtrain.data.work_directory import Result
 
 DOCUMENTS = "documents.jsonl.gz"
 NOTES = "notes.json"

@@ -12,12 +12,12 @@ from typing import Any
 
 from llmtrain.data.clean import Clean
 from llmtrain.data.documents import Rejects, read_documents
-from llmtrain.data.publish import REJECTS
+from llmtrain.data.output import REJECTS
+from llmtrain.data.rows import Rows
 from llmtrain.data.settings import Settings
 from llmtrain.data.shards import DOCUMENTS
-from llmtrain.data.tokens import sha256_of_text
+from llmtrain.data.tokenization import sha256_of_text
 from llmtrain.exits import Refusal
-from llmtrain.rows import Rows
 
 
 def where(asked: str, data: list[Path], settings: Settings | None, models: Path | None) -> dict[str, Any]:

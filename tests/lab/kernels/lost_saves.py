@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
-sys.path[:0] = [str(ROOT / "payload"), str(ROOT / "payload/tests")]
-from llmtrain.checkpoint import Checkpoints
+sys.path[:0] = [str(ROOT / "payload"), str(ROOT / "payload/tests/helpers")]
+from llmtrain.run.checkpoint import Checkpoints
 from saver import KEY, is_whole, save
 from write_log import FLUSH, FUA, Entry, apply, blank, entries, logged, loop, mark, spread, tool
 

@@ -1,0 +1,226 @@
+"""`llm-train compare OLD NEW`: the gate. Both models answer the same held-out set, and a rule says promote, hold or reject."""
+
+import argparse
+import hashlib
+import json
+import random
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy
+
+from llmcore.config import load as load_config
+from llmcore.manifest import verified
+from llmtrain.data.rows import tokenizer_digest
+from llmtrain.exits import DONE, NOT_BETTER, Refusal
+from llmtrain.gate import held_out, verdict
+from llmtrain.gate.held_out import HeldOut
+from llmtrain.gate.verdict import Paired, Rule
+
+if TYPE_CHECKING:
+    from llmtrain.gate.scores import Subject
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model, or a model with an adapter, both as their manifests say. `digests` are those manifests' sha256."""
+
+    side: str
+    model: Path
+    adapter: Path | None
+    digests: dict[str, str | None]
+
+
+def candidate(side: str, text: str) -> Candidate:
+    """What OLD or NEW means: MODEL, or MODEL+ADAPTER. Verifies every byte; raises ManifestError."""
+    model, adapter = Path(text), None
+    if not model.is_dir() and "+" in text:
+        before, _, after = text.rpartition("+")
+        model, adapter = Path(before), Path(after)
+    for path in (model, adapter):
+        if path is not None and not path.is_dir():
+            raise Refusal(f"{side} is {text}, and there is no directory {path}: give MODEL or MODEL+ADAPTER")
+    digests = {"model": verified(model), "adapter": verified(adapter) if adapter else None}
+    return Candidate(side, model, adapter, digests)
+
+
+def compare(old: Candidate, new: Candidate, data: HeldOut, rule: Rule, dtype: str) -> dict[str, Any]:
+    """Ask both and judge; the verdict as verdict.json has it. Raises Refusal for a set that cannot tell anything."""
+    if short := verdict.too_small(rule, data.rows):
+        raise Refusal(f"{short}: add rows, or allow a wider margin in the rule")
+    known = [held_out.refuse_learned(data, each.adapter or each.model) for each in (old, new)]
+    same_tokens = tokenizer_digest(old.model) == tokenizer_digest(new.model)
+    from llmtrain.gate.scores import load
+
+    sides = [load(each.side, each.model, each.adapter, dtype) for each in (old, new)]
+    metrics, more = paired(sides, data, rule)
+    pace = alternating(sides, data, rule)
+    said, reasons, found = verdict.judge(metrics, pace.told(rule), rule, old.digests == new.digests)
+    if more:
+        # A token is another piece of text in each tokenizer, so only bytes compare.
+        more = more if same_tokens else {"perplexity_per_token": None}
+        if not same_tokens:
+            reasons.append("perplexity: the tokenizers differ, so it is told and judged per byte alone")
+    if not known[1]:
+        reasons.append(
+            "which files NEW learned from is told nowhere, so whether this set is among them is not known"
+        )
+    settings = rule.model_dump(mode="json")
+    return {
+        "verdict": said,
+        "reasons": reasons,
+        "old": {
+            **old.digests,
+            "path": str(old.model),
+            "adapter_path": str(old.adapter) if old.adapter else None,
+        },
+        "new": {
+            **new.digests,
+            "path": str(new.model),
+            "adapter_path": str(new.adapter) if new.adapter else None,
+        },
+        "data": {"sha256": data.sha256, "rows": data.rows},
+        "rule": {
+            "sha256": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
+            **settings,
+        },
+        "metrics": found,
+        **more,
+        "speed": pace.told(rule),
+        "dtype": dtype,
+        "device": str(sides[0].model.device),
+    }
+
+
+def progress(side: str, what: str, of: int) -> Any:
+    """Tells how far it is, where somebody looks."""
+
+    def told(done: int) -> None:
+        if sys.stderr.isatty():
+            print(
+                f"\r{side}: {what} {done} of {of} ",
+                end="" if done < of else "\n",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    return told
+
+
+def paired(sides: list["Subject"], data: HeldOut, rule: Rule) -> tuple[list[Paired], dict[str, Any]]:
+    """The scores of both, row by row, and perplexity per token where there are texts."""
+    from llmtrain.gate import scores
+
+    seen: dict[str, list[list[float]]] = {name: [[], []] for name in data.rows}
+    tokens = [0, 0]
+    for number, side in enumerate(sides):
+        if data.answers:
+            told = progress(side.side, "answers", len(data.answers))
+            said = side.answers(data.answers, rule.max_tokens, rule.batch, told)
+            for text, row in zip(said, data.answers, strict=True):
+                seen["exact"][number].append(scores.exact(text, row.answer))
+                seen["f1"][number].append(scores.f1(text, row.answer))
+        told = progress(side.side, "choices", len(data.choices))
+        for done, row in enumerate(data.choices, 1):
+            raw, normalised = scores.chosen(side.choices(row), row)
+            seen["choice"][number].append(raw)
+            seen["choice_normalised"][number].append(normalised)
+            told(done)
+        told = progress(side.side, "texts", len(data.texts))
+        for done, text in enumerate(data.texts, 1):
+            bits, count = side.bits(text, rule.context)
+            seen["bits_per_byte"][number].append(bits)
+            tokens[number] += count
+            told(done)
+    margins = rule.margins.model_dump()
+    sizes = numpy.array([float(len(text.encode())) for text in data.texts])
+    metrics = []
+    for name, (before, after) in seen.items():
+        of_text = name == "bits_per_byte"
+        weights = sizes if of_text else None
+        metrics.append(Paired(name, numpy.array(before), numpy.array(after), margins[name], weights, of_text))
+        if not numpy.isfinite(metrics[-1].old).all():
+            raise Refusal(f"OLD gives no numbers for {name}: there is nothing to compare NEW with")
+    more: dict[str, Any] = {}
+    if data.texts:
+        bits_of = [sum(seen["bits_per_byte"][number]) for number in (0, 1)]
+        each = [
+            2 ** (bits / max(1, count)) if bits / max(1, count) < 1000 else None  # nor is NaN
+            for bits, count in zip(bits_of, tokens, strict=True)
+        ]
+        more["perplexity_per_token"] = {"old": each[0], "new": each[1]}
+    return metrics, more
+
+
+def alternating(sides: list["Subject"], data: HeldOut, rule: Rule) -> verdict.Pace:
+    """Seconds of both for the same prompts, in turn: who is first changes each round, so that neither has the warmer machine."""
+    from llmtrain.gate.held_out import Asked
+
+    rows = (data.answers + data.choices) or [
+        Asked(0, text[:200], [{"role": "user", "content": text[:200]}]) for text in data.texts
+    ]
+    chosen = random.Random(rule.seed).sample(rows, min(rule.speed.prompts, len(rows)))  # noqa: S311 - a sample
+    prompts = [[side.prompt(row) for row in chosen] for side in sides]
+    taken: list[list[list[float]]] = [[], []]
+    for turn in range(rule.speed.rounds):
+        for number in (0, 1) if turn % 2 else (1, 0):
+            side = sides[number]
+            taken[number].append([side.seconds(prompt, rule.speed.tokens) for prompt in prompts[number]])
+    old, new = (numpy.array(side[1:]) for side in taken)
+    return verdict.Pace(old, new, rule.speed.tokens)
+
+
+def told(found: dict[str, Any]) -> str:
+    """The verdict for a person."""
+    lines = [
+        f"{found['verdict']}: {found['reasons'][0]}",
+        *(f"  {reason}" for reason in found["reasons"][1:]),
+    ]
+    for side in ("old", "new"):
+        pace = found["speed"][side]
+        lines.append(
+            f"  {side.upper()}: latency p50 {pace['p50_seconds']:.3f} s, p95 {pace['p95_seconds']:.3f} s, "
+            f"{pace['tokens_per_second']:.1f} tokens a second"
+        )
+    return "\n".join(lines)
+
+
+def run(options: argparse.Namespace) -> int:
+    """llm-train compare."""
+    rule = load_config(options.rule, Rule) if options.rule else Rule()
+    data = held_out.read(options.data)
+    found = compare(candidate("OLD", options.old), candidate("NEW", options.new), data, rule, options.dtype)
+    text = json.dumps(found, indent=1, allow_nan=False) + "\n"
+    if options.out:
+        aside = options.out.with_name(f".{options.out.name}.partial")
+        aside.write_text(text)
+        aside.replace(options.out)
+    print(text if options.json else told(found), end="" if options.json else "\n")
+    return DONE if found["verdict"] == "promote" else NOT_BETTER
+
+
+def add_command(commands: Any) -> None:
+    """`llm-train compare`."""
+    parser = commands.add_parser(
+        "compare",
+        help="is NEW better than OLD? Writes promote (exit 0), hold or reject (exit 8)",
+        description=__doc__,
+    )
+    parser.add_argument(
+        "old", metavar="OLD", help="a model's directory, or MODEL+ADAPTER; each with its manifest"
+    )
+    parser.add_argument("new", metavar="NEW", help="likewise")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="the held-out set, JSON lines (docs/training-gate.md)"
+    )
+    parser.add_argument(
+        "--rule", type=Path, help="gate.yaml; without it the defaults, which the verdict names"
+    )
+    parser.add_argument(
+        "--dtype", choices=["auto", "bfloat16", "float32"], default="auto", help="auto: the weights' own"
+    )
+    parser.add_argument("--json", action="store_true", help="print the verdict as JSON")
+    parser.add_argument("--out", type=Path, help="write the verdict there, as `llm-train publish` reads it")
+    parser.set_defaults(run=run)

@@ -1,0 +1,180 @@
+"""The held-out set: JSON lines, of three kinds that may stand in one file.
+
+- `{"question": …, "answer": …}`, or `"messages": [{"role": …, "content": …}, …]` instead of the question: what is generated is
+  compared with the answer;
+- the same with `"choices": [...]`, where `answer` is one of them or its number from 0: the likeliest is looked for;
+- `{"text": …}`: how well it is predicted.
+
+Other keys are the set's own business.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from llmtrain.data.rows import SOURCES
+from llmtrain.exits import Refusal
+
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Message(BaseModel):
+    """One turn."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    role: Text
+    content: str
+
+
+class Line(BaseModel):
+    """One row as it stands in the file."""
+
+    model_config = ConfigDict(strict=True)
+    question: Text | None = None
+    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    choices: Annotated[list[Text], Field(min_length=2)] | None = None
+    answer: Text | int | None = None
+    text: Text | None = None
+
+    @model_validator(mode="after")
+    def is_of_one_kind(self) -> "Line":
+        """Either a text, or one question with its answer."""
+        asked = (self.question is not None) + (self.messages is not None)
+        if self.text is not None:
+            if asked or self.answer is not None or self.choices is not None:
+                raise ValueError("a row with text has neither question nor answer: make two rows of it")
+        elif asked != 1 or self.answer is None:
+            raise ValueError("a row has text, or an answer with either question or messages")
+        elif self.choices is None:
+            if not isinstance(self.answer, str):
+                raise ValueError("an answer is a string; its number is for rows with choices")
+        elif len(set(self.choices)) != len(self.choices):
+            raise ValueError("two choices are the same")
+        elif self.answer not in (self.choices if isinstance(self.answer, str) else range(len(self.choices))):
+            raise ValueError("the answer is none of the choices, nor the number of one, from 0")
+        return self
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question. `number` is its line in the file; `right` the number of the right choice."""
+
+    number: int
+    question: str | None
+    turns: list[dict[str, str]]
+    answer: str = ""
+    choices: list[str] = field(default_factory=list)
+    right: int = 0
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The set, by kind. `sha256` is the file's."""
+
+    sha256: str
+    answers: list[Asked]
+    choices: list[Asked]
+    texts: list[str]
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """Rows for each metric that it has."""
+        kinds = {"exact": self.answers, "f1": self.answers}
+        kinds |= {"choice": self.choices, "choice_normalised": self.choices}
+        counts = {name: len(rows) for name, rows in kinds.items()} | {"bits_per_byte": len(self.texts)}
+        return {name: count for name, count in counts.items() if count}
+
+
+def read(path: Path) -> HeldOut:
+    """Read a set; raises Refusal, which names the line but not what stands there.
+
+    A row that is there twice is refused: it would count as two witnesses.
+    """
+    try:
+        data = path.read_bytes()
+        lines = data.decode().split("\n")
+    except OSError as error:
+        raise Refusal(f"cannot read the held-out set {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise Refusal(f"{path} is not UTF-8 at byte {error.start}: convert it") from error
+    found = HeldOut(hashlib.sha256(data).hexdigest(), [], [], [])
+    seen: dict[str, int] = {}
+    kind = TypeAdapter(Line)
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = kind.validate_json(line)
+        except ValidationError as error:
+            said = "; ".join(
+                f"{'.'.join(map(str, each['loc'])) or 'the row'}: {each['msg']}" for each in error.errors()
+            )
+            raise Refusal(f"{path} line {number} cannot be used: {said}") from None
+        key = row.model_dump_json()
+        if key in seen:
+            raise Refusal(
+                f"{path} line {number} is the same row as line {seen[key]}: a row counts once, take one of them out"
+            )
+        seen[key] = number
+        keep(found, number, row)
+    if not seen:
+        raise Refusal(f"{path} has no row: give rows with a text, or with question and answer")
+    return found
+
+
+def keep(found: HeldOut, number: int, row: Line) -> None:
+    """Put a row with its kind."""
+    if row.text is not None:
+        found.texts.append(row.text)
+        return
+    turns = [each.model_dump() for each in row.messages or []] or [
+        {"role": "user", "content": row.question or ""}
+    ]
+    if row.choices is None:
+        found.answers.append(Asked(number, row.question, turns, answer=str(row.answer)))
+    else:
+        right = row.answer if isinstance(row.answer, int) else row.choices.index(str(row.answer))
+        found.choices.append(Asked(number, row.question, turns, choices=row.choices, right=right))
+
+
+def digests(content: Any) -> set[str]:
+    """Every sha256 that stands anywhere in a piece of JSON."""
+    if isinstance(content, dict):
+        return set().union(*(digests(each) for each in (*content.keys(), *content.values())))
+    if isinstance(content, list):
+        return set().union(*map(digests, content))
+    is_one = isinstance(content, str) and len(content) == 64 and not content.strip("0123456789abcdef")
+    return {content} if is_one else set()
+
+
+def refuse_learned(held_out: HeldOut, model: Path) -> bool:
+    """Raise Refusal where this very set is among what the model learned from; whether its files are told at all.
+
+    They are in the model's training.json, under `sources`, or beside the rows that it names.
+    """
+    told: set[str] = set()
+    named = False
+    for path in (model / "training.json", model.parent / "training.json"):
+        try:
+            training = json.loads(path.read_bytes())
+            data = training.get("job", {}).get("data", {})
+            beside = [Path(data[name]) / SOURCES for name in ("train", "eval") if data.get(name)]
+            listed = [path.read_text().split() for path in beside if path.is_file()]
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise Refusal(
+                f"{path} does not tell what was learned ({error!r}): train again, or take it away"
+            ) from error
+        told |= digests([training, *listed])
+        named = named or "sources" in training or bool(listed)
+    if held_out.sha256 in told:
+        raise Refusal(
+            f"the held-out set (sha256 {held_out.sha256}) is among the data that {model} learned from: a set that was seen "
+            "tells nothing, take another one"
+        )
+    return named

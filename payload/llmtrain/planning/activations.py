@@ -1,0 +1,134 @@
+"""What a forward pass keeps for the backward pass, counted and not guessed.
+
+The model runs on the meta device, where no tensor has bytes, and autograd hands over each tensor that it saves. Attention
+is the exception: it counts as a fused kernel (FlashAttention, Dao et al. 2022), which keeps query, key, value and output.
+"""
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+from llmtrain.planning.architecture import Architecture, outline
+
+TOKENS = 256  # of the row that is tried; what is kept grows with the tokens
+IMPLEMENTATION = "outlined"
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes that each token keeps."""
+
+    boundary: int  # the input of a layer: all that activation checkpointing keeps of it
+    layers: tuple[int, ...]
+    outside: int  # embedding, last norm, logits as the loss sees them
+
+
+def activations(
+    architecture: Architecture, targets: list[str] | None, dtype: str, rank: int = 16, dropout: float = 0.1
+) -> Activations:
+    """Count them for LoRA on `targets`, or for all weights where that is None; `dtype` is bf16, fp16 or fp32."""
+    import torch
+
+    number = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[dtype]
+    # A target with a dot may mean layers one by one; else all after the first ones are alike.
+    one_by_one = any("." in name for name in targets or [])
+    tried = architecture.layers if one_by_one else min(architecture.layers, architecture.first_layers + 2)
+    model = outlined(shortened(architecture.config, tried), number, architecture.expert_parameters > 0)
+    if targets is not None:
+        from peft import LoraConfig, get_peft_model
+
+        model.enable_input_require_grads()  # as training does: checkpointing needs it
+        config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=dropout, target_modules=targets)
+        model = get_peft_model(model, config, autocast_adapter_dtype=False).base_model.model
+    model.train()
+    place, kept = ["outside"], {"outside": 0}
+    # Views of one storage count once, weights not at all. The tensors are held so that no identity is used twice.
+    held: dict[int, Any] = {
+        each.untyped_storage()._cdata: each for each in (*model.parameters(), *model.buffers())
+    }
+
+    def pack(tensor: Any) -> Any:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in held:
+            held[storage._cdata] = tensor
+            kept[place[0]] = kept.get(place[0], 0) + storage.nbytes()
+        return tensor
+
+    for index, layer in enumerate(model.model.layers):
+        layer.register_forward_pre_hook(moves(place, str(index)))
+        layer.register_forward_hook(moves(place, "outside"))
+    ids = torch.zeros(1, TOKENS, dtype=torch.long, device="meta")
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), one_expert():
+        model(input_ids=ids, use_cache=False)
+    return Activations(
+        boundary=architecture.hidden_size * number.itemsize,
+        layers=tuple(
+            kept.get(str(min(index, tried - 1)), 0) // TOKENS for index in range(architecture.layers)
+        ),
+        outside=kept["outside"] // TOKENS,
+    )
+
+
+def one_expert() -> Any:
+    """While it lasts, torch's grouped product over experts is a product with one of them, which keeps the same.
+
+    On the meta device torch 2.13 has it for bf16 alone, though its kernels compute in other numbers, too. Where torch has
+    none, transformers has its own, which stays.
+    """
+    from torch.overrides import TorchFunctionMode
+
+    class OneExpert(TorchFunctionMode):  # type: ignore[misc]  # torch has no types here
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if function.__name__ in ("grouped_mm", "_grouped_mm"):
+                rows, experts = args
+                return rows @ experts[0]
+            return function(*args, **(kwargs or {}))
+
+    return OneExpert()
+
+
+def moves(place: list[str], to: str) -> Callable[..., None]:
+    """A hook that notes where the forward pass is."""
+
+    def hook(*_: Any) -> None:
+        place[0] = to
+
+    return hook
+
+
+def shortened(config: Any, layers: int) -> Any:
+    """The configuration of the same model with its first `layers` alone."""
+    short, all_layers = deepcopy(config), config.num_hidden_layers
+    for name, value in vars(config).items():
+        if isinstance(value, list) and len(value) == all_layers:  # what each layer is
+            setattr(short, name, value[:layers])
+    short.num_hidden_layers = layers
+    return short
+
+
+def outlined(config: Any, dtype: Any, experts: bool) -> Any:
+    """The model on the meta device with that attention, and the experts' grouped kernel."""
+    from torch.autograd import Function
+    from transformers import AttentionInterface
+
+    class Kernel(Function):  # type: ignore[misc]  # torch has no types here
+        """A fused attention that keeps what one keeps; it is counted, and nobody asks it for gradients."""
+
+        @staticmethod
+        def forward(ctx: Any, query: Any, key: Any, value: Any) -> Any:
+            rows, heads, tokens, _ = query.shape
+            out = value.new_empty(rows, tokens, heads, value.shape[-1])
+            ctx.save_for_backward(query, key, value, out)
+            return out
+
+    def attention(module: Any, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> Any:
+        # A packed row has a mask, with which keys and values are copied for each head that shares them.
+        copies = query.shape[1] // key.shape[1]
+        if copies > 1:
+            key, value = (each.repeat_interleave(copies, dim=1) for each in (key, value))
+        return Kernel.apply(query, key, value), None
+
+    AttentionInterface.register(IMPLEMENTATION, attention)
+    options = {"experts_implementation": "grouped_mm"} if experts else {}
+    return outline(config, dtype=dtype, attn_implementation=IMPLEMENTATION, **options)

@@ -1,0 +1,199 @@
+"""How much memory a training step takes on each process, and how long it takes, by arithmetic.
+
+Bytes for each parameter follow ZeRO (Rajbhandari et al. 2020): AdamW in mixed precision keeps a 16-bit weight and gradient,
+and a 32-bit weight and two moments, 16 bytes in all; each stage divides more of them by the number of processes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from llmtrain.job import Job
+from llmtrain.planning.activations import Activations, activations
+from llmtrain.planning.architecture import Architecture, adapter_parameters, lora_targets
+from llmtrain.planning.hardware import G, Hardware
+
+PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "gather", "overhead")
+BUCKET = 50_000_000  # elements that DeepSpeed sends at once
+SMALL = 100_000  # parameters below this stay whole on each process under ZeRO-3: norms, and LoRA's matrices
+# Bytes of a weight that bitsandbytes changes, and bytes for each of its rows: as in llm-serve fit.
+QUANTIZED = {"int8": (1.0, 4), "nf4": (0.5 + 4 / 64, 0)}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to run the job."""
+
+    strategy: str
+    offload: str
+    checkpointing: bool
+    micro_batch: int
+
+    @property
+    def sharded(self) -> bool:
+        """Whether weights are divided among the processes."""
+        return self.strategy in ("zero3", "fsdp")
+
+
+@dataclass(frozen=True)
+class Load:
+    """What has to be held and computed, whatever the choice."""
+
+    architecture: Architecture
+    job: Job
+    hardware: Hardware
+    seq_len: int
+    precision: str
+    kept: Activations
+
+    @property
+    def number(self) -> int:
+        """Bytes of a number that is computed with."""
+        return 4 if self.precision == "fp32" else 2
+
+    @cached_property
+    def targets(self) -> list[str] | None:
+        """LoRA's layers; None where all weights learn."""
+        return (
+            lora_targets(self.architecture, self.job.method.target)
+            if self.job.method.kind == "lora"
+            else None
+        )
+
+    @cached_property
+    def trainable(self) -> int:
+        """Parameters that learn."""
+        method = self.job.method
+        if method.kind == "lora":
+            return adapter_parameters(self.architecture, self.targets or [], method.r)
+        frozen = 0 if method.train_router else self.architecture.router_parameters
+        return self.architecture.parameters - frozen
+
+    @cached_property
+    def frozen_bytes(self) -> float:
+        """The weights that do not learn, as they lie in memory."""
+        method, a = self.job.method, self.architecture
+        if method.kind == "full":
+            return (a.parameters - self.trainable) * 4.0  # a router is kept in 32 bit
+        if method.quantize == "none":
+            return float(a.parameters * self.number)
+        each, row = QUANTIZED[method.quantize]
+        kept = (a.parameters - a.quantizable_parameters) * 4  # PEFT casts the rest to 32 bit
+        return kept + a.quantizable_parameters * each + a.quantizable_rows * row
+
+
+def counted(architecture: Architecture, job: Job, precision: str) -> Activations:
+    """What each token keeps in this job. Takes seconds."""
+    method = job.method
+    if method.kind == "full":
+        return activations(architecture, None, precision)
+    targets = lora_targets(architecture, method.target)
+    return activations(architecture, targets, precision, method.r, method.dropout)
+
+
+def footprint(load: Load, choice: Choice) -> dict[str, float]:
+    """Bytes on each process, by part."""
+    world, number, learn = load.hardware.world_size, load.number, load.trainable
+    full = load.job.method.kind == "full"
+    share = world if choice.sharded else 1
+    if choice.strategy in ("ddp", "fsdp"):
+        # 32-bit weights that autocast copies; DDP sends gradients from buckets of their own. FSDP2 wants one dtype in
+        # a layer, so LoRA's frozen weights are of 32 bit there.
+        copies = number if full and number < 4 and choice.strategy == "ddp" else 0
+        frozen = (
+            load.architecture.parameters * 4 if choice.strategy == "fsdp" and not full else load.frozen_bytes
+        )
+        weights = frozen / share + learn * 4 / share + learn * copies
+        gradients = learn * 4 / share * (2 if choice.strategy == "ddp" and world > 1 else 1)
+        optimizer = learn * 8 / share
+    else:
+        whole = 0 if full else learn * number  # LoRA's matrices are small enough to stay whole
+        weights = (load.frozen_bytes + (learn * number if full else 0)) / share + whole
+        gradients, optimizer = learn * number / world, learn * 12 / world
+    if choice.offload != "none":
+        gradients = optimizer = 0
+    if choice.offload == "all":
+        weights = 0 if full else learn * number
+    parts = {"weights": weights, "gradients": gradients, "optimizer": optimizer}
+    parts |= working_memory(load, choice)
+    # ZeRO casts its share of the gradients to 32 bit when it updates, after the activations are gone.
+    update = 4 * learn / world if choice.strategy.startswith("zero") and choice.offload == "none" else 0
+    parts["optimizer"] += max(0, update - parts["activations"] - parts["logits"] - parts["gather"])
+    return {name: float(parts[name]) for name in PARTS}
+
+
+def working_memory(load: Load, choice: Choice) -> Mapping[str, float]:
+    """What is there only while a step runs."""
+    kept, a, number = load.kept, load.architecture, load.number
+    tokens = choice.micro_batch * load.seq_len
+    # A packed row's mask, as numbers to add to the scores, is kept by attention without a kernel for documents. On a CPU
+    # torch has no kernel for keys and values of two sizes (MLA) and keeps the scores of each head.
+    mask = scores = choice.micro_batch * load.seq_len**2 * number
+    if load.hardware.on_cpu and a.latent:
+        mask = scores * a.heads
+    # The loss: logits as computed, as log-probabilities in 32 bit, and two gradients of that size.
+    logits = tokens * a.vocabulary * (number + 12)
+    # Going back through a layer holds about four more of its widest tensors, when the loss has let its memory go: the
+    # larger of the two counts. Measured, see docs/training-plan.md.
+    backward = 4 * tokens * a.widest * number + (mask if mask > scores else 0)
+    if choice.checkpointing:
+        again = backward + tokens * max(kept.layers) + mask
+        held = tokens * (kept.boundary * a.layers + kept.outside) + max(0, again - logits)
+    else:
+        held = tokens * (sum(kept.layers) + kept.outside) + mask * a.layers + max(0, backward - logits)
+    return {
+        "activations": held,
+        "logits": logits,
+        "gather": gathered(load, choice),
+        "overhead": overhead(load.hardware),
+    }
+
+
+def live_parameters(architecture: Architecture) -> int:
+    """Parameters that ZeRO-3 holds whole at once: what runs, and what comes next."""
+    ahead = prefetch(architecture)
+    return architecture.largest_unit + (ahead + architecture.largest_parameter if ahead else 0)
+
+
+def prefetch(architecture: Architecture) -> int:
+    """Parameters to fetch ahead; none beside experts, whose next layer is as large as the one that runs."""
+    return 0 if architecture.expert_parameters else BUCKET
+
+
+def gathered(load: Load, choice: Choice) -> float:
+    """Bytes of weights that are whole for a while, and of buckets on the way."""
+    a, number = load.architecture, load.number
+    full = load.job.method.kind == "full"
+    if load.hardware.world_size == 1 and choice.offload == "none":
+        return 0
+    if choice.strategy == "fsdp":
+        return number * (2 * a.largest_layer + a.outside_layers) + (4 * a.largest_layer if full else 0)
+    buckets = 2 * number * min(BUCKET, load.trainable) if choice.strategy.startswith("zero") else 0
+    if choice.strategy == "zero3":
+        return buckets + number * (live_parameters(a) + (a.largest_unit if full else 0))
+    return buckets
+
+
+def overhead(hardware: Hardware) -> float:
+    """The runtime's own: CUDA's context and workspaces, and NCCL's buffers; on a CPU, the libraries."""
+    if hardware.on_cpu:
+        return 0.7 * G
+    return 1.0 * G + (0.5 * G if hardware.world_size > 1 else 0)
+
+
+def host_bytes(load: Load, choice: Choice) -> float:
+    """Bytes that offloading puts into a node's own memory."""
+    if choice.offload == "none":
+        return 0
+    nodes, learn = load.hardware.nodes, load.trainable
+    states = learn * (load.number + 4 + 12) / nodes
+    if choice.offload == "optimizer":
+        return states
+    return (
+        states + (load.frozen_bytes + (learn * load.number if load.job.method.kind == "full" else 0)) / nodes
+    )
+
+
+def room(hardware: Hardware) -> float:
+    """Bytes that may be used: a twentieth is lost in the allocator's gaps; on a CPU a tenth is the system's."""
+    return hardware.memory * (0.9 if hardware.on_cpu else 0.95)

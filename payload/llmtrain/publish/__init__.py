@@ -1,0 +1,1 @@
+"""From a job's output to a release candidate."""

@@ -1,0 +1,128 @@
+"""Which rows a step takes, and what of them a model sees.
+
+The order of rows depends on the seed alone, and a job stands at a place in it: the number of rows that all ranks together
+have taken. So a resumed job, on as many processes as before or on others, repeats and skips none.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy
+import torch
+from numpy.typing import NDArray
+
+from llmtrain.data.rows import Row, Rows
+
+IGNORED = -100  # the label of a position whose loss does not count: torch's cross_entropy knows it
+
+
+@lru_cache(maxsize=2)
+def permutation(seed: int, epoch: int, rows: int) -> NDArray[numpy.int64]:
+    """The order of an epoch."""
+    return numpy.random.default_rng([seed, epoch]).permutation(rows)
+
+
+def row_number(place: int, rows: int, seed: int) -> int:
+    """Which of `rows` rows comes at `place`, counted from the first of the first epoch."""
+    epoch, inside = divmod(place, rows)
+    return int(permutation(seed, epoch, rows)[inside])
+
+
+def labels(row: Row) -> NDArray[numpy.int64]:
+    """For each position the token to be said next, or IGNORED; shape (seq_len,).
+
+    A token counts where it is learned and follows one of its own document.
+    """
+    same = row.document[1:] == row.document[:-1]
+    counts = same & (row.learned[1:] == 1) & (row.document[1:] > 0)
+    return numpy.append(numpy.where(counts, row.input_ids[1:], IGNORED), IGNORED)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one process works on at a time; each of shape (rows, seq_len)."""
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    labels: torch.Tensor
+    tokens: int  # without padding, and without rows that are there for their shape alone
+
+    @property
+    def learned(self) -> int:
+        """Positions whose loss counts."""
+        return int((self.labels != IGNORED).sum())
+
+    def loss(self, model: Any) -> torch.Tensor:
+        """The sum of the cross entropy over the positions that count, in fp32.
+
+        Logits are computed for the positions alone that count in some row. Neither a mask nor a cache: then transformers
+        keeps documents apart by `position_ids`.
+        """
+        wanted = (self.labels != IGNORED).any(0).nonzero().flatten()
+        if not len(wanted):  # nothing counts: all the same work to do, as the other ranks wait for it
+            wanted = torch.zeros(1, dtype=torch.long, device=self.labels.device)
+        logits = model(
+            input_ids=self.input_ids, position_ids=self.position_ids, use_cache=False, logits_to_keep=wanted
+        ).logits
+        return torch.nn.functional.cross_entropy(
+            logits.float().flatten(0, 1),
+            self.labels[:, wanted].flatten(),
+            ignore_index=IGNORED,
+            reduction="sum",
+        )
+
+
+def batch(rows: list[tuple[Row, bool]], device: Any) -> Batch:
+    """Put rows together; of those with False no position counts."""
+
+    def tensor(arrays: list[NDArray[Any]]) -> torch.Tensor:
+        return torch.from_numpy(numpy.stack(arrays).astype(numpy.int64)).to(device, non_blocking=True)
+
+    return Batch(
+        tensor([row.input_ids for row, _ in rows]),
+        tensor([row.position_ids for row, _ in rows]),
+        tensor([labels(row) if counts else numpy.full_like(row.input_ids, IGNORED) for row, counts in rows]),
+        sum(int((row.document > 0).sum()) for row, counts in rows if counts),
+    )
+
+
+def step_batches(
+    rows: Rows,
+    seed: int,
+    cursor: int,
+    end: int,
+    micro_batch: int,
+    accumulate: int,
+    rank: int,
+    world_size: int,
+    device: Any,
+) -> list[Batch]:
+    """This rank's share of the rows from place `cursor` on, in `accumulate` batches.
+
+    What would lie at or past `end` is there, so that every step has its shape, but does not count.
+    """
+    found = []
+    for part in range(accumulate):
+        first = cursor + (part * world_size + rank) * micro_batch
+        taken = [(place, place < end) for place in range(first, first + micro_batch)]
+        found.append(
+            batch(
+                [
+                    (rows[row_number(place if counts else cursor, len(rows), seed)], counts)
+                    for place, counts in taken
+                ],
+                device,
+            )
+        )
+    return found
+
+
+def evaluation_batches(
+    rows: Rows, micro_batch: int, rank: int, world_size: int, device: Any
+) -> Iterator[Batch]:
+    """This rank's share of all rows in order; every rank has as many batches."""
+    for first in range(0, len(rows), micro_batch * world_size):
+        own = range(first + rank * micro_batch, first + (rank + 1) * micro_batch)
+        yield batch([(rows[min(each, len(rows) - 1)], each < len(rows)) for each in own], device)

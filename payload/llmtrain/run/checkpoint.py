@@ -1,0 +1,407 @@
+"""Checkpoints that survive: a kill, a power cut, a full disk or a changed byte never costs more than the last save.
+
+A node has its own disk, and a folder `step-00001234` for each save with the files of its own ranks. A save is written
+aside (`.partial-00001234`), brought to the disk and sealed (`sealed.py`) on every node, and only then renamed on any.
+So once one node has the new name, all have the whole content, under one of the two names: that is what `latest_good`
+relies on. Older saves go last of all.
+
+The parts of a save on different nodes have the same random id; a save counts when it is good on all of them.
+"""
+
+import errno
+import fcntl
+import hmac
+import json
+import logging
+import os
+import re
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmcore.files import flush, write_aside
+from llmtrain.exits import ALTERED, FAILED, NO_SPACE, Refusal
+from llmtrain.run import sealed
+
+log = logging.getLogger("llmtrain.checkpoint")
+KEY = "llm-train.key"
+KEY_BYTES = 32  # at least
+NAME = re.compile(r"(?:step-|\.partial-)(\d{8,})(?:\.old)?")
+ASIDES = (".partial-*", ".removed-*")
+SPARE = 16 << 20  # bytes that a save leaves free: for the manifest, and for who else writes there
+
+
+def read_key(file: Path | None) -> bytes:
+    """The estate's checkpoint key: from `file`, or from this unit's credential `llm-train.key`; raises Refusal."""
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    if file is None and folder is None:
+        raise Refusal(
+            f"there is no key for checkpoints: neither --key-file nor the credential {KEY}; "
+            "make one with `openssl rand -out FILE 32`, mode 0600"
+        )
+    path = file or Path(str(folder), KEY)
+    try:
+        mode, key = path.stat().st_mode, path.read_bytes()
+    except OSError as error:
+        raise Refusal(
+            f"cannot read the checkpoint key {path}: {error.strerror}; name a file with --key-file"
+        ) from error
+    # A credential's group bits are the mask of systemd's ACL, not a group's right.
+    if mode & (0o077 if file else 0o007):
+        raise Refusal(f"the checkpoint key {path} has mode {mode & 0o777:o}: others can read it; chmod 600")
+    if len(key) < KEY_BYTES:
+        raise Refusal(
+            f"the checkpoint key {path} has {len(key)} bytes: want at least {KEY_BYTES} random ones"
+        )
+    return key
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A save that is whole and authentic. `state` is what was given to `save`, after JSON; `world_size` and `nodes` are
+    those of the job that saved."""
+
+    step: int
+    folder: Path
+    state: dict[str, Any]
+    world_size: int
+    nodes: int
+
+
+def _process_group() -> Any:
+    """torch.distributed where it is at work, else None. Nobody has initialised what nobody has imported."""
+    distributed = sys.modules.get("torch.distributed")
+    return (
+        distributed if distributed and distributed.is_available() and distributed.is_initialized() else None
+    )
+
+
+def _gather[T](value: T) -> list[T]:
+    """What each rank gives, by rank."""
+    group = _process_group()
+    if group is None:
+        return [value]
+    values: list[Any] = [None] * group.get_world_size()
+    group.all_gather_object(values, value)
+    return values
+
+
+class Checkpoints:
+    """The checkpoints in a directory of this node. All ranks make one, after the process group is initialised, and call
+    the same methods in the same order; the node's first rank (LOCAL_RANK 0) does the work. GROUP_RANK is the node's
+    number; both are torchrun's."""
+
+    def __init__(
+        self, directory: Path, key: bytes, last: int, expected: int = 0, newest: Path | None = None
+    ) -> None:
+        """`last` saves are kept. `expected` is about how many bytes the first one takes on this node. `newest` is a file
+        outside of the directory that remembers the newest save: an older one that somebody puts back is authentic, too.
+
+        Raises Refusal if another process uses the directory, or others may write to it.
+        """
+        self.directory, self.last, self.expected, self.newest = directory, last, expected, newest
+        self.key = hmac.digest(key, b"llmkeep checkpoint", "sha256")
+        group = _process_group()
+        self.rank: int = group.get_rank() if group else 0
+        self.world_size: int = group.get_world_size() if group else 1
+        self.first = int(os.environ.get("LOCAL_RANK", self.rank)) == 0
+        self.node = int(os.environ.get("GROUP_RANK", "0"))
+        if self.first:
+            self._make()
+            self._lock()
+
+    def save(self, step: int, write: Callable[[Path], None], state: dict[str, Any]) -> Path:
+        """Save what `write(folder)` writes of this rank, and `state` (JSON); the folder, once it is on all disks.
+
+        Raises Refusal (NO_SPACE if a disk is or would be full) or what `write` raised. Then older checkpoints are as
+        they were.
+        """
+        aside, folder = self.directory / f".partial-{step:08d}", self.directory / f"step-{step:08d}"
+        try:
+            begun = self._together(lambda: self._begin(aside, state))
+            self._together(lambda: write(aside))
+            facts = {
+                "save": begun[0][0],
+                "step": step,
+                "node": self.node,
+                "nodes": sum(first for _, first in begun),
+                "world_size": self.world_size,
+                "state": state,
+            }
+            self._together(lambda: self._seal(aside, facts))
+        except Exception:
+            if self.first:
+                self._discard(aside)
+            raise
+        # Sealed on all nodes: from here on it is whole, whatever happens.
+        displaced = aside.with_suffix(".old")
+        told = self._together(lambda: self._put(aside, folder, displaced))
+        self._together(lambda: self._remember(step, begun[0][0]))
+        if self.first:
+            self._prune([saves for saves in told if saves is not None], step)
+        return folder
+
+    def latest_good(self) -> Checkpoint | None:
+        """The newest save that is whole and authentic on all nodes; None where nothing was ever saved.
+
+        Nothing of a checkpoint was opened before it was verified. What is wrong with newer ones is said. Raises Refusal
+        (ALTERED) where there are checkpoints and none is good: to begin anew is a person's decision.
+        """
+        found, bad = self._found() if self.first else ({}, {})
+        told = _gather((self.node, list(found), bad, self._placed()) if self.first else None)
+        nodes = [each for each in told if each is not None]
+        common = set.intersection(*(set(saves) for _, saves, _, _ in nodes))
+        for node, _, problems, _ in nodes:
+            for name, said in problems.items():
+                self._say(f"checkpoint {name} of node {node} is not good: {said}")
+        for step, save in sorted(common, reverse=True):
+            problem = self._problem(*found[step, save]) if self.first else None
+            wrong = {rank: said for rank, said in enumerate(_gather(problem)) if said}
+            for rank, reason in wrong.items():
+                self._say(f"checkpoint of step {step}, verified by rank {rank}, is not good: {reason}")
+            if not wrong:
+                self._compare_with_remembered(step, save)
+                return self._resumed(step, found.get((step, save)))
+        if any(placed for *_, placed in nodes):
+            have = "; ".join(f"node {node} has {', '.join(placed) or 'none'}" for node, _, _, placed in nodes)
+            raise Refusal(
+                f"{self.directory}: no checkpoint is good on all nodes ({have}); what is wrong is said above. "
+                "Put the files or the key right, or move the directory away to begin anew",
+                ALTERED,
+            )
+        self._compare_with_remembered("none", "")
+        self._clean()
+        return None
+
+    def _remember(self, step: int, save: str) -> None:
+        """That this is the newest save. Two lines: what is remembered, and its HMAC."""
+        if self.first and self.newest:
+            told = json.dumps({"step": step, "save": save})
+            write_aside(self.newest, f"{told}\n{self._mac(told.encode()).decode()}\n")
+
+    def _mac(self, content: bytes) -> bytes:
+        """Of such a record: it is none that a manifest could have."""
+        return hmac.digest(self.key, b"newest save\n" + content, "sha256").hex().encode()
+
+    def _remembered(self) -> dict[str, Any] | None:
+        """What a save of this node left; None where there was none, or where it is not authentic, which is said."""
+        if not (self.first and self.newest and self.newest.exists()):
+            return None
+        told, _, mac = self.newest.read_bytes().partition(b"\n")
+        if not hmac.compare_digest(self._mac(told), mac.strip()):
+            log.warning(
+                "%s was altered, or authenticated with another key: whether an older save was put back is not known",
+                self.newest,
+            )
+            return None
+        remembered: dict[str, Any] = json.loads(told)
+        return remembered
+
+    def _compare_with_remembered(self, step: int | str, save: str) -> None:
+        """Say it where a node remembers a newer save than the one that is taken: ids sort by time."""
+        for node, remembered in self._together(lambda: (self.node, self._remembered())):
+            if remembered and remembered["save"] > save:
+                self._say(
+                    f"{self.directory}: the last save of node {node} was of step {remembered['step']}, the newest good one is "
+                    f"of step {step}. If nothing above says what became of it, somebody put older files back: find out who"
+                )
+
+    def _resumed(self, step: int, found: tuple[Path, dict[str, Any]] | None) -> Checkpoint:
+        """The checkpoint that all nodes agreed upon, under its right name, with no asides left."""
+        folder = self.directory / f"step-{step:08d}"
+        self._together(lambda: self._name(*found, folder) if found else None)
+        told = _gather((self.node, found[1] if found else None))
+        self._clean()
+        manifest = next(said for node, said in told if node == self.node and said)
+        return Checkpoint(step, folder, manifest["state"], manifest["world_size"], manifest["nodes"])
+
+    def _name(self, aside: Path, manifest: dict[str, Any], folder: Path) -> None:
+        """For what was sealed when a kill came, and has no name yet. What has the name is not good."""
+        if aside != folder:
+            log.info("taking %s, which was sealed on all nodes", aside)
+            self._put(aside, folder, self.directory / f".removed-{folder.name}")
+
+    def _together[T](self, work: Callable[[], T]) -> list[T]:
+        """Do `work` on each rank; the results by rank. If one fails, all raise: none waits for what will not come."""
+        caught: Exception | None = None
+        value: T | None = None
+        problem: tuple[str, int] | None = None
+        try:
+            value = work()
+        except Refusal as error:
+            caught, problem = error, (str(error), error.code)
+        except Exception as error:
+            name = type(error).__name__
+            if self._is_full(error):
+                caught = Refusal(
+                    f"{self.directory} became full during a save ({name}); the checkpoints before it are as they "
+                    "were: make room and resume",
+                    NO_SPACE,
+                )
+                caught.__cause__ = error
+                problem = (str(caught), NO_SPACE)
+            else:
+                caught, problem = error, (f"{name}: {error}", FAILED)
+        told = _gather((value, problem))
+        if caught:
+            raise caught
+        for rank, (_, problem) in enumerate(told):
+            if problem:
+                raise Refusal(f"rank {rank} could not save: {problem[0]}", problem[1])
+        return [value for value, _ in told]  # type: ignore[misc]
+
+    def _make(self) -> None:
+        """The directory, and its name on the disk."""
+        missing = [path for path in (self.directory, *self.directory.parents) if not path.exists()]
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in missing:
+            flush(path.parent)
+        if sealed.changeable(self.directory.stat()):
+            raise Refusal(
+                f"{self.directory} can be written by others, who could change a checkpoint after it was verified: "
+                "give it to this user, chmod 700"
+            )
+        for path in self.directory.resolve().parents:
+            mode = path.stat().st_mode
+            if mode & 0o022 and not mode & 0o1000:
+                raise Refusal(
+                    f"{path} has mode {mode & 0o7777:o}: others could put another directory in the place of "
+                    f"{self.directory}; chmod go-w"
+                )
+
+    def _lock(self) -> None:
+        """Held while this process lives. Not flock: workers that outlive a killed trainer would inherit that."""
+        self.lock = os.open(self.directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise Refusal(
+                f"another process has the checkpoints in {self.directory}: wait for it, or give this job an output "
+                "of its own"
+            ) from error
+
+    def _begin(self, aside: Path, state: dict[str, Any]) -> tuple[str, bool]:
+        """The folder to write to, if there is space for it; an id for the save, of which rank 0's is taken. Ids sort by
+        time."""
+        json.dumps(state)  # now, not after all is written
+        if self.first:
+            self._clean()
+            needed, free = self._needed(), self._free()
+            if free < needed:
+                raise Refusal(
+                    f"a checkpoint takes about {needed / 1e9:.2f} GB, {self.directory} has {free / 1e9:.2f} GB free: "
+                    "make room, or keep fewer (keep.last)",
+                    NO_SPACE,
+                )
+            aside.mkdir(mode=0o700)
+        return f"{time.time_ns():016x}{secrets.token_hex(8)}", self.first
+
+    def _seal(self, aside: Path, facts: dict[str, Any]) -> None:
+        if self.first:
+            self.expected = sealed.seal(aside, self.key, facts)
+            flush(self.directory)
+
+    def _put(self, aside: Path, folder: Path, displaced: Path) -> list[tuple[int, str]] | None:
+        """Give a sealed folder its name; the saves that this node has then. Another one of that name, of a past that was
+        given up, stays whole until the new one is there."""
+        if not self.first:
+            return None
+        shutil.rmtree(displaced, ignore_errors=True)
+        if folder.exists():
+            folder.rename(displaced)
+        aside.rename(folder)
+        flush(self.directory)
+        shutil.rmtree(displaced, ignore_errors=True)
+        return list(self._found()[0])
+
+    def _prune(self, saves: list[list[tuple[int, str]]], step: int) -> None:
+        """Take away what is older than the `last` saves up to `step` that all nodes have: by manifest and sizes, not by
+        hashes, which would read them all again."""
+        common = sorted(save for save in set.intersection(*map(set, saves)) if save[0] <= step)
+        if len(common) <= self.last:
+            return
+        oldest_kept = common[-self.last][0]
+        for name in self._placed():
+            if int(name.removeprefix("step-")) < oldest_kept:
+                removed = self.directory / f".removed-{name}"
+                (self.directory / name).rename(removed)
+                shutil.rmtree(removed, ignore_errors=True)
+
+    def _placed(self) -> list[str]:
+        """The names of what was saved, whether good or not."""
+        return sorted(path.name for path in self.directory.glob("step-*") if NAME.fullmatch(path.name))
+
+    def _found(self) -> tuple[dict[tuple[int, str], tuple[Path, dict[str, Any]]], dict[str, str]]:
+        """Authentic saves, whose hashes nobody has looked at yet, by step and id; and what is wrong with the others."""
+        found, bad = {}, {}
+        for path in sorted(self.directory.iterdir()):
+            if not (match := NAME.fullmatch(path.name)):
+                continue
+            try:
+                manifest = sealed.authentic(path, self.key)
+                if manifest["step"] != int(match[1]):
+                    raise sealed.NotGood(f"its manifest is of step {manifest['step']}")
+                if manifest["node"] != self.node:
+                    raise sealed.NotGood(
+                        f"it was saved by node {manifest['node']} and this is node {self.node}: "
+                        "start the nodes in their old order"
+                    )
+            except (sealed.NotGood, OSError) as error:
+                if path.name.startswith("step-"):  # an aside may well be cut
+                    bad[path.name] = str(error)
+            else:
+                found[manifest["step"], manifest["save"]] = path, manifest
+        return found, bad
+
+    def _problem(self, folder: Path, manifest: dict[str, Any]) -> str | None:
+        """What the hashes say of it; None if it is good."""
+        size = sum(file["size"] for file in manifest["files"].values())
+        log.info("verifying %s: %.2f GB", folder, size / 1e9)
+        try:
+            sealed.verify(folder, manifest)
+        except (sealed.NotGood, OSError) as error:
+            return str(error)
+        return None
+
+    def _say(self, message: str) -> None:
+        if self.rank == 0:
+            log.warning(message)
+
+    def _clean(self) -> None:
+        """Take away what no save needs any more."""
+        if self.first:
+            for pattern in ASIDES:
+                for path in self.directory.glob(pattern):
+                    shutil.rmtree(path, ignore_errors=True)
+
+    def _discard(self, aside: Path) -> None:
+        """Give its space back, even if what failed to write still holds a file open."""
+        for path in aside.rglob("*"):
+            if path.is_file() and not path.is_symlink():
+                os.truncate(path, 0)
+        shutil.rmtree(aside, ignore_errors=True)
+
+    def _free(self) -> int:
+        status = os.statvfs(self.directory)
+        return status.f_bavail * status.f_frsize
+
+    def _needed(self) -> int:
+        """Bytes for one more save: as many as the last one took, or as were expected."""
+        if not self.expected:
+            found, _ = self._found()
+            sizes = {
+                each: sum(file["size"] for file in manifest["files"].values())
+                for each, (_, manifest) in found.items()
+            }
+            self.expected = sizes[max(sizes)] if sizes else 0
+        return self.expected + SPARE
+
+    def _is_full(self, error: Exception) -> bool:
+        """Whether that is why a save failed: torch and safetensors tell it in their own ways, or not at all."""
+        told = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return told or os.strerror(errno.ENOSPC) in str(error) or self._free() < SPARE // 4

@@ -1,0 +1,86 @@
+"""`llm-train run job.yaml`: one node's part of a job, begun or resumed."""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from llmcore.config import load
+from llmtrain.data.command import prepare
+from llmtrain.exits import DONE, Refusal
+from llmtrain.job import Job
+
+
+def add_command(commands: Any) -> None:
+    """llm-train run."""
+    run = commands.add_parser("run", help="train; the same command goes on after a stop", description=__doc__)
+    run.add_argument("job", type=Path, help="job.yaml; docs/training.md has all keys")
+    run.add_argument(
+        "--prepare", type=Path, metavar="DATA.YAML", help="first make the rows, as `llm-train data run` would"
+    )
+    run.add_argument(
+        "--dry-run", action="store_true", help="print the plan and DeepSpeed's configuration, start nothing"
+    )
+    run.add_argument("--json", action="store_true", help="print the plan and what follows from it as JSON")
+    run.add_argument("--nodes", type=int, help="hosts that work together; default: scale.nodes")
+    run.add_argument("--node-rank", type=int, default=0, help="which of them this is, from 0")
+    run.add_argument(
+        "--rendezvous", default="", metavar="HOST:PORT", help="where node 0 listens; one node needs none"
+    )
+    run.add_argument("--restarts", type=int, default=3, help="how often dead processes are started again (3)")
+    run.add_argument(
+        "--key-file", type=Path, help="of checkpoints; default: the systemd credential llm-train.key"
+    )
+    run.set_defaults(run=run_command)
+
+
+def run_command(options: argparse.Namespace) -> int:
+    """Check, plan, launch."""
+    job = load(options.job, Job)
+    nodes = options.nodes or job.scale.nodes
+    if not 0 <= options.node_rank < nodes:
+        raise Refusal(f"--node-rank is {options.node_rank}, of {nodes} node(s): want 0 to {nodes - 1}")
+    if nodes > 1 and not options.rendezvous:
+        raise Refusal(f"{nodes} nodes need --rendezvous HOST:PORT of node 0, the same on all of them")
+    from llmtrain.run.setup import job_digest, set_up
+
+    if (done := job.output / "training.json").is_file() and not options.dry_run:
+        if json.loads(done.read_text())["job_digest"] != job_digest(job):
+            raise Refusal(
+                f"{done.parent} is of another job: give this one an output of its own, or move it away"
+            )
+        print(f"llm-train: {done} is there already: this job is done", file=sys.stderr)
+        return DONE
+    if options.prepare and (code := prepare(options.prepare)):
+        return code
+    import torch
+
+    logging.getLogger("bitsandbytes").setLevel(
+        logging.ERROR
+    )  # peft brings it, and it misses a kernel of the hub's
+    if not torch.cuda.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"  # DeepSpeed says at length that it found nothing better
+    from llmtrain.planning.command import as_json, text
+    from llmtrain.planning.hardware import detect
+    from llmtrain.run.checkpoint import read_key
+    from llmtrain.run.input_checks import verify
+    from llmtrain.run.launch import Nodes, launch
+
+    hardware = detect(nodes, job.scale.processes)
+    plan, setup = set_up(job, hardware, verify(job))
+    if options.json:
+        print(
+            json.dumps({"plan": as_json(plan), "lora_targets": setup.targets, "deepspeed": setup.deepspeed})
+        )
+    else:
+        print(text(plan))
+        if options.dry_run and setup.deepspeed:
+            print(f"DeepSpeed's configuration:\n{json.dumps(setup.deepspeed, indent=1)}")
+    if options.dry_run:
+        return DONE
+    key = read_key(options.key_file)
+    where = Nodes(nodes, options.node_rank, options.rendezvous, options.restarts)
+    return launch(job.name, where, hardware.gpus, job, setup, key)

@@ -1,0 +1,59 @@
+"""What a job leaves: `adapter/` or `model/`, with tokenizer, `training.json` and a manifest beside it."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+
+from llmcore.manifest import write_manifest
+from llmtrain.job import Job
+from llmtrain.run.strategies import Replicated
+
+TOKENIZER = (
+    "tokenizer*",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+)
+
+
+def export(job: Job, strategy: Replicated, folder: Path, record: dict[str, Any]) -> None:
+    """Write `folder` aside and put it in the place of one that is there. All ranks call it, rank 0 writes.
+
+    The weights of a full training have the dtype of the base model, those of an adapter the one they were learned in.
+    """
+    lora = job.method.kind == "lora"
+    weights = strategy.gathered(lambda parameter: parameter.requires_grad or not lora)
+    if strategy.rank:
+        return
+    aside = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    if lora:
+        strategy.model.save_pretrained(aside, state_dict=weights, save_embedding_layers=False)
+        (aside / "README.md").unlink(missing_ok=True)  # peft's model card to be filled in
+    else:
+        dtype = AutoConfig.from_pretrained(str(job.model), local_files_only=True).dtype
+        buffers = {name: each.cpu() for name, each in strategy.model.named_buffers()}
+        persistent = {name: buffers[name] for name in strategy.model.state_dict() if name in buffers}
+        cast = {name: each.to(dtype) if each.is_floating_point() else each for name, each in weights.items()}
+        strategy.model.save_pretrained(aside, state_dict=cast | persistent)
+        described = json.loads((aside / "config.json").read_text())
+        described["dtype"] = str(dtype).removeprefix("torch.")
+        (aside / "config.json").write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
+    for pattern in TOKENIZER:  # as they are: their digest names the tokenizer
+        for path in job.model.glob(pattern):
+            shutil.copyfile(path, aside / path.name)
+    (aside / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    put(aside, folder)
+
+
+def put(aside: Path, folder: Path) -> None:
+    """Give a whole folder its name, and the manifest of what it holds."""
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.rename(folder)
+    write_manifest(folder, folder.with_name(folder.name + ".sha256"))

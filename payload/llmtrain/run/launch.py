@@ -1,0 +1,181 @@
+"""A node's part of a job: torchrun's agent, which starts a process for each GPU and starts them again when one dies.
+
+The agent works in a thread. The main thread takes SIGTERM and hands it to the processes, which finish their step and save;
+torchrun's own handler would kill them after 30 s, in the middle of a large save.
+"""
+
+import fcntl
+import importlib
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import struct
+import threading
+import types
+from dataclasses import dataclass
+from typing import Any
+
+from llmtrain.exits import FAILED, STOPPED, Refusal
+
+SIOCGIFADDR = 0x8915  # an interface's address: linux/sockios.h
+JOIN_SECONDS = 24 * 3600  # how long a node waits for the others: a host may take long to come back
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """The hosts of a job, and which of them this is."""
+
+    count: int = 1
+    rank: int = 0
+    rendezvous: str = ""  # HOST:PORT of node 0, which listens there
+    restarts: int = 3  # of a node's processes, until it gives up
+
+
+def agree_on_address(nodes: Nodes) -> str:
+    """This host's address towards node 0; also tells gloo and NCCL to use its interface, unless the environment does.
+
+    Without it they take what the host's name resolves to, which on Debian is 127.0.1.1. Raises Refusal.
+    """
+    host, _, port = nodes.rendezvous.rpartition(":")
+    if not host or not port.isdecimal():
+        raise Refusal(f"--rendezvous is {nodes.rendezvous!r}: want HOST:PORT of the node with --node-rank 0")
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, int(port), socket.AF_INET, socket.SOCK_DGRAM)[
+            0
+        ]
+        with socket.socket(family, kind) as probe:
+            probe.connect(address)  # sends nothing
+            own: str = probe.getsockname()[0]
+            names = [name for _, name in socket.if_nameindex() if interface_address(probe, name) == own]
+    except OSError as error:
+        raise Refusal(f"--rendezvous {nodes.rendezvous}: {error.strerror}; check name and route") from error
+    for name in names[:1]:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
+    return own
+
+
+def interface_address(probe: socket.socket, name: str) -> str:
+    """The IPv4 address of a network interface; "" where it has none."""
+    try:
+        answer = fcntl.ioctl(probe, SIOCGIFADDR, struct.pack("256s", name.encode()))
+    except OSError:
+        return ""
+    return socket.inet_ntoa(answer[20:24])
+
+
+def do_without_libuv() -> None:
+    """Let torch's rendezvous work where torch was built without libuv, as Debian's is.
+
+    There the agent and the processes ask for a store that needs it, whatever USE_LIBUV says, and end. Elsewhere this
+    changes nothing.
+    """
+    import torch.distributed as distributed
+
+    try:
+        distributed.TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False, use_libuv=True)
+    except RuntimeError as error:
+        if "libuv" not in str(error):
+            raise
+    else:
+        return
+
+    with_libuv = distributed.TCPStore.__init__
+
+    def without_libuv(self: Any, *arguments: Any, **named: Any) -> None:
+        with_libuv(self, *arguments, **{**named, "use_libuv": False})
+
+    store = types.new_class(
+        "TCPStore", (distributed.TCPStore,), {}, lambda body: body.update(__init__=without_libuv)
+    )
+    # torch.distributed.rendezvous as an attribute is a function, so import_module.
+    for module in (
+        "torch.distributed",
+        "torch.distributed.rendezvous",
+        "torch.distributed.elastic.rendezvous.c10d_rendezvous_backend",
+    ):
+        importlib.import_module(module).TCPStore = store  # type: ignore[attr-defined]
+
+
+def launch(name: str, nodes: Nodes, processes: int, *arguments: Any) -> int:
+    """Run `train(*arguments)` in each process of this node, and again from its last checkpoint when one of them dies.
+
+    Returns its exit code, which all ranks agree upon. Raises Refusal when a process died more often than `nodes.restarts`.
+    """
+    own = agree_on_address(nodes) if nodes.count > 1 else "127.0.0.1"
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.process_cpu_count() or 1) // processes)))
+    # The one warns that it takes no signals, which are ours to take; the other that node 0 was done first.
+    for name_of_logger in "multiprocessing.api", "rendezvous.dynamic_rendezvous":
+        logging.getLogger(f"torch.distributed.elastic.{name_of_logger}").setLevel(logging.ERROR)
+    # torch 2.6 keeps one store over all restarts, in which processes that came again find the addresses of dead ones.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    do_without_libuv()
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=nodes.count,
+        max_nodes=nodes.count,
+        nproc_per_node=processes,
+        run_id=name,
+        rdzv_backend="c10d",
+        rdzv_endpoint=nodes.rendezvous or "127.0.0.1:0",
+        rdzv_configs={"is_host": nodes.rank == 0, "join_timeout": JOIN_SECONDS},
+        local_addr=own,
+        max_restarts=nodes.restarts,
+        monitor_interval=1,
+        start_method="spawn",
+    )
+    results: dict[int, int] = {}
+    problems: list[Exception] = []
+
+    def agent() -> None:
+        # The processes inherit this: a SIGTERM waits until they are ready for it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            results.update(elastic_launch(config, worker)(os.getpid(), *arguments))
+        except Exception as error:
+            problems.append(error)
+
+    def hand_on(number: int, _: Any) -> None:
+        children = multiprocessing.active_children()
+        if not children:
+            raise Refusal("stopped while it waited for the other nodes: nothing to save", STOPPED)
+        for child in children:
+            child.terminate()
+
+    before = {each: signal.signal(each, hand_on) for each in (signal.SIGTERM, signal.SIGINT)}
+    thread = threading.Thread(target=agent, name="torchrun", daemon=True)
+    thread.start()
+    thread.join()
+    for each, handler in before.items():
+        signal.signal(each, handler)
+    if not problems:
+        return next(iter(results.values()))
+    if isinstance(problems[0], ChildFailedError):
+        rank, failure = problems[0].get_first_failure()
+        raise Refusal(
+            f"a process of this node died more than {nodes.restarts} times, the last of rank {rank} with exit code "
+            f"{failure.exitcode}: its error is above; the checkpoints are whole, run the same command to resume",
+            FAILED,
+        )
+    raise Refusal(
+        f"torchrun gave up: {type(problems[0]).__name__}: {problems[0]}; is node 0 up, and {nodes.rendezvous or 'loopback'} "
+        "reachable? Run the same command to resume",
+        FAILED,
+    )
+
+
+def worker(agent: int, *arguments: Any) -> int:
+    """What torchrun's agent, the process `agent`, starts in each process."""
+    do_without_libuv()
+    from llmtrain.run.train import train
+
+    code = train(*arguments)
+    for each in (signal.SIGTERM, signal.SIGINT):  # all is saved; Python's end gives back what would kill
+        signal.signal(each, signal.SIG_IGN)
+    if os.getppid() != agent:  # killed: torch would wait for ever for it to take the result
+        os._exit(code)
+    return code

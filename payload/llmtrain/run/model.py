@@ -1,0 +1,91 @@
+"""The model to train: loaded, quantized, adapted or frozen as the job says."""
+
+import warnings
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+from transformers.utils.logging import disable_progress_bar
+
+from llmtrain.exits import Refusal
+from llmtrain.job import Job, Lora
+from llmtrain.run.setup import Setup
+from llmtrain.run.strategies import DTYPES
+
+disable_progress_bar()
+# peft asks for it by its old name
+warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
+
+
+def stored_dtype(kind: str, strategy: str, precision: str) -> torch.dtype:
+    """Of the weights in memory.
+
+    DeepSpeed keeps fp32 copies of what learns by itself. FSDP2 takes one dtype for all parameters of a layer, and casts when
+    it gathers them. DDP casts products alone, so weights that learn are fp32, and a frozen base need not be.
+    """
+    if strategy.startswith("zero") or (strategy == "ddp" and kind == "lora"):
+        return DTYPES[precision]
+    return torch.float32
+
+
+def load(job: Job, setup: Setup, device: torch.device) -> Any:
+    """The model with what learns marked by `requires_grad`; under ZeRO-3 the caller has told transformers before."""
+    method = job.method
+    dtype = stored_dtype(method.kind, setup.strategy, setup.precision)
+    quantization: dict[str, Any] = {}
+    if isinstance(method, Lora) and method.quantize != "none":
+        from llmcore import quantization as bits
+
+        quantization = bits.loading(method.quantize, dtype, job.model) | {"device_map": {"": str(device)}}
+    model = AutoModelForCausalLM.from_pretrained(
+        str(job.model),
+        dtype=dtype,
+        local_files_only=True,
+        trust_remote_code=False,
+        attn_implementation="sdpa",
+        **quantization,
+    )
+    if isinstance(method, Lora) and quantization:
+        bits.refuse_hardly_quantized(method.quantize, bits.bytes_by_dtype(model), job.model)
+    if isinstance(method, Lora):
+        model = adapted(method, setup, model)
+    elif not method.train_router:
+        freeze_routers(model)
+    if setup.checkpointing:
+        # Recomputed tensors of gathered, frozen weights look different to the newer kind (DeepSpeed #8130).
+        reentrant = setup.strategy == "zero3" and method.kind == "lora"
+        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        if method.kind == "lora":
+            model.enable_input_require_grads()
+    return model.train()
+
+
+def adapted(method: Lora, setup: Setup, model: Any) -> Any:
+    """The model with adapters on every layer that `method.target` means; raises Refusal if some got none."""
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+    if method.quantize != "none":
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=setup.checkpointing)
+    config = LoraConfig(
+        r=method.r,
+        lora_alpha=method.alpha,
+        lora_dropout=method.dropout,
+        target_modules=setup.targets,
+        task_type="CAUSAL_LM",
+    )
+    # DDP learns adapters in fp32; DeepSpeed has its own fp32 copies, and wants one dtype.
+    model = get_peft_model(model, config, autocast_adapter_dtype=setup.strategy == "ddp")
+    got = sum(name.endswith("lora_A.default") for name, _ in model.named_modules())
+    if got != setup.adapters:
+        raise Refusal(
+            f"method.target {method.target} means {setup.adapters} layers, {got} got an adapter: name other targets"
+        )
+    return model
+
+
+def freeze_routers(model: Any) -> None:
+    """A mixture of experts trained without a balance loss sends ever more to the same few."""
+    for part in model.modules():
+        children = dict(part.named_children())
+        if "experts" in children and "gate" in children:
+            children["gate"].requires_grad_(False)

@@ -1,0 +1,84 @@
+"""How a job runs here: what the job says, and what the plan decides where it says auto."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from llmtrain.exits import Refusal
+from llmtrain.job import Job
+from llmtrain.planning.architecture import describe, lora_targets, matching
+from llmtrain.planning.hardware import Hardware
+from llmtrain.planning.plan import Plan, deepspeed_config, plan
+from llmtrain.run.input_checks import Verified
+
+MATTERS = ("model", "method", "data", "optim", "seed")  # of a job: a checkpoint of another is not resumed
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What each process is told."""
+
+    strategy: str
+    precision: str
+    micro_batch: int  # rows
+    accumulation: int  # batches of a process in a step
+    checkpointing: bool  # of activations
+    targets: list[str]  # of LoRA, names of layers
+    adapters: int  # layers that get one
+    deepspeed: dict[str, Any] | None  # its configuration, under ZeRO
+    verified: Verified
+    active_parameters: int  # of the model, that a token meets
+    peak_flops: float | None  # of a GPU, says its data sheet
+
+
+def set_up(job: Job, hardware: Hardware, verified: Verified) -> tuple[Plan, Setup]:
+    """The plan, and what follows from it; raises Refusal for what cannot run."""
+    architecture = describe(job.model)
+    chosen = plan(job, hardware, architecture=architecture)
+    refuse_fsdp(chosen, hardware)
+    targets = lora_targets(architecture, job.method.target) if job.method.kind == "lora" else []
+    deepspeed = None
+    if chosen.strategy.startswith("zero"):
+        # Nodes share no disk: the first rank of each writes what DeepSpeed writes once.
+        deepspeed = deepspeed_config(chosen, job) | {"checkpoint": {"use_node_local_storage": True}}
+    return chosen, Setup(
+        strategy=chosen.strategy,
+        precision=chosen.precision,
+        micro_batch=chosen.micro_batch,
+        accumulation=chosen.accumulation,
+        checkpointing=chosen.checkpointing,
+        targets=targets,
+        adapters=len(matching(architecture, targets)),
+        deepspeed=deepspeed,
+        verified=verified,
+        active_parameters=architecture.active_parameters,
+        peak_flops=hardware.card.teraflops * 1e12 if hardware.card else None,
+    )
+
+
+def refuse_fsdp(chosen: Plan, hardware: Hardware) -> None:
+    """Raise Refusal where FSDP2 cannot do what the job asks for."""
+    if chosen.strategy != "fsdp":
+        return
+    if chosen.precision == "fp16":
+        raise Refusal(
+            "scale.strategy fsdp has no loss scaling for fp16: take optim.precision bf16, or zero2 or zero3"
+        )
+    if hardware.on_cpu and torch.__version__ < "2.7":  # torch compares it as a version
+        raise Refusal(
+            f"FSDP2 does not run on a CPU in torch {torch.__version__}: take zero3, or torch 2.7 or later"
+        )
+
+
+def kind(job: Job) -> str:
+    """The name of the folder that a job leaves."""
+    return "adapter" if job.method.kind == "lora" else "model"
+
+
+def job_digest(job: Job) -> str:
+    """Of what a resumed job must not have changed."""
+    told = {name: value for name, value in job.model_dump(mode="json").items() if name in MATTERS}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,190 @@
+"""A small job to train: a tiny model, data that is made here, and `llm-train run` as a person starts it."""
+
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy
+from tiny import make_model
+
+from llmcore.manifest import write_manifest
+from llmtrain.data.rows import Row, tokenizer_digest, write_index, write_shard
+
+SEQ_LEN, END = 64, 1  # tokens of a row; what the tiny tokenizer ends a turn with
+
+
+def make_row(generator: numpy.random.Generator, stops: bool = True) -> Row:
+    """Two documents and some padding; the first tokens of each are a prompt, which is not learned."""
+    lengths = 32, 29, SEQ_LEN - 61
+    document = numpy.repeat(numpy.array([1, 2, 0], numpy.int32), lengths)
+    # Even letters follow odd ones: something to learn.
+    ids = generator.integers(10, 60, SEQ_LEN).astype(numpy.int32)
+    ids[1::2] = (ids[::2] * 7 + 3) % 50 + 10
+    ids[[31, 60]] = END
+    learned = (document > 0).astype(numpy.uint8)
+    learned[:6] = learned[32:36] = 0
+    if not stops:
+        learned[[31, 60]] = 0
+    return Row(ids, learned, document)
+
+
+def write_rows(directory: Path, tokenizer: str, rows: list[Row]) -> Path:
+    """A data set of one shard."""
+    directory.mkdir()
+    write_index(directory, SEQ_LEN, tokenizer, [write_shard(directory, 0, rows)])
+    return directory
+
+
+# In a process that trains: once `after` steps are told of, it waits at the next one until it is told to stop, or HELD is gone.
+HOLDS = """
+import os, signal, sys, time
+if any("spawn_main" in each for each in sys.orig_argv):
+    asked_to_stop, read_clock, handle = [], time.process_time, signal.signal
+
+    def told(path):
+        try:
+            with open(path) as lines:
+                return sum('"lr"' in line for line in lines)
+        except FileNotFoundError:
+            return 0
+
+    def wait():
+        after, held, *metrics = os.environ["HELD"].split(":")
+        while sum(map(told, metrics)) >= int(after) and os.path.exists(held) and not asked_to_stop:
+            time.sleep(0.01)
+        return read_clock()
+
+    def noting(number, handler):
+        if number != signal.SIGTERM or not callable(handler):
+            return handle(number, handler)
+        return handle(number, lambda *given: (asked_to_stop.append(1), handler(*given)))
+
+    time.process_time, signal.signal = wait, noting  # the loop looks at this clock at each step
+"""
+
+
+@dataclass
+class Bench:
+    """A directory with a model, data and a key, where jobs are run."""
+
+    directory: Path
+    model: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.model = self.directory / "tiny"
+        make_model(self.model)
+        write_manifest(self.model, self.directory / "tiny.sha256")
+        key = self.directory / "key"
+        key.touch(mode=0o600)
+        key.write_bytes(secrets.token_bytes(32))
+        generator = numpy.random.default_rng(5)
+        tokenizer = tokenizer_digest(self.model)
+        write_rows(self.directory / "data", tokenizer, [make_row(generator) for _ in range(96)])
+        write_rows(self.directory / "held-out", tokenizer, [make_row(generator) for _ in range(5)])
+
+    def job(self, file: str, **changes: Any) -> Path:
+        """Write FILE.yaml; `changes` are merged into its sections."""
+        job: dict[str, Any] = {
+            "name": file,
+            "model": str(self.model),
+            "method": {"kind": "lora"},
+            "data": {"train": str(self.directory / "data")},
+            "output": str(self.directory / file),
+            "optim": {"lr": 1e-2, "precision": "fp32"},
+            "scale": {"strategy": "ddp", "processes": 2, "micro_batch": 2, "tokens_per_step": 8 * SEQ_LEN},
+            "watch": {"log_every": 1},
+        }
+        for section, change in changes.items():
+            job[section] = (
+                {**job[section], **change} if section in job and isinstance(change, dict) else change
+            )
+        path = self.directory / f"{file}.yaml"
+        path.write_text(json.dumps(job))
+        return path
+
+    def start(self, job: Path, *arguments: str, modules: str = "", held: str = "") -> subprocess.Popen[str]:
+        """`llm-train run`, in a session of its own, its output in JOB.log. Python looks in the folder `modules`, too."""
+        command = [
+            sys.executable,
+            "-m",
+            "llmtrain",
+            "run",
+            str(job),
+            "--key-file",
+            str(self.directory / "key"),
+            *arguments,
+        ]
+        path = f"{Path(__file__).parents[2]}:{modules}"
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "HELD": held}
+        with job.with_suffix(".log").open("a") as log:
+            return subprocess.Popen(
+                command, stdout=log, stderr=log, text=True, env=environment, start_new_session=True
+            )
+
+    def hold(self, after: int, *jobs: Path) -> tuple[Path, dict[str, str]]:
+        """What holds processes after so many steps of these, until it is unlinked; and what `start` is given for that.
+
+        Without it, a test that has to wait for a core would come too late to disturb so short a job.
+        """
+        place = self.directory / f"hold-{jobs[0].stem}"
+        place.mkdir()
+        (place / "sitecustomize.py").write_text(HOLDS)
+        (place / "held").touch()
+        metrics = [str(self.directory / job.stem / "metrics.jsonl") for job in jobs]
+        return place / "held", {
+            "modules": str(place),
+            "held": ":".join([str(after), str(place / "held"), *metrics]),
+        }
+
+    def run(self, job: Path, *arguments: str) -> int:
+        """The exit code."""
+        return self.start(job, *arguments).wait(timeout=300)
+
+    def said(self, job: Path) -> str:
+        """All that was printed."""
+        return job.with_suffix(".log").read_text()
+
+    def metrics(self, job: Path) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; of a job that runs, the last may be half written."""
+        path = self.directory / job.stem / "metrics.jsonl"
+        whole, _, _ = path.read_text().rpartition("\n") if path.exists() else ("", "", "")
+        return [json.loads(line) for line in whole.splitlines()]
+
+    def losses(self, job: Path) -> dict[int, float]:
+        """By step; of one that was done twice, the latter."""
+        return {line["step"]: line["loss"] for line in self.metrics(job) if "lr" in line}
+
+    def record(self, job: Path, kind: str = "adapter") -> dict[str, Any]:
+        """training.json."""
+        found: dict[str, Any] = json.loads((self.directory / job.stem / kind / "training.json").read_text())
+        return found
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 240) -> None:
+    """Until it holds; fails where the process ends before."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, f"ended with {process.returncode} before that"
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)
+
+
+def ranks(agent: subprocess.Popen[str]) -> list[int]:
+    """The ids of the processes that torchrun's agent has started and that live."""
+    children = [
+        pid for task in Path(f"/proc/{agent.pid}/task").glob("*/children") for pid in task.read_text().split()
+    ]
+    return sorted(int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes())
+
+
+def kill_a_rank(agent: subprocess.Popen[str]) -> None:
+    """SIGKILL to the last of them."""
+    os.kill(ranks(agent)[-1], signal.SIGKILL)

@@ -1,0 +1,205 @@
+"""DDP, ZeRO-2, ZeRO-3 and FSDP2 over two processes: the one that was asked for runs, and all learn the same.
+
+A DeepSeek-V2 is trained whole; everything is on a CPU over gloo.
+"""
+
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import make_deepseek
+from training_job import Bench, ranks, wait_for
+
+from llmcore.manifest import write_manifest
+from llmserve.local_run import free_port
+from llmtrain.exits import DONE, FAILED, STOPPED, Refusal
+
+torch = pytest.importorskip("torch", reason="Debian's python3-torch is not installed")
+FSDP = pytest.mark.skipif(
+    torch.__version__ < "2.7",
+    reason=f"FSDP2 does not run on a CPU in torch {torch.__version__}: it takes 2.7 or later",
+)
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """With a DeepSeek-V2, too."""
+    bench = Bench(tmp_path_factory.mktemp("strategies"))
+    make_deepseek(bench.directory / "mixture", 2)
+    write_manifest(bench.directory / "mixture", bench.directory / "mixture.sha256")
+    return bench
+
+
+def whole(bench: Bench, file: str, strategy: str, name: str = "whole", **changes: Any) -> Path:
+    """A full training of the DeepSeek-V2: 24 steps."""
+    scale = {"strategy": strategy, **changes}
+    optim = {"precision": "fp32", "epochs": 2, "lr": 3e-3}
+    model = str(bench.directory / "mixture")
+    return bench.job(
+        file,
+        name=name,
+        model=model,
+        method={"kind": "full"},
+        optim=optim,
+        scale=scale,
+        keep={"every_steps": 8},
+    )
+
+
+@pytest.fixture(scope="module")
+def zero3(bench: Bench) -> Path:
+    """By ZeRO-3, undisturbed."""
+    job = whole(bench, "zero3", "zero3")
+    assert bench.run(job) == DONE, bench.said(job)
+    return job
+
+
+@pytest.fixture(scope="module")
+def one(bench: Bench) -> Path:
+    """By one process alone, a row at a time, undisturbed."""
+    job = whole(bench, "one", "ddp", processes=1, micro_batch=1)
+    assert bench.run(job) == DONE, bench.said(job)
+    return job
+
+
+def stop(bench: Bench, strategy: str) -> Path:
+    """Such a job, stopped by SIGTERM; and what it saved once more, as that of the job `alone-STRATEGY`."""
+    job = whole(bench, f"stopped-{strategy}", strategy)
+    _, given = bench.hold(3, job)
+    agent = bench.start(job, **given)
+    wait_for(lambda: len(bench.losses(job)) >= 3, agent)
+    agent.send_signal(signal.SIGTERM)
+    assert agent.wait(timeout=300) == STOPPED, bench.said(job)
+    assert "stopped after step" in bench.said(job)
+    saved = bench.directory / job.stem / "checkpoints"
+    assert f"step-{max(bench.losses(job)):08d}" in {each.name for each in saved.iterdir()}
+    shutil.copytree(saved, bench.directory / f"alone-{strategy}" / "checkpoints")
+    return job
+
+
+@pytest.fixture(scope="module")
+def stopped(bench: Bench, zero3: Path) -> Path:
+    """By ZeRO-3."""
+    return stop(bench, "zero3")
+
+
+def test_zero3_leaves_each_process_half_of_the_parameters(bench: Bench, zero3: Path) -> None:
+    ran = bench.record(zero3, "model")["ran"]
+    for rank in ran["ranks"]:
+        assert (rank["engine"], rank["stage"]) == ("DeepSpeedEngine", 3)
+        assert rank["parameters"] / rank["of"] == pytest.approx(0.5, abs=0.01)
+        assert rank["optimized"] / rank["optimized_of"] == pytest.approx(0.5, abs=0.01)
+
+
+def test_zero3_leaves_a_whole_model_that_learned(bench: Bench, zero3: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from llmtrain.data.rows import Rows
+    from llmtrain.run.batches import batch
+
+    losses = bench.losses(zero3)
+    assert losses[24] < losses[1] - 0.5
+    model = AutoModelForCausalLM.from_pretrained(
+        bench.directory / "zero3" / "model", dtype=torch.float32
+    ).eval()
+    rows = Rows(bench.directory / "held-out")
+    batches = batch([(rows[number], True) for number in range(len(rows))], "cpu")
+    with torch.no_grad():
+        assert batches.loss(model).item() / batches.learned < losses[1] - 0.5
+
+
+def test_a_stopped_zero3_job_goes_on_as_if_it_had_not_been(bench: Bench, zero3: Path, stopped: Path) -> None:
+    assert bench.run(stopped) == DONE, bench.said(stopped)
+    assert bench.losses(stopped) == bench.losses(zero3)
+    assert [each["lost"] for each in bench.record(stopped, "model")["resumed"]] == [""]
+
+
+def test_on_another_number_of_processes_zero3_goes_on_and_tells_what_is_lost(
+    bench: Bench, zero3: Path, stopped: Path
+) -> None:
+    job = whole(bench, "alone-zero3", "zero3", processes=1)
+    assert bench.run(job) == DONE, bench.said(job)
+    resumed = bench.record(job, "model")["resumed"]
+    assert "what AdamW kept" in resumed[0]["lost"]
+    assert "LOST" in bench.said(job)
+    ours, theirs = bench.losses(job), bench.losses(zero3)
+    assert set(ours) == set(range(resumed[0]["step"] + 1, 25))
+    assert ours[min(ours)] == pytest.approx(theirs[min(ours)], rel=1e-3)  # the weights are the same
+
+
+def test_a_job_over_two_nodes_goes_on_when_one_was_lost_and_comes_back(bench: Bench, zero3: Path) -> None:
+    """Two agents with a disk each; one of them, and its process, is killed as a power cut would."""
+    with free_port() as port:
+        where = ["--rendezvous", f"127.0.0.1:{port}"]
+        jobs = [whole(bench, f"node{node}", "zero3", name="both", processes=1, nodes=2) for node in range(2)]
+        held, given = bench.hold(9, *jobs)
+        agents = [
+            bench.start(job, "--node-rank", str(node), *where, **given) for node, job in enumerate(jobs)
+        ]
+        # Rank 0, which writes them, may be on either.
+        wait_for(lambda: any(len(bench.losses(job)) >= 9 for job in jobs), agents[0])
+        lost = [agents[1].pid, *ranks(agents[1])]
+        for pid in lost:
+            os.kill(pid, signal.SIGKILL)
+        held.unlink()
+        again = bench.start(jobs[1], "--node-rank", "1", *where)
+        assert [each.wait(timeout=300) for each in (agents[0], again)] == [DONE, DONE], bench.said(jobs[0])
+        losses = {**bench.losses(jobs[0]), **bench.losses(jobs[1])}
+        assert losses == bench.losses(zero3)
+
+
+def test_zero3_on_two_processes_has_the_losses_of_one(bench: Bench, zero3: Path, one: Path) -> None:
+    assert bench.losses(zero3) == pytest.approx(bench.losses(one), rel=2e-3)
+
+
+@pytest.mark.parametrize("strategy", ["zero2", pytest.param("fsdp", marks=FSDP)])
+def test_two_processes_with_larger_batches_have_the_losses_of_one(
+    bench: Bench, one: Path, strategy: str
+) -> None:
+    two = whole(bench, f"two-{strategy}", strategy, micro_batch=4)
+    assert bench.run(two) == DONE, bench.said(two)
+    assert bench.losses(two) == pytest.approx(bench.losses(one), rel=2e-3)
+    ran = bench.record(two, "model")["ran"]
+    assert ran["strategy"] == strategy
+    if strategy == "fsdp":
+        assert [each["parameters"] / each["of"] for each in ran["ranks"]] == pytest.approx(
+            [0.5, 0.5], abs=0.01
+        )
+
+
+@FSDP
+def test_a_stopped_fsdp_job_goes_on_with_two_processes_or_one(bench: Bench, one: Path) -> None:
+    """FSDP2's parts are cut anew for another number: AdamW loses nothing."""
+    job = stop(bench, "fsdp")
+    alone = whole(bench, "alone-fsdp", "fsdp", processes=1)
+    for each in job, alone:
+        assert bench.run(each) == DONE, bench.said(each)
+    losses = bench.losses(one)
+    assert bench.losses(job) == pytest.approx(losses, rel=2e-3)
+    assert bench.losses(alone) == pytest.approx(
+        {step: losses[step] for step in bench.losses(alone)}, rel=2e-3
+    )
+
+
+def test_what_was_not_asked_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A strategy whose evidence is that of a plain DDP."""
+    from llmtrain.run.strategies import Zero, proven
+
+    pretended = Zero.__new__(Zero)
+    pretended.name, pretended.stage, pretended.world_size = "zero3", 3, 1
+    evidence = {
+        "engine": "DeepSpeedEngine",
+        "stage": 0,
+        "parameters": 8,
+        "of": 8,
+        "optimized": 8,
+        "optimized_of": 8,
+    }
+    monkeypatch.setattr(pretended, "evidence", lambda: evidence, raising=False)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", lambda told, mine: told.__setitem__(0, mine))
+    with pytest.raises(Refusal, match="nothing was trained") as refusal:
+        proven(pretended)
+    assert refusal.value.code == FAILED
