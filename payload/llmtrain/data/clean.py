@@ -1,73 +1,13 @@
-"""Cleaning: rules by name, in one table, and Unicode's normal forms."""
+"""Cleaning: Unicode normalization and the rules of `cleaning_rules.py`."""
 
-import re
 import unicodedata
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from llmtrain.data.cleaning_rules import CLEANING, Rule, compiled
 from llmtrain.data.documents import Docs, Rejects, parts, replace_parts
 
 if TYPE_CHECKING:
     from llmtrain.data import settings
-
-# Chinese letters, signs and punctuation: a blank between two of them says nothing.
-HAN = r"\u3001-\u301f\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff01-\uff20\U00020000-\U0003134f"
-# Blanks that are neither a space nor a tab.
-RARE = "\xa0\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000"
-BLANK = rf" \t{RARE}"
-
-
-class Rule(NamedTuple):
-    """What is replaced by what. Where the text has none of `needs`, the pattern need not be tried."""
-
-    pattern: re.Pattern[str]
-    replace: str
-    needs: tuple[str, ...] = ()
-
-
-CLEANING: dict[str, list[Rule]] = {
-    "newlines": [
-        Rule(re.compile(r"\r\n?|[\u2028\u2029\x85]"), "\n", ("\r", "\u2028", "\u2029", "\x85")),
-    ],
-    "control": [
-        Rule(re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x84\x86-\x9f]+"), ""),
-    ],
-    # Marks of byte order, soft hyphens, zero-width blanks. The joiners stay: Persian and emoji need them.
-    "invisible": [
-        Rule(re.compile(r"[\xad\u200b\u2060\ufeff]+"), "", ("\xad", "\u200b", "\u2060", "\ufeff")),
-    ],
-    # No word boundary (\\b) before them: a Chinese sign is a letter to Python, and one may stand there.
-    "urls": [
-        Rule(re.compile(rf"(?<![A-Za-z0-9])(?:https?|ftp)://[^\s<>\"'{HAN}]+", re.IGNORECASE), "", ("://",)),
-        Rule(
-            re.compile(rf"(?<![A-Za-z0-9])www\.[^\s<>\"'{HAN}]+", re.IGNORECASE), "", ("www.", "WWW.", "Www.")
-        ),
-    ],
-    # A run of blanks inside a line is one, at its end none. Those at its start stay: they indent code.
-    "whitespace": [
-        Rule(re.compile(rf"[{BLANK}]+$", re.MULTILINE), "", (" \n", "\t\n", *RARE)),
-        Rule(re.compile(rf"(?<=\S)(?:[{BLANK}]{{2,}}|[{RARE}])"), " ", ("  ", "\t", *RARE)),
-    ],
-    "blank_lines": [
-        Rule(re.compile(r"\n{3,}"), "\n\n", ("\n\n\n",)),
-    ],
-    "html_tags": [
-        Rule(re.compile(r"</?[a-zA-Z][^<>]{0,2000}>"), "", ("<",)),
-    ],
-    "chinese_blanks": [
-        Rule(re.compile(rf"(?<=[{HAN}])[{BLANK}]+(?=[{HAN}])"), ""),
-    ],
-    "repeated_punctuation": [
-        Rule(re.compile(r"([!?！？。，,~～*=#_-])\1{5,}"), r"\1\1\1"),
-    ],
-}
-
-
-def compiled(pattern: str) -> re.Pattern[str]:
-    """A rule of somebody's own; raises ValueError with what is wrong in it."""
-    try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"no regular expression: {error}") from error
 
 
 class Clean:

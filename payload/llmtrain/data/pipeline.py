@@ -14,6 +14,7 @@ from llmtrain.data import (
     annotate,
     chat,
     clean,
+    cleaning_rules,
     decontaminate,
     documents,
     duplicates,
@@ -69,7 +70,7 @@ class Pipeline:
                 for piece, (_, size, *_), digest in zip(group, stamped, hashed, strict=True)
                 if (piece.start, piece.end) == (0, size)
             }
-        code = code_of(documents, sources, read, clean, shards)
+        code = code_of(documents, sources, read, clean, cleaning_rules, shards)
         tasks = []
         for number, group in enumerate(groups):
             given = settings.inputs[group[0].input].model_dump(exclude={"path"})

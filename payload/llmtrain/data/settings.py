@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
 from llmcore.config import Section
-from llmtrain.data.clean import CLEANING, compiled
+from llmtrain.data.cleaning_rules import CLEANING, compiled
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Format = Literal["auto", "jsonl", "text", "html", "parquet", "csv"]
@@ -50,7 +50,7 @@ class OwnRule(Section):
 
 
 class Clean(Section):
-    """Rules by name, in their order, from the table in `clean.py`; after them your own."""
+    """Rules by name, applied in this order (see `cleaning_rules.py`), then your own."""
 
     unicode: Literal["none", "NFC", "NFKC"] = "NFC"  # NFKC also turns Chinese punctuation into ASCII
     rules: tuple[str, ...] = ("newlines", "control", "invisible", "urls", "whitespace", "blank_lines")
