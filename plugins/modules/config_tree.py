@@ -80,7 +80,7 @@ options:
   units:
     description: >-
       Units that read these files. A change leaves a mark in C(/run/llmkeep/pending) until
-      M(llmkeep.estate.services) reloads or restarts them; a run that dies before its handlers loses nothing.
+      M(llmkeep.estate.systemd_units) reloads or restarts them; a run that dies before its handlers loses nothing.
     type: list
     elements: str
     default: []

@@ -1,11 +1,11 @@
 #!/usr/bin/python
-"""State module: a host's key in the tokens of an HSM, made there and proven to open."""
+"""State module: a host's key in the tokens of an HSM, made there and proven to open, or destroyed there."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: hsm_key
-short_description: Keep a host's key pair in one or more tokens of an HSM, and prove that it opens what it encloses
+short_description: Keep or destroy a host's key pair in one or more tokens of an HSM, and prove that it opens what it encloses
 description:
   - Finds the pair by token label and key label; makes it in the token where there is none and I(state) says so.
   - Reads back that the private key is sensitive, never extractable, made in the token and usable, and has it derive
@@ -14,6 +14,8 @@ description:
     might be the last; after one that fails, no other token is tried.
   - With I(record), a token that was made anew and a key that was deleted or exchanged are told, and never made good
     by a new key.
+  - C(absent) is for crypto-erasure and for after a rotation. It destroys the keys of all I(labels) with one login a token;
+    what they opened stays closed for good. Labels that volumes are enrolled with now (I(in_use)) are refused before any login.
   - The PIN comes from a sealed credential by pipe, and is in no argument, environment or output.
 author: [llmkeep contributors]
 options:
@@ -23,7 +25,9 @@ options:
     type: str
     default: ""
   tokens: {description: Labels of the tokens., type: list, elements: str, required: true}
-  label: {description: Label of the key., type: str, required: true}
+  label: {description: "Label of the key; required by C(present) and C(probed).", type: str}
+  labels: {description: "Labels of the keys to destroy; required by C(absent), and of it only.", type: list, elements: str}
+  in_use: {description: "Labels of keys that must stay; required by C(absent), and of it only.", type: list, elements: str}
   type:
     description: C(ec) is P-384. C(rsa), 3072 bits, is for an HSM without elliptic keys; see C(findings).
     type: str
@@ -38,7 +42,7 @@ options:
   state:
     description: With C(probed) nothing is made; tokens without the key are told in C(missing).
     type: str
-    choices: [present, probed]
+    choices: [present, probed, absent]
     default: present
   pin: {description: Sealed credential that holds the PIN., type: path, required: true}
   pin_name: {description: Name that it was sealed under; that of its file if empty., type: str, default: ""}
@@ -56,12 +60,21 @@ EXAMPLES = r"""
     label: llm1
     pin: /etc/credstore.encrypted/cryptsetup.pkcs11-pin
     record: /var/lib/llmkeep/hsm.json
+
+- name: Destroy the keys that the erased volume was enrolled with
+  llmkeep.estate.hsm_key:
+    state: absent
+    module: /usr/lib/vendor/libpkcs11.so
+    tokens: [llmkeep, llmkeep-spare]
+    labels: [llm1, llm1-2]
+    in_use: [llm1-3]
+    pin: /etc/credstore.encrypted/cryptsetup.pkcs11-pin
 """
 
 RETURN = r"""
 keys:
   description: One entry a token.
-  returned: success
+  returned: "success, unless I(state=absent)"
   type: list
   elements: dict
   contains:
@@ -73,20 +86,22 @@ keys:
     uri: {description: URI of the public key; never with a PIN., type: str}
     public_sha256: {description: SHA-256 of the point or the modulus., type: str}
     public_pem: {description: The public key for openssl; of EC only., type: str}
-missing: {description: Tokens without the key., returned: success, type: list, elements: str}
-findings: {description: What an auditor should know., returned: success, type: list, elements: str}
+missing: {description: Tokens without the key., returned: "success, unless I(state=absent)", type: list, elements: str}
+findings: {description: What an auditor should know., returned: "success, unless I(state=absent)", type: list, elements: str}
+destroyed: {description: Objects destroyed by token., returned: "success, with I(state=absent)", type: dict}
 fault: {description: Name of the fault; docs/hsm.md has a runbook for each., returned: failure, type: str}
 exit: {description: Its exit code in the program llmkeep-hsm., returned: failure, type: int}
 """
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.llmkeep.estate.plugins.module_utils import files as atomic  # type: ignore[import-not-found]
-from ansible_collections.llmkeep.estate.plugins.module_utils import hsm, pins
+from ansible_collections.llmkeep.estate.plugins.module_utils import hsm, pins, pkcs11
 
 PADDING = (
     "volumes are enclosed with RSA and the padding of PKCS#1 v1.5, all that systemd 257 knows for RSA; take EC"
@@ -131,24 +146,77 @@ def settle(params: dict[str, Any], check: bool) -> dict[str, Any]:
     }
 
 
+def destroy(
+    settings: Any, labels: list[str], pin: bytes, check: bool, step: Callable[[str], None]
+) -> dict[str, int]:
+    """Objects of the labels by token, destroyed unless CHECK. One login a token."""
+    step("list its tokens")
+    module = hsm.loaded(settings)
+    tokens = module.tokens()
+    found = {}
+    for token in [hsm.the_token(tokens, label, None, settings) for label in settings.tokens]:
+        step(f"log in to the token {token.label}")
+        with module.session(token.slot, writes=not check) as session:
+            hsm.log_in(session, token, pin)
+            found[token.label] = 0
+            for label in labels:
+                objects = session.find({pkcs11.LABEL: label.encode()})
+                found[token.label] += len(objects)
+                step(f"destroy {label} in the token {token.label}")
+                for key in [] if check else objects:
+                    session.destroy(key)
+                if not check and (left := session.find({pkcs11.LABEL: label.encode()})):
+                    raise hsm.Fault(
+                        "failed", f"the token {token.label} still has {len(left)} objects called {label}"
+                    )
+    return found
+
+
+def destroyed(params: dict[str, Any], check: bool) -> dict[str, Any]:
+    """Destroy the keys of the labels; what the module returns with I(state=absent)."""
+    settings = hsm.settings_of({**params, "label": ""})
+    with pins.shown(params["pin"], params["pin_name"]) as pin:
+        gone: dict[str, int] = hsm.bounded(
+            lambda step: destroy(settings, params["labels"], pin, check, step),
+            settings.seconds,
+            settings.user,
+        )
+    return {"changed": any(gone.values()), "destroyed": gone}
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
             **hsm.OPTIONS,
+            "label": {"type": "str"},
+            "labels": {"type": "list", "elements": "str"},
+            "in_use": {"type": "list", "elements": "str"},
             "type": {"type": "str", "choices": ["ec", "rsa"], "default": "ec"},
             "signs": {"type": "bool", "default": False},
-            "state": {"type": "str", "choices": ["present", "probed"], "default": "present"},
+            "state": {"type": "str", "choices": ["present", "probed", "absent"], "default": "present"},
             "pin_name": {"type": "str", "default": "", "no_log": False},
             "record": {"type": "path"},
         },
+        required_if=[
+            ("state", "present", ["label"]),
+            ("state", "probed", ["label"]),
+            ("state", "absent", ["labels", "in_use"]),
+        ],
+        mutually_exclusive=[("label", "labels")],
         supports_check_mode=True,
     )
-    try:
-        module.exit_json(**settle(module.params, module.check_mode))
-    except hsm.Fault as fault:
+    given = module.params
+    absent = given["state"] == "absent"
+    if absent and (staying := sorted({*given["labels"]} & {*given["in_use"]})):
         module.fail_json(
-            msg=f"{module.params['label']}: {fault}", fault=fault.kind, exit=hsm.EXIT[fault.kind]
+            msg=f"{', '.join(staying)} is a key that volumes are enrolled with; nothing was destroyed. Set another"
+            " hsm_key_label and run playbooks/rotate-keys.yml -e rotate_hsm_key=true first"
         )
+    try:
+        module.exit_json(**(destroyed if absent else settle)(given, module.check_mode))
+    except hsm.Fault as fault:
+        names = ", ".join(given["labels"]) if absent else given["label"]
+        module.fail_json(msg=f"{names}: {fault}", fault=fault.kind, exit=hsm.EXIT[fault.kind])
 
 
 if __name__ == "__main__":

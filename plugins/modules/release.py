@@ -11,7 +11,8 @@ description:
   - Wheels come from the mirror, verified; pip installs them by hash, without index or resolver, over
     Debian's own packages, and C(pip check) has to agree.
   - A release counts only once its record is written; what a power cut leaves half done is made anew.
-  - Nobody runs it yet; that is what M(llmkeep.estate.rollout) is for. What is current, or run by a unit, is never removed.
+  - No unit runs it yet; that is what M(llmkeep.estate.release_rollout) is for.
+  - What is current, or run by a unit, is never removed.
 author: [llmkeep contributors]
 options:
   url: {description: The mirror., type: str, required: true}

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from called_module import called
 from plugin_modules import LINK, ROOT
-from softhsm import SOFTHSM, Double, double, faulty, hsm, pkcs11
+from softhsm import SOFTHSM, Double, double, faulty, hsm, hsm_key, pkcs11
 
 
 @pytest.fixture
@@ -325,3 +326,53 @@ def test_the_program_tells_what_opens_and_exits_with_the_faults_code(lab: Double
     settings["tokens"] = ["none"]
     done = program()
     assert (done.returncode, json.loads(done.stdout)["fault"]) == (hsm.EXIT["token_missing"], "token_missing")
+
+
+def absent(lab: Double, **more: Any) -> dict[str, Any]:
+    """Arguments that destroy the key llm1 in both tokens."""
+    tokens = {"module": SOFTHSM, "tokens": ["llmkeep", "llmkeep-spare"], "pin": str(lab.folder / "user-pin")}
+    return {"state": "absent", **tokens, "labels": ["llm1"], "in_use": [], **more}
+
+
+def test_an_absent_key_is_gone_from_both_tokens_with_one_login_each(
+    lab: Double, fake: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lab.key(record=None)
+    lab.key(label="llm1-2", record=None)
+    given = absent(lab, module=fake(), labels=["llm1", "llm1-2"], in_use=["llm2"])
+    four = {"llmkeep": 4, "llmkeep-spare": 4}
+    told = called(hsm_key, {**given, "_ansible_check_mode": True}, capsys)
+    assert (told["changed"], told["destroyed"]) == (True, four)
+    assert lab.key(state="probed", record=None)["missing"] == []
+    before = logins(lab)
+    told = called(hsm_key, given, capsys)
+    assert (told["changed"], told["destroyed"]) == (True, four)
+    assert logins(lab) - before == 2
+    assert lab.key(state="probed", record=None)["missing"] == ["llmkeep", "llmkeep-spare"]
+    assert not called(hsm_key, given, capsys)["changed"]
+
+
+def test_a_key_in_use_is_not_destroyed(lab: Double, capsys: pytest.CaptureFixture[str]) -> None:
+    lab.key()
+    told = called(hsm_key, absent(lab, in_use=["llm1", "llm2"]), capsys)
+    assert told["failed"]
+    assert "llm1 is a key that volumes are enrolled with; nothing was destroyed" in told["msg"]
+    assert lab.key(state="probed")["missing"] == []
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"in_use": None}, {"labels": None}, {"state": "present"}, {"label": "llm1"}]
+)
+def test_each_state_has_labels_of_its_own(
+    lab: Double, wrong: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    lab.key()
+    given = {name: value for name, value in absent(lab, **wrong).items() if value is not None}
+    assert called(hsm_key, given, capsys)["failed"]
+    assert lab.key(state="probed")["missing"] == []
+
+
+def test_a_fault_while_destroying_names_the_labels(lab: Double, capsys: pytest.CaptureFixture[str]) -> None:
+    told = called(hsm_key, absent(lab, tokens=["none"]), capsys)
+    assert (told["fault"], told["exit"]) == ("token_missing", hsm.EXIT["token_missing"])
+    assert told["msg"].startswith("llm1: ")

@@ -15,9 +15,9 @@ from called_module import called
 from luks_estate import PIN, SIZE, SOFTHSM, Estate, luks, sealing, tool, volume, volume_phases
 from plugin_modules import load
 
-volume_store, volume_drill = load("modules.volume_store"), load("modules.volume_drill")
+luks_escrow, luks_escrow_drill = load("modules.luks_escrow"), load("modules.luks_escrow_drill")
 luks_volume = load("modules.luks_volume")
-luks_erase, hsm_key_destroyed = load("modules.luks_erase"), load("modules.hsm_key_destroyed")
+luks_erase, hsm_key = load("modules.luks_erase"), load("modules.hsm_key")
 hsm, pins = load("module_utils.hsm"), load("module_utils.pins")
 DATA = os.urandom(1 << 20)
 
@@ -284,16 +284,16 @@ def test_the_drill_opens_a_copy_by_the_recovery_key_and_notes_the_day(estate: Es
     folder = tmp_path / "storage"
     given = {"volume": "host1/data", "uuid": record(estate)["uuid"], "serial": "DISK-1"}
     cms = {f"{kind}_cms": (estate.store / f"{kind}.cms").read_text() for kind in ("recovery", "header")}
-    volume_store.store(folder, given | cms, False)
+    luks_escrow.store(folder, given | cms, False)
     before = digest(estate)
-    entry = volume_drill.drill(folder, "host1/data", estate.root / "escrow.key")
+    entry = luks_escrow_drill.drill(folder, "host1/data", estate.root / "escrow.key")
     assert owners(estate)[entry["drilled_slot"]] == "recovery"
     assert digest(estate) == before
-    with pytest.raises(volume_drill.Refused, match="has no volume host1/other; it has host1-data"):
-        volume_drill.drill(folder, "host1/other", estate.root / "escrow.key")
+    with pytest.raises(luks_escrow_drill.Refused, match="has no volume host1/other; it has host1-data"):
+        luks_escrow_drill.drill(folder, "host1/other", estate.root / "escrow.key")
     tool("openssl", "genpkey", "-algorithm", "RSA", "-out", tmp_path / "other.key")
-    with pytest.raises(volume_drill.Refused, match=r"Is .*other.key the escrow key"):
-        volume_drill.drill(folder, "host1/data", tmp_path / "other.key")
+    with pytest.raises(luks_escrow_drill.Refused, match=r"Is .*other.key the escrow key"):
+        luks_escrow_drill.drill(folder, "host1/data", tmp_path / "other.key")
 
 
 def test_a_recovery_key_of_another_time_fails_the_drill(estate: Estate, tmp_path: Path) -> None:
@@ -302,9 +302,9 @@ def test_a_recovery_key_of_another_time_fails_the_drill(estate: Estate, tmp_path
     estate.run(rotate=["recovery"])
     given = {"volume": "host1/data", "uuid": record(estate)["uuid"], "serial": "DISK-1"}
     cms = {"recovery_cms": (estate.store / "recovery.cms").read_text(), "header_cms": old}
-    volume_store.store(folder, given | cms, False)
-    with pytest.raises(volume_drill.Refused, match="does not open its header backup"):
-        volume_drill.drill(folder, "host1/data", estate.root / "escrow.key")
+    luks_escrow.store(folder, given | cms, False)
+    with pytest.raises(luks_escrow_drill.Refused, match="does not open its header backup"):
+        luks_escrow_drill.drill(folder, "host1/data", estate.root / "escrow.key")
 
 
 # ---------------------------------------------------------------- the end of a volume
@@ -324,9 +324,7 @@ def test_a_volume_is_erased_only_once_its_keys_in_the_hsm_are_destroyed(estate: 
     assert digest(estate) == before
     for token in ("main", "spare"):
         settings = hsm.Settings(module=SOFTHSM, tokens=[token], label="host1")
-        gone = hsm.bounded(
-            functools.partial(hsm_key_destroyed.destroy, settings, ["host1"], PIN.encode(), False), 20
-        )
+        gone = hsm.bounded(functools.partial(hsm_key.destroy, settings, ["host1"], PIN.encode(), False), 20)
         assert gone == {token: 2}
     certificate = erase(estate, uuid)
     assert certificate["header_opened_by_no_token"]

@@ -22,7 +22,7 @@ import pytest
 from luks_estate import MIB, SOFTHSM, Estate, forms, luks, sealing, tool
 from plugin_modules import load
 
-hsm, hsm_key_destroyed = load("module_utils.hsm"), load("modules.hsm_key_destroyed")
+hsm, hsm_key = load("module_utils.hsm"), load("modules.hsm_key")
 DATA = os.urandom(MIB)
 PIN = "27182818284590"  # so long that it is in no encrypted file by chance
 PIN_NAME = "hsm-pin"
@@ -247,7 +247,7 @@ def test_a_header_from_before_a_rotation_opens_until_the_key_of_that_time_is_des
     assert len(copy.opened_by_tokens(PIN.encode())) == 2
     for token in ("main", "spare"):
         old = hsm.Settings(module=SOFTHSM, tokens=[token], label="host1")
-        hsm.bounded(functools.partial(hsm_key_destroyed.destroy, old, ["host1"], PIN.encode(), False), 20)
+        hsm.bounded(functools.partial(hsm_key.destroy, old, ["host1"], PIN.encode(), False), 20)
     assert copy.opened_by_tokens(PIN.encode()) == []
     assert estate.ways_in() == {"hsm", "spare", "recovery"}
     # Nobody takes this one back: docs/storage.md has copies of header and recovery key destroyed together.

@@ -19,8 +19,8 @@ from luks_estate import PIN, SOFTHSM, Estate, luks, tool, volume
 from plugin_modules import load
 
 hsm, atomic, pkcs11 = load("module_utils.hsm"), load("module_utils.files"), load("module_utils.pkcs11")
-volume_store, volume_drill = load("modules.volume_store"), load("modules.volume_drill")
-luks_erase, hsm_key_destroyed = load("modules.luks_erase"), load("modules.hsm_key_destroyed")
+luks_escrow, luks_escrow_drill = load("modules.luks_escrow"), load("modules.luks_escrow_drill")
+luks_erase, hsm_key = load("modules.luks_erase"), load("modules.hsm_key")
 KILLS = int(os.environ.get("STORM", "3"))
 SEED = int(os.environ.get("SEED", "5"))
 PLACES = ("DISK-1", "state", "control", "folder", "tokens")
@@ -56,11 +56,11 @@ def estate(finished: Estate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def keep(estate: Estate) -> None:
-    """In the control node's folder, as volume_store does."""
+    """In the control node's folder, as luks_escrow does."""
     known = record(estate)
     given = {"volume": "host1/data", "uuid": known["uuid"], "serial": "DISK-1"}
     cms = {f"{kind}_cms": (estate.store / f"{kind}.cms").read_text() for kind in ("recovery", "header")}
-    volume_store.store(estate.root / "folder", given | cms, False)
+    luks_escrow.store(estate.root / "folder", given | cms, False)
 
 
 def record(estate: Estate) -> dict[str, Any]:
@@ -152,14 +152,14 @@ def erase(estate: Estate) -> None:
         else sorted(luks_erase.doomed(state, "data", uuid)[1])
     )
     settings = hsm.Settings(module=SOFTHSM, tokens=["main", "spare"], label="")
-    hsm.bounded(functools.partial(hsm_key_destroyed.destroy, settings, labels, PIN.encode(), False), 20)
+    hsm.bounded(functools.partial(hsm_key.destroy, settings, labels, PIN.encode(), False), 20)
     done = (
         json.loads(certificate.read_text())
         if gone
         else luks_erase.erase(state, "data", uuid, str(estate.disk), PIN.encode(), 20)
     )
     said = {"volume": "host1/data", "uuid": uuid, "serial": "DISK-1", "certificate": done}
-    volume_store.bury(folder, said, False)
+    luks_escrow.bury(folder, said, False)
 
 
 def test_an_erasure_destroys_every_key_that_ever_opened_the_volume_wherever_it_was_killed(
@@ -222,12 +222,17 @@ def test_a_drill_that_was_killed_anywhere_leaves_the_register_whole(estate: Esta
     folder = estate.root / "folder"
 
     def work() -> None:
-        entry = volume_drill.drill(folder, "host1/data", estate.root / "escrow.key")
-        volume_drill.note(folder, "host1/data", entry)
+        entry = luks_escrow_drill.drill(folder, "host1/data", estate.root / "escrow.key")
+        luks_escrow_drill.note(folder, "host1/data", entry)
 
     def holds() -> None:
         assert json.loads((folder / "host1-data.json").read_text())["drilled"]
-        assert [entry["volume"] for entry in volume_store.register(folder)] == ["host1/data"]
+        assert [entry["volume"] for entry in luks_escrow.register(folder)] == ["host1/data"]
 
-    functions = [(volume_drill, "opened"), (luks, "opens"), (atomic, "write_beside"), (atomic, "write_file")]
+    functions = [
+        (luks_escrow_drill, "opened"),
+        (luks, "opens"),
+        (atomic, "write_beside"),
+        (atomic, "write_file"),
+    ]
     killed_anywhere(estate, functions, work, holds)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
-module: checks
+module: role_checks
 short_description: Run a role's named checks and say for each what was expected and what was seen
 description:
   - A check is one command, or a limit of units (C(units)).
@@ -46,7 +46,7 @@ options:
 
 EXAMPLES = r"""
 - name: Verify
-  llmkeep.estate.checks:
+  llmkeep.estate.role_checks:
     checks:
       - {id: redis.answers, argv: [redis-cli, -s, /run/redis/redis.sock, ping], match: NOAUTH}
       - {id: redis.memory_is_bounded, limit: MemoryMax, units: {redis-server.service: 167772160}}

@@ -10,7 +10,7 @@ from called_module import called
 from plugin_modules import load
 
 checks = load("module_utils.checks")
-module = load("modules.checks")
+module = load("modules.role_checks")
 
 
 def check(code: str, **parts: Any) -> dict[str, Any]:

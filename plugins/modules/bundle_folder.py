@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
-module: fetched_tree
+module: bundle_folder
 short_description: Keep folders of the bundle on this host, as its signed manifest says
 description:
   - Fetches every file from the mirror by TLS 1.3, goes on where it stopped, and verifies each by its
@@ -30,7 +30,7 @@ options:
 
 EXAMPLES = r"""
 - name: Fetch the weights
-  llmkeep.estate.fetched_tree:
+  llmkeep.estate.bundle_folder:
     url: "{{ mirror_url }}"
     folders: [models/smollm2-135m-instruct]
     dest: /srv/llmkeep/models

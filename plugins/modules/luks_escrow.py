@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
-module: volume_store
+module: luks_escrow
 short_description: Keep recovery keys and header backups of volumes on the control node, and the register of volumes
 description:
   - A volume has three files, C(HOST-NAME.json) in the register, C(HOST-NAME.recovery.cms) and C(HOST-NAME.header.cms);
@@ -28,10 +28,10 @@ options:
 
 EXAMPLES = r"""
 - name: Read the register
-  llmkeep.estate.volume_store:
+  llmkeep.estate.luks_escrow:
   delegate_to: ops1
 - name: Store a recovery key
-  llmkeep.estate.volume_store:
+  llmkeep.estate.luks_escrow:
     volume: llm1/data
     uuid: 0b4e9d06-9a52-4a7e-b8b1-5d2a0b6a3c11
     serial: LLM1-DATA-1

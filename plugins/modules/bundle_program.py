@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
-module: mirrored_program
+module: bundle_program
 short_description: Keep a program of the bundle on this host, as its signed manifest says
 description:
   - Fetches C(bin/NAME) from the mirror to C(ROOT/NAME/HASH/NAME), where HASH is the start of its sha256, and points
@@ -22,7 +22,7 @@ options:
 
 EXAMPLES = r"""
 - name: Install OPA
-  llmkeep.estate.mirrored_program:
+  llmkeep.estate.bundle_program:
     url: "{{ mirror_url }}"
     name: opa
 """

@@ -1,4 +1,4 @@
-"""services with a stand-in for systemctl that keeps units in a folder and a record of what was asked."""
+"""systemd_units with a stand-in for systemctl that keeps units in a folder and a record of what was asked."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from plugin_modules import load
 
-services = load("modules.services")
+systemd_units = load("modules.systemd_units")
 
 # Each unit is a file with its properties; start, stop and enable rewrite it.
 STAND_IN = """#!/bin/sh
@@ -42,7 +42,7 @@ def units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / "bin" / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     monkeypatch.setenv("UNITS", str(folder))
-    monkeypatch.setattr(services.atomic, "PENDING", tmp_path / "pending")
+    monkeypatch.setattr(systemd_units.atomic, "PENDING", tmp_path / "pending")
     return folder
 
 
@@ -55,8 +55,8 @@ def unit(
 
 
 def settle(check: bool = False, **parts: Any) -> list[str]:
-    given = {"started": ["a.service"], "stopped": [], "stopped_others": None, "state": "started", **parts}
-    result: list[str] = services.settle(given, check)
+    given = {"units": ["a.service"], "stopped": [], "stopped_others": None, "state": "started", **parts}
+    result: list[str] = systemd_units.settle(given, check)
     return result
 
 
@@ -75,7 +75,7 @@ def test_enables_and_starts_what_is_off(units: Path) -> None:
 def test_check_mode_says_it_and_does_nothing(units: Path) -> None:
     unit(units, "a.service", active="inactive", enabled="disabled")
     before = (units / "a.service").read_text()
-    assert len(settle(check=True, started=["a.service", "to-come.service"])) == 3
+    assert len(settle(check=True, units=["a.service", "to-come.service"])) == 3
     assert (units / "a.service").read_text() == before
 
 
@@ -87,7 +87,7 @@ def test_restarts_a_unit_whose_file_changed_even_where_a_reload_was_asked(units:
 
 def test_reloads_what_an_interrupted_run_left_marked_and_takes_the_mark_away(units: Path) -> None:
     unit(units, "a.service")
-    services.atomic.mark_pending(["a.service"])
+    systemd_units.atomic.mark_pending(["a.service"])
     assert settle() == ["a.service: reload-or-restart (was active)"]
     assert settle() == []
 
@@ -95,12 +95,12 @@ def test_reloads_what_an_interrupted_run_left_marked_and_takes_the_mark_away(uni
 def test_a_unit_that_does_not_start_is_named_with_its_last_messages(units: Path) -> None:
     unit(units, "a.service", active="failed")
     (units / "a.service.broken").touch()
-    with pytest.raises(services.Refused, match=r"a\.service: systemctl start .*its last words"):
+    with pytest.raises(systemd_units.Refused, match=r"a\.service: systemctl start .*its last words"):
         settle()
 
 
 def test_a_unit_that_is_not_there_is_refused(units: Path) -> None:
-    with pytest.raises(services.Refused, match="not-found"):
+    with pytest.raises(systemd_units.Refused, match="not-found"):
         settle()
     assert not (units / "a.service").exists()
 
@@ -110,6 +110,6 @@ def test_stops_what_must_not_run(units: Path) -> None:
     unit(units, "apt-daily.timer")
     stopped = ["apt-daily.timer", "never-installed.service"]
     done = ["apt-daily.timer: stopped (was active)", "apt-daily.timer: disabled"]
-    assert settle(started=[], stopped=stopped, check=True) == done
-    assert settle(started=[], stopped=stopped) == done
-    assert settle(started=[], stopped=stopped) == []
+    assert settle(units=[], stopped=stopped, check=True) == done
+    assert settle(units=[], stopped=stopped) == done
+    assert settle(units=[], stopped=stopped) == []

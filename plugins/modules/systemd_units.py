@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
-module: services
+module: systemd_units
 short_description: Enable and start a role's units, and stop instances that are no longer wanted
 description:
   - Looks at all units by one question to systemd and touches only those that differ.
@@ -13,7 +13,7 @@ description:
   - Check mode accepts units that do not exist yet.
 author: [llmkeep contributors]
 options:
-  started: {description: Units to enable and start., type: list, elements: str, required: true}
+  units: {description: Units to enable and start., type: list, elements: str, required: true}
   stopped_others:
     description: Pattern; units like it that are not in I(started) are stopped and disabled.
     type: str
@@ -27,8 +27,8 @@ options:
 
 EXAMPLES = r"""
 - name: Start the engines
-  llmkeep.estate.services:
-    started: [llm-audit.service, llm-engine@echo.service]
+  llmkeep.estate.systemd_units:
+    units: [llm-audit.service, llm-engine@echo.service]
     stopped_others: llm-engine@*.service
 """
 
@@ -60,7 +60,7 @@ def verb_for(state: str, active: str, pending: bool, unit_changed: bool) -> str 
 
 def settle(params: dict[str, str | list[str] | None], check: bool) -> list[str]:
     """Bring the units to their state; what was or would be done."""
-    wanted = [str(unit) for unit in params["started"] or []]
+    wanted = [str(unit) for unit in params["units"] or []]
     changes: list[str] = []
     now, changed = reread(wanted, check)
     for unit, state in now.items():
@@ -102,7 +102,7 @@ def settle(params: dict[str, str | list[str] | None], check: bool) -> list[str]:
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "started": {"type": "list", "elements": "str", "required": True},
+            "units": {"type": "list", "elements": "str", "required": True},
             "stopped": {"type": "list", "elements": "str", "default": []},
             "stopped_others": {"type": "str"},
             "state": {"type": "str", "choices": ["started", "restarted", "reloaded"], "default": "started"},

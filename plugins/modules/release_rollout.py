@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
-module: rollout
+module: release_rollout
 short_description: Move units onto a release, one at a time, each ready before the next, all of them back if one is not
 description:
   - Each unit has a link C(ROOT/units/UNIT) to the release that it runs, code and configuration (C(etc/)) together, so that some
@@ -38,7 +38,7 @@ options:
 
 EXAMPLES = r"""
 - name: Move the gateways onto the release
-  llmkeep.estate.rollout:
+  llmkeep.estate.release_rollout:
     release: 0123456789ab
     units:
       - {name: llm-gateway@1.service, socket: /run/llm-gateway/1.sock}

@@ -1,4 +1,4 @@
-"""rollout with a stand-in for systemctl, and gateways that answer /readyz as the release behind their link would."""
+"""release_rollout with a stand-in for systemctl, and gateways that answer /readyz as the release behind their link would."""
 
 import http.server
 import socketserver
@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 from plugin_modules import load
-from test_services import unit
+from test_systemd_units import unit
 
-rollout = load("modules.rollout")
+release_rollout = load("modules.release_rollout")
 GATEWAYS = ["llm-gateway@1.service", "llm-gateway@2.service"]
 ENGINE = "llm-engine@m.service"
 
@@ -61,7 +61,7 @@ class Host:
         units += [{**every, "name": name, "socket": self.socket(name)} for name in GATEWAYS]
         given = {"release": release, "root": str(self.root), "units": units, "stopped_others": [], **more}
         given |= {"ready_seconds": 0.5, "unit_files": str(self.folder / "system")}
-        return rollout.settle(given, check)
+        return release_rollout.settle(given, check)
 
     def socket(self, name: str) -> str:
         return str(self.folder / f"{name[12]}.sock")
@@ -78,8 +78,8 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     monkeypatch.setenv("UNITS", str(tmp_path / "units"))
     monkeypatch.setenv("ROOT", str(host.root))
-    monkeypatch.setattr(rollout.atomic, "PENDING", tmp_path / "pending")
-    monkeypatch.setattr(rollout, "STEADY_SECONDS", 0.05)
+    monkeypatch.setattr(release_rollout.atomic, "PENDING", tmp_path / "pending")
+    monkeypatch.setattr(release_rollout, "STEADY_SECONDS", 0.05)
     (host.root / "current").symlink_to("releases/old")
     servers = []
     for name in [ENGINE, *GATEWAYS]:
@@ -131,7 +131,7 @@ def test_check_mode_says_it_and_does_nothing(host: Host) -> None:
 def test_a_release_whose_gateway_exits_is_left_again_and_the_other_gateway_never_sees_it(host: Host) -> None:
     (host.root / "releases/new/EXITS").touch()
     with pytest.raises(
-        rollout.Refused, match=r"release new does not work .*its last words.* run release old"
+        release_rollout.Refused, match=r"release new does not work .*its last words.* run release old"
     ):
         host.roll(hold=True)
     assert host.restarts() == [f"{GATEWAYS[0]} new", f"{GATEWAYS[0]} old"]
@@ -141,7 +141,7 @@ def test_a_release_whose_gateway_exits_is_left_again_and_the_other_gateway_never
 
 def test_where_the_second_gateway_is_not_ready_both_go_back_the_last_one_first(host: Host) -> None:
     host.not_ready.add((GATEWAYS[1], "new"))
-    with pytest.raises(rollout.Refused, match=r"not ready after 0\.5 s; .* 503 no policy decides"):
+    with pytest.raises(release_rollout.Refused, match=r"not ready after 0\.5 s; .* 503 no policy decides"):
         host.roll(hold=True)
     assert host.restarts() == [
         f"{GATEWAYS[0]} new",
@@ -155,7 +155,7 @@ def test_the_way_back_brings_the_former_release_s_unit_files_too(host: Host) -> 
     (host.root / "releases/new/EXITS").touch()
     (host.root / "releases/old/etc/llm-gateway@.service").write_text("as before")
     (host.folder / "system/llm-gateway@.service").write_text("of the new release")
-    with pytest.raises(rollout.Refused):
+    with pytest.raises(release_rollout.Refused):
         host.roll()
     assert (host.folder / "system/llm-gateway@.service").read_text() == "as before"
 
@@ -190,7 +190,7 @@ def test_what_is_held_and_does_not_run_is_moved(host: Host) -> None:
 
 def test_a_run_that_died_between_link_and_restart_is_ended_by_the_next(host: Host) -> None:
     host.roll()
-    rollout.atomic.mark_pending([GATEWAYS[1]])
+    release_rollout.atomic.mark_pending([GATEWAYS[1]])
     before = len(host.restarts())
     host.roll()
     assert host.restarts()[before:] == [f"{GATEWAYS[1]} new"]
@@ -199,7 +199,7 @@ def test_a_run_that_died_between_link_and_restart_is_ended_by_the_next(host: Hos
 def test_without_a_former_release_there_is_no_way_back_and_it_says_so(host: Host) -> None:
     (host.root / "units" / ENGINE).unlink()
     (host.root / "releases/new/EXITS").touch()
-    with pytest.raises(rollout.Refused, match="no other release to go back to"):
+    with pytest.raises(release_rollout.Refused, match="no other release to go back to"):
         host.roll()
 
 

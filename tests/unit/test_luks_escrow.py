@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from plugin_modules import load
 
-volume_store = load("modules.volume_store")
+luks_escrow = load("modules.luks_escrow")
 mount_points = load("module_utils.mount_points")
 estate = load("filter.estate")
 
@@ -19,26 +19,26 @@ def given(**other: str) -> dict[str, Any]:
 
 
 def test_what_is_stored_is_what_is_said_to_be_there(tmp_path: Path) -> None:
-    assert volume_store.store(tmp_path, given(recovery_cms="r", header_cms="h"), False)
-    assert volume_store.store(tmp_path, given(recovery_cms="r", header_cms="h"), False) == []
-    before = volume_store.stored(tmp_path, "llm1/data")
+    assert luks_escrow.store(tmp_path, given(recovery_cms="r", header_cms="h"), False)
+    assert luks_escrow.store(tmp_path, given(recovery_cms="r", header_cms="h"), False) == []
+    before = luks_escrow.stored(tmp_path, "llm1/data")
     assert set(before) == {"recovery", "header"}
     (tmp_path / "llm1-data.header.cms").chmod(0o600)
     (tmp_path / "llm1-data.header.cms").write_text("rotten")
-    assert volume_store.stored(tmp_path, "llm1/data")["header"] != before["header"]
-    assert volume_store.register(tmp_path) == [{"uuid": "u", "serial": "S", "volume": "llm1/data"}]
+    assert luks_escrow.stored(tmp_path, "llm1/data")["header"] != before["header"]
+    assert luks_escrow.register(tmp_path) == [{"uuid": "u", "serial": "S", "volume": "llm1/data"}]
 
 
 def test_the_days_of_storing_and_of_the_last_drill_are_told(tmp_path: Path) -> None:
-    volume_store.store(tmp_path, given(recovery_cms="r"), False)
+    luks_escrow.store(tmp_path, given(recovery_cms="r"), False)
     path = tmp_path / "llm1-data.json"
-    assert set(volume_store.dates(tmp_path, "llm1/data")) == {"recovery_stored"}
+    assert set(luks_escrow.dates(tmp_path, "llm1/data")) == {"recovery_stored"}
     path.write_text(json.dumps(json.loads(path.read_text()) | {"drilled": "2026-11-25T00:00:00+00:00"}))
-    assert volume_store.dates(tmp_path, "llm1/data")["drilled"] == "2026-11-25T00:00:00+00:00"
+    assert luks_escrow.dates(tmp_path, "llm1/data")["drilled"] == "2026-11-25T00:00:00+00:00"
 
 
 def test_check_mode_stores_nothing(tmp_path: Path) -> None:
-    assert volume_store.store(tmp_path, given(recovery_cms="r"), True) == [
+    assert luks_escrow.store(tmp_path, given(recovery_cms="r"), True) == [
         "recovery of llm1/data",
         "entry of llm1/data",
     ]
@@ -47,16 +47,16 @@ def test_check_mode_stores_nothing(tmp_path: Path) -> None:
 
 def test_no_disk_is_judged_by_a_register_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "llm1-data.json").write_text("{")
-    with pytest.raises(volume_store.Refused, match=r"llm1-data.json is no entry.*restore the file"):
-        volume_store.register(tmp_path)
+    with pytest.raises(luks_escrow.Refused, match=r"llm1-data.json is no entry.*restore the file"):
+        luks_escrow.register(tmp_path)
 
 
 def test_of_an_erased_volume_only_its_certificate_stays(tmp_path: Path) -> None:
-    volume_store.store(tmp_path, given(recovery_cms="r", header_cms="h"), False)
-    with pytest.raises(volume_store.Refused, match="another UUID"):
-        volume_store.bury(tmp_path, given(uuid="v") | {"certificate": {}}, False)
-    assert volume_store.bury(tmp_path, given() | {"certificate": {"uuid": "u"}}, False)
-    assert volume_store.bury(tmp_path, given() | {"certificate": {"uuid": "u"}}, False) == []
+    luks_escrow.store(tmp_path, given(recovery_cms="r", header_cms="h"), False)
+    with pytest.raises(luks_escrow.Refused, match="another UUID"):
+        luks_escrow.bury(tmp_path, given(uuid="v") | {"certificate": {}}, False)
+    assert luks_escrow.bury(tmp_path, given() | {"certificate": {"uuid": "u"}}, False)
+    assert luks_escrow.bury(tmp_path, given() | {"certificate": {"uuid": "u"}}, False) == []
     assert [path.name for path in tmp_path.iterdir()] == ["erased"]
     certificate = json.loads((tmp_path / "erased/llm1-data.u.json").read_text())
     assert set(certificate["escrow_destroyed_sha256"]) == {"llm1-data.recovery.cms", "llm1-data.header.cms"}
@@ -64,8 +64,8 @@ def test_of_an_erased_volume_only_its_certificate_stays(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("volume", ["data", "../x/data", "llm1/../x", "llm1/Data"])
 def test_a_name_that_leads_elsewhere_is_refused(volume: str, tmp_path: Path) -> None:
-    with pytest.raises(volume_store.Refused, match="called HOST/NAME"):
-        volume_store.store(tmp_path, given(volume=volume), False)
+    with pytest.raises(luks_escrow.Refused, match="called HOST/NAME"):
+        luks_escrow.store(tmp_path, given(volume=volume), False)
 
 
 @pytest.mark.parametrize("path", ["/srv/llmkeep", "/var/log/llm-audit", "/a/.b/ü_x:y.z", "/.hidden"])

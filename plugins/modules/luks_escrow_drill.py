@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
-module: volume_drill
+module: luks_escrow_drill
 short_description: Restore a volume's header backup on a copy and open that by the recovery key
 description:
   - Opens recovery key and header backup with the escrow key, puts the header on an empty file in memory, and opens that
@@ -19,7 +19,7 @@ options:
 
 EXAMPLES = r"""
 - name: Prove that the recovery key of a volume opens its header
-  llmkeep.estate.volume_drill:
+  llmkeep.estate.luks_escrow_drill:
     volume: llm1/data
     escrow_key: /run/media/escrow.key
   delegate_to: ops1

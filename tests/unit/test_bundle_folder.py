@@ -1,4 +1,4 @@
-"""fetched_tree, mirrored_program and release against a mirror of our own: TLS, ranges, and what can be wrong with it."""
+"""bundle_folder, bundle_program and release against a mirror of our own: TLS, ranges, and what can be wrong with it."""
 
 import hashlib
 import http.server
@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from plugin_modules import load
 
-fetched_tree = load("modules.fetched_tree")
-mirrored_program = load("modules.mirrored_program")
+bundle_folder = load("modules.bundle_folder")
+bundle_program = load("modules.bundle_program")
 release = load("modules.release")
 mirror = load("module_utils.mirror")
 
@@ -87,7 +87,7 @@ def served(certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     sqv.write_text('#!/bin/sh\n[ "$(cat "$4")" = signed ] || { echo "bad signature" >&2; exit 1; }\n')
     sqv.chmod(0o755)
     monkeypatch.setenv("PATH", f"{sqv.parent}:/usr/bin:/bin")
-    monkeypatch.setattr(fetched_tree.atomic, "PENDING", tmp_path / "pending")
+    monkeypatch.setattr(bundle_folder.atomic, "PENDING", tmp_path / "pending")
     yield state
     server.shutdown()
     server.server_close()
@@ -108,10 +108,10 @@ def bring(state: Served, certificate: Path, dest: Path) -> bool:
     source = mirror.Mirror(state.url, certificate / "cert.pem", Path("/keyring"))
     entries = mirror.entries(source.manifest(), "models/m")
     wanted = {entry.path.removeprefix("models/m/"): entry for entry in entries}
-    if fetched_tree.is_there(dest, wanted, deep=False):
+    if bundle_folder.is_there(dest, wanted, deep=False):
         return False
-    fetched_tree.install(source, dest, wanted, ["llm-engine@m.service"])
-    assert fetched_tree.is_there(dest, wanted, deep=True)
+    bundle_folder.install(source, dest, wanted, ["llm-engine@m.service"])
+    assert bundle_folder.is_there(dest, wanted, deep=True)
     return True
 
 
@@ -170,9 +170,9 @@ def release_run(
         def fail_json(self, msg: str) -> None:
             self.exit_json(failed=msg)
 
-    monkeypatch.setattr(fetched_tree, "AnsibleModule", lambda **_: Module())
+    monkeypatch.setattr(bundle_folder, "AnsibleModule", lambda **_: Module())
     with pytest.raises(Ended):
-        fetched_tree.main()
+        bundle_folder.main()
     return told
 
 
@@ -267,10 +267,10 @@ def test_a_changed_an_extra_and_a_missing_file_are_noticed(
 
 
 def program(state: Served, certificate: Path, root: Path, check: bool = False) -> bool:
-    """One run of mirrored_program; whether it changed anything."""
+    """One run of bundle_program; whether it changed anything."""
     source = mirror.Mirror(state.url, certificate / "cert.pem", Path("/keyring"))
     changed: bool
-    changed, _ = mirrored_program.bring(source, "opa", root, ["opa.service"], check)
+    changed, _ = bundle_program.bring(source, "opa", root, ["opa.service"], check)
     return changed
 
 
