@@ -35,7 +35,9 @@ def _library() -> Any:
         collection.symlink_to(tree())
         sys.path.insert(0, folder)
         try:
-            return importlib.import_module("ansible_collections.llmkeep.estate.plugins.module_utils.hsm_sign")
+            return importlib.import_module(
+                "ansible_collections.llmkeep.estate.plugins.module_utils.hsm.signature"
+            )
         finally:
             sys.path.remove(folder)
 

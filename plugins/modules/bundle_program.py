@@ -37,10 +37,8 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.llmkeep.estate.plugins.module_utils import (  # type: ignore[import-not-found]
-    files as atomic,
-)
-from ansible_collections.llmkeep.estate.plugins.module_utils import mirror
+from ansible_collections.llmkeep.estate.plugins.module_utils.bundle import mirror
+from ansible_collections.llmkeep.estate.plugins.module_utils.config import files as atomic
 
 DIGITS = 12  # of the hash, in the folder's name
 

@@ -100,8 +100,8 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.llmkeep.estate.plugins.module_utils import files as atomic  # type: ignore[import-not-found]
-from ansible_collections.llmkeep.estate.plugins.module_utils import hsm, pins, pkcs11
+from ansible_collections.llmkeep.estate.plugins.module_utils.config import files as atomic
+from ansible_collections.llmkeep.estate.plugins.module_utils.hsm import pins, pkcs11, token_keys
 
 PADDING = (
     "volumes are enclosed with RSA and the padding of PKCS#1 v1.5, all that systemd 257 knows for RSA; take EC"
@@ -131,9 +131,9 @@ def everything(place: Path) -> dict[str, Any]:
 
 def settle(params: dict[str, Any], check: bool) -> dict[str, Any]:
     """Probe and apply; what the module returns."""
-    settings = hsm.settings_of(params)
+    settings = token_keys.settings_of(params)
     with pins.shown(params["pin"], params["pin_name"]) as pin:
-        found = hsm.look(settings, pin, make=params["state"] == "present", change=not check)
+        found = token_keys.look(settings, pin, make=params["state"] == "present", change=not check)
     missing = [each["token"] for each in found if each["state"] == "missing"]
     made = [each["token"] for each in found if each["state"] == "made"]
     if settings.record and not check:
@@ -151,13 +151,13 @@ def destroy(
 ) -> dict[str, int]:
     """Objects of the labels by token, destroyed unless CHECK. One login a token."""
     step("list its tokens")
-    module = hsm.loaded(settings)
+    module = token_keys.loaded(settings)
     tokens = module.tokens()
     found = {}
-    for token in [hsm.the_token(tokens, label, None, settings) for label in settings.tokens]:
+    for token in [token_keys.the_token(tokens, label, None, settings) for label in settings.tokens]:
         step(f"log in to the token {token.label}")
         with module.session(token.slot, writes=not check) as session:
-            hsm.log_in(session, token, pin)
+            token_keys.log_in(session, token, pin)
             found[token.label] = 0
             for label in labels:
                 objects = session.find({pkcs11.LABEL: label.encode()})
@@ -166,7 +166,7 @@ def destroy(
                 for key in [] if check else objects:
                     session.destroy(key)
                 if not check and (left := session.find({pkcs11.LABEL: label.encode()})):
-                    raise hsm.Fault(
+                    raise token_keys.Fault(
                         "failed", f"the token {token.label} still has {len(left)} objects called {label}"
                     )
     return found
@@ -174,9 +174,9 @@ def destroy(
 
 def destroyed(params: dict[str, Any], check: bool) -> dict[str, Any]:
     """Destroy the keys of the labels; what the module returns with I(state=absent)."""
-    settings = hsm.settings_of({**params, "label": ""})
+    settings = token_keys.settings_of({**params, "label": ""})
     with pins.shown(params["pin"], params["pin_name"]) as pin:
-        gone: dict[str, int] = hsm.bounded(
+        gone: dict[str, int] = token_keys.bounded(
             lambda step: destroy(settings, params["labels"], pin, check, step),
             settings.seconds,
             settings.user,
@@ -187,7 +187,7 @@ def destroyed(params: dict[str, Any], check: bool) -> dict[str, Any]:
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            **hsm.OPTIONS,
+            **token_keys.OPTIONS,
             "label": {"type": "str"},
             "labels": {"type": "list", "elements": "str"},
             "in_use": {"type": "list", "elements": "str"},
@@ -214,9 +214,9 @@ def main() -> None:
         )
     try:
         module.exit_json(**(destroyed if absent else settle)(given, module.check_mode))
-    except hsm.Fault as fault:
+    except token_keys.Fault as fault:
         names = ", ".join(given["labels"]) if absent else given["label"]
-        module.fail_json(msg=f"{names}: {fault}", fault=fault.kind, exit=hsm.EXIT[fault.kind])
+        module.fail_json(msg=f"{names}: {fault}", fault=fault.kind, exit=token_keys.EXIT[fault.kind])
 
 
 if __name__ == "__main__":

@@ -48,8 +48,8 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.llmkeep.estate.plugins.module_utils import files as atomic  # type: ignore[import-not-found]
-from ansible_collections.llmkeep.estate.plugins.module_utils import hsm, pins, pkcs11
+from ansible_collections.llmkeep.estate.plugins.module_utils.config import files as atomic
+from ansible_collections.llmkeep.estate.plugins.module_utils.hsm import pins, pkcs11, token_keys
 
 OLD, NEW = "old", "new"
 
@@ -88,7 +88,7 @@ class Rotation:
         if known["rotation"] != which and all(entry.changed for entry in self.entries.values()):
             self.entries = {}
         elif known["rotation"] != which:
-            raise hsm.Fault(
+            raise token_keys.Fault(
                 "pin_held_back",
                 f"{record} tells of a change to another new PIN than the one given now, which ended in the middle; no login"
                 " was tried. Put that one back on the control node, or find out which PIN each token takes and remove the"
@@ -107,23 +107,23 @@ class Rotation:
 
         def asked(step: Callable[[str], None]) -> None:
             step("list its tokens")
-            module = hsm.loaded(self.settings)
+            module = token_keys.loaded(self.settings)
             token = self.ready(module.tokens(), label)
             step(f"{doing} in the token {label}")
             with module.session(token.slot, writes=writes) as session:
                 work(module, session, token)
 
-        hsm.bounded(asked, self.settings.seconds, self.settings.user)
+        token_keys.bounded(asked, self.settings.seconds, self.settings.user)
 
     def ready(self, tokens: list[Any], label: str) -> Any:
         """The one token of a label, which a login cannot lock and the new PIN fits."""
         entry = self.entries.get(label)
         if entry and entry.explains:
             tokens = [dataclasses.replace(token, flags=token.flags & ~pkcs11.COUNT_LOW) for token in tokens]
-        token = hsm.the_token(tokens, label, None, self.settings)
+        token = token_keys.the_token(tokens, label, None, self.settings)
         shortest, longest = token.pin_lengths
         if not shortest <= len(self.pins[NEW]) <= longest:
-            raise hsm.Fault(
+            raise token_keys.Fault(
                 "failed",
                 f"the token {label} takes PINs of {shortest} to {longest} characters, and the new one has"
                 f" {len(self.pins[NEW])}; nothing was changed. Set hsm_pin_bytes (2 characters each) and remove the new one"
@@ -136,10 +136,10 @@ class Rotation:
         try:
             self.asking(
                 f"log in with the {which} PIN",
-                lambda _module, session, token: hsm.log_in(session, token, self.pins[which]),
+                lambda _module, session, token: token_keys.log_in(session, token, self.pins[which]),
                 label,
             )
-        except hsm.Fault as fault:
+        except token_keys.Fault as fault:
             if fault.kind != "pin_wrong":
                 raise
             return False
@@ -157,7 +157,7 @@ class Rotation:
                 return which
             entry.refused.append(which)
             self.keep()
-        raise hsm.Fault(
+        raise token_keys.Fault(
             "pin_wrong" if len(entry.refused) > 1 else "pin_held_back",
             f"it is not known which PIN the token {label} takes: {' and '.join(entry.refused) or 'none'} refused,"
             f" {' and '.join(entry.asked) or 'none'} shown by runs that were killed meanwhile. No further login is tried."
@@ -171,12 +171,12 @@ class Rotation:
         self.keep()
 
         def exchange(_module: Any, session: Any, token: Any) -> None:
-            hsm.log_in(session, token, self.pins[OLD])
+            token_keys.log_in(session, token, self.pins[OLD])
             session.change_pin(self.pins[OLD], self.pins[NEW])
 
         try:
             self.asking("change the PIN", exchange, label, writes=True)
-        except hsm.Fault as fault:
+        except token_keys.Fault as fault:
             if fault.kind == "pin_wrong" and fresh:  # the login comes first: nothing was changed
                 del self.entries[label]
                 self.keep()
@@ -189,11 +189,11 @@ class Rotation:
 
         def look(step: Callable[[str], None]) -> None:
             step("list its tokens")
-            tokens = hsm.loaded(self.settings).tokens()
+            tokens = token_keys.loaded(self.settings).tokens()
             for label in self.settings.tokens:
                 self.ready(tokens, label)
 
-        hsm.bounded(look, self.settings.seconds, self.settings.user)  # all of them, before any login
+        token_keys.bounded(look, self.settings.seconds, self.settings.user)  # all of them, before any login
         changed = []
         for label in self.settings.tokens:
             entry = self.entries.get(label)
@@ -207,7 +207,7 @@ class Rotation:
                 self.keep()
         for label in self.settings.tokens:
             if not self.shown(label, NEW):
-                raise hsm.Fault(
+                raise token_keys.Fault(
                     "pin_wrong",
                     f"the token {label} does not take the new PIN, which it was set to: somebody else changed it. Nothing"
                     " was sealed; find out who it was before any host is restarted",
@@ -218,7 +218,7 @@ class Rotation:
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            **{name: option for name, option in hsm.OPTIONS.items() if name != "label"},
+            **{name: option for name, option in token_keys.OPTIONS.items() if name != "label"},
             "new_pin": {"type": "path", "required": True, "no_log": False},
             "record": {"type": "path", "default": "/var/lib/llmkeep/hsm-pin.json"},
         },
@@ -228,11 +228,11 @@ def main() -> None:
     paths = {OLD: Path(given["pin"]), NEW: Path(given["new_pin"])}
     try:
         known = {which: pins.unsealed(path)[1] for which, path in paths.items()}
-        settings = hsm.settings_of({**given, "label": "", "record": None})
+        settings = token_keys.settings_of({**given, "label": "", "record": None})
         which = hashlib.sha256(paths[NEW].read_bytes()).hexdigest()  # of the sealed one, which says nothing
         changed = Rotation(settings, known, Path(given["record"]), which).settle()
-    except hsm.Fault as fault:
-        module.fail_json(msg=str(fault), fault=fault.kind, exit=hsm.EXIT[fault.kind])
+    except token_keys.Fault as fault:
+        module.fail_json(msg=str(fault), fault=fault.kind, exit=token_keys.EXIT[fault.kind])
     module.exit_json(changed=bool(changed), tokens=changed)
 
 

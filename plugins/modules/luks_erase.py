@@ -47,13 +47,10 @@ from typing import Any
 from urllib.parse import unquote
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.llmkeep.estate.plugins.module_utils import (  # type: ignore[import-not-found]
-    disks,
-    luks,
-    pins,
-)
-from ansible_collections.llmkeep.estate.plugins.module_utils import files as atomic
-from ansible_collections.llmkeep.estate.plugins.module_utils.volume_record import (  # type: ignore[import-not-found]
+from ansible_collections.llmkeep.estate.plugins.module_utils.config import files as atomic
+from ansible_collections.llmkeep.estate.plugins.module_utils.hsm import pins
+from ansible_collections.llmkeep.estate.plugins.module_utils.volumes import disks, luks
+from ansible_collections.llmkeep.estate.plugins.module_utils.volumes.record import (
     PKCS11,
     NeedsPerson,
     Refused,

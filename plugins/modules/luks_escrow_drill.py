@@ -38,8 +38,8 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.llmkeep.estate.plugins.module_utils import files as atomic  # type: ignore[import-not-found]
-from ansible_collections.llmkeep.estate.plugins.module_utils import luks
+from ansible_collections.llmkeep.estate.plugins.module_utils.config import files as atomic
+from ansible_collections.llmkeep.estate.plugins.module_utils.volumes import luks
 
 
 class Refused(Exception):

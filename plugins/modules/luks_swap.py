@@ -50,15 +50,9 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.llmkeep.estate.plugins.module_utils import (  # type: ignore[import-not-found]
-    disks,
-    luks,
-)
-from ansible_collections.llmkeep.estate.plugins.module_utils import files as atomic
-from ansible_collections.llmkeep.estate.plugins.module_utils.volume_record import (  # type: ignore[import-not-found]
-    NeedsPerson,
-    Refused,
-)
+from ansible_collections.llmkeep.estate.plugins.module_utils.config import files as atomic
+from ansible_collections.llmkeep.estate.plugins.module_utils.volumes import disks, luks
+from ansible_collections.llmkeep.estate.plugins.module_utils.volumes.record import NeedsPerson, Refused
 
 
 def save(path: Path, record: dict[str, Any]) -> None:

@@ -91,15 +91,15 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.llmkeep.estate.plugins.module_utils import (  # type: ignore[import-not-found]
+from ansible_collections.llmkeep.estate.plugins.module_utils.hsm import pins
+from ansible_collections.llmkeep.estate.plugins.module_utils.volumes import (
     disks,
     luks,
     mount_points,
-    pins,
+    phases,
     volume,
-    volume_phases,
 )
-from ansible_collections.llmkeep.estate.plugins.module_utils.volume_record import (  # type: ignore[import-not-found]
+from ansible_collections.llmkeep.estate.plugins.module_utils.volumes.record import (
     DONE,
     HSM,
     SPARE,
@@ -191,10 +191,10 @@ def main() -> None:
             changes=bare,
         )
         if module.check_mode:
-            volume_phases.converge(wanted, check=True)
+            phases.converge(wanted, check=True)
         else:
             with wanted.alone():
-                volume_phases.converge(wanted)
+                phases.converge(wanted)
                 if wanted.record is not None and wanted.disk.block is not None:
                     luks.show(wanted.path, wanted.record.uuid)
         module.exit_json(**outcome(wanted))

@@ -40,7 +40,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.llmkeep.estate.plugins.module_utils import files as atomic  # type: ignore[import-not-found]
+from ansible_collections.llmkeep.estate.plugins.module_utils.config import files as atomic
 
 
 class Refused(Exception):

@@ -38,10 +38,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.llmkeep.estate.plugins.module_utils import (  # type: ignore[import-not-found]
-    files as atomic,
-)
-from ansible_collections.llmkeep.estate.plugins.module_utils import policy
+from ansible_collections.llmkeep.estate.plugins.module_utils.bundle import policy
+from ansible_collections.llmkeep.estate.plugins.module_utils.config import files as atomic
 
 
 def judged(new: policy.Policy, seen: int, present: bytes, key: str, now: datetime) -> None:

@@ -44,10 +44,8 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.llmkeep.estate.plugins.module_utils import (  # type: ignore[import-not-found]
-    files as atomic,
-)
-from ansible_collections.llmkeep.estate.plugins.module_utils import mirror
+from ansible_collections.llmkeep.estate.plugins.module_utils.bundle import mirror
+from ansible_collections.llmkeep.estate.plugins.module_utils.config import files as atomic
 
 INSTALL_SECONDS = 1800
 RECORD = "release.json"

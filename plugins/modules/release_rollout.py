@@ -58,8 +58,8 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.llmkeep.estate.plugins.module_utils import files as atomic  # type: ignore[import-not-found]
-from ansible_collections.llmkeep.estate.plugins.module_utils.units import (  # type: ignore[import-not-found]
+from ansible_collections.llmkeep.estate.plugins.module_utils.config import files as atomic
+from ansible_collections.llmkeep.estate.plugins.module_utils.config.units import (
     Refused,
     must,
     others,

@@ -69,7 +69,7 @@ checks:
 import re
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.llmkeep.estate.plugins.module_utils.checks import (  # type: ignore[import-not-found]
+from ansible_collections.llmkeep.estate.plugins.module_utils.config.checks import (
     OPTIONS,
     WHOLE,
     has_failed,

@@ -65,8 +65,8 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.llmkeep.estate.plugins.module_utils import files as atomic  # type: ignore[import-not-found]
-from ansible_collections.llmkeep.estate.plugins.module_utils import sealing
+from ansible_collections.llmkeep.estate.plugins.module_utils.config import files as atomic
+from ansible_collections.llmkeep.estate.plugins.module_utils.config import sealing
 
 ENCRYPT = ("openssl", "cms", "-encrypt", "-binary", "-aes-256-gcm", "-aes256-wrap", "-outform", "PEM")
 

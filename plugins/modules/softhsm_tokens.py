@@ -49,8 +49,8 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.llmkeep.estate.plugins.module_utils import files as atomic  # type: ignore[import-not-found]
-from ansible_collections.llmkeep.estate.plugins.module_utils import hsm, pins, pkcs11
+from ansible_collections.llmkeep.estate.plugins.module_utils.config import files as atomic
+from ansible_collections.llmkeep.estate.plugins.module_utils.hsm import pins, pkcs11, token_keys
 
 SECONDS = 60
 
@@ -59,20 +59,20 @@ def one(tokens: list[Any], label: str, known: dict[str, str]) -> Any:
     """The token of a label; None where one may be made."""
     fitting = [token for token in tokens if token.initialised and token.label == label]
     if len(fitting) > 1:
-        raise hsm.Fault(
+        raise token_keys.Fault(
             "two_tokens",
             f"SoftHSM has {len(fitting)} tokens {label} (serials {', '.join(token.serial for token in fitting)});"
             " nothing was changed. Delete the one that no host uses (`softhsm2-util --delete-token --serial`)",
         )
     if not fitting and label in known:
-        raise hsm.Fault(
+        raise token_keys.Fault(
             "token_missing",
             f"the token {label} (serial {known[label]}) is gone, and with it every host's key. No new one is made by"
             " itself: volumes would not open by it. Put the token's directory back from a copy; if it is lost for"
             " good, take it out of the record, run again, and enrol the hosts' new keys",
         )
     if fitting and known.get(label, fitting[0].serial) != fitting[0].serial:
-        raise hsm.Fault(
+        raise token_keys.Fault(
             "token_reinitialised",
             f"the token {label} was made anew by somebody: its serial is {fitting[0].serial}, and was {known[label]}."
             " Put the old one back from a copy, or take it out of the record and enrol the hosts' new keys",
@@ -99,7 +99,7 @@ def make(
     for token in now.values():
         if token and token.label not in made:
             with module.session(token.slot) as session:
-                hsm.log_in(session, token, user)
+                token_keys.log_in(session, token, user)
     return {"made": made, "serials": {label: token.serial for label, token in now.items() if token}}
 
 
@@ -118,7 +118,7 @@ def settle(params: dict[str, Any], check: bool) -> dict[str, Any]:
             step("make SoftHSM's tokens")
             return make(pkcs11.Module(params["module"]), params["tokens"], known, (user, officer), not check)
 
-        result: dict[str, Any] = hsm.bounded(work, SECONDS, params["user"])
+        result: dict[str, Any] = token_keys.bounded(work, SECONDS, params["user"])
     if not check and {**known, **result["serials"]} != known:
         content = json.dumps({**known, **result["serials"]}, sort_keys=True).encode() + b"\n"
         atomic.write_file(record, content, os.geteuid(), os.getegid(), 0o644)
@@ -139,7 +139,7 @@ def main() -> None:
     )
     try:
         module.exit_json(**settle(module.params, module.check_mode))
-    except hsm.Fault as fault:
+    except token_keys.Fault as fault:
         module.fail_json(msg=str(fault), fault=fault.kind)
 
 

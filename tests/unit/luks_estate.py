@@ -29,8 +29,12 @@ def tool(*argv: str | Path, given: bytes = b"") -> bytes:
     return subprocess.run([str(word) for word in argv], input=given, check=True, capture_output=True).stdout
 
 
-disks, luks, sealing = load("module_utils.disks"), load("module_utils.luks"), load("module_utils.sealing")
-volume, volume_phases = load("module_utils.volume"), load("module_utils.volume_phases")
+disks, luks, sealing = (
+    load("module_utils.volumes.disks"),
+    load("module_utils.volumes.luks"),
+    load("module_utils.config.sealing"),
+)
+volume, volume_phases = load("module_utils.volumes.volume"), load("module_utils.volumes.phases")
 
 
 def forms(secret: bytes) -> set[bytes]:

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from plugin_modules import load
 
-policy = load("module_utils.policy")
+policy = load("module_utils.bundle.policy")
 
 REGO = """package llm.authz
 

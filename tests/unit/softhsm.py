@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from plugin_modules import load
 
-pkcs11 = load("module_utils.pkcs11")
-hsm = load("module_utils.hsm")
+pkcs11 = load("module_utils.hsm.pkcs11")
+hsm = load("module_utils.hsm.token_keys")
 softhsm_tokens = load("modules.softhsm_tokens")
 hsm_key = load("modules.hsm_key")
 

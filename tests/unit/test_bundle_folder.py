@@ -17,7 +17,7 @@ from plugin_modules import load
 bundle_folder = load("modules.bundle_folder")
 bundle_program = load("modules.bundle_program")
 release = load("modules.release")
-mirror = load("module_utils.mirror")
+mirror = load("module_utils.bundle.mirror")
 
 WEIGHTS = bytes(range(256)) * 5000
 

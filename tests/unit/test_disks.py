@@ -19,7 +19,7 @@ import pytest
 from plugin_modules import load
 
 disks, volume, volume_phases = map(
-    load, ("module_utils.disks", "module_utils.volume", "module_utils.volume_phases")
+    load, ("module_utils.volumes.disks", "module_utils.volumes.volume", "module_utils.volumes.phases")
 )
 MIB = 1 << 20
 SIZE = 48 * MIB

@@ -312,7 +312,7 @@ def test_the_program_tells_what_opens_and_exits_with_the_faults_code(lab: Double
     def program() -> subprocess.CompletedProcess[str]:
         (lab.folder / "settings.json").write_text(json.dumps(settings))
         script = "import sys; from pathlib import Path; from ansible_collections.llmkeep.estate.plugins."
-        script += "module_utils import hsm; hsm.SETTINGS = Path(sys.argv[1]); sys.exit(hsm.main())"
+        script += "module_utils.hsm import token_keys as hsm; hsm.SETTINGS = Path(sys.argv[1]); sys.exit(hsm.main())"
         return subprocess.run(
             [sys.executable, "-c", script, str(lab.folder / "settings.json")],
             env={**os.environ, "PYTHONPATH": str(LINK.parents[2])},

@@ -271,7 +271,7 @@ def test_an_hsm_that_is_killed_in_the_middle_of_a_login_is_absent_at_once(
 
 LOGIN = f"""
 import sys
-sys.path.insert(0, "{ROOT}/plugins/module_utils")
+sys.path.insert(0, "{ROOT}/plugins/module_utils/hsm")
 import pkcs11
 module = pkcs11.Module("{SOFTHSM}")
 slot = next(token.slot for token in module.tokens() if token.label == "llmkeep")

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from plugin_modules import load
 
-limits = load("module_utils.limits")
-checks = load("module_utils.checks")
+limits = load("module_utils.config.limits")
+checks = load("module_utils.config.checks")
 
 UNIT = "opa.service"
 DENIES = {"IPAddressDeny": "::/0 0.0.0.0/0", "IPAddressAllow": "::1/128 127.0.0.0/8"}

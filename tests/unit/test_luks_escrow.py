@@ -10,7 +10,7 @@ import pytest
 from plugin_modules import load
 
 luks_escrow = load("modules.luks_escrow")
-mount_points = load("module_utils.mount_points")
+mount_points = load("module_utils.volumes.mount_points")
 estate = load("filter.estate")
 
 
@@ -87,7 +87,7 @@ import sys
 sys.path.insert(0, {here!r})
 from pathlib import Path
 from plugin_modules import load
-mount_points = load("module_utils.mount_points")
+mount_points = load("module_utils.volumes.mount_points")
 mount_points.alone()
 try:
     print(mount_points.settle(Path(sys.argv[1]), sys.argv[2] == "check"))

@@ -10,7 +10,7 @@ import pytest
 from plugin_modules import load
 
 luks_swap = load("modules.luks_swap")
-luks = load("module_utils.luks")
+luks = load("module_utils.volumes.luks")
 SIZE = 24 << 20
 
 

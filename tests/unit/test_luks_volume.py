@@ -18,7 +18,7 @@ from plugin_modules import load
 luks_escrow, luks_escrow_drill = load("modules.luks_escrow"), load("modules.luks_escrow_drill")
 luks_volume = load("modules.luks_volume")
 luks_erase, hsm_key = load("modules.luks_erase"), load("modules.hsm_key")
-hsm, pins = load("module_utils.hsm"), load("module_utils.pins")
+hsm, pins = load("module_utils.hsm.token_keys"), load("module_utils.hsm.pins")
 DATA = os.urandom(1 << 20)
 
 

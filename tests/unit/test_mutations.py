@@ -8,7 +8,7 @@ import pytest
 from called_module import called
 from plugin_modules import ROOT, load
 
-load("module_utils.checks")  # puts the collection on the path, which the module is imported from
+load("module_utils.config.checks")  # puts the collection on the path, which the module is imported from
 spec = importlib.util.spec_from_file_location("mutations", ROOT / "molecule/shared/library/mutations.py")
 assert spec
 assert spec.loader

@@ -12,7 +12,7 @@ from luks_estate import PIN, SOFTHSM, Estate, luks
 from plugin_modules import load
 from waiting import own_port
 
-hsm = load("module_utils.hsm")
+hsm = load("module_utils.hsm.token_keys")
 PROXY = "/usr/lib/libpkcs11-proxy.so.0"
 INSIDE = """
 mkdir -p /etc/pkcs11

@@ -12,7 +12,7 @@ import pytest
 import small_policy
 from plugin_modules import ROOT, load
 
-policy = load("module_utils.policy")
+policy = load("module_utils.bundle.policy")
 policy_bundle = load("modules.policy_bundle")
 
 KEY, FOREIGN = small_policy.new_key(), small_policy.new_key()

@@ -9,7 +9,7 @@ import pytest
 from called_module import called
 from plugin_modules import load
 
-checks = load("module_utils.checks")
+checks = load("module_utils.config.checks")
 module = load("modules.role_checks")
 
 

@@ -10,7 +10,7 @@ import pytest
 from plugin_modules import load
 
 sealed_secret = load("modules.sealed_secret")
-sealing = load("module_utils.sealing")
+sealing = load("module_utils.config.sealing")
 
 P_256 = ("-pkeyopt", "ec_paramgen_curve:P-256")
 NEW_KEY = ("openssl", "genpkey", "-quiet", "-algorithm", "EC", *P_256)

@@ -22,7 +22,7 @@ import pytest
 from luks_estate import MIB, SOFTHSM, Estate, forms, luks, sealing, tool
 from plugin_modules import load
 
-hsm, hsm_key = load("module_utils.hsm"), load("modules.hsm_key")
+hsm, hsm_key = load("module_utils.hsm.token_keys"), load("modules.hsm_key")
 DATA = os.urandom(MIB)
 PIN = "27182818284590"  # so long that it is in no encrypted file by chance
 PIN_NAME = "hsm-pin"

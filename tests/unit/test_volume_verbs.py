@@ -18,7 +18,11 @@ from kill_points import KillPoints
 from luks_estate import PIN, SOFTHSM, Estate, luks, tool, volume
 from plugin_modules import load
 
-hsm, atomic, pkcs11 = load("module_utils.hsm"), load("module_utils.files"), load("module_utils.pkcs11")
+hsm, atomic, pkcs11 = (
+    load("module_utils.hsm.token_keys"),
+    load("module_utils.config.files"),
+    load("module_utils.hsm.pkcs11"),
+)
 luks_escrow, luks_escrow_drill = load("modules.luks_escrow"), load("modules.luks_escrow_drill")
 luks_erase, hsm_key = load("modules.luks_erase"), load("modules.hsm_key")
 KILLS = int(os.environ.get("STORM", "3"))

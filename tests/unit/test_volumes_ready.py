@@ -142,7 +142,7 @@ def test_what_the_control_node_keeps_of_another_time_is_told(volumes: ModuleType
 def test_a_boot_writes_swap_to_the_marked_disk_only(
     volumes: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    disks, swap = load("module_utils.disks"), load("modules.luks_swap")
+    disks, swap = load("module_utils.volumes.disks"), load("modules.luks_swap")
     monkeypatch.setitem(sys.modules, "disks", disks)
     disk = tmp_path / "SWAP-1"
     with disk.open("wb") as stream:

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.llmkeep.estate.plugins.module_utils import limits  # type: ignore[import-not-found]
-from ansible_collections.llmkeep.estate.plugins.module_utils.checks import (  # type: ignore[import-not-found]
+from ansible_collections.llmkeep.estate.plugins.module_utils.config import limits
+from ansible_collections.llmkeep.estate.plugins.module_utils.config.checks import (
     OPTIONS,
     WHOLE,
     has_failed,

@@ -14,15 +14,10 @@ import os
 import uuid
 from pathlib import Path
 
-from ansible_collections.llmkeep.estate.plugins.module_utils import (  # type: ignore[import-not-found]
-    disks,
-    luks,
-    sealing,
-    volume_keys,
-)
-from ansible_collections.llmkeep.estate.plugins.module_utils import files as atomic
-from ansible_collections.llmkeep.estate.plugins.module_utils.volume import Volume  # type: ignore[import-not-found]
-from ansible_collections.llmkeep.estate.plugins.module_utils.volume_record import (  # type: ignore[import-not-found]
+from ansible_collections.llmkeep.estate.plugins.module_utils.config import files as atomic
+from ansible_collections.llmkeep.estate.plugins.module_utils.config import sealing
+from ansible_collections.llmkeep.estate.plugins.module_utils.volumes import disks, keys, luks
+from ansible_collections.llmkeep.estate.plugins.module_utils.volumes.record import (
     BOOTSTRAP,
     DONE,
     ESCROW,
@@ -39,6 +34,7 @@ from ansible_collections.llmkeep.estate.plugins.module_utils.volume_record impor
     Record,
     Refused,
 )
+from ansible_collections.llmkeep.estate.plugins.module_utils.volumes.volume import Volume
 
 
 def converge(of: Volume, check: bool = False) -> None:
@@ -61,7 +57,7 @@ def converge(of: Volume, check: bool = False) -> None:
         if of.record is not None and of.record.phase != DONE and not of.changes:
             of.changes.append(f"go on with {of.name} from phase {of.record.phase}")
         return
-    if of.known.phase in (ESCROW, WIPING) and volume_keys.escrow_moved(of):
+    if of.known.phase in (ESCROW, WIPING) and keys.escrow_moved(of):
         of.retire(RECOVERY)  # to another certificate than a run that ended in the middle had
         of.save(KEYS)
     if of.known.phase == PLANNED:
@@ -118,8 +114,8 @@ def adopted(of: Volume, check: bool) -> bool:
         named = luks.attributes(token.get("pkcs11-uri", ""))
         if token["type"] == PKCS11 and named == luks.attributes(of.tokens[HSM]):
             luks.prove(of.path, number, of.pin, of.hsm_seconds)
-            keys = [other["pkcs11-uri"] for other in header.tokens.values() if other["type"] == PKCS11]
-            of.record = Record(of.name, of.serial, header.uuid, KEYS, filesystem_made=True, keys=keys)
+            uris = [other["pkcs11-uri"] for other in header.tokens.values() if other["type"] == PKCS11]
+            of.record = Record(of.name, of.serial, header.uuid, KEYS, filesystem_made=True, keys=uris)
             for slot in header.slots_of(number):
                 of.own(slot, HSM)
             return True
@@ -136,7 +132,7 @@ def plan(of: Volume, check: bool) -> None:
     of.changes.append(f"format {of.path} ({of.serial}) for {of.name}")
     if check:
         return
-    volume_keys.new_bootstrap_key(of)
+    keys.new_bootstrap_key(of)
     overridden = of.destroy == of.serial
     of.record = Record(of.name, of.serial, str(uuid.uuid4()), overridden=overridden)
     of.save(PLANNED)
@@ -182,7 +178,7 @@ def compare(of: Volume, check: bool) -> None:
             if not check:
                 of.export_header()
                 of.save()
-    if volume_keys.escrow_moved(of):
+    if keys.escrow_moved(of):
         if ESCROWED not in of.rotate:
             raise NeedsPerson(
                 f"the recovery key of {of.name} is encrypted to another escrow key (certificate"
@@ -206,7 +202,7 @@ def format_disk(of: Volume) -> None:
     try:
         key = sealing.unseal(f"{of.name}.{BOOTSTRAP}", of.at(BOOTSTRAP).read_bytes())
     except (OSError, luks.Failed):
-        key = volume_keys.new_bootstrap_key(of)  # nothing depends on the old one yet
+        key = keys.new_bootstrap_key(of)  # nothing depends on the old one yet
     header = luks.read(of.path)
     if header is not None and header.uuid != of.known.uuid and not of.known.overridden:
         of.header()
@@ -233,11 +229,11 @@ def enrol_keys(of: Volume) -> None:
     # Before the header has them: who erases the volume destroys them all.
     of.known.keys += [uri for uri in of.tokens.values() if uri not in of.known.keys]
     of.save()
-    key = volume_keys.bootstrap_key(of)
-    volume_keys.wipe_orphans(of, key)
+    key = keys.bootstrap_key(of)
+    keys.wipe_orphans(of, key)
     for owner, uri in of.tokens.items():
-        volume_keys.enrol(of, owner, uri, key)
-    volume_keys.enrol_recovery(of, key)
+        keys.enrol(of, owner, uri, key)
+    keys.enrol_recovery(of, key)
     of.export_header()
     of.save(ESCROW)
 
@@ -256,7 +252,7 @@ def wipe_others(of: Volume) -> None:
             f" header since: `systemd-cryptenroll {of.path}` shows it"
         )
     luks.prove(of.path, token, of.pin, of.hsm_seconds)
-    volume_keys.wipe_but(of, set(map(int, of.known.slots)), header)
+    keys.wipe_but(of, set(map(int, of.known.slots)), header)
     of.drop(BOOTSTRAP)
     of.export_header()
     of.changes.append(f"wipe the bootstrap key of {of.name}")

@@ -13,10 +13,7 @@ import platform
 import struct
 from pathlib import Path
 
-from ansible_collections.llmkeep.estate.plugins.module_utils.units import (  # type: ignore[import-not-found]
-    Refused,
-    shown,
-)
+from ansible_collections.llmkeep.estate.plugins.module_utils.config.units import Refused, shown
 
 LIMITS = ("MemoryMax", "IPAddressDeny")
 # The unified hierarchy, on its own or beside the first version's controllers, which then has none of them.

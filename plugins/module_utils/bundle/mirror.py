@@ -14,9 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.llmkeep.estate.plugins.module_utils import (  # type: ignore[import-not-found]
-    files as atomic,
-)
+from ansible_collections.llmkeep.estate.plugins.module_utils.config import files as atomic
 
 SECONDS = 60  # of silence, before a connection counts as dead
 BLOCK = 1 << 20

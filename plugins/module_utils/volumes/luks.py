@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, cast
 
-from ansible_collections.llmkeep.estate.plugins.module_utils.hsm_pair import Fault  # type: ignore[import-not-found]
-from ansible_collections.llmkeep.estate.plugins.module_utils.sealing import Failed  # type: ignore[import-not-found]
+from ansible_collections.llmkeep.estate.plugins.module_utils.config.sealing import Failed
+from ansible_collections.llmkeep.estate.plugins.module_utils.hsm.key_pair import Fault
 
 SECONDS = 120
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}

@@ -13,7 +13,7 @@ import signal
 import subprocess
 from typing import Any
 
-from ansible_collections.llmkeep.estate.plugins.module_utils import limits  # type: ignore[import-not-found]
+from ansible_collections.llmkeep.estate.plugins.module_utils.config import limits
 
 SHOWN = 400
 ENVIRONMENT = {

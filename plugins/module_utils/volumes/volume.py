@@ -13,14 +13,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.llmkeep.estate.plugins.module_utils import (  # type: ignore[import-not-found]
-    disks,
-    luks,
-    pins,
-    sealing,
-)
-from ansible_collections.llmkeep.estate.plugins.module_utils import files as atomic
-from ansible_collections.llmkeep.estate.plugins.module_utils.volume_record import (  # type: ignore[import-not-found]
+from ansible_collections.llmkeep.estate.plugins.module_utils.config import files as atomic
+from ansible_collections.llmkeep.estate.plugins.module_utils.config import sealing
+from ansible_collections.llmkeep.estate.plugins.module_utils.hsm import pins
+from ansible_collections.llmkeep.estate.plugins.module_utils.volumes import disks, luks
+from ansible_collections.llmkeep.estate.plugins.module_utils.volumes.record import (
     BOOTSTRAP,
     ESCROW,
     KEYS,

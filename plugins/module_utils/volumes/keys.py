@@ -11,9 +11,9 @@ import json
 import secrets
 import ssl
 
-from ansible_collections.llmkeep.estate.plugins.module_utils import luks, sealing  # type: ignore[import-not-found]
-from ansible_collections.llmkeep.estate.plugins.module_utils.volume import Volume  # type: ignore[import-not-found]
-from ansible_collections.llmkeep.estate.plugins.module_utils.volume_record import (  # type: ignore[import-not-found]
+from ansible_collections.llmkeep.estate.plugins.module_utils.config import sealing
+from ansible_collections.llmkeep.estate.plugins.module_utils.volumes import luks
+from ansible_collections.llmkeep.estate.plugins.module_utils.volumes.record import (
     BOOTSTRAP,
     PKCS11,
     RECOVERY,
@@ -21,6 +21,7 @@ from ansible_collections.llmkeep.estate.plugins.module_utils.volume_record impor
     NeedsPerson,
     Refused,
 )
+from ansible_collections.llmkeep.estate.plugins.module_utils.volumes.volume import Volume
 
 
 def new_bootstrap_key(of: Volume) -> bytes:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ansible_collections.llmkeep.estate.plugins.module_utils import hsm, pins  # type: ignore[import-not-found]
-from ansible_collections.llmkeep.estate.plugins.module_utils.hsm_pair import (  # type: ignore[import-not-found]
+from ansible_collections.llmkeep.estate.plugins.module_utils.hsm import pins, token_keys
+from ansible_collections.llmkeep.estate.plugins.module_utils.hsm.key_pair import (
     SIGNATURE,
     Fault,
     Settings,
@@ -35,7 +35,7 @@ def use(settings: dict[str, Any], digest: bytes, make: bool) -> dict[str, str]:
         signs=True,
     )
     with pins.shown(settings["pin"], settings["pin_name"]) as pin:
-        found: dict[str, str] = hsm.bounded(
+        found: dict[str, str] = token_keys.bounded(
             lambda step: signed(place, pin, digest, make, step), place.seconds, place.user
         )
     return found
@@ -45,12 +45,12 @@ def signed(
     settings: Settings, pin: bytes, digest: bytes, make: bool, step: Callable[[str], None]
 ) -> dict[str, str]:
     step(f"load {settings.module}")
-    module = hsm.loaded(settings)
+    module = token_keys.loaded(settings)
     step("list its tokens")
-    token = hsm.the_token(module.tokens(), settings.tokens[0], None, settings)
+    token = token_keys.the_token(module.tokens(), settings.tokens[0], None, settings)
     step(f"log in to the token {token.label}")
     with module.session(token.slot) as session:
-        hsm.log_in(session, token, pin)
+        token_keys.log_in(session, token, pin)
         step(f"find the key {settings.label} in the token {token.label}")
         key = the_pair(session, token, settings)
         if key is None and make:

@@ -11,7 +11,7 @@ import tempfile
 from dataclasses import dataclass
 from typing import Any
 
-from ansible_collections.llmkeep.estate.plugins.module_utils import pkcs11  # type: ignore[import-not-found]
+from ansible_collections.llmkeep.estate.plugins.module_utils.hsm import pkcs11
 
 # SubjectPublicKeyInfo of a point on P-384, up to the point.
 P_384_HEAD = bytes.fromhex("3076301006072a8648ce3d020106052b81040022036200")

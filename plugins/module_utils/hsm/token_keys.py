@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ansible_collections.llmkeep.estate.plugins.module_utils import pins, pkcs11  # type: ignore[import-not-found]
-from ansible_collections.llmkeep.estate.plugins.module_utils.hsm_pair import (  # type: ignore[import-not-found]
+from ansible_collections.llmkeep.estate.plugins.module_utils.hsm import pins, pkcs11
+from ansible_collections.llmkeep.estate.plugins.module_utils.hsm.key_pair import (
     Fault,
     Settings,
     described,

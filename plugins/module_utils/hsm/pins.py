@@ -13,9 +13,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ansible_collections.llmkeep.estate.plugins.module_utils import files as atomic  # type: ignore[import-not-found]
-from ansible_collections.llmkeep.estate.plugins.module_utils import sealing
-from ansible_collections.llmkeep.estate.plugins.module_utils.hsm_pair import Fault  # type: ignore[import-not-found]
+from ansible_collections.llmkeep.estate.plugins.module_utils.config import files as atomic
+from ansible_collections.llmkeep.estate.plugins.module_utils.config import sealing
+from ansible_collections.llmkeep.estate.plugins.module_utils.hsm.key_pair import Fault
 
 
 def memory(credential: Path) -> Path:

@@ -1,0 +1,1 @@
+"""What a host takes from the mirror's bundle."""

@@ -1,0 +1,1 @@
+"""Files, units, limits, checks and sealed secrets of a host."""

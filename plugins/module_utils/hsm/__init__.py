@@ -1,0 +1,1 @@
+"""Keys in the tokens of an HSM, by PKCS#11."""

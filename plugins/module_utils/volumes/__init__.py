@@ -1,0 +1,1 @@
+"""LUKS2 volumes: disks, headers, key slots, mount points."""
