@@ -174,7 +174,7 @@ env: .venv/.ready payload/.venv/.ready $(COLLECTION)
 .venv/.ready: artifacts.lock.yml pyproject.toml llmproof/pyproject.toml lab/pyproject.toml .venv/.packages
 	$(STEP) control-env "Python environment of the control node" bash -euxc '
 	  $(PYTHON) -m venv .venv
-	  $(PYTHON) -m llmkeep.lock requirements dev > .venv/requirements.txt
+	  $(PYTHON) -m llmkeep.bundle.lock requirements dev > .venv/requirements.txt
 	  .venv/bin/pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python --require-hashes -r .venv/requirements.txt
 	  .venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . -e llmproof -e lab
 	  .venv/bin/pip check --disable-pip-version-check'
@@ -183,9 +183,9 @@ env: .venv/.ready payload/.venv/.ready $(COLLECTION)
 payload/.venv/.ready: artifacts.lock.yml payload/pyproject.toml llmproof/pyproject.toml .venv/.packages
 	$(STEP) payload-env "Python environment of the payload" bash -euxc '
 	  $(PYTHON) -m venv --system-site-packages payload/.venv
-	  $(PYTHON) -m llmkeep.lock requirements payload-dev > payload/.venv/requirements.txt
+	  $(PYTHON) -m llmkeep.bundle.lock requirements payload-dev > payload/.venv/requirements.txt
 	  payload/.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python --require-hashes -r payload/.venv/requirements.txt
-	  $(PYTHON) -m llmkeep.lock requirements --sources payload-dev > payload/.venv/sources.txt
+	  $(PYTHON) -m llmkeep.bundle.lock requirements --sources payload-dev > payload/.venv/sources.txt
 	  payload/.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --require-hashes -r payload/.venv/sources.txt
 	  payload/.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e payload -e llmproof'
 	@touch $@

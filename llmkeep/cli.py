@@ -12,7 +12,18 @@ import sys
 
 from llmkeep.errors import LlmkeepError
 
-VERBS = ("lock", "programs", "signing", "bundle", "pki", "issuing", "policy", "release", "run", "audit")
+VERBS = (
+    "bundle.lock",
+    "bundle.programs",
+    "bundle.signing",
+    "bundle.commands",
+    "pki.authority",
+    "pki.issuing",
+    "policy.bundle",
+    "bundle.release",
+    "run",
+    "record.commands",
+)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -21,9 +21,9 @@ from typing import Any
 
 import ansible_runner
 
-from llmkeep import record
 from llmkeep.errors import LlmkeepError
-from llmkeep.record import INSTALLED, recorded
+from llmkeep.record import runs as record
+from llmkeep.record.runs import INSTALLED, recorded
 
 GRACE_SECONDS = 15
 

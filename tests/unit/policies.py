@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 import sealing_double
 
-from llmkeep import cache, policy, programs
-from llmkeep.lock import TREE
-from llmkeep.policy import PolicyPlaces
+from llmkeep.bundle import cache, programs
+from llmkeep.bundle.lock import TREE
+from llmkeep.policy import bundle as policy
+from llmkeep.policy.bundle import PolicyPlaces
 
 SOURCE = TREE / "policy"
 

@@ -6,8 +6,8 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from llmkeep import cache, manifest, signing
-from llmkeep.manifest import Entry, Manifest
+from llmkeep.bundle import cache, manifest, signing
+from llmkeep.bundle.manifest import Entry, Manifest
 
 BOOTSTRAP = Path(manifest.__file__).with_name("bootstrap.sh")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import small_bundle
 
-from llmkeep import aptrepo, cache, lock
+from llmkeep.bundle import aptrepo, cache, lock
 from llmkeep.errors import LlmkeepError
 
 CONTROL = """Package: {name}

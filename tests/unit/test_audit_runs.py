@@ -15,7 +15,9 @@ import sealing_double
 from audit_records import checked, whole
 from test_run import PLAYBOOK
 
-from llmkeep import audit, cli, record, run
+from llmkeep import cli, run
+from llmkeep.record import commands as audit
+from llmkeep.record import runs as record
 
 MARK = (
     "  tasks:\n    - {name: Leave a mark, ansible.builtin.copy: {content: ran, dest: '%s', mode: '0600'}}\n"
@@ -185,7 +187,8 @@ def test_an_outcome_that_cannot_be_written_is_told_and_no_success(
 
 @pytest.mark.usefixtures("node")
 def test_a_run_waits_while_another_one_writes() -> None:
-    program = ("import sys, time; from pathlib import Path; from llmproof.chain import Chain; from llmkeep import record\n"
+    program = ("import sys, time; from pathlib import Path; from llmproof.chain import Chain\n"
+               "from llmkeep.record import runs as record\n"
                "record.SEALED_SEED = Path(sys.argv[2]); record.unseal = lambda sealed, name: sealed.split(b':')[1]\n"
                "with Chain(Path(sys.argv[1]), record.seed()):\n"
                "  print('held', flush=True); time.sleep(1.5); print(time.monotonic(), flush=True)")  # fmt: skip

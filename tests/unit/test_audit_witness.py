@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from audit_records import NAME, SEED, checked, record, verifier, whole
 
-from llmkeep import cli, witness
-from llmkeep import record as runs
-from llmkeep.witness import Altered, Kept
+from llmkeep import cli
+from llmkeep.record import runs, witness
+from llmkeep.record.witness import Altered, Kept
 from llmproof import heads
 from llmproof.chain import files
 from llmproof.heads import Head, Signer

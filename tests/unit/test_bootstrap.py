@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import small_bundle
 
-from llmkeep import manifest
+from llmkeep.bundle import manifest
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="bootstrap needs root")
 

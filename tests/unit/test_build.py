@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import small_bundle
 
-from llmkeep import build, cache, lock, manifest, programs
-from llmkeep.build import Keys
+from llmkeep.bundle import build, cache, lock, manifest, programs
+from llmkeep.bundle.build import Keys
+from llmkeep.bundle.lock import Artifact
+from llmkeep.bundle.manifest import Entry
 from llmkeep.errors import LlmkeepError
-from llmkeep.lock import Artifact
-from llmkeep.manifest import Entry
 
 
 def entry(path: str, digest: str) -> Entry:

@@ -15,7 +15,7 @@ from plugin_modules import ROOT, load
 from softhsm import SOFTHSM, double, faulty
 from waiting import PATIENCE, listens, own_port
 
-from llmkeep import pki
+from llmkeep.pki import authority as pki
 
 estate = load("filter.estate")
 host_certificate = load("modules.host_certificate")

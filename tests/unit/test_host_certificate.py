@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from plugin_modules import load
 
-from llmkeep import pki
+from llmkeep.pki import authority as pki
 
 host_certificate = load("modules.host_certificate")
 NAMES = ["llm1.estate.internal", "10.77.0.12", "fd00::12"]

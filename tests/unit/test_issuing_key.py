@@ -18,9 +18,11 @@ from power_cut import losing_power
 from softhsm import SOFTHSM, Double, double, faulty, pkcs11
 from test_pki import DOMAIN, NAMES, opened_with, openssl_accepts
 
-from llmkeep import cli, issuing, pki
-from llmkeep.issuing_key import HsmKey
-from llmkeep.pki import PkiError, PkiPlaces
+from llmkeep import cli
+from llmkeep.pki import authority as pki
+from llmkeep.pki import issuing
+from llmkeep.pki.authority import PkiError, PkiPlaces
+from llmkeep.pki.issuing_key import HsmKey
 from llmkeep.sealing import SealError
 
 TOKEN, LABEL = "llmkeep-issuing", "llmkeep issuing"

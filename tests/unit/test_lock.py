@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llmkeep import lock, update, wheels
+from llmkeep.bundle import lock, update, wheels
+from llmkeep.bundle.lock import Artifact, Lock
 from llmkeep.errors import LlmkeepError
-from llmkeep.lock import Artifact, Lock
 
 PINNED, WANTED = lock.load(), lock.wanted()
 
@@ -80,7 +80,12 @@ def test_a_distribution_that_is_published_as_source_is_listed_apart() -> None:
 
 
 def test_requirements_need_nothing_but_debians_python_and_yaml() -> None:
-    command = ["/usr/bin/python3.13", "-I", "-c", "import sys; sys.path.insert(0, '.'); import llmkeep.lock"]
+    command = [
+        "/usr/bin/python3.13",
+        "-I",
+        "-c",
+        "import sys; sys.path[:0] = '.'; import llmkeep.bundle.lock",
+    ]
     assert subprocess.run(command, cwd=lock.TREE, check=False).returncode == 0
 
 

@@ -8,9 +8,11 @@ import small_bundle
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmkeep import bundle, cli, manifest, signing
+from llmkeep import cli
+from llmkeep.bundle import commands as bundle
+from llmkeep.bundle import manifest, signing
+from llmkeep.bundle.manifest import BundleRefused
 from llmkeep.errors import LlmkeepError
-from llmkeep.manifest import BundleRefused
 
 
 @pytest.fixture(scope="module")

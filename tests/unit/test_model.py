@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 import pytest
 
-from llmkeep import model
+from llmkeep.bundle import gguf as model
 from llmkeep.errors import LlmkeepError
 
 HIDDEN, HEADS, KEY_HEADS, FEED = 32, 4, 2, 64

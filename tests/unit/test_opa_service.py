@@ -15,7 +15,7 @@ import pytest
 import small_policy
 from waiting import own_port
 
-from llmkeep import cache, programs
+from llmkeep.bundle import cache, programs
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ROOT / "roles/opa/files"

@@ -13,8 +13,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 from power_cut import losing_power
 
-from llmkeep import durable, pki
-from llmkeep.pki import PkiError, PkiPlaces
+from llmkeep import durable
+from llmkeep.pki import authority as pki
+from llmkeep.pki.authority import PkiError, PkiPlaces
 from llmkeep.sealing import SealError
 
 DOMAIN = "estate.internal"

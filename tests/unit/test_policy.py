@@ -12,9 +12,11 @@ import policies
 import pytest
 from power_cut import losing_power
 
-from llmkeep import cli, durable, policy, policy_source
+from llmkeep import cli, durable
 from llmkeep.errors import LlmkeepError
-from llmkeep.policy import PolicyError, PolicyPlaces
+from llmkeep.policy import bundle as policy
+from llmkeep.policy import source as policy_source
+from llmkeep.policy.bundle import PolicyError, PolicyPlaces
 from llmproof import policy_bundle
 from llmproof.policy_bundle import DAMAGED, EXPIRED, REPLAYED, UNSIGNED
 

@@ -16,8 +16,9 @@ import policies
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from llmkeep import policy, policy_source
-from llmkeep.policy import PolicyPlaces
+from llmkeep.policy import bundle as policy
+from llmkeep.policy import source as policy_source
+from llmkeep.policy.bundle import PolicyPlaces
 from llmproof import policy_bundle
 from llmproof.policy_bundle import DAMAGED, EXPIRED, REPLAYED, UNSIGNED, PolicyRefused
 

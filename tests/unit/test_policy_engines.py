@@ -15,7 +15,8 @@ import pytest
 from opa_bindings import OpaEngine
 from regopy import Interpreter
 
-from llmkeep import policy, policy_source
+from llmkeep.policy import bundle as policy
+from llmkeep.policy import source as policy_source
 
 SEED, NUMBER, SAMPLE = 20261125, 10_000, 400
 LONG = 1_000_000

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from llmkeep import cache, cli, lock, programs
+from llmkeep import cli
+from llmkeep.bundle import cache, lock, programs
+from llmkeep.bundle.lock import Artifact, Lock
 from llmkeep.errors import LlmkeepError
-from llmkeep.lock import Artifact, Lock
 
 BYTES = b"#!/bin/sh\necho it runs\n"
 ENTRY: dict[str, Any] = {

@@ -12,10 +12,11 @@ import pytest
 import sealing_double
 
 from llmkeep import cli as llmkeep_cli
-from llmkeep import durable, manifest, release, signing
+from llmkeep import durable
+from llmkeep.bundle import manifest, release, signing
+from llmkeep.bundle.manifest import BundleRefused
+from llmkeep.bundle.release import ReleaseError, ReleasePlaces
 from llmkeep.errors import LlmkeepError
-from llmkeep.manifest import BundleRefused
-from llmkeep.release import ReleaseError, ReleasePlaces
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "sql-2026-11"

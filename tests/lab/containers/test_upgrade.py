@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from estate import ROOT, Client, Lab, answers, request
 
-from llmkeep import manifest, signing
+from llmkeep.bundle import manifest, signing
 
 BUNDLE, KEYS = ROOT / ".lab/bundle", ROOT / ".lab/keys"
 MIRROR = "/srv/llmkeep/bundle/current"

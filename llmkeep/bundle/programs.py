@@ -14,9 +14,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from llmkeep import cache, lock
+from llmkeep.bundle import cache, lock
+from llmkeep.bundle.lock import Artifact
 from llmkeep.errors import LlmkeepError
-from llmkeep.lock import Artifact
 
 MINUTES = 20  # for a build from source; two cores need one or two
 

@@ -22,10 +22,10 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from opa_bindings import OpaError
 
-from llmkeep import policy_source
 from llmkeep.durable import record, write
 from llmkeep.errors import LlmkeepError
-from llmkeep.policy_source import Source
+from llmkeep.policy import source as policy_source
+from llmkeep.policy.source import Source
 from llmkeep.sealing import seal, unseal
 from llmproof import policy_bundle
 from llmproof.policy_bundle import ALGORITHM, KEY_ID, Policy, PolicyRefused

@@ -17,9 +17,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from llmkeep import cache
+from llmkeep.bundle import cache
+from llmkeep.bundle.lock import Artifact
 from llmkeep.errors import LlmkeepError
-from llmkeep.lock import Artifact
 
 PIP = [sys.executable, "-m", "pip"]
 SAFE = ["--only-binary", ":all:", "--disable-pip-version-check", "--no-input"]

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from llmkeep import cache, signing
+from llmkeep.bundle import cache, signing
+from llmkeep.bundle.lock import Artifact
 from llmkeep.errors import LlmkeepError
-from llmkeep.lock import Artifact
 
 SUITE, COMPONENT = "trixie", "main"
 

@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from llmkeep import signing
-from llmkeep.cache import sha256
+from llmkeep.bundle import signing
+from llmkeep.bundle.cache import sha256
 from llmkeep.errors import LlmkeepError
 
 NAME, SIGNATURE = "MANIFEST.json", "MANIFEST.json.sig"

@@ -62,7 +62,7 @@ def convert(gguf_file: Path, folder: Path) -> None:
     if facts["general.architecture"] != "llama" or facts["tokenizer.ggml.pre"] != "smollm":
         raise LlmkeepError(
             f"{gguf_file} is a {facts['general.architecture']} model with a {facts['tokenizer.ggml.pre']} "
-            "tokenizer; only llama with smollm was ever tried: add it to llmkeep/model.py with a test"
+            "tokenizer; only llama with smollm was ever tried: add it to llmkeep/bundle/gguf.py with a test"
         )
     folder.mkdir(parents=True, exist_ok=True)
     _weights(reader, facts, folder / "model.safetensors")

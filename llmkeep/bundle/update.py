@@ -5,9 +5,9 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-from llmkeep import aptrepo, cache, lock, programs, wheels
+from llmkeep.bundle import aptrepo, cache, lock, programs, wheels
+from llmkeep.bundle.lock import Artifact
 from llmkeep.errors import LlmkeepError
-from llmkeep.lock import Artifact
 
 
 def update(profile: str, only: str | None) -> None:

@@ -23,11 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmkeep import manifest, signing
-from llmkeep.cache import sha256
+from llmkeep.bundle import manifest, signing
+from llmkeep.bundle.cache import sha256
+from llmkeep.bundle.manifest import DAMAGED, BundleRefused, Entry, Manifest
 from llmkeep.durable import record, sync_folder, write
 from llmkeep.errors import LlmkeepError
-from llmkeep.manifest import DAMAGED, BundleRefused, Entry, Manifest
 from llmkeep.sealing import seal, unseal
 
 SEALED = "llmkeep.publish-key"

@@ -21,9 +21,9 @@ from typing import Any
 
 import yaml
 
-from llmkeep import manifest
+from llmkeep.bundle import manifest
+from llmkeep.bundle.manifest import BundleRefused
 from llmkeep.errors import LlmkeepError
-from llmkeep.manifest import BundleRefused
 from llmkeep.sealing import SealError, unseal
 from llmproof.chain import Chain, ChainError
 from llmproof.heads import HeadError, seed_of
@@ -168,7 +168,7 @@ def variables(text: str) -> list[str]:
 
 def revision(tree: Path) -> str:
     """The commit of the tree, as its bundle says, or its checkout."""
-    from llmkeep import build  # the resolvers: not for the rest
+    from llmkeep.bundle import build  # the resolvers: not for the rest
 
     bundle = tree.resolve().parent
     try:

@@ -1,0 +1,1 @@
+"""What an estate is made of: pinned, fetched, built, signed and verified."""

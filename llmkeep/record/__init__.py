@@ -1,0 +1,1 @@
+"""What was run from here, and the witness of the other hosts' records."""
