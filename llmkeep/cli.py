@@ -6,33 +6,24 @@ Exit codes: 0 done; 1 refused or failed, the message says what and what to do; 2
 
 import argparse
 import errno
-import importlib
-import importlib.util
 import sys
 
+from llmkeep import run
+from llmkeep.bundle import commands, programs, release, signing, update
 from llmkeep.errors import LlmkeepError
+from llmkeep.pki import authority, issuing
+from llmkeep.policy import bundle as policy
+from llmkeep.record import commands as record
 
-VERBS = (
-    "bundle.lock",
-    "bundle.programs",
-    "bundle.signing",
-    "bundle.commands",
-    "pki.authority",
-    "pki.issuing",
-    "policy.bundle",
-    "bundle.release",
-    "run",
-    "record.commands",
-)
+VERBS = (update, programs, signing, commands, authority, issuing, policy, release, run, record)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; a LlmkeepError becomes its message and an exit code."""
     parser = argparse.ArgumentParser(prog="llmkeep", description="The control node of a private-LLM estate.")
     subparsers = parser.add_subparsers(required=True, metavar="VERB")
-    for name in VERBS:
-        if importlib.util.find_spec(f"llmkeep.{name}"):
-            importlib.import_module(f"llmkeep.{name}").register(subparsers)
+    for module in VERBS:
+        module.register(subparsers)
     arguments = parser.parse_args(argv)
     try:
         return int(arguments.run(arguments))

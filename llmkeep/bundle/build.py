@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from llmkeep.bundle import aptrepo, cache, gguf, lock, manifest, programs, signing, wheels
-from llmkeep.bundle.lock import TREE, Artifact, Lock
+from llmkeep.bundle.lock import Artifact, Lock
 from llmkeep.bundle.manifest import BundleRefused, Entry, Manifest
 from llmkeep.errors import LlmkeepError
+from llmkeep.source_tree import TREE
 
 DAYS = 365  # how long a bundle may be used, and apt's Valid-Until
 LEFT = 60  # a bundle with fewer days left is made anew

@@ -14,8 +14,8 @@ from typing import Any
 import yaml
 
 from llmkeep.errors import LlmkeepError
+from llmkeep.source_tree import TREE
 
-TREE = Path(__file__).resolve().parents[2]
 HEADER = "# Written by `llmkeep lock update` from artifacts.yml. Never edit it by hand.\n"
 
 
@@ -134,28 +134,7 @@ def _print_requirements(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _update(arguments: argparse.Namespace) -> int:
-    from llmkeep.bundle import update  # the resolvers need more than the standard library
-
-    update.update(arguments.profile, arguments.only)
-    return 0
-
-
-def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """`llmkeep lock update | requirements`."""
-    verbs = subparsers.add_parser("lock", help="pin what artifacts.yml wants").add_subparsers(required=True)
-    _add_requirements(verbs)
-    update = verbs.add_parser("update", help="resolve artifacts.yml anew (needs the registries)")
-    update.add_argument("--profile", default="lab", help="profile of artifacts.yml (default: %(default)s)")
-    update.add_argument(
-        "--only",
-        choices=("python", "apt", "models", "programs"),
-        help="leave the rest of the lock as it is",
-    )
-    update.set_defaults(run=_update)
-
-
-def _add_requirements(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_requirements(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = verbs.add_parser("requirements", help="print the pinned, hashed requirements of an environment")
     parser.add_argument("environment")
     parser.add_argument(
@@ -166,7 +145,7 @@ def _add_requirements(verbs: "argparse._SubParsersAction[argparse.ArgumentParser
 
 if __name__ == "__main__":
     _parser = argparse.ArgumentParser(prog="llmkeep.bundle.lock", description=__doc__)
-    _add_requirements(_parser.add_subparsers(required=True))
+    add_requirements(_parser.add_subparsers(required=True))
     _arguments = _parser.parse_args()
     try:
         sys.exit(_arguments.run(_arguments))

@@ -1,5 +1,6 @@
 """`llmkeep lock update`: resolve artifacts.yml into artifacts.lock.yml. Needs the registries."""
 
+import argparse
 import re
 import sys
 from dataclasses import replace
@@ -84,3 +85,22 @@ def upstream(debs: dict[str, Artifact], package: str) -> str:
         f"the lock has no package {package}, which artifacts.yml names under from_debian: "
         "list it under apt, roles, and run `llmkeep lock update --only apt` first"
     )
+
+
+def _update(arguments: argparse.Namespace) -> int:
+    update(arguments.profile, arguments.only)
+    return 0
+
+
+def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """`llmkeep lock update | requirements`."""
+    verbs = subparsers.add_parser("lock", help="pin what artifacts.yml wants").add_subparsers(required=True)
+    lock.add_requirements(verbs)
+    parser = verbs.add_parser("update", help="resolve artifacts.yml anew (needs the registries)")
+    parser.add_argument("--profile", default="lab", help="profile of artifacts.yml (default: %(default)s)")
+    parser.add_argument(
+        "--only",
+        choices=("python", "apt", "models", "programs"),
+        help="leave the rest of the lock as it is",
+    )
+    parser.set_defaults(run=_update)

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
+from llmkeep import source_tree
 from llmkeep.sealing import SealError
 
 PIN = "llmkeep.issuing-pin"
@@ -25,14 +26,12 @@ PROOF = b"llmkeep: this key signs"
 
 def _library() -> Any:
     """What the roles know of PKCS#11, found in the tree as Ansible finds it: its rules of logins have one home."""
-    from llmkeep.run import tree  # Ansible's runner: without an HSM no signature needs it
-
     # The tree is what was signed: nothing is written into it.
     sys.dont_write_bytecode = True
     with tempfile.TemporaryDirectory(prefix="llmkeep-") as folder:
         collection = Path(folder, "ansible_collections/llmkeep/estate")
         collection.parent.mkdir(parents=True)
-        collection.symlink_to(tree())
+        collection.symlink_to(source_tree.located())
         sys.path.insert(0, folder)
         try:
             return importlib.import_module(

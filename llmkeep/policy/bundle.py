@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from opa_bindings import OpaError
 
+from llmkeep import source_tree
 from llmkeep.durable import record, write
 from llmkeep.errors import LlmkeepError
 from llmkeep.policy import source as policy_source
@@ -260,9 +261,7 @@ def source_folder(places: PolicyPlaces) -> Path:
     """The estate's own source where it has one, else the tree's."""
     if places.source.is_dir():
         return places.source
-    from llmkeep.run import tree  # Ansible's runner: an estate with its own source need not load it
-
-    return tree() / "policy"
+    return source_tree.located() / "policy"
 
 
 def _init(arguments: argparse.Namespace) -> int:

@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import yaml
 
+from llmkeep import source_tree
 from llmkeep.bundle import manifest
 from llmkeep.bundle.manifest import BundleRefused
 from llmkeep.errors import LlmkeepError
@@ -31,7 +31,6 @@ from llmproof.heads import HeadError, seed_of
 FOLDER = Path("/var/log/llmkeep-audit")
 CREDENTIAL = "llmkeep-audit.seed"
 SEALED_SEED = Path("/etc/credstore.encrypted") / CREDENTIAL
-INSTALLED = Path("/opt/llmkeep/tree")
 SERIAL = Path("/var/lib/llmkeep/serial")
 
 type Event = dict[str, object]
@@ -52,7 +51,7 @@ class Outcome:
 
 def is_kept(tree: Path) -> bool:
     """Whether runs of this tree on this host are recorded."""
-    return tree == INSTALLED or SEALED_SEED.exists() or _given_seed().exists()
+    return tree == source_tree.INSTALLED or SEALED_SEED.exists() or _given_seed().exists()
 
 
 def seed() -> bytes:
@@ -178,16 +177,6 @@ def revision(tree: Path) -> str:
         return build.revision(tree)
     except (BundleRefused, OSError, subprocess.CalledProcessError):
         return "unknown"
-
-
-def counted(stats: dict[str, Any]) -> list[dict[str, object]]:
-    """Ansible's recap, a host an entry."""
-    kinds = {"ok": "ok", "changed": "changed", "failed": "failures", "unreachable": "dark"}
-    hosts = sorted({host for kind in kinds.values() for host in stats.get(kind) or {}})
-    return [
-        {"host.name": host, **{name: (stats.get(kind) or {}).get(host, 0) for name, kind in kinds.items()}}
-        for host in hosts
-    ]
 
 
 def shout(text: str) -> None:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmkeep import run
+from llmkeep import playbooks, source_tree
 from llmkeep.durable import sync_folder, write
 from llmkeep.record import runs as record
 from llmkeep.record.runs import RecordError
@@ -91,8 +91,8 @@ def collect(inventories: list[str]) -> int:
 
     Raises Altered, after all hosts were looked at; then it is also on record here.
     """
-    root = run.tree()
-    places = [run.inventory(place, root) for place in inventories]
+    root = source_tree.located()
+    places = [playbooks.inventory(place, root) for place in inventories]
     KEPT.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _alone():
         kept = {folder.name: len(Kept(folder).data()) for folder in KEPT.iterdir() if folder.is_dir()}
@@ -116,11 +116,15 @@ def collect(inventories: list[str]) -> int:
     return int(bool(problems))
 
 
-def _play(places: list[Path], tag: str, variables: dict[str, object]) -> run.Heard:
+def _play(places: list[Path], tag: str, variables: dict[str, object]) -> playbooks.Heard:
     paths = {"witness_record": str(RECORD), "witness_copy": str(COPY), "witness_own": str(record.FOLDER)}
     words = ["--tags", tag, "--extra-vars", json.dumps(paths | variables)]
-    code, heard = run.play(
-        run.tree() / "playbooks/witness.yml", places, words, quiet=True, asked=frozenset({READ, COMPARE})
+    code, heard = playbooks.play(
+        source_tree.located() / "playbooks/witness.yml",
+        places,
+        words,
+        quiet=True,
+        asked=frozenset({READ, COMPARE}),
     )
     if code and not heard.failures:
         heard.failures.append("the hosts could not be asked: run playbooks/witness.yml by hand to see why")

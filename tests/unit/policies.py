@@ -15,9 +15,9 @@ import pytest
 import sealing_double
 
 from llmkeep.bundle import cache, programs
-from llmkeep.bundle.lock import TREE
 from llmkeep.policy import bundle as policy
 from llmkeep.policy.bundle import PolicyPlaces
+from llmkeep.source_tree import TREE
 
 SOURCE = TREE / "policy"
 

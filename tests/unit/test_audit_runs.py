@@ -15,7 +15,7 @@ import sealing_double
 from audit_records import checked, whole
 from test_run import PLAYBOOK
 
-from llmkeep import cli, run
+from llmkeep import cli, source_tree
 from llmkeep.record import commands as audit
 from llmkeep.record import runs as record
 
@@ -33,8 +33,8 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (root / "playbooks/bad.yml").write_text(PLAYBOOK.format(said="bad", good="false"))
     (root / "ansible.cfg").write_text("[defaults]\nnocows = true\n")
     (root / "hosts.yml").write_text("all: {hosts: {here: {ansible_connection: local}}}\n")
-    monkeypatch.setattr(run, "tree", lambda: root)
-    monkeypatch.setattr(record, "INSTALLED", tmp_path / "opt/llmkeep/tree")
+    monkeypatch.setattr(source_tree, "located", lambda: root)
+    monkeypatch.setattr(source_tree, "INSTALLED", tmp_path / "opt/llmkeep/tree")
     monkeypatch.setattr(record, "FOLDER", tmp_path / "log/llmkeep-audit")
     monkeypatch.setattr(record, "SEALED_SEED", tmp_path / "credstore/llmkeep-audit.seed")
     monkeypatch.setattr(record, "SERIAL", tmp_path / "serial")
@@ -169,7 +169,7 @@ def test_break_glass_where_the_record_can_be_written_is_a_record_with_its_reason
 def test_the_bundles_tree_without_a_seed_is_refused_with_the_way_out(
     checkout: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(record, "INSTALLED", checkout)
+    monkeypatch.setattr(source_tree, "INSTALLED", checkout)
     assert cli.main(["site", "-i", "hosts.yml"]) == 1
     assert "llmkeep audit init" in capfd.readouterr().err
 

@@ -14,6 +14,7 @@ from llmkeep.bundle.build import Keys
 from llmkeep.bundle.lock import Artifact
 from llmkeep.bundle.manifest import Entry
 from llmkeep.errors import LlmkeepError
+from llmkeep.source_tree import TREE
 
 
 def entry(path: str, digest: str) -> Entry:
@@ -140,7 +141,7 @@ def test_bootstrap_installs_the_control_roles_packages(tmp_path: Path) -> None:
 
 
 def test_each_of_our_own_wheels_joins_its_environment_by_its_hash(tmp_path: Path) -> None:
-    shutil.copytree(lock.TREE / "llmproof", tmp_path / "tree/llmproof")
+    shutil.copytree(TREE / "llmproof", tmp_path / "tree/llmproof")
     wanted = {"python": {"environments": {"small": {"bundle": True, "projects": ["llmproof"]}, "dev": {}}}}
     build._wheels(tmp_path, wanted, lock.Lock(environments={"small": []}), "lab")
     (wheel,) = (tmp_path / "wheels/small").glob("*.whl")
@@ -193,4 +194,4 @@ def test_an_environment_of_another_profile_is_in_no_bundle_and_one_that_was_neve
 def test_every_environment_of_the_bundle_names_projects_that_are_there() -> None:
     for entry in lock.wanted()["python"]["environments"].values():
         for project in entry["projects"] if entry.get("bundle") else []:
-            assert (lock.TREE / project / "pyproject.toml").exists()
+            assert (TREE / project / "pyproject.toml").exists()

@@ -10,6 +10,7 @@ import yaml
 from llmkeep.bundle import lock, update, wheels
 from llmkeep.bundle.lock import Artifact, Lock
 from llmkeep.errors import LlmkeepError
+from llmkeep.source_tree import TREE
 
 PINNED, WANTED = lock.load(), lock.wanted()
 
@@ -86,7 +87,7 @@ def test_requirements_need_nothing_but_debians_python_and_yaml() -> None:
         "-c",
         "import sys; sys.path[:0] = '.'; import llmkeep.bundle.lock",
     ]
-    assert subprocess.run(command, cwd=lock.TREE, check=False).returncode == 0
+    assert subprocess.run(command, cwd=TREE, check=False).returncode == 0
 
 
 def test_an_unknown_environment_is_told_with_those_that_there_are() -> None:
@@ -146,7 +147,7 @@ def packages(document: object) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("path", sorted(lock.TREE.glob("roles/*/vars/*Debian*.yml")), ids=str)
+@pytest.mark.parametrize("path", sorted(TREE.glob("roles/*/vars/*Debian*.yml")), ids=str)
 def test_what_a_role_installs_is_what_artifacts_yml_lists_for_it(path: Path) -> None:
     installed = packages(yaml.safe_load(path.read_text()))
     role = path.parent.parent.name

@@ -13,7 +13,7 @@ from typing import IO, cast
 import pytest
 from waiting import until
 
-from llmkeep import cli, run
+from llmkeep import cli, playbooks, source_tree
 
 PLAYBOOK = """
 - hosts: all
@@ -36,7 +36,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (root / "ansible.cfg").write_text("[defaults]\nnocows = true\n")
     (root / "inventory").mkdir()
     (root / "inventory/hosts.yml").write_text("all: {hosts: {here: {ansible_connection: local}}}\n")
-    monkeypatch.setattr(run, "tree", lambda: root)
+    monkeypatch.setattr(source_tree, "located", lambda: root)
     monkeypatch.chdir(tmp_path)
     # A short path: Ansible's workers speak over a socket in it, and the name of a socket has 108 bytes.
     with tempfile.TemporaryDirectory(prefix="run-", dir="/tmp") as memory:
@@ -69,10 +69,10 @@ def test_a_failed_host_is_exit_1(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_inventory_is_looked_for_where_one_stands_and_then_in_the_tree(tree: Path) -> None:
-    assert run.inventory("inventory", tree) == tree / "inventory"
+    assert playbooks.inventory("inventory", tree) == tree / "inventory"
     (tree.parent / "inventory").mkdir()
-    assert run.inventory("inventory", tree) == tree.parent / "inventory"
-    assert run.inventory(str(tree / "inventory"), tree) == tree / "inventory"
+    assert playbooks.inventory("inventory", tree) == tree.parent / "inventory"
+    assert playbooks.inventory(str(tree / "inventory"), tree) == tree / "inventory"
 
 
 @pytest.mark.usefixtures("tree")
@@ -141,7 +141,7 @@ def test_an_interrupted_run_ends_ansible_too_and_says_so(tree: Path) -> None:
         f"- hosts: all\n  gather_facts: false\n  tasks: [{{ansible.builtin.command: {nap}}}]\n"
     )
     program = (
-        "import pathlib, sys; from llmkeep import cli, run; run.tree = lambda: pathlib.Path(sys.argv[1]); "
+        "import pathlib, sys; from llmkeep import cli, source_tree; source_tree.located = lambda: pathlib.Path(sys.argv[1]); "
         "sys.exit(cli.main(['site', '-i', 'inventory']))"
     )
     started = subprocess.Popen(
