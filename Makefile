@@ -66,6 +66,7 @@ lint: env
 	.venv/bin/ruff format --check .
 	.venv/bin/yamllint --strict .
 	.venv/bin/ansible-lint -q
+	PYTHONPATH=.ansible/collections .venv/bin/lint-imports --no-logo --no-cache
 
 types: env
 	.venv/bin/mypy
