@@ -75,7 +75,7 @@ types: env
 unit: unit-serving unit-training unit-control  ## unit tests only
 
 unit-control: env
-	.venv/bin/pytest $(BY_FILE) tests/unit/test_{identities_playbook,luks_storm}.py tests/unit/test_*.py
+	.venv/bin/pytest $(BY_FILE) tests/unit/roles/test_identities_playbook.py tests/unit/plugins/volumes/test_luks_storm.py $$(find tests/unit -name "test_*.py")
 
 unit-serving: env
 	cd payload
@@ -124,8 +124,8 @@ kernel: .venv/.ready
 	$(STEP) kernel "the kernel of hosts that have one of their own" .venv/bin/lab prepare kernel
 
 storm: bundle kernel  ## the long fault campaigns (hours): KILLS=500 of a program, STORM=20 power cuts of a host, from seed SEED=5; needs `make peers PEER="vllm torch"`
-	STORM=$(or $(KILLS),500) SEED=$(or $(SEED),5) .venv/bin/pytest tests/unit/test_luks_storm.py -rP
-	STORM=$(or $(KILLS),500) SEED=$(or $(SEED),5) .venv/bin/pytest tests/unit/test_hsm_pin.py tests/unit/test_volume_verbs.py -k kill -rP
+	STORM=$(or $(KILLS),500) SEED=$(or $(SEED),5) .venv/bin/pytest tests/unit/plugins/volumes/test_luks_storm.py -rP
+	STORM=$(or $(KILLS),500) SEED=$(or $(SEED),5) .venv/bin/pytest tests/unit/plugins/hsm/test_hsm_pin.py tests/unit/plugins/volumes/test_volume_verbs.py -k kill -rP
 	STORM=$(or $(STORM),20) SEED=$(or $(SEED),5) .venv/bin/pytest tests/lab/kernels/test_lost_writes.py tests/lab/kernels/test_lost_saves.py tests/lab/kernels/test_encrypted_estate.py -k "lost_writes or power_cut" -rP
 	STORM=$(or $(STORM),20) SEED=$(or $(SEED),5) .venv/bin/pytest tests/lab/containers/test_lab.py -k killed -rP
 	STORM=1 .venv/bin/pytest tests/lab/kernels/test_training.py tests/lab/kernels/test_lab_in_a_lab.py -rP

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "unit"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "helpers"))
 from luks_estate import PIN, Estate, luks, tool, volume, volume_phases
 from write_log import FLUSH, FUA, Entry, apply, entries, logged, loop, mark, spread
 

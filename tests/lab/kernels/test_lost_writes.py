@@ -12,7 +12,7 @@ SEED = os.environ.get("SEED", "5")
 CUTS = "0" if "STORM" in os.environ else "3"
 PROGRAM = "tests/lab/kernels/lost_writes.py"
 PARTS = (
-    "plugins/module_utils", "tests/unit/plugin_modules.py", "tests/unit/luks_estate.py",
+    "plugins/module_utils", "tests/helpers/plugin_modules.py", "tests/helpers/luks_estate.py",
     "tests/lab/kernels/write_log.py", PROGRAM,
 )  # fmt: skip
 PLACE = "/root/lost-writes"

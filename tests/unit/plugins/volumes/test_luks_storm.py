@@ -16,13 +16,14 @@ from pathlib import Path
 
 import pytest
 from luks_estate import Estate, luks, volume
+from plugin_modules import HELPERS
 from waiting import until
 
 MOMENTS = int(os.environ.get("STORM", "30"))
 SEED = int(os.environ.get("SEED", "5"))
 DATA = random.Random(SEED).randbytes(1 << 20)  # noqa: S311
 WAYS = {"hsm", "spare", "recovery"}
-PROGRAM = Path(__file__).with_name("luks_estate.py")
+PROGRAM = HELPERS / "luks_estate.py"
 
 
 def started(estate: Estate, given: dict[str, object]) -> subprocess.Popen[bytes]:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from plugin_modules import load
+from plugin_modules import HELPERS, load
 
 from llmkeep.pki import authority as pki
 
@@ -165,7 +165,7 @@ def test_a_chain_that_is_none_is_refused(wanted: dict[str, Any]) -> None:
 STEP = """
 import json, sys
 sys.path[:0] = json.loads(sys.argv[1])
-from plugin_modules import load
+from plugin_modules import HELPERS, load
 load("modules.host_certificate").settle(json.loads(sys.argv[2]), False)
 """
 
@@ -175,7 +175,7 @@ def test_a_power_cut_at_any_moment_leaves_a_whole_key_or_none(
 ) -> None:
     """A sample of the storm: the module is killed at moments spread over its run, and then goes on."""
     folder = Path(wanted["directory"])
-    path = [str(Path(__file__).parent), *sys.path]
+    path = [str(HELPERS), *sys.path]
     started = time.monotonic()
     subprocess.run([sys.executable, "-c", STEP, json.dumps(path), json.dumps(wanted)], check=True)
     whole = time.monotonic() - started

@@ -10,7 +10,7 @@ from lab.errors import NoMemory, NoSpace
 from lab.instance import Instance
 from lab.user_mode import UserModeKernel
 
-TREE = Path(__file__).parents[2]
+TREE = Path(__file__).parents[3]
 
 
 @pytest.fixture

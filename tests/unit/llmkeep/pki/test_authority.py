@@ -12,14 +12,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 from power_cut import losing_power
+from small_authority import DOMAIN, NAMES, opened_with, openssl_accepts
 
 from llmkeep import durable
 from llmkeep.pki import authority as pki
 from llmkeep.pki.authority import PkiError, PkiPlaces
 from llmkeep.sealing import SealError
-
-DOMAIN = "estate.internal"
-NAMES = ["llm1.estate.internal", "10.77.0.12"]
 
 
 @pytest.fixture(scope="session")
@@ -59,22 +57,6 @@ def request(names: list[str], key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKe
         .sign(key, hashes.SHA256())
         .public_bytes(serialization.Encoding.PEM)
     )
-
-
-def opened_with(escrow: Path, path: Path) -> bytes:
-    """What the owner of the escrow key finds in the handed out file."""
-    key = str(escrow.with_suffix(".key"))
-    argv = ["openssl", "cms", "-decrypt", "-inform", "PEM", "-inkey", key, "-in", str(path)]
-    return subprocess.run(argv, check=True, capture_output=True).stdout
-
-
-def openssl_accepts(places: PkiPlaces, chain: bytes, *more: str) -> bool:
-    """What a client that has only the root says."""
-    path = places.root / "chain.pem"
-    path.write_bytes(chain)
-    argv = ["openssl", "verify", "-x509_strict", *more, "-CAfile", str(places.root_certificate)]
-    done = subprocess.run([*argv, "-untrusted", str(path), str(path)], capture_output=True, check=False)
-    return done.returncode == 0
 
 
 def test_a_signed_certificate_verifies_names_the_host_and_lives_at_most_ninety_days(

@@ -45,7 +45,7 @@ def test_a_second_inventory_adds_its_hosts(tmp_path: Path) -> None:
 
 
 def test_the_inventories_of_this_tree_are_sound() -> None:
-    root = Path(__file__).parents[2] / "inventory"
+    root = Path(__file__).parents[3] / "inventory"
     assert [host.name for host in read([root / "lab"]).hosts] == ["ops1", "llm1"]
     assert {host.kind for host in read([root / "lab"]).hosts} == {"container"}
     kernels = read([root / "lab", root / "lab-kernel", root / "lab-train"]).hosts

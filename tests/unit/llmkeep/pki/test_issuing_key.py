@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from plugin_modules import ROOT
 from power_cut import losing_power
+from small_authority import DOMAIN, NAMES, opened_with, openssl_accepts
 from softhsm import SOFTHSM, Double, double, faulty, pkcs11
-from test_pki import DOMAIN, NAMES, opened_with, openssl_accepts
 
 from llmkeep import cli
 from llmkeep.pki import authority as pki

@@ -17,7 +17,7 @@ from waiting import own_port
 
 from llmkeep.bundle import cache, programs
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 FILES = ROOT / "roles/opa/files"
 KEY = small_policy.new_key()
 OPEN = 'package llm.authz\n\ndecision := {"allow": true}\n'

@@ -18,7 +18,7 @@ from llmkeep.bundle.manifest import BundleRefused
 from llmkeep.bundle.release import ReleaseError, ReleasePlaces
 from llmkeep.errors import LlmkeepError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[4]
 NAME = "sql-2026-11"
 MODEL = f"models/{NAME}"
 BASE, LEARNED = "1" * 64, "2" * 64  # sha256 of manifests

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plugin_modules import load
+from plugin_modules import HELPERS, load
 
 luks_escrow = load("modules.luks_escrow")
 mount_points = load("module_utils.volumes.mount_points")
@@ -86,7 +86,7 @@ SETTLE = """
 import sys
 sys.path.insert(0, {here!r})
 from pathlib import Path
-from plugin_modules import load
+from plugin_modules import HELPERS, load
 mount_points = load("module_utils.volumes.mount_points")
 mount_points.alone()
 try:
@@ -97,7 +97,7 @@ except mount_points.Refused as problem:
 
 
 def settled(path: Path, check: str = "") -> str:
-    argv = [sys.executable, "-c", SETTLE.format(here=str(Path(__file__).parent)), str(path), check]
+    argv = [sys.executable, "-c", SETTLE.format(here=str(HELPERS)), str(path), check]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if "Operation not permitted" in done.stdout + done.stderr:
         pytest.skip("this machine gives no mounts or attributes")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 LLM_SERVE = ROOT / "payload/.venv/bin/llm-serve"
 HOSTS = ("llm1", "llm2")
 

@@ -12,7 +12,7 @@ from lab import steps as steps_module
 from lab.errors import LabError
 from lab.steps import RoleTimes, Steps
 
-TREE = Path(__file__).parents[2]
+TREE = Path(__file__).parents[3]
 ANSIBLE = """
 PLAY [Control node and mirror] *****
 TASK [base : Validating arguments against arg spec 'main'] *****

@@ -71,7 +71,7 @@ def test_a_host_with_encrypted_volumes_and_no_hsm_is_told() -> None:
 
 
 def test_every_roles_specification_is_read() -> None:
-    found = inventory_sane.specifications(Path(__file__).parents[2] / "roles")
+    found = inventory_sane.specifications(Path(__file__).parents[4] / "roles")
     assert "base_domain" in found["_common"]
     assert "pki_extra_names" in found["pki"]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from plugin_modules import load
-from test_systemd_units import unit
+from unit_files import unit
 
 release_rollout = load("modules.release_rollout")
 GATEWAYS = ["llm-gateway@1.service", "llm-gateway@2.service"]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import sealing_double
 from audit_records import checked, whole
-from test_run import PLAYBOOK
+from small_tree import PLAYBOOK
 
 from llmkeep import cli, source_tree
 from llmkeep.record import commands as audit

@@ -11,19 +11,10 @@ from pathlib import Path
 from typing import IO, cast
 
 import pytest
+from small_tree import PLAYBOOK
 from waiting import until
 
 from llmkeep import cli, playbooks, source_tree
-
-PLAYBOOK = """
-- hosts: all
-  gather_facts: false
-  tasks:
-    - name: Say it
-      ansible.builtin.debug: {{msg: "{said}"}}
-    - name: Judge it
-      ansible.builtin.assert: {{that: {good}, fail_msg: not good}}
-"""
 
 
 @pytest.fixture

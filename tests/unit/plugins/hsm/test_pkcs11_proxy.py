@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from luks_estate import PIN, SOFTHSM, Estate, luks
-from plugin_modules import load
+from plugin_modules import HELPERS, load
 from waiting import own_port
 
 hsm = load("module_utils.hsm.token_keys")
@@ -98,7 +98,7 @@ def test_the_key_is_refused_before_any_volume_is_enrolled(
 
 
 def test_a_volume_is_refused_and_no_slot_stays(estate: Estate, proxy: str) -> None:
-    program = Path(__file__).with_name("luks_estate.py")
+    program = HELPERS / "luks_estate.py"
     done = by_the_proxy(estate, proxy, sys.executable, program, estate.root, "{}")
     assert done.returncode != 0
     assert "enrols but does not open" in done.stderr, done.stderr

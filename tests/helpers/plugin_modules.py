@@ -6,6 +6,7 @@ from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[2]
+HELPERS = ROOT / "tests/helpers"
 LINK = ROOT / ".ansible/collections/ansible_collections/llmkeep/estate"
 
 

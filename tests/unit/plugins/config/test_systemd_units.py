@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from plugin_modules import load
+from unit_files import unit
 
 systemd_units = load("modules.systemd_units")
 
@@ -44,14 +45,6 @@ def units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("UNITS", str(folder))
     monkeypatch.setattr(systemd_units.atomic, "PENDING", tmp_path / "pending")
     return folder
-
-
-def unit(
-    folder: Path, name: str, active: str = "active", enabled: str = "enabled", reread: str = "no"
-) -> None:
-    (folder / name).write_text(
-        f"Id={name}\nLoadState=loaded\nActiveState={active}\nUnitFileState={enabled}\nNeedDaemonReload={reread}\n"
-    )
 
 
 def settle(check: bool = False, **parts: Any) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 specification = importlib.util.spec_from_file_location("roledoc", ROOT / "tests/roledoc.py")
 assert specification is not None
 assert specification.loader is not None
