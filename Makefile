@@ -67,6 +67,7 @@ lint: env
 	.venv/bin/yamllint --strict .
 	.venv/bin/ansible-lint -q
 	PYTHONPATH=.ansible/collections .venv/bin/lint-imports --no-logo --no-cache
+	cd payload && PYTHONPATH=. ../.venv/bin/lint-imports --no-logo --no-cache
 
 types: env
 	.venv/bin/mypy
