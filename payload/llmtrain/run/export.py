@@ -9,7 +9,7 @@ from transformers import AutoConfig
 
 from llmcore.manifest import write_manifest
 from llmtrain.job import Job
-from llmtrain.run.strategies import Replicated
+from llmtrain.run.strategies.protocol import Strategy
 
 TOKENIZER = (
     "tokenizer*",
@@ -21,7 +21,7 @@ TOKENIZER = (
 )
 
 
-def export(job: Job, strategy: Replicated, folder: Path, record: dict[str, Any]) -> None:
+def export(job: Job, strategy: Strategy, folder: Path, record: dict[str, Any]) -> None:
     """Write `folder` aside and put it in the place of one that is there. All ranks call it, rank 0 writes.
 
     The weights of a full training have the dtype of the base model, those of an adapter the one they were learned in.

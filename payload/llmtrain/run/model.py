@@ -10,7 +10,7 @@ from transformers.utils.logging import disable_progress_bar
 from llmtrain.exits import Refusal
 from llmtrain.job import Job, Lora
 from llmtrain.run.setup import Setup
-from llmtrain.run.strategies import DTYPES
+from llmtrain.run.strategies.protocol import DTYPES
 
 disable_progress_bar()
 # peft asks for it by its old name

@@ -31,7 +31,10 @@ from llmtrain.run.health import Health, Norms, gradient_norms
 from llmtrain.run.model import load
 from llmtrain.run.report import Report, peak_memory
 from llmtrain.run.setup import Setup, job_digest, kind
-from llmtrain.run.strategies import Replicated, Sharded, Zero, proven
+from llmtrain.run.strategies.ddp import Ddp
+from llmtrain.run.strategies.fsdp import Fsdp
+from llmtrain.run.strategies.protocol import Strategy, proven
+from llmtrain.run.strategies.zero import Zero
 
 WAIT = timedelta(minutes=10)  # for the other ranks in a collective
 
@@ -101,16 +104,17 @@ def start_process_group(setup: Setup, backend: str) -> None:
     deepspeed.init_distributed(backend, timeout=WAIT, verbose=False)
 
 
-def start_strategy(job: Job, setup: Setup, device: torch.device) -> Replicated:
+def start_strategy(job: Job, setup: Setup, device: torch.device) -> Strategy:
     """Load the model and hand it to what trains it."""
     if setup.deepspeed is None:
         model = load(job, setup, device)
-        return {"ddp": Replicated, "fsdp": Sharded}[setup.strategy](model, job.optim, setup.precision, device)
+        strategy = Fsdp if setup.strategy == "fsdp" else Ddp
+        return strategy(model, job.optim, setup.precision, device)
     from transformers.integrations import HfDeepSpeedConfig
 
     alive = HfDeepSpeedConfig(setup.deepspeed)  # while it lives, transformers knows of ZeRO-3
     model = load(job, setup, device)
-    return Zero(model, job.optim, setup.precision, device, setup.deepspeed, alive)
+    return Zero(model, setup.precision, device, setup.deepspeed, alive)
 
 
 def loop(job: Job, setup: Setup, key: bytes, device: torch.device, asked_to_stop: list[int]) -> int:
@@ -263,7 +267,7 @@ def refuse_differences(mine: list[Any]) -> None:
             )
 
 
-def measure(strategy: Replicated, into: list[Norms]) -> None:
+def measure(strategy: Strategy, into: list[Norms]) -> None:
     """While a step's gradients are there."""
     into.append(gradient_norms(strategy.model, strategy.scale_of_gradients))
 

@@ -190,7 +190,8 @@ def test_a_stopped_fsdp_job_goes_on_with_two_processes_or_one(bench: Bench, one:
 
 def test_what_was_not_asked_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A strategy whose evidence is that of a plain DDP."""
-    from llmtrain.run.strategies import Zero, proven
+    from llmtrain.run.strategies.protocol import proven
+    from llmtrain.run.strategies.zero import Zero
 
     pretended = Zero.__new__(Zero)
     pretended.name, pretended.stage, pretended.world_size = "zero3", 3, 1

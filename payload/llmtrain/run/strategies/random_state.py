@@ -1,0 +1,26 @@
+"""The random state of dropout, which each rank has for itself."""
+
+from pathlib import Path
+
+import torch
+import torch.distributed as distributed
+from safetensors.torch import load_file, save_file
+
+
+def write_random_state(folder: Path, device: torch.device) -> None:
+    """Write this rank's file of a checkpoint."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    save_file(states, folder / f"rng-{distributed.get_rank():05d}.safetensors")
+
+
+def read_random_state(folder: Path, device: torch.device, world_size: int) -> str:
+    """Restore what `world_size` ranks wrote, if as many run now; return what is lost otherwise, "" for nothing."""
+    if world_size != distributed.get_world_size():
+        return "the random state of dropout"
+    states = load_file(folder / f"rng-{distributed.get_rank():05d}.safetensors")
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)
+    return ""
