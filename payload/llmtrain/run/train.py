@@ -1,7 +1,7 @@
-"""The training loop, from top to bottom: what each process of a job does.
+"""The training loop: what each process of a job does, from the start of the process group to the exported weights.
 
-Loss is the sum of the cross entropies over all positions of a step that count, by their number: over all batches of all ranks,
-so that neither accumulation nor the number of GPUs changes it.
+The loss is the mean cross entropy over the positions of a step that count, over all batches of all ranks, so that neither
+accumulation nor the number of GPUs changes it.
 """
 
 import json
@@ -14,13 +14,13 @@ from collections.abc import Callable
 from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as distributed
 
+from llmcore.files import write_aside
 from llmtrain.data.rows import Rows
 from llmtrain.exits import DONE, STOPPED, Refusal
 from llmtrain.job import Job, Optim
@@ -30,7 +30,8 @@ from llmtrain.run.export import export, put
 from llmtrain.run.health import Health, Norms, gradient_norms
 from llmtrain.run.model import load
 from llmtrain.run.report import Report, peak_memory
-from llmtrain.run.setup import Setup, job_digest, kind
+from llmtrain.run.setup import Setup, job_digest
+from llmtrain.run.state import Step, Training, TrainingState
 from llmtrain.run.strategies.ddp import Ddp
 from llmtrain.run.strategies.fsdp import Fsdp
 from llmtrain.run.strategies.protocol import Strategy, proven
@@ -66,8 +67,10 @@ def together[T](work: Callable[[], T]) -> T:
 
 
 def train(job: Job, setup: Setup, key: bytes) -> int:
-    """A process's part of a job; the exit code, which all agree upon. An error that is not a Refusal gets out: then
-    torchrun starts all processes again, and they go on from the last good checkpoint."""
+    """A process's part of a job; the exit code, on which all ranks agree.
+
+    Any error but Refusal is raised: torchrun then restarts all processes, which resume from the last good checkpoint.
+    """
     asked_to_stop: list[int] = []
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, lambda number, _: asked_to_stop.append(number))
@@ -78,7 +81,11 @@ def train(job: Job, setup: Setup, key: bytes) -> int:
         torch.cuda.set_device(device)
     start_process_group(setup, "nccl" if cuda else "gloo")
     try:
-        return loop(job, setup, key, device, asked_to_stop)
+        training = prepare(job, setup, key, device)
+        if not train_steps(training, asked_to_stop):
+            return STOPPED
+        finish(training)
+        return DONE
     except Refusal as refusal:
         if os.environ["LOCAL_RANK"] == "0":
             print(f"llm-train: {refusal}", file=sys.stderr, flush=True)
@@ -105,7 +112,7 @@ def start_process_group(setup: Setup, backend: str) -> None:
 
 
 def start_strategy(job: Job, setup: Setup, device: torch.device) -> Strategy:
-    """Load the model and hand it to what trains it."""
+    """Load the model and distribute it."""
     if setup.deepspeed is None:
         model = load(job, setup, device)
         strategy = Fsdp if setup.strategy == "fsdp" else Ddp
@@ -117,12 +124,11 @@ def start_strategy(job: Job, setup: Setup, device: torch.device) -> Strategy:
     return Zero(model, setup.precision, device, setup.deepspeed, alive)
 
 
-def loop(job: Job, setup: Setup, key: bytes, device: torch.device, asked_to_stop: list[int]) -> int:
-    """Check, load, resume, train, save, export."""
+def prepare(job: Job, setup: Setup, key: bytes, device: torch.device) -> Training:
+    """Load everything, and resume from the newest good checkpoint if there is one; raises Refusal."""
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
     digest = job_digest(job)
     job.output.mkdir(parents=True, exist_ok=True)
-    final = job.output / kind(job)
     report = Report(job.name, job.output / "metrics.jsonl", job.watch.metrics, rank == 0, job.watch.log_every)
 
     rows, held_out = Rows(job.data.train), Rows(job.data.eval) if job.data.eval else None
@@ -137,122 +143,167 @@ def loop(job: Job, setup: Setup, key: bytes, device: torch.device, asked_to_stop
         f"{sum(whole_size(each) for each in strategy.model.parameters() if each.requires_grad) / 1e6:.2f} M parameters learn"
     )
 
-    rows_a_step = setup.micro_batch * setup.accumulation * world_size
-    end = job.optim.steps * rows_a_step if job.optim.steps else math.ceil(job.optim.epochs * len(rows))
-    state: dict[str, Any] = {
-        "step": 0, "cursor": 0, "losses": {}, "evaluations": {}, "best": None, "worse": 0, "resumed": [],
-        "data": setup.verified.data, "job_digest": digest, "world_size": world_size,
-    }  # fmt: skip
     newest = Path(os.environ.get("STATE_DIRECTORY", job.output)) / "newest-save"  # systemd's, on another disk
     checkpoints = together(lambda: Checkpoints(job.output / "checkpoints", key, job.keep.last, newest=newest))
-    found = checkpoints.latest_good()
-    if found:
-        for name in "job_digest", "data":
-            if found.state[name] != state[name]:
-                raise Refusal(
-                    f"{found.folder} is of another job or data ({name}): give this one an output of its own, or move them away"
-                )
-        lost = strategy.read(found.folder, found.world_size)
-        state = {**found.state, "world_size": world_size}
-        state["resumed"] = [*state["resumed"], {"step": found.step, "world_size": world_size, "lost": lost}]
-        report.event(event="resumed", step=found.step, lost=lost)
-        report.say(
-            f"{job.name}: goes on after step {found.step}, saved by {found.world_size} rank(s)"
-            + (f"; LOST, as {world_size} run now: {lost}" if lost else "")
-        )
-    saved_when = time.monotonic()
-    health = Health(job, setup.active_parameters, world_size, setup.peak_flops)
+    training = Training(
+        job=job,
+        setup=setup,
+        device=device,
+        rows=rows,
+        held_out=held_out,
+        strategy=strategy,
+        evidence=evidence,
+        checkpoints=checkpoints,
+        report=report,
+        health=Health(job, setup.active_parameters, world_size, setup.peak_flops),
+        state=TrainingState(data=setup.verified.data, job_digest=digest, world_size=world_size),
+        saved_at=0.0,
+    )
+    resume(training)
+    training.saved_at = time.monotonic()
+    return training
 
-    def record() -> dict[str, Any]:
-        return {
-            "job": job.model_dump(mode="json"),
-            "base_model": {"path": str(job.model), "revision": setup.verified.revision},
-            "tokenizer": setup.verified.tokenizer, "setup": asdict(setup), "ran": evidence, "versions": versions(), **state,
-        }  # fmt: skip
 
-    def evaluate() -> None:
-        """On the held-out rows; remembers whether it got better, and exports what is the best so far."""
-        if held_out is None:
-            return
-        strategy.module.eval()
-        summed = torch.zeros(2, dtype=torch.float64)
-        with torch.no_grad():
-            for batch in evaluation_batches(held_out, setup.micro_batch, rank, world_size, device):
-                summed += torch.tensor([float(strategy.loss(batch)), batch.learned], dtype=torch.float64)
-        strategy.module.train()
-        total, learned = added_up(summed, device).tolist()
-        loss = total / max(1, learned)
-        better = state["best"] is None or loss < state["best"]
-        state["evaluations"][str(state["step"])] = loss
-        state["best"], state["worse"] = (loss, 0) if better else (state["best"], state["worse"] + 1)
-        report.event(event="evaluation", step=state["step"], loss=loss, better=better)
-        report.say(f"{job.name}: after step {state['step']} the loss on held-out rows is {loss:.4f}")
-        if better and job.optim.patience:
-            export(job, strategy, job.output / "best", record())
-
-    def finished() -> bool:
-        patience = job.optim.patience
-        return state["cursor"] >= end or (patience is not None and state["worse"] >= patience)
-
-    while not finished():
-        begun, computed = time.monotonic(), time.process_time()
-        cursor, after = state["cursor"], min(state["cursor"] + rows_a_step, end)
-        batches = step_batches(
-            rows, job.seed, cursor, end, setup.micro_batch, setup.accumulation, rank, world_size, device
-        )
-        own = torch.tensor([sum(each.learned for each in batches), sum(each.tokens for each in batches)])
-        learned, tokens = added_up(own.double(), device).tolist()
-        lr = learning_rate(job.optim, cursor / end, after / end)
-        norms: list[Norms] = []
-        looks = (state["step"] + 1) % job.watch.log_every == 0
-        look = partial(measure, strategy, norms) if looks else lambda: None
-        own_loss, norm = strategy.learn(batches, max(1, int(learned)), lr, look)
-        due = rank == 0 and time.monotonic() - saved_when > 60 * job.keep.every_minutes
-        told = torch.tensor([float(own_loss), bool(asked_to_stop), due], dtype=torch.float64)
-        summed_loss, stopping, by_time = added_up(told, device).tolist()
-        loss = summed_loss / max(1, learned)
-        state["step"], state["cursor"] = state["step"] + 1, after
-        step, of = state["step"], state["step"] + math.ceil((end - after) / rows_a_step)
-        if step % job.watch.log_every == 0 or step == 1 or after == end:
-            state["losses"][str(step)] = loss
-        seconds = time.monotonic() - begun
-        facts: dict[str, Any] = {
-            "loss": loss, "lr": lr, "grad_norm": norm, "loss_scale": strategy.scale, "tokens": tokens,
-            **health.speed(tokens, seconds), **(norms[-1].facts() if norms else {}),
-            "memory_gb": peak_memory(device), "cursor": after, "cpu_seconds": time.process_time() - computed,
-        }  # fmt: skip
-        report.step(step, of, seconds, facts)
-        verdict = health.step(step, loss, norm, cursor, strategy.scale, norms[-1] if norms else None)
-        for finding in verdict.news:
-            report.event(event=finding.rule, step=step, message=finding.message)
-            report.say(f"{job.name}: {finding.message}")
-        verdict.refuse()
-
-        at_step = job.keep.every_steps is not None and step % job.keep.every_steps == 0
-        saving = bool(stopping or by_time or at_step or after == end)
-        if step % job.watch.eval_every == 0 if job.watch.eval_every else saving and not stopping:
-            evaluate()
-        if saving or finished():
-            checkpoints.save(step, strategy.write, state)
-            saved_when = time.monotonic()
-        if stopping and not finished():
-            report.say(
-                f"{job.name}: stopped after step {step}, which is saved; run the same command to go on"
+def resume(training: Training) -> None:
+    """Take over the newest good checkpoint, if there is one; raises Refusal if it is of another job or other data."""
+    job, state = training.job, training.state
+    found = training.checkpoints.latest_good()
+    if found is None:
+        return
+    saved = TrainingState(**found.state)
+    for name, differs in (
+        ("job_digest", saved.job_digest != state.job_digest),
+        ("data", saved.data != state.data),
+    ):
+        if differs:
+            raise Refusal(
+                f"{found.folder} is of another job or data ({name}): give this one an output of its own, or move them away"
             )
-            return STOPPED
+    lost = training.strategy.read(found.folder, found.world_size)
+    saved.world_size = state.world_size
+    saved.resumed.append({"step": found.step, "world_size": state.world_size, "lost": lost})
+    training.state = saved
+    training.report.event(event="resumed", step=found.step, lost=lost)
+    training.report.say(
+        f"{job.name}: goes on after step {found.step}, saved by {found.world_size} rank(s)"
+        + (f"; LOST, as {state.world_size} run now: {lost}" if lost else "")
+    )
 
-    if job.optim.patience and held_out:
+
+def train_steps(training: Training, asked_to_stop: list[int]) -> bool:
+    """Train until the job is finished (True), or until it is saved because a rank was asked to stop (False)."""
+    job, state = training.job, training.state
+    while not training.finished:
+        step = train_step(training, asked_to_stop)
+        report_step(training, step)
+        at_step = job.keep.every_steps is not None and state.step % job.keep.every_steps == 0
+        saving = step.stopping or step.save_due or at_step or state.cursor == training.end
+        if state.step % job.watch.eval_every == 0 if job.watch.eval_every else saving and not step.stopping:
+            evaluate(training)
+        if saving or training.finished:
+            training.checkpoints.save(state.step, training.strategy.write, asdict(state))
+            training.saved_at = time.monotonic()
+        if step.stopping and not training.finished:
+            training.report.say(
+                f"{job.name}: stopped after step {state.step}, which is saved; run the same command to go on"
+            )
+            return False
+    return True
+
+
+def train_step(training: Training, asked_to_stop: list[int]) -> Step:
+    """Take one step with the optimizer, and move the state on by it."""
+    job, setup, state, strategy = training.job, training.setup, training.state, training.strategy
+    begun, computed = time.monotonic(), time.process_time()
+    cursor, after = state.cursor, min(state.cursor + training.rows_a_step, training.end)
+    batches = step_batches(
+        training.rows, job.seed, cursor, training.end, setup.micro_batch, setup.accumulation,
+        strategy.rank, strategy.world_size, training.device,
+    )  # fmt: skip
+    own = torch.tensor([sum(each.learned for each in batches), sum(each.tokens for each in batches)])
+    learned, tokens = added_up(own.double(), training.device).tolist()
+    lr = learning_rate(job.optim, cursor / training.end, after / training.end)
+    norms: list[Norms] = []
+    looks = (state.step + 1) % job.watch.log_every == 0
+    look = partial(measure, strategy, norms) if looks else lambda: None
+    own_loss, norm = strategy.learn(batches, max(1, int(learned)), lr, look)
+    due = strategy.rank == 0 and time.monotonic() - training.saved_at > 60 * job.keep.every_minutes
+    told = torch.tensor([float(own_loss), bool(asked_to_stop), due], dtype=torch.float64)
+    summed_loss, stopping, save_due = added_up(told, training.device).tolist()
+    loss = summed_loss / max(1, learned)
+    state.step, state.cursor = state.step + 1, after
+    if state.step % job.watch.log_every == 0 or state.step == 1 or after == training.end:
+        state.losses[str(state.step)] = loss
+    return Step(
+        cursor=cursor,
+        loss=loss,
+        lr=lr,
+        norm=norm,
+        norms=norms[-1] if norms else None,
+        tokens=tokens,
+        seconds=time.monotonic() - begun,
+        cpu_seconds=time.process_time() - computed,
+        stopping=bool(stopping),
+        save_due=bool(save_due),
+    )
+
+
+def report_step(training: Training, step: Step) -> None:
+    """Report the step and what the health rules find in it; raises Refusal if the training must stop."""
+    state, scale, report, health = training.state, training.strategy.scale, training.report, training.health
+    of = state.step + math.ceil((training.end - state.cursor) / training.rows_a_step)
+    facts: dict[str, Any] = {
+        "loss": step.loss, "lr": step.lr, "grad_norm": step.norm, "loss_scale": scale, "tokens": step.tokens,
+        **health.speed(step.tokens, step.seconds), **(step.norms.facts() if step.norms else {}),
+        "memory_gb": peak_memory(training.device), "cursor": state.cursor, "cpu_seconds": step.cpu_seconds,
+    }  # fmt: skip
+    report.step(state.step, of, step.seconds, facts)
+    verdict = health.step(state.step, step.loss, step.norm, step.cursor, scale, step.norms)
+    for finding in verdict.news:
+        report.event(event=finding.rule, step=state.step, message=finding.message)
+        report.say(f"{training.job.name}: {finding.message}")
+    verdict.refuse()
+
+
+def evaluate(training: Training) -> None:
+    """Compute the loss on the held-out rows, if there are any; export the weights if it is the best so far and the job
+    has `optim.patience`."""
+    job, state, strategy = training.job, training.state, training.strategy
+    if training.held_out is None:
+        return
+    strategy.module.eval()
+    summed = torch.zeros(2, dtype=torch.float64)
+    with torch.no_grad():
+        for batch in evaluation_batches(
+            training.held_out, training.setup.micro_batch, strategy.rank, strategy.world_size, training.device
+        ):
+            summed += torch.tensor([float(strategy.loss(batch)), batch.learned], dtype=torch.float64)
+    strategy.module.train()
+    total, learned = added_up(summed, training.device).tolist()
+    loss = total / max(1, learned)
+    better = state.best is None or loss < state.best
+    state.evaluations[str(state.step)] = loss
+    state.best, state.worse = (loss, 0) if better else (state.best, state.worse + 1)
+    training.report.event(event="evaluation", step=state.step, loss=loss, better=better)
+    training.report.say(f"{job.name}: after step {state.step} the loss on held-out rows is {loss:.4f}")
+    if better and job.optim.patience:
+        export(job, strategy, job.output / "best", training.record())
+
+
+def finish(training: Training) -> None:
+    """Export the last weights, or the best ones of a job with `optim.patience`, and mark the job as done."""
+    job, report = training.job, training.report
+    if job.optim.patience and training.held_out:
         best = job.output / "best"
-        if rank == 0 and best.exists():  # it does not where a kill came just after this
-            put(best, final)
+        if training.strategy.rank == 0 and best.exists():  # it does not where a kill came just after this
+            put(best, training.final)
     else:
-        export(job, strategy, final, record())
+        export(job, training.strategy, training.final, training.record())
     distributed.barrier()
     if os.environ["LOCAL_RANK"] == "0":  # on every node, so that none begins anew and waits for the others
-        (job.output / "training.json").write_text(json.dumps(record(), indent=1) + "\n")
-    report.event(event="done", step=state["step"])
-    report.say(f"{job.name}: done; {final} has what was learned")
-    return DONE
+        write_aside(job.output / "training.json", json.dumps(training.record(), indent=1) + "\n")
+    report.event(event="done", step=training.state.step)
+    report.say(f"{job.name}: done; {training.final} has what was learned")
 
 
 def refuse_differences(mine: list[Any]) -> None:
@@ -282,14 +333,3 @@ def added_up(values: torch.Tensor, device: torch.device) -> torch.Tensor:
 def whole_size(parameter: Any) -> int:
     """Of a parameter that ZeRO-3 may have cut up."""
     return int(parameter.ds_numel if "ds_numel" in vars(parameter) else parameter.numel())
-
-
-def versions() -> dict[str, str]:
-    """Of what computed."""
-    found = {"torch": torch.__version__}
-    for name in ("transformers", "peft", "deepspeed", "bitsandbytes", "safetensors"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
