@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy
 
 from llmcore.config import load as load_config
+from llmcore.files import write_aside
 from llmcore.manifest import verified
 from llmtrain.data.rows import tokenizer_digest
 from llmtrain.exits import DONE, NOT_BETTER, Refusal
@@ -194,9 +195,7 @@ def run(options: argparse.Namespace) -> int:
     found = compare(candidate("OLD", options.old), candidate("NEW", options.new), data, rule, options.dtype)
     text = json.dumps(found, indent=1, allow_nan=False) + "\n"
     if options.out:
-        aside = options.out.with_name(f".{options.out.name}.partial")
-        aside.write_text(text)
-        aside.replace(options.out)
+        write_aside(options.out, text)
     print(text if options.json else told(found), end="" if options.json else "\n")
     return DONE if found["verdict"] == "promote" else NOT_BETTER
 
