@@ -1,6 +1,6 @@
 """llm-train: data, describe, plan, run, compare, publish.
 
-The exit codes stand in `exits.py`.
+Exit codes are listed in `exits.py`.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from llmtrain.run import command as run
 
 
 def parser() -> argparse.ArgumentParser:
-    """All commands. Each one's module imports what is heavy when it runs, so that help is there at once."""
+    """All commands. Their modules import heavy libraries only when they run, so that help is printed at once."""
     top = argparse.ArgumentParser(
         prog="llm-train", description="Train a language model: data, plan, run, gate, publish."
     )
@@ -33,9 +33,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_command(commands)
     compare.add_command(commands)
     release_candidate.add_command(commands)
-    check = commands.add_parser(
-        "check", help="check a file of the configuration and say nothing if it is right"
-    )
+    check = commands.add_parser("check", help="validate a configuration file; print nothing if it is valid")
     check.add_argument("kind", choices=["job", "data"])
     check.add_argument("file", type=Path)
     check.set_defaults(run=check_command)
@@ -43,13 +41,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def check_command(arguments: argparse.Namespace) -> int:
-    """Raises ConfigError for a file that `run` or `data run` would refuse."""
+    """Raise ConfigError for a file that `run` or `data run` would refuse."""
     load(arguments.file, Job if arguments.kind == "job" else Settings)
     return exits.DONE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code."""
+    """Run a command and return its exit code."""
     arguments = parser().parse_args(argv)
     try:
         code: int = arguments.run(arguments)

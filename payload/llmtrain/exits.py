@@ -1,18 +1,18 @@
-"""What llm-train's exit codes mean, and the error that carries one."""
+"""The exit codes of llm-train, and the error that carries one."""
 
 DONE = 0
 FAILED = 1
-USAGE = 2  # wrong usage, job file or data set
-NO_FIT = 3  # the plan says that it does not fit
-ALTERED = 4  # a model, data set or checkpoint that is not what its manifest says
-STOPPED = 5  # a signal: saved, and to be resumed
-UNHEALTHY = 6  # loss or gradients went where no resuming helps: NaN, scale collapsed
-NO_SPACE = 7  # the disk is too full for what would be written
-NOT_BETTER = 8  # compare: hold or reject
+USAGE = 2  # wrong arguments, job file or data set
+NO_FIT = 3  # the job does not fit in memory
+ALTERED = 4  # a model, data set or checkpoint does not match its manifest
+STOPPED = 5  # stopped by a signal; saved, and can be resumed
+UNHEALTHY = 6  # loss or gradients are beyond recovery: NaN, loss scale collapsed
+NO_SPACE = 7  # too little free disk space
+NOT_BETTER = 8  # compare says hold or reject
 
 
 class Refusal(Exception):
-    """Why llm-train does not go on: what is wrong, the value seen, what to do; and the exit code."""
+    """llm-train cannot continue. The message says what is wrong, the value seen and what to do; `code` is the exit code."""
 
     def __init__(self, message: str, code: int = USAGE) -> None:
         super().__init__(message)

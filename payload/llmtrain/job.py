@@ -1,4 +1,4 @@
-"""A training job: what `job.yaml` may say. The defaults are those of the guide that this project follows."""
+"""The schema of `job.yaml`, a training job. The defaults are those of the guide that this project follows."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,33 +12,33 @@ Intent = Literal["attention.qv", "attention.all", "linear"]
 
 
 class Lora(Section):
-    """Low-rank adapters (Hu et al. 2021), on the layers that `target` means in this architecture."""
+    """Low-rank adapters (Hu et al. 2021), on the layers that `target` selects in this architecture."""
 
     kind: Literal["lora"]
     r: PositiveInt = 16
     alpha: PositiveInt = 32
     dropout: Share = 0.1
-    target: Intent | list[str] = "attention.qv"  # or names of modules: each has to be there
+    target: Intent | list[str] = "attention.qv"  # or module names, each of which has to exist
     quantize: Literal["none", "int8", "nf4"] = "none"  # of the frozen base: QLoRA
 
 
 class Full(Section):
-    """All weights learn."""
+    """Full fine-tuning: all weights are trainable."""
 
     kind: Literal["full"]
     train_router: bool = False  # of a mixture of experts; without a balance loss it drifts
 
 
 class Data(Section):
-    """Rows that `llm-train data` packed."""
+    """Data sets that `llm-train data` packed."""
 
     train: Path
     eval: Path | None = None
-    verify: bool = True  # every shard against its hash before the first step
+    verify: bool = True  # check the hash of every shard before the first step
 
 
 class Optim(Section):
-    """AdamW."""
+    """AdamW and its schedule."""
 
     lr: PositiveFloat = 3e-5
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -50,43 +50,43 @@ class Optim(Section):
     beta2: Share = 0.999
     clip: PositiveFloat = 1.0  # of the gradients' global norm
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"  # auto: bf16 where the hardware has it
-    patience: PositiveInt | None = None  # evaluations without a better loss until the job stops
+    patience: PositiveInt | None = None  # evaluations without improvement after which the job ends
 
 
 class Scale(Section):
-    """How the work is spread; `llm-train plan` fills in what is auto, with its reasons."""
+    """How the job is distributed; `llm-train plan` decides what is auto, and gives its reasons."""
 
     strategy: Literal["auto", "ddp", "fsdp", "zero2", "zero3"] = "auto"
     offload: Literal["auto", "none", "optimizer", "all"] = "auto"
     nodes: PositiveInt = 1
-    processes: PositiveInt | None = None  # a node; default: its GPUs, or 1
-    micro_batch: PositiveInt | None = None  # rows of a process at a time
-    tokens_per_step: PositiveInt = 524288  # of all processes, over all accumulation
+    processes: PositiveInt | None = None  # per node; default: its GPUs, or 1
+    micro_batch: PositiveInt | None = None  # rows in one forward pass of a process
+    tokens_per_step: PositiveInt = 524288  # over all processes and accumulation steps
     checkpointing: bool | Literal["auto"] = "auto"  # of activations
 
 
 class Keep(Section):
-    """Checkpoints."""
+    """When checkpoints are saved, and how many are kept."""
 
     every_steps: PositiveInt | None = None
     every_minutes: PositiveFloat = 30.0
-    last: PositiveInt = 3  # older ones are taken away
+    last: PositiveInt = 3  # older ones are deleted
 
 
 class Watch(Section):
-    """What is looked at while it runs."""
+    """Logging, evaluation and metrics."""
 
     log_every: PositiveInt = 10  # steps
-    eval_every: PositiveInt | None = None  # steps; default: with each checkpoint
+    eval_every: PositiveInt | None = None  # steps; default: at each checkpoint
     metrics: Path | None = None  # a file for Prometheus' textfile collector
 
 
 class Job(Section):
-    """One training run. Everything that it writes goes into `output`."""
+    """One training run. It writes to `output` alone."""
 
     name: str = Field(pattern=r"[a-z0-9][a-z0-9-]{0,62}")
     model: Path  # local; safetensors only
-    manifest: Path | None = None  # of the model, as sha256sum prints it; default: MODEL.sha256 beside it
+    manifest: Path | None = None  # of the model, in the format of sha256sum; default: MODEL.sha256 beside it
     method: Lora | Full = Field(discriminator="kind")
     data: Data
     output: Path
@@ -98,7 +98,7 @@ class Job(Section):
 
     @model_validator(mode="after")
     def quantized_weights_are_not_sharded(self) -> "Job":
-        """ZeRO-3 loads the whole model a rank before it shards, and bitsandbytes' blocks cannot be cut."""
+        """Under ZeRO-3 every rank would load the whole quantized model first, and bitsandbytes' blocks cannot be sharded."""
         if (
             self.method.kind == "lora"
             and self.method.quantize != "none"
@@ -106,6 +106,6 @@ class Job(Section):
         ):
             raise ValueError(
                 f"method.quantize {self.method.quantize} cannot be sharded by {self.scale.strategy}: "
-                "take ddp or zero2, or leave quantize out"
+                "use ddp or zero2, or omit quantize"
             )
         return self

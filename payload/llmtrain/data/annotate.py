@@ -1,7 +1,7 @@
-"""What a document is about, and in which language: noted, for reports and for choosing; nothing is dropped here.
+"""Annotation: the language and the domain of each document, for reports and filters. No document is dropped here.
 
-The domain is, in this order: what its input says; the first domain one of whose path patterns fits; the one with the
-highest score of keywords, if it is high enough; what a local classifier says, if it is sure enough; else "none".
+The domain is the first of: the one configured for the input; the first domain with a matching path pattern; the one with the
+highest keyword score, if it is high enough; that of a local classifier, if it is confident enough; else "none".
 """
 
 import re
@@ -20,7 +20,7 @@ from llmtrain.exits import Refusal
 if TYPE_CHECKING:
     from llmtrain.data import settings
 
-LOOKED_AT = 10_000  # letters from the beginning: a document's kind shows there
+LOOKED_AT = 10_000  # characters from the beginning, which is enough to classify a document
 NOTED = ("domain", "domain_by", "language")
 SCRIPTS = {
     "han": ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3134F)),
@@ -30,19 +30,19 @@ SCRIPTS = {
     "arabic": ((0x0600, 0x06FF),),
     "latin": ((0x41, 0x5A), (0x61, 0x7A), (0xC0, 0x24F)),
 }
-# English's most frequent words: about every third one of a text; other Latin languages have few of them.
+# The most frequent English words: about a third of an English text, but rare in other languages in Latin script.
 ENGLISH = "the of and to in is that it for as with was on be by this are or not from"
 
 
 def language_of(text: str) -> str:
-    """zh, ja, ko, ru, ar, en, other-latin or other; `none` without letters. By script, and English by its small words."""
+    """zh, ja, ko, ru, ar, en, other-latin or other; `none` without letters. By script, and English by frequent words."""
     text = text[:LOOKED_AT]
     letters = numpy.frombuffer(text.encode("utf-32-le", "replace"), numpy.uint32)
     shares = {
         script: sum(int(((letters >= first) & (letters <= last)).sum()) for first, last in ranges)
         for script, ranges in SCRIPTS.items()
     }
-    # A Chinese sign says as much as some three Latin letters.
+    # A Chinese character counts like about three Latin letters.
     shares["latin"] //= 3
     script = max(shares, key=lambda name: shares[name])
     if not shares[script]:
@@ -56,7 +56,7 @@ def language_of(text: str) -> str:
 
 
 def keyword_pattern(keywords: tuple[str, ...]) -> re.Pattern[str]:
-    """Whole words; where a keyword begins or ends with a sign that needs no blanks around it, any place."""
+    """Matches a keyword as a whole word; at an end that is not ASCII, no word boundary is needed."""
     spelled = [
         ("(?<![a-z0-9])" if word[0].isascii() else "")
         + re.escape(word.lower())
@@ -67,7 +67,7 @@ def keyword_pattern(keywords: tuple[str, ...]) -> re.Pattern[str]:
 
 
 class Annotate:
-    """The step that notes domain and language."""
+    """The step that annotates domain and language."""
 
     name = "annotate"
 
@@ -76,7 +76,7 @@ class Annotate:
         self.patterns = [(d.name, keyword_pattern(d.keywords)) for d in options.domains if d.keywords]
 
     def domain_of(self, text: str, source: str) -> tuple[str, str]:
-        """The domain, and what said so."""
+        """The domain, and which rule decided."""
         for domain in self.options.domains:
             if any(fnmatchcase(source, pattern) for pattern in domain.paths):
                 return domain.name, "path"
@@ -94,7 +94,7 @@ class Annotate:
 
     @cached_property
     def classifier(self) -> "Classifier":
-        """Loaded when the first document needs it."""
+        """The classifier, loaded when the first document needs it."""
         return Classifier(Path(str(self.options.classifier)))
 
     def __call__(self, docs: Docs, rank: int = 0, world_size: int = 1) -> Docs:
@@ -117,7 +117,7 @@ class Classifier:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         self.torch: Any = torch
-        torch.set_num_threads(1)  # the shards share the CPUs
+        torch.set_num_threads(1)  # shards run in parallel
         local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(directory, **local)
@@ -141,7 +141,7 @@ class Classifier:
 
 
 def digest(options: "settings.Annotate") -> str:
-    """Of the options and of the classifier's files."""
+    """The sha256 of the options and the classifier's files, in hex."""
     files: list[Path] = []
     if options.classifier is not None:
         files = sorted(options.classifier.glob("*.json")) + sorted(options.classifier.glob("*.safetensors"))

@@ -1,8 +1,8 @@
-"""A conversation as tokens, and which of them the assistant said: by the tokenizer's own chat template.
+"""Tokenizes conversations by the tokenizer's chat template, and marks the tokens of the assistant's turns.
 
-The assistant's turns are found exactly, or the template is refused. Where it has `{% generation %}` marks, they say it. Else
-the conversation is rendered up to each turn, once asking for an answer and once with it: what came with it is the turn.
-A turn is learned with the token that ends it; without that a model would never stop (TRL #1623, DeepSeek-Coder #163).
+The turns are located exactly, or the template is refused. `{% generation %}` marks are used if the template has them.
+Otherwise the conversation is rendered up to each turn with and without the answer; the difference is the turn. The token that
+ends a turn is learned, too, or a model would never stop (TRL #1623, DeepSeek-Coder #163).
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ Span = tuple[int, int]
 
 
 class NotLearnable(ValueError):
-    """Why a conversation cannot be rendered or has nothing to learn: rule and reason."""
+    """A conversation cannot be rendered, or has nothing to learn; the arguments are rule and reason."""
 
     def __init__(self, rule: str, reason: str) -> None:
         super().__init__(reason)
@@ -28,16 +28,16 @@ class Chat:
         if not tokenizer.chat_template:
             raise Refusal(
                 f"{name} has no chat template and the data has conversations: "
-                "take the tokenizer of an instruct model, or give texts"
+                "use the tokenizer of an instruct model, or plain texts"
             )
         if not tokenizer.is_fast:
-            raise Refusal(f"{name} has no tokenizer.json: where a turn begins in its tokens cannot be told")
+            raise Refusal(f"{name} has no tokenizer.json: turns cannot be located in its tokens")
         added = tokenizer.added_tokens_decoder.items()
         self.special = {number for number, token in added if token.special} | {tokenizer.eos_token_id}
         self.check()
 
     def render(self, messages: list[dict[str, str]], ask: bool = False) -> str:
-        """By the template; raises NotLearnable where it refuses the conversation."""
+        """Render by the template; raises NotLearnable if the template refuses the conversation."""
         import jinja2
 
         try:
@@ -49,7 +49,7 @@ class Chat:
         return text
 
     def spans(self, messages: list[dict[str, str]]) -> tuple[str, list[Span]]:
-        """The rendered conversation, and the letters from which to which the assistant speaks in it."""
+        """The rendered conversation, and the character ranges of the assistant's turns in it."""
         whole = self.render(messages)
         found: list[Span] = []
         for number, message in enumerate(messages):
@@ -59,15 +59,15 @@ class Chat:
             after = self.render(messages[: number + 1])
             if not number or not after.startswith(before) or not whole.startswith(after):
                 raise NotLearnable(
-                    "turns", "the template does not render an assistant's turn as it asks for it"
+                    "turns", "the template renders an assistant's turn differently from its generation prompt"
                 )
             if message["content"].strip() not in whole[len(before) : len(after)]:
-                raise NotLearnable("changed_turn", "the template changes what the assistant says")
+                raise NotLearnable("changed_turn", "the template changes the assistant's text")
             found.append((len(before), len(after)))
         return whole, found
 
     def check(self) -> None:
-        """Refuse a template whose turns cannot be told apart, before any document is lost to it."""
+        """Raise Refusal for a template whose turns cannot be located, before it rejects every document."""
         asked = [
             {"role": "user", "content": "How?"},
             {"role": "assistant", "content": "So."},
@@ -79,21 +79,21 @@ class Chat:
         except NotLearnable as error:
             raise Refusal(
                 f"the chat template of {self.name} cannot be trained on: {error}; "
-                "take another template, or one with {% generation %} marks"
+                "use another template, or one with {% generation %} marks"
             ) from error
         said = self.tokenizer.decode(
             [i for i, yes in zip(ids, learned, strict=True) if yes], skip_special_tokens=True
         )
         if "".join(said.split()) != "So.Thus.":
             raise Refusal(
-                f"the chat template of {self.name} cannot be trained on: of 'So.' and 'Thus.' it lets {said!r} be learned; "
-                "take another template, or correct its {% generation %} marks"
+                f"the chat template of {self.name} cannot be trained on: of 'So.' and 'Thus.' it marks {said!r} as learned; "
+                "use another template, or correct its {% generation %} marks"
             )
 
     def tokens(self, messages: list[dict[str, str]]) -> tuple[list[int], list[int]]:
-        """Token ids, and for each whether it is learned; raises NotLearnable."""
+        """Token ids, and whether each is learned; raises NotLearnable."""
         if not any(message["role"] == "assistant" for message in messages):
-            raise NotLearnable("no_answer", "no turn is the assistant's: nothing to learn")
+            raise NotLearnable("no_answer", "there is no assistant turn: nothing to learn")
         whole, spans = self.marked(messages) if self.has_marks() else self.spans(messages)
         encoded = self.tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
         ids: list[int] = encoded["input_ids"]
@@ -106,7 +106,7 @@ class Chat:
             first = token
             if first < len(ids) and offsets[first][0] < start:
                 raise NotLearnable(
-                    "straddles", "a token has the prompt's end and the answer's beginning in it"
+                    "straddles", "a token spans the end of the prompt and the start of the answer"
                 )
             while token < len(ids) and offsets[token][0] < end:
                 token += 1
@@ -124,14 +124,14 @@ class Chat:
         return ids, learned
 
     def has_marks(self) -> bool:
-        """Whether the template itself says what the assistant speaks."""
+        """Whether the template has `{% generation %}` marks."""
         return (
             "{% generation" in self.tokenizer.chat_template
             or "{%- generation" in self.tokenizer.chat_template
         )
 
     def marked(self, messages: list[dict[str, str]]) -> tuple[str, list[Span]]:
-        """The rendered conversation and the letters inside the template's own marks."""
+        """The rendered conversation, and the character ranges inside the template's marks."""
         from transformers.utils.chat_template_utils import render_jinja_template
 
         rendered, marks = render_jinja_template(
@@ -142,5 +142,5 @@ class Chat:
         )
         spans = [(start, end) for start, end in marks[0] if end > start]
         if not spans:
-            raise NotLearnable("turns", "the template's {% generation %} marks have nothing in them")
+            raise NotLearnable("turns", "the template's {% generation %} marks are empty")
         return rendered[0], spans

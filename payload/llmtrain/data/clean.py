@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Clean:
-    """The step that applies the rules. A document of which nothing is left is rejected."""
+    """The step that applies the rules. Documents that become empty are rejected."""
 
     name = "clean"
 
@@ -22,7 +22,7 @@ class Clean:
         self.rejects = rejects
 
     def text(self, text: str) -> str:
-        """One text, cleaned."""
+        """The cleaned text."""
         if self.unicode != "none":
             text = unicodedata.normalize(self.unicode, text)
         for pattern, replace, needs in self.rules:

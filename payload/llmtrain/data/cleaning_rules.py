@@ -3,9 +3,9 @@
 import re
 from typing import NamedTuple
 
-# Chinese letters, signs and punctuation: a blank between two of them says nothing.
+# Chinese characters and punctuation: whitespace between two of them has no meaning.
 HAN = r"\u3001-\u301f\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff01-\uff20\U00020000-\U0003134f"
-# Blanks that are neither a space nor a tab.
+# Whitespace other than space and tab.
 RARE = "\xa0\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000"
 BLANK = rf" \t{RARE}"
 
@@ -25,18 +25,18 @@ CLEANING: dict[str, list[Rule]] = {
     "control": [
         Rule(re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x84\x86-\x9f]+"), ""),
     ],
-    # Marks of byte order, soft hyphens, zero-width blanks. The joiners stay: Persian and emoji need them.
+    # Byte order marks, soft hyphens, zero-width spaces. Joiners stay: Persian and emoji need them.
     "invisible": [
         Rule(re.compile(r"[\xad\u200b\u2060\ufeff]+"), "", ("\xad", "\u200b", "\u2060", "\ufeff")),
     ],
-    # No word boundary (\\b) before them: a Chinese sign is a letter to Python, and one may stand there.
+    # Not \\b: a Chinese character before a URL is a word character to Python.
     "urls": [
         Rule(re.compile(rf"(?<![A-Za-z0-9])(?:https?|ftp)://[^\s<>\"'{HAN}]+", re.IGNORECASE), "", ("://",)),
         Rule(
             re.compile(rf"(?<![A-Za-z0-9])www\.[^\s<>\"'{HAN}]+", re.IGNORECASE), "", ("www.", "WWW.", "Www.")
         ),
     ],
-    # A run of blanks inside a line is one, at its end none. Those at its start stay: they indent code.
+    # Collapses whitespace inside a line and removes it at the end. At the start it stays: it indents code.
     "whitespace": [
         Rule(re.compile(rf"[{BLANK}]+$", re.MULTILINE), "", (" \n", "\t\n", *RARE)),
         Rule(re.compile(rf"(?<=\S)(?:[{BLANK}]{{2,}}|[{RARE}])"), " ", ("  ", "\t", *RARE)),

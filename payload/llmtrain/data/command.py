@@ -12,13 +12,13 @@ from llmtrain import exits
 
 
 def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `data` to llm-train's commands."""
-    data = commands.add_parser("data", help="from raw text to rows for training")
+    """Add `llm-train data`."""
+    data = commands.add_parser("data", help="prepare training data from raw text")
     actions = data.add_subparsers(dest="action", required=True)
     run = actions.add_parser(
         "run",
         help="read, clean, filter, deduplicate, tokenize, pack",
-        description="Make the data set that the configuration describes. What is there already is not made again.",
+        description="Build the data set that the configuration describes, reusing results that exist.",
     )
     run.add_argument("--config", type=Path, required=True, metavar="DATA.YAML")
     run.add_argument(
@@ -26,32 +26,38 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         type=int,
         default=0,
         metavar="N",
-        help="processes; default: as many as there are CPUs. Changes no byte of the result",
+        help="number of processes; default: that of CPUs. Does not change the result",
     )
     run.add_argument(
-        "--prune", action="store_true", help="then take away what this run did not use of the work"
+        "--prune",
+        action="store_true",
+        help="afterwards delete results in the working directory that this run did not use",
     )
     run.set_defaults(run=run_command)
 
     where = actions.add_parser(
         "where",
-        help="which files of rows, and which models, hold a document",
-        description="Exit code 0 where something holds it, 1 where nothing does.",
+        help="find the data files and models that contain a document",
+        description="Exit code 0 if the document is found, 1 if not.",
     )
     where.add_argument(
-        "asked", metavar="TEXT_OR_ID", help="an id, a text, or with --config any part of one; - reads stdin"
+        "asked",
+        metavar="TEXT_OR_ID",
+        help="an id, a text, or with --config any part of a text; - reads stdin",
     )
-    where.add_argument("--config", type=Path, metavar="DATA.YAML", help="looks into its output and its work")
     where.add_argument(
-        "--data", type=Path, nargs="+", default=[], metavar="DIR", help="data sets to look into"
+        "--config", type=Path, metavar="DATA.YAML", help="search its output and its working directory"
     )
-    where.add_argument("--models", type=Path, metavar="DIR", help="looks for trained models below it")
+    where.add_argument("--data", type=Path, nargs="+", default=[], metavar="DIR", help="data sets to search")
+    where.add_argument(
+        "--models", type=Path, metavar="DIR", help="search for trained models below this directory"
+    )
     where.add_argument("--json", action="store_true")
     where.set_defaults(run=where_command)
 
 
 def where_command(arguments: argparse.Namespace) -> int:
-    """Say what holds a document."""
+    """Print where a document occurs."""
     from llmcore.config import load
     from llmtrain.data.settings import Settings
     from llmtrain.data.where import where
@@ -59,7 +65,7 @@ def where_command(arguments: argparse.Namespace) -> int:
     settings = load(arguments.config, Settings) if arguments.config else None
     data = [*([settings.output] if settings else []), *arguments.data]
     if not data:
-        raise exits.Refusal("nothing to look into: give --config or --data")
+        raise exits.Refusal("nothing to search: give --config or --data")
     asked = sys.stdin.read().strip() if arguments.asked == "-" else arguments.asked
     answer = where(asked, data, settings, arguments.models)
     if arguments.json:
@@ -73,17 +79,16 @@ def where_command(arguments: argparse.Namespace) -> int:
         for line in answer["models"]:
             print(f"{line['model']}: trained on it")
         if not answer["rows"]:
-            print("no row holds it")
+            print("no row contains it")
     return exits.DONE if any(answer.values()) else exits.FAILED
 
 
 def run_command(arguments: argparse.Namespace) -> int:
-    """llm-train data run."""
     return prepare(arguments.config, arguments.workers, arguments.prune)
 
 
 def prepare(config: Path, workers: int = 0, prune: bool = False) -> int:
-    """Make the data set, its report on stdout; the exit code. 0 workers are as many as there are CPUs."""
+    """Build the data set, print its report, and return the exit code. With 0 workers, one per CPU runs."""
     from llmcore.config import load
     from llmtrain.data.pipeline import run
     from llmtrain.data.settings import Settings
@@ -91,19 +96,19 @@ def prepare(config: Path, workers: int = 0, prune: bool = False) -> int:
     if workers < 0:
         raise exits.Refusal(f"--workers is {workers}: want 1 or more")
     settings = load(config, Settings)
-    # Ends as Ctrl-C does: what is done is kept.
+    # Stop as on Ctrl-C: finished results are kept.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         report = run(settings, workers or len(os.sched_getaffinity(0)), prune)
     except KeyboardInterrupt:
-        print("llm-train: stopped; run it again to go on", file=sys.stderr)
+        print("llm-train: stopped; run it again to continue", file=sys.stderr)
         return exits.STOPPED
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise exits.Refusal(
             f"{settings.work} or {settings.output} is full ({error.strerror}): free space or move it, and run again; "
-            "what is done is kept",
+            "finished results are kept",
             exits.NO_SPACE,
         ) from error
     print(json.dumps(report["rows"], indent=1))

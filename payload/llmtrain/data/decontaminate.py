@@ -1,7 +1,7 @@
-"""Decontamination: no document that has a run of words of the evaluation set (Brown et al. 2020, appendix C).
+"""Decontamination: drops documents that share a run of words with the evaluation set (Brown et al. 2020, appendix C).
 
-What is compared are hashes of runs of `words` words. An evaluation document that has fewer is looked for as a whole, down to
-`shortest` words; what is shorter still would be found everywhere, is not looked for, and is counted.
+Hashes of runs of `words` words are compared. Shorter evaluation documents are compared as a whole, down to `shortest` words;
+even shorter ones would match everywhere, so they are skipped and counted.
 """
 
 from pathlib import Path
@@ -25,7 +25,7 @@ INDEX = "runs.npz"
 def index(
     directory: Path, options: "settings.Decontaminate", reading: "settings.Reading", group: list[Piece]
 ) -> Result:
-    """Write the hashes of the evaluation set's runs, by their number of words."""
+    """Write the hashes of the evaluation set's runs by their number of words."""
     runs: dict[int, set[int]] = {}
     looked_for = too_short = 0
     for document in Read(options.against, reading, Rejects(directory))(group):
@@ -39,12 +39,12 @@ def index(
             runs.setdefault(size, set()).update(map(int, runs_of(words, size)))
     arrays = {str(size): numpy.array(sorted(found), numpy.uint64) for size, found in sorted(runs.items())}
     with (directory / INDEX).open("wb") as file:
-        numpy.savez(file, **arrays)  # type: ignore[arg-type] # its stubs take the arrays for `allow_pickle`
+        numpy.savez(file, **arrays)  # type: ignore[arg-type] # the stubs confuse the arrays with `allow_pickle`
     return {"looked_for": looked_for, "too_short": too_short, "sha256": sha256_of(directory / INDEX)}
 
 
 class Decontaminate:
-    """The step that drops what has a run of the evaluation set."""
+    """The step that drops documents with a run of the evaluation set."""
 
     name = "decontaminate"
 
@@ -54,7 +54,7 @@ class Decontaminate:
         self.rejects = rejects
 
     def contaminated(self, text: str) -> int:
-        """How many words the run of the evaluation set has that is in the text; 0: none."""
+        """The length in words of a run of the evaluation set in the text; 0 if there is none."""
         words = words_of(text)
         for size, known in self.runs.items():
             mine = runs_of(words, size)

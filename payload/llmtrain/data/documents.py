@@ -1,8 +1,8 @@
-"""What goes through the steps: documents, and the reasons why some of them do not go on.
+"""Documents as they pass through the steps, and the records of rejected ones.
 
-A step is called as `step(docs, rank, world_size) -> docs`. It looks at `text`, `id` and `metadata` alone, so that it also
-runs in datatrove's executors, whose documents have them too. A conversation's turns stand in `metadata["messages"]`; its
-`text` is their content, joined, for the steps that only look.
+A step is called as `step(docs, rank, world_size) -> docs`. It uses only `text`, `id` and `metadata`, so that it also runs in
+datatrove's executors, whose documents have the same attributes. The turns of a conversation are in `metadata["messages"]`;
+its `text` is their joined content, for steps that only read.
 """
 
 import gzip
@@ -20,25 +20,25 @@ Reject = Callable[["Document", str, str], None]
 
 @dataclass(slots=True)
 class Document:
-    """A text or a conversation, and where it came from."""
+    """A text or a conversation, and its origin."""
 
     text: str
     id: str
     metadata: dict[str, Any] = field(default_factory=dict)
-    number: int = -1  # its place in the shard that it was read from
+    number: int = -1  # position in the shard that it was read from
 
 
 Docs = Iterator[Document]
 
 
 def parts(document: Document) -> list[str]:
-    """The texts of which it is made: the turns' of a conversation, else the one."""
+    """The texts of a document: those of a conversation's turns, or its single text."""
     messages = document.metadata.get("messages")
     return [document.text] if messages is None else [message["content"] for message in messages]
 
 
 def replace_parts(document: Document, texts: list[str]) -> None:
-    """Put `texts` in the place of `parts(document)`."""
+    """Replace `parts(document)` by `texts`."""
     messages = document.metadata.get("messages")
     if messages is None:
         document.text = texts[0]
@@ -51,14 +51,14 @@ def replace_parts(document: Document, texts: list[str]) -> None:
 
 @dataclass(frozen=True)
 class Rejects:
-    """Where dropped documents are written down: `directory/STEP-RANK.jsonl`, each with id, source, reason and rule."""
+    """Records rejected documents in `directory/STEP-RANK.jsonl`, each with id, source, reason and rule."""
 
     directory: Path
-    text: bool = False  # the text as well; off, since it may be what must not lie around
+    text: bool = False  # the text as well; off by default, since it may be sensitive
 
     @contextmanager
     def of(self, step: str, rank: int) -> Iterator[Reject]:
-        """Yields the function that writes one down. The file is complete when it has its name."""
+        """Yields the function that records one. The file gets its name when it is complete."""
         path = self.directory / f"{step}-{rank:05d}.jsonl"
         aside = path.with_suffix(".partial")
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -81,9 +81,9 @@ class Rejects:
 
 
 def write_documents(path: Path, docs: Docs) -> int:
-    """Write them as gzipped JSONL; how many. The same documents give the same bytes."""
+    """Write documents as gzipped JSONL and return their number. The same documents give the same bytes."""
     count = 0
-    # Level 1: this file is read back in minutes; a better ratio would cost more time than its disk space is worth.
+    # Level 1: the file is short-lived, and a better ratio is not worth the time.
     with path.open("wb") as raw, gzip.GzipFile("", "wb", 1, raw, mtime=0) as file:
         for document in docs:
             line = {"id": document.id, **document.metadata}
@@ -95,7 +95,7 @@ def write_documents(path: Path, docs: Docs) -> int:
 
 
 def read_documents(path: Path) -> Docs:
-    """What `write_documents` wrote, numbered from 0."""
+    """The documents that `write_documents` wrote, numbered from 0."""
     with gzip.open(path, "rb") as file, io.BufferedReader(cast(io.RawIOBase, file), 1 << 20) as lines:
         for number, raw in enumerate(lines):
             line = json.loads(raw)

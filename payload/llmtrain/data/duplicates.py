@@ -1,12 +1,12 @@
-"""Duplicates: each document has a few keys, and one that shares a key with an earlier document goes.
+"""Deduplication: each document has keys, and is dropped if it shares one with an earlier document.
 
-Exact ones have one key, the hash of the text; near ones have one for each band of MinHash. A shard's keys are kept sorted, so
-that a range of keys can be read from every shard without the rest: memory is bounded by the size of a range, however much
-text there is. Keys have 64 bits: two different ones among n are equal by chance with probability n**2 / 2**65, which is
-3e-5 for 33 million documents.
+For exact duplicates the key is the hash of the text; for near duplicates there is a key per MinHash band. The keys of a shard
+are sorted, so that one range of keys can be read from every shard: memory is bounded by the size of a range, regardless of the
+amount of text. Keys have 64 bits: among n of them two are equal by chance with probability n**2 / 2**65, which is 3e-5 for
+33 million documents.
 
-"Earlier" is by shard and place. Only the earlier one of a pair must be there, not be kept: of a chain of likenesses the first
-goes on alone. What is found does not depend on how ranges are cut.
+"Earlier" is by shard and position. The earlier document of a pair may itself be dropped: of a chain of near duplicates only
+the first is kept. The result does not depend on how the ranges are divided.
 """
 
 import hashlib
@@ -24,18 +24,18 @@ from llmtrain.data.work_directory import Result
 
 Keys = NDArray[numpy.uint64]
 KEYS, PLACES, IDS = "keys.npy", "places.npy", "ids.json"
-PAIR = 40  # bytes that a key needs in memory while a range is compared
+PAIR = 40  # bytes of memory per key while a range is compared
 
 
 def exact_key(document: Document) -> Keys:
-    """The first 64 bits of the hash of what a document says; of a conversation also of who says it."""
+    """The first 64 bits of the hash of a document's text; for a conversation, of its roles and contents."""
     messages = document.metadata.get("messages")
     said = document.text if messages is None else json.dumps(messages, sort_keys=True)
     return numpy.frombuffer(hashlib.sha256(said.encode()).digest()[:8], "<u8").astype(numpy.uint64)
 
 
 class Sign:
-    """The step that writes down the keys of each document of a shard, sorted; all documents go on."""
+    """The step that writes the sorted keys of a shard's documents. It drops none."""
 
     name = "sign"
 
@@ -59,12 +59,12 @@ class Sign:
 
 
 def ranges_of(documents: int, memory: int) -> int:
-    """Into how many ranges the keys are cut, so that one of them needs at most `memory` bytes."""
+    """The number of ranges to divide the keys into, so that each needs at most `memory` bytes."""
     return max(1, -(-documents * PAIR // memory))
 
 
 def same_keys(directory: Path, signed: list[Path], band: int, part: int, parts: int) -> Result:
-    """Of one band and range of keys: each document that has an earlier one's key, and the earliest that has it."""
+    """For one band and range of keys: the documents that share a key with an earlier one, and the earliest with that key."""
     low, high = ((2**64 * each) // parts for each in (part, part + 1))
     keys: list[Keys] = []
     numbers: list[NDArray[numpy.uint64]] = []
@@ -79,7 +79,7 @@ def same_keys(directory: Path, signed: list[Path], band: int, part: int, parts: 
         if begin < end:
             places = numpy.load(source / PLACES, mmap_mode="r")[band, begin:end]
             keys.append(numpy.array(sorted_keys[begin:end]))
-            # A document's number: its shard, and its place among those that were signed in it.
+            # A document's number consists of its shard and its position among those that were signed in it.
             numbers.append((numpy.uint64(shard) << numpy.uint64(32)) | places.astype(numpy.uint64))
     pairs: Keys = numpy.empty((0, 2), numpy.uint64)
     if keys:
@@ -89,14 +89,14 @@ def same_keys(directory: Path, signed: list[Path], band: int, part: int, parts: 
         first = numpy.concatenate(([True], key[1:] != key[:-1]))
         earliest = number[numpy.flatnonzero(first)][numpy.cumsum(first) - 1]
         pairs = numpy.stack([number[~first], earliest[~first]], axis=1)
-    # By document, so that a shard's own can be read without the rest.
+    # Sorted by document, so that those of one shard can be read alone.
     pairs = pairs[numpy.argsort(pairs[:, 0], kind="stable")]
     numpy.save(directory / "pairs.npy", pairs)
     return {"pairs": len(pairs), "sha256": sha256_of(directory / "pairs.npy")}
 
 
 def originals(directory: Path, signed: list[Path], found: list[Path], shard: int) -> Result:
-    """For one shard: which of its documents go, by id, and the id of the earliest that each is the same as."""
+    """For one shard: the ids of the documents to drop, and the id of the earliest duplicate of each."""
     low, high = (numpy.uint64(each << 32) for each in (shard, shard + 1))
     earliest: dict[int, int] = {}
     for source in found:
@@ -116,7 +116,7 @@ def originals(directory: Path, signed: list[Path], found: list[Path], shard: int
 
 
 class Drop:
-    """The step that lets go what `originals` found. It has to see the documents that `Sign` saw."""
+    """The step that drops what `originals` found. Its input has to be that of `Sign`."""
 
     def __init__(self, name: str, found: Mapping[int, Path], rejects: Rejects) -> None:
         self.name, self.found, self.rejects = name, found, rejects

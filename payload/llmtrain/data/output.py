@@ -1,4 +1,4 @@
-"""The data set: rows and what belongs to them, put in place so that there is always a whole one."""
+"""Writes the data set to its output directory, so that the index always describes a complete one."""
 
 import json
 import os
@@ -22,9 +22,9 @@ REJECTS = "rejects.jsonl"
 def publish(
     settings: Settings, made: dict[str, Found], packed: Found, learned_from: set[str]
 ) -> dict[str, Any]:
-    """Put the data set into `output`, its index last; the report. Raises Refusal where no row is left.
+    """Write the data set to `output`, its index last, and return the report. Raises Refusal if no row is left.
 
-    `learned_from` are the input files by their sha256, so that the gate knows a held-out set that is one of them.
+    `learned_from` has the sha256 of the input files, by which the gate recognizes a held-out set among them.
     """
     output = settings.output
     output.mkdir(parents=True, exist_ok=True)
@@ -34,7 +34,7 @@ def publish(
     write_aside(output / "report.html", page(output.name, report))
     shards = []
     for number, (directory, result) in enumerate((path, result) for path, result in packed if result["rows"]):
-        # The name has the content's hash: a run never changes a file that the index of the last one names.
+        # Names contain the hash of the content: a run never changes a file that the previous index names.
         stem = f"{number:05d}-{result['sha256'][:8]}"
         rows, lineage = f"rows-{stem}.safetensors", f"documents-{stem}.jsonl.gz"
         place(directory / result["file"], output / rows)
@@ -58,7 +58,7 @@ def publish(
 
 
 def place(source: Path, target: Path) -> None:
-    """The same file under another name, or a copy where the disk is another."""
+    """Link `source` to `target`, or copy it if they are on different disks."""
     if target.exists() and target.samefile(source):
         return
     aside = target.with_name(target.name + ".partial")
@@ -72,7 +72,7 @@ def place(source: Path, target: Path) -> None:
 
 
 def gather_rejects(path: Path, made: dict[str, Found]) -> Counter[str]:
-    """One file of all that was dropped, in the order of steps and shards; how many by rule."""
+    """Collect the rejected documents in one file, in the order of steps and shards; return their number by rule."""
     drops: Counter[str] = Counter()
     aside = path.with_name(path.name + ".partial")
     with aside.open("wb") as file:
@@ -89,7 +89,7 @@ def gather_rejects(path: Path, made: dict[str, Found]) -> Counter[str]:
 
 
 def report_of(made: dict[str, Found], packed: Found, seq_len: int, drops: Counter[str]) -> dict[str, Any]:
-    """What a data team asks: how much went in and out, of what kind, and what was dropped for which reason."""
+    """The report: documents and bytes per step, rows and tokens, their kinds, and the rejected documents by rule."""
     counts: dict[str, Counter[str]] = {name: Counter() for name in COUNTED}
     for _, result in made["tokenize"]:
         for name, count in counts.items():

@@ -1,6 +1,6 @@
-"""Tokens as rows of one length: several documents a row, kept apart by their numbers, or one.
+"""Packing: rows of one length from tokens, each with one document, or with several that are told apart by numbers.
 
-Packing is best-fit decreasing (Johnson 1973): the longest first, each into the row where the least room is left.
+Packing is best-fit decreasing (Johnson 1973): longest first, each into the fullest row that has room.
 """
 
 import gzip
@@ -24,7 +24,7 @@ LINEAGE = "documents.jsonl.gz"
 
 @dataclass(frozen=True)
 class Piece:
-    """A document that fits a row, or a part of one that does not."""
+    """A document that fits into a row, or a part of a longer one."""
 
     ids: NDArray[numpy.int32]
     learned: NDArray[numpy.uint8]
@@ -32,15 +32,15 @@ class Piece:
 
 
 def best_fit(lengths: list[int], capacity: int) -> list[list[int]]:
-    """Which pieces share a row, by their places in `lengths`; all at most `capacity`."""
+    """The pieces of each row, as indices of `lengths`, each of which is at most `capacity`."""
     rows: list[list[int]] = []
-    with_room: dict[int, list[int]] = {}  # room left: rows that have it
-    rooms = 0  # bit r is set where with_room[r] has a row
+    with_room: dict[int, list[int]] = {}  # by room left: the rows that have it
+    rooms = 0  # bit r is set if with_room[r] has a row
     for piece in sorted(range(len(lengths)), key=lambda place: (-lengths[place], place)):
         length = lengths[piece]
         enough = rooms >> length
         if enough:
-            room = length + (enough & -enough).bit_length() - 1  # the least that is enough
+            room = length + (enough & -enough).bit_length() - 1  # the least that suffices
             row = with_room[room].pop()
             if not with_room[room]:
                 rooms ^= 1 << room
@@ -56,7 +56,7 @@ def best_fit(lengths: list[int], capacity: int) -> list[list[int]]:
 
 
 def row_of(pieces: list[Piece], seq_len: int, pad: int) -> Row:
-    """Pieces one after the other, numbered from 1, then padding."""
+    """A row of consecutive pieces, numbered from 1, and padding."""
     ids = numpy.full(seq_len, pad, numpy.int32)
     learned = numpy.zeros(seq_len, numpy.uint8)
     document = numpy.zeros(seq_len, numpy.int32)
@@ -71,7 +71,7 @@ def row_of(pieces: list[Piece], seq_len: int, pad: int) -> Row:
 def read_tokens(
     directories: list[Path],
 ) -> Iterator[tuple[dict[str, Any], NDArray[numpy.int32], NDArray[numpy.uint8]]]:
-    """Each document's line, ids and what is learned, from what `tokenize` wrote."""
+    """The lineage, token ids and learned flags of each document, from the files of `tokenize`."""
     for directory in directories:
         with numpy.load(directory / TOKENS) as arrays, (directory / LINES).open(encoding="utf-8") as lines:
             ids, learned, starts = arrays["ids"], arrays["learned"], arrays["starts"]
@@ -81,7 +81,7 @@ def read_tokens(
 
 
 def pack(directory: Path, options: Pack, pad: int, number: int, directories: list[Path]) -> Result:
-    """Write one file of rows, from a few shards' tokens, and which documents are in which of its rows."""
+    """Write one file of rows from the tokens of some shards, and the lineage of its rows."""
     pieces: list[Piece] = []
     lines: list[dict[str, Any]] = []
     split = 0
@@ -96,11 +96,11 @@ def pack(directory: Path, options: Pack, pad: int, number: int, directories: lis
             for start in range(0, len(ids), options.seq_len):
                 own = slice(start, start + options.seq_len)
                 counts = learned[own].copy()
-                counts[0] = 0  # nothing comes before it in its row that could predict it
+                counts[0] = 0  # the first token of a row is never predicted
                 if counts.any():
                     pieces.append(Piece(ids[own], counts, len(lines)))
                 else:
-                    # A row in which nothing is learned makes a mean over no token: not a number.
+                    # A row in which nothing is learned has a mean loss of NaN.
                     reject(named, "nothing_learned", f"no token to learn from token {start} on")
             lines.append({**line, "tokens": len(ids), "rows": set()})
     lengths = [len(piece.ids) for piece in pieces]

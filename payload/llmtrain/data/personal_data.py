@@ -1,7 +1,7 @@
-"""Personal data: e-mail addresses, telephone numbers, public IP addresses, Chinese resident ids and cards' numbers.
+"""Personal data: e-mail addresses, telephone numbers, public IP addresses, Chinese resident ids and card numbers.
 
-Ids and cards count only with a right checksum, addresses only where they can be one. What is found is replaced by its kind
-in angle brackets, or drops the document, by kind. Names of people are not found: no rule can.
+Ids and card numbers need a valid checksum, addresses a valid value. Each kind is replaced by its name in angle brackets, or
+its document is dropped, as configured. Names of people are not detected: no rule can do that.
 """
 
 import ipaddress
@@ -18,8 +18,8 @@ EMAIL = re.compile(
     r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){1,8}(?<![.-])"
 )
 IPV6 = re.compile(r"(?<![A-Za-z0-9_:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![A-Za-z0-9_:])")
-# Where numbers are looked for: a run of digits and of what people write between them.
-# (Its first letter is looked at before what stands in front of it: a pattern that begins with a set is searched fast.)
+# Candidates for numbers: digits with the separators that people use.
+# (The lookbehind follows the first character, as a pattern that begins with a set is searched fast.)
 NUMBERS = re.compile(
     r"[0-9+(](?<![A-Za-z0-9_].)[0-9 ().-]{6,41}(?<=[0-9])(?:[Xx](?![A-Za-z0-9]))?(?![A-Za-z0-9_])", re.DOTALL
 )
@@ -31,28 +31,28 @@ IPV4 = re.compile(r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?![\d.]*\d)")
 PHONE = re.compile(
     r"(?<!\d)(?:"
     r"(?:\+?86[ -]?)?1[3-9]\d[ -]?\d{4}[ -]?\d{4}"  # a Chinese mobile
-    r"|\(?0\d{2,3}\)?[ -]?\d{4}[ -]?\d{3,4}"  # a Chinese landline with its area
-    r"|\+\d{1,3}(?:[ .-]?\(?\d{1,4}\)?){2,6}"  # any, with its country
+    r"|\(?0\d{2,3}\)?[ -]?\d{4}[ -]?\d{3,4}"  # a Chinese landline with area code
+    r"|\+\d{1,3}(?:[ .-]?\(?\d{1,4}\)?){2,6}"  # any, with country code
     r"|\(\d{3}\) ?\d{3}[ .-]\d{4}|\d{3}[.-]\d{3}[.-]\d{4}"  # North American
     r")(?!\d)"
 )
 
 
 def is_resident_id(number: str) -> bool:
-    """GB 11643: the last sign is the check by ISO 7064, MOD 11-2."""
+    """Whether the check digit is valid: GB 11643, ISO 7064 MOD 11-2."""
     total = sum(int(digit) * pow(2, 17 - place, 11) for place, digit in enumerate(number[:17]))
     return "10X98765432"[total % 11] == number[17].upper()
 
 
 def is_card(number: str) -> bool:
-    """By Luhn's sum (ISO/IEC 7812)."""
+    """Whether the Luhn checksum is valid (ISO/IEC 7812)."""
     digits = [int(each) for each in reversed(number) if each.isdigit()]
     doubled = [digit if place % 2 == 0 else sum(divmod(2 * digit, 10)) for place, digit in enumerate(digits)]
     return 13 <= len(digits) <= 19 and sum(doubled) % 10 == 0 and len(set(digits)) > 1
 
 
 def is_public_address(text: str) -> bool:
-    """One that names a machine on the internet: not private, local or for documentation."""
+    """Whether it is a global IP address: not private, local or for documentation."""
     try:
         return ipaddress.ip_address(text).is_global
     except ValueError:
@@ -60,7 +60,7 @@ def is_public_address(text: str) -> bool:
 
 
 class Personal:
-    """The step that replaces personal data, or drops the document, by kind."""
+    """The step that replaces personal data or drops the document, as configured for each kind."""
 
     name = "personal"
 
@@ -69,7 +69,7 @@ class Personal:
         self.action = options.model_dump()
 
     def text(self, text: str, seen: "Counter[str]") -> str:
-        """The text without it; `seen` counts what was found, by kind."""
+        """The text with replacements; `seen` counts the findings by kind."""
 
         def replaced(kind: str, found: str) -> str:
             if self.action[kind] == "keep":

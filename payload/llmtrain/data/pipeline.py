@@ -1,4 +1,4 @@
-"""`llm-train data run`: all steps over all shards, each made anew only where its input, options or code changed."""
+"""`llm-train data run`: all steps over all shards; a result is only recomputed if its input, options or code changed."""
 
 import unicodedata
 from collections.abc import Callable
@@ -39,22 +39,22 @@ from llmtrain.exits import Refusal
 
 
 class Pipeline:
-    """One run: what each step makes of the shards that the step before it left."""
+    """One run: each method applies a step to the shards that the previous step returned."""
 
     def __init__(self, settings: Settings, work: Work) -> None:
         self.settings, self.work = settings, work
-        self.made: dict[str, Found] = {}  # each step's directories and results
-        self.learned_from: set[str] = set()  # the sha256 of each input file that was not cut
+        self.made: dict[str, Found] = {}  # directories and results by step
+        self.learned_from: set[str] = set()  # the sha256 of each input file that is one piece
 
     def results(self, tasks: list[Task]) -> Found:
-        """The tasks of one step, kept for the report."""
+        """The results of one step's tasks, recorded for the report."""
         found = self.work.results(tasks)
         if tasks:
             self.made[tasks[0].step] = found
         return found
 
     def read(self) -> list[Shard]:
-        """Raw files, read and cleaned."""
+        """Read and clean the raw files."""
         settings = self.settings
         groups = sources.shards_of(settings.inputs, settings.reading.shard_mb)
         stamps = [[piece.stamp() for piece in group] for group in groups]
@@ -99,8 +99,8 @@ class Pipeline:
         content: Callable[[Shard], Any],
         keys: tuple[str, ...] | None = (),
     ) -> list[Shard]:
-        """The step `make(*arguments, rejects)` over each shard. `content` is what names its arguments in the cache key;
-        `keys` is the metadata that it notes, or None where it changes text.
+        """Apply the step `make(*arguments, rejects)` to each shard. `content` identifies the arguments in the cache key;
+        `keys` is the metadata that the step sets, or None if it changes text.
         """
         code = code_of(module, documents, shards)
         tasks = []
@@ -125,12 +125,12 @@ class Pipeline:
         options: Section,
         keys: tuple[str, ...] | None = (),
     ) -> list[Shard]:
-        """A step that takes its section of the settings and nothing else."""
+        """Apply a step whose only argument is its section of the settings."""
         shown = options.model_dump(mode="json")
         return self.map(name, make, module, before, lambda _: (options,), lambda _: shown, keys)
 
     def annotate(self, before: list[Shard]) -> list[Shard]:
-        """With domain and language noted."""
+        """Annotate domain and language."""
         options = self.settings.annotate
         shown = annotate.digest(options)
         make = annotate.Annotate
@@ -139,7 +139,7 @@ class Pipeline:
         )
 
     def decontaminate(self, before: list[Shard], options: Decontaminate) -> list[Shard]:
-        """Without what has a part of the evaluation set."""
+        """Drop documents that contain a part of the evaluation set."""
         reading = self.settings.reading
         group = [piece for each in sources.shards_of(options.against, reading.shard_mb) for piece in each]
         shown = [options.model_dump(), reading.model_dump(), [(str(p.path), p.sha256()) for p in group]]
@@ -164,7 +164,7 @@ class Pipeline:
         options: Any,
         before: list[Shard],
     ) -> list[Shard]:
-        """Without the documents that share one of their keys with an earlier one."""
+        """Drop documents that share a key with an earlier one."""
         code = code_of(duplicates, documents, shards)
         memory = self.settings.duplicates.memory_mb << 20
         signing = [
@@ -211,7 +211,7 @@ class Pipeline:
         )
 
     def tokenize(self, before: list[Shard]) -> Found:
-        """Each shard's documents as tokens."""
+        """Tokenize each shard."""
         model = self.settings.tokenizer
         code = code_of(tokenization, chat, documents, shards)
         versions = [version("tokenizers"), version("transformers"), tokenization.digest(model)]
@@ -228,7 +228,7 @@ class Pipeline:
         return self.results(tasks)
 
     def pack(self, tokenized: Found) -> Found:
-        """Rows: a file of them for every few shards of tokens."""
+        """Pack rows, into one file for every few shards of tokens."""
         options = self.settings.pack
         pad = tokenized[0][1]["pad"]
         code = code_of(pack, rows, documents)
@@ -249,14 +249,14 @@ class Pipeline:
 
 
 def hash_pieces(directory: Path, group: list[Piece]) -> Result:
-    """The content of a shard's pieces."""
+    """The sha256 of each piece of a shard."""
     return {"sha256": [piece.sha256() for piece in group]}
 
 
 def read_and_clean(
     directory: Path, settings: Settings, group: list[Piece], stamps: list[Stamp], number: int, world_size: int
 ) -> Result:
-    """The first step of a shard. Raises Refusal where a file is no longer the one that was hashed."""
+    """The first step of a shard. Raises Refusal if a file changed after it was hashed."""
     rejects = Rejects(directory, settings.reject_text)
     docs = read.Read(settings.inputs, settings.reading, rejects)(group, number, world_size)
     result = shards.rewritten(directory, clean.Clean(settings.clean, rejects)(docs, number, world_size))
@@ -267,7 +267,7 @@ def read_and_clean(
 
 
 def sign(directory: Path, keys: Callable[[Document], duplicates.Keys], bands: int, shard: Shard) -> Result:
-    """Write down a shard's keys."""
+    """Write the keys of a shard's documents."""
     docs: Docs = duplicates.Sign(keys, bands, directory)(shard.documents(), shard.number)
     count = sum(1 for _ in docs)
     folder = directory / f"{shard.number:05d}"
@@ -276,7 +276,7 @@ def sign(directory: Path, keys: Callable[[Document], duplicates.Keys], bands: in
 
 
 def run(settings: Settings, workers: int, prune: bool) -> dict[str, Any]:
-    """From the inputs to `output`; the report."""
+    """Build the data set in `output`; return the report. Raises Refusal."""
     with working(settings.work, workers) as work:
         pipeline = Pipeline(settings, work)
         left = pipeline.read()

@@ -1,6 +1,7 @@
-"""Quality: rules by which a text is not worth learning from. The ideas are those of Gopher (Rae et al. 2021) and C4
-(Raffel et al. 2020); the measures hold for Chinese and for English. Conversations are measured by length and language alone:
-their turns are short, and lists and code in an answer are no defect.
+"""Quality filters, after Gopher (Rae et al. 2021) and C4 (Raffel et al. 2020), with measures that suit Chinese and English.
+
+Conversations are only filtered by length, language and domain: their turns are short, and lists and code in an answer are not
+defects.
 """
 
 import zlib
@@ -15,11 +16,11 @@ from llmtrain.data.words import kinds
 if TYPE_CHECKING:
     from llmtrain.data import settings
 
-COMPRESSED = 100_000  # letters that are compressed to see how much is said twice
+COMPRESSED = 100_000  # characters that are compressed to measure repetition
 
 
 class Quality:
-    """The step that drops what breaks a rule; the first broken one is the reason."""
+    """The step that drops documents that violate a rule; the first one is the reason."""
 
     name = "quality"
 
@@ -27,7 +28,7 @@ class Quality:
         self.options, self.rejects = options, rejects
 
     def broken(self, document: Document) -> Iterator[tuple[str, str]]:
-        """Each rule that the document breaks, with the value seen."""
+        """The rules that the document violates, each with the value seen."""
         options, text = self.options, document.text
         if len(text) < options.min_letters:
             yield "short", f"{len(text)} letters, quality.min_letters is {options.min_letters}"
@@ -38,7 +39,7 @@ class Quality:
             yield "language", f"{language}, quality.languages are {', '.join(options.languages)}"
         domain = document.metadata.get("domain")
         if domain in options.drop_domains:
-            yield "domain", f"{domain} stands in quality.drop_domains"
+            yield "domain", f"{domain} is in quality.drop_domains"
         if "messages" in document.metadata:
             return
         letters = numpy.frombuffer(text.encode("utf-32-le", "replace"), numpy.uint32)
@@ -48,14 +49,14 @@ class Quality:
         if share > options.max_symbols:
             yield (
                 "symbols",
-                f"{share:.2f} of its signs are no letters, quality.max_symbols is {options.max_symbols}",
+                f"{share:.2f} of its characters are not letters, quality.max_symbols is {options.max_symbols}",
             )
         lines = [line for line in map(str.strip, text.split("\n")) if line]
         share = 1 - len(set(lines)) / max(len(lines), 1)
         if share > options.max_repeated_lines:
             yield (
                 "repeated_lines",
-                f"{share:.2f} of its lines came before, quality.max_repeated_lines is {options.max_repeated_lines}",
+                f"{share:.2f} of its lines are repetitions, quality.max_repeated_lines is {options.max_repeated_lines}",
             )
         raw = text[:COMPRESSED].encode()
         share = len(zlib.compress(raw, 1)) / max(len(raw), 1)

@@ -1,7 +1,7 @@
-"""Reading: JSONL, text, HTML, Parquet and CSV, compressed or not, into documents.
+"""Reading: documents from JSONL, text, HTML, Parquet and CSV, compressed or not.
 
-What is no document is rejected with a reason. What is no file of its kind (cut short, or another format) stops the run,
-or is skipped from there on, as `reading.broken_file` says; it never looks like the end of the file.
+Invalid records are rejected with a reason. A broken file (truncated, or in another format) stops the run, or its remainder is
+skipped, as `reading.broken_file` says; it is never mistaken for the end of the file.
 """
 
 import bz2
@@ -21,12 +21,12 @@ from llmtrain.data.settings import Input, Reading
 from llmtrain.data.sources import Piece
 from llmtrain.exits import Refusal
 
-# What the libraries raise for a file that is cut short or no file of its kind.
+# The errors of the libraries for a truncated file or another format.
 BROKEN = (EOFError, OSError, zlib.error, lzma.LZMAError, csv.Error)
 
 
 class NoDocument(ValueError):
-    """Why a record is no document: rule and reason."""
+    """A record is not a valid document; the arguments are rule and reason."""
 
     def __init__(self, rule: str, reason: str) -> None:
         super().__init__(reason)
@@ -34,7 +34,7 @@ class NoDocument(ValueError):
 
 
 class Read:
-    """The documents of one shard's pieces."""
+    """Reads the documents of a shard's pieces."""
 
     name = "read"
 
@@ -53,16 +53,16 @@ class Read:
                     self.broken(piece, str(error) or type(error).__name__, reject)
 
     def broken(self, piece: Piece, why: str, reject: Reject) -> None:
-        """A file that is not what its name says."""
+        """Refuse or skip a broken file, as configured."""
         if self.reading.broken_file == "refuse":
             raise Refusal(
                 f"{piece.path} cannot be read to its end as {piece.format}: {why}; fetch it again, "
-                "or set `reading.broken_file: skip` to go on with what came before the break"
+                "or set `reading.broken_file: skip` to keep only what precedes the error"
             )
         reject(Document("", str(piece.path), {"source": str(piece.path)}), "broken_file", why)
 
     def piece(self, piece: Piece, given: Input, reject: Reject) -> Docs:
-        """The documents of a file or of a range of one."""
+        """The documents of a file, or of a range of it."""
         for place, record in self.records(piece, given):
             where = f"{piece.path}{place}"
             metadata: dict[str, Any] = {"source": str(piece.path)}
@@ -78,7 +78,7 @@ class Read:
     def document(
         self, record: Any, where: str, metadata: dict[str, Any], piece: Piece, given: Input
     ) -> Document:
-        """A record as a document; raises NoDocument."""
+        """The document of a record; raises NoDocument."""
         if isinstance(record, bytes):
             text = self.decoded(record, given)
             if piece.format == "jsonl":
@@ -89,7 +89,7 @@ class Read:
         return self.from_fields(record, where, metadata, given)
 
     def from_fields(self, record: Any, where: str, metadata: dict[str, Any], given: Input) -> Document:
-        """Named fields as a document."""
+        """The document of a record with named fields; raises NoDocument."""
         if not isinstance(record, dict):
             raise NoDocument("no_object", f"the line holds {type(record).__name__}, want an object")
         identity = record.get(given.id) if given.id else None
@@ -99,7 +99,7 @@ class Read:
         messages = record.get(given.messages)
         if messages is not None:
             if not isinstance(messages, list) or not messages or not all(map(is_message, messages)):
-                raise NoDocument("no_messages", f"field {given.messages!r} is no list of role and content")
+                raise NoDocument("no_messages", f"field {given.messages!r} is not a list of role and content")
             metadata["messages"] = [
                 {"role": self.sound(message["role"]), "content": self.sound(message["content"])}
                 for message in messages
@@ -112,16 +112,16 @@ class Read:
         return Document(self.sound(said), name, metadata)
 
     def decoded(self, raw: bytes, given: Input) -> str:
-        """Bytes as text, by the input's encoding."""
+        """Decode bytes by the encoding of the input; raises NoDocument."""
         try:
             return raw.decode(given.encoding)
         except UnicodeDecodeError as error:
             if self.reading.broken_text == "replace":
                 return raw.decode(given.encoding, "replace")
-            raise NoDocument("broken_text", f"byte {error.start} is no {given.encoding}") from error
+            raise NoDocument("broken_text", f"byte {error.start} is not valid {given.encoding}") from error
 
     def sound(self, text: str) -> str:
-        """The text, if it can be written as UTF-8: JSON's escapes can say half a letter."""
+        """Return the text if it is valid Unicode, as JSON escapes can contain lone surrogates; raises NoDocument."""
         if len(text) > self.limit:
             raise NoDocument("gigantic", f"{len(text)} letters, reading.document_mb allows {self.limit}")
         try:
@@ -129,11 +129,11 @@ class Read:
         except UnicodeEncodeError as error:
             if self.reading.broken_text == "replace":
                 return text.encode("utf-8", "replace").decode()
-            raise NoDocument("broken_text", f"letter {error.start} is half of a pair") from error
+            raise NoDocument("broken_text", f"character {error.start} is a lone surrogate") from error
         return text
 
     def records(self, piece: Piece, given: Input) -> Iterator[tuple[str, Any]]:
-        """Raw records and their place in the file."""
+        """The raw records of a file and their positions."""
         if piece.format == "parquet":
             for row, record in enumerate(parquet_rows(piece.path, given)):
                 yield f"#{row}", record
@@ -150,11 +150,11 @@ class Read:
                 yield "", raw if len(raw) <= self.limit else self.gigantic()
 
     def gigantic(self) -> NoDocument:
-        """What is said of a document that is too large to be read."""
+        """The rejection of a document that is too large to read."""
         return NoDocument("gigantic", f"more than reading.document_mb: {self.reading.document_mb}")
 
     def lines(self, file: IO[bytes], piece: Piece) -> Iterator[tuple[str, Any]]:
-        """Lines of a file or range, by their offset; of one that is too large only what fits is ever in memory."""
+        """The lines of a file or range with their offsets. At most the allowed size of a line is in memory."""
         plain = piece.path.suffix.lower() not in {".gz", ".bz2", ".xz", ".zst"}
         place = piece.start
         while (not plain or place < piece.end) and (raw := file.readline(self.limit + 1)):
@@ -168,9 +168,9 @@ class Read:
                 yield f"#{start}", raw
 
     def csv_rows(self, file: IO[bytes], piece: Piece, given: Input) -> Iterator[tuple[str, Any]]:
-        """Rows below a header."""
+        """The rows of a CSV file with a header, and their numbers."""
         csv.field_size_limit(self.limit)
-        # Broken bytes become halves of pairs, which `sound` finds: so one broken row does not end the file.
+        # Invalid bytes become lone surrogates, which `sound` rejects, so one broken row does not end the file.
         errors = "surrogateescape" if given.encoding == "utf-8" else "strict"
         text = io.TextIOWrapper(file, given.encoding, errors, newline="")
         endings = [suffix.lower() for suffix in piece.path.suffixes]
@@ -184,11 +184,11 @@ class Read:
             for number, row in enumerate(rows):
                 yield f"#{number}", row
         except UnicodeDecodeError as error:
-            raise EOFError(f"byte {error.start} is no {given.encoding}") from error
+            raise EOFError(f"byte {error.start} is not valid {given.encoding}") from error
 
 
 def is_message(message: Any) -> bool:
-    """A turn has a role and a content, both text."""
+    """Whether a turn has a role and a content, both strings."""
     return (
         isinstance(message, dict)
         and isinstance(message.get("role"), str)
@@ -197,15 +197,15 @@ def is_message(message: Any) -> bool:
 
 
 def parsed(line: str) -> Any:
-    """A line of JSONL."""
+    """Parse a line of JSONL; raises NoDocument."""
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise NoDocument("no_json", f"the line is no JSON: {type(error).__name__}") from error
+        raise NoDocument("no_json", f"the line is not JSON: {type(error).__name__}") from error
 
 
 def opened(path: Path) -> IO[bytes]:
-    """The file's bytes, decompressed by its name's ending."""
+    """Open a file, decompressing it by its extension."""
     match path.suffix.lower():
         case ".gz":
             return cast(IO[bytes], gzip.open(path, "rb"))
@@ -221,7 +221,7 @@ def opened(path: Path) -> IO[bytes]:
 
 
 def arrow(module: str) -> Any:
-    """pyarrow, which only Parquet and zstd need."""
+    """Import pyarrow or one of its modules, which only Parquet and zstd need; raises Refusal."""
     import importlib
 
     try:
@@ -231,7 +231,7 @@ def arrow(module: str) -> Any:
 
 
 def parquet_rows(path: Path, given: Input) -> Iterator[dict[str, Any]]:
-    """Rows with the columns that matter, a batch in memory at a time."""
+    """The rows of a Parquet file with the needed columns, one batch in memory at a time."""
     parquet = arrow("pyarrow.parquet")
     errors = arrow("pyarrow").lib.ArrowException
     wanted = {given.text, given.messages, *([given.id] if given.id else [])}
@@ -249,14 +249,14 @@ def parquet_rows(path: Path, given: Input) -> Iterator[dict[str, Any]]:
         raise EOFError(str(error).split("\n")[0]) from error
 
 
-# Tags that begin no new line.
+# Inline tags, which do not start a new line.
 INLINE = """a abbr b bdi bdo cite code del dfn em font i img ins kbd label mark q s samp small span strong sub sup time tt
 u var wbr"""
 SILENT = "script style template noscript title nav footer svg"
 
 
 class _Text(HTMLParser):
-    """Collects what a page says, without what it does: a line a block."""
+    """Collects the visible text of a page, one line per block."""
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
@@ -282,7 +282,7 @@ class _Text(HTMLParser):
 
 
 def text_of_html(page: str) -> str:
-    """What a page says."""
+    """The visible text of an HTML page."""
     reader = _Text()
     reader.feed(page)
     reader.close()

@@ -1,4 +1,4 @@
-"""The report as one HTML page with plots, for a browser without a network."""
+"""The report as a self-contained HTML page with plots."""
 
 from html import escape
 from typing import Any
@@ -10,7 +10,7 @@ td:first-child,th:first-child{text-align:left}svg text{font:13px system-ui,sans-
 
 
 def bars(title: str, counts: dict[str, int]) -> str:
-    """A plot of counts: a bar each, with its number."""
+    """A bar chart of counts, as HTML."""
     if not counts:
         return f"<h2>{escape(title)}</h2><p>none</p>"
     most = max(max(counts.values()), 1)
@@ -30,12 +30,12 @@ def bars(title: str, counts: dict[str, int]) -> str:
 
 
 def most_first(counts: dict[str, int]) -> dict[str, int]:
-    """The twenty largest, largest first."""
+    """The twenty largest counts, in descending order."""
     return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:20])
 
 
 def page(name: str, report: dict[str, Any]) -> str:
-    """The whole page."""
+    """The HTML page of a report."""
     rows = report["rows"]
     steps = "".join(
         f"<tr><td>{escape(each['step'])}</td><td>{each['documents']:,}</td><td>{each['bytes'] / 1e6:,.1f}</td></tr>"

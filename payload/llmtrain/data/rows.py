@@ -1,11 +1,11 @@
-"""Packed rows: what `llm-train data` writes and `llm-train run` reads. A directory of
+"""Packed data sets, which `llm-train data` writes and `llm-train run` reads. A directory contains
 
-- `rows-NNNNN.safetensors`: `input_ids` int32, `learned` uint8 (1 where the loss counts), `document` int32 (1, 2, … in a
+- `rows-NNNNN.safetensors`: `input_ids` int32, `learned` uint8 (1 if the loss counts), `document` int32 (1, 2, … in a
   row; 0 is padding), each of shape (rows, seq_len);
-- `rows.json`: the tokenizer they are for, and each shard's rows and sha256. Its own sha256 names the data set;
-- `sources.sha256`: the files that they were made of, by their sha256, a line each.
+- `rows.json`: the digest of the tokenizer, and the rows and sha256 of each shard. Its own sha256 identifies the data set;
+- `sources.sha256`: the sha256 of each input file, one per line.
 
-A row is read by itself, without the rest of its shard in memory.
+Shards are memory-mapped: reading a row does not load the rest of its shard.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from llmtrain.exits import ALTERED, Refusal
 
 SOURCES = "sources.sha256"
 NAMES = ("input_ids", "learned", "document")
-# What makes two tokenizers the same, as far as a model can tell.
+# The files that define a tokenizer.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
 
 
@@ -40,17 +40,17 @@ class Row:
 
     @property
     def position_ids(self) -> NDArray[numpy.int64]:
-        """Each document's tokens counted from 0, so that attention keeps documents apart; shape (seq_len,)."""
+        """Positions from 0 in each document, which separate documents in attention; shape (seq_len,)."""
         starts = numpy.flatnonzero(numpy.diff(self.document, prepend=-1))
         lengths = numpy.diff(starts, append=len(self.document))
         return numpy.arange(len(self.document)) - numpy.repeat(starts, lengths)
 
 
 class Rows:
-    """A data set on disk. `len()` is its number of rows, `[n]` is a Row."""
+    """A data set on disk: `len()` is its number of rows, `[n]` its row n."""
 
     def __init__(self, directory: Path) -> None:
-        """Reads the index; raises Refusal where there is none, or it is not one."""
+        """Read the index; raises Refusal if it is missing or invalid."""
         self.directory = directory
         try:
             self.index: dict[str, Any] = json.loads((directory / "rows.json").read_text())
@@ -62,11 +62,11 @@ class Rows:
             ) from error
         except (ValueError, KeyError, TypeError) as error:
             raise Refusal(
-                f"{directory}/rows.json is no index of rows ({error!r}): pack the data again"
+                f"{directory}/rows.json is not an index of rows ({error!r}): pack the data again"
             ) from error
         self._starts = numpy.cumsum([0, *(rows for _, rows, _ in self.shards)])
         if not len(self):
-            raise Refusal(f"{directory} has no row: nothing can be learned from it; see its reject file")
+            raise Refusal(f"{directory} has no rows, so nothing can be learned from it; see its reject file")
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -80,7 +80,7 @@ class Rows:
 
     @cached_property
     def _slices(self) -> list[dict[str, Any]]:
-        """The shards' tensors, mapped into memory, not read."""
+        """The memory-mapped tensors of each shard."""
         found = []
         for file, _, _ in self.shards:
             opened: Any = safe_open(self.directory / file, framework="numpy")
@@ -89,11 +89,11 @@ class Rows:
 
     @property
     def digest(self) -> str:
-        """The data set's name by its content: the sha256 of its index, which has those of its shards."""
+        """The sha256 of the index, in hex. It identifies the data set, as the index has the sha256 of each shard."""
         return hashlib.sha256((self.directory / "rows.json").read_bytes()).hexdigest()
 
     def verify(self) -> None:
-        """Every shard has the hash that the index says; raises Refusal."""
+        """Check the hash of every shard against the index; raises Refusal."""
         for file, _, wanted in self.shards:
             try:
                 seen = sha256_of(self.directory / file)
@@ -112,7 +112,7 @@ class Rows:
 
 
 def tokenizer_digest(model: Path) -> str:
-    """The sha256 of a model's tokenizer files, by name; raises Refusal where it has none."""
+    """The sha256 of a model's tokenizer files and their names, in hex; raises Refusal if it has none."""
     digest = hashlib.sha256()
     found = [model / name for name in TOKENIZER_FILES if (model / name).is_file()]
     if not found:
@@ -123,7 +123,7 @@ def tokenizer_digest(model: Path) -> str:
 
 
 def write_shard(directory: Path, number: int, rows: list[Row]) -> dict[str, Any]:
-    """Write a shard aside and rename it; the entry of `shards` in the index."""
+    """Write a shard atomically; return its entry of `shards` in the index."""
     path = directory / f"rows-{number:05d}.safetensors"
     aside = path.with_suffix(".partial")
     save_file({name: numpy.stack([getattr(row, name) for row in rows]) for name in NAMES}, aside)
@@ -136,6 +136,6 @@ def write_shard(directory: Path, number: int, rows: list[Row]) -> dict[str, Any]
 def write_index(
     directory: Path, seq_len: int, tokenizer: str, shards: list[dict[str, Any]], **more: Any
 ) -> None:
-    """Write `rows.json`, last of all; `more` is what else is worth knowing: documents, tokens, padding, lineage."""
+    """Write `rows.json`, after everything else. `more` is further information, such as counts of documents and tokens."""
     index = {"seq_len": seq_len, "tokenizer": tokenizer, "shards": shards, **more}
     write_aside(directory / "rows.json", json.dumps(index, indent=1, sort_keys=True) + "\n")

@@ -1,4 +1,4 @@
-"""What `data.yaml` may say. Each step's section is part of its cache key, so a changed value re-runs that step."""
+"""The schema of `data.yaml`. Each section is part of its step's cache key, so a changed value re-runs that step."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,29 +14,29 @@ Text = Annotated[str, Field(min_length=1)]
 
 
 class Input(Section):
-    """Files of one kind: a file, a directory (with all below it) or a pattern like `/srv/raw/**/*.jsonl.gz`."""
+    """Files of one kind: a file, a directory (recursively) or a pattern like `/srv/raw/**/*.jsonl.gz`."""
 
     path: str
-    format: Format = "auto"  # by the name's ending, before .gz, .bz2, .xz or .zst
-    documents: Literal["file", "line"] = "file"  # what a document is in plain text
-    text: str = "text"  # JSONL, Parquet, CSV: the field or column
-    messages: str = "messages"  # and that of a conversation
-    id: str | None = None  # and that of an id; default: the file's path and the place in it
+    format: Format = "auto"  # by the extension before .gz, .bz2, .xz or .zst
+    documents: Literal["file", "line"] = "file"  # the unit of a document in plain text
+    text: str = "text"  # field or column of the text in JSONL, Parquet and CSV
+    messages: str = "messages"  # that of a conversation
+    id: str | None = None  # that of an id; default: path and position in the file
     encoding: Literal["utf-8", "gb18030", "utf-16"] = "utf-8"
-    domain: str | None = None  # of all these documents
+    domain: str | None = None  # of all documents of this input
 
 
 class Reading(Section):
-    """How files are cut into shards of work, and what is done about broken ones."""
+    """How files are divided into shards, and how broken ones are handled."""
 
-    shard_mb: PositiveInt = 64  # a shard is what a kill may lose, and what a worker has at a time
-    document_mb: PositiveInt = 16  # a larger document is rejected
-    broken_text: Literal["reject", "replace"] = "reject"  # bytes that the encoding does not have
-    broken_file: Literal["refuse", "skip"] = "refuse"  # cut short, or not what its name says
+    shard_mb: PositiveInt = 64  # a worker processes a shard at a time; a kill loses at most that
+    document_mb: PositiveInt = 16  # larger documents are rejected
+    broken_text: Literal["reject", "replace"] = "reject"  # bytes that are invalid in the encoding
+    broken_file: Literal["refuse", "skip"] = "refuse"  # truncated, or in another format
 
 
 class OwnRule(Section):
-    """A rule of your own: Python's regular expression and what takes the place of a match."""
+    """A custom rule: a Python regular expression and the replacement of its matches."""
 
     name: str
     pattern: str
@@ -45,12 +45,12 @@ class OwnRule(Section):
     @field_validator("pattern")
     @classmethod
     def is_a_pattern(cls, value: str) -> str:
-        """One that Python can compile."""
+        """The pattern has to be a valid regular expression."""
         return compiled(value).pattern
 
 
 class Clean(Section):
-    """Rules by name, applied in this order (see `cleaning_rules.py`), then your own."""
+    """Rules by name, applied in this order (see `cleaning_rules.py`), then custom rules."""
 
     unicode: Literal["none", "NFC", "NFKC"] = "NFC"  # NFKC also turns Chinese punctuation into ASCII
     rules: tuple[str, ...] = ("newlines", "control", "invisible", "urls", "whitespace", "blank_lines")
@@ -59,7 +59,7 @@ class Clean(Section):
     @field_validator("rules")
     @classmethod
     def are_known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        """Every name stands in the table."""
+        """The rules have to exist."""
         unknown = sorted(set(value) - CLEANING.keys())
         if unknown:
             raise ValueError(f"no such rule: {', '.join(unknown)}; there are {', '.join(CLEANING)}")
@@ -67,31 +67,31 @@ class Clean(Section):
 
 
 class Domain(Section):
-    """A domain, and how its documents are known."""
+    """A domain, and how its documents are recognized."""
 
     name: str = Field(min_length=1)
-    paths: tuple[str, ...] = ()  # patterns of the source's path, as in */legal/*
+    paths: tuple[str, ...] = ()  # patterns for the path of the source, such as */legal/*
     keywords: tuple[Text, ...] = ()
 
 
 class Annotate(Section):
-    """Language and domain, noted with each document."""
+    """Language and domain of each document."""
 
     domains: tuple[Domain, ...] = ()
-    keywords_per_1000: float = Field(1.0, ge=0)  # of a domain, in 1000 letters, at least
-    classifier: Path | None = None  # a transformers model's directory; its labels are domains
-    sure: Share = 0.5  # the least probability that counts
+    keywords_per_1000: float = Field(1.0, ge=0)  # minimum of a domain's keywords per 1000 characters
+    classifier: Path | None = None  # directory of a transformers model whose labels are domains
+    sure: Share = 0.5  # minimum probability of a label
 
 
 class Quality(Section):
-    """Rules that a text has to keep."""
+    """Limits that a document has to meet."""
 
     min_letters: NonNegativeInt = 20
     max_letters: PositiveInt = 5_000_000
-    max_symbols: Share = 0.5  # signs that are neither letters nor digits
+    max_symbols: Share = 0.5  # characters that are neither letters nor digits
     max_repeated_lines: Share = 0.5
-    min_compressed: Share = 0.08  # what zlib leaves of it
-    languages: tuple[str, ...] = ()  # only these; none: all. See `annotate.py`
+    min_compressed: Share = 0.08  # compressed size by zlib, relative to the text
+    languages: tuple[str, ...] = ()  # allowed languages, by the codes of `annotate.py`; empty: all
     drop_domains: tuple[str, ...] = ()
 
 
@@ -99,7 +99,7 @@ Action = Literal["replace", "drop", "keep"]
 
 
 class Personal(Section):
-    """What is done about each kind of personal data."""
+    """The action for each kind of personal data."""
 
     email: Action = "replace"
     phone: Action = "replace"
@@ -111,39 +111,39 @@ class Personal(Section):
 class Near(Section):
     """MinHash with locality-sensitive hashing (Broder 1997; Leskovec et al., Mining of Massive Datasets, ch. 3).
 
-    Two documents whose shingles' Jaccard similarity is s meet in a band with probability 1 - (1 - s**rows)**bands: by
-    default a half at s = 0.69.
+    Two documents whose shingles have Jaccard similarity s share a band with probability 1 - (1 - s**rows)**bands; with
+    the defaults it is a half at s = 0.69.
     """
 
     bands: PositiveInt = 14
-    rows: PositiveInt = 8  # hashes of a band
-    words: PositiveInt = 5  # of a shingle; a Chinese sign is a word
+    rows: PositiveInt = 8  # hashes per band
+    words: PositiveInt = 5  # per shingle; a Chinese character is a word
     seed: NonNegativeInt = 1
 
 
 class Duplicates(Section):
-    """Of what is the same, the first goes on: in the order of inputs, paths and places."""
+    """Of duplicates the first is kept, in the order of inputs, paths and positions."""
 
     exact: bool = True
     near: Near | None = Near()
-    memory_mb: PositiveInt = 256  # that a worker takes to compare; does not change what is found
+    memory_mb: PositiveInt = 256  # of a worker for comparisons; does not change the result
 
 
 class Decontaminate(Section):
-    """The evaluation set, of which nothing may be learned."""
+    """The evaluation set, which must not be in the training data."""
 
     against: tuple[Input, ...] = Field(min_length=1)
-    words: PositiveInt = 13  # in a row
-    shortest: PositiveInt = 8  # an evaluation document with fewer is not looked for
+    words: PositiveInt = 13  # length of a run that counts as contamination
+    shortest: PositiveInt = 8  # evaluation documents with fewer words are ignored
 
 
 class Pack(Section):
-    """Rows for training."""
+    """How documents are packed into rows."""
 
     seq_len: PositiveInt = 4096
-    packed: bool = True  # several documents a row, by best fit; else one a row
-    long: Literal["split", "drop"] = "split"  # what is longer than a row
-    shard_tokens: PositiveInt = 8_388_608  # about so many tokens a file
+    packed: bool = True  # several documents per row, by best fit; else one
+    long: Literal["split", "drop"] = "split"  # documents longer than a row
+    shard_tokens: PositiveInt = 8_388_608  # approximate tokens per file
 
 
 class Settings(Section):
@@ -151,7 +151,7 @@ class Settings(Section):
 
     inputs: tuple[Input, ...] = Field(min_length=1)
     output: Path
-    work: Path  # what is done so far; as large as the text, and yours to delete
+    work: Path  # intermediate results; as large as the text, and safe to delete
     reading: Reading = Reading()
     clean: Clean = Clean()
     annotate: Annotate = Annotate()
@@ -159,6 +159,6 @@ class Settings(Section):
     personal: Personal | None = Personal()
     duplicates: Duplicates = Duplicates()
     decontaminate: Decontaminate | None = None
-    tokenizer: Path  # the model's directory
+    tokenizer: Path  # directory of the model
     pack: Pack = Pack()
-    reject_text: bool = False  # dropped documents' text in the reject file
+    reject_text: bool = False  # also write the text of rejected documents to the reject file

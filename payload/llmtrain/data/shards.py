@@ -1,6 +1,6 @@
-"""A shard of documents as it goes from step to step: a file of documents, and what later steps said about them.
+"""A shard of documents as it passes through the steps: a file of documents, and the notes of later steps.
 
-Only a step that changes text writes documents; the others write which go on and what was noted about them.
+Only steps that change text write documents; the others write notes on which documents are kept, and their metadata.
 """
 
 import json
@@ -20,7 +20,8 @@ Step = Callable[..., Docs]
 
 @dataclass(frozen=True)
 class Shard:
-    """`base` has the documents, each of `notes` says which go on. `size` is in bytes of text; `digest` names the content."""
+    """`base` has the documents; each of `notes` says which are kept. `size` is in bytes of text; `digest` identifies the
+    content."""
 
     number: int
     base: Path
@@ -30,7 +31,7 @@ class Shard:
     size: int
 
     def documents(self) -> Docs:
-        """Those that are left."""
+        """The documents that are left."""
         notes = [json.loads((directory / NOTES).read_text()) for directory in self.notes]
         alive = [set(note["go_on"]) for note in notes]
         for document in read_documents(self.base / DOCUMENTS):
@@ -41,7 +42,7 @@ class Shard:
 
 
 def rewritten(directory: Path, docs: Docs) -> Result:
-    """Write a step's documents; what a Shard has to know of them."""
+    """Write the documents of a step; return the facts of a Shard."""
     size = 0
 
     def counted() -> Docs:
@@ -55,7 +56,7 @@ def rewritten(directory: Path, docs: Docs) -> Result:
 
 
 def noted(directory: Path, docs: Docs, keys: tuple[str, ...]) -> Result:
-    """Write which documents a step lets go on, and the metadata under `keys` that it noted about them."""
+    """Write which documents a step keeps, and the metadata under `keys` that it set."""
     go_on, metadata, size = [], {}, 0
     for document in docs:
         go_on.append(document.number)
@@ -75,7 +76,7 @@ def apply(
     world_size: int,
     keys: tuple[str, ...] | None,
 ) -> Result:
-    """Run the step `make(*arguments, rejects)` over a shard; with `keys` None it changes text: documents are written."""
+    """Apply the step `make(*arguments, rejects)` to a shard. If `keys` is None, it changes text, so documents are written."""
     step = make(*arguments, Rejects(directory, reject_text))
     docs = step(shard.documents(), shard.number, world_size)
     return rewritten(directory, docs) if keys is None else noted(directory, docs, keys)

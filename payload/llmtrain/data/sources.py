@@ -1,6 +1,6 @@
-"""Which files are read, cut into shards of work that depend on the files alone: not on how many workers there are.
+"""The input files, divided into shards that depend on the files alone, not on the number of workers.
 
-A big plain file of lines is cut by byte ranges, each of which begins with a line. Small files share a shard.
+Large uncompressed files of lines are divided into byte ranges that start at a line. Small files share a shard.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ Stamp = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Piece:
-    """A file, or the bytes from `start` to `end` of it, and which input it belongs to."""
+    """The bytes of a file from `start` to `end`, and the number of its input."""
 
     path: Path
     input: int
@@ -35,12 +35,12 @@ class Piece:
     end: int
 
     def stamp(self) -> Stamp:
-        """Changes whenever the file does: no tool can set a file's time of change back."""
+        """Changes whenever the file does, as ctime cannot be set back."""
         status = self.path.stat()
         return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
     def sha256(self) -> str:
-        """Of its bytes."""
+        """The sha256 of its bytes, in hex."""
         digest = hashlib.sha256()
         with self.path.open("rb") as file:
             file.seek(self.start)
@@ -52,7 +52,7 @@ class Piece:
 
 
 def shards_of(inputs: Sequence[Input], shard_mb: int) -> list[list[Piece]]:
-    """All inputs' files, in the order of the inputs and paths; raises Refusal for what cannot be read."""
+    """The pieces of all inputs by shard, in the order of inputs and paths; raises Refusal for unreadable inputs."""
     limit = shard_mb << 20
     shards: list[list[Piece]] = []
     for number, given in enumerate(inputs):
@@ -60,13 +60,13 @@ def shards_of(inputs: Sequence[Input], shard_mb: int) -> list[list[Piece]]:
         for path in files_of(given):
             form, compressed = format_of(path, given)
             lines = form == "jsonl" or (form == "text" and given.documents == "line")
-            # UTF-16's newline is two bytes, of which one may be half of another letter.
+            # A newline in UTF-16 has two bytes, each of which also occurs in other characters.
             cut = lines and not compressed and given.encoding != "utf-16"
             ranges = list(line_ranges(path, limit)) if cut else [(0, path.stat().st_size)]
             for start, end in ranges:
                 group.append(Piece(path, number, form, start, end))
                 full = sum(piece.end - piece.start for piece in group) >= limit
-                # A group also ends where a path's hash says so: a new file then moves only its own group.
+                # A group may also end by a path's hash, so that a new file changes only its own group.
                 if full or zlib.crc32(str(path).encode()) % 64 == 0:
                     shards.append(group)
                     group = []
@@ -74,13 +74,13 @@ def shards_of(inputs: Sequence[Input], shard_mb: int) -> list[list[Piece]]:
             shards.append(group)
     if not shards:
         raise Refusal(
-            f"all files of {', '.join(given.path for given in inputs)} are empty: give some with text"
+            f"all files of {', '.join(given.path for given in inputs)} are empty: add files with text"
         )
     return shards
 
 
 def files_of(given: Input) -> list[Path]:
-    """The files that an input means, sorted."""
+    """The files of an input, sorted; raises Refusal if there are none."""
     path = Path(given.path)
     if path.is_dir():
         found = [each for each in path.rglob("*") if each.is_file()]
@@ -91,12 +91,12 @@ def files_of(given: Input) -> list[Path]:
         pattern = str(path.relative_to(anchor))
         found = [each for each in anchor.glob(pattern) if each.is_file()]
     if not found:
-        raise Refusal(f"inputs has path {given.path!r}: no file is there; correct it or take it out")
+        raise Refusal(f"inputs has path {given.path!r}: no such file; correct or remove it")
     return sorted(found)
 
 
 def format_of(path: Path, given: Input) -> tuple[str, bool]:
-    """What a file is, and whether it is compressed."""
+    """The format of a file, and whether it is compressed; raises Refusal if its extension is unknown."""
     endings = [suffix.lower() for suffix in path.suffixes]
     compressed = bool(endings) and endings[-1] in COMPRESSED
     if given.format != "auto":
@@ -104,22 +104,19 @@ def format_of(path: Path, given: Input) -> tuple[str, bool]:
     named = endings[-2:-1] if compressed else endings[-1:]
     form = FORMATS.get(named[0]) if named else None
     if form is None:
-        raise Refusal(
-            f"{path} has an ending that says nothing of its format: set `format` for this input, "
-            "or narrow its path to the files that are meant"
-        )
+        raise Refusal(f"{path} has an unknown extension: set `format` for this input, or restrict its path")
     return form, compressed
 
 
 def line_ranges(path: Path, limit: int) -> Iterator[tuple[int, int]]:
-    """The file from line to line, in ranges of about `limit` bytes."""
+    """Byte ranges of about `limit` bytes that start and end at lines."""
     size = path.stat().st_size
     start = 0
     with path.open("rb") as file:
         while start < size:
             end = min(start + limit, size)
             file.seek(end)
-            # A line may be larger than memory: it is looked for in blocks.
+            # A line may be larger than memory, so newlines are searched in blocks.
             while end < size and (block := file.read(BLOCK)):
                 newline = block.find(b"\n")
                 end += len(block) if newline < 0 else newline + 1

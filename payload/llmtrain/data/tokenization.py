@@ -1,4 +1,4 @@
-"""Documents as tokens, for one model's tokenizer."""
+"""Tokenizes documents by the tokenizer of a model."""
 
 import hashlib
 import json
@@ -24,11 +24,11 @@ COUNTED = (
     "domains",
     "lengths",
     "personal",
-)  # of documents; the last of what was replaced in them
+)  # counted per document; the last counts replacements
 
 
 class Tokenize:
-    """Turns documents into tokens. In plain text all is learned, and EOS comes after each document."""
+    """Tokenizes documents. Plain text is learned entirely, and ends with EOS."""
 
     name = "tokenize"
 
@@ -47,13 +47,13 @@ class Tokenize:
             raise Refusal(
                 f"the tokenizer of {model} has no EOS token: a model trained with it would never stop"
             )
-        # A document longer than the model's context is no mistake here: it is split or dropped later.
+        # Documents longer than the model's context are split or dropped later, so no warning.
         self.tokenizer.model_max_length = 1 << 40
         self.model = model
         self.chat: Chat | None = None
 
     def tokens(self, document: Document) -> tuple[list[int], list[int]]:
-        """Ids, and for each 1 where it is learned; raises NotLearnable."""
+        """Token ids, and 1 for each that is learned; raises NotLearnable."""
         messages = document.metadata.get("messages")
         if messages is not None:
             self.chat = self.chat or Chat(self.tokenizer, str(self.model))
@@ -65,7 +65,7 @@ class Tokenize:
 
 
 def digest(model: Path) -> str:
-    """Of all that decides how a document becomes tokens: the tokenizer's files, and its chat template's."""
+    """The sha256 of the tokenizer's files and of its chat template, in hex."""
     files = [
         model / name for name in ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
     ]
@@ -73,12 +73,12 @@ def digest(model: Path) -> str:
 
 
 def sha256_of_text(text: str) -> str:
-    """By which a document is found again when its text is at hand."""
+    """The sha256 of a text, in hex, by which `data where` finds a document."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def tokenize(directory: Path, model: Path, rejects_text: bool, shard: Shard) -> Result:
-    """Write a shard's ids, what is learned, and where each document begins; count what the report tells."""
+    """Write the token ids, learned flags and document starts of a shard; return the counts for the report."""
     step = Tokenize(model)
     ids: list[NDArray[numpy.int32]] = []
     learned: list[NDArray[numpy.uint8]] = []

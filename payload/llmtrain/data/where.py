@@ -1,7 +1,7 @@
-"""`llm-train data where`: which files of rows, and which models, hold a document. What an erasure request asks.
+"""`llm-train data where`: the data files and models that contain a document, to answer an erasure request.
 
-A document is named by its id, by its whole text, or by any part of its text; a part is looked for in what the working
-directory has, before personal data was replaced. Copies of it that were dropped are named too: they are still in the raw files.
+A document is given by its id, its whole text, or any part of it; parts are searched for in the working directory, in the
+text before personal data was replaced. Dropped duplicates are listed, too, as the raw files still contain them.
 """
 
 import gzip
@@ -21,7 +21,7 @@ from llmtrain.exits import Refusal
 
 
 def where(asked: str, data: list[Path], settings: Settings | None, models: Path | None) -> dict[str, Any]:
-    """All that holds what is asked for; raises Refusal where a data set cannot be read."""
+    """Where a document occurs, as JSON; raises Refusal if a data set cannot be read."""
     ids = {asked}
     texts = {sha256_of_text(asked)}
     if settings is not None:
@@ -40,7 +40,7 @@ def where(asked: str, data: list[Path], settings: Settings | None, models: Path 
                     found.append(
                         {"data": str(directory), "digest": rows.digest, "file": shard["file"], **line}
                     )
-        # What is the same as one of them was dropped for that reason.
+        # Duplicates of a found document name it as the reason why they were dropped.
         named = ids | {line["id"] for line in found}
         for line in rejected(directory / REJECTS):
             original = (
@@ -53,7 +53,7 @@ def where(asked: str, data: list[Path], settings: Settings | None, models: Path 
 
 
 def holding(part: str, work: Path) -> Iterator[str]:
-    """The ids of documents that have a text in them; blanks and line ends do not matter."""
+    """The ids of the documents that contain a text, ignoring differences in whitespace."""
     wanted = " ".join(part.split())
     if not wanted:
         return
@@ -66,35 +66,35 @@ def holding(part: str, work: Path) -> Iterator[str]:
 
 
 def lines_of(path: Path) -> Iterator[dict[str, Any]]:
-    """The lineage of one file of rows."""
+    """The lines of a lineage file; raises Refusal."""
     try:
         with gzip.open(path, "rt", encoding="utf-8") as file:
             yield from map(json.loads, file)
     except (OSError, EOFError, ValueError) as error:
         raise Refusal(
-            f"cannot read {path}: {error}; make the data set again, what it holds cannot be told"
+            f"cannot read {path}: {error}; build the data set again: its documents are unknown"
         ) from error
 
 
 def rejected(path: Path) -> Iterator[dict[str, Any]]:
-    """The reject file's lines."""
+    """The lines of the reject file; raises Refusal."""
     try:
         with path.open(encoding="utf-8") as file:
             yield from map(json.loads, file)
     except (OSError, ValueError) as error:
-        raise Refusal(f"cannot read {path}: {error}; make the data set again") from error
+        raise Refusal(f"cannot read {path}: {error}; build the data set again") from error
 
 
 def trained_on(models: Path, digests: set[str]) -> list[dict[str, str]]:
-    """The models below a directory whose `training.json` says that they saw one of the data sets."""
+    """The models below a directory that were trained on one of the data sets, by their training.json; raises Refusal."""
     if not models.is_dir():
-        raise Refusal(f"--models {models} is no directory: give the one that the models lie in")
+        raise Refusal(f"--models {models} is not a directory: give the one that contains the models")
     found = []
     for path in sorted(models.rglob("training.json")):
         try:
             data = json.loads(path.read_text())["data"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise Refusal(f"{path} does not say what was trained on ({error!r}): correct it") from error
+            raise Refusal(f"{path} does not record the training data ({error!r}): correct it") from error
         for digest in [data] if isinstance(data, str) else data:
             if digest in digests:
                 found.append({"model": str(path.parent), "digest": digest})

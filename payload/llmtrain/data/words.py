@@ -1,7 +1,7 @@
-"""Words and runs of words as hashes, many at once, in numpy: what near duplicates and decontamination compare.
+"""Hashes of words and of runs of words, vectorized in numpy, for near duplicates and decontamination.
 
-A word is a run of letters and digits, in lower case; a Chinese, Japanese or Korean sign is a word by itself. Two texts that
-differ in punctuation and blanks alone have the same words.
+A word is a run of letters and digits in lower case; each Chinese, Japanese or Korean character is a word. Texts that differ
+only in punctuation and whitespace have the same words.
 """
 
 from functools import lru_cache
@@ -13,14 +13,14 @@ Hashes = NDArray[numpy.uint64]
 SIGNS = (
     (0x3040, 0x30FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xAC00, 0xD7AF), (0xF900, 0xFAFF), (0x20000, 0x3134F)
 )  # fmt: skip
-BLOCK = 1 << 18  # letters at a time: bounds memory for a long document
-LONGEST = 64  # letters of a word that have weights of their own
+BLOCK = 1 << 18  # characters at a time, which bounds memory for long documents
+LONGEST = 64  # characters of a word with distinct weights
 MULTIPLIER = numpy.uint64(0x9E3779B97F4A7C15)  # 2**64 divided by the golden ratio, odd
 
 
 @lru_cache(1)
 def kinds() -> NDArray[numpy.uint8]:
-    """For each code point: 0 between words, 1 in a word, 2 a word."""
+    """The kind of each code point: 0 between words, 1 in a word, 2 a word by itself; shape (0x110000,)."""
     table = numpy.fromiter((chr(each).isalnum() for each in range(0x110000)), numpy.uint8, 0x110000)
     for first, last in SIGNS:
         table[first : last + 1] *= 2
@@ -29,13 +29,13 @@ def kinds() -> NDArray[numpy.uint8]:
 
 @lru_cache(1)
 def weights() -> Hashes:
-    """Odd, so that none of a letter's bits is lost."""
+    """A weight per position in a word; odd, so that no bit of a character is lost."""
     random = numpy.random.Generator(numpy.random.PCG64(7))
     return random.integers(0, 2**63, LONGEST, numpy.uint64) * numpy.uint64(2) + numpy.uint64(1)
 
 
 def mixed(hashes: Hashes) -> Hashes:
-    """Each bit depends on all: the last steps of SplitMix64 (Steele et al. 2014)."""
+    """Mix hashes so that each bit depends on all: the finalizer of SplitMix64 (Steele et al. 2014)."""
     hashes = (hashes ^ (hashes >> numpy.uint64(30))) * numpy.uint64(0xBF58476D1CE4E5B9)
     hashes = (hashes ^ (hashes >> numpy.uint64(27))) * numpy.uint64(0x94D049BB133111EB)
     return hashes ^ (hashes >> numpy.uint64(31))
@@ -50,7 +50,7 @@ def words_of(text: str) -> Hashes:
         block = letters[start : start + BLOCK]
         kind = kinds()[block]
         if start + BLOCK < len(letters) and len(ends := numpy.flatnonzero(kind != 1)):
-            block, kind = block[: ends[-1] + 1], kind[: ends[-1] + 1]  # no word is cut
+            block, kind = block[: ends[-1] + 1], kind[: ends[-1] + 1]  # split only between words
         found.append(_words(block, kind))
         start += len(block)
     return numpy.concatenate(found)
@@ -73,7 +73,7 @@ def _words(letters: NDArray[numpy.uint32], kind: NDArray[numpy.uint8]) -> Hashes
 
 
 def runs_of(words: Hashes, size: int) -> Hashes:
-    """The hash of each run of `size` words; none where there are fewer."""
+    """The hash of each run of `size` words; empty if there are fewer words."""
     count = len(words) - size + 1
     if count < 1:
         return numpy.empty(0, numpy.uint64)

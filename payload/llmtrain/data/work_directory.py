@@ -1,8 +1,8 @@
-"""The working directory: what each step made of each shard, kept by content.
+"""The working directory: the result of each step for each shard, addressed by content.
 
-A result lies in `STEP/KEY/`, where the key is the hash of what it was made from: the step's code, its options and its
-input's content. So a result that is there is never wrong, only unused; what changed is made anew; and since an input is
-named by its content, a changed rule that changes nothing re-runs no later step. Results are made aside, synced and renamed.
+A result is in `STEP/KEY/`, where the key is the hash of the step's code, its options and the content of its input. So an
+existing result is never stale, only unused, and since an input is identified by its content, a changed rule that has no effect
+re-runs no later step. Results are written aside, flushed and renamed.
 """
 
 import fcntl
@@ -26,13 +26,13 @@ from llmcore.files import flush, write_aside
 from llmtrain.exits import FAILED, Refusal
 
 Result = dict[str, Any]
-Found = list[tuple[Path, Result]]  # tasks' directories and results
+Found = list[tuple[Path, Result]]  # directories and results of tasks
 
 
 class Task(NamedTuple):
-    """`make(directory, *arguments)` puts files into the directory and returns what is worth knowing of them.
+    """`make(directory, *arguments)` writes files to the directory and returns facts about them as JSON.
 
-    `weight` is in bytes of text, for the progress; `key` names the result.
+    `weight` is in bytes of text, for progress; `key` identifies the result.
     """
 
     step: str
@@ -43,12 +43,12 @@ class Task(NamedTuple):
 
 
 def key_of(*what: Any) -> str:
-    """A short name by content."""
+    """A short hash of values, in hex."""
     return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
 def code_of(*modules: ModuleType) -> str:
-    """The hash of modules' source: results of other code are not taken for this one's."""
+    """The hash of the source of modules, in hex: results of changed code are not reused."""
     digest = hashlib.sha256()
     for module in modules:
         digest.update(Path(str(module.__file__)).read_bytes())
@@ -56,12 +56,12 @@ def code_of(*modules: ModuleType) -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """As `write_aside` does."""
+    """Write JSON atomically."""
     write_aside(path, json.dumps(content, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def made(root: Path, task: Task) -> tuple[Path, Result]:
-    """A task's directory and result; made now, unless it is there."""
+    """The directory and result of a task, which is run if the result does not exist."""
     directory = root / task.step / task.key
     done = directory / "done.json"
     if done.exists():
@@ -80,7 +80,7 @@ def made(root: Path, task: Task) -> tuple[Path, Result]:
 
 
 class Progress:
-    """A line on stderr: step, share, rate, time left."""
+    """A progress line on stderr: step, share, rate, time left."""
 
     def __init__(self, step: str, total: int, cached: int) -> None:
         self.step, self.total, self.done, self.begun = step, total, 0, time.monotonic()
@@ -89,7 +89,7 @@ class Progress:
             self.say(f"unchanged, {cached} shards")
 
     def advance(self, weight: int) -> None:
-        """So many bytes more; said each second on a terminal, each 10 s in a log."""
+        """Add processed bytes; prints each second on a terminal, each 10 s in a log."""
         if not weight:
             return
         self.done += weight
@@ -103,13 +103,13 @@ class Progress:
         self.say(f"{share:3.0f} % of {self.total / 1e6:.1f} MB, {rate / 1e6:.2f} MB/s, {left:.0f} s left")
 
     def say(self, words: str) -> None:
-        """Over the line before on a terminal, until the step is done."""
+        """Print, overwriting the previous line on a terminal until the step is done."""
         again = sys.stderr.isatty() and self.done < self.total
         print(f"{self.step:<14} {words}", end="\r" if again else "\n", file=sys.stderr, flush=True)
 
 
 class Work:
-    """The directory, and the processes that work in it."""
+    """The working directory, and the processes that use it."""
 
     def __init__(self, root: Path, workers: int) -> None:
         self.root, self.workers = root, workers
@@ -117,7 +117,7 @@ class Work:
         self.pool: ProcessPoolExecutor | None = None
 
     def results(self, tasks: list[Task]) -> Found:
-        """All tasks' directories and results, in order; made in any order by as many processes as there are."""
+        """The directories and results of tasks, in their order; missing ones are run in parallel."""
         open_tasks = [task for task in tasks if not (self.root / task.step / task.key / "done.json").exists()]
         if tasks:
             weight = sum(task.weight for task in open_tasks)
@@ -133,9 +133,9 @@ class Work:
         return found
 
     def in_pool(self, tasks: list[Task], progress: Progress) -> None:
-        """Make them in the pool; the first error ends all."""
+        """Run tasks in the pool; the first error cancels the rest."""
         if self.pool is None:
-            # Forking a process that has threads (tokenizers has) can hang.
+            # Forking a process with threads, such as those of tokenizers, can hang.
             context = multiprocessing.get_context("forkserver")
             self.pool = ProcessPoolExecutor(self.workers, context, die_with_parent)
         waiting: dict[Future[Any], Task] = {self.pool.submit(made, self.root, task): task for task in tasks}
@@ -146,7 +146,7 @@ class Work:
         except BrokenProcessPool as error:
             self.pool = None
             raise Refusal(
-                "a worker was killed, perhaps since memory ran out: run it again with fewer --workers; what is done is kept",
+                "a worker was killed, perhaps for lack of memory: run it again with fewer --workers; finished results are kept",
                 FAILED,
             ) from error
         except BaseException:
@@ -155,7 +155,7 @@ class Work:
             raise
 
     def prune(self) -> int:
-        """Take away the results that this run did not use; how many."""
+        """Delete the results that this run did not use; return their number."""
         gone = 0
         for directory in self.root.glob("*/*"):
             if directory.is_dir() and directory not in self.used:
@@ -165,7 +165,7 @@ class Work:
 
 
 def die_with_parent() -> None:
-    """Ends a worker whose parent was killed: it would wait for work for ever."""
+    """Terminate this worker when its parent is killed; it would wait for work forever."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     parent = multiprocessing.parent_process()
 
@@ -179,13 +179,15 @@ def die_with_parent() -> None:
 
 @contextmanager
 def working(root: Path, workers: int) -> Iterator[Work]:
-    """The working directory for one run; raises Refusal while another one has it."""
+    """Yields the working directory for one run; raises Refusal while another run uses it."""
     root.mkdir(parents=True, exist_ok=True)
     with (root / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise Refusal(f"{root} is in use by another `llm-train data run`: wait for it to end") from error
+            raise Refusal(
+                f"{root} is in use by another `llm-train data run`: wait for it to finish"
+            ) from error
         work = Work(root, workers)
         try:
             yield work

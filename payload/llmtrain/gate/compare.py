@@ -1,4 +1,4 @@
-"""`llm-train compare OLD NEW`: the gate. Both models answer the same held-out set, and a rule says promote, hold or reject."""
+"""`llm-train compare OLD NEW`: both models answer the same held-out set, and a rule says promote, hold or reject."""
 
 import argparse
 import hashlib
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model, or a model with an adapter, both as their manifests say. `digests` are those manifests' sha256."""
+    """A verified model, or a verified model with an adapter. `digests` are the sha256 of their manifests."""
 
     side: str
     model: Path
@@ -35,20 +35,20 @@ class Candidate:
 
 
 def candidate(side: str, text: str) -> Candidate:
-    """What OLD or NEW means: MODEL, or MODEL+ADAPTER. Verifies every byte; raises ManifestError."""
+    """The candidate that MODEL or MODEL+ADAPTER names, verified. Raises Refusal or ManifestError."""
     model, adapter = Path(text), None
     if not model.is_dir() and "+" in text:
         before, _, after = text.rpartition("+")
         model, adapter = Path(before), Path(after)
     for path in (model, adapter):
         if path is not None and not path.is_dir():
-            raise Refusal(f"{side} is {text}, and there is no directory {path}: give MODEL or MODEL+ADAPTER")
+            raise Refusal(f"{side} is {text}, but there is no directory {path}: give MODEL or MODEL+ADAPTER")
     digests = {"model": verified(model), "adapter": verified(adapter) if adapter else None}
     return Candidate(side, model, adapter, digests)
 
 
 def compare(old: Candidate, new: Candidate, data: HeldOut, rule: Rule, dtype: str) -> dict[str, Any]:
-    """Ask both and judge; the verdict as verdict.json has it. Raises Refusal for a set that cannot tell anything."""
+    """Evaluate both candidates; return the content of verdict.json. Raises Refusal if the set is too small."""
     if short := verdict.too_small(rule, data.rows):
         raise Refusal(f"{short}: add rows, or allow a wider margin in the rule")
     known = [held_out.refuse_learned(data, each.adapter or each.model) for each in (old, new)]
@@ -60,13 +60,13 @@ def compare(old: Candidate, new: Candidate, data: HeldOut, rule: Rule, dtype: st
     pace = alternating(sides, data, rule)
     said, reasons, found = verdict.judge(metrics, pace.told(rule), rule, old.digests == new.digests)
     if more:
-        # A token is another piece of text in each tokenizer, so only bytes compare.
+        # Tokens of different tokenizers cannot be compared, only bytes.
         more = more if same_tokens else {"perplexity_per_token": None}
         if not same_tokens:
-            reasons.append("perplexity: the tokenizers differ, so it is told and judged per byte alone")
+            reasons.append("perplexity: the tokenizers differ, so it is reported and judged per byte only")
     if not known[1]:
         reasons.append(
-            "which files NEW learned from is told nowhere, so whether this set is among them is not known"
+            "NEW's training files are not recorded, so whether this set is among them is not known"
         )
     settings = rule.model_dump(mode="json")
     return {
@@ -96,7 +96,7 @@ def compare(old: Candidate, new: Candidate, data: HeldOut, rule: Rule, dtype: st
 
 
 def progress(side: str, what: str, of: int) -> Any:
-    """Tells how far it is, where somebody looks."""
+    """Show the progress on a terminal."""
 
     def told(done: int) -> None:
         if sys.stderr.isatty():
@@ -111,7 +111,7 @@ def progress(side: str, what: str, of: int) -> Any:
 
 
 def paired(sides: list["Subject"], data: HeldOut, rule: Rule) -> tuple[list[Paired], dict[str, Any]]:
-    """The scores of both, row by row, and perplexity per token where there are texts."""
+    """The scores of both models by metric, row by row; and their perplexity per token, if the set has texts."""
     from llmtrain.gate import scores
 
     seen: dict[str, list[list[float]]] = {name: [[], []] for name in data.rows}
@@ -143,12 +143,12 @@ def paired(sides: list["Subject"], data: HeldOut, rule: Rule) -> tuple[list[Pair
         weights = sizes if of_text else None
         metrics.append(Paired(name, numpy.array(before), numpy.array(after), margins[name], weights, of_text))
         if not numpy.isfinite(metrics[-1].old).all():
-            raise Refusal(f"OLD gives no numbers for {name}: there is nothing to compare NEW with")
+            raise Refusal(f"OLD's scores for {name} are NaN: there is nothing to compare NEW with")
     more: dict[str, Any] = {}
     if data.texts:
         bits_of = [sum(seen["bits_per_byte"][number]) for number in (0, 1)]
         each = [
-            2 ** (bits / max(1, count)) if bits / max(1, count) < 1000 else None  # nor is NaN
+            2 ** (bits / max(1, count)) if bits / max(1, count) < 1000 else None  # NaN is None, too
             for bits, count in zip(bits_of, tokens, strict=True)
         ]
         more["perplexity_per_token"] = {"old": each[0], "new": each[1]}
@@ -156,7 +156,7 @@ def paired(sides: list["Subject"], data: HeldOut, rule: Rule) -> tuple[list[Pair
 
 
 def alternating(sides: list["Subject"], data: HeldOut, rule: Rule) -> verdict.Pace:
-    """Seconds of both for the same prompts, in turn: who is first changes each round, so that neither has the warmer machine."""
+    """Seconds of both models for the same prompts, in alternating order, so that a warming machine favors neither."""
     from llmtrain.gate.held_out import Asked
 
     rows = (data.answers + data.choices) or [
@@ -174,7 +174,7 @@ def alternating(sides: list["Subject"], data: HeldOut, rule: Rule) -> verdict.Pa
 
 
 def told(found: dict[str, Any]) -> str:
-    """The verdict for a person."""
+    """The verdict as text."""
     lines = [
         f"{found['verdict']}: {found['reasons'][0]}",
         *(f"  {reason}" for reason in found["reasons"][1:]),
@@ -183,13 +183,12 @@ def told(found: dict[str, Any]) -> str:
         pace = found["speed"][side]
         lines.append(
             f"  {side.upper()}: latency p50 {pace['p50_seconds']:.3f} s, p95 {pace['p95_seconds']:.3f} s, "
-            f"{pace['tokens_per_second']:.1f} tokens a second"
+            f"{pace['tokens_per_second']:.1f} tokens/s"
         )
     return "\n".join(lines)
 
 
 def run(options: argparse.Namespace) -> int:
-    """llm-train compare."""
     rule = load_config(options.rule, Rule) if options.rule else Rule()
     data = held_out.read(options.data)
     found = compare(candidate("OLD", options.old), candidate("NEW", options.new), data, rule, options.dtype)
@@ -201,25 +200,22 @@ def run(options: argparse.Namespace) -> int:
 
 
 def add_command(commands: Any) -> None:
-    """`llm-train compare`."""
     parser = commands.add_parser(
         "compare",
-        help="is NEW better than OLD? Writes promote (exit 0), hold or reject (exit 8)",
+        help="decide whether NEW is better than OLD: promote (exit code 0), hold or reject (8)",
         description=__doc__,
     )
     parser.add_argument(
         "old", metavar="OLD", help="a model's directory, or MODEL+ADAPTER; each with its manifest"
     )
-    parser.add_argument("new", metavar="NEW", help="likewise")
+    parser.add_argument("new", metavar="NEW", help="like OLD")
     parser.add_argument(
         "--data", type=Path, required=True, help="the held-out set, JSON lines (docs/training-gate.md)"
     )
+    parser.add_argument("--rule", type=Path, help="gate.yaml; default: a rule that is part of the verdict")
     parser.add_argument(
-        "--rule", type=Path, help="gate.yaml; without it the defaults, which the verdict names"
-    )
-    parser.add_argument(
-        "--dtype", choices=["auto", "bfloat16", "float32"], default="auto", help="auto: the weights' own"
+        "--dtype", choices=["auto", "bfloat16", "float32"], default="auto", help="auto: that of the weights"
     )
     parser.add_argument("--json", action="store_true", help="print the verdict as JSON")
-    parser.add_argument("--out", type=Path, help="write the verdict there, as `llm-train publish` reads it")
+    parser.add_argument("--out", type=Path, help="write the verdict to this file, for `llm-train publish`")
     parser.set_defaults(run=run)

@@ -1,11 +1,11 @@
-"""The held-out set: JSON lines, of three kinds that may stand in one file.
+"""The held-out set: JSON lines of three kinds, which can be mixed in one file.
 
-- `{"question": …, "answer": …}`, or `"messages": [{"role": …, "content": …}, …]` instead of the question: what is generated is
-  compared with the answer;
-- the same with `"choices": [...]`, where `answer` is one of them or its number from 0: the likeliest is looked for;
-- `{"text": …}`: how well it is predicted.
+- `{"question": …, "answer": …}`, or `"messages": [{"role": …, "content": …}, …]` instead of the question: the generated text
+  is compared with the answer;
+- the same with `"choices": [...]`, where `answer` is one of them or its number from 0: the most likely choice is compared;
+- `{"text": …}`: its likelihood is measured.
 
-Other keys are the set's own business.
+Other keys are ignored.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ Text = Annotated[str, Field(min_length=1)]
 
 
 class Message(BaseModel):
-    """One turn."""
+    """One turn of a conversation."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     role: Text
@@ -31,7 +31,7 @@ class Message(BaseModel):
 
 
 class Line(BaseModel):
-    """One row as it stands in the file."""
+    """One line of the file."""
 
     model_config = ConfigDict(strict=True)
     question: Text | None = None
@@ -42,26 +42,26 @@ class Line(BaseModel):
 
     @model_validator(mode="after")
     def is_of_one_kind(self) -> "Line":
-        """Either a text, or one question with its answer."""
+        """A row is either a text, or one question with its answer."""
         asked = (self.question is not None) + (self.messages is not None)
         if self.text is not None:
             if asked or self.answer is not None or self.choices is not None:
-                raise ValueError("a row with text has neither question nor answer: make two rows of it")
+                raise ValueError("a row with text must not have a question or an answer: make two rows of it")
         elif asked != 1 or self.answer is None:
-            raise ValueError("a row has text, or an answer with either question or messages")
+            raise ValueError("a row needs text, or an answer with either question or messages")
         elif self.choices is None:
             if not isinstance(self.answer, str):
-                raise ValueError("an answer is a string; its number is for rows with choices")
+                raise ValueError("an answer is a string; numbers are for rows with choices")
         elif len(set(self.choices)) != len(self.choices):
             raise ValueError("two choices are the same")
         elif self.answer not in (self.choices if isinstance(self.answer, str) else range(len(self.choices))):
-            raise ValueError("the answer is none of the choices, nor the number of one, from 0")
+            raise ValueError("the answer is neither one of the choices nor the number of one, from 0")
         return self
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A question. `number` is its line in the file; `right` the number of the right choice."""
+    """A question. `number` is its line in the file, `right` the number of the correct choice."""
 
     number: int
     question: str | None
@@ -73,7 +73,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The set, by kind. `sha256` is the file's."""
+    """The set by kind of row. `sha256` is that of the file."""
 
     sha256: str
     answers: list[Asked]
@@ -82,7 +82,7 @@ class HeldOut:
 
     @property
     def rows(self) -> dict[str, int]:
-        """Rows for each metric that it has."""
+        """The number of rows per metric, for the metrics that the set has."""
         kinds = {"exact": self.answers, "f1": self.answers}
         kinds |= {"choice": self.choices, "choice_normalised": self.choices}
         counts = {name: len(rows) for name, rows in kinds.items()} | {"bits_per_byte": len(self.texts)}
@@ -90,9 +90,9 @@ class HeldOut:
 
 
 def read(path: Path) -> HeldOut:
-    """Read a set; raises Refusal, which names the line but not what stands there.
+    """Read a set; raises Refusal, which names the line but not its content.
 
-    A row that is there twice is refused: it would count as two witnesses.
+    Duplicate rows are refused: they would count twice.
     """
     try:
         data = path.read_bytes()
@@ -117,17 +117,17 @@ def read(path: Path) -> HeldOut:
         key = row.model_dump_json()
         if key in seen:
             raise Refusal(
-                f"{path} line {number} is the same row as line {seen[key]}: a row counts once, take one of them out"
+                f"{path} line {number} is the same row as line {seen[key]}: a row counts once, remove one of them"
             )
         seen[key] = number
         keep(found, number, row)
     if not seen:
-        raise Refusal(f"{path} has no row: give rows with a text, or with question and answer")
+        raise Refusal(f"{path} has no rows: add rows with a text, or with question and answer")
     return found
 
 
 def keep(found: HeldOut, number: int, row: Line) -> None:
-    """Put a row with its kind."""
+    """Add a row to `found` by its kind."""
     if row.text is not None:
         found.texts.append(row.text)
         return
@@ -142,7 +142,7 @@ def keep(found: HeldOut, number: int, row: Line) -> None:
 
 
 def digests(content: Any) -> set[str]:
-    """Every sha256 that stands anywhere in a piece of JSON."""
+    """Every sha256 that occurs anywhere in a JSON value."""
     if isinstance(content, dict):
         return set().union(*(digests(each) for each in (*content.keys(), *content.values())))
     if isinstance(content, list):
@@ -152,9 +152,9 @@ def digests(content: Any) -> set[str]:
 
 
 def refuse_learned(held_out: HeldOut, model: Path) -> bool:
-    """Raise Refusal where this very set is among what the model learned from; whether its files are told at all.
+    """Raise Refusal if this set is among the model's training files; return whether these are recorded at all.
 
-    They are in the model's training.json, under `sources`, or beside the rows that it names.
+    They are listed in the model's training.json, under `sources`, or beside the rows that it names.
     """
     told: set[str] = set()
     named = False
@@ -168,13 +168,13 @@ def refuse_learned(held_out: HeldOut, model: Path) -> bool:
             continue
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise Refusal(
-                f"{path} does not tell what was learned ({error!r}): train again, or take it away"
+                f"{path} does not record the training data ({error!r}): train again, or remove it"
             ) from error
         told |= digests([training, *listed])
         named = named or "sources" in training or bool(listed)
     if held_out.sha256 in told:
         raise Refusal(
-            f"the held-out set (sha256 {held_out.sha256}) is among the data that {model} learned from: a set that was seen "
-            "tells nothing, take another one"
+            f"the held-out set (sha256 {held_out.sha256}) is among the training data of {model}: scores on data "
+            "that was seen say nothing, use another set"
         )
     return named

@@ -1,6 +1,6 @@
-"""What a model says to a held-out set: greedy answers, likelihoods of choices and of texts, and how long it takes.
+"""Scores of a model on a held-out set: greedy answers, likelihoods of choices and texts, and latency.
 
-Nothing of a question or an answer is printed or kept; a message names a row by its number.
+The content of questions and answers is neither printed nor stored; messages name a row by its number.
 """
 
 import math
@@ -21,24 +21,24 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 from llmtrain.exits import UNHEALTHY, Refusal
 from llmtrain.gate.held_out import Asked
 
-# Han, Kana and their like: writing without blanks, of which each sign counts as a word.
+# Han, Kana and other scripts without spaces: each character counts as a word.
 UNSPACED = re.compile(r"([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff])")
 
 
 @dataclass
 class Subject:
-    """A model with its tokenizer, ready to be asked. `side` is OLD or NEW."""
+    """A loaded model with its tokenizer. `side` is OLD or NEW."""
 
     side: str
     model: Any
     tokenizer: Any
 
     def prompt(self, row: Asked) -> list[int]:
-        """The row's tokens: by the model's chat template where it has one, else the question as it is."""
+        """The row's tokens, by the model's chat template if it has one, else those of the plain question."""
         if not self.tokenizer.chat_template:
             if row.question is None:
                 raise Refusal(
-                    f"row {row.number} has messages, and {self.side} has no chat template: give rows with a question"
+                    f"row {row.number} has messages, but {self.side} has no chat template: use rows with a question"
                 )
             return list(self.tokenizer(row.question).input_ids)
         text = self.tokenizer.apply_chat_template(row.turns, tokenize=False, add_generation_prompt=True)
@@ -46,15 +46,15 @@ class Subject:
 
     @property
     def padding(self) -> int:
-        """Any token: it is masked."""
+        """The token to pad with; it is masked, so any will do."""
         return int(self.tokenizer.pad_token_id or self.tokenizer.eos_token_id or 0)
 
     def fits(self, row: Asked, tokens: int) -> None:
-        """Raise Refusal where a row is longer than the model can see."""
+        """Raise Refusal if `tokens` exceed the model's context."""
         most = self.model.config.max_position_embeddings
         if tokens > most:
             raise Refusal(
-                f"row {row.number} comes to {tokens} tokens, and {self.side} sees {most}: shorten it, or take it out"
+                f"row {row.number} has {tokens} tokens, but {self.side}'s context is {most}: shorten it, or remove it"
             )
 
     def answers(
@@ -65,7 +65,7 @@ class Subject:
         for row, prompt in zip(rows, prompts, strict=True):
             self.fits(row, len(prompt) + max_tokens)
         said = [""] * len(rows)
-        order = sorted(range(len(rows)), key=lambda number: len(prompts[number]))  # little padding
+        order = sorted(range(len(rows)), key=lambda number: len(prompts[number]))  # for little padding
         for begin in range(0, len(order), batch):
             chosen = order[begin : begin + batch]
             longest = max(len(prompts[number]) for number in chosen)
@@ -79,7 +79,7 @@ class Subject:
     def generated(
         self, ids: list[list[int]], mask: list[list[int]], tokens: int, exactly: bool = False
     ) -> list[list[int]]:
-        """Greedy tokens after each prompt, all of one length; `exactly` so many, whatever they are."""
+        """Greedy tokens after each prompt, padded to one length; with `exactly`, stop tokens do not end an answer."""
         device = self.model.device
         given = torch.tensor(ids, device=device)
         made = self.model.generate(
@@ -112,9 +112,9 @@ class Subject:
         return [-float(nats[number, : len(each)].sum()) for number, each in enumerate(endings)]
 
     def bits(self, text: str, context: int) -> tuple[float, int]:
-        """What it takes the model to write `text`, in bits, and the tokens that it predicted.
+        """The information content of `text` under the model in bits, and the number of predicted tokens.
 
-        Seen `context` tokens at a time, each but the first predicted once.
+        The text is split into pieces of `context` tokens; each token but the first is predicted once.
         """
         ids = torch.tensor(list(self.tokenizer(text).input_ids), device=self.model.device)
         context = min(context, self.model.config.max_position_embeddings)
@@ -127,16 +127,16 @@ class Subject:
         return nats / math.log(2), max(0, len(ids) - 1)
 
     def seconds(self, prompt: list[int], tokens: int) -> float:
-        """How long an answer of exactly so many tokens takes."""
+        """Seconds for an answer of exactly `tokens` tokens."""
         if self.model.device.type == "cuda":
             torch.cuda.synchronize()
         begin = time.perf_counter()
         self.generated([prompt], [[1] * len(prompt)], tokens, exactly=True)
-        return time.perf_counter() - begin  # the tokens are on the host by then
+        return time.perf_counter() - begin  # by then the tokens are on the host
 
 
 def weights(directory: Path, dtype: str) -> Any:
-    """A verified model from its safetensors; dtype auto is the one that they have."""
+    """Load a verified model from its safetensors; dtype "auto" is the stored one."""
     disable_progress_bar()
     return AutoModelForCausalLM.from_pretrained(
         str(directory),
@@ -147,9 +147,9 @@ def weights(directory: Path, dtype: str) -> Any:
 
 
 def whole(directory: Path, adapter: Path | None, dtype: str) -> Any:
-    """A model with an adapter added to its weights: in float32, then rounded once, each tensor to the dtype that it has.
+    """Load a model with an adapter merged in float32, then rounded once, each tensor to its stored dtype or to `dtype`.
 
-    Raises ConfigError for an adapter that does not work in it.
+    Raises ConfigError for an adapter that does not fit the model.
     """
     model = weights(directory, dtype)
     if adapter is None:
@@ -162,14 +162,14 @@ def whole(directory: Path, adapter: Path | None, dtype: str) -> Any:
             parameter.copy_(sums.pop(name))
     if sums:
         raise Refusal(
-            f"{adapter} has weights of its own, such as {min(sums)}: only LoRA on the model's layers is taken"
+            f"{adapter} has weights of its own, such as {min(sums)}: only LoRA on the model's layers is supported"
         )
     return model
 
 
 def load(side: str, directory: Path, adapter: Path | None, dtype: str) -> Subject:
-    """Load a verified model, with its adapter as `llm-train publish` adds it; raises Refusal where its logits are no numbers."""
-    set_verbosity_error()  # it advises about options of sampling, which nobody asked for
+    """Load a verified model, with its adapter merged as by `llm-train publish`; raises Refusal if its logits are NaN."""
+    set_verbosity_error()  # or transformers warns about sampling options, which are not used
     tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
     model = whole(directory, adapter, dtype)
     if torch.cuda.is_available():
@@ -177,9 +177,7 @@ def load(side: str, directory: Path, adapter: Path | None, dtype: str) -> Subjec
     with torch.inference_mode():
         said = model(torch.arange(min(64, model.config.vocab_size), device=model.device)[None]).logits
     if not torch.isfinite(said).all():
-        raise Refusal(
-            f"{side}'s logits are no numbers: {adapter or directory} is broken, train it again", UNHEALTHY
-        )
+        raise Refusal(f"{side}'s logits are NaN: {adapter or directory} is broken, train it again", UNHEALTHY)
     own = model.generation_config
     ends = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
     own.eos_token_id = sorted({end for end in [*ends, tokenizer.eos_token_id] if end is not None}) or None
@@ -188,22 +186,22 @@ def load(side: str, directory: Path, adapter: Path | None, dtype: str) -> Subjec
 
 
 def exact(said: str, wanted: str) -> float:
-    """1 where the two are the same text, blanks and Unicode's forms apart."""
+    """1 if the texts are equal, apart from whitespace and Unicode normalization, else 0."""
     return float(flat(said) == flat(wanted))
 
 
 def flat(text: str) -> str:
-    """Compatible forms made one, runs of blanks made one."""
+    """The text in NFKC, with runs of whitespace as one space."""
     return " ".join(unicodedata.normalize("NFKC", text).split())
 
 
 def words(text: str) -> list[str]:
-    """Of what F1 counts: words without case, and single signs of writing without blanks."""
+    """The units of F1: lower-case words, and single characters of scripts without spaces."""
     return re.findall(r"\w+", UNSPACED.sub(r" \1 ", unicodedata.normalize("NFKC", text)).casefold())
 
 
 def f1(said: str, wanted: str) -> float:
-    """Harmonic mean of precision and recall of words, as SQuAD has it (Rajpurkar et al. 2016), articles kept."""
+    """The harmonic mean of precision and recall of words, as in SQuAD (Rajpurkar et al. 2016) but with articles."""
     got, expected = Counter(words(said)), Counter(words(wanted))
     if not got or not expected:
         return exact(said, wanted)
@@ -212,7 +210,7 @@ def f1(said: str, wanted: str) -> float:
 
 
 def chosen(nats: list[float], row: Asked) -> tuple[float, float]:
-    """1 where the right choice is the likeliest: by its likelihood, and by that divided by its bytes. NaN for no numbers."""
+    """1 if the correct choice is the most likely, else 0: by likelihood, and by likelihood per byte. NaN if any is NaN."""
     if not all(map(math.isfinite, nats)):
         return math.nan, math.nan
     lengths = [max(1, len(choice.encode())) for choice in row.choices]

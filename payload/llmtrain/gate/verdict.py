@@ -1,9 +1,9 @@
-"""Is NEW better than OLD? Paired statistics of what both said to the same questions, and the rule of the gate.
+"""Is NEW better than OLD? Paired statistics of their scores on the same rows, and the rule of the gate.
 
-Three terms of the field: an interval by the paired bootstrap (Efron 1979: rows are drawn again, both models' scores together);
-non-inferior: the whole interval lies above -margin; superior: it lies above 0, and a sign-flip test (Fisher 1935) says so
-too. That test is exact where the two models are alike, however few rows differ; the bootstrap alone is not. All that is
-judged shares `alpha` (Bonferroni), so two equal models are told apart with at most half that probability.
+The terms: an interval by the paired bootstrap (Efron 1979: rows are drawn again, both models' scores together);
+non-inferior: the whole interval lies above -margin; superior: it lies above 0, and a sign-flip test (Fisher 1935) agrees.
+The test is exact for equivalent models, however few rows differ; the bootstrap alone is not. All judged metrics share
+`alpha` (Bonferroni), so two equal models are found different with at most half that probability.
 """
 
 import math
@@ -21,25 +21,25 @@ Scores = NDArray[numpy.float64]
 Verdict = Literal["promote", "hold", "reject"]
 Finding = Literal["better", "not worse", "unclear", "worse"]
 Margin = Annotated[float, Field(gt=0, lt=1)] | None
-BLOCK = 1 << 22  # numbers drawn at a time
-FEWEST = 30  # texts or rows: below, no bootstrap is to be trusted
+BLOCK = 1 << 22  # random numbers drawn at a time
+FEWEST = 30  # texts or rows; with fewer, the bootstrap is not reliable
 
 
 class Margins(Section):
-    """By how much NEW may be worse, as a share; null: the metric is told, not judged."""
+    """By how much NEW may be worse, as a share; null: the metric is reported, but not judged."""
 
     exact: Margin = 0.02
     f1: Margin = 0.02
     choice: Margin = None
     choice_normalised: Margin = 0.02
-    bits_per_byte: Margin = 0.01  # of OLD's
+    bits_per_byte: Margin = 0.01  # relative to OLD
 
 
 class Speed(Section):
-    """How latency is measured: the same prompts to both in turn, each answer of the same length."""
+    """How latency is measured: with the same prompts for both in turn, and answers of the same length."""
 
     slower: Annotated[float, Field(ge=1)] | None = (
-        1.25  # NEW may take so many times as long; null: told, not judged
+        1.25  # the highest ratio of NEW's latency to OLD's; null: reported, but not judged
     )
     rounds: Annotated[int, Field(ge=4)] = 9  # the first is warm-up and dropped
     prompts: PositiveInt = 4
@@ -47,23 +47,23 @@ class Speed(Section):
 
 
 class Rule(Section):
-    """gate.yaml: what makes NEW worth its promotion."""
+    """The schema of gate.yaml: when NEW is promoted."""
 
     margins: Margins = Margins()
     speed: Speed = Speed()
     alpha: Annotated[float, Field(gt=0, le=0.2)] = 0.05
     resamples: Annotated[int, Field(ge=1000)] = 10_000
     seed: Annotated[int, Field(ge=0)] = 42
-    max_tokens: PositiveInt = 64  # of an answer
-    context: PositiveInt = 1024  # tokens of a text that are seen at once
-    batch: PositiveInt = 8  # questions at once
+    max_tokens: PositiveInt = 64  # per answer
+    context: PositiveInt = 1024  # tokens of a text in one forward pass
+    batch: PositiveInt = 8  # questions in one forward pass
 
 
 @dataclass(frozen=True)
 class Paired:
     """One metric: the scores of both models, row by row.
 
-    Its value is sum(scores) / sum(weights): a mean where the weights are 1, bits per byte where they are bytes.
+    Its value is sum(scores) / sum(weights): a mean if the weights are 1, bits per byte if they are bytes.
     """
 
     name: str
@@ -81,7 +81,7 @@ class Paired:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a metric came to. `gain` is how much better NEW is, in the metric's unit, with its interval."""
+    """The result of a metric. `gain` is by how much NEW is better, in the metric's unit, with its interval."""
 
     old: float
     new: float
@@ -89,13 +89,13 @@ class Measured:
     gain: float
     interval: tuple[float, float]
     margin: float | None  # in the metric's unit
-    p: float | None  # of the sign-flip test, where the interval lies above 0
+    p: float | None  # of the sign-flip test, if the interval lies above 0
     finding: Finding
-    rows_to_tell: int | None  # where it is unclear: about so many rows would do
+    rows_to_tell: int | None  # if it is unclear: about how many rows would suffice
 
 
 def needed(margin: float, tail: float) -> int:
-    """Rows below which not even perfect agreement shows that the share of worse answers is under `margin`.
+    """The fewest rows with which perfect agreement shows that the share of worse answers is under `margin`.
 
     (1 - margin)^n <= tail; with a tail of 5 % this is the "rule of three", 3 / margin (Hanley and Lippman-Hand 1983).
     """
@@ -103,25 +103,25 @@ def needed(margin: float, tail: float) -> int:
 
 
 def tail_of(rule: Rule, names: Sequence[str]) -> float:
-    """The probability left on each side of an interval, where these metrics are there."""
+    """The probability outside of an interval on each side, if these metrics are judged."""
     margins = rule.margins.model_dump()
     return rule.alpha / 2 / max(1, sum(margins[name] is not None for name in names))
 
 
 def too_small(rule: Rule, rows: dict[str, int]) -> str:
-    """Why these numbers of rows, by metric, cannot tell anything, or ""."""
+    """Why these numbers of rows, by metric, are too small for a verdict; "" if they are not."""
     tail = tail_of(rule, list(rows))
     for name, seen in rows.items():
         margin = getattr(rule.margins, name)
         wanted = FEWEST if margin is None or name == "bits_per_byte" else needed(margin, tail)
         if seen < wanted:
             say = "" if margin is None else f" with a margin of {margin:g}"
-            return f"{seen} rows for {name} are too few to tell anything{say}: {wanted} are needed at least"
+            return f"{seen} rows for {name} are too few for a verdict{say}: at least {wanted} are needed"
     return ""
 
 
 def draws(rule: Rule, rows: int) -> Iterator[int]:
-    """How many resamples at a time, so that memory stays bounded."""
+    """The numbers of resamples to draw at a time, so that memory stays bounded."""
     left = rule.resamples
     while left:
         now = min(left, max(1, BLOCK // rows))
@@ -130,7 +130,7 @@ def draws(rule: Rule, rows: int) -> Iterator[int]:
 
 
 def interval(gains: Scores, weights: Scores, rule: Rule, tail: float) -> tuple[float, float]:
-    """Paired bootstrap interval of sum(gains) / sum(weights), by percentiles."""
+    """The paired bootstrap interval of sum(gains) / sum(weights), by percentiles."""
     random, rows = numpy.random.default_rng(rule.seed), len(gains)
     seen = []
     for times in draws(rule, rows):
@@ -141,7 +141,7 @@ def interval(gains: Scores, weights: Scores, rule: Rule, tail: float) -> tuple[f
 
 
 def sign_flip(gains: Scores, rule: Rule) -> float:
-    """The probability of so large a gain where OLD and NEW are exchangeable, one-sided."""
+    """The one-sided probability of at least this gain if OLD and NEW are exchangeable."""
     random, rows = numpy.random.default_rng(rule.seed + 1), len(gains)
     reached = gains.sum() - 1e-9 * abs(gains).sum()
     hits = 0
@@ -152,9 +152,9 @@ def sign_flip(gains: Scores, rule: Rule) -> float:
 
 
 def measure(paired: Paired, rule: Rule, tail: float) -> Measured:
-    """Judge one metric. A score that is no number counts as worse, if it is NEW's; of OLD it raises ValueError."""
+    """Judge one metric. NaN in NEW's scores counts as worse; in OLD's it raises ValueError."""
     if not numpy.isfinite(paired.old).all():
-        raise ValueError(f"OLD's scores of {paired.name} are no numbers")
+        raise ValueError(f"OLD's scores for {paired.name} are NaN")
     weights, rows = paired.each, len(paired.old)
     old, new = float(paired.old.sum() / weights.sum()), float(paired.new.sum() / weights.sum())
     margin = paired.margin
@@ -183,14 +183,14 @@ def measure(paired: Paired, rule: Rule, tail: float) -> Measured:
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds of the answers of both models in each round, warm-up dropped: shape (rounds, prompts)."""
+    """Seconds per answer of both models without warm-up, each of shape (rounds, prompts)."""
 
     old: Scores
     new: Scores
-    tokens: int  # of an answer
+    tokens: int  # per answer
 
     def told(self, rule: Rule) -> dict[str, Any]:
-        """Latency p50 and p95 in seconds, tokens a second, and how many times as long NEW takes, with its interval."""
+        """As JSON: latency p50 and p95 in seconds, tokens per second, and the ratio of NEW to OLD with its interval."""
         logs = numpy.log(self.new.sum(1) / self.old.sum(1))
         low, high = interval(logs, numpy.ones(len(logs)), rule, rule.alpha / 2)
         most = rule.speed.slower
@@ -217,18 +217,16 @@ class Pace:
 
 
 def sentence(name: str, found: Measured) -> str:
-    """One metric for a person."""
+    """The result of one metric as text."""
     if math.isnan(found.new):
-        return f"{name}: NEW gives no numbers"
+        return f"{name}: NEW's scores are NaN"
     low, high = found.interval
     text = f"{name}: {found.old:.4g} → {found.new:.4g} on {found.rows} rows"
     text += f", gain {found.gain:+.4g} ({low:+.4g} to {high:+.4g})"
     if found.margin is None:
         return f"{text}: not judged"
     if found.finding == "unclear":
-        return (
-            f"{text}: unclear with a margin of {found.margin:.4g}, about {found.rows_to_tell} rows would tell"
-        )
+        return f"{text}: unclear with a margin of {found.margin:.4g}, about {found.rows_to_tell} rows would suffice"
     if found.finding == "not worse":
         return f"{text}: not worse than the margin of {found.margin:.4g}"
     return f"{text}: {found.finding}"
@@ -239,8 +237,8 @@ def judge(
 ) -> tuple[Verdict, list[str], dict[str, Any]]:
     """The verdict, its reasons, and each metric as JSON has it. `same`: OLD and NEW are the same bytes.
 
-    reject: something is worse by more than its margin. promote: something is better, and nothing worse or unclear.
-    hold: all else.
+    reject: a metric is worse by more than its margin. promote: a metric is better, and none is worse or unclear.
+    hold: otherwise.
     """
     tail = tail_of(rule, [each.name for each in metrics])
     found = {each.name: measure(each, rule, tail) for each in metrics}
@@ -253,24 +251,24 @@ def judge(
     )
     verdict: Verdict = "hold"
     if same:
-        first = "OLD and NEW are the same model, byte by byte"
+        first = "OLD and NEW are the same model, byte for byte"
     elif worse:
         verdict, first = "reject", f"NEW is worse by {', '.join(worse)}"
     elif not judged:
-        first = "the rule judges nothing that this set measures: give a margin"
+        first = "the rule judges no metric that this set measures: set a margin"
     elif unclear:
-        first = f"this set does not tell whether NEW is worse by {', '.join(unclear)}"
+        first = f"this set does not show whether NEW is worse by {', '.join(unclear)}"
     elif better:
-        verdict, first = "promote", f"NEW is better by {', '.join(better)}, and worse by nothing"
+        verdict, first = "promote", f"NEW is better by {', '.join(better)}, and not worse by any metric"
     else:
-        first = "no difference that this set can show"
+        first = "this set shows no difference"
     reasons = [first, *(sentence(name, each) for name, each in found.items())]
     if pace:
         low, high = pace["interval"]
         most = (
             "not judged"
             if rule.speed.slower is None
-            else f"{pace['finding']}, allowed are {rule.speed.slower:g}"
+            else f"{pace['finding']}, at most {rule.speed.slower:g} is allowed"
         )
         reasons.append(
             f"latency: NEW takes {pace['ratio']:.3g} times as long ({low:.3g} to {high:.3g}): {most}"
@@ -279,7 +277,7 @@ def judge(
 
 
 def plain(found: Measured) -> dict[str, Any]:
-    """As JSON can say it: what is no number is null."""
+    """The value for JSON, with null for NaN and infinity."""
     return {
         key: None if isinstance(value, float) and math.isnan(value) else value
         for key, value in asdict(found).items()

@@ -1,7 +1,7 @@
-"""What a forward pass keeps for the backward pass, counted and not guessed.
+"""Activation memory: the tensors that a forward pass saves for the backward pass, counted rather than estimated.
 
-The model runs on the meta device, where no tensor has bytes, and autograd hands over each tensor that it saves. Attention
-is the exception: it counts as a fused kernel (FlashAttention, Dao et al. 2022), which keeps query, key, value and output.
+The model runs on the meta device, where tensors have no data, and autograd passes each tensor it saves to a hook. Attention
+is the exception: it counts as a fused kernel (FlashAttention, Dao et al. 2022), which saves query, key, value and output.
 """
 
 from collections.abc import Callable
@@ -11,15 +11,15 @@ from typing import Any
 
 from llmtrain.planning.architecture import Architecture, outline
 
-TOKENS = 256  # of the row that is tried; what is kept grows with the tokens
+TOKENS = 256  # length of the row that is tried; saved bytes grow linearly with it
 IMPLEMENTATION = "outlined"
 
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes that each token keeps."""
+    """Saved bytes per token."""
 
-    boundary: int  # the input of a layer: all that activation checkpointing keeps of it
+    boundary: int  # the input of a layer, which is all that activation checkpointing keeps
     layers: tuple[int, ...]
     outside: int  # embedding, last norm, logits as the loss sees them
 
@@ -27,23 +27,23 @@ class Activations:
 def activations(
     architecture: Architecture, targets: list[str] | None, dtype: str, rank: int = 16, dropout: float = 0.1
 ) -> Activations:
-    """Count them for LoRA on `targets`, or for all weights where that is None; `dtype` is bf16, fp16 or fp32."""
+    """Count them for LoRA on `targets`, or for full fine-tuning if that is None; `dtype` is bf16, fp16 or fp32."""
     import torch
 
     number = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[dtype]
-    # A target with a dot may mean layers one by one; else all after the first ones are alike.
+    # A target with a dot may select single layers; otherwise all layers after the first ones are alike.
     one_by_one = any("." in name for name in targets or [])
     tried = architecture.layers if one_by_one else min(architecture.layers, architecture.first_layers + 2)
     model = outlined(shortened(architecture.config, tried), number, architecture.expert_parameters > 0)
     if targets is not None:
         from peft import LoraConfig, get_peft_model
 
-        model.enable_input_require_grads()  # as training does: checkpointing needs it
+        model.enable_input_require_grads()  # as in training: checkpointing needs it
         config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=dropout, target_modules=targets)
         model = get_peft_model(model, config, autocast_adapter_dtype=False).base_model.model
     model.train()
     place, kept = ["outside"], {"outside": 0}
-    # Views of one storage count once, weights not at all. The tensors are held so that no identity is used twice.
+    # A storage counts once for all its views, weights not at all. Tensors are held so that no address is reused.
     held: dict[int, Any] = {
         each.untyped_storage()._cdata: each for each in (*model.parameters(), *model.buffers())
     }
@@ -71,10 +71,10 @@ def activations(
 
 
 def one_expert() -> Any:
-    """While it lasts, torch's grouped product over experts is a product with one of them, which keeps the same.
+    """In this context, torch's grouped product over experts is a product with one expert, which saves as much.
 
-    On the meta device torch 2.13 has it for bf16 alone, though its kernels compute in other numbers, too. Where torch has
-    none, transformers has its own, which stays.
+    On the meta device torch 2.13 supports it for bf16 alone, though its kernels support other dtypes. If torch has no such
+    product, transformers uses its own, which is left unchanged.
     """
     from torch.overrides import TorchFunctionMode
 
@@ -89,7 +89,7 @@ def one_expert() -> Any:
 
 
 def moves(place: list[str], to: str) -> Callable[..., None]:
-    """A hook that notes where the forward pass is."""
+    """A hook that records in `place` where the forward pass is."""
 
     def hook(*_: Any) -> None:
         place[0] = to
@@ -98,22 +98,22 @@ def moves(place: list[str], to: str) -> Callable[..., None]:
 
 
 def shortened(config: Any, layers: int) -> Any:
-    """The configuration of the same model with its first `layers` alone."""
+    """The configuration of the model cut to its first `layers` layers."""
     short, all_layers = deepcopy(config), config.num_hidden_layers
     for name, value in vars(config).items():
-        if isinstance(value, list) and len(value) == all_layers:  # what each layer is
+        if isinstance(value, list) and len(value) == all_layers:  # a list with an entry per layer
             setattr(short, name, value[:layers])
     short.num_hidden_layers = layers
     return short
 
 
 def outlined(config: Any, dtype: Any, experts: bool) -> Any:
-    """The model on the meta device with that attention, and the experts' grouped kernel."""
+    """The model on the meta device, with the fused attention of this module and grouped experts."""
     from torch.autograd import Function
     from transformers import AttentionInterface
 
     class Kernel(Function):  # type: ignore[misc]  # torch has no types here
-        """A fused attention that keeps what one keeps; it is counted, and nobody asks it for gradients."""
+        """Saves the tensors that a fused attention saves. It has no backward pass."""
 
         @staticmethod
         def forward(ctx: Any, query: Any, key: Any, value: Any) -> Any:
@@ -123,7 +123,7 @@ def outlined(config: Any, dtype: Any, experts: bool) -> Any:
             return out
 
     def attention(module: Any, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> Any:
-        # A packed row has a mask, with which keys and values are copied for each head that shares them.
+        # A packed row has a mask; then keys and values are copied for each head that shares them.
         copies = query.shape[1] // key.shape[1]
         if copies > 1:
             key, value = (each.repeat_interleave(copies, dim=1) for each in (key, value))

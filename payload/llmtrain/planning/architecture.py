@@ -1,7 +1,7 @@
-"""What training has to know of a model, told by its config.json: `llm-train describe`.
+"""The architecture of a model, from its config.json: `llm-train describe`.
 
-The model is built on the meta device, where a tensor has a shape and no bytes, so the answers come from the layers that
-will run, and no table of module names can go stale. Needs transformers; no weights are read, no code of the model's is run.
+The model is built on the meta device, where tensors have shapes but no data, so the answers come from the layers that will
+run rather than from a table of module names. Needs transformers; reads no weights and runs no code from the model's folder.
 """
 
 import argparse
@@ -14,65 +14,65 @@ from llmcore import model_config
 from llmtrain.exits import DONE, Refusal
 from llmtrain.job import Intent
 
-# Llama-shaped, or DeepSeek's latent attention. What is not here was not tried.
+# Llama-like models, and DeepSeek's latent attention. Other families have not been tried.
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "deepseek_v2", "deepseek_v3")
-# What bitsandbytes leaves as it is beside what is no Linear: the head by transformers' choice, and the latent's
-# decompression, whose four-dimensional input breaks its int8.
+# Linear layers that stay unquantized: the head, which transformers skips, and the decompression of MLA, whose
+# four-dimensional input breaks the int8 product of bitsandbytes.
 NEVER_QUANTIZED = ("lm_head", "kv_b_proj")
-# vLLM computes with a product of this layer's weights; an adapter on it loads and changes nothing (vLLM #48974).
+# vLLM absorbs this layer's weights into others; an adapter on it loads, but has no effect (vLLM #48974).
 ABSORBED = "kv_b_proj"
-# On a model with experts PEFT 0.21 takes these names, however long the path before them, for the experts' fused
-# weights (transformers_weight_conversion.py), where it allows no dropout.
+# On a model with experts PEFT 0.21 mistakes these names, with any prefix, for the experts' fused weights
+# (transformers_weight_conversion.py), where it allows no dropout.
 FUSED = ("gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A model by its shapes. Parameters are counts; tied weights count once."""
+    """The shapes of a model. Parameters are counts; tied weights count once."""
 
     family: str
     parameters: int
-    active_parameters: int  # that one token meets: of the routed experts, those that its router picks
-    expert_parameters: int  # fused in three dimensions; bitsandbytes and LoRA leave them as they are
+    active_parameters: int  # for one token: of the routed experts, only those that the router selects
+    expert_parameters: int  # fused in three dimensions; neither bitsandbytes nor LoRA applies to them
     router_parameters: int
     layers: int
-    first_layers: int  # that differ from those after them: dense ones before the experts
+    first_layers: int  # dense layers before those with experts
     heads: int
     hidden_size: int
     vocabulary: int
     context: int
-    leaf_classes: tuple[str, ...]  # modules that ZeRO-3 has to gather whole
+    leaf_classes: tuple[str, ...]  # modules that ZeRO-3 has to gather as one
     quantizable_parameters: int
     quantizable_rows: int
     largest_layer: int  # parameters of the largest decoder layer
-    largest_unit: int  # parameters of what ZeRO-3 gathers at once
+    largest_unit: int  # parameters of the largest module that ZeRO-3 gathers as one
     largest_parameter: int
-    outside_layers: int  # parameters of embeddings, head and last norm
-    widest: int  # elements that the widest product in a layer makes of a token
-    stored_as: str  # the numbers of the weights on disk; "fp8" is no format to train in
+    outside_layers: int  # parameters of embeddings, head and final norm
+    widest: int  # elements per token of the widest product in a layer
+    stored_as: str  # dtype of the weights on disk; "fp8" cannot be trained
     linears: dict[str, tuple[int, int]] = field(repr=False)  # full name: inputs, outputs
-    config: Any = field(repr=False, compare=False)  # transformers' own
+    config: Any = field(repr=False, compare=False)  # of transformers
 
     @property
     def latent(self) -> bool:
-        """Whether attention works on compressed keys and values (MLA)."""
+        """Whether attention uses compressed keys and values (MLA)."""
         return any(name.endswith(f".{ABSORBED}") for name in self.linears)
 
     @property
     def quantizable_share(self) -> float:
-        """Of all bytes, in 16 bit."""
+        """The share of the bytes in 16 bit that bitsandbytes can quantize, from 0 to 1."""
         return self.quantizable_parameters / self.parameters
 
     def served_unmerged(self, targets: list[str]) -> bool:
-        """Whether a server can load an adapter on `targets` beside the model; otherwise merge it first."""
+        """Whether a server can apply an adapter on `targets` unmerged."""
         return not any(name.split(".")[-1] == ABSORBED for name in matching(self, targets))
 
 
 def describe(model_dir: Path) -> Architecture:
     """The architecture of the model in `model_dir`, from its config.json alone.
 
-    Raises ConfigError where there is none, and Refusal where transformers has no class of its own for it, or nobody
-    tried to train it here.
+    Raises ConfigError if there is no config.json, and Refusal for a model that transformers has no class for, or whose
+    family is not in FAMILIES.
     """
     content = model_config.read(model_dir)
     refuse_the_unknown(model_dir, content)
@@ -84,37 +84,37 @@ def describe(model_dir: Path) -> Architecture:
         return inspect(config, content, model)
     except Refusal:
         raise
-    except Exception as error:  # transformers checks a configuration by whatever breaks first
+    except Exception as error:  # transformers does not validate: the error may be any
         raise Refusal(
-            f"{model_dir}/config.json makes no model ({type(error).__name__}: {error}): compare it with the original"
+            f"cannot build a model from {model_dir}/config.json ({type(error).__name__}: {error}): compare it with the original"
         ) from error
 
 
 def refuse_the_unknown(model_dir: Path, content: dict[str, Any]) -> None:
-    """Raise Refusal for a family that is not ours to train."""
+    """Raise Refusal for a family that is not in FAMILIES."""
     family = content.get("model_type")
     if family == "deepseek":
         raise Refusal(
             f"{model_dir} is a first-generation DeepSeek mixture of experts (model_type 'deepseek'), which needs code "
-            "out of its own directory, and that is never run: take DeepSeek-V2-Lite or another native model"
+            "from its own directory, which is never run: use DeepSeek-V2-Lite or another native model"
         )
     if family not in FAMILIES:
-        raise Refusal(f"{model_dir} has model_type {family!r}: llm-train knows {', '.join(FAMILIES)}")
+        raise Refusal(f"{model_dir} has model_type {family!r}: llm-train supports {', '.join(FAMILIES)}")
 
 
 def outline(config: Any, **options: Any) -> Any:
-    """The model of a configuration on the meta device. Its weights are shapes."""
+    """The model of a configuration on the meta device, where its weights have no data."""
     import torch
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
-    # The class is imported here: an import makes tensors of its own, which must not be on that device.
+    # Import the class first: the import creates tensors that must not be on the meta device.
     MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
 
 
 def inspect(config: Any, content: dict[str, Any], model: Any) -> Architecture:
-    """Read the shapes off a model on the meta device."""
+    """The architecture of a model on the meta device."""
     from torch.nn import Linear
 
     modules = dict(model.named_modules())
@@ -158,15 +158,15 @@ def inspect(config: Any, content: dict[str, Any], model: Any) -> Architecture:
 
 
 def size(module: Any) -> int:
-    """Parameters of a module, tied ones once."""
+    """The number of parameters of a module; tied ones count once."""
     return sum(each.numel() for each in module.parameters())
 
 
 def lora_targets(architecture: Architecture, target: str | list[str]) -> list[str]:
     """Names of the Linear layers to adapt, as PEFT's `target_modules` takes them.
 
-    `target` is an intent, or names that are looked up as PEFT does (a whole name, or its end after a dot). Raises
-    Refusal where a name matches no Linear layer: PEFT trains the others, and says nothing.
+    `target` is an intent, or names that match as in PEFT: a full name, or its end after a dot. Raises Refusal if a name
+    matches no Linear layer: PEFT would silently train only the others.
     """
     if isinstance(target, list):
         return named(architecture, target)
@@ -177,38 +177,38 @@ def lora_targets(architecture: Architecture, target: str | list[str]) -> list[st
         )
     if target == "attention.all":
         return attention
-    # Queries and values. Latent attention decompresses the value by kv_b_proj, the query by q_b_proj where it is
-    # compressed at all.
+    # Queries and values. Latent attention decompresses values by kv_b_proj, and queries by q_b_proj where they are
+    # compressed.
     query = "q_b_proj" if "q_b_proj" in attention else "q_proj"
     return named(architecture, [query, ABSORBED if ABSORBED in attention else "v_proj"])
 
 
 def named(architecture: Architecture, names: list[str]) -> list[str]:
-    """The same names; raises Refusal that tells those that match nothing."""
+    """Return `names`; raises Refusal if some match no Linear layer, or fused experts."""
     missing = [name for name in names if not matching(architecture, [name])]
     if not names or missing:
         there = sorted({name.split(".")[-1] for name in architecture.linears})
         raise Refusal(
             f"method.target {target_text(names)} does not fit a {architecture.family} model: no Linear layer is called "
-            f"{' or '.join(missing) or '(the list is empty)'}; there are {', '.join(there)}; or write an intent, "
+            f"{' or '.join(missing) or '(the list is empty)'}; there are {', '.join(there)}; or use an intent, "
             f"{', '.join(get_args(Intent))}"
         )
     fused = [name for name in names if name.split(".")[-1] in FUSED]
     if architecture.expert_parameters and fused:
         raise Refusal(
-            f"method.target {target_text(names)} cannot be adapted on a {architecture.family} model: PEFT takes "
-            f"{', '.join(fused)} for the fused experts, which bear no dropout; take attention.all"
+            f"method.target {target_text(names)} cannot be adapted on a {architecture.family} model: PEFT mistakes "
+            f"{', '.join(fused)} for the fused experts, which do not support dropout; use attention.all"
         )
     return names
 
 
 def target_text(names: list[str]) -> str:
-    """As a job file has it."""
+    """The target as it is written in a job file."""
     return f"[{', '.join(names)}]"
 
 
 def matching(architecture: Architecture, names: list[str]) -> list[str]:
-    """Full names of the Linear layers that PEFT would adapt for `names`."""
+    """The full names of the Linear layers that PEFT adapts for `names`."""
     return [
         full
         for full in architecture.linears
@@ -217,13 +217,13 @@ def matching(architecture: Architecture, names: list[str]) -> list[str]:
 
 
 def adapter_parameters(architecture: Architecture, targets: list[str], rank: int) -> int:
-    """Parameters of LoRA on `targets`: two matrices for each layer, inputs by rank and rank by outputs."""
+    """The number of parameters of LoRA on `targets`: per layer, matrices of inputs × rank and rank × outputs."""
     found = [architecture.linears[name] for name in matching(architecture, targets)]
     return rank * sum(inputs + outputs for inputs, outputs in found)
 
 
 def intents(architecture: Architecture) -> dict[str, list[str] | str]:
-    """The layers that each intent means here, or the sentence that refuses it."""
+    """The layers that each intent selects in this architecture, or the message that refuses it."""
     found: dict[str, list[str] | str] = {}
     for intent in get_args(Intent):
         try:
@@ -234,7 +234,7 @@ def intents(architecture: Architecture) -> dict[str, list[str] | str]:
 
 
 def as_json(architecture: Architecture) -> dict[str, Any]:
-    """What `describe --json` prints."""
+    """The output of `describe --json`."""
     shapes = (
         "family", "parameters", "active_parameters", "expert_parameters", "router_parameters", "layers", "hidden_size",
         "vocabulary", "context", "leaf_classes", "stored_as",
@@ -258,7 +258,7 @@ def as_json(architecture: Architecture) -> dict[str, Any]:
 
 
 def text(architecture: Architecture) -> str:
-    """What `describe` prints."""
+    """The output of `describe`."""
     a = architecture
     lines = [
         f"{a.family}, {a.parameters / 1e9:.2f} G parameters, {a.active_parameters / 1e9:.2f} G active for a token",
@@ -279,17 +279,16 @@ def text(architecture: Architecture) -> str:
 
 
 def add_command(commands: Any) -> None:
-    """llm-train describe."""
     command = commands.add_parser(
-        "describe", help="what a model is made of, and which layers training may name"
+        "describe", help="show the architecture of a model, and the layers that a job can target"
     )
     command.add_argument("model_dir", metavar="MODEL_DIR", type=Path, help="a directory with config.json")
-    command.add_argument("--json", action="store_true", help="for programs")
+    command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(run=describe_command)
 
 
 def describe_command(options: argparse.Namespace) -> int:
-    """Print it."""
+    """Print the architecture; raises ConfigError or Refusal."""
     architecture = describe(options.model_dir)
     print(json.dumps(as_json(architecture)) if options.json else text(architecture))
     return DONE

@@ -1,4 +1,4 @@
-"""The ways to run a job: which there are, which fit, and what would fit where none does."""
+"""The ways to run a job: all that the job allows, those that fit, and what would fit otherwise."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,12 +10,12 @@ from llmtrain.planning.footprint import Choice, Load, counted, footprint, host_b
 from llmtrain.planning.hardware import G
 
 OFFLOADS = ("none", "optimizer", "all")
-TOKENS = 16384  # of a micro-batch: a matrix unit is busy long before
+TOKENS = 16384  # largest micro-batch; matrix units are saturated well below
 TOKENS_CPU = 2048
 
 
 def choices(load: Load, rows_per_rank: int) -> Iterator[Choice]:
-    """Every way that the job allows, and that makes sense."""
+    """Every reasonable way to run the job that it allows."""
     scale, hardware, method = load.job.scale, load.hardware, load.job.method
     quantized = method.kind == "lora" and method.quantize != "none"
     if scale.strategy != "auto":
@@ -23,7 +23,7 @@ def choices(load: Load, rows_per_rank: int) -> Iterator[Choice]:
     elif quantized or (hardware.world_size == 1 and hardware.on_cpu):
         strategies = ("ddp",)
     elif method.kind == "lora":
-        strategies = ("ddp", "zero3")  # ZeRO-2 divides what LoRA hardly has
+        strategies = ("ddp", "zero3")  # ZeRO-2 shards gradients and moments, of which LoRA has few
     else:
         strategies = ("ddp", "zero2", "zero3")
     limit = max(1, (TOKENS_CPU if hardware.on_cpu else TOKENS) // load.seq_len)
@@ -38,17 +38,17 @@ def choices(load: Load, rows_per_rank: int) -> Iterator[Choice]:
 
 
 def offloads(load: Load, strategy: str) -> Iterator[str]:
-    """What DeepSpeed can keep in the host's memory under a strategy, and the job allows."""
+    """The kinds of offloading that a strategy supports and the job allows; raises Refusal if the job asks for another."""
     scale, hardware = load.job.scale, load.hardware
     possible = {"zero2": OFFLOADS[:2], "zero3": OFFLOADS}.get(strategy, OFFLOADS[:1])
     if hardware.on_cpu:
         possible = OFFLOADS[:1]
     if scale.strategy != "auto" and scale.offload not in ("auto", *possible):
         raise Refusal(
-            f"scale.offload is {scale.offload}, which {strategy} on {hardware.gpu} has not: it has {', '.join(possible)}"
+            f"scale.offload is {scale.offload}, which {strategy} on {hardware.gpu} does not support: use {' or '.join(possible)}"
         )
     for offload in possible:
-        # Alone, ZeRO divides nothing: it is worth its cost only for offloading.
+        # On a single process ZeRO shards nothing: it only pays off for offloading.
         idle = (
             hardware.world_size == 1 and strategy != "ddp" and offload == "none" and scale.strategy == "auto"
         )
@@ -57,28 +57,28 @@ def offloads(load: Load, strategy: str) -> Iterator[str]:
 
 
 def fits(load: Load, choice: Choice) -> bool:
-    """On the GPU, and in the host's memory what is offloaded."""
+    """Whether a choice fits in the memory of the GPU, and its offloaded part in that of the host."""
     return sum(footprint(load, choice).values()) <= room(load.hardware) and not host_lacks(load, choice)
 
 
 def host_lacks(load: Load, choice: Choice) -> float:
-    """Bytes of a node's own memory that offloading takes beyond four fifths of it."""
+    """Bytes by which offloading exceeds four fifths of a node's memory."""
     return max(0, host_bytes(load, choice) - 0.8 * load.hardware.host_memory)
 
 
 def smallest(load: Load, among: list[Choice]) -> float | None:
-    """The least that any of them takes on a GPU."""
+    """The smallest footprint of any of them on a GPU, in bytes."""
     return min((sum(footprint(load, choice).values()) for choice in among), default=None)
 
 
 def what_would_fit(load: Load) -> list[str]:
-    """Changes of the job or of the hardware with which it would fit, each alone."""
+    """Changes of the job or of the hardware, each of which alone would make the job fit."""
     job, hardware, method = load.job, load.hardware, load.job.method
     left_open = {"strategy": "auto", "offload": "auto", "checkpointing": "auto", "micro_batch": None}
     free = replace(load, job=job.model_copy(update={"scale": job.scale.model_copy(update=left_open)}))
     found = []
     if free.job != job and room_for(free):
-        found.append("scale.strategy, offload, checkpointing and micro_batch left to the plan")
+        found.append("scale.strategy, offload, checkpointing and micro_batch set to auto")
     if not hardware.on_cpu:
         for world in (hardware.world_size * 2**power for power in range(1, 7)):
             gpus = min(world, max(hardware.gpus, 8))
@@ -95,7 +95,7 @@ def what_would_fit(load: Load) -> list[str]:
     if room_for(replace(free, hardware=replace(hardware, host_memory=1024 * host))):
         while not room_for(replace(free, hardware=replace(hardware, host_memory=host))):
             host += 256 * G
-        found.append(f"nodes with {gib(host)} of memory, to offload into")
+        found.append(f"nodes with {gib(host)} of memory for offloading")
     if method.kind == "full":
         lora = job.model_copy(update={"method": Lora(kind="lora"), "scale": free.job.scale})
         if room_for(replace(free, job=lora, kept=counted(load.architecture, lora, load.precision))):
@@ -112,5 +112,5 @@ def what_would_fit(load: Load) -> list[str]:
 
 
 def room_for(load: Load) -> bool:
-    """Whether any choice fits, a row at a time."""
+    """Whether any choice fits with a micro-batch of one row."""
     return any(fits(load, choice) for choice in choices(load, 1))

@@ -10,21 +10,24 @@ from llmtrain.exits import DONE, Refusal
 
 
 def add_command(commands: Any) -> None:
-    """llm-train plan."""
     command = commands.add_parser(
-        "plan", help="how a job would run, what it takes and how long; starts nothing"
+        "plan", help="predict how a job runs, its memory and its duration; starts nothing"
     )
     command.add_argument("job", metavar="JOB.yaml", type=Path)
-    command.add_argument("--gpu", help="a card, such as a100; without it, this machine is looked at")
-    command.add_argument("--gpus", type=int, help="GPUs of a node; default: the job's scale.processes, or 1")
-    command.add_argument("--memory", help="of a GPU, such as 80G; default: what the card is sold with")
-    command.add_argument("--nodes", type=int, help="default: the job's scale.nodes")
-    command.add_argument("--host-memory", help="of a node, such as 1T; default: twice its GPUs'")
+    command.add_argument("--gpu", help="GPU model, such as a100; default: the GPUs of this machine")
+    command.add_argument("--gpus", type=int, help="GPUs per node; default: the job's scale.processes, or 1")
     command.add_argument(
-        "--network", type=float, help="GB/s between nodes; 12.5, which is 100 Gbit/s, is assumed"
+        "--memory", help="memory of a GPU, such as 80G; default: that of the model's data sheet"
     )
-    command.add_argument("--seq-len", type=int, help="tokens of a row; default: as the job's data is packed")
-    command.add_argument("--json", action="store_true", help="for programs")
+    command.add_argument("--nodes", type=int, help="number of nodes; default: the job's scale.nodes")
+    command.add_argument(
+        "--host-memory", help="memory of a node, such as 1T; default: twice that of its GPUs"
+    )
+    command.add_argument(
+        "--network", type=float, help="GB/s between nodes; default: 12.5, which is 100 Gbit/s"
+    )
+    command.add_argument("--seq-len", type=int, help="tokens per row; default: that of the job's data")
+    command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(run=plan_command)
 
 
@@ -42,9 +45,7 @@ def plan_command(options: argparse.Namespace) -> int:
         network = options.network or 12.5
         hardware = given(options.gpu, gpus, options.memory, nodes, options.host_memory, network)
     elif options.memory or options.host_memory or options.network:
-        raise Refusal(
-            "--memory, --host-memory and --network tell of a card that --gpu names: add --gpu a100, for example"
-        )
+        raise Refusal("--memory, --host-memory and --network need --gpu: add, for example, --gpu a100")
     else:
         hardware = detect(nodes, options.gpus or job.scale.processes)
     try:
@@ -58,18 +59,18 @@ def plan_command(options: argparse.Namespace) -> int:
 
 
 def as_json(found: Any) -> dict[str, Any]:
-    """A plan for programs."""
+    """A plan as JSON."""
     return {**asdict(found), "total": found.total}
 
 
 def text(found: Any) -> str:
-    """A plan for people."""
+    """A plan as text."""
     unit = "process" if found.tokens_per_second is None else "GPU"
     lines = [
         f"{found.strategy} on {found.world_size} × {found.memory:.1f} GiB, {found.precision}, offload {found.offload}",
         f"a step: {found.world_size} × {found.accumulation} × {found.micro_batch} rows of {found.seq_len} tokens",
         f"activation checkpointing: {'yes' if found.checkpointing else 'no'}",
-        f"GiB on each {unit}, of which {found.room:.1f} may be used:",
+        f"GiB on each {unit}, of which {found.room:.1f} is usable:",
     ]
     lines += [f"  {name:12} {size:7.2f}" for name, size in found.parts.items() if size >= 0.005]
     lines.append(f"  {'total':12} {found.total:7.2f}")

@@ -1,7 +1,7 @@
-"""How much memory a training step takes on each process, and how long it takes, by arithmetic.
+"""The memory of a training step on each process, by arithmetic.
 
-Bytes for each parameter follow ZeRO (Rajbhandari et al. 2020): AdamW in mixed precision keeps a 16-bit weight and gradient,
-and a 32-bit weight and two moments, 16 bytes in all; each stage divides more of them by the number of processes.
+Bytes per parameter follow ZeRO (Rajbhandari et al. 2020): AdamW in mixed precision keeps a 16-bit weight and gradient,
+and a 32-bit weight and two moments, 16 bytes in all; each stage shards more of them over the processes.
 """
 
 from collections.abc import Mapping
@@ -14,9 +14,9 @@ from llmtrain.planning.architecture import Architecture, adapter_parameters, lor
 from llmtrain.planning.hardware import G, Hardware
 
 PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "gather", "overhead")
-BUCKET = 50_000_000  # elements that DeepSpeed sends at once
-SMALL = 100_000  # parameters below this stay whole on each process under ZeRO-3: norms, and LoRA's matrices
-# Bytes of a weight that bitsandbytes changes, and bytes for each of its rows: as in llm-serve fit.
+BUCKET = 50_000_000  # elements that DeepSpeed communicates at once
+SMALL = 100_000  # ZeRO-3 does not shard parameters with fewer elements: norms, and LoRA's matrices
+# Bytes per weight that bitsandbytes quantizes, and bytes per row of such a matrix: as in llm-serve fit.
 QUANTIZED = {"int8": (1.0, 4), "nf4": (0.5 + 4 / 64, 0)}
 
 
@@ -31,13 +31,13 @@ class Choice:
 
     @property
     def sharded(self) -> bool:
-        """Whether weights are divided among the processes."""
+        """Whether weights are sharded over the processes."""
         return self.strategy in ("zero3", "fsdp")
 
 
 @dataclass(frozen=True)
 class Load:
-    """What has to be held and computed, whatever the choice."""
+    """The part of the work that does not depend on the choice."""
 
     architecture: Architecture
     job: Job
@@ -48,12 +48,12 @@ class Load:
 
     @property
     def number(self) -> int:
-        """Bytes of a number that is computed with."""
+        """Bytes of a number in the precision of the job."""
         return 4 if self.precision == "fp32" else 2
 
     @cached_property
     def targets(self) -> list[str] | None:
-        """LoRA's layers; None where all weights learn."""
+        """LoRA's layers; None for full fine-tuning."""
         return (
             lora_targets(self.architecture, self.job.method.target)
             if self.job.method.kind == "lora"
@@ -62,7 +62,7 @@ class Load:
 
     @cached_property
     def trainable(self) -> int:
-        """Parameters that learn."""
+        """The number of trainable parameters."""
         method = self.job.method
         if method.kind == "lora":
             return adapter_parameters(self.architecture, self.targets or [], method.r)
@@ -71,7 +71,7 @@ class Load:
 
     @cached_property
     def frozen_bytes(self) -> float:
-        """The weights that do not learn, as they lie in memory."""
+        """Bytes of the frozen weights in memory."""
         method, a = self.job.method, self.architecture
         if method.kind == "full":
             return (a.parameters - self.trainable) * 4.0  # a router is kept in 32 bit
@@ -83,7 +83,7 @@ class Load:
 
 
 def counted(architecture: Architecture, job: Job, precision: str) -> Activations:
-    """What each token keeps in this job. Takes seconds."""
+    """The activations of each token in this job. Takes seconds."""
     method = job.method
     if method.kind == "full":
         return activations(architecture, None, precision)
@@ -92,12 +92,12 @@ def counted(architecture: Architecture, job: Job, precision: str) -> Activations
 
 
 def footprint(load: Load, choice: Choice) -> dict[str, float]:
-    """Bytes on each process, by part."""
+    """Peak bytes on each process, by part of PARTS."""
     world, number, learn = load.hardware.world_size, load.number, load.trainable
     full = load.job.method.kind == "full"
     share = world if choice.sharded else 1
     if choice.strategy in ("ddp", "fsdp"):
-        # 32-bit weights that autocast copies; DDP sends gradients from buckets of their own. FSDP2 wants one dtype in
+        # 32-bit weights that autocast copies; DDP sends gradients from separate buckets. FSDP2 needs one dtype in
         # a layer, so LoRA's frozen weights are of 32 bit there.
         copies = number if full and number < 4 and choice.strategy == "ddp" else 0
         frozen = (
@@ -107,7 +107,7 @@ def footprint(load: Load, choice: Choice) -> dict[str, float]:
         gradients = learn * 4 / share * (2 if choice.strategy == "ddp" and world > 1 else 1)
         optimizer = learn * 8 / share
     else:
-        whole = 0 if full else learn * number  # LoRA's matrices are small enough to stay whole
+        whole = 0 if full else learn * number  # LoRA's matrices are too small to be sharded
         weights = (load.frozen_bytes + (learn * number if full else 0)) / share + whole
         gradients, optimizer = learn * number / world, learn * 12 / world
     if choice.offload != "none":
@@ -123,7 +123,7 @@ def footprint(load: Load, choice: Choice) -> dict[str, float]:
 
 
 def working_memory(load: Load, choice: Choice) -> Mapping[str, float]:
-    """What is there only while a step runs."""
+    """Bytes that are only allocated during a step."""
     kept, a, number = load.kept, load.architecture, load.number
     tokens = choice.micro_batch * load.seq_len
     # A packed row's mask, as numbers to add to the scores, is kept by attention without a kernel for documents. On a CPU
@@ -133,7 +133,7 @@ def working_memory(load: Load, choice: Choice) -> Mapping[str, float]:
         mask = scores * a.heads
     # The loss: logits as computed, as log-probabilities in 32 bit, and two gradients of that size.
     logits = tokens * a.vocabulary * (number + 12)
-    # Going back through a layer holds about four more of its widest tensors, when the loss has let its memory go: the
+    # The backward pass of a layer holds about four more of its widest tensors, after the loss has freed its memory: the
     # larger of the two counts. Measured, see docs/training-plan.md.
     backward = 4 * tokens * a.widest * number + (mask if mask > scores else 0)
     if choice.checkpointing:
@@ -150,18 +150,18 @@ def working_memory(load: Load, choice: Choice) -> Mapping[str, float]:
 
 
 def live_parameters(architecture: Architecture) -> int:
-    """Parameters that ZeRO-3 holds whole at once: what runs, and what comes next."""
+    """Parameters that ZeRO-3 holds unsharded at once: those of the running module and of the next."""
     ahead = prefetch(architecture)
     return architecture.largest_unit + (ahead + architecture.largest_parameter if ahead else 0)
 
 
 def prefetch(architecture: Architecture) -> int:
-    """Parameters to fetch ahead; none beside experts, whose next layer is as large as the one that runs."""
+    """Parameters to prefetch; none for experts, whose next layer is as large as the running one."""
     return 0 if architecture.expert_parameters else BUCKET
 
 
 def gathered(load: Load, choice: Choice) -> float:
-    """Bytes of weights that are whole for a while, and of buckets on the way."""
+    """Bytes of weights that are unsharded temporarily, and of communication buckets."""
     a, number = load.architecture, load.number
     full = load.job.method.kind == "full"
     if load.hardware.world_size == 1 and choice.offload == "none":
@@ -175,14 +175,14 @@ def gathered(load: Load, choice: Choice) -> float:
 
 
 def overhead(hardware: Hardware) -> float:
-    """The runtime's own: CUDA's context and workspaces, and NCCL's buffers; on a CPU, the libraries."""
+    """Bytes of the runtime: CUDA's context and workspaces and NCCL's buffers; on a CPU, the libraries."""
     if hardware.on_cpu:
         return 0.7 * G
     return 1.0 * G + (0.5 * G if hardware.world_size > 1 else 0)
 
 
 def host_bytes(load: Load, choice: Choice) -> float:
-    """Bytes that offloading puts into a node's own memory."""
+    """Bytes that offloading allocates in a node's memory."""
     if choice.offload == "none":
         return 0
     nodes, learn = load.hardware.nodes, load.trainable
@@ -195,5 +195,5 @@ def host_bytes(load: Load, choice: Choice) -> float:
 
 
 def room(hardware: Hardware) -> float:
-    """Bytes that may be used: a twentieth is lost in the allocator's gaps; on a CPU a tenth is the system's."""
+    """Usable bytes: a twentieth of a GPU's memory is lost to fragmentation; a tenth of a host's is the system's."""
     return hardware.memory * (0.9 if hardware.on_cpu else 0.95)

@@ -1,4 +1,4 @@
-"""What a job would run on: given by the person who plans, or found on this machine."""
+"""The hardware that a job runs on: as given on the command line, or as detected on this machine."""
 
 import os
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ G = 2**30
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU by its maker's data sheet."""
+    """A GPU model, by its data sheet."""
 
     memory: int  # GiB
     teraflops: float  # dense matrix products in bf16, or fp16 where there is no bf16
     bf16: bool
-    link: float  # GB/s in one direction, to the others of its node
+    link: float  # GB/s in one direction, to the other GPUs of the node
 
 
 CARDS = {
@@ -43,31 +43,31 @@ CARDS = {
 class Hardware:
     """`nodes` machines with `gpus` each; on a CPU, `gpus` is the number of processes. Sizes are bytes."""
 
-    gpu: str  # a name in CARDS, "cpu", or what the driver calls it
+    gpu: str  # a key of CARDS, "cpu", or the name from the driver
     gpus: int
-    memory: int  # of one GPU, or one process's share of the machine's
+    memory: int  # of one GPU; on a CPU, the share of one process
     host_memory: int  # of a node
     nodes: int = 1
-    network: float = 12.5  # GB/s of a node to the others: 100 Gbit/s, assumed where nobody says
+    network: float = 12.5  # GB/s from a node to the others; the default assumes 100 Gbit/s
 
     @property
     def world_size(self) -> int:
-        """Processes in all."""
+        """The number of processes on all nodes."""
         return self.gpus * self.nodes
 
     @property
     def card(self) -> Card | None:
-        """Its data sheet, where it is known."""
+        """The data sheet of the GPU; None if it is not in CARDS."""
         return CARDS.get(self.gpu)
 
     @property
     def on_cpu(self) -> bool:
-        """No GPU at all."""
+        """Whether there is no GPU."""
         return self.gpu == "cpu"
 
     @property
     def bf16(self) -> bool:
-        """Whether its matrix units compute in bf16."""
+        """Whether the matrix units support bf16."""
         return self.card.bf16 if self.card else not self.on_cpu
 
 
@@ -79,19 +79,19 @@ def given(
     host_memory: str | None = None,
     network: float = 12.5,
 ) -> Hardware:
-    """Hardware that a person names. Raises Refusal or ConfigError."""
+    """The hardware that the arguments describe; raises Refusal or ConfigError."""
     if gpu not in CARDS:
-        raise Refusal(f"--gpu is '{gpu}': known are {', '.join(CARDS)}; for a CPU leave --gpu out")
+        raise Refusal(f"--gpu is '{gpu}': known are {', '.join(CARDS)}; for a CPU omit --gpu")
     if gpus < 1 or nodes < 1:
         raise Refusal(f"--gpus is {gpus} and --nodes is {nodes}: both must be at least 1")
     size = parse_memory(memory) if memory else CARDS[gpu].memory * G
-    # A node with GPUs has about twice their memory; who knows better says so.
+    # Nodes typically have twice the memory of their GPUs.
     host = parse_memory(host_memory, "--host-memory") if host_memory else 2 * size * gpus
     return Hardware(gpu, gpus, size, host, nodes, network)
 
 
 def detect(nodes: int = 1, processes: int | None = None) -> Hardware:
-    """This machine, `nodes` times. Imports torch. Raises Refusal where there are fewer GPUs than `processes`."""
+    """`nodes` machines like this one. Imports torch. Raises Refusal if there are fewer GPUs than `processes`."""
     import torch
 
     host = machine_memory()
@@ -101,20 +101,20 @@ def detect(nodes: int = 1, processes: int | None = None) -> Hardware:
     found = torch.cuda.device_count()
     if processes is not None and processes > found:
         raise Refusal(
-            f"scale.processes is {processes}, and this machine has {found} GPUs: take at most {found}"
+            f"scale.processes is {processes}, but this machine has {found} GPUs: use at most {found}"
         )
     memory = min(torch.cuda.get_device_properties(index).total_memory for index in range(found))
     return Hardware(card_name(torch.cuda.get_device_name(0)), processes or found, memory, host, nodes)
 
 
 def card_name(name: str) -> str:
-    """'NVIDIA A100-SXM4-80GB' is an a100; a card that is not in CARDS keeps its name."""
+    """The key in CARDS for a name from the driver, such as 'NVIDIA A100-SXM4-80GB'; unknown names are returned unchanged."""
     words = name.lower().replace("-", " ").split()
     return next((word for word in words if word in CARDS), name)
 
 
 def machine_memory() -> int:
-    """Bytes: what the machine has, or what its control group allows where that is less."""
+    """Bytes of memory of the machine, or the limit of the control group if that is lower."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()

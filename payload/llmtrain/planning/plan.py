@@ -1,7 +1,7 @@
-"""`llm-train plan`: how a job would run, what it takes and how long, before anything starts.
+"""The plan of a job: how it runs, its memory and its duration.
 
-Every way that the job allows is counted (footprint.py), those that fit are timed (speed.py), and the fastest is taken; of
-equals the simplest. Offloading is only for what does not fit without it.
+The memory of every way that the job allows is computed (footprint.py), the speed of those that fit is predicted (speed.py),
+and the fastest is chosen; among equally fast ones the simplest. Offloading is only chosen if nothing fits without it.
 """
 
 import math
@@ -35,7 +35,7 @@ STRATEGIES = ("ddp", "zero2", "zero3", "fsdp")
 
 @dataclass(frozen=True)
 class Plan:
-    """How a job runs. `parts` are GiB on each GPU (on a CPU: each process), at the peak of a step."""
+    """How a job runs. `parts` are GiB on each GPU (on a CPU: in each process), at the peak of a step."""
 
     strategy: str
     offload: str
@@ -46,10 +46,10 @@ class Plan:
     precision: str
     parts: dict[str, float]
     reasons: tuple[str, ...]
-    tokens_per_second: float | None  # all processes; None where nobody published a figure to predict from
-    hours: float | None  # None where that, or the number of rows, is unknown
+    tokens_per_second: float | None  # of all processes; None if there is no published figure to predict from
+    hours: float | None  # None if that, or the number of rows, is unknown
     seq_len: int
-    memory: float  # GiB of a GPU, of which `room` may be used
+    memory: float  # GiB of a GPU, of which `room` is usable
     room: float
     leaf_classes: tuple[str, ...]
     live_parameters: int
@@ -57,22 +57,22 @@ class Plan:
 
     @property
     def total(self) -> float:
-        """GiB on each GPU."""
+        """The sum of `parts` in GiB."""
         return sum(self.parts.values())
 
 
 class NoFit(Refusal):
-    """The job does not fit; `nearest` is the plan that lacks least, `would_fit` what to change."""
+    """The job does not fit. `nearest` is the plan that exceeds the memory least, `would_fit` lists changes that would help."""
 
     def __init__(self, nearest: Plan, would_fit: list[str], host_lacks: float) -> None:
-        """Says both; `host_lacks` are bytes of the host's memory."""
+        """`host_lacks` is the number of bytes missing in the memory of a host."""
         self.nearest, self.would_fit = nearest, would_fit
         parts = ", ".join(f"{name} {size:.1f}" for name, size in nearest.parts.items() if size >= 0.05)
-        host = f", and {gib(host_lacks)} more of a node's memory than there is" if host_lacks else ""
-        ways = "; ".join(would_fit) or "nothing that was tried: another model, or more and larger GPUs"
+        host = f", and {gib(host_lacks)} more than the memory of a node" if host_lacks else ""
+        ways = "; ".join(would_fit) or "no change that was tried: use a smaller model, or more or larger GPUs"
         super().__init__(
             f"does not fit: {how(nearest)} takes {nearest.total:.1f} GiB on each of {nearest.world_size} × "
-            f"{nearest.memory:.0f} GiB, of which {nearest.room:.1f} may be used ({parts}){host}; what would fit: {ways}",
+            f"{nearest.memory:.0f} GiB, of which {nearest.room:.1f} is usable ({parts}){host}; what would fit: {ways}",
             NO_FIT,
         )
 
@@ -86,8 +86,8 @@ def plan(
 ) -> Plan:
     """The plan of `job` on `hardware`.
 
-    `seq_len` and `rows` come from the job's data set where they are not given, `architecture` from its model. Raises
-    NoFit, or Refusal for what cannot work at all: batch arithmetic, precision, quantization.
+    `seq_len` and `rows` default to those of the job's data set, `architecture` to that of its model. Raises NoFit, or
+    Refusal for settings that cannot work on any hardware like this: batch sizes, precision, quantization.
     """
     if seq_len is None:
         data = Rows(job.data.train)
@@ -100,7 +100,7 @@ def plan(
     every = list(choices(load, rows_per_rank))
     if not every:
         raise Refusal(
-            f"scale.offload is {job.scale.offload}, and nothing that can run this job on {hardware.gpu} offloads: leave it out"
+            f"scale.offload is {job.scale.offload}, but no strategy for this job on {hardware.gpu} supports offloading: omit it"
         )
     fitting = [choice for choice in every if fits(load, choice)]
     if not fitting:
@@ -115,35 +115,33 @@ def plan(
 
 
 def precision(job: Job, hardware: Hardware) -> str:
-    """What the job asks for, or the best that the hardware has. Raises Refusal for bf16 on a card without it."""
+    """The precision of the job, or the best that the hardware supports. Raises Refusal for bf16 on a GPU without it."""
     asked = job.optim.precision
     if asked == "auto":
         return "fp32" if hardware.on_cpu else "bf16" if hardware.bf16 else "fp16"
     if asked == "bf16" and not hardware.bf16 and not hardware.on_cpu:
-        raise Refusal(
-            f"optim.precision is bf16, and {hardware.gpu} does not compute in it: take fp16 or auto"
-        )
+        raise Refusal(f"optim.precision is bf16, but {hardware.gpu} does not support it: use fp16 or auto")
     return asked
 
 
 def refuse_the_impossible(job: Job, a: Architecture, seq_len: int) -> None:
-    """Raise Refusal for what no memory would mend."""
+    """Raise Refusal for jobs that no amount of memory would make possible."""
     method = job.method
     if a.stored_as == "fp8":
-        raise Refusal(f"{job.model} is stored in fp8, in which nothing is trained: convert it to bf16 first")
+        raise Refusal(f"{job.model} is stored in fp8, which cannot be trained: convert it to bf16 first")
     if seq_len > a.context:
         raise Refusal(
-            f"the rows have {seq_len} tokens, and the model's context ends at {a.context}: pack the data again"
+            f"the rows have {seq_len} tokens, but the model's context is {a.context}: pack the data again"
         )
     if method.kind == "lora" and method.quantize != "none" and a.quantizable_share < 0.5:
         raise Refusal(
             f"method.quantize is {method.quantize}, but bitsandbytes would leave {1 - a.quantizable_share:.0%} of this "
-            f"{a.family} model in 16 bit (its experts are no Linear layers): leave quantize out"
+            f"{a.family} model in 16 bit (its experts are not Linear layers): omit quantize"
         )
 
 
 def share_of_a_step(job: Job, hardware: Hardware, seq_len: int) -> int:
-    """Rows of a process in a step. Raises Refusal where the tokens of a step cannot be divided so."""
+    """Rows per process in a step. Raises Refusal if the tokens of a step cannot be divided evenly."""
     asked, world = job.scale.tokens_per_step, hardware.world_size
     unit = world * seq_len * (job.scale.micro_batch or 1)
     if asked % unit:
@@ -158,10 +156,10 @@ def share_of_a_step(job: Job, hardware: Hardware, seq_len: int) -> int:
 
 
 def rank(load: Load, choice: Choice, rows_per_rank: int) -> tuple[float, ...]:
-    """Smaller is better: less offloaded, then faster by more than 2 %, then simpler, then fewer micro-batches."""
+    """A sort key; smaller is better: less offloaded, faster by more than 2 %, simpler, fewer micro-batches, in this order."""
     speed = tokens_per_second(load, choice, rows_per_rank // choice.micro_batch)
     return (
-        OFFLOADS.index(choice.offload),  # how fast a host is, no published figure tells well
+        OFFLOADS.index(choice.offload),  # published figures do not predict the speed of a host well
         -round(math.log(speed, 1.02)) if speed else 0,
         STRATEGIES.index(choice.strategy),
         choice.checkpointing,
@@ -170,7 +168,7 @@ def rank(load: Load, choice: Choice, rows_per_rank: int) -> tuple[float, ...]:
 
 
 def written(load: Load, choice: Choice, rows_per_rank: int, rows: int | None, unfit: list[Choice]) -> Plan:
-    """The plan of a choice."""
+    """The plan that a choice amounts to."""
     job, hardware = load.job, load.hardware
     accumulation = rows_per_rank // choice.micro_batch
     speed = tokens_per_second(load, choice, accumulation)
@@ -200,7 +198,7 @@ def written(load: Load, choice: Choice, rows_per_rank: int, rows: int | None, un
 
 
 def reasons(load: Load, choice: Choice, unfit: list[Choice]) -> Iterator[str]:
-    """Why it is this choice, a sentence each."""
+    """The reasons for a choice, a sentence each."""
     scale, hardware = load.job.scale, load.hardware
     asked = " (the job asks for it)"
     if scale.strategy != "auto":
@@ -212,8 +210,8 @@ def reasons(load: Load, choice: Choice, unfit: list[Choice]) -> Iterator[str]:
             if (least := smallest(load, [each for each in unfit if each.strategy == strategy]))
         ]
         if simpler:
-            needs = ", ".join(f"{strategy} needs {gib(least)} at least" for strategy, least in simpler)
-            yield f"{choice.strategy}: {needs}, and {gib(room(hardware))} of {gib(hardware.memory)} may be used"
+            needs = ", ".join(f"{strategy} needs at least {gib(least)}" for strategy, least in simpler)
+            yield f"{choice.strategy}: {needs}, and {gib(room(hardware))} of {gib(hardware.memory)} is usable"
         else:
             yield f"{choice.strategy}: the simplest, and nothing that fits is predicted to be faster"
     if choice.offload != "none":
@@ -240,7 +238,7 @@ def reasons(load: Load, choice: Choice, unfit: list[Choice]) -> Iterator[str]:
 
 
 def precision_reason(load: Load) -> str:
-    """Why these numbers."""
+    """The reason for the precision."""
     if load.job.optim.precision != "auto":
         return "the job asks for it"
     if load.hardware.on_cpu:
@@ -251,12 +249,12 @@ def precision_reason(load: Load) -> str:
 
 
 def same(one: Choice, other: Choice) -> bool:
-    """The same strategy and offload."""
+    """Whether two choices have the same strategy and offload."""
     return (one.strategy, one.offload) == (other.strategy, other.offload)
 
 
 def how(plan: Plan) -> str:
-    """The choice, in a few words."""
+    """A short description of a plan."""
     words = [plan.strategy, f"micro-batch {plan.micro_batch} × {plan.seq_len} tokens"]
     words += [f"offload {plan.offload}"] if plan.offload != "none" else []
     words += ["activation checkpointing"] if plan.checkpointing else []
@@ -264,12 +262,12 @@ def how(plan: Plan) -> str:
 
 
 def deepspeed_config(plan: Plan, job: Job) -> dict[str, Any]:
-    """DeepSpeed's configuration of a plan whose strategy is zero2 or zero3; ValueError for another.
+    """The DeepSpeed configuration of a plan with strategy zero2 or zero3; raises ValueError for another.
 
-    Nothing in it is "auto". The optimizer is torch's own fused AdamW: DeepSpeed's needs a compiler on the host.
+    It contains no "auto". The optimizer is torch's own fused AdamW: DeepSpeed's needs a compiler on the host.
     """
     if plan.strategy not in ("zero2", "zero3"):
-        raise ValueError(f"a plan of {plan.strategy} has no DeepSpeed in it")
+        raise ValueError(f"{plan.strategy} does not use DeepSpeed")
     zero: dict[str, Any] = {
         "stage": int(plan.strategy[-1]),
         "contiguous_gradients": True,
@@ -299,7 +297,7 @@ def deepspeed_config(plan: Plan, job: Job) -> dict[str, Any]:
         "gradient_accumulation_steps": plan.accumulation,
         "train_batch_size": plan.micro_batch * plan.accumulation * plan.world_size,
         "gradient_clipping": optim.clip,
-        "steps_per_print": 2**31,  # the trainer's own line tells
+        "steps_per_print": 2**31,  # the trainer reports progress itself
         "bf16": {"enabled": plan.precision == "bf16"},
         "fp16": {"enabled": plan.precision == "fp16"},  # dynamic loss scaling
         "zero_optimization": zero,

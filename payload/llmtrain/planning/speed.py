@@ -1,12 +1,12 @@
-"""How fast a choice would train, from what others published. Nothing here was measured by us on a GPU.
+"""Predicted training speed, from published figures. Nothing here was measured by us on a GPU.
 
-A token costs 6 operations for each parameter that it meets, 4 where the weights are frozen (no gradient of theirs). How
-many of a card's operations become useful (model FLOPs utilisation, MFU) is taken from the nearest published run.
+A token costs 6 operations per active parameter, or 4 if the weights are frozen, since they need no gradient. The share of a
+GPU's peak that is achieved (model FLOPs utilization, MFU) is that of the most similar published run.
 """
 
 from llmtrain.planning.footprint import Choice, Load, gathered
 
-# MFU without activation checkpointing, and who published it.
+# MFU without activation checkpointing, and its source.
 FULL_AMPERE = (0.642, "MPT-7B, 8×A100-80, FSDP: 64.2 % (llm-foundry)")
 FULL_HOPPER = (0.464, "MPT-7B, 8×H100: 46.4 % (llm-foundry)")
 LORA = (0.26 / 0.79, "Llama-2-7B LoRA with checkpointing, one A100: 26 % (LLaMA-Factory)")
@@ -20,7 +20,7 @@ CPU_ADAM = (
 
 
 def anchor(load: Load) -> tuple[float, str]:
-    """The nearest published MFU, and its source."""
+    """The MFU of the most similar published run, and its source."""
     hopper = load.hardware.gpu.startswith(("h", "b"))
     if load.architecture.expert_parameters:
         return EXPERTS
@@ -30,7 +30,7 @@ def anchor(load: Load) -> tuple[float, str]:
 
 
 def tokens_per_second(load: Load, choice: Choice, accumulation: int) -> float | None:
-    """Of all processes together; None on a CPU or an unknown card, for which nobody published anything."""
+    """Tokens per second of all processes together; None on a CPU or an unknown GPU, for lack of published figures."""
     card, world = load.hardware.card, load.hardware.world_size
     if card is None:
         return None
@@ -39,17 +39,17 @@ def tokens_per_second(load: Load, choice: Choice, accumulation: int) -> float | 
     mfu = anchor(load)[0] * (CHECKPOINTING if choice.checkpointing else 1)
     compute = operations * tokens / (card.teraflops * 1e12 * mfu)
     within, between = link_seconds(load, choice)
-    # Without prefetching, gathering waits for computing and computing for gathering.
+    # Without prefetching, communication and computation do not overlap.
     waits = choice.strategy == "zero3" and load.architecture.expert_parameters
     micro = compute + within if waits else max(compute, within)
     return world * tokens * accumulation / (accumulation * micro + between)
 
 
 def link_seconds(load: Load, choice: Choice) -> tuple[float, float]:
-    """Seconds of sending for each micro-batch, and for each step."""
+    """Seconds of communication per micro-batch, and per step."""
     hardware, world, number, learn = load.hardware, load.hardware.world_size, load.number, load.trainable
     card = hardware.card
-    assert card is not None  # noqa: S101  the caller looked
+    assert card is not None  # noqa: S101  the caller checks
     full = load.job.method.kind == "full"
     speed = card.link * 1e9 if hardware.nodes == 1 else min(card.link, hardware.network) * 1e9
     others = (world - 1) / world
@@ -71,10 +71,10 @@ def link_seconds(load: Load, choice: Choice) -> tuple[float, float]:
 
 
 def describes(load: Load, choice: Choice) -> str:
-    """What the prediction rests on, in a sentence."""
+    """The basis of the prediction, in a sentence."""
     said = f"speed is predicted from a published figure ({anchor(load)[1]}), not measured here"
     if choice.sharded and gathered(load, choice) and load.hardware.nodes > 1:
         said += f"; {load.hardware.network:g} GB/s between nodes is " + (
-            "assumed" if load.hardware.network == 12.5 else "yours"
+            "assumed" if load.hardware.network == 12.5 else "given"
         )
     return said

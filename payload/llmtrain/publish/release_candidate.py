@@ -1,8 +1,9 @@
-"""`llm-train publish JOB_OUTPUT --into DIR`: what a job made becomes a model that can be served, and a release candidate.
+"""`llm-train publish JOB_OUTPUT --into DIR`: make a servable model, a release candidate, of a job's output.
 
-DIR gets models/NAME, a whole model with its card, and models/NAME.sha256, its manifest. `llmkeep release sign DIR` makes a
-release of it on the control node. An adapter is added to the base's weights, and the result is kept only if it says what model
-and adapter say beside each other: rounding to few bits can swallow a small adapter, and layers can be read in another way.
+DIR gets models/NAME, a complete model with its card, and models/NAME.sha256, its manifest. On the control node,
+`llmkeep release sign DIR` makes a release of it. An adapter is merged into the base's weights, and the result is only kept if
+its logits are those of the unmerged adapter: rounding to few bits can cancel a small adapter, and some architectures do not
+compute with the weights that the adapter changes.
 """
 
 import argparse
@@ -17,15 +18,15 @@ from llmcore.manifest import verified, write_manifest
 from llmtrain.exits import ALTERED, DONE, FAILED, NO_SPACE, NOT_BETTER, Refusal
 
 NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}")
-LOST = 0.25  # of the adapter's own effect on the logits, what rounding may change; the gate judged the same rounded weights
-EXACT = 1e-3  # of the logits' spread, what merging alone may change in float32
+LOST = 0.25  # largest share of the adapter's effect on the logits that rounding may cancel; the gate judged the rounded weights
+EXACT = 1e-3  # largest change by merging in float32, in units of the standard deviation of the logits
 LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "COPYING")
 TEXTS = ("The capital of France is", "数据库中有多少个客户？", "SELECT name, count(*) FROM orders GROUP BY")
 
 
 @dataclass(frozen=True)
 class Work:
-    """A job's output, verified: the base and what was learned, an adapter or a whole model."""
+    """The verified output of a job: the base, and the trained adapter or model."""
 
     training: dict[str, Any]
     base: Path
@@ -36,52 +37,52 @@ class Work:
 
 
 def work(output: Path) -> Work:
-    """Read and verify a job's output; raises Refusal or ManifestError."""
+    """Read and verify the output of a job; raises Refusal or ManifestError."""
     try:
         training = json.loads((output / "training.json").read_bytes())
         base, revision = Path(training["job"]["model"]), str(training["base_model"]["revision"])
         manifest = training["job"].get("manifest")
     except OSError as error:
         raise Refusal(
-            f"cannot read {output}/training.json: {error.strerror}; give the output of a job that is done"
+            f"cannot read {output}/training.json: {error.strerror}; give the output of a finished job"
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise Refusal(
-            f"{output}/training.json does not tell the job and its base ({error!r}): run the job again"
+            f"{output}/training.json does not name the job and its base ({error!r}): run the job again"
         ) from error
     is_adapter = (output / "adapter").is_dir()
     learned = output / ("adapter" if is_adapter else "model")
     if not learned.is_dir():
-        raise Refusal(f"{output} has neither adapter nor model: give the output of a job that is done")
+        raise Refusal(f"{output} has neither adapter nor model: give the output of a finished job")
     base_digest = verified(base, Path(manifest) if manifest else None)
     if base_digest[:16] != revision:
         raise Refusal(
             f"{base} is not the model that was trained: its revision is {base_digest[:16]}, training.json says {revision}; "
-            "put that model back",
+            "restore that model",
             ALTERED,
         )
     return Work(training, base, base_digest, learned, verified(learned), is_adapter)
 
 
 def judged(path: Path, done: Work, unproved: str | None) -> dict[str, Any] | None:
-    """The verdict, if it is `promote` for these very bytes; None where a person takes that upon themselves."""
+    """The verdict, if it is `promote` for exactly these weights; None if `unproved` is a reason to publish without one."""
     wanted = {
         "model": done.base_digest if done.is_adapter else done.learned_digest,
         "adapter": done.learned_digest if done.is_adapter else None,
     }
     if unproved is not None:
         if not unproved.strip():
-            raise Refusal("--unproved is empty: say why, for those who read the model's card")
+            raise Refusal("--unproved is empty: give a reason, which the model's card will show")
         return None
     try:
         found: dict[str, Any] = json.loads(path.read_bytes())
         seen, said = {key: found["new"][key] for key in wanted}, str(found["verdict"])
     except OSError as error:
         raise Refusal(
-            f"there is no verdict at {path}: run `llm-train compare`, or say --unproved REASON"
+            f"there is no verdict at {path}: run `llm-train compare`, or use --unproved REASON"
         ) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise Refusal(f"{path} is no verdict ({error!r}): run `llm-train compare` again") from error
+        raise Refusal(f"{path} is not a verdict ({error!r}): run `llm-train compare` again") from error
     if seen != wanted:
         raise Refusal(
             f"the verdict {path} is about other weights: its NEW is {seen}, this is {wanted}; run `llm-train compare` for these",
@@ -89,14 +90,14 @@ def judged(path: Path, done: Work, unproved: str | None) -> dict[str, Any] | Non
         )
     if said != "promote":
         raise Refusal(
-            f"the verdict {path} is {said}: {found.get('reasons', ['no reason'])[0]}. Train on, or say --unproved REASON",
+            f"the verdict {path} is {said}: {found.get('reasons', ['no reason'])[0]}. Train further, or use --unproved REASON",
             NOT_BETTER,
         )
     return found
 
 
 def merge(done: Work, dtype: str, folder: Path) -> dict[str, Any]:
-    """Write base and adapter as one model into `folder`; how near the two are. Raises Refusal where they are not."""
+    """Write the merged model into `folder`; return how close its logits are. Raises Refusal if they are too far off."""
     import torch
     from transformers import AutoTokenizer
 
@@ -117,7 +118,7 @@ def merge(done: Work, dtype: str, folder: Path) -> dict[str, Any]:
     tokenizer.save_pretrained(folder)
     dtype = str(model.dtype).removeprefix("torch.")
     del model
-    exported = said(weights(folder, "float32"))  # as it lies there, rounded
+    exported = said(weights(folder, "float32"))  # as stored, rounded
     base = weights(done.base, "float32")
     before = said(base)
     beside = place(base, "learned", done.learned).eval()
@@ -133,27 +134,27 @@ def merge(done: Work, dtype: str, folder: Path) -> dict[str, Any]:
     ) / max(effect, 1e-30)
     if not merging <= EXACT:
         raise Refusal(
-            f"merged and beside each other, model and adapter differ by {merging:.2g} of the logits' spread, allowed is "
-            f"{EXACT:g}: this architecture computes with other weights than the adapter changes; serve the adapter unmerged",
+            f"the logits of the merged and the unmerged adapter differ by {merging:.2g} of their spread, allowed is "
+            f"{EXACT:g}: this architecture does not compute with the weights that the adapter changes; serve it unmerged",
             FAILED,
         )
     if not rounding <= LOST:
         raise Refusal(
-            f"the merged weights lose {rounding:.0%} of what the adapter does, allowed is {LOST:.0%}: rounding to {dtype} "
-            "swallows it; publish with --dtype float32, or train it further",
+            f"the merged weights lose {rounding:.0%} of the adapter's effect, allowed is {LOST:.0%}: rounding to {dtype} "
+            "cancels it; publish with --dtype float32, or train it further",
             FAILED,
         )
     return {"prompts": len(wanted), "merging": merging, "rounding": rounding, "dtype": dtype}
 
 
 def weights_of(model: Path) -> dict[str, Any]:
-    """The model's config.json."""
+    """The content of a model's config.json."""
     content: dict[str, Any] = json.loads((model / "config.json").read_bytes())
     return content
 
 
 def licence_of(base: Path, given: str | None) -> str:
-    """The base's licence: as given, as its card says, or by its LICENSE file's name; raises Refusal."""
+    """The licence of the base: as given, by its card, or by the name of its LICENSE file; raises Refusal."""
     if given:
         return given
     card = base / "README.md"
@@ -161,11 +162,13 @@ def licence_of(base: Path, given: str | None) -> str:
         return found[1]
     if own := [name for name in LICENCE_FILES if (base / name).is_file()]:
         return f"that of the base, see {own[0]}"
-    raise Refusal(f"{base} does not say its licence, which a derived model inherits: give it with --licence")
+    raise Refusal(
+        f"{base} does not state its licence, which a derived model inherits: give it with --licence"
+    )
 
 
 def losses_of(training: dict[str, Any]) -> dict[str, Any]:
-    """The first and the last loss that a job logged, by step, and those on its own held-out rows."""
+    """The first and the last logged loss of a job, by step, and the losses on its held-out rows."""
     logged = list((training.get("losses") or {}).items())
     found = {"first": dict(logged[:1]), "last": dict(logged[-1:])}
     return found | {name: training[name] for name in ("evaluations", "best") if training.get(name)}
@@ -179,7 +182,7 @@ def card(
     unproved: str | None,
     near: dict[str, Any],
 ) -> str:
-    """The model's README.md."""
+    """The model card, README.md."""
     job, losses = done.training["job"], losses_of(done.training)
     if found is None:
         gate = f"**Not proved better than its base.** Published all the same, because: {unproved}\n"
@@ -216,13 +219,13 @@ def card(
 def publish(
     output: Path, into: Path, name: str, verdict: Path, unproved: str | None, dtype: str, licence: str | None
 ) -> Path:
-    """Make the release candidate; its directory. Nothing is left where it is refused."""
+    """Make the release candidate and return its directory. Leaves nothing behind if it raises Refusal or ManifestError."""
     if not NAME.fullmatch(name):
         raise Refusal(
-            f"the name is {name!r}: take small letters, digits, dots and dashes, at most 63, with --name"
+            f"the name is {name!r}: use lower-case letters, digits, dots and dashes, at most 63, with --name"
         )
     if into.exists():
-        raise Refusal(f"{into} is there already: name a directory that is not")
+        raise Refusal(f"{into} exists: name a directory that does not")
     done = work(output)
     found = judged(verdict, done, unproved)
     known = licence_of(done.base, licence)
@@ -233,10 +236,11 @@ def publish(
     )
     into.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(into.parent).free
-    # Of half-sized weights float32 makes twice as much.
+    # 16-bit weights double in float32.
     if free < (wanted := size * (2 if dtype == "float32" else 1) + (64 << 20)):
         raise Refusal(
-            f"{into.parent} has {free >> 20} MiB free, the model takes {wanted >> 20}: make room", NO_SPACE
+            f"{into.parent} has {free >> 20} MiB free, the model takes {wanted >> 20}: free disk space",
+            NO_SPACE,
         )
     aside = into.with_name(f".{into.name}.partial")
     if aside.exists():
@@ -267,7 +271,7 @@ def publish(
         (model / "README.md").write_text(card(name, done, known, found, unproved, near))
         write_manifest(model, aside / "models" / f"{name}.sha256")
         for path in model.iterdir():
-            path.chmod(0o644)  # safetensors are written for their owner only
+            path.chmod(0o644)  # safetensors writes files that only their owner can read
         aside.rename(into)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -275,37 +279,35 @@ def publish(
 
 
 def run(options: argparse.Namespace) -> int:
-    """llm-train publish."""
     name = options.name or options.output.resolve().name
     verdict = options.verdict or options.output / "verdict.json"
     more = options.unproved, options.dtype, options.licence
     print(
-        f"{publish(options.output, options.into, name, verdict, *more)}: sign it on the control node, llmkeep release sign"
+        f"{publish(options.output, options.into, name, verdict, *more)}: sign it on the control node with llmkeep release sign"
     )
     return DONE
 
 
 def add_command(commands: Any) -> None:
-    """`llm-train publish`."""
     parser = commands.add_parser(
         "publish",
-        help="make a whole model of what a job learned: a candidate for a release",
+        help="make a complete model of a job's output: a release candidate",
         description=__doc__,
     )
-    parser.add_argument("output", type=Path, metavar="JOB_OUTPUT", help="the job's `output`")
-    parser.add_argument("--into", type=Path, required=True, help="a directory that is not there yet")
-    parser.add_argument("--name", help="of the model; without it the output's")
+    parser.add_argument("output", type=Path, metavar="JOB_OUTPUT", help="`output` of the job")
+    parser.add_argument("--into", type=Path, required=True, help="a directory that does not exist yet")
+    parser.add_argument("--name", help="name of the model; default: that of JOB_OUTPUT")
     parser.add_argument(
-        "--verdict", type=Path, help="of llm-train compare; without it JOB_OUTPUT/verdict.json"
+        "--verdict", type=Path, help="verdict of llm-train compare; default: JOB_OUTPUT/verdict.json"
     )
     parser.add_argument(
-        "--unproved", metavar="REASON", help="publish without a promotion; the reason goes into the card"
+        "--unproved", metavar="REASON", help="publish without a promotion; the card shows the reason"
     )
     parser.add_argument(
         "--dtype",
         choices=["auto", "bfloat16", "float32"],
         default="auto",
-        help="of merged weights; auto: the base's",
+        help="dtype of merged weights; auto: that of the base",
     )
-    parser.add_argument("--licence", help="of the base, where its directory does not say it")
+    parser.add_argument("--licence", help="licence of the base, if its directory does not state it")
     parser.set_defaults(run=run)

@@ -1,7 +1,7 @@
-"""Which rows a step takes, and what of them a model sees.
+"""Batches: which rows a step takes, in tensors.
 
-The order of rows depends on the seed alone, and a job stands at a place in it: the number of rows that all ranks together
-have taken. So a resumed job, on as many processes as before or on others, repeats and skips none.
+The order of rows depends on the seed alone, and the cursor of a job is a position in it: the number of rows that all ranks
+together have taken. So a resumed job neither repeats nor skips a row, on any number of processes.
 """
 
 from collections.abc import Iterator
@@ -20,20 +20,20 @@ IGNORED = -100  # the label of a position whose loss does not count: torch's cro
 
 @lru_cache(maxsize=2)
 def permutation(seed: int, epoch: int, rows: int) -> NDArray[numpy.int64]:
-    """The order of an epoch."""
+    """The row numbers 0 to `rows` - 1 in the order of an epoch; shape (rows,)."""
     return numpy.random.default_rng([seed, epoch]).permutation(rows)
 
 
 def row_number(place: int, rows: int, seed: int) -> int:
-    """Which of `rows` rows comes at `place`, counted from the first of the first epoch."""
+    """The number of the row at `place`, which counts from the start of the first epoch."""
     epoch, inside = divmod(place, rows)
     return int(permutation(seed, epoch, rows)[inside])
 
 
 def labels(row: Row) -> NDArray[numpy.int64]:
-    """For each position the token to be said next, or IGNORED; shape (seq_len,).
+    """The next token at each position, or IGNORED; shape (seq_len,).
 
-    A token counts where it is learned and follows one of its own document.
+    A token counts if it is marked as learned and follows a token of the same document.
     """
     same = row.document[1:] == row.document[:-1]
     counts = same & (row.learned[1:] == 1) & (row.document[1:] > 0)
@@ -42,26 +42,26 @@ def labels(row: Row) -> NDArray[numpy.int64]:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one process works on at a time; each of shape (rows, seq_len)."""
+    """A micro-batch of one process; each tensor is int64 of shape (rows, seq_len)."""
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
     labels: torch.Tensor
-    tokens: int  # without padding, and without rows that are there for their shape alone
+    tokens: int  # without padding and filler rows
 
     @property
     def learned(self) -> int:
-        """Positions whose loss counts."""
+        """The number of positions whose loss counts."""
         return int((self.labels != IGNORED).sum())
 
     def loss(self, model: Any) -> torch.Tensor:
-        """The sum of the cross entropy over the positions that count, in fp32.
+        """The summed cross entropy of the positions that count, in fp32; a scalar.
 
-        Logits are computed for the positions alone that count in some row. Neither a mask nor a cache: then transformers
-        keeps documents apart by `position_ids`.
+        Logits are computed only at positions that count in some row. Without a mask and a cache, transformers separates
+        documents by `position_ids`.
         """
         wanted = (self.labels != IGNORED).any(0).nonzero().flatten()
-        if not len(wanted):  # nothing counts: all the same work to do, as the other ranks wait for it
+        if not len(wanted):  # nothing counts, but the other ranks wait for the collectives of a forward pass
             wanted = torch.zeros(1, dtype=torch.long, device=self.labels.device)
         logits = model(
             input_ids=self.input_ids, position_ids=self.position_ids, use_cache=False, logits_to_keep=wanted
@@ -75,7 +75,7 @@ class Batch:
 
 
 def batch(rows: list[tuple[Row, bool]], device: Any) -> Batch:
-    """Put rows together; of those with False no position counts."""
+    """A batch of rows; in rows given with False, no position counts."""
 
     def tensor(arrays: list[NDArray[Any]]) -> torch.Tensor:
         return torch.from_numpy(numpy.stack(arrays).astype(numpy.int64)).to(device, non_blocking=True)
@@ -99,9 +99,9 @@ def step_batches(
     world_size: int,
     device: Any,
 ) -> list[Batch]:
-    """This rank's share of the rows from place `cursor` on, in `accumulate` batches.
+    """This rank's share of the rows from `cursor` on, in `accumulate` batches.
 
-    What would lie at or past `end` is there, so that every step has its shape, but does not count.
+    Places at or past `end` are filled with rows that do not count, so that every step has the same shape.
     """
     found = []
     for part in range(accumulate):
@@ -122,7 +122,7 @@ def step_batches(
 def evaluation_batches(
     rows: Rows, micro_batch: int, rank: int, world_size: int, device: Any
 ) -> Iterator[Batch]:
-    """This rank's share of all rows in order; every rank has as many batches."""
+    """This rank's share of all rows, in order; every rank gets the same number of batches."""
     for first in range(0, len(rows), micro_batch * world_size):
         own = range(first + rank * micro_batch, first + (rank + 1) * micro_batch)
         yield batch([(rows[min(each, len(rows) - 1)], each < len(rows)) for each in own], device)

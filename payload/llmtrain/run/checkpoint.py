@@ -1,11 +1,11 @@
-"""Checkpoints that survive: a kill, a power cut, a full disk or a changed byte never costs more than the last save.
+"""Durable checkpoints: a kill, a power cut, a full disk or a changed byte costs at most the last save.
 
-A node has its own disk, and a folder `step-00001234` for each save with the files of its own ranks. A save is written
-aside (`.partial-00001234`), brought to the disk and sealed (`sealed.py`) on every node, and only then renamed on any.
-So once one node has the new name, all have the whole content, under one of the two names: that is what `latest_good`
-relies on. Older saves go last of all.
+Each node has its own disk, with a folder `step-00001234` per save that holds the files of its own ranks. A save is written
+to `.partial-00001234`, flushed and sealed (`sealed.py`) on every node before any node renames it. So once one node has the
+new name, all nodes have the complete content, under one of the two names; `latest_good` relies on this. Older saves are
+deleted last.
 
-The parts of a save on different nodes have the same random id; a save counts when it is good on all of them.
+The parts of a save on different nodes share a random id; a save is good if it is good on all nodes.
 """
 
 import errno
@@ -30,18 +30,18 @@ from llmtrain.run import sealed
 
 log = logging.getLogger("llmtrain.checkpoint")
 KEY = "llm-train.key"
-KEY_BYTES = 32  # at least
+KEY_BYTES = 32  # minimum
 NAME = re.compile(r"(?:step-|\.partial-)(\d{8,})(?:\.old)?")
 ASIDES = (".partial-*", ".removed-*")
-SPARE = 16 << 20  # bytes that a save leaves free: for the manifest, and for who else writes there
+SPARE = 16 << 20  # bytes that a save leaves free, for its manifest and for other programs
 
 
 def read_key(file: Path | None) -> bytes:
-    """The estate's checkpoint key: from `file`, or from this unit's credential `llm-train.key`; raises Refusal."""
+    """The estate's checkpoint key, from `file` or from the systemd credential `llm-train.key`; raises Refusal."""
     folder = os.environ.get("CREDENTIALS_DIRECTORY")
     if file is None and folder is None:
         raise Refusal(
-            f"there is no key for checkpoints: neither --key-file nor the credential {KEY}; "
+            f"there is no checkpoint key: neither --key-file nor the credential {KEY}; "
             "make one with `openssl rand -out FILE 32`, mode 0600"
         )
     path = file or Path(str(folder), KEY)
@@ -51,7 +51,7 @@ def read_key(file: Path | None) -> bytes:
         raise Refusal(
             f"cannot read the checkpoint key {path}: {error.strerror}; name a file with --key-file"
         ) from error
-    # A credential's group bits are the mask of systemd's ACL, not a group's right.
+    # The group bits of a credential are the mask of systemd's ACL, not permissions of a group.
     if mode & (0o077 if file else 0o007):
         raise Refusal(f"the checkpoint key {path} has mode {mode & 0o777:o}: others can read it; chmod 600")
     if len(key) < KEY_BYTES:
@@ -63,8 +63,8 @@ def read_key(file: Path | None) -> bytes:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A save that is whole and authentic. `state` is what was given to `save`, after JSON; `world_size` and `nodes` are
-    those of the job that saved."""
+    """A complete and authentic save. `state` is the one passed to `save`, after a round trip through JSON; `world_size` and
+    `nodes` are those of the job that saved it."""
 
     step: int
     folder: Path
@@ -74,7 +74,7 @@ class Checkpoint:
 
 
 def _process_group() -> Any:
-    """torch.distributed where it is at work, else None. Nobody has initialised what nobody has imported."""
+    """torch.distributed if it is initialized, else None. A process that has not imported it cannot have initialized it."""
     distributed = sys.modules.get("torch.distributed")
     return (
         distributed if distributed and distributed.is_available() and distributed.is_initialized() else None
@@ -82,7 +82,7 @@ def _process_group() -> Any:
 
 
 def _gather[T](value: T) -> list[T]:
-    """What each rank gives, by rank."""
+    """The values of all ranks, by rank."""
     group = _process_group()
     if group is None:
         return [value]
@@ -92,15 +92,15 @@ def _gather[T](value: T) -> list[T]:
 
 
 class Checkpoints:
-    """The checkpoints in a directory of this node. All ranks make one, after the process group is initialised, and call
-    the same methods in the same order; the node's first rank (LOCAL_RANK 0) does the work. GROUP_RANK is the node's
-    number; both are torchrun's."""
+    """The checkpoints in a directory of this node. All ranks construct one after the process group is initialized, and call
+    the same methods in the same order; the first rank of the node (LOCAL_RANK 0) does the work. GROUP_RANK is the number
+    of the node; torchrun sets both."""
 
     def __init__(
         self, directory: Path, key: bytes, last: int, expected: int = 0, newest: Path | None = None
     ) -> None:
-        """`last` saves are kept. `expected` is about how many bytes the first one takes on this node. `newest` is a file
-        outside of the directory that remembers the newest save: an older one that somebody puts back is authentic, too.
+        """The newest `last` saves are kept. `expected` estimates the bytes of the first one on this node. `newest` is a file
+        outside the directory that records the newest save: if older saves are restored, they are authentic, too.
 
         Raises Refusal if another process uses the directory, or others may write to it.
         """
@@ -116,10 +116,10 @@ class Checkpoints:
             self._lock()
 
     def save(self, step: int, write: Callable[[Path], None], state: dict[str, Any]) -> Path:
-        """Save what `write(folder)` writes of this rank, and `state` (JSON); the folder, once it is on all disks.
+        """Save the files that `write(folder)` writes for this rank, and `state` (JSON); return the folder once the save is
+        durable on all nodes.
 
-        Raises Refusal (NO_SPACE if a disk is or would be full) or what `write` raised. Then older checkpoints are as
-        they were.
+        Raises Refusal (NO_SPACE if a disk is or would be full), or the error of `write`; older checkpoints are unchanged then.
         """
         aside, folder = self.directory / f".partial-{step:08d}", self.directory / f"step-{step:08d}"
         try:
@@ -138,7 +138,7 @@ class Checkpoints:
             if self.first:
                 self._discard(aside)
             raise
-        # Sealed on all nodes: from here on it is whole, whatever happens.
+        # Sealed on all nodes: from here on the save survives anything.
         displaced = aside.with_suffix(".old")
         told = self._together(lambda: self._put(aside, folder, displaced))
         self._together(lambda: self._remember(step, begun[0][0]))
@@ -147,10 +147,10 @@ class Checkpoints:
         return folder
 
     def latest_good(self) -> Checkpoint | None:
-        """The newest save that is whole and authentic on all nodes; None where nothing was ever saved.
+        """The newest save that is complete and authentic on all nodes; None if nothing was ever saved.
 
-        Nothing of a checkpoint was opened before it was verified. What is wrong with newer ones is said. Raises Refusal
-        (ALTERED) where there are checkpoints and none is good: to begin anew is a person's decision.
+        No file of a checkpoint is opened before it is verified. Defects of newer saves are logged. Raises Refusal (ALTERED)
+        if there are saves but none is good: starting over is the operator's decision.
         """
         found, bad = self._found() if self.first else ({}, {})
         told = _gather((self.node, list(found), bad, self._placed()) if self.first else None)
@@ -171,7 +171,7 @@ class Checkpoints:
             have = "; ".join(f"node {node} has {', '.join(placed) or 'none'}" for node, _, _, placed in nodes)
             raise Refusal(
                 f"{self.directory}: no checkpoint is good on all nodes ({have}); what is wrong is said above. "
-                "Put the files or the key right, or move the directory away to begin anew",
+                "Restore the files or the key, or move the directory away to start over",
                 ALTERED,
             )
         self._compare_with_remembered("none", "")
@@ -179,23 +179,23 @@ class Checkpoints:
         return None
 
     def _remember(self, step: int, save: str) -> None:
-        """That this is the newest save. Two lines: what is remembered, and its HMAC."""
+        """Record the newest save in `newest`: a line of JSON, and a line with its HMAC."""
         if self.first and self.newest:
             told = json.dumps({"step": step, "save": save})
             write_aside(self.newest, f"{told}\n{self._mac(told.encode()).decode()}\n")
 
     def _mac(self, content: bytes) -> bytes:
-        """Of such a record: it is none that a manifest could have."""
+        """The HMAC of such a record, in hex; the prefix keeps it apart from the HMAC of a manifest."""
         return hmac.digest(self.key, b"newest save\n" + content, "sha256").hex().encode()
 
     def _remembered(self) -> dict[str, Any] | None:
-        """What a save of this node left; None where there was none, or where it is not authentic, which is said."""
+        """The record of this node's newest save; None if there is none, or if it is not authentic, which is logged."""
         if not (self.first and self.newest and self.newest.exists()):
             return None
         told, _, mac = self.newest.read_bytes().partition(b"\n")
         if not hmac.compare_digest(self._mac(told), mac.strip()):
             log.warning(
-                "%s was altered, or authenticated with another key: whether an older save was put back is not known",
+                "%s was altered, or authenticated with another key: cannot tell whether an older save was restored",
                 self.newest,
             )
             return None
@@ -203,16 +203,16 @@ class Checkpoints:
         return remembered
 
     def _compare_with_remembered(self, step: int | str, save: str) -> None:
-        """Say it where a node remembers a newer save than the one that is taken: ids sort by time."""
+        """Warn if a node has a record of a newer save than the one that is resumed. Ids sort by time."""
         for node, remembered in self._together(lambda: (self.node, self._remembered())):
             if remembered and remembered["save"] > save:
                 self._say(
                     f"{self.directory}: the last save of node {node} was of step {remembered['step']}, the newest good one is "
-                    f"of step {step}. If nothing above says what became of it, somebody put older files back: find out who"
+                    f"of step {step}. Unless a message above explains this, older files were restored: find out by whom"
                 )
 
     def _resumed(self, step: int, found: tuple[Path, dict[str, Any]] | None) -> Checkpoint:
-        """The checkpoint that all nodes agreed upon, under its right name, with no asides left."""
+        """The checkpoint that all nodes agreed on, under its final name, after partial saves are deleted."""
         folder = self.directory / f"step-{step:08d}"
         self._together(lambda: self._name(*found, folder) if found else None)
         told = _gather((self.node, found[1] if found else None))
@@ -221,13 +221,13 @@ class Checkpoints:
         return Checkpoint(step, folder, manifest["state"], manifest["world_size"], manifest["nodes"])
 
     def _name(self, aside: Path, manifest: dict[str, Any], folder: Path) -> None:
-        """For what was sealed when a kill came, and has no name yet. What has the name is not good."""
+        """Rename a save that was sealed before the job was killed. A folder that has the name already is not good."""
         if aside != folder:
             log.info("taking %s, which was sealed on all nodes", aside)
             self._put(aside, folder, self.directory / f".removed-{folder.name}")
 
     def _together[T](self, work: Callable[[], T]) -> list[T]:
-        """Do `work` on each rank; the results by rank. If one fails, all raise: none waits for what will not come."""
+        """Do `work` on each rank and return the results by rank. If one fails, all raise, so that no rank waits for it."""
         caught: Exception | None = None
         value: T | None = None
         problem: tuple[str, int] | None = None
@@ -239,8 +239,8 @@ class Checkpoints:
             name = type(error).__name__
             if self._is_full(error):
                 caught = Refusal(
-                    f"{self.directory} became full during a save ({name}); the checkpoints before it are as they "
-                    "were: make room and resume",
+                    f"{self.directory} became full during a save ({name}); older checkpoints are unchanged: "
+                    "free disk space and resume",
                     NO_SPACE,
                 )
                 caught.__cause__ = error
@@ -256,46 +256,45 @@ class Checkpoints:
         return [value for value, _ in told]  # type: ignore[misc]
 
     def _make(self) -> None:
-        """The directory, and its name on the disk."""
+        """Create the directory durably; raises Refusal if others could change it."""
         missing = [path for path in (self.directory, *self.directory.parents) if not path.exists()]
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         for path in missing:
             flush(path.parent)
         if sealed.changeable(self.directory.stat()):
             raise Refusal(
-                f"{self.directory} can be written by others, who could change a checkpoint after it was verified: "
-                "give it to this user, chmod 700"
+                f"{self.directory} is writable by others, who could change a checkpoint after it was verified: "
+                "chown it to this user, chmod 700"
             )
         for path in self.directory.resolve().parents:
             mode = path.stat().st_mode
             if mode & 0o022 and not mode & 0o1000:
                 raise Refusal(
-                    f"{path} has mode {mode & 0o7777:o}: others could put another directory in the place of "
-                    f"{self.directory}; chmod go-w"
+                    f"{path} has mode {mode & 0o7777:o}: others could replace {self.directory}; chmod go-w"
                 )
 
     def _lock(self) -> None:
-        """Held while this process lives. Not flock: workers that outlive a killed trainer would inherit that."""
+        """Lock the directory until this process exits. Not with flock, which child processes would inherit."""
         self.lock = os.open(self.directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise Refusal(
-                f"another process has the checkpoints in {self.directory}: wait for it, or give this job an output "
+                f"another process uses the checkpoints in {self.directory}: wait for it, or give this job an output "
                 "of its own"
             ) from error
 
     def _begin(self, aside: Path, state: dict[str, Any]) -> tuple[str, bool]:
-        """The folder to write to, if there is space for it; an id for the save, of which rank 0's is taken. Ids sort by
-        time."""
-        json.dumps(state)  # now, not after all is written
+        """Make the folder if there is space for a save; return an id, which sorts by time, and whether this rank is the first
+        of its node. The save gets the id of rank 0."""
+        json.dumps(state)  # fails now, not after everything is written
         if self.first:
             self._clean()
             needed, free = self._needed(), self._free()
             if free < needed:
                 raise Refusal(
                     f"a checkpoint takes about {needed / 1e9:.2f} GB, {self.directory} has {free / 1e9:.2f} GB free: "
-                    "make room, or keep fewer (keep.last)",
+                    "free disk space, or keep fewer checkpoints (keep.last)",
                     NO_SPACE,
                 )
             aside.mkdir(mode=0o700)
@@ -307,8 +306,8 @@ class Checkpoints:
             flush(self.directory)
 
     def _put(self, aside: Path, folder: Path, displaced: Path) -> list[tuple[int, str]] | None:
-        """Give a sealed folder its name; the saves that this node has then. Another one of that name, of a past that was
-        given up, stays whole until the new one is there."""
+        """Rename a sealed folder and return the saves that this node has then. A folder with that name, from an abandoned
+        run of the job, stays complete until it is replaced."""
         if not self.first:
             return None
         shutil.rmtree(displaced, ignore_errors=True)
@@ -320,8 +319,8 @@ class Checkpoints:
         return list(self._found()[0])
 
     def _prune(self, saves: list[list[tuple[int, str]]], step: int) -> None:
-        """Take away what is older than the `last` saves up to `step` that all nodes have: by manifest and sizes, not by
-        hashes, which would read them all again."""
+        """Delete saves older than the newest `last` up to `step` that all nodes have, judged by manifests and sizes: checking
+        hashes would read them all again."""
         common = sorted(save for save in set.intersection(*map(set, saves)) if save[0] <= step)
         if len(common) <= self.last:
             return
@@ -333,11 +332,11 @@ class Checkpoints:
                 shutil.rmtree(removed, ignore_errors=True)
 
     def _placed(self) -> list[str]:
-        """The names of what was saved, whether good or not."""
+        """The names of all saves, good or not."""
         return sorted(path.name for path in self.directory.glob("step-*") if NAME.fullmatch(path.name))
 
     def _found(self) -> tuple[dict[tuple[int, str], tuple[Path, dict[str, Any]]], dict[str, str]]:
-        """Authentic saves, whose hashes nobody has looked at yet, by step and id; and what is wrong with the others."""
+        """Authentic saves by step and id, their hashes not yet checked; and the defects of the others, by name."""
         found, bad = {}, {}
         for path in sorted(self.directory.iterdir()):
             if not (match := NAME.fullmatch(path.name)):
@@ -349,17 +348,17 @@ class Checkpoints:
                 if manifest["node"] != self.node:
                     raise sealed.NotGood(
                         f"it was saved by node {manifest['node']} and this is node {self.node}: "
-                        "start the nodes in their old order"
+                        "start the nodes in the same order as before"
                     )
             except (sealed.NotGood, OSError) as error:
-                if path.name.startswith("step-"):  # an aside may well be cut
+                if path.name.startswith("step-"):  # a partial save may be incomplete
                     bad[path.name] = str(error)
             else:
                 found[manifest["step"], manifest["save"]] = path, manifest
         return found, bad
 
     def _problem(self, folder: Path, manifest: dict[str, Any]) -> str | None:
-        """What the hashes say of it; None if it is good."""
+        """Check the hashes of a save; return what is wrong, or None."""
         size = sum(file["size"] for file in manifest["files"].values())
         log.info("verifying %s: %.2f GB", folder, size / 1e9)
         try:
@@ -373,14 +372,14 @@ class Checkpoints:
             log.warning(message)
 
     def _clean(self) -> None:
-        """Take away what no save needs any more."""
+        """Delete partial and superseded saves."""
         if self.first:
             for pattern in ASIDES:
                 for path in self.directory.glob(pattern):
                     shutil.rmtree(path, ignore_errors=True)
 
     def _discard(self, aside: Path) -> None:
-        """Give its space back, even if what failed to write still holds a file open."""
+        """Free the space of a partial save, even if the failed writer still holds a file open."""
         for path in aside.rglob("*"):
             if path.is_file() and not path.is_symlink():
                 os.truncate(path, 0)
@@ -391,7 +390,7 @@ class Checkpoints:
         return status.f_bavail * status.f_frsize
 
     def _needed(self) -> int:
-        """Bytes for one more save: as many as the last one took, or as were expected."""
+        """Bytes that one more save needs: the size of the last one, or `expected`."""
         if not self.expected:
             found, _ = self._found()
             sizes = {
@@ -402,6 +401,6 @@ class Checkpoints:
         return self.expected + SPARE
 
     def _is_full(self, error: Exception) -> bool:
-        """Whether that is why a save failed: torch and safetensors tell it in their own ways, or not at all."""
+        """Whether a save failed because the disk is full, which torch and safetensors report in their own ways or not at all."""
         told = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         return told or os.strerror(errno.ENOSPC) in str(error) or self._free() < SPARE // 4

@@ -1,4 +1,4 @@
-"""`llm-train run job.yaml`: one node's part of a job, begun or resumed."""
+"""`llm-train run job.yaml`: start or resume this node's part of a job."""
 
 import argparse
 import json
@@ -15,30 +15,39 @@ from llmtrain.job import Job
 
 
 def add_command(commands: Any) -> None:
-    """llm-train run."""
-    run = commands.add_parser("run", help="train; the same command goes on after a stop", description=__doc__)
-    run.add_argument("job", type=Path, help="job.yaml; docs/training.md has all keys")
+    run = commands.add_parser("run", help="train, or resume a job that was stopped", description=__doc__)
+    run.add_argument("job", type=Path, help="job.yaml; its keys are in docs/training.md")
     run.add_argument(
-        "--prepare", type=Path, metavar="DATA.YAML", help="first make the rows, as `llm-train data run` would"
+        "--prepare",
+        type=Path,
+        metavar="DATA.YAML",
+        help="first prepare the data set, as `llm-train data run` does",
     )
     run.add_argument(
-        "--dry-run", action="store_true", help="print the plan and DeepSpeed's configuration, start nothing"
+        "--dry-run", action="store_true", help="print the plan and the DeepSpeed configuration, and exit"
     )
-    run.add_argument("--json", action="store_true", help="print the plan and what follows from it as JSON")
-    run.add_argument("--nodes", type=int, help="hosts that work together; default: scale.nodes")
-    run.add_argument("--node-rank", type=int, default=0, help="which of them this is, from 0")
     run.add_argument(
-        "--rendezvous", default="", metavar="HOST:PORT", help="where node 0 listens; one node needs none"
+        "--json",
+        action="store_true",
+        help="print the plan as JSON, with LoRA's layers and the DeepSpeed configuration",
     )
-    run.add_argument("--restarts", type=int, default=3, help="how often dead processes are started again (3)")
+    run.add_argument("--nodes", type=int, help="number of hosts; default: scale.nodes")
+    run.add_argument("--node-rank", type=int, default=0, help="rank of this host, from 0")
     run.add_argument(
-        "--key-file", type=Path, help="of checkpoints; default: the systemd credential llm-train.key"
+        "--rendezvous",
+        default="",
+        metavar="HOST:PORT",
+        help="address of node 0; not needed for a single node",
+    )
+    run.add_argument("--restarts", type=int, default=3, help="how often failed processes are restarted (3)")
+    run.add_argument(
+        "--key-file", type=Path, help="checkpoint key; default: the systemd credential llm-train.key"
     )
     run.set_defaults(run=run_command)
 
 
 def run_command(options: argparse.Namespace) -> int:
-    """Check, plan, launch."""
+    """Verify the inputs, plan, and launch; raises Refusal."""
     job = load(options.job, Job)
     nodes = options.nodes or job.scale.nodes
     if not 0 <= options.node_rank < nodes:
@@ -50,9 +59,9 @@ def run_command(options: argparse.Namespace) -> int:
     if (done := job.output / "training.json").is_file() and not options.dry_run:
         if json.loads(done.read_text())["job_digest"] != job_digest(job):
             raise Refusal(
-                f"{done.parent} is of another job: give this one an output of its own, or move it away"
+                f"{done.parent} belongs to another job: give this one an output of its own, or move it away"
             )
-        print(f"llm-train: {done} is there already: this job is done", file=sys.stderr)
+        print(f"llm-train: {done} exists: this job is done", file=sys.stderr)
         return DONE
     if options.prepare and (code := prepare(options.prepare)):
         return code
@@ -60,9 +69,9 @@ def run_command(options: argparse.Namespace) -> int:
 
     logging.getLogger("bitsandbytes").setLevel(
         logging.ERROR
-    )  # peft brings it, and it misses a kernel of the hub's
+    )  # peft imports it, and it warns of a missing kernel
     if not torch.cuda.is_available():
-        os.environ["DS_ACCELERATOR"] = "cpu"  # DeepSpeed says at length that it found nothing better
+        os.environ["DS_ACCELERATOR"] = "cpu"  # or DeepSpeed warns at length that it found no accelerator
     from llmtrain.planning.command import as_json, text
     from llmtrain.planning.hardware import detect
     from llmtrain.run.checkpoint import read_key
@@ -78,7 +87,7 @@ def run_command(options: argparse.Namespace) -> int:
     else:
         print(text(plan))
         if options.dry_run and setup.deepspeed:
-            print(f"DeepSpeed's configuration:\n{json.dumps(setup.deepspeed, indent=1)}")
+            print(f"DeepSpeed configuration:\n{json.dumps(setup.deepspeed, indent=1)}")
     if options.dry_run:
         return DONE
     key = read_key(options.key_file)

@@ -1,4 +1,4 @@
-"""What a job leaves: `adapter/` or `model/`, with tokenizer, `training.json` and a manifest beside it."""
+"""Export of trained weights: `adapter/` or `model/` with tokenizer and `training.json`, and a manifest beside it."""
 
 import json
 import shutil
@@ -22,9 +22,9 @@ TOKENIZER = (
 
 
 def export(job: Job, strategy: Strategy, folder: Path, record: dict[str, Any]) -> None:
-    """Write `folder` aside and put it in the place of one that is there. All ranks call it, rank 0 writes.
+    """Write `folder`, replacing one that exists. All ranks call it; rank 0 writes.
 
-    The weights of a full training have the dtype of the base model, those of an adapter the one they were learned in.
+    After full fine-tuning, weights have the dtype of the base model; an adapter keeps the dtype it was trained in.
     """
     lora = job.method.kind == "lora"
     weights = strategy.gathered(lambda parameter: parameter.requires_grad or not lora)
@@ -35,7 +35,7 @@ def export(job: Job, strategy: Strategy, folder: Path, record: dict[str, Any]) -
     aside.mkdir(parents=True)
     if lora:
         strategy.model.save_pretrained(aside, state_dict=weights, save_embedding_layers=False)
-        (aside / "README.md").unlink(missing_ok=True)  # peft's model card to be filled in
+        (aside / "README.md").unlink(missing_ok=True)  # peft's model card template
     else:
         dtype = AutoConfig.from_pretrained(str(job.model), local_files_only=True).dtype
         buffers = {name: each.cpu() for name, each in strategy.model.named_buffers()}
@@ -45,7 +45,7 @@ def export(job: Job, strategy: Strategy, folder: Path, record: dict[str, Any]) -
         described = json.loads((aside / "config.json").read_text())
         described["dtype"] = str(dtype).removeprefix("torch.")
         (aside / "config.json").write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
-    for pattern in TOKENIZER:  # as they are: their digest names the tokenizer
+    for pattern in TOKENIZER:  # unchanged: their digest identifies the tokenizer
         for path in job.model.glob(pattern):
             shutil.copyfile(path, aside / path.name)
     (aside / "training.json").write_text(json.dumps(record, indent=1) + "\n")
@@ -53,7 +53,7 @@ def export(job: Job, strategy: Strategy, folder: Path, record: dict[str, Any]) -
 
 
 def put(aside: Path, folder: Path) -> None:
-    """Give a whole folder its name, and the manifest of what it holds."""
+    """Rename a complete folder, and write its manifest."""
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)
     write_manifest(folder, folder.with_name(folder.name + ".sha256"))

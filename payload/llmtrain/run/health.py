@@ -1,8 +1,7 @@
-"""Whether a training is well: gradient norms by kind of layer and by depth, and rules with advice.
+"""Training health: gradient norms by kind of layer and by depth, and rules with advice.
 
-Numbers alone. What a batch said is never looked at and never told; a step and its place in the data are.
-
-All ranks give the same numbers, so all come to the same verdict.
+The rules see numbers alone. Messages name a step and its position in the data, never the content of a batch. All ranks
+pass in the same numbers, so all reach the same verdict.
 """
 
 import math
@@ -17,7 +16,7 @@ from llmtrain.exits import UNHEALTHY, Refusal
 from llmtrain.job import Job
 
 Level = Literal["ok", "warn", "stop"]
-# Kinds of layers by what their parameters are called in transformers' Llama, Qwen and DeepSeek models; the first that fits.
+# Kinds of layers by parameter names in transformers' Llama, Qwen and DeepSeek models; the first match counts.
 KINDS = {
     "adapter": re.compile(r"\blora_|modules_to_save"),
     "embedding": re.compile(r"embed_tokens|\bwte\b|word_embeddings"),
@@ -30,31 +29,33 @@ KINDS = {
 }
 BLOCK = re.compile(r"\b(?:layers|h|blocks)\.(\d+)\.")
 
-REMEMBERED = 100  # steps that a step is compared with
-LOWEST_SCALE = 1.0  # of fp16's loss: below it nothing is left that scaling could save
-SKIPPED = 8  # steps in a row that fp16 skipped; from 65536 a scale that fits most models is found sooner
+REMEMBERED = 100  # steps of history
+LOWEST_SCALE = 1.0  # of the loss in fp16; below 1, scaling no longer helps
+SKIPPED = (
+    8  # steps in a row that fp16 skipped; starting at 65536, a scale that suits most models is found sooner
+)
 EXPLODING = 10.0  # times the median norm
 EXPLODED = 10  # such steps in a row
-VANISHING = 1e-4  # of the median norm of the same kind of layer; healthy ones are within a hundredth
-SMOOTHED = 20  # losses of which the median is taken, so that one spike is none
-DIVERGING, DIVERGED = 0.5, 2.0  # nats that it is above the lowest there was
-AGAIN = 100  # steps until the same is said again
+VANISHING = 1e-4  # of the median norm of the same kind of layer; healthy layers are above a hundredth
+SMOOTHED = 20  # losses in a median, so that a single spike does not count
+DIVERGING, DIVERGED = 0.5, 2.0  # nats above the lowest median loss
+AGAIN = 100  # steps before a finding is reported again
 
 
 @dataclass(frozen=True)
 class Norms:
-    """L2 norms of the gradients before clipping, by kind of layer and block from the input on (-1: outside of blocks)."""
+    """L2 norms of the gradients before clipping, by kind of layer and number of the block (-1: outside of blocks)."""
 
     cells: dict[tuple[str, int], float]
 
     @property
     def total(self) -> float:
-        """Of all."""
+        """The norm of all gradients."""
         return math.hypot(*self.cells.values())
 
     @property
     def kinds(self) -> dict[str, float]:
-        """By kind of layer."""
+        """The norm of each kind of layer."""
         kinds = {kind: None for kind, _ in self.cells}
         return {
             kind: math.hypot(*(norm for (each, _), norm in self.cells.items() if each == kind))
@@ -62,11 +63,11 @@ class Norms:
         }
 
     def facts(self) -> dict[str, float]:
-        """For the metrics: `grad_norm_attention` and the like."""
+        """The norms as metrics, such as `grad_norm_attention`."""
         return {f"grad_norm_{kind}": norm for kind, norm in self.kinds.items()}
 
     def vanishing(self) -> list[str]:
-        """Where a kind of layer has next to no gradient, beside the same kind in other blocks."""
+        """The layers whose gradient vanishes, compared with layers of the same kind in other blocks."""
         found = []
         for kind in self.kinds:
             blocks = {block: norm for (each, block), norm in self.cells.items() if each == kind}
@@ -80,15 +81,15 @@ class Norms:
 
 
 def kind_of(name: str) -> str:
-    """The kind of layer that a parameter of this name belongs to."""
+    """The kind of layer of a parameter, a key of KINDS."""
     return next(kind for kind, pattern in KINDS.items() if pattern.search(name))
 
 
 def gradient_norms(model: Any, scale: float = 1.0) -> Norms:
-    """Of the parameters that learn, whole, however they are spread: DDP, FSDP2, ZeRO-2 and ZeRO-3. All ranks call it,
-    between the backward pass of a step's last batch and the optimizer's step.
+    """The norms of the trainable parameters' whole gradients under DDP, FSDP2, ZeRO-2 or ZeRO-3. All ranks call it, after
+    the last backward pass of a step and before the optimizer's step.
 
-    `scale` is fp16's loss scale where gradients still have it (DeepSpeed's do).
+    `scale` is the fp16 loss scale if gradients still carry it, as DeepSpeed's do.
     """
     import torch
     from torch.distributed.tensor import DTensor
@@ -117,7 +118,7 @@ def gradient_norms(model: Any, scale: float = 1.0) -> Norms:
 
 
 def _gradient(parameter: Any) -> tuple[Any, bool]:
-    """A parameter's gradient, or this rank's part of it, and whether it is a part."""
+    """The gradient of a parameter or this rank's shard of it, and whether it is a shard."""
     if "ds_id" in vars(parameter):  # ZeRO-3
         from deepspeed.utils import safe_get_local_grad
 
@@ -131,7 +132,7 @@ def _gradient(parameter: Any) -> tuple[Any, bool]:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a rule has found: its name, how grave it is, and what to tell a person."""
+    """A rule that matched: its name, its severity, and a message with advice."""
 
     rule: str
     level: Level
@@ -140,14 +141,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """On a step: all findings, and those of them that were not told lately."""
+    """The findings of a step, and those of them that were not reported recently."""
 
     findings: list[Finding] = field(default_factory=list)
     news: list[Finding] = field(default_factory=list)
 
     @property
     def level(self) -> Level:
-        """The gravest."""
+        """The highest severity among the findings."""
         levels = [finding.level for finding in self.findings]
         return "stop" if "stop" in levels else "warn" if levels else "ok"
 
@@ -159,13 +160,13 @@ class Verdict:
 
 
 class Health:
-    """What was seen of a training. It starts anew at a resume, and compares once it has seen enough."""
+    """The history of a training that rules compare with. It is empty after a resume."""
 
     def __init__(self, job: Job, parameters: int, world_size: int, peak_flops: float | None = None) -> None:
-        """`parameters` a token meets (of experts, the active ones). `peak_flops` is what one GPU's data sheet says for the
-        precision (dense); None where nobody knows."""
+        """`parameters` are those active for a token. `peak_flops` is the data-sheet value of one GPU for dense products in this
+        precision; None if unknown."""
         self.job, self.world_size, self.peak_flops = job, world_size, peak_flops
-        # Forward 2, backward 4 a parameter and token; frozen weights need no gradient of their own (PaLM, appendix B).
+        # Per parameter and token 2 forward and 4 backward; frozen weights need no gradient of their own (PaLM, appendix B).
         self.flops_a_token = (6 if job.method.kind == "full" else 4) * parameters
         self.norms: deque[float] = deque(maxlen=REMEMBERED)
         self.losses: deque[float] = deque(maxlen=2 * REMEMBERED)
@@ -175,7 +176,7 @@ class Health:
         self.said: dict[str, int] = {}
 
     def speed(self, tokens: float, seconds: float) -> dict[str, float | None]:
-        """Of a step: tokens of all ranks in so many seconds; model FLOPs utilisation, 0 to 1, or None if unknown."""
+        """Metrics of a step in which all ranks processed `tokens`; mfu is model FLOPs utilization, 0 to 1, or None."""
         rate = tokens / seconds
         one = rate / self.world_size
         mfu = one * self.flops_a_token / self.peak_flops if self.peak_flops else None
@@ -190,8 +191,8 @@ class Health:
         scale: float | None = None,
         norms: Norms | None = None,
     ) -> Verdict:
-        """Judge a step by its mean loss over all ranks and its gradients' norm before clipping. `cursor` is how many rows
-        were taken before it, `scale` fp16's, `norms` where they were measured in this step."""
+        """Judge a step by its mean loss over all ranks and its gradient norm before clipping. `cursor` is the number of rows
+        taken before the step, `scale` the fp16 loss scale, `norms` the norms by layer if they were measured."""
         where = f"at step {step} (rows from {cursor} on, in the job's order)"
         findings = [
             *self._not_finite(where, loss, norm, scale),
@@ -208,14 +209,14 @@ class Health:
         if not math.isfinite(loss):
             yield Finding(
                 "loss_not_finite", "stop",
-                f"{where} the loss is {loss}: look at these rows, lower optim.lr ({self.job.optim.lr:g} now)"
-                + (", take bf16" if scale is not None else "") + "; the last checkpoint is from before",
+                f"{where} the loss is {loss}: inspect these rows, lower optim.lr ({self.job.optim.lr:g} now)"
+                + (", use bf16" if scale is not None else "") + "; the last checkpoint precedes this step",
             )  # fmt: skip
         if scale is None and not math.isfinite(norm):
             yield Finding(
                 "gradients_not_finite", "stop",
-                f"{where} the gradients' norm is {norm}: lower optim.lr ({self.job.optim.lr:g} now), and look at these rows; "
-                "the last checkpoint is from before",
+                f"{where} the gradient norm is {norm}: lower optim.lr ({self.job.optim.lr:g} now), and inspect these rows; "
+                "the last checkpoint precedes this step",
             )  # fmt: skip
 
     def _scale(self, step: int, where: str, norm: float, scale: float | None) -> Iterable[Finding]:
@@ -228,14 +229,14 @@ class Health:
         if scale <= LOWEST_SCALE:
             yield Finding(
                 "scale_collapsed", "stop",
-                f"scale collapsed: {where} fp16's loss scale is {scale:g} ({trace}), so gradients overflow whatever is done; "
-                "take optim.precision bf16 or fp32, or a lower optim.lr",
+                f"scale collapsed: {where} the fp16 loss scale is {scale:g} ({trace}), and gradients still overflow; "
+                "set optim.precision to bf16 or fp32, or lower optim.lr",
             )  # fmt: skip
         elif self.skipped >= SKIPPED:
             yield Finding(
                 "scale_falling", "warn",
-                f"{where} fp16 has skipped {self.skipped} steps in a row ({trace}): nothing is learned; if it goes on, take "
-                "bf16",
+                f"{where} fp16 has skipped {self.skipped} steps in a row ({trace}): the weights do not change; if this "
+                "continues, use bf16",
             )  # fmt: skip
 
     def _exploding(self, where: str, norm: float) -> Iterable[Finding]:
@@ -247,8 +248,8 @@ class Health:
         if self.exploded:
             yield Finding(
                 "exploding", "stop" if self.exploded >= EXPLODED else "warn",
-                f"{where} the gradients' norm is {norm:.3g}, {norm / (usual or 1):.0f} times the usual {usual:.3g}, for "
-                f"{self.exploded} steps now: clipping at {self.job.optim.clip:g} holds a spike; if they come often, lower "
+                f"{where} the gradient norm is {norm:.3g}, {norm / (usual or 1):.0f} times the median {usual:.3g}, for "
+                f"{self.exploded} steps now: clipping at {self.job.optim.clip:g} limits a spike; if spikes are frequent, lower "
                 "optim.lr or lengthen optim.warmup",
             )  # fmt: skip
 
@@ -258,14 +259,14 @@ class Health:
         if norms.total == 0:
             yield Finding(
                 "no_gradient", "warn",
-                f"{where} all gradients are 0: nothing is learned; see that rows have positions where the loss counts",
+                f"{where} all gradients are 0: the weights do not change; check that rows have positions where the loss counts",
             )  # fmt: skip
             return
         if found := norms.vanishing():
             yield Finding(
                 "vanishing", "warn",
-                f"{where} gradients vanish in {'; '.join(found)}: these do not learn; see that no weights there are 0, "
-                "and take bf16 or fp32 if this is fp16",
+                f"{where} gradients vanish in {'; '.join(found)}: these layers do not change; check that their weights are not "
+                "0, and use bf16 or fp32 if this is fp16",
             )  # fmt: skip
 
     def _loss(self, where: str, loss: float) -> Iterable[Finding]:
@@ -283,7 +284,7 @@ class Health:
             yield Finding(
                 "diverging", "stop" if above > DIVERGED else "warn",
                 f"{where} the median loss of {SMOOTHED} steps is {now:.3f}, it was down to {self.lowest:.3f}: lower optim.lr "
-                f"({self.job.optim.lr:g} now) and go on from a checkpoint before",
+                f"({self.job.optim.lr:g} now) and resume from an earlier checkpoint",
             )  # fmt: skip
         if len(self.losses) == 2 * REMEMBERED:
             old, new = list(self.losses)[:REMEMBERED], list(self.losses)[REMEMBERED:]
@@ -292,5 +293,5 @@ class Health:
                 yield Finding(
                     "plateau", "warn",
                     f"{where} the mean loss of {REMEMBERED} steps is {fmean(new):.3f}, of those before {fmean(old):.3f}: no gain "
-                    f"beyond its noise ({noise:.3f}); end here, or raise optim.lr",
+                    f"beyond its noise ({noise:.3f}); stop here, or raise optim.lr",
                 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a job trains with is what was made for it, unaltered: looked at once a node, before any process starts."""
+"""Checks that the model and the data of a job are unaltered and fit together: once per node, before any process starts."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +15,15 @@ from llmtrain.run.batches import labels
 
 @dataclass(frozen=True)
 class Verified:
-    """By their content: the base model, its tokenizer and the data."""
+    """Digests of the base model, its tokenizer and the data."""
 
     revision: str
     tokenizer: str
-    data: list[str]  # learned from, and held out if there is such
+    data: list[str]  # for training, and held out if there is such a set
 
 
 def verify(job: Job) -> Verified:
-    """Raises ManifestError for an altered model, and Refusal for data that is altered, or not for it."""
+    """Verify a job's inputs. Raises ManifestError for an altered model, and Refusal for data that is altered or unsuitable."""
     revision = verify_model(job.model, job.manifest or job.model.with_name(job.model.name + ".sha256"))
     sets = [Rows(each) for each in (job.data.train, job.data.eval) if each]
     for rows in sets:
@@ -35,7 +35,7 @@ def verify(job: Job) -> Verified:
 
 
 def check_rows(rows: Rows, job: Job) -> None:
-    """Raises Refusal for rows that are not for this model, or too long for it, or from which it cannot learn to stop."""
+    """Raise Refusal for rows that were packed for another tokenizer, or that are too long for the model."""
     if (own := tokenizer_digest(job.model)) != rows.tokenizer:
         raise Refusal(
             f"{rows.directory} was packed for the tokenizer {rows.tokenizer[:16]}, {job.model} has {own[:16]}: pack the data "
@@ -46,27 +46,27 @@ def check_rows(rows: Rows, job: Job) -> None:
     config = AutoConfig.from_pretrained(str(job.model), local_files_only=True)
     if rows.seq_len > config.max_position_embeddings:
         raise Refusal(
-            f"{rows.directory} has rows of {rows.seq_len} tokens, {job.model} was made for {config.max_position_embeddings}: "
+            f"{rows.directory} has rows of {rows.seq_len} tokens, {job.model} supports {config.max_position_embeddings}: "
             "pack the data again with shorter rows"
         )
 
 
 def check_stop(rows: Rows, model: Path) -> None:
-    """Raises Refusal unless a token that ends an answer is learned somewhere.
+    """Raise Refusal unless the loss counts at some stop token.
 
-    Many a model never stops because its end was masked like padding (DeepSeek-Coder #163, TRL #1623).
+    A model whose stop token was masked like padding never stops (DeepSeek-Coder #163, TRL #1623).
     """
     ends = sorted(stop_tokens(model))
     if any(numpy.isin(labels(row), ends).any() for row in rows):
         return
     raise Refusal(
-        f"nowhere in {rows.directory} one of the model's stop tokens {ends} is learned: it would never stop; "
-        "pack the data so that each answer's end counts"
+        f"{rows.directory} has no row in which one of the model's stop tokens {ends} is learned: it would never stop; "
+        "pack the data so that the end of each answer counts"
     )
 
 
 def stop_tokens(model: Path) -> set[int]:
-    """What ends an answer, says the model's configuration or its tokenizer."""
+    """The tokens that end an answer, by the model's configuration, generation configuration and tokenizer."""
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
     told: list[Any] = [AutoConfig.from_pretrained(str(model), local_files_only=True).eos_token_id]

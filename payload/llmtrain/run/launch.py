@@ -1,7 +1,7 @@
-"""A node's part of a job: torchrun's agent, which starts a process for each GPU and starts them again when one dies.
+"""A node's part of a job: torchrun's agent starts a process per GPU, and restarts all of them when one dies.
 
-The agent works in a thread. The main thread takes SIGTERM and hands it to the processes, which finish their step and save;
-torchrun's own handler would kill them after 30 s, in the middle of a large save.
+The agent runs in a thread. The main thread passes SIGTERM on to the processes, which finish their step and save; torchrun's
+own handler would kill them after 30 s, in the middle of a large save.
 """
 
 import fcntl
@@ -20,23 +20,22 @@ from typing import Any
 from llmtrain.exits import FAILED, STOPPED, Refusal
 
 SIOCGIFADDR = 0x8915  # an interface's address: linux/sockios.h
-JOIN_SECONDS = 24 * 3600  # how long a node waits for the others: a host may take long to come back
+JOIN_SECONDS = 24 * 3600  # how long a node waits for the others, some of which may have to reboot
 
 
 @dataclass(frozen=True)
 class Nodes:
-    """The hosts of a job, and which of them this is."""
+    """The hosts of a job, and the rank of this one."""
 
     count: int = 1
     rank: int = 0
-    rendezvous: str = ""  # HOST:PORT of node 0, which listens there
-    restarts: int = 3  # of a node's processes, until it gives up
+    rendezvous: str = ""  # HOST:PORT where node 0 listens
+    restarts: int = 3  # of a node's processes, before the job fails
 
 
 def agree_on_address(nodes: Nodes) -> str:
-    """This host's address towards node 0; also tells gloo and NCCL to use its interface, unless the environment does.
-
-    Without it they take what the host's name resolves to, which on Debian is 127.0.1.1. Raises Refusal.
+    """This host's address on the route to node 0. Unless the environment does, tells gloo and NCCL to use its interface:
+    otherwise they use the address of the host name, which on Debian is 127.0.1.1. Raises Refusal.
     """
     host, _, port = nodes.rendezvous.rpartition(":")
     if not host or not port.isdecimal():
@@ -67,10 +66,10 @@ def interface_address(probe: socket.socket, name: str) -> str:
 
 
 def do_without_libuv() -> None:
-    """Let torch's rendezvous work where torch was built without libuv, as Debian's is.
+    """Let torch's rendezvous work if torch was built without libuv, as Debian's is.
 
-    There the agent and the processes ask for a store that needs it, whatever USE_LIBUV says, and end. Elsewhere this
-    changes nothing.
+    Otherwise the agent and its processes ask for a store that needs libuv, regardless of USE_LIBUV, and fail. Does nothing
+    if torch has libuv.
     """
     import torch.distributed as distributed
 
@@ -90,7 +89,7 @@ def do_without_libuv() -> None:
     store = types.new_class(
         "TCPStore", (distributed.TCPStore,), {}, lambda body: body.update(__init__=without_libuv)
     )
-    # torch.distributed.rendezvous as an attribute is a function, so import_module.
+    # import_module, because the attribute torch.distributed.rendezvous is a function.
     for module in (
         "torch.distributed",
         "torch.distributed.rendezvous",
@@ -100,16 +99,16 @@ def do_without_libuv() -> None:
 
 
 def launch(name: str, nodes: Nodes, processes: int, *arguments: Any) -> int:
-    """Run `train(*arguments)` in each process of this node, and again from its last checkpoint when one of them dies.
+    """Run `train(*arguments)` in each process of this node; restart all from the last checkpoint when one dies.
 
-    Returns its exit code, which all ranks agree upon. Raises Refusal when a process died more often than `nodes.restarts`.
+    Returns the exit code on which all ranks agree. Raises Refusal if processes died more often than `nodes.restarts`.
     """
     own = agree_on_address(nodes) if nodes.count > 1 else "127.0.0.1"
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.process_cpu_count() or 1) // processes)))
-    # The one warns that it takes no signals, which are ours to take; the other that node 0 was done first.
+    # One warns that it installs no signal handlers, which we do; the other that node 0 exited first.
     for name_of_logger in "multiprocessing.api", "rendezvous.dynamic_rendezvous":
         logging.getLogger(f"torch.distributed.elastic.{name_of_logger}").setLevel(logging.ERROR)
-    # torch 2.6 keeps one store over all restarts, in which processes that came again find the addresses of dead ones.
+    # torch 2.6 keeps one store across restarts, where restarted processes find the addresses of dead ones.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     do_without_libuv()
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -132,7 +131,7 @@ def launch(name: str, nodes: Nodes, processes: int, *arguments: Any) -> int:
     problems: list[Exception] = []
 
     def agent() -> None:
-        # The processes inherit this: a SIGTERM waits until they are ready for it.
+        # The processes inherit the mask: SIGTERM stays pending until they can handle it.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         try:
             results.update(elastic_launch(config, worker)(os.getpid(), *arguments))
@@ -142,7 +141,7 @@ def launch(name: str, nodes: Nodes, processes: int, *arguments: Any) -> int:
     def hand_on(number: int, _: Any) -> None:
         children = multiprocessing.active_children()
         if not children:
-            raise Refusal("stopped while it waited for the other nodes: nothing to save", STOPPED)
+            raise Refusal("stopped while waiting for the other nodes: nothing to save", STOPPED)
         for child in children:
             child.terminate()
 
@@ -158,24 +157,27 @@ def launch(name: str, nodes: Nodes, processes: int, *arguments: Any) -> int:
         rank, failure = problems[0].get_first_failure()
         raise Refusal(
             f"a process of this node died more than {nodes.restarts} times, the last of rank {rank} with exit code "
-            f"{failure.exitcode}: its error is above; the checkpoints are whole, run the same command to resume",
+            f"{failure.exitcode}: its error is above; the checkpoints are intact, run the same command to resume",
             FAILED,
         )
     raise Refusal(
-        f"torchrun gave up: {type(problems[0]).__name__}: {problems[0]}; is node 0 up, and {nodes.rendezvous or 'loopback'} "
+        f"torchrun failed: {type(problems[0]).__name__}: {problems[0]}; is node 0 up, and {nodes.rendezvous or 'loopback'} "
         "reachable? Run the same command to resume",
         FAILED,
     )
 
 
 def worker(agent: int, *arguments: Any) -> int:
-    """What torchrun's agent, the process `agent`, starts in each process."""
+    """The entry point of each process; `agent` is the process id of torchrun's agent."""
     do_without_libuv()
     from llmtrain.run.train import train
 
     code = train(*arguments)
-    for each in (signal.SIGTERM, signal.SIGINT):  # all is saved; Python's end gives back what would kill
+    for each in (
+        signal.SIGTERM,
+        signal.SIGINT,
+    ):  # everything is saved; at exit Python would restore the handlers that terminate
         signal.signal(each, signal.SIG_IGN)
-    if os.getppid() != agent:  # killed: torch would wait for ever for it to take the result
+    if os.getppid() != agent:  # the agent was killed: torch would wait forever for it to read the result
         os._exit(code)
     return code

@@ -1,4 +1,4 @@
-"""The model to train: loaded, quantized, adapted or frozen as the job says."""
+"""Loads the model to train: quantized, with adapters, or partly frozen, as the job says."""
 
 import warnings
 from typing import Any
@@ -13,15 +13,15 @@ from llmtrain.run.setup import Setup
 from llmtrain.run.strategies.protocol import DTYPES
 
 disable_progress_bar()
-# peft asks for it by its old name
+# peft reads it by its deprecated name
 warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
 
 
 def stored_dtype(kind: str, strategy: str, precision: str) -> torch.dtype:
-    """Of the weights in memory.
+    """The dtype of the weights in memory.
 
-    DeepSpeed keeps fp32 copies of what learns by itself. FSDP2 takes one dtype for all parameters of a layer, and casts when
-    it gathers them. DDP casts products alone, so weights that learn are fp32, and a frozen base need not be.
+    DeepSpeed keeps fp32 copies of trainable parameters itself. FSDP2 needs one dtype for all parameters of a layer, and casts
+    when it gathers them. Under DDP only products are cast, so trainable weights are fp32; a frozen base need not be.
     """
     if strategy.startswith("zero") or (strategy == "ddp" and kind == "lora"):
         return DTYPES[precision]
@@ -29,7 +29,10 @@ def stored_dtype(kind: str, strategy: str, precision: str) -> torch.dtype:
 
 
 def load(job: Job, setup: Setup, device: torch.device) -> Any:
-    """The model with what learns marked by `requires_grad`; under ZeRO-3 the caller has told transformers before."""
+    """The model, its trainable parameters with `requires_grad`. For ZeRO-3 the caller keeps an HfDeepSpeedConfig alive.
+
+    Raises Refusal if adapters cannot be added, ConfigError if most weights would not be quantized.
+    """
     method = job.method
     dtype = stored_dtype(method.kind, setup.strategy, setup.precision)
     quantization: dict[str, Any] = {}
@@ -52,7 +55,7 @@ def load(job: Job, setup: Setup, device: torch.device) -> Any:
     elif not method.train_router:
         freeze_routers(model)
     if setup.checkpointing:
-        # Recomputed tensors of gathered, frozen weights look different to the newer kind (DeepSpeed #8130).
+        # The non-reentrant kind mistakes recomputed tensors of gathered, frozen weights for others (DeepSpeed #8130).
         reentrant = setup.strategy == "zero3" and method.kind == "lora"
         model.gradient_checkpointing_enable({"use_reentrant": reentrant})
         if method.kind == "lora":
@@ -61,7 +64,7 @@ def load(job: Job, setup: Setup, device: torch.device) -> Any:
 
 
 def adapted(method: Lora, setup: Setup, model: Any) -> Any:
-    """The model with adapters on every layer that `method.target` means; raises Refusal if some got none."""
+    """The model with an adapter on every layer that `method.target` selects; raises Refusal if some got none."""
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
     if method.quantize != "none":
@@ -73,18 +76,18 @@ def adapted(method: Lora, setup: Setup, model: Any) -> Any:
         target_modules=setup.targets,
         task_type="CAUSAL_LM",
     )
-    # DDP learns adapters in fp32; DeepSpeed has its own fp32 copies, and wants one dtype.
+    # DDP trains adapters in fp32; DeepSpeed has its own fp32 copies, and needs one dtype.
     model = get_peft_model(model, config, autocast_adapter_dtype=setup.strategy == "ddp")
     got = sum(name.endswith("lora_A.default") for name, _ in model.named_modules())
     if got != setup.adapters:
         raise Refusal(
-            f"method.target {method.target} means {setup.adapters} layers, {got} got an adapter: name other targets"
+            f"method.target {method.target} selects {setup.adapters} layers, but {got} got an adapter: name other targets"
         )
     return model
 
 
 def freeze_routers(model: Any) -> None:
-    """A mixture of experts trained without a balance loss sends ever more to the same few."""
+    """Freeze the routers of a mixture of experts: trained without a balance loss, they send ever more tokens to a few experts."""
     for part in model.modules():
         children = dict(part.named_children())
         if "experts" in children and "gate" in children:

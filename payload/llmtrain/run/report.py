@@ -1,6 +1,6 @@
-"""What a running job says: one line a person reads, `metrics.jsonl` and a file for Prometheus' textfile collector.
+"""The output of a running job: a line on stderr, `metrics.jsonl`, and a file for Prometheus' textfile collector.
 
-Numbers alone; of the data nothing is ever said.
+It consists of numbers; the content of the data is never printed.
 """
 
 import json
@@ -15,28 +15,28 @@ import torch
 
 
 def peak_memory(device: torch.device) -> float:
-    """GB of this process at most: of the GPU, or resident on the host."""
+    """Peak memory of this process in GB: on the GPU, or resident on the host."""
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device) / 1e9)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 class Report:
-    """Rank 0's; the other ranks have one that is silent."""
+    """Reports progress on rank 0; on the other ranks it does nothing."""
 
     def __init__(self, job: str, file: Path, prometheus: Path | None, speaks: bool, every: int) -> None:
-        """`file` is metrics.jsonl; `every` so many steps there is a line."""
+        """`file` is metrics.jsonl. A step is reported every `every` steps, if this rank `speaks`."""
         self.job, self.file, self.prometheus, self.speaks, self.every = job, file, prometheus, speaks, every
         self.begun = time.monotonic()
         self.done_before, self.stepping = -1, 0.0
 
     def say(self, message: str) -> None:
-        """A line for a person."""
+        """Print a line to stderr."""
         if self.speaks:
             print(message, file=sys.stderr, flush=True)
 
     def event(self, **facts: Any) -> None:
-        """A line of metrics.jsonl."""
+        """Append a line to metrics.jsonl."""
         if self.speaks:
             with self.file.open("a") as opened:
                 opened.write(
@@ -44,7 +44,7 @@ class Report:
                 )
 
     def step(self, step: int, of: int, seconds: float, facts: dict[str, Any]) -> None:
-        """After each step, which took `seconds`. In `facts`: loss, lr, grad_norm, tokens_per_second and memory_gb."""
+        """Call after each step. `facts` has at least loss, lr, grad_norm, tokens_per_second and memory_gb."""
         if self.done_before < 0:
             self.done_before, self.stepping = step - 1, time.monotonic() - seconds
             self.event(event="first step", seconds=time.monotonic() - self.begun)
@@ -61,12 +61,12 @@ class Report:
             self.expose({"step": step, "steps": of, "seconds_left": left, **facts})
 
     def expose(self, facts: dict[str, Any]) -> None:
-        """The numbers as gauges `llm_train_…{job}`, the file replaced at once."""
+        """Replace the Prometheus file with the numbers as gauges `llm_train_…{job}`."""
         from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
 
         registry = CollectorRegistry()
         for name, value in facts.items():
             if isinstance(value, int | float):
-                gauge = Gauge(f"llm_train_{name}", f"of the running job: {name}", ["job"], registry=registry)
+                gauge = Gauge(f"llm_train_{name}", f"{name} of the running job", ["job"], registry=registry)
                 gauge.labels(self.job).set(value)
         write_to_textfile(str(self.prometheus), registry)

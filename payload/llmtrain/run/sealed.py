@@ -1,10 +1,12 @@
-"""A folder of files that nobody can change unseen: each file's size, and the sha256 of each 64 MiB of it, stand in
-`manifest.json`, and `manifest.hmac` is the HMAC-SHA256 of that file under the estate's key. (Pieces, so that all cores
-can hash one big file. A file of one piece has the hash that sha256sum prints.)
+"""Sealed folders, in which every change is detected.
 
-What is read from such a folder may be a pickle, which runs code when it is loaded. So the manifest is authenticated
-first, then sizes, then hashes, and all of it before anybody opens a file; and because a file could be put in another's
-place after that, folders which somebody else may write to are refused.
+`manifest.json` has the size of each file and the sha256 of each 64 MiB piece of it; `manifest.hmac` is the HMAC-SHA256 of
+the manifest under the estate's key. Pieces let all cores hash one large file; a file of one piece has the hash that
+sha256sum prints.
+
+Files may be pickles, which run code when they are loaded. So the manifest is authenticated first, then sizes and hashes are
+checked, all before any other file is opened. Files could be replaced after that, so folders that other users can write to
+are refused.
 """
 
 import hashlib
@@ -21,18 +23,18 @@ from llmcore.files import flush
 
 MANIFEST, MAC = "manifest.json", "manifest.hmac"
 FORMAT = 1
-PIECE = 64 << 20  # bytes; a multiple of what is read at once
+PIECE = 64 << 20  # bytes; a multiple of the read buffer
 
 
 class NotGood(Exception):
-    """What is wrong with a folder."""
+    """A sealed folder is incomplete or altered; the message says how."""
 
 
 def walk(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """The folder itself and all that is in it; raises NotGood for anything but plain files and folders."""
+    """The folder itself and everything in it; raises NotGood for anything but regular files and folders."""
     status = folder.lstat()
     if not stat.S_ISDIR(status.st_mode):
-        raise NotGood(f"{folder.name} is no folder")
+        raise NotGood(f"{folder.name} is not a folder")
     yield folder, status
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         status = entry.stat(follow_symlinks=False)
@@ -41,16 +43,16 @@ def walk(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
         elif stat.S_ISREG(status.st_mode):
             yield Path(entry.path), status
         else:
-            raise NotGood(f"{entry.name} is neither a plain file nor a folder")
+            raise NotGood(f"{entry.name} is neither a regular file nor a folder")
 
 
 def changeable(status: os.stat_result) -> bool:
-    """Whether a user other than this process's and root may write to it."""
+    """Whether users other than root and this process's can write to it."""
     return bool(status.st_mode & 0o022) or status.st_uid not in (0, os.geteuid())
 
 
 def hashes(sizes: dict[Path, int]) -> Iterator[tuple[Path, list[str]]]:
-    """The sha256 of each piece of these files, in hex, by all cores; a file of 0 bytes has one."""
+    """The sha256 of each piece of these files, in hex, computed on all cores; an empty file has one piece."""
     with ThreadPoolExecutor(os.process_cpu_count()) as pool:
         jobs = [
             (path, [pool.submit(_hash, path, at) for at in range(0, max(size, 1), PIECE)])
@@ -61,7 +63,7 @@ def hashes(sizes: dict[Path, int]) -> Iterator[tuple[Path, list[str]]]:
 
 
 def _hash(path: Path, at: int) -> str:
-    """Of the piece that begins at `at`."""
+    """The sha256 of the piece at offset `at`, in hex."""
     digest, buffer, left = hashlib.sha256(), memoryview(bytearray(1 << 20)), PIECE
     with path.open("rb", buffering=0) as file:
         file.seek(at)
@@ -72,9 +74,9 @@ def _hash(path: Path, at: int) -> str:
 
 
 def seal(folder: Path, key: bytes, facts: dict[str, Any]) -> int:
-    """Write the manifest, with `facts`, and bring everything to the disk; the files' bytes.
+    """Write the manifest, with `facts`, flush everything to disk, and return the total size in bytes.
 
-    Files are hashed while they are flushed: a core works while the disk does.
+    Files are hashed while they are flushed, so that CPU and disk work at the same time.
     """
     folders, sizes = [], {}
     for path, status in walk(folder):
@@ -90,7 +92,7 @@ def seal(folder: Path, key: bytes, facts: dict[str, Any]) -> int:
             str(path.relative_to(folder)): {"size": sizes[path], "sha256": pieces}
             for path, pieces in hashes(sizes)
         }
-        list(flushed)  # raises what a flush did
+        list(flushed)  # raises the error of a flush
     content = json.dumps({**facts, "format": FORMAT, "files": files}, indent=1).encode()
     for name, data in ((MANIFEST, content), (MAC, hmac.digest(key, content, "sha256").hex().encode())):
         descriptor = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -104,15 +106,15 @@ def seal(folder: Path, key: bytes, facts: dict[str, Any]) -> int:
 
 
 def authentic(folder: Path, key: bytes) -> dict[str, Any]:
-    """The manifest, after its HMAC, the list of files and their sizes were found right; raises NotGood.
+    """The manifest, after its HMAC, the list of files and their sizes were checked; raises NotGood.
 
-    No file but the manifest and its HMAC is opened.
+    Only the manifest and its HMAC are opened.
     """
     found = {}
     for path, status in walk(folder):
         if changeable(status):
             raise NotGood(
-                f"{path.name} can be written by others (owner {status.st_uid}, mode {stat.S_IMODE(status.st_mode):o})"
+                f"{path.name} is writable by others (owner {status.st_uid}, mode {stat.S_IMODE(status.st_mode):o})"
             )
         if stat.S_ISREG(status.st_mode):
             found[str(path.relative_to(folder))] = status.st_size
@@ -126,7 +128,7 @@ def authentic(folder: Path, key: bytes) -> dict[str, Any]:
         raise NotGood("its manifest was altered, or authenticated with another key")
     manifest: dict[str, Any] = json.loads(content)
     if manifest["format"] != FORMAT:
-        raise NotGood(f"its manifest has format {manifest['format']}, this program reads {FORMAT}")
+        raise NotGood(f"its manifest has format {manifest['format']}, but this program reads {FORMAT}")
     wanted: dict[str, int] = {name: file["size"] for name, file in manifest["files"].items()}
     if missing := sorted(wanted.keys() - found.keys()):
         raise NotGood(f"{missing[0]} is missing ({len(missing)} in all)")
@@ -134,16 +136,17 @@ def authentic(folder: Path, key: bytes) -> dict[str, Any]:
         raise NotGood(f"{extra[0]} is not in its manifest ({len(extra)} in all)")
     for name, size in wanted.items():
         if found[name] != size:
-            raise NotGood(f"{name} has {found[name]} bytes, its manifest says {size}")
+            raise NotGood(f"{name} has {found[name]} bytes, but its manifest says {size}")
     return manifest
 
 
 def verify(folder: Path, manifest: dict[str, Any]) -> None:
-    """Every file has the hash that an authentic manifest says; raises NotGood."""
+    """Check the hash of every file against an authentic manifest; raises NotGood."""
     files = {folder / name: file for name, file in manifest["files"].items()}
     for path, seen in hashes({path: file["size"] for path, file in files.items()}):
         for number, (piece, wanted) in enumerate(zip(seen, files[path]["sha256"], strict=True)):
             if piece != wanted:
                 raise NotGood(
-                    f"{path.name} was altered: its piece {number} of {len(seen)} has sha256 {piece}, its manifest says {wanted}"
+                    f"{path.name} was altered: its piece {number} of {len(seen)} has sha256 {piece}, not {wanted} "
+                    "as its manifest says"
                 )

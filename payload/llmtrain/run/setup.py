@@ -1,4 +1,4 @@
-"""How a job runs here: what the job says, and what the plan decides where it says auto."""
+"""The settings of a job on this hardware: those of the job, and those that the plan decides."""
 
 import hashlib
 import json
@@ -14,35 +14,41 @@ from llmtrain.planning.hardware import Hardware
 from llmtrain.planning.plan import Plan, deepspeed_config, plan
 from llmtrain.run.input_checks import Verified
 
-MATTERS = ("model", "method", "data", "optim", "seed")  # of a job: a checkpoint of another is not resumed
+MATTERS = (
+    "model",
+    "method",
+    "data",
+    "optim",
+    "seed",
+)  # sections of a job that must not change before it is resumed
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What each process is told."""
+    """The settings that each process gets."""
 
     strategy: str
     precision: str
     micro_batch: int  # rows
-    accumulation: int  # batches of a process in a step
+    accumulation: int  # micro-batches of a process in a step
     checkpointing: bool  # of activations
-    targets: list[str]  # of LoRA, names of layers
-    adapters: int  # layers that get one
-    deepspeed: dict[str, Any] | None  # its configuration, under ZeRO
+    targets: list[str]  # layers to adapt by LoRA
+    adapters: int  # number of adapted layers
+    deepspeed: dict[str, Any] | None  # the DeepSpeed configuration, for ZeRO
     verified: Verified
-    active_parameters: int  # of the model, that a token meets
-    peak_flops: float | None  # of a GPU, says its data sheet
+    active_parameters: int  # of the model, for one token
+    peak_flops: float | None  # of one GPU, by its data sheet
 
 
 def set_up(job: Job, hardware: Hardware, verified: Verified) -> tuple[Plan, Setup]:
-    """The plan, and what follows from it; raises Refusal for what cannot run."""
+    """The plan of a job, and the settings that follow from it; raises Refusal if it cannot run."""
     architecture = describe(job.model)
     chosen = plan(job, hardware, architecture=architecture)
     refuse_fsdp(chosen, hardware)
     targets = lora_targets(architecture, job.method.target) if job.method.kind == "lora" else []
     deepspeed = None
     if chosen.strategy.startswith("zero"):
-        # Nodes share no disk: the first rank of each writes what DeepSpeed writes once.
+        # Nodes share no disk: the first rank of each node writes the files that DeepSpeed writes once.
         deepspeed = deepspeed_config(chosen, job) | {"checkpoint": {"use_node_local_storage": True}}
     return chosen, Setup(
         strategy=chosen.strategy,
@@ -60,25 +66,25 @@ def set_up(job: Job, hardware: Hardware, verified: Verified) -> tuple[Plan, Setu
 
 
 def refuse_fsdp(chosen: Plan, hardware: Hardware) -> None:
-    """Raise Refusal where FSDP2 cannot do what the job asks for."""
+    """Raise Refusal if FSDP2 cannot run the job."""
     if chosen.strategy != "fsdp":
         return
     if chosen.precision == "fp16":
         raise Refusal(
-            "scale.strategy fsdp has no loss scaling for fp16: take optim.precision bf16, or zero2 or zero3"
+            "scale.strategy fsdp has no loss scaling for fp16: use optim.precision bf16, or zero2 or zero3"
         )
-    if hardware.on_cpu and torch.__version__ < "2.7":  # torch compares it as a version
+    if hardware.on_cpu and torch.__version__ < "2.7":  # TorchVersion: compared as a version
         raise Refusal(
-            f"FSDP2 does not run on a CPU in torch {torch.__version__}: take zero3, or torch 2.7 or later"
+            f"FSDP2 does not run on a CPU in torch {torch.__version__}: use zero3, or torch 2.7 or later"
         )
 
 
 def kind(job: Job) -> str:
-    """The name of the folder that a job leaves."""
+    """The folder of the trained weights: "adapter" or "model"."""
     return "adapter" if job.method.kind == "lora" else "model"
 
 
 def job_digest(job: Job) -> str:
-    """Of what a resumed job must not have changed."""
+    """The sha256 of the sections in MATTERS, in hex."""
     told = {name: value for name, value in job.model_dump(mode="json").items() if name in MATTERS}
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The state of a training: what a checkpoint holds besides tensors, and what a rank works with."""
+"""The state of a training job: the part that checkpoints hold, and the objects a rank works with."""
 
 import math
 from dataclasses import asdict, dataclass, field
@@ -19,15 +19,17 @@ from llmtrain.run.strategies.protocol import Strategy
 
 @dataclass(kw_only=True)
 class TrainingState:
-    """The progress of a job: in each checkpoint, and in training.json. Steps are keys of JSON objects, so they are strings."""
+    """The progress of a job, saved with each checkpoint and in training.json. Steps are strings where they are JSON keys."""
 
-    step: int = 0  # that was taken last
-    cursor: int = 0  # rows that all ranks together have taken
+    step: int = 0  # the last one taken
+    cursor: int = 0  # rows taken so far by all ranks together
     losses: dict[str, float] = field(default_factory=dict)  # by step
     evaluations: dict[str, float] = field(default_factory=dict)  # the loss on held-out rows, by step
-    best: float | None = None  # of the evaluations
+    best: float | None = None  # lowest loss in `evaluations`
     worse: int = 0  # evaluations since the best one
-    resumed: list[dict[str, Any]] = field(default_factory=list)  # step, world_size and what was lost
+    resumed: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # step, world_size, and what could not be restored
     data: list[str]  # digests of the data sets
     job_digest: str
     world_size: int
@@ -35,7 +37,7 @@ class TrainingState:
 
 @dataclass
 class Training:
-    """One rank of a running job."""
+    """A running job on one rank."""
 
     job: Job
     setup: Setup
@@ -43,7 +45,7 @@ class Training:
     rows: Rows
     held_out: Rows | None
     strategy: Strategy
-    evidence: dict[str, Any]  # of the strategy, from all ranks
+    evidence: dict[str, Any]  # from all ranks, see `proven`
     checkpoints: Checkpoints
     report: Report
     health: Health
@@ -52,18 +54,18 @@ class Training:
 
     @property
     def rows_a_step(self) -> int:
-        """Rows that all ranks take in a step."""
+        """Rows that all ranks together take in a step."""
         return self.setup.micro_batch * self.setup.accumulation * self.strategy.world_size
 
     @property
     def end(self) -> int:
-        """Where the cursor stands after the last step."""
+        """The cursor after the last step."""
         optim = self.job.optim
         return optim.steps * self.rows_a_step if optim.steps else math.ceil(optim.epochs * len(self.rows))
 
     @property
     def finished(self) -> bool:
-        """Whether no step is left, or the loss on held-out rows has not improved for too long."""
+        """Whether no step is left, or the held-out loss has not improved for `optim.patience` evaluations."""
         patience = self.job.optim.patience
         return self.state.cursor >= self.end or (patience is not None and self.state.worse >= patience)
 
@@ -73,7 +75,7 @@ class Training:
         return self.job.output / kind(self.job)
 
     def record(self) -> dict[str, Any]:
-        """training.json: how the weights came about."""
+        """The content of training.json: everything that led to the weights."""
         return {
             "job": self.job.model_dump(mode="json"),
             "base_model": {"path": str(self.job.model), "revision": self.setup.verified.revision},
@@ -84,7 +86,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Step:
-    """What a rank knows after a step; all but `norms` and `cpu_seconds` is the same on all ranks."""
+    """The outcome of a step; the same on all ranks, times aside."""
 
     cursor: int  # before the step
     loss: float

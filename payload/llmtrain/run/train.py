@@ -41,7 +41,7 @@ WAIT = timedelta(minutes=10)  # for the other ranks in a collective
 
 
 def learning_rate(optim: Optim, done: float, after: float) -> float:
-    """For a step that takes the job from the share `done` of its rows to `after`."""
+    """The learning rate of a step that starts at the share `done` of the job's rows and ends at `after`, each from 0 to 1."""
     if after < optim.warmup:
         return optim.lr * after / optim.warmup
     if optim.schedule == "constant" or optim.warmup == 1:
@@ -51,7 +51,7 @@ def learning_rate(optim: Optim, done: float, after: float) -> float:
 
 
 def together[T](work: Callable[[], T]) -> T:
-    """Do `work` on each rank. If one cannot, all raise its Refusal: none waits for what will not come."""
+    """Do `work` on each rank. If one raises Refusal, all do, so that no rank waits for it."""
     problem: tuple[str, int] | None = None
     value: Any = None
     try:
@@ -67,9 +67,9 @@ def together[T](work: Callable[[], T]) -> T:
 
 
 def train(job: Job, setup: Setup, key: bytes) -> int:
-    """A process's part of a job; the exit code, on which all ranks agree.
+    """Run one process of a job; return the exit code, on which all ranks agree.
 
-    Any error but Refusal is raised: torchrun then restarts all processes, which resume from the last good checkpoint.
+    Errors other than Refusal propagate: torchrun then restarts all processes, which resume from the last good checkpoint.
     """
     asked_to_stop: list[int] = []
     for each in (signal.SIGTERM, signal.SIGINT):
@@ -95,7 +95,8 @@ def train(job: Job, setup: Setup, key: bytes) -> int:
 
 
 def start_process_group(setup: Setup, backend: str) -> None:
-    """Before the model is loaded: ZeRO-3 cuts it up while it loads."""
+    """Initialize torch.distributed, or DeepSpeed's wrapper of it. Call it before the model is loaded, which ZeRO-3 shards as
+    it loads."""
     if setup.deepspeed is None:
         distributed.init_process_group(backend, timeout=WAIT)
         return
@@ -106,7 +107,7 @@ def start_process_group(setup: Setup, backend: str) -> None:
     from deepspeed.utils import logger
 
     logger.setLevel("WARNING")
-    # On a CPU DeepSpeed would compile this at first use, on a host that has no compiler; torch's own gloo does it, too.
+    # On a CPU DeepSpeed would compile this at first use, but hosts have no compiler; torch's gloo serves as well.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(backend, timeout=WAIT, verbose=False)
 
@@ -119,7 +120,7 @@ def start_strategy(job: Job, setup: Setup, device: torch.device) -> Strategy:
         return strategy(model, job.optim, setup.precision, device)
     from transformers.integrations import HfDeepSpeedConfig
 
-    alive = HfDeepSpeedConfig(setup.deepspeed)  # while it lives, transformers knows of ZeRO-3
+    alive = HfDeepSpeedConfig(setup.deepspeed)  # as long as it exists, transformers loads for ZeRO-3
     model = load(job, setup, device)
     return Zero(model, setup.precision, device, setup.deepspeed, alive)
 
@@ -134,16 +135,18 @@ def prepare(job: Job, setup: Setup, key: bytes, device: torch.device) -> Trainin
     rows, held_out = Rows(job.data.train), Rows(job.data.eval) if job.data.eval else None
     refuse_differences([digest, asdict(setup.verified)])
 
-    torch.manual_seed(job.seed)  # the same adapters on all ranks
+    torch.manual_seed(job.seed)  # all ranks initialize the same adapters
     strategy = together(lambda: start_strategy(job, setup, device))
     evidence = proven(strategy)
-    torch.manual_seed(job.seed + 1 + rank)  # but each its own dropout
+    torch.manual_seed(job.seed + 1 + rank)  # but draw their own dropout
     report.say(
         f"{job.name}: {job.method.kind} by {evidence['strategy']} on {world_size} rank(s) of {device.type}, {setup.precision}, "
-        f"{sum(whole_size(each) for each in strategy.model.parameters() if each.requires_grad) / 1e6:.2f} M parameters learn"
+        f"{sum(whole_size(each) for each in strategy.model.parameters() if each.requires_grad) / 1e6:.2f} M trainable parameters"
     )
 
-    newest = Path(os.environ.get("STATE_DIRECTORY", job.output)) / "newest-save"  # systemd's, on another disk
+    newest = (
+        Path(os.environ.get("STATE_DIRECTORY", job.output)) / "newest-save"
+    )  # systemd's is on another disk
     checkpoints = together(lambda: Checkpoints(job.output / "checkpoints", key, job.keep.last, newest=newest))
     training = Training(
         job=job,
@@ -165,7 +168,7 @@ def prepare(job: Job, setup: Setup, key: bytes, device: torch.device) -> Trainin
 
 
 def resume(training: Training) -> None:
-    """Take over the newest good checkpoint, if there is one; raises Refusal if it is of another job or other data."""
+    """Restore the newest good checkpoint, if there is one; raises Refusal if it belongs to another job or other data."""
     job, state = training.job, training.state
     found = training.checkpoints.latest_good()
     if found is None:
@@ -177,7 +180,8 @@ def resume(training: Training) -> None:
     ):
         if differs:
             raise Refusal(
-                f"{found.folder} is of another job or data ({name}): give this one an output of its own, or move them away"
+                f"{found.folder} belongs to another job or other data ({name}): give this job an output of its "
+                "own, or move it away"
             )
     lost = training.strategy.read(found.folder, found.world_size)
     saved.world_size = state.world_size
@@ -185,13 +189,13 @@ def resume(training: Training) -> None:
     training.state = saved
     training.report.event(event="resumed", step=found.step, lost=lost)
     training.report.say(
-        f"{job.name}: goes on after step {found.step}, saved by {found.world_size} rank(s)"
+        f"{job.name}: resumes after step {found.step}, saved by {found.world_size} rank(s)"
         + (f"; LOST, as {state.world_size} run now: {lost}" if lost else "")
     )
 
 
 def train_steps(training: Training, asked_to_stop: list[int]) -> bool:
-    """Train until the job is finished (True), or until it is saved because a rank was asked to stop (False)."""
+    """Train until the job is finished (return True), or until a rank was asked to stop and all have saved (return False)."""
     job, state = training.job, training.state
     while not training.finished:
         step = train_step(training, asked_to_stop)
@@ -205,14 +209,14 @@ def train_steps(training: Training, asked_to_stop: list[int]) -> bool:
             training.saved_at = time.monotonic()
         if step.stopping and not training.finished:
             training.report.say(
-                f"{job.name}: stopped after step {state.step}, which is saved; run the same command to go on"
+                f"{job.name}: stopped after step {state.step}, which is saved; run the same command to resume"
             )
             return False
     return True
 
 
 def train_step(training: Training, asked_to_stop: list[int]) -> Step:
-    """Take one step with the optimizer, and move the state on by it."""
+    """Take one optimizer step, and advance the state."""
     job, setup, state, strategy = training.job, training.setup, training.state, training.strategy
     begun, computed = time.monotonic(), time.process_time()
     cursor, after = state.cursor, min(state.cursor + training.rows_a_step, training.end)
@@ -249,7 +253,7 @@ def train_step(training: Training, asked_to_stop: list[int]) -> Step:
 
 
 def report_step(training: Training, step: Step) -> None:
-    """Report the step and what the health rules find in it; raises Refusal if the training must stop."""
+    """Report a step and the findings of the health rules; raises Refusal if the training must stop."""
     state, scale, report, health = training.state, training.strategy.scale, training.report, training.health
     of = state.step + math.ceil((training.end - state.cursor) / training.rows_a_step)
     facts: dict[str, Any] = {
@@ -266,8 +270,8 @@ def report_step(training: Training, step: Step) -> None:
 
 
 def evaluate(training: Training) -> None:
-    """Compute the loss on the held-out rows, if there are any; export the weights if it is the best so far and the job
-    has `optim.patience`."""
+    """Compute the loss on the held-out rows, if there are any. If it is the lowest so far and the job has `optim.patience`,
+    export the weights."""
     job, state, strategy = training.job, training.state, training.strategy
     if training.held_out is None:
         return
@@ -291,23 +295,25 @@ def evaluate(training: Training) -> None:
 
 
 def finish(training: Training) -> None:
-    """Export the last weights, or the best ones of a job with `optim.patience`, and mark the job as done."""
+    """Export the final weights, or the best ones if the job has `optim.patience`, and mark the job as done."""
     job, report = training.job, training.report
     if job.optim.patience and training.held_out:
         best = job.output / "best"
-        if training.strategy.rank == 0 and best.exists():  # it does not where a kill came just after this
+        if (
+            training.strategy.rank == 0 and best.exists()
+        ):  # it does not if an earlier attempt was killed right after this
             put(best, training.final)
     else:
         export(job, training.strategy, training.final, training.record())
     distributed.barrier()
-    if os.environ["LOCAL_RANK"] == "0":  # on every node, so that none begins anew and waits for the others
+    if os.environ["LOCAL_RANK"] == "0":  # on every node, so that none starts over and waits for the others
         write_aside(job.output / "training.json", json.dumps(training.record(), indent=1) + "\n")
     report.event(event="done", step=training.state.step)
-    report.say(f"{job.name}: done; {training.final} has what was learned")
+    report.say(f"{job.name}: done; the trained weights are in {training.final}")
 
 
 def refuse_differences(mine: list[Any]) -> None:
-    """Raise Refusal unless all ranks have the same job, model and data: nodes share no disk."""
+    """Raise Refusal unless all ranks have the same job, model and data, as nodes share no disk."""
     told: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(told, mine)
     for rank, each in enumerate(told):
@@ -319,17 +325,17 @@ def refuse_differences(mine: list[Any]) -> None:
 
 
 def measure(strategy: Strategy, into: list[Norms]) -> None:
-    """While a step's gradients are there."""
+    """Measure the gradient norms of the current step."""
     into.append(gradient_norms(strategy.model, strategy.scale_of_gradients))
 
 
 def added_up(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The sum over all ranks."""
+    """The sum over all ranks, on the CPU."""
     moved = values.to(device)
     distributed.all_reduce(moved)
     return moved.cpu()
 
 
 def whole_size(parameter: Any) -> int:
-    """Of a parameter that ZeRO-3 may have cut up."""
+    """The number of elements of a parameter, which ZeRO-3 may have sharded."""
     return int(parameter.ds_numel if "ds_numel" in vars(parameter) else parameter.numel())

@@ -1,4 +1,4 @@
-"""What the training loop needs of a strategy."""
+"""The interface between the training loop and a strategy."""
 
 from collections.abc import Callable
 from pathlib import Path

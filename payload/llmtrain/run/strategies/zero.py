@@ -77,7 +77,7 @@ class Zero:
                 raise Refusal(f"DeepSpeed cannot load its own checkpoint {folder}: see its log", FAILED)
             return read_random_state(folder, self.device, world_size)
         self.read_weights(folder, world_size)
-        return "what AdamW kept (it starts anew) and the random state of dropout"
+        return "AdamW's moments (they start at zero) and the random state of dropout"
 
     def read_weights(self, folder: Path, world_size: int) -> None:
         """Restore the weights alone, from the shards of another number of ranks; raises Refusal."""

@@ -47,7 +47,7 @@ def command(root: Path, *more: str, modules: Path | None = None, **changed: Any)
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
-# Once something is done, whoever flushes next waits.
+# Once a result exists, the next flush waits.
 HOLDS = """
 import os, time
 from pathlib import Path

@@ -179,8 +179,8 @@ def test_chinese_in_its_own_encoding_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("a.xyz", "says nothing of its format"),
-        ("none.jsonl", "no file is there"),
+        ("a.xyz", "has an unknown extension"),
+        ("none.jsonl", "no such file"),
         ("a.csv", "has columns a, b"),
     ],
 )

@@ -70,7 +70,7 @@ ASKS = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     [
         (
             "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}",
-            "as it asks for it|no token ends",
+            "differently from its generation prompt|no token ends",
         ),
         (
             "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}\n{% endfor %}" + ASKS,
@@ -79,12 +79,12 @@ ASKS = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
         (
             "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | upper }}<|im_end|>{% endfor %}"
             + ASKS,
-            "changes what the assistant says",
+            "changes the assistant's text",
         ),
         (
             "{{ messages|length }}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
             + ASKS,
-            "as it asks for it",
+            "differently from its generation prompt",
         ),
     ],
     ids=["no-prompt", "no-stop", "changed", "not-a-prefix"],

@@ -112,8 +112,8 @@ def test_a_gain_is_no_reason_where_it_is_not_clear_that_nothing_is_worse() -> No
     assert found["bits_per_byte"]["finding"] == "unclear"
     assert found["bits_per_byte"]["margin"] == pytest.approx(0.01 * found["bits_per_byte"]["old"])
     assert found["bits_per_byte"]["old"] == pytest.approx(4, rel=0.2)
-    assert (said, reasons[0]) == ("hold", "this set does not tell whether NEW is worse by bits_per_byte")
-    assert f"about {found['bits_per_byte']['rows_to_tell']} rows would tell" in reasons[-1]
+    assert (said, reasons[0]) == ("hold", "this set does not show whether NEW is worse by bits_per_byte")
+    assert f"about {found['bits_per_byte']['rows_to_tell']} rows would suffice" in reasons[-1]
 
 
 def test_so_many_rows_as_it_asks_for_do_tell() -> None:
@@ -137,7 +137,7 @@ def test_a_model_that_gives_no_numbers_is_rejected() -> None:
         QUICK,
         same=False,
     )
-    assert (said, reasons[1]) == ("reject", "bits_per_byte: NEW gives no numbers")
+    assert (said, reasons[1]) == ("reject", "bits_per_byte: NEW's scores are NaN")
     json.dumps(found, allow_nan=False)
 
 
@@ -181,5 +181,5 @@ def test_a_model_that_is_certainly_too_slow_is_rejected_and_the_rule_may_allow_i
     ],
 )
 def test_a_set_that_is_too_small_is_told_how_many_rows_it_needs(rows: dict[str, int], needed: int) -> None:
-    assert f"{needed} are needed at least" in verdict.too_small(Rule(), rows)
+    assert f"at least {needed} are needed" in verdict.too_small(Rule(), rows)
     assert verdict.too_small(Rule(), {name: max(count, needed) for name, count in rows.items()}) == ""

@@ -102,7 +102,7 @@ def test_linear_is_all_but_the_head(known: dict[str, Architecture]) -> None:
 
 
 def test_linear_is_refused_beside_experts_in_one_sentence(known: dict[str, Architecture]) -> None:
-    with pytest.raises(Refusal, match=r"fused experts, which bear no dropout; take attention\.all$"):
+    with pytest.raises(Refusal, match=r"fused experts, which do not support dropout; use attention\.all$"):
         lora_targets(known["v2.5"], "linear")
 
 
@@ -200,10 +200,10 @@ def test_no_code_of_the_models_own_is_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        ({**TINY_LLAMA, "model_type": "deepseek"}, "first-generation DeepSeek .* that is never run"),
-        ({**TINY_LLAMA, "model_type": "mamba"}, "model_type 'mamba': llm-train knows llama"),
+        ({**TINY_LLAMA, "model_type": "deepseek"}, "first-generation DeepSeek .* which is never run"),
+        ({**TINY_LLAMA, "model_type": "mamba"}, "model_type 'mamba': llm-train supports llama"),
         ({}, "model_type None"),
-        ({**TINY_LLAMA, "hidden_size": "big"}, "makes no model"),
+        ({**TINY_LLAMA, "hidden_size": "big"}, "cannot build a model"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(tmp_path: Path, content: dict[str, Any], complaint: str) -> None:

@@ -208,7 +208,7 @@ def test_precision_is_the_best_that_the_card_has(known: Known, gpu: str, precisi
 
 
 def test_bf16_on_a_card_without_it_is_refused(known: Known) -> None:
-    with pytest.raises(Refusal, match="v100 does not compute in it: take fp16"):
+    with pytest.raises(Refusal, match="v100 does not support it: use fp16"):
         planned(known, "7b", LORA, given("v100", 8), optim={"precision": "bf16"})
 
 
@@ -226,13 +226,13 @@ def test_a_cpu_computes_in_32_bit_and_nobody_says_how_fast(known: Known) -> None
 
 def test_rows_longer_than_the_models_context_are_refused(known: Known) -> None:
     path, architecture = known["tiny"]
-    with pytest.raises(Refusal, match="rows have 1024 tokens, and the model's context ends at 512"):
+    with pytest.raises(Refusal, match="rows have 1024 tokens, but the model's context is 512"):
         plan(make_job(path, LORA), given("a100", 1), 1024, 1, architecture)
 
 
 def test_weights_in_fp8_are_refused(known: Known) -> None:
     path, architecture = known["tiny"]
-    with pytest.raises(Refusal, match="stored in fp8, in which nothing is trained"):
+    with pytest.raises(Refusal, match="stored in fp8, which cannot be trained"):
         plan(make_job(path, LORA), given("a100", 1), 512, 1, replace(architecture, stored_as="fp8"))
 
 
@@ -244,7 +244,7 @@ def test_what_the_job_asks_for_is_what_is_planned(known: Known) -> None:
 
 
 def test_an_offload_that_a_strategy_has_not_is_refused(known: Known) -> None:
-    with pytest.raises(Refusal, match=r"scale\.offload is all, which zero2 on a100 has not"):
+    with pytest.raises(Refusal, match=r"scale\.offload is all, which zero2 on a100 does not support"):
         planned(known, "7b", FULL, given("a100", 8), scale={"strategy": "zero2", "offload": "all"})
 
 
@@ -254,13 +254,15 @@ def test_offloading_alone_leaves_the_strategy_to_the_plan(known: Known) -> None:
 
 
 def test_offloading_on_a_cpu_is_refused(known: Known) -> None:
-    with pytest.raises(Refusal, match=r"scale\.offload is all, and nothing .* on cpu offloads"):
+    with pytest.raises(
+        Refusal, match=r"scale\.offload is all, but no strategy .* on cpu supports offloading"
+    ):
         planned(known, "7b", FULL, Hardware("cpu", 2, 500 * G, 1000 * G), scale={"offload": "all"})
 
 
 def test_offloading_needs_room_in_the_hosts_memory(known: Known) -> None:
     little = replace(given("a100", 1), host_memory=64 * G)
-    with pytest.raises(NoFit, match="more of a node's memory than there is") as refusal:
+    with pytest.raises(NoFit, match="more than the memory of a node") as refusal:
         planned(known, "7b", FULL, little, scale={"strategy": "zero2", "offload": "optimizer"})
     assert any(way.startswith("nodes with ") for way in refusal.value.would_fit)
 
@@ -369,7 +371,7 @@ def test_deepspeed_takes_the_configuration_with_every_key(known: Known) -> None:
 
 
 def test_a_plan_without_deepspeed_has_no_configuration_for_it(known: Known) -> None:
-    with pytest.raises(ValueError, match="ddp has no DeepSpeed"):
+    with pytest.raises(ValueError, match="ddp does not use DeepSpeed"):
         configured(known, "7b", LORA, given("a100", 8))
 
 

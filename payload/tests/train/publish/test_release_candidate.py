@@ -162,7 +162,7 @@ def test_an_adapter_that_rounding_swallows_is_not_exported(
     job = output(tmp_path / "job", base, lora_alpha=0.01)
     verdict(job)
     assert command(job, tmp_path / "candidate") == exits.FAILED
-    assert "rounding to bfloat16 swallows it" in capsys.readouterr().err
+    assert "rounding to bfloat16 cancels it" in capsys.readouterr().err
     assert not (tmp_path / "candidate").exists()
     assert command(job, tmp_path / "candidate", "--dtype", "float32") == exits.DONE
 
@@ -204,9 +204,9 @@ Change = Callable[[Path], object]
         (
             lambda job: (job / "verdict.json").write_text('{"verdict": "promote"}'),
             exits.USAGE,
-            "is no verdict",
+            "is not a verdict",
         ),
-        (lambda job: (job / "training.json").unlink(), exits.USAGE, "give the output of a job that is done"),
+        (lambda job: (job / "training.json").unlink(), exits.USAGE, "give the output of a finished job"),
         (lambda job: (job / "training.json").write_text("{}"), exits.USAGE, "run the job again"),
         (lambda job: shutil.rmtree(job / "adapter"), exits.USAGE, "neither adapter nor model"),
         (lambda job: (job / "adapter" / "more").write_text("x"), exits.ALTERED, "is not in the manifest"),
@@ -296,7 +296,7 @@ def test_a_disk_without_room_is_told_before_anything_is_written(
 @pytest.mark.parametrize("name", ["../x", "SQL", "", "a b", "-a"])
 def test_a_name_that_is_none_is_refused(name: str, tmp_path: Path, job: Path) -> None:
     verdict(job)
-    with pytest.raises(Refusal, match="take small letters"):
+    with pytest.raises(Refusal, match="use lower-case letters"):
         publish.publish(job, tmp_path / "candidate", name, job / "verdict.json", None, "auto", None)
 
 

@@ -139,7 +139,7 @@ def test_with_no_good_one_left_it_does_not_silently_begin_anew(directory: Path) 
 def test_a_key_that_is_not_theirs_refuses_all_of_them(
     directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises(exits.Refusal, match="Put the files or the key right"):
+    with pytest.raises(exits.Refusal, match="Restore the files or the key"):
         opened(directory, FOREIGN)
     assert len([line for line in caplog.messages if "another key" in line]) == 2
 
@@ -334,20 +334,20 @@ def test_nothing_is_told_of_the_newest_save_or_of_one_whose_record_a_kill_forest
 def test_a_second_trainer_is_refused(directory: Path) -> None:
     Checkpoints(directory, KEY, last=2)
     [[said]] = Ranks(directory, 1, 1, resume_and_save).said()
-    assert "another process has the checkpoints in" in str(said)
+    assert "another process uses the checkpoints in" in str(said)
     assert steps(directory) == [10, 20]
 
 
 @pytest.mark.parametrize("mode", [0o770, 0o707])
 def test_a_directory_that_others_may_write_to_is_refused(directory: Path, mode: int) -> None:
     directory.chmod(mode)
-    with pytest.raises(exits.Refusal, match="can be written by others"):
+    with pytest.raises(exits.Refusal, match="is writable by others"):
         Checkpoints(directory, KEY, last=2)
 
 
 def test_a_directory_in_one_that_others_may_write_to_is_refused(directory: Path) -> None:
     directory.parent.chmod(0o777)
-    with pytest.raises(exits.Refusal, match="others could put another directory in the place"):
+    with pytest.raises(exits.Refusal, match="others could replace"):
         Checkpoints(directory, KEY, last=2)
 
 
@@ -381,7 +381,7 @@ def test_a_key_that_is_short_or_known_to_others_is_refused(
 
 def test_no_key_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
-    with pytest.raises(exits.Refusal, match="there is no key for checkpoints"):
+    with pytest.raises(exits.Refusal, match="there is no checkpoint key"):
         read_key(None)
     with pytest.raises(exits.Refusal, match="No such file"):
         read_key(tmp_path / "none")

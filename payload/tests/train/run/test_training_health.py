@@ -191,7 +191,7 @@ def test_a_spike_is_told_and_lived_through() -> None:
     verdicts = train(watched, 45, plant=plant)
     assert rules(verdicts)[0] == "exploding"
     assert verdicts[39].level == "warn"
-    assert "times the usual" in verdicts[39].findings[0].message
+    assert "times the median" in verdicts[39].findings[0].message
 
 
 def test_gradients_that_stay_exploded_stop_the_training() -> None:
