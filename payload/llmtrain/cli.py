@@ -17,7 +17,7 @@ from llmtrain.gate import compare
 from llmtrain.job import Job
 from llmtrain.planning import architecture
 from llmtrain.planning import command as planning
-from llmtrain.publish import release_candidate
+from llmtrain.publish import command as publish
 from llmtrain.run import command as run
 
 
@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     planning.add_command(commands)
     run.add_command(commands)
     compare.add_command(commands)
-    release_candidate.add_command(commands)
+    publish.add_command(commands)
     check = commands.add_parser("check", help="validate a configuration file; print nothing if it is valid")
     check.add_argument("kind", choices=["job", "data"])
     check.add_argument("file", type=Path)

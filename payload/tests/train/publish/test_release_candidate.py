@@ -14,8 +14,8 @@ from llmcore.manifest import ManifestError, verified, verify_model, write_manife
 from llmtrain import exits
 from llmtrain.cli import main
 from llmtrain.exits import Refusal
-from llmtrain.publish import release_candidate as publish
-from llmtrain.publish.release_candidate import Work, judged, work
+from llmtrain.publish.job_output import JobOutput, judged, read_job_output
+from llmtrain.publish.release_candidate import publish
 
 torch = pytest.importorskip("torch", reason="Debian's python3-torch is not installed")
 
@@ -58,7 +58,7 @@ def job(tmp_path: Path, base: Path) -> Path:
 
 def verdict(job: Path, **change: Any) -> None:
     """Write the gate's verdict of this output, unless `change` says otherwise."""
-    done = work(job)
+    done = read_job_output(job)
     metric = {"old": 0.5, "new": 0.75, "gain": 0.25, "interval": [0.2, 0.3], "finding": "better"}
     found = {
         "verdict": "promote",
@@ -116,7 +116,7 @@ def test_the_card_says_base_data_job_losses_verdict_and_licence(tmp_path: Path, 
     command(job, tmp_path / "candidate")
     model = tmp_path / "candidate" / "models" / "sql-2026-11"
     card = (model / "README.md").read_text()
-    done = work(job)
+    done = read_job_output(job)
     for part in (
         done.base_digest,
         done.learned_digest,
@@ -139,7 +139,7 @@ def test_a_whole_model_that_a_job_trained_is_taken_as_it_is(tmp_path: Path, job:
     shutil.rmtree(job / "adapter")
     shutil.copytree(base, job / "model")
     write_manifest(job / "model", manifest_of(job / "model"))
-    done = work(job)
+    done = read_job_output(job)
     verdict(job, new={"model": done.learned_digest, "adapter": None})
     assert command(job, tmp_path / "candidate") == exits.DONE
     there = tmp_path / "candidate" / "models" / "sql-2026-11" / "model.safetensors"
@@ -297,7 +297,7 @@ def test_a_disk_without_room_is_told_before_anything_is_written(
 def test_a_name_that_is_none_is_refused(name: str, tmp_path: Path, job: Path) -> None:
     verdict(job)
     with pytest.raises(Refusal, match="use lower-case letters"):
-        publish.publish(job, tmp_path / "candidate", name, job / "verdict.json", None, "auto", None)
+        publish(job, tmp_path / "candidate", name, job / "verdict.json", None, "auto", None)
 
 
 def test_what_stands_there_already_is_not_replaced(tmp_path: Path, job: Path) -> None:
@@ -307,7 +307,7 @@ def test_what_stands_there_already_is_not_replaced(tmp_path: Path, job: Path) ->
 
 
 def test_a_verdict_of_the_base_alone_is_none_of_the_adapter(job: Path) -> None:
-    done: Work = work(job)
+    done: JobOutput = read_job_output(job)
     (job / "verdict.json").write_text(
         json.dumps({"verdict": "promote", "new": {"model": done.base_digest, "adapter": None}})
     )
