@@ -22,9 +22,9 @@ from llmserve.access.policy import Policy
 from llmserve.access.quotas import Quotas
 from llmserve.asgi import Exchange
 from llmserve.audit.recorder import Recorder
-from llmserve.audit.writer_client import AuditLink
+from llmserve.audit.writer_client import AuditClient
 from llmserve.metrics import Metrics
-from llmserve.redis_client import RedisLink
+from llmserve.redis_client import RedisClient
 from llmserve.settings import Redis
 
 ACTION = "POST /v1/chat/completions"
@@ -98,8 +98,8 @@ async def decisions(identity: Identity, folder: Path) -> tuple[list[dict[str, ob
 async def quotas(decision: Decision, folder: Path) -> list[dict[str, object]]:
     """A request and its tokens, with what is leased already, and with leases to fetch."""
     redis = folder / "redis.sock"
-    link = RedisLink(Redis(url=f"unix://{redis}", deadline_ms=1000), None) if redis.exists() else None
-    counted = Quotas(link, Metrics())
+    client = RedisClient(Redis(url=f"unix://{redis}", deadline_ms=1000), None) if redis.exists() else None
+    counted = Quotas(client, Metrics())
 
     async def take(subject: str = "bench") -> None:
         await counted.request("bench", subject, decision)
@@ -107,11 +107,11 @@ async def quotas(decision: Decision, folder: Path) -> list[dict[str, object]]:
         reserved.settle(20)
 
     rows = [await timed("quotas of a request, leased already", 20_000, take)]
-    if link:
+    if client:
         strangers = (f"stranger-{number}" for number in count())
         called = "quotas of a request, three leases from Redis"
         rows.append(await timed(called, 1000, lambda: take(next(strangers))))
-        await link.close()
+        await client.close()
     return rows
 
 
@@ -119,10 +119,10 @@ async def records(
     identity: Identity, decision: Decision, folder: Path, pepper: bytes
 ) -> list[dict[str, object]]:
     """Intents."""
-    link = AuditLink(folder / "audit.sock", Metrics())
-    recorder = Recorder(link, pepper)
-    connection = asyncio.create_task(link.keep_connected())
-    while not link.up:
+    writer = AuditClient(folder / "audit.sock", Metrics())
+    recorder = Recorder(writer, pepper)
+    connection = asyncio.create_task(writer.keep_connected())
+    while not writer.up:
         await asyncio.sleep(0.01)
     name = b"0190c8a17b1e7cc080003d1f0a5b7e21"
     exchange = Exchange(

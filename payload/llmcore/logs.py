@@ -85,7 +85,7 @@ class Batched(logging.StreamHandler[TextIO]):
             self.release()
 
 
-def told(log: logging.Logger, message: str, fields: dict[str, object]) -> None:
+def info(log: logging.Logger, message: str, fields: dict[str, object]) -> None:
     """What `log.info` says, at a third of its cost: for a line that each request has. Who calls has asked `isEnabledFor`."""
     match logging.root.handlers:
         case [Batched() as handler]:

@@ -26,7 +26,7 @@ RESTART_SECONDS = 0.5
 class Everything:
     """Instead of a policy, on one's own machine: the throw-away key may do all."""
 
-    async def judge(self, asked: dict[str, Any]) -> object:
+    async def evaluate(self, asked: dict[str, Any]) -> object:
         """Yes."""
         rate = {
             "requests_per_minute": 10**6,

@@ -19,10 +19,10 @@ ANSWER_BYTES = 256 * 1024  # an answer that is longer is none of ours
 IDLE_CONNECTIONS = 16
 
 
-class Judge(Protocol):
+class PolicyEngine(Protocol):
     """Evaluates `data.llm.authz.decision`."""
 
-    async def judge(self, asked: dict[str, Any]) -> object:
+    async def evaluate(self, asked: dict[str, Any]) -> object:
         """The document for this input; raises PolicyUnavailable."""
 
     def close(self) -> None:
@@ -97,7 +97,7 @@ class OpaServer:
         self.deadline = deadline_ms / 1000
         self.idle: list[Connection] = []
 
-    async def judge(self, asked: dict[str, Any]) -> object:
+    async def evaluate(self, asked: dict[str, Any]) -> object:
         """The document for this input; raises PolicyUnavailable."""
         body = json.dumps({"input": asked}).encode()
         head = (
@@ -155,7 +155,7 @@ class OpaEmbedded:
         self.opa: OpaEngine | None = None
         self.trouble = f"{bundle} is not there"
 
-    async def judge(self, asked: dict[str, Any]) -> object:
+    async def evaluate(self, asked: dict[str, Any]) -> object:
         """The document for this input; raises PolicyUnavailable."""
         self.reload()
         if self.opa is None:

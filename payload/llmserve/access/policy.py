@@ -16,7 +16,7 @@ from llmcore.config import ConfigError
 from llmserve.access.break_glass import BreakGlass
 from llmserve.access.decision import Decision, PolicyUnavailable, parse_decision
 from llmserve.access.identity import Identity
-from llmserve.access.opa import Judge
+from llmserve.access.opa import PolicyEngine
 from llmserve.api.errors import ApiError, unavailable
 from llmserve.metrics import Metrics
 
@@ -33,9 +33,11 @@ PROBE: dict[str, object] = {"subject": "llm-gateway", "tenant": "", "roles": [],
 class Policy:
     """Decisions, kept and fresh. `ready` while the engine answers with a revision that counts."""
 
-    def __init__(self, judge: Judge, metrics: Metrics, seen: Path | None, glass: BreakGlass | None) -> None:
+    def __init__(
+        self, engine: PolicyEngine, metrics: Metrics, seen: Path | None, glass: BreakGlass | None
+    ) -> None:
         """`seen`: the file that remembers the highest revision over restarts."""
-        self.engine = judge
+        self.engine = engine
         self.metrics = metrics
         self.seen = seen
         self.glass = glass
@@ -86,7 +88,7 @@ class Policy:
 
     async def ask(self, asked: dict[str, object]) -> Decision:
         """A decision of a revision that counts; raises PolicyUnavailable."""
-        decision = parse_decision(await self.engine.judge(asked))
+        decision = parse_decision(await self.engine.evaluate(asked))
         if decision.revision < max(1, self.revision):
             raise PolicyUnavailable(
                 f"revision {decision.revision} is older than {max(1, self.revision)}, which was seen before"

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from llmserve.access.decision import Decision, Rate
 from llmserve.api.errors import ApiError
 from llmserve.metrics import Metrics
-from llmserve.redis_client import RedisAway, RedisLink
+from llmserve.redis_client import RedisClient, RedisUnavailable
 
 LEASES = 20
 AWAY_SHARE = 0.25
@@ -81,9 +81,9 @@ class Reservation:
 class Quotas:
     """All accounts of one process."""
 
-    def __init__(self, link: RedisLink | None, metrics: Metrics) -> None:
+    def __init__(self, redis: RedisClient | None, metrics: Metrics) -> None:
         """Nothing is asked yet."""
-        self.link = link
+        self.redis = redis
         self.metrics = metrics
         self.accounts: dict[tuple[str, str], Account] = {}
         self.swept = time.time()
@@ -132,7 +132,7 @@ class Quotas:
                     if not await self.lease(window):
                         break
                 enough = window.used <= window.leased
-        except RedisAway:
+        except RedisUnavailable:
             enough = window.used <= max(1, int(window.limit * AWAY_SHARE))
         if enough:
             return
@@ -152,13 +152,15 @@ class Quotas:
 
         Raises RedisAway.
         """
-        if self.link is None:
-            raise RedisAway
+        if self.redis is None:
+            raise RedisUnavailable
         asked = max(window.used - window.leased, window.limit // LEASES)
         forgotten = int(window.ends) + MINUTE
-        total, _ = await self.link.ask(("INCRBY", window.name, asked), ("EXPIREAT", window.name, forgotten))
+        total, _ = await self.redis.execute(
+            ("INCRBY", window.name, asked), ("EXPIREAT", window.name, forgotten)
+        )
         over = min(asked, max(0, int(total) - window.limit))
         window.leased += asked - over
         if over:
-            await self.link.ask(("INCRBY", window.name, -over))
+            await self.redis.execute(("INCRBY", window.name, -over))
         return over == 0

@@ -4,7 +4,7 @@ import hmac
 
 from llmserve.asgi import Exchange
 from llmserve.audit.redact import redact
-from llmserve.audit.writer_client import AuditLink
+from llmserve.audit.writer_client import AuditClient
 
 
 def phase(name: str, kind: str, outcome: str) -> dict[str, object]:
@@ -20,9 +20,9 @@ REFUSED = phase("refused", "denied", "failure")
 class Recorder:
     """Records what each exchange intends, and how it ended."""
 
-    def __init__(self, link: AuditLink, pepper: bytes) -> None:
+    def __init__(self, writer: AuditClient, pepper: bytes) -> None:
         """The pepper keys the prompts' hashes, so that a short prompt cannot be guessed from the record."""
-        self.link = link
+        self.writer = writer
         self.key = hmac.digest(pepper, b"llmkeep audit prompt", "sha256")
 
     def proof(self, prompt: str) -> str:
@@ -41,7 +41,7 @@ class Recorder:
             event["llmkeep.prompt.hmac"] = proof or self.proof(prompt)
             if exchange.decision and exchange.decision.log_prompt:
                 event["llmkeep.prompt.text"] = redact(prompt)
-        await self.link.record(event)
+        await self.writer.record(event)
         exchange.intended = True
 
     def close(self, exchange: Exchange, nanoseconds: int) -> None:
@@ -60,7 +60,7 @@ class Recorder:
         event["event.duration"] = nanoseconds
         if exchange.code is not None:
             event["error.code"] = exchange.code
-        self.link.note(event, refusal=not exchange.intended)
+        self.writer.note(event, refusal=not exchange.intended)
 
     def event(self, exchange: Exchange) -> dict[str, object]:
         """Who, what, and allowed by which rule."""

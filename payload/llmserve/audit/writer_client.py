@@ -40,26 +40,26 @@ class Entry:
         self.since = time.monotonic()
 
 
-class Talk(asyncio.Protocol):
+class Connection(asyncio.Protocol):
     """One connection to the writer; `closed` says why it ended."""
 
-    def __init__(self, link: "AuditLink") -> None:
+    def __init__(self, client: "AuditClient") -> None:
         """The link hears what comes."""
-        self.link = link
+        self.client = client
         self.rest = b""
         self.closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
         self.transport = cast(asyncio.Transport, transport)
-        self.link.begin(self.transport)
+        self.client.begin(self.transport)
 
     def data_received(self, data: bytes) -> None:
         """Acknowledgements, one a line."""
         *lines, self.rest = (self.rest + data).split(b"\n")
         try:
             for line in lines:
-                self.link.acknowledged(line)
+                self.client.acknowledged(line)
             if len(self.rest) > ANSWER_BYTES:
                 raise ValueError(f"an acknowledgement has more than {ANSWER_BYTES} bytes")
         except (ValueError, LookupError) as error:
@@ -68,7 +68,7 @@ class Talk(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The writer is gone."""
-        self.link.end()
+        self.client.end()
         self.end(f"{type(exc).__name__}: {exc}" if exc else "it closed the connection")
 
     def end(self, why: str) -> None:
@@ -77,7 +77,7 @@ class Talk(asyncio.Protocol):
             self.closed.set_result(why)
 
 
-class AuditLink:
+class AuditClient:
     """The connection to the host's one writer; reconnects by itself."""
 
     def __init__(self, socket: Path, metrics: Metrics) -> None:
@@ -170,23 +170,23 @@ class AuditLink:
 
     async def keep_connected(self) -> None:
         """Connect, read acknowledgements until the writer goes, and begin again; runs until cancelled."""
-        told = ""
+        reported = ""
         while True:
             try:
-                made = partial(Talk, self)
-                transport, talk = await asyncio.get_running_loop().create_unix_connection(
+                made = partial(Connection, self)
+                transport, connection = await asyncio.get_running_loop().create_unix_connection(
                     made, str(self.socket)
                 )
             except OSError as error:
                 trouble = f"{type(error).__name__}: {error}"
             else:
-                told = ""
+                reported = ""
                 try:
-                    trouble = await talk.closed
+                    trouble = await connection.closed
                 finally:
                     transport.close()
-            if trouble != told:
-                told = trouble
+            if trouble != reported:
+                reported = trouble
                 fields = {"socket": str(self.socket), "reason": trouble}
                 log.error("no audit writer: nothing is answered", extra={"fields": fields})
             await asyncio.sleep(RETRY_SECONDS)

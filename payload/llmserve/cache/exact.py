@@ -14,7 +14,7 @@ from pydantic_core import from_json, to_json
 
 from llmserve.metrics import Metrics
 from llmserve.protocol import FIELDS, Done, FinishReason, Generate, Hello
-from llmserve.redis_client import RedisAway, RedisLink
+from llmserve.redis_client import RedisClient, RedisUnavailable
 
 FORMAT = 3  # of what is kept; an older release's entries are other questions
 # How a question is asked does not change its answer; the adapter is the model, and stands there.
@@ -105,23 +105,23 @@ class Kept:
 class ExactCache:
     """Answers in Redis under `llm:exact:<sha256 of the key material>`, beside the material itself."""
 
-    def __init__(self, link: RedisLink, ttl_seconds: int, metrics: Metrics) -> None:
+    def __init__(self, redis: RedisClient, ttl_seconds: int, metrics: Metrics) -> None:
         """Nothing is asked yet."""
-        self.link = link
+        self.redis = redis
         self.ttl = ttl_seconds
         self.metrics = metrics
 
     async def get(self, key: CacheKey, max_age: int | None) -> Kept | None:
         """The kept answer, if it is not older than `max_age` seconds."""
         try:
-            [value] = await self.link.ask(("GET", key.name))
+            [value] = await self.redis.execute(("GET", key.name))
             if value is not None:
                 content = from_json(value)
                 if content.pop("material") == key.material:
                     kept = Kept(**content)
                     if max_age is None or kept.age() <= max_age:
                         return kept
-        except (RedisAway, ValueError, LookupError, TypeError, AttributeError):
+        except (RedisUnavailable, ValueError, LookupError, TypeError, AttributeError):
             self.metrics.cache_by["error"].inc()
         return None
 
@@ -137,6 +137,6 @@ class ExactCache:
         }
         value = to_json(content)
         try:
-            await self.link.ask(("SET", key.name, value, "EX", self.ttl))
-        except RedisAway:
+            await self.redis.execute(("SET", key.name, value, "EX", self.ttl))
+        except RedisUnavailable:
             self.metrics.cache_by["error"].inc()

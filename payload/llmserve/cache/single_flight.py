@@ -16,7 +16,7 @@ from llmserve.metrics import Metrics
 from llmserve.protocol import Delta, Done, Failed, Generate
 from llmserve.upstream.admission import Place
 from llmserve.upstream.engine_client import Answer
-from llmserve.upstream.instances import Seat
+from llmserve.upstream.instances import RoutedRequest
 
 log = logging.getLogger("llmserve.shared")
 
@@ -72,7 +72,7 @@ class SharedAnswers:
         key: CacheKey,
         request: Generate,
         place: Callable[[], Place],
-        link: Seat,
+        routed: RoutedRequest,
         cache: ExactCache,
         fresh: bool,
     ) -> tuple[Answer, Callable[[], None], bool]:
@@ -84,7 +84,7 @@ class SharedAnswers:
         first = shared is None
         if shared is None:
             shared = self.running[key] = Shared()
-            shared.task = asyncio.create_task(self.make(key, shared, request, place(), link, cache))
+            shared.task = asyncio.create_task(self.make(key, shared, request, place(), routed, cache))
             self.tasks.add(shared.task)  # the event loop keeps only weak references
             shared.task.add_done_callback(self.tasks.discard)
         answer = shared.listen(request.stream)
@@ -108,22 +108,22 @@ class SharedAnswers:
         shared: Shared,
         request: Generate,
         place: Place,
-        link: Seat,
+        routed: RoutedRequest,
         cache: ExactCache,
     ) -> None:
         """Ask, pass on, keep."""
         asked = replace(request, stream=True)
         frame: Delta | Done | Failed
         try:
-            frame, answer = await link.begin(asked, place)
-            self.metrics.of(link.model).queue.observe(link.queued)
+            frame, answer = await routed.begin(asked, place)
+            self.metrics.of(routed.model).queue.observe(routed.queued)
             try:
                 while isinstance(frame, Delta):
                     if frame.text:  # an upstream's events are told again as text, to all alike
                         shared.piece(Delta(0, frame.text))
                     frame = await answer.get()
             finally:
-                link.cancel(asked.id)
+                routed.cancel(asked.id)
         except ApiError as error:
             frame = Failed(0, error.status, error.code, error.message, error.param)
         except Exception as error:

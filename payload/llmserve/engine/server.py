@@ -28,7 +28,7 @@ from llmserve.protocol import (
     decode,
     encode,
 )
-from llmserve.signals import Stop
+from llmserve.signals import StopSignals
 from llmserve.sockets import bind_unix
 
 log = logging.getLogger("llmserve.engine")
@@ -144,16 +144,16 @@ class EngineServer:
         A stalled engine stops telling the manager, which then kills and restarts it (WatchdogSec=): so does one whose
         event loop stands still, or that is stopped. No code in a process can see to that.
         """
-        patience, told = watchdog_seconds(), False
+        patience, reported = watchdog_seconds(), False
         pause = min(BEAT_SECONDS, patience / 3) if patience else BEAT_SECONDS
         while True:
             stalled = self.stalled
             if not stalled and patience:
                 notify("WATCHDOG=1")
-            if stalled and not told:
+            if stalled and not reported:
                 fields = {"pending": self.pending, "seconds": round(time.monotonic() - self.last_step, 1)}
                 log.critical("the model makes no step", extra={"fields": fields})
-            told = stalled
+            reported = stalled
             frame = self.how_it_is()
             for say in self.gateways:
                 say(frame)
@@ -273,7 +273,7 @@ async def serve(
     Returns the exit code: 1 if the driver broke.
     """
     logs.guard(asyncio.get_running_loop())
-    stop = Stop()
+    stop = StopSignals()
     engine = EngineServer(model, driver, stall_seconds)
     listener = bind_unix(path, mode)
     server = await asyncio.start_unix_server(engine.connection, sock=listener, limit=LINE_LIMIT)
@@ -281,7 +281,7 @@ async def serve(
     log.info("ready", extra={"fields": {**fields, "socket": str(path)}})
     notify("READY=1")
     beating = asyncio.create_task(engine.beat())
-    broken, stopped = asyncio.create_task(driver.broken()), asyncio.create_task(stop.asked.wait())
+    broken, stopped = asyncio.create_task(driver.broken()), asyncio.create_task(stop.requested.wait())
     await asyncio.wait([broken, stopped], return_when=asyncio.FIRST_COMPLETED)
     if broken.done():
         log.error("the engine ends", extra={"fields": {"model": model, "reason": broken.result()}})

@@ -13,7 +13,7 @@ from llmserve.metrics import Metrics
 from llmserve.protocol import Delta, Done, Failed, Generate, Hello
 from llmserve.upstream.admission import Place
 from llmserve.upstream.engine_client import Answer
-from llmserve.upstream.instances import Seat
+from llmserve.upstream.instances import RoutedRequest
 
 
 def failure(frame: Failed) -> ApiError:
@@ -27,20 +27,20 @@ def text_only(request: Generate, hello: Hello) -> bool:
     return hello.kept and not request.extra and request.inputs is None
 
 
-class Source:
+class AnswerSource:
     """Ask `kept` first, then `begin`; `close` in any case."""
 
     def __init__(
         self,
         exchange: Exchange,
-        link: Seat,
+        routed: RoutedRequest,
         request: Generate,
         place: Callable[[], Place],
         metrics: Metrics,
     ) -> None:
         """`place` makes the place in the engine's queue at the moment when it is needed."""
         self.exchange = exchange
-        self.link = link
+        self.routed = routed
         self.request = request
         self.place = place
         self.metrics = metrics
@@ -57,7 +57,7 @@ class Source:
             cache is None
             or not wish.write
             or not (self.request.temperature == 0 or wish.max_age)
-            or not text_only(self.request, self.link.hello)
+            or not text_only(self.request, self.routed.hello)
         ):
             self.exchange.cache = b"bypass"
             self.metrics.cache_by["bypass"].inc()
@@ -69,7 +69,7 @@ class Source:
             self.metrics.cache_by["hit"].inc()
             return kept
         self.join = partial(
-            shared.join, where, place=self.place, link=self.link, cache=cache, fresh=not wish.read
+            shared.join, where, place=self.place, routed=self.routed, cache=cache, fresh=not wish.read
         )
         return None
 
@@ -92,9 +92,9 @@ class Source:
     async def open(self) -> Delta | Done | Failed:
         """Wait for a slot and ask, or join those who wait for the same answer; the first frame."""
         if self.join is None:
-            frame, self.answer = await self.link.begin(self.request, self.place())
-            self.metrics.of(self.link.model).queue.observe(self.link.queued)
-            self.close = partial(self.link.cancel, self.request.id)
+            frame, self.answer = await self.routed.begin(self.request, self.place())
+            self.metrics.of(self.routed.model).queue.observe(self.routed.queued)
+            self.close = partial(self.routed.cancel, self.request.id)
             return frame
         self.answer, self.close, self.ours = self.join(self.request)
         self.exchange.cache = b"miss" if self.ours else b"hit"

@@ -18,13 +18,13 @@ from llmserve.api.responses import (
 from llmserve.asgi import Exchange, Receive, Scope, Send, header, respond
 from llmserve.cache.exact import Kept, cache_wish
 from llmserve.gateway import parsed_requests
-from llmserve.gateway.answer_source import Source, failure
-from llmserve.gateway.parsed_requests import Question, Questions, Read
+from llmserve.gateway.answer_source import AnswerSource, failure
+from llmserve.gateway.parsed_requests import ParsedRequest, ParsedRequests, Read
 from llmserve.gateway.state import State, no_such_model
 from llmserve.protocol import Delta, Done, Event, Failed, Hello
 from llmserve.settings import Limits
 from llmserve.upstream.admission import Place
-from llmserve.upstream.instances import Seat
+from llmserve.upstream.instances import RoutedRequest
 
 CHARACTERS_A_TOKEN = 3  # to guess a prompt's tokens before the engine counts them; English has four
 LAST_WORD_SECONDS = 5.0  # for the error event at the end of a stream that broke
@@ -67,7 +67,7 @@ class Completions:
         """`state` outlives every request."""
         self.state = state
         self.narrowed: dict[int, Limits] = {}
-        self.questions = Questions(state.recorder.proof)
+        self.parser = ParsedRequests(state.recorder.proof)
 
     def limits(self, scope: Scope) -> Limits:
         """This gateway's limits, and the shorter answers where the decision grants no longer ones."""
@@ -82,69 +82,69 @@ class Completions:
             self.narrowed[granted] = ours.model_copy(update=update)
         return self.narrowed[granted]
 
-    def question(self, scope: Scope, read: Read, sent: bytes) -> Question:
+    def parse(self, scope: Scope, read: Read, sent: bytes) -> ParsedRequest:
         """What was asked; raises ApiError 400."""
-        return self.questions.read(scope["llm"].identity.tenant, read, self.limits(scope), sent)
+        return self.parser.read(scope["llm"].identity.tenant, read, self.limits(scope), sent)
 
     async def chat(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /v1/chat/completions."""
-        question = self.question(scope, parsed_requests.chat, await read_body(scope, receive))
-        link, hello = self.engine(scope, question.call)
-        rendering = OpenAiRendering(True, hello.model, hello.revision, question.call.include_usage)
-        await self.answer(scope, send, question, link, rendering)
+        parsed = self.parse(scope, parsed_requests.chat, await read_body(scope, receive))
+        routed, hello = self.route(scope, parsed.call)
+        rendering = OpenAiRendering(True, hello.model, hello.revision, parsed.call.include_usage)
+        await self.answer(scope, send, parsed, routed, rendering)
 
     async def completion(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /v1/completions."""
-        question = self.question(scope, parsed_requests.completion, await read_body(scope, receive))
-        link, hello = self.engine(scope, question.call)
-        rendering = OpenAiRendering(False, hello.model, hello.revision, question.call.include_usage)
-        await self.answer(scope, send, question, link, rendering)
+        parsed = self.parse(scope, parsed_requests.completion, await read_body(scope, receive))
+        routed, hello = self.route(scope, parsed.call)
+        rendering = OpenAiRendering(False, hello.model, hello.revision, parsed.call.include_usage)
+        await self.answer(scope, send, parsed, routed, rendering)
 
     async def generate(self, scope: Scope, receive: Receive, send: Send) -> None:
         """GET and POST /generate."""
         if scope["method"] == "GET":
-            question = self.question(scope, parsed_requests.queried, scope["query_string"])
+            parsed = self.parse(scope, parsed_requests.queried, scope["query_string"])
         else:
-            question = self.question(scope, parsed_requests.posted, await read_body(scope, receive))
-        link, hello = self.engine(scope, question.call)
-        await self.answer(scope, send, question, link, GenerateRendering(hello.model))
+            parsed = self.parse(scope, parsed_requests.posted, await read_body(scope, receive))
+        routed, hello = self.route(scope, parsed.call)
+        await self.answer(scope, send, parsed, routed, GenerateRendering(hello.model))
 
     async def embeddings(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /v1/embeddings."""
-        question = self.question(scope, parsed_requests.embedding, await read_body(scope, receive))
-        link, hello = self.engine(scope, question.call)
-        await self.answer(scope, send, question, link, EmbeddingRendering(hello.model))
+        parsed = self.parse(scope, parsed_requests.embedding, await read_body(scope, receive))
+        routed, hello = self.route(scope, parsed.call)
+        await self.answer(scope, send, parsed, routed, EmbeddingRendering(hello.model))
 
-    def engine(self, scope: Scope, call: Call) -> tuple[Seat, Hello]:
+    def route(self, scope: Scope, call: Call) -> tuple[RoutedRequest, Hello]:
         """A seat at the model asked for, or at the first that may be asked; raises ApiError 404, 503 or 400."""
         visible = self.state.visible(scope["llm"])
         name = call.model if call.model is not None else next(iter(visible), "")
         if name not in visible:
             raise no_such_model(name, visible)
-        link = self.state.fleets[name].seat(scope["llm"].identity.tenant, call.generate)
-        refuse_undeclared(call.generate, link.hello.fields)
-        refuse_other_work(call.generate, link.hello.dimensions, call.dimensions)
-        return link, link.hello
+        routed = self.state.instances[name].route(scope["llm"].identity.tenant, call.generate)
+        refuse_undeclared(call.generate, routed.hello.fields)
+        refuse_other_work(call.generate, routed.hello.dimensions, call.dimensions)
+        return routed, routed.hello
 
     async def answer(
-        self, scope: Scope, send: Send, question: Question, link: Seat, rendering: Rendering
+        self, scope: Scope, send: Send, parsed: ParsedRequest, routed: RoutedRequest, rendering: Rendering
     ) -> None:
         """From the cache or from the engine, whole or streamed."""
         exchange: Exchange = scope["llm"]
         identity, decision = exchange.identity, exchange.decision
         if identity is None or decision is None:
             raise RuntimeError("a route that answers stands behind authentication and policy")
-        exchange.model = link.model
-        call = question.call
+        exchange.model = routed.model
+        call = parsed.call
         if self.state.draining:
             raise unavailable("draining", "this gateway is stopping: ask again", retry_after=5)
         seconds = seconds_allowed(scope, self.state.limits.answer_seconds)
-        await self.state.recorder.intent(exchange, link.model, question.text, question.proof)
+        await self.state.recorder.intent(exchange, routed.model, parsed.text, parsed.proof)
         reserved = await self.state.quotas.reserve(
             identity.tenant, identity.subject, decision, reserved_tokens(call.generate)
         )
         ends = exchange.started + seconds
-        tokens = min(len(question.text) // CHARACTERS_A_TOKEN + call.generate.max_tokens, link.hello.context)
+        tokens = min(len(parsed.text) // CHARACTERS_A_TOKEN + call.generate.max_tokens, routed.hello.context)
 
         def place() -> Place:
             """In the queue; who waited for another's answer has waited."""
@@ -153,16 +153,16 @@ class Completions:
             return Place(patience, tokens, decision.rate.priority, ends, seconds)
 
         try:
-            with self.state.flights.watched(scope["peer"], identity, exchange.action or "", ends, seconds):
-                source = Source(exchange, link, call.generate, place, self.state.metrics)
+            with self.state.in_flight.watched(scope["peer"], identity, exchange.action or "", ends, seconds):
+                source = AnswerSource(exchange, routed, call.generate, place, self.state.metrics)
                 wish = cache_wish(header(scope, b"cache-control"))
-                key = partial(question.key, identity.tenant, decision.revision, link.hello)
+                key = partial(parsed.key, identity.tenant, decision.revision, routed.hello)
                 kept = await source.kept(self.state.cache, self.state.shared, wish, key)
                 if kept:
-                    await self.replay(exchange, send, call, link, rendering, kept)
+                    await self.replay(exchange, send, call, routed, rendering, kept)
                 else:
                     answer = self.stream if call.generate.stream else self.whole
-                    await answer(exchange, send, link, rendering, source)
+                    await answer(exchange, send, routed, rendering, source)
         except ApiError as error:
             if exchange.streaming:  # the slot is free already: a client that reads slowly holds nothing
                 with suppress(TimeoutError):
@@ -171,27 +171,38 @@ class Completions:
             raise
         finally:
             reserved.settle(exchange.tokens)
-        self.state.metrics.of(link.model).whole.observe(time.monotonic() - exchange.started)
+        self.state.metrics.of(routed.model).whole.observe(time.monotonic() - exchange.started)
 
     async def replay(
-        self, exchange: Exchange, send: Send, call: Call, link: Seat, rendering: Rendering, kept: Kept
+        self,
+        exchange: Exchange,
+        send: Send,
+        call: Call,
+        routed: RoutedRequest,
+        rendering: Rendering,
+        kept: Kept,
     ) -> None:
         """A kept answer; a stream gets the pieces that the engine once made."""
         done = kept.done
-        self.count(exchange, link, done)
+        self.count(exchange, routed, done)
         age = (b"age", b"%d" % kept.age())
         if not call.generate.stream:
             await respond(send, 200, rendering.whole(done), [age])
             return
         exchange.streaming = True
         await send({"type": "http.response.start", "status": 200, "headers": [*EVENT_STREAM, age]})
-        self.state.metrics.of(link.model).first_token.observe(time.monotonic() - exchange.started)
+        self.state.metrics.of(routed.model).first_token.observe(time.monotonic() - exchange.started)
         opening = rendering.first()
         body = b"".join([opening, *map(rendering.piece, kept.pieces), rendering.last(done)])
         await send({"type": "http.response.body", "body": body})
 
     async def whole(
-        self, exchange: Exchange, send: Send, link: Seat, rendering: Rendering, source: Source
+        self,
+        exchange: Exchange,
+        send: Send,
+        routed: RoutedRequest,
+        rendering: Rendering,
+        source: AnswerSource,
     ) -> None:
         """One body."""
         try:
@@ -202,18 +213,23 @@ class Completions:
             raise RuntimeError("a piece of a stream nobody asked for")
         if source.ours:
             exchange.tokens = frame.prompt_tokens + frame.completion_tokens
-        self.count(exchange, link, frame)
+        self.count(exchange, routed, frame)
         await respond(send, 200, rendering.whole(frame))
 
     async def stream(
-        self, exchange: Exchange, send: Send, link: Seat, rendering: Rendering, source: Source
+        self,
+        exchange: Exchange,
+        send: Send,
+        routed: RoutedRequest,
+        rendering: Rendering,
+        source: AnswerSource,
     ) -> None:
         """Server-sent events. What goes wrong before the first one is a plain error with its status."""
         try:
             frame = await source.begin()
             exchange.streaming = True
             await send({"type": "http.response.start", "status": 200, "headers": EVENT_STREAM})
-            await self.events(exchange, send, frame, source, link, rendering)
+            await self.events(exchange, send, frame, source, routed, rendering)
         finally:
             source.close()
 
@@ -222,13 +238,13 @@ class Completions:
         exchange: Exchange,
         send: Send,
         frame: Delta | Done | Failed,
-        source: Source,
-        link: Seat,
+        source: AnswerSource,
+        routed: RoutedRequest,
         rendering: Rendering,
     ) -> None:
         """From the first frame to [DONE]; every piece leaves at once."""
         then = time.monotonic()
-        series = self.state.metrics.of(link.model)
+        series = self.state.metrics.of(routed.model)
         series.first_token.observe(then - exchange.started)
         opening = b"" if isinstance(frame, Event) else rendering.first()
         while isinstance(frame, Delta):
@@ -245,12 +261,12 @@ class Completions:
             raise failure(frame)
         if source.ours:
             exchange.tokens = frame.prompt_tokens + frame.completion_tokens
-        self.count(exchange, link, frame)
+        self.count(exchange, routed, frame)
         await send({"type": "http.response.body", "body": opening + rendering.last(frame)})
 
-    def count(self, exchange: Exchange, link: Seat, done: Done) -> None:
+    def count(self, exchange: Exchange, routed: RoutedRequest, done: Done) -> None:
         """Tokens, for metrics and the access log."""
-        series = self.state.metrics.of(link.model)
+        series = self.state.metrics.of(routed.model)
         series.prompt_tokens.inc(done.prompt_tokens)
         series.completion_tokens.inc(done.completion_tokens)
         exchange.fields["gen_ai.usage.input_tokens"] = done.prompt_tokens

@@ -39,7 +39,7 @@ def cold_routes(state: State, plain: list[PlainRoute]) -> FastAPI:
     app = FastAPI(title="llmkeep", version="1", docs_url=None, redoc_url=None)
 
     def described(name: str) -> Model:
-        hello = state.fleets[name].hello
+        hello = state.instances[name].hello
         if hello is None:
             return Model(id=name, context=None, revision=None, dimensions=None, parent=None)
         return Model(

@@ -28,11 +28,11 @@ class Health:
         if not self.state.audit.up:
             reasons.append("nothing can be recorded")
         # How many, not which: anybody may ask, and which models there are is for those who may use them.
-        fleets = self.state.fleets.values()
-        if absent := sum(fleet.hello is None for fleet in fleets):
-            reasons.append(f"{absent} of {len(fleets)} engines are not there")
-        if stalled := sum(fleet.hello is not None and not fleet.up for fleet in fleets):
-            reasons.append(f"{stalled} of {len(fleets)} engines make no step")
+        instances = self.state.instances.values()
+        if absent := sum(each.hello is None for each in instances):
+            reasons.append(f"{absent} of {len(instances)} engines are not there")
+        if stalled := sum(each.hello is not None and not each.up for each in instances):
+            reasons.append(f"{stalled} of {len(instances)} engines make no step")
         if reasons:
             raise unavailable("not_ready", "not ready: " + "; ".join(reasons))
         await respond(send, 200, json_body({"status": "ready"}))
@@ -40,4 +40,4 @@ class Health:
     async def drain(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Whether this gateway stops, and how many answers it still owes: at 0 nothing is lost any more."""
         state = "draining" if self.state.draining else "serving"
-        await respond(send, 200, json_body({"status": state, "in_flight": len(self.state.flights.active)}))
+        await respond(send, 200, json_body({"status": state, "in_flight": len(self.state.in_flight.active)}))

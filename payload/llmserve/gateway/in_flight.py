@@ -20,7 +20,7 @@ class ClientGone(ApiError):
         super().__init__(499, "client_gone", "the client has closed the connection")
 
 
-class Flight:
+class InFlightRequest:
     """A request that is being answered by `task`."""
 
     def __init__(
@@ -53,13 +53,13 @@ class Flight:
         self.interrupt(ClientGone())
 
 
-class Flights:
+class InFlightRequests:
     """All of them."""
 
     def __init__(self, metrics: Metrics) -> None:
         """None yet."""
         self.metrics = metrics
-        self.active: set[Flight] = set()
+        self.active: set[InFlightRequest] = set()
 
     @contextmanager
     def watched(
@@ -72,49 +72,49 @@ class Flights:
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("a flight needs a task")
-        flight = Flight(task, identity, action, ends, seconds, self.metrics)
-        self.active.add(flight)
+        request = InFlightRequest(task, identity, action, ends, seconds, self.metrics)
+        self.active.add(request)
         try:
-            peer.when_gone(flight.client_gone)
+            peer.when_gone(request.client_gone)
             yield
         except asyncio.CancelledError:
-            if flight.interruption is None:
+            if request.interruption is None:
                 raise
             task.uncancel()
-            raise flight.interruption from None
+            raise request.interruption from None
         finally:
             peer.stays()
-            self.active.discard(flight)
+            self.active.discard(request)
 
     def end_revoked(self, authenticator: Authenticator) -> None:
         """Interrupt what runs for identities that have ended: revoked, expired, or no longer known."""
-        for flight in list(self.active):
-            if refusal := authenticator.ended(flight.identity):
+        for request in list(self.active):
+            if refusal := authenticator.ended(request.identity):
                 self.metrics.cancelled.labels("key").inc()
-                flight.interrupt(refusal)
+                request.interrupt(refusal)
 
     async def end_denied(self, policy: Policy) -> None:
         """Interrupt what the policy does not allow any more."""
-        for flight in list(self.active):
+        for request in list(self.active):
             try:
-                decision = await policy.decide(flight.identity, flight.action)
+                decision = await policy.decide(request.identity, request.action)
             except ApiError as unanswered:
-                flight.interrupt(unanswered)
+                request.interrupt(unanswered)
                 continue
             if not decision.allow:
                 self.metrics.cancelled.labels("policy").inc()
-                flight.interrupt(denied(decision))
+                request.interrupt(denied(decision))
 
     def end_overdue(self) -> None:
         """Interrupt what runs longer than it may. The engine ends it by itself, unless it hangs."""
         now = time.monotonic()
-        for flight in list(self.active):
-            if now > flight.ends:
+        for request in list(self.active):
+            if now > request.ends:
                 self.metrics.cancelled.labels("deadline").inc()
-                flight.interrupt(deadline_exceeded(flight.seconds))
+                request.interrupt(deadline_exceeded(request.seconds))
 
     def end_all(self) -> None:
         """Interrupt everything: this process stops."""
-        for flight in list(self.active):
+        for request in list(self.active):
             self.metrics.cancelled.labels("drain").inc()
-            flight.interrupt(unavailable("draining", "this gateway is stopping: ask again", retry_after=5))
+            request.interrupt(unavailable("draining", "this gateway is stopping: ask again", retry_after=5))

@@ -125,7 +125,7 @@ class AccessLog:
             fields["llm.cache"] = exchange.cache.decode()
         if exchange.code:
             fields["error.code"] = exchange.code
-        logs.told(log, "answered", fields | exchange.fields)
+        logs.info(log, "answered", fields | exchange.fields)
 
 
 class ErrorEnvelope:

@@ -67,7 +67,7 @@ def asked_text(generate: Generate) -> str:
 
 
 @dataclass(slots=True)
-class Question:
+class ParsedRequest:
     """All who ask it share it, so nobody changes `call`. `text` is what was asked, `proof` the record's hash of it."""
 
     call: Call
@@ -83,24 +83,24 @@ class Question:
         return self.keyed[1]
 
 
-class Questions:
+class ParsedRequests:
     """The last ones of one process."""
 
     def __init__(self, proof: Callable[[str], str]) -> None:
         """None yet. `proof` makes the record's hash of a text."""
         self.proof = proof
-        self.kept: dict[tuple[str, Read, int, bytes], Question] = {}
+        self.kept: dict[tuple[str, Read, int, bytes], ParsedRequest] = {}
 
-    def read(self, tenant: str, read: Read, limits: Limits, sent: bytes) -> Question:
+    def read(self, tenant: str, read: Read, limits: Limits, sent: bytes) -> ParsedRequest:
         """What `sent` asks for within `limits`, which differ by their `max_tokens` only; raises ApiError 400."""
         key = tenant, read, limits.max_tokens, sent
-        question = self.kept.get(key)
-        if question is None:
+        parsed = self.kept.get(key)
+        if parsed is None:
             call = read(sent, limits)
             text = asked_text(call.generate)
-            question = Question(call, text, self.proof(text))
+            parsed = ParsedRequest(call, text, self.proof(text))
             if len(sent) <= KEPT_BYTES and call.generate.temperature == 0:
                 if len(self.kept) >= KEPT:
                     del self.kept[next(iter(self.kept))]  # the oldest
-                self.kept[key] = question
-        return question
+                self.kept[key] = parsed
+        return parsed

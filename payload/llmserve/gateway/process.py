@@ -19,26 +19,26 @@ from llmserve.access.api_keys import KeyTable
 from llmserve.access.break_glass import BreakGlass
 from llmserve.access.identity import Authenticator
 from llmserve.access.oidc import Issuer
-from llmserve.access.opa import Judge, OpaEmbedded, OpaServer
+from llmserve.access.opa import OpaEmbedded, OpaServer, PolicyEngine
 from llmserve.access.policy import Policy
 from llmserve.access.quotas import Quotas
 from llmserve.api.errors import ApiError
 from llmserve.asgi import App, Receive, Scope, Send, respond
 from llmserve.audit.recorder import Recorder
-from llmserve.audit.writer_client import AuditLink
+from llmserve.audit.writer_client import AuditClient
 from llmserve.cache.exact import ExactCache
 from llmserve.cache.single_flight import SharedAnswers
 from llmserve.gateway.http_protocol import BoundedHttp
-from llmserve.gateway.in_flight import Flights
+from llmserve.gateway.in_flight import InFlightRequests
 from llmserve.gateway.routes import build_app
 from llmserve.gateway.state import State
 from llmserve.metrics import EngineGauges, Metrics
-from llmserve.redis_client import RedisLink
+from llmserve.redis_client import RedisClient
 from llmserve.settings import GatewayConfig, Listener, PolicySource
-from llmserve.signals import Stop
+from llmserve.signals import StopSignals
 from llmserve.sockets import bind_tcp, bind_unix
 from llmserve.upstream.admission import Queue
-from llmserve.upstream.instances import Fleet, open_fleet
+from llmserve.upstream.instances import Instances, open_instances
 
 log = logging.getLogger("llmserve.gateway")
 KEEP_ALIVE_SECONDS = 75  # longer than the edge keeps an idle connection, so that it never picks a dying one
@@ -102,7 +102,7 @@ def metrics_app(metrics: Metrics) -> App:
     return app
 
 
-def open_redis(config: GatewayConfig) -> RedisLink | None:
+def open_redis(config: GatewayConfig) -> RedisClient | None:
     """Redis, if the configuration names one; raises ConfigError without its password."""
     if config.redis is None:
         log.warning(
@@ -118,34 +118,34 @@ def open_redis(config: GatewayConfig) -> RedisLink | None:
                 "credential: start this as the unit that loads it (LoadCredentialEncrypted=)"
             )
         password = secret.decode()
-    return RedisLink(config.redis, password)
+    return RedisClient(config.redis, password)
 
 
-def open_judge(source: PolicySource) -> Judge:
+def open_policy_engine(source: PolicySource) -> PolicyEngine:
     """The policy engine that the configuration names."""
     if source.engine == "server" and source.socket:
-        judge: Judge = OpaServer(source.socket, source.deadline_ms)
+        policy_engine: PolicyEngine = OpaServer(source.socket, source.deadline_ms)
     elif source.bundle:
-        judge = OpaEmbedded(source.bundle, source.key.read_bytes())
+        policy_engine = OpaEmbedded(source.bundle, source.key.read_bytes())
     else:
         raise ConfigError(f"policy.engine is '{source.engine}' and its source is missing")
     log.info("policy", extra={"fields": {"engine": source.engine}})
-    return judge
+    return policy_engine
 
 
-def open_policy(config: GatewayConfig, metrics: Metrics, judge: Judge | None) -> Policy:
+def open_policy(config: GatewayConfig, metrics: Metrics, policy_engine: PolicyEngine | None) -> Policy:
     """The policy. `judge` is a developer's; raises ConfigError where there is neither."""
     source = config.policy
     if source is None:
-        if judge is None:
+        if policy_engine is None:
             raise ConfigError("key 'policy' is missing: without a policy nobody may do anything; set it")
-        return Policy(judge, metrics, None, None)
+        return Policy(policy_engine, metrics, None, None)
     key = source.key.read_bytes()
     glass = BreakGlass(source.break_glass, key) if source.break_glass else None
-    return Policy(judge or open_judge(source), metrics, source.seen, glass)
+    return Policy(policy_engine or open_policy_engine(source), metrics, source.seen, glass)
 
 
-def build(config: GatewayConfig, pepper: bytes, judge: Judge | None) -> State:
+def build(config: GatewayConfig, pepper: bytes, policy_engine: PolicyEngine | None) -> State:
     """What the handlers share, with nothing connected yet; raises ConfigError where policy or audit is missing."""
     if config.audit is None:
         raise ConfigError("key 'audit' is missing: what is not recorded is not answered; set it")
@@ -155,17 +155,19 @@ def build(config: GatewayConfig, pepper: bytes, judge: Judge | None) -> State:
     keys = KeyTable(config.keys_file, pepper)
     room = Queue(limits.waiting, limits.waiting_tokens)
     redis = open_redis(config)
-    audit = AuditLink(config.audit.socket, metrics)
+    audit = AuditClient(config.audit.socket, metrics)
     return State(
-        fleets={name: open_fleet(name, engine, room, credential) for name, engine in config.engines.items()},
+        instances={
+            name: open_instances(name, engine, room, credential) for name, engine in config.engines.items()
+        },
         authenticator=Authenticator(keys, config.identity.certificate_header, issuer),
         limits=limits,
         metrics=metrics,
-        flights=Flights(metrics),
+        in_flight=InFlightRequests(metrics),
         redis=redis,
         cache=ExactCache(redis, config.redis.ttl_seconds, metrics) if redis and config.redis else None,
         shared=SharedAnswers(metrics),
-        policy=open_policy(config, metrics, judge),
+        policy=open_policy(config, metrics, policy_engine),
         quotas=Quotas(redis, metrics),
         audit=audit,
         recorder=Recorder(audit, pepper),
@@ -175,8 +177,8 @@ def build(config: GatewayConfig, pepper: bytes, judge: Judge | None) -> State:
 def export_gauges(state: State) -> None:
     """Metrics that are read at each scrape."""
     state.metrics.tasks.set_function(lambda: len(asyncio.all_tasks()))
-    state.metrics.registry.register(EngineGauges(lambda: [fleet.state() for fleet in state.fleets.values()]))
-    for name in state.fleets:
+    state.metrics.registry.register(EngineGauges(lambda: [each.state() for each in state.instances.values()]))
+    for name in state.instances:
         state.metrics.of(name)
 
 
@@ -186,40 +188,42 @@ def keys_changed(state: State) -> None:
     state.metrics.keys.set(-1 if keys.records is None else len(keys.records))
     if issuer:
         state.metrics.issuer_keys.set(-1 if issuer.keys is None else len(issuer.keys))
-    state.flights.end_revoked(state.authenticator)
+    state.in_flight.end_revoked(state.authenticator)
 
 
 def start_background(
     tasks: asyncio.TaskGroup, state: State, probe_seconds: float
 ) -> list[asyncio.Task[None]]:
     """Connections and watches, which run until they are cancelled; the list grows by a task for each changed policy."""
-    links = [link for fleet in state.fleets.values() for link in fleet.links]
-    background = [tasks.create_task(link.keep_connected()) for link in links]
+    engines = [engine for each in state.instances.values() for engine in each.engines]
+    background = [tasks.create_task(engine.keep_connected()) for engine in engines]
     background.append(tasks.create_task(state.authenticator.watch(lambda: keys_changed(state))))
     background.append(tasks.create_task(state.audit.keep_connected()))
     background.append(tasks.create_task(state.policy.watch(probe_seconds)))
-    background.append(tasks.create_task(end_late_flights(state)))
+    background.append(tasks.create_task(end_late_requests(state)))
 
     def policy_changed() -> None:
-        background.append(tasks.create_task(state.flights.end_denied(state.policy)))
+        background.append(tasks.create_task(state.in_flight.end_denied(state.policy)))
 
     state.policy.changed = policy_changed
     return background
 
 
-async def run_gateway(config: GatewayConfig, pepper: bytes, judge: Judge | None = None) -> None:
+async def run_gateway(
+    config: GatewayConfig, pepper: bytes, policy_engine: PolicyEngine | None = None
+) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal ends at once.
 
     Raises ConfigError where the configuration lacks policy or audit. `judge` stands in for the policy of a
     developer's machine.
     """
     logs.guard(asyncio.get_running_loop())
-    state = build(config, pepper, judge)
+    state = build(config, pepper, policy_engine)
     export_gauges(state)
     keys_changed(state)
     sockets = [listening(config.listen), listening(config.metrics)]
     servers = [server(build_app(state)), server(metrics_app(state.metrics))]
-    stop = Stop()
+    stop = StopSignals()
     async with asyncio.TaskGroup() as tasks:
         background = start_background(tasks, state, config.policy.probe_ms / 1000 if config.policy else 1.0)
         serving = [
@@ -227,7 +231,7 @@ async def run_gateway(config: GatewayConfig, pepper: bytes, judge: Judge | None 
             for each, bound in zip(servers, sockets, strict=True)
         ]
         await get_ready(state, sockets)
-        await stop.asked.wait()
+        await stop.requested.wait()
         await shut_down(config, state, stop, servers)
         await asyncio.gather(*serving)
         await state.audit.settled()
@@ -238,7 +242,7 @@ async def run_gateway(config: GatewayConfig, pepper: bytes, judge: Judge | None 
 
 async def get_ready(state: State, sockets: list[socket.socket]) -> None:
     """Wait for engines, policy and audit writer, and tell systemd."""
-    await engines_present(state.fleets)
+    await engines_present(state.instances)
     await until_it_may_answer(state)
     addresses = [describe(bound) for bound in sockets]
     log.info("ready", extra={"fields": {"listen": addresses[0], "metrics": addresses[1]}})
@@ -247,7 +251,7 @@ async def get_ready(state: State, sockets: list[socket.socket]) -> None:
     notify("READY=1")
 
 
-async def shut_down(config: GatewayConfig, state: State, stop: Stop, servers: list[Server]) -> None:
+async def shut_down(config: GatewayConfig, state: State, stop: StopSignals, servers: list[Server]) -> None:
     """Stop listening, drain, and tell the servers to exit."""
     notify("STOPPING=1")
     if config.listen.socket:
@@ -266,7 +270,7 @@ async def close(state: State) -> None:
     state.policy.engine.close()
 
 
-async def leave(path: Path, stop: Stop) -> None:
+async def leave(path: Path, stop: StopSignals) -> None:
     """Take the socket away: who connects now fails before anything is sent, so that the edge asks another gateway.
 
     What has connected before is still admitted.
@@ -279,40 +283,42 @@ async def leave(path: Path, stop: Stop) -> None:
             await asyncio.sleep(DRAIN_LOOK_SECONDS)
 
 
-async def drain(state: State, stop: Stop, requests: Sized, seconds: float) -> None:
+async def drain(state: State, stop: StopSignals, requests: Sized, seconds: float) -> None:
     """Admit nothing more, wait for what is in flight, then end the rest with an error.
 
     `requests` are all that are being handled: one that waits for its record is not yet a flight, and was admitted.
     """
     state.draining = True
-    log.info("draining", extra={"fields": {"in_flight": len(state.flights.active), "seconds": seconds}})
+    log.info("draining", extra={"fields": {"in_flight": len(state.in_flight.active), "seconds": seconds}})
     end = time.monotonic() + seconds
     while requests and not stop.now.is_set() and time.monotonic() < end:
         await asyncio.sleep(DRAIN_LOOK_SECONDS)
-    state.flights.end_all()
+    state.in_flight.end_all()
     await asyncio.sleep(0)
 
 
-async def end_late_flights(state: State) -> None:
+async def end_late_requests(state: State) -> None:
     """Once a second: deadlines, intents that do not reach the disk, and identities that have expired meanwhile."""
     while True:
         await asyncio.sleep(1)
         state.audit.end_overdue()
-        state.flights.end_overdue()
-        state.flights.end_revoked(state.authenticator)
+        state.in_flight.end_overdue()
+        state.in_flight.end_revoked(state.authenticator)
 
 
-async def engines_present(fleets: dict[str, Fleet]) -> None:
+async def engines_present(instances: dict[str, Instances]) -> None:
     """Wait for every engine, but not for long: READY should mean that answers come."""
-    every = [link for fleet in fleets.values() for link in fleet.links]
+    every = [engine for each in instances.values() for engine in each.engines]
     try:
         async with asyncio.timeout(ENGINE_WAIT_SECONDS):
-            for link in every:
-                while link.hello is None:
-                    link.changed.clear()
-                    await link.changed.wait()
+            for engine in every:
+                while engine.hello is None:
+                    engine.changed.clear()
+                    await engine.changed.wait()
     except TimeoutError:
-        absent = {f"{link.model} at {link.socket}": link.trouble for link in every if link.hello is None}
+        absent = {
+            f"{engine.model} at {engine.socket}": engine.trouble for engine in every if engine.hello is None
+        }
         log.warning("starting without some engines", extra={"fields": {"absent": absent}})
 
 

@@ -15,7 +15,7 @@ from llmserve.gateway.route import PlainRoute, Route
 from llmserve.gateway.state import State
 
 
-class Cold:
+class ColdRoutes:
     """What is asked seldom. FastAPI is loaded by the first who asks: no other module takes so much memory."""
 
     def __init__(self, state: State) -> None:
@@ -43,7 +43,7 @@ def routing_table(state: State) -> list[Route]:
     """Every route there is."""
     completions = Completions(state)
     health = Health(state)
-    cold = Cold(state)
+    cold = ColdRoutes(state)
     making: dict[str, App] = {"GET": completions.generate, "POST": completions.generate}
     table = [
         Route("/v1/chat/completions", {"POST": completions.chat}, hot=ChatBody, answer=ChatCompletion),

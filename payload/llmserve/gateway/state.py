@@ -8,38 +8,38 @@ from llmserve.access.quotas import Quotas
 from llmserve.api.errors import ApiError
 from llmserve.asgi import Exchange
 from llmserve.audit.recorder import Recorder
-from llmserve.audit.writer_client import AuditLink
+from llmserve.audit.writer_client import AuditClient
 from llmserve.cache.exact import ExactCache
 from llmserve.cache.single_flight import SharedAnswers
-from llmserve.gateway.in_flight import Flights
+from llmserve.gateway.in_flight import InFlightRequests
 from llmserve.metrics import Metrics
-from llmserve.redis_client import RedisLink
+from llmserve.redis_client import RedisClient
 from llmserve.settings import Limits
-from llmserve.upstream.instances import Fleet
+from llmserve.upstream.instances import Instances
 
 
 @dataclass
 class State:
     """What the handlers of one gateway process share."""
 
-    fleets: dict[str, Fleet]
+    instances: dict[str, Instances]
     authenticator: Authenticator
     limits: Limits
     metrics: Metrics
-    flights: Flights
-    redis: RedisLink | None
+    in_flight: InFlightRequests
+    redis: RedisClient | None
     cache: ExactCache | None
     shared: SharedAnswers
     policy: Policy
     quotas: Quotas
-    audit: AuditLink
+    audit: AuditClient
     recorder: Recorder
     draining: bool = False
 
     def visible(self, exchange: Exchange) -> list[str]:
         """The models that this exchange's decision permits, in the order of the configuration."""
         decision = exchange.decision
-        return [name for name in self.fleets if decision is not None and decision.permits(name)]
+        return [name for name in self.instances if decision is not None and decision.permits(name)]
 
 
 def no_such_model(name: str, visible: list[str]) -> ApiError:

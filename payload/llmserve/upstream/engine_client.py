@@ -33,7 +33,7 @@ SILENCE_SECONDS = 5.0  # an engine that beats once a second and was not heard fo
 RETURN_SECONDS = 300.0  # how long one that said goodbye is expected back; its model may take long to load
 
 
-class EngineLink:
+class EngineClient:
     """One engine. `hello` is None while it takes no requests, and `trouble` then says why."""
 
     def __init__(self, model: str, socket: Path, waiting: Queue) -> None:
@@ -54,7 +54,7 @@ class EngineLink:
     async def keep_connected(self) -> None:
         """Connect, read until the engine dies, tell all who wait, and begin again; runs until cancelled."""
         failures = 0
-        told = ""
+        reported = ""
         while True:
             try:
                 reader, self.writer = await asyncio.open_unix_connection(str(self.socket), limit=LINE_LIMIT)
@@ -65,9 +65,9 @@ class EngineLink:
                     self.writer.close()
             except (OSError, ProtocolError, ValueError) as error:
                 self.trouble = f"{type(error).__name__}: {error}"
-            if self.trouble != told:
-                told = self.trouble
-                fields = {"model": self.model, "socket": str(self.socket), "reason": told}
+            if self.trouble != reported:
+                reported = self.trouble
+                fields = {"model": self.model, "socket": str(self.socket), "reason": reported}
                 log.warning("engine not there", extra={"fields": fields})
             if self.hello or self.answers:
                 failures = 0

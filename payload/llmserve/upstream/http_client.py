@@ -89,7 +89,7 @@ class Response:
         return bytes(body)
 
 
-class Upstream:
+class HttpClient:
     """Where a server is, and how to prove who we are to it."""
 
     def __init__(self, address: Path | str, tls: ClientTls | None, key: str | None) -> None:

@@ -18,41 +18,41 @@ from llmserve.metrics import EngineState
 from llmserve.protocol import Delta, Done, Failed, Generate, Hello
 from llmserve.settings import Engine
 from llmserve.upstream.admission import Admission, Place, Queue
-from llmserve.upstream.engine_client import Answer, EngineLink
-from llmserve.upstream.http_client import Upstream
-from llmserve.upstream.openai_client import RemoteLink
+from llmserve.upstream.engine_client import Answer, EngineClient
+from llmserve.upstream.http_client import HttpClient
+from llmserve.upstream.openai_client import OpenAiClient
 
 LOAD_BOUND = 1.25
 LEADING_CHARACTERS = 1024  # of a plain prompt; a conversation's are its messages up to the first of the user
 GONE = {"engine_lost", "engine_unavailable"}
 
 
-class Fleet:
+class Instances:
     """All instances of a model. `hello` is the first one's that is there."""
 
-    def __init__(self, model: str, links: list[EngineLink], room: Queue) -> None:
+    def __init__(self, model: str, engines: list[EngineClient], room: Queue) -> None:
         """In the order of the configuration, which counts for nothing but where a request says nothing. `room`: to wait
         until an engine is back; as much as there is for a slot of one that is there.
         """
         self.model = model
-        self.links = links
+        self.engines = engines
         self.away = Admission(room)  # nobody's slots: whoever is in it waits until an engine is found
-        for link in links:
-            link.found = self.away.call_in
+        for engine in engines:
+            engine.found = self.away.call_in
 
     @property
     def hello(self) -> Hello | None:
         """Who answers, or None while no instance is there."""
-        return next((link.hello for link in self.links if link.hello), None)
+        return next((engine.hello for engine in self.engines if engine.hello), None)
 
     @property
     def up(self) -> int:
         """Instances that are there."""
-        return sum(link.up for link in self.links)
+        return sum(engine.up for engine in self.engines)
 
     def state(self) -> EngineState:
         """For a scrape: counts of all instances together, the fullest cache, the GPUs of the first that has some."""
-        states = [link.state() for link in self.links]
+        states = [engine.state() for engine in self.engines]
         return EngineState(
             self.model,
             self.up,
@@ -65,49 +65,57 @@ class Fleet:
             next((state.gpu_used for state in states if state.gpu_used), []),
         )
 
-    def seat(self, tenant: str, request: Generate) -> "Seat":
+    def route(self, tenant: str, request: Generate) -> "RoutedRequest":
         """Where a request of this conversation may go; raises ApiError 503 where there is no instance."""
-        return Seat(self, self.order(prefix_key(tenant, request)) if len(self.links) > 1 else self.links)
+        return RoutedRequest(
+            self, self.order(prefix_key(tenant, request)) if len(self.engines) > 1 else self.engines
+        )
 
     async def until_found(self, place: Place) -> None:
         """Wait until an engine is there again; raises ApiError 503."""
         await self.away.enter(place)
         self.away.leave(place)
 
-    def order(self, key: bytes) -> list[EngineLink]:
+    def order(self, key: bytes) -> list[EngineClient]:
         """All instances, the conversation's own first."""
-        return sorted(self.links, key=lambda link: hashlib.sha256(key + str(link.socket).encode()).digest())
+        return sorted(
+            self.engines, key=lambda engine: hashlib.sha256(key + str(engine.socket).encode()).digest()
+        )
 
 
-class Seat:
+class RoutedRequest:
     """One request's place in a fleet. It stays with one revision of the model."""
 
-    def __init__(self, fleet: Fleet, order: list[EngineLink]) -> None:
+    def __init__(self, instances: Instances, order: list[EngineClient]) -> None:
         """Nothing is asked yet. `order`: the conversation's own instance first. `queued`: seconds of waiting for a slot."""
         self.queued = 0.0
-        self.fleet = fleet
-        self.model = fleet.model
+        self.instances = instances
+        self.model = instances.model
         self.order = order
-        up = (link for link in order if link.up)
-        self.link = next(up, next((link for link in order if link.returning), order[0]))
-        self.hello = self.link.returning or self.link.present()
+        up = (engine for engine in order if engine.up)
+        self.engine = next(up, next((engine for engine in order if engine.returning), order[0]))
+        self.hello = self.engine.returning or self.engine.present()
 
-    def there(self) -> list[EngineLink]:
+    def there(self) -> list[EngineClient]:
         """Who can answer it."""
-        return [link for link in self.order if link.hello and link.up and same_model(link.hello, self.hello)]
+        return [
+            engine
+            for engine in self.order
+            if engine.hello and engine.up and same_model(engine.hello, self.hello)
+        ]
 
-    def choose(self) -> EngineLink:
+    def choose(self) -> EngineClient:
         """The first instance in the conversation's order that is within its share; raises ApiError 503."""
         there = self.there()
         if not there:
-            raise self.link.absent()
-        bound = math.ceil(LOAD_BOUND * (sum(link.load for link in there) + 1) / len(there))
-        return next(link for link in there if link.load < bound)
+            raise self.engine.absent()
+        bound = math.ceil(LOAD_BOUND * (sum(engine.load for engine in there) + 1) / len(there))
+        return next(engine for engine in there if engine.load < bound)
 
     @property
     def awaited(self) -> bool:
         """Whether no instance is there, and one that said goodbye is expected back."""
-        return any(link.returning for link in self.order) and not any(link.up for link in self.order)
+        return any(engine.returning for engine in self.order) and not any(engine.up for engine in self.order)
 
     async def begin(self, request: Generate, place: Place) -> tuple[Delta | Done | Failed, Answer]:
         """Ask, and wait for the first frame; where an instance leaves or dies before it, another is asked, or the same one
@@ -115,10 +123,10 @@ class Seat:
         """
         while True:
             if self.awaited:
-                await self.fleet.until_found(place)
-            self.link = self.choose()
+                await self.instances.until_found(place)
+            self.engine = self.choose()
             try:
-                answer = await self.link.ask(request, place)
+                answer = await self.engine.ask(request, place)
             except ApiError as error:
                 if self.may_go_elsewhere(error.code):
                     continue
@@ -127,14 +135,14 @@ class Seat:
             try:
                 frame = await answer.get()
             except asyncio.CancelledError:
-                self.link.cancel(request.id)
+                self.engine.cancel(request.id)
                 raise
             if not isinstance(frame, Failed) or not self.may_go_elsewhere(frame.code):
                 return frame, answer
 
     def cancel(self, number: int) -> None:
         """Request `number` needs its slot no more, and the instance's work on it stops."""
-        self.link.cancel(number)
+        self.engine.cancel(number)
 
     def may_go_elsewhere(self, code: str) -> bool:
         """Whether a request that failed with `code` before its first frame is asked again: its instance has died and others
@@ -142,8 +150,8 @@ class Seat:
         """
         if code not in GONE:
             return False
-        if not self.link.returning:
-            self.order = [link for link in self.order if link is not self.link]
+        if not self.engine.returning:
+            self.order = [engine for engine in self.order if engine is not self.engine]
         return self.awaited or bool(self.there())
 
 
@@ -162,9 +170,11 @@ def prefix_key(tenant: str, request: Generate) -> bytes:
     return hashlib.sha256(json.dumps([tenant, leading]).encode()).digest()
 
 
-def open_fleet(model: str, engine: Engine, room: Queue, credential: Callable[[str], bytes | None]) -> Fleet:
+def open_instances(
+    model: str, engine: Engine, room: Queue, credential: Callable[[str], bytes | None]
+) -> Instances:
     """The instances that the configuration names; raises ConfigError for what they need and lack."""
-    links: list[EngineLink] = [EngineLink(model, socket, room) for socket in engine.socket]
+    engines: list[EngineClient] = [EngineClient(model, socket, room) for socket in engine.socket]
     if remote := engine.remote:
         key = None
         if remote.key_credential:
@@ -177,5 +187,5 @@ def open_fleet(model: str, engine: Engine, room: Queue, credential: Callable[[st
             key = secret.decode().strip()
         addresses: list[Path | str] = [*remote.socket, *remote.url]
         for address in addresses:
-            links.append(RemoteLink(model, Upstream(address, remote.tls, key), remote, room))
-    return Fleet(model, links, room)
+            engines.append(OpenAiClient(model, HttpClient(address, remote.tls, key), remote, room))
+    return Instances(model, engines, room)

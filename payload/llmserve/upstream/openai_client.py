@@ -15,8 +15,8 @@ from llmcore.config import ConfigError
 from llmserve.protocol import Done, Event, Failed, FinishReason, Generate, Hello
 from llmserve.settings import Remote
 from llmserve.upstream.admission import Queue
-from llmserve.upstream.engine_client import RETRY_SECONDS, EngineLink
-from llmserve.upstream.http_client import BadAnswer, Lost, Response, Upstream
+from llmserve.upstream.engine_client import RETRY_SECONDS, EngineClient
+from llmserve.upstream.http_client import BadAnswer, HttpClient, Lost, Response
 
 log = logging.getLogger("llmserve.remote")
 PROBE_SECONDS = 10.0  # longest time between two questions whether it is there, and for an answer to one
@@ -37,15 +37,15 @@ CODES = {  # ours; an error's code is a label of the metrics, so an upstream can
 TOO_LONG = "maximum context length"  # how vLLM says it
 
 
-class RemoteLink(EngineLink):
+class OpenAiClient(EngineClient):
     """One server. It is there as long as it lists the model; that is asked whenever an idle connection ends."""
 
-    def __init__(self, model: str, upstream: Upstream, settings: Remote, waiting: Queue) -> None:
+    def __init__(self, model: str, http: HttpClient, settings: Remote, waiting: Queue) -> None:
         """The server must list the model by its name here: its answers say it, and pass through."""
-        super().__init__(model, Path(str(upstream.address)), waiting)
-        self.upstream = upstream
+        super().__init__(model, Path(str(http.address)), waiting)
+        self.http = http
         self.settings = settings
-        self.talks: dict[int, asyncio.Task[None]] = {}
+        self.tasks: dict[int, asyncio.Task[None]] = {}
 
     @property
     def stalled(self) -> bool:
@@ -55,19 +55,19 @@ class RemoteLink(EngineLink):
     async def keep_connected(self) -> None:
         """Ask whether it is there, for ever; runs until cancelled."""
         failures = 0
-        told = ""
+        reported = ""
         while True:
             self.trouble = "it closed the connection"
             try:
-                self.upstream.refresh()
+                self.http.refresh()
                 await self.watch()
                 failures = 0
                 continue
             except (OSError, TimeoutError, Lost, BadAnswer, ConfigError) as error:
                 self.trouble = f"{type(error).__name__}: {error}"
-            if self.trouble != told or self.hello:
-                told = self.trouble
-                fields = {"model": self.model, "upstream": str(self.upstream.address), "reason": told}
+            if self.trouble != reported or self.hello:
+                reported = self.trouble
+                fields = {"model": self.model, "upstream": str(self.http.address), "reason": reported}
                 log.warning("upstream not there", extra={"fields": fields})
             self.hello = None
             self.changed.set()
@@ -76,7 +76,7 @@ class RemoteLink(EngineLink):
 
     async def watch(self) -> None:
         """Read the list of models, then wait until the idle connection ends: a dead server is so seen at once."""
-        async with self.upstream.request("GET", "/v1/models", keep=True) as response:
+        async with self.http.request("GET", "/v1/models", keep=True) as response:
             async with asyncio.timeout(PROBE_SECONDS):
                 listed = await response.whole(ANSWER_BYTES)
             if response.status != 200:
@@ -123,19 +123,19 @@ class RemoteLink(EngineLink):
 
     def send(self, request: Generate) -> None:
         """Ask, in a task of its own."""
-        talk = asyncio.create_task(self.talk(request))
-        self.talks[request.id] = talk
-        talk.add_done_callback(lambda _: self.talks.pop(request.id, None))
+        task = asyncio.create_task(self.run(request))
+        self.tasks[request.id] = task
+        task.add_done_callback(lambda _: self.tasks.pop(request.id, None))
 
     def stop(self, number: int) -> None:
         """Hang up on request `number`."""
-        if talk := self.talks.get(number):
-            talk.cancel()
+        if task := self.tasks.get(number):
+            task.cancel()
 
-    async def talk(self, request: Generate) -> None:
+    async def run(self, request: Generate) -> None:
         """One request, to its last frame."""
         try:
-            last = await self.asked(request, request.clip)
+            last = await self.ask_upstream(request, request.clip)
         except BadAnswer as error:
             log.error("upstream misbehaves", extra={"fields": {"model": self.model, "reason": str(error)}})
             last = self.failed(request)
@@ -147,14 +147,14 @@ class RemoteLink(EngineLink):
         if answer := self.end(request.id):
             answer.put_nowait(last)
 
-    async def asked(self, request: Generate, clip: bool) -> Done | Failed:
+    async def ask_upstream(self, request: Generate, clip: bool) -> Done | Failed:
         """Ask, hand on the events of a stream, and return what ends the answer.
 
         `clip`: a server that refuses the default length is asked again without one, since what it then gives is the
         rest of its context, which is shorter.
         """
-        path, body = question(self.model, request)
-        async with self.upstream.request("POST", path, body) as response:
+        path, body = http_request(self.model, request)
+        async with self.http.request("POST", path, body) as response:
             if response.status == 200:
                 return await (
                     self.relay(request, response) if request.stream else self.whole(request, response)
@@ -162,7 +162,7 @@ class RemoteLink(EngineLink):
             refused = await response.whole(ANSWER_BYTES)
         if clip and response.status in CLIENT_ERRORS:
             request.max_tokens = 0
-            return await self.asked(request, False)
+            return await self.ask_upstream(request, False)
         return self.refusal(request, response.status, refused)
 
     async def whole(self, request: Generate, response: Response) -> Done:
@@ -228,7 +228,7 @@ class RemoteLink(EngineLink):
         return Failed(request.id, 503, "engine_failed", message)
 
 
-def question(model: str, request: Generate) -> tuple[str, bytes]:
+def http_request(model: str, request: Generate) -> tuple[str, bytes]:
     """Path and body."""
     content: dict[str, Any] = {"model": model, **request.extra}
     if request.inputs is not None:

@@ -60,10 +60,10 @@ def left_over(service: Service) -> dict[str, float]:
     """What should be nothing when nobody asks; the gateway's own tasks are there always."""
     scrape = service.metrics()
     with service.client("") as client:
-        flights = client.get("/drainz").json()["in_flight"]
+        in_flight = client.get("/drainz").json()["in_flight"]
     gauges = ("llm_requests_running", "llm_tokens_running", "llm_requests_waiting", "llm_tokens_waiting")
     return {
         "tasks": scrape["llm_event_loop_tasks"],
-        "flights": flights,
+        "in_flight": in_flight,
         **{name: scrape[f'{name}{{model="echo"}}'] for name in gauges},
     }

@@ -8,9 +8,9 @@ from llmserve.access.opa import OpaServer
 from llmserve.access.policy import Policy
 from llmserve.access.quotas import Quotas
 from llmserve.audit.recorder import Recorder
-from llmserve.audit.writer_client import AuditLink
+from llmserve.audit.writer_client import AuditClient
 from llmserve.cache.single_flight import SharedAnswers
-from llmserve.gateway.in_flight import Flights
+from llmserve.gateway.in_flight import InFlightRequests
 from llmserve.gateway.route import Route
 from llmserve.gateway.routes import routing_table
 from llmserve.gateway.state import State
@@ -21,13 +21,13 @@ from llmserve.settings import Limits
 def every_route(folder: Path) -> list[Route]:
     """All of it, of a gateway that is connected to nothing."""
     metrics = Metrics()
-    audit = AuditLink(folder / "none", metrics)
+    audit = AuditClient(folder / "none", metrics)
     state = State(
-        fleets={},
+        instances={},
         authenticator=Authenticator(KeyTable(folder / "none", b"")),
         limits=Limits(),
         metrics=metrics,
-        flights=Flights(metrics),
+        in_flight=InFlightRequests(metrics),
         redis=None,
         cache=None,
         shared=SharedAnswers(metrics),

@@ -8,30 +8,30 @@ from pathlib import Path
 import pytest
 from redis_server import PASSWORD, RedisServer
 
-from llmserve.redis_client import RedisAway, RedisLink
+from llmserve.redis_client import RedisClient, RedisUnavailable
 from llmserve.settings import Redis
 
 ENOUGH_MS = 5000  # on a busy machine
 
 
 @asynccontextmanager
-async def linked(socket: Path, deadline_ms: int = ENOUGH_MS) -> AsyncIterator[RedisLink]:
+async def connected(socket: Path, deadline_ms: int = ENOUGH_MS) -> AsyncIterator[RedisClient]:
     """A gateway's link."""
-    link = RedisLink(Redis(url=f"unix://{socket}", user="gateway", deadline_ms=deadline_ms), PASSWORD)
-    yield link
-    await link.close()
+    client = RedisClient(Redis(url=f"unix://{socket}", user="gateway", deadline_ms=deadline_ms), PASSWORD)
+    yield client
+    await client.close()
 
 
 def test_those_who_ask_at_once_share_a_connection_and_get_each_its_own_answer(
     redis_server: RedisServer,
 ) -> None:
     async def scenario() -> list[list[object]]:
-        async with linked(redis_server.socket) as link:
+        async with connected(redis_server.socket) as client:
             names = [f"llm:link:{number}" for number in range(40)]
-            await asyncio.gather(*(link.ask(("SET", name, name)) for name in names))
+            await asyncio.gather(*(client.execute(("SET", name, name)) for name in names))
             with redis_server.client() as operator:
                 assert [each["user"] for each in operator.client_list()].count("gateway") == 1
-            asked = (link.ask(("GET", name), ("GET", name)) for name in names)
+            asked = (client.execute(("GET", name), ("GET", name)) for name in names)
             return list(await asyncio.gather(*asked))
 
     answers = asyncio.run(scenario())
@@ -41,24 +41,24 @@ def test_those_who_ask_at_once_share_a_connection_and_get_each_its_own_answer(
 
 def test_a_question_that_redis_refuses_harms_none_beside_it(redis_server: RedisServer) -> None:
     async def scenario() -> list[object]:
-        async with linked(redis_server.socket) as link:
-            await link.ask(("SET", "llm:text", "no number"))
-            refused = link.ask(("GET", "llm:text"), ("INCRBY", "llm:text", 1), ("GET", "llm:text"))
-            beside = link.ask(("GET", "llm:text"))
+        async with connected(redis_server.socket) as client:
+            await client.execute(("SET", "llm:text", "no number"))
+            refused = client.execute(("GET", "llm:text"), ("INCRBY", "llm:text", 1), ("GET", "llm:text"))
+            beside = client.execute(("GET", "llm:text"))
             return list(await asyncio.gather(refused, beside, return_exceptions=True))
 
     refused, beside = asyncio.run(scenario())
-    assert isinstance(refused, RedisAway)
+    assert isinstance(refused, RedisUnavailable)
     assert beside == [b"no number"]
 
 
 def test_who_leaves_takes_no_answer_from_those_who_wait(redis_server: RedisServer) -> None:
     async def scenario() -> list[object]:
-        async with linked(redis_server.socket) as link:
-            await link.ask(("SET", "llm:text", "mine"))
-            leaving = asyncio.create_task(link.ask(("GET", "llm:other")))
-            staying = asyncio.create_task(link.ask(("GET", "llm:text")))
-            while link.waiting or not link.asking:  # until both are on their way
+        async with connected(redis_server.socket) as client:
+            await client.execute(("SET", "llm:text", "mine"))
+            leaving = asyncio.create_task(client.execute(("GET", "llm:other")))
+            staying = asyncio.create_task(client.execute(("GET", "llm:text")))
+            while client.waiting or not client.asking:  # until both are on their way
                 await asyncio.sleep(0)
             leaving.cancel()
             return await staying
@@ -70,15 +70,15 @@ def test_who_waits_behind_a_slow_answer_waits_no_longer_than_a_deadline(
     redis_server: RedisServer, tmp_path: Path
 ) -> None:
     async def scenario() -> None:
-        async with linked(path, deadline_ms=1000) as link:
-            first = asyncio.create_task(link.ask(("GET", "llm:text")))
+        async with connected(path, deadline_ms=1000) as client:
+            first = asyncio.create_task(client.execute(("GET", "llm:text")))
             await asyncio.sleep(0.2)
-            second = asyncio.create_task(link.ask(("GET", "llm:text")))
-            with pytest.raises(RedisAway):
+            second = asyncio.create_task(client.execute(("GET", "llm:text")))
+            with pytest.raises(RedisUnavailable):
                 await first
             await asyncio.sleep(0)
             assert second.done(), "it has a second of its own, and does not wait for it"
-            with pytest.raises(RedisAway):
+            with pytest.raises(RedisUnavailable):
                 await second
 
     with redis_server.delayed(tmp_path / "late.sock", 5.0) as path:
@@ -87,11 +87,11 @@ def test_who_waits_behind_a_slow_answer_waits_no_longer_than_a_deadline(
 
 def test_a_redis_that_was_restarted_meanwhile_is_asked_at_once(redis_server: RedisServer) -> None:
     async def scenario() -> list[object]:
-        async with linked(redis_server.socket) as link:
-            await link.ask(("GET", "llm:text"))
+        async with connected(redis_server.socket) as client:
+            await client.execute(("GET", "llm:text"))
             redis_server.stop()
             redis_server.start()
             await asyncio.sleep(0.1)  # it is heard that the connection has ended
-            return await link.ask(("GET", "llm:text"))
+            return await client.execute(("GET", "llm:text"))
 
     assert asyncio.run(scenario()) == [None]

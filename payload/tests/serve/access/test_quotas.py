@@ -13,7 +13,7 @@ from llmserve.access.decision import Decision, Rate
 from llmserve.access.quotas import LEASES, Quotas
 from llmserve.api.errors import ApiError
 from llmserve.metrics import Metrics
-from llmserve.redis_client import RedisLink
+from llmserve.redis_client import RedisClient
 from llmserve.settings import Redis
 
 
@@ -28,10 +28,10 @@ def mid_minute(monkeypatch: pytest.MonkeyPatch) -> None:
 async def processes(server: RedisServer, number: int) -> AsyncIterator[list[Quotas]]:
     """As many gateways' quotas, each with a connection of its own."""
     settings = Redis(url=f"unix://{server.socket}", user="gateway", deadline_ms=5000)
-    links = [RedisLink(settings, PASSWORD) for _ in range(number)]
-    yield [Quotas(link, Metrics()) for link in links]
-    for link in links:
-        await link.close()
+    clients = [RedisClient(settings, PASSWORD) for _ in range(number)]
+    yield [Quotas(client, Metrics()) for client in clients]
+    for client in clients:
+        await client.close()
 
 
 def granting(requests: int = 10**6, minute: int = 10**6, day: int = 10**6) -> Decision:
@@ -148,7 +148,7 @@ def test_two_tenants_with_the_same_subject_have_two_accounts(redis_server: Redis
 
 def test_without_redis_a_process_allows_a_quarter(tmp_path: Path) -> None:
     async def scenario() -> None:
-        away = Quotas(RedisLink(Redis(url=f"unix://{tmp_path}/none.sock"), None), Metrics())
+        away = Quotas(RedisClient(Redis(url=f"unix://{tmp_path}/none.sock"), None), Metrics())
         assert await count(100, lambda: away.request("t", "s", granting(requests=40))) == 10
 
     asyncio.run(scenario())

@@ -16,7 +16,7 @@ from service import Service, eventually, running
 
 from llmserve.api.errors import ApiError
 from llmserve.audit.redact import LONGEST, redact
-from llmserve.audit.writer_client import INTENT_SECONDS, AuditLink
+from llmserve.audit.writer_client import INTENT_SECONDS, AuditClient
 from llmserve.metrics import Metrics
 
 CHAT = "/v1/chat/completions"
@@ -157,16 +157,16 @@ def test_a_record_that_does_not_reach_the_disk_is_given_up_after_its_seconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scenario() -> None:
-        link = AuditLink(tmp_path / "none", Metrics())
+        client = AuditClient(tmp_path / "none", Metrics())
         began = time.monotonic()
-        recording = asyncio.create_task(link.record({}))
+        recording = asyncio.create_task(client.record({}))
         await asyncio.sleep(0)
         for waited, over in (INTENT_SECONDS - 0.5, False), (INTENT_SECONDS + 0.5, True):
             with monkeypatch.context() as later:
                 later.setattr("llmserve.audit.writer_client.time.monotonic", lambda now=began + waited: now)
-                link.end_overdue()
+                client.end_overdue()
             await asyncio.sleep(0)
-            assert bool(link.waiting) is not over
+            assert bool(client.waiting) is not over
         with pytest.raises(ApiError, match="audit_unavailable"):
             await recording
 

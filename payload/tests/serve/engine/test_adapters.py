@@ -26,7 +26,7 @@ from llmserve.cli import main
 from llmserve.protocol import Beat, Failed, Generate, Hello, ProtocolError, decode
 from llmserve.settings import ContinuousModel, EngineConfig, NaiveModel
 from llmserve.upstream.admission import Queue
-from llmserve.upstream.engine_client import EngineLink
+from llmserve.upstream.engine_client import EngineClient
 
 torch = pytest.importorskip("torch", reason="Debian's python3-torch is not installed")
 pytest.importorskip("peft", reason="the payload's extra 'adapters' is not installed")
@@ -244,9 +244,9 @@ def test_a_policy_that_permits_the_model_does_not_permit_its_adapter(
         opa.stop()
 
 
-def link(name: str) -> EngineLink:
+def engine_client(name: str) -> EngineClient:
     """A link under this name."""
-    return EngineLink(name, Path("/run/m.sock"), Queue(64, 10**6))
+    return EngineClient(name, Path("/run/m.sock"), Queue(64, 10**6))
 
 
 HELLO = Hello("m", "r", "naive", 64, 1, adapters={"a": "r+1", "b": "r+2"})
@@ -254,13 +254,13 @@ HELLO = Hello("m", "r", "naive", 64, 1, adapters={"a": "r+1", "b": "r+2"})
 
 def test_the_cache_takes_no_answer_of_an_adapter_for_one_of_the_model() -> None:
     asked = Generate(0, False, 16, prompt="p")
-    keys = {key_material("t", 1, link(name).introduced(HELLO), asked) for name in ("m", "a", "b")}
+    keys = {key_material("t", 1, engine_client(name).introduced(HELLO), asked) for name in ("m", "a", "b")}
     assert len(keys) == 3
 
 
 def test_an_engine_without_the_adapter_that_the_gateway_names_is_not_there() -> None:
     with pytest.raises(ProtocolError, match="serves 'm', 'a', 'b', not 'c'"):
-        link("c").introduced(HELLO)
+        engine_client("c").introduced(HELLO)
 
 
 def test_an_engine_that_is_asked_for_an_adapter_it_lacks_does_not_answer_by_the_model(

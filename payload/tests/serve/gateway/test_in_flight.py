@@ -7,37 +7,37 @@ import pytest
 
 from llmserve.access.identity import Identity
 from llmserve.gateway.http_protocol import Peer
-from llmserve.gateway.in_flight import ClientGone, Flights
+from llmserve.gateway.in_flight import ClientGone, InFlightRequests
 from llmserve.metrics import Metrics
 
 WHO = Identity("api_key", "1", "ada", "research", ("developer",))
 
 
-async def fly(flights: Flights, peer: Peer, seconds: float) -> None:
+async def run_for(in_flight: InFlightRequests, peer: Peer, seconds: float) -> None:
     """A request that takes `seconds`."""
-    with flights.watched(peer, WHO, "POST /generate", 1e9, 60):
+    with in_flight.watched(peer, WHO, "POST /generate", 1e9, 60):
         await asyncio.sleep(seconds)
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before it flies", "while it flies"])
 def test_a_client_that_leaves_ends_its_flight(before: bool) -> None:
     async def scenario() -> None:
-        peer, flights = Peer(), Flights(Metrics())
+        peer, in_flight = Peer(), InFlightRequests(Metrics())
         if before:
             peer.leave()
         else:
             asyncio.get_running_loop().call_later(0.01, peer.leave)
         with pytest.raises(ClientGone):
-            await fly(flights, peer, 60)
-        assert not flights.active
+            await run_for(in_flight, peer, 60)
+        assert not in_flight.active
 
     asyncio.run(scenario())
 
 
 def test_a_client_that_leaves_after_its_answer_ends_nothing() -> None:
     async def scenario() -> None:
-        peer, flights = Peer(), Flights(Metrics())
-        await fly(flights, peer, 0)
+        peer, in_flight = Peer(), InFlightRequests(Metrics())
+        await run_for(in_flight, peer, 0)
         peer.leave()
         await asyncio.sleep(0)
 
@@ -46,11 +46,11 @@ def test_a_client_that_leaves_after_its_answer_ends_nothing() -> None:
 
 def test_a_flight_leaves_nothing_to_the_garbage_collector() -> None:
     async def scenario() -> None:
-        flights = Flights(Metrics())
+        in_flight = InFlightRequests(Metrics())
         gc.collect()
         gc.disable()
         try:
-            await asyncio.gather(*(fly(flights, Peer(), 0.001) for _ in range(50)))
+            await asyncio.gather(*(run_for(in_flight, Peer(), 0.001) for _ in range(50)))
             assert gc.collect() == 0
         finally:
             gc.enable()

@@ -5,7 +5,7 @@ import pytest
 from llmserve.api.errors import ApiError
 from llmserve.api.requests import Call
 from llmserve.gateway import parsed_requests
-from llmserve.gateway.parsed_requests import KEPT, KEPT_BYTES, Question, Questions
+from llmserve.gateway.parsed_requests import KEPT, KEPT_BYTES, ParsedRequest, ParsedRequests
 from llmserve.protocol import Generate, Hello
 from llmserve.settings import Limits
 
@@ -37,18 +37,18 @@ def reader() -> Reader:
 
 
 @pytest.fixture
-def kept() -> Questions:
+def kept() -> ParsedRequests:
     """None yet."""
-    return Questions(lambda text: f"proof of {text}")
+    return ParsedRequests(lambda text: f"proof of {text}")
 
 
-def test_the_same_bytes_of_the_same_tenant_are_read_once(kept: Questions, reader: Reader) -> None:
+def test_the_same_bytes_of_the_same_tenant_are_read_once(kept: ParsedRequests, reader: Reader) -> None:
     first = kept.read("research", reader, LIMITS, b"a")
     assert kept.read("research", reader, LIMITS, b"a") is first
     assert (reader.seen, first.text, first.proof) == ([b"a"], "a", "proof of a")
 
 
-def test_tenants_endpoints_and_limits_share_no_question(kept: Questions, reader: Reader) -> None:
+def test_tenants_endpoints_and_limits_share_no_question(kept: ParsedRequests, reader: Reader) -> None:
     narrow = LIMITS.model_copy(update={"max_tokens": 5, "default_max_tokens": 5})
     other = Reader()
     all_four = [
@@ -57,25 +57,25 @@ def test_tenants_endpoints_and_limits_share_no_question(kept: Questions, reader:
         kept.read("research", reader, narrow, b"a"),
         kept.read("research", other, LIMITS, b"a"),
     ]
-    assert len({id(question) for question in all_four}) == 4
-    assert [question.call.generate.max_tokens for question in all_four] == [10, 10, 5, 10]
+    assert len({id(parsed) for parsed in all_four}) == 4
+    assert [parsed.call.generate.max_tokens for parsed in all_four] == [10, 10, 5, 10]
 
 
-def test_what_was_wrong_is_wrong_again(kept: Questions, reader: Reader) -> None:
+def test_what_was_wrong_is_wrong_again(kept: ParsedRequests, reader: Reader) -> None:
     for _ in range(2):
         with pytest.raises(ApiError, match="wrong"):
             kept.read("research", reader, LIMITS, b"wrong")
     assert reader.seen == [b"wrong"] * 2
 
 
-def test_a_question_whose_answer_is_drawn_is_not_kept(kept: Questions, reader: Reader) -> None:
+def test_a_question_whose_answer_is_drawn_is_not_kept(kept: ParsedRequests, reader: Reader) -> None:
     for _ in range(2):
         kept.read("research", reader, LIMITS, b"drawn")
     assert reader.seen == [b"drawn"] * 2
     assert not kept.kept
 
 
-def test_neither_many_nor_long_questions_are_kept(kept: Questions, reader: Reader) -> None:
+def test_neither_many_nor_long_questions_are_kept(kept: ParsedRequests, reader: Reader) -> None:
     for number in range(KEPT + 1):
         kept.read("research", reader, LIMITS, b"%d" % number)
     long = b"x" * (KEPT_BYTES + 1)
@@ -96,11 +96,11 @@ def test_neither_many_nor_long_questions_are_kept(kept: Questions, reader: Reade
     ids=["tenant", "policy", "model", "template"],
 )
 def test_a_kept_question_has_another_key_where_its_answer_may_be_another(change: dict[str, object]) -> None:
-    question = Question(parsed_requests.posted(b'{"prompt":"a"}', LIMITS), "a", "")
+    parsed = ParsedRequest(parsed_requests.posted(b'{"prompt":"a"}', LIMITS), "a", "")
     usual: dict[str, object] = {"tenant": "research", "revision": 1, "hello": HELLO}
-    key = question.key(**usual)  # type: ignore[arg-type]
-    assert question.key(**usual) == key  # type: ignore[arg-type]
-    changed = question.key(**usual | change)  # type: ignore[arg-type]
+    key = parsed.key(**usual)  # type: ignore[arg-type]
+    assert parsed.key(**usual) == key  # type: ignore[arg-type]
+    changed = parsed.key(**usual | change)  # type: ignore[arg-type]
     assert changed.name != key.name
     assert changed.material != key.material
-    assert question.key(**usual) == key  # type: ignore[arg-type]
+    assert parsed.key(**usual) == key  # type: ignore[arg-type]

@@ -14,22 +14,22 @@ from service import eventually, running
 from llmserve.api.errors import ApiError
 from llmserve.protocol import Beat, Done, Generate, Hello, encode
 from llmserve.upstream.admission import Place, Queue
-from llmserve.upstream.engine_client import RETURN_SECONDS, EngineLink
-from llmserve.upstream.instances import LOAD_BOUND, Fleet
+from llmserve.upstream.engine_client import RETURN_SECONDS, EngineClient
+from llmserve.upstream.instances import LOAD_BOUND, Instances
 
 CHAT = "/v1/chat/completions"
 
 
-def fleet(size: int, first: int = 0) -> Fleet:
+def instances_of(size: int, first: int = 0) -> Instances:
     """Instances that are all there, named by their number."""
-    links = [
-        EngineLink("m", Path(f"/run/{number}.sock"), Queue(64, 10**6))
+    engines = [
+        EngineClient("m", Path(f"/run/{number}.sock"), Queue(64, 10**6))
         for number in range(first, first + size)
     ]
-    for link in links:
-        link.hello = Hello("m", "r", "echo", 4096, 8)
-        link.admission.slots = 10_000
-    return Fleet("m", links, Queue(64, 10**6))
+    for engine in engines:
+        engine.hello = Hello("m", "r", "echo", 4096, 8)
+        engine.admission.slots = 10_000
+    return Instances("m", engines, Queue(64, 10**6))
 
 
 def conversation(number: int, turns: int = 1) -> Generate:
@@ -41,23 +41,23 @@ def conversation(number: int, turns: int = 1) -> Generate:
     return Generate(0, True, 16, messages=messages[:-1])
 
 
-def chosen(fleet: Fleet, request: Generate, tenant: str = "t") -> EngineLink:
+def chosen(instances: Instances, request: Generate, tenant: str = "t") -> EngineClient:
     """The instance that it goes to."""
-    return fleet.seat(tenant, request).choose()
+    return instances.route(tenant, request).choose()
 
 
 def test_a_conversation_stays_on_its_instance_while_it_grows() -> None:
-    five = fleet(5)
+    five = instances_of(5)
     for number in range(50):
         homes = {chosen(five, conversation(number, turns)).socket for turns in (1, 2, 5)}
         assert len(homes) == 1
 
 
 def test_conversations_and_tenants_spread_over_all_instances() -> None:
-    five = fleet(5)
+    five = instances_of(5)
     counts = [0] * 5
     for number in range(1000):
-        counts[five.links.index(chosen(five, conversation(number)))] += 1
+        counts[five.engines.index(chosen(five, conversation(number)))] += 1
     assert min(counts) > 140
     assert max(counts) < 260
     homes = {chosen(five, conversation(1), f"tenant {number}").socket for number in range(50)}
@@ -65,9 +65,9 @@ def test_conversations_and_tenants_spread_over_all_instances() -> None:
 
 
 def test_one_instance_less_moves_only_the_conversations_that_it_had() -> None:
-    five = fleet(5)
+    five = instances_of(5)
     before = {number: chosen(five, conversation(number)).socket for number in range(500)}
-    gone = five.links[2]
+    gone = five.engines[2]
     gone.hello = None
     for number, home in before.items():
         after = chosen(five, conversation(number)).socket
@@ -79,58 +79,58 @@ def test_one_instance_less_moves_only_the_conversations_that_it_had() -> None:
 def test_no_instance_is_ever_given_more_than_its_bounded_share(seed: int) -> None:
     chance = random.Random(seed)  # noqa: S311 - test data
     size = chance.randint(2, 9)
-    some = fleet(size)
-    running_now: list[EngineLink] = []
+    some = instances_of(size)
+    running_now: list[EngineClient] = []
     for _ in range(600):
         if running_now and chance.random() < 0.4:
             running_now.pop(chance.randrange(len(running_now))).admission.running -= 1
             continue
-        link = chosen(some, conversation(chance.choice([1, 1, 1, chance.randint(0, 40)])))
-        link.admission.running += 1
-        running_now.append(link)
-        assert link.load <= math.ceil(LOAD_BOUND * len(running_now) / size)
+        engine = chosen(some, conversation(chance.choice([1, 1, 1, chance.randint(0, 40)])))
+        engine.admission.running += 1
+        running_now.append(engine)
+        assert engine.load <= math.ceil(LOAD_BOUND * len(running_now) / size)
 
 
 def test_a_conversation_that_all_hold_at_once_overflows_to_the_others_and_returns() -> None:
-    three = fleet(3)
+    three = instances_of(3)
     home = chosen(three, conversation(1))
     for _ in range(30):
         chosen(three, conversation(1)).admission.running += 1
-    assert sorted(link.load for link in three.links)[0] > 0
-    for link in three.links:
-        link.admission.running = 0
+    assert sorted(engine.load for engine in three.engines)[0] > 0
+    for engine in three.engines:
+        engine.admission.running = 0
     assert chosen(three, conversation(1)) is home
 
 
 def test_a_request_never_moves_to_another_revision_of_the_model() -> None:
-    two = fleet(2)
-    seat = two.seat("t", conversation(1))
-    other = next(link for link in two.links if link is not seat.link)
+    two = instances_of(2)
+    routed = two.route("t", conversation(1))
+    other = next(engine for engine in two.engines if engine is not routed.engine)
     other.hello = Hello("m", "r2", "echo", 4096, 8)
     for _ in range(20):
-        seat.choose().admission.running += 1
+        routed.choose().admission.running += 1
     assert other.load == 0
-    assert not seat.may_go_elsewhere("engine_lost")
-    seat.link.hello = None
+    assert not routed.may_go_elsewhere("engine_lost")
+    routed.engine.hello = None
     with pytest.raises(ApiError) as refused:
-        seat.choose()
+        routed.choose()
     assert refused.value.code == "engine_unavailable"
 
 
-def leaves(link: EngineLink) -> None:
+def leaves(engine: EngineClient) -> None:
     """It says goodbye."""
-    assert link.hello
-    link.heard = time.monotonic()
-    link.say_goodbye(link.hello)
+    assert engine.hello
+    engine.heard = time.monotonic()
+    engine.say_goodbye(engine.hello)
 
 
-def comes_back(link: EngineLink, revision: str = "r") -> None:
+def comes_back(engine: EngineClient, revision: str = "r") -> None:
     """It is found again."""
-    link.hello, link.left = Hello("m", revision, "echo", 4096, 8), None
-    link.found()
+    engine.hello, engine.left = Hello("m", revision, "echo", 4096, 8), None
+    engine.found()
 
 
-def order_of_answers(two: Fleet, places: list[Place], revision: str = "r") -> list[int | str]:
+def order_of_answers(two: Instances, places: list[Place], revision: str = "r") -> list[int | str]:
     """Requests for `places` while both instances are away, until the first one is back; which were asked when."""
 
     async def scenario() -> list[int | str]:
@@ -138,14 +138,14 @@ def order_of_answers(two: Fleet, places: list[Place], revision: str = "r") -> li
 
         async def ask(number: int, place: Place) -> None:
             try:
-                await two.seat("t", conversation(number)).begin(conversation(number), place)
+                await two.route("t", conversation(number)).begin(conversation(number), place)
                 order.append(number)
             except ApiError as refused:
                 order.append(f"{number} {refused.code}")
 
         asking = [asyncio.create_task(ask(number, place)) for number, place in enumerate(places)]
         await asyncio.sleep(0)
-        first = two.links[0]
+        first = two.engines[0]
         comes_back(first, revision)
         while not all(task.done() for task in asking):
             await asyncio.sleep(0)
@@ -158,45 +158,45 @@ def order_of_answers(two: Fleet, places: list[Place], revision: str = "r") -> li
 
 
 def test_who_waits_for_an_engine_that_said_goodbye_is_asked_of_the_first_that_is_back_by_priority() -> None:
-    two = fleet(2)
-    for link in two.links:
-        link.admission.slots = 1
-        leaves(link)
+    two = instances_of(2)
+    for engine in two.engines:
+        engine.admission.slots = 1
+        leaves(engine)
     assert order_of_answers(two, [Place(5), Place(5, priority=1), Place(5)]) == [1, 0, 2]
-    assert [link.load for link in two.links] == [0, 0]
+    assert [engine.load for engine in two.engines] == [0, 0]
     assert two.state().waiting == 0
 
 
 def test_who_waited_for_an_engine_that_is_back_with_another_revision_is_refused() -> None:
-    one = fleet(1)
-    leaves(one.links[0])
+    one = instances_of(1)
+    leaves(one.engines[0])
     assert order_of_answers(one, [Place(5)], "r2") == ["0 engine_unavailable"]
 
 
 def test_a_gateway_hangs_up_on_an_engine_that_leaves_once_it_waits_for_nothing() -> None:
     async def scenario() -> None:
-        (link,) = fleet(1).links
+        (engine,) = instances_of(1).engines
         reader = asyncio.StreamReader()
         reader.feed_data(encode(Hello("m", "r", "echo", 4096, 8)) + encode(Beat(False, leaving=True)))
-        await asyncio.wait_for(link.read(reader), 5)
-        assert (link.hello, link.up) == (None, False)
-        assert link.returning
+        await asyncio.wait_for(engine.read(reader), 5)
+        assert (engine.hello, engine.up) == (None, False)
+        assert engine.returning
 
     asyncio.run(scenario())
 
 
 def test_nobody_waits_for_an_engine_that_died_or_that_left_long_ago() -> None:
-    one = fleet(1)
-    (link,) = one.links
-    leaves(link)
-    assert one.seat("t", conversation(1)).awaited
-    link.heard -= RETURN_SECONDS
+    one = instances_of(1)
+    (engine,) = one.engines
+    leaves(engine)
+    assert one.route("t", conversation(1)).awaited
+    engine.heard -= RETURN_SECONDS
     with pytest.raises(ApiError, match="not there now"):
-        one.seat("t", conversation(1))
-    comes_back(link)
-    link.hello = None
+        one.route("t", conversation(1))
+    comes_back(engine)
+    engine.hello = None
     with pytest.raises(ApiError, match="not there now"):
-        one.seat("t", conversation(1))
+        one.route("t", conversation(1))
 
 
 def asking(number: int, **change: Any) -> dict[str, Any]:
