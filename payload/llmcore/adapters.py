@@ -1,8 +1,8 @@
-"""LoRA adapters: small matrices that belong to a model's weights, and the proof that one works in this model.
+"""LoRA adapters: low-rank matrices for one model's weights, and the proof that they take effect in this model.
 
-That is never taken on trust. Programs are known to load adapters that then change nothing: their layers have other names in
-this model, or go unread because it computes with other weights (MLA). So each adapter's weights must all find their place,
-and must change the logits of a fixed prompt.
+Programs are known to load adapters that then change nothing: their layers are named differently in this model, or the
+model computes with other weights (MLA) and never reads them. So every weight of an adapter must find its place, and
+the adapter must change the logits of a fixed prompt.
 """
 
 import warnings
@@ -19,15 +19,15 @@ try:
 except ImportError as error:
     raise ConfigError(
         f"adapters need peft and accelerate, and one of them is not installed here ({error.name}): "
-        "install llmkeep-payload[adapters], or take the adapters out"
+        "install llmkeep-payload[adapters], or remove the adapters"
     ) from None
 
-PROMPT_TOKENS = 64  # so many that a model's experts are all asked
+PROMPT_TOKENS = 64  # enough to route tokens to all experts
 WEIGHTS = "adapter_model.safetensors"
 
 
 def logits(model: Any) -> torch.Tensor:
-    """For a fixed prompt from all over the vocabulary, shape (1, PROMPT_TOKENS, vocabulary)."""
+    """Logits of a fixed prompt that spans the vocabulary; shape (1, PROMPT_TOKENS, vocabulary size)."""
     vocabulary = model.get_input_embeddings().weight.shape[0]
     prompt = torch.linspace(0, vocabulary - 1, PROMPT_TOKENS, device=model.device).long().unsqueeze(0)
     with torch.inference_mode():
@@ -36,9 +36,10 @@ def logits(model: Any) -> torch.Tensor:
 
 
 def place(model: Any, name: str, adapter: Path) -> Any:
-    """Put an adapter beside the weights of `model`, be it a model or peft's around one; returns peft's.
+    """Attach the adapter directory `adapter` to `model` as `name`; `model` is a plain model or a PeftModel. Returns
+    the PeftModel.
 
-    Raises ConfigError for what is no LoRA adapter, or none for this model.
+    Raises ConfigError if it is not a LoRA adapter, or not one for this model.
     """
     try:
         config = PeftConfig.from_pretrained(str(adapter))
@@ -46,13 +47,13 @@ def place(model: Any, name: str, adapter: Path) -> Any:
             saved = set(file.keys())
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise ConfigError(
-            f"{adapter} is no adapter ({type(error).__name__}): it takes adapter_config.json and {WEIGHTS}, "
+            f"{adapter} is not an adapter ({type(error).__name__}): it needs adapter_config.json and {WEIGHTS}, "
             "as peft's save_pretrained writes them"
         ) from None
     if config.peft_type != "LORA":
         raise ConfigError(f"{adapter} is an adapter of type '{config.peft_type}': only LORA is served")
     try:
-        with warnings.catch_warnings(action="ignore"):  # what they are about is refused below
+        with warnings.catch_warnings(action="ignore"):  # their causes are rejected below
             if isinstance(model, PeftModel):
                 model.load_adapter(str(adapter), name)
             else:
@@ -60,7 +61,7 @@ def place(model: Any, name: str, adapter: Path) -> Any:
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"the adapter {adapter} does not fit this model ({first_line(error)}): "
-            f"it was trained for '{config.base_model_name_or_path}'; take an adapter for this one"
+            f"it was trained for '{config.base_model_name_or_path}'; use an adapter for this model"
         ) from None
     placed = set(get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
     if odd := sorted(saved ^ placed):
@@ -72,24 +73,28 @@ def place(model: Any, name: str, adapter: Path) -> Any:
 
 
 def first_line(error: Exception) -> str:
-    """The first mistake: of what torch lists below a heading, or all that peft says."""
+    """The first error: that below the heading of a list by torch, or all of peft's message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[1] if len(lines) > 1 else lines[0] if lines else type(error).__name__)[:300]
 
 
 def refuse_without_effect(adapter: Path, before: torch.Tensor, after: torch.Tensor) -> None:
-    """Raise ConfigError if the logits of the fixed prompt are the same with and without the adapter, or no numbers."""
+    """Raise ConfigError if the adapter leaves the logits of the fixed prompt unchanged, or makes them NaN or
+    infinite.
+    """
     if torch.equal(before, after):
         raise ConfigError(
             f"the adapter {adapter} does nothing here: the logits of a prompt are the same with and without it. "
-            "Its matrices are zero, or too small for the model's dtype: train it, or take it out"
+            "Its matrices are zero, or too small for the model's dtype: train it, or remove it"
         )
     if not torch.isfinite(after).all():
-        raise ConfigError(f"with the adapter {adapter} the model's logits are no numbers: train it again")
+        raise ConfigError(
+            f"with the adapter {adapter} the model's logits are NaN or infinite: train it again"
+        )
 
 
 def merged(model: Any, adapter: Path) -> Any:
-    """`model` with the adapter added to its weights; raises ConfigError."""
+    """`model` with the adapter merged into its weights; raises ConfigError."""
     before = logits(model)
     whole = place(model, "merged", adapter).merge_and_unload().eval()
     refuse_without_effect(adapter, before, logits(whole))

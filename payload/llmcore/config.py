@@ -1,4 +1,4 @@
-"""Configuration files: YAML, checked against a pydantic model before anything starts."""
+"""Configuration files: YAML, validated by a pydantic model before anything starts."""
 
 from pathlib import Path
 from typing import Any
@@ -8,20 +8,17 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 
 class ConfigError(Exception):
-    """A configuration that cannot be used; the message names file, key, value seen and the way out."""
+    """An unusable configuration; the message names the file, the key, the value seen and the remedy."""
 
 
 class Section(BaseModel):
-    """Base of all configuration sections: unknown keys are refused, nothing changes after loading."""
+    """Base of all configuration sections: unknown keys are rejected, instances are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
 
 
 def load[T: BaseModel](path: Path, kind: type[T]) -> T:
-    """Read the YAML file `path` as a `kind`.
-
-    Raises ConfigError, whose message names every wrong key with the value seen.
-    """
+    """Read the YAML file `path` as a `kind`; raises ConfigError, which lists every wrong key with its value."""
     try:
         content: Any = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -29,7 +26,7 @@ def load[T: BaseModel](path: Path, kind: type[T]) -> T:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} must hold a mapping, it holds {type(content).__name__}")
+        raise ConfigError(f"{path} must contain a mapping, not {type(content).__name__}")
     try:
         return kind.model_validate(content)
     except ValidationError as error:
@@ -37,12 +34,12 @@ def load[T: BaseModel](path: Path, kind: type[T]) -> T:
 
 
 def describe(error: ValidationError) -> list[str]:
-    """One line for each mistake: where, what was seen, what is wanted."""
+    """One line per error: the key, the value seen, and what is expected."""
     lines = []
     for mistake in error.errors(include_url=False):
-        where = ".".join(str(part) for part in mistake["loc"]) or "the whole"
+        where = ".".join(str(part) for part in mistake["loc"]) or "the whole file"
         if mistake["type"] == "extra_forbidden":
-            lines.append(f"unknown key '{where}': take it out or correct its name")
+            lines.append(f"unknown key '{where}': remove it or correct its name")
         elif mistake["type"] == "missing":
             lines.append(f"key '{where}' is missing: set it")
         else:

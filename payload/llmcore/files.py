@@ -1,4 +1,4 @@
-"""Files: watched for who replaces them, hashed, and written so that a power cut leaves the old one or the new one."""
+"""Files: detecting replacement, hashing, and writing so that a power cut leaves either the old or the new content."""
 
 import hashlib
 import os
@@ -8,7 +8,7 @@ Stamp = tuple[int, int, int]
 
 
 def stamp(path: Path) -> Stamp | None:
-    """Changes whenever the file is replaced or rewritten; None while it is not there."""
+    """A value that changes when the file is replaced or rewritten; None if it does not exist."""
     try:
         status = path.stat()
     except OSError:
@@ -17,13 +17,13 @@ def stamp(path: Path) -> Stamp | None:
 
 
 def sha256_of(path: Path) -> str:
-    """Of a file's content, in hex."""
+    """SHA-256 of the file's content, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def flush(path: Path) -> None:
-    """What was written to a file, or the names in a folder, are on the disk when this returns."""
+    """fsync a file or a directory."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         os.fsync(descriptor)
@@ -32,7 +32,7 @@ def flush(path: Path) -> None:
 
 
 def write_aside(path: Path, text: str) -> None:
-    """Write a text aside, flush and rename it."""
+    """Replace a text file atomically and durably."""
     aside = path.with_name(path.name + ".partial")
     aside.write_text(text)
     flush(aside)

@@ -1,7 +1,7 @@
-"""Logs: one JSON object a line on stderr, fields named after the Elastic Common Schema.
+"""Logs: one JSON object per line on stderr, with field names of the Elastic Common Schema.
 
-Prompts and answers are never logged. An exception is logged by its type and the lines it passed, without its
-message, because messages (pydantic's, for one) quote the input.
+Prompts and answers are never logged. An exception is logged with its type and traceback but without its message,
+because messages (such as pydantic's) quote their input.
 """
 
 import asyncio
@@ -21,7 +21,6 @@ class JsonLines(logging.Formatter):
     """Formats a record, and the mapping given as `extra={"fields": {…}}`, as one JSON object."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record as one line."""
         fields: dict[str, object] = record.__dict__.get("fields") or {}
         if record.exc_info and record.exc_info[1] is not None:
             fields = fields | exception_fields(record.exc_info[1])
@@ -29,44 +28,42 @@ class JsonLines(logging.Formatter):
 
 
 def line(created: float, level: str, logger: str, message: str, fields: dict[str, object]) -> str:
-    """One line, `created` at that second since the epoch."""
+    """One log line; `created` in seconds since the epoch."""
     head = {"@timestamp": timestamp(created), "log.level": level, "log.logger": logger, "message": message}
     entry = head | fields
     try:
         return to_json(entry).decode()
-    except ValueError:  # half of a character, as in the name of a file that is not UTF-8
+    except ValueError:  # a lone surrogate, as in a file name that is not UTF-8
         return json.dumps(entry, separators=(",", ":"), ensure_ascii=False)
 
 
 def timestamp(created: float) -> str:
-    """In UTC, to the millisecond."""
+    """ISO 8601 in UTC, with milliseconds."""
     second = int(created)
     return f"{to_the_second(second)}.{int((created - second) * 1000):03d}+00:00"
 
 
 @lru_cache(maxsize=2)
 def to_the_second(second: int) -> str:
-    """What the lines of a second have in common."""
+    """The part of the timestamp that all lines of a second share."""
     return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 class Batched(logging.StreamHandler[TextIO]):
-    """What one turn of the event loop tells is written at once; a warning, and what is told outside of it, at once."""
+    """Writes the lines of one turn of the event loop together; warnings, and lines outside of a loop, at once."""
 
     def __init__(self) -> None:
-        """On stderr."""
         super().__init__(sys.stderr)
         self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep the line, or write it with those before it."""
         try:
             self.keep(self.format(record), record.levelno >= logging.WARNING)
         except Exception:
             self.handleError(record)
 
     def keep(self, line: str, urgent: bool = False) -> None:
-        """Until the end of this turn, unless it is `urgent`."""
+        """Queue `line` until the end of this turn, or write everything now if it is `urgent`."""
         self.lines.append(line + self.terminator)
         loop = asyncio._get_running_loop()
         if loop is None or urgent:
@@ -75,7 +72,6 @@ class Batched(logging.StreamHandler[TextIO]):
             loop.call_soon(self.flush)
 
     def flush(self) -> None:
-        """Write."""
         self.acquire()
         try:
             lines, self.lines = self.lines, []
@@ -86,16 +82,18 @@ class Batched(logging.StreamHandler[TextIO]):
 
 
 def info(log: logging.Logger, message: str, fields: dict[str, object]) -> None:
-    """What `log.info` says, at a third of its cost: for a line that each request has. Who calls has asked `isEnabledFor`."""
+    """`log.info` at a third of its cost, for the line that every request logs. The caller checks `isEnabledFor`
+    first.
+    """
     match logging.root.handlers:
         case [Batched() as handler]:
             handler.keep(line(time.time(), "info", log.name, message, fields))
-        case _:  # nobody has configured them
+        case _:  # `configure` was not called, as in tests
             log.info(message, extra={"fields": fields})
 
 
 def exception_fields(error: BaseException) -> dict[str, object]:
-    """The error's type and the code lines it passed; never its message."""
+    """The error's type and traceback; never its message."""
     frames = traceback.extract_tb(error.__traceback__)
     return {
         "error.type": f"{type(error).__module__}.{type(error).__qualname__}",
@@ -108,7 +106,7 @@ def configure(level: str = "INFO") -> None:
     handler = Batched()
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    # What no line says is not looked up for each of them.
+    # The format uses none of these, so spare their lookup for every record.
     logging._srcfile = None
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.logAsyncioTasks = False  # type: ignore[attr-defined]  # typeshed lacks it
@@ -117,7 +115,7 @@ def configure(level: str = "INFO") -> None:
 
 
 def guard(loop: asyncio.AbstractEventLoop) -> None:
-    """Log what escapes into the event loop by type and code lines; asyncio would print its message too."""
+    """Log exceptions that reach the event loop by type and traceback; asyncio would print their messages too."""
 
     def escaped(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")

@@ -1,6 +1,6 @@
-"""Model directories: nothing of one is opened before every file of it has the hash its manifest says.
+"""Model directories: no file of a model is opened before all of them match their hashes in the manifest.
 
-The manifest is what `sha256sum` prints: a hash, two blanks, a path relative to the model's directory.
+The manifest has the format of `sha256sum`: a hash, two spaces, a path relative to the model's directory.
 """
 
 import hashlib
@@ -16,11 +16,11 @@ PICKLED = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 
 
 class ManifestError(Exception):
-    """A model directory that is not what its manifest says."""
+    """A model directory that differs from its manifest."""
 
 
 def read_manifest(path: Path) -> dict[str, str]:
-    """Relative path to sha256 for each line of the manifest; raises ManifestError."""
+    """Relative path to SHA-256 for each line of the manifest; raises ManifestError."""
     try:
         lines = path.read_text().splitlines()
     except OSError as error:
@@ -31,7 +31,7 @@ def read_manifest(path: Path) -> dict[str, str]:
     for number, line in enumerate(lines, 1):
         match = LINE.fullmatch(line)
         if not match:
-            raise ManifestError(f"{path} line {number} is {line[:80]!r}: want '<sha256>  <path>'")
+            raise ManifestError(f"{path} line {number} is {line[:80]!r}: expected '<sha256>  <path>'")
         name = match[2]
         if name.startswith("/") or ".." in Path(name).parts:
             raise ManifestError(f"{path} line {number} names {name!r}, which leaves the model's directory")
@@ -42,10 +42,10 @@ def read_manifest(path: Path) -> dict[str, str]:
 
 
 def verify_model(directory: Path, manifest: Path) -> str:
-    """Check every file of `directory`; return the model's revision, the first 16 hex digits of the manifest's
-    sha256.
+    """Verify every file of `directory`; returns the model's revision, the first 16 hex digits of the manifest's
+    SHA-256.
 
-    Raises ManifestError for a missing, extra, changed or pickled file, and for anything but plain files.
+    Raises ManifestError for a missing, extra, changed or pickled file, and for anything but regular files.
     """
     entries = read_manifest(manifest)
     found = set()
@@ -56,11 +56,11 @@ def verify_model(directory: Path, manifest: Path) -> str:
                 continue
             relative = str(path.relative_to(directory))
             if not stat.S_ISREG(path.lstat().st_mode):
-                raise ManifestError(f"{path} is not a plain file: a model holds nothing else")
+                raise ManifestError(f"{path} is not a regular file: a model contains nothing else")
             if relative not in entries:
-                raise ManifestError(f"{path} is not in the manifest {manifest}: take it away")
+                raise ManifestError(f"{path} is not in the manifest {manifest}: remove it")
             if path.suffix in PICKLED:
-                raise ManifestError(f"{path} may run code when it is loaded: only safetensors are taken")
+                raise ManifestError(f"{path} can run code when it is loaded: only safetensors are accepted")
             found.add(relative)
     for relative in sorted(entries.keys() - found):
         raise ManifestError(f"{directory / relative} is missing: install the model from the bundle again")
@@ -69,7 +69,7 @@ def verify_model(directory: Path, manifest: Path) -> str:
             seen = sha256_of(directory / relative)
         except OSError as error:
             raise ManifestError(
-                f"cannot read {directory / relative}: {error.strerror}; see whose it is, and its disk"
+                f"cannot read {directory / relative}: {error.strerror}; check its owner and its disk"
             ) from error
         if seen != wanted:
             raise ManifestError(
@@ -80,7 +80,7 @@ def verify_model(directory: Path, manifest: Path) -> str:
 
 
 def write_manifest(directory: Path, manifest: Path) -> None:
-    """Write the manifest of what lies in `directory` now."""
+    """Write the manifest of the files in `directory`."""
     lines = []
     for path in sorted(directory.rglob("*")):
         if path.is_file() and path != manifest:
@@ -89,22 +89,22 @@ def write_manifest(directory: Path, manifest: Path) -> None:
 
 
 def manifest_of(directory: Path) -> Path:
-    """Where a model's manifest is: DIRECTORY.sha256 beside it, or SHA256SUMS in it, as roles install one.
+    """Path of a model's manifest: DIRECTORY.sha256 beside it, or SHA256SUMS in it, as roles install it.
 
-    Raises ManifestError where there is neither.
+    Raises ManifestError if there is neither.
     """
     beside, inside = directory.parent / f"{directory.name}.sha256", directory / "SHA256SUMS"
     for path in beside, inside:
         if path.is_file():
             return path
     raise ManifestError(
-        f"{directory} has no manifest, neither {beside} nor {inside}: install the model from the bundle, or write one of a "
+        f"{directory} has no manifest, neither {beside} nor {inside}: install the model from the bundle, or write one for a "
         "model that you trust (sha256sum)"
     )
 
 
 def verified(directory: Path, manifest: Path | None = None) -> str:
-    """Verify a model against the manifest given, or the one that it has; the manifest's sha256 names its bytes, in full."""
+    """Verify a model against `manifest`, or its own; returns the manifest's full SHA-256."""
     manifest = manifest or manifest_of(directory)
     verify_model(directory, manifest)
     return hashlib.sha256(manifest.read_bytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""A model's `config.json`, as a mapping."""
+"""A model's `config.json`."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,9 @@ def read(directory: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_bytes())
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{file} is no model's configuration ({error}): name a model's directory") from None
+        raise ConfigError(
+            f"{file} is not a model configuration ({error}): specify a model directory"
+        ) from None
     if not isinstance(content, dict):
-        raise ConfigError(f"{file} is no JSON object: name a model's directory")
+        raise ConfigError(f"{file} is not a JSON object: specify a model directory")
     return content

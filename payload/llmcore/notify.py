@@ -1,11 +1,11 @@
-"""Telling systemd where a service stands (the sd_notify protocol, see sd_notify(3))."""
+"""The sd_notify protocol, see sd_notify(3)."""
 
 import os
 import socket
 
 
 def notify(state: str) -> None:
-    """Send `state`, for instance "READY=1", to the service manager; without one this does nothing."""
+    """Send `state`, such as "READY=1", to the service manager; without one this does nothing."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
@@ -17,7 +17,7 @@ def notify(state: str) -> None:
 
 
 def watchdog_seconds() -> float | None:
-    """After how long without "WATCHDOG=1" the service manager kills this process; None where it does not."""
+    """Seconds without "WATCHDOG=1" after which the service manager kills this process; None if it never does."""
     asked_for = os.environ.get("WATCHDOG_PID")
     if asked_for and asked_for != str(os.getpid()):
         return None

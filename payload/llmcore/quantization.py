@@ -1,6 +1,6 @@
-"""Weights in 8 or 4 bits by bitsandbytes, and what became of them.
+"""Weights in 8 or 4 bits by bitsandbytes, and the check that they were really quantized.
 
-It saves memory, and costs time more often than not: docs/performance.md has what was measured.
+It saves memory, and more often than not costs time: measurements in docs/performance.md.
 """
 
 import logging
@@ -14,13 +14,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 from llmcore.config import ConfigError
 from llmcore.model_config import Quantization
 
-# It says of each product that it casts its inputs, a thousand times a second.
+# It logs a cast of inputs for every matrix product, a thousand times per second.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-KERNEL_ROWS, KERNEL_COLUMNS = 32, 64  # what its 4-bit kernel for CPUs divides a matrix into
+KERNEL_ROWS, KERNEL_COLUMNS = 32, 64  # block size of its 4-bit kernel for CPUs
 
 
 def loading(quantization: Quantization, dtype: torch.dtype, directory: Path) -> dict[str, Any]:
-    """What from_pretrained needs to know, if anything."""
+    """Extra arguments for from_pretrained; empty without quantization."""
     if quantization == "none":
         return {}
     with torch.device("meta"):
@@ -34,10 +34,10 @@ def loading(quantization: Quantization, dtype: torch.dtype, directory: Path) -> 
 
 
 def left_alone(model: Any, quantization: Quantization) -> list[str]:
-    """Names of the layers to keep as they are.
+    """Names of the layers to leave unquantized.
 
-    The head, for its quality; MLA's kv_b_proj, which transformers feeds a shape that the 8-bit product cannot take;
-    and what the 4-bit kernel for CPUs cannot divide.
+    The head, for quality; MLA's kv_b_proj, because transformers passes it a shape that the 8-bit product does not
+    support; and matrices whose shape the 4-bit kernel for CPUs cannot divide.
     """
     kept = {"lm_head", "kv_b_proj"}
     if quantization == "nf4":
@@ -51,7 +51,7 @@ def left_alone(model: Any, quantization: Quantization) -> list[str]:
 
 
 def bytes_by_dtype(model: Any) -> dict[str, int]:
-    """Of all weights."""
+    """Bytes of all weights by dtype."""
     sizes: Counter[str] = Counter()
     for weight in model.parameters():
         sizes[str(weight.dtype).removeprefix("torch.")] += weight.numel() * weight.element_size()
@@ -59,7 +59,7 @@ def bytes_by_dtype(model: Any) -> dict[str, int]:
 
 
 def refuse_hardly_quantized(quantization: Quantization, sizes: dict[str, int], directory: Path) -> None:
-    """Raise ConfigError if more than half of the weights are as wide as before: experts are no Linear, for one."""
+    """Raise ConfigError if more than half of the weights were not quantized: experts, for one, are not Linear layers."""
     if quantization == "none":
         return
     bits = 8 if quantization == "int8" else 4
@@ -71,9 +71,9 @@ def refuse_hardly_quantized(quantization: Quantization, sizes: dict[str, int], d
     )
     if wide > small:
         share = round(100 * wide / (wide + small))
-        told = ", ".join(f"{size} bytes of {dtype}" for dtype, size in sorted(sizes.items()))
+        listed = ", ".join(f"{size} bytes of {dtype}" for dtype, size in sorted(sizes.items()))
         raise ConfigError(
-            f"quantization '{quantization}' leaves {share} % of the weights of {directory} at 16 bit or more ({told}): "
-            "bitsandbytes changes neither a model's experts nor what its kernels cannot divide; set quantization 'none', "
+            f"quantization '{quantization}' leaves {share} % of the weights of {directory} at 16 bit or more ({listed}): "
+            "bitsandbytes quantizes neither experts nor matrices that its kernels cannot divide; set quantization 'none', "
             "or serve it with vLLM"
         )

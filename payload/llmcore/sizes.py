@@ -1,4 +1,4 @@
-"""Sizes of memory, as a person writes and reads them. G is 2^30, as for the memory that a card's maker prints on it."""
+"""Memory sizes as text. G is 2^30, as in the memory size that a GPU's vendor states."""
 
 from llmcore.config import ConfigError
 
@@ -6,7 +6,7 @@ UNITS = {"M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def parse_memory(text: str, name: str = "--memory") -> int:
-    """24G, 80GiB or 512M in bytes; raises ConfigError, which says that `name` is wrong."""
+    """Bytes of 24G, 80GiB or 512M; raises ConfigError that names the option `name`."""
     number, unit = text.upper().removesuffix("IB").removesuffix("B"), 1
     if number[-1:] in UNITS:
         number, unit = number[:-1], UNITS[number[-1]]
@@ -15,10 +15,10 @@ def parse_memory(text: str, name: str = "--memory") -> int:
     except (ValueError, OverflowError):
         size = 0
     if size <= 0:
-        raise ConfigError(f"{name} is '{text}': write a size, such as 24G")
+        raise ConfigError(f"{name} is '{text}': specify a size such as 24G")
     return size
 
 
 def gib(size: float) -> str:
-    """For people."""
+    """In GiB with one decimal."""
     return f"{size / 2**30:.1f} GiB"

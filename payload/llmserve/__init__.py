@@ -1,1 +1,1 @@
-"""The gateway and the engines of llmkeep."""
+"""Gateway and engines of llmkeep."""

@@ -1,4 +1,4 @@
-"""ASGI's types, one request's context, and how to answer with a whole body."""
+"""ASGI types, the context of one request, and complete responses."""
 
 import json
 import secrets
@@ -18,42 +18,42 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 @dataclass(slots=True)
 class Exchange:
-    """One request and its answer, as the layers and the access log see it."""
+    """One request and its answer, as seen by the middleware and the access log."""
 
     request_id: bytes
     trace_id: bytes
-    sampled: bool  # whether the caller records this trace
+    sampled: bool  # the caller's sampled flag
     started: float  # time.monotonic()
-    waited: float = 0.0  # seconds for the client, a slot and the engine: what is not the gateway's own time
+    waited: float = 0.0  # seconds spent on client, queue and engine, which are not gateway overhead
     cache: bytes | None = None  # hit, miss or bypass
     identity: Identity | None = None
-    action: str | None = None  # as policy names it: method and route
+    action: str | None = None  # as the policy names it: method and route
     decision: Decision | None = None
     public: bool = False
-    intended: bool = False  # its intent is in the audit record, so its outcome must follow
+    intended: bool = False  # its intent is in the audit record, so an outcome must follow
     transaction: str = field(
         default_factory=lambda: secrets.token_hex(8)
-    )  # a client may choose its request id
-    address: str | None = None  # of the client, as the edge saw it
+    )  # unlike the request id, never chosen by the client
+    address: str | None = None  # of the client, as seen by the edge
     route: str = "other"
     model: str | None = None
     status: int = 0
-    tokens: int = 0  # that the engine has spent on it
-    code: str | None = None  # of the error, if there was one
+    tokens: int = 0  # computed by the engine for this request
+    code: str | None = None  # error code, if any
     streaming: bool = False
     fields: dict[str, object] = field(default_factory=dict)  # for the access log: counts, never text
     recorded: dict[str, object] = field(
         default_factory=dict
-    )  # what the audit record says of it from the first
+    )  # fields of the audit record that intent and outcome share
 
     @property
     def traceparent(self) -> bytes:
-        """For whoever is asked next: this exchange is the parent."""
+        """For downstream requests, with this exchange as the parent."""
         return b"00-%b-%b-0%d" % (self.trace_id, self.transaction.encode(), self.sampled)
 
 
 def header(scope: Scope, name: bytes) -> bytes | None:
-    """The first header of this name."""
+    """Value of the first header `name` (lower case), or None."""
     for key, value in scope["headers"]:
         if key == name:
             return bytes(value)
@@ -67,7 +67,7 @@ async def respond(
     headers: list[tuple[bytes, bytes]] | None = None,
     content_type: bytes = b"application/json",
 ) -> None:
-    """A whole answer."""
+    """Send a complete response."""
     start: Message = {
         "type": "http.response.start",
         "status": status,
@@ -83,5 +83,4 @@ async def respond(
 
 
 def json_body(content: object) -> bytes:
-    """Compact JSON."""
     return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()

@@ -1,7 +1,7 @@
-"""llm-serve: gateway, engines, keys and the audit record.
+"""llm-serve: gateway, engines, API keys and the audit record.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 no such key, 4 a model that differs from
-its manifest. `audit verify` and `audit show` have those of llm-audit: 3 altered, 4 nothing there.
+Exit codes: 0 success, 1 failure, 2 wrong usage or configuration, 3 unknown key, 4 a model that differs from its
+manifest. `audit verify` and `audit show` use those of llm-audit: 3 the record was altered, 4 there is no record.
 """
 
 import argparse
@@ -21,7 +21,6 @@ from llmserve.settings import Adapter, EmbedModel, EngineConfig, GatewayConfig, 
 
 
 def parser() -> argparse.ArgumentParser:
-    """All commands."""
     top = argparse.ArgumentParser(
         prog="llm-serve", description="Serve a language model: gateway, engines, API keys."
     )
@@ -29,57 +28,68 @@ def parser() -> argparse.ArgumentParser:
     gateway = commands.add_parser("gateway", help="serve clients, in front of engines")
     gateway.add_argument("--config", type=Path, required=True, help="gateway.yaml")
     gateway.add_argument(
-        "--pepper-file", type=Path, help="instead of the systemd credential llm-gateway.pepper"
+        "--pepper-file",
+        type=Path,
+        help="read the pepper from here, not from the systemd credential llm-gateway.pepper",
     )
     gateway.set_defaults(run=run_gateway_command)
     engine = commands.add_parser("engine", help="run one model behind a UNIX socket")
     engine.add_argument(
-        "--name", required=True, help="the model's name, as clients will ask for it; `name` in the file wins"
+        "--name",
+        required=True,
+        help="the model's name as clients request it; `name` in the file takes precedence",
     )
     engine.add_argument("--config", type=Path, required=True, help="engine-NAME.yaml")
     engine.set_defaults(run=run_engine_command)
-    check = commands.add_parser(
-        "check", help="check a file of the configuration and say nothing if it is right"
-    )
+    check = commands.add_parser("check", help="validate a configuration file; prints nothing if it is valid")
     check.add_argument("kind", choices=["gateway", "engine", "jwks"])
     check.add_argument("config", type=Path)
     check.set_defaults(run=check_command)
-    fit = commands.add_parser("fit", help="will a model run there? From its config.json alone; exit 1 if not")
-    fit.add_argument("--model", type=Path, required=True, help="its directory")
-    fit.add_argument("--memory", required=True, help="of one GPU, or of the host: 24G (2^30 bytes each)")
-    fit.add_argument("--gpus", type=int, default=1, help="that share the model (tensor parallelism)")
-    fit.add_argument("--context", type=int, help="tokens of a request; without it, all that the model can")
+    fit = commands.add_parser(
+        "fit", help="estimate from config.json alone whether a model fits in memory; exit 1 if it does not"
+    )
+    fit.add_argument("--model", type=Path, required=True, help="model directory")
     fit.add_argument(
-        "--quantization", choices=["none", "int8", "nf4"], help="it has to fit so; without it, in any way"
+        "--memory", required=True, help="memory of one GPU, or of the host, such as 24G (G is 2^30 bytes)"
+    )
+    fit.add_argument(
+        "--gpus", type=int, default=1, help="number of GPUs that share the model (tensor parallelism)"
+    )
+    fit.add_argument("--context", type=int, help="tokens per request (default: the model's maximum)")
+    fit.add_argument(
+        "--quantization",
+        choices=["none", "int8", "nf4"],
+        help="check this quantization only (default: all of them)",
     )
     fit.add_argument("--json", action="store_true")
     fit.set_defaults(run=fit_command)
     merge = commands.add_parser(
-        "merge", help="write a model with a LoRA adapter in its weights, and its manifest"
+        "merge", help="merge a LoRA adapter into a model; writes the new weights and their manifest"
     )
-    merge.add_argument("--model", type=Path, required=True, help="its directory")
+    merge.add_argument("--model", type=Path, required=True, help="model directory")
     merge.add_argument("--manifest", type=Path, required=True)
-    merge.add_argument("--adapter", type=Path, required=True, help="its directory")
+    merge.add_argument("--adapter", type=Path, required=True, help="adapter directory")
     merge.add_argument("--adapter-manifest", type=Path, required=True)
-    merge.add_argument("--into", type=Path, required=True, help="a directory that is not there yet")
+    merge.add_argument("--into", type=Path, required=True, help="output directory, which must not exist")
     merge.add_argument(
-        "--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="of the new weights"
+        "--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="dtype of the merged weights"
     )
     merge.set_defaults(run=merge_command)
-    developer = commands.add_parser("run", help="everything at once on 127.0.0.1, with a throw-away key")
+    developer = commands.add_parser("run", help="run everything on 127.0.0.1 with a throw-away key")
     developer.add_argument("--engine", choices=["echo", "naive", "continuous"], default="echo")
-    developer.add_argument("--model", type=Path, help="model directory, for all but echo")
-    developer.add_argument("--port", type=int, default=8000, help="0 takes a free one")
-    developer.add_argument("--redis", metavar="URL", help="cache answers there; without it there is no cache")
+    developer.add_argument("--model", type=Path, help="model directory; required by all engines but echo")
+    developer.add_argument("--port", type=int, default=8000, help="TCP port; 0 picks a free one")
+    developer.add_argument(
+        "--redis", metavar="URL", help="Redis for the answer cache; without it nothing is cached"
+    )
     developer.set_defaults(run=run_developer_command)
     api_keys_cli.add_commands(commands)
-    audit = commands.add_parser("audit", help="prove or read the audit record; the same as llm-audit")
+    audit = commands.add_parser("audit", help="verify or read the audit record; same as llm-audit")
     audit_cli.add_commands(audit.add_subparsers(required=True, metavar="COMMAND"))
     return top
 
 
 def run_gateway_command(options: argparse.Namespace) -> int:
-    """llm-serve gateway."""
     import uvloop
 
     from llmserve.gateway.process import run_gateway
@@ -91,7 +101,6 @@ def run_gateway_command(options: argparse.Namespace) -> int:
 
 
 def run_engine_command(options: argparse.Namespace) -> int:
-    """llm-serve engine."""
     import uvloop
 
     from llmserve.engine.server import Driver, serve
@@ -104,7 +113,7 @@ def run_engine_command(options: argparse.Namespace) -> int:
 
         driver = EchoDriver(config.model)
     else:
-        # The driver's modules come only now: nothing that could open the model runs before it was verified.
+        # Imported only now: nothing that could open the model runs before it has been verified.
         revision, adapters = verified(config.model)
         if options.name in adapters:
             raise ConfigError(
@@ -130,7 +139,7 @@ def run_engine_command(options: argparse.Namespace) -> int:
 
 
 def verified(model: LocalModel | EmbedModel) -> tuple[str, dict[str, str]]:
-    """Revision of the model, with what is merged into it, and of each of its adapters; raises ManifestError."""
+    """Revision of the model, including anything merged into it, and of each adapter by name; raises ManifestError."""
     revision = verify_model(model.path, model.manifest)
     if isinstance(model, EmbedModel):
         return revision, {}
@@ -140,7 +149,6 @@ def verified(model: LocalModel | EmbedModel) -> tuple[str, dict[str, str]]:
 
 
 def merge_command(options: argparse.Namespace) -> int:
-    """llm-serve merge."""
     adapter = Adapter(path=options.adapter, manifest=options.adapter_manifest)
     model = LocalModel(path=options.model, manifest=options.manifest, dtype=options.dtype, merged=adapter)
     revision, _ = verified(model)
@@ -151,7 +159,6 @@ def merge_command(options: argparse.Namespace) -> int:
 
 
 def check_command(options: argparse.Namespace) -> int:
-    """llm-serve check."""
     if options.kind == "jwks":
         read_jwks(options.config)
     elif options.kind == "gateway":
@@ -162,7 +169,6 @@ def check_command(options: argparse.Namespace) -> int:
 
 
 def fit_command(options: argparse.Namespace) -> int:
-    """llm-serve fit."""
     from llmserve.engine.memory_fit import report
 
     asked = options.model, options.memory, options.gpus, options.context, options.quantization
@@ -172,14 +178,13 @@ def fit_command(options: argparse.Namespace) -> int:
 
 
 def run_developer_command(options: argparse.Namespace) -> int:
-    """llm-serve run."""
     from llmserve.local_run import run_all
 
     return run_all(options.engine, options.model, options.port, options.redis)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The program; returns its exit code."""
+    """Run llm-serve; returns the exit code (see the module's docstring)."""
     options = parser().parse_args(arguments)
     try:
         code: int = options.run(options)

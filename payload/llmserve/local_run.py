@@ -1,4 +1,4 @@
-"""`llm-serve run`: an engine, a gateway and a key on one plain machine, for as long as it runs."""
+"""`llm-serve run`: an engine, a gateway and a throw-away key on a developer's machine, until interrupted."""
 
 import asyncio
 import os
@@ -23,11 +23,10 @@ from llmserve.settings import GatewayConfig
 RESTART_SECONDS = 0.5
 
 
-class Everything:
-    """Instead of a policy, on one's own machine: the throw-away key may do all."""
+class AllowEverything:
+    """Stands in for the policy on a developer's machine: everything is allowed."""
 
     async def evaluate(self, asked: dict[str, Any]) -> object:
-        """Yes."""
         rate = {
             "requests_per_minute": 10**6,
             "tokens_per_minute": 10**9,
@@ -47,12 +46,12 @@ class Everything:
         }
 
     def close(self) -> None:
-        """Nothing is held."""
+        pass
 
 
 @contextmanager
 def free_port() -> Iterator[int]:
-    """A TCP port of 127.0.0.1 that nobody else is given within the block; a server that sets SO_REUSEADDR may listen there."""
+    """A TCP port of 127.0.0.1 that is reserved within the block; a server that sets SO_REUSEADDR can listen on it."""
     with socket.socket() as held:
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         held.bind(("127.0.0.1", 0))
@@ -60,7 +59,9 @@ def free_port() -> Iterator[int]:
 
 
 def run_all(engine: str, model: Path | None, port: int, redis: str | None) -> int:
-    """Run until interrupted. Raises ConfigError for an engine of a model without a model."""
+    """Run until interrupted; returns the exit code. Raises ConfigError unless `model` is given exactly when `engine`
+    needs one.
+    """
     if (engine == "echo") != (model is None):
         raise ConfigError(f"--engine {engine} and --model DIR go together: give both, or neither for echo")
     with (
@@ -73,7 +74,9 @@ def run_all(engine: str, model: Path | None, port: int, redis: str | None) -> in
         model_name = "echo" if model is None else model.resolve().name
         described: dict[str, object] = {"driver": engine}
         if model is not None:
-            print(f"hashing {model}: the weights are taken as they are, on your word", file=sys.stderr)
+            print(
+                f"hashing {model}: its weights are trusted as they are, without a manifest", file=sys.stderr
+            )
             write_manifest(model, folder / "manifest")
             described |= {"path": str(model.resolve()), "manifest": str(folder / "manifest")}
         engine_file, gateway_file = folder / "engine.yaml", folder / "gateway.yaml"
@@ -96,8 +99,8 @@ def run_all(engine: str, model: Path | None, port: int, redis: str | None) -> in
         with edited(folder / "keys.json") as records:
             records.append(record)
         if not redis:
-            print("no Redis: going on without a cache (give one with --redis URL)", file=sys.stderr)
-        print("no policy: the key below may do everything; an estate has one, and it is asked each time",
+            print("no Redis: answers are not cached (use --redis URL)", file=sys.stderr)
+        print("no policy: the key below may do everything; an estate checks every request against its policy",
               file=sys.stderr)  # fmt: skip
         seed = folder / "audit.seed"
         seed.write_text(os.urandom(32).hex())
@@ -106,7 +109,7 @@ def run_all(engine: str, model: Path | None, port: int, redis: str | None) -> in
         print(f"url      {address}")
         print(f"metrics  http://127.0.0.1:{metrics_port}/metrics")
         print(f"key      {key}")
-        question = "--data-urlencode 'prompt=Hello you'"
+        question = "--data-urlencode 'prompt=Hello'"
         print(f"try      curl -G {address}/generate -H 'Authorization: Bearer {key}' {question}", flush=True)
         writer = ["-m", "llmproof", "serve", "--folder", str(folder / "audit"), "--seed-file", str(seed)]
         writer += ["--socket", str(folder / "audit.sock")]
@@ -116,10 +119,12 @@ def run_all(engine: str, model: Path | None, port: int, redis: str | None) -> in
 
 
 async def run_all_three(config: GatewayConfig, pepper: bytes, others: dict[str, list[str]]) -> None:
-    """The gateway here, engine and audit writer in processes of their own that are started again when they die."""
+    """Run the gateway in this process, and the programs in `others` as child processes that are restarted when they
+    exit.
+    """
     tasks = [asyncio.create_task(keep_running(name, command)) for name, command in others.items()]
     try:
-        await run_gateway(config, pepper, Everything())
+        await run_gateway(config, pepper, AllowEverything())
     finally:
         for task in tasks:
             task.cancel()
@@ -127,7 +132,7 @@ async def run_all_three(config: GatewayConfig, pepper: bytes, others: dict[str, 
 
 
 async def keep_running(name: str, command: list[str]) -> None:
-    """Start `command`, in this Python, whenever it does not run; runs until cancelled."""
+    """Run `python COMMAND`, and restart it whenever it exits; runs until cancelled."""
     while True:
         process = await asyncio.create_subprocess_exec(sys.executable, *command, start_new_session=True)
         try:
@@ -136,5 +141,5 @@ async def keep_running(name: str, command: list[str]) -> None:
             process.terminate()
             await process.wait()
             raise
-        print(f"the {name} ended with {code}: starting it again", file=sys.stderr)
+        print(f"the {name} exited with {code}: restarting it", file=sys.stderr)
         await asyncio.sleep(RESTART_SECONDS)

@@ -1,4 +1,4 @@
-"""What the gateway counts. Labels come from closed sets: our models, our routes, our outcomes."""
+"""Prometheus metrics of the gateway. Labels come from closed sets: configured models, known routes, fixed outcomes."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -54,9 +54,10 @@ OVERHEAD_SECONDS = (
 
 @dataclass(slots=True)
 class EngineState:
-    """A model at the moment of a scrape; `up` counts its instances that answer.
+    """State of a model at the moment of a scrape; `up` counts its instances that answer.
 
-    `kv_used` and `gpu_used` are shares, 0 to 1, as the engine reports them."""
+    `kv_used` and `gpu_used` are shares, 0 to 1, as the engine reports them.
+    """
 
     model: str
     up: int
@@ -70,14 +71,13 @@ class EngineState:
 
 
 class EngineGauges(Collector):
-    """Gauges that are read from the engines' links at the moment of a scrape."""
+    """Gauges that are read from the engine clients at the moment of a scrape."""
 
     def __init__(self, read: Callable[[], Iterable[EngineState]]) -> None:
-        """`read` gives the state of each engine."""
+        """`read` returns the state of each model."""
         self.read = read
 
     def collect(self) -> Iterable[Metric]:
-        """One sample a model and gauge."""
         states = list(self.read())
 
         def gauge(name: str, text: str, value: Callable[[EngineState], float | None]) -> Metric:
@@ -89,7 +89,7 @@ class EngineGauges(Collector):
 
         gpus = GaugeMetricFamily(
             "llm_gpu_utilization_ratio",
-            "Share of time a GPU of the engine's host works",
+            "Share of time that a GPU of the engine's host is busy",
             labels=["model", "gpu"],
         )
         for state in states:
@@ -97,37 +97,40 @@ class EngineGauges(Collector):
                 gpus.add_metric([state.model, str(number)], share)
         return [
             gauge("llm_engine_up", "Instances of the model that answer", lambda it: it.up),
-            gauge("llm_engine_stalled", "1 while work is pending and nothing comes", lambda it: it.stalled),
+            gauge(
+                "llm_engine_stalled",
+                "1 while work is pending and the engine makes no progress",
+                lambda it: it.stalled,
+            ),
             gauge("llm_requests_running", "Requests in the engine", lambda it: it.running),
             gauge("llm_tokens_running", "Tokens admitted to the engine", lambda it: it.running_tokens),
-            gauge("llm_requests_waiting", "Requests that wait for a slot", lambda it: it.waiting),
-            gauge("llm_tokens_waiting", "Tokens of those that wait", lambda it: it.waiting_tokens),
-            gauge(
-                "llm_kv_usage_ratio", "Use of the engine's cache of keys and values", lambda it: it.kv_used
-            ),
+            gauge("llm_requests_waiting", "Requests waiting for a slot", lambda it: it.waiting),
+            gauge("llm_tokens_waiting", "Tokens of waiting requests", lambda it: it.waiting_tokens),
+            gauge("llm_kv_usage_ratio", "Used share of the engine's KV cache", lambda it: it.kv_used),
             gpus,
         ]
 
 
 class Metrics:
-    """All series of one gateway process, in a registry of their own."""
+    """All series of one gateway process, in their own registry."""
 
     def __init__(self) -> None:
-        """Nothing counted yet."""
         self.registry = CollectorRegistry()
         counter = partial(Counter, registry=self.registry)
         histogram = partial(Histogram, registry=self.registry, buckets=SECONDS)
         gauge = partial(Gauge, registry=self.registry)
         self.requests = counter("llm_requests", "Answers by route and status", ["route", "status"])
         self.first_token = histogram(
-            "llm_time_to_first_token_seconds", "From request to first token, streams", ["model"]
+            "llm_time_to_first_token_seconds", "Time from request to first token, streams only", ["model"]
         )
-        self.inter_token = histogram("llm_inter_token_seconds", "Between two pieces of a stream", ["model"])
-        self.whole = histogram("llm_e2e_seconds", "From request to the end of the answer", ["model"])
-        self.queue = histogram("llm_queue_seconds", "Wait for a slot", ["model"])
+        self.inter_token = histogram(
+            "llm_inter_token_seconds", "Time between two pieces of a stream", ["model"]
+        )
+        self.whole = histogram("llm_e2e_seconds", "Time from request to the end of the answer", ["model"])
+        self.queue = histogram("llm_queue_seconds", "Time waiting for a slot", ["model"])
         self.overhead = Histogram(
             "llm_gateway_overhead_seconds",
-            "From request to the answer's first byte, without the client's, the queue's and the engine's time",
+            "Time from request to the answer's first byte, excluding client, queue and engine",
             ["cache"],
             registry=self.registry,
             buckets=OVERHEAD_SECONDS,
@@ -136,22 +139,22 @@ class Metrics:
         self.tokens = counter("llm_tokens", "Tokens by kind: prompt, completion", ["model", "kind"])
         self.cache = counter("llm_cache", "Cache by result: hit, shared, miss, bypass, error", ["result"])
         self.cache_by = {name: self.cache.labels(name) for name in CACHE_RESULTS}
-        self.rejected = counter("llm_rejected", "Requests refused, by code of the error", ["code"])
+        self.rejected = counter("llm_rejected", "Rejected requests by error code", ["code"])
         self.cancelled = counter(
             "llm_cancelled", "Answers cut short: client, key, policy, drain, deadline", ["by"]
         )
         self.decisions = counter(
-            "llm_policy_decisions", "Answers of the engine: allow, deny, unavailable", ["result"]
+            "llm_policy_decisions", "Policy decisions: allow, deny, unavailable", ["result"]
         )
-        self.policy_revision = gauge("llm_policy_revision", "Revision of the policy that decides")
-        self.break_glass = counter("llm_break_glass", "Requests that a break-glass file let through")
+        self.policy_revision = gauge("llm_policy_revision", "Revision of the active policy")
+        self.break_glass = counter("llm_break_glass", "Requests allowed by a break-glass file")
         self.break_glass_armed = gauge(
-            "llm_break_glass_armed", "1 while there is a break-glass file that counts"
+            "llm_break_glass_armed", "1 while a valid break-glass file is in place"
         )
         self.quota_refused = counter("llm_quota_refused", "Requests over a quota, by quota", ["quota"])
-        self.audit_up = gauge("llm_audit_up", "1 while the audit writer is there")
-        self.audit_suppressed = counter("llm_audit_suppressed", "Refusals that were counted and not recorded")
-        self.tasks = gauge("llm_event_loop_tasks", "Tasks of this process, which come and go with requests")
+        self.audit_up = gauge("llm_audit_up", "1 while the audit writer is connected")
+        self.audit_suppressed = counter("llm_audit_suppressed", "Refusals counted but not recorded")
+        self.tasks = gauge("llm_event_loop_tasks", "asyncio tasks of this process")
         self.keys = gauge("llm_keys", "Keys in the file; -1 while it cannot be read")
         self.issuer_keys = gauge(
             "llm_issuer_keys", "Keys of the identity provider; -1 while they cannot be read"
@@ -160,18 +163,18 @@ class Metrics:
         self.answers_by: dict[tuple[str, int], Counter] = {}
 
     def answered(self, route: str, status: int) -> None:
-        """Count an answer. `labels()` costs more than counting does, so each series is looked up once."""
+        """Count an answer. `labels()` costs more than counting, so each series is looked up once."""
         series = self.answers_by.get((route, status))
         if series is None:
             series = self.answers_by[route, status] = self.requests.labels(route, str(status))
         series.inc()
 
     def refused(self, code: str) -> None:
-        """Count an error. A flood of them is no hot path."""
+        """Count an error by its code; not a hot path, so the series is looked up each time."""
         self.rejected.labels(code).inc()
 
     def of(self, model: str) -> "ModelSeries":
-        """The series of one model, looked up once."""
+        """The series of one model, created on first use."""
         series = self.models.get(model)
         if series is None:
             series = self.models[model] = ModelSeries(self, model)
@@ -183,10 +186,10 @@ class Metrics:
 
 
 class ModelSeries:
-    """What is counted for one model."""
+    """The series of one model."""
 
     def __init__(self, metrics: Metrics, model: str) -> None:
-        """All at zero, so that a scrape shows them from the start."""
+        """Creates every series at zero, so that a scrape shows them from the start."""
         self.first_token = metrics.first_token.labels(model)
         self.inter_token = metrics.inter_token.labels(model)
         self.whole = metrics.whole.labels(model)

@@ -1,19 +1,19 @@
-"""What gateway and engine say to each other over a UNIX socket: one JSON object a line.
+"""The protocol between gateway and engine: one JSON object per line over a UNIX socket.
 
-The engine opens with `Hello`. Many requests share a connection, told apart by `id`, chosen by the gateway. A
-request ends with exactly one `Done` or `Failed`; `Delta`s come before it if it asked for a stream. After
-`Cancel` the engine frees the request's slot within a step and sends nothing more for it. Once a second the engine says
-how it is, by `Beat`; one that is told to stop says goodbye by it, and ends when the gateways have hung up.
+The engine opens with `Hello`. Requests share a connection and are identified by `id`, which the gateway chooses. Each
+request ends with exactly one `Done` or `Failed`; a stream has `Delta`s before it. After `Cancel` the engine frees the
+request's slot within one step and sends nothing more for it. The engine reports its state in a `Beat` every second. A
+stopping engine announces it in a `Beat`, and exits once the gateways have closed their connections.
 """
 
 import json
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-LINE_LIMIT = 64 * 1024 * 1024  # bytes; JSON escapes may multiply a body of the largest size by six
+LINE_LIMIT = 64 * 1024 * 1024  # bytes; JSON escapes can inflate a body of the maximum size sixfold
 FinishReason = Literal["stop", "length"]
-# Fields that only some engines know, each with the value that asks for nothing. Any other value goes to an engine that
-# has declared the field, and is refused by name where it has not.
+# Fields that only some engines support, each with its no-op value. Any other value is passed to an engine that declares the
+# field, and rejected by name otherwise.
 NEUTRAL: dict[str, object] = {
     "best_of": 1,
     "echo": False,
@@ -37,18 +37,19 @@ NEUTRAL: dict[str, object] = {
     "top_logprobs": None,
     "user": None,
 }
-OPTIONAL = frozenset({"seed", *NEUTRAL})  # all that an engine can declare in its Hello
+OPTIONAL = frozenset({"seed", *NEUTRAL})  # the fields an engine can declare in its Hello
 
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """Who the engine is. `context` in tokens; `slots`: how many requests it runs at once.
+    """The engine's description of itself.
 
-    `tokens`: how many it holds at once in all of them, prompts and answers; 0 means that only `slots` is a bound.
-    `template`: revision of the chat template, where `revision` does not cover it. `fields`: those of `OPTIONAL` that
-    it honours; the gateway refuses the others by name. `dimensions`: length of its vectors; 0 for a model that makes
-    text. `kept`: its answers are text and nothing else, so they may come from the cache. `adapters`: names under which it
-    answers otherwise, each with the revision that stands for both; `parent`: the model to which `model` is an adapter.
+    `context`: in tokens. `slots`: maximum number of concurrent requests. `tokens`: maximum number of prompt and
+    answer tokens in all slots together; 0 means that only `slots` is a limit. `template`: revision of the chat
+    template, where `revision` does not cover it. `fields`: the fields of `OPTIONAL` that it supports; the gateway
+    rejects the others by name. `dimensions`: length of its embedding vectors; 0 for a text model. `kept`: its answers
+    are plain text, so they may be cached. `adapters`: names of its adapters, each with the revision of model and
+    adapter together. `parent`: the base model, if `model` is an adapter.
     """
 
     model: str
@@ -67,16 +68,17 @@ class Hello:
 
 @dataclass(slots=True)
 class Generate:
-    """One request: `messages` go through the chat template, `prompt` is taken as it is.
+    """One request. `messages` go through the chat template; `prompt` is used verbatim.
 
-    If both are set, a model without a chat template takes the prompt. `clip`: `max_tokens` is only a default,
-    the engine takes less where the context holds less. `temperature` 0 means greedy, None what the engine is
-    configured for; `top_p` likewise. `extra` has the client's fields that only some engines know, as they came.
-    `deadline`: seconds after which nobody wants the answer any more; seconds and not a time, so that no clock matters.
-    `traceparent` as the W3C has it, for what the engine asks or logs. `adapter`: one of the Hello's; "" is the model itself.
+    If both are set, a model without a chat template uses the prompt. `clip`: `max_tokens` is only a default, so the
+    engine lowers it to what the context has left. `temperature` 0 means greedy, None the engine's configured value;
+    likewise `top_p`. `extra`: the client's fields that only some engines support, unchanged. `deadline`: seconds
+    until the answer is useless; a duration, so that the clocks need not agree. `traceparent`: as in W3C Trace
+    Context, for the engine's logs and its own requests. `adapter`: a name from `Hello.adapters`; "" is the base
+    model.
 
-    `inputs`: texts whose vectors are wanted, instead of an answer. What is said is then OpenAI's list `data` as JSON,
-    with the vectors in `encoding`, so that the gateway passes it on as it is.
+    `inputs`: texts to embed, in place of a prompt. The text of `Done` is then the `data` list of OpenAI's API as
+    JSON, with the vectors in `encoding`, so that the gateway can pass it through.
     """
 
     id: int
@@ -99,7 +101,7 @@ class Generate:
 
 @dataclass(slots=True)
 class Cancel:
-    """The client of request `id` has left."""
+    """The client of request `id` has disconnected."""
 
     id: int
 
@@ -114,9 +116,9 @@ class Delta:
 
 @dataclass(slots=True)
 class Event(Delta):
-    """A server-sent event of an upstream, to be passed on as it came; in the gateway only, never on the socket.
+    """A server-sent event of an upstream, passed through unchanged; exists only in the gateway, never on the socket.
 
-    `text` is what it says of the first choice. `usage`: it carries the usage and nothing else.
+    `text`: the text of its first choice. `usage`: it carries the usage and nothing else.
     """
 
     data: bytes
@@ -125,9 +127,9 @@ class Event(Delta):
 
 @dataclass(slots=True)
 class Done:
-    """The end of an answer; `text` is the whole of it if the request was no stream, else empty.
+    """The end of an answer; `text` is the whole answer, or empty if it was streamed.
 
-    `passed`: the whole answer as an upstream's JSON, for clients of the API that it speaks.
+    `passed`: the whole answer as the upstream's JSON, for clients of the same API.
     """
 
     id: int
@@ -140,7 +142,7 @@ class Done:
 
 @dataclass(slots=True)
 class Failed:
-    """No answer, or no rest of it. `status` and `code` as in errors.ApiError."""
+    """The request failed, possibly after part of a stream. `status` and `code` as in errors.ApiError."""
 
     id: int
     status: int
@@ -151,11 +153,11 @@ class Failed:
 
 @dataclass(slots=True)
 class Beat:
-    """How the engine is. `stalled`: work is pending and the model has made no step for too long.
+    """The engine's state, sent every second. `stalled`: work is pending and the model has made no step for too long.
 
-    `kv_used`: share of the cache for keys and values, 0 to 1, where the driver knows it; `gpu_used`: of each GPU,
-    where there are some. `leaving`: it was told to stop: it ends what it has, takes nothing more, and is expected back. A
-    field and no frame of its own, since a gateway of a former release passes over the one and not over the other.
+    `kv_used`: used share of the KV cache, 0 to 1, if the driver knows it. `gpu_used`: utilization of each GPU, 0 to
+    1. `leaving`: the engine is stopping: it finishes its requests, accepts no new ones, and is expected back. This is
+    a field rather than a frame because gateways of earlier releases ignore unknown fields but not unknown frames.
     """
 
     stalled: bool
@@ -175,17 +177,18 @@ KINDS: dict[str, type[Any]] = {
     "failed": Failed,
 }
 NAMES = {kind: name for name, kind in KINDS.items()}
-FIELDS = {kind: [each.name for each in fields(kind)] for kind in NAMES}  # asdict() would copy every message
+FIELDS = {
+    kind: [each.name for each in fields(kind)] for kind in NAMES
+}  # dataclasses.asdict() would copy every message
 KNOWN = {kind: frozenset(names) for kind, names in FIELDS.items()}
 
 
 class ProtocolError(Exception):
-    """The other side said something that is no frame."""
+    """The peer sent a line that is not a frame."""
 
 
 def encode(frame: Frame) -> bytes:
-    """The frame as one line."""
-    if type(frame) is Delta:  # the frame of every token: do not go through asdict
+    if type(frame) is Delta:  # one per token, so worth a fast path
         text = json.dumps(frame.text)
         return b'{"kind":"delta","id":%d,"text":%s}\n' % (frame.id, text.encode())
     content = {"kind": NAMES[type(frame)]}
@@ -195,9 +198,9 @@ def encode(frame: Frame) -> bytes:
 
 
 def decode(line: bytes) -> Frame:
-    """The frame in one line; raises ProtocolError.
+    """Parse one line; raises ProtocolError.
 
-    What a field of a newer release says is left out: an upgrade has gateways and engines of two releases side by side.
+    Unknown fields are dropped: during an upgrade, gateways and engines of two releases run side by side.
     """
     try:
         content = json.loads(line)
@@ -206,5 +209,5 @@ def decode(line: bytes) -> Frame:
             content = {name: content[name] for name in content.keys() & KNOWN[kind]}
         frame: Frame = kind(**content)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ProtocolError(f"a line of {len(line)} bytes is no frame ({type(error).__name__})") from error
+        raise ProtocolError(f"a line of {len(line)} bytes is not a frame ({type(error).__name__})") from error
     return frame

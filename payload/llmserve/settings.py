@@ -13,19 +13,19 @@ from llmserve.protocol import OPTIONAL
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0)]
-ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")]  # it stands in a header
+ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")]  # sent in a response header
 
 LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 
 
 def listed(value: object) -> object:
-    """One stands for a list of one."""
+    """A single value stands for a list of one."""
     return [value] if isinstance(value, str | Path) else value
 
 
 type Several[T] = Annotated[tuple[T, ...], BeforeValidator(listed)]
 
-Algorithm = Literal[  # asymmetric ones only: whoever can check a token must not be able to make one
+Algorithm = Literal[  # asymmetric ones only: verifying a token must not require a key that can sign one
     "ES256", "ES384", "ES512", "EdDSA", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512"
 ]
 
@@ -40,14 +40,13 @@ class Listener(Section):
 
     @model_validator(mode="after")
     def one_of_both(self) -> "Listener":
-        """A listener is a socket or a port."""
         if (self.socket is None) == (self.port is None):
             raise ValueError("set either 'socket' or 'port' (and 'host')")
         return self
 
 
 class ClientTls(Section):
-    """Who we are to a server, PEM files: its authority, our certificate and its key. Read again when they change."""
+    """The gateway's client certificate for a server, and the server's CA: PEM files, reread when they change."""
 
     ca: Path
     certificate: Path
@@ -55,12 +54,13 @@ class ClientTls(Section):
 
 
 class Remote(Section):
-    """Servers of OpenAI's API, all with the same model under its name here, on sockets or at URLs.
+    """Servers of OpenAI's API that serve the same model under the name it has here, on UNIX sockets or at URLs.
 
-    `fields`: what they honour of the API's optional fields. `revision` and `context` (in tokens) where they do not say it
-    themselves; `dimensions` of the vectors of a model for embeddings; `slots`: requests that each takes at once;
-    `key_credential`: the systemd credential with their key. `cache`: keep their greedy answers, which are then told anew
-    as text; what else they say (reasoning) is lost, so it is off unless set.
+    `fields`: the API's optional fields that they support. `revision` and `context` (in tokens): required where the
+    servers do not report them. `dimensions`: length of the vectors of an embedding model. `slots`: concurrent
+    requests per server. `key_credential`: the systemd credential that holds their API key. `cache`: cache their
+    greedy answers. A cached answer is replayed as text, so everything else in it (reasoning) is lost; hence off by
+    default.
     """
 
     socket: Several[Path] = ()
@@ -76,13 +76,13 @@ class Remote(Section):
 
     @model_validator(mode="after")
     def nothing_in_clear(self) -> "Remote":
-        """Prompts leave this host by mutual TLS only."""
+        """Prompts leave this host over mutual TLS only."""
         if not self.socket and not self.url:
             raise ValueError("set 'socket' or 'url'")
         for url in self.url:
             parts = urlsplit(url)
             if parts.scheme == "http" and parts.hostname not in LOOPBACK:
-                raise ValueError(f"{url} would carry prompts in clear: use https, a socket, or 127.0.0.1")
+                raise ValueError(f"{url} would send prompts in clear text: use https, a socket, or 127.0.0.1")
             if parts.scheme == "https" and self.tls is None:
                 raise ValueError(f"{url} needs 'tls': ca, certificate and key")
         return self
@@ -90,28 +90,30 @@ class Remote(Section):
     @field_validator("fields")
     @classmethod
     def fields_of_the_api(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        """Only what a request can carry."""
+        """A request can carry no other fields."""
         if unknown := sorted(set(names) - OPTIONAL):
             raise ValueError(f"{', '.join(unknown)}: an engine can declare {', '.join(sorted(OPTIONAL))}")
         return names
 
 
 class Engine(Section):
-    """A model's instances: engines of ours on sockets, or servers of OpenAI's API."""
+    """A model's instances: llmkeep engines on UNIX sockets, or servers of OpenAI's API."""
 
     socket: Several[Path] = ()
     remote: Remote | None = None
 
     @model_validator(mode="after")
     def one_kind(self) -> "Engine":
-        """Instances of a model answer alike, so they are of one kind."""
+        """All instances of a model must answer alike, so they are of one kind."""
         if bool(self.socket) == (self.remote is not None):
             raise ValueError("set either 'socket' (one or a list) or 'remote'")
         return self
 
 
 class Redis(Section):
-    """The cache. The password is the systemd credential of this name; without one, none is sent."""
+    """The answer cache and shared quotas. `password_credential` names a systemd credential; without it no password is
+    sent.
+    """
 
     url: str
     user: str | None = None
@@ -121,10 +123,10 @@ class Redis(Section):
 
 
 class PolicySource(Section):
-    """Who decides, and by which policy. `server` asks OPA at `socket`; `embedded` judges the bundle in process.
+    """The policy engine and its policy. `server` queries OPA at `socket`; `embedded` evaluates the bundle in process.
 
-    `key` is the policy's public key, PEM; `seen` remembers the highest revision; `break_glass` is a signed file. Each `probe_ms`
-    the engine is asked whether it decides, and by which revision.
+    `key`: the policy's public key, PEM. `seen`: file that remembers the highest revision seen. `break_glass`: a
+    signed file. Every `probe_ms` the gateway checks that the engine decides, and by which revision.
     """
 
     engine: Literal["server", "embedded"]
@@ -138,7 +140,6 @@ class PolicySource(Section):
 
     @model_validator(mode="after")
     def engine_has_its_source(self) -> "PolicySource":
-        """A server has a socket, the embedded engine a bundle."""
         needed = "socket" if self.engine == "server" else "bundle"
         if getattr(self, needed) is None:
             raise ValueError(f"engine '{self.engine}' needs '{needed}'")
@@ -146,13 +147,13 @@ class PolicySource(Section):
 
 
 class AuditWriter(Section):
-    """The host's one writer of the audit record."""
+    """The audit writer, of which each host has one."""
 
     socket: Path
 
 
 class Limits(Section):
-    """What one request, and all of them together, may take."""
+    """Limits per request, and of all requests together."""
 
     body_bytes: Positive = 1024 * 1024
     max_tokens: Positive = 1024
@@ -165,7 +166,7 @@ class Limits(Section):
 
     @model_validator(mode="after")
     def default_within_maximum(self) -> "Limits":
-        """The default is a request like another."""
+        """The default length is subject to the maximum like any other."""
         if self.default_max_tokens > self.max_tokens:
             raise ValueError(
                 f"default_max_tokens ({self.default_max_tokens}) is above max_tokens ({self.max_tokens})"
@@ -174,7 +175,7 @@ class Limits(Section):
 
 
 class Oidc(Section):
-    """The identity provider whose tokens count, with its public keys in a file. A claim's name may have dots."""
+    """The identity provider whose tokens are accepted; its public keys are in a file. Claim names may contain dots."""
 
     issuer: Annotated[str, Field(min_length=1)]
     audience: Annotated[str, Field(min_length=1)]
@@ -188,9 +189,10 @@ class Oidc(Section):
 
 
 class Identities(Section):
-    """What says who asks, besides an API key.
+    """Means of identification besides API keys.
 
-    `certificate_header`: where the edge hands over the client's certificate (PEM, URL-encoded) that it has verified.
+    `certificate_header`: the header in which the edge passes on the client certificate that it has verified (PEM,
+    URL-encoded).
     """
 
     certificate_header: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,64}$")] | None = None
@@ -198,7 +200,7 @@ class Identities(Section):
 
 
 class GatewayConfig(Section):
-    """`llm-serve gateway --config`. The first engine answers where a request names no model."""
+    """`llm-serve gateway --config`. The first model answers requests that name none."""
 
     listen: Listener
     metrics: Listener
@@ -213,26 +215,28 @@ class GatewayConfig(Section):
 
     @model_validator(mode="after")
     def certificates_come_from_the_edge(self) -> "GatewayConfig":
-        """Whoever reaches a port could write the header; a socket's file says who may."""
+        """Any process that reaches a TCP port could forge the header; access to a UNIX socket is restricted by its
+        file mode.
+        """
         if self.identity.certificate_header and self.listen.socket is None:
             raise ValueError(
-                "'identity.certificate_header' is believed on a socket only: set 'listen.socket'"
+                "'identity.certificate_header' is trusted only on a UNIX socket: set 'listen.socket'"
             )
         return self
 
 
 class EchoModel(Section):
-    """The engine for tests: answers with the words of the question."""
+    """The test engine, which repeats the words of the prompt."""
 
     driver: Literal["echo"]
     context: Positive = 4096
     slots: Positive = 256
-    tokens: Annotated[int, Field(ge=0)] = 0  # in all slots together; 0: no bound
+    tokens: Annotated[int, Field(ge=0)] = 0  # in all slots together; 0: unlimited
     token_seconds: Share = 0.0
 
 
 class Adapter(Section):
-    """A LoRA adapter as peft saves it: a directory of safetensors, with its manifest."""
+    """A LoRA adapter as saved by peft: a directory of safetensors, with its manifest."""
 
     path: Path
     manifest: Path
@@ -241,15 +245,15 @@ class Adapter(Section):
 class LocalModel(Section):
     """A model that runs in the engine's own process.
 
-    `temperature` and `top_p` hold where a request names none; without them the model's generation_config.json
-    does, and OpenAI's 1.0 after that. `merged`: an adapter that is added to the weights. `adapters`: those beside the
-    weights, by the name under which clients ask for each.
+    `temperature` and `top_p` apply where a request sets none; without them the model's generation_config.json
+    applies, then OpenAI's default of 1.0. `merged`: an adapter that is added to the weights. `adapters`: adapters
+    kept beside the weights, by the model name that clients request.
     """
 
     path: Path
     manifest: Path
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    quantization: Quantization = "none"  # by bitsandbytes; `dtype` is then what it computes in
+    quantization: Quantization = "none"  # by bitsandbytes; `dtype` is then the compute dtype
     merged: Adapter | None = None
     adapters: dict[ModelName, Adapter] = Field(default_factory=dict)
     context: Positive = 2048
@@ -259,17 +263,17 @@ class LocalModel(Section):
 
     @model_validator(mode="after")
     def merged_before_quantized(self) -> "LocalModel":
-        """Weights in 4 or 8 bits have no room for what an adapter changes."""
+        """Weights in 4 or 8 bits lack the precision to absorb an adapter's changes."""
         if self.merged and self.quantization != "none":
             raise ValueError(
                 f"'merged' and quantization '{self.quantization}' do not go together: "
-                "serve what `llm-serve merge` writes, quantized"
+                "run `llm-serve merge`, and quantize the model that it writes"
             )
         return self
 
 
 class EmbedModel(Section):
-    """An encoder that makes embeddings. `context`: longest text in tokens; the model's own limit counts too."""
+    """An encoder that computes embeddings. `context`: longest text in tokens; the model's own limit applies as well."""
 
     driver: Literal["embed"]
     path: Path
@@ -280,16 +284,17 @@ class EmbedModel(Section):
 
 
 class NaiveModel(LocalModel):
-    """transformers' `generate`, one request at a time."""
+    """The `generate` method of transformers, one request at a time."""
 
     driver: Literal["naive"]
 
 
 class ContinuousModel(LocalModel):
-    """transformers' continuous batching: up to `slots` requests at once, `batch_tokens` in one step.
+    """Continuous batching in transformers: up to `slots` concurrent requests, `batch_tokens` per step.
 
-    The cache holds `cache_tokens` in pages of `page_tokens`; greedy and drawn answers have one each. `share_prefixes`
-    shows in the time of an answer whether somebody else's prompt began alike: only where all who ask may know that.
+    The cache holds `cache_tokens` in pages of `page_tokens`; greedy and sampled requests have one cache each. With
+    `share_prefixes`, response times reveal whether another request's prompt began alike: enable it only where every
+    client may know that.
     """
 
     driver: Literal["continuous"]
@@ -301,7 +306,7 @@ class ContinuousModel(LocalModel):
 
     @model_validator(mode="after")
     def room_for_one(self) -> "ContinuousModel":
-        """A request that can never get into the cache would end the engine."""
+        """A request that can never fit into the cache would stop the engine."""
         if self.cache_tokens < self.context:
             raise ValueError(
                 f"cache_tokens ({self.cache_tokens}) is below context ({self.context}): raise it, or lower context"
@@ -312,21 +317,23 @@ class ContinuousModel(LocalModel):
             )
         if self.adapters:
             raise ValueError(
-                f"a batch has the same weights for all, so {', '.join(self.adapters)} would not be applied: "
+                f"all requests of a batch use the same weights, so {', '.join(self.adapters)} would not be applied: "
                 "give each an engine of its own with 'merged', or use driver 'naive'"
             )
         return self
 
 
 class EngineConfig(Section):
-    """`llm-serve engine --config`. `name`: the model's, where the process is called otherwise, as one of several is."""
+    """`llm-serve engine --config`. `name`: the model's name, if it differs from that of the process, as with several
+    instances.
+    """
 
     name: ModelName | None = None
     socket: Path
     socket_mode: Annotated[str, Field(pattern=r"^0[0-7]{3}$")] = "0660"
     model: Annotated[EchoModel | NaiveModel | ContinuousModel | EmbedModel, Field(discriminator="driver")]
     stall_seconds: Seconds = (
-        60.0  # without a step while work is pending: the longest prompt must be read in it
+        60.0  # without a step while work is pending; prefill of the longest prompt must fit in it
     )
     drain_seconds: Share = 25.0
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

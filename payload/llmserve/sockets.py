@@ -6,9 +6,9 @@ from pathlib import Path
 
 
 def bind_unix(path: Path, mode: int) -> socket.socket:
-    """Bind a UNIX socket at `path` with file mode `mode`, replacing a socket that nobody listens on.
+    """Bind a UNIX socket at `path` with file mode `mode`, replacing a stale socket.
 
-    Raises OSError if another process is listening there, or if `path` is something else than a socket.
+    Raises OSError if another process is listening there, or if `path` is not a socket.
     """
     if path.is_socket():
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
@@ -24,7 +24,7 @@ def bind_unix(path: Path, mode: int) -> socket.socket:
         listener.bind(str(path))
     except OSError as error:
         listener.close()
-        raise OSError(f"cannot make the socket {path}: {error.strerror}") from error
+        raise OSError(f"cannot create the socket {path}: {error.strerror}") from error
     finally:
         os.umask(before)
     path.chmod(mode)
@@ -34,7 +34,7 @@ def bind_unix(path: Path, mode: int) -> socket.socket:
 
 
 def bind_tcp(host: str, port: int) -> socket.socket:
-    """Bind a TCP socket; port 0 takes a free one. Raises OSError with the address named."""
+    """Bind a TCP socket; port 0 picks a free one. Raises OSError that names the address."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
