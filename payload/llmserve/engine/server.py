@@ -152,7 +152,7 @@ class EngineServer:
                 notify("WATCHDOG=1")
             if stalled and not reported:
                 fields = {"pending": self.pending, "seconds": round(time.monotonic() - self.last_step, 1)}
-                log.critical("the model makes no step", extra={"fields": fields})
+                log.critical("the model makes no progress", extra={"fields": fields})
             reported = stalled
             frame = self.how_it_is()
             for say in self.gateways:

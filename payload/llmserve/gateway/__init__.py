@@ -1,1 +1,1 @@
-"""From a request to its answer: the gateway process, its routes and middleware."""
+"""From a request to its answer: the gateway process, its routes and its middleware."""

@@ -1,4 +1,4 @@
-"""Where the answer to one request comes from: the cache, an answer that several wait for, or a slot of its own."""
+"""The source of an answer: the cache, an answer in progress that is shared, or a slot of its own."""
 
 import time
 from collections.abc import Callable
@@ -17,18 +17,18 @@ from llmserve.upstream.instances import RoutedRequest
 
 
 def failure(frame: Failed) -> ApiError:
-    """What the engine said, for the client."""
+    """An engine's failure as an error for the client."""
     headers = [(b"retry-after", b"2")] if frame.status == 503 else []
     return ApiError(frame.status, frame.code, frame.message, frame.param, headers)
 
 
 def text_only(request: Generate, hello: Hello) -> bool:
-    """Whether the answer is text and nothing else, so that it can be told again from its pieces."""
+    """Whether the answer is plain text, so that it can be replayed from its pieces."""
     return hello.kept and not request.extra and request.inputs is None
 
 
 class AnswerSource:
-    """Ask `kept` first, then `begin`; `close` in any case."""
+    """The source of one answer. Call `kept` first, then `begin`, and `close` in any case."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class AnswerSource:
         place: Callable[[], Place],
         metrics: Metrics,
     ) -> None:
-        """`place` makes the place in the engine's queue at the moment when it is needed."""
+        """`place` creates the place in the engine's queue when it is needed."""
         self.exchange = exchange
         self.routed = routed
         self.request = request
@@ -47,12 +47,12 @@ class AnswerSource:
         self.join: Callable[[Generate], tuple[Answer, Callable[[], None], bool]] | None = None
         self.answer: Answer
         self.close: Callable[[], None] = lambda: None
-        self.ours = True  # this request made the engine work, and its tokens count for it
+        self.ours = True  # this request caused the engine's work, so its tokens count against its quota
 
     async def kept(
         self, cache: ExactCache | None, shared: SharedAnswers, wish: CacheWish, key: Callable[[], CacheKey]
     ) -> Kept | None:
-        """The kept answer to this question, if the client may and wants to have it."""
+        """The cached answer, if the client may have it and `wish` permits it."""
         if (
             cache is None
             or not wish.write
@@ -74,9 +74,9 @@ class AnswerSource:
         return None
 
     async def begin(self) -> Delta | Done:
-        """The first frame; raises ApiError. Where another's answer failed, this request asks itself."""
+        """The first frame; raises ApiError. If a shared answer failed, this request goes to the engine itself."""
         before = time.monotonic()
-        # Its own from here on: the question is everybody's who asks it.
+        # A copy, since identical requests share the parsed one.
         self.request = replace(self.request, traceparent=self.exchange.traceparent.decode())
         try:
             while True:
@@ -90,7 +90,7 @@ class AnswerSource:
             self.exchange.waited += time.monotonic() - before
 
     async def open(self) -> Delta | Done | Failed:
-        """Wait for a slot and ask, or join those who wait for the same answer; the first frame."""
+        """Wait for a slot and send the request, or join an identical one in progress; returns the first frame."""
         if self.join is None:
             frame, self.answer = await self.routed.begin(self.request, self.place())
             self.metrics.of(self.routed.model).queue.observe(self.routed.queued)

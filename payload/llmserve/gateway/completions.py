@@ -1,4 +1,4 @@
-"""The hot routes: plain ASGI callables from body to answer."""
+"""The hot routes: plain ASGI callables that answer prompts and embed texts."""
 
 import asyncio
 import re
@@ -26,8 +26,8 @@ from llmserve.settings import Limits
 from llmserve.upstream.admission import Place
 from llmserve.upstream.instances import RoutedRequest
 
-CHARACTERS_A_TOKEN = 3  # to guess a prompt's tokens before the engine counts them; English has four
-LAST_WORD_SECONDS = 5.0  # for the error event at the end of a stream that broke
+CHARACTERS_A_TOKEN = 3  # to estimate a prompt's tokens before the engine counts them; English has four
+LAST_WORD_SECONDS = 5.0  # time to send the error event that ends a broken stream
 EVENT_STREAM = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-store"),
@@ -36,7 +36,7 @@ EVENT_STREAM = [
 
 
 async def read_body(scope: Scope, receive: Receive) -> bytes:
-    """The whole body; the layer around has limited it. What the client takes to send it is not our time."""
+    """The whole body, already limited by the middleware. The time that the client takes to send it is not overhead."""
     before = time.monotonic()
     message = await receive()
     parts = [message.get("body", b"")]
@@ -48,29 +48,28 @@ async def read_body(scope: Scope, receive: Receive) -> bytes:
 
 
 def seconds_allowed(scope: Scope, limit: float) -> float:
-    """How long this answer may take: `x-llm-deadline-ms`, where the client sends it, else `limit`; raises ApiError."""
+    """Time limit of this answer: `x-llm-deadline-ms` if the client sends it, at most `limit`; raises ApiError 400."""
     asked = header(scope, b"x-llm-deadline-ms")
     if asked is None:
         return limit
     if not re.fullmatch(rb"[1-9][0-9]{0,8}", asked):
         name = "x-llm-deadline-ms"
         seen = asked[:20].decode("latin-1")
-        message = f"the header '{name}' is {seen!r}: it takes milliseconds, a whole number above 0"
+        message = f"the header '{name}' is {seen!r}: send milliseconds as a positive integer"
         raise ApiError(400, "invalid_value", message, name)
     return min(limit, int(asked) / 1000)
 
 
 class Completions:
-    """Every endpoint that makes text; they differ in what comes in and in how the answer looks."""
+    """The endpoints of models; they differ in how they parse the request and render the answer."""
 
     def __init__(self, state: State) -> None:
-        """`state` outlives every request."""
         self.state = state
         self.narrowed: dict[int, Limits] = {}
         self.parser = ParsedRequests(state.recorder.proof)
 
     def limits(self, scope: Scope) -> Limits:
-        """This gateway's limits, and the shorter answers where the decision grants no longer ones."""
+        """The gateway's limits, lowered to the answer length that the policy's decision grants."""
         exchange: Exchange = scope["llm"]
         ours = self.state.limits
         granted = exchange.decision.max_tokens if exchange.decision else 0
@@ -83,7 +82,6 @@ class Completions:
         return self.narrowed[granted]
 
     def parse(self, scope: Scope, read: Read, sent: bytes) -> ParsedRequest:
-        """What was asked; raises ApiError 400."""
         return self.parser.read(scope["llm"].identity.tenant, read, self.limits(scope), sent)
 
     async def chat(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -116,7 +114,7 @@ class Completions:
         await self.answer(scope, send, parsed, routed, EmbeddingRendering(hello.model))
 
     def route(self, scope: Scope, call: Call) -> tuple[RoutedRequest, Hello]:
-        """A seat at the model asked for, or at the first that may be asked; raises ApiError 404, 503 or 400."""
+        """Route to the requested model, or to the first permitted one; raises ApiError 400, 404 or 503."""
         visible = self.state.visible(scope["llm"])
         name = call.model if call.model is not None else next(iter(visible), "")
         if name not in visible:
@@ -129,15 +127,15 @@ class Completions:
     async def answer(
         self, scope: Scope, send: Send, parsed: ParsedRequest, routed: RoutedRequest, rendering: Rendering
     ) -> None:
-        """From the cache or from the engine, whole or streamed."""
+        """Answer from the cache or from the engine, whole or streamed."""
         exchange: Exchange = scope["llm"]
         identity, decision = exchange.identity, exchange.decision
         if identity is None or decision is None:
-            raise RuntimeError("a route that answers stands behind authentication and policy")
+            raise RuntimeError("this route must be behind authentication and policy")
         exchange.model = routed.model
         call = parsed.call
         if self.state.draining:
-            raise unavailable("draining", "this gateway is stopping: ask again", retry_after=5)
+            raise unavailable("draining", "this gateway is stopping: retry", retry_after=5)
         seconds = seconds_allowed(scope, self.state.limits.answer_seconds)
         await self.state.recorder.intent(exchange, routed.model, parsed.text, parsed.proof)
         reserved = await self.state.quotas.reserve(
@@ -147,7 +145,7 @@ class Completions:
         tokens = min(len(parsed.text) // CHARACTERS_A_TOKEN + call.generate.max_tokens, routed.hello.context)
 
         def place() -> Place:
-            """In the queue; who waited for another's answer has waited."""
+            """A place in the queue; time spent waiting for a shared answer counts as time in the queue."""
             waited = time.monotonic() - exchange.started
             patience = max(0.0, self.state.limits.queue_seconds - waited)
             return Place(patience, tokens, decision.rate.priority, ends, seconds)
@@ -164,7 +162,9 @@ class Completions:
                     answer = self.stream if call.generate.stream else self.whole
                     await answer(exchange, send, routed, rendering, source)
         except ApiError as error:
-            if exchange.streaming:  # the slot is free already: a client that reads slowly holds nothing
+            if (
+                exchange.streaming
+            ):  # the slot is released already, so a client that reads slowly blocks nothing
                 with suppress(TimeoutError):
                     async with asyncio.timeout(LAST_WORD_SECONDS):
                         await send({"type": "http.response.body", "body": error_event(error)})
@@ -182,7 +182,7 @@ class Completions:
         rendering: Rendering,
         kept: Kept,
     ) -> None:
-        """A kept answer; a stream gets the pieces that the engine once made."""
+        """Send a cached answer; a stream gets the same pieces that the engine produced."""
         done = kept.done
         self.count(exchange, routed, done)
         age = (b"age", b"%d" % kept.age())
@@ -204,13 +204,13 @@ class Completions:
         rendering: Rendering,
         source: AnswerSource,
     ) -> None:
-        """One body."""
+        """Send the answer as one body."""
         try:
             frame = await source.begin()
         finally:
             source.close()
         if isinstance(frame, Delta):
-            raise RuntimeError("a piece of a stream nobody asked for")
+            raise RuntimeError("a piece of a stream in an answer that is not streamed")
         if source.ours:
             exchange.tokens = frame.prompt_tokens + frame.completion_tokens
         self.count(exchange, routed, frame)
@@ -224,7 +224,7 @@ class Completions:
         rendering: Rendering,
         source: AnswerSource,
     ) -> None:
-        """Server-sent events. What goes wrong before the first one is a plain error with its status."""
+        """Send server-sent events. An error before the first one becomes a plain response with its status."""
         try:
             frame = await source.begin()
             exchange.streaming = True
@@ -242,17 +242,17 @@ class Completions:
         routed: RoutedRequest,
         rendering: Rendering,
     ) -> None:
-        """From the first frame to [DONE]; every piece leaves at once."""
+        """From the first frame to [DONE]; every piece is sent at once."""
         then = time.monotonic()
         series = self.state.metrics.of(routed.model)
         series.first_token.observe(then - exchange.started)
         opening = b"" if isinstance(frame, Event) else rendering.first()
         while isinstance(frame, Delta):
-            said = rendering.event(frame) if isinstance(frame, Event) else rendering.piece(frame.text)
-            if said:
-                await send({"type": "http.response.body", "body": opening + said, "more_body": True})
+            rendered = rendering.event(frame) if isinstance(frame, Event) else rendering.piece(frame.text)
+            if rendered:
+                await send({"type": "http.response.body", "body": opening + rendered, "more_body": True})
                 opening = b""
-            exchange.tokens += source.ours  # until the engine says how many it were
+            exchange.tokens += source.ours  # an estimate until the engine reports the count
             frame = await source.answer.get()
             now = time.monotonic()
             series.inter_token.observe(now - then)
@@ -265,7 +265,7 @@ class Completions:
         await send({"type": "http.response.body", "body": opening + rendering.last(frame)})
 
     def count(self, exchange: Exchange, routed: RoutedRequest, done: Done) -> None:
-        """Tokens, for metrics and the access log."""
+        """Record token counts for metrics and the access log."""
         series = self.state.metrics.of(routed.model)
         series.prompt_tokens.inc(done.prompt_tokens)
         series.completion_tokens.inc(done.completion_tokens)

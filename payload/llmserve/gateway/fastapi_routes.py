@@ -1,4 +1,4 @@
-"""What is asked seldom: models and the OpenAPI document, by FastAPI. loaded when the first of them is asked for."""
+"""The rarely used routes: the list of models and the OpenAPI document, by FastAPI. Imported on first use."""
 
 from typing import Annotated
 
@@ -13,8 +13,8 @@ from llmserve.gateway.state import State, no_such_model
 
 
 class Model(BaseModel):
-    """A model as OpenAI's API lists it; `context` in tokens; `dimensions` of its vectors, if it makes embeddings;
-    `parent`: the model to which it is an adapter.
+    """A model as listed by OpenAI's API. `context`: in tokens. `dimensions`: length of its vectors, for an embedding
+    model. `parent`: the base model of an adapter.
     """
 
     id: str
@@ -28,14 +28,16 @@ class Model(BaseModel):
 
 
 class Models(BaseModel):
-    """All of them."""
+    """The list of models."""
 
     object: str = "list"
     data: list[Model]
 
 
 def cold_routes(state: State, plain: list[PlainRoute]) -> FastAPI:
-    """The routes. No page that would load anything from elsewhere; `plain` are described beside them."""
+    """The FastAPI application, without documentation pages that would load from the internet; `plain` are documented
+    as well.
+    """
     app = FastAPI(title="llmkeep", version="1", docs_url=None, redoc_url=None)
 
     def described(name: str) -> Model:
@@ -52,24 +54,24 @@ def cold_routes(state: State, plain: list[PlainRoute]) -> FastAPI:
 
     @app.exception_handler(ApiError)
     async def refuse(_: Request, error: ApiError) -> Response:
-        """Answer here: what leaves FastAPI as an exception becomes its own plain 500."""
+        """Handled here, because FastAPI turns exceptions that leave it into a plain 500."""
         return Response(error.body(), error.status, media_type="application/json")
 
     @app.exception_handler(HTTPException)
     async def not_found(request: Request, error: HTTPException) -> Response:
-        """What Starlette's own router does not match, such as a line feed in a name."""
+        """Paths that Starlette's router does not match, such as a line feed in a name."""
         code = "unknown_path" if error.status_code == 404 else "invalid_request"
         refused = ApiError(error.status_code, code, f"{request.method} here: {error.detail}")
         return await refuse(request, refused)
 
     @app.get("/v1/models")
     async def list_models(request: Request) -> Models:
-        """The models that you may ask."""
+        """The models that the caller may use."""
         return Models(data=[described(name) for name in state.visible(request.scope["llm"])])
 
     @app.get("/v1/models/{name:path}")
     async def get_model(request: Request, name: Annotated[str, Path()]) -> Model:
-        """One of them."""
+        """One of the models that the caller may use."""
         visible = state.visible(request.scope["llm"])
         if name not in visible:
             raise no_such_model(name, visible)

@@ -1,4 +1,4 @@
-"""Requests in flight, and the one way to cut them short: a client that left, an identity, a deadline, a drain."""
+"""Requests in flight, and how they end early: the client disconnects, the identity ends, a deadline, a drain."""
 
 import asyncio
 import time
@@ -13,10 +13,9 @@ from llmserve.metrics import Metrics
 
 
 class ClientGone(ApiError):
-    """Nobody is there to be answered; 499 is what nginx calls it in its log."""
+    """The client has disconnected; 499 is nginx's status for it."""
 
     def __init__(self) -> None:
-        """The same for all."""
         super().__init__(499, "client_gone", "the client has closed the connection")
 
 
@@ -32,7 +31,7 @@ class InFlightRequest:
         seconds: float,
         metrics: Metrics,
     ) -> None:
-        """`action` as policy names it. `ends` (time.monotonic()) is the deadline of `seconds`."""
+        """`action` as the policy names it. `ends` (time.monotonic()) is the deadline of `seconds`."""
         self.task = task
         self.identity = identity
         self.action = action
@@ -42,22 +41,20 @@ class InFlightRequest:
         self.interruption: ApiError | None = None
 
     def interrupt(self, error: ApiError) -> None:
-        """Make the handler stop where it waits, and raise `error` there."""
+        """Cancel the handler where it waits, and raise `error` there."""
         if self.interruption is None:
             self.interruption = error
             self.task.cancel()
 
     def client_gone(self) -> None:
-        """The client has left."""
         self.metrics.cancelled.labels("client").inc()
         self.interrupt(ClientGone())
 
 
 class InFlightRequests:
-    """All of them."""
+    """All requests in flight in this process."""
 
     def __init__(self, metrics: Metrics) -> None:
-        """None yet."""
         self.metrics = metrics
         self.active: set[InFlightRequest] = set()
 
@@ -65,13 +62,14 @@ class InFlightRequests:
     def watched(
         self, peer: Peer, identity: Identity, action: str, ends: float, seconds: float
     ) -> Iterator[None]:
-        """Run the block as a flight. It ends with an ApiError as soon as somebody interrupts it, or `peer` leaves.
+        """Run the block as a request in flight. It ends with an ApiError when interrupted, or when `peer`
+        disconnects.
 
-        Its deadline of `seconds`, at `ends`, is looked at once a second.
+        The deadline of `seconds`, at `ends`, is checked every second.
         """
         task = asyncio.current_task()
         if task is None:
-            raise RuntimeError("a flight needs a task")
+            raise RuntimeError("a request in flight needs a task")
         request = InFlightRequest(task, identity, action, ends, seconds, self.metrics)
         self.active.add(request)
         try:
@@ -87,14 +85,14 @@ class InFlightRequests:
             self.active.discard(request)
 
     def end_revoked(self, authenticator: Authenticator) -> None:
-        """Interrupt what runs for identities that have ended: revoked, expired, or no longer known."""
+        """Interrupt requests whose identity has ended: revoked, expired, or no longer known."""
         for request in list(self.active):
             if refusal := authenticator.ended(request.identity):
                 self.metrics.cancelled.labels("key").inc()
                 request.interrupt(refusal)
 
     async def end_denied(self, policy: Policy) -> None:
-        """Interrupt what the policy does not allow any more."""
+        """Interrupt requests that the policy no longer allows."""
         for request in list(self.active):
             try:
                 decision = await policy.decide(request.identity, request.action)
@@ -106,7 +104,7 @@ class InFlightRequests:
                 request.interrupt(denied(decision))
 
     def end_overdue(self) -> None:
-        """Interrupt what runs longer than it may. The engine ends it by itself, unless it hangs."""
+        """Interrupt requests past their deadline. The engine ends them itself, unless it hangs."""
         now = time.monotonic()
         for request in list(self.active):
             if now > request.ends:
@@ -114,7 +112,7 @@ class InFlightRequests:
                 request.interrupt(deadline_exceeded(request.seconds))
 
     def end_all(self) -> None:
-        """Interrupt everything: this process stops."""
+        """Interrupt everything, because this process stops."""
         for request in list(self.active):
             self.metrics.cancelled.labels("drain").inc()
-            request.interrupt(unavailable("draining", "this gateway is stopping: ask again", retry_after=5))
+            request.interrupt(unavailable("draining", "this gateway is stopping: retry", retry_after=5))

@@ -1,6 +1,7 @@
-"""Pure ASGI middleware around every handler, one class per concern, in the order in which `routes.build_app` nests them.
+"""Pure ASGI middleware around every handler, one class per concern, in the order in which `routes.build_app` nests
+them.
 
-They share one `Exchange`, which stands in `scope["llm"]`.
+They share one `Exchange` per request, in `scope["llm"]`.
 """
 
 import asyncio
@@ -19,11 +20,11 @@ from llmserve.metrics import Metrics
 log = logging.getLogger("llmserve.access")
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 TRACEPARENT = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]([0-9a-f])(-.*)?")
-HEALTH = frozenset({"/livez", "/readyz", "/health", "/drainz"})  # asked every second, so not worth a line
+HEALTH = frozenset({"/livez", "/readyz", "/health", "/drainz"})  # polled every second, so not logged
 
 
 def trace(given: bytes) -> tuple[bytes, bool] | None:
-    """Trace id and sampled flag of a `traceparent`, or None if it is none (https://www.w3.org/TR/trace-context/)."""
+    """Trace id and sampled flag of a `traceparent`, or None if it is invalid (https://www.w3.org/TR/trace-context/)."""
     match = TRACEPARENT.fullmatch(given)
     if match is None:
         return None
@@ -34,14 +35,14 @@ def trace(given: bytes) -> tuple[bytes, bool] | None:
 
 
 class RequestContext:
-    """Opens the request's `Exchange`, and names it in the headers of the answer."""
+    """Creates the request's `Exchange`, and adds its ids to the response headers."""
 
     def __init__(self, app: App, metrics: Metrics) -> None:
         self.app = app
         self.metrics = metrics
 
     def begin(self, scope: Scope) -> Exchange:
-        """Request id and trace as the client names them, or new ones; the identity is not known yet."""
+        """Take request id and trace from the headers, or generate them; the identity is not known yet."""
         given = parent = address = None
         for name, value in scope["headers"]:
             if name == b"x-request-id":
@@ -82,10 +83,10 @@ class RequestContext:
 
 
 class AccessLog:
-    """Counts and records every request at its end, and writes one line without query or bodies."""
+    """Counts and records every request when it ends, and logs one line without query or bodies."""
 
     def __init__(self, app: App, metrics: Metrics, close: Callable[[Exchange, int], None]) -> None:
-        """`close` gets each exchange at its end, and its duration in nanoseconds."""
+        """`close` is called with each exchange when it ends, and its duration in nanoseconds."""
         self.app = app
         self.metrics = metrics
         self.close = close
@@ -97,7 +98,6 @@ class AccessLog:
             self.finish(scope, scope["llm"])
 
     def finish(self, scope: Scope, exchange: Exchange) -> None:
-        """Count, record and log."""
         nanoseconds = int((time.monotonic() - exchange.started) * 1e9)
         self.close(exchange, nanoseconds)
         self.metrics.answered(exchange.route, exchange.status)
@@ -129,14 +129,14 @@ class AccessLog:
 
 
 class ErrorEnvelope:
-    """Answers with OpenAI's error envelope where a handler raises, if the answer has not begun."""
+    """Turns exceptions of a handler into OpenAI's error envelope, unless the response has begun."""
 
     def __init__(self, app: App, metrics: Metrics) -> None:
         self.app = app
         self.metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Raises only what a handler raised after its answer had begun, and a task's cancellation."""
+        """Reraises only exceptions that a handler raised after its response had begun, and cancellation."""
         exchange: Exchange = scope["llm"]
         try:
             await self.app(scope, receive, send)
@@ -164,10 +164,9 @@ class ErrorEnvelope:
 
 
 class BodyLimit:
-    """Refuses a longer body with 413; gateway.http_protocol bounds the head that comes before it."""
+    """Rejects a body of more than `limit` bytes with 413; gateway.http_protocol limits request line and headers."""
 
     def __init__(self, app: App, limit: int) -> None:
-        """`limit` in bytes."""
         self.app = app
         self.limit = limit
 
@@ -176,7 +175,7 @@ class BodyLimit:
         if length is not None:
             if int(length) > self.limit:
                 raise self.too_large(int(length))
-            await self.app(scope, receive, send)  # the parser enforces it
+            await self.app(scope, receive, send)  # the parser enforces content-length
             return
         seen = 0
 
@@ -195,16 +194,16 @@ class BodyLimit:
         return ApiError(
             413,
             "body_too_large",
-            f"the body has {seen} bytes or more, {self.limit} are allowed: send less",
+            f"the body has at least {seen} bytes, the limit is {self.limit}: send less",
             headers=[(b"connection", b"close")],
         )
 
 
 class Authentication:
-    """Every path needs an identity but the public ones; unknown paths do too."""
+    """Requires an identity on every path but the public ones; unknown paths are not public."""
 
     def __init__(self, app: App, authenticator: Authenticator, public: frozenset[str]) -> None:
-        """`public` comes out of the routing table."""
+        """`public`: paths of the public routes."""
         self.app = app
         self.authenticator = authenticator
         self.public = public

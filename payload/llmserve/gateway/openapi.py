@@ -1,4 +1,4 @@
-"""The OpenAPI document: FastAPI's routes, and the hot ones from the models that check their bodies."""
+"""The OpenAPI document: FastAPI's routes, and the hot ones from the pydantic models that validate their bodies."""
 
 from typing import Any
 
@@ -17,32 +17,32 @@ REFUSED = {
 
 
 def text_header(description: str) -> dict[str, Any]:
-    """A header of answers."""
+    """A response header."""
     return {"description": description, "schema": {"type": "string"}}
 
 
 EVERY_ANSWER = {
-    "x-request-id": text_header("The request's own, or a new one"),
-    "traceparent": text_header("The trace's id, and this gateway's part of it (W3C Trace Context)"),
-    "x-llm-overhead-us": text_header("Microseconds that were the gateway's own"),
+    "x-request-id": text_header("The request's id, or a generated one"),
+    "traceparent": text_header("The trace id, and this gateway's span in it (W3C Trace Context)"),
+    "x-llm-overhead-us": text_header("Overhead of the gateway, in microseconds"),
 }
 TEXT_ANSWER = EVERY_ANSWER | {
-    "x-llm-model": text_header("Which model answered"),
+    "x-llm-model": text_header("The model that answered"),
     "x-llm-cache": text_header("hit, miss or bypass"),
-    "age": text_header("Of a hit, in seconds"),
+    "age": text_header("Age of a cached answer, in seconds"),
 }
 EVENT = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}}
 REQUEST_HEADERS = [
     {
         "name": "cache-control",
         "in": "header",
-        "description": "no-store, no-cache or max-age=SECONDS; max-age lets sampled answers be kept too",
+        "description": "no-store, no-cache or max-age=SECONDS; with max-age, sampled answers are cached too",
         "schema": {"type": "string"},
     },
     {
         "name": "x-llm-deadline-ms",
         "in": "header",
-        "description": "After so many milliseconds nobody wants the answer any more",
+        "description": "Deadline for the whole answer, in milliseconds",
         "schema": {"type": "integer", "minimum": 1, "maximum": 999_999_999},
     },
 ]
@@ -65,7 +65,7 @@ ERROR = {
 
 
 def describe(cold: FastAPI, plain: list[PlainRoute], limits: Limits) -> dict[str, Any]:
-    """The document. `plain`: the routes that FastAPI does not know."""
+    """The OpenAPI document. `plain`: the routes outside FastAPI."""
     if cold.openapi_schema:
         return cold.openapi_schema
     document = get_openapi(title=cold.title, version=cold.version, routes=cold.routes)
@@ -82,7 +82,7 @@ def describe(cold: FastAPI, plain: list[PlainRoute], limits: Limits) -> dict[str
             operation["responses"].pop("422", None)
 
     def known(model: type[BaseModel]) -> dict[str, Any]:
-        """The schema of `model`, which stands among the components from here on."""
+        """The schema of `model`, which is added to the components."""
         schema = model.model_json_schema(ref_template=SCHEMAS + "{model}")
         schemas.update(schema.pop("$defs", {}))
         schemas[model.__name__] = schema
@@ -92,7 +92,7 @@ def describe(cold: FastAPI, plain: list[PlainRoute], limits: Limits) -> dict[str
         known(route.answer)
         answered: dict[str, Any] = {"application/json": {"schema": {"$ref": SCHEMAS + route.answer.__name__}}}
         if route.body is None:
-            fine = {"description": "Yes", "headers": EVERY_ANSWER, "content": answered}
+            fine = {"description": "Success", "headers": EVERY_ANSWER, "content": answered}
             paths[route.path] = {"get": {"security": [], "responses": {"200": fine}}}
             continue
         answered["text/event-stream"] = {"schema": EVENT}
@@ -111,7 +111,7 @@ def describe(cold: FastAPI, plain: list[PlainRoute], limits: Limits) -> dict[str
 
 
 def bounded(schema: dict[str, Any], limits: Limits) -> dict[str, Any]:
-    """The schema with this gateway's limits in it."""
+    """The schema, changed in place to include this gateway's limits."""
     for name in "max_tokens", "max_completion_tokens":
         for choice in schema["properties"].get(name, {}).get("anyOf", []):
             if choice.get("type") == "integer":
@@ -120,7 +120,7 @@ def bounded(schema: dict[str, Any], limits: Limits) -> dict[str, Any]:
 
 
 def asking(method: str, model: type[BaseModel], schema: dict[str, Any]) -> dict[str, Any]:
-    """What an operation takes: `model` as its body, or in its query, and headers."""
+    """Request body or query parameters of an operation that takes `model`, and its headers."""
     if method != "GET":
         body = {"application/json": {"schema": {"$ref": SCHEMAS + model.__name__}}}
         return {"requestBody": {"required": True, "content": body}, "parameters": REQUEST_HEADERS}
@@ -133,6 +133,6 @@ def asking(method: str, model: type[BaseModel], schema: dict[str, Any]) -> dict[
 
 
 def without_null(field: dict[str, Any]) -> dict[str, Any]:
-    """A query has no null: what is not wanted is left out."""
+    """The schema without null: a query omits a parameter instead."""
     choices = [choice for choice in field.get("anyOf", []) if choice.get("type") != "null"]
     return choices[0] if len(choices) == 1 else field

@@ -1,4 +1,4 @@
-"""The gateway's process: listeners, links to the engines, watched keys, drain."""
+"""The gateway's process: listeners, background tasks, readiness, graceful shutdown."""
 
 import asyncio
 import gc
@@ -41,14 +41,18 @@ from llmserve.upstream.admission import Queue
 from llmserve.upstream.instances import Instances, open_instances
 
 log = logging.getLogger("llmserve.gateway")
-KEEP_ALIVE_SECONDS = 75  # longer than the edge keeps an idle connection, so that it never picks a dying one
+KEEP_ALIVE_SECONDS = (
+    75  # longer than the edge keeps idle connections, so that it never reuses one that is closing
+)
 DRAIN_LOOK_SECONDS = 0.02
-ARRIVED_LOOKS = 50  # until a request that came before the socket went is past its checks: a second, or more
-ENGINE_WAIT_SECONDS = 3.0  # how long READY waits for engines; a dead one must not keep the gateway down
+ARRIVED_LOOKS = (
+    50  # a second or more: time for requests accepted before the socket was removed to pass their checks
+)
+ENGINE_WAIT_SECONDS = 3.0  # how long READY waits for engines; a dead one must not block the start
 
 
 class Server(uvicorn.Server):
-    """uvicorn without its signal handling: this process has two servers and one drain."""
+    """uvicorn without signal handling, since this process has two servers and one drain."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -57,7 +61,6 @@ class Server(uvicorn.Server):
 
 
 def server(app: App) -> Server:
-    """A server for `app` that logs nothing of its own."""
     return Server(
         uvicorn.Config(
             app,
@@ -75,21 +78,20 @@ def server(app: App) -> Server:
 
 
 def credential(name: str) -> bytes | None:
-    """The systemd credential of this name, or None without one."""
+    """Content of the systemd credential `name`, or None."""
     folder = os.environ.get("CREDENTIALS_DIRECTORY")
     path = Path(folder, name) if folder else None
     return path.read_bytes() if path and path.exists() else None
 
 
 def listening(listener: Listener) -> socket.socket:
-    """The bound socket."""
     if listener.socket is not None:
         return bind_unix(listener.socket, int(listener.socket_mode, 8))
     return bind_tcp(listener.host, listener.port or 0)
 
 
 def metrics_app(metrics: Metrics) -> App:
-    """GET /metrics, on a listener of its own and therefore without a key."""
+    """GET /metrics; it has a listener of its own, and therefore needs no API key."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if (scope["method"], scope["path"]) != ("GET", "/metrics"):
@@ -103,10 +105,10 @@ def metrics_app(metrics: Metrics) -> App:
 
 
 def open_redis(config: GatewayConfig) -> RedisClient | None:
-    """Redis, if the configuration names one; raises ConfigError without its password."""
+    """A client of the configured Redis, or None; raises ConfigError if its password is missing."""
     if config.redis is None:
         log.warning(
-            "no Redis is configured: every answer comes from the model, and quotas are this process' own"
+            "no Redis is configured: answers are not cached, and this process counts quotas on its own"
         )
         return None
     password = None
@@ -115,30 +117,36 @@ def open_redis(config: GatewayConfig) -> RedisClient | None:
         if secret is None:
             raise ConfigError(
                 f"redis.password_credential is '{config.redis.password_credential}', but there is no such "
-                "credential: start this as the unit that loads it (LoadCredentialEncrypted=)"
+                "credential: run this in the unit that loads it (LoadCredentialEncrypted=)"
             )
         password = secret.decode()
     return RedisClient(config.redis, password)
 
 
 def open_policy_engine(source: PolicySource) -> PolicyEngine:
-    """The policy engine that the configuration names."""
+    """The configured policy engine."""
     if source.engine == "server" and source.socket:
         policy_engine: PolicyEngine = OpaServer(source.socket, source.deadline_ms)
     elif source.bundle:
         policy_engine = OpaEmbedded(source.bundle, source.key.read_bytes())
     else:
-        raise ConfigError(f"policy.engine is '{source.engine}' and its source is missing")
+        raise ConfigError(
+            f"policy.engine is '{source.engine}' but its source is missing: set 'socket' for a server, else 'bundle'"
+        )
     log.info("policy", extra={"fields": {"engine": source.engine}})
     return policy_engine
 
 
 def open_policy(config: GatewayConfig, metrics: Metrics, policy_engine: PolicyEngine | None) -> Policy:
-    """The policy. `judge` is a developer's; raises ConfigError where there is neither."""
+    """The configured policy. `policy_engine` replaces its engine, or a missing policy; raises ConfigError if there is
+    neither.
+    """
     source = config.policy
     if source is None:
         if policy_engine is None:
-            raise ConfigError("key 'policy' is missing: without a policy nobody may do anything; set it")
+            raise ConfigError(
+                "key 'policy' is missing: without a policy every request would be denied; set it"
+            )
         return Policy(policy_engine, metrics, None, None)
     key = source.key.read_bytes()
     glass = BreakGlass(source.break_glass, key) if source.break_glass else None
@@ -146,9 +154,9 @@ def open_policy(config: GatewayConfig, metrics: Metrics, policy_engine: PolicyEn
 
 
 def build(config: GatewayConfig, pepper: bytes, policy_engine: PolicyEngine | None) -> State:
-    """What the handlers share, with nothing connected yet; raises ConfigError where policy or audit is missing."""
+    """The state of a gateway, with nothing connected yet; raises ConfigError where policy or audit is missing."""
     if config.audit is None:
-        raise ConfigError("key 'audit' is missing: what is not recorded is not answered; set it")
+        raise ConfigError("key 'audit' is missing: requests that cannot be recorded are not answered; set it")
     metrics = Metrics()
     limits = config.limits
     issuer = Issuer(config.identity.oidc) if config.identity.oidc else None
@@ -175,7 +183,7 @@ def build(config: GatewayConfig, pepper: bytes, policy_engine: PolicyEngine | No
 
 
 def export_gauges(state: State) -> None:
-    """Metrics that are read at each scrape."""
+    """Register the metrics that are read at each scrape."""
     state.metrics.tasks.set_function(lambda: len(asyncio.all_tasks()))
     state.metrics.registry.register(EngineGauges(lambda: [each.state() for each in state.instances.values()]))
     for name in state.instances:
@@ -183,7 +191,7 @@ def export_gauges(state: State) -> None:
 
 
 def keys_changed(state: State) -> None:
-    """Count the keys that are known now, and end what was asked with one that is revoked."""
+    """Count the known keys, and end requests whose key is no longer valid."""
     keys, issuer = state.authenticator.keys, state.authenticator.issuer
     state.metrics.keys.set(-1 if keys.records is None else len(keys.records))
     if issuer:
@@ -194,7 +202,7 @@ def keys_changed(state: State) -> None:
 def start_background(
     tasks: asyncio.TaskGroup, state: State, probe_seconds: float
 ) -> list[asyncio.Task[None]]:
-    """Connections and watches, which run until they are cancelled; the list grows by a task for each changed policy."""
+    """Start connections and watches, which run until cancelled; each policy change adds a task to the returned list."""
     engines = [engine for each in state.instances.values() for engine in each.engines]
     background = [tasks.create_task(engine.keep_connected()) for engine in engines]
     background.append(tasks.create_task(state.authenticator.watch(lambda: keys_changed(state))))
@@ -212,9 +220,9 @@ def start_background(
 async def run_gateway(
     config: GatewayConfig, pepper: bytes, policy_engine: PolicyEngine | None = None
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then drain; a second signal ends at once.
+    """Serve until SIGTERM or SIGINT, then drain; a second signal stops at once.
 
-    Raises ConfigError where the configuration lacks policy or audit. `judge` stands in for the policy of a
+    Raises ConfigError where the configuration lacks policy or audit. `policy_engine` replaces the policy on a
     developer's machine.
     """
     logs.guard(asyncio.get_running_loop())
@@ -241,18 +249,18 @@ async def run_gateway(
 
 
 async def get_ready(state: State, sockets: list[socket.socket]) -> None:
-    """Wait for engines, policy and audit writer, and tell systemd."""
+    """Wait for engines, policy and audit writer, then notify systemd."""
     await engines_present(state.instances)
     await until_it_may_answer(state)
     addresses = [describe(bound) for bound in sockets]
     log.info("ready", extra={"fields": {"listen": addresses[0], "metrics": addresses[1]}})
     gc.collect()
-    gc.freeze()  # what is there now stays: to look through all of it again would stop every answer for long
+    gc.freeze()  # these objects are permanent; scanning them in each collection would stall every answer
     notify("READY=1")
 
 
 async def shut_down(config: GatewayConfig, state: State, stop: StopSignals, servers: list[Server]) -> None:
-    """Stop listening, drain, and tell the servers to exit."""
+    """Stop listening, drain, and make the servers exit."""
     notify("STOPPING=1")
     if config.listen.socket:
         await leave(config.listen.socket, stop)
@@ -263,7 +271,7 @@ async def shut_down(config: GatewayConfig, state: State, stop: StopSignals, serv
 
 
 async def close(state: State) -> None:
-    """Give back what `build` opened."""
+    """Close what `build` opened."""
     state.authenticator.close()
     if state.redis:
         await state.redis.close()
@@ -271,22 +279,23 @@ async def close(state: State) -> None:
 
 
 async def leave(path: Path, stop: StopSignals) -> None:
-    """Take the socket away: who connects now fails before anything is sent, so that the edge asks another gateway.
+    """Remove the socket: new connections fail before anything is sent, so that the edge uses another gateway.
 
-    What has connected before is still admitted.
+    Connections that were already accepted are still served.
     """
     path.unlink(missing_ok=True)
     for _ in range(
         ARRIVED_LOOKS
-    ):  # not one long sleep: a process that gets no CPU for a second has read nothing in it
+    ):  # several short sleeps: a process that gets no CPU for a second would have read nothing
         if not stop.now.is_set():
             await asyncio.sleep(DRAIN_LOOK_SECONDS)
 
 
 async def drain(state: State, stop: StopSignals, requests: Sized, seconds: float) -> None:
-    """Admit nothing more, wait for what is in flight, then end the rest with an error.
+    """Admit nothing more, wait for requests in flight for `seconds`, then end the rest with an error.
 
-    `requests` are all that are being handled: one that waits for its record is not yet a flight, and was admitted.
+    `requests`: everything being handled. A request that still waits for its audit record is not in flight yet, but
+    was admitted.
     """
     state.draining = True
     log.info("draining", extra={"fields": {"in_flight": len(state.in_flight.active), "seconds": seconds}})
@@ -298,7 +307,7 @@ async def drain(state: State, stop: StopSignals, requests: Sized, seconds: float
 
 
 async def end_late_requests(state: State) -> None:
-    """Once a second: deadlines, intents that do not reach the disk, and identities that have expired meanwhile."""
+    """Every second: end what exceeds its deadline, waits too long for the audit record, or has lost its identity."""
     while True:
         await asyncio.sleep(1)
         state.audit.end_overdue()
@@ -307,7 +316,7 @@ async def end_late_requests(state: State) -> None:
 
 
 async def engines_present(instances: dict[str, Instances]) -> None:
-    """Wait for every engine, but not for long: READY should mean that answers come."""
+    """Wait for all engines, but only briefly: READY should mean that requests will be answered."""
     every = [engine for each in instances.values() for engine in each.engines]
     try:
         async with asyncio.timeout(ENGINE_WAIT_SECONDS):
@@ -323,17 +332,17 @@ async def engines_present(instances: dict[str, Instances]) -> None:
 
 
 async def until_it_may_answer(state: State) -> None:
-    """Wait for a policy and for the audit writer, but not for ever: without them every request is refused."""
+    """Wait briefly for a policy and the audit writer: without them every request is rejected."""
     try:
         async with asyncio.timeout(ENGINE_WAIT_SECONDS):
             while not (state.policy.ready and state.audit.up):
                 await asyncio.sleep(0.02)
     except TimeoutError:
         fields = {"policy": state.policy.trouble or "decides", "audit": "up" if state.audit.up else "away"}
-        log.warning("starting although nothing can be answered yet", extra={"fields": fields})
+        log.warning("starting although requests cannot be answered yet", extra={"fields": fields})
 
 
 def describe(bound: socket.socket) -> str:
-    """The address for people."""
+    """The listening address, for logs."""
     name = bound.getsockname()
     return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else str(name)

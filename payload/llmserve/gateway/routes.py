@@ -1,4 +1,6 @@
-"""The routing table, and the gateway as an ASGI application: middleware around a router, FastAPI for cold routes."""
+"""The routing table, and the gateway as an ASGI application: middleware around a router, FastAPI for rarely used
+routes.
+"""
 
 import asyncio
 
@@ -16,31 +18,29 @@ from llmserve.gateway.state import State
 
 
 class ColdRoutes:
-    """What is asked seldom. FastAPI is loaded by the first who asks: no other module takes so much memory."""
+    """The rarely used routes. FastAPI is imported by their first request: no other module takes as much memory."""
 
     def __init__(self, state: State) -> None:
-        """`plain` is set once the table is there: the routes that FastAPI's document is to describe as well."""
+        """`plain`, the routes to document as well, is set once the table exists."""
         self.state = state
         self.plain: list[PlainRoute] = []
         self.making = asyncio.Lock()
         self.app: App | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI. Loading takes a thread of its own, so that answers go on meanwhile."""
+        """FastAPI is imported in a thread of its own, so that other requests are answered meanwhile."""
         async with self.making:
             if self.app is None:
                 self.app = await asyncio.to_thread(self.make)
         await self.app(scope, receive, send)
 
     def make(self) -> App:
-        """Import FastAPI, and build its application."""
         from llmserve.gateway.fastapi_routes import cold_routes
 
         return cold_routes(self.state, self.plain)
 
 
 def routing_table(state: State) -> list[Route]:
-    """Every route there is."""
     completions = Completions(state)
     health = Health(state)
     cold = ColdRoutes(state)
@@ -55,7 +55,7 @@ def routing_table(state: State) -> list[Route]:
         Route("/openapi.json", {"GET": cold}),
         Route("/livez", {"GET": health.live}, public=True, answer=HealthShape),
         Route("/readyz", {"GET": health.ready}, public=True, answer=HealthShape),
-        # vLLM's name for it, which clients such as guidellm ask first.
+        # vLLM's name for it, which clients such as guidellm check first.
         Route("/health", {"GET": health.ready}, public=True, answer=HealthShape),
         Route("/drainz", {"GET": health.drain}, public=True, answer=DrainState),
     ]
@@ -68,16 +68,16 @@ def routing_table(state: State) -> list[Route]:
 
 
 class Router:
-    """The innermost layer: looks a request up in the table, and lets nothing but public routes past the policy."""
+    """The innermost layer: finds the route, and applies policy and quotas to all but public routes."""
 
     def __init__(self, table: list[Route], state: State) -> None:
-        """Exact paths first, then those that stand for what is below them."""
+        """Exact paths take precedence over those that end in '/'."""
         self.state = state
         self.exact = {route.path: route for route in table if not route.path.endswith("/")}
         self.below = [route for route in table if route.path.endswith("/")]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI; raises ApiError 404 or 405."""
+        """Raises ApiError 404 or 405."""
         path = scope["path"]
         route = self.exact.get(path)
         if route is None:
@@ -86,7 +86,7 @@ class Router:
             )
         if route is None:
             raise ApiError(
-                404, "unknown_path", f"there is nothing at '{path[:80]}': GET /openapi.json lists what is"
+                404, "unknown_path", f"there is no route '{path[:80]}': GET /openapi.json lists all routes"
             )
         exchange: Exchange = scope["llm"]
         exchange.route = route.path
@@ -96,20 +96,20 @@ class Router:
             raise ApiError(
                 405,
                 "method_not_allowed",
-                f"{route.path} does not know {scope['method'][:20]}: use {allowed}",
+                f"{route.path} does not support {scope['method'][:20]}: use {allowed}",
                 headers=[(b"allow", allowed.encode())],
             )
         if not route.public:
             await self.admit(exchange, f"{scope['method']} {route.pattern}")
-            if route.hot is None:  # the others know model and prompt, and record their intent themselves
+            if route.hot is None:  # hot routes know model and prompt, and record their intent themselves
                 await self.state.recorder.intent(exchange, None, None)
         await app(scope, receive, send)
 
     async def admit(self, exchange: Exchange, action: str) -> None:
-        """Return where policy and quota allow it; raises ApiError 403, 429 or 503."""
+        """Apply policy and quotas; raises ApiError 403, 429 or 503."""
         identity = exchange.identity
         if identity is None:
-            raise RuntimeError("a route that is not public stands behind authentication")
+            raise RuntimeError("a route that is not public must be behind authentication")
         exchange.action = action
         decision = exchange.decision = await self.state.policy.decide(identity, action)
         if not decision.allow:

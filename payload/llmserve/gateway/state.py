@@ -1,4 +1,4 @@
-"""What the handlers of one gateway process share."""
+"""State that the handlers of one gateway process share."""
 
 from dataclasses import dataclass
 
@@ -20,8 +20,6 @@ from llmserve.upstream.instances import Instances
 
 @dataclass
 class State:
-    """What the handlers of one gateway process share."""
-
     instances: dict[str, Instances]
     authenticator: Authenticator
     limits: Limits
@@ -43,7 +41,7 @@ class State:
 
 
 def no_such_model(name: str, visible: list[str]) -> ApiError:
-    """404. A model that one may not ask looks like one that does not exist."""
+    """404. A model that the caller may not use looks like one that does not exist."""
     listed = ", ".join(f"'{model}'" for model in visible) or "none"
-    message = f"there is no model '{name[:80]}' here: the models that you may ask are {listed}"
+    message = f"there is no model '{name[:80]}': you may use {listed}"
     return ApiError(404, "model_not_found", message, "model")

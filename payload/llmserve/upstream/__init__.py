@@ -1,1 +1,1 @@
-"""Engines as the gateway sees them: connections, instances, admission."""
+"""The gateway's clients of engines, the instances of each model, and admission control."""

@@ -1,7 +1,8 @@
-"""Who may run now: what the engine has slots and room for; a bounded number waits; the rest is told to come back.
+"""Admission control of one engine: its slots and tokens are limited, a bounded queue waits, the rest is rejected.
 
-Both bounds count requests and tokens (the prompt's estimate and the longest answer). Who waits is served by priority,
-then in the order of arrival. Where the queue is full, one of a higher priority takes the place of the last of the lowest.
+Both limits count requests and tokens (an estimate of the prompt plus the longest possible answer). The queue is
+ordered by priority, then by arrival. When it is full, a request of higher priority evicts the last one of the lowest
+priority.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ numbers = count()
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """Room to wait: requests, and tokens of all of them."""
+    """Capacity of a queue: requests, and tokens of all of them."""
 
     requests: int
     tokens: int
@@ -25,10 +26,11 @@ class Queue:
 
 @dataclass(slots=True)
 class Place:
-    """What one request needs. `tokens`: prompt and answer; a higher `priority` goes first.
+    """What one request needs, and its place in the queue. `tokens`: prompt and answer; a higher `priority` goes
+    first.
 
-    It waits for `seconds`, in as many queues as it takes, and not beyond `ends` (time.monotonic()); `asked` is the deadline
-    behind `ends`, for people. `waited`: seconds of the former.
+    It waits for `seconds` in total, in however many queues, and no longer than until `ends` (time.monotonic()).
+    `asked`: the deadline behind `ends` in seconds, for messages. `waited`: seconds waited so far.
     """
 
     seconds: float
@@ -42,15 +44,15 @@ class Place:
 
     @property
     def order(self) -> tuple[int, int]:
-        """The smallest is the next."""
+        """Sort key; the smallest is next."""
         return -self.priority, self.number
 
 
 class Admission:
-    """Slots of one engine."""
+    """Slots of one engine, and the queue for them."""
 
     def __init__(self, room: Queue) -> None:
-        """`slots` and `tokens` are set when the engine says how many it has; no `tokens` is no bound."""
+        """`slots` and `tokens` are set once the engine reports them; `tokens` 0 means unlimited."""
         self.slots = 0
         self.tokens = 0
         self.running = 0
@@ -60,13 +62,13 @@ class Admission:
         self.waiting_tokens = 0
 
     def fits(self, place: Place) -> bool:
-        """Whether it may run now. What is larger than all the engine has room for runs alone."""
+        """Whether it may run now. A request larger than the engine's token capacity runs alone."""
         if self.running >= self.slots:
             return False
         return not self.tokens or not self.running or self.running_tokens + place.tokens <= self.tokens
 
     async def enter(self, place: Place) -> None:
-        """Take a slot, waiting if need be; raises ApiError 503. Each enter needs one leave()."""
+        """Take a slot, waiting if necessary; raises ApiError 503. Each enter() needs one leave()."""
         if not self.waiting and self.fits(place):
             self.take(place)
             return
@@ -85,23 +87,23 @@ class Admission:
         except BaseException as error:
             if place in self.waiting:
                 self.forget(place)
-                self.admit()  # who waited behind it may be small enough
+                self.admit()  # the next in the queue may be small enough
             elif turn.done() and not turn.cancelled() and turn.exception() is None:
-                self.leave(place)  # the slot came in the very moment in which we gave up
+                self.leave(place)  # the slot was granted just as the wait ended
             if not isinstance(error, TimeoutError):
                 raise
             if seconds < patience:
                 raise deadline_exceeded(place.asked) from None
             raise unavailable(
                 "queue_timeout",
-                f"no slot became free within {place.seconds:g} s: ask again later",
+                f"no slot became free within {place.seconds:g} s: retry later",
                 retry_after=5,
             ) from None
         finally:
             place.waited += time.monotonic() - began
 
     def make_room(self, place: Place) -> None:
-        """Return if `place` may wait; raises ApiError 503."""
+        """Make sure that `place` may wait, evicting requests of lower priority; raises ApiError 503."""
         while self.full(place):
             last = self.waiting[-1] if self.waiting else place
             if last.priority >= place.priority:
@@ -109,50 +111,47 @@ class Admission:
             self.dismiss(last, self.overloaded())
 
     def dismiss(self, place: Place, refusal: ApiError) -> None:
-        """It waits no more, and is told why."""
+        """Remove it from the queue; its enter() raises `refusal`."""
         self.forget(place)
         if place.turn and not place.turn.done():
             place.turn.set_exception(refusal)
 
     def call_in(self) -> None:
-        """Let all in who wait now, slots or not."""
+        """Admit everything that waits now, regardless of slots."""
         slots, self.slots = self.slots, self.running + len(self.waiting)
         self.admit()
         self.slots = slots
 
     def full(self, place: Place) -> bool:
-        """Whether the queue has no room for it. An empty queue takes one request of any length."""
+        """Whether the queue has no room for it. An empty queue accepts one request of any length."""
         if len(self.waiting) >= self.room.requests:
             return True
         return bool(self.waiting) and self.waiting_tokens + place.tokens > self.room.tokens
 
     def overloaded(self) -> ApiError:
-        """503."""
         return unavailable(
             "overloaded",
-            f"{self.running} requests run and {len(self.waiting)} wait already, with {self.waiting_tokens} tokens, "
-            "which is the limit: ask again later",
+            f"{self.running} requests are running and {len(self.waiting)} are waiting with {self.waiting_tokens} tokens, "
+            "which is the limit: retry later",
             retry_after=2,
         )
 
     def take(self, place: Place) -> None:
-        """It runs."""
         self.running += 1
         self.running_tokens += place.tokens
 
     def forget(self, place: Place) -> None:
-        """It waits no more."""
         self.waiting.remove(place)
         self.waiting_tokens -= place.tokens
 
     def leave(self, place: Place) -> None:
-        """Give the slot to the next who waits."""
+        """Release the slot, and admit what is next."""
         self.running -= 1
         self.running_tokens -= place.tokens
         self.admit()
 
     def admit(self) -> None:
-        """Let in who may run now. None overtakes the first, so that a long request is not passed by for ever."""
+        """Admit from the head of the queue. The head is never overtaken, so that long requests do not starve."""
         while self.waiting and self.fits(self.waiting[0]):
             place = self.waiting[0]
             self.forget(place)

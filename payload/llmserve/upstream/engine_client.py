@@ -1,4 +1,4 @@
-"""The gateway's end of the socket to an engine: reconnects by itself, and never leaves a request waiting."""
+"""The gateway's client of one engine: reconnects by itself, and never leaves a request waiting."""
 
 import asyncio
 import logging
@@ -28,21 +28,21 @@ from llmserve.upstream.admission import Admission, Place, Queue
 log = logging.getLogger("llmserve.link")
 Answer = asyncio.Queue[Delta | Done | Failed]
 RETRY_SECONDS = (0.02, 0.05, 0.1, 0.25, 0.5)  # the last one repeats
-NUMBERS = count(1)  # ids of requests; no two of a process are the same, whichever link they go by
-SILENCE_SECONDS = 5.0  # an engine that beats once a second and was not heard for so long has stopped
-RETURN_SECONDS = 300.0  # how long one that said goodbye is expected back; its model may take long to load
+NUMBERS = count(1)  # request ids, unique within the process across all clients
+SILENCE_SECONDS = 5.0  # an engine beats every second; silent for this long, it counts as stopped
+RETURN_SECONDS = 300.0  # how long a departed engine is expected back; loading a model can take long
 
 
 class EngineClient:
-    """One engine. `hello` is None while it takes no requests, and `trouble` then says why."""
+    """The connection to one engine. `hello` is None while it accepts no requests; `trouble` then says why."""
 
     def __init__(self, model: str, socket: Path, waiting: Queue) -> None:
-        """`model` is the name that the engine must say it serves; `waiting` is the room to queue for it."""
+        """`model`: the name under which the engine must serve it. `waiting`: capacity of its queue."""
         self.model = model
         self.socket = socket
         self.hello: Hello | None = None
-        self.left: Hello | None = None  # who said goodbye, until it is back
-        self.found: Callable[[], None] = lambda: None  # called when it is there
+        self.left: Hello | None = None  # the departed engine's, until it is back
+        self.found: Callable[[], None] = lambda: None  # called when the engine has connected
         self.trouble = "not connected yet"
         self.admission = Admission(waiting)
         self.beat = Beat(stalled=False)
@@ -52,7 +52,7 @@ class EngineClient:
         self.writer: asyncio.StreamWriter | None = None
 
     async def keep_connected(self) -> None:
-        """Connect, read until the engine dies, tell all who wait, and begin again; runs until cancelled."""
+        """Connect, read until the connection ends, fail all pending requests, and reconnect; runs until cancelled."""
         failures = 0
         reported = ""
         while True:
@@ -68,7 +68,7 @@ class EngineClient:
             if self.trouble != reported:
                 reported = self.trouble
                 fields = {"model": self.model, "socket": str(self.socket), "reason": reported}
-                log.warning("engine not there", extra={"fields": fields})
+                log.warning("engine unavailable", extra={"fields": fields})
             if self.hello or self.answers:
                 failures = 0
                 lost: dict[str, object] = {"model": self.model, "lost_requests": len(self.answers)}
@@ -82,7 +82,7 @@ class EngineClient:
             failures += 1
 
     async def read(self, reader: asyncio.StreamReader) -> None:
-        """Hand every frame to the request that waits for it, until the connection ends."""
+        """Dispatch frames to the waiting requests until the connection ends."""
         self.trouble = "it closed the connection"
         while line := await reader.readline():
             frame = decode(line)
@@ -106,23 +106,27 @@ class EngineClient:
                 log.info("engine connected", extra={"fields": fields})
                 self.found()
             if self.left and not self.answers:
-                self.trouble = "it has stopped, as it was told to"
-                return  # it waits for this
+                self.trouble = "it has stopped as requested"
+                return  # the engine waits for this connection to close
 
     def say_goodbye(self, hello: Hello) -> None:
-        """It takes nothing more, and ends what it has: who waits for it looks elsewhere, or waits until it is back."""
+        """The engine leaves: it finishes its requests, and those in its queue move to another instance or wait until
+        it is back.
+        """
         self.hello, self.left = None, hello
-        log.info("engine leaves", extra={"fields": {"model": self.model, "running": len(self.answers)}})
+        log.info("engine leaving", extra={"fields": {"model": self.model, "running": len(self.answers)}})
         for place in list(self.admission.waiting):
             self.admission.dismiss(place, self.absent())
 
     @property
     def returning(self) -> Hello | None:
-        """Who said goodbye and is expected back."""
+        """The Hello of an engine that has left and is expected back, or None."""
         return self.left if time.monotonic() - self.heard < RETURN_SECONDS else None
 
     def introduced(self, hello: Hello) -> Hello:
-        """Who answers to this link's name: the engine's model, or one of its adapters. Raises ProtocolError."""
+        """The Hello under this client's model name, which is the engine's model or one of its adapters. Raises
+        ProtocolError.
+        """
         if hello.model == self.model:
             return hello
         if revision := hello.adapters.get(self.model):
@@ -132,11 +136,10 @@ class EngineClient:
 
     @property
     def stalled(self) -> bool:
-        """Work is pending, and the engine makes no step, or is not heard any more."""
+        """Whether work is pending while the engine reports no progress, or is silent."""
         return self.beat.stalled or (bool(self.answers) and time.monotonic() - self.heard > SILENCE_SECONDS)
 
     def state(self) -> EngineState:
-        """For a scrape."""
         admission, beat = self.admission, self.beat
         return EngineState(
             self.model,
@@ -151,26 +154,24 @@ class EngineClient:
         )
 
     def lost(self) -> str:
-        """The sentence for a client whose engine has died."""
-        return f"the engine of '{self.model}' has died while it was answering: ask again in a second"
+        """Message to a client whose engine has died."""
+        return f"the engine of '{self.model}' died while answering: retry in a second"
 
     def present(self) -> Hello:
-        """Who answers; raises ApiError 503 while the engine is not there, or stands still."""
+        """The Hello of a working engine; raises ApiError 503 while it is unavailable or stalled."""
         if self.hello is None or self.stalled:
             raise self.absent()
         return self.hello
 
     def absent(self) -> ApiError:
-        """503."""
-        state = "there, but makes no step" if self.hello and self.stalled else "not there now"
-        message = f"the engine of '{self.model}' is {state}: ask again in a few seconds"
+        state = "making no progress" if self.hello and self.stalled else "unavailable"
+        message = f"the engine of '{self.model}' is {state}: retry in a few seconds"
         return unavailable("engine_unavailable", message, retry_after=2)
 
     async def ask(self, request: Generate, place: Place) -> Answer:
-        """Wait for a slot, and send `request`, whose id is chosen here.
+        """Wait for a slot and send `request`, whose id is assigned here; returns the queue of the answer's frames.
 
-        The answer's frames come out of the queue. Raises ApiError 503. The slot is free
-        again when the engine has ended the answer, or after `cancel`.
+        Raises ApiError 503. The slot is released when the engine ends the answer, or by `cancel`.
         """
         await self.admission.enter(place)
         if self.hello is None:
@@ -185,34 +186,34 @@ class EngineClient:
         return answer
 
     def end(self, number: int) -> Answer | None:
-        """Request `number` needs its slot no more; its answer, if it had not ended before."""
+        """Release the slot of request `number`; returns its queue, or None if it had ended before."""
         answer, place = self.answers.pop(number, (None, None))
         if place is not None:
             self.admission.leave(place)
         return answer
 
     def cancel(self, number: int) -> None:
-        """Stop the engine's work on request `number`, if it has not ended by itself."""
+        """Stop the engine's work on request `number`, unless it has ended."""
         if self.end(number) is not None:
             self.stop(number)
 
     def send(self, request: Generate) -> None:
-        """Hand the request over; where the connection is just ending, all who wait are told."""
+        """Send the request; if the connection is just ending, keep_connected() fails the request."""
         if self.writer and self.hello:
             request.adapter = self.model if self.hello.parent else ""
             self.writer.write(encode(request))
 
     def stop(self, number: int) -> None:
-        """Nobody waits for request `number` any more."""
+        """Tell the engine to stop working on request `number`."""
         if self.writer:
             self.writer.write(encode(Cancel(number)))
 
     @property
     def up(self) -> bool:
-        """Whether it answers."""
+        """Whether it is connected and not stalled."""
         return self.hello is not None and not self.stalled
 
     @property
     def load(self) -> int:
-        """Requests that run here or wait to."""
+        """Number of running and waiting requests."""
         return self.admission.running + len(self.admission.waiting)

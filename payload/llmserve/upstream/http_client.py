@@ -1,6 +1,6 @@
-"""HTTP/1.1 to a server next door: over a UNIX socket, mutual TLS 1.3, or loopback. One connection a request.
+"""HTTP/1.1 client for a server over a UNIX socket, mutual TLS 1.3, or loopback; one connection per request.
 
-So hanging up is what cancels a request, and no request meets a connection that the other side has just closed.
+So closing the connection cancels the request, and no request meets a connection that the server has just closed.
 """
 
 import asyncio
@@ -21,18 +21,17 @@ READ_BYTES = 64 * 1024
 
 
 class BadAnswer(Exception):
-    """The other side sent what is no answer, or too much of it; the message says which, and quotes nothing."""
+    """The server's response is invalid or too long; the message says which, and quotes nothing."""
 
 
 class Lost(Exception):
-    """The connection ended before the answer did."""
+    """The connection ended before the response did."""
 
 
 class Response:
-    """An answer as it comes. The on_… methods are httptools' callbacks."""
+    """A response as it arrives. The on_… methods are callbacks of httptools."""
 
     def __init__(self, reader: asyncio.StreamReader) -> None:
-        """Nothing read yet."""
         self.reader = reader
         self.parser = HttpResponseParser(self)
         self.pieces: list[bytes] = []
@@ -41,34 +40,31 @@ class Response:
         self.status = 0
 
     def on_headers_complete(self) -> None:
-        """Status and headers are there."""
         self.status = self.parser.get_status_code()
         self.has_head = True
 
     def on_body(self, data: bytes) -> None:
-        """A piece of the body."""
         self.pieces.append(data)
 
     def on_message_complete(self) -> None:
-        """The end."""
         self.is_whole = True
 
     async def feed(self) -> None:
-        """Take in what has come; raises Lost or BadAnswer."""
+        """Read and parse more data; raises Lost or BadAnswer."""
         data = await self.reader.read(READ_BYTES)
         if not data:
             raise Lost
         try:
             self.parser.feed_data(data)
         except HttpParserError as error:
-            raise BadAnswer(f"it sent no HTTP ({type(error).__name__})") from None
+            raise BadAnswer(f"it did not send HTTP ({type(error).__name__})") from None
         if not self.has_head:
             self.head_bytes += len(data)
             if self.head_bytes > HEAD_BYTES:
                 raise BadAnswer(f"its headers are longer than {HEAD_BYTES} bytes")
 
     async def body(self) -> AsyncIterator[bytes]:
-        """The body, piece by piece; raises Lost or BadAnswer."""
+        """The body in pieces; raises Lost or BadAnswer."""
         while True:
             if self.pieces:
                 data = self.pieces[0] if len(self.pieces) == 1 else b"".join(self.pieces)
@@ -80,7 +76,7 @@ class Response:
                 await self.feed()
 
     async def whole(self, limit: int) -> bytes:
-        """All of the body, at most `limit` bytes of it; raises Lost or BadAnswer."""
+        """The whole body; raises Lost, or BadAnswer if it is longer than `limit` bytes."""
         body = bytearray()
         async for data in self.body():
             body += data
@@ -90,10 +86,10 @@ class Response:
 
 
 class HttpClient:
-    """Where a server is, and how to prove who we are to it."""
+    """The address of a server, and the credentials for it."""
 
     def __init__(self, address: Path | str, tls: ClientTls | None, key: str | None) -> None:
-        """A socket's path, or a URL that the settings have checked. `key` goes with each request as a bearer token."""
+        """`address`: path of a UNIX socket, or a validated URL. `key`: sent with each request as a bearer token."""
         self.address = address
         self.tls = tls
         self.context: ssl.SSLContext | None = None
@@ -111,7 +107,7 @@ class HttpClient:
         self.refresh()
 
     def refresh(self) -> None:
-        """Read the certificates again if they are new; raises ConfigError where they cannot be used."""
+        """Reload the certificates if they have changed; raises ConfigError if they are unusable."""
         if self.tls is None:
             return
         files = self.tls.ca, self.tls.certificate, self.tls.key
@@ -126,12 +122,12 @@ class HttpClient:
         except OSError as error:
             named = ", ".join(map(str, files))
             raise ConfigError(
-                f"the certificates for {self.address} cannot be used ({error.strerror}): see to {named}"
+                f"cannot use the certificates for {self.address} ({error.strerror}): check {named}"
             ) from None
         self.context, self.loaded = context, seen
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """A connection; raises OSError or TimeoutError."""
+        """Open a connection; raises OSError or TimeoutError."""
         async with asyncio.timeout(CONNECT_SECONDS):
             if isinstance(self.address, Path):
                 return await asyncio.open_unix_connection(str(self.address))
@@ -141,8 +137,10 @@ class HttpClient:
     async def request(
         self, method: str, path: str, body: bytes | None = None, keep: bool = False
     ) -> AsyncIterator[Response]:
-        """Ask. The connection is cut when the block is left, answered or not; `keep` asks the other side to hold it
-        until then. Raises OSError, TimeoutError, Lost or BadAnswer.
+        """Send a request; yields the response once its headers are there.
+
+        Leaving the block aborts the connection, whether the response is complete or not; `keep` asks the server to
+        keep it open until then. Raises OSError, TimeoutError, Lost or BadAnswer.
         """
         reader, writer = await self.connect()
         try:

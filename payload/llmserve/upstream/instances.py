@@ -1,8 +1,10 @@
-"""The instances of one model: a conversation stays where its prefix is, unless too much is asked there already.
+"""The instances of one model: a conversation stays on the instance that has its prefix cached, unless that is
+overloaded.
 
-Rendezvous hashing orders the instances for each conversation; the first that is there and whose load stays within
-LOAD_BOUND of the average takes it (consistent hashing with bounded loads, Mirrokni and others, 2016). So one more or
-one less moves only the conversations that it had or gets. While none is there and one has said goodbye, who asks waits for it.
+Rendezvous hashing orders the instances for each conversation; the first available one whose load stays within
+LOAD_BOUND of the average is chosen (consistent hashing with bounded loads, Mirrokni et al., 2016). So adding or
+removing an instance moves only the conversations that it gains or loses. While none is available but one is expected
+back, requests wait for it.
 """
 
 import asyncio
@@ -23,35 +25,41 @@ from llmserve.upstream.http_client import HttpClient
 from llmserve.upstream.openai_client import OpenAiClient
 
 LOAD_BOUND = 1.25
-LEADING_CHARACTERS = 1024  # of a plain prompt; a conversation's are its messages up to the first of the user
+LEADING_CHARACTERS = (
+    1024  # of a plain prompt; for a conversation, all messages up to the first one by the user
+)
 GONE = {"engine_lost", "engine_unavailable"}
 
 
 class Instances:
-    """All instances of a model. `hello` is the first one's that is there."""
+    """All instances of a model. `hello` is that of the first available one."""
 
     def __init__(self, model: str, engines: list[EngineClient], room: Queue) -> None:
-        """In the order of the configuration, which counts for nothing but where a request says nothing. `room`: to wait
-        until an engine is back; as much as there is for a slot of one that is there.
+        """`engines`: in the order of the configuration, which matters only where a request identifies no
+        conversation.
+
+        `room`: capacity of the queue for an engine to come back, the same as that for a slot of an available one.
         """
         self.model = model
         self.engines = engines
-        self.away = Admission(room)  # nobody's slots: whoever is in it waits until an engine is found
+        self.away = Admission(room)  # has no slots: requests wait here until an engine is back
         for engine in engines:
             engine.found = self.away.call_in
 
     @property
     def hello(self) -> Hello | None:
-        """Who answers, or None while no instance is there."""
+        """The Hello of the first available instance, or None."""
         return next((engine.hello for engine in self.engines if engine.hello), None)
 
     @property
     def up(self) -> int:
-        """Instances that are there."""
+        """Number of available instances."""
         return sum(engine.up for engine in self.engines)
 
     def state(self) -> EngineState:
-        """For a scrape: counts of all instances together, the fullest cache, the GPUs of the first that has some."""
+        """State for a scrape: sums over all instances, the fullest KV cache, and the GPUs of the first instance that
+        has any.
+        """
         states = [engine.state() for engine in self.engines]
         return EngineState(
             self.model,
@@ -66,28 +74,28 @@ class Instances:
         )
 
     def route(self, tenant: str, request: Generate) -> "RoutedRequest":
-        """Where a request of this conversation may go; raises ApiError 503 where there is no instance."""
+        """Choose the instances for this request; raises ApiError 503 if none is available or expected back."""
         return RoutedRequest(
             self, self.order(prefix_key(tenant, request)) if len(self.engines) > 1 else self.engines
         )
 
     async def until_found(self, place: Place) -> None:
-        """Wait until an engine is there again; raises ApiError 503."""
+        """Wait until an engine is available again; raises ApiError 503."""
         await self.away.enter(place)
         self.away.leave(place)
 
     def order(self, key: bytes) -> list[EngineClient]:
-        """All instances, the conversation's own first."""
+        """All instances, ordered by preference for the conversation `key`."""
         return sorted(
             self.engines, key=lambda engine: hashlib.sha256(key + str(engine.socket).encode()).digest()
         )
 
 
 class RoutedRequest:
-    """One request's place in a fleet. It stays with one revision of the model."""
+    """One request and the instances it may go to. All of them serve the same revision of the model."""
 
     def __init__(self, instances: Instances, order: list[EngineClient]) -> None:
-        """Nothing is asked yet. `order`: the conversation's own instance first. `queued`: seconds of waiting for a slot."""
+        """`order`: the conversation's preferred instance first. `queued`: seconds it has waited for a slot."""
         self.queued = 0.0
         self.instances = instances
         self.model = instances.model
@@ -97,7 +105,7 @@ class RoutedRequest:
         self.hello = self.engine.returning or self.engine.present()
 
     def there(self) -> list[EngineClient]:
-        """Who can answer it."""
+        """The available instances that serve the same model."""
         return [
             engine
             for engine in self.order
@@ -105,7 +113,7 @@ class RoutedRequest:
         ]
 
     def choose(self) -> EngineClient:
-        """The first instance in the conversation's order that is within its share; raises ApiError 503."""
+        """The most preferred instance within its load bound; raises ApiError 503."""
         there = self.there()
         if not there:
             raise self.engine.absent()
@@ -114,12 +122,14 @@ class RoutedRequest:
 
     @property
     def awaited(self) -> bool:
-        """Whether no instance is there, and one that said goodbye is expected back."""
+        """Whether no instance is available, but one is expected back."""
         return any(engine.returning for engine in self.order) and not any(engine.up for engine in self.order)
 
     async def begin(self, request: Generate, place: Place) -> tuple[Delta | Done | Failed, Answer]:
-        """Ask, and wait for the first frame; where an instance leaves or dies before it, another is asked, or the same one
-        once it is back. Raises ApiError.
+        """Send the request and wait for the first frame; returns it and the queue of the others. Raises ApiError.
+
+        If an instance leaves or dies before the first frame, the request moves to another one, or to the same one
+        once it is back.
         """
         while True:
             if self.awaited:
@@ -141,12 +151,13 @@ class RoutedRequest:
                 return frame, answer
 
     def cancel(self, number: int) -> None:
-        """Request `number` needs its slot no more, and the instance's work on it stops."""
+        """Release the slot of request `number`, and stop the instance's work on it."""
         self.engine.cancel(number)
 
     def may_go_elsewhere(self, code: str) -> bool:
-        """Whether a request that failed with `code` before its first frame is asked again: its instance has died and others
-        live, or has said goodbye. What was dead once is not asked again, as the request may be what it died of.
+        """Whether a request that failed with `code` before its first frame is sent again: its instance has left, or
+        has died while others are available. It never returns to an instance that died, since the request may be the
+        cause.
         """
         if code not in GONE:
             return False
@@ -156,12 +167,14 @@ class RoutedRequest:
 
 
 def same_model(one: Hello, other: Hello) -> bool:
-    """Whether two instances give the same answers, and answers of one may be kept as the other's."""
+    """Whether two instances give the same answers, so that one's may be cached as the other's."""
     return (one.revision, one.driver) == (other.revision, other.driver)
 
 
 def prefix_key(tenant: str, request: Generate) -> bytes:
-    """What stays the same through a conversation: whose it is, and its messages up to the first of the user."""
+    """Hash of what stays the same throughout a conversation: its tenant, and its messages up to the first one by the
+    user.
+    """
     plain = request.inputs[0] if request.inputs else request.prompt or ""
     leading: object = plain[:LEADING_CHARACTERS]
     if request.messages is not None:
@@ -173,7 +186,7 @@ def prefix_key(tenant: str, request: Generate) -> bytes:
 def open_instances(
     model: str, engine: Engine, room: Queue, credential: Callable[[str], bytes | None]
 ) -> Instances:
-    """The instances that the configuration names; raises ConfigError for what they need and lack."""
+    """The instances in the configuration; raises ConfigError if a credential or certificate is missing."""
     engines: list[EngineClient] = [EngineClient(model, socket, room) for socket in engine.socket]
     if remote := engine.remote:
         key = None
@@ -182,7 +195,7 @@ def open_instances(
             if secret is None:
                 raise ConfigError(
                     f"engines.{model}.remote.key_credential is '{remote.key_credential}', but there is no such "
-                    "credential: start this as the unit that loads it (LoadCredentialEncrypted=)"
+                    "credential: run this in the unit that loads it (LoadCredentialEncrypted=)"
                 )
             key = secret.decode().strip()
         addresses: list[Path | str] = [*remote.socket, *remote.url]

@@ -1,6 +1,7 @@
-"""An engine that is a server of OpenAI's API: vLLM, or another gateway. What it says passes through as it is.
+"""Client of a server of OpenAI's API, such as vLLM or another gateway, in the place of an engine.
 
-The gateway asks it itself, without a process between: an answer's events are checked and counted, and not made anew.
+The gateway calls it directly, without a process in between. The events of an answer are validated and counted, but
+passed through unchanged.
 """
 
 import asyncio
@@ -19,29 +20,31 @@ from llmserve.upstream.engine_client import RETRY_SECONDS, EngineClient
 from llmserve.upstream.http_client import BadAnswer, HttpClient, Lost, Response
 
 log = logging.getLogger("llmserve.remote")
-PROBE_SECONDS = 10.0  # longest time between two questions whether it is there, and for an answer to one
+PROBE_SECONDS = 10.0  # interval of the probes, and the time limit of each
 ANSWER_BYTES = 16 * 1024 * 1024
 EVENT_BYTES = 1024 * 1024
 EVENT_END = re.compile(rb"\r?\n\r?\n")
 DATA = re.compile(rb"^data: ?(.*?)\r?$", re.MULTILINE)
 DONE = b"[DONE]"
-# What a client may be told in an upstream's own words; its other refusals are about us.
+# Statuses whose message is passed on to the client; all others concern the gateway, not the request.
 CLIENT_ERRORS = {400, 404, 413, 422}
-CODES = {  # ours; an error's code is a label of the metrics, so an upstream cannot invent one
+CODES = {  # known ones only: codes are labels of metrics, so an upstream must not add any
     "context_length_exceeded",
     "invalid_value",
     "missing_field",
     "no_chat_template",
     "unsupported_field",
 }
-TOO_LONG = "maximum context length"  # how vLLM says it
+TOO_LONG = "maximum context length"  # vLLM's wording
 
 
 class OpenAiClient(EngineClient):
-    """One server. It is there as long as it lists the model; that is asked whenever an idle connection ends."""
+    """One server. It is available while it lists the model, which is probed whenever the idle connection ends."""
 
     def __init__(self, model: str, http: HttpClient, settings: Remote, waiting: Queue) -> None:
-        """The server must list the model by its name here: its answers say it, and pass through."""
+        """The server must list the model under the name it has here, because its answers name the model and pass
+        through.
+        """
         super().__init__(model, Path(str(http.address)), waiting)
         self.http = http
         self.settings = settings
@@ -49,11 +52,11 @@ class OpenAiClient(EngineClient):
 
     @property
     def stalled(self) -> bool:
-        """It sends no beats; what hangs is seen by the probe and ended by the deadline."""
+        """Always False: it sends no beats. The probe detects a server that hangs, and deadlines end its requests."""
         return False
 
     async def keep_connected(self) -> None:
-        """Ask whether it is there, for ever; runs until cancelled."""
+        """Probe the server repeatedly; runs until cancelled."""
         failures = 0
         reported = ""
         while True:
@@ -68,19 +71,19 @@ class OpenAiClient(EngineClient):
             if self.trouble != reported or self.hello:
                 reported = self.trouble
                 fields = {"model": self.model, "upstream": str(self.http.address), "reason": reported}
-                log.warning("upstream not there", extra={"fields": fields})
+                log.warning("upstream unavailable", extra={"fields": fields})
             self.hello = None
             self.changed.set()
             await asyncio.sleep(RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)])
             failures += 1
 
     async def watch(self) -> None:
-        """Read the list of models, then wait until the idle connection ends: a dead server is so seen at once."""
+        """Read the list of models, then wait until the idle connection ends, which reveals a dead server at once."""
         async with self.http.request("GET", "/v1/models", keep=True) as response:
             async with asyncio.timeout(PROBE_SECONDS):
                 listed = await response.whole(ANSWER_BYTES)
             if response.status != 200:
-                raise BadAnswer(f"GET /v1/models answers {response.status}")
+                raise BadAnswer(f"GET /v1/models returned {response.status}")
             hello = self.described(listed)
             if hello != self.hello:
                 fields = {"model": self.model, "revision": hello.revision, "context": hello.context}
@@ -95,20 +98,22 @@ class OpenAiClient(EngineClient):
                 return
 
     def described(self, listed: bytes) -> Hello:
-        """Who it is, from its list of models and our settings; raises BadAnswer."""
+        """The server's Hello, from its list of models and the settings; raises BadAnswer."""
         try:
             models = {each["id"]: each for each in json.loads(listed)["data"]}
         except (ValueError, KeyError, TypeError, RecursionError):
-            raise BadAnswer("GET /v1/models gives no list of models") from None
+            raise BadAnswer("GET /v1/models did not return a list of models") from None
         if self.model not in models:
-            raise BadAnswer(f"it has no model '{self.model}': let it serve the model under this name")
-        said = models[self.model]
-        revision = self.settings.revision or said.get("revision")
-        context = self.settings.context or said.get("max_model_len") or said.get("context")
-        parent = said.get("parent")  # of an adapter, as vLLM lists it
+            raise BadAnswer(
+                f"it does not list the model '{self.model}': make it serve the model under this name"
+            )
+        parsed = models[self.model]
+        revision = self.settings.revision or parsed.get("revision")
+        context = self.settings.context or parsed.get("max_model_len") or parsed.get("context")
+        parent = parsed.get("parent")  # the base model of an adapter, as listed by vLLM
         for name, value, kind in ("revision", revision, str), ("context", context, int):
             if not isinstance(value, kind) or not value:
-                raise BadAnswer(f"it does not say the model's {name}: set '{name}' beside its address")
+                raise BadAnswer(f"it does not report the model's {name}: set '{name}' beside its address")
         return Hello(
             self.model,
             revision,
@@ -122,36 +127,39 @@ class OpenAiClient(EngineClient):
         )
 
     def send(self, request: Generate) -> None:
-        """Ask, in a task of its own."""
+        """Send the request in a task of its own."""
         task = asyncio.create_task(self.run(request))
         self.tasks[request.id] = task
         task.add_done_callback(lambda _: self.tasks.pop(request.id, None))
 
     def stop(self, number: int) -> None:
-        """Hang up on request `number`."""
+        """Abort request `number`."""
         if task := self.tasks.get(number):
             task.cancel()
 
     async def run(self, request: Generate) -> None:
-        """One request, to its last frame."""
+        """Run one request to its last frame."""
         try:
             last = await self.ask_upstream(request, request.clip)
         except BadAnswer as error:
-            log.error("upstream misbehaves", extra={"fields": {"model": self.model, "reason": str(error)}})
+            log.error(
+                "invalid response from upstream",
+                extra={"fields": {"model": self.model, "reason": str(error)}},
+            )
             last = self.failed(request)
         except (OSError, TimeoutError, Lost):
             last = Failed(request.id, 503, "engine_lost", self.lost())
         except Exception:
-            log.exception("a talk with an upstream failed")
+            log.exception("a request to an upstream failed")
             last = self.failed(request)
         if answer := self.end(request.id):
             answer.put_nowait(last)
 
     async def ask_upstream(self, request: Generate, clip: bool) -> Done | Failed:
-        """Ask, hand on the events of a stream, and return what ends the answer.
+        """Send the request, pass on the events of a stream, and return the frame that ends the answer.
 
-        `clip`: a server that refuses the default length is asked again without one, since what it then gives is the
-        rest of its context, which is shorter.
+        `clip`: if the server rejects the default length, send the request again without one; the server's default is
+        then the rest of its context, which is shorter.
         """
         path, body = http_request(self.model, request)
         async with self.http.request("POST", path, body) as response:
@@ -166,33 +174,33 @@ class OpenAiClient(EngineClient):
         return self.refusal(request, response.status, refused)
 
     async def whole(self, request: Generate, response: Response) -> Done:
-        """An answer in one body."""
+        """An answer that is not streamed."""
         body = await response.whole(ANSWER_BYTES)
-        said = as_object(body)
+        parsed = as_object(body)
         if request.inputs is not None:
-            prompt, _ = usage_of({"usage": {"completion_tokens": 0, **(said.get("usage") or {})}})
+            prompt, _ = usage_of({"usage": {"completion_tokens": 0, **(parsed.get("usage") or {})}})
             return Done(request.id, "", "stop", prompt, 0, passed=body.decode())
-        text, reason = first_choice(said, "message")
-        return Done(request.id, text, reason, *usage_of(said), passed=body.decode())
+        text, reason = first_choice(parsed, "message")
+        return Done(request.id, text, reason, *usage_of(parsed), passed=body.decode())
 
     async def relay(self, request: Generate, response: Response) -> Done | Failed:
-        """A stream; the chunk with the usage goes on only if the client asked for it."""
+        """A stream; the chunk with the usage is marked, so that it reaches only clients that requested it."""
         reason: FinishReason = "stop"
         usage = (0, 0)
         async for event, data in events(response):
             if data == DONE:
                 if usage == (0, 0):
-                    raise BadAnswer("its stream ends without usage, so it cannot be counted")
+                    raise BadAnswer("its stream ended without usage, so its tokens cannot be counted")
                 return Done(request.id, "", reason, *usage)
             text, counts_only = "", False
             if data is not None:
-                said = as_object(data)
-                if "error" in said:
-                    raise BadAnswer("its stream ends with an error")
-                if said.get("usage"):
-                    usage = usage_of(said)
-                if said.get("choices"):
-                    text, reason = first_choice(said, "delta", reason)
+                parsed = as_object(data)
+                if "error" in parsed:
+                    raise BadAnswer("its stream ended with an error")
+                if parsed.get("usage"):
+                    usage = usage_of(parsed)
+                if parsed.get("choices"):
+                    text, reason = first_choice(parsed, "delta", reason)
                 else:
                     counts_only = True
             if waiting := self.answers.get(request.id):
@@ -200,21 +208,21 @@ class OpenAiClient(EngineClient):
         raise Lost
 
     def refusal(self, request: Generate, status: int, body: bytes) -> Failed:
-        """What a status that is no success means for the client."""
+        """The frame for a status other than 200."""
         if status not in CLIENT_ERRORS:
             fields = {"model": self.model, "http.response.status_code": status}
-            log.error("upstream refuses", extra={"fields": fields})
+            log.error("upstream rejected a request", extra={"fields": fields})
             if status == 429:
-                message = f"the engine of '{self.model}' has too much to do: ask again later"
+                message = f"the engine of '{self.model}' is overloaded: retry later"
                 return Failed(request.id, 503, "overloaded", message)
             return self.failed(request)
         try:
-            said = json.loads(body)
-            error = said.get("error", said)
+            parsed = json.loads(body)
+            error = parsed.get("error", parsed)
             message, code, param = str(error["message"]), error.get("code"), error.get("param")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             message, code, param = (
-                f"the model's server refuses this with {status}: change the request",
+                f"the model's server rejected this with {status}: change the request",
                 None,
                 None,
             )
@@ -223,13 +231,13 @@ class OpenAiClient(EngineClient):
         return Failed(request.id, 400, code, message[:500], param[:80] if isinstance(param, str) else None)
 
     def failed(self, request: Generate) -> Failed:
-        """503, for what is not the client's doing."""
-        message = f"the engine of '{self.model}' gave no answer that can be passed on: ask again, or tell the operator"
+        """503, for failures that the client did not cause."""
+        message = f"the engine of '{self.model}' gave no valid answer: retry, or tell the operator"
         return Failed(request.id, 503, "engine_failed", message)
 
 
 def http_request(model: str, request: Generate) -> tuple[str, bytes]:
-    """Path and body."""
+    """Path and body of the HTTP request."""
     content: dict[str, Any] = {"model": model, **request.extra}
     if request.inputs is not None:
         content |= {"input": request.inputs, "encoding_format": request.encoding}
@@ -250,7 +258,7 @@ def http_request(model: str, request: Generate) -> tuple[str, bytes]:
 
 
 async def events(response: Response) -> AsyncIterator[tuple[bytes, bytes | None]]:
-    """Each server-sent event as it came, and its data; None for one without, such as a comment."""
+    """Each server-sent event as received, and its data; None for events without, such as comments."""
     held = b""
     total = 0
     async for piece in response.body():
@@ -264,38 +272,40 @@ async def events(response: Response) -> AsyncIterator[tuple[bytes, bytes | None]
             yield event, found[1] if found else None
         held = held[start:]
         if len(held) > EVENT_BYTES or total > ANSWER_BYTES:
-            raise BadAnswer(f"an event is longer than {EVENT_BYTES} bytes, or a stream than {ANSWER_BYTES}")
+            raise BadAnswer(f"an event exceeds {EVENT_BYTES} bytes, or the stream {ANSWER_BYTES}")
 
 
 def as_object(data: bytes) -> dict[str, Any]:
-    """A JSON object; raises BadAnswer."""
+    """Parse a JSON object; raises BadAnswer."""
     try:
-        said = json.loads(data)
+        parsed = json.loads(data)
     except (ValueError, RecursionError):
-        said = None
-    if not isinstance(said, dict):
-        raise BadAnswer(f"{len(data)} bytes of its answer are no JSON object")
-    return said
+        parsed = None
+    if not isinstance(parsed, dict):
+        raise BadAnswer(f"{len(data)} bytes of its answer are not a JSON object")
+    return parsed
 
 
-def first_choice(said: dict[str, Any], name: str, before: FinishReason = "stop") -> tuple[str, FinishReason]:
+def first_choice(
+    parsed: dict[str, Any], name: str, before: FinishReason = "stop"
+) -> tuple[str, FinishReason]:
     """Text and finish reason of the first choice; raises BadAnswer."""
     try:
-        choice = said["choices"][0]
+        choice = parsed["choices"][0]
         text = choice["text"] if "text" in choice else choice[name].get("content")
         reason = choice.get("finish_reason")
     except (KeyError, IndexError, TypeError, AttributeError):
         raise BadAnswer("its answer has no choice") from None
     if text is not None and not isinstance(text, str):
-        raise BadAnswer("its answer's text is no text")
+        raise BadAnswer("its answer's text is not a string")
     return text or "", "length" if reason == "length" else before if reason is None else "stop"
 
 
-def usage_of(said: dict[str, Any]) -> tuple[int, int]:
-    """Tokens of prompt and answer; raises BadAnswer, because what is not counted is not given."""
-    usage = said.get("usage")
+def usage_of(parsed: dict[str, Any]) -> tuple[int, int]:
+    """Tokens of prompt and answer; raises BadAnswer, because an answer that cannot be counted is not delivered."""
+    usage = parsed.get("usage")
     if isinstance(usage, dict):
         prompt, answer = usage.get("prompt_tokens"), usage.get("completion_tokens")
         if isinstance(prompt, int) and isinstance(answer, int) and min(prompt, answer) >= 0:
             return prompt, answer
-    raise BadAnswer("its answer says no usage")
+    raise BadAnswer("its answer has no usage")

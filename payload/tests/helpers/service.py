@@ -160,7 +160,7 @@ class Service:
         if self.gateway is None:
             return True
         log = self.gateway.log.read_text()
-        asked = log.count("upstream connected") + log.count("upstream not there")
+        asked = log.count("upstream connected") + log.count("upstream unavailable")
         servers = sum(
             1 if isinstance(each, str) else len(each)
             for remote in self.remotes.values()

@@ -86,7 +86,7 @@ def test_an_engine_that_answers_with_this_lets_nobody_in(
         for method, path in ROUTES:
             error(request(client, method, path), 503, "policy_unavailable")
         assert guarded.metrics()['llm_tokens_total{kind="completion",model="echo"}'] == before
-        assert "no policy decides" in error(client.get("/readyz"), 503, "not_ready")["message"]
+        assert "the policy is unavailable" in error(client.get("/readyz"), 503, "not_ready")["message"]
 
 
 def test_an_engine_that_is_slow_lets_nobody_in_and_holds_nobody_up(

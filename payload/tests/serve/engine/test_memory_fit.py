@@ -138,7 +138,7 @@ def test_it_loads_no_torch(tmp_path: Path) -> None:
     ("content", "complaint"),
     [
         ("", "is no model's configuration"),
-        ("[]", "is no JSON object"),
+        ("[]", "is not a JSON object"),
         ('{"model_type": "mamba"}', "model_type 'mamba': fit knows llama"),
         ("{}", "model_type None"),
         (json.dumps({**LLAMA_7B, "hidden_size": "big"}), "hidden_size 'big'"),

@@ -77,10 +77,10 @@ def test_an_engine_whose_model_hangs_is_not_ready_takes_nothing_and_stops_feedin
                 stalled = 'llm_engine_stalled{model="echo"}'
                 eventually("it is noticed", lambda: service.metrics()[stalled] == 1, 5)
             refused = error(client.get("/readyz"), 503, "not_ready")
-            assert refused["message"] == "not ready: 1 of 1 engines make no step"
+            assert refused["message"] == "not ready: 1 of 1 engines make no progress"
             assert client.get("/livez").status_code == 200, "the gateway is well"
             refused = error(client.get("/generate?prompt=y"), 503, "engine_unavailable")
-            assert "makes no step" in refused["message"]
+            assert "making no progress" in refused["message"]
             assert said_since(engine, 1.5) == []
             engine.kill()  # as systemd does then
             error(waiting.result(), 503, "engine_lost")
@@ -88,7 +88,7 @@ def test_an_engine_whose_model_hangs_is_not_ready_takes_nothing_and_stops_feedin
             service.start_engine("echo")
             eventually("readiness", lambda: client.get("/readyz").status_code == 200, 5)
             assert client.get("/generate?prompt=y").status_code == 200
-    assert "the model makes no step" in service.logs()
+    assert "the model makes no progress" in service.logs()
 
 
 def test_an_engine_that_is_stopped_with_work_in_it_is_not_ready_until_it_goes_on(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_an_engine_killed_while_it_streams_ends_the_stream_with_an_error_and_ans
         assert last["error"]["code"] == "engine_lost"
         assert "has died" in last["error"]["message"]
         refused = client.get("/readyz")
-        assert "1 of 1 engines are not there" in error(refused, 503, "not_ready")["message"]
+        assert "1 of 1 engines are unavailable" in error(refused, 503, "not_ready")["message"]
         assert client.get("/livez").status_code == 200
         refused = client.get("/generate?prompt=x")
         error(refused, 503, "engine_unavailable")

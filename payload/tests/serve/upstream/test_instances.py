@@ -191,11 +191,11 @@ def test_nobody_waits_for_an_engine_that_died_or_that_left_long_ago() -> None:
     leaves(engine)
     assert one.route("t", conversation(1)).awaited
     engine.heard -= RETURN_SECONDS
-    with pytest.raises(ApiError, match="not there now"):
+    with pytest.raises(ApiError, match="is unavailable"):
         one.route("t", conversation(1))
     comes_back(engine)
     engine.hello = None
-    with pytest.raises(ApiError, match="not there now"):
+    with pytest.raises(ApiError, match="is unavailable"):
         one.route("t", conversation(1))
 
 
