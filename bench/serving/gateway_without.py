@@ -44,7 +44,7 @@ async def reserve(quotas: Quotas, tenant: str, subject: str, decision: Decision,
 
 
 async def intent(
-    recorder: Recorder, exchange: Exchange, model: str | None, prompt: str | None, proof: str | None = None
+    recorder: Recorder, exchange: Exchange, model: str | None = None, content: object = None, proof: str = ""
 ) -> None:
     """Not recorded."""
 

@@ -59,7 +59,7 @@ async def intents(recorder: Recorder, exchange: Exchange, writers: int, number: 
     async def write() -> None:
         for _ in range(number // writers):
             began = time.perf_counter_ns()
-            await recorder.intent(exchange, "echo", PROMPT)
+            await recorder.intent(exchange, "echo", PROMPT, recorder.proof(PROMPT))
             taken.append(time.perf_counter_ns() - began)
 
     before = time.process_time()

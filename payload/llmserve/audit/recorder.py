@@ -30,17 +30,20 @@ class Recorder:
         return hmac.digest(self.key, prompt.encode(), "sha256").hex()
 
     async def intent(
-        self, exchange: Exchange, model: str | None, prompt: str | None, proof: str | None = None
+        self, exchange: Exchange, model: str | None = None, content: object = None, proof: str = ""
     ) -> None:
-        """What is about to be answered; raises ApiError 503 if it cannot be recorded. `proof`: the prompt's, if known."""
+        """Record what is about to be answered; raises ApiError 503 if it cannot be recorded.
+
+        `content`: the prompt, messages or inputs, where the request has some; `proof`: the hash of its text.
+        """
         exchange.recorded = self.event(exchange)
         event = exchange.recorded | INTENT
         if model is not None:
             event["gen_ai.request.model"] = model
-        if prompt is not None:
-            event["llmkeep.prompt.hmac"] = proof or self.proof(prompt)
+        if content is not None:
+            event["llmkeep.prompt.hmac"] = proof
             if exchange.decision and exchange.decision.log_prompt:
-                event["llmkeep.prompt.text"] = redact(prompt)
+                event["llmkeep.prompt.text"] = redact(content)
         await self.writer.record(event)
         exchange.intended = True
 

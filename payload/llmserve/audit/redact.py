@@ -1,20 +1,75 @@
-"""What is taken out of a prompt before policy lets it into the audit record: what identifies or opens something."""
+"""Redaction of a prompt that policy lets into the audit record: what identifies a person or opens something is removed."""
 
 import re
 
+from pydantic_core import to_json
+
 LONGEST = 4000  # characters that are kept
+# Where a token may begin: after anything but a letter or digit of ASCII (Chinese text has no spaces), or after an escape
+# sequence, whose last letter belongs to no word: a string may itself hold JSON, a URL or source code.
+START = r"(?:(?<![0-9A-Za-z])|(?<=\\[abefnrtv])|(?<=\\u[0-9A-Fa-f]{4})|(?<=\\x[0-9A-Fa-f]{2})|(?<=%[0-9A-Fa-f]{2}))"
+NAMES_OF_SECRETS = (
+    r"pass(?:word|wd|phrase|code)|pwd|secret|token|(?:api|access|secret)[ _-]?key|密码|密碼|口令|密钥"
+)
 PATTERNS = (
-    ("private key", re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL)),
-    ("token", re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*")),
-    ("key", re.compile(r"\b(?:llmk|sk|pk|ghp|gho|glpat|xox[abprs]|AKIA|hf)[-_][\w-]{16,}|\bAKIA[0-9A-Z]{16}\b")),
-    ("address", re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}")),
-    ("number", re.compile(r"(?<!\w)\+?\d(?:[ .()/-]?\d){7,22}[Xx]?(?!\w)")),  # cards, accounts, phones, identity cards
+    ("private key", r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL),
+    ("token", r"eyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*){1,3}", 0),
+    ("key", START + r"(?:AKIA|ASIA)[0-9A-Z]{16}", 0),
+    ("key", START + r"(?:llmk|sk|pk|rk|ghp|gho|ghs|github_pat|glpat|xox[abprs]|AKIA|hf)[-_][\w-]{16,}", 0),
+    # Base64 with something in it that an ordinary word has not: "basic training" stays.
+    ("credential", START + r"(?i:basic)\s+(?=[A-Za-z]*[0-9+/=]|[A-Za-z][a-z]*[A-Z])[A-Za-z0-9+/]{6,}={0,2}", 0),
+    ("credential", START + r"(?i:bearer)\s+(?!\[)[\w.~+/=-]{8,}", 0),
+    ("address", r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}", 0),
+    ("account", START + r"[A-Z]{2}\d{2}(?: ?[A-Z0-9]){11,30}(?![0-9A-Za-z])", 0),  # IBAN, ISO 13616
+    ("account", START + r"[a-z]{2}\d{2}[a-z0-9]{11,30}(?![0-9A-Za-z])", 0),
+    ("number", r"\+?\d(?:[\s.()/_‐-―-]?\d){7,}[Xx]?", 0),  # cards, accounts, phones, identity cards
 )  # fmt: skip
+COMPILED = tuple((f"[{kind}]", re.compile(pattern, flags)) for kind, pattern, flags in PATTERNS)
+# The name stays, its value goes.
+QUOTE = r"\\{0,8}[\"']"
+NAMED = re.compile(
+    START
+    + rf"((?i:{NAMES_OF_SECRETS})(?:{QUOTE})?\s*(?:[:=:]|是|为)\s*)(?!\[)(?:({QUOTE})[^\"'\\]+|[^\s\"'&,;\\]+)"
+)
 
 
-def redact(text: str) -> str:
-    """`text` with each such thing replaced by its kind in brackets, cut after LONGEST characters."""
-    text = text[: 2 * LONGEST]
-    for kind, pattern in PATTERNS:
-        text = pattern.sub(f"[{kind}]", text)
+def redact(content: object) -> str:
+    """A text, or lists and dicts of texts as JSON, at most LONGEST characters, with each secret replaced by its kind in brackets.
+
+    Every string is redacted before it becomes JSON: there a line feed is the two characters `\\n`, after which a number does not
+    look like the beginning of one.
+    """
+    if isinstance(content, str):
+        return _cut(_redacted(content[: 2 * LONGEST]))
+    return _cut(to_json(_Strings().redacted(content)).decode())
+
+
+class _Strings:
+    """The strings of a JSON value, as far as they can get into the record."""
+
+    def __init__(self) -> None:
+        self.left = 2 * LONGEST
+
+    def redacted(self, value: object) -> object:
+        if isinstance(value, str):
+            text, self.left = value[: self.left], max(0, self.left - len(value))
+            return _redacted(text)
+        if isinstance(value, dict):
+            return {
+                _redacted(str(name)[:LONGEST]): self.redacted(each)
+                for name, each in value.items()
+                if self.left
+            }
+        if isinstance(value, list):
+            return [self.redacted(each) for each in value if self.left]
+        return value if isinstance(value, bool | None) else _redacted(str(value))
+
+
+def _redacted(text: str) -> str:
+    for kind, pattern in COMPILED:
+        text = pattern.sub(kind, text)
+    return NAMED.sub(r"\1\2[secret]", text)
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= LONGEST else text[:LONGEST] + "[cut]"

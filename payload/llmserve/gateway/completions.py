@@ -137,7 +137,7 @@ class Completions:
         if self.state.draining:
             raise unavailable("draining", "this gateway is stopping: retry", retry_after=5)
         seconds = seconds_allowed(scope, self.state.limits.answer_seconds)
-        await self.state.recorder.intent(exchange, routed.model, parsed.text, parsed.proof)
+        await self.state.recorder.intent(exchange, routed.model, parsed.content, parsed.proof)
         reserved = await self.state.quotas.reserve(
             identity.tenant, identity.subject, decision, reserved_tokens(call.generate)
         )

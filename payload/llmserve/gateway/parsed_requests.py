@@ -58,12 +58,17 @@ def embedding(body: bytes, _: Limits) -> Call:
     return embedding_call(parse_body(EmbeddingBody, body))
 
 
-def text_of(generate: Generate) -> str:
-    """The prompt, messages or inputs as one text, for the audit record."""
+def content_of(generate: Generate) -> object:
+    """The prompt, messages or inputs."""
     if generate.prompt is not None:
         return generate.prompt
-    content = generate.messages if generate.inputs is None else generate.inputs
-    return to_json(content).decode()
+    return generate.messages if generate.inputs is None else generate.inputs
+
+
+def text_of(generate: Generate) -> str:
+    """The same as one text, which the audit record's hash is of."""
+    content = content_of(generate)
+    return content if isinstance(content, str) else to_json(content).decode()
 
 
 @dataclass(slots=True)
@@ -77,6 +82,11 @@ class ParsedRequest:
     text: str
     proof: str
     keyed: tuple[tuple[str, int, Hello], CacheKey] | None = field(default=None, repr=False)
+
+    @property
+    def content(self) -> object:
+        """The prompt, messages or inputs, for the audit record."""
+        return content_of(self.call.generate)
 
     def key(self, tenant: str, revision: int, hello: Hello) -> CacheKey:
         """Its key in the cache; `revision` is that of the policy."""

@@ -102,7 +102,7 @@ class Router:
         if not route.public:
             await self.admit(exchange, f"{scope['method']} {route.pattern}")
             if route.hot is None:  # hot routes know model and prompt, and record their intent themselves
-                await self.state.recorder.intent(exchange, None, None)
+                await self.state.recorder.intent(exchange)
         await app(scope, receive, send)
 
     async def admit(self, exchange: Exchange, action: str) -> None:
