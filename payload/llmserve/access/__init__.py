@@ -1,1 +1,1 @@
-"""Who calls, and what the caller may do: identities, API keys, policy, quotas."""
+"""Authentication and authorization: identities, API keys, policy, quotas."""

@@ -1,7 +1,7 @@
-"""API keys and client certificates: records in a file that the gateway watches. Secrets are kept nowhere.
+"""API keys and client certificates: records in a file that the gateway watches. Secrets are never stored.
 
-A key reads `llmk_<id>_<secret>`. Its record holds HMAC-SHA256(pepper, key), a certificate's holds the SHA-256
-of the DER, and both say whom they stand for.
+A key has the form `llmk_<id>_<secret>`. Its record holds HMAC-SHA256(pepper, key), that of a certificate the SHA-256
+of its DER; both name the holder.
 """
 
 import fcntl
@@ -25,19 +25,19 @@ from llmserve.access.client_certificates import Certificate
 from llmserve.api.errors import ApiError, unauthenticated, unavailable
 
 log = logging.getLogger("llmserve.keys")
-PEPPER_BYTES = 16  # at least
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")  # of a tenant or role, and of a holder of ours
-SUBJECT = re.compile(r"[!-~]{1,255}")  # of an identity provider's holder too
+PEPPER_BYTES = 16  # minimum
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")  # of a tenant, a role, or a local subject
+SUBJECT = re.compile(r"[!-~]{1,255}")  # also of subjects of an identity provider
 
 
 class KeyFileError(Exception):
-    """Keys or pepper that cannot be used; the message says what to do."""
+    """Unusable keys or pepper; the message says what to do."""
 
 
 class Record(BaseModel):
-    """One key or certificate. Times are UTC; `expires` None means never, `revoked` None means not.
+    """One key or certificate. Times are UTC; `expires` None means never, `revoked` None means not revoked.
 
-    `replaces` is the id of the key that this one was made to follow.
+    `replaces`: id of the key that this one succeeds.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -63,7 +63,7 @@ class Record(BaseModel):
 
 
 class Blocked(BaseModel):
-    """A subject whose tokens count only if they were issued after `since`."""
+    """A subject whose tokens are accepted only if they were issued after `since`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     subject: str
@@ -71,7 +71,7 @@ class Blocked(BaseModel):
 
 
 class KeyFile(BaseModel):
-    """The file's content."""
+    """Content of the keys file."""
 
     model_config = ConfigDict(extra="forbid")
     format: int = 1
@@ -80,28 +80,28 @@ class KeyFile(BaseModel):
 
 
 def key_hash(pepper: bytes, key: str) -> str:
-    """What a record keeps of a key."""
+    """The hash of a key in its record."""
     return hmac.digest(pepper, key.encode(), "sha256").hex()
 
 
 def check_pepper(pepper: bytes, source: str) -> bytes:
-    """The pepper, if it is long enough to be one."""
+    """The pepper; raises KeyFileError if it is too short."""
     if len(pepper) < PEPPER_BYTES:
         raise KeyFileError(
-            f"the pepper from {source} has {len(pepper)} bytes: want at least {PEPPER_BYTES} random ones"
+            f"the pepper from {source} has {len(pepper)} bytes: it needs at least {PEPPER_BYTES} random ones"
         )
     return pepper
 
 
 def read_keys(path: Path) -> KeyFile:
-    """All records; no file means no keys. Raises KeyFileError if the file is not what we wrote."""
+    """All records; a missing file is empty. Raises KeyFileError for an invalid file."""
     try:
         return KeyFile.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         return KeyFile()
     except (OSError, ValidationError) as error:
         kind = (
-            error.strerror if isinstance(error, OSError) else f"{error.error_count()} mistakes in its content"
+            error.strerror if isinstance(error, OSError) else f"{error.error_count()} errors in its content"
         )
         raise KeyFileError(
             f"cannot use the keys file {path} ({kind}): restore it, or move it away and add keys"
@@ -110,7 +110,7 @@ def read_keys(path: Path) -> KeyFile:
 
 @contextmanager
 def edited_file(path: Path) -> Iterator[KeyFile]:
-    """Change the content in the block; the file is then replaced in one step. Editors wait for each other."""
+    """Change the content in the block; the file is then replaced atomically. Concurrent editors wait for each other."""
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
@@ -124,13 +124,13 @@ def edited_file(path: Path) -> Iterator[KeyFile]:
 
 @contextmanager
 def edited(path: Path) -> Iterator[list[Record]]:
-    """`edited_file` for those who change records only."""
+    """`edited_file`, for changes of records only."""
     with edited_file(path) as content:
         yield content.keys
 
 
 def write_keys(path: Path, content: KeyFile) -> None:
-    """Replace the file: 0640, group as the old file's or the folder's gateway group."""
+    """Replace the file with mode 0640, owned by root and the gateway's group."""
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -147,10 +147,10 @@ def write_keys(path: Path, content: KeyFile) -> None:
 
 
 def give_to_gateway(path: Path, name: str) -> None:
-    """root writes, the gateway's group reads."""
+    """Make the file writable by root, and readable by the gateway's group."""
     try:
         shutil.chown(name, user="root", group="llm-gateway")
-    except LookupError:  # a machine without the gateway's user: whoever owns the folder reads
+    except LookupError:  # no such group here: as owned as the folder
         owner = path.parent.stat()
         os.chown(name, owner.st_uid, owner.st_gid)
 
@@ -158,7 +158,7 @@ def give_to_gateway(path: Path, name: str) -> None:
 def new_key(
     pepper: bytes, subject: str, tenant: str, roles: list[str], lifetime: timedelta | None
 ) -> tuple[str, Record]:
-    """A fresh key and its record."""
+    """A new key and its record."""
     number = secrets.token_hex(6)
     key = f"llmk_{number}_{secrets.token_hex(24)}"
     now = datetime.now(UTC).replace(microsecond=0)
@@ -177,7 +177,7 @@ def new_key(
 def new_certificate(
     certificate: Certificate, subject: str, tenant: str, roles: list[str], lifetime: timedelta | None
 ) -> Record:
-    """A certificate's record, which ends with it at the latest."""
+    """Record of a certificate; it expires with the certificate at the latest."""
     now = datetime.now(UTC).replace(microsecond=0)
     expires = min(certificate.not_after, now + lifetime) if lifetime else certificate.not_after
     return Record(
@@ -193,14 +193,14 @@ def new_certificate(
 
 
 def ended(record: Record) -> ApiError | None:
-    """Why this record is no longer good; None while it is."""
+    """Why this record is no longer valid; None while it is."""
     word, name = ("key", "API key") if record.kind == "api_key" else ("certificate", "client certificate")
     if record.revoked is not None:
-        return unauthenticated(f"revoked_{word}", f"the {name} {record.id} was revoked: ask for a new one")
+        return unauthenticated(f"revoked_{word}", f"the {name} {record.id} was revoked: request a new one")
     if record.expires is not None and record.expires <= datetime.now(UTC):
         when = record.expires.isoformat()
         return unauthenticated(
-            f"expired_{word}", f"the {name} {record.id} expired at {when}: ask for a new one"
+            f"expired_{word}", f"the {name} {record.id} expired at {when}: request a new one"
         )
     return None
 
@@ -208,9 +208,9 @@ def ended(record: Record) -> ApiError | None:
 def replacement(
     pepper: bytes, old: Record, overlap: timedelta, lifetime: timedelta | None
 ) -> tuple[str, Record, Record]:
-    """A fresh key for the same holder, its record, and the old one's, which ends after `overlap`.
+    """A new key for the same holder, its record, and the old record, which now expires after `overlap`.
 
-    Without `lifetime`, the new one gets the old one's.
+    Without `lifetime`, the new key has that of the old one.
     """
     given = old.expires - old.created if old.expires else None
     key, record = new_key(pepper, old.subject, old.tenant, list(old.roles), lifetime or given)
@@ -220,7 +220,9 @@ def replacement(
 
 
 def end_subject(content: KeyFile, subject: str) -> tuple[list[Record], Blocked]:
-    """Revoke all that `subject` holds, and block its tokens issued until now; what was revoked."""
+    """Revoke everything that `subject` holds, and block its tokens issued so far; returns the revoked records and the
+    block.
+    """
     block = Blocked(subject=subject, since=datetime.now(UTC).replace(microsecond=0))
     content.blocked = [each for each in content.blocked if each.subject != subject] + [block]
     revoked = []
@@ -232,10 +234,10 @@ def end_subject(content: KeyFile, subject: str) -> tuple[list[Record], Blocked]:
 
 
 class KeyTable:
-    """The gateway's view of the file, as old as its last refresh. An unreadable file admits nobody."""
+    """The gateway's view of the file as of the last refresh. While the file is unreadable, every key is rejected."""
 
     def __init__(self, path: Path, pepper: bytes) -> None:
-        """Read the file once."""
+        """Reads the file."""
         self.path = path
         self.pepper = pepper
         self.records: dict[str, Record] | None = None
@@ -245,7 +247,7 @@ class KeyTable:
         self.reload()
 
     def reload(self) -> None:
-        """Take the file as it is now."""
+        """Read the file again."""
         self.seen = stamp(self.path)
         try:
             content = read_keys(self.path)
@@ -259,39 +261,38 @@ class KeyTable:
             log.info("keys read", extra={"fields": {"keys": len(self.records)}})
 
     def refresh(self) -> bool:
-        """Reload if the file has changed; whether it had."""
+        """Reload the file if it has changed; returns whether it had."""
         if stamp(self.path) == self.seen:
             return False
         self.reload()
         return True
 
     def readable(self) -> dict[str, Record]:
-        """The records; raises ApiError 503 while there are none to trust."""
+        """The records; raises ApiError 503 while the file is unreadable."""
         if self.records is None:
-            raise unavailable(
-                "keys_unreadable", "who may ask cannot be read now: ask again later", retry_after=5
-            )
+            raise unavailable("keys_unreadable", "the API keys cannot be read: retry later", retry_after=5)
         return self.records
 
     def holder(self, key: str) -> Record:
-        """Whose key this is; raises ApiError 401, or 503 while the keys cannot be read."""
+        """The record of an API key; raises ApiError 401, or 503 while the file is unreadable."""
         parts = key.split("_")
         if len(parts) != 3:
             raise unauthenticated(
-                "malformed_key", "the API key is not 'llmk_<id>_<secret>': send it whole, and nothing else"
+                "malformed_key",
+                "the API key does not have the form 'llmk_<id>_<secret>': send exactly the whole key",
             )
         if parts[1] not in self.readable():
-            self.refresh()  # it may have been made a moment ago
+            self.refresh()  # it may be new
         record = self.readable().get(parts[1])
         known = record.hash if record and record.hash else "0" * 64
         if not hmac.compare_digest(key_hash(self.pepper, key), known) or record is None:
-            raise unauthenticated("invalid_key", "the API key is wrong: check it, or ask for a new one")
+            raise unauthenticated("invalid_key", "the API key is wrong: check it, or request a new one")
         if refusal := ended(record):
             raise refusal
         return record
 
     def certificate_holder(self, fingerprint: str) -> Record:
-        """Whose certificate this is; raises ApiError 401, or 503 while the records cannot be read."""
+        """The record of a client certificate; raises ApiError 401, or 503 while the file is unreadable."""
         self.readable()
         if fingerprint not in self.certificates:
             self.refresh()
@@ -300,15 +301,15 @@ class KeyTable:
         if record is None:
             raise unauthenticated(
                 "unknown_certificate",
-                f"nobody here has the client certificate with the SHA-256 {fingerprint}: ask for it to be added",
+                f"the client certificate with the SHA-256 {fingerprint} is not registered: have it added",
             )
         if refusal := ended(record):
             raise refusal
         return record
 
     def ended(self, number: str) -> ApiError | None:
-        """Why the record of this id is no longer good; None while it is."""
+        """Why the record `number` is no longer valid; None while it is."""
         record = (self.records or {}).get(number)
         if record is None:
-            return unauthenticated("revoked_key", f"{number} is no longer known here: ask for a new key")
+            return unauthenticated("revoked_key", f"{number} is no longer registered: request a new key")
         return ended(record)

@@ -1,4 +1,4 @@
-"""`llm-serve keys add | import | list | rotate | revoke`: who may ask."""
+"""`llm-serve keys add | import | list | rotate | revoke`: manages API keys and client certificates."""
 
 import argparse
 import json
@@ -38,77 +38,100 @@ LIFETIME = re.compile(r"([1-9][0-9]{0,4})([dh])")
 
 
 def lifetime(text: str) -> timedelta:
-    """90d or 12h."""
+    """Parse a lifetime such as 90d or 12h."""
     match = LIFETIME.fullmatch(text)
     if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is no lifetime: write days or hours, as in 90d or 12h")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a lifetime: specify days or hours, such as 90d or 12h"
+        )
     return timedelta(**{"days" if match[2] == "d" else "hours": int(match[1])})
 
 
 def word(text: str) -> str:
-    """A subject, tenant or role."""
+    """Parse a local subject, a tenant or a role."""
     if not NAME.fullmatch(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no name: use up to 64 letters, digits and . _ @ -")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a valid name: use up to 64 letters, digits and . _ @ -"
+        )
     return text
 
 
 def holder(text: str) -> str:
-    """A subject that need not be one of ours: an identity provider's may have more signs."""
+    """Parse a subject, which may come from an identity provider and then allows more characters."""
     if not SUBJECT.fullmatch(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no subject: use up to 255 printable ASCII signs")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a valid subject: use up to 255 printable ASCII characters"
+        )
     return text
 
 
 def add_commands(commands: Any) -> None:
-    """Give the parser of llm-serve its `keys`."""
+    """Add `keys` and its subcommands to the parser of llm-serve."""
     keys = commands.add_parser("keys", help="add, list, rotate and revoke API keys, and client certificates")
     verbs = keys.add_subparsers(dest="verb", required=True)
     add = verbs.add_parser(
-        "add", help="make a key, which is printed once and kept nowhere, or name a holder's certificate"
+        "add", help="create a key, which is printed once and never stored, or register a client certificate"
     )
-    add.add_argument("--subject", type=word, required=True, help="who will hold it")
-    add.add_argument("--tenant", type=word, required=True, help="whose data it may see")
+    add.add_argument("--subject", type=word, required=True, help="holder of the key or certificate")
+    add.add_argument("--tenant", type=word, required=True, help="tenant whose data it can access")
     add.add_argument(
-        "--role", type=word, action="append", required=True, dest="roles", help="may be given repeatedly"
+        "--role",
+        type=word,
+        action="append",
+        required=True,
+        dest="roles",
+        help="role of the holder; repeatable",
     )
     add.add_argument(
-        "--expires", type=lifetime, metavar="90d", help="days (d) or hours (h) from now; else never"
+        "--expires",
+        type=lifetime,
+        metavar="90d",
+        help="expire after this many days (d) or hours (h) (default: never)",
     )
     add.add_argument(
-        "--certificate", type=Path, metavar="PEM", help="no key: the holder shows this client certificate"
+        "--certificate", type=Path, metavar="PEM", help="register this client certificate, and create no key"
     )
     add.set_defaults(run=add_key)
     imported = verbs.add_parser(
-        "import", help="take what 'keys add' or 'keys rotate' --json printed elsewhere"
+        "import", help="import the output of 'keys add' or 'keys rotate' --json from another host (stdin)"
     )
     imported.set_defaults(run=import_key)
-    listing = verbs.add_parser("list", help="who has keys, and when they were last used")
+    listing = verbs.add_parser("list", help="list keys, their holders, and when they were last used")
     listing.set_defaults(run=list_keys)
     rotate = verbs.add_parser(
-        "rotate", help="make a new key for the holder of an old one, which soon expires"
+        "rotate", help="create a new key for the holder of an old one, which then expires soon"
     )
-    rotate.add_argument("id", help="the middle part of the old key")
+    rotate.add_argument("id", help="id of the old key, its middle part")
     rotate.add_argument(
-        "--overlap", type=lifetime, metavar="24h", default="24h", help="how long the old one stays good"
+        "--overlap", type=lifetime, metavar="24h", default="24h", help="how long the old key remains valid"
     )
     rotate.add_argument(
-        "--expires", type=lifetime, metavar="90d", help="for the new one; else what the old one had"
+        "--expires",
+        type=lifetime,
+        metavar="90d",
+        help="lifetime of the new key (default: that of the old one)",
     )
     rotate.set_defaults(run=rotate_key)
-    revoke = verbs.add_parser("revoke", help="end a key, or all that somebody has, within seconds")
+    revoke = verbs.add_parser(
+        "revoke", help="revoke a key, or everything of one subject; takes effect within seconds"
+    )
     which = revoke.add_mutually_exclusive_group(required=True)
-    which.add_argument("id", nargs="?", help="the middle part of the key")
-    which.add_argument("--subject", type=holder, help="all keys of this holder, and tokens issued until now")
+    which.add_argument("id", nargs="?", help="id of the key, its middle part")
+    which.add_argument(
+        "--subject", type=holder, help="all keys of this subject, and its tokens issued so far"
+    )
     revoke.set_defaults(run=revoke_key)
     for verb in (add, imported, rotate):
-        verb.add_argument("--pepper-file", type=Path, help=f"instead of the credential {PEPPER}")
+        verb.add_argument(
+            "--pepper-file", type=Path, help=f"read the pepper from here, not from the credential {PEPPER}"
+        )
     for verb in (add, imported, listing, rotate, revoke):
         verb.add_argument("--keys-file", type=Path, default=KEYS_FILE)
-        verb.add_argument("--json", action="store_true", help="one JSON document on standard output")
+        verb.add_argument("--json", action="store_true", help="print one JSON document on standard output")
 
 
 def gateway_pepper(file: Path | None) -> bytes:
-    """The pepper: from `file`, from this unit's credentials, or, for root, out of the sealed credential."""
+    """The pepper: from `file`, this unit's credentials, or, as root, the sealed credential. Raises KeyFileError."""
     if file is not None:
         return check_pepper(file.read_bytes(), str(file))
     folder = os.environ.get("CREDENTIALS_DIRECTORY")
@@ -117,65 +140,62 @@ def gateway_pepper(file: Path | None) -> bytes:
     if not SEALED_PEPPER.exists():
         raise KeyFileError(
             f"there is no pepper: neither the credential {PEPPER} nor {SEALED_PEPPER}; "
-            "provision this host, or name a file of random bytes with --pepper-file"
+            "provision this host, or specify a file of random bytes with --pepper-file"
         )
     command = ["systemd-creds", "decrypt", f"--name={PEPPER}", str(SEALED_PEPPER), "-"]
     opened = subprocess.run(command, capture_output=True, check=False)
     if opened.returncode:
         reason = opened.stderr.decode(errors="replace").strip()
-        raise KeyFileError(f"cannot unseal {SEALED_PEPPER} ({reason}): only root of this host can")
+        raise KeyFileError(f"cannot unseal {SEALED_PEPPER} ({reason}): only root on this host can")
     return check_pepper(opened.stdout, str(SEALED_PEPPER))
 
 
 def shown(record: Record) -> dict[str, object]:
-    """A record for people and machines, without its hash."""
+    """A record for output, without its hash."""
     expired = record.expires is not None and record.expires <= datetime.now(UTC)
     state = "revoked" if record.revoked else "expired" if expired else "live"
     return {**record.model_dump(mode="json", exclude={"hash"}), "state": state}
 
 
 def until(record: Record) -> str:
-    """For people."""
     return record.expires.isoformat() if record.expires else "for ever"
 
 
 def no_such_key(number: str) -> int:
-    """Say so."""
     print(f"llm-serve: there is no key {number!r}: 'llm-serve keys list' shows the ids", file=sys.stderr)
     return NO_SUCH_KEY
 
 
 def hand_over(options: argparse.Namespace, key: str, record: Record, old: Record | None = None) -> int:
-    """Print a new key, the only time that anybody sees it."""
+    """Print a new key, which is shown only this once."""
     if options.json:
         ends = {"replaced_expires": old.model_dump(mode="json")["expires"]} if old else {}
         print(json.dumps({**shown(record), **ends, "key": key}))
         return 0
-    note = f" (the old one, {old.id}, ends {until(old)})" if old else ""
+    note = f" (the old one, {old.id}, expires {until(old)})" if old else ""
     who = f"key {record.id} for {record.subject} of {record.tenant}"
-    print(f"{who}, good until {until(record)}{note}; shown only now:", file=sys.stderr)
+    print(f"{who}, valid until {until(record)}{note}; shown only once:", file=sys.stderr)
     print(key)
     return 0
 
 
 def refuse_another_holder(records: list[Record], record: Record) -> None:
-    """A certificate stands for one holder at a time."""
+    """Raise KeyFileError if the certificate is registered already: it identifies one holder at a time."""
     for each in records:
         if each.fingerprint and each.fingerprint == record.fingerprint and ended(each) is None:
             raise KeyFileError(
-                f"the certificate belongs to {each.subject} already, as {each.id}: revoke that"
+                f"the certificate already belongs to {each.subject} as {each.id}: revoke that first"
             )
 
 
 def add_certificate(options: argparse.Namespace) -> int:
-    """llm-serve keys add --certificate."""
     try:
         certificate = read_certificate(options.certificate.read_bytes())
     except ValueError:
-        raise KeyFileError(f"{options.certificate} holds no certificate: want one in PEM") from None
+        raise KeyFileError(f"{options.certificate} contains no certificate: specify a PEM file") from None
     record = new_certificate(certificate, options.subject, options.tenant, options.roles, options.expires)
     if ended(record):
-        raise KeyFileError(f"{options.certificate} expired at {until(record)}: want one that is good")
+        raise KeyFileError(f"{options.certificate} expired at {until(record)}: specify a valid one")
     with edited(options.keys_file) as records:
         refuse_another_holder(records, record)
         records.append(record)
@@ -183,12 +203,11 @@ def add_certificate(options: argparse.Namespace) -> int:
         print(json.dumps(shown(record)))
     else:
         who = f"certificate {record.id} for {record.subject} of {record.tenant}"
-        print(f"{who}, SHA-256 {record.fingerprint}, good until {until(record)}", file=sys.stderr)
+        print(f"{who}, SHA-256 {record.fingerprint}, valid until {until(record)}", file=sys.stderr)
     return 0
 
 
 def add_key(options: argparse.Namespace) -> int:
-    """llm-serve keys add."""
     if options.certificate:
         return add_certificate(options)
     pepper = gateway_pepper(options.pepper_file)
@@ -199,7 +218,7 @@ def add_key(options: argparse.Namespace) -> int:
 
 
 def import_key(options: argparse.Namespace) -> int:
-    """llm-serve keys import. The same again changes nothing, and brings nothing back to life."""
+    """Importing the same record again changes nothing, and does not undo a revocation."""
     record, replaced_expires = handed_over(options, sys.stdin.buffer.read(HANDED_BYTES))
     with edited(options.keys_file) as records:
         at = {each.id: index for index, each in enumerate(records)}
@@ -208,7 +227,7 @@ def import_key(options: argparse.Namespace) -> int:
             record.hash,
             record.fingerprint,
         ):
-            raise KeyFileError(f"{record.id} is the id of another key here: make a new one by 'keys add'")
+            raise KeyFileError(f"{record.id} is the id of another key here: create a new one with 'keys add'")
         if not known:
             refuse_another_holder(records, record)
             records.append(record)
@@ -220,12 +239,14 @@ def import_key(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps({**shown(here), "imported": not known}))
     else:
-        print(f"{record.id} {'was here already' if known else 'is good here too'}", file=sys.stderr)
+        print(f"{record.id} {'was already imported' if known else 'is now valid here'}", file=sys.stderr)
     return 0
 
 
 def handed_over(options: argparse.Namespace, content: bytes) -> tuple[Record, datetime | None]:
-    """The record, and when the key that it replaces ends; a key's hash is made with the pepper of this host."""
+    """The record, and when the key that it replaces expires; the key is hashed with this host's pepper. Raises
+    KeyFileError.
+    """
     try:
         fields = json.loads(content)
         key, ends = fields.pop("key", None), fields.pop("replaced_expires", None)
@@ -237,12 +258,11 @@ def handed_over(options: argparse.Namespace, content: bytes) -> tuple[Record, da
         return Record.model_validate(fields), ends and datetime.fromisoformat(ends)
     except (ValueError, TypeError, AttributeError, KeyError):
         raise KeyFileError(
-            "what came by standard input is not what 'llm-serve keys add --json' prints: give it unchanged"
+            "standard input is not the output of 'llm-serve keys add --json': pass it unchanged"
         ) from None
 
 
 def list_keys(options: argparse.Namespace) -> int:
-    """llm-serve keys list."""
     content = read_keys(options.keys_file)
     used = read_last_used(last_used_file(options.keys_file))
     last = {record.id: used[record.id].isoformat() if record.id in used else None for record in content.keys}
@@ -262,21 +282,22 @@ def list_keys(options: argparse.Namespace) -> int:
         ]
         print("  ".join([*words, f"last used {last[record.id] or 'never'}"]))
     for block in content.blocked:
-        print(f"{block.subject}: tokens issued until {block.since.isoformat()} are refused", file=sys.stderr)
+        print(f"{block.subject}: tokens issued until {block.since.isoformat()} are rejected", file=sys.stderr)
     return 0
 
 
 def rotate_key(options: argparse.Namespace) -> int:
-    """llm-serve keys rotate."""
     pepper = gateway_pepper(options.pepper_file)
     with edited(options.keys_file) as records:
         index = next((at for at, record in enumerate(records) if record.id == options.id), None)
         if index is None:
             return no_such_key(options.id)
         if records[index].kind != "api_key":
-            raise KeyFileError(f"{options.id} is a certificate: add the new one by 'llm-serve keys add'")
+            raise KeyFileError(f"{options.id} is a certificate: add the new one with 'llm-serve keys add'")
         if refusal := ended(records[index]):
-            raise KeyFileError(f"{refusal.message} with 'llm-serve keys add'; a dead one is not rotated")
+            raise KeyFileError(
+                f"{refusal.message} with 'llm-serve keys add'; only a valid key can be rotated"
+            )
         for each in records:
             if each.replaces == options.id and ended(each) is None:
                 raise KeyFileError(f"the key {options.id} has been replaced by {each.id}: rotate that one")
@@ -287,7 +308,6 @@ def rotate_key(options: argparse.Namespace) -> int:
 
 
 def revoke_key(options: argparse.Namespace) -> int:
-    """llm-serve keys revoke."""
     if options.subject:
         return revoke_subject(options)
     with edited(options.keys_file) as records:
@@ -306,7 +326,6 @@ def revoke_key(options: argparse.Namespace) -> int:
 
 
 def revoke_subject(options: argparse.Namespace) -> int:
-    """llm-serve keys revoke --subject."""
     with edited_file(options.keys_file) as content:
         revoked, block = end_subject(content, options.subject)
     numbers = [record.id for record in revoked]
@@ -315,5 +334,5 @@ def revoke_subject(options: argparse.Namespace) -> int:
         print(json.dumps({"subject": options.subject, "revoked": numbers, "tokens_refused_until": since}))
     else:
         what = f"revoked: {', '.join(numbers) or 'nothing, there were no live keys'}"
-        print(f"{options.subject}: {what}; tokens issued until {since} are refused", file=sys.stderr)
+        print(f"{options.subject}: {what}; tokens issued until {since} are rejected", file=sys.stderr)
     return 0

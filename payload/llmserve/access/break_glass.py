@@ -1,4 +1,4 @@
-"""Break-glass: a signed file lets one person work while the policy engine does not answer. Never against a denial."""
+"""Break-glass: a signed file that lets one person work while the policy engine is down. It never overrides a denial."""
 
 import logging
 import time
@@ -18,7 +18,7 @@ MAX_TOKENS = 1024
 
 
 class BreakGlass:
-    """The file, read again when it changes. What is not signed by the policy's key, or too old, is as if not there."""
+    """The file, reread when it changes. One that is expired or not signed by the policy's key is ignored."""
 
     def __init__(self, path: Path, public_key: bytes) -> None:
         """`public_key`: the policy's, PEM."""
@@ -28,19 +28,19 @@ class BreakGlass:
         self.seen: Stamp | None = None
 
     def active(self) -> bool:
-        """Whether there is a good file now."""
+        """Whether there is a valid file now."""
         self.reload()
         return self.claims is not None and self.claims["exp"] > time.time()
 
     def grant(self, subject: str, action: str) -> Decision | None:
-        """A decision for this subject and action, if the file names both; shouted into the log."""
+        """A decision for this subject and action if the file names both; logged as an error."""
         if not self.active() or self.claims is None:
             return None
         if subject != self.claims["sub"] or action not in self.claims["actions"]:
             return None
         reason = str(self.claims["reason"])[:200]
         fields = {"user.id": subject, "event.action": action, "event.reason": reason}
-        log.error("BREAK-GLASS: the policy engine does not answer, a signed file lets this through",
+        log.error("BREAK-GLASS: the policy engine is down, a signed file allows this request",
                   extra={"fields": fields})  # fmt: skip
         return Decision(
             allow=True,
@@ -54,7 +54,7 @@ class BreakGlass:
         )
 
     def reload(self) -> None:
-        """Take the file as it is now."""
+        """Read the file again if it has changed."""
         now = stamp(self.path)
         if now == self.seen:
             return
@@ -70,11 +70,11 @@ class BreakGlass:
                 options={"require": ["aud", "sub", "iat", "exp"]},
             )
             if claims["exp"] - claims["iat"] > LONGEST_SECONDS:
-                raise jwt.InvalidTokenError(f"it is good for more than {LONGEST_SECONDS // 3600} h")
+                raise jwt.InvalidTokenError(f"it is valid for more than {LONGEST_SECONDS // 3600} h")
             if not isinstance(claims.get("actions"), list) or not claims.get("reason"):
-                raise jwt.InvalidTokenError("it names no actions or no reason")
+                raise jwt.InvalidTokenError("it lacks actions or a reason")
         except (jwt.InvalidTokenError, OSError, ValueError) as error:
-            log.error(f"{self.path} is no break-glass file that counts ({error}): it is ignored")
+            log.error(f"{self.path} is not a valid break-glass file ({error}): ignored")
         else:
             self.claims = claims
             log.error("BREAK-GLASS is armed", extra={"fields": {"user.id": claims["sub"]}})

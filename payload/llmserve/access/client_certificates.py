@@ -1,4 +1,4 @@
-"""Client certificates: the edge checks who signed one, a record says whom it stands for."""
+"""Client certificates: the edge verifies the issuer, a record names the holder."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,14 +11,14 @@ from cryptography.hazmat.primitives.hashes import SHA256
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """SHA-256 of the DER, in hexadecimal, and the end of its life, UTC."""
+    """SHA-256 of the DER in hexadecimal, and the end of validity in UTC."""
 
     fingerprint: str
     not_after: datetime
 
 
 def read_certificate(pem: bytes) -> Certificate:
-    """The first certificate in `pem`; raises ValueError where there is none."""
+    """The first certificate in `pem`; raises ValueError if there is none."""
     try:
         first = x509.load_pem_x509_certificate(pem)
     except x509.InvalidVersion as error:
@@ -28,5 +28,5 @@ def read_certificate(pem: bytes) -> Certificate:
 
 @lru_cache(maxsize=256)
 def presented(escaped: bytes) -> Certificate:
-    """What nginx's $ssl_client_escaped_cert holds (PEM, URL-encoded); raises ValueError for anything else."""
+    """Parse nginx's $ssl_client_escaped_cert (PEM, URL-encoded); raises ValueError."""
     return read_certificate(unquote_to_bytes(escaped))

@@ -1,18 +1,18 @@
-"""What the policy says: one object for each subject and action. The shape is checked, and nothing is guessed."""
+"""Decisions of the policy: one object per subject and action, strictly validated."""
 
 import secrets
 from dataclasses import dataclass, field
 
 
 class PolicyUnavailable(Exception):
-    """The policy engine gave no decision that may be relied on; the message says why, for the log."""
+    """The policy engine gave no valid decision; the message says why, for the log."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """A rate class: what one subject may use, in calendar minutes and UTC days.
+    """A rate class: the quotas of one subject, per calendar minute and UTC day.
 
-    Where an engine is full, a higher `priority` goes first.
+    When an engine is full, a higher `priority` is served first.
     """
 
     name: str
@@ -24,7 +24,9 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """`models` None means all; `rule` names what decided. `id` tells evaluations apart in the audit record."""
+    """`models` None means all; `rule` names the rule that decided. `id` identifies this evaluation in the audit
+    record.
+    """
 
     allow: bool
     reason: str
@@ -37,36 +39,36 @@ class Decision:
     id: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def permits(self, model: str) -> bool:
-        """Whether this model may be asked, or even be heard of."""
+        """Whether this model may be used, or its existence revealed."""
         return self.models is None or model in self.models
 
 
 def number(answer: dict[str, object], name: str) -> int:
-    """A whole number that is not negative; raises PolicyUnavailable."""
+    """A non-negative integer; raises PolicyUnavailable."""
     value = answer.get(name)
     if type(value) is not int or value < 0:
-        raise PolicyUnavailable(f"the decision's {name} is no whole number: {str(value)[:40]!r}")
+        raise PolicyUnavailable(f"the decision's {name} is not a non-negative integer: {str(value)[:40]!r}")
     return value
 
 
 def text(answer: dict[str, object], name: str) -> str:
-    """A text; raises PolicyUnavailable."""
+    """A non-empty string; raises PolicyUnavailable."""
     value = answer.get(name)
     if not isinstance(value, str) or not value:
-        raise PolicyUnavailable(f"the decision's {name} is no text: {str(value)[:40]!r}")
+        raise PolicyUnavailable(f"the decision's {name} is not a non-empty string: {str(value)[:40]!r}")
     return value
 
 
 def parse_decision(answer: object) -> Decision:
-    """A decision as the policy gave it; raises PolicyUnavailable for anything else. Allow is exactly `true`."""
+    """Parse the policy's decision; raises PolicyUnavailable if it is invalid. Only exactly `true` allows."""
     if not isinstance(answer, dict) or not isinstance(answer.get("allow"), bool):
-        raise PolicyUnavailable("the policy engine answered with no decision")
+        raise PolicyUnavailable("the policy engine's answer is not a decision")
     reason, rule, revision = text(answer, "reason"), text(answer, "rule"), number(answer, "revision")
     if answer["allow"] is not True:
         return Decision(False, reason, rule, revision)
     models, rate = answer.get("models"), answer.get("rate")
     if not isinstance(models, list) or not all(isinstance(name, str) for name in models):
-        raise PolicyUnavailable("the decision's models are no list of names")
+        raise PolicyUnavailable("the decision's models are not a list of names")
     if not isinstance(rate, dict) or not isinstance(answer.get("log_prompt"), bool):
         raise PolicyUnavailable("the decision lacks its rate or log_prompt")
     return Decision(
@@ -81,7 +83,7 @@ def parse_decision(answer: object) -> Decision:
             number(rate, "requests_per_minute"),
             number(rate, "tokens_per_minute"),
             number(rate, "tokens_per_day"),
-            number(rate, "priority") if "priority" in rate else 0,  # policies of former releases have none
+            number(rate, "priority") if "priority" in rate else 0,  # absent in policies of earlier releases
         ),
         log_prompt=answer["log_prompt"] is True,
     )

@@ -1,6 +1,7 @@
-"""Who asks. An API key, a token of the company's identity provider, or a client certificate says so.
+"""Authentication by API key, token of an identity provider, or client certificate.
 
-A request shows one of them. An Authorization header is judged alone: where it is wrong, a certificate does not help.
+A request is authenticated by one of them. If it has an Authorization header, only that counts: a valid certificate
+does not make up for an invalid header.
 """
 
 import asyncio
@@ -21,7 +22,9 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who asks, as policy, limits and audit see it. `id` names the key, certificate or token; `token` is what OIDC gave."""
+    """The caller, as seen by policy, quotas and audit. `id`: of the key, certificate or token. `token`: the OIDC
+    token, if any.
+    """
 
     kind: Literal["api_key", "certificate", "oidc"]
     id: str
@@ -32,24 +35,24 @@ class Identity:
 
 
 def of_record(record: Record) -> Identity:
-    """Whom a record stands for."""
+    """The identity that a record stands for."""
     return Identity(record.kind, record.id, record.subject, record.tenant, record.roles)
 
 
 class Authenticator:
-    """Gives each request its identity, and knows when an identity has ended."""
+    """Authenticates requests, and detects identities that have ended."""
 
     def __init__(
         self, keys: KeyTable, certificate_header: str | None = None, issuer: Issuer | None = None
     ) -> None:
-        """`certificate_header` names the header in which the edge, and nobody else, hands certificates over."""
+        """`certificate_header`: the header in which the edge passes on certificates; no other process can set it."""
         self.keys = keys
         self.certificate_header = certificate_header.lower().encode() if certificate_header else None
         self.issuer = issuer
         self.last_used = LastUsed(last_used_file(keys.path))
 
     def identify(self, headers: Headers) -> Identity:
-        """Who sent these headers; raises ApiError 401, or 503 while that cannot be known."""
+        """Authenticate by headers; raises ApiError 401, or 503 while keys or tokens cannot be checked."""
         authorization = [value for name, value in headers if name == b"authorization"]
         if len(authorization) > 1:
             raise unauthenticated("malformed_key", "there are two Authorization headers: send one")
@@ -61,7 +64,6 @@ class Authenticator:
         raise unauthenticated("missing_key", f"no API key: {SEND_A_KEY}")
 
     def bearer(self, authorization: bytes) -> Identity:
-        """The identity of an Authorization header."""
         scheme, _, rest = authorization.partition(b" ")
         token = rest.strip().decode("latin-1")
         if scheme.lower() == b"bearer" and token.startswith("llmk_"):
@@ -74,7 +76,6 @@ class Authenticator:
         )
 
     def token(self, issuer: Issuer, text: str) -> Identity:
-        """The identity of a token."""
         token = issuer.token(text)
         identity = Identity("oidc", token.id, token.subject, token.tenant, token.roles, token)
         if refusal := self.ended(identity):
@@ -82,36 +83,37 @@ class Authenticator:
         return identity
 
     def certificate(self, values: Sequence[bytes]) -> Identity:
-        """The identity of what the edge says about the client's certificate."""
         try:
             [value] = values
             fingerprint = presented(value).fingerprint
         except ValueError:
             raise unauthenticated(
-                "invalid_certificate", "what the edge says about your certificate is none: tell the operator"
+                "invalid_certificate", "the edge did not pass on a valid certificate: tell the operator"
             ) from None
         return self.used(self.keys.certificate_holder(fingerprint))
 
     def used(self, record: Record) -> Identity:
-        """The identity of a record that has just been shown."""
+        """The identity of a record, whose use is noted."""
         self.last_used.touch(record.id)
         return of_record(record)
 
     def ended(self, identity: Identity) -> ApiError | None:
-        """Why this identity is no longer good; None while it is."""
+        """Why this identity is no longer valid; None while it is."""
         token = identity.token
         if token is None or self.issuer is None:
             return self.keys.ended(identity.id)
         if self.keys.records is None:
-            return unavailable("keys_unreadable", "who may ask cannot be read now: ask again later", 5)
-        # The provider's clock may be ahead by the leeway: what it issued before the block may bear a later time.
+            return unavailable("keys_unreadable", "the API keys cannot be read: retry later", 5)
+        # The provider's clock may be ahead by the leeway, so a token issued before the block may carry a later time.
         blocked = self.keys.blocked.get(token.subject)
         if blocked and token.issued <= blocked.timestamp() + self.issuer.config.leeway_seconds:
-            return unauthenticated("revoked_token", "tokens of this age were revoked: log in again")
+            return unauthenticated(
+                "revoked_token", "tokens issued before this subject was blocked are revoked: log in again"
+            )
         return self.issuer.ended(token)
 
     async def watch(self, changed: Callable[[], None]) -> None:
-        """Reload what has changed on disk, then call `changed`; runs until cancelled."""
+        """Reload changed files, then call `changed`; runs until cancelled."""
         while True:
             await asyncio.sleep(POLL_SECONDS)
             fresh = [each.refresh() for each in (self.keys, self.issuer) if each]
@@ -121,6 +123,6 @@ class Authenticator:
                 self.last_used.flush_if_due(self.keys.records)
 
     def close(self) -> None:
-        """Write down what is not written yet."""
+        """Write last-used times that are not written yet."""
         if self.keys.records is not None and self.last_used.unwritten:
             self.last_used.flush(self.keys.records)

@@ -1,7 +1,7 @@
-"""When keys and certificates were last used, to the minute: a small file of the gateways', beside the keys file.
+"""When keys and certificates were last used, to the minute: a small file next to the keys file.
 
-A request costs a write to a dictionary. The file is replaced at most once a minute; what it lacks after a crash is that minute.
-The gateways of a host share it: each takes in what the others wrote, and the later time counts.
+A request costs one write to a dictionary. The file is replaced at most once a minute, so a crash loses at most that
+minute. The gateways of a host share it: each merges what the others wrote, and the later time wins.
 """
 
 import json
@@ -19,12 +19,12 @@ FORM = "%Y-%m-%dT%H:%MZ"
 
 
 def last_used_file(keys_file: Path) -> Path:
-    """Where it lies."""
+    """Path of the file."""
     return keys_file.with_name("last-used.json")
 
 
 def read_last_used(path: Path) -> dict[str, datetime]:
-    """Minute by id. Nothing depends on it, so a file that is not ours counts as empty."""
+    """Minute by id. Nothing depends on it, so an invalid file counts as empty."""
     try:
         content = json.loads(path.read_bytes())
         return {
@@ -35,10 +35,10 @@ def read_last_used(path: Path) -> dict[str, datetime]:
 
 
 class LastUsed:
-    """The gateway's side."""
+    """A gateway's last-used times."""
 
     def __init__(self, path: Path) -> None:
-        """Go on from what the file says."""
+        """Starts with the times in the file."""
         self.path = path
         self.minutes: dict[str, int] = {}
         self.unwritten = False
@@ -46,24 +46,24 @@ class LastUsed:
         self.take_in()
 
     def take_in(self) -> None:
-        """What the file says, where that is later."""
+        """Merge the file; the later time wins."""
         for number, at in read_last_used(self.path).items():
             self.minutes[number] = max(self.minutes.get(number, 0), int(at.timestamp()) // 60)
 
     def touch(self, number: str) -> None:
-        """This one is used now."""
+        """Note that `number` is used now."""
         minute = int(time.time()) // 60
         if self.minutes.get(number) != minute:
             self.minutes[number] = minute
             self.unwritten = True
 
     def flush_if_due(self, known: Container[str]) -> None:
-        """Write, unless there is nothing new or the last time was less than a minute ago."""
+        """Write if there is anything new, at most once a minute."""
         if self.unwritten and time.monotonic() >= self.next_flush:
             self.flush(known)
 
     def flush(self, known: Container[str]) -> None:
-        """Replace the file; ids that are not `known` any more leave it."""
+        """Replace the file; ids that are no longer `known` are dropped."""
         self.next_flush = time.monotonic() + FLUSH_SECONDS
         self.take_in()
         self.minutes = {number: minute for number, minute in self.minutes.items() if number in known}
@@ -82,7 +82,7 @@ class LastUsed:
                 raise
         except OSError as error:
             log.warning(
-                f"cannot write {self.path} ({error.strerror}): `keys list` shows older times until I can"
+                f"cannot write {self.path} ({error.strerror}): `keys list` shows outdated times until then"
             )
         else:
             self.unwritten = False

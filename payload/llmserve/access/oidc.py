@@ -1,6 +1,7 @@
-"""Tokens of the company's identity provider (OpenID Connect, RFC 7519), checked offline by its keys in a file (JWKS, RFC 7517).
+"""Tokens of an OpenID Connect identity provider (RFC 7519), verified offline with its keys from a file (JWKS, RFC
+7517).
 
-Nothing here asks the provider: its public keys are brought by the operator, and a new file counts at once.
+The provider is never contacted: the operator supplies its public keys, and a new file takes effect at once.
 """
 
 import json
@@ -26,13 +27,13 @@ from llmserve.settings import Oidc
 log = logging.getLogger("llmserve.oidc")
 TOKEN_BYTES = 8 * 1024
 JWKS_BYTES = 1024 * 1024
-RSA_BITS = 2048  # at least
-MEMORY_SECONDS = 60.0  # how long a verified token is not verified again
+RSA_BITS = 2048  # minimum
+MEMORY_SECONDS = 60.0  # how long a verified token is trusted without verifying it again
 MEMORY_TOKENS = 4096
-LOOK_SECONDS = 1.0  # between two looks at the file for a key that nobody knows
-ROLES = 64  # at most
+LOOK_SECONDS = 1.0  # minimum time between two reloads for an unknown key id
+ROLES = 64  # maximum
 TOKEN_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
-# Each algorithm has its kind of key (RFC 7518, 3.1; RFC 8037), and what has no line here is never accepted.
+# Key type and curve of each algorithm (RFC 7518, 3.1; RFC 8037); algorithms that are not listed are never accepted.
 KEY_KINDS: dict[str, tuple[str, str | None]] = {
     "ES256": ("EC", "P-256"),
     "ES384": ("EC", "P-384"),
@@ -41,20 +42,20 @@ KEY_KINDS: dict[str, tuple[str, str | None]] = {
     **{f"{family}{bits}": ("RSA", None) for family in ("RS", "PS") for bits in (256, 384, 512)},
 }
 THUMBPRINT = {"EC": ("crv", "kty", "x", "y"), "OKP": ("crv", "kty", "x"), "RSA": ("e", "kty", "n")}
-# What PyJWT raises, in this order; anything else is a malformed token.
+# Exceptions of PyJWT, checked in this order; any other means a malformed token.
 REFUSALS: list[tuple[type[jwt.PyJWTError], str, str]] = [
     (jwt.InvalidSignatureError, "invalid_token", "the token's signature is wrong"),
     (jwt.ExpiredSignatureError, "expired_token", "the token has expired"),
-    (jwt.ImmatureSignatureError, "immature_token", "the token is from the future: compare the clocks"),
+    (jwt.ImmatureSignatureError, "immature_token", "the token is not valid yet: check the clocks"),
     (jwt.InvalidIssuerError, "wrong_issuer", "the token is from another issuer"),
     (jwt.MissingRequiredClaimError, "incomplete_token", "the token needs the claims exp, iat, aud and iss"),
-    (jwt.InvalidAudienceError, "wrong_audience", "the token is for somebody else (aud)"),
+    (jwt.InvalidAudienceError, "wrong_audience", "the token is for another audience (aud)"),
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """What a verified token says. Times are seconds since 1970; `signer` is the thumbprint of the key."""
+    """The content of a verified token. Times in seconds since the epoch; `signer`: thumbprint of the key."""
 
     id: str
     subject: str
@@ -67,7 +68,7 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class SigningKey:
-    """A public key of the provider, and the algorithms that it is for."""
+    """A public key of the provider, and the algorithms it may be used with."""
 
     kid: str
     algorithms: frozenset[str]
@@ -76,12 +77,12 @@ class SigningKey:
 
 
 def refused(code: str, what: str) -> ApiError:
-    """401. Nothing of the token is in it."""
+    """401; quotes nothing of the token."""
     return unauthenticated(code, f"{what}: get a new one from your identity provider")
 
 
 def read_jwks(path: Path) -> list[SigningKey]:
-    """The keys that can verify tokens; raises ConfigError where there is none, or a private one."""
+    """The keys that can verify tokens; raises ConfigError if there is none, or a private key."""
     try:
         content = path.read_bytes()
         document = json.loads(content) if len(content) <= JWKS_BYTES else None
@@ -91,20 +92,22 @@ def read_jwks(path: Path) -> list[SigningKey]:
         document = None
     entries = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(entries, list):
-        raise ConfigError(f'{path} is no JWKS: want {{"keys": […]}} of at most {JWKS_BYTES} bytes')
+        raise ConfigError(f'{path} is not a JWKS: it needs {{"keys": […]}} of at most {JWKS_BYTES} bytes')
     if any(isinstance(entry, dict) and "d" in entry for entry in entries):
-        raise ConfigError(f"{path} holds a private key: make a new one, and bring its public half alone")
+        raise ConfigError(
+            f"{path} contains a private key: generate a new key pair, and supply only the public key"
+        )
     keys = [key for entry in entries if (key := signing_key(entry))]
     if not keys:
         raise ConfigError(
-            f"{path} holds {len(entries)} keys and none to verify with: want RSA of {RSA_BITS} bits or more, "
-            "EC or Ed25519, each with its kid"
+            f"{path} contains {len(entries)} keys, but none that can verify tokens: supply RSA keys of at least {RSA_BITS} bits, "
+            "EC or Ed25519 keys, each with a kid"
         )
     return keys
 
 
 def signing_key(entry: Any) -> SigningKey | None:
-    """A JWK as a key for signatures; None for all others, symmetric ones included."""
+    """A JWK as a verification key; None for any other, including symmetric keys."""
     if not isinstance(entry, dict) or not isinstance(entry.get("kid"), str) or entry.get("use") == "enc":
         return None
     kind = entry.get("kty")
@@ -126,12 +129,12 @@ def signing_key(entry: Any) -> SigningKey | None:
 
 
 def canonical(members: dict[str, str]) -> bytes:
-    """As RFC 7638 hashes a key."""
+    """The hash input of a key's thumbprint (RFC 7638)."""
     return json.dumps(members, sort_keys=True, separators=(",", ":")).encode()
 
 
 def claim(claims: dict[str, Any], name: str) -> Any:
-    """The claim of this name, or, where there is none, what its dots lead to (realm_access.roles)."""
+    """The claim `name`; if there is none, `name` is a path separated by dots (realm_access.roles)."""
     if name in claims:
         return claims[name]
     value: Any = claims
@@ -141,19 +144,19 @@ def claim(claims: dict[str, Any], name: str) -> Any:
 
 
 class Issuer:
-    """The identity provider whose tokens count."""
+    """The identity provider whose tokens are accepted."""
 
     def __init__(self, config: Oidc) -> None:
-        """Read its keys once. Without them, each token is answered 503."""
+        """Reads its keys. Without them, each token is answered with 503."""
         self.config = config
         self.keys: list[SigningKey] | None = None
-        self.verified: dict[bytes, tuple[Token, float]] = {}  # by SHA-256; until when, as time.monotonic()
+        self.verified: dict[bytes, tuple[Token, float]] = {}  # by SHA-256, with expiry as time.monotonic()
         self.next_look = 0.0
         self.seen: Stamp | None = None
         self.reload()
 
     def reload(self) -> None:
-        """Take the file as it is now, and forget what older keys have verified."""
+        """Read the file again, and forget tokens verified with older keys."""
         self.seen = stamp(self.config.jwks_file)
         self.verified.clear()
         try:
@@ -165,16 +168,16 @@ class Issuer:
             log.info("identity provider's keys read", extra={"fields": {"keys": len(self.keys)}})
 
     def refresh(self) -> bool:
-        """Reload if the file has changed; whether it had."""
+        """Reload the file if it has changed; returns whether it had."""
         if stamp(self.config.jwks_file) == self.seen:
             return False
         self.reload()
         return True
 
     def token(self, text: str) -> Token:
-        """What this token says; raises ApiError 401, or 503 without the provider's keys."""
+        """Verify a token; raises ApiError 401, or 503 without the provider's keys."""
         if len(text) > TOKEN_BYTES:
-            raise refused("token_too_long", f"the token has {len(text)} bytes, {TOKEN_BYTES} are allowed")
+            raise refused("token_too_long", f"the token has {len(text)} bytes, the limit is {TOKEN_BYTES}")
         digest = sha256(text.encode("latin-1")).digest()
         token, until = self.verified.get(digest, (None, 0.0))
         if token is None or until < time.monotonic():
@@ -188,11 +191,11 @@ class Issuer:
         return token
 
     def ended(self, token: Token) -> ApiError | None:
-        """Why a token that was good is good no longer; None while it is."""
+        """Why a verified token is no longer valid; None while it is."""
         if self.keys is None:
             return unavailable(
                 "identity_unavailable",
-                "tokens cannot be checked now, API keys can: ask again later",
+                "tokens cannot be verified at present: use an API key, or retry later",
                 retry_after=5,
             )
         if token.expires + self.config.leeway_seconds <= time.time():
@@ -202,7 +205,7 @@ class Issuer:
         return None
 
     def verify(self, text: str, digest: str) -> Token:
-        """Header, key, signature, claims, in this order."""
+        """Check header, key, signature and claims, in this order; raises ApiError."""
         key, algorithm = self.key_of(text)
         try:
             claims = jwt.decode(
@@ -218,47 +221,51 @@ class Issuer:
             for kind, code, what in REFUSALS:
                 if isinstance(error, kind):
                     raise refused(code, what) from None
-            raise refused("malformed_token", "this is no token that can be read") from None
+            raise refused("malformed_token", "the token cannot be parsed") from None
         return self.read_claims(claims, digest, key.thumbprint)
 
     def key_of(self, text: str) -> tuple[SigningKey, str]:
-        """The key that a token names, and its algorithm. The token chooses among ours, it brings nothing."""
+        """The key that the token names, and its algorithm. Both must be ours: the token can only select, not supply
+        them.
+        """
         try:
             head = json.loads(base64url_decode(text.split(".", 1)[0]))
         except (ValueError, RecursionError):
             head = None
         if not isinstance(head, dict):
-            raise refused("malformed_token", "this is no token that can be read")
+            raise refused("malformed_token", "the token cannot be parsed")
         algorithm = head.get("alg")
         if algorithm not in self.config.algorithms:
             allowed = ", ".join(self.config.algorithms)
             raise refused("token_algorithm", f"the token is not signed by one of {allowed}")
         if "crit" in head:
-            raise refused("token_critical_header", "the token has extensions (crit) that are not known here")
+            raise refused("token_critical_header", "the token has unsupported extensions (crit)")
         named = self.named(head.get("kid"))
         if not named and time.monotonic() >= self.next_look:
             self.next_look = time.monotonic() + LOOK_SECONDS
-            self.refresh()  # the provider may have a new key since a moment ago
+            self.refresh()  # the provider may have a new key
             named = self.named(head.get("kid"))
         if not named:
-            raise refused("unknown_token_key", "the token names no key (kid) of the identity provider")
+            raise refused(
+                "unknown_token_key", "the token's key (kid) is not one of the identity provider's keys"
+            )
         for key in named:
             if algorithm in key.algorithms:
                 return key, algorithm
-        raise refused("token_key_mismatch", "the key that the token names is for another algorithm")
+        raise refused("token_key_mismatch", "the token's key is for another algorithm")
 
     def named(self, kid: object) -> list[SigningKey]:
-        """Keys of this name; raises ApiError 503 without any keys."""
+        """Keys with this kid; raises ApiError 503 if there are no keys at all."""
         if self.keys is None:
             raise unavailable(
                 "identity_unavailable",
-                "tokens cannot be checked now, API keys can: ask again later",
+                "tokens cannot be verified at present: use an API key, or retry later",
                 retry_after=5,
             )
         return [key for key in self.keys if key.kid == kid]
 
     def read_claims(self, claims: dict[str, Any], digest: str, signer: str) -> Token:
-        """Who it is for; raises ApiError 401 where that cannot be said."""
+        """The token's content; raises ApiError 401 if a claim is missing or invalid."""
         config, issued = self.config, int(claims["iat"])
         if time.time() - issued > config.max_age_seconds + config.leeway_seconds:
             raise refused("token_too_old", f"the token was issued more than {config.max_age_seconds} s ago")
@@ -266,15 +273,17 @@ class Issuer:
         roles = claim(claims, config.roles_claim)
         roles = roles.split() if isinstance(roles, str) else roles
         if not isinstance(subject, str) or not SUBJECT.fullmatch(subject):
-            raise refused("incomplete_token", f"the token says no subject in '{config.subject_claim}'")
+            raise refused("incomplete_token", f"the token has no valid subject in '{config.subject_claim}'")
         if not isinstance(tenant, str) or not NAME.fullmatch(tenant):
-            raise refused("incomplete_token", f"the token says no tenant in '{config.tenant_claim}'")
+            raise refused("incomplete_token", f"the token has no valid tenant in '{config.tenant_claim}'")
         if (
             not isinstance(roles, list)
             or len(roles) > ROLES
             or not all(isinstance(role, str) and NAME.fullmatch(role) for role in roles)
         ):
-            raise refused("incomplete_token", f"the token says no list of roles in '{config.roles_claim}'")
+            raise refused(
+                "incomplete_token", f"the token has no valid list of roles in '{config.roles_claim}'"
+            )
         number = str(claims.get("jti", ""))
         number = number if TOKEN_ID.fullmatch(number) else digest[:16]
         return Token(number, subject, tenant, tuple(roles), issued, int(claims["exp"]), signer)

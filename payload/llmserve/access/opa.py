@@ -1,4 +1,4 @@
-"""Who decides: OPA behind a UNIX socket, or the same engine in this process, on the same signed bundle."""
+"""The policy engine: OPA behind a UNIX socket, or embedded in this process, on the same signed bundle."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ from llmserve.access.decision import PolicyUnavailable
 
 log = logging.getLogger("llmserve.policy")
 PATH = b"/v1/data/llm/authz/decision"
-ANSWER_BYTES = 256 * 1024  # an answer that is longer is none of ours
+ANSWER_BYTES = 256 * 1024  # a decision is never longer
 IDLE_CONNECTIONS = 16
 
 
@@ -23,14 +23,14 @@ class PolicyEngine(Protocol):
     """Evaluates `data.llm.authz.decision`."""
 
     async def evaluate(self, asked: dict[str, Any]) -> object:
-        """The document for this input; raises PolicyUnavailable."""
+        """The decision document for an input; raises PolicyUnavailable."""
 
     def close(self) -> None:
-        """Let go of what is held."""
+        """Release connections or the embedded engine."""
 
 
 class Connection(asyncio.Protocol):
-    """One connection to OPA, on which one question at a time is asked; httptools reads the answer and tells it here."""
+    """One connection to OPA, with one request at a time; httptools parses the response and calls the on_… methods."""
 
     transport: asyncio.Transport
     parser: httptools.HttpResponseParser
@@ -38,11 +38,12 @@ class Connection(asyncio.Protocol):
     reusable = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """It may be asked."""
         self.transport = cast(asyncio.Transport, transport)
 
     async def ask(self, request: bytes) -> tuple[int, bytes]:
-        """Status and body; raises OSError, EOFError, HttpParserError or PolicyUnavailable. Closed unless whole."""
+        """Status and body; raises OSError, EOFError, HttpParserError or PolicyUnavailable, and then closes the
+        connection.
+        """
         if self.transport.is_closing():
             raise EOFError
         self.body = b""
@@ -57,7 +58,7 @@ class Connection(asyncio.Protocol):
         return self.parser.get_status_code(), body
 
     def data_received(self, data: bytes) -> None:
-        """A piece of an answer; what nobody has asked for ends the connection."""
+        """Parse the response; data that was not requested closes the connection."""
         if self.answer is None or self.answer.done():
             self.transport.abort()
             return
@@ -67,38 +68,34 @@ class Connection(asyncio.Protocol):
             self.fail(error)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """OPA has hung up."""
         self.fail(exc or EOFError())
 
     def fail(self, error: Exception) -> None:
-        """Whoever waits is told."""
+        """Fail the pending request, if any."""
         if self.answer and not self.answer.done():
             self.answer.set_exception(error)
 
     def on_body(self, body: bytes) -> None:
-        """A piece of the body."""
         self.body += body
         if len(self.body) > ANSWER_BYTES:
             self.fail(PolicyUnavailable(f"the policy engine answered with more than {ANSWER_BYTES} bytes"))
 
     def on_message_complete(self) -> None:
-        """All of it."""
-        self.reusable = self.parser.should_keep_alive()  # a moment later the parser has forgotten
+        self.reusable = self.parser.should_keep_alive()  # not available from the parser later
         if self.answer and not self.answer.done():
             self.answer.set_result(self.body)
 
 
 class OpaServer:
-    """OPA's data API. A question that runs into the deadline, or meets a closed connection twice, is not answered."""
+    """OPA's data API. A request fails if it exceeds the deadline, or if a new connection is closed."""
 
     def __init__(self, path: Path, deadline_ms: int) -> None:
-        """Connects at the first question."""
+        """Connects on first use."""
         self.path = path
         self.deadline = deadline_ms / 1000
         self.idle: list[Connection] = []
 
     async def evaluate(self, asked: dict[str, Any]) -> object:
-        """The document for this input; raises PolicyUnavailable."""
         body = json.dumps({"input": asked}).encode()
         head = (
             b"POST %b HTTP/1.1\r\nhost: opa\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
@@ -112,7 +109,7 @@ class OpaServer:
             raise PolicyUnavailable(f"{self.path}: {type(error).__name__}") from None
 
     async def exchange(self, request: bytes) -> object:
-        """Ask on an idle connection; one that OPA has closed meanwhile is replaced by a new one."""
+        """Send the request on an idle connection; one that OPA has closed meanwhile is replaced."""
         while self.idle:
             try:
                 return await self.ask(self.idle.pop(), request)
@@ -123,40 +120,40 @@ class OpaServer:
         return await self.ask(connection, request)
 
     async def ask(self, connection: Connection, request: bytes) -> object:
-        """One question and its answer; the connection is kept only after a whole one."""
+        """Send the request, and return the result; the connection is reused only after a complete response."""
         status, body = await connection.ask(request)
         if connection.reusable and len(self.idle) < IDLE_CONNECTIONS:
             self.idle.append(connection)
         else:
             connection.transport.close()
         if status != 200:
-            raise PolicyUnavailable(f"the policy engine answered {status}")
+            raise PolicyUnavailable(f"the policy engine returned {status}")
         try:
             return json.loads(body)["result"]
         except (ValueError, KeyError, TypeError):
-            raise PolicyUnavailable("the policy engine answered 200 without a result") from None
+            raise PolicyUnavailable("the policy engine returned 200 without a result") from None
 
     def close(self) -> None:
-        """Hang up."""
         for connection in self.idle:
             connection.transport.close()
         self.idle.clear()
 
 
 class OpaEmbedded:
-    """OPA as a library, on the signed bundle. A bundle that is refused leaves the one before active, and is told."""
+    """OPA as a library, on the signed bundle. If a new bundle is rejected, that is logged and the previous one
+    remains active.
+    """
 
     def __init__(self, bundle: Path, public_key: bytes) -> None:
-        """`public_key`: the policy's, PEM. The bundle is read at the first question."""
+        """`public_key`: the policy's, PEM. The bundle is read on first use."""
         self.bundle = bundle
         self.public_key = public_key
         self.seen: Stamp | None = None
         self.revision = 0
         self.opa: OpaEngine | None = None
-        self.trouble = f"{bundle} is not there"
+        self.trouble = f"{bundle} does not exist"
 
     async def evaluate(self, asked: dict[str, Any]) -> object:
-        """The document for this input; raises PolicyUnavailable."""
         self.reload()
         if self.opa is None:
             raise PolicyUnavailable(self.trouble)
@@ -166,7 +163,7 @@ class OpaEmbedded:
             raise PolicyUnavailable(f"the embedded engine failed: {error.code}") from None
 
     def reload(self) -> None:
-        """Take the bundle as it is now, if it is another one."""
+        """Load the bundle if it has changed."""
         now = stamp(self.bundle)
         if now is None or now == self.seen:
             return
@@ -180,13 +177,12 @@ class OpaEmbedded:
         except (PolicyRefused, OpaError, OSError) as error:
             self.trouble = str(error)
             fields = {"reason": str(error), "active_revision": self.revision}
-            log.error("a policy bundle is refused", extra={"fields": fields})
+            log.error("a policy bundle was rejected", extra={"fields": fields})
             return
         self.close()
         self.opa, self.revision = opa, bundle.revision
         log.info("policy bundle", extra={"fields": {"revision": bundle.revision}})
 
     def close(self) -> None:
-        """Let go of the engine."""
         if self.opa is not None:
             self.opa.close()

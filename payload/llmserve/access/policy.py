@@ -1,7 +1,8 @@
-"""The gateway's question to the policy: may this subject do this? What is not answered, and right, is a no.
+"""Authorization by the policy: without a valid decision, the answer is no.
 
-A decision is kept for a few seconds, by subject, roles, tenant and action; models are in the decision itself, so one
-serves all of them. A new revision empties what is kept. A revision below one that was seen before is no answer.
+Decisions are cached for a few seconds by subject, roles, tenant and action; a decision lists the permitted models, so
+one covers all of them. A new revision clears the cache. A decision of an earlier revision than the highest seen is
+invalid.
 """
 
 import asyncio
@@ -22,33 +23,33 @@ from llmserve.metrics import Metrics
 
 log = logging.getLogger("llmserve.policy")
 ALLOWED_SECONDS = (
-    5.0  # how long a decision is kept; also how long a role's change may take without a new revision
+    5.0  # how long a decision is cached, and hence how long a change of roles may take without a new revision
 )
 DENIED_SECONDS = 1.0
 KEPT = 10_000
-# Asks for nothing that exists, so it is always denied; the answer says which revision is active.
+# No such action exists, so it is always denied; the decision reveals the active revision.
 PROBE: dict[str, object] = {"subject": "llm-gateway", "tenant": "", "roles": [], "action": "PROBE"}
 
 
 class Policy:
-    """Decisions, kept and fresh. `ready` while the engine answers with a revision that counts."""
+    """Decisions, cached or fresh. `ready` while the engine returns valid decisions."""
 
     def __init__(
         self, engine: PolicyEngine, metrics: Metrics, seen: Path | None, glass: BreakGlass | None
     ) -> None:
-        """`seen`: the file that remembers the highest revision over restarts."""
+        """`seen`: file that preserves the highest revision across restarts."""
         self.engine = engine
         self.metrics = metrics
         self.seen = seen
         self.glass = glass
         self.revision = read_revision(seen)
         self.ready = False
-        self.trouble = "not asked yet"
+        self.trouble = "not probed yet"
         self.kept: OrderedDict[tuple[str, tuple[str, ...], str, str], tuple[float, Decision]] = OrderedDict()
         self.changed: Callable[[], None] = lambda: None
 
     async def decide(self, identity: Identity, action: str) -> Decision:
-        """The decision for a subject, allowed or not; raises ApiError 503 where there is none."""
+        """The decision for a subject, allowed or not; raises ApiError 503 if there is none."""
         key = (identity.subject, identity.roles, identity.tenant, action)
         now = time.monotonic()
         kept = self.kept.get(key)
@@ -60,14 +61,14 @@ class Policy:
         return decision
 
     def keep(self, key: tuple[str, tuple[str, ...], str, str], until: float, decision: Decision) -> None:
-        """Remember a decision; the oldest goes when there are too many."""
+        """Cache a decision, evicting the oldest if there are too many."""
         self.kept[key] = until, decision
         self.kept.move_to_end(key)
         if len(self.kept) > KEPT:
             self.kept.popitem(last=False)
 
     async def fresh(self, identity: Identity, action: str) -> Decision:
-        """Ask the engine; raises ApiError 503."""
+        """Evaluate the policy, or fall back to break-glass; raises ApiError 503."""
         asked: dict[str, object] = {
             "subject": identity.subject,
             "tenant": identity.tenant,
@@ -87,11 +88,11 @@ class Policy:
         return decision
 
     async def ask(self, asked: dict[str, object]) -> Decision:
-        """A decision of a revision that counts; raises PolicyUnavailable."""
+        """A decision of a valid revision; raises PolicyUnavailable."""
         decision = parse_decision(await self.engine.evaluate(asked))
         if decision.revision < max(1, self.revision):
             raise PolicyUnavailable(
-                f"revision {decision.revision} is older than {max(1, self.revision)}, which was seen before"
+                f"revision {decision.revision} is older than {max(1, self.revision)}, the highest seen"
             )
         if decision.rule == "policy_expired":
             raise PolicyUnavailable(f"the policy of revision {decision.revision} has expired")
@@ -102,12 +103,12 @@ class Policy:
         return decision
 
     def advance(self, revision: int) -> None:
-        """A new revision is active: remember it, and forget what an older one decided. Raises PolicyUnavailable."""
+        """Store a new revision, and drop decisions of older ones. Raises PolicyUnavailable if it cannot be stored."""
         if self.seen:
             try:
                 write_revision(self.seen, revision)
             except OSError as error:
-                reason = f"revision {revision} cannot be remembered in {self.seen}: {error.strerror}"
+                reason = f"revision {revision} cannot be stored in {self.seen}: {error.strerror}"
                 raise PolicyUnavailable(reason) from None
         log.info("policy revision", extra={"fields": {"from": self.revision, "to": revision}})
         self.revision = revision
@@ -115,45 +116,45 @@ class Policy:
         self.changed()
 
     def fail(self, error: PolicyUnavailable) -> None:
-        """Count it, and say it once for each trouble."""
+        """Count the failure, and log it if its reason is new."""
         self.metrics.decisions.labels("unavailable").inc()
         self.ready = False
         if str(error) != self.trouble:
             self.trouble = str(error)
             log.error(
-                "no policy decision: every request is refused", extra={"fields": {"reason": str(error)}}
+                "no policy decision: every request is rejected", extra={"fields": {"reason": str(error)}}
             )
 
     async def watch(self, seconds: float) -> None:
-        """Every so often: does the engine answer, and with which revision. Runs until cancelled."""
+        """Probe the engine every `seconds`; runs until cancelled."""
         while True:
             await self.probe()
             await asyncio.sleep(seconds)
 
     async def probe(self) -> None:
-        """Ask for nothing."""
+        """Check that the engine decides, and by which revision."""
         try:
             await self.ask(PROBE)
         except PolicyUnavailable as error:
             self.fail(error)
-            self.kept.clear()  # what was decided does not outlive who decided it
+            self.kept.clear()  # cached decisions do not outlive the engine
         self.metrics.break_glass_armed.set(int(self.glass is not None and self.glass.active()))
 
 
 def read_revision(seen: Path | None) -> int:
-    """The highest revision seen before; 0 if none was. Raises ConfigError for a file that says something else."""
+    """The highest revision seen; 0 if there is none. Raises ConfigError for an invalid file."""
     if seen is None or not seen.exists():
         return 0
     content = seen.read_text(encoding="ascii", errors="replace").strip()
     if not content.isdecimal():
         raise ConfigError(
-            f"{seen} holds {content[:40]!r}, not the highest policy revision: write the control node's into it"
+            f"{seen} contains {content[:40]!r} instead of the highest policy revision: write the control node's into it"
         )
     return int(content)
 
 
 def write_revision(seen: Path, revision: int) -> None:
-    """On disk before it counts: a power cut leaves the old number or the new one."""
+    """Store it durably: after a power cut the file has either the old or the new number."""
     aside = seen.with_suffix(".new")
     with aside.open("w", encoding="ascii") as file:
         file.write(f"{revision}\n")
@@ -164,12 +165,11 @@ def write_revision(seen: Path, revision: int) -> None:
 
 def denied(decision: Decision) -> ApiError:
     """403, with the rule that decided."""
-    message = f"{decision.reason} (rule {decision.rule}, policy revision {decision.revision}): ask for a role that may"
+    message = f"{decision.reason} (rule {decision.rule}, policy revision {decision.revision}): request a role that is allowed to"
     return ApiError(403, "denied", message)
 
 
 def policy_unavailable() -> ApiError:
-    """503."""
     return unavailable(
-        "policy_unavailable", "no policy decides now, so nothing is allowed: ask again later", 2
+        "policy_unavailable", "the policy is unavailable, so nothing is allowed: retry later", 2
     )

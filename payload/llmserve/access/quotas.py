@@ -1,9 +1,9 @@
-"""Quotas: what one subject may use in a minute and a day, by its rate class. The only place that counts them.
+"""Quotas: what one subject may use per minute and day, by its rate class. They are counted only here.
 
-Counters of all processes and instances stand in Redis, in calendar minutes and UTC days. A process leases a share
-of what is left and spends it by itself, so that most requests ask Redis nothing; what it has leased and not spent
-when the period ends is lost to the others (at most 1/LEASES of the limit a process). Without Redis each process
-counts for itself, and allows AWAY_SHARE of the limit.
+Counters of all processes and hosts are in Redis, per calendar minute and UTC day. A process leases part of the
+remaining quota and spends it locally, so that most requests do not need Redis; a lease that is unspent at the end of
+the period is lost to the others (at most 1/LEASES of the limit per process). Without Redis each process counts on its
+own, and allows AWAY_SHARE of the limit.
 """
 
 import asyncio
@@ -23,27 +23,29 @@ MINUTE, DAY = 60, 86400
 
 @dataclass(slots=True)
 class Window:
-    """One counter of one subject in one period, as this process sees it."""
+    """One counter of one subject in one period, as seen by this process."""
 
-    name: str  # in Redis
-    kind: str  # for people
+    name: str  # key in Redis
+    kind: str  # for messages
     ends: float  # seconds since the epoch
     limit: int
     leased: int = 0
     used: int = 0
-    fetching: asyncio.Lock = field(default_factory=asyncio.Lock)  # one lease at a time serves all who wait
+    fetching: asyncio.Lock = field(
+        default_factory=asyncio.Lock
+    )  # one lease at a time serves all waiting requests
 
 
 class Account:
-    """The three windows of one subject; each is replaced when its period is over."""
+    """The three windows of one subject; each is replaced when its period ends."""
 
     def __init__(self, owner: str) -> None:
-        """`owner` is the subject's name in Redis' keys."""
+        """`owner`: the subject's name in Redis keys."""
         self.owner = owner
         self.windows: dict[str, Window] = {}
 
     def window(self, kind: str, limit: int, seconds: int, now: float) -> Window:
-        """The current one; a limit that the policy has changed holds at once."""
+        """The current window; a limit that the policy has changed applies at once."""
         window = self.windows.get(kind)
         if window is None or now >= window.ends:
             period = int(now // seconds)
@@ -53,11 +55,11 @@ class Account:
         return window
 
     def requests(self, rate: Rate, now: float) -> Window:
-        """Requests a minute."""
+        """The window of requests per minute."""
         return self.window("requests_a_minute", rate.requests_per_minute, MINUTE, now)
 
     def tokens(self, rate: Rate, now: float) -> tuple[Window, Window]:
-        """Tokens a minute, tokens a day."""
+        """The windows of tokens per minute and per day."""
         return (
             self.window("tokens_a_minute", rate.tokens_per_minute, MINUTE, now),
             self.window("tokens_a_day", rate.tokens_per_day, DAY, now),
@@ -66,30 +68,29 @@ class Account:
 
 @dataclass(slots=True)
 class Reservation:
-    """Tokens set aside for a request until it is known how many it took."""
+    """Tokens set aside for a request until its usage is known."""
 
     windows: tuple[Window, Window]
     tokens: int
 
     def settle(self, tokens: int) -> None:
-        """It took `tokens`; what was set aside above that is free again, what is above counts."""
+        """The request used `tokens`: return the surplus, or charge the excess."""
         for window in self.windows:
             window.used = max(0, window.used + tokens - self.tokens)
         self.tokens = tokens
 
 
 class Quotas:
-    """All accounts of one process."""
+    """The accounts of one process."""
 
     def __init__(self, redis: RedisClient | None, metrics: Metrics) -> None:
-        """Nothing is asked yet."""
         self.redis = redis
         self.metrics = metrics
         self.accounts: dict[tuple[str, str], Account] = {}
         self.swept = time.time()
 
     def account(self, tenant: str, subject: str, now: float) -> Account:
-        """A subject's; those whose periods are all over are forgotten once a minute."""
+        """The account of a subject; once a minute, accounts whose periods have all ended are dropped."""
         if now - self.swept > MINUTE:
             self.swept = now
             self.accounts = {
@@ -110,7 +111,7 @@ class Quotas:
         await self.take(requests, 1, decision.rate, now)
 
     async def reserve(self, tenant: str, subject: str, decision: Decision, tokens: int) -> Reservation:
-        """Set aside `tokens`, of the minute and of the day; raises ApiError 429."""
+        """Set aside `tokens` in the windows of minute and day; raises ApiError 429."""
         now = time.time()
         minute, day = self.account(tenant, subject, now).tokens(decision.rate, now)
         await self.take(day, tokens, decision.rate, now)
@@ -122,13 +123,13 @@ class Quotas:
         return Reservation((minute, day), tokens)
 
     async def take(self, window: Window, count: int, rate: Rate, now: float) -> None:
-        """Use `count` of a window; raises ApiError 429 where that is more than is left."""
-        window.used += count  # before anything is awaited, so that no two requests use the same
+        """Use `count` of a window; raises ApiError 429 if less remains."""
+        window.used += count  # before the first await, so that no two requests use the same quota
         if window.used <= window.leased:
             return
         try:
             async with window.fetching:
-                while window.used > window.leased:  # more requests may come while a lease is fetched
+                while window.used > window.leased:  # more requests may arrive while a lease is fetched
                     if not await self.lease(window):
                         break
                 enough = window.used <= window.leased
@@ -142,25 +143,26 @@ class Quotas:
         raise ApiError(
             429,
             "rate_limited",
-            f"{window.limit} {window.kind} is your limit (rate class {rate.name}) and this asks for {count} more: "
-            f"ask again in {wait} s, or for less",
+            f"your limit is {window.limit} {window.kind} (rate class {rate.name}), and this request needs {count} more: "
+            f"retry in {wait} s, or request less",
             headers=[(b"retry-after", str(wait).encode())],
         )
 
     async def lease(self, window: Window) -> bool:
-        """Get what is lacking, and some more for later, from the counter that all share; whether it had so much.
+        """Lease what is missing, and some more for later, from the shared counter; returns whether that much
+        remained.
 
-        Raises RedisAway.
+        Raises RedisUnavailable.
         """
         if self.redis is None:
             raise RedisUnavailable
-        asked = max(window.used - window.leased, window.limit // LEASES)
-        forgotten = int(window.ends) + MINUTE
+        wanted = max(window.used - window.leased, window.limit // LEASES)
+        expires = int(window.ends) + MINUTE
         total, _ = await self.redis.execute(
-            ("INCRBY", window.name, asked), ("EXPIREAT", window.name, forgotten)
+            ("INCRBY", window.name, wanted), ("EXPIREAT", window.name, expires)
         )
-        over = min(asked, max(0, int(total) - window.limit))
-        window.leased += asked - over
+        over = min(wanted, max(0, int(total) - window.limit))
+        window.leased += wanted - over
         if over:
             await self.redis.execute(("INCRBY", window.name, -over))
         return over == 0

@@ -1,1 +1,1 @@
-"""Answers that are kept or shared."""
+"""Cached and shared answers."""

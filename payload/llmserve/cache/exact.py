@@ -1,7 +1,7 @@
-"""The exact cache: the answer to a question that was asked before, of the same model, by the same tenant.
+"""The exact cache: answers to identical requests by the same tenant for the same model.
 
-Answers are kept if they are greedy, or if the client asks for it by `cache-control: max-age`. Redis being slow, full or
-gone is a miss, never an error.
+Greedy answers are cached, and sampled ones if the client permits it by `cache-control: max-age`. If Redis is slow,
+full or down, that is a miss, never an error.
 """
 
 import hashlib
@@ -16,16 +16,16 @@ from llmserve.metrics import Metrics
 from llmserve.protocol import FIELDS, Done, FinishReason, Generate, Hello
 from llmserve.redis_client import RedisClient, RedisUnavailable
 
-FORMAT = 3  # of what is kept; an older release's entries are other questions
-# How a question is asked does not change its answer; the adapter is the model, and stands there.
-NOT_ASKED = {"id", "stream", "deadline", "traceparent", "adapter"}
-ASKED = [name for name in FIELDS[Generate] if name not in NOT_ASKED]
+FORMAT = 3  # version of the entries; those of older releases never match
+# These do not change the answer; the adapter is part of the model, which is in the key material.
+NOT_IN_KEY = {"id", "stream", "deadline", "traceparent", "adapter"}
+IN_KEY = [name for name in FIELDS[Generate] if name not in NOT_IN_KEY]
 DIRECTIVE = re.compile(r'\s*([a-z-]+)\s*(?:=\s*"?([^",]*)"?\s*)?')
 
 
 @dataclass(frozen=True, slots=True)
 class CacheWish:
-    """What a request's `cache-control` asks for (RFC 9111, 5.2.1): `max_age` in seconds."""
+    """The request's `cache-control` directives (RFC 9111, 5.2.1); `max_age` in seconds."""
 
     read: bool = True
     write: bool = True
@@ -36,7 +36,7 @@ DEFAULT_WISH = CacheWish()
 
 
 def cache_wish(header: bytes | None) -> CacheWish:
-    """The wish in a header; what is not known is ignored, as the RFC says, and no number is 0."""
+    """Parse the header; unknown directives are ignored, as the RFC requires, and a malformed max-age counts as 0."""
     if header is None:
         return DEFAULT_WISH
     read = write = True
@@ -54,7 +54,7 @@ def cache_wish(header: bytes | None) -> CacheWish:
 
 
 def key_material(tenant: str, policy_revision: int, hello: Hello, request: Generate) -> str:
-    """Everything that the answer depends on, and whose it is, as JSON whose order is this code's and not the client's."""
+    """Everything that the answer depends on, and its tenant, as JSON in an order that the client cannot influence."""
     material = {
         "format": FORMAT,
         "tenant": tenant,
@@ -63,27 +63,27 @@ def key_material(tenant: str, policy_revision: int, hello: Hello, request: Gener
         "revision": hello.revision,
         "template": hello.template,
         "driver": hello.driver,
-        "asked": {name: getattr(request, name) for name in ASKED},
+        "asked": {name: getattr(request, name) for name in IN_KEY},
     }
     return to_json(material).decode()
 
 
 class CacheKey(NamedTuple):
-    """`name` in Redis, which is a hash of `material`."""
+    """`name`: key in Redis, derived from a hash of `material`."""
 
     name: str
     material: str
 
 
 def cache_key(tenant: str, policy_revision: int, hello: Hello, request: Generate) -> CacheKey:
-    """Where the answer to `request` is kept."""
+    """The key of the answer to `request`."""
     material = key_material(tenant, policy_revision, hello, request)
     return CacheKey("llm:exact:" + hashlib.sha256(material.encode()).hexdigest(), material)
 
 
 @dataclass(slots=True)
 class Kept:
-    """An answer in the pieces in which the engine gave it. `stored` in seconds since the epoch."""
+    """A cached answer in the pieces that the engine produced. `stored`: seconds since the epoch."""
 
     pieces: list[str]
     finish_reason: FinishReason
@@ -93,26 +93,27 @@ class Kept:
 
     @property
     def done(self) -> Done:
-        """As the engine would have said it at once."""
+        """The frame of an answer that is not streamed."""
         tokens = self.prompt_tokens, self.completion_tokens
         return Done(0, "".join(self.pieces), self.finish_reason, *tokens)
 
     def age(self) -> int:
-        """Seconds; 0 where the clock went back meanwhile."""
+        """Age in seconds; 0 if the clock was set back meanwhile."""
         return max(0, int(time.time() - self.stored))
 
 
 class ExactCache:
-    """Answers in Redis under `llm:exact:<sha256 of the key material>`, beside the material itself."""
+    """Answers in Redis under `llm:exact:<sha256 of the key material>`, together with the material."""
 
     def __init__(self, redis: RedisClient, ttl_seconds: int, metrics: Metrics) -> None:
-        """Nothing is asked yet."""
         self.redis = redis
         self.ttl = ttl_seconds
         self.metrics = metrics
 
     async def get(self, key: CacheKey, max_age: int | None) -> Kept | None:
-        """The kept answer, if it is not older than `max_age` seconds."""
+        """The cached answer, if it is at most `max_age` seconds old; failures are counted as errors and treated as a
+        miss.
+        """
         try:
             [value] = await self.redis.execute(("GET", key.name))
             if value is not None:
@@ -126,7 +127,7 @@ class ExactCache:
         return None
 
     async def put(self, key: CacheKey, pieces: list[str], done: Done) -> None:
-        """Keep an answer; failing to is no error."""
+        """Cache an answer; a failure is only counted."""
         content = {
             "material": key.material,
             "pieces": pieces,

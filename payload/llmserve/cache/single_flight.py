@@ -1,8 +1,8 @@
-"""Single flight: an answer that is being made serves all who ask the same meanwhile.
+"""Single flight: an answer in progress serves all identical requests that arrive meanwhile.
 
-No client makes it: a task of its own asks the engine, and goes on as long as somebody listens. So whoever asked first may
-leave, or read slowly, without harm to the others. Where the engine fails, the one who asked first is told so, and the next
-one asks again.
+It runs in a task of its own, as long as at least one client listens. So the client that came first may disconnect or
+read slowly without affecting the others. If the engine fails, only the first client receives the error, and the next
+one starts again.
 """
 
 import asyncio
@@ -22,17 +22,16 @@ log = logging.getLogger("llmserve.shared")
 
 
 class Shared:
-    """One answer on its way. Streams hear every piece; who wants it whole hears only the end."""
+    """One answer in progress. Streams receive every piece, other listeners only the end."""
 
     def __init__(self) -> None:
-        """Nobody listens yet."""
         self.pieces: list[str] = []
         self.end: Done | Failed | None = None
         self.streams: dict[Answer, bool] = {}
         self.task: asyncio.Task[None] | None = None
 
     def listen(self, stream: bool) -> Answer:
-        """All that comes, and all that has come."""
+        """A queue of all frames, including those that have already come."""
         answer: Answer = asyncio.Queue()
         if stream:
             for text in self.pieces:
@@ -43,14 +42,12 @@ class Shared:
         return answer
 
     def piece(self, frame: Delta) -> None:
-        """One more."""
         self.pieces.append(frame.text)
         for answer, stream in self.streams.items():
             if stream:
                 answer.put_nowait(frame)
 
     def finish(self, end: Done | Failed) -> None:
-        """The last frame."""
         self.end = end
         if isinstance(end, Done):
             end.text = "".join(self.pieces)
@@ -59,10 +56,9 @@ class Shared:
 
 
 class SharedAnswers:
-    """All that are on their way, by their key, which names the tenant."""
+    """All answers in progress by cache key, which includes the tenant."""
 
     def __init__(self, metrics: Metrics) -> None:
-        """None yet."""
         self.metrics = metrics
         self.running: dict[CacheKey, Shared] = {}
         self.tasks: set[asyncio.Task[None]] = set()
@@ -76,9 +72,9 @@ class SharedAnswers:
         cache: ExactCache,
         fresh: bool,
     ) -> tuple[Answer, Callable[[], None], bool]:
-        """The answer's frames, how to leave, and whether it is this request that made the engine be asked.
+        """Join or start an answer; returns its frames, a function to leave, and whether this call started it.
 
-        `fresh`: an answer that was begun before is not wanted.
+        `fresh`: do not join an answer that was started earlier.
         """
         shared = None if fresh else self.running.get(key)
         first = shared is None
@@ -98,7 +94,7 @@ class SharedAnswers:
         return answer, leave, first
 
     def forget(self, key: CacheKey, shared: Shared) -> None:
-        """Nobody joins it any more."""
+        """Let no further request join it."""
         if self.running.get(key) is shared:
             del self.running[key]
 
@@ -111,26 +107,28 @@ class SharedAnswers:
         routed: RoutedRequest,
         cache: ExactCache,
     ) -> None:
-        """Ask, pass on, keep."""
-        asked = replace(request, stream=True)
+        """Run the request, pass its frames on, and cache the answer."""
+        streamed = replace(request, stream=True)
         frame: Delta | Done | Failed
         try:
-            frame, answer = await routed.begin(asked, place)
+            frame, answer = await routed.begin(streamed, place)
             self.metrics.of(routed.model).queue.observe(routed.queued)
             try:
                 while isinstance(frame, Delta):
-                    if frame.text:  # an upstream's events are told again as text, to all alike
+                    if frame.text:  # events of an upstream are passed on as text, because listeners render them differently
                         shared.piece(Delta(0, frame.text))
                     frame = await answer.get()
             finally:
-                routed.cancel(asked.id)
+                routed.cancel(streamed.id)
         except ApiError as error:
             frame = Failed(0, error.status, error.code, error.message, error.param)
         except Exception as error:
-            log.exception("an answer for several could not be made")
+            log.exception("a shared answer failed")
             frame = Failed(0, 500, "internal_error", f"the gateway failed with {type(error).__name__}")
         if isinstance(frame, Failed):
-            self.forget(key, shared)  # before they are told, so that the next one begins anew
+            self.forget(
+                key, shared
+            )  # before the listeners are notified, so that the next request starts again
             shared.finish(frame)
             return
         shared.finish(frame)

@@ -41,7 +41,7 @@ def test_run_prints_an_address_and_a_key_that_answer_without_redis_and_leaves_no
             return text
 
         assert eventually("it answers", answer) == "hello you"
-        assert "no Redis: going on without a cache" in (tmp_path / "err").read_text()
+        assert "no Redis: answers are not cached" in (tmp_path / "err").read_text()
     finally:
         process.send_signal(signal.SIGINT)
         code = process.wait(10)

@@ -115,7 +115,7 @@ def test_a_model_that_equals_its_manifest_has_the_revision_of_the_manifest(tmp_p
         (lambda folder: (folder / "model.safetensors").write_bytes(b"Weights"), "its manifest says"),
         (lambda folder: (folder / "model.safetensors").unlink(), "is missing"),
         (lambda folder: (folder / "extra.json").write_text("{}"), "not in the manifest"),
-        (lambda folder: (folder / "link").symlink_to("/etc/passwd"), "not a plain file"),
+        (lambda folder: (folder / "link").symlink_to("/etc/passwd"), "not a regular file"),
         (lambda folder: (folder / "MANIFEST.sha256").write_text("junk\n"), "line 1"),
         (lambda folder: (folder / "MANIFEST.sha256").write_text(f"{'0' * 64}  ../x\n"), "leaves"),
         (lambda folder: (folder / "MANIFEST.sha256").write_text(""), "empty"),

@@ -147,7 +147,7 @@ def test_a_certificate_of_the_control_node_is_registered_on_all_hosts(estate: Es
         ({"verb": "rotate", "id": "0123", "file": "/tmp/llmkeep-no-such-key"}, "there is no key '0123'"),
         (
             {"verb": "add", **WHO, "roles": "two words", "file": "/tmp/llmkeep-no-such-key"},
-            "'two words' is no name",
+            "'two words' is not a valid name",
         ),
     ],
 )

@@ -250,7 +250,7 @@ def test_a_certificate_has_one_holder_until_that_ends(service: Service, edge: Ed
     noise = service.folder / "noise.pem"
     noise.write_text("no certificate")
     assert (
-        "noise.pem holds no certificate"
+        "noise.pem contains no certificate"
         in service.cli("keys", "add", *who, "--certificate", str(noise)).stderr
     )
 

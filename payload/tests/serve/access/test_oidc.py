@@ -217,10 +217,10 @@ def test_keys_that_are_no_good_are_left_out_or_refuse_the_file(provider: Provide
     file = tmp_path / "wrong.json"
     for content, reason in [
         (json.dumps({"keys": [{**private, "kid": "p"}]}), "private key"),
-        (json.dumps({"keys": [secret]}), "none to verify with"),
-        (json.dumps({"keys": {}}), "no JWKS"),
-        ("[" * 100_000, "no JWKS"),
-        (" " * 1_100_000 + '{"keys": []}', "no JWKS"),
+        (json.dumps({"keys": [secret]}), "none that can verify tokens"),
+        (json.dumps({"keys": {}}), "not a JWKS"),
+        ("[" * 100_000, "not a JWKS"),
+        (" " * 1_100_000 + '{"keys": []}', "not a JWKS"),
     ]:
         file.write_text(content)
         with pytest.raises(ConfigError, match=reason):
@@ -465,4 +465,4 @@ def test_the_check_command_judges_a_jwks(service: Service, corp: Provider, tmp_p
     assert service.cli("check", "jwks", str(corp.jwks_file)).returncode == 0
     (tmp_path / "wrong").write_text("{}")
     refused = service.cli("check", "jwks", str(tmp_path / "wrong"))
-    assert (refused.returncode, "no JWKS" in refused.stderr) == (2, True)
+    assert (refused.returncode, "not a JWKS" in refused.stderr) == (2, True)

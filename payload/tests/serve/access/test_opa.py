@@ -192,7 +192,7 @@ def test_a_gateway_that_starts_again_says_which_revision_decides(tmp_path: Path)
 
 def noticed(service: Service) -> bool:
     """Whether a refusal of a bundle or a break-glass file was logged since the last one that was."""
-    marks = ("a policy bundle is refused", "Bundle load failed", "no break-glass file that counts")
+    marks = ("a policy bundle was rejected", "Bundle load failed", "not a valid break-glass file")
     count = sum(service.logs().count(mark) for mark in marks)
     before, service.refusals = service.refusals, count
     return count > before

@@ -201,7 +201,7 @@ def test_a_revision_that_cannot_be_remembered_decides_nothing_until_it_can(tmp_p
     policy = {"engine": "server", "socket": str(opa.socket), "seen": str(tmp_path / "state/revision")}
     with running(tmp_path, policy=policy) as service, service.client() as client:
         error(client.get("/v1/models"), 503, "policy_unavailable")
-        assert "cannot be remembered" in service.logs()
+        assert "cannot be stored" in service.logs()
         (tmp_path / "state").mkdir()
         eventually("served", lambda: client.get("/v1/models").status_code == 200, 5)
         assert service.gateway is not None
@@ -209,7 +209,7 @@ def test_a_revision_that_cannot_be_remembered_decides_nothing_until_it_can(tmp_p
         (tmp_path / "state/revision").write_text("seven\n")
         service.start_gateway(wait=False)
         assert service.gateway.process.wait(20) == 2
-        assert "'seven', not the highest policy revision" in service.logs()
+        assert "'seven' instead of the highest policy revision" in service.logs()
     opa.stop()
 
 

@@ -133,7 +133,7 @@ def test_without_a_writer_nothing_is_answered_and_with_one_again_within_five_sec
         tokens = service.metrics()['llm_tokens_total{kind="completion",model="echo"}']
         for path in "/generate?prompt=x", "/v1/models", "/openapi.json":
             error(client.get(path), 503, "audit_unavailable")
-        assert "recorded" in error(client.get("/readyz"), 503, "not_ready")["message"]
+        assert "audit writer" in error(client.get("/readyz"), 503, "not_ready")["message"]
         assert service.metrics()['llm_tokens_total{kind="completion",model="echo"}'] == tokens
         service.start_writer()
         eventually("served again", lambda: client.get("/generate?prompt=x").status_code == 200, 5)

@@ -137,7 +137,7 @@ def test_it_loads_no_torch(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        ("", "is no model's configuration"),
+        ("", "is not a model configuration"),
         ("[]", "is not a JSON object"),
         ('{"model_type": "mamba"}', "model_type 'mamba': fit knows llama"),
         ("{}", "model_type None"),
@@ -156,7 +156,7 @@ def test_a_wrong_configuration_is_told(
 
 def test_a_model_that_is_not_there_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", "--model", str(tmp_path / "none"), "--memory", "24G"]) == 2
-    assert "name a model's directory" in capsys.readouterr().err
+    assert "specify a model directory" in capsys.readouterr().err
 
 
 def test_memory_is_a_size() -> None:

@@ -58,7 +58,7 @@ def test_an_engine_killed_while_it_streams_ends_the_stream_with_an_error_and_ans
             doomed.engines["echo"].kill()
             last = [json.loads(line.removeprefix("data: ")) for line in lines][-1]
         assert last["error"]["code"] == "engine_lost"
-        assert "has died" in last["error"]["message"]
+        assert "died while answering" in last["error"]["message"]
         refused = client.get("/readyz")
         assert "1 of 1 engines are unavailable" in error(refused, 503, "not_ready")["message"]
         assert client.get("/livez").status_code == 200

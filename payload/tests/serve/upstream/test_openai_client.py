@@ -300,7 +300,7 @@ def test_another_revision_or_model_than_was_configured_is_never_taken_for_it(tmp
     with running(tmp_path, {}, remotes=remotes) as service, service.client() as client:
         error(client.post(CHAT, json=asking(model="other")), 503, "engine_unavailable")
         error(client.post(CHAT, json=asking()), 503, "engine_unavailable")
-        assert "it has no model 'other'" in service.logs()
+        assert "does not list the model 'other'" in service.logs()
         assert "set 'revision'" in service.logs()
     server.stop()
 
