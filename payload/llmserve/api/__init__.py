@@ -1,1 +1,1 @@
-"""OpenAI's API and `/generate` as data: bodies of requests, answers, errors."""
+"""OpenAI's API and `/generate` as data: requests, responses, errors."""

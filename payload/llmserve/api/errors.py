@@ -1,4 +1,4 @@
-"""Errors as clients see them: OpenAI's envelope with a documented status and code."""
+"""Errors as sent to clients: OpenAI's envelope with a documented status and code."""
 
 import json
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_
 
 @dataclass
 class ApiError(Exception):
-    """An answer that is not a success. `message` says what is wrong, the value seen, and the way out."""
+    """An error response. `message` states what is wrong, the value seen, and what to do."""
 
     status: int
     code: str
@@ -25,12 +25,12 @@ class ApiError(Exception):
 
     @property
     def type(self) -> str:
-        """OpenAI's coarse error type, which follows from the status."""
+        """OpenAI's coarse error type, which depends only on the status."""
         return "server_error" if self.status >= 500 else TYPES.get(self.status, "invalid_request_error")
 
 
 def unauthenticated(code: str, message: str) -> ApiError:
-    """401 with the header that RFC 9110 asks for."""
+    """401 with the header that RFC 9110 requires."""
     return ApiError(401, code, message, headers=[(b"www-authenticate", b'Bearer realm="llm"')])
 
 
@@ -40,7 +40,8 @@ def unavailable(code: str, message: str, retry_after: int = 1) -> ApiError:
 
 
 def deadline_exceeded(seconds: float) -> ApiError:
-    """503: the gateway's own deadline, or one that the client has set."""
+    """503 for the gateway's own deadline, or one set by the client."""
     return unavailable(
-        "deadline_exceeded", f"no whole answer within {seconds:g} s: ask for fewer tokens, or later"
+        "deadline_exceeded",
+        f"the answer was not complete within {seconds:g} s: request fewer tokens, or retry later",
     )

@@ -1,4 +1,4 @@
-"""Requests as clients send them (OpenAI's API and /generate), checked strictly, and turned into a `Call`."""
+"""Requests of clients (OpenAI's API and /generate): strict validation, and conversion into a `Call`."""
 
 import json
 import re
@@ -19,7 +19,7 @@ TopP = Annotated[float, Field(gt=0, le=1)]
 
 
 def whole(value: object) -> object:
-    """JSON knows one kind of number: 5.0 is an integer."""
+    """JSON has a single number type, so 5.0 is accepted as an integer."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -38,13 +38,13 @@ CLOSED: JsonDict = {"additionalProperties": False}
 
 
 class Strict(BaseModel):
-    """No guessing: a number in quotes is a string. Other fields are kept aside, see `beyond`."""
+    """No type coercion: a number in quotes is a string. Unknown fields are collected, see `beyond`."""
 
     model_config = ConfigDict(strict=True, extra="allow", json_schema_extra=CLOSED)
 
 
 class TextPart(BaseModel):
-    """A part of a message; text is the only kind that these models read."""
+    """A part of a message; only text is supported."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
     type: Literal["text"]
@@ -52,7 +52,7 @@ class TextPart(BaseModel):
 
 
 def as_every_engine_takes_it(schema: dict[str, Any]) -> None:
-    """Calls of tools go with the field `tools`, which only some engines have: the document leaves both out."""
+    """Remove tool calls from the document, since they go with the field `tools`, which only some engines support."""
     properties = schema["properties"]
     del properties["tool_calls"], properties["tool_call_id"], properties["content"]["default"]
     properties["role"]["enum"].remove("tool")
@@ -61,7 +61,7 @@ def as_every_engine_takes_it(schema: dict[str, Any]) -> None:
 
 
 class Message(BaseModel):
-    """One turn of a conversation. `developer` is OpenAI's newer word for `system`."""
+    """One message of a conversation. `developer` is OpenAI's newer name for `system`."""
 
     model_config = ConfigDict(strict=True, extra="forbid", json_schema_extra=as_every_engine_takes_it)
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -71,33 +71,36 @@ class Message(BaseModel):
 
     @model_validator(mode="after")
     def says_something(self) -> "Message":
-        """Only a message that calls tools may be without text; only a tool answers a call."""
+        """Only a message with tool calls may lack content; `tool_call_id` belongs to the role `tool`."""
         if self.content is None and not self.tool_calls:
-            raise ValueError("a message has 'content'")
+            raise ValueError("a message needs 'content'")
         if self.tool_calls and self.role != "assistant":
-            raise ValueError("only the assistant has 'tool_calls'")
+            raise ValueError("only the role 'assistant' may have 'tool_calls'")
         if (self.role == "tool") != (self.tool_call_id is not None):
-            raise ValueError("'tool_call_id' goes with the role 'tool'")
+            raise ValueError("'tool_call_id' is required for the role 'tool', and allowed for no other")
         return self
 
     def plain(self) -> dict[str, Any]:
-        """As chat templates want it."""
+        """As chat templates expect it."""
         text = self.content
         if isinstance(text, list):
             text = "".join(part.text for part in text)
-        said: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": text}
+        message: dict[str, Any] = {
+            "role": "system" if self.role == "developer" else self.role,
+            "content": text,
+        }
         if self.tool_calls:
-            said["tool_calls"] = self.tool_calls
+            message["tool_calls"] = self.tool_calls
         if self.tool_call_id is not None:
-            said["tool_call_id"] = self.tool_call_id
-        return said
+            message["tool_call_id"] = self.tool_call_id
+        return message
 
 
 class StreamOptions(BaseModel):
-    """What a stream carries besides text.
+    """Options of a stream.
 
-    `continuous_usage_stats` is vLLM's: usage in each chunk. It is taken, since clients send it unasked, and the usage
-    comes with the last chunk alone, as OpenAI's API has it.
+    `continuous_usage_stats` is vLLM's: usage in each chunk. It is accepted because clients send it by default, but
+    the usage comes with the last chunk only, as in OpenAI's API.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid")
@@ -118,7 +121,7 @@ ONE_LENGTH: JsonDict = {
 
 
 class Sampling(Strict):
-    """What both of OpenAI's completion endpoints share."""
+    """Fields shared by OpenAI's two completion endpoints."""
 
     model_config = ConfigDict(json_schema_extra=CLOSED | ONLY_IN_STREAMS)
 
@@ -148,7 +151,7 @@ class CompletionBody(Sampling):
 
 
 class GenerateBody(Strict):
-    """Body of POST /generate, and the query of GET /generate. The answer is greedy unless told otherwise."""
+    """Body of POST /generate, and the query of GET /generate. Greedy by default."""
 
     prompt: Annotated[str, Field(min_length=1)]
     max_tokens: Tokens | None = None
@@ -157,7 +160,7 @@ class GenerateBody(Strict):
 
 
 class EmbeddingBody(Strict):
-    """Body of POST /v1/embeddings. Texts only: what other tokenizers made of them would mean something else here."""
+    """Body of POST /v1/embeddings. Texts only: token ids from another tokenizer would mean something else here."""
 
     model: str
     input: Text | Annotated[list[Text], Field(min_length=1, max_length=MAX_INPUTS)]
@@ -167,7 +170,7 @@ class EmbeddingBody(Strict):
 
 @dataclass(slots=True)
 class Call:
-    """A checked request: which model, what for the engine, and what the client wants to see of it, or of its vectors."""
+    """A validated request: the model, the engine's request, and what the client wants in the response."""
 
     model: str | None
     generate: Generate
@@ -176,7 +179,7 @@ class Call:
 
 
 def parse_body[T: Strict](kind: type[T], body: bytes) -> T:
-    """The JSON `body` as a `kind`; raises ApiError 400."""
+    """Parse the JSON `body` as a `kind`; raises ApiError 400."""
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
@@ -184,18 +187,18 @@ def parse_body[T: Strict](kind: type[T], body: bytes) -> T:
 
 
 def parse_query(query: bytes) -> GenerateBody:
-    """The query string of GET /generate; raises ApiError 400."""
+    """Parse the query string of GET /generate; raises ApiError 400."""
     try:
         pairs = parse_qsl(query.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=32)
     except (UnicodeDecodeError, ValueError):
         raise ApiError(
-            400, "invalid_query", "the query is not UTF-8 in percent encoding: encode it, as 'curl -G' does"
+            400, "invalid_query", "the query is not percent-encoded UTF-8: encode it, as 'curl -G' does"
         ) from None
     names = [name for name, _ in pairs]
     for name in names:
         if names.count(name) > 1:
             raise ApiError(
-                400, "invalid_value", f"'{name[:80]}' stands more than once in the query", name[:80]
+                400, "invalid_value", f"'{name[:80]}' is repeated in the query: send it once", name[:80]
             )
     try:
         return GenerateBody.model_validate_strings(dict(pairs), strict=False)
@@ -204,7 +207,7 @@ def parse_query(query: bytes) -> GenerateBody:
 
 
 def bad_request(error: ValidationError) -> ApiError:
-    """The most specific mistake, told as what is wrong, the value seen, and what is wanted."""
+    """400 for the most specific error: what is wrong, the value seen, and what is expected."""
     mistake = max(error.errors(include_url=False), key=lambda each: len(each["loc"]))
     if mistake["type"] == "json_invalid":
         return ApiError(400, "invalid_json", f"the body is not JSON: {mistake['ctx']['error']}")
@@ -220,24 +223,26 @@ def bad_request(error: ValidationError) -> ApiError:
 
 
 def json_path(location: tuple[int | str, ...]) -> str:
-    """Where in the body a mistake is, without the names that pydantic gives to the arms of a union."""
+    """Location of an error in the body, without the names that pydantic gives to the members of a union."""
     return ".".join(str(part) for part in location if not UNION_ARM.fullmatch(str(part)))
 
 
 def shorten(value: Any) -> str:
-    """A value as JSON, cut after 80 characters."""
+    """A value as JSON, cut to 80 characters."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def unsupported(names: list[str]) -> ApiError:
-    """400 that names fields."""
+    """400 that names up to ten fields."""
     listed = ", ".join(f"'{name[:80]}'" for name in names[:10])
-    return ApiError(400, "unsupported_field", f"not supported here: {listed}; take it out", names[0][:80])
+    return ApiError(
+        400, "unsupported_field", f"unsupported: {listed}; remove it from the request", names[0][:80]
+    )
 
 
 def beyond(request: Strict) -> dict[str, object]:
-    """The fields that no model here describes and whose value asks for something."""
+    """The fields outside the model whose value is not a no-op."""
     return {
         name: value
         for name, value in (request.model_extra or {}).items()
@@ -246,30 +251,30 @@ def beyond(request: Strict) -> dict[str, object]:
 
 
 def same(value: object, neutral: object) -> bool:
-    """Equal as JSON has it: true is not 1."""
+    """Equality as in JSON: true is not 1."""
     return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
 
 
 def refuse_undeclared(generate: Generate, declared: Collection[str]) -> None:
-    """Raise ApiError 400 for what the engine has not declared in its Hello, or what nobody can declare."""
-    asked = [*generate.extra] if generate.seed is None else [*generate.extra, "seed"]
-    if bad := [name for name in asked if name not in OPTIONAL or name not in declared]:
+    """Raise ApiError 400 for fields that the engine has not declared in its Hello, or that no engine can declare."""
+    used = [*generate.extra] if generate.seed is None else [*generate.extra, "seed"]
+    if bad := [name for name in used if name not in OPTIONAL or name not in declared]:
         raise unsupported(bad)
 
 
 def answer_length(asked: int | None, limits: Limits) -> tuple[int, bool]:
-    """`max_tokens` for the engine, and whether it is only our default."""
+    """`max_tokens` for the engine, and whether it is only the gateway's default; raises ApiError 400."""
     if asked is None:
         return limits.default_max_tokens, True
     if asked > limits.max_tokens:
         raise ApiError(
-            400, "invalid_value", f"'max_tokens' is {asked}: at most {limits.max_tokens} here", "max_tokens"
+            400, "invalid_value", f"'max_tokens' is {asked}: the limit is {limits.max_tokens}", "max_tokens"
         )
     return asked, False
 
 
 def sampling(request: Sampling, max_tokens: int | None, limits: Limits) -> Generate:
-    """The engine's request for either of OpenAI's endpoints, still without the prompt."""
+    """The engine's request for either of OpenAI's endpoints, without the prompt; raises ApiError 400."""
     length, clip = answer_length(max_tokens, limits)
     stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
     if request.stream_options and not request.stream:
@@ -293,7 +298,7 @@ def sampling(request: Sampling, max_tokens: int | None, limits: Limits) -> Gener
 
 
 def chat_call(request: ChatBody, limits: Limits) -> Call:
-    """A chat request for the engine."""
+    """Convert a chat request; raises ApiError 400."""
     if request.max_tokens is not None and request.max_completion_tokens is not None:
         raise ApiError(
             400,
@@ -307,14 +312,14 @@ def chat_call(request: ChatBody, limits: Limits) -> Call:
         message.tool_calls or message.tool_call_id for message in request.messages
     ):
         raise ApiError(
-            400, "invalid_value", "'messages' have calls of tools: send 'tools' with them", "messages"
+            400, "invalid_value", "'messages' contain tool calls: send 'tools' as well", "messages"
         )
     usage = bool(request.stream_options and request.stream_options.include_usage)
     return Call(request.model, generate, usage)
 
 
 def completion_call(request: CompletionBody, limits: Limits) -> Call:
-    """A plain completion for the engine."""
+    """Convert a completion request; raises ApiError 400."""
     generate = sampling(request, request.max_tokens, limits)
     generate.prompt = request.prompt
     usage = bool(request.stream_options and request.stream_options.include_usage)
@@ -322,7 +327,9 @@ def completion_call(request: CompletionBody, limits: Limits) -> Call:
 
 
 def generate_call(request: GenerateBody, limits: Limits) -> Call:
-    """/generate asks the first model, as a conversation of one turn."""
+    """Convert a request of /generate, which goes to the first model as a conversation of one message; raises ApiError
+    400.
+    """
     if bad := list(beyond(request)):
         raise unsupported(bad)
     length, clip = answer_length(request.max_tokens, limits)
@@ -342,7 +349,7 @@ def generate_call(request: GenerateBody, limits: Limits) -> Call:
 
 
 def embedding_call(request: EmbeddingBody) -> Call:
-    """Texts whose vectors are wanted."""
+    """Convert a request for embeddings; raises ApiError 400."""
     if bad := list(beyond(request)):
         raise unsupported(bad)
     inputs = [request.input] if isinstance(request.input, str) else request.input
@@ -351,20 +358,25 @@ def embedding_call(request: EmbeddingBody) -> Call:
 
 
 def refuse_other_work(generate: Generate, dimensions: int, asked: int | None = None) -> None:
-    """Raise ApiError 404 where a model for text is asked for vectors, of which it has `dimensions`, or the reverse."""
+    """Raise ApiError 404 if a text model should embed, or the reverse, and 400 for other `asked` than the model's
+    `dimensions`.
+    """
     if generate.inputs is None and dimensions:
-        raise ApiError(404, "wrong_endpoint", "this model makes embeddings: use /v1/embeddings", "model")
+        raise ApiError(404, "wrong_endpoint", "this model computes embeddings: use /v1/embeddings", "model")
     if generate.inputs is not None and not dimensions:
         raise ApiError(
-            404, "wrong_endpoint", "this model makes no embeddings: GET /v1/models says which do", "model"
+            404,
+            "wrong_endpoint",
+            "this model computes no embeddings: GET /v1/models lists those that do",
+            "model",
         )
     if asked is not None and asked != dimensions:
-        message = f"'dimensions' is {asked}: the model's vectors have {dimensions}, take it out"
+        message = f"'dimensions' is {asked}: the model's vectors have {dimensions}, omit the field"
         raise ApiError(400, "invalid_value", message, "dimensions")
 
 
 def reserved_tokens(generate: Generate) -> int:
-    """What to set aside of a quota before it is known: the longest answer, or about what the texts have."""
+    """Tokens to reserve of the quota: the longest possible answer, or an estimate for the texts to embed."""
     if generate.inputs is None:
         return generate.max_tokens
     return sum(len(text) for text in generate.inputs) // 4

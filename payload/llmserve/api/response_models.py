@@ -1,4 +1,4 @@
-"""Answers as clients get them, for the OpenAPI document. `answers` writes them by hand, and a test compares."""
+"""Response bodies for the OpenAPI document. `responses` builds them by hand, and a test compares."""
 
 from typing import Literal
 
@@ -8,13 +8,13 @@ from llmserve.protocol import FinishReason
 
 
 class Shape(BaseModel):
-    """Nothing but what is listed."""
+    """Base: exactly the listed fields."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class Usage(Shape):
-    """Tokens."""
+    """Token counts."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -22,7 +22,7 @@ class Usage(Shape):
 
 
 class Spoken(Shape):
-    """The model's turn."""
+    """The model's message."""
 
     role: Literal["assistant"]
     content: str
@@ -30,7 +30,7 @@ class Spoken(Shape):
 
 
 class ChatChoice(Shape):
-    """The one answer of a chat."""
+    """The single choice of a chat completion."""
 
     index: Literal[0]
     message: Spoken
@@ -39,7 +39,7 @@ class ChatChoice(Shape):
 
 
 class TextChoice(Shape):
-    """The one answer to a prompt."""
+    """The single choice of a completion."""
 
     index: Literal[0]
     text: str
@@ -48,7 +48,7 @@ class TextChoice(Shape):
 
 
 class Completed(Shape):
-    """What both of OpenAI's endpoints say of an answer. `created` in seconds since the epoch."""
+    """Fields shared by the responses of OpenAI's two completion endpoints. `created`: seconds since the epoch."""
 
     id: str
     created: int
@@ -58,21 +58,21 @@ class Completed(Shape):
 
 
 class ChatCompletion(Completed):
-    """Answer of POST /v1/chat/completions."""
+    """Response of POST /v1/chat/completions."""
 
     object: Literal["chat.completion"]
     choices: list[ChatChoice]
 
 
 class TextCompletion(Completed):
-    """Answer of POST /v1/completions."""
+    """Response of POST /v1/completions."""
 
     object: Literal["text_completion"]
     choices: list[TextChoice]
 
 
 class Generated(Shape):
-    """Answer of /generate."""
+    """Response of /generate."""
 
     response: str
     model: str
@@ -80,7 +80,7 @@ class Generated(Shape):
 
 
 class Embedding(Shape):
-    """One vector: numbers, or base64 of float32 with the lowest byte first."""
+    """One vector: numbers, or base64 of little-endian float32."""
 
     object: Literal["embedding"]
     index: int
@@ -88,14 +88,14 @@ class Embedding(Shape):
 
 
 class TextUsage(Shape):
-    """Tokens of texts that are only read."""
+    """Token counts of texts that are only read."""
 
     prompt_tokens: int
     total_tokens: int
 
 
 class Embeddings(Shape):
-    """Answer of POST /v1/embeddings."""
+    """Response of POST /v1/embeddings."""
 
     object: Literal["list"]
     model: str
@@ -104,13 +104,13 @@ class Embeddings(Shape):
 
 
 class Health(Shape):
-    """Answer of /livez, /readyz and /health."""
+    """Response of /livez, /readyz and /health."""
 
     status: Literal["alive", "ready"]
 
 
 class DrainState(Shape):
-    """Answer of /drainz. `in_flight`: answers that this gateway still owes."""
+    """Response of /drainz. `in_flight`: number of unfinished answers."""
 
     status: Literal["serving", "draining"]
     in_flight: int

@@ -1,4 +1,4 @@
-"""Answers as clients get them: a whole body, or the frames of a stream. One class for each endpoint."""
+"""Responses to clients: a whole body, or the frames of a stream. One class per endpoint."""
 
 import json
 import secrets
@@ -14,7 +14,7 @@ END = b"data: [DONE]\n\n"
 
 
 def usage(done: Done) -> dict[str, int]:
-    """Token counts as OpenAI names them."""
+    """Token counts in OpenAI's format."""
     return {
         "prompt_tokens": done.prompt_tokens,
         "completion_tokens": done.completion_tokens,
@@ -28,34 +28,34 @@ def event(content: object) -> bytes:
 
 
 def error_event(error: ApiError) -> bytes:
-    """The end of a stream that broke; there is no [DONE] after it."""
+    """The last event of a stream that failed; no [DONE] follows."""
     return b"data: " + error.body() + b"\n\n"
 
 
 class Rendering(Protocol):
-    """How an endpoint shows an answer."""
+    """How an endpoint renders an answer."""
 
     def whole(self, done: Done) -> bytes:
-        """Everything in one body."""
+        """The body of an answer that is not streamed."""
 
     def first(self) -> bytes:
-        """What a stream says before the first piece."""
+        """What a stream sends before the first piece."""
 
     def piece(self, text: str) -> bytes:
         """A piece of text as an event."""
 
     def event(self, passed: Event) -> bytes:
-        """An upstream's event, which comes instead of our own pieces; its stream has no first()."""
+        """An upstream's event, in place of `piece`; its stream has no `first`."""
 
     def last(self, done: Done) -> bytes:
-        """What a stream says after the last piece, [DONE] included."""
+        """What a stream sends after the last piece, including [DONE]."""
 
 
 class OpenAiRendering:
-    """Chat completions and completions differ in a few names only."""
+    """Chat completions and completions, which differ only in a few names."""
 
     def __init__(self, chat: bool, model: str, revision: str, include_usage: bool) -> None:
-        """`chat`: messages instead of text."""
+        """`chat`: chat completions."""
         self.chat = chat
         self.include_usage = include_usage
         self.passing = False
@@ -69,20 +69,19 @@ class OpenAiRendering:
         self.before = self.after = b""
 
     def whole(self, done: Done) -> bytes:
-        """Everything in one body; an upstream's is passed on as it is."""
+        """An upstream's body passes through unchanged."""
         if done.passed is not None:
             return done.passed.encode()
-        said: dict[str, object] = {"index": 0, "logprobs": None, "finish_reason": done.finish_reason}
+        choice: dict[str, object] = {"index": 0, "logprobs": None, "finish_reason": done.finish_reason}
         if self.chat:
-            said["message"] = {"role": "assistant", "content": done.text, "refusal": None}
+            choice["message"] = {"role": "assistant", "content": done.text, "refusal": None}
         else:
-            said["text"] = done.text
-        return to_json({**self.head, "choices": [said], "usage": usage(done)})
+            choice["text"] = done.text
+        return to_json({**self.head, "choices": [choice], "usage": usage(done)})
 
     def chunk(
         self, choices: list[dict[str, object]], used: dict[str, int] | None = None
     ) -> dict[str, object]:
-        """One chunk of the stream."""
         content = {**self.head, "choices": choices}
         if self.chat:
             content["object"] = "chat.completion.chunk"
@@ -91,28 +90,26 @@ class OpenAiRendering:
         return content
 
     def choice(self, delta: dict[str, str], text: str = "", reason: str | None = None) -> dict[str, object]:
-        """The one choice of a chunk."""
-        said: dict[str, object] = {"delta": delta} if self.chat else {"text": text}
-        return {"index": 0, **said, "logprobs": None, "finish_reason": reason}
+        choice: dict[str, object] = {"delta": delta} if self.chat else {"text": text}
+        return {"index": 0, **choice, "logprobs": None, "finish_reason": reason}
 
     def first(self) -> bytes:
-        """The role, for chats; and the frame around each piece is built once."""
+        """The role, for chats. Also builds the JSON around a piece, once per stream."""
         mark = "\0"
         around = event(self.chunk([self.choice({"content": mark}, mark)]))
         self.before, self.after = around.split(b'"\\u0000"')
         return event(self.chunk([self.choice({"role": "assistant", "content": ""})])) if self.chat else b""
 
     def piece(self, text: str) -> bytes:
-        """A piece of text as an event."""
         return self.before + json.dumps(text, ensure_ascii=False).encode() + self.after
 
     def event(self, passed: Event) -> bytes:
-        """As it is; the one with the usage only if it was asked for."""
+        """Passed through unchanged; the usage only if the client requested it."""
         self.passing = True
         return b"" if passed.usage and not self.include_usage else passed.data
 
     def last(self, done: Done) -> bytes:
-        """Finish reason, usage if it was asked for, [DONE]; an upstream has said the first two itself."""
+        """Finish reason, usage if requested, and [DONE]; an upstream has already sent the first two."""
         if self.passing:
             return END
         frames = event(self.chunk([self.choice({}, reason=done.finish_reason)]))
@@ -125,35 +122,29 @@ class GenerateRendering:
     """/generate: {"response", "model", "usage"}."""
 
     def __init__(self, model: str) -> None:
-        """Which model answers."""
         self.model = model
 
     def whole(self, done: Done) -> bytes:
-        """Everything in one body."""
         return to_json({"response": done.text, "model": self.model, "usage": usage(done)})
 
     def first(self) -> bytes:
-        """Nothing."""
         return b""
 
     def piece(self, text: str) -> bytes:
-        """A piece of text as an event."""
         return event({"response": text})
 
     def event(self, passed: Event) -> bytes:
-        """Its text, in our own form."""
+        """Its text, in the format of /generate."""
         return self.piece(passed.text) if passed.text else b""
 
     def last(self, done: Done) -> bytes:
-        """Model and usage, then [DONE]."""
         return event({"response": "", "model": self.model, "usage": usage(done)}) + END
 
 
 class EmbeddingRendering(GenerateRendering):
-    """/v1/embeddings: the engine has made the list, only what is around it is added. It has no stream."""
+    """/v1/embeddings: the engine provides the list `data`, this adds the rest of the body. There are no streams."""
 
     def whole(self, done: Done) -> bytes:
-        """Everything in one body."""
         if done.passed is not None:
             return done.passed.encode()
         used = {"prompt_tokens": done.prompt_tokens, "total_tokens": done.prompt_tokens}

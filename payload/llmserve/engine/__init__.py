@@ -1,1 +1,1 @@
-"""The processes that run models."""
+"""The engine processes, which run models."""

@@ -1,6 +1,6 @@
-"""LoRA adapters in an engine: switched for each request, or added to the weights.
+"""LoRA adapters in an engine: switched per request, or merged into the weights.
 
-Each must do something here (llmcore.adapters), and without it the model must say what it said before.
+Each must take effect (llmcore.adapters), and without it the model must answer exactly as before.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,13 +18,15 @@ from llmserve.settings import Adapter, LocalModel
 
 
 class Switchable:
-    """A model with adapters beside its weights, one of them or none in effect. Not for several threads at once."""
+    """A model with adapters beside its weights, at most one of which is active. Not thread-safe."""
 
     def __init__(self, model: Any, adapters: Mapping[str, Adapter]) -> None:
-        """Place them in `model`, whose `generate` then follows `chosen`; raises ConfigError."""
+        """Attach the adapters to `model`, whose `generate` then uses the `chosen` one; raises ConfigError."""
         before = logits(model)
         self.model: Any = model
-        self.labels = {name: f"adapter{number}" for number, name in enumerate(adapters)}  # peft bears no dot
+        self.labels = {
+            name: f"adapter{number}" for number, name in enumerate(adapters)
+        }  # peft allows no dots in names
         for name, adapter in adapters.items():
             self.model = place(self.model, self.labels[name], adapter.path)
         self.model.eval()
@@ -34,13 +36,13 @@ class Switchable:
         with self.chosen(""):
             if not torch.equal(before, logits(model)):
                 raise ConfigError(
-                    f"{', '.join(adapters)}: one of them changes the model also where it is not asked for, by its biases "
-                    "or by a start from the model's own weights: serve it with 'merged'"
+                    f"{', '.join(adapters)}: one of them changes the model even while it is inactive, by its biases "
+                    "or an initialization from the model's own weights: serve it with 'merged'"
                 )
 
     @contextmanager
     def chosen(self, name: str) -> Iterator[None]:
-        """With this adapter in effect; "" is the model alone."""
+        """Activate this adapter within the block; "" is the base model."""
         if name:
             self.model.set_adapter(self.labels[name], inference_mode=True)
             yield
@@ -50,11 +52,13 @@ class Switchable:
 
 
 def save_merged(settings: LocalModel, revision: str, folder: Path) -> Path:
-    """Write the model with its adapter merged into `folder`, which is made; returns its manifest, beside it."""
+    """Write the model with its adapter merged into `folder`, which must not exist; returns the path of its manifest
+    beside it.
+    """
     manifest = folder.parent / f"{folder.name}.sha256"
     for path in folder, manifest:
         if path.exists():
-            raise ConfigError(f"{path} is there already: name a directory that is not")
+            raise ConfigError(f"{path} already exists: specify a new directory")
     language = LanguageModel(settings, revision)
     language.model.save_pretrained(folder)
     language.tokenizer.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""The batching engine: transformers' continuous batching, through its public manager."""
+"""The batching engine: continuous batching in transformers, through its public manager."""
 
 import asyncio
 import logging
@@ -20,23 +20,23 @@ from llmserve.protocol import Generate
 from llmserve.settings import ContinuousModel
 
 log = logging.getLogger("llmserve.continuous")
-# It has a handler of its own, and shows the ids of a prompt's tokens. What ends a manager is told by `broken`.
+# It has its own handler, and logs the token ids of prompts. `broken` reports what ended a manager.
 logging.getLogger("ContinuousBatchingLogger").disabled = True
 
-FLUSH_SECONDS = 5.0  # for the answers that run when the engine is told to stop
-HARD_SECONDS = 2.0  # for the step that runs when that time is over
+FLUSH_SECONDS = 5.0  # for running answers when the engine stops
+HARD_SECONDS = 2.0  # for the running step after that
 WATCH_SECONDS = 0.1
 
 
 class Batch:
-    """One of transformers' managers, the thread it runs, and who waits for its outputs.
+    """One of transformers' managers, its thread, and the queues of its outputs.
 
-    Its own table of handlers never forgets a request that was cancelled, and what it delivers for a request without a
-    handler stays in a queue for ever: so `forget` cleans both.
+    The manager never forgets the handler of a cancelled request, and queues outputs for requests without a handler
+    forever: `forget` cleans up both.
     """
 
     def __init__(self, model: Any, generation: GenerationConfig, batching: ContinuousBatchingConfig) -> None:
-        """Start it. What is wrong with the cache's size is raised here, not in its thread."""
+        """Start it. Errors in the size of the cache are raised here, not in its thread."""
         self.manager: Any = model.init_continuous_batching(
             generation_config=generation, continuous_batching_config=batching
         )
@@ -46,13 +46,13 @@ class Batch:
         self.manager.start()
 
     def ask(self, name: str, prompt: list[int], **how: Any) -> asyncio.Queue[Any]:
-        """Queue a request, and return where its outputs will come; raises ApiError 503 when nobody takes it."""
+        """Queue a request; returns the queue of its outputs. Raises ApiError 503 if the manager does not accept it."""
         outputs = self.waiting[name] = asyncio.Queue()
-        # Before add_request: an answer may be finished before that returns.
+        # Before add_request, because the answer may be complete before that returns.
         self.manager.register_result_handler(name, self.deliver)
         if self.manager.add_request(prompt, request_id=name, **how) is None:
             self.forget(name)
-            raise unavailable("engine_unavailable", "the engine takes no requests now: ask again", 2)
+            raise unavailable("engine_unavailable", "the engine accepts no requests at present: retry", 2)
         return outputs
 
     def deliver(self, output: Any) -> None:
@@ -61,20 +61,20 @@ class Batch:
             outputs.put_nowait(output)
 
     def cancel(self, name: str) -> None:
-        """Nobody waits for `name` any more; its slot is free after the step that runs now."""
+        """Cancel `name`; its slot is free after the current step."""
         self.manager.cancel_request(name)
         self.forget(name)
 
     def forget(self, name: str) -> None:
-        """Leave nothing behind for `name`."""
+        """Remove all traces of `name` from the manager."""
         self.waiting.pop(name, None)
         router = self.manager.output_router
         router.result_handlers.pop(name, None)
-        while not router.output_queue.empty():  # a step's outputs for requests that were cancelled meanwhile
+        while not router.output_queue.empty():  # outputs of a step for requests cancelled meanwhile
             router.output_queue.get_nowait()
 
     def stop(self) -> None:
-        """End the thread: when all is answered, or after FLUSH_SECONDS with a failure for the rest. Blocks."""
+        """Stop the thread once everything is answered, or after FLUSH_SECONDS, failing the rest. Blocks."""
         self.stopping = True
         self.manager.stop(block=True, timeout=FLUSH_SECONDS)
         if self.manager.is_running():
@@ -84,18 +84,18 @@ class Batch:
 class ContinuousDriver:
     """Requests join and leave the batch at each step.
 
-    Choosing greedily is a matter of a whole manager, so there are two, each with a cache of its own: one takes the
-    likeliest token, exactly as `generate` does, and one draws.
+    Greedy or sampled is a property of a whole manager, so there are two, each with its own cache: one takes the
+    likeliest token, exactly as `generate` does, and one samples.
     """
 
     name = "continuous"
     dimensions = 0
-    adapters: Mapping[str, str] = {}  # the public manager knows none
-    template = ""  # stands in the model's directory, so the revision covers it
-    fields: Sequence[str] = ()  # no seed: everybody in a batch draws from one generator
+    adapters: Mapping[str, str] = {}  # not supported by the public manager
+    template = ""  # part of the model's directory, so the revision covers it
+    fields: Sequence[str] = ()  # no seed: all requests of a batch share one generator
 
     def __init__(self, settings: ContinuousModel, revision: str) -> None:
-        """Load, and say one token from each manager. `revision` is what verify_model returned for this directory."""
+        """Load the model, and generate one token with each manager. `revision`: the result of verify_model."""
         refuse_latent_attention(settings.path)
         paged_attention.use()
         self.language = LanguageModel(settings, revision)
@@ -106,17 +106,17 @@ class ContinuousDriver:
         self.tokenizer_thread = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
         batching = ContinuousBatchingConfig(
             page_size=settings.page_tokens,
-            # Without these numbers it takes a share of the host's memory, whatever the unit may use.
+            # Without explicit numbers it takes a share of the host's memory, regardless of the unit's limit.
             num_blocks=math.ceil(settings.cache_tokens / settings.page_tokens),
             max_batch_tokens=settings.batch_tokens,
             max_requests_per_batch=settings.slots,
             allow_block_sharing=settings.share_prefixes,
-            max_queue_size=0,  # a full queue would block the event loop; the gateway's admission bounds it
+            max_queue_size=0,  # a full queue would block the event loop; the gateway's admission limits requests
             per_request_processors=True,
         )
         ends = {"eos_token_id": self.language.ends, "pad_token_id": self.language.ends[0]}
         greedy = GenerationConfig(do_sample=False, **ends)
-        # A request may only set what is not neutral here.
+        # A request can only set parameters whose value here is not a no-op.
         drawn = GenerationConfig(do_sample=True, temperature=0.5, top_p=0.5, top_k=0, **ends)
         self.batches: list[Batch] = []
         try:
@@ -125,20 +125,20 @@ class ContinuousDriver:
             for temperature in 0.0, 1.0:
                 asyncio.run(self.generate(replace(PROBE, temperature=temperature), lambda _: None))
         except BaseException:
-            self.stop()  # or its threads keep the process alive
+            self.stop()  # otherwise its threads keep the process alive
             raise
 
     def kv_used(self) -> None:
-        """Not known: the public manager does not say."""
+        """None: the public manager does not report it."""
 
     async def generate(self, request: Generate, emit: Callable[[str], None]) -> Finish:
-        """Answer `request`. When cancelled it returns at once, and the model leaves it out from the next step on."""
+        """Answer `request`. When cancelled it returns at once, and the model drops the request at the next step."""
         loop = asyncio.get_running_loop()
         prompt = await loop.run_in_executor(self.tokenizer_thread, self.language.encode, request)
         how: dict[str, Any] = {
             "max_new_tokens": token_budget(request, len(prompt), self.context),
             "eos_token_id": self.language.ends,
-            "streaming": True,  # also for a whole answer: each output shows that the model makes steps
+            "streaming": True,  # even for a whole answer, because each output is a sign of progress
         }
         temperature, top_p = self.language.sampling(request)
         greedy, drawn = self.batches
@@ -167,7 +167,7 @@ class ContinuousDriver:
         return self.language.finish(answer, len(prompt))
 
     async def broken(self) -> str:
-        """Wait until a manager's thread has died: it never comes back, and its requests wait for nothing."""
+        """Wait until a manager's thread has died: it cannot be restarted, and its requests would wait forever."""
         while True:
             for batch in self.batches:
                 if not batch.manager.is_running() and not batch.stopping:
@@ -177,10 +177,10 @@ class ContinuousDriver:
             await asyncio.sleep(WATCH_SECONDS)
 
     async def close(self) -> None:
-        """Answer what is running, for a while, then stop."""
+        """Finish running answers for a while, then stop."""
         await asyncio.gather(*(asyncio.to_thread(batch.stop) for batch in self.batches))
 
     def stop(self) -> None:
-        """The same, one after the other."""
+        """As `close`, for one manager after the other; blocks."""
         for batch in self.batches:
             batch.stop()

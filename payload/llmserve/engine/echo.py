@@ -1,4 +1,4 @@
-"""The engine for tests and for measuring the gateway: answers with the words of the question."""
+"""The engine for tests and for measuring the gateway: repeats the words of the prompt."""
 
 import asyncio
 import re
@@ -13,7 +13,7 @@ TOKEN = re.compile(r"\S+\s*|\s+")
 
 
 class EchoDriver(Steady):
-    """A token is a word with the blanks after it. The same question always gets the same answer."""
+    """A token is a word and the whitespace after it. The same prompt always gets the same answer."""
 
     name = "echo"
     revision = "echo-1"
@@ -23,14 +23,13 @@ class EchoDriver(Steady):
     adapters: Mapping[str, str] = {}
 
     def __init__(self, model: EchoModel) -> None:
-        """Nothing to load."""
         self.context = model.context
         self.slots = model.slots
         self.tokens = model.tokens
         self.token_seconds = model.token_seconds
 
     def kv_used(self) -> None:
-        """There is no cache for keys and values."""
+        """None: there is no KV cache."""
 
     async def generate(self, request: Generate, emit: Callable[[str], None]) -> Finish:
         """Emit the words of the prompt, or of the last message."""
@@ -46,7 +45,7 @@ class EchoDriver(Steady):
             if self.token_seconds:
                 await asyncio.sleep(self.token_seconds)
             elif count % 64 == 63:
-                await asyncio.sleep(0)  # let the others and a cancellation in
+                await asyncio.sleep(0)  # let other tasks run, and cancellation take effect
             count += 1
             if shown := stops.push(word):
                 emit(shown)

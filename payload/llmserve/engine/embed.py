@@ -1,6 +1,7 @@
-"""The engine for embeddings: an encoder whose last layer is averaged over the tokens and brought to length 1.
+"""The engine for embeddings: an encoder whose last layer is averaged over the tokens and normalized to length 1.
 
-So the models of the family `sentence-transformers/all-MiniLM` say in their cards; one that pools otherwise is refused.
+This is the pooling documented for the models of the family `sentence-transformers/all-MiniLM`; models with another
+pooling are rejected.
 """
 
 import asyncio
@@ -26,7 +27,7 @@ from llmserve.engine.server import Finish, Steady
 from llmserve.protocol import Generate
 from llmserve.settings import EmbedModel
 
-BATCH = 32  # texts in one pass; a cancellation waits for one
+BATCH = 32  # texts per pass; a cancellation waits for the current pass
 
 
 class EmbedDriver(Steady):
@@ -40,7 +41,7 @@ class EmbedDriver(Steady):
     fields: Sequence[str] = ()
 
     def __init__(self, settings: EmbedModel, revision: str) -> None:
-        """Load, and embed a letter. `revision` is what verify_model returned for this directory."""
+        """Load the model, and embed one text. `revision`: the result of verify_model."""
         self.revision = f"{revision}-{settings.dtype}"
         torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
         disable_progress_bar()
@@ -56,10 +57,10 @@ class EmbedDriver(Steady):
         self.run(Generate(0, False, 0, inputs=["a"]), threading.Event())
 
     def kv_used(self) -> None:
-        """An encoder keeps no keys and values."""
+        """None: an encoder has no KV cache."""
 
     async def generate(self, request: Generate, emit: Callable[[str], None]) -> Finish:
-        """Emit the vectors of `request.inputs`; when cancelled, the model stops after the batch at hand."""
+        """Emit the vectors of `request.inputs`; when cancelled, the model stops after the current batch."""
         cancelled = threading.Event()
         loop = asyncio.get_running_loop()
 
@@ -79,14 +80,16 @@ class EmbedDriver(Steady):
     def run(
         self, request: Generate, cancelled: threading.Event, step: Callable[[], None] = lambda: None
     ) -> tuple[str, int]:
-        """The list `data` of the answer, as JSON, and the tokens of all texts; in the model's thread."""
+        """The list `data` of the response as JSON, and the total number of tokens. Runs in the model's thread; raises
+        ApiError.
+        """
         rows: list[list[int]] = self.tokenizer(request.inputs, truncation=False, padding=False).input_ids
         for at, row in enumerate(rows):
             if len(row) > self.context:
                 raise ApiError(
                     400,
                     "context_length_exceeded",
-                    f"text {at} has {len(row)} tokens, the model reads {self.context}: send it in parts",
+                    f"text {at} has {len(row)} tokens, the limit is {self.context}: split it",
                     "input",
                 )
         vectors: list[Any] = [None] * len(rows)
@@ -101,7 +104,7 @@ class EmbedDriver(Steady):
         return as_data(vectors, request.encoding), sum(map(len, rows))
 
     def embed(self, rows: list[list[int]]) -> torch.Tensor:
-        """One vector of length 1 a row, shape (rows, dimensions), float32."""
+        """One vector of length 1 per row, shape (rows, dimensions), float32."""
         longest = max(map(len, rows))
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
         ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
@@ -113,25 +116,25 @@ class EmbedDriver(Steady):
 
 
 def refuse_other_pooling(settings: EmbedModel) -> None:
-    """Raise ConfigError for a model whose card says that its vectors are made otherwise."""
+    """Raise ConfigError if the model's configuration specifies another pooling than the mean."""
     file = settings.path / "1_Pooling" / "config.json"
     if file.exists() and not json.loads(file.read_text()).get("pooling_mode_mean_tokens"):
         raise ConfigError(
-            f"{file} says that this model's vectors are no mean of its tokens, and this engine makes no others: "
-            "serve it by vLLM, or take another model"
+            f"{file} specifies another pooling than the mean of the tokens, the only one of this engine: "
+            "serve the model with vLLM, or use another one"
         )
 
 
 def as_data(vectors: list[Any], encoding: str) -> str:
-    """OpenAI's list of embeddings: numbers, or base64 of float32 with the lowest byte first."""
+    """OpenAI's list of embeddings: numbers, or base64 of little-endian float32."""
     data = []
     for index, vector in enumerate(vectors):
-        said: object = None
+        value: object = None
         if vector is not None:
-            said = (
+            value = (
                 b64encode(vector.numpy().astype("<f4").tobytes()).decode()
                 if encoding == "base64"
                 else vector.tolist()
             )
-        data.append({"object": "embedding", "index": index, "embedding": said})
+        data.append({"object": "embedding", "index": index, "embedding": value})
     return json.dumps(data, separators=(",", ":"))

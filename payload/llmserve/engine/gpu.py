@@ -1,4 +1,4 @@
-"""How busy the GPUs are, by NVIDIA's own library where there is one (libnvidia-ml, which its driver brings)."""
+"""Utilization of the GPUs, from NVIDIA's library libnvidia-ml, which comes with the driver."""
 
 import ctypes
 import logging
@@ -14,10 +14,10 @@ class Utilization(ctypes.Structure):
 
 
 class Gpus:
-    """All GPUs that this process sees; none where there is no driver."""
+    """All GPUs visible to this process; none without a driver."""
 
     def __init__(self) -> None:
-        """Load the library and find them; where that fails there are none."""
+        """Load the library and find the GPUs; if that fails, there are none."""
         self.handles: list[ctypes.c_void_p] = []
         try:
             self.library = ctypes.CDLL("libnvidia-ml.so.1")
@@ -26,7 +26,10 @@ class Gpus:
         count = ctypes.c_uint()
         failed = self.library.nvmlInit_v2() or self.library.nvmlDeviceGetCount_v2(ctypes.byref(count))
         if failed != SUCCESS:
-            log.warning("NVIDIA's library says no", extra={"fields": {"nvml.error": failed}})
+            log.warning(
+                "libnvidia-ml failed: GPU utilization is not reported",
+                extra={"fields": {"nvml.error": failed}},
+            )
             return
         for index in range(count.value):
             handle = ctypes.c_void_p()
@@ -34,7 +37,7 @@ class Gpus:
                 self.handles.append(handle)
 
     def used(self) -> list[float]:
-        """Share of time each GPU worked, 0 to 1; one that does not answer is left out."""
+        """Share of time that each GPU was busy, 0 to 1; GPUs that fail to report are left out."""
         shares = []
         for handle in self.handles:
             sample = Utilization()

@@ -1,4 +1,6 @@
-"""A model in this process: weights, tokenizer, chat template and text. What all drivers that run one share."""
+"""A causal language model in this process: weights, tokenizer, chat template and text; shared by the drivers that run
+one.
+"""
 
 import logging
 import os
@@ -23,21 +25,23 @@ from llmserve.protocol import Generate
 from llmserve.settings import LocalModel
 
 log = logging.getLogger("llmserve.model")
-PROBE = Generate(id=0, stream=False, max_tokens=1, clip=True, prompt="a", temperature=0)  # before READY
+PROBE = Generate(
+    id=0, stream=False, max_tokens=1, clip=True, prompt="a", temperature=0
+)  # run once before READY
 
 
 class Detokenizer:
-    """Token ids to text, piece by piece, without showing half a character."""
+    """Token ids to text, piece by piece, without splitting characters."""
 
     def __init__(self, decode: Callable[[list[int]], str]) -> None:
-        """`decode` turns ids into text."""
+        """`decode` converts ids to text."""
         self.decode = decode
         self.ids: list[int] = []
-        self.start = 0  # decoding begins here: the last shown piece gives the context for blanks
+        self.start = 0  # decoding starts here: the last emitted piece is the context for spaces
         self.shown = 0
 
     def push(self, token: int) -> str:
-        """Take a token, return the text that is certain now."""
+        """Add a token; returns the text that is final now."""
         self.ids.append(token)
         text = self.pending()
         if text.endswith("\N{REPLACEMENT CHARACTER}"):
@@ -46,42 +50,41 @@ class Detokenizer:
         return text
 
     def pending(self) -> str:
-        """Text of the tokens not shown yet."""
+        """Text of the tokens that are not emitted yet."""
         before = self.decode(self.ids[self.start : self.shown])
         return self.decode(self.ids[self.start :])[len(before) :]
 
 
 class Answer:
-    """One answer as it grows: tokens go in, and the text that no stop string can swallow any more goes out."""
+    """One answer as it grows: takes tokens, and emits text that cannot become part of a stop string any more."""
 
     def __init__(self, detokenizer: Detokenizer, stops: StopStrings, emit: Callable[[str], None]) -> None:
-        """`emit` is called from wherever tokens are pushed."""
+        """`emit` is called in the thread that pushes tokens."""
         self.detokenizer = detokenizer
         self.stops = stops
         self.emit = emit
 
     @property
     def tokens(self) -> list[int]:
-        """All so far."""
+        """All tokens so far."""
         return self.detokenizer.ids
 
     @property
     def stopped(self) -> bool:
-        """Whether a stop string was met."""
+        """Whether a stop string was found."""
         return self.stops.stopped
 
     def push(self, token: int) -> None:
-        """Take the next token."""
         self.show(self.detokenizer.push(token))
 
     def end(self) -> None:
-        """There are no more tokens."""
+        """Emit the rest after the last token."""
         self.show(self.detokenizer.pending())
         if rest := self.stops.flush():
             self.emit(rest)
 
     def show(self, text: str) -> None:
-        """Emit what is certain, be it nothing: that is a step, too."""
+        """Emit the text that is final; even empty text is emitted, as a sign of progress."""
         self.emit(self.stops.push(text))
 
 
@@ -89,7 +92,7 @@ class LanguageModel:
     """A causal language model from a directory of safetensors."""
 
     def __init__(self, settings: LocalModel, revision: str) -> None:
-        """Load. `revision` is what verify_model returned for this directory."""
+        """Load it. `revision`: the result of verify_model."""
         self.revision = f"{revision}-{settings.dtype}"
         if settings.quantization != "none":
             self.revision += f"-{settings.quantization}"
@@ -119,25 +122,25 @@ class LanguageModel:
         self.ends = sorted({end for end in [*ends, self.tokenizer.eos_token_id] if end is not None})
 
     def answer(self, request: Generate, emit: Callable[[str], None]) -> Answer:
-        """Where the tokens for `request` go."""
+        """The receiver of the tokens for `request`."""
         return Answer(Detokenizer(self.decode), StopStrings(request.stop), emit)
 
     def decode(self, ids: list[int]) -> str:
-        """Text, without special tokens."""
+        """Text of the tokens, without special tokens."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def sampling(self, request: Generate) -> tuple[float, float]:
-        """Temperature and top_p: what was asked for, what is configured, or the model's own."""
+        """Temperature and top_p: requested, configured, or the model's own, in this order."""
         temperature = self.temperature if request.temperature is None else request.temperature
         return temperature, self.top_p if request.top_p is None else request.top_p
 
     def finish(self, answer: Answer, prompt_tokens: int) -> Finish:
-        """How `answer`, to which nothing is added any more, has ended."""
+        """How the complete `answer` ended."""
         stopped = answer.stopped or (bool(answer.tokens) and answer.tokens[-1] in self.ends)
         return Finish("stop" if stopped else "length", prompt_tokens, len(answer.tokens))
 
     def encode(self, request: Generate) -> list[int]:
-        """The prompt's tokens; raises ApiError for messages that the chat template refuses."""
+        """The prompt's tokens; raises ApiError for messages that the chat template rejects."""
         if request.messages is None or (request.prompt is not None and not self.tokenizer.chat_template):
             return list(self.tokenizer(request.prompt or "").input_ids)
         if not self.tokenizer.chat_template:
@@ -150,11 +153,11 @@ class LanguageModel:
             )
         except jinja2.TemplateError as error:
             raise ApiError(
-                400, "invalid_value", f"the model's chat template refuses the messages: {error}", "messages"
+                400, "invalid_value", f"the model's chat template rejects the messages: {error}", "messages"
             ) from None
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
 
 def first_set(*values: float | None) -> float:
-    """The first value that is not None, or 1."""
+    """The first value that is not None, or 1.0."""
     return next((value for value in values if value is not None), 1.0)

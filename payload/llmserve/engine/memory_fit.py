@@ -1,7 +1,7 @@
-"""`llm-serve fit`: will this model run there? From its config.json alone, without torch.
+"""`llm-serve fit`: whether a model fits in memory, from its config.json alone and without torch.
 
-The numbers of parameters are those that transformers 5.23 counts. Weights are what bitsandbytes makes of them in the
-engines (llmserve/quantization.py); the cache holds 16-bit numbers, as here and in vLLM.
+Parameter counts are those of transformers 5.23. Weights are counted as bitsandbytes stores them in the engines
+(llmcore/quantization.py); the KV cache holds 16-bit numbers, as in these engines and in vLLM.
 """
 
 import json
@@ -14,16 +14,16 @@ from llmcore.model_config import read
 from llmcore.sizes import gib, parse_memory
 
 DENSE = ("llama", "mistral", "qwen2", "qwen3")
-LATENT = ("deepseek_v2", "deepseek_v3")  # cache one compressed vector a token and layer (MLA); experts (MoE)
-RESERVED = 0.1  # of the memory: activations, the runtime's own, fragments
-# Bytes of a weight that bitsandbytes changes, and bytes for each of its rows: int8 keeps a float32 scale a row,
-# nf4 one for 64 weights.
+LATENT = ("deepseek_v2", "deepseek_v3")  # MLA: one compressed vector in the cache per token and layer; MoE
+RESERVED = 0.1  # share of the memory for activations, the runtime and fragmentation
+# Bytes per weight that bitsandbytes quantizes, and bytes per row of them: int8 stores a float32 scale per row, nf4 one per
+# 64 weights.
 CHANGED = {"none": (2.0, 0), "int8": (1.0, 4), "nf4": (0.5 + 4 / 64, 0)}
 
 
 @dataclass(frozen=True)
 class Model:
-    """What matters of an architecture. `changed` weights, in `rows`, are those that bitsandbytes changes."""
+    """What matters of an architecture. `changed`: number of weights that bitsandbytes quantizes, in `rows` rows."""
 
     model_type: str
     parameters: int
@@ -31,17 +31,17 @@ class Model:
     rows: int
     context: int
     cache_bytes_per_token: int
-    cache_heads: int  # tensor parallelism divides the cache by no more than these
+    cache_heads: int  # tensor parallelism divides the cache by this number at most
 
     def weight_bytes(self, quantization: str) -> int:
-        """All of them, in memory."""
+        """Bytes of all weights in memory."""
         each, row = CHANGED[quantization]
         return int((self.parameters - self.changed) * 2 + self.changed * each + self.rows * row)
 
 
 @dataclass(frozen=True)
 class Mode:
-    """One way to run a model on `gpus` of `memory` bytes each."""
+    """One way to run a model on `gpus` GPUs with `memory` bytes each."""
 
     quantization: str
     weight_bytes: int
@@ -52,43 +52,41 @@ class Mode:
 
 
 class Config:
-    """config.json, field by field, with the defaults that files on the hub rely on."""
+    """config.json by field, with the defaults that published files rely on."""
 
     def __init__(self, content: dict[str, Any]) -> None:
-        """Raises ConfigError for an architecture that nobody has counted."""
+        """Raises ConfigError for an unsupported architecture."""
         self.content = content
         self.model_type = content.get("model_type")
         if self.model_type not in DENSE + LATENT:
             known = ", ".join(DENSE + LATENT)
-            raise ConfigError(f"config.json has model_type {self.model_type!r}: fit knows {known}")
+            raise ConfigError(f"config.json has model_type {self.model_type!r}: fit supports {known}")
 
     def number(self, name: str, default: int | None = None) -> int:
-        """A count; raises ConfigError where it is missing or no count."""
+        """A non-negative integer; raises ConfigError if it is missing or invalid."""
         value = self.content.get(name)
         value = default if value is None else value
         if type(value) is not int or value < 0:
             raise ConfigError(
-                f"config.json has {name} {value!r}: a {self.model_type} model needs a number there"
+                f"config.json has {name} {value!r}: a {self.model_type} model needs a non-negative integer there"
             )
         return value
 
     def flag(self, name: str, default: bool = False) -> bool:
-        """A switch."""
         return bool(self.content.get(name, default))
 
 
 def linear(width: int, height: int, bias: bool = False) -> tuple[int, int, int]:
-    """Weights, rows, and what is not changed of a layer from `width` to `height`."""
+    """Quantized weights, their rows, and weights left alone, of a layer from `width` to `height`."""
     return width * height, height, height if bias else 0
 
 
 def total(parts: list[tuple[int, int, int]]) -> tuple[int, int, int]:
-    """Their sums."""
     return sum(part[0] for part in parts), sum(part[1] for part in parts), sum(part[2] for part in parts)
 
 
 def grouped_attention(config: Config) -> tuple[list[tuple[int, int, int]], int, int]:
-    """A layer's parts, the bytes it caches for a token, and its key and value heads."""
+    """The parts of a layer's attention, the bytes it caches per token, and its number of key-value heads."""
     hidden, heads = config.number("hidden_size"), config.number("num_attention_heads")
     kept = config.number("num_key_value_heads", heads)
     size = config.number("head_dim", 128 if config.model_type == "qwen3" else hidden // max(heads, 1))
@@ -106,14 +104,16 @@ def grouped_attention(config: Config) -> tuple[list[tuple[int, int, int]], int, 
 
 
 def latent_attention(config: Config) -> tuple[list[tuple[int, int, int]], int, int]:
-    """The same, for MLA: the cache holds the latent and the rotated part of the key, once for all heads."""
+    """As grouped_attention, for MLA: the cache holds the latent and the rotary part of the key, shared by all heads."""
     hidden, heads = config.number("hidden_size"), config.number("num_attention_heads")
     latent, rotated = config.number("kv_lora_rank"), config.number("qk_rope_head_dim")
     plain, value = config.number("qk_nope_head_dim"), config.number("v_head_dim")
     bias = config.flag("attention_bias")
     queries = heads * (plain + rotated)
     parts = [linear(hidden, latent + rotated, bias), linear(heads * value, hidden, bias)]
-    parts.append((0, 0, latent + latent * heads * (plain + value)))  # kv_b_proj and its norm stay as they are
+    parts.append(
+        (0, 0, latent + latent * heads * (plain + value))
+    )  # kv_b_proj and its norm are not quantized
     if rank := config.number("q_lora_rank", 0):
         parts += [linear(hidden, rank, bias), linear(rank, queries), (0, 0, rank)]
     else:
@@ -122,13 +122,13 @@ def latent_attention(config: Config) -> tuple[list[tuple[int, int, int]], int, i
 
 
 def feed_forward(config: Config, width: int) -> list[tuple[int, int, int]]:
-    """Gate, up and down."""
+    """The gate, up and down projections."""
     hidden, bias = config.number("hidden_size"), config.flag("mlp_bias")
     return [linear(hidden, width, bias), linear(hidden, width, bias), linear(width, hidden, bias)]
 
 
 def experts(config: Config) -> list[tuple[int, int, int]]:
-    """A layer's router, its experts, which are no Linear and so stay as they are, and the shared ones."""
+    """A layer's router, its experts, which are not Linear and hence not quantized, and the shared experts."""
     hidden, width = config.number("hidden_size"), config.number("moe_intermediate_size")
     routed = config.number("n_routed_experts")
     shared = feed_forward(config, width * config.number("n_shared_experts"))
@@ -136,7 +136,7 @@ def experts(config: Config) -> list[tuple[int, int, int]]:
 
 
 def model_of(content: dict[str, Any]) -> Model:
-    """Count; raises ConfigError."""
+    """Count the parameters of config.json; raises ConfigError."""
     config = Config(content)
     hidden, layers = config.number("hidden_size"), config.number("num_hidden_layers")
     latent = config.model_type in LATENT
@@ -166,31 +166,34 @@ def model_of(content: dict[str, Any]) -> Model:
 
 
 def modes(model: Model, memory: int, gpus: int, context: int) -> list[Mode]:
-    """Every quantization on `gpus` times `memory` bytes, for requests of `context` tokens each."""
+    """Every quantization on `gpus` GPUs with `memory` bytes each, for requests of `context` tokens."""
     return [mode(model, quantization, memory, gpus, context) for quantization in CHANGED]
 
 
 def mode(model: Model, quantization: str, memory: int, gpus: int, context: int) -> Mode:
-    """One of them."""
     weights = model.weight_bytes(quantization)
     room = int(memory * (1 - RESERVED)) - weights // gpus
-    # Heads are shared out to the GPUs; a latent, or a head too few, is held by each of them.
+    # Heads are distributed over the GPUs; a latent, or the heads if there are too few, is replicated on each of them.
     cached = model.cache_bytes_per_token / min(gpus, model.cache_heads)
     tokens = max(0, int(room / cached))
     contexts = tokens // context
     if room < 0:
-        verdict = f"does not fit: weights of {gib(weights)} on {gpus} × {gib(memory)}, of which a tenth is kept free"
+        verdict = (
+            f"does not fit: weights of {gib(weights)} on {gpus} × {gib(memory)}, a tenth of which is reserved"
+        )
     elif not contexts:
-        verdict = f"holds the weights, but {tokens} tokens of cache are less than one context of {context}"
+        verdict = (
+            f"holds the weights, but the cache of {tokens} tokens is smaller than one context of {context}"
+        )
     else:
-        verdict = f"fits: {contexts} contexts of {context} tokens at once"
+        verdict = f"fits: {contexts} concurrent contexts of {context} tokens"
     return Mode(quantization, weights, tokens, contexts, contexts > 0, verdict)
 
 
 def report(
     directory: Path, memory: str, gpus: int, context: int | None, quantization: str | None, as_json: bool
 ) -> tuple[str, bool]:
-    """The answer, and whether that quantization fits, or any where none is named; raises ConfigError."""
+    """The report, and whether `quantization` fits, or any if it is None; raises ConfigError."""
     model = model_of(read(directory))
     length = context or model.context
     if length < 1 or gpus < 1:
@@ -201,7 +204,7 @@ def report(
     if as_json:
         head = {**asdict(model), "context": length, "memory": size, "gpus": gpus}
         return json.dumps({**head, "modes": [asdict(each) for each in found]}), fits
-    cards = f"{gpus} × {gib(size)}; a token of cache takes {model.cache_bytes_per_token} bytes"
+    cards = f"{gpus} × {gib(size)}; the cache takes {model.cache_bytes_per_token} bytes per token"
     lines = [f"{model.model_type}, {model.parameters / 1e9:.2f} G parameters, on {cards}"]
     lines += [f"{each.quantization:5} {gib(each.weight_bytes):>10}  {each.verdict}" for each in found]
     return "\n".join(lines), fits

@@ -1,4 +1,4 @@
-"""The reference engine: transformers' `generate`, one request at a time, in a thread of its own."""
+"""The reference engine: the `generate` method of transformers, one request at a time, in a thread of its own."""
 
 import asyncio
 import threading
@@ -19,10 +19,10 @@ from llmserve.settings import NaiveModel
 
 
 class Steps(BaseStreamer, StoppingCriteria):  # type: ignore[misc]
-    """Sees every token of one request as it comes, and says when to stop. Runs in the model's thread."""
+    """Receives every token of one request, and decides when to stop. Runs in the model's thread."""
 
     def __init__(self, answer: Answer) -> None:
-        """Its `emit` must bear to be called from any thread."""
+        """The `emit` of `answer` must be callable from any thread."""
         self.answer = answer
         self.cancelled = threading.Event()
         self.prompt_seen = False
@@ -40,25 +40,25 @@ class Steps(BaseStreamer, StoppingCriteria):  # type: ignore[misc]
         self.answer.end()
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        """Called by `generate` after each step: done or not, for each row of the batch."""
+        """Called by `generate` after each step; returns for each row of the batch whether it is done."""
         ended = self.answer.stopped or self.cancelled.is_set()
         return torch.full((input_ids.shape[0],), ended, dtype=torch.bool, device=input_ids.device)
 
 
 class NaiveDriver(Steady):
-    """One `generate` after the other."""
+    """Runs one `generate` after the other."""
 
     name = "naive"
     slots = 1
     fields: Sequence[str] = ("seed",)
     dimensions = 0
     tokens = 0
-    template = ""  # stands in the model's directory, so the revision covers it
+    template = ""  # part of the model's directory, so the revision covers it
 
     def __init__(
         self, settings: NaiveModel, revision: str, adapters: Mapping[str, str] | None = None
     ) -> None:
-        """Load, and say one token. `revision` and those of `adapters` are what verify_model returned for each directory."""
+        """Load the model, and generate one token. `revision` and the values of `adapters`: results of verify_model."""
         if settings.adapters:
             refuse_adapters_beside_latents(settings.path)
         self.language = LanguageModel(settings, revision)
@@ -75,10 +75,10 @@ class NaiveDriver(Steady):
         self.run(PROBE, Steps(self.language.answer(PROBE, lambda _: None)))
 
     def kv_used(self) -> None:
-        """`generate` makes a cache for each request, as large as it needs."""
+        """None: `generate` allocates a cache per request, as large as it needs."""
 
     async def generate(self, request: Generate, emit: Callable[[str], None]) -> Finish:
-        """Answer `request`; when cancelled, the model stops within a step, and only then does this return."""
+        """Answer `request`; when cancelled, this returns only once the model has stopped, within one step."""
         loop = asyncio.get_running_loop()
 
         def emit_in_loop(text: str) -> None:
@@ -113,7 +113,7 @@ class NaiveDriver(Steady):
         return self.language.finish(steps.answer, len(prompt))
 
     def generation(self, request: Generate, budget: int) -> GenerationConfig:
-        """How to choose tokens: greedy at temperature 0, else over the whole vocabulary, as OpenAI does."""
+        """Greedy at temperature 0; otherwise sampling from the whole vocabulary, as OpenAI does."""
         ends = self.language.ends
         common = {"max_new_tokens": budget, "eos_token_id": ends, "pad_token_id": ends[0]}
         temperature, top_p = self.language.sampling(request)

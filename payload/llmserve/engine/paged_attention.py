@@ -1,8 +1,8 @@
-"""Attention of a batch in which each request looks at its own keys alone.
+"""Attention of a batch in which each request attends to its own keys only.
 
-transformers joins all requests of a step to one sequence under a mask that lets none see another, so it computes, and
-masks out, the product of everybody with everybody: the more requests there are, the dearer is each of their tokens.
-Its kernels that know where a request begins (flash attention) are for GPUs.
+transformers concatenates all requests of a step into one sequence, with a mask that separates them. So it computes
+the products of all requests with all others and masks them out, and each token becomes more expensive the more
+requests there are. Its kernels that know where a request begins (flash attention) are for GPUs.
 """
 
 from itertools import pairwise
@@ -23,14 +23,16 @@ def attend(
     cache: Any = None,
     **how: Any,
 ) -> tuple[torch.Tensor, None]:
-    """As transformers' `sdpa`, and the same values for a batch: (1, heads, tokens, size) in, (1, tokens, heads, size) out."""
+    """As transformers' `sdpa`, with the same results for a batch: (1, heads, tokens, size) in, (1, tokens, heads,
+    size) out.
+    """
     if attention_mask is None or not isinstance(cache, PagedAttentionCache):
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, cache=cache, **how)
         return output, None
     key, value = cache.update(key, value, module.layer_idx, how)
     answered = query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3])
-    asked = pairwise(how["cu_seq_lens_q"].tolist())
-    for (first, end), (oldest, newest) in zip(asked, pairwise(how["cu_seq_lens_k"].tolist()), strict=True):
+    queries = pairwise(how["cu_seq_lens_q"].tolist())
+    for (first, end), (oldest, newest) in zip(queries, pairwise(how["cu_seq_lens_k"].tolist()), strict=True):
         answered[:, first:end], _ = sdpa_attention_forward(
             module,
             query[:, :, first:end],
@@ -43,5 +45,5 @@ def attend(
 
 
 def use() -> None:
-    """For all models of this process whose attention is `sdpa`, transformers' default."""
+    """Register it for all models of this process whose attention is `sdpa`, the default of transformers."""
     AttentionInterface.register("sdpa", attend)

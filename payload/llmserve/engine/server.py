@@ -1,4 +1,4 @@
-"""An engine's process: one driver behind a UNIX socket, speaking llmserve.protocol."""
+"""An engine process: one driver behind a UNIX socket, speaking llmserve.protocol."""
 
 import asyncio
 import logging
@@ -34,7 +34,7 @@ from llmserve.sockets import bind_unix
 log = logging.getLogger("llmserve.engine")
 BEAT_SECONDS = 1.0
 LOOK_SECONDS = 0.02
-HANG_UP_SECONDS = 1.0  # those of a former release do not: they hear no goodbye
+HANG_UP_SECONDS = 1.0  # gateways of an earlier release do not close: they ignore `leaving`
 
 
 @dataclass(slots=True)
@@ -47,14 +47,14 @@ class Finish:
 
 
 class Driver(Protocol):
-    """What runs a model."""
+    """Runs a model."""
 
     name: str
     revision: str
     context: int
     slots: int
-    fields: Sequence[str]  # of protocol.OPTIONAL, those that it honours
-    dimensions: int  # of its vectors; 0 for a model that makes text
+    fields: Sequence[str]  # supported fields of protocol.OPTIONAL
+    dimensions: int  # of its vectors; 0 for a text model
     tokens: int  # as in Hello
     template: str
     adapters: Mapping[str, str]  # as in Hello
@@ -63,40 +63,42 @@ class Driver(Protocol):
         """As in Beat."""
 
     async def generate(self, request: Generate, emit: Callable[[str], None]) -> Finish:
-        """Answer `request`, giving each piece of text to `emit` (in the event loop's thread). An empty piece says only
-        that the model has made a step.
+        """Answer `request`, passing each piece of text to `emit` in the event loop's thread. An empty piece only
+        signals progress.
 
-        Raises ApiError for what the client did wrong. When cancelled, the model stops within a step.
+        Raises ApiError for errors of the client. When cancelled, the model stops within one step.
         """
 
     async def broken(self) -> str:
-        """Wait until it can answer nothing any more, and say why: the process then ends, to be started again."""
+        """Wait until the driver can answer nothing any more; returns the reason. The process then exits, to be
+        restarted.
+        """
 
     async def close(self) -> None:
-        """Stop the model; what is running may be answered before, within seconds."""
+        """Stop the model; running requests may be finished first, within seconds."""
 
 
 class Steady:
-    """A driver whose requests fail one by one, and that holds nothing when it stops."""
+    """Base of drivers whose requests fail one by one, and that need no cleanup."""
 
     async def broken(self) -> str:
-        """Never."""
+        """Never returns."""
         return await asyncio.Future[str]()
 
     async def close(self) -> None:
-        """Nothing to stop."""
+        """Does nothing."""
 
 
 def token_budget(request: Generate, prompt_tokens: int, context: int) -> int:
-    """How many tokens the answer may have; raises ApiError if prompt and answer do not fit the context."""
+    """Maximum number of tokens of the answer; raises ApiError if prompt and answer do not fit into the context."""
     room = context - prompt_tokens
     if room < 1 or (request.max_tokens > room and not request.clip):
-        asked = "" if room < 1 or request.clip else f" and max_tokens is {request.max_tokens}"
+        requested = "" if room < 1 or request.clip else f" and max_tokens is {request.max_tokens}"
         param = "messages" if request.messages is not None else "prompt"
         raise ApiError(
             400,
             "context_length_exceeded",
-            f"the prompt has {prompt_tokens} tokens{asked}, the model's context holds {context}: "
+            f"the prompt has {prompt_tokens} tokens{requested}, the model's context holds {context}: "
             "shorten the prompt or lower max_tokens",
             param,
         )
@@ -107,7 +109,9 @@ class EngineServer:
     """Serves one driver to any number of gateways."""
 
     def __init__(self, model: str, driver: Driver, stall_seconds: float) -> None:
-        """`model` is the name under which clients know it; no step for `stall_seconds` of work means stalled."""
+        """`model`: name of the model for clients. After `stall_seconds` of pending work without a step it counts as
+        stalled.
+        """
         self.driver = driver
         self.hello = Hello(
             model,
@@ -130,19 +134,19 @@ class EngineServer:
         self.gateways: dict[Callable[[Frame], None], asyncio.StreamWriter] = {}
 
     def step(self) -> None:
-        """The model has done something."""
+        """Note that the model has made progress."""
         self.last_step = time.monotonic()
 
     @property
     def stalled(self) -> bool:
-        """Work is pending, and nothing comes of it."""
+        """Whether work is pending without progress."""
         return self.pending > 0 and time.monotonic() - self.last_step > self.stall_seconds
 
     async def beat(self) -> None:
-        """Tell gateways and service manager, until cancelled.
+        """Report the state to gateways and service manager every second; runs until cancelled.
 
-        A stalled engine stops telling the manager, which then kills and restarts it (WatchdogSec=): so does one whose
-        event loop stands still, or that is stopped. No code in a process can see to that.
+        A stalled engine stops notifying the manager, which then kills and restarts it (WatchdogSec=). So does one
+        whose event loop hangs, or that is stopped by a signal, which no code in the process could detect.
         """
         patience, reported = watchdog_seconds(), False
         pause = min(BEAT_SECONDS, patience / 3) if patience else BEAT_SECONDS
@@ -160,14 +164,15 @@ class EngineServer:
             await asyncio.sleep(pause)
 
     def how_it_is(self) -> Beat:
-        """For the gateways."""
+        """The engine's current state."""
         return Beat(self.stalled, self.driver.kv_used(), self.gpus.used(), self.leaving)
 
     async def leave(self, seconds: float, now: asyncio.Event) -> None:
-        """Say goodbye, end what was begun before, for `seconds` at most and not beyond `now`, and give up the rest.
+        """Announce the stop, finish running requests for at most `seconds` or until `now` is set, and cancel the
+        rest.
 
-        Gateways hang up once they have all they wait for. So none writes into a socket that is just being closed, which
-        would lose it the goodbye with what else it has not read.
+        Gateways close their connections once they have all their answers. So none writes to a socket that is just
+        being closed, which would lose everything that it has not read yet, including the announcement.
         """
         self.leaving = True
         for say in self.gateways:
@@ -186,7 +191,7 @@ class EngineServer:
             await asyncio.sleep(LOOK_SECONDS)
 
     async def connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Talk to one gateway until it hangs up; what it still waits for is then given up."""
+        """Serve one gateway until it disconnects; its pending requests are then cancelled."""
         running: dict[int, asyncio.Task[None]] = {}
 
         def say(frame: Frame) -> None:
@@ -213,7 +218,7 @@ class EngineServer:
                     running[frame.id] = task
                     task.add_done_callback(partial(forget, frame.id))
         except (ProtocolError, ValueError, ConnectionError) as error:
-            log.warning("a gateway's connection ends", exc_info=error)
+            log.warning("a gateway's connection failed", exc_info=error)
         finally:
             self.gateways.pop(say)
             for task in list(running.values()):
@@ -221,7 +226,7 @@ class EngineServer:
             writer.close()
 
     async def answer(self, request: Generate, say: Callable[[Frame], None]) -> None:
-        """One request from its slot to its last frame."""
+        """Run one request from its slot to its last frame."""
         pieces: list[str] = []
 
         def emit(text: str) -> None:
@@ -234,14 +239,17 @@ class EngineServer:
                 pieces.append(text)
 
         if not self.pending:
-            self.step()  # what rested was not stalled
+            self.step()  # an idle engine was not stalled
         self.pending += 1
         deadline = asyncio.timeout(request.deadline)
         try:
             if self.leaving:
-                raise unavailable("engine_unavailable", "this engine is stopping: ask again")
+                raise unavailable("engine_unavailable", "this engine is stopping: retry")
             if request.adapter and request.adapter not in self.driver.adapters:
-                raise unavailable("engine_unavailable", f"this engine has no adapter '{request.adapter}'")
+                raise unavailable(
+                    "engine_unavailable",
+                    f"this engine has no adapter '{request.adapter}': GET /v1/models lists what is served",
+                )
             async with deadline, self.slots:
                 finish = await self.driver.generate(request, emit)
         except ApiError as error:
@@ -253,7 +261,7 @@ class EngineServer:
                 log.exception("the model failed", extra={"fields": {"traceparent": request.traceparent}})
                 kind = type(error).__name__
                 refused = unavailable(
-                    "engine_failed", f"the model failed with {kind}: ask again, or tell the operator"
+                    "engine_failed", f"the model failed with {kind}: retry, or tell the operator"
                 )
             say(Failed(request.id, refused.status, refused.code, refused.message))
         else:
@@ -267,8 +275,8 @@ class EngineServer:
 async def serve(
     model: str, driver: Driver, path: Path, mode: int, stall_seconds: float, drain_seconds: float
 ) -> int:
-    """Serve `driver` on the UNIX socket `path` until SIGTERM or SIGINT, then end what was begun, for `drain_seconds` at most;
-    a second signal ends at once. It is READY once it listens.
+    """Serve `driver` on the UNIX socket `path` until SIGTERM or SIGINT, then finish running requests for at most
+    `drain_seconds`; a second signal stops at once. Notifies READY once it listens.
 
     Returns the exit code: 1 if the driver broke.
     """
@@ -284,7 +292,7 @@ async def serve(
     broken, stopped = asyncio.create_task(driver.broken()), asyncio.create_task(stop.requested.wait())
     await asyncio.wait([broken, stopped], return_when=asyncio.FIRST_COMPLETED)
     if broken.done():
-        log.error("the engine ends", extra={"fields": {"model": model, "reason": broken.result()}})
+        log.error("the engine failed", extra={"fields": {"model": model, "reason": broken.result()}})
     notify("STOPPING=1")
     server.close()
     path.unlink(missing_ok=True)

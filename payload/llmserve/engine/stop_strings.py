@@ -1,19 +1,19 @@
-"""Text as it leaves an engine: stop strings cut out of a stream without showing a part of them."""
+"""Stop strings: cut out of a stream without emitting any part of them."""
 
 from collections.abc import Sequence
 
 
 class StopStrings:
-    """Holds back what may be the beginning of a stop string, and ends the text before the first whole one."""
+    """Holds back what may be the beginning of a stop string, and ends the text before the first complete one."""
 
     def __init__(self, stops: Sequence[str]) -> None:
-        """`stops` are non-empty strings."""
+        """`stops`: non-empty strings."""
         self.stops = tuple(stops)
         self.held = ""
         self.stopped = False
 
     def push(self, text: str) -> str:
-        """Take the next piece, return what may be shown now; sets `stopped` once a stop string was met."""
+        """Add a piece; returns the text that can be emitted now. Sets `stopped` when a stop string is complete."""
         if self.stopped:
             return ""
         if not self.stops:
@@ -29,12 +29,12 @@ class StopStrings:
         return shown
 
     def flush(self) -> str:
-        """The text has ended: what was held back is no stop string after all."""
+        """At the end of the text, return what was held back, which is no stop string after all."""
         shown, self.held = self.held, ""
         return shown
 
     def longest_beginning(self) -> int:
-        """Length of the longest end of `held` that some stop string begins with."""
+        """Length of the longest suffix of `held` that is a proper prefix of a stop string."""
         longest = min(len(self.held), max(len(stop) for stop in self.stops) - 1)
         for size in range(longest, 0, -1):
             end = self.held[-size:]

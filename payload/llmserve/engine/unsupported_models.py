@@ -1,4 +1,6 @@
-"""What an engine refuses to run, told without loading anything: `llm-serve check engine` says it before a file is in place."""
+"""Models that an engine rejects without loading them, so that `llm-serve check engine` detects them before
+deployment.
+"""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +13,7 @@ from llmserve.settings import EngineConfig, LocalModel
 
 
 def refuse(config: EngineConfig) -> None:
-    """Raise ConfigError for a model that this driver cannot run, or not as this one is installed here."""
+    """Raise ConfigError for a model that the driver cannot run, or not with the installed packages."""
     model = config.model
     if not isinstance(model, LocalModel):
         return
@@ -25,17 +27,17 @@ def refuse(config: EngineConfig) -> None:
 
 
 def refuse_without_bitsandbytes(quantization: Quantization) -> None:
-    """Raise ConfigError where a quantization is asked for and what makes it is not there."""
+    """Raise ConfigError if a quantization is configured but its packages are missing."""
     lacking = [name for name in ("bitsandbytes", "accelerate") if not find_spec(name)]
     if quantization != "none" and lacking:
         raise ConfigError(
-            f"quantization '{quantization}' needs bitsandbytes and accelerate, and here is no {' and no '.join(lacking)}: "
+            f"quantization '{quantization}' needs bitsandbytes and accelerate, but {' and '.join(lacking)} cannot be imported: "
             "install llmkeep-payload[quantization], or set 'none'"
         )
 
 
 def refuse_latent_attention(path: Path) -> None:
-    """Raise ConfigError for a model whose cache holds latents (DeepSeek's MLA): the paged cache has no place for them."""
+    """Raise ConfigError for a model with MLA (DeepSeek), whose compressed cache does not fit the paged cache."""
     if family := latent_family(path):
         raise ConfigError(
             f"{path} is a '{family}' model, whose compressed cache (MLA) transformers' continuous "
@@ -44,17 +46,17 @@ def refuse_latent_attention(path: Path) -> None:
 
 
 def refuse_adapters_beside_latents(path: Path) -> None:
-    """Raise ConfigError for a model with MLA: an adapter beside its weights would be left out."""
+    """Raise ConfigError for a model with MLA, where an adapter beside the weights would be ignored."""
     if family := latent_family(path):
         raise ConfigError(
-            f"a '{family}' model computes with a product of its weights in most servers (MLA), and "
-            "an adapter beside them is then left out: give it an engine of its own with 'merged', or merge it by "
+            f"most servers compute a '{family}' model with a product of its weights (MLA), and would ignore "
+            "an adapter beside them: give it an engine of its own with 'merged', or merge it with "
             "`llm-serve merge`"
         )
 
 
 def latent_family(path: Path) -> str | None:
-    """The model's type if its cache holds latents."""
+    """The model type if the model uses MLA, else None."""
     config = model_config.read(path)
     latent = "kv_lora_rank" in config or config.get("model_type") in memory_fit.LATENT
     return str(config.get("model_type")) if latent else None

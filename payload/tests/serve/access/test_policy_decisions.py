@@ -247,7 +247,7 @@ def test_a_decision_names_the_models_and_the_length(opa: ScriptedOpa, tmp_path: 
         long = error(
             client.post("/v1/chat/completions", json={**chat, "max_tokens": 6}), 400, "invalid_value"
         )
-        assert "at most 5" in long["message"]
+        assert "the limit is 5" in long["message"]
         words = {**chat, "messages": [{"role": "user", "content": "a b c d e f g h"}]}
         assert client.post("/v1/chat/completions", json=words).json()["usage"]["completion_tokens"] == 5
         assert "secret" not in client.get("/readyz").text

@@ -114,7 +114,7 @@ def test_smollm2_is_small() -> None:
 def test_the_command_answers_people_and_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_13B))
     assert main(["fit", "--model", str(tmp_path), "--memory", "24G"]) == 0
-    assert "int8    12.4 GiB  fits: 2 contexts of 4096 tokens" in capsys.readouterr().out
+    assert "int8    12.4 GiB  fits: 2 concurrent contexts of 4096 tokens" in capsys.readouterr().out
     assert main(["fit", "--model", str(tmp_path), "--memory", "6G", "--json"]) == 1
     answer = json.loads(capsys.readouterr().out)
     assert [each["fits"] for each in answer["modes"]] == [False, False, False]
@@ -139,7 +139,7 @@ def test_it_loads_no_torch(tmp_path: Path) -> None:
     [
         ("", "is not a model configuration"),
         ("[]", "is not a JSON object"),
-        ('{"model_type": "mamba"}', "model_type 'mamba': fit knows llama"),
+        ('{"model_type": "mamba"}', "model_type 'mamba': fit supports llama"),
         ("{}", "model_type None"),
         (json.dumps({**LLAMA_7B, "hidden_size": "big"}), "hidden_size 'big'"),
         (json.dumps({**LLAMA_7B, "num_hidden_layers": -1}), "num_hidden_layers -1"),
