@@ -38,7 +38,6 @@ class Exchange:
     route: str = "other"
     model: str | None = None
     status: int = 0
-    tokens: int = 0  # computed by the engine for this request
     code: str | None = None  # error code, if any
     streaming: bool = False
     fields: dict[str, object] = field(default_factory=dict)  # for the access log: counts, never text

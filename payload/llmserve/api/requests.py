@@ -373,10 +373,3 @@ def refuse_other_work(generate: Generate, dimensions: int, asked: int | None = N
     if asked is not None and asked != dimensions:
         message = f"'dimensions' is {asked}: the model's vectors have {dimensions}, omit the field"
         raise ApiError(400, "invalid_value", message, "dimensions")
-
-
-def reserved_tokens(generate: Generate) -> int:
-    """Tokens to reserve of the quota: the longest possible answer, or an estimate for the texts to embed."""
-    if generate.inputs is None:
-        return generate.max_tokens
-    return sum(len(text) for text in generate.inputs) // 4

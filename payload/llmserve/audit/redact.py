@@ -1,10 +1,10 @@
-"""Redaction of a prompt that policy lets into the audit record: what identifies a person or opens something is removed."""
+"""Removes credentials and personal identifiers from a prompt that policy admits to the audit record."""
 
 import re
 
 from pydantic_core import to_json
 
-LONGEST = 4000  # characters that are kept
+LONGEST = 4000  # characters of the redacted text
 # Where a token may begin: after anything but a letter or digit of ASCII (Chinese text has no spaces), or after an escape
 # sequence, whose last letter belongs to no word: a string may itself hold JSON, a URL or source code.
 START = r"(?:(?<![0-9A-Za-z])|(?<=\\[abefnrtv])|(?<=\\u[0-9A-Fa-f]{4})|(?<=\\x[0-9A-Fa-f]{2})|(?<=%[0-9A-Fa-f]{2}))"

@@ -8,7 +8,7 @@ one starts again.
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from llmserve.api.errors import ApiError
 from llmserve.cache.exact import CacheKey, ExactCache
@@ -28,6 +28,8 @@ class Shared:
         self.pieces: list[str] = []
         self.end: Done | Failed | None = None
         self.streams: dict[Answer, bool] = {}
+        self.payer: Answer | None = None  # the first client's, as long as it listens; then the next one's
+        self.request: Generate | None = None  # as the engine is asked; it has an id once it is sent
         self.task: asyncio.Task[None] | None = None
 
     def listen(self, stream: bool) -> Answer:
@@ -39,7 +41,13 @@ class Shared:
         if self.end:
             answer.put_nowait(self.end)
         self.streams[answer] = stream
+        self.payer = self.payer or answer
         return answer
+
+    def leave(self, answer: Answer) -> None:
+        self.streams.pop(answer, None)
+        if self.payer is answer and self.end is None:
+            self.payer = next(iter(self.streams), None)
 
     def piece(self, frame: Delta) -> None:
         self.pieces.append(frame.text)
@@ -53,6 +61,21 @@ class Shared:
             end.text = "".join(self.pieces)
         for answer in self.streams:
             answer.put_nowait(end)
+
+
+@dataclass
+class Listener:
+    """One client's part in a shared answer. `first`: it caused the answer."""
+
+    shared: Shared
+    answer: Answer
+    leave: Callable[[], None]
+    first: bool
+
+    @property
+    def pays(self) -> bool:
+        """Whether the answer's tokens count against this client's quota."""
+        return self.shared.payer is self.answer
 
 
 class SharedAnswers:
@@ -71,10 +94,10 @@ class SharedAnswers:
         routed: RoutedRequest,
         cache: ExactCache,
         fresh: bool,
-    ) -> tuple[Answer, Callable[[], None], bool]:
-        """Join or start an answer; returns its frames, a function to leave, and whether this call started it.
+    ) -> Listener:
+        """Listen to the answer in progress, or start it.
 
-        `fresh`: do not join an answer that was started earlier.
+        `fresh`: do not join an answer that was started before.
         """
         shared = None if fresh else self.running.get(key)
         first = shared is None
@@ -86,12 +109,12 @@ class SharedAnswers:
         answer = shared.listen(request.stream)
 
         def leave() -> None:
-            shared.streams.pop(answer, None)
+            shared.leave(answer)
             if not shared.streams and shared.end is None and shared.task:
                 self.forget(key, shared)
                 shared.task.cancel()
 
-        return answer, leave, first
+        return Listener(shared, answer, leave, first)
 
     def forget(self, key: CacheKey, shared: Shared) -> None:
         """Let no further request join it."""
@@ -108,7 +131,7 @@ class SharedAnswers:
         cache: ExactCache,
     ) -> None:
         """Run the request, pass its frames on, and cache the answer."""
-        streamed = replace(request, stream=True)
+        streamed = shared.request = replace(request, stream=True)
         frame: Delta | Done | Failed
         try:
             frame, answer = await routed.begin(streamed, place)

@@ -1,5 +1,6 @@
 """The source of an answer: the cache, an answer in progress that is shared, or a slot of its own."""
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,7 +9,7 @@ from functools import partial
 from llmserve.api.errors import ApiError
 from llmserve.asgi import Exchange
 from llmserve.cache.exact import CacheKey, CacheWish, ExactCache, Kept
-from llmserve.cache.single_flight import SharedAnswers
+from llmserve.cache.single_flight import Listener, SharedAnswers
 from llmserve.metrics import Metrics
 from llmserve.protocol import Delta, Done, Failed, Generate, Hello
 from llmserve.upstream.admission import Place
@@ -37,17 +38,25 @@ class AnswerSource:
         request: Generate,
         place: Callable[[], Place],
         metrics: Metrics,
+        prompt_tokens: int,
     ) -> None:
-        """`place` creates the place in the engine's queue when it is needed."""
+        """`place` creates the place in the engine's queue when it is needed. `prompt_tokens`: an estimate."""
         self.exchange = exchange
         self.routed = routed
         self.request = request
         self.place = place
         self.metrics = metrics
-        self.join: Callable[[Generate], tuple[Answer, Callable[[], None], bool]] | None = None
-        self.answer: Answer
-        self.close: Callable[[], None] = lambda: None
-        self.ours = True  # this request caused the engine's work, so its tokens count against its quota
+        self.prompt_tokens = prompt_tokens
+        self.join: Callable[[Generate], Listener] | None = None
+        self.listener: Listener | None = None
+        self.answer: Answer = asyncio.Queue()
+        self.leave: Callable[[], None] = lambda: None
+        self.pieces = 0  # of an answer that is not shared
+        self.end: Done | Failed | None = None
+        self.usage = (
+            0,
+            0,
+        )  # once closed: prompt and completion tokens that count against this request's quota
 
     async def kept(
         self, cache: ExactCache | None, shared: SharedAnswers, wish: CacheWish, key: Callable[[], CacheKey]
@@ -83,20 +92,66 @@ class AnswerSource:
                 frame = await self.open()
                 if not isinstance(frame, Failed):
                     return frame
-                if self.ours or frame.status < 500:
+                if self.listener is None or self.listener.first or frame.status < 500:
                     raise failure(frame)
-                self.close()
+                self.leave()
         finally:
             self.exchange.waited += time.monotonic() - before
 
     async def open(self) -> Delta | Done | Failed:
         """Wait for a slot and send the request, or join an identical one in progress; returns the first frame."""
         if self.join is None:
-            frame, self.answer = await self.routed.begin(self.request, self.place())
+            self.leave = lambda: self.routed.cancel(self.request.id)
+            try:
+                frame, self.answer = await self.routed.begin(self.request, self.place())
+            except ApiError as error:
+                self.end = Failed(0, error.status, error.code, error.message)
+                raise
             self.metrics.of(self.routed.model).queue.observe(self.routed.queued)
-            self.close = partial(self.routed.cancel, self.request.id)
-            return frame
-        self.answer, self.close, self.ours = self.join(self.request)
-        self.exchange.cache = b"miss" if self.ours else b"hit"
-        self.metrics.cache_by["miss" if self.ours else "shared"].inc()
-        return await self.answer.get()
+            return self.noted(frame)
+        listener = self.listener = self.join(self.request)
+        self.answer, self.leave = listener.answer, listener.leave
+        self.exchange.cache = b"miss" if listener.first else b"hit"
+        self.metrics.cache_by["miss" if listener.first else "shared"].inc()
+        return self.noted(await self.answer.get())
+
+    async def next(self) -> Delta | Done | Failed:
+        """The frame after the first one."""
+        return self.noted(await self.answer.get())
+
+    def noted(self, frame: Delta | Done | Failed) -> Delta | Done | Failed:
+        if isinstance(frame, Delta):
+            self.pieces += 1
+        else:
+            self.end = frame
+        return frame
+
+    def close(self) -> None:
+        """Stop listening, and the engine's work if no one else listens; sets `usage`. Calling it again changes nothing."""
+        if self.leave is not gone:
+            self.usage = self.spent()
+            self.leave()
+            self.leave = gone
+
+    def spent(self) -> tuple[int, int]:
+        """Prompt and completion tokens. An answer that ends early costs its prompt and every token that was generated; one that
+        is not streamed, whose tokens are not seen, costs what was reserved for it.
+        """
+        while not self.answer.empty():  # generated, though a slow client has not read it
+            self.noted(self.answer.get_nowait())
+        request, pieces, end = self.request, self.pieces, self.end
+        if self.listener:
+            if not self.listener.pays:
+                return 0, 0
+            shared = self.listener.shared
+            request, pieces, end = shared.request or request, len(shared.pieces), shared.end
+        if isinstance(end, Done):
+            return end.prompt_tokens, end.completion_tokens
+        lost = isinstance(end, Failed) and end.code != "deadline_exceeded" and not pieces
+        if lost or not request.id:  # the engine's fault, or never sent to one
+            return 0, 0
+        return self.prompt_tokens, pieces if request.stream else request.max_tokens
+
+
+def gone() -> None:
+    """The `leave` of a source that is closed."""

@@ -7,7 +7,7 @@ from contextlib import suppress
 from functools import partial
 
 from llmserve.api.errors import ApiError, unavailable
-from llmserve.api.requests import Call, refuse_other_work, refuse_undeclared, reserved_tokens
+from llmserve.api.requests import Call, refuse_other_work, refuse_undeclared
 from llmserve.api.responses import (
     EmbeddingRendering,
     GenerateRendering,
@@ -26,7 +26,7 @@ from llmserve.settings import Limits
 from llmserve.upstream.admission import Place
 from llmserve.upstream.instances import RoutedRequest
 
-CHARACTERS_A_TOKEN = 3  # to estimate a prompt's tokens before the engine counts them; English has four
+BYTES_A_TOKEN = 3  # to estimate a prompt's tokens before the engine counts them; English has four
 LAST_WORD_SECONDS = 5.0  # time to send the error event that ends a broken stream
 EVENT_STREAM = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -138,11 +138,12 @@ class Completions:
             raise unavailable("draining", "this gateway is stopping: retry", retry_after=5)
         seconds = seconds_allowed(scope, self.state.limits.answer_seconds)
         await self.state.recorder.intent(exchange, routed.model, parsed.content, parsed.proof)
+        prompt_tokens = max(1, len(parsed.text.encode()) // BYTES_A_TOKEN)
         reserved = await self.state.quotas.reserve(
-            identity.tenant, identity.subject, decision, reserved_tokens(call.generate)
+            identity.tenant, identity.subject, decision, prompt_tokens + call.generate.max_tokens
         )
         ends = exchange.started + seconds
-        tokens = min(len(parsed.text) // CHARACTERS_A_TOKEN + call.generate.max_tokens, routed.hello.context)
+        tokens = min(prompt_tokens + call.generate.max_tokens, routed.hello.context)
 
         def place() -> Place:
             """A place in the queue; time spent waiting for a shared answer counts as time in the queue."""
@@ -150,9 +151,9 @@ class Completions:
             patience = max(0.0, self.state.limits.queue_seconds - waited)
             return Place(patience, tokens, decision.rate.priority, ends, seconds)
 
+        source = AnswerSource(exchange, routed, call.generate, place, self.state.metrics, prompt_tokens)
         try:
             with self.state.in_flight.watched(scope["peer"], identity, exchange.action or "", ends, seconds):
-                source = AnswerSource(exchange, routed, call.generate, place, self.state.metrics)
                 wish = cache_wish(header(scope, b"cache-control"))
                 key = partial(parsed.key, identity.tenant, decision.revision, routed.hello)
                 kept = await source.kept(self.state.cache, self.state.shared, wish, key)
@@ -170,7 +171,10 @@ class Completions:
                         await send({"type": "http.response.body", "body": error_event(error)})
             raise
         finally:
-            reserved.settle(exchange.tokens)
+            reserved.settle(sum(source.usage))
+            if source.usage != (0, 0):  # an answer that ended early is on the record, too
+                exchange.fields.setdefault("gen_ai.usage.input_tokens", source.usage[0])
+                exchange.fields.setdefault("gen_ai.usage.output_tokens", source.usage[1])
         self.state.metrics.of(routed.model).whole.observe(time.monotonic() - exchange.started)
 
     async def replay(
@@ -211,8 +215,6 @@ class Completions:
             source.close()
         if isinstance(frame, Delta):
             raise RuntimeError("a piece of a stream in an answer that is not streamed")
-        if source.ours:
-            exchange.tokens = frame.prompt_tokens + frame.completion_tokens
         self.count(exchange, routed, frame)
         await respond(send, 200, rendering.whole(frame))
 
@@ -252,15 +254,12 @@ class Completions:
             if rendered:
                 await send({"type": "http.response.body", "body": opening + rendered, "more_body": True})
                 opening = b""
-            exchange.tokens += source.ours  # an estimate until the engine reports the count
-            frame = await source.answer.get()
+            frame = await source.next()
             now = time.monotonic()
             series.inter_token.observe(now - then)
             then = now
         if isinstance(frame, Failed):
             raise failure(frame)
-        if source.ours:
-            exchange.tokens = frame.prompt_tokens + frame.completion_tokens
         self.count(exchange, routed, frame)
         await send({"type": "http.response.body", "body": opening + rendering.last(frame)})
 
