@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_adapters import LATENT_LAYERS, latent_model, manifest_of, saved_adapter
+from saved_adapters import LATENT_LAYERS, latent_model, manifest_of, saved_adapter
 from tiny import make_model
 
 from llmcore.manifest import ManifestError, verified, verify_model, write_manifest
