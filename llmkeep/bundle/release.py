@@ -19,7 +19,6 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +27,9 @@ from llmkeep.bundle.cache import sha256
 from llmkeep.bundle.manifest import DAMAGED, BundleRefused, Entry, Manifest
 from llmkeep.durable import record, sync_folder, write
 from llmkeep.errors import LlmkeepError
+from llmkeep.places import PUBLISH_KEY, Places
 from llmkeep.sealing import seal, unseal
 
-SEALED = "llmkeep.publish-key"
 DAYS = 365  # how long a release may be installed
 PROFILE = "release "  # what a manifest is for, with the release's name
 NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}")
@@ -50,61 +49,27 @@ class ReleaseError(LlmkeepError):
     """Refused. The message says what is wrong, the value seen, and the way out."""
 
 
-@dataclass(frozen=True)
-class ReleasePlaces:
-    """Where the files lie, below `root` (only tests have another one than /)."""
-
-    root: Path = Path("/")
-
-    @property
-    def key(self) -> Path:
-        return self.root / "etc/credstore.encrypted" / SEALED
-
-    @property
-    def public(self) -> Path:
-        return self.root / "etc/llmkeep/publish/keyring.pgp"
-
-    @property
-    def serial(self) -> Path:
-        """The highest that was ever given out."""
-        return self.root / "var/lib/llmkeep/publish/serial"
-
-    @property
-    def signed(self) -> Path:
-        """The record of all signatures."""
-        return self.root / "var/lib/llmkeep/publish/signed.jsonl"
-
-    @property
-    def store(self) -> Path:
-        """What the mirror serves."""
-        return self.root / "srv/llmkeep/releases"
-
-    def seen(self, name: str) -> Path:
-        """The highest serial of this release that was ever accepted here."""
-        return self.root / "var/lib/llmkeep/publish/seen" / name
-
-
 # ---------------------------------------------------------------- the key
-def init(places: ReleasePlaces) -> str:
+def init(places: Places) -> str:
     """Make the key where there is none; its fingerprint. Repeats harmlessly.
 
     The public part is written last and is what says "done": without it nobody can have trusted the key.
     """
-    if not places.public.exists():
+    if not places.publish_public.exists():
         with tempfile.TemporaryDirectory(prefix="llmkeep-") as folder:
             revocation, certificate = Path(folder, "revocation.pgp"), Path(folder, "keyring.pgp")
             secret = signing.generate("llmkeep releases", revocation).encode()
             with in_memory(secret) as key:
                 signing.certify(key, certificate)
-            places.key.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            write(places.key, seal(secret, SEALED), 0o400)
-            write(places.public.with_name("revocation.pgp"), revocation.read_bytes(), 0o400)
-            write(places.public, certificate.read_bytes(), 0o644)
-    elif not places.key.exists():
+            places.publish_key.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            write(places.publish_key, seal(secret, PUBLISH_KEY), 0o400)
+            write(places.publish_public.with_name("revocation.pgp"), revocation.read_bytes(), 0o400)
+            write(places.publish_public, certificate.read_bytes(), 0o644)
+    elif not places.publish_key.exists():
         raise ReleaseError(
-            f"{places.key} is not there, and {places.public} is: restore it from a backup of this host"
+            f"{places.publish_key} is not there, and {places.publish_public} is: restore it from a backup of this host"
         )
-    return signing.fingerprint(places.public)
+    return signing.fingerprint(places.publish_public)
 
 
 @contextmanager
@@ -185,15 +150,15 @@ def promotion(model: Path, published: dict[str, Any]) -> str:
     return str(found["verdict"])
 
 
-def sign(places: ReleasePlaces, folder: Path, days: int = DAYS, now: datetime.datetime | None = None) -> str:
+def sign(places: Places, folder: Path, days: int = DAYS, now: datetime.datetime | None = None) -> str:
     """Make a release of a candidate; what a person should read. A serial that was once given out never comes again."""
     if not 1 <= days <= 3660:
         raise ReleaseError(f"--days is {days}: a release may be installed for 1 to 3660 days")
     name, published, digests = candidate(folder)
     signer = init(places)
-    secret = unseal(places.key.read_bytes(), SEALED)
-    serial = int(places.serial.read_text()) + 1 if places.serial.exists() else 1
-    write(places.serial, f"{serial}\n".encode(), 0o644)
+    secret = unseal(places.publish_key.read_bytes(), PUBLISH_KEY)
+    serial = int(places.publish_serial.read_text()) + 1 if places.publish_serial.exists() else 1
+    write(places.publish_serial, f"{serial}\n".encode(), 0o644)
     moment = (now or datetime.datetime.now(datetime.UTC)).replace(microsecond=0)
     origin = f"trained here from {published['base']}"
     entries = [
@@ -220,7 +185,7 @@ def sign(places: ReleasePlaces, folder: Path, days: int = DAYS, now: datetime.da
     )
     reason = published.get("unproved")
     record(
-        places.signed,
+        places.publish_signed,
         {
             "time": moment.isoformat(),
             "name": name,
@@ -235,7 +200,7 @@ def sign(places: ReleasePlaces, folder: Path, days: int = DAYS, now: datetime.da
         with in_memory(secret) as key:
             signing.sign(key, folder / manifest.NAME, aside)
         aside.replace(folder / manifest.SIGNATURE)
-        manifest.verify(folder, places.public, now=moment)
+        manifest.verify(folder, places.publish_public, now=moment)
     except BaseException:
         for path in (aside, folder / manifest.NAME, folder / manifest.SIGNATURE):
             path.unlink(missing_ok=True)
@@ -260,30 +225,28 @@ def name_of(found: Manifest) -> str:
     return name
 
 
-def verify(
-    places: ReleasePlaces, folder: Path, keyring: Path, now: datetime.datetime | None = None
-) -> Manifest:
+def verify(places: Places, folder: Path, keyring: Path, now: datetime.datetime | None = None) -> Manifest:
     """By the code that verifies bundles; raises BundleRefused. Changes nothing."""
     if not keyring.is_file():
         raise ReleaseError(f"there is no {keyring}: give the publish key's public part with --keyring")
     seen = 0
     if (folder / manifest.SIGNATURE).is_file() and (folder / manifest.NAME).is_file():
-        record_of = places.seen(name_of(manifest.read(folder)))
+        record_of = places.publish_seen(name_of(manifest.read(folder)))
         seen = int(record_of.read_text()) if record_of.exists() else 0
     good = manifest.verify(folder, keyring, seen, now)
     name_of(good)
     return good
 
 
-def add(places: ReleasePlaces, folder: Path, keyring: Path) -> str:
+def add(places: Places, folder: Path, keyring: Path) -> str:
     """Copy a release onto the mirror, verified there; what a person should read. Repeats harmlessly.
 
     It gets its name in one step, whole. What had the name before is gone afterwards.
     """
     good = verify(places, folder, keyring)
     name = name_of(good)
-    target = places.store / f".{name}-{good.serial}"
-    places.store.mkdir(parents=True, exist_ok=True)
+    target = places.releases / f".{name}-{good.serial}"
+    places.releases.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -299,30 +262,30 @@ def add(places: ReleasePlaces, folder: Path, keyring: Path) -> str:
         partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    write(places.seen(name), f"{good.serial}\n".encode(), 0o644)
-    link = places.store / f".{name}.new"
+    write(places.publish_seen(name), f"{good.serial}\n".encode(), 0o644)
+    link = places.releases / f".{name}.new"
     link.unlink(missing_ok=True)
     link.symlink_to(target.name)
-    link.replace(places.store / name)
-    sync_folder(places.store)
-    for old in places.store.glob(f".{name}-*"):
+    link.replace(places.releases / name)
+    sync_folder(places.releases)
+    for old in places.releases.glob(f".{name}-*"):
         if re.fullmatch(rf"\.{re.escape(name)}-\d+", old.name) and old != target:
             shutil.rmtree(old)
-    return f"{places.store / name}: serial {good.serial}, {len(good.files)} files; name it in an inventory: release: {name}"
+    return f"{places.releases / name}: serial {good.serial}, {len(good.files)} files; name it in an inventory: release: {name}"
 
 
-def listed(places: ReleasePlaces) -> str:
+def listed(places: Places) -> str:
     """A line for each release on this mirror; what it says is verified by `verify`."""
     found = (
-        [(path, manifest.read(path)) for path in sorted(places.store.glob("[!.]*"))]
-        if places.store.is_dir()
+        [(path, manifest.read(path)) for path in sorted(places.releases.glob("[!.]*"))]
+        if places.releases.is_dir()
         else []
     )
     lines = [
         f"{path.name}  serial {each.serial}  created {each.created}  expires {each.expires}"
         for path, each in found
     ]
-    return "\n".join(lines) or f"{places.store} has no release: add one with `llmkeep release add`"
+    return "\n".join(lines) or f"{places.releases} has no release: add one with `llmkeep release add`"
 
 
 # ---------------------------------------------------------------- command line
@@ -341,7 +304,7 @@ def _told(verb: Any) -> Any:
 
 
 def _verify(given: argparse.Namespace) -> str:
-    good = verify(given.places, given.folder, given.keyring or given.places.public)
+    good = verify(given.places, given.folder, given.keyring or given.places.publish_public)
     count = f"{len(good.files)} files, all as signed by {good.signer}"
     return f"{given.folder}: release {name_of(good)}, serial {good.serial}, {count}"
 
@@ -351,11 +314,11 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = subparsers.add_parser(
         "release", help="models that the estate trained itself", description=__doc__
     )
-    parser.set_defaults(places=ReleasePlaces())
+    parser.set_defaults(places=Places())
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     verb = verbs.add_parser("init", help="make the publish key where there is none; `sign` does it too")
     verb.set_defaults(
-        run=_told(lambda given: f"{given.places.public}: releases are signed by {init(given.places)}")
+        run=_told(lambda given: f"{given.places.publish_public}: releases are signed by {init(given.places)}")
     )
     verb = verbs.add_parser("sign", help="make a release of what `llm-train publish` made")
     verb.add_argument("folder", type=Path)
@@ -374,7 +337,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     verb.add_argument("folder", type=Path)
     verb.add_argument("--keyring", type=Path, help=trust)
     verb.set_defaults(
-        run=_told(lambda given: add(given.places, given.folder, given.keyring or given.places.public))
+        run=_told(lambda given: add(given.places, given.folder, given.keyring or given.places.publish_public))
     )
     verb = verbs.add_parser("list", help="the releases on this mirror")
     verb.set_defaults(run=_told(lambda given: listed(given.places)))

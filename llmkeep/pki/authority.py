@@ -12,7 +12,6 @@ import json
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -24,9 +23,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from llmkeep.durable import broken_at, record, write
 from llmkeep.errors import LlmkeepError
 from llmkeep.pki.issuing_key import HsmKey
+from llmkeep.places import ISSUING_KEY, Places
 from llmkeep.sealing import encrypt_to, seal, unseal
 
-SEALED = "llmkeep.issuing-key"
 ROOT_DAYS = 20 * 365
 ISSUING_DAYS = 5 * 365
 LEAF_DAYS = 90
@@ -49,38 +48,6 @@ type Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 class PkiError(LlmkeepError):
     """The CA refused. The message says what is wrong, the value seen, and the way out."""
-
-
-@dataclass(frozen=True)
-class PkiPlaces:
-    """Where the CA's files lie, below `root` (only tests have another one than /)."""
-
-    root: Path = Path("/")
-
-    @property
-    def root_certificate(self) -> Path:
-        return self.root / "etc/llmkeep/pki/root.pem"
-
-    @property
-    def issuing_certificate(self) -> Path:
-        return self.root / "etc/llmkeep/pki/issuing.pem"
-
-    @property
-    def issuing_key(self) -> Path:
-        return self.root / "etc/credstore.encrypted" / SEALED
-
-    @property
-    def issuing_hsm(self) -> Path:
-        """Where in the HSM the issuing key is; counts only where there is no sealed one."""
-        return self.root / "etc/llmkeep/pki/issuing-hsm.json"
-
-    @property
-    def root_key(self) -> Path:
-        return self.root / "var/lib/llmkeep/handout/root-key.cms"
-
-    @property
-    def issued(self) -> Path:
-        return self.root / "var/lib/llmkeep/pki/issued.jsonl"
 
 
 # ---------------------------------------------------------------- certificates
@@ -168,7 +135,7 @@ def permitted(certificate: x509.Certificate) -> tuple[list[str], list[Network]]:
 
 
 # ---------------------------------------------------------------- init
-def init(places: PkiPlaces, domain: str, escrow: Path, networks: list[str]) -> str:
+def init(places: Places, domain: str, escrow: Path, networks: list[str]) -> str:
     """Make the CA where there is none; returns what a person should read. Repeats harmlessly.
 
     root.pem is written last and is what says "done": without it nobody can have trusted the rest, which is
@@ -190,7 +157,7 @@ def init(places: PkiPlaces, domain: str, escrow: Path, networks: list[str]) -> s
     write(places.root_key, encrypt_to(escrow, private(root_key)), 0o400)
     del root_key
     places.issuing_key.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    write(places.issuing_key, seal(private(issuing_key), SEALED), 0o400)
+    write(places.issuing_key, seal(private(issuing_key), ISSUING_KEY), 0o400)
     write(places.issuing_certificate, pem(issuing), 0o444)
     write(places.root_certificate, pem(root), 0o444)
     return (
@@ -200,7 +167,7 @@ def init(places: PkiPlaces, domain: str, escrow: Path, networks: list[str]) -> s
     )
 
 
-def _standing(places: PkiPlaces, domain: str) -> str:
+def _standing(places: Places, domain: str) -> str:
     """What `init` says on a host that has a CA; refuses when it is not this domain's, or is damaged."""
     root, _ = load(places.root_certificate), issuing_pair(places)
     domains, _ = permitted(root)
@@ -210,7 +177,7 @@ def _standing(places: PkiPlaces, domain: str) -> str:
     return f"the CA of {domain} stands; root certificate's sha256: {fingerprint(root)}"
 
 
-def issuing_pair(places: PkiPlaces) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+def issuing_pair(places: Places) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
     """The issuing certificate and its key, opened in memory, proved to belong together and to the root.
 
     A key in the HSM is asked for nothing yet: whether it belongs shows by its signature.
@@ -226,7 +193,9 @@ def issuing_pair(places: PkiPlaces) -> tuple[x509.Certificate, ec.EllipticCurveP
         if places.issuing_hsm.exists() and isinstance(public, ec.EllipticCurvePublicKey):
             return certificate, HsmKey.standing(places.issuing_hsm, public)
         raise PkiError(f"{places.issuing_key} is not there: restore it from a backup of this host")
-    key = serialization.load_pem_private_key(unseal(places.issuing_key.read_bytes(), SEALED), password=None)
+    key = serialization.load_pem_private_key(
+        unseal(places.issuing_key.read_bytes(), ISSUING_KEY), password=None
+    )
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
         raise PkiError(f"{places.issuing_key} is not the key of {places.issuing_certificate}: "
                        "end what `llmkeep issuing adopt` began, or restore both from a backup of this host")  # fmt: skip
@@ -261,7 +230,7 @@ def check_names(names: list[x509.GeneralName], issuing: x509.Certificate) -> Non
                            "correct the inventory (ansible_host, base_domain, pki_extra_names)")  # fmt: skip
 
 
-def sign(places: PkiPlaces, csr_pem: bytes, names: list[str], host: str, days: int = LEAF_DAYS) -> bytes:
+def sign(places: Places, csr_pem: bytes, names: list[str], host: str, days: int = LEAF_DAYS) -> bytes:
     """A certificate of at most 90 days for the request, with its chain, as PEM; on record before it returns.
 
     The request must be signed by the EC key it carries and ask for exactly NAMES, which is what the inventory
@@ -332,7 +301,7 @@ def sign(places: PkiPlaces, csr_pem: bytes, names: list[str], host: str, days: i
 
 
 # ---------------------------------------------------------------- what a person asks
-def status(places: PkiPlaces) -> dict[str, object]:
+def status(places: Places) -> dict[str, object]:
     """What an operator asks: whose CA, how long, is its key usable, is the root key still lying here."""
     root = load(places.root_certificate)
     issuing, key = issuing_pair(places)
@@ -382,7 +351,7 @@ def _status(arguments: argparse.Namespace) -> str:
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """`llmkeep pki init | sign | chain | status`. Exit codes: 0 done, 1 refused, with the reason."""
     parser = subparsers.add_parser("pki", help="the estate's certificate authority, on the control node")
-    parser.set_defaults(places=PkiPlaces())
+    parser.set_defaults(places=Places())
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     verb = verbs.add_parser("init", help="make root and issuing CA where there are none (bootstrap calls it)")
     verb.add_argument(

@@ -19,11 +19,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from llmkeep.durable import write
-from llmkeep.pki.authority import ISSUING_DAYS, PkiError, PkiPlaces, authority, load, pem, told
+from llmkeep.pki.authority import ISSUING_DAYS, PkiError, authority, load, pem, told
 from llmkeep.pki.issuing_key import PIN, HsmKey
+from llmkeep.places import Places
 
 
-def _next(places: PkiPlaces) -> Path:
+def _next(places: Places) -> Path:
     """Where the key is that was asked for and not adopted yet."""
     return places.issuing_hsm.with_name("issuing-hsm.next.json")
 
@@ -36,7 +37,7 @@ def digest(key: object) -> str:
     return hashlib.sha256(key.public_bytes(serialization.Encoding.DER, form)).hexdigest()
 
 
-def request(places: PkiPlaces, settings: dict[str, Any]) -> bytes:
+def request(places: Places, settings: dict[str, Any]) -> bytes:
     """The request for a key in the HSM, which is made there where the token has none of that label."""
     subject = load(places.issuing_certificate).subject
     key = HsmKey.made(settings)
@@ -83,7 +84,7 @@ def certify(csr_pem: bytes, root_pem: bytes, root_key: Path, escrow_key: Path) -
     return pem(authority(expected, key, root.subject, private, limits, ISSUING_DAYS))
 
 
-def adopt(places: PkiPlaces, certificate_pem: bytes) -> str:
+def adopt(places: Places, certificate_pem: bytes) -> str:
     """Sign by the key in the HSM from now on; repeats harmlessly. The sealed key is deleted last."""
     root, before = load(places.root_certificate), load(places.issuing_certificate)
     try:
@@ -125,7 +126,7 @@ def adopt(places: PkiPlaces, certificate_pem: bytes) -> str:
 
 
 def _request(given: argparse.Namespace) -> bytes:
-    pin = str(given.places.root / "etc/credstore.encrypted" / PIN)
+    pin = str(given.places.sealed(PIN))
     csr = request(given.places, {
         "module": given.module, "token": given.token, "label": given.label, "user": given.user,
         "address": "", "seconds": given.seconds, "pin": pin, "pin_name": PIN,
@@ -146,7 +147,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = subparsers.add_parser(
         "issuing", help="move the issuing CA's key into an HSM, or renew its certificate"
     )
-    parser.set_defaults(places=PkiPlaces())
+    parser.set_defaults(places=Places())
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     verb = verbs.add_parser("request", help="control node: make the key in the HSM, print the request for it")
     verb.add_argument("--module", required=True, help="path of the HSM's PKCS#11 module")

@@ -12,7 +12,6 @@ import hashlib
 import itertools
 import json
 import sys
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -25,13 +24,13 @@ from opa_bindings import OpaError
 from llmkeep import source_tree
 from llmkeep.durable import record, write
 from llmkeep.errors import LlmkeepError
+from llmkeep.places import POLICY_KEY, Places
 from llmkeep.policy import source as policy_source
 from llmkeep.policy.source import Source
 from llmkeep.sealing import seal, unseal
 from llmproof import policy_bundle
 from llmproof.policy_bundle import ALGORITHM, KEY_ID, Policy, PolicyRefused
 
-SEALED = "llmkeep.policy-key"
 DAYS = 90  # how long a policy holds
 LEFT = 30  # one with fewer days left is signed anew, with the next revision
 AUDIENCE = "llmkeep-break-glass"
@@ -42,64 +41,39 @@ class PolicyError(LlmkeepError):
     """Refused. The message says what is wrong, the value seen, and the way out."""
 
 
-@dataclass(frozen=True)
-class PolicyPlaces:
-    """Where the files lie, below `root` (only tests have another one than /)."""
-
-    root: Path = Path("/")
-
-    @property
-    def key(self) -> Path:
-        return self.root / "etc/credstore.encrypted" / SEALED
-
-    @property
-    def public(self) -> Path:
-        return self.root / "etc/llmkeep/policy/policy.pem"
-
-    @property
-    def source(self) -> Path:
-        return self.root / "etc/llmkeep/policy/source"
-
-    @property
-    def bundle(self) -> Path:
-        return self.root / "var/lib/llmkeep/policy/bundle.tar.gz"
-
-    @property
-    def broken(self) -> Path:
-        return self.root / "var/lib/llmkeep/policy/break-glass.jsonl"
-
-
 # ---------------------------------------------------------------- the key
-def init(places: PolicyPlaces) -> str:
+def init(places: Places) -> str:
     """Make the key where there is none; returns what a person should read. Repeats harmlessly.
 
     policy.pem is written last and is what says "done": without it nobody can have trusted the key, which is then
     made anew.
     """
-    if places.public.exists():
+    if places.policy_public.exists():
         signing_key(places)
-        return f"the policy's key stands; {places.public} has sha256 {_sha256(places.public.read_bytes())}"
+        return f"the policy's key stands; {places.policy_public} has sha256 {_sha256(places.policy_public.read_bytes())}"
     key = ec.generate_private_key(ec.SECP256R1())
     secret = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    places.key.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    write(places.key, seal(secret, SEALED), 0o400)
-    write(places.public, _pem(key), 0o644)
-    return f"made the policy's key; {places.public} has sha256 {_sha256(_pem(key))}"
+    places.policy_key.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    write(places.policy_key, seal(secret, POLICY_KEY), 0o400)
+    write(places.policy_public, _pem(key), 0o644)
+    return f"made the policy's key; {places.policy_public} has sha256 {_sha256(_pem(key))}"
 
 
-def signing_key(places: PolicyPlaces) -> ec.EllipticCurvePrivateKey:
+def signing_key(places: Places) -> ec.EllipticCurvePrivateKey:
     """The key, opened in memory, proved to be the one whose public half hosts trust."""
-    for path in (places.public, places.key):
+    for path in (places.policy_public, places.policy_key):
         if not path.exists():
             raise PolicyError(
                 f"{path} is not there: run `llmkeep policy init`, or restore it from a backup of this host"
             )
-    key = serialization.load_pem_private_key(unseal(places.key.read_bytes(), SEALED), password=None)
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or _pem(key) != places.public.read_bytes():
+    key = serialization.load_pem_private_key(
+        unseal(places.policy_key.read_bytes(), POLICY_KEY), password=None
+    )
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or _pem(key) != places.policy_public.read_bytes():
         raise PolicyError(
-            f"{places.key} is not the key of {places.public}: restore both from a backup of this host"
+            f"{places.policy_key} is not the key of {places.policy_public}: restore both from a backup of this host"
         )
     return key
 
@@ -123,7 +97,7 @@ def checked(folder: Path) -> Source:
     return source
 
 
-def build(places: PolicyPlaces, folder: Path, out: Path, days: int, now: datetime | None = None) -> str:
+def build(places: Places, folder: Path, out: Path, days: int, now: datetime | None = None) -> str:
     """Sign FOLDER's policy into OUT; returns what a person should read. Repeats harmlessly.
 
     The highest revision that was ever given out lies beside OUT in revision.json, which is on disk before the
@@ -134,7 +108,7 @@ def build(places: PolicyPlaces, folder: Path, out: Path, days: int, now: datetim
     return _sign(places, checked(folder), str(folder), out, days, now)
 
 
-def renew(places: PolicyPlaces, out: Path, now: datetime | None = None) -> str:
+def renew(places: Places, out: Path, now: datetime | None = None) -> str:
     """Sign what OUT holds anew where its days are running out; repeats harmlessly.
 
     The timer that renews certificates calls it. A source that somebody is just editing stays out of it.
@@ -146,9 +120,7 @@ def renew(places: PolicyPlaces, out: Path, now: datetime | None = None) -> str:
     return _sign(places, Source(standing.modules, {}, parts), f"revision {standing.revision}", out, DAYS, now)
 
 
-def _sign(
-    places: PolicyPlaces, source: Source, origin: str, out: Path, days: int, now: datetime | None
-) -> str:
+def _sign(places: Places, source: Source, origin: str, out: Path, days: int, now: datetime | None) -> str:
     """Sign SOURCE into OUT, unless a bundle with the same content is there and holds long enough."""
     key = signing_key(places)
     moment = (now or datetime.now(UTC)).replace(microsecond=0)
@@ -164,7 +136,7 @@ def _sign(
         highest += 1
     write(given, json.dumps({"revision": highest, "sha256": source.sha256}).encode() + b"\n", 0o644)
     bundle = policy_source.pack(source, highest, moment + timedelta(days=days), key)
-    policy_bundle.judged(bundle, places.public.read_bytes(), highest, moment)
+    policy_bundle.judged(bundle, places.policy_public.read_bytes(), highest, moment)
     write(out, bundle, 0o644)
     tested = f"{policy_source.tests(source)} tests passed, " if source.tests else ""
     return (
@@ -173,11 +145,11 @@ def _sign(
     )
 
 
-def _standing(out: Path, places: PolicyPlaces) -> Policy | None:
+def _standing(out: Path, places: Places) -> Policy | None:
     """The bundle that is there, if this estate signed it."""
     try:
         start = datetime.min.replace(tzinfo=UTC)  # its age is looked at by the caller
-        return policy_bundle.judged(out.read_bytes(), places.public.read_bytes(), now=start)
+        return policy_bundle.judged(out.read_bytes(), places.policy_public.read_bytes(), now=start)
     except (FileNotFoundError, PolicyRefused):
         return None
 
@@ -227,7 +199,7 @@ def _line(change: dict[str, Any]) -> str:
 
 # ---------------------------------------------------------------- break-glass
 def break_glass(
-    places: PolicyPlaces,
+    places: Places,
     subject: str,
     actions: list[str],
     hours: float,
@@ -252,15 +224,15 @@ def break_glass(
         "actions": sorted(set(actions)),
     }
     token = jwt.encode(claims, key, algorithm=ALGORITHM, headers={"kid": KEY_ID})
-    record(places.broken, {**claims, "time": moment.isoformat(), "sha256": _sha256(token.encode())})
+    record(places.break_glass, {**claims, "time": moment.isoformat(), "sha256": _sha256(token.encode())})
     return token
 
 
 # ---------------------------------------------------------------- command line
-def source_folder(places: PolicyPlaces) -> Path:
+def source_folder(places: Places) -> Path:
     """The estate's own source where it has one, else the tree's."""
-    if places.source.is_dir():
-        return places.source
+    if places.policy_source.is_dir():
+        return places.policy_source
     return source_tree.located() / "policy"
 
 
@@ -278,12 +250,12 @@ def _check(arguments: argparse.Namespace) -> int:
 def _build(arguments: argparse.Namespace) -> int:
     places = arguments.places
     folder = arguments.source or source_folder(places)
-    print(build(places, folder, arguments.out or places.bundle, arguments.days))
+    print(build(places, folder, arguments.out or places.policy_bundle, arguments.days))
     return 0
 
 
 def _renew(arguments: argparse.Namespace) -> int:
-    print(renew(arguments.places, arguments.places.bundle))
+    print(renew(arguments.places, arguments.places.policy_bundle))
     return 0
 
 
@@ -328,7 +300,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = subparsers.add_parser(
         "policy", help="who may do what: judged, signed, compared", description=__doc__
     )
-    parser.set_defaults(places=PolicyPlaces())
+    parser.set_defaults(places=Places())
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     verb = verbs.add_parser("init", help="make the key where there is none (bootstrap calls it)")
     verb.set_defaults(run=_init)

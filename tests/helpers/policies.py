@@ -15,17 +15,17 @@ import pytest
 import sealing_double
 
 from llmkeep.bundle import cache, programs
+from llmkeep.places import Places
 from llmkeep.policy import bundle as policy
-from llmkeep.policy.bundle import PolicyPlaces
 from llmkeep.source_tree import TREE
 
 SOURCE = TREE / "policy"
 
 
-def control_node(folder: Path, monkeypatch: pytest.MonkeyPatch) -> PolicyPlaces:
+def control_node(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Places:
     """A control node that was bootstrapped."""
     sealing_double.use(monkeypatch, policy, policy)
-    places = PolicyPlaces(folder)
+    places = Places(folder)
     policy.init(places)
     return places
 

@@ -3,7 +3,7 @@
 import subprocess
 from pathlib import Path
 
-from llmkeep.pki.authority import PkiPlaces
+from llmkeep.places import Places
 
 DOMAIN = "estate.internal"
 NAMES = ["llm1.estate.internal", "10.77.0.12"]
@@ -16,7 +16,7 @@ def opened_with(escrow: Path, path: Path) -> bytes:
     return subprocess.run(argv, check=True, capture_output=True).stdout
 
 
-def openssl_accepts(places: PkiPlaces, chain: bytes, *more: str) -> bool:
+def openssl_accepts(places: Places, chain: bytes, *more: str) -> bool:
     """What a client that has only the root says."""
     path = places.root / "chain.pem"
     path.write_bytes(chain)

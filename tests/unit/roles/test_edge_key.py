@@ -16,6 +16,7 @@ from softhsm import SOFTHSM, double, faulty
 from waiting import PATIENCE, listens, own_port
 
 from llmkeep.pki import authority as pki
+from llmkeep.places import Places
 
 estate = load("filter.estate")
 host_certificate = load("modules.host_certificate")
@@ -157,7 +158,7 @@ class Edge:
         (found,) = self.lab.key(**{**words, **more})["keys"]
         return dict(found)
 
-    def certify(self, places: pki.PkiPlaces) -> dict[str, Any]:
+    def certify(self, places: Places) -> dict[str, Any]:
         """As the role does: a request that the HSM signs, and the authority's answer."""
         chain = places.issuing_certificate.read_text() + places.root_certificate.read_text()
         words = {
@@ -269,9 +270,9 @@ ENVIRONMENT = ("OPENSSL_CONF", "P11_KIT_SERVER_ADDRESS", "CREDENTIALS_DIRECTORY"
 
 
 @pytest.fixture
-def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pki.PkiPlaces:
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Places:
     """A control node whose sealing is left out."""
-    found = pki.PkiPlaces(tmp_path / "control")
+    found = Places(tmp_path / "control")
     monkeypatch.setattr(pki, "seal", lambda secret, _: secret)
     monkeypatch.setattr(pki, "unseal", lambda sealed, _: sealed)
     monkeypatch.setattr(pki, "encrypt_to", lambda *_: b"")
@@ -280,7 +281,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pki.PkiPlaces:
 
 
 @pytest.fixture
-def edge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, places: pki.PkiPlaces) -> Iterator[Edge]:
+def edge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, places: Places) -> Iterator[Edge]:
     """An edge that has its key and its certificate; nginx does not run yet."""
     found = Edge(tmp_path, monkeypatch)
     found.key(state="present")
@@ -306,7 +307,7 @@ def test_serves_by_tls_1_3_with_the_key_of_the_token_which_is_in_no_file(edge: E
 
 
 def test_a_certificate_that_stands_is_not_asked_for_again_and_one_of_another_key_is(
-    edge: Edge, places: pki.PkiPlaces
+    edge: Edge, places: Places
 ) -> None:
     before = edge.logins()
     assert edge.certify(places)["reasons"] == []

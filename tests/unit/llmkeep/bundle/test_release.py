@@ -15,8 +15,9 @@ from llmkeep import cli as llmkeep_cli
 from llmkeep import durable
 from llmkeep.bundle import manifest, release, signing
 from llmkeep.bundle.manifest import BundleRefused
-from llmkeep.bundle.release import ReleaseError, ReleasePlaces
+from llmkeep.bundle.release import ReleaseError
 from llmkeep.errors import LlmkeepError
+from llmkeep.places import Places
 
 ROOT = Path(__file__).resolve().parents[4]
 NAME = "sql-2026-11"
@@ -30,10 +31,10 @@ VERDICT = {
 
 
 @pytest.fixture
-def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReleasePlaces:
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Places:
     """A control node, which is the mirror too."""
     sealing_double.use(monkeypatch, release, release)
-    return ReleasePlaces(tmp_path / "root")
+    return Places(tmp_path / "root")
 
 
 def candidate(folder: Path, content: bytes = b"\1" * 5000, name: str = NAME, **published: object) -> Path:
@@ -68,7 +69,7 @@ def summed(folder: Path, name: str = NAME) -> None:
 
 
 @pytest.fixture
-def signed(tmp_path: Path, places: ReleasePlaces) -> Path:
+def signed(tmp_path: Path, places: Places) -> Path:
     """A release."""
     folder = candidate(tmp_path / "release")
     release.sign(places, folder)
@@ -85,17 +86,17 @@ def snapshot(folder: Path) -> dict[str, bytes | str]:
 
 
 def test_what_was_signed_is_verified_by_the_code_that_verifies_the_bundle(
-    places: ReleasePlaces, signed: Path
+    places: Places, signed: Path
 ) -> None:
-    good = manifest.verify(signed, places.public, seen=1)
-    assert good == release.verify(places, signed, places.public)
+    good = manifest.verify(signed, places.publish_public, seen=1)
+    assert good == release.verify(places, signed, places.publish_public)
     assert (release.name_of(good), good.serial) == (NAME, 1)
-    assert good.signer == signing.fingerprint(places.public)
+    assert good.signer == signing.fingerprint(places.publish_public)
     assert {entry.licence for entry in good.files} == {"MIT"}
 
 
 def test_the_key_is_made_once_and_is_on_no_disk_but_sealed(
-    tmp_path: Path, places: ReleasePlaces, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, places: Places, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[bytes] = []
 
@@ -114,19 +115,22 @@ def test_the_key_is_made_once_and_is_on_no_disk_but_sealed(
     for path in (path for path in tmp_path.rglob("*") if path.is_file()):
         assert secret not in path.read_bytes()
         assert b"PRIVATE KEY" not in path.read_bytes()
-    assert (places.key.stat().st_mode & 0o777, places.public.stat().st_mode & 0o777) == (0o400, 0o644)
+    assert (places.publish_key.stat().st_mode & 0o777, places.publish_public.stat().st_mode & 0o777) == (
+        0o400,
+        0o644,
+    )
 
 
-def test_a_lost_key_is_not_replaced_in_silence(places: ReleasePlaces, tmp_path: Path) -> None:
+def test_a_lost_key_is_not_replaced_in_silence(places: Places, tmp_path: Path) -> None:
     release.init(places)
-    places.key.unlink()
+    places.publish_key.unlink()
     with pytest.raises(ReleaseError, match="restore it from a backup"):
         release.sign(places, candidate(tmp_path / "next"))
 
 
 @pytest.mark.parametrize("cut", [1, 2, 3])
 def test_a_power_cut_while_the_key_is_made_leaves_none_that_anybody_trusts(
-    cut: int, tmp_path: Path, places: ReleasePlaces, monkeypatch: pytest.MonkeyPatch
+    cut: int, tmp_path: Path, places: Places, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left = [cut]
 
@@ -139,12 +143,12 @@ def test_a_power_cut_while_the_key_is_made_leaves_none_that_anybody_trusts(
     monkeypatch.setattr(release, "write", write)
     with pytest.raises(KeyboardInterrupt):
         release.init(places)
-    assert not places.public.exists()
+    assert not places.publish_public.exists()
     monkeypatch.setattr(release, "write", durable.write)
     release.sign(places, candidate(tmp_path / "release"))
 
 
-def test_serials_only_rise(tmp_path: Path, places: ReleasePlaces) -> None:
+def test_serials_only_rise(tmp_path: Path, places: Places) -> None:
     serials = []
     for number in range(3):
         folder = candidate(tmp_path / str(number))
@@ -152,8 +156,8 @@ def test_serials_only_rise(tmp_path: Path, places: ReleasePlaces) -> None:
         serials.append(manifest.read(folder).serial)
         shutil.rmtree(folder)
     assert serials == [1, 2, 3]
-    assert durable.broken_at(places.signed) is None
-    assert [json.loads(line)["serial"] for line in places.signed.read_text().splitlines()] == serials
+    assert durable.broken_at(places.publish_signed) is None
+    assert [json.loads(line)["serial"] for line in places.publish_signed.read_text().splitlines()] == serials
 
 
 # ---------------------------------------------------------------- releases that are none
@@ -204,51 +208,47 @@ DAMAGE: dict[str, tuple[Callable[[Path, Path], None], int, str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_refuses_a_release_with(damage: str, tmp_path: Path, places: ReleasePlaces, signed: Path) -> None:
+def test_refuses_a_release_with(damage: str, tmp_path: Path, places: Places, signed: Path) -> None:
     do, code, words = DAMAGE[damage]
     other = candidate(tmp_path / "other")
-    release.sign(ReleasePlaces(tmp_path / "another estate"), other)
+    release.sign(Places(tmp_path / "another estate"), other)
     do(signed, other)
     before = snapshot(signed)
     with pytest.raises(BundleRefused) as refusal:
-        release.add(places, signed, places.public)
+        release.add(places, signed, places.publish_public)
     assert (refusal.value.code, words in str(refusal.value)) == (code, True), str(refusal.value)
     assert snapshot(signed) == before
-    assert not places.store.exists()
+    assert not places.releases.exists()
 
 
-def test_refuses_an_older_serial_than_the_mirror_had(
-    tmp_path: Path, places: ReleasePlaces, signed: Path
-) -> None:
+def test_refuses_an_older_serial_than_the_mirror_had(tmp_path: Path, places: Places, signed: Path) -> None:
     newer = candidate(tmp_path / "newer", b"\2" * 5000)
     release.sign(places, newer)
-    release.add(places, newer, places.public)
+    release.add(places, newer, places.publish_public)
     with pytest.raises(BundleRefused, match="serial 1 is older than 2") as refusal:
-        release.add(places, signed, places.public)
+        release.add(places, signed, places.publish_public)
     assert refusal.value.code == manifest.REPLAYED
-    assert (places.store / NAME / MODEL / "model.safetensors").read_bytes() == b"\2" * 5000
+    assert (places.releases / NAME / MODEL / "model.safetensors").read_bytes() == b"\2" * 5000
 
 
-def test_an_older_release_of_another_name_is_no_replay(
-    tmp_path: Path, places: ReleasePlaces, signed: Path
-) -> None:
+def test_an_older_release_of_another_name_is_no_replay(tmp_path: Path, places: Places, signed: Path) -> None:
     newer = candidate(tmp_path / "newer", name="code-1")
     release.sign(places, newer)
-    release.add(places, newer, places.public)
-    release.add(places, signed, places.public)
+    release.add(places, newer, places.publish_public)
+    release.add(places, signed, places.publish_public)
     assert [line.split()[0] for line in release.listed(places).splitlines()] == ["code-1", NAME]
 
 
-def test_refuses_a_release_that_expired(places: ReleasePlaces, signed: Path) -> None:
+def test_refuses_a_release_that_expired(places: Places, signed: Path) -> None:
     later = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=366)
     with pytest.raises(BundleRefused, match="expired at") as refusal:
-        release.verify(places, signed, places.public, later)
+        release.verify(places, signed, places.publish_public, later)
     assert refusal.value.code == manifest.EXPIRED
 
 
 @pytest.mark.parametrize("profile", ["lab", "release ../../etc", "release other-1"])
 def test_what_was_signed_as_something_else_is_no_release(
-    profile: str, tmp_path: Path, places: ReleasePlaces, monkeypatch: pytest.MonkeyPatch
+    profile: str, tmp_path: Path, places: Places, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = candidate(tmp_path / "release")
     honest = manifest.write
@@ -260,36 +260,36 @@ def test_what_was_signed_as_something_else_is_no_release(
     monkeypatch.setattr(manifest, "write", lying)
     release.sign(places, folder)
     with pytest.raises(BundleRefused) as refusal:
-        release.verify(places, folder, places.public)
+        release.verify(places, folder, places.publish_public)
     assert refusal.value.code == manifest.DAMAGED
 
 
 # ---------------------------------------------------------------- the mirror
-def test_what_is_added_is_served_whole_and_readable(places: ReleasePlaces, signed: Path) -> None:
-    release.add(places, signed, places.public)
-    assert snapshot(places.store / NAME) == snapshot(signed)
-    release.verify(places, places.store / NAME, places.public)
-    assert {path.stat().st_mode & 0o777 for path in (places.store / NAME / MODEL).iterdir()} == {0o644}
-    release.add(places, signed, places.public)
-    assert sorted(path.name for path in places.store.iterdir()) == [f".{NAME}-1", NAME]
+def test_what_is_added_is_served_whole_and_readable(places: Places, signed: Path) -> None:
+    release.add(places, signed, places.publish_public)
+    assert snapshot(places.releases / NAME) == snapshot(signed)
+    release.verify(places, places.releases / NAME, places.publish_public)
+    assert {path.stat().st_mode & 0o777 for path in (places.releases / NAME / MODEL).iterdir()} == {0o644}
+    release.add(places, signed, places.publish_public)
+    assert sorted(path.name for path in places.releases.iterdir()) == [f".{NAME}-1", NAME]
 
 
 def test_a_newer_release_takes_the_place_of_the_one_before(
-    tmp_path: Path, places: ReleasePlaces, signed: Path
+    tmp_path: Path, places: Places, signed: Path
 ) -> None:
-    release.add(places, signed, places.public)
+    release.add(places, signed, places.publish_public)
     newer = candidate(tmp_path / "newer", b"\2" * 5000)
     release.sign(places, newer)
-    release.add(places, newer, places.public)
-    assert sorted(path.name for path in places.store.iterdir()) == [f".{NAME}-2", NAME]
-    assert snapshot(places.store / NAME) == snapshot(newer)
+    release.add(places, newer, places.publish_public)
+    assert sorted(path.name for path in places.releases.iterdir()) == [f".{NAME}-2", NAME]
+    assert snapshot(places.releases / NAME) == snapshot(newer)
 
 
 def test_a_copy_that_breaks_off_leaves_what_was_served(
-    tmp_path: Path, places: ReleasePlaces, signed: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, places: Places, signed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    release.add(places, signed, places.public)
-    before = snapshot(places.store)
+    release.add(places, signed, places.publish_public)
+    before = snapshot(places.releases)
     newer = candidate(tmp_path / "newer", b"\2" * 5000)
     release.sign(places, newer)
 
@@ -298,8 +298,8 @@ def test_a_copy_that_breaks_off_leaves_what_was_served(
 
     monkeypatch.setattr(shutil, "copyfileobj", full)
     with pytest.raises(OSError, match="No space"):
-        release.add(places, newer, places.public)
-    assert snapshot(places.store) == before
+        release.add(places, newer, places.publish_public)
+    assert snapshot(places.releases) == before
 
 
 # ---------------------------------------------------------------- candidates
@@ -363,18 +363,18 @@ def a_second_model(folder: Path) -> None:
     ],
 )
 def test_a_candidate_that_is_not_whole_gets_no_signature(
-    change: Callable[[Path], object], words: str, tmp_path: Path, places: ReleasePlaces
+    change: Callable[[Path], object], words: str, tmp_path: Path, places: Places
 ) -> None:
     folder = candidate(tmp_path / "release")
     change(folder)
     with pytest.raises(ReleaseError, match=words):
         release.sign(places, folder)
     assert not (folder / manifest.SIGNATURE).exists()
-    assert not places.serial.exists()
+    assert not places.publish_serial.exists()
 
 
 def test_what_is_not_proved_better_is_signed_only_with_its_reason_and_says_so(
-    tmp_path: Path, places: ReleasePlaces
+    tmp_path: Path, places: Places
 ) -> None:
     folder = candidate(tmp_path / "silent", verdict="")
     (folder / MODEL / "training.json").write_text('{"published": {"base": "1"}}')
@@ -386,12 +386,10 @@ def test_what_is_not_proved_better_is_signed_only_with_its_reason_and_says_so(
     (folder / MODEL / "training.json").write_text(json.dumps({"published": told}))
     summed(folder)
     assert "NOT proved better than its base: the pilot of tenant blue" in release.sign(places, folder)
-    assert json.loads(places.signed.read_text())["unproved"] == "the pilot of tenant blue"
+    assert json.loads(places.publish_signed.read_text())["unproved"] == "the pilot of tenant blue"
 
 
-def test_a_verdict_on_a_model_that_learned_whole_is_one_on_that_model(
-    tmp_path: Path, places: ReleasePlaces
-) -> None:
+def test_a_verdict_on_a_model_that_learned_whole_is_one_on_that_model(tmp_path: Path, places: Places) -> None:
     folder = candidate(tmp_path / "release", merged={})
     with pytest.raises(ReleaseError, match="is about other weights"):
         release.sign(places, folder)
@@ -399,14 +397,14 @@ def test_a_verdict_on_a_model_that_learned_whole_is_one_on_that_model(
     assert "promoted by its gate" in release.sign(places, folder)
 
 
-def test_the_verdict_is_among_what_is_signed(places: ReleasePlaces, signed: Path) -> None:
+def test_the_verdict_is_among_what_is_signed(places: Places, signed: Path) -> None:
     judged(signed, reasons=["written afterwards"])
     with pytest.raises(BundleRefused, match=r"verdict\.json"):
-        release.verify(places, signed, places.public)
+        release.verify(places, signed, places.publish_public)
 
 
 def test_a_signature_that_cannot_be_made_leaves_no_manifest(
-    tmp_path: Path, places: ReleasePlaces, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, places: Places, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = candidate(tmp_path / "release")
     release.init(places)
@@ -433,7 +431,7 @@ sys.exit(main(["publish", str(folder / "job"), "--into", str(folder / "candidate
 """
 
 
-def test_what_llm_train_publishes_is_what_is_signed_and_added(tmp_path: Path, places: ReleasePlaces) -> None:
+def test_what_llm_train_publishes_is_what_is_signed_and_added(tmp_path: Path, places: Places) -> None:
     argv = [str(ROOT / "payload/.venv/bin/python"), "-c", PUBLISHED, str(tmp_path), NAME]
     done = subprocess.run(
         argv, cwd=ROOT / "payload/tests/helpers", capture_output=True, text=True, check=False
@@ -442,14 +440,14 @@ def test_what_llm_train_publishes_is_what_is_signed_and_added(tmp_path: Path, pl
         pytest.skip("Debian's python3-torch is not installed")
     assert done.returncode == 0, done.stderr
     assert "NOT proved better than its base: a test" in release.sign(places, tmp_path / "candidate")
-    release.add(places, tmp_path / "candidate", places.public)
-    assert (places.store / NAME / MODEL / "model.safetensors").is_file()
+    release.add(places, tmp_path / "candidate", places.publish_public)
+    assert (places.releases / NAME / MODEL / "model.safetensors").is_file()
 
 
 def test_the_command_tells_each_refusal_by_its_exit_code(
-    tmp_path: Path, places: ReleasePlaces, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, places: Places, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(release, "ReleasePlaces", lambda: places)
+    monkeypatch.setattr(release, "Places", lambda: places)
     folder = candidate(tmp_path / "release")
     assert llmkeep_cli.main(["release", "verify", str(folder)]) == 1
     assert "with --keyring" in capsys.readouterr().err
@@ -460,10 +458,10 @@ def test_the_command_tells_each_refusal_by_its_exit_code(
     assert f"{NAME}  serial 1" in capsys.readouterr().out
     assert llmkeep_cli.main(["release", "sign", str(folder)]) == 1
     assert "is signed already" in capsys.readouterr().err
-    places.seen(NAME).write_text("2\n")
+    places.publish_seen(NAME).write_text("2\n")
     assert llmkeep_cli.main(["release", "verify", str(folder)]) == manifest.REPLAYED
     flip_a_byte(folder, folder)
-    places.seen(NAME).write_text("1\n")
+    places.publish_seen(NAME).write_text("1\n")
     assert llmkeep_cli.main(["release", "verify", str(folder)]) == manifest.DAMAGED
     lose_the_signature(folder, folder)
     assert llmkeep_cli.main(["release", "verify", str(folder)]) == manifest.UNSIGNED

@@ -16,7 +16,8 @@ from small_authority import DOMAIN, NAMES, opened_with, openssl_accepts
 
 from llmkeep import durable
 from llmkeep.pki import authority as pki
-from llmkeep.pki.authority import PkiError, PkiPlaces
+from llmkeep.pki.authority import PkiError
+from llmkeep.places import Places
 from llmkeep.sealing import SealError
 
 
@@ -40,9 +41,9 @@ def sealing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def places(tmp_path: Path, escrow: Path) -> PkiPlaces:
+def places(tmp_path: Path, escrow: Path) -> Places:
     """A control node that was bootstrapped."""
-    found = PkiPlaces(tmp_path)
+    found = Places(tmp_path)
     pki.init(found, DOMAIN, escrow, list(pki.NETWORKS))
     return found
 
@@ -60,7 +61,7 @@ def request(names: list[str], key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKe
 
 
 def test_a_signed_certificate_verifies_names_the_host_and_lives_at_most_ninety_days(
-    places: PkiPlaces,
+    places: Places,
 ) -> None:
     chain = pki.sign(places, request(NAMES), NAMES, "llm1")
     leaf = x509.load_pem_x509_certificate(chain)
@@ -70,9 +71,7 @@ def test_a_signed_certificate_verifies_names_the_host_and_lives_at_most_ninety_d
     assert leaf.not_valid_after_utc - leaf.not_valid_before_utc <= timedelta(days=90)
 
 
-def test_the_root_key_is_kept_nowhere_but_encrypted_to_the_escrow_key(
-    places: PkiPlaces, escrow: Path
-) -> None:
+def test_the_root_key_is_kept_nowhere_but_encrypted_to_the_escrow_key(places: Places, escrow: Path) -> None:
     opened = opened_with(escrow, places.root_key)
     key = serialization.load_pem_private_key(opened, password=None)
     assert (
@@ -84,7 +83,7 @@ def test_the_root_key_is_kept_nowhere_but_encrypted_to_the_escrow_key(
     assert places.issuing_key.read_bytes().startswith(b"sealed:")
 
 
-def test_the_ca_is_constrained_to_the_domain_and_to_private_addresses(places: PkiPlaces) -> None:
+def test_the_ca_is_constrained_to_the_domain_and_to_private_addresses(places: Places) -> None:
     root = x509.load_pem_x509_certificate(places.root_certificate.read_bytes())
     issuing = x509.load_pem_x509_certificate(places.issuing_certificate.read_bytes())
     for certificate, path_length in ((root, 1), (issuing, 0)):
@@ -96,7 +95,7 @@ def test_the_ca_is_constrained_to_the_domain_and_to_private_addresses(places: Pk
 
 
 def test_openssl_itself_refuses_a_name_outside_the_constraints(
-    places: PkiPlaces, monkeypatch: pytest.MonkeyPatch
+    places: Places, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pki, "check_names", lambda *_: None)
     assert not openssl_accepts(places, pki.sign(places, request(["example.com"]), ["example.com"], "x"))
@@ -113,7 +112,7 @@ def test_openssl_itself_refuses_a_name_outside_the_constraints(
         "llm1",
     ],
 )
-def test_refuses_a_name_outside_the_estate(places: PkiPlaces, name: str) -> None:
+def test_refuses_a_name_outside_the_estate(places: Places, name: str) -> None:
     with pytest.raises(PkiError, match="is not in this estate"):
         pki.sign(places, request([name]), [name], "llm1")
 
@@ -121,7 +120,7 @@ def test_refuses_a_name_outside_the_estate(places: PkiPlaces, name: str) -> None
 @pytest.mark.parametrize(
     "name", ["llm1.estate.internal", "a.b.estate.internal", "localhost", "::1", "fd00::12"]
 )
-def test_signs_a_name_inside_the_estate(places: PkiPlaces, name: str) -> None:
+def test_signs_a_name_inside_the_estate(places: Places, name: str) -> None:
     assert openssl_accepts(places, pki.sign(places, request([name]), [name], "llm1"))
 
 
@@ -129,21 +128,19 @@ def test_signs_a_name_inside_the_estate(places: PkiPlaces, name: str) -> None:
     "asked",
     [[], ["llm1.estate.internal"], [*NAMES, "ops1.estate.internal"], ["ops1.estate.internal", "10.77.0.12"]],
 )
-def test_refuses_names_that_the_inventory_does_not_allow_the_host(
-    places: PkiPlaces, asked: list[str]
-) -> None:
+def test_refuses_names_that_the_inventory_does_not_allow_the_host(places: Places, asked: list[str]) -> None:
     with pytest.raises(PkiError, match="the inventory allows it"):
         pki.sign(places, request(asked), NAMES, "llm1")
     assert not places.issued.exists()
 
 
-def test_refuses_a_key_that_is_not_elliptic(places: PkiPlaces) -> None:
+def test_refuses_a_key_that_is_not_elliptic(places: Places) -> None:
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     with pytest.raises(PkiError, match="only EC keys"):
         pki.sign(places, request(NAMES, key), NAMES, "llm1")
 
 
-def test_refuses_a_request_that_was_changed_on_its_way(places: PkiPlaces) -> None:
+def test_refuses_a_request_that_was_changed_on_its_way(places: Places) -> None:
     csr = x509.load_pem_x509_csr(request(NAMES))
     changed = csr.public_bytes(serialization.Encoding.DER).replace(b"llm1.estate", b"llm2.estate")
     forged = x509.load_der_x509_csr(changed).public_bytes(serialization.Encoding.PEM)
@@ -152,19 +149,19 @@ def test_refuses_a_request_that_was_changed_on_its_way(places: PkiPlaces) -> Non
 
 
 @pytest.mark.parametrize("csr", [b"", b"garbage", b"-----BEGIN CERTIFICATE REQUEST-----\n"])
-def test_refuses_what_is_no_request(places: PkiPlaces, csr: bytes) -> None:
+def test_refuses_what_is_no_request(places: Places, csr: bytes) -> None:
     with pytest.raises(PkiError, match="no certificate request"):
         pki.sign(places, csr, NAMES, "llm1")
 
 
 @pytest.mark.parametrize("days", [0, 91, -1])
-def test_refuses_a_life_that_is_too_long_or_none(places: PkiPlaces, days: int) -> None:
+def test_refuses_a_life_that_is_too_long_or_none(places: Places, days: int) -> None:
     with pytest.raises(PkiError, match="1 to 90 days"):
         pki.sign(places, request(NAMES), NAMES, "llm1", days)
 
 
 def test_refuses_when_the_clock_is_outside_the_issuing_certificates_life(
-    places: PkiPlaces, monkeypatch: pytest.MonkeyPatch
+    places: Places, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Clock(datetime):
         @classmethod
@@ -176,13 +173,13 @@ def test_refuses_when_the_clock_is_outside_the_issuing_certificates_life(
         pki.sign(places, request(NAMES), NAMES, "llm1")
 
 
-def test_init_again_changes_nothing(places: PkiPlaces, escrow: Path) -> None:
+def test_init_again_changes_nothing(places: Places, escrow: Path) -> None:
     before = {path: path.read_bytes() for path in places.root.rglob("*") if path.is_file()}
     assert "stands" in pki.init(places, DOMAIN, escrow, list(pki.NETWORKS))
     assert before == {path: path.read_bytes() for path in places.root.rglob("*") if path.is_file()}
 
 
-def test_init_refuses_another_domain_than_the_cas(places: PkiPlaces, escrow: Path) -> None:
+def test_init_refuses_another_domain_than_the_cas(places: Places, escrow: Path) -> None:
     with pytest.raises(PkiError, match=r"made for estate\.internal, not for other\.internal"):
         pki.init(places, "other.internal", escrow, [])
 
@@ -192,7 +189,7 @@ def test_init_refuses_another_domain_than_the_cas(places: PkiPlaces, escrow: Pat
 )
 def test_init_refuses_what_is_no_domain(tmp_path: Path, escrow: Path, domain: str) -> None:
     with pytest.raises(PkiError, match="--domain"):
-        pki.init(PkiPlaces(tmp_path), domain, escrow, [])
+        pki.init(Places(tmp_path), domain, escrow, [])
     assert not list(tmp_path.iterdir())
 
 
@@ -203,7 +200,7 @@ def test_init_refuses_a_weak_escrow_key_and_writes_nothing(tmp_path: Path) -> No
         check=True, capture_output=True,
     )  # fmt: skip
     with pytest.raises(SealError, match="RSA of 2048 bits"):
-        pki.init(PkiPlaces(tmp_path / "host"), DOMAIN, tmp_path / "weak.pem", [])
+        pki.init(Places(tmp_path / "host"), DOMAIN, tmp_path / "weak.pem", [])
     assert not (tmp_path / "host").exists()
 
 
@@ -211,7 +208,7 @@ def test_init_refuses_a_weak_escrow_key_and_writes_nothing(tmp_path: Path) -> No
 def test_init_that_lost_power_at_any_write_is_made_whole_by_the_next(
     tmp_path: Path, escrow: Path, monkeypatch: pytest.MonkeyPatch, cut: int
 ) -> None:
-    places = PkiPlaces(tmp_path)
+    places = Places(tmp_path)
     monkeypatch.setattr(pki, "write", losing_power(cut))
     with pytest.raises(KeyboardInterrupt):
         pki.init(places, DOMAIN, escrow, list(pki.NETWORKS))
@@ -224,21 +221,21 @@ def test_init_that_lost_power_at_any_write_is_made_whole_by_the_next(
 
 
 @pytest.mark.parametrize("lost", ["issuing_certificate", "issuing_key"])
-def test_a_lost_file_is_told_and_not_made_anew(places: PkiPlaces, escrow: Path, lost: str) -> None:
+def test_a_lost_file_is_told_and_not_made_anew(places: Places, escrow: Path, lost: str) -> None:
     getattr(places, lost).unlink()
     with pytest.raises(PkiError, match="is not there"):
         pki.init(places, DOMAIN, escrow, [])
     assert not getattr(places, lost).exists()
 
 
-def test_another_cas_issuing_key_is_told(places: PkiPlaces) -> None:
+def test_another_cas_issuing_key_is_told(places: Places) -> None:
     places.issuing_key.chmod(0o600)
     places.issuing_key.write_bytes(b"sealed:" + pki.private(ec.generate_private_key(ec.SECP384R1())))
     with pytest.raises(PkiError, match="is not the key of"):
         pki.sign(places, request(NAMES), NAMES, "llm1")
 
 
-def test_every_issue_is_on_record_and_a_change_of_the_record_shows(places: PkiPlaces) -> None:
+def test_every_issue_is_on_record_and_a_change_of_the_record_shows(places: Places) -> None:
     for _ in range(3):
         pki.sign(places, request(NAMES), NAMES, "llm1")
     lines = places.issued.read_text().splitlines()
@@ -249,7 +246,7 @@ def test_every_issue_is_on_record_and_a_change_of_the_record_shows(places: PkiPl
     assert pki.status(places)["record_broken_at_line"] == 2
 
 
-def test_a_line_that_a_power_cut_tore_does_not_break_the_record(places: PkiPlaces) -> None:
+def test_a_line_that_a_power_cut_tore_does_not_break_the_record(places: Places) -> None:
     pki.sign(places, request(NAMES), NAMES, "llm1")
     with places.issued.open("a") as file:
         file.write('{"host": "llm')
@@ -258,7 +255,7 @@ def test_a_line_that_a_power_cut_tore_does_not_break_the_record(places: PkiPlace
     assert len(places.issued.read_text().splitlines()) == 3
 
 
-def test_status_says_whether_the_root_key_was_taken_away(places: PkiPlaces) -> None:
+def test_status_says_whether_the_root_key_was_taken_away(places: Places) -> None:
     assert pki.status(places)["root_key_still_here"] == str(places.root_key)
     places.root_key.unlink()
     assert pki.status(places)["root_key_still_here"] is None
@@ -266,7 +263,7 @@ def test_status_says_whether_the_root_key_was_taken_away(places: PkiPlaces) -> N
 
 def test_a_host_that_is_no_control_node_is_told(tmp_path: Path) -> None:
     with pytest.raises(PkiError, match="run bootstrap"):
-        pki.status(PkiPlaces(tmp_path))
+        pki.status(Places(tmp_path))
 
 
 def test_write_replaces_a_file_whole_with_its_mode(tmp_path: Path) -> None:
@@ -279,7 +276,7 @@ def test_write_replaces_a_file_whole_with_its_mode(tmp_path: Path) -> None:
 
 
 def test_permitted_networks_are_what_init_was_given(tmp_path: Path, escrow: Path) -> None:
-    places = PkiPlaces(tmp_path)
+    places = Places(tmp_path)
     pki.init(places, DOMAIN, escrow, ["198.51.100.0/24"])
     networks = pki.permitted(x509.load_pem_x509_certificate(places.root_certificate.read_bytes()))[1]
     assert networks == [ipaddress.ip_network("198.51.100.0/24")]

@@ -21,8 +21,9 @@ from softhsm import SOFTHSM, Double, double, faulty, pkcs11
 from llmkeep import cli
 from llmkeep.pki import authority as pki
 from llmkeep.pki import issuing
-from llmkeep.pki.authority import PkiError, PkiPlaces
+from llmkeep.pki.authority import PkiError
 from llmkeep.pki.issuing_key import HsmKey
+from llmkeep.places import Places
 from llmkeep.sealing import SealError
 
 TOKEN, LABEL = "llmkeep-issuing", "llmkeep issuing"
@@ -52,7 +53,7 @@ def escrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Estate:
     """A control node with its authority, an HSM with a token for it, and the machine that has the escrow key."""
 
-    places: PkiPlaces
+    places: Places
     hsm: Double
     escrow: Path
     root_key: Path
@@ -86,7 +87,7 @@ def estate(tmp_path: Path, escrow: Path, monkeypatch: pytest.MonkeyPatch) -> Est
     monkeypatch.setattr(pki, "unseal", lambda sealed, _: sealed.removeprefix(b"sealed:"))
     hsm = double(tmp_path, monkeypatch)
     hsm.make_tokens(tokens=[TOKEN, "llmkeep"])
-    places = PkiPlaces(tmp_path / "host")
+    places = Places(tmp_path / "host")
     pki.init(places, DOMAIN, escrow, list(pki.NETWORKS))
     away = tmp_path / "root-key.cms"
     places.root_key.rename(away)
@@ -111,7 +112,7 @@ def test_a_certificate_signed_in_the_hsm_verifies_and_no_key_lies_on_the_control
 def test_the_three_commands_move_it(
     estate: Estate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    monkeypatch.setattr(issuing, "PkiPlaces", lambda: estate.places)
+    monkeypatch.setattr(issuing, "Places", lambda: estate.places)
 
     def said(*words: str) -> tuple[bytes, str]:
         assert cli.main(["issuing", *words]) == 0
@@ -284,9 +285,9 @@ def test_certify_refuses_a_request_for_another_name_and_a_root_key_that_is_anoth
     other = csr.sign(ec.generate_private_key(ec.SECP384R1()), hashes.SHA384())
     with pytest.raises(PkiError, match=r"has to be for 'CN=estate\.internal issuing'"):
         estate.certified(other.public_bytes(serialization.Encoding.PEM))
-    pki.init(PkiPlaces(tmp_path / "other"), DOMAIN, estate.escrow, [])
+    pki.init(Places(tmp_path / "other"), DOMAIN, estate.escrow, [])
     estate.root_key.unlink()
-    PkiPlaces(tmp_path / "other").root_key.rename(estate.root_key)
+    Places(tmp_path / "other").root_key.rename(estate.root_key)
     assert b"PRIVATE KEY" in opened_with(estate.escrow, estate.root_key)
     with pytest.raises(PkiError, match="the key of another root"):
         estate.certified(issuing.request(estate.places, estate.settings()))
@@ -296,7 +297,7 @@ def test_adopt_refuses_another_estates_certificate_a_leaf_and_a_key_that_is_not_
     estate: Estate, tmp_path: Path
 ) -> None:
     before = estate.places.issuing_certificate.read_bytes()
-    other = PkiPlaces(tmp_path / "other")
+    other = Places(tmp_path / "other")
     pki.init(other, DOMAIN, estate.escrow, [])
     issuing.request(estate.places, estate.settings())
     with pytest.raises(PkiError, match="is no certificate that"):

@@ -16,9 +16,9 @@ import policies
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from llmkeep.places import Places
 from llmkeep.policy import bundle as policy
 from llmkeep.policy import source as policy_source
-from llmkeep.policy.bundle import PolicyPlaces
 from llmproof import policy_bundle
 from llmproof.policy_bundle import DAMAGED, EXPIRED, REPLAYED, UNSIGNED, PolicyRefused
 
@@ -34,11 +34,11 @@ type Files = dict[str, bytes]
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> PolicyPlaces:
+def places(tmp_path_factory: pytest.TempPathFactory) -> Places:
     """A control node with a bundle."""
     with pytest.MonkeyPatch.context() as patch:
         found = policies.control_node(tmp_path_factory.mktemp("control"), patch)
-        policy.build(found, policies.SOURCE, found.bundle, 90)
+        policy.build(found, policies.SOURCE, found.policy_bundle, 90)
     return found
 
 
@@ -101,55 +101,55 @@ DAMAGE: dict[str, tuple[Callable[[Files], Files], int]] = {
 }  # fmt: skip
 
 
-def test_llmkeep_and_opa_take_the_bundle_that_was_built(places: PolicyPlaces, tmp_path: Path) -> None:
-    found = policy_bundle.judged(places.bundle.read_bytes(), places.public.read_bytes(), minimum=1)
+def test_llmkeep_and_opa_take_the_bundle_that_was_built(places: Places, tmp_path: Path) -> None:
+    found = policy_bundle.judged(
+        places.policy_bundle.read_bytes(), places.policy_public.read_bytes(), minimum=1
+    )
     assert found.revision == 1
     assert sorted(found.modules) == ["llm/authz/authz.rego", "llm/validate/validate.rego"]
     assert found.data["llm"]["roles"]["analyst"]["actions"] == ["GET /generate"]
-    with policies.serving(places.bundle, places.public, tmp_path) as address:
+    with policies.serving(places.policy_bundle, places.policy_public, tmp_path) as address:
         question = {"subject": "a", "tenant": "t", "roles": ["analyst"], "action": "GET /generate"}
         answer = policies.Connection(address).ask("/v1/data/llm/authz/decision", {"input": question})
         assert (answer["result"]["allow"], answer["result"]["revision"]) == (True, 1)
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_bundle_that_was_touched_is_refused(places: PolicyPlaces, damage: str) -> None:
+def test_a_bundle_that_was_touched_is_refused(places: Places, damage: str) -> None:
     touch, code = DAMAGE[damage]
-    bad = policy_source.packed(touch(policy_bundle.unpacked(places.bundle.read_bytes())))
+    bad = policy_source.packed(touch(policy_bundle.unpacked(places.policy_bundle.read_bytes())))
     with pytest.raises(PolicyRefused) as refused:
-        policy_bundle.judged(bad, places.public.read_bytes())
+        policy_bundle.judged(bad, places.policy_public.read_bytes())
     assert refused.value.code == code
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_opa_refuses_what_llmkeep_refuses(places: PolicyPlaces, damage: str, tmp_path: Path) -> None:
+def test_opa_refuses_what_llmkeep_refuses(places: Places, damage: str, tmp_path: Path) -> None:
     bad = tmp_path / "bundle.tar.gz"
     bad.write_bytes(
-        policy_source.packed(DAMAGE[damage][0](policy_bundle.unpacked(places.bundle.read_bytes())))
+        policy_source.packed(DAMAGE[damage][0](policy_bundle.unpacked(places.policy_bundle.read_bytes())))
     )
     words = "signature|digest mismatch"
-    with pytest.raises(ChildProcessError, match=words), policies.serving(bad, places.public, tmp_path):
+    with pytest.raises(ChildProcessError, match=words), policies.serving(bad, places.policy_public, tmp_path):
         pytest.fail("opa serves it")
 
 
-def test_a_signature_under_another_name_is_refused(
-    places: PolicyPlaces, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_signature_under_another_name_is_refused(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         policy, "unseal", lambda sealed, _: sealed.removeprefix(b"sealed llmkeep.policy-key:")
     )
-    files = policy_bundle.unpacked(places.bundle.read_bytes())
+    files = policy_bundle.unpacked(places.policy_bundle.read_bytes())
     key = policy.signing_key(places)
     good = policy_source.packed(resigned(files, key))
-    assert policy_bundle.judged(good, places.public.read_bytes()).revision == 1
+    assert policy_bundle.judged(good, places.policy_public.read_bytes()).revision == 1
     with pytest.raises(PolicyRefused, match="not for the key 'policy'"):
         policy_bundle.judged(
-            policy_source.packed(resigned(files, key, key_id="other")), places.public.read_bytes()
+            policy_source.packed(resigned(files, key, key_id="other")), places.policy_public.read_bytes()
         )
 
 
-def test_an_older_revision_and_an_expired_bundle_are_refused(places: PolicyPlaces) -> None:
-    packed, key = places.bundle.read_bytes(), places.public.read_bytes()
+def test_an_older_revision_and_an_expired_bundle_are_refused(places: Places) -> None:
+    packed, key = places.policy_bundle.read_bytes(), places.policy_public.read_bytes()
     end = policy_bundle.judged(packed, key).expires
     for code, minimum, moment in ((REPLAYED, 2, datetime.now(UTC)), (EXPIRED, 1, end)):
         with pytest.raises(PolicyRefused) as refused:
@@ -174,37 +174,37 @@ ODD: dict[str, tuple[Callable[[Files], Files], str]] = {
 
 
 @pytest.mark.parametrize("oddity", ODD)
-def test_what_llmkeep_never_makes_is_refused_whoever_signed_it(places: PolicyPlaces, oddity: str) -> None:
+def test_what_llmkeep_never_makes_is_refused_whoever_signed_it(places: Places, oddity: str) -> None:
     touch, said = ODD[oddity]
-    files = touch(without(".signatures.json")(policy_bundle.unpacked(places.bundle.read_bytes())))
+    files = touch(without(".signatures.json")(policy_bundle.unpacked(places.policy_bundle.read_bytes())))
     with pytest.raises(PolicyRefused, match=said) as refused:
         policy_bundle.parsed(files)
     assert refused.value.code == DAMAGED
 
 
 @pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE])
-def test_a_name_that_is_there_twice_or_is_no_file_is_refused(places: PolicyPlaces, kind: bytes) -> None:
-    content = io.BytesIO(gzip.decompress(places.bundle.read_bytes()))
+def test_a_name_that_is_there_twice_or_is_no_file_is_refused(places: Places, kind: bytes) -> None:
+    content = io.BytesIO(gzip.decompress(places.policy_bundle.read_bytes()))
     with tarfile.open(fileobj=content, mode="a") as tar:
         member = tarfile.TarInfo("llm/roles/data.json")
         member.type, member.linkname = kind, "llm/rates/data.json"
         tar.addfile(member, io.BytesIO())
     with pytest.raises(PolicyRefused, match="is there twice, or no plain file"):
-        policy_bundle.judged(gzip.compress(content.getvalue()), places.public.read_bytes())
+        policy_bundle.judged(gzip.compress(content.getvalue()), places.policy_public.read_bytes())
 
 
 @pytest.mark.parametrize("cut", [0, 1, 100, -1])
-def test_a_torn_file_is_refused(places: PolicyPlaces, cut: int) -> None:
+def test_a_torn_file_is_refused(places: Places, cut: int) -> None:
     with pytest.raises(PolicyRefused) as refused:
-        policy_bundle.judged(places.bundle.read_bytes()[:cut], places.public.read_bytes())
+        policy_bundle.judged(places.policy_bundle.read_bytes()[:cut], places.policy_public.read_bytes())
     assert refused.value.code in (DAMAGED, UNSIGNED)
 
 
-def test_a_file_that_unpacks_to_too_much_is_refused(places: PolicyPlaces) -> None:
+def test_a_file_that_unpacks_to_too_much_is_refused(places: Places) -> None:
     bomb = policy_source.packed({"llm/zeros/data.json": bytes(policy_bundle.LIMIT)})
     assert len(bomb) < 100_000
     with pytest.raises(PolicyRefused, match="no policy is that long"):
-        policy_bundle.judged(bomb, places.public.read_bytes())
+        policy_bundle.judged(bomb, places.policy_public.read_bytes())
 
 
 def test_the_same_source_gives_the_same_bytes_but_for_the_signature() -> None:
@@ -236,8 +236,8 @@ def opas_own_hashes(files: Files, folder: Path) -> dict[str, str]:
     return {file["name"]: file["hash"] for file in signed["files"]}
 
 
-def test_opas_own_signing_gives_the_same_hashes(places: PolicyPlaces, tmp_path: Path) -> None:
-    packed = places.bundle.read_bytes()
+def test_opas_own_signing_gives_the_same_hashes(places: Places, tmp_path: Path) -> None:
+    packed = places.policy_bundle.read_bytes()
     files = without(".signatures.json")(policy_bundle.unpacked(packed))
     assert sorted(files) == SIGNED
     assert opas_own_hashes(files, tmp_path / "files") == claims(packed)

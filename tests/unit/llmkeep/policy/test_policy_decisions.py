@@ -113,8 +113,8 @@ def test_the_real_opa_with_the_signed_bundle_decides_alike(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decisions: list[dict[str, Any]]
 ) -> None:
     places = policies.control_node(tmp_path, monkeypatch)
-    policy.build(places, policies.SOURCE, places.bundle, 90)
-    with policies.serving(places.bundle, places.public, tmp_path) as address:
+    policy.build(places, policies.SOURCE, places.policy_bundle, 90)
+    with policies.serving(places.policy_bundle, places.policy_public, tmp_path) as address:
         connection = policies.Connection(address)
         for number in random.Random(SEED).sample(range(NUMBER), SAMPLE):  # noqa: S311 -- a seed
             answer = connection.ask("/v1/data/llm/authz/decision", {"input": QUESTIONS[number]})

@@ -14,9 +14,10 @@ from power_cut import losing_power
 
 from llmkeep import cli, durable
 from llmkeep.errors import LlmkeepError
+from llmkeep.places import Places
 from llmkeep.policy import bundle as policy
 from llmkeep.policy import source as policy_source
-from llmkeep.policy.bundle import PolicyError, PolicyPlaces
+from llmkeep.policy.bundle import PolicyError
 from llmproof import policy_bundle
 from llmproof.policy_bundle import DAMAGED, EXPIRED, REPLAYED, UNSIGNED
 
@@ -24,46 +25,48 @@ NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 
 
 @pytest.fixture
-def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PolicyPlaces:
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Places:
     """A control node with a key and, as its own source, a copy of the tree's policy."""
     found = policies.control_node(tmp_path / "control", monkeypatch)
-    shutil.copytree(policies.SOURCE, found.source)
+    shutil.copytree(policies.SOURCE, found.policy_source)
     return found
 
 
-def changed(places: PolicyPlaces, old: str, new: str, file: str = "roles/data.yaml") -> None:
+def changed(places: Places, old: str, new: str, file: str = "roles/data.yaml") -> None:
     """Edit the estate's own source."""
-    path = places.source / "llm" / file
+    path = places.policy_source / "llm" / file
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new, 1))
 
 
-def build(places: PolicyPlaces, now: datetime = NOW, days: int = 90) -> str:
-    return policy.build(places, places.source, places.bundle, days, now)
+def build(places: Places, now: datetime = NOW, days: int = 90) -> str:
+    return policy.build(places, places.policy_source, places.policy_bundle, days, now)
 
 
-def revision(places: PolicyPlaces) -> int:
+def revision(places: Places) -> int:
     start = datetime(1970, 1, 1, tzinfo=UTC)
-    return policy_bundle.judged(places.bundle.read_bytes(), places.public.read_bytes(), now=start).revision
+    return policy_bundle.judged(
+        places.policy_bundle.read_bytes(), places.policy_public.read_bytes(), now=start
+    ).revision
 
 
 # ---------------------------------------------------------------- the key
-def test_the_key_is_kept_sealed_under_a_name_of_its_own_and_nowhere_else(places: PolicyPlaces) -> None:
-    assert places.key.name == "llmkeep.policy-key"
-    assert places.key.stat().st_mode & 0o777 == 0o400
-    sealed = places.key.read_bytes()
+def test_the_key_is_kept_sealed_under_a_name_of_its_own_and_nowhere_else(places: Places) -> None:
+    assert places.policy_key.name == "llmkeep.policy-key"
+    assert places.policy_key.stat().st_mode & 0o777 == 0o400
+    sealed = places.policy_key.read_bytes()
     assert sealed.startswith(b"sealed llmkeep.policy-key:-----BEGIN PRIVATE KEY-----")
-    assert places.public.stat().st_mode & 0o777 == 0o644
+    assert places.policy_public.stat().st_mode & 0o777 == 0o644
     build(places)
-    for path in (path for path in places.root.rglob("*") if path.is_file() and path != places.key):
+    for path in (path for path in places.root.rglob("*") if path.is_file() and path != places.policy_key):
         assert sealed.splitlines()[1] not in path.read_bytes(), path
 
 
-def test_init_again_changes_nothing(places: PolicyPlaces) -> None:
-    before = places.public.read_bytes(), places.key.read_bytes()
+def test_init_again_changes_nothing(places: Places) -> None:
+    before = places.policy_public.read_bytes(), places.policy_key.read_bytes()
     assert "stands" in policy.init(places)
-    assert (places.public.read_bytes(), places.key.read_bytes()) == before
+    assert (places.policy_public.read_bytes(), places.policy_key.read_bytes()) == before
 
 
 @pytest.mark.parametrize("cut", range(2))
@@ -75,59 +78,65 @@ def test_init_that_lost_power_at_any_write_is_made_whole_by_the_next(
         policies.control_node(tmp_path, monkeypatch)
     monkeypatch.setattr(policy, "write", durable.write)
     places = policies.control_node(tmp_path, monkeypatch)
-    policy.build(places, policies.SOURCE, places.bundle, 90)
+    policy.build(places, policies.SOURCE, places.policy_bundle, 90)
     assert revision(places) == 1
 
 
-def test_a_lost_key_is_told_and_not_made_anew(places: PolicyPlaces) -> None:
-    places.key.unlink()
+def test_a_lost_key_is_told_and_not_made_anew(places: Places) -> None:
+    places.policy_key.unlink()
     for verb in (policy.init, build):
         with pytest.raises(PolicyError, match="is not there"):
             verb(places)
-    assert not places.key.exists()
+    assert not places.policy_key.exists()
 
 
 def test_a_key_that_is_not_the_public_halfs_is_told(
-    places: PolicyPlaces, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = policies.control_node(tmp_path / "other", monkeypatch)
-    durable.write(places.key, other.key.read_bytes(), 0o400)
+    durable.write(places.policy_key, other.policy_key.read_bytes(), 0o400)
     with pytest.raises(PolicyError, match="is not the key of"):
         build(places)
 
 
 # ---------------------------------------------------------------- build
-def test_a_second_build_changes_nothing(places: PolicyPlaces) -> None:
+def test_a_second_build_changes_nothing(places: Places) -> None:
     assert "revision 1, 34 tests passed" in build(places)
-    before = [(path.read_bytes(), path.stat().st_mtime_ns) for path in sorted(places.bundle.parent.iterdir())]
+    before = [
+        (path.read_bytes(), path.stat().st_mtime_ns) for path in sorted(places.policy_bundle.parent.iterdir())
+    ]
     assert "kept" in build(places, NOW + timedelta(days=59))
     assert [
-        (path.read_bytes(), path.stat().st_mtime_ns) for path in sorted(places.bundle.parent.iterdir())
+        (path.read_bytes(), path.stat().st_mtime_ns) for path in sorted(places.policy_bundle.parent.iterdir())
     ] == before
 
 
 def test_what_was_signed_is_signed_anew_before_it_expires_and_not_what_is_being_edited(
-    places: PolicyPlaces,
+    places: Places,
 ) -> None:
     build(places)
-    before = policy_bundle.judged(places.bundle.read_bytes(), places.public.read_bytes(), now=NOW)
-    assert "kept" in policy.renew(places, places.bundle, NOW + timedelta(days=59))
+    before = policy_bundle.judged(
+        places.policy_bundle.read_bytes(), places.policy_public.read_bytes(), now=NOW
+    )
+    assert "kept" in policy.renew(places, places.policy_bundle, NOW + timedelta(days=59))
     changed(places, "max_tokens: 256", "max_tokens: 128")
     for number, day in enumerate((61, 130, 200), 2):
         moment = NOW + timedelta(days=day)
-        assert f"revision {number}, holds until" in policy.renew(places, places.bundle, moment)
-        after = policy_bundle.judged(places.bundle.read_bytes(), places.public.read_bytes(), now=moment)
+        assert f"revision {number}, holds until" in policy.renew(places, places.policy_bundle, moment)
+        after = policy_bundle.judged(
+            places.policy_bundle.read_bytes(), places.policy_public.read_bytes(), now=moment
+        )
         assert after.modules == before.modules
         assert after.data["llm"]["roles"] == before.data["llm"]["roles"]
         assert after.expires - moment == timedelta(days=90)
 
 
-def test_nothing_is_signed_anew_where_nothing_of_this_estate_was_signed(places: PolicyPlaces) -> None:
+def test_nothing_is_signed_anew_where_nothing_of_this_estate_was_signed(places: Places) -> None:
     with pytest.raises(PolicyError, match="is no policy of this estate"):
-        policy.renew(places, places.bundle, NOW)
+        policy.renew(places, places.policy_bundle, NOW)
 
 
-def test_the_revision_rises_with_the_content_and_never_falls(places: PolicyPlaces) -> None:
+def test_the_revision_rises_with_the_content_and_never_falls(places: Places) -> None:
     build(places)
     changed(places, "max_tokens: 256", "max_tokens: 128")
     build(places)
@@ -137,33 +146,33 @@ def test_the_revision_rises_with_the_content_and_never_falls(places: PolicyPlace
     assert revision(places) == 3
 
 
-def test_a_comment_is_no_change_of_the_data_and_a_test_is_none_of_the_bundle(places: PolicyPlaces) -> None:
+def test_a_comment_is_no_change_of_the_data_and_a_test_is_none_of_the_bundle(places: Places) -> None:
     build(places)
     changed(places, "analyst:\n", "# who looks\nanalyst:\n")
     changed(places, "package llm.roles_test\n", "package llm.roles_test\n\n# more\n", "roles/roles_test.rego")
     assert "kept" in build(places)
 
 
-def test_one_that_holds_fewer_than_thirty_days_is_signed_anew(places: PolicyPlaces) -> None:
+def test_one_that_holds_fewer_than_thirty_days_is_signed_anew(places: Places) -> None:
     build(places)
     assert "kept" in build(places, NOW + timedelta(days=60))
     assert "revision 2" in build(places, NOW + timedelta(days=60, seconds=1))
     assert "kept" in build(places, NOW + timedelta(days=61))
 
 
-def test_one_that_is_made_for_a_few_days_is_kept_for_most_of_them(places: PolicyPlaces) -> None:
+def test_one_that_is_made_for_a_few_days_is_kept_for_most_of_them(places: Places) -> None:
     build(places, days=3)
     assert "kept" in build(places, NOW + timedelta(days=2), days=3)
     assert "revision 2" in build(places, NOW + timedelta(days=2, seconds=1), days=3)
 
 
 def test_a_build_that_lost_power_gives_no_revision_to_two_contents(
-    places: PolicyPlaces, monkeypatch: pytest.MonkeyPatch
+    places: Places, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build(places)
 
     def write(path: Path, data: bytes, mode: int) -> None:
-        if path == places.bundle:
+        if path == places.policy_bundle:
             raise KeyboardInterrupt
         durable.write(path, data, mode)
 
@@ -173,7 +182,7 @@ def test_a_build_that_lost_power_gives_no_revision_to_two_contents(
         build(places)
     monkeypatch.setattr(policy, "write", durable.write)
     assert revision(places) == 1
-    again = PolicyPlaces(places.root.with_name("again"))
+    again = Places(places.root.with_name("again"))
     shutil.copytree(places.root, again.root)
     build(again)
     assert revision(again) == 2  # the same content has the number that it was given
@@ -182,18 +191,18 @@ def test_a_build_that_lost_power_gives_no_revision_to_two_contents(
     assert revision(places) == 3
 
 
-def test_a_lost_record_of_the_revision_does_not_take_it_back(places: PolicyPlaces) -> None:
+def test_a_lost_record_of_the_revision_does_not_take_it_back(places: Places) -> None:
     build(places)
     changed(places, "max_tokens: 256", "max_tokens: 128")
     build(places)
-    places.bundle.with_name("revision.json").unlink()
+    places.policy_bundle.with_name("revision.json").unlink()
     build(places)
     assert revision(places) == 3
 
 
-def test_a_record_of_the_revision_from_an_old_backup_does_not_take_it_back(places: PolicyPlaces) -> None:
+def test_a_record_of_the_revision_from_an_old_backup_does_not_take_it_back(places: Places) -> None:
     build(places)
-    given = places.bundle.with_name("revision.json")
+    given = places.policy_bundle.with_name("revision.json")
     old = given.read_bytes()
     changed(places, "max_tokens: 256", "max_tokens: 128")
     build(places)
@@ -203,12 +212,12 @@ def test_a_record_of_the_revision_from_an_old_backup_does_not_take_it_back(place
     assert revision(places) == 3
 
 
-def test_a_lost_or_damaged_bundle_is_made_anew(places: PolicyPlaces) -> None:
+def test_a_lost_or_damaged_bundle_is_made_anew(places: Places) -> None:
     build(places)
-    places.bundle.write_bytes(places.bundle.read_bytes()[:-9])
+    places.policy_bundle.write_bytes(places.policy_bundle.read_bytes()[:-9])
     build(places)
     assert revision(places) == 1
-    places.bundle.unlink()
+    places.policy_bundle.unlink()
     build(places)
     assert revision(places) == 1
 
@@ -241,7 +250,7 @@ FAULTS: dict[str, tuple[str, str, str, str]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_source_with_a_fault_is_not_signed_and_the_fault_is_named(places: PolicyPlaces, fault: str) -> None:
+def test_a_source_with_a_fault_is_not_signed_and_the_fault_is_named(places: Places, fault: str) -> None:
     build(places)
     old, new, file, said = FAULTS[fault]
     changed(places, old, new, file)
@@ -251,67 +260,67 @@ def test_a_source_with_a_fault_is_not_signed_and_the_fault_is_named(places: Poli
     assert revision(places) == 1
 
 
-def test_a_decision_that_allows_a_request_which_says_nothing_is_not_signed(places: PolicyPlaces) -> None:
+def test_a_decision_that_allows_a_request_which_says_nothing_is_not_signed(places: Places) -> None:
     rego = 'package llm.authz\n\nduties_apart := {"a"}\n\ndecision := {"allow": true}\n'
-    for test in places.source.rglob("*_test.rego"):
+    for test in places.policy_source.rglob("*_test.rego"):
         test.unlink()
-    (places.source / "llm/authz/authz.rego").write_text(rego)
+    (places.policy_source / "llm/authz/authz.rego").write_text(rego)
     with pytest.raises(PolicyError, match="does not deny a request that says nothing"):
         build(places)
 
 
 @pytest.mark.parametrize("days", [0, -1, 367])
-def test_a_policy_holds_a_day_to_a_year(places: PolicyPlaces, days: int) -> None:
+def test_a_policy_holds_a_day_to_a_year(places: Places, days: int) -> None:
     with pytest.raises(PolicyError, match=f"--days is {days}"):
         build(places, days=days)
 
 
 # ---------------------------------------------------------------- the command line
 @pytest.fixture
-def llmkeep(places: PolicyPlaces, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+def llmkeep(places: Places, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """The command, on that control node."""
-    monkeypatch.setattr(policy, "PolicyPlaces", lambda: places)
+    monkeypatch.setattr(policy, "Places", lambda: places)
     return lambda *words: cli.main(["policy", *map(str, words)])
 
 
 def test_the_estates_own_source_goes_before_the_trees(
-    places: PolicyPlaces, llmkeep: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    places: Places, llmkeep: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert llmkeep("check") == 0
-    assert str(places.source) in capsys.readouterr().out
-    shutil.rmtree(places.source)
+    assert str(places.policy_source) in capsys.readouterr().out
+    shutil.rmtree(places.policy_source)
     assert llmkeep("build") == 0
     assert llmkeep("build") == 0
     assert f"revision 1 is what {policies.SOURCE} says, kept" in capsys.readouterr().out
 
 
 def test_verify_tells_its_refusals_apart(
-    places: PolicyPlaces, llmkeep: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    places: Places, llmkeep: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    good, bad = places.bundle, tmp_path / "bad.tar.gz"
+    good, bad = places.policy_bundle, tmp_path / "bad.tar.gz"
     assert llmkeep("build") == 0
     files = policy_bundle.unpacked(good.read_bytes())
-    assert llmkeep("verify", good, "--key", places.public, "--minimum", 1) == 0
-    assert llmkeep("verify", good, "--key", places.public, "--minimum", 2) == REPLAYED
+    assert llmkeep("verify", good, "--key", places.policy_public, "--minimum", 1) == 0
+    assert llmkeep("verify", good, "--key", places.policy_public, "--minimum", 2) == REPLAYED
     bad.write_bytes(policy_source.packed({name: files[name] for name in files if name != ".signatures.json"}))
-    assert llmkeep("verify", bad, "--key", places.public) == UNSIGNED
+    assert llmkeep("verify", bad, "--key", places.policy_public) == UNSIGNED
     bad.write_bytes(policy_source.packed(files | {"llm/more/data.json": b"{}"}))
-    assert llmkeep("verify", bad, "--key", places.public) == DAMAGED
-    policy.build(places, places.source, bad, 1, datetime.now(UTC) - timedelta(days=2))
-    assert llmkeep("verify", bad, "--key", places.public) == EXPIRED
-    assert llmkeep("verify", tmp_path / "nowhere", "--key", places.public) == 1
+    assert llmkeep("verify", bad, "--key", places.policy_public) == DAMAGED
+    policy.build(places, places.policy_source, bad, 1, datetime.now(UTC) - timedelta(days=2))
+    assert llmkeep("verify", bad, "--key", places.policy_public) == EXPIRED
+    assert llmkeep("verify", tmp_path / "nowhere", "--key", places.policy_public) == 1
     assert llmkeep("verify", good, "--key", good) == UNSIGNED
     assert "Traceback" not in capsys.readouterr().err
 
 
 def test_diff_names_each_set_of_roles_and_action_that_is_decided_in_another_way(
-    places: PolicyPlaces, llmkeep: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    places: Places, llmkeep: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert llmkeep("build") == 0
     changed(places, "[GET /generate]", "[POST /generate]")
     changed(places, "max_tokens: 2048", "max_tokens: 4096")
     capsys.readouterr()
-    assert llmkeep("diff", places.bundle, places.source, "--json") == 0
+    assert llmkeep("diff", places.policy_bundle, places.policy_source, "--json") == 0
     found: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
     alone = {(change["roles"][0], change["action"]) for change in found if len(change["roles"]) == 1}
     assert {pair for pair in alone if pair[0] != "developer"} == {
@@ -320,7 +329,7 @@ def test_diff_names_each_set_of_roles_and_action_that_is_decided_in_another_way(
     }
     assert ["analyst", "operator"] in [change["roles"] for change in found]
     assert ["operator"] not in [change["roles"] for change in found]
-    assert llmkeep("diff", places.bundle, places.source) == 0
+    assert llmkeep("diff", places.policy_bundle, places.policy_source) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "analyst: GET /generate: allow → deny (default_deny)" in lines
     assert "analyst: POST /generate: deny (default_deny) → allow" in lines
@@ -329,26 +338,26 @@ def test_diff_names_each_set_of_roles_and_action_that_is_decided_in_another_way(
 
 
 def test_diff_of_the_same_says_so_whatever_the_revision_and_the_date(
-    places: PolicyPlaces, llmkeep: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    places: Places, llmkeep: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    policy.build(places, places.source, tmp_path / "expired.tar.gz", 1, NOW - timedelta(days=900))
-    assert llmkeep("diff", tmp_path / "expired.tar.gz", places.source) == 0
+    policy.build(places, places.policy_source, tmp_path / "expired.tar.gz", 1, NOW - timedelta(days=900))
+    assert llmkeep("diff", tmp_path / "expired.tar.gz", places.policy_source) == 0
     assert capsys.readouterr().out == "the two decide alike\n"
-    assert llmkeep("diff", tmp_path / "nowhere", places.source) == 1
+    assert llmkeep("diff", tmp_path / "nowhere", places.policy_source) == 1
     assert "cannot be compared" in capsys.readouterr().err
 
 
 def test_a_role_that_is_new_is_a_difference(
-    places: PolicyPlaces, llmkeep: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    places: Places, llmkeep: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert llmkeep("build") == 0
-    path = places.source / "llm/roles/data.yaml"
+    path = places.policy_source / "llm/roles/data.yaml"
     text = path.read_text()
     path.write_text(
         text + text[text.index("analyst:\n") : text.index("developer:\n")].replace("analyst", "guest")
     )
     capsys.readouterr()
-    assert llmkeep("diff", places.bundle, places.source) == 0
+    assert llmkeep("diff", places.policy_bundle, places.policy_source) == 0
     assert "guest: GET /generate: deny (unknown_role) → allow" in capsys.readouterr().out.splitlines()
 
 
@@ -357,18 +366,18 @@ WORDS = ("break-glass", "--subject", "alice@corp", "--action", "POST /generate",
 
 
 def test_break_glass_prints_a_token_that_the_policys_key_signed_and_records_it(
-    places: PolicyPlaces, llmkeep: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    places: Places, llmkeep: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert llmkeep(*WORDS, "--hours", 4, "--reason", "opa is down, ticket 7") == 0
     token = capsys.readouterr().out.strip()
     assert jwt.get_unverified_header(token)["kid"] == "policy"
     claims = jwt.decode(
-        token, places.public.read_bytes(), algorithms=["ES256"], audience="llmkeep-break-glass"
+        token, places.policy_public.read_bytes(), algorithms=["ES256"], audience="llmkeep-break-glass"
     )
     assert claims["exp"] - claims["iat"] == 4 * 3600
     assert (claims["sub"], claims["reason"]) == ("alice@corp", "opa is down, ticket 7")
     assert claims["actions"] == ["GET /generate", "POST /generate"]
-    (line,) = places.broken.read_text().splitlines()
+    (line,) = places.break_glass.read_text().splitlines()
     assert json.loads(line)["sub"] == "alice@corp"
     assert token not in line
 
@@ -388,7 +397,7 @@ def test_break_glass_prints_a_token_that_the_policys_key_signed_and_records_it(
     ],
 )
 def test_break_glass_refuses_too_long_a_time_no_reason_and_an_unknown_action(
-    places: PolicyPlaces,
+    places: Places,
     llmkeep: Callable[..., int],
     capsys: pytest.CaptureFixture[str],
     more: list[str],
@@ -397,14 +406,14 @@ def test_break_glass_refuses_too_long_a_time_no_reason_and_an_unknown_action(
     assert llmkeep(*WORDS, *more) == 1
     out, err = capsys.readouterr()
     assert (out, said in err) == ("", True)
-    assert not places.broken.exists()
+    assert not places.break_glass.exists()
 
 
-def test_a_break_glass_token_is_no_signature_of_a_policy(places: PolicyPlaces) -> None:
+def test_a_break_glass_token_is_no_signature_of_a_policy(places: Places) -> None:
     build(places)
     token = policy.break_glass(places, "alice", ["GET /generate"], 1, "a test")
-    files = policy_bundle.unpacked(places.bundle.read_bytes())
+    files = policy_bundle.unpacked(places.policy_bundle.read_bytes())
     files[".signatures.json"] = json.dumps({"signatures": [token]}).encode()
     with pytest.raises(policy_bundle.PolicyRefused) as refused:
-        policy_bundle.judged(policy_source.packed(files), places.public.read_bytes())
+        policy_bundle.judged(policy_source.packed(files), places.policy_public.read_bytes())
     assert refused.value.code == UNSIGNED

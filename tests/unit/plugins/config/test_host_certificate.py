@@ -12,15 +12,16 @@ import pytest
 from plugin_modules import HELPERS, load
 
 from llmkeep.pki import authority as pki
+from llmkeep.places import Places
 
 host_certificate = load("modules.host_certificate")
 NAMES = ["llm1.estate.internal", "10.77.0.12", "fd00::12"]
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> pki.PkiPlaces:
+def places(tmp_path_factory: pytest.TempPathFactory) -> Places:
     """A control node whose sealing is left out."""
-    found = pki.PkiPlaces(tmp_path_factory.mktemp("control"))
+    found = Places(tmp_path_factory.mktemp("control"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pki, "seal", lambda secret, _: secret)
         patch.setattr(pki, "encrypt_to", lambda *_: b"")
@@ -46,7 +47,7 @@ def reloads(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 
 @pytest.fixture
-def wanted(places: pki.PkiPlaces, tmp_path: Path) -> dict[str, Any]:
+def wanted(places: Places, tmp_path: Path) -> dict[str, Any]:
     """The module's parameters."""
     chain = places.issuing_certificate.read_text() + places.root_certificate.read_text()
     return {
@@ -64,13 +65,13 @@ def wanted(places: pki.PkiPlaces, tmp_path: Path) -> dict[str, Any]:
     }
 
 
-def signed(places: pki.PkiPlaces, wanted: dict[str, Any], names: list[str] = NAMES, days: int = 90) -> str:
+def signed(places: Places, wanted: dict[str, Any], names: list[str] = NAMES, days: int = 90) -> str:
     request = host_certificate.request(Path(wanted["directory"]) / "host.key", names)
     return pki.sign(places, request.encode(), names, "llm1", days).decode()
 
 
 @pytest.fixture
-def host(places: pki.PkiPlaces, wanted: dict[str, Any]) -> Path:
+def host(places: Places, wanted: dict[str, Any]) -> Path:
     """A host that has its certificate."""
     host_certificate.settle(wanted, False)
     host_certificate.settle({**wanted, "certificate": signed(places, wanted)}, False)
@@ -111,7 +112,7 @@ def test_other_names_are_a_reason(host: Path, wanted: dict[str, Any]) -> None:
     assert reason.startswith("it names 10.77.0.12, fd00::12, llm1.estate.internal, not ")
 
 
-def test_few_days_left_are_a_reason(host: Path, places: pki.PkiPlaces, wanted: dict[str, Any]) -> None:
+def test_few_days_left_are_a_reason(host: Path, places: Places, wanted: dict[str, Any]) -> None:
     (host / "host.pem").write_text(signed(places, wanted, days=20))
     (reason,) = host_certificate.settle(wanted, False)["reasons"]
     assert reason.startswith("it ends in 19 days")
@@ -130,7 +131,7 @@ def test_a_torn_certificate_is_a_reason(host: Path, wanted: dict[str, Any]) -> N
 
 def test_another_issuing_certificate_is_a_reason(host: Path, wanted: dict[str, Any], tmp_path: Path) -> None:
     assert host.exists()
-    other = pki.PkiPlaces(tmp_path / "other")
+    other = Places(tmp_path / "other")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pki, "seal", lambda secret, _: secret)
         patch.setattr(pki, "encrypt_to", lambda *_: b"")
@@ -142,7 +143,7 @@ def test_another_issuing_certificate_is_a_reason(host: Path, wanted: dict[str, A
 
 @pytest.mark.parametrize("names", [NAMES[:2], ["llm2.estate.internal"]])
 def test_a_certificate_for_other_names_is_not_taken(
-    host: Path, places: pki.PkiPlaces, wanted: dict[str, Any], names: list[str]
+    host: Path, places: Places, wanted: dict[str, Any], names: list[str]
 ) -> None:
     before = (host / "host.pem").read_bytes()
     with pytest.raises(host_certificate.Refused, match="The one on disk stays"):
@@ -170,9 +171,7 @@ load("modules.host_certificate").settle(json.loads(sys.argv[2]), False)
 """
 
 
-def test_a_power_cut_at_any_moment_leaves_a_whole_key_or_none(
-    places: pki.PkiPlaces, wanted: dict[str, Any]
-) -> None:
+def test_a_power_cut_at_any_moment_leaves_a_whole_key_or_none(places: Places, wanted: dict[str, Any]) -> None:
     """A sample of the storm: the module is killed at moments spread over its run, and then goes on."""
     folder = Path(wanted["directory"])
     path = [str(HELPERS), *sys.path]

@@ -1,0 +1,97 @@
+"""Where the control node keeps its keys, and what it makes with them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+# Names that the private keys are sealed under, and of their files.
+ISSUING_KEY = "llmkeep.issuing-key"
+POLICY_KEY = "llmkeep.policy-key"
+PUBLISH_KEY = "llmkeep.publish-key"
+
+
+@dataclass(frozen=True)
+class Places:
+    """Paths below `root`, which only tests set to another folder than /."""
+
+    root: Path = Path("/")
+
+    def sealed(self, name: str) -> Path:
+        """The file of a credential that is encrypted to this host."""
+        return self.root / "etc/credstore.encrypted" / name
+
+    # ---------------------------------------------------------------- certificate authority
+    @property
+    def root_certificate(self) -> Path:
+        return self.root / "etc/llmkeep/pki/root.pem"
+
+    @property
+    def issuing_certificate(self) -> Path:
+        return self.root / "etc/llmkeep/pki/issuing.pem"
+
+    @property
+    def issuing_key(self) -> Path:
+        return self.sealed(ISSUING_KEY)
+
+    @property
+    def issuing_hsm(self) -> Path:
+        """Where in the HSM the issuing key is; read only if there is no sealed key."""
+        return self.root / "etc/llmkeep/pki/issuing-hsm.json"
+
+    @property
+    def root_key(self) -> Path:
+        return self.root / "var/lib/llmkeep/handout/root-key.cms"
+
+    @property
+    def issued(self) -> Path:
+        return self.root / "var/lib/llmkeep/pki/issued.jsonl"
+
+    # ---------------------------------------------------------------- policy
+    @property
+    def policy_key(self) -> Path:
+        return self.sealed(POLICY_KEY)
+
+    @property
+    def policy_public(self) -> Path:
+        return self.root / "etc/llmkeep/policy/policy.pem"
+
+    @property
+    def policy_source(self) -> Path:
+        """The estate's own source, if it has one."""
+        return self.root / "etc/llmkeep/policy/source"
+
+    @property
+    def policy_bundle(self) -> Path:
+        return self.root / "var/lib/llmkeep/policy/bundle.tar.gz"
+
+    @property
+    def break_glass(self) -> Path:
+        """The record of all break-glass tokens."""
+        return self.root / "var/lib/llmkeep/policy/break-glass.jsonl"
+
+    # ---------------------------------------------------------------- releases
+    @property
+    def publish_key(self) -> Path:
+        return self.sealed(PUBLISH_KEY)
+
+    @property
+    def publish_public(self) -> Path:
+        return self.root / "etc/llmkeep/publish/keyring.pgp"
+
+    @property
+    def publish_serial(self) -> Path:
+        """The highest serial that was ever issued."""
+        return self.root / "var/lib/llmkeep/publish/serial"
+
+    @property
+    def publish_signed(self) -> Path:
+        """The record of all signatures."""
+        return self.root / "var/lib/llmkeep/publish/signed.jsonl"
+
+    def publish_seen(self, name: str) -> Path:
+        """The highest serial of this release that was ever accepted here."""
+        return self.root / "var/lib/llmkeep/publish/seen" / name
+
+    @property
+    def releases(self) -> Path:
+        """What the mirror serves."""
+        return self.root / "srv/llmkeep/releases"
