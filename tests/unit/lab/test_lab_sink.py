@@ -66,7 +66,16 @@ def test_broken_messages_are_no_questions() -> None:
     assert dns_question(b"\x12\x34\x81" + query("a")[3:]) is None
 
 
-def test_a_truncated_frame_is_no_record() -> None:
+def test_a_truncated_frame_is_no_record_before_its_addresses_and_has_no_port_before_its_ports() -> None:
     whole = packet("192.0.2.7", 17, struct.pack("!HHHH", 1, 53, 0, 0) + query("a.b"))
-    for length in range(len(whole)):
-        leaving(whole[:length], INSIDE)
+    seen = [leaving(whole[:length], INSIDE) for length in range(len(whole) + 1)]
+    addresses, ports, question = 14 + 20, 14 + 20 + 8, 14 + 20 + 8 + 13
+    assert seen[:addresses] == [None] * addresses
+    records = [record for record in seen[addresses:] if record]
+    assert len(records) == len(seen) - addresses
+    assert {record["destination"] for record in records} == {"192.0.2.7"}
+    assert [record.get("port") for record in records] == [None] * 8 + [53] * (len(seen) - ports)
+    asked = [record.get("question") for record in records[ports - addresses :]]
+    assert asked[: question - ports] == [None] * (question - ports)
+    assert all(name and "a.b".startswith(name.rstrip(".")) for name in asked[question - ports :])
+    assert asked[-1] == "a.b"

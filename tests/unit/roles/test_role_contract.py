@@ -1,6 +1,7 @@
 """The contract that all roles keep (docs/DESIGN: "A role"): one anatomy, typed variables, nothing forgiving."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -101,12 +102,52 @@ def test_nothing_is_forgiving(path: Path) -> None:
     assert not found, f"{path.relative_to(ROOT)}: {', '.join(found)}"
 
 
-def test_roles_do_not_reach_into_each_other() -> None:
-    names = {role.name for role in ROLES}
-    for role in ROLES:
-        for path in (role / "tasks").rglob("*.yml"):
-            used = set(re.findall(r"name:\s*(\w+)\s*\n\s*tasks_from", path.read_text()))
-            assert not used & names, f"{path} imports {used & names}"
+def imported(node: Any) -> Iterator[str]:
+    """Names of the roles that tasks import or include, at any depth, without the collection's name."""
+    if isinstance(node, list):
+        for each in node:
+            yield from imported(each)
+    elif isinstance(node, dict):
+        for key, value in node.items():
+            if re.fullmatch(r"(ansible\.builtin\.)?(import|include)_role", key):
+                yield value["name"].removeprefix("llmkeep.estate.")
+            yield from imported(value)
+
+
+def reached(role: Path) -> set[str]:
+    """What a role takes from other roles: by an import, a dependency, or a path into their folders."""
+    found: set[str] = set()
+    for path in sorted(path for path in role.rglob("*") if path.is_file()):
+        text = path.read_text()
+        found |= set(re.findall(r"\.\./(\w+)/(?:defaults|files|handlers|meta|tasks|templates|vars)\b", text))
+        if path.suffix == ".yml":
+            found |= set(imported(yaml.safe_load(text)))
+    dependencies = (load(role / "meta/main.yml") or {}).get("dependencies") or []
+    found |= {str(each["role"] if isinstance(each, dict) else each) for each in dependencies}
+    return {name.removeprefix("llmkeep.estate.") for name in found} - {role.name}
+
+
+@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
+def test_a_role_takes_nothing_from_another_but_the_shared_floor(role: Path) -> None:
+    assert reached(role) == {"_common"}
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("tasks/main.yml", "- ansible.builtin.import_role: {name: llmkeep.estate.redis, tasks_from: start}"),
+        ("tasks/main.yml", "- block:\n    - include_role:\n        name: redis\n"),
+        ("handlers/main.yml", "- name: x\n  ansible.builtin.include_role:\n    name: llmkeep.estate.redis\n"),
+        ("templates/unit.j2", "{{ lookup('template', role_path ~ '/../redis/templates/redis.conf.j2') }}"),
+        ("meta/main.yml", "dependencies: [{role: llmkeep.estate.redis}]"),
+    ],
+)
+def test_a_role_that_reaches_into_another_is_found(file: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta/main.yml").write_text("{}")
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text(text)
+    assert reached(tmp_path) == {"redis"}
 
 
 def test_no_role_names_a_version_or_a_hash() -> None:
