@@ -1,1 +1,1 @@
-"""llmkeep: the control node of an estate: bundle, lock, PKI, runs."""
+"""The control node of an estate: bundle, certificate authority, policy, audit record, playbook runs."""

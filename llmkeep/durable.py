@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def write(path: Path, data: bytes, mode: int) -> None:
-    """Put DATA at PATH so that after a power cut there is the old file or the new one, whole."""
+    """Replace PATH with DATA, so that after a power cut either the old or the new file is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.new")
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
@@ -38,7 +38,7 @@ def record(path: Path, entry: dict[str, object]) -> None:
         file.seek(0)
         whole = file.read()
         if whole and not whole.endswith(b"\n"):
-            # A power cut tore the last line: close it, so that it shows as what it is.
+            # A power cut tore the last line: end it, so that it stays recognizable.
             file.write(b"\n")
             whole += b"\n"
         last = whole.splitlines()[-1] if whole else b""

@@ -1,4 +1,4 @@
-"""How `llmkeep` says no."""
+"""The base class of all refusals."""
 
 
 class LlmkeepError(Exception):

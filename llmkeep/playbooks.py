@@ -1,6 +1,7 @@
-"""Run playbooks by ansible-runner: what Ansible prints is printed as it comes, and what was heard is returned.
+"""Run playbooks with ansible-runner, whose output is printed as it comes.
 
-Nothing of a run stays on disk: its working folder lies in memory and goes with it.
+A run leaves nothing on disk: its working folder is in memory and is removed.
+
 """
 
 import os
@@ -27,7 +28,7 @@ class RunError(LlmkeepError):
 
 
 def inventory(given: str, root: Path) -> Path:
-    """An inventory as the operator names it: from where they stand, or else from the tree."""
+    """Path of an inventory, relative to the working directory or else to the tree."""
     for place in (Path.cwd() / given, root / given):
         if place.exists():
             return place.resolve()
@@ -37,7 +38,7 @@ def inventory(given: str, root: Path) -> Path:
 
 @dataclass
 class Heard:
-    """What a run said that is worth more than its output: what failed, and why; what was counted.
+    """What is kept of a run: failures with their reasons, and Ansible's recap.
 
     `asked`: tasks whose standard output is kept, in `said` by task and host.
     """
@@ -61,7 +62,7 @@ class Heard:
 
 
 def counted(stats: dict[str, Any]) -> list[dict[str, object]]:
-    """Ansible's recap, a host an entry."""
+    """Ansible's recap, one entry per host."""
     kinds = {"ok": "ok", "changed": "changed", "failed": "failures", "unreachable": "dark"}
     hosts = sorted({host for kind in kinds.values() for host in stats.get(kind) or {}})
     return [
@@ -71,9 +72,9 @@ def counted(stats: dict[str, Any]) -> list[dict[str, object]]:
 
 
 class Interruption:
-    """Ctrl-C, or a stop by systemd: Ansible is asked to end its workers itself, and killed only if it does not.
+    """Handles Ctrl-C and systemd's stop: Ansible is asked to end its workers, and killed only if it does not.
 
-    ansible-runner asks once a second whether to kill; its own answer to Ctrl-C would leave tasks running unattended.
+    ansible-runner polls once a second whether to kill; its own handling of Ctrl-C would leave tasks running unattended.
     """
 
     def __init__(self) -> None:
@@ -102,7 +103,7 @@ def play(
     quiet: bool = False,
     asked: frozenset[str] = frozenset(),
 ) -> tuple[int, Heard]:
-    """Run one playbook; its exit code and what was heard, of the tasks ASKED also their output."""
+    """Run one playbook; returns its exit code and what was heard, including the output of the tasks ASKED."""
     root = source_tree.located()
     heard, interruption = Heard(asked=asked), Interruption()
     work = Path(tempfile.mkdtemp(prefix="llmkeep-", dir=memory()))
@@ -140,7 +141,7 @@ def play(
 
 
 def memory() -> str | None:
-    """A folder in memory that only this user reads, where there is one."""
+    """A folder in memory that only this user can read, or None."""
     for name in (
         os.environ.get("TMPDIR"),
         "/run" if os.geteuid() == 0 else os.environ.get("XDG_RUNTIME_DIR"),

@@ -16,7 +16,7 @@ from llmkeep.record.runs import recorded
 
 
 def _words(given: argparse.Namespace) -> list[str]:
-    """What the operator said, in ansible-playbook's words."""
+    """The operator's options as arguments of ansible-playbook."""
     words = [word for name in ("limit", "tags", "skip_tags") if getattr(given, name) for word in
              (f"--{name.replace('_', '-')}", getattr(given, name))]  # fmt: skip
     words += [word for value in given.extra_vars for word in ("--extra-vars", value)]
@@ -78,25 +78,25 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     common.add_argument(
         "-e", "--extra-vars", action="append", default=[], metavar="VARS", help="as for ansible-playbook"
     )
-    common.add_argument("-C", "--check", action="store_true", help="say what would change, change nothing")
-    common.add_argument("-D", "--diff", action="store_true", help="show what changes in files")
+    common.add_argument("-C", "--check", action="store_true", help="print what would change, change nothing")
+    common.add_argument("-D", "--diff", action="store_true", help="show the changes in files")
     common.add_argument("-v", "--verbose", action="count", default=0, help="more, up to -vvvv")
     common.add_argument(
-        "--unrecorded", metavar="REASON", help="run even if the audit record cannot be written; told loudly"
+        "--unrecorded",
+        metavar="REASON",
+        help="run even if the audit record cannot be written; REASON goes to the journal",
     )
-    common.add_argument("ansible", nargs="*", help="more words for ansible-playbook, after --")
-    parser = subparsers.add_parser(
-        "site", parents=[common], help="bring the estate to what the inventory says"
-    )
+    common.add_argument("ansible", nargs="*", help="more arguments for ansible-playbook, after --")
+    parser = subparsers.add_parser("site", parents=[common], help="apply the inventory to the estate")
     parser.set_defaults(run=_run, playbook="site.yml")
     parser = subparsers.add_parser(
-        "verify", parents=[common], help="check by check, what is true now; changes nothing"
+        "verify", parents=[common], help="run all checks and report; changes nothing"
     )
     parser.add_argument("--json", action="store_true", help="print the report and nothing else")
     parser.add_argument("--report", type=Path, help="keep the report in this file")
     parser.set_defaults(run=_verify)
     # Its own parent, before the common one: the playbook comes first, more words for Ansible come last.
     named = argparse.ArgumentParser(add_help=False)
-    named.add_argument("playbook", help="as playbooks/renew.yml")
+    named.add_argument("playbook", help="for example playbooks/renew.yml")
     parser = subparsers.add_parser("run", parents=[named, common], help="run one playbook")
     parser.set_defaults(run=_run)

@@ -1,4 +1,4 @@
-"""The control node's secrets on their way to safety: sealed to this host, or encrypted to the escrow key.
+"""Seal the control node's secrets to this host, or encrypt them to the escrow key.
 
 They pass between programs by standard input and output only, never by a file, an argument or the environment.
 """
@@ -13,7 +13,7 @@ from llmkeep.errors import LlmkeepError
 
 
 class SealError(LlmkeepError):
-    """A secret could not be put away or opened. The message says what is wrong, the value seen, and the way out."""
+    """A secret could not be sealed or decrypted. The message says what is wrong, the value seen, and the way out."""
 
 
 def program(argv: list[str], data: bytes) -> bytes:
@@ -26,7 +26,7 @@ def program(argv: list[str], data: bytes) -> bytes:
 
 
 def seal(secret: bytes, name: str) -> bytes:
-    """Bind SECRET to this host (and its TPM where there is one), and to the NAME it is opened by."""
+    """Encrypt SECRET to this host (and its TPM, if any) under NAME, which `unseal` needs."""
     has_tpm = (
         subprocess.run(
             ["systemd-analyze", "has-tpm2", "--quiet"], capture_output=True, check=False
@@ -38,7 +38,7 @@ def seal(secret: bytes, name: str) -> bytes:
 
 
 def unseal(sealed: bytes, name: str) -> bytes:
-    """The secret again, in memory."""
+    """Decrypt a sealed secret in memory."""
     return program(["systemd-creds", "decrypt", f"--name={name}", "-", "-"], sealed)
 
 

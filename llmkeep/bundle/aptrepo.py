@@ -1,7 +1,7 @@
 """Debian packages: resolve a closure, download exactly what the lock says, make a signed repository of it.
 
-apt does the first two, with a state of its own: the suites that artifacts.yml names, no installed package,
-none of the machine's pins. Mirror, proxy and keys are those of the machine's own apt settings at run time.
+apt does the first two with a private state: only the suites that artifacts.yml names, no installed packages, none of
+the machine's pins. Mirror, proxy and keys come from the machine's own apt settings.
 """
 
 import re
@@ -61,7 +61,7 @@ APT::Update::Error-Mode "any";
         return sorted(found)
 
     def download(self, keys: list[str]) -> dict[str, str]:
-        """Bring packages (`name=version`) into the cache; returns their sha256. A cut download is resumed."""
+        """Download packages (`name=version`) into the cache; returns their sha256. An interrupted download is resumed."""
         try:
             self.get("install", "--download-only", "--no-remove", *keys)
         except LlmkeepError as error:
@@ -107,7 +107,7 @@ def resolve(
 
 
 def fetch(wanted: dict[str, Any], debs: dict[str, Artifact]) -> None:
-    """Bring exactly these packages into the cache; raises Moved when the mirror has other ones."""
+    """Download exactly these packages into the cache; raises Moved if the mirror has other versions."""
     missing = [key for key, deb in debs.items() if not cache.has(deb.sha256, deb.size)]
     if not missing:
         return
@@ -118,7 +118,7 @@ def fetch(wanted: dict[str, Any], debs: dict[str, Artifact]) -> None:
         if digests.get(key) != debs[key].sha256:
             raise LlmkeepError(
                 f"{key} has sha256 {digests.get(key)}, the lock says {debs[key].sha256}: "
-                "somebody changed a published package; do not use it before you know why"
+                "a published package was changed; do not use it until you know why"
             )
 
 

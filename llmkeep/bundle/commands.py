@@ -1,6 +1,6 @@
-"""`llmkeep bundle build | verify | list`: everything the far side gets, signed, in one directory.
+"""`llmkeep bundle build | verify | list`: everything that crosses the air gap, signed, in one directory.
 
-Exit codes of `verify`: 0 good, 3 unsigned or signed by somebody else, 4 damaged (a changed, missing or extra
+Exit codes of `verify`: 0 good, 3 unsigned or signed by an unknown key, 4 damaged (a changed, missing or extra
 file), 5 an older serial than was accepted before, 6 expired. `bootstrap` uses the same ones.
 """
 
@@ -17,7 +17,7 @@ from llmkeep.errors import LlmkeepError
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """`llmkeep bundle build | verify | list`."""
-    verbs = subparsers.add_parser("bundle", help="what crosses the gap").add_subparsers(required=True)
+    verbs = subparsers.add_parser("bundle", help="what crosses the air gap").add_subparsers(required=True)
     parser = verbs.add_parser("build", help="build and sign it (needs the registries, or a warm cache)")
     parser.add_argument("--profile", default="lab", help="profile of artifacts.yml (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path(".lab/bundle"), help="default: %(default)s")
@@ -30,10 +30,10 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument(
         "--resolve-apt",
         action="store_true",
-        help="where the mirror no longer has what the lock says, take what it has, and print what moved",
+        help="if the mirror no longer has the locked versions, take those it has, and print the differences",
     )
     parser.add_argument(
-        "--refresh", action="store_true", help="build anew although lock and tree did not change"
+        "--refresh", action="store_true", help="build again even if lock and tree did not change"
     )
     parser.add_argument(
         "--mirror",
@@ -49,7 +49,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--keyring",
         type=Path,
         default=Path("/etc/apt/keyrings/llmkeep.pgp"),
-        help="whom to trust; never take it from the bundle itself (default: %(default)s)",
+        help="the trusted keys; never take this file from the bundle itself (default: %(default)s)",
     )
     parser.add_argument(
         "--seen",
@@ -58,7 +58,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="file with the highest serial accepted so far (default: %(default)s)",
     )
     parser.set_defaults(run=_verify)
-    parser = verbs.add_parser("list", help="what a bundle says it contains")
+    parser = verbs.add_parser("list", help="the content that a bundle declares")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--json", action="store_true")
     parser.set_defaults(run=_list)

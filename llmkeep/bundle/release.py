@@ -51,9 +51,10 @@ class ReleaseError(LlmkeepError):
 
 # ---------------------------------------------------------------- the key
 def init(places: Places) -> str:
-    """Make the key where there is none; its fingerprint. Repeats harmlessly.
+    """Generate the key if there is none; returns its fingerprint. Idempotent.
 
-    The public part is written last and is what says "done": without it nobody can have trusted the key.
+    The public part is written last and marks completion: without it, no host can have trusted the key.
+
     """
     if not places.publish_public.exists():
         with tempfile.TemporaryDirectory(prefix="llmkeep-") as folder:
@@ -74,7 +75,7 @@ def init(places: Places) -> str:
 
 @contextmanager
 def in_memory(secret: bytes) -> Iterator[Path]:
-    """A file that other programs of ours read while it lasts, and no disk ever has."""
+    """Path of a file in memory, which child processes can read inside the context."""
     descriptor = os.memfd_create("llmkeep", os.MFD_CLOEXEC)
     try:
         os.write(descriptor, secret)
@@ -87,7 +88,7 @@ def in_memory(secret: bytes) -> Iterator[Path]:
 def candidate(folder: Path) -> tuple[str, dict[str, Any], dict[str, str]]:
     """The model's name, what training.json says of it, and each file's sha256.
 
-    Raises ReleaseError for what `llm-train publish` did not make, or not so.
+    Raises ReleaseError for anything that `llm-train publish` did not write.
     """
     if (folder / manifest.NAME).exists():
         raise ReleaseError(f"{folder} is signed already: add it with `llmkeep release add`")
@@ -134,9 +135,10 @@ def candidate(folder: Path) -> tuple[str, dict[str, Any], dict[str, str]]:
 
 
 def promotion(model: Path, published: dict[str, Any]) -> str:
-    """What verdict.json says, which has to be about the weights that were published: an adapter's with its base, or whole.
+    """The verdict in verdict.json, which must be about the published weights: an adapter with its base, or a whole model.
 
-    Raises ReleaseError for a verdict about others. A manifest's sha256 names the weights there and here.
+    Raises ReleaseError for a verdict about other weights. Weights are identified by the sha256 of their manifest.
+
     """
     found = json.loads((model / "verdict.json").read_bytes())
     base, learned = published["base"], published["learned"]
@@ -151,7 +153,7 @@ def promotion(model: Path, published: dict[str, Any]) -> str:
 
 
 def sign(places: Places, folder: Path, days: int = DAYS, now: datetime.datetime | None = None) -> str:
-    """Make a release of a candidate; what a person should read. A serial that was once given out never comes again."""
+    """Sign a candidate as a release; returns a message for the operator. A serial is never issued twice."""
     if not 1 <= days <= 3660:
         raise ReleaseError(f"--days is {days}: a release may be installed for 1 to 3660 days")
     name, published, digests = candidate(folder)
@@ -226,7 +228,7 @@ def name_of(found: Manifest) -> str:
 
 
 def verify(places: Places, folder: Path, keyring: Path, now: datetime.datetime | None = None) -> Manifest:
-    """By the code that verifies bundles; raises BundleRefused. Changes nothing."""
+    """Verify a release in the way that bundles are verified; raises BundleRefused. Changes nothing."""
     if not keyring.is_file():
         raise ReleaseError(f"there is no {keyring}: give the publish key's public part with --keyring")
     seen = 0
@@ -239,9 +241,10 @@ def verify(places: Places, folder: Path, keyring: Path, now: datetime.datetime |
 
 
 def add(places: Places, folder: Path, keyring: Path) -> str:
-    """Copy a release onto the mirror, verified there; what a person should read. Repeats harmlessly.
+    """Copy a release to the mirror and verify the copy; returns a message for the operator. Idempotent.
 
-    It gets its name in one step, whole. What had the name before is gone afterwards.
+    The release replaces an older one of the same name by one rename; the older one is removed afterwards.
+
     """
     good = verify(places, folder, keyring)
     name = name_of(good)
@@ -275,7 +278,7 @@ def add(places: Places, folder: Path, keyring: Path) -> str:
 
 
 def listed(places: Places) -> str:
-    """A line for each release on this mirror; what it says is verified by `verify`."""
+    """One line per release on this mirror, from its manifest, unverified."""
     found = (
         [(path, manifest.read(path)) for path in sorted(places.releases.glob("[!.]*"))]
         if places.releases.is_dir()
@@ -290,7 +293,7 @@ def listed(places: Places) -> str:
 
 # ---------------------------------------------------------------- command line
 def _told(verb: Any) -> Any:
-    """Print what a verb returns; what it refuses has its exit code."""
+    """Print what a verb returns; a refusal becomes its exit code."""
 
     def run(arguments: argparse.Namespace) -> int:
         try:
@@ -316,7 +319,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     parser.set_defaults(places=Places())
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    verb = verbs.add_parser("init", help="make the publish key where there is none; `sign` does it too")
+    verb = verbs.add_parser("init", help="generate the publish key if there is none; `sign` does it too")
     verb.set_defaults(
         run=_told(lambda given: f"{given.places.publish_public}: releases are signed by {init(given.places)}")
     )
@@ -326,7 +329,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--days", type=int, default=DAYS, help="how long it may be installed (default: %(default)s)"
     )
     verb.set_defaults(run=_told(lambda given: sign(given.places, given.folder, given.days)))
-    trust = "whom to trust (default: /etc/llmkeep/publish/keyring.pgp)"
+    trust = "the trusted key (default: /etc/llmkeep/publish/keyring.pgp)"
     verb = verbs.add_parser(
         "verify", help="signature, serial, age, every byte; no network", description=__doc__
     )

@@ -16,11 +16,11 @@ SQ = ["sq", "--home", "none", "--batch"]  # no key store, no configuration: the 
 
 
 class SignatureRefused(LlmkeepError):
-    """The signature is missing, wrong, or somebody else's."""
+    """The signature is missing, wrong, or by an unknown key."""
 
 
 def init(folder: Path) -> None:
-    """Make what is missing of the keys. What is there stays: a new signing key would orphan every estate."""
+    """Generate missing keys. Existing ones stay: a new signing key would orphan every estate."""
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
     with tempfile.TemporaryDirectory(dir=folder) as aside:
@@ -60,7 +60,7 @@ def init(folder: Path) -> None:
 
 
 def generate(name: str, revocation: Path) -> str:
-    """A new key that signs and does nothing else, without a password; what revokes it goes into a file."""
+    """Generate a signing-only key without a password, and its revocation certificate."""
     uses = ["--own-key", "--name", name, "--cannot-encrypt", "--cannot-authenticate", "--expiration", "10y"]
     return _call(
         [*SQ, "key", "generate", *uses, "--without-password", "--output", "-", "--rev-cert", str(revocation)]
@@ -93,7 +93,7 @@ def sign_inline(key: Path, file: Path, signed: Path) -> None:
 
 
 def verify(keyring: Path, file: Path, signature: Path) -> str:
-    """The fingerprint of who signed, by a key of `keyring`. Needs `sqv` only."""
+    """Fingerprint of the signer, whose key must be in `keyring`. Needs only `sqv`."""
     run = subprocess.run(
         ["sqv", "--keyring", str(keyring), "--signature-file", str(signature), str(file)],
         capture_output=True,
@@ -103,7 +103,7 @@ def verify(keyring: Path, file: Path, signature: Path) -> str:
     if run.returncode != 0:
         raise SignatureRefused(
             f"{file} is not signed by a key of {keyring}: {run.stderr.strip() or 'sqv says no'}: "
-            "do not use it, fetch it again from whom you trust"
+            "do not use it, fetch it again from a source that you trust"
         )
     return run.stdout.split()[0]
 

@@ -42,7 +42,7 @@ def model(entry: dict[str, Any]) -> Artifact:
 def python(
     wanted: dict[str, Any], debs: dict[str, Artifact], profile: str
 ) -> tuple[dict[str, list[str]], dict[str, Artifact]]:
-    """The profile's environments, each with what it includes, whose versions are kept, so that the two never differ."""
+    """Resolve the profile's environments. One that includes another keeps that one's versions, so that the two never differ."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     every = wanted["python"]["environments"]
     if version != wanted["python"]["interpreter"]:

@@ -1,6 +1,6 @@
 """Python wheels: resolve an environment of artifacts.yml, and download exactly what the lock says.
 
-What its project publishes as source only is locked as source, and its wheel is built from that.
+A project that publishes only its source is locked as source, and its wheel is built from that.
 
 pip does both; its index, proxy and certificates are those of the machine's own pip settings.
 """
@@ -69,7 +69,7 @@ def resolve(
 
 
 def download(hashes: dict[str, str], sources: Iterable[str] = ()) -> None:
-    """Bring wheels (`name==version` to sha256) into the cache; pip checks each hash. Those there are kept.
+    """Download wheels (`name==version` to sha256) into the cache; pip checks each hash. Cached ones are kept.
 
     `sources` are the keys of those that are source distributions.
     """
@@ -112,7 +112,7 @@ def build(project: Path, place: Path) -> Path:
         source = Path(folder, "source")
         shutil.copytree(project, source)
         environment = os.environ | {"SOURCE_DATE_EPOCH": "1577836800", "PIP_NO_INDEX": "1"}
-        environment["PYTHONHASHSEED"] = "0"  # a set's order, in somebody's metadata
+        environment["PYTHONHASHSEED"] = "0"  # the order of a set, in the metadata of some projects
         _pip(
             "wheel",
             "--no-deps",

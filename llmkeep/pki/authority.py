@@ -1,9 +1,9 @@
 """The estate's certificate authority, on the control node: `llmkeep pki init | sign | chain | status`.
 
 Root (P-384, constrained to the estate's domain and to private addresses) → issuing (P-384) → leaves of at
-most 90 days. The root's private key is encrypted to the estate's escrow certificate in the moment it is made
-and is kept nowhere else; the issuing key lies sealed by systemd-creds and is only ever opened in memory, or is in
-an HSM since `llmkeep issuing` moved it there.
+most 90 days. The root's private key is encrypted to the estate's escrow certificate when it is generated and is stored
+nowhere else; the issuing key is sealed by systemd-creds and decrypted only in memory, or is in an HSM once
+`llmkeep issuing` has moved it there.
 """
 
 import argparse
@@ -52,7 +52,7 @@ class PkiError(LlmkeepError):
 
 # ---------------------------------------------------------------- certificates
 def constraints(domain: str, networks: list[str]) -> x509.NameConstraints:
-    """What the whole CA may ever certify; checked by every client that verifies a chain."""
+    """The CA's name constraints, which every client checks that verifies a chain."""
     names: list[x509.GeneralName] = [x509.DNSName(domain), x509.DNSName("localhost")]
     names += [x509.IPAddress(ipaddress.ip_network(network)) for network in networks]
     return x509.NameConstraints(permitted_subtrees=names, excluded_subtrees=None)
@@ -136,10 +136,11 @@ def permitted(certificate: x509.Certificate) -> tuple[list[str], list[Network]]:
 
 # ---------------------------------------------------------------- init
 def init(places: Places, domain: str, escrow: Path, networks: list[str]) -> str:
-    """Make the CA where there is none; returns what a person should read. Repeats harmlessly.
+    """Create the CA if there is none; returns a message for the operator. Idempotent.
 
-    root.pem is written last and is what says "done": without it nobody can have trusted the rest, which is
-    then made anew. Each step is on disk before the next begins.
+    root.pem is written last and marks completion: without it, no host can have trusted the rest, which is then
+    created again. Each step is on disk before the next begins.
+
     """
     if places.root_certificate.exists():
         return _standing(places, domain)
@@ -168,7 +169,7 @@ def init(places: Places, domain: str, escrow: Path, networks: list[str]) -> str:
 
 
 def _standing(places: Places, domain: str) -> str:
-    """What `init` says on a host that has a CA; refuses when it is not this domain's, or is damaged."""
+    """The message of `init` on a host that has a CA; PkiError if the CA belongs to another domain or is damaged."""
     root, _ = load(places.root_certificate), issuing_pair(places)
     domains, _ = permitted(root)
     if domain not in domains:
@@ -178,9 +179,10 @@ def _standing(places: Places, domain: str) -> str:
 
 
 def issuing_pair(places: Places) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
-    """The issuing certificate and its key, opened in memory, proved to belong together and to the root.
+    """The issuing certificate and its key, decrypted in memory, checked to match each other and the root.
 
-    A key in the HSM is asked for nothing yet: whether it belongs shows by its signature.
+    A key in the HSM is not used yet: whether it matches shows when it signs.
+
     """
     certificate = load(places.issuing_certificate)
     try:
@@ -302,7 +304,7 @@ def sign(places: Places, csr_pem: bytes, names: list[str], host: str, days: int 
 
 # ---------------------------------------------------------------- what a person asks
 def status(places: Places) -> dict[str, object]:
-    """What an operator asks: whose CA, how long, is its key usable, is the root key still lying here."""
+    """For operators: the CA's domain and expiry, whether its key is usable, whether the root key is still on this host."""
     root = load(places.root_certificate)
     issuing, key = issuing_pair(places)
     if isinstance(key, HsmKey):
@@ -320,7 +322,7 @@ def status(places: Places) -> dict[str, object]:
 
 # ---------------------------------------------------------------- command line
 def told(verb: Callable[[argparse.Namespace], str | bytes]) -> Callable[[argparse.Namespace], int]:
-    """A verb that prints what it returns; a file that cannot be read is a refusal too."""
+    """Make a verb print what it returns, and turn an unreadable file into a PkiError."""
 
     def run(arguments: argparse.Namespace) -> int:
         try:
@@ -353,7 +355,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = subparsers.add_parser("pki", help="the estate's certificate authority, on the control node")
     parser.set_defaults(places=Places())
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    verb = verbs.add_parser("init", help="make root and issuing CA where there are none (bootstrap calls it)")
+    verb = verbs.add_parser("init", help="create root and issuing CA if there are none (bootstrap calls it)")
     verb.add_argument(
         "--domain", default=DOMAIN, help="the estate's domain, base_domain in the inventory (%(default)s)"
     )
@@ -372,7 +374,9 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     verb.add_argument("--csr", required=True, help="file with the request, - for standard input")
     verb.add_argument("--names", required=True, help="comma-separated: what the inventory allows the host")
     verb.add_argument("--host", required=True, help="the host's name in the inventory")
-    verb.add_argument("--days", type=int, default=LEAF_DAYS, help="how long it lives (%(default)s, the most)")
+    verb.add_argument(
+        "--days", type=int, default=LEAF_DAYS, help="days until it expires (%(default)s, the maximum)"
+    )
     verb.set_defaults(run=told(_sign))
     verb = verbs.add_parser("chain", help="print issuing and root certificate")
     verb.set_defaults(
@@ -382,6 +386,6 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
             )
         )
     )
-    verb = verbs.add_parser("status", help="whose CA, until when, and whether the root key was taken away")
+    verb = verbs.add_parser("status", help="domain, expiry, and whether the root key was taken away")
     verb.add_argument("--json", action="store_true", help="for machines")
     verb.set_defaults(run=told(_status))

@@ -1,8 +1,8 @@
 """The issuing CA's move into an HSM: `llmkeep issuing request | certify | adopt`.
 
-The key is made in the token on the control node, its request goes to the machine that has the escrow key, and comes
-back as a certificate of the same root: the root key never is where the estate is. The same three words give an
-issuing CA whose certificate ends a new one, with the same key or another.
+The key is generated in the token on the control node. Its request goes to the machine that has the escrow key and comes
+back as a certificate issued by the same root, so the root key never enters the estate. The same three commands renew the
+issuing certificate before it expires, with the same key or another.
 """
 
 import argparse
@@ -25,12 +25,12 @@ from llmkeep.places import Places
 
 
 def _next(places: Places) -> Path:
-    """Where the key is that was asked for and not adopted yet."""
+    """Path of the settings of a key that was requested and not adopted yet."""
     return places.issuing_hsm.with_name("issuing-hsm.next.json")
 
 
 def digest(key: object) -> str:
-    """What two people compare, to know that a request is the one that was sent."""
+    """The fingerprint by which two people check that a request arrived unchanged."""
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
         raise PkiError(f"a key of type {type(key).__name__} is no issuing key: it has to be EC P-384")
     form = serialization.PublicFormat.SubjectPublicKeyInfo
@@ -38,7 +38,7 @@ def digest(key: object) -> str:
 
 
 def request(places: Places, settings: dict[str, Any]) -> bytes:
-    """The request for a key in the HSM, which is made there where the token has none of that label."""
+    """The request for a key in the HSM, which is generated if the token has none with that label."""
     subject = load(places.issuing_certificate).subject
     key = HsmKey.made(settings)
     csr = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA384())
@@ -47,7 +47,7 @@ def request(places: Places, settings: dict[str, Any]) -> bytes:
 
 
 def certify(csr_pem: bytes, root_pem: bytes, root_key: Path, escrow_key: Path) -> bytes:
-    """The issuing certificate for a request, by the root key, which the escrow key opens in memory."""
+    """Issue the certificate for a request with the root key, which the escrow key decrypts in memory."""
     try:
         csr, root = x509.load_pem_x509_csr(csr_pem), x509.load_pem_x509_certificate(root_pem)
     except ValueError as error:
@@ -85,7 +85,7 @@ def certify(csr_pem: bytes, root_pem: bytes, root_key: Path, escrow_key: Path) -
 
 
 def adopt(places: Places, certificate_pem: bytes) -> str:
-    """Sign by the key in the HSM from now on; repeats harmlessly. The sealed key is deleted last."""
+    """Sign with the key in the HSM from now on. Idempotent. The sealed key is deleted last."""
     root, before = load(places.root_certificate), load(places.issuing_certificate)
     try:
         certificate = x509.load_pem_x509_certificate(certificate_pem)
@@ -149,19 +149,23 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     parser.set_defaults(places=Places())
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    verb = verbs.add_parser("request", help="control node: make the key in the HSM, print the request for it")
+    verb = verbs.add_parser(
+        "request", help="control node: generate the key in the HSM, print the request for it"
+    )
     verb.add_argument("--module", required=True, help="path of the HSM's PKCS#11 module")
-    verb.add_argument("--token", required=True, help="label of a token that nothing but this key is in")
+    verb.add_argument("--token", required=True, help="label of a token that holds no other key")
     verb.add_argument("--label", default="llmkeep issuing", help="the key's label (%(default)s)")
     verb.add_argument("--user", default="", help="account that may use the module (this one)")
     verb.add_argument("--seconds", type=int, default=20, help="the HSM has to answer within (%(default)s)")
     verb.set_defaults(run=told(_request))
-    verb = verbs.add_parser("certify", help="where the escrow key is: print the certificate for the request")
+    verb = verbs.add_parser(
+        "certify", help="on the machine with the escrow key: print the certificate for the request"
+    )
     verb.add_argument("--csr", type=Path, required=True, help="the request")
     verb.add_argument("--root", type=Path, required=True, help="root.pem of the estate")
     verb.add_argument("--root-key", type=Path, required=True, help="root-key.cms, as it was taken away")
     verb.add_argument("--escrow-key", type=Path, required=True, help="escrow.key")
     verb.set_defaults(run=told(_certify))
-    verb = verbs.add_parser("adopt", help="control node: sign by the key in the HSM from now on")
+    verb = verbs.add_parser("adopt", help="control node: sign with the key in the HSM from now on")
     verb.add_argument("--certificate", type=Path, required=True, help="what certify printed")
     verb.set_defaults(run=told(lambda given: adopt(given.places, given.certificate.read_bytes())))

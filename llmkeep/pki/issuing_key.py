@@ -1,7 +1,7 @@
-"""The issuing CA's key where it lies in an HSM: it signs there, and nothing of it is ever outside.
+"""The issuing CA's key in an HSM, where it signs and which it never leaves.
 
-The token is one of its own, with a PIN of its own. The volumes' token will not do: each host that opens its volumes
-knows that PIN.
+Its token and PIN are not those of the volumes: every host that opens volumes knows the PIN of theirs.
+
 """
 
 import hashlib
@@ -25,7 +25,7 @@ PROOF = b"llmkeep: this key signs"
 
 
 def _library() -> Any:
-    """What the roles know of PKCS#11, found in the tree as Ansible finds it: its rules of logins have one home."""
+    """The roles' PKCS#11 library, imported from the tree as Ansible does: the rules of logins have one home."""
     # The tree is what was signed: nothing is written into it.
     sys.dont_write_bytecode = True
     with tempfile.TemporaryDirectory(prefix="llmkeep-") as folder:
@@ -44,9 +44,10 @@ def _library() -> Any:
 def _use(
     settings: dict[str, Any], data: bytes, make: bool = False
 ) -> tuple[ec.EllipticCurvePublicKey, bytes]:
-    """The key in the token, and its signature of DATA as certificates carry it.
+    """The public key in the token, and its signature of DATA in the encoding of certificates.
 
-    A run signs for many hosts at once: the rules of the PIN, which are the library's, let one in after the other.
+    A run signs for many hosts at once: the library's rules of the PIN let in one at a time.
+
     """
     library = _library()
     try:
@@ -62,14 +63,14 @@ def _use(
 
 
 class HsmKey(ec.EllipticCurvePrivateKey):
-    """A private key as `cryptography` takes one, that can do nothing but sign, by one login each time."""
+    """A `cryptography` private key that can only sign, with one login per signature."""
 
     def __init__(self, settings: dict[str, Any], public: ec.EllipticCurvePublicKey) -> None:
         self._settings, self._public = settings, public
 
     @classmethod
     def standing(cls, settings: Path, public: ec.EllipticCurvePublicKey) -> "HsmKey":
-        """The key that a file of settings names; whether it is PUBLIC's shows when it signs."""
+        """The key named in a settings file. Whether it belongs to PUBLIC is checked when it signs."""
         try:
             return cls(json.loads(settings.read_bytes()), public)
         except ValueError as error:
@@ -83,7 +84,7 @@ class HsmKey(ec.EllipticCurvePrivateKey):
         return cls(settings, _use(settings, PROOF, make=True)[0])
 
     def prove(self) -> None:
-        """SealError unless the HSM signs with this very key."""
+        """Raise SealError unless the HSM signs with this key."""
         self.sign(PROOF, ec.ECDSA(hashes.SHA384()))
 
     def sign(self, data: Any, signature_algorithm: ec.EllipticCurveSignatureAlgorithm) -> bytes:

@@ -1,7 +1,7 @@
 """`llmkeep policy init | check | build | verify | diff | break-glass`: who may do what, signed on the control node.
 
-The key (ES256) lies sealed by systemd-creds and is only ever opened in memory. Its public half, policy.pem, is what
-hosts trust. A policy's revision only rises, and each policy has a date after which it denies everything.
+The key (ES256) is sealed by systemd-creds and decrypted only in memory. Hosts trust its public half, policy.pem. A policy's
+revision only rises, and each policy has a date after which it denies everything.
 
 Exit codes: 0 done; 1 refused, with the reason. `verify` tells refusals apart: 3 unsigned or signed by another key,
 4 damaged (a changed, missing or extra file), 5 an older revision than was accepted before, 6 expired.
@@ -43,10 +43,11 @@ class PolicyError(LlmkeepError):
 
 # ---------------------------------------------------------------- the key
 def init(places: Places) -> str:
-    """Make the key where there is none; returns what a person should read. Repeats harmlessly.
+    """Generate the key if there is none; returns a message for the operator. Idempotent.
 
-    policy.pem is written last and is what says "done": without it nobody can have trusted the key, which is then
-    made anew.
+    policy.pem is written last and marks completion: without it, no host can have trusted the key, which is then
+    generated again.
+
     """
     if places.policy_public.exists():
         signing_key(places)
@@ -62,7 +63,7 @@ def init(places: Places) -> str:
 
 
 def signing_key(places: Places) -> ec.EllipticCurvePrivateKey:
-    """The key, opened in memory, proved to be the one whose public half hosts trust."""
+    """The key, decrypted in memory and checked against the public half that hosts trust."""
     for path in (places.policy_public, places.policy_key):
         if not path.exists():
             raise PolicyError(
@@ -90,7 +91,7 @@ def _sha256(data: bytes) -> str:
 
 # ---------------------------------------------------------------- build
 def checked(folder: Path) -> Source:
-    """The source of FOLDER, compiled, its data and its tests without a fault."""
+    """The source in FOLDER; PolicyError unless it compiles and its data and tests are in order."""
     source = policy_source.read(folder)
     if found := policy_source.problems(source):
         raise PolicyError(f"{folder} is not to be signed:\n  " + "\n  ".join(found) + "\nPut it right there")
@@ -98,10 +99,11 @@ def checked(folder: Path) -> Source:
 
 
 def build(places: Places, folder: Path, out: Path, days: int, now: datetime | None = None) -> str:
-    """Sign FOLDER's policy into OUT; returns what a person should read. Repeats harmlessly.
+    """Sign FOLDER's policy into OUT; returns a message for the operator. Idempotent.
 
-    The highest revision that was ever given out lies beside OUT in revision.json, which is on disk before the
-    bundle that has it. A bundle whose content is the same, and that holds long enough, is kept.
+    The highest revision ever issued is in revision.json beside OUT, which is on disk before the bundle that has it. A bundle
+    with the same content and enough days left is kept.
+
     """
     if not 1 <= days <= 366:
         raise PolicyError(f"--days is {days}: a policy holds 1 to 366 days")
@@ -109,9 +111,10 @@ def build(places: Places, folder: Path, out: Path, days: int, now: datetime | No
 
 
 def renew(places: Places, out: Path, now: datetime | None = None) -> str:
-    """Sign what OUT holds anew where its days are running out; repeats harmlessly.
+    """Sign OUT's content again if it expires soon. Idempotent.
 
-    The timer that renews certificates calls it. A source that somebody is just editing stays out of it.
+    Called by the timer that renews certificates. A source that is being edited plays no part.
+
     """
     standing = _standing(out, places)
     if standing is None:
@@ -121,7 +124,7 @@ def renew(places: Places, out: Path, now: datetime | None = None) -> str:
 
 
 def _sign(places: Places, source: Source, origin: str, out: Path, days: int, now: datetime | None) -> str:
-    """Sign SOURCE into OUT, unless a bundle with the same content is there and holds long enough."""
+    """Sign SOURCE into OUT, unless OUT has the same content and enough days left."""
     key = signing_key(places)
     moment = (now or datetime.now(UTC)).replace(microsecond=0)
     given, standing = out.with_name("revision.json"), _standing(out, places)
@@ -146,7 +149,7 @@ def _sign(places: Places, source: Source, origin: str, out: Path, days: int, now
 
 
 def _standing(out: Path, places: Places) -> Policy | None:
-    """The bundle that is there, if this estate signed it."""
+    """The existing bundle, if this estate signed it."""
     try:
         start = datetime.min.replace(tzinfo=UTC)  # its age is looked at by the caller
         return policy_bundle.judged(out.read_bytes(), places.policy_public.read_bytes(), now=start)
@@ -156,9 +159,10 @@ def _standing(out: Path, places: Places) -> Policy | None:
 
 # ---------------------------------------------------------------- diff
 def diff(old: Path, new: Path) -> list[dict[str, Any]]:
-    """Each set of one or two roles and each action that the two decide in another way; who signed is not asked.
+    """The sets of one or two roles, and the actions, that OLD and NEW decide differently. Signatures are not checked.
 
-    OLD and NEW are bundles or folders with a source. Revision and expiry are left out of account.
+    OLD and NEW are bundles or source folders. Revision and expiry are ignored.
+
     """
     sides = [_engine(old), _engine(new)]
     roles = sorted({role for _, side in sides for role in side["llm"].get("roles", {})})
@@ -188,7 +192,7 @@ def _engine(path: Path) -> tuple[Any, dict[str, Any]]:
 
 
 def _line(change: dict[str, Any]) -> str:
-    """One difference for a person."""
+    """One difference as a line of text."""
     old, new = change["old"], change["new"]
     if old["allow"] and new["allow"]:
         moved = [f"{key} {old[key]} → {new[key]}" for key in old if old[key] != new.get(key)]
@@ -230,7 +234,7 @@ def break_glass(
 
 # ---------------------------------------------------------------- command line
 def source_folder(places: Places) -> Path:
-    """The estate's own source where it has one, else the tree's."""
+    """The estate's own source if it has one, else the tree's."""
     if places.policy_source.is_dir():
         return places.policy_source
     return source_tree.located() / "policy"

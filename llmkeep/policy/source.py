@@ -20,7 +20,7 @@ from opa_bindings import OpaEngine, OpaError
 from llmkeep.errors import LlmkeepError
 from llmproof.policy_bundle import ALGORITHM, KEY_ID, MANIFEST, SIGNATURES, TIME
 
-# While a source is judged it has this instead of a signed one's; nobody decides by it.
+# Metadata of a source while it is tested, before it is signed; no decision on a host uses it.
 META = {"revision": 0, "expires": "2200-01-01T00:00:00Z"}
 
 
@@ -50,19 +50,19 @@ class Source:
 
     @property
     def files(self) -> dict[str, bytes]:
-        """What goes into a bundle, the revision and the date apart."""
+        """The content of a bundle, except revision and date."""
         found = {path: text.encode() for path, text in self.modules.items()}
         return found | {f"{folder}/data.json": canonical(content) for folder, content in self.data.items()}
 
     @property
     def sha256(self) -> str:
-        """One hash over all that goes into a bundle."""
+        """One hash over the content of a bundle."""
         lines = [f"{name} {hashlib.sha256(content).hexdigest()}\n" for name, content in self.files.items()]
         return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
 
 class _Strict(yaml.SafeLoader):
-    """YAML whose keys are strings, each once: of a role that is written twice no one is dropped in silence."""
+    """YAML whose keys are unique strings, so that a role written twice is an error instead of being dropped silently."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -94,7 +94,7 @@ def read(folder: Path) -> Source:
 
 
 def problems(source: Source) -> list[str]:
-    """Why it is not to be signed, one sentence each: Rego, data, tests, in this order."""
+    """Reasons not to sign it, one sentence each: Rego, data, tests, in this order."""
     try:
         opa = engine(source.modules | source.tests, source.document)
         if opa.eval_document("llm.authz.decision", {}).get("allow") is not False:
@@ -106,7 +106,7 @@ def problems(source: Source) -> list[str]:
 
 
 def tests(source: Source) -> int:
-    """How many tests it has."""
+    """Number of tests."""
     return sum(len(_tests(text)) for text in source.tests.values())
 
 
@@ -125,7 +125,7 @@ def _tests(text: str) -> set[str]:
 
 
 def _failures(opa: OpaEngine, path: str, text: str) -> list[str]:
-    """The tests of one module that do not hold. All are asked for at once: one by one each is compiled anew."""
+    """The failing tests of one module. They are evaluated by one query, since each query is compiled anew."""
     package = re.search(r"^package\s+([\w.]+)", text, re.MULTILINE)
     if not package:
         return [f"{path}: it has no package"]
@@ -137,7 +137,7 @@ def _failures(opa: OpaEngine, path: str, text: str) -> list[str]:
 
 
 def pack(source: Source, revision: int, expires: datetime, key: ec.EllipticCurvePrivateKey) -> bytes:
-    """The signed bundle. But for the signature, which has a random part, the same source gives the same bytes."""
+    """The signed bundle. The same source gives the same bytes, except for the signature, which has a random part."""
     files = source.files | {
         "llm/meta/data.json": canonical({"revision": revision, "expires": expires.strftime(TIME)}),
         MANIFEST: canonical({"revision": str(revision), "roots": ["llm"], "rego_version": 1}),
@@ -151,7 +151,7 @@ def pack(source: Source, revision: int, expires: datetime, key: ec.EllipticCurve
 
 
 def packed(files: dict[str, bytes]) -> bytes:
-    """A tar.gz of these files without any time, owner or order of its own."""
+    """A reproducible tar.gz: no times, no owners, files in sorted order."""
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for name, data in sorted(files.items()):
@@ -162,6 +162,6 @@ def packed(files: dict[str, bytes]) -> bytes:
 
 
 def canonical(value: object) -> bytes:
-    """JSON in the one form whose bytes OPA hashes: keys sorted, no spaces, no escapes that need not be."""
+    """JSON in the canonical form that OPA hashes: sorted keys, no spaces, no needless escapes."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029").encode()

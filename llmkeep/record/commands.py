@@ -19,7 +19,7 @@ from llmproof.heads import SEED_BYTES, HeadError
 
 
 def init() -> str:
-    """Make the seed where there is none, and begin the record; returns what a person should read. Repeats harmlessly."""
+    """Create the seed if there is none, and begin the record; returns a message for the operator. Idempotent."""
     if not record.SEALED_SEED.exists():
         if (record.FOLDER / "verifier").exists():
             raise RecordError(f"{record.FOLDER} was signed with a seed that is no longer in {record.SEALED_SEED}: restore "

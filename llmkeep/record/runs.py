@@ -42,7 +42,7 @@ class RecordError(LlmkeepError):
 
 @dataclass
 class Outcome:
-    """What a run came to. `hosts`: what Ansible counted, for each host. `not_enforceable`: as the report has it."""
+    """The outcome of a run. `hosts`: Ansible's recap per host. `not_enforceable`: as in the report."""
 
     code: int | None = None
     hosts: list[dict[str, object]] = field(default_factory=list)
@@ -64,7 +64,7 @@ def seed() -> bytes:
 
 
 def append(event: Event, sign: bool = False) -> None:
-    """Write one event, after another process that is just writing; RecordError if it cannot be."""
+    """Write one event, waiting for other writers; RecordError on failure."""
     try:
         with Chain(FOLDER, seed(), wait=True) as chain:
             chain.append([event])
@@ -78,7 +78,7 @@ def append(event: Event, sign: bool = False) -> None:
 def recorded(
     tree: Path, playbook: Path, inventories: list[Path], given: argparse.Namespace
 ) -> Iterator[Outcome]:
-    """Around a run: its intent before, its outcome and a signed head after. RecordError before means: do not run."""
+    """Record a run: its intent before, its outcome and a signed head after. After a RecordError at the start it must not run."""
     outcome = Outcome()
     if not is_kept(tree):
         yield outcome
@@ -129,7 +129,7 @@ def described(tree: Path, playbook: Path, inventories: list[Path], given: argpar
 
 
 def who() -> str:
-    """Who asked: whom sudo names, else who logged in, else whose process this is."""
+    """The operator: the user that sudo names, else the login user, else the owner of this process."""
     if name := os.environ.get("SUDO_USER"):
         return name
     try:
@@ -139,7 +139,7 @@ def who() -> str:
 
 
 def words(given: argparse.Namespace) -> list[str]:
-    """What the operator said; of variables only the names, of words for Ansible only the options: either may be secret."""
+    """The operator's arguments; of variables only the names, of arguments for Ansible only the options: either may be secret."""
     said = [word for name in ("limit", "tags", "skip_tags") if getattr(given, name)
             for word in (f"--{name.replace('_', '-')}", getattr(given, name))]  # fmt: skip
     for text in given.extra_vars:
@@ -154,7 +154,7 @@ def words(given: argparse.Namespace) -> list[str]:
 
 
 def variables(text: str) -> list[str]:
-    """The names in one --extra-vars, in each of the ways that Ansible reads."""
+    """The variable names in one --extra-vars argument, in any format that Ansible reads."""
     if text.startswith("@"):
         return [text]  # a file's name
     try:
@@ -166,7 +166,7 @@ def variables(text: str) -> list[str]:
 
 
 def revision(tree: Path) -> str:
-    """The commit of the tree, as its bundle says, or its checkout."""
+    """The commit of the tree, according to its bundle or its checkout."""
     from llmkeep.bundle import build  # the resolvers: not for the rest
 
     bundle = tree.resolve().parent
@@ -180,7 +180,7 @@ def revision(tree: Path) -> str:
 
 
 def shout(text: str) -> None:
-    """On the terminal and in the journal."""
+    """Print to the terminal and log to the journal."""
     print(f"llmkeep: {text}", file=sys.stderr)
     syslog.openlog("llmkeep", facility=syslog.LOG_AUTHPRIV)
     syslog.syslog(syslog.LOG_CRIT, text)

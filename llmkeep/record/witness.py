@@ -1,7 +1,8 @@
 """The witness: signed heads of the hosts' records, kept where those hosts cannot write, and ours on one of them.
 
-What was kept stays: a host's new heads are taken only when they extend it. A host that rewrote its record, with its
-own key even, cannot take back the heads that lie here: `llm-audit verify --heads` holds its record against them.
+Heads that are kept are never dropped: a host's new heads are accepted only if they extend them. A host that rewrites its
+record, even with its own key, cannot take back the heads kept here: `llm-audit verify --heads` compares its record with
+them.
 """
 
 import base64
@@ -29,17 +30,17 @@ READ, COMPARE = "Read the heads that are new", "Compare the copy of the control 
 
 
 class Altered(Exception):
-    """A record, or its heads, are not what they were. The message says whose and how."""
+    """A record or its heads were altered. The message says whose and how."""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What lies here of one record's heads."""
+    """The heads of one record that are kept here."""
 
     folder: Path
 
     def data(self) -> bytes:
-        """All whole heads; what a power cut tore is cut off first."""
+        """All complete heads; one that a power cut tore is cut off first."""
         path = self.folder / heads.NAME
         if not path.exists():
             return b""
@@ -50,9 +51,10 @@ class Kept:
         return whole[: len(whole) - len(torn)]
 
     def extend(self, verifier: str, prefix: str, new: bytes) -> int:
-        """Take what comes after what is kept; how many heads that were. Raises Altered and takes nothing.
+        """Append the new heads; returns their number. Raises Altered, and appends none, unless they extend the kept ones.
 
-        `prefix`: SHA-256 of as many bytes of the host's file as are kept here.
+        `prefix`: SHA-256 of the host's file up to the length kept here.
+
         """
         host, known, kept = self.folder.name, self.folder / "verifier", self.data()
         way_out = f"Look at {host} before anything else; what was kept is in {self.folder} and stays"
@@ -87,9 +89,10 @@ class Kept:
 
 
 def collect(inventories: list[str]) -> int:
-    """Take every serving host's new heads, give ours to the first other host. 0, or 1 if one could not be asked.
+    """Collect new heads from every serving host, and give ours to the first other host. Returns 1 if one did not answer, else 0.
 
-    Raises Altered, after all hosts were looked at; then it is also on record here.
+    Raises Altered after all hosts were checked, and writes it into the record.
+
     """
     root = source_tree.located()
     places = [playbooks.inventory(place, root) for place in inventories]
@@ -147,7 +150,7 @@ def _keep(host: str, said: str) -> list[str]:
 
 
 def _give(places: list[Path], compared: list[tuple[str, str]]) -> list[str]:
-    """Our own heads to the first other host, when it has fewer; refuses to touch what they do not extend."""
+    """Give our heads to the first other host if it has fewer; Altered if ours do not extend its copy."""
     own = record.FOLDER / heads.NAME
     if not own.exists():
         return [

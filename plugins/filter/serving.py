@@ -224,7 +224,7 @@ def batch_faults(model: dict[str, Any]) -> list[str]:
 
 
 def remote_faults(remote: dict[str, Any], hosts: dict[str, str]) -> list[str]:
-    """Servers that nobody could reach, or only in clear."""
+    """Servers that cannot be reached, or only unencrypted."""
     told = []
     if not remote.get("socket") and not remote.get("url"):
         told.append(

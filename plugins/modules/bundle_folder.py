@@ -5,9 +5,9 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: bundle_folder
-short_description: Keep folders of the bundle on this host, as its signed manifest says
+short_description: Keep folders of the bundle on this host, as listed in its signed manifest
 description:
-  - Fetches every file from the mirror by TLS 1.3, goes on where it stopped, and verifies each by its
+  - Downloads every file from the mirror by TLS 1.3, resumes interrupted downloads, and verifies each file by its
     hash in the bundle's manifest, whose OpenPGP signature is verified on this host.
   - A folder appears whole or not at all. Files get mode 0444 and belong to root.
   - Writes C(SHA256SUMS) into it, which C(sha256sum --check) and the engine read.
@@ -20,7 +20,7 @@ options:
   deep: {description: Hash everything again., type: bool, default: false}
   units: {description: Units that read it., type: list, elements: str, default: []}
   ca: {description: The estate's root certificate., type: path, default: /etc/llmkeep/pki/root.pem}
-  keyring: {description: Keys whose signature counts., type: path, default: /etc/apt/keyrings/llmkeep.pgp}
+  keyring: {description: Trusted keys., type: path, default: /etc/apt/keyrings/llmkeep.pgp}
   seen:
     description:
       - File with the highest serial of this manifest that was accepted here, for what is not the estate's bundle, whose
@@ -119,7 +119,7 @@ def judged(manifest: dict[str, Any], seen: int, url: str) -> int:
     serial = int(manifest["serial"])
     if serial < seen:
         raise mirror.MirrorError(
-            f"{url} has serial {serial}, and this host has had {seen}: somebody put an old one back. Look at who changed the"
+            f"{url} has serial {serial}, and this host has had {seen}: an old one was put back. Look at who changed the"
             " mirror, and add the newest release again (`llmkeep release add`)"
         )
     return serial

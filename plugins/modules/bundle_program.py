@@ -5,19 +5,19 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: bundle_program
-short_description: Keep a program of the bundle on this host, as its signed manifest says
+short_description: Keep a program of the bundle on this host, as listed in its signed manifest
 description:
   - Fetches C(bin/NAME) from the mirror to C(ROOT/NAME/HASH/NAME), where HASH is the start of its sha256, and points
-    the link C(ROOT/NAME/current) at that folder by one rename. The one before stays, for the way back.
+    the link C(ROOT/NAME/current) at that folder by one rename. The previous version stays, for a rollback.
   - Verified by hash on each run, by the bundle's manifest, whose OpenPGP signature is verified on this host.
 author: [llmkeep contributors]
 options:
   url: {description: The mirror., type: str, required: true}
   name: {description: The program., type: str, required: true}
-  root: {description: Where programs lie., type: path, default: /opt/llmkeep/programs}
+  root: {description: Folder of all programs., type: path, default: /opt/llmkeep/programs}
   units: {description: Units that run it., type: list, elements: str, default: []}
   ca: {description: The estate's root certificate., type: path, default: /etc/llmkeep/pki/root.pem}
-  keyring: {description: Keys whose signature counts., type: path, default: /etc/apt/keyrings/llmkeep.pgp}
+  keyring: {description: Trusted keys., type: path, default: /etc/apt/keyrings/llmkeep.pgp}
 """
 
 EXAMPLES = r"""

@@ -46,8 +46,8 @@ options:
       validate: {description: Command; C(%s) becomes the new file's path., type: list, elements: str}
       block:
         description: >-
-          Name of a block. The content is what stands between C(# BEGIN NAME) and C(# END NAME); the rest of the file is
-          somebody else's and stays.
+          Name of a block. The content is what stands between C(# BEGIN NAME) and C(# END NAME); the rest of the file
+          belongs to other programs and stays.
         type: str
       secret: {description: Keep the content out of every output., type: bool, default: false}
   secret_contents:
@@ -68,12 +68,12 @@ options:
     elements: path
     default: []
   validate:
-    description: A program that judges the whole tree once it is placed, as C([nginx, -t]).
+    description: A program that validates the whole tree once it is installed, for example C([nginx, -t]).
     type: list
     elements: str
     default: []
   read:
-    description: Files that the caller wants to know, as its host's certificate.
+    description: Files whose contents are returned, for example the host's certificate.
     type: list
     elements: path
     default: []

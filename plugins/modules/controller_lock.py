@@ -9,8 +9,8 @@ short_description: Hold a lock on the control node for as long as this run of An
 description:
   - A process of its own logs in to the host by SSH, takes C(flock) on the file there, and keeps the
     connection open. It ends with the run that started it, however that ends; the kernel of the control node then
-    gives the lock free. A controller that was killed, or lost its power or its network, leaves nothing behind.
-  - Fails with the name of the holder when somebody else has the lock.
+    releases the lock. A controller that was killed, or lost its power or its network, leaves nothing behind.
+  - Fails with the name of the holder if another run has the lock.
 author: [llmkeep contributors]
 options:
   path: {description: The lock file on the host., type: path, required: true}

@@ -261,7 +261,7 @@ def settle(params: dict[str, Any], check: bool) -> dict[str, Any]:
         folder.mkdir(mode=0o755, parents=True, exist_ok=True)
         atomic.write_file(root, certificates[1].encode(), 0, 0, 0o444)
     if not check:
-        # What a power cut left of an earlier run; one of them may hold a key that nobody uses.
+        # What a power cut left of an earlier run; one of them may hold an unused key.
         for stale in folder.glob(".*.new"):
             stale.unlink()
     key, place = Path(params["key"] or folder / f"{params['name']}.key"), folder / f"{params['name']}.pem"

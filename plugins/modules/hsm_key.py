@@ -7,13 +7,13 @@ DOCUMENTATION = r"""
 module: hsm_key
 short_description: Keep or destroy a host's key pair in one or more tokens of an HSM, and prove that it opens what it encloses
 description:
-  - Finds the pair by token label and key label; makes it in the token where there is none and I(state) says so.
-  - Reads back that the private key is sensitive, never extractable, made in the token and usable, and has it derive
-    (or decrypt) once through the very way that it is reached by. A way that finds a key and cannot use it is refused.
+  - Finds the pair by token label and key label; generates it in the token if there is none and I(state) is C(present).
+  - Reads back that the private key is sensitive, never extractable, generated in the token and usable, and has it
+    derive (or decrypt) once through the path by which it is reached. A path that finds a key and cannot use it is refused.
   - Tokens are looked at before any login. There is one login a token, and none while a token's flags say that it
     might be the last; after one that fails, no other token is tried.
-  - With I(record), a token that was made anew and a key that was deleted or exchanged are told, and never made good
-    by a new key.
+  - With I(record), a token that was made anew and a key that was deleted or exchanged are reported, and never
+    replaced by a new key.
   - C(absent) is for crypto-erasure and for after a rotation. It destroys the keys of all I(labels) with one login a token;
     what they opened stays closed for good. Labels that volumes are enrolled with now (I(in_use)) are refused before any login.
   - The PIN comes from a sealed credential by pipe, and is in no argument, environment or output.
@@ -29,7 +29,7 @@ options:
   labels: {description: "Labels of the keys to destroy; required by C(absent), and of it only.", type: list, elements: str}
   in_use: {description: "Labels of keys that must stay; required by C(absent), and of it only.", type: list, elements: str}
   type:
-    description: C(ec) is P-384. C(rsa), 3072 bits, is for an HSM without elliptic keys; see C(findings).
+    description: C(ec) is P-384. C(rsa), 3072 bits, is for an HSM without elliptic curves; see C(findings).
     type: str
     choices: [ec, rsa]
     default: ec
@@ -40,7 +40,7 @@ options:
     type: bool
     default: false
   state:
-    description: With C(probed) nothing is made; tokens without the key are told in C(missing).
+    description: With C(probed) nothing is generated; tokens without the key are listed in C(missing).
     type: str
     choices: [present, probed, absent]
     default: present
@@ -87,7 +87,7 @@ keys:
     public_sha256: {description: SHA-256 of the point or the modulus., type: str}
     public_pem: {description: The public key for openssl; of EC only., type: str}
 missing: {description: Tokens without the key., returned: "success, unless I(state=absent)", type: list, elements: str}
-findings: {description: What an auditor should know., returned: "success, unless I(state=absent)", type: list, elements: str}
+findings: {description: Findings for an auditor., returned: "success, unless I(state=absent)", type: list, elements: str}
 destroyed: {description: Objects destroyed by token., returned: "success, with I(state=absent)", type: dict}
 fault: {description: Name of the fault; docs/hsm.md has a runbook for each., returned: failure, type: str}
 exit: {description: Its exit code in the program llmkeep-hsm., returned: failure, type: int}
@@ -111,7 +111,7 @@ RECORDED = ("serial", "manufacturer", "type", "public_sha256")
 
 
 def remember(path: str, found: list[dict[str, Any]]) -> None:
-    """Keep which tokens and keys these are; what it holds is public."""
+    """Record the tokens and public keys."""
     proven = {
         each["token"]: {name: each[name] for name in RECORDED} for each in found if each["state"] != "missing"
     }
@@ -124,7 +124,7 @@ def remember(path: str, found: list[dict[str, Any]]) -> None:
 
 
 def everything(place: Path) -> dict[str, Any]:
-    """All that was recorded, tokens that this call does not ask for among them."""
+    """The whole record, including tokens that this call does not name."""
     known: dict[str, Any] = json.loads(place.read_text()) if place.exists() else {}
     return known
 

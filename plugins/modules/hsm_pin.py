@@ -209,7 +209,7 @@ class Rotation:
             if not self.shown(label, NEW):
                 raise token_keys.Fault(
                     "pin_wrong",
-                    f"the token {label} does not take the new PIN, which it was set to: somebody else changed it. Nothing"
+                    f"the token {label} does not take the new PIN, which it was set to: it was changed since. Nothing"
                     " was sealed; find out who it was before any host is restarted",
                 )
         return changed

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""State module: a volume that nobody opens any more, and a certificate that says what was done."""
+"""State module: a crypto-erased volume, and a certificate of its erasure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ description:
   - In check mode it looks and tells which labels the keys have that ever opened the volume (I(labels)); all of them have
     to go, since each opens the header of its time. Refuses where another volume of the host is enrolled with one of them.
   - The certificate stays on the host as C(NAME.erased.json) and comes back; a second run returns it and changes nothing.
-  - What the recovery key opened opens by it for whoever has a header backup and that key; the caller destroys both.
+  - The recovery key still opens a header backup; the caller destroys both.
 author: [llmkeep contributors]
 options:
   name: {description: Name of the volume., type: str, required: true}
@@ -161,7 +161,7 @@ def erase(state: Path, name: str, uuid: str, device: str | None, pin: bytes, sec
         luks.must(["cryptsetup", "luksErase", "--batch-mode", str(disk.path)], "destroy all key slots")
     elif record["phase"] != "erasing":
         raise NeedsPerson(
-            f"{disk.path} has no header of {name} any more, and nobody began to erase it: what became of it?"
+            f"{disk.path} has no header of {name} any more, and no erasure was begun: find out what became of it"
         )
     else:
         done["header_opened_by_no_token"] = (

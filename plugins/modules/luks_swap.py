@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""State module: a disk that is swapped to under a key that nobody keeps."""
+"""State module: a swap disk, encrypted with a random key that is never stored."""
 
 from __future__ import annotations
 
@@ -96,8 +96,8 @@ def settle(given: dict[str, Any], check: bool) -> dict[str, Any]:
                 luks.show(disk.path, record["uuid"])
             return {"changed": False, "changes": [], "uuid": record["uuid"], "offset": luks.DATA_OFFSET}
         raise NeedsPerson(
-            f"{disk.path} was marked for the swap {given['name']}, UUID {record['uuid']}, and the mark is gone: somebody put"
-            f" something else there. It is not swapped to. Name another disk, or remove {path} and run again, which marks it"
+            f"{disk.path} was marked for the swap {given['name']}, UUID {record['uuid']}, and the mark is gone: the disk"
+            f" holds something else. It is not swapped to. Name another disk, or remove {path} and run again, which marks it"
             " if it is blank"
         )
     wrong = against(disk, given, record)

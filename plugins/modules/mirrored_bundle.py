@@ -15,7 +15,7 @@ description:
 author: [llmkeep contributors]
 options:
   path: {description: The bundle's folder., type: path, default: /srv/llmkeep/bundle/current}
-  keyring: {description: Whom to trust., type: path, default: /etc/apt/keyrings/llmkeep.pgp}
+  keyring: {description: Trusted keys., type: path, default: /etc/apt/keyrings/llmkeep.pgp}
   seen: {description: File with the highest serial seen., type: path, default: /var/lib/llmkeep/serial}
   wanted: {description: Package URLs that the bundle has to carry., type: list, elements: str, default: []}
 """
@@ -66,7 +66,7 @@ def signed_manifest(folder: Path, keyring: Path) -> dict[str, Any]:
     if done.returncode != 0:
         raise Refused(
             f"the signature of {manifest} does not hold ({done.stderr.strip()}): it was changed after"
-            " bootstrap, or comes from somebody else. Bootstrap again from a stick you trust"
+            " bootstrap, or comes from another source. Bootstrap again from a stick you trust"
         )
     document: dict[str, Any] = json.loads(manifest.read_bytes())
     return document

@@ -9,7 +9,7 @@ short_description: Put the control node's policy in place, once this host has ve
 description:
   - Verifies signature, every file's hash, and expiry. Refuses a revision below one that was in place here, and
     another policy under the same revision. What is refused leaves the policy before it in place.
-  - Key and bundle are replaced atomically. Whoever judges by them notices the new one by itself.
+  - Key and bundle are replaced atomically. Policy engines notice the new one by themselves.
   - The result becomes the fact C(llmkeep_policy), so that a run asks the control node once.
 author: [llmkeep contributors]
 options:

@@ -17,11 +17,11 @@ author: [llmkeep contributors]
 options:
   url: {description: The mirror., type: str, required: true}
   folder: {description: Wheelhouse in the bundle with its requirements.txt., type: str, required: true}
-  root: {description: Where releases and links to them lie., type: path, default: /opt/llmkeep}
+  root: {description: Folder of releases and of the links to them., type: path, default: /opt/llmkeep}
   keep: {description: How many releases stay., type: int, default: 2}
   over_debian: {description: "Whether Debian's own Python packages are seen, too.", type: bool, default: true}
   ca: {description: The estate's root certificate., type: path, default: /etc/llmkeep/pki/root.pem}
-  keyring: {description: Keys whose signature counts., type: path, default: /etc/apt/keyrings/llmkeep.pgp}
+  keyring: {description: Trusted keys., type: path, default: /etc/apt/keyrings/llmkeep.pgp}
 """
 
 EXAMPLES = r"""

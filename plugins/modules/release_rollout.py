@@ -11,7 +11,7 @@ description:
     run a new release while others still run the former one, over a crash or a power cut too.
   - A unit is restarted where its link names another release, where it does not run, where its unit file changed, or where
     M(llmkeep.estate.config_tree) marked it. One with a C(socket) counts only once C(/readyz) there has answered 200 for a second.
-  - Of units with a socket those that are not ready go first, so that nobody takes the last one that answers away.
+  - Of units with a socket those that are not ready go first, so that the last one that answers is not taken away.
   - Where a unit fails on a new release, all that were moved get the former one back, its unit files included, and the call fails.
   - C(ROOT/current) is switched once all units have passed.
 author: [llmkeep contributors]
@@ -217,7 +217,7 @@ def settle(params: dict[str, Any], check: bool) -> Rollout:
             atomic.link(current, f"releases/{rollout.release}")
     for link in (rollout.root / "units").glob("*"):
         if link.name not in names and not check:
-            link.unlink()  # it would keep a release that nobody runs
+            link.unlink()  # it would keep a release that no unit runs
     return rollout
 
 

@@ -74,7 +74,7 @@ def one(tokens: list[Any], label: str, known: dict[str, str]) -> Any:
     if fitting and known.get(label, fitting[0].serial) != fitting[0].serial:
         raise token_keys.Fault(
             "token_reinitialised",
-            f"the token {label} was made anew by somebody: its serial is {fitting[0].serial}, and was {known[label]}."
+            f"the token {label} was initialized again: its serial is {fitting[0].serial}, and was {known[label]}."
             " Put the old one back from a copy, or take it out of the record and enrol the hosts' new keys",
         )
     return fitting[0] if fitting else None

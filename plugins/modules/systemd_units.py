@@ -7,7 +7,7 @@ DOCUMENTATION = r"""
 module: systemd_units
 short_description: Enable and start a role's units, and stop instances that are no longer wanted
 description:
-  - Looks at all units by one question to systemd and touches only those that differ.
+  - Reads the state of all units by one call of systemctl and changes only those that differ.
   - Starting waits until the unit is ready (C(Type=notify)); a failure comes with its last messages.
   - A unit whose unit file or drop-in changed is restarted, and one that config_tree marked is reloaded.
   - Check mode accepts units that do not exist yet.
@@ -15,7 +15,7 @@ author: [llmkeep contributors]
 options:
   units: {description: Units to enable and start., type: list, elements: str, required: true}
   stopped_others:
-    description: Pattern; units like it that are not in I(started) are stopped and disabled.
+    description: Pattern; units like it that are not in I(units) are stopped and disabled.
     type: str
   stopped: {description: Units that must not run nor start at boot., type: list, elements: str, default: []}
   state:

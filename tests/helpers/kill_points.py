@@ -54,7 +54,7 @@ class KillPoints:
         return wrapped
 
     def points(self, work: Callable[[], None]) -> int:
-        """How many there are in a run that nobody kills."""
+        """Number of points in a run that is not killed."""
         if (outcome := self.run(work)) != "done":
             raise AssertionError(outcome)
         return len(self.count.read_text())

@@ -1,4 +1,4 @@
-"""The tree's policy, a control node that signs it, and the real opa where it can be had: for tests of the policy."""
+"""The tree's policy, a control node that signs it, and the real opa if it is available: for tests of the policy."""
 
 import http.client
 import json
@@ -35,7 +35,7 @@ def opa() -> Path:
     with cache.alone():
         found = programs.find("opa")
     if not found:
-        pytest.skip("opa cannot be had here: set LLMKEEP_MIRROR to a folder that has it")
+        pytest.skip("opa is not available here: set LLMKEEP_MIRROR to a folder that has it")
     return found
 
 

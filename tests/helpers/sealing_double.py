@@ -1,4 +1,4 @@
-"""A double of systemd-creds, which needs a host of its own: here sealing shows, and so does what nobody sealed."""
+"""A double of systemd-creds, which needs a host of its own: here sealed data is marked, so that unsealed data shows."""
 
 from types import ModuleType
 

@@ -1,4 +1,4 @@
-"""Small signed policy bundles, as `llmkeep policy build` makes them and as nobody should."""
+"""Small signed policy bundles, as `llmkeep policy build` makes them, and malformed ones."""
 
 import base64
 import hashlib

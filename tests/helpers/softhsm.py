@@ -81,7 +81,7 @@ class Double:
         return hsm.bounded(logged_in, 20)
 
     def reinitialise(self, token: str = MAIN) -> None:
-        """Somebody makes a token anew under the same label."""
+        """Initialize a token again under the same label."""
         officer, user = ((self.folder / name).read_bytes() for name in ("so-pin", "user-pin"))
 
         def anew(_step: Any) -> None:

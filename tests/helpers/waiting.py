@@ -1,4 +1,4 @@
-"""What tests of processes wait for: each with patience, since the machine may have much else to do."""
+"""Waiting in tests of processes, with patience, since the machine may be busy."""
 
 import os
 import random
@@ -22,7 +22,7 @@ def until(holds: Callable[[], object], seconds: float = PATIENCE) -> None:
 
 
 def listens(path: Path) -> bool:
-    """Whether somebody listens on a UNIX socket, by what the kernel says: it is there a moment before."""
+    """Whether a process listens on a UNIX socket, according to the kernel; the file exists a moment earlier."""
     accepts = 1 << 16  # __SO_ACCEPTCON
     rows = (line.split(maxsplit=7) for line in Path("/proc/net/unix").read_text().splitlines()[1:])
     return any(len(row) == 8 and row[7] == str(path) and int(row[3], 16) & accepts for row in rows)
@@ -39,7 +39,7 @@ _unused = _ports()
 
 
 def own_port() -> int:
-    """A port of 127.0.0.1 for a program that has to be told one: nobody has it, and nobody is given it by chance."""
+    """A free port of 127.0.0.1 for a program that needs one as an argument; it is not handed out again by chance."""
     for port in _unused:
         with socket.socket() as probe:
             try:

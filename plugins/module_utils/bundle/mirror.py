@@ -1,4 +1,4 @@
-"""What a host takes from the estate's mirror: named in the signed manifest, by TLS 1.3, verified by hash."""
+"""Download files that the signed manifest names from the estate's mirror, by TLS 1.3, verified by hash."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Mirror:
     """One connection to the mirror, kept for all files. Trusts the estate's root alone."""
 
     def __init__(self, url: str, ca: Path, keyring: Path) -> None:
-        """Nothing is asked yet."""
+        """Does not connect yet."""
         parts = urllib.parse.urlsplit(url)
         if parts.scheme != "https" or not parts.hostname:
             raise MirrorError(f"{url!r} is no address of a mirror; write it as https://NAME:PORT")
@@ -54,7 +54,7 @@ class Mirror:
         )
 
     def get(self, path: str, begin: int = 0) -> http.client.HTTPResponse:
-        """Ask for a file of the bundle from byte `begin` on."""
+        """Request a file of the bundle from byte `begin` on."""
         headers = {"Range": f"bytes={begin}-"} if begin else {}
         try:
             self.connection.request("GET", f"{self.folder}/{urllib.parse.quote(path)}", headers=headers)
@@ -75,7 +75,7 @@ class Mirror:
         return response
 
     def manifest(self) -> dict[str, Any]:
-        """The bundle's manifest, believed only because its OpenPGP signature is by a key in the keyring."""
+        """The bundle's manifest, whose OpenPGP signature must be by a key in the keyring."""
         with tempfile.TemporaryDirectory(prefix="llmkeep-manifest-") as folder:
             signed, signature = Path(folder, "MANIFEST.json"), Path(folder, "MANIFEST.json.sig")
             for path in (signed, signature):
@@ -94,7 +94,7 @@ class Mirror:
             return manifest
 
     def fetch(self, entry: Entry, path: Path) -> None:
-        """Make path the entry's file, going on where it stopped; MirrorError if the hash differs."""
+        """Download the entry's file to path, resuming where it stopped; MirrorError if the hash differs."""
         if path.is_file() and path.stat().st_size == entry.size and atomic.sha256_of(path) == entry.sha256:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -120,7 +120,7 @@ class Mirror:
         )
 
     def _append(self, entry: Entry, partial: Path) -> None:
-        """Add to the partial file what comes before the connection ends, by itself or by a fault."""
+        """Append to the partial file what arrives until the connection ends or fails."""
         begin = partial.stat().st_size if partial.exists() else 0
         if begin == entry.size:
             partial.touch()

@@ -1,4 +1,4 @@
-"""A policy bundle, judged on the host that is to use it: signature, contents, revision, expiry.
+"""Verify a policy bundle on the host that will use it: signature, contents, revision, expiry.
 
 A bundle is OPA's: a tarball of Rego and JSON with `.manifest` and `.signatures.json`, a JWT (ES256, kid "policy") over
 the hashes of all files. OPA hashes a JSON file by its canonical form, and `llmkeep policy build` writes that very form,
@@ -31,12 +31,12 @@ P256 = bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d030107034200")
 
 
 class Refused(Exception):
-    """The policy is not to be used; the message says why and what to do."""
+    """The policy must not be used; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
 class Policy:
-    """What a bundle says of itself, once its signature holds. `files`: path to hexadecimal hash."""
+    """The metadata of a bundle whose signature is valid. `files`: path to hexadecimal hash."""
 
     revision: int
     expires: datetime
@@ -44,7 +44,7 @@ class Policy:
 
 
 def opened(content: bytes, key: str) -> Policy:
-    """The bundle's account of itself; Refused where it is not whole, or not signed by KEY (PEM)."""
+    """The metadata of a bundle; Refused if it is incomplete, or not signed by KEY (PEM)."""
     files = unpacked(content)
     signed = signed_hashes(files.pop(SIGNATURES, None), key)
     seen = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
@@ -97,7 +97,7 @@ def unpacked(content: bytes) -> dict[str, bytes]:
 
 
 def signed_hashes(signatures: bytes | None, key: str) -> dict[str, str]:
-    """Path to hash, as the one signature says; Refused where it is none by KEY."""
+    """The signed hashes by path; Refused unless the only signature is by KEY."""
     if signatures is None:
         raise Refused(
             f"the policy bundle has no {SIGNATURES}: it is unsigned, or was stripped. Build it with `llmkeep policy build`"
@@ -121,8 +121,8 @@ def signed_hashes(signatures: bytes | None, key: str) -> dict[str, str]:
         )
     if not verified(f"{head}.{body}".encode(), signature, key):
         raise Refused(
-            "the policy bundle's signature does not fit the control node's key: it was changed, or signed by somebody"
-            " else. Do not use it; find out who put it there, and build it again with `llmkeep policy build`"
+            "the policy bundle's signature does not fit the control node's key: it was changed, or signed by another"
+            " key. Do not use it; find out who put it there, and build it again with `llmkeep policy build`"
         )
     return hashes
 

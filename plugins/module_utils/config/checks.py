@@ -1,7 +1,7 @@
-"""A check: a command and what it has to end and print with, a finding that a program tells by name, or a limit of units.
+"""A check: a command with its expected exit status and output, a named finding of a program, or a limit of units.
 
-Where a host's kernel has no means to enforce a limit, the result is neither a pass nor a failure: `ok` is false, and
-`not_enforceable` says why. A reader of `ok` alone takes it for a failure.
+If a host's kernel cannot enforce a limit, the result is neither a pass nor a failure: `ok` is false, and `not_enforceable`
+says why. A reader of `ok` alone takes it for a failure.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ WHOLE: dict[str, Any] = {
 
 
 def shortened(text: str) -> str:
-    """What a message has room for."""
+    """The text, shortened to fit into a message."""
     text = text.strip()
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}… ({len(text)} characters)"
 
 
 def expected(check: dict[str, Any]) -> str:
-    """What has to be, in words."""
+    """The expected result in words."""
     if check["units"] is not None:
         values = [f"{unit} {value}" for unit, value in check["units"].items()]
         return f"the kernel enforces {check['limit']} of {', '.join(values)}"
@@ -64,7 +64,7 @@ def expected(check: dict[str, Any]) -> str:
 
 
 def ended(check: dict[str, Any]) -> str | tuple[int, str, str]:
-    """Run a check's command: exit status, output and error output; in words, why there are none."""
+    """Run a check's command: exit status, output and error output, or in words why there are none."""
     try:
         process = subprocess.Popen(
             check["argv"],
@@ -89,7 +89,7 @@ def ended(check: dict[str, Any]) -> str | tuple[int, str, str]:
 
 
 def judged(check: dict[str, Any], seen: str | tuple[int, str, str]) -> tuple[str, bool]:
-    """What was seen, and whether it is what was expected."""
+    """The observed result, and whether it is the expected one."""
     if isinstance(seen, str):
         return seen, False
     code, out, err = seen
@@ -109,7 +109,7 @@ def ended_with(code: int, out: str, err: str) -> str:
 
 
 def finding(name: str, code: int, out: str, err: str) -> tuple[str, bool]:
-    """One of the findings in a program's JSON. They are evidence, so nothing of them is cut off."""
+    """One of the findings in a program's JSON, which is evidence and never shortened."""
     try:
         told = json.loads(out)["checks"][name]
         return str(told["observed"]), told["ok"] is True
@@ -118,7 +118,7 @@ def finding(name: str, code: int, out: str, err: str) -> tuple[str, bool]:
 
 
 def limited(check: dict[str, Any]) -> dict[str, Any] | None:
-    """The result of a limit of units, or of a command that this kernel cannot pass; None where the command has to be run."""
+    """The result for a limit of units, or for a command that this kernel cannot pass; None if the command has to be run."""
     if check["units"] is not None:
         units = {unit: str(wanted) for unit, wanted in check["units"].items()}
         observed, ok, reason = limits.judged(check["limit"], units)
@@ -135,14 +135,15 @@ def limited(check: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def has_failed(result: dict[str, Any]) -> bool:
-    """Whether a result counts as a failure: what a host cannot enforce is told on its own."""
+    """Whether a result counts as a failure; limits that a host cannot enforce are reported separately."""
     return not result["ok"] and "not_enforceable" not in result
 
 
 def run(checks: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Run checks, given as OPTIONS has them: their results as role and report show them.
+    """Run checks, given as in OPTIONS; returns their results as roles and reports show them.
 
-    What is asked of one program by name is asked by one start of it.
+    Named findings of one program come from a single run of it.
+
     """
     told: dict[tuple[str, ...], str | tuple[int, str, str]] = {}
     results = []

@@ -1,4 +1,4 @@
-"""Replace a file so that a reader, or a power cut, finds the old one or the new one and nothing between."""
+"""Replace a file atomically: a reader, also after a power cut, finds either the old or the new one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PENDING = Path(
 
 
 def mark_pending(units: Iterable[str]) -> None:
-    """Say that these units have yet to read files that are about to change."""
+    """Mark units that have to read files which are about to change."""
     for unit in units:
         PENDING.mkdir(parents=True, mode=0o755, exist_ok=True)
         (PENDING / unit).touch()

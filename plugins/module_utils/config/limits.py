@@ -35,7 +35,7 @@ NO_MEANS = (errno.EPERM, errno.EINVAL, errno.ENOSYS)
 
 
 def hierarchy() -> Path | None:
-    """Where the unified hierarchy is mounted."""
+    """Mount point of the unified cgroup hierarchy."""
     return next((place for place in HIERARCHIES if (place / "cgroup.controllers").exists()), None)
 
 
@@ -65,7 +65,7 @@ def programs(cgroup: Path, way: int) -> list[int]:
 
 
 def lacking(limit: str) -> str:
-    """Why this host's kernel cannot enforce a limit; nothing where it has the means."""
+    """Why this host's kernel cannot enforce a limit; an empty string if it can."""
     root = hierarchy()
     if root is None:
         return "no unified hierarchy of cgroups is mounted"
@@ -95,7 +95,7 @@ def cgroup_of(pid: str) -> Path:
 
 
 def memory_fault(properties: dict[str, str], wanted: str, able: bool) -> str:
-    """What is wrong with a unit's bound; WANTED is in bytes, or infinity. Only systemd is asked where the kernel is not ABLE."""
+    """The fault of a unit's memory limit; WANTED is in bytes, or infinity. Only systemd is asked if the kernel is not ABLE."""
     if properties["MemoryMax"] != wanted:
         return f"is to have {properties['MemoryMax']}, declared is {wanted}"
     if wanted == UNLIMITED or not able or properties["MainPID"] == "0":
@@ -107,7 +107,7 @@ def memory_fault(properties: dict[str, str], wanted: str, able: bool) -> str:
 
 
 def address_fault(properties: dict[str, str], able: bool) -> str:
-    """What is wrong with a unit's filter of addresses, which denies any but those it allows."""
+    """The fault of a unit's address filter, which must deny all addresses except those it allows."""
     if not {"0.0.0.0/0", "::/0"} <= set(properties["IPAddressDeny"].split()):
         return f"is to deny {properties['IPAddressDeny'] or 'no address'}, declared is any"
     if any(network.endswith("/0") for network in properties["IPAddressAllow"].split()):

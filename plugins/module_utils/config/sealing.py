@@ -1,6 +1,6 @@
 """Secrets sealed to this host by systemd-creds (its TPM and a key on its disk; without a TPM that key alone).
 
-They pass by pipe, in no argument, environment or file.
+They pass through pipes, never through arguments, the environment or files.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ SECONDS = 60
 
 
 class Failed(Exception):
-    """A step did not work; the message says which, with what words, and what to do."""
+    """A step failed; the message says which, with what output, and what to do."""
 
 
 def piped(argv: list[str], given: bytes, brings: str) -> bytes:
-    """Output of a program that is given a secret, or gives one, by pipe."""
+    """Output of a program that receives or returns a secret by pipe."""
     what = " ".join(argv[:2])
     try:
         done = subprocess.run(argv, input=given, capture_output=True, timeout=SECONDS, check=False)
@@ -38,5 +38,5 @@ def seal(name: str, secret: bytes) -> bytes:
 
 
 def unseal(name: str, sealed: bytes) -> bytes:
-    """The secret again; Failed under another name, or on another host."""
+    """Decrypt a sealed secret; Failed if it was sealed under another name or on another host."""
     return systemd_creds("decrypt", name, sealed)

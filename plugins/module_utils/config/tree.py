@@ -1,4 +1,4 @@
-"""Directories, files and links brought to what is wanted, one by one, so that all of them can be put back as they were."""
+"""Bring directories, files and links to their wanted state one by one, so that all of them can be restored."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Tree:
 
 
 def run(argv: list[str], doing: str) -> None:
-    """Run a validator; Refused with its words if it says no, is absent, or hangs."""
+    """Run a validator; Refused, with its output, if it fails, is absent, or hangs."""
     try:
         done = subprocess.run(
             argv,
@@ -113,7 +113,7 @@ def set_attributes(path: Path, owner: tuple[int, int], mode: int) -> None:
 
 
 def remember(path: Path) -> Callable[[], None]:
-    """A step that makes a path again what it is now: a file, a link, or nothing."""
+    """A function that restores the current state of a path: a file, a link, or nothing."""
     try:
         status = path.lstat()
     except FileNotFoundError:
@@ -134,7 +134,7 @@ def remember(path: Path) -> Callable[[], None]:
 def stage(
     tree: Tree, wanted_files: list[tuple[dict[str, Any], str | None]], units: Sequence[str] = ()
 ) -> None:
-    """Write every changed file beside its place, validate each, and only then replace them one by one."""
+    """Write every changed file beside its destination, validate each, and only then replace them one by one."""
     staged: list[tuple[Path, Path]] = []
     try:
         for wanted, secret in wanted_files:
@@ -155,7 +155,7 @@ def stage(
 
 
 def prepare_file(tree: Tree, wanted: dict[str, Any], secret: str | None) -> Path | None:
-    """The new file, written beside its place; None where nothing changes or in check mode."""
+    """The new file, written beside its destination; None if nothing changes or in check mode."""
     path, mode = Path(wanted["dest"]), int(wanted["mode"], 8)
     content = (secret if secret is not None else wanted.get("content") or "").encode()
     owner = tree.owner(wanted["owner"], wanted["group"])

@@ -1,4 +1,4 @@
-"""systemd's units as the modules see them: what they are, and one verb at a time with the reason where it fails."""
+"""systemd's units: their properties, and one systemctl verb at a time, with the reason if it fails."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def states(units: list[str]) -> dict[str, dict[str, str]]:
 
 
 def shown(units: list[str], properties: list[str]) -> dict[str, dict[str, str]]:
-    """These properties of each unit, as systemd has them."""
+    """The given properties of each unit."""
     if not units:
         return {}
     told = systemctl("show", f"--property=Id,{','.join(properties)}", "--", *units)
@@ -41,7 +41,7 @@ def shown(units: list[str], properties: list[str]) -> dict[str, dict[str, str]]:
 
 
 def reread(units: list[str], check: bool) -> tuple[dict[str, dict[str, str]], set[str]]:
-    """Let systemd read unit files anew where one of these changed; their states, and whose file had changed."""
+    """Reload systemd if a unit file of these changed; returns their states, and the units whose file had changed."""
     now = states(units)
     changed = {unit for unit, state in now.items() if state.get("NeedDaemonReload") == "yes"}
     if changed or any(state["LoadState"] == "not-found" for state in now.values()):
@@ -52,7 +52,7 @@ def reread(units: list[str], check: bool) -> tuple[dict[str, dict[str, str]], se
 
 
 def there(unit: str, state: dict[str, str], check: bool) -> bool:
-    """Whether the unit can be started; in check mode it may come later. Refused where it cannot."""
+    """Whether the unit can be started; in check mode it may not exist yet. Refused if it cannot."""
     if state["LoadState"] == "loaded":
         return True
     if check and state["LoadState"] == "not-found":
@@ -63,7 +63,7 @@ def there(unit: str, state: dict[str, str], check: bool) -> bool:
 
 
 def others(pattern: str, wanted: list[str]) -> list[str]:
-    """Units like the pattern that run or are enabled and are not wanted."""
+    """Units that match the pattern, run or are enabled, and are not wanted."""
     listed = systemctl("list-units", "--all", "--plain", "--no-legend", "--full", "--", pattern).stdout
     names = {line.split()[0] for line in listed.splitlines() if line.split()}
     listed = systemctl("list-unit-files", "--plain", "--no-legend", "--full", "--", pattern).stdout

@@ -1,4 +1,4 @@
-"""A host's pair of keys in one token, while its session is logged in: found, made, read back, and proven."""
+"""A host's key pair in one token, in a session that is logged in: found, generated, read back, and proven."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def generate(session: Any, settings: Settings) -> None:
 def described(
     session: Any, key: tuple[int, int], token: Any, settings: Settings, known: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """What the token says of the key, read back; Fault where it is not as it has to be."""
+    """The key's attributes, read back from the token; Fault if one is not as required."""
     public, private = key
     number = int.from_bytes(session.read(private, pkcs11.KEY_TYPE), sys.byteorder)
     kind = {pkcs11.EC: "ec", pkcs11.RSA: "rsa"}.get(number, str(number))
@@ -151,7 +151,7 @@ def pem(point: bytes) -> str:
 
 
 def prove(session: Any, key: tuple[int, int], seen: dict[str, Any], token: Any, settings: Settings) -> None:
-    """The way to the key leads to its use: what it is for is done through it and compared with openssl."""
+    """Prove that the key is usable: use it for its purpose and compare the result with openssl's."""
     public = bytes.fromhex(seen["public"])
     try:
         if settings.signs:
@@ -183,7 +183,7 @@ def prove(session: Any, key: tuple[int, int], seen: dict[str, Any], token: Any, 
 
 
 def is_signed(public: str, digest: bytes, signature: bytes) -> bool:
-    """Whether r and s sign a digest."""
+    """Whether (r, s) is a signature of the digest."""
     numbers = b""
     for half in signature[: SIGNATURE // 2], signature[SIGNATURE // 2 :]:
         number = half.lstrip(b"\0")
@@ -209,7 +209,7 @@ def openssl(*words: str, given: bytes = b"") -> bytes:
 
 
 def exchanged(public: bytes) -> tuple[bytes, bytes]:
-    """The point of a key that is used once, and the secret that it and the public key agree on."""
+    """The point of an ephemeral key, and the secret that it shares with the public key."""
     own = openssl("genpkey", "-quiet", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-384")
     point = openssl("pkey", "-pubout", "-outform", "DER", given=own)[-POINT:]
     with tempfile.NamedTemporaryFile() as peer:
@@ -222,7 +222,7 @@ def exchanged(public: bytes) -> tuple[bytes, bytes]:
 
 
 def enclosed(secret: bytes, modulus: bytes, exponent: int) -> bytes:
-    """A secret under an RSA key, padded as PKCS#1 v1.5 has it."""
+    """A secret encrypted to an RSA key with PKCS#1 v1.5 padding."""
     size = len(modulus)
     padding = bytes(1 + byte % 255 for byte in os.urandom(size - 3 - len(secret)))
     block = b"\0\2" + padding + b"\0" + secret

@@ -1,7 +1,7 @@
-"""An HSM's PIN: out of its sealed credential for one process at a time, and never again once a token refused it.
+"""An HSM's PIN, decrypted from its sealed credential for one process at a time, and never again once a token refused it.
 
-Not every HSM says that the next wrong login is the last one. So the refusal is written down, beside the credential, and
-holds until another one is sealed.
+Not every HSM warns that the next wrong login is the last one, so a refusal is recorded beside the credential and holds until
+another PIN is sealed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ansible_collections.llmkeep.estate.plugins.module_utils.hsm.key_pair import
 
 
 def memory(credential: Path) -> Path:
-    """Where a refusal is written down. Hidden: systemd imports every `cryptsetup.*` of the folder."""
+    """Path of the record of a refusal. Hidden, since systemd imports every `cryptsetup.*` in the folder."""
     return credential.with_name(f".{credential.name}.refused")
 
 
@@ -28,7 +28,7 @@ def digest(sealed: bytes) -> str:
 
 
 def refuse_again(credential: Path, sealed: bytes) -> None:
-    """Fault if a token refused what is sealed there."""
+    """Raise Fault if a token refused this credential before."""
     known = memory(credential)
     if known.exists() and known.read_text() == digest(sealed):
         raise Fault(
@@ -39,12 +39,12 @@ def refuse_again(credential: Path, sealed: bytes) -> None:
 
 
 def remember(credential: Path, sealed: bytes) -> None:
-    """Write down that a token refused it: on disk before anything else, since the host may lose power now."""
+    """Record the refusal, on disk before anything else, since the host may lose power now."""
     atomic.write_file(memory(credential), digest(sealed).encode(), os.geteuid(), os.getegid(), 0o600)
 
 
 def unsealed(credential: Path, name: str = "") -> tuple[bytes, bytes]:
-    """A credential as it lies there, and the PIN in it; `name` is what it was sealed under, if not its file's name."""
+    """The sealed credential, and the PIN in it; `name`: what it was sealed under, if not its file name."""
     try:
         sealed = credential.read_bytes()
         pin = sealing.unseal(name or credential.name, sealed)

@@ -1,6 +1,6 @@
-"""An authority's key in one token of an HSM: found, made where it may be, read back, and used to sign.
+"""A certificate authority's key in one token of an HSM: found, generated where allowed, read back, and used to sign.
 
-`llmkeep pki` uses it on the control node. The rules are those of the volumes' keys (hsm.py): one login at most, none
+`llmkeep pki` uses it on the control node. The rules are those of the volumes' keys (token_keys.py): one login at most, none
 while a token says that the next one might be its last, and a process of its own that ends within bounded time.
 """
 

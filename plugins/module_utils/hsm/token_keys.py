@@ -1,8 +1,8 @@
-"""A host's key in the tokens of an HSM: found, made where there is none, and proven to open what it encloses.
+"""A host's key in the tokens of an HSM: found, generated if there is none, and proven to decrypt what it encrypts.
 
 Runs in the module hsm_key and, on a host, as the program llmkeep-hsm. Each fault has a name and an exit code.
-The rules: all tokens are looked at before any login; one login a token, and after one that fails no other;
-no login at all while a token says that the next one might be its last.
+The rules: all tokens are inspected before any login; one login per token, and none after one that fails; no login at all
+while a token warns that the next one might be its last.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def settings_of(params: dict[str, Any]) -> Settings:
-    """What a module was told, as the rest of this one takes it."""
+    """Settings from a module's parameters."""
     names = {each.name for each in fields(Settings)}
     return Settings(**{name: value for name, value in params.items() if name in names and value is not None})
 
@@ -71,7 +71,7 @@ def uri(token: str, label: str) -> str:
 
 
 def bounded(work: Callable[[Callable[[str], None]], Any], seconds: int, user: str = "") -> Any:
-    """What work returns, done in a process of its own: a module that hangs or crashes takes only that with it."""
+    """Run WORK in a child process and return its result, so that a PKCS#11 module that hangs or crashes ends only the child."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -109,7 +109,7 @@ def bounded(work: Callable[[Callable[[str], None]], Any], seconds: int, user: st
 
 
 def say(writer: int, work: Callable[[Callable[[str], None]], Any], user: str) -> None:
-    """The child of bounded: tells its steps and its result, and ends without any of the parent's clean-up."""
+    """The child of `bounded`: reports its steps and its result, and exits without the parent's clean-up."""
 
     def tell(line: dict[str, Any]) -> None:
         os.write(writer, json.dumps(line).encode() + b"\n")
@@ -130,7 +130,7 @@ def say(writer: int, work: Callable[[Callable[[str], None]], Any], user: str) ->
 
 
 def become(user: str) -> None:
-    """Go on as another account, for good."""
+    """Drop to another account, for good."""
     try:
         entry = pwd.getpwnam(user)
     except KeyError:
@@ -142,7 +142,7 @@ def become(user: str) -> None:
 
 
 def look(settings: Settings, pin: bytes, make: bool, change: bool) -> list[dict[str, Any]]:
-    """The key in every token, in the order of settings; made where there is none if `make`, unless not `change`."""
+    """The key in every token, in the order of settings. Missing keys are generated if `make` and `change`."""
     known = recorded(settings.record)
     found: list[dict[str, Any]] = bounded(
         lambda step: ask(settings, pin, known, make and change, step), settings.seconds, settings.user
@@ -153,7 +153,7 @@ def look(settings: Settings, pin: bytes, make: bool, change: bool) -> list[dict[
 def ask(
     settings: Settings, pin: bytes, known: dict[str, Any], make: bool, step: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-    """All of it in one process: load, look at the tokens, log in, find or make, prove."""
+    """In one process: load the module, inspect the tokens, log in, find or generate the key, prove it."""
     step(f"load {settings.module}")
     module = loaded(settings)
     step("list its tokens")
@@ -252,7 +252,7 @@ def the_token(tokens: list[Any], label: str, known: dict[str, Any] | None, setti
     if not token.flags & pkcs11.USER_PIN_INITIALIZED:
         raise Fault(
             "token_reinitialised",
-            f"the token {label} (serial {token.serial}) has no user PIN: somebody began to make it and did not end."
+            f"the token {label} (serial {token.serial}) has no user PIN: its initialization was begun and not completed."
             " Set its PIN at the HSM, to the one that is sealed here",
         )
     if token.pin_flags:
@@ -265,7 +265,7 @@ def the_token(tokens: list[Any], label: str, known: dict[str, Any] | None, setti
 
 
 def log_in(session: Any, token: Any, pin: bytes) -> None:
-    """Show the PIN once. Whoever calls sees to it that a refused one is not shown again: pins.shown(), or hsm_pin's record."""
+    """Log in with the PIN, once. The caller must not try a refused PIN again; see pins.shown(), and the record of hsm_pin."""
     try:
         session.login(pin)
     except pkcs11.Error as problem:
@@ -293,7 +293,7 @@ def of_token(token: Any, label: str) -> dict[str, Any]:
 
 
 def recorded(path: str) -> dict[str, Any]:
-    """What the tokens were when the key was last proven, by label."""
+    """The recorded tokens by label, as of the last proof of the key."""
     if not path or not Path(path).exists():
         return {}
     try:
@@ -311,16 +311,16 @@ def recorded(path: str) -> dict[str, Any]:
 
 
 def told(key: dict[str, Any]) -> str:
-    """What an auditor asks of a key that was just used, in words."""
+    """The properties of a key that was just used, in words, for auditors."""
     attributes = [name for name, value in key.items() if value is True and name != "double"]
     maker = f"{key['manufacturer']}{', a double' if key['double'] else ''}"
     return f"{key['token']} ({maker}, serial {key['serial']}): {key['type']}, {', '.join(attributes)}, opens"
 
 
 def main() -> int:
-    """llmkeep-hsm: look at the host's key, and say so as JSON; exits with the fault's code.
+    """llmkeep-hsm: report the state of the host's key as JSON; exits with the fault's code.
 
-    With the word `refused` it only notes that a token refused the PIN to somebody else.
+    With the argument `refused` it only notes that a token refused the PIN to another program.
     """
     try:
         known = json.loads(SETTINGS.read_text())

@@ -1,8 +1,8 @@
-"""The rule of never formatting: a disk is written to only if everything that could speak against it was asked and said no.
+"""The rule of never formatting: a disk is written to only if every check that could object was made and did not.
 
 "Not what I expect" is never "blank", and what cannot be read is never "empty". Nothing here writes, and nothing stops at
-the first finding: an operator sees all that speaks against a disk at once. Only what the disk holds can be overridden,
-by naming its serial; which disk it is, and whether somebody uses it, cannot.
+the first finding: an operator sees all objections to a disk at once. Only the objection to its contents can be overridden,
+by naming its serial; its identity, and whether it is in use, cannot.
 """
 
 from __future__ import annotations
@@ -246,7 +246,7 @@ def reading(disk: Disk, start: int = 0) -> Iterator[Finding]:
         yield Finding(
             "exclusive open",
             f"{disk.path}: {problem.strerror}",
-            "Somebody uses it: see `lsblk` and `fuser`",
+            "It is in use: see `lsblk` and `fuser`",
             IN_USE,
         )
         return

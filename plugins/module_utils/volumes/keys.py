@@ -1,6 +1,6 @@
 """The key slots of an encrypted volume: who gets one, who loses it, and the proof before it counts.
 
-All of it begins with a bootstrap key that opens, so that no step here is the one that locks somebody out.
+All of it begins with a bootstrap key that opens, so that no step here can lock anyone out.
 """
 
 from __future__ import annotations

@@ -166,7 +166,7 @@ def shown_once(pin: bytes) -> Iterator[Path]:
         try:
             yield Path(folder)
         finally:
-            with contextlib.suppress(OSError):  # release a feeder that nobody read from
+            with contextlib.suppress(OSError):  # release a feeder that no process has read from
                 os.close(os.open(fifo, os.O_RDONLY | os.O_NONBLOCK))
 
 

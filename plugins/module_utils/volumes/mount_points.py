@@ -1,4 +1,4 @@
-"""The folder that a volume is mounted on: it holds nothing while the volume is shut, and nobody can write there."""
+"""The folder that a volume is mounted on: while the volume is closed it is empty, and nothing can be written into it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 class Refused(Exception):
-    """A folder is no place to mount on; the message says why and what to do."""
+    """A folder cannot be a mount point; the message says why and what to do."""
 
 
 def must(done: int, doing: str) -> None:
@@ -24,7 +24,7 @@ def must(done: int, doing: str) -> None:
 
 
 def alone() -> None:
-    """From here on this process has mounts of its own; nobody else sees what it mounts."""
+    """Give this process a mount namespace of its own: no other process sees its mounts."""
     must(LIBC.unshare(NEW_MOUNTS), "leave the host's mounts")
     must(LIBC.mount(b"none", b"/", None, PRIVATE | RECURSIVE, None), "keep mounts to this process")
 

@@ -139,7 +139,7 @@ def plan(of: Volume, check: bool) -> None:
 
 
 def differences(of: Volume, header: luks.Header) -> tuple[list[str], list[int]]:
-    """Of a finished volume: owners that lack a slot, and slots that nobody owns."""
+    """Of a finished volume: owners without a slot, and slots without an owner."""
     lacking = []
     for owner in (*of.tokens, RECOVERY):
         token = of.token_of(owner, header)
@@ -158,7 +158,7 @@ def compare(of: Volume, check: bool) -> None:
     lacking, unowned = differences(of, header)
     if unowned:
         raise NeedsPerson(
-            f"{of.path} ({of.name}) has key slots that nobody is known to own: {unowned}. Find out who added"
+            f"{of.path} ({of.name}) has key slots without a known owner: {unowned}. Find out who added"
             f" them; `systemd-cryptenroll --wipe-slot={unowned[0]} {of.path}` takes one away"
         )
     moved = [owner for owner in lacking if of.token_of(owner, header) is not None]
@@ -170,7 +170,7 @@ def compare(of: Volume, check: bool) -> None:
     if RECOVERY not in lacking and of.stored.get("recovery") != of.known.recovery_sha256:
         kept = of.at("recovery.cms")
         if not kept.exists():
-            lacking.append(RECOVERY)  # nobody has this key: it is of no use
+            lacking.append(RECOVERY)  # no one holds this key any more, so it is of no use
     if not lacking and of.stored.get("header") != of.known.header_sha256:
         kept = of.at("header.cms")
         if not kept.exists():
@@ -213,7 +213,7 @@ def format_disk(of: Volume) -> None:
 
 
 def only_our_leftovers(of: Volume) -> None:
-    """That nobody put something on the disk since it was found blank: it may hold what format was at, no more."""
+    """Check that nothing was written to the disk since it was found blank, except by an interrupted format."""
     against = list(disks.users(of.disk))
     if not of.known.overridden:
         against += [found for found in disks.signatures(of.disk) if of.known.uuid not in found.seen]
@@ -248,8 +248,8 @@ def wipe_others(of: Volume) -> None:
     lacking = [owner for owner in (*of.tokens, RECOVERY) if of.token_of(owner, header) is None]
     if token is None or lacking:
         raise NeedsPerson(
-            f"{of.name} lacks slots of {', '.join(lacking)}: the bootstrap key is not wiped. Somebody changed the"
-            f" header since: `systemd-cryptenroll {of.path}` shows it"
+            f"{of.name} lacks slots of {', '.join(lacking)}: the bootstrap key is not wiped. The header was"
+            f" changed since: `systemd-cryptenroll {of.path}` shows it"
         )
     luks.prove(of.path, token, of.pin, of.hsm_seconds)
     keys.wipe_but(of, set(map(int, of.known.slots)), header)

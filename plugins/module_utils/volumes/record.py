@@ -1,4 +1,4 @@
-"""What a host writes down of an encrypted volume, and how it says no."""
+"""A host's record of an encrypted volume, and its refusals."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ class Volume:
         if found.uuid != self.known.uuid:
             raise NeedsPerson(
                 f"{self.path} holds a LUKS volume with the UUID {found.uuid}, and {self.name} has {self.known.uuid}."
-                " Were disks swapped, or was it formatted by somebody else? Compare with `lsblk --output"
+                " Were disks swapped, or was it formatted elsewhere? Compare with `lsblk --output"
                 " NAME,SERIAL,UUID`"
             )
         return found

@@ -97,7 +97,7 @@ def host(tmp_path: Path) -> Iterator[Host]:
     with cache.alone():
         opa = programs.find("opa")
     if not opa:
-        pytest.skip("OPA cannot be had: LLMKEEP_MIRROR names no folder that has it")
+        pytest.skip("OPA is not available: LLMKEEP_MIRROR names no folder that has it")
     small_policy.write(tmp_path, small_policy.signed(small_policy.files(1), KEY), small_policy.public(KEY))
     host = Host(tmp_path, opa, own_port())
     services = host.start()

@@ -165,7 +165,7 @@ def test_a_boot_writes_swap_to_the_marked_disk_only(
         volumes.SETTINGS["swap"] = [{"name": "swap", "serial": "SWAP-1", "size": 24 << 20} | other]
         assert volumes.swap("swap") == 1
     volumes.SETTINGS["swap"] = [{"name": "swap", "serial": "SWAP-1", "size": 24 << 20}]
-    # Somebody made a RAID member of it; the mark's first copy is still there.
+    # It was made a RAID member; the mark's first copy is still there.
     with disk.open("r+b") as stream:
         stream.seek((24 << 20) - (24 << 20) % (64 << 10) - (64 << 10))
         stream.write(bytes.fromhex("fc4e2ba9000000005a000000") + bytes(4084))

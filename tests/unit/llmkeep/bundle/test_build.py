@@ -73,7 +73,7 @@ def test_a_damaged_cached_file_is_thrown_away(tmp_path: Path, monkeypatch: pytes
     cache.blob(digest).chmod(0o644)
     cache.blob(digest).write_text("evil")
     deb = Artifact("a.deb", "1", digest, 4, "MIT", "pkg:deb/debian/a@1")
-    with pytest.raises(LlmkeepError, match="thrown away; run it again"):
+    with pytest.raises(LlmkeepError, match="was removed; run it again"):
         build._entries(tmp_path / "bundle", {"a.deb": deb})
     assert not cache.has(digest, 4)
 

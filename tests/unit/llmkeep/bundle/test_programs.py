@@ -77,7 +77,7 @@ def test_what_cannot_be_had_is_none_with_each_reason_on_one_line(
 ) -> None:
     assert programs.find("tool", tmp_path / "empty") is None
     (line,) = capsys.readouterr().err.splitlines()
-    assert "tool 1.2.3 cannot be had: mirror: there is no" in line
+    assert "tool 1.2.3 is not available: mirror: there is no" in line
     assert "source: there is no `go` on PATH" in line
 
 
@@ -140,7 +140,7 @@ def test_the_lock_pins_the_unpacked_program(
 
 def test_a_program_that_cannot_be_had_keeps_its_pin_while_its_version_stays(pinned: Artifact) -> None:
     assert programs.resolve("tool", ENTRY, pinned) == pinned
-    with pytest.raises(LlmkeepError, match=r"tool v2\.0\.0 cannot be had: .*LLMKEEP_MIRROR"):
+    with pytest.raises(LlmkeepError, match=r"tool v2\.0\.0 is not available: .*LLMKEEP_MIRROR"):
         programs.resolve("tool", ENTRY | {"version": "v2.0.0"}, pinned)
 
 

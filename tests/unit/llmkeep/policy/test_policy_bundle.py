@@ -43,7 +43,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Places:
 
 
 def claims(packed: bytes) -> dict[str, str]:
-    """The signed hashes by file, whoever signed them."""
+    """The signed hashes by file, regardless of the signer."""
     (token,) = json.loads(policy_bundle.unpacked(packed)[".signatures.json"])["signatures"]
     signed = jwt.decode(token, options={"verify_signature": False})
     return {file["name"]: file["hash"] for file in signed["files"]}

@@ -199,7 +199,7 @@ def test_a_release_is_never_replaced_by_an_older_one(
     assert not release_run(served, certificate, tmp_path, monkeypatch)["changed"]
     assert (tmp_path / "seen/m").read_text() == "5\n"
     as_release(served, 4, content=b"old and weak")
-    assert "somebody put an old one back" in release_run(served, certificate, tmp_path, monkeypatch)["failed"]
+    assert "an old one was put back" in release_run(served, certificate, tmp_path, monkeypatch)["failed"]
     assert (tmp_path / "models/m/model.safetensors").read_bytes() == WEIGHTS
 
 

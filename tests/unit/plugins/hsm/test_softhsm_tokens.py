@@ -51,7 +51,7 @@ def test_a_token_that_somebody_made_anew_is_told(lab: Double) -> None:
     shutil.rmtree(lab.folder / "tokens")
     (lab.folder / "tokens").mkdir()
     lab.make_tokens(record=str(lab.folder / "other.json"))
-    with pytest.raises(hsm.Fault, match="was made anew by somebody") as told:
+    with pytest.raises(hsm.Fault, match="was initialized again") as told:
         lab.make_tokens()
     assert told.value.kind == "token_reinitialised"
 

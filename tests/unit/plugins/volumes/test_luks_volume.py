@@ -227,7 +227,7 @@ def test_a_token_that_is_not_there_ends_in_bounded_time_and_the_next_run_goes_on
 def test_a_slot_that_nobody_owns_is_for_a_person(estate: Estate) -> None:
     luks.add_key(estate.disk, b"a consultant's", by_key=estate.recovery_key())
     before = digest(estate)
-    with pytest.raises(volume.NeedsPerson, match=r"key slots that nobody is known to own: \[0\]"):
+    with pytest.raises(volume.NeedsPerson, match=r"key slots without a known owner: \[0\]"):
         estate.run()
     assert digest(estate) == before
 
@@ -331,7 +331,7 @@ def test_a_volume_is_erased_only_once_its_keys_in_the_hsm_are_destroyed(estate: 
     assert certificate["uuid"] == uuid
     assert digest(estate)[: 16 << 20].count(0) == 16 << 20
     assert {path.name for path in estate.state.iterdir()} == {"data.erased.json", "data.lock"}
-    # An old header that somebody kept: the HSM opens it no more, only the recovery key of that time does.
+    # A copy of an old header: the HSM no longer opens it, only the recovery key of that time does.
     with estate.disk.open("r+b") as stream:
         stream.write(old_header)
     assert estate.ways_in() == {"recovery"}

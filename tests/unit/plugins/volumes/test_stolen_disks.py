@@ -229,7 +229,7 @@ def test_the_owner_of_the_escrow_key_opens_the_copy_and_mends_its_header(
 def test_a_header_from_before_a_rotation_opens_until_the_key_of_that_time_is_destroyed(
     theft: Theft, copy: Stolen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A rotation changes who opens the volume's key, not the key: what somebody kept is shut by the HSM alone."""
+    """A rotation changes who opens the volume's key, not the key: a copy is closed by the HSM alone."""
     estate = Estate(tmp_path / "host")
     shutil.copytree(theft.estate.root, estate.root)
     estate.conf.write_text(estate.conf.read_text().replace(str(theft.estate.root), str(estate.root)))
@@ -250,5 +250,5 @@ def test_a_header_from_before_a_rotation_opens_until_the_key_of_that_time_is_des
         hsm.bounded(functools.partial(hsm_key.destroy, old, ["host1"], PIN.encode(), False), 20)
     assert copy.opened_by_tokens(PIN.encode()) == []
     assert estate.ways_in() == {"hsm", "spare", "recovery"}
-    # Nobody takes this one back: docs/storage.md has copies of header and recovery key destroyed together.
+    # This one cannot be revoked: docs/storage.md has copies of header and recovery key destroyed together.
     assert luks.opens(copy.disk, old_recovery_key) is not None

@@ -181,7 +181,7 @@ def test_an_erasure_destroys_every_key_that_ever_opened_the_volume_wherever_it_w
         ]
         assert [path.name for path in (estate.root / "folder").iterdir()] == ["erased"]
         assert luks.read(estate.disk) is None
-        with estate.disk.open("r+b") as stream:  # a header from before the rotation, which somebody kept
+        with estate.disk.open("r+b") as stream:  # a copy of the header from before the rotation
             stream.write((estate.root / "old-header").read_bytes())
         assert not estate.ways_in() & {"hsm", "spare"}
 
