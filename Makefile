@@ -20,7 +20,7 @@ STEP := @lab/step
 # The longest first.
 CHECKS := unit-serving unit-training unit-control lint types policy
 
-.PHONY: help lab lab-kernel demo demo-kernel serve preflight test test-containers test-kernel check lint types unit unit-serving unit-training unit-control policy molecule floor debian kernel storm bundle peers env
+.PHONY: help lab lab-kernel demo demo-kernel serve preflight test test-containers test-kernel check lint types unit unit-serving unit-training unit-control policy molecule floor debian kernel storm bundle peers mutants env
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -145,8 +145,8 @@ bundle: .venv/.ready $(COLLECTION)  ## build (or keep) the lab's signed bundle i
 	$(STEP) bundle "build the bundle, or keep it" .venv/bin/llmkeep bundle build --profile lab --keys .lab/keys --out .lab/bundle --resolve-apt
 
 # vLLM and guidellm need torch, which there is for the machine's own Python (3.11); what comes with vLLM's would need another build of it.
-peers: PEER ?= litellm portkey guidellm plot vllm transformers trl torch
-peers:  ## what benchmarks compare with and draw by, each in an environment of its own below bench/ (9 GB): make peers PEER="litellm plot"
+peers: PEER ?= litellm portkey guidellm plot vllm transformers trl torch mutmut
+peers:  ## what benchmarks compare with and draw by, and mutmut, each in an environment of its own below bench/ (9 GB): make peers PEER="litellm plot"
 	for peer in $(PEER); do
 	  if [ $$peer = portkey ]; then
 	    npm install --prefix bench/peers/portkey --no-package-lock --ignore-scripts --no-audit --no-fund
@@ -163,7 +163,16 @@ peers:  ## what benchmarks compare with and draw by, each in an environment of i
 	    site=lib/python3.13/site-packages
 	    echo "import site; site.addsitedir('$(CURDIR)/payload/.venv/$$site')" > bench/.venv-torch/$$site/payload.pth
 	  fi
+	  # The code to mutate with what it imports: the control node's, then the payload's.
+	  if [ $$peer = mutmut ]; then
+	    site=lib/python3.13/site-packages
+	    echo "import site; [site.addsitedir(f'$(CURDIR)/{folder}/$$site') for folder in ('.venv', 'payload/.venv')]" > bench/.venv-mutmut/$$site/tree.pth
+	  fi
 	done
+
+mutants: PACKAGE ?= llmproof
+mutants: env  ## small changes of a package's code that its fast tests do not notice: make mutants PACKAGE=llmproof; needs `make peers PEER=mutmut`
+	nice -n 19 bench/mutants.py $(PACKAGE)
 
 env: .venv/.ready payload/.venv/.ready $(COLLECTION)
 

@@ -6,8 +6,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -286,3 +287,124 @@ def test_a_write_that_cannot_be_undone_closes_the_chain(
 
 def test_fields_are_ascii_whatever_comes_in() -> None:
     assert fields({"a": "\ud800\u2028\x00"}) == b'"a":"\\ud800\\u2028\\u0000"'
+
+
+def test_folder_and_files_are_made_with_their_modes(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        folder = record(tmp_path / "not/there/yet", 1, head_each=1)
+    finally:
+        os.umask(before)
+    modes = {
+        path.name: oct(path.stat().st_mode & 0o7777) for path in (folder, *files(folder), folder / "heads")
+    }
+    assert modes == {"yet": "0o750", "records-000000000001.jsonl": "0o640", "heads": "0o640"}
+    assert oct((folder / "verifier").stat().st_mode & 0o7777) == "0o644"
+
+
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files and folders that were synced, in their order."""
+    names: list[str] = []
+
+    def noting(sync: Callable[[int], None]) -> Callable[[int], None]:
+        def noted(descriptor: int) -> None:
+            sync(descriptor)
+            names.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+
+        return noted
+
+    for name in ("fsync", "fdatasync"):
+        monkeypatch.setattr(os, name, noting(getattr(os, name)))
+    return names
+
+
+def since(synced: list[str]) -> list[str]:
+    """What was synced since the last time."""
+    new = synced[:]
+    synced.clear()
+    return new
+
+
+def test_whatever_is_written_or_made_is_synced_and_its_folder_when_it_is_new(
+    tmp_path: Path, synced: list[str]
+) -> None:
+    folder, first, second = tmp_path / "folder", "records-000000000001.jsonl", "records-000000000002.jsonl"
+    with Chain(folder, SEED, NAME, rotate=1) as chain:
+        assert since(synced) == [".verifier.new", "folder", first, "folder"]
+        chain.append([event(1)])
+        assert since(synced) == [first]
+        chain.sign()
+        assert since(synced) == ["heads", "folder"]
+        chain.append([event(2)])
+        assert since(synced) == [second, "folder", second]
+        chain.sign()
+        assert since(synced) == ["heads"]
+
+
+def test_what_is_cut_off_is_on_disk_elsewhere_before_it_is_cut(tmp_path: Path, synced: list[str]) -> None:
+    folder, name = record(tmp_path / "folder", 3), "records-000000000001.jsonl"
+    (folder / name).write_bytes((folder / name).read_bytes()[:-1])
+    since(synced)
+    Chain(folder, SEED).close()
+    assert since(synced) == ["cut-000000000003", "folder", name, name]
+
+
+def test_a_head_is_signed_once(tmp_path: Path) -> None:
+    with Chain(tmp_path, SEED, NAME) as chain:
+        assert chain.sign() is None
+        chain.append([event(1)])
+        assert chain.sign() is not None
+        assert chain.sign() is None
+    assert sizes(tmp_path) == [1]
+
+
+def test_a_head_is_signed_where_the_tree_cannot_be_kept(tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir(parents=True)
+    record(tmp_path, 2, head_each=1)
+    assert sizes(tmp_path) == [1, 2]
+    with Chain(tmp_path, SEED) as chain:
+        assert chain.tree.size == 2
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_short_record_goes_on_from_its_tree(tmp_path: Path, count: int) -> None:
+    record(tmp_path, count, head_each=1)
+    with Chain(tmp_path, SEED) as chain:
+        assert chain.append([event(9)]) == range(count + 1, count + 2)
+    assert checked(tmp_path).ok
+
+
+def test_a_line_without_an_end_under_a_head_is_named_and_not_cut(tmp_path: Path) -> None:
+    record(tmp_path, 20)
+    (tmp_path / "tree").unlink()
+    path = files(tmp_path)[0]
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ChainError, match=r"000001\.jsonl, record 20: torn: it has no end\. A power cut"):
+        Chain(tmp_path, SEED)
+    assert not list(tmp_path.glob("cut-*"))
+
+
+def test_a_record_has_the_time_in_utc_to_the_microsecond(tmp_path: Path) -> None:
+    before = datetime.now(UTC)
+    record(tmp_path, 1)
+    written = json.loads(whole(tmp_path)[0])["@timestamp"]
+    assert (
+        before <= datetime.strptime(written, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC) <= datetime.now(UTC)
+    )
+
+
+def test_a_file_that_has_the_size_to_rotate_at_is_not_written_to_again(tmp_path: Path) -> None:
+    size = files(record(tmp_path / "one", 1))[0].stat().st_size
+    assert len(files(record(tmp_path / "full", 2, rotate=size))) == 2
+    assert len(files(record(tmp_path / "not yet", 2, rotate=size + 1))) == 1
+
+
+def test_a_closed_chain_refuses_and_may_be_closed_again(tmp_path: Path) -> None:
+    chain = Chain(tmp_path, SEED, NAME)
+    chain.close()
+    chain.close()
+    for refused in (lambda: chain.append([event(1)]), chain.sign):
+        with pytest.raises(ChainError, match="open it anew"):
+            refused()
+    assert whole(tmp_path) == []

@@ -20,7 +20,7 @@ from audit_records import NAME, SEED, checked, event, sizes, whole
 from waiting import until
 
 from llmproof.chain import MAX_LINE, Chain
-from llmproof.service import WAITING_BYTES, Service
+from llmproof.service import CONNECTIONS, ROOM, WAITING_BYTES, Service, notify
 
 
 class Writer:
@@ -354,3 +354,101 @@ def test_sigterm_under_load_writes_what_it_took_and_signs_it(writer: Writer) -> 
     assert report.ok
     assert report.open_tail == 0
     assert report.records >= sum(acknowledged.values()) > 100
+
+
+def test_the_socket_has_the_mode_that_was_asked_for(writer: Writer) -> None:
+    writer.start("--socket-mode", "0620")
+    assert writer.socket.stat().st_mode & 0o7777 == 0o620
+
+
+def test_a_socket_that_a_killed_writer_left_is_replaced(writer: Writer) -> None:
+    writer.start()
+    writer.end(signal.SIGKILL)
+    assert writer.socket.is_socket()
+    client = writer.start().client()
+    client.send(1, event(1))
+    assert client.answer() == "1"
+
+
+def test_sigint_ends_it_as_sigterm_does(writer: Writer) -> None:
+    client = writer.start().client()
+    client.send(1, event(1))
+    assert client.answer() == "1"
+    assert writer.end(signal.SIGINT) == 0
+    assert sizes(writer.folder) == [1]
+
+
+def test_numbers_may_begin_at_zero_and_leave_some_out(writer: Writer) -> None:
+    client = writer.start().client()
+    for number in (0, 7, 8):
+        client.send(number, event(number))
+        assert client.answer() == str(number)
+
+
+def test_a_refusal_is_one_line_with_the_number_and_the_reason(writer: Writer) -> None:
+    client = writer.start().client()
+    client.socket.sendall(b' { "n" : 12 , "event": {"a": nul}}\n')
+    assert client.answer() == "!12 Expecting value: line 1 column 30 (char 29)"
+    client.socket.sendall(b'{"n": 13}\n')
+    assert client.answer() == "!13 'event'"
+    client.socket.sendall(b'{"event": {}, "n": 14}\n')
+    assert client.answer() == "!0 an event is a JSON object with at least one field"
+
+
+def test_a_line_has_room_for_its_number_around_an_event_and_for_no_more(writer: Writer) -> None:
+    client = writer.start().client()
+    start, end = b'{"n": 14, "event": {"a": "', b'"}}'
+    longest = start + b"x" * (MAX_LINE + ROOM - len(start + end)) + end
+    client.socket.sendall(longest + b"\n")
+    assert client.answer().startswith("!14 it has ")
+    client.socket.sendall(longest + b" \n")
+    assert client.answer().startswith("!14 the line has more than ")
+
+
+def test_a_line_that_comes_in_pieces_is_one_event(writer: Writer) -> None:
+    client = writer.start().client()
+    for piece in (b'{"n": 1, "ev', b'ent": {"a":', b' "b"}}\n{"n": 2', b', "event": {"c": 1}}\n'):
+        client.socket.sendall(piece)
+        time.sleep(0.05)
+    client.until(2)
+    assert [[*json.loads(line)][2] for line in whole(writer.folder)] == ["a", "c"]
+
+
+def test_one_connection_too_many_is_turned_away_and_the_others_are_served(writer: Writer) -> None:
+    writer.start()
+    clients = []
+    for _ in range(CONNECTIONS):
+        clients.append(writer.client())
+        clients[-1].send(1, {"a": 1})
+        assert clients[-1].answer() == "1"
+    assert told(writer) == ""
+    clients[0].socket.shutdown(socket.SHUT_RDWR)
+    until(lambda: told(writer) == "1")
+
+
+def told(writer: Writer) -> str:
+    """What a new client is answered; nothing if it is turned away."""
+    client = writer.client()
+    try:
+        client.send(1, event(1))
+        return client.answer()
+    except ConnectionError:
+        return ""
+
+
+@pytest.mark.parametrize("abstract", [False, True])
+def test_systemd_is_notified_at_a_path_and_at_an_abstract_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abstract: bool
+) -> None:
+    name = f"llm-audit-{os.getpid()}" if abstract else str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifications:
+        notifications.bind("\0" + name if abstract else name)
+        notifications.settimeout(5)
+        monkeypatch.setenv("NOTIFY_SOCKET", "@" + name if abstract else name)
+        notify("STATUS=ready")
+        assert notifications.recv(100) == b"STATUS=ready"
+
+
+def test_without_systemd_nothing_is_notified(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    notify("STATUS=ready")

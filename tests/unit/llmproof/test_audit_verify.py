@@ -14,7 +14,7 @@ from audit_records import NAME, SEED, checked, event, put, record, verifier, who
 from llmproof import cli, heads
 from llmproof.chain import FIRST_PREVIOUS, Chain, files, named_previous, problem
 from llmproof.heads import Signer, Tree
-from llmproof.verify import verify
+from llmproof.verify import Finding, verify
 
 LINES = 1000
 
@@ -399,3 +399,13 @@ def test_show_filters_and_never_obeys_what_is_recorded(
         json.loads(run(capsys, "show", tmp_path, "--request", "request-4", "--json")[1])["event.sequence"]
         == 4
     )
+
+
+@pytest.mark.parametrize(
+    ("line", "sequence", "said"),
+    [(0, 0, "file: wrong"), (3, 0, "file:3: wrong"), (0, 7, "file: record 7: wrong"), (3, 7, "file:3: record 7: wrong")],
+)  # fmt: skip
+def test_a_finding_names_its_line_and_its_record_where_it_has_them(
+    line: int, sequence: int, said: str
+) -> None:
+    assert str(Finding("file", line, sequence, "wrong")) == said

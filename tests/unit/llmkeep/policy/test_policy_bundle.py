@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import tarfile
+import tracemalloc
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,6 +16,7 @@ import jwt
 import policies
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from llmkeep.places import Places
 from llmkeep.policy import bundle as policy
@@ -256,3 +258,49 @@ def test_data_of_any_kind_is_written_in_the_form_that_opa_hashes(tmp_path: Path)
     files = without(".signatures.json")(policy_bundle.unpacked(packed))
     assert json.loads(files["llm/odd/data.json"]) == odd
     assert opas_own_hashes(files, tmp_path / "files") == claims(packed)
+
+
+def test_the_policy_of_a_bundle_is_what_its_files_say(places: Places) -> None:
+    packed = places.policy_bundle.read_bytes()
+    files = policy_bundle.unpacked(packed)
+    found = policy_bundle.judged(packed, places.policy_public.read_bytes())
+    assert found.modules == {name: files[name].decode() for name in SIGNED if name.endswith(".rego")}
+    assert found.data == {
+        "llm": {part: json.loads(files[f"llm/{part}/data.json"]) for part in ("meta", "rates", "roles")}
+    }
+
+
+def signed_anew(revision: int) -> tuple[bytes, bytes]:
+    """A bundle of this revision and the public key of who signed it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    moment = datetime(2130, 1, 1, tzinfo=UTC)
+    return policy_source.pack(policy_source.read(policies.SOURCE), revision, moment, key), public
+
+
+def test_any_revision_is_taken_where_none_was_accepted_before() -> None:
+    assert policy_bundle.judged(*signed_anew(0)).revision == 0
+
+
+def test_a_bundle_may_be_exactly_as_long_as_the_limit(places: Places) -> None:
+    tar = gzip.decompress(places.policy_bundle.read_bytes())
+    longest = tar + bytes(policy_bundle.LIMIT - len(tar))
+    assert policy_bundle.unpacked(gzip.compress(longest)) == policy_bundle.unpacked(gzip.compress(tar))
+    with pytest.raises(PolicyRefused, match="no policy is that long"):
+        policy_bundle.unpacked(gzip.compress(longest + b"\0"))
+
+
+def test_no_more_is_unpacked_than_a_policy_may_have() -> None:
+    bomb = gzip.compress(bytes(8 * policy_bundle.LIMIT))
+    tracemalloc.start()
+    try:
+        with pytest.raises(PolicyRefused, match="no policy is that long"):
+            policy_bundle.unpacked(bomb)
+        assert tracemalloc.get_traced_memory()[1] < 4 * policy_bundle.LIMIT
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_bundle_that_is_compressed_twice_is_refused(places: Places) -> None:
+    with pytest.raises(PolicyRefused, match="it is no bundle"):
+        policy_bundle.unpacked(gzip.compress(places.policy_bundle.read_bytes()))

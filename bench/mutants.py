@@ -1,0 +1,178 @@
+#!/usr/bin/python3.13
+"""Mutation testing: which small changes of a package's code its fast tests do not notice.
+
+mutmut mutates a copy of the package and runs for each mutant the tests that call the mutated function, the shortest
+first, until one fails. The tree itself is not changed. Not mutated: text for people (`raise`, `print`, `help=`), and
+what mutmut leaves alone (constants of modules, decorated functions).
+
+    bench/mutants.py llmproof [--only 'llmproof.chain.*']
+
+Needs `make env` and `make peers PEER=mutmut`. Prints each survivor as a diff, then a table.
+Exit code 0, or 1 if fewer than 90 % of the mutants are killed.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PYTHON = ROOT / "bench/.venv-mutmut/bin/python"
+GOAL = 0.9
+TEXT = ["raise \\w+", 'print\\(f?"', "^\\s*print\\($", "help=", "sys\\.stderr"]
+# The policy engine has threads, which do not survive a fork: mutants are forked from a process that only collected.
+WAYS = {"process_isolation": "forkserver", "timeout_multiplier": "5", "timeout_constant": "1"}
+
+
+@dataclass(frozen=True)
+class Package:
+    """`folder` is the project in which pytest runs; `source`, `only` and `tests` are relative to it.
+
+    `leave_out`: words in the names of tests that are slow or call none of the code. `by_process`: how names of
+    functions begin, and the file of the tests that call them in a process of its own, which mutmut does not see.
+    """
+
+    source: str
+    only: str
+    tests: list[str]
+    leave_out: list[str]
+    folder: Path = ROOT
+    by_process: dict[str, str] = field(default_factory=dict)
+
+
+PACKAGES = {
+    "llmproof": Package(
+        source="llmproof",
+        only="llmproof/*",
+        tests=["test_audit_chain.py", "test_audit_heads.py", "test_audit_verify.py", "test_audit_service.py",
+               "test_audit_cli.py", "test_policy_bundle.py"],
+        leave_out=["killed_at", "opa_refuses", "opas_own", "any_kind", "floods", "stands_still", "every_value_at",
+                   "every_single", "changed_byte_is_found", "cut_at_any_line", "never_cries_wolf"],
+        by_process=dict.fromkeys(["llmproof.service.", "llmproof.cli.x_run_serve"], "test_audit_service.py"),
+    ),
+    "access": Package(
+        source="llmserve",
+        only="llmserve/access/*",
+        tests=["test_*.py"],
+        leave_out=["opa_answers"],
+        folder=ROOT / "payload",
+    ),
+}  # fmt: skip
+
+
+def prepare(package: Package, work: Path) -> None:
+    """A copy of the package and its tests, and mutmut's settings beside it."""
+    for folder in (package.source, "tests"):
+        shutil.copytree(
+            package.folder / folder,
+            work / folder,
+            ignore=shutil.ignore_patterns("pyproject.toml", "__pycache__"),
+        )
+    shutil.copy(package.folder / "pyproject.toml", work)
+    tests = [
+        str(path.relative_to(work)) for name in package.tests for path in sorted((work / "tests").rglob(name))
+    ]
+    settings = {
+        "source_paths": package.source,
+        "only_mutate": package.only,
+        "do_not_mutate": "*/__main__.py",
+        "do_not_mutate_patterns": "\n".join(TEXT),
+        "also_copy": "tests",
+        "pytest_add_cli_args_test_selection": "\n".join(tests),
+        "pytest_add_cli_args": f"-k\nnot ({' or '.join(package.leave_out)})\n-p\nno:cacheprovider",
+        **WAYS,
+    }  # fmt: skip
+    lines = [f"{name}=\n{value}".replace("\n", "\n    ") for name, value in settings.items()]
+    (work / "setup.cfg").write_text("\n".join(["[mutmut]", *lines]) + "\n")
+
+
+def mutmut(work: Path, *arguments: str) -> str:
+    """Its output, or CalledProcessError."""
+    return subprocess.run(
+        [PYTHON, "-m", "mutmut", *arguments], cwd=work, env=os.environ | {"TMPDIR": str(work.parent)},
+        stdout=subprocess.PIPE, text=True, check=True,
+    ).stdout  # fmt: skip
+
+
+def add_tests_of_processes(package: Package, work: Path) -> None:
+    """Name the tests of modules that are run in processes of their own."""
+    path = work / "mutants/mutmut-stats.json"
+    stats = json.loads(path.read_text())
+    functions = {mutant.partition("__mutmut_")[0] for mutant in results(work)}
+    for start, file in package.by_process.items():
+        tests = [test for test in stats["duration_by_test"] if f"/{file}::" in test]
+        there = [function for function in functions if function.startswith(start)]
+        stats["tests_by_mangled_function_name"] |= dict.fromkeys(there, tests)
+    path.write_text(json.dumps(stats))
+
+
+def results(work: Path) -> dict[str, str]:
+    """What became of each mutant."""
+    lines = [line.strip() for line in mutmut(work, "results", "--all", "true").splitlines()]
+    return dict(line.split(": ", 1) for line in lines if ": " in line)
+
+
+def changed(diff: str) -> str:
+    """A diff's changed lines."""
+    return "\n".join(
+        line for line in diff.splitlines() if line.startswith(("-", "+")) and line[:3] not in ("---", "+++")
+    )
+
+
+def table(outcome: dict[str, str]) -> str:
+    """Mutants by module; killed includes those that ran into the time limit."""
+    modules: dict[str, Counter[str]] = {}
+    for mutant, status in outcome.items():
+        modules.setdefault(mutant.rpartition(".")[0], Counter())[status] += 1
+    lines = [f"{'module':<32}{'mutants':>8}{'killed':>8}{'timeout':>8}{'left':>8}"]
+    for module, counts in sorted(modules.items()):
+        gone = counts["killed"] + counts["timeout"]
+        lines.append(
+            f"{module:<32}{counts.total():>8}{gone:>8}{counts['timeout']:>8}{counts.total() - gone:>8}"
+        )
+    return "\n".join(lines)
+
+
+def run(package: Package, only: list[str], work: Path) -> int:
+    """The exit code."""
+    prepare(package, work)
+    mutmut(work, "print-time-estimates")
+    add_tests_of_processes(package, work)
+    subprocess.run(
+        [PYTHON, "-m", "mutmut", "run", "--max-children", "1", *only],
+        cwd=work, env=os.environ | {"TMPDIR": str(work.parent)}, check=True,
+    )  # fmt: skip
+    outcome = {mutant: status for mutant, status in results(work).items() if status != "not checked"}
+    for mutant, status in outcome.items():
+        if status not in ("killed", "timeout"):
+            print(f"\n{mutant}: {status}\n{changed(mutmut(work, 'show', mutant))}")
+    print(f"\n{table(outcome)}")
+    killed = sum(status in ("killed", "timeout") for status in outcome.values()) / len(outcome)
+    print(f"{killed:.1%} of {len(outcome)} are killed, the goal is {GOAL:.0%}")
+    return 0 if killed >= GOAL else 1
+
+
+def main() -> int:
+    """The program; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("package", choices=PACKAGES)
+    parser.add_argument("--only", nargs="+", default=[], help="names of mutants, with wildcards")
+    options = parser.parse_args()
+    if not PYTHON.exists():
+        print(f"there is no {PYTHON}: make peers PEER=mutmut", file=sys.stderr)
+        return 1
+    memory = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 - a folder of its own in it
+    with tempfile.TemporaryDirectory(prefix="mutants-", dir=memory) as folder:
+        return run(PACKAGES[options.package], options.only, Path(folder, "work"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
