@@ -13,7 +13,7 @@ from rendered_role import hardened, rendered
 HOSTS = {"train1.estate.internal": "10.0.0.21", "train2.estate.internal": "10.0.0.22"}
 GIVEN = {"llm_training_encrypt": True, "llm_training_hosts": ["train1", "train2"]}
 PORTS = "{ 29400, 32768-60999 }"
-PROBE = ROOT / "roles/ipsec/files/seen-in-clear"
+PROBE = ROOT / "roles/ipsec/files/plaintext_probe.py"
 WANTED = {
     name: f"__ipsec_{name}" for name in ("peers", "addresses", "files", "let_in", "first_ports")
 } | {

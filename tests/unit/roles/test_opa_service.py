@@ -60,7 +60,7 @@ class Host:
             assert old in arguments
             arguments = arguments.replace(old, new)
         return [
-            subprocess.Popen([sys.executable, FILES / "serve-policy", self.bundle, str(self.port)]),
+            subprocess.Popen([sys.executable, FILES / "serve_policy.py", self.bundle, str(self.port)]),
             subprocess.Popen([self.opa, "run", *arguments.split()], stderr=(self.root / "log").open("wb")),
         ]
 

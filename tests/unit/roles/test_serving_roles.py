@@ -335,7 +335,7 @@ def test_vllm_gets_its_key_in_the_environment_and_not_as_an_argument(tmp_path: P
     program.chmod(0o755)
     (tmp_path / "unit").symlink_to("releases/a")
     (tmp_path / "vllm.key").write_text("secret")
-    command = ["sh", str(ROOT / "roles/vllm/files/vllm-serve"), str(tmp_path / "unit"), "coder"]
+    command = ["sh", str(ROOT / "roles/vllm/files/vllm-serve.sh"), str(tmp_path / "unit"), "coder"]
     environment = {"PATH": "/usr/bin:/bin", "CREDENTIALS_DIRECTORY": str(tmp_path)}
     run = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     release = tmp_path / "releases/a"
@@ -346,7 +346,7 @@ def test_vllm_gets_its_key_in_the_environment_and_not_as_an_argument(tmp_path: P
 
 def test_vllm_counts_as_started_once_it_answers(tmp_path: Path) -> None:
     place = str(tmp_path / "api.sock")
-    ready = [sys.executable, str(ROOT / "roles/vllm/files/vllm-ready"), "0", "200", "/health", place]
+    ready = [sys.executable, str(ROOT / "roles/vllm/files/vllm_ready.py"), "0", "200", "/health", place]
     absent = subprocess.run(ready, capture_output=True, text=True, check=False)
     assert (absent.returncode, "FileNotFoundError" in absent.stdout) == (1, True)
 

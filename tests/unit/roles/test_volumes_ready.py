@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 from plugin_modules import load
 
-PROGRAM = Path(__file__).resolve().parents[3] / "roles/luks/files/llmkeep-volumes"
+PROGRAM = Path(__file__).resolve().parents[3] / "roles/luks/files/llmkeep_volumes.py"
 
 
 @pytest.fixture

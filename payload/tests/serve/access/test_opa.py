@@ -56,7 +56,7 @@ def opa_on(folder: Path, port: int) -> Iterator[dict[str, Any]]:
     options += ["--authorization=basic", "--skip-version-check", str(role / "authz.rego")]
     with (folder / "opa.log").open("ab") as log:
         server = subprocess.Popen(
-            [sys.executable, str(role / "serve-policy"), str(folder / "bundle.tar.gz"), str(port)]
+            [sys.executable, str(role / "serve_policy.py"), str(folder / "bundle.tar.gz"), str(port)]
         )
         opa = subprocess.Popen([program, "run", "--server", *options], stdout=log, stderr=log)
     try:

@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""opa-ask [--until PATTERN SECONDS] METHOD PATH [BODY]: one question to OPA's socket; prints status and answer.
+"""opa-query [--until PATTERN SECONDS] METHOD PATH [BODY]: one question to OPA's socket; prints status and answer.
 
 With --until it asks again, for so many seconds, until what it would print matches the regular expression. Exit 0: OPA
 answered, and so. Exit 1: it prints what OPA said, or why nothing came.

@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""seen-in-clear OWN PEER PORT OTHER: does this host's firewall let a packet pass in clear?
+"""plaintext-probe OWN PEER PORT OTHER: does this host's firewall let a packet pass in clear?
 
 It loads the rules that hold here into a network namespace that nobody else sees, in which no IPsec is, as on a host whose
 strongSwan is gone. A peer of that address beside it, without rules, shares a connection with it that was made before: nothing
