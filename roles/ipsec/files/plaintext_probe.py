@@ -56,9 +56,22 @@ def main() -> int:
         print(__doc__, file=sys.stderr)
         return 2
     own, peer, port, other = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-    held = subprocess.run(["nft", "list", "table", "inet", "llmkeep"], check=True, capture_output=True, text=True)
+    held = subprocess.run(
+        ["nft", "list", "table", "inet", "llmkeep"], check=True, capture_output=True, text=True
+    )
     there, here = network(), network()
-    ip("link", "add", "here", "type", "veth", "peer", "name", "there", "netns", f"/proc/{os.getpid()}/fd/{there}")
+    ip(
+        "link",
+        "add",
+        "here",
+        "type",
+        "veth",
+        "peer",
+        "name",
+        "there",
+        "netns",
+        f"/proc/{os.getpid()}/fd/{there}",
+    )
     cable(own, peer, "here")
     os.setns(there, os.CLONE_NEWNET)
     cable(peer, own, "there")
@@ -97,4 +110,5 @@ def main() -> int:
     return 1 if seen else 0
 
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

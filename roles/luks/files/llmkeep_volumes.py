@@ -17,10 +17,12 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
-SETTINGS: dict = {}  # of /etc/llmkeep/volumes.json
+SETTINGS: dict[str, Any] = {}  # of /etc/llmkeep/volumes.json
 HSM = "/usr/local/sbin/llmkeep-hsm"
 LIBRARY = "/usr/local/lib/llmkeep/volumes"  # the rule of never formatting, as the role's modules have it
 HSM_AWAY, PIN_HELD_BACK, PIN_WRONG, NO_PIN = (10, 11), 15, 16, 21
@@ -29,6 +31,9 @@ BY_UUID = Path("/dev/disk/by-uuid")
 CREDENTIALS = Path("/etc/credstore.encrypted")
 CRYPTTAB = {"luks", "_netdev", "nofail", "pkcs11-uri=auto", "tries=1"}
 SWAP = {"plain", "swap", "cipher=aes-xts-plain64", "size=512", "nofail"}
+
+Volume = dict[str, Any]  # of SETTINGS["volumes"]
+Line = tuple[bool, str]  # whether it holds, and what was seen
 
 
 def output(*argv: str) -> str:
@@ -40,16 +45,18 @@ def state(name: str) -> Path:
     return Path(SETTINGS["state"], name)
 
 
-def record(name: str) -> dict:
+def record(name: str) -> dict[str, Any]:
     path = state(f"{name}.json")
-    return json.loads(path.read_text()) if path.exists() else {}
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found
 
 
 @functools.cache
-def header(name: str) -> dict:
+def header(name: str) -> dict[str, Any]:
     uuid = record(name).get("uuid", "")
     text = output("cryptsetup", "luksDump", "--dump-json-metadata", str(BY_UUID / uuid)) if uuid else ""
-    return json.loads(text) if text else {"keyslots": {}, "tokens": {}, "segments": {}}
+    found: dict[str, Any] = json.loads(text) if text else {"keyslots": {}, "tokens": {}, "segments": {}}
+    return found
 
 
 # ---------------------------------------------------------------- before a volume is opened
@@ -82,7 +89,7 @@ def asked(name: str) -> int:
 def swap(name: str) -> int:
     """A key that nobody keeps, and a new file system, at each boot: on another disk than the marked one they end data."""
     sys.path.insert(0, LIBRARY)
-    import disks  # noqa: PLC0415 only here, and only where a swap is
+    import disks  # type: ignore[import-not-found]  # beside the program on the host
 
     known = record(f"{name}.swap")
     (wanted,) = [each for each in SETTINGS["swap"] if each["name"] == name]
@@ -97,80 +104,98 @@ def swap(name: str) -> int:
 
 
 # ---------------------------------------------------------------- questions; each says what it saw and what does not hold
-def mounted(volume: dict):
+def mounted(volume: Volume) -> Iterator[Line]:
     source = output("findmnt", "--noheadings", "--output", "SOURCE", "--mountpoint", volume["mount"])
     wrong = source != f"/dev/mapper/llm_{volume['name']}"
     yield not wrong, f"{volume['mount']} is {source or 'not mounted'}"
 
 
-def cipher(volume: dict):
+def cipher(volume: Volume) -> Iterator[Line]:
     found = header(volume["name"])
     ciphers = {segment["encryption"] for segment in found["segments"].values()}
     bits = {slot["key_size"] * 8 for slot in found["keyslots"].values()}
     sectors = {segment["sector_size"] for segment in found["segments"].values()}
     kdf = {slot["kdf"]["type"] for slot in found["keyslots"].values()}
-    yield (
-        (ciphers, bits) == ({"aes-xts-plain64"}, {512}),
-        f"{volume['name']} has {listed(ciphers)} with {listed(bits)} bits, sectors of {listed(sectors)} bytes,"
-        f" key derivation {listed(kdf)}",
-    )
+    seen = f"{listed(ciphers)} with {listed(bits)} bits, sectors of {listed(sectors)} bytes, key derivation {listed(kdf)}"
+    yield (ciphers, bits) == ({"aes-xts-plain64"}, {512}), f"{volume['name']} has {seen}"
 
 
-def listed(values) -> str:
+def listed(values: Iterable[Any]) -> str:
     return ", ".join(map(str, sorted(values))) or "none"
 
 
-def slots(volume: dict):
+def slots(volume: Volume) -> Iterator[Line]:
     found, owned = header(volume["name"]), record(volume["name"]).get("slots", {})
     if set(found["keyslots"]) != set(owned):
-        yield False, f"{volume['name']} has the slots {listed(found['keyslots'])}, and owners of {listed(owned)}"
+        yield (
+            False,
+            f"{volume['name']} has the slots {listed(found['keyslots'])}, and owners of {listed(owned)}",
+        )
     owners = {said["owner"] for said in owned.values()}
     if not {"hsm", "recovery"} <= owners:
         yield False, f"{volume['name']} opens only by {listed(owners)}"
-    uris = {}
+    uris: dict[str, str] = {}
     for token in found["tokens"].values():
         uri = token.get("pkcs11-uri", "")
         uris |= {slot: re.sub(";type=[a-z]+", "", uri) for slot in token["keyslots"]}
         if re.search("pin-(value|source)=", uri):
             yield False, f"{volume['name']} has a PIN in its header"
-    told = [f"{slot} {said['owner']} {uris.get(slot, '')} of {said['enrolled']}" for slot, said in sorted(owned.items())]
+    told = [
+        f"{slot} {said['owner']} {uris.get(slot, '')} of {said['enrolled']}"
+        for slot, said in sorted(owned.items())
+    ]
     yield True, f"{volume['name']} has the slots {'; '.join(told)}"
 
 
-def bootstrap(volume: dict):
+def bootstrap(volume: Volume) -> Iterator[Line]:
     if state(f"{volume['name']}.bootstrap").exists():
         yield False, f"{volume['name']} still has the key that it began with"
     found = header(volume["name"])
     named = {slot for token in found["tokens"].values() for slot in token["keyslots"]}
     if passwords := set(found["keyslots"]) - named:
         yield False, f"{volume['name']} has slots of passwords: {listed(passwords)}"
-    yield True, f"{volume['name']} has no key on this host, and no slot of a password among {listed(found['keyslots'])}"
+    yield (
+        True,
+        f"{volume['name']} has no key on this host, and no slot of a password among {listed(found['keyslots'])}",
+    )
 
 
-def kept_of(volume: dict) -> dict | None:
-    """What the control node keeps of a volume; None where nobody asked it."""
-    return SETTINGS["escrow"].get(volume["name"], {}) if "escrow" in SETTINGS else None
+def kept_of(volume: Volume) -> dict[str, Any] | None:
+    """What the control node keeps of a volume; None where it was not asked."""
+    if "escrow" not in SETTINGS:
+        return None
+    kept: dict[str, Any] = SETTINGS["escrow"].get(volume["name"], {})
+    return kept
 
 
-def escrow(volume: dict):
+def escrow(volume: Volume) -> Iterator[Line]:
     known, kept = record(volume["name"]), kept_of(volume)
     phase = known.get("phase", "absent")
     if phase != "done":
         yield False, f"{volume['name']} is in phase {phase}: recovery key or header backup may not be stored"
-    for kind in ("recovery", "header") if kept is not None else ():
-        if kept.get(kind) != known.get(f"{kind}_sha256"):
-            yield False, f"the {kind} that the control node has of {volume['name']} is not the volume's of today"
     if kept is not None:
-        yield True, f"{volume['name']}: recovery key stored {kept.get('recovery_stored')}, header {kept.get('header_stored')}"
+        for kind in ("recovery", "header"):
+            if kept.get(kind) != known.get(f"{kind}_sha256"):
+                yield (
+                    False,
+                    f"the {kind} that the control node has of {volume['name']} is not the volume's of today",
+                )
+        yield (
+            True,
+            f"{volume['name']}: recovery key stored {kept.get('recovery_stored')}, header {kept.get('header_stored')}",
+        )
 
 
-def drill(volume: dict):
+def drill(volume: Volume) -> Iterator[Line]:
     """A drill proves the recovery key of its time. Who has a new one has some days to try it."""
     known, kept = record(volume["name"]), kept_of(volume)
     if kept is None:
         return
     done = kept.get("drilled", "")
-    made = max((said["enrolled"] for said in known.get("slots", {}).values() if said["owner"] == "recovery"), default="")
+    made = max(
+        (said["enrolled"] for said in known.get("slots", {}).values() if said["owner"] == "recovery"),
+        default="",
+    )
     now = datetime.now(UTC)
     if not made:
         yield False, f"{volume['name']} has no recovery key to try"
@@ -183,31 +208,34 @@ def drill(volume: dict):
         yield now <= due, f"{volume['name']}: recovery key of {made}, {last}; a drill is due {due.date()}"
 
 
-def crypttab(volume: dict):
+def crypttab(volume: Volume) -> Iterator[Line]:
     yield in_crypttab(volume["name"], record(volume["name"]).get("uuid"), "-", CRYPTTAB)
 
 
-def in_crypttab(name: str, uuid: str, key: str, options: set) -> tuple[bool, str]:
+def in_crypttab(name: str, uuid: str | None, key: str, options: set[str]) -> Line:
     for line in Path("/etc/crypttab").read_text().splitlines():
         words = line.split()
         if words[:1] == [f"llm_{name}"]:
             lacking = options - set(words[3].split(","))
-            wrong = lacking or words[1:3] != [f"UUID={uuid}", key] or "pin-" in line
+            wrong = bool(lacking) or words[1:3] != [f"UUID={uuid}", key] or "pin-" in line
             return not wrong, f"{line!r}" + (f" lacks {listed(lacking)}" if lacking else "")
     return False, f"{name} is not in /etc/crypttab"
 
 
-def bare(volume: dict):
+def bare(volume: Volume) -> Iterator[Line]:
     script = (
-        'set -e; parent=$(dirname "$0"); root=$(findmnt --noheadings --output TARGET --target "$parent"); mount --bind "$root" /mnt;'
-        ' lsattr -d "/mnt/${0#"$root"}"'
+        'set -e; parent=$(dirname "$0"); root=$(findmnt --noheadings --output TARGET --target "$parent");'
+        ' mount --bind "$root" /mnt; lsattr -d "/mnt/${0#"$root"}"'
     )
     seen = output("unshare", "--mount", "sh", "-c", script, volume["mount"])
     safe = "i" in seen.split(" ")[0]
-    yield safe, f"{volume['mount']} {'is immutable' if safe else 'can be written to'} where nothing is mounted"
+    yield (
+        safe,
+        f"{volume['mount']} {'is immutable' if safe else 'can be written to'} where nothing is mounted",
+    )
 
 
-def units(volume: dict):
+def units(volume: Volume) -> Iterator[Line]:
     for unit in volume.get("units", []):
         one = unit.replace("@.", "@verify.")
         shown = output("systemctl", "show", "--property=RequiresMountsFor,LoadState", one)
@@ -216,34 +244,45 @@ def units(volume: dict):
         if said.get("LoadState") == "not-found":
             # A role that comes later brings it; what will make it wait is there already, or not.
             dropin = Path(DROPINS, f"{unit}.d", "llmkeep-volumes.conf")
-            waits = re.findall("^RequiresMountsFor=(.+)$", dropin.read_text() if dropin.exists() else "", re.MULTILINE)
+            waits = re.findall(
+                "^RequiresMountsFor=(.+)$", dropin.read_text() if dropin.exists() else "", re.MULTILINE
+            )
         held = volume["mount"] in waits
         yield held, f"{unit} {'waits' if held else 'does not wait'} for {volume['mount']}"
 
 
-def swaps():
+def swaps() -> Iterator[Line]:
     """All swap of the host is in memory or on dm-crypt, and what was asked for is there, with a key that nobody keeps."""
     used = [Path(line.split()[0]) for line in Path("/proc/swaps").read_text().splitlines()[1:]]
     for path in used:
         # LVM is called /dev/dm-N too.
         mapping = Path("/sys/class/block", path.name, "dm/uuid")
         crypt = mapping.exists() and mapping.read_text().startswith("CRYPT-")
-        yield crypt or path.name.startswith("zram"), f"{path} is {'encrypted' if crypt else 'in memory or in clear'}"
+        yield (
+            crypt or path.name.startswith("zram"),
+            f"{path} is {'encrypted' if crypt else 'in memory or in clear'}",
+        )
     for wanted in SETTINGS["swap"]:
         name = wanted["name"]
         said = output("cryptsetup", "status", f"llm_{name}")
-        fits = all(re.search(f"{what}$", said, re.MULTILINE) for what in (r"type:\s+PLAIN", r"cipher:\s+aes-xts-plain64"))
+        fits = all(
+            re.search(f"{what}$", said, re.MULTILINE)
+            for what in (r"type:\s+PLAIN", r"cipher:\s+aes-xts-plain64")
+        )
         active = Path("/dev/mapper", f"llm_{name}").resolve() in used
-        yield fits and active, f"{name} is {'swapped to' if active else 'not swapped to'}, {' '.join(said.split()) or 'shut'}"
+        yield (
+            fits and active,
+            f"{name} is {'swapped to' if active else 'not swapped to'}, {' '.join(said.split()) or 'shut'}",
+        )
         yield in_crypttab(name, record(f"{name}.swap").get("uuid"), "/dev/urandom", SWAP)
     yield True, f"{len(used)} swaps"
 
 
-def of_all(question) -> list:
+def of_all(question: Callable[[Volume], Iterable[Line]]) -> list[Line]:
     return [line for volume in SETTINGS["volumes"] for line in question(volume)]
 
 
-def finding(lines: list) -> dict:
+def finding(lines: list[Line]) -> dict[str, Any]:
     """What does not hold; if all does, what was seen."""
     wrong = [words for ok, words in lines if not ok]
     return {"ok": not wrong, "observed": " | ".join(wrong or [words for _, words in lines])}
@@ -261,9 +300,16 @@ def shut() -> int:
     """Each volume opens by the HSM now; and where there is no way to it, by nothing that this host has."""
     said = subprocess.run([HSM], capture_output=True, text=True, timeout=80, check=False)
     if said.returncode != 0:
-        lines = [(False, f"the HSM opens nothing now, so that nothing opens without it is no proof: {said.stdout.strip()}")]
+        lines = [
+            (
+                False,
+                f"the HSM opens nothing now, so that nothing opens without it is no proof: {said.stdout.strip()}",
+            )
+        ]
     else:
-        secrets = {path.name: unsealed(path) for path in (*CREDENTIALS.glob("[!.]*"), *state("").glob("*.bootstrap"))}
+        secrets = {
+            path.name: unsealed(path) for path in (*CREDENTIALS.glob("[!.]*"), *state("").glob("*.bootstrap"))
+        }
         lines = of_all(lambda volume: without_the_hsm(volume, secrets))
     print(json.dumps({"checks": {"shut": finding(lines)}}, indent=1))
     return 0
@@ -279,7 +325,7 @@ def opens(path: Path, *way: str, given: bytes) -> bool:
     return subprocess.run(argv, input=given, capture_output=True, timeout=60, check=False).returncode == 0
 
 
-def without_the_hsm(volume: dict, secrets: dict):
+def without_the_hsm(volume: Volume, secrets: dict[str, bytes]) -> Iterator[Line]:
     """On a copy of the header, by a process without network, sockets and devices; the volume itself is not touched."""
     name, pin = volume["name"], secrets[Path(SETTINGS["pin"]).name]
     device = BY_UUID / record(name).get("uuid", "none")
@@ -288,7 +334,9 @@ def without_the_hsm(volume: dict, secrets: dict):
         return
     with tempfile.TemporaryDirectory(prefix="llmkeep-", dir="/var/tmp") as folder:
         copy = Path(folder, "header")
-        subprocess.run(["cryptsetup", "luksHeaderBackup", device, "--header-backup-file", copy], timeout=60, check=True)
+        subprocess.run(
+            ["cryptsetup", "luksHeaderBackup", device, "--header-backup-file", copy], timeout=60, check=True
+        )
         copy.chmod(0o600)
         os.truncate(copy, copy.stat().st_size + (1 << 20))
         reader, writer = os.pipe()
@@ -302,14 +350,18 @@ def without_the_hsm(volume: dict, secrets: dict):
         with os.fdopen(reader, "rb") as stream:
             told = stream.read()
     opened = json.loads(told) if told else ["nothing was tried: the process that was to try ended"]
-    yield not opened, (
-        f"{name} opens without the HSM: {listed(opened)}"
-        if opened
-        else f"{name} opens by the HSM; without a way to it neither its tokens with the PIN nor {len(secrets)} secrets of this host open it"
+    yield (
+        not opened,
+        (
+            f"{name} opens without the HSM: {listed(opened)}"
+            if opened
+            else f"{name} opens by the HSM; without a way to it neither its tokens with the PIN"
+            f" nor {len(secrets)} secrets of this host open it"
+        ),
     )
 
 
-def alone(copy: Path, pin: bytes, secrets: dict) -> list:
+def alone(copy: Path, pin: bytes, secrets: dict[str, bytes]) -> list[str]:
     """What opens the copy where the HSM is out of reach. A volume of its own shows that opening works there."""
     os.unshare(os.CLONE_NEWNS | os.CLONE_NEWNET)
     script = (
@@ -321,12 +373,14 @@ def alone(copy: Path, pin: bytes, secrets: dict) -> list:
     own, key = copy.with_name("own"), os.urandom(32)
     with own.open("wb") as stream:
         stream.truncate(20 << 20)
-    argv = ["cryptsetup", "luksFormat", "--batch-mode", "--pbkdf=pbkdf2", "--pbkdf-force-iterations=1000", "--key-file=-", own]
-    subprocess.run(argv, input=key, timeout=60, check=True)
+    argv = ["cryptsetup", "luksFormat", "--batch-mode", "--pbkdf=pbkdf2", "--pbkdf-force-iterations=1000"]
+    subprocess.run([*argv, "--key-file=-", own], input=key, timeout=60, check=True)
     if not opens(own, "--key-file=-", given=key):
         return ["nothing was proven: there, not even a volume with a known key opens"]
     found = ["a token with the PIN"] if opens(copy, "--token-only", given=pin) else []
-    return found + [name for name, secret in secrets.items() if secret and opens(copy, "--key-file=-", given=secret)]
+    return found + [
+        name for name, secret in secrets.items() if secret and opens(copy, "--key-file=-", given=secret)
+    ]
 
 
 # ---------------------------------------------------------------- for the auditor
@@ -354,14 +408,16 @@ def status() -> int:
                 ],
                 "recovery_sha256": known.get("recovery_sha256"),
                 "header_sha256": known.get("header_sha256"),
-                "problems": [words for question in QUESTIONS.values() for ok, words in question(volume) if not ok],
+                "problems": [
+                    words for question in QUESTIONS.values() for ok, words in question(volume) if not ok
+                ],
             }
         )
     print(json.dumps({"volumes": told}, indent=1))
     return 0
 
 
-QUESTIONS = {
+QUESTIONS: dict[str, Callable[[Volume], Iterator[Line]]] = {
     question.__name__: question
     for question in (mounted, cipher, slots, bootstrap, escrow, drill, crypttab, bare, units)
 }

@@ -14,7 +14,7 @@ import time
 SOCKET = "/run/opa/opa.sock"
 
 
-def asked(method, path, body):
+def asked(method: str, path: str, body: str | None) -> tuple[bool, str]:
     link = http.client.HTTPConnection("opa")
     link.sock = socket.socket(socket.AF_UNIX)
     try:
@@ -29,7 +29,7 @@ def asked(method, path, body):
         link.close()
 
 
-def main():
+def main() -> int:
     words = sys.argv[1:]
     pattern, seconds = "", "0"
     if words[:1] == ["--until"] and len(words) > 4:
@@ -37,7 +37,8 @@ def main():
     if len(words) not in (2, 3):
         print(__doc__, file=sys.stderr)
         return 2
-    method, path, body = [*words, None][:3]
+    method, path = words[:2]
+    body = words[2] if len(words) == 3 else None
     end = time.monotonic() + float(seconds)
     while True:
         answered, text = asked(method, path, body)
@@ -50,4 +51,5 @@ def main():
         time.sleep(0.1)
 
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

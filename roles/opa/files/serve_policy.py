@@ -11,6 +11,7 @@ import http.server
 import os
 import socket
 import sys
+from pathlib import Path
 
 
 class Policy(http.server.BaseHTTPRequestHandler):
@@ -19,10 +20,9 @@ class Policy(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = 60
 
-    def do_GET(self):
+    def do_GET(self) -> None:
         try:
-            with open(sys.argv[1], "rb") as file:
-                content = file.read()
+            content = Path(sys.argv[1]).read_bytes()
         except OSError as problem:
             self.send_error(404, str(problem.strerror))
             return
@@ -35,11 +35,11 @@ class Policy(http.server.BaseHTTPRequestHandler):
         if not same:
             self.wfile.write(content)
 
-    def log_message(self, *_):
+    def log_message(self, *_: object) -> None:
         """Say nothing: OPA says what it makes of the file."""
 
 
-def tell_systemd():
+def tell_systemd() -> None:
     """READY=1, for Type=notify."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if address:
@@ -47,13 +47,15 @@ def tell_systemd():
             systemd.sendto(b"READY=1", "\0" + address[1:] if address.startswith("@") else address)
 
 
-def main():
+def main() -> int:
     if len(sys.argv) != 3 or not sys.argv[2].isdigit():
         print(__doc__, file=sys.stderr)
         return 2
     with http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[2])), Policy) as server:
         tell_systemd()
         server.serve_forever()
+    return 0
 
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

@@ -10,21 +10,26 @@ import socket
 import ssl
 import sys
 import time
+from pathlib import Path
 
 PATIENCE_SECONDS = 5
 
 
 def on_disk(path: str) -> str:
-    with open(path, encoding="ascii") as file:
-        first = file.read().split("-----END CERTIFICATE-----")[0] + "-----END CERTIFICATE-----\n"
+    first = (
+        Path(path).read_text("ascii").split("-----END CERTIFICATE-----")[0] + "-----END CERTIFICATE-----\n"
+    )
     return hashlib.sha256(ssl.PEM_cert_to_DER_cert(first.lstrip())).hexdigest()
 
 
 def served(address: str, port: int, name: str) -> str:
     context = ssl.create_default_context(cafile="/etc/llmkeep/pki/root.pem")
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    with socket.create_connection((address, port), timeout=3) as plain, context.wrap_socket(plain, server_hostname=name) as tls:
-        return hashlib.sha256(tls.getpeercert(binary_form=True)).hexdigest()
+    with (
+        socket.create_connection((address, port), timeout=3) as plain,
+        context.wrap_socket(plain, server_hostname=name) as tls,
+    ):
+        return hashlib.sha256(tls.getpeercert(binary_form=True) or b"").hexdigest()
 
 
 def main() -> int:
@@ -49,4 +54,5 @@ def main() -> int:
         time.sleep(0.25)
 
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,5 +1,8 @@
 #!/usr/bin/python3
-"""vllm-ready SECONDS STATUS PATH SOCKET…: waits until each server answers GET PATH with STATUS. Exit 1: it says who does not, and what it says."""
+"""vllm-ready SECONDS STATUS PATH SOCKET…: wait until each server answers GET PATH with STATUS.
+
+Exit 0: each does. Exit 1: prints the first that does not, and its answer.
+"""
 
 import http.client
 import socket
@@ -23,7 +26,6 @@ def status(path: str, place: str) -> str:
 
 
 def main() -> int:
-    """The program; returns its exit code."""
     if len(sys.argv) < 5:
         print(__doc__, file=sys.stderr)
         return 2
@@ -37,4 +39,5 @@ def main() -> int:
     return 0
 
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())
