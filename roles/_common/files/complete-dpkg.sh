@@ -1,3 +1,4 @@
+#!/bin/sh
 # What dpkg had begun when the power went: said, and completed before anything else is installed. Functions for /bin/sh, because Python itself
 # may be among it.
 export LC_ALL=C DEBIAN_FRONTEND=noninteractive
@@ -47,6 +48,6 @@ complete() {
 # Whether each package is installed and marked as wanted by itself, so that apt would change nothing.
 all_there() {
     said=$(dpkg-query --show --showformat='${db:Status-Abbrev}\n' -- "$@" 2> /dev/null) || return
-    [ -z "$(printf '%s\n' "$said" | grep -v '^ii ')" ] || return
+    if printf '%s\n' "$said" | grep -qv '^ii '; then return 1; fi
     brought_by_others=$(apt-mark showauto "$@" 2> /dev/null) && [ -z "$brought_by_others" ]
 }

@@ -5,10 +5,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import yaml
 from plugin_modules import ROOT
 
-LOOK = yaml.safe_load((ROOT / "roles/audit/vars/main.yml").read_text())["__audit_look"]
+LOOK = (ROOT / "roles/audit/files/first-look.sh").read_text()
 
 
 @pytest.mark.parametrize(("kept", "looked"), [(["llm1", "llm2"], 0), (["llm1"], 1), ([], 1)])

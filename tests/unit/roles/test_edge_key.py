@@ -106,8 +106,12 @@ class Edge:
         (folder / "edge.key").write_text(
             estate.pkcs11_key_file("pkcs11:token=llmkeep-edge;object=llm1;type=private")
         )
-        for name in "openssl.cnf", "edge.conf", "edge-key":
+        for name in "openssl.cnf", "edge.conf", "edge-key.env":
             self.render(name)
+        self.place("edge-key", (ROOT / "roles/edge/files/edge-key.sh").read_text())
+        lines = (folder / "edge-key.env").read_text().splitlines()
+        settings = [line.partition("=") for line in lines if not line.startswith("#")]
+        self.environment |= {name: value.strip('"') for name, _, value in settings}
         self.hsm: subprocess.Popen[bytes] | None = None
         self.watch: subprocess.Popen[str] | None = None
 
@@ -119,11 +123,12 @@ class Edge:
     def render(self, name: str) -> None:
         text = (ROOT / f"roles/edge/templates/{name}.j2").read_text()
         shown = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False, trim_blocks=True)  # noqa: S701 no HTML
-        path = self.folder / name
-        path.write_text(
-            shown.from_string(text)
-            .render(self.variables)
-            .replace("/etc/llmkeep/pki", f"{self.folder}/pki")
+        self.place(name, shown.from_string(text).render(self.variables))
+
+    def place(self, name: str, text: str) -> None:
+        """A file of the role with this folder's paths."""
+        (self.folder / name).write_text(
+            text.replace("/etc/llmkeep/pki", f"{self.folder}/pki")
             .replace("/var/lib/llmkeep-edge", str(self.folder))
             .replace("syslog:server=unix:/run/systemd/journal/dev-log,nohostname,tag=llmkeep_edge", "off;#")
         )

@@ -83,7 +83,7 @@ class Host:
 
     def ask(self, function: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            ["/bin/sh", "-euc", f"{SCRIPT.read_text()}\n{function}"],  # as python.sh.j2 has it
+            ["/bin/sh", "-euc", f"{SCRIPT.read_text()}\n{function}"],  # as install-python.sh has it
             # dpkg reads the configuration of its user, too.
             env=self.environment | {"HOME": str(self.home())},
             capture_output=True,

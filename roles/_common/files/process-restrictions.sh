@@ -1,0 +1,7 @@
+#!/bin/sh
+# process-restrictions.sh UNIT…: capabilities, no_new_privs and seccomp mode of each unit's main process, as the kernel has them, a line each.
+for unit; do
+  pid=$(systemctl show --property=MainPID --value "$unit")
+  grep -E '^(CapBnd|NoNewPrivs|Seccomp):' "/proc/$pid/status" | tr -s '\t\n' ' ' | sed 's, $,,'
+  echo
+done

@@ -1,0 +1,7 @@
+#!/bin/sh
+# tls-handshake.sh ADDRESS:PORT NAME OPTION…: a TLS handshake without a client's certificate, and what openssl says of it.
+# With TLS 1.3 a client hears of a refusal only after its own last message; a client that is let in is ended after 8 s.
+address=$1 name=$2
+shift 2
+timeout 8 openssl s_client -connect "$address" -servername "$name" -CAfile /etc/llmkeep/pki/root.pem \
+  -verify_return_error -verify_hostname "$name" -quiet "$@" < /dev/null 2>&1

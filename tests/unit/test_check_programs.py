@@ -1,0 +1,172 @@
+"""Programs that roles' checks run on a host."""
+
+import hashlib
+import http.server
+import io
+import json
+import os
+import socketserver
+import subprocess
+import sys
+import tarfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from plugin_modules import ROOT
+
+
+def ran(program: str, *words: str | Path, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """As a check runs it: its text after -c."""
+    argv = [sys.executable if program.endswith(".py") else "sh", "-c", (ROOT / "roles" / program).read_text()]
+    if not program.endswith(".py"):
+        argv.append("check")
+    environment = {**os.environ, "PATH": f"{path}:{os.environ['PATH']}" if path else os.environ["PATH"]}
+    return subprocess.run(
+        [*argv, *map(str, words)], capture_output=True, text=True, check=False, env=environment
+    )
+
+
+def program(folder: Path, name: str, text: str) -> Path:
+    """A stand-in for a program of the host; returns the folder for PATH."""
+    (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+    (folder / name).chmod(0o755)
+    return folder
+
+
+@pytest.fixture
+def gateway(tmp_path: Path) -> Iterator[Path]:
+    class Answers(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/readyz" else 401)
+            self.end_headers()
+            self.wfile.write(b"no key")
+
+        def address_string(self) -> str:
+            return "client"
+
+        def log_message(self, *_: object) -> None: ...
+
+    with socketserver.UnixStreamServer(str(tmp_path / "1.sock"), Answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield tmp_path / "1.sock"
+        server.shutdown()
+
+
+def test_a_gateway_has_to_answer_with_the_status(gateway: Path) -> None:
+    assert ran("llm_serving/files/gateway_status.py", "200", "/readyz", gateway).returncode == 0
+    told = ran("llm_serving/files/gateway_status.py", "200", "/v1/models", gateway)
+    assert (told.returncode, told.stderr) == (1, f"{gateway}: 401 no key\n")
+
+
+@pytest.mark.parametrize(("serial", "code"), [(6, 1), (7, 0), (8, 0)])
+def test_a_bundle_may_not_be_older_than_one_that_was_seen(serial: int, code: int, tmp_path: Path) -> None:
+    (tmp_path / "MANIFEST.json").write_text(json.dumps({"serial": serial}))
+    (tmp_path / "serial").write_text("7\n")
+    told = ran("mirror/files/bundle_serial.py", tmp_path / "MANIFEST.json", tmp_path / "serial")
+    assert (told.returncode, told.stdout) == (code, f"served {serial}, seen 7\n")
+
+
+def test_opa_is_asked_for_an_action_that_the_policy_grants(tmp_path: Path) -> None:
+    roles = json.dumps({"auditor": {"actions": []}, "user": {"actions": ["POST /generate"]}}).encode()
+    with tarfile.open(tmp_path / "bundle.tar.gz", "w:gz") as archive:
+        member = tarfile.TarInfo("llm/roles/data.json")
+        member.size = len(roles)
+        archive.addfile(member, io.BytesIO(roles))
+    text = (ROOT / "roles/opa/files/granted_action.py").read_text()
+    asked = text.replace("/usr/local/lib/llmkeep/opa-query", "/bin/echo")
+    told = subprocess.run(
+        [sys.executable, "-c", asked, tmp_path / "bundle.tar.gz"], capture_output=True, text=True, check=True
+    )
+    method, path, body = told.stdout.split(maxsplit=2)
+    assert (method, path) == ("POST", "/v1/data/llm/authz/decision")
+    assert json.loads(body)["input"]["roles"] == ["user"]
+    assert json.loads(body)["input"]["action"] == "POST /generate"
+
+
+def test_weights_have_to_be_what_was_signed(tmp_path: Path) -> None:
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small/weights").write_bytes(b"signed")
+    digest = hashlib.sha256(b"signed").hexdigest()
+    (tmp_path / "small/SHA256SUMS").write_text(f"{digest}  weights\n")
+    assert ran("_common/files/model-checksums.sh", tmp_path, "small").returncode == 0
+    (tmp_path / "small/weights").write_bytes(b"other")
+    assert ran("_common/files/model-checksums.sh", tmp_path, "small").returncode == 1
+
+
+def test_restrictions_are_the_kernel_s_a_line_for_each_unit(tmp_path: Path) -> None:
+    path = program(tmp_path, "systemctl", f"echo {os.getpid()}")
+    lines = ran("_common/files/process-restrictions.sh", "one.service", "two.service", path=path).stdout
+    seen, again = lines.splitlines()
+    assert seen == again
+    assert seen.startswith("CapBnd: ")
+    assert "NoNewPrivs: " in seen
+
+
+def test_a_unit_has_to_run_the_release_that_its_link_names(tmp_path: Path) -> None:
+    sleeper = tmp_path / "release/bin/sleep"
+    sleeper.parent.mkdir(parents=True)
+    sleeper.symlink_to("/bin/sleep")
+    (tmp_path / "units").mkdir()
+    (tmp_path / "units/one.service").symlink_to(tmp_path / "release")
+    with subprocess.Popen([sleeper, "60"]) as process:
+        path = program(tmp_path, "systemctl", f"echo {process.pid}")
+        good = ran("_common/files/running-release.sh", tmp_path / "units", "one.service", path=path)
+        (tmp_path / "units/two.service").symlink_to(tmp_path / "other")
+        bad = ran("_common/files/running-release.sh", tmp_path / "units", "two.service", path=path)
+        process.kill()
+    assert good.returncode == 0
+    assert (bad.returncode, bad.stdout) == (1, f"two.service runs another release than {tmp_path}/other\n")
+
+
+def test_a_job_runs_or_is_done(tmp_path: Path) -> None:
+    states = {"active\nsuccess": 0, "failed\nexit-code": 1, "inactive\nsuccess": 1}
+    for state, code in states.items():
+        path = program(tmp_path, "systemctl", f"printf '{state}\\n'")
+        assert ran("llm_training/files/job-states.sh", "job.service", path=path).returncode == code
+
+
+def test_units_that_nobody_has_are_not_asked_for(tmp_path: Path) -> None:
+    path = program(tmp_path, "systemctl", "echo enabled")
+    assert ran("llm_training/files/enabled-units.sh", path=path).stdout == ""
+    assert ran("llm_training/files/enabled-units.sh", "one.service", path=path).stdout == "enabled\n"
+
+
+def test_weights_that_may_be_written_to_are_named(tmp_path: Path) -> None:
+    assert ran("llm_serving/files/writable-files.sh", tmp_path / "none").stdout == ""
+    (tmp_path / "weights").write_text("")
+    (tmp_path / "weights").chmod(0o644)
+    assert ran("llm_serving/files/writable-files.sh", tmp_path).stdout == f"{tmp_path}/weights\n"
+    (tmp_path / "weights").chmod(0o444)
+    assert ran("llm_serving/files/writable-files.sh", tmp_path).stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("environment", "arguments", "said"),
+    [
+        ("VLLM_API_KEY=k1 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1 HF_HUB_OFFLINE=1", "", ""),
+        ("VLLM_NO_USAGE_STATS=1", "", "has no key"),
+        ("VLLM_API_KEY=k1", "k1", "has its key among its arguments"),
+        ("VLLM_API_KEY=k1 VLLM_NO_USAGE_STATS=1 HF_HUB_OFFLINE=1", "", "runs without DO_NOT_TRACK=1"),
+    ],
+)
+def test_vllm_has_a_key_that_nobody_reads_and_sends_no_statistics(
+    environment: str, arguments: str, said: str, tmp_path: Path
+) -> None:
+    with subprocess.Popen(
+        ["env", "-i", *environment.split(), sys.executable, "-c", "import time; time.sleep(60)", arguments]
+    ) as process:
+        while "python" not in Path(f"/proc/{process.pid}/cmdline").read_text().split("\0")[0]:
+            pass
+        path = program(tmp_path, "systemctl", f"echo {process.pid}")
+        told = ran("vllm/files/process-environment.sh", "vllm@big.service", path=path)
+        process.kill()
+    assert (told.returncode, told.stdout) == ((1, f"vllm@big.service {said}\n") if said else (0, ""))
+
+
+def test_a_gpu_with_too_little_memory_is_named(tmp_path: Path) -> None:
+    path = program(tmp_path, "nvidia-smi", "echo 24000")
+    assert ran("vllm/files/gpu-memory.sh", "23347", "24G", "0", "1", path=path).returncode == 0
+    told = ran("vllm/files/gpu-memory.sh", "46694", "48G", "1", path=path)
+    assert (told.returncode, told.stdout) == (1, "GPU 1 has 24000 MiB, declared are 48G\n")
