@@ -15,7 +15,7 @@ SCENARIOS = sorted((ROOT / "molecule").rglob("*.yml"))
 INTERPRETER = re.compile(r"(ba)?sh|python3")
 # In a list of YAML, and in a list of an expression.
 LOOKUP = "{{ lookup('ansible.builtin.file', "
-IN_EXPRESSION = re.compile(r"'((ba)?sh|python3)', '-[a-z]*c',\s+(?!lookup\('ansible\.builtin\.file', )")
+IN_EXPRESSION = re.compile(r"'((ba)?sh|python3)', '-[a-z]*c',\s+(?!\s|lookup\('ansible\.builtin\.file', )")
 
 
 def lists(value: Any) -> Iterator[list[Any]]:
