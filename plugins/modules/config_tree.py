@@ -7,11 +7,12 @@ DOCUMENTATION = r"""
 module: config_tree
 short_description: Install all files of a role in one call, validated, atomically, all or nothing
 description:
-  - Makes system users and groups, directories, files and links, and removes what must not be there.
+  - Makes system users and groups, directories, files and links, each by an entry with its own C(state).
+  - An item of C(directories), C(files) and C(links) may be a list of entries, as an expression makes it.
   - Each file is validated before any is replaced. C(validate) of the whole call runs after all are placed.
     If it refuses, or anything else fails, everything is put back as it was.
   - Check mode validates nothing, since what a validator needs may be among the changes.
-  - An action plugin of the same name renders C(template) on the control node into C(content).
+  - An action plugin of the same name renders C(template) on the control node into C(content), unless the file is to be absent.
 author: [llmkeep contributors]
 options:
   sysusers:
@@ -20,6 +21,11 @@ options:
     suboptions:
       dest: {description: Path of the file., type: path, required: true}
       content: {description: Its content., type: str, required: true}
+      state: &state
+        description: C(absent) removes it. Accounts stay, since files of theirs may; a directory stays while something lies in it.
+        type: str
+        choices: [present, absent]
+        default: present
   directories:
     description: Directories to make. C(exclusive) ones lose every file that this call does not name.
     type: list
@@ -31,6 +37,7 @@ options:
       group: {description: Group., type: str, default: root}
       mode: {description: Octal mode., type: str, default: "0755"}
       exclusive: {description: Nothing else may lie in it., type: bool, default: false}
+      state: *state
   files:
     description: Files to install.
     type: list
@@ -39,6 +46,7 @@ options:
     suboptions:
       dest: {description: Absolute path., type: path, required: true}
       template: {description: Template in the role's C(templates) folder., type: str}
+      vars: {description: Variables of the template beside the play's., type: dict}
       content: {description: The content itself., type: str}
       owner: {description: User., type: str, default: root}
       group: {description: Group., type: str, default: root}
@@ -50,6 +58,7 @@ options:
           belongs to other programs and stays.
         type: str
       secret: {description: Keep the content out of every output., type: bool, default: false}
+      state: *state
   secret_contents:
     description: Contents of the secret files by path. Filled by the action plugin.
     type: dict
@@ -61,12 +70,8 @@ options:
     default: []
     suboptions:
       path: {description: Where the link lies., type: path, required: true}
-      target: {description: What it points at., type: str, required: true}
-  absent:
-    description: Files and links that must not be there.
-    type: list
-    elements: path
-    default: []
+      target: {description: What it points at; required where it is present., type: str}
+      state: *state
   validate:
     description: A program that validates the whole tree once it is installed, for example C([nginx, -t]).
     type: list
@@ -90,7 +95,9 @@ EXAMPLES = r"""
 - name: Configure redis
   llmkeep.estate.config_tree:
     directories: [{path: /etc/redis, owner: redis, group: redis, mode: "0750"}]
-    files: [{dest: /etc/redis/redis.conf, template: redis.conf.j2, owner: redis, group: redis, mode: "0640"}]
+    files:
+      - {dest: /etc/redis/redis.conf, template: redis.conf.j2, owner: redis, group: redis, mode: "0640"}
+      - {dest: /etc/nftables.d/input-redis.nft, state: absent}
   notify: restart redis
 """
 
@@ -112,14 +119,20 @@ from ansible_collections.llmkeep.estate.plugins.module_utils.config.tree import 
     put_directory,
     put_link,
     remove,
+    remove_directory,
     run,
     stage,
 )
+
+KINDS = ("files", "links", "directories")
 
 
 def make_users(tree: Tree, wanted: dict[str, Any] | None) -> None:
     """Place the sysusers.d file and let systemd make what is missing."""
     if not wanted:
+        return
+    if wanted["state"] == "absent":
+        remove(tree, Path(wanted["dest"]))
         return
     missing = []
     for line in wanted["content"].splitlines():
@@ -152,12 +165,19 @@ def members_of(group: str) -> list[str]:
         return []
 
 
+def present(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [entry for entry in entries if entry["state"] == "present"]
+
+
+def absent(entries: list[dict[str, Any]]) -> list[Path]:
+    return [Path(entry.get("dest") or entry["path"]) for entry in entries if entry["state"] == "absent"]
+
+
 def strangers(params: dict[str, Any]) -> list[Path]:
     """What lies in exclusive directories and is in none of this call's files and links."""
-    known = {entry["dest"] for entry in params["files"]} | {entry["path"] for entry in params["links"]}
-    known |= {entry["path"] for entry in params["directories"]}
+    known = {entry.get("dest") or entry["path"] for kind in KINDS for entry in params[kind]}
     found: list[Path] = []
-    for entry in params["directories"]:
+    for entry in present(params["directories"]):
         folder = Path(entry["path"])
         if entry["exclusive"] and folder.is_dir():
             found += [
@@ -175,13 +195,16 @@ def apply(params: dict[str, Any], check: bool) -> Tree:
             raise Refused(f"mode {entry['mode']!r} of {entry['dest']} is not octal; write it as '0640'")
     try:
         make_users(tree, params["sysusers"])
-        for entry in params["directories"]:
+        for entry in present(params["directories"]):
             put_directory(tree, entry)
-        stage(tree, [(entry, secrets.get(entry["dest"])) for entry in params["files"]], params["units"])
-        for entry in params["links"]:
+        wanted = [(entry, secrets.get(entry["dest"])) for entry in present(params["files"])]
+        stage(tree, wanted, params["units"])
+        for entry in present(params["links"]):
             put_link(tree, entry)
-        for path in [Path(name) for name in params["absent"]] + strangers(params):
+        for path in absent(params["files"]) + absent(params["links"]) + strangers(params):
             remove(tree, path)
+        for path in reversed(absent(params["directories"])):
+            remove_directory(tree, path)
         if params["validate"] and tree.changes and not check:
             run(params["validate"], "the whole tree")
     except (Refused, OSError) as problem:
@@ -191,9 +214,11 @@ def apply(params: dict[str, Any], check: bool) -> Tree:
 
 
 def main() -> None:
+    state = {"state": {"type": "str", "choices": ["present", "absent"], "default": "present"}}
     attributes = {
         "owner": {"type": "str", "default": "root"},
         "group": {"type": "str", "default": "root"},
+        **state,
     }
     module = AnsibleModule(
         argument_spec={
@@ -202,6 +227,7 @@ def main() -> None:
                 "options": {
                     "dest": {"type": "path", "required": True},
                     "content": {"type": "str", "required": True},
+                    **state,
                 },
             },
             "directories": {
@@ -222,6 +248,7 @@ def main() -> None:
                 "options": {
                     "dest": {"type": "path", "required": True},
                     "template": {"type": "str"},
+                    "vars": {"type": "dict"},
                     "content": {"type": "str"},
                     "mode": {"type": "str", "default": "0644"},
                     "validate": {"type": "list", "elements": "str"},
@@ -235,12 +262,9 @@ def main() -> None:
                 "type": "list",
                 "elements": "dict",
                 "default": [],
-                "options": {
-                    "path": {"type": "path", "required": True},
-                    "target": {"type": "str", "required": True},
-                },
+                "options": {"path": {"type": "path", "required": True}, "target": {"type": "str"}, **state},
+                "required_if": [("state", "present", ["target"])],
             },
-            "absent": {"type": "list", "elements": "path", "default": []},
             "validate": {"type": "list", "elements": "str", "default": []},
             "read": {"type": "list", "elements": "path", "default": []},
             "units": {"type": "list", "elements": "str", "default": []},

@@ -9,6 +9,14 @@ from typing import Any
 import yaml
 from plugin_modules import LINK, ROOT
 
+# Renders as the action plugin of config_tree does, and keeps what the module would be given.
+RECORDED_TREE = """
+from ansible_collections.llmkeep.estate.plugins.action import config_tree
+
+class ActionModule(config_tree.ActionModule):
+    def _execute_module(self, module_name=None, module_args=None, task_vars=None):
+        return {"changed": False, "tree": module_args}
+"""
 EXPOSURE = 15  # tenths, of systemd's ten: as the roles' own checks
 
 
@@ -20,8 +28,12 @@ def rendered(
     hosts: dict[str, str],
     variables: dict[str, Any],
     groups: dict[str, list[str]] | None = None,
+    configured: bool = False,
 ) -> Any:
-    """Expressions as Ansible evaluates them on HOST with a role's variables and templates; HOSTS are full names and addresses."""
+    """Expressions as Ansible evaluates them on HOST with a role's variables and templates; HOSTS are full names and addresses.
+
+    CONFIGURED: with `tree`, what the role's last config_tree in tasks/configure.yml is given, its templates rendered.
+    """
     for kind in ("templates", "files"):
         (folder / kind).symlink_to(ROOT / f"roles/{role}/{kind}")
     files = [
@@ -29,7 +41,11 @@ def rendered(
         for of in ("_common/defaults/main.yml", *(f"{role}/{kind}/main.yml" for kind in ("defaults", "vars")))
     ]
     (folder / "given.yml").write_text(yaml.safe_dump(variables))
-    task = {
+    tasks: list[dict[str, Any]] = []
+    if configured:
+        tasks.append({"recorded_tree": configuration(role), "register": "recorded"})
+        wanted = {**wanted, "tree": "recorded.tree"}
+    copy = {
         "ansible.builtin.copy": {
             "dest": str(folder / "out.json"),
             "content": "{{ {"
@@ -42,12 +58,14 @@ def rendered(
         "connection": "local",
         "gather_facts": False,
         "vars_files": [*files, str(folder / "given.yml")],
-        "tasks": [task],
+        "tasks": [*tasks, copy],
     }
     estate = {name.split(".")[0]: {"ansible_host": address} for name, address in hosts.items()}
     children = {group: {"hosts": dict.fromkeys(members)} for group, members in (groups or {}).items()}
     (folder / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": estate, "children": children}}))
     (folder / "play.yml").write_text(yaml.safe_dump([play]))
+    (folder / "action_plugins").mkdir()
+    (folder / "action_plugins/recorded_tree.py").write_text(RECORDED_TREE)
     environment = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(LINK.parents[2]), "ANSIBLE_CONFIG": ""}
     run = subprocess.run(
         [str(ROOT / ".venv/bin/ansible-playbook"), "-i", str(folder / "hosts.yml"), str(folder / "play.yml")],
@@ -58,6 +76,27 @@ def rendered(
     )
     assert run.returncode == 0, run.stdout + run.stderr
     return json.loads((folder / "out.json").read_text())
+
+
+def configuration(role: str) -> dict[str, Any]:
+    """Arguments of the last config_tree in a role's tasks/configure.yml."""
+    tasks = yaml.safe_load((ROOT / f"roles/{role}/tasks/configure.yml").read_text())
+    found: dict[str, Any] = [task for task in tasks if "llmkeep.estate.config_tree" in task][-1][
+        "llmkeep.estate.config_tree"
+    ]
+    return found
+
+
+def absent(made: Any) -> list[str]:
+    """The files that the role would remove."""
+    return [entry["dest"] for entry in made["tree"]["files"] if entry.get("state") == "absent"]
+
+
+def content(made: Any, end: str) -> str:
+    """The content of the one file whose path ends with END."""
+    present = [entry for entry in made["tree"]["files"] if entry.get("state") != "absent"]
+    (found,) = (str(entry["content"]) for entry in present if entry["dest"].endswith(end))
+    return found
 
 
 def hardened(folder: Path, name: str, text: str, exposure: int = EXPOSURE) -> None:

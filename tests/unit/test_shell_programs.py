@@ -15,6 +15,7 @@ SCENARIOS = sorted((ROOT / "molecule").rglob("*.yml"))
 INTERPRETER = re.compile(r"(ba)?sh|python3")
 # In a list of YAML, and in a list of an expression.
 LOOKUP = "{{ lookup('ansible.builtin.file', "
+JINJA_STATEMENT = re.compile(r"\{%-? *(set|for|if)\b")
 IN_EXPRESSION = re.compile(r"'((ba)?sh|python3)', '-[a-z]*c',\s+(?!\s|lookup\('ansible\.builtin\.file', )")
 
 
@@ -40,6 +41,13 @@ def test_a_role_s_program_is_a_file(path: Path) -> None:
     inline = [program for program in programs(path) if not program.startswith(LOOKUP)]
     assert not inline, "move it to the role's files/, with its extension"
     assert not IN_EXPRESSION.search(path.read_text())
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "roles").glob("*/vars/*.yml")), ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_variables_are_data_and_no_jinja_program(path: Path) -> None:
+    assert not JINJA_STATEMENT.search(path.read_text())
 
 
 def test_shell_of_scenarios_passes_shellcheck(tmp_path: Path) -> None:

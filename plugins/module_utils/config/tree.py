@@ -230,3 +230,19 @@ def remove(tree: Tree, path: Path) -> None:
     tree.undo.append(remember(path))
     path.unlink()
     atomic.fsync_directory(path.parent)
+
+
+def remove_directory(tree: Tree, path: Path) -> None:
+    """Remove a directory in which nothing lies any more."""
+    if not path.is_dir() or path.is_symlink() or any(path.iterdir()):
+        return
+    tree.note(f"removed: {path}")
+    if tree.check:
+        return
+    status = path.stat()
+    path.rmdir()
+    tree.undo.append(
+        lambda: set_attributes(path, (status.st_uid, status.st_gid), stat.S_IMODE(status.st_mode))
+    )
+    tree.undo.append(path.mkdir)
+    atomic.fsync_directory(path.parent)

@@ -15,7 +15,7 @@ GIVEN = {"llm_training_encrypt": True, "llm_training_hosts": ["train1", "train2"
 PORTS = "{ 29400, 32768-60999 }"
 PROBE = ROOT / "roles/ipsec/files/plaintext_probe.py"
 WANTED = {
-    name: f"__ipsec_{name}" for name in ("peers", "addresses", "files", "let_in", "first_ports")
+    name: f"__ipsec_{name}" for name in ("peers", "addresses", "let_in", "first_ports")
 } | {
     name.split(".")[0].replace("-", "_"): f"lookup('ansible.builtin.template', '{name}.j2')"
     for name in ("input.nft", "output.nft", "refuse-input.nft", "refuse-output.nft", "swanctl.conf", "strongswan.service")
@@ -24,7 +24,7 @@ WANTED = {
 
 def made_of(folder: Path, **given: Any) -> Any:
     """What the role makes on the second of two hosts."""
-    return rendered(folder, "ipsec", WANTED, "train2", HOSTS, {**GIVEN, **given})
+    return rendered(folder, "ipsec", WANTED, "train2", HOSTS, {**GIVEN, **given}, configured=True)
 
 
 @pytest.fixture(scope="module")
@@ -111,4 +111,6 @@ def test_the_unit_is_hardened_and_hears_its_peers_only(made: Any, tmp_path: Path
     ids=["not asked for", "alone", "not among them"],
 )
 def test_where_nobody_is_to_be_spoken_to_there_is_no_peer(tmp_path: Path, given: dict[str, Any]) -> None:
-    assert made_of(tmp_path, **given)["peers"] == []
+    made = made_of(tmp_path, **given)
+    assert made["peers"] == []
+    assert {entry["state"] for entry in made["tree"]["files"] + made["tree"]["links"]} == {"absent"}

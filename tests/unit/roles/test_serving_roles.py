@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from plugin_modules import ROOT, load
-from rendered_role import hardened, rendered
+from rendered_role import absent, content, hardened, rendered
 
 serving = load("filter.serving")
 HOSTS = {"llm1.estate.internal": "10.0.0.1", "gpu1.estate.internal": "10.0.0.2"}
@@ -61,22 +61,14 @@ FACTS = {
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What role llm_serving makes of MODELS."""
-    wanted = {
-        name: f"__llm_serving_{name}"
-        for name in ("files", "steps", "directories", "leftovers", "wrong", "sockets", "weights")
-    }
+    wanted = {name: f"__llm_serving_{name}" for name in ("steps", "wrong", "sockets", "weights")}
     wanted |= {
         name: f"lookup('ansible.builtin.template', '{name}.j2')"
         for name in ("llm-gateway@.service", "llm-engine@.service", "output.nft")
     }
     folder = tmp_path_factory.mktemp("role")
-    return rendered(folder, "llm_serving", wanted, "llm1", HOSTS, {**FACTS, "llm_serving_models": MODELS})
-
-
-def file(made: Any, dest: str) -> Any:
-    """A file that the role would place."""
-    (found,) = (entry for entry in made["files"] if entry["dest"].endswith(dest))
-    return found["content"]
+    given = {**FACTS, "llm_serving_models": MODELS}
+    return rendered(folder, "llm_serving", wanted, "llm1", HOSTS, given, configured=True)
 
 
 def test_these_models_can_be_served(made: Any) -> None:
@@ -98,7 +90,7 @@ def test_these_models_can_be_served(made: Any) -> None:
 )
 def test_the_program_takes_each_file(made: Any, tmp_path: Path, name: str) -> None:
     path = tmp_path / f"{name}.yaml"
-    path.write_text(file(made, f"/{name}.yaml"))
+    path.write_text(content(made, f"/{name}.yaml"))
     checked = subprocess.run(
         [str(PROGRAM), "check", name.split("-")[0], str(path)], capture_output=True, text=True, check=False
     )
@@ -106,21 +98,21 @@ def test_the_program_takes_each_file(made: Any, tmp_path: Path, name: str) -> No
 
 
 def test_engines_of_one_model_have_sockets_of_their_own_and_its_name(made: Any) -> None:
-    first, second = (yaml.safe_load(file(made, f"/engine-{name}.yaml")) for name in ("small", "small-2"))
+    first, second = (yaml.safe_load(content(made, f"/engine-{name}.yaml")) for name in ("small", "small-2"))
     assert (first.get("name"), second["name"]) == (None, "small")
     sockets = [first["socket"], second["socket"]]
     assert sockets == ["/run/llm-engine/small.sock", "/run/llm-engine/small-2.sock"]
-    assert yaml.safe_load(file(made, "/gateway-2.yaml"))["engines"]["small"] == {"socket": sockets}
+    assert yaml.safe_load(content(made, "/gateway-2.yaml"))["engines"]["small"] == {"socket": sockets}
 
 
 def test_what_an_engine_may_take_is_told_to_it(made: Any) -> None:
-    model = yaml.safe_load(file(made, "/engine-small.yaml"))["model"]
+    model = yaml.safe_load(content(made, "/engine-small.yaml"))["model"]
     assert {name: model[name] for name in BATCH} == BATCH
 
 
 def test_adapters_lie_where_models_do_and_are_verified_as_they_are(made: Any) -> None:
     plain, legal = (
-        yaml.safe_load(file(made, f"/engine-{name}.yaml"))["model"] for name in ("plain-2", "legal")
+        yaml.safe_load(content(made, f"/engine-{name}.yaml"))["model"] for name in ("plain-2", "legal")
     )
     folders = {name: f"/srv/llmkeep/models/plain-{name}" for name in ("law", "sql")}
     assert plain["adapters"] == {
@@ -141,19 +133,19 @@ def test_adapters_lie_where_models_do_and_are_verified_as_they_are(made: Any) ->
 
 def test_a_release_is_served_from_the_folder_of_its_name_and_is_none_of_the_bundle(made: Any) -> None:
     assert serving.release_names(MODELS) == ["sql-2026-11"]
-    model = yaml.safe_load(file(made, "/engine-own.yaml"))["model"]
+    model = yaml.safe_load(content(made, "/engine-own.yaml"))["model"]
     folder = "/srv/llmkeep/models/sql-2026-11"
     assert model == {"driver": "naive", "path": folder, "manifest": f"{folder}/SHA256SUMS"}
 
 
 def test_an_adapter_is_asked_for_as_a_model_at_the_engines_of_its_model(made: Any) -> None:
-    engines = yaml.safe_load(file(made, "/gateway-1.yaml"))["engines"]
+    engines = yaml.safe_load(content(made, "/gateway-1.yaml"))["engines"]
     assert engines["sql"] == engines["law"] == engines["plain"]
     assert list(engines) == ["small", "plain", "law", "sql", "legal", "1.5", "vectors", "coder", "own"]
 
 
 def test_a_remote_model_has_no_engine_here_and_the_certificates_of_the_host(made: Any) -> None:
-    engine = yaml.safe_load(file(made, "/gateway-1.yaml"))["engines"]["coder"]["remote"]
+    engine = yaml.safe_load(content(made, "/gateway-1.yaml"))["engines"]["coder"]["remote"]
     assert engine["socket"] == REMOTE["socket"]
     assert engine["tls"]["key"] == "/etc/llmkeep/pki/host.key"
     assert "group" not in engine
@@ -175,22 +167,19 @@ def test_a_gateway_may_reach_its_remote_models_and_nobody_else(made: Any) -> Non
 
 
 def test_without_a_remote_model_a_gateway_goes_nowhere(tmp_path: Path) -> None:
-    wanted = {
-        "unit": "lookup('ansible.builtin.template', 'llm-gateway@.service.j2')",
-        "leftovers": "__llm_serving_leftovers",
-    }
-    made = rendered(tmp_path, "llm_serving", wanted, "llm1", HOSTS, FACTS)
+    wanted = {"unit": "lookup('ansible.builtin.template', 'llm-gateway@.service.j2')"}
+    made = rendered(tmp_path, "llm_serving", wanted, "llm1", HOSTS, FACTS, configured=True)
     assert "IPAddressAllow=localhost\nRestrictAddressFamilies=AF_UNIX AF_INET\n" in made["unit"]
-    assert made["leftovers"] == [
+    assert absent(made) == [
         "/etc/systemd/system/llm-engine@smollm2-135m-instruct.service.d/memory.conf",
         "/etc/nftables.d/output-llm-serving.nft",
     ]
 
 
 def test_a_bound_of_memory_is_the_unit_s_and_goes_with_the_declaration(made: Any) -> None:
-    assert file(made, "/llm-engine@small-2.service.d/memory.conf") == "[Service]\nMemoryMax=3G\n"
-    assert {"path": "/etc/systemd/system/llm-engine@small.service.d"} in made["directories"]
-    assert "/etc/systemd/system/llm-engine@plain.service.d/memory.conf" in made["leftovers"]
+    assert content(made, "/llm-engine@small-2.service.d/memory.conf") == "[Service]\nMemoryMax=3G\n"
+    assert {"path": "/etc/systemd/system/llm-engine@small.service.d"} in made["tree"]["directories"]
+    assert "/etc/systemd/system/llm-engine@plain.service.d/memory.conf" in absent(made)
     assert [serving.memory_max(model) for model in MODELS[:2]] == [str(3 * 2**30), "infinity"]
 
 
@@ -202,7 +191,7 @@ def test_record_and_engines_are_moved_one_after_the_other_with_time_to_be_found_
 
 @pytest.mark.parametrize("name", ["llm-gateway@.service", "llm-engine@.service"])
 def test_a_unit_is_given_more_time_to_stop_than_its_answers_are(made: Any, name: str) -> None:
-    described = file(made, "/gateway-1.yaml" if "gateway" in name else "/engine-small.yaml")
+    described = content(made, "/gateway-1.yaml" if "gateway" in name else "/engine-small.yaml")
     drain = yaml.safe_load(described)
     drain = drain.get("limits", drain)["drain_seconds"]
     assert f"TimeoutStopSec={drain + 10}" in made[name].splitlines()
@@ -275,15 +264,16 @@ def test_an_engine_that_runs_keeps_its_name_when_more_come() -> None:
 def vllm(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What role vllm makes of a model on two GPUs."""
     folder = tmp_path_factory.mktemp("vllm")
-    wanted = {name: f"__vllm_{name}" for name in ("files", "steps", "wrong", "sockets", "gpus", "weights")}
+    wanted = {name: f"__vllm_{name}" for name in ("wrong", "sockets", "gpu_mib", "weights")}
     wanted["unit"] = "lookup('ansible.builtin.template', 'vllm@.service.j2')"
     own = {"name": "own", "release": "sql-2026-11", "gpus": [2], "max_model_len": 4096}
     given = {"vllm_models": [CODER, own], "vllm_gpu_memory": "24G", "__vllm_release": {"id": "0123456789ab"}}
-    return rendered(folder, "vllm", wanted, "llm1", HOSTS, {**FACTS, **given})
+    wanted["steps"] = "__vllm_units | llmkeep.estate.named"  # as tasks/start.yml has it
+    return rendered(folder, "vllm", wanted, "llm1", HOSTS, {**FACTS, **given}, configured=True)
 
 
 def test_vllm_s_configuration_names_its_socket_and_no_key(vllm: Any) -> None:
-    config = yaml.safe_load(file(vllm, "/coder.yaml"))
+    config = yaml.safe_load(content(vllm, "/coder.yaml"))
     assert (config["uds"], config["served-model-name"]) == ("/run/vllm/coder/api.sock", "coder")
     assert (config["tensor-parallel-size"], config["max-model-len"], config["quantization"]) == (
         2,
@@ -292,12 +282,12 @@ def test_vllm_s_configuration_names_its_socket_and_no_key(vllm: Any) -> None:
     )
     assert config["no-enable-prefix-caching"] is True
     assert not {"api-key", "host", "port", "trust-remote-code"} & set(config)
-    assert file(vllm, "/coder.env") == "CUDA_VISIBLE_DEVICES=0,1\n"
+    assert content(vllm, "/coder.env") == "CUDA_VISIBLE_DEVICES=0,1\n"
 
 
 def test_vllm_serves_a_release_from_the_folder_of_its_name(vllm: Any) -> None:
     assert vllm["weights"] == ["coder", "sql-2026-11"]
-    assert yaml.safe_load(file(vllm, "/own.yaml"))["model"] == "/srv/llmkeep/models/sql-2026-11"
+    assert yaml.safe_load(content(vllm, "/own.yaml"))["model"] == "/srv/llmkeep/models/sql-2026-11"
 
 
 def test_vllm_s_unit_is_hardened_and_tells_nobody(vllm: Any, tmp_path: Path) -> None:
@@ -322,9 +312,9 @@ def test_a_gpu_s_memory_may_be_a_little_less_than_the_card_says(vllm: Any, tmp_p
         smi.write_text(f"#!/bin/sh\necho {seen}\n")
         smi.chmod(0o755)
         path = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
-        run = subprocess.run(
-            ["sh", "-c", vllm["gpus"], "check", "0"], check=False, env=path, capture_output=True
-        )
+        program = ROOT / "roles/vllm/files/gpu-memory.sh"
+        argv = ["sh", str(program), str(vllm["gpu_mib"]), "24G", "0"]
+        run = subprocess.run(argv, check=False, env=path, capture_output=True)
         assert run.returncode == code, run.stdout
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 from plugin_modules import load
-from rendered_role import hardened, rendered
+from rendered_role import absent, content, hardened, rendered
 
 training = load("filter.training")
 HOSTS = {"train1.estate.internal": "10.0.0.21", "train2.estate.internal": "10.0.0.22"}
@@ -24,10 +24,7 @@ JOB: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What the role makes of JOB on the second of two hosts."""
-    wanted = {
-        name: f"__llm_training_{name}"
-        for name in ("files", "directories", "leftovers", "wrong", "units", "let_in")
-    }
+    wanted = {name: f"__llm_training_{name}" for name in ("wrong", "units", "let_in")}
     wanted["unit"] = "lookup('ansible.builtin.template', 'llm-train@.service.j2')"
     wanted |= {way: f"lookup('ansible.builtin.template', '{way}.nft.j2')" for way in ("input", "output")}
     given = {
@@ -37,13 +34,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
         "llm_training_environment": {"NCCL_IB_HCA": "mlx5"},
         "__llm_training_release": {"id": "0123456789ab"},
     }
-    return rendered(tmp_path_factory.mktemp("role"), "llm_training", wanted, "train2", HOSTS, given)
-
-
-def content(made: Any, name: str) -> Any:
-    """The content of the one file whose path ends with NAME."""
-    (found,) = [file["content"] for file in made["files"] if file["dest"].endswith(name)]
-    return found
+    folder = tmp_path_factory.mktemp("role")
+    return rendered(folder, "llm_training", wanted, "train2", HOSTS, given, configured=True)
 
 
 def test_the_job_file_names_model_output_and_hosts_and_leaves_out_what_is_the_role_s(made: Any) -> None:
@@ -59,8 +51,8 @@ def test_the_job_file_names_model_output_and_hosts_and_leaves_out_what_is_the_ro
     }
     assert yaml.safe_load(content(made, "/sql.data.yaml")) == {"seq_len": 512}
     assert content(made, "/memory.conf") == "[Service]\nMemoryMax=64G\n"
-    assert made["directories"][-1] == {"path": "/etc/systemd/system/llm-train@sql.service.d"}
-    assert made["leftovers"] == []
+    assert made["tree"]["directories"][-1] == {"path": "/etc/systemd/system/llm-train@sql.service.d"}
+    assert absent(made) == []
     assert content(made, "/sql.env").splitlines() == [
         "PREPARE=--prepare /opt/llmtrain/units/llm-train@sql.service/etc/sql.data.yaml",
         "NCCL_IB_HCA=mlx5",

@@ -25,11 +25,12 @@ def wanted(**parts: Any) -> dict[str, Any]:
         "files": [],
         "secret_contents": {},
         "links": [],
-        "absent": [],
         "validate": [],
         "units": [],
     }
     tree.update(parts)
+    for entry in tree["files"] + tree["directories"] + tree["links"]:
+        entry.setdefault("state", "present")
     for entry in tree["files"] + tree["directories"]:
         entry.setdefault("owner", ME)
         entry.setdefault("group", MY_GROUP)
@@ -79,8 +80,8 @@ def test_check_mode_names_every_change_and_makes_none(tmp_path: Path) -> None:
             files=[
                 {"dest": str(tmp_path / "a"), "content": "after\n"},
                 {"dest": str(tmp_path / "d/b"), "content": "b", "owner": "nobody-yet"},
+                {"dest": str(tmp_path / "old"), "state": "absent"},
             ],
-            absent=[str(tmp_path / "old")],
             validate=REFUSES,
         ),
         check=True,
@@ -113,17 +114,22 @@ def test_a_tree_that_its_program_refuses_is_put_back_whole(tmp_path: Path) -> No
     (tmp_path / "gone").write_text("still wanted by the old configuration")
     (tmp_path / "link").symlink_to("kept")
     (tmp_path / "folder").mkdir(mode=0o700)
+    (tmp_path / "empty").mkdir(mode=0o700)
     before = everything_in(tmp_path)
     with pytest.raises(config_tree.Refused, match="put back"):
         config_tree.apply(
             wanted(
-                directories=[{"path": str(tmp_path / "made")}, {"path": str(tmp_path / "folder")}],
+                directories=[
+                    {"path": str(tmp_path / "made")},
+                    {"path": str(tmp_path / "folder")},
+                    {"path": str(tmp_path / "empty"), "state": "absent"},
+                ],
                 files=[
                     {"dest": str(tmp_path / "kept"), "content": "new"},
                     {"dest": str(tmp_path / "made/inside"), "content": "new"},
+                    {"dest": str(tmp_path / "gone"), "state": "absent"},
                 ],
                 links=[{"path": str(tmp_path / "link"), "target": "made/inside"}],
-                absent=[str(tmp_path / "gone")],
                 validate=REFUSES,
             ),
             check=False,
@@ -242,3 +248,65 @@ def test_of_a_file_that_is_somebody_elses_only_the_named_block_is_ours(tmp_path:
     assert "# BEGIN llmkeep volumes\nours anew\n# END llmkeep volumes\ntheirs - two\n" in path.read_text()
     assert with_content("")
     assert path.read_text() == "theirs - one\ntheirs - two\n"
+
+
+def test_removes_files_links_and_the_directories_that_are_empty_then(tmp_path: Path) -> None:
+    for folder in ("a", "a/b", "kept"):
+        (tmp_path / folder).mkdir()
+    for file in ("a/b/file", "kept/another"):
+        (tmp_path / file).write_text("x")
+    (tmp_path / "a/link").symlink_to("b/file")
+
+    def tree() -> dict[str, Any]:
+        return wanted(
+            directories=[{"path": str(tmp_path / name), "state": "absent"} for name in ("a", "a/b", "kept")],
+            files=[{"dest": str(tmp_path / "a/b/file"), "state": "absent"}],
+            links=[{"path": str(tmp_path / "a/link"), "state": "absent"}],
+        )
+
+    assert config_tree.apply(tree(), check=True).changes
+    assert config_tree.apply(tree(), check=False).changes
+    assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == [
+        "kept",
+        "kept/another",
+    ]
+    assert config_tree.apply(tree(), check=False).changes == []
+
+
+def test_a_sysusers_file_is_removed_and_its_accounts_stay(tmp_path: Path) -> None:
+    (tmp_path / "users.conf").write_text("u nobody-yet -\n")
+    users = {"dest": str(tmp_path / "users.conf"), "content": "u nobody-yet -\n", "state": "absent"}
+    assert config_tree.apply(wanted(sysusers=users), check=False).changes == [
+        f"removed: {tmp_path}/users.conf"
+    ]
+    assert config_tree.apply(wanted(sysusers=users), check=False).changes == []
+
+
+def test_an_entry_for_each_item_knows_its_item_and_has_its_name() -> None:
+    job = {"name": "sql", "memory": "2G"}
+    filters = load("filter.config_tree")
+    assert filters.for_each(
+        [job], "job", dest="/etc/{}.yaml", template="job.yaml.j2", validate=["check", "%s"]
+    ) == [
+        {
+            "dest": "/etc/sql.yaml",
+            "template": "job.yaml.j2",
+            "validate": ["check", "%s"],
+            "vars": {"job": job},
+        }
+    ]
+    assert filters.for_each(["a", 2], "name", dest="/{}/{}", state="absent") == [
+        {"dest": "/a/a", "state": "absent"},
+        {"dest": "/2/2", "state": "absent"},
+    ]
+    assert filters.for_each({"sql.mount": job}, "job", path="/etc/{}") == [{"path": "/etc/sql.mount"}]
+    assert filters.named(["a", "b"], hold=True) == [{"name": "a", "hold": True}, {"name": "b", "hold": True}]
+
+
+def test_volumes_are_told_to_the_host_by_size_and_by_what_the_control_node_stores() -> None:
+    filters = load("filter.volumes")
+    swap = {"name": "swap", "serial": "S", "size": "128M", "device": "/dev/vdd"}
+    assert filters.swap_disks([swap]) == [{"name": "swap", "serial": "S", "size": 128 * 2**20}]
+    stored = {"llm1/data": {"recovery": "r"}, "llm2/audit": {"recovery": "other"}}
+    volumes = [{"name": "data"}, {"name": "audit"}]
+    assert filters.volume_escrow(volumes, "llm1", stored) == {"data": {"recovery": "r"}, "audit": {}}
