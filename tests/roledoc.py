@@ -1,6 +1,6 @@
 """Each role's README, from its argument specification and its checks: `python tests/roledoc.py` writes them."""
 
-import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ def render(role: Path) -> str:
         lines += ["", sentence(paragraph)]
     lines += ["", "## Variables", "", "| Name | Type | Default | Meaning |", "|---|---|---|---|"]
     lines += [row(name, option) for name, option in sorted(spec["options"].items())]
-    checks = re.findall(r"\bid:\s*\"?([\w.]+)", (role / "tasks/verify.yml").read_text())
     lines += [
         "",
         "## Checks",
@@ -26,11 +25,24 @@ def render(role: Path) -> str:
         "`playbooks/verify.yml` runs them; so do molecule and every run of the role.",
         "",
     ]
-    lines += [f"- `{check}`" for check in checks]
+    lines += [f"- `{check['id']}`: {check['title']}" for check in checks(role)]
     return (
         "\n".join(lines)
         + "\n\n<!-- Written by tests/roledoc.py from meta/argument_specs.yml and tasks/verify.yml. -->\n"
     )
+
+
+def checks(role: Path) -> list[dict[str, Any]]:
+    """The checks that a role's verify.yml declares, wherever in it, in their order."""
+    return list(declared(yaml.safe_load((role / "tasks/verify.yml").read_text())))
+
+
+def declared(value: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(value, dict) and "id" in value:
+        yield value
+        return
+    for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else []:
+        yield from declared(each)
 
 
 def sentence(text: str) -> str:

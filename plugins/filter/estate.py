@@ -26,7 +26,9 @@ def failed_check(pair: tuple[dict[str, Any], dict[str, Any]]) -> str:
     """One failed check of one host, as a line for people."""
     host, check = pair
     observed = check["observed"] if len(check["observed"]) <= SHOWN else f"{check['observed'][:SHOWN]}…"
-    return f"{host['key']}: {check['id']}: expected {check['expected']}; observed {observed}"
+    return (
+        f"{host['key']}: {check['id']} ({check['title']}): expected {check['expected']}; observed {observed}"
+    )
 
 
 def unenforceable_check(pair: tuple[dict[str, Any], dict[str, Any]]) -> str:

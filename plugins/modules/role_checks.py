@@ -25,6 +25,7 @@ options:
     required: true
     suboptions:
       id: {description: Name as C(role.what_it_is)., type: str, required: true}
+      title: {description: What holds where the check passes, for people, on one line., type: str, required: true}
       argv: {description: Program and arguments., type: list, elements: str}
       rc: {description: Expected exit status., type: int, default: 0}
       stdout: {description: Expected output without its surrounding white space., type: str}
@@ -48,8 +49,14 @@ EXAMPLES = r"""
 - name: Verify
   llmkeep.estate.role_checks:
     checks:
-      - {id: redis.answers, argv: [redis-cli, -s, /run/redis/redis.sock, ping], match: NOAUTH}
-      - {id: redis.memory_is_bounded, limit: MemoryMax, units: {redis-server.service: 167772160}}
+      - id: redis.answers
+        title: Redis refuses a client without a password
+        argv: [redis-cli, -s, /run/redis/redis.sock, ping]
+        match: NOAUTH
+      - id: redis.memory_is_bounded
+        title: Redis's memory is bounded
+        limit: MemoryMax
+        units: {redis-server.service: 167772160}
 """
 
 RETURN = r"""
@@ -60,6 +67,7 @@ checks:
   elements: dict
   contains:
     id: {description: Its name., type: str}
+    title: {description: What holds where it passes., type: str}
     expected: {description: What had to be., type: str}
     observed: {description: What was., type: str}
     ok: {description: Whether they agree., type: bool}
@@ -109,7 +117,7 @@ def main() -> None:
     failed = [result for result in results if has_failed(result)]
     if failed and not module.params["collect"]:
         lines = [
-            f"{result['id']}: expected {result['expected']}; observed {result['observed']}"
+            f"{result['id']} ({result['title']}): expected {result['expected']}; observed {result['observed']}"
             for result in failed
         ]
         module.fail_json(

@@ -24,6 +24,7 @@ ENVIRONMENT = {
 
 OPTIONS: dict[str, Any] = {
     "id": {"type": "str", "required": True},
+    "title": {"type": "str", "required": True},
     "argv": {"type": "list", "elements": "str"},
     "rc": {"type": "int", "default": 0},
     "stdout": {"type": "str"},
@@ -126,17 +127,22 @@ def limited(check: dict[str, Any]) -> dict[str, Any] | None:
         try:
             reason = limits.lacking(check["limit"])
         except OSError as problem:
-            return {"id": check["id"], "expected": expected(check), "observed": str(problem), "ok": False}
+            return result(check, str(problem), ok=False)
         if not reason:
             return None
         observed, ok = f"{check['limit']} is not enforced", False
-    result = {"id": check["id"], "expected": expected(check), "observed": observed, "ok": ok}
-    return result | ({"not_enforceable": reason} if reason and not ok else {})
+    return result(check, observed, ok) | ({"not_enforceable": reason} if reason and not ok else {})
 
 
-def has_failed(result: dict[str, Any]) -> bool:
+def result(check: dict[str, Any], observed: str, ok: bool) -> dict[str, Any]:
+    """A check's result as the role and the report show it."""
+    names = {"id": check["id"], "title": check["title"]}
+    return {**names, "expected": expected(check), "observed": observed, "ok": ok}
+
+
+def has_failed(seen: dict[str, Any]) -> bool:
     """Whether a result counts as a failure; limits that a host cannot enforce are reported separately."""
-    return not result["ok"] and "not_enforceable" not in result
+    return not seen["ok"] and "not_enforceable" not in seen
 
 
 def run(checks: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -148,13 +154,13 @@ def run(checks: list[dict[str, Any]]) -> list[dict[str, Any]]:
     told: dict[tuple[str, ...], str | tuple[int, str, str]] = {}
     results = []
     for check in checks:
-        if check["limit"] is not None and (result := limited(check)):
-            results.append(result)
+        if check["limit"] is not None and (seen_limit := limited(check)):
+            results.append(seen_limit)
             continue
         argv = tuple(check["argv"])
         seen = told[argv] if check["named"] is not None and argv in told else ended(check)
         if check["named"] is not None:
             told[argv] = seen
         observed, ok = judged(check, seen)
-        results.append({"id": check["id"], "expected": expected(check), "observed": observed, "ok": ok})
+        results.append(result(check, observed, ok))
     return results

@@ -11,6 +11,7 @@ from typing import Any
 
 import jinja2
 import pytest
+import yaml
 from plugin_modules import ROOT, load
 from softhsm import SOFTHSM, double, faulty
 from waiting import PATIENCE, listens, own_port
@@ -406,3 +407,16 @@ def test_no_login_is_tried_while_the_token_warns(edge: Edge, monkeypatch: pytest
 def test_a_label_too_long_for_the_key_file_is_refused() -> None:
     with pytest.raises(ValueError, match="take shorter labels"):
         estate.pkcs11_key_file("pkcs11:token=" + "x" * 120)
+
+
+def test_an_edge_s_leftovers_are_what_its_way_to_the_hsm_brings() -> None:
+    folder = "/etc/llmkeep/edge-hsm"
+    (tree,) = (
+        task["llmkeep.estate.config_tree"]
+        for task in yaml.safe_load((ROOT / "roles/edge/tasks/hsm.yml").read_text())
+        if "llmkeep.estate.config_tree" in task
+    )
+    brought = {entry["dest"].replace("{{ __edge_hsm_folder }}", folder) for entry in tree["files"]}
+    known = set(yaml.safe_load((ROOT / "roles/edge/vars/main.yml").read_text())["__edge_hsm_paths"])
+    # Certificate and PIN come by other modules.
+    assert known - {"/etc/llmkeep/pki/edge.pem", "{{ __edge_hsm_sealed }}"} == brought

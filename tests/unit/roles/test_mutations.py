@@ -18,7 +18,7 @@ spec.loader.exec_module(mutations)
 
 def check(name: str, file: Path) -> dict[str, Any]:
     """A check that the file says yes."""
-    given = {"id": name, "argv": ["cat", str(file)], "rc": 0, "stdout": "yes", "timeout": 10}
+    given = {"id": name, "title": name, "argv": ["cat", str(file)], "rc": 0, "stdout": "yes", "timeout": 10}
     return {**dict.fromkeys(mutations.OPTIONS), **given}
 
 

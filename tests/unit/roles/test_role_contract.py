@@ -173,16 +173,3 @@ def test_a_unit_that_is_restarted_for_ever_rests_longer_each_time(unit: Path) ->
     lines = unit.read_text().splitlines()
     if "Restart=always" in lines:
         assert {"StartLimitIntervalSec=0", "RestartSteps=3", "RestartMaxDelaySec=4"} <= set(lines)
-
-
-def test_an_edge_s_leftovers_are_what_its_way_to_the_hsm_brings() -> None:
-    folder = "/etc/llmkeep/edge-hsm"
-    (tree,) = (
-        task["llmkeep.estate.config_tree"]
-        for task in tasks_of(ROOT / "roles/edge", "hsm")
-        if "llmkeep.estate.config_tree" in task
-    )
-    brought = {entry["dest"].replace("{{ __edge_hsm_folder }}", folder) for entry in tree["files"]}
-    known = set(load(ROOT / "roles/edge/vars/main.yml")["__edge_hsm_paths"])
-    # Certificate and PIN come by other modules.
-    assert known - {"/etc/llmkeep/pki/edge.pem", "{{ __edge_hsm_sealed }}"} == brought

@@ -1,6 +1,7 @@
 """Each role's README says what its argument specification says."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -30,3 +31,16 @@ def test_a_default_in_the_specification_is_the_role_s_default(role: Path) -> Non
     assert {name: roledoc.shown(value) for name, value in stated.items()} == {
         name: roledoc.shown(defaults[name]) for name in stated
     }
+
+
+@pytest.mark.parametrize("role", roledoc.ROLES, ids=lambda role: role.name)
+def test_every_check_has_a_title_for_people(role: Path) -> None:
+    for check in roledoc.checks(role):
+        title = check.get("title", "")
+        assert 8 <= len(title) <= 90, f"{check['id']}: {title!r}"
+        assert not re.search(r"\n|\{\{|\.$", title), f"{check['id']}: {title!r}"
+
+
+def test_no_two_checks_have_one_id() -> None:
+    ids = [check["id"] for role in roledoc.ROLES for check in roledoc.checks(role)]
+    assert len(ids) == len(set(ids)) > 200

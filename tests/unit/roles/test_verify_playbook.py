@@ -12,10 +12,22 @@ from plugin_modules import LINK, ROOT, load
 
 load("filter.estate")  # puts the collection where Ansible finds it
 
-HELD = {"id": "opa.runs", "expected": "active", "observed": "active", "ok": True}
-OPEN = {"id": "opa.memory_is_bounded", "expected": "bounded", "observed": "not enforced", "ok": False,
-        "not_enforceable": "no memory controller"}  # fmt: skip
-FAILED = {"id": "opa.runs", "expected": "active", "observed": "inactive", "ok": False}
+HELD = {"id": "opa.runs", "title": "OPA is running", "expected": "active", "observed": "active", "ok": True}
+OPEN = {
+    "id": "opa.memory_is_bounded",
+    "title": "OPA's memory is bounded",
+    "expected": "bounded",
+    "observed": "not enforced",
+    "ok": False,
+    "not_enforceable": "no memory controller",
+}
+FAILED = {
+    "id": "opa.runs",
+    "title": "OPA is running",
+    "expected": "active",
+    "observed": "inactive",
+    "ok": False,
+}
 
 
 def reported(folder: Path, checks: list[dict[str, Any]]) -> tuple[int, str, dict[str, Any]]:
@@ -65,7 +77,7 @@ def reported(folder: Path, checks: list[dict[str, Any]]) -> tuple[int, str, dict
             False,
             [
                 "1 of 2 checks do not hold.",
-                "llm1: opa.runs: expected active; observed inactive",
+                "llm1: opa.runs (OPA is running): expected active; observed inactive",
                 "llm1: opa.memory_is_bounded: no memory controller",
             ],
         ),

@@ -59,7 +59,12 @@ def attached(
 
 def result(limit: str, wanted: object) -> dict[str, Any]:
     """A limit's result as role and report show it."""
-    check = dict.fromkeys(checks.OPTIONS) | {"id": "opa.it", "limit": limit, "units": {UNIT: wanted}}
+    check = dict.fromkeys(checks.OPTIONS) | {
+        "id": "opa.it",
+        "title": "It is",
+        "limit": limit,
+        "units": {UNIT: wanted},
+    }
     found: dict[str, Any] = checks.run([check])[0]
     return found
 
@@ -68,6 +73,7 @@ def result(limit: str, wanted: object) -> dict[str, Any]:
 def test_a_bound_that_the_kernel_applies_holds() -> None:
     assert result("MemoryMax", 64 << 20) == {
         "id": "opa.it",
+        "title": "It is",
         "expected": f"the kernel enforces MemoryMax of {UNIT} {64 << 20}",
         "observed": f"enforced for {UNIT}",
         "ok": True,
@@ -204,7 +210,13 @@ def test_a_command_that_proves_a_limit_is_run_where_the_kernel_has_the_means(
     monkeypatch: pytest.MonkeyPatch, limit: str, lacking: str
 ) -> None:
     monkeypatch.setattr(limits, "lacking", lambda _: lacking)
-    check = dict.fromkeys(checks.OPTIONS) | {"id": "base.it", "argv": ["false"], "rc": 0, "timeout": 10}
+    check = dict.fromkeys(checks.OPTIONS) | {
+        "id": "base.it",
+        "title": "It is",
+        "argv": ["false"],
+        "rc": 0,
+        "timeout": 10,
+    }
     found = checks.run([check | {"limit": limit}])[0]
     assert (checks.has_failed(found), found.get("not_enforceable")) == (not lacking, lacking or None)
 

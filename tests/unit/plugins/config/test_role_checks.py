@@ -20,7 +20,14 @@ def check(code: str, **parts: Any) -> dict[str, Any]:
 
 def told(code: str, **parts: Any) -> dict[str, Any]:
     """A check as the module has it."""
-    defaults = {"id": "role.it", "argv": [sys.executable, "-c", code], "rc": 0, "stdout": None, "match": None}
+    defaults = {
+        "id": "role.it",
+        "title": "It is",
+        "argv": [sys.executable, "-c", code],
+        "rc": 0,
+        "stdout": None,
+        "match": None,
+    }
     return {**dict.fromkeys(checks.OPTIONS), **defaults, "timeout": 10, **parts}
 
 
@@ -67,6 +74,7 @@ def test_a_result_says_what_was_expected_and_what_was_seen() -> None:
     result = check("print('TLSv1.2')", stdout="TLSv1.3")
     assert result == {
         "id": "role.it",
+        "title": "It is",
         "expected": "exit 0, output 'TLSv1.3'",
         "observed": "exit 0, output 'TLSv1.2'",
         "ok": False,
@@ -104,8 +112,8 @@ def test_what_a_host_cannot_enforce_is_told_and_fails_nothing(
     warned: list[str] = []
     monkeypatch.setattr(module.AnsibleModule, "warn", lambda _, text: warned.append(text))
     monkeypatch.setattr(checks.limits, "lacking", lambda _: "the kernel refuses bpf()")
-    proof = {"id": "base.refuses", "argv": ["false"], "limit": "IPAddressDeny"}
-    given = [proof, {"id": "base.it", "argv": ["true"]}]
+    proof = {"id": "base.refuses", "title": "It refuses", "argv": ["false"], "limit": "IPAddressDeny"}
+    given = [proof, {"id": "base.it", "title": "It is", "argv": ["true"]}]
     told = called(module, {"checks": given}, capsys)
     assert "failed" not in told
     assert [check["ok"] for check in told["checks"]] == [False, True]
@@ -117,4 +125,4 @@ def test_what_a_host_cannot_enforce_is_told_and_fails_nothing(
 def test_a_check_is_a_command_or_a_limit_of_units(
     wrong: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert called(module, {"checks": [{"id": "role.it", **wrong}]}, capsys)["failed"]
+    assert called(module, {"checks": [{"id": "role.it", "title": "It is", **wrong}]}, capsys)["failed"]
