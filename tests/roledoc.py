@@ -1,5 +1,6 @@
 """Each role's README, from its argument specification and its checks: `python tests/roledoc.py` writes them."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
+COMMON = ROOT / "roles/_common"
 ROLES = sorted(path for path in (ROOT / "roles").iterdir() if not path.name.startswith("_"))
 
 
@@ -17,7 +19,18 @@ def render(role: Path) -> str:
     for paragraph in spec.get("description", []):
         lines += ["", sentence(paragraph)]
     lines += ["", "## Variables", "", "| Name | Type | Default | Meaning |", "|---|---|---|---|"]
-    lines += [row(name, option) for name, option in sorted(spec["options"].items())]
+    for name, option in sorted(spec["options"].items()):
+        lines += rows(name, option)
+    if shared := shared_by(role):
+        lines += [
+            "",
+            "## Shared variables",
+            "",
+            "Variables of `_common` and of other roles that this role reads. Set them for all hosts that they concern.",
+            "",
+        ]
+        lines += ["| Name | Role | Type | Default | Meaning |", "|---|---|---|---|---|"]
+        lines += [row(name, option, of) for name, (of, option) in sorted(shared.items())]
     lines += [
         "",
         "## Checks",
@@ -51,15 +64,49 @@ def sentence(text: str) -> str:
     return text if text.endswith((".", ":")) else f"{text}."
 
 
-def row(name: str, option: dict[str, Any]) -> str:
-    """A variable's line of the table."""
+def shared_by(role: Path) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Variables of _common and of other roles that a role reads: the role that declares each, and its option."""
+    text = "\n".join(
+        path.read_text()
+        for folder in ("defaults", "handlers", "tasks", "templates", "vars")
+        for path in sorted((role / folder).rglob("*"))
+        if path.is_file()
+    )
+    words = set(re.findall(r"\w+", re.sub(r"^ *#.*$", "", text, flags=re.MULTILINE)))
+    found = {}
+    for of in [COMMON, *ROLES]:
+        for name, option in declared_by(of).items():
+            if of != role and name in words and not name.startswith("_"):
+                found[name] = (of.name, option)
+    return found
+
+
+def declared_by(role: Path) -> dict[str, dict[str, Any]]:
+    """The options of a role; of _common, those that its preflight declares for all roles."""
+    specs = yaml.safe_load((role / "meta/argument_specs.yml").read_text())["argument_specs"]
+    options: dict[str, dict[str, Any]] = specs["preflight" if role == COMMON else "main"]["options"]
+    return options
+
+
+def rows(name: str, option: dict[str, Any]) -> list[str]:
+    """A variable's lines of the table: its own, and one for each option below it."""
+    below = f"{name}[]" if option["type"] == "list" else name
+    found = [row(name, option)]
+    for each, inner in option.get("options", {}).items():
+        found += rows(f"{below}.{each}", inner)
+    return found
+
+
+def row(name: str, option: dict[str, Any], of: str = "") -> str:
+    """A variable's line of the table, in the table of shared ones with the role that declares it."""
     kind = option["type"] + (f" of {option['elements']}" if "elements" in option else "")
     default = "required" if option.get("required") else f"`{shown(option.get('default'))}`"
     meaning = option["description"]
     meaning = " ".join(meaning) if isinstance(meaning, list) else meaning
     if "choices" in option:
         meaning = f"{sentence(meaning)} One of {', '.join(str(choice) for choice in option['choices'])}"
-    return f"| `{name}` | {kind} | {default} | {cell(sentence(meaning))} |"
+    role = f" {of} |" if of else ""
+    return f"| `{name}` |{role} {kind} | {default} | {cell(sentence(meaning))} |"
 
 
 def shown(value: object) -> str:

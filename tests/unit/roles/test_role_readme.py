@@ -21,6 +21,17 @@ def test_readme_is_what_the_specification_says(role: Path) -> None:
     assert written == roledoc.render(role), "run .venv/bin/python tests/roledoc.py"
 
 
+def test_sub_options_and_shared_variables_are_in_the_tables() -> None:
+    luks = (ROOT / "roles/luks/README.md").read_text()
+    assert "| `luks_volumes[].serial` | str | required |" in luks
+    assert "| `hsm_token` | _common | str | `llmkeep` |" in luks
+    assert "| `hsm_relay` | hsm |" in (ROOT / "roles/edge/README.md").read_text()
+    nested = {"type": "dict", "description": "a", "options": {"b": {"type": "int", "description": "c"}}}
+    option = {"type": "list", "elements": "dict", "description": "d", "options": {"e": nested}}
+    names = [line.split("`")[1] for line in roledoc.rows("top", option)]
+    assert names == ["top", "top[].e", "top[].e.b"]
+
+
 @pytest.mark.parametrize("role", roledoc.ROLES, ids=lambda role: role.name)
 def test_a_default_in_the_specification_is_the_role_s_default(role: Path) -> None:
     options = yaml.safe_load((role / "meta/argument_specs.yml").read_text())["argument_specs"]["main"][
