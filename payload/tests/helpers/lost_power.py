@@ -1,9 +1,9 @@
-"""A power cut at each flush, by a model of a disk: what was never flushed may or may not be there.
+"""A power cut at each flush, simulated by a model of a disk: what was never flushed may or may not be there.
 
-Linux promises that a file's content is on the disk after its fsync, and a folder's names after the folder's. `Disk`
-looks at a directory at each fsync; `Cut.restore` makes what a machine may find there after a cut: each folder with its
-names at its last flush or at the cut, each file with its content then or at the cut, or a half of it. Real disks are
-for lab hosts (tests/lab/kernels/lost_saves.py).
+Linux guarantees that a file's content is on disk after its fsync, and a directory's entries after the directory's.
+`Disk` takes a snapshot of a directory tree at each fsync; `Cut.restore` creates what may be found after a cut: each
+directory with its entries as of its last flush or as of the cut, each file with its content as of either, or half of
+it. Tests on real disks run on lab hosts (tests/lab/kernels/lost_saves.py).
 """
 
 import os
@@ -19,7 +19,7 @@ import pytest
 
 @dataclass
 class Content:
-    """Files and folders' names, by inode."""
+    """Files and directory entries by inode."""
 
     files: dict[int, bytes]
     folders: dict[int, dict[str, int]]
@@ -35,10 +35,10 @@ class Cut:
     root: int
     durable: Content
     visible: Content
-    returned: int  # how many saves had returned
+    returned: int  # number of saves that had returned
 
     def restore(self, target: Path, chance: random.Random | None) -> None:
-        """What may be found after it; without `chance`, only what is durable."""
+        """Create what may be found afterwards; without `chance`, only what is durable."""
         shutil.rmtree(target, ignore_errors=True)
         self._restore(self.root, target, chance)
 
@@ -59,19 +59,19 @@ class Cut:
 
 
 class Disk:
-    """Below `root`, from now on; `cuts` has one before and one after each flush. Say `returned` after each save."""
+    """Watches `root`; `cuts` has a moment before and after each flush. Call `saved` after each save."""
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.root, self.returned = root, 0
         self.cuts: list[Cut] = []
-        self.held: dict[int, int] = {}  # open files: an inode's number is not given to another meanwhile
+        self.held: dict[int, int] = {}  # keeps files open, so that inode numbers are not reused
         self.one_at_a_time = threading.Lock()
         self.durable = self.look()
         self.fsync = os.fsync
         monkeypatch.setattr(os, "fsync", self.flushed)
 
     def flushed(self, descriptor: int) -> None:
-        """Instead of os.fsync."""
+        """Replaces os.fsync."""
         with self.one_at_a_time:
             self.cut()
             self.fsync(descriptor)
@@ -83,7 +83,7 @@ class Disk:
             self.cut()
 
     def look(self) -> Content:
-        """What is there now."""
+        """A snapshot of the tree."""
         seen = Content({}, {})
         for folder, folders, files in os.walk(self.root):
             place = Path(folder)
@@ -93,23 +93,23 @@ class Disk:
         return seen
 
     def number(self, path: Path) -> int:
-        """Its inode."""
+        """The inode number."""
         number = path.stat().st_ino
         if number not in self.held:
             self.held[number] = os.open(path, os.O_RDONLY)
         return number
 
     def close(self) -> None:
-        """Let go of what was looked at."""
+        """Close the files that were kept open."""
         for descriptor in self.held.values():
             os.close(descriptor)
 
     def cut(self) -> None:
-        """One more moment to look at."""
+        """Add the current moment to `cuts`."""
         number = self.root.stat().st_ino
         self.cuts.append(Cut(number, self.durable.copy(), self.look(), self.returned))
 
     def saved(self) -> None:
-        """A save has returned."""
+        """Note that a save has returned."""
         self.returned += 1
         self.cut()

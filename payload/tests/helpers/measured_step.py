@@ -1,10 +1,11 @@
-"""Train a model a few steps on the CPU, in this process, and print as JSON what it took beside what the plan said.
+"""Train a model for a few steps on the CPU in this process, and print measured and planned memory as JSON.
 
     python measured_step.py MODEL_DIR lora|full SEQ_LEN MICRO_BATCH yes|no   (the last: activation checkpointing)
 
-Weights, gradients and optimizer states are summed from the tensors; what a forward pass keeps is summed from what autograd
-saves; the peak is that of the process's resident memory (VmHWM, which Linux lets a process reset), above what it was
-before the model was loaded. Random tokens in packed rows of two documents: memory does not depend on what they say.
+Weights, gradients and optimizer states are summed over the tensors; the activations of a forward pass are summed over
+what autograd saves; the peak is that of the process's resident memory (VmHWM, which Linux allows a process to reset),
+above its value before the model was loaded. The rows are random tokens in two packed documents: memory does not
+depend on the content.
 """
 
 import json
@@ -14,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
-# glibc keeps small blocks that were freed: everything above 64 KiB goes back at once, so that resident means in use.
+# glibc retains small freed blocks. With this, blocks above 64 KiB are returned at once, so that resident means in use.
 if os.environ.get("MALLOC_MMAP_THRESHOLD_") != "65536":
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
-    os.execv(sys.executable, [sys.executable, *sys.argv])  # noqa: S606  the same program, which reads it when it starts
+    os.execv(sys.executable, [sys.executable, *sys.argv])  # noqa: S606  the same program; glibc reads it at startup
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -29,19 +30,19 @@ from llmtrain.planning.plan import plan
 
 
 def resident(key: str) -> int:
-    """Bytes of this process: VmRSS now, VmHWM at the most since the last reset."""
+    """Bytes of this process: VmRSS is the current value, VmHWM the maximum since the last reset."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(key)).split()[1]) * 1024
 
 
 def total(tensors: Any) -> int:
-    """Bytes of tensors' storages, each once."""
+    """Bytes of the tensors' storages, each counted once."""
     storages = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}
     return sum(storages.values())
 
 
 def kept_by(model: Any, batch: dict[str, Any]) -> int:
-    """Bytes that autograd saves in a forward pass without a loss, weights left out."""
+    """Bytes that autograd saves in a forward pass without a loss, excluding weights."""
     own = {each.untyped_storage().data_ptr() for each in (*model.parameters(), *model.buffers())}
     held: dict[int, Any] = {}
 
@@ -59,7 +60,7 @@ def kept_by(model: Any, batch: dict[str, Any]) -> int:
 
 
 def main(directory: Path, method: str, seq_len: int, micro_batch: int, checkpointing: bool) -> None:
-    """Plan, train two steps of two micro-batches, print."""
+    """Plan, train two steps of two micro-batches, and print."""
     scale = {
         "micro_batch": micro_batch,
         "tokens_per_step": 2 * micro_batch * seq_len,

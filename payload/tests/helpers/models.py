@@ -1,4 +1,4 @@
-"""The config.json of models that exist, as far as shapes go, from what their makers published; and tiny ones."""
+"""config.json of published models, limited to their shapes, and of tiny ones."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 from llmtrain.job import Job
 
-TINY_LATENT = {  # multi-head latent attention and experts, as DeepSeek-V2 has them
+TINY_LATENT = {  # multi-head latent attention and experts, as in DeepSeek-V2
     "vocab_size": 100, "hidden_size": 64, "intermediate_size": 96, "moe_intermediate_size": 32, "num_hidden_layers": 3,
     "num_attention_heads": 4, "num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 24, "qk_rope_head_dim": 8,
     "qk_nope_head_dim": 16, "v_head_dim": 12, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 2,
@@ -55,14 +55,14 @@ FULL = {"kind": "full"}
 
 
 def write_config(directory: Path, content: dict[str, Any]) -> Path:
-    """A model's directory with that config.json and nothing else."""
+    """Create a model directory with only this config.json."""
     directory.mkdir(exist_ok=True)
     (directory / "config.json").write_text(json.dumps(content))
     return directory
 
 
 def make_job(model: Path, method: dict[str, Any], **sections: Any) -> Job:
-    """A job; its data set need not be there where the plan is told what it would say."""
+    """A job; its data set need not exist if the plan is given the sequence length."""
     described = {
         "name": "test",
         "model": model,

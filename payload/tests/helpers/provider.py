@@ -1,4 +1,4 @@
-"""An identity provider for tests: real keys, real tokens, and the file that an operator would bring."""
+"""An identity provider for tests: real keys, real tokens, and the JWKS file that an operator would install."""
 
 import json
 import time
@@ -16,10 +16,10 @@ PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519Pri
 
 
 class Provider:
-    """Its keys by name, each with its algorithm; the first one signs unless told otherwise."""
+    """Keys by kid, each with its algorithm; the first one signs by default."""
 
     def __init__(self, jwks_file: Path) -> None:
-        """An EC and an RSA key, published."""
+        """Creates an EC and an RSA key, and publishes them."""
         self.jwks_file = jwks_file
         self.keys: dict[str, tuple[PrivateKey, str]] = {
             "ec1": (ec.generate_private_key(ec.SECP256R1()), "ES256"),
@@ -28,7 +28,6 @@ class Provider:
         self.publish()
 
     def jwk(self, kid: str) -> dict[str, Any]:
-        """The public half."""
         private, algorithm = self.keys[kid]
         public: Any = private.public_key()
         family: Any = {"EC": ECAlgorithm, "RS": RSAAlgorithm, "Ed": OKPAlgorithm, "ES": ECAlgorithm}[
@@ -38,14 +37,14 @@ class Provider:
         return described | {"alg": algorithm}
 
     def publish(self, *more: Any) -> None:
-        """Replace the file in one step."""
+        """Replace the JWKS file atomically; `more` are additional entries."""
         keys = [*(self.jwk(kid) for kid in self.keys), *more]
         aside = self.jwks_file.with_suffix(".new")
         aside.write_text(json.dumps({"keys": keys}))
         aside.replace(self.jwks_file)
 
     def claims(self, **changes: Any) -> dict[str, Any]:
-        """What a good token says; None leaves a claim out."""
+        """The claims of a valid token, with `changes`; None removes a claim."""
         now = int(time.time())
         claims = {
             "iss": ISSUER,
@@ -60,12 +59,11 @@ class Provider:
         return {name: value for name, value in claims.items() if value is not None}
 
     def token(self, kid: str = "ec1", headers: dict[str, Any] | None = None, **changes: Any) -> str:
-        """A signed token."""
         private, algorithm = self.keys[kid]
         return jwt.encode(self.claims(**changes), private, algorithm, headers={"kid": kid, **(headers or {})})
 
     def settings(self, **changes: Any) -> dict[str, Any]:
-        """The gateway's section `identity.oidc`."""
+        """The section `identity.oidc` of the gateway's configuration."""
         return {
             "issuer": ISSUER,
             "audience": AUDIENCE,
@@ -76,5 +74,5 @@ class Provider:
         }
 
     def oidc(self, **changes: Any) -> Oidc:
-        """The same, as the gateway reads it."""
+        """The settings as parsed by the gateway."""
         return Oidc.model_validate(self.settings(**changes))

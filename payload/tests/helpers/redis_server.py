@@ -1,4 +1,4 @@
-"""Debian's redis-server with the ACL of the redis role."""
+"""Debian's redis-server with the ACL of the role redis."""
 
 import hashlib
 import shutil
@@ -20,10 +20,10 @@ ACL = Path(__file__).resolve().parents[3] / "roles/redis/templates/users.acl.j2"
 
 
 class RedisServer:
-    """One, on a UNIX socket."""
+    """A Redis on a UNIX socket."""
 
     def __init__(self, folder: Path, more: Sequence[str] = ()) -> None:
-        """Start it, with `more` options."""
+        """Start it, with the additional options `more`."""
         self.socket = folder / "redis.sock"
         digest = hashlib.sha256(PASSWORD.encode()).hexdigest()
         users = Template(ACL.read_text()).render(__redis_password={"sha256": digest}, redis_key_prefix="llm:")
@@ -47,7 +47,7 @@ class RedisServer:
 
     @property
     def settings(self) -> dict[str, str]:
-        """For the gateway's configuration; the credential is PASSWORD."""
+        """The section `redis` of the gateway's configuration; the credential is PASSWORD."""
         return {
             "url": f"unix://{self.socket}",
             "user": "gateway",
@@ -55,12 +55,12 @@ class RedisServer:
         }
 
     def client(self) -> redis.Redis:
-        """One that may do all."""
+        """A client that may do everything."""
         return redis.Redis(unix_socket_path=str(self.socket), username="operator", password="any")
 
     @contextmanager
     def delayed(self, path: Path, seconds: float, made: list[float] | None = None) -> Iterator[Path]:
-        """A socket whose every answer comes `seconds` late; `made` gets the time of each connection."""
+        """A socket that delays every response by `seconds`; `made` receives the time of each connection."""
 
         def carry(come: socket.socket, go: socket.socket, late: float) -> None:
             with suppress(OSError):
@@ -90,17 +90,17 @@ class RedisServer:
             listener.shutdown(socket.SHUT_RDWR)
 
     def start(self) -> None:
-        """Until it takes connections: its socket's file is there a moment before."""
+        """Start it, and wait until it accepts connections; its socket file exists earlier."""
         self.process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL)
         eventually("Redis listens", self.listens)
 
     def listens(self) -> bool:
-        """Whether it takes connections."""
+        """Whether it accepts connections."""
         with socket.socket(socket.AF_UNIX) as probe:
             return probe.connect_ex(str(self.socket)) == 0
 
     def stop(self) -> None:
-        """At once."""
+        """Kill it."""
         self.process.kill()
         self.process.wait()
         self.socket.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The gateway's own routing table."""
+"""The gateway's routing table."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from llmserve.settings import Limits
 
 
 def every_route(folder: Path) -> list[Route]:
-    """All of it, of a gateway that is connected to nothing."""
+    """The routing table of a gateway that is connected to nothing."""
     metrics = Metrics()
     audit = AuditClient(folder / "none", metrics)
     state = State(

@@ -1,4 +1,4 @@
-"""Processes that save until they are killed. What they write says which step and rank it is of."""
+"""Processes that save checkpoints until they are killed. The content identifies its step and rank."""
 
 import errno
 import multiprocessing
@@ -20,8 +20,8 @@ SIZE = 100_000
 
 
 def content(step: int, rank: int, size: int) -> dict[str, bytes]:
-    """The files that a rank writes at a step: three, of which one is in a folder."""
-    chance = random.Random(f"{step} {rank}")  # noqa: S311 - content, no secret
+    """The files that a rank writes at a step: three, one of them in a subdirectory."""
+    chance = random.Random(f"{step} {rank}")  # noqa: S311 - not a secret
     return {
         f"rank{rank}.pt": chance.randbytes(size),
         f"tag/rank{rank}.safetensors": chance.randbytes(size // 3),
@@ -30,7 +30,7 @@ def content(step: int, rank: int, size: int) -> dict[str, bytes]:
 
 
 def write(folder: Path, step: int, rank: int = 0, size: int = SIZE) -> None:
-    """In several writes a file, so that a kill can come between."""
+    """Write the files in several writes each, so that a kill can come in between."""
     for name, data in content(step, rank, size).items():
         path = folder / name
         path.parent.mkdir(exist_ok=True)
@@ -40,14 +40,14 @@ def write(folder: Path, step: int, rank: int = 0, size: int = SIZE) -> None:
 
 
 def save(checkpoints: Checkpoints, step: int, size: int = SIZE) -> Path:
-    """One save of this rank's files."""
+    """Save this rank's files."""
     return checkpoints.save(
         step, partial(write, step=step, rank=checkpoints.rank, size=size), {"cursor": step * 7}
     )
 
 
 def is_whole(found: Checkpoint, rank: int = 0, size: int = SIZE) -> bool:
-    """Whether a rank's files of its step are there, each as it was written."""
+    """Whether all files of a rank at this step are as they were written."""
     wanted = content(found.step, rank, size).items()
     return found.state == {"cursor": found.step * 7} and all(
         (found.folder / name).read_bytes() == data for name, data in wanted
@@ -58,16 +58,16 @@ Tell = Callable[[Any], None]
 
 
 def resume(checkpoints: Checkpoints, tell: Tell) -> None:
-    """Tells the step, whether this rank's files are whole, world size and nodes; or None."""
+    """Reports the step, whether this rank's files are complete, world size and nodes; or None."""
     found = checkpoints.latest_good()
     tell(found and (found.step, is_whole(found, checkpoints.rank), found.world_size, found.nodes))
 
 
 def resume_and_save(checkpoints: Checkpoints, tell: Tell) -> None:
-    """Without an end; tells the step that it resumes from, and each whose save has returned."""
+    """Saves forever; reports the step it resumes from, and each step whose save has returned."""
     found = checkpoints.latest_good()
     if found and not is_whole(found, checkpoints.rank):
-        raise AssertionError(f"step {found.step} is not what was written")
+        raise AssertionError(f"step {found.step} differs from what was written")
     step = found.step if found else 0
     while True:
         tell(step)
@@ -76,13 +76,13 @@ def resume_and_save(checkpoints: Checkpoints, tell: Tell) -> None:
 
 
 def save_two(checkpoints: Checkpoints, tell: Tell) -> None:
-    """Steps 10 and 20."""
+    """Saves steps 10 and 20."""
     for step in (10, 20):
         save(checkpoints, step)
 
 
 def fill(checkpoints: Checkpoints, tell: Tell) -> None:
-    """A save for which the second rank has no space; tells the exit code. Then `resume`."""
+    """A save for which the second rank has no space: reports the exit code, then as `resume`."""
 
     def fails_on_one(folder: Path) -> None:
         if checkpoints.rank == 1:
@@ -96,10 +96,10 @@ def fill(checkpoints: Checkpoints, tell: Tell) -> None:
 
 
 class Ranks:
-    """Processes, each a rank of a gloo group if there are several, that do `work(checkpoints, tell)`.
+    """Processes that run `work(checkpoints, tell)`; if there are several, each is a rank of a gloo group.
 
-    They are of one node with one directory, or each of a node of its own, with the directory's folder of its number.
-    They are forked from one process that has imported torch and has no threads.
+    They are on one node with one directory, or each on a node of its own with a numbered subdirectory. They are
+    forked from one process that has imported torch and has no threads.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class Ranks:
             self.ends.append(here)
 
     def said(self) -> list[list[Any]]:
-        """What each told, until its end."""
+        """Everything that each process has reported until its end."""
         everything: list[list[Any]] = []
         for end, process in zip(self.ends, self.processes, strict=True):
             everything.append([])
@@ -132,7 +132,9 @@ class Ranks:
         return everything
 
     def killed(self) -> list[list[Any]]:
-        """kill -9 of all; what each had told. First they stand still: none lives to see another one's end."""
+        """Kill all with SIGKILL; returns what each had reported. All are stopped first, so that none sees another one
+        end.
+        """
         for number in [process.pid for process in self.processes if process.pid]:
             with suppress(ProcessLookupError):
                 os.kill(number, signal.SIGSTOP)
@@ -145,7 +147,7 @@ def run(
     place: Path, rank: int, ranks: int, meeting: Path, environment: dict[str, str],
     work: Callable[[Checkpoints, Tell], None], end: Connection,
 ) -> None:  # fmt: skip
-    """In the child."""
+    """Runs in the child process."""
     os.environ |= environment
     try:
         if ranks > 1:

@@ -1,4 +1,4 @@
-"""What schemathesis cannot know of the gateway; `test_openapi` has it loaded."""
+"""Knowledge about the gateway that schemathesis lacks; loaded by `test_openapi`."""
 
 from typing import Any
 
@@ -7,14 +7,14 @@ import schemathesis
 
 @schemathesis.hook
 def filter_case(context: Any, case: Any) -> bool:
-    """Not among the mistakes: a header that nobody knows, which HTTP has us ignore."""
+    """Unknown headers are no errors, since HTTP requires servers to ignore them."""
     return not any(name.lower().startswith("x-schemathesis") for name in case.headers or {})
 
 
 @schemathesis.hook
 def before_call(context: Any, case: Any, kwargs: Any) -> None:
-    """A model that there is, for else every question ends with a 404; and a deadline that can be kept, for the 503 of a
-    millisecond is what was asked for.
+    """Use an existing model, since every other request ends with 404; and a deadline that can be met, since a
+    deadline of a millisecond results in 503.
     """
     if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
         case.body["model"] = "echo"

@@ -1,4 +1,4 @@
-"""A fake of OPA's HTTP API that can be made to misbehave in ways that the real one cannot be made to."""
+"""A fake of OPA's HTTP API that misbehaves in ways that the real one cannot be made to."""
 
 import json
 import socket
@@ -30,11 +30,11 @@ DENIED = {"allow": False, "reason": "no role of yours permits it", "rule": "defa
 
 
 def answer(**changes: Any) -> tuple[int, bytes]:
-    """200 with the allowing decision, changed."""
+    """200 with the allowing decision, with `changes`."""
     return 200, json.dumps({"result": {**ALLOWED, **changes}}).encode()
 
 
-# What it answers with, by name; every one of these must let nobody in.
+# Invalid responses by name; with each of them, every request must be denied.
 MISBEHAVIOUR: dict[str, tuple[int, bytes]] = {
     "an empty object": (200, b"{}"),
     "an empty body": (200, b""),
@@ -50,7 +50,7 @@ MISBEHAVIOUR: dict[str, tuple[int, bytes]] = {
     "a revision as text": answer(revision="7"),
     "a revision as true": answer(revision=True),
     "revision zero": answer(revision=0),
-    "models that are no list": answer(models="*"),
+    "models that are not a list": answer(models="*"),
     "no rate": answer(rate=None),
     "a negative limit": answer(max_tokens=-1),
     "an expired policy": answer(allow=False, rule="policy_expired"),
@@ -63,7 +63,7 @@ MISBEHAVIOUR: dict[str, tuple[int, bytes]] = {
 
 
 class Server(socketserver.ThreadingUnixStreamServer):
-    """Its questions, and what it answers."""
+    """Records its requests, and sends the configured response."""
 
     daemon_threads = True
     reply: tuple[int, bytes] = answer()
@@ -73,20 +73,16 @@ class Server(socketserver.ThreadingUnixStreamServer):
     connections = 0
 
     def get_request(self) -> tuple[socket.socket, str]:
-        """One more connection."""
         self.connections += 1
         accepted: tuple[socket.socket, str] = super().get_request()
         return accepted
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One connection."""
-
     protocol_version = "HTTP/1.1"
     server: Server
 
     def do_POST(self) -> None:
-        """A question."""
         asked = json.loads(self.rfile.read(int(self.headers["content-length"])))["input"]
         self.server.questions.append(asked)
         time.sleep(self.server.delay)
@@ -94,26 +90,25 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         status, body = self.server.reply
-        with suppress(BrokenPipeError, ConnectionResetError):  # the gateway did not wait, which is right
+        with suppress(BrokenPipeError, ConnectionResetError):  # the gateway did not wait, as it should
             self.send_response(status)
             self.send_header("content-length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Nothing."""
+        """Log nothing."""
 
 
 class ScriptedOpa:
-    """The server in a thread, on a socket that can go and come."""
+    """The server in a thread, on a socket that can be stopped and started."""
 
     def __init__(self, socket: Path) -> None:
-        """Start it."""
         self.socket = socket
         self.start()
 
     def start(self) -> None:
-        """Answers with ALLOWED."""
+        """Start it; it answers with ALLOWED."""
         self.server = Server(str(self.socket), Handler)
         self.server.questions = []
         threading.Thread(
@@ -121,12 +116,12 @@ class ScriptedOpa:
         ).start()
 
     def stop(self) -> None:
-        """Nobody listens any more."""
+        """Stop listening."""
         self.server.shutdown()
         self.server.server_close()
         self.socket.unlink(missing_ok=True)
         self.server.hang_up = True
 
     def asked(self) -> list[dict[str, Any]]:
-        """The questions so far, without the gateway's own probes."""
+        """The inputs so far, without the gateway's own probes."""
         return [each for each in self.server.questions if each["subject"] != "llm-gateway"]

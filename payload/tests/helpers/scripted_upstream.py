@@ -1,4 +1,4 @@
-"""A server of OpenAI's API that answers with the bytes a test wrote down, over a UNIX socket or TLS."""
+"""A server of OpenAI's API that responds with scripted bytes, over a UNIX socket or TLS."""
 
 import json
 import socket
@@ -14,18 +14,18 @@ Script = list[bytes | float]  # bytes to send, seconds to wait
 
 
 def answer(body: object, status: int = 200) -> Script:
-    """A whole answer of HTTP."""
+    """A complete HTTP response."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     return [b"HTTP/1.1 %d X\r\ncontent-length: %d\r\n\r\n" % (status, len(content)) + content]
 
 
 def chunk(content: object) -> bytes:
-    """One event of a stream, as vLLM writes it."""
+    """One event of a stream in vLLM's format."""
     return b"data: " + json.dumps(content, separators=(",", ":")).encode() + b"\n\n"
 
 
 def said(text: str, reason: str | None = None) -> bytes:
-    """An event with a piece of a chat's text."""
+    """An event with a piece of a chat answer's text."""
     choice = {"index": 0, "delta": {"content": text}, "logprobs": None, "finish_reason": reason}
     return chunk({"id": "chatcmpl-1", "object": "chat.completion.chunk", "model": "m", "choices": [choice]})
 
@@ -35,7 +35,7 @@ END = b"data: [DONE]\n\n"
 
 
 def stream(*pieces: bytes | float, whole: bool = True) -> Script:
-    """An answer of events, in chunks; without `whole` the connection just ends."""
+    """A chunked response; without `whole` the connection ends prematurely."""
     script: Script = [
         b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
     ]
@@ -45,10 +45,10 @@ def stream(*pieces: bytes | float, whole: bool = True) -> Script:
 
 
 class ScriptedUpstream:
-    """Answers every question with `script`, and keeps what it was asked."""
+    """Responds to every request with `script`, and records the request."""
 
     def __init__(self, address: Path | None = None, tls: ssl.SSLContext | None = None) -> None:
-        """Listen, on the socket's path or on a port of 127.0.0.1."""
+        """Listen on the path of a UNIX socket, or on a port of 127.0.0.1."""
         self.listener = socket.socket(socket.AF_UNIX if address else socket.AF_INET)
         self.listener.bind(str(address) if address else ("127.0.0.1", 0))
         self.listener.listen(64)
@@ -58,19 +58,19 @@ class ScriptedUpstream:
         self.models: Script = answer(MODELS)
         self.asked: list[dict[str, Any]] = []
         self.heads: list[str] = []
-        self.hung_up = threading.Event()  # set when a client leaves before the script is over
+        self.hung_up = threading.Event()  # set when a client disconnects before the script ends
         self.open: set[socket.socket] = set()
         threading.Thread(target=self.accept, daemon=True).start()
 
     def accept(self) -> None:
-        """A thread for each connection."""
+        """Serve each connection in a thread."""
         with suppress(OSError):
             while True:
                 connection, _ = self.listener.accept()
                 threading.Thread(target=self.serve, args=(connection,), daemon=True).start()
 
     def serve(self, connection: socket.socket) -> None:
-        """One request; the connection to the list of models stays open until the client closes it."""
+        """Serve one request; the connection for the list of models stays open until the client closes it."""
         with suppress(OSError), connection:
             talking = self.tls.wrap_socket(connection, server_side=True) if self.tls else connection
             self.open.add(talking)
@@ -89,7 +89,6 @@ class ScriptedUpstream:
                 talking.close()
 
     def read(self, connection: socket.socket) -> tuple[str, bytes]:
-        """Head and body of a request."""
         data = b""
         while b"\r\n\r\n" not in data:
             data += connection.recv(65536)
@@ -100,7 +99,7 @@ class ScriptedUpstream:
         return head.decode(), body
 
     def play(self, connection: socket.socket, script: Script) -> None:
-        """Send and wait as it is written."""
+        """Send the bytes and sleep as scripted."""
         for each in script:
             if isinstance(each, float):
                 time.sleep(each)
@@ -108,7 +107,7 @@ class ScriptedUpstream:
                 connection.sendall(each)
 
     def stop(self) -> None:
-        """Hang up on everybody, and listen no more."""
+        """Close all connections, and stop listening."""
         self.listener.shutdown(socket.SHUT_RDWR)  # close() alone would not wake the thread that accepts
         self.listener.close()
         for connection in list(self.open):

@@ -1,4 +1,4 @@
-"""Real processes for the tests: engines and a gateway, started as systemd starts them, on UNIX sockets."""
+"""Real processes for tests: engines and a gateway, started as systemd starts them, on UNIX sockets."""
 
 import json
 import os
@@ -19,11 +19,11 @@ from authority import PUBLIC_KEY, signed_bundle
 from llmserve.access.api_keys import edited, new_key
 
 PEPPER = b"a pepper for tests, 32 bytes long"
-START_SECONDS = 90.0  # on a machine that is busy with other things
+START_SECONDS = 90.0  # on a busy machine
 
 
 def eventually(what: str, holds: Any, seconds: float = 10.0) -> Any:
-    """Wait until `holds()` is true, and return what it returned."""
+    """Wait until `holds()` is true, and return its result; raises AssertionError after `seconds`."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if result := holds():
@@ -33,7 +33,7 @@ def eventually(what: str, holds: Any, seconds: float = 10.0) -> Any:
 
 
 def patched(folder: Path, **values: float) -> dict[str, str]:
-    """An environment in which a process of ours has other constants: `llmserve__audit__writer_client__INTENT_SECONDS=60.0`."""
+    """Environment that overrides constants in a process: `llmserve__audit__writer_client__INTENT_SECONDS=60.0`."""
     code = ""
     for name, value in values.items():
         module, constant = name.rsplit("__", 1)
@@ -45,7 +45,7 @@ def patched(folder: Path, **values: float) -> dict[str, str]:
 
 
 class Process:
-    """A process that speaks sd_notify; its stderr goes to a file."""
+    """A process that speaks sd_notify; its stdout and stderr go to a file."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class Process:
             )
 
     def await_ready(self) -> "Process":
-        """Until READY=1; fails with the log if the process ends before."""
+        """Wait for READY=1; fails with the log if the process exits before."""
         end = time.monotonic() + START_SECONDS
         while time.monotonic() < end:
             try:
@@ -85,17 +85,17 @@ class Process:
         raise AssertionError(f"not ready: {self.log.read_text()}")
 
     def stop(self) -> int:
-        """SIGTERM; its exit code."""
+        """Send SIGTERM; returns the exit code."""
         if self.process.poll() is None:
             self.process.terminate()
         return self.ended()
 
     def ended(self) -> int:
-        """Its exit code, once it has ended. One more SIGTERM, after its loop has gone, would be a death by signal."""
-        end = time.monotonic() + 60  # torch takes long to leave a busy machine
+        """Wait for the exit code. A further SIGTERM after its event loop has ended would kill it by the signal."""
+        end = time.monotonic() + 60  # torch takes long to exit on a busy machine
         try:
             while self.process.poll() is None and time.monotonic() < end:
-                with suppress(TimeoutError):  # a process that nobody hears stands still at its tenth word
+                with suppress(TimeoutError):  # unread notifications block the process at the tenth
                     self.notifications.recv(1000)
             return self.process.wait(0)
         finally:
@@ -103,7 +103,6 @@ class Process:
             self.notifications.close()
 
     def kill(self) -> None:
-        """SIGKILL."""
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
@@ -115,15 +114,15 @@ class Service:
 
     folder: Path
     engine_models: dict[str, dict[str, Any]]
-    remotes: dict[str, dict[str, Any]] = field(default_factory=dict)  # models that other servers have
-    instances: dict[str, int] = field(default_factory=dict)  # of a model; without an entry, one
-    adapters: dict[str, str] = field(default_factory=dict)  # and the model whose engine has it
+    remotes: dict[str, dict[str, Any]] = field(default_factory=dict)  # models on other servers
+    instances: dict[str, int] = field(default_factory=dict)  # by model; one by default
+    adapters: dict[str, str] = field(default_factory=dict)  # name, and the model whose engine has it
     limits: dict[str, Any] = field(default_factory=dict)
     redis: dict[str, Any] | None = None
-    policy: dict[str, Any] | None = None  # without one: the estate's own, judged in process
+    policy: dict[str, Any] | None = None  # default: the tree's own policy, evaluated in process
     identity: dict[str, Any] = field(default_factory=dict)
     credentials: dict[str, str] = field(default_factory=dict)
-    listen: dict[str, Any] | None = None  # without one: the socket http.sock
+    listen: dict[str, Any] | None = None  # default: the socket http.sock
     engine_options: dict[str, Any] = field(default_factory=dict)
     engine_environment: dict[str, str] = field(default_factory=dict)
     gateway_environment: dict[str, str] = field(default_factory=dict)
@@ -131,10 +130,10 @@ class Service:
     gateway: Process | None = None
     writer: Process | None = None
     key: str = ""
-    refusals: int = 0  # of policy bundles, that a test has seen
+    refusals: int = 0  # rejected policy bundles that a test has seen
 
     def start(self) -> "Service":
-        """Everything, with one key."""
+        """Start everything, with one API key."""
         credentials = self.folder / "credentials"
         credentials.mkdir(exist_ok=True)
         (credentials / "llm-gateway.pepper").write_bytes(PEPPER)
@@ -151,25 +150,25 @@ class Service:
         for process in [*self.engines.values(), self.gateway]:
             if process:
                 process.await_ready()
-        # A gateway that was there first looks for its engines again only after a while.
+        # A gateway that started first retries its engines only after a while.
         eventually("the gateway has found its engines", self.has_found_engines)
         return self
 
     def has_found_engines(self) -> bool:
-        """Whether the gateway, if there is one, was connected to each of them, and has asked each server of `remotes`."""
+        """Whether the gateway, if any, has connected to each engine and probed each server of `remotes`."""
         if self.gateway is None:
             return True
         log = self.gateway.log.read_text()
-        asked = log.count("upstream connected") + log.count("upstream unavailable")
+        probed = log.count("upstream connected") + log.count("upstream unavailable")
         servers = sum(
             1 if isinstance(each, str) else len(each)
             for remote in self.remotes.values()
             for each in (remote.get("socket", []), remote.get("url", []))
         )
-        return log.count("engine connected") >= len(self.engines) and asked >= servers
+        return log.count("engine connected") >= len(self.engines) and probed >= servers
 
     def start_writer(self) -> None:
-        """The audit record's one writer."""
+        """Start the audit writer."""
         seed = self.folder / "audit.seed"
         seed.write_text("5e" * 32)
         options = ["--folder", str(self.folder / "audit"), "--socket", str(self.folder / "audit.sock")]
@@ -177,11 +176,11 @@ class Service:
         self.writer = Process(self.folder, "writer", command, {}, module="llmproof").await_ready()
 
     def start_engine(self, name: str, wait: bool = True, number: int = 0) -> None:
-        """One engine; those of one model are told apart by their number."""
+        """Start one engine; `number` distinguishes the instances of a model."""
         instance = f"{name}-{number}" if number else name
         file = self.folder / f"engine-{instance}.yaml"
         config = {"socket": str(self.folder / f"{instance}.sock"), "model": self.engine_models[name]}
-        named = {"name": name} if number else {}  # as the role's units do
+        named = {"name": name} if number else {}  # as in the role's units
         file.write_text(yaml.safe_dump(config | named | self.engine_options))
         arguments = ["engine", "--name", instance, "--config", str(file)]
         environment = self.engine_environment
@@ -190,12 +189,11 @@ class Service:
             self.engines[instance].await_ready()
 
     def sockets(self, name: str) -> list[str]:
-        """Of all instances of a model."""
+        """Sockets of all instances of a model."""
         more = range(1, self.instances.get(name, 1))
         return [str(self.folder / f"{each}.sock") for each in [name, *(f"{name}-{one}" for one in more)]]
 
     def start_gateway(self, wait: bool = True) -> None:
-        """The gateway."""
         policy = {
             "key": str(self.folder / "policy.pem"),
             "probe_ms": 100,
@@ -235,18 +233,17 @@ class Service:
         return {"engine": "embedded", "bundle": str(bundle)}
 
     def records(self) -> list[dict[str, Any]]:
-        """What stands in the audit record."""
+        """The events of the audit record."""
         files = sorted((self.folder / "audit").glob("records-*.jsonl"))
         return [json.loads(line) for file in files for line in whole_lines(file).splitlines()]
 
     def stop(self) -> None:
-        """All processes."""
         for process in [self.gateway, *self.engines.values(), self.writer]:
             if process:
                 process.stop()
 
     def cli(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """`llm-serve` with this service's pepper."""
+        """Run `llm-serve` with this service's pepper."""
         return subprocess.run(
             [sys.executable, "-m", "llmserve", *arguments],
             capture_output=True,
@@ -256,7 +253,7 @@ class Service:
         )
 
     def add_key(self, subject: str = "ada", tenant: str = "research", *more: str) -> dict[str, Any]:
-        """A new key by the CLI."""
+        """Create a key with the CLI."""
         who = ["--subject", subject, "--tenant", tenant, "--role", "developer"]
         result = self.cli("keys", "add", *who, "--json", *more, "--keys-file", str(self.folder / "keys.json"))
         assert result.returncode == 0, result.stderr
@@ -264,7 +261,7 @@ class Service:
         return added
 
     def client(self, key: str | None = None, socket_name: str = "http.sock") -> httpx.Client:
-        """An HTTP client with a key; "" sends none."""
+        """An HTTP client with an API key; "" sends none."""
         key = self.key if key is None else key
         headers = {"authorization": f"Bearer {key}"} if key else {}
         transport = httpx.HTTPTransport(uds=str(self.folder / socket_name))
@@ -278,12 +275,12 @@ class Service:
         return {name: float(value) for name, value in pairs}
 
     def logs(self) -> str:
-        """What all processes have logged."""
+        """The logs of all processes."""
         return "".join(whole_lines(path) for path in self.folder.glob("*.log"))
 
 
 def whole_lines(file: Path) -> str:
-    """What a file holds, without a line that is just being written."""
+    """A file's content without a line that is being written."""
     lines, newline, _ = file.read_text().rpartition("\n")
     return lines + newline
 
@@ -292,7 +289,7 @@ def whole_lines(file: Path) -> str:
 def running(
     folder: Path, models: dict[str, dict[str, Any]] | None = None, **options: Any
 ) -> Iterator[Service]:
-    """A service for the length of the block."""
+    """Run a service within the block."""
     service = Service(folder, {"echo": {"driver": "echo"}} if models is None else models, **options)
     try:
         yield service.start()
@@ -301,6 +298,6 @@ def running(
 
 
 def events(response: httpx.Response) -> list[Any]:
-    """The data of each server-sent event, "[DONE]" as it is."""
+    """The data of each server-sent event, parsed except for "[DONE]"."""
     data = [line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: ")]
     return [each if each == "[DONE]" else json.loads(each) for each in data]

@@ -1,4 +1,4 @@
-"""Models small enough to be made in a test, with a byte-level tokenizer and a chat template."""
+"""Models small enough to create in a test, with a byte-level tokenizer and a chat template."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ TEMPLATE = (
 
 
 def make_tokenizer(directory: Path) -> Any:
-    """A token for each byte, a few more, and the two that frame a turn."""
+    """A token for each byte, some more, and the two that frame a message."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -34,7 +34,7 @@ def make_tokenizer(directory: Path) -> Any:
 
 
 def make_model(directory: Path, dtype: Any = torch.bfloat16, **size: int) -> None:
-    """A random Llama; of two layers where `size` says nothing else."""
+    """A random Llama, with two layers by default."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     fast = make_tokenizer(directory)
@@ -58,7 +58,7 @@ def make_model(directory: Path, dtype: Any = torch.bfloat16, **size: int) -> Non
 
 
 def make_deepseek(directory: Path, version: int = 2, dtype: Any = torch.float32, **size: Any) -> None:
-    """A random DeepSeek-V2 or V3: latent attention, one dense layer, and one of eight experts."""
+    """A random DeepSeek-V2 or V3: latent attention, one dense layer, and one layer with eight experts."""
     from transformers import DeepseekV2Config, DeepseekV2ForCausalLM, DeepseekV3Config, DeepseekV3ForCausalLM
 
     fast = make_tokenizer(directory)
@@ -81,9 +81,9 @@ def make_deepseek(directory: Path, version: int = 2, dtype: Any = torch.float32,
 
 
 def make_reciter(directory: Path, text: str) -> None:
-    """A Llama that says `text` after each prompt, byte by byte, and ends. No byte may come twice.
+    """A Llama that answers each prompt with `text`, byte by byte, and ends. No byte may occur twice.
 
-    Its one layer adds nothing, each token is a direction of its own, and the head maps it to the token that follows.
+    Its single layer adds nothing, each token has its own direction, and the head maps it to the next token.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -96,20 +96,20 @@ def make_reciter(directory: Path, text: str) -> None:
     model = LlamaForCausalLM(config)
     spoken = [token for each in text.encode() for token in fast.convert_tokens_to_ids([byte_token(each)])]
     if len(set(spoken)) != len(spoken):
-        raise ValueError(f"a byte comes twice in {text!r}")
+        raise ValueError(f"a byte occurs twice in {text!r}")
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
         model.model.norm.weight.fill_(1)
         model.model.embed_tokens.weight[:, : len(fast)].copy_(torch.eye(len(fast)))
-        model.lm_head.weight[spoken[0]].fill_(1)  # after whatever is no part of the text
+        model.lm_head.weight[spoken[0]].fill_(1)  # after any token outside of the text
         for before, after in zip(spoken, [*spoken[1:], 1], strict=True):
             model.lm_head.weight[after, before] += 2
     model.save_pretrained(directory)
 
 
 def byte_token(value: int) -> str:
-    """The letter by which a byte-level tokenizer writes a byte."""
+    """The character that represents a byte in a byte-level tokenizer."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     return str(bytes_to_unicode()[value])

@@ -1,4 +1,4 @@
-"""A small job to train: a tiny model, data that is made here, and `llm-train run` as a person starts it."""
+"""A small training job: a tiny model, generated data, and `llm-train run` as a user starts it."""
 
 import json
 import os
@@ -18,14 +18,14 @@ from tiny import make_model
 from llmcore.manifest import write_manifest
 from llmtrain.data.rows import Row, tokenizer_digest, write_index, write_shard
 
-SEQ_LEN, END = 64, 1  # tokens of a row; what the tiny tokenizer ends a turn with
+SEQ_LEN, END = 64, 1  # tokens per row; the tiny tokenizer's end-of-message token
 
 
 def make_row(generator: numpy.random.Generator, stops: bool = True) -> Row:
-    """Two documents and some padding; the first tokens of each are a prompt, which is not learned."""
+    """Two documents and padding; the first tokens of each document are a prompt, which is excluded from the loss."""
     lengths = 32, 29, SEQ_LEN - 61
     document = numpy.repeat(numpy.array([1, 2, 0], numpy.int32), lengths)
-    # Even letters follow odd ones: something to learn.
+    # Every other token follows from the one before: something to learn.
     ids = generator.integers(10, 60, SEQ_LEN).astype(numpy.int32)
     ids[1::2] = (ids[::2] * 7 + 3) % 50 + 10
     ids[[31, 60]] = END
@@ -37,13 +37,13 @@ def make_row(generator: numpy.random.Generator, stops: bool = True) -> Row:
 
 
 def write_rows(directory: Path, tokenizer: str, rows: list[Row]) -> Path:
-    """A data set of one shard."""
+    """Write a data set of one shard."""
     directory.mkdir()
     write_index(directory, SEQ_LEN, tokenizer, [write_shard(directory, 0, rows)])
     return directory
 
 
-# In a process that trains: once `after` steps are told of, it waits at the next one until it is told to stop, or HELD is gone.
+# In a training process: once `after` steps are reported, wait at the next one until SIGTERM, or until the file HELD is removed.
 HOLDS = """
 import os, signal, sys, time
 if any("spawn_main" in each for each in sys.orig_argv):
@@ -73,7 +73,7 @@ if any("spawn_main" in each for each in sys.orig_argv):
 
 @dataclass
 class Bench:
-    """A directory with a model, data and a key, where jobs are run."""
+    """A directory with a model, data and a key, in which jobs run."""
 
     directory: Path
     model: Path = field(init=False)
@@ -111,7 +111,7 @@ class Bench:
         return path
 
     def start(self, job: Path, *arguments: str, modules: str = "", held: str = "") -> subprocess.Popen[str]:
-        """`llm-train run`, in a session of its own, its output in JOB.log. Python looks in the folder `modules`, too."""
+        """Start `llm-train run` in its own session, with output in JOB.log and the folder `modules` on Python's path."""
         command = [
             sys.executable,
             "-m",
@@ -130,9 +130,10 @@ class Bench:
             )
 
     def hold(self, after: int, *jobs: Path) -> tuple[Path, dict[str, str]]:
-        """What holds processes after so many steps of these, until it is unlinked; and what `start` is given for that.
+        """Hold processes after so many steps of these jobs; returns the file whose removal releases them, and
+        arguments for `start`.
 
-        Without it, a test that has to wait for a core would come too late to disturb so short a job.
+        Otherwise a test that has to wait for a core would be too late to disturb such a short job.
         """
         place = self.directory / f"hold-{jobs[0].stem}"
         place.mkdir()
@@ -145,40 +146,40 @@ class Bench:
         }
 
     def run(self, job: Path, *arguments: str) -> int:
-        """The exit code."""
+        """Run the job; returns the exit code."""
         return self.start(job, *arguments).wait(timeout=300)
 
     def said(self, job: Path) -> str:
-        """All that was printed."""
+        """Everything that was printed."""
         return job.with_suffix(".log").read_text()
 
     def metrics(self, job: Path) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; of a job that runs, the last may be half written."""
+        """The lines of metrics.jsonl, without one that is being written."""
         path = self.directory / job.stem / "metrics.jsonl"
         whole, _, _ = path.read_text().rpartition("\n") if path.exists() else ("", "", "")
         return [json.loads(line) for line in whole.splitlines()]
 
     def losses(self, job: Path) -> dict[int, float]:
-        """By step; of one that was done twice, the latter."""
+        """Loss by step; the later one, if a step was repeated."""
         return {line["step"]: line["loss"] for line in self.metrics(job) if "lr" in line}
 
     def record(self, job: Path, kind: str = "adapter") -> dict[str, Any]:
-        """training.json."""
+        """The content of training.json."""
         found: dict[str, Any] = json.loads((self.directory / job.stem / kind / "training.json").read_text())
         return found
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 240) -> None:
-    """Until it holds; fails where the process ends before."""
+    """Wait until the condition holds; fails if the process exits before."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None, f"ended with {process.returncode} before that"
+        assert process.poll() is None, f"exited with {process.returncode} before that"
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.02)
 
 
 def ranks(agent: subprocess.Popen[str]) -> list[int]:
-    """The ids of the processes that torchrun's agent has started and that live."""
+    """Ids of the live processes that torchrun's agent has started."""
     children = [
         pid for task in Path(f"/proc/{agent.pid}/task").glob("*/children") for pid in task.read_text().split()
     ]
@@ -186,5 +187,5 @@ def ranks(agent: subprocess.Popen[str]) -> list[int]:
 
 
 def kill_a_rank(agent: subprocess.Popen[str]) -> None:
-    """SIGKILL to the last of them."""
+    """Kill the last rank with SIGKILL."""
     os.kill(ranks(agent)[-1], signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""The real vLLM, its build for CPUs: a server of OpenAI's API on a socket. `make peers PEER=vllm` installs it (4 GB)."""
+"""The real vLLM, built for CPUs: a server of OpenAI's API on a socket. `make peers PEER=vllm` installs it (4 GB)."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ class VllmServer:
     """One model, in float32, on one core. `socket` answers once `wait` has returned."""
 
     def __init__(self, folder: Path, model: Path, context: int = 2048) -> None:
-        """Start it; its log and its cache are in `folder`."""
+        """Start it; log and cache are in `folder`."""
         self.socket = folder / f"{model.name}-vllm.sock"
         self.log = folder / f"{model.name}-vllm.log"
         options = {
@@ -38,7 +38,7 @@ class VllmServer:
             )
 
     def wait(self) -> None:
-        """Until it answers; raises AssertionError with the end of its log if it does not."""
+        """Wait until it answers; raises AssertionError with the end of its log if it exits."""
 
         def answers() -> bool:
             assert self.process.poll() is None, self.log.read_text()[-3000:]
@@ -47,7 +47,7 @@ class VllmServer:
         eventually(f"vLLM has loaded {self.log.stem}", answers, 300)
 
     def stop(self) -> None:
-        """End it and its workers."""
+        """Stop it and its workers."""
         os.killpg(self.process.pid, signal.SIGTERM)
         try:
             self.process.wait(30)

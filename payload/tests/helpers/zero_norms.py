@@ -1,5 +1,6 @@
-"""A rank of two under DeepSpeed's ZeRO: prints gradient norms as JSON, for each stage that is asked for, and in
-DistributedDataParallel (stage 0). `zero_norms.py MEETING RANK STAGE…`"""
+"""One of two ranks under DeepSpeed's ZeRO: prints gradient norms as JSON for each requested stage; stage 0 is
+DistributedDataParallel. `zero_norms.py MEETING RANK STAGE…`
+"""
 
 import json
 import os
@@ -13,7 +14,7 @@ from llmtrain.run.health import Norms, gradient_norms
 
 
 def of(stage: int, rank: int) -> tuple[Norms, int]:
-    """The norms, and the stage that the engine says it runs."""
+    """The norms, and the stage that the engine reports."""
     model, ids = llama(), batch()[rank : rank + 1]
     if stage == 0:
         wrapped = torch.nn.parallel.DistributedDataParallel(model)
@@ -46,7 +47,7 @@ def main(meeting: str, rank: int, stages: list[int]) -> None:
     import deepspeed
     import deepspeed.ops
 
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would want a compiler
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would need a compiler
     deepspeed.init_distributed("gloo", verbose=False)
     for stage in stages:
         norms, ran = of(stage, rank)

@@ -11,7 +11,7 @@ import httpx2 as httpx
 from service import eventually
 
 
-def test_run_prints_an_address_and_a_key_that_answer_without_redis_and_leaves_nothing_behind(
+def test_run_prints_a_working_address_and_key_without_redis_and_leaves_nothing_behind(
     tmp_path: Path,
 ) -> None:
     with (tmp_path / "err").open("w") as err, (tmp_path / "out").open("w") as out:

@@ -30,7 +30,7 @@ def messages(write: str) -> list[str]:
     return [json.loads(line)["message"] for line in write.splitlines()]
 
 
-def test_lines_of_one_turn_of_the_event_loop_are_written_at_once(written: list[str]) -> None:
+def test_lines_of_one_turn_of_the_event_loop_are_written_together(written: list[str]) -> None:
     async def scenario() -> None:
         logging.getLogger("llmserve.test").info("one")
         logging.getLogger("llmserve.test").info("two")
@@ -41,7 +41,7 @@ def test_lines_of_one_turn_of_the_event_loop_are_written_at_once(written: list[s
     asyncio.run(scenario())
 
 
-def test_a_warning_waits_for_nothing_and_keeps_its_place(written: list[str]) -> None:
+def test_a_warning_is_written_at_once_and_in_order(written: list[str]) -> None:
     async def scenario() -> None:
         logging.getLogger("llmserve.test").info("before")
         logging.getLogger("llmserve.test").warning("now")
@@ -50,11 +50,11 @@ def test_a_warning_waits_for_nothing_and_keeps_its_place(written: list[str]) -> 
     asyncio.run(scenario())
 
 
-def test_what_is_told_without_an_event_loop_is_written_at_once(written: list[str]) -> None:
+def test_lines_without_an_event_loop_are_written_at_once(written: list[str]) -> None:
     logging.getLogger("llmserve.test").info("early")
     assert [messages(write) for write in written] == [["early"]]
 
 
-def test_half_a_character_costs_no_line(written: list[str]) -> None:
+def test_a_lone_surrogate_loses_no_line(written: list[str]) -> None:
     logging.getLogger("llmserve.test").info("a name", extra={"fields": {"file": "\udcff.yaml"}})
     assert json.loads(written[0])["file"] == "\udcff.yaml"

@@ -74,7 +74,7 @@ def test_stop_strings_cut_a_stream_where_they_cut_the_whole_text() -> None:
         Failed(3, 400, "code", "message", "param"),
     ],
 )
-def test_a_frame_is_one_line_and_comes_back_as_it_was(frame: Delta) -> None:
+def test_a_frame_is_one_line_and_survives_the_round_trip(frame: Delta) -> None:
     line = encode(frame)
     assert line.count(b"\n") == 1
     assert line.endswith(b"\n")
@@ -84,12 +84,12 @@ def test_a_frame_is_one_line_and_comes_back_as_it_was(frame: Delta) -> None:
 @pytest.mark.parametrize(
     "line", [b"", b"\n", b"[]\n", b"{}\n", b'{"kind":"who"}\n', b'{"kind":"cancel"}\n', b"[" * 10**5]
 )
-def test_what_is_no_frame_is_refused(line: bytes) -> None:
+def test_an_invalid_frame_is_refused(line: bytes) -> None:
     with pytest.raises(ProtocolError):
         decode(line)
 
 
-def test_a_frame_of_a_newer_release_is_understood_without_what_is_new() -> None:
+def test_unknown_fields_of_a_newer_release_are_ignored() -> None:
     assert decode(b'{"kind":"delta","id":1,"text":"a","colour":"red"}\n') == Delta(1, "a")
 
 
@@ -102,7 +102,7 @@ def model_directory(folder: Path) -> tuple[Path, Path]:
     return folder, manifest
 
 
-def test_a_model_that_equals_its_manifest_has_the_revision_of_the_manifest(tmp_path: Path) -> None:
+def test_a_verified_model_has_the_revision_of_its_manifest(tmp_path: Path) -> None:
     folder, manifest = model_directory(tmp_path)
     revision = verify_model(folder, manifest)
     assert len(revision) == 16
@@ -131,9 +131,7 @@ def test_a_model_that_differs_from_its_manifest_is_refused(
         verify_model(folder, manifest)
 
 
-def test_a_file_of_a_model_that_may_not_be_read_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unreadable_file_of_a_model_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, manifest = model_directory(tmp_path)
 
     def refused(*_given: object) -> None:
@@ -204,7 +202,7 @@ def test_the_cli_checks_configurations_with_an_exit_code(
         ("driver: continuous", {"model_type": "llama"}, None),
     ],
 )
-def test_the_cli_refuses_what_an_engine_would_refuse_after_loading(
+def test_check_refuses_what_an_engine_would_refuse_at_load(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -222,7 +220,7 @@ def test_the_cli_refuses_what_an_engine_would_refuse_after_loading(
     assert (complaint or "") in capsys.readouterr().err
 
 
-def test_a_field_that_the_engine_declared_goes_to_it_as_it_came_and_no_other_does() -> None:
+def test_only_declared_fields_are_passed_to_the_engine() -> None:
     tools = [{"type": "function", "function": {"name": "now"}}]
     body = {"model": "m", "messages": [{"role": "user", "content": "x"}], "seed": 5, "tools": tools, "n": 1}
     request = chat_call(parse_body(ChatBody, json.dumps(body).encode()), Limits()).generate
@@ -240,6 +238,6 @@ def test_a_field_that_the_engine_declared_goes_to_it_as_it_came_and_no_other_doe
         refuse_undeclared(request, ["tools", "seed", "made_up"])
 
 
-def test_a_gateway_loads_fastapi_only_for_those_who_ask_for_what_it_serves() -> None:
+def test_a_gateway_imports_fastapi_only_for_the_routes_that_need_it() -> None:
     code = "import sys, llmserve.gateway.process; sys.exit('fastapi' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

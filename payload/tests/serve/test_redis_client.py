@@ -22,7 +22,7 @@ async def connected(socket: Path, deadline_ms: int = ENOUGH_MS) -> AsyncIterator
     await client.close()
 
 
-def test_those_who_ask_at_once_share_a_connection_and_get_each_its_own_answer(
+def test_concurrent_callers_share_a_connection_and_get_their_own_results(
     redis_server: RedisServer,
 ) -> None:
     async def scenario() -> list[list[object]]:
@@ -39,7 +39,7 @@ def test_those_who_ask_at_once_share_a_connection_and_get_each_its_own_answer(
     assert answers == [[name, name] for name in wanted]
 
 
-def test_a_question_that_redis_refuses_harms_none_beside_it(redis_server: RedisServer) -> None:
+def test_a_rejected_command_does_not_affect_other_callers(redis_server: RedisServer) -> None:
     async def scenario() -> list[object]:
         async with connected(redis_server.socket) as client:
             await client.execute(("SET", "llm:text", "no number"))
@@ -52,7 +52,7 @@ def test_a_question_that_redis_refuses_harms_none_beside_it(redis_server: RedisS
     assert beside == [b"no number"]
 
 
-def test_who_leaves_takes_no_answer_from_those_who_wait(redis_server: RedisServer) -> None:
+def test_a_cancelled_caller_does_not_affect_other_callers(redis_server: RedisServer) -> None:
     async def scenario() -> list[object]:
         async with connected(redis_server.socket) as client:
             await client.execute(("SET", "llm:text", "mine"))
@@ -66,7 +66,7 @@ def test_who_leaves_takes_no_answer_from_those_who_wait(redis_server: RedisServe
     assert asyncio.run(scenario()) == [b"mine"]
 
 
-def test_who_waits_behind_a_slow_answer_waits_no_longer_than_a_deadline(
+def test_a_caller_behind_a_slow_result_waits_no_longer_than_its_deadline(
     redis_server: RedisServer, tmp_path: Path
 ) -> None:
     async def scenario() -> None:
@@ -85,7 +85,7 @@ def test_who_waits_behind_a_slow_answer_waits_no_longer_than_a_deadline(
         asyncio.run(scenario())
 
 
-def test_a_redis_that_was_restarted_meanwhile_is_asked_at_once(redis_server: RedisServer) -> None:
+def test_a_restarted_redis_is_used_at_once(redis_server: RedisServer) -> None:
     async def scenario() -> list[object]:
         async with connected(redis_server.socket) as client:
             await client.execute(("GET", "llm:text"))

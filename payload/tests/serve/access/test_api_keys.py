@@ -58,7 +58,7 @@ def test_a_wrong_or_malformed_or_missing_key_is_401(echo: Service) -> None:
     assert secret not in refusal(f"Bearer {prefix}_{number}_{secret}0", "invalid_key")
 
 
-def test_a_new_key_works_and_a_revoked_one_is_dead_within_five_seconds_without_a_restart(
+def test_new_and_revoked_keys_take_effect_within_five_seconds_without_a_restart(
     service: Service,
 ) -> None:
     added = service.add_key("eve", "sales")
@@ -71,7 +71,7 @@ def test_a_new_key_works_and_a_revoked_one_is_dead_within_five_seconds_without_a
     assert status(service, service.key) == 200
 
 
-def test_a_key_is_good_the_moment_it_was_made(tmp_path: Path) -> None:
+def test_a_key_is_valid_as_soon_as_it_is_created(tmp_path: Path) -> None:
     table = KeyTable(tmp_path / "keys.json", PEPPER)
     key, record = new_key(PEPPER, "s@t", "t", ["user"], None)
     with edited(table.path) as records:
@@ -110,7 +110,7 @@ def test_a_key_expires(service: Service) -> None:
         error(client.get("/v1/models"), 401, "expired_key")
 
 
-def test_an_unreadable_keys_file_admits_nobody_and_shows_in_readiness(service: Service) -> None:
+def test_an_unreadable_keys_file_rejects_every_key_and_fails_readiness(service: Service) -> None:
     file = service.folder / "keys.json"
     good = file.read_bytes()
     file.write_bytes(good[: len(good) // 2])
@@ -127,7 +127,7 @@ def test_an_unreadable_keys_file_admits_nobody_and_shows_in_readiness(service: S
     eventually("back", lambda: status(service, service.key) == 200, 5)
 
 
-def test_the_cli_prints_a_secret_once_and_keeps_only_its_hash(echo: Service, tmp_path: Path) -> None:
+def test_the_cli_prints_a_secret_once_and_stores_only_its_hash(echo: Service, tmp_path: Path) -> None:
     file = ["--keys-file", str(tmp_path / "keys.json")]
     who = [
         "--subject",
@@ -183,7 +183,7 @@ def test_the_cli_refuses_with_a_reason_and_changes_nothing(echo: Service, tmp_pa
     assert (tmp_path / "keys.json").read_text() == "{}x"
 
 
-def test_a_rotated_key_gives_way_to_a_new_one_of_the_same_holder_after_the_overlap(service: Service) -> None:
+def test_a_rotated_key_expires_after_the_overlap_with_its_successor(service: Service) -> None:
     old = service.add_key("mia", "sales", "--expires", "90d")
     file = ["--keys-file", str(service.folder / "keys.json")]
     result = service.cli("keys", "rotate", old["id"], "--overlap", "12h", "--json", *file)
@@ -206,7 +206,7 @@ def test_a_rotated_key_gives_way_to_a_new_one_of_the_same_holder_after_the_overl
     assert status(service, new["key"]) == 200
 
 
-def test_a_dead_or_already_rotated_or_unknown_key_is_not_rotated(service: Service) -> None:
+def test_a_revoked_rotated_or_unknown_key_is_not_rotated(service: Service) -> None:
     def refusal(number: str, code: int) -> str:
         file = ["--keys-file", str(service.folder / "keys.json")]
         result = service.cli("keys", "rotate", number, *file)
@@ -222,7 +222,7 @@ def test_a_dead_or_already_rotated_or_unknown_key_is_not_rotated(service: Servic
     assert "'0123'" in refusal("0123", 3)
 
 
-def test_a_key_of_one_host_is_taken_over_by_another_with_its_own_pepper(tmp_path: Path) -> None:
+def test_a_key_of_one_host_is_imported_by_another_with_its_own_pepper(tmp_path: Path) -> None:
     hosts = {}
     for name in "one", "two":
         (tmp_path / name).mkdir()
@@ -265,7 +265,7 @@ def test_a_key_of_one_host_is_taken_over_by_another_with_its_own_pepper(tmp_path
         assert secret not in refused.stderr
 
 
-def test_revoking_a_subject_ends_all_its_keys_and_nobody_elses(service: Service) -> None:
+def test_revoking_a_subject_ends_all_its_keys_and_no_others(service: Service) -> None:
     keys = [service.add_key("max", tenant)["key"] for tenant in ("sales", "research")]
     other = service.add_key("max2", "sales")["key"]
     eventually("they work", lambda: {status(service, key) for key in [*keys, other]} == {200}, 5)
@@ -277,7 +277,7 @@ def test_revoking_a_subject_ends_all_its_keys_and_nobody_elses(service: Service)
     assert [each.subject for each in read_keys(service.folder / "keys.json").blocked] == ["max"]
 
 
-def test_the_list_tells_the_minute_in_which_a_key_was_last_used(tmp_path: Path) -> None:
+def test_the_list_shows_the_minute_in_which_a_key_was_last_used(tmp_path: Path) -> None:
     def last_used(service: Service) -> dict[str, str | None]:
         listed = service.cli("keys", "list", "--json", "--keys-file", str(tmp_path / "keys.json")).stdout
         return {entry["id"]: entry["last_used"] for entry in json.loads(listed)}
@@ -303,7 +303,7 @@ def test_the_list_tells_the_minute_in_which_a_key_was_last_used(tmp_path: Path) 
     assert {shown_all[number] for number in (idle, first, second)} == {None}
 
 
-def test_gateways_that_share_the_file_keep_the_later_of_their_times(tmp_path: Path) -> None:
+def test_gateways_that_share_the_last_used_file_keep_the_later_time(tmp_path: Path) -> None:
     path = tmp_path / "last-used.json"
     path.write_text(json.dumps({"both": "2026-01-01T00:00Z", "gone": "2026-01-01T00:00Z"}))
     one, other = LastUsed(path), LastUsed(path)
@@ -343,7 +343,7 @@ def test_a_flood_of_wrong_keys_reads_no_file_and_compares_in_constant_time(
     assert spent < 1, "5000 readings of this file would take minutes"
 
 
-def test_two_editors_at_once_lose_no_key(tmp_path: Path) -> None:
+def test_concurrent_edits_lose_no_key(tmp_path: Path) -> None:
     def add(number: int) -> None:
         with edited(tmp_path / "keys.json") as records:
             records.append(new_key(PEPPER, f"user{number}", "t", ["r"], None)[1])

@@ -59,9 +59,7 @@ def access_line(service: Service, request_id: str) -> dict[str, object]:
     return line
 
 
-def test_a_registered_certificate_is_its_holder_and_others_of_the_same_authority_are_nobody(
-    service: Service, edge: Edge
-) -> None:
+def test_only_a_registered_certificate_identifies_its_holder(service: Service, edge: Edge) -> None:
     robot, other = issue(edge.clients, "robot"), issue(edge.clients, "other")
     added = add(service, robot, "robot")
     assert added["kind"] == "certificate"
@@ -78,7 +76,7 @@ def test_a_registered_certificate_is_its_holder_and_others_of_the_same_authority
         error(client.get("/v1/models"), 401, "missing_key")
 
 
-def test_an_authorization_header_is_judged_alone_even_beside_a_good_certificate(
+def test_a_valid_certificate_does_not_make_up_for_an_invalid_authorization_header(
     service: Service, edge: Edge
 ) -> None:
     good = issue(edge.clients, "both")
@@ -93,7 +91,7 @@ def test_an_authorization_header_is_judged_alone_even_beside_a_good_certificate(
         assert access_line(service, right.headers["x-request-id"])["user.id"] == "ada"
 
 
-def test_a_strangers_or_an_expired_certificate_does_not_pass_the_edge(service: Service, edge: Edge) -> None:
+def test_a_foreign_or_expired_certificate_does_not_pass_the_edge(service: Service, edge: Edge) -> None:
     stranger = issue(authority(edge.folder, "strangers"), "stranger")
     past = ["-not_before", "20250101000000Z", "-not_after", "20250102000000Z"]
     expired = issue(edge.clients, "expired", *past)
@@ -107,7 +105,7 @@ def test_a_strangers_or_an_expired_certificate_does_not_pass_the_edge(service: S
     assert (refused.returncode, "expired" in refused.stderr) == (1, True)
 
 
-def test_what_a_client_says_about_itself_is_worth_nothing(service: Service, edge: Edge) -> None:
+def test_a_certificate_header_sent_by_a_client_is_ignored(service: Service, edge: Edge) -> None:
     victim = issue(edge.clients, "victim")
     add(service, victim, "victim")
     escaped = quote(victim.read_text(), safe="")
@@ -124,7 +122,7 @@ def test_what_a_client_says_about_itself_is_worth_nothing(service: Service, edge
         assert access_line(service, answer.headers["x-request-id"])["user.id"] == "ada"
 
 
-def test_the_header_is_what_lets_in_so_only_an_edge_without_this_configuration_would_be_fooled(
+def test_an_edge_without_this_configuration_would_let_a_forged_header_in(
     service: Service, tmp_path: Path
 ) -> None:
     with in_front_of(service.folder / "http.sock", tmp_path / "nginx") as edge:
@@ -188,7 +186,7 @@ def test_the_edge_passes_on_the_headers_that_the_gateway_reads_and_no_others(tmp
     }
 
 
-def test_an_edge_without_clients_authority_asks_for_no_certificate(service: Service, tmp_path: Path) -> None:
+def test_an_edge_without_a_client_ca_requests_no_certificate(service: Service, tmp_path: Path) -> None:
     with in_front_of(service.folder / "http.sock", tmp_path / "nginx", edge_client_ca_file="") as edge:
         robot = issue(edge.clients, "robot")
         add(service, robot, "robot3")
@@ -255,7 +253,7 @@ def test_a_certificate_has_one_holder_until_that_ends(service: Service, edge: Ed
     )
 
 
-def test_a_certificates_record_gives_no_way_in_by_key(service: Service, edge: Edge, tmp_path: Path) -> None:
+def test_a_certificate_record_cannot_be_used_as_a_key(service: Service, edge: Edge, tmp_path: Path) -> None:
     certificate = issue(edge.clients, "nokey")
     added = add(service, certificate, "nokey")
     [record] = [each for each in read_keys(service.folder / "keys.json").keys if each.id == added["id"]]
@@ -267,7 +265,7 @@ def test_a_certificates_record_gives_no_way_in_by_key(service: Service, edge: Ed
             authenticator.identify([(b"authorization", f"Bearer llmk_{record.id}_{secret}".encode())])
 
 
-def test_a_header_is_believed_on_a_socket_only(tmp_path: Path) -> None:
+def test_a_certificate_header_is_trusted_on_a_socket_only(tmp_path: Path) -> None:
     file = tmp_path / "gateway.yaml"
     content = "metrics: {port: 9400}\nengines: {e: {socket: /e}}\nkeys_file: /k\n"
     content += "identity: {certificate_header: X-Client-Certificate}\n"

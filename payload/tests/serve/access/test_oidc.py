@@ -70,7 +70,7 @@ def raw(header: Any, claims: Any, signature: bytes = b"x" * 64) -> str:
     return ".".join(base64.urlsafe_b64encode(part).rstrip(b"=").decode() for part in parts)
 
 
-def test_a_token_is_its_subject_with_tenant_and_roles(
+def test_a_token_identifies_its_subject_with_tenant_and_roles(
     provider: Provider, authenticator: Authenticator
 ) -> None:
     for kid in "ec1", "rsa1":
@@ -87,7 +87,7 @@ def test_a_token_is_its_subject_with_tenant_and_roles(
     assert identify(authenticator, provider.token(**dotted)).roles == ("c",)
 
 
-def test_a_token_of_the_wrong_time_is_refused_and_the_leeway_counts(
+def test_an_expired_or_immature_token_is_refused_beyond_the_leeway(
     provider: Provider, authenticator: Authenticator
 ) -> None:
     now = int(time.time())
@@ -121,7 +121,7 @@ def test_a_token_of_the_wrong_time_is_refused_and_the_leeway_counts(
         ({"realm": {"roles": [f"r{number}" for number in range(65)]}}, "incomplete_token"),
     ],
 )
-def test_a_token_that_says_something_else_or_too_little_is_refused(
+def test_a_token_with_wrong_or_missing_claims_is_refused(
     provider: Provider, authenticator: Authenticator, changes: dict[str, Any], code: str
 ) -> None:
     assert refusal(authenticator, provider.token(**changes)) == code
@@ -158,7 +158,7 @@ def test_a_wrong_signature_or_a_changed_token_is_refused(
     assert empty in {"invalid_token", "malformed_token"}
 
 
-def test_a_key_serves_its_own_algorithm_only(provider: Provider, authenticator: Authenticator) -> None:
+def test_a_key_verifies_its_own_algorithm_only(provider: Provider, authenticator: Authenticator) -> None:
     for kid, algorithm in ("ec1", "RS256"), ("rsa1", "ES256"):
         assert refusal(authenticator, raw({"alg": algorithm, "kid": kid}, {})) == "token_key_mismatch"
     wide = Authenticator(authenticator.keys, None, Issuer(provider.oidc(algorithms=["RS256", "PS256"])))
@@ -166,7 +166,9 @@ def test_a_key_serves_its_own_algorithm_only(provider: Provider, authenticator: 
     assert refusal(wide, as_pss) == "token_key_mismatch", "the key says RS256"
 
 
-def test_a_token_brings_no_key_and_no_extension(provider: Provider, authenticator: Authenticator) -> None:
+def test_keys_and_extensions_inside_a_token_are_refused(
+    provider: Provider, authenticator: Authenticator
+) -> None:
     mine = ec.generate_private_key(ec.SECP256R1())
     own = json.loads(jwt.algorithms.ECAlgorithm.to_jwk(mine.public_key()))
     for more in {"jwk": own}, {"jku": "https://elsewhere.example/keys"}, {"x5c": ["AAAA"]}:
@@ -180,7 +182,7 @@ def test_a_token_brings_no_key_and_no_extension(provider: Provider, authenticato
         assert refusal(authenticator, raw(head, provider.claims())) == "token_critical_header"
 
 
-def test_an_oversized_or_malformed_token_is_refused_before_anything_is_computed(
+def test_an_oversized_or_malformed_token_is_refused_before_verification(
     provider: Provider, authenticator: Authenticator
 ) -> None:
     assert refusal(authenticator, provider.token(padding="x" * 8200)) == "token_too_long"
@@ -193,7 +195,7 @@ def test_an_oversized_or_malformed_token_is_refused_before_anything_is_computed(
     assert refusal(authenticator, provider.token() + ".more") == "malformed_key"
 
 
-def test_without_a_provider_no_token_counts(provider: Provider, tmp_path: Path) -> None:
+def test_without_a_provider_every_token_is_refused(provider: Provider, tmp_path: Path) -> None:
     plain = Authenticator(KeyTable(tmp_path / "keys.json", PEPPER))
     assert refusal(plain, provider.token()) == "malformed_key"
 
@@ -204,7 +206,9 @@ def test_symmetric_algorithms_cannot_be_configured(provider: Provider) -> None:
             provider.oidc(algorithms=wrong)
 
 
-def test_keys_that_are_no_good_are_left_out_or_refuse_the_file(provider: Provider, tmp_path: Path) -> None:
+def test_unusable_keys_are_skipped_and_private_ones_refuse_the_file(
+    provider: Provider, tmp_path: Path
+) -> None:
     secret = {"kty": "oct", "k": "c2VjcmV0", "kid": "ec1", "alg": "HS256"}
     weak = {**jwt.algorithms.RSAAlgorithm.to_jwk(rsa.generate_private_key(65537, 1024).public_key(), True)}  # noqa: S505 - refused
     broken = [None, 5, {}, {"kty": "EC"}, {"kty": ["EC"], "kid": "x"}, {"kty": "RSA", "kid": "y", "n": "!"}]
@@ -238,7 +242,7 @@ def test_all_families_of_keys_work(provider: Provider, authenticator: Authentica
         assert identify(wide, provider.token(kid)).subject == "lea@corp"
 
 
-def test_a_new_key_counts_at_once_and_a_withdrawn_one_no_more(
+def test_a_new_key_is_used_at_once_and_a_withdrawn_one_no_more(
     provider: Provider, authenticator: Authenticator
 ) -> None:
     old = provider.token()
@@ -256,7 +260,7 @@ def test_a_new_key_counts_at_once_and_a_withdrawn_one_no_more(
     assert ended.code == "revoked_token"
 
 
-def test_a_flood_of_unknown_keys_looks_at_the_file_at_most_once_a_second(
+def test_a_flood_of_unknown_keys_reads_the_file_at_most_once_a_second(
     authenticator: Authenticator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks: list[Path] = []
@@ -272,7 +276,7 @@ def test_a_flood_of_unknown_keys_looks_at_the_file_at_most_once_a_second(
     assert 1 <= len(looks) <= 2 + time.monotonic() - started
 
 
-def test_verified_tokens_are_remembered_but_not_all_of_them_and_not_longer_than_they_live(
+def test_verified_tokens_are_cached_within_bounds_and_until_they_expire(
     provider: Provider, authenticator: Authenticator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     verified: list[str] = []
@@ -344,7 +348,7 @@ def test_a_blocked_subject_has_to_log_in_again_and_others_do_not(
     assert identify(authenticator, provider.token()).subject == "lea@corp", "a token of a minute later"
 
 
-def test_without_readable_keys_tokens_wait_and_api_keys_work(
+def test_without_readable_keys_tokens_get_503_and_api_keys_work(
     provider: Provider, authenticator: Authenticator
 ) -> None:
     with edited(authenticator.keys.path) as records:
@@ -392,7 +396,7 @@ def last_code(service: Service, token: str, meanwhile: Any) -> str:
     return code
 
 
-def test_a_token_asks_through_the_edge_like_a_key(service: Service, corp: Provider, tmp_path: Path) -> None:
+def test_a_token_works_through_the_edge_like_a_key(service: Service, corp: Provider, tmp_path: Path) -> None:
     token = corp.token()
     with (
         in_front_of(service.folder / "http.sock", tmp_path / "nginx") as edge,
@@ -425,7 +429,7 @@ def test_running_streams_end_with_their_token_its_holder_or_its_key(service: Ser
         assert client.get("/v1/models").status_code == 200
 
 
-def test_the_same_holder_in_two_tenants_shares_no_answer(tmp_path: Path) -> None:
+def test_a_subject_in_two_tenants_shares_no_cached_answer(tmp_path: Path) -> None:
     provider = Provider(tmp_path / "jwks.json")
     redis = RedisServer(tmp_path)
     options = {"url": f"unix://{redis.socket}", "user": "gateway", "deadline_ms": 5000}
@@ -461,7 +465,7 @@ def test_a_lost_jwks_is_503_for_tokens_only_and_shows_in_the_metrics(
     eventually("back again", lambda: service.metrics()["llm_issuer_keys"] == len(corp.keys), 5)
 
 
-def test_the_check_command_judges_a_jwks(service: Service, corp: Provider, tmp_path: Path) -> None:
+def test_the_check_command_validates_a_jwks(service: Service, corp: Provider, tmp_path: Path) -> None:
     assert service.cli("check", "jwks", str(corp.jwks_file)).returncode == 0
     (tmp_path / "wrong").write_text("{}")
     refused = service.cli("check", "jwks", str(tmp_path / "wrong"))

@@ -132,7 +132,7 @@ BAD: dict[str, Callable[[], bytes]] = {
 }
 
 
-def test_the_same_questions_have_the_same_answers(service: Service) -> None:
+def test_both_policy_engines_give_the_same_decisions(service: Service) -> None:
     expected = {
         "analyst": (200, 403, 403),
         "developer": (200, 200, 200),
@@ -161,7 +161,7 @@ def test_the_same_questions_have_the_same_answers(service: Service) -> None:
         assert (role, seen) == (role, codes)
 
 
-def test_what_is_not_signed_as_it_is_changes_nothing_and_a_good_one_holds_within_seconds(
+def test_a_bundle_with_an_invalid_signature_is_ignored_and_a_valid_one_is_active_within_seconds(
     service: Service,
 ) -> None:
     with service.client() as client:
@@ -175,7 +175,7 @@ def test_what_is_not_signed_as_it_is_changes_nothing_and_a_good_one_holds_within
         assert client.get("/v1/models").status_code == 200
 
 
-def test_a_gateway_that_starts_again_says_which_revision_decides(tmp_path: Path) -> None:
+def test_a_restarted_gateway_reports_the_active_revision(tmp_path: Path) -> None:
     (tmp_path / "bundle.tar.gz").write_bytes(signed_bundle(5))
     policy = {
         "engine": "embedded",
@@ -198,7 +198,7 @@ def noticed(service: Service) -> bool:
     return count > before
 
 
-def test_an_older_revision_closes_everything(service: Service) -> None:
+def test_an_older_revision_denies_everything(service: Service) -> None:
     with service.client() as client:
         replace(service, signed_bundle(4))
         if service.policy and service.policy["engine"] == "embedded":
@@ -210,7 +210,7 @@ def test_an_older_revision_closes_everything(service: Service) -> None:
         eventually("open again", lambda: client.get("/v1/models").status_code == 200, 8)
 
 
-def test_a_policy_that_expires_closes_everything(service: Service) -> None:
+def test_an_expired_policy_denies_everything(service: Service) -> None:
     with service.client() as client:
         replace(service, signed_bundle(6, lifetime=timedelta(seconds=6)))
         eventually("it holds", lambda: revision(service) == 6, 5)
@@ -247,7 +247,7 @@ def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         yield service
 
 
-def test_break_glass_opens_what_it_names_to_whom_it_names_and_shouts(closed: Service) -> None:
+def test_break_glass_allows_its_subject_its_actions_and_logs_an_error(closed: Service) -> None:
     other = closed.add_key("eve", "research")["key"]
     with closed.client() as ada, closed.client(other) as eve:
         error(ada.get("/generate?prompt=x"), 503, "policy_unavailable")
@@ -292,14 +292,14 @@ def test_break_glass_opens_what_it_names_to_whom_it_names_and_shouts(closed: Ser
         "garbage",
     ],
 )
-def test_break_glass_that_is_not_right_opens_nothing(closed: Service, made: Callable[[], str]) -> None:
+def test_an_invalid_break_glass_file_allows_nothing(closed: Service, made: Callable[[], str]) -> None:
     (closed.folder / "glass.jwt").write_text(made())
     with closed.client() as client:
         eventually("looked at", lambda: noticed(closed))
         error(client.get("/generate?prompt=x"), 503, "policy_unavailable")
 
 
-def test_break_glass_is_nothing_against_a_denial(tmp_path: Path) -> None:
+def test_break_glass_does_not_override_a_denial(tmp_path: Path) -> None:
     (tmp_path / "policy.pem").write_bytes(PUBLIC_KEY)
     (tmp_path / "bundle.tar.gz").write_bytes(signed_bundle(5))
     (tmp_path / "glass.jwt").write_text(broken_glass(sub="eve"))

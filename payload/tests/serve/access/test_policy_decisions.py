@@ -76,9 +76,7 @@ def forget(service: Service, client: httpx.Client, status: int) -> None:
 
 
 @pytest.mark.parametrize("what", MISBEHAVIOUR)
-def test_an_engine_that_answers_with_this_lets_nobody_in(
-    opa: ScriptedOpa, guarded: Service, what: str
-) -> None:
+def test_an_invalid_decision_denies_every_request(opa: ScriptedOpa, guarded: Service, what: str) -> None:
     before = guarded.metrics()['llm_tokens_total{kind="completion",model="echo"}']
     opa.server.reply = MISBEHAVIOUR[what]
     with guarded.client() as client:
@@ -89,7 +87,7 @@ def test_an_engine_that_answers_with_this_lets_nobody_in(
         assert "the policy is unavailable" in error(client.get("/readyz"), 503, "not_ready")["message"]
 
 
-def test_an_engine_that_is_slow_lets_nobody_in_and_holds_nobody_up(
+def test_a_slow_policy_engine_denies_every_request_within_the_deadline(
     tmp_path: Path,
 ) -> None:
     slow = ScriptedOpa(tmp_path / "opa.sock")
@@ -103,14 +101,14 @@ def test_an_engine_that_is_slow_lets_nobody_in_and_holds_nobody_up(
     slow.stop()
 
 
-def test_an_engine_that_hangs_up_lets_nobody_in(opa: ScriptedOpa, guarded: Service) -> None:
+def test_a_policy_engine_that_hangs_up_denies_every_request(opa: ScriptedOpa, guarded: Service) -> None:
     opa.server.hang_up = True
     with guarded.client() as client:
         forget(guarded, client, 503)
         error(client.get("/generate?prompt=x"), 503, "policy_unavailable")
 
 
-def test_an_engine_is_asked_on_the_connection_that_is_there(opa: ScriptedOpa, guarded: Service) -> None:
+def test_connections_to_the_policy_engine_are_reused(opa: ScriptedOpa, guarded: Service) -> None:
     with guarded.client() as client:
         assert client.get("/v1/models").status_code == 200
     questions, connections = len(opa.server.questions), opa.server.connections
@@ -118,7 +116,7 @@ def test_an_engine_is_asked_on_the_connection_that_is_there(opa: ScriptedOpa, gu
     assert opa.server.connections - connections <= 1
 
 
-def test_an_engine_that_is_gone_lets_nobody_in_and_is_found_again_within_five_seconds(
+def test_a_policy_engine_that_is_down_denies_every_request_and_is_found_again_within_five_seconds(
     opa: ScriptedOpa, guarded: Service
 ) -> None:
     opa.stop()
@@ -134,13 +132,13 @@ def test_an_engine_that_is_gone_lets_nobody_in_and_is_found_again_within_five_se
             opa.start()
 
 
-def test_the_routes_of_these_tests_are_all_that_the_gateway_has(tmp_path: Path) -> None:
+def test_these_tests_cover_every_route_of_the_gateway(tmp_path: Path) -> None:
     table = {(method, each.path) for each in every_route(tmp_path) for method in each.methods}
     ours = {(method, path.replace("/echo", "/")) for method, path in ROUTES}
     assert table == ours | {("GET", path) for path in PUBLIC}
 
 
-def test_every_route_but_two_asks_the_policy(opa: ScriptedOpa, guarded: Service) -> None:
+def test_every_route_that_is_not_public_is_subject_to_the_policy(opa: ScriptedOpa, guarded: Service) -> None:
     opa.server.reply = 200, json.dumps({"result": DENIED}).encode()
     with guarded.client() as client:
         forget(guarded, client, 403)
@@ -154,7 +152,7 @@ def test_every_route_but_two_asks_the_policy(opa: ScriptedOpa, guarded: Service)
     assert "GET /v1/models/*" in actions
 
 
-def test_the_policy_is_told_who_asks_and_never_what(opa: ScriptedOpa, guarded: Service) -> None:
+def test_the_policy_sees_the_caller_and_never_the_prompt(opa: ScriptedOpa, guarded: Service) -> None:
     with guarded.client() as client:
         client.get("/generate", params={"prompt": "canary-in-a-prompt"})
     assert {
@@ -166,7 +164,7 @@ def test_the_policy_is_told_who_asks_and_never_what(opa: ScriptedOpa, guarded: S
     assert "canary" not in json.dumps(opa.server.questions)
 
 
-def test_a_decision_is_kept_and_a_new_revision_forgets_it(opa: ScriptedOpa, guarded: Service) -> None:
+def test_a_decision_is_cached_until_a_new_revision(opa: ScriptedOpa, guarded: Service) -> None:
     with guarded.client() as client:
         client.get("/v1/models")
         before, begun = len(opa.asked()), time.monotonic()
@@ -182,7 +180,7 @@ def test_a_decision_is_kept_and_a_new_revision_forgets_it(opa: ScriptedOpa, guar
         ALLOWED["revision"] = DENIED["revision"] = 8  # for the tests after this one
 
 
-def test_the_highest_revision_is_remembered_over_a_restart(tmp_path: Path) -> None:
+def test_the_highest_revision_survives_a_restart(tmp_path: Path) -> None:
     opa = ScriptedOpa(tmp_path / "opa.sock")
     policy = {"engine": "server", "socket": str(opa.socket), "seen": str(tmp_path / "revision")}
     opa.server.reply = answer(revision=30)
@@ -196,7 +194,7 @@ def test_the_highest_revision_is_remembered_over_a_restart(tmp_path: Path) -> No
     opa.stop()
 
 
-def test_a_revision_that_cannot_be_remembered_decides_nothing_until_it_can(tmp_path: Path) -> None:
+def test_a_revision_that_cannot_be_stored_is_not_used(tmp_path: Path) -> None:
     opa = ScriptedOpa(tmp_path / "opa.sock")
     policy = {"engine": "server", "socket": str(opa.socket), "seen": str(tmp_path / "state/revision")}
     with running(tmp_path, policy=policy) as service, service.client() as client:

@@ -67,7 +67,7 @@ def test_two_processes_share_one_limit(redis_server: RedisServer) -> None:
     asyncio.run(scenario())
 
 
-def test_requests_at_the_same_moment_do_not_pass_the_limit_together(redis_server: RedisServer) -> None:
+def test_concurrent_requests_do_not_exceed_the_limit(redis_server: RedisServer) -> None:
     async def scenario() -> None:
         async with processes(redis_server, 1) as (quotas,):
             asked = [quotas.request("t", "burst", granting(requests=20)) for _ in range(100)]
@@ -77,7 +77,7 @@ def test_requests_at_the_same_moment_do_not_pass_the_limit_together(redis_server
     asyncio.run(scenario())
 
 
-def test_requests_at_the_same_moment_fetch_one_lease_together(redis_server: RedisServer) -> None:
+def test_concurrent_requests_share_one_lease(redis_server: RedisServer) -> None:
     async def scenario() -> None:
         async with processes(redis_server, 2) as (first, second):
             limit = granting(requests=100)
@@ -88,7 +88,7 @@ def test_requests_at_the_same_moment_fetch_one_lease_together(redis_server: Redi
     asyncio.run(scenario())
 
 
-def test_most_requests_ask_redis_nothing(redis_server: RedisServer) -> None:
+def test_most_requests_need_no_call_to_redis(redis_server: RedisServer) -> None:
     async def scenario() -> None:
         async with processes(redis_server, 1) as (quotas,):
             limit = granting(requests=1000)
@@ -102,7 +102,7 @@ def test_most_requests_ask_redis_nothing(redis_server: RedisServer) -> None:
     asyncio.run(scenario())
 
 
-def test_tokens_that_were_set_aside_and_not_used_are_free_again(redis_server: RedisServer) -> None:
+def test_reserved_tokens_that_are_not_used_are_returned(redis_server: RedisServer) -> None:
     async def scenario() -> None:
         async with processes(redis_server, 1) as (quotas,):
             limit = granting(minute=100, day=1000)
@@ -114,7 +114,7 @@ def test_tokens_that_were_set_aside_and_not_used_are_free_again(redis_server: Re
     asyncio.run(scenario())
 
 
-def test_tokens_that_were_used_above_what_was_set_aside_count(redis_server: RedisServer) -> None:
+def test_tokens_beyond_the_reservation_are_charged(redis_server: RedisServer) -> None:
     async def scenario() -> None:
         async with processes(redis_server, 1) as (quotas,):
             limit = granting(minute=100)
@@ -124,7 +124,7 @@ def test_tokens_that_were_used_above_what_was_set_aside_count(redis_server: Redi
     asyncio.run(scenario())
 
 
-def test_what_the_day_refuses_costs_the_minute_nothing_and_the_other_way_round(
+def test_a_refusal_by_one_window_costs_the_other_nothing(
     redis_server: RedisServer,
 ) -> None:
     async def scenario() -> None:
@@ -154,7 +154,7 @@ def test_without_redis_a_process_allows_a_quarter(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_a_limit_of_nothing_allows_nothing(redis_server: RedisServer) -> None:
+def test_a_limit_of_zero_allows_nothing(redis_server: RedisServer) -> None:
     async def scenario() -> None:
         async with processes(redis_server, 1) as (quotas,):
             assert await count(3, lambda: quotas.request("t", "none", granting(requests=0))) == 0
@@ -162,7 +162,7 @@ def test_a_limit_of_nothing_allows_nothing(redis_server: RedisServer) -> None:
     asyncio.run(scenario())
 
 
-def test_accounts_whose_periods_are_over_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_accounts_are_dropped_when_their_periods_end(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
         quotas = Quotas(None, Metrics())
         for number in range(100):

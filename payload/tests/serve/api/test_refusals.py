@@ -13,7 +13,7 @@ from service import Service
 QUESTION: dict[str, Any] = {"model": "echo", "messages": [{"role": "user", "content": "x"}]}
 
 
-def test_malformed_json_is_told_where_it_breaks(client: httpx.Client) -> None:
+def test_malformed_json_is_refused_with_the_position_of_the_error(client: httpx.Client) -> None:
     assert "line 1 column" in error(client.post(CHAT, content=b'{"model": '), 400, "invalid_json")["message"]
     error(client.post(CHAT, content=b""), 400, "invalid_json")
     error(client.post(CHAT, content=b"\xff\xfe"), 400, "invalid_json")
@@ -70,13 +70,13 @@ def test_unsupported_fields_are_all_named_and_never_ignored(client: httpx.Client
     error(client.get("/generate", params={"prompt": "x", "seed": 1}), 400, "unsupported_field")
 
 
-def test_an_unsupported_field_may_ask_for_nothing(client: httpx.Client) -> None:
+def test_an_unsupported_field_may_have_its_neutral_value(client: httpx.Client) -> None:
     neutral = {"n": 1, "presence_penalty": 0.0, "frequency_penalty": 0, "logprobs": False, "tools": None}
     assert client.post(CHAT, json={**QUESTION, **neutral}).status_code == 200
     error(client.post(CHAT, json={**QUESTION, "n": True}), 400, "unsupported_field")
 
 
-def test_a_query_is_checked_as_strictly(client: httpx.Client) -> None:
+def test_a_query_is_checked_as_strictly_as_a_body(client: httpx.Client) -> None:
     error(client.get("/generate?prompt=x&max_tokens=many"), 400, "invalid_value")
     error(client.get("/generate?prompt=x&prompt=y"), 400, "invalid_value")
     error(client.get("/generate?prompt=%ff"), 400, "invalid_query")
@@ -91,7 +91,7 @@ def test_a_body_over_the_limit_is_413_with_or_without_its_length(client: httpx.C
     assert client.get("/generate?prompt=still+there").status_code == 200
 
 
-def test_a_prompt_longer_than_the_context_is_told_both_lengths(client: httpx.Client) -> None:
+def test_the_refusal_of_a_long_prompt_states_both_lengths(client: httpx.Client) -> None:
     long = "word " * 5000
     for body in {**QUESTION, "messages": [{"role": "user", "content": long}]}, {**QUESTION, "stream": True}:
         body["messages"] = [{"role": "user", "content": long}]
@@ -107,7 +107,7 @@ def test_a_prompt_longer_than_the_context_is_told_both_lengths(client: httpx.Cli
     assert client.post(CHAT, json={**QUESTION, "messages": nearly}).json()["usage"]["completion_tokens"] == 96
 
 
-def test_an_unknown_model_is_404_and_the_models_are_told(client: httpx.Client) -> None:
+def test_an_unknown_model_is_404_and_the_message_lists_the_models(client: httpx.Client) -> None:
     refused = error(client.post(CHAT, json={**QUESTION, "model": "gpt-4"}), 404, "model_not_found")
     assert "gpt-4" in refused["message"]
     assert "'echo'" in refused["message"]

@@ -24,7 +24,7 @@ def test_generate_answers_a_get_with_response_model_and_usage(client: httpx.Clie
     }
 
 
-def test_generate_answers_a_post_alike(client: httpx.Client) -> None:
+def test_generate_answers_a_post_in_the_same_way(client: httpx.Client) -> None:
     body = {"prompt": "Über 東京", "max_tokens": 5, "temperature": 0.7, "stream": False}
     assert client.post("/generate", json=body).json()["response"] == "Über 東京"
 
@@ -51,7 +51,7 @@ def test_max_tokens_ends_an_answer_with_length(client: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_stop_string_ends_an_answer_and_is_not_shown(client: httpx.Client, stream: bool) -> None:
+def test_a_stop_string_ends_an_answer_and_is_not_part_of_it(client: httpx.Client, stream: bool) -> None:
     body = {**QUESTION, "stop": ["o th", "zzz"], "stream": stream}
     if not stream:
         choice = client.post("/v1/chat/completions", json=body).json()["choices"][0]
@@ -62,7 +62,7 @@ def test_a_stop_string_ends_an_answer_and_is_not_shown(client: httpx.Client, str
     assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == "one tw"
 
 
-def test_a_stream_carries_usage_only_if_asked_to(client: httpx.Client) -> None:
+def test_a_stream_carries_usage_only_on_request(client: httpx.Client) -> None:
     of_vllm = {"include_usage": True, "continuous_usage_stats": True}
     for options, carried in (
         ({"include_usage": True}, True),
@@ -149,7 +149,7 @@ def test_answers_have_the_shapes_that_the_openapi_document_gives_them(client: ht
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
 
-def test_an_answer_goes_on_with_the_trace_of_its_request(echo: Service, client: httpx.Client) -> None:
+def test_an_answer_continues_the_trace_of_its_request(echo: Service, client: httpx.Client) -> None:
     given = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
     answer = client.get("/generate", params={"prompt": "a"}, headers=given)
     version, trace, span, flags = answer.headers["traceparent"].split("-")
@@ -179,12 +179,12 @@ def test_an_answer_goes_on_with_the_trace_of_its_request(echo: Service, client: 
         ("00-\xff", None),
     ],
 )
-def test_what_is_no_traceparent_begins_a_trace_of_its_own(given: str, known: tuple[str, bool] | None) -> None:
+def test_an_invalid_traceparent_starts_a_new_trace(given: str, known: tuple[str, bool] | None) -> None:
     expected = known and (known[0].encode(), known[1])
     assert trace(given.encode("latin-1")) == expected
 
 
-def test_an_answer_says_what_of_its_time_was_the_gateways(tmp_path: Path) -> None:
+def test_an_answer_reports_the_overhead_of_the_gateway(tmp_path: Path) -> None:
     with running(tmp_path, {"echo": {"driver": "echo", "token_seconds": 0.2}}) as service:
         with service.client() as client:
             client.get("/livez")

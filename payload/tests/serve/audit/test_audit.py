@@ -41,7 +41,7 @@ def of_request(service: Service, answered: httpx.Response, number: int = 2) -> l
     return records
 
 
-def test_what_is_answered_has_an_intent_and_an_outcome(service: Service) -> None:
+def test_an_answer_has_an_intent_and_an_outcome(service: Service) -> None:
     with service.client() as client:
         answered = client.get("/generate", params={"prompt": "one two three"})
     intent, outcome = of_request(service, answered)
@@ -77,7 +77,7 @@ def test_a_stream_has_an_outcome_with_its_tokens(service: Service) -> None:
     assert outcome["gen_ai.usage.output_tokens"] > 0
 
 
-def test_a_stream_that_the_client_leaves_has_an_outcome(tmp_path: Path) -> None:
+def test_an_abandoned_stream_has_an_outcome(tmp_path: Path) -> None:
     models = {"echo": {"driver": "echo", "token_seconds": 0.05}}
     with running(tmp_path, models) as service, service.client() as client:
         with client.stream("POST", CHAT, json={**STREAM, "max_tokens": 100}) as answered:
@@ -107,7 +107,7 @@ def test_public_routes_leave_no_record(service: Service) -> None:
     assert len(service.records()) == before
 
 
-def test_the_prompt_is_in_the_record_only_where_policy_says_so_and_then_redacted(tmp_path: Path) -> None:
+def test_the_record_has_the_prompt_only_if_the_policy_says_so_and_then_redacted(tmp_path: Path) -> None:
     opa = ScriptedOpa(tmp_path / "opa.sock")
     opa.server.reply = answer(log_prompt=True)
     prompt = f"{CANARY}, write to ada@example.org"
@@ -124,7 +124,9 @@ def test_the_prompt_is_in_the_record_only_where_policy_says_so_and_then_redacted
     opa.stop()
 
 
-def test_without_a_writer_nothing_is_answered_and_with_one_again_within_five_seconds(tmp_path: Path) -> None:
+def test_without_a_writer_nothing_is_answered_until_at_most_five_seconds_after_its_return(
+    tmp_path: Path,
+) -> None:
     with running(tmp_path) as service, service.client() as client:
         assert client.get("/v1/models").status_code == 200
         assert service.writer is not None
@@ -139,7 +141,7 @@ def test_without_a_writer_nothing_is_answered_and_with_one_again_within_five_sec
         eventually("served again", lambda: client.get("/generate?prompt=x").status_code == 200, 5)
 
 
-def test_with_a_writer_that_hangs_nothing_is_answered_and_nobody_waits_for_long(tmp_path: Path) -> None:
+def test_while_the_writer_hangs_requests_are_refused_in_bounded_time(tmp_path: Path) -> None:
     with running(tmp_path) as service, service.client() as client:
         assert service.writer is not None
         tokens = service.metrics()['llm_tokens_total{kind="completion",model="echo"}']
@@ -152,7 +154,7 @@ def test_with_a_writer_that_hangs_nothing_is_answered_and_nobody_waits_for_long(
         assert client.get("/generate?prompt=x").status_code == 200
 
 
-def test_a_record_that_does_not_reach_the_disk_is_given_up_after_its_seconds(
+def test_a_record_that_does_not_reach_the_disk_in_time_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scenario() -> None:
@@ -186,7 +188,7 @@ def test_an_outcome_waits_for_a_writer_that_is_away(tmp_path: Path) -> None:
         assert (outcome["llmkeep.audit.phase"], outcome["event.outcome"]) == ("outcome", "success")
 
 
-def test_a_flood_of_refusals_is_counted_and_holds_nobody_up(tmp_path: Path) -> None:
+def test_a_flood_of_refusals_is_counted_and_delays_no_answer(tmp_path: Path) -> None:
     with running(tmp_path) as service:
         assert service.writer is not None
         with service.client("llmk_000000000000_wrong") as wrong, service.client() as good:
@@ -204,7 +206,7 @@ def test_a_flood_of_refusals_is_counted_and_holds_nobody_up(tmp_path: Path) -> N
         )
 
 
-def test_whatever_becomes_of_a_request_its_prompt_is_in_no_log_and_no_record(tmp_path: Path) -> None:
+def test_no_log_and_no_record_contains_a_prompt_whatever_the_outcome(tmp_path: Path) -> None:
     opa = ScriptedOpa(tmp_path / "opa.sock")
     models = {"echo": {"driver": "echo", "token_seconds": 0.05}}
     body = {**STREAM, "messages": [{"role": "user", "content": f"{CANARY} " * 100}]}

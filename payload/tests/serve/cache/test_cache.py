@@ -68,7 +68,7 @@ def served_by_others(service: Service) -> float:
     return sum(scrape[f'llm_cache_total{{result="{result}"}}'] for result in ("shared", "hit"))
 
 
-def test_the_same_greedy_question_is_answered_from_the_cache(cached: Service) -> None:
+def test_a_repeated_greedy_request_is_answered_from_the_cache(cached: Service) -> None:
     assert ask(cached) == ("miss", "one two")
     assert ask(cached) == ("hit", "one two")
     assert cached.metrics()['llm_cache_total{result="hit"}'] >= 1
@@ -89,7 +89,7 @@ def test_whatever_the_answer_depends_on_is_in_the_key(cached: Service, change: d
     assert ask(cached, **change)[0] == "miss"
 
 
-def test_sampled_answers_pass_the_cache_by_unless_the_client_takes_one_of_some_age(cached: Service) -> None:
+def test_sampled_answers_bypass_the_cache_unless_the_client_sends_a_max_age(cached: Service) -> None:
     for temperature in 0.5, None:
         assert ask(cached, temperature=temperature)[0] == "bypass"
         assert ask(cached, temperature=temperature, control="max-age=60")[0] == "miss"
@@ -98,7 +98,7 @@ def test_sampled_answers_pass_the_cache_by_unless_the_client_takes_one_of_some_a
         assert ask(cached, temperature=temperature)[0] == "bypass"
 
 
-def test_a_stream_is_replayed_in_the_pieces_in_which_it_came(cached: Service) -> None:
+def test_a_stream_is_replayed_in_its_original_pieces(cached: Service) -> None:
     words = said("un deux trois quatre")
     first, second = streamed(cached, messages=words), streamed(cached, messages=words)
     assert (first[0], second[0]) == ("miss", "hit")
@@ -117,7 +117,7 @@ def test_streams_and_whole_answers_share_their_entries(cached: Service) -> None:
     assert ask(cached, messages=words) == ("hit", "uno due")
 
 
-def test_a_request_may_keep_the_cache_out(cached: Service) -> None:
+def test_a_request_can_bypass_the_cache(cached: Service) -> None:
     words = said("keep out")
     assert ask(cached, messages=words, control="no-store")[0] == "bypass"
     assert ask(cached, messages=words)[0] == "miss"
@@ -148,7 +148,7 @@ def test_cache_control_is_read_as_the_rfc_says(header: bytes | None, wish: Cache
     assert cache_wish(header) == wish
 
 
-def test_an_entry_is_as_old_as_the_clock_says_and_never_younger_than_now(
+def test_the_age_of_an_entry_is_never_negative(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = time.time()
@@ -157,7 +157,7 @@ def test_an_entry_is_as_old_as_the_clock_says_and_never_younger_than_now(
     assert Kept([], "stop", 1, 1, time.time() + 3600).age() == 0, "the clock went back by an hour"
 
 
-def test_an_entry_is_believed_only_if_it_says_what_was_asked(cached: Service, store: redis.Redis) -> None:
+def test_an_entry_is_used_only_if_its_key_material_matches(cached: Service, store: redis.Redis) -> None:
     words = said("believe me")
     before = set(store.keys("llm:exact:*"))
     ask(cached, messages=words)
@@ -199,7 +199,7 @@ def test_two_tenants_never_share_an_entry(cached: Service) -> None:
         assert asked_engine(cached) == asked + 2
 
 
-def test_many_who_ask_the_same_at_once_make_the_engine_work_once(cached: Service) -> None:
+def test_identical_concurrent_requests_make_the_engine_work_once(cached: Service) -> None:
     question = {**SLOW, "messages": said(SLOW_WORDS + " once")}
     asked = asked_engine(cached)
     with ThreadPoolExecutor(12) as pool:
@@ -214,7 +214,7 @@ def test_many_who_ask_the_same_at_once_make_the_engine_work_once(cached: Service
     assert asked_engine(cached) == asked + 1
 
 
-def test_who_asked_first_may_leave_or_read_nothing_without_harm_to_the_others(cached: Service) -> None:
+def test_the_first_client_may_disconnect_or_stall_without_affecting_the_others(cached: Service) -> None:
     question = {**SLOW, "messages": said(SLOW_WORDS + " leave"), "stream": True}
     body = json.dumps(question).encode()
     head = f"POST {CHAT} HTTP/1.1\r\nhost: llm\r\nauthorization: Bearer {cached.key}\r\n"
@@ -233,7 +233,7 @@ def test_who_asked_first_may_leave_or_read_nothing_without_harm_to_the_others(ca
     assert asked_engine(cached) == asked + 1
 
 
-def test_where_the_one_who_asked_first_fails_the_next_one_asks(cached: Service) -> None:
+def test_if_the_first_request_fails_the_next_one_runs(cached: Service) -> None:
     question = {**SLOW, "messages": said(SLOW_WORDS + " fail")}
     asked = asked_engine(cached)
     with ThreadPoolExecutor() as pool, cached.client() as client:
@@ -247,7 +247,7 @@ def test_where_the_one_who_asked_first_fails_the_next_one_asks(cached: Service) 
     assert asked_engine(cached) == asked + 2, "one of the three asked for all of them"
 
 
-def test_an_answer_that_nobody_waits_for_any_more_is_not_made(cached: Service) -> None:
+def test_an_answer_without_listeners_is_cancelled(cached: Service) -> None:
     question = {**SLOW, "messages": said(SLOW_WORDS * 10)}
     for _ in range(2):
         with cached.client() as client, pytest.raises(httpx.ReadTimeout):
@@ -256,7 +256,7 @@ def test_an_answer_that_nobody_waits_for_any_more_is_not_made(cached: Service) -
     eventually("the slot is free", lambda: cached.metrics()[runs] == 0, 2)
 
 
-def test_redis_that_hangs_or_is_gone_is_a_miss_and_never_an_error(
+def test_a_redis_that_hangs_or_is_down_is_a_miss_and_never_an_error(
     redis_server: RedisServer, tmp_path: Path
 ) -> None:
     settings = {**redis_server.settings, "deadline_ms": 300}
@@ -278,7 +278,7 @@ def test_redis_that_hangs_or_is_gone_is_a_miss_and_never_an_error(
 @pytest.mark.parametrize(
     "option", [["--maxmemory", "1"], ["--replicaof", "127.0.0.1", "1"]], ids=["full", "read-only"]
 )
-def test_redis_that_takes_no_writes_is_a_miss_and_still_gives_what_it_has(
+def test_a_redis_that_rejects_writes_counts_errors_and_causes_no_pause(
     tmp_path_factory: pytest.TempPathFactory, option: list[str]
 ) -> None:
     server = RedisServer(tmp_path_factory.mktemp("redis"), option)
@@ -295,7 +295,7 @@ def test_redis_that_takes_no_writes_is_a_miss_and_still_gives_what_it_has(
         server.stop()
 
 
-def test_redis_that_takes_a_second_an_answer_does_not_cost_each_request_a_deadline(
+def test_a_slow_redis_does_not_cost_each_request_a_deadline(
     redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("late")
@@ -313,7 +313,7 @@ def test_redis_that_takes_a_second_an_answer_does_not_cost_each_request_a_deadli
     )
 
 
-def test_a_gateway_without_redis_says_so_and_goes_on(echo: Service) -> None:
+def test_a_gateway_without_redis_logs_it_and_serves(echo: Service) -> None:
     assert "no Redis is configured" in echo.logs()
     with echo.client() as client:
         answer: httpx.Response = client.post(CHAT, json=GREEDY)

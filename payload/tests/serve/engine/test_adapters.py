@@ -132,7 +132,7 @@ def said(client: httpx.Client, model: str, prompt: str = PROMPT) -> str:
     return str(answer.json()["choices"][0]["text"])
 
 
-def test_an_adapter_answers_by_its_own_name_and_the_model_stays_what_it_is(
+def test_an_adapter_answers_under_its_own_name_and_leaves_the_model_unchanged(
     client: httpx.Client, model: Path, adapters: dict[str, Path]
 ) -> None:
     answers = {name: said(client, name) for name in ["base", *adapters]}
@@ -140,7 +140,7 @@ def test_an_adapter_answers_by_its_own_name_and_the_model_stays_what_it_is(
     assert len(set(answers.values())) == 3
 
 
-def test_questions_to_adapters_and_model_at_once_each_get_their_own_answer(
+def test_concurrent_requests_to_adapters_and_model_get_their_own_answers(
     client: httpx.Client, model: Path, adapters: dict[str, Path]
 ) -> None:
     names = ["base", *adapters] * 4
@@ -214,18 +214,18 @@ def engine_client(name: str) -> EngineClient:
 HELLO = Hello("m", "r", "naive", 64, 1, adapters={"a": "r+1", "b": "r+2"})
 
 
-def test_the_cache_takes_no_answer_of_an_adapter_for_one_of_the_model() -> None:
+def test_the_cache_keeps_answers_of_model_and_adapters_apart() -> None:
     asked = Generate(0, False, 16, prompt="p")
     keys = {key_material("t", 1, engine_client(name).introduced(HELLO), asked) for name in ("m", "a", "b")}
     assert len(keys) == 3
 
 
-def test_an_engine_without_the_adapter_that_the_gateway_names_is_not_there() -> None:
+def test_an_engine_without_the_configured_adapter_is_unavailable() -> None:
     with pytest.raises(ProtocolError, match="serves 'm', 'a', 'b', not 'c'"):
         engine_client("c").introduced(HELLO)
 
 
-def test_an_engine_that_is_asked_for_an_adapter_it_lacks_does_not_answer_by_the_model(
+def test_an_engine_never_answers_for_a_missing_adapter_with_the_model(
     service: Service,
 ) -> None:
     gateway = Gateway(service, "base")
@@ -265,7 +265,7 @@ def test_an_adapter_for_a_deeper_model_is_refused_though_half_of_it_fits(model: 
         naive(model, adapters={"legal": described(adapter)})
 
 
-def test_an_adapter_with_another_rank_than_it_says_is_refused(
+def test_an_adapter_whose_rank_differs_from_its_config_is_refused(
     adapters: dict[str, Path], model: Path, folder: Path
 ) -> None:
     adapter = folder / "rank"
@@ -277,16 +277,14 @@ def test_an_adapter_with_another_rank_than_it_says_is_refused(
 
 
 @pytest.mark.parametrize("how", ["adapters", "merged"])
-def test_an_adapter_that_was_never_trained_does_nothing_and_is_refused(
-    model: Path, folder: Path, how: str
-) -> None:
+def test_an_untrained_adapter_has_no_effect_and_is_refused(model: Path, folder: Path, how: str) -> None:
     adapter = saved_adapter(model, folder / f"untrained-{how}", init_lora_weights=True)
     setting = described(adapter) if how == "merged" else {"legal": described(adapter)}
     with pytest.raises(ConfigError, match=r"untrained-.* does nothing here: the logits"):
         naive(model, **{how: setting})
 
 
-def test_an_adapter_that_makes_no_numbers_is_refused(
+def test_an_adapter_that_makes_logits_nan_is_refused(
     model: Path, folder: Path, adapters: dict[str, Path]
 ) -> None:
     from safetensors.torch import load_file, save_file
@@ -303,7 +301,7 @@ def test_an_adapter_that_makes_no_numbers_is_refused(
             naive(model, **how)
 
 
-def test_an_adapter_that_changes_the_model_for_all_may_only_be_merged(folder: Path) -> None:
+def test_an_adapter_that_changes_the_model_while_inactive_must_be_merged(folder: Path) -> None:
     make_model(folder / "biased", torch.float32, attention_bias=True)
     adapter = saved_adapter(folder / "biased", folder / "biases", bias="all")
     with pytest.raises(ConfigError, match="changes the model even while it is inactive"):
@@ -369,7 +367,7 @@ def test_an_adapter_named_as_its_model_is_refused(
         ("naive", {"merged": {"path": "/a", "manifest": "/b"}, "quantization": "nf4"}, "llm-serve merge"),
     ],
 )
-def test_settings_that_would_leave_an_adapter_out_are_refused(
+def test_settings_that_would_ignore_an_adapter_are_refused(
     tmp_path: Path, driver: str, change: dict[str, Any], told: str
 ) -> None:
     file = tmp_path / "engine.yaml"
@@ -378,7 +376,7 @@ def test_settings_that_would_leave_an_adapter_out_are_refused(
         load(file, EngineConfig)
 
 
-def test_an_environment_without_peft_is_told_what_it_lacks(
+def test_without_peft_the_error_names_the_missing_packages(
     model: Path, adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in "llmserve.engine.adapters", "llmcore.adapters":
@@ -389,7 +387,7 @@ def test_an_environment_without_peft_is_told_what_it_lacks(
 
 
 @pytest.mark.parametrize("family", ["deepseek_v2", "deepseek_v3"])
-def test_a_model_with_mla_takes_adapters_merged_and_says_what_both_say_beside_each_other(
+def test_a_merged_adapter_of_a_model_with_mla_has_the_same_effect_as_one_beside_it(
     folder: Path, family: str
 ) -> None:
     from peft import PeftModel
@@ -407,7 +405,7 @@ def test_a_model_with_mla_takes_adapters_merged_and_says_what_both_say_beside_ea
     assert (before - both).abs().max() > 0.1 * both.abs().max()
 
 
-def test_a_merged_model_is_written_with_its_manifest_and_says_the_same(
+def test_a_merged_model_is_saved_with_its_manifest_and_answers_alike(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = latent_model(folder / "to-merge", "deepseek_v2")
@@ -426,7 +424,7 @@ def test_a_merged_model_is_written_with_its_manifest_and_says_the_same(
     assert "already exists" in capsys.readouterr().err
 
 
-def test_the_batching_engine_serves_an_adapter_that_is_merged(model: Path, adapters: dict[str, Path]) -> None:
+def test_the_batching_engine_serves_a_merged_adapter(model: Path, adapters: dict[str, Path]) -> None:
     settings = engine(model, "continuous", merged=described(adapters["legal"]), context=256)
     continuous = ContinuousDriver(ContinuousModel(**settings), "r")
 

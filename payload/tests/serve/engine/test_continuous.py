@@ -87,7 +87,7 @@ async def idle(batch: Batch, seconds: float = 5.0) -> None:
         await asyncio.sleep(0.01)
 
 
-def test_an_answer_that_is_finished_before_add_request_returns_is_not_lost(
+def test_an_answer_that_completes_before_add_request_returns_is_not_lost(
     shared: ContinuousDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manager = shared.batches[0].manager
@@ -121,7 +121,7 @@ def test_a_thousand_cancelled_requests_leave_nothing_behind(shared: ContinuousDr
     asyncio.run(scenario())
 
 
-def test_a_cancelled_request_is_out_of_the_batch_after_the_step_that_runs(
+def test_a_cancelled_request_leaves_the_batch_after_the_current_step(
     shared: ContinuousDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scenario() -> None:
@@ -191,7 +191,7 @@ def test_each_request_has_a_temperature_and_top_p_of_its_own(shared: ContinuousD
     asyncio.run(scenario())
 
 
-def test_a_manager_that_takes_no_requests_is_a_503_and_no_wait(driver: ContinuousDriver) -> None:
+def test_a_manager_that_accepts_no_requests_is_an_immediate_503(driver: ContinuousDriver) -> None:
     driver.batches[0].stop()
     with pytest.raises(ApiError) as refused:
         asyncio.run(asyncio.wait_for(driver.generate(request(), nothing), 5))
@@ -199,7 +199,7 @@ def test_a_manager_that_takes_no_requests_is_a_503_and_no_wait(driver: Continuou
     assert not driver.batches[0].waiting
 
 
-def test_a_step_that_fails_ends_all_answers_and_the_driver_says_that_it_is_broken(
+def test_a_failed_step_ends_all_answers_and_breaks_the_driver(
     driver: ContinuousDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scenario() -> None:
@@ -222,7 +222,7 @@ def test_a_step_that_fails_ends_all_answers_and_the_driver_says_that_it_is_broke
     asyncio.run(scenario())
 
 
-def test_an_engine_whose_driver_is_broken_ends_to_be_started_again(
+def test_an_engine_with_a_broken_driver_exits_to_be_restarted(
     driver: ContinuousDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
@@ -279,7 +279,7 @@ def test_stopping_waits_for_short_answers_and_cuts_long_ones(
         assert not batch.manager.is_running()
 
 
-def test_the_cache_is_as_large_as_configured_and_not_as_the_host_allows(shared: ContinuousDriver) -> None:
+def test_the_size_of_the_cache_follows_the_configuration_and_not_the_host(shared: ContinuousDriver) -> None:
     config = shared.language.model.config
     pages = 4096 // 32
     token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4  # bytes, fp32
@@ -305,7 +305,7 @@ def test_more_requests_than_the_cache_holds_are_all_answered(model: Path) -> Non
         driver.stop()
 
 
-def test_a_cache_in_which_one_request_has_no_room_is_refused(model: Path) -> None:
+def test_a_cache_smaller_than_one_request_is_refused(model: Path) -> None:
     with pytest.raises(ValueError, match=r"cache_tokens \(512\) is below context \(1024\)"):
         settings(model, cache_tokens=512)
     with pytest.raises(ValueError, match=r"batch_tokens \(4\) is below slots \(8\)"):
@@ -313,7 +313,7 @@ def test_a_cache_in_which_one_request_has_no_room_is_refused(model: Path) -> Non
 
 
 @pytest.mark.parametrize("family", ["deepseek_v2", "deepseek_v3"])
-def test_a_model_with_a_compressed_cache_is_refused_with_the_ways_out(tmp_path: Path, family: str) -> None:
+def test_a_model_with_a_compressed_cache_is_refused_with_alternatives(tmp_path: Path, family: str) -> None:
     from transformers import AutoConfig
 
     AutoConfig.for_model(family).save_pretrained(tmp_path)

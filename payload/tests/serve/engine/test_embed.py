@@ -107,9 +107,7 @@ def by_hand(directory: Path, text: str) -> Any:
     return states.mean(0) / states.mean(0).norm()
 
 
-def test_a_batch_gives_for_each_text_the_vector_that_it_has_alone(
-    client: httpx.Client, encoder: Path
-) -> None:
+def test_a_text_has_the_same_vector_alone_and_in_a_batch(client: httpx.Client, encoder: Path) -> None:
     batch = vectors(client)
     for text, vector in zip(TEXTS, batch, strict=True):
         assert torch.allclose(vector, by_hand(encoder, text), atol=1e-5)
@@ -117,14 +115,14 @@ def test_a_batch_gives_for_each_text_the_vector_that_it_has_alone(
         assert abs(vector.norm() - 1) < 1e-5
 
 
-def test_more_texts_than_one_pass_takes_keep_their_order(client: httpx.Client) -> None:
+def test_texts_keep_their_order_over_several_passes(client: httpx.Client) -> None:
     texts = [TEXTS[number % 3] for number in range(100)]
     many, few = vectors(client, input=texts), vectors(client)
     for number, vector in enumerate(many):
         assert torch.allclose(vector, few[number % 3], atol=1e-5)
 
 
-def test_base64_is_float32_with_the_lowest_byte_first(client: httpx.Client) -> None:
+def test_base64_is_little_endian_float32(client: httpx.Client) -> None:
     answer = client.post(EMBED, json={"model": "tiny", "input": TEXTS, "encoding_format": "base64"}).json()
     raw = b"".join(b64decode(each["embedding"]) for each in answer["data"])
     assert (
@@ -163,7 +161,7 @@ REFUSED: list[tuple[dict[str, Any], str, str | None]] = [
 
 
 @pytest.mark.parametrize(("change", "code", "param"), REFUSED)
-def test_what_would_give_other_vectors_than_asked_for_is_refused(
+def test_options_that_would_change_the_vectors_are_refused(
     client: httpx.Client, change: dict[str, Any], code: str, param: str | None
 ) -> None:
     answer = client.post(EMBED, json={"model": "tiny", "input": "hello", **change})
@@ -189,7 +187,7 @@ def test_embeddings_are_recorded_counted_and_granted_by_the_policy(
         error(analyst.post(EMBED, json={"model": "tiny", "input": "hello"}), 403, "denied")
 
 
-def test_a_model_that_pools_otherwise_is_refused_at_load(tmp_path: Path) -> None:
+def test_a_model_with_another_pooling_is_refused_at_load(tmp_path: Path) -> None:
     make_encoder(tmp_path / "cls", "cls")
     service = Service(tmp_path, {"cls": described(tmp_path / "cls")})
     service.start_engine("cls", wait=False)
@@ -198,7 +196,7 @@ def test_a_model_that_pools_otherwise_is_refused_at_load(tmp_path: Path) -> None
     assert "another pooling than the mean" in service.logs()
 
 
-def test_an_upstream_for_embeddings_is_asked_and_its_answer_passes(tmp_path: Path) -> None:
+def test_the_answer_of_an_upstream_for_embeddings_passes_through(tmp_path: Path) -> None:
     server = ScriptedUpstream(tmp_path / "upstream.sock")
     data = [{"object": "embedding", "index": 0, "embedding": [0.6, 0.8]}]
     body = json.dumps(
@@ -212,7 +210,7 @@ def test_an_upstream_for_embeddings_is_asked_and_its_answer_passes(tmp_path: Pat
     server.stop()
 
 
-def test_the_bundles_encoder_knows_what_belongs_together(tmp_path: Path) -> None:
+def test_the_bundled_encoder_places_related_texts_close_together(tmp_path: Path) -> None:
     name = "all-minilm-l6-v2"
     directory = tmp_path / name
     if not bundled_model(name, directory):

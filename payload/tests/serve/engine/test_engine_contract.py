@@ -135,7 +135,7 @@ def pieces(client: httpx.Client, **change: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("driver", OURS, indirect=True)
-def test_the_engine_says_who_it_is_and_what_it_honours(service: Service, driver: str) -> None:
+def test_the_engine_describes_itself_and_the_fields_it_supports(service: Service, driver: str) -> None:
     gateway = Gateway(service)
     gateway.close()
     hello = gateway.hello
@@ -145,14 +145,14 @@ def test_the_engine_says_who_it_is_and_what_it_honours(service: Service, driver:
     assert set(hello.fields) <= OPTIONAL
 
 
-def test_a_stream_adds_up_to_the_answer_and_comes_in_pieces(client: httpx.Client) -> None:
+def test_a_stream_comes_in_pieces_that_add_up_to_the_answer(client: httpx.Client) -> None:
     streamed = pieces(client)
     assert "".join(streamed) == said(client)
     assert len(streamed) >= 3
 
 
 @pytest.mark.parametrize("driver", RUN_MODELS, indirect=True)
-def test_greedy_tokens_are_those_of_generate_also_for_many_at_once(
+def test_greedy_tokens_equal_those_of_generate_even_for_concurrent_requests(
     client: httpx.Client, models: dict[str, Path], driver: str
 ) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -191,14 +191,14 @@ def test_a_stop_string_ends_the_answer_before_it_and_the_model_with_it(client: h
     assert "".join(pieces(client, stop=stop)) == whole[: whole.index(stop)]
 
 
-def test_an_answer_has_no_more_tokens_than_it_may(client: httpx.Client) -> None:
+def test_an_answer_respects_max_tokens(client: httpx.Client) -> None:
     answer = asked(client, max_tokens=5)
     assert answer["usage"]["completion_tokens"] == 5
     assert answer["choices"][0]["finish_reason"] == "length"
 
 
 @pytest.mark.parametrize("driver", RUN_MODELS, indirect=True)
-def test_an_answer_ends_where_the_model_ends_it(client: httpx.Client) -> None:
+def test_an_answer_ends_at_the_end_token_of_the_model(client: httpx.Client) -> None:
     answer = asked(client, model="reciter", max_tokens=100)
     assert answer["choices"][0]["message"]["content"] == RECITED
     assert answer["choices"][0]["finish_reason"] == "stop"
@@ -235,7 +235,7 @@ def test_a_field_that_the_engine_has_not_declared_is_a_400_that_names_it(
 
 
 @pytest.mark.parametrize("driver", RUN_MODELS, indirect=True)
-def test_a_piece_of_a_stream_never_has_half_a_character(client: httpx.Client, driver: str) -> None:
+def test_a_stream_never_splits_a_character(client: httpx.Client, driver: str) -> None:
     whole = pieces(client, model="reciter", max_tokens=100)
     cut = pieces(client, model="reciter", max_tokens=7)  # 東京 and a byte of the next
     if driver == "vllm":  # joins what comes together, and leaves out half a character at the end
@@ -245,7 +245,7 @@ def test_a_piece_of_a_stream_never_has_half_a_character(client: httpx.Client, dr
 
 
 @pytest.mark.parametrize("driver", OURS, indirect=True)
-def test_cancelled_requests_are_silent_and_their_slots_are_free(service: Service) -> None:
+def test_cancelled_requests_send_nothing_and_free_their_slots(service: Service) -> None:
     gateway = Gateway(service)
     slots = min(gateway.hello.slots, 4)
     for start in 100, 200:
@@ -266,7 +266,7 @@ def test_cancelled_requests_are_silent_and_their_slots_are_free(service: Service
 
 
 @pytest.mark.parametrize("driver", OURS, indirect=True)
-def test_a_gateway_that_vanishes_leaves_its_slots_to_the_next(service: Service) -> None:
+def test_the_slots_of_a_vanished_gateway_are_freed(service: Service) -> None:
     dead = Gateway(service)
     dead.say(*(long(number) for number in range(min(dead.hello.slots, 4))))
     dead.read()
@@ -279,7 +279,7 @@ def test_a_gateway_that_vanishes_leaves_its_slots_to_the_next(service: Service) 
 
 
 @pytest.mark.parametrize("driver", OURS, indirect=True)
-def test_an_engine_logs_json_lines_that_hold_no_prompt(service: Service, client: httpx.Client) -> None:
+def test_an_engine_logs_json_lines_without_prompts(service: Service, client: httpx.Client) -> None:
     said(client, messages=[{"role": "user", "content": "a secret question"}])
     log = (service.folder / "engine-random.log").read_text()
     messages = [json.loads(line)["message"] for line in log.splitlines()]
@@ -287,7 +287,7 @@ def test_an_engine_logs_json_lines_that_hold_no_prompt(service: Service, client:
     assert "secret" not in log
 
 
-def test_a_client_that_leaves_frees_its_slot(service: Service, client: httpx.Client) -> None:
+def test_a_disconnected_client_frees_its_slot(service: Service, client: httpx.Client) -> None:
     body = {**QUESTION, "messages": LONG, "temperature": 1.0, "max_tokens": 900}
     with client.stream("POST", CHAT, json={**body, "stream": True}) as answer:
         next(answer.iter_lines())
@@ -296,7 +296,7 @@ def test_a_client_that_leaves_frees_its_slot(service: Service, client: httpx.Cli
 
 
 @pytest.mark.parametrize("driver", OURS, indirect=True)
-def test_an_engine_that_is_told_to_stop_ends_what_it_has_begun(
+def test_a_stopping_engine_finishes_its_requests(
     driver: str, models: dict[str, Path], tmp_path: Path
 ) -> None:
     with running(tmp_path, {"random": DRIVERS[driver](models["random"])}) as service:
@@ -312,7 +312,7 @@ def test_an_engine_that_is_told_to_stop_ends_what_it_has_begun(
 
 
 @pytest.mark.parametrize("driver", [VLLM])
-def test_a_deepseek_v2_says_there_what_generate_says(driver: str, tmp_path: Path) -> None:
+def test_a_deepseek_v2_answers_like_generate(driver: str, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     make_deepseek(tmp_path / "latent", kv_lora_rank=512, qk_rope_head_dim=64)  # vLLM takes no other sizes

@@ -74,7 +74,7 @@ def fits(model: Model, quantization: str, memory: int, gpus: int = 1, context: i
     return mode(model, quantization, memory, gpus, context).contexts
 
 
-def test_a_13b_model_runs_in_int8_on_a_card_of_24_gb_and_not_in_16_bit() -> None:
+def test_a_13b_model_fits_24_gb_in_int8_and_not_in_16_bit() -> None:
     model = model_of(LLAMA_13B)
     assert model.parameters == 13_015_864_320
     assert fits(model, "none", 24 * G) == 0
@@ -85,7 +85,7 @@ def test_a_13b_model_runs_in_int8_on_a_card_of_24_gb_and_not_in_16_bit() -> None
     assert fits(model, "nf4", 24 * G) == 4
 
 
-def test_a_7b_model_runs_in_16_bit_on_24_gb() -> None:
+def test_a_7b_model_fits_24_gb_in_16_bit() -> None:
     model = model_of(LLAMA_7B)
     assert model.parameters == 6_738_415_616
     assert fits(model, "none", 24 * G) == 4
@@ -93,7 +93,7 @@ def test_a_7b_model_runs_in_16_bit_on_24_gb() -> None:
     assert fits(model, "int8", 12 * G) == 2
 
 
-def test_deepseek_v25_fills_eight_cards_of_80_gb_and_bitsandbytes_hardly_shrinks_it() -> None:
+def test_deepseek_v25_needs_eight_gpus_of_80_gb_and_bitsandbytes_hardly_shrinks_it() -> None:
     model = model_of(V25)
     assert model.parameters == 235_741_434_880
     assert model.cache_bytes_per_token == 60 * (512 + 64) * 2
@@ -111,7 +111,7 @@ def test_smollm2_is_small() -> None:
     assert fits(model, "none", G, context=2048) > 5
 
 
-def test_the_command_answers_people_and_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_text_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_13B))
     assert main(["fit", "--model", str(tmp_path), "--memory", "24G"]) == 0
     assert "int8    12.4 GiB  fits: 2 concurrent contexts of 4096 tokens" in capsys.readouterr().out
@@ -121,13 +121,13 @@ def test_the_command_answers_people_and_programs(tmp_path: Path, capsys: pytest.
     assert (answer["memory"], answer["gpus"], answer["context"]) == (6 * G, 1, 4096)
 
 
-def test_the_command_judges_the_quantization_that_it_is_asked_for(tmp_path: Path) -> None:
+def test_the_exit_code_reflects_the_requested_quantization(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_13B))
     asked = ["fit", "--model", str(tmp_path), "--memory", "24G", "--quantization"]
     assert [main([*asked, quantization]) for quantization in ("none", "int8", "nf4")] == [1, 0, 0]
 
 
-def test_it_loads_no_torch(tmp_path: Path) -> None:
+def test_fit_does_not_import_torch(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_7B))
     arguments = ["fit", "--model", str(tmp_path), "--memory", "24G"]
     code = f"import sys; from llmserve.cli import main; main({arguments!r}); sys.exit('torch' in sys.modules)"
@@ -146,7 +146,7 @@ def test_it_loads_no_torch(tmp_path: Path) -> None:
         (json.dumps({**V25, "kv_lora_rank": None}), "kv_lora_rank None"),
     ],
 )
-def test_a_wrong_configuration_is_told(
+def test_an_invalid_config_json_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, complaint: str
 ) -> None:
     (tmp_path / "config.json").write_text(content)
@@ -154,12 +154,12 @@ def test_a_wrong_configuration_is_told(
     assert complaint in capsys.readouterr().err
 
 
-def test_a_model_that_is_not_there_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_model_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", "--model", str(tmp_path / "none"), "--memory", "24G"]) == 2
     assert "specify a model directory" in capsys.readouterr().err
 
 
-def test_memory_is_a_size() -> None:
+def test_memory_must_be_a_size() -> None:
     assert parse_memory("24G") == parse_memory("24GiB") == parse_memory("24gb") == 24 * G
     assert parse_memory("0.5g") == G // 2
     for wrong in "", "G", "many", "-5G", "nan", "inf":

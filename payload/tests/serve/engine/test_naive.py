@@ -56,7 +56,7 @@ def text_of(client: httpx.Client, **change: Any) -> str:
     return text
 
 
-def test_a_greedy_answer_is_what_generate_says(client: httpx.Client, model: Path) -> None:
+def test_a_greedy_answer_equals_that_of_generate(client: httpx.Client, model: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(str(model))
@@ -89,11 +89,11 @@ def test_a_seed_repeats_a_sampled_answer_and_top_p_narrows_it(client: httpx.Clie
     assert text_of(client, temperature=1.0, top_p=1e-6, seed=7) == text_of(client)
 
 
-def test_a_request_without_a_temperature_takes_the_configured_one(client: httpx.Client) -> None:
+def test_a_request_without_a_temperature_uses_the_configured_one(client: httpx.Client) -> None:
     assert text_of(client, temperature=None) == text_of(client)
 
 
-def test_a_stop_string_ends_the_model_too(client: httpx.Client) -> None:
+def test_a_stop_string_stops_the_model_too(client: httpx.Client) -> None:
     whole = text_of(client)
     stop = whole[6:8]
     answer = client.post(CHAT, json={**QUESTION, "stop": stop}).json()
@@ -102,7 +102,7 @@ def test_a_stop_string_ends_the_model_too(client: httpx.Client) -> None:
     assert answer["usage"]["completion_tokens"] < 24
 
 
-def test_generate_asks_through_the_chat_template_and_completions_do_not(client: httpx.Client) -> None:
+def test_generate_uses_the_chat_template_and_completions_do_not(client: httpx.Client) -> None:
     chat = client.post("/generate", json={"prompt": MESSAGES[0]["content"], "max_tokens": 24}).json()
     assert chat["response"] == text_of(client)
     body = {"model": "tiny", "prompt": MESSAGES[0]["content"], "max_tokens": 3, "temperature": 0}
@@ -120,7 +120,7 @@ def test_a_prompt_longer_than_the_context_is_refused_before_the_model_runs(clien
     assert "2048" in error(client.post(CHAT, json=body), 400, "context_length_exceeded")["message"]
 
 
-def test_a_client_that_leaves_stops_the_model_within_a_step(naive: Service, client: httpx.Client) -> None:
+def test_a_disconnected_client_stops_the_model_within_a_step(naive: Service, client: httpx.Client) -> None:
     def worked() -> int:
         """Ticks of the CPU that the engine has had: however busy the machine is, a step costs as many."""
         stat = Path(f"/proc/{naive.engines['tiny'].process.pid}/stat").read_text()

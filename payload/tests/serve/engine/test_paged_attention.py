@@ -61,7 +61,7 @@ def answer_all(
 
 
 @pytest.mark.parametrize("window", [None, 8])
-def test_a_batch_gives_the_values_that_transformers_gives(
+def test_a_batch_gives_the_same_values_as_transformers(
     window: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_model(tmp_path, torch.float32)
@@ -74,7 +74,7 @@ def test_a_batch_gives_the_values_that_transformers_gives(
     assert max((one - other).abs().max().item() for one, other in zip(ours, theirs, strict=True)) < 1e-5
 
 
-def test_without_a_batch_it_is_transformers_own() -> None:
+def test_without_a_batch_transformers_attention_is_used() -> None:
     query, key, value = torch.randn(3, 1, 4, 5, 8).unbind()
     module = torch.nn.Module()
     ours, _ = paged_attention.attend(module, query, key, value, None)

@@ -62,7 +62,7 @@ def logits(language: LanguageModel) -> Any:
 @pytest.mark.parametrize(
     ("family", "fields"), [("llama", LLAMA), ("deepseek_v2", LATENT), ("deepseek_v3", LATENT)]
 )
-def test_a_quantized_model_is_as_small_as_fit_says_and_answers_alike(
+def test_a_quantized_model_has_the_estimated_size_and_answers_alike(
     tmp_path: Path, family: str, fields: dict[str, Any], how: Any, error: float
 ) -> None:
     path = made(tmp_path, family, fields)
@@ -80,7 +80,7 @@ def test_a_quantized_model_is_as_small_as_fit_says_and_answers_alike(
 
 
 @pytest.mark.parametrize("how", ["int8", "nf4"])
-def test_both_drivers_say_the_same_with_quantized_weights(tmp_path: Path, how: Any) -> None:
+def test_both_drivers_answer_alike_with_quantized_weights(tmp_path: Path, how: Any) -> None:
     path = made(tmp_path, "llama", LLAMA)
     settings = naive(path, how, dtype="float32", context=256)
     asked = Generate(0, False, 12, prompt="what is the capital", temperature=0)
@@ -101,7 +101,7 @@ def test_both_drivers_say_the_same_with_quantized_weights(tmp_path: Path, how: A
     assert answers[0] == answers[1]
 
 
-def test_layers_that_the_4_bit_kernel_cannot_divide_stay_as_they_are(tmp_path: Path) -> None:
+def test_layers_that_the_4_bit_kernel_cannot_divide_are_not_quantized(tmp_path: Path) -> None:
     path = made(tmp_path, "llama", {**LLAMA, "hidden_size": 256, "intermediate_size": 72})
     small = LanguageModel(naive(path, "nf4"), "r")
     kinds = Counter(type(part).__name__ for part in small.model.modules() if "Linear" in type(part).__name__)
@@ -110,7 +110,7 @@ def test_layers_that_the_4_bit_kernel_cannot_divide_stay_as_they_are(tmp_path: P
 
 
 @pytest.mark.parametrize("how", ["int8", "nf4"])
-def test_a_quantization_that_leaves_the_experts_as_they_are_is_refused(tmp_path: Path, how: str) -> None:
+def test_a_quantization_that_leaves_out_the_experts_is_refused(tmp_path: Path, how: str) -> None:
     path = made(tmp_path, "deepseek_v2", {**LATENT, "n_routed_experts": 32})
     with pytest.raises(
         ConfigError, match=rf"'{how}' leaves \d\d % of the weights .* bytes of bfloat16.*experts"
@@ -119,7 +119,7 @@ def test_a_quantization_that_leaves_the_experts_as_they_are_is_refused(tmp_path:
     LanguageModel(naive(path, "none"), "r")
 
 
-def test_an_environment_without_bitsandbytes_is_told_what_it_lacks(
+def test_without_bitsandbytes_the_error_names_the_missing_packages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = made(tmp_path, "llama", LLAMA)

@@ -63,7 +63,7 @@ def heard(process: Process) -> Iterator[list[str]]:
         thread.join()
 
 
-def test_an_engine_whose_model_hangs_is_not_ready_takes_nothing_and_stops_feeding_its_watchdog(
+def test_an_engine_whose_model_hangs_is_not_ready_and_stops_notifying_its_watchdog(
     tmp_path: Path,
 ) -> None:
     options = {"stall_seconds": 0.6}
@@ -91,7 +91,7 @@ def test_an_engine_whose_model_hangs_is_not_ready_takes_nothing_and_stops_feedin
     assert "the model makes no progress" in service.logs()
 
 
-def test_an_engine_that_is_stopped_with_work_in_it_is_not_ready_until_it_goes_on(tmp_path: Path) -> None:
+def test_a_suspended_engine_with_pending_work_is_not_ready_until_it_resumes(tmp_path: Path) -> None:
     with running(tmp_path, {"echo": {"driver": "echo", "token_seconds": 0.1}}) as service:
         process = service.engines["echo"].process
         with service.client() as client, ThreadPoolExecutor() as pool:
@@ -105,7 +105,7 @@ def test_an_engine_that_is_stopped_with_work_in_it_is_not_ready_until_it_goes_on
             eventually("readiness", lambda: client.get("/readyz").status_code == 200, 5)
 
 
-def test_the_engine_ends_what_is_late_by_itself(tmp_path: Path) -> None:
+def test_the_engine_ends_late_requests_by_itself(tmp_path: Path) -> None:
     with running(tmp_path, hangs()) as service, service.client() as client:
         before = time.monotonic()
         late = client.get("/generate?prompt=x", headers={"x-llm-deadline-ms": "300"})
@@ -128,7 +128,7 @@ def test_the_engine_ends_what_is_late_by_itself(tmp_path: Path) -> None:
         ({"WATCHDOG_USEC": "0"}, None),
     ],
 )
-def test_a_process_knows_whether_it_is_watched(
+def test_the_watchdog_interval_is_read_from_the_environment(
     monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], seconds: float | None
 ) -> None:
     for name in "WATCHDOG_USEC", "WATCHDOG_PID":
@@ -152,7 +152,7 @@ def nvml(tmp_path: Path, config: str) -> dict[str, str]:
     }
 
 
-def test_the_engine_tells_how_busy_its_gpus_are_and_leaves_out_one_that_is_lost(tmp_path: Path) -> None:
+def test_the_engine_reports_gpu_utilization_without_a_lost_gpu(tmp_path: Path) -> None:
     environment = nvml(tmp_path, "util_gpu = 70\n1.util_gpu = 90\n2.lost = 1\n")
     with running(tmp_path, engine_environment=environment) as service:
         name = 'llm_gpu_utilization_ratio{gpu="%d",model="echo"}'
@@ -161,7 +161,7 @@ def test_the_engine_tells_how_busy_its_gpus_are_and_leaves_out_one_that_is_lost(
         assert (scrape[name % 1], name % 2 in scrape) == (0.9, False)
 
 
-def test_where_there_is_no_driver_there_are_no_gpus() -> None:
+def test_without_a_driver_there_are_no_gpus() -> None:
     code = "from llmserve.engine.gpu import Gpus; print(Gpus().used())"
     environment = {name: value for name, value in os.environ.items() if name != "LD_LIBRARY_PATH"}
     result = subprocess.run(

@@ -48,7 +48,7 @@ def test_the_first_token_is_sent_at_once(slow: Service) -> None:
         assert time.monotonic() - before < 2.0, "200 tokens would take 10 s"
 
 
-def test_an_engine_killed_while_it_streams_ends_the_stream_with_an_error_and_answers_after_its_restart(
+def test_a_killed_engine_ends_its_stream_with_an_error_and_serves_after_its_restart(
     doomed: Service,
 ) -> None:
     with doomed.client() as client:
@@ -79,7 +79,7 @@ def test_an_engine_killed_before_a_whole_answer_is_a_503(doomed: Service) -> Non
         error(waiting.result(), 503, "engine_lost")
 
 
-def test_an_engine_that_hangs_is_given_up_at_the_deadline(tmp_path: Path) -> None:
+def test_a_request_to_a_hung_engine_ends_at_the_deadline(tmp_path: Path) -> None:
     with running(tmp_path, limits={"answer_seconds": 0.5}) as service, service.client() as client:
         process = service.engines["echo"].process
         process.send_signal(signal.SIGSTOP)
@@ -92,7 +92,7 @@ def test_an_engine_that_hangs_is_given_up_at_the_deadline(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_clients_that_leave_free_their_slots(slow: Service, stream: bool) -> None:
+def test_disconnected_clients_free_their_slots(slow: Service, stream: bool) -> None:
     body = json.dumps({**STREAM, "stream": stream}).encode()
     authorization = f"authorization: Bearer {slow.key}"
     head = f"POST {CHAT} HTTP/1.1\r\nhost: llm\r\n{authorization}\r\ncontent-length: {len(body)}\r\n\r\n"
@@ -111,7 +111,7 @@ def test_clients_that_leave_free_their_slots(slow: Service, stream: bool) -> Non
     assert slow.metrics()['llm_cancelled_total{by="client"}'] >= 2
 
 
-def test_too_many_requests_are_refused_at_once_and_told_to_come_back(slow: Service) -> None:
+def test_excess_requests_are_refused_at_once_with_retry_after(slow: Service) -> None:
     with ThreadPoolExecutor(8) as pool, slow.client() as client:
         started = [
             pool.submit(client.post, CHAT, json={**STREAM, "stream": False, "max_tokens": 40})
@@ -130,7 +130,7 @@ def test_too_many_requests_are_refused_at_once_and_told_to_come_back(slow: Servi
         assert [each.result().status_code for each in started] == [200, 200]
 
 
-def test_sigterm_lets_running_answers_end_and_takes_no_new_ones(tmp_path: Path) -> None:
+def test_sigterm_finishes_running_answers_and_accepts_no_new_ones(tmp_path: Path) -> None:
     with (
         running(tmp_path, SLOW, limits={**LIMITS, "drain_seconds": 120}) as service,
         service.client() as client,
@@ -152,7 +152,7 @@ def test_sigterm_lets_running_answers_end_and_takes_no_new_ones(tmp_path: Path) 
         assert "STOPPING=1" in gateway.states
 
 
-def test_sigterm_answers_who_had_connected_and_whoever_comes_then_fails_before_sending(
+def test_sigterm_serves_accepted_connections_and_refuses_new_ones_before_they_send(
     doomed: Service,
 ) -> None:
     path = doomed.folder / "http.sock"
@@ -222,7 +222,7 @@ def test_a_gateway_starts_without_its_engine_and_finds_it_later(tmp_path: Path) 
         eventually("readiness", lambda: ready(service), 5)
 
 
-def test_an_engine_that_serves_another_model_is_not_taken(tmp_path: Path) -> None:
+def test_an_engine_that_serves_another_model_is_not_used(tmp_path: Path) -> None:
     with running(tmp_path, {"echo": {"driver": "echo"}}) as service:
         service.engines["echo"].stop()
         (tmp_path / "other.yaml").write_text((tmp_path / "engine-echo.yaml").read_text())
@@ -232,7 +232,7 @@ def test_an_engine_that_serves_another_model_is_not_taken(tmp_path: Path) -> Non
         assert not ready(service)
 
 
-def test_a_request_longer_than_a_line_of_asyncio_passes_to_the_engine(slow: Service) -> None:
+def test_a_request_beyond_asyncios_line_limit_reaches_the_engine(slow: Service) -> None:
     with slow.client() as client:
         answer = client.post("/generate", json={"prompt": "x" * 900_000, "max_tokens": 1})
         assert len(answer.json()["response"]) == 900_000
@@ -250,7 +250,7 @@ def test_a_slow_reader_holds_no_slot(slow: Service) -> None:
         )
 
 
-def test_what_is_no_http_and_a_head_without_end_are_refused(slow: Service) -> None:
+def test_invalid_http_and_an_endless_head_are_refused(slow: Service) -> None:
     def refused(sent: bytes) -> bytes:
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(slow.folder / "http.sock"))
@@ -267,7 +267,7 @@ def test_what_is_no_http_and_a_head_without_end_are_refused(slow: Service) -> No
     assert b'"head_too_large"' in refused(b"GET /generate HTTP/1.1\r\n" + many)
 
 
-def test_nothing_of_prompts_answers_or_keys_is_ever_logged(doomed: Service) -> None:
+def test_prompts_answers_and_keys_are_never_logged(doomed: Service) -> None:
     canary = "canary-7d1f"
     with doomed.client() as client:
         client.get("/generate", params={"prompt": canary})
@@ -296,7 +296,7 @@ def test_nothing_of_prompts_answers_or_keys_is_ever_logged(doomed: Service) -> N
         json.loads(line)
 
 
-def test_a_record_whose_disk_is_full_stops_the_answers_until_there_is_room(tmp_path: Path) -> None:
+def test_a_full_audit_disk_stops_answers_until_there_is_space(tmp_path: Path) -> None:
     with running(tmp_path) as service, service.client() as client:
         assert client.get("/generate?prompt=x").status_code == 200
         assert service.writer
@@ -316,7 +316,7 @@ time.time = lambda: real() + float(file.read_text())
 """
 
 
-def test_a_clock_that_moves_by_an_hour_stops_no_answer(tmp_path: Path) -> None:
+def test_a_clock_change_of_an_hour_stops_no_answer(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(MOVED_CLOCK)
     offset = tmp_path / "offset"
     offset.write_text("0")

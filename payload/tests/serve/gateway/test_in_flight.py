@@ -20,7 +20,7 @@ async def run_for(in_flight: InFlightRequests, peer: Peer, seconds: float) -> No
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before it flies", "while it flies"])
-def test_a_client_that_leaves_ends_its_flight(before: bool) -> None:
+def test_a_disconnected_client_ends_its_request(before: bool) -> None:
     async def scenario() -> None:
         peer, in_flight = Peer(), InFlightRequests(Metrics())
         if before:
@@ -34,7 +34,7 @@ def test_a_client_that_leaves_ends_its_flight(before: bool) -> None:
     asyncio.run(scenario())
 
 
-def test_a_client_that_leaves_after_its_answer_ends_nothing() -> None:
+def test_a_client_that_disconnects_after_its_answer_ends_nothing() -> None:
     async def scenario() -> None:
         peer, in_flight = Peer(), InFlightRequests(Metrics())
         await run_for(in_flight, peer, 0)
@@ -44,7 +44,7 @@ def test_a_client_that_leaves_after_its_answer_ends_nothing() -> None:
     asyncio.run(scenario())
 
 
-def test_a_flight_leaves_nothing_to_the_garbage_collector() -> None:
+def test_a_request_leaves_nothing_to_the_garbage_collector() -> None:
     async def scenario() -> None:
         in_flight = InFlightRequests(Metrics())
         gc.collect()

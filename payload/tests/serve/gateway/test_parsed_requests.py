@@ -42,13 +42,13 @@ def kept() -> ParsedRequests:
     return ParsedRequests(lambda text: f"proof of {text}")
 
 
-def test_the_same_bytes_of_the_same_tenant_are_read_once(kept: ParsedRequests, reader: Reader) -> None:
+def test_identical_requests_of_a_tenant_are_parsed_once(kept: ParsedRequests, reader: Reader) -> None:
     first = kept.read("research", reader, LIMITS, b"a")
     assert kept.read("research", reader, LIMITS, b"a") is first
     assert (reader.seen, first.text, first.proof) == ([b"a"], "a", "proof of a")
 
 
-def test_tenants_endpoints_and_limits_share_no_question(kept: ParsedRequests, reader: Reader) -> None:
+def test_tenants_endpoints_and_limits_share_no_parsed_request(kept: ParsedRequests, reader: Reader) -> None:
     narrow = LIMITS.model_copy(update={"max_tokens": 5, "default_max_tokens": 5})
     other = Reader()
     all_four = [
@@ -61,21 +61,21 @@ def test_tenants_endpoints_and_limits_share_no_question(kept: ParsedRequests, re
     assert [parsed.call.generate.max_tokens for parsed in all_four] == [10, 10, 5, 10]
 
 
-def test_what_was_wrong_is_wrong_again(kept: ParsedRequests, reader: Reader) -> None:
+def test_an_invalid_request_is_rejected_again(kept: ParsedRequests, reader: Reader) -> None:
     for _ in range(2):
         with pytest.raises(ApiError, match="wrong"):
             kept.read("research", reader, LIMITS, b"wrong")
     assert reader.seen == [b"wrong"] * 2
 
 
-def test_a_question_whose_answer_is_drawn_is_not_kept(kept: ParsedRequests, reader: Reader) -> None:
+def test_a_sampled_request_is_not_memoized(kept: ParsedRequests, reader: Reader) -> None:
     for _ in range(2):
         kept.read("research", reader, LIMITS, b"drawn")
     assert reader.seen == [b"drawn"] * 2
     assert not kept.kept
 
 
-def test_neither_many_nor_long_questions_are_kept(kept: ParsedRequests, reader: Reader) -> None:
+def test_memoized_requests_are_bounded_in_number_and_length(kept: ParsedRequests, reader: Reader) -> None:
     for number in range(KEPT + 1):
         kept.read("research", reader, LIMITS, b"%d" % number)
     long = b"x" * (KEPT_BYTES + 1)
@@ -95,7 +95,7 @@ def test_neither_many_nor_long_questions_are_kept(kept: ParsedRequests, reader: 
     ],
     ids=["tenant", "policy", "model", "template"],
 )
-def test_a_kept_question_has_another_key_where_its_answer_may_be_another(change: dict[str, object]) -> None:
+def test_a_memoized_request_has_a_cache_key_per_tenant_policy_and_model(change: dict[str, object]) -> None:
     parsed = ParsedRequest(parsed_requests.posted(b'{"prompt":"a"}', LIMITS), "a", "")
     usual: dict[str, object] = {"tenant": "research", "revision": 1, "hello": HELLO}
     key = parsed.key(**usual)  # type: ignore[arg-type]

@@ -123,7 +123,7 @@ def load(pair: Pair) -> Iterator[list[str]]:
             thread.join(30)
 
 
-def test_gateways_that_are_replaced_one_after_the_other_under_load_lose_no_request(pair: Pair) -> None:
+def test_a_rolling_restart_under_load_loses_no_request(pair: Pair) -> None:
     with load(pair) as wrong:
         for number in pair.gateways:
             pair.replace(number)
@@ -131,7 +131,7 @@ def test_gateways_that_are_replaced_one_after_the_other_under_load_lose_no_reque
     assert wrong == []
 
 
-def test_a_request_that_still_waits_for_its_record_is_answered_whole_by_a_gateway_that_stops(
+def test_a_stopping_gateway_answers_a_request_that_still_waits_for_its_record(
     pair: Pair,
 ) -> None:
     assert pair.service.writer
@@ -169,7 +169,7 @@ def test_a_request_that_still_waits_for_its_record_is_answered_whole_by_a_gatewa
     assert said[0].endswith("data: [DONE]\n\n")
 
 
-def test_a_gateway_that_was_killed_is_missed_by_nobody_who_asks_then(pair: Pair) -> None:
+def test_a_killed_gateway_fails_no_later_request(pair: Pair) -> None:
     pair.gateways[1].process.send_signal(signal.SIGKILL)
     pair.gateways[1].process.wait()
     with pair.edge.client(authorization=f"Bearer {pair.keys[0]}") as client:
@@ -177,7 +177,7 @@ def test_a_gateway_that_was_killed_is_missed_by_nobody_who_asks_then(pair: Pair)
             assert client.post("/generate", json={"prompt": "x"}).status_code == 200
 
 
-def test_with_no_gateway_left_the_edge_says_so_and_serves_as_soon_as_one_is_back(pair: Pair) -> None:
+def test_without_gateways_the_edge_answers_503_until_one_is_back(pair: Pair) -> None:
     for gateway in pair.gateways.values():
         gateway.stop()
     with pair.edge.client(authorization=f"Bearer {pair.keys[0]}") as client:

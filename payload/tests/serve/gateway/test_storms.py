@@ -45,7 +45,7 @@ def resident_kib(process: Process | None) -> int:
     return int(status.partition("VmRSS:")[2].split()[0])
 
 
-def test_a_thousand_clients_that_vanish_leave_nothing_behind(slow: Service) -> None:
+def test_a_thousand_vanishing_clients_leave_nothing_behind(slow: Service) -> None:
     before = left_over(slow)
     for number in range(1000):
         with socket.socket(socket.AF_UNIX) as client:
@@ -62,7 +62,7 @@ def test_a_thousand_clients_that_vanish_leave_nothing_behind(slow: Service) -> N
         assert time.monotonic() - before_asking < 2, "the engine works for those who have left"
 
 
-def test_five_times_too_many_are_answered_or_refused_at_once(slow: Service) -> None:
+def test_at_five_times_the_capacity_requests_are_answered_or_refused_at_once(slow: Service) -> None:
     with load(slow, 20, 10) as made:
         time.sleep(3)
     assert set(made.outcomes) <= {"200", "503 overloaded", "503 queue_timeout"}, made.outcomes
@@ -71,7 +71,7 @@ def test_five_times_too_many_are_answered_or_refused_at_once(slow: Service) -> N
     assert statistics.median(made.refused_us) < 20_000
 
 
-def test_an_engine_killed_at_any_moment_costs_its_answers_and_nothing_else(tmp_path: Path) -> None:
+def test_an_engine_killed_at_any_moment_loses_only_its_running_answers(tmp_path: Path) -> None:
     with running(tmp_path, SLOW, limits=LIMITS) as service:
         rests = left_over(service)
         with load(service, 6, 5) as made:
@@ -92,7 +92,7 @@ def test_an_engine_killed_at_any_moment_costs_its_answers_and_nothing_else(tmp_p
         assert "Traceback" not in service.logs()
 
 
-def test_sigterm_under_load_breaks_no_answer(tmp_path: Path) -> None:
+def test_sigterm_under_load_loses_no_answer(tmp_path: Path) -> None:
     with running(tmp_path, SLOW, limits=LIMITS) as service:
         assert service.gateway
         with load(service, 8, 20) as made:
@@ -132,7 +132,7 @@ def test_memory_does_not_grow_with_the_requests(echo: Service) -> None:
         assert len(echo.metrics()) == series, "what clients invent makes no series"
 
 
-def test_prompts_of_ten_megabytes_are_refused_and_not_kept(echo: Service) -> None:
+def test_prompts_of_ten_megabytes_are_refused_and_not_retained(echo: Service) -> None:
     def in_pieces() -> Iterator[bytes]:
         yield b'{"prompt": "'
         for _ in range(160):
@@ -152,7 +152,7 @@ def test_prompts_of_ten_megabytes_are_refused_and_not_kept(echo: Service) -> Non
     assert resident_kib(echo.gateway) - before < 8 * 1024
 
 
-def test_a_gateway_is_small_quick_to_start_and_has_no_torch_in_it(tmp_path: Path) -> None:
+def test_a_gateway_is_small_starts_quickly_and_does_not_import_torch(tmp_path: Path) -> None:
     opa = ScriptedOpa(tmp_path / "opa.sock")  # judging in process maps another 20 MB of OPA's library
     with running(tmp_path, policy={"engine": "server", "socket": str(opa.socket)}) as service:
         assert service.gateway

@@ -55,12 +55,12 @@ def run(scenario: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(main())
 
 
-def test_first_come_first_served_and_no_slot_is_lost() -> None:
+def test_requests_run_in_order_of_arrival_and_no_slot_is_lost() -> None:
     places = [Place(5, tokens=3) for _ in range(30)]
     assert in_order(admission(2), places, range(10, 20)) == [*range(10), *range(20, 30)]
 
 
-def test_a_higher_priority_goes_first_and_equals_in_their_order() -> None:
+def test_a_higher_priority_runs_first_and_equals_run_in_order() -> None:
     priorities = [1, 1, 5, 1, 9, 5]
     assert in_order(admission(1), [Place(5, priority=each) for each in priorities]) == [0, 4, 2, 5, 1, 3]
 
@@ -69,19 +69,19 @@ def test_a_full_queue_refuses_at_once() -> None:
     assert in_order(admission(1, waiting=0), [Place(5), Place(5)]) == [0, "1 overloaded"]
 
 
-def test_a_full_queue_is_counted_in_tokens_too_but_takes_one_of_any_length() -> None:
+def test_a_queue_is_limited_in_tokens_but_accepts_one_request_of_any_length() -> None:
     places = [Place(5, tokens=each) for each in (1, 500, 1)]
     assert in_order(admission(1, waiting_tokens=100), places) == [0, "2 overloaded", 1]
 
 
-def test_where_no_more_may_wait_a_higher_priority_takes_the_place_of_the_last_of_the_lowest() -> None:
+def test_in_a_full_queue_a_higher_priority_evicts_the_last_of_the_lowest() -> None:
     places = [Place(5), Place(5, priority=1), Place(5, priority=1), Place(5, priority=5)]
     assert in_order(admission(1, waiting=2), places) == [0, "2 overloaded", 3, 1]
     equals = [Place(5, priority=5) for _ in range(3)]
     assert in_order(admission(1, waiting=1), equals) == [0, "2 overloaded", 1]
 
 
-def test_what_runs_is_counted_in_tokens_and_what_is_larger_than_all_runs_alone() -> None:
+def test_running_tokens_are_limited_and_a_request_beyond_the_limit_runs_alone() -> None:
     async def scenario() -> None:
         it = admission(10, tokens=100)
         small, large = Place(5, tokens=60), Place(5, tokens=1000)
@@ -101,7 +101,7 @@ def test_what_runs_is_counted_in_tokens_and_what_is_larger_than_all_runs_alone()
     run(scenario)
 
 
-def test_waiting_ends_with_the_patience_of_the_queue_or_the_deadline_of_the_request() -> None:
+def test_waiting_ends_at_the_queue_limit_or_the_deadline_of_the_request() -> None:
     async def scenario() -> None:
         it = admission(1)
         await it.enter(Place(5))
@@ -119,7 +119,7 @@ def test_waiting_ends_with_the_patience_of_the_queue_or_the_deadline_of_the_requ
     run(scenario)
 
 
-def test_who_gives_up_at_the_head_lets_in_whoever_is_small_enough() -> None:
+def test_a_cancelled_head_of_the_queue_admits_the_next_that_fits() -> None:
     async def scenario() -> None:
         it = admission(10, tokens=100)
         await it.enter(Place(5, tokens=60))

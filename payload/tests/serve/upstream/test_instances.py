@@ -64,7 +64,7 @@ def test_conversations_and_tenants_spread_over_all_instances() -> None:
     assert len(homes) == 5
 
 
-def test_one_instance_less_moves_only_the_conversations_that_it_had() -> None:
+def test_removing_an_instance_moves_only_its_own_conversations() -> None:
     five = instances_of(5)
     before = {number: chosen(five, conversation(number)).socket for number in range(500)}
     gone = five.engines[2]
@@ -76,7 +76,7 @@ def test_one_instance_less_moves_only_the_conversations_that_it_had() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_no_instance_is_ever_given_more_than_its_bounded_share(seed: int) -> None:
+def test_no_instance_exceeds_its_load_bound(seed: int) -> None:
     chance = random.Random(seed)  # noqa: S311 - test data
     size = chance.randint(2, 9)
     some = instances_of(size)
@@ -91,7 +91,7 @@ def test_no_instance_is_ever_given_more_than_its_bounded_share(seed: int) -> Non
         assert engine.load <= math.ceil(LOAD_BOUND * len(running_now) / size)
 
 
-def test_a_conversation_that_all_hold_at_once_overflows_to_the_others_and_returns() -> None:
+def test_a_hot_conversation_overflows_to_other_instances_and_returns() -> None:
     three = instances_of(3)
     home = chosen(three, conversation(1))
     for _ in range(30):
@@ -157,7 +157,7 @@ def order_of_answers(two: Instances, places: list[Place], revision: str = "r") -
     return asyncio.run(scenario())
 
 
-def test_who_waits_for_an_engine_that_said_goodbye_is_asked_of_the_first_that_is_back_by_priority() -> None:
+def test_waiting_requests_go_to_the_first_instance_that_is_back_by_priority() -> None:
     two = instances_of(2)
     for engine in two.engines:
         engine.admission.slots = 1
@@ -167,13 +167,13 @@ def test_who_waits_for_an_engine_that_said_goodbye_is_asked_of_the_first_that_is
     assert two.state().waiting == 0
 
 
-def test_who_waited_for_an_engine_that_is_back_with_another_revision_is_refused() -> None:
+def test_waiting_requests_are_refused_if_the_engine_returns_with_another_revision() -> None:
     one = instances_of(1)
     leaves(one.engines[0])
     assert order_of_answers(one, [Place(5)], "r2") == ["0 engine_unavailable"]
 
 
-def test_a_gateway_hangs_up_on_an_engine_that_leaves_once_it_waits_for_nothing() -> None:
+def test_a_gateway_disconnects_from_a_leaving_engine_once_it_has_its_answers() -> None:
     async def scenario() -> None:
         (engine,) = instances_of(1).engines
         reader = asyncio.StreamReader()
@@ -185,7 +185,7 @@ def test_a_gateway_hangs_up_on_an_engine_that_leaves_once_it_waits_for_nothing()
     asyncio.run(scenario())
 
 
-def test_nobody_waits_for_an_engine_that_died_or_that_left_long_ago() -> None:
+def test_requests_do_not_wait_for_an_engine_that_died_or_left_long_ago() -> None:
     one = instances_of(1)
     (engine,) = one.engines
     leaves(engine)
@@ -233,7 +233,7 @@ def test_requests_survive_an_instance_that_dies_before_its_first_byte(tmp_path: 
     servers[1].stop()
 
 
-def test_engines_of_ours_on_several_sockets_serve_one_model_and_several_models_are_listed(
+def test_several_engines_serve_one_model_and_several_models_are_listed(
     tmp_path: Path,
 ) -> None:
     models = {"first": {"driver": "echo"}, "m": {"driver": "echo"}}

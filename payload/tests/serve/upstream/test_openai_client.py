@@ -92,7 +92,7 @@ def test_the_official_client_chats_streams_and_completes_through_two_gateways(fr
         assert [model.id for model in client.models.list()] == ["echo"]
 
 
-def test_generate_speaks_its_own_form_before_a_remote_engine(client: httpx.Client) -> None:
+def test_generate_keeps_its_own_format_with_a_remote_engine(client: httpx.Client) -> None:
     whole = client.get("/generate", params={"prompt": "one two three", "max_tokens": 2}).json()
     assert whole["response"] == "one two "
     assert whole["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
@@ -103,7 +103,7 @@ def test_generate_speaks_its_own_form_before_a_remote_engine(client: httpx.Clien
 
 
 @pytest.mark.parametrize("usage", [True, False])
-def test_the_bytes_of_a_stream_pass_untouched_and_usage_only_where_asked(
+def test_a_stream_passes_through_unchanged_with_usage_only_on_request(
     played: tuple[ScriptedUpstream, Service], usage: bool
 ) -> None:
     server, service = played
@@ -119,7 +119,7 @@ def test_the_bytes_of_a_stream_pass_untouched_and_usage_only_where_asked(
     eventually("the outcome says it", lambda: tokens_of(service.records()[-1]) == (3, 2))
 
 
-def test_a_whole_answer_passes_untouched_with_what_we_do_not_know(
+def test_a_whole_answer_passes_through_with_unknown_fields(
     played: tuple[ScriptedUpstream, Service],
 ) -> None:
     server, service = played
@@ -142,7 +142,7 @@ CALL = {"role": "assistant", "content": None, "tool_calls": [{"id": "c", "type":
 RESULT = {"role": "tool", "tool_call_id": "c", "content": "noon"}
 
 
-def test_a_conversation_with_calls_of_tools_reaches_an_upstream_that_has_them(
+def test_a_conversation_with_tool_calls_reaches_an_upstream_that_supports_them(
     played: tuple[ScriptedUpstream, Service], echo: Service
 ) -> None:
     server, service = played
@@ -159,7 +159,7 @@ def test_a_conversation_with_calls_of_tools_reaches_an_upstream_that_has_them(
         error(refused, 400, "unsupported_field")
 
 
-def test_a_field_that_was_not_declared_is_refused_by_name_and_asks_nobody(
+def test_an_undeclared_field_is_refused_by_name_without_contacting_the_upstream(
     played: tuple[ScriptedUpstream, Service],
 ) -> None:
     server, service = played
@@ -184,7 +184,7 @@ BROKEN: dict[str, Script] = {
 
 
 @pytest.mark.parametrize("script", BROKEN.values(), ids=BROKEN)
-def test_a_stream_that_breaks_ends_with_an_error_event_and_no_done(
+def test_a_broken_stream_ends_with_an_error_event_and_no_done(
     played: tuple[ScriptedUpstream, Service], script: Script
 ) -> None:
     server, service = played
@@ -218,7 +218,7 @@ REFUSED: dict[str, tuple[Script, int, str]] = {
 
 
 @pytest.mark.parametrize(("script", "status", "code"), REFUSED.values(), ids=REFUSED)
-def test_what_is_no_answer_has_a_documented_status(
+def test_an_invalid_answer_has_a_documented_status(
     played: tuple[ScriptedUpstream, Service], script: Script, status: int, code: str
 ) -> None:
     server, service = played
@@ -235,7 +235,7 @@ def test_what_is_no_answer_has_a_documented_status(
     assert 'llm_rejected_total{code="made_up_xyz"}' not in service.metrics()
 
 
-def test_a_client_that_leaves_hangs_up_on_the_upstream(played: tuple[ScriptedUpstream, Service]) -> None:
+def test_a_disconnected_client_disconnects_the_upstream(played: tuple[ScriptedUpstream, Service]) -> None:
     server, service = played
     server.hung_up.clear()
     server.script = stream(*[each for _ in range(100) for each in (said("word "), 0.05)])
@@ -246,7 +246,7 @@ def test_a_client_that_leaves_hangs_up_on_the_upstream(played: tuple[ScriptedUps
 
 
 @pytest.mark.parametrize("streaming", [True, False])
-def test_a_client_that_leaves_frees_the_upstreams_engine_too(
+def test_a_disconnected_client_frees_the_upstreams_engine_too(
     upstream: Service, front: Service, streaming: bool
 ) -> None:
     body = {"model": "echo", "messages": [{"role": "user", "content": WORDS * 5}], "stream": streaming}
@@ -262,7 +262,7 @@ def test_a_client_that_leaves_frees_the_upstreams_engine_too(
     eventually("the engine rests", lambda: upstream.metrics()[running_now] == 0, 3)
 
 
-def test_a_length_that_is_only_our_default_gives_way_to_the_upstreams_context(
+def test_the_default_length_gives_way_to_the_upstreams_context(
     played: tuple[ScriptedUpstream, Service],
 ) -> None:
     server, service = played
@@ -291,7 +291,7 @@ def test_a_dead_upstream_is_a_503_and_is_found_again(tmp_path: Path) -> None:
             assert "engine_lost" in "".join(lines)
 
 
-def test_another_revision_or_model_than_was_configured_is_never_taken_for_it(tmp_path: Path) -> None:
+def test_an_upstream_with_another_model_or_no_revision_is_never_used(tmp_path: Path) -> None:
     server = ScriptedUpstream(tmp_path / "upstream.sock")
     remotes = {
         "other": {"socket": str(tmp_path / "upstream.sock"), "revision": "7"},
@@ -306,7 +306,7 @@ def test_another_revision_or_model_than_was_configured_is_never_taken_for_it(tmp
 
 
 @pytest.mark.parametrize(("cache", "results"), [(True, ["miss", "hit"]), (False, ["bypass", "bypass"])])
-def test_greedy_answers_of_an_upstream_are_kept_only_where_they_are_said_to_be_text(
+def test_greedy_answers_of_an_upstream_are_cached_only_if_configured(
     tmp_path: Path, redis_server: RedisServer, cache: bool, results: list[str]
 ) -> None:
     server = ScriptedUpstream(tmp_path / "upstream.sock")
@@ -359,7 +359,7 @@ def over_tls(server: ScriptedUpstream, folder: Path, **change: str) -> dict[str,
     return {"url": f"https://localhost:{server.port}", "tls": tls, "revision": "7"}
 
 
-def test_mutual_tls_carries_questions_and_answers(certificates: Path, tmp_path: Path) -> None:
+def test_requests_and_answers_pass_over_mutual_tls(certificates: Path, tmp_path: Path) -> None:
     server = ScriptedUpstream(tls=tls_server(certificates))
     server.script = stream(said("hello"), said("", "stop"), USAGE, END)
     remotes = {"m": over_tls(server, certificates)}
@@ -370,7 +370,7 @@ def test_mutual_tls_carries_questions_and_answers(certificates: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("wrong", ["old protocol", "foreign server", "certificate of nobody"])
-def test_tls_that_is_old_or_foreign_is_no_way_to_an_upstream(
+def test_an_upstream_with_old_or_foreign_tls_is_not_used(
     certificates: Path, tmp_path: Path, wrong: str
 ) -> None:
     context = tls_server(certificates)
@@ -401,7 +401,7 @@ def test_tls_that_is_old_or_foreign_is_no_way_to_an_upstream(
         ("{remote: {url: 'https://user:word@gpu1'}}", "match pattern"),
     ],
 )
-def test_an_upstream_that_would_be_reached_in_clear_is_refused_before_anything_starts(
+def test_an_upstream_in_clear_text_is_refused_before_anything_starts(
     tmp_path: Path, engine: str, message: str
 ) -> None:
     file = tmp_path / "gateway.yaml"

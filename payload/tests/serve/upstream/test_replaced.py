@@ -32,7 +32,7 @@ def slow(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Service]:
 
 
 @pytest.mark.parametrize("replaced", ["engine", "writer", "writer that was killed"])
-def test_what_is_replaced_under_load_fails_no_request(tmp_path: Path, replaced: str) -> None:
+def test_a_replacement_under_load_fails_no_request(tmp_path: Path, replaced: str) -> None:
     with running(tmp_path, QUICK) as service:
         rests = left_over(service)
         with load(service, 6, 10) as made:
@@ -64,7 +64,7 @@ def test_what_is_replaced_under_load_fails_no_request(tmp_path: Path, replaced: 
         assert len(recorded()) == made.outcomes["200"]
 
 
-def test_one_of_two_instances_that_is_stopped_is_missed_by_nobody(tmp_path: Path) -> None:
+def test_stopping_one_of_two_instances_fails_no_request(tmp_path: Path) -> None:
     with running(tmp_path, QUICK, instances={"echo": 2}) as service, load(service, 6, 10) as made:
         eventually("answers come", lambda: made.answered(12))
         assert service.engines["echo"].stop() == 0
@@ -74,7 +74,7 @@ def test_one_of_two_instances_that_is_stopped_is_missed_by_nobody(tmp_path: Path
     assert set(made.outcomes) == {"200"}, made.outcomes
 
 
-def test_an_engine_that_is_stopped_ends_its_answers_and_who_asks_meanwhile_waits_for_the_next(
+def test_requests_wait_while_a_stopped_engine_finishes_and_is_replaced(
     slow: Service,
 ) -> None:
     engine = slow.engines["echo"]
@@ -93,7 +93,7 @@ def test_an_engine_that_is_stopped_ends_its_answers_and_who_asks_meanwhile_waits
 
 
 @pytest.mark.parametrize(("slow", "signals"), [(2, 1), (30, 2)], indirect=["slow"])
-def test_what_takes_too_long_ends_with_an_error_and_at_a_second_sigterm_at_once(
+def test_answers_beyond_the_drain_time_end_with_an_error_and_a_second_sigterm_ends_them_at_once(
     slow: Service, signals: int
 ) -> None:
     engine = slow.engines["echo"]
@@ -112,7 +112,7 @@ def test_what_takes_too_long_ends_with_an_error_and_at_a_second_sigterm_at_once(
 
 
 @pytest.mark.parametrize("slow", [2], indirect=True)
-def test_a_whole_answer_that_was_cut_off_by_the_stop_is_made_again_by_the_next_engine(slow: Service) -> None:
+def test_a_whole_answer_cut_off_by_the_stop_is_generated_again_by_the_next_engine(slow: Service) -> None:
     with slow.client() as client, ThreadPoolExecutor() as pool:
         asked = pool.submit(client.post, CHAT, json={**STREAM, "stream": False, "max_tokens": 80})
         eventually("it runs", lambda: slow.metrics()[RUNNING] == 1)
@@ -121,7 +121,7 @@ def test_a_whole_answer_that_was_cut_off_by_the_stop_is_made_again_by_the_next_e
         assert asked.result().json()["usage"]["completion_tokens"] == 80
 
 
-def test_the_queue_for_an_engine_that_does_not_come_back_has_its_bounds(tmp_path: Path) -> None:
+def test_the_queue_for_an_absent_engine_is_bounded(tmp_path: Path) -> None:
     limits = {"waiting": 1, "queue_seconds": 8}
     with (
         running(tmp_path, limits=limits) as service,
@@ -137,7 +137,7 @@ def test_the_queue_for_an_engine_that_does_not_come_back_has_its_bounds(tmp_path
         assert service.metrics()[WAITING] == 0
 
 
-def test_an_engine_says_goodbye_refuses_what_comes_then_and_ends_when_its_gateways_have_hung_up(
+def test_a_leaving_engine_refuses_requests_and_exits_once_its_gateways_have_disconnected(
     slow: Service,
 ) -> None:
     assert slow.gateway
