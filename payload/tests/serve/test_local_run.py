@@ -1,4 +1,4 @@
-"""`llm-serve run` on a plain machine."""
+"""`llm-serve run` on a developer's machine."""
 
 import os
 import re

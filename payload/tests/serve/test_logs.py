@@ -1,4 +1,4 @@
-"""How log lines leave a process."""
+"""How log lines are written."""
 
 import asyncio
 import json
@@ -12,7 +12,7 @@ from llmcore import logs
 
 @pytest.fixture
 def written(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """What each write to stderr held, as a process that has configured its logs does them."""
+    """Each write to stderr of a process that has configured its logs."""
     handler = logs.Batched()
     handler.setFormatter(logs.JsonLines())
     writes: list[str] = []
@@ -26,7 +26,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 
 def messages(write: str) -> list[str]:
-    """Of the lines in it."""
+    """Messages of the lines in one write."""
     return [json.loads(line)["message"] for line in write.splitlines()]
 
 

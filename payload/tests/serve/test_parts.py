@@ -1,4 +1,4 @@
-"""Parts small enough to be tried without processes: text, frames, manifests, configuration, admission."""
+"""Parts that need no processes: text, frames, manifests, configuration, admission."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def test_stop_strings_cut_a_stream_where_they_cut_the_whole_text() -> None:
         text = "".join(chance.choices("ab ", k=chance.randint(0, 30)))
         stops = ["".join(chance.choices("ab ", k=chance.randint(1, 4))) for _ in range(chance.randint(0, 3))]
         ends = [text.find(stop) for stop in stops if stop in text]
-        # The first whole stop string in time: the one whose end comes first.
+        # The first complete stop string in time is the one whose end comes first.
         complete = [text.find(stop) + len(stop) for stop in stops if stop in text]
         cutter, shown = StopStrings(stops), ""
         for character in text:
@@ -137,7 +137,7 @@ def test_an_unreadable_file_of_a_model_is_reported(tmp_path: Path, monkeypatch: 
     def refused(*_given: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", refused)  # the tests' own user may read everything
+    monkeypatch.setattr(Path, "open", refused)  # the user that runs the tests can read everything
     monkeypatch.setattr(Path, "read_text", lambda path: path.read_bytes().decode())
     monkeypatch.setattr(Path, "read_bytes", lambda path: os.read(os.open(path, os.O_RDONLY), 4096))
     with pytest.raises(ManifestError, match=r"cannot read .*config.json: Permission denied"):

@@ -1,4 +1,4 @@
-"""The connection to Redis: all share it, each within its own deadline."""
+"""The connection to Redis, shared by all callers, each within its own deadline."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -16,7 +16,7 @@ ENOUGH_MS = 5000  # on a busy machine
 
 @asynccontextmanager
 async def connected(socket: Path, deadline_ms: int = ENOUGH_MS) -> AsyncIterator[RedisClient]:
-    """A gateway's link."""
+    """A gateway's client."""
     client = RedisClient(Redis(url=f"unix://{socket}", user="gateway", deadline_ms=deadline_ms), PASSWORD)
     yield client
     await client.close()
@@ -58,7 +58,7 @@ def test_a_cancelled_caller_does_not_affect_other_callers(redis_server: RedisSer
             await client.execute(("SET", "llm:text", "mine"))
             leaving = asyncio.create_task(client.execute(("GET", "llm:other")))
             staying = asyncio.create_task(client.execute(("GET", "llm:text")))
-            while client.waiting or not client.asking:  # until both are on their way
+            while client.waiting or not client.asking:  # until both are sent
                 await asyncio.sleep(0)
             leaving.cancel()
             return await staying
@@ -77,7 +77,7 @@ def test_a_caller_behind_a_slow_result_waits_no_longer_than_its_deadline(
             with pytest.raises(RedisUnavailable):
                 await first
             await asyncio.sleep(0)
-            assert second.done(), "it has a second of its own, and does not wait for it"
+            assert second.done(), "it has its own deadline of a second, and does not use all of it"
             with pytest.raises(RedisUnavailable):
                 await second
 
@@ -91,7 +91,7 @@ def test_a_restarted_redis_is_used_at_once(redis_server: RedisServer) -> None:
             await client.execute(("GET", "llm:text"))
             redis_server.stop()
             redis_server.start()
-            await asyncio.sleep(0.1)  # it is heard that the connection has ended
+            await asyncio.sleep(0.1)  # the end of the connection is noticed
             return await client.execute(("GET", "llm:text"))
 
     assert asyncio.run(scenario()) == [None]

@@ -1,4 +1,4 @@
-"""API keys: who gets in, and how soon nobody does any more."""
+"""API keys: authentication, and how soon revocation and expiry take effect."""
 
 import hmac
 import json
@@ -22,13 +22,13 @@ from llmserve.api.errors import ApiError
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service of its own, whose keys file may be broken."""
+    """A service whose keys file may be damaged."""
     with running(tmp_path_factory.mktemp("keys")) as service:
         yield service
 
 
 def status(service: Service, key: str) -> int:
-    """What a request with this key gets."""
+    """Status of a request with this key."""
     with service.client(key) as client:
         return client.get("/generate?prompt=x").status_code
 
@@ -65,7 +65,7 @@ def test_new_and_revoked_keys_take_effect_within_five_seconds_without_a_restart(
     eventually("the new key works", lambda: status(service, added["key"]) == 200, 5)
     result = service.cli("keys", "revoke", added["id"], "--keys-file", str(service.folder / "keys.json"))
     assert result.returncode == 0
-    eventually("the revoked key is dead", lambda: status(service, added["key"]) == 401, 5)
+    eventually("the revoked key is rejected", lambda: status(service, added["key"]) == 401, 5)
     with service.client(added["key"]) as client:
         assert added["id"] in error(client.get("/v1/models"), 401, "revoked_key")["message"]
     assert status(service, service.key) == 200
@@ -91,12 +91,14 @@ def test_revoking_a_key_ends_its_running_streams_and_no_others(tmp_path: Path) -
                 told = list(lines_of(first))
                 assert json.loads(told[-1].removeprefix("data: "))["error"]["code"] == "revoked_key"
                 others = lines_of(second)
-                for _ in range(len(told) + 40):  # two seconds of it are from after the end of the other
+                for _ in range(
+                    len(told) + 40
+                ):  # two seconds of this stream are from after the end of the other
                     assert "choices" in json.loads(next(others).removeprefix("data: "))
 
 
 def test_a_key_expires(service: Service) -> None:
-    for seconds in 2, 8, 32, 128:  # a machine that is busy may come too late to see it work
+    for seconds in 2, 8, 32, 128:  # on a busy machine it may have expired before its first use
         with edited(service.folder / "keys.json") as records:
             key, record = new_key(PEPPER, "old", "research", ["analyst"], timedelta(seconds=seconds))
             records.append(record)
@@ -114,17 +116,17 @@ def test_an_unreadable_keys_file_rejects_every_key_and_fails_readiness(service: 
     file = service.folder / "keys.json"
     good = file.read_bytes()
     file.write_bytes(good[: len(good) // 2])
-    eventually("closed", lambda: status(service, service.key) == 503, 5)
+    eventually("every key is rejected", lambda: status(service, service.key) == 503, 5)
     with service.client() as client:
         error(client.get("/v1/models"), 503, "keys_unreadable")
         assert "keys" in error(client.get("/readyz"), 503, "not_ready")["message"]
     file.write_bytes(good)
-    eventually("open again", lambda: status(service, service.key) == 200, 5)
+    eventually("the keys work again", lambda: status(service, service.key) == 200, 5)
     file.unlink()
     eventually("no file, no keys", lambda: status(service, service.key) == 401, 5)
     assert ready(service)
     file.write_bytes(good)
-    eventually("back", lambda: status(service, service.key) == 200, 5)
+    eventually("the key works again", lambda: status(service, service.key) == 200, 5)
 
 
 def test_the_cli_prints_a_secret_once_and_stores_only_its_hash(echo: Service, tmp_path: Path) -> None:
@@ -256,7 +258,7 @@ def test_a_key_of_one_host_is_imported_by_another_with_its_own_pepper(tmp_path: 
 
     cli("", "revoke", old, *hosts["two"][:3])
     assert json.loads(cli(added, "import", *hosts["two"]).stdout)["state"] == "revoked"
-    assert records("two")[old].revoked, "nothing comes back to life"
+    assert records("two")[old].revoked, "the revocation is not undone"
     forged = json.dumps({**json.loads(added), "key": f"llmk_{old}_{'0' * 48}"})
     assert "another key" in cli(forged, "import", *hosts["two"]).stderr
     for wrong in "", "[]", "{}", '{"id": 5}', json.dumps({**json.loads(added), "id": "other"}), added + "x":
@@ -272,7 +274,7 @@ def test_revoking_a_subject_ends_all_its_keys_and_no_others(service: Service) ->
     file = ["--keys-file", str(service.folder / "keys.json")]
     result = service.cli("keys", "revoke", "--subject", "max", "--json", *file)
     assert set(json.loads(result.stdout)["revoked"]) == {key.split("_")[1] for key in keys}
-    eventually("both are dead", lambda: {status(service, key) for key in keys} == {401}, 5)
+    eventually("both are rejected", lambda: {status(service, key) for key in keys} == {401}, 5)
     assert status(service, other) == 200
     assert [each.subject for each in read_keys(service.folder / "keys.json").blocked] == ["max"]
 
@@ -294,7 +296,7 @@ def test_the_list_shows_the_minute_in_which_a_key_was_last_used(tmp_path: Path) 
         with service.client(used["key"]) as client:
             for _ in range(
                 50
-            ):  # each is a use, and none waits for the record's disk until that minute is over
+            ):  # each is a use; none waits for the audit record's disk until the minute has passed
                 assert client.get("/nothing").status_code == 404
         assert (tmp_path / "last-used.json").stat().st_mtime_ns == wrote, "at most one write a minute"
     assert stat.S_IMODE((tmp_path / "last-used.json").stat().st_mode) == 0o600
@@ -340,7 +342,7 @@ def test_a_flood_of_wrong_keys_reads_no_file_and_compares_in_constant_time(
     spent = time.process_time() - started
     assert len(compared) == 5000, "an unknown id costs the same comparison as a wrong secret"
     assert {len(digest) for both in compared for digest in both} == {64}
-    assert spent < 1, "5000 readings of this file would take minutes"
+    assert spent < 1, "reading this file 5000 times would take minutes"
 
 
 def test_concurrent_edits_lose_no_key(tmp_path: Path) -> None:

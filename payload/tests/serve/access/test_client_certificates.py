@@ -1,4 +1,4 @@
-"""Client certificates through a real nginx: who gets in by one, and what pretends to be one."""
+"""Client certificates through a real nginx: which ones are accepted, and attempts to forge one."""
 
 import json
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ LONG = {**LASTING, "model": "slow"}
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A gateway that believes its edge."""
+    """A gateway that trusts its edge's certificate header."""
     models = {"echo": {"driver": "echo"}, **SLOW}
     with running(tmp_path_factory.mktemp("certificates"), models, identity=HEADER) as service:
         yield service
@@ -42,14 +42,14 @@ def edge(service: Service) -> Iterator[Edge]:
 
 
 def add(service: Service, certificate: Path, subject: str, *more: str) -> dict[str, object]:
-    """Register it by the CLI."""
+    """Register the certificate with the CLI."""
     added = service.add_key(subject, "sales", "--certificate", str(certificate), *more)
     assert "key" not in added
     return added
 
 
 def access_line(service: Service, request_id: str) -> dict[str, object]:
-    """What the gateway's log says of one request."""
+    """The gateway's access log line of one request."""
 
     def found() -> dict[str, object] | None:
         lines = [json.loads(line) for line in service.logs().splitlines() if request_id in line]
@@ -131,7 +131,7 @@ def test_an_edge_without_this_configuration_would_let_a_forged_header_in(
         escaped = quote(victim.read_text(), safe="")
         with service.client("") as on_the_socket:
             answer = on_the_socket.get("/v1/models", headers={"X-Client-Certificate": escaped})
-            assert answer.status_code == 200, "or the spoofing test would prove nothing"
+            assert answer.status_code == 200, "otherwise the spoofing test would prove nothing"
             twice = [("X-Client-Certificate", escaped)] * 2
             error(on_the_socket.get("/v1/models", headers=twice), 401, "invalid_certificate")
             for wrong in (
@@ -220,7 +220,9 @@ def test_a_certificate_that_expires_ends_its_running_stream(service: Service, ed
         with client.stream("POST", "/v1/chat/completions", json=LONG) as stream:
             last = [line for line in stream.iter_lines() if line][-1]
         assert json.loads(last.removeprefix("data: "))["error"]["code"] == "expired_certificate"
-        error(client.get("/v1/models"), 401, "expired_certificate")  # the connection is older than the end
+        error(
+            client.get("/v1/models"), 401, "expired_certificate"
+        )  # the connection was opened before the certificate expired
 
 
 def test_a_certificate_has_one_holder_until_that_ends(service: Service, edge: Edge) -> None:
@@ -244,7 +246,7 @@ def test_a_certificate_has_one_holder_until_that_ends(service: Service, edge: Ed
     service.cli("keys", "revoke", str(first["id"]), *file)
     assert service.cli("keys", "add", *who).returncode == 0
     with edge.client(certificate) as client:
-        eventually("it is the second's now", lambda: client.get("/v1/models").status_code == 200, 5)
+        eventually("the second holder uses it", lambda: client.get("/v1/models").status_code == 200, 5)
     noise = service.folder / "noise.pem"
     noise.write_text("no certificate")
     assert (

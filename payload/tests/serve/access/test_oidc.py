@@ -1,4 +1,4 @@
-"""Tokens of an identity provider: which ones count, what refuses the others, and how soon a change holds."""
+"""Tokens of an identity provider: which are accepted, why others are refused, and how soon changes take effect."""
 
 import base64
 import json
@@ -32,23 +32,23 @@ LONG = {**LASTING, "model": "slow"}
 
 @pytest.fixture
 def provider(tmp_path: Path) -> Provider:
-    """With its file in the test's folder."""
+    """A provider whose JWKS file is in the test's folder."""
     return Provider(tmp_path / "jwks.json")
 
 
 @pytest.fixture
 def authenticator(provider: Provider, tmp_path: Path) -> Authenticator:
-    """A gateway's, that takes the provider's tokens."""
+    """An authenticator that accepts the provider's tokens."""
     return Authenticator(KeyTable(tmp_path / "keys.json", PEPPER), None, Issuer(provider.oidc()))
 
 
 def identify(authenticator: Authenticator, token: str) -> Identity:
-    """Whose token this is."""
+    """Authenticate by this token."""
     return authenticator.identify([(b"authorization", f"Bearer {token}".encode())])
 
 
 def refusal(authenticator: Authenticator, token: str) -> str:
-    """The code of the refusal. Nothing of the token may be in what the client is told."""
+    """The code of the refusal; checks that the message quotes nothing of the token."""
     with pytest.raises(ApiError) as caught:
         identify(authenticator, token)
     assert caught.value.status == 401
@@ -59,13 +59,13 @@ def refusal(authenticator: Authenticator, token: str) -> str:
 
 
 def refresh(authenticator: Authenticator) -> None:
-    """What the gateway does twice a second."""
+    """Reload keys and JWKS, as the gateway does twice a second."""
     assert authenticator.issuer
     authenticator.issuer.refresh()
 
 
 def raw(header: Any, claims: Any, signature: bytes = b"x" * 64) -> str:
-    """A token that nobody signed."""
+    """A token with an arbitrary signature."""
     parts = [json.dumps(part).encode() for part in (header, claims)] + [signature]
     return ".".join(base64.urlsafe_b64encode(part).rstrip(b"=").decode() for part in parts)
 
@@ -134,7 +134,7 @@ def test_an_unsigned_or_symmetrically_signed_token_is_refused(
     for name in "none", "None", "HS256", "HS512", "ES384", "", None, ["ES256"]:
         assert refusal(authenticator, raw({"alg": name, "kid": "ec1"}, claims)) == "token_algorithm"
     assert refusal(authenticator, raw({"kid": "ec1"}, claims)) == "token_algorithm"
-    # The classic: the provider's public key, which everybody has, as the secret of an HMAC.
+    # The classic attack: the provider's public key as the secret of an HMAC.
     public = provider.keys["rsa1"][0].public_key()
     pem = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     forged = raw({"alg": "HS256", "kid": "rsa1"}, claims).rsplit(".", 1)[0]
@@ -249,12 +249,14 @@ def test_a_new_key_is_used_at_once_and_a_withdrawn_one_no_more(
     running_stream = identify(authenticator, old)
     provider.keys["ec2"] = ec.generate_private_key(ec.SECP256R1()), "ES256"
     provider.publish()
-    assert identify(authenticator, provider.token("ec2")).subject == "lea@corp", "an unknown kid looks once"
+    assert identify(authenticator, provider.token("ec2")).subject == "lea@corp", (
+        "an unknown kid causes one reload"
+    )
     assert authenticator.ended(running_stream) is None
-    provider.keys["ec1"] = provider.keys.pop("ec2")  # the same name for another key
+    provider.keys["ec1"] = provider.keys.pop("ec2")  # another key under the same kid
     provider.publish()
     refresh(authenticator)
-    assert refusal(authenticator, old) == "invalid_token", "though it was verified a moment ago"
+    assert refusal(authenticator, old) == "invalid_token", "although it was verified just before"
     ended = authenticator.ended(running_stream)
     assert ended
     assert ended.code == "revoked_token"
@@ -299,7 +301,7 @@ def test_verified_tokens_are_cached_within_bounds_and_until_they_expire(
         identify(authenticator, provider.token(jti=f"t{number}"))
     assert len(issuer.verified) == 10
     identify(authenticator, first)
-    assert verified.count(first) == 2, "it had been forgotten"
+    assert verified.count(first) == 2, "it was evicted"
     end = int(time.time()) + 60
     brief = provider.token(exp=end)
     identify(authenticator, brief)
@@ -307,7 +309,7 @@ def test_verified_tokens_are_cached_within_bounds_and_until_they_expire(
         later.setattr("llmserve.access.oidc.time.time", lambda: end + 29)
         assert code_of(authenticator, brief) == "", "the leeway is 30 seconds"
         later.setattr("llmserve.access.oidc.time.time", lambda: end + 30)
-        assert code_of(authenticator, brief) == "expired_token", "though it is remembered"
+        assert code_of(authenticator, brief) == "expired_token", "although it is cached"
     assert verified.count(brief) == 1
     started = time.monotonic()
     monkeypatch.setattr("llmserve.access.oidc.time.monotonic", lambda: started + 61)
@@ -316,7 +318,7 @@ def test_verified_tokens_are_cached_within_bounds_and_until_they_expire(
 
 
 def code_of(authenticator: Authenticator, token: str) -> str:
-    """The code of the refusal, or nothing."""
+    """The code of the refusal, or None."""
     try:
         identify(authenticator, token)
     except ApiError as error:
@@ -328,7 +330,10 @@ def test_a_blocked_subject_has_to_log_in_again_and_others_do_not(
     provider: Provider, authenticator: Authenticator
 ) -> None:
     now = int(time.time())
-    tokens = provider.token(iat=now - 5), provider.token(iat=now + 25)  # the second by a clock that is ahead
+    tokens = (
+        provider.token(iat=now - 5),
+        provider.token(iat=now + 25),
+    )  # the second one by a clock that is ahead
     other = provider.token(sub="max@corp")
     stream = identify(authenticator, tokens[0])
     with edited_file(authenticator.keys.path) as content:
@@ -345,7 +350,7 @@ def test_a_blocked_subject_has_to_log_in_again_and_others_do_not(
             for each in content.blocked
         ]
     authenticator.keys.refresh()
-    assert identify(authenticator, provider.token()).subject == "lea@corp", "a token of a minute later"
+    assert identify(authenticator, provider.token()).subject == "lea@corp", "a token issued a minute later"
 
 
 def test_without_readable_keys_tokens_get_503_and_api_keys_work(
@@ -367,18 +372,18 @@ def test_without_readable_keys_tokens_get_503_and_api_keys_work(
     assert identify(authenticator, token).subject == "lea@corp"
     authenticator.keys.path.write_text("{")
     authenticator.keys.refresh()
-    assert code_of(authenticator, token) == "keys_unreadable", "nobody knows who is blocked"
+    assert code_of(authenticator, token) == "keys_unreadable", "blocked subjects are unknown"
 
 
 @pytest.fixture(scope="module")
 def corp(tmp_path_factory: pytest.TempPathFactory) -> Provider:
-    """The provider of `service`."""
+    """The identity provider of `service`."""
     return Provider(tmp_path_factory.mktemp("corp") / "jwks.json")
 
 
 @pytest.fixture(scope="module")
 def service(corp: Provider, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A gateway that takes its tokens."""
+    """A gateway that accepts the provider's tokens."""
     oidc = corp.settings(leeway_seconds=0)
     with running(tmp_path_factory.mktemp("oidc"), SLOW, identity={"oidc": oidc}) as service:
         yield service
@@ -439,7 +444,7 @@ def test_a_subject_in_two_tenants_shares_no_cached_answer(tmp_path: Path) -> Non
     try:
         with running(tmp_path, redis=options, credentials=secret, identity=identity) as service:
             key = service.add_key("lea@corp", "first")["key"]
-            eventually("the answer is kept", lambda: ask(service, key)[0] == "hit")
+            eventually("the answer is cached", lambda: ask(service, key)[0] == "hit")
             assert ask(service, provider.token(tenant="first")) == ("hit", "one two")
             assert ask(service, provider.token(tenant="second")) == ("miss", "one two")
             eventually("it is logged", lambda: '"organization.id":"second"' in service.logs())
@@ -462,7 +467,7 @@ def test_a_lost_jwks_is_503_for_tokens_only_and_shows_in_the_metrics(
         assert client.get("/v1/models").status_code == 200
         assert client.get("/readyz").status_code == 200
     corp.publish()
-    eventually("back again", lambda: service.metrics()["llm_issuer_keys"] == len(corp.keys), 5)
+    eventually("tokens work again", lambda: service.metrics()["llm_issuer_keys"] == len(corp.keys), 5)
 
 
 def test_the_check_command_validates_a_jwks(service: Service, corp: Provider, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The tree's own signed policy: the same answers in process and from the real OPA, and what neither takes."""
+"""The tree's own signed policy: the same decisions from the embedded engine and the real OPA, and invalid bundles."""
 
 import json
 import subprocess
@@ -26,16 +26,16 @@ OTHER_KEY = ec.generate_private_key(ec.SECP256R1())
 
 
 def opa_program() -> str:
-    """The real OPA; skips where there is none."""
+    """Path of the real OPA; skips without it."""
     found = programs.find("opa")
     if found is None:
-        pytest.skip("no OPA program is to be had here")
+        pytest.skip("no OPA program is available")
     return str(found)
 
 
 @contextmanager
 def real_opa(folder: Path) -> Iterator[dict[str, Any]]:
-    """OPA with folder/bundle.tar.gz, run as the role opa runs it; the gateway's configuration for it."""
+    """Run OPA with folder/bundle.tar.gz as the role opa does; yields the gateway's configuration for it."""
     with free_port() as port, opa_on(folder, port) as policy:
         yield policy
 
@@ -70,7 +70,7 @@ def opa_on(folder: Path, port: int) -> Iterator[dict[str, Any]]:
 
 @pytest.fixture(params=["embedded", "server"])
 def service(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Service]:
-    """A service that judges by the signed bundle, once in process and once by OPA."""
+    """A service with the signed bundle, once with the embedded engine and once with OPA."""
     (tmp_path / "policy.pem").write_bytes(PUBLIC_KEY)
     (tmp_path / "bundle.tar.gz").write_bytes(signed_bundle(5))
     if request.param == "embedded":
@@ -85,31 +85,31 @@ def service(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Service]
 
 
 def replace(service: Service, bundle: bytes) -> None:
-    """Put another bundle in place, in one step."""
+    """Replace the bundle atomically."""
     aside = service.folder / "bundle.new"
     aside.write_bytes(bundle)
     aside.rename(service.folder / "bundle.tar.gz")
 
 
 def revision(service: Service) -> float:
-    """Which one the gateway decides by."""
+    """The active revision, from the metrics."""
     return service.metrics()["llm_policy_revision"]
 
 
 def resigned(change: Callable[[dict[str, bytes]], None]) -> bytes:
-    """A bundle of revision 6 whose files were changed after it was signed."""
+    """A bundle of revision 6 whose files were changed after signing."""
     files = unpacked(signed_bundle(6))
     change(files)
     return packed(files)
 
 
 def strip(files: dict[str, bytes]) -> None:
-    """Without its signature."""
+    """Remove its signature."""
     del files[SIGNATURES]
 
 
 def allow_all(files: dict[str, bytes]) -> None:
-    """Its rule says yes to all."""
+    """Make its rule allow everything."""
     rule = (
         b"package llm.authz\n\nimport rego.v1\n\ndecision := " + json.dumps({"allow": True}).encode() + b"\n"
     )
@@ -117,14 +117,14 @@ def allow_all(files: dict[str, bytes]) -> None:
 
 
 def flip(files: dict[str, bytes]) -> None:
-    """One bit of its data."""
+    """Flip one bit of its data."""
     name = "llm/roles/data.json"
     files[name] = files[name].replace(b"analyst", b"analysu", 1)
 
 
 BAD: dict[str, Callable[[], bytes]] = {
     "no signature": lambda: resigned(strip),
-    "somebody else's signature": lambda: signed_bundle(6, OTHER_KEY),
+    "a foreign signature": lambda: signed_bundle(6, OTHER_KEY),
     "a rule that allows all": lambda: resigned(allow_all),
     "one flipped bit": lambda: resigned(flip),
     "half of a file": lambda: signed_bundle(6)[:500],
@@ -171,7 +171,7 @@ def test_a_bundle_with_an_invalid_signature_is_ignored_and_a_valid_one_is_active
             assert client.get("/v1/models").status_code == 200
             assert revision(service) == 5, what
         replace(service, signed_bundle(6))
-        eventually("the good one holds", lambda: revision(service) == 6, 5)
+        eventually("the valid one is active", lambda: revision(service) == 6, 5)
         assert client.get("/v1/models").status_code == 200
 
 
@@ -187,11 +187,11 @@ def test_a_restarted_gateway_reports_the_active_revision(tmp_path: Path) -> None
         service.gateway.stop()
         assert (tmp_path / "seen").read_text() == "5\n"
         service.start_gateway()
-        eventually("it says so", lambda: revision(service) == 5, 5)
+        eventually("the metrics report it", lambda: revision(service) == 5, 5)
 
 
 def noticed(service: Service) -> bool:
-    """Whether a refusal of a bundle or a break-glass file was logged since the last one that was."""
+    """Whether another rejection of a bundle or break-glass file was logged since the last call."""
     marks = ("a policy bundle was rejected", "Bundle load failed", "not a valid break-glass file")
     count = sum(service.logs().count(mark) for mark in marks)
     before, service.refusals = service.refusals, count
@@ -205,19 +205,19 @@ def test_an_older_revision_denies_everything(service: Service) -> None:
             eventually("refused", lambda: "older than 5" in service.logs(), 5)
             assert client.get("/v1/models").status_code == 200
         else:
-            eventually("closed", lambda: client.get("/v1/models").status_code == 503, 8)
+            eventually("everything is denied", lambda: client.get("/v1/models").status_code == 503, 8)
         replace(service, signed_bundle(7))
-        eventually("open again", lambda: client.get("/v1/models").status_code == 200, 8)
+        eventually("requests are allowed again", lambda: client.get("/v1/models").status_code == 200, 8)
 
 
 def test_an_expired_policy_denies_everything(service: Service) -> None:
     with service.client() as client:
         replace(service, signed_bundle(6, lifetime=timedelta(seconds=6)))
-        eventually("it holds", lambda: revision(service) == 6, 5)
+        eventually("it is active", lambda: revision(service) == 6, 5)
         eventually("it has expired", lambda: client.get("/v1/models").status_code == 503, 12)
         error(client.get("/generate?prompt=x"), 503, "policy_unavailable")
         replace(service, signed_bundle(7))
-        eventually("open again", lambda: client.get("/v1/models").status_code == 200, 8)
+        eventually("requests are allowed again", lambda: client.get("/v1/models").status_code == 200, 8)
 
 
 def broken_glass(key: ec.EllipticCurvePrivateKey = KEY, **changes: Any) -> str:
@@ -236,8 +236,8 @@ def broken_glass(key: ec.EllipticCurvePrivateKey = KEY, **changes: Any) -> str:
 
 @pytest.fixture(scope="module")
 def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service whose policy engine is not there."""
-    folder = tmp_path_factory.mktemp("closed")
+    """A service whose policy engine is down."""
+    folder = tmp_path_factory.mktemp("everything is denied")
     policy = {
         "engine": "server",
         "socket": str(folder / "none.sock"),
@@ -253,7 +253,7 @@ def test_break_glass_allows_its_subject_its_actions_and_logs_an_error(closed: Se
         error(ada.get("/generate?prompt=x"), 503, "policy_unavailable")
         (closed.folder / "glass.jwt").write_text(broken_glass())
         answered = eventually(
-            "open", lambda: (got := ada.get("/generate?prompt=x")).status_code == 200 and got
+            "it is allowed", lambda: (got := ada.get("/generate?prompt=x")).status_code == 200 and got
         )
         error(ada.post("/generate", json={"prompt": "x"}), 503, "policy_unavailable")
         error(eve.get("/generate?prompt=x"), 503, "policy_unavailable")
@@ -295,7 +295,7 @@ def test_break_glass_allows_its_subject_its_actions_and_logs_an_error(closed: Se
 def test_an_invalid_break_glass_file_allows_nothing(closed: Service, made: Callable[[], str]) -> None:
     (closed.folder / "glass.jwt").write_text(made())
     with closed.client() as client:
-        eventually("looked at", lambda: noticed(closed))
+        eventually("the rejection is logged", lambda: noticed(closed))
         error(client.get("/generate?prompt=x"), 503, "policy_unavailable")
 
 

@@ -1,4 +1,4 @@
-"""Nobody in without a policy that says so: what the gateway does with each answer, and without one."""
+"""Decisions of the policy: how the gateway acts on each of them, and without one."""
 
 import json
 import time
@@ -35,7 +35,7 @@ BODIES: dict[str, dict[str, Any]] = {
 
 
 def request(client: httpx.Client, method: str, path: str) -> httpx.Response:
-    """A good request for a route."""
+    """A valid request for a route."""
     if method == "POST":
         return client.post(path, json=BODIES[path])
     return client.get(path, params={"prompt": "x"} if path == "/generate" else None)
@@ -43,7 +43,7 @@ def request(client: httpx.Client, method: str, path: str) -> httpx.Response:
 
 @pytest.fixture(scope="module")
 def opa(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ScriptedOpa]:
-    """A fake that each test leaves as it was."""
+    """A fake OPA, which each test leaves as it found it."""
     opa = ScriptedOpa(tmp_path_factory.mktemp("opa") / "opa.sock")
     yield opa
     opa.stop()
@@ -51,7 +51,7 @@ def opa(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ScriptedOpa]:
 
 @pytest.fixture(scope="module")
 def guarded(opa: ScriptedOpa, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service that asks it."""
+    """A service that uses the fake."""
     folder = tmp_path_factory.mktemp("guarded")
     with running(folder, policy={"engine": "server", "socket": str(opa.socket)}) as service:
         yield service
@@ -59,7 +59,7 @@ def guarded(opa: ScriptedOpa, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture(autouse=True)
 def well_behaved(request: pytest.FixtureRequest) -> Iterator[None]:
-    """After each test the fake answers again, and the gateway has noticed."""
+    """After each test, make the fake answer again and wait until the gateway has noticed."""
     yield
     if "opa" in request.fixturenames:
         opa: ScriptedOpa = request.getfixturevalue("opa")
@@ -71,7 +71,7 @@ def well_behaved(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def forget(service: Service, client: httpx.Client, status: int) -> None:
-    """Until what was decided before counts no more."""
+    """Wait until cached decisions have expired."""
     eventually(f"{status}", lambda: client.get("/v1/models").status_code == status, 7)
 
 
@@ -96,7 +96,7 @@ def test_a_slow_policy_engine_denies_every_request_within_the_deadline(
     with running(tmp_path, policy=policy) as service, service.client() as client:
         before = time.monotonic()
         error(client.get("/generate?prompt=x"), 503, "policy_unavailable")
-        assert time.monotonic() - before < 0.9, "it waited for the engine, not for its deadline"
+        assert time.monotonic() - before < 0.9, "it waited for OPA rather than the deadline"
         assert "no decision within 400 ms" in service.logs()
     slow.stop()
 
@@ -112,7 +112,7 @@ def test_connections_to_the_policy_engine_are_reused(opa: ScriptedOpa, guarded: 
     with guarded.client() as client:
         assert client.get("/v1/models").status_code == 200
     questions, connections = len(opa.server.questions), opa.server.connections
-    eventually("ten more questions", lambda: len(opa.server.questions) >= questions + 10)
+    eventually("ten more requests to OPA", lambda: len(opa.server.questions) >= questions + 10)
     assert opa.server.connections - connections <= 1
 
 
@@ -172,12 +172,12 @@ def test_a_decision_is_cached_until_a_new_revision(opa: ScriptedOpa, guarded: Se
             assert client.get("/v1/models").status_code == 200
         assert len(opa.asked()) - before <= 1 + (time.monotonic() - begun) / ALLOWED_SECONDS
         opa.server.reply = 200, json.dumps({"result": {**DENIED, "revision": 8}}).encode()
-        eventually("the new revision holds", lambda: client.get("/v1/models").status_code == 403, 3)
+        eventually("the new revision is active", lambda: client.get("/v1/models").status_code == 403, 3)
         opa.server.reply = answer(revision=7)
         forget(guarded, client, 503)
         opa.server.reply = answer(revision=8)
-        eventually("the newer one is back", lambda: client.get("/v1/models").status_code == 200, 5)
-        ALLOWED["revision"] = DENIED["revision"] = 8  # for the tests after this one
+        eventually("the newer one is active again", lambda: client.get("/v1/models").status_code == 200, 5)
+        ALLOWED["revision"] = DENIED["revision"] = 8  # for the following tests
 
 
 def test_the_highest_revision_survives_a_restart(tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_a_decision_names_the_models_and_the_length(opa: ScriptedOpa, tmp_path: 
         absent = error(client.get("/v1/models/nothing"), 404, "model_not_found")["message"]
         hidden = error(client.get("/v1/models/secret"), 404, "model_not_found")["message"]
         assert hidden == absent.replace("nothing", "secret"), (
-            "a model that may not be asked can be told from none"
+            "a hidden model can be distinguished from one that does not exist"
         )
         asked = {**BODIES["/v1/chat/completions"], "model": "secret"}
         error(client.post("/v1/chat/completions", json=asked), 404, "model_not_found")

@@ -1,4 +1,4 @@
-"""Quotas, against a real Redis: one counter for all processes, a stricter one without it."""
+"""Quotas with a real Redis: one counter for all processes, and a lower limit without Redis."""
 
 import asyncio
 import time
@@ -19,14 +19,14 @@ from llmserve.settings import Redis
 
 @pytest.fixture(autouse=True)
 def mid_minute(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test crosses the end of a minute: the clock stands still in the middle of this one."""
+    """Stop the clock in the middle of a minute, so that no test crosses the end of one."""
     now = time.time() // 60 * 60 + 30
     monkeypatch.setattr(time, "time", lambda: now)
 
 
 @asynccontextmanager
 async def processes(server: RedisServer, number: int) -> AsyncIterator[list[Quotas]]:
-    """As many gateways' quotas, each with a connection of its own."""
+    """The quotas of several gateways, each with its own connection."""
     settings = Redis(url=f"unix://{server.socket}", user="gateway", deadline_ms=5000)
     clients = [RedisClient(settings, PASSWORD) for _ in range(number)]
     yield [Quotas(client, Metrics()) for client in clients]
@@ -40,7 +40,7 @@ def granting(requests: int = 10**6, minute: int = 10**6, day: int = 10**6) -> De
 
 
 async def count(times: int, ask: Callable[[], Awaitable[object]]) -> int:
-    """How many of so many are let through; the others are told when to come again."""
+    """How many of so many calls are allowed; checks that the others carry retry-after."""
     passed = 0
     for _ in range(times):
         (result,) = await asyncio.gather(ask(), return_exceptions=True)

@@ -1,4 +1,4 @@
-"""What clients are told when a request is wrong: status, code, and a sentence with the value seen."""
+"""Responses to invalid requests: status, code, and a message with the value seen."""
 
 import json
 from pathlib import Path

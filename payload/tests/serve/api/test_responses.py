@@ -1,4 +1,4 @@
-"""What clients get when all is well."""
+"""Responses to valid requests."""
 
 import json
 import time

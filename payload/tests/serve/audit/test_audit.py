@@ -1,4 +1,4 @@
-"""The audit record as the gateway writes it: before, after, and instead of an answer."""
+"""The audit record as written by the gateway: before, after, and instead of an answer."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ CANARY = "canary-4711-in-a-prompt"
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service of its own, whose writer may be killed."""
+    """A service whose writer may be killed."""
     with running(tmp_path_factory.mktemp("audited")) as service:
         yield service
 
@@ -118,7 +118,7 @@ def test_the_record_has_the_prompt_only_if_the_policy_says_so_and_then_redacted(
         logged = of_request(service, client.get("/generate", params={"prompt": prompt}))[0]
         assert logged["llmkeep.prompt.text"] == f"{CANARY}, write to [address]"
         opa.server.reply = answer(log_prompt=False, revision=99)
-        eventually("the new revision", lambda: service.metrics()["llm_policy_revision"] == 99)
+        eventually("the new revision is active", lambda: service.metrics()["llm_policy_revision"] == 99)
         silent = of_request(service, client.get("/generate", params={"prompt": prompt}))
         assert CANARY not in json.dumps(silent)
     opa.stop()
@@ -131,7 +131,7 @@ def test_without_a_writer_nothing_is_answered_until_at_most_five_seconds_after_i
         assert client.get("/v1/models").status_code == 200
         assert service.writer is not None
         service.writer.kill()
-        eventually("noticed", lambda: client.get("/v1/models").status_code == 503)
+        eventually("requests are refused", lambda: client.get("/v1/models").status_code == 503)
         tokens = service.metrics()['llm_tokens_total{kind="completion",model="echo"}']
         for path in "/generate?prompt=x", "/v1/models", "/openapi.json":
             error(client.get(path), 503, "audit_unavailable")
@@ -231,13 +231,13 @@ def test_no_log_and_no_record_contains_a_prompt_whatever_the_outcome(tmp_path: P
         opa.server.reply = answer(
             rate={"requests_per_minute": 10**6, "tokens_per_minute": 1, "tokens_per_day": 1}, revision=8
         )
-        eventually("the new rate", lambda: service.metrics()["llm_policy_revision"] == 8)
+        eventually("the new rate is active", lambda: service.metrics()["llm_policy_revision"] == 8)
         codes["over the quota"] = ask()
         opa.server.reply = answer(allow=False, rule="default_deny", revision=9)
-        eventually("the new rule", lambda: service.metrics()["llm_policy_revision"] == 9)
+        eventually("the new rule is active", lambda: service.metrics()["llm_policy_revision"] == 9)
         codes["denied"] = ask()
         opa.server.reply = answer(revision=10)
-        eventually("the old rule", lambda: service.metrics()["llm_policy_revision"] == 10)
+        eventually("the old rule is active", lambda: service.metrics()["llm_policy_revision"] == 10)
         with client.stream("POST", CHAT, json=body) as broken:
             lines = broken.iter_lines()
             next(lines)
@@ -245,7 +245,7 @@ def test_no_log_and_no_record_contains_a_prompt_whatever_the_outcome(tmp_path: P
             assert "engine_lost" in "".join(lines)
         codes["no engine"] = ask()
         opa.stop()
-        eventually("no policy", lambda: ask() == 503)
+        eventually("no policy is active", lambda: ask() == 503)
         assert service.writer is not None
         service.writer.kill()
         codes["nothing works"] = ask()

@@ -1,4 +1,4 @@
-"""The exact cache, against Debian's Redis behind a UNIX socket and an ACL user."""
+"""The exact cache, with Debian's Redis behind a UNIX socket and an ACL user."""
 
 import json
 import signal
@@ -29,7 +29,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def cached(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service with a cache; its deadline is longer than in production since the tests' machine is busy."""
+    """A service with a cache; its deadline is longer than in production, because the machine that runs tests is busy."""
     settings = {**redis_server.settings, "deadline_ms": 5000}
     folder = tmp_path_factory.mktemp("cached")
     with running(folder, MODELS, redis=settings, credentials={"redis.gateway": PASSWORD}) as service:
@@ -38,7 +38,7 @@ def cached(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture
 def store(redis_server: RedisServer) -> Iterator[redis.Redis]:
-    """Redis as its operator sees it."""
+    """Redis as seen by its operator."""
     with redis_server.client() as client:
         yield client
 
@@ -53,17 +53,17 @@ def streamed(service: Service, **change: Any) -> tuple[str, list[Any]]:
 
 
 def said(words: str) -> list[dict[str, str]]:
-    """A question that no other test asks."""
+    """Messages that no other test sends."""
     return [{"role": "user", "content": words}]
 
 
 def asked_engine(service: Service, model: str = "slow") -> float:
-    """How many requests the engine was given until now."""
+    """Number of requests sent to the engine so far."""
     return service.metrics()[f'llm_queue_seconds_count{{model="{model}"}}']
 
 
 def served_by_others(service: Service) -> float:
-    """How many answers somebody else's question has made, or makes, until now."""
+    """Number of answers so far that were served by, or shared with, another request."""
     scrape = service.metrics()
     return sum(scrape[f'llm_cache_total{{result="{result}"}}'] for result in ("shared", "hit"))
 
@@ -154,14 +154,14 @@ def test_the_age_of_an_entry_is_never_negative(
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now)
     assert Kept([], "stop", 1, 1, time.time() - 3600).age() == 3600
-    assert Kept([], "stop", 1, 1, time.time() + 3600).age() == 0, "the clock went back by an hour"
+    assert Kept([], "stop", 1, 1, time.time() + 3600).age() == 0, "the clock was set back by an hour"
 
 
 def test_an_entry_is_used_only_if_its_key_material_matches(cached: Service, store: redis.Redis) -> None:
     words = said("believe me")
     before = set(store.keys("llm:exact:*"))
     ask(cached, messages=words)
-    eventually("it is kept", lambda: set(store.keys("llm:exact:*")) - before)
+    eventually("it is cached", lambda: set(store.keys("llm:exact:*")) - before)
     (name,) = set(store.keys("llm:exact:*")) - before
     value = store.get(name)
     assert isinstance(value, bytes)
@@ -174,7 +174,7 @@ def test_an_entry_is_used_only_if_its_key_material_matches(cached: Service, stor
     assert ask(cached, messages=words, control="max-age=60") == ("miss", "believe me")
     another = {**entry, "material": entry["material"].replace("research", "sales"), "pieces": ["another's"]}
     for wrong in json.dumps(another), "{}", "[]", "no JSON", b"\xff", json.dumps({**entry, "more": 1}):
-        eventually("the answer is kept again", lambda last=written: store.get(name) != last)
+        eventually("the answer is cached again", lambda last=written: store.get(name) != last)
         written = wrong if isinstance(wrong, bytes) else wrong.encode()
         store.set(name, written)
         assert ask(cached, messages=words) == ("miss", "believe me")
@@ -195,7 +195,7 @@ def test_two_tenants_never_share_an_entry(cached: Service) -> None:
     with ThreadPoolExecutor() as pool:
         asked = asked_engine(cached)
         both = [pool.submit(ask, cached, key, None, **SLOW) for key in (cached.key, other)]
-        assert [each.result()[0] for each in both] == ["miss", "miss"], "nor an answer that is being made"
+        assert [each.result()[0] for each in both] == ["miss", "miss"], "nor an answer in progress"
         assert asked_engine(cached) == asked + 2
 
 
@@ -227,7 +227,9 @@ def test_the_first_client_may_disconnect_or_stall_without_affecting_the_others(c
         eventually("the engine works", lambda: asked_engine(cached) == asked + 1)
         served = served_by_others(cached)
         second = pool.submit(ask, cached, None, None, **{**question, "stream": False})
-        eventually("the second one waits for it, or has it", lambda: served_by_others(cached) == served + 1)
+        eventually(
+            "the second one waits for the answer, or has it", lambda: served_by_others(cached) == served + 1
+        )
         first.close()
         assert second.result() == ("hit", SLOW_WORDS + " leave")
     assert asked_engine(cached) == asked + 1
@@ -244,7 +246,7 @@ def test_if_the_first_request_fails_the_next_one_runs(cached: Service) -> None:
         error(first.result(), 503, "deadline_exceeded")
         answers = [each.result() for each in others]
     assert {text for _, text in answers} == {SLOW_WORDS + " fail"}
-    assert asked_engine(cached) == asked + 2, "one of the three asked for all of them"
+    assert asked_engine(cached) == asked + 2, "one of the three ran for all of them"
 
 
 def test_an_answer_without_listeners_is_cancelled(cached: Service) -> None:
@@ -261,7 +263,7 @@ def test_a_redis_that_hangs_or_is_down_is_a_miss_and_never_an_error(
 ) -> None:
     settings = {**redis_server.settings, "deadline_ms": 300}
     with running(tmp_path, redis=settings, credentials={"redis.gateway": PASSWORD}) as service:
-        eventually("it is kept", lambda: "age" in whole(service).headers)
+        eventually("it is cached", lambda: "age" in whole(service).headers)
         redis_server.process.send_signal(signal.SIGSTOP)
         before = time.monotonic()
         assert ask(service) == ("miss", "one two")
@@ -288,8 +290,8 @@ def test_a_redis_that_rejects_writes_counts_errors_and_causes_no_pause(
         with running(folder, redis=settings, credentials={"redis.gateway": PASSWORD}) as service:
             assert [ask(service) for _ in range(3)] == [("miss", "one two")] * 3
             errors = 'llm_cache_total{result="error"}'
-            eventually("the last write was refused, too", lambda: service.metrics()[errors] >= 3)
-            assert service.metrics()[errors] == 3, "one write each, and no rest"
+            eventually("the last write was rejected, too", lambda: service.metrics()[errors] >= 3)
+            assert service.metrics()[errors] == 3, "one write each, and no pause"
             assert service.logs().count("Redis failed: continuing without it") == 1
     finally:
         server.stop()
@@ -307,7 +309,7 @@ def test_a_slow_redis_does_not_cost_each_request_a_deadline(
             for _ in range(40):
                 answer = client.post(CHAT, json=GREEDY)
                 assert (answer.status_code, answer.headers["x-llm-cache"]) == (200, "miss")
-    # A deadline that is missed ends the connection; after four of them there are two seconds to the next.
+    # A missed deadline closes the connection; after four of them, the next attempt is two seconds later.
     assert 1 <= len(made) <= 5 + (time.monotonic() - begun) / 2, (
         "each of the others would have waited 50 ms for Redis"
     )

@@ -1,4 +1,4 @@
-"""LoRA adapters: served as models of their own, exactly, and refused at load where they would change nothing."""
+"""LoRA adapters: served exactly as models of their own, and refused at load if they would have no effect."""
 
 import asyncio
 import json
@@ -41,12 +41,12 @@ PROMPT = "what is the capital of France?"
 
 
 def described(folder: Path) -> dict[str, str]:
-    """As an engine's file has a directory with a manifest."""
+    """A directory and its manifest in an engine's configuration."""
     return {"path": str(folder), "manifest": str(manifest_of(folder))}
 
 
 def engine(model: Path, driver: str = "naive", **change: Any) -> dict[str, Any]:
-    """As an engine's file has a model, in fp32."""
+    """A model in an engine's configuration, in fp32."""
     return {
         "driver": driver,
         **described(model),
@@ -58,14 +58,14 @@ def engine(model: Path, driver: str = "naive", **change: Any) -> dict[str, Any]:
 
 
 def naive(model: Path, **change: Any) -> NaiveDriver:
-    """The driver, in this process."""
+    """The naive driver, in this process."""
     settings = NaiveModel(**engine(model, **change))
     return NaiveDriver(settings, "base", {name: f"of-{name}" for name in settings.adapters})
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where models and adapters lie."""
+    """Directory of models and adapters."""
     return tmp_path_factory.mktemp("adapters")
 
 
@@ -79,12 +79,12 @@ def model(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def adapters(model: Path, folder: Path) -> dict[str, Path]:
-    """Two of them, by the names that clients use."""
+    """Two adapters by the names that clients use."""
     return {name: saved_adapter(model, folder / name) for name in ("tiny/sql-1.0", "legal")}
 
 
 def expected(model: Path, adapter: Path | None, prompt: str, tokens: int = 16) -> str:
-    """What peft and `generate` say."""
+    """The answer of peft and `generate`."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -98,16 +98,16 @@ def expected(model: Path, adapter: Path | None, prompt: str, tokens: int = 16) -
 
 
 def await_all(service: Service) -> None:
-    """Until each model is there."""
+    """Wait until all models are available."""
     with service.client() as client:
-        eventually("all are there", lambda: client.get("/readyz").status_code == 200)
+        eventually("all models are available", lambda: client.get("/readyz").status_code == 200)
 
 
 @pytest.fixture(scope="module")
 def service(
     model: Path, adapters: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Service]:
-    """A gateway before one engine with both."""
+    """A gateway in front of one engine with both adapters."""
     beside = {name: described(path) for name, path in adapters.items()}
     served = dict.fromkeys(adapters, "base")
     engines = {"base": engine(model, adapters=beside)}
@@ -118,13 +118,12 @@ def service(
 
 @pytest.fixture
 def client(service: Service) -> Iterator[httpx.Client]:
-    """A client of `service`."""
     with service.client() as client:
         yield client
 
 
 def said(client: httpx.Client, model: str, prompt: str = PROMPT) -> str:
-    """The greedy answer's text."""
+    """Text of the greedy answer."""
     body = {"model": model, "prompt": prompt, "temperature": 0, "max_tokens": 16}
     answer = client.post("/v1/completions", json=body)
     assert answer.status_code == 200, answer.text
@@ -207,7 +206,7 @@ def test_a_policy_that_permits_the_model_does_not_permit_its_adapter(
 
 
 def engine_client(name: str) -> EngineClient:
-    """A link under this name."""
+    """A client for this model name."""
     return EngineClient(name, Path("/run/m.sock"), Queue(64, 10**6))
 
 
@@ -316,7 +315,7 @@ def test_a_directory_without_safetensors_is_no_adapter(model: Path) -> None:
 
 @pytest.fixture
 def as_a_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a command says of its process' logs holds for the test: the stream that they go to is closed afterwards."""
+    """Restore the logging of a command that configures it: its stream is closed after the test."""
     level = logging.root.level
     for name in "_srcfile", "logThreads", "logProcesses", "logMultiprocessing", "logAsyncioTasks":
         monkeypatch.setattr(logging, name, getattr(logging, name))

@@ -1,4 +1,4 @@
-"""The continuous driver in this process: the sharp edges of transformers' manager, each with its test."""
+"""The continuous driver in this process, with a test for each pitfall of transformers' manager."""
 
 import asyncio
 import threading
@@ -23,27 +23,26 @@ from llmserve.engine.continuous import Batch, ContinuousDriver  # noqa: E402 - n
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model."""
     directory = tmp_path_factory.mktemp("tiny")
     make_model(directory)
     return directory
 
 
 def settings(model: Path, **change: Any) -> ContinuousModel:
-    """As an engine's file has it."""
+    """A model in an engine's configuration."""
     common = {"driver": "continuous", "path": model, "manifest": model, "threads": 1, "dtype": "float32"}
     return ContinuousModel(**{**common, "slots": 8, "context": 1024, "cache_tokens": 4096, **change})
 
 
 def endless(driver: ContinuousDriver) -> ContinuousDriver:
-    """With answers that only end at their last token: a random model says anything, the end as well."""
+    """Answers end only at their last token: a random model may generate anything, including the end token."""
     driver.language.ends = [-1]
     return driver
 
 
 @pytest.fixture(scope="module")
 def shared(model: Path) -> Iterator[ContinuousDriver]:
-    """A driver for the tests that leave it whole."""
+    """A driver for tests that leave it intact."""
     driver = endless(ContinuousDriver(settings(model), "r"))
     yield driver
     driver.stop()
@@ -51,23 +50,23 @@ def shared(model: Path) -> Iterator[ContinuousDriver]:
 
 @pytest.fixture
 def driver(model: Path) -> Iterator[ContinuousDriver]:
-    """A driver to be broken."""
+    """A driver that the test may break."""
     driver = endless(ContinuousDriver(settings(model), "r"))
     yield driver
     driver.stop()
 
 
 def request(tokens: int = 900, **change: Any) -> Generate:
-    """One that runs for a while if nothing stops it."""
+    """A request that runs for a while unless it is stopped."""
     return Generate(0, True, tokens, **{"prompt": "what is the capital", "temperature": 0.0, **change})
 
 
 def nothing(_: str) -> None:
-    """Hears no piece."""
+    """Ignore a piece."""
 
 
 def left_behind(batch: Batch) -> tuple[int, ...]:
-    """What a manager still holds of requests: handlers, ours and its own, undelivered outputs, active, waiting."""
+    """What a manager still holds of requests: our handlers and its own, undelivered outputs, active, waiting."""
     manager = batch.manager
     router, scheduler = manager.output_router, manager.batch_processor.scheduler
     return (
@@ -80,7 +79,7 @@ def left_behind(batch: Batch) -> tuple[int, ...]:
 
 
 async def idle(batch: Batch, seconds: float = 5.0) -> None:
-    """Until it holds nothing."""
+    """Wait until it holds nothing."""
     end = time.monotonic() + seconds
     while any(left_behind(batch)):
         assert time.monotonic() < end, left_behind(batch)
@@ -95,7 +94,7 @@ def test_an_answer_that_completes_before_add_request_returns_is_not_lost(
 
     def slow(*arguments: Any, **named: Any) -> Any:
         name = add_request(*arguments, **named)
-        time.sleep(0.3)  # the model's thread finishes it meanwhile
+        time.sleep(0.3)  # the model's thread completes it meanwhile
         return name
 
     monkeypatch.setattr(manager, "add_request", slow)
@@ -146,7 +145,9 @@ def test_a_cancelled_request_leaves_the_batch_after_the_current_step(
         await asyncio.wait([task])
         while batch.manager.batch_processor.scheduler.active_requests:
             await asyncio.sleep(0.001)
-        assert batch.manager.current_batch - steps[0] <= 2  # the one that ran, and at most one that had begun
+        assert (
+            batch.manager.current_batch - steps[0] <= 2
+        )  # the current step, and at most one more that had begun
 
     asyncio.run(scenario())
 
@@ -275,7 +276,7 @@ def test_stopping_waits_for_short_answers_and_cuts_long_ones(
 
     asyncio.run(scenario())
     for batch in driver.batches:
-        batch.manager.join(time.perf_counter(), timeout=20)  # for a machine that is too busy for HARD_SECONDS
+        batch.manager.join(time.perf_counter(), timeout=20)  # on a machine too busy for HARD_SECONDS
         assert not batch.manager.is_running()
 
 

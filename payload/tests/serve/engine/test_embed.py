@@ -1,4 +1,4 @@
-"""POST /v1/embeddings, with a tiny random BERT that is made here, against the model called by hand."""
+"""POST /v1/embeddings with a tiny random BERT, compared with calling the model directly."""
 
 import json
 from base64 import b64decode
@@ -22,7 +22,7 @@ TEXTS = ["the cat sat", "a much longer sentence about something else " * 3, "Üb
 
 
 def make_encoder(directory: Path, pooling: str = "mean") -> None:
-    """Two layers, 32 numbers wide, a word-piece tokenizer that would cut at 5 tokens if it were let."""
+    """Two layers of width 32, and a WordPiece tokenizer that would truncate at 5 tokens if allowed."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
@@ -63,7 +63,6 @@ def described(directory: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model's directory."""
     directory = tmp_path_factory.mktemp("encoder")
     make_encoder(directory)
     return directory
@@ -71,7 +70,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def service(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A gateway before an engine for text and one for embeddings."""
+    """A gateway in front of an engine for text and one for embeddings."""
     models = {"echo": {"driver": "echo"}, "tiny": described(encoder)}
     with running(tmp_path_factory.mktemp("embed"), models) as service, service.client("") as nobody:
         eventually("the gateway has found both", lambda: nobody.get("/readyz").status_code == 200)
@@ -80,7 +79,6 @@ def service(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.fixture
 def client(service: Service) -> Iterator[httpx.Client]:
-    """A client of `service`."""
     with service.client() as client:
         yield client
 
@@ -95,7 +93,7 @@ def vectors(client: httpx.Client, **change: Any) -> Any:
 
 
 def by_hand(directory: Path, text: str) -> Any:
-    """Mean of the last layer's states, of length 1, by transformers alone."""
+    """Mean of the last layer's states, normalized to length 1, with transformers only."""
     from transformers import AutoModel, AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(str(directory))
@@ -183,7 +181,7 @@ def test_embeddings_are_recorded_counted_and_granted_by_the_policy(
     who = ["--subject", "eve", "--tenant", "research", "--role", "analyst", "--json"]
     added = service.cli("keys", "add", *who, "--keys-file", str(service.folder / "keys.json"))
     with service.client(json.loads(added.stdout)["key"]) as analyst:
-        eventually("the key counts", lambda: analyst.get("/generate?prompt=x").status_code == 200)
+        eventually("the key works", lambda: analyst.get("/generate?prompt=x").status_code == 200)
         error(analyst.post(EMBED, json={"model": "tiny", "input": "hello"}), 403, "denied")
 
 
@@ -222,4 +220,4 @@ def test_the_bundled_encoder_places_related_texts_close_together(tmp_path: Path)
         assert len(eating) == 384
         assert eating @ meal > 0.4 > 0.2 > eating @ market
         long = client.post(EMBED, json={"model": name, "input": "word " * 300}).json()
-        assert long["usage"]["prompt_tokens"] == 302  # its tokenizer's file would cut at 128
+        assert long["usage"]["prompt_tokens"] == 302  # its tokenizer's file would truncate at 128

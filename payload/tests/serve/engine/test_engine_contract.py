@@ -1,4 +1,4 @@
-"""What every driver keeps. A new one joins by a line in DRIVERS."""
+"""The contract of all drivers. A new one joins by a line in DRIVERS."""
 
 import json
 import os
@@ -23,18 +23,18 @@ torch = pytest.importorskip("torch", reason="Debian's python3-torch is not insta
 CHAT = "/v1/chat/completions"
 RECITED = "東京😀!"
 MESSAGES = [{"role": "user", "content": "Über 東京, what is the capital of France, and what of you?"}]
-LONG = [{"role": "user", "content": "word " * 100}]  # echo says it again, in a second
+LONG = [{"role": "user", "content": "word " * 100}]  # echo repeats it, within a second
 QUESTION = {"model": "random", "messages": MESSAGES, "temperature": 0, "max_tokens": 12}
 
 
 def local(driver: str, model: Path) -> dict[str, Any]:
-    """An engine that runs `model` itself, in fp32."""
+    """A local model in an engine's configuration, in fp32."""
     manifest = model.parent / f"{model.name}.sha256"
     write_manifest(model, manifest)
     return {"driver": driver, "path": str(model), "manifest": str(manifest), "threads": 1, "dtype": "float32"}
 
 
-# How each driver is described in an engine's file, for a model in a directory.
+# Configuration of each driver for a model directory.
 DRIVERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "echo": lambda _: {"driver": "echo", "context": 2048, "token_seconds": 0.01},
     "naive": lambda model: local("naive", model),
@@ -44,15 +44,15 @@ VLLM = pytest.param(
     "vllm",
     marks=pytest.mark.skipif(
         "STORM" not in os.environ or not PYTHON.exists(),
-        reason="asked by `make storm`, where `make peers PEER=vllm` has installed vLLM",
+        reason="run by `make storm` if `make peers PEER=vllm` has installed vLLM",
     ),
 )
-RUN_MODELS = ["naive", "continuous", "remote", VLLM]  # echo has a mind of its own
-OURS = [*DRIVERS]  # processes that speak llmserve.protocol; a remote engine is a server of OpenAI's API
+RUN_MODELS = ["naive", "continuous", "remote", VLLM]  # drivers that run a model, unlike echo
+OURS = [*DRIVERS]  # processes that speak llmserve.protocol, unlike a server of OpenAI's API
 
 
 def vllm_servers(models: dict[str, Path], folder: Path, stack: ExitStack) -> dict[str, dict[str, Any]]:
-    """Start a vLLM for each model, until `stack` ends; how a gateway is told of them."""
+    """Start a vLLM for each model until `stack` is closed; returns the gateway's configuration for them."""
     servers = {name: VllmServer(folder, path) for name, path in models.items()}
     for server in servers.values():
         stack.callback(server.stop)
@@ -66,14 +66,16 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A random model, and one that recites."""
     folder = tmp_path_factory.mktemp("models")
     made = {"random": folder / "random", "reciter": folder / "reciter"}
-    make_model(made["random"], num_attention_heads=2, num_key_value_heads=1)  # 32 a head: vLLM takes no less
+    make_model(
+        made["random"], num_attention_heads=2, num_key_value_heads=1
+    )  # 32 per head, the minimum of vLLM
     make_reciter(made["reciter"], RECITED)
     return made
 
 
 @pytest.fixture(scope="module", params=[*DRIVERS, "remote", VLLM])
 def driver(request: pytest.FixtureRequest) -> str:
-    """Its name."""
+    """Name of the driver."""
     return str(request.param)
 
 
@@ -81,7 +83,7 @@ def driver(request: pytest.FixtureRequest) -> str:
 def service(
     driver: str, models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Service]:
-    """A gateway before two engines of one driver; remote ones are behind a gateway of their own."""
+    """A gateway in front of two engines of one driver; remote ones are behind a gateway of their own."""
     local = DRIVERS[driver if driver in OURS else "naive"]
     with ExitStack() as stack:
 
@@ -105,30 +107,28 @@ def service(
 
 @pytest.fixture
 def client(service: Service) -> Iterator[httpx.Client]:
-    """A client of `service`."""
     with service.client() as client:
         yield client
 
 
 def long(number: int, tokens: int = 900, temperature: float = 1.0) -> Generate:
-    """A request that runs for a while. One that is drawn may end at each token: the end is one of 289."""
+    """A request that runs for a while. With sampling, each token is the end with a probability of 1/289."""
     return Generate(number, True, tokens, messages=LONG, temperature=temperature)
 
 
 def asked(client: httpx.Client, **change: Any) -> Any:
-    """The answer."""
     answer = client.post(CHAT, json={**QUESTION, **change})
     assert answer.status_code == 200, answer.text
     return answer.json()
 
 
 def said(client: httpx.Client, **change: Any) -> str:
-    """The answer's text."""
+    """Text of the answer."""
     return str(asked(client, **change)["choices"][0]["message"]["content"])
 
 
 def pieces(client: httpx.Client, **change: Any) -> list[str]:
-    """The texts of a stream's events."""
+    """Texts of a stream's events."""
     with client.stream("POST", CHAT, json={**QUESTION, **change, "stream": True}) as answer:
         chunks = events(answer)[:-1]
     return [text for chunk in chunks if (text := chunk["choices"][0]["delta"].get("content"))]
@@ -168,7 +168,7 @@ def test_greedy_tokens_equal_those_of_generate_even_for_concurrent_requests(
         ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids
         whole = reference.generate(ids, do_sample=False, max_new_tokens=32)[0, ids.shape[1] :]
         text = tokenizer.decode(whole, skip_special_tokens=True)
-        if driver == "vllm":  # which leaves out half a character at the end
+        if driver == "vllm":  # leaves out an incomplete character at the end
             text = text.rstrip("\N{REPLACEMENT CHARACTER}")
         return text, len(whole)
 
@@ -213,7 +213,7 @@ def test_a_prompt_longer_than_the_context_is_a_400_before_the_model_runs(client:
 @pytest.mark.parametrize("driver", RUN_MODELS, indirect=True)
 def test_messages_that_the_chat_template_refuses_are_a_400(client: httpx.Client, driver: str) -> None:
     body = {**QUESTION, "messages": [{"role": "assistant", "content": "x"}]}
-    code = "engine_refused" if driver == "vllm" else "invalid_value"  # vLLM has no code of its own for it
+    code = "engine_refused" if driver == "vllm" else "invalid_value"  # vLLM has no specific code for it
     assert "the user speaks first" in error(client.post(CHAT, json=body), 400, code)["message"]
 
 
@@ -237,8 +237,10 @@ def test_a_field_that_the_engine_has_not_declared_is_a_400_that_names_it(
 @pytest.mark.parametrize("driver", RUN_MODELS, indirect=True)
 def test_a_stream_never_splits_a_character(client: httpx.Client, driver: str) -> None:
     whole = pieces(client, model="reciter", max_tokens=100)
-    cut = pieces(client, model="reciter", max_tokens=7)  # 東京 and a byte of the next
-    if driver == "vllm":  # joins what comes together, and leaves out half a character at the end
+    cut = pieces(client, model="reciter", max_tokens=7)  # 東京 and one byte of the next character
+    if (
+        driver == "vllm"
+    ):  # merges pieces that arrive together, and leaves out an incomplete character at the end
         assert ("".join(whole), "".join(cut)) == (RECITED, "東京")
     else:
         assert (whole, cut) == ([*RECITED], ["東", "京", "\N{REPLACEMENT CHARACTER}"])
@@ -257,11 +259,11 @@ def test_cancelled_requests_send_nothing_and_free_their_slots(service: Service) 
     short.stream = False
     gateway.say(short)
     while (frame := gateway.read()).id != 300:
-        assert frame.id < 300  # on its way before the cancellation came
+        assert frame.id < 300  # already sent before the cancellation arrived
     assert isinstance(frame, Done)
     gateway.say(long(301, tokens=3))
     while not isinstance(frame := gateway.read(), Done):
-        assert frame.id == 301  # nothing comes any more for those that were cancelled
+        assert frame.id == 301  # nothing more arrives for the cancelled requests
     gateway.close()
 
 
@@ -315,7 +317,9 @@ def test_a_stopping_engine_finishes_its_requests(
 def test_a_deepseek_v2_answers_like_generate(driver: str, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    make_deepseek(tmp_path / "latent", kv_lora_rank=512, qk_rope_head_dim=64)  # vLLM takes no other sizes
+    make_deepseek(
+        tmp_path / "latent", kv_lora_rank=512, qk_rope_head_dim=64
+    )  # the only sizes that vLLM supports
     tokenizer: Any = AutoTokenizer.from_pretrained(tmp_path / "latent")
     reference: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "latent", dtype=torch.float32)
     ids = tokenizer.apply_chat_template(

@@ -1,4 +1,4 @@
-"""What `llm-serve fit` says from a config.json, against what transformers counts and against cards that exist."""
+"""`llm-serve fit`, compared with the counts of transformers and with existing GPUs."""
 
 import json
 import subprocess
@@ -70,7 +70,7 @@ def test_parameters_and_cache_are_those_of_transformers(family: str, fields: dic
 
 
 def fits(model: Model, quantization: str, memory: int, gpus: int = 1, context: int = 4096) -> int:
-    """Contexts at once; 0 where it does not fit."""
+    """Number of concurrent contexts; 0 if the model does not fit."""
     return mode(model, quantization, memory, gpus, context).contexts
 
 
@@ -99,8 +99,8 @@ def test_deepseek_v25_needs_eight_gpus_of_80_gb_and_bitsandbytes_hardly_shrinks_
     assert model.cache_bytes_per_token == 60 * (512 + 64) * 2
     assert fits(model, "none", 80 * G, gpus=8, context=16384) >= 8
     assert fits(model, "none", 80 * G, gpus=6, context=16384) == 0
-    assert model.weight_bytes("nf4") > 0.9 * model.weight_bytes("none"), "experts stay in 16 bit"
-    # Each of the eight holds the whole latent: the cache is not divided.
+    assert model.weight_bytes("nf4") > 0.9 * model.weight_bytes("none"), "experts remain in 16 bit"
+    # Each of the eight GPUs holds the whole latent, so the cache is not divided.
     halves = mode(model, "none", 80 * G, 8, 1).cache_tokens
     assert halves == int((80 * G * 0.9) // 1 - model.weight_bytes("none") // 8) // model.cache_bytes_per_token
 

@@ -1,4 +1,4 @@
-"""The naive engine, with a tiny random Llama that is made here, against `generate` called by hand."""
+"""The naive engine with a tiny random Llama, compared with calling `generate` directly."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +20,6 @@ QUESTION = {"model": "tiny", "messages": MESSAGES, "temperature": 0, "max_tokens
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model's directory, with its manifest."""
     directory = tmp_path_factory.mktemp("tiny")
     make_model(directory)
     write_manifest(directory, directory / "MANIFEST.sha256")
@@ -29,7 +28,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def naive(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A gateway before the naive engine."""
+    """A gateway in front of the naive engine."""
     described = {
         "driver": "naive",
         "path": str(model),
@@ -43,13 +42,12 @@ def naive(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
 
 @pytest.fixture
 def client(naive: Service) -> Iterator[httpx.Client]:
-    """A client of `naive`."""
     with naive.client() as client:
         yield client
 
 
 def text_of(client: httpx.Client, **change: Any) -> str:
-    """The answer's text."""
+    """Text of the answer."""
     answer = client.post(CHAT, json={**QUESTION, **change})
     assert answer.status_code == 200, answer.text
     text: str = answer.json()["choices"][0]["message"]["content"]
@@ -122,7 +120,7 @@ def test_a_prompt_longer_than_the_context_is_refused_before_the_model_runs(clien
 
 def test_a_disconnected_client_stops_the_model_within_a_step(naive: Service, client: httpx.Client) -> None:
     def worked() -> int:
-        """Ticks of the CPU that the engine has had: however busy the machine is, a step costs as many."""
+        """CPU time of the engine in clock ticks, which for a step does not depend on the load of the machine."""
         stat = Path(f"/proc/{naive.engines['tiny'].process.pid}/stat").read_text()
         return sum(map(int, stat.rpartition(")")[2].split()[11:13]))
 

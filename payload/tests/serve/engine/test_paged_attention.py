@@ -1,4 +1,6 @@
-"""Attention of a batch, request by request, beside transformers' own, which computes all of them as one sequence."""
+"""Attention of a batch request by request, compared with transformers' own, which computes all requests as one
+sequence.
+"""
 
 import json
 from pathlib import Path
@@ -19,11 +21,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward  # n
 
 from llmserve.engine import paged_attention  # noqa: E402 - needs torch
 
-PROMPTS = [list(range(1, 1 + length)) for length in (3, 40, 17, 70)]  # some are cut in two by a step of 64
+PROMPTS = [list(range(1, 1 + length)) for length in (3, 40, 17, 70)]  # some are split by a step of 64 tokens
 
 
 def sees_only_the_last(model: Path, tokens: int) -> None:
-    """Make a Mistral of the model: its layers look `tokens` back."""
+    """Turn the model into a Mistral whose layers attend to the last `tokens` tokens."""
     config = json.loads((model / "config.json").read_text())
     config |= {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": tokens}
     (model / "config.json").write_text(json.dumps(config))
@@ -32,7 +34,7 @@ def sees_only_the_last(model: Path, tokens: int) -> None:
 def answer_all(
     directory: Path, attention: Any, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[list[Any], set[int]]:
-    """Ask a batch: what its attention gave at each layer of each step, and how many requests the steps had."""
+    """Run a batch; returns the output of attention at each layer and step, and the number of requests per step."""
     given: list[Any] = []
     requests: set[int] = set()
 
@@ -50,7 +52,7 @@ def answer_all(
             page_size=16, num_blocks=64, max_batch_tokens=64, max_requests_per_batch=8
         ),
     )
-    for prompt in PROMPTS:  # before it starts, so that its steps are the same in each run
+    for prompt in PROMPTS:  # before it starts, so that every run has the same steps
         manager.add_request(prompt, max_new_tokens=12)
     manager.start()
     try:

@@ -1,4 +1,4 @@
-"""Weights in 8 and 4 bits: what shrinks, what does not, and what is refused because it would not."""
+"""Weights in 8 and 4 bits: what shrinks, what does not, and which models are refused because they would not shrink."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ LLAMA = {
     "vocab_size": 448, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 512,
 }  # fmt: skip
-# Sizes that the 4-bit kernel divides; two experts, or so many that they are most of it.
+# Sizes that the 4-bit kernel can divide; two experts, or so many that they dominate.
 LATENT = {
     **TINY_LATENT, "vocab_size": 448, "hidden_size": 128, "intermediate_size": 1024, "num_hidden_layers": 2,
     "moe_intermediate_size": 64, "q_lora_rank": 64, "kv_lora_rank": 64, "qk_rope_head_dim": 32, "qk_nope_head_dim": 32,
@@ -47,13 +47,13 @@ def made(directory: Path, family: str, fields: dict[str, Any]) -> Path:
 
 
 def naive(path: Path, how: str, **change: Any) -> NaiveModel:
-    """As an engine's file has it."""
+    """A model in an engine's configuration."""
     fields = {"driver": "naive", "path": path, "manifest": path, "threads": 1, "quantization": how, **change}
     return NaiveModel(**fields)
 
 
 def logits(language: LanguageModel) -> Any:
-    """For one prompt."""
+    """Logits of one prompt."""
     with torch.no_grad():
         return language.model(torch.tensor([[5, 77, 300, 12, 9, 250, 41, 8]])).logits.float()
 
@@ -72,7 +72,7 @@ def test_a_quantized_model_has_the_estimated_size_and_answers_alike(
     model = model_of(json.loads((path / "config.json").read_text()))
     scales = (
         model.rows * 4 if how == "int8" else model.changed // 16
-    )  # bitsandbytes keeps them beside the weights
+    )  # bitsandbytes stores them beside the weights
     assert sum(sizes.values()) + scales == model.weight_bytes(how)
     assert sizes["int8" if how == "int8" else "uint8"] == model.changed // (1 if how == "int8" else 2)
     assert (logits(small) - logits(whole)).abs().max() < error * logits(whole).abs().max()

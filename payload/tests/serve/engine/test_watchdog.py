@@ -1,4 +1,4 @@
-"""An engine that stands still: readiness says so, nobody waits for it, and the service manager replaces it."""
+"""An engine that hangs: readiness fails, no request waits for it, and the service manager replaces it."""
 
 import os
 import signal
@@ -20,12 +20,12 @@ from llmcore.notify import watchdog_seconds
 
 
 def hangs() -> dict[str, dict[str, Any]]:
-    """An engine that needs longer for a token than anybody waits."""
+    """An engine that takes longer for a token than any timeout."""
     return {"echo": {"driver": "echo", "token_seconds": 1000.0}}
 
 
 def said_since(process: Process, seconds: float) -> list[str]:
-    """What a process tells its service manager from now on, for so long."""
+    """What a process sends to its service manager from now on for `seconds`."""
     process.notifications.settimeout(0.01)
     try:
         while True:
@@ -45,7 +45,7 @@ def said_since(process: Process, seconds: float) -> list[str]:
 
 @contextmanager
 def heard(process: Process) -> Iterator[list[str]]:
-    """What it tells its service manager within the block. Unheard, it would stand still at its tenth word."""
+    """What it sends to its service manager within the block. Unread, its tenth message would block."""
     states: list[str] = []
     done = Event()
 
@@ -72,21 +72,21 @@ def test_an_engine_whose_model_hangs_is_not_ready_and_stops_notifying_its_watchd
         engine = service.engines["echo"]
         with service.client() as client, ThreadPoolExecutor() as pool:
             with heard(engine) as states:
-                eventually("an engine that rests does not hang", lambda: states.count("WATCHDOG=1") >= 3)
+                eventually("an idle engine does not hang", lambda: states.count("WATCHDOG=1") >= 3)
                 waiting = pool.submit(client.get, "/generate?prompt=x")
                 stalled = 'llm_engine_stalled{model="echo"}'
                 eventually("it is noticed", lambda: service.metrics()[stalled] == 1, 5)
             refused = error(client.get("/readyz"), 503, "not_ready")
             assert refused["message"] == "not ready: 1 of 1 engines make no progress"
-            assert client.get("/livez").status_code == 200, "the gateway is well"
+            assert client.get("/livez").status_code == 200, "the gateway itself is alive"
             refused = error(client.get("/generate?prompt=y"), 503, "engine_unavailable")
             assert "making no progress" in refused["message"]
             assert said_since(engine, 1.5) == []
-            engine.kill()  # as systemd does then
+            engine.kill()  # as systemd would
             error(waiting.result(), 503, "engine_lost")
             service.engine_models["echo"]["token_seconds"] = 0.0
             service.start_engine("echo")
-            eventually("readiness", lambda: client.get("/readyz").status_code == 200, 5)
+            eventually("the gateway is ready", lambda: client.get("/readyz").status_code == 200, 5)
             assert client.get("/generate?prompt=y").status_code == 200
     assert "the model makes no progress" in service.logs()
 
@@ -102,7 +102,7 @@ def test_a_suspended_engine_with_pending_work_is_not_ready_until_it_resumes(tmp_
             finally:
                 process.send_signal(signal.SIGCONT)
             assert waiting.result().status_code == 200
-            eventually("readiness", lambda: client.get("/readyz").status_code == 200, 5)
+            eventually("the gateway is ready", lambda: client.get("/readyz").status_code == 200, 5)
 
 
 def test_the_engine_ends_late_requests_by_itself(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_the_watchdog_interval_is_read_from_the_environment(
 
 
 def nvml(tmp_path: Path, config: str) -> dict[str, str]:
-    """An environment with the stand-in for NVIDIA's library, from the mirror folder."""
+    """Environment with a substitute for NVIDIA's library, from the mirror folder."""
     mirror = os.environ.get("LLMKEEP_MIRROR")
     library = Path(mirror, "mocknvml") if mirror else None
     if library is None or not (library / "libnvidia-ml.so.1").exists():
@@ -156,7 +156,7 @@ def test_the_engine_reports_gpu_utilization_without_a_lost_gpu(tmp_path: Path) -
     environment = nvml(tmp_path, "util_gpu = 70\n1.util_gpu = 90\n2.lost = 1\n")
     with running(tmp_path, engine_environment=environment) as service:
         name = 'llm_gpu_utilization_ratio{gpu="%d",model="echo"}'
-        eventually("it is told", lambda: service.metrics().get(name % 0) == 0.7, 5)
+        eventually("it is reported", lambda: service.metrics().get(name % 0) == 0.7, 5)
         scrape = service.metrics()
         assert (scrape[name % 1], name % 2 in scrape) == (0.9, False)
 

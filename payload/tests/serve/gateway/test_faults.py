@@ -1,4 +1,4 @@
-"""What happens when something breaks, hangs, leaves or stops: nothing hangs, and everyone is told."""
+"""Faults: when something breaks, hangs, disconnects or stops, nothing hangs and every client gets an answer."""
 
 import json
 import resource
@@ -22,7 +22,7 @@ LIMITS = {"waiting": 1, "queue_seconds": 0.5, "answer_seconds": 60, "drain_secon
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service whose engine takes 50 ms a token and has two slots."""
+    """A service whose engine takes 50 ms per token and has two slots."""
     with running(tmp_path_factory.mktemp("slow"), SLOW, limits=LIMITS) as service:
         yield service
 
@@ -35,7 +35,7 @@ def doomed(tmp_path: Path) -> Iterator[Service]:
 
 
 def running_requests(service: Service) -> float:
-    """Requests in the engine now."""
+    """Number of requests in the engine."""
     return service.metrics()['llm_requests_running{model="echo"}']
 
 
@@ -66,7 +66,7 @@ def test_a_killed_engine_ends_its_stream_with_an_error_and_serves_after_its_rest
         error(refused, 503, "engine_unavailable")
         assert int(refused.headers["retry-after"]) >= 1
         doomed.start_engine("echo")
-        eventually("readiness", lambda: ready(doomed), 5)
+        eventually("the gateway is ready", lambda: ready(doomed), 5)
         assert client.get("/generate?prompt=again").json()["response"] == "again"
     assert running_requests(doomed) == 0
 
@@ -104,7 +104,7 @@ def test_disconnected_clients_free_their_slots(slow: Service, stream: bool) -> N
     eventually("all slots are free", lambda: running_requests(slow) == 0, 3)
     with slow.client() as client:
         eventually(
-            "the engine works no more for those who left",
+            "the engine has stopped working for disconnected clients",
             lambda: client.get("/generate?prompt=quick").status_code == 200,
             2,
         )
@@ -139,7 +139,7 @@ def test_sigterm_finishes_running_answers_and_accepts_no_new_ones(tmp_path: Path
         gateway = service.gateway
         assert gateway
         assert other.get("/readyz").status_code == 200
-        body = {**STREAM, "max_tokens": 80}  # 4 s: the gateway drains from a second after the signal on
+        body = {**STREAM, "max_tokens": 80}  # 4 s: the gateway starts to drain a second after the signal
         with client.stream("POST", CHAT, json=body) as answer:
             lines = lines_of(answer)
             next(lines)
@@ -159,7 +159,7 @@ def test_sigterm_serves_accepted_connections_and_refuses_new_ones_before_they_se
     head = f"GET /generate?prompt=late HTTP/1.1\r\nhost: llm\r\nauthorization: Bearer {doomed.key}\r\n"
 
     def asked_late() -> tuple[float, bytes]:
-        """How long the socket had been away at most when the question was sent, and the answer."""
+        """Upper bound of the time since the socket was removed when the request was sent, and the answer."""
         assert doomed.gateway
         with socket.socket(socket.AF_UNIX) as early, socket.socket(socket.AF_UNIX) as late:
             early.connect(str(path))
@@ -183,7 +183,7 @@ def test_sigterm_serves_accepted_connections_and_refuses_new_ones_before_they_se
     for _ in range(9):
         if after < ARRIVED_LOOKS * DRAIN_LOOK_SECONDS / 2:
             break
-        doomed.start_gateway()  # we were not let run in time, which says nothing of the gateway
+        doomed.start_gateway()  # this process did not run in time, which proves nothing about the gateway
         after, answer = asked_late()
     assert answer.startswith(b"HTTP/1.1 200 ")
 
@@ -201,8 +201,8 @@ def test_a_drain_ends_long_streams_with_an_error_and_a_second_sigterm_does_so_at
             next(lines)
             before = time.monotonic()
             gateway.process.send_signal(signal.SIGTERM)
-            if signals == 2:  # two that come before it has heard the first are one
-                eventually("the first is heard", lambda: not (tmp_path / "http.sock").exists())
+            if signals == 2:  # two signals that arrive before the first is handled count as one
+                eventually("the first is handled", lambda: not (tmp_path / "http.sock").exists())
                 gateway.process.send_signal(signal.SIGTERM)
             last = json.loads(list(lines)[-1].removeprefix("data: "))
             took = time.monotonic() - before
@@ -219,7 +219,7 @@ def test_a_gateway_starts_without_its_engine_and_finds_it_later(tmp_path: Path) 
         service.start_gateway()
         assert not ready(service)
         service.start_engine("echo")
-        eventually("readiness", lambda: ready(service), 5)
+        eventually("the gateway is ready", lambda: ready(service), 5)
 
 
 def test_an_engine_that_serves_another_model_is_not_used(tmp_path: Path) -> None:

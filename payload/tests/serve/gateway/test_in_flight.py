@@ -1,4 +1,4 @@
-"""Requests in flight: the client's leaving ends them, and their own end leaves nothing behind."""
+"""Requests in flight: a disconnected client ends them, and they leave nothing behind."""
 
 import asyncio
 import gc

@@ -1,4 +1,4 @@
-"""The OpenAPI document is true: schemathesis asks what it allows and what it forbids, and compares the answers."""
+"""The OpenAPI document is correct: schemathesis sends what it allows and what it forbids, and checks the responses."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ from service import running
 
 from llmserve.local_run import free_port
 
-CASES_A_PHASE = 10  # an operation; the boundaries of every field are tried beside them
+CASES_A_PHASE = 10  # per operation, in addition to the boundaries of every field
 SECONDS = 120
 
 
@@ -20,7 +20,7 @@ def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
                 sys.executable,
                 *("-m", "schemathesis.cli", "run", f"http://127.0.0.1:{port}/openapi.json"),
                 *("--header", f"Authorization: Bearer {service.key}", "--checks", "all"),
-                # It takes the key away, and --header gives it back; `ignored_auth` asks without one.
+                # This check removes the key, but --header adds it again; `ignored_auth` sends requests without one.
                 *("--exclude-checks", "missing_required_header"),
                 *("--phases", "coverage,fuzzing", "--max-examples", str(CASES_A_PHASE)),
                 *("--seed", "5", "--no-color", "--generation-database", "none"),

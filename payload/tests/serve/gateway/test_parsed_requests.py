@@ -1,4 +1,4 @@
-"""What is kept of questions: what was asked, never who may, and no more of it than was meant."""
+"""Memoized requests: only the content, never a permission, and within bounds."""
 
 import pytest
 
@@ -14,14 +14,12 @@ HELLO = Hello("echo", "r1", "echo", context=100, slots=1)
 
 
 class Reader:
-    """Counts what it reads; a fake that understands everything."""
+    """A fake parser that accepts everything and counts its calls."""
 
     def __init__(self) -> None:
-        """Nothing yet."""
         self.seen: list[bytes] = []
 
     def __call__(self, sent: bytes, limits: Limits) -> Call:
-        """A prompt."""
         self.seen.append(sent)
         if sent == b"wrong":
             raise ApiError(400, "invalid_value", "wrong")
@@ -32,13 +30,11 @@ class Reader:
 
 @pytest.fixture
 def reader() -> Reader:
-    """Of one test."""
     return Reader()
 
 
 @pytest.fixture
 def kept() -> ParsedRequests:
-    """None yet."""
     return ParsedRequests(lambda text: f"proof of {text}")
 
 
@@ -81,7 +77,7 @@ def test_memoized_requests_are_bounded_in_number_and_length(kept: ParsedRequests
     long = b"x" * (KEPT_BYTES + 1)
     for sent in (long, long, b"1", b"0"):
         kept.read("research", reader, LIMITS, sent)
-    assert reader.seen[KEPT + 1 :] == [long, long, b"0"], "the first had to go"
+    assert reader.seen[KEPT + 1 :] == [long, long, b"0"], "the first one was evicted"
     assert len(kept.kept) == KEPT
 
 

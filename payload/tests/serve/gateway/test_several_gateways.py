@@ -1,4 +1,4 @@
-"""Several gateways behind the role's nginx: what clients see of one that stops, is killed, or comes back."""
+"""Several gateways behind the role's nginx: what clients see when one stops, is killed, or comes back."""
 
 import json
 import signal
@@ -21,25 +21,25 @@ CLIENTS = 4
 
 
 class Pair:
-    """Two gateways before one engine, and an edge before them."""
+    """Two gateways in front of one engine, and an edge in front of them."""
 
     edge: Edge
 
     def __init__(self, service: Service, keys: list[str]) -> None:
-        """`keys`: many, so that no quota is spent."""
+        """`keys`: many, so that no quota is exhausted."""
         self.service = service
         self.keys = keys
         self.gateways = {number: start(service, number) for number in (1, 2)}
 
     def replace(self, number: int) -> None:
-        """As the module `rollout` does it: stop, start, and wait until it is ready."""
+        """Stop, start, and wait until ready, as the module `rollout` does."""
         assert self.gateways[number].stop() == 0
         self.gateways[number] = start(self.service, number)
         with self.service.client("", f"{number}.sock") as client:
-            eventually("ready", lambda: client.get("/readyz").status_code == 200)
+            eventually("it is ready", lambda: client.get("/readyz").status_code == 200)
 
     def answered_by(self) -> dict[int, float]:
-        """Requests that each gateway of now has answered with 200."""
+        """Number of 200 responses of each current gateway."""
         found = {}
         for number in self.gateways:
             with self.service.client("", f"metrics-{number}.sock") as client:
@@ -53,7 +53,7 @@ class Pair:
 
 
 def start(service: Service, number: int, environment: dict[str, str] | None = None) -> Process:
-    """Gateway `number`: the service's configuration, and what is its own."""
+    """Start gateway `number`: the service's configuration, with its own sockets."""
     config = yaml.safe_load((service.folder / "gateway.yaml").read_text())
     config["listen"]["socket"] = str(service.folder / f"{number}.sock")
     config["metrics"]["socket"] = str(service.folder / f"metrics-{number}.sock")
@@ -91,7 +91,9 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
 
 @contextmanager
 def load(pair: Pair) -> Iterator[list[str]]:
-    """Clients that ask one thing after the other, half of them streaming; what went wrong, and in the end nothing else."""
+    """Clients that send requests continuously, half of them streaming; yields their failures, which must be empty in
+    the end.
+    """
     wrong: list[str] = []
     done = threading.Event()
 
@@ -151,7 +153,7 @@ def test_a_stopping_gateway_answers_a_request_that_still_waits_for_its_record(
         return float(line.split()[1])
 
     assert pair.gateways[1].stop() == 0
-    # It waits longer for its record than usual, so that it waits still when all else has had its time.
+    # Its wait for the record outlasts all other time limits.
     patient = patched(pair.service.folder, llmserve__audit__writer_client__INTENT_SECONDS=100.0)
     pair.gateways[1] = start(pair.service, 1, patient)
     asking = threading.Thread(target=ask)
@@ -161,7 +163,7 @@ def test_a_stopping_gateway_answers_a_request_that_still_waits_for_its_record(
         asking.start()
         eventually("it is being handled", lambda: tasks() > rests)
         pair.gateways[1].process.send_signal(signal.SIGTERM)
-        time.sleep(4.4)  # more than a second to be found no more, and uvicorn's three
+        time.sleep(4.4)  # more than the second until the socket is unused, and uvicorn's three
     finally:
         pair.service.writer.process.send_signal(signal.SIGCONT)
     asking.join(10)

@@ -1,4 +1,4 @@
-"""Many at once, and for a while: clients that vanish, engines that are killed, a stop under load. Nothing is left over."""
+"""Sustained load: vanishing clients, killed engines, a stop under load. Nothing is left behind."""
 
 import json
 import os
@@ -26,20 +26,20 @@ chance = random.Random(5)  # noqa: S311 - no secret
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """An engine that takes 20 ms a token and has four slots."""
+    """An engine that takes 20 ms per token and has four slots."""
     with running(tmp_path_factory.mktemp("slow"), SLOW, limits=LIMITS) as service:
         yield service
 
 
 def request(service: Service, stream: bool) -> bytes:
-    """A question whose answer takes 2 s, as bytes."""
+    """A request whose answer takes 2 s, as bytes."""
     content = json.dumps({"prompt": WORDS, "stream": stream}).encode()
     head = f"POST /generate HTTP/1.1\r\nhost: llm\r\nauthorization: Bearer {service.key}\r\n"
     return f"{head}content-length: {len(content)}\r\n\r\n".encode() + content
 
 
 def resident_kib(process: Process | None) -> int:
-    """Memory of a process."""
+    """Resident memory of a process."""
     assert process
     status = Path(f"/proc/{process.process.pid}/status").read_text()
     return int(status.partition("VmRSS:")[2].split()[0])
@@ -54,12 +54,12 @@ def test_a_thousand_vanishing_clients_leave_nothing_behind(slow: Service) -> Non
             sent = request(slow, stream=number % 2 == 0)
             client.sendall(sent if number % 5 else sent[: chance.randrange(len(sent))])
             if number % 50 == 1:
-                client.recv(1)  # the answer has begun, or is refused
-    eventually("nothing is left", lambda: left_over(slow) == before, 5)
+                client.recv(1)  # the answer has begun, or was refused
+    eventually("nothing is left over", lambda: left_over(slow) == before, 5)
     with slow.client() as client:
         before_asking = time.monotonic()
         assert client.get("/generate?prompt=quick").status_code == 200
-        assert time.monotonic() - before_asking < 2, "the engine works for those who have left"
+        assert time.monotonic() - before_asking < 2, "the engine works for disconnected clients"
 
 
 def test_at_five_times_the_capacity_requests_are_answered_or_refused_at_once(slow: Service) -> None:
@@ -76,9 +76,7 @@ def test_an_engine_killed_at_any_moment_loses_only_its_running_answers(tmp_path:
         rests = left_over(service)
         with load(service, 6, 5) as made:
             kills = 0
-            while (
-                kills < 4 or not made.outcomes["503 engine_lost"]
-            ):  # on a slow disk it seldom has something to do
+            while kills < 4 or not made.outcomes["503 engine_lost"]:  # on a slow disk it is mostly idle
                 assert kills < 100, made.outcomes
                 kills += 1
                 time.sleep(chance.uniform(0, 0.4))
@@ -88,7 +86,7 @@ def test_an_engine_killed_at_any_moment_loses_only_its_running_answers(tmp_path:
                 eventually("it answers again", partial(made.answered, more), 5)
         codes = "engine_lost", "engine_unavailable", "overloaded", "queue_timeout"
         assert set(made.outcomes) <= {"200", *(f"503 {code}" for code in codes)}, made.outcomes
-        eventually("nothing is left", lambda: left_over(service) == rests, 5)
+        eventually("nothing is left over", lambda: left_over(service) == rests, 5)
         assert "Traceback" not in service.logs()
 
 
@@ -100,7 +98,7 @@ def test_sigterm_under_load_loses_no_answer(tmp_path: Path) -> None:
             service.gateway.process.send_signal(signal.SIGTERM)
             assert service.gateway.process.wait(10) == 0
         refused = {"503 draining", "503 overloaded", "503 queue_timeout"}
-        # Questions that met a closed door; answers that were begun are counted below.
+        # Requests that found a closed socket; answers that had begun are counted below.
         gone = {"ConnectError", "RemoteProtocolError", "ReadError", "WriteError"}
         assert set(made.outcomes) <= {"200", *refused, *gone}, made.outcomes
         answered = [line for line in service.logs().splitlines() if '"answered"' in line]
@@ -129,7 +127,7 @@ def test_memory_does_not_grow_with_the_requests(echo: Service) -> None:
         grown = resident_kib(echo.gateway) - before
         print(f"grown by {grown} KiB in {time.monotonic() - begun:.0f} s")
         assert grown < 1024 * max(1, minutes)
-        assert len(echo.metrics()) == series, "what clients invent makes no series"
+        assert len(echo.metrics()) == series, "values from clients create no series"
 
 
 def test_prompts_of_ten_megabytes_are_refused_and_not_retained(echo: Service) -> None:
@@ -146,14 +144,14 @@ def test_prompts_of_ten_megabytes_are_refused_and_not_retained(echo: Service) ->
             try:
                 answer = client.post("/generate", content=body)
             except httpx.TransportError:
-                continue  # it hung up while we were still sending
+                continue  # it disconnected while we were still sending
             assert answer.status_code == 413
         assert client.get("/generate?prompt=x").status_code == 200
     assert resident_kib(echo.gateway) - before < 8 * 1024
 
 
 def test_a_gateway_is_small_starts_quickly_and_does_not_import_torch(tmp_path: Path) -> None:
-    opa = ScriptedOpa(tmp_path / "opa.sock")  # judging in process maps another 20 MB of OPA's library
+    opa = ScriptedOpa(tmp_path / "opa.sock")  # the embedded policy engine maps another 20 MB of OPA's library
     with running(tmp_path, policy={"engine": "server", "socket": str(opa.socket)}) as service:
         assert service.gateway
         process = Path(f"/proc/{service.gateway.process.pid}")

@@ -1,4 +1,4 @@
-"""Who may run, who waits, and who is told to come back."""
+"""Admission: what runs, what waits, and what is rejected."""
 
 import asyncio
 import time
@@ -11,14 +11,14 @@ from llmserve.upstream.admission import Admission, Place, Queue
 
 
 def admission(slots: int, waiting: int = 100, tokens: int = 0, waiting_tokens: int = 10**6) -> Admission:
-    """Of an engine that has said how much it has."""
+    """The admission of an engine that has reported its capacity."""
     it = Admission(Queue(waiting, waiting_tokens))
     it.slots, it.tokens = slots, tokens
     return it
 
 
 def in_order(it: Admission, places: list[Place], leaving: Collection[int] = ()) -> list[int | str]:
-    """Which of `places`, all asked for in this order, ran when; those in `leaving` give up while they wait."""
+    """The order in which `places`, requested in this order, ran; those in `leaving` give up while they wait."""
 
     async def scenario() -> list[int | str]:
         order: list[int | str] = []
@@ -47,7 +47,7 @@ def in_order(it: Admission, places: list[Place], leaving: Collection[int] = ()) 
 
 
 def run(scenario: Callable[[], Awaitable[None]]) -> None:
-    """In an event loop."""
+    """Run it in an event loop."""
 
     async def main() -> None:
         await scenario()
@@ -89,8 +89,8 @@ def test_running_tokens_are_limited_and_a_request_beyond_the_limit_runs_alone() 
         entering = asyncio.create_task(it.enter(large))
         behind = asyncio.create_task(it.enter(Place(5, tokens=1)))
         await asyncio.sleep(0)
-        assert not entering.done(), "60 of 100 tokens run"
-        assert not behind.done(), "a short request may not pass a long one by for ever"
+        assert not entering.done(), "60 of 100 tokens are running"
+        assert not behind.done(), "a short request must not overtake a long one"
         it.leave(small)
         await entering
         assert not behind.done()

@@ -1,4 +1,6 @@
-"""Several instances of one model: a conversation stays where its prefix is, within bounds, and outlives an instance."""
+"""Several instances of one model: a conversation stays where its prefix is cached, within bounds, and survives the
+loss of one.
+"""
 
 import asyncio
 import math
@@ -21,7 +23,7 @@ CHAT = "/v1/chat/completions"
 
 
 def instances_of(size: int, first: int = 0) -> Instances:
-    """Instances that are all there, named by their number."""
+    """Available instances, named by their number."""
     engines = [
         EngineClient("m", Path(f"/run/{number}.sock"), Queue(64, 10**6))
         for number in range(first, first + size)
@@ -33,7 +35,7 @@ def instances_of(size: int, first: int = 0) -> Instances:
 
 
 def conversation(number: int, turns: int = 1) -> Generate:
-    """A question after some turns, with a system message that all conversations share."""
+    """A request after some turns, with a system message that all conversations share."""
     messages = [{"role": "system", "content": "be kind"}]
     for turn in range(turns):
         messages.append({"role": "user", "content": f"question {number}.{turn}"})
@@ -42,7 +44,7 @@ def conversation(number: int, turns: int = 1) -> Generate:
 
 
 def chosen(instances: Instances, request: Generate, tenant: str = "t") -> EngineClient:
-    """The instance that it goes to."""
+    """The instance chosen for it."""
     return instances.route(tenant, request).choose()
 
 
@@ -118,20 +120,22 @@ def test_a_request_never_moves_to_another_revision_of_the_model() -> None:
 
 
 def leaves(engine: EngineClient) -> None:
-    """It says goodbye."""
+    """The engine announces that it leaves."""
     assert engine.hello
     engine.heard = time.monotonic()
     engine.say_goodbye(engine.hello)
 
 
 def comes_back(engine: EngineClient, revision: str = "r") -> None:
-    """It is found again."""
+    """The engine is back."""
     engine.hello, engine.left = Hello("m", revision, "echo", 4096, 8), None
     engine.found()
 
 
 def order_of_answers(two: Instances, places: list[Place], revision: str = "r") -> list[int | str]:
-    """Requests for `places` while both instances are away, until the first one is back; which were asked when."""
+    """Send requests for `places` while both instances are away, until the first one is back; returns the order of
+    sending.
+    """
 
     async def scenario() -> list[int | str]:
         order: list[int | str] = []
@@ -200,7 +204,7 @@ def test_requests_do_not_wait_for_an_engine_that_died_or_left_long_ago() -> None
 
 
 def asking(number: int, **change: Any) -> dict[str, Any]:
-    """A question of conversation `number`."""
+    """A request of conversation `number`."""
     return {"model": "m", "messages": [{"role": "user", "content": f"hello {number}"}], **change}
 
 
@@ -208,7 +212,9 @@ def test_requests_survive_an_instance_that_dies_before_its_first_byte(tmp_path: 
     sockets = [tmp_path / "a.sock", tmp_path / "b.sock"]
     servers = [ScriptedUpstream(path) for path in sockets]
     remote = {"socket": [str(path) for path in sockets], "revision": "7"}
-    some = range(40)  # of which each has its home by chance: all have the same one once in 2**39 times
+    some = range(
+        40
+    )  # each has a random preferred instance; that all have the same one has a probability of 2**-39
     with running(tmp_path, {}, remotes={"m": remote}) as service, service.client() as client:
         series = service.metrics()
         assert series['llm_engine_up{model="m"}'] == 2
@@ -217,13 +223,13 @@ def test_requests_survive_an_instance_that_dies_before_its_first_byte(tmp_path: 
         for number in some:
             assert client.post(CHAT, json=asking(number, stream=True)).content.endswith(END)
         assert all(server.asked for server in servers)
-        servers[0].script = []  # takes the question and hangs up
+        servers[0].script = []  # reads the request and disconnects
         asked = len(servers[0].asked)
         for number in some:
             assert client.post(CHAT, json=asking(number, stream=True)).content.endswith(END)
         assert len(servers[0].asked) > asked
         servers[0].stop()
-        eventually("it is seen", lambda: service.metrics()['llm_engine_up{model="m"}'] == 1, 3)
+        eventually("it is noticed", lambda: service.metrics()['llm_engine_up{model="m"}'] == 1, 3)
         assert client.get("/readyz").status_code == 200
         for number in some:
             assert client.post(CHAT, json=asking(number, stream=True)).content.endswith(END)

@@ -1,4 +1,4 @@
-"""Engines that are servers of OpenAI's API: another instance of ours, and one that a test makes misbehave."""
+"""Engines that are servers of OpenAI's API: another gateway of ours, and a scripted one that misbehaves."""
 
 import json
 import ssl
@@ -30,18 +30,18 @@ def remote(upstream: Service, **more: Any) -> dict[str, Any]:
 
 
 def asking(**change: Any) -> dict[str, Any]:
-    """A question to the model of the scripted server."""
+    """A request for the model of the scripted server."""
     return {"model": "m", "messages": [{"role": "user", "content": "hello you"}], **change}
 
 
 def tokens_of(record: dict[str, Any]) -> tuple[int | None, int | None]:
-    """Of prompt and answer, as a record of the audit has them."""
+    """Tokens of prompt and answer, as in an audit record."""
     return record.get("gen_ai.usage.input_tokens"), record.get("gen_ai.usage.output_tokens")
 
 
 @pytest.fixture(scope="module")
 def upstream(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """Another instance of ours, whose engine takes 10 ms a token."""
+    """Another gateway of ours, whose engine takes 10 ms per token."""
     models = {"echo": {"driver": "echo", "token_seconds": 0.01}}
     with running(tmp_path_factory.mktemp("upstream"), models) as service:
         yield service
@@ -49,7 +49,7 @@ def upstream(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 @pytest.fixture(scope="module")
 def front(upstream: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A gateway that has no engine but `upstream`."""
+    """A gateway whose only engine is `upstream`."""
     remotes = {"echo": remote(upstream, fields=["seed"])}
     keys = {"upstream.key": upstream.key}
     with running(tmp_path_factory.mktemp("front"), {}, remotes=remotes, credentials=keys) as service:
@@ -58,14 +58,13 @@ def front(upstream: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture
 def client(front: Service) -> Iterator[httpx.Client]:
-    """A client of `front`."""
     with front.client() as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ScriptedUpstream, Service]]:
-    """A scripted server, and a gateway before it."""
+    """A scripted server, and a gateway in front of it."""
     folder = tmp_path_factory.mktemp("played")
     server = ScriptedUpstream(folder / "upstream.sock")
     described = {"socket": str(folder / "upstream.sock"), "revision": "7", "fields": ["tools", "seed", "n"]}
@@ -116,7 +115,7 @@ def test_a_stream_passes_through_unchanged_with_usage_only_on_request(
     assert got.content == b"".join(pieces) + odd + (USAGE if usage else b"") + END
     assert got.headers["x-llm-model"] == "m"
     assert server.asked[-1]["stream_options"] == {"include_usage": True}
-    eventually("the outcome says it", lambda: tokens_of(service.records()[-1]) == (3, 2))
+    eventually("the outcome has the tokens", lambda: tokens_of(service.records()[-1]) == (3, 2))
 
 
 def test_a_whole_answer_passes_through_with_unknown_fields(
@@ -259,7 +258,7 @@ def test_a_disconnected_client_frees_the_upstreams_engine_too(
             with pytest.raises(httpx.ReadTimeout):
                 client.post(CHAT, json=body, timeout=0.3)
     eventually("the slot is free", lambda: front.metrics()[running_now] == 0, 3)
-    eventually("the engine rests", lambda: upstream.metrics()[running_now] == 0, 3)
+    eventually("the engine is idle", lambda: upstream.metrics()[running_now] == 0, 3)
 
 
 def test_the_default_length_gives_way_to_the_upstreams_context(
@@ -278,7 +277,7 @@ def test_a_dead_upstream_is_a_503_and_is_found_again(tmp_path: Path) -> None:
     with running(tmp_path, {}, remotes={"m": described}) as service, service.client() as client:
         assert client.get("/v1/models/m").json()["context"] == 4096
         server.stop()
-        eventually("it is seen", lambda: client.get("/readyz").status_code == 503, 3)
+        eventually("it is noticed", lambda: client.get("/readyz").status_code == 503, 3)
         error(client.post(CHAT, json=asking()), 503, "engine_unavailable")
         (tmp_path / "upstream.sock").unlink()
         server = ScriptedUpstream(tmp_path / "upstream.sock")
@@ -336,7 +335,7 @@ def test_greedy_answers_of_an_upstream_are_cached_only_if_configured(
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Authorities for servers and for clients, and a certificate of each."""
+    """CAs for servers and for clients, and a certificate of each."""
     folder = tmp_path_factory.mktemp("certificates")
     issue(authority(folder, "servers"), "server")
     issue(authority(folder, "clients"), "gateway")
@@ -344,7 +343,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tls_server(folder: Path) -> ssl.SSLContext:
-    """It wants a client's certificate."""
+    """A scripted server that requires a client certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "server.pem", folder / "server.key")
     context.load_verify_locations(folder / "clients.pem")

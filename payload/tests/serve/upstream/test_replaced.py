@@ -1,4 +1,4 @@
-"""An engine or the record's writer is replaced while users ask: who asks meanwhile waits, and nobody is refused."""
+"""An engine or the audit writer is replaced under load: requests wait meanwhile, and none is refused."""
 
 import socket
 import time
@@ -22,8 +22,8 @@ RUNNING = 'llm_requests_running{model="echo"}'
 
 @pytest.fixture
 def slow(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Service]:
-    """An engine that takes 50 ms a token, and ends what it has when it is stopped, within 120 s or what the test says; it waits
-    as long as it takes for gateways that do not hang up.
+    """An engine that takes 50 ms per token and finishes its requests when stopped, by default within 120 s. It waits
+    for gateways that do not disconnect as long as it takes.
     """
     waits = patched(tmp_path, llmserve__engine__server__HANG_UP_SECONDS=120.0)
     options = {"drain_seconds": getattr(request, "param", 120)}
@@ -50,7 +50,7 @@ def test_a_replacement_under_load_fails_no_request(tmp_path: Path, replaced: str
                     service.start_writer()
             eventually("answers come", partial(made.answered, made.outcomes["200"] + 12))
         assert set(made.outcomes) == {"200"}, made.outcomes
-        eventually("nothing is left", lambda: left_over(service) == rests, 5)
+        eventually("nothing is left over", lambda: left_over(service) == rests, 5)
 
         def recorded() -> set[str]:
             records = service.records()
@@ -102,8 +102,8 @@ def test_answers_beyond_the_drain_time_end_with_an_error_and_a_second_sigterm_en
         next(lines)
         before = time.monotonic()
         engine.process.terminate()
-        if signals == 2:  # two that come before it has heard the first are one
-            eventually("the first is heard", lambda: not (slow.folder / "echo.sock").exists())
+        if signals == 2:  # two signals that arrive before the first is handled count as one
+            eventually("the first is handled", lambda: not (slow.folder / "echo.sock").exists())
             engine.process.terminate()
         assert "engine_lost" in list(lines)[-1]
         took = time.monotonic() - before
@@ -160,4 +160,4 @@ def test_a_leaving_engine_refuses_requests_and_exits_once_its_gateways_have_disc
             assert any(isinstance(frame, Done) for frame in heard)
             assert engine.process.poll() is None
         gateway.shutdown(socket.SHUT_RDWR)
-        assert engine.process.wait(1.5) == 0, "it did not wait for the end of its patience"
+        assert engine.process.wait(1.5) == 0, "it did not wait until its time limit"
