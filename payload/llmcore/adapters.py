@@ -31,8 +31,8 @@ def logits(model: Any) -> torch.Tensor:
     vocabulary = model.get_input_embeddings().weight.shape[0]
     prompt = torch.linspace(0, vocabulary - 1, PROMPT_TOKENS, device=model.device).long().unsqueeze(0)
     with torch.inference_mode():
-        said: torch.Tensor = model(prompt).logits
-    return said
+        result: torch.Tensor = model(prompt).logits
+    return result
 
 
 def place(model: Any, name: str, adapter: Path) -> Any:

@@ -171,8 +171,8 @@ def check_command(options: argparse.Namespace) -> int:
 def fit_command(options: argparse.Namespace) -> int:
     from llmserve.engine.memory_fit import report
 
-    asked = options.model, options.memory, options.gpus, options.context, options.quantization
-    text, fits = report(*asked, options.json)
+    arguments = options.model, options.memory, options.gpus, options.context, options.quantization
+    text, fits = report(*arguments, options.json)
     print(text)
     return 0 if fits else 1
 

@@ -26,7 +26,7 @@ RESTART_SECONDS = 0.5
 class AllowEverything:
     """Stands in for the policy on a developer's machine: everything is allowed."""
 
-    async def evaluate(self, asked: dict[str, Any]) -> object:
+    async def evaluate(self, query: dict[str, Any]) -> object:
         rate = {
             "requests_per_minute": 10**6,
             "tokens_per_minute": 10**9,

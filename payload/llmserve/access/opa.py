@@ -22,7 +22,7 @@ IDLE_CONNECTIONS = 16
 class PolicyEngine(Protocol):
     """Evaluates `data.llm.authz.decision`."""
 
-    async def evaluate(self, asked: dict[str, Any]) -> object:
+    async def evaluate(self, query: dict[str, Any]) -> object:
         """The decision document for an input; raises PolicyUnavailable."""
 
     def close(self) -> None:
@@ -95,8 +95,8 @@ class OpaServer:
         self.deadline = deadline_ms / 1000
         self.idle: list[Connection] = []
 
-    async def evaluate(self, asked: dict[str, Any]) -> object:
-        body = json.dumps({"input": asked}).encode()
+    async def evaluate(self, query: dict[str, Any]) -> object:
+        body = json.dumps({"input": query}).encode()
         head = (
             b"POST %b HTTP/1.1\r\nhost: opa\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
         )
@@ -153,12 +153,12 @@ class OpaEmbedded:
         self.opa: OpaEngine | None = None
         self.trouble = f"{bundle} does not exist"
 
-    async def evaluate(self, asked: dict[str, Any]) -> object:
+    async def evaluate(self, query: dict[str, Any]) -> object:
         self.reload()
         if self.opa is None:
             raise PolicyUnavailable(self.trouble)
         try:
-            return self.opa.eval_document("llm.authz.decision", asked)
+            return self.opa.eval_document("llm.authz.decision", query)
         except OpaError as error:
             raise PolicyUnavailable(f"the embedded engine failed: {error.code}") from None
 

@@ -69,14 +69,14 @@ class Policy:
 
     async def fresh(self, identity: Identity, action: str) -> Decision:
         """Evaluate the policy, or fall back to break-glass; raises ApiError 503."""
-        asked: dict[str, object] = {
+        query: dict[str, object] = {
             "subject": identity.subject,
             "tenant": identity.tenant,
             "roles": list(identity.roles),
             "action": action,
         }
         try:
-            decision = await self.ask(asked)
+            decision = await self.ask(query)
         except PolicyUnavailable as error:
             self.fail(error)
             grant = self.glass.grant(identity.subject, action) if self.glass else None
@@ -87,9 +87,9 @@ class Policy:
         self.metrics.decisions.labels("allow" if decision.allow else "deny").inc()
         return decision
 
-    async def ask(self, asked: dict[str, object]) -> Decision:
+    async def ask(self, query: dict[str, object]) -> Decision:
         """A decision of a valid revision; raises PolicyUnavailable."""
-        decision = parse_decision(await self.engine.evaluate(asked))
+        decision = parse_decision(await self.engine.evaluate(query))
         if decision.revision < max(1, self.revision):
             raise PolicyUnavailable(
                 f"revision {decision.revision} is older than {max(1, self.revision)}, the highest seen"

@@ -49,15 +49,15 @@ async def read_body(scope: Scope, receive: Receive) -> bytes:
 
 def seconds_allowed(scope: Scope, limit: float) -> float:
     """Time limit of this answer: `x-llm-deadline-ms` if the client sends it, at most `limit`; raises ApiError 400."""
-    asked = header(scope, b"x-llm-deadline-ms")
-    if asked is None:
+    requested = header(scope, b"x-llm-deadline-ms")
+    if requested is None:
         return limit
-    if not re.fullmatch(rb"[1-9][0-9]{0,8}", asked):
+    if not re.fullmatch(rb"[1-9][0-9]{0,8}", requested):
         name = "x-llm-deadline-ms"
-        seen = asked[:20].decode("latin-1")
+        seen = requested[:20].decode("latin-1")
         message = f"the header '{name}' is {seen!r}: send milliseconds as a positive integer"
         raise ApiError(400, "invalid_value", message, name)
-    return min(limit, int(asked) / 1000)
+    return min(limit, int(requested) / 1000)
 
 
 class Completions:

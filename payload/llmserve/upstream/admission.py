@@ -30,14 +30,14 @@ class Place:
     first.
 
     It waits for `seconds` in total, in however many queues, and no longer than until `ends` (time.monotonic()).
-    `asked`: the deadline behind `ends` in seconds, for messages. `waited`: seconds waited so far.
+    `deadline_seconds`: the deadline behind `ends` in seconds, for messages. `waited`: seconds waited so far.
     """
 
     seconds: float
     tokens: int = 0
     priority: int = 0
     ends: float | None = None
-    asked: float = 0.0
+    deadline_seconds: float = 0.0
     waited: float = 0.0
     number: int = field(default_factory=lambda: next(numbers))
     turn: asyncio.Future[None] | None = None
@@ -93,7 +93,7 @@ class Admission:
             if not isinstance(error, TimeoutError):
                 raise
             if seconds < patience:
-                raise deadline_exceeded(place.asked) from None
+                raise deadline_exceeded(place.deadline_seconds) from None
             raise unavailable(
                 "queue_timeout",
                 f"no slot became free within {place.seconds:g} s: retry later",

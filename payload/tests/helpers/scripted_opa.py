@@ -83,8 +83,8 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))["input"]
-        self.server.questions.append(asked)
+        query = json.loads(self.rfile.read(int(self.headers["content-length"])))["input"]
+        self.server.questions.append(query)
         time.sleep(self.server.delay)
         if self.server.hang_up:
             self.close_connection = True
@@ -122,6 +122,6 @@ class ScriptedOpa:
         self.socket.unlink(missing_ok=True)
         self.server.hang_up = True
 
-    def asked(self) -> list[dict[str, Any]]:
+    def queries(self) -> list[dict[str, Any]]:
         """The inputs so far, without the gateway's own probes."""
         return [each for each in self.server.questions if each["subject"] != "llm-gateway"]

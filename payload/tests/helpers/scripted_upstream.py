@@ -24,7 +24,7 @@ def chunk(content: object) -> bytes:
     return b"data: " + json.dumps(content, separators=(",", ":")).encode() + b"\n\n"
 
 
-def said(text: str, reason: str | None = None) -> bytes:
+def delta(text: str, reason: str | None = None) -> bytes:
     """An event with a piece of a chat answer's text."""
     choice = {"index": 0, "delta": {"content": text}, "logprobs": None, "finish_reason": reason}
     return chunk({"id": "chatcmpl-1", "object": "chat.completion.chunk", "model": "m", "choices": [choice]})
@@ -56,7 +56,7 @@ class ScriptedUpstream:
         self.tls = tls
         self.script: Script = []
         self.models: Script = answer(MODELS)
-        self.asked: list[dict[str, Any]] = []
+        self.requests: list[dict[str, Any]] = []
         self.heads: list[str] = []
         self.hung_up = threading.Event()  # set when a client disconnects before the script ends
         self.open: set[socket.socket] = set()
@@ -80,7 +80,7 @@ class ScriptedUpstream:
                 talking.recv(1)
                 return
             self.heads.append(head)
-            self.asked.append(json.loads(body))
+            self.requests.append(json.loads(body))
             try:
                 self.play(talking, self.script)
             except OSError:

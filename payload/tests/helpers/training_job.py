@@ -49,7 +49,7 @@ import os, signal, sys, time
 if any("spawn_main" in each for each in sys.orig_argv):
     asked_to_stop, read_clock, handle = [], time.process_time, signal.signal
 
-    def told(path):
+    def steps_in(path):
         try:
             with open(path) as lines:
                 return sum('"lr"' in line for line in lines)
@@ -58,7 +58,7 @@ if any("spawn_main" in each for each in sys.orig_argv):
 
     def wait():
         after, held, *metrics = os.environ["HELD"].split(":")
-        while sum(map(told, metrics)) >= int(after) and os.path.exists(held) and not asked_to_stop:
+        while sum(map(steps_in, metrics)) >= int(after) and os.path.exists(held) and not asked_to_stop:
             time.sleep(0.01)
         return read_clock()
 

@@ -31,8 +31,8 @@ def test_concurrent_callers_share_a_connection_and_get_their_own_results(
             await asyncio.gather(*(client.execute(("SET", name, name)) for name in names))
             with redis_server.client() as operator:
                 assert [each["user"] for each in operator.client_list()].count("gateway") == 1
-            asked = (client.execute(("GET", name), ("GET", name)) for name in names)
-            return list(await asyncio.gather(*asked))
+            results = (client.execute(("GET", name), ("GET", name)) for name in names)
+            return list(await asyncio.gather(*results))
 
     answers = asyncio.run(scenario())
     wanted = [f"llm:link:{number}".encode() for number in range(40)]

@@ -88,11 +88,11 @@ def test_revoking_a_key_ends_its_running_streams_and_no_others(tmp_path: Path) -
             chat, body = "/v1/chat/completions", LASTING
             with eve.stream("POST", chat, json=body) as first, ada.stream("POST", chat, json=body) as second:
                 service.cli("keys", "revoke", added["id"], "--keys-file", str(tmp_path / "keys.json"))
-                told = list(lines_of(first))
-                assert json.loads(told[-1].removeprefix("data: "))["error"]["code"] == "revoked_key"
+                lines = list(lines_of(first))
+                assert json.loads(lines[-1].removeprefix("data: "))["error"]["code"] == "revoked_key"
                 others = lines_of(second)
                 for _ in range(
-                    len(told) + 40
+                    len(lines) + 40
                 ):  # two seconds of this stream are from after the end of the other
                     assert "choices" in json.loads(next(others).removeprefix("data: "))
 

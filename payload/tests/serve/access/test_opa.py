@@ -237,7 +237,7 @@ def broken_glass(key: ec.EllipticCurvePrivateKey = KEY, **changes: Any) -> str:
 @pytest.fixture(scope="module")
 def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service whose policy engine is down."""
-    folder = tmp_path_factory.mktemp("everything is denied")
+    folder = tmp_path_factory.mktemp("closed")
     policy = {
         "engine": "server",
         "socket": str(folder / "none.sock"),

@@ -147,7 +147,7 @@ def test_every_route_that_is_not_public_is_subject_to_the_policy(opa: ScriptedOp
             assert "default_deny" in refused["message"]
             assert refused["type"] == "permission_error"
         assert {client.get(path).status_code for path in PUBLIC} == {200}
-    actions = {asked["action"] for asked in opa.asked()}
+    actions = {query["action"] for query in opa.queries()}
     assert actions >= {f"{method} {path}" for method, path in ROUTES if path != "/v1/models/echo"}
     assert "GET /v1/models/*" in actions
 
@@ -160,17 +160,17 @@ def test_the_policy_sees_the_caller_and_never_the_prompt(opa: ScriptedOpa, guard
         "tenant": "research",
         "roles": ["developer"],
         "action": "GET /generate",
-    } in opa.asked()
+    } in opa.queries()
     assert "canary" not in json.dumps(opa.server.questions)
 
 
 def test_a_decision_is_cached_until_a_new_revision(opa: ScriptedOpa, guarded: Service) -> None:
     with guarded.client() as client:
         client.get("/v1/models")
-        before, begun = len(opa.asked()), time.monotonic()
+        before, begun = len(opa.queries()), time.monotonic()
         for _ in range(20):
             assert client.get("/v1/models").status_code == 200
-        assert len(opa.asked()) - before <= 1 + (time.monotonic() - begun) / ALLOWED_SECONDS
+        assert len(opa.queries()) - before <= 1 + (time.monotonic() - begun) / ALLOWED_SECONDS
         opa.server.reply = 200, json.dumps({"result": {**DENIED, "revision": 8}}).encode()
         eventually("the new revision is active", lambda: client.get("/v1/models").status_code == 403, 3)
         opa.server.reply = answer(revision=7)
@@ -239,8 +239,8 @@ def test_a_decision_names_the_models_and_the_length(opa: ScriptedOpa, tmp_path: 
         assert hidden == absent.replace("nothing", "secret"), (
             "a hidden model can be distinguished from one that does not exist"
         )
-        asked = {**BODIES["/v1/chat/completions"], "model": "secret"}
-        error(client.post("/v1/chat/completions", json=asked), 404, "model_not_found")
+        hidden_chat = {**BODIES["/v1/chat/completions"], "model": "secret"}
+        error(client.post("/v1/chat/completions", json=hidden_chat), 404, "model_not_found")
         chat = BODIES["/v1/chat/completions"]
         long = error(
             client.post("/v1/chat/completions", json={**chat, "max_tokens": 6}), 400, "invalid_value"

@@ -70,8 +70,8 @@ def test_two_processes_share_one_limit(redis_server: RedisServer) -> None:
 def test_concurrent_requests_do_not_exceed_the_limit(redis_server: RedisServer) -> None:
     async def scenario() -> None:
         async with processes(redis_server, 1) as (quotas,):
-            asked = [quotas.request("t", "burst", granting(requests=20)) for _ in range(100)]
-            results = await asyncio.gather(*asked, return_exceptions=True)
+            requests = [quotas.request("t", "burst", granting(requests=20)) for _ in range(100)]
+            results = await asyncio.gather(*requests, return_exceptions=True)
             assert sum(result is None for result in results) == 20
 
     asyncio.run(scenario())

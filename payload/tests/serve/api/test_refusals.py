@@ -126,13 +126,13 @@ def test_a_wrong_method_is_405_and_an_unknown_path_404(client: httpx.Client) -> 
 def test_every_route_but_those_of_health_needs_a_key(echo: Service, tmp_path: Path) -> None:
     table = every_route(tmp_path)
     assert len(table) >= 8
-    with echo.client("") as nobody:
+    with echo.client("") as anonymous:
         for route in table:
             for method in route.methods:
-                answer = nobody.request(method, route.path)
+                answer = anonymous.request(method, route.path)
                 if route.path in {"/livez", "/readyz", "/health", "/drainz"}:
                     assert answer.status_code == 200
                 else:
                     error(answer, 401, "missing_key")
                     assert answer.headers["www-authenticate"].startswith("Bearer")
-        error(nobody.get("/nothing"), 401, "missing_key")
+        error(anonymous.get("/nothing"), 401, "missing_key")

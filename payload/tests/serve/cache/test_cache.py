@@ -52,12 +52,12 @@ def streamed(service: Service, **change: Any) -> tuple[str, list[Any]]:
     return answer.headers["x-llm-cache"], [chunk["choices"] for chunk in chunks]
 
 
-def said(words: str) -> list[dict[str, str]]:
+def user_message(words: str) -> list[dict[str, str]]:
     """Messages that no other test sends."""
     return [{"role": "user", "content": words}]
 
 
-def asked_engine(service: Service, model: str = "slow") -> float:
+def engine_requests(service: Service, model: str = "slow") -> float:
     """Number of requests sent to the engine so far."""
     return service.metrics()[f'llm_queue_seconds_count{{model="{model}"}}']
 
@@ -99,7 +99,7 @@ def test_sampled_answers_bypass_the_cache_unless_the_client_sends_a_max_age(cach
 
 
 def test_a_stream_is_replayed_in_its_original_pieces(cached: Service) -> None:
-    words = said("un deux trois quatre")
+    words = user_message("un deux trois quatre")
     first, second = streamed(cached, messages=words), streamed(cached, messages=words)
     assert (first[0], second[0]) == ("miss", "hit")
     assert first[1] == second[1]
@@ -108,17 +108,17 @@ def test_a_stream_is_replayed_in_its_original_pieces(cached: Service) -> None:
 
 
 def test_streams_and_whole_answers_share_their_entries(cached: Service) -> None:
-    words = said("eins zwei drei")
+    words = user_message("eins zwei drei")
     assert ask(cached, messages=words)[0] == "miss"
     cache, choices = streamed(cached, messages=words)
     assert (cache, len(choices)) == ("hit", 5)
-    words = said("uno due")
+    words = user_message("uno due")
     assert streamed(cached, messages=words)[0] == "miss"
     assert ask(cached, messages=words) == ("hit", "uno due")
 
 
 def test_a_request_can_bypass_the_cache(cached: Service) -> None:
-    words = said("keep out")
+    words = user_message("keep out")
     assert ask(cached, messages=words, control="no-store")[0] == "bypass"
     assert ask(cached, messages=words)[0] == "miss"
     assert ask(cached, messages=words, control="no-store")[0] == "bypass"
@@ -158,7 +158,7 @@ def test_the_age_of_an_entry_is_never_negative(
 
 
 def test_an_entry_is_used_only_if_its_key_material_matches(cached: Service, store: redis.Redis) -> None:
-    words = said("believe me")
+    words = user_message("believe me")
     before = set(store.keys("llm:exact:*"))
     ask(cached, messages=words)
     eventually("it is cached", lambda: set(store.keys("llm:exact:*")) - before)
@@ -193,15 +193,15 @@ def test_two_tenants_never_share_an_entry(cached: Service) -> None:
     assert ask(cached, colleague)[0] == "hit"
     assert ask(cached, other)[0] == "miss"
     with ThreadPoolExecutor() as pool:
-        asked = asked_engine(cached)
+        before = engine_requests(cached)
         both = [pool.submit(ask, cached, key, None, **SLOW) for key in (cached.key, other)]
         assert [each.result()[0] for each in both] == ["miss", "miss"], "nor an answer in progress"
-        assert asked_engine(cached) == asked + 2
+        assert engine_requests(cached) == before + 2
 
 
 def test_identical_concurrent_requests_make_the_engine_work_once(cached: Service) -> None:
-    question = {**SLOW, "messages": said(SLOW_WORDS + " once")}
-    asked = asked_engine(cached)
+    question = {**SLOW, "messages": user_message(SLOW_WORDS + " once")}
+    before = engine_requests(cached)
     with ThreadPoolExecutor(12) as pool:
         bodies = [pool.submit(ask, cached, None, None, **question) for _ in range(6)]
         streams = [pool.submit(streamed, cached, **question) for _ in range(6)]
@@ -211,20 +211,20 @@ def test_identical_concurrent_requests_make_the_engine_work_once(cached: Service
     assert all(pieces == chunks[0][1] for _, pieces in chunks)
     assert len(chunks[0][1]) == 23, "the role, 21 words and the end"
     assert sorted(cache for cache, _ in [*answers, *chunks]) == ["hit"] * 11 + ["miss"]
-    assert asked_engine(cached) == asked + 1
+    assert engine_requests(cached) == before + 1
 
 
 def test_the_first_client_may_disconnect_or_stall_without_affecting_the_others(cached: Service) -> None:
-    question = {**SLOW, "messages": said(SLOW_WORDS + " leave"), "stream": True}
+    question = {**SLOW, "messages": user_message(SLOW_WORDS + " leave"), "stream": True}
     body = json.dumps(question).encode()
     head = f"POST {CHAT} HTTP/1.1\r\nhost: llm\r\nauthorization: Bearer {cached.key}\r\n"
-    asked = asked_engine(cached)
+    before = engine_requests(cached)
     with ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor())
         first = stack.enter_context(socket.socket(socket.AF_UNIX))
         first.connect(str(cached.folder / "http.sock"))
         first.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
-        eventually("the engine works", lambda: asked_engine(cached) == asked + 1)
+        eventually("the engine works", lambda: engine_requests(cached) == before + 1)
         served = served_by_others(cached)
         second = pool.submit(ask, cached, None, None, **{**question, "stream": False})
         eventually(
@@ -232,25 +232,25 @@ def test_the_first_client_may_disconnect_or_stall_without_affecting_the_others(c
         )
         first.close()
         assert second.result() == ("hit", SLOW_WORDS + " leave")
-    assert asked_engine(cached) == asked + 1
+    assert engine_requests(cached) == before + 1
 
 
 def test_if_the_first_request_fails_the_next_one_runs(cached: Service) -> None:
-    question = {**SLOW, "messages": said(SLOW_WORDS + " fail")}
-    asked = asked_engine(cached)
+    question = {**SLOW, "messages": user_message(SLOW_WORDS + " fail")}
+    before = engine_requests(cached)
     with ThreadPoolExecutor() as pool, cached.client() as client:
         deadline = {"x-llm-deadline-ms": "400"}
         first = pool.submit(client.post, CHAT, json=question, headers=deadline)
-        eventually("the engine works", lambda: asked_engine(cached) == asked + 1)
+        eventually("the engine works", lambda: engine_requests(cached) == before + 1)
         others = [pool.submit(ask, cached, None, None, **question) for _ in range(3)]
         error(first.result(), 503, "deadline_exceeded")
         answers = [each.result() for each in others]
     assert {text for _, text in answers} == {SLOW_WORDS + " fail"}
-    assert asked_engine(cached) == asked + 2, "one of the three ran for all of them"
+    assert engine_requests(cached) == before + 2, "one of the three ran for all of them"
 
 
 def test_an_answer_without_listeners_is_cancelled(cached: Service) -> None:
-    question = {**SLOW, "messages": said(SLOW_WORDS * 10)}
+    question = {**SLOW, "messages": user_message(SLOW_WORDS * 10)}
     for _ in range(2):
         with cached.client() as client, pytest.raises(httpx.ReadTimeout):
             client.post(CHAT, json=question, timeout=0.3)

@@ -122,7 +122,7 @@ def client(service: Service) -> Iterator[httpx.Client]:
         yield client
 
 
-def said(client: httpx.Client, model: str, prompt: str = PROMPT) -> str:
+def text_of(client: httpx.Client, model: str, prompt: str = PROMPT) -> str:
     """Text of the greedy answer."""
     body = {"model": model, "prompt": prompt, "temperature": 0, "max_tokens": 16}
     answer = client.post("/v1/completions", json=body)
@@ -134,7 +134,7 @@ def said(client: httpx.Client, model: str, prompt: str = PROMPT) -> str:
 def test_an_adapter_answers_under_its_own_name_and_leaves_the_model_unchanged(
     client: httpx.Client, model: Path, adapters: dict[str, Path]
 ) -> None:
-    answers = {name: said(client, name) for name in ["base", *adapters]}
+    answers = {name: text_of(client, name) for name in ["base", *adapters]}
     assert answers == {name: expected(model, adapters.get(name), PROMPT) for name in answers}
     assert len(set(answers.values())) == 3
 
@@ -144,7 +144,7 @@ def test_concurrent_requests_to_adapters_and_model_get_their_own_answers(
 ) -> None:
     names = ["base", *adapters] * 4
     with ThreadPoolExecutor(len(names)) as pool:
-        answers = list(pool.map(lambda name: said(client, name), names))
+        answers = list(pool.map(lambda name: text_of(client, name), names))
     assert answers == [expected(model, adapters.get(name), PROMPT) for name in names]
 
 
@@ -180,7 +180,7 @@ def test_an_adapter_of_a_remote_engine_passes_through_with_its_parent(
     ):
         await_all(front)
         assert there.get("/v1/models/legal").json()["parent"] == "base"
-        assert said(there, "legal") == said(client, "legal")
+        assert text_of(there, "legal") == text_of(client, "legal")
 
 
 def test_a_policy_that_permits_the_model_does_not_permit_its_adapter(
@@ -194,7 +194,7 @@ def test_a_policy_that_permits_the_model_does_not_permit_its_adapter(
     try:
         with running(tmp_path, engines, **options) as service, service.client() as client:
             await_all(service)
-            assert said(client, "base")
+            assert text_of(client, "base")
             body = {"model": "legal", "prompt": PROMPT}
             assert (
                 "legal"
@@ -214,8 +214,8 @@ HELLO = Hello("m", "r", "naive", 64, 1, adapters={"a": "r+1", "b": "r+2"})
 
 
 def test_the_cache_keeps_answers_of_model_and_adapters_apart() -> None:
-    asked = Generate(0, False, 16, prompt="p")
-    keys = {key_material("t", 1, engine_client(name).introduced(HELLO), asked) for name in ("m", "a", "b")}
+    request = Generate(0, False, 16, prompt="p")
+    keys = {key_material("t", 1, engine_client(name).introduced(HELLO), request) for name in ("m", "a", "b")}
     assert len(keys) == 3
 
 
@@ -336,12 +336,12 @@ def test_pickled_or_changed_weights_are_refused_before_anything_is_read(
         write_manifest(copy, manifest_of(copy))
     with (changed / "adapter_model.safetensors").open("ab") as file:
         file.write(b"x")
-    for copy, told in (pickled, "only safetensors are taken"), (changed, "its manifest says"):
+    for copy, complaint in (pickled, "only safetensors are accepted"), (changed, "its manifest says"):
         for how in {"adapters": {"legal": described(copy)}}, {"merged": described(copy)}:
             file_of = folder / "engine.yaml"
             file_of.write_text(json.dumps({"socket": str(folder / "e.sock"), "model": engine(model, **how)}))
             assert main(["engine", "--name", "base", "--config", str(file_of)]) == 4
-            assert told in capsys.readouterr().err
+            assert complaint in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("as_a_process")
@@ -356,7 +356,7 @@ def test_an_adapter_named_as_its_model_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("driver", "change", "told"),
+    ("driver", "change", "complaint"),
     [
         (
             "continuous",
@@ -367,11 +367,11 @@ def test_an_adapter_named_as_its_model_is_refused(
     ],
 )
 def test_settings_that_would_ignore_an_adapter_are_refused(
-    tmp_path: Path, driver: str, change: dict[str, Any], told: str
+    tmp_path: Path, driver: str, change: dict[str, Any], complaint: str
 ) -> None:
     file = tmp_path / "engine.yaml"
     file.write_text(json.dumps({"socket": "/run/e.sock", "model": engine(tmp_path, driver, **change)}))
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=complaint):
         load(file, EngineConfig)
 
 

@@ -298,8 +298,8 @@ def test_more_requests_than_the_cache_holds_are_all_answered(model: Path) -> Non
     try:
 
         async def scenario() -> list[int]:
-            asked = [driver.generate(request(tokens=50), nothing) for _ in range(6)]
-            return [finish.completion_tokens for finish in await asyncio.gather(*asked)]
+            answers = [driver.generate(request(tokens=50), nothing) for _ in range(6)]
+            return [finish.completion_tokens for finish in await asyncio.gather(*answers)]
 
         assert asyncio.run(scenario()) == [50] * 6
     finally:

@@ -72,8 +72,8 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def service(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A gateway in front of an engine for text and one for embeddings."""
     models = {"echo": {"driver": "echo"}, "tiny": described(encoder)}
-    with running(tmp_path_factory.mktemp("embed"), models) as service, service.client("") as nobody:
-        eventually("the gateway has found both", lambda: nobody.get("/readyz").status_code == 200)
+    with running(tmp_path_factory.mktemp("embed"), models) as service, service.client("") as anonymous:
+        eventually("the gateway has found both", lambda: anonymous.get("/readyz").status_code == 200)
         yield service
 
 
@@ -204,7 +204,7 @@ def test_the_answer_of_an_upstream_for_embeddings_passes_through(tmp_path: Path)
     remote = {"socket": str(tmp_path / "upstream.sock"), "revision": "7", "dimensions": 2}
     with running(tmp_path, {}, remotes={"m": remote}) as service, service.client() as client:
         assert client.post(EMBED, json={"model": "m", "input": "x"}).text == body
-    assert server.asked == [{"model": "m", "input": ["x"], "encoding_format": "float"}]
+    assert server.requests == [{"model": "m", "input": ["x"], "encoding_format": "float"}]
     server.stop()
 
 

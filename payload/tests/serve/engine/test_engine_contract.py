@@ -116,15 +116,15 @@ def long(number: int, tokens: int = 900, temperature: float = 1.0) -> Generate:
     return Generate(number, True, tokens, messages=LONG, temperature=temperature)
 
 
-def asked(client: httpx.Client, **change: Any) -> Any:
+def answer_to(client: httpx.Client, **change: Any) -> Any:
     answer = client.post(CHAT, json={**QUESTION, **change})
     assert answer.status_code == 200, answer.text
     return answer.json()
 
 
-def said(client: httpx.Client, **change: Any) -> str:
+def text_of(client: httpx.Client, **change: Any) -> str:
     """Text of the answer."""
-    return str(asked(client, **change)["choices"][0]["message"]["content"])
+    return str(answer_to(client, **change)["choices"][0]["message"]["content"])
 
 
 def pieces(client: httpx.Client, **change: Any) -> list[str]:
@@ -147,7 +147,7 @@ def test_the_engine_describes_itself_and_the_fields_it_supports(service: Service
 
 def test_a_stream_comes_in_pieces_that_add_up_to_the_answer(client: httpx.Client) -> None:
     streamed = pieces(client)
-    assert "".join(streamed) == said(client)
+    assert "".join(streamed) == text_of(client)
     assert len(streamed) >= 3
 
 
@@ -173,7 +173,7 @@ def test_greedy_tokens_equal_those_of_generate_even_for_concurrent_requests(
         return text, len(whole)
 
     def observed(content: str) -> tuple[str, int]:
-        answer = asked(client, messages=[{"role": "user", "content": content}], max_tokens=32)
+        answer = answer_to(client, messages=[{"role": "user", "content": content}], max_tokens=32)
         return answer["choices"][0]["message"]["content"], answer["usage"]["completion_tokens"]
 
     with ThreadPoolExecutor(8) as pool:
@@ -182,9 +182,9 @@ def test_greedy_tokens_equal_those_of_generate_even_for_concurrent_requests(
 
 
 def test_a_stop_string_ends_the_answer_before_it_and_the_model_with_it(client: httpx.Client) -> None:
-    whole = said(client)
+    whole = text_of(client)
     stop = whole[5:7]
-    answer = asked(client, stop=stop)
+    answer = answer_to(client, stop=stop)
     assert answer["choices"][0]["message"]["content"] == whole[: whole.index(stop)]
     assert answer["choices"][0]["finish_reason"] == "stop"
     assert answer["usage"]["completion_tokens"] < 12
@@ -192,14 +192,14 @@ def test_a_stop_string_ends_the_answer_before_it_and_the_model_with_it(client: h
 
 
 def test_an_answer_respects_max_tokens(client: httpx.Client) -> None:
-    answer = asked(client, max_tokens=5)
+    answer = answer_to(client, max_tokens=5)
     assert answer["usage"]["completion_tokens"] == 5
     assert answer["choices"][0]["finish_reason"] == "length"
 
 
 @pytest.mark.parametrize("driver", RUN_MODELS, indirect=True)
 def test_an_answer_ends_at_the_end_token_of_the_model(client: httpx.Client) -> None:
-    answer = asked(client, model="reciter", max_tokens=100)
+    answer = answer_to(client, model="reciter", max_tokens=100)
     assert answer["choices"][0]["message"]["content"] == RECITED
     assert answer["choices"][0]["finish_reason"] == "stop"
     assert answer["usage"]["completion_tokens"] == len(RECITED.encode()) + 1
@@ -282,7 +282,7 @@ def test_the_slots_of_a_vanished_gateway_are_freed(service: Service) -> None:
 
 @pytest.mark.parametrize("driver", OURS, indirect=True)
 def test_an_engine_logs_json_lines_without_prompts(service: Service, client: httpx.Client) -> None:
-    said(client, messages=[{"role": "user", "content": "a secret question"}])
+    text_of(client, messages=[{"role": "user", "content": "a secret question"}])
     log = (service.folder / "engine-random.log").read_text()
     messages = [json.loads(line)["message"] for line in log.splitlines()]
     assert "ready" in messages
@@ -294,7 +294,7 @@ def test_a_disconnected_client_frees_its_slot(service: Service, client: httpx.Cl
     with client.stream("POST", CHAT, json={**body, "stream": True}) as answer:
         next(answer.iter_lines())
     eventually("the slot is free", lambda: service.metrics()['llm_requests_running{model="random"}'] == 0, 3)
-    assert said(client, max_tokens=1)
+    assert text_of(client, max_tokens=1)
 
 
 @pytest.mark.parametrize("driver", OURS, indirect=True)
@@ -333,4 +333,4 @@ def test_a_deepseek_v2_answers_like_generate(driver: str, tmp_path: Path) -> Non
         client = stack.enter_context(service.client())
         eventually("the gateway has found it", lambda: client.get("/readyz").status_code == 200)
         text = tokenizer.decode(whole, skip_special_tokens=True)
-        assert said(client, model="latent") == text.rstrip("\N{REPLACEMENT CHARACTER}")
+        assert text_of(client, model="latent") == text.rstrip("\N{REPLACEMENT CHARACTER}")

@@ -123,8 +123,8 @@ def test_the_command_prints_text_and_json(tmp_path: Path, capsys: pytest.Capture
 
 def test_the_exit_code_reflects_the_requested_quantization(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_13B))
-    asked = ["fit", "--model", str(tmp_path), "--memory", "24G", "--quantization"]
-    assert [main([*asked, quantization]) for quantization in ("none", "int8", "nf4")] == [1, 0, 0]
+    command = ["fit", "--model", str(tmp_path), "--memory", "24G", "--quantization"]
+    assert [main([*command, quantization]) for quantization in ("none", "int8", "nf4")] == [1, 0, 0]
 
 
 def test_fit_does_not_import_torch(tmp_path: Path) -> None:

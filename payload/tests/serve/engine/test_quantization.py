@@ -83,7 +83,7 @@ def test_a_quantized_model_has_the_estimated_size_and_answers_alike(
 def test_both_drivers_answer_alike_with_quantized_weights(tmp_path: Path, how: Any) -> None:
     path = made(tmp_path, "llama", LLAMA)
     settings = naive(path, how, dtype="float32", context=256)
-    asked = Generate(0, False, 12, prompt="what is the capital", temperature=0)
+    request = Generate(0, False, 12, prompt="what is the capital", temperature=0)
     continuous = ContinuousDriver(ContinuousModel(**{**dict(settings), "driver": "continuous"}), "r")
     answers: list[str] = []
     try:
@@ -91,7 +91,7 @@ def test_both_drivers_answer_alike_with_quantized_weights(tmp_path: Path, how: A
 
             async def answer(driver: Any = driver) -> str:
                 pieces: list[str] = []
-                await driver.generate(asked, pieces.append)
+                await driver.generate(request, pieces.append)
                 await asyncio.sleep(0)
                 return "".join(pieces)
 

@@ -37,8 +37,8 @@ def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
             },
         )
         assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
-        asked = service.metrics()
+        counts = service.metrics()
     for route in "/generate", "/v1/chat/completions", "/v1/completions":
-        assert asked[f'llm_requests_total{{route="{route}",status="200"}}'] >= CASES_A_PHASE
-        assert asked[f'llm_requests_total{{route="{route}",status="400"}}'] >= CASES_A_PHASE
-    assert not any('status="500"' in name for name in asked)
+        assert counts[f'llm_requests_total{{route="{route}",status="200"}}'] >= CASES_A_PHASE
+        assert counts[f'llm_requests_total{{route="{route}",status="400"}}'] >= CASES_A_PHASE
+    assert not any('status="500"' in name for name in counts)

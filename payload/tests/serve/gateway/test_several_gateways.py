@@ -101,10 +101,10 @@ def load(pair: Pair) -> Iterator[list[str]]:
         keys = pair.keys[number::CLIENTS]
         body: dict[str, Any] = {"prompt": "one two three four", "max_tokens": 4, "stream": number % 2 == 0}
         with pair.edge.client() as client:
-            asked = 0
+            sent = 0
             while not done.is_set():
-                key = keys[asked % len(keys)]
-                asked += 1
+                key = keys[sent % len(keys)]
+                sent += 1
                 try:
                     answer = client.post("/generate", json=body, headers={"authorization": f"Bearer {key}"})
                 except httpx.TransportError as problem:
@@ -137,11 +137,11 @@ def test_a_stopping_gateway_answers_a_request_that_still_waits_for_its_record(
     pair: Pair,
 ) -> None:
     assert pair.service.writer
-    said: list[str] = []
+    streams: list[str] = []
 
     def ask() -> None:
         with pair.service.client(pair.keys[0], "1.sock") as client:
-            said.append(client.post("/generate", json={"prompt": "x", "stream": True}).text)
+            streams.append(client.post("/generate", json={"prompt": "x", "stream": True}).text)
 
     def tasks() -> float:
         with pair.service.client("", "metrics-1.sock") as client:
@@ -167,8 +167,8 @@ def test_a_stopping_gateway_answers_a_request_that_still_waits_for_its_record(
     finally:
         pair.service.writer.process.send_signal(signal.SIGCONT)
     asking.join(10)
-    assert said
-    assert said[0].endswith("data: [DONE]\n\n")
+    assert streams
+    assert streams[0].endswith("data: [DONE]\n\n")
 
 
 def test_a_killed_gateway_fails_no_later_request(pair: Pair) -> None:

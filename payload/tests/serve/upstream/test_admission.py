@@ -107,8 +107,8 @@ def test_waiting_ends_at_the_queue_limit_or_the_deadline_of_the_request() -> Non
         await it.enter(Place(5))
         for place, code in (
             (Place(0.02), "queue_timeout"),
-            (Place(5, ends=time.monotonic() + 0.02, asked=0.02), "deadline_exceeded"),
-            (Place(5, ends=time.monotonic() - 1, asked=0.02), "deadline_exceeded"),
+            (Place(5, ends=time.monotonic() + 0.02, deadline_seconds=0.02), "deadline_exceeded"),
+            (Place(5, ends=time.monotonic() - 1, deadline_seconds=0.02), "deadline_exceeded"),
         ):
             with pytest.raises(ApiError) as refused:
                 await it.enter(place)

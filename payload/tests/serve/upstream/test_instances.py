@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted_upstream import END, USAGE, ScriptedUpstream, said, stream
+from scripted_upstream import END, USAGE, ScriptedUpstream, delta, stream
 from service import eventually, running
 
 from llmserve.api.errors import ApiError
@@ -219,15 +219,15 @@ def test_requests_survive_an_instance_that_dies_before_its_first_byte(tmp_path: 
         series = service.metrics()
         assert series['llm_engine_up{model="m"}'] == 2
         for server in servers:
-            server.script = stream(said("hello"), said("", "stop"), USAGE, END)
+            server.script = stream(delta("hello"), delta("", "stop"), USAGE, END)
         for number in some:
             assert client.post(CHAT, json=asking(number, stream=True)).content.endswith(END)
-        assert all(server.asked for server in servers)
+        assert all(server.requests for server in servers)
         servers[0].script = []  # reads the request and disconnects
-        asked = len(servers[0].asked)
+        sent = len(servers[0].requests)
         for number in some:
             assert client.post(CHAT, json=asking(number, stream=True)).content.endswith(END)
-        assert len(servers[0].asked) > asked
+        assert len(servers[0].requests) > sent
         servers[0].stop()
         eventually("it is noticed", lambda: service.metrics()['llm_engine_up{model="m"}'] == 1, 3)
         assert client.get("/readyz").status_code == 200

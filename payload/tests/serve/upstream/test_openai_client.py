@@ -13,7 +13,7 @@ import pytest
 from edge import authority, issue
 from questions import error
 from redis_server import PASSWORD, RedisServer
-from scripted_upstream import END, USAGE, Script, ScriptedUpstream, answer, chunk, said, stream
+from scripted_upstream import END, USAGE, Script, ScriptedUpstream, answer, chunk, delta, stream
 from service import Service, events, eventually, running
 
 from llmcore.config import ConfigError, load
@@ -106,7 +106,7 @@ def test_a_stream_passes_through_unchanged_with_usage_only_on_request(
     played: tuple[ScriptedUpstream, Service], usage: bool
 ) -> None:
     server, service = played
-    pieces = [b": a comment\n\n", said("h\u00e9"), said("llo") + said(" you"), said("", "stop")]
+    pieces = [b": a comment\n\n", delta("h\u00e9"), delta("llo") + delta(" you"), delta("", "stop")]
     odd = b'data:{"choices": [{"delta": {}, "vendor": 1}]}\r\n\r\n'
     server.script = stream(*pieces, odd, USAGE[:20], USAGE[20:], END)
     body = asking(stream=True, **({"stream_options": {"include_usage": True}} if usage else {}))
@@ -114,7 +114,7 @@ def test_a_stream_passes_through_unchanged_with_usage_only_on_request(
         got = client.post(CHAT, json=body)
     assert got.content == b"".join(pieces) + odd + (USAGE if usage else b"") + END
     assert got.headers["x-llm-model"] == "m"
-    assert server.asked[-1]["stream_options"] == {"include_usage": True}
+    assert server.requests[-1]["stream_options"] == {"include_usage": True}
     eventually("the outcome has the tokens", lambda: tokens_of(service.records()[-1]) == (3, 2))
 
 
@@ -133,8 +133,8 @@ def test_a_whole_answer_passes_through_with_unknown_fields(
         got = client.post(CHAT, json=asking(tools=TOOLS, seed=5, temperature=0))
     assert got.text == body
     assert got.headers["x-llm-cache"] == "bypass"
-    assert server.asked[-1]["tools"] == TOOLS
-    assert (server.asked[-1]["seed"], server.asked[-1]["temperature"]) == (5, 0)
+    assert server.requests[-1]["tools"] == TOOLS
+    assert (server.requests[-1]["seed"], server.requests[-1]["temperature"]) == (5, 0)
 
 
 CALL = {"role": "assistant", "content": None, "tool_calls": [{"id": "c", "type": "function", "function": {}}]}
@@ -145,11 +145,11 @@ def test_a_conversation_with_tool_calls_reaches_an_upstream_that_supports_them(
     played: tuple[ScriptedUpstream, Service], echo: Service
 ) -> None:
     server, service = played
-    server.script = stream(said("noon"), said("", "stop"), USAGE, END)
+    server.script = stream(delta("noon"), delta("", "stop"), USAGE, END)
     messages = [{"role": "user", "content": "when?"}, CALL, RESULT]
     with service.client() as client:
         client.post(CHAT, json=asking(messages=messages, tools=TOOLS, stream=True))
-        assert server.asked[-1]["messages"] == messages
+        assert server.requests[-1]["messages"] == messages
         error(client.post(CHAT, json=asking(messages=messages)), 400, "invalid_value")
         for wrong in {**RESULT, "role": "user"}, {**CALL, "role": "user"}, {"role": "user", "content": None}:
             error(client.post(CHAT, json=asking(messages=[wrong], tools=TOOLS)), 400, "invalid_value")
@@ -162,23 +162,23 @@ def test_an_undeclared_field_is_refused_by_name_without_contacting_the_upstream(
     played: tuple[ScriptedUpstream, Service],
 ) -> None:
     server, service = played
-    before = len(server.asked)
+    before = len(server.requests)
     with service.client() as client:
         refused = error(client.post(CHAT, json=asking(logprobs=True)), 400, "unsupported_field")
     assert refused["param"] == "logprobs"
-    assert len(server.asked) == before
+    assert len(server.requests) == before
 
 
-BAD = said("hello") + b"data: {not json\n\n"
+BAD = delta("hello") + b"data: {not json\n\n"
 LINE = b"data: " + b"x" * 2_000_000
 BROKEN: dict[str, Script] = {
-    "cut in the middle": stream(said("hello"), b"data: {", whole=False),
-    "ended without [DONE]": stream(said("hello"), said("", "stop"), USAGE),
+    "cut in the middle": stream(delta("hello"), b"data: {", whole=False),
+    "ended without [DONE]": stream(delta("hello"), delta("", "stop"), USAGE),
     "bad JSON": stream(BAD, END),
-    "a huge event": stream(said("hello"), LINE, END),
-    "an error in the stream": stream(said("hello"), chunk({"error": {"message": "CUDA out of memory"}})),
-    "no usage": stream(said("hello"), said("", "stop"), END),
-    "no HTTP after the head": [*stream(said("hello"), whole=False), 0.2, b"zzz\r\n"],
+    "a huge event": stream(delta("hello"), LINE, END),
+    "an error in the stream": stream(delta("hello"), chunk({"error": {"message": "CUDA out of memory"}})),
+    "no usage": stream(delta("hello"), delta("", "stop"), END),
+    "no HTTP after the head": [*stream(delta("hello"), whole=False), 0.2, b"zzz\r\n"],
 }
 
 
@@ -237,7 +237,7 @@ def test_an_invalid_answer_has_a_documented_status(
 def test_a_disconnected_client_disconnects_the_upstream(played: tuple[ScriptedUpstream, Service]) -> None:
     server, service = played
     server.hung_up.clear()
-    server.script = stream(*[each for _ in range(100) for each in (said("word "), 0.05)])
+    server.script = stream(*[each for _ in range(100) for each in (delta("word "), 0.05)])
     with service.client() as client, client.stream("POST", CHAT, json=asking(stream=True)) as got:
         next(got.iter_lines())
     assert server.hung_up.wait(3)
@@ -268,7 +268,7 @@ def test_the_default_length_gives_way_to_the_upstreams_context(
     server.script = answer({"error": {"message": "This model's maximum context length is 9"}}, 400)
     with service.client() as client:
         client.post(CHAT, json=asking())
-    assert [each.get("max_tokens") for each in server.asked[-2:]] == [256, None]
+    assert [each.get("max_tokens") for each in server.requests[-2:]] == [256, None]
 
 
 def test_a_dead_upstream_is_a_503_and_is_found_again(tmp_path: Path) -> None:
@@ -282,7 +282,7 @@ def test_a_dead_upstream_is_a_503_and_is_found_again(tmp_path: Path) -> None:
         (tmp_path / "upstream.sock").unlink()
         server = ScriptedUpstream(tmp_path / "upstream.sock")
         eventually("it is found", lambda: client.get("/readyz").status_code == 200, 5)
-        server.script = stream(said("word"), 30.0)
+        server.script = stream(delta("word"), 30.0)
         with client.stream("POST", CHAT, json=asking(stream=True)) as got:
             lines = got.iter_lines()
             next(lines)
@@ -322,7 +322,7 @@ def test_greedy_answers_of_an_upstream_are_cached_only_if_configured(
     }
     with running(tmp_path, {}, **options) as service, service.client() as client:
         for result in results:
-            server.script = stream(said("hi"), said(" you"), said("", "stop"), USAGE, END)
+            server.script = stream(delta("hi"), delta(" you"), delta("", "stop"), USAGE, END)
             answer = client.post(CHAT, json=asking(temperature=0, stream=True))
             assert answer.headers["x-llm-cache"] == result
             chunks = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
@@ -360,7 +360,7 @@ def over_tls(server: ScriptedUpstream, folder: Path, **change: str) -> dict[str,
 
 def test_requests_and_answers_pass_over_mutual_tls(certificates: Path, tmp_path: Path) -> None:
     server = ScriptedUpstream(tls=tls_server(certificates))
-    server.script = stream(said("hello"), said("", "stop"), USAGE, END)
+    server.script = stream(delta("hello"), delta("", "stop"), USAGE, END)
     remotes = {"m": over_tls(server, certificates)}
     with running(tmp_path, {}, remotes=remotes) as service, service.client() as client:
         eventually("it is found", lambda: client.get("/readyz").status_code == 200, 5)
@@ -381,11 +381,11 @@ def test_an_upstream_with_old_or_foreign_tls_is_not_used(
     else:
         change = {"certificate": "server.pem", "key": "server.key"}
     server = ScriptedUpstream(tls=context)
-    server.script = stream(said("hello"), said("", "stop"), USAGE, END)
+    server.script = stream(delta("hello"), delta("", "stop"), USAGE, END)
     remotes = {"m": over_tls(server, certificates, **change)}
     with running(tmp_path, {}, remotes=remotes) as service, service.client() as client:
         error(client.post(CHAT, json=asking()), 503, "engine_unavailable")
-    assert server.asked == []
+    assert server.requests == []
     server.stop()
 
 

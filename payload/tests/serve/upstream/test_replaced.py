@@ -114,11 +114,11 @@ def test_answers_beyond_the_drain_time_end_with_an_error_and_a_second_sigterm_en
 @pytest.mark.parametrize("slow", [2], indirect=True)
 def test_a_whole_answer_cut_off_by_the_stop_is_generated_again_by_the_next_engine(slow: Service) -> None:
     with slow.client() as client, ThreadPoolExecutor() as pool:
-        asked = pool.submit(client.post, CHAT, json={**STREAM, "stream": False, "max_tokens": 80})
+        pending = pool.submit(client.post, CHAT, json={**STREAM, "stream": False, "max_tokens": 80})
         eventually("it runs", lambda: slow.metrics()[RUNNING] == 1)
         assert slow.engines["echo"].stop() == 0
         slow.start_engine("echo")
-        assert asked.result().json()["usage"]["completion_tokens"] == 80
+        assert pending.result().json()["usage"]["completion_tokens"] == 80
 
 
 def test_the_queue_for_an_absent_engine_is_bounded(tmp_path: Path) -> None:
