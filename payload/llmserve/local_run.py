@@ -75,7 +75,7 @@ def run_all(engine: str, model: Path | None, port: int, redis: str | None) -> in
         described: dict[str, object] = {"driver": engine}
         if model is not None:
             print(
-                f"hashing {model}: its weights are trusted as they are, without a manifest", file=sys.stderr
+                f"hashing {model}: its weights are trusted as they are", file=sys.stderr
             )
             write_manifest(model, folder / "manifest")
             described |= {"path": str(model.resolve()), "manifest": str(folder / "manifest")}

@@ -150,7 +150,7 @@ def give_to_gateway(path: Path, name: str) -> None:
     """Make the file writable by root, and readable by the gateway's group."""
     try:
         shutil.chown(name, user="root", group="llm-gateway")
-    except LookupError:  # no such group here: as owned as the folder
+    except LookupError:  # no such group on this machine: use the owner of the folder
         owner = path.parent.stat()
         os.chown(name, owner.st_uid, owner.st_gid)
 
