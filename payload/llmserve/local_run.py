@@ -74,9 +74,7 @@ def run_all(engine: str, model: Path | None, port: int, redis: str | None) -> in
         model_name = "echo" if model is None else model.resolve().name
         described: dict[str, object] = {"driver": engine}
         if model is not None:
-            print(
-                f"hashing {model}: its weights are trusted as they are", file=sys.stderr
-            )
+            print(f"hashing {model}: its weights are trusted as they are", file=sys.stderr)
             write_manifest(model, folder / "manifest")
             described |= {"path": str(model.resolve()), "manifest": str(folder / "manifest")}
         engine_file, gateway_file = folder / "engine.yaml", folder / "gateway.yaml"
