@@ -31,9 +31,8 @@ class Exchange:
     decision: Decision | None = None
     public: bool = False
     intended: bool = False  # its intent is in the audit record, so an outcome must follow
-    transaction: str = field(
-        default_factory=lambda: secrets.token_hex(8)
-    )  # unlike the request id, never chosen by the client
+    # Unlike the request id, never chosen by the client.
+    transaction: str = field(default_factory=lambda: secrets.token_hex(8))
     address: str | None = None  # of the client, as seen by the edge
     route: str = "other"
     model: str | None = None
@@ -41,9 +40,8 @@ class Exchange:
     code: str | None = None  # error code, if any
     streaming: bool = False
     fields: dict[str, object] = field(default_factory=dict)  # for the access log: counts, never text
-    recorded: dict[str, object] = field(
-        default_factory=dict
-    )  # fields of the audit record that intent and outcome share
+    # Fields of the audit record that intent and outcome share.
+    recorded: dict[str, object] = field(default_factory=dict)
 
     @property
     def traceparent(self) -> bytes:

@@ -332,8 +332,7 @@ class EngineConfig(Section):
     socket: Path
     socket_mode: Annotated[str, Field(pattern=r"^0[0-7]{3}$")] = "0660"
     model: Annotated[EchoModel | NaiveModel | ContinuousModel | EmbedModel, Field(discriminator="driver")]
-    stall_seconds: Seconds = (
-        60.0  # without a step while work is pending; prefill of the longest prompt must fit in it
-    )
+    # Seconds without a step while work is pending; prefill of the longest prompt must fit in it.
+    stall_seconds: Seconds = 60.0
     drain_seconds: Share = 25.0
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

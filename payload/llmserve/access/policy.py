@@ -22,9 +22,8 @@ from llmserve.api.errors import ApiError, unavailable
 from llmserve.metrics import Metrics
 
 log = logging.getLogger("llmserve.policy")
-ALLOWED_SECONDS = (
-    5.0  # how long a decision is cached, and hence how long a change of roles may take without a new revision
-)
+# How long a decision is cached, and hence how long a change of roles may take without a new revision.
+ALLOWED_SECONDS = 5.0
 DENIED_SECONDS = 1.0
 KEPT = 10_000
 # No such action exists, so it is always denied; the decision reveals the active revision.

@@ -31,9 +31,8 @@ class Window:
     limit: int
     leased: int = 0
     used: int = 0
-    fetching: asyncio.Lock = field(
-        default_factory=asyncio.Lock
-    )  # one lease at a time serves all waiting requests
+    # One lease at a time serves all waiting requests.
+    fetching: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class Account:

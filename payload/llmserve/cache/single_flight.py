@@ -149,9 +149,8 @@ class SharedAnswers:
             log.exception("a shared answer failed")
             frame = Failed(0, 500, "internal_error", f"the gateway failed with {type(error).__name__}")
         if isinstance(frame, Failed):
-            self.forget(
-                key, shared
-            )  # before the listeners are notified, so that the next request starts again
+            # Before the listeners are notified, so that the next request starts again.
+            self.forget(key, shared)
             shared.finish(frame)
             return
         shared.finish(frame)

@@ -7,9 +7,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-os.environ.update(
-    HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1"
-)  # before the imports
+# Must precede the imports.
+os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
 
 import jinja2
 import torch
@@ -25,9 +24,8 @@ from llmserve.protocol import Generate
 from llmserve.settings import LocalModel
 
 log = logging.getLogger("llmserve.model")
-PROBE = Generate(
-    id=0, stream=False, max_tokens=1, clip=True, prompt="a", temperature=0
-)  # run once before READY
+# Run once before READY.
+PROBE = Generate(id=0, stream=False, max_tokens=1, clip=True, prompt="a", temperature=0)
 
 
 class Detokenizer:

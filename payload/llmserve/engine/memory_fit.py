@@ -111,9 +111,8 @@ def latent_attention(config: Config) -> tuple[list[tuple[int, int, int]], int, i
     bias = config.flag("attention_bias")
     queries = heads * (plain + rotated)
     parts = [linear(hidden, latent + rotated, bias), linear(heads * value, hidden, bias)]
-    parts.append(
-        (0, 0, latent + latent * heads * (plain + value))
-    )  # kv_b_proj and its norm are not quantized
+    # kv_b_proj and its norm are not quantized.
+    parts.append((0, 0, latent + latent * heads * (plain + value)))
     if rank := config.number("q_lora_rank", 0):
         parts += [linear(hidden, rank, bias), linear(rank, queries), (0, 0, rank)]
     else:

@@ -163,9 +163,8 @@ class Completions:
                     answer = self.stream if call.generate.stream else self.whole
                     await answer(exchange, send, routed, rendering, source)
         except ApiError as error:
-            if (
-                exchange.streaming
-            ):  # the slot is released already, so a client that reads slowly blocks nothing
+            # The slot is released already, so a client that reads slowly blocks nothing.
+            if exchange.streaming:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(LAST_WORD_SECONDS):
                         await send({"type": "http.response.body", "body": error_event(error)})

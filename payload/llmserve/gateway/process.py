@@ -41,13 +41,11 @@ from llmserve.upstream.admission import Queue
 from llmserve.upstream.instances import Instances, open_instances
 
 log = logging.getLogger("llmserve.gateway")
-KEEP_ALIVE_SECONDS = (
-    75  # longer than the edge keeps idle connections, so that it never reuses one that is closing
-)
+# Longer than the edge keeps idle connections, so that it never reuses one that is closing.
+KEEP_ALIVE_SECONDS = 75
 DRAIN_LOOK_SECONDS = 0.02
-ARRIVED_LOOKS = (
-    50  # a second or more: time for requests accepted before the socket was removed to pass their checks
-)
+# A second or more: time for requests accepted before the socket was removed to pass their checks.
+ARRIVED_LOOKS = 50
 ENGINE_WAIT_SECONDS = 3.0  # how long READY waits for engines; a dead one must not block the start
 
 
@@ -284,9 +282,8 @@ async def leave(path: Path, stop: StopSignals) -> None:
     Connections that were already accepted are still served.
     """
     path.unlink(missing_ok=True)
-    for _ in range(
-        ARRIVED_LOOKS
-    ):  # several short sleeps: a process that gets no CPU for a second would have read nothing
+    # Several short sleeps: a process that gets no CPU for a second would have read nothing.
+    for _ in range(ARRIVED_LOOKS):
         if not stop.now.is_set():
             await asyncio.sleep(DRAIN_LOOK_SECONDS)
 

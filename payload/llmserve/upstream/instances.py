@@ -25,9 +25,8 @@ from llmserve.upstream.http_client import HttpClient
 from llmserve.upstream.openai_client import OpenAiClient
 
 LOAD_BOUND = 1.25
-LEADING_CHARACTERS = (
-    1024  # of a plain prompt; for a conversation, all messages up to the first one by the user
-)
+# Of a plain prompt; a conversation is identified by all messages up to the first one by the user.
+LEADING_CHARACTERS = 1024
 GONE = {"engine_lost", "engine_unavailable"}
 
 

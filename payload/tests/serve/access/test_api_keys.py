@@ -91,9 +91,8 @@ def test_revoking_a_key_ends_its_running_streams_and_no_others(tmp_path: Path) -
                 lines = list(lines_of(first))
                 assert json.loads(lines[-1].removeprefix("data: "))["error"]["code"] == "revoked_key"
                 others = lines_of(second)
-                for _ in range(
-                    len(lines) + 40
-                ):  # two seconds of this stream are from after the end of the other
+                # Two seconds of this stream are from after the end of the other.
+                for _ in range(len(lines) + 40):
                     assert "choices" in json.loads(next(others).removeprefix("data: "))
 
 
@@ -294,9 +293,8 @@ def test_the_list_shows_the_minute_in_which_a_key_was_last_used(tmp_path: Path) 
         wrote = (tmp_path / "last-used.json").stat().st_mtime_ns
         assert status(service, later["key"]) == 200
         with service.client(used["key"]) as client:
-            for _ in range(
-                50
-            ):  # each is a use; none waits for the audit record's disk until the minute has passed
+            # Each is a use; none waits for the audit record's disk until the minute has passed.
+            for _ in range(50):
                 assert client.get("/nothing").status_code == 404
         assert (tmp_path / "last-used.json").stat().st_mtime_ns == wrote, "at most one write a minute"
     assert stat.S_IMODE((tmp_path / "last-used.json").stat().st_mode) == 0o600

@@ -220,9 +220,8 @@ def test_a_certificate_that_expires_ends_its_running_stream(service: Service, ed
         with client.stream("POST", "/v1/chat/completions", json=LONG) as stream:
             last = [line for line in stream.iter_lines() if line][-1]
         assert json.loads(last.removeprefix("data: "))["error"]["code"] == "expired_certificate"
-        error(
-            client.get("/v1/models"), 401, "expired_certificate"
-        )  # the connection was opened before the certificate expired
+        # The connection was opened before the certificate expired.
+        error(client.get("/v1/models"), 401, "expired_certificate")
 
 
 def test_a_certificate_has_one_holder_until_that_ends(service: Service, edge: Edge) -> None:

@@ -330,10 +330,11 @@ def test_a_blocked_subject_has_to_log_in_again_and_others_do_not(
     provider: Provider, authenticator: Authenticator
 ) -> None:
     now = int(time.time())
+    # The second one by a clock that is ahead.
     tokens = (
         provider.token(iat=now - 5),
         provider.token(iat=now + 25),
-    )  # the second one by a clock that is ahead
+    )
     other = provider.token(sub="max@corp")
     stream = identify(authenticator, tokens[0])
     with edited_file(authenticator.keys.path) as content:

@@ -145,9 +145,8 @@ def test_a_cancelled_request_leaves_the_batch_after_the_current_step(
         await asyncio.wait([task])
         while batch.manager.batch_processor.scheduler.active_requests:
             await asyncio.sleep(0.001)
-        assert (
-            batch.manager.current_batch - steps[0] <= 2
-        )  # the current step, and at most one more that had begun
+        # The current step, and at most one more that had begun.
+        assert batch.manager.current_batch - steps[0] <= 2
 
     asyncio.run(scenario())
 

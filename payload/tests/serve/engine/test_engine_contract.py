@@ -66,9 +66,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A random model, and one that recites."""
     folder = tmp_path_factory.mktemp("models")
     made = {"random": folder / "random", "reciter": folder / "reciter"}
-    make_model(
-        made["random"], num_attention_heads=2, num_key_value_heads=1
-    )  # 32 per head, the minimum of vLLM
+    # 32 per head, the minimum of vLLM.
+    make_model(made["random"], num_attention_heads=2, num_key_value_heads=1)
     make_reciter(made["reciter"], RECITED)
     return made
 
@@ -238,9 +237,8 @@ def test_a_field_that_the_engine_has_not_declared_is_a_400_that_names_it(
 def test_a_stream_never_splits_a_character(client: httpx.Client, driver: str) -> None:
     whole = pieces(client, model="reciter", max_tokens=100)
     cut = pieces(client, model="reciter", max_tokens=7)  # 東京 and one byte of the next character
-    if (
-        driver == "vllm"
-    ):  # merges pieces that arrive together, and leaves out an incomplete character at the end
+    # vLLM merges pieces that arrive together, and leaves out an incomplete character at the end.
+    if driver == "vllm":
         assert ("".join(whole), "".join(cut)) == (RECITED, "東京")
     else:
         assert (whole, cut) == ([*RECITED], ["東", "京", "\N{REPLACEMENT CHARACTER}"])
@@ -317,9 +315,8 @@ def test_a_stopping_engine_finishes_its_requests(
 def test_a_deepseek_v2_answers_like_generate(driver: str, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    make_deepseek(
-        tmp_path / "latent", kv_lora_rank=512, qk_rope_head_dim=64
-    )  # the only sizes that vLLM supports
+    # The only sizes that vLLM supports.
+    make_deepseek(tmp_path / "latent", kv_lora_rank=512, qk_rope_head_dim=64)
     tokenizer: Any = AutoTokenizer.from_pretrained(tmp_path / "latent")
     reference: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "latent", dtype=torch.float32)
     ids = tokenizer.apply_chat_template(

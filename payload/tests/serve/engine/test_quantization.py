@@ -70,9 +70,8 @@ def test_a_quantized_model_has_the_estimated_size_and_answers_alike(
     small = LanguageModel(naive(path, how), "r")
     sizes = quantization.bytes_by_dtype(small.model)
     model = model_of(json.loads((path / "config.json").read_text()))
-    scales = (
-        model.rows * 4 if how == "int8" else model.changed // 16
-    )  # bitsandbytes stores them beside the weights
+    # bitsandbytes stores them beside the weights.
+    scales = model.rows * 4 if how == "int8" else model.changed // 16
     assert sum(sizes.values()) + scales == model.weight_bytes(how)
     assert sizes["int8" if how == "int8" else "uint8"] == model.changed // (1 if how == "int8" else 2)
     assert (logits(small) - logits(whole)).abs().max() < error * logits(whole).abs().max()

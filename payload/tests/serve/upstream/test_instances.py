@@ -212,9 +212,8 @@ def test_requests_survive_an_instance_that_dies_before_its_first_byte(tmp_path: 
     sockets = [tmp_path / "a.sock", tmp_path / "b.sock"]
     servers = [ScriptedUpstream(path) for path in sockets]
     remote = {"socket": [str(path) for path in sockets], "revision": "7"}
-    some = range(
-        40
-    )  # each has a random preferred instance; that all have the same one has a probability of 2**-39
+    # Each has a random preferred instance; that all have the same one has a probability of 2**-39.
+    some = range(40)
     with running(tmp_path, {}, remotes={"m": remote}) as service, service.client() as client:
         series = service.metrics()
         assert series['llm_engine_up{model="m"}'] == 2

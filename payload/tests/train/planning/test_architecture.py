@@ -212,7 +212,7 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path, content: dict[str, An
 
 
 def test_a_directory_without_a_model_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="name a model's directory"):
+    with pytest.raises(ConfigError, match="specify a model directory"):
         describe(tmp_path)
 
 
