@@ -53,19 +53,20 @@ flock -w 10 9 || refuse 1 'another bootstrap is running here: wait for it'
 
 # --- whose bundle is it, and how old
 say "checking who signed $stick"
-incoming=$store/.incoming
-trap 'rm -rf "$incoming"' EXIT
-rm -rf "$incoming"
-mkdir "$incoming"
+incoming=$store/.incoming judged=$store/.judged
+trap 'rm -rf "$incoming" "$judged"' EXIT
+rm -rf "$incoming" "$judged"
+mkdir "$judged"
+# Read once: what is judged here is the manifest that the files are compared with, whatever the stick answers later.
 for file in MANIFEST.json MANIFEST.json.sig keyring.pgp; do
     [ -f "$stick/$file" ] || refuse 3 "$stick has no $file: an unsigned bundle is not used, copy it again"
-    cp "$stick/$file" "$incoming/"
+    cp "$stick/$file" "$judged/"
 done
-who=$(sqv --keyring "$incoming/keyring.pgp" --signature-file "$incoming/MANIFEST.json.sig" "$incoming/MANIFEST.json") ||
+who=$(sqv --keyring "$judged/keyring.pgp" --signature-file "$judged/MANIFEST.json.sig" "$judged/MANIFEST.json") ||
     refuse 3 'the signature does not fit the manifest: do not use this bundle, ask who gave it to you'
 [ "$who" = "$signer" ] || refuse 3 "signed by $who, expected $signer: do not use this bundle, ask who gave it to you"
-serial=$(field serial "$incoming")
-expires=$(field expires "$incoming")
+serial=$(field serial "$judged")
+expires=$(field expires "$judged")
 now=$(date -u +%Y-%m-%dT%H:%M:%SZ)
 seen=$(cat "$state/serial" 2> /dev/null || echo 0)
 case $seen in
@@ -75,19 +76,20 @@ esac
 expr "$now" '<' "$expires" > /dev/null || refuse 6 "it expired at $expires, the clock says $now: set it, or carry a newer one"
 
 # --- every file
-if cmp -s "$incoming/MANIFEST.json" "$store/$serial/MANIFEST.json" && check_files "$store/$serial" > /dev/null; then
+if cmp -s "$judged/MANIFEST.json" "$store/$serial/MANIFEST.json" && check_files "$store/$serial" > /dev/null; then
     say "serial $serial is here already and whole"
 else
     need=$(($(du -sk "$stick" | cut -f 1) + 1500000))
     free=$(df -Pk "$store" | sed -n '2s/  */ /gp' | cut -d ' ' -f 4)
     [ "$free" -ge "$need" ] || refuse 1 "$store has $free kB free, needed are $need: give it more room"
     say "copying serial $serial ($(du -sh "$stick" | cut -f 1))"
-    rm -rf "$incoming"
     cp -RP "$stick" "$incoming"
     find "$incoming" -type d -empty -delete
+    for file in MANIFEST.json MANIFEST.json.sig keyring.pgp; do
+        rm -rf "${incoming:?}/$file"
+        cp "$judged/$file" "$incoming/"
+    done
     say 'checking every file'
-    [ "$(sqv --keyring "$incoming/keyring.pgp" --signature-file "$incoming/MANIFEST.json.sig" "$incoming/MANIFEST.json")" \
-        = "$signer" ] || refuse 3 'the stick changed while it was read'
     problems=$(check_files "$incoming") ||
         refuse 4 "it is not what was signed, copy it again:
 $problems"

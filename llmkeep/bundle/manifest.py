@@ -79,7 +79,17 @@ def write(folder: Path, manifest: Manifest) -> None:
 def read(folder: Path) -> Manifest:
     """Parse a manifest, without checking its signature."""
     try:
-        document = json.loads((folder / NAME).read_bytes())
+        return parse(folder, (folder / NAME).read_bytes())
+    except FileNotFoundError as error:
+        raise BundleRefused(
+            DAMAGED, f"{folder} has no {NAME}: it is no bundle or release, or a half-written one"
+        ) from error
+
+
+def parse(folder: Path, content: bytes) -> Manifest:
+    """The manifest of `folder`, whose MANIFEST.json has this content."""
+    try:
+        document = json.loads(content)
         if document["format"] != FORMAT:
             raise BundleRefused(
                 DAMAGED,
@@ -88,10 +98,6 @@ def read(folder: Path) -> Manifest:
             )
         entries = [Entry(**entry) for entry in document.pop("files")]
         return Manifest(files=entries, **document)
-    except FileNotFoundError as error:
-        raise BundleRefused(
-            DAMAGED, f"{folder} has no {NAME}: it is no bundle or release, or a half-written one"
-        ) from error
     except (KeyError, TypeError, ValueError) as error:
         raise BundleRefused(DAMAGED, f"{folder}/{NAME} cannot be read ({error}): fetch it again") from error
 
@@ -99,15 +105,16 @@ def read(folder: Path) -> Manifest:
 def verify(folder: Path, keyring: Path, seen: int = 0, now: datetime.datetime | None = None) -> Manifest:
     """Signature, age, serial, then every byte. Raises BundleRefused; changes nothing.
 
-    `seen`: the highest serial accepted here before.
+    `seen`: the highest serial accepted here before. The manifest is read once: a medium may answer differently the second time.
     """
     if not (folder / SIGNATURE).is_file() or not (folder / NAME).is_file():
         raise BundleRefused(UNSIGNED, f"{folder} lacks {NAME} or {SIGNATURE}: what is unsigned is not used")
+    content, signature = (folder / NAME).read_bytes(), (folder / SIGNATURE).read_bytes()
     try:
-        signer = signing.verify(keyring, folder / NAME, folder / SIGNATURE)
+        signer = signing.verify(keyring, folder / NAME, content, signature)
     except signing.SignatureRefused as error:
         raise BundleRefused(UNSIGNED, str(error)) from error
-    manifest = read(folder)
+    manifest = parse(folder, content)
     if manifest.signer != signer:
         raise BundleRefused(
             UNSIGNED, f"signed by {signer}, but made for {manifest.signer}: not what its builder made"

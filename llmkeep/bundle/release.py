@@ -260,7 +260,10 @@ def add(places: Places, folder: Path, keyring: Path) -> str:
                 copy.flush()
                 os.fsync(copy.fileno())
             (partial / path).chmod(0o644)
-        verify(places, partial, keyring)
+        if verify(places, partial, keyring) != good:
+            raise BundleRefused(
+                DAMAGED, f"{folder} changed while it was copied: copy it to a disk of yours, and add that"
+            )
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
     finally:

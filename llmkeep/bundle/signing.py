@@ -92,14 +92,21 @@ def sign_inline(key: Path, file: Path, signed: Path) -> None:
     _call([*SQ, "sign", "--signer-file", str(key), "--cleartext", "--output", str(signed), str(file)])
 
 
-def verify(keyring: Path, file: Path, signature: Path) -> str:
-    """Fingerprint of the signer, whose key must be in `keyring`. Needs only `sqv`."""
-    run = subprocess.run(
-        ["sqv", "--keyring", str(keyring), "--signature-file", str(signature), str(file)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def verify(keyring: Path, file: Path, content: bytes, signature: bytes) -> str:
+    """Fingerprint of the signer of `content`, whose key must be in `keyring`. Needs only `sqv`.
+
+    `file` names the content in messages. It is not read, since it may have changed since its content was.
+    """
+    with tempfile.TemporaryDirectory() as aside:
+        copies = Path(aside, "signature"), Path(aside, "content")
+        for copy, data in zip(copies, (signature, content), strict=True):
+            copy.write_bytes(data)
+        run = subprocess.run(
+            ["sqv", "--keyring", str(keyring), "--signature-file", *map(str, copies)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     if run.returncode != 0:
         raise SignatureRefused(
             f"{file} is not signed by a key of {keyring}: {run.stderr.strip() or 'sqv says no'}: "

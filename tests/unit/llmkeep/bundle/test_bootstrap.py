@@ -6,6 +6,7 @@ it is stopped: the lab's tests see the rest.
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -26,6 +27,9 @@ class Machine:
 
     root: Path
     stick: Path
+    meanwhile: str = (
+        ""  # a command that is run between the first read of the manifest and the copy of the files
+    )
 
     def bootstrap(self) -> subprocess.CompletedProcess[str]:
         """Run the stick's bootstrap up to the point where it installs."""
@@ -41,6 +45,9 @@ class Machine:
         assert moved >= 5
         text = text.split("# --- Debian packages")[0]
         text = text.replace('stick=$(dirname "$(readlink -f "$0")")', f"stick={self.stick}")
+        copied = '    cp -RP "$stick" "$incoming"\n'
+        assert copied in text
+        text = text.replace(copied, f"{self.meanwhile}\n{copied}")
         script = self.root / "bootstrap"
         script.write_text(text)
         return script
@@ -139,6 +146,23 @@ def test_refuses_an_expired_bundle(machine: Machine, keys: Path) -> None:
     run = machine.bootstrap()
     assert run.returncode == manifest.EXPIRED
     assert "expired at" in run.stderr
+
+
+@pytest.mark.parametrize(("serial", "days"), [(6, 30), (9, -1)], ids=["older", "expired"])
+def test_refuses_a_stick_that_answers_differently_the_second_time(
+    serial: int, days: int, machine: Machine, keys: Path, tmp_path: Path
+) -> None:
+    machine.bootstrap()
+    small_bundle.sign(machine.stick, keys, 8, 30)
+    second = tmp_path / "second"
+    shutil.copytree(machine.stick, second)
+    small_bundle.sign(second, keys, serial, days)
+    (second / "models/small/weights").write_bytes(b"of the other bundle")
+    small_bundle.sign(second, keys, serial, days)
+    machine.meanwhile = f"cp -R {second}/. {machine.stick}"
+    run = machine.bootstrap()
+    assert run.returncode == manifest.DAMAGED
+    assert machine.accepted == ["7", "current"]
 
 
 def test_keeps_the_bundle_before_and_no_older_one(machine: Machine, keys: Path) -> None:

@@ -1,6 +1,8 @@
 """A bundle that is not exactly what was signed is refused, with its reason, and nothing is changed."""
 
 import datetime
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,24 @@ def test_refuses_an_expired_bundle(folder: Path, keys: Path) -> None:
     with pytest.raises(BundleRefused, match="expired at") as refusal:
         manifest.verify(folder, keys / "keyring.pgp", now=later)
     assert refusal.value.code == manifest.EXPIRED
+
+
+def test_refuses_a_manifest_that_is_another_one_once_its_signature_was_checked(
+    folder: Path, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forged = tmp_path / "forged"
+    shutil.copytree(folder, forged)
+    (forged / "models/small/weights").write_bytes(b"forged")
+    small_bundle.sign(forged, keys, 7, 30)
+    (forged / manifest.SIGNATURE).write_bytes((folder / manifest.SIGNATURE).read_bytes())
+    sqv = tmp_path / "bin/sqv"
+    sqv.parent.mkdir()
+    sqv.write_text(f'#!/bin/sh\n/usr/bin/sqv "$@" || exit\ncp -R {forged}/. {folder}\n')
+    sqv.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{sqv.parent}:{os.environ['PATH']}")
+    with pytest.raises(BundleRefused, match="models/small/weights has") as refusal:
+        manifest.verify(folder, keys / "keyring.pgp")
+    assert refusal.value.code == manifest.DAMAGED
 
 
 def test_refuses_a_manifest_of_another_format(folder: Path, keys: Path) -> None:
