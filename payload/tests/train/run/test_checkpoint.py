@@ -78,7 +78,7 @@ def link(folder: Path) -> None:
 
 HARMS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a file is missing": (lambda folder: (folder / "rank0.pt").unlink(), "rank0.pt is missing (1 in all)"),
-    "a file is cut": (cut, "rank0.pt has 2999 bytes, its manifest says 3000"),
+    "a file is cut": (cut, "rank0.pt has 2999 bytes, but its manifest says 3000"),
     "a bit of a file is altered": (alter, "rank0.pt was altered: its piece 0 of 1 has sha256 "),
     "there is one more file": (
         lambda folder: (folder / "tag" / "more.pt").write_bytes(b"x"),
@@ -102,14 +102,14 @@ HARMS: dict[str, tuple[Callable[[Path], object], str]] = {
         "its manifest was altered, or authenticated with another key",
     ),
     "it is another step's": (other_step, "its manifest is of step 10"),
-    "a file is a link": (link, "rank0.pt is neither a plain file nor a folder"),
+    "a file is a link": (link, "rank0.pt is neither a regular file nor a folder"),
     "others may write to a folder in it": (
         lambda folder: (folder / "tag").chmod(0o770),
-        "tag can be written by others (owner ",
+        "tag is writable by others (owner ",
     ),
     "others may write to a file": (
         lambda folder: (folder / "rng0").chmod(0o606),
-        "rng0 can be written by others (owner ",
+        "rng0 is writable by others (owner ",
     ),
 }
 
