@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import posixpath
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 SHOWN = 160  # characters; the report has it all
@@ -93,6 +93,18 @@ def mount_unit(path: str) -> str:
     return ("\\x2e" + escaped[1:] if escaped.startswith(".") else escaped).replace("/", "-") + ".mount"
 
 
+def reduced_inventory(
+    hostvars: Mapping[str, Any], groups: Mapping[str, list[str]], variables: list[str], children: list[str]
+) -> dict[str, Any]:
+    """An inventory of all hosts, with those of VARIABLES that they have, in the groups CHILDREN alone."""
+    hosts = {
+        host: {name: hostvars[host][name] for name in variables if name in hostvars[host]}
+        for host in sorted(groups["all"])
+    }
+    members = {group: {"hosts": {host: {} for host in groups.get(group, [])}} for group in children}
+    return {"all": {"hosts": hosts, "children": members}}
+
+
 class FilterModule:
     """What Ansible asks for."""
 
@@ -105,4 +117,5 @@ class FilterModule:
             "identity_differences": identity_differences,
             "mount_unit": mount_unit,
             "pkcs11_key_file": pkcs11_key_file,
+            "reduced_inventory": reduced_inventory,
         }

@@ -1,8 +1,8 @@
-"""Filters of role luks."""
+"""Filters of role luks and of the playbooks that change its volumes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ansible.module_utils.common.text.formatters import human_to_bytes
@@ -21,8 +21,13 @@ def volume_escrow(luks_volumes: list[dict[str, Any]], host: str, stored: dict[st
     return {volume["name"]: stored.get(f"{host}/{volume['name']}", {}) for volume in luks_volumes}
 
 
+def key_labels(hostvars: Mapping[str, Any], hosts: list[str]) -> list[str]:
+    """Label of each host's key in the HSM: the inventory's, or the host's name."""
+    return [str(hostvars[host].get("hsm_key_label", host)) for host in hosts]
+
+
 class FilterModule:
     """What Ansible asks for."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
-        return {"swap_disks": swap_disks, "volume_escrow": volume_escrow}
+        return {"key_labels": key_labels, "swap_disks": swap_disks, "volume_escrow": volume_escrow}

@@ -50,6 +50,13 @@ def test_variables_are_data_and_no_jinja_program(path: Path) -> None:
     assert not JINJA_STATEMENT.search(path.read_text())
 
 
+@pytest.mark.parametrize("folder", ["roles", "playbooks", "molecule"])
+def test_no_template_collects_in_a_loop(folder: str) -> None:
+    paths = [path for path in (ROOT / folder).rglob("*") if path.suffix in {".yml", ".j2"}]
+    found = [path for path in paths if re.search(r"set _ =|namespace\(", path.read_text())]
+    assert not found, "write a filter in plugins/filter"
+
+
 def test_shell_of_scenarios_passes_shellcheck(tmp_path: Path) -> None:
     number = 0
     for path in SCENARIOS:

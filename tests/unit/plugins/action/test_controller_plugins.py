@@ -169,3 +169,16 @@ def test_an_older_or_expired_bundle_is_refused() -> None:
         mirrored_bundle.judged(document, 5, now)
     with pytest.raises(mirrored_bundle.Refused, match="expired at 2027-01-01"):
         mirrored_bundle.judged(document, 4, now.replace(year=2027))
+
+
+def test_a_reduced_inventory_has_all_hosts_and_only_what_is_asked_for() -> None:
+    hostvars = {"b": {"ansible_host": "10.0.0.2", "secret": "x"}, "a": {"ansible_host": "10.0.0.1"}}
+    groups = {"all": ["b", "a"], "serve": ["b"], "edge": ["a"]}
+    assert estate.reduced_inventory(
+        hostvars, groups, ["ansible_host", "ansible_port"], ["serve", "train"]
+    ) == {
+        "all": {
+            "hosts": {"a": {"ansible_host": "10.0.0.1"}, "b": {"ansible_host": "10.0.0.2"}},
+            "children": {"serve": {"hosts": {"b": {}}}, "train": {"hosts": {}}},
+        }
+    }

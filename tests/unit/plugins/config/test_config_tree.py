@@ -310,3 +310,7 @@ def test_volumes_are_told_to_the_host_by_size_and_by_what_the_control_node_store
     stored = {"llm1/data": {"recovery": "r"}, "llm2/audit": {"recovery": "other"}}
     volumes = [{"name": "data"}, {"name": "audit"}]
     assert filters.volume_escrow(volumes, "llm1", stored) == {"data": {"recovery": "r"}, "audit": {}}
+    assert filters.key_labels({"llm1": {"hsm_key_label": "one"}, "llm2": {}}, ["llm1", "llm2"]) == [
+        "one",
+        "llm2",
+    ]
