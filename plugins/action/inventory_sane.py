@@ -14,7 +14,9 @@ from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.plugins.action import ActionBase
 
 # Group = feature. A host in none of these would silently get nothing.
-GROUPS = ("control", "mirror", "hsm", "storage", "serve", "vllm", "edge", "train", "search", "logs")
+GROUPS = ("control", "mirror", "softhsm", "storage", "serve", "vllm", "edge", "train", "search", "logs")
+# What a group is called now; a host of the old name would silently get nothing.
+RENAMED_GROUPS = {"hsm": "softhsm"}
 REACH_SECONDS = 5
 
 
@@ -66,14 +68,16 @@ def unplaced(groups: list[str]) -> Iterator[str]:
     if not set(groups) & set(GROUPS):
         seen = ", ".join(group for group in groups if group not in ("all", "ungrouped")) or "no group"
         yield f"it is in {seen}, and none of the estate's groups; put it in one of {', '.join(GROUPS)}"
+    for name in sorted(set(groups) & set(RENAMED_GROUPS)):
+        yield f"it is in {name}, which is called {RENAMED_GROUPS[name]} now; rename the group in the inventory"
 
 
 def keyless(values: Mapping[str, Any], groups: Mapping[str, list[str]]) -> Iterator[str]:
     """Encrypted volumes that no HSM would open."""
-    if "storage" in values["group_names"] and not groups.get("hsm") and not values.get("hsm_module"):
+    if "storage" in values["group_names"] and not groups.get("softhsm") and not values.get("hsm_module"):
         yield (
             "it is in storage, whose volumes open by a key in an HSM, and has none; set hsm_module to your HSM's"
-            " PKCS#11 module (docs/hsm.md), or put a host into hsm, the lab's double"
+            " PKCS#11 module (docs/hsm.md), or put a host into softhsm, the lab's double"
         )
 
 

@@ -61,11 +61,16 @@ def test_a_host_in_no_group_of_the_estate_is_told() -> None:
     assert "it is in sevre" in told
 
 
+def test_a_group_by_its_former_name_is_told_with_its_name_of_today() -> None:
+    (told,) = inventory_sane.unplaced(["control", "hsm"])
+    assert "it is in hsm, which is called softhsm now" in told
+
+
 def test_a_host_with_encrypted_volumes_and_no_hsm_is_told() -> None:
     storage = {"group_names": ["serve", "storage"]}
-    (told,) = inventory_sane.keyless(storage, {"hsm": [], "storage": ["llm1"]})
+    (told,) = inventory_sane.keyless(storage, {"softhsm": [], "storage": ["llm1"]})
     assert "set hsm_module" in told
-    assert not list(inventory_sane.keyless(storage, {"hsm": ["ops1"]}))
+    assert not list(inventory_sane.keyless(storage, {"softhsm": ["ops1"]}))
     assert not list(inventory_sane.keyless({**storage, "hsm_module": "/usr/lib/vendor.so"}, {}))
     assert not list(inventory_sane.keyless({"group_names": ["serve"]}, {}))
 
