@@ -101,7 +101,9 @@ def reduced_inventory(
         host: {name: hostvars[host][name] for name in variables if name in hostvars[host]}
         for host in sorted(groups["all"])
     }
-    members = {group: {"hosts": {host: {} for host in groups.get(group, [])}} for group in children}
+    members: dict[str, dict[str, dict[str, Any]]] = {
+        group: {"hosts": {host: {} for host in groups.get(group, [])}} for group in children
+    }
     return {"all": {"hosts": hosts, "children": members}}
 
 

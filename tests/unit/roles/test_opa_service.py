@@ -171,6 +171,12 @@ def test_nothing_but_decision_revision_and_health_is_open(host: Host) -> None:
     assert host.ask("GET", "/v1/data/llm/meta")[1]["result"]["revision"] == 1
 
 
+def test_the_role_s_check_sees_that_the_rest_is_closed(host: Host) -> None:
+    program = (FILES / "closed_api.py").read_text().replace("/run/opa/opa.sock", f"{host.root}/opa.sock")
+    seen = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert seen.stdout.split() == ["401"] * 9
+
+
 def test_the_rules_of_its_socket_are_formatted_and_strict(host: Host) -> None:
     for check in (["fmt", "--fail", "--list"], ["check", "--strict"]):
         done = subprocess.run(
