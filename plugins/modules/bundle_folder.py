@@ -62,13 +62,22 @@ def sums(wanted: dict[str, Any]) -> str:
 def is_there(dest: Path, wanted: dict[str, Any], deep: bool) -> bool:
     """Is the folder as wanted? Contents are hashed where deep, or where a file is younger than its sums."""
     record = dest / SUMS
-    if dest.is_symlink() or not record.is_file() or record.read_text() != sums(wanted):
+    if (
+        not atomic.is_safe(dest)
+        or dest.is_symlink()
+        or not record.is_file()
+        or record.read_text() != sums(wanted)
+    ):
         return False
     written = record.stat().st_mtime_ns
     found = set()
     for path in dest.rglob("*"):
         status = path.lstat()
-        if stat.S_ISDIR(status.st_mode) or path == record:
+        if stat.S_ISDIR(status.st_mode):
+            if not atomic.is_safe(path):
+                return False
+            continue
+        if path == record:
             continue
         name = str(path.relative_to(dest))
         found.add(name)
@@ -85,33 +94,45 @@ def is_there(dest: Path, wanted: dict[str, Any], deep: bool) -> bool:
 def install(source: Any, dest: Path, wanted: dict[str, Any], units: list[str]) -> None:
     """Fetch into a hidden folder beside dest, then exchange the two."""
     partial, old = dest.parent / f".{dest.name}.partial", dest.parent / f".{dest.name}.old"
-    dest.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-    partial.mkdir(exist_ok=True, mode=0o755)
+    atomic.make_directories(dest.parent, 0o755)
+    if not atomic.is_safe(partial) or partial.is_symlink():
+        forget(partial)
+        atomic.make_directory(partial, 0o755)
     for name, entry in wanted.items():
         here = dest / name
-        if not (partial / name).exists() and here.is_file() and not here.is_symlink():
+        if (
+            atomic.is_safe(here.parent)
+            and not (partial / name).exists()
+            and here.is_file()
+            and not here.is_symlink()
+        ):
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(here, partial / name)
         source.fetch(entry, partial / name)
     for path in sorted(partial.rglob("*"), reverse=True):
         if path.is_dir():
-            path.chmod(0o755)
+            atomic.set_attributes(path, os.geteuid(), os.getegid(), 0o755)
         elif str(path.relative_to(partial)) in wanted:
-            os.chown(path, os.geteuid(), os.getegid())
-            path.chmod(0o444)
+            atomic.set_attributes(path, os.geteuid(), os.getegid(), 0o444)
         else:
             path.unlink()
     atomic.write_file(partial / SUMS, sums(wanted).encode(), os.geteuid(), os.getegid(), 0o444)
-    partial.chmod(0o755)
+    atomic.set_attributes(partial, os.geteuid(), os.getegid(), 0o755)
     atomic.mark_pending(units)
-    if old.exists():
-        shutil.rmtree(old)
-    if dest.exists():
+    forget(old)
+    if atomic.status_of(dest) is not None:
         dest.rename(old)
     partial.rename(dest)
     atomic.fsync_directory(dest.parent)
-    if old.exists():
-        shutil.rmtree(old)
+    forget(old)
+
+
+def forget(path: Path) -> None:
+    """Remove what is there, a folder with all that is in it; nothing where nothing is."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def judged(manifest: dict[str, Any], seen: int, url: str) -> int:

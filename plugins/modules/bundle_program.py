@@ -55,11 +55,10 @@ def is_there(path: Path, sha256: str) -> bool:
 
 def install(source: Any, entry: Any, path: Path) -> None:
     """Fetch it beside its place, then give it its name."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+    atomic.make_directories(path.parent, 0o755)
     beside = path.parent / f".{path.name}.new"
     source.fetch(entry, beside)
-    os.chown(beside, os.geteuid(), os.getegid())
-    beside.chmod(0o555)
+    atomic.set_attributes(beside, os.geteuid(), os.getegid(), 0o555)
     atomic.replace(beside, path)
 
 

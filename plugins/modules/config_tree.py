@@ -94,9 +94,9 @@ options:
 EXAMPLES = r"""
 - name: Configure redis
   llmkeep.estate.config_tree:
-    directories: [{path: /etc/redis, owner: redis, group: redis, mode: "0750"}]
+    directories: [{path: /etc/redis, group: redis, mode: "0750"}]
     files:
-      - {dest: /etc/redis/redis.conf, template: redis.conf.j2, owner: redis, group: redis, mode: "0640"}
+      - {dest: /etc/redis/redis.conf, template: redis.conf.j2, group: redis, mode: "0640"}
       - {dest: /etc/nftables.d/input-redis.nft, state: absent}
   notify: restart redis
 """

@@ -59,7 +59,6 @@ days_left: {description: Days until the certificate on disk ends; -1 without one
 """
 
 import ipaddress
-import os
 import re
 import subprocess
 from collections.abc import Sequence
@@ -182,8 +181,7 @@ def key_in_place(path: Path, group: str, check: bool) -> bool:
     if (now.st_uid, now.st_gid, now.st_mode & 0o7777) == (0, gid, 0o640):
         return False
     if not check:
-        os.chown(path, 0, gid)
-        path.chmod(0o640)
+        atomic.set_attributes(path, 0, gid, 0o640)
     return True
 
 

@@ -144,7 +144,7 @@ def bury(folder: Path, given: dict[str, Any], check: bool) -> list[str]:
         atomic.write_file(certificate, text.encode(), os.geteuid(), os.getegid(), 0o400)
     for path in paths[:2]:
         if path.exists():
-            path.chmod(0o600)
+            atomic.set_attributes(path, os.geteuid(), os.getegid(), 0o600)
             with path.open("r+b") as stream:
                 stream.write(os.urandom(path.stat().st_size))
                 stream.flush()

@@ -79,10 +79,7 @@ def same_attributes(status: os.stat_result, owner: tuple[int, int], mode: int) -
 def put_directory(tree: Tree, wanted: dict[str, Any]) -> None:
     path, mode = Path(wanted["path"]), int(wanted["mode"], 8)
     owner = tree.owner(wanted["owner"], wanted["group"])
-    try:
-        status = path.lstat()
-    except FileNotFoundError:
-        status = None
+    status = atomic.status_of(path)
     if status is not None and not stat.S_ISDIR(status.st_mode):
         raise Refused(
             f"{path} is to be a directory and is a file or link; look at it, and move it away by hand"
@@ -91,8 +88,8 @@ def put_directory(tree: Tree, wanted: dict[str, Any]) -> None:
         tree.note(f"directory: {path} made")
         if tree.check:
             return
-        path.mkdir(mode=0o700)
-        tree.undo.append(path.rmdir)
+        atomic.make_directory(path, 0o700)
+        tree.undo.append(lambda: atomic.remove(path))
     elif same_attributes(status, owner, mode):
         return
     else:
@@ -103,21 +100,17 @@ def put_directory(tree: Tree, wanted: dict[str, Any]) -> None:
         if tree.check:
             return
         old = status
-        tree.undo.append(lambda: set_attributes(path, (old.st_uid, old.st_gid), stat.S_IMODE(old.st_mode)))
-    set_attributes(path, owner, mode)
-
-
-def set_attributes(path: Path, owner: tuple[int, int], mode: int) -> None:
-    os.chown(path, *owner)
-    path.chmod(mode)
+        tree.undo.append(
+            lambda: atomic.set_attributes(path, old.st_uid, old.st_gid, stat.S_IMODE(old.st_mode))
+        )
+    atomic.set_attributes(path, *owner, mode)
 
 
 def remember(path: Path) -> Callable[[], None]:
     """A function that restores the current state of a path: a file, a link, or nothing."""
-    try:
-        status = path.lstat()
-    except FileNotFoundError:
-        return lambda: path.unlink(missing_ok=True)
+    status = atomic.status_of(path)
+    if status is None:
+        return lambda: forget(path)
     if stat.S_ISLNK(status.st_mode):
         target = str(path.readlink())
         return lambda: atomic.link(path, target)
@@ -125,10 +118,16 @@ def remember(path: Path) -> Callable[[], None]:
         raise Refused(
             f"{path} is to be a file or link and is something else; look at it, and move it away by hand"
         )
-    content = path.read_bytes()
+    content = atomic.read(path)
     return lambda: atomic.write_file(
         path, content, status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)
     )
+
+
+def forget(path: Path) -> None:
+    """Remove what was made, where it was made."""
+    with contextlib.suppress(FileNotFoundError):
+        atomic.remove(path)
 
 
 def stage(
@@ -150,8 +149,7 @@ def stage(
             atomic.replace(beside, path)
     finally:
         for beside, _ in staged:
-            with contextlib.suppress(FileNotFoundError):
-                beside.unlink()
+            forget(beside)
 
 
 def prepare_file(tree: Tree, wanted: dict[str, Any], secret: str | None) -> Path | None:
@@ -159,14 +157,11 @@ def prepare_file(tree: Tree, wanted: dict[str, Any], secret: str | None) -> Path
     path, mode = Path(wanted["dest"]), int(wanted["mode"], 8)
     content = (secret if secret is not None else wanted.get("content") or "").encode()
     owner = tree.owner(wanted["owner"], wanted["group"])
-    try:
-        status = path.lstat()
-    except FileNotFoundError:
-        status = None
+    status = atomic.status_of(path)
     old = None
     if status is not None:
         if stat.S_ISREG(status.st_mode):
-            old = path.read_bytes()
+            old = atomic.read(path)
         elif not stat.S_ISLNK(status.st_mode):
             raise Refused(
                 f"{path} is to be a file and is a directory or device; look at it, and move it away by hand"
@@ -228,8 +223,7 @@ def remove(tree: Tree, path: Path) -> None:
     if tree.check:
         return
     tree.undo.append(remember(path))
-    path.unlink()
-    atomic.fsync_directory(path.parent)
+    atomic.remove(path)
 
 
 def remove_directory(tree: Tree, path: Path) -> None:
@@ -240,9 +234,8 @@ def remove_directory(tree: Tree, path: Path) -> None:
     if tree.check:
         return
     status = path.stat()
-    path.rmdir()
+    atomic.remove(path)
     tree.undo.append(
-        lambda: set_attributes(path, (status.st_uid, status.st_gid), stat.S_IMODE(status.st_mode))
+        lambda: atomic.set_attributes(path, status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode))
     )
-    tree.undo.append(path.mkdir)
-    atomic.fsync_directory(path.parent)
+    tree.undo.append(lambda: atomic.make_directory(path, 0o700))

@@ -233,7 +233,10 @@ def test_an_engine_never_answers_for_a_missing_adapter_with_the_model(
         pass
     gateway.close()
     assert isinstance(frame, Failed)
-    assert (frame.status, frame.message) == (503, "this engine has no adapter 'nothing'")
+    assert (frame.status, frame.message) == (
+        503,
+        "this engine has no adapter 'nothing': GET /v1/models lists what is served",
+    )
 
 
 def test_an_adapter_for_layers_that_the_model_lacks_is_refused(model: Path, folder: Path) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import json
+import os
 import ssl
 import subprocess
 import threading
@@ -113,6 +114,26 @@ def bring(state: Served, certificate: Path, dest: Path) -> bool:
     bundle_folder.install(source, dest, wanted, ["llm-engine@m.service"])
     assert bundle_folder.is_there(dest, wanted, deep=True)
     return True
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to a service")
+def test_a_service_that_owns_the_folder_above_gets_no_file_of_root_opened(
+    served: Served, certificate: Path, tmp_path: Path
+) -> None:
+    """A training job renamed the folder of the models, and put a link in the place of a verified file."""
+    secret = tmp_path / "shadow"
+    secret.write_text("root:secret")
+    secret.chmod(0o600)
+    above = tmp_path / "training"
+    assert bring(served, certificate, above / "models/m")
+    os.chown(above, 65534, 65534)
+    (above / "models").rename(above / "aside")
+    (above / "models/.m.partial").mkdir(parents=True)
+    (above / "models/.m.partial/model.safetensors").symlink_to(secret)
+    os.chown(above / "models", 65534, 65534)
+    with pytest.raises(OSError, match="root changes nothing below"):
+        bring(served, certificate, above / "models/m")
+    assert (secret.read_text(), secret.stat().st_mode & 0o777) == ("root:secret", 0o600)
 
 
 def test_fetches_once_and_leaves_it_read_only(served: Served, certificate: Path, tmp_path: Path) -> None:
