@@ -5,18 +5,18 @@ of its DER; both name the holder.
 """
 
 import fcntl
+import grp
 import hmac
 import logging
 import os
 import re
 import secrets
-import shutil
-import tempfile
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -94,32 +94,74 @@ def check_pepper(pepper: bytes, source: str) -> bytes:
 
 
 def read_keys(path: Path) -> KeyFile:
-    """All records; a missing file is empty. Raises KeyFileError for an invalid file."""
+    """All records; a file that never existed is empty. Raises KeyFileError for an invalid file, and for one that is gone."""
     try:
-        return KeyFile.model_validate_json(path.read_bytes())
+        with path.open("rb") as file:
+            return parse(path, file)
     except FileNotFoundError:
+        if marker(path).exists():
+            raise gone(path) from None
         return KeyFile()
-    except (OSError, ValidationError) as error:
-        kind = (
-            error.strerror if isinstance(error, OSError) else f"{error.error_count()} errors in its content"
-        )
-        raise KeyFileError(
-            f"cannot use the keys file {path} ({kind}): restore it, or move it away and add keys"
-        ) from None
+    except OSError as error:
+        raise unusable(path, str(error.strerror)) from None
+
+
+def parse(path: Path, file: BinaryIO) -> KeyFile:
+    """The records in `file`; raises KeyFileError."""
+    try:
+        return KeyFile.model_validate_json(file.read())
+    except ValidationError as error:
+        raise unusable(path, f"{error.error_count()} errors in its content") from None
+
+
+def unusable(path: Path, reason: str) -> KeyFileError:
+    return KeyFileError(f"cannot use the keys file {path} ({reason}): restore it from a backup")
+
+
+def marker(path: Path) -> Path:
+    """An empty file beside the keys file, which says that there was one: a missing one revokes nothing any more."""
+    return path.with_name(f".{path.name}.existed")
+
+
+def gone(path: Path) -> KeyFileError:
+    return KeyFileError(
+        f"the keys file {path} existed and is gone: restore it from a backup. To begin anew, with every revoked token of an "
+        f"identity provider valid again, remove {marker(path)}, too"
+    )
 
 
 @contextmanager
 def edited_file(path: Path) -> Iterator[KeyFile]:
-    """Change the content in the block; the file is then replaced atomically. Concurrent editors wait for each other."""
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    """Change the content in the block; the file is then replaced atomically. Concurrent editors wait for each other.
+
+    Root edits it in a directory of the gateway's, which may put a link in its place at any moment: so the file is opened and
+    replaced through the directory's descriptor, and never as what a link points at.
+    """
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
-        content = read_keys(path)
+        content = read_in(folder, path)
         yield content
-        write_keys(path, content)
+        write_in(folder, path, content)
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def read_in(folder: int, path: Path) -> KeyFile:
+    """`read_keys` of the regular file of that name in the directory `folder`."""
+    try:
+        descriptor = os.open(path.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+    except FileNotFoundError:
+        if marker(path).exists():
+            raise gone(path) from None
+        return KeyFile()
+    except OSError as error:
+        raise unusable(path, str(error.strerror)) from None
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise unusable(path, "it is no regular file")
+        return parse(path, file)
 
 
 @contextmanager
@@ -129,30 +171,34 @@ def edited(path: Path) -> Iterator[list[Record]]:
         yield content.keys
 
 
-def write_keys(path: Path, content: KeyFile) -> None:
-    """Replace the file with mode 0640, owned by root and the gateway's group."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+def write_in(folder: int, path: Path, content: KeyFile) -> None:
+    """Replace the file in the directory `folder`: mode 0640, owned by root and the gateway's group."""
+    name = f".{path.name}.{secrets.token_hex(4)}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    descriptor = os.open(name, flags, 0o600, dir_fd=folder)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content.model_dump_json(indent=1).encode() + b"\n")
             file.flush()
-            os.fchmod(file.fileno(), 0o640)
+            os.fchmod(descriptor, 0o640)
             if os.geteuid() == 0:
-                give_to_gateway(path, name)
-            os.fsync(file.fileno())
-        Path(name).rename(path)
+                os.fchown(descriptor, *gateway_ids(folder))
+            os.fsync(descriptor)
+        os.close(os.open(marker(path).name, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644, dir_fd=folder))
+        os.replace(name, path.name, src_dir_fd=folder, dst_dir_fd=folder)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=folder)
         raise
 
 
-def give_to_gateway(path: Path, name: str) -> None:
-    """Make the file writable by root, and readable by the gateway's group."""
+def gateway_ids(folder: int) -> tuple[int, int]:
+    """Root and the gateway's group: the file is writable by root and readable by the gateway."""
     try:
-        shutil.chown(name, user="root", group="llm-gateway")
-    except LookupError:  # no such group on this machine: use the owner of the folder
-        owner = path.parent.stat()
-        os.chown(name, owner.st_uid, owner.st_gid)
+        return 0, grp.getgrnam("llm-gateway").gr_gid
+    except KeyError:  # no such group on this machine: use the owner of the folder
+        owner = os.fstat(folder)
+        return owner.st_uid, owner.st_gid
 
 
 def new_key(
@@ -244,6 +290,7 @@ class KeyTable:
         self.certificates: dict[str, Record] = {}  # by fingerprint
         self.blocked: dict[str, datetime] = {}
         self.seen: Stamp | None = None
+        self.existed = False
         self.reload()
 
     def reload(self) -> None:
@@ -251,6 +298,9 @@ class KeyTable:
         self.seen = stamp(self.path)
         try:
             content = read_keys(self.path)
+            if self.seen is None and self.existed:
+                raise gone(self.path)
+            self.existed = self.seen is not None
         except KeyFileError as error:
             self.records = None
             log.error(str(error))

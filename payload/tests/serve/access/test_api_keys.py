@@ -2,12 +2,15 @@
 
 import hmac
 import json
+import os
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,7 +18,16 @@ import pytest
 from questions import LASTING, error, lines_of, ready
 from service import PEPPER, Service, eventually, running
 
-from llmserve.access.api_keys import KeyTable, Record, edited, new_key, read_keys
+from llmserve.access.api_keys import (
+    KeyFileError,
+    KeyTable,
+    Record,
+    edited,
+    edited_file,
+    end_subject,
+    new_key,
+    read_keys,
+)
 from llmserve.access.last_used import LastUsed, read_last_used
 from llmserve.api.errors import ApiError
 
@@ -122,10 +134,70 @@ def test_an_unreadable_keys_file_rejects_every_key_and_fails_readiness(service: 
     file.write_bytes(good)
     eventually("the keys work again", lambda: status(service, service.key) == 200, 5)
     file.unlink()
-    eventually("no file, no keys", lambda: status(service, service.key) == 401, 5)
-    assert ready(service)
+    eventually("it is not taken for an empty one", lambda: status(service, service.key) == 503, 5)
+    assert not ready(service)
     file.write_bytes(good)
     eventually("the key works again", lambda: status(service, service.key) == 200, 5)
+
+
+def test_a_keys_file_that_is_moved_away_revives_no_revoked_token_after_a_restart_either(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "keys.json"
+    assert KeyTable(path, PEPPER).records == {}, "there was none yet"
+    with edited_file(path) as content:
+        end_subject(content, "eve@corp")
+    assert KeyTable(path, PEPPER).blocked.keys() == {"eve@corp"}
+    path.rename(tmp_path / "aside")
+    assert KeyTable(path, PEPPER).records is None
+    with pytest.raises(KeyFileError, match="existed and is gone"), edited(path):
+        pass
+    assert not path.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory to a service")
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_root_edits_no_file_that_a_link_in_the_gateways_directory_names(kind: str, tmp_path: Path) -> None:
+    secret = tmp_path / "shadow"
+    secret.write_text("root:secret")
+    secret.chmod(0o600)
+    (tmp_path / "gateway").mkdir()
+    os.chown(tmp_path / "gateway", 65534, 65534)
+    path = tmp_path / "gateway/keys.json"
+    path.symlink_to(secret) if kind == "link" else os.mkfifo(path)
+    with pytest.raises(KeyFileError, match="cannot use the keys file"), edited(path):
+        pass
+    assert (secret.read_text(), secret.stat().st_mode & 0o777) == ("root:secret", 0o600)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory to a service")
+def test_a_gateway_that_swaps_files_while_root_edits_gets_no_other_file(tmp_path: Path) -> None:
+    """The temporary file, once it is written, is the gateway's to rename: root must set its owner and mode by descriptor."""
+    secret = tmp_path / "shadow"
+    secret.write_text("root:secret")
+    secret.chmod(0o600)
+    folder = tmp_path / "gateway"
+    folder.mkdir()
+    path = folder / "keys.json"
+    stop = threading.Event()
+
+    def swap() -> None:
+        while not stop.is_set():
+            for each in folder.glob(".keys.json.*"):
+                with suppress(OSError):
+                    (folder / "link").symlink_to(secret)
+                    (folder / "link").rename(each)
+
+    attacker = threading.Thread(target=swap)
+    attacker.start()
+    for _ in range(50):
+        with suppress(KeyFileError, OSError), edited(path) as records:
+            records.append(new_key(PEPPER, "ada", "t", ["r"], None)[1])
+        path.unlink(missing_ok=True)
+    stop.set()
+    attacker.join()
+    status = secret.stat()
+    assert (secret.read_text(), status.st_mode & 0o777, status.st_uid) == ("root:secret", 0o600, 0)
 
 
 def test_the_cli_prints_a_secret_once_and_stores_only_its_hash(echo: Service, tmp_path: Path) -> None:
@@ -162,7 +234,7 @@ def test_the_cli_prints_a_secret_once_and_stores_only_its_hash(echo: Service, tm
     [entry] = json.loads(echo.cli("keys", "list", "--json", *file).stdout)
     assert (entry["subject"], entry["state"]) == ("bob", "live")
     assert "hash" not in entry
-    assert [path.name for path in tmp_path.iterdir()] == ["keys.json"]
+    assert [path.name for path in tmp_path.iterdir()] == [".keys.json.existed", "keys.json"]
 
 
 def test_the_cli_refuses_with_a_reason_and_changes_nothing(echo: Service, tmp_path: Path) -> None:
