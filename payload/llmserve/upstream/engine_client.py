@@ -199,13 +199,14 @@ class EngineClient:
 
     def send(self, request: Generate) -> None:
         """Send the request; if the connection is just ending, keep_connected() fails the request."""
-        if self.writer and self.hello:
+        # Written to a closed transport, uvloop raises RuntimeError; asyncio's own loop logs a warning.
+        if self.writer and self.hello and not self.writer.is_closing():
             request.adapter = self.model if self.hello.parent else ""
             self.writer.write(encode(request))
 
     def stop(self, number: int) -> None:
         """Tell the engine to stop working on request `number`."""
-        if self.writer:
+        if self.writer and not self.writer.is_closing():
             self.writer.write(encode(Cancel(number)))
 
     @property
