@@ -204,17 +204,24 @@ def _line(change: dict[str, Any]) -> str:
 # ---------------------------------------------------------------- break-glass
 def break_glass(
     places: Places,
+    tenant: str,
     subject: str,
     actions: list[str],
     hours: float,
     reason: str,
+    models: list[str] | None = None,
     now: datetime | None = None,
 ) -> str:
-    """A token that lets SUBJECT do ACTIONS for HOURS while a host's policy engine does not answer; on record first."""
+    """A token that lets SUBJECT of TENANT do ACTIONS for HOURS while a host's policy engine does not answer.
+
+    `models`: the only ones that it may use; all where there are none. The token is on record before it is returned.
+    """
     if not 0 < hours <= HOURS:
         raise PolicyError(f"--hours is {hours:g}: it holds at most {HOURS} hours; give a number up to that")
-    if not subject.strip() or not reason.strip():
-        raise PolicyError("--subject or --reason is empty: say who, and why, for those who read the record")
+    if not tenant.strip() or not subject.strip() or not reason.strip():
+        raise PolicyError(
+            "--tenant, --subject or --reason is empty: say who of which tenant, and why, for the readers of the record"
+        )
     known = _engine(source_folder(places))[0].eval_document("llm.validate.actions")
     if unknown := sorted(set(actions) - set(known)):
         raise PolicyError(f"--action {unknown[0]!r} is none of the gateway's: {', '.join(sorted(known))}")
@@ -222,10 +229,12 @@ def break_glass(
     claims = {
         "aud": AUDIENCE,
         "sub": subject,
+        "tenant": tenant,
         "iat": int(moment.timestamp()),
         "exp": int((moment + timedelta(hours=hours)).timestamp()),
         "reason": reason,
         "actions": sorted(set(actions)),
+        **({"models": sorted(set(models))} if models else {}),
     }
     token = jwt.encode(claims, key, algorithm=ALGORITHM, headers={"kid": KEY_ID})
     record(places.break_glass, {**claims, "time": moment.isoformat(), "sha256": _sha256(token.encode())})
@@ -293,8 +302,11 @@ def _diff(arguments: argparse.Namespace) -> int:
 
 
 def _break_glass(arguments: argparse.Namespace) -> int:
+    who = arguments.tenant, arguments.subject
     print(
-        break_glass(arguments.places, arguments.subject, arguments.action, arguments.hours, arguments.reason)
+        break_glass(
+            arguments.places, *who, arguments.action, arguments.hours, arguments.reason, arguments.model
+        )
     )
     return 0
 
@@ -334,7 +346,9 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     verb = verbs.add_parser(
         "break-glass", help="print a token for when a host's policy engine does not answer"
     )
+    verb.add_argument("--tenant", required=True, help="of the subject, as the gateway knows it")
     verb.add_argument("--subject", required=True, help="who may use it, as the gateway knows them")
+    verb.add_argument("--model", action="append", help="the only models that it may use; default: all")
     verb.add_argument("--action", required=True, action="append", help="as 'POST /generate'; may be repeated")
     verb.add_argument("--hours", type=float, required=True, help=f"how long, at most {HOURS}")
     verb.add_argument("--reason", required=True, help="for those who read the record")

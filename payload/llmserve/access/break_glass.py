@@ -9,6 +9,7 @@ import jwt
 
 from llmcore.files import Stamp, stamp
 from llmserve.access.decision import Decision, Rate
+from llmserve.access.identity import Identity
 
 log = logging.getLogger("llmserve.break_glass")
 AUDIENCE = "llmkeep-break-glass"
@@ -32,14 +33,21 @@ class BreakGlass:
         self.reload()
         return self.claims is not None and self.claims["exp"] > time.time()
 
-    def grant(self, subject: str, action: str) -> Decision | None:
-        """A decision for this subject and action if the file names both; logged as an error."""
+    def grant(self, identity: Identity, action: str) -> Decision | None:
+        """A decision for this subject of this tenant and this action if the file names all three; logged as an error."""
         if not self.active() or self.claims is None:
             return None
-        if subject != self.claims["sub"] or action not in self.claims["actions"]:
+        if (identity.tenant, identity.subject) != (self.claims["tenant"], self.claims["sub"]):
+            return None
+        if action not in self.claims["actions"]:
             return None
         reason = str(self.claims["reason"])[:200]
-        fields = {"user.id": subject, "event.action": action, "event.reason": reason}
+        fields = {
+            "user.id": identity.subject,
+            "organization.id": identity.tenant,
+            "event.action": action,
+            "event.reason": reason,
+        }
         log.error("BREAK-GLASS: the policy engine is down, a signed file allows this request",
                   extra={"fields": fields})  # fmt: skip
         return Decision(
@@ -47,7 +55,7 @@ class BreakGlass:
             reason=f"break-glass: {reason}",
             rule="break_glass",
             revision=0,
-            models=None,
+            models=frozenset(models) if (models := self.claims.get("models")) else None,
             max_tokens=MAX_TOKENS,
             rate=RATE,
             log_prompt=True,
@@ -67,12 +75,14 @@ class BreakGlass:
                 self.public_key,
                 algorithms=["ES256"],
                 audience=AUDIENCE,
-                options={"require": ["aud", "sub", "iat", "exp"]},
+                options={"require": ["aud", "sub", "tenant", "iat", "exp"]},
             )
             if claims["exp"] - claims["iat"] > LONGEST_SECONDS:
                 raise jwt.InvalidTokenError(f"it is valid for more than {LONGEST_SECONDS // 3600} h")
             if not isinstance(claims.get("actions"), list) or not claims.get("reason"):
                 raise jwt.InvalidTokenError("it lacks actions or a reason")
+            if not isinstance(claims.get("models", []), list):
+                raise jwt.InvalidTokenError("its models are no list")
         except (jwt.InvalidTokenError, OSError, ValueError) as error:
             log.error(f"{self.path} is not a valid break-glass file ({error}): ignored")
         else:

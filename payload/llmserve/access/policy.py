@@ -78,7 +78,7 @@ class Policy:
             decision = await self.ask(query)
         except PolicyUnavailable as error:
             self.fail(error)
-            grant = self.glass.grant(identity.subject, action) if self.glass else None
+            grant = self.glass.grant(identity, action) if self.glass else None
             if grant is None:
                 raise policy_unavailable() from None
             self.metrics.break_glass.inc()

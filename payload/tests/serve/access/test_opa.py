@@ -226,6 +226,7 @@ def broken_glass(key: ec.EllipticCurvePrivateKey = KEY, **changes: Any) -> str:
     claims = {
         "aud": AUDIENCE,
         "sub": "ada",
+        "tenant": "research",
         "iat": now,
         "exp": now + timedelta(hours=1),
         "reason": "incident 4711",
@@ -248,8 +249,8 @@ def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 def test_break_glass_allows_its_subject_its_actions_and_logs_an_error(closed: Service) -> None:
-    other = closed.add_key("eve", "research")["key"]
-    with closed.client() as ada, closed.client(other) as eve:
+    others = [closed.add_key(*who)["key"] for who in (("eve", "research"), ("ada", "sales"))]
+    with closed.client() as ada, closed.client(others[0]) as eve, closed.client(others[1]) as namesake:
         error(ada.get("/generate?prompt=x"), 503, "policy_unavailable")
         (closed.folder / "glass.jwt").write_text(broken_glass())
         answered = eventually(
@@ -257,6 +258,7 @@ def test_break_glass_allows_its_subject_its_actions_and_logs_an_error(closed: Se
         )
         error(ada.post("/generate", json={"prompt": "x"}), 503, "policy_unavailable")
         error(eve.get("/generate?prompt=x"), 503, "policy_unavailable")
+        error(namesake.get("/generate?prompt=x"), 503, "policy_unavailable")
         assert closed.metrics()["llm_break_glass_total"] >= 1
         assert "incident 4711" in closed.logs()
         records = [
@@ -265,6 +267,8 @@ def test_break_glass_allows_its_subject_its_actions_and_logs_an_error(closed: Se
             if each.get("http.request.id") == answered.headers["x-request-id"]
         ]
         assert {each["llmkeep.decision.rule"] for each in records} == {"break_glass"}
+        (closed.folder / "glass.jwt").write_text(broken_glass(models=["another"]))
+        eventually("another model only", lambda: ada.get("/generate?prompt=x").status_code == 404)
         (closed.folder / "glass.jwt").unlink()
         error(ada.get("/generate?prompt=x"), 503, "policy_unavailable")
 
@@ -276,6 +280,8 @@ def test_break_glass_allows_its_subject_its_actions_and_logs_an_error(closed: Se
         lambda: broken_glass(exp=datetime.now(UTC) - timedelta(seconds=1)),
         lambda: broken_glass(exp=datetime.now(UTC) + timedelta(hours=5)),
         lambda: broken_glass(aud="something else"),
+        lambda: broken_glass(tenant=None),
+        lambda: broken_glass(models="echo"),
         lambda: broken_glass(reason=""),
         lambda: broken_glass(actions="GET /generate"),
         lambda: jwt.encode({"aud": AUDIENCE, "sub": "ada"}, "", algorithm="none"),
@@ -286,6 +292,8 @@ def test_break_glass_allows_its_subject_its_actions_and_logs_an_error(closed: Se
         "expired",
         "too long",
         "for something else",
+        "no tenant",
+        "models that are no list",
         "no reason",
         "no actions",
         "unsigned",
@@ -302,7 +310,7 @@ def test_an_invalid_break_glass_file_allows_nothing(closed: Service, made: Calla
 def test_break_glass_does_not_override_a_denial(tmp_path: Path) -> None:
     (tmp_path / "policy.pem").write_bytes(PUBLIC_KEY)
     (tmp_path / "bundle.tar.gz").write_bytes(signed_bundle(5))
-    (tmp_path / "glass.jwt").write_text(broken_glass(sub="eve"))
+    (tmp_path / "glass.jwt").write_text(broken_glass(sub="eve", tenant="t"))
     policy = {
         "engine": "embedded",
         "bundle": str(tmp_path / "bundle.tar.gz"),

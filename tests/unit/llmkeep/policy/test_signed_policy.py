@@ -362,7 +362,17 @@ def test_a_role_that_is_new_is_a_difference(
 
 
 # ---------------------------------------------------------------- break-glass
-WORDS = ("break-glass", "--subject", "alice@corp", "--action", "POST /generate", "--action", "GET /generate")
+WORDS = (
+    "break-glass",
+    "--tenant",
+    "corp",
+    "--subject",
+    "alice@corp",
+    "--action",
+    "POST /generate",
+    "--action",
+    "GET /generate",
+)
 
 
 def test_break_glass_prints_a_token_that_the_policys_key_signed_and_records_it(
@@ -375,7 +385,12 @@ def test_break_glass_prints_a_token_that_the_policys_key_signed_and_records_it(
         token, places.policy_public.read_bytes(), algorithms=["ES256"], audience="llmkeep-break-glass"
     )
     assert claims["exp"] - claims["iat"] == 4 * 3600
-    assert (claims["sub"], claims["reason"]) == ("alice@corp", "opa is down, ticket 7")
+    assert (claims["tenant"], claims["sub"], claims["reason"]) == (
+        "corp",
+        "alice@corp",
+        "opa is down, ticket 7",
+    )
+    assert "models" not in claims
     assert claims["actions"] == ["GET /generate", "POST /generate"]
     (line,) = places.break_glass.read_text().splitlines()
     assert json.loads(line)["sub"] == "alice@corp"
@@ -411,7 +426,7 @@ def test_break_glass_refuses_too_long_a_time_no_reason_and_an_unknown_action(
 
 def test_a_break_glass_token_is_no_signature_of_a_policy(places: Places) -> None:
     build(places)
-    token = policy.break_glass(places, "alice", ["GET /generate"], 1, "a test")
+    token = policy.break_glass(places, "corp", "alice", ["GET /generate"], 1, "a test")
     files = policy_bundle.unpacked(places.policy_bundle.read_bytes())
     files[".signatures.json"] = json.dumps({"signatures": [token]}).encode()
     with pytest.raises(policy_bundle.PolicyRefused) as refused:
