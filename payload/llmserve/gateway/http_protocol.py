@@ -41,7 +41,8 @@ class Peer:
 
 class BoundedHttp(HttpToolsProtocol):
     in_head = False
-    head_bytes = 0
+    head_bytes = 0  # since the request began, or since the last part of its body
+    read_bytes = 0  # by the last read
 
     def __init__(self, *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
@@ -52,24 +53,42 @@ class BoundedHttp(HttpToolsProtocol):
         self.peer.leave()
 
     def on_message_begin(self) -> None:
-        self.in_head, self.head_bytes = True, 0
+        self.in_head, self.head_bytes = True, self.read_bytes
         super().on_message_begin()
         self.scope["peer"] = self.peer  # type: ignore[typeddict-unknown-key]  # unknown to uvicorn's types
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Called for trailers, too, which no route reads."""
+        if self.in_head:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self.in_head = False
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        self.head_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self.head_bytes = 0
+        super().on_message_complete()
+
     def data_received(self, data: bytes) -> None:
-        """Parse the data; reject a head longer than HEAD_BYTES."""
+        """Parse the data; reject a head, or what comes between the parts of a body or after them, above HEAD_BYTES."""
+        self.read_bytes = len(data)
+        self.head_bytes += len(data)
         super().data_received(data)
-        if self.in_head and not self.transport.is_closing():
-            self.head_bytes += len(data)
-            if self.head_bytes > HEAD_BYTES:
-                message = (
-                    f"request line and headers are longer than {HEAD_BYTES} bytes: send the prompt by POST"
-                )
-                self.refuse(ApiError(431, "head_too_large", message))
+        if self.head_bytes <= HEAD_BYTES or self.transport.is_closing():
+            return
+        if self.in_head:
+            message = f"request line and headers are longer than {HEAD_BYTES} bytes: send the prompt by POST"
+        else:
+            message = f"trailers or a chunk's extension are longer than {HEAD_BYTES} bytes: send none"
+        if self.cycle is not None and self.cycle.response_started:
+            self.transport.close()  # an answer is on its way, and nothing else can be said
+        else:
+            self.refuse(ApiError(431, "head_too_large", message))
 
     def send_400_response(self, msg: str) -> None:
         """Called by uvicorn for bytes that it cannot parse."""

@@ -250,6 +250,32 @@ def test_a_slow_reader_holds_no_slot(slow: Service) -> None:
         )
 
 
+@pytest.mark.parametrize(
+    "piece", [b"x: y\r\n" * 10_000, b"y" * 60_000], ids=["many trailers", "an endless one"]
+)
+def test_trailers_without_end_are_not_read(slow: Service, piece: bytes) -> None:
+    head = f"POST /generate HTTP/1.1\r\nauthorization: Bearer {slow.key}\r\ntransfer-encoding: chunked\r\n\r\n".encode()
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(slow.folder / "http.sock"))
+        client.settimeout(5)
+        client.sendall(head + b'c\r\n{"prompt":"a\r\n0\r\nx: ')
+        taken = 0
+        with suppress(BrokenPipeError, ConnectionResetError):
+            while taken < 30 * 1024 * 1024:
+                client.sendall(piece)
+                taken += len(piece)
+        assert taken < 4 * 1024 * 1024, "what the sockets hold, and some reads"
+        with suppress(ConnectionResetError):
+            assert b'"head_too_large"' in client.recv(10_000)
+
+
+def test_a_chunked_body_of_many_parts_is_read(slow: Service) -> None:
+    body = b'{"prompt":"' + b"a" * 100_000 + b'"}'
+    with slow.client() as client:
+        answer = client.post("/generate", content=(body[at : at + 10] for at in range(0, len(body), 10)))
+    assert answer.status_code == 200
+
+
 def test_invalid_http_and_an_endless_head_are_refused(slow: Service) -> None:
     def refused(sent: bytes) -> bytes:
         with socket.socket(socket.AF_UNIX) as client:
