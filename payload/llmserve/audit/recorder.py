@@ -17,6 +17,15 @@ SUCCESS, FAILURE = phase("outcome", "access", "success"), phase("outcome", "acce
 REFUSED = phase("refused", "denied", "failure")
 
 
+def refused(exchange: Exchange) -> bool:
+    """Whether the request was refused for what it asked or for its caller, who, where known, is on record for any reason."""
+    if exchange.public or exchange.status == 499:  # the client has left
+        return False
+    return exchange.status in {401, 403, 429} or (
+        exchange.identity is not None and 400 <= exchange.status < 500
+    )
+
+
 class Recorder:
     """Records what each exchange intends, and how it ended."""
 
@@ -55,8 +64,10 @@ class Recorder:
             for name in ("input_tokens", "output_tokens"):
                 if f"gen_ai.usage.{name}" in exchange.fields:
                     event[f"gen_ai.usage.{name}"] = exchange.fields[f"gen_ai.usage.{name}"]
-        elif exchange.status in {401, 403, 429} and not exchange.public:
+        elif refused(exchange):
             event = self.event(exchange) | REFUSED
+            if "gen_ai.request.model" in exchange.fields:
+                event["gen_ai.request.model"] = exchange.fields["gen_ai.request.model"]
         else:
             return
         event["http.response.status_code"] = exchange.status

@@ -118,6 +118,8 @@ class Completions:
         visible = self.state.visible(scope["llm"])
         name = call.model if call.model is not None else next(iter(visible), "")
         if name not in visible:
+            if name in self.state.instances:  # not the client's own words, and not for its eyes
+                scope["llm"].fields["gen_ai.request.model"] = name
             raise no_such_model(name, visible)
         routed = self.state.instances[name].route(scope["llm"].identity.tenant, call.generate)
         refuse_undeclared(call.generate, routed.hello.fields)

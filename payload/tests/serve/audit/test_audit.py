@@ -97,6 +97,28 @@ def test_a_refusal_is_recorded_with_its_reason(service: Service) -> None:
     assert denied["llmkeep.decision.rule"] == "unknown_role"
 
 
+def test_a_model_that_policy_hides_is_on_record_and_one_that_does_not_exist_without_its_name(
+    tmp_path: Path,
+) -> None:
+    opa = ScriptedOpa(tmp_path / "opa.sock")
+    opa.server.reply = answer(models=["other"])
+    models = {"echo": {"driver": "echo"}, "other": {"driver": "echo"}}
+    with (
+        running(tmp_path, models, policy={"engine": "server", "socket": str(opa.socket)}) as service,
+        service.client() as client,
+    ):
+        question = {"messages": [{"role": "user", "content": "x"}]}
+        hidden = client.post(CHAT, json={"model": "echo", **question})
+        unknown = client.post(CHAT, json={"model": CANARY, **question})
+        assert error(hidden, 404, "model_not_found").keys() == error(unknown, 404, "model_not_found").keys()
+        assert "x-llm-model" not in hidden.headers
+        (refused,) = of_request(service, hidden, 1)
+        assert (refused["llmkeep.audit.phase"], refused["user.id"]) == ("refused", "ada")
+        assert (refused["error.code"], refused["gen_ai.request.model"]) == ("model_not_found", "echo")
+        assert CANARY not in json.dumps(of_request(service, unknown, 1))
+    opa.stop()
+
+
 def test_public_routes_leave_no_record(service: Service) -> None:
     before = len(service.records())
     with service.client("") as client:
