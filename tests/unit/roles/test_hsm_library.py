@@ -13,7 +13,7 @@ PACKAGE = "ansible_collections/llmkeep/estate/plugins/module_utils"
 
 
 def test_the_role_lays_out_every_module_that_the_program_imports(tmp_path: Path) -> None:
-    shipped = re.findall(r"__hsm_utilities ~ '/([\w/]+\.py)'", (ROLE / "vars/main.yml").read_text())
+    shipped = re.findall(r"__hsm_utilities ~ '/([\w/]+\.py)'", (ROLE / "tasks/configure.yml").read_text())
     for name in shipped:
         (tmp_path / PACKAGE / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / "plugins/module_utils" / name, tmp_path / PACKAGE / name)
