@@ -54,7 +54,9 @@ PACKAGES = {
                "test_audit_cli.py", "test_policy_bundle.py"],
         leave_out=["killed_at", "opa_refuses", "opas_own", "any_kind", "floods", "stands_still", "every_value_at",
                    "every_single", "changed_byte_is_found", "cut_at_any_line", "never_cries_wolf"],
-        by_process=dict.fromkeys(["llmproof.service.", "llmproof.cli.x_run_serve"], "test_audit_service.py"),
+        by_process=dict.fromkeys(
+            ["llmproof.service.", "llmproof.cli.x_run_serve", "llmproof.cli.x_parser"], "test_audit_service.py"
+        ),
     ),
     "access": Package(
         source="llmserve",
@@ -104,11 +106,11 @@ def add_tests_of_processes(package: Package, work: Path) -> None:
     """Name the tests of modules that are run in processes of their own."""
     path = work / "mutants/mutmut-stats.json"
     stats = json.loads(path.read_text())
-    functions = {mutant.partition("__mutmut_")[0] for mutant in results(work)}
-    for start, file in package.by_process.items():
-        tests = [test for test in stats["duration_by_test"] if f"/{file}::" in test]
-        there = [function for function in functions if function.startswith(start)]
-        stats["tests_by_mangled_function_name"] |= dict.fromkeys(there, tests)
+    called = stats["tests_by_mangled_function_name"]
+    for function in {mutant.partition("__mutmut_")[0] for mutant in results(work)}:
+        for start, file in package.by_process.items():
+            if function.startswith(start):
+                called[function] = [test for test in stats["duration_by_test"] if f"/{file}::" in test]
     path.write_text(json.dumps(stats))
 
 

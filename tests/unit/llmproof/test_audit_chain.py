@@ -408,3 +408,57 @@ def test_a_closed_chain_refuses_and_may_be_closed_again(tmp_path: Path) -> None:
         with pytest.raises(ChainError, match="open it anew"):
             refused()
     assert whole(tmp_path) == []
+
+
+def test_a_record_whose_newest_file_has_one_line_goes_on(tmp_path: Path) -> None:
+    record(tmp_path, 3, head_each=1, rotate=1)
+    assert len(files(tmp_path)) == 3
+    with Chain(tmp_path, SEED, rotate=1) as chain:
+        assert chain.append([event(4)]) == range(4, 5)
+    assert checked(tmp_path).ok
+
+
+def test_a_changed_last_line_under_a_head_is_not_taken_for_a_torn_end(tmp_path: Path) -> None:
+    record(tmp_path, 20)
+    (tmp_path / "tree").unlink()
+    path = files(tmp_path)[0]
+    before, _, last = path.read_bytes()[:-1].rpartition(b"\n")
+    path.write_bytes(before + b"\n" + last.replace(b"alice", b"mally") + b"\n")
+    with pytest.raises(ChainError, match="record 20: changed: its own hash does not fit"):
+        Chain(tmp_path, SEED)
+    assert len(whole(tmp_path)) == 20
+
+
+def test_what_a_start_left_of_a_verifier_key_is_written_over(tmp_path: Path) -> None:
+    (tmp_path / ".verifier.new").write_text("x" * 500)
+    with Chain(tmp_path, SEED, NAME) as chain:
+        assert (tmp_path / "verifier").read_text() == chain.verifier.text + "\n"
+
+
+def test_a_recovery_is_a_record_with_the_fields_of_an_event(tmp_path: Path) -> None:
+    record(tmp_path, 3)
+    files(tmp_path)[0].write_bytes(files(tmp_path)[0].read_bytes()[:-1])
+    Chain(tmp_path, SEED).close()
+    said = json.loads(whole(tmp_path)[-1])
+    assert {name: value for name, value in said.items() if name.startswith("event.")} == {
+        "event.sequence": 3, "event.kind": "event", "event.category": ["process"], "event.action": "recovered",
+        "event.outcome": "success",
+    }  # fmt: skip
+
+
+def test_a_new_file_that_cannot_be_synced_is_closed_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_: int) -> None:
+        raise OSError(errno.EIO, "the disk is broken")
+
+    with Chain(tmp_path, SEED, NAME, rotate=1) as chain:
+        chain.append([event(1)])
+        opened = len(list(Path("/proc/self/fd").iterdir()))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", fails)
+            with pytest.raises(OSError, match="the disk is broken"):
+                chain.append([event(2)])
+        assert len(list(Path("/proc/self/fd").iterdir())) == opened
+        assert chain.append([event(2)]) == range(2, 3)
+    assert checked(tmp_path).ok

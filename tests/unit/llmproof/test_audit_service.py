@@ -19,7 +19,7 @@ import pytest
 from audit_records import NAME, SEED, checked, event, sizes, whole
 from waiting import until
 
-from llmproof.chain import MAX_LINE, Chain
+from llmproof.chain import MAX_LINE, Chain, files
 from llmproof.service import CONNECTIONS, ROOM, WAITING_BYTES, Service, notify
 
 
@@ -452,3 +452,11 @@ def test_systemd_is_notified_at_a_path_and_at_an_abstract_address(
 def test_without_systemd_nothing_is_notified(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     notify("STATUS=ready")
+
+
+def test_a_file_is_rotated_at_the_size_that_was_asked_for(writer: Writer) -> None:
+    client = writer.start("--rotate-mib", "0.001").client()  # 1,048 bytes: two records
+    for number in range(1, 5):
+        client.send(number, event(number))
+        assert client.answer() == str(number)
+    assert [len(path.read_bytes().splitlines()) for path in files(writer.folder)] == [2, 2]
