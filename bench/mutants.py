@@ -54,9 +54,12 @@ PACKAGES = {
                "test_audit_cli.py", "test_policy_bundle.py"],
         leave_out=["killed_at", "opa_refuses", "opas_own", "any_kind", "floods", "stands_still", "every_value_at",
                    "every_single", "changed_byte_is_found", "cut_at_any_line", "never_cries_wolf"],
-        by_process=dict.fromkeys(
-            ["llmproof.service.", "llmproof.cli.x_run_serve", "llmproof.cli.x_parser"], "test_audit_service.py"
-        ),
+        by_process={
+            "llmproof.service.": "test_audit_service.py",
+            "llmproof.cli.x_run_serve": "test_audit_service.py",
+            "llmproof.cli.x_parser": "test_audit_service.py",
+            "llmproof.cli.x_told": "test_audit_cli.py",
+        },
     ),
     "access": Package(
         source="llmserve",
@@ -90,7 +93,7 @@ def prepare(package: Package, work: Path) -> None:
         "pytest_add_cli_args": f"-k\nnot ({' or '.join(package.leave_out)})\n-p\nno:cacheprovider",
         **WAYS,
     }  # fmt: skip
-    lines = [f"{name}=\n{value}".replace("\n", "\n    ") for name, value in settings.items()]
+    lines = [f"{name}={value}".replace("\n", "\n    ") for name, value in settings.items()]
     (work / "setup.cfg").write_text("\n".join(["[mutmut]", *lines]) + "\n")
 
 
@@ -141,15 +144,23 @@ def table(outcome: dict[str, str]) -> str:
     return "\n".join(lines)
 
 
+def campaign(work: Path, names: list[str]) -> None:
+    """Run these mutants, or all if none is named."""
+    subprocess.run(
+        [PYTHON, "-m", "mutmut", "run", "--max-children", "1", *names],
+        cwd=work, env=os.environ | {"TMPDIR": str(work.parent)}, check=True,
+    )  # fmt: skip
+
+
 def run(package: Package, only: list[str], work: Path) -> int:
     """The exit code."""
     prepare(package, work)
-    mutmut(work, "print-time-estimates")
-    add_tests_of_processes(package, work)
-    subprocess.run(
-        [PYTHON, "-m", "mutmut", "run", "--max-children", "1", *only],
-        cwd=work, env=os.environ | {"TMPDIR": str(work.parent)}, check=True,
-    )  # fmt: skip
+    campaign(work, only)
+    if package.by_process:
+        add_tests_of_processes(package, work)
+        left = [mutant for mutant, status in results(work).items() if status in ("no tests", "survived")]
+        again = [mutant for mutant in left if mutant.startswith(tuple(package.by_process))]
+        campaign(work, again)
     outcome = {mutant: status for mutant, status in results(work).items() if status != "not checked"}
     for mutant, status in outcome.items():
         if status not in ("killed", "timeout"):

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from audit_records import NAME, SEED, checked, event, record, sizes, whole
 
-from llmproof.chain import Chain, ChainError, EventError, fields, files
+from llmproof.chain import MAX_LINE, Chain, ChainError, EventError, fields, files
 from llmproof.heads import Tree
 
 
@@ -389,6 +390,7 @@ def test_a_record_has_the_time_in_utc_to_the_microsecond(tmp_path: Path) -> None
     before = datetime.now(UTC)
     record(tmp_path, 1)
     written = json.loads(whole(tmp_path)[0])["@timestamp"]
+    assert written.endswith("Z")
     assert (
         before <= datetime.strptime(written, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC) <= datetime.now(UTC)
     )
@@ -462,3 +464,15 @@ def test_a_new_file_that_cannot_be_synced_is_closed_and_tried_again(
         assert len(list(Path("/proc/self/fd").iterdir())) == opened
         assert chain.append([event(2)]) == range(2, 3)
     assert checked(tmp_path).ok
+
+
+def test_an_event_may_be_exactly_as_long_as_the_limit() -> None:
+    longest = {"a": "x" * (MAX_LINE - len('{"a":""}'))}
+    assert len(fields(longest)) == MAX_LINE - 2
+    with pytest.raises(EventError, match=f"it has {MAX_LINE + 1} bytes"):
+        fields({"a": longest["a"] + "x"})
+
+
+def test_who_signs_is_the_host_where_no_name_is_given(tmp_path: Path) -> None:
+    with Chain(tmp_path, SEED) as chain:
+        assert chain.verifier.name == f"llm-audit/{socket.gethostname()}"

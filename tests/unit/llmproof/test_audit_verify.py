@@ -6,6 +6,7 @@ import random
 import re
 import shutil
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -409,3 +410,143 @@ def test_a_finding_names_its_line_and_its_record_where_it_has_them(
     line: int, sequence: int, said: str
 ) -> None:
     assert str(Finding("file", line, sequence, "wrong")) == said
+
+
+def places(folder: Path, kept: Path | None = None) -> list[tuple[str, int, int]]:
+    """Where the findings are: file, line, record."""
+    return [(Path(found.file).name, found.line, found.sequence) for found in checked(folder, kept).findings]
+
+
+def test_what_no_line_shows_is_found_in_the_file_or_folder_itself(copy: Path, tmp_path: Path) -> None:
+    kept = Path(shutil.copy(copy / "heads", tmp_path / "kept"))
+    (copy / "heads").unlink()
+    assert places(copy, kept) == [("heads", 0, 0)]
+    shutil.copy(kept, copy / "heads")
+    for path in files(copy):
+        path.unlink()
+    assert places(copy) == [("record", 0, 1)]
+
+
+def test_a_file_that_is_missing_is_found_where_it_is_due(copy: Path) -> None:
+    _, second, third, *_ = files(copy)
+    due = int(second.stem.split("-")[1])
+    second.unlink()
+    assert places(copy)[0] == (third.name, 0, due)
+
+
+def test_a_torn_head_is_found_at_the_line_where_it_begins(copy: Path) -> None:
+    path = copy / "heads"
+    path.write_bytes(path.read_bytes()[:-30])
+    assert places(copy) == [("heads", 8 * 6 + 1, 0)]
+
+
+def test_heads_that_are_no_heads_are_found_at_their_lines_and_the_others_are_read(copy: Path) -> None:
+    path = copy / "heads"
+    notes, _ = heads.read(path)
+    notes[1], notes[3] = (
+        note.replace(b"llm-audit/test", b"llm-audit/mine", 1) for note in (notes[1], notes[3])
+    )
+    path.write_bytes(b"".join(note + b"\n" for note in notes))
+    assert places(copy) == [("heads", 7, 0), ("heads", 19, 0)]
+    assert checked(copy).heads == 7
+
+
+@pytest.mark.parametrize("name", ["heads", "records-000000000001.jsonl"])
+def test_what_a_writer_is_just_writing_is_not_taken_for_torn(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmproof.verify.WRITER_SECONDS", 30)  # on a busy machine it may be away for long
+    path = record(tmp_path / "record", 3, head_each=1) / name
+    data = path.read_bytes()
+    path.write_bytes(data[:-40])
+    if name != "heads":
+        (tmp_path / "record/heads").unlink()
+
+    def finish() -> None:
+        time.sleep(0.3)
+        with path.open("ab") as file:
+            file.write(data[-40:])
+
+    writer = threading.Thread(target=finish)
+    writer.start()
+    report = checked(tmp_path / "record")
+    writer.join()
+    assert report.findings == []
+
+
+def test_a_torn_end_is_waited_for_a_second(tmp_path: Path) -> None:
+    folder = record(tmp_path / "record", 3)
+    files(folder)[0].write_bytes(files(folder)[0].read_bytes()[:-1])
+    start = time.monotonic()
+    assert places(folder) == [("records-000000000001.jsonl", 3, 3)]
+    assert time.monotonic() - start > 0.9
+
+
+def test_only_the_end_of_the_last_file_is_waited_for(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmproof.verify.WRITER_SECONDS", 60)
+    first, second, *_ = files(copy)
+    first.write_bytes(first.read_bytes()[:-1])
+    due = int(second.stem.split("-")[1])
+    start = time.monotonic()
+    assert places(copy)[0] == (first.name, due - 1, due - 1)
+    assert time.monotonic() - start < 30
+
+
+def test_a_whole_line_that_is_no_json_is_found_although_its_hashes_fit(tmp_path: Path) -> None:
+    folder = record(tmp_path / "record", 1)
+    body = b'{"event.sequence":2,"@timestamp":"x",nonsense,"llmkeep.audit.previous":"%s"' % (
+        hashlib.sha256(whole(folder)[0]).hexdigest().encode()
+    )
+    line = body + b',"llmkeep.audit.hash":"' + hashlib.sha256(body).hexdigest().encode() + b'"}'
+    put(files(folder)[0], [*whole(folder), line])
+    assert [str(found).split(": ", 1)[1] for found in checked(folder).findings] == [
+        "record 2: no JSON, although its hashes fit: not written by this writer"
+    ]
+
+
+def test_no_more_than_twenty_pending_intents_are_named_and_all_are_counted(tmp_path: Path) -> None:
+    with Chain(tmp_path, SEED, NAME) as chain:
+        chain.append([event(number) for number in range(25)])
+        chain.append([event(number, "outcome") for number in (30, 31)])  # of intents that are elsewhere
+    report = checked(tmp_path)
+    assert report.pending == 25
+    assert report.pending_ids == [f"transaction-{number}" for number in range(20)]
+
+
+def test_an_intent_that_names_nothing_is_told_by_its_number(tmp_path: Path) -> None:
+    with Chain(tmp_path, SEED, NAME) as chain:
+        chain.append([{"a": 1}, {"llmkeep.audit.phase": "intent"}])
+    assert checked(tmp_path).pending_ids == ["2"]
+
+
+def test_a_report_has_the_times_of_the_first_and_the_last_record(good: Path) -> None:
+    report, lines = checked(good), whole(good)
+    assert report.first == json.loads(lines[0])["@timestamp"]
+    assert report.last == json.loads(lines[-1])["@timestamp"]
+
+
+def test_after_a_damage_the_next_one_is_found_too(copy: Path) -> None:
+    path = files(copy)[0]
+    lines = path.read_bytes().split(b"\n")[:-1]
+    lines[4], lines[8] = lines[4].replace(b"alice", b"mally"), lines[8].replace(b"alice", b"mally")
+    put(path, lines)
+    assert kinds(copy) == ["5 changed", "9 changed", "100 rewritten"]
+    assert "something in records 1 to 100" in checked(copy).findings[2].what
+
+
+def test_a_head_that_does_not_fit_is_found_once_with_each_place_that_has_it(
+    copy: Path, tmp_path: Path
+) -> None:
+    kept = Path(shutil.copy(copy / "heads", tmp_path / "kept"))
+    rewrite(copy, 450)
+    report = checked(copy, kept)
+    assert [(found.line, found.sequence) for found in report.findings if "rewritten" in found.what] == [
+        (500 - before(copy, 500), 500)
+    ]
+    assert f"in {kept} and {copy / 'heads'} does not fit" in report.findings[0].what
+    assert report.altered == 1
+
+
+def before(folder: Path, sequence: int) -> int:
+    """How many records stand in the files before the one that has this record."""
+    return max(first for path in files(folder) if (first := int(path.stem.split("-")[1]) - 1) < sequence)
