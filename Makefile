@@ -125,12 +125,17 @@ debian: .venv/.ready
 kernel: .venv/.ready
 	$(STEP) kernel "the kernel of hosts that have one of their own" .venv/bin/lab prepare kernel
 
-storm: bundle kernel  ## the long fault campaigns (hours): KILLS=500 of a program, STORM=20 power cuts of a host, from seed SEED=5; needs `make peers PEER="vllm torch"`
+storm: bundle kernel  ## the long fault campaigns (hours): KILLS=500 of a program, STORM=20 power cuts of a host, from seed SEED=5; needs `make peers PEER="vllm torch mutmut"`
 	STORM=$(or $(KILLS),500) SEED=$(or $(SEED),5) .venv/bin/pytest tests/unit/plugins/volumes/test_luks_storm.py -rP
 	STORM=$(or $(KILLS),500) SEED=$(or $(SEED),5) .venv/bin/pytest tests/unit/plugins/hsm/test_hsm_pin.py tests/unit/plugins/volumes/test_volume_verbs.py -k kill -rP
 	STORM=$(or $(STORM),20) SEED=$(or $(SEED),5) .venv/bin/pytest tests/lab/kernels/test_lost_writes.py tests/lab/kernels/test_lost_saves.py tests/lab/kernels/test_encrypted_estate.py -k "lost_writes or power_cut" -rP
 	STORM=$(or $(STORM),20) SEED=$(or $(SEED),5) .venv/bin/pytest tests/lab/containers/test_lab.py -k killed -rP
 	STORM=1 .venv/bin/pytest tests/lab/kernels/test_training.py tests/lab/kernels/test_lab_in_a_lab.py -rP
+	if [ -e bench/.venv-mutmut ]; then
+	  bench/mutants.py llmproof
+	else
+	  echo 'storm: SKIPPED without `make peers PEER=mutmut`: mutants of llmproof'
+	fi
 	cd payload
 	STORM=$(or $(KILLS),200) SEED=$(or $(SEED),5) .venv/bin/pytest tests/train/run/test_saves_cut_short.py -k kill -rP
 	STORM=1 .venv/bin/pytest tests/serve/engine/test_engine_contract.py -k 'vllm or deepseek' -rs

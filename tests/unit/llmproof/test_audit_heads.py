@@ -119,3 +119,9 @@ def test_a_file_of_heads_is_split_at_any_torn_end(tmp_path: Path) -> None:
     for cut in range(second, len(data)):
         assert heads.split(data[:cut]) == (notes[:2], data[second:cut])
     assert heads.read(tmp_path / "none") == ([], b"")
+
+
+@pytest.mark.parametrize(("name", "seed"), [("a b", SEED), ("a+b", SEED), ("", SEED), (NAME, SEED[:-1])])
+def test_a_signer_needs_a_name_that_a_note_can_carry_and_a_whole_seed(name: str, seed: bytes) -> None:
+    with pytest.raises(HeadError, match="correct the one that is not right"):
+        Signer(name, seed)

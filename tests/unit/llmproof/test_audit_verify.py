@@ -550,3 +550,12 @@ def test_a_head_that_does_not_fit_is_found_once_with_each_place_that_has_it(
 def before(folder: Path, sequence: int) -> int:
     """How many records stand in the files before the one that has this record."""
     return max(first for path in files(folder) if (first := int(path.stem.split("-")[1]) - 1) < sequence)
+
+
+def test_a_hash_that_is_no_text_after_a_damage_is_a_finding(copy: Path) -> None:
+    path = files(copy)[0]
+    lines = path.read_bytes().split(b"\n")[:-1]
+    lines[4] = lines[4].replace(b"alice", b"mally")
+    lines[5] = lines[5].replace(named_previous(lines[5]).encode(), b"\xff" * 64)
+    put(path, lines)
+    assert kinds(copy) == ["5 changed", "6 changed", "100 rewritten"]
