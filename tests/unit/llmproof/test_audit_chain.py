@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from audit_records import NAME, SEED, checked, event, record, sizes, whole
 
-from llmproof.chain import MAX_LINE, Chain, ChainError, EventError, fields, files
+from llmproof.chain import MAX_LINE, READ, Chain, ChainError, EventError, fields, files, lines
 from llmproof.heads import Tree
 
 
@@ -476,3 +476,8 @@ def test_an_event_may_be_exactly_as_long_as_the_limit() -> None:
 def test_who_signs_is_the_host_where_no_name_is_given(tmp_path: Path) -> None:
     with Chain(tmp_path, SEED) as chain:
         assert chain.verifier.name == f"llm-audit/{socket.gethostname()}"
+
+
+def test_a_line_of_any_length_is_never_read_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x" * (2 * READ + 1) + b"\n")
+    assert [len(line) for line in lines(tmp_path / "file")] == [READ, READ, 2]

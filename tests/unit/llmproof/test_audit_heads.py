@@ -125,3 +125,10 @@ def test_a_file_of_heads_is_split_at_any_torn_end(tmp_path: Path) -> None:
 def test_a_signer_needs_a_name_that_a_note_can_carry_and_a_whole_seed(name: str, seed: bytes) -> None:
     with pytest.raises(HeadError, match="correct the one that is not right"):
         Signer(name, seed)
+
+
+def test_a_verifier_key_of_another_kind_than_ed25519_is_refused() -> None:
+    public = b"\x02" + Signer(NAME, SEED).verifier.public
+    key_hash = hashlib.sha256(f"{NAME}\n".encode() + public).digest()[:4]
+    with pytest.raises(HeadError, match="is no verifier key"):
+        Verifier(f"{NAME}+{key_hash.hex()}+{base64.b64encode(public).decode()}")
