@@ -160,7 +160,8 @@ def run(package: Package, only: list[str], work: Path) -> int:
         add_tests_of_processes(package, work)
         left = [mutant for mutant, status in results(work).items() if status in ("no tests", "survived")]
         again = [mutant for mutant in left if mutant.startswith(tuple(package.by_process))]
-        campaign(work, again)
+        if again:
+            campaign(work, again)
     outcome = {mutant: status for mutant, status in results(work).items() if status != "not checked"}
     for mutant, status in outcome.items():
         if status not in ("killed", "timeout"):
