@@ -1,9 +1,12 @@
 """Requests as events of the audit record, with the names of ECS (https://www.elastic.co/guide/en/ecs/current/)."""
 
 import hmac
+import time
+from functools import partial
 
 from llmserve.asgi import Exchange
 from llmserve.audit.redact import redact
+from llmserve.audit.strangers import Strangers
 from llmserve.audit.writer_client import AuditClient
 
 
@@ -32,6 +35,7 @@ class Recorder:
     def __init__(self, writer: AuditClient, pepper: bytes) -> None:
         """The pepper keys the prompts' hashes, so that a short prompt cannot be guessed from the record."""
         self.writer = writer
+        self.strangers = Strangers(partial(writer.note, refusal=True))
         self.key = hmac.digest(pepper, b"llmkeep audit prompt", "sha256")
 
     def proof(self, prompt: str) -> str:
@@ -74,7 +78,10 @@ class Recorder:
         event["event.duration"] = nanoseconds
         if exchange.code is not None:
             event["error.code"] = exchange.code
-        self.writer.note(event, refusal=not exchange.intended)
+        if exchange.intended or exchange.identity:
+            self.writer.note(event, refusal=not exchange.intended)
+        else:
+            self.strangers.add(event, time.monotonic())
 
     def event(self, exchange: Exchange) -> dict[str, object]:
         """Who, what, and allowed by which rule."""

@@ -213,7 +213,8 @@ def test_an_outcome_waits_for_a_writer_that_is_away(tmp_path: Path) -> None:
 def test_a_flood_of_refusals_is_counted_and_delays_no_answer(tmp_path: Path) -> None:
     with running(tmp_path) as service:
         assert service.writer is not None
-        with service.client("llmk_000000000000_wrong") as wrong, service.client() as good:
+        eve = service.add_key("eve", "research", "--role", "nobody")["key"]
+        with service.client(eve) as wrong, service.client() as good:
             assert good.get("/v1/models").status_code == 200
             service.writer.kill()
             for _ in range(1100):
