@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError, model_validator
 from pydantic.config import JsonDict
 
 from llmserve.api.errors import ApiError
@@ -27,7 +27,10 @@ Tokens = Annotated[int, Field(gt=0), BeforeValidator(whole)]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 
 
+# A body is validated on the event loop: lists are bounded, and their first error ends them (FailFast).
 MAX_INPUTS = 256  # texts in one request for embeddings
+MANY_ERRORS = 100  # in one body
+MAX_MESSAGES, MAX_PARTS, MAX_CALLS = 4096, 1024, 256  # of a chat, of a message
 Text = Annotated[str, Field(min_length=1)]
 
 
@@ -65,8 +68,12 @@ class Message(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", json_schema_extra=as_every_engine_takes_it)
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | Annotated[list[TextPart], Field(min_length=1)] | None = None
-    tool_calls: Annotated[list[dict[str, Any]], Field(min_length=1)] | None = None
+    content: str | Annotated[list[TextPart], FailFast(), Field(min_length=1, max_length=MAX_PARTS)] | None = (
+        None
+    )
+    tool_calls: (
+        Annotated[list[dict[str, Any]], FailFast(), Field(min_length=1, max_length=MAX_CALLS)] | None
+    ) = None
     tool_call_id: str | None = None
 
     @model_validator(mode="after")
@@ -129,7 +136,7 @@ class Sampling(Strict):
     temperature: Temperature | None = None
     top_p: TopP | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(whole)] | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
+    stop: Stop | Annotated[list[Stop], FailFast(), Field(max_length=4)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: Tokens | None = None
@@ -140,7 +147,7 @@ class ChatBody(Sampling):
 
     model_config = ConfigDict(json_schema_extra=CLOSED | ONLY_IN_STREAMS | ONE_LENGTH)
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], FailFast(), Field(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: Tokens | None = None
 
 
@@ -163,7 +170,7 @@ class EmbeddingBody(Strict):
     """Body of POST /v1/embeddings. Texts only: token ids from another tokenizer would mean something else here."""
 
     model: str
-    input: Text | Annotated[list[Text], Field(min_length=1, max_length=MAX_INPUTS)]
+    input: Text | Annotated[list[Text], FailFast(), Field(min_length=1, max_length=MAX_INPUTS)]
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[int, Field(gt=0), BeforeValidator(whole)] | None = None
 
@@ -208,6 +215,9 @@ def parse_query(query: bytes) -> GenerateBody:
 
 def bad_request(error: ValidationError) -> ApiError:
     """400 for the most specific error: what is wrong, the value seen, and what is expected."""
+    if error.error_count() > MANY_ERRORS:  # listing them takes longer than all else
+        message = f"the body has {error.error_count()} errors: send what GET /openapi.json describes"
+        return ApiError(400, "invalid_value", message)
     mistake = max(error.errors(include_url=False), key=lambda each: len(each["loc"]))
     if mistake["type"] == "json_invalid":
         return ApiError(400, "invalid_json", f"the body is not JSON: {mistake['ctx']['error']}")
@@ -228,7 +238,9 @@ def json_path(location: tuple[int | str, ...]) -> str:
 
 
 def shorten(value: Any) -> str:
-    """A value as JSON, cut to 80 characters."""
+    """A value as JSON, cut to 80 characters; of a long list or object only its length."""
+    if isinstance(value, list | dict) and len(value) > 100:
+        return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 80 else text[:77] + "..."
 

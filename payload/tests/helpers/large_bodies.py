@@ -1,0 +1,75 @@
+"""Bodies of a size whose validation could take long: each list of the API filled with each kind of item."""
+
+import random
+from collections.abc import Iterator
+
+CHAT = '{"model":"m","messages":[{"role":"user","content":"a"}],'
+# Where a list or object begins and ends, by the field in which it is.
+PLACES = {
+    "messages": ('{"model":"m","messages":[', "]}"),
+    "content": ('{"model":"m","messages":[{"role":"user","content":[', "]}]}"),
+    "tool_calls": ('{"model":"m","messages":[{"role":"assistant","tool_calls":[', "]}]}"),
+    "stop": (CHAT + '"stop":[', "]}"),
+    "tools": (CHAT + '"tools":[', "]}"),
+    "unknown": (CHAT + '"unknown":[', "]}"),
+    "input": ('{"model":"m","input":[', "]}"),
+}
+ITEMS = [
+    "1",
+    "1.5",
+    '"a"',
+    '""',
+    "null",
+    "{}",
+    "[]",
+    "[[]]",
+    '{"type":"text","text":"a"}',
+    '{"type":"text","text":1}',
+]
+ITEMS += [
+    '{"role":"user","content":"a"}',
+    '{"role":"x","content":"a"}',
+    '{"role":"user","content":[1,1,1]}',
+    '{"a":1,"b":2}',
+]
+
+
+def filled(head: str, items: list[str], tail: str, size: int) -> bytes:
+    """`head`, as many of `items` in turn as `size` bytes hold, and `tail`."""
+    room, parts = size - len(head) - len(tail), []
+    for number in range(size):
+        item = items[number % len(items)]
+        room -= len(item) + 1
+        if room < 0:
+            break
+        parts.append(item)
+    return (head + ",".join(parts) + tail).encode()
+
+
+def keys(head: str, tail: str, size: int) -> bytes:
+    """An object with as many keys as `size` bytes hold."""
+    count = (size - len(head) - len(tail)) // 12
+    return (head + ",".join(f'"k{number:06d}":1' for number in range(count)) + tail).encode()
+
+
+def large_bodies(size: int) -> Iterator[tuple[str, bytes]]:
+    """Each with its name."""
+    for place, (head, tail) in PLACES.items():
+        for item in ITEMS:
+            yield f"{place} of {item}", filled(head, [item], tail, size)
+    yield "keys of the body", keys(CHAT, "}", size)
+    yield "keys of a message", keys('{"model":"m","messages":[{"role":"user","content":"a",', "}]}", size)
+    yield "depth", b'{"model":"m","messages":' + b"[" * (size // 2 - 20) + b"]" * (size // 2 - 20) + b"}"
+    yield (
+        "escapes",
+        b'{"model":"m","messages":[{"role":"user","content":"' + b"\\u00e9" * (size // 6 - 20) + b'"}]}',
+    )
+
+
+def random_bodies(size: int, number: int, seed: int) -> Iterator[tuple[str, bytes]]:
+    """Mixtures of items, for a search."""
+    chance = random.Random(seed)  # noqa: S311 - no secret
+    for _ in range(number):
+        place = chance.choice(list(PLACES))
+        items = chance.choices(ITEMS, k=chance.randint(1, 8))
+        yield f"{place} of {', '.join(items)}", filled(PLACES[place][0], items, PLACES[place][1], size)
