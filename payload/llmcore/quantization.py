@@ -24,8 +24,8 @@ def loading(quantization: Quantization, dtype: torch.dtype, directory: Path) -> 
     if quantization == "none":
         return {}
     with torch.device("meta"):
-        config = AutoConfig.from_pretrained(str(directory), local_files_only=True)
-        model = AutoModelForCausalLM.from_config(config)
+        config = AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     kept = left_alone(model, quantization)
     eight = {"load_in_8bit": True}
     four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}

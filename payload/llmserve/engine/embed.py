@@ -46,9 +46,15 @@ class EmbedDriver(Steady):
         disable_progress_bar()
         refuse_other_pooling(settings)
         directory = str(settings.path)
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False
+        )
         self.model: Any = AutoModel.from_pretrained(
-            directory, dtype=getattr(torch, settings.dtype), local_files_only=True, use_safetensors=True
+            directory,
+            dtype=getattr(torch, settings.dtype),
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
         ).eval()
         self.context = min(settings.context, self.model.config.max_position_embeddings)
         self.dimensions = int(self.model.config.hidden_size)

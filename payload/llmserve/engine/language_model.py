@@ -97,12 +97,19 @@ class LanguageModel:
         torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
         disable_progress_bar()
         directory = str(settings.path)
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False
+        )
         dtype = getattr(torch, settings.dtype)
         refuse_without_bitsandbytes(settings.quantization)
         how = quantization.loading(settings.quantization, dtype, settings.path)
         self.model: Any = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=dtype, local_files_only=True, use_safetensors=True, **how
+            directory,
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            **how,
         ).eval()
         sizes = quantization.bytes_by_dtype(self.model)
         quantization.refuse_hardly_quantized(settings.quantization, sizes, settings.path)

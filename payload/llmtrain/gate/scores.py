@@ -142,6 +142,7 @@ def weights(directory: Path, dtype: str) -> Any:
         str(directory),
         dtype="auto" if dtype == "auto" else getattr(torch, dtype),
         local_files_only=True,
+        trust_remote_code=False,
         use_safetensors=True,
     ).eval()
 
@@ -170,7 +171,7 @@ def whole(directory: Path, adapter: Path | None, dtype: str) -> Any:
 def load(side: str, directory: Path, adapter: Path | None, dtype: str) -> Subject:
     """Load a verified model, with its adapter merged as by `llm-train publish`; raises Refusal if its logits are NaN."""
     set_verbosity_error()  # or transformers warns about sampling options, which are not used
-    tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
     model = whole(directory, adapter, dtype)
     if torch.cuda.is_available():
         model = model.cuda()

@@ -20,7 +20,7 @@ def merge(done: JobOutput, dtype: str, folder: Path) -> dict[str, Any]:
     from llmcore.adapters import logits, place
     from llmtrain.gate.scores import weights, whole
 
-    tokenizer = AutoTokenizer.from_pretrained(str(done.base), local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(str(done.base), local_files_only=True, trust_remote_code=False)
     most = weights_of(done.base).get("vocab_size", 2)
     prompts = [[token % most for token in tokenizer(text).input_ids] or [0] for text in TEXTS]
 

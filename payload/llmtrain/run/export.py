@@ -37,7 +37,9 @@ def export(job: Job, strategy: Strategy, folder: Path, record: dict[str, Any]) -
         strategy.model.save_pretrained(aside, state_dict=weights, save_embedding_layers=False)
         (aside / "README.md").unlink(missing_ok=True)  # peft's model card template
     else:
-        dtype = AutoConfig.from_pretrained(str(job.model), local_files_only=True).dtype
+        dtype = AutoConfig.from_pretrained(
+            str(job.model), local_files_only=True, trust_remote_code=False
+        ).dtype
         buffers = {name: each.cpu() for name, each in strategy.model.named_buffers()}
         persistent = {name: buffers[name] for name in strategy.model.state_dict() if name in buffers}
         cast = {name: each.to(dtype) if each.is_floating_point() else each for name, each in weights.items()}

@@ -43,7 +43,7 @@ def check_rows(rows: Rows, job: Job) -> None:
         )
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(str(job.model), local_files_only=True)
+    config = AutoConfig.from_pretrained(str(job.model), local_files_only=True, trust_remote_code=False)
     if rows.seq_len > config.max_position_embeddings:
         raise Refusal(
             f"{rows.directory} has rows of {rows.seq_len} tokens, {job.model} supports {config.max_position_embeddings}: "
@@ -69,10 +69,14 @@ def stop_tokens(model: Path) -> set[int]:
     """The tokens that end an answer, by the model's configuration, generation configuration and tokenizer."""
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-    told: list[Any] = [AutoConfig.from_pretrained(str(model), local_files_only=True).eos_token_id]
+    told: list[Any] = [
+        AutoConfig.from_pretrained(str(model), local_files_only=True, trust_remote_code=False).eos_token_id
+    ]
     if (model / "generation_config.json").is_file():
         told.append(GenerationConfig.from_pretrained(str(model), local_files_only=True).eos_token_id)
-    told.append(AutoTokenizer.from_pretrained(str(model), local_files_only=True).eos_token_id)
+    told.append(
+        AutoTokenizer.from_pretrained(str(model), local_files_only=True, trust_remote_code=False).eos_token_id
+    )
     return {
         token for each in told for token in (each if isinstance(each, list) else [each]) if token is not None
     }

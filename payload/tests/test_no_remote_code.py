@@ -1,0 +1,30 @@
+"""No code comes with a model: every call that loads one says so, since a default may change."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PAYLOAD = Path(__file__).parents[1]
+PROGRAMS = sorted(
+    path for package in ("llmcore", "llmserve", "llmtrain") for path in (PAYLOAD / package).rglob("*.py")
+)
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: str(path.relative_to(PAYLOAD)))
+def test_every_model_is_loaded_without_its_code(path: Path) -> None:
+    for call in ast.walk(ast.parse(path.read_text())):
+        if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)):
+            continue
+        of = call.func.value
+        if (
+            call.func.attr in {"from_pretrained", "from_config"}
+            and isinstance(of, ast.Name)
+            and of.id.startswith("Auto")
+        ):
+            given = {each.arg: each.value for each in call.keywords}
+            unpacked = None in given and path.name == "annotate.py"  # from a dict that has it
+            value = given.get("trust_remote_code")
+            assert unpacked or (isinstance(value, ast.Constant) and value.value is False), (
+                f"line {call.lineno}"
+            )
