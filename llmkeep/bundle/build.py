@@ -17,6 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from llmkeep import durable
 from llmkeep.bundle import aptrepo, cache, gguf, lock, manifest, programs, signing, wheels
 from llmkeep.bundle.lock import Artifact, Lock
 from llmkeep.bundle.manifest import BundleRefused, Entry, Manifest
@@ -336,9 +337,10 @@ def _serial(keys: Keys, entries: list[Entry]) -> int:
     if last["content_sha256"] == content:
         return int(last["serial"])
     serial = int(last["serial"]) + 1
-    aside = keys.issued.with_suffix(".new")
-    aside.write_text(json.dumps({"serial": serial, "content_sha256": content}))
-    aside.replace(keys.issued)
+    issued = json.dumps({"serial": serial, "content_sha256": content}).encode()
+    durable.write(
+        keys.issued, issued, 0o600
+    )  # before it is used: a power cut must not let it be issued twice
     return serial
 
 
