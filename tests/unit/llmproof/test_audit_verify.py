@@ -222,7 +222,7 @@ def test_a_chain_rewritten_from_the_middle_is_whole_and_found_by_the_heads(copy:
     rewrite(copy, 450)
     report = checked(copy)
     assert [(found.sequence, found.what.split(":")[0]) for found in report.findings] == [(500, "rewritten")]
-    assert "something in records 401 to 500" in report.findings[0].what
+    assert report.findings[0].what.endswith("; something in records 401 to 500 is not what was signed")
     (copy / "heads").unlink()
     assert checked(copy).ok, "the chain alone cannot tell"
 
@@ -562,3 +562,15 @@ def test_a_line_with_the_right_number_in_another_form_is_not_told_as_a_gap(tmp_p
     lines[1] = body + b',"llmkeep.audit.hash":"' + hashlib.sha256(body).hexdigest().encode() + b'"}'
     put(files(folder)[0], lines)
     assert kinds(folder) == ["2 moved or put in"]
+
+
+def test_a_report_names_the_key_that_it_was_made_with(good: Path) -> None:
+    assert checked(good).verifier == verifier(good).text
+
+
+def test_a_kept_head_that_does_not_open_is_found_in_the_kept_file(copy: Path, tmp_path: Path) -> None:
+    kept = Path(shutil.copy(copy / "heads", tmp_path / "kept"))
+    notes, _ = heads.read(kept)
+    kept.write_bytes(b"".join(note + b"\n" for note in [notes[0].replace(b"100", b"101", 1), *notes[1:]]))
+    assert places(copy, kept) == [("kept", 1, 0)]
+    assert checked(copy, kept).kept_heads == 8
