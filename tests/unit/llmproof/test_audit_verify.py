@@ -243,7 +243,9 @@ def test_a_record_rewritten_and_signed_anew_is_found_by_heads_kept_elsewhere(
                 file.write(signer.sign(heads.Head(tree.size, tree.root())) + b"\n")
     assert checked(copy).ok, "who has the key and the folder can make a good record"
     found = checked(copy, kept).findings
-    assert "1 of the 7 heads kept" in found[0].what
+    assert found[0].what == (
+        f"1 of the 7 heads kept in {kept} are not in it: heads were removed, or the record was signed anew"
+    )
     assert (found[1].sequence, found[1].what.split(":")[0]) == (700, "rewritten")
     assert str(kept) in found[1].what
     assert "records 601 to 700" in found[1].what
@@ -574,3 +576,9 @@ def test_a_kept_head_that_does_not_open_is_found_in_the_kept_file(copy: Path, tm
     kept.write_bytes(b"".join(note + b"\n" for note in [notes[0].replace(b"100", b"101", 1), *notes[1:]]))
     assert places(copy, kept) == [("kept", 1, 0)]
     assert checked(copy, kept).kept_heads == 8
+
+
+def test_a_record_that_has_only_begun_is_nothing_and_not_altered(tmp_path: Path) -> None:
+    Chain(tmp_path, SEED, NAME).close()
+    report = checked(tmp_path)
+    assert (report.findings, report.nothing, report.open_tail) == ([], True, 0)
