@@ -169,10 +169,10 @@ peers:  ## what benchmarks compare with and draw by, and mutmut, each in an envi
 	    site=lib/python3.13/site-packages
 	    echo "import site; site.addsitedir('$(CURDIR)/payload/.venv/$$site')" > bench/.venv-torch/$$site/payload.pth
 	  fi
-	  # The code to mutate with what it imports: the control node's, then the payload's.
+	  # What the code to mutate and its tests import.
 	  if [ $$peer = mutmut ]; then
 	    site=lib/python3.13/site-packages
-	    echo "import site; [site.addsitedir(f'$(CURDIR)/{folder}/$$site') for folder in ('.venv', 'payload/.venv')]" > bench/.venv-mutmut/$$site/tree.pth
+	    echo "import site; site.addsitedir('$(CURDIR)/.venv/$$site')" > bench/.venv-mutmut/$$site/tree.pth
 	  fi
 	done
 
