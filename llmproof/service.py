@@ -178,7 +178,7 @@ class Service:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
-        server = await loop.create_unix_server(lambda: Connection(self), sock=listener)
+        server = await loop.create_unix_server(lambda: Connection(self), sock=listener, backlog=CONNECTIONS)
         heads = asyncio.create_task(self.sign_regularly())
         notify("READY=1")
         try:

@@ -426,6 +426,19 @@ def test_one_connection_too_many_is_turned_away_and_the_others_are_served(writer
     until(lambda: told(writer) == "1")
 
 
+def test_clients_that_connect_at_once_wait_while_it_is_busy(writer: Writer) -> None:
+    writer.start()
+    os.kill(writer.pid, signal.SIGSTOP)
+    waiting = []
+    for _ in range(CONNECTIONS):
+        waiting.append(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        waiting[-1].setblocking(False)
+        waiting[-1].connect(str(writer.socket))  # raises BlockingIOError where the queue is full
+    os.kill(writer.pid, signal.SIGCONT)
+    for each in waiting:
+        each.close()
+
+
 def told(writer: Writer) -> str:
     """What a new client is answered; nothing if it is turned away."""
     client = writer.client()
