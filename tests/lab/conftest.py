@@ -2,8 +2,10 @@
 
 import fcntl
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 # Each of their tests is a scenario, which puts the hosts back to a snapshot of its own choice.
 SCENARIO_FILES = ("test_roles.py", "test_roles_on_kernels.py")
+LABS = "LLMKEEP_SUITE_LABS"  # variable with the path of a file: the names of the run's labs
 # They make the estate of which the other files take copies.
 FIRST_FILES = ("test_estate.py", "test_encrypted_estate.py")
 
@@ -22,6 +25,30 @@ class ByFile(LoadScopeScheduling):  # type: ignore[misc]
     def _split_scope(self, nodeid: str) -> str:
         file, _, name = nodeid.partition("::")
         return nodeid if file.endswith(SCENARIO_FILES) or "day_100" in name else file
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        descriptor, os.environ[LABS] = tempfile.mkstemp(prefix="llmkeep-labs-")
+        os.close(descriptor)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Destroy the labs of all workers, unless LAB_KEEP is set; a worker that is done must not, since another may still copy from
+    its lab.
+    """
+    if hasattr(session.config, "workerinput"):
+        return
+    file = Path(os.environ[LABS])
+    names = sorted(set(file.read_text().split()))
+    file.unlink()
+    if "LAB_KEEP" in os.environ:
+        return
+    for name in names:
+        done = Lab(name).run("destroy", check=False)
+        if done.returncode:
+            print(f"lab {name} was not destroyed: {done.stderr}")
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
@@ -69,22 +96,21 @@ def first(what: str, run: str, mine: str) -> Iterator[str | None]:
 
 
 @pytest.fixture(scope="session")
-def floor(suite: Lab, worker_id: str, testrun_uid: str) -> Iterator[Lab]:
-    """A lab with its snapshots; destroyed when the session ends, unless LAB_KEEP is set.
+def floor(suite: Lab, worker_id: str, testrun_uid: str) -> Lab:
+    """A lab with its snapshots.
 
     Each worker has a lab of its own. The snapshots are made once, by whoever needs them first: from then on that lab is
     its worker's alone, who may have taken a host's power away when the other one comes.
     """
-    lab = suite
+    lab = suite if worker_id in ("master", "gw0") else Lab(f"{suite.instance}-{worker_id}", suite.inventories)
+    with Path(os.environ[LABS]).open("a") as file:
+        file.write(f"{suite.instance}\n{lab.instance}\n")
     with first(suite.instance, testrun_uid, suite.instance) as maker:
         if maker is None:
             suite.floor()
-        if worker_id not in ("master", "gw0"):
-            lab = Lab(f"{suite.instance}-{worker_id}", suite.inventories)
+        if lab != suite:
             lab.floor("--like", suite.instance)
-    yield lab
-    if "LAB_KEEP" not in os.environ:
-        lab.run("destroy")
+    return lab
 
 
 @pytest.fixture(scope="module")
