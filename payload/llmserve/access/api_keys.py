@@ -184,8 +184,10 @@ def write_in(folder: int, path: Path, content: KeyFile) -> None:
             if os.geteuid() == 0:
                 os.fchown(descriptor, *gateway_ids(folder))
             os.fsync(descriptor)
-        os.close(os.open(marker(path).name, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644, dir_fd=folder))
         os.replace(name, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+        # After the file, so that a power cut leaves no marker without one.
+        marked = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+        os.close(os.open(marker(path).name, marked, 0o644, dir_fd=folder))
     except BaseException:
         with suppress(FileNotFoundError):
             os.unlink(name, dir_fd=folder)

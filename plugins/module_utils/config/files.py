@@ -24,7 +24,7 @@ MOST_LINKS = 40  # on the way to a directory, as Linux has it
 
 
 class Unsafe(OSError):
-    """Somebody but root could change what a path stands for."""
+    """A user other than root could change what the path refers to."""
 
 
 @contextlib.contextmanager

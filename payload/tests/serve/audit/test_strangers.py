@@ -1,4 +1,4 @@
-"""Refusals of callers whom nobody knows: each address is on record, and no flood fills the record's disk."""
+"""Refusals of unauthenticated callers: each address is recorded, and no flood fills the disk of the record."""
 
 import json
 from pathlib import Path

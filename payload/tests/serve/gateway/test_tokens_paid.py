@@ -68,7 +68,7 @@ def idle(service: Service) -> None:
 
 
 def test_a_client_pays_for_an_answer_whose_first_client_has_left(service: Service) -> None:
-    """Each pair costs a prompt and an answer once, whoever reads it."""
+    """Each pair costs one prompt and one answer, regardless of the client that reads it."""
 
     def attempt(number: int) -> int:
         with service.client() as client, ExitStack() as first:
