@@ -5,7 +5,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: bundle_folder
-short_description: Keep folders of the bundle on this host, as listed in its signed manifest
+short_description: Install folders of the bundle, verified against its signed manifest
 description:
   - Downloads every file from the mirror by TLS 1.3, resumes interrupted downloads, and verifies each file by its
     hash in the bundle's manifest, whose OpenPGP signature is verified on this host.
@@ -14,17 +14,17 @@ description:
   - A no-change run compares names, sizes, modes and times; C(deep) hashes again.
 author: [llmkeep contributors]
 options:
-  url: {description: The mirror., type: str, required: true}
-  folders: {description: "Folders in the bundle, none or more.", type: list, elements: str, required: true}
-  dest: {description: Folder in which each is kept under its last name., type: path, required: true}
-  deep: {description: Hash everything again., type: bool, default: false}
-  units: {description: Units that read it., type: list, elements: str, default: []}
+  url: {description: Base URL of the mirror., type: str, required: true}
+  folders: {description: Folders in the bundle; the list may be empty., type: list, elements: str, required: true}
+  dest: {description: Parent directory; each folder is installed under its base name., type: path, required: true}
+  deep: {description: Hash all installed files again., type: bool, default: false}
+  units: {description: Units that read the folders., type: list, elements: str, default: []}
   ca: {description: The estate's root certificate., type: path, default: /etc/llmkeep/pki/root.pem}
   keyring: {description: Trusted keys., type: path, default: /etc/apt/keyrings/llmkeep.pgp}
   seen:
     description:
-      - File with the highest serial of this manifest that was accepted here, for what is not the estate's bundle, whose
-        serial the mirror looks after. A lower one is refused, and one that has expired is not fetched.
+      - File that records the highest serial of this manifest accepted on this host. A lower serial is refused, and an
+        expired manifest is not fetched. Not needed for the estate's bundle, whose serial the mirror enforces.
     type: path
 """
 
@@ -37,7 +37,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-fetched: {description: What was or would be fetched., returned: always, type: list, elements: str}
+fetched: {description: Folders that were or would be fetched., returned: always, type: list, elements: str}
 """
 
 import os

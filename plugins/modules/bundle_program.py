@@ -5,15 +5,15 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: bundle_program
-short_description: Keep a program of the bundle on this host, as listed in its signed manifest
+short_description: Install a program of the bundle, verified against its signed manifest
 description:
   - Fetches C(bin/NAME) from the mirror to C(ROOT/NAME/HASH/NAME), where HASH is the start of its sha256, and points
-    the link C(ROOT/NAME/current) at that folder by one rename. The previous version stays, for a rollback.
-  - Verified by hash on each run, by the bundle's manifest, whose OpenPGP signature is verified on this host.
+    the link C(ROOT/NAME/current) at that folder by one rename. The previous version is kept for a rollback.
+  - Each run verifies the program's hash against the bundle's manifest, whose OpenPGP signature is verified on this host.
 author: [llmkeep contributors]
 options:
-  url: {description: The mirror., type: str, required: true}
-  name: {description: The program., type: str, required: true}
+  url: {description: Base URL of the mirror., type: str, required: true}
+  name: {description: Name of the program., type: str, required: true}
   root: {description: Folder of all programs., type: path, default: /opt/llmkeep/programs}
   units: {description: Units that run it., type: list, elements: str, default: []}
   ca: {description: The estate's root certificate., type: path, default: /etc/llmkeep/pki/root.pem}
@@ -28,7 +28,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-sha256: {description: Hash of the program., returned: always, type: str}
+sha256: {description: SHA-256 of the program., returned: always, type: str}
 """
 
 import os

@@ -7,27 +7,28 @@ DOCUMENTATION = r"""
 module: config_tree
 short_description: Install all files of a role in one call, validated, atomically, all or nothing
 description:
-  - Makes system users and groups, directories, files and links, each by an entry with its own C(state).
-  - An item of C(directories), C(files) and C(links) may be a list of entries, as an expression makes it.
-  - Each file is validated before any is replaced. C(validate) of the whole call runs after all are placed.
-    If it refuses, or anything else fails, everything is put back as it was.
-  - Check mode validates nothing, since what a validator needs may be among the changes.
+  - Manages system users and groups, directories, files and links. Each entry has its own C(state).
+  - An item of C(directories), C(files) or C(links) may itself be a list of entries, so that an expression can produce several.
+  - Each file is validated before any file is replaced. C(validate) of the whole call runs once all files are in place.
+    If validation or any other step fails, the previous state is restored.
+  - Check mode does not validate, since a validator may depend on files that the run has not written.
   - An action plugin of the same name renders C(template) on the control node into C(content), unless the file is to be absent.
 author: [llmkeep contributors]
 options:
   sysusers:
-    description: A sysusers.d file, placed first; C(systemd-sysusers) makes what it names.
+    description: A sysusers.d file, installed first; C(systemd-sysusers) creates the accounts in it.
     type: dict
     suboptions:
       dest: {description: Path of the file., type: path, required: true}
       content: {description: Its content., type: str, required: true}
       state: &state
-        description: C(absent) removes it. Accounts stay, since files of theirs may; a directory stays while something lies in it.
+        description: >-
+          C(absent) removes it. Accounts are kept, since they may still own files; a directory is kept while it is not empty.
         type: str
         choices: [present, absent]
         default: present
   directories:
-    description: Directories to make. C(exclusive) ones lose every file that this call does not name.
+    description: Directories to create. In an C(exclusive) directory, files that this call does not name are removed.
     type: list
     elements: dict
     default: []
@@ -36,7 +37,7 @@ options:
       owner: {description: User., type: str, default: root}
       group: {description: Group., type: str, default: root}
       mode: {description: Octal mode., type: str, default: "0755"}
-      exclusive: {description: Nothing else may lie in it., type: bool, default: false}
+      exclusive: {description: Remove all other files in it., type: bool, default: false}
       state: *state
   files:
     description: Files to install.
@@ -46,21 +47,21 @@ options:
     suboptions:
       dest: {description: Absolute path., type: path, required: true}
       template: {description: Template in the role's C(templates) folder., type: str}
-      vars: {description: Variables of the template beside the play's., type: dict}
-      content: {description: The content itself., type: str}
+      vars: {description: Variables for the template in addition to the play's., type: dict}
+      content: {description: "Content of the file, instead of C(template).", type: str}
       owner: {description: User., type: str, default: root}
       group: {description: Group., type: str, default: root}
       mode: {description: Octal mode., type: str, default: "0644"}
       validate: {description: Command; C(%s) becomes the new file's path., type: list, elements: str}
       block:
         description: >-
-          Name of a block. The content is what stands between C(# BEGIN NAME) and C(# END NAME); the rest of the file
-          belongs to other programs and stays.
+          Name of a block. Only the lines between C(# BEGIN NAME) and C(# END NAME) are managed; the rest of the file
+          is left to other programs.
         type: str
       secret: {description: Keep the content out of every output., type: bool, default: false}
       state: *state
   secret_contents:
-    description: Contents of the secret files by path. Filled by the action plugin.
+    description: Contents of the secret files by path. Set by the action plugin.
     type: dict
     default: {}
   links:
@@ -69,8 +70,8 @@ options:
     elements: dict
     default: []
     suboptions:
-      path: {description: Where the link lies., type: path, required: true}
-      target: {description: What it points at; required where it is present., type: str}
+      path: {description: Path of the link., type: path, required: true}
+      target: {description: Target of the link; required with C(state=present)., type: str}
       state: *state
   validate:
     description: A program that validates the whole tree once it is installed, for example C([nginx, -t]).
@@ -84,8 +85,8 @@ options:
     default: []
   units:
     description: >-
-      Units that read these files. A change leaves a mark in C(/run/llmkeep/pending) until
-      M(llmkeep.estate.systemd_units) reloads or restarts them; a run that dies before its handlers loses nothing.
+      Units that read these files. A change leaves a marker in C(/run/llmkeep/pending) until
+      M(llmkeep.estate.systemd_units) reloads or restarts them, so that a run that ends before its handlers loses nothing.
     type: list
     elements: str
     default: []
@@ -102,8 +103,8 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-read: {description: "Contents of what I(read) names; empty where there is no such file.", returned: success, type: dict}
-changes: {description: What was or would be changed., returned: always, type: list, elements: str}
+read: {description: "Contents of the files in I(read) by path; empty for a missing file.", returned: success, type: dict}
+changes: {description: "Changes that were or would be made, one line each.", returned: always, type: list, elements: str}
 """
 
 import grp

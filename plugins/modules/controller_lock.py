@@ -5,11 +5,11 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: controller_lock
-short_description: Hold a lock on the control node for as long as this run of Ansible lives
+short_description: Hold a lock on the control node for the duration of this Ansible run
 description:
-  - A process of its own logs in to the host by SSH, takes C(flock) on the file there, and keeps the
-    connection open. It ends with the run that started it, however that ends; the kernel of the control node then
-    releases the lock. A controller that was killed, or lost its power or its network, leaves nothing behind.
+  - A separate process logs in to the host by SSH, takes C(flock) on the file there, and keeps the connection open.
+    It ends with the run that started it, and the kernel of the control node then releases the lock. A controller
+    that is killed, or that loses its power or its network, leaves no lock behind.
   - Fails with the name of the holder if another run has the lock.
 author: [llmkeep contributors]
 options:
@@ -27,7 +27,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-holder: {description: What the lock file says of its holder., returned: always, type: str}
+holder: {description: Holder named in the lock file., returned: always, type: str}
 """
 
 from ansible.module_utils.basic import AnsibleModule

@@ -5,29 +5,29 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: hsm_key
-short_description: Keep or destroy a host's key pair in one or more tokens of an HSM, and prove that it opens what it encloses
+short_description: Manage a host's key pair in one or more tokens of an HSM, and prove that the key works
 description:
-  - Finds the pair by token label and key label; generates it in the token if there is none and I(state) is C(present).
-  - Reads back that the private key is sensitive, never extractable, generated in the token and usable, and has it
-    derive (or decrypt) once through the path by which it is reached. A path that finds a key and cannot use it is refused.
-  - Tokens are looked at before any login. There is one login a token, and none while a token's flags say that it
-    might be the last; after one that fails, no other token is tried.
-  - With I(record), a token that was made anew and a key that was deleted or exchanged are reported, and never
-    replaced by a new key.
-  - C(absent) is for crypto-erasure and for after a rotation. It destroys the keys of all I(labels) with one login a token;
-    what they opened stays closed for good. Labels that volumes are enrolled with now (I(in_use)) are refused before any login.
-  - The PIN comes from a sealed credential by pipe, and is in no argument, environment or output.
+  - Finds the pair by token label and key label; generates it in the token if it is missing and I(state) is C(present).
+  - Verifies that the private key is sensitive, never extractable, generated in the token and usable, and has it
+    derive (or decrypt) once over the configured path. A path that finds a key but cannot use it is refused.
+  - Inspects all tokens before any login. Logs in once per token, and not at all while a token's flags warn that the
+    next failed login might be its last; after a failed login, no other token is tried.
+  - With I(record), a reinitialised token and a deleted or replaced key are reported, and never replaced by a new key.
+  - C(absent) is for crypto-erasure and for the end of a rotation. It destroys the keys of all I(labels) with one login per
+    token; volumes that only they opened stay closed for good. Labels that volumes are enrolled with (I(in_use)) are refused
+    before any login.
+  - The PIN is read from a sealed credential through a pipe, and appears in no argument, environment or output.
 author: [llmkeep contributors]
 options:
   module: {description: Path of the PKCS#11 module., type: path, required: true}
   address:
-    description: Where p11-kit-client.so finds its server, as C(unix:path=SOCKET).
+    description: Address of the server for p11-kit-client.so, as C(unix:path=SOCKET).
     type: str
     default: ""
   tokens: {description: Labels of the tokens., type: list, elements: str, required: true}
   label: {description: "Label of the key; required by C(present) and C(probed).", type: str}
   labels: {description: "Labels of the keys to destroy; required by C(absent), and of it only.", type: list, elements: str}
-  in_use: {description: "Labels of keys that must stay; required by C(absent), and of it only.", type: list, elements: str}
+  in_use: {description: "Labels of keys that must be kept; required by C(absent), and of it only.", type: list, elements: str}
   type:
     description: C(ec) is P-384. C(rsa), 3072 bits, is for an HSM without elliptic curves; see C(findings).
     type: str
@@ -35,20 +35,20 @@ options:
     default: ec
   signs:
     description: >-
-      Whether it is the key of a server, which signs, and not one that opens volumes. It has to sign once then,
-      and C(public_pem) is told of it.
+      Whether it is a server's key, which signs, rather than a key that opens volumes. It must then sign once,
+      and C(public_pem) is returned.
     type: bool
     default: false
   state:
-    description: With C(probed) nothing is generated; tokens without the key are listed in C(missing).
+    description: C(probed) generates nothing; tokens without the key are listed in C(missing).
     type: str
     choices: [present, probed, absent]
     default: present
   pin: {description: Sealed credential that holds the PIN., type: path, required: true}
-  pin_name: {description: Name that it was sealed under; that of its file if empty., type: str, default: ""}
-  record: {description: File that keeps which tokens and keys they were., type: path}
-  user: {description: Account that the module is loaded as; that of the run if empty., type: str, default: ""}
-  seconds: {description: The HSM has to answer within., type: int, default: 20}
+  pin_name: {description: Name it was sealed under; defaults to the file's name., type: str, default: ""}
+  record: {description: File that records the tokens and keys that were found., type: path}
+  user: {description: Account that loads the PKCS#11 module; defaults to the current one., type: str, default: ""}
+  seconds: {description: Time limit for the HSM's answer., type: int, default: 20}
 """
 
 EXAMPLES = r"""
@@ -73,24 +73,24 @@ EXAMPLES = r"""
 
 RETURN = r"""
 keys:
-  description: One entry a token.
+  description: One entry per token.
   returned: "success, unless I(state=absent)"
   type: list
   elements: dict
   contains:
     token: {description: Its label., type: str}
     serial: {description: Its serial., type: str}
-    manufacturer: {description: Its maker., type: str}
-    double: {description: Whether it is SoftHSM and thus no HSM., type: bool}
-    state: {description: C(present) or C(made) or C(missing)., type: str}
+    manufacturer: {description: Its manufacturer., type: str}
+    double: {description: Whether it is SoftHSM rather than a hardware HSM., type: bool}
+    state: {description: "C(present), C(made) or C(missing).", type: str}
     uri: {description: URI of the public key; never with a PIN., type: str}
-    public_sha256: {description: SHA-256 of the point or the modulus., type: str}
-    public_pem: {description: The public key for openssl; of EC only., type: str}
+    public_sha256: {description: SHA-256 of the EC point or the RSA modulus., type: str}
+    public_pem: {description: The public key (PEM); EC keys only., type: str}
 missing: {description: Tokens without the key., returned: "success, unless I(state=absent)", type: list, elements: str}
 findings: {description: Findings for an auditor., returned: "success, unless I(state=absent)", type: list, elements: str}
 destroyed: {description: Objects destroyed by token., returned: "success, with I(state=absent)", type: dict}
 fault: {description: Name of the fault; docs/hsm.md has a runbook for each., returned: failure, type: str}
-exit: {description: Its exit code in the program llmkeep-hsm., returned: failure, type: int}
+exit: {description: The fault's exit code in the program llmkeep-hsm., returned: failure, type: int}
 """
 
 import json

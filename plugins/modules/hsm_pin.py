@@ -7,22 +7,22 @@ DOCUMENTATION = r"""
 module: hsm_pin
 short_description: Change the user PIN of one or more tokens of an HSM
 description:
-  - Logs in with the old PIN, sets the new one, and proves each token by one login with the new one. Both PINs come from sealed
-    credentials by pipe, and are in no argument, environment or output.
-  - Before each step I(record) says on disk what is about to be done, so that a run that was killed goes on. Where it
-    is then not known which PIN a token takes, one is shown; if it is refused, the other one is, which sets the token's
-    counter back. A token never counts more than one wrong PIN.
-  - Refuses a token whose flags say that a login might be its last, and a new PIN that is too long or too short for it.
+  - Logs in with the old PIN, sets the new one, and verifies each token by one login with the new one. Both PINs are read from
+    sealed credentials through pipes, and appear in no argument, environment or output.
+  - Each step is recorded in I(record) before it is taken, so that an interrupted run can be continued. Where it is then
+    unknown which PIN a token accepts, one is tried; if it is refused, the other one is, which resets the token's
+    counter. A token never counts more than one wrong PIN.
+  - Refuses a token whose flags warn that the next failed login might be its last, and a new PIN that is too long or too short.
 author: [llmkeep contributors]
 options:
   module: {description: Path of the PKCS#11 module., type: path, required: true}
-  address: {description: Where p11-kit-client.so finds its server., type: str, default: ""}
+  address: {description: Address of the server for p11-kit-client.so., type: str, default: ""}
   tokens: {description: Labels of the tokens., type: list, elements: str, required: true}
-  pin: {description: Sealed credential that holds the PIN of until now., type: path, required: true}
-  new_pin: {description: Sealed credential that holds the new one., type: path, required: true}
-  record: {description: What was done so far., type: path, default: /var/lib/llmkeep/hsm-pin.json}
-  user: {description: Account that the module is loaded as; that of the run if empty., type: str, default: ""}
-  seconds: {description: The HSM has to answer each step within., type: int, default: 20}
+  pin: {description: Sealed credential that holds the current PIN., type: path, required: true}
+  new_pin: {description: Sealed credential that holds the new PIN., type: path, required: true}
+  record: {description: File that records the steps., type: path, default: /var/lib/llmkeep/hsm-pin.json}
+  user: {description: Account that loads the PKCS#11 module; defaults to the current one., type: str, default: ""}
+  seconds: {description: Time limit for each of the HSM's answers., type: int, default: 20}
 """
 
 EXAMPLES = r"""

@@ -5,28 +5,28 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: inventory_sane
-short_description: Refuse an inventory that no role would understand, before any host is touched
+short_description: Validate the inventory before any host is touched
 description:
-  - A variable that starts with a role's name and is none of its variables, a value of a wrong
-    type, a host in no group of the estate, a host with encrypted
-    volumes and no HSM, an estate without control node or mirror. All problems are told at once.
-  - Then it tries the control node's SSH port, once, and says in one sentence when it cannot be reached.
+  - Refuses a variable with a role's prefix that the role does not define, a value of the wrong type, a host in no group
+    of the estate, a host with encrypted volumes but no HSM, and an estate without control node or mirror. Reports all
+    problems at once.
+  - Then tries the control node's SSH port once, and fails with one sentence if it cannot be reached.
 author: [llmkeep contributors]
 options:
-  roles: {description: Folder of the roles, whose argument specifications count., type: path, required: true}
+  roles: {description: Directory of the roles and their argument specifications., type: path, required: true}
 attributes:
   action: {support: full}
 """
 
 EXAMPLES = r"""
-- name: Refuse an inventory that is not sane
+- name: Validate the inventory
   llmkeep.estate.inventory_sane:
     roles: roles
   run_once: true
 """
 
 RETURN = r"""
-problems: {description: What is wrong., returned: failure, type: list, elements: str}
+problems: {description: "Problems of the inventory, one line each.", returned: failure, type: list, elements: str}
 """
 
 from ansible.module_utils.basic import AnsibleModule

@@ -7,23 +7,23 @@ DOCUMENTATION = r"""
 module: luks_erase
 short_description: Crypto-erase a volume once its keys in the HSM are destroyed, and write a certificate
 description:
-  - Proves first that no token opens the header as it is, which is also what a restored backup of it would be; refuses where
-    one still does. Then destroys all key slots, overwrites the header's area, and looks that it is gone.
-  - In check mode it looks and tells which labels the keys have that ever opened the volume (I(labels)); all of them have
-    to go, since each opens the header of its time. Refuses where another volume of the host is enrolled with one of them.
-  - The certificate stays on the host as C(NAME.erased.json) and comes back; a second run returns it and changes nothing.
+  - First proves that no token opens the current header, nor therefore a restored backup of it, and refuses while one still
+    does. Then destroys all key slots, overwrites the header area, and verifies that the header is gone.
+  - Check mode only returns the labels of all keys that ever opened the volume (I(labels)); all of them must be destroyed,
+    since each opens the header of its time. Refuses if another volume of the host is enrolled with one of them.
+  - The certificate is kept on the host as C(NAME.erased.json) and returned; a second run returns it and changes nothing.
   - The recovery key still opens a header backup; the caller destroys both.
 author: [llmkeep contributors]
 options:
   name: {description: Name of the volume., type: str, required: true}
-  uuid: {description: UUID that the register has of it; anything else on the disk is not touched., type: str, required: true}
+  uuid: {description: The volume's UUID in the register; a disk with other contents is not touched., type: str, required: true}
   pin_credential:
     description: Sealed credential with the PIN.
     type: path
     default: /etc/credstore.encrypted/cryptsetup.pkcs11-pin
-  hsm_seconds: {description: How long one step with the HSM may take., type: int, default: 45}
-  state_dir: {description: Where the records are., type: path, default: /var/lib/llmkeep/luks}
-  device: {description: Path of the disk where the serial alone does not find it., type: str}
+  hsm_seconds: {description: Time limit for each step with the HSM., type: int, default: 45}
+  state_dir: {description: Directory of the volumes' records., type: path, default: /var/lib/llmkeep/luks}
+  device: {description: Path of the disk if its serial is not unique., type: str}
 """
 
 EXAMPLES = r"""
@@ -34,8 +34,8 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-certificate: {description: What was erased, how and when., returned: success, type: dict}
-labels: {description: Labels of all keys in the HSM that it was ever enrolled with., returned: success, type: list, elements: str}
+certificate: {description: "What was erased, how, and when.", returned: success, type: dict}
+labels: {description: Labels of all HSM keys that ever opened the volume., returned: success, type: list, elements: str}
 """
 
 import json

@@ -5,24 +5,24 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: luks_escrow
-short_description: Keep recovery keys and header backups of volumes on the control node, and the register of volumes
+short_description: Store the volumes' recovery keys, header backups and register on the control node
 description:
   - A volume has three files, C(HOST-NAME.json) in the register, C(HOST-NAME.recovery.cms) and C(HOST-NAME.header.cms);
-    the last two are encrypted to the escrow key, and nothing on the far side opens them.
-  - Returns the register and the SHA-256 of what is really there, not of what was once written.
+    the last two are encrypted to the escrow key, whose private part is not in the estate.
+  - Returns the register, and the SHA-256 of the stored files as they are read back.
 author: [llmkeep contributors]
 options:
-  folder: {description: Where they are., type: path, default: /var/lib/llmkeep/storage}
+  folder: {description: Directory of the files., type: path, default: /var/lib/llmkeep/storage}
   escrow: {description: Certificate of the escrow key., type: path, default: /srv/llmkeep/bundle/current/escrow.pem}
-  volume: {description: Volume to note, as HOST/NAME., type: str}
+  volume: {description: "Volume to register, as HOST/NAME.", type: str}
   uuid: {description: Its UUID., type: str}
   serial: {description: Serial of its disk., type: str}
-  recovery_cms: {description: Its recovery key; empty for no change., type: str, default: ""}
-  header_cms: {description: Its header backup; empty for no change., type: str, default: ""}
+  recovery_cms: {description: Its recovery key (CMS); empty for no change., type: str, default: ""}
+  header_cms: {description: Its header backup (CMS); empty for no change., type: str, default: ""}
   certificate:
     description: >-
-      Certificate of its erasure. It is kept as C(erased/HOST-NAME.UUID.json), recovery key and header backup are
-      overwritten and removed, and the register knows the volume no more.
+      Certificate of its erasure. It is stored as C(erased/HOST-NAME.UUID.json), recovery key and header backup are
+      overwritten and removed, and the volume is removed from the register.
     type: dict
 """
 
@@ -40,11 +40,11 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-register: {description: "Every volume, C(uuid), C(serial), C(volume).", returned: always, type: list, elements: dict}
+register: {description: "All volumes, each with C(uuid), C(serial) and C(volume).", returned: always, type: list, elements: dict}
 stored:
   description: >-
-    By volume, SHA-256 of C(recovery) and C(header), and when they were stored (C(recovery_stored), C(header_stored)) and
-    last proven by a drill (C(drilled)); what never was is not there.
+    By volume, SHA-256 of C(recovery) and C(header), the times they were stored (C(recovery_stored), C(header_stored)), and
+    the time of the last successful drill (C(drilled)). A key is missing where there was none.
   returned: always
   type: dict
 erased: {description: "Certificates of erased volumes, C(HOST-NAME.UUID).", returned: always, type: list, elements: str}

@@ -5,16 +5,16 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: luks_escrow_drill
-short_description: Restore a volume's header backup on a copy and open that by the recovery key
+short_description: Prove that a volume's escrowed recovery key opens its escrowed header
 description:
-  - Opens recovery key and header backup with the escrow key, puts the header on an empty file in memory, and opens that
-    by the recovery key. The volume itself and its host are not touched.
-  - Notes the date in the register. The escrow key is read where it is and copied nowhere.
+  - Decrypts recovery key and header backup with the escrow key, restores the header to an empty file in memory, and
+    opens it with the recovery key. The volume itself and its host are not touched.
+  - Records the date in the register. The escrow key is read in place and never copied.
 author: [llmkeep contributors]
 options:
-  folder: {description: Where the register is., type: path, default: /var/lib/llmkeep/storage}
-  volume: {description: The volume, as HOST/NAME., type: str, required: true}
-  escrow_key: {description: The escrow key (PEM), for as long as the drill takes., type: path, required: true}
+  folder: {description: Directory of the register., type: path, default: /var/lib/llmkeep/storage}
+  volume: {description: "The volume, as HOST/NAME.", type: str, required: true}
+  escrow_key: {description: "The escrow key (PEM), available for the duration of the drill.", type: path, required: true}
 """
 
 EXAMPLES = r"""
@@ -26,7 +26,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-drilled: {description: When, returned: success, type: str}
+drilled: {description: Time of the drill., returned: success, type: str}
 slot: {description: Key slot that the recovery key opened., returned: success, type: int}
 """
 

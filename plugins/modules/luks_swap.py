@@ -7,23 +7,23 @@ DOCUMENTATION = r"""
 module: luks_swap
 short_description: Mark a blank disk as swap under a random key
 description:
-  - A mapping with a random key has no header, so nothing on the disk would say whose it is, and at each boot a file system
-    is made on it. So the disk gets a mark, once, a LUKS2 header without any key slot, under the same rule as a volume,
-    of never formatting what is not provably empty. Swap begins behind it, and the boot finds the disk by the mark's UUID.
-  - Can be killed at any moment and run again. What no rule decides fails with C(needs_person).
+  - A mapping with a random key has no header, so nothing on the disk identifies it, and it is formatted at each boot.
+    The disk is therefore marked once with a LUKS2 header without key slots, under the same rule as a volume's disk,
+    of never formatting a disk that is not provably empty. Swap begins behind the header, and the boot finds the disk by its UUID.
+  - Can be interrupted at any moment and run again. A case that needs a decision fails with C(needs_person).
 author: [llmkeep contributors]
 options:
   name: {description: Name of the swap., type: str, required: true}
   serial: {description: Serial of the disk; of an image file its name., type: str, required: true}
-  device: {description: Path of the disk where the serial alone does not find it., type: str}
-  size: {description: Bytes that the disk has at least., type: int, required: true}
+  device: {description: Path of the disk if its serial is not unique., type: str}
+  size: {description: Minimum size of the disk in bytes., type: int, required: true}
   registered:
-    description: The estate's volumes, each with C(uuid), C(serial) and C(volume). A disk of one is never blank.
+    description: The estate's volumes, each with C(uuid), C(serial) and C(volume). Their disks never count as blank.
     type: list
     elements: dict
     default: []
-  destroy: {description: Serial of a disk whose contents may go; never of one in use., type: str, default: ""}
-  state_dir: {description: Where the record is., type: path, default: /var/lib/llmkeep/luks}
+  destroy: {description: Serial of a disk whose contents may be destroyed; a disk in use is refused., type: str, default: ""}
+  state_dir: {description: Directory of the record., type: path, default: /var/lib/llmkeep/luks}
 """
 
 EXAMPLES = r"""
@@ -35,10 +35,10 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-changes: {description: What was or would be done., returned: always, type: list, elements: str}
-uuid: {description: UUID of the mark; empty in check mode before it is there., returned: success, type: str}
-offset: {description: Sectors of 512 bytes before the swap., returned: success, type: int}
-needs_person: {description: Whether a failure is one that no second run mends., returned: failure, type: bool}
+changes: {description: "Changes that were or would be made, one line each.", returned: always, type: list, elements: str}
+uuid: {description: UUID of the header; empty in check mode before it exists., returned: success, type: str}
+offset: {description: Start of the swap in sectors of 512 bytes., returned: success, type: int}
+needs_person: {description: Whether a person must decide; a second run fails in the same way., returned: failure, type: bool}
 """
 
 import json

@@ -5,59 +5,59 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: luks_volume
-short_description: Keep an encrypted volume that opens with a key in an HSM
+short_description: Manage an encrypted volume that is opened by a key in an HSM
 description:
-  - Formats a disk as LUKS2 only if nothing speaks against it, enrols the HSM's key, a spare HSM's key and a recovery
-    key, proves that each opens, and wipes the key it began with.
-  - Recovery key and header backup leave the host encrypted to the escrow key. They come back as C(recovery_cms) and
-    C(header_cms); the caller stores them, and says by I(stored) what it has. Only then is the first key wiped. So a new
-    volume takes two calls, and a third one after the backup of the final header was stored is quiet.
-  - Can be killed at any moment and run again. What no rule decides fails with C(needs_person).
-  - The folder that it is mounted on is made, and is immutable where nothing is mounted. One that holds something below,
-    which a mount would hide, is refused before the disk is looked at.
-  - On an image file it does all but the file system, since nothing is activated.
+  - Formats a disk as LUKS2 only if every check finds it blank, enrols the HSM's key, a spare HSM's key and a recovery
+    key, proves that each opens the volume, and wipes the bootstrap key.
+  - Recovery key and header backup leave the host encrypted to the escrow key, as C(recovery_cms) and C(header_cms). The
+    caller stores them and confirms by I(stored). Only then is the bootstrap key wiped. A new volume therefore takes
+    two calls; a third one, after the final header's backup was stored, changes nothing.
+  - Can be interrupted at any moment and run again. A case that needs a decision fails with C(needs_person).
+  - The mount point is created, and is immutable while nothing is mounted. A mount point that already contains files,
+    which a mount would hide, is refused before the disk is inspected.
+  - On an image file, no file system is made, since nothing is activated.
 author: [llmkeep contributors]
 options:
   name: {description: Name of the volume., type: str, required: true}
   known_as: {description: The volume's name in the register; I(name) if empty., type: str, default: ""}
   serial: {description: Serial of the disk; of an image file its name., type: str, required: true}
-  device: {description: Path of the disk where the serial alone does not find it., type: str}
-  size: {description: Bytes that the disk has at least., type: int, required: true}
+  device: {description: Path of the disk if its serial is not unique., type: str}
+  size: {description: Minimum size of the disk in bytes., type: int, required: true}
   filesystem: {description: File system., type: str, default: ext4, choices: [ext4, xfs]}
-  mount: {description: Where it is mounted., type: path}
+  mount: {description: Mount point., type: path}
   token: {description: PKCS#11 URI of the public key in the HSM., type: str, required: true}
-  spare: {description: The same in the spare HSM; empty for none., type: str, default: ""}
+  spare: {description: PKCS#11 URI of the public key in the spare HSM; empty for none., type: str, default: ""}
   pin_credential:
     description: Sealed credential with the PIN; the name of the file is the name of the credential.
     type: path
     default: /etc/credstore.encrypted/cryptsetup.pkcs11-pin
   boot_credential:
     description: >-
-      Where the same PIN is sealed for the boot. systemd-cryptsetup 257 first asks for C(cryptsetup.luks2-pin), and where
-      that is missing it waits for a person, up to C(timeout=), before it asks for C(cryptsetup.pkcs11-pin).
+      Sealed credential with the same PIN for the boot. systemd-cryptsetup 257 first reads C(cryptsetup.luks2-pin); if it is
+      missing, it prompts on the console, up to C(timeout=), before it reads C(cryptsetup.pkcs11-pin).
     type: path
     default: /etc/credstore.encrypted/cryptsetup.luks2-pin
   escrow_certificate: {description: Certificate (PEM) of the escrow key., type: str, required: true}
   registered:
-    description: The estate's volumes, each with C(uuid), C(serial) and C(volume). A disk of one is never blank.
+    description: The estate's volumes, each with C(uuid), C(serial) and C(volume). Their disks never count as blank.
     type: list
     elements: dict
     default: []
   stored:
-    description: SHA-256 of what the control node has, C(recovery) and C(header).
+    description: SHA-256 of C(recovery) and C(header) as the control node stores them.
     type: dict
     default: {}
   rotate:
-    description: Owners whose key is to be made anew, C(hsm), C(spare), C(recovery).
+    description: "Owners whose key is to be replaced: C(hsm), C(spare), C(recovery)."
     type: list
     elements: str
     default: []
   destroy:
-    description: Serial of a disk whose contents may go. It never reaches a volume that is whole, nor a disk in use.
+    description: Serial of a disk whose contents may be destroyed. An intact volume and a disk in use are refused all the same.
     type: str
     default: ""
-  hsm_seconds: {description: How long one step with the HSM may take., type: int, default: 45}
-  state_dir: {description: Where the records are., type: path, default: /var/lib/llmkeep/luks}
+  hsm_seconds: {description: Time limit for each step with the HSM., type: int, default: 45}
+  state_dir: {description: Directory of the volumes' records., type: path, default: /var/lib/llmkeep/luks}
 """
 
 EXAMPLES = r"""
@@ -72,18 +72,18 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-changes: {description: What was or would be done., returned: always, type: list, elements: str}
-state: {description: Phase that the volume is in; C(done) at the end., returned: always, type: str}
-pending: {description: Whether another call is needed once what came back is stored., returned: always, type: bool}
-device: {description: The disk., returned: always, type: str}
+changes: {description: "Changes that were or would be made, one line each.", returned: always, type: list, elements: str}
+state: {description: Phase of the volume; C(done) at the end., returned: always, type: str}
+pending: {description: Whether another call is needed once the returned keys are stored., returned: always, type: bool}
+device: {description: Path of the disk., returned: always, type: str}
 uuid: {description: UUID of the volume., returned: always, type: str}
 cipher: {description: Cipher of the data., returned: always, type: str}
 key_bits: {description: Bits of the volume key., returned: always, type: int}
 sector: {description: Sector size of the encryption., returned: always, type: int}
 slots: {description: Each key slot with owner and enrolment., returned: always, type: list, elements: dict}
-recovery_cms: {description: Recovery key to store (CMS, PEM); empty if stored., returned: always, type: str}
-header_cms: {description: Header backup to store (CMS, PEM); empty if stored., returned: always, type: str}
-needs_person: {description: Whether a failure is one that no second run mends., returned: failure, type: bool}
+recovery_cms: {description: "Recovery key to store (CMS, PEM); empty if stored.", returned: always, type: str}
+header_cms: {description: "Header backup to store (CMS, PEM); empty if stored.", returned: always, type: str}
+needs_person: {description: Whether a person must decide; a second run fails in the same way., returned: failure, type: bool}
 """
 
 import re

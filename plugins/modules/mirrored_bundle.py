@@ -1,35 +1,35 @@
 #!/usr/bin/python
-"""State module: the bundle that the mirror serves is signed, in date, not older than one seen, complete."""
+"""State module: the bundle that the mirror serves is signed, unexpired, complete, and no older than one served before."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: mirrored_bundle
-short_description: Prove the bundle that is about to be served, and remember its serial
+short_description: Verify the bundle that is about to be served, and record its serial
 description:
-  - Checks the manifest's signature with C(sqv) against the keyring that bootstrap accepted, its expiry, and
-    that its serial is not lower than the highest that this host has seen. A higher serial is remembered.
-  - With I(wanted) it also says what the manifest lacks. Debian packages are asked for by name, since the
-    builder may have pinned a later version of the same package; wheels and weights by version.
-  - The bytes themselves were checked by bootstrap; C(llmkeep bundle verify) does it again at any time.
+  - Verifies the manifest's signature with C(sqv) against the keyring that bootstrap accepted, its expiry, and
+    that its serial is not lower than the highest recorded on this host. A higher serial is recorded.
+  - With I(wanted), also returns what the manifest lacks. Debian packages are compared by name, since the
+    builder may have pinned a later version; wheels and weights are compared by version.
+  - The files themselves were verified by bootstrap; C(llmkeep bundle verify) verifies them again at any time.
 author: [llmkeep contributors]
 options:
-  path: {description: The bundle's folder., type: path, default: /srv/llmkeep/bundle/current}
+  path: {description: Directory of the bundle., type: path, default: /srv/llmkeep/bundle/current}
   keyring: {description: Trusted keys., type: path, default: /etc/apt/keyrings/llmkeep.pgp}
-  seen: {description: File with the highest serial seen., type: path, default: /var/lib/llmkeep/serial}
-  wanted: {description: Package URLs that the bundle has to carry., type: list, elements: str, default: []}
+  seen: {description: File that records the highest serial served here., type: path, default: /var/lib/llmkeep/serial}
+  wanted: {description: Package URLs that the bundle must contain., type: list, elements: str, default: []}
 """
 
 EXAMPLES = r"""
-- name: Refuse a bundle that is unsigned, expired, or older than one that was seen here
+- name: Verify the bundle
   llmkeep.estate.mirrored_bundle:
     path: /srv/llmkeep/bundle/current
 """
 
 RETURN = r"""
-serial: {description: The bundle's serial., returned: always, type: int}
-expires: {description: Until when it may be used., returned: always, type: str}
-missing: {description: Package URLs that it lacks., returned: always, type: list, elements: str}
+serial: {description: Serial of the bundle., returned: always, type: int}
+expires: {description: End of its validity., returned: always, type: str}
+missing: {description: Package URLs that are not in it., returned: always, type: list, elements: str}
 ansible_facts: {description: "C(llmkeep_programs): names of the programs in it.", returned: always, type: dict}
 """
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: packages
-short_description: Install Debian packages on a host that may have lost its power while it installed some
+short_description: Install Debian packages, and repair an interrupted installation first
 description:
-  - C(ansible.builtin.apt) without recommended packages, without starting services, and with patience for another apt.
-  - Before the first packages of a run, what dpkg had begun and not ended is completed by C(dpkg --configure -a), and what was
-    cut while it was unpacked comes again from the mirror. That counts as a change. In check mode it is only said.
-  - Packages that dpkg has already cost no call of apt. One that fails to read the lists anew is left to it, with its patience.
+  - C(ansible.builtin.apt) without recommended packages and without starting services; it waits for another apt's lock.
+  - Before the first packages of a run, an interrupted installation is completed by C(dpkg --configure -a), and half-unpacked
+    packages are installed again from the mirror. That counts as a change. Check mode only reports it.
+  - If dpkg has all packages already, apt is not called. A failed update of the package lists is left to apt and its retries.
 author: [llmkeep contributors]
 options:
   name: {description: Packages., type: list, elements: str, required: true}
-  state: {description: Whether they are there., type: str, choices: [present, absent], default: present}
-  purge: {description: Take the configuration away with a package., type: bool, default: false}
-  update_cache: {description: Read the sources' lists anew first., type: bool, default: false}
+  state: {description: Whether the packages are installed or removed., type: str, choices: [present, absent], default: present}
+  purge: {description: Remove a package's configuration too., type: bool, default: false}
+  update_cache: {description: Update the package lists first., type: bool, default: false}
 attributes:
   action: {support: full}
   check_mode: {support: full}
@@ -30,7 +30,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 completed:
-  description: What an interrupted installation had left half done.
+  description: Remains of an interrupted installation that were or would be repaired.
   returned: always
   type: list
   elements: str

@@ -5,19 +5,19 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: policy_bundle
-short_description: Put the control node's policy in place, once this host has verified it
+short_description: Install the control node's signed policy bundle after verifying it on this host
 description:
-  - Verifies signature, every file's hash, and expiry. Refuses a revision below one that was in place here, and
-    another policy under the same revision. What is refused leaves the policy before it in place.
-  - Key and bundle are replaced atomically. Policy engines notice the new one by themselves.
-  - The result becomes the fact C(llmkeep_policy), so that a run asks the control node once.
+  - Verifies signature, every file's hash, and expiry. Refuses a lower revision than was installed before, and
+    another policy under the same revision. A refused bundle leaves the installed policy in place.
+  - Key and bundle are replaced atomically. Policy engines detect the new bundle by themselves.
+  - The result becomes the fact C(llmkeep_policy), so that a run fetches the policy from the control node once.
 author: [llmkeep contributors]
 options:
   key: {description: "The policy key, public half, PEM.", type: str, required: true}
   bundle: {description: "The bundle, in base64.", type: str, required: true}
-  key_path: {description: Where the key lies., type: path, default: /etc/llmkeep/policy/policy.pem}
-  path: {description: Where the bundle lies., type: path, default: /var/lib/llmkeep/policy/bundle.tar.gz}
-  seen: {description: File with the highest revision seen., type: path, default: /var/lib/llmkeep/policy/revision}
+  key_path: {description: Path of the installed key., type: path, default: /etc/llmkeep/policy/policy.pem}
+  path: {description: Path of the installed bundle., type: path, default: /var/lib/llmkeep/policy/bundle.tar.gz}
+  seen: {description: File with the highest revision installed here., type: path, default: /var/lib/llmkeep/policy/revision}
 """
 
 EXAMPLES = r"""

@@ -5,21 +5,21 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: release
-short_description: Install a wheelhouse of the bundle as a release, beside those that are there
+short_description: Install a wheelhouse of the bundle as a release beside the existing ones
 description:
-  - The release is named by what is in it (a hash of its wheels); the same wheels change nothing.
-  - Wheels come from the mirror, verified; pip installs them by hash, without index or resolver, over
-    Debian's own packages, and C(pip check) has to agree.
-  - A release counts only once its record is written; what a power cut leaves half done is made anew.
-  - No unit runs it yet; that is what M(llmkeep.estate.release_rollout) is for.
-  - What is current, or run by a unit, is never removed.
+  - The release's name is a hash of its wheels; the same wheels change nothing.
+  - Wheels are fetched from the mirror and verified; pip installs them by hash, without index or resolver, over
+    Debian's own packages, and C(pip check) must pass.
+  - A release is complete once its record is written; an incomplete one, after a power cut, is installed again.
+  - No unit runs the release yet; M(llmkeep.estate.release_rollout) moves units to it.
+  - The current release, and releases that a unit runs, are never removed.
 author: [llmkeep contributors]
 options:
-  url: {description: The mirror., type: str, required: true}
+  url: {description: Base URL of the mirror., type: str, required: true}
   folder: {description: Wheelhouse in the bundle with its requirements.txt., type: str, required: true}
   root: {description: Folder of releases and of the links to them., type: path, default: /opt/llmkeep}
-  keep: {description: How many releases stay., type: int, default: 2}
-  over_debian: {description: "Whether Debian's own Python packages are seen, too.", type: bool, default: true}
+  keep: {description: Number of releases to keep., type: int, default: 2}
+  over_debian: {description: "Whether the environment includes Debian's own Python packages.", type: bool, default: true}
   ca: {description: The estate's root certificate., type: path, default: /etc/llmkeep/pki/root.pem}
   keyring: {description: Trusted keys., type: path, default: /etc/apt/keyrings/llmkeep.pgp}
 """

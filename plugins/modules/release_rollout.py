@@ -5,35 +5,39 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: release_rollout
-short_description: Move units onto a release, one at a time, each ready before the next, all of them back if one is not
+short_description: Move units to a release one at a time, and roll all of them back if one fails
 description:
-  - Each unit has a link C(ROOT/units/UNIT) to the release that it runs, code and configuration (C(etc/)) together, so that some
-    run a new release while others still run the former one, over a crash or a power cut too.
-  - A unit is restarted where its link names another release, where it does not run, where its unit file changed, or where
-    M(llmkeep.estate.config_tree) marked it. One with a C(socket) counts only once C(/readyz) there has answered 200 for a second.
-  - Of units with a socket those that are not ready go first, so that the last one that answers is not taken away.
-  - Where a unit fails on a new release, all that were moved get the former one back, its unit files included, and the call fails.
-  - C(ROOT/current) is switched once all units have passed.
+  - Each unit has a link C(ROOT/units/UNIT) to the release that it runs, code and configuration (C(etc/)) together. During a
+    rollout, and after a crash or a power cut, some units may run the new release while others run the previous one.
+  - A unit is restarted if its link names another release, it is not running, its unit file changed, or
+    M(llmkeep.estate.config_tree) marked it. A unit with a C(socket) is ready once C(/readyz) on it has answered 200 for a second.
+  - Of the units with a socket, those that are not ready are restarted first, so that the last ready one is not stopped.
+  - If a unit fails on a new release, all moved units return to the previous one, unit files included, and the call fails.
+  - C(ROOT/current) is switched once all units are ready.
 author: [llmkeep contributors]
 options:
   release: {description: Name of the release under C(ROOT/releases)., type: str, required: true}
-  root: {description: Where releases and links lie., type: path, default: /opt/llmkeep}
+  root: {description: Directory of releases and links., type: path, default: /opt/llmkeep}
   units:
-    description: In this order.
+    description: Units to move, in this order.
     type: list
     elements: dict
     required: true
     suboptions:
-      name: {description: The unit., type: str, required: true}
-      socket: {description: UNIX socket on which it says whether it is ready., type: path}
-      hold: {description: Leave it on the release that it runs if it runs., type: bool, default: false}
+      name: {description: Name of the unit., type: str, required: true}
+      socket: {description: UNIX socket that answers C(/readyz)., type: path}
+      hold: {description: Leave the unit on its release while it is running., type: bool, default: false}
       settle_seconds:
-        description: How long it takes until those who waited for it are served; the next one is moved no sooner.
+        description: Seconds to wait after the unit is ready, for waiting requests to be served, before the next one is moved.
         type: int
         default: 0
-  stopped_others: {description: Patterns; units like them that are not named are stopped., type: list, elements: str, default: []}
-  ready_seconds: {description: How long a unit may take to become ready., type: int, default: 90}
-  unit_files: {description: Where unit files lie., type: path, default: /etc/systemd/system}
+  stopped_others:
+    description: Patterns; matching units that are not in I(units) are stopped.
+    type: list
+    elements: str
+    default: []
+  ready_seconds: {description: Time limit for a unit to become ready., type: int, default: 90}
+  unit_files: {description: Directory of unit files., type: path, default: /etc/systemd/system}
 """
 
 EXAMPLES = r"""
@@ -46,8 +50,8 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-changes: {description: What was or would be done, one line each., returned: always, type: list, elements: str}
-held: {description: Units that run another release and were left there., returned: always, type: list, elements: str}
+changes: {description: "Changes that were or would be made, one line each.", returned: always, type: list, elements: str}
+held: {description: Units that were left on another release., returned: always, type: list, elements: str}
 """
 
 import http.client

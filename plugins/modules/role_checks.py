@@ -5,15 +5,15 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: role_checks
-short_description: Run a role's named checks and say for each what was expected and what was seen
+short_description: Run a role's named checks and report expected and observed results
 description:
   - A check is one command, or a limit of units (C(units)).
   - A command passes when its exit status and, where given, its output are as expected.
-  - Several checks may be findings of one program, which is then started once. It prints a JSON object whose C(checks)
-    has, for each name, C(ok) and C(observed).
-  - A limit is read from the kernel, not from systemd, which declares it all the same where nothing enforces it. It is
-    C(memory.max) of the cgroup that the unit's process is in, or the programs attached there. Where the kernel has no means
-    for it, the result is C(not_enforceable), which neither passes nor fails.
+  - Several checks may be findings of one program, which is then run once. It prints a JSON object whose C(checks)
+    has C(ok) and C(observed) for each name.
+  - A limit is read from the kernel rather than from systemd, which reports a limit even where nothing enforces it. It is
+    C(memory.max) of the cgroup of the unit's process, or the programs attached to it. Where the kernel cannot enforce
+    the limit, the result is C(not_enforceable), which neither passes nor fails.
   - A command that is missing, is killed by a signal or runs into its time limit has failed.
   - Changes nothing and runs in check mode.
 author: [llmkeep contributors]
@@ -24,8 +24,8 @@ options:
     elements: dict
     required: true
     suboptions:
-      id: {description: Name as C(role.what_it_is)., type: str, required: true}
-      title: {description: What holds where the check passes, for people, on one line., type: str, required: true}
+      id: {description: "Name of the check, as C(role.name).", type: str, required: true}
+      title: {description: "The condition that the check verifies, in one line.", type: str, required: true}
       argv: {description: Program and arguments., type: list, elements: str}
       rc: {description: Expected exit status., type: int, default: 0}
       stdout: {description: Expected output without its surrounding white space., type: str}
@@ -33,14 +33,14 @@ options:
       named: {description: "Name of the finding in the program's output; exit status and output are then its own.", type: str}
       timeout: {description: Limit in seconds., type: int, default: 10}
       limit:
-        description: What the kernel has to enforce, of C(units), or so that C(argv) can prove it at all.
+        description: Limit that the kernel must enforce, on C(units), or as a precondition of C(argv).
         type: str
         choices: [MemoryMax, IPAddressDeny]
       units:
         description: Units, each with its C(MemoryMax) in bytes or C(infinity); with C(any) where addresses are denied.
         type: dict
   collect:
-    description: Return the results without failing, for playbooks that gather them all first.
+    description: Return the results without failing, for playbooks that collect the results of all roles first.
     type: bool
     default: false
 """
@@ -61,16 +61,16 @@ EXAMPLES = r"""
 
 RETURN = r"""
 checks:
-  description: One entry a check.
+  description: One entry per check.
   returned: always
   type: list
   elements: dict
   contains:
     id: {description: Its name., type: str}
-    title: {description: What holds where it passes., type: str}
-    expected: {description: What had to be., type: str}
-    observed: {description: What was., type: str}
-    ok: {description: Whether they agree., type: bool}
+    title: {description: The condition that it verifies., type: str}
+    expected: {description: Expected result., type: str}
+    observed: {description: Observed result., type: str}
+    ok: {description: Whether the check passed., type: bool}
     not_enforceable: {description: Why this host's kernel cannot enforce it; absent where it can., type: str}
 """
 

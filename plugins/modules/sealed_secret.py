@@ -5,31 +5,31 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: sealed_secret
-short_description: Keep a random secret as a systemd credential, made and sealed on the host
+short_description: Generate a random secret on the host and seal it as a systemd credential
 description:
-  - Makes random bytes, writes them as hexadecimal text, and seals them with C(systemd-creds) to
-    C(/etc/credstore.encrypted/NAME). Units take it by C(LoadCredentialEncrypted=).
-  - The secret passes between processes by pipe only. What returns is its SHA-256.
-  - A credential that cannot be opened is never replaced, since something may depend on it.
-  - A secret that another host needs too is handed over in two calls. I(for_certificate) returns it encrypted to
-    that host's certificate (CMS, AES-256-GCM); I(from_cms) opens that with the host's key and seals what it holds.
-    Nothing between the two, Ansible included, can read it.
+  - Generates random bytes, encodes them as hexadecimal text, and seals them with C(systemd-creds) in
+    C(/etc/credstore.encrypted/NAME). Units load it by C(LoadCredentialEncrypted=).
+  - The secret passes between processes through pipes only. Its SHA-256 is returned.
+  - A credential that cannot be unsealed is never replaced, since a service may depend on it.
+  - A secret is shared with another host by two calls. I(for_certificate) returns it encrypted to that host's
+    certificate (CMS, AES-256-GCM); I(from_cms) decrypts it there with the host's key and seals it.
+    Nothing in between, Ansible included, can read it.
 author: [llmkeep contributors]
 options:
   name: {description: Name of the credential., type: str, required: true}
   bytes: {description: Random bytes (15 to 256)., type: int, default: 32}
   create:
-    description: Whether a secret may be made. Not where it comes from elsewhere, as the PIN of an HSM does.
+    description: Whether a secret may be generated; disable it for a secret that comes from elsewhere, such as the PIN of an HSM.
     type: bool
     default: true
   store: {description: Folder of sealed credentials., type: path, default: /etc/credstore.encrypted}
   for_certificate:
-    description: Certificate (PEM) of the host that the secret is encrypted to; it comes back as C(cms).
+    description: Certificate (PEM) of the host to encrypt the secret to; returned as C(cms).
     type: str
   from_cms:
     description: >-
-      What I(for_certificate) returned on the other host. The secret that it holds is sealed here; it replaces
-      another one of the name, since the host it comes from is where the secret is at home.
+      The value that I(for_certificate) returned on the other host. The secret in it is sealed here and replaces
+      another one of the same name, since the host that generated it is authoritative.
     type: str
   key: {description: This host's key., type: path, default: /etc/llmkeep/pki/host.key}
   certificate: {description: This host's certificate., type: path, default: /etc/llmkeep/pki/host.pem}
@@ -52,7 +52,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-sha256: {description: SHA-256 of the secret; zeros in check mode if not made., returned: always, type: str}
+sha256: {description: SHA-256 of the secret; zeros in check mode before it exists., returned: always, type: str}
 cms: {description: The secret encrypted to I(for_certificate); empty without one., returned: always, type: str}
 """
 

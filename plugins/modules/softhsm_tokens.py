@@ -5,25 +5,25 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: softhsm_tokens
-short_description: Make SoftHSM's tokens, once
+short_description: Initialise SoftHSM's tokens, once
 description:
-  - Makes each token where there is none of its label, with PINs from sealed credentials, which no argument,
-    environment or output holds.
-  - A token that exists is never made again. One that was here before and is gone, two of one label, and one whose
-    user PIN is another are refused, since volumes may depend on them.
-  - A token that an interrupted run left without its user PIN gets it.
+  - Initialises a token for each label that has none, with PINs from sealed credentials, which appear in no argument,
+    environment or output.
+  - An existing token is never initialised again. A recorded token that is missing, two tokens with one label, and a
+    token with another user PIN are refused, since volumes may depend on them.
+  - A token that an interrupted run left without a user PIN receives it.
 author: [llmkeep contributors]
 options:
   tokens: {description: Labels of the tokens., type: list, elements: str, required: true}
-  user_pin: {description: Sealed credential with the PIN of those who use the keys., type: path, required: true}
+  user_pin: {description: Sealed credential with the user PIN., type: path, required: true}
   officer_pin: {description: Sealed credential with the security officer's PIN., type: path, required: true}
   module:
     description: SoftHSM's PKCS#11 module.
     type: path
     default: /usr/lib/softhsm/libsofthsm2.so
-  user: {description: Account that SoftHSM's files belong to; that of the run if empty., type: str, default: ""}
+  user: {description: Account that owns SoftHSM's files; defaults to the current one., type: str, default: ""}
   record:
-    description: File that keeps which tokens were made.
+    description: File that records the tokens that were initialised.
     type: path
     default: /var/lib/softhsm/llmkeep-tokens.json
 """
@@ -38,7 +38,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-made: {description: Labels of the tokens that were or would be made., returned: success, type: list, elements: str}
+made: {description: Labels of the tokens that were or would be initialised., returned: success, type: list, elements: str}
 serials: {description: Serial by label., returned: success, type: dict}
 """
 

@@ -5,21 +5,21 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: systemd_units
-short_description: Enable and start a role's units, and stop instances that are no longer wanted
+short_description: Enable and start a role's units, and stop instances that are no longer declared
 description:
-  - Reads the state of all units by one call of systemctl and changes only those that differ.
-  - Starting waits until the unit is ready (C(Type=notify)); a failure comes with its last messages.
-  - A unit whose unit file or drop-in changed is restarted, and one that config_tree marked is reloaded.
+  - Reads the state of all units with one call of systemctl and changes only those that differ.
+  - Waits until a started unit is ready (C(Type=notify)); a failure is reported with the unit's last messages.
+  - A unit whose unit file or drop-in changed is restarted, and a unit that config_tree marked is reloaded.
   - Check mode accepts units that do not exist yet.
 author: [llmkeep contributors]
 options:
   units: {description: Units to enable and start., type: list, elements: str, required: true}
   stopped_others:
-    description: Pattern; units like it that are not in I(units) are stopped and disabled.
+    description: Pattern; matching units that are not in I(units) are stopped and disabled.
     type: str
   stopped: {description: Units that must not run nor start at boot., type: list, elements: str, default: []}
   state:
-    description: C(restarted) and C(reloaded) act in any case, for handlers; what does not run is started.
+    description: C(restarted) and C(reloaded) act unconditionally, for handlers; a stopped unit is started.
     type: str
     choices: [started, restarted, reloaded]
     default: started
@@ -33,7 +33,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-changes: {description: What was or would be done, one line each., returned: always, type: list, elements: str}
+changes: {description: "Changes that were or would be made, one line each.", returned: always, type: list, elements: str}
 """
 
 from ansible.module_utils.basic import AnsibleModule
