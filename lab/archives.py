@@ -1,4 +1,4 @@
-"""Debian's archives as this machine reaches them: its own apt's sources and settings, suites of trixie only."""
+"""Debian's archives for trixie, with the sources and settings of this machine's own apt."""
 
 import re
 import subprocess
@@ -12,7 +12,7 @@ BACKPORTS = "trixie-backports"
 
 
 def deb822_sources(paragraphs: str) -> Iterator[str]:
-    """The paragraphs of a deb822 file that are Debian's own trixie archives, one suite set each."""
+    """The paragraphs of a deb822 file for Debian's own trixie archives."""
     for paragraph in re.split(r"\n[ \t]*\n", paragraphs):
         lines = [line for line in paragraph.splitlines() if not line.startswith("#")]
         fields = dict(re.findall(r"^([A-Za-z-]+):[ \t]*(.*)$", "\n".join(lines), re.MULTILINE))
@@ -32,7 +32,7 @@ def deb822_sources(paragraphs: str) -> Iterator[str]:
 
 
 def one_line_sources(text: str) -> Iterator[str]:
-    """The same of an old sources.list."""
+    """The same from a one-line-style sources.list."""
     for line in text.splitlines():
         match = re.match(r"deb\s+(?:\[[^]]*\]\s+)?((?!file:|cdrom:)\S+)\s+(\S+)\s", line)
         if match and match[2] in SUITES:
@@ -40,7 +40,7 @@ def one_line_sources(text: str) -> Iterator[str]:
 
 
 def machine_sources(etc_apt: Path = Path("/etc/apt")) -> str:
-    """This machine's own Debian archives, in deb822; LabError where it has none for trixie."""
+    """This machine's own Debian archives, in deb822; LabError if it has none for trixie."""
     found: list[str] = []
     for file in sorted([*etc_apt.glob("sources.list"), *etc_apt.glob("sources.list.d/*")]):
         if file.suffix == ".sources":
@@ -55,7 +55,7 @@ def machine_sources(etc_apt: Path = Path("/etc/apt")) -> str:
 
 
 def acquire_options() -> list[str]:
-    """How this machine reaches its archives (proxies, timeouts): apt's settings of the kind."""
+    """This machine's apt settings for downloads (proxies, timeouts)."""
     dump = subprocess.run(["apt-config", "dump"], check=True, capture_output=True, text=True).stdout
     wanted = re.compile(
         r"Acquire::(https?::(?!User-Agent)|Check-|Retries|ForceIPv|Max-FutureTime)\S* \"[^\"]+\";"
@@ -64,10 +64,10 @@ def acquire_options() -> list[str]:
 
 
 class Sources:
-    """Debian's source packages, those of backports included, whatever suites this machine's apt is set to."""
+    """Debian's source packages, including backports, independent of the suites in this machine's apt configuration."""
 
     def __init__(self, scratch: Path) -> None:
-        """Read the lists, into the folder `scratch`; LabError where no archive answers."""
+        """Download the package lists into the folder `scratch`; LabError if no archive answers."""
         self.scratch = scratch
         for folder in ("sources", "lists/partial", "cache/archives/partial"):
             (scratch / folder).mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,7 @@ class Sources:
             self.apt("apt-get", "-qq", "update")
 
     def apt(self, *command: str) -> str:
-        """What an apt command prints that sees these lists; LabError with its message if it fails."""
+        """Output of an apt command that uses these lists; LabError with its message if it fails."""
         folders = {
             "Dir::Etc::SourceList": "/dev/null",
             "Dir::Etc::SourceParts": self.scratch / "sources",
@@ -104,7 +104,7 @@ class Sources:
         return done.stdout
 
     def versions(self, pattern: str) -> dict[str, str]:
-        """Packages whose names match the whole pattern, each with the newest version there is."""
+        """Newest version of each package whose whole name matches the pattern."""
         names = self.apt("apt-cache", "pkgnames").split()
         found = {}
         for name in sorted(name for name in names if re.fullmatch(pattern, name)):

@@ -1,4 +1,4 @@
-"""A question to the model, asked as a user of the estate would: TLS 1.3, through the edge, with a key."""
+"""A question to the model, as a user of the estate sends it: through the edge, by TLS 1.3, with an API key."""
 
 import http.client
 import json
@@ -19,7 +19,7 @@ SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back, and how fast; seconds and tokens a second, None where too few tokens came to tell."""
+    """The answer, its duration in seconds, and its tokens per second (None for too few tokens to measure)."""
 
     model: str
     text: str
@@ -38,7 +38,7 @@ def events(lines: Iterator[bytes]) -> Iterator[str]:
 
 
 def ask(door: Door, question: str, show: Callable[[str], None] = lambda _: None) -> Answer:
-    """Ask, and call `show` with each piece of the answer as it arrives."""
+    """Send the question; `show` is called with each part of the answer as it arrives."""
     target = urlsplit(door.url)
     context = ssl.create_default_context(cafile=str(door.ca))
     context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -90,7 +90,7 @@ def ask(door: Door, question: str, show: Callable[[str], None] = lambda _: None)
 
 
 def key_exchange_group(ca: Path, host: str, port: int) -> str:
-    """The group that a TLS 1.3 handshake with the edge agrees on."""
+    """The key exchange group of a TLS 1.3 handshake with the edge."""
     command = ["openssl", "s_client", "-connect", f"{host}:{port}", "-servername", host, "-tls1_3"]
     command += ["-CAfile", str(ca), "-verify_return_error", "-verify_hostname", host]
     done = subprocess.run(

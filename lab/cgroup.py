@@ -1,4 +1,4 @@
-"""Control groups of version 2, by which the processes of a container are held still, ended and counted."""
+"""Control groups (version 2): freeze, kill and list the processes of a container."""
 
 import os
 import time
@@ -11,7 +11,7 @@ MOUNTS = Path("/proc/self/mounts")
 
 
 def mount_point() -> Path:
-    """Where this machine has its cgroup2 hierarchy; Unsupported where it has none."""
+    """Mount point of this machine's cgroup2 hierarchy; Unsupported if there is none."""
     for line in MOUNTS.read_text(encoding="utf-8").splitlines():
         _, place, kind, options = line.split()[:4]
         if kind == "cgroup2" and "rw" in options.split(","):
@@ -23,7 +23,7 @@ def mount_point() -> Path:
 
 
 def controllers() -> frozenset[str]:
-    """Resources that this machine can limit by cgroup2; empty where version 1 holds them."""
+    """Controllers available in cgroup2; empty if cgroup v1 holds them."""
     return frozenset((mount_point() / "cgroup.controllers").read_text(encoding="ascii").split())
 
 
@@ -34,7 +34,7 @@ class Group:
     path: Path
 
     def create(self) -> None:
-        """Make it and its parents, which hand down every controller that there is."""
+        """Create it and its parents, with all available controllers delegated."""
         root = mount_point()
         below = [*reversed([each for each in self.path.parents if each.is_relative_to(root)])]
         for parent in below:
@@ -44,28 +44,28 @@ class Group:
         self.path.mkdir(exist_ok=True)
 
     def limit_memory(self, size: int) -> None:
-        """At most `size` bytes for all of it, where this machine can say so."""
+        """Limit its memory to `size` bytes, if the memory controller is available."""
         limit = self.path / "memory.max"
         if limit.exists():
             limit.write_text(str(size), encoding="ascii")
 
     def kill(self, seconds: float = 10.0) -> None:
-        """End every process at once; LabError if something is left after `seconds`."""
+        """Kill every process (SIGKILL); LabError if one is left after `seconds`."""
         if self.path.exists():
             (self.path / "cgroup.kill").write_text("1", encoding="ascii")
             self._wait("populated 0", seconds)
 
     def freeze(self, seconds: float = 10.0) -> None:
-        """Hold every process still."""
+        """Suspend every process."""
         (self.path / "cgroup.freeze").write_text("1", encoding="ascii")
         self._wait("frozen 1", seconds)
 
     def thaw(self) -> None:
-        """Let them go on."""
+        """Resume every process."""
         (self.path / "cgroup.freeze").write_text("0", encoding="ascii")
 
     def remove(self) -> None:
-        """Take it away with those below it; none has a process. Systemd mirrors it where it has a hierarchy of its own."""
+        """Remove it and the groups below it, which must be empty. Systemd mirrors it if it has a hierarchy of its own."""
         name = self.path.relative_to(mount_point())
         for place in (self.path, Path("/sys/fs/cgroup/systemd") / name):
             for folder, _, _ in os.walk(place, topdown=False):

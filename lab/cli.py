@@ -33,7 +33,7 @@ terminal = Console(stderr=True, highlight=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; its exit code."""
+    """Run one command; returns its exit code."""
     known = parser()
     given, more = known.parse_known_args(arguments)
     if more and given.verb != "site":
@@ -52,10 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Everything that can be asked of the lab."""
+    """The parser of all commands."""
     top = argparse.ArgumentParser(
         prog="lab",
-        description="Throw-away hosts on this machine, in a network without an uplink.",
+        description="Disposable hosts on this machine, in a network without an uplink.",
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -72,20 +72,20 @@ def parser() -> argparse.ArgumentParser:
     )
     verbs = top.add_subparsers(dest="verb", required=True, metavar="COMMAND")
 
-    up = verbs.add_parser("up", help="start every host that does not run; heals what is half there")
-    up.add_argument("--ok-if-up", action="store_true", help="exit 0 where it is up already")
-    verbs.add_parser("down", help="stop everything; disks and snapshots stay")
-    verbs.add_parser("destroy", help="stop everything and throw it away")
-    prepare = verbs.add_parser("prepare", help="make what hosts of a kind start from, once for all labs")
+    up = verbs.add_parser("up", help="start every host that is not running; repairs a partial lab")
+    up.add_argument("--ok-if-up", action="store_true", help="exit 0 if it is up already")
+    verbs.add_parser("down", help="stop everything; disks and snapshots are kept")
+    verbs.add_parser("destroy", help="stop everything and delete it")
+    prepare = verbs.add_parser("prepare", help="build the base image for a kind of host, once for all labs")
     prepare.add_argument("kind", choices=KINDS)
-    status = verbs.add_parser("status", help="what there is and what runs")
+    status = verbs.add_parser("status", help="state of the hosts")
     status.add_argument("--json", action="store_true")
     for name, text in (
         ("ssh", "a shell on a host"),
-        ("power-off", "take its power away (no shutdown)"),
-        ("power-on", "give it power, and wait until it answers"),
-        ("cut", "take its network cable out"),
-        ("join", "put its network cable back in"),
+        ("power-off", "cut a host's power (no shutdown)"),
+        ("power-on", "power a host on, and wait until it answers"),
+        ("cut", "unplug a host's network cable"),
+        ("join", "plug it back in"),
     ):
         verbs.add_parser(name, help=text).add_argument("host")
     execute = verbs.add_parser(
@@ -94,32 +94,32 @@ def parser() -> argparse.ArgumentParser:
     execute.add_argument("host")
     execute.add_argument("command", nargs=argparse.REMAINDER)
     for name, text in (
-        ("snapshot", "keep a copy of a host's disks"),
-        ("restore", "put the disks back, power on"),
+        ("snapshot", "take a snapshot of a host's disks"),
+        ("restore", "restore a snapshot, power on"),
     ):
         verb = verbs.add_parser(name, help=text)
         verb.add_argument("host")
         verb.add_argument("name")
         if name == "snapshot":
             verb.add_argument(
-                "--of", metavar="INSTANCE", help="take it over from another lab of this checkout"
+                "--of", metavar="INSTANCE", help="copy it from another lab of this checkout"
             )
-    recorded = verbs.add_parser("sink", help="packets that were meant for elsewhere, and DNS questions")
-    recorded.add_argument("--json", action="store_true", help="one JSON list")
-    recorded.add_argument("--clear", action="store_true", help="forget what was recorded")
+    recorded = verbs.add_parser("sink", help="packets to other networks, and DNS queries")
+    recorded.add_argument("--json", action="store_true", help="print a JSON list")
+    recorded.add_argument("--clear", action="store_true", help="clear the record")
     netns = verbs.add_parser("netns", help="run a command inside the lab's network: lab netns -- CMD")
     netns.add_argument("command", nargs=argparse.REMAINDER)
-    stick = verbs.add_parser("plug", help="a folder or ext4 image becomes a read-only disk of a host")
+    stick = verbs.add_parser("plug", help="plug a folder or ext4 image into a host as a read-only disk")
     stick.add_argument("host")
     stick.add_argument("source", type=Path, help="folder, or ext4 image")
     start = verbs.add_parser(
         "floor", help="the snapshots `bare` and `floor` (base, mirror, pki) of every host"
     )
-    start.add_argument("--restore", action="store_true", help="and put every host back to `floor`")
+    start.add_argument("--restore", action="store_true", help="restore every host to `floor`")
     start.add_argument("--like", metavar="INSTANCE", help="copy them from another lab of this checkout")
     start.add_argument("--bundle", type=Path, default=CHECKOUT / ".lab" / "bundle", metavar="DIR")
     opened = verbs.add_parser("open", help="a port of 127.0.0.1 to the edge, a demo key, and .lab/env")
-    opened.add_argument("--close", action="store_true", help="end it")
+    opened.add_argument("--close", action="store_true", help="stop forwarding")
     shown = verbs.add_parser(
         "demo", help="bundle, stick, bootstrap, site.yml, a question: what `make lab` does"
     )
@@ -132,7 +132,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(given: argparse.Namespace) -> int:
-    """Do what was asked."""
+    """Run the chosen command; returns its exit code."""
     if given.verb == "prepare":
         require_root()
         require_programs([given.kind])
@@ -223,7 +223,7 @@ def change(instance: Instance, machine: Machine, given: argparse.Namespace) -> N
 
 
 def power_on(machine: Machine) -> None:
-    """Give a host power and wait for it."""
+    """Power a host on and wait until it answers."""
     if not machine.exists():
         raise NotUp(f"{machine.host.name} was never unpacked: `lab up` does")
     machine.power_on()
@@ -244,12 +244,12 @@ def up(instance: Instance, fine_if_up: bool) -> int:
 
 
 def steps(instance: Instance) -> Steps:
-    """How a command tells what it does; its logs lie beside the instances."""
+    """Progress output of a command; its logs are stored beside the instances."""
     return Steps(terminal, instance.checkout / ".lab" / "logs" / instance.name)
 
 
 def open_or_close(instance: Instance, close: bool) -> int:
-    """Open the door of the lab, or close it."""
+    """Open or close the forwarded port to the edge."""
     with instance.changing():
         if close:
             door.close_door(instance)
@@ -260,7 +260,7 @@ def open_or_close(instance: Instance, close: bool) -> int:
 
 
 def stop(instance: Instance, verb: str) -> int:
-    """Stop the lab, or throw it away."""
+    """Stop the lab (`down`) or delete it (`destroy`)."""
     with instance.changing():
         if verb == "destroy":
             if not instance.destroy():
@@ -271,7 +271,7 @@ def stop(instance: Instance, verb: str) -> int:
 
 
 def show_status(instance: Instance, as_json: bool) -> int:
-    """Print what runs."""
+    """Print the state of all hosts."""
     status = instance.status()
     if as_json:
         print(json.dumps(status, indent=2))
@@ -321,7 +321,7 @@ def show_status(instance: Instance, as_json: bool) -> int:
 
 
 def show_sink(instance: Instance, as_json: bool, clear: bool) -> int:
-    """Print, or forget, who tried to leave."""
+    """Print or clear the packets that the sink recorded."""
     if clear:
         if instance.sink_file.exists():
             os.truncate(instance.sink_file, 0)
@@ -347,7 +347,7 @@ def after_dashes(words: list[str], needed: bool = True) -> list[str]:
 
 
 def playbook(instance: Instance, arguments: list[str]) -> list[str]:
-    """The command line of `lab site`."""
+    """The ansible-playbook command of `lab site`."""
     beside = Path(sys.executable).with_name("ansible-playbook")
     program = str(beside) if beside.exists() else "ansible-playbook"
     inventories = [part for path in instance.inventories for part in ("-i", str(path))]
@@ -355,6 +355,6 @@ def playbook(instance: Instance, arguments: list[str]) -> list[str]:
 
 
 def require_power(machine: Machine) -> None:
-    """NotUp where a host cannot answer."""
+    """NotUp if a host has no power."""
     if not machine.running():
         raise NotUp(f"{machine.host.name} has no power: `lab power-on {machine.host.name}`, or `lab up`")

@@ -1,6 +1,6 @@
-"""A host that is a container: a whole Debian with its own systemd, on this machine's kernel, by systemd-nspawn.
+"""A host in a container: a whole Debian with its own systemd on this machine's kernel, run by systemd-nspawn.
 
-Its root is an overlay: the bare Debian below, layers of snapshots above it, and on top a folder with what it wrote since.
+Its root is an overlay: the bare Debian, the layers of snapshots above it, and on top a folder for the changes since then.
 """
 
 import json
@@ -54,7 +54,7 @@ LINKS = {"/etc/systemd/system/sysinit.target.wants/lab-sysctl.service": "../lab-
 
 
 class Container(Machine):
-    """It boots within seconds and runs at native speed. What it wrote survives a power cut, flushed or not."""
+    """Boots within seconds and runs at native speed. Its writes survive a power cut, flushed or not."""
 
     kind = "container"
     stick_source = (STICK, "ro,bind")
@@ -65,27 +65,27 @@ class Container(Machine):
 
     @property
     def written(self) -> Path:
-        """What it wrote since its last snapshot or restore."""
+        """The overlay's upper directory: changes since the last snapshot or restore."""
         return self.folder / "written"
 
     @property
     def layers(self) -> Path:
-        """What snapshots have kept, each layer under a name of its own; none is changed once it is there."""
+        """Immutable layers of snapshots, one subdirectory each."""
         return self.folder / "layers"
 
     @property
     def chain_file(self) -> Path:
-        """Where it is written what its root lies on."""
+        """File with the list of layers below its root."""
         return self.folder / "chain.json"
 
     @property
     def stick(self) -> Path:
-        """The content of its stick; no folder, or an empty one, without."""
+        """Content of its stick; missing or empty if none is plugged in."""
         return self.folder / "stick"
 
     @cached_property
     def group(self) -> Group:
-        """Every process of it."""
+        """Control group of all its processes."""
         return Group(cgroup.mount_point() / self.namespace.name / self.host.name)
 
     @property
@@ -127,7 +127,7 @@ class Container(Machine):
         self._lie_on([layer.name, str(base)])
 
     def chain(self) -> list[str]:
-        """What its root lies on, the topmost first: names of layers, then the path of the bare Debian."""
+        """Layers below its root, topmost first: names of snapshot layers, then the path of the bare Debian."""
         chain: list[str] = json.loads(self.chain_file.read_text(encoding="utf-8"))
         return chain
 
@@ -169,10 +169,10 @@ class Container(Machine):
         )
 
     def overlay(self) -> str:
-        """What `mount` is told of the root, from within the host's folder.
+        """Options of `mount` for the root, relative to the host's folder.
 
-        Each layer is told by itself: the kernel takes no option of more than 255 bytes, which a list of paths soon has. Where
-        folders may be renamed as on a disk, a rename is one step there, too.
+        Each layer is an option of its own: the kernel accepts at most 255 bytes per option, which a list of paths soon exceeds.
+        `redirect_dir` makes renames of folders atomic, as on a disk.
         """
         chain = [f"layers/{part}" if "/" not in part else part for part in self.chain()]
         if missing := [layer for layer in chain if not (self.folder / layer).is_dir()]:
@@ -188,7 +188,7 @@ class Container(Machine):
         self.group.remove()
 
     def plug(self, source: Path) -> None:
-        """The folder is one that the host has mounted: its content changes, the folder stays."""
+        """The host has the folder mounted, so its content is replaced and the folder itself is kept."""
         if not source.is_dir():
             raise LabError(f"{source} is no folder: a container's stick is one, a disk image needs a kernel")
         self.stick.mkdir(exist_ok=True)
@@ -213,7 +213,7 @@ class Container(Machine):
         self._keep(name, [layer.name, *self.chain()])
 
     def _keep(self, name: str, chain: list[str]) -> None:
-        """A snapshot is the list of what its root lies on."""
+        """A snapshot is the list of layers below the root."""
         staged = self.snapshots / f"{name}.new"
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir(parents=True)
@@ -246,7 +246,7 @@ class Container(Machine):
         self._keep(name, chain)
 
     def _forget_layers(self) -> None:
-        """Throw away what no snapshot lies on, and this host itself neither."""
+        """Delete layers that neither a snapshot nor this host's root refers to."""
         chains = [*self.folder.glob("chain.json"), *self.snapshots.glob("*/chain.json")]
         used = {part for chain in chains for part in json.loads(chain.read_text(encoding="utf-8"))}
         for layer in self.layers.glob("*"):

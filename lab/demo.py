@@ -1,6 +1,6 @@
-"""The hands of an operator: plug the stick in, compare one hash, start two commands, ask a question.
+"""The operator's steps in the demo: plug the stick in, compare one hash, start two commands, ask a question.
 
-Everything else is done by the lab's own control node, from the stick alone.
+The lab's own control node does everything else, from the stick alone.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ QUESTION = "What is the capital of France?"
 
 
 def demo(instance: Instance, bundle: Path, question: str, steps: Steps) -> None:
-    """From nothing to an answer; what is done already is not done again."""
+    """Run all steps up to an answer; completed steps are skipped."""
     with instance.changing():
         start_hosts(instance, steps)
         bootstrap(instance, bundle, steps)
@@ -52,13 +52,13 @@ def demo(instance: Instance, bundle: Path, question: str, steps: Steps) -> None:
 
 
 def start_hosts(instance: Instance, steps: Steps) -> None:
-    """Every host up."""
+    """Start every host."""
     with contextlib.suppress(AlreadyUp), steps.series() as begin:
         instance.up(begin)
 
 
 def bootstrap(instance: Instance, bundle: Path, steps: Steps) -> None:
-    """The stick goes in, its bootstrap is compared with what the builder printed, and run."""
+    """Plug the stick in, compare its bootstrap program with the hash that the builder printed, and run it."""
     control = instance.machine(door.on(instance, "control"))
     name = control.host.name
     plug_bundle(instance, control, bundle, steps)
@@ -70,7 +70,7 @@ def bootstrap(instance: Instance, bundle: Path, steps: Steps) -> None:
 
 
 def site(instance: Instance, steps: Steps, *words: str) -> None:
-    """The control node provisions every host."""
+    """Have the control node provision every host."""
     control = instance.machine(door.on(instance, "control"))
     inventories = [f"/opt/llmkeep/tree/{path.relative_to(instance.checkout)}" for path in absolute(instance)]
     options = [part for path in inventories for part in ("-i", path)]
@@ -80,7 +80,7 @@ def site(instance: Instance, steps: Steps, *words: str) -> None:
 
 
 def absolute(instance: Instance) -> list[Path]:
-    """The inventories, all of them inside the checkout (the control node has the same tree)."""
+    """The inventories as absolute paths, all inside the checkout (the control node has the same tree)."""
     paths = [path.resolve() for path in instance.inventories]
     for path in paths:
         if not path.is_relative_to(instance.checkout):
@@ -89,7 +89,7 @@ def absolute(instance: Instance) -> list[Path]:
 
 
 def plug_bundle(instance: Instance, control: Machine, bundle: Path, steps: Steps) -> None:
-    """Make the bundle the stick of the control node, unless it is."""
+    """Plug the bundle into the control node as a stick, unless it is plugged in already."""
     digest = bundle_digest(bundle)
     plugged = control.folder / "stick.sha256"
     current = plugged.read_text(encoding="ascii") if plugged.exists() and control.has_stick() else ""
@@ -108,7 +108,7 @@ def plug_bundle(instance: Instance, control: Machine, bundle: Path, steps: Steps
 
 
 def bundle_digest(bundle: Path) -> str:
-    """What identifies a bundle: the sha256 of its manifest."""
+    """Identity of a bundle: the sha256 of its manifest."""
     manifest = bundle / "MANIFEST.json"
     if not manifest.exists():
         raise LabError(f"there is no bundle in {bundle}: `make bundle` builds it")
@@ -116,13 +116,13 @@ def bundle_digest(bundle: Path) -> str:
 
 
 def unmount_stick(instance: Instance) -> None:
-    """The stick may be taken out of the control node."""
+    """Unmount the stick on the control node, so that it can be unplugged."""
     command = f"! mountpoint -q {MOUNT} || umount {MOUNT}"
     door.output(instance, door.on(instance, "control"), "sh", "-c", command)
 
 
 def compare_bootstrap(instance: Instance, control: Machine, printed: Path) -> None:
-    """What an operator does with the paper in hand."""
+    """Compare the stick's bootstrap program with the hash that the builder printed."""
     expected = hashlib.sha256(printed.read_bytes()).hexdigest()
     seen = door.output(instance, control.host.name, "sha256sum", f"{MOUNT}/bootstrap").split()[0]
     if seen != expected:
@@ -130,7 +130,7 @@ def compare_bootstrap(instance: Instance, control: Machine, printed: Path) -> No
 
 
 def interactive(instance: Instance, machine: Machine, *command: str) -> list[str]:
-    """The command line that runs a command on a host as if sitting there: if this process ends, so does it."""
+    """Command line that runs a command on a host and ends it when this process ends."""
     plain = ["TERM=dumb", "NO_COLOR=1", "ANSIBLE_NOCOLOR=1"]
     local = instance.ssh(machine, shlex.join(["env", *plain, *command]))
     local.insert(local.index("ssh") + 1, "-tt")

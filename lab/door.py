@@ -28,7 +28,7 @@ class Door:
 
 
 def open_door(instance: Instance) -> Door:
-    """Forward a port to the edge, fetch the CA's certificate, make a key; what is there is kept."""
+    """Forward a port to the edge, fetch the CA's certificate, create a key; what exists already is reused."""
     instance.require_up()
     door = Door(
         url=f"https://localhost:{forward(instance)}",
@@ -49,12 +49,12 @@ def open_door(instance: Instance) -> Door:
 
 
 def close_door(instance: Instance) -> None:
-    """End the forwarding. The key stays good until it expires or is revoked."""
+    """Stop forwarding. The key remains valid until it expires or is revoked."""
     instance.forwarder.kill()
 
 
 def forward(instance: Instance) -> int:
-    """The port that leads to the edge, opened if it is not open."""
+    """The forwarded port, opened if necessary."""
     port_file = instance.folder / "forward.port"
     if instance.forwarder.pid() is None:
         instance.forwarder.kill()
@@ -81,7 +81,7 @@ def on(instance: Instance, group: str) -> str:
 
 
 def output(instance: Instance, host: str, *command: str) -> str:
-    """What a command on a host prints; LabError with its complaint where it fails."""
+    """Output of a command on a host; LabError with its error output if it fails."""
     machine = instance.machine(host)
     if not machine.running():
         raise NotUp(f"{host} has no power: `lab up` starts it")
@@ -99,7 +99,7 @@ def output(instance: Instance, host: str, *command: str) -> str:
 
 
 def key_is_good(instance: Instance, key_file: Path) -> bool:
-    """Whether the key that was made before is still one that the gateway takes."""
+    """Whether the gateway still accepts the key that was created before."""
     if not key_file.exists():
         return False
     listed = json.loads(output(instance, on(instance, "serve"), "llm-serve", "keys", "list", "--json"))
@@ -110,12 +110,12 @@ def key_is_good(instance: Instance, key_file: Path) -> bool:
 
 
 def expired(when: str) -> bool:
-    """Whether a time in ISO 8601 (UTC) lies in the past."""
+    """Whether an ISO 8601 time (UTC) is in the past."""
     return when[:19] <= time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
 
 
 def make_key(instance: Instance, key_file: Path) -> None:
-    """A demo key for the serve host; it is readable by its owner only, and in no command line."""
+    """Create a demo key on the serve host; its file is readable by its owner only, and it appears in no command line."""
     command = ["llm-serve", "keys", "add", "--subject", SUBJECT, "--tenant", "demo", "--role", "developer"]
     printed = output(instance, on(instance, "serve"), *command, "--expires", f"{KEY_DAYS}d")
     key = next((word for word in printed.split() if word.startswith("llmk_")), None)

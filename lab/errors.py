@@ -1,50 +1,50 @@
-"""What the lab refuses, each with an exit code that is written down in `lab --help`."""
+"""Errors of the lab, each with an exit code that `lab --help` documents."""
 
 
 class LabError(Exception):
-    """Something went wrong that the message explains: what is wrong, the value seen, what to do."""
+    """An error with a message for a person: what is wrong, the value seen, what to do."""
 
     exit_code = 1
 
 
 class NotRoot(LabError):
-    """Namespaces, taps and file systems with foreign owners need root."""
+    """Namespaces, taps and file systems with other owners need root."""
 
     exit_code = 3
 
 
 class MissingProgram(LabError):
-    """A Debian package that the lab stands on is not installed."""
+    """A Debian package that the lab requires is not installed."""
 
     exit_code = 4
 
 
 class NoMemory(LabError):
-    """The hosts would not fit into the memory that is free."""
+    """The hosts need more memory than is available."""
 
     exit_code = 5
 
 
 class NoSpace(LabError):
-    """The disks would not fit into the space that is free."""
+    """The disks need more space than is available."""
 
     exit_code = 6
 
 
 class AlreadyUp(LabError):
-    """Every host runs already."""
+    """Every host is running already."""
 
     exit_code = 7
 
 
 class NotUp(LabError):
-    """The lab, or the host that was named, does not run."""
+    """The lab, or the named host, is not running."""
 
     exit_code = 8
 
 
 class BadInventory(LabError):
-    """The inventory describes no lab that could be built."""
+    """The inventory describes no valid lab."""
 
     exit_code = 9
 
@@ -56,6 +56,6 @@ class Busy(LabError):
 
 
 class Unsupported(LabError):
-    """This machine lacks what a host of that kind stands on."""
+    """This machine cannot run a host of that kind."""
 
     exit_code = 11

@@ -1,4 +1,4 @@
-"""Copies of files, made by `cp`, which knows holes, links, owners and attributes."""
+"""Copies of files by `cp`, which preserves holes, links, owners and attributes."""
 
 import shutil
 import subprocess
@@ -8,7 +8,7 @@ from lab.errors import LabError
 
 
 def copy(source: Path, target: Path, *options: str) -> None:
-    """`cp` with these options; LabError, and nothing left at `target`, where it fails."""
+    """Run `cp` with these options; on failure raises LabError and leaves nothing at `target`."""
     command = ["cp", "--reflink=auto", *options, str(source), str(target)]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
@@ -19,5 +19,5 @@ def copy(source: Path, target: Path, *options: str) -> None:
 
 
 def copy_sparse(source: Path | str, target: Path | str) -> None:
-    """Copy a sparse file; holes stay holes."""
+    """Copy a sparse file and keep its holes."""
     copy(Path(source), Path(target), "--sparse=auto")

@@ -1,6 +1,6 @@
-"""The suite's starting points: two snapshots of each host, made once a bundle.
+"""The suite's starting points: two snapshots of each host, made once per bundle.
 
-`bare` is the host as it came out of the box; `floor` has what every role stands on: base, mirror and pki.
+`bare` is the host as it was created; `floor` has the roles that every other role requires: base, mirror and pki.
 """
 
 import shutil
@@ -24,10 +24,10 @@ def floor(
     restore: bool = False,
     like: Instance | None = None,
 ) -> list[str]:
-    """Make the snapshots that are missing or older than the bundle. Returns a line for each one made.
+    """Make the snapshots that are missing or older than the bundle. Returns a line for each new snapshot.
 
-    With `restore`, the hosts are at `floor` afterwards whatever they were before. With `like`, an instance
-    that has no hosts yet begins as a copy of that one's, which may run meanwhile.
+    With `restore`, all hosts are at `floor` afterwards. With `like`, an instance without hosts begins as a copy of
+    that instance, which may be running.
     """
     digest = demo.bundle_digest(bundle)
     record = instance.folder / RECORD
@@ -68,7 +68,7 @@ def floor(
 
 
 def require_bare(instance: Instance, host: str) -> None:
-    """LabError where something was installed on a host already."""
+    """LabError if something was installed on a host already."""
     found = door.output(
         instance, host, "sh", "-c", "ls -d /opt/llmkeep /etc/llmkeep 2>/dev/null || true"
     ).split()

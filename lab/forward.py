@@ -1,6 +1,6 @@
 """A port of 127.0.0.1 that leads to a host inside the lab's namespace.
 
-The process listens outside, then enters the namespace: what it opens from there on is inside.
+The process listens outside, then enters the namespace, so that its later connections are inside.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def listening_socket(first: int = FIRST_PORT, last: int = LAST_PORT) -> socket.s
 
 
 async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Pass on what comes until it ends, then say so."""
+    """Copy bytes until end of file, then shut down the other side's writing end."""
     with contextlib.suppress(ConnectionError):
         while data := await reader.read(65536):
             writer.write(data)
@@ -43,7 +43,7 @@ async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 
 async def serve(listener: socket.socket, address: str, port: int) -> None:
-    """Pass connections on to `address`:`port`, until killed."""
+    """Forward connections to `address`:`port` until killed."""
 
     async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -64,7 +64,7 @@ async def serve(listener: socket.socket, address: str, port: int) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Listen outside, connect inside; the chosen port is written to a file as soon as it listens."""
+    """Listen outside and connect inside the namespace; the chosen port is written to a file once it is listening."""
     parser = argparse.ArgumentParser(prog="python3.13 -m lab.forward", description="a port into the lab")
     parser.add_argument("--namespace", required=True, type=Path, help="file that stands for the namespace")
     parser.add_argument("--address", required=True)

@@ -1,7 +1,7 @@
 """The bare Debian 13 that hosts start from: made once, kept in the user's cache folder.
 
-A container's root lies on the folder with it, a kernel's begins as a copy of the disk image that is made of the folder.
-No Python, no openssl is in it: a host that was just unpacked from a box has none either.
+The root of a container is an overlay over its folder; the disk of a kernel begins as a copy of an image made of that folder.
+It contains neither Python nor openssl, like a newly installed host.
 """
 
 import fcntl

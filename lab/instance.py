@@ -1,4 +1,4 @@
-"""All hosts of a lab together, and what stands between them: one instance of one checkout."""
+"""All hosts of a lab and their network: one instance of one checkout."""
 
 import contextlib
 import fcntl
@@ -38,7 +38,7 @@ KINDS: dict[str, type[Machine]] = {kind.kind: kind for kind in (Container, UserM
 
 
 class Instance:
-    """One lab: the checkout may have several, each under a name of its own."""
+    """One lab; a checkout may have several, each with its own name."""
 
     def __init__(self, name: str, inventories: Sequence[Path] = (), checkout: Path = CHECKOUT) -> None:
         self.name = name
@@ -70,7 +70,7 @@ class Instance:
 
     @contextmanager
     def changing(self) -> Iterator[None]:
-        """Hold the instance: Busy if another command does. The kernel lets go of it with this process."""
+        """Lock the instance for changes; Busy if another command holds it. The lock ends with this process."""
         require_root()
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "lock").open("w") as handle:
@@ -86,7 +86,7 @@ class Instance:
         return next(machine for machine in self.machines if machine.host.name == name)
 
     def is_up(self) -> bool:
-        """Whether every part of it runs."""
+        """Whether every part of it is running."""
         return (
             self.namespace.holds(self.sink.pid())
             and BRIDGE in self.namespace.links()
@@ -94,7 +94,7 @@ class Instance:
         )
 
     def up(self, report: Report) -> None:
-        """Start what does not run; AlreadyUp where everything does."""
+        """Start every part that is not running; AlreadyUp if all are."""
         if self.is_up() and all(machine.answers() for machine in self.machines if machine.cable()):
             raise AlreadyUp(f"lab {self.name!r} is up: `lab status` shows it, `lab down` stops it")
         starting = [machine for machine in self.machines if not machine.sound()]
@@ -123,7 +123,7 @@ class Instance:
                 machine.wait_for_ssh()
 
     def start_network(self) -> None:
-        """The namespace, its bridge and the sink."""
+        """Start the namespace, its bridge and the sink."""
         bridge_is_new = not (self.namespace.exists() and BRIDGE in self.namespace.links())
         self.namespace.create(self.lab)
         self.sockets.mkdir(mode=0o700, exist_ok=True)
@@ -169,7 +169,7 @@ class Instance:
         )
 
     def _require_one_kind(self) -> None:
-        """LabError where a host was made as one of another kind."""
+        """LabError if a host exists as another kind."""
         for machine in self.machines:
             for kind in KINDS.values():
                 other = kind(machine.host, self.lab, machine.folder, self.namespace)
@@ -180,7 +180,7 @@ class Instance:
                     )
 
     def down(self) -> None:
-        """Stop everything; disks and snapshots stay. Heals a lab of which only parts are left."""
+        """Stop everything and keep disks and snapshots; also cleans up a lab of which only parts are left."""
         for group in self._left_over_groups():
             group.kill()
         for daemon in [self.forwarder, *self._left_over_daemons(), self.sink]:
@@ -191,7 +191,7 @@ class Instance:
         shutil.rmtree(self.sockets, ignore_errors=True)
 
     def destroy(self) -> bool:
-        """Stop everything and throw it away, snapshots included. False where there was nothing."""
+        """Stop everything and delete it, snapshots included; False if there was nothing."""
         there = self.namespace.exists() or any(entry.name != "lock" for entry in self.folder.iterdir())
         self.down()
         for entry in self.folder.iterdir():
@@ -205,7 +205,7 @@ class Instance:
         return there
 
     def copy_from(self, source: "Instance", snapshot: str) -> None:
-        """Begin with the keys and snapshots of another lab, and its disks as one snapshot of it has them."""
+        """Copy keys and snapshots from another lab, and restore the disks of one of those snapshots."""
         for machine in source.machines:
             machine.require_snapshot(snapshot)
         lab_wide = [source.known_hosts, source._chosen]
@@ -222,26 +222,25 @@ class Instance:
             mine.restore(snapshot)
 
     def _left_over_groups(self) -> list[Group]:
-        """The processes of all containers, also of hosts that the inventory no longer has."""
+        """Control groups of all containers, including those of hosts that are no longer in the inventory."""
         with contextlib.suppress(Unsupported):
             group = Group(cgroup.mount_point() / self.namespace.name)
             return [group] if group.path.exists() else []
         return []
 
     def _left_over_daemons(self) -> list[Daemon]:
-        """Every process that was recorded for a host, also for hosts that the inventory no longer has."""
+        """All recorded processes, including those of hosts that are no longer in the inventory."""
         return [Daemon(record) for record in sorted(self.folder.glob("hosts/*/process.json"))]
 
     def require_up(self) -> None:
-        """NotUp where there is no namespace to enter."""
+        """NotUp if there is no namespace to enter."""
         if not self.namespace.exists():
             raise NotUp(f"lab {self.name!r} is not up: `lab up` starts it")
 
     def environment(self) -> dict[str, str]:
-        """What a command inside the namespace needs to reach the hosts by SSH, Ansible's included.
+        """Environment in which SSH and Ansible reach the hosts from inside the namespace.
 
-        Two labs of one machine use the same addresses: each has control sockets of its own, and a memory
-        of its own of what molecule has created.
+        Labs on one machine use the same addresses, so each has its own SSH control sockets and its own molecule state.
         """
         known = f"-o UserKnownHostsFile={self.known_hosts} -o GlobalKnownHostsFile=/dev/null"
         return {
@@ -255,7 +254,7 @@ class Instance:
         }
 
     def ssh(self, machine: Machine, *command: str) -> list[str]:
-        """The command line that runs a command on a host, or a shell."""
+        """SSH command line for a command, or a shell, on a host."""
         options = {
             "BatchMode": "yes",
             "ConnectTimeout": "10",
@@ -273,7 +272,7 @@ class Instance:
         )
 
     def settle(self, machine: Machine) -> None:
-        """Ask a running host to write everything to its disks."""
+        """Have a running host flush its disks."""
         command = self.ssh(machine, "sync")
         try:
             subprocess.run(command, check=True, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
@@ -284,7 +283,7 @@ class Instance:
             ) from None
 
     def restore_all(self, name: str, steps: Steps) -> None:
-        """Put a snapshot of every host back and power it on."""
+        """Restore a snapshot of every host and power it on."""
         for machine in self.machines:
             machine.require_snapshot(name)
         with steps.step(f"put back snapshot {name}"):
@@ -297,14 +296,14 @@ class Instance:
                 machine.wait_for_ssh()
 
     def forget_connections(self, machine: Machine) -> None:
-        """End Ansible's kept connections to a host that is about to lose its power."""
+        """Close Ansible's persistent connections to a host that is about to be powered off."""
         for path in self.sockets.glob(f"{machine.host.address}-*"):
             command = ["ssh", "-F", "none", "-o", f"ControlPath={path}", "-O", "exit", machine.host.address]
             subprocess.run(command, check=False, capture_output=True, timeout=10)
             path.unlink(missing_ok=True)
 
     def status(self) -> dict[str, Any]:
-        """What there is and what runs, for people and machines; status.schema.json describes it."""
+        """State of the lab as data; status.schema.json describes it."""
         exists = self.namespace.exists()
         hosts = {}
         for machine in self.machines:
@@ -343,7 +342,7 @@ def _copy_files(files: Sequence[Path], folder: Path) -> None:
 
 
 def plug(machine: Machine, source: Path) -> None:
-    """Make `source` (a folder, or an ext4 image) the stick of a host."""
+    """Plug `source` (a folder or an ext4 image) into a host as a stick."""
     if not source.exists():
         raise LabError(f"there is nothing to plug at {source}: name a folder or a disk image")
     machine.plug(source)

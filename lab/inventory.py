@@ -1,4 +1,4 @@
-"""Which hosts a lab has: read from an Ansible inventory in YAML, the only place where they are described."""
+"""The hosts of a lab, read from an Ansible inventory in YAML."""
 
 import ipaddress
 import re
@@ -26,7 +26,7 @@ class Disk:
 
 @dataclass(frozen=True)
 class Host:
-    """One machine of the lab. `kind` is one of KINDS, `memory` in bytes, `groups` the inventory's, parents included."""
+    """One host of the lab. `kind` is one of KINDS, `memory` in bytes, `groups` those of the inventory, parents included."""
 
     name: str
     kind: str
@@ -40,9 +40,9 @@ class Host:
 class Lab:
     """A lab as the inventory describes it.
 
-    `gateway` is the address of the sink (default gateway and resolver of every host), `seat` the one from
-    which commands that are run inside the namespace speak. `domain` is the estate's base_domain, None where
-    the inventory leaves it to the roles' default.
+    `gateway` is the address of the sink (default gateway and resolver of every host), `seat` the source address
+    of commands inside the namespace. `domain` is the estate's base_domain, None if the inventory leaves it to
+    the roles' default.
     """
 
     network: ipaddress.IPv4Network
@@ -60,7 +60,7 @@ class Lab:
         raise BadInventory(f"no host is called {name!r} in this lab: it has {known}")
 
     def in_group(self, group: str) -> tuple[Host, ...]:
-        """The hosts that stand in a group, in the inventory's order."""
+        """The hosts of a group, in the inventory's order."""
         return tuple(host for host in self.hosts if group in host.groups)
 
 
@@ -73,7 +73,7 @@ def size(text: object) -> int:
 
 
 def read(paths: Iterable[Path]) -> Lab:
-    """The lab that one or more inventories (a folder with hosts.yml, or a file) describe together."""
+    """The lab described by one or more inventories (a folder with hosts.yml, or a file)."""
     facts: dict[str, dict[str, Any]] = {}
     groups: dict[str, set[str]] = {}
     variables: dict[str, Any] = {}
@@ -158,7 +158,7 @@ def _host(name: str, values: dict[str, Any], groups: frozenset[str], network: ip
 
 
 def _needs_a_kernel(values: dict[str, Any], groups: frozenset[str]) -> str:
-    """Why a host cannot be a container; empty where it can."""
+    """Why a host cannot be a container; empty if it can."""
     if "storage" in groups or values.get("luks_volumes"):
         return "has encrypted volumes, which need device-mapper"
     if values.get("lab_disks"):

@@ -1,8 +1,8 @@
 """The user-mode kernel of the lab's hosts, built once from Debian's own source and kept in the user's cache folder.
 
-Debian's ready-made kernel has nf_tables for bridges only, so no rule of an estate could be loaded in a host, and it traces
-its processes with ptrace. Since Linux 6.16 seccomp does that, for half the cost of a system call, a fork and a page fault.
-So the kernel is built from the source in Debian's backports, and `kernel.config` states everything that is in it.
+Debian's binary package has nf_tables for bridges only, so an estate's firewall rules cannot be loaded, and it traces its
+processes with ptrace. Linux 6.16 and later can use seccomp instead, at half the cost of a system call, a fork and a page
+fault. The kernel is therefore built from the source in Debian's backports, with the configuration in `kernel.config`.
 """
 
 import hashlib
@@ -31,21 +31,21 @@ OPENSSL_HEADERS = Path("/usr/include/openssl/opensslv.h")
 
 
 def recipe() -> str:
-    """What the kernel is made of but for its version, as a hash: a changed recipe makes a new kernel."""
+    """Hash of the kernel's configuration and patch, without its version; a changed recipe builds a new kernel."""
     texts = (CONFIGURATION.read_text(encoding="ascii"), PATCH.read_text(encoding="ascii"))
     stated = (TRIED, COMPILER, FLAGS, *texts)
     return hashlib.sha256(repr(stated).encode()).hexdigest()[:12]
 
 
 def folder(cache: Path) -> Path:
-    """Where the built kernel lies: the program `linux.uml`, in `modules` the list of what is built in, and the key
-    `signing_key.pem` (private, and its certificate), whose signatures on modules this kernel accepts.
+    """Folder of the built kernel: the program `linux.uml`, the list of built-in modules in `modules`, and `signing_key.pem`
+    (private key and certificate), with which modules for this kernel are signed.
     """
     return cache / f"lab-kernel-{recipe()}"
 
 
 def made(cache: Path, report: Callable[[str], None]) -> Path:
-    """That folder, its kernel built now if this recipe was never built here."""
+    """That folder; builds the kernel first unless it is cached."""
     built = folder(cache)
     if not built.exists():
         with tempfile.TemporaryDirectory(dir=cache, prefix="lab-kernel-new-") as scratch:
@@ -111,7 +111,7 @@ def _unpack(scratch: Path, package: str, archive: Path) -> Path:
 
 
 def _require_all(stated: Path, configuration: Path) -> None:
-    """LabError where the kernel's configuration lacks what is stated: Kconfig drops an unknown symbol without a word."""
+    """LabError if the kernel's configuration lacks a stated symbol: Kconfig drops unknown symbols silently."""
     taken = set(configuration.read_text(encoding="utf-8").splitlines())
     lines = stated.read_text(encoding="ascii").splitlines()
     dropped = [line for line in lines if line.startswith("CONFIG_") and line not in taken]

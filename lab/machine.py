@@ -1,4 +1,4 @@
-"""One host of the lab, whatever runs it: its name, its keys, its cable, its power."""
+"""One host of the lab, independent of its kind: name, keys, network cable, power."""
 
 import contextlib
 import socket
@@ -30,7 +30,7 @@ IPv6AcceptRA=no
 
 
 class Machine(ABC):
-    """A host with a folder of its own. Each kind of host says how it is made, started, kept and put back."""
+    """A host with its folder. Each kind implements creation, start, snapshot and restore."""
 
     kind: ClassVar[str]
     # What `mount` is given to see the stick: the source, and the options.
@@ -48,28 +48,28 @@ class Machine(ABC):
     @staticmethod
     @abstractmethod
     def base(report: Report) -> Path:
-        """What hosts of this kind start from, made now if it was never made here."""
+        """The base image of this kind of host, built if it is not cached."""
 
     @property
     @abstractmethod
     def cable_name(self) -> str:
-        """The end of its cable that is in the lab's namespace."""
+        """Name of its network interface in the lab's namespace."""
 
     @abstractmethod
     def exists(self) -> bool:
-        """Whether it was ever unpacked."""
+        """Whether it was created."""
 
     @abstractmethod
     def create(self, base: Path, files: dict[str, tuple[bytes, int]]) -> None:
-        """Unpack it: the bare Debian `base` with these files (path: content and mode); nothing where it exists."""
+        """Create it from the bare Debian `base` with these files (path: content and mode), unless it exists."""
 
     @abstractmethod
     def power_on(self) -> None:
-        """Start it, with its cable in; nothing where it is sound."""
+        """Start it with its cable plugged in, unless it is sound."""
 
     @abstractmethod
     def power_off(self) -> None:
-        """Take its power away: no shutdown."""
+        """Cut its power, without a shutdown."""
 
     @abstractmethod
     def has_stick(self) -> bool:
@@ -77,7 +77,7 @@ class Machine(ABC):
 
     @abstractmethod
     def plug(self, source: Path) -> None:
-        """Make a folder or an ext4 image its stick, at once where it runs, else at the next power-on."""
+        """Plug a folder or an ext4 image in as a stick, now if it is running, else at the next power-on."""
 
     @abstractmethod
     def snapshot(self, name: str) -> None:
@@ -85,28 +85,28 @@ class Machine(ABC):
 
     @abstractmethod
     def restore(self, name: str) -> None:
-        """Put the disks of a snapshot back; it must be off."""
+        """Restore the disks of a snapshot; the host must be off."""
 
     @abstractmethod
     def take_over(self, other: "Machine", name: str) -> None:
-        """Copy a snapshot of the same host of another lab, which may run meanwhile."""
+        """Copy a snapshot of the same host from another lab, which may be running."""
 
     @abstractmethod
     def disk_bytes(self) -> int:
-        """What its disks take on this machine, snapshots left out."""
+        """Bytes that its disks occupy on this machine, without snapshots."""
 
     def running(self) -> bool:
         """Whether it has power."""
         return self.process.pid() is not None
 
     def sound(self) -> bool:
-        """Whether it has power, and a cable in this namespace: else only a new start helps."""
+        """Whether it has power and an interface in this namespace; otherwise it must be started again."""
         return self.namespace.holds(self.process.pid()) and self.cable_name in self.namespace.links()
 
     def identity_files(
         self, known_hosts: str, authorized: str, operator_key: bytes
     ) -> dict[str, tuple[bytes, int]]:
-        """What makes a bare Debian this host: its name, address and keys, each with its mode."""
+        """Files that give a bare Debian this host's name, address and keys, each with its mode."""
         name = self.host.name
         network = NETWORK.format(
             address=self.host.address, prefix=self.lab.network.prefixlen, gateway=self.lab.gateway
@@ -127,16 +127,16 @@ class Machine(ABC):
         return files
 
     def host_key(self) -> Path:
-        """Its SSH host key, made when first asked for."""
+        """Its SSH host key, generated on first use."""
         self.folder.mkdir(parents=True, exist_ok=True)
         return make_key(self.folder / "ssh_host_ed25519_key", f"root@{self.host.name}")
 
     def public_key(self) -> str:
-        """Type and public half of its SSH host key."""
+        """Type and public part of its SSH host key."""
         return " ".join(self.host_key().with_suffix(".pub").read_text(encoding="ascii").split()[:2])
 
     def wait_for_ssh(self, seconds: float = BOOT_SECONDS) -> None:
-        """Until its sshd answers; LabError with the end of its console if it does not."""
+        """Wait until its sshd answers; LabError with the end of its console if it does not."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if not self.running():
@@ -158,23 +158,23 @@ class Machine(ABC):
             return False
 
     def cut(self) -> None:
-        """Take its cable out."""
+        """Unplug its network cable."""
         self.namespace.detach(self.cable_name)
 
     def join(self) -> None:
-        """Put its cable back in."""
+        """Plug its network cable back in."""
         self.namespace.attach(self.cable_name)
 
     def cable(self) -> bool:
-        """Whether its cable is in."""
+        """Whether its network cable is plugged in."""
         return self.namespace.attached(self.cable_name)
 
     def snapshot_names(self) -> list[str]:
-        """The snapshots there are, complete ones only."""
+        """Names of its complete snapshots."""
         return sorted(path.name for path in self.snapshots.glob("*") if path.suffix != ".new")
 
     def require_snapshot(self, name: str) -> Path:
-        """The folder of a snapshot; LabError with the names there are."""
+        """The folder of a snapshot; LabError with the existing names if there is none."""
         source = self.snapshots / name
         if not source.is_dir():
             known = ", ".join(self.snapshot_names()) or "none"
@@ -182,7 +182,7 @@ class Machine(ABC):
         return source
 
     def last_words(self, lines: int = 12) -> str:
-        """The end of its console."""
+        """The last lines of its console."""
         with contextlib.suppress(FileNotFoundError):
             text = self.console.read_text(encoding="utf-8", errors="replace")
             return "\n".join(f"  {line}" for line in text.splitlines()[-lines:])
@@ -190,7 +190,7 @@ class Machine(ABC):
 
 
 def make_key(path: Path, comment: str) -> Path:
-    """An SSH key pair at `path` and `path.pub`, made if it is not there."""
+    """Generate an SSH key pair at `path` and `path.pub` unless it exists."""
     if not path.with_suffix(".pub").exists() or not path.exists():
         path.unlink(missing_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)

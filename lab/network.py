@@ -1,7 +1,7 @@
-"""The network of a lab: a bridge in a namespace of its own that has no uplink.
+"""The network of a lab: a bridge in a network namespace without an uplink.
 
-The bridge carries one address, the seat. The gateway's address belongs to nobody in the kernel: the sink
-answers ARP for it (sink.py), so that packets to elsewhere come onto the wire and end there, unanswered.
+The bridge has one address, the seat. The gateway's address is assigned to no interface: the sink answers ARP for
+it (sink.py), so that packets to other networks are sent, recorded, and never answered.
 """
 
 import os
@@ -29,21 +29,21 @@ def tap(address: str) -> str:
 
 
 class Namespace:
-    """A network namespace with a name."""
+    """A named network namespace."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.path = NAMESPACES / name
 
     def exists(self) -> bool:
-        """Whether it is there and usable (a name left behind by an interrupted command is not)."""
+        """Whether it exists and is usable; a name left behind by an interrupted command is not."""
         try:
             return self.path.stat().st_dev != self.path.parent.stat().st_dev
         except FileNotFoundError:
             return False
 
     def holds(self, pid: int | None) -> bool:
-        """Whether a process lives inside."""
+        """Whether a process runs inside."""
         if pid is None or not self.exists():
             return False
         try:
@@ -52,7 +52,7 @@ class Namespace:
             return False
 
     def command(self, *command: str) -> list[str]:
-        """The command line that runs a command inside; the process keeps its id."""
+        """Command line that runs a command inside, with the same process id."""
         return ["nsenter", f"--net={self.path}", "--", *command]
 
     def ip(self, *arguments: str) -> None:
@@ -67,7 +67,7 @@ class Namespace:
         return {line.split()[0].partition("@")[0] for line in listing.splitlines() if line.strip()}
 
     def create(self, lab: Lab) -> None:
-        """Make the namespace, its loopback and its bridge, or complete what is there."""
+        """Create the namespace, its loopback and its bridge, or the parts that are missing."""
         if not self.exists():
             self.path.unlink(missing_ok=True)
             _run(["ip", "netns", "add", self.name])
@@ -89,14 +89,14 @@ class Namespace:
         self.ip("link", "set", BRIDGE, "up")
 
     def plug_cable(self, name: str) -> None:
-        """A tap on the bridge, up."""
+        """Create a tap on the bridge and set it up."""
         if name not in self.links():
             self.ip("tuntap", "add", name, "mode", "tap")
         self.attach(name)
         self.ip("link", "set", name, "up")
 
     def plug_pair(self, name: str, address: str) -> None:
-        """A new pair of interfaces: `name` on the bridge, up, and `cNAME` for the container with this IPv4 address."""
+        """Create a pair of interfaces: `name` on the bridge, and `cNAME` for the container with this IPv4 address."""
         if name in self.links():
             self.ip("link", "delete", name)
         self.ip("link", "add", name, "type", "veth", "peer", "name", f"c{name}", "address", mac(address))
@@ -104,15 +104,15 @@ class Namespace:
         self.ip("link", "set", name, "up")
 
     def attach(self, name: str) -> None:
-        """Lead a tap to the bridge."""
+        """Connect a tap to the bridge."""
         self.ip("link", "set", name, "master", BRIDGE)
 
     def detach(self, name: str) -> None:
-        """Lead a tap nowhere. It stays up: a user-mode kernel that cannot write to it gives up for good."""
+        """Disconnect a tap from the bridge. It stays up, since a user-mode kernel that cannot write to it stops for good."""
         self.ip("link", "set", name, "nomaster")
 
     def attached(self, name: str) -> bool:
-        """Whether a tap leads to the bridge."""
+        """Whether a tap is connected to the bridge."""
         shown = subprocess.run(
             ["ip", "-n", self.name, "link", "show", "dev", name, "master", BRIDGE],
             check=False,
@@ -122,13 +122,13 @@ class Namespace:
         return shown.returncode == 0 and bool(shown.stdout.strip())
 
     def delete(self) -> None:
-        """Forget the namespace; with its last process, everything in it is gone."""
+        """Delete the namespace; the kernel frees it with its last process."""
         if self.exists():
             _run(["ip", "netns", "delete", self.name])
         self.path.unlink(missing_ok=True)
 
     def processes(self) -> list[int]:
-        """Processes that live inside."""
+        """Processes inside."""
         if not self.exists():
             return []
         listing = subprocess.run(
@@ -137,7 +137,7 @@ class Namespace:
         return [int(pid) for pid in listing.stdout.split()]
 
     def within[Result](self, action: Callable[[], Result]) -> Result:
-        """Call a function in a thread that has entered the namespace: the sockets it opens are inside."""
+        """Call a function in a thread inside the namespace, so that its sockets are inside too."""
         results: list[Result] = []
         failures: list[BaseException] = []
 

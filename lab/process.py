@@ -1,4 +1,4 @@
-"""Background processes that are known by process id and start time, so that no other is ever signalled."""
+"""Background processes, identified by process id and start time so that no other process is ever signalled."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from lab.errors import LabError
 
 @dataclass(frozen=True)
 class Stat:
-    """What /proc/PID/stat says that matters here; `start` is in clock ticks since boot."""
+    """Fields of /proc/PID/stat; `start` is in clock ticks since boot."""
 
     state: str
     group: int
@@ -23,7 +23,7 @@ class Stat:
 
 
 def stat(pid: int) -> Stat | None:
-    """State of a process, None when it is gone or only a zombie is left of it."""
+    """State of a process; None if it has ended or is a zombie."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     except (FileNotFoundError, ProcessLookupError):
@@ -48,10 +48,10 @@ class Daemon:
         environment: Mapping[str, str] | None = None,
         pipe_output: bool = False,
     ) -> int:
-        """Start it, and write down who it is. Returns the process id.
+        """Start it and record its process id and start time. Returns the process id.
 
         With `pipe_output` its output reaches the log through a pipe and a `cat` (user-mode-linux polls its
-        console, and a plain file cannot be polled). Its standard input never ends.
+        console, and a regular file cannot be polled). Its standard input stays open.
         """
         open_end, held_end = os.pipe()  # the child holds both ends, so that it never reads an end of file
         writer: subprocess.Popen[bytes] | None = None
@@ -88,7 +88,7 @@ class Daemon:
         return child.pid
 
     def pid(self) -> int | None:
-        """Its process id while it runs."""
+        """Its process id while it is running."""
         recorded = self._recorded()
         if recorded is None:
             return None
@@ -97,7 +97,7 @@ class Daemon:
         return pid if seen is not None and seen.start == start else None
 
     def members(self) -> list[int]:
-        """Every process of its session: the recorded one, and its children even where it is gone itself."""
+        """Every process of its session, including children that outlived the recorded one."""
         recorded = self._recorded()
         if recorded is None:
             return []
@@ -122,7 +122,7 @@ class Daemon:
                 continue
 
     def kill(self, seconds: float = 10.0) -> None:
-        """End all of it at once (SIGKILL) and forget it; LabError if something is left after `seconds`."""
+        """Kill its whole session (SIGKILL) and delete the record; LabError if a process is left after `seconds`."""
         deadline = time.monotonic() + seconds
         while members := self.members():
             self.signal(signal.SIGKILL)

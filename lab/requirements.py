@@ -1,4 +1,4 @@
-"""What this machine must have before a lab starts on it: root, programs, memory, room, and one setting of its kernel."""
+"""Requirements on this machine: root, programs, memory, disk space, and one kernel setting."""
 
 import contextlib
 import os
@@ -62,16 +62,16 @@ HOST_SPACE = 4 << 30  # bytes that one more host will need once it serves
 
 
 def require_root() -> None:
-    """NotRoot for everyone else."""
+    """NotRoot if the effective user is not root."""
     if os.geteuid() != 0:
         raise NotRoot(f"the lab makes namespaces and taps: run it as root (user id seen: {os.geteuid()})")
 
 
 def allow_mappings() -> None:
-    """A guest's process with libraries like torch's needs more mappings than the kernel's old default allows.
+    """Raise vm.max_map_count: a guest process that loads torch needs more mappings than the old default allows.
 
-    The value is systemd's own on Debian 13; a machine without systemd still has 65530, and there such a
-    process dies with "UML ran out of memory on the host side".
+    The value is systemd's on Debian 13. Without systemd the kernel's default is 65530, and such a process ends with
+    "UML ran out of memory on the host side".
     """
     current = int(MAX_MAP_COUNT.read_text(encoding="ascii"))
     if current < MAPPINGS:
@@ -95,7 +95,7 @@ def _missing_packages(kinds: Iterable[str]) -> list[str]:
 
 
 def require_kinds(machines: Sequence[Machine], folder: Path) -> None:
-    """MissingProgram or Unsupported where this machine cannot have hosts of a kind that the inventory wants."""
+    """MissingProgram or Unsupported if this machine cannot run a kind of host in the inventory."""
     kinds = {machine.kind for machine in machines}
     require_programs(kinds)
     for kind in sorted(kinds):
@@ -104,7 +104,7 @@ def require_kinds(machines: Sequence[Machine], folder: Path) -> None:
 
 
 def no_container_because(folder: Path) -> str:
-    """Why this machine can have no containers with their disks in `folder`; empty where it can."""
+    """Why this machine cannot run containers with their disks in `folder`; empty if it can."""
     try:
         cgroup.mount_point()
     except Unsupported as error:
@@ -127,7 +127,7 @@ def no_container_because(folder: Path) -> str:
 
 
 def no_kernel_because(_: Path) -> str:
-    """Why this machine can have no user-mode kernels; empty where it can."""
+    """Why this machine cannot run user-mode kernels; empty if it can."""
     if not TUN.exists():
         return f"there is no {TUN}, by which a kernel reaches the network: modprobe tun"
     return ""
@@ -137,7 +137,7 @@ REASONS_AGAINST = {"container": no_container_because, "kernel": no_kernel_becaus
 
 
 def capabilities(folder: Path) -> dict[str, Any]:
-    """What this machine can give its hosts, by their kinds; and what limits it keeps on containers' services."""
+    """Capabilities of this machine by kind of host, and the resource limits it enforces in containers."""
     kinds = {}
     for kind, reason_against in REASONS_AGAINST.items():
         missing = _missing_packages([kind])
@@ -150,7 +150,7 @@ def capabilities(folder: Path) -> dict[str, Any]:
 
 
 def require_memory(machines: Sequence[Machine]) -> None:
-    """NoMemory where the hosts' memory exceeds what is available now."""
+    """NoMemory if the hosts' memory exceeds the available memory."""
     needed = sum(machine.host.memory for machine in machines)
     lines = MEMINFO.read_text(encoding="ascii").splitlines()
     available = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
@@ -163,7 +163,7 @@ def require_memory(machines: Sequence[Machine]) -> None:
 
 
 def require_space(folder: Path, machines: Sequence[Machine]) -> None:
-    """NoSpace where disks that are still to be made would not fit."""
+    """NoSpace if disks that are not created yet would not fit."""
     cache = image.cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
     new = sum(1 for machine in machines if not machine.exists())

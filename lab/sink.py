@@ -1,8 +1,7 @@
-"""The sink: default gateway and resolver of every host. It answers nothing and records who tries to leave.
+"""The sink: default gateway and resolver of every host. It answers nothing and records packets to other networks.
 
-It answers ARP for the gateway's address, so that packets to elsewhere do come onto the wire, and appends one
-JSON line for each IP packet whose destination is neither a host of the lab nor its seat, with the name that
-is asked for where it is a DNS question.
+It answers ARP for the gateway's address, so that packets to other networks are sent, and appends one JSON line for
+each IP packet whose destination is neither a host of the lab nor its seat, with the name in a DNS query.
 """
 
 import argparse
@@ -22,7 +21,7 @@ PROTOCOLS = {1: "icmp", 2: "igmp", 6: "tcp", 17: "udp", 58: "icmp6"}
 
 
 def arp_answer(frame: bytes, gateway: str, mac: bytes) -> bytes | None:
-    """The reply to a frame that asks who has the gateway's address; None for any other frame."""
+    """The reply to an ARP request for the gateway's address; None for any other frame."""
     if len(frame) < 42 or frame[12:14] != ARP.to_bytes(2) or frame[20:22] != b"\x00\x01":
         return None
     wanted = ipaddress.IPv4Address(gateway).packed
@@ -33,7 +32,7 @@ def arp_answer(frame: bytes, gateway: str, mac: bytes) -> bytes | None:
 
 
 def dns_question(message: bytes) -> str | None:
-    """The first name asked for in a DNS message, None where it is not a question."""
+    """The first name in a DNS query; None for any other payload."""
     if len(message) < 13 or message[2] & 0x80 or message[4:6] == b"\x00\x00":
         return None
     labels = []
@@ -47,7 +46,7 @@ def dns_question(message: bytes) -> str | None:
 
 
 def leaving(frame: bytes, inside: frozenset[str]) -> dict[str, Any] | None:
-    """What a frame is that is meant for elsewhere; None for ARP and for packets to an address `inside`."""
+    """Description of a packet to another network; None for ARP and for packets to an address `inside`."""
     kind = int.from_bytes(frame[12:14]) if len(frame) >= 14 else 0
     packet = frame[14:]
     if kind == IPV4 and len(packet) >= 20:
@@ -74,14 +73,14 @@ def leaving(frame: bytes, inside: frozenset[str]) -> dict[str, Any] | None:
 
 
 def records(file: Path) -> list[dict[str, Any]]:
-    """What was recorded so far."""
+    """The recorded packets."""
     if not file.exists():
         return []
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def listen(interface: str, gateway: str, inside: frozenset[str], file: Path) -> None:
-    """Answer ARP and record, until killed."""
+    """Answer ARP and record packets until killed."""
     wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ALL_PROTOCOLS))
     wire.bind((interface, 0))
     wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
@@ -99,7 +98,7 @@ def listen(interface: str, gateway: str, inside: frozenset[str], file: Path) -> 
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the sink in the namespace that this process is in."""
+    """Run the sink in the current namespace."""
     parser = argparse.ArgumentParser(prog="python3.13 -m lab.sink", description="records who tries to leave")
     parser.add_argument("--interface", required=True)
     parser.add_argument("--gateway", required=True, help="address to answer ARP for")

@@ -1,4 +1,4 @@
-"""What a command does, told to a person: one line a step with its time. Everything else goes to a log."""
+"""Progress of a command: one line per step with its duration. All other output goes to a log."""
 
 import os
 import re
@@ -21,7 +21,7 @@ LAST_LINES = 15  # of a log, shown where its command failed
 
 
 class Steps:
-    """Lines for a person on `console`, and logs in `logs`. With `loud` the logs are printed, too."""
+    """Prints progress on `console` and writes logs to `logs`; with `loud`, the logs are printed too."""
 
     def __init__(self, console: Console, logs: Path, loud: bool = False) -> None:
         self.console = console
@@ -30,13 +30,13 @@ class Steps:
         self._lock = threading.Lock()
 
     def line(self, seconds: float, text: str) -> None:
-        """Tell what took how long."""
+        """Print a completed step and its duration."""
         with self._lock:
             self.console.print(f"[cyan]{seconds:7.1f} s[/]  {escape(text)}", soft_wrap=True)
 
     @contextmanager
     def step(self, text: str) -> Iterator[Callable[[str], None]]:
-        """Tell TEXT with its time once it is done. Yields a function that takes what is done just now."""
+        """Print TEXT with its duration at the end. Yields a function that shows the current detail."""
         started = time.monotonic()
         with self._alive(text) as now:
             yield now
@@ -44,7 +44,7 @@ class Steps:
 
     @contextmanager
     def series(self) -> Iterator[Callable[[str], None]]:
-        """Yields a function that begins a step, and ends the one before. "step: detail" goes on with that step."""
+        """Yields a function that begins a step and ends the previous one; "step: detail" continues the step."""
         current: list[tuple[str, float]] = []
         with self._alive("") as now:
 
@@ -64,7 +64,7 @@ class Steps:
         end()
 
     def run(self, command: Sequence[str], log: str, heard: Callable[[str], None]) -> None:
-        """Run a command; each line that it prints goes to the log LOG, and to `heard`. LabError where it fails."""
+        """Run a command; each line of its output goes to the log LOG and to `heard`. LabError if it fails."""
         self.logs.mkdir(parents=True, exist_ok=True)
         place = self.logs / f"{log}.log"
         with (
@@ -94,7 +94,7 @@ class Steps:
 
     @contextmanager
     def _alive(self, text: str) -> Iterator[Callable[[str], None]]:
-        """Show that TEXT is being done: by a clock on a terminal, by a line from time to time in a plain log."""
+        """Show that TEXT is in progress: by a clock on a terminal, by periodic lines in a plain log."""
         detail = [text]
 
         def now(said: str) -> None:
@@ -128,7 +128,7 @@ class Steps:
 
 
 class RoleTimes:
-    """Reads what ansible-playbook prints, and tells the time of each role on its hosts as soon as the next begins."""
+    """Reads the output of ansible-playbook and reports the duration of each role when the next one begins."""
 
     TASK = re.compile(r"(?:TASK|RUNNING HANDLER) \[(?:llmkeep\.estate\.)?(?:(\w+) : )?(.*)\] \*")
     RESULT = re.compile(r"(ok|changed|fatal|failed): \[([\w.-]+)")
@@ -141,7 +141,7 @@ class RoleTimes:
         self.changed: dict[str, int] = {}
 
     def __call__(self, line: str) -> None:
-        """Take one line."""
+        """Process one line."""
         if line.startswith("PLAY "):
             self._begin("")
         elif task := self.TASK.match(line):

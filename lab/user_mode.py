@@ -1,4 +1,4 @@
-"""A host with a kernel of its own: user-mode-linux, a real Linux that runs as an ordinary process, with disks in files."""
+"""A host with its own kernel: user-mode-linux, a real Linux in an ordinary process, with disks in files."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ STICK_SERIAL = "LLMKEEP-STICK"
 
 
 class UserModeKernel(Machine):
-    """It has device-mapper, swap, clocks and modules of its own, and loses what it had not flushed."""
+    """Has its own device-mapper, swap, clock and modules; a power cut loses writes that were not flushed."""
 
     kind = "kernel"
     stick_source = ("/dev/disk/by-label/LLMKEEP", "ro")
@@ -47,7 +47,7 @@ class UserModeKernel(Machine):
         return self.stick.exists()
 
     def disks(self) -> list[Path]:
-        """Every disk that is its own, the root disk first; the stick is not."""
+        """Its disks, the root disk first, without the stick."""
         return [self.root, *(self.folder / f"{disk.serial}.img" for disk in self.host.disks)]
 
     def disk_bytes(self) -> int:
@@ -97,7 +97,7 @@ class UserModeKernel(Machine):
         )
 
     def _memory_folder(self) -> Path:
-        """Where its memory lives: a tmpfs that has room for every host that is still off, else a disk (slower)."""
+        """Folder of its memory file: a tmpfs with space for all hosts that are off, else a disk (slower)."""
         shared = Path("/dev/shm")  # noqa: S108 -- the kernel unlinks its file as soon as it is open
         siblings = self.folder.parent
         needed = sum(
@@ -113,13 +113,13 @@ class UserModeKernel(Machine):
         return folder
 
     def power_off(self) -> None:
-        """Take its power away: no shutdown, nothing is written that was not."""
+        """Cut its power: no shutdown, and unflushed writes are lost."""
         self.process.kill()
 
     def mconsole(self, request: str) -> str:
-        """Ask the kernel's management console, the only way to plug a disk into a running host.
+        """Send a command to the kernel's management console, the only way to plug a disk into a running host.
 
-        It answers to an abstract socket of the asker's: asked from outside the namespace, it is never heard.
+        It replies to an abstract socket, which exists per network namespace, so the caller must be inside.
         """
         socket_path = f"uml/{self.host.name}/mconsole"
         done = subprocess.run(
@@ -135,7 +135,7 @@ class UserModeKernel(Machine):
         return done.stdout.strip()
 
     def plug(self, source: Path) -> None:
-        """Until the next power-on the stick is known by its label only: the management console takes no serial."""
+        """Until the next power-on the stick is identified by its label only: the management console takes no serial."""
         staged = self.folder / "stick.new"
         if source.is_dir():
             write_stick(source, staged)
@@ -153,7 +153,7 @@ class UserModeKernel(Machine):
             self.mconsole(f"config {STICK}r={self.stick.name}")
 
     def snapshot(self, name: str) -> None:
-        """What it had not synced is not in it."""
+        """Writes that the host has not synced are not included."""
         target = self.snapshots / name
         staged = self.snapshots / f"{name}.new"
         shutil.rmtree(staged, ignore_errors=True)
@@ -194,7 +194,7 @@ def _sparse(file: Path, size: int) -> None:
 
 
 def write_stick(folder: Path, target: Path) -> None:
-    """An ext4 image with the content of a folder, labelled LLMKEEP."""
+    """Write an ext4 image with the content of a folder, labelled LLMKEEP."""
     files = list(folder.rglob("*"))
     payload = sum(path.lstat().st_size for path in files if path.is_file() and not path.is_symlink())
     size = (payload + len(files) * 8192) * 21 // 20 + (32 << 20)
