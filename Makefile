@@ -9,7 +9,7 @@ PYTHON := /usr/bin/python3.13
 PAYLOAD_TESTS := payload/tests
 # Of the tests. A lab waits as much as it works, so two of them are done sooner than one after the other.
 WORKERS := --numprocesses 2
-# A file is one worker's. The longest are named first: whoever came to one last would leave the other worker idle.
+# A file is one worker's. The longest come first, so that no worker is idle while the other one runs the longest last.
 BY_FILE := $(WORKERS) --dist loadfile --no-loadscope-reorder
 COLLECTION := .ansible/collections/ansible_collections/llmkeep/estate
 ROLE := redis pki mirror base softhsm hsm luks opa llm_serving ipsec llm_training edge audit

@@ -76,7 +76,7 @@ def on(instance: Instance, group: str) -> str:
     """Name of the first host of a group."""
     hosts = instance.lab.in_group(group)
     if not hosts:
-        raise LabError(f"no host of this lab stands in [{group}]: there is nobody to ask")
+        raise LabError(f"no host of this lab is in [{group}], which the demo needs")
     return hosts[0].name
 
 

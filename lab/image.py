@@ -161,7 +161,7 @@ def _file_system(root: Path, image: Path) -> None:
 
 
 def write_files(image: Path, files: dict[str, tuple[bytes, int]]) -> None:
-    """Put files (path: content and mode, owned by root) into an ext4 image that nobody has mounted."""
+    """Put files (path: content and mode, owned by root) into an ext4 image that is not mounted."""
     with tempfile.TemporaryDirectory() as scratch:
         commands = []
         for index, (path, (content, mode)) in enumerate(files.items()):

@@ -19,7 +19,7 @@ from typing import cast
 from llmproof.chain import MAX_LINE, Chain, EventError, fields
 
 HEAD_SECONDS = 60.0
-WAITING_BYTES = 8 << 20  # of events that are not on disk yet; beyond it nobody is read from
+WAITING_BYTES = 8 << 20  # of events that are not on disk yet; beyond it no connection is read
 CONNECTIONS = 256
 ROOM = 1024  # bytes of a line around its event
 
@@ -125,7 +125,7 @@ class Service:
         self.something.set()
 
     def slow_down(self) -> None:
-        """Read from everybody, or from nobody."""
+        """Start or stop reading from all connections."""
         full = self.stopping or self.waiting_bytes > WAITING_BYTES
         if full != self.full:
             self.full = full

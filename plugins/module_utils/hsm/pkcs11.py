@@ -1,4 +1,4 @@
-"""The part of PKCS#11 2.40 that keys of volumes and of the issuing CA need, by ctypes: Debian has no Python binding of it.
+"""The subset of PKCS#11 2.40 for the keys of volumes and of the issuing CA, by ctypes: Debian packages no Python binding.
 
 A PIN is an argument of a function here, never of a program, and never part of a URI.
 """
@@ -98,7 +98,7 @@ Template = Mapping[int, bool | int | bytes]
 
 
 class Error(Exception):
-    """A function of the module returned something else than CKR_OK."""
+    """A function of the module returned an error code (not CKR_OK)."""
 
     def __init__(self, function: str, code: int) -> None:
         super().__init__(f"{function} returned {RETURNED.get(code, hex(code))}")
@@ -106,7 +106,7 @@ class Error(Exception):
 
     @property
     def gone(self) -> bool:
-        """The HSM, or the way to it, ended in the middle."""
+        """The HSM or the connection to it failed during a call."""
         return self.code in {0x30, 0x32, 0xE0}
 
 
@@ -157,7 +157,7 @@ class FunctionList(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Token:
-    """What a token says of itself, without a login."""
+    """A token's public information, read without a login."""
 
     slot: int
     label: str
@@ -173,7 +173,7 @@ class Token:
 
     @property
     def pin_flags(self) -> list[str]:
-        """Names of the flags under which a login might be the last one."""
+        """Names of the token's flags that warn of a locked PIN."""
         return [name for flag, name in PIN_FLAGS.items() if self.flags & flag]
 
 
@@ -182,7 +182,7 @@ def text(padded: bytes) -> str:
 
 
 def attributes(template: Template) -> tuple[Any, list[Any]]:
-    """A template in C, and the values that have to live as long as it."""
+    """A CK_ATTRIBUTE template, and the values it points to."""
     values: list[Any] = []
     array = (Attribute * len(template))()
     for entry, (kind, value) in zip(array, template.items(), strict=True):
@@ -202,7 +202,7 @@ class Module:
     """A PKCS#11 module, loaded and initialised. It is never finalised: the process ends instead."""
 
     def __init__(self, path: str) -> None:
-        """OSError where the library is not to be had, Error where it does not initialise."""
+        """Raises OSError if the library cannot be loaded, Error if it cannot be initialised."""
         library = ctypes.CDLL(path)
         listed = POINTER(FunctionList)()
         found = library.C_GetFunctionList(byref(listed))
@@ -225,7 +225,7 @@ class Module:
         return text(info.manufacturer)
 
     def tokens(self) -> list[Token]:
-        """Every token that is there, those without a label among them."""
+        """All tokens, including those without a label."""
         count = c_ulong()
         self._call("C_GetSlotList", c_ubyte(1), None, byref(count))
         slots = (c_ulong * count.value)()
@@ -243,7 +243,7 @@ class Module:
         return found
 
     def initialise(self, slot: int, officer_pin: bytes, label: str) -> None:
-        """Make a token in a slot. Whatever it held is gone: callers look first."""
+        """Initialise the token in a slot, which destroys its contents."""
         padded = label.encode().ljust(32)
         self._call("C_InitToken", c_ulong(slot), officer_pin, c_ulong(len(officer_pin)), padded)
 
@@ -269,11 +269,11 @@ class Session:
         self._call("C_Login", self._handle, c_ulong(who), pin, c_ulong(len(pin)))
 
     def set_user_pin(self, pin: bytes) -> None:
-        """As security officer."""
+        """Set the user PIN, logged in as security officer."""
         self._call("C_InitPIN", self._handle, pin, c_ulong(len(pin)))
 
     def change_pin(self, old: bytes, new: bytes) -> None:
-        """As the user who is logged in; the token asks for the old PIN once more."""
+        """Change the PIN of the logged-in user; the token requires the old PIN again."""
         self._call("C_SetPIN", self._handle, old, c_ulong(len(old)), new, c_ulong(len(new)))
 
     def find(self, template: Template) -> list[int]:
@@ -290,7 +290,7 @@ class Session:
         self._call("C_DestroyObject", self._handle, c_ulong(key))
 
     def read(self, key: int, kind: int) -> bytes:
-        """An attribute's value; Error where the token does not give it out."""
+        """An attribute's value; Error if the token does not reveal it."""
         wanted = (Attribute * 1)()
         wanted[0].kind = kind
         self._call("C_GetAttributeValue", self._handle, c_ulong(key), wanted, c_ulong(1))
@@ -302,14 +302,14 @@ class Session:
         return value.raw[: wanted[0].length]
 
     def is_set(self, key: int, kind: int) -> bool:
-        """A boolean attribute; one that the token does not know is not set."""
+        """A boolean attribute; False if the token does not support it."""
         try:
             return self.read(key, kind) not in {b"", b"\0"}
         except Error:
             return False
 
     def generate(self, mechanism: int, public: Template, private: Template) -> tuple[int, int]:
-        """Make a pair of keys in the token; the handles of the public and the private one."""
+        """Generate a key pair in the token; returns the handles of the public and the private key."""
         how = Mechanism(mechanism, None, 0)
         first, _public_values = attributes(public)
         second, _private_values = attributes(private)
@@ -328,7 +328,7 @@ class Session:
         return handles[0].value, handles[1].value
 
     def derive(self, private: int, point: bytes, size: int) -> bytes:
-        """ECDH of a key in the token with a public point, as systemd has it done to open a volume."""
+        """ECDH of a key in the token with a public point, as systemd-cryptsetup does to open a volume."""
         held = ctypes.create_string_buffer(point, len(point))
         parameters = EcdhParameters(KDF_NULL, 0, None, len(point), ctypes.addressof(held))
         how = Mechanism(ECDH1_DERIVE, ctypes.addressof(parameters), ctypes.sizeof(parameters))
@@ -351,7 +351,7 @@ class Session:
             self.destroy(handle.value)
 
     def decrypt(self, private: int, block: bytes) -> bytes:
-        """RSA with the padding of PKCS#1 v1.5, which is what systemd 257 uses."""
+        """RSA decryption with PKCS#1 v1.5 padding, as in systemd 257."""
         how = Mechanism(RSA_PKCS, None, 0)
         self._call("C_DecryptInit", self._handle, byref(how), c_ulong(private))
         out = ctypes.create_string_buffer(len(block))
@@ -360,7 +360,7 @@ class Session:
         return out.raw[: size.value]
 
     def sign(self, private: int, digest: bytes, size: int) -> bytes:
-        """ECDSA over a digest; r and s, each of half the SIZE."""
+        """ECDSA signature of a digest: r and s, each half of SIZE bytes."""
         how = Mechanism(ECDSA, None, 0)
         self._call("C_SignInit", self._handle, byref(how), c_ulong(private))
         out, length = ctypes.create_string_buffer(size), c_ulong(size)
@@ -369,5 +369,5 @@ class Session:
 
 
 def new_id() -> bytes:
-    """An identifier for a new pair of keys."""
+    """A random CKA_ID for a new key pair."""
     return secrets.token_bytes(8)

@@ -1,7 +1,7 @@
-"""A certificate authority's key in one token of an HSM: found, generated where allowed, read back, and used to sign.
+"""A certificate authority's key in a token of an HSM: find or generate it, verify its attributes, sign with it.
 
-`llmkeep pki` uses it on the control node. The rules are those of the volumes' keys (token_keys.py): one login at most, none
-while a token says that the next one might be its last, and a process of its own that ends within bounded time.
+`llmkeep pki` uses it on the control node. The rules are those of the volumes' keys (token_keys.py): at most one login, none
+while a token warns that the next failed one might be its last, and a child process with a time limit.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from ansible_collections.llmkeep.estate.plugins.module_utils.hsm.key_pair import
 
 
 def use(settings: dict[str, Any], digest: bytes, make: bool) -> dict[str, str]:
-    """The key's public point and the signature of a digest, in hexadecimal; the key is made only if `make`.
+    """The key's public point and the signature of a digest, in hexadecimal; a missing key is generated if `make`.
 
-    SETTINGS has module, token, label, user, address, seconds, and pin, the file of the sealed PIN. Fault where it fails.
+    SETTINGS has module, token, label, user, address, seconds, and pin, the file of the sealed PIN. Raises Fault.
     """
     place = Settings(
         module=settings["module"],

@@ -1,8 +1,8 @@
-"""A host's key in the tokens of an HSM: found, generated if there is none, and proven to decrypt what it encrypts.
+"""A host's key in the tokens of an HSM: find or generate it, and prove that it decrypts what was encrypted to it.
 
 Runs in the module hsm_key and, on a host, as the program llmkeep-hsm. Each fault has a name and an exit code.
 The rules: all tokens are inspected before any login; one login per token, and none after one that fails; no login at all
-while a token warns that the next one might be its last.
+while a token warns that the next failed one might be its last.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def say(writer: int, work: Callable[[Callable[[str], None]], Any], user: str) ->
 
 
 def become(user: str) -> None:
-    """Drop to another account, for good."""
+    """Drop privileges to another account permanently."""
     try:
         entry = pwd.getpwnam(user)
     except KeyError:
@@ -142,7 +142,7 @@ def become(user: str) -> None:
 
 
 def look(settings: Settings, pin: bytes, make: bool, change: bool) -> list[dict[str, Any]]:
-    """The key in every token, in the order of settings. Missing keys are generated if `make` and `change`."""
+    """Find the key in every token, in the order of settings. Missing keys are generated if `make` and `change`."""
     known = recorded(settings.record)
     found: list[dict[str, Any]] = bounded(
         lambda step: ask(settings, pin, known, make and change, step), settings.seconds, settings.user
@@ -183,7 +183,7 @@ def ask(
 
 
 def gone(session: Any, token: Any, settings: Settings) -> Fault:
-    """A key that was there when the record was written; SoftHSM and others keep a token's serial when it is made anew."""
+    """Fault for a recorded key that is missing; SoftHSM and others keep a token's serial when it is reinitialised."""
     way_out = (
         " What it opened opens by the other token or the recovery key. Restore it from the HSM's backup; to go on"
         f" with a new key, take the token out of {settings.record}, run again, and enrol it"
@@ -311,7 +311,7 @@ def recorded(path: str) -> dict[str, Any]:
 
 
 def told(key: dict[str, Any]) -> str:
-    """The properties of a key that was just used, in words, for auditors."""
+    """The properties of a verified key in words, for auditors."""
     attributes = [name for name, value in key.items() if value is True and name != "double"]
     maker = f"{key['manufacturer']}{', a double' if key['double'] else ''}"
     return f"{key['token']} ({maker}, serial {key['serial']}): {key['type']}, {', '.join(attributes)}, opens"

@@ -1,8 +1,8 @@
-"""The rule of never formatting: a disk is written to only if every check that could object was made and did not.
+"""When a disk may be formatted: only if every check ran and none objected.
 
-"Not what I expect" is never "blank", and what cannot be read is never "empty". Nothing here writes, and nothing stops at
-the first finding: an operator sees all objections to a disk at once. Only the objection to its contents can be overridden,
-by naming its serial; its identity, and whether it is in use, cannot.
+Unexpected contents never count as blank, and unreadable ones never as empty. Nothing here writes, and all findings about
+a disk are reported at once. Only a finding about its contents can be overridden, by naming the disk's serial; findings
+about its identity and its use cannot.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ KINDS = {
 
 
 class Unusable(Exception):
-    """There is no such disk, or not one alone; the message says what was looked for and what to do."""
+    """The disk is missing or ambiguous; the message says what was searched for and what to do."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One reason not to format. `about`: which disk it is, who uses it, that it does not read, or what it holds."""
+    """One reason not to format. `about`: identity, use, read errors, or contents."""
 
     test: str
     seen: str
@@ -58,7 +58,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Disk:
-    """A whole disk, a partition, or an image file. `block`: its folder in sysfs, None for a file."""
+    """A whole disk, a partition, or an image file. `block`: its directory in sysfs, None for a file."""
 
     path: Path
     serial: str
@@ -68,7 +68,7 @@ class Disk:
 
 @dataclass(frozen=True)
 class Registered:
-    """A volume that the estate knows. It stays known when its header is lost."""
+    """A volume in the estate's register, which outlives the volume's header."""
 
     uuid: str
     serial: str
@@ -77,7 +77,7 @@ class Registered:
 
 # ---------------------------------------------------------------- which disk it is
 def serial_in(block: Path) -> str:
-    """The serial of a disk in sysfs; '' where it says none. A loop device has the name of its file."""
+    """The serial of a disk in sysfs, '' if it has none; for a loop device, the name of its file."""
     for name in ("serial", "device/serial", "device/vpd_pg80", "loop/backing_file"):
         try:
             content = (block / name).read_bytes()
@@ -110,7 +110,7 @@ def disk_at(device: Path) -> Disk:
 
 
 def disk_of(serial: str, device: str | None = None, sysfs: Path = Path("/sys/block")) -> Disk:
-    """The one disk with this serial; where DEVICE is named, that one, whatever serial it has."""
+    """The disk with this serial, or DEVICE if given, regardless of its serial."""
     if device:
         return disk_at(Path(device))
     found = [block for block in sorted(sysfs.iterdir()) if serial_in(block) == serial]
@@ -128,7 +128,7 @@ def disk_of(serial: str, device: str | None = None, sysfs: Path = Path("/sys/blo
 
 
 def identity(disk: Disk, serial: str, size: int) -> Iterator[Finding]:
-    """Whether it is the disk that is meant. SIZE: what it has to have at least, in bytes."""
+    """Findings about the disk's identity. SIZE: minimum size in bytes."""
     if disk.serial != serial:
         yield Finding(
             "serial",
@@ -147,7 +147,7 @@ def identity(disk: Disk, serial: str, size: int) -> Iterator[Finding]:
 
 # ---------------------------------------------------------------- who uses it
 def users(disk: Disk) -> Iterator[Finding]:
-    """Holders, mounts, swap, partitions, loop devices over an image file."""
+    """Findings about use: holders, mounts, swap, partitions, loop devices over an image file."""
     if disk.block is None:
         for block in sorted(Path("/sys/block").glob("loop*")):
             try:
@@ -177,7 +177,7 @@ def users(disk: Disk) -> Iterator[Finding]:
 
 # ---------------------------------------------------------------- what it holds
 def probed(argv: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run a program that only looks."""
+    """Run a read-only probe."""
     try:
         return subprocess.run(
             argv,
@@ -196,7 +196,7 @@ def probed(argv: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def signatures(disk: Disk) -> Iterator[Finding]:
-    """What wipefs and blkid recognise. Their silence is asked for, not their failure."""
+    """Findings about signatures that wipefs and blkid recognise. A failed probe is a finding too."""
     way_out = "If it may go, say so by `luks_destroy` with this disk's serial; otherwise name another disk"
     done = probed(["wipefs", "--no-act", "--json", str(disk.path)])
     try:
@@ -225,7 +225,7 @@ def signatures(disk: Disk) -> Iterator[Finding]:
 
 
 def pieces(size: int) -> Iterator[tuple[int, int]]:
-    """(offset, length) of what is read of a disk of this size: both ends whole, in between one block a stripe."""
+    """(offset, length) of the parts to read on a disk of this size: both ends whole, between them one block per stripe."""
     if size <= WHOLE:
         yield from ((offset, min(MIB, size - offset)) for offset in range(0, size, MIB))
         return
@@ -239,7 +239,7 @@ def pieces(size: int) -> Iterator[tuple[int, int]]:
 
 
 def reading(disk: Disk, start: int = 0) -> Iterator[Finding]:
-    """Open the disk for this process alone and read: every byte read from START on has to be zero."""
+    """Findings about contents: open the disk exclusively; every byte read from START on must be zero."""
     try:
         descriptor = os.open(disk.path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC)
     except OSError as problem:
@@ -304,7 +304,7 @@ def contents(descriptor: int, disk: Disk, start: int) -> Iterator[Finding]:
 
 
 def registered(disk: Disk, register: Sequence[Registered]) -> Iterator[Finding]:
-    """A disk that the estate made a volume on is not blank, whatever it looks like now."""
+    """Findings about the register: a disk with a registered volume is never blank."""
     for volume in register:
         if volume.serial and volume.serial == disk.serial:
             yield Finding(
@@ -319,7 +319,7 @@ def registered(disk: Disk, register: Sequence[Registered]) -> Iterator[Finding]:
 def against_formatting(
     disk: Disk, serial: str, size: int, register: Sequence[Registered] = (), destroy: str = ""
 ) -> list[Finding]:
-    """All that speaks against formatting; empty if nothing does. DESTROY: the serial of a disk whose contents may go."""
+    """All findings against formatting. DESTROY: serial of a disk whose contents may be destroyed."""
     found = [*identity(disk, serial, size), *users(disk)]
     if not (destroy and destroy == serial == disk.serial):
         found += [*registered(disk, register), *signatures(disk)]
@@ -330,5 +330,5 @@ def against_formatting(
 
 
 def from_register(entries: Sequence[Mapping[str, str]]) -> list[Registered]:
-    """The register as the control node keeps it."""
+    """Parse the register as the control node stores it."""
     return [Registered(entry["uuid"], entry.get("serial", ""), entry.get("volume", "?")) for entry in entries]

@@ -1,6 +1,6 @@
-"""The key slots of an encrypted volume: who gets one, who loses it, and the proof before it counts.
+"""The key slots of an encrypted volume: enrol, prove, wipe.
 
-All of it begins with a bootstrap key that opens, so that no step here can lock anyone out.
+Every step begins with a working bootstrap key, so that no step can make the volume inaccessible.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def new_bootstrap_key(of: Volume) -> bytes:
 
 
 def bootstrap_key(of: Volume) -> bytes:
-    """A key of this host's that opens the volume; where there is none, one added by the HSM."""
+    """A bootstrap key that opens the volume; if there is none, one is added by means of the HSM."""
     kept = of.at(BOOTSTRAP)
     key = b""
     if kept.exists():
@@ -57,7 +57,7 @@ def bootstrap_key(of: Volume) -> bytes:
 
 
 def wipe_orphans(of: Volume, key: bytes) -> None:
-    """Slots and tokens of runs that ended in the middle. The bootstrap key opens, so a path stays."""
+    """Wipe slots and tokens of interrupted runs. The bootstrap key still opens the volume."""
     header = of.header()
     keep = {luks.opens(of.path, key), *map(int, of.known.slots)}
     wanted = [luks.attributes(uri) for uri in of.tokens.values()]
@@ -82,7 +82,7 @@ def wipe_but(of: Volume, keep: set[int | None] | set[int], header: luks.Header) 
 
 
 def enrol(of: Volume, owner: str, uri: str, key: bytes) -> None:
-    """A slot of the owner's that was proven to open. One that enrols but does not open is taken away again."""
+    """Enrol a slot for an owner and prove that it opens the volume; a slot that does not is wiped again."""
 
     def candidates(header: luks.Header) -> list[tuple[int, int]]:
         return [
@@ -118,17 +118,17 @@ def enrol(of: Volume, owner: str, uri: str, key: bytes) -> None:
 
 
 def certificate_sha256(pem: str) -> str:
-    """Of its DER, so that a line more or less is no other certificate."""
+    """SHA-256 of the DER encoding, independent of PEM formatting."""
     return hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem[pem.index("-----BEGIN") :].strip())).hexdigest()
 
 
 def escrow_moved(of: Volume) -> bool:
-    """Whether the recovery key that is enrolled was encrypted to another escrow key than today's."""
+    """Whether the enrolled recovery key was encrypted to another escrow key than the current one."""
     return of.known.escrow_sha256 not in ("", certificate_sha256(of.escrow))
 
 
 def enrol_recovery(of: Volume, key: bytes) -> None:
-    """The key is encrypted for its owner, on disk, before the header knows it."""
+    """Enrol a recovery key, which is encrypted to the escrow key and stored before it is added to the header."""
     if set(of.known.owned_by(RECOVERY)) - set(of.known.retiring):
         if not escrow_moved(of):
             return

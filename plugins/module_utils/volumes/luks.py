@@ -1,6 +1,6 @@
-"""LUKS2 headers by cryptsetup and systemd-cryptenroll: what one holds, and the single steps that change it.
+"""LUKS2 headers by cryptsetup and systemd-cryptenroll: read one, and the individual steps that change it.
 
-No secret is in an argument, in the environment or in a file: keys and PINs go through pipes, kept keys are sealed.
+Secrets appear in no argument, environment or file: keys and PINs pass through pipes, stored keys are sealed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MODHEX = "cbdefghijklnrtuv"  # systemd's alphabet of recovery keys: the same pla
 
 
 def environment() -> dict[str, str]:
-    """No variable of the caller's but where SoftHSM's tokens and a forwarded token are."""
+    """A clean environment, with only the paths to SoftHSM's tokens and to a forwarded token."""
     passed = {
         name: os.environ[name] for name in ("SOFTHSM2_CONF", "P11_KIT_SERVER_ADDRESS") if name in os.environ
     }
@@ -42,7 +42,7 @@ def environment() -> dict[str, str]:
 
 
 def run(argv: list[str], given: bytes = b"", seconds: int = SECONDS, **more: Any) -> tuple[int, bytes, str]:
-    """(exit code, output, error output) of a program; what goes in goes through a pipe."""
+    """(exit code, output, error output) of a program; its input is passed through a pipe."""
     try:
         done = subprocess.run(
             argv, input=given, capture_output=True, timeout=seconds, check=False, env=environment(), **more
@@ -55,7 +55,7 @@ def run(argv: list[str], given: bytes = b"", seconds: int = SECONDS, **more: Any
 
 
 def must(argv: list[str], doing: str, given: bytes = b"", **more: Any) -> bytes:
-    """The output of a program that has to end with 0."""
+    """The output of a program; Failed if its exit code is not 0."""
     code, out, words = run(argv, given, **more)
     if code != 0:
         raise Failed(f"{doing}: {argv[0]} ended with {code}: {words[-600:] or 'no message'}")
@@ -76,12 +76,12 @@ class Header:
         return [number for number, token in self.tokens.items() if str(slot) in token["keyslots"]]
 
     def slots_of(self, token: int) -> list[int]:
-        """A token's slots that exist."""
+        """The existing slots of a header token."""
         return [int(slot) for slot in self.tokens[token]["keyslots"] if int(slot) in self.slots]
 
 
 def uuid_on(device: Path) -> str:
-    """The UUID, which the JSON of a header has not."""
+    """The UUID, which is not part of a header's JSON."""
     with device.open("rb") as stream:
         head = stream.read(208)
     if head.startswith(b"LUKS\xba\xbe"):
@@ -92,7 +92,7 @@ def uuid_on(device: Path) -> str:
 
 
 def read(device: Path) -> Header | None:
-    """The LUKS2 header on a device; None where there is none that cryptsetup takes."""
+    """The LUKS2 header on a device; None if cryptsetup finds no valid one."""
     code, out, _words = run(["cryptsetup", "luksDump", "--dump-json-metadata", str(device)])
     if code != 0:
         return None
@@ -106,7 +106,7 @@ def read(device: Path) -> Header | None:
 
 
 def attributes(uri: str) -> dict[str, str]:
-    """What a PKCS#11 URI names: its path attributes but `type`, which differs between public and private."""
+    """The path attributes of a PKCS#11 URI without `type`, which differs between public and private key."""
     path = uri.removeprefix("pkcs11:").split("?")[0]
     return dict(
         pair.split("=", 1) for pair in path.split(";") if "=" in pair and not pair.startswith("type=")
@@ -125,7 +125,7 @@ def format_device(device: Path, uuid: str, label: str, key: bytes) -> None:
 
 
 def opens(device: Path, key: bytes) -> int | None:
-    """The slot that a key opens, None for none. The volume is not activated."""
+    """The slot that a key opens, or None. The volume is not activated."""
     argv = ["cryptsetup", "open", "--test-passphrase", "--verbose", "--key-file", "-", str(device)]
     code, out, words = run(argv, key)
     found = re.search(r"Key slot (\d+) unlocked", out.decode(errors="replace") + words)
@@ -133,7 +133,7 @@ def opens(device: Path, key: bytes) -> int | None:
 
 
 def prove(device: Path, token: int, pin: bytes, seconds: int) -> None:
-    """Open by the HSM, for the proof only: one login. Fault if it refuses the PIN, Failed if token or key are away."""
+    """Prove that the HSM opens the volume, with one login. Fault if it refuses the PIN, Failed if token or key are missing."""
     argv = ["cryptsetup", "open", "--test-passphrase", "--token-only", "--token-id", str(token), str(device)]
     code, out, words = run(argv, pin, seconds)
     if code != 0:
@@ -142,7 +142,7 @@ def prove(device: Path, token: int, pin: bytes, seconds: int) -> None:
 
 
 def refused(words: str) -> None:
-    """Fault if a program says that the token refused the PIN: it was shown once and is not shown again."""
+    """Raise Fault if a program reports that the token refused the PIN, which is then never tried again."""
     if "is incorrect" in words or "No token could be unlocked with this PIN" in words:
         raise Fault(
             "pin_wrong",
@@ -153,7 +153,7 @@ def refused(words: str) -> None:
 
 @contextlib.contextmanager
 def shown_once(pin: bytes) -> Iterator[Path]:
-    """A folder of credentials whose one PIN can be read once: systemd would show a wrong one three times."""
+    """A credentials directory whose PIN can be read once: systemd would otherwise try a wrong PIN three times."""
     with tempfile.TemporaryDirectory(prefix="llmkeep-", dir="/run") as folder:
         fifo = Path(folder, PIN)
         os.mkfifo(fifo, 0o600)
@@ -171,7 +171,7 @@ def shown_once(pin: bytes) -> Iterator[Path]:
 
 
 def enrol(device: Path, uri: str, key: bytes, pin: bytes, seconds: int) -> None:
-    """A new key slot that opens by the private half of the key at URI."""
+    """Enrol a key slot that the private key at URI opens."""
     argv = ["systemd-cryptenroll", f"--pkcs11-token-uri={uri}", "--unlock-key-file=/dev/stdin", str(device)]
     with shown_once(pin) as credentials, tempfile.TemporaryFile() as words:
         process = subprocess.Popen(
@@ -206,7 +206,7 @@ def enrol(device: Path, uri: str, key: bytes, pin: bytes, seconds: int) -> None:
 
 
 def add_key(device: Path, new: bytes, by_key: bytes = b"", by_token: tuple[int, bytes] | None = None) -> None:
-    """A new key slot for a key of ours, opened by another key or by a token (id, PIN)."""
+    """Add a key slot for a key, authorised by another key or by a token (id, PIN)."""
     way = (
         ["--token-only", "--token-id", str(by_token[0])] if by_token else ["--key-file", "-"]
     )  # either reads stdin
@@ -225,32 +225,32 @@ def add_key(device: Path, new: bytes, by_key: bytes = b"", by_token: tuple[int, 
 
 
 def own(device: Path, slot: int, kind: str) -> None:
-    """Say in the header what a key slot is."""
+    """Record a key slot's owner in the header."""
     token = json.dumps({"type": kind, "keyslots": [str(slot)]}).encode()
     must(["cryptsetup", "token", "import", "--json-file", "-", str(device)], "name the slot", token)
 
 
 def wipe(device: Path, slot: int) -> None:
-    """Destroy a slot and the tokens that lead to it alone; systemd-cryptenroll refuses to wipe the last one."""
+    """Wipe a slot and the tokens that refer to it alone; systemd-cryptenroll refuses to wipe the last slot."""
     must(["systemd-cryptenroll", f"--wipe-slot={slot}", str(device)], f"wipe slot {slot}")
 
 
 def forget(device: Path, token: int) -> None:
-    """Remove a token whose slot is gone."""
+    """Remove a header token whose slot was wiped."""
     must(["cryptsetup", "token", "remove", "--token-id", str(token), str(device)], f"remove token {token}")
 
 
 def show(device: Path, uuid: str, links: Path = Path("/dev/disk/by-uuid")) -> None:
-    """Let udev look again at a block device that it does not know by its UUID, by which systemd and the boot find it.
+    """Have udev probe a block device again if it does not know its UUID, by which systemd and the boot find it.
 
-    While udev looks at a device it hears of no write, so it may have missed the one that counts.
+    While udev probes a device it receives no change events, so it may have missed the write of the header.
     """
     if not (links / uuid).exists():
         must(["udevadm", "trigger", "--action=change", "--settle", str(device)], "let udev look at the disk")
 
 
 def close(mapping: str) -> None:
-    """Shut an open volume. udev looks into a new one for a moment, and holds it meanwhile."""
+    """Close an open volume; retries while udev holds a new one open for probing."""
     run(["udevadm", "settle", "--timeout=10"])
     for attempt in range(10):
         code, _out, words = run(["cryptsetup", "close", mapping])
@@ -261,7 +261,7 @@ def close(mapping: str) -> None:
 
 
 def backup(device: Path) -> bytes:
-    """The header with its key slots, as `cryptsetup luksHeaderRestore` takes it."""
+    """A backup of the header with its key slots, for `cryptsetup luksHeaderRestore`."""
     with tempfile.TemporaryDirectory(prefix="llmkeep-", dir="/run") as folder:
         path = Path(folder, "header")
         argv = ["cryptsetup", "luksHeaderBackup", str(device), "--header-backup-file", str(path)]
@@ -271,13 +271,13 @@ def backup(device: Path) -> bytes:
 
 # ---------------------------------------------------------------- secrets
 def recovery_key() -> str:
-    """256 random bits as systemd writes recovery keys, for a person to type."""
+    """256 random bits in systemd's recovery key format, which a person can type."""
     text = "".join(MODHEX[byte >> 4] + MODHEX[byte & 15] for byte in secrets.token_bytes(32))
     return "-".join(re.findall(".{8}", text))
 
 
 def encrypt_to(certificate: str, secret: bytes) -> bytes:
-    """CMS (PEM) that only the owner of the escrow key opens, as `llmkeep pki` makes it of the root key."""
+    """Encrypt to the escrow certificate (CMS, PEM), as `llmkeep pki` does with the root key."""
     with tempfile.TemporaryDirectory() as folder:
         recipient = Path(folder, "escrow.pem")
         recipient.write_text(certificate)

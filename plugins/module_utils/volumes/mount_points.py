@@ -1,4 +1,4 @@
-"""The folder that a volume is mounted on: while the volume is closed it is empty, and nothing can be written into it."""
+"""Mount points of volumes: empty and immutable while the volume is closed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 class Refused(Exception):
-    """A folder cannot be a mount point; the message says why and what to do."""
+    """A directory cannot be a mount point; the message says why and what to do."""
 
 
 def must(done: int, doing: str) -> None:
@@ -24,13 +24,13 @@ def must(done: int, doing: str) -> None:
 
 
 def alone() -> None:
-    """Give this process a mount namespace of its own: no other process sees its mounts."""
+    """Move this process into its own mount namespace, so that its mounts are private."""
     must(LIBC.unshare(NEW_MOUNTS), "leave the host's mounts")
     must(LIBC.mount(b"none", b"/", None, PRIVATE | RECURSIVE, None), "keep mounts to this process")
 
 
 def below(path: Path, folder: Path) -> Path:
-    """The folder as it is below its mount: the file system that its parent is on, seen once more at FOLDER."""
+    """The directory below the mount: its parent's file system, bind-mounted at FOLDER."""
     root = path.parent
     while not root.exists():
         root = root.parent
@@ -47,7 +47,7 @@ def flags(descriptor: int) -> int:
 
 
 def settle(path: Path, check: bool) -> list[str]:
-    """Make, look, protect; what was or would be done."""
+    """Create, inspect and protect a mount point; returns the changes that were or would be made."""
     changes = []
     with tempfile.TemporaryDirectory(prefix="llmkeep-", dir="/run") as name:
         bare = below(path, Path(name))

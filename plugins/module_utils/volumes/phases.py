@@ -1,10 +1,10 @@
-"""An encrypted volume on its way from a blank disk to one that opens with the HSM, and nothing lost wherever it stops.
+"""The phases from a blank disk to a volume that the HSM opens; an interruption in any phase loses nothing.
 
-The record is the intent, on the host's own disk, written before each step that it speaks of:
+The record on the host's own disk states the intent and is written before each step:
 planned → keys → escrow → wiping → filesystem → done.
 Until `wiping` the bootstrap key, sealed to the host, opens the volume; from then on HSM and recovery key do, both proven.
-A run that finds another phase than `done` goes on from there: slots that it cannot account for are wiped, since each
-slot that counts is in the record, and the record is written only once the slot was proven to open.
+A run continues from any phase before `done`. It wipes slots that are not in the record, since a slot is recorded only
+once it was proven to open the volume.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from ansible_collections.llmkeep.estate.plugins.module_utils.volumes.volume impo
 
 
 def converge(of: Volume, check: bool = False) -> None:
-    """Go on to where the volume is done or waits for its escrow; in check mode, say what would be done."""
+    """Advance the volume until it is done or waits for its escrow; in check mode, report the changes."""
     wrong = list(disks.identity(of.disk, of.serial, of.size))
     if wrong and of.record is not None:
         raise Refused("\n".join(map(str, wrong)))
@@ -78,7 +78,7 @@ def converge(of: Volume, check: bool = False) -> None:
 
 
 def pin_for_the_boot(of: Volume, check: bool) -> None:
-    """The same PIN under the name by which systemd-cryptsetup asks first; without it the boot waits for a person."""
+    """Seal the PIN under the name that systemd-cryptsetup reads first; without it the boot prompts on the console."""
     path = of.boot_credential
     if path is None or not of.pin_credential.exists():
         return
@@ -92,7 +92,7 @@ def pin_for_the_boot(of: Volume, check: bool) -> None:
 
 
 def still_to_escrow(of: Volume) -> None:
-    """What the control node has not got and this host has not either is made anew."""
+    """Recreate escrow files that neither the control node nor this host has."""
     if of.at("recovery.cms").exists() and of.at("header.cms").exists():
         return
     if of.stored.get("recovery") != of.known.recovery_sha256:
@@ -101,7 +101,7 @@ def still_to_escrow(of: Volume) -> None:
 
 
 def adopted(of: Volume, check: bool) -> bool:
-    """A volume of ours whose host lost its record: known to the register, and opened by this host's own key."""
+    """Adopt a registered volume whose host lost its record, if this host's own key opens it."""
     ours = {known.uuid for known in of.registered if (known.serial, known.volume) == (of.serial, of.known_as)}
     # cryptsetup, only asked what a header holds, mends a damaged one: it is not let near what is not ours.
     header = luks.read(of.path) if ours else None
@@ -139,7 +139,7 @@ def plan(of: Volume, check: bool) -> None:
 
 
 def differences(of: Volume, header: luks.Header) -> tuple[list[str], list[int]]:
-    """Of a finished volume: owners without a slot, and slots without an owner."""
+    """Owners without a slot, and slots without an owner, on a finished volume."""
     lacking = []
     for owner in (*of.tokens, RECOVERY):
         token = of.token_of(owner, header)
@@ -153,7 +153,7 @@ def differences(of: Volume, header: luks.Header) -> tuple[list[str], list[int]]:
 
 
 def compare(of: Volume, check: bool) -> None:
-    """A finished volume with what is wanted."""
+    """Compare a finished volume with its declaration."""
     header = of.header()
     lacking, unowned = differences(of, header)
     if unowned:
@@ -198,7 +198,7 @@ def compare(of: Volume, check: bool) -> None:
 
 
 def format_disk(of: Volume) -> None:
-    """Format, or format again after a run that ended in the middle: until `keys` no data can be there."""
+    """Format the disk, again if a run was interrupted: before phase `keys` it cannot contain data."""
     try:
         key = sealing.unseal(f"{of.name}.{BOOTSTRAP}", of.at(BOOTSTRAP).read_bytes())
     except (OSError, luks.Failed):
@@ -239,7 +239,7 @@ def enrol_keys(of: Volume) -> None:
 
 
 def wipe_others(of: Volume) -> None:
-    """Take away the bootstrap key and what retires, once HSM and recovery key are known to open."""
+    """Wipe the bootstrap key and retiring slots, once HSM and recovery key are proven."""
     header = of.header()
     for slot in of.known.retiring:
         of.known.slots.pop(str(slot), None)
@@ -261,7 +261,7 @@ def wipe_others(of: Volume) -> None:
 
 
 def make_filesystem(of: Volume) -> None:
-    """The only mkfs in a volume's life. Until it is done nothing mounts it, so there is no data."""
+    """Make the file system, once in a volume's life. Nothing mounts the volume before, so it contains no data."""
     mapping = f"llmkeep-new-{of.name}"
     if Path("/dev/mapper", mapping).exists():
         luks.close(mapping)

@@ -1,4 +1,4 @@
-"""A host's record of an encrypted volume, and its refusals."""
+"""A host's record of an encrypted volume, and the errors of its phases."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Refused(Exception):
 
 
 class NeedsPerson(Refused):
-    """What the disk holds and what the record says do not fit, and no rule decides which is right."""
+    """Disk and record contradict each other, and a person must decide which is right."""
 
     def __init__(self, words: str) -> None:
         super().__init__(f"needs a person: {words}")
@@ -24,9 +24,9 @@ class NeedsPerson(Refused):
 
 @dataclass
 class Record:
-    """The intent. `slots`: proven slots, each with owner, time of enrolment, and URI of the HSM key.
+    """The recorded state. `slots`: proven slots, each with owner, time of enrolment, and URI of the HSM key.
 
-    `retiring`: slots that go.
+    `retiring`: slots that are about to be wiped.
     """
 
     name: str

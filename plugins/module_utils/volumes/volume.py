@@ -1,4 +1,4 @@
-"""An encrypted volume: what is wanted, what its disk and its record hold, and what is told of it."""
+"""An encrypted volume: its declaration, its disk, its record, and its inventory of key slots."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from ansible_collections.llmkeep.estate.plugins.module_utils.volumes.record impo
 
 @dataclass
 class Volume:
-    """What is wanted. `tokens`: owner to URI of its public key. `stored`: SHA-256 of what the control node keeps."""
+    """A volume as declared. `tokens`: owner to URI of its public key. `stored`: SHA-256 of the control node's copies."""
 
     name: str
     serial: str
@@ -77,7 +77,7 @@ class Volume:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Two runs at once would each wipe what the other one enrols."""
+        """Hold the volume's lock: concurrent runs would wipe each other's slots."""
         self.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self.at("lock").open("w") as lock:
             try:
@@ -105,7 +105,7 @@ class Volume:
         return pin
 
     def header(self) -> luks.Header:
-        """This volume's header. Another one, or none, is for a person."""
+        """This volume's header; NeedsPerson if there is none or another volume's."""
         found = luks.read(self.path)
         if found is None:
             raise NeedsPerson(
@@ -139,7 +139,7 @@ class Volume:
         self.known.retiring = sorted({*self.known.retiring, *self.known.owned_by(owner)})
 
     def own(self, slot: int, owner: str) -> None:
-        """Record a slot that was proven to open; the owner's former one retires."""
+        """Record a proven slot; the owner's previous one retires."""
         self.known.retiring += [
             other
             for other in self.known.owned_by(owner)
@@ -182,7 +182,7 @@ class Volume:
         return found
 
     def cms(self, kind: str, sha256: str) -> str:
-        """What the control node still has to store; '' where it has it."""
+        """Escrow file (CMS) that the control node has not stored yet; '' if it has."""
         path = self.at(f"{kind}.cms")
         if self.record is None or self.record.phase in (PLANNED, KEYS) or self.stored.get(kind) == sha256:
             return ""
