@@ -1,4 +1,4 @@
-"""`llm-train data run`, whole: what comes out, what is made again, what a kill costs."""
+"""`llm-train data run` end to end: its results, what is recomputed, what a kill costs."""
 
 import errno
 import hashlib
@@ -40,7 +40,7 @@ def written(root: Path, **changed: Any) -> Path:
 
 
 def command(root: Path, *more: str, modules: Path | None = None, **changed: Any) -> subprocess.Popen[str]:
-    """The command, as a process of its own. Python looks in the folder `modules`, too."""
+    """Start the command as a process, with the folder `modules` on Python's path."""
     path = written(root, **changed)
     words = [sys.executable, "-m", "llmtrain", "data", "run", "--config", str(path), *more]
     environment = os.environ | {"PYTHONPATH": f"{Path(__file__).parents[3]}:{modules or ''}"}
@@ -63,7 +63,7 @@ os.fsync = held
 
 
 def held(root: Path, *more: str, **changed: Any) -> subprocess.Popen[str]:
-    """A run that has done something and does not end: a test that waits for a core comes in time."""
+    """A run that has finished some work and is held, so that a test on a busy machine is in time to disturb it."""
     modules = root / "modules"
     modules.mkdir()
     (modules / "sitecustomize.py").write_text(HOLDS.format(work=str(root / "work")))
@@ -194,7 +194,7 @@ def test_workers_end_when_the_run_is_killed(root: Path) -> None:
 
 
 def descendants(pid: int) -> list[int]:
-    """Of a process."""
+    """Peak resident memory of a process, in bytes."""
     children = [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return children + [deeper for child in children for deeper in descendants(child)]
 
@@ -214,7 +214,7 @@ def test_a_full_disk_is_said_and_has_its_code(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full(path: Path) -> None:
-        """A fake: fails as a full disk does."""
+        """A fake that fails like a full disk."""
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
     monkeypatch.setattr("llmtrain.data.work_directory.flush", full)
@@ -286,7 +286,7 @@ def test_where_finds_a_document_by_a_part_of_its_text_and_the_model_that_saw_it(
 
 
 def spoken(root: Path, rows: Rows, number: int) -> bytes:
-    """What a row says."""
+    """The decoded text of a row."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(root / "tokenizer")

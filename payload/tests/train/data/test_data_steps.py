@@ -1,4 +1,4 @@
-"""The steps one by one: what each changes, drops and notes, in Chinese and in English."""
+"""Each step by itself: what it changes, drops and annotates, in Chinese and in English."""
 
 import json
 from pathlib import Path
@@ -24,18 +24,18 @@ from llmtrain.exits import Refusal
 
 @pytest.fixture
 def rejects(tmp_path: Path) -> Rejects:
-    """Into files of the test's own."""
+    """Rejects in files of this test."""
     return Rejects(tmp_path / "rejects")
 
 
 def rules(rejects: Rejects) -> list[str]:
-    """By which rules something was rejected."""
+    """The rules by which documents were rejected."""
     paths = sorted(rejects.directory.glob("*.jsonl"))
     return [json.loads(line)["rule"] for path in paths for line in path.read_text().splitlines()]
 
 
 def document(text: str, **metadata: Any) -> Document:
-    """With an id of its own."""
+    """A document with a unique id."""
     return Document(text, f"id-{abs(hash(text))}", {"source": "raw/a.jsonl", **metadata})
 
 
@@ -223,7 +223,7 @@ def test_the_share_of_equal_minima_is_the_likeness_of_the_texts(share: float) ->
 def found(
     docs: list[list[Document]], directory: Path, options: settings.Near | None, parts: int
 ) -> list[str]:
-    """The texts that go on, of several shards."""
+    """The texts that pass, from several shards."""
     bands = options.bands if options else 1
 
     def keys(each: Document) -> Any:
@@ -257,7 +257,7 @@ def test_of_exact_duplicates_the_first_goes_on_across_shards(tmp_path: Path) -> 
 
 
 def corpus() -> list[list[Document]]:
-    """Three shards of which some documents differ from an earlier one in a few words."""
+    """Three shards in which some documents differ from an earlier one by a few words."""
     shards: list[list[Document]] = [[], [], []]
     for number in range(90):
         text = sentence(number % 60, 200)

@@ -1,4 +1,4 @@
-"""The steps inside datatrove's own executor, as they are."""
+"""The steps, unchanged, inside datatrove's own executor."""
 
 import json
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from llmtrain.data.quality import Quality
 
 
 def theirs(raw: Path, docs: Any, rank: int, world_size: int) -> Iterator[Any]:
-    """Documents of datatrove's own class; its readers need orjson."""
+    """Documents of datatrove's class, without its readers, which need orjson."""
     from datatrove.data import Document
 
     for number, line in enumerate((raw / f"{rank}.jsonl").read_text().splitlines()):
@@ -26,7 +26,7 @@ def theirs(raw: Path, docs: Any, rank: int, world_size: int) -> Iterator[Any]:
 
 
 def written(path: Path, docs: Docs, rank: int, world_size: int) -> Docs:
-    """Writes down what reaches the end of the pipeline."""
+    """Records the documents that reach the end of the pipeline."""
     with path.with_name(f"{path.name}-{rank}").open("w") as file:
         for document in docs:
             file.write(json.dumps({"text": document.text}) + "\n")

@@ -1,4 +1,4 @@
-"""Reading: each format, each compression, and what is broken in them."""
+"""Reading: each format, each compression, and damaged files."""
 
 import bz2
 import csv
@@ -28,7 +28,7 @@ SAID = [f"{sentence(number)} 中文第{number}句。" for number in range(20)]
 
 
 def read(root: Path, path: Path, given: dict[str, Any] | None = None, **reading: Any) -> list[Document]:
-    """The documents of a path; its rejects lie in `root/rejects`."""
+    """The documents of a path; rejects are in `root/rejects`."""
     own, options = Input.model_validate({"path": str(path), **(given or {})}), Reading.model_validate(reading)
     shards = shards_of([own], options.shard_mb)
     step = Read([own], options, Rejects(root / "rejects"))
@@ -36,18 +36,18 @@ def read(root: Path, path: Path, given: dict[str, Any] | None = None, **reading:
 
 
 def rules(root: Path) -> list[str]:
-    """By which rules something was rejected."""
+    """The rules by which documents were rejected."""
     paths = sorted((root / "rejects").glob("*.jsonl"))
     return [json.loads(line)["rule"] for path in paths for line in path.read_text().splitlines()]
 
 
 def jsonl() -> bytes:
-    """All that is said, as JSONL."""
+    """The texts as JSONL."""
     return "".join(json.dumps({"text": each}, ensure_ascii=False) + "\n" for each in SAID).encode()
 
 
 def table(delimiter: str) -> bytes:
-    """As CSV, with a line end and quotes in a field."""
+    """The texts as CSV, with a newline and quotes in a field."""
     file = io.StringIO()
     writer = csv.DictWriter(file, ["no", "text"], delimiter=delimiter)
     writer.writeheader()

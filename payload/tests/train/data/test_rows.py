@@ -1,4 +1,4 @@
-"""Tokens and rows: what is learned, what shares a row, and tokenizers and templates that cannot be trained on."""
+"""Tokens and rows: loss masks, packing, and tokenizers and templates that cannot be used for training."""
 
 import json
 from pathlib import Path
@@ -28,19 +28,19 @@ MARKED = (
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Of bytes, with a chat template."""
+    """A byte-level tokenizer with a chat template."""
     return make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 def learned_text(tokenizer: Any, messages: list[dict[str, str]]) -> str:
-    """What a model would learn to say."""
+    """The text that contributes to the loss."""
     ids, learned = Chat(tokenizer, "tiny").tokens(messages)
     text: str = tokenizer.decode([each for each, yes in zip(ids, learned, strict=True) if yes])
     return text
 
 
 def with_template(tokenizer: Any, template: str) -> Any:
-    """Another tokenizer that has another chat template."""
+    """Another tokenizer with another chat template."""
     from copy import deepcopy
 
     other = deepcopy(tokenizer)

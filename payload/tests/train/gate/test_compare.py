@@ -1,4 +1,4 @@
-"""The gate: scores are what the models say, and the command tells what it did with them."""
+"""The gate: scores match the models' answers, and the command reports its verdict."""
 
 import json
 import math
@@ -45,26 +45,26 @@ def test_answers_are_compared_as_text_and_as_words(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where models lie."""
+    """The directory of models."""
     return tmp_path_factory.mktemp("gate")
 
 
 def with_manifest(directory: Path) -> Path:
-    """The model, with what verifies it beside it."""
+    """Save the model with its manifest."""
     write_manifest(directory, directory.parent / f"{directory.name}.sha256")
     return directory
 
 
 @pytest.fixture(scope="module")
 def right(folder: Path) -> Path:
-    """A model that says "Paris" whatever it is asked."""
+    """A model that answers every prompt with "Paris"."""
     make_reciter(folder / "right", "Paris")
     return with_manifest(folder / "right")
 
 
 @pytest.fixture(scope="module")
 def wrong(folder: Path) -> Path:
-    """One that says "Lyon"."""
+    """A model that answers every prompt with "Lyon"."""
     make_reciter(folder / "wrong", "Lyon")
     return with_manifest(folder / "wrong")
 
@@ -78,13 +78,13 @@ def random_model(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def subject(random_model: Path) -> Subject:
-    """It, loaded."""
+    """The loaded model."""
     torch.set_num_threads(1)
     return load("OLD", random_model, None, "auto")
 
 
 def asked(*questions: str, choices: list[str] | None = None) -> list[held_out.Asked]:
-    """Rows."""
+    """Write rows as JSONL."""
     return [
         held_out.Asked(number, question, [{"role": "user", "content": question}], "", choices or [])
         for number, question in enumerate(questions, 1)
@@ -95,7 +95,7 @@ def test_who_answers_first_changes_each_round_and_the_first_round_is_dropped() -
     asked_of: list[str] = []
 
     class Clock:
-        """Takes so many seconds for its n-th answer."""
+        """Takes the given number of seconds for its n-th answer."""
 
         def __init__(self, side: str) -> None:
             self.side, self.answers = side, 0
@@ -187,7 +187,7 @@ def written(path: Path, rows: list[Any]) -> Path:
 
 
 def gate(folder: Path, old: Path, new: Path | str, rows: list[Any] = QUESTIONS, *more: str) -> int:
-    """Run `llm-train compare`; the verdict lies in folder/verdict.json."""
+    """Run `llm-train compare`; the verdict is in folder/verdict.json."""
     rule = folder / "gate.yaml"
     rule.write_text(json.dumps(EASY))
     data = written(folder / "eval.jsonl", rows)
@@ -196,7 +196,7 @@ def gate(folder: Path, old: Path, new: Path | str, rows: list[Any] = QUESTIONS, 
 
 
 def told(folder: Path) -> dict[str, Any]:
-    """The verdict that was written."""
+    """The written verdict."""
     content: dict[str, Any] = json.loads((folder / "verdict.json").read_text())
     return content
 

@@ -1,4 +1,4 @@
-"""The verdict: statistics that do not promote by chance, on scores that are made up."""
+"""The verdict: statistics that do not promote by chance, on synthetic scores."""
 
 import json
 import math
@@ -18,7 +18,7 @@ NO_PACE: dict[str, Any] = {}
 
 
 def answers(random: numpy.random.Generator, rows: int, old: float, new: float, alike: float) -> list[Paired]:
-    """Two models that are right with these probabilities, and give the same answer to so large a share of the rows."""
+    """Scores of two models with these accuracies, which agree on this share of the rows."""
     luck = random.random(rows)
     own = numpy.where(random.random(rows) < alike, luck, random.random(rows))
     before, after = (luck < old).astype(float), (own < new).astype(float)
@@ -30,7 +30,7 @@ def answers(random: numpy.random.Generator, rows: int, old: float, new: float, a
 
 
 def texts(random: numpy.random.Generator, rows: int, times: float) -> list[Paired]:
-    """Documents of which NEW takes so many times the bits, and noise in both."""
+    """Documents for which NEW needs this multiple of OLD's bits, with noise in both."""
     sizes = random.integers(200, 4000, rows).astype(float)
     bits = 4 * sizes * random.gamma(40, 1 / 40, rows)
     noise = random.normal(1, 0.03, (2, rows))
@@ -40,7 +40,7 @@ def texts(random: numpy.random.Generator, rows: int, times: float) -> list[Paire
 
 
 def verdicts(draw: Draw, times: int, rule: Rule = QUICK) -> Counter[str]:
-    """What so many sets come to, each drawn anew."""
+    """Verdicts of this many independently drawn sets."""
     return Counter(
         verdict.judge(draw(numpy.random.default_rng(seed)), NO_PACE, rule, same=False)[0]
         for seed in range(times)
@@ -63,7 +63,7 @@ def test_of_two_equal_models_at_most_one_in_twenty_is_promoted(draw: Draw) -> No
 
 
 def test_of_two_models_that_differ_in_few_rows_none_is_promoted_by_those_alone() -> None:
-    """Five wins and no loss: the bootstrap's interval lies above 0, and chance does the same once in 32 times."""
+    """Five wins and no loss: the bootstrap's interval is above 0, but chance does the same once in 32 times."""
     before, after = numpy.zeros(240), numpy.zeros(240)
     after[:5] = 1
     found = verdict.measure(Paired("exact", before, after, 0.02), QUICK, tail=0.0125)

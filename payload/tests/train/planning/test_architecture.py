@@ -1,4 +1,4 @@
-"""What `llm-train describe` says of models that exist, against what their makers say, and what PEFT really adapts."""
+"""`llm-train describe` on published models, compared with their authors' figures, and with the modules that PEFT adapts."""
 
 import json
 import subprocess
@@ -42,14 +42,14 @@ REAL = {"7b": DEEPSEEK_7B, "v2-lite": V2_LITE, "v2.5": V25, "v3": V3, "70b": LLA
 
 @pytest.fixture(scope="module")
 def known(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Architecture]:
-    """Models that exist."""
+    """Published models."""
     directory = tmp_path_factory.mktemp("models")
     return {name: describe(write_config(directory / name, content)) for name, content in REAL.items()}
 
 
 @pytest.fixture
 def tiny(tmp_path: Path, request: pytest.FixtureRequest) -> Architecture:
-    """A model of a test's own."""
+    """A model defined by the test."""
     return describe(write_config(tmp_path / "tiny", request.param))
 
 

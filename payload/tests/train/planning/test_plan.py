@@ -1,4 +1,4 @@
-"""Plans for models and cards that exist, against ranges that were computed by hand; and memory that was measured."""
+"""Plans for published models and real GPUs, compared with ranges computed by hand and with measured memory."""
 
 import json
 import math
@@ -45,7 +45,7 @@ Known = dict[str, tuple[Path, Architecture]]
 
 @pytest.fixture(scope="module")
 def known(tmp_path_factory: pytest.TempPathFactory) -> Known:
-    """Models that exist, and a tiny one."""
+    """Published models and a tiny one."""
     directory = tmp_path_factory.mktemp("models")
     made = {name: write_config(directory / name, content) for name, content in MODELS.items()}
     return {name: (path, describe(path)) for name, path in made.items()}
@@ -283,7 +283,7 @@ SIZES = some.integers(min_value=1, max_value=64)
 
 @pytest.fixture(scope="module")
 def loads(known: Known) -> list[Load]:
-    """Jobs of which everything is counted but the hardware."""
+    """Jobs that are planned except for the hardware."""
     found = []
     for name, method in (("7b", LORA), ("7b", FULL), ("v2.5", LORA), ("v2.5", FULL)):
         path, architecture = known[name]
@@ -325,7 +325,7 @@ def test_more_gpus_never_raise_what_zero3_holds_on_each(
 def configured(
     known: Known, name: str, method: dict[str, Any], on: Hardware, **sections: Any
 ) -> dict[str, Any]:
-    """Its configuration of a plan."""
+    """DeepSpeed's configuration of a plan."""
     path, architecture = known[name]
     job = make_job(path, method, **sections)
     return deepspeed_config(plan(job, on, 4096, 100, architecture), job)
@@ -438,7 +438,7 @@ def test_a_card_that_nobody_knows_is_told(tmp_path: Path, capsys: pytest.Capture
 def measured(
     directory: Path, model: dict[str, Any], *arguments: str
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """Bytes by part: what two steps of a model with random weights took, and what the plan says."""
+    """Bytes by part: measured for two steps of a model with random weights, and planned."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     AutoModelForCausalLM.from_config(AutoConfig.for_model(**model)).save_pretrained(directory)
@@ -461,6 +461,6 @@ def test_a_step_takes_the_memory_that_was_planned(tmp_path: Path, method: str, c
 
 
 def test_a_mixture_keeps_in_32_bit_what_was_planned(tmp_path: Path) -> None:
-    """Within 7 %: the plan's attention is a fused kernel, the CPU's of two widths is not. torch 2.13 refused to plan it."""
+    """Within 7 %: the plan assumes a fused attention kernel, which the CPU lacks for heads of two widths."""
     was, said = measured(tmp_path, TINY_V2, "lora", "256", "2", "no")
     assert said["activations"] == pytest.approx(was["activations"], rel=0.07)

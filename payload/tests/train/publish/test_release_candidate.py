@@ -1,4 +1,4 @@
-"""What a job learned becomes a model that says the same, with a card, and nothing of it without a promotion."""
+"""Publishing merges an adapter into a model with the same logits and a model card, and requires a promotion."""
 
 import json
 import shutil
@@ -22,13 +22,13 @@ torch = pytest.importorskip("torch", reason="Debian's python3-torch is not insta
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where bases lie."""
+    """The directory of base models."""
     return tmp_path_factory.mktemp("publish")
 
 
 @pytest.fixture(scope="module")
 def base(folder: Path) -> Path:
-    """A random Llama in bfloat16 that says its licence."""
+    """A random Llama in bfloat16 with a licence in its card."""
     make_model(folder / "base")
     (folder / "base" / "LICENSE").write_text("do what you like\n")
     write_manifest(folder / "base", manifest_of(folder / "base"))
@@ -52,7 +52,7 @@ def output(folder: Path, base: Path, **adapter: Any) -> Path:
 
 @pytest.fixture
 def job(tmp_path: Path, base: Path) -> Path:
-    """An output with an adapter that does something."""
+    """An output with an adapter that changes the logits."""
     return output(tmp_path / "job", base)
 
 
@@ -78,7 +78,7 @@ def command(job: Path, into: Path, *more: str) -> int:
 
 
 def said(model: Path, adapter: Path | None = None) -> Any:
-    """The logits of a prompt, in float32, of a model as it lies there, with an adapter beside it."""
+    """The logits of a prompt, in float32, of a saved model with an optional adapter."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 

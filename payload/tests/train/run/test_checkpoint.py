@@ -1,4 +1,4 @@
-"""Checkpoints: cut, altered, forged, put back, on two nodes. The last good save is found, whole, or it is told why not."""
+"""Checkpoints that are truncated, altered, forged or rolled back: the last complete save, or the reason, is reported."""
 
 import errno
 import hashlib
@@ -145,7 +145,7 @@ def test_a_key_that_is_not_theirs_refuses_all_of_them(
 
 
 class Hostile:
-    """Makes a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, victim: Path) -> None:
         self.victim = victim
@@ -272,13 +272,13 @@ def test_files_and_folders_are_this_users_alone(directory: Path) -> None:
 
 
 def remembering(directory: Path) -> Checkpoints:
-    """Checkpoints of which a file elsewhere remembers the newest."""
+    """Checkpoints whose newest step is recorded in a file elsewhere."""
     return Checkpoints(directory, KEY, last=2, newest=directory.with_name("newest-save"))
 
 
 @pytest.fixture
 def put_back(tmp_path: Path) -> Path:
-    """The directory as it was at step 10, after step 20 was saved."""
+    """Restore the directory as of step 10 after step 20 was saved."""
     directory = tmp_path / "checkpoints"
     checkpoints = remembering(directory)
     save(checkpoints, 10)
@@ -400,13 +400,13 @@ def two_nodes_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def two_nodes(two_nodes_once: Path, tmp_path: Path) -> Path:
-    """Steps 10 and 20 on each."""
+    """Steps 10 and 20 on each node."""
     shutil.copytree(two_nodes_once, tmp_path / "checkpoints")
     return tmp_path / "checkpoints"
 
 
 def resumed(directory: Path) -> list[Any]:
-    """What both nodes say."""
+    """The reports of both nodes."""
     [first], [second] = Ranks(directory, 2, 2, resume).said()
     return [first, second]
 

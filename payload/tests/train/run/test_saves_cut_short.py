@@ -1,4 +1,4 @@
-"""Saves that are cut short: by a full disk, by kills, by power cuts. The last one that returned is found, whole.
+"""Saves interrupted by a full disk, kills and power cuts: the last save that returned is found complete.
 
 20 kills of a save by one rank, 10 of one by two ranks of a node, and of two nodes; or as many as STORM says (and a half
 of it), from the seed SEED.
@@ -33,7 +33,7 @@ def never(folder: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """40 MB, of which 16 have to stay free."""
+    """A file system of 40 MB, of which 16 must stay free."""
     place = tmp_path / "disk"
     place.mkdir()
     mount = subprocess.run(

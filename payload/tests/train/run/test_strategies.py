@@ -1,4 +1,4 @@
-"""DDP, ZeRO-2, ZeRO-3 and FSDP2 over two processes: the one that was asked for runs, and all learn the same.
+"""DDP, ZeRO-2, ZeRO-3 and FSDP2 over two processes: the requested one runs, and all reach the same losses.
 
 A DeepSeek-V2 is trained whole; everything is on a CPU over gloo.
 """
@@ -28,7 +28,7 @@ FSDP = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    """With a DeepSeek-V2, too."""
+    """A workshop that also has a DeepSeek-V2."""
     bench = Bench(tmp_path_factory.mktemp("strategies"))
     make_deepseek(bench.directory / "mixture", 2)
     write_manifest(bench.directory / "mixture", bench.directory / "mixture.sha256")
@@ -53,7 +53,7 @@ def whole(bench: Bench, file: str, strategy: str, name: str = "whole", **changes
 
 @pytest.fixture(scope="module")
 def zero3(bench: Bench) -> Path:
-    """By ZeRO-3, undisturbed."""
+    """An undisturbed job by ZeRO-3."""
     job = whole(bench, "zero3", "zero3")
     assert bench.run(job) == DONE, bench.said(job)
     return job
@@ -61,14 +61,14 @@ def zero3(bench: Bench) -> Path:
 
 @pytest.fixture(scope="module")
 def one(bench: Bench) -> Path:
-    """By one process alone, a row at a time, undisturbed."""
+    """An undisturbed job in one process, one row at a time."""
     job = whole(bench, "one", "ddp", processes=1, micro_batch=1)
     assert bench.run(job) == DONE, bench.said(job)
     return job
 
 
 def stop(bench: Bench, strategy: str) -> Path:
-    """Such a job, stopped by SIGTERM; and what it saved once more, as that of the job `alone-STRATEGY`."""
+    """A job stopped by SIGTERM, and a copy of its checkpoint for the job `alone-STRATEGY`."""
     job = whole(bench, f"stopped-{strategy}", strategy)
     _, given = bench.hold(3, job)
     agent = bench.start(job, **given)
@@ -84,7 +84,7 @@ def stop(bench: Bench, strategy: str) -> Path:
 
 @pytest.fixture(scope="module")
 def stopped(bench: Bench, zero3: Path) -> Path:
-    """By ZeRO-3."""
+    """A job by ZeRO-3."""
     return stop(bench, "zero3")
 
 
@@ -133,7 +133,7 @@ def test_on_another_number_of_processes_zero3_goes_on_and_tells_what_is_lost(
 
 
 def test_a_job_over_two_nodes_goes_on_when_one_was_lost_and_comes_back(bench: Bench, zero3: Path) -> None:
-    """Two agents with a disk each; one of them, and its process, is killed as a power cut would."""
+    """Two agents with a disk each; one of them is killed with its process, as by a power cut."""
     with free_port() as port:
         where = ["--rendezvous", f"127.0.0.1:{port}"]
         jobs = [whole(bench, f"node{node}", "zero3", name="both", processes=1, nodes=2) for node in range(2)]
@@ -176,7 +176,7 @@ def test_two_processes_with_larger_batches_have_the_losses_of_one(
 
 @FSDP
 def test_a_stopped_fsdp_job_goes_on_with_two_processes_or_one(bench: Bench, one: Path) -> None:
-    """FSDP2's parts are cut anew for another number: AdamW loses nothing."""
+    """FSDP2's shards are redistributed for another number of processes, and AdamW loses no state."""
     job = stop(bench, "fsdp")
     alone = whole(bench, "alone-fsdp", "fsdp", processes=1)
     for each in job, alone:
@@ -189,7 +189,7 @@ def test_a_stopped_fsdp_job_goes_on_with_two_processes_or_one(bench: Bench, one:
 
 
 def test_what_was_not_asked_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A strategy whose evidence is that of a plain DDP."""
+    """A strategy that reports the evidence of plain DDP."""
     from llmtrain.run.strategies.protocol import proven
     from llmtrain.run.strategies.zero import Zero
 

@@ -1,4 +1,4 @@
-"""`llm-train run` with tiny models: what is learned from, what is refused, what is left, and that a killed job goes on."""
+"""`llm-train run` with tiny models: training, refusals, output files, and resuming a killed job."""
 
 import json
 from collections.abc import Callable
@@ -29,7 +29,7 @@ LONG = {"optim": {"lr": 1e-2, "precision": "fp32", "epochs": 8}, "keep": {"every
 
 @pytest.fixture(scope="module")
 def done(bench: Bench) -> Path:
-    """A LoRA job that nothing disturbed, with the recipe's dropout; two processes."""
+    """An undisturbed LoRA job with the recipe's dropout, in two processes."""
     watch = {"metrics": str(bench.directory / "done.prom")}
     job = bench.job("done", **LONG, watch=watch, data={"eval": str(bench.directory / "held-out")})
     assert bench.run(job) == DONE, bench.said(job)
@@ -37,7 +37,7 @@ def done(bench: Bench) -> Path:
 
 
 def refusal(bench: Bench, job: Path, capsys: pytest.CaptureFixture[str], code: int = USAGE) -> str:
-    """What `llm-train run` says of a job that it does not start."""
+    """The message of `llm-train run` for a job that it refuses."""
     from llmtrain.cli import main
 
     assert main(["run", str(job), "--key-file", str(bench.directory / "key")]) == code
@@ -240,7 +240,7 @@ def test_a_dry_run_prints_the_plan_and_deepspeeds_configuration(
 
 
 def setup_of(job: Path) -> tuple[Any, Any]:
-    """A job as it would be started here."""
+    """The settings of a job as it would run here."""
     from llmcore.config import load
     from llmtrain.job import Job
     from llmtrain.planning.hardware import detect
@@ -252,7 +252,7 @@ def setup_of(job: Path) -> tuple[Any, Any]:
 
 
 def deepseek_bench(directory: Path, **size: Any) -> Bench:
-    """With a mixture of experts as its model; the tokenizer is the same."""
+    """A workshop with a mixture of experts as its model and the same tokenizer."""
     bench = Bench(directory)
     make_deepseek(directory / "mixture", 2, **size)
     write_manifest(directory / "mixture", directory / "mixture.sha256")
@@ -389,7 +389,7 @@ if any("spawn_main" in each for each in sys.orig_argv):
 
 
 def test_a_sigterm_that_meets_a_process_after_its_last_line_is_no_crash(bench: Bench, tmp_path: Path) -> None:
-    """libc sends it, after Python has ended: nothing in the process could come later."""
+    """libc sends it after Python has ended, so nothing in the process can run later."""
     (tmp_path / "sitecustomize.py").write_text(SIGTERM_AT_THE_END)
     job = bench.job("late")
     agent = bench.start(job, "--restarts", "0", modules=str(tmp_path))
@@ -397,7 +397,7 @@ def test_a_sigterm_that_meets_a_process_after_its_last_line_is_no_crash(bench: B
 
 
 def test_early_stopping_leaves_the_best_of_what_was_held_out(bench: Bench) -> None:
-    """With a learning rate that only ever harms, the first evaluation is the best."""
+    """With a learning rate that is far too high, the first evaluation is the best."""
     optim = {"lr": 3.0, "precision": "fp32", "epochs": 4, "warmup": 0, "schedule": "constant", "patience": 2}
     scale = {"processes": 1, "micro_batch": 8}
     held_out = {"eval": str(bench.directory / "held-out")}
@@ -411,7 +411,7 @@ def test_early_stopping_leaves_the_best_of_what_was_held_out(bench: Bench) -> No
 
 
 def test_a_loss_scale_that_collapses_ends_the_job_by_its_name(bench: Bench) -> None:
-    """An alpha with some zeros too many: gradients that fp16 cannot hold, whatever the scale."""
+    """An alpha that is far too large: gradients overflow fp16 at any loss scale."""
     optim = {"precision": "fp16", "epochs": 4}
     job = bench.job("collapse", method={"alpha": 10**9}, optim=optim, scale={"processes": 1})
     assert bench.run(job) == UNHEALTHY, bench.said(job)

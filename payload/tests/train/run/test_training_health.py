@@ -1,4 +1,4 @@
-"""Health: faults planted in real, small trainings are found and named; a training that is well is left alone."""
+"""Health: faults planted in small, real training runs are detected and named; a healthy run raises none."""
 
 import json
 import math
@@ -24,7 +24,7 @@ RANK = Path(__file__).parents[2] / "helpers/zero_norms.py"
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Faster for a model so small."""
+    """One thread is faster for such a small model."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -44,7 +44,7 @@ def health(kind: str = "full", lr: float = 3e-3) -> Health:
 def train(
     watched: Health, steps: int, lr: float = 3e-3, plant: Callable[[Any, int], None] = lambda *_: None
 ) -> list[Verdict]:
-    """AdamW without clipping, which would hide what is planted; `plant(model, step)` before each step. Ends at a stop."""
+    """Train with AdamW until a stop; calls `plant(model, step)` before each step. Clipping, which hides faults, is off."""
     model, verdicts = llama(), []
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
     for step in range(1, steps + 1):
@@ -81,7 +81,7 @@ def test_the_norms_of_all_kinds_make_up_what_torch_clips_by() -> None:
 
 
 def scaled(total: float) -> float:
-    """What clipping to a norm of 1 made of squares."""
+    """Squared norms after clipping to a norm of 1."""
     return 1 / total**2
 
 
