@@ -8,14 +8,14 @@ import argparse
 import errno
 import sys
 
-from llmkeep import run
+from llmkeep import inventory, run
 from llmkeep.bundle import commands, programs, release, signing, update
 from llmkeep.errors import LlmkeepError
 from llmkeep.pki import authority, issuing
 from llmkeep.policy import bundle as policy
 from llmkeep.record import commands as record
 
-VERBS = (update, programs, signing, commands, authority, issuing, policy, release, run, record)
+VERBS = (update, programs, signing, commands, authority, issuing, policy, release, inventory, run, record)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -5,6 +5,7 @@ A run leaves nothing on disk: its working folder is in memory and is removed.
 """
 
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -16,11 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import ansible_runner
+import yaml
 
 from llmkeep import source_tree
 from llmkeep.errors import LlmkeepError
 
 GRACE_SECONDS = 15
+INI_SECTION = re.compile(r"^\[[\w.:-]+\]\s*$", re.MULTILINE)
+NOISE = ("[WARNING]", "<<< caused by >>>")  # of Ansible's messages, which say the same again
 
 
 class RunError(LlmkeepError):
@@ -28,22 +32,45 @@ class RunError(LlmkeepError):
 
 
 def inventory(given: str, root: Path) -> Path:
-    """Path of an inventory, relative to the working directory or else to the tree."""
+    """Path of an inventory in YAML, relative to the working directory or else to the tree."""
     for place in (Path.cwd() / given, root / given):
         if place.exists():
+            require_yaml(place)
             return place.resolve()
     raise RunError(f"there is no inventory {given!r}, neither here nor in {root}: "
                    f"give a file or folder with -i; {root}/inventory/example is one to copy")  # fmt: skip
 
 
+def require_yaml(place: Path) -> None:
+    """Raise RunError, with file and line, for a file that is not YAML: Ansible would ignore a `hosts.ini` in a folder."""
+    for path in sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else [place]:
+        if path.name.startswith(".") or path.suffix in (".md", ".txt"):
+            continue
+        text = path.read_text(errors="replace")
+        if path.suffix in (".ini", ".cfg") or INI_SECTION.search(text):
+            raise RunError(
+                f"{path} is an INI inventory, and only YAML is read: convert it with "
+                f"`ansible-inventory -i {path} --list --yaml`"
+            )
+        try:
+            yaml.compose(text)
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark
+            line = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+            raise RunError(f"{path}{line} is not YAML: {error.problem}") from error
+
+
 @dataclass
 class Heard:
-    """What is kept of a run: failures with their reasons, and Ansible's recap.
+    """Results of a run: failures with their reasons, and Ansible's recap.
 
-    `asked`: tasks whose standard output is kept, in `said` by task and host.
+    `faults`: those of the inventory. `complaints`: Ansible's messages outside of tasks. `asked`: tasks whose standard output
+    is kept, in `said` by task and host.
     """
 
     failures: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
     hosts: list[dict[str, object]] = field(default_factory=list)
     asked: frozenset[str] = frozenset()
     said: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -53,9 +80,12 @@ class Heard:
         data = event.get("event_data", {})
         if event.get("event") in ("runner_on_failed", "runner_on_unreachable"):
             message = (data.get("res") or {}).get("msg", "no message")
+            self.faults += (data.get("res") or {}).get("faults", [])
             self.failures.append(f"{data.get('host')}: {data.get('task')}: {message}")
         elif event.get("event") == "playbook_on_stats":
             self.hosts = counted(data)
+        elif event.get("event") == "verbose" and (said := event.get("stdout")) and not said.startswith(NOISE):
+            self.complaints.append(said)
         elif event.get("event") == "runner_on_ok" and data.get("task") in self.asked:
             self.said[data["task"], data["host"]] = (data.get("res") or {}).get("stdout", "")
         return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import ipaddress
 import posixpath
 import re
 from collections.abc import Callable, Mapping
@@ -107,6 +108,24 @@ def reduced_inventory(
     return {"all": {"hosts": hosts, "children": members}}
 
 
+def locked_out(
+    hostvars: Mapping[str, Mapping[str, Any]], groups: Mapping[str, list[str]], source: str
+) -> list[str]:
+    """Hosts whose firewall (role base) refuses SSH from SOURCE, an address; none if it is empty, as without SSH."""
+    if not source:
+        return []
+    address = ipaddress.ip_address(source)
+    control = [str(hostvars[host]["ansible_host"]) for host in groups["control"]]
+    return [
+        host
+        for host in groups["all"]
+        if not any(
+            address in ipaddress.ip_network(allowed, strict=False)
+            for allowed in (*control, *hostvars[host].get("base_ssh_from", []))
+        )
+    ]
+
+
 class FilterModule:
     """What Ansible asks for."""
 
@@ -115,6 +134,7 @@ class FilterModule:
             "locked_purls": locked_purls,
             "failed_check": failed_check,
             "unenforceable_check": unenforceable_check,
+            "locked_out": locked_out,
             "identity_lines": identity_lines,
             "identity_differences": identity_differences,
             "mount_unit": mount_unit,

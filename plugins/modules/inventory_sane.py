@@ -7,13 +7,13 @@ DOCUMENTATION = r"""
 module: inventory_sane
 short_description: Validate the inventory before any host is touched
 description:
-  - Refuses a variable with a role's prefix that the role does not define, a value of the wrong type, a host in no group
-    of the estate, a host with encrypted volumes but no HSM, and an estate without control node or mirror. Reports all
-    problems at once.
+  - Refuses misspelt groups, variables and tags, values of the wrong type, hosts without an address or a feature, volumes
+    without an HSM, and models and jobs that their roles would refuse. Reports all faults at once, each with its hosts.
   - Then tries the control node's SSH port once, and fails with one sentence if it cannot be reached.
 author: [llmkeep contributors]
 options:
   roles: {description: Directory of the roles and their argument specifications., type: path, required: true}
+  reach: {description: Whether to try the control node's SSH port., type: bool, default: true}
 attributes:
   action: {support: full}
 """
@@ -26,14 +26,15 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-problems: {description: "Problems of the inventory, one line each.", returned: failure, type: list, elements: str}
+faults: {description: "Faults of the inventory, one line each.", returned: failure, type: list, elements: str}
 """
 
 from ansible.module_utils.basic import AnsibleModule
 
 
 def main() -> None:
-    module = AnsibleModule(argument_spec={"roles": {"type": "path", "required": True}})
+    reach = {"type": "bool", "default": True}
+    module = AnsibleModule(argument_spec={"roles": {"type": "path", "required": True}, "reach": reach})
     module.fail_json(msg="inventory_sane runs on the controller; its action plugin was not found")
 
 

@@ -26,7 +26,7 @@ FIELDS = {
 def documented(module: Path) -> dict[str, Any]:
     """DOCUMENTATION and RETURN of a module, parsed."""
     return {
-        statement.targets[0].id: yaml.safe_load(statement.value.value)
+        statement.targets[0].id: yaml.safe_load(str(statement.value.value))
         for statement in ast.parse(module.read_text()).body
         if isinstance(statement, ast.Assign)
         and isinstance(statement.targets[0], ast.Name)

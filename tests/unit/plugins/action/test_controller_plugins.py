@@ -1,4 +1,4 @@
-"""What runs on the controller before any host is touched, and on hosts around their certificates."""
+"""Plugins that run on the controller before any host is touched."""
 
 import os
 import subprocess
@@ -14,71 +14,6 @@ inventory_sane = load("action.inventory_sane")
 controller_lock = load("action.controller_lock")
 estate = load("filter.estate")
 mirrored_bundle = load("modules.mirrored_bundle")
-
-KNOWN = {
-    "_common": {"mirror_port": {"type": "int"}, "base_domain": {"type": "str"}},
-    "edge": {"edge_port": {"type": "int"}, "edge_burst": {"type": "int"}},
-    "llm_serving": {"llm_serving_models": {"type": "list", "elements": "str"}},
-    "mirror": {},
-}
-
-
-def test_a_misspelt_variable_of_a_role_is_told_with_the_right_one() -> None:
-    (told,) = inventory_sane.unknown(["edge_prot", "edge_port", "ansible_host", "own_note"], KNOWN)
-    assert told == "edge_prot is no variable of the role edge; did you mean edge_port?"
-
-
-def test_a_variable_that_roles_share_is_known_under_any_prefix() -> None:
-    assert not list(inventory_sane.unknown(["mirror_port", "base_domain", "llm_serving_models"], KNOWN))
-
-
-def test_a_variable_like_none_is_told_with_what_the_role_has() -> None:
-    (told,) = inventory_sane.unknown(["edge_quite_something_else"], KNOWN)
-    assert "edge has edge_burst, edge_port" in told
-
-
-@pytest.mark.parametrize("value", ["many", [1], {"a": 1}])
-def test_a_value_of_a_wrong_type_is_told_with_the_value(value: Any) -> None:
-    (told,) = inventory_sane.wrong({"edge_port": value}, KNOWN)
-    assert told.startswith(f"edge_port is {value!r}: ")
-
-
-def test_values_of_the_right_type_are_not_told() -> None:
-    values = {
-        "edge_port": 443,
-        "llm_serving_models": ["a"],
-        "base_domain": "estate.internal",
-        "other": object(),
-    }
-    assert not list(inventory_sane.wrong(values, KNOWN))
-
-
-def test_a_host_in_no_group_of_the_estate_is_told() -> None:
-    assert not list(inventory_sane.unplaced(["serve", "rack3"]))
-    (told,) = inventory_sane.unplaced(["ungrouped"])
-    assert "it is in no group" in told
-    (told,) = inventory_sane.unplaced(["sevre"])
-    assert "it is in sevre" in told
-
-
-def test_a_group_by_its_former_name_is_told_with_its_name_of_today() -> None:
-    (told,) = inventory_sane.unplaced(["control", "hsm"])
-    assert "it is in hsm, which is called softhsm now" in told
-
-
-def test_a_host_with_encrypted_volumes_and_no_hsm_is_told() -> None:
-    storage = {"group_names": ["serve", "storage"]}
-    (told,) = inventory_sane.keyless(storage, {"softhsm": [], "storage": ["llm1"]})
-    assert "set hsm_module" in told
-    assert not list(inventory_sane.keyless(storage, {"softhsm": ["ops1"]}))
-    assert not list(inventory_sane.keyless({**storage, "hsm_module": "/usr/lib/vendor.so"}, {}))
-    assert not list(inventory_sane.keyless({"group_names": ["serve"]}, {}))
-
-
-def test_every_roles_specification_is_read() -> None:
-    found = inventory_sane.specifications(Path(__file__).parents[4] / "roles")
-    assert "base_domain" in found["_common"]
-    assert "pki_extra_names" in found["pki"]
 
 
 def test_a_lab_that_cannot_be_reached_is_told_of_its_namespace() -> None:

@@ -1,0 +1,222 @@
+"""Faults of an inventory, found before any host is contacted.
+
+Each rule yields sentences that name the value and the way out; `faults` groups equal sentences of several hosts.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ansible.errors import AnsibleError
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from ansible.module_utils.common.text.formatters import human_to_bytes
+from ansible_collections.llmkeep.estate.plugins.filter.serving import model_faults, vllm_faults
+from ansible_collections.llmkeep.estate.plugins.filter.training import job_faults
+
+Options = dict[str, dict[str, Any]]
+
+# Group = feature. A host in none of these would be left unchanged silently.
+GROUPS = ("control", "mirror", "softhsm", "storage", "serve", "vllm", "edge", "train")
+RENAMED_GROUPS = {"hsm": "softhsm"}
+REQUIRED_GROUPS = {
+    "control": "add the host that was bootstrapped from the stick",
+    "mirror": "add the host that serves the bundle; it may be the control node",
+}
+# Units that must wait for the volume that holds their files: group, variable of the directory and its default, unit.
+NEEDED_UNITS = (
+    ("serve", "llm_serving_models_dir", "/srv/llmkeep/models", "llm-engine@.service"),
+    ("vllm", "vllm_models_dir", "/srv/llmkeep/models", "vllm@.service"),
+    ("train", "llm_training_dir", "/srv/llmkeep/training", "llm-train@.service"),
+    ("serve", "", "/var/log/llm-audit", "llm-audit.service"),
+)
+ANSIBLE_TAGS = {"all", "always", "never", "tagged", "untagged"}
+NEAR_NAME = 0.88  # similarity (difflib) from which an unknown variable counts as misspelt
+NEAR_GROUP = 0.75
+
+
+def specifications(roles: Path) -> dict[str, Options]:
+    """Options of all entry points by role, from meta/argument_specs.yml."""
+    found: dict[str, Options] = {}
+    for path in sorted(roles.glob("*/meta/argument_specs.yml")):
+        options: Options = {}
+        for entry in yaml.safe_load(path.read_text())["argument_specs"].values():
+            options.update(entry.get("options") or {})
+        found[path.parents[1].name] = options
+    return found
+
+
+def nearest(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
+    """The most similar of the names; an empty string if none is similar."""
+    return next(iter(difflib.get_close_matches(name, list(names), n=1, cutoff=cutoff)), "")
+
+
+# ---------------------------------------------------------------- the whole inventory
+def group_faults(groups: Mapping[str, list[str]]) -> Iterator[str]:
+    """Missing, renamed and misspelt groups."""
+    for group, way_out in REQUIRED_GROUPS.items():
+        if not groups.get(group):
+            yield f"the group {group} is empty: {way_out}"
+    for group in sorted(set(groups) - set(GROUPS) - {"all", "ungrouped"}):
+        if group in RENAMED_GROUPS:
+            yield f"the group {group} is called {RENAMED_GROUPS[group]} now: rename it in the inventory"
+        elif near := nearest(group, GROUPS, NEAR_GROUP):
+            yield f"the group {group} belongs to no role; did you mean {near}?"
+
+
+def tag_faults(tags: Iterable[str], roles: Iterable[str]) -> Iterator[str]:
+    """Tags that select nothing: Ansible would skip every role and report success."""
+    known = {role for role in roles if not role.startswith("_")}
+    for tag in sorted(set(tags) - known - ANSIBLE_TAGS):
+        near = nearest(tag, known)
+        hint = f"did you mean {near}?" if near else f"take one of {', '.join(sorted(known))}"
+        yield f"the tag {tag} selects nothing; {hint}"
+
+
+# ---------------------------------------------------------------- one host
+def unknown_variables(names: Iterable[str], known: Mapping[str, Options]) -> Iterator[str]:
+    """Variables with a role's prefix that the role does not define, and misspelt ones without a prefix."""
+    every = sorted({name for options in known.values() for name in options})
+    prefixes = sorted((role for role in known if not role.startswith("_")), key=len, reverse=True)
+    for name in sorted(set(names) - set(every)):
+        role = next((role for role in prefixes if name.startswith(f"{role}_")), None)
+        if role is None:
+            if not name.startswith("ansible_") and (near := nearest(name, every, NEAR_NAME)):
+                yield f"no role reads {name}; did you mean {near}?"
+            continue
+        near = nearest(name, every)
+        hint = (
+            f"did you mean {near}?" if near else f"it has {', '.join(sorted(known[role])) or 'no variables'}"
+        )
+        yield f"{name} is no variable of the role {role}; {hint}"
+
+
+def type_faults(values: Mapping[str, Any], known: Mapping[str, Options]) -> Iterator[str]:
+    """Values that do not have the type in their role's specification."""
+    for options in known.values():
+        for name, option in options.items():
+            if name not in values:
+                continue
+            kept = {
+                key: value
+                for key, value in option.items()
+                if key in ("type", "elements", "choices", "options")
+            }
+            for message in ArgumentSpecValidator({name: kept}).validate({name: values[name]}).error_messages:
+                yield f"{name} is {values[name]!r}: {message}"
+
+
+def placement_faults(values: Mapping[str, Any], groups: Mapping[str, list[str]]) -> Iterator[str]:
+    """A host without a feature, without an address, or with a feature that requires another one."""
+    mine = set(values["group_names"])
+    if not mine & (set(GROUPS) | set(RENAMED_GROUPS)):
+        seen = ", ".join(sorted(mine - {"all", "ungrouped"})) or "no group"
+        yield f"it is in {seen}, and in none of the estate's groups: add it to one of {', '.join(GROUPS)}"
+    address = str(values.get("ansible_host", values.get("inventory_hostname", "")))
+    try:
+        ipaddress.ip_address(address)
+    except ValueError:
+        yield f"its address is {address!r}: set ansible_host to its IP address, since no host of an estate uses DNS"
+    if "storage" in mine and not groups.get("softhsm") and not values.get("hsm_module"):
+        yield (
+            "it is in storage, whose volumes are opened by a key in an HSM, and has none: set hsm_module to your HSM's"
+            " PKCS#11 module (docs/hsm.md), or add a host to softhsm, the lab's stand-in"
+        )
+    if "vllm" in mine and "serve" not in mine:
+        yield "it is in vllm and not in serve, but vLLM answers its gateway over a UNIX socket: add it to serve too"
+
+
+def volume_faults(values: Mapping[str, Any]) -> Iterator[str]:
+    """Volumes and swaps that cannot be made, and services that would start without their volume."""
+    volumes, swaps = values.get("luks_volumes") or [], values.get("luks_swap") or []
+    for kind, entries in (("name", volumes + swaps), ("serial", volumes + swaps), ("mount", volumes)):
+        seen = [entry[kind] for entry in entries]
+        for twice in sorted({one for one in seen if seen.count(one) > 1}):
+            yield f"luks_volumes and luks_swap use the {kind} {twice} more than once: each needs its own"
+    for entry in volumes + swaps:
+        try:
+            human_to_bytes(entry["size"])
+        except ValueError:
+            yield f"the size of {entry['name']} is {entry['size']!r}: write a size such as 3.5T"
+    for group, variable, default, unit in NEEDED_UNITS:
+        folder = str(values.get(variable) or default)
+        holding = [
+            volume for volume in volumes if f"{folder}/".startswith(f"{str(volume['mount']).rstrip('/')}/")
+        ]
+        if group in values["group_names"] and holding and unit not in holding[-1].get("units", []):
+            yield f"the volume {holding[-1]['name']} holds {folder}: add {unit} to its units, which start only with it"
+
+
+def serving_faults(values: Mapping[str, Any], addresses: dict[str, str]) -> Iterator[str]:
+    """Models that cannot be served."""
+    if "serve" in values["group_names"] and "llm_serving_models" in values:
+        for fault in model_faults(values["llm_serving_models"], addresses):
+            yield f"llm_serving_models: {fault}"
+    if "vllm" in values["group_names"]:
+        beside = values.get("llm_serving_models") or []
+        for fault in vllm_faults(
+            values.get("vllm_models") or [], str(values.get("vllm_gpu_memory") or ""), beside
+        ):
+            yield f"vllm_models: {fault}"
+
+
+def training_faults(values: Mapping[str, Any], groups: Mapping[str, list[str]]) -> Iterator[str]:
+    """Training jobs that cannot run."""
+    if "train" in values["group_names"] and "llm_training_jobs" in values:
+        hosts = values.get("llm_training_hosts") or groups["train"]
+        name = values["inventory_hostname"]
+        for fault in job_faults(
+            values["llm_training_jobs"], values.get("llm_training_models") or [], name, hosts
+        ):
+            yield f"llm_training_jobs: {fault}"
+
+
+# ---------------------------------------------------------------- all of it
+def values_of(variables: Mapping[str, Any], known: Mapping[str, Options]) -> dict[str, Any]:
+    """A host's values of the roles' variables. A value that needs a fact is left to its role's preflight."""
+    found: dict[str, Any] = {}
+    roles = {name for options in known.values() for name in options}
+    for name in sorted(roles | {"ansible_host", "group_names", "inventory_hostname"}):
+        try:
+            if name in variables:
+                found[name] = variables[name]
+        except AnsibleError:
+            continue
+    return found
+
+
+def faults(
+    groups: Mapping[str, list[str]],
+    hostvars: Mapping[str, Mapping[str, Any]],
+    known: Mapping[str, Options],
+    tags: Iterable[str] = (),
+) -> list[str]:
+    """All faults of an inventory, one line each, with the hosts that share it."""
+    by_host = {host: values_of(hostvars[host], known) for host in groups["all"]}
+    addresses = full_names(by_host)
+    found: dict[str, list[str]] = {}
+    for fault in (*group_faults(groups), *tag_faults(tags, known)):
+        found[fault] = []
+    for host, values in by_host.items():
+        misfit = list(type_faults(values, known))
+        told = [*placement_faults(values, groups), *unknown_variables(hostvars[host], known), *misfit]
+        if not misfit:  # the rules below read values of the right type only
+            told += volume_faults(values)
+            told += serving_faults(values, addresses)
+            told += training_faults(values, groups)
+        for fault in told:
+            found.setdefault(fault, []).append(host)
+    return [f"{', '.join(hosts)}: {fault}" if hosts else fault for fault, hosts in found.items()]
+
+
+def full_names(by_host: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Address of each host by its full name, as certificates have it."""
+    full: Callable[[str, str], str] = lambda host, domain: f"{host.removesuffix(f'.{domain}')}.{domain}"  # noqa: E731
+    return {
+        full(host, str(values.get("base_domain", "estate.internal"))): str(values.get("ansible_host", host))
+        for host, values in by_host.items()
+    }

@@ -1,0 +1,72 @@
+"""`llmkeep inventory check`, with Ansible's own reading of the inventory."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llmkeep import cli
+
+TREE = Path(__file__).parents[3]
+FAULTY = """\
+all:
+  vars: {llmserving_models: []}
+  children:
+    control: {hosts: {ops1: {ansible_host: 10.0.0.1}}}
+    mirror: {hosts: {ops1: }}
+    vlm: {hosts: {llm1: {ansible_host: 10.0.0.2}, llm2: {ansible_host: 10.0.0.3}}}
+    serve: {hosts: {llm1: , llm2: }}
+"""
+
+
+@pytest.mark.parametrize("given", [["example"], ["lab", "lab-kernel", "lab-train"]])
+def test_the_trees_own_inventories_have_no_fault(
+    given: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [word for name in given for word in ("-i", str(TREE / "inventory" / name))]
+    assert cli.main(["inventory", "check", *words]) == 0
+    assert "no fault found; no host was contacted" in capsys.readouterr().out
+
+
+def test_each_fault_is_printed_once_with_its_hosts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "hosts.yml").write_text(FAULTY)
+    assert cli.main(["inventory", "check", "-i", str(tmp_path)]) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        "- the group vlm belongs to no role; did you mean vllm?",
+        "- ops1, llm1, llm2: no role reads llmserving_models; did you mean llm_serving_models?",
+    ]
+
+
+def test_json_has_the_same_faults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "hosts.yml").write_text(FAULTY)
+    assert cli.main(["inventory", "check", "--json", "-i", str(tmp_path)]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert told["ok"] is False
+    assert len(told["faults"]) == 2
+
+
+def test_what_ansible_cannot_read_is_told_in_its_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "hosts.yml").write_text("all: {children: {control: {hosts: [ops1]}}}\n")
+    assert cli.main(["inventory", "check", "-i", str(tmp_path)]) == 1
+    assert 'Invalid "hosts" entry for "control" group' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("hosts.yml", "all:\n  hosts: {a: {b: 1}\n  c:\n", "hosts.yml:3:3 is not YAML"),
+        ("hosts.ini", "[control]\nops1\n", "hosts.ini is an INI inventory"),
+        ("hosts", "[control:vars]\na=1\n", "hosts is an INI inventory"),
+    ],
+)
+@pytest.mark.parametrize("verb", [["inventory", "check"], ["site"]])
+def test_a_file_that_is_not_yaml_is_refused_by_name(
+    name: str, text: str, told: str, verb: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_text(text)
+    assert cli.main([*verb, "-i", str(tmp_path)]) == 1
+    assert told in capsys.readouterr().err

@@ -1,0 +1,152 @@
+"""Each rule for inventories names the value and the way out; `faults` says each sentence once."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from plugin_modules import load
+
+rules = load("plugin_utils.inventory")
+estate = load("filter.estate")
+
+ROLES = Path(__file__).parents[4] / "roles"
+KNOWN = {
+    "_common": {"mirror_port": {"type": "int"}, "base_domain": {"type": "str"}},
+    "edge": {"edge_port": {"type": "int"}, "edge_burst": {"type": "int"}},
+    "llm_serving": {"llm_serving_models": {"type": "list", "elements": "dict"}},
+    "mirror": {},
+}
+
+
+def host(name: str = "llm1", groups: tuple[str, ...] = ("serve",), **values: Any) -> dict[str, Any]:
+    """Variables of a host as Ansible has them."""
+    return {"inventory_hostname": name, "ansible_host": "10.0.0.2", "group_names": list(groups), **values}
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("edge_prot", "edge_prot is no variable of the role edge; did you mean edge_port?"),
+        ("llmserving_models", "no role reads llmserving_models; did you mean llm_serving_models?"),
+        ("edge_quite_something", "it has edge_burst, edge_port"),
+    ],
+)
+def test_a_misspelt_variable_is_told_with_the_nearest_one(name: str, told: str) -> None:
+    (fault,) = rules.unknown_variables([name, "edge_port"], KNOWN)
+    assert told in fault
+
+
+def test_shared_variables_and_an_estates_own_ones_are_accepted() -> None:
+    names = ["mirror_port", "base_domain", "llm_serving_models", "ansible_host", "rack", "lab_memory"]
+    assert not list(rules.unknown_variables(names, KNOWN))
+
+
+@pytest.mark.parametrize("value", ["many", [1], {"a": 1}])
+def test_a_value_of_a_wrong_type_is_told_with_the_value(value: Any) -> None:
+    (fault,) = rules.type_faults({"edge_port": value}, KNOWN)
+    assert fault.startswith(f"edge_port is {value!r}: ")
+
+
+def test_a_misspelt_group_is_told_once_and_a_group_of_the_estates_own_is_accepted() -> None:
+    groups = {"all": ["a"], "control": ["a"], "mirror": ["a"], "vlm": ["a"], "rack3": ["a"]}
+    assert list(rules.group_faults(groups)) == ["the group vlm belongs to no role; did you mean vllm?"]
+
+
+def test_a_renamed_group_is_told_with_its_new_name() -> None:
+    (fault,) = rules.group_faults({"control": ["a"], "mirror": ["a"], "hsm": ["a"]})
+    assert "hsm is called softhsm now" in fault
+
+
+def test_an_empty_required_group_is_told() -> None:
+    (fault,) = rules.group_faults({"control": ["a"]})
+    assert "the group mirror is empty" in fault
+
+
+def test_a_tag_that_selects_nothing_is_told_with_the_nearest_role() -> None:
+    assert list(rules.tag_faults(["llm-serving", "edge", "always"], KNOWN)) == [
+        "the tag llm-serving selects nothing; did you mean llm_serving?"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (host(groups=("rack3",)), "it is in rack3, and in none of the estate's groups"),
+        (host(groups=()), "it is in no group"),
+        (host(ansible_host="llm1.example.org"), "its address is 'llm1.example.org'"),
+        (host(groups=("storage",)), "set hsm_module"),
+        (host(groups=("vllm",)), "add it to serve too"),
+    ],
+)
+def test_a_host_that_cannot_be_placed_is_told(values: dict[str, Any], told: str) -> None:
+    (fault,) = rules.placement_faults(values, {"storage": ["llm1"]})
+    assert told in fault
+
+
+def test_a_storage_host_with_an_hsm_is_accepted() -> None:
+    assert not list(rules.placement_faults(host(groups=("storage",)), {"softhsm": ["ops1"]}))
+    assert not list(rules.placement_faults(host(groups=("storage",), hsm_module="/usr/lib/vendor.so"), {}))
+
+
+def volume(**changed: Any) -> dict[str, Any]:
+    """A volume that holds everything below /srv/llmkeep."""
+    units = ["llm-engine@.service", "vllm@.service"]
+    return {"name": "data", "serial": "S1", "size": "2T", "mount": "/srv/llmkeep", "units": units} | changed
+
+
+@pytest.mark.parametrize(
+    ("volumes", "told"),
+    [
+        ([volume(units=["llm-engine@.service"])], "add vllm@.service to its units"),
+        ([volume(size="much")], "the size of data is 'much'"),
+        ([volume(), volume(mount="/x", name="b")], "use the serial S1 more than once"),
+    ],
+)
+def test_a_volume_that_cannot_be_made_or_that_a_service_would_not_wait_for_is_told(
+    volumes: list[dict[str, Any]], told: str
+) -> None:
+    (fault,) = rules.volume_faults(host(groups=("serve", "vllm", "storage"), luks_volumes=volumes))
+    assert told in fault
+
+
+def test_equal_faults_of_several_hosts_are_one_line_with_their_names() -> None:
+    shared = {"edge_prot": 1}
+    hosts = {name: host(name, ("control", "mirror", "serve"), **shared) for name in ("llm1", "llm2")}
+    groups = {"all": list(hosts), "control": ["llm1"], "mirror": ["llm1"], "serve": list(hosts)}
+    (fault,) = rules.faults(groups, hosts, KNOWN)
+    assert fault.startswith("llm1, llm2: edge_prot is no variable")
+
+
+def test_what_a_role_would_refuse_later_is_told_now() -> None:
+    models = [{"name": "Not A Name", "driver": "echo"}]
+    serve = host(groups=("control", "mirror", "serve"), llm_serving_models=models)
+    (fault,) = rules.faults(
+        {"all": ["llm1"], "control": ["llm1"], "mirror": ["llm1"]}, {"llm1": serve}, KNOWN
+    )
+    assert fault.startswith("llm1: llm_serving_models: Not A Name: a name has small letters")
+
+
+def test_every_roles_specification_is_read() -> None:
+    found = rules.specifications(ROLES)
+    assert "base_domain" in found["_common"]
+    assert "pki_extra_names" in found["pki"]
+
+
+def test_each_group_of_the_estate_has_a_play() -> None:
+    plays = "".join(path.read_text() for path in (ROLES.parent / "playbooks").glob("*.yml"))
+    assert [
+        group for group in rules.GROUPS if not re.search(rf"^  hosts: .*\b{group}\b", plays, re.MULTILINE)
+    ] == []
+
+
+@pytest.mark.parametrize(
+    ("source", "hosts"), [("10.1.2.3", ["ops1"]), ("10.0.0.1", []), ("10.9.9.9", ["ops1", "llm1"]), ("", [])]
+)
+def test_hosts_that_would_cut_a_runs_own_connection_are_named(source: str, hosts: list[str]) -> None:
+    hostvars = {
+        "ops1": {"ansible_host": "10.0.0.1"},
+        "llm1": {"ansible_host": "10.0.0.2", "base_ssh_from": ["10.1.0.0/16"]},
+    }
+    groups = {"all": ["ops1", "llm1"], "control": ["ops1"]}
+    assert estate.locked_out(hostvars, groups, source) == hosts
