@@ -36,6 +36,11 @@ WRONG: dict[str, tuple[dict[str, object], dict[str, list[str]], str]] = {
         ESTATE,
         "set base_domain to that",
     ),
+    "no SSH from where the run comes from": (
+        {"base_ssh_from": []},
+        ESTATE,
+        "ops1, llm1 would refuse SSH from 10.77.0.2",
+    ),
 }
 
 
@@ -43,14 +48,22 @@ WRONG: dict[str, tuple[dict[str, object], dict[str, list[str]], str]] = {
 def test_an_inventory_with_this_is_refused_and_nothing_changes(floor: Lab, tmp_path: Path, what: str) -> None:
     variables, groups, told = WRONG[what]
     hosts: dict[str, dict[str, object]] = {
-        name: {"ansible_host": address, "ansible_user": "root", **variables}
+        name: {"ansible_host": address, "ansible_user": "root", "base_ssh_from": ["10.77.0.2"], **variables}
         for name, address in (("ops1", "10.77.0.11"), ("llm1", "10.77.0.12"))
     }
-    done = floor.outside(PLAYBOOK, "-i", str(inventory(tmp_path, hosts, groups)), "site.yml", check=False)
+    # --limit leaves out the control node, and none of its checks.
+    command = (PLAYBOOK, "-i", str(inventory(tmp_path, hosts, groups)), "site.yml", "--limit", "llm1")
+    done = floor.outside(*command, check=False)
     assert done.returncode != 0
     assert told in " ".join(done.stdout.split())
     assert not re.search(r"changed=[1-9]", done.stdout)
     assert "base :" not in done.stdout
+
+
+def test_a_tag_that_selects_nothing_is_refused(floor: Lab) -> None:
+    done = floor.outside(PLAYBOOK, "-i", "inventory/lab", "site.yml", "--tags", "llm-serving", check=False)
+    assert done.returncode != 0
+    assert "the tag llm-serving selects nothing; did you mean llm_serving?" in " ".join(done.stdout.split())
 
 
 def test_a_second_controller_is_refused_and_a_killed_one_leaves_no_lock(floor: Lab) -> None:
