@@ -6,6 +6,8 @@ Exit codes: 0 done; 1 refused or failed, the message says what and what to do; 2
 
 import argparse
 import errno
+import os
+import signal
 import sys
 
 from llmkeep import inventory, run
@@ -16,6 +18,14 @@ from llmkeep.policy import bundle as policy
 from llmkeep.record import commands as record
 
 VERBS = (update, programs, signing, commands, authority, issuing, policy, release, inventory, run, record)
+
+
+WAYS_OUT = {
+    errno.ENOSPC: "make room, and run it again",
+    errno.EACCES: "run it as a user that may read and write it, or choose another path",
+    errno.EROFS: "choose a path on a disk that can be written",
+    errno.ENOENT: "check the path",
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -30,12 +40,14 @@ def main(argv: list[str] | None = None) -> int:
     except LlmkeepError as error:
         print(f"llmkeep: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # as in `llmkeep bundle list X | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS):
+        if error.errno not in WAYS_OUT:
             raise
         print(
-            f"llmkeep: {error.filename or 'a file'}: {error.strerror}: make room, or use a folder "
-            "you may write, and run it again",
+            f"llmkeep: {error.filename or 'a file'}: {error.strerror}: {WAYS_OUT[error.errno]}",
             file=sys.stderr,
         )
         return 1

@@ -7,6 +7,7 @@ verify or to show.
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -21,6 +22,7 @@ FOLDER = Path("/var/log/llm-audit")
 SOCKET = Path("/run/llm-audit/audit.sock")
 CREDENTIAL = "llm-audit.seed"
 ALTERED, NOTHING = 3, 4
+MOMENT = re.compile(r"\d{4}(-\d\d(-\d\d(T\d\d(:\d\d(:\d\d(\.\d+)?)?)?Z?)?)?)?$")
 
 type Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -41,10 +43,21 @@ def add_commands(commands: Commands, folder: Path = FOLDER) -> None:
     parser.add_argument("--subject", help="user.id or user.name")
     parser.add_argument("--tenant", help="organization.id")
     parser.add_argument("--request", help="http.request.id")
-    parser.add_argument("--since", help="a time as in the record, or its beginning: 2027-01-31T08")
-    parser.add_argument("--until", help="likewise")
+    parser.add_argument(
+        "--since", type=moment, help="a time as in the record, or its beginning: 2027-01-31T08"
+    )
+    parser.add_argument("--until", type=moment, help="likewise")
     parser.add_argument("--json", action="store_true", help="the records' own lines")
     parser.set_defaults(run=told(run_show))
+
+
+def moment(text: str) -> str:
+    """A time as in the record, or its beginning. The records are compared with it as text."""
+    if not MOMENT.match(text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no time as in the record: write one such as 2027-01-31T08"
+        )
+    return text
 
 
 def run_verify(options: argparse.Namespace) -> int:

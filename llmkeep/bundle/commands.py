@@ -87,9 +87,13 @@ def _build(arguments: argparse.Namespace) -> int:
 def _verify(arguments: argparse.Namespace) -> int:
     if not arguments.keyring.is_file():
         raise LlmkeepError(f"there is no {arguments.keyring}: give the keyring that you trust with --keyring")
-    seen = int(arguments.seen.read_text()) if arguments.seen.exists() else 0
+    seen = arguments.seen.read_text().strip() if arguments.seen.exists() else "0"
+    if not seen.isdecimal():
+        raise LlmkeepError(
+            f"{arguments.seen} holds {seen[:40]!r}, which is no serial: write the highest serial that you accepted into it"
+        )
     try:
-        good = manifest.verify(arguments.folder, arguments.keyring, seen)
+        good = manifest.verify(arguments.folder, arguments.keyring, int(seen))
     except BundleRefused as refusal:
         print(f"llmkeep: refused: {refusal}", file=sys.stderr)
         return refusal.code

@@ -107,6 +107,10 @@ def verify(keyring: Path, file: Path, content: bytes, signature: bytes) -> str:
             text=True,
             check=False,
         )
+    if "Failed to parse keyring" in run.stderr:
+        raise LlmkeepError(
+            f"{keyring} is not a file of OpenPGP keys: give the keyring that you trust with --keyring"
+        )
     if run.returncode != 0:
         raise SignatureRefused(
             f"{file} is not signed by a key of {keyring}: {run.stderr.strip() or 'sqv says no'}: "

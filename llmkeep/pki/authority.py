@@ -328,7 +328,9 @@ def told(verb: Callable[[argparse.Namespace], str | bytes]) -> Callable[[argpars
         try:
             said = verb(arguments)
         except OSError as error:
-            raise PkiError(str(error)) from error
+            raise PkiError(
+                f"{error.filename or 'a file'}: {error.strerror}: check the path and its permissions"
+            ) from error
         sys.stdout.buffer.write(said if isinstance(said, bytes) else said.encode() + b"\n")
         return 0
 
