@@ -12,7 +12,7 @@ description:
   - A folder appears whole or not at all. Files get mode 0444 and belong to root.
   - Writes C(SHA256SUMS) into it, which C(sha256sum --check) and the engine read.
   - A no-change run compares names, sizes, modes and times; C(deep) hashes again.
-author: [llmkeep contributors]
+author: [llmkeep contributors (@llmkeep)]
 options:
   url: {description: Base URL of the mirror., type: str, required: true}
   folders: {description: Folders in the bundle; the list may be empty., type: list, elements: str, required: true}

@@ -10,7 +10,7 @@ description:
   - Fetches C(bin/NAME) from the mirror to C(ROOT/NAME/HASH/NAME), where HASH is the start of its sha256, and points
     the link C(ROOT/NAME/current) at that folder by one rename. The previous version is kept for a rollback.
   - Each run verifies the program's hash against the bundle's manifest, whose OpenPGP signature is verified on this host.
-author: [llmkeep contributors]
+author: [llmkeep contributors (@llmkeep)]
 options:
   url: {description: Base URL of the mirror., type: str, required: true}
   name: {description: Name of the program., type: str, required: true}

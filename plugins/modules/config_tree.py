@@ -13,7 +13,7 @@ description:
     If validation or any other step fails, the previous state is restored.
   - Check mode does not validate, since a validator may depend on files that the run has not written.
   - An action plugin of the same name renders C(template) on the control node into C(content), unless the file is to be absent.
-author: [llmkeep contributors]
+author: [llmkeep contributors (@llmkeep)]
 options:
   sysusers:
     description: A sysusers.d file, installed first; C(systemd-sysusers) creates the accounts in it.

@@ -11,11 +11,11 @@ description:
     It ends with the run that started it, and the kernel of the control node then releases the lock. A controller
     that is killed, or that loses its power or its network, leaves no lock behind.
   - Fails with the name of the holder if another run has the lock.
-author: [llmkeep contributors]
+author: [llmkeep contributors (@llmkeep)]
 options:
   path: {description: The lock file on the host., type: path, required: true}
 attributes:
-  action: {support: full}
+  action: {description: An action plugin runs on the controller., support: full}
 """
 
 EXAMPLES = r"""

@@ -17,7 +17,7 @@ description:
     token; volumes that only they opened stay closed for good. Labels that volumes are enrolled with (I(in_use)) are refused
     before any login.
   - The PIN is read from a sealed credential through a pipe, and appears in no argument, environment or output.
-author: [llmkeep contributors]
+author: [llmkeep contributors (@llmkeep)]
 options:
   module: {description: Path of the PKCS#11 module., type: path, required: true}
   address:
@@ -72,7 +72,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-keys:
+key_pairs:
   description: One entry per token.
   returned: "success, unless I(state=absent)"
   type: list
@@ -140,7 +140,7 @@ def settle(params: dict[str, Any], check: bool) -> dict[str, Any]:
         remember(settings.record, found)
     return {
         "changed": bool(made or (missing and params["state"] == "present")),
-        "keys": found,
+        "key_pairs": found,
         "missing": missing,
         "findings": [PADDING] if params["type"] == "rsa" else [],
     }

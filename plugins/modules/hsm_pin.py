@@ -13,7 +13,7 @@ description:
     unknown which PIN a token accepts, one is tried; if it is refused, the other one is, which resets the token's
     counter. A token never counts more than one wrong PIN.
   - Refuses a token whose flags warn that the next failed login might be its last, and a new PIN that is too long or too short.
-author: [llmkeep contributors]
+author: [llmkeep contributors (@llmkeep)]
 options:
   module: {description: Path of the PKCS#11 module., type: path, required: true}
   address: {description: Address of the server for p11-kit-client.so., type: str, default: ""}

@@ -10,12 +10,12 @@ description:
   - Refuses misspelt groups, variables and tags, values of the wrong type, hosts without an address or a feature, volumes
     without an HSM, and models and jobs that their roles would refuse. Reports all faults at once, each with its hosts.
   - Then tries the control node's SSH port once, and fails with one sentence if it cannot be reached.
-author: [llmkeep contributors]
+author: [llmkeep contributors (@llmkeep)]
 options:
   roles: {description: Directory of the roles and their argument specifications., type: path, required: true}
   reach: {description: Whether to try the control node's SSH port., type: bool, default: true}
 attributes:
-  action: {support: full}
+  action: {description: An action plugin runs on the controller., support: full}
 """
 
 EXAMPLES = r"""

@@ -13,7 +13,7 @@ description:
     since each opens the header of its time. Refuses if another volume of the host is enrolled with one of them.
   - The certificate is kept on the host as C(NAME.erased.json) and returned; a second run returns it and changes nothing.
   - The recovery key still opens a header backup; the caller destroys both.
-author: [llmkeep contributors]
+author: [llmkeep contributors (@llmkeep)]
 options:
   name: {description: Name of the volume., type: str, required: true}
   uuid: {description: The volume's UUID in the register; a disk with other contents is not touched., type: str, required: true}

@@ -10,7 +10,7 @@ description:
   - A volume has three files, C(HOST-NAME.json) in the register, C(HOST-NAME.recovery.cms) and C(HOST-NAME.header.cms);
     the last two are encrypted to the escrow key, whose private part is not in the estate.
   - Returns the register, and the SHA-256 of the stored files as they are read back.
-author: [llmkeep contributors]
+author: [llmkeep contributors (@llmkeep)]
 options:
   folder: {description: Directory of the files., type: path, default: /var/lib/llmkeep/storage}
   escrow: {description: Certificate of the escrow key., type: path, default: /srv/llmkeep/bundle/current/escrow.pem}

@@ -10,7 +10,7 @@ description:
   - Decrypts recovery key and header backup with the escrow key, restores the header to an empty file in memory, and
     opens it with the recovery key. The volume itself and its host are not touched.
   - Records the date in the register. The escrow key is read in place and never copied.
-author: [llmkeep contributors]
+author: [llmkeep contributors (@llmkeep)]
 options:
   folder: {description: Directory of the register., type: path, default: /var/lib/llmkeep/storage}
   volume: {description: "The volume, as HOST/NAME.", type: str, required: true}

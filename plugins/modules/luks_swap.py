@@ -11,7 +11,7 @@ description:
     The disk is therefore marked once with a LUKS2 header without key slots, under the same rule as a volume's disk,
     of never formatting a disk that is not provably empty. Swap begins behind the header, and the boot finds the disk by its UUID.
   - Can be interrupted at any moment and run again. A case that needs a decision fails with C(needs_person).
-author: [llmkeep contributors]
+author: [llmkeep contributors (@llmkeep)]
 options:
   name: {description: Name of the swap., type: str, required: true}
   serial: {description: Serial of the disk; of an image file its name., type: str, required: true}

@@ -16,7 +16,7 @@ description:
   - The mount point is created, and is immutable while nothing is mounted. A mount point that already contains files,
     which a mount would hide, is refused before the disk is inspected.
   - On an image file, no file system is made, since nothing is activated.
-author: [llmkeep contributors]
+author: [llmkeep contributors (@llmkeep)]
 options:
   name: {description: Name of the volume., type: str, required: true}
   known_as: {description: The volume's name in the register; I(name) if empty., type: str, default: ""}

@@ -12,7 +12,7 @@ description:
   - With I(wanted), also returns what the manifest lacks. Debian packages are compared by name, since the
     builder may have pinned a later version; wheels and weights are compared by version.
   - The files themselves were verified by bootstrap; C(llmkeep bundle verify) verifies them again at any time.
-author: [llmkeep contributors]
+author: [llmkeep contributors (@llmkeep)]
 options:
   path: {description: Directory of the bundle., type: path, default: /srv/llmkeep/bundle/current}
   keyring: {description: Trusted keys., type: path, default: /etc/apt/keyrings/llmkeep.pgp}

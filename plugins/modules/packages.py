@@ -11,15 +11,15 @@ description:
   - Before the first packages of a run, an interrupted installation is completed by C(dpkg --configure -a), and half-unpacked
     packages are installed again from the mirror. That counts as a change. Check mode only reports it.
   - If dpkg has all packages already, apt is not called. A failed update of the package lists is left to apt and its retries.
-author: [llmkeep contributors]
+author: [llmkeep contributors (@llmkeep)]
 options:
   name: {description: Packages., type: list, elements: str, required: true}
   state: {description: Whether the packages are installed or removed., type: str, choices: [present, absent], default: present}
   purge: {description: Remove a package's configuration too., type: bool, default: false}
   update_cache: {description: Update the package lists first., type: bool, default: false}
 attributes:
-  action: {support: full}
-  check_mode: {support: full}
+  action: {description: An action plugin runs on the controller., support: full}
+  check_mode: {description: Reports the changes without making them., support: full}
 """
 
 EXAMPLES = r"""

@@ -11,7 +11,7 @@ description:
     another policy under the same revision. A refused bundle leaves the installed policy in place.
   - Key and bundle are replaced atomically. Policy engines detect the new bundle by themselves.
   - The result becomes the fact C(llmkeep_policy), so that a run fetches the policy from the control node once.
-author: [llmkeep contributors]
+author: [llmkeep contributors (@llmkeep)]
 options:
   key: {description: "The policy key, public half, PEM.", type: str, required: true}
   bundle: {description: "The bundle, in base64.", type: str, required: true}

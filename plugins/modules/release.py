@@ -13,7 +13,7 @@ description:
   - A release is complete once its record is written; an incomplete one, after a power cut, is installed again.
   - No unit runs the release yet; M(llmkeep.estate.release_rollout) moves units to it.
   - The current release, and releases that a unit runs, are never removed.
-author: [llmkeep contributors]
+author: [llmkeep contributors (@llmkeep)]
 options:
   url: {description: Base URL of the mirror., type: str, required: true}
   folder: {description: Wheelhouse in the bundle with its requirements.txt., type: str, required: true}

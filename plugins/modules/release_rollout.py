@@ -14,7 +14,7 @@ description:
   - Of the units with a socket, those that are not ready are restarted first, so that the last ready one is not stopped.
   - If a unit fails on a new release, all moved units return to the previous one, unit files included, and the call fails.
   - C(ROOT/current) is switched once all units are ready.
-author: [llmkeep contributors]
+author: [llmkeep contributors (@llmkeep)]
 options:
   release: {description: Name of the release under C(ROOT/releases)., type: str, required: true}
   root: {description: Directory of releases and links., type: path, default: /opt/llmkeep}

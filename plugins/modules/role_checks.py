@@ -16,7 +16,7 @@ description:
     the limit, the result is C(not_enforceable), which neither passes nor fails.
   - A command that is missing, is killed by a signal or runs into its time limit has failed.
   - Changes nothing and runs in check mode.
-author: [llmkeep contributors]
+author: [llmkeep contributors (@llmkeep)]
 options:
   checks:
     description: The checks, run one after the other.

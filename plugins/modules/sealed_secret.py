@@ -14,7 +14,7 @@ description:
   - A secret is shared with another host by two calls. I(for_certificate) returns it encrypted to that host's
     certificate (CMS, AES-256-GCM); I(from_cms) decrypts it there with the host's key and seals it.
     Nothing in between, Ansible included, can read it.
-author: [llmkeep contributors]
+author: [llmkeep contributors (@llmkeep)]
 options:
   name: {description: Name of the credential., type: str, required: true}
   bytes: {description: Random bytes (15 to 256)., type: int, default: 32}

@@ -12,7 +12,7 @@ description:
   - An existing token is never initialised again. A recorded token that is missing, two tokens with one label, and a
     token with another user PIN are refused, since volumes may depend on them.
   - A token that an interrupted run left without a user PIN receives it.
-author: [llmkeep contributors]
+author: [llmkeep contributors (@llmkeep)]
 options:
   tokens: {description: Labels of the tokens., type: list, elements: str, required: true}
   user_pin: {description: Sealed credential with the user PIN., type: path, required: true}
@@ -128,7 +128,7 @@ def settle(params: dict[str, Any], check: bool) -> dict[str, Any]:
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "tokens": {"type": "list", "elements": "str", "required": True},
+            "tokens": {"type": "list", "elements": "str", "required": True, "no_log": False},
             "user_pin": {"type": "path", "required": True, "no_log": False},
             "officer_pin": {"type": "path", "required": True, "no_log": False},
             "module": {"type": "path", "default": "/usr/lib/softhsm/libsofthsm2.so"},

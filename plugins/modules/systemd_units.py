@@ -11,7 +11,7 @@ description:
   - Waits until a started unit is ready (C(Type=notify)); a failure is reported with the unit's last messages.
   - A unit whose unit file or drop-in changed is restarted, and a unit that config_tree marked is reloaded.
   - Check mode accepts units that do not exist yet.
-author: [llmkeep contributors]
+author: [llmkeep contributors (@llmkeep)]
 options:
   units: {description: Units to enable and start., type: list, elements: str, required: true}
   stopped_others:

@@ -51,7 +51,7 @@ SETTINGS = Path("/etc/llmkeep/hsm.json")
 OPTIONS: dict[str, dict[str, Any]] = {
     "module": {"type": "path", "required": True},
     "address": {"type": "str", "default": ""},
-    "tokens": {"type": "list", "elements": "str", "required": True},
+    "tokens": {"type": "list", "elements": "str", "required": True, "no_log": False},
     "label": {"type": "str", "required": True},
     "pin": {"type": "path", "required": True, "no_log": False},
     "user": {"type": "str", "default": ""},

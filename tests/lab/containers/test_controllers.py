@@ -39,7 +39,7 @@ WRONG: dict[str, tuple[dict[str, object], dict[str, list[str]], str]] = {
     "no SSH from where the run comes from": (
         {"base_ssh_from": []},
         ESTATE,
-        "ops1, llm1 would refuse SSH from 10.77.0.2",
+        "llm1, ops1 would refuse SSH from 10.77.0.2",
     ),
 }
 

@@ -161,7 +161,7 @@ class Edge:
     def key(self, **more: Any) -> dict[str, Any]:
         """What hsm_key says of the edge's key."""
         words = {"tokens": ["llmkeep-edge"], "signs": True, "record": None, "state": "probed"}
-        (found,) = self.lab.key(**{**words, **more})["keys"]
+        (found,) = self.lab.key(**{**words, **more})["key_pairs"]
         return dict(found)
 
     def certify(self, places: Places) -> dict[str, Any]:

@@ -57,15 +57,15 @@ def fault(lab: Double, **more: Any) -> Any:
 def test_a_key_is_made_in_both_tokens_sensitive_never_extractable_and_local(lab: Double) -> None:
     result = lab.key()
     assert result["changed"]
-    assert [key["state"] for key in result["keys"]] == ["made", "made"]
-    for key in result["keys"]:
+    assert [key["state"] for key in result["key_pairs"]] == ["made", "made"]
+    for key in result["key_pairs"]:
         assert key["type"] == "ec"
         assert all(
             key[name] for name in ("sensitive", "always_sensitive", "never_extractable", "local", "usable")
         )
         assert key["double"]
-    assert result["keys"][0]["public_sha256"] != result["keys"][1]["public_sha256"]
-    assert result["keys"][1]["uri"] == "pkcs11:token=llmkeep-spare;object=llm1;type=public"
+    assert result["key_pairs"][0]["public_sha256"] != result["key_pairs"][1]["public_sha256"]
+    assert result["key_pairs"][1]["uri"] == "pkcs11:token=llmkeep-spare;object=llm1;type=public"
 
 
 def test_the_private_half_cannot_be_read(lab: Double) -> None:
@@ -84,7 +84,7 @@ def test_the_private_half_cannot_be_read(lab: Double) -> None:
 def test_a_second_run_changes_nothing(lab: Double) -> None:
     first, second = lab.key(), lab.key()
     assert not second["changed"]
-    assert [key["public_sha256"] for key in second["keys"]] == [key["public_sha256"] for key in first["keys"]]
+    assert [key["public_sha256"] for key in second["key_pairs"]] == [key["public_sha256"] for key in first["key_pairs"]]
 
 
 def test_check_mode_says_what_it_would_make_and_makes_nothing(lab: Double) -> None:
@@ -102,7 +102,7 @@ def test_probing_makes_nothing(lab: Double) -> None:
 
 def test_an_rsa_key_is_a_finding(lab: Double) -> None:
     result = lab.key(type="rsa", label="old")
-    assert [key["type"] for key in result["keys"]] == ["rsa", "rsa"]
+    assert [key["type"] for key in result["key_pairs"]] == ["rsa", "rsa"]
     assert "PKCS#1 v1.5" in result["findings"][0]
     assert fault(lab, label="old", record=None).kind == "key_weak"
 

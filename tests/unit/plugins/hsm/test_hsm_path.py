@@ -187,11 +187,11 @@ def test_a_key_is_made_beside_the_server_seen_by_the_way_and_opens_a_volume(open
     assert open_way.key()["missing"] == ["llmkeep", "llmkeep-spare"]
     made = open_way.lab.key(record=None)
     seen = open_way.key()
-    assert [key["state"] for key in seen["keys"]] == ["present", "present"]
-    assert [key["public_sha256"] for key in seen["keys"]] == [key["public_sha256"] for key in made["keys"]]
-    assert all(key["double"] for key in seen["keys"])
+    assert [key["state"] for key in seen["key_pairs"]] == ["present", "present"]
+    assert [key["public_sha256"] for key in seen["key_pairs"]] == [key["public_sha256"] for key in made["key_pairs"]]
+    assert all(key["double"] for key in seen["key_pairs"])
     done = open_way.with_services_modules(
-        f"uri='{seen['keys'][1]['uri']}'\n{ENROL}{OPEN}p11-kit list-modules"
+        f"uri='{seen['key_pairs'][1]['uri']}'\n{ENROL}{OPEN}p11-kit list-modules"
     )
     assert done.returncode == 0, done.stderr
     assert [line for line in done.stdout.splitlines() if line.startswith("module: ")] == [

@@ -58,7 +58,7 @@ def test_both_tokens_take_the_new_pin_alone_and_keep_their_keys(lab: Double) -> 
     assert rotation(lab).settle() == list(TOKENS)
     assert taken(lab) == dict.fromkeys(TOKENS, NEW)
     lab.seal("user-pin", NEW)
-    assert [key["state"] for key in lab.key()["keys"]] == ["present", "present"]
+    assert [key["state"] for key in lab.key()["key_pairs"]] == ["present", "present"]
     assert rotation(lab).settle() == []
     said = (lab.folder / "hsm-pin.json").read_text()
     assert OLD not in said
