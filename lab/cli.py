@@ -101,9 +101,7 @@ def parser() -> argparse.ArgumentParser:
         verb.add_argument("host")
         verb.add_argument("name")
         if name == "snapshot":
-            verb.add_argument(
-                "--of", metavar="INSTANCE", help="copy it from another lab of this checkout"
-            )
+            verb.add_argument("--of", metavar="INSTANCE", help="copy it from another lab of this checkout")
     recorded = verbs.add_parser("sink", help="packets to other networks, and DNS queries")
     recorded.add_argument("--json", action="store_true", help="print a JSON list")
     recorded.add_argument("--clear", action="store_true", help="clear the record")

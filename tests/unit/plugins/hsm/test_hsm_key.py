@@ -84,7 +84,9 @@ def test_the_private_half_cannot_be_read(lab: Double) -> None:
 def test_a_second_run_changes_nothing(lab: Double) -> None:
     first, second = lab.key(), lab.key()
     assert not second["changed"]
-    assert [key["public_sha256"] for key in second["key_pairs"]] == [key["public_sha256"] for key in first["key_pairs"]]
+    assert [key["public_sha256"] for key in second["key_pairs"]] == [
+        key["public_sha256"] for key in first["key_pairs"]
+    ]
 
 
 def test_check_mode_says_what_it_would_make_and_makes_nothing(lab: Double) -> None:

@@ -188,7 +188,9 @@ def test_a_key_is_made_beside_the_server_seen_by_the_way_and_opens_a_volume(open
     made = open_way.lab.key(record=None)
     seen = open_way.key()
     assert [key["state"] for key in seen["key_pairs"]] == ["present", "present"]
-    assert [key["public_sha256"] for key in seen["key_pairs"]] == [key["public_sha256"] for key in made["key_pairs"]]
+    assert [key["public_sha256"] for key in seen["key_pairs"]] == [
+        key["public_sha256"] for key in made["key_pairs"]
+    ]
     assert all(key["double"] for key in seen["key_pairs"])
     done = open_way.with_services_modules(
         f"uri='{seen['key_pairs'][1]['uri']}'\n{ENROL}{OPEN}p11-kit list-modules"
