@@ -9,6 +9,7 @@ import errno
 import os
 import signal
 import sys
+from pathlib import Path
 
 from llmkeep import inventory, run
 from llmkeep.bundle import commands, programs, release, signing, update
@@ -34,9 +35,11 @@ def main(argv: list[str] | None = None) -> int:
     subparsers = parser.add_subparsers(required=True, metavar="VERB")
     for module in VERBS:
         module.register(subparsers)
-    arguments = parser.parse_args(argv)
+    # bootstrap links ansible-playbook to this program, so that a bare run is on record too.
+    as_ansible = argv is None and Path(sys.argv[0]).name == "ansible-playbook"
+    arguments = None if as_ansible else parser.parse_args(argv)
     try:
-        return int(arguments.run(arguments))
+        return int(arguments.run(arguments)) if arguments else run.ansible_playbook(sys.argv[1:])
     except LlmkeepError as error:
         print(f"llmkeep: {error}", file=sys.stderr)
         return 1

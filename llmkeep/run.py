@@ -14,6 +14,8 @@ from llmkeep import source_tree
 from llmkeep.playbooks import RunError, inventory, memory, play
 from llmkeep.record.runs import recorded
 
+ESTATE_INVENTORY = Path("/etc/llmkeep/inventory")  # as in ansible.cfg
+
 
 def _words(given: argparse.Namespace) -> list[str]:
     """The operator's options as arguments of ansible-playbook."""
@@ -24,22 +26,55 @@ def _words(given: argparse.Namespace) -> list[str]:
     return words + list(given.ansible)
 
 
-def _run(given: argparse.Namespace) -> int:
-    root = source_tree.located()
-    playbook = next(
-        (place for place in (Path.cwd() / given.playbook, root / given.playbook) if place.is_file()), None
+def _playbook(given: str, root: Path) -> Path:
+    """Path of a playbook, relative to the working directory or else to the tree."""
+    for place in (Path.cwd() / given, root / given):
+        if place.is_file():
+            return place.resolve()
+    known = ", ".join(sorted(f"playbooks/{path.name}" for path in (root / "playbooks").glob("*.yml")))
+    raise RunError(
+        f"there is no playbook {given!r}, neither here nor in {root}: take site.yml or one of {known}"
     )
-    if playbook is None:
-        known = ", ".join(sorted(f"playbooks/{path.name}" for path in (root / "playbooks").glob("*.yml")))
-        raise RunError(
-            f"there is no playbook {given.playbook!r}, neither here nor in {root}: "
-            f"take site.yml or one of {known}"
-        )
+
+
+def _run(given: argparse.Namespace, words: list[str] | None = None) -> int:
+    """Run one playbook with these words for Ansible, by default those of the operator's options."""
+    root = source_tree.located()
+    playbook = _playbook(given.playbook, root)
     inventories = [inventory(place, root) for place in given.inventory]
-    with recorded(root, playbook.resolve(), inventories, given) as outcome:
-        code, heard = play(playbook.resolve(), inventories, _words(given))
+    with recorded(root, playbook, inventories, given) as outcome:
+        code, heard = play(playbook, inventories, _words(given) if words is None else words)
         outcome.code, outcome.hosts = code, heard.hosts
     return code
+
+
+def ansible_playbook(argv: list[str]) -> int:
+    """`ansible-playbook` as the control node has it: the same arguments, and each playbook a recorded run."""
+    from ansible.cli.playbook import PlaybookCLI  # Ansible's own parser; it takes half a second to import
+
+    split = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    split.add_argument("-i", "--inventory", "--inventory-file", action="append")
+    inventories, rest = split.parse_known_args(argv)
+    parser = PlaybookCLI(["ansible-playbook", *rest])
+    parser.init_parser()
+    said = parser.parser.parse_args(rest)
+    words = [word for word in rest if word not in said.args]
+    for playbook in said.args:
+        given = argparse.Namespace(
+            playbook=playbook,
+            inventory=inventories.inventory or [str(ESTATE_INVENTORY)],
+            limit=said.subset,
+            tags=",".join(said.tags or ()),
+            skip_tags=",".join(said.skip_tags or ()),
+            extra_vars=said.extra_vars or [],
+            check=said.check,
+            diff=said.diff,
+            ansible=[],
+            unrecorded=None,
+        )
+        if code := _run(given, words):
+            return code
+    return 0
 
 
 def _verify(given: argparse.Namespace) -> int:

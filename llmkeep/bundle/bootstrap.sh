@@ -145,6 +145,8 @@ fi
 link "$store/current/tree" "$opt/tree"
 mkdir -p /usr/local/bin
 link "$opt/control/bin/llmkeep" /usr/local/bin/llmkeep
+# The same program under the name that operators type: it records the run, and refuses one that cannot be recorded.
+link "$opt/control/bin/llmkeep" /usr/local/bin/ansible-playbook
 
 # --- the estate's certificate authority, made here
 say 'certificate authority'

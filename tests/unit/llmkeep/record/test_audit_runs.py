@@ -86,6 +86,30 @@ def test_a_run_leaves_an_intent_an_outcome_and_a_signed_head(
     assert (report.ok, report.open_tail, report.pending, report.heads) == (True, 0, 0, 1)
 
 
+def test_a_bare_ansible_playbook_is_on_record_with_names_of_variables_only(
+    node: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["-i", "hosts.yml", "--forks", "2", "-e", "greeting=secret", "--limit", "here", "site.yml"]
+    monkeypatch.setattr(sys, "argv", ["/usr/local/bin/ansible-playbook", *words])
+    assert cli.main() == 0
+    intent, outcome = records()
+    assert intent["event.action"] == "run site.yml"
+    assert intent["process.args"] == ["--limit", "here", "--extra-vars", "greeting"]
+    assert intent["llmkeep.inventory"] == [str(node / "hosts.yml")]
+    assert outcome["event.outcome"] == "success"
+
+
+def test_a_bare_ansible_playbook_that_cannot_be_recorded_is_refused(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(source_tree, "INSTALLED", checkout)
+    monkeypatch.setattr(sys, "argv", ["ansible-playbook", "-i", "hosts.yml", "site.yml"])
+    assert cli.main() == 1
+    told = capfd.readouterr()
+    assert "A run without a record is refused" in told.err
+    assert "PLAY" not in told.out
+
+
 @pytest.mark.usefixtures("node")
 def test_a_failed_run_is_on_record_as_failed() -> None:
     assert cli.main(["run", "playbooks/bad.yml", "-i", "hosts.yml"]) == 1
