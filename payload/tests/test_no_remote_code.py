@@ -28,3 +28,21 @@ def test_every_model_is_loaded_without_its_code(path: Path) -> None:
             assert unpacked or (isinstance(value, ast.Constant) and value.value is False), (
                 f"line {call.lineno}"
             )
+
+
+PICKLED = {
+    *("all_gather_object", "gather_object", "broadcast_object_list", "scatter_object_list"),
+    *("send_object_list", "recv_object_list"),
+}
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: str(path.relative_to(PAYLOAD)))
+def test_nothing_received_or_read_is_unpickled(path: Path) -> None:
+    """Ranks exchange JSON (llmtrain/run/collectives.py), files are safetensors."""
+    for each in ast.walk(ast.parse(path.read_text())):
+        if isinstance(each, ast.Attribute):
+            of = each.value.id if isinstance(each.value, ast.Name) else ""
+            assert each.attr not in PICKLED, f"line {each.lineno}"
+            assert (of, each.attr) not in {("torch", "load"), ("pickle", "load"), ("pickle", "loads")}, (
+                f"line {each.lineno}"
+            )

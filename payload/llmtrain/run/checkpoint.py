@@ -17,7 +17,6 @@ import os
 import re
 import secrets
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from typing import Any
 from llmcore.files import flush, write_aside
 from llmtrain.exits import ALTERED, FAILED, NO_SPACE, Refusal
 from llmtrain.run import sealed
+from llmtrain.run.collectives import gathered, process_group
 
 log = logging.getLogger("llmtrain.checkpoint")
 KEY = "llm-train.key"
@@ -73,24 +73,6 @@ class Checkpoint:
     nodes: int
 
 
-def _process_group() -> Any:
-    """torch.distributed if it is initialized, else None. A process that has not imported it cannot have initialized it."""
-    distributed = sys.modules.get("torch.distributed")
-    return (
-        distributed if distributed and distributed.is_available() and distributed.is_initialized() else None
-    )
-
-
-def _gather[T](value: T) -> list[T]:
-    """The values of all ranks, by rank."""
-    group = _process_group()
-    if group is None:
-        return [value]
-    values: list[Any] = [None] * group.get_world_size()
-    group.all_gather_object(values, value)
-    return values
-
-
 class Checkpoints:
     """The checkpoints in a directory of this node. All ranks construct one after the process group is initialized, and call
     the same methods in the same order; the first rank of the node (LOCAL_RANK 0) does the work. GROUP_RANK is the number
@@ -106,7 +88,7 @@ class Checkpoints:
         """
         self.directory, self.last, self.expected, self.newest = directory, last, expected, newest
         self.key = hmac.digest(key, b"llmkeep checkpoint", "sha256")
-        group = _process_group()
+        group = process_group()
         self.rank: int = group.get_rank() if group else 0
         self.world_size: int = group.get_world_size() if group else 1
         self.first = int(os.environ.get("LOCAL_RANK", self.rank)) == 0
@@ -153,15 +135,15 @@ class Checkpoints:
         if there are saves but none is good: starting over is the operator's decision.
         """
         found, bad = self._found() if self.first else ({}, {})
-        told = _gather((self.node, list(found), bad, self._placed()) if self.first else None)
+        told = gathered((self.node, list(found), bad, self._placed()) if self.first else None)
         nodes = [each for each in told if each is not None]
-        common = set.intersection(*(set(saves) for _, saves, _, _ in nodes))
+        common = set.intersection(*(set(map(tuple, saves)) for _, saves, _, _ in nodes))
         for node, _, problems, _ in nodes:
             for name, said in problems.items():
                 self._say(f"checkpoint {name} of node {node} is not good: {said}")
         for step, save in sorted(common, reverse=True):
             problem = self._problem(*found[step, save]) if self.first else None
-            wrong = {rank: said for rank, said in enumerate(_gather(problem)) if said}
+            wrong = {rank: said for rank, said in enumerate(gathered(problem)) if said}
             for rank, reason in wrong.items():
                 self._say(f"checkpoint of step {step}, verified by rank {rank}, is not good: {reason}")
             if not wrong:
@@ -215,7 +197,7 @@ class Checkpoints:
         """The checkpoint that all nodes agreed on, under its final name, after partial saves are deleted."""
         folder = self.directory / f"step-{step:08d}"
         self._together(lambda: self._name(*found, folder) if found else None)
-        told = _gather((self.node, found[1] if found else None))
+        told = gathered((self.node, found[1] if found else None))
         self._clean()
         manifest = next(said for node, said in told if node == self.node and said)
         return Checkpoint(step, folder, manifest["state"], manifest["world_size"], manifest["nodes"])
@@ -226,10 +208,10 @@ class Checkpoints:
             log.info("taking %s, which was sealed on all nodes", aside)
             self._put(aside, folder, self.directory / f".removed-{folder.name}")
 
-    def _together[T](self, work: Callable[[], T]) -> list[T]:
-        """Do `work` on each rank and return the results by rank. If one fails, all raise, so that no rank waits for it."""
+    def _together(self, work: Callable[[], Any]) -> list[Any]:
+        """Do `work` on each rank and return the results, JSON, by rank. If one fails, all raise, so that no rank waits for it."""
         caught: Exception | None = None
-        value: T | None = None
+        value: Any = None
         problem: tuple[str, int] | None = None
         try:
             value = work()
@@ -247,13 +229,13 @@ class Checkpoints:
                 problem = (str(caught), NO_SPACE)
             else:
                 caught, problem = error, (f"{name}: {error}", FAILED)
-        told = _gather((value, problem))
+        told = gathered((value, problem))
         if caught:
             raise caught
         for rank, (_, problem) in enumerate(told):
             if problem:
                 raise Refusal(f"rank {rank} could not save: {problem[0]}", problem[1])
-        return [value for value, _ in told]  # type: ignore[misc]
+        return [value for value, _ in told]
 
     def _make(self) -> None:
         """Create the directory durably; raises Refusal if others could change it."""
@@ -318,10 +300,12 @@ class Checkpoints:
         shutil.rmtree(displaced, ignore_errors=True)
         return list(self._found()[0])
 
-    def _prune(self, saves: list[list[tuple[int, str]]], step: int) -> None:
+    def _prune(self, saves: list[list[list[Any]]], step: int) -> None:
         """Delete saves older than the newest `last` up to `step` that all nodes have, judged by manifests and sizes: checking
         hashes would read them all again."""
-        common = sorted(save for save in set.intersection(*map(set, saves)) if save[0] <= step)
+        common = sorted(
+            save for save in set.intersection(*(set(map(tuple, each)) for each in saves)) if save[0] <= step
+        )
         if len(common) <= self.last:
             return
         oldest_kept = common[-self.last][0]

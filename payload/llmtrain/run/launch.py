@@ -6,9 +6,11 @@ own handler would kill them after 30 s, in the middle of a large save.
 
 import fcntl
 import importlib
+import io
 import logging
 import multiprocessing
 import os
+import pickle
 import signal
 import socket
 import struct
@@ -98,6 +100,32 @@ def do_without_libuv() -> None:
         importlib.import_module(module).TCPStore = store  # type: ignore[attr-defined]
 
 
+class RendezvousState(pickle.Unpickler):
+    """Reads the state that the hosts of a job share through the store of node 0. torchrun pickles it."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The types of such a state; raises UnpicklingError for anything else, which could run code."""
+        rendezvous = "torch.distributed.elastic.rendezvous.dynamic_rendezvous"
+        types_of_state = {
+            (rendezvous, "_RendezvousState"),
+            (rendezvous, "_NodeDesc"),
+            ("datetime", "datetime"),
+        }
+        if (module, name) not in types_of_state | {("datetime", "timezone"), ("datetime", "timedelta")}:
+            raise pickle.UnpicklingError(f"the state of the rendezvous has a {module}.{name}: check node 0")
+        return super().find_class(module, name)
+
+
+def refuse_code_in_the_rendezvous() -> None:
+    """Have torchrun's agent read the state of the rendezvous with RendezvousState alone."""
+    module: Any = importlib.import_module("torch.distributed.elastic.rendezvous.dynamic_rendezvous")
+    module.pickle = types.SimpleNamespace(
+        dumps=pickle.dumps,
+        loads=lambda state: RendezvousState(io.BytesIO(state)).load(),
+        PickleError=pickle.PickleError,
+    )
+
+
 def launch(name: str, nodes: Nodes, processes: int, *arguments: Any) -> int:
     """Run `train(*arguments)` in each process of this node; restart all from the last checkpoint when one dies.
 
@@ -111,6 +139,7 @@ def launch(name: str, nodes: Nodes, processes: int, *arguments: Any) -> int:
     # torch 2.6 keeps one store across restarts, where restarted processes find the addresses of dead ones.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     do_without_libuv()
+    refuse_code_in_the_rendezvous()
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 

@@ -26,6 +26,7 @@ from llmtrain.exits import DONE, STOPPED, Refusal
 from llmtrain.job import Job, Optim
 from llmtrain.run.batches import evaluation_batches, step_batches
 from llmtrain.run.checkpoint import Checkpoints
+from llmtrain.run.collectives import gathered
 from llmtrain.run.export import export, put
 from llmtrain.run.health import Health, Norms, gradient_norms
 from llmtrain.run.model import load
@@ -58,9 +59,7 @@ def together[T](work: Callable[[], T]) -> T:
         value = work()
     except Refusal as refusal:
         problem = str(refusal), refusal.code
-    told: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(told, problem)
-    for each in told:
+    for each in gathered(problem):
         if each:
             raise Refusal(*each)
     return value  # type: ignore[no-any-return]
@@ -314,8 +313,7 @@ def finish(training: Training) -> None:
 
 def refuse_differences(mine: list[Any]) -> None:
     """Raise Refusal unless all ranks have the same job, model and data, as nodes share no disk."""
-    told: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(told, mine)
+    told = gathered(mine)
     for rank, each in enumerate(told):
         if each != told[0]:
             raise Refusal(

@@ -9,6 +9,7 @@ import torch.distributed as distributed
 
 from llmtrain.exits import FAILED, Refusal
 from llmtrain.run.batches import Batch
+from llmtrain.run.collectives import gathered
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -72,8 +73,7 @@ class Strategy(Protocol):
 
 def proven(strategy: Strategy) -> dict[str, Any]:
     """The evidence of all ranks; raises Refusal unless every rank runs the strategy that was asked for."""
-    told: list[Any] = [None] * strategy.world_size
-    distributed.all_gather_object(told, strategy.evidence())
+    told = gathered(strategy.evidence())
     for rank, evidence in enumerate(told):
         if not strategy.right(evidence):
             raise Refusal(

@@ -204,7 +204,6 @@ def test_what_was_not_asked_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
         "optimized_of": 8,
     }
     monkeypatch.setattr(pretended, "evidence", lambda: evidence, raising=False)
-    monkeypatch.setattr(torch.distributed, "all_gather_object", lambda told, mine: told.__setitem__(0, mine))
     with pytest.raises(Refusal, match="nothing was trained") as refusal:
         proven(pretended)
     assert refusal.value.code == FAILED
