@@ -48,6 +48,7 @@ def main() -> int:
     parser.add_argument("--nodes", default="1")
     parser.add_argument("--node-rank", default="0")
     parser.add_argument("--rendezvous", default="")
+    parser.add_argument("--traffic", choices=["esp", "clear"], default="clear")
     options = parser.parse_args()
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}/payload:{ROOT}/payload/tests/helpers"}
     with tempfile.TemporaryDirectory() as made:
@@ -76,6 +77,8 @@ def main() -> int:
             options.node_rank,
             "--rendezvous",
             options.rendezvous,
+            "--traffic",
+            options.traffic,
         ]
         code = subprocess.run([str(each) for each in command], check=False, env=environment).returncode
         metrics = where / "out" / "metrics.jsonl"

@@ -39,6 +39,11 @@ def add_command(commands: Any) -> None:
         metavar="HOST:PORT",
         help="address of node 0; not needed for a single node",
     )
+    run.add_argument(
+        "--traffic",
+        choices=["esp", "clear"],
+        help="how what the nodes exchange travels; needed for several nodes, and recorded in training.json",
+    )
     run.add_argument("--restarts", type=int, default=3, help="how often failed processes are restarted (3)")
     run.add_argument(
         "--key-file", type=Path, help="checkpoint key; default: the systemd credential llm-train.key"
@@ -54,6 +59,11 @@ def run_command(options: argparse.Namespace) -> int:
         raise Refusal(f"--node-rank is {options.node_rank}, of {nodes} node(s): want 0 to {nodes - 1}")
     if nodes > 1 and not options.rendezvous:
         raise Refusal(f"{nodes} nodes need --rendezvous HOST:PORT of node 0, the same on all of them")
+    if nodes > 1 and not options.traffic:
+        raise Refusal(
+            f"{nodes} nodes exchange gradients and weights, which others on their network could read and change: protect them "
+            "(role ipsec) and say --traffic esp, or accept it with --traffic clear"
+        )
     from llmtrain.run.setup import job_digest, set_up
 
     if (done := job.output / "training.json").is_file() and not options.dry_run:
@@ -79,7 +89,7 @@ def run_command(options: argparse.Namespace) -> int:
     from llmtrain.run.launch import Nodes, launch
 
     hardware = detect(nodes, job.scale.processes)
-    plan, setup = set_up(job, hardware, verify(job))
+    plan, setup = set_up(job, hardware, verify(job), options.traffic if nodes > 1 else None)
     if options.json:
         print(
             json.dumps({"plan": as_json(plan), "lora_targets": setup.targets, "deepspeed": setup.deepspeed})

@@ -38,9 +38,12 @@ class Setup:
     verified: Verified
     active_parameters: int  # of the model, for one token
     peak_flops: float | None  # of one GPU, by its data sheet
+    traffic: str | None  # between nodes: "esp" or "clear"; None for a single node
 
 
-def set_up(job: Job, hardware: Hardware, verified: Verified) -> tuple[Plan, Setup]:
+def set_up(
+    job: Job, hardware: Hardware, verified: Verified, traffic: str | None = None
+) -> tuple[Plan, Setup]:
     """The plan of a job, and the settings that follow from it; raises Refusal if it cannot run."""
     architecture = describe(job.model)
     chosen = plan(job, hardware, architecture=architecture)
@@ -62,6 +65,7 @@ def set_up(job: Job, hardware: Hardware, verified: Verified) -> tuple[Plan, Setu
         verified=verified,
         active_parameters=architecture.active_parameters,
         peak_flops=hardware.card.teraflops * 1e12 if hardware.card else None,
+        traffic=traffic,
     )
 
 

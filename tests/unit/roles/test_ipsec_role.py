@@ -11,7 +11,8 @@ from plugin_modules import ROOT
 from rendered_role import hardened, rendered
 
 HOSTS = {"train1.estate.internal": "10.0.0.21", "train2.estate.internal": "10.0.0.22"}
-GIVEN = {"llm_training_encrypt": True, "llm_training_hosts": ["train1", "train2"]}
+GIVEN = {"llm_training_hosts": ["train1", "train2"]}
+CLEAR = {**GIVEN, "llm_training_encrypt": False}
 PORTS = "{ 29400, 32768-60999 }"
 PROBE = ROOT / "roles/ipsec/files/plaintext_probe.py"
 WANTED = {
@@ -32,16 +33,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return made_of(tmp_path_factory.mktemp("role"))
 
 
-@pytest.fixture(scope="module")
-def firewall(made: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """All rules of such a host: role base's, with what ipsec and llm_training add to them."""
+def rules_of(tmp_path_factory: pytest.TempPathFactory, made: Any, given: dict[str, Any]) -> str:
+    """All rules of such a host: role base's, what MADE has of role ipsec, and role llm_training's."""
     folder = tmp_path_factory.mktemp("base")
     rules = {"rules": "lookup('ansible.builtin.template', 'nftables.conf.j2')"}
     groups = {"control": ["train1"], "mirror": ["train1"]}
     base = rendered(folder, "base", rules, "train2", HOSTS, {"role_path": str(ROOT / "roles/base")}, groups)
     folder = tmp_path_factory.mktemp("training")
     ways = {way: f"lookup('ansible.builtin.template', '{way}.nft.j2')" for way in ("input", "output")}
-    training = rendered(folder, "llm_training", ways, "train2", HOSTS, GIVEN)
+    training = rendered(folder, "llm_training", ways, "train2", HOSTS, given)
     training["output"] = training["output"].replace("meta skuid llm-train ", "")  # no such user here
     text: str = base["rules"]
     for way in ("input", "output"):
@@ -49,6 +49,18 @@ def firewall(made: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
         text = text.replace(f'include "/etc/nftables.d/{way}-*.nft"', made[way] + training[way])
     assert "include" not in text
     return text
+
+
+@pytest.fixture(scope="module")
+def firewall(made: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """With role llm_training's rules as they are without encryption: role ipsec refuses by itself."""
+    return rules_of(tmp_path_factory, made, CLEAR)
+
+
+@pytest.fixture(scope="module")
+def without_ipsec() -> dict[str, str]:
+    """What a host has of role ipsec that it never ran."""
+    return dict.fromkeys(("input", "output", "refuse_input", "refuse_output"), "")
 
 
 def seen_in_clear(rules: str) -> subprocess.CompletedProcess[str]:
@@ -64,6 +76,25 @@ def seen_in_clear(rules: str) -> subprocess.CompletedProcess[str]:
 def test_nothing_passes_in_clear_where_no_ipsec_is(firewall: str) -> None:
     seen = seen_in_clear(firewall)
     assert (seen.returncode, seen.stdout) == (0, ""), seen.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "seen"),
+    [
+        (GIVEN, ""),
+        (CLEAR, "in clear passes: a new connection from a peer\n"),
+    ],
+    ids=["by default", "not encrypted"],
+)
+def test_role_llm_training_opens_no_port_in_clear(
+    without_ipsec: dict[str, str],
+    given: dict[str, Any],
+    seen: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    found = seen_in_clear(rules_of(tmp_path_factory, without_ipsec, given))
+    new = "".join(line for line in found.stdout.splitlines(True) if "new connection" in line)
+    assert new == seen, found.stdout + found.stderr
 
 
 @pytest.mark.parametrize(

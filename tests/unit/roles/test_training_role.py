@@ -61,7 +61,7 @@ def test_the_job_file_names_model_output_and_hosts_and_leaves_out_what_is_the_ro
 
 def test_the_unit_meets_at_the_first_host_as_the_second_one(made: Any) -> None:
     (start,) = [line for line in made["unit"].splitlines() if line.startswith("ExecStart=")]
-    assert start.endswith("--nodes 2 --node-rank 1 --rendezvous 10.0.0.21:29400")
+    assert start.endswith("--nodes 2 --node-rank 1 --rendezvous 10.0.0.21:29400 --traffic esp")
     assert "IPAddressAllow=localhost 10.0.0.21 10.0.0.22" in made["unit"].splitlines()
 
 
@@ -71,9 +71,9 @@ def test_the_unit_is_hardened(made: Any, tmp_path: Path) -> None:
 
 def test_only_the_other_host_is_let_in_and_only_the_trainer_goes_out(made: Any) -> None:
     rule = "tcp dport { 29400, 32768-60999 }"
-    assert made["input"] == f"ip saddr 10.0.0.21 {rule} accept\n"
-    assert made["output"] == f"ip daddr 10.0.0.21 {rule} meta skuid llm-train accept\n"
-    assert made["let_in"] == [f"saddr 10.0.0.21 {rule} accept"]
+    assert made["input"] == f"ip saddr 10.0.0.21 {rule} meta ipsec exists accept\n"
+    assert made["output"] == f"ip daddr 10.0.0.21 {rule} rt ipsec exists meta skuid llm-train accept\n"
+    assert made["let_in"] == [f"saddr 10.0.0.21 {rule} meta ipsec exists accept"]
 
 
 @pytest.mark.parametrize(

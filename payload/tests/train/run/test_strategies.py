@@ -135,7 +135,7 @@ def test_on_another_number_of_processes_zero3_goes_on_and_tells_what_is_lost(
 def test_a_job_over_two_nodes_goes_on_when_one_was_lost_and_comes_back(bench: Bench, zero3: Path) -> None:
     """Two agents with a disk each; one of them is killed with its process, as by a power cut."""
     with free_port() as port:
-        where = ["--rendezvous", f"127.0.0.1:{port}"]
+        where = ["--rendezvous", f"127.0.0.1:{port}", "--traffic", "clear"]
         jobs = [whole(bench, f"node{node}", "zero3", name="both", processes=1, nodes=2) for node in range(2)]
         held, given = bench.hold(9, *jobs)
         agents = [
@@ -153,6 +153,7 @@ def test_a_job_over_two_nodes_goes_on_when_one_was_lost_and_comes_back(bench: Be
         assert [each.wait(timeout=300) for each in (agents[0], again)] == [DONE, DONE], bench.said(jobs[0])
         losses = {**bench.losses(jobs[0]), **bench.losses(jobs[1])}
         assert losses == bench.losses(zero3)
+        assert bench.record(jobs[0], "model")["setup"]["traffic"] == "clear"
 
 
 def test_zero3_on_two_processes_has_the_losses_of_one(bench: Bench, zero3: Path, one: Path) -> None:

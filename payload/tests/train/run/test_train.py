@@ -210,6 +210,18 @@ def test_refuses_a_model_that_was_altered(
     )
 
 
+def test_refuses_several_nodes_that_do_not_say_how_their_traffic_is_protected(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from llmtrain.cli import main
+
+    job = bench.job("unprotected")
+    command = ["run", str(job), "--nodes", "2", "--rendezvous", "192.0.2.1:29400", "--dry-run"]
+    assert main(command) == USAGE
+    assert "--traffic esp" in capsys.readouterr().err
+    assert main([*command, "--traffic", "esp"]) == DONE
+
+
 def test_refuses_several_nodes_without_a_rendezvous(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--rendezvous HOST:PORT" in refusal(bench, bench.job("nodes", scale={"nodes": 2}), capsys)
 
