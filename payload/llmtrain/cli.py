@@ -4,6 +4,7 @@ Exit codes are listed in `exits.py`.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,4 +61,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ManifestError as error:
         print(f"llm-train: {error}", file=sys.stderr)
         return exits.ALTERED
+    except PermissionError as error:
+        print(
+            f"llm-train: user {os.geteuid()} may not use {error.filename}: give it access, or name another path "
+            "(root works on the files of a job as their owner)",
+            file=sys.stderr,
+        )
+        return exits.USAGE
     return code

@@ -14,6 +14,7 @@ import numpy
 from llmcore.config import load as load_config
 from llmcore.files import write_aside
 from llmcore.manifest import verified
+from llmcore.privileges import become_owner
 from llmtrain.data.rows import tokenizer_digest
 from llmtrain.exits import DONE, NOT_BETTER, Refusal
 from llmtrain.gate import held_out, verdict
@@ -34,12 +35,18 @@ class Candidate:
     digests: dict[str, str | None]
 
 
-def candidate(side: str, text: str) -> Candidate:
-    """The candidate that MODEL or MODEL+ADAPTER names, verified. Raises Refusal or ManifestError."""
+def parts(text: str) -> tuple[Path, Path | None]:
+    """The directories that MODEL or MODEL+ADAPTER names."""
     model, adapter = Path(text), None
     if not model.is_dir() and "+" in text:
         before, _, after = text.rpartition("+")
         model, adapter = Path(before), Path(after)
+    return model, adapter
+
+
+def candidate(side: str, text: str) -> Candidate:
+    """The candidate that MODEL or MODEL+ADAPTER names, verified. Raises Refusal or ManifestError."""
+    model, adapter = parts(text)
     for path in (model, adapter):
         if path is not None and not path.is_dir():
             raise Refusal(f"{side} is {text}, but there is no directory {path}: give MODEL or MODEL+ADAPTER")
@@ -189,8 +196,11 @@ def told(found: dict[str, Any]) -> str:
 
 
 def run(options: argparse.Namespace) -> int:
+    # What root alone can change, root reads: the held-out set, of which jobs know nothing.
+    become_owner(options.data, *filter(None, [options.rule]))
     rule = load_config(options.rule, Rule) if options.rule else Rule()
     data = held_out.read(options.data)
+    become_owner(*filter(None, [*parts(options.old), *parts(options.new), options.out]))
     found = compare(candidate("OLD", options.old), candidate("NEW", options.new), data, rule, options.dtype)
     text = json.dumps(found, indent=1, allow_nan=False) + "\n"
     if options.out:

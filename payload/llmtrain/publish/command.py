@@ -10,11 +10,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from llmcore.privileges import become_owner
 from llmtrain.exits import DONE
 from llmtrain.publish.release_candidate import publish
 
 
 def run(options: argparse.Namespace) -> int:
+    become_owner(options.output, *filter(None, [options.verdict]))
     name = options.name or options.output.resolve().name
     verdict = options.verdict or options.output / "verdict.json"
     more = options.unproved, options.dtype, options.licence

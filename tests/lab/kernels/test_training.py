@@ -127,10 +127,17 @@ for text in list(dict.fromkeys(texts))[:40]:
     compare = f"llm-train compare {BASE} {adapted} {asked}"
     trainers.on("train1", compare, timeout=3000)
     trainers.on(
-        "train1", f"llm-train publish {output} --into {HERE}/candidate --name licences-1 --licence Apache-2.0"
+        "train1",
+        f"llm-train publish {output} --into {HERE}/jobs/candidate --name licences-1 --licence Apache-2.0",
     )
     candidate = trainers.run(
-        "exec", "train1", "--", "sh", "-c", f"tar -C {HERE} -c candidate | base64", timeout=600
+        "exec",
+        "train1",
+        "--",
+        "sh",
+        "-c",
+        f"runuser -u llm-train -- tar -C {HERE}/jobs -c candidate | base64",
+        timeout=600,
     ).stdout
     trainers.on("ops1", "base64 -d | tar -C /root -x", given=candidate)
     trainers.on("ops1", "llmkeep release sign /root/candidate && llmkeep release add /root/candidate")
