@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 Stamp = tuple[int, int, int]
@@ -31,10 +33,18 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_aside(path: Path, text: str) -> None:
-    """Replace a text file atomically and durably."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a path beside `path` for the new file, which then replaces it atomically and durably. If the block raises, `path`
+    is unchanged."""
     aside = path.with_name(path.name + ".partial")
-    aside.write_text(text)
+    yield aside
     flush(aside)
     aside.replace(path)
     flush(path.parent)
+
+
+def write_aside(path: Path, text: str) -> None:
+    """Replace a text file atomically and durably."""
+    with replacing(path) as aside:
+        aside.write_text(text)

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from llmcore.files import flush, write_aside
+from llmcore.files import replacing, write_aside
 from llmtrain.data.pack import LINEAGE
 from llmtrain.data.report_page import page
 from llmtrain.data.rows import SOURCES, tokenizer_digest, write_index
@@ -49,7 +49,6 @@ def publish(
     write_aside(output / SOURCES, "".join(f"{digest}\n" for digest in sorted(learned_from)))
     totals = {name: report["rows"][name] for name in ("documents", "tokens", "learned", "padding", "split")}
     write_index(output, settings.pack.seq_len, tokenizer_digest(settings.tokenizer), shards, **totals)
-    flush(output)
     named = {name for shard in shards for name in (shard["file"], shard["documents"])}
     for old in [*output.glob("rows-*.safetensors"), *output.glob("documents-*.jsonl.gz")]:
         if old.name not in named:
@@ -61,21 +60,18 @@ def place(source: Path, target: Path) -> None:
     """Link `source` to `target`, or copy it if they are on different disks."""
     if target.exists() and target.samefile(source):
         return
-    aside = target.with_name(target.name + ".partial")
-    aside.unlink(missing_ok=True)
-    try:
-        os.link(source, aside)
-    except OSError:
-        shutil.copyfile(source, aside)
-        flush(aside)
-    aside.replace(target)
+    with replacing(target) as aside:
+        aside.unlink(missing_ok=True)
+        try:
+            os.link(source, aside)
+        except OSError:
+            shutil.copyfile(source, aside)
 
 
 def gather_rejects(path: Path, made: dict[str, Found]) -> Counter[str]:
     """Collect the rejected documents in one file, in the order of steps and shards; return their number by rule."""
     drops: Counter[str] = Counter()
-    aside = path.with_name(path.name + ".partial")
-    with aside.open("wb") as file:
+    with replacing(path) as aside, aside.open("wb") as file:
         for found in made.values():
             for directory, _ in found:
                 for rejects in sorted(directory.glob("*-?????.jsonl")):
@@ -83,8 +79,6 @@ def gather_rejects(path: Path, made: dict[str, Found]) -> Counter[str]:
                         for line in lines:
                             file.write(line)
                             drops[json.loads(line)["rule"]] += 1
-    flush(aside)
-    aside.replace(path)
     return drops
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from llmcore.files import flush, sha256_of, write_aside
+from llmcore.files import replacing, sha256_of, write_aside
 from llmtrain.exits import ALTERED, Refusal
 
 SOURCES = "sources.sha256"
@@ -125,12 +125,9 @@ def tokenizer_digest(model: Path) -> str:
 def write_shard(directory: Path, number: int, rows: list[Row]) -> dict[str, Any]:
     """Write a shard atomically; return its entry of `shards` in the index."""
     path = directory / f"rows-{number:05d}.safetensors"
-    aside = path.with_suffix(".partial")
-    save_file({name: numpy.stack([getattr(row, name) for row in rows]) for name in NAMES}, aside)
-    flush(aside)
-    digest = sha256_of(aside)
-    aside.replace(path)
-    return {"file": path.name, "rows": len(rows), "sha256": digest}
+    with replacing(path) as aside:
+        save_file({name: numpy.stack([getattr(row, name) for row in rows]) for name in NAMES}, aside)
+    return {"file": path.name, "rows": len(rows), "sha256": sha256_of(path)}
 
 
 def write_index(
