@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ansible.errors import AnsibleFilterError
 from ansible.module_utils.common.text.formatters import human_to_bytes
 
 
@@ -26,8 +27,37 @@ def key_labels(hostvars: Mapping[str, Any], hosts: list[str]) -> list[str]:
     return [str(hostvars[host].get("hsm_key_label", host)) for host in hosts]
 
 
+PIN, TOKENS = "llmkeep.hsm-pin", {"hsm_token": "llmkeep", "hsm_spare_token": "llmkeep-spare"}
+
+
+def hsm_pins(hosts: list[str], hostvars: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The PINs of the hosts' tokens, each once: C(home) names its credential on the control node, C(name) that beside the lab's
+    double, C(tokens) the labels that it opens. Raises AnsibleFilterError where two PINs are said to open one token."""
+    found: dict[str, dict[str, Any]] = {}
+    for host in hosts:
+        home = str(hostvars[host].get("hsm_pin", PIN))
+        tokens = [hostvars[host].get(name, default) for name, default in TOKENS.items()]
+        pin = found.setdefault(
+            home, {"home": home, "name": home.replace(PIN, "softhsm.user-pin"), "tokens": []}
+        )
+        pin["tokens"] += [token for token in tokens if token and token not in pin["tokens"]]
+    every = [token for pin in found.values() for token in pin["tokens"]]
+    if twice := sorted({token for token in every if every.count(token) > 1}):
+        names = [pin["home"] for pin in found.values() if twice[0] in pin["tokens"]]
+        raise AnsibleFilterError(
+            f"the token {twice[0]} has the PINs {', '.join(names)}: hosts with an hsm_pin of their own need an hsm_token and an "
+            "hsm_spare_token of their own"
+        )
+    return list(found.values())
+
+
 class FilterModule:
     """What Ansible asks for."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
-        return {"key_labels": key_labels, "swap_disks": swap_disks, "volume_escrow": volume_escrow}
+        return {
+            "hsm_pins": hsm_pins,
+            "key_labels": key_labels,
+            "swap_disks": swap_disks,
+            "volume_escrow": volume_escrow,
+        }

@@ -29,8 +29,10 @@ def rendered(
     variables: dict[str, Any],
     groups: dict[str, list[str]] | None = None,
     configured: bool = False,
+    inventory: dict[str, Any] | None = None,
 ) -> Any:
     """Expressions as Ansible evaluates them on HOST with a role's variables and templates; HOSTS are full names and addresses.
+    INVENTORY: variables of all hosts.
 
     CONFIGURED: with `tree`, what the role's last config_tree in tasks/configure.yml is given, its templates rendered.
     """
@@ -62,7 +64,9 @@ def rendered(
     }
     estate = {name.split(".")[0]: {"ansible_host": address} for name, address in hosts.items()}
     children = {group: {"hosts": dict.fromkeys(members)} for group, members in (groups or {}).items()}
-    (folder / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": estate, "children": children}}))
+    (folder / "hosts.yml").write_text(
+        yaml.safe_dump({"all": {"hosts": estate, "children": children, "vars": inventory or {}}})
+    )
     (folder / "play.yml").write_text(yaml.safe_dump([play]))
     (folder / "action_plugins").mkdir()
     (folder / "action_plugins/recorded_tree.py").write_text(RECORDED_TREE)

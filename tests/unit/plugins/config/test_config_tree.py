@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plugin_modules import load
+import yaml
+from ansible.errors import AnsibleFilterError
+from plugin_modules import ROOT, load
 
 config_tree = load("modules.config_tree")
 ME, MY_GROUP = getpass.getuser(), grp.getgrgid(os.getgid()).gr_name
@@ -314,3 +316,21 @@ def test_volumes_are_told_to_the_host_by_size_and_by_what_the_control_node_store
         "one",
         "llm2",
     ]
+
+
+def test_hosts_share_the_pin_of_their_tokens_unless_each_names_its_own() -> None:
+    filters = load("filter.volumes")
+    defaults = yaml.safe_load((ROOT / "roles/_common/defaults/main.yml").read_text())
+    shared = {"home": "llmkeep.hsm-pin", "name": "softhsm.user-pin", "tokens": ["llmkeep", "llmkeep-spare"]}
+    assert [defaults[name] for name in ("hsm_pin", "hsm_token", "hsm_spare_token")] == [
+        shared["home"],
+        *shared["tokens"],
+    ]
+    assert filters.hsm_pins(["a", "b"], {"a": {}, "b": {}}) == [shared]
+    own = {"hsm_pin": "llmkeep.hsm-pin-b", "hsm_token": "b", "hsm_spare_token": "b-spare"}
+    assert filters.hsm_pins(["a", "b"], {"a": {}, "b": own}) == [
+        shared,
+        {"home": "llmkeep.hsm-pin-b", "name": "softhsm.user-pin-b", "tokens": ["b", "b-spare"]},
+    ]
+    with pytest.raises(AnsibleFilterError, match="the token llmkeep-spare has the PINs"):
+        filters.hsm_pins(["a", "b"], {"a": {}, "b": {**own, "hsm_spare_token": "llmkeep-spare"}})

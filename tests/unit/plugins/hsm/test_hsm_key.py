@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from called_module import called
 from plugin_modules import LINK, ROOT
-from softhsm import SOFTHSM, Double, double, faulty, hsm, hsm_key, pkcs11
+from softhsm import PIN, SOFTHSM, Double, double, faulty, hsm, hsm_key, pkcs11
 
 
 @pytest.fixture
@@ -378,3 +378,29 @@ def test_a_fault_while_destroying_names_the_labels(lab: Double, capsys: pytest.C
     told = called(hsm_key, absent(lab, tokens=["none"]), capsys)
     assert (told["fault"], told["exit"]) == ("token_missing", hsm.EXIT["token_missing"])
     assert told["msg"].startswith("llm1: ")
+
+
+def of_host(lab: Double, host: str) -> dict[str, Any]:
+    """Token, PIN and key of a host that shares none of them."""
+    return {
+        "tokens": [f"llmkeep-{host}"],
+        "pin": str(lab.seal(f"pin-{host}", f"{PIN}{host}")),
+        "label": host,
+        "record": None,
+    }
+
+
+def test_a_host_s_pin_opens_no_key_of_a_host_with_a_token_of_its_own(lab: Double) -> None:
+    for host in ("llm1", "llm2"):
+        given = of_host(lab, host)
+        lab.make_tokens(tokens=given["tokens"], user_pin=given["pin"])
+        assert [key["token"] for key in lab.key(**given)["keys"]] == given["tokens"]
+    thief = {**of_host(lab, "llm2"), "pin": of_host(lab, "llm1")["pin"]}
+    assert fault(lab, **thief, state="probed").kind == "pin_wrong"
+
+
+def test_hosts_that_share_a_token_open_each_other_s_keys(lab: Double) -> None:
+    """What docs/storage.md says of the default."""
+    lab.key(label="llm1", record=None)
+    lab.key(label="llm2", record=None)
+    assert lab.key(label="llm2", state="probed", record=None)["missing"] == []
