@@ -13,6 +13,7 @@ from llmserve.protocol import OPTIONAL
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0)]
+Part = Annotated[float, Field(gt=0, le=1)]
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")]  # sent in a response header
 
 LOOPBACK = {"127.0.0.1", "::1", "localhost"}
@@ -160,6 +161,9 @@ class Limits(Section):
     default_max_tokens: Positive = 256
     waiting: Annotated[int, Field(ge=0)] = 64
     waiting_tokens: Positive = 262144
+    # Of each engine's slots and tokens, at most: what else is left serves other subjects, and other tenants, at once.
+    subject_share: Part = 0.75
+    tenant_share: Part = 0.9
     queue_seconds: Seconds = 30.0
     answer_seconds: Seconds = 300.0  # from the request to the last token
     drain_seconds: Share = 25.0

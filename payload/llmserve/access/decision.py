@@ -24,8 +24,8 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """`models` None means all; `rule` names the rule that decided. `id` identifies this evaluation in the audit
-    record.
+    """`models` None means all; `rule` names the rule that decided. `weight` is the tenant's, where an engine is full.
+    `id` identifies this evaluation in the audit record.
     """
 
     allow: bool
@@ -35,6 +35,7 @@ class Decision:
     models: frozenset[str] | None = frozenset()
     max_tokens: int = 0
     rate: Rate = Rate("none", 0, 0, 0)
+    weight: int = 1
     log_prompt: bool = False
     id: str = field(default_factory=lambda: secrets.token_hex(8))
 
@@ -71,6 +72,9 @@ def parse_decision(answer: object) -> Decision:
         raise PolicyUnavailable("the decision's models are not a list of names")
     if not isinstance(rate, dict) or not isinstance(answer.get("log_prompt"), bool):
         raise PolicyUnavailable("the decision lacks its rate or log_prompt")
+    weight = number(answer, "weight") if "weight" in answer else 1  # absent in policies of earlier releases
+    if not weight:
+        raise PolicyUnavailable("the decision's weight is 0, which would never be served")
     return Decision(
         allow=True,
         reason=reason,
@@ -85,5 +89,6 @@ def parse_decision(answer: object) -> Decision:
             number(rate, "tokens_per_day"),
             number(rate, "priority") if "priority" in rate else 0,  # absent in policies of earlier releases
         ),
+        weight=weight,
         log_prompt=answer["log_prompt"] is True,
     )

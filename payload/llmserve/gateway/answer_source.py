@@ -19,7 +19,7 @@ from llmserve.upstream.instances import RoutedRequest
 
 def failure(frame: Failed) -> ApiError:
     """An engine's failure as an error for the client."""
-    headers = [(b"retry-after", b"2")] if frame.status == 503 else []
+    headers = [(b"retry-after", b"2")] if frame.status in {429, 503} else []
     return ApiError(frame.status, frame.code, frame.message, frame.param, headers)
 
 
@@ -92,7 +92,8 @@ class AnswerSource:
                 frame = await self.open()
                 if not isinstance(frame, Failed):
                     return frame
-                if self.listener is None or self.listener.first or frame.status < 500:
+                ours = frame.status < 500 and frame.status != 429  # that is the first subject's own bound
+                if self.listener is None or self.listener.first or ours:
                     raise failure(frame)
                 self.leave()
         finally:

@@ -151,7 +151,16 @@ class Completions:
             """A place in the queue; time spent waiting for a shared answer counts as time in the queue."""
             waited = time.monotonic() - exchange.started
             patience = max(0.0, self.state.limits.queue_seconds - waited)
-            return Place(patience, tokens, decision.rate.priority, ends, seconds)
+            return Place(
+                patience,
+                tokens,
+                decision.rate.priority,
+                ends,
+                seconds,
+                identity.tenant,
+                identity.subject,
+                decision.weight,
+            )
 
         source = AnswerSource(exchange, routed, call.generate, place, self.state.metrics, prompt_tokens)
         try:

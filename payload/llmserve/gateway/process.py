@@ -159,7 +159,7 @@ def build(config: GatewayConfig, pepper: bytes, policy_engine: PolicyEngine | No
     limits = config.limits
     issuer = Issuer(config.identity.oidc) if config.identity.oidc else None
     keys = KeyTable(config.keys_file, pepper)
-    room = Queue(limits.waiting, limits.waiting_tokens)
+    room = Queue(limits.waiting, limits.waiting_tokens, limits.subject_share, limits.tenant_share)
     redis = open_redis(config)
     audit = AuditClient(config.audit.socket, metrics)
     return State(

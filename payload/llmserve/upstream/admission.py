@@ -1,27 +1,41 @@
 """Admission control of one engine: its slots and tokens are limited, a bounded queue waits, the rest is rejected.
 
-Both limits count requests and tokens (an estimate of the prompt plus the longest possible answer). The queue is
-ordered by priority, then by arrival. When it is full, a request of higher priority evicts the last one of the lowest
-priority.
+Requests of a higher priority go first. Among equals, tenants are served in turn by deficit round robin (Shreedhar and
+Varghese, 1995): a turn is worth QUANTUM tokens times the tenant's weight, and what is left of it is carried over, so
+that tenants that wait get tokens, not requests, in the proportion of their weights, as with the virtual token counter
+of Sheng et al. (2024), but at a cost that does not grow with the queue. Subjects of a tenant are served in turn, and
+the requests of a subject in order of arrival.
+
+A tenant or subject has at most a fixed share of the slots and tokens that run. Of the queue it has at most a multiple
+of what is still free (Choudhury and Hahne, 1998), so that the queue has room for a newcomer; a request beyond that is
+rejected with 429. A single request is always within its bounds.
 """
 
 import asyncio
 import time
-from bisect import insort
+from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
 
 from llmserve.api.errors import ApiError, deadline_exceeded, unavailable
 
 numbers = count()
+QUANTUM = 256  # tokens of a turn: about one answer of the default length
+# Of the free part of the queue. Alone, a subject can fill half of the queue, and a tenant of weight 1 two thirds.
+SUBJECT_QUEUE, TENANT_QUEUE = 1, 2
 
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """Capacity of a queue: requests, and tokens of all of them."""
+    """Capacity of a queue: requests, and tokens of all of them; and the shares of what runs that one subject and one
+    tenant may have.
+    """
 
     requests: int
     tokens: int
+    subject_share: float = 1.0
+    tenant_share: float = 1.0
 
 
 @dataclass(slots=True)
@@ -34,18 +48,61 @@ class Place:
     """
 
     seconds: float
-    tokens: int = 0
+    tokens: int = 1
     priority: int = 0
     ends: float | None = None
     deadline_seconds: float = 0.0
+    tenant: str = ""
+    subject: str = ""
+    weight: int = 1  # of the tenant
     waited: float = 0.0
     number: int = field(default_factory=lambda: next(numbers))
     turn: asyncio.Future[None] | None = None
 
     @property
-    def order(self) -> tuple[int, int]:
-        """Sort key; the smallest is next."""
-        return -self.priority, self.number
+    def holders(self) -> tuple[str, tuple[str, str]]:
+        """The keys of its tenant and of its subject in `Loads`."""
+        return self.tenant, (self.tenant, self.subject)
+
+
+@dataclass(slots=True)
+class Load:
+    """A number of requests, and the tokens of all of them."""
+
+    requests: int = 0
+    tokens: int = 0
+
+
+class Loads:
+    """The load of all, and of each tenant and each subject that has any."""
+
+    def __init__(self) -> None:
+        self.total = Load()
+        self.by: dict[str | tuple[str, str], Load] = {}
+
+    def of(self, holder: str | tuple[str, str]) -> Load:
+        return self.by.get(holder) or Load()
+
+    def add(self, place: Place) -> None:
+        for load in (self.total, *(self.by.setdefault(holder, Load()) for holder in place.holders)):
+            load.requests += 1
+            load.tokens += place.tokens
+
+    def remove(self, place: Place) -> None:
+        for load in (self.total, *(self.by[holder] for holder in place.holders)):
+            load.requests -= 1
+            load.tokens -= place.tokens
+        for holder in place.holders:
+            if not self.by[holder].requests:
+                del self.by[holder]
+
+
+@dataclass(slots=True)
+class Tenant:
+    """The waiting requests of one tenant and priority, by subject and number. `credit`: tokens left of its turn."""
+
+    credit: int
+    subjects: OrderedDict[str, OrderedDict[int, Place]] = field(default_factory=OrderedDict)
 
 
 class Admission:
@@ -55,27 +112,19 @@ class Admission:
         """`slots` and `tokens` are set once the engine reports them; `tokens` 0 means unlimited."""
         self.slots = 0
         self.tokens = 0
-        self.running = 0
-        self.running_tokens = 0
         self.room = room
-        self.waiting: list[Place] = []
-        self.waiting_tokens = 0
-
-    def fits(self, place: Place) -> bool:
-        """Whether it may run now. A request larger than the engine's token capacity runs alone."""
-        if self.running >= self.slots:
-            return False
-        return not self.tokens or not self.running or self.running_tokens + place.tokens <= self.tokens
+        self.running = Loads()
+        self.waiting = Loads()
+        self.queues: dict[int, OrderedDict[str, Tenant]] = {}  # by priority; the first tenant is next
 
     async def enter(self, place: Place) -> None:
-        """Take a slot, waiting if necessary; raises ApiError 503. Each enter() needs one leave()."""
-        if not self.waiting and self.fits(place):
-            self.take(place)
+        """Take a slot, waiting if necessary; raises ApiError 429 or 503. Each enter() needs one leave()."""
+        if not self.waiting.total.requests and self.within_shares(place) and self.fits(place):
+            self.running.add(place)
             return
         self.make_room(place)
         turn = place.turn = asyncio.get_running_loop().create_future()
-        insort(self.waiting, place, key=lambda each: each.order)
-        self.waiting_tokens += place.tokens
+        self.append(place)
         self.admit()
         began = time.monotonic()
         patience = seconds = place.seconds - place.waited
@@ -85,8 +134,8 @@ class Admission:
             async with asyncio.timeout(seconds):
                 await turn
         except BaseException as error:
-            if place in self.waiting:
-                self.forget(place)
+            if place in self:
+                self.remove(place)
                 self.admit()  # the next in the queue may be small enough
             elif turn.done() and not turn.cancelled() and turn.exception() is None:
                 self.leave(place)  # the slot was granted just as the wait ended
@@ -102,59 +151,155 @@ class Admission:
         finally:
             place.waited += time.monotonic() - began
 
+    def leave(self, place: Place) -> None:
+        """Release the slot, and admit what is next."""
+        self.running.remove(place)
+        self.admit()
+
+    def admit(self) -> None:
+        """Admit from the head of the queue. The head is never overtaken, so that long requests do not starve."""
+        while (place := self.head()) and self.fits(place):
+            tenant = self.queues[place.priority][place.tenant]
+            tenant.credit -= place.tokens
+            tenant.subjects.move_to_end(place.subject)
+            self.grant(place)
+
+    def head(self) -> Place | None:
+        """The request whose turn it is, of tenants and subjects that are within their shares; None without a free slot."""
+        if self.running.total.requests >= self.slots:
+            return None
+        for priority in sorted(self.queues, reverse=True):
+            tenants = self.queues[priority]
+            while place := next(filter(None, map(self.first, tenants.values())), None):
+                tenant = tenants[place.tenant]
+                if tenant.credit >= place.tokens:
+                    return place
+                tenant.credit += QUANTUM * place.weight
+                tenants.move_to_end(place.tenant)
+        return None
+
+    def first(self, tenant: Tenant) -> Place | None:
+        """The tenant's next request, if the tenant is within its share. No other of its subjects overtakes this one."""
+        for requests in tenant.subjects.values():
+            place = next(iter(requests.values()))
+            if self.within_share(place, (place.tenant, place.subject), self.room.subject_share):
+                return place if self.within_share(place, place.tenant, self.room.tenant_share) else None
+        return None
+
+    def fits(self, place: Place) -> bool:
+        """Whether the engine has room for it now. A request larger than its token capacity runs alone."""
+        running = self.running.total
+        if running.requests >= self.slots:
+            return False
+        return not self.tokens or not running.requests or running.tokens + place.tokens <= self.tokens
+
+    def within_shares(self, place: Place) -> bool:
+        tenant, subject = place.holders
+        return self.within_share(place, subject, self.room.subject_share) and self.within_share(
+            place, tenant, self.room.tenant_share
+        )
+
+    def within_share(self, place: Place, holder: str | tuple[str, str], share: float) -> bool:
+        """Whether `holder` has no more than `share` of the engine once `place` runs, too."""
+        held = self.running.of(holder)
+        if not held.requests:
+            return True
+        if held.requests + 1 > share * self.slots:
+            return False
+        return not self.tokens or held.tokens + place.tokens <= share * self.tokens
+
     def make_room(self, place: Place) -> None:
-        """Make sure that `place` may wait, evicting requests of lower priority; raises ApiError 503."""
+        """Make sure that `place` may wait, evicting requests of lower priority; raises ApiError 429 or 503."""
+        tenant, subject = place.holders
+        self.refuse_beyond(place, subject, SUBJECT_QUEUE, "you have")
+        self.refuse_beyond(place, tenant, TENANT_QUEUE * place.weight, "your tenant has")
         while self.full(place):
-            last = self.waiting[-1] if self.waiting else place
-            if last.priority >= place.priority:
+            last = self.last()
+            if last is None or last.priority >= place.priority:
                 raise self.overloaded()
             self.dismiss(last, self.overloaded())
 
+    def refuse_beyond(self, place: Place, holder: str | tuple[str, str], factor: int, who: str) -> None:
+        """Raise ApiError 429 if `holder` would have more than `factor` times what is then free of the queue."""
+        held, total, room = self.waiting.of(holder), self.waiting.total, self.room
+        if not held.requests:
+            return
+        if (
+            held.requests + 1 > factor * (room.requests - total.requests - 1)
+            or held.tokens + place.tokens > factor * (room.tokens - total.tokens - place.tokens)
+        ):  # fmt: skip
+            message = f"{who} {held.requests} requests waiting with {held.tokens} tokens: retry later"
+            raise ApiError(429, "too_many_waiting", message, headers=[(b"retry-after", b"2")])
+
+    def full(self, place: Place) -> bool:
+        """Whether the queue has no room for it. An empty queue accepts one request of any length."""
+        waiting = self.waiting.total
+        if waiting.requests >= self.room.requests:
+            return True
+        return bool(waiting.requests) and waiting.tokens + place.tokens > self.room.tokens
+
+    def overloaded(self) -> ApiError:
+        running, waiting = self.running.total, self.waiting.total
+        return unavailable(
+            "overloaded",
+            f"{running.requests} requests are running and {waiting.requests} are waiting with {waiting.tokens} tokens, "
+            "which is the limit: retry later",
+            retry_after=2,
+        )
+
+    def append(self, place: Place) -> None:
+        """Queue it behind the others of its subject; a new tenant or subject is the last in turn."""
+        tenants = self.queues.setdefault(place.priority, OrderedDict())
+        tenant = tenants.setdefault(place.tenant, Tenant(QUANTUM * place.weight))
+        tenant.subjects.setdefault(place.subject, OrderedDict())[place.number] = place
+        self.waiting.add(place)
+
+    def remove(self, place: Place) -> None:
+        """Take it out of the queue, with its subject, tenant and priority if nothing else of theirs waits."""
+        tenants = self.queues[place.priority]
+        subjects = tenants[place.tenant].subjects
+        del subjects[place.subject][place.number]
+        if not subjects[place.subject]:
+            del subjects[place.subject]
+        if not subjects:
+            del tenants[place.tenant]
+        if not tenants:
+            del self.queues[place.priority]
+        self.waiting.remove(place)
+
+    def grant(self, place: Place) -> None:
+        """Let it run; its enter() returns, unless its wait has just ended."""
+        self.remove(place)
+        if place.turn and not place.turn.done():
+            self.running.add(place)
+            place.turn.set_result(None)
+
     def dismiss(self, place: Place, refusal: ApiError) -> None:
         """Remove it from the queue; its enter() raises `refusal`."""
-        self.forget(place)
+        self.remove(place)
         if place.turn and not place.turn.done():
             place.turn.set_exception(refusal)
 
     def call_in(self) -> None:
         """Admit everything that waits now, regardless of slots."""
-        slots, self.slots = self.slots, self.running + len(self.waiting)
-        self.admit()
-        self.slots = slots
+        for place in list(self):
+            self.grant(place)
 
-    def full(self, place: Place) -> bool:
-        """Whether the queue has no room for it. An empty queue accepts one request of any length."""
-        if len(self.waiting) >= self.room.requests:
-            return True
-        return bool(self.waiting) and self.waiting_tokens + place.tokens > self.room.tokens
+    def last(self) -> Place | None:
+        """A request of the lowest priority: the last of the subject and tenant that have just been served."""
+        if not self.queues:
+            return None
+        tenant = next(reversed(self.queues[min(self.queues)].values()))
+        return next(reversed(next(reversed(tenant.subjects.values())).values()))
 
-    def overloaded(self) -> ApiError:
-        return unavailable(
-            "overloaded",
-            f"{self.running} requests are running and {len(self.waiting)} are waiting with {self.waiting_tokens} tokens, "
-            "which is the limit: retry later",
-            retry_after=2,
-        )
+    def __iter__(self) -> Iterator[Place]:
+        """Everything that waits, by priority."""
+        for priority in sorted(self.queues, reverse=True):
+            for tenant in self.queues[priority].values():
+                for requests in tenant.subjects.values():
+                    yield from requests.values()
 
-    def take(self, place: Place) -> None:
-        self.running += 1
-        self.running_tokens += place.tokens
-
-    def forget(self, place: Place) -> None:
-        self.waiting.remove(place)
-        self.waiting_tokens -= place.tokens
-
-    def leave(self, place: Place) -> None:
-        """Release the slot, and admit what is next."""
-        self.running -= 1
-        self.running_tokens -= place.tokens
-        self.admit()
-
-    def admit(self) -> None:
-        """Admit from the head of the queue. The head is never overtaken, so that long requests do not starve."""
-        while self.waiting and self.fits(self.waiting[0]):
-            place = self.waiting[0]
-            self.forget(place)
-            if place.turn and not place.turn.done():
-                self.take(place)
-                place.turn.set_result(None)
+    def __contains__(self, place: Place) -> bool:
+        tenants = self.queues.get(place.priority)
+        tenant = tenants.get(place.tenant) if tenants else None
+        return tenant is not None and place.number in tenant.subjects.get(place.subject, ())

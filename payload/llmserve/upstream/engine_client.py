@@ -115,7 +115,7 @@ class EngineClient:
         """
         self.hello, self.left = None, hello
         log.info("engine leaving", extra={"fields": {"model": self.model, "running": len(self.answers)}})
-        for place in list(self.admission.waiting):
+        for place in list(self.admission):
             self.admission.dismiss(place, self.absent())
 
     @property
@@ -140,15 +140,15 @@ class EngineClient:
         return self.beat.stalled or (bool(self.answers) and time.monotonic() - self.heard > SILENCE_SECONDS)
 
     def state(self) -> EngineState:
-        admission, beat = self.admission, self.beat
+        running, waiting, beat = self.admission.running.total, self.admission.waiting.total, self.beat
         return EngineState(
             self.model,
             self.hello is not None,
             self.stalled,
-            admission.running,
-            admission.running_tokens,
-            len(admission.waiting),
-            admission.waiting_tokens,
+            running.requests,
+            running.tokens,
+            waiting.requests,
+            waiting.tokens,
             beat.kv_used if self.hello else None,
             beat.gpu_used if self.hello else [],
         )
@@ -171,7 +171,7 @@ class EngineClient:
     async def ask(self, request: Generate, place: Place) -> Answer:
         """Wait for a slot and send `request`, whose id is assigned here; returns the queue of the answer's frames.
 
-        Raises ApiError 503. The slot is released when the engine ends the answer, or by `cancel`.
+        Raises ApiError 429 or 503. The slot is released when the engine ends the answer, or by `cancel`.
         """
         await self.admission.enter(place)
         if self.hello is None:
@@ -217,4 +217,4 @@ class EngineClient:
     @property
     def load(self) -> int:
         """Number of running and waiting requests."""
-        return self.admission.running + len(self.admission.waiting)
+        return self.admission.running.total.requests + self.admission.waiting.total.requests

@@ -66,8 +66,8 @@ class Instances:
             any(state.stalled for state in states),
             sum(state.running for state in states),
             sum(state.running_tokens for state in states),
-            len(self.away.waiting) + sum(state.waiting for state in states),
-            self.away.waiting_tokens + sum(state.waiting_tokens for state in states),
+            self.away.waiting.total.requests + sum(state.waiting for state in states),
+            self.away.waiting.total.tokens + sum(state.waiting_tokens for state in states),
             max((state.kv_used for state in states if state.kv_used is not None), default=None),
             next((state.gpu_used for state in states if state.gpu_used), []),
         )
@@ -79,7 +79,7 @@ class Instances:
         )
 
     async def until_found(self, place: Place) -> None:
-        """Wait until an engine is available again; raises ApiError 503."""
+        """Wait until an engine is available again; raises ApiError 429 or 503."""
         await self.away.enter(place)
         self.away.leave(place)
 

@@ -1,6 +1,7 @@
 """The tree's own policy as a signed bundle, built by the control node's code with a test key."""
 
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
@@ -34,10 +35,15 @@ def tree_policy() -> policy_source.Source:
 
 
 def signed_bundle(
-    revision: int = 1, key: ec.EllipticCurvePrivateKey = KEY, lifetime: timedelta = timedelta(days=90)
+    revision: int = 1,
+    key: ec.EllipticCurvePrivateKey = KEY,
+    lifetime: timedelta = timedelta(days=90),
+    weights: dict[str, int] | None = None,
 ) -> bytes:
-    """The tree's policy as a bundle, signed with `key`."""
-    return policy_source.pack(tree_policy(), revision, datetime.now(UTC) + lifetime, key)
+    """The tree's policy as a bundle, signed with `key`. `weights`: of tenants."""
+    tenants = {name: {"weight": weight} for name, weight in (weights or {}).items()}
+    source = replace(tree_policy(), data=tree_policy().data | {"llm/tenants": tenants})
+    return policy_source.pack(source, revision, datetime.now(UTC) + lifetime, key)
 
 
 def bundled_model(name: str, folder: Path) -> bool:

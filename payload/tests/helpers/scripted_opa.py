@@ -53,6 +53,8 @@ MISBEHAVIOUR: dict[str, tuple[int, bytes]] = {
     "models that are not a list": answer(models="*"),
     "no rate": answer(rate=None),
     "a negative limit": answer(max_tokens=-1),
+    "a weight of zero": answer(weight=0),
+    "a weight as text": answer(weight="1"),
     "an expired policy": answer(allow=False, rule="policy_expired"),
     "an error": (500, answer()[1]),
     "not found": (404, answer()[1]),

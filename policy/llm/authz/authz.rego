@@ -38,6 +38,7 @@ granted := {
 	"max_tokens": max({data.llm.roles[role].max_tokens | some role in granting}),
 	"rate_class": rate_class,
 	"rate": object.remove(data.llm.rates[rate_class], ["rank"]),
+	"weight": weight,
 	"log_prompt": true in {data.llm.roles[role].log_prompt | some role in granting},
 }
 
@@ -95,5 +96,9 @@ rate_class := class if {
 		name := data.llm.roles[role].rate_class
 	})
 }
+
+default weight := 1
+
+weight := data.llm.tenants[input.tenant].weight
 
 listed(words, names) := concat(" ", [words, concat(" and ", sort(names))])

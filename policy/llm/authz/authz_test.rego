@@ -52,6 +52,7 @@ test_a_role_grants_its_actions_with_its_limits if {
 		"max_tokens": 256,
 		"rate_class": "slow",
 		"rate": {"priority": 1, "requests_per_minute": 6},
+		"weight": 1,
 		"log_prompt": false,
 	}
 }
@@ -66,8 +67,16 @@ test_two_roles_that_grant_it_give_the_wider_of_each_limit if {
 		"max_tokens": 100,
 		"rate_class": "fast",
 		"rate": {"priority": 5, "requests_per_minute": 60},
+		"weight": 1,
 		"log_prompt": true,
 	}
+}
+
+test_a_tenant_has_the_weight_that_the_data_gives_it if {
+	decision := decided(asks(["reader"], "GET /generate")) with data.llm.tenants as {"corp": {"weight": 3}}
+	decision.weight == 3
+	other := decided(asks(["reader"], "GET /generate")) with data.llm.tenants as {"other": {"weight": 3}}
+	other.weight == 1
 }
 
 test_only_roles_that_grant_the_action_count if {

@@ -1,5 +1,5 @@
 # METADATA
-# title: What is wrong with the roles and rates
+# title: What is wrong with roles, rates and tenants
 # description: |
 #   `llmkeep policy build` signs nothing while `data.llm.validate.problems` has an entry. Each is a sentence that names
 #   the place.
@@ -55,6 +55,11 @@ rates_schema := named(closed({
 	"tokens_per_day": count_of,
 }))
 
+tenants_schema := {
+	"type": "object",
+	"additionalProperties": closed({"weight": {"type": "integer", "minimum": 1, "maximum": 100}}),
+}
+
 # METADATA
 # description: Empty when the data can be signed.
 # entrypoint: true
@@ -70,6 +75,10 @@ problems contains sprintf("llm/roles: %s: %s", [error.field, error.desc]) if {
 problems contains sprintf("llm/rates: %s: %s", [error.field, error.desc]) if {
 	is_object(data.llm.rates)
 	some error in json.match_schema(data.llm.rates, rates_schema)[1]
+}
+
+problems contains sprintf("llm/tenants: %s: %s", [error.field, error.desc]) if {
+	some error in json.match_schema(data.llm.tenants, tenants_schema)[1]
 }
 
 problems contains sprintf("llm/roles: %s: llm/rates has no class %v", [name, role.rate_class]) if {

@@ -53,6 +53,15 @@ test_a_rate_of_the_wrong_kind_is_named_with_its_place if {
 	}
 }
 
+test_a_weight_of_the_wrong_kind_is_named_with_its_tenant if {
+	every weight in [0, -1, 101, 1.5, "2", null] {
+		found := problems({}, {}) with data.llm.tenants as {"corp": {"weight": weight}}
+		some problem in found
+		startswith(problem, "llm/tenants: corp")
+	}
+	problems({}, {}) == set() with data.llm.tenants as {"corp": {"weight": 100}}
+}
+
 test_a_role_that_lacks_a_limit_is_named if {
 	every key, _ in role {
 		found := validate.problems with data.llm.roles as {"reader": object.remove(role, [key])}

@@ -17,7 +17,14 @@ from service import Process, Service, eventually, running
 from llmserve.gateway.process import ARRIVED_LOOKS, DRAIN_LOOK_SECONDS
 
 SLOW = {"echo": {"driver": "echo", "token_seconds": 0.05, "slots": 2}}
-LIMITS = {"waiting": 1, "queue_seconds": 0.5, "answer_seconds": 60, "drain_seconds": 5}
+LIMITS = {
+    "waiting": 1,
+    "queue_seconds": 0.5,
+    "answer_seconds": 60,
+    "drain_seconds": 5,
+    "subject_share": 1,
+    "tenant_share": 1,
+}
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +119,8 @@ def test_disconnected_clients_free_their_slots(slow: Service, stream: bool) -> N
 
 
 def test_excess_requests_are_refused_at_once_with_retry_after(slow: Service) -> None:
-    with ThreadPoolExecutor(8) as pool, slow.client() as client:
+    neighbour = slow.add_key("grace", "sales")["key"]
+    with ThreadPoolExecutor(8) as pool, slow.client() as client, slow.client(neighbour) as other:
         started = [
             pool.submit(client.post, CHAT, json={**STREAM, "stream": False, "max_tokens": 40})
             for _ in range(2)
@@ -122,10 +130,11 @@ def test_excess_requests_are_refused_at_once_with_retry_after(slow: Service) -> 
         waits = 'llm_requests_waiting{model="echo"}'
         eventually("one waits", lambda: slow.metrics()[waits] == 1)
         before = time.monotonic()
-        refused = client.get("/generate?prompt=too+many")
+        refused = client.get("/generate?prompt=too+many"), other.get("/generate?prompt=no+room")
         assert time.monotonic() - before < 0.3
-        error(refused, 503, "overloaded")
-        assert int(refused.headers["retry-after"]) >= 1
+        error(refused[0], 429, "too_many_waiting")
+        error(refused[1], 503, "overloaded")
+        assert all(int(each.headers["retry-after"]) >= 1 for each in refused)
         error(third.result(), 503, "queue_timeout")
         assert [each.result().status_code for each in started] == [200, 200]
 

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Collection
 import pytest
 
 from llmserve.api.errors import ApiError
-from llmserve.upstream.admission import Admission, Place, Queue
+from llmserve.upstream.admission import Admission, Load, Place, Queue
 
 
 def admission(slots: int, waiting: int = 100, tokens: int = 0, waiting_tokens: int = 10**6) -> Admission:
@@ -40,7 +40,7 @@ def in_order(it: Admission, places: list[Place], leaving: Collection[int] = ()) 
         for number in leaving:
             visits[number].cancel()
         await asyncio.gather(*visits, return_exceptions=True)
-        assert (it.running, it.running_tokens, len(it.waiting), it.waiting_tokens) == (0, 0, 0, 0)
+        assert (it.running.by, it.waiting.by, it.queues) == ({}, {}, {})
         return order
 
     return asyncio.run(scenario())
@@ -70,15 +70,57 @@ def test_a_full_queue_refuses_at_once() -> None:
 
 
 def test_a_queue_is_limited_in_tokens_but_accepts_one_request_of_any_length() -> None:
-    places = [Place(5, tokens=each) for each in (1, 500, 1)]
+    places = [Place(5, tokens=each, tenant=f"t{each}") for each in (1, 500, 2)]
     assert in_order(admission(1, waiting_tokens=100), places) == [0, "2 overloaded", 1]
 
 
 def test_in_a_full_queue_a_higher_priority_evicts_the_last_of_the_lowest() -> None:
-    places = [Place(5), Place(5, priority=1), Place(5, priority=1), Place(5, priority=5)]
+    priorities = [0, 1, 1, 5]
+    places = [Place(5, priority=each, tenant=f"t{number}") for number, each in enumerate(priorities)]
     assert in_order(admission(1, waiting=2), places) == [0, "2 overloaded", 3, 1]
-    equals = [Place(5, priority=5) for _ in range(3)]
+    equals = [Place(5, priority=5, tenant=f"t{number}") for number in range(3)]
     assert in_order(admission(1, waiting=1), equals) == [0, "2 overloaded", 1]
+
+
+def test_tenants_are_served_in_turn_and_their_subjects_in_turn() -> None:
+    flood = [Place(5, tokens=256, tenant="a", subject="ada") for _ in range(4)]
+    others = [("a", "alan"), ("b", "bob"), ("b", "bob")]
+    places = flood + [Place(5, tokens=256, tenant=tenant, subject=subject) for tenant, subject in others]
+    assert in_order(admission(1), places) == [0, 1, 5, 4, 6, 2, 3]
+
+
+def test_turns_are_worth_tokens_not_requests() -> None:
+    large = [Place(5, tokens=512, tenant="a") for _ in range(3)]
+    small = [Place(5, tokens=64, tenant="b") for _ in range(17)]
+    order = in_order(admission(1), [*large, *small])
+    assert order.index(2) - order.index(1) == 9, "eight small ones have the tokens of a large one"
+
+
+def test_a_subject_and_a_tenant_leave_slots_to_others() -> None:
+    async def scenario() -> None:
+        it = Admission(Queue(100, 10**6, subject_share=0.5, tenant_share=0.75))
+        it.slots = 8
+        visits = [
+            asyncio.create_task(it.enter(Place(5, tenant=tenant, subject=subject)))
+            for tenant, subject in [("a", "ada")] * 6 + [("a", "alan")] * 6 + [("b", "bob")]
+        ]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        running = {holder: load.requests for holder, load in it.running.by.items()}
+        assert running == {"a": 6, ("a", "ada"): 4, ("a", "alan"): 2, "b": 1, ("b", "bob"): 1}
+        for visit in visits:
+            visit.cancel()
+
+    run(scenario)
+
+
+def test_a_subject_that_fills_its_part_of_the_queue_is_refused_with_429_and_others_wait() -> None:
+    places = [Place(5, subject="ada") for _ in range(41)]
+    places += [Place(5, subject="alan"), Place(5, tenant="b")]
+    order = in_order(admission(1, waiting=64), places)
+    refused = [f"{number} too_many_waiting" for number in range(33, 41)]
+    assert order[:9] == [0, *refused]
+    assert {41, 42} <= set(order)
 
 
 def test_running_tokens_are_limited_and_a_request_beyond_the_limit_runs_alone() -> None:
@@ -96,7 +138,7 @@ def test_running_tokens_are_limited_and_a_request_beyond_the_limit_runs_alone() 
         assert not behind.done()
         it.leave(large)
         await behind
-        assert it.running_tokens == 1
+        assert it.running.total == Load(1, 1)
 
     run(scenario)
 
@@ -114,7 +156,7 @@ def test_waiting_ends_at_the_queue_limit_or_the_deadline_of_the_request() -> Non
                 await it.enter(place)
             assert (refused.value.status, refused.value.code) == (503, code)
             assert dict(refused.value.headers)[b"retry-after"]
-        assert (it.waiting, it.waiting_tokens) == ([], 0)
+        assert (it.waiting.by, it.queues) == ({}, {})
 
     run(scenario)
 

@@ -85,10 +85,10 @@ def test_no_instance_exceeds_its_load_bound(seed: int) -> None:
     running_now: list[EngineClient] = []
     for _ in range(600):
         if running_now and chance.random() < 0.4:
-            running_now.pop(chance.randrange(len(running_now))).admission.running -= 1
+            running_now.pop(chance.randrange(len(running_now))).admission.running.total.requests -= 1
             continue
         engine = chosen(some, conversation(chance.choice([1, 1, 1, chance.randint(0, 40)])))
-        engine.admission.running += 1
+        engine.admission.running.total.requests += 1
         running_now.append(engine)
         assert engine.load <= math.ceil(LOAD_BOUND * len(running_now) / size)
 
@@ -97,10 +97,10 @@ def test_a_hot_conversation_overflows_to_other_instances_and_returns() -> None:
     three = instances_of(3)
     home = chosen(three, conversation(1))
     for _ in range(30):
-        chosen(three, conversation(1)).admission.running += 1
+        chosen(three, conversation(1)).admission.running.total.requests += 1
     assert sorted(engine.load for engine in three.engines)[0] > 0
     for engine in three.engines:
-        engine.admission.running = 0
+        engine.admission.running.total.requests = 0
     assert chosen(three, conversation(1)) is home
 
 
@@ -110,7 +110,7 @@ def test_a_request_never_moves_to_another_revision_of_the_model() -> None:
     other = next(engine for engine in two.engines if engine is not routed.engine)
     other.hello = Hello("m", "r2", "echo", 4096, 8)
     for _ in range(20):
-        routed.choose().admission.running += 1
+        routed.choose().admission.running.total.requests += 1
     assert other.load == 0
     assert not routed.may_go_elsewhere("engine_lost")
     routed.engine.hello = None

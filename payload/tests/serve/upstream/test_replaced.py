@@ -132,7 +132,7 @@ def test_the_queue_for_an_absent_engine_is_bounded(tmp_path: Path) -> None:
         first = pool.submit(client.get, "/generate?prompt=x")
         eventually("it waits", lambda: service.metrics()[WAITING] == 1)
         with service.client() as other:
-            error(other.get("/generate?prompt=x"), 503, "overloaded")
+            error(other.get("/generate?prompt=x"), 429, "too_many_waiting")
         error(first.result(), 503, "queue_timeout")
         assert service.metrics()[WAITING] == 0
 

@@ -30,6 +30,7 @@ SIGNED = [
     "llm/meta/data.json",
     "llm/rates/data.json",
     "llm/roles/data.json",
+    "llm/tenants/data.json",
     "llm/validate/validate.rego",
 ]
 type Files = dict[str, bytes]
@@ -66,7 +67,7 @@ def flipped(name: str) -> Callable[[Files], Files]:
 
     def flip(files: Files) -> Files:
         content = bytearray(files[name])
-        place = content.index(b"e")
+        place = max(0, content.find(b"e"))
         content[place] ^= 1
         return files | {name: bytes(content)}
 
@@ -266,7 +267,9 @@ def test_the_policy_of_a_bundle_is_what_its_files_say(places: Places) -> None:
     found = policy_bundle.judged(packed, places.policy_public.read_bytes())
     assert found.modules == {name: files[name].decode() for name in SIGNED if name.endswith(".rego")}
     assert found.data == {
-        "llm": {part: json.loads(files[f"llm/{part}/data.json"]) for part in ("meta", "rates", "roles")}
+        "llm": {
+            part: json.loads(files[f"llm/{part}/data.json"]) for part in ("meta", "rates", "roles", "tenants")
+        }
     }
 
 
