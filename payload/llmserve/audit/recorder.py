@@ -6,7 +6,7 @@ from functools import partial
 
 from llmserve.asgi import Exchange
 from llmserve.audit.redact import redact
-from llmserve.audit.strangers import Strangers
+from llmserve.audit.refusals import Refusals, source
 from llmserve.audit.writer_client import AuditClient
 
 
@@ -35,7 +35,10 @@ class Recorder:
     def __init__(self, writer: AuditClient, pepper: bytes) -> None:
         """The pepper keys the prompts' hashes, so that a short prompt cannot be guessed from the record."""
         self.writer = writer
-        self.strangers = Strangers(partial(writer.note, refusal=True))
+        note = partial(writer.note, refusal=True)
+        # Strangers write at most 2.7 MB an hour, callers at most 14 MB, which takes 256 of them.
+        self.strangers = Refusals(note, sources=32, singly=1, records=32)
+        self.callers = Refusals(note, sources=256, singly=3, records=128)
         self.key = hmac.digest(pepper, b"llmkeep audit prompt", "sha256")
 
     def proof(self, prompt: str) -> str:
@@ -78,10 +81,21 @@ class Recorder:
         event["event.duration"] = nanoseconds
         if exchange.code is not None:
             event["error.code"] = exchange.code
-        if exchange.intended or exchange.identity:
-            self.writer.note(event, refusal=not exchange.intended)
+        if exchange.intended:
+            self.writer.note(event)
         else:
-            self.strangers.add(event, time.monotonic())
+            refusals = self.callers if exchange.identity else self.strangers
+            refusals.add(event, source(exchange), time.monotonic())
+
+    def tick(self) -> None:
+        """Record the refusals that were counted in a minute that is over."""
+        self.strangers.tick(time.monotonic())
+        self.callers.tick(time.monotonic())
+
+    def flush(self) -> None:
+        """Record the refusals that were counted so far: this process stops."""
+        self.strangers.flush()
+        self.callers.flush()
 
     def event(self, exchange: Exchange) -> dict[str, object]:
         """Who, what, and allowed by which rule."""

@@ -240,7 +240,7 @@ async def run_gateway(
         await stop.requested.wait()
         await shut_down(config, state, stop, servers)
         await asyncio.gather(*serving)
-        state.recorder.strangers.flush()
+        state.recorder.flush()
         await state.audit.settled()
         for task in background:
             task.cancel()
@@ -309,7 +309,7 @@ async def end_late_requests(state: State) -> None:
     while True:
         await asyncio.sleep(1)
         state.audit.end_overdue()
-        state.recorder.strangers.tick(time.monotonic())
+        state.recorder.tick()
         state.in_flight.end_overdue()
         state.in_flight.end_revoked(state.authenticator)
 

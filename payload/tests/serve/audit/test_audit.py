@@ -15,7 +15,7 @@ from scripted_opa import ScriptedOpa, answer
 from service import Service, eventually, running
 
 from llmserve.api.errors import ApiError
-from llmserve.audit.writer_client import INTENT_SECONDS, AuditClient
+from llmserve.audit.writer_client import INTENT_SECONDS, KEPT, AuditClient
 from llmserve.metrics import Metrics
 
 CHAT = "/v1/chat/completions"
@@ -213,20 +213,30 @@ def test_an_outcome_waits_for_a_writer_that_is_away(tmp_path: Path) -> None:
 def test_a_flood_of_refusals_is_counted_and_delays_no_answer(tmp_path: Path) -> None:
     with running(tmp_path) as service:
         assert service.writer is not None
+        assert service.gateway is not None
         eve = service.add_key("eve", "research", "--role", "nobody")["key"]
         with service.client(eve) as wrong, service.client() as good:
             assert good.get("/v1/models").status_code == 200
             service.writer.kill()
             for _ in range(1100):
                 wrong.get("/v1/models")
-            assert service.metrics()["llm_audit_suppressed_total"] >= 90
             service.start_writer()
             eventually("served again", lambda: good.get("/v1/models").status_code == 200, 5)
-            wrong.get("/v1/models")
-        suppressed = "llmkeep.audit.suppressed"
-        eventually(
-            "the count is on record", lambda: sum(r.get(suppressed, 0) for r in service.records()) >= 90
-        )
+        service.gateway.stop()
+        refused = [each for each in service.records() if each["llmkeep.audit.phase"] == "refused"]
+        assert sum(each.get("llmkeep.audit.count", 1) for each in refused) == 1100
+
+
+def test_refusals_beyond_a_tenth_of_what_a_gateway_retains_are_only_counted(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        client = AuditClient(tmp_path / "no.sock", Metrics())
+        for _ in range(KEPT // 10 + 90):
+            client.note({"event.action": "unknown"}, refusal=True)
+        assert len(client.waiting) == KEPT // 10
+        client.note({"event.action": "outcome"})
+        assert json.loads(client.waiting[-1].line)["llmkeep.audit.suppressed"] == 90
+
+    asyncio.run(scenario())
 
 
 def test_no_log_and_no_record_contains_a_prompt_whatever_the_outcome(tmp_path: Path) -> None:
