@@ -78,6 +78,7 @@ class Edge:
             "__edge_hsm_token": "pkcs11:token=llmkeep-edge",
             "__edge_watch_seconds": 0.2,
             "ansible_host": "127.0.0.1",
+            "base_ipv6": False,
             "edge_answer_seconds": 10,
             "edge_body_bytes": 1024,
             "edge_client_ca_file": "",
