@@ -21,6 +21,9 @@ options:
   units: {description: Units that read the folders., type: list, elements: str, default: []}
   ca: {description: The estate's root certificate., type: path, default: /etc/llmkeep/pki/root.pem}
   keyring: {description: Trusted keys., type: path, default: /etc/apt/keyrings/llmkeep.pgp}
+  certificate:
+    description: This host's certificate, with its key beside it as C(.key), for folders that the mirror gives to hosts only.
+    type: path
   seen:
     description:
       - File that records the highest serial of this manifest accepted on this host. A lower serial is refused, and an
@@ -165,6 +168,7 @@ def main() -> None:
             "units": {"type": "list", "elements": "str", "default": []},
             "ca": {"type": "path", "default": "/etc/llmkeep/pki/root.pem"},
             "keyring": {"type": "path", "default": "/etc/apt/keyrings/llmkeep.pgp"},
+            "certificate": {"type": "path"},
             "seen": {"type": "path"},
         },
         supports_check_mode=True,
@@ -173,7 +177,8 @@ def main() -> None:
     fetched = []
     try:
         if given["folders"]:
-            source = mirror.Mirror(given["url"], Path(given["ca"]), Path(given["keyring"]))
+            certificate = Path(given["certificate"]) if given["certificate"] else None
+            source = mirror.Mirror(given["url"], Path(given["ca"]), Path(given["keyring"]), certificate)
             manifest = source.manifest()
             remembered = Path(given["seen"]) if given["seen"] else None
             seen = int(remembered.read_text()) if remembered and remembered.exists() else 0

@@ -19,6 +19,8 @@ from ansible_collections.llmkeep.estate.plugins.module_utils.config import files
 SECONDS = 60  # of silence, before a connection counts as dead
 BLOCK = 1 << 20
 TRIES = 5  # for one file in one run
+MANIFEST_BYTES = 16 << 20  # 600 files take 0.4 MB
+SIGNATURE_BYTES = 64 << 10
 
 
 class MirrorError(Exception):
@@ -37,8 +39,8 @@ class Entry:
 class Mirror:
     """One connection to the mirror, kept for all files. Trusts the estate's root alone."""
 
-    def __init__(self, url: str, ca: Path, keyring: Path) -> None:
-        """Does not connect yet."""
+    def __init__(self, url: str, ca: Path, keyring: Path, certificate: Path | None = None) -> None:
+        """Does not connect yet. The certificate, whose key lies beside it as .key, is shown to the mirror."""
         parts = urllib.parse.urlsplit(url)
         if parts.scheme != "https" or not parts.hostname:
             raise MirrorError(f"{url!r} is no address of a mirror; write it as https://NAME:PORT")
@@ -49,6 +51,13 @@ class Mirror:
         except OSError as problem:
             raise MirrorError(f"{ca}: {problem.strerror}; playbooks/hosts.yml places it") from None
         context.minimum_version = ssl.TLSVersion.TLSv1_3
+        if certificate is not None:
+            try:
+                context.load_cert_chain(certificate, certificate.with_suffix(".key"))
+            except OSError as problem:
+                raise MirrorError(
+                    f"{certificate} and its .key: {problem.strerror}; the role pki places them"
+                ) from None
         self.connection = http.client.HTTPSConnection(
             parts.hostname, parts.port or 443, timeout=SECONDS, context=context
         )
@@ -65,21 +74,35 @@ class Mirror:
                 f"{self.url}/{path}: {problem}; is the mirror up, its certificate valid?"
             ) from problem
         if response.status not in (200, 206):
-            response.read()
-            way = (
-                "add it there with `llmkeep release add`"
-                if "/releases/" in self.folder
-                else "run the role mirror"
-            )
+            self.connection.close()
+            way = "run the role mirror"
+            if response.status == 403:
+                way = "the mirror knows hosts by certificate and inventory: run the roles pki here, and mirror there"
+            elif "/releases/" in self.folder:
+                way = "add it there with `llmkeep release add`"
             raise MirrorError(f"{self.url}/{path} answered {response.status} {response.reason}; {way}")
         return response
+
+    def small(self, name: str, most: int) -> bytes:
+        """A file whose size nothing signed states: MirrorError above so many bytes."""
+        try:
+            content = self.get(name).read(most + 1)
+        except (OSError, http.client.HTTPException) as problem:
+            self.connection.close()
+            raise MirrorError(f"{self.url}/{name} broke off: {problem}; run again") from problem
+        if len(content) > most:
+            self.connection.close()
+            raise MirrorError(
+                f"{self.url}/{name} is longer than {most} bytes; do not use this mirror, look at who changed it"
+            )
+        return content
 
     def manifest(self) -> dict[str, Any]:
         """The bundle's manifest, whose OpenPGP signature must be by a key in the keyring."""
         with tempfile.TemporaryDirectory(prefix="llmkeep-manifest-") as folder:
             signed, signature = Path(folder, "MANIFEST.json"), Path(folder, "MANIFEST.json.sig")
-            for path in (signed, signature):
-                path.write_bytes(self.get(path.name).read())
+            signed.write_bytes(self.small(signed.name, MANIFEST_BYTES))
+            signature.write_bytes(self.small(signature.name, SIGNATURE_BYTES))
             argv = ["sqv", "--keyring", str(self.keyring), "--signature-file", str(signature), str(signed)]
             try:
                 done = subprocess.run(argv, capture_output=True, text=True, timeout=SECONDS, check=False)
@@ -120,16 +143,25 @@ class Mirror:
         )
 
     def _append(self, entry: Entry, partial: Path) -> None:
-        """Append to the partial file what arrives until the connection ends or fails."""
+        """Append to the partial file what arrives until the connection ends or fails, and no more than the entry's size."""
         begin = partial.stat().st_size if partial.exists() else 0
         if begin == entry.size:
             partial.touch()
             return
         response = self.get(entry.path, begin)
+        left = entry.size - begin if response.status == 206 else entry.size
         with partial.open("ab" if response.status == 206 else "wb") as stream:
             try:
-                while block := response.read1(BLOCK):
+                # One byte more than is left tells an end from an answer that goes on.
+                while block := response.read1(min(BLOCK, left + 1)):
+                    if len(block) > left:
+                        self.connection.close()
+                        raise MirrorError(
+                            f"{self.url}/{entry.path} is longer than the {entry.size} bytes in the signed manifest;"
+                            " run `llmkeep bundle verify` on the mirror"
+                        )
                     stream.write(block)
+                    left -= len(block)
             except (OSError, http.client.HTTPException):
                 pass  # what came is kept; fetch asks for the rest
             stream.flush()

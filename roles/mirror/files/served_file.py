@@ -1,7 +1,7 @@
 #!/usr/bin/python3
-"""served-file URL FILE|STATUS [METHOD]: does the mirror answer with this file's bytes, or with this status?
+"""served-file URL FILE|STATUS [METHOD [CERTIFICATE KEY]]: does the mirror answer with this file's bytes, or with this status?
 
-TLS 1.3, the estate's root only. Exit 0: yes. Exit 1: it says what was answered.
+TLS 1.3, the estate's root only; without a client certificate where none is named. Exit 0: yes. Exit 1: it says what was answered.
 """
 
 import hashlib
@@ -12,9 +12,11 @@ import urllib.request
 from pathlib import Path
 
 
-def answer(url: str, method: str) -> tuple[int, bytes]:
+def answer(url: str, method: str = "GET", *identity: str) -> tuple[int, bytes]:
     context = ssl.create_default_context(cafile="/etc/llmkeep/pki/root.pem")
     context.minimum_version = ssl.TLSVersion.TLSv1_3
+    if identity:
+        context.load_cert_chain(*identity)
     request = urllib.request.Request(url, method=method)  # noqa: S310 -- https alone: main()
     try:
         with urllib.request.urlopen(request, context=context, timeout=5) as reply:  # noqa: S310
@@ -24,11 +26,11 @@ def answer(url: str, method: str) -> tuple[int, bytes]:
 
 
 def main() -> int:
-    if len(sys.argv) not in (3, 4) or not sys.argv[1].startswith("https://"):
+    if len(sys.argv) not in (3, 4, 6) or not sys.argv[1].startswith("https://"):
         print(__doc__, file=sys.stderr)
         return 2
     url, wanted = sys.argv[1], sys.argv[2]
-    status, body = answer(url, sys.argv[3] if len(sys.argv) == 4 else "GET")
+    status, body = answer(url, *sys.argv[3:])
     seen = hashlib.sha256(body).hexdigest()
     print(f"{url}: status {status}, {len(body)} bytes, sha256 {seen}")
     if wanted.isdigit():

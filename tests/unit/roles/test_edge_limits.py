@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler
@@ -23,6 +24,7 @@ import pytest
 from namespaces import cabled, inside, ip, namespace
 from plugin_modules import ROOT
 from rendered_role import content, rendered
+from role_nginx import COMMON, configuration, running
 from waiting import until
 
 NAME, PORT = "llm1.estate.internal", 443
@@ -153,9 +155,8 @@ def configured(folder: Path) -> tuple[str, str]:
     """nginx's configuration and the firewall's rules: those of _common and base, with the role edge's in them."""
     for each in ("edge", "base"):
         (folder / each).mkdir()
-    common = {"nginx": f"lookup('ansible.builtin.template', '{ROOT}/roles/_common/templates/nginx.conf.j2')"}
     given = {**GIVEN, "_common_nginx_user": "root", "edge_gateway_folder": str(folder)}
-    made = rendered(folder / "edge", "edge", common, "llm1", HOSTS, given, GROUPS, configured=True)
+    made = rendered(folder / "edge", "edge", COMMON, "llm1", HOSTS, given, GROUPS, configured=True)
     rules = {"rules": "lookup('ansible.builtin.template', 'nftables.conf.j2')"}
     firewall: str = rendered(folder / "base", "base", rules, "llm1", HOSTS, GIVEN, GROUPS)["rules"]
     firewall = re.sub(r'include "/etc/nftables.d/(refuse|output)-.*', "", firewall)
@@ -164,17 +165,12 @@ def configured(folder: Path) -> tuple[str, str]:
             f'include "/etc/nftables.d/{part}-*.nft"', content(made, f"{part}-edge.nft")
         )
     assert "include" not in firewall
-    temporary = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    server = "".join(f"{each}_temp_path {folder}/{each};\n" for each in temporary)
-    server += content(made, "conf.d/llmkeep-edge.conf").replace("access_log syslog:", "access_log off;#")
-    nginx = re.sub(r"include /etc/nginx/conf.d.*;", lambda _: server, made["nginx"])
-    for own, here in {
-        "/etc/llmkeep/pki": f"{folder}/pki",
+    server = content(made, "conf.d/llmkeep-edge.conf").replace("access_log syslog:", "access_log off;#")
+    one_worker = {
         "worker_processes auto": "worker_processes 1",
         "worker_connections 4096": f"worker_connections {WORKER}",
-    }.items():
-        assert own in nginx
-        nginx = nginx.replace(own, here)
+    }
+    nginx = configuration(folder, made["nginx"], server, one_worker)
     return nginx, firewall
 
 
@@ -189,7 +185,6 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Edge, str]]
     folder = tmp_path_factory.mktemp("edge")
     certificate(folder / "pki")
     nginx, firewall = configured(folder)
-    (folder / "nginx.conf").write_text(nginx)
     ends = cabled(
         ["10.0.0.12/24", "2001:db8:0:1::12/64"], ["10.0.0.66/24", "10.0.0.7/24", "2001:db8:0:1::1/64"]
     )
@@ -201,16 +196,15 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Edge, str]]
     edge.load(firewall)
     gateway = Server(str(folder / "1.sock"), Gateway)
     Thread(target=gateway.serve_forever, daemon=True).start()
-    options = ["-c", str(folder / "nginx.conf"), "-g", f"daemon off; pid {folder}/nginx.pid;"]
-    with inside(ends[0]):
-        process = subprocess.Popen(["nginx", *options], stderr=(folder / "nginx.log").open("w"))
-    until((folder / "nginx.pid").exists)
-    for neighbour in NEIGHBOUR.values():
-        until(partial(edge.connected, neighbour))  # the first one waits for routes and link-layer addresses
-    edge.let_go()
-    yield edge, firewall
-    process.terminate()
-    process.wait()
+    with ExitStack() as stack:
+        with inside(ends[0]):
+            stack.enter_context(running(folder, nginx))
+        for neighbour in NEIGHBOUR.values():
+            until(
+                partial(edge.connected, neighbour)
+            )  # the first one waits for routes and link-layer addresses
+        edge.let_go()
+        yield edge, firewall
     gateway.shutdown()
     gateway.server_close()
     for end in ends:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from plugin_modules import load
+from waiting import PATIENCE
 
 bundle_folder = load("modules.bundle_folder")
 bundle_program = load("modules.bundle_program")
@@ -21,16 +22,20 @@ release = load("modules.release")
 mirror = load("module_utils.bundle.mirror")
 
 WEIGHTS = bytes(range(256)) * 5000
+FLOOD = 128 << 20
 
 
 @dataclass
 class Served:
-    """What the mirror has, what was asked of it, and after how many bytes it hangs up (once)."""
+    """What the mirror has, what was asked of it, after how many bytes it hangs up (once), and what it answers without end."""
 
     url: str = ""
     files: dict[str, bytes] = field(default_factory=dict)
     asked: list[tuple[str, str | None]] = field(default_factory=list)
     cut_after: int | None = None
+    endless: dict[str, int] = field(default_factory=dict)
+    flooded: int = 0
+    hung_up: threading.Event = field(default_factory=threading.Event)
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -40,6 +45,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         asked_range = self.headers.get("Range")
         self.served.asked.append((self.path, asked_range))
+        if self.path in self.served.endless:
+            self.flood(self.served.endless[self.path])
+            return
         content = self.served.files.get(self.path.lstrip("/"))
         if content is None:
             self.send_response(404)
@@ -56,6 +64,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
         else:
             self.wfile.write(content[begin:])
+
+    def flood(self, status: int) -> None:
+        """An answer of FLOOD bytes that states no length; flooded says how many the client took."""
+        self.send_response(status)
+        self.send_header("Connection", "close")
+        self.end_headers()
+        try:
+            while self.served.flooded < FLOOD:
+                self.wfile.write(bytes(1 << 20))
+                self.served.flooded += 1 << 20
+        except OSError:
+            self.served.hung_up.set()
+        self.close_connection = True
 
     def log_message(self, *_: Any) -> None:
         """Say nothing."""
@@ -166,6 +187,25 @@ def test_refuses_a_flipped_bit_and_keeps_what_was_there(
     assert (dest / "model.safetensors").read_bytes() == WEIGHTS
 
 
+@pytest.mark.parametrize(
+    ("path", "status", "said"),
+    [
+        ("/MANIFEST.json", 200, "MANIFEST.json is longer than 16777216 bytes"),
+        ("/MANIFEST.json.sig", 200, "MANIFEST.json.sig is longer than 65536 bytes"),
+        ("/models/m/model.safetensors", 200, "is longer than the 1280000 bytes in the signed manifest"),
+        ("/models/m/model.safetensors", 404, "answered 404"),
+    ],
+)
+def test_a_mirror_that_answers_without_end_is_not_read_to_the_end(
+    served: Served, certificate: Path, tmp_path: Path, path: str, status: int, said: str
+) -> None:
+    served.endless[path] = status
+    with pytest.raises(mirror.MirrorError, match=said):
+        bring(served, certificate, tmp_path / "m")
+    assert served.hung_up.wait(PATIENCE)
+    assert served.flooded < FLOOD // 4
+
+
 def release_run(
     state: Served, certificate: Path, root: Path, monkeypatch: pytest.MonkeyPatch, check: bool = False
 ) -> dict[str, Any]:
@@ -181,7 +221,7 @@ def release_run(
 
     class Module:
         def __init__(self) -> None:
-            self.params = {"units": [], "deep": False, **arguments}
+            self.params = {"units": [], "deep": False, "certificate": None, **arguments}
             self.check_mode = check
 
         def exit_json(self, **result: Any) -> None:
