@@ -11,14 +11,14 @@ import signal
 import sys
 from pathlib import Path
 
-from llmkeep import inventory, run
+from llmkeep import inventory, revoke, run
 from llmkeep.bundle import commands, programs, release, signing, update
 from llmkeep.errors import LlmkeepError
-from llmkeep.pki import authority, issuing
+from llmkeep.pki import issuing
 from llmkeep.policy import bundle as policy
 from llmkeep.record import commands as record
 
-VERBS = (update, programs, signing, commands, authority, issuing, policy, release, inventory, run, record)
+VERBS = (update, programs, signing, commands, revoke, issuing, policy, release, inventory, run, record)
 
 
 WAYS_OUT = {

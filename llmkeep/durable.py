@@ -4,7 +4,9 @@ import fcntl
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 def write(path: Path, data: bytes, mode: int) -> None:
@@ -47,6 +49,15 @@ def record(path: Path, entry: dict[str, object]) -> None:
         file.flush()
         os.fsync(file.fileno())
     sync_folder(path.parent)
+
+
+def recorded(path: Path) -> Iterator[dict[str, Any]]:
+    """The entries of a record, oldest first, without lines that a power cut tore."""
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        try:
+            yield dict(json.loads(line))
+        except (ValueError, TypeError):
+            continue
 
 
 def broken_at(path: Path) -> int | None:

@@ -45,6 +45,21 @@ class Places:
     def issued(self) -> Path:
         return self.root / "var/lib/llmkeep/pki/issued.jsonl"
 
+    @property
+    def revoked(self) -> Path:
+        """The record of all revocations and reinstatements."""
+        return self.root / "var/lib/llmkeep/pki/revoked.jsonl"
+
+    @property
+    def root_list(self) -> Path:
+        """The root's revocation list, signed together with the root certificate."""
+        return self.root / "etc/llmkeep/pki/root.crl"
+
+    @property
+    def revocation_list(self) -> Path:
+        """What hosts get: the names that are revoked now, the issuing CA's list and the root's."""
+        return self.root / "var/lib/llmkeep/pki/crl.pem"
+
     # ---------------------------------------------------------------- policy
     @property
     def policy_key(self) -> Path:

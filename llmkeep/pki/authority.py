@@ -23,12 +23,12 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from llmkeep.durable import broken_at, record, write
 from llmkeep.errors import LlmkeepError
 from llmkeep.pki.issuing_key import HsmKey
+from llmkeep.pki.revocations import LEAF_DAYS, key_digest, refused, revoked_names, signed_list
 from llmkeep.places import ISSUING_KEY, Places
 from llmkeep.sealing import encrypt_to, seal, unseal
 
 ROOT_DAYS = 20 * 365
 ISSUING_DAYS = 5 * 365
-LEAF_DAYS = 90
 # Certificates start an hour ago: a host whose clock is a little behind must not refuse them.
 BACKDATED = timedelta(hours=1)
 DOMAIN = "estate.internal"  # .internal is reserved for private use; the same default as base_domain
@@ -96,6 +96,11 @@ def pem(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(serialization.Encoding.PEM)
 
 
+def root_list(root: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> bytes:
+    """The root's revocation list, which is empty and valid as long as the root: OpenSSL wants a list of each CA in a chain."""
+    return signed_list(root, key, {}, 1, root.not_valid_after_utc).public_bytes(serialization.Encoding.PEM)
+
+
 def private(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
@@ -156,10 +161,11 @@ def init(places: Places, domain: str, escrow: Path, networks: list[str]) -> str:
         f"{domain} issuing", issuing_key.public_key(), root.subject, root_key, limits, ISSUING_DAYS
     )
     write(places.root_key, encrypt_to(escrow, private(root_key)), 0o400)
-    del root_key
     places.issuing_key.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     write(places.issuing_key, seal(private(issuing_key), ISSUING_KEY), 0o400)
     write(places.issuing_certificate, pem(issuing), 0o444)
+    write(places.root_list, root_list(root, root_key), 0o444)
+    del root_key
     write(places.root_certificate, pem(root), 0o444)
     return (
         f"made the CA of {domain}; root certificate's sha256: {fingerprint(root)}\n"
@@ -262,6 +268,8 @@ def sign(places: Places, csr_pem: bytes, names: list[str], host: str, days: int 
     if not names or {str(name) for name in asked} != {str(name) for name in allowed}:
         raise PkiError(f"{host} asks for the names {[name.value for name in asked]}, the inventory allows it "
                        f"{names}: run site.yml again from the inventory that is right")  # fmt: skip
+    if refusal := refused(places, host, key):
+        raise PkiError(refusal)
     issuing, issuing_key = issuing_pair(places)
     check_names(allowed, issuing)
     now = datetime.now(UTC).replace(microsecond=0)
@@ -297,8 +305,10 @@ def sign(places: Places, csr_pem: bytes, names: list[str], host: str, days: int 
     )
     record(places.issued, {
         "time": now.isoformat(), "host": host, "names": names, "serial": f"{leaf.serial_number:x}",
-        "not_after": end.isoformat(), "sha256": fingerprint(leaf),
+        "not_after": end.isoformat(), "sha256": fingerprint(leaf), "key": key_digest(key),
     })  # fmt: skip
+    if refusal := refused(places, host, key):  # revoked meanwhile
+        raise PkiError(refusal)
     return pem(leaf) + pem(issuing)
 
 
@@ -316,6 +326,8 @@ def status(places: Places) -> dict[str, object]:
         "key_source": "hsm" if isinstance(key, HsmKey) else "file",
         "issued": len(places.issued.read_bytes().splitlines()) if places.issued.exists() else 0,
         "record_broken_at_line": broken_at(places.issued),
+        "revocations_broken_at_line": broken_at(places.revoked),
+        "revoked": sorted(revoked_names(places)),
         "root_key_still_here": str(places.root_key) if places.root_key.exists() else None,
     }
 
@@ -352,8 +364,13 @@ def _status(arguments: argparse.Namespace) -> str:
     )
 
 
-def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """`llmkeep pki init | sign | chain | status`. Exit codes: 0 done, 1 refused, with the reason."""
+def register(
+    subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]",
+) -> "argparse._SubParsersAction[argparse.ArgumentParser]":
+    """`llmkeep pki init | sign | chain | status`. Exit codes: 0 done, 1 refused, with the reason.
+
+    Returns the verbs, to which `llmkeep.revoke` adds its own.
+    """
     parser = subparsers.add_parser("pki", help="the estate's certificate authority, on the control node")
     parser.set_defaults(places=Places())
     verbs = parser.add_subparsers(required=True, metavar="VERB")
@@ -391,3 +408,4 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     verb = verbs.add_parser("status", help="domain, expiry, and whether the root key was taken away")
     verb.add_argument("--json", action="store_true", help="for machines")
     verb.set_defaults(run=told(_status))
+    return verbs

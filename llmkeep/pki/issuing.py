@@ -1,4 +1,4 @@
-"""The issuing CA's move into an HSM: `llmkeep issuing request | certify | adopt`.
+"""The issuing CA's move into an HSM: `llmkeep issuing request | certify | adopt | root-list`.
 
 The key is generated in the token on the control node. Its request goes to the machine that has the escrow key and comes
 back as a certificate issued by the same root, so the root key never enters the estate. The same three commands renew the
@@ -6,7 +6,6 @@ issuing certificate before it expires, with the same key or another.
 """
 
 import argparse
-import hashlib
 import json
 import subprocess
 import sys
@@ -19,8 +18,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from llmkeep.durable import write
-from llmkeep.pki.authority import ISSUING_DAYS, PkiError, authority, load, pem, told
+from llmkeep.pki.authority import ISSUING_DAYS, PkiError, authority, load, pem, root_list, told
 from llmkeep.pki.issuing_key import PIN, HsmKey
+from llmkeep.pki.revocations import key_digest
 from llmkeep.places import Places
 
 
@@ -33,8 +33,7 @@ def digest(key: object) -> str:
     """The fingerprint by which two people check that a request arrived unchanged."""
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
         raise PkiError(f"a key of type {type(key).__name__} is no issuing key: it has to be EC P-384")
-    form = serialization.PublicFormat.SubjectPublicKeyInfo
-    return hashlib.sha256(key.public_bytes(serialization.Encoding.DER, form)).hexdigest()
+    return key_digest(key)
 
 
 def request(places: Places, settings: dict[str, Any]) -> bytes:
@@ -46,18 +45,8 @@ def request(places: Places, settings: dict[str, Any]) -> bytes:
     return csr.public_bytes(serialization.Encoding.PEM)
 
 
-def certify(csr_pem: bytes, root_pem: bytes, root_key: Path, escrow_key: Path) -> bytes:
-    """Issue the certificate for a request with the root key, which the escrow key decrypts in memory."""
-    try:
-        csr, root = x509.load_pem_x509_csr(csr_pem), x509.load_pem_x509_certificate(root_pem)
-    except ValueError as error:
-        raise PkiError(f"request or root certificate cannot be read ({error})") from error
-    key, name = csr.public_key(), root.subject.rfc4514_string().removeprefix("CN=")
-    expected = f"{name.removesuffix(' root')} issuing"
-    digest(key)
-    if not csr.is_signature_valid or csr.subject.rfc4514_string() != f"CN={expected}":
-        raise PkiError(f"the request is for {csr.subject.rfc4514_string()!r}, and has to be for 'CN={expected}', "
-                       "signed by the key it carries: bring the one that `llmkeep issuing request` gave")  # fmt: skip
+def opened_root_key(root: x509.Certificate, root_key: Path, escrow_key: Path) -> ec.EllipticCurvePrivateKey:
+    """The root's private key, which the escrow key decrypts in memory."""
     # The escrow key may have a password, which openssl asks for at the terminal.
     argv = [
         "openssl",
@@ -76,9 +65,27 @@ def certify(csr_pem: bytes, root_pem: bytes, root_key: Path, escrow_key: Path) -
         raise PkiError(
             f"{escrow_key} does not open {root_key}: take the escrow key that the bundle was made with"
         )
-    private = serialization.load_pem_private_key(opened.stdout, password=None)
-    if not isinstance(private, ec.EllipticCurvePrivateKey) or private.public_key() != root.public_key():
-        raise PkiError(f"{root_key} holds the key of another root than {name}: bring this estate's")
+    key = serialization.load_pem_private_key(opened.stdout, password=None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != root.public_key():
+        raise PkiError(
+            f"{root_key} holds the key of another root than {root.subject.rfc4514_string()}: bring this estate's"
+        )
+    return key
+
+
+def certify(csr_pem: bytes, root_pem: bytes, root_key: Path, escrow_key: Path) -> bytes:
+    """Issue the certificate for a request with the root key, which the escrow key decrypts in memory."""
+    try:
+        csr, root = x509.load_pem_x509_csr(csr_pem), x509.load_pem_x509_certificate(root_pem)
+    except ValueError as error:
+        raise PkiError(f"request or root certificate cannot be read ({error})") from error
+    key, name = csr.public_key(), root.subject.rfc4514_string().removeprefix("CN=")
+    expected = f"{name.removesuffix(' root')} issuing"
+    digest(key)
+    if not csr.is_signature_valid or csr.subject.rfc4514_string() != f"CN={expected}":
+        raise PkiError(f"the request is for {csr.subject.rfc4514_string()!r}, and has to be for 'CN={expected}', "
+                       "signed by the key it carries: bring the one that `llmkeep issuing request` gave")  # fmt: skip
+    private = opened_root_key(root, root_key, escrow_key)
     limits = root.extensions.get_extension_for_class(x509.NameConstraints).value
     assert isinstance(key, ec.EllipticCurvePublicKey)  # noqa: S101 digest() has refused all others
     return pem(authority(expected, key, root.subject, private, limits, ISSUING_DAYS))
@@ -142,8 +149,13 @@ def _certify(given: argparse.Namespace) -> bytes:
     return certificate
 
 
+def _root_list(given: argparse.Namespace) -> bytes:
+    root = load(given.root)
+    return root_list(root, opened_root_key(root, given.root_key, given.escrow_key))
+
+
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """`llmkeep issuing request | certify | adopt`. Exit codes: 0 done, 1 refused, with the reason."""
+    """`llmkeep issuing request | certify | adopt | root-list`. Exit codes: 0 done, 1 refused, with the reason."""
     parser = subparsers.add_parser(
         "issuing", help="move the issuing CA's key into an HSM, or renew its certificate"
     )
@@ -166,6 +178,13 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     verb.add_argument("--root-key", type=Path, required=True, help="root-key.cms, as it was taken away")
     verb.add_argument("--escrow-key", type=Path, required=True, help="escrow.key")
     verb.set_defaults(run=told(_certify))
+    verb = verbs.add_parser(
+        "root-list", help="on the machine with the escrow key: print the root's revocation list"
+    )
+    verb.add_argument("--root", type=Path, required=True, help="root.pem of the estate")
+    verb.add_argument("--root-key", type=Path, required=True, help="root-key.cms, as it was taken away")
+    verb.add_argument("--escrow-key", type=Path, required=True, help="escrow.key")
+    verb.set_defaults(run=told(_root_list))
     verb = verbs.add_parser("adopt", help="control node: sign with the key in the HSM from now on")
     verb.add_argument("--certificate", type=Path, required=True, help="what certify printed")
     verb.set_defaults(run=told(lambda given: adopt(given.places, given.certificate.read_bytes())))

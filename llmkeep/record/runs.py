@@ -76,14 +76,17 @@ def append(event: Event, sign: bool = False) -> None:
 
 @contextmanager
 def recorded(
-    tree: Path, playbook: Path, inventories: list[Path], given: argparse.Namespace
+    tree: Path, playbook: Path, inventories: list[Path], given: argparse.Namespace, more: Event | None = None
 ) -> Iterator[Outcome]:
-    """Record a run: its intent before, its outcome and a signed head after. After a RecordError at the start it must not run."""
+    """Record a run: its intent before, its outcome and a signed head after. After a RecordError at the start it must not run.
+
+    `more`: fields of the event that replace those of a mere run.
+    """
     outcome = Outcome()
     if not is_kept(tree):
         yield outcome
         return
-    event = described(tree, playbook, inventories, given)
+    event = described(tree, playbook, inventories, given) | (more or {})
     try:
         append({**event, "event.outcome": "unknown", "llmkeep.audit.phase": "intent"})
     except RecordError as error:

@@ -20,7 +20,7 @@ from softhsm import SOFTHSM, Double, double, faulty, pkcs11
 
 from llmkeep import cli
 from llmkeep.pki import authority as pki
-from llmkeep.pki import issuing
+from llmkeep.pki import issuing, revoking
 from llmkeep.pki.authority import PkiError
 from llmkeep.pki.issuing_key import HsmKey
 from llmkeep.places import Places
@@ -183,6 +183,24 @@ def test_a_tls_1_3_handshake_takes_the_certificate_that_the_hsm_signed(
     assert done.returncode == 0, done.stderr
     assert "Verification: OK" in done.stderr
     assert "X25519MLKEM768" in done.stderr
+
+
+def test_the_key_in_the_hsm_signs_the_revocation_list(estate: Estate) -> None:
+    revoking.publish(estate.places)
+    estate.move()
+    assert revoking.publish(estate.places).signed
+    assert not revoking.publish(estate.places).signed
+
+
+def test_the_roots_list_is_signed_where_the_escrow_key_is(
+    estate: Estate, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    estate.places.root_list.unlink()
+    given = ["--root", estate.places.root_certificate, "--root-key", estate.root_key]
+    given += ["--escrow-key", estate.escrow.with_suffix(".key")]
+    assert cli.main(["issuing", "root-list", *map(str, given)]) == 0
+    estate.places.root_list.write_bytes(capfdbinary.readouterr().out)
+    assert revoking.publish(estate.places).signed
 
 
 def test_the_same_key_gets_a_new_certificate_and_another_one_takes_over(estate: Estate) -> None:

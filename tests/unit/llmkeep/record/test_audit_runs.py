@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 import sealing_double
 from audit_records import checked, whole
+from revoked_hosts import Estate
 from small_tree import PLAYBOOK
 
-from llmkeep import cli, source_tree
+from llmkeep import cli, revoke, source_tree
+from llmkeep.pki.revocations import revoked_names
 from llmkeep.record import commands as audit
 from llmkeep.record import runs as record
 
@@ -279,3 +281,29 @@ def test_who_asked_is_whom_sudo_names_else_whose_process_it_is(monkeypatch: pyte
 
     monkeypatch.setattr(os, "getlogin", nobody)
     assert record.who() == subprocess.check_output(["id", "-un"], text=True).strip()
+
+
+def test_a_revocation_is_on_record_with_its_name_and_reason_before_it_is_made(
+    node: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    estate = Estate(tmp_path, monkeypatch)
+    estate.certificate("train1")
+    monkeypatch.setattr(revoke, "Places", lambda: estate.places)
+    (node / "playbooks/revoke.yml").write_text(PLAYBOOK.format(said="revoked", good="true"))
+    assert cli.main(["pki", "revoke", "train1", "--reason", "stolen", "-i", "hosts.yml"]) == 0
+    intent, outcome = records()
+    assert (intent["event.action"], intent["event.reason"]) == ("pki revoke train1", "stolen")
+    assert outcome["event.outcome"] == "success"
+    assert list(revoked_names(estate.places)) == ["train1"]
+
+
+def test_a_host_that_was_not_reached_by_a_revocation_has_an_exit_code_of_its_own(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    estate = Estate(tmp_path, monkeypatch)
+    estate.certificate("train1")
+    monkeypatch.setattr(revoke, "Places", lambda: estate.places)
+    (checkout / "playbooks/revoke.yml").write_text(PLAYBOOK.format(said="no answer", good="false"))
+    assert cli.main(["pki", "revoke", "train9", "--reason", "stolen", "-i", "hosts.yml"]) == 1
+    assert cli.main(["pki", "revoke", "train1", "--reason", "stolen", "-i", "hosts.yml"]) == 3
+    assert list(revoked_names(estate.places)) == ["train1"]

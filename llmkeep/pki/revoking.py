@@ -1,0 +1,152 @@
+"""Revoke and reinstate names, and keep the signed list current.
+
+The record is written before the list: after a power cut the next call signs what is missing.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+
+from llmkeep.durable import record, recorded, write
+from llmkeep.pki.authority import PkiError, issuing_pair, load
+from llmkeep.pki.revocations import (
+    LEAF_DAYS,
+    LIST_DAYS,
+    REINSTATED,
+    RENEWED_BELOW,
+    REVOKED,
+    living_serials,
+    number_of,
+    revoked_names,
+    revoked_serials,
+    signed_list,
+)
+from llmkeep.places import Places
+
+
+@dataclass(frozen=True)
+class Published:
+    """The list that hosts are given, and whether this call signed it."""
+
+    number: int
+    until: datetime
+    signed: bool
+
+    def __str__(self) -> str:
+        return f"revocation list {self.number} {'signed' if self.signed else 'kept'}, valid until {self.until:%Y-%m-%d %H:%M} UTC"
+
+
+def revoke(places: Places, name: str, reason: str, by: str) -> str:
+    """Revoke all certificates of a name, and refuse it new ones; returns a message. Idempotent."""
+    if not reason.strip():
+        raise PkiError("--reason is empty: say why, for the readers of the record")
+    now = datetime.now(UTC).replace(microsecond=0)
+    with _alone(places):
+        names = sorted({entry["host"] for entry in recorded(places.issued)})
+        if name not in names:
+            raise PkiError(f"no certificate was ever signed for {name!r}; nothing was changed. "
+                           f"Names with certificates: {', '.join(names) or 'none'}")  # fmt: skip
+        known = revoked_serials(places)
+        serials = [serial for serial in living_serials(places, name, now) if int(serial, 16) not in known]
+        entry = revoked_names(places).get(name)
+        if serials or not entry:
+            record(places.revoked, {"time": now.isoformat(), "action": REVOKED, "name": name, "reason": reason,
+                                    "by": by, "serials": serials})  # fmt: skip
+        published = _publish(places)
+    done = f"{len(serials)} certificates" if serials or not entry else f"since {entry['time']}"
+    return f"{name} is revoked ({done}); {published}"
+
+
+def reinstate(places: Places, name: str, reason: str, by: str) -> str:
+    """Let a revoked name have certificates again; those that were revoked stay so. Idempotent."""
+    if not reason.strip():
+        raise PkiError("--reason is empty: say why, for the readers of the record")
+    with _alone(places):
+        if name in revoked_names(places):
+            now = datetime.now(UTC).replace(microsecond=0)
+            record(places.revoked, {"time": now.isoformat(), "action": REINSTATED, "name": name,
+                                    "reason": reason, "by": by})  # fmt: skip
+        published = _publish(places)
+    return f"{name} may have certificates again: site.yml gives it a new key and certificate; {published}"
+
+
+def publish(places: Places) -> Published:
+    """Sign a new list if a revocation is missing in it, or fewer than 23 of its 30 days are left."""
+    with _alone(places):
+        return _publish(places)
+
+
+def _publish(places: Places) -> Published:
+    now = datetime.now(UTC).replace(microsecond=0)
+    issuing, key = issuing_pair(places)
+    root = _root_list(places)
+    before = _last(places)
+    ours = before is not None and before.is_signature_valid(issuing.public_key())  # type: ignore[arg-type]
+    # What was revoked longer ago than a certificate lives has expired.
+    oldest = now - timedelta(days=LEAF_DAYS + 1)
+    # A revocation whose record was lost stays in the list.
+    listed = (
+        {entry.serial_number: entry.revocation_date_utc for entry in before}
+        if before is not None and ours
+        else {}
+    )
+    serials = {serial: time for serial, time in (listed | revoked_serials(places)).items() if time > oldest}
+    until = before.next_update_utc if before is not None else None
+    if before is not None and ours and until and until - now >= RENEWED_BELOW and serials == listed:
+        signed, current = False, before
+    else:
+        number = max(int(now.timestamp()), number_of(before) + 1 if before is not None else 0)
+        until = min(now + timedelta(days=LIST_DAYS), issuing.not_valid_after_utc)
+        signed, current = True, signed_list(issuing, key, serials, number, until)
+    names = "".join(f"# revoked: {name}\n" for name in sorted(revoked_names(places)))
+    text = names.encode() + current.public_bytes(serialization.Encoding.PEM) + root
+    if not places.revocation_list.exists() or places.revocation_list.read_bytes() != text:
+        write(places.revocation_list, text, 0o444)
+    return Published(number_of(current), until, signed)
+
+
+def _root_list(places: Places) -> bytes:
+    """The root's list as PEM. A server that looks at lists refuses every client without it."""
+    path, root = places.root_list, load(places.root_certificate)
+    if not path.exists():
+        raise PkiError(f"{path} is not there, so no list can be honoured. Where the escrow key is: `llmkeep "
+                       "issuing root-list --root root.pem --root-key root-key.cms --escrow-key escrow.key > root.crl`; "
+                       "put that there")  # fmt: skip
+    try:
+        signed = x509.load_pem_x509_crl(path.read_bytes())
+    except ValueError as error:
+        raise PkiError(
+            f"{path} is no revocation list ({error}): restore it from a backup of this host"
+        ) from error
+    if not signed.is_signature_valid(root.public_key()):  # type: ignore[arg-type]
+        raise PkiError(
+            f"{path} is not signed by {places.root_certificate}: restore both from a backup of this host"
+        )
+    return signed.public_bytes(serialization.Encoding.PEM)
+
+
+def _last(places: Places) -> x509.CertificateRevocationList | None:
+    """The list of before, if there is one that can be read."""
+    try:
+        return x509.load_pem_x509_crl(places.revocation_list.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+@contextmanager
+def _alone(places: Places) -> Iterator[None]:
+    """Wait for another `llmkeep pki` that signs a list."""
+    folder = places.revoked.parent
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
