@@ -47,11 +47,16 @@ class Listener(Section):
 
 
 class ClientTls(Section):
-    """The gateway's client certificate for a server, and the server's CA: PEM files, reread when they change."""
+    """The gateway's client certificate for a server, the server's CA and its revocation lists: PEM files, reread when
+    they change.
+
+    `crl`: lists of all CAs of the server's chain. With a list missing or expired, no server is connected to.
+    """
 
     ca: Path
     certificate: Path
     key: Path
+    crl: Path | None = None
 
 
 class Remote(Section):

@@ -110,7 +110,7 @@ class HttpClient:
         """Reload the certificates if they have changed; raises ConfigError if they are unusable."""
         if self.tls is None:
             return
-        files = self.tls.ca, self.tls.certificate, self.tls.key
+        files = [self.tls.ca, self.tls.certificate, self.tls.key, *([self.tls.crl] if self.tls.crl else [])]
         try:
             seen = [file.stat().st_mtime_ns for file in files]
             if seen == self.loaded:
@@ -119,6 +119,9 @@ class HttpClient:
             context.minimum_version = ssl.TLSVersion.TLSv1_3
             context.load_verify_locations(self.tls.ca)
             context.load_cert_chain(self.tls.certificate, self.tls.key)
+            if self.tls.crl:
+                context.load_verify_locations(self.tls.crl)
+                context.verify_flags |= ssl.VERIFY_CRL_CHECK_CHAIN
         except OSError as error:
             named = ", ".join(map(str, files))
             raise ConfigError(

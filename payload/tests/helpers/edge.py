@@ -4,12 +4,15 @@ import ssl
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
 import jinja2
 import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 from service import eventually
 
 from llmserve.local_run import free_port
@@ -53,6 +56,25 @@ def issue(ca: Path, name: str, *options: str) -> Path:
         "req", "-x509", *P256, *signer, "-subj", f"/CN={name}", *made, *extensions, *(options or DAY_LONG)
     )
     return ca.with_name(f"{name}.pem")
+
+
+def revoke(ca: Path, *certificates: Path, days: int = 1) -> Path:
+    """Sign a list of revoked certificates, CA.crl, that is valid for `days`."""
+    now = datetime.now(UTC)
+    issuer = x509.load_pem_x509_certificate(ca.read_bytes())
+    key = serialization.load_pem_private_key(ca.with_suffix(".key").read_bytes(), None)
+    builder = x509.CertificateRevocationListBuilder().issuer_name(issuer.subject)
+    builder = builder.last_update(now - timedelta(days=2)).next_update(now + timedelta(days=days))
+    for each in certificates:
+        serial = x509.load_pem_x509_certificate(each.read_bytes()).serial_number
+        entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now)
+        builder = builder.add_revoked_certificate(entry.build())
+    signed = builder.sign(key, hashes.SHA256())  # type: ignore[arg-type]
+    path = ca.with_suffix(".crl")
+    aside = path.with_suffix(".new")
+    aside.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    aside.replace(path)
+    return path
 
 
 P256 = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]

@@ -10,7 +10,7 @@ from typing import Any
 import httpx2 as httpx
 import openai
 import pytest
-from edge import authority, issue
+from edge import authority, issue, revoke
 from questions import error
 from redis_server import PASSWORD, RedisServer
 from scripted_upstream import END, USAGE, Script, ScriptedUpstream, answer, chunk, delta, stream
@@ -385,6 +385,34 @@ def test_an_upstream_with_old_or_foreign_tls_is_not_used(
     remotes = {"m": over_tls(server, certificates, **change)}
     with running(tmp_path, {}, remotes=remotes) as service, service.client() as client:
         error(client.post(CHAT, json=asking()), 503, "engine_unavailable")
+    assert server.requests == []
+    server.stop()
+
+
+def test_an_upstream_whose_certificate_is_revoked_is_used_no_more(tmp_path: Path) -> None:
+    ca = authority(tmp_path, "servers")
+    issue(ca, "server")
+    issue(authority(tmp_path, "clients"), "gateway")
+    server = ScriptedUpstream(tls=tls_server(tmp_path))
+    server.script = stream(delta("hello"), delta("", "stop"), USAGE, END)
+    remotes = {"m": over_tls(server, tmp_path, crl=revoke(ca).name)}
+    with running(tmp_path, {}, remotes=remotes) as service, service.client() as client:
+        eventually("it is found", lambda: client.get("/readyz").status_code == 200, 5)
+        revoke(ca, tmp_path / "server.pem")
+        eventually("it is refused", lambda: "certificate revoked" in service.logs(), 30)
+        error(client.post(CHAT, json=asking()), 503, "engine_unavailable")
+    server.stop()
+
+
+def test_no_upstream_is_used_by_a_revocation_list_that_has_expired(tmp_path: Path) -> None:
+    ca = authority(tmp_path, "servers")
+    issue(ca, "server")
+    issue(authority(tmp_path, "clients"), "gateway")
+    server = ScriptedUpstream(tls=tls_server(tmp_path))
+    remotes = {"m": over_tls(server, tmp_path, crl=revoke(ca, days=-1).name)}
+    with running(tmp_path, {}, remotes=remotes) as service, service.client() as client:
+        error(client.post(CHAT, json=asking()), 503, "engine_unavailable")
+        assert "CRL has expired" in service.logs()
     assert server.requests == []
     server.stop()
 
