@@ -60,6 +60,11 @@ class Places:
         """What hosts get: the names that are revoked now, the issuing CA's list and the root's."""
         return self.root / "var/lib/llmkeep/pki/crl.pem"
 
+    @property
+    def revoked_probe(self) -> Path:
+        """A certificate that is revoked from the start, and its key: checks of listeners are refused by it."""
+        return self.root / "var/lib/llmkeep/pki/revoked.pem"
+
     # ---------------------------------------------------------------- policy
     @property
     def policy_key(self) -> Path:

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from llmkeep.durable import record, recorded, write
-from llmkeep.pki.authority import PkiError, issuing_pair, load
+from llmkeep.pki.authority import PkiError, general_names, issuing_pair, load, permitted, private, sign
 from llmkeep.pki.revocations import (
     LEAF_DAYS,
     LIST_DAYS,
@@ -28,6 +30,8 @@ from llmkeep.pki.revocations import (
     signed_list,
 )
 from llmkeep.places import Places
+
+PROBE = "revoked"  # the name under which that certificate is on record
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ def revoke(places: Places, name: str, reason: str, by: str) -> str:
         raise PkiError("--reason is empty: say why, for the readers of the record")
     now = datetime.now(UTC).replace(microsecond=0)
     with _alone(places):
-        names = sorted({entry["host"] for entry in recorded(places.issued)})
+        names = sorted({entry["host"] for entry in recorded(places.issued)} - {PROBE})
         if name not in names:
             raise PkiError(f"no certificate was ever signed for {name!r}; nothing was changed. "
                            f"Names with certificates: {', '.join(names) or 'none'}")  # fmt: skip
@@ -85,30 +89,52 @@ def publish(places: Places) -> Published:
 def _publish(places: Places) -> Published:
     now = datetime.now(UTC).replace(microsecond=0)
     issuing, key = issuing_pair(places)
-    root = _root_list(places)
-    before = _last(places)
-    ours = before is not None and before.is_signature_valid(issuing.public_key())  # type: ignore[arg-type]
+    root, before = _root_list(places), _last(places, issuing)
+    # A revocation whose record was lost stays in the list.
+    listed = {entry.serial_number: entry.revocation_date_utc for entry in (() if before is None else before)}
     # What was revoked longer ago than a certificate lives has expired.
     oldest = now - timedelta(days=LEAF_DAYS + 1)
-    # A revocation whose record was lost stays in the list.
-    listed = (
-        {entry.serial_number: entry.revocation_date_utc for entry in before}
-        if before is not None and ours
-        else {}
-    )
     serials = {serial: time for serial, time in (listed | revoked_serials(places)).items() if time > oldest}
     until = before.next_update_utc if before is not None else None
-    if before is not None and ours and until and until - now >= RENEWED_BELOW and serials == listed:
-        signed, current = False, before
-    else:
-        number = max(int(now.timestamp()), number_of(before) + 1 if before is not None else 0)
+    current = before
+    signed = (
+        current is None
+        or until is None
+        or until - now < RENEWED_BELOW
+        or serials != listed
+        or _probe_serial(places) not in listed
+    )
+    if current is None or until is None or signed:
+        number = max(int(now.timestamp()), _last_number(places) + 1)
         until = min(now + timedelta(days=LIST_DAYS), issuing.not_valid_after_utc)
-        signed, current = True, signed_list(issuing, key, serials, number, until)
+        current = signed_list(issuing, key, serials | {_new_probe(places): now}, number, until)
     names = "".join(f"# revoked: {name}\n" for name in sorted(revoked_names(places)))
     text = names.encode() + current.public_bytes(serialization.Encoding.PEM) + root
     if not places.revocation_list.exists() or places.revocation_list.read_bytes() != text:
         write(places.revocation_list, text, 0o444)
     return Published(number_of(current), until, signed)
+
+
+def _new_probe(places: Places) -> int:
+    """Make the certificate that is only good for being refused; returns its serial number."""
+    domain = permitted(load(places.issuing_certificate))[0][0]
+    name, key = f"revoked.{domain}", ec.generate_private_key(ec.SECP256R1())
+    csr = (
+        x509.CertificateSigningRequestBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, PROBE)]))
+        .add_extension(x509.SubjectAlternativeName(general_names([name])), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    chain = sign(places, csr.public_bytes(serialization.Encoding.PEM), [name], PROBE)
+    write(places.revoked_probe, private(key) + chain, 0o400)
+    return x509.load_pem_x509_certificate(chain).serial_number
+
+
+def _probe_serial(places: Places) -> int | None:
+    try:
+        return x509.load_pem_x509_certificate(places.revoked_probe.read_bytes()).serial_number
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def _root_list(places: Places) -> bytes:
@@ -131,12 +157,21 @@ def _root_list(places: Places) -> bytes:
     return signed.public_bytes(serialization.Encoding.PEM)
 
 
-def _last(places: Places) -> x509.CertificateRevocationList | None:
-    """The list of before, if there is one that can be read."""
+def _last(places: Places, issuing: x509.Certificate) -> x509.CertificateRevocationList | None:
+    """The list of before, if there is one by this issuing CA's key."""
     try:
-        return x509.load_pem_x509_crl(places.revocation_list.read_bytes())
+        signed = x509.load_pem_x509_crl(places.revocation_list.read_bytes())
     except (FileNotFoundError, ValueError):
         return None
+    return signed if signed.is_signature_valid(issuing.public_key()) else None  # type: ignore[arg-type]
+
+
+def _last_number(places: Places) -> int:
+    """The number of the list of before, by whichever key."""
+    try:
+        return number_of(x509.load_pem_x509_crl(places.revocation_list.read_bytes()))
+    except (FileNotFoundError, ValueError):
+        return 0
 
 
 @contextmanager

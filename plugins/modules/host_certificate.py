@@ -154,6 +154,8 @@ def doubts(
     left = (leaf.ends - datetime.now(UTC)).days
     if left < renew_days:
         found.append(f"it ends in {left} days ({leaf.ends:%Y-%m-%d}), fewer than {renew_days}")
+    if is_revoked(path, root):
+        found.append("it was revoked")
     issuing = CERTIFICATE.findall(chain)[0]
     if issuing.strip() not in path.read_text(errors="replace"):
         found.append("it was not issued by the estate's issuing certificate of today")
@@ -163,6 +165,26 @@ def doubts(
         except Refused as problem:
             found.append(f"it does not verify: {problem}")
     return found
+
+
+def is_revoked(path: Path, root: Path) -> bool:
+    """Whether the lists beside the root certificate, if they are there, revoke the certificate."""
+    lists = root.with_name("crl.pem")
+    if not lists.exists():
+        return False
+    words = ["-crl_check", "-CRLfile", str(lists), "-CAfile", str(root), "-untrusted", str(path)]
+    try:
+        openssl("verify", *words, str(path))
+    except Refused as problem:
+        return "certificate revoked" in str(problem)
+    return False
+
+
+def is_revoked_key(key: Path, place: Path, root: Path) -> bool:
+    """Whether the key is that of a revoked certificate: there may be a copy of it."""
+    if not (key.exists() and place.exists() and is_revoked(place, root)):
+        return False
+    return leaf_of(place).public_key == openssl("pkey", "-in", str(key), "-pubout").strip()
 
 
 def key_in_place(path: Path, group: str, check: bool) -> bool:
@@ -264,6 +286,10 @@ def settle(params: dict[str, Any], check: bool) -> dict[str, Any]:
             stale.unlink()
     key, place = Path(params["key"] or folder / f"{params['name']}.key"), folder / f"{params['name']}.pem"
     if not params["public_key"]:
+        if not params["certificate"] and is_revoked_key(key, place, root):
+            changed = True
+            if not check:
+                atomic.remove(key)
         changed = key_in_place(key, params["group"], check) or changed
     if check and (changed or not key.exists()):
         return {"changed": True, "reasons": ["there is none"], "request": "", "days_left": -1}

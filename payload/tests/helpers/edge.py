@@ -1,5 +1,8 @@
 """A real nginx with the configuration of the role `edge` in front of a gateway's socket, and CAs made by openssl."""
 
+import os
+import signal
+import socket
 import ssl
 import subprocess
 from collections.abc import Iterator
@@ -28,6 +31,8 @@ http {{
     client_body_temp_path {folder}/t1; proxy_temp_path {folder}/t2; fastcgi_temp_path {folder}/t3;
     uwsgi_temp_path {folder}/t4; scgi_temp_path {folder}/t5;
     ssl_protocols TLSv1.3;
+    ssl_session_cache shared:tls:2m;
+    ssl_session_tickets off;
     ssl_certificate {folder}/server.pem;
     ssl_certificate_key {folder}/server.key;
     include {folder}/edge.conf;
@@ -90,12 +95,37 @@ class Edge:
         self.port = port
         self.clients = folder / "clients.pem"
 
-    def client(self, certificate: Path | None = None, **headers: str) -> httpx.Client:
-        """A TLS client, optionally with a client certificate."""
+    def context(self, certificate: Path | None = None) -> ssl.SSLContext:
+        """TLS of a client, optionally with a client certificate."""
         context = ssl.create_default_context(cafile=str(self.folder / "servers.pem"))
         if certificate:
             context.load_cert_chain(certificate, certificate.with_suffix(".key"))
-        return httpx.Client(base_url=f"https://localhost:{self.port}", verify=context, headers=headers)
+        return context
+
+    def client(self, certificate: Path | None = None, **headers: str) -> httpx.Client:
+        """An HTTP client, optionally with a client certificate."""
+        verify = self.context(certificate)
+        return httpx.Client(base_url=f"https://localhost:{self.port}", verify=verify, headers=headers)
+
+    def asked(
+        self, context: ssl.SSLContext, session: ssl.SSLSession | None
+    ) -> tuple[bytes, ssl.SSLSession | None]:
+        """The answer to one request, which may resume a session, and the session to resume."""
+        with (
+            socket.create_connection(("localhost", self.port), timeout=10) as plain,
+            context.wrap_socket(plain, server_hostname="localhost", session=session) as tls,
+        ):
+            tls.sendall(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            answer = b"".join(iter(lambda: tls.recv(65536), b""))
+            return answer, tls.session
+
+    def reload(self) -> None:
+        """Take in changed files; returns when no worker from before accepts connections."""
+        master = int((self.folder / "nginx.pid").read_text())
+        children = Path(f"/proc/{master}/task/{master}/children")
+        before = set(children.read_text().split())
+        os.kill(master, signal.SIGHUP)
+        eventually("the workers are new", lambda: before.isdisjoint(children.read_text().split()))
 
 
 def render(folder: Path, gateways: int, port: int, **changes: Any) -> None:
@@ -111,6 +141,7 @@ def render(folder: Path, gateways: int, port: int, **changes: Any) -> None:
         "__edge_in_hsm": False,
         "edge_client_ca_file": "set",
         "__edge_client_ca": str(folder / "clients.pem"),
+        "__edge_client_crl": "",
         **changes,
     }
     text = environment.get_template("edge.conf.j2").render(variables)
@@ -127,7 +158,7 @@ def in_front_of(gateway: Path, folder: Path, *more: Path, **changes: Any) -> Ite
     folder.mkdir()
     for number, path in enumerate(gateways, 1):
         (folder / f"{number}.sock").symlink_to(path)
-    servers, _ = authority(folder, "servers"), authority(folder, "clients")
+    servers, _ = authority(folder, "servers"), revoke(authority(folder, "clients"))
     issue(servers, "server")
     with free_port() as port:
         edge = Edge(folder, port)

@@ -1,5 +1,5 @@
 #!/bin/sh
-# tls-handshake.sh ADDRESS:PORT NAME OPTION…: a TLS handshake without a client's certificate, and what openssl says of it.
+# tls-handshake.sh ADDRESS:PORT NAME OPTION…: a TLS handshake, by default without a client certificate, and what openssl says of it.
 # With TLS 1.3 a client hears of a refusal only after its own last message; a client that is let in is ended after 8 s.
 address=$1 name=$2
 shift 2

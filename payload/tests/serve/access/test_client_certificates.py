@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 import pytest
-from edge import Edge, authority, in_front_of, issue
+from edge import Edge, authority, in_front_of, issue, revoke
 from questions import LASTING, error
 from service import Service, eventually, running
 
@@ -209,6 +209,33 @@ def test_revoking_a_certificate_or_its_holder_ends_the_running_stream(service: S
                 last = [line for line in stream.iter_lines() if line][-1]
             assert json.loads(last.removeprefix("data: "))["error"]["code"] == "revoked_certificate"
             error(client.get("/v1/models"), 401, "revoked_certificate")
+
+
+def test_a_certificate_on_a_revocation_list_does_not_pass_the_edge_and_neither_does_its_session(
+    service: Service, tmp_path: Path
+) -> None:
+    folder = tmp_path / "nginx"
+    listed = {"__edge_client_crl": str(folder / "clients.crl")}
+    with in_front_of(service.folder / "http.sock", folder, **listed) as edge:
+        stolen, good = issue(edge.clients, "stolen"), issue(edge.clients, "good")
+        add(service, stolen, "stolen")
+        add(service, good, "good")
+        context = edge.context(stolen)
+        answer, session = edge.asked(context, None)
+        assert b"200 OK" in answer
+        revoke(edge.clients, stolen)
+        edge.reload()
+        with edge.client(good) as client:
+            eventually("it works", lambda: client.get("/v1/models").status_code == 200, 5)
+        with edge.client(stolen) as client:
+            assert client.get("/v1/models").json()["error"]["code"] == "bad_certificate"
+        assert b"bad_certificate" in edge.asked(context, session)[0]
+        revoke(edge.clients, days=-1)
+        edge.reload()
+        with edge.client(good) as client:
+            assert client.get("/v1/models").json()["error"]["code"] == "bad_certificate"
+        with edge.client() as client:
+            error(client.get("/v1/models"), 401, "missing_key")
 
 
 def test_a_certificate_that_expires_ends_its_running_stream(service: Service, edge: Edge) -> None:

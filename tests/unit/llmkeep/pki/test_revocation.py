@@ -143,13 +143,14 @@ def test_a_revocation_outlives_the_loss_of_its_record_and_ends_with_the_certific
     estate: Estate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     estate.revoke("train1")
+    serial = x509.load_pem_x509_certificate((estate.folder / "train1.pem").read_bytes()).serial_number
     estate.places.revoked.unlink()
     later(monkeypatch, 29)
     estate.publish()
-    assert len(current(estate)) == 1
+    assert current(estate).get_revoked_certificate_by_serial_number(serial)
     later(monkeypatch, 92)
     estate.publish()
-    assert len(current(estate)) == 0
+    assert not current(estate).get_revoked_certificate_by_serial_number(serial)
 
 
 def test_a_power_cut_between_record_and_list_is_made_good_by_the_next_call(
@@ -168,6 +169,16 @@ def test_openssl_refuses_everyone_by_an_expired_list_and_without_one(estate: Est
     assert "CRL has expired" in estate.verdict("llm1", "-attime", after)
     estate.list.write_bytes(estate.places.root_list.read_bytes())
     assert "unable to get certificate CRL" in estate.verdict("llm1")
+
+
+def test_each_list_comes_with_a_certificate_that_is_refused_for_being_revoked(estate: Estate) -> None:
+    probe = estate.folder / "probe.pem"
+    probe.write_bytes(estate.places.revoked_probe.read_bytes())
+    assert REFUSED in estate.verdict("probe")
+    estate.places.revoked_probe.unlink()
+    estate.publish()
+    probe.write_bytes(estate.places.revoked_probe.read_bytes())
+    assert REFUSED in estate.verdict("probe")
 
 
 def test_an_authority_without_the_roots_list_says_how_to_get_one(estate: Estate) -> None:
