@@ -2,6 +2,7 @@
 
 Exit codes: 0 done; 1 refused or failed, the message says what and what to do; 2 wrong usage; 130 interrupted.
 `llmkeep bundle verify`, `llmkeep policy verify` and `llmkeep release verify` tell refusals apart by 3 to 6 (see their help).
+`llmkeep pki revoke` and `reinstate`: 3 if a host was not reached.
 """
 
 import argparse
