@@ -13,18 +13,18 @@ from typing import Any
 import jinja2
 import pytest
 from plugin_modules import ROOT
+from revoked_hosts import Estate
 from softhsm import SOFTHSM, Double, double, faulty, hsm
-from waiting import PATIENCE, listens, own_port
+from waiting import PATIENCE, listens, own_port, until
 
 CLIENT = "/usr/lib/x86_64-linux-gnu/pkcs11/p11-kit-client.so"
-P_256 = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2")
 
 
 class Way:
     """SoftHSM on one side, a socket on the other; each process can be ended."""
 
-    def __init__(self, lab: Double) -> None:
-        self.lab, self.folder = lab, lab.folder
+    def __init__(self, lab: Double, estate: Estate) -> None:
+        self.lab, self.folder, self.estate = lab, lab.folder, estate
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.port = own_port()
         self.socket = self.folder / "client.sock"
@@ -130,36 +130,13 @@ class Way:
         )
 
 
-def certificates(folder: Path) -> None:
-    """An authority, and three hosts of its estate."""
-
-    def openssl(*words: str) -> None:
-        subprocess.run(["openssl", *words], check=True, capture_output=True, cwd=folder)
-
-    openssl("req", "-x509", *P_256, "-subj", "/CN=root", "-keyout", "root.key", "-out", "root.pem")
-    for host in "ops1", "llm1", "train1":
-        name = f"subjectAltName=DNS:{host}.estate.internal"
-        authority = ("-CA", "root.pem", "-CAkey", "root.key", "-addext", name)
-        openssl(
-            "req",
-            "-x509",
-            *P_256,
-            *authority,
-            "-subj",
-            f"/CN={host}",
-            "-keyout",
-            f"{host}.key",
-            "-out",
-            f"{host}.pem",
-        )
-
-
 @pytest.fixture
 def way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Way]:
     lab = double(tmp_path, monkeypatch)
     lab.make_tokens()
-    certificates(tmp_path)
-    found = Way(lab)
+    found = Way(lab, Estate(tmp_path, monkeypatch))
+    for host in "ops1", "llm1", "train1":
+        found.estate.certificate(host)
     yield found
     for name in list(found.processes):
         found.end(name)
@@ -233,6 +210,25 @@ def test_a_host_that_stands_in_for_the_hsm_is_not_spoken_to(way: Way) -> None:
     way.let_in("llm1", host="train1")
     way.go("llm1")
     assert way.fault().kind == "absent"
+
+
+def test_a_revoked_host_is_not_let_in_after_a_reload(open_way: Way) -> None:
+    assert open_way.key()["missing"]
+    open_way.estate.revoke("llm1")
+    open_way.processes["softhsm"].send_signal(signal.SIGHUP)
+    log = open_way.folder / "softhsm.log"
+    until(lambda: log.read_text().count("Configuration successful") == 2)
+    assert open_way.fault().kind == "absent"
+    assert "certificate revoked" in log.read_text()
+
+
+def test_a_revoked_hsm_is_not_spoken_to(way: Way) -> None:
+    way.serve()
+    way.let_in("llm1")
+    way.estate.revoke("ops1")
+    way.go("llm1")
+    assert way.fault().kind == "absent"
+    assert "certificate revoked" in (way.folder / "hsm.log").read_text()
 
 
 def test_an_hsm_that_ends_is_absent_in_bounded_time_and_is_found_again(open_way: Way) -> None:
