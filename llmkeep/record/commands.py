@@ -1,4 +1,4 @@
-"""`llmkeep audit init | verify | show | collect`: the control node's own record, and its witness of the others'.
+"""`llmkeep audit …`: the control node's own record, and its witness of the others'.
 
 Exit codes: 0 good; 1 failed or refused; 2 wrong usage; 3 a record was altered; 4 there is nothing to verify or show.
 """
@@ -8,8 +8,8 @@ import os
 import socket
 
 from llmkeep.durable import write
+from llmkeep.record import findings, witness
 from llmkeep.record import runs as record
-from llmkeep.record import witness
 from llmkeep.record.runs import CREDENTIAL, RecordError
 from llmkeep.record.witness import Altered
 from llmkeep.sealing import seal
@@ -50,8 +50,26 @@ def _collect(given: argparse.Namespace) -> int:
         return audit_cli.ALTERED
 
 
+def _findings(given: argparse.Namespace) -> int:
+    known = findings.load(witness.KEPT)
+    if known is None:
+        print("the witness has not looked at any record: start llmkeep-audit-witness.service")
+        return 1
+    for number, each in known.altered.items():
+        print(f"{number} since {each.since}: {each.what}")
+    unheard = known.lasting(given.minutes)
+    for each in unheard:
+        print(f"since {each.since}: {each.what}")
+    return audit_cli.ALTERED if known.altered else int(bool(unheard))
+
+
+def _acknowledge(given: argparse.Namespace) -> int:
+    print(f"on record as known: {witness.acknowledge(given.id, given.reason)}")
+    return 0
+
+
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """`llmkeep audit init | verify | show | collect`."""
+    """`llmkeep audit …`."""
     parser = subparsers.add_parser("audit", help="the record of what was run from here", description=__doc__)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     verbs.add_parser(
@@ -65,3 +83,19 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "-i", "--inventory", action="append", required=True, help="file or folder; may be repeated"
     )
     collect.set_defaults(run=_collect)
+    found = verbs.add_parser(
+        "findings", help="what the witness found and nobody has acknowledged, and what it learns nothing of"
+    )
+    found.add_argument(
+        "--minutes",
+        type=int,
+        default=0,
+        help="leave out records of which it has learnt nothing for less (default: %(default)s)",
+    )
+    found.set_defaults(run=_findings)
+    known = verbs.add_parser(
+        "acknowledge", help="put on record that a finding is known, and take it from the list"
+    )
+    known.add_argument("id", help="as `findings` names it")
+    known.add_argument("--reason", required=True, help="what was found out and done")
+    known.set_defaults(run=_acknowledge)

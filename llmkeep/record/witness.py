@@ -6,6 +6,7 @@ them.
 """
 
 import base64
+import binascii
 import fcntl
 import hashlib
 import json
@@ -18,7 +19,9 @@ from pathlib import Path
 
 from llmkeep import playbooks, source_tree
 from llmkeep.durable import sync_folder, write
+from llmkeep.record import findings
 from llmkeep.record import runs as record
+from llmkeep.record.findings import Findings
 from llmkeep.record.runs import RecordError
 from llmproof import heads
 from llmproof.heads import HeadError, Verifier
@@ -89,34 +92,58 @@ class Kept:
 
 
 def collect(inventories: list[str]) -> int:
-    """Collect new heads from every serving host, and give ours to the first other host. Returns 1 if one did not answer, else 0.
+    """Collect new heads from every serving host, and give ours to the first other host.
 
-    Raises Altered after all hosts were checked, and writes it into the record.
+    Returns 1 if nothing was learnt of one, else 0. Raises Altered, after all hosts were checked, while a finding is not
+    acknowledged, whether this look has it or an earlier one; each is put on record once.
 
     """
     root = source_tree.located()
     places = [playbooks.inventory(place, root) for place in inventories]
     KEPT.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _alone():
+        known = findings.load(KEPT) or Findings()
         kept = {folder.name: len(Kept(folder).data()) for folder in KEPT.iterdir() if folder.is_dir()}
         heard = _play(places, "read", {"witness_kept": kept})
-        problems, altered = list(heard.failures), []
+        altered: list[str] = []
+        unheard = _by_source(heard.failures)
         for host, said in ((host, said) for (task, host), said in heard.said.items() if task == READ):
             try:
-                problems += _keep(host, said)
+                if problem := _keep(KEPT / host, said):
+                    unheard[host] = problem
             except Altered as error:
                 altered.append(str(error))
         compared = [(host, said) for (task, host), said in heard.said.items() if task == COMPARE]
         try:
-            problems += _give(places, compared)
+            unheard |= _give(places, compared)
         except Altered as error:
             altered.append(str(error))
-    for problem in problems:
-        print(f"llmkeep audit: {problem}", file=sys.stderr)
-    if altered:
-        _on_record(altered)
-        raise Altered("; ".join(altered))
-    return int(bool(problems))
+        known.add(altered, unheard)
+        known.save(KEPT)
+        for problem in unheard.values():
+            print(f"llmkeep audit: {problem}", file=sys.stderr)
+        if known.altered:
+            _on_record(known)
+            raise Altered("; ".join(each.what for each in known.altered.values())
+                          + ". `llmkeep audit findings` lists it until it is acknowledged")  # fmt: skip
+    return int(bool(unheard))
+
+
+def acknowledge(number: str, reason: str) -> str:
+    """Put on record that an operator knows finding NUMBER, then forget it; returns what it was. RecordError, which leaves it."""
+    with _alone(wait=True):
+        known = findings.load(KEPT) or Findings()
+        if number not in known.altered:
+            raise RecordError(
+                f"there is no finding {number!r}: `llmkeep audit findings` lists those that are open"
+            )
+        found = known.altered.pop(number)
+        record.append({"event.kind": "event", "event.category": ["intrusion_detection"], "event.action": "acknowledge",
+                       "event.outcome": "success", "event.reason": reason, "user.name": record.who(),
+                       "llmkeep.witness.id": number, "llmkeep.witness.since": found.since,
+                       "llmkeep.witness.finding": found.what}, sign=True)  # fmt: skip
+        known.save(KEPT)
+    return found.what
 
 
 def _play(places: list[Path], tag: str, variables: dict[str, object]) -> playbooks.Heard:
@@ -134,51 +161,70 @@ def _play(places: list[Path], tag: str, variables: dict[str, object]) -> playboo
     return heard
 
 
-def _keep(host: str, said: str) -> list[str]:
-    """One host's answer: verifier, hash of what is kept here, what is new."""
-    verifier, prefix, new = (*said.splitlines(), "", "", "")[:3]  # a terminal on the way writes \\r\\n
-    folder = KEPT / host
+def _by_source(failures: list[str]) -> dict[str, str]:
+    """Failed tasks by their host, the first word of each."""
+    return {failure.partition(":")[0]: failure for failure in failures}
+
+
+def _keep(folder: Path, said: str) -> str:
+    """One host's answer: verifier, hash of what is kept here, what is new. Returns why nothing was learnt, or nothing."""
+    verifier, prefix, new = (*said.splitlines(), "", "", "")[:3]  # a terminal on the way writes \r\n
+    host = folder.name
     if verifier == "shut":
-        return [
-            f"the volume with the audit record of {host} is shut, so it says nothing of it: look there if it stays so"
-        ]
+        return f"the volume with the audit record of {host} is shut, so it says nothing of it: look there if it stays so"
     if verifier == "none" and not folder.exists():
-        return [f"{host} keeps no audit record in {RECORD}: is llm-audit running there?"]
+        return f"{host} keeps no audit record in {RECORD}: is llm-audit running there?"
+    try:
+        heads_of_it = base64.b64decode(new, validate=True)
+    except binascii.Error as error:
+        raise Altered(f"{host} answered with what is no base64 ({error}): look at that host") from error
     folder.mkdir(mode=0o700, exist_ok=True)
-    Kept(folder).extend(verifier + "\n", prefix, base64.b64decode(new))
-    return []
+    Kept(folder).extend(verifier + "\n", prefix, heads_of_it)
+    return ""
 
 
-def _give(places: list[Path], compared: list[tuple[str, str]]) -> list[str]:
-    """Give our heads to the first other host if it has fewer; Altered if ours do not extend its copy."""
+def _give(places: list[Path], compared: list[tuple[str, str]]) -> dict[str, str]:
+    """Give our heads to the first other host if it has fewer; Altered if ours do not extend its copy.
+
+    Returns problems by source.
+
+    """
     own = record.FOLDER / heads.NAME
     if not own.exists():
-        return [
-            f"there are no heads in {record.FOLDER} to give to another host: make a record with `llmkeep audit init`"
-        ]
+        return {
+            "this node": f"there are no heads in {record.FOLDER} to give to another host: make a record with `llmkeep audit init`"
+        }
     if not compared:
-        return ["no other host keeps this node's heads: there is none, or it did not answer"]
+        return {"this node": "no other host keeps this node's heads: there is none, or it did not answer"}
     ours, ((host, said), *_) = own.read_bytes(), compared
     size, prefix = (*said.split(), "", "")[:2]
     if not size.isdigit() or prefix != hashlib.sha256(ours[: int(size)]).hexdigest() or int(size) > len(ours):
         raise Altered(f"{host} holds {size} bytes of this node's heads in {COPY}, which are not the first ones of {own}: one "
                       "of the two was changed. Nothing was copied; look at both")  # fmt: skip
-    return [] if int(size) == len(ours) else _play(places, "give", {}).failures
+    return {} if int(size) == len(ours) else _by_source(_play(places, "give", {}).failures)
 
 
-def _on_record(altered: list[str]) -> None:
+def _on_record(known: Findings) -> None:
+    """Put on record what is not; what cannot be recorded now is tried again by the next look."""
+    new = [each for each in known.altered.values() if not each.recorded]
+    if not new:
+        return
     try:
         record.append({"event.kind": "alert", "event.category": ["intrusion_detection"], "event.action": "witness",
-                       "event.outcome": "failure", "event.reason": altered}, sign=True)  # fmt: skip
+                       "event.outcome": "failure", "event.reason": [each.what for each in new]}, sign=True)  # fmt: skip
     except RecordError as error:
         print(f"llmkeep audit: {error}", file=sys.stderr)
+        return
+    for each in new:
+        each.recorded = True
+    known.save(KEPT)
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
+def _alone(wait: bool = False) -> Iterator[None]:
     descriptor = os.open(KEPT, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
     except BlockingIOError as error:
         raise RecordError("another `llmkeep audit collect` is at work: wait for it") from error

@@ -1,9 +1,10 @@
 #!/bin/sh
-# last-look-is-fresh.sh MINUTES: exit 1 where the witness's last look ended longer ago.
+# last-look-is-fresh.sh MINUTES: exit 1 where the witness's last complete look, which ends with this file, is older.
+findings=/var/lib/llmkeep/witness/findings.json
 # The first look may still be running where one is planned.
 for _ in $(seq 60); do
-  ended=$(systemctl show --property=ExecMainExitTimestamp --value llmkeep-audit-witness.service)
-  age=$(( ($(date +%s) - $(date +%s --date="${ended:-1970-01-01}")) / 60 ))
+  ended=$(stat --format=%Y "$findings" 2> /dev/null)
+  age=$(( ($(date +%s) - ${ended:-0}) / 60 ))
   [ "$age" -lt "$1" ] && exit 0
   { [ -z "$ended" ] && systemctl --quiet is-active llmkeep-audit-witness.timer; } || break
   sleep 2

@@ -120,6 +120,109 @@ def test_a_record_that_is_gone_is_no_host_without_one(estate: Estate) -> None:
     assert "llm1 now signs as none" in estate.journal[0]
 
 
+def findings(capfd: pytest.CaptureFixture[str], minutes: int = 0) -> tuple[int, list[str]]:
+    """llmkeep audit findings: its exit code and lines."""
+    capfd.readouterr()
+    code = cli.main(["audit", "findings", "--minutes", str(minutes)])
+    return code, capfd.readouterr().out.splitlines()
+
+
+def rewritten(estate: Estate) -> None:
+    """llm1's record, signed anew after the witness has seen it."""
+    assert estate.collect() == 0
+    shutil.rmtree(estate.record)
+    record(estate.record, 30)
+
+
+AWAY = ALL.replace("llm1: {}", "llm1: {ansible_connection: ssh, ansible_host: 127.0.0.1, ansible_port: 1}")
+
+
+def test_an_altered_record_stays_a_finding_while_its_host_does_not_answer(
+    estate: Estate, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rewritten(estate)
+    assert estate.collect() == 3
+    (estate.root / "hosts.yml").write_text(AWAY)
+    assert estate.collect() == 3
+    code, told = findings(capfd)
+    assert code == 3
+    assert any("the heads on llm1 do not begin with" in line for line in told)
+
+
+def test_an_altered_record_is_on_record_once_however_often_it_is_seen(estate: Estate) -> None:
+    rewritten(estate)
+    assert [estate.collect(), estate.collect()] == [3, 3]
+    alerts = [line for line in whole(estate.root / "own") if b'"alert"' in line]
+    assert len(alerts) == 1
+
+
+def test_a_finding_ends_by_an_acknowledgement_that_is_on_record(
+    estate: Estate, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUDO_USER", "alice")
+    rewritten(estate)
+    assert estate.collect() == 3
+    estate.kept.rename(estate.root / "evidence")
+    assert estate.collect() == 3, "put right, and not acknowledged"
+    number = findings(capfd)[1][0].split()[0]
+    assert cli.main(["audit", "acknowledge", number, "--reason", "llm1 was set up anew"]) == 0
+    said = json.loads(whole(estate.root / "own")[-1])
+    assert (said["event.action"], said["user.name"]) == ("acknowledge", "alice")
+    assert (said["event.reason"], said["llmkeep.witness.id"]) == ("llm1 was set up anew", number)
+    assert "the heads on llm1 do not begin with" in said["llmkeep.witness.finding"]
+    assert estate.collect() == 0
+    assert findings(capfd) == (0, [])
+
+
+def test_what_is_acknowledged_and_still_there_is_found_again(
+    estate: Estate, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rewritten(estate)
+    assert estate.collect() == 3
+    number = findings(capfd)[1][0].split()[0]
+    assert cli.main(["audit", "acknowledge", number, "--reason", "too early"]) == 0
+    assert estate.collect() == 3
+    assert cli.main(["audit", "acknowledge", "00000000", "--reason", "a typing error"]) == 1
+    assert "llmkeep audit findings" in capfd.readouterr().err
+
+
+def test_an_acknowledgement_that_cannot_be_recorded_is_none(
+    estate: Estate, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rewritten(estate)
+    assert estate.collect() == 3
+    number = findings(capfd)[1][0].split()[0]
+    (estate.root / "seed").unlink()
+    assert cli.main(["audit", "acknowledge", number, "--reason", "no record"]) == 1
+    assert findings(capfd)[0] == 3
+
+
+def test_a_witness_that_learns_nothing_fails_once_that_lasts(
+    estate: Estate, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert findings(capfd)[0] == 1, "it has never looked"
+    (estate.root / "hosts.yml").write_text(AWAY)
+    assert estate.collect() == 1
+    assert findings(capfd, minutes=15) == (0, [])
+    path = estate.root / "witness/findings.json"
+    told = json.loads(path.read_text())
+    for each in told["unheard"].values():
+        each["since"] = "2020-01-31T08:00:00+00:00"
+    path.write_text(json.dumps(told))
+    assert estate.collect() == 1
+    code, lines = findings(capfd, minutes=15)
+    assert code == 1
+    assert "since 2020-01-31" in lines[0]
+    (estate.root / "hosts.yml").write_text(ALL)
+    assert estate.collect() == 0
+    assert findings(capfd) == (0, [])
+
+
+def test_an_answer_that_is_no_base64_is_a_finding_and_ends_no_look(kept: Kept) -> None:
+    with pytest.raises(Altered, match="llm1"):
+        witness._keep(kept.folder, f"{SIGNER.verifier.text}\n{hashlib.sha256(kept.data()).hexdigest()}\nabc")
+
+
 def test_a_copy_of_our_heads_that_ours_do_not_extend_is_not_written_over(estate: Estate) -> None:
     assert estate.collect() == 0
     (estate.copy / "heads").write_bytes(b"x" + (estate.copy / "heads").read_bytes()[1:])
