@@ -3,14 +3,18 @@
 A line is `{"event.sequence":N,"@timestamp":"…",` the event's own fields `,"llmkeep.audit.previous":"…",
 "llmkeep.audit.hash":"…"}`: `previous` is the hash of the whole line before (64 zeros for the first), `hash` that of
 this line's bytes before `,"llmkeep.audit.hash"`. Files are `records-FIRST.jsonl` by the first sequence number in
-them, then `heads` and `verifier` (see heads.py), and `tree`, which only saves time and is never believed.
+them, then `heads` and `verifier` (see heads.py), and `tree`, which only saves time and is never believed. `tip` is
+the head that was to be signed last, without its signature: where signing fails, a witness learns from it what the tail was.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -28,7 +32,14 @@ OURS = {"event.sequence", "@timestamp", PREVIOUS, HASH}
 TAIL = len(f',"{HASH}":""}}') + 64
 # A damaged line may be of any length; more than this is never read at once.
 READ = MAX_LINE + 4096
+UNSIGNED_SECONDS = 300.0  # how old a record without a head may be before the writer refuses the next one
 RECENT = 10  # heads among which the kept tree is looked for: a power cut may lose the newest
+
+
+WITNESS_WAY_OUT = (
+    "Nothing is signed. Save the folder; what the witness kept of this host is on the control node. Then move the folder, the "
+    "witness's copy and its statement on this host away, and keep them"
+)
 
 
 class ChainError(Exception):
@@ -71,6 +82,16 @@ def named_previous(line: bytes) -> str:
     return line[-TAIL - 65 : -TAIL - 1].decode(errors="replace")
 
 
+def written_at(line: bytes) -> datetime:
+    """The time of a line that is one; ValueError."""
+    return datetime.fromisoformat(line[:120].split(b'"', 6)[5].decode())
+
+
+def utc(moment: datetime) -> str:
+    """As records and heads have it."""
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
 def lines(path: Path) -> Iterator[bytes]:
     """The file's lines with their newlines; the last may lack it, and so does what is too long for a line."""
     with path.open("rb") as file:
@@ -88,14 +109,43 @@ def file_name(first: int) -> str:
     return f"records-{first:012d}.jsonl"
 
 
+def witnessed(path: Path | None) -> Head:
+    """The head that the witness saw last, from the file that it left on this host; of size 0 where there is none. ChainError."""
+    try:
+        return heads.stated(path.read_bytes())[1] if path else Head(0, b"")
+    except FileNotFoundError:
+        return Head(0, b"")
+    except ValueError as error:
+        raise ChainError(
+            f"{path} does not say what the witness saw ({error}): wait for its next look, or remove it"
+        ) from error
+
+
+def _monotonic(line: bytes) -> float:
+    """When the line was written, by time.monotonic(), as far as the clock was right; long ago where it has no time."""
+    try:
+        return time.monotonic() - max(0.0, (datetime.now(UTC) - written_at(line)).total_seconds())
+    except (ValueError, IndexError, TypeError):
+        return -math.inf
+
+
 class Chain:
     """The one writer of a folder. Not for several threads at once; `close` it, or use it in a `with`.
 
     `wait`: until another writer has gone, instead of refusing. `name`: who signs, noted when the record begins.
+    `unsigned_seconds`: how old a record without a head may be before the next one is refused. `seen`: a file with the
+    head, or tip, that the witness saw last; a record that does not hold it is not gone on with.
     """
 
     def __init__(
-        self, folder: Path, seed: bytes, name: str = "", rotate: int = ROTATE, wait: bool = False
+        self,
+        folder: Path,
+        seed: bytes,
+        name: str = "",
+        rotate: int = ROTATE,
+        wait: bool = False,
+        unsigned_seconds: float = UNSIGNED_SECONDS,
+        seen: Path | None = None,
     ) -> None:
         """Lock and recover the record. Raises ChainError, HeadError, OSError; then nothing stays locked."""
         folder.mkdir(mode=0o750, parents=True, exist_ok=True)
@@ -103,6 +153,9 @@ class Chain:
         self._lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         self._file, self._size = -1, 0
         self.tree, self._previous, self._signed = Tree(), FIRST_PREVIOUS, 0
+        self.unsigned_seconds = unsigned_seconds
+        self._unsigned_since = math.inf  # by time.monotonic(), of the first record without a head
+        self._seen = witnessed(seen)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             self._signer = self._signer_of(seed, name)
@@ -127,10 +180,18 @@ class Chain:
 
     def write(self, bodies: Sequence[bytes]) -> range:
         """`append` for what `fields` made."""
+        if time.monotonic() - self._unsigned_since > self.unsigned_seconds:
+            raise OSError(
+                errno.ETIME,
+                f"records have waited for a signed head for more than {self.unsigned_seconds:g} s",
+            )
+        return self._write(bodies)
+
+    def _write(self, bodies: Sequence[bytes]) -> range:
         self._must_be_open()
         if self._size >= self.rotate:
             self._start_file()
-        now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z").encode()
+        now, since = utc(datetime.now(UTC)).encode(), time.monotonic()
         first, previous, written = self.tree.size + 1, self._previous, []
         for sequence, body in enumerate(bodies, first):
             line = b'{"event.sequence":%d,"@timestamp":"%b",%b,"%b":"%b"' % (
@@ -142,6 +203,7 @@ class Chain:
         for line in written:
             self.tree.add(line)
         self._previous = previous
+        self._unsigned_since = min(self._unsigned_since, since)
         return range(first, first + len(written))
 
     def sign(self) -> bytes | None:
@@ -149,7 +211,9 @@ class Chain:
         self._must_be_open()
         if self.tree.size == self._signed:
             return None
-        note = self._signer.sign(Head(self.tree.size, self.tree.root()))
+        head = Head(self.tree.size, self.tree.root(), utc(datetime.now(UTC)))
+        self._replace("tip", head.text(self.verifier.name))
+        note = self._signer.sign(head)
         path = self.folder / heads.NAME
         new = not path.exists()
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o640)
@@ -159,11 +223,10 @@ class Chain:
                 os.fsync(self._lock)
         finally:
             os.close(descriptor)
-        self._signed = self.tree.size
-        with suppress(OSError):  # without it the next opening takes longer
-            aside = self.folder / ".tree.new"
-            aside.write_text("\n".join([str(self.tree.size), *(peak.hex() for peak in self.tree.peaks)]))
-            aside.replace(self.folder / "tree")
+        self._signed, self._unsigned_since = self.tree.size, math.inf
+        self._replace(
+            "tree", "\n".join([str(self.tree.size), *(peak.hex() for peak in self.tree.peaks)]).encode()
+        )
         return note
 
     def close(self) -> None:
@@ -230,12 +293,15 @@ class Chain:
                     if wrong:
                         break
                 good, sequence = good + len(line), sequence + 1
-            if wrong and (sequence <= head.size or path != there[-1]):
+            if wrong and (sequence <= max(head.size, self._seen.size) or path != there[-1]):
                 raise ChainError(f"{path}, record {sequence}: {wrong}. A power cut does not do that. The writer does not go "
                                  f"on: see `llm-audit verify {self.folder}`, then move the folder away and keep it")  # fmt: skip
             if wrong:
                 self._cut(path, good)
             self._size = good
+        if self.tree.size < self._seen.size:
+            raise ChainError(f"{self.folder} ends with record {self.tree.size}, and the witness has seen {self._seen.size}: "
+                             f"records were removed. {WITNESS_WAY_OUT}")  # fmt: skip
         if self.tree.size < head.size:
             raise ChainError(f"{self.folder} ends with record {self.tree.size}, and a head was signed over {head.size}: "
                              "records were removed. Move the folder away and keep it")  # fmt: skip
@@ -246,8 +312,8 @@ class Chain:
         # Also where the power failed between the cut and the record of it.
         cut = self.folder / f"cut-{self.tree.size + 1:012d}"
         if cut.exists():
-            self.append([{"event.kind": "event", "event.category": ["process"], "event.action": "recovered",
-                          "event.outcome": "success", "llmkeep.audit.dropped_bytes": cut.stat().st_size}])  # fmt: skip
+            self._write([fields({"event.kind": "event", "event.category": ["process"], "event.action": "recovered",
+                         "event.outcome": "success", "llmkeep.audit.dropped_bytes": cut.stat().st_size})])  # fmt: skip
 
     def _take(self, line: bytes, sequence: int, head: Head) -> str | None:
         """Add the next line to what is known, or say what is wrong with it."""
@@ -264,6 +330,10 @@ class Chain:
         self._previous = hashlib.sha256(whole).hexdigest()
         if self.tree.size == head.size and self.tree.root() != head.root:
             return f"the head over the first {head.size} records does not fit them"
+        if self.tree.size == self._seen.size and self.tree.root() != self._seen.root:
+            return f"the witness has seen other records up to this one. {WITNESS_WAY_OUT}"
+        if self.tree.size == head.size + 1:
+            self._unsigned_since = _monotonic(whole)
         return None
 
     def _kept_tree(self, signed: list[Head]) -> Tree | None:
@@ -294,6 +364,13 @@ class Chain:
     def _must_be_open(self) -> None:
         if self._file < 0:
             raise ChainError(f"{self.folder} is closed, or a write and its undoing have failed: open it anew")
+
+    def _replace(self, name: str, data: bytes) -> None:
+        """A file that the record can do without: it is not synced, and none where there is no room for it."""
+        aside = self.folder / f".{name}.new"
+        with suppress(OSError):
+            aside.write_bytes(data)
+            aside.replace(self.folder / name)
 
     def _start_file(self) -> None:
         # One that is there already is empty: it is from a start that did not get further.

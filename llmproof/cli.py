@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from llmproof import heads
-from llmproof.chain import ROTATE, Chain, ChainError, files, lines
+from llmproof.chain import ROTATE, UNSIGNED_SECONDS, Chain, ChainError, files, lines
 from llmproof.heads import HeadError, Verifier
 from llmproof.verify import Report, verify
 
@@ -36,6 +36,12 @@ def add_commands(commands: Commands, folder: Path = FOLDER) -> None:
     parser.add_argument("--verifier", help="the verifier key, or a file with it; default: the folder's own, which "
                         "proves nothing against who can write there")  # fmt: skip
     parser.add_argument("--heads", type=Path, help="a copy of `heads` that was kept on another host")
+    _add_unsigned_seconds(parser, "a tail without a head over a longer time is a finding")
+    parser.add_argument(
+        "--live",
+        action="store_true",
+        help="the writer is at work: measure the tail until now, not to its end",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON document")
     parser.set_defaults(run=told(run_verify))
     parser = commands.add_parser("show", help="the records, one a line; only reads")
@@ -60,6 +66,12 @@ def moment(text: str) -> str:
     return text
 
 
+def _add_unsigned_seconds(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument(
+        "--unsigned-seconds", type=float, default=UNSIGNED_SECONDS, help=f"{what} (default: %(default)s)"
+    )
+
+
 def run_verify(options: argparse.Namespace) -> int:
     """llm-audit verify."""
     given = options.verifier or str(options.folder / "verifier")
@@ -67,7 +79,7 @@ def run_verify(options: argparse.Namespace) -> int:
         report = Report("")
     else:
         text = Path(given).read_text() if Path(given).exists() or not options.verifier else given
-        report = verify(options.folder, Verifier(text), options.heads)
+        report = verify(options.folder, Verifier(text), options.heads, options.unsigned_seconds, options.live)
     code = NOTHING if report.nothing else 0 if report.ok else ALTERED
     if options.json:
         print(json.dumps(asdict(report) | {"ok": code == 0}))
@@ -84,6 +96,10 @@ def run_verify(options: argparse.Namespace) -> int:
           + ("nothing was altered" if report.ok else f"ALTERED, {report.altered} findings"))  # fmt: skip
     if report.open_tail:
         print(f"the last {report.open_tail} records are behind the last head: only the chain protects them")
+    if report.late:
+        print(
+            f"{report.late} heads were signed more than {options.unsigned_seconds:g} s after a record that they cover"
+        )
     if report.recovered:
         print(
             f"{report.recovered} times the writer has cut off what a power cut had torn (event.action recovered)"
@@ -153,7 +169,15 @@ def run_serve(options: argparse.Namespace) -> int:
     if not options.seed_file and not folder:
         raise HeadError(f"there is no credential {CREDENTIAL}: start it by systemd, or give --seed-file")
     seed = heads.seed_of((options.seed_file or Path(str(folder), CREDENTIAL)).read_text())
-    with Chain(options.folder, seed, options.name, int(options.rotate_mib * 2**20)) as chain:
+    rotate = int(options.rotate_mib * 2**20)
+    with Chain(
+        options.folder,
+        seed,
+        options.name,
+        rotate,
+        unsigned_seconds=options.unsigned_seconds,
+        seen=options.seen,
+    ) as chain:
         serve(chain, options.socket, int(options.socket_mode, 8), options.head_seconds)
     return 0
 
@@ -176,6 +200,8 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--rotate-mib", type=float, default=ROTATE / 2**20, help="size of a file (default: %(default)s)"
     )
+    _add_unsigned_seconds(serve, "refuse records while one has waited for its head for longer")
+    serve.add_argument("--seen", type=Path, help="the witness's statement: what it saw last of this record")
     serve.set_defaults(run=told(run_serve))
     add_commands(commands)
     return top

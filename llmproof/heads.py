@@ -1,7 +1,8 @@
 """Signed heads: what the whole record was at one moment, in about 200 bytes that can be kept elsewhere.
 
 A head is the Merkle root (RFC 6962, section 2.1; a leaf is a record's line without its newline) over the first
-`size` records, as a checkpoint (c2sp.org/tlog-checkpoint) in a note signed with Ed25519 (c2sp.org/signed-note).
+`size` records, as a checkpoint (c2sp.org/tlog-checkpoint) in a note signed with Ed25519 (c2sp.org/signed-note). Its
+time is the checkpoint's one extension line; heads of earlier versions have none.
 The file `heads` has one after the other, each followed by an empty line.
 """
 
@@ -9,6 +10,7 @@ import base64
 import binascii
 import hashlib
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,8 +18,10 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 NAME = "heads"
+TIPS = "tips"  # of a witness: heads that it saw and that had no signature yet, each followed by an empty line
 ED25519 = b"\x01"  # the signature's type, as the note's format numbers them
 SEED_BYTES = 32
+TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z"
 
 
 class HeadError(Exception):
@@ -53,10 +57,21 @@ class Tree:
 
 @dataclass(frozen=True)
 class Head:
-    """The hash of the first `size` records."""
+    """The hash of the first `size` records. `time`: of its signature, UTC; empty in heads of earlier versions."""
 
     size: int
     root: bytes
+    time: str = field(default="", compare=False)
+
+    def text(self, name: str) -> bytes:
+        """The lines that are signed."""
+        lines = [
+            name,
+            str(self.size),
+            base64.b64encode(self.root).decode(),
+            *([self.time] if self.time else []),
+        ]
+        return "".join(f"{line}\n" for line in lines).encode()
 
 
 class Verifier:
@@ -77,10 +92,9 @@ class Verifier:
         """What the note says; HeadError unless each of its bytes is as this key's owner wrote it."""
         text, _, signed = note.partition(b"\n\n")
         try:
-            name, size, root = text.decode().split("\n")
+            name, head = stated(text + b"\n")
             mark, signer, signature = signed.decode().removesuffix("\n").split(" ")
             raw = base64.b64decode(signature, validate=True)
-            head = Head(int(size), base64.b64decode(root, validate=True))
         except (ValueError, binascii.Error) as error:
             raise HeadError(f"it is no signed head ({error})") from error
         if (mark, signer, raw[:4], name) != ("—", self.name, self.key_hash, self.name):
@@ -110,7 +124,7 @@ class Signer:
 
     def sign(self, head: Head) -> bytes:
         """The signed note."""
-        signature = self._key.sign(_text(self.verifier.name, head))
+        signature = self._key.sign(head.text(self.verifier.name))
         return _note(self.verifier.name, head, self.verifier.key_hash + signature)
 
 
@@ -121,12 +135,30 @@ def seed_of(text: str) -> bytes:
     return bytes.fromhex(text.strip())
 
 
+def stated(text: bytes) -> tuple[str, Head]:
+    """A name and its head, from the lines that `Head.text` made; ValueError for any other."""
+    name, size, root, *times, end = text.decode().split("\n")
+    head = Head(int(size), base64.b64decode(root, validate=True), *times[:1])
+    if end or head.text(name) != text or (times and not re.fullmatch(TIME, times[0])):
+        raise ValueError(f"it is not written as a head is: {text[:200]!r}")
+    return name, head
+
+
 def split(data: bytes) -> tuple[list[bytes], bytes]:
     """The whole notes of a file of heads, and what a power cut left of one more."""
     parts = data.split(b"\n\n")
     whole = (len(parts) - 1) // 2
     notes = [parts[2 * n] + b"\n\n" + parts[2 * n + 1] + b"\n" for n in range(whole)]
     return notes, data[sum(len(note) + 1 for note in notes) :]
+
+
+def tips(path: Path) -> list[Head]:
+    """The whole tips of a file; none where there is no file."""
+    found = []
+    for text in path.read_bytes().split(b"\n\n")[:-1] if path.exists() else []:
+        with suppress(ValueError):
+            found.append(stated(text + b"\n")[1])
+    return found
 
 
 def read(path: Path) -> tuple[list[bytes], bytes]:
@@ -138,9 +170,5 @@ def _key_hash(name: str, public: bytes) -> bytes:
     return hashlib.sha256(name.encode() + b"\n" + public).digest()[:4]
 
 
-def _text(name: str, head: Head) -> bytes:
-    return f"{name}\n{head.size}\n{base64.b64encode(head.root).decode()}\n".encode()
-
-
 def _note(name: str, head: Head, signature: bytes) -> bytes:
-    return _text(name, head) + f"\n— {name} {base64.b64encode(signature).decode()}\n".encode()
+    return head.text(name) + f"\n— {name} {base64.b64encode(signature).decode()}\n".encode()

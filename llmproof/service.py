@@ -179,6 +179,7 @@ class Service:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
         server = await loop.create_unix_server(lambda: Connection(self), sock=listener, backlog=CONNECTIONS)
+        await self.sign()  # what a killed writer left without a head
         heads = asyncio.create_task(self.sign_regularly())
         notify("READY=1")
         try:

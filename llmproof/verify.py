@@ -9,14 +9,25 @@ import json
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 from llmproof import heads
-from llmproof.chain import FIRST_PREVIOUS, file_name, files, lines, named_previous, problem
+from llmproof.chain import (
+    FIRST_PREVIOUS,
+    UNSIGNED_SECONDS,
+    file_name,
+    files,
+    lines,
+    named_previous,
+    problem,
+    utc,
+)
 from llmproof.heads import HeadError, Tree, Verifier
 
 FINDINGS = 100  # that are told one by one
 WRITER_SECONDS = 1.0  # how long a line may take until all of it stands there
+CLOCK_SECONDS = 60.0  # that a writer's clock may have been put forward, or its disk have taken
 PAIRS = ("transaction.id", "llmkeep.run.id")  # what an outcome has in common with its intent
 
 
@@ -37,13 +48,15 @@ class Finding:
 
 @dataclass
 class Report:
-    """`open_tail`: records behind the last head, protected by the chain alone. `pending`: intents without an outcome."""
+    """`open_tail`: records behind the last head, protected by the chain alone. `late`: heads that came later than promised.
+    `pending`: intents without an outcome."""
 
     verifier: str
     records: int = 0
     heads: int = 0
     kept_heads: int = 0
     open_tail: int = 0
+    late: int = 0
     first: str = ""
     last: str = ""
     recovered: int = 0
@@ -69,8 +82,19 @@ class Report:
         return self.ok and self.records == 0
 
 
-def verify(folder: Path, verifier: Verifier, kept_heads: Path | None = None) -> Report:
-    """Read the whole record. KEPT_HEADS: a copy of `heads` from another host. Raises OSError."""
+def verify(
+    folder: Path,
+    verifier: Verifier,
+    kept_heads: Path | None = None,
+    unsigned_seconds: float = UNSIGNED_SECONDS,
+    live: bool = False,
+) -> Report:
+    """Read the whole record. Raises OSError.
+
+    `kept_heads`: a copy of `heads` from another host; `tips` beside it, where the witness has one, is compared too.
+    `unsigned_seconds`: what the writer promised. `live`: it is at work, so that the tail is as old as it is now.
+
+    """
     if kept_heads and not kept_heads.exists():
         raise FileNotFoundError(f"there are no kept heads {kept_heads}: give the file that the witness wrote")
     report = Report(verifier.text)
@@ -83,17 +107,42 @@ def verify(folder: Path, verifier: Verifier, kept_heads: Path | None = None) -> 
         report.find(folder / heads.NAME, 0, 0, f"{len(missing)} of the {len(kept)} heads kept in {kept_heads} are not in "
                                                "it: heads were removed, or the record was signed anew")  # fmt: skip
     at_size: dict[int, list[tuple[str, bytes]]] = {}
-    for source, notes in ((str(folder / heads.NAME), known), (str(kept_heads), kept)):
+    tips = [(b"", head) for head in heads.tips(kept_heads.with_name(heads.TIPS))] if kept_heads else []
+    for source, notes in (
+        (str(folder / heads.NAME), known),
+        (str(kept_heads), kept),
+        ("the witness's tips", tips),
+    ):
         for _, head in notes:
             at_size.setdefault(head.size, []).append((source, head.root))
-    tree = _Reader(report, at_size).read(folder)
+    reader = _Reader(report, at_size)
+    tree = reader.read(folder)
     report.records = tree.size
     largest = max(at_size, default=0)
     if largest > tree.size:
         report.find(folder, 0, tree.size + 1, f"{largest - tree.size} records are gone from the end: a head was "
                                                    f"signed over {largest}")  # fmt: skip
-    report.open_tail = max(0, tree.size - max((head.size for _, head in known), default=0))
+    signed = max((head.size for _, head in known), default=0)
+    report.open_tail = max(0, tree.size - signed)
+    limit = unsigned_seconds + CLOCK_SECONDS
+    sizes = [0, *(head.size for _, head in known)]
+    report.late = sum(
+        seconds(reader.after.get(size, ""), head.time) > limit
+        for size, (_, head) in zip(sizes, known, strict=False)
+    )
+    since = reader.after.get(signed, "")
+    if report.open_tail and (age := seconds(since, utc(datetime.now(UTC)) if live else report.last)) > limit:
+        report.find(folder / heads.NAME, 0, signed + 1, f"unsigned for too long: it and all after it, {report.open_tail} records "
+                    f"over {age:.0f} s, have no head; the writer promised one within {unsigned_seconds:g} s")  # fmt: skip
     return report
+
+
+def seconds(start: str, end: str) -> float:
+    """From one time to another; 0 where one of them is none."""
+    try:
+        return (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()
+    except (ValueError, TypeError):
+        return 0.0
 
 
 def _heads(path: Path, verifier: Verifier, report: Report) -> list[tuple[bytes, heads.Head]]:
@@ -101,20 +150,20 @@ def _heads(path: Path, verifier: Verifier, report: Report) -> list[tuple[bytes, 
     data = path.read_bytes() if path.exists() else b""
     notes, torn = heads.split(data)
     good: list[tuple[bytes, heads.Head]] = []
+    at = 1
     for number, note in enumerate(notes, start=1):
+        line, at = at, at + note.count(b"\n") + 1
         try:
             head = verifier.open(note)
         except HeadError as error:
-            report.find(path, 6 * number - 5, 0, f"head {number}: {error}")
+            report.find(path, line, 0, f"head {number}: {error}")
             continue
         if good and head.size <= good[-1][1].size:
-            report.find(path, 6 * number - 5, 0, f"head {number} is over {head.size} records, the one before it "
+            report.find(path, line, 0, f"head {number} is over {head.size} records, the one before it "
                                                       f"over {good[-1][1].size}: heads only grow")  # fmt: skip
         good.append((note, head))
     if torn and not _grows(path, len(data)):
-        report.find(
-            path, 6 * len(notes) + 1, 0, "the last head is torn: after a power cut the writer cuts it off"
-        )
+        report.find(path, at, 0, "the last head is torn: after a power cut the writer cuts it off")
     return good
 
 
@@ -135,6 +184,9 @@ class _Reader:
         self.report, self.at_size = report, at_size
         self.tree, self.previous, self.due = Tree(), FIRST_PREVIOUS, 1
         self.good_size, self.bad_heads = 0, False
+        self.after: dict[
+            int, str
+        ] = {}  # by a head's size, the time of the first record that it does not cover
         self.open: Counter[str] = Counter()
 
     def read(self, folder: Path) -> Tree:
@@ -174,6 +226,8 @@ class _Reader:
         if wrong:
             self.report.find(path, number, self.due, wrong)
         elif record:
+            if self.tree.size == 0 or self.tree.size in self.at_size:
+                self.after[self.tree.size] = str(record.get("@timestamp"))
             self._note(record)
         self.due = sequence + 1
         self.tree.add(whole)

@@ -63,13 +63,13 @@ def seed() -> bytes:
     return seed_of(unseal(SEALED_SEED.read_bytes(), CREDENTIAL).decode())
 
 
-def append(event: Event, sign: bool = False) -> None:
-    """Write one event, waiting for other writers; RecordError on failure."""
+def append(event: Event) -> None:
+    """Write one event and a signed head over it, waiting for other writers; RecordError on failure."""
     try:
         with Chain(FOLDER, seed(), wait=True) as chain:
+            chain.sign()  # what a run that was killed left without a head
             chain.append([event])
-            if sign:
-                chain.sign()
+            chain.sign()
     except (ChainError, HeadError, SealError, OSError) as error:
         raise RecordError(f"the audit record {FOLDER} cannot be written: {error}") from error
 
@@ -78,7 +78,7 @@ def append(event: Event, sign: bool = False) -> None:
 def recorded(
     tree: Path, playbook: Path, inventories: list[Path], given: argparse.Namespace, more: Event | None = None
 ) -> Iterator[Outcome]:
-    """Record a run: its intent before, its outcome and a signed head after. After a RecordError at the start it must not run.
+    """Record a run: its intent before, its outcome after. After a RecordError at the start it must not run.
 
     `more`: fields of the event that replace those of a mere run.
     """
@@ -104,7 +104,7 @@ def recorded(
         if outcome.not_enforceable:
             end["llmkeep.checks.not_enforceable"] = outcome.not_enforceable
         try:
-            append({**event, **end}, sign=True)
+            append({**event, **end})
         except RecordError as error:
             shout(
                 f"{playbook} has run to its end (exit code {outcome.code}), which is not on record: {error}"

@@ -6,7 +6,6 @@ them.
 """
 
 import base64
-import binascii
 import fcntl
 import hashlib
 import json
@@ -29,6 +28,7 @@ from llmproof.heads import HeadError, Verifier
 KEPT = Path("/var/lib/llmkeep/witness")
 RECORD = Path("/var/log/llm-audit")  # of a serving host
 COPY = Path("/var/lib/llm-audit-witness")  # on the first other host: the control node's
+SEEN = Path("/var/lib/llm-audit-seen")  # on a serving host, root's: `head`, what was seen last of its record
 READ, COMPARE = "Read the heads that are new", "Compare the copy of the control node's heads"
 
 
@@ -52,6 +52,26 @@ class Kept:
         if torn:
             os.truncate(path, len(whole) - len(torn))
         return whole[: len(whole) - len(torn)]
+
+    def seen(self) -> bytes:
+        """The longest head or tip that was seen of the record, as `Head.text` writes it; empty before the first one."""
+        notes, _ = heads.split(self.data())
+        signed = notes[-1].partition(b"\n\n")[0] + b"\n" if notes else b""
+        known = [heads.stated(signed)[1]] if signed else []
+        longest = max(
+            [*known, *heads.tips(self.folder / heads.TIPS)], key=lambda head: head.size, default=None
+        )
+        return longest.text(heads.stated(signed)[0] if signed else self.folder.name) if longest else b""
+
+    def see(self, tip: bytes) -> None:
+        """Keep a host's tip, if it goes beyond what was seen of it. ValueError where it is none."""
+        _, head = heads.stated(tip)
+        if head.size > (heads.stated(seen)[1].size if (seen := self.seen()) else 0):
+            with (self.folder / heads.TIPS).open("ab") as file:
+                file.write(tip + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            sync_folder(self.folder)
 
     def extend(self, verifier: str, prefix: str, new: bytes) -> int:
         """Append the new heads; returns their number. Raises Altered, and appends none, unless they extend the kept ones.
@@ -103,8 +123,10 @@ def collect(inventories: list[str]) -> int:
     KEPT.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _alone():
         known = findings.load(KEPT) or Findings()
-        kept = {folder.name: len(Kept(folder).data()) for folder in KEPT.iterdir() if folder.is_dir()}
-        heard = _play(places, "read", {"witness_kept": kept})
+        kept = {folder.name: Kept(folder) for folder in KEPT.iterdir() if folder.is_dir()}
+        lengths = {host: len(each.data()) for host, each in kept.items()}
+        seen = {host: base64.b64encode(text).decode() for host, each in kept.items() if (text := each.seen())}
+        heard = _play(places, "read", {"witness_kept": lengths, "witness_seen_head": seen})
         altered: list[str] = []
         unheard = _by_source(heard.failures)
         for host, said in ((host, said) for (task, host), said in heard.said.items() if task == READ):
@@ -141,13 +163,18 @@ def acknowledge(number: str, reason: str) -> str:
         record.append({"event.kind": "event", "event.category": ["intrusion_detection"], "event.action": "acknowledge",
                        "event.outcome": "success", "event.reason": reason, "user.name": record.who(),
                        "llmkeep.witness.id": number, "llmkeep.witness.since": found.since,
-                       "llmkeep.witness.finding": found.what}, sign=True)  # fmt: skip
+                       "llmkeep.witness.finding": found.what})  # fmt: skip
         known.save(KEPT)
     return found.what
 
 
 def _play(places: list[Path], tag: str, variables: dict[str, object]) -> playbooks.Heard:
-    paths = {"witness_record": str(RECORD), "witness_copy": str(COPY), "witness_own": str(record.FOLDER)}
+    paths = {
+        "witness_record": str(RECORD),
+        "witness_copy": str(COPY),
+        "witness_own": str(record.FOLDER),
+        "witness_seen": str(SEEN),
+    }
     words = ["--tags", tag, "--extra-vars", json.dumps(paths | variables)]
     code, heard = playbooks.play(
         source_tree.located() / "playbooks/witness.yml",
@@ -167,19 +194,21 @@ def _by_source(failures: list[str]) -> dict[str, str]:
 
 
 def _keep(folder: Path, said: str) -> str:
-    """One host's answer: verifier, hash of what is kept here, what is new. Returns why nothing was learnt, or nothing."""
-    verifier, prefix, new = (*said.splitlines(), "", "", "")[:3]  # a terminal on the way writes \r\n
+    """One host's answer: verifier, hash of what is kept here, what is new, its tip. Returns why nothing was learnt, or ""."""
+    verifier, prefix, new, tip = (*said.splitlines(), "", "", "", "")[:4]  # a terminal on the way writes \r\n
     host = folder.name
     if verifier == "shut":
         return f"the volume with the audit record of {host} is shut, so it says nothing of it: look there if it stays so"
     if verifier == "none" and not folder.exists():
         return f"{host} keeps no audit record in {RECORD}: is llm-audit running there?"
     try:
-        heads_of_it = base64.b64decode(new, validate=True)
-    except binascii.Error as error:
-        raise Altered(f"{host} answered with what is no base64 ({error}): look at that host") from error
-    folder.mkdir(mode=0o700, exist_ok=True)
-    Kept(folder).extend(verifier + "\n", prefix, heads_of_it)
+        heads_of_it, tip_of_it = (base64.b64decode(each, validate=True) for each in (new, tip))
+        folder.mkdir(mode=0o700, exist_ok=True)
+        Kept(folder).extend(verifier + "\n", prefix, heads_of_it)
+        if tip_of_it:
+            Kept(folder).see(tip_of_it)
+    except ValueError as error:
+        raise Altered(f"{host} did not answer as a host does ({error}): look at that host") from error
     return ""
 
 
@@ -211,7 +240,7 @@ def _on_record(known: Findings) -> None:
         return
     try:
         record.append({"event.kind": "alert", "event.category": ["intrusion_detection"], "event.action": "witness",
-                       "event.outcome": "failure", "event.reason": [each.what for each in new]}, sign=True)  # fmt: skip
+                       "event.outcome": "failure", "event.reason": [each.what for each in new]})  # fmt: skip
     except RecordError as error:
         print(f"llmkeep audit: {error}", file=sys.stderr)
         return

@@ -9,6 +9,9 @@ from llmproof.verify import Report, verify
 
 SEED = bytes(range(32))
 NAME = "llm-audit/test"
+UNTIMED = (
+    Path(__file__).parent / "untimed_record"
+)  # of the version whose heads had no times, by this seed and name
 
 
 def event(number: int, phase: str = "intent") -> dict[str, object]:

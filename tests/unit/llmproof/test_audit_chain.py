@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 from audit_records import NAME, SEED, checked, event, record, sizes, whole
 
+from llmproof import heads
 from llmproof.chain import MAX_LINE, READ, Chain, ChainError, EventError, fields, files, lines
-from llmproof.heads import Tree
+from llmproof.heads import Head, Tree
 
 
 def test_a_line_has_its_keys_in_order_and_its_hashes_are_over_its_bytes(tmp_path: Path) -> None:
@@ -150,7 +151,7 @@ def test_a_power_cut_between_the_cut_and_its_record_is_told_at_the_next_opening(
         raise OSError(errno.EIO, "the power failed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Chain, "append", power_cut)
+        patch.setattr(Chain, "_write", power_cut)
         with pytest.raises(OSError, match="the power failed"):
             Chain(tmp_path, SEED)
     assert len(whole(tmp_path)) == 4
@@ -481,3 +482,90 @@ def test_who_signs_is_the_host_where_no_name_is_given(tmp_path: Path) -> None:
 def test_a_line_of_any_length_is_never_read_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x" * (2 * READ + 1) + b"\n")
     assert [len(line) for line in lines(tmp_path / "file")] == [READ, READ, 2]
+
+
+def test_a_record_is_refused_while_one_has_waited_for_its_head_for_longer_than_promised(
+    tmp_path: Path,
+) -> None:
+    with Chain(tmp_path, SEED, NAME, unsigned_seconds=0) as chain:
+        chain.append([event(1)])
+        with pytest.raises(OSError, match="waited for a signed head for more than 0 s"):
+            chain.append([event(2)])
+        chain.sign()
+        chain.append([event(3)])
+    assert len(whole(tmp_path)) == 2
+    with (
+        Chain(tmp_path, SEED, unsigned_seconds=0) as chain,
+        pytest.raises(OSError, match="waited for a signed head"),
+    ):
+        chain.append([event(4)])  # a restart is no head
+
+
+def test_the_end_of_a_power_cut_is_recorded_however_old_the_tail_is(tmp_path: Path) -> None:
+    record(tmp_path, 5)
+    path = files(tmp_path)[0]
+    path.write_bytes(path.read_bytes()[:-7])
+    with Chain(tmp_path, SEED, unsigned_seconds=0) as chain:
+        chain.sign()
+    assert json.loads(whole(tmp_path)[-1])["event.action"] == "recovered"
+
+
+def statement(folder: Path, count: int, path: Path) -> Path:
+    """What a witness says that saw the first COUNT records."""
+    tree = Tree()
+    for line in whole(folder)[:count]:
+        tree.add(line)
+    path.write_bytes(Head(tree.size, tree.root()).text(NAME))
+    return path
+
+
+@pytest.mark.parametrize("seen", [10, 20, 23, 25])
+def test_a_record_that_the_witness_has_seen_is_gone_on_with(tmp_path: Path, seen: int) -> None:
+    record(tmp_path / "record", 25)
+    with Chain(
+        tmp_path / "record", SEED, seen=statement(tmp_path / "record", seen, tmp_path / "seen")
+    ) as chain:
+        chain.append([event(1)])
+        chain.sign()
+    assert sizes(tmp_path / "record") == [10, 20, 26]
+
+
+def test_a_tail_that_was_forged_torn_or_cut_after_the_witness_saw_it_is_not_signed(tmp_path: Path) -> None:
+    record(tmp_path / "good", 25)
+    seen = statement(tmp_path / "good", 24, tmp_path / "seen")
+    lines = whole(tmp_path / "good")
+    other = whole(record(tmp_path / "other", 25))  # whole and chained in itself
+    for name, tail, heads_left in (("torn", [*lines[:23], lines[23][:-9]], None), ("cut", lines[:22], None),
+                                   ("rolled back", lines[:15], 1), ("forged", other, 0)):  # fmt: skip
+        folder = record(tmp_path / name, 25)
+        (folder / "tree").unlink()
+        files(folder)[0].write_bytes(b"\n".join(tail) + b"\n" * (name != "torn"))
+        notes = (tmp_path / "good/heads").read_bytes().split(b"\n\n")
+        (folder / "heads").write_bytes(
+            b"".join(part + b"\n\n" for part in notes[: 4 if heads_left is None else 2 * heads_left])
+        )
+        before = (folder / "heads").read_bytes()
+        with pytest.raises(ChainError, match=r"the witness has seen|torn: it has no end"):
+            Chain(folder, SEED, seen=seen)
+        assert (folder / "heads").read_bytes() == before
+        assert not list(folder.glob("cut-*"))
+
+
+def test_a_statement_that_is_none_stops_the_writer_and_a_missing_one_does_not(tmp_path: Path) -> None:
+    Chain(tmp_path / "record", SEED, NAME, seen=tmp_path / "none").close()
+    (tmp_path / "seen").write_bytes(b"")
+    with pytest.raises(ChainError, match="does not say what the witness saw"):
+        Chain(tmp_path / "record", SEED, seen=tmp_path / "seen")
+
+
+def test_where_no_head_can_be_written_the_tip_says_what_it_would_be_over(tmp_path: Path) -> None:
+    with Chain(tmp_path, SEED, NAME) as chain:
+        chain.append([event(1)])
+        chain.sign()
+        (tmp_path / "heads").rename(tmp_path / "aside")
+        (tmp_path / "heads").mkdir()
+        chain.append([event(2)])
+        with pytest.raises(OSError, match="directory"):
+            chain.sign()
+        name, tip = heads.stated((tmp_path / "tip").read_bytes())
+        assert (name, tip.size, tip.root) == (NAME, 2, chain.tree.root())

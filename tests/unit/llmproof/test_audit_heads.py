@@ -74,10 +74,12 @@ def test_a_note_made_by_hand_opens_and_is_what_the_signer_writes() -> None:
     assert Signer("log.example", SEED).verifier.text == verifier.text
 
 
-def test_a_head_of_which_any_byte_is_changed_does_not_open() -> None:
+@pytest.mark.parametrize("time", ["", "2027-01-31T08:00:00.000001Z"])
+def test_a_head_of_which_any_byte_is_changed_does_not_open(time: str) -> None:
     signer = Signer(NAME, SEED)
-    note = signer.sign(Head(12345, bytes(range(32))))
-    assert signer.verifier.open(note).size == 12345
+    note = signer.sign(Head(12345, bytes(range(32)), time))
+    opened = signer.verifier.open(note)
+    assert (opened.size, opened.time) == (12345, time)
     for position in range(len(note)):
         for other in (1, 2, 3, 32, 128):
             changed = bytearray(note)
@@ -132,3 +134,12 @@ def test_a_verifier_key_of_another_kind_than_ed25519_is_refused() -> None:
     key_hash = hashlib.sha256(f"{NAME}\n".encode() + public).digest()[:4]
     with pytest.raises(HeadError, match="is no verifier key"):
         Verifier(f"{NAME}+{key_hash.hex()}+{base64.b64encode(public).decode()}")
+
+
+@pytest.mark.parametrize(
+    "more", ["yesterday", "2027-01-31T08:00:00Z", "2027-01-31T08:00:00.000001Z\nand more"]
+)
+def test_a_head_has_one_line_behind_its_root_and_that_is_its_time(more: str) -> None:
+    text = Head(5, bytes(32), more).text(NAME)
+    with pytest.raises(ValueError, match="not written as a head"):
+        heads.stated(text)

@@ -342,6 +342,41 @@ def test_a_full_disk_refuses_and_then_goes_on(writer: Writer) -> None:
     assert "records are not written" in writer.log.read_text()
 
 
+def test_while_no_head_can_be_signed_records_are_refused_and_then_taken_again(writer: Writer) -> None:
+    client = writer.start("--head-seconds", "0.1", "--unsigned-seconds", "0.5").client()
+    (writer.folder / "heads").mkdir()
+    number = 0
+
+    def answered() -> str:
+        nonlocal number
+        number += 1
+        client.send(number, event(number))
+        return client.answer()
+
+    until(
+        lambda: answered().startswith(
+            f"!{number} the record cannot be written: records have waited for a signed head"
+        )
+    )
+    written = len(whole(writer.folder))
+    assert answered().startswith("!")
+    assert len(whole(writer.folder)) == written, "the tail does not grow"
+    (writer.folder / "heads").rmdir()
+    until(lambda: answered().isdigit())
+    assert writer.end(signal.SIGTERM) == 0
+    assert checked(writer.folder).ok
+
+
+def test_what_a_killed_writer_left_without_a_head_is_signed_at_the_start(writer: Writer) -> None:
+    client = writer.start().client()
+    client.send(1, event(1))
+    client.until(1)
+    writer.end(signal.SIGKILL)
+    assert sizes(writer.folder) == []
+    writer.start()
+    until(lambda: sizes(writer.folder) == [1])
+
+
 def test_sigterm_under_load_writes_what_it_took_and_signs_it(writer: Writer) -> None:
     writer.start()
     acknowledged: dict[str, int] = {}

@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
-from audit_records import NAME, SEED, checked, event, put, record, verifier, whole
+from audit_records import NAME, SEED, UNTIMED, checked, event, put, record, verifier, whole
 
 from llmproof import cli, heads
 from llmproof.chain import FIRST_PREVIOUS, Chain, files, named_previous, problem
-from llmproof.heads import Signer, Tree
-from llmproof.verify import Finding, verify
+from llmproof.heads import Head, Signer, Tree
+from llmproof.verify import CLOCK_SECONDS, Finding, verify
 
 LINES = 1000
 
@@ -244,7 +244,7 @@ def test_a_record_rewritten_and_signed_anew_is_found_by_heads_kept_elsewhere(
     assert checked(copy).ok, "who has the key and the folder can make a good record"
     found = checked(copy, kept).findings
     assert found[0].what == (
-        f"1 of the 7 heads kept in {kept} are not in it: heads were removed, or the record was signed anew"
+        f"7 of the 7 heads kept in {kept} are not in it: heads were removed, or the record was signed anew"
     )
     assert (found[1].sequence, found[1].what.split(":")[0]) == (700, "rewritten")
     assert str(kept) in found[1].what
@@ -283,11 +283,11 @@ def test_heads_removed_changed_moved_and_torn_are_found(copy: Path, tmp_path: Pa
     assert found([notes[0], notes[2]]) == []
     assert checked(copy, kept).findings[0].what.startswith("7 of the 9 heads kept")
     assert found([notes[1], notes[0]])[0].startswith(
-        "7: head 2 is over 100 records, the one before it over 200"
+        "8: head 2 is over 100 records, the one before it over 200"
     )
-    assert found([notes[0], notes[0]])[0].startswith("7: head 2 is over 100")
+    assert found([notes[0], notes[0]])[0].startswith("8: head 2 is over 100")
     assert found([notes[0], notes[1].replace(b"200", b"201")])[0].startswith(
-        "7: head 2: the signature does not fit"
+        "8: head 2: the signature does not fit"
     )
     path.write_bytes(data[:-30])
     assert "the last head is torn" in checked(copy).findings[0].what
@@ -439,7 +439,7 @@ def test_a_file_that_is_missing_is_found_where_it_is_due(copy: Path) -> None:
 def test_a_torn_head_is_found_at_the_line_where_it_begins(copy: Path) -> None:
     path = copy / "heads"
     path.write_bytes(path.read_bytes()[:-30])
-    assert places(copy) == [("heads", 8 * 6 + 1, 0)]
+    assert places(copy) == [("heads", 8 * 7 + 1, 0)]
 
 
 def test_heads_that_are_no_heads_are_found_at_their_lines_and_the_others_are_read(copy: Path) -> None:
@@ -449,7 +449,7 @@ def test_heads_that_are_no_heads_are_found_at_their_lines_and_the_others_are_rea
         note.replace(b"llm-audit/test", b"llm-audit/mine", 1) for note in (notes[1], notes[3])
     )
     path.write_bytes(b"".join(note + b"\n" for note in notes))
-    assert places(copy) == [("heads", 7, 0), ("heads", 19, 0)]
+    assert places(copy) == [("heads", 8, 0), ("heads", 22, 0)]
     assert checked(copy).heads == 7
 
 
@@ -582,3 +582,55 @@ def test_a_record_that_has_only_begun_is_nothing_and_not_altered(tmp_path: Path)
     Chain(tmp_path, SEED, NAME).close()
     report = checked(tmp_path)
     assert (report.findings, report.nothing, report.open_tail) == ([], True, 0)
+
+
+AT_ONCE = -CLOCK_SECONDS  # a promise that nothing keeps
+
+
+def test_a_record_whose_heads_have_no_times_verifies_and_is_gone_on_with(tmp_path: Path) -> None:
+    folder = shutil.copytree(UNTIMED, tmp_path / "record")
+    assert checked(folder, UNTIMED / "heads").ok
+    with Chain(folder, SEED, unsigned_seconds=1e12) as chain:
+        chain.append([event(9)])
+        chain.sign()
+    report = checked(folder, UNTIMED / "heads")
+    assert (report.findings, report.records, report.heads, report.open_tail) == ([], 8, 4, 0)
+
+
+def test_a_tail_that_grew_without_a_head_for_longer_than_promised_is_a_finding(good: Path) -> None:
+    report = verify(good, verifier(good), unsigned_seconds=AT_ONCE)
+    found = [(each.sequence, each.what.partition(":")[0]) for each in report.findings]
+    assert found == [(LINES - 99, "unsigned for too long")]
+    assert report.open_tail == 100
+
+
+def test_the_tail_of_a_copy_does_not_age_and_that_of_a_writer_at_work_does(tmp_path: Path) -> None:
+    folder = record(tmp_path / "record", 1)
+    assert verify(folder, verifier(folder), unsigned_seconds=AT_ONCE).ok
+    assert not verify(folder, verifier(folder), unsigned_seconds=AT_ONCE, live=True).ok
+
+
+def test_heads_that_came_late_are_counted_and_no_alteration(tmp_path: Path) -> None:
+    folder = record(tmp_path / "record", 30)
+    report = verify(folder, verifier(folder), unsigned_seconds=AT_ONCE)
+    assert (report.ok, report.heads, report.late) == (True, 3, 3)
+    assert checked(folder).late == 0
+
+
+def test_a_tail_that_was_forged_and_then_signed_is_found_by_the_witnesss_tips(
+    copy: Path, tmp_path: Path
+) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    shutil.copy(copy / "heads", kept / "heads")
+    tree = Tree()
+    for line in whole(copy)[: LINES - 40]:
+        tree.add(line)
+    tip = Head(tree.size, tree.root()).text(NAME)
+    (kept / "tips").write_bytes(tip + b"\n")
+    assert checked(copy, kept / "heads").ok
+    rewrite(copy, LINES - 60)
+    with Chain(copy, SEED) as chain:  # which knows of no witness
+        chain.sign()
+    assert checked(copy).ok
+    assert kinds(copy, kept / "heads") == [f"{LINES - 40} rewritten"]

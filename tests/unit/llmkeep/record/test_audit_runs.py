@@ -85,7 +85,7 @@ def test_a_run_leaves_an_intent_an_outcome_and_a_signed_head(
         {"host.name": "here", "ok": 2, "changed": 0, "failed": 0, "unreachable": 0}
     ]
     report = checked(record.FOLDER)
-    assert (report.ok, report.open_tail, report.pending, report.heads) == (True, 0, 0, 1)
+    assert (report.ok, report.open_tail, report.pending, report.heads) == (True, 0, 0, 2)
 
 
 def test_a_bare_ansible_playbook_is_on_record_with_names_of_variables_only(

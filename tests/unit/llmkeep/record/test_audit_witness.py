@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from audit_records import NAME, SEED, checked, record, verifier, whole
+from audit_records import NAME, SEED, checked, event, record, verifier, whole
 
 from llmkeep import cli
 from llmkeep.record import runs, witness
 from llmkeep.record.witness import Altered, Kept
 from llmproof import heads
-from llmproof.chain import files
+from llmproof.chain import Chain, ChainError, files
 from llmproof.heads import Head, Signer
 
 ALL = """
@@ -61,6 +61,7 @@ def estate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Estate]:
     monkeypatch.setattr(witness, "KEPT", tmp_path / "witness")
     monkeypatch.setattr(witness, "RECORD", made.record)
     monkeypatch.setattr(witness, "COPY", tmp_path / "copy")
+    monkeypatch.setattr(witness, "SEEN", tmp_path / "seen")
     monkeypatch.setattr(runs, "FOLDER", tmp_path / "own")
     monkeypatch.setattr(runs, "SEALED_SEED", tmp_path / "seed")
     monkeypatch.setattr(runs, "unseal", lambda sealed, _name: sealed)
@@ -216,6 +217,41 @@ def test_a_witness_that_learns_nothing_fails_once_that_lasts(
     (estate.root / "hosts.yml").write_text(ALL)
     assert estate.collect() == 0
     assert findings(capfd) == (0, [])
+
+
+def unsigned(estate: Estate, count: int) -> None:
+    """COUNT more records of llm1, over which no head can be written."""
+    (estate.record / "heads").rename(estate.root / "aside")
+    with Chain(estate.record, SEED) as chain:
+        (estate.record / "heads").mkdir()
+        chain.append([event(number) for number in range(count)])
+        with pytest.raises(OSError, match="directory"):
+            chain.sign()
+    (estate.record / "heads").rmdir()
+    (estate.root / "aside").rename(estate.record / "heads")
+
+
+def test_a_host_is_told_what_was_seen_of_its_record_and_does_not_sign_another_tail(estate: Estate) -> None:
+    seen = estate.root / "seen/head"
+    assert estate.collect() == 0
+    unsigned(estate, 5)
+    assert estate.collect() == 0
+    assert heads.stated(seen.read_bytes())[1].size == 20, "what the look before had seen"
+    assert estate.collect() == 0
+    assert heads.stated(seen.read_bytes())[1].size == 25
+    assert (seen.stat().st_mode & 0o777, seen.parent.stat().st_mode & 0o777) == (0o644, 0o755)
+    (shutil.copytree(estate.record, estate.root / "forged") / "tree").unlink()
+    path = files(estate.root / "forged")[0]
+    path.write_bytes(b"".join(line + b"\n" for line in path.read_bytes().split(b"\n")[:20]))
+    with Chain(estate.root / "forged", SEED) as chain:
+        chain.append([event(number) for number in range(50, 60)])
+    with pytest.raises(ChainError, match="the witness has seen other records"):
+        Chain(estate.root / "forged", SEED, seen=seen)
+    with Chain(estate.record, SEED, seen=seen) as chain:
+        chain.sign()
+    assert estate.collect() == 0
+    assert checked(estate.record, estate.kept / "heads").ok
+    assert (estate.kept / "tips").read_bytes().count(b"\n\n") == 1
 
 
 def test_an_answer_that_is_no_base64_is_a_finding_and_ends_no_look(kept: Kept) -> None:
