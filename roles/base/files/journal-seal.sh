@@ -1,0 +1,6 @@
+#!/bin/sh
+# Exit 1 where there is a sealing key, and journald does not seal by it.
+[ -e "/var/log/journal/$(cat /etc/machine-id)/fss" ] || exit 0
+journalctl --file="/var/log/journal/$(cat /etc/machine-id)/system.journal" --header | grep --quiet '^Compatible flags:.* SEALED' && exit 0
+echo "there is a sealing key, and the journal is not sealed by it"
+exit 1
