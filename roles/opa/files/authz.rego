@@ -1,4 +1,4 @@
-# Who reaches OPA's socket may ask for a decision, for the policy's revision, and whether OPA is well. Nothing else.
+# Open on OPA's socket: decisions, the policy's revision, the key that a policy has to be signed by, and OPA's health. Nothing else.
 package system.authz
 
 default allow := false
@@ -17,3 +17,10 @@ allow if {
 	input.method == "GET"
 	input.path == ["health"]
 }
+
+allow if {
+	input.method == "GET"
+	input.path == ["v1", "data", "system", "authz", "signing"]
+}
+
+signing := opa.runtime().config.bundles.llm.signing

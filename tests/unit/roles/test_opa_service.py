@@ -152,6 +152,8 @@ CLOSED = [
     ("GET", "/v1/data"),
     ("GET", "/v1/data/llm"),
     ("GET", "/v1/data/llm/authz/decision"),
+    ("GET", "/v1/data/system/authz"),
+    ("PUT", "/v1/data/system/authz/signing"),
     ("PUT", "/v1/data/llm/roles"),
     ("PATCH", "/v1/data/llm/meta"),
     ("POST", "/v0/data/llm/authz/decision"),
@@ -165,7 +167,11 @@ CLOSED = [
 ]
 
 
-def test_nothing_but_decision_revision_and_health_is_open(host: Host) -> None:
+def test_it_tells_by_which_key_a_policy_has_to_be_signed(host: Host) -> None:
+    assert host.ask("GET", "/v1/data/system/authz/signing") == (200, {"result": {"keyid": "policy"}})
+
+
+def test_nothing_but_decision_revision_signing_and_health_is_open(host: Host) -> None:
     answers = {f"{method} {path}": host.ask(method, path, {})[0] for method, path in CLOSED}
     assert answers == dict.fromkeys(answers, 401)
     assert host.ask("GET", "/v1/data/llm/meta")[1]["result"]["revision"] == 1
