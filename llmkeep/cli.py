@@ -1,7 +1,7 @@
 """The command `llmkeep`. Each module registers its own verbs.
 
 Exit codes: 0 done; 1 refused or failed, the message says what and what to do; 2 wrong usage; 130 interrupted.
-`llmkeep bundle verify`, `llmkeep policy verify` and `llmkeep release verify` tell refusals apart by 3 to 6 (see their help).
+`llmkeep bundle verify`, `policy verify`, `release verify` and `model add` tell refusals apart by 3 to 6 (see their help).
 `llmkeep pki revoke` and `reinstate`: 3 if a host was not reached.
 """
 
@@ -15,11 +15,12 @@ from pathlib import Path
 from llmkeep import inventory, revoke, run
 from llmkeep.bundle import commands, programs, release, signing, update
 from llmkeep.errors import LlmkeepError
+from llmkeep.models import commands as models
 from llmkeep.pki import issuing
 from llmkeep.policy import bundle as policy
 from llmkeep.record import commands as record
 
-VERBS = (update, programs, signing, commands, revoke, issuing, policy, release, inventory, run, record)
+VERBS = (update, programs, signing, commands, revoke, issuing, policy, models, release, inventory, run, record)
 
 
 WAYS_OUT = {

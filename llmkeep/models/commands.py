@@ -1,0 +1,111 @@
+"""`llmkeep model add SOURCE`: take a model in from outside, as a candidate that `llmkeep release sign` makes a release of.
+
+SOURCE is hub:OWNER/REPO@COMMIT (HF_ENDPOINT, HF_TOKEN, proxies and SSL_CERT_FILE of the environment apply), a directory, or a
+GGUF file. Taken are safetensors, their index, tokenizer, chat template, configuration, card and licence; what is left out is
+printed. Code of a repository is never taken, and a pickle never opened. An interrupted run continues when it is run again.
+
+Exit codes: 0 done; 1 no model that can be taken (pickles, links, a class of its own, a name); 2 wrong usage; 3 the hub refuses or
+does not answer; 4 damaged or contradictory files; 5 the licence is not accepted; 6 not enough space; 130 interrupted.
+"""
+
+import argparse
+import datetime
+import getpass
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from llmkeep.bundle import gguf
+from llmkeep.bundle.cache import sha256
+from llmkeep.models import intake, licence
+from llmkeep.models.folder import Folder
+from llmkeep.models.hub import Hub
+from llmkeep.models.licence import Licence
+from llmkeep.models.refusal import LICENCE, UNFIT, ModelRefused, printable
+
+
+def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """`llmkeep model add`."""
+    verbs = subparsers.add_parser("model", help="models from outside").add_subparsers(
+        required=True, metavar="VERB"
+    )
+    parser = verbs.add_parser(
+        "add",
+        help="take a model in from a hub, a directory or a GGUF file",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", metavar="SOURCE")
+    parser.add_argument("--into", type=Path, required=True, help="a folder that does not exist yet")
+    parser.add_argument("--name", help="name of the model in the estate; default: that of the source")
+    parser.add_argument("--licence-file", type=Path, help="text of the licence, where the source has none")
+    parser.add_argument(
+        "--accept-licence", metavar="NAME", help="accept the licence with this name; a terminal is asked"
+    )
+    parser.set_defaults(run=_add)
+
+
+def _add(given: argparse.Namespace) -> int:
+    try:
+        if given.source.endswith(".gguf"):
+            made = _add_gguf(Path(given.source), given)
+        elif given.source.startswith("hub:"):
+            made = _add_source(Hub(given.source), given)
+        else:
+            if not Path(given.source).is_dir():
+                raise ModelRefused(
+                    UNFIT,
+                    f"{given.source[:120]!r} is no directory, no GGUF file and no hub:OWNER/REPO@COMMIT: give one",
+                )
+            made = _add_source(Folder(Path(given.source)), given)
+    except ModelRefused as refusal:
+        print(f"llmkeep: refused: {printable(given.source)}: {refusal}", file=sys.stderr)
+        return refusal.code
+    for kind, names in (("left out", made.left_out), ("taken without its auto_map", made.changed)):
+        if names:
+            print(f"{kind}: {', '.join(map(printable, names))}")
+    print(
+        f"{given.into}: model {made.name}, {made.files} files, {made.size / 1e6:.1f} MB, licence {printable(made.licence)}\n"
+        f"sign it on the control node; write down what it shall have:\n"
+        f"  llmkeep release sign {given.into} --sha256 {made.digest}"
+    )
+    return 0
+
+
+def _add_source(source: Hub | Folder, given: argparse.Namespace, stated: str | None = None) -> intake.Taken:
+    def accept(found: Licence, text: str) -> dict[str, Any]:
+        return _accepted(found, text, given.accept_licence)
+
+    return intake.add(source, given.into, given.name, accept, given.licence_file, stated)
+
+
+def _add_gguf(file: Path, given: argparse.Namespace) -> intake.Taken:
+    """Convert beside INTO, then take the result in."""
+    if not file.is_file():
+        raise ModelRefused(UNFIT, f"there is no file {file}: give the path of a GGUF file")
+    with tempfile.TemporaryDirectory(prefix=".gguf-", dir=given.into.absolute().parent) as folder:
+        converted = Path(folder, file.stem)
+        gguf.convert(file, converted)
+        source = Folder(converted, f"GGUF file {file.name}, sha256 {sha256(file)}")
+        return _add_source(source, given, gguf.licence(file))
+
+
+def _accepted(found: Licence, text: str, given: str | None) -> dict[str, Any]:
+    """The record of an acceptance by this user: as given, or as typed on a terminal."""
+    if given is None:
+        print(
+            f"{printable(text)}\nlicence {printable(found.name)}: {found.file}, sha256 {found.sha256}",
+            flush=True,
+        )
+        if not sys.stdin.isatty():
+            raise ModelRefused(
+                LICENCE,
+                f"its licence is {printable(found.name)!r} ({found.file}, above), which is not accepted: read it, and run this "
+                f"again with --accept-licence '{printable(found.name)}'",
+            )
+        given = input("To accept it, type its name: ")
+    person = os.environ.get("SUDO_USER") or getpass.getuser()
+    moment = datetime.datetime.now(datetime.UTC).replace(microsecond=0).isoformat()
+    return licence.accepted(found, given, person, moment)

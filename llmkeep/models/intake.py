@@ -1,0 +1,212 @@
+"""Take a model in: copy it aside, check it, have its licence accepted, and put it in place as a release candidate."""
+
+import errno
+import fcntl
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmkeep import durable
+from llmkeep.bundle import release
+from llmkeep.bundle.cache import sha256
+from llmkeep.models import contents, licence
+from llmkeep.models.contents import File
+from llmkeep.models.folder import Folder
+from llmkeep.models.hub import Hub
+from llmkeep.models.licence import Licence
+from llmkeep.models.refusal import LICENCE, SPACE, UNFIT, ModelRefused
+from llmkeep.models.resumable import Resumable
+
+MARGIN = 64 << 20  # bytes of free space beyond the files
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A finished candidate. `digest`: sha256 of its manifest, which identifies its bytes."""
+
+    name: str
+    files: int
+    size: int
+    left_out: list[str]
+    changed: list[str]
+    licence: str
+    digest: str
+
+
+def add(
+    source: Hub | Folder,
+    into: Path,
+    name: str | None,
+    accept: Callable[[Licence, str], dict[str, Any]],
+    licence_file: Path | None = None,
+    stated: str | None = None,
+) -> Taken:
+    """Make the candidate INTO of a source. `accept` gets the licence with its text, and returns the record of its acceptance.
+
+    INTO appears whole or not at all. What an interrupted run copied lies in `.INTO.partial` beside it, from where the next run
+    continues; a refused model leaves nothing. `stated`: the licence's name, where the source knows it.
+
+    """
+    name = name or re.sub(r"[^a-z0-9.-]", "-", source.name.lower())
+    if not release.NAME.fullmatch(name) or ".." in name:
+        raise ModelRefused(
+            UNFIT,
+            f"the name is {name[:80]!r}: use lower-case letters, digits, dots and dashes, at most 63, with --name",
+        )
+    if into.exists() or into.is_symlink():
+        raise ModelRefused(UNFIT, f"{into} exists: name a folder that does not")
+    own_text = licence_file.read_bytes() if licence_file else None
+    found = source.files()
+    texts = contents.texts(found)
+    tensors = [file for file in found if contents.TENSORS.fullmatch(file.path)]
+    aside = into.absolute().with_name(f".{into.name}.partial")
+    with _working(aside, source.source, [*texts, *tensors]):
+        model = aside / "models" / name
+        _remove_others(model, [*texts, *tensors])
+        digests = dict(_copied(source, texts, model))
+        contents.check_class(contents.read_object(model / contents.CONFIG))
+        index = contents.read_index(model / contents.INDEX) if contents.INDEX in digests else None
+        weights = contents.weights(found, index)
+        if own_text is not None:
+            digests["LICENSE"] = _place_licence(own_text, model)
+        agreed = licence.stated(model, stated)
+        record = accept(agreed, (model / agreed.file).read_text(errors="replace"))
+        for path, digest in _copied(source, weights, model):
+            with (model / path).open("rb") as stream:
+                size = (model / path).stat().st_size
+                contents.check_weights(stream, path, size, index[path] if index else None)
+            digests[path] = digest
+        changed = _without_code(model, digests)
+        taken = {file.path for file in [*texts, *weights]}
+        left_out = [file.path for file in found if file.path not in taken] + source.folders()
+        provenance = {
+            "format": 1,
+            "source": source.source,
+            "purl": source.purl,
+            **source.facts,
+            "checked_by": source.checked_by,
+            "licence": record,
+            "left_out": left_out,
+            "changed": changed,
+            "files": digests,
+        }
+        _write(model / release.PROVENANCE, provenance)
+        digests[release.PROVENANCE] = sha256(model / release.PROVENANCE)
+        sums = aside / "models" / f"{name}.sha256"
+        text = "".join(f"{digest}  {path}\n" for path, digest in sorted(digests.items()))
+        durable.write(sums, text.encode(), 0o644)
+        size = sum((model / path).stat().st_size for path in digests)
+        made = Taken(name, len(digests), size, left_out, list(changed), agreed.name, sha256(sums))
+        (aside / SOURCE).unlink()
+        aside.rename(into)
+        durable.sync_folder(into.absolute().parent)
+    return made
+
+
+def _copied(source: Hub | Folder, files: list[File], model: Path) -> Iterator[tuple[str, str]]:
+    """Copy the files, each on disk before the next; path and sha256 of each."""
+    for file in files:
+        path = model / file.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with Resumable(path, file.size) as target:
+            source.copy(file, target)
+        path.chmod(0o644)
+        yield file.path, target.digest()
+
+
+def _place_licence(text: bytes, model: Path) -> str:
+    """Write the licence that the operator brought, where the model has no text of one; returns its sha256."""
+    if own := sorted(path.name for path in model.iterdir() if contents.is_licence(path.name)):
+        raise ModelRefused(LICENCE, f"it has {own[0]} of its own: leave --licence-file away, and accept that")
+    durable.write(model / "LICENSE", text, 0o644)
+    return sha256(model / "LICENSE")
+
+
+def _without_code(model: Path, digests: dict[str, str]) -> dict[str, Any]:
+    """Take `auto_map` out of the model's JSON files; what was changed, with the sha256 that it had."""
+    changed = {}
+    for name in (contents.CONFIG, "tokenizer_config.json"):
+        if name not in digests:
+            continue
+        content = contents.read_object(model / name)
+        if (cleaned := contents.without_code(content)) == content:
+            continue
+        if name != contents.CONFIG and "tokenizer.json" not in digests:
+            raise ModelRefused(
+                UNFIT,
+                f"{name} has auto_map and there is no tokenizer.json: its tokenizer is code of the repository, which is never "
+                "run. Take a model with a tokenizer.json",
+            )
+        _write(model / name, cleaned)
+        changed[name] = {"removed": "auto_map", "sha256_before": digests[name]}
+        digests[name] = sha256(model / name)
+    return changed
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    durable.write(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode(), 0o644)
+
+
+def _remove_others(model: Path, files: list[File]) -> None:
+    """Remove what an earlier run added to the source's files."""
+    wanted = {model / file.path for file in files}
+    for path in [path for path in model.rglob("*") if path.is_file() and path not in wanted]:
+        path.unlink()
+
+
+# ---------------------------------------------------------------- aside
+SOURCE = ".source"  # of which source the copy is
+
+
+@contextmanager
+def _working(aside: Path, source: str, files: list[File]) -> Iterator[None]:
+    """A folder of this run alone, with room for the files. It is removed unless the next run can continue in it."""
+    there = sum(path.stat().st_size for path in aside.rglob("*") if path.is_file())
+    place = next(path for path in aside.parents if path.is_dir())
+    # What lies there is either continued or removed.
+    wanted, free = sum(file.size for file in files) - there + MARGIN, shutil.disk_usage(place).free
+    if wanted > free:
+        raise ModelRefused(
+            SPACE,
+            f"{place} has {free / 1e9:.2f} GB free, the model takes {wanted / 1e9:.2f} GB more: make room, or give "
+            "another place with --into",
+        )
+    aside.mkdir(parents=True, exist_ok=True)
+    with _alone(aside):
+        try:
+            if not (aside / SOURCE).is_file() or (aside / SOURCE).read_text() != source:
+                for path in aside.iterdir():
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                durable.write(aside / SOURCE, source.encode(), 0o644)
+            yield
+        except ModelRefused as refusal:
+            if not refusal.resumable:
+                shutil.rmtree(aside)
+            raise
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise ModelRefused(
+                SPACE,
+                f"the disk of {place} is full ({error.strerror}): make room and run it again, it continues; "
+                f"or remove {aside}, where the copy lies",
+            ) from error
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold a folder exclusively. The lock is released with its process, however that ends."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise ModelRefused(UNFIT, f"another llmkeep is at work in {folder}: wait for it") from error
+    finally:
+        os.close(descriptor)

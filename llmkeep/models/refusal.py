@@ -1,0 +1,22 @@
+"""Why a model is refused, as an exit code of `llmkeep model add`."""
+
+from llmkeep.errors import LlmkeepError
+
+UNFIT, HUB, DAMAGED, LICENCE, SPACE = 1, 3, 4, 5, 6
+
+
+class ModelRefused(LlmkeepError):
+    """The message says what is wrong, the value seen, and the way out. `code` is the exit code.
+
+    `resumable`: the next run can continue with what was copied.
+
+    """
+
+    def __init__(self, code: int, message: str, resumable: bool = False) -> None:
+        super().__init__(message)
+        self.code, self.resumable = code, resumable or code in (HUB, SPACE)
+
+
+def printable(text: str) -> str:
+    """Text of strangers for a terminal: control characters, which could redraw it, become `?`."""
+    return "".join(char if char.isprintable() or char in "\n\t" else "?" for char in text)

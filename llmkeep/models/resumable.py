@@ -1,0 +1,94 @@
+"""A file that is written and hashed at once, after what an interrupted run left of it."""
+
+import hashlib
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+
+from llmkeep.models.refusal import DAMAGED, ModelRefused
+
+CHUNK = 4 << 20
+
+
+class Resumable:
+    """Write PATH, which is to have SIZE bytes. Hashing runs beside writing, in a thread.
+
+    `write`, `tell`, `seek` and `truncate` are those of a file, as huggingface_hub's `http_get` uses them. Where a chunk is
+    already there, it is read instead of written: a copy continues at the speed of reading.
+
+    """
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.path, self.size, self.position = path, size, 0
+        self.hash = hashlib.sha256()
+        self.hashing: Future[None] | None = None
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        self.stream = os.fdopen(descriptor, "r+b", buffering=0)
+        self.kept = os.fstat(descriptor).st_size
+        if self.kept > size:
+            self.kept = self.stream.truncate(0)
+        self.pool = ThreadPoolExecutor(1)
+
+    def __enter__(self) -> "Resumable":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, _: object, __: TracebackType | None) -> None:
+        self.pool.shutdown()
+        if kind is None:
+            os.fsync(self.stream.fileno())
+        self.stream.close()
+
+    def resume(self) -> int:
+        """Hash what is there already; returns the number of its bytes, after which `write` continues."""
+        while self.position < self.kept and (chunk := self.stream.read(CHUNK)):
+            self._hash(chunk)
+        return self.position
+
+    def write(self, chunk: bytes) -> int:
+        if self.position + len(chunk) > self.size:
+            raise ModelRefused(
+                DAMAGED,
+                f"{self.path.name} has more than the {self.size} bytes that its source stated: "
+                "do not use it; ask its publisher",
+            )
+        if not (self.position < self.kept and self._has(chunk)):
+            view = memoryview(chunk)
+            while view:
+                view = view[self.stream.write(view) :]
+        self._hash(chunk)
+        return len(chunk)
+
+    def _has(self, chunk: bytes) -> bool:
+        there = self.stream.read(len(chunk)) == chunk
+        if not there:
+            self.stream.seek(self.position)
+        return there
+
+    def _hash(self, chunk: bytes) -> None:
+        if self.hashing:
+            self.hashing.result()
+        self.hashing = self.pool.submit(self.hash.update, chunk)
+        self.position += len(chunk)
+
+    def tell(self) -> int:
+        return self.position
+
+    def seek(self, position: int) -> int:
+        """To the beginning only: a server that ignores the range sends everything again."""
+        if position != 0:
+            raise ValueError(f"position {position} of {self.path}: only 0 can be gone back to")
+        if self.hashing:
+            self.hashing.result()
+        self.hash, self.position, self.hashing = hashlib.sha256(), 0, None
+        return self.stream.seek(0)
+
+    def truncate(self) -> int:
+        self.kept = self.position
+        return self.stream.truncate(self.position)
+
+    def digest(self) -> str:
+        """Hex sha256 of all that was written."""
+        if self.hashing:
+            self.hashing.result()
+        return self.hash.hexdigest()
