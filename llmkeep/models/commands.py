@@ -12,18 +12,19 @@ import argparse
 import datetime
 import getpass
 import os
+import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from llmkeep.bundle import gguf
 from llmkeep.bundle.cache import sha256
+from llmkeep.errors import LlmkeepError
 from llmkeep.models import intake, licence
 from llmkeep.models.folder import Folder
 from llmkeep.models.hub import Hub
 from llmkeep.models.licence import Licence
-from llmkeep.models.refusal import LICENCE, UNFIT, ModelRefused, printable
+from llmkeep.models.refusal import DAMAGED, LICENCE, UNFIT, ModelRefused, printable
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -85,11 +86,21 @@ def _add_gguf(file: Path, given: argparse.Namespace) -> intake.Taken:
     """Convert beside INTO, then take the result in."""
     if not file.is_file():
         raise ModelRefused(UNFIT, f"there is no file {file}: give the path of a GGUF file")
-    with tempfile.TemporaryDirectory(prefix=".gguf-", dir=given.into.absolute().parent) as folder:
-        converted = Path(folder, file.stem)
-        gguf.convert(file, converted)
-        source = Folder(converted, f"GGUF file {file.name}, sha256 {sha256(file)}")
-        return _add_source(source, given, gguf.licence(file))
+    try:
+        stated, size = gguf.outline(file)
+    except (ValueError, IndexError, KeyError) as error:
+        raise ModelRefused(DAMAGED, f"it is no GGUF file ({error}): get it again") from error
+    place = given.into.absolute().with_name(f".{given.into.name}.gguf")
+    intake.check_space(place, 2 * size)  # the conversion, and the copy of it
+    shutil.rmtree(place, ignore_errors=True)  # of an interrupted run
+    try:
+        gguf.convert(file, place / file.stem)
+        source = Folder(place / file.stem, f"GGUF file {file.name}, sha256 {sha256(file)}")
+        return _add_source(source, given, stated)
+    except LlmkeepError as error:
+        raise error if isinstance(error, ModelRefused) else ModelRefused(UNFIT, str(error)) from error
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _accepted(found: Licence, text: str, given: str | None) -> dict[str, Any]:

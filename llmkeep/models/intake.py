@@ -164,19 +164,24 @@ def _remove_others(model: Path, files: list[File]) -> None:
 SOURCE = ".source"  # of which source the copy is
 
 
-@contextmanager
-def _working(aside: Path, source: str, files: list[File]) -> Iterator[None]:
-    """A folder of this run alone, with room for the files. It is removed unless the next run can continue in it."""
-    there = sum(path.stat().st_size for path in aside.rglob("*") if path.is_file())
-    place = next(path for path in aside.parents if path.is_dir())
-    # What lies there is either continued or removed.
-    wanted, free = sum(file.size for file in files) - there + MARGIN, shutil.disk_usage(place).free
+def check_space(folder: Path, size: int) -> Path:
+    """Refuse where FOLDER cannot have SIZE bytes, those that it has included; returns the folder that exists above it."""
+    there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    place = next(path for path in folder.parents if path.is_dir())
+    wanted, free = size - there + MARGIN, shutil.disk_usage(place).free
     if wanted > free:
         raise ModelRefused(
             SPACE,
             f"{place} has {free / 1e9:.2f} GB free, the model takes {wanted / 1e9:.2f} GB more: make room, or give "
             "another place with --into",
         )
+    return place
+
+
+@contextmanager
+def _working(aside: Path, source: str, files: list[File]) -> Iterator[None]:
+    """A folder of this run alone, with room for the files. It is removed unless the next run can continue in it."""
+    place = check_space(aside, sum(file.size for file in files))
     aside.mkdir(parents=True, exist_ok=True)
     with _alone(aside):
         try:

@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import model_add
+import numpy as np
 import pytest
 import sealing_double
 import sharded_deepseek
+import small_gguf
 from kill_points import KillPoints
 
 from llmkeep import durable
@@ -26,6 +28,7 @@ from llmkeep.models.folder import Folder
 from llmkeep.models.resumable import Resumable
 from llmkeep.places import Places
 
+ROOT = Path(__file__).resolve().parents[4]
 SHARD = "model-00002-of-00003.safetensors"
 NAME = "deepseek-tiny"
 
@@ -274,6 +277,51 @@ def test_a_disk_that_fills_half_way_is_told_and_the_next_run_continues(
     assert sorted(path.name for path in small_disk.iterdir()) == ["candidate"]
 
 
+# ---------------------------------------------------------------- GGUF
+def write_llama(path: Path, **more: str) -> Path:
+    blocks = {"attn_q": (32, 32), "attn_k": (16, 32), "attn_v": (16, 32), "ffn_down": (32, 64)}
+    shapes = {"token_embd.weight": (6, 32), "output_norm.weight": (32,)}
+    shapes |= {f"blk.0.{name}.weight": shape for name, shape in blocks.items()}
+    small_gguf.write_gguf(path, {name: np.ones(shape, np.float32) for name, shape in shapes.items()}, **more)
+    return path
+
+
+def test_a_gguf_file_becomes_a_candidate_with_its_own_digest_and_licence(
+    tmp_path: Path, into: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_llama(tmp_path / "SmolLM2.gguf", licence="apache-2.0")
+    (text := tmp_path / "LICENSE").write_text("Apache License\n")
+    words = ("--licence-file", text, "--accept-licence", "Apache-2.0", "--name", "smol")
+    code, said = model_add.run(capsys, file, into, *words)
+    assert code == 0, said
+    told = model_add.provenance(into)
+    assert told["source"] == f"GGUF file SmolLM2.gguf, sha256 {sha256(file)}"
+    assert (told["licence"]["name"], told["licence"]["file"]) == ("apache-2.0", "LICENSE")
+    assert [path.name for path in into.parent.iterdir()] == ["candidate"]
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "size", "wanted", "words"),
+    [("smollm", 100, 4, "is no GGUF file"), ("qwen2", None, 1, "a llama model with a qwen2 tokenizer")],
+    ids=["truncated", "another kind"],
+)
+def test_refuses_a_gguf_file_that_is(
+    tokenizer: str,
+    size: int | None,
+    wanted: int,
+    words: str,
+    tmp_path: Path,
+    into: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = write_llama(tmp_path / "x.gguf", tokenizer=tokenizer)
+    if size:
+        os.truncate(file, size)
+    code, said = model_add.run(capsys, file, into)
+    assert (code, words in said) == (wanted, True), said
+    assert not into.parent.exists() or not list(into.parent.iterdir())
+
+
 # ---------------------------------------------------------------- licences
 def test_a_licence_that_was_not_accepted_is_shown_with_the_way_to_accept_it(
     model: Path, into: Path, tmp_path: Path
@@ -408,3 +456,34 @@ def test_two_runs_do_not_share_a_folder(
     monkeypatch.setattr(intake, "_without_code", meanwhile)
     assert model_add.run(capsys, model, into)[0] == 0
     assert [(code, "another llmkeep is at work" in words) for code, words in said] == [(1, True)]
+
+
+# ---------------------------------------------------------------- the payload
+SERVED = """
+import sys
+from pathlib import Path
+
+from llmcore.manifest import verified
+from llmserve.engine.naive import NaiveDriver
+from llmserve.settings import NaiveModel
+
+model = Path(sys.argv[1])
+verified(model)
+settings = NaiveModel(driver="naive", path=model, manifest=model.with_name(f"{model.name}.sha256"))
+language = NaiveDriver(settings, "r").language
+assert language.tokenizer.decode(language.tokenizer("数据库?").input_ids) == "数据库?"
+print("answered by", type(language.model).__module__)
+"""
+
+
+def test_the_payload_loads_the_shards_without_code_of_the_repository(
+    model: Path, into: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert model_add.run(capsys, model, into)[0] == 0
+    command = [str(ROOT / "payload/.venv/bin/python"), "-c", SERVED, str(into / "models" / NAME)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "python3-torch is not installed" in run.stderr:
+        pytest.skip("Debian's python3-torch is not installed")
+    assert run.returncode == 0, run.stderr
+    assert "answered by transformers.models.deepseek_v2." in run.stdout
+    assert "newly initialized" not in run.stderr
