@@ -32,6 +32,18 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def sync_all(folder: Path) -> None:
+    """Wait until FOLDER is on disk, with every file and folder in it."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            descriptor = os.open(Path(place, name), os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        sync_folder(Path(place))
+
+
 def record(path: Path, entry: dict[str, object]) -> None:
     """Append ENTRY, chained to the line before it by hash, and wait until it is on disk."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ from llmkeep.places import PUBLISH_KEY, Places
 from llmkeep.sealing import seal, unseal
 
 DAYS = 365  # how long a release may be installed
+MARGIN = 64 << 20  # bytes of free space beyond a release
 TRAINING, PROVENANCE = "training.json", "provenance.json"  # what a candidate says of itself
 PROFILE = "release "  # what a manifest is for, with the release's name
 NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}")
@@ -306,9 +308,10 @@ def verify(places: Places, folder: Path, keyring: Path, now: datetime.datetime |
 
 
 def add(places: Places, folder: Path, keyring: Path) -> str:
-    """Copy a release to the mirror and verify the copy; returns a message for the operator. Idempotent.
+    """Bring a release to the mirror and verify it there; returns a message for the operator. Idempotent.
 
-    The release replaces an older one of the same name by one rename; the older one is removed afterwards.
+    Files of this user's that lie on the mirror's disk are linked, others copied. The release replaces an older one of the same
+    name by one rename; the older one is removed afterwards.
 
     """
     good = verify(places, folder, keyring)
@@ -317,13 +320,24 @@ def add(places: Places, folder: Path, keyring: Path) -> str:
     places.releases.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
+    paths = [manifest.NAME, manifest.SIGNATURE, *(entry.path for entry in good.files)]
+    linked = {path for path in paths if _linkable(folder / path, places.releases)}
+    size = sum((folder / path).stat().st_size for path in paths if path not in linked)
+    if (free := shutil.disk_usage(places.releases).free) < size + MARGIN:
+        raise ReleaseError(
+            f"{places.releases} has {free / 1e9:.2f} GB free, the copy takes {size / 1e9:.2f} GB: make room, or move {folder} to "
+            "that disk"
+        )
     try:
-        for path in (manifest.NAME, manifest.SIGNATURE, *(entry.path for entry in good.files)):
+        for path in paths:
             (partial / path).parent.mkdir(parents=True, exist_ok=True)
-            with (folder / path).open("rb") as source, (partial / path).open("wb") as copy:
-                shutil.copyfileobj(source, copy, 1 << 22)
-                copy.flush()
-                os.fsync(copy.fileno())
+            if path in linked:
+                (partial / path).hardlink_to(folder / path)
+            else:
+                with (folder / path).open("rb") as source, (partial / path).open("wb") as copy:
+                    shutil.copyfileobj(source, copy, 1 << 22)
+                    copy.flush()
+                    os.fsync(copy.fileno())
             (partial / path).chmod(0o644)
         if verify(places, partial, keyring) != good:
             raise BundleRefused(
@@ -343,6 +357,17 @@ def add(places: Places, folder: Path, keyring: Path) -> str:
         if re.fullmatch(rf"\.{re.escape(name)}-\d+", old.name) and old != target:
             shutil.rmtree(old)
     return f"{places.releases / name}: serial {good.serial}, {len(good.files)} files; name it in an inventory: release: {name}"
+
+
+def _linkable(path: Path, place: Path) -> bool:
+    """Whether a file may be shared with PLACE: on the same disk, and of nobody's but this user's to change."""
+    status = path.lstat()
+    return (
+        status.st_dev == place.stat().st_dev
+        and status.st_uid == os.geteuid()
+        and not status.st_mode & 0o022
+        and stat.S_ISREG(status.st_mode)
+    )
 
 
 def listed(places: Places) -> str:

@@ -104,13 +104,14 @@ def add(
         size = sum((model / path).stat().st_size for path in digests)
         made = Taken(name, len(digests), size, left_out, list(changed), agreed.name, sha256(sums))
         (aside / SOURCE).unlink()
+        durable.sync_all(aside)
         aside.rename(into)
         durable.sync_folder(into.absolute().parent)
     return made
 
 
 def _copied(source: Hub | Folder, files: list[File], model: Path) -> Iterator[tuple[str, str]]:
-    """Copy the files, each on disk before the next; path and sha256 of each."""
+    """Copy the files; path and sha256 of each."""
     for file in files:
         path = model / file.path
         path.parent.mkdir(parents=True, exist_ok=True)

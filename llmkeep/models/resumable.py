@@ -4,7 +4,6 @@ import hashlib
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 
 from llmkeep.models.refusal import DAMAGED, ModelRefused
 
@@ -15,7 +14,7 @@ class Resumable:
     """Write PATH, which is to have SIZE bytes. Hashing runs beside writing, in a thread.
 
     `write`, `tell`, `seek` and `truncate` are those of a file, as huggingface_hub's `http_get` uses them. Where a chunk is
-    already there, it is read instead of written: a copy continues at the speed of reading.
+    already there, it is read instead of written: a copy continues at the speed of reading. Nothing is synced.
 
     """
 
@@ -33,10 +32,8 @@ class Resumable:
     def __enter__(self) -> "Resumable":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, _: object, __: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.pool.shutdown()
-        if kind is None:
-            os.fsync(self.stream.fileno())
         self.stream.close()
 
     def resume(self) -> int:

@@ -3,6 +3,7 @@
 import datetime
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -292,6 +293,7 @@ def test_a_copy_that_breaks_off_leaves_what_was_served(
     before = snapshot(places.releases)
     newer = candidate(tmp_path / "newer", b"\2" * 5000)
     release.sign(places, newer)
+    (newer / MODEL / "model.safetensors").chmod(0o666)  # so that it is copied
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -300,6 +302,35 @@ def test_a_copy_that_breaks_off_leaves_what_was_served(
     with pytest.raises(OSError, match="No space"):
         release.add(places, newer, places.publish_public)
     assert snapshot(places.releases) == before
+
+
+def test_a_release_on_the_mirrors_disk_takes_no_space_twice(places: Places, signed: Path) -> None:
+    release.add(places, signed, places.publish_public)
+    own, served = signed / MODEL / "model.safetensors", places.releases / NAME / MODEL / "model.safetensors"
+    assert own.samefile(served)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a file to another user: run it as root")
+@pytest.mark.parametrize("change", [lambda path: path.chmod(0o664), lambda path: os.chown(path, 1234, 0)])
+def test_a_file_that_others_can_change_is_copied(
+    change: Callable[[Path], None], places: Places, signed: Path
+) -> None:
+    own, served = signed / MODEL / "model.safetensors", places.releases / NAME / MODEL / "model.safetensors"
+    change(own)
+    release.add(places, signed, places.publish_public)
+    assert not own.samefile(served)
+    assert served.read_bytes() == own.read_bytes()
+
+
+def test_the_space_is_checked_before_anything_is_copied(
+    places: Places, signed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (signed / MODEL / "model.safetensors").chmod(0o666)
+    usage = shutil.disk_usage(signed)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=release.MARGIN + 4999))
+    with pytest.raises(ReleaseError, match="make room"):
+        release.add(places, signed, places.publish_public)
+    assert not list(places.releases.iterdir())
 
 
 # ---------------------------------------------------------------- candidates
