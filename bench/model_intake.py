@@ -97,11 +97,10 @@ def measured(
 
 def killed(source: str, into: Path, environment: dict[str, str], kills: int, size: int) -> int:
     """Intake with `kills` kill -9 at even distances; the number of runs that it took."""
-    partial = into.with_name(f".{into.name}.partial")
     for number in range(1, kills + 1):
         process = add(source, into, environment)
         while process.poll() is None:
-            there = sum(path.stat().st_size for path in partial.rglob("*.safetensors"))
+            there = sum(path.stat().st_size for path in into.parent.glob(".*/models/*/*.safetensors"))
             if there >= size * number // (kills + 1):
                 process.send_signal(signal.SIGKILL)
                 break

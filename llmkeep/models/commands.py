@@ -116,7 +116,10 @@ def _accepted(found: Licence, text: str, given: str | None) -> dict[str, Any]:
                 f"its licence is {printable(found.name)!r} ({found.file}, above), which is not accepted: read it, and run this "
                 f"again with --accept-licence '{printable(found.name)}'",
             )
-        given = input("To accept it, type its name: ")
+        try:
+            given = input("To accept it, type its name: ")
+        except EOFError:
+            given = ""
     person = os.environ.get("SUDO_USER") or getpass.getuser()
     moment = datetime.datetime.now(datetime.UTC).replace(microsecond=0).isoformat()
     return licence.accepted(found, given, person, moment)

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 from llmkeep.models.refusal import DAMAGED, UNFIT, ModelRefused, printable
 
 CONFIG, CARD, WEIGHTS, INDEX = "config.json", "README.md", "model.safetensors", "model.safetensors.index.json"
+TOKENIZER = "tokenizer_config.json"
 LICENCE_TEXT = re.compile(r"(LICEN[CS]E|COPYING|NOTICE|USE_POLICY)([._-][A-Za-z0-9._-]*)?", re.IGNORECASE)
 TEXT = re.compile(
     r"config\.json|generation_config\.json|README\.md|model\.safetensors\.index\.json"
@@ -21,7 +22,8 @@ TEXT = re.compile(
 SHARD = re.compile(r"[A-Za-z0-9._-]+-of-[0-9]+\.safetensors")
 TENSORS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
-MOST = 64 << 20  # bytes of a file that is parsed, or of a shard's header
+MOST = 64 << 20  # bytes of a file that is no weights
+PARSED = 16 << 20  # bytes of a file that is parsed here, or of a shard's header
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,10 @@ def weights(found: Iterable[File], index: dict[str, set[str]] | None) -> list[Fi
 
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file."""
+    if (size := path.stat().st_size) > PARSED:
+        raise ModelRefused(
+            UNFIT, f"{path.name} has {size} bytes, at most {PARSED} are read: it is no file of its kind"
+        )
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -123,7 +129,7 @@ def check_weights(stream: BinaryIO, name: str, size: int, tensors: set[str] | No
     """A file of weights is as long as its header says, and has the tensors that the index expects of it."""
     count = int.from_bytes(stream.read(8), "little")
     try:
-        if not 2 <= count <= min(MOST, size - 8):
+        if not 2 <= count <= min(PARSED, size - 8):
             raise ValueError(f"a header of {count} bytes")
         header = json.loads(stream.read(count))
         header.pop("__metadata__", None)

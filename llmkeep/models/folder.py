@@ -2,10 +2,14 @@
 
 import os
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from rich.console import Console
+from rich.progress import wrap_file
 
 from llmkeep.models import contents
 from llmkeep.models.contents import File
@@ -49,7 +53,17 @@ class Folder:
 
     def copy(self, file: File, target: Resumable) -> None:
         """Copy a file; what TARGET has of it already is compared instead."""
-        with self._opened(file.path) as stream:
+        with (
+            self._opened(file.path) as opened,
+            wrap_file(
+                opened,
+                total=file.size,
+                description=file.path,
+                console=Console(stderr=True),
+                transient=True,
+                disable=not sys.stderr.isatty(),
+            ) as stream,
+        ):
             while chunk := stream.read(CHUNK):
                 target.write(chunk)
         if target.tell() != file.size:

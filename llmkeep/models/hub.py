@@ -93,8 +93,12 @@ class Hub:
             ]
             for file in found:
                 by_lfs = re.fullmatch(r"[0-9a-f]{64}", file.sha256 or "")
-                if not isinstance(file.size, int) or not (
-                    by_lfs or (file.sha256 is None and re.fullmatch(r"[0-9a-f]{40}", file.blob or ""))
+                if (
+                    not isinstance(file.size, int)
+                    or file.size < 0
+                    or not (
+                        by_lfs or (file.sha256 is None and re.fullmatch(r"[0-9a-f]{40}", file.blob or ""))
+                    )
                 ):
                     raise ModelRefused(
                         DAMAGED,
@@ -181,7 +185,7 @@ class Hub:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ModelRefused(
                 HUB,
-                f"{self.shown} answered {self.repository} with what is no hub's answer ({error}): check HF_ENDPOINT",
+                f"{self.shown} answered {self.repository} with what is no hub's answer: {printable(str(error))}; check HF_ENDPOINT",
             ) from error
 
     def _way(self, status: int, response: Any) -> str:

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -49,7 +50,7 @@ def add(
 ) -> Taken:
     """Make the candidate INTO of a source. `accept` gets the licence with its text, and returns the record of its acceptance.
 
-    INTO appears whole or not at all. What an interrupted run copied lies in `.INTO.partial` beside it, from where the next run
+    INTO appears whole or not at all. What an interrupted run copied lies in a hidden folder beside it, from where the next run
     continues; a refused model leaves nothing. `stated`: the licence's name, where the source knows it.
 
     """
@@ -64,14 +65,12 @@ def add(
     own_text = licence_file.read_bytes() if licence_file else None
     found = source.files()
     texts = contents.texts(found)
-    tensors = [file for file in found if contents.TENSORS.fullmatch(file.path)]
-    aside = into.absolute().with_name(f".{into.name}.partial")
-    with _working(aside, source.source, [*texts, *tensors]):
+    wanted = [*texts, *(file for file in found if contents.TENSORS.fullmatch(file.path))]
+    with _working(into, source.source, wanted) as aside:
         model = aside / "models" / name
-        _remove_others(model, [*texts, *tensors])
+        _keep_only(wanted, aside, model)
         digests = dict(_copied(source, texts, model))
-        contents.check_class(contents.read_object(model / contents.CONFIG))
-        index = contents.read_index(model / contents.INDEX) if contents.INDEX in digests else None
+        index = _judged(model, digests)
         weights = contents.weights(found, index)
         if own_text is not None:
             digests["LICENSE"] = _place_licence(own_text, model)
@@ -79,8 +78,9 @@ def add(
         record = accept(agreed, (model / agreed.file).read_text(errors="replace"))
         for path, digest in _copied(source, weights, model):
             with (model / path).open("rb") as stream:
-                size = (model / path).stat().st_size
-                contents.check_weights(stream, path, size, index[path] if index else None)
+                contents.check_weights(
+                    stream, path, os.fstat(stream.fileno()).st_size, index[path] if index else None
+                )
             digests[path] = digest
         changed = _without_code(model, digests)
         taken = {file.path for file in [*texts, *weights]}
@@ -103,10 +103,9 @@ def add(
         durable.write(sums, text.encode(), 0o644)
         size = sum((model / path).stat().st_size for path in digests)
         made = Taken(name, len(digests), size, left_out, list(changed), agreed.name, sha256(sums))
-        (aside / SOURCE).unlink()
         durable.sync_all(aside)
         aside.rename(into)
-        durable.sync_folder(into.absolute().parent)
+        durable.sync_folder(aside.parent)
     return made
 
 
@@ -129,24 +128,28 @@ def _place_licence(text: bytes, model: Path) -> str:
     return sha256(model / "LICENSE")
 
 
+def _judged(model: Path, digests: dict[str, str]) -> dict[str, set[str]] | None:
+    """The index, of a model that can be loaded without code of its repository."""
+    contents.check_class(contents.read_object(model / contents.CONFIG))
+    tokenizer = contents.read_object(model / contents.TOKENIZER) if contents.TOKENIZER in digests else {}
+    if "auto_map" in tokenizer and "tokenizer.json" not in digests:
+        raise ModelRefused(
+            UNFIT,
+            f"{contents.TOKENIZER} has auto_map and there is no tokenizer.json: its tokenizer is code of the repository, "
+            "which is never run. Take a model with a tokenizer.json",
+        )
+    return contents.read_index(model / contents.INDEX) if contents.INDEX in digests else None
+
+
 def _without_code(model: Path, digests: dict[str, str]) -> dict[str, Any]:
     """Take `auto_map` out of the model's JSON files; what was changed, with the sha256 that it had."""
     changed = {}
-    for name in (contents.CONFIG, "tokenizer_config.json"):
-        if name not in digests:
-            continue
+    for name in {contents.CONFIG, contents.TOKENIZER} & digests.keys():
         content = contents.read_object(model / name)
-        if (cleaned := contents.without_code(content)) == content:
-            continue
-        if name != contents.CONFIG and "tokenizer.json" not in digests:
-            raise ModelRefused(
-                UNFIT,
-                f"{name} has auto_map and there is no tokenizer.json: its tokenizer is code of the repository, which is never "
-                "run. Take a model with a tokenizer.json",
-            )
-        _write(model / name, cleaned)
-        changed[name] = {"removed": "auto_map", "sha256_before": digests[name]}
-        digests[name] = sha256(model / name)
+        if (cleaned := contents.without_code(content)) != content:
+            _write(model / name, cleaned)
+            changed[name] = {"removed": "auto_map", "sha256_before": digests[name]}
+            digests[name] = sha256(model / name)
     return changed
 
 
@@ -154,17 +157,16 @@ def _write(path: Path, content: dict[str, Any]) -> None:
     durable.write(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode(), 0o644)
 
 
-def _remove_others(model: Path, files: list[File]) -> None:
-    """Remove what an earlier run added to the source's files."""
-    wanted = {model / file.path for file in files}
-    for path in [path for path in model.rglob("*") if path.is_file() and path not in wanted]:
+def _keep_only(files: list[File], aside: Path, model: Path) -> None:
+    """Of what an earlier run left keep the source's files, under the name that the model has now."""
+    for other in [path for path in aside.glob("models/*/") if path != model]:
+        other.rename(model)
+    kept = {model / file.path for file in files}
+    for path in [path for path in aside.rglob("*") if path.is_file() and path not in kept]:
         path.unlink()
 
 
 # ---------------------------------------------------------------- aside
-SOURCE = ".source"  # of which source the copy is
-
-
 def check_space(folder: Path, size: int) -> Path:
     """Refuse where FOLDER cannot have SIZE bytes, those that it has included; returns the folder that exists above it."""
     there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -180,19 +182,27 @@ def check_space(folder: Path, size: int) -> Path:
 
 
 @contextmanager
-def _working(aside: Path, source: str, files: list[File]) -> Iterator[None]:
-    """A folder of this run alone, with room for the files. It is removed unless the next run can continue in it."""
+def _working(into: Path, source: str, files: list[File]) -> Iterator[Path]:
+    """A folder beside INTO for this source and this run alone, with room for the files.
+
+    Where the run is refused it is removed, unless the next one can continue in it. Those of other sources are removed.
+
+    """
+    start = f".{into.name}.partial-"
+    aside = into.absolute().with_name(start + hashlib.sha256(source.encode()).hexdigest()[:8])
+    for other in aside.parent.iterdir() if aside.parent.is_dir() else ():
+        if other.name.startswith(start) and other != aside:
+            with _alone(other):
+                shutil.rmtree(other)
     place = check_space(aside, sum(file.size for file in files))
     aside.mkdir(parents=True, exist_ok=True)
     with _alone(aside):
+        fresh = not any(aside.rglob("*.safetensors"))
         try:
-            if not (aside / SOURCE).is_file() or (aside / SOURCE).read_text() != source:
-                for path in aside.iterdir():
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
-                durable.write(aside / SOURCE, source.encode(), 0o644)
-            yield
+            yield aside
         except ModelRefused as refusal:
-            if not refusal.resumable:
+            # A licence that was misspelt costs no weights that an earlier run fetched.
+            if not refusal.resumable and (fresh or refusal.code != LICENCE):
                 shutil.rmtree(aside)
             raise
         except OSError as error:
@@ -208,11 +218,15 @@ def _working(aside: Path, source: str, files: list[File]) -> Iterator[None]:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Hold a folder exclusively. The lock is released with its process, however that ends."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except NotADirectoryError as error:
+        raise ModelRefused(UNFIT, f"{folder} is no folder, or a link: remove it") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ModelRefused(UNFIT, f"another llmkeep is at work in {folder}: wait for it") from error
         yield
-    except BlockingIOError as error:
-        raise ModelRefused(UNFIT, f"another llmkeep is at work in {folder}: wait for it") from error
     finally:
         os.close(descriptor)

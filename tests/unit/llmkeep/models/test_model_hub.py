@@ -215,7 +215,7 @@ def test_a_server_without_ranges_is_asked_for_everything_again(
 ) -> None:
     hub.faults = {"model-00003": (404, {})}
     assert model_add.run(capsys, hub.source, into)[0] == 3
-    partial = into.with_name(".candidate.partial") / f"models/{NAME}/{SHARD}"
+    (partial,) = into.parent.glob(f".candidate.partial-*/models/*/{SHARD}")
     os.truncate(partial, 1000)
     hub.faults, hub.ranges = {}, False
     assert model_add.run(capsys, hub.source, into)[0] == 0
@@ -238,7 +238,7 @@ def test_a_damaged_rest_of_an_earlier_run_is_fetched_again(
 ) -> None:
     hub.faults = {"model-00003": (404, {})}
     assert model_add.run(capsys, hub.source, into)[0] == 3
-    partial = into.with_name(".candidate.partial") / f"models/{NAME}/{SHARD}"
+    (partial,) = into.parent.glob(f".candidate.partial-*/models/*/{SHARD}")
     partial.write_bytes(bytes(5000))
     hub.faults = {}
     assert model_add.run(capsys, hub.source, into)[0] == 0
@@ -249,7 +249,6 @@ def test_a_download_that_is_killed_fetches_at_most_one_chunk_twice(memory: Path)
     stand_in = HubStandIn("deepseek-ai/DeepSeek-Tiny", sharded_deepseek.write(memory / "repository", 1000))
     first = "model-00001-of-00003.safetensors"
     size, into = (stand_in.folder / first).stat().st_size, memory / "candidate"
-    partial = memory / f".candidate.partial/models/{NAME}/{first}"
     running: list[subprocess.Popen[str]] = []
     limit = 0
 
@@ -275,7 +274,7 @@ def test_a_download_that_is_killed_fetches_at_most_one_chunk_twice(memory: Path)
         for number in range(1, KILLS + 1):
             limit = size * number // (KILLS + 1)
             assert start() == -signal.SIGKILL
-            now = partial.stat().st_size if partial.exists() else 0
+            now = sum(path.stat().st_size for path in memory.glob(f".candidate.*/models/*/{first}"))
             assert now >= kept
             assert limit - now <= CHUNK + buffered(), "what arrived is on disk, but for the chunk in flight"
             kept = now
@@ -296,3 +295,28 @@ def test_a_small_file_is_compared_by_gits_id(tmp_path: Path) -> None:
     (path := tmp_path / "config.json").write_text(json.dumps({}))
     run = subprocess.run(["git", "hash-object", path], capture_output=True, text=True, check=True)
     assert git_blob(path) == run.stdout.strip()
+
+
+def test_another_name_or_a_misspelt_licence_costs_nothing_that_was_fetched(
+    hub: HubStandIn, into: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.faults = {"model-00003": (404, {})}
+    assert model_add.run(capsys, hub.source, into)[0] == 3
+    assert model_add.run(capsys, hub.source, into, "--accept-licence", "depseek")[0] == 5
+    hub.faults = {}
+    hub.requests.clear()
+    assert model_add.run(capsys, hub.source, into, "--name", "other")[0] == 0
+    assert not hub.fetched(SHARD)
+    assert sorted(path.name for path in (into / "models").iterdir()) == ["other", "other.sha256"]
+
+
+def test_a_link_in_the_place_of_the_working_folder_is_not_followed(
+    hub: HubStandIn, into: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.faults = {"model-00003": (404, {})}
+    assert model_add.run(capsys, hub.source, into)[0] == 3
+    (working,) = into.parent.iterdir()
+    working.rename(tmp_path / "moved")
+    working.symlink_to(tmp_path / "moved")
+    code, said = model_add.run(capsys, hub.source, into)
+    assert (code, "is no folder, or a link" in said) == (1, True), said
