@@ -20,7 +20,20 @@ from llmkeep.pki import issuing
 from llmkeep.policy import bundle as policy
 from llmkeep.record import commands as record
 
-VERBS = (update, programs, signing, commands, revoke, issuing, policy, models, release, inventory, run, record)
+VERBS = (
+    update,
+    programs,
+    signing,
+    commands,
+    revoke,
+    issuing,
+    policy,
+    models,
+    release,
+    inventory,
+    run,
+    record,
+)
 
 
 WAYS_OUT = {

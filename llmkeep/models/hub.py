@@ -185,7 +185,7 @@ class Hub:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ModelRefused(
                 HUB,
-                f"{self.shown} answered {self.repository} with what is no hub's answer: {printable(str(error))}; check HF_ENDPOINT",
+                f"{self.shown} answered {self.repository}, but not as a hub does: {printable(str(error))}; check HF_ENDPOINT",
             ) from error
 
     def _way(self, status: int, response: Any) -> str:
