@@ -5,23 +5,23 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: host_revocations
-short_description: Install the revocation lists that the control node signed, and shut out revoked hosts
+short_description: Install the control node's signed revocation lists, and block revoked hosts
 description:
   - Writes the lists to C(crl.pem) and the probe (a certificate that is revoked from the start, with its key) to
-    C(revoked.pem) of I(directory), and has the services reloaded that are named in C(reload.d).
-  - Drops all packets from revoked hosts, on connections that stand, too, by a file that the firewall includes. Answers to
-    SSH connections from here are let in. M(llmkeep.estate.systemd_units) reloads nftables.service, which is marked pending.
-  - Never replaces a list by one with a lower number, so that a run that read it earlier does not undo a revocation.
-author: [llmkeep contributors]
+    C(revoked.pem) in I(directory), and reloads the services that are named in C(reload.d).
+  - Drops all packets from revoked hosts, also on established connections, by a file that the firewall includes. Replies on
+    SSH connections to them are accepted. nftables.service is marked pending for M(llmkeep.estate.systemd_units).
+  - Never replaces a list by one with a lower number, so that a concurrent run cannot undo a revocation.
+author: [llmkeep contributors (@llmkeep)]
 options:
-  published: {description: What the control node published (PEM) - the lists, then the probe., type: str, required: true}
-  hosts: {description: The address of each host of the estate., type: dict, required: true}
+  published: {description: "The published PEM file: the lists, then the probe.", type: str, required: true}
+  hosts: {description: Address by name of each host of the estate., type: dict, required: true}
   spared:
-    description: Addresses that are never shut out, this host's and the control node's.
+    description: Addresses that are never blocked, this host's and the control node's.
     type: list
     elements: str
     default: []
-  directory: {description: Where the lists lie., type: path, default: /etc/llmkeep/pki}
+  directory: {description: Directory of the lists., type: path, default: /etc/llmkeep/pki}
   firewall: {description: The file that the firewall includes., type: path, default: /etc/nftables.d/refuse-input-revoked.nft}
 """
 
@@ -33,7 +33,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-revoked: {description: Names that are revoked., returned: always, type: list, elements: str}
+revoked: {description: The revoked names., returned: always, type: list, elements: str}
 """
 
 import ipaddress
