@@ -27,7 +27,9 @@ Tokens = Annotated[int, Field(gt=0), BeforeValidator(whole)]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 
 
-# A body is validated on the event loop: lists are bounded, and their first error ends them (FailFast).
+# A body is validated on the event loop: lists are bounded, their first error ends them (FailFast), and so is what
+# becomes many small objects.
+BARE_BYTES = 128 * 1024  # of a body, outside of its strings
 MAX_INPUTS = 256  # texts in one request for embeddings
 MANY_ERRORS = 100  # in one body
 MAX_MESSAGES, MAX_PARTS, MAX_CALLS = 4096, 1024, 256  # of a chat, of a message
@@ -186,11 +188,21 @@ class Call:
 
 
 def parse_body[T: Strict](kind: type[T], body: bytes) -> T:
-    """Parse the JSON `body` as a `kind`; raises ApiError 400."""
+    """Parse the JSON `body` as a `kind`; raises ApiError 400 or 413."""
+    if len(body) > BARE_BYTES and (bare := bare_bytes(body)) > BARE_BYTES:
+        message = (
+            f"the body has {bare} bytes outside of strings, the limit is {BARE_BYTES}: send fewer values"
+        )
+        raise ApiError(413, "body_too_large", message)
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
         raise bad_request(error) from None
+
+
+def bare_bytes(body: bytes) -> int:
+    """Bytes of JSON that are outside of strings: brackets, commas, numbers, spaces."""
+    return sum(map(len, body.replace(rb"\\", b"").replace(rb"\"", b"").split(b'"')[::2]))
 
 
 def parse_query(query: bytes) -> GenerateBody:

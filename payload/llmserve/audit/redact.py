@@ -13,7 +13,6 @@ NAMES_OF_SECRETS = (
 )
 PATTERNS = (
     ("private key", r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL),
-    ("token", r"eyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*){1,3}", 0),
     ("key", START + r"(?:AKIA|ASIA)[0-9A-Z]{16}", 0),
     ("key", START + r"(?:llmk|sk|pk|rk|ghp|gho|ghs|github_pat|glpat|xox[abprs]|AKIA|hf)[-_][\w-]{16,}", 0),
     # Base64 with something in it that an ordinary word has not: "basic training" stays.
@@ -25,6 +24,8 @@ PATTERNS = (
     ("number", r"\+?\d(?:[\s.()/_‐-―-]?\d){7,}[Xx]?", 0),  # cards, accounts, phones, identity cards
 )  # fmt: skip
 COMPILED = tuple((f"[{kind}]", re.compile(pattern, flags)) for kind, pattern, flags in PATTERNS)
+# One that has no end is passed as a whole: it may contain the beginnings of thousands.
+TOKEN = re.compile(r"eyJ[\w-]{8,}+(\.[\w-]{8,}+(?:\.[\w-]*){1,3})?")
 # The name stays, its value goes.
 QUOTE = r"\\{0,8}[\"']"
 NAMED = re.compile(
@@ -66,6 +67,7 @@ class _Strings:
 
 
 def _redacted(text: str) -> str:
+    text = TOKEN.sub(lambda found: "[token]" if found[1] else found[0], text)
     for kind, pattern in COMPILED:
         text = pattern.sub(kind, text)
     return NAMED.sub(r"\1\2[secret]", text)

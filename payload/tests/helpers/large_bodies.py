@@ -26,6 +26,7 @@ ITEMS = [
     '{"type":"text","text":"a"}',
     '{"type":"text","text":1}',
 ]
+ITEMS += ["1" * 4299, "1" * 300, "-1.5e-300", '"' + "\\u00e9" * 20 + '"', '"' + "eyJ" * 20 + '"']
 ITEMS += [
     '{"role":"user","content":"a"}',
     '{"role":"x","content":"a"}',
@@ -52,6 +53,33 @@ def keys(head: str, tail: str, size: int) -> bytes:
     return (head + ",".join(f'"k{number:06d}":1' for number in range(count)) + tail).encode()
 
 
+# Texts for which patterns of the redaction begin at many places.
+TEXTS = [
+    "a",
+    "1",
+    "1 ",
+    "eyJ",
+    "a@",
+    "a.",
+    "sk-",
+    "DE89 ",
+    "password=",
+    "-----BEGIN ",
+    "basic ",
+    "\\n",
+    "\\\\",
+    '\\"',
+]
+
+
+def chat_of(text: str, messages: int, size: int) -> bytes:
+    """A valid chat of `messages` that repeat `text`."""
+    frame = '{"role":"user","content":""}'
+    times = (size // messages - len(frame) - 10) // len(text)
+    message = frame.replace('""', f'"{text * times}"')
+    return ('{"model":"m","messages":[' + ",".join([message] * messages) + "]}").encode()
+
+
 def large_bodies(size: int) -> Iterator[tuple[str, bytes]]:
     """Each with its name."""
     for place, (head, tail) in PLACES.items():
@@ -64,6 +92,9 @@ def large_bodies(size: int) -> Iterator[tuple[str, bytes]]:
         "escapes",
         b'{"model":"m","messages":[{"role":"user","content":"' + b"\\u00e9" * (size // 6 - 20) + b'"}]}',
     )
+    for text in TEXTS:
+        for messages in 1, 100, 4096:
+            yield f"{messages} messages of {text}", chat_of(text, messages, size)
 
 
 def random_bodies(size: int, number: int, seed: int) -> Iterator[tuple[str, bytes]]:

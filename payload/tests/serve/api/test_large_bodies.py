@@ -11,14 +11,17 @@ from llmserve.gateway.parsed_requests import chat, embedding
 from llmserve.settings import Limits
 
 
-def test_no_large_body_is_validated_item_by_item_once_it_is_wrong() -> None:
-    """Every error of such a body was listed before the first was reported, which took seconds and 767 MB."""
+def test_no_large_body_is_validated_for_more_than_50_ms() -> None:
+    """A wrong item in each place of a list took seconds and 767 MB, 200,000 empty lists 75 ms."""
     limits = Limits()
     for name, body in large_bodies(limits.body_bytes):
-        before = time.thread_time()  # CPU time: the machine may be busy
-        with suppress(ApiError):
-            (embedding if name.startswith("input") else chat)(body, limits)
-        assert time.thread_time() - before < 0.4, name
+        seconds = []
+        for _ in range(3):
+            before = time.thread_time()  # CPU time, the least of three: the machine may be busy
+            with suppress(ApiError):
+                (embedding if name.startswith("input") else chat)(body, limits)
+            seconds.append(time.thread_time() - before)
+        assert min(seconds) < 0.05, name
 
 
 @pytest.mark.parametrize(
@@ -35,3 +38,14 @@ def test_the_refusal_says_what_is_wrong(body: bytes, message: str) -> None:
         chat(body, Limits())
     assert refused.value.status == 400
     assert message in refused.value.message
+
+
+def test_a_body_of_many_values_is_refused_and_one_of_long_strings_is_not() -> None:
+    with pytest.raises(ApiError) as refused:
+        chat(b'{"model":"m","messages":[' + b"[[]]," * 30_000 + b"1]}", Limits())
+    assert (refused.value.status, refused.value.code) == (413, "body_too_large")
+    assert "outside of strings" in refused.value.message
+    text = rb"[[\"\\,]]" * 50_000
+    call = chat(b'{"model":"m","messages":[{"role":"user","content":"' + text + b'"}]}', Limits())
+    assert call.generate.messages
+    assert len(call.generate.messages[0]["content"]) == 350_000
