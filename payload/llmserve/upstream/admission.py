@@ -58,11 +58,12 @@ class Place:
     waited: float = 0.0
     number: int = field(default_factory=lambda: next(numbers))
     turn: asyncio.Future[None] | None = None
+    holders: tuple[str, tuple[str, str]] = field(
+        init=False
+    )  # the keys of its tenant and its subject in `Loads`
 
-    @property
-    def holders(self) -> tuple[str, tuple[str, str]]:
-        """The keys of its tenant and of its subject in `Loads`."""
-        return self.tenant, (self.tenant, self.subject)
+    def __post_init__(self) -> None:
+        self.holders = self.tenant, (self.tenant, self.subject)
 
 
 @dataclass(slots=True)
@@ -84,16 +85,21 @@ class Loads:
         return self.by.get(holder) or Load()
 
     def add(self, place: Place) -> None:
-        for load in (self.total, *(self.by.setdefault(holder, Load()) for holder in place.holders)):
-            load.requests += 1
-            load.tokens += place.tokens
+        self.change(place, 1)
 
     def remove(self, place: Place) -> None:
-        for load in (self.total, *(self.by[holder] for holder in place.holders)):
-            load.requests -= 1
-            load.tokens -= place.tokens
+        self.change(place, -1)
+
+    def change(self, place: Place, sign: int) -> None:
+        self.total.requests += sign
+        self.total.tokens += sign * place.tokens
         for holder in place.holders:
-            if not self.by[holder].requests:
+            load = self.by.get(holder)
+            if load is None:
+                load = self.by[holder] = Load()
+            load.requests += sign
+            load.tokens += sign * place.tokens
+            if not load.requests:
                 del self.by[holder]
 
 
@@ -182,7 +188,7 @@ class Admission:
         """The tenant's next request, if the tenant is within its share. No other of its subjects overtakes this one."""
         for requests in tenant.subjects.values():
             place = next(iter(requests.values()))
-            if self.within_share(place, (place.tenant, place.subject), self.room.subject_share):
+            if self.within_share(place, place.holders[1], self.room.subject_share):
                 return place if self.within_share(place, place.tenant, self.room.tenant_share) else None
         return None
 
