@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / "payload/tests"))
+sys.path.append(str(Path(__file__).resolve().parents[2] / "payload/tests/helpers"))
 
 from authority import PUBLIC_KEY, signed_bundle
 
