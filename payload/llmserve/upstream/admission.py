@@ -58,9 +58,7 @@ class Place:
     waited: float = 0.0
     number: int = field(default_factory=lambda: next(numbers))
     turn: asyncio.Future[None] | None = None
-    holders: tuple[str, tuple[str, str]] = field(
-        init=False
-    )  # the keys of its tenant and its subject in `Loads`
+    holders: tuple[str, tuple[str, str]] = field(init=False)  # its tenant and its subject, as keys of `Loads`
 
     def __post_init__(self) -> None:
         self.holders = self.tenant, (self.tenant, self.subject)
