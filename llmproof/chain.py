@@ -17,18 +17,19 @@ import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 
-from llmproof import heads
+from llmproof import heads, retention
 from llmproof.heads import Head, Signer, Tree, Verifier
+from llmproof.retention import Start
 
 MAX_LINE = 1 << 20  # bytes of an event's own fields
 ROTATE = 64 << 20  # bytes of a file
 FIRST_PREVIOUS = "0" * 64
 PREVIOUS, HASH = "llmkeep.audit.previous", "llmkeep.audit.hash"
-OURS = {"event.sequence", "@timestamp", PREVIOUS, HASH}
+OURS = {"event.sequence", "@timestamp", PREVIOUS, HASH, retention.LAST, retention.HASH, retention.PEAKS}
 TAIL = len(f',"{HASH}":""}}') + 64
 # A damaged line may be of any length; more than this is never read at once.
 READ = MAX_LINE + 4096
@@ -56,6 +57,10 @@ def fields(event: object) -> bytes:
         raise EventError("an event is a JSON object with at least one field")
     if taken := OURS & event.keys():
         raise EventError(f"the record itself writes {', '.join(sorted(taken))}: leave it out")
+    return _encoded(event)
+
+
+def _encoded(event: Mapping[str, object]) -> bytes:
     try:
         text = json.dumps(event, separators=(",", ":"), allow_nan=False)
     except (ValueError, TypeError, RecursionError) as error:
@@ -102,6 +107,11 @@ def lines(path: Path) -> Iterator[bytes]:
 def files(folder: Path) -> list[Path]:
     """The record's files in their order."""
     return sorted(folder.glob("records-*.jsonl"))
+
+
+def first_of(path: Path) -> int:
+    """The number of a file's first record, by its name."""
+    return int(path.stem.removeprefix("records-"))
 
 
 def file_name(first: int) -> str:
@@ -155,7 +165,8 @@ class Chain:
         self.tree, self._previous, self._signed = Tree(), FIRST_PREVIOUS, 0
         self.unsigned_seconds = unsigned_seconds
         self._unsigned_since = math.inf  # by time.monotonic(), of the first record without a head
-        self._seen = witnessed(seen)
+        self._seen_file, self._seen = seen, witnessed(seen)
+        self._start = Start()
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             self._signer = self._signer_of(seed, name)
@@ -229,6 +240,45 @@ class Chain:
         )
         return note
 
+    def remove_oldest(self, now: datetime, keep_days: int) -> Path | None:
+        """Declare the oldest file removed, sign that, and remove it; None where none may go. OSError, ChainError.
+
+        It may where it is closed, signed and witnessed, and its records are older than KEEP_DAYS by NOW and by the
+        witness's clock: a clock that is wrong for an hour removes nothing.
+
+        """
+        self._must_be_open()
+        there = files(self.folder)
+        for path in there[:-1]:
+            if first_of(path) <= self._start.size:  # declared, and then the power failed
+                self._remove(path)
+                return path
+        seen = witnessed(self._seen_file)
+        if len(there) < 2 or first_of(there[1]) - 1 > min(self._signed, seen.size) or not seen.time:
+            return None
+        after = next(lines(there[1]), b"")
+        limit = min(now, datetime.fromisoformat(seen.time)) - timedelta(days=keep_days)
+        if not after or written_at(after) > limit:
+            return None
+        tree, previous = self._start.tree(), self._start.previous
+        for line in lines(there[0]):
+            whole = line.removesuffix(b"\n")
+            if wrong := problem(whole, tree.size + 1, previous):
+                raise ChainError(f"{there[0]}, record {tree.size + 1}: {wrong}. It is old enough to go, and stays: see "
+                                 f"`llm-audit verify {self.folder}`")  # fmt: skip
+            tree.add(whole)
+            previous = hashlib.sha256(whole).hexdigest()
+        reason = f"its records are older than {keep_days} days"
+        self.write([_encoded(retention.declaration(tree, previous, reason))])
+        self.sign()
+        self._start = Start(tree.size, previous, tree.peaks)
+        self._remove(there[0])
+        return there[0]
+
+    def _remove(self, path: Path) -> None:
+        path.unlink()
+        os.fsync(self._lock)
+
     def close(self) -> None:
         """Let go of the folder. What was appended stays; no head is signed."""
         for descriptor in (self._file, self._lock):
@@ -279,7 +329,12 @@ class Chain:
         self._signed = head.size
         self.tree = self._kept_tree(signed) or self.tree
         there = files(self.folder)
-        firsts = [int(path.stem.removeprefix("records-")) for path in there]
+        if there and first_of(there[0]) > 1:
+            self._start = retention.declared(there, head.size) or self._start
+            there = [path for path in there if first_of(path) > self._start.size]
+        if self.tree.size < self._start.size:
+            self.tree, self._previous = self._start.tree(), self._start.previous
+        firsts = [first_of(path) for path in there]
         # All lines behind the tree that is known, and the one before them, to whose hash they are chained.
         start = max((n for n, first in enumerate(firsts) if first <= self.tree.size), default=0)
         for path, first in zip(there[start:], firsts[start:], strict=True):

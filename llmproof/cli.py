@@ -16,6 +16,7 @@ from pathlib import Path
 from llmproof import heads
 from llmproof.chain import ROTATE, UNSIGNED_SECONDS, Chain, ChainError, files, lines
 from llmproof.heads import HeadError, Verifier
+from llmproof.retention import MIN_DAYS
 from llmproof.verify import Report, verify
 
 FOLDER = Path("/var/log/llm-audit")
@@ -72,6 +73,12 @@ def _add_unsigned_seconds(parser: argparse.ArgumentParser, what: str) -> None:
     )
 
 
+def _keep_days(text: str) -> int:
+    if not text.isdigit() or int(text) < MIN_DAYS:
+        raise argparse.ArgumentTypeError(f"{text!r} days: records are kept for {MIN_DAYS} days or more")
+    return int(text)
+
+
 def run_verify(options: argparse.Namespace) -> int:
     """llm-audit verify."""
     given = options.verifier or str(options.folder / "verifier")
@@ -94,6 +101,9 @@ def run_verify(options: argparse.Namespace) -> int:
     print(f"{options.folder}: {report.records} records from {report.first} to {report.last}, {report.heads} heads by "
           f"{report.verifier}, {report.kept_heads} kept elsewhere: "
           + ("nothing was altered" if report.ok else f"ALTERED, {report.altered} findings"))  # fmt: skip
+    if report.removed:
+        print(f"records 1 to {report.removed} were removed by declared retention, says record {report.removed_by} of "
+              f"{report.removed_at}: proved from record {report.removed + 1} on")  # fmt: skip
     if report.open_tail:
         print(f"the last {report.open_tail} records are behind the last head: only the chain protects them")
     if report.late:
@@ -163,7 +173,7 @@ def _records(folder: Path) -> Iterator[tuple[bytes, dict[str, object]]]:
 
 def run_serve(options: argparse.Namespace) -> int:
     """llm-audit serve."""
-    from llmproof.service import serve  # asyncio: not for the others
+    from llmproof.service import Retention, serve  # asyncio: not for the others
 
     folder = os.environ.get("CREDENTIALS_DIRECTORY")
     if not options.seed_file and not folder:
@@ -178,7 +188,8 @@ def run_serve(options: argparse.Namespace) -> int:
         unsigned_seconds=options.unsigned_seconds,
         seen=options.seen,
     ) as chain:
-        serve(chain, options.socket, int(options.socket_mode, 8), options.head_seconds)
+        retention = Retention(options.keep_days, options.hold) if options.keep_days else None
+        serve(chain, options.socket, int(options.socket_mode, 8), options.head_seconds, retention)
     return 0
 
 
@@ -202,6 +213,16 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_unsigned_seconds(serve, "refuse records while one has waited for its head for longer")
     serve.add_argument("--seen", type=Path, help="the witness's statement: what it saw last of this record")
+    serve.add_argument(
+        "--keep-days",
+        type=_keep_days,
+        help="remove files that are signed, witnessed and older (default: none)",
+    )
+    serve.add_argument(
+        "--hold",
+        type=Path,
+        help="a file that, while it is there, has nothing removed; its text goes on record",
+    )
     serve.set_defaults(run=told(run_serve))
     add_commands(commands)
     return top

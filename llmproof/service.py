@@ -13,10 +13,12 @@ import signal
 import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 
-from llmproof.chain import MAX_LINE, Chain, EventError, fields
+from llmproof.chain import MAX_LINE, Chain, ChainError, EventError, fields
 
 HEAD_SECONDS = 60.0
 WAITING_BYTES = 8 << 20  # of events that are not on disk yet; beyond it no connection is read
@@ -105,11 +107,46 @@ class Connection(asyncio.Protocol):
         self.listen()
 
 
+@dataclass
+class Retention:
+    """When old files go. `hold`: a file, root's; while it is there, or cannot be read, none does."""
+
+    keep_days: int
+    hold: Path | None = None
+    held: str | None = None  # the hold's text, as it is on record
+
+    def apply(self, chain: Chain) -> None:
+        """Put a hold that began or ended on record; without one remove the oldest file that may go. OSError, ChainError."""
+        text = self.text()
+        if text != self.held:
+            action = "hold ended" if text is None else "hold"
+            chain.append([{"event.kind": "event", "event.category": ["configuration"], "event.action": action,
+                           "event.outcome": "success", "event.reason": text or self.held or ""}])  # fmt: skip
+            self.held = text
+        if text is None and (path := chain.remove_oldest(datetime.now(UTC), self.keep_days)):
+            print(
+                f"llm-audit: {path} was removed, older than {self.keep_days} days",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def text(self) -> str | None:
+        """The hold's first 1,000 letters; None where there is none."""
+        try:
+            return self.hold.read_text(errors="replace")[:1000].strip() if self.hold else None
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            return f"{self.hold} cannot be read: {error.strerror}"
+
+
 class Service:
     """Group commit: one group at a time is written and synced in a thread, the next one gathers meanwhile."""
 
-    def __init__(self, chain: Chain, head_seconds: float = HEAD_SECONDS) -> None:
-        self.chain, self.head_seconds = chain, head_seconds
+    def __init__(
+        self, chain: Chain, head_seconds: float = HEAD_SECONDS, retention: Retention | None = None
+    ) -> None:
+        self.chain, self.head_seconds, self.retention = chain, head_seconds, retention
         self.connections: set[Connection] = set()
         self.waiting: list[tuple[Connection, int, bytes]] = []
         self.waiting_bytes = 0
@@ -162,10 +199,17 @@ class Service:
             print(f"llm-audit: no head was signed: {error}", file=sys.stderr, flush=True)
 
     async def sign_regularly(self) -> None:
-        """Each `head_seconds`."""
+        """Each `head_seconds`, and remove what is old."""
         while True:
             await asyncio.sleep(self.head_seconds)
             await self.sign()
+            if self.retention:
+                try:
+                    await asyncio.get_running_loop().run_in_executor(
+                        self.thread, self.retention.apply, self.chain
+                    )
+                except (OSError, ValueError, ChainError) as error:
+                    print(f"llm-audit: nothing is removed: {error}", file=sys.stderr, flush=True)
 
     def stop(self) -> None:
         """Take no more in, write what is there, sign, end."""
@@ -194,7 +238,9 @@ class Service:
             self.thread.shutdown()
 
 
-def serve(chain: Chain, path: Path, mode: int, head_seconds: float) -> None:
+def serve(
+    chain: Chain, path: Path, mode: int, head_seconds: float, retention: Retention | None = None
+) -> None:
     """Listen at PATH and write until stopped. Raises ChainError, OSError."""
     # Who holds the folder's lock is the only writer, so a socket that is there is a dead one's.
     if path.is_socket():
@@ -210,7 +256,7 @@ def serve(chain: Chain, path: Path, mode: int, head_seconds: float) -> None:
     listener.setblocking(False)
 
     async def main() -> None:
-        await Service(chain, head_seconds).run(listener)
+        await Service(chain, head_seconds, retention).run(listener)
 
     try:
         asyncio.run(main())

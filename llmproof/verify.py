@@ -12,18 +12,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from llmproof import heads
-from llmproof.chain import (
-    FIRST_PREVIOUS,
-    UNSIGNED_SECONDS,
-    file_name,
-    files,
-    lines,
-    named_previous,
-    problem,
-    utc,
-)
+from llmproof import heads, retention
+from llmproof.chain import UNSIGNED_SECONDS, file_name, files, first_of, lines, named_previous, problem, utc
 from llmproof.heads import HeadError, Tree, Verifier
+from llmproof.retention import Start
 
 FINDINGS = 100  # that are told one by one
 WRITER_SECONDS = 1.0  # how long a line may take until all of it stands there
@@ -49,7 +41,8 @@ class Finding:
 @dataclass
 class Report:
     """`open_tail`: records behind the last head, protected by the chain alone. `late`: heads that came later than promised.
-    `pending`: intents without an outcome."""
+    `pending`: intents without an outcome. `removed`: records up to it went by declared retention, says record `removed_by`.
+    """
 
     verifier: str
     records: int = 0
@@ -60,6 +53,9 @@ class Report:
     first: str = ""
     last: str = ""
     recovered: int = 0
+    removed: int = 0
+    removed_by: int = 0
+    removed_at: str = ""
     pending: int = 0
     pending_ids: list[str] = field(default_factory=list)
     altered: int = 0
@@ -115,14 +111,23 @@ def verify(
     ):
         for _, head in notes:
             at_size.setdefault(head.size, []).append((source, head.root))
-    reader = _Reader(report, at_size)
-    tree = reader.read(folder)
+    signed = max((head.size for _, head in known), default=0)
+    there = files(folder)
+    start = retention.declared(there, signed) if there and first_of(there[0]) > 1 else None
+    reader = _Reader(report, at_size, start or Start())
+    tree = reader.read(there)
+    if start and reader.good_size < start.sequence:
+        report.find(
+            folder,
+            0,
+            start.sequence,
+            "not proved: it declares what is removed, and no head that fits is over it",
+        )
     report.records = tree.size
     largest = max(at_size, default=0)
     if largest > tree.size:
         report.find(folder, 0, tree.size + 1, f"{largest - tree.size} records are gone from the end: a head was "
                                                    f"signed over {largest}")  # fmt: skip
-    signed = max((head.size for _, head in known), default=0)
     report.open_tail = max(0, tree.size - signed)
     limit = unsigned_seconds + CLOCK_SECONDS
     sizes = [0, *(head.size for _, head in known)]
@@ -180,18 +185,19 @@ def _grows(path: Path, size: int) -> bool:
 class _Reader:
     """Goes through the files; after a damage it goes on with what stands there, so that the next one is found too."""
 
-    def __init__(self, report: Report, at_size: dict[int, list[tuple[str, bytes]]]) -> None:
+    def __init__(self, report: Report, at_size: dict[int, list[tuple[str, bytes]]], start: Start) -> None:
         self.report, self.at_size = report, at_size
-        self.tree, self.previous, self.due = Tree(), FIRST_PREVIOUS, 1
+        self.tree, self.previous, self.due = start.tree(), start.previous, start.size + 1
+        report.removed, report.removed_by, report.removed_at = start.size, start.sequence, start.at
         self.good_size, self.bad_heads = 0, False
         self.after: dict[
             int, str
         ] = {}  # by a head's size, the time of the first record that it does not cover
         self.open: Counter[str] = Counter()
 
-    def read(self, folder: Path) -> Tree:
-        """All files; the tree over all lines that stand in them."""
-        there = files(folder)
+    def read(self, there: list[Path]) -> Tree:
+        """All files but those that are declared removed; the tree over all lines."""
+        there = [path for path in there if first_of(path) >= self.due]
         for path in there:
             if path.name != file_name(self.due):
                 self.report.find(path, 0, self.due, f"a file {file_name(self.due)} is due here: a file was removed, "

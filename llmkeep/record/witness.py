@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from llmkeep import playbooks, source_tree
@@ -23,7 +24,8 @@ from llmkeep.record import runs as record
 from llmkeep.record.findings import Findings
 from llmkeep.record.runs import RecordError
 from llmproof import heads
-from llmproof.heads import HeadError, Verifier
+from llmproof.chain import utc
+from llmproof.heads import Head, HeadError, Verifier
 
 KEPT = Path("/var/lib/llmkeep/witness")
 RECORD = Path("/var/log/llm-audit")  # of a serving host
@@ -54,14 +56,17 @@ class Kept:
         return whole[: len(whole) - len(torn)]
 
     def seen(self) -> bytes:
-        """The longest head or tip that was seen of the record, as `Head.text` writes it; empty before the first one."""
+        """The longest head or tip that was seen of the record, with the time now, as `Head.text` writes it; or empty."""
         notes, _ = heads.split(self.data())
         signed = notes[-1].partition(b"\n\n")[0] + b"\n" if notes else b""
         known = [heads.stated(signed)[1]] if signed else []
         longest = max(
             [*known, *heads.tips(self.folder / heads.TIPS)], key=lambda head: head.size, default=None
         )
-        return longest.text(heads.stated(signed)[0] if signed else self.folder.name) if longest else b""
+        if not longest:
+            return b""
+        name = heads.stated(signed)[0] if signed else self.folder.name
+        return Head(longest.size, longest.root, utc(datetime.now(UTC))).text(name)
 
     def see(self, tip: bytes) -> None:
         """Keep a host's tip, if it goes beyond what was seen of it. ValueError where it is none."""

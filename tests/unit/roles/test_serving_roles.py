@@ -172,8 +172,18 @@ def test_without_a_remote_model_a_gateway_goes_nowhere(tmp_path: Path) -> None:
     assert "IPAddressAllow=localhost\nRestrictAddressFamilies=AF_UNIX AF_INET\n" in made["unit"]
     assert absent(made) == [
         "/etc/systemd/system/llm-engine@smollm2-135m-instruct.service.d/memory.conf",
+        "/etc/llmkeep/audit-hold",
         "/etc/nftables.d/output-llm-serving.nft",
     ]
+
+
+def test_the_record_is_kept_as_long_as_declared_and_a_hold_is_a_file_with_its_reason(tmp_path: Path) -> None:
+    wanted = {"unit": "lookup('ansible.builtin.template', 'llm-audit.service.j2')"}
+    variables = FACTS | {"audit_keep_days": 400, "audit_hold": "case 2027-14"}
+    made = rendered(tmp_path, "llm_serving", wanted, "llm1", HOSTS, variables, configured=True)
+    assert content(made, "/audit-hold") == "case 2027-14\n"
+    assert " --keep-days 400 --hold /etc/llmkeep/audit-hold\n" in made["unit"]
+    assert "--unsigned-seconds 300 --seen /var/lib/llm-audit-seen/head" in made["unit"]
 
 
 def test_a_bound_of_memory_is_the_unit_s_and_goes_with_the_declaration(made: Any) -> None:
