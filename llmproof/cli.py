@@ -189,7 +189,14 @@ def run_serve(options: argparse.Namespace) -> int:
         seen=options.seen,
     ) as chain:
         retention = Retention(options.keep_days, options.hold) if options.keep_days else None
-        serve(chain, options.socket, int(options.socket_mode, 8), options.head_seconds, retention)
+        serve(
+            chain,
+            options.socket,
+            int(options.socket_mode, 8),
+            options.head_seconds,
+            retention,
+            int(options.reserve_mib * 2**20),
+        )
     return 0
 
 
@@ -222,6 +229,13 @@ def parser() -> argparse.ArgumentParser:
         "--hold",
         type=Path,
         help="a file that, while it is there, has nothing removed; its text goes on record",
+    )
+    serve.add_argument(
+        "--reserve-mib",
+        type=float,
+        default=1024,
+        help="of the volume, but at most a tenth of it, for intents and outcomes "
+        "alone (default: %(default)s)",
     )
     serve.set_defaults(run=told(run_serve))
     add_commands(commands)

@@ -1,7 +1,9 @@
 """The writer as a service: other processes hand in events over a UNIX socket and are told when these are on disk.
 
 A client sends lines `{"n": 17, "event": {…}}`, `n` rising; the answer `17` says that its record 17 and all before it
-that were not refused are on disk; `!17 reason` says that this one is not written. What comes in while a group is
+that were not refused are on disk; `!17 reason` says that this one is not written. Intents and outcomes have a reserve of
+the volume to themselves: beyond it the others, as refusals are, are counted, and only their numbers are written, once a
+head; `17` then says that 17 is counted. What comes in while a group is
 on its way to the disk makes the next group. Who sends faster than the disk writes is not read from.
 """
 
@@ -12,6 +14,8 @@ import re
 import signal
 import socket
 import sys
+from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,6 +27,8 @@ from llmproof.chain import MAX_LINE, Chain, ChainError, EventError, fields
 HEAD_SECONDS = 60.0
 WAITING_BYTES = 8 << 20  # of events that are not on disk yet; beyond it no connection is read
 CONNECTIONS = 256
+RESERVE = 1 << 30  # bytes of a volume for intents and outcomes, or a tenth of a smaller one
+CODES = 32  # of records that are only counted, told apart
 ROOM = 1024  # bytes of a line around its event
 
 
@@ -89,7 +95,7 @@ class Connection(asyncio.Protocol):
             )
             return
         self.last = number
-        self.service.hand_in(self, number, body)
+        self.service.hand_in(self, number, body, event)
 
     def answer(self, text: str) -> None:
         """Send, if it is still there."""
@@ -140,26 +146,56 @@ class Retention:
             return f"{self.hold} cannot be read: {error.strerror}"
 
 
+def withheld(counts: Counter[str]) -> dict[str, object]:
+    """The event that says how many records were only counted."""
+    return {
+        "event.kind": "event",
+        "event.category": ["process"],
+        "event.action": "withheld",
+        "event.outcome": "success",
+        "llmkeep.audit.count": counts.total(),
+        "llmkeep.audit.codes": dict(counts),
+    }
+
+
 class Service:
     """Group commit: one group at a time is written and synced in a thread, the next one gathers meanwhile."""
 
     def __init__(
-        self, chain: Chain, head_seconds: float = HEAD_SECONDS, retention: Retention | None = None
+        self,
+        chain: Chain,
+        head_seconds: float = HEAD_SECONDS,
+        retention: Retention | None = None,
+        reserve: int = RESERVE,
     ) -> None:
-        self.chain, self.head_seconds, self.retention = chain, head_seconds, retention
+        self.chain, self.head_seconds, self.retention, self.reserve = chain, head_seconds, retention, reserve
         self.connections: set[Connection] = set()
         self.waiting: list[tuple[Connection, int, bytes]] = []
+        self.withheld: Counter[str] = Counter()
         self.waiting_bytes = 0
         self.full = False
         self.something = asyncio.Event()
         self.stopping = False
         self.thread = ThreadPoolExecutor(1, "disk")
 
-    def hand_in(self, connection: Connection, number: int, body: bytes) -> None:
-        """For the next group."""
+    def hand_in(self, connection: Connection, number: int, body: bytes, event: Mapping[str, object]) -> None:
+        """For the next group; where only the reserve is left and it is not for EVENT, without its body."""
+        if event.get("llmkeep.audit.phase") not in ("intent", "outcome") and self.is_short():
+            code, count = (
+                str(event.get("error.code", event.get("event.action")))[:100],
+                event.get("llmkeep.audit.count"),
+            )
+            known = code in self.withheld or len(self.withheld) < CODES
+            self.withheld[code if known else "others"] += count if isinstance(count, int) else 1
+            body = b""
         self.waiting.append((connection, number, body))
         self.waiting_bytes += len(body)
         self.something.set()
+
+    def is_short(self) -> bool:
+        """Whether only the reserve is left of the volume."""
+        volume = os.statvfs(self.chain.folder)
+        return volume.f_bavail * volume.f_frsize < min(self.reserve, volume.f_blocks * volume.f_frsize // 10)
 
     def slow_down(self) -> None:
         """Start or stop reading from all connections."""
@@ -179,7 +215,9 @@ class Service:
             if not group:
                 continue
             try:
-                await loop.run_in_executor(self.thread, self.chain.write, [body for _, _, body in group])
+                bodies = [body for _, _, body in group if body]
+                if bodies:
+                    await loop.run_in_executor(self.thread, self.chain.write, bodies)
             except OSError as error:
                 print(
                     f"llm-audit: {len(group)} records are not written: {error}", file=sys.stderr, flush=True
@@ -192,9 +230,21 @@ class Service:
             self.slow_down()
 
     async def sign(self) -> None:
-        """A head where there is something new; a disk that is full now is tried again the next time."""
+        """How many records were only counted, and a head where there is something new; what fails now is tried the next time."""
+        loop = asyncio.get_running_loop()
+        told, self.withheld = self.withheld, Counter()
         try:
-            await asyncio.get_running_loop().run_in_executor(self.thread, self.chain.sign)
+            if told:
+                await loop.run_in_executor(self.thread, self.chain.append, [withheld(told)])
+                print(
+                    f"llm-audit: {told.total()} records were only counted: {self.chain.folder} is short of room",
+                    file=sys.stderr,
+                )
+        except OSError as error:
+            self.withheld += told
+            print(f"llm-audit: {told.total()} records stay counted: {error}", file=sys.stderr, flush=True)
+        try:
+            await loop.run_in_executor(self.thread, self.chain.sign)
         except OSError as error:
             print(f"llm-audit: no head was signed: {error}", file=sys.stderr, flush=True)
 
@@ -239,7 +289,12 @@ class Service:
 
 
 def serve(
-    chain: Chain, path: Path, mode: int, head_seconds: float, retention: Retention | None = None
+    chain: Chain,
+    path: Path,
+    mode: int,
+    head_seconds: float,
+    retention: Retention | None = None,
+    reserve: int = RESERVE,
 ) -> None:
     """Listen at PATH and write until stopped. Raises ChainError, OSError."""
     # Who holds the folder's lock is the only writer, so a socket that is there is a dead one's.
@@ -256,7 +311,7 @@ def serve(
     listener.setblocking(False)
 
     async def main() -> None:
-        await Service(chain, head_seconds, retention).run(listener)
+        await Service(chain, head_seconds, retention, reserve).run(listener)
 
     try:
         asyncio.run(main())

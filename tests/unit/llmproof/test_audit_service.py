@@ -342,6 +342,74 @@ def test_a_full_disk_refuses_and_then_goes_on(writer: Writer) -> None:
     assert "records are not written" in writer.log.read_text()
 
 
+@pytest.fixture
+def small_volume(writer: Writer) -> Iterator[Path]:
+    """The record's volume, of 1 MiB; a tenth of it is for intents and outcomes."""
+    writer.folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(writer.folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no file system can be mounted here: run it as root")
+    yield writer.folder
+    if writer.process and writer.process.poll() is None:
+        writer.end(signal.SIGKILL)
+    subprocess.run(["umount", str(writer.folder)], check=True)
+
+
+def refusal(code: str, count: int = 1) -> dict[str, object]:
+    return {
+        "llmkeep.audit.phase": "refused",
+        "error.code": code,
+        "llmkeep.audit.count": count,
+        "filler": "x" * 500,
+    }
+
+
+def test_refusals_are_counted_before_the_volume_is_full_and_intents_are_still_written(
+    writer: Writer, small_volume: Path
+) -> None:
+    client = writer.start("--head-seconds", "0.2").client()
+    client.send(1, refusal("written"))
+    client.until(1)
+    number = 2
+    while os.statvfs(small_volume).f_bavail * 4096 >= 2**20 // 10:
+        client.send(number, refusal("flood"))
+        client.until(number)
+        number += 1
+    (small_volume / "filler").write_bytes(bytes(8192))
+    for code, count in (("forbidden", 1), ("forbidden", 1), ("unauthenticated", 40)):
+        number += 1
+        client.send(number, refusal(code, count))
+    number += 1
+    client.send(number, event(7))
+    client.send(number + 1, event(7, "outcome"))
+    client.until(number + 1)
+    until(lambda: b'"withheld"' in whole(small_volume)[-1])
+    intent, outcome, withheld = (json.loads(line) for line in whole(small_volume)[-3:])
+    assert (intent["llmkeep.audit.phase"], outcome["llmkeep.audit.phase"]) == ("intent", "outcome")
+    assert withheld["llmkeep.audit.count"] == 42
+    assert withheld["llmkeep.audit.codes"] == {"forbidden": 2, "unauthenticated": 40}
+    (small_volume / "filler").unlink()
+    for path in files(small_volume):
+        assert path.stat().st_size < 950_000
+    assert writer.end(signal.SIGTERM) == 0
+    assert checked(small_volume).ok
+
+
+def test_what_was_counted_is_on_record_when_the_writer_stops(writer: Writer, small_volume: Path) -> None:
+    client = writer.start("--reserve-mib", "1000", "--head-seconds", "1000").client()
+    (small_volume / "filler").write_bytes(bytes(960_000))
+    for number in range(1, 101):
+        client.send(number, refusal(f"code-{number}"))
+    client.until(100)
+    assert writer.end(signal.SIGTERM) == 0
+    (said,) = (json.loads(line) for line in whole(small_volume))
+    assert (said["event.action"], said["llmkeep.audit.count"], len(said["llmkeep.audit.codes"])) == (
+        "withheld",
+        100,
+        33,
+    )
+
+
 def test_while_no_head_can_be_signed_records_are_refused_and_then_taken_again(writer: Writer) -> None:
     client = writer.start("--head-seconds", "0.1", "--unsigned-seconds", "0.5").client()
     (writer.folder / "heads").mkdir()
