@@ -254,7 +254,9 @@ class Chain:
                 self._remove(path)
                 return path
         seen = witnessed(self._seen_file)
-        if len(there) < 2 or first_of(there[1]) - 1 > min(self._signed, seen.size) or not seen.time:
+        if len(there) < 2 or first_of(there[1]) - 1 > min(self._signed, seen.size):
+            return None
+        if not seen.time or seen.size > self.tree.size:
             return None
         after = next(lines(there[1]), b"")
         limit = min(now, datetime.fromisoformat(seen.time)) - timedelta(days=keep_days)

@@ -56,15 +56,15 @@ def _findings(given: argparse.Namespace) -> int:
         print("the witness has not looked at any record: start llmkeep-audit-witness.service")
         return 1
     for number, each in known.altered.items():
-        print(f"{number} since {each.since}: {each.what}")
+        print(audit_cli.printable(f"{number} since {each.since}: {each.what}"))
     unheard = known.lasting(given.minutes)
     for each in unheard:
-        print(f"since {each.since}: {each.what}")
+        print(audit_cli.printable(f"since {each.since}: {each.what}"))
     return audit_cli.ALTERED if known.altered else int(bool(unheard))
 
 
 def _acknowledge(given: argparse.Namespace) -> int:
-    print(f"on record as known: {witness.acknowledge(given.id, given.reason)}")
+    print(audit_cli.printable(f"on record as known: {witness.acknowledge(given.id, given.reason)}"))
     return 0
 
 

@@ -13,6 +13,7 @@ from llmkeep.durable import write
 from llmkeep.record.runs import RecordError
 
 NAME = "findings.json"
+LONGEST = 1000  # letters of a finding, in which a host may have a say
 
 
 @dataclass
@@ -34,7 +35,7 @@ class Findings:
     def add(self, altered: list[str], unheard: dict[str, str]) -> None:
         """The result of one look at all hosts."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        for what in altered:
+        for what in (each[:LONGEST] for each in altered):
             self.altered.setdefault(hashlib.sha256(what.encode()).hexdigest()[:8], Finding(what, now))
         self.unheard = {
             source: Finding(what, self.unheard[source].since if source in self.unheard else now)

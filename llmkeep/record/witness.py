@@ -57,16 +57,13 @@ class Kept:
 
     def seen(self) -> bytes:
         """The longest head or tip that was seen of the record, with the time now, as `Head.text` writes it; or empty."""
-        notes, _ = heads.split(self.data())
-        signed = notes[-1].partition(b"\n\n")[0] + b"\n" if notes else b""
-        known = [heads.stated(signed)[1]] if signed else []
-        longest = max(
-            [*known, *heads.tips(self.folder / heads.TIPS)], key=lambda head: head.size, default=None
-        )
-        if not longest:
+        data, known = self.data(), heads.tips(self.folder / heads.TIPS)
+        if data:
+            known.append(heads.stated(data.rsplit(b"\n\n", 3)[-3] + b"\n")[1])
+        if not known:
             return b""
-        name = heads.stated(signed)[0] if signed else self.folder.name
-        return Head(longest.size, longest.root, utc(datetime.now(UTC))).text(name)
+        longest = max(known, key=lambda head: head.size)
+        return Head(longest.size, longest.root, utc(datetime.now(UTC))).text(self.folder.name)
 
     def see(self, tip: bytes) -> None:
         """Keep a host's tip, if it goes beyond what was seen of it. ValueError where it is none."""
