@@ -147,6 +147,7 @@ class Metrics:
             "llm_policy_decisions", "Policy decisions: allow, deny, unavailable", ["result"]
         )
         self.policy_revision = gauge("llm_policy_revision", "Revision of the active policy")
+        self.policy_engine = gauge("llm_policy_engine", "1 for the engine that decides", ["engine"])
         self.break_glass = counter("llm_break_glass", "Requests allowed by a break-glass file")
         self.break_glass_armed = gauge(
             "llm_break_glass_armed", "1 while a valid break-glass file is in place"

@@ -121,7 +121,7 @@ def open_redis(config: GatewayConfig) -> RedisClient | None:
     return RedisClient(config.redis, password)
 
 
-def open_policy_engine(source: PolicySource) -> PolicyEngine:
+def open_policy_engine(source: PolicySource, metrics: Metrics) -> PolicyEngine:
     """The configured policy engine."""
     if source.engine == "server" and source.socket:
         policy_engine: PolicyEngine = OpaServer(source.socket, source.deadline_ms)
@@ -131,6 +131,7 @@ def open_policy_engine(source: PolicySource) -> PolicyEngine:
         raise ConfigError(
             f"policy.engine is '{source.engine}' but its source is missing: set 'socket' for a server, else 'bundle'"
         )
+    metrics.policy_engine.labels(source.engine).set(1)
     log.info("policy", extra={"fields": {"engine": source.engine}})
     return policy_engine
 
@@ -148,7 +149,7 @@ def open_policy(config: GatewayConfig, metrics: Metrics, policy_engine: PolicyEn
         return Policy(policy_engine, metrics, None, None)
     key = source.key.read_bytes()
     glass = BreakGlass(source.break_glass, key) if source.break_glass else None
-    return Policy(policy_engine or open_policy_engine(source), metrics, source.seen, glass)
+    return Policy(policy_engine or open_policy_engine(source, metrics), metrics, source.seen, glass)
 
 
 def build(config: GatewayConfig, pepper: bytes, policy_engine: PolicyEngine | None) -> State:

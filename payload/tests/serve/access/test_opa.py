@@ -132,6 +132,12 @@ BAD: dict[str, Callable[[], bytes]] = {
 }
 
 
+def test_the_metrics_name_the_engine_that_decides(request: pytest.FixtureRequest, service: Service) -> None:
+    declared = request.node.callspec.params["service"]
+    named = {name for name in service.metrics() if name.startswith("llm_policy_engine")}
+    assert named == {f'llm_policy_engine{{engine="{declared}"}}'}
+
+
 def test_both_policy_engines_give_the_same_decisions(service: Service) -> None:
     expected = {
         "analyst": (200, 403, 403),

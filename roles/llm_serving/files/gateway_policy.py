@@ -1,0 +1,60 @@
+"""gateway_policy.py ENGINE PORT…: the findings of two checks about the gateways whose metrics are at these ports.
+
+`engine`: every gateway's decisions come from ENGINE. `revision`: every gateway decides by the policy revision in place.
+Gateways look for a new policy each second, so each is given five.
+"""
+
+import json
+import re
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+REVISION = Path("/var/lib/llmkeep/policy/revision")
+TRIES, PAUSE_SECONDS = 20, 0.25
+
+
+def shown(port: str) -> tuple[list[str], str]:
+    """A gateway's engines and its revision; empty where it does not answer."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+            text = answer.read().decode()
+    except OSError:
+        return [], ""
+    revision = re.search(r"^llm_policy_revision (\d+)", text, re.MULTILINE)
+    return re.findall(r'^llm_policy_engine\{engine="(\w+)"\} 1', text, re.MULTILINE), revision[
+        1
+    ] if revision else ""
+
+
+def shown_in_time(port: str, revision: str) -> tuple[list[str], str]:
+    for _ in range(TRIES):
+        seen = shown(port)
+        if seen[1] in (revision, ""):
+            break
+        time.sleep(PAUSE_SECONDS)
+    return seen
+
+
+def main() -> None:
+    engine, ports, revision = sys.argv[1], sys.argv[2:], REVISION.read_text().strip()
+    seen = {port: shown_in_time(port, revision) for port in ports}
+    findings = {
+        "engine": {
+            "ok": all(engines == [engine] for engines, _ in seen.values()),
+            "observed": ", ".join(
+                f"port {port}: {' and '.join(engines) or 'none'}" for port, (engines, _) in seen.items()
+            ),
+        },
+        "revision": {
+            "ok": all(shown == revision for _, shown in seen.values()),
+            "observed": f"in place {revision}; "
+            + ", ".join(f"port {port}: {shown or 'none'}" for port, (_, shown) in seen.items()),
+        },
+    }
+    print(json.dumps({"checks": findings}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,3 +1,0 @@
-#!/bin/sh
-# How the gateways' configurations say that requests are judged, each value once.
-cat /etc/llmkeep/serving/gateway-*.yaml | grep -E "^  engine: " | sort --unique
