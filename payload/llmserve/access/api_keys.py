@@ -158,9 +158,10 @@ def read_in(folder: int, path: Path) -> KeyFile:
         return KeyFile()
     except OSError as error:
         raise unusable(path, str(error.strerror)) from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)  # a directory is none that fdopen() takes
+        raise unusable(path, "it is no regular file")
     with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise unusable(path, "it is no regular file")
         return parse(path, file)
 
 

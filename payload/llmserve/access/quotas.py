@@ -50,7 +50,7 @@ class Account:
             period = int(now // seconds)
             name = f"llm:quota:{self.owner}:{kind}:{period}"
             window = self.windows[kind] = Window(name, kind.replace("_", " "), (period + 1) * seconds, limit)
-        window.limit = limit
+        window.limit, window.leased = limit, min(window.leased, limit)
         return window
 
     def requests(self, rate: Rate, now: float) -> Window:

@@ -1,6 +1,7 @@
 """Quotas with a real Redis: one counter for all processes, and a lower limit without Redis."""
 
 import asyncio
+import hashlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -158,6 +159,130 @@ def test_a_limit_of_zero_allows_nothing(redis_server: RedisServer) -> None:
     async def scenario() -> None:
         async with processes(redis_server, 1) as (quotas,):
             assert await count(3, lambda: quotas.request("t", "none", granting(requests=0))) == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_refusal_says_limit_need_and_wait_and_is_counted(redis_server: RedisServer) -> None:
+    async def scenario() -> None:
+        async with processes(redis_server, 1) as (quotas,):
+            with pytest.raises(ApiError) as caught:
+                await quotas.reserve("t", "told", granting(minute=50), 60)
+            assert caught.value.message == (
+                "your limit is 50 tokens a minute (rate class standard), and this request needs 60 more: "
+                "retry in 31 s, or request less"
+            )
+            with pytest.raises(ApiError, match="your limit is 5 tokens a day"):
+                await quotas.reserve("t", "told", granting(day=5), 60)
+            registry = quotas.metrics.registry
+            for quota in "tokens a minute", "tokens a day":
+                assert registry.get_sample_value("llm_quota_refused_total", {"quota": quota}) == 1
+
+    asyncio.run(scenario())
+
+
+def test_counters_are_named_by_a_hash_and_expire_a_minute_after_their_period(
+    redis_server: RedisServer,
+) -> None:
+    async def scenario() -> None:
+        async with processes(redis_server, 1) as (quotas,):
+            await quotas.request("t", "named", granting(requests=100))
+            await quotas.reserve("t", "named", granting(), 1)
+
+    asyncio.run(scenario())
+    owner, now = hashlib.sha256(b"t\0named").hexdigest()[:32], int(time.time())
+    with redis_server.client() as redis:
+        counted = {
+            kind: (int(redis.get(name) or 0), redis.expiretime(name))
+            for kind, seconds in (("requests_a_minute", 60), ("tokens_a_minute", 60), ("tokens_a_day", 86400))
+            for name in [f"llm:quota:{owner}:{kind}:{now // seconds}"]
+        }
+    minute = now // 60 * 60 + 120
+    assert counted == {
+        "requests_a_minute": (5, minute),
+        "tokens_a_minute": (10**6 // LEASES, minute),
+        "tokens_a_day": (10**6 // LEASES, now // 86400 * 86400 + 86460),
+    }
+
+
+def test_what_a_lease_exceeds_the_limit_by_is_given_back(redis_server: RedisServer) -> None:
+    async def scenario() -> None:
+        async with processes(redis_server, 2) as (first, second):
+            limit = granting(minute=100)
+            await first.reserve("t", "back", limit, 90)
+            assert await count(1, lambda: second.reserve("t", "back", limit, 20)) == 0
+            assert await count(1, lambda: second.reserve("t", "back", limit, 10)) == 1
+            assert await count(1, lambda: first.reserve("t", "back", limit, 1)) == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_minute_ends_with_its_last_second_and_the_next_one_counts_anew(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    minute = time.time() // 60 * 60
+
+    async def scenario() -> None:
+        async with processes(redis_server, 1) as (quotas,):
+            await quotas.request("t", "edge", granting(requests=1))
+            monkeypatch.setattr(time, "time", lambda: minute + 59.9)
+            with pytest.raises(ApiError) as caught:
+                await quotas.request("t", "edge", granting(requests=1))
+            assert caught.value.headers == [(b"retry-after", b"1")]
+            monkeypatch.setattr(time, "time", lambda: minute + 60)
+            await quotas.request("t", "edge", granting(requests=1))
+
+    asyncio.run(scenario())
+
+
+def test_a_limit_that_the_policy_changed_applies_at_once(redis_server: RedisServer) -> None:
+    async def scenario() -> None:
+        async with processes(redis_server, 1) as (quotas,):
+            assert await count(5, lambda: quotas.request("t", "raised", granting(requests=2))) == 2
+            assert await count(5, lambda: quotas.request("t", "raised", granting(requests=4))) == 2
+            assert await count(5, lambda: quotas.request("t", "lowered", granting(requests=1000))) == 5
+            assert await count(5, lambda: quotas.request("t", "lowered", granting(requests=7))) == 2, (
+                "although 50 were leased"
+            )
+
+    asyncio.run(scenario())
+
+
+def test_usage_beyond_the_reservation_counts_in_minute_and_day_and_never_below_zero() -> None:
+    async def scenario() -> None:
+        quotas = Quotas(None, Metrics())
+        reserved = await quotas.reserve("t", "s", granting(), 10)
+        assert [window.used for window in reserved.windows] == [10, 10]
+        reserved.settle(25)
+        assert ([window.used for window in reserved.windows], reserved.tokens) == ([25, 25], 25)
+        reserved.settle(5)
+        assert [window.used for window in reserved.windows] == [5, 5]
+        reserved.windows[0].used = 0
+        reserved.settle(0)
+        assert [window.used for window in reserved.windows] == [0, 0]
+
+    asyncio.run(scenario())
+
+
+def test_without_redis_each_process_allows_one_request_at_least() -> None:
+    async def scenario() -> None:
+        away = Quotas(None, Metrics())
+        assert await count(5, lambda: away.request("t", "little", granting(requests=3))) == 1
+
+    asyncio.run(scenario())
+
+
+def test_accounts_are_kept_while_a_period_of_theirs_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        quotas = Quotas(None, Metrics())
+        await quotas.request("t", "minute", granting())
+        await quotas.reserve("t", "day", granting(), 10)
+        (await quotas.reserve("t", "unused", granting(), 10)).settle(0)
+        now = time.time()
+        for later, kept in (60, 4), (61, 2), (121, 2):
+            monkeypatch.setattr(time, "time", lambda: now + later)  # noqa: B023 - read before the next round
+            await quotas.request("t", "another", granting())
+            assert len(quotas.accounts) == kept, later
 
     asyncio.run(scenario())
 
