@@ -172,7 +172,7 @@ peers:  ## what benchmarks compare with and draw by, and mutmut, each in an envi
 	  # What the code to mutate and its tests import.
 	  if [ $$peer = mutmut ]; then
 	    site=lib/python3.13/site-packages
-	    echo "import site; site.addsitedir('$(CURDIR)/.venv/$$site')" > bench/.venv-mutmut/$$site/tree.pth
+	    echo "import site; [site.addsitedir(f'$(CURDIR)/{environment}/$$site') for environment in ('.venv', 'payload/.venv')]" > bench/.venv-mutmut/$$site/tree.pth
 	  fi
 	done
 

@@ -2,10 +2,12 @@
 """Mutation testing: which small changes of a package's code its fast tests do not notice.
 
 mutmut mutates a copy of the package and runs for each mutant the tests that call the mutated function, the shortest
-first, until one fails. The tree itself is not changed. Not mutated: text for people (`raise`, `print`, `help=`), and
-what mutmut leaves alone (constants of modules, decorated functions).
+first, until one fails. The tree itself is not changed. Not mutated: text for people (`raise`, `print`, `log`, `help=`,
+`Finding`), and what mutmut leaves alone (constants of modules, decorated functions).
 
     bench/mutants.py llmproof [--only 'llmproof.chain.*']
+    bench/mutants.py llmserve/access
+    bench/mutants.py module_utils/volumes
 
 Needs `make env` and `make peers PEER=mutmut`. Prints each survivor as a diff, then a table.
 Exit code 0, or 1 if fewer than 90 % of the mutants are killed.
@@ -15,6 +17,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,17 +28,28 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = ROOT / "bench/.venv-mutmut/bin/python"
 GOAL = 0.9
-TEXT = ["raise \\w+", 'print\\(f?"', "^\\s*print\\($", "help=", "sys\\.stderr"]
+TEXT = [
+    "raise \\w+",
+    'print\\(f?"',
+    "^\\s*print\\($",
+    "help=",
+    "sys\\.stderr",
+    "yield Finding\\(",
+    "log\\.(info|warning|error)\\(",
+]
 # The policy engine has threads, which do not survive a fork: mutants are forked from a process that only collected.
-WAYS = {"process_isolation": "forkserver", "timeout_multiplier": "5", "timeout_constant": "1"}
+WAYS = {"process_isolation": "forkserver", "timeout_multiplier": "5", "timeout_constant": "5"}
 
 
 @dataclass(frozen=True)
 class Package:
-    """`source` and `only` are relative to the tree; `tests` are names of files anywhere below tests.
+    """`source` and `only` are relative to `tree`, a folder of the repository; `tests` are names of files anywhere below
+    its tests.
 
     `leave_out`: words in the names of tests that are slow or call none of the code. `by_process`: how names of
     functions begin, and the file of the tests that call them in a process of its own, which mutmut does not see.
+    `at`: where the copy of `tree` is below the folder that Python imports from; mutmut names modules after paths.
+    `linked`: what tests read beside `tree`.
     """
 
     source: str
@@ -43,6 +57,9 @@ class Package:
     tests: list[str]
     leave_out: list[str]
     by_process: dict[str, str] = field(default_factory=dict)
+    tree: str = "."
+    at: str = "."
+    linked: list[str] = field(default_factory=list)
 
 
 PACKAGES = {
@@ -60,29 +77,55 @@ PACKAGES = {
             "llmproof.cli.x_told": "test_audit_cli.py",
         },
     ),
+    "llmserve/access": Package(
+        source="llmserve",
+        only="llmserve/access/*",
+        tree="payload",
+        tests=["test_key_records.py", "test_key_commands.py", "test_last_used.py", "test_identity.py", "test_oidc.py",
+               "test_policy_cache.py", "test_opa_connection.py", "test_quotas.py"],
+        leave_out=["through_the_edge", "running_streams", "shares_no_cached", "shows_in_the_metrics", "check_command"],
+        linked=["roles", "policy", "llmkeep"],
+    ),
+    "module_utils/volumes": Package(
+        source="plugins",
+        only="plugins/module_utils/volumes/*",
+        at="ansible_collections/llmkeep/estate",
+        tests=["test_disks.py", "test_luks_escrow.py", "test_luks_swap.py", "test_luks_volume.py",
+               "test_volume_verbs.py"],
+        leave_out=["killed_anywhere", "wherever_it_was_killed", "escrow_key_is_for_a_person"],
+        by_process={
+            "ansible_collections.llmkeep.estate.plugins.module_utils.volumes.mount_points.": "test_luks_escrow.py",
+        },
+    ),
 }  # fmt: skip
 
 
 def prepare(package: Package, work: Path) -> None:
     """A copy of the package and its tests, and mutmut's settings beside it."""
+    tree, at = ROOT / package.tree, Path(package.at)
     for folder in (package.source, "tests"):
         shutil.copytree(
-            ROOT / folder,
-            work / folder,
+            tree / folder,
+            work / at / folder,
             ignore=shutil.ignore_patterns("pyproject.toml", "__pycache__"),
         )
-    shutil.copy(ROOT / "pyproject.toml", work)
+    for name in package.linked:
+        (work / name).symlink_to(ROOT / name)
+    shutil.copy(tree / "pyproject.toml", work)
     tests = [
-        str(path.relative_to(work)) for name in package.tests for path in sorted((work / "tests").rglob(name))
+        str(path.relative_to(work))
+        for name in package.tests
+        for path in sorted((work / at / "tests").rglob(name))
     ]
     settings = {
-        "source_paths": package.source,
-        "only_mutate": package.only,
+        "source_paths": at / package.source,
+        "only_mutate": at / package.only,
         "do_not_mutate": "*/__main__.py",
         "do_not_mutate_patterns": "\n".join(TEXT),
-        "also_copy": "tests",
+        "also_copy": at / "tests",
         "pytest_add_cli_args_test_selection": "\n".join(tests),
-        "pytest_add_cli_args": f"-k\nnot ({' or '.join(package.leave_out)})\n-p\nno:cacheprovider",
+        "pytest_add_cli_args": f"-k\nnot ({' or '.join(package.leave_out)})\n-p\nno:cacheprovider"
+                               f"\n-o\npythonpath={at / 'tests/helpers'}",
         **WAYS,
     }  # fmt: skip
     lines = [f"{name}={value}".replace("\n", "\n    ") for name, value in settings.items()]
@@ -136,33 +179,42 @@ def table(outcome: dict[str, str]) -> str:
     return "\n".join(lines)
 
 
-def campaign(work: Path, names: list[str]) -> None:
-    """Run these mutants, or all if none is named."""
+def campaign(work: Path, names: list[str], minutes: float | None) -> None:
+    """Run these mutants, or all if none is named; mutmut begins with those whose tests are short."""
     # A mutant that is killed leaves what its test mounted: with the last process, the mounts of its name space go.
     alone = ["unshare", "--mount", "--propagation", "private"] if os.geteuid() == 0 else []
-    subprocess.run(
+    with subprocess.Popen(
         [*alone, PYTHON, "-m", "mutmut", "run", "--max-children", "1", *names],
-        cwd=work, env=os.environ | {"TMPDIR": str(work.parent)}, check=True,
-    )  # fmt: skip
+        cwd=work, env=os.environ | {"TMPDIR": str(work.parent)},
+    ) as process:  # fmt: skip
+        try:
+            code = process.wait(minutes and minutes * 60)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)  # it saves what it has
+            code = 0
+    if code:
+        raise subprocess.CalledProcessError(code, process.args)
 
 
-def run(package: Package, only: list[str], work: Path) -> int:
+def run(package: Package, only: list[str], minutes: float | None, work: Path) -> int:
     """The exit code."""
     prepare(package, work)
-    campaign(work, only)
+    campaign(work, only, minutes)
     if package.by_process:
         add_tests_of_processes(package, work)
         left = [mutant for mutant, status in results(work).items() if status in ("no tests", "survived")]
         again = [mutant for mutant in left if mutant.startswith(tuple(package.by_process))]
         if again:
-            campaign(work, again)
-    outcome = {mutant: status for mutant, status in results(work).items() if status != "not checked"}
+            campaign(work, again, minutes)
+    found = results(work)
+    outcome = {mutant: status for mutant, status in found.items() if status != "not checked"}
     for mutant, status in outcome.items():
         if status not in ("killed", "timeout"):
             print(f"\n{mutant}: {status}\n{changed(mutmut(work, 'show', mutant))}")
     print(f"\n{table(outcome)}")
     killed = sum(status in ("killed", "timeout") for status in outcome.values()) / len(outcome)
-    print(f"{killed:.1%} of {len(outcome)} are killed, the goal is {GOAL:.0%}")
+    not_run = f", {len(found) - len(outcome)} were not run" if len(found) > len(outcome) else ""
+    print(f"{killed:.1%} of {len(outcome)} are killed, the goal is {GOAL:.0%}{not_run}")
     return 0 if killed >= GOAL else 1
 
 
@@ -173,13 +225,19 @@ def main() -> int:
     )
     parser.add_argument("package", choices=PACKAGES)
     parser.add_argument("--only", nargs="+", default=[], help="names of mutants, with wildcards")
+    parser.add_argument(
+        "--minutes", type=float, help="stop then; the mutants with the slowest tests come last"
+    )
     options = parser.parse_args()
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell's background job, and its children, ignore it
     if not PYTHON.exists():
         print(f"there is no {PYTHON}: make peers PEER=mutmut", file=sys.stderr)
         return 1
     memory = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 - a folder of its own in it
     with tempfile.TemporaryDirectory(prefix="mutants-", dir=memory) as folder:
-        return run(PACKAGES[options.package], options.only, Path(folder, "work"))
+        return run(PACKAGES[options.package], options.only, options.minutes, Path(folder, "work"))
 
 
 if __name__ == "__main__":
