@@ -1,8 +1,8 @@
 """A model on a hub, pinned to a commit, by huggingface_hub's own client.
 
 HF_ENDPOINT, HF_TOKEN, HF_HUB_DOWNLOAD_TIMEOUT, the proxies of the environment and SSL_CERT_FILE apply, as its documentation
-says. `hf_hub_download` starts an interrupted file again (since 2.x its temporary file has a random name, and is removed), so
-files are fetched by the `http_get` below it, which continues at a byte.
+says. `hf_hub_download` of 2.4 starts an interrupted file again (its temporary file has a random name, and is removed), so files
+are fetched by the `http_get` below it, which continues at a byte.
 
 """
 
@@ -21,6 +21,7 @@ from llmkeep.models.resumable import Resumable
 
 PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 SOURCE = re.compile(rf"hub:(?P<repository>{PART}/{PART})(@(?P<commit>[^@\s]{{1,255}}))?")
+DIGEST = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")  # sha256 of a file in LFS, git's of another one
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 
@@ -52,22 +53,22 @@ class Hub:
             raise ModelRefused(
                 UNFIT, f"HF_ENDPOINT is {self.shown}: a hub is asked by https only; give its https address"
             )
-        self.commit = self._pinned(found["commit"])
+        self.commit = found["commit"] or "the default branch"
+        self._refuse_unpinned()
         self.name = self.repository.split("/")[1]
         self.source = f"hub:{self.repository}@{self.commit}"
         self.purl = f"pkg:huggingface/{self.repository}@{self.commit}"
         self.facts = {"repository": self.repository, "commit": self.commit, "endpoint": self.shown}
 
-    def _pinned(self, revision: str | None) -> str:
-        """The commit, if the revision is one; a branch or tag is refused, with the commit that it is now."""
-        if revision and re.fullmatch(r"[0-9a-f]{40}", revision):
-            return revision
+    def _refuse_unpinned(self) -> None:
+        """Refuse a branch or tag, with the commit that it is now."""
+        if re.fullmatch(r"[0-9a-f]{40}", self.commit):
+            return
         with self._answering():
-            now = self._info(revision).sha
+            now = self._info(None if " " in self.commit else self.commit).sha
         raise ModelRefused(
             UNFIT,
-            f"{printable(revision) if revision else 'a repository without a commit'} may be other bytes tomorrow: "
-            f"pin the commit, which now is hub:{self.repository}@{now}",
+            f"{printable(self.commit)} may be other bytes tomorrow: pin the commit, which now is hub:{self.repository}@{now}",
         )
 
     def _info(self, revision: str | None, files: bool = False) -> Any:
@@ -92,14 +93,8 @@ class Hub:
                 for item in told.siblings
             ]
             for file in found:
-                by_lfs = re.fullmatch(r"[0-9a-f]{64}", file.sha256 or "")
-                if (
-                    not isinstance(file.size, int)
-                    or file.size < 0
-                    or not (
-                        by_lfs or (file.sha256 is None and re.fullmatch(r"[0-9a-f]{40}", file.blob or ""))
-                    )
-                ):
+                stated = file.blob if file.sha256 is None else file.sha256
+                if not DIGEST.fullmatch(stated or "") or not isinstance(file.size, int) or file.size < 0:
                     raise ModelRefused(
                         DAMAGED,
                         f"{self.shown} states no size or digest of {printable(str(file.path))}: take a hub that does",
@@ -185,7 +180,7 @@ class Hub:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ModelRefused(
                 HUB,
-                f"{self.shown} answered {self.repository}, but not as a hub does: {printable(str(error))}; check HF_ENDPOINT",
+                f"{self.shown} gave what is no hub's answer for {self.repository} ({printable(str(error))}): check HF_ENDPOINT",
             ) from error
 
     def _way(self, status: int, response: Any) -> str:
@@ -197,18 +192,12 @@ class Hub:
         if status == 403:
             return f"{token}, and it may not read this; accept its terms on the hub's page, or set another HF_TOKEN"
         if status == 404:
-            return (
-                f"no such repository, commit or file ({self.commit_shown()}); compare it with the hub's page"
-            )
+            return f"no such repository, commit or file ({printable(self.commit)}); compare it with the hub's page"
         if status == 429:
             wait = response.headers.get("retry-after")
             after = f" after {printable(wait)} s" if wait else " later"
             return f"too many requests, and {token}; run it again{after}, what was fetched is kept"
         return "run it again later, what was fetched is kept"
-
-    def commit_shown(self) -> str:
-        """The commit, once it is known."""
-        return getattr(self, "commit", "no commit given")
 
 
 def git_blob(path: Path) -> str:

@@ -121,7 +121,7 @@ FAULTS: dict[str, tuple[dict[str, tuple[int, dict[str, str]]], str]] = {
     "503": ({"/api/": (503, {})}, "answered 503"),
     "429 on a shard": ({SHARD: (429, {"Retry-After": "77"})}, "run it again after 77 s"),
     "404 on a shard": ({SHARD: (404, {"X-Error-Code": "EntryNotFound"})}, "answered 404"),
-    "another server's page": ({"/api/": (200, {})}, "but not as a hub does"),
+    "another server's page": ({"/api/": (200, {})}, "gave what is no hub's answer"),
 }
 
 
