@@ -2,12 +2,14 @@
 
 import hashlib
 import os
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from llmkeep.models.refusal import DAMAGED, ModelRefused
 
 CHUNK = 4 << 20
+AHEAD = 4  # chunks that wait to be hashed
 
 
 class Resumable:
@@ -21,7 +23,7 @@ class Resumable:
     def __init__(self, path: Path, size: int) -> None:
         self.path, self.size, self.position = path, size, 0
         self.hash = hashlib.sha256()
-        self.hashing: Future[None] | None = None
+        self.hashing: deque[Future[None]] = deque()
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         self.stream = os.fdopen(descriptor, "r+b", buffering=0)
         self.kept = os.fstat(descriptor).st_size
@@ -63,9 +65,9 @@ class Resumable:
         return there
 
     def _hash(self, chunk: bytes) -> None:
-        if self.hashing:
-            self.hashing.result()
-        self.hashing = self.pool.submit(self.hash.update, chunk)
+        if len(self.hashing) == AHEAD:
+            self.hashing.popleft().result()
+        self.hashing.append(self.pool.submit(self.hash.update, chunk))
         self.position += len(chunk)
 
     def tell(self) -> int:
@@ -75,9 +77,8 @@ class Resumable:
         """To the beginning only: a server that ignores the range sends everything again."""
         if position != 0:
             raise ValueError(f"position {position} of {self.path}: only 0 can be gone back to")
-        if self.hashing:
-            self.hashing.result()
-        self.hash, self.position, self.hashing = hashlib.sha256(), 0, None
+        self.digest()
+        self.hash, self.position = hashlib.sha256(), 0
         return self.stream.seek(0)
 
     def truncate(self) -> int:
@@ -86,6 +87,6 @@ class Resumable:
 
     def digest(self) -> str:
         """Hex sha256 of all that was written."""
-        if self.hashing:
-            self.hashing.result()
+        while self.hashing:
+            self.hashing.popleft().result()
         return self.hash.hexdigest()

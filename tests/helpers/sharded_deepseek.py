@@ -47,6 +47,7 @@ CONFIG = {
     "eos_token_id": 257,
 }
 CARD = "---\nlicense: other\nlicense_name: deepseek\nlicense_link: https://example.com/LICENSE-MODEL\n---\n# A tiny model\n"
+CHAT = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 LICENCE = "DEEPSEEK LICENSE AGREEMENT\n\nUse it well.\n"
 NOT_TAKEN = {  # what real repositories carry besides
     "modeling_deepseek.py": CODE,
@@ -84,7 +85,8 @@ def write(folder: Path, scale: int = 1) -> Path:
         folder / "tokenizer_config.json",
         {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<bos>", "eos_token": "<eos>"},
     )
-    for name, text in {"README.md": CARD, "LICENSE-MODEL": LICENCE, **NOT_TAKEN}.items():
+    plain = {"README.md": CARD, "LICENSE-MODEL": LICENCE, "chat_template.jinja": CHAT, **NOT_TAKEN}
+    for name, text in plain.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text)
     return folder
