@@ -23,6 +23,7 @@ SHARD = re.compile(r"[A-Za-z0-9._-]+-of-[0-9]+\.safetensors")
 TENSORS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
 MOST = 64 << 20  # bytes of a file that is no weights
+DEEPEST = 100  # levels of JSON
 PARSED = 16 << 20  # bytes of a file that is parsed here, or of a shard's header
 
 
@@ -98,14 +99,14 @@ def read_object(path: Path) -> dict[str, Any]:
         raise ModelRefused(
             UNFIT, f"{path.name} has {size} bytes, at most {PARSED} are read: it is no file of its kind"
         )
+    text = path.read_bytes()
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ModelRefused(DAMAGED, f"{path.name} is not JSON ({error}): get the model again") from error
     if not isinstance(content, dict):
-        raise ModelRefused(
-            DAMAGED, f"{path.name} is {str(content)[:60]!r}, and no JSON object: get the model again"
-        )
+        shown = text[:60].decode(errors="replace")
+        raise ModelRefused(DAMAGED, f"{path.name} is {shown!r}, and no JSON object: get the model again")
     return content
 
 
@@ -163,10 +164,12 @@ def check_class(config: dict[str, Any]) -> None:
             )
 
 
-def without_code(content: Any) -> Any:
+def without_code(content: Any, depth: int = 0) -> Any:
     """The same JSON without each `auto_map`, which names code of the repository."""
+    if depth > DEEPEST:
+        raise ModelRefused(UNFIT, f"its configuration is nested more than {DEEPEST} deep: it is no model's")
     if isinstance(content, dict):
-        return {key: without_code(value) for key, value in content.items() if key != "auto_map"}
+        return {key: without_code(value, depth + 1) for key, value in content.items() if key != "auto_map"}
     if isinstance(content, list):
-        return [without_code(value) for value in content]
+        return [without_code(value, depth + 1) for value in content]
     return content

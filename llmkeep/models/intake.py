@@ -70,7 +70,9 @@ def add(
         model = aside / "models" / name
         _keep_only(wanted, aside, model)
         digests = dict(_copied(source, texts, model))
-        index = _judged(model, digests)
+        changed = _without_code(model, digests)
+        contents.check_class(contents.read_object(model / contents.CONFIG))
+        index = contents.read_index(model / contents.INDEX) if contents.INDEX in digests else None
         weights = contents.weights(found, index)
         if own_text is not None:
             digests["LICENSE"] = _place_licence(own_text, model)
@@ -82,7 +84,6 @@ def add(
                     stream, path, os.fstat(stream.fileno()).st_size, index[path] if index else None
                 )
             digests[path] = digest
-        changed = _without_code(model, digests)
         taken = {file.path for file in [*texts, *weights]}
         left_out = [file.path for file in found if file.path not in taken] + source.folders()
         provenance = {
@@ -128,28 +129,21 @@ def _place_licence(text: bytes, model: Path) -> str:
     return sha256(model / "LICENSE")
 
 
-def _judged(model: Path, digests: dict[str, str]) -> dict[str, set[str]] | None:
-    """The index, of a model that can be loaded without code of its repository."""
-    contents.check_class(contents.read_object(model / contents.CONFIG))
-    tokenizer = contents.read_object(model / contents.TOKENIZER) if contents.TOKENIZER in digests else {}
-    if "auto_map" in tokenizer and "tokenizer.json" not in digests:
+def _without_code(model: Path, digests: dict[str, str]) -> dict[str, Any]:
+    """Take `auto_map` out of the model's JSON files; what was changed, with the sha256 that it had."""
+    changed = {}
+    for name in (contents.CONFIG, contents.TOKENIZER):
+        content = contents.read_object(model / name) if name in digests else {}
+        if (cleaned := contents.without_code(content)) != content:
+            _write(model / name, cleaned)
+            changed[name] = {"removed": "auto_map", "sha256_before": digests[name]}
+            digests[name] = sha256(model / name)
+    if contents.TOKENIZER in changed and "tokenizer.json" not in digests:
         raise ModelRefused(
             UNFIT,
             f"{contents.TOKENIZER} has auto_map and there is no tokenizer.json: its tokenizer is code of the repository, "
             "which is never run. Take a model with a tokenizer.json",
         )
-    return contents.read_index(model / contents.INDEX) if contents.INDEX in digests else None
-
-
-def _without_code(model: Path, digests: dict[str, str]) -> dict[str, Any]:
-    """Take `auto_map` out of the model's JSON files; what was changed, with the sha256 that it had."""
-    changed = {}
-    for name in {contents.CONFIG, contents.TOKENIZER} & digests.keys():
-        content = contents.read_object(model / name)
-        if (cleaned := contents.without_code(content)) != content:
-            _write(model / name, cleaned)
-            changed[name] = {"removed": "auto_map", "sha256_before": digests[name]}
-            digests[name] = sha256(model / name)
     return changed
 
 

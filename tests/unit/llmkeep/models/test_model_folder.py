@@ -193,6 +193,16 @@ REFUSED: dict[str, tuple[Callable[[Path], object], int, str]] = {
         "config.json is '[1]', and no JSON object",
     ),
     "a config that is no JSON": (lambda model: (model / "config.json").write_text("{"), 4, "is not JSON"),
+    "a config as deep as a well": (
+        lambda model: (model / "config.json").write_text('{"a": ' + "[" * 900 + "]" * 900 + "}"),
+        1,
+        "nested more than 100 deep",
+    ),
+    "a config as large as weights": (
+        lambda model: os.truncate(model / "config.json", 17 << 20),
+        1,
+        "config.json has 17825792 bytes",
+    ),
     "no config": (lambda model: (model / "config.json").unlink(), 1, "no config.json"),
     "a class of its own": (
         lambda model: edit(model, "config.json", architectures=["MyModel"]),
@@ -434,7 +444,7 @@ def test_a_source_that_changed_after_the_interruption_is_copied_as_it_is_now(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(intake, "_without_code", interrupted)
+        patch.setattr(durable, "sync_all", interrupted)
         assert model_add.run(capsys, model, into)[0] == 130
     content = bytearray((model / SHARD).read_bytes())
     content[-1] ^= 1
