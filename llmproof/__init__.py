@@ -1,4 +1,4 @@
-"""What an auditor checks alone: the audit record (a chain of records with signed heads) and signed policy bundles.
+"""Verification without the rest of llmkeep: the audit record (a chain of records with signed heads) and signed policy bundles.
 
 A small distribution of its own, in the control node's environment and in the hosts'. It imports nothing of either.
 """

@@ -44,15 +44,15 @@ WITNESS_WAY_OUT = (
 
 
 class ChainError(Exception):
-    """The record cannot go on. The message says what is wrong, the value seen, and the way out."""
+    """The record cannot be continued. The message says what is wrong, the value seen, and the way out."""
 
 
 class EventError(ValueError):
-    """This event is not written. The message says why."""
+    """The event is refused. The message says why."""
 
 
 def fields(event: object) -> bytes:
-    """An event's own fields as they will stand in the line; EventError if they cannot."""
+    """An event's own fields, encoded for the line; EventError if they cannot be."""
     if not isinstance(event, Mapping) or not event:
         raise EventError("an event is a JSON object with at least one field")
     if taken := OURS & event.keys():
@@ -71,7 +71,7 @@ def _encoded(event: Mapping[str, object]) -> bytes:
 
 
 def problem(line: bytes, sequence: int, previous: str) -> str | None:
-    """What is wrong with one line (without its newline) in its place; None when it is what was written there."""
+    """The fault of one line (without its newline) in its place; None if it is as written."""
     body = line[:-TAIL]
     if line[-TAIL:] != f',"{HASH}":"{hashlib.sha256(body).hexdigest()}"}}'.encode():
         return "changed: its own hash does not fit"
@@ -83,22 +83,22 @@ def problem(line: bytes, sequence: int, previous: str) -> str | None:
 
 
 def named_previous(line: bytes) -> str:
-    """The hash of the record before it, as the line itself says."""
+    """The previous record's hash, as stated in the line."""
     return line[-TAIL - 65 : -TAIL - 1].decode(errors="replace")
 
 
 def written_at(line: bytes) -> datetime:
-    """The time of a line that is one; ValueError."""
+    """The time in a valid line; ValueError for any other."""
     return datetime.fromisoformat(line[:120].split(b'"', 6)[5].decode())
 
 
 def utc(moment: datetime) -> str:
-    """As records and heads have it."""
+    """The current time in the format of records and heads."""
     return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def lines(path: Path) -> Iterator[bytes]:
-    """The file's lines with their newlines; the last may lack it, and so does what is too long for a line."""
+    """The file's lines with their newlines, which the last one, and parts of an overlong one, may lack."""
     with path.open("rb") as file:
         while line := file.readline(READ):
             yield line
@@ -132,7 +132,7 @@ def witnessed(path: Path | None) -> Head:
 
 
 def _monotonic(line: bytes) -> float:
-    """When the line was written, by time.monotonic(), as far as the clock was right; long ago where it has no time."""
+    """The time the line was written on the scale of time.monotonic(), if the clock was right; long ago if it has none."""
     try:
         return time.monotonic() - max(0.0, (datetime.now(UTC) - written_at(line)).total_seconds())
     except (ValueError, IndexError, TypeError):
@@ -182,7 +182,7 @@ class Chain:
 
     @property
     def verifier(self) -> Verifier:
-        """Who signs the heads."""
+        """The key that signs the heads."""
         return self._signer.verifier
 
     def append(self, events: Sequence[Mapping[str, object]]) -> range:
@@ -190,7 +190,7 @@ class Chain:
         return self.write([fields(event) for event in events])
 
     def write(self, bodies: Sequence[bytes]) -> range:
-        """`append` for what `fields` made."""
+        """`append` for events that `fields` encoded."""
         if time.monotonic() - self._unsigned_since > self.unsigned_seconds:
             raise OSError(
                 errno.ETIME,
@@ -218,7 +218,7 @@ class Chain:
         return range(first, first + len(written))
 
     def sign(self) -> bytes | None:
-        """Append a signed head to `heads` and return it; None when the last one says it all. OSError, ChainError."""
+        """Append a signed head to `heads` and return it; None if the last one covers all records. OSError, ChainError."""
         self._must_be_open()
         if self.tree.size == self._signed:
             return None
@@ -241,7 +241,7 @@ class Chain:
         return note
 
     def remove_oldest(self, now: datetime, keep_days: int) -> Path | None:
-        """Declare the oldest file removed, sign that, and remove it; None where none may go. OSError, ChainError.
+        """Declare the oldest file removed, sign that, and remove it; None if none may be removed. OSError, ChainError.
 
         It may where it is closed, signed and witnessed, and its records are older than KEEP_DAYS by NOW and by the
         witness's clock: a clock that is wrong for an hour removes nothing.
@@ -282,7 +282,7 @@ class Chain:
         os.fsync(self._lock)
 
     def close(self) -> None:
-        """Let go of the folder. What was appended stays; no head is signed."""
+        """Release the folder without signing a head."""
         for descriptor in (self._file, self._lock):
             if descriptor >= 0:
                 os.close(descriptor)
@@ -298,7 +298,7 @@ class Chain:
 
     # ------------------------------------------------------------ opening
     def _signer_of(self, seed: bytes, name: str) -> Signer:
-        """The name that the record began with, or NAME; refuses another key than the one it began with."""
+        """The name that the record began with, or NAME; refuses a key other than the record's first."""
         path = self.folder / "verifier"
         known = Verifier(path.read_text()) if path.exists() else None
         signer = Signer(known.name if known else name or f"llm-audit/{socket.gethostname()}", seed)
@@ -321,7 +321,7 @@ class Chain:
         return signer
 
     def _recover(self) -> None:
-        """Go on where the record ends: behind the last head line by line, what no head covers and is torn is cut."""
+        """Find the end of the record: verify the lines after the last head, and cut a torn one off."""
         path = self.folder / heads.NAME
         notes, torn = heads.read(path)
         if torn:
@@ -373,7 +373,7 @@ class Chain:
                          "event.outcome": "success", "llmkeep.audit.dropped_bytes": cut.stat().st_size})])  # fmt: skip
 
     def _take(self, line: bytes, sequence: int, head: Head) -> str | None:
-        """Add the next line to what is known, or say what is wrong with it."""
+        """Add the next line to the state, or return its fault."""
         whole = line.removesuffix(b"\n")
         if not line.endswith(b"\n"):
             return "torn: it has no end"
@@ -394,7 +394,7 @@ class Chain:
         return None
 
     def _kept_tree(self, signed: list[Head]) -> Tree | None:
-        """The tree as it was kept, if one of these heads has its size and root."""
+        """The stored tree, if one of these heads has its size and root."""
         try:
             size, *peaks = (self.folder / "tree").read_text().split("\n")
             tree = Tree(int(size), [bytes.fromhex(peak) for peak in peaks])
@@ -404,7 +404,7 @@ class Chain:
         return tree if fits else None
 
     def _cut(self, path: Path, good: int) -> None:
-        """Keep what stands behind GOOD bytes aside, under the number of the record that comes next; then cut it off."""
+        """Save the bytes after the first GOOD ones in a file named after the next record, then truncate."""
         with path.open("rb") as file:
             file.seek(good)
             dropped = file.read()
@@ -423,7 +423,7 @@ class Chain:
             raise ChainError(f"{self.folder} is closed, or a write and its undoing have failed: open it anew")
 
     def _replace(self, name: str, data: bytes) -> None:
-        """A file that the record can do without: it is not synced, and none where there is no room for it."""
+        """Write a dispensable file: not synced, and skipped if there is no space."""
         aside = self.folder / f".{name}.new"
         with suppress(OSError):
             aside.write_bytes(data)
@@ -444,7 +444,7 @@ class Chain:
         self._file, self._size = descriptor, 0
 
     def _put(self, descriptor: int, data: bytes, size: int) -> int:
-        """Append DATA to a file of SIZE bytes and wait until it is on disk; its new size. On failure it is as before."""
+        """Append DATA to a file of SIZE bytes and sync it; returns its new size. On failure the file is unchanged."""
         try:
             rest = memoryview(data)
             while rest:

@@ -80,7 +80,7 @@ def _keep_days(text: str) -> int:
 
 
 def run_verify(options: argparse.Namespace) -> int:
-    """llm-audit verify."""
+    """`llm-audit verify`; returns the exit code."""
     given = options.verifier or str(options.folder / "verifier")
     if not options.verifier and not Path(given).exists() and not files(options.folder):
         report = Report("")
@@ -120,7 +120,7 @@ def run_verify(options: argparse.Namespace) -> int:
 
 
 def run_show(options: argparse.Namespace) -> int:
-    """llm-audit show."""
+    """`llm-audit show`; returns the exit code."""
     found = False
     for line, record in _records(options.folder):
         at = str(record.get("@timestamp", ""))
@@ -154,7 +154,7 @@ def run_show(options: argparse.Namespace) -> int:
 
 
 def printable(text: str) -> str:
-    """Without what a terminal would obey."""
+    """The text without control characters."""
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text
     )
@@ -172,7 +172,7 @@ def _records(folder: Path) -> Iterator[tuple[bytes, dict[str, object]]]:
 
 
 def run_serve(options: argparse.Namespace) -> int:
-    """llm-audit serve."""
+    """`llm-audit serve`; returns the exit code."""
     from llmproof.service import Retention, serve  # asyncio: not for the others
 
     folder = os.environ.get("CREDENTIALS_DIRECTORY")
@@ -201,7 +201,7 @@ def run_serve(options: argparse.Namespace) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """All commands."""
+    """The parser of all commands."""
     top = argparse.ArgumentParser(prog="llm-audit", description=__doc__)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="write what other processes hand in over a UNIX socket")
@@ -243,7 +243,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def told(command: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
-    """COMMAND, of which a refusal becomes a message and exit code 1."""
+    """COMMAND with refusals turned into a message and exit code 1."""
 
     def run(options: argparse.Namespace) -> int:
         try:

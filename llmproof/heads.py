@@ -1,4 +1,4 @@
-"""Signed heads: what the whole record was at one moment, in about 200 bytes that can be kept elsewhere.
+"""Signed heads: a commitment to the whole record at one moment, in about 200 bytes that can be stored elsewhere.
 
 A head is the Merkle root (RFC 6962, section 2.1; a leaf is a record's line without its newline) over the first
 `size` records, as a checkpoint (c2sp.org/tlog-checkpoint) in a note signed with Ed25519 (c2sp.org/signed-note). Its
@@ -25,7 +25,7 @@ TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z"
 
 
 class HeadError(Exception):
-    """A head, a key, or a file of heads is not what it should be. The message says what is wrong."""
+    """A head, a key, or a file of heads is invalid. The message says why."""
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Tree:
     peaks: list[bytes] = field(default_factory=list)
 
     def add(self, leaf: bytes) -> None:
-        """One more record."""
+        """Add a record."""
         node = hashlib.sha256(b"\0" + leaf).digest()
         merged = self.size
         while merged & 1:
@@ -46,7 +46,7 @@ class Tree:
         self.size += 1
 
     def root(self) -> bytes:
-        """The tree's hash, 32 bytes."""
+        """The tree's root hash, 32 bytes."""
         if not self.peaks:
             return hashlib.sha256().digest()
         node = self.peaks[-1]
@@ -75,7 +75,7 @@ class Head:
 
 
 class Verifier:
-    """Whose heads are believed: a key's name and public half, written as `name+8 hex digits+base64`."""
+    """A trusted key's name and public half, written as `name+8 hex digits+base64`."""
 
     def __init__(self, text: str) -> None:
         """Raises HeadError if `text` is no verifier key of an Ed25519 key."""
@@ -89,7 +89,7 @@ class Verifier:
         self._key = Ed25519PublicKey.from_public_bytes(self.public)
 
     def open(self, note: bytes) -> Head:
-        """What the note says; HeadError unless each of its bytes is as this key's owner wrote it."""
+        """The head in a note; HeadError unless it is signed by this key and in canonical form."""
         text, _, signed = note.partition(b"\n\n")
         try:
             name, head = stated(text + b"\n")
@@ -110,7 +110,7 @@ class Verifier:
 
 
 class Signer:
-    """Who writes the record: a name, as `llm-audit/llm1`, and the 32 bytes of an Ed25519 key's seed."""
+    """The record's signer: a name, as `llm-audit/llm1`, and the 32-byte seed of an Ed25519 key."""
 
     def __init__(self, name: str, seed: bytes) -> None:
         """Raises HeadError for a name that a note cannot carry, or a seed of another length."""
@@ -129,7 +129,7 @@ class Signer:
 
 
 def seed_of(text: str) -> bytes:
-    """A key's seed from its 64 hex digits; HeadError, which does not show it, for anything else."""
+    """A key's seed from its 64 hex digits; HeadError, without the value, for anything else."""
     if not re.fullmatch(r"[0-9a-f]{64}", text.strip()):
         raise HeadError("the signing key's seed is not 64 hex digits: make one with `openssl rand -hex 32`")
     return bytes.fromhex(text.strip())
@@ -145,7 +145,7 @@ def stated(text: bytes) -> tuple[str, Head]:
 
 
 def split(data: bytes) -> tuple[list[bytes], bytes]:
-    """The whole notes of a file of heads, and what a power cut left of one more."""
+    """The complete notes of a file of heads, and the bytes of a torn one."""
     parts = data.split(b"\n\n")
     whole = (len(parts) - 1) // 2
     notes = [parts[2 * n] + b"\n\n" + parts[2 * n + 1] + b"\n" for n in range(whole)]
@@ -153,7 +153,7 @@ def split(data: bytes) -> tuple[list[bytes], bytes]:
 
 
 def tips(path: Path) -> list[Head]:
-    """The whole tips of a file; none where there is no file."""
+    """The complete tips of a file; none if there is no file."""
     found = []
     for text in path.read_bytes().split(b"\n\n")[:-1] if path.exists() else []:
         with suppress(ValueError):
@@ -162,7 +162,7 @@ def tips(path: Path) -> list[Head]:
 
 
 def read(path: Path) -> tuple[list[bytes], bytes]:
-    """`split` of the file; nothing where there is none."""
+    """`split` of the file; empty if there is none."""
     return split(path.read_bytes()) if path.exists() else ([], b"")
 
 

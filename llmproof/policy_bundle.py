@@ -1,4 +1,4 @@
-"""A signed policy bundle (OPA's format, tar.gz), judged before anything in it is used.
+"""A signed policy bundle (OPA's format, tar.gz), verified before anything in it is used.
 
 OPA hashes a JSON file by its canonical form. The bundles that llmkeep makes hold that very form, so here a
 file's hash is that of its bytes, whatever it is.
@@ -29,7 +29,7 @@ UNSIGNED, DAMAGED, REPLAYED, EXPIRED = 3, 4, 5, 6
 
 
 class PolicyRefused(Exception):
-    """The bundle is not to be used. `code` says which of the four reasons it is."""
+    """The bundle must not be used. `code`: which of the four reasons."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
@@ -38,7 +38,7 @@ class PolicyRefused(Exception):
 
 @dataclass(frozen=True)
 class Policy:
-    """What a bundle holds: Rego by its path, and the document `data` without it."""
+    """The content of a bundle: Rego modules by path, and the document `data`."""
 
     revision: int
     expires: datetime
@@ -80,7 +80,7 @@ def judged(packed: bytes, key: bytes, minimum: int = 0, now: datetime | None = N
 
 
 def unpacked(packed: bytes) -> dict[str, bytes]:
-    """The tar's files by name; says nothing about who made them."""
+    """The tar's files by name, unverified."""
     files: dict[str, bytes] = {}
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(packed)) as stream:
@@ -99,7 +99,7 @@ def unpacked(packed: bytes) -> dict[str, bytes]:
 
 
 def parsed(files: dict[str, bytes]) -> Policy:
-    """Modules and data of a bundle's files (without the signature); says nothing about who made them."""
+    """Modules and data of a bundle's files (without the signature), unverified."""
     modules: dict[str, str] = {}
     data: dict[str, Any] = {}
     try:

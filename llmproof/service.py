@@ -1,4 +1,4 @@
-"""The writer as a service: other processes hand in events over a UNIX socket and are told when these are on disk.
+"""The writer as a service: clients send events over a UNIX socket, and receive an acknowledgement once these are on disk.
 
 A client sends lines `{"n": 17, "event": {…}}`, `n` rising; the answer `17` says that its record 17 and all before it
 that were not refused are on disk; `!17 reason` says that this one is not written. Intents and outcomes have a reserve of
@@ -33,7 +33,7 @@ ROOM = 1024  # bytes of a line around its event
 
 
 class Connection(asyncio.Protocol):
-    """One client."""
+    """A client's connection."""
 
     transport: asyncio.Transport
 
@@ -45,7 +45,7 @@ class Connection(asyncio.Protocol):
         self.deaf = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Known from now on, or turned away."""
+        """Accept the connection, or close it if there are too many."""
         self.transport = cast(asyncio.Transport, transport)
         if len(self.service.connections) >= CONNECTIONS:
             self.transport.abort()
@@ -54,18 +54,18 @@ class Connection(asyncio.Protocol):
             self.listen()
 
     def listen(self) -> None:
-        """Read from it, or not: while there is no room, and while it does not read its answers."""
+        """Read from it, or pause: while there is no room, and while it does not read its acknowledgements."""
         if self.service.full or self.deaf:
             self.transport.pause_reading()
         else:
             self.transport.resume_reading()
 
     def connection_lost(self, _exc: Exception | None) -> None:
-        """What it handed in is written all the same."""
+        """The events that it sent are written all the same."""
         self.service.connections.discard(self)
 
     def data_received(self, data: bytes) -> None:
-        """Take each whole line."""
+        """Process each complete line."""
         *lines, self.rest = (self.rest + data).split(b"\n")
         for line in lines:
             if not self.skipping:
@@ -79,7 +79,7 @@ class Connection(asyncio.Protocol):
         self.service.slow_down()
 
     def take(self, line: bytes) -> None:
-        """One message: into the next group, or refused."""
+        """Add one message to the next group, or refuse it."""
         try:
             if len(line) > MAX_LINE + ROOM:
                 raise EventError(f"the line has more than {MAX_LINE + ROOM} bytes, which are the most")
@@ -98,31 +98,31 @@ class Connection(asyncio.Protocol):
         self.service.hand_in(self, number, body, event)
 
     def answer(self, text: str) -> None:
-        """Send, if it is still there."""
+        """Send to it, if it is still connected."""
         if not self.transport.is_closing():
             self.transport.write(text.encode())
 
     def pause_writing(self) -> None:
-        """It does not read: then it is not read from either."""
+        """Its buffer is full: stop reading from it."""
         self.deaf = True
         self.listen()
 
     def resume_writing(self) -> None:
-        """It reads again."""
+        """Its buffer has drained: read from it again."""
         self.deaf = False
         self.listen()
 
 
 @dataclass
 class Retention:
-    """When old files go. `hold`: a file, root's; while it is there, or cannot be read, none does."""
+    """When old files are removed. `hold`: a file of root's; while it exists or cannot be read, none is."""
 
     keep_days: int
     hold: Path | None = None
     held: str | None = None  # the hold's text, as it is on record
 
     def apply(self, chain: Chain) -> None:
-        """Put a hold that began or ended on record; without one remove the oldest file that may go. OSError, ChainError."""
+        """Record the begin or end of a hold; without a hold, remove the oldest file that may be removed. OSError, ChainError."""
         text = self.text()
         if text != self.held:
             action = "hold ended" if text is None else "hold"
@@ -137,7 +137,7 @@ class Retention:
             )
 
     def text(self) -> str | None:
-        """The hold's first 1,000 letters; None where there is none."""
+        """The first 1,000 characters of the hold; None if there is none."""
         try:
             return self.hold.read_text(errors="replace")[:1000].strip() if self.hold else None
         except FileNotFoundError:
@@ -147,7 +147,7 @@ class Retention:
 
 
 def withheld(counts: Counter[str]) -> dict[str, object]:
-    """The event that says how many records were only counted."""
+    """The event with the number of records that were only counted."""
     return {
         "event.kind": "event",
         "event.category": ["process"],
@@ -159,7 +159,7 @@ def withheld(counts: Counter[str]) -> dict[str, object]:
 
 
 class Service:
-    """Group commit: one group at a time is written and synced in a thread, the next one gathers meanwhile."""
+    """Group commit: one group at a time is written and synced in a thread, while the next one is collected."""
 
     def __init__(
         self,
@@ -206,7 +206,7 @@ class Service:
                 connection.listen()
 
     async def commit(self) -> None:
-        """Group after group, until stopped and nothing waits. Raises ChainError when the writer cannot go on."""
+        """Write group after group until stopped and nothing waits. Raises ChainError if the writer cannot continue."""
         loop = asyncio.get_running_loop()
         while not self.stopping or self.waiting:
             await self.something.wait()
@@ -230,7 +230,7 @@ class Service:
             self.slow_down()
 
     async def sign(self) -> None:
-        """How many records were only counted, and a head where there is something new; what fails now is tried the next time."""
+        """Record how many events were only counted, and sign a head if there is something new; failures are retried."""
         loop = asyncio.get_running_loop()
         told, self.withheld = self.withheld, Counter()
         try:
@@ -249,7 +249,7 @@ class Service:
             print(f"llm-audit: no head was signed: {error}", file=sys.stderr, flush=True)
 
     async def sign_regularly(self) -> None:
-        """Each `head_seconds`, and remove what is old."""
+        """Sign each `head_seconds`, and remove old files."""
         while True:
             await asyncio.sleep(self.head_seconds)
             await self.sign()
@@ -262,7 +262,7 @@ class Service:
                     print(f"llm-audit: nothing is removed: {error}", file=sys.stderr, flush=True)
 
     def stop(self) -> None:
-        """Take no more in, write what is there, sign, end."""
+        """Stop accepting, write what waits, sign, close."""
         self.stopping = True
         self.slow_down()
         self.something.set()

@@ -1,4 +1,4 @@
-"""Is the record what was written? Every line, every link, every signed head; read only, also beside its writer.
+"""Verify a record: every line, every link, every signed head; read-only, also while its writer is running.
 
 What the chain alone proves: no line was changed, removed, put in or moved without what follows being rewritten.
 What a head proves: not even then, up to its size. What heads kept elsewhere prove: not even by who has the key.
@@ -25,7 +25,7 @@ PAIRS = ("transaction.id", "llmkeep.run.id")  # what an outcome has in common wi
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is not as it was written: file, its line (from 1, 0 for the file itself), the record due there."""
+    """One deviation: file, line (from 1; 0 for the file itself), number of the expected record."""
 
     file: str
     line: int
@@ -62,14 +62,14 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
 
     def find(self, path: Path, line: int, sequence: int, what: str) -> None:
-        """One more; only the first ones are kept in words."""
+        """Add a finding; only the first ones are stored as text."""
         self.altered += 1
         if len(self.findings) < FINDINGS:
             self.findings.append(Finding(str(path), line, sequence, what))
 
     @property
     def ok(self) -> bool:
-        """Whether nothing was altered. Pending intents are told, and are no alteration."""
+        """Whether nothing was altered. Pending intents are reported, and are no alteration."""
         return self.altered == 0
 
     @property
@@ -143,7 +143,7 @@ def verify(
 
 
 def seconds(start: str, end: str) -> float:
-    """From one time to another; 0 where one of them is none."""
+    """Seconds from one time to another; 0 if one of them is invalid."""
     try:
         return (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()
     except (ValueError, TypeError):
@@ -151,7 +151,7 @@ def seconds(start: str, end: str) -> float:
 
 
 def _heads(path: Path, verifier: Verifier, report: Report) -> list[tuple[bytes, heads.Head]]:
-    """The heads of a file that are good, with their notes; the others are findings."""
+    """The valid heads of a file, with their notes; the others become findings."""
     data = path.read_bytes() if path.exists() else b""
     notes, torn = heads.split(data)
     good: list[tuple[bytes, heads.Head]] = []
@@ -173,7 +173,7 @@ def _heads(path: Path, verifier: Verifier, report: Report) -> list[tuple[bytes, 
 
 
 def _grows(path: Path, size: int) -> bool:
-    """Whether a writer is at the end of this file just now."""
+    """Whether a writer is running and this is its file."""
     end = time.monotonic() + WRITER_SECONDS
     while time.monotonic() < end:
         if path.stat().st_size > size:
@@ -183,7 +183,7 @@ def _grows(path: Path, size: int) -> bool:
 
 
 class _Reader:
-    """Goes through the files; after a damage it goes on with what stands there, so that the next one is found too."""
+    """Reads the files in order; continues after damage with the bytes that are there, so that later damage is found too."""
 
     def __init__(self, report: Report, at_size: dict[int, list[tuple[str, bytes]]], start: Start) -> None:
         self.report, self.at_size = report, at_size
@@ -255,7 +255,7 @@ class _Reader:
                              "is not what was signed")  # fmt: skip
 
     def _note(self, record: dict[str, object]) -> None:
-        """What a good record tells about the whole."""
+        """Update the totals by a valid record."""
         at = str(record.get("@timestamp", ""))
         self.report.first = self.report.first or at
         self.report.last = at

@@ -40,12 +40,12 @@ class Altered(Exception):
 
 @dataclass(frozen=True)
 class Kept:
-    """The heads of one record that are kept here."""
+    """The witnessed heads of one record."""
 
     folder: Path
 
     def data(self) -> bytes:
-        """All complete heads; one that a power cut tore is cut off first."""
+        """All complete heads; a torn one is truncated first."""
         path = self.folder / heads.NAME
         if not path.exists():
             return b""
@@ -66,7 +66,7 @@ class Kept:
         return Head(longest.size, longest.root, utc(datetime.now(UTC))).text(self.folder.name)
 
     def see(self, tip: bytes) -> None:
-        """Keep a host's tip, if it goes beyond what was seen of it. ValueError where it is none."""
+        """Store a host's tip if it extends the ones seen. ValueError for anything else."""
         _, head = heads.stated(tip)
         if head.size > (heads.stated(seen)[1].size if (seen := self.seen()) else 0):
             with (self.folder / heads.TIPS).open("ab") as file:
@@ -154,7 +154,7 @@ def collect(inventories: list[str]) -> int:
 
 
 def acknowledge(number: str, reason: str) -> str:
-    """Put on record that an operator knows finding NUMBER, then forget it; returns what it was. RecordError, which leaves it."""
+    """Record that an operator acknowledges finding NUMBER, then delete it; returns it. On RecordError it stays."""
     with _alone(wait=True):
         known = findings.load(KEPT) or Findings()
         if number not in known.altered:
@@ -236,7 +236,7 @@ def _give(places: list[Path], compared: list[tuple[str, str]]) -> dict[str, str]
 
 
 def _on_record(known: Findings) -> None:
-    """Put on record what is not; what cannot be recorded now is tried again by the next look."""
+    """Record new findings; one that cannot be recorded is tried again by the next run."""
     new = [each for each in known.altered.values() if not each.recorded]
     if not new:
         return
