@@ -209,17 +209,19 @@ def drill(volume: Volume) -> Iterator[Line]:
 
 
 def crypttab(volume: Volume) -> Iterator[Line]:
-    yield in_crypttab(volume["name"], record(volume["name"]).get("uuid"), "-", CRYPTTAB)
+    yield opened_by_systemd(volume["name"], record(volume["name"]).get("uuid"), "-", CRYPTTAB)
 
 
-def in_crypttab(name: str, uuid: str | None, key: str, options: set[str]) -> Line:
-    for line in Path("/etc/crypttab").read_text().splitlines():
-        words = line.split()
-        if words[:1] == [f"llm_{name}"]:
-            lacking = options - set(words[3].split(","))
-            wrong = bool(lacking) or words[1:3] != [f"UUID={uuid}", key] or "pin-" in line
-            return not wrong, f"{line!r}" + (f" lacks {listed(lacking)}" if lacking else "")
-    return False, f"{name} is not in /etc/crypttab"
+def opened_by_systemd(name: str, uuid: str | None, key: str, options: set[str]) -> Line:
+    """How systemd opens the device: the unit that it has loaded, which it made of /etc/crypttab."""
+    unit = f"systemd-cryptsetup@llm_{name}.service"
+    shown = output("systemctl", "show", "--property=ExecStart", "--value", unit)
+    attached = re.search(rf" attach llm_{re.escape(name)} (\S+) (\S+) (\S+) ;", shown)
+    if attached is None:
+        return False, f"{unit} opens no llm_{name}: {shown!r}"
+    lacking = options - set(attached[3].split(","))
+    wrong = bool(lacking) or attached.groups()[:2] != (str(BY_UUID / f"{uuid}"), key) or "pin-" in attached[3]
+    return not wrong, f"{attached[0].strip(' ;')!r}" + (f" lacks {listed(lacking)}" if lacking else "")
 
 
 def bare(volume: Volume) -> Iterator[Line]:
@@ -274,7 +276,7 @@ def swaps() -> Iterator[Line]:
             fits and active,
             f"{name} is {'swapped to' if active else 'not swapped to'}, {' '.join(said.split()) or 'shut'}",
         )
-        yield in_crypttab(name, record(f"{name}.swap").get("uuid"), "/dev/urandom", SWAP)
+        yield opened_by_systemd(name, record(f"{name}.swap").get("uuid"), "/dev/urandom", SWAP)
     yield True, f"{len(used)} swaps"
 
 
