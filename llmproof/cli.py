@@ -24,6 +24,7 @@ SOCKET = Path("/run/llm-audit/audit.sock")
 CREDENTIAL = "llm-audit.seed"
 ALTERED, NOTHING = 3, 4
 MOMENT = re.compile(r"\d{4}(-\d\d(-\d\d(T\d\d(:\d\d(:\d\d(\.\d+)?)?)?Z?)?)?)?$")
+SETTINGS = {name: f"LLM_AUDIT_{name.upper()}" for name in ("unsigned_seconds", "seen", "keep_days", "hold")}
 
 type Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -237,7 +238,11 @@ def parser() -> argparse.ArgumentParser:
         help="of the volume, but at most a tenth of it, for intents and outcomes "
         "alone (default: %(default)s)",
     )
-    serve.set_defaults(run=told(run_serve))
+    # By the environment, a unit file may set what the release that it still starts does not know.
+    serve.set_defaults(
+        run=told(run_serve),
+        **{name: os.environ[variable] for name, variable in SETTINGS.items() if variable in os.environ},
+    )
     add_commands(commands)
     return top
 

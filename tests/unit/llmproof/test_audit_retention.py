@@ -203,3 +203,19 @@ def test_the_writer_keeps_for_180_days_or_more(days: str, capsys: pytest.Capture
         cli.main(["serve", "--keep-days", days])
     assert ended.value.code == 2
     assert "180 days or more" in capsys.readouterr().err
+
+
+def test_what_the_unit_sets_is_taken_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"UNSIGNED_SECONDS": "240", "SEEN": "/a", "KEEP_DAYS": "400", "HOLD": "/b"}
+    for name, value in given.items():
+        monkeypatch.setenv(f"LLM_AUDIT_{name}", value)
+    options = cli.parser().parse_args(["serve"])
+    assert (options.unsigned_seconds, options.seen, options.keep_days, options.hold) == (
+        240,
+        Path("/a"),
+        400,
+        Path("/b"),
+    )
+    monkeypatch.setenv("LLM_AUDIT_KEEP_DAYS", "179")
+    with pytest.raises(SystemExit):
+        cli.parser().parse_args(["serve"])

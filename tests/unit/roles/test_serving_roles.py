@@ -182,8 +182,8 @@ def test_the_record_is_kept_as_long_as_declared_and_a_hold_is_a_file_with_its_re
     variables = FACTS | {"audit_keep_days": 400, "audit_hold": "case 2027-14"}
     made = rendered(tmp_path, "llm_serving", wanted, "llm1", HOSTS, variables, configured=True)
     assert content(made, "/audit-hold") == "case 2027-14\n"
-    assert " --keep-days 400 --hold /etc/llmkeep/audit-hold\n" in made["unit"]
-    assert "--unsigned-seconds 300 --seen /var/lib/llm-audit-seen/head" in made["unit"]
+    assert "LLM_AUDIT_KEEP_DAYS=400 LLM_AUDIT_HOLD=/etc/llmkeep/audit-hold\n" in made["unit"]
+    assert "LLM_AUDIT_UNSIGNED_SECONDS=300 LLM_AUDIT_SEEN=/var/lib/llm-audit-seen/head\n" in made["unit"]
 
 
 def test_a_bound_of_memory_is_the_unit_s_and_goes_with_the_declaration(made: Any) -> None:
