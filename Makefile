@@ -152,17 +152,24 @@ bundle: .venv/.ready $(COLLECTION)  ## build (or keep) the lab's signed bundle i
 
 # vLLM and guidellm need torch, which there is for the machine's own Python (3.11); what comes with vLLM's would need another build of it.
 peers: PEER ?= litellm portkey guidellm plot vllm transformers trl torch mutmut
+# LOCK=1 resolves bench/peers/PEER.in anew into the versions and hashes of bench/peers/PEER.txt; without it, nothing else is installed.
 peers:  ## what benchmarks compare with and draw by, and mutmut, each in an environment of its own below bench/ (9 GB): make peers PEER="litellm plot"
 	for peer in $(PEER); do
 	  if [ $$peer = portkey ]; then
-	    npm install --prefix bench/peers/portkey --no-package-lock --ignore-scripts --no-audit --no-fund
+	    if [ -n "$(LOCK)" ]; then npm install --prefix bench/peers/portkey --package-lock-only --ignore-scripts --no-audit --no-fund; fi
+	    npm ci --prefix bench/peers/portkey --ignore-scripts --no-audit --no-fund
 	    continue
 	  fi
 	  case $$peer in vllm | guidellm) python=python3 ;; *) python=$(PYTHON) ;; esac
 	  # These use Debian's packages, too: two of them compute with the torch that ours has.
 	  case $$peer in trl | transformers | torch) packages=--system-site-packages ;; *) packages= ;; esac
-	  $$python -m venv $$packages bench/.venv-$$peer
-	  bench/.venv-$$peer/bin/pip install --quiet --disable-pip-version-check -r bench/peers/$$peer.txt
+	  $$python -m venv $(if $(LOCK),--clear) $$packages bench/.venv-$$peer
+	  pip="bench/.venv-$$peer/bin/pip --quiet --disable-pip-version-check"
+	  if [ -n "$(LOCK)" ]; then
+	    $$pip install --dry-run --report bench/.venv-$$peer/report.json -r bench/peers/$$peer.in
+	    $(PYTHON) bench/peers/pinned.py bench/.venv-$$peer/report.json > bench/peers/$$peer.txt
+	  fi
+	  $$pip install --no-deps --require-hashes -r bench/peers/$$peer.txt
 	  if [ $$peer = vllm ]; then bench/.venv-vllm/bin/pip uninstall --quiet --yes torchaudio torchcodec; fi
 	  # The payload as it is, on a later torch than Debian's.
 	  if [ $$peer = torch ]; then

@@ -156,3 +156,12 @@ def test_what_a_role_installs_is_what_artifacts_yml_lists_for_it(path: Path) -> 
         assert all(installed <= set(listed[name]) for name in ("mirror", "edge"))
     else:
         assert installed == set(listed[role])
+
+
+@pytest.mark.parametrize("wanted", sorted((TREE / "bench/peers").glob("*.in")), ids=lambda path: path.stem)
+def test_what_a_benchmark_compares_with_is_installed_by_hash(wanted: Path) -> None:
+    pinned = wanted.with_suffix(".txt").read_text().splitlines()
+    assert all(re.fullmatch(r"[\w.-]+==\S+ --hash=sha256:[0-9a-f]{64}", line) for line in pinned)
+    versions = {line.split(" ")[0].lower() for line in pinned}
+    assert {re.sub(r"\[.*\]", "", line).lower() for line in wanted.read_text().split()} <= versions
+    assert "--require-hashes -r bench/peers/$$peer.txt" in (TREE / "Makefile").read_text()
