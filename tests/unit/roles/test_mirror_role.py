@@ -13,6 +13,7 @@ from role_nginx import COMMON, configuration, running
 from waiting import own_port
 
 from llmkeep.pki import authority as pki
+from llmkeep.pki import revoking
 from llmkeep.places import Places
 
 mirror = load("module_utils.bundle.mirror")
@@ -62,6 +63,9 @@ def places(made: dict[str, Any]) -> Iterator[Places]:
         for suffix in (".pem", ".key"):
             shutil.copy(host.with_suffix(suffix), folder / f"pki/host{suffix}")
         shutil.copy(found.root_certificate, folder / "pki/root.pem")
+        certify(found, "llm2", "llm2.estate.internal")
+        revoking.revoke(found, "llm2", "stolen", "ada")
+        shutil.copy(found.revocation_list, folder / "pki/crl.pem")
         for path in ("bundle/apt/InRelease", "releases/m/MANIFEST.json"):
             (folder / path).parent.mkdir(parents=True)
             (folder / path).write_text(path)
@@ -100,6 +104,11 @@ def test_a_user_with_a_certificate_of_the_estate_is_refused_releases(
     """`edge_client_ca_file` may be the estate's own CA, which then signs for users, too."""
     with pytest.raises(mirror.MirrorError, match="answered 403"):
         get(made, "releases/m/MANIFEST.json", certify(places, "ada", "ada.estate.internal"))
+
+
+def test_a_host_whose_certificate_is_revoked_is_refused(made: dict[str, Any], places: Places) -> None:
+    with pytest.raises(mirror.MirrorError, match="answered 400"):
+        get(made, "releases/m/MANIFEST.json", places.root / "llm2.pem")
 
 
 def test_a_key_that_is_not_there_is_named(made: dict[str, Any], tmp_path: Path) -> None:
