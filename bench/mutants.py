@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -90,8 +90,8 @@ PACKAGES = {
         source="plugins",
         only="plugins/module_utils/volumes/*",
         at="ansible_collections/llmkeep/estate",
-        tests=["test_disks.py", "test_luks_escrow.py", "test_luks_swap.py", "test_luks_volume.py",
-               "test_volume_verbs.py"],
+        tests=["test_disk_probes.py", "test_volume_parts.py", "test_disks.py", "test_luks_escrow.py",
+               "test_luks_swap.py", "test_luks_volume.py", "test_volume_verbs.py"],
         leave_out=["killed_anywhere", "wherever_it_was_killed", "escrow_key_is_for_a_person"],
         by_process={
             "ansible_collections.llmkeep.estate.plugins.module_utils.volumes.mount_points.": "test_luks_escrow.py",
@@ -225,19 +225,19 @@ def main() -> int:
     )
     parser.add_argument("package", choices=PACKAGES)
     parser.add_argument("--only", nargs="+", default=[], help="names of mutants, with wildcards")
-    parser.add_argument(
-        "--minutes", type=float, help="stop then; the mutants with the slowest tests come last"
-    )
+    parser.add_argument("--tests", nargs="+", help="files of tests, instead of all of the package's")
+    parser.add_argument("--minutes", type=float, help="stop then; mutants with slow tests come last")
     options = parser.parse_args()
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # a shell's background job, and its children, ignore it
+    # A shell's background job ignores it, and so would mutmut.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if not PYTHON.exists():
         print(f"there is no {PYTHON}: make peers PEER=mutmut", file=sys.stderr)
         return 1
     memory = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 - a folder of its own in it
     with tempfile.TemporaryDirectory(prefix="mutants-", dir=memory) as folder:
-        return run(PACKAGES[options.package], options.only, options.minutes, Path(folder, "work"))
+        package = PACKAGES[options.package]
+        package = replace(package, tests=options.tests or package.tests)
+        return run(package, options.only, options.minutes, Path(folder, "work"))
 
 
 if __name__ == "__main__":

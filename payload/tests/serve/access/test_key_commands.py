@@ -223,7 +223,9 @@ def test_list_shows_state_holder_end_and_last_use_of_each_key(cli: Cli, file: Pa
         f"{second}  api_key      revoked{both}never",
         f"{third}  api_key      expired  bob  sales  analyst,rater  until {now.isoformat()}  last used never",
     ]
-    listed = json.loads(cli("list", "--json")[1])
+    code, out, err = cli("list", "--json")
+    listed = json.loads(out)
+    assert (code, err) == (0, "")
     assert [(each["id"], each["state"], each["last_used"]) for each in listed] == [
         (first, "live", used),
         (second, "revoked", None),

@@ -366,7 +366,9 @@ def test_without_readable_keys_tokens_get_503_and_api_keys_work(
         breakage()
         refresh(authenticator)
         assert code_of(authenticator, token) == "identity_unavailable"
-        assert authenticator.ended(stream)
+        ended = authenticator.ended(stream)
+        assert ended
+        assert (ended.code, ended.headers) == ("identity_unavailable", [(b"retry-after", b"5")])
         assert identify(authenticator, key).subject == "s@t"
     provider.publish()
     refresh(authenticator)

@@ -395,6 +395,7 @@ def test_a_file_may_be_valid_for_exactly_four_hours_and_ends_then(
     assert file.active()
     monkeypatch.setattr(time, "time", lambda: now + 4 * 3600)
     assert not file.active()
+    assert file.grant(ADA, GENERATE) is None
 
 
 def test_a_replaced_or_foreign_file_counts_from_the_next_look(tmp_path: Path) -> None:
