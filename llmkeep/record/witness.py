@@ -139,7 +139,13 @@ def collect(inventories: list[str]) -> int:
                 altered.append(str(error))
         compared = [(host, said) for (task, host), said in heard.said.items() if task == COMPARE]
         try:
-            unheard |= _give(places, compared)
+            if compared or len(heard.hosts) > 1:
+                unheard |= _give(places, compared)
+            else:
+                print(
+                    "llmkeep audit: no other host keeps this node's heads: the estate has one host",
+                    file=sys.stderr,
+                )
         except Altered as error:
             altered.append(str(error))
         known.add(altered, unheard)
