@@ -59,6 +59,9 @@ test_a_weight_of_the_wrong_kind_is_named_with_its_tenant if {
 		some problem in found
 		startswith(problem, "llm/tenants: corp")
 	}
+}
+
+test_the_largest_weight_is_accepted if {
 	problems({}, {}) == set() with data.llm.tenants as {"corp": {"weight": 100}}
 }
 
