@@ -5,17 +5,34 @@ import functools
 import http.client
 import json
 import math
+import os
 import ssl
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 import httpx2
 import openai
 import pytest
-from estate import ENCODER, HOSTS, QUESTION, Client, Lab, answered, answers, changed, leaks, request, verify
+import sharded_deepseek
+from estate import (
+    ENCODER,
+    HOSTS,
+    QUESTION,
+    ROOT,
+    Client,
+    Lab,
+    answered,
+    answers,
+    changed,
+    leaks,
+    request,
+    verify,
+)
+from hub_standin import HubStandIn, serving
 
 CANARY = "canary-4711-in-a-question"
 
@@ -187,3 +204,35 @@ def test_a_reboot_of_both_brings_the_service_back_unattended(estate: Lab, client
     assert (report["ok"], broken) == (True, {})
     assert set(report["hosts"]) == set(HOSTS)
     assert report["checks"] > 60
+
+
+def test_a_sharded_deepseek_from_a_hub_is_licensed_signed_installed_and_answers(
+    estate: Lab, client: Client, tmp_path: Path
+) -> None:
+    repository = sharded_deepseek.write(tmp_path / "repository")
+    with serving(HubStandIn("deepseek-ai/DeepSeek-Tiny", repository)) as hub:
+        command = ["model", "add", hub.source, "--into", str(tmp_path / "candidate")]
+        added = subprocess.run(
+            [str(ROOT / ".venv/bin/llmkeep"), *command, "--accept-licence", "deepseek"],
+            env=os.environ | {"HF_ENDPOINT": hub.endpoint, "NO_PROXY": "127.0.0.1"},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    estate.send("ops1", "/root", {"candidate": tmp_path / "candidate"})
+    digest = added.split("--sha256 ")[1].strip()
+    said = estate.on("ops1", f"llmkeep release sign /root/candidate --sha256 {digest}")
+    assert f"from {hub.source}, licence deepseek accepted by" in said
+    estate.on("ops1", "llmkeep release add /root/candidate")
+    model = {"name": "deepseek", "driver": "naive", "release": "deepseek-tiny", "memory": "1G"}
+    models = {"serve": {"vars": {"llm_serving_models": [{**model, "context": 512, "threads": 1}]}}}
+    estate.on("ops1", "cat > /root/models.json", given=json.dumps(models))
+    estate.site("-i /root/models.json", "-t llm_serving")
+    body = {"model": "deepseek", "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 8}
+    found = answered(client, "/v1/chat/completions", body, seconds=240)
+    assert found["usage"]["completion_tokens"] in range(1, 9)
+    installed = estate.on(
+        "llm1", "cd /srv/llmkeep/models/deepseek-tiny && sha256sum --check SHA256SUMS && ls"
+    )
+    assert installed.count("-of-00003.safetensors: OK") == 3
+    assert ".py" not in installed
