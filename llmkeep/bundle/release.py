@@ -360,7 +360,7 @@ def add(places: Places, folder: Path, keyring: Path) -> str:
 
 
 def _linkable(path: Path, place: Path) -> bool:
-    """Whether a file may be shared with PLACE: on the same disk, and of nobody's but this user's to change."""
+    """Whether a file may be linked into PLACE: it is on the same disk, and only this user can change it."""
     status = path.lstat()
     return (
         status.st_dev == place.stat().st_dev

@@ -84,7 +84,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     collect.set_defaults(run=_collect)
     found = verbs.add_parser(
-        "findings", help="what the witness found and nobody has acknowledged, and what it learns nothing of"
+        "findings", help="unacknowledged findings of the witness, and hosts it learns nothing of"
     )
     found.add_argument(
         "--minutes",
