@@ -13,6 +13,7 @@ import jinja2
 import pytest
 import yaml
 from plugin_modules import ROOT, load
+from revoked_hosts import Estate
 from softhsm import SOFTHSM, double, faulty
 from waiting import PATIENCE, listens, own_port
 
@@ -421,3 +422,30 @@ def test_an_edge_s_leftovers_are_what_its_way_to_the_hsm_brings() -> None:
     known = set(yaml.safe_load((ROOT / "roles/edge/vars/main.yml").read_text())["__edge_hsm_paths"])
     # Certificate and PIN come by other modules.
     assert known - {"/etc/llmkeep/pki/edge.pem", "{{ __edge_hsm_sealed }}"} == brought
+
+
+def test_a_client_is_known_by_its_certificate_unless_that_is_revoked(
+    edge: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The provider of the token's key leaves the signatures of clients to OpenSSL's own."""
+    (edge.folder / "clients").mkdir()
+    clients = Estate(edge.folder / "clients", monkeypatch)
+    for name in ("llm2", "train1"):
+        clients.certificate(name)
+    clients.revoke("train1")
+    edge.variables |= {
+        "edge_client_ca_file": "given",
+        "__edge_client_ca": f"{clients.folder}/root.pem",
+        "__edge_client_crl": str(clients.list),
+    }
+    edge.render("edge.conf")
+    edge.start()
+    answers = {
+        name: edge.session(
+            "-ign_eof", "-cert", f"{path}.pem", "-cert_chain", f"{path}.pem", "-key", f"{path}.key"
+        )
+        for name, path in ((name, clients.folder / name) for name in ("llm2", "train1"))
+    }
+    assert "HTTP/1.1 503" in answers["llm2"], "there is no gateway behind this edge"
+    assert "HTTP/1.1 400" in answers["train1"]
+    assert "bad_certificate" in answers["train1"]
