@@ -134,6 +134,7 @@ def render(folder: Path, gateways: int, port: int, **changes: Any) -> None:
         loader=jinja2.FileSystemLoader(ROLE / "templates"), trim_blocks=True, undefined=jinja2.StrictUndefined
     )
     variables = yaml.safe_load((ROLE / "defaults/main.yml").read_text()) | {
+        "base_ipv6": False,
         "estate_name": "localhost",
         "edge_port": port,
         "edge_gateway_folder": str(folder),
