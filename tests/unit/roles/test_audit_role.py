@@ -34,7 +34,13 @@ def test_records_are_kept_for_180_days_or_more(days: int, refused: bool, tmp_pat
             "vars": {"audit_keep_days": days, "__common_system": "Debian 13", "_common_tested": ["Debian 13"]},
             "tasks": [{"ansible.builtin.import_tasks": str(ROOT / "roles/_common/tasks/preflight.yml")}]}  # fmt: skip
     (tmp_path / "play.yml").write_text(yaml.safe_dump([play]))
-    program = [str(ROOT / ".venv/bin/ansible-playbook"), str(tmp_path / "play.yml")]
+    (tmp_path / "hosts.yml").write_text("all: {hosts: {localhost: {}}}\n")
+    program = [
+        str(ROOT / ".venv/bin/ansible-playbook"),
+        "-i",
+        str(tmp_path / "hosts.yml"),
+        str(tmp_path / "play.yml"),
+    ]
     done = subprocess.run(
         program, capture_output=True, text=True, check=False, env=os.environ | {"ANSIBLE_CONFIG": ""}
     )

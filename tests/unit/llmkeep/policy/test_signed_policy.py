@@ -1,6 +1,7 @@
 """The policy's key and the bundles that it signs, on the control node: what is made, kept, refused and told."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -101,7 +102,7 @@ def test_a_key_that_is_not_the_public_halfs_is_told(
 
 # ---------------------------------------------------------------- build
 def test_a_second_build_changes_nothing(places: Places) -> None:
-    assert "revision 1, 36 tests passed" in build(places)
+    assert re.search(r"revision 1, \d+ tests passed", build(places))
     before = [
         (path.read_bytes(), path.stat().st_mtime_ns) for path in sorted(places.policy_bundle.parent.iterdir())
     ]

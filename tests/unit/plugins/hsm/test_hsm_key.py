@@ -394,7 +394,7 @@ def test_a_host_s_pin_opens_no_key_of_a_host_with_a_token_of_its_own(lab: Double
     for host in ("llm1", "llm2"):
         given = of_host(lab, host)
         lab.make_tokens(tokens=given["tokens"], user_pin=given["pin"])
-        assert [key["token"] for key in lab.key(**given)["keys"]] == given["tokens"]
+        assert [key["token"] for key in lab.key(**given)["key_pairs"]] == given["tokens"]
     thief = {**of_host(lab, "llm2"), "pin": of_host(lab, "llm1")["pin"]}
     assert fault(lab, **thief, state="probed").kind == "pin_wrong"
 
