@@ -55,7 +55,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
     def _render(self, template: str, task_vars: dict[str, Any], known: dict[str, Any]) -> str:
         lookup = lookup_loader.get("ansible.builtin.template", loader=self._loader, templar=self._templar)
         variables = {**task_vars, "ansible_search_path": self._task.get_search_path()}
-        return str(lookup.run([template], variables=variables, template_vars=known)[0])
+        (text,) = lookup.run([template], variables=variables, template_vars=known)
+        return "" if text is None else str(text)  # Ansible gives None for a template that yields nothing
 
 
 def flat(entries: Iterable[Any] | None) -> list[dict[str, Any]]:

@@ -118,6 +118,12 @@ def test_a_key_that_is_not_there_is_named(made: dict[str, Any], tmp_path: Path) 
         get(made, "releases/m/MANIFEST.json", tmp_path / "host.pem")
 
 
+def test_the_firewall_of_an_estates_only_host_gets_an_empty_file(tmp_path: Path) -> None:
+    hosts, groups = {"box.estate.internal": "10.0.0.9"}, {"mirror": ["box"], "control": ["box"]}
+    found = rendered(tmp_path, "mirror", {}, "box", hosts, {}, groups, configured=True)
+    assert content(found, "input-mirror.nft") == ""
+
+
 def test_the_firewall_lets_in_the_other_hosts_of_the_inventory_only(made: dict[str, Any]) -> None:
     rules = content(made, "input-mirror.nft").splitlines()
     assert rules == [
