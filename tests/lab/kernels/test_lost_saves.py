@@ -11,6 +11,7 @@ PROGRAM = "tests/lab/kernels/lost_saves.py"
 PARTS = (
     "payload/llmcore/__init__.py", "payload/llmcore/files.py", "payload/llmtrain/__init__.py", "payload/llmtrain/exits.py",
     "payload/llmtrain/run/__init__.py", "payload/llmtrain/run/sealed.py", "payload/llmtrain/run/checkpoint.py",
+    "payload/llmtrain/run/collectives.py",
     "payload/tests/helpers/saver.py", "tests/lab/kernels/write_log.py", PROGRAM,
 )  # fmt: skip
 PLACE = "/root/lost-saves"
