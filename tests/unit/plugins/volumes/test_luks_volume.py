@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from called_module import called
-from luks_estate import PIN, SIZE, SOFTHSM, Estate, luks, sealing, tool, volume, volume_phases
+from luks_estate import PIN, SIZE, SOFTHSM, Estate, disks, luks, sealing, tool, volume, volume_phases
 from plugin_modules import load
 
 luks_escrow, luks_escrow_drill = load("modules.luks_escrow"), load("modules.luks_escrow_drill")
@@ -150,6 +150,19 @@ def test_a_foreign_volume_in_the_place_of_ours_is_for_a_person(estate: Estate) -
     with pytest.raises(volume.NeedsPerson, match="Were disks swapped"):
         estate.run()
     assert digest(estate) == before
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["data on it", "in the register"])
+def test_a_disk_that_speaks_against_it_is_not_formatted_and_not_one_byte_changes(
+    blank: Estate, known: bool
+) -> None:
+    registered = [disks.Registered("9f0e", "DISK-1", "llm9/data")] if known else []
+    if not known:
+        blank.put_data(b"a file of another system")
+    before = digest(blank)
+    with pytest.raises(volume.Refused, match="is not formatted for data"):
+        blank.run(registered=registered)
+    assert digest(blank) == before
 
 
 def test_a_disk_that_was_blank_when_planned_and_is_not_now_is_for_a_person(blank: Estate) -> None:
