@@ -4,8 +4,8 @@
 A task counts when a module ran, on the host or on the control node; skipped tasks, imports and handlers that had
 nothing to do do not. Run it where the hosts are reached, after `make lab`:
 
-    .venv/bin/lab netns -- .venv/bin/python bench/site.py --runs 3
-    .venv/bin/lab netns -- .venv/bin/python bench/site.py --tags hsm,luks    # some roles only
+    PATH=$PWD/.venv/bin:$PATH lab netns -- python bench/site.py --runs 3
+    PATH=$PWD/.venv/bin:$PATH lab netns -- python bench/site.py --tags hsm,luks    # some roles only
 """
 
 import argparse
