@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from llmkeep import source_tree
-from llmkeep.playbooks import inventory, play
+from llmkeep.playbooks import inventory_path, play
 
 
 def faults(inventories: list[Path], root: Path) -> list[str]:
@@ -21,7 +21,7 @@ def faults(inventories: list[Path], root: Path) -> list[str]:
 
 def _check(given: argparse.Namespace) -> int:
     root = source_tree.located()
-    inventories = [inventory(place, root) for place in given.inventory]
+    inventories = [inventory_path(place, root) for place in given.inventory]
     found = faults(inventories, root)
     if given.json:
         print(json.dumps({"ok": not found, "faults": found}, indent=2))

@@ -31,7 +31,7 @@ class RunError(LlmkeepError):
     """The run cannot start. The message says what is wrong, the value seen, and the way out."""
 
 
-def inventory(given: str, root: Path) -> Path:
+def inventory_path(given: str, root: Path) -> Path:
     """Path of an inventory in YAML, relative to the working directory or else to the tree."""
     for place in (Path.cwd() / given, root / given):
         if place.exists():

@@ -10,7 +10,7 @@ from llmkeep import source_tree
 from llmkeep.pki import authority, revoking
 from llmkeep.pki.authority import told
 from llmkeep.places import Places
-from llmkeep.playbooks import inventory, play
+from llmkeep.playbooks import inventory_path, play
 from llmkeep.record.runs import recorded, who
 
 # What the role pki writes for the renewal: all hosts, with their addresses.
@@ -22,7 +22,7 @@ def _distributed(verb: Callable[[Places, str, str, str], str], given: argparse.N
     """Change the record and the list, then bring the list to all hosts."""
     tree = source_tree.located()
     playbook = (tree / "playbooks/revoke.yml").resolve()
-    inventories = [inventory(place, tree) for place in given.inventory or [INVENTORY]]
+    inventories = [inventory_path(place, tree) for place in given.inventory or [INVENTORY]]
     event: dict[str, object] = {
         "event.action": f"pki {verb.__name__} {given.name}",
         "event.reason": given.reason,

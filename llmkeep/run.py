@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from llmkeep import source_tree
-from llmkeep.playbooks import RunError, inventory, memory, play
+from llmkeep.playbooks import RunError, inventory_path, memory, play
 from llmkeep.record.runs import recorded
 
 ESTATE_INVENTORY = Path("/etc/llmkeep/inventory")  # as in ansible.cfg
@@ -41,7 +41,7 @@ def _run(given: argparse.Namespace, words: list[str] | None = None) -> int:
     """Run one playbook with these words for Ansible, by default those of the operator's options."""
     root = source_tree.located()
     playbook = _playbook(given.playbook, root)
-    inventories = [inventory(place, root) for place in given.inventory]
+    inventories = [inventory_path(place, root) for place in given.inventory]
     with recorded(root, playbook, inventories, given) as outcome:
         code, heard = play(playbook, inventories, _words(given) if words is None else words)
         outcome.code, outcome.hosts = code, heard.hosts
@@ -79,7 +79,7 @@ def ansible_playbook(argv: list[str]) -> int:
 
 def _verify(given: argparse.Namespace) -> int:
     root = source_tree.located()
-    inventories = [inventory(place, root) for place in given.inventory]
+    inventories = [inventory_path(place, root) for place in given.inventory]
     with tempfile.TemporaryDirectory(prefix="llmkeep-", dir=memory()) as folder:
         report = given.report.resolve() if given.report else Path(folder) / "report.json"
         report.unlink(missing_ok=True)

@@ -121,7 +121,7 @@ def collect(inventories: list[str]) -> int:
 
     """
     root = source_tree.located()
-    places = [playbooks.inventory(place, root) for place in inventories]
+    places = [playbooks.inventory_path(place, root) for place in inventories]
     KEPT.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _alone():
         known = findings.load(KEPT) or Findings()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,12 @@ REQUIRED_GROUPS = {
     "control": "add the host that was bootstrapped from the stick",
     "mirror": "add the host that serves the bundle; it may be the control node",
 }
-# Units that must wait for the volume that holds their files: group, variable of the directory and its default, unit.
+# Units that must wait for the volume that holds their files: group, variable of the directory or its path, unit.
 NEEDED_UNITS = (
-    ("serve", "llm_serving_models_dir", "/srv/llmkeep/models", "llm-engine@.service"),
-    ("vllm", "vllm_models_dir", "/srv/llmkeep/models", "vllm@.service"),
-    ("train", "llm_training_dir", "/srv/llmkeep/training", "llm-train@.service"),
-    ("serve", "", "/var/log/llm-audit", "llm-audit.service"),
+    ("serve", "llm_serving_models_dir", "llm-engine@.service"),
+    ("vllm", "vllm_models_dir", "vllm@.service"),
+    ("train", "llm_training_dir", "llm-train@.service"),
+    ("serve", "/var/log/llm-audit", "llm-audit.service"),
 )
 ANSIBLE_TAGS = {"all", "always", "never", "tagged", "untagged"}
 NEAR_NAME = 0.88  # similarity (difflib) from which an unknown variable counts as misspelt
@@ -130,7 +130,7 @@ def placement_faults(values: Mapping[str, Any], groups: Mapping[str, list[str]])
         yield "it is in vllm and not in serve, but vLLM answers its gateway over a UNIX socket: add it to serve too"
 
 
-def volume_faults(values: Mapping[str, Any]) -> Iterator[str]:
+def volume_faults(values: Mapping[str, Any], known: Mapping[str, Options]) -> Iterator[str]:
     """Volumes and swaps that cannot be made, and services that would start without their volume."""
     volumes, swaps = values.get("luks_volumes") or [], values.get("luks_swap") or []
     for kind, entries in (("name", volumes + swaps), ("serial", volumes + swaps), ("mount", volumes)):
@@ -142,8 +142,9 @@ def volume_faults(values: Mapping[str, Any]) -> Iterator[str]:
             human_to_bytes(entry["size"])
         except ValueError:
             yield f"the size of {entry['name']} is {entry['size']!r}: write a size such as 3.5T"
-    for group, variable, default, unit in NEEDED_UNITS:
-        folder = str(values.get(variable) or default)
+    defaults = {name: option.get("default") for options in known.values() for name, option in options.items()}
+    for group, place, unit in NEEDED_UNITS:
+        folder = str(values.get(place) or defaults.get(place) or place)
         holding = [
             volume for volume in volumes if f"{folder}/".startswith(f"{str(volume['mount']).rstrip('/')}/")
         ]
@@ -205,7 +206,7 @@ def faults(
         misfit = list(type_faults(values, known))
         told = [*placement_faults(values, groups), *unknown_variables(hostvars[host], known), *misfit]
         if not misfit:  # the rules below read values of the right type only
-            told += volume_faults(values)
+            told += volume_faults(values, known)
             told += serving_faults(values, addresses)
             told += training_faults(values, groups)
         for fault in told:
@@ -215,8 +216,8 @@ def faults(
 
 def full_names(by_host: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Address of each host by its full name, as certificates have it."""
-    full: Callable[[str, str], str] = lambda host, domain: f"{host.removesuffix(f'.{domain}')}.{domain}"  # noqa: E731
-    return {
-        full(host, str(values.get("base_domain", "estate.internal"))): str(values.get("ansible_host", host))
-        for host, values in by_host.items()
-    }
+    found = {}
+    for host, values in by_host.items():
+        domain = str(values.get("base_domain", "estate.internal"))
+        found[f"{host.removesuffix(f'.{domain}')}.{domain}"] = str(values.get("ansible_host", host))
+    return found

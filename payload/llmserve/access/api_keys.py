@@ -93,15 +93,20 @@ def check_pepper(pepper: bytes, source: str) -> bytes:
     return pepper
 
 
+def absent(path: Path) -> KeyFile:
+    """No records, for a file that never existed. Raises KeyFileError for one that is gone."""
+    if marker(path).exists():
+        raise gone(path) from None
+    return KeyFile()
+
+
 def read_keys(path: Path) -> KeyFile:
     """All records; a file that never existed is empty. Raises KeyFileError for an invalid file, and for one that is gone."""
     try:
         with path.open("rb") as file:
             return parse(path, file)
     except FileNotFoundError:
-        if marker(path).exists():
-            raise gone(path) from None
-        return KeyFile()
+        return absent(path)
     except OSError as error:
         raise unusable(path, str(error.strerror)) from None
 
@@ -153,9 +158,7 @@ def read_in(folder: int, path: Path) -> KeyFile:
     try:
         descriptor = os.open(path.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
     except FileNotFoundError:
-        if marker(path).exists():
-            raise gone(path) from None
-        return KeyFile()
+        return absent(path)
     except OSError as error:
         raise unusable(path, str(error.strerror)) from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -19,7 +19,7 @@ from llmtrain import exits
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can work as another user")
 PAYLOAD = Path(__file__).parents[2]
-JOB_USER = 65534  # nobody
+JOB_USER = 65534  # an account without files of its own
 
 
 @pytest.fixture(scope="module")

@@ -167,7 +167,7 @@ class Volume:
         found = []
         for slot, content in sorted(header.slots.items()):
             said = self.record.slots.get(
-                str(slot), {"owner": BOOTSTRAP if key_of_ours else "nobody", "enrolled": ""}
+                str(slot), {"owner": BOOTSTRAP if key_of_ours else "unknown", "enrolled": ""}
             )
             tokens = [header.tokens[token] for token in header.tokens_of(slot)]
             found.append(

@@ -87,7 +87,7 @@ def asked(name: str) -> int:
 
 # ---------------------------------------------------------------- before a swap is opened
 def swap(name: str) -> int:
-    """A key that nobody keeps, and a new file system, at each boot: on another disk than the marked one they end data."""
+    """A key that is stored nowhere, and a new file system, at each boot: on another disk than the marked one they end data."""
     sys.path.insert(0, LIBRARY)
     import disks  # type: ignore[import-not-found]  # beside the program on the host
 
@@ -254,7 +254,7 @@ def units(volume: Volume) -> Iterator[Line]:
 
 
 def swaps() -> Iterator[Line]:
-    """All swap of the host is in memory or on dm-crypt, and what was asked for is there, with a key that nobody keeps."""
+    """All swap of the host is in memory or on dm-crypt, and what was asked for is there, with a key that is stored nowhere."""
     used = [Path(line.split()[0]) for line in Path("/proc/swaps").read_text().splitlines()[1:]]
     for path in used:
         # LVM is called /dev/dm-N too.
@@ -404,7 +404,7 @@ def status() -> int:
                     {
                         "slot": int(slot),
                         "kdf": content["kdf"]["type"],
-                        **known.get("slots", {}).get(slot, {"owner": "nobody", "enrolled": None}),
+                        **known.get("slots", {}).get(slot, {"owner": "unknown", "enrolled": None}),
                     }
                     for slot, content in sorted(found["keyslots"].items())
                 ],

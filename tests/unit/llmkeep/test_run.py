@@ -60,10 +60,10 @@ def test_a_failed_host_is_exit_1(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_inventory_is_looked_for_where_one_stands_and_then_in_the_tree(tree: Path) -> None:
-    assert playbooks.inventory("inventory", tree) == tree / "inventory"
+    assert playbooks.inventory_path("inventory", tree) == tree / "inventory"
     (tree.parent / "inventory").mkdir()
-    assert playbooks.inventory("inventory", tree) == tree.parent / "inventory"
-    assert playbooks.inventory(str(tree / "inventory"), tree) == tree / "inventory"
+    assert playbooks.inventory_path("inventory", tree) == tree.parent / "inventory"
+    assert playbooks.inventory_path(str(tree / "inventory"), tree) == tree / "inventory"
 
 
 @pytest.mark.usefixtures("tree")

@@ -91,7 +91,7 @@ def test_a_refusal_is_recorded_with_its_reason(service: Service) -> None:
     assert unknown["llmkeep.audit.phase"] == "refused"
     assert unknown["error.code"] == "invalid_key"
     assert "user.id" not in unknown
-    with service.client(service.add_key("eve", "research", "--role", "nobody")["key"]) as client:
+    with service.client(service.add_key("eve", "research", "--role", "unassigned")["key"]) as client:
         (denied,) = of_request(service, client.get("/v1/models"), 1)
     assert (denied["error.code"], denied["user.id"]) == ("denied", "eve")
     assert denied["llmkeep.decision.rule"] == "unknown_role"
@@ -214,7 +214,7 @@ def test_a_flood_of_refusals_is_counted_and_delays_no_answer(tmp_path: Path) -> 
     with running(tmp_path) as service:
         assert service.writer is not None
         assert service.gateway is not None
-        eve = service.add_key("eve", "research", "--role", "nobody")["key"]
+        eve = service.add_key("eve", "research", "--role", "unassigned")["key"]
         with service.client(eve) as wrong, service.client() as good:
             assert good.get("/v1/models").status_code == 200
             service.writer.kill()

@@ -81,7 +81,7 @@ def test_check_mode_names_every_change_and_makes_none(tmp_path: Path) -> None:
             directories=[{"path": str(tmp_path / "d")}],
             files=[
                 {"dest": str(tmp_path / "a"), "content": "after\n"},
-                {"dest": str(tmp_path / "d/b"), "content": "b", "owner": "nobody-yet"},
+                {"dest": str(tmp_path / "d/b"), "content": "b", "owner": "future-user"},
                 {"dest": str(tmp_path / "old"), "state": "absent"},
             ],
             validate=REFUSES,
@@ -276,8 +276,8 @@ def test_removes_files_links_and_the_directories_that_are_empty_then(tmp_path: P
 
 
 def test_a_sysusers_file_is_removed_and_its_accounts_stay(tmp_path: Path) -> None:
-    (tmp_path / "users.conf").write_text("u nobody-yet -\n")
-    users = {"dest": str(tmp_path / "users.conf"), "content": "u nobody-yet -\n", "state": "absent"}
+    (tmp_path / "users.conf").write_text("u future-user -\n")
+    users = {"dest": str(tmp_path / "users.conf"), "content": "u future-user -\n", "state": "absent"}
     assert config_tree.apply(wanted(sysusers=users), check=False).changes == [
         f"removed: {tmp_path}/users.conf"
     ]

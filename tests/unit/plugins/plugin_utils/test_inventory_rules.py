@@ -106,7 +106,9 @@ def volume(**changed: Any) -> dict[str, Any]:
 def test_a_volume_that_cannot_be_made_or_that_a_service_would_not_wait_for_is_told(
     volumes: list[dict[str, Any]], told: str
 ) -> None:
-    (fault,) = rules.volume_faults(host(groups=("serve", "vllm", "storage"), luks_volumes=volumes))
+    (fault,) = rules.volume_faults(
+        host(groups=("serve", "vllm", "storage"), luks_volumes=volumes), rules.specifications(ROLES)
+    )
     assert told in fault
 
 

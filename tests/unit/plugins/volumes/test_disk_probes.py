@@ -18,15 +18,6 @@ def block(tmp_path: Path) -> Path:
     return tmp_path / "sysfs"
 
 
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
-    """An empty image of 24 MiB."""
-    path = tmp_path / "DISK-1"
-    with path.open("wb") as stream:
-        stream.truncate(24 << 20)
-    return path
-
-
 def test_a_serial_is_read_where_the_kind_of_disk_has_it(block: Path) -> None:
     assert disks.serial_in(block) == ""
     (block / "loop/backing_file").write_text("/images/LOOP-1\n")

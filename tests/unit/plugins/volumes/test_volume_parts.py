@@ -22,15 +22,6 @@ MAIN = "pkcs11:token=main;object=host1;type=public"
 KDF = {"kdf": {"type": "pbkdf2"}}
 
 
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
-    """An empty image of 24 MiB."""
-    path = tmp_path / "DISK-1"
-    with path.open("wb") as stream:
-        stream.truncate(24 << 20)
-    return path
-
-
 @pytest.fixture(scope="module")
 def escrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A certificate to encrypt to."""
@@ -312,14 +303,14 @@ def test_the_inventory_has_each_slot_with_owner_kind_and_key(of: Any) -> None:
             "type": "systemd-recovery",
             "kdf": "pbkdf2",
         },
-        {"slot": 7, "owner": "nobody", "enrolled": "", "uri": "", "type": "password", "kdf": "argon2id"},
+        {"slot": 7, "owner": "unknown", "enrolled": "", "uri": "", "type": "password", "kdf": "argon2id"},
     ]
     for phase, owner in (
-        ("planned", "nobody"),
+        ("planned", "unknown"),
         ("keys", "bootstrap"),
         ("escrow", "bootstrap"),
         ("wiping", "bootstrap"),
-        ("filesystem", "nobody"),
+        ("filesystem", "unknown"),
     ):
         of.record.phase = phase
         assert of.inventory(header(slots={7: KDF}))[0]["owner"] == owner
