@@ -6,6 +6,7 @@ Real image files, and cryptsetup where a header counts; no HSM, so each takes a 
 import datetime
 import hashlib
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,14 @@ def test_a_record_is_written_for_its_owner_alone_and_read_again(of: Any, tmp_pat
         _ = again.known
     with pytest.raises(record.Refused, match="none is not there"):
         volume.Volume("data", "X", 1, {}, tmp_path, "", tmp_path, device=str(tmp_path / "none"))
+
+
+def test_the_file_system_of_a_volume_can_have_the_kernel_check_what_is_read(tmp_path: Path) -> None:
+    with (tmp_path / "volume").open("wb") as stream:
+        stream.truncate(16 << 20)
+    subprocess.run([*record.MKFS["ext4"], tmp_path / "volume"], check=True)
+    told = subprocess.run(["dumpe2fs", "-h", tmp_path / "volume"], capture_output=True, text=True, check=True)
+    assert re.search(r"^Filesystem features:.* verity\b", told.stdout, re.MULTILINE)
 
 
 def test_one_run_at_a_time_in_a_folder_of_its_own(of: Any, tmp_path: Path) -> None:
