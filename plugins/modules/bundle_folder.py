@@ -11,7 +11,9 @@ description:
     hash in the bundle's manifest, whose OpenPGP signature is verified on this host.
   - A folder appears whole or not at all. Files get mode 0444 and belong to root.
   - Writes C(SHA256SUMS) into it, which C(sha256sum --check) and the engine read.
-  - A no-change run compares names, sizes, modes and times; C(deep) hashes again.
+  - Where the file system has fs-verity, the kernel checks each read of the files from then on, and C(FOLDER.fsverity)
+    beside the folder records their digests.
+  - A no-change run compares names, sizes, modes, times and fs-verity digests; C(deep) hashes again, and fetches what differs.
 author: [llmkeep contributors (@llmkeep)]
 options:
   url: {description: Base URL of the mirror., type: str, required: true}
@@ -41,8 +43,10 @@ EXAMPLES = r"""
 
 RETURN = r"""
 fetched: {description: Folders that were or would be fetched., returned: always, type: list, elements: str}
+sealed: {description: Folders whose files the kernel checks from now on., returned: always, type: list, elements: str}
 """
 
+import contextlib
 import os
 import shutil
 import stat
@@ -51,10 +55,15 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.llmkeep.estate.plugins.module_utils.bundle import mirror
+from ansible_collections.llmkeep.estate.plugins.module_utils.bundle import mirror, verity
 from ansible_collections.llmkeep.estate.plugins.module_utils.config import files as atomic
 
-SUMS = "SHA256SUMS"
+SUMS = verity.SUMS
+
+
+def hashes(wanted: dict[str, Any]) -> dict[str, str]:
+    """SHA-256 of each file, by path."""
+    return {name: entry.sha256 for name, entry in wanted.items()}
 
 
 def sums(wanted: dict[str, Any]) -> str:
@@ -89,9 +98,25 @@ def is_there(dest: Path, wanted: dict[str, Any], deep: bool) -> bool:
             return False
         if stat.S_IMODE(status.st_mode) != 0o444 or status.st_uid != os.geteuid():
             return False
-        if (deep or status.st_mtime_ns > written) and atomic.sha256_of(path) != entry.sha256:
+        if (deep or status.st_mtime_ns > written) and not has_hash(path, entry.sha256):
             return False
     return found == set(wanted)
+
+
+def has_hash(path: Path, sha256: str) -> bool:
+    """Whether the content has this SHA-256; no, too, where it cannot be read."""
+    try:
+        seen: str = atomic.sha256_of(path)
+    except OSError:
+        return False
+    return seen == sha256
+
+
+def seal(folder: Path, dest: Path, wanted: dict[str, Any]) -> None:
+    """Have the kernel check the files of a folder that is or becomes dest, and record their digests, where it can."""
+    record = verity.record_of(dest)
+    if text := verity.seal_all(folder, hashes(wanted), verity.recorded(record)):
+        atomic.write_file(record, text.encode(), os.geteuid(), os.getegid(), 0o444)
 
 
 def install(source: Any, dest: Path, wanted: dict[str, Any], units: list[str]) -> None:
@@ -110,7 +135,8 @@ def install(source: Any, dest: Path, wanted: dict[str, Any], units: list[str]) -
             and not here.is_symlink()
         ):
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(here, partial / name)
+            with contextlib.suppress(OSError):  # what cannot be read is fetched
+                shutil.copy2(here, partial / name)
         source.fetch(entry, partial / name)
     for path in sorted(partial.rglob("*"), reverse=True):
         if path.is_dir():
@@ -121,6 +147,11 @@ def install(source: Any, dest: Path, wanted: dict[str, Any], units: list[str]) -
             path.unlink()
     atomic.write_file(partial / SUMS, sums(wanted).encode(), os.geteuid(), os.getegid(), 0o444)
     atomic.set_attributes(partial, os.geteuid(), os.getegid(), 0o755)
+    try:
+        seal(partial, dest, wanted)
+    except verity.Altered as problem:
+        problem.path.unlink()
+        raise
     atomic.mark_pending(units)
     forget(old)
     if atomic.status_of(dest) is not None:
@@ -174,7 +205,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     given = module.params
-    fetched = []
+    fetched, sealed = [], []
     try:
         if given["folders"]:
             certificate = Path(given["certificate"]) if given["certificate"] else None
@@ -187,7 +218,15 @@ def main() -> None:
             entries = mirror.entries(manifest, folder)
             wanted = {entry.path[len(folder) + 1 :]: entry for entry in entries}
             dest = Path(given["dest"]) / Path(folder).name
-            if not is_there(dest, wanted, given["deep"]):
+            there = is_there(dest, wanted, given["deep"])
+            if there and not verity.is_sealed(dest, hashes(wanted), verity.record_of(dest)):
+                sealed.append(folder)
+                if not module.check_mode:
+                    try:
+                        seal(dest, dest, wanted)
+                    except verity.Altered:
+                        there = False
+            if not there:
                 if remembered:
                     in_date(manifest, given["url"], datetime.now(UTC))
                 fetched.append(folder)
@@ -196,9 +235,9 @@ def main() -> None:
         if given["folders"] and remembered and serial > seen and not module.check_mode:
             remembered.parent.mkdir(parents=True, exist_ok=True)
             atomic.write_file(remembered, f"{serial}\n".encode(), os.geteuid(), os.getegid(), 0o644)
-    except (mirror.MirrorError, OSError, ValueError, KeyError) as problem:
+    except (mirror.MirrorError, verity.Altered, OSError, ValueError, KeyError) as problem:
         module.fail_json(msg=str(problem))
-    module.exit_json(changed=bool(fetched), fetched=fetched)
+    module.exit_json(changed=bool(fetched or sealed), fetched=fetched, sealed=sealed)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Programs that roles' checks run on a host."""
 
-import hashlib
 import http.server
 import io
 import json
@@ -83,16 +82,6 @@ def test_opa_is_asked_for_an_action_that_the_policy_grants(tmp_path: Path) -> No
     assert (method, path) == ("POST", "/v1/data/llm/authz/decision")
     assert json.loads(body)["input"]["roles"] == ["user"]
     assert json.loads(body)["input"]["action"] == "POST /generate"
-
-
-def test_weights_have_to_be_what_was_signed(tmp_path: Path) -> None:
-    (tmp_path / "small").mkdir()
-    (tmp_path / "small/weights").write_bytes(b"signed")
-    digest = hashlib.sha256(b"signed").hexdigest()
-    (tmp_path / "small/SHA256SUMS").write_text(f"{digest}  weights\n")
-    assert ran("_common/files/model-checksums.sh", tmp_path, "small").returncode == 0
-    (tmp_path / "small/weights").write_bytes(b"other")
-    assert ran("_common/files/model-checksums.sh", tmp_path, "small").returncode == 1
 
 
 def test_restrictions_are_the_kernel_s_a_line_for_each_unit(tmp_path: Path) -> None:

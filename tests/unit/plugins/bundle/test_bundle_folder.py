@@ -1,18 +1,11 @@
 """bundle_folder, bundle_program and release against a mirror of our own: TLS, ranges, and what can be wrong with it."""
 
-import hashlib
-import http.server
-import json
 import os
-import ssl
 import subprocess
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
+from bundle_mirror import FLOOD, WEIGHTS, Served, publish
 from plugin_modules import load
 from waiting import PATIENCE
 
@@ -20,109 +13,6 @@ bundle_folder = load("modules.bundle_folder")
 bundle_program = load("modules.bundle_program")
 release = load("modules.release")
 mirror = load("module_utils.bundle.mirror")
-
-WEIGHTS = bytes(range(256)) * 5000
-FLOOD = 128 << 20
-
-
-@dataclass
-class Served:
-    """What the mirror has, what was asked of it, after how many bytes it hangs up (once), and what it answers without end."""
-
-    url: str = ""
-    files: dict[str, bytes] = field(default_factory=dict)
-    asked: list[tuple[str, str | None]] = field(default_factory=list)
-    cut_after: int | None = None
-    endless: dict[str, int] = field(default_factory=dict)
-    flooded: int = 0
-    hung_up: threading.Event = field(default_factory=threading.Event)
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    served: Served
-
-    def do_GET(self) -> None:
-        asked_range = self.headers.get("Range")
-        self.served.asked.append((self.path, asked_range))
-        if self.path in self.served.endless:
-            self.flood(self.served.endless[self.path])
-            return
-        content = self.served.files.get(self.path.lstrip("/"))
-        if content is None:
-            self.send_response(404)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        begin = int(asked_range.removeprefix("bytes=").removesuffix("-")) if asked_range else 0
-        self.send_response(206 if asked_range else 200)
-        self.send_header("Content-Length", str(len(content) - begin))
-        self.end_headers()
-        if self.served.cut_after is not None and "model" in self.path:
-            end, self.served.cut_after = self.served.cut_after, None
-            self.wfile.write(content[begin:end])
-            self.close_connection = True
-        else:
-            self.wfile.write(content[begin:])
-
-    def flood(self, status: int) -> None:
-        """An answer of FLOOD bytes that states no length; flooded says how many the client took."""
-        self.send_response(status)
-        self.send_header("Connection", "close")
-        self.end_headers()
-        try:
-            while self.served.flooded < FLOOD:
-                self.wfile.write(bytes(1 << 20))
-                self.served.flooded += 1 << 20
-        except OSError:
-            self.served.hung_up.set()
-        self.close_connection = True
-
-    def log_message(self, *_: Any) -> None:
-        """Say nothing."""
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tls")
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
-         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-days", "2",
-         "-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    return folder
-
-
-@pytest.fixture
-def served(certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
-    state = Served()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate / "cert.pem", certificate / "key.pem")
-    server = http.server.ThreadingHTTPServer(("localhost", 0), type("Bound", (Handler,), {"served": state}))
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    state.url = f"https://localhost:{server.server_address[1]}"
-    publish(state, {"model.safetensors": WEIGHTS, "sub/config.json": b"{}"})
-    sqv = tmp_path / "bin/sqv"
-    sqv.parent.mkdir()
-    sqv.write_text('#!/bin/sh\n[ "$(cat "$4")" = signed ] || { echo "bad signature" >&2; exit 1; }\n')
-    sqv.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{sqv.parent}:/usr/bin:/bin")
-    monkeypatch.setattr(bundle_folder.atomic, "PENDING", tmp_path / "pending")
-    yield state
-    server.shutdown()
-    server.server_close()
-
-
-def publish(state: Served, model: dict[str, bytes], folder: str = "models/m") -> None:
-    listed = [
-        {"path": f"{folder}/{name}", "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        for name, content in model.items()
-    ]
-    state.files = {f"{folder}/{name}": content for name, content in model.items()}
-    state.files["MANIFEST.json"] = json.dumps({"serial": 7, "files": listed}).encode()
-    state.files["MANIFEST.json.sig"] = b"signed"
 
 
 def bring(state: Served, certificate: Path, dest: Path) -> bool:
@@ -204,91 +94,6 @@ def test_a_mirror_that_answers_without_end_is_not_read_to_the_end(
         bring(served, certificate, tmp_path / "m")
     assert served.hung_up.wait(PATIENCE)
     assert served.flooded < FLOOD // 4
-
-
-def release_run(
-    state: Served, certificate: Path, root: Path, monkeypatch: pytest.MonkeyPatch, check: bool = False
-) -> dict[str, Any]:
-    """One run of the whole module for a release, as the role calls it; what it returned."""
-    arguments = {
-        "url": f"{state.url}/releases/m", "folders": ["models/m"], "dest": str(root / "models"), "seen": str(root / "seen/m"),
-        "ca": str(certificate / "cert.pem"), "keyring": "/keyring", "_ansible_check_mode": check,
-    }  # fmt: skip
-    told: dict[str, Any] = {}
-
-    class Ended(Exception):
-        """The module said what it had to."""
-
-    class Module:
-        def __init__(self) -> None:
-            self.params = {"units": [], "deep": False, "certificate": None, **arguments}
-            self.check_mode = check
-
-        def exit_json(self, **result: Any) -> None:
-            told.update(result)
-            raise Ended
-
-        def fail_json(self, msg: str) -> None:
-            self.exit_json(failed=msg)
-
-    monkeypatch.setattr(bundle_folder, "AnsibleModule", lambda **_: Module())
-    with pytest.raises(Ended):
-        bundle_folder.main()
-    return told
-
-
-def as_release(
-    state: Served, serial: int, expires: str = "2999-01-01T00:00:00Z", content: bytes = WEIGHTS
-) -> None:
-    """Serve a release `m` of this serial."""
-    publish(state, {"model.safetensors": content})
-    document = json.loads(state.files["MANIFEST.json"]) | {"serial": serial, "expires": expires}
-    state.files["MANIFEST.json"] = json.dumps(document).encode()
-    state.files = {f"releases/m/{path}": data for path, data in state.files.items()}
-
-
-def test_a_release_is_never_replaced_by_an_older_one(
-    served: Served, certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    as_release(served, 5)
-    assert release_run(served, certificate, tmp_path, monkeypatch, check=True)["changed"]
-    assert not (tmp_path / "seen/m").exists()
-    assert release_run(served, certificate, tmp_path, monkeypatch) == {
-        "changed": True,
-        "fetched": ["models/m"],
-    }
-    assert not release_run(served, certificate, tmp_path, monkeypatch)["changed"]
-    assert (tmp_path / "seen/m").read_text() == "5\n"
-    as_release(served, 4, content=b"old and weak")
-    assert "an old one was put back" in release_run(served, certificate, tmp_path, monkeypatch)["failed"]
-    assert (tmp_path / "models/m/model.safetensors").read_bytes() == WEIGHTS
-
-
-def test_a_release_that_expired_is_not_fetched_and_stays_where_it_is(
-    served: Served, certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    as_release(served, 5)
-    release_run(served, certificate, tmp_path, monkeypatch)
-    as_release(served, 5, expires="2020-01-01T00:00:00Z")
-    assert not release_run(served, certificate, tmp_path, monkeypatch)["changed"]
-    as_release(served, 6, expires="2020-01-01T00:00:00Z", content=b"newer")
-    assert "expired at 2020" in release_run(served, certificate, tmp_path, monkeypatch)["failed"]
-    assert (tmp_path / "seen/m").read_text() == "5\n"
-
-
-def test_a_release_that_the_mirror_has_not_is_to_be_added_there(
-    served: Served, certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert "`llmkeep release add`" in release_run(served, certificate, tmp_path, monkeypatch)["failed"]
-
-
-def test_another_release_under_a_release_s_name_is_refused(
-    served: Served, certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Both are signed by the same key: the name is in the signed paths."""
-    as_release(served, 5)
-    served.files = {path: data.replace(b"models/m/", b"models/other/") for path, data in served.files.items()}
-    assert "nothing under models/m/" in release_run(served, certificate, tmp_path, monkeypatch)["failed"]
 
 
 def test_refuses_a_manifest_that_nobody_signed(served: Served, certificate: Path, tmp_path: Path) -> None:

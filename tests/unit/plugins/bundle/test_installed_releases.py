@@ -1,0 +1,188 @@
+"""bundle_folder as roles call it: releases of the estate's own, and weights that the kernel checks from their installation on."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bundle_mirror import WEIGHTS, Served, publish
+from kernel_with_verity import KernelWithVerity
+from plugin_modules import load
+
+bundle_folder = load("modules.bundle_folder")
+mirror = load("module_utils.bundle.mirror")
+
+
+def release_run(
+    state: Served,
+    certificate: Path,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    check: bool = False,
+    deep: bool = False,
+) -> dict[str, Any]:
+    """One run of the whole module for a release, as the role calls it; what it returned."""
+    arguments = {
+        "url": f"{state.url}/releases/m", "folders": ["models/m"], "dest": str(root / "models"), "seen": str(root / "seen/m"),
+        "ca": str(certificate / "cert.pem"), "keyring": "/keyring", "_ansible_check_mode": check,
+    }  # fmt: skip
+    told: dict[str, Any] = {}
+
+    class Ended(Exception):
+        """The module said what it had to."""
+
+    class Module:
+        def __init__(self) -> None:
+            self.params = {"units": [], "deep": deep, "certificate": None, **arguments}
+            self.check_mode = check
+
+        def exit_json(self, **result: Any) -> None:
+            told.update(result)
+            raise Ended
+
+        def fail_json(self, msg: str) -> None:
+            self.exit_json(failed=msg)
+
+    monkeypatch.setattr(bundle_folder, "AnsibleModule", lambda **_: Module())
+    with pytest.raises(Ended):
+        bundle_folder.main()
+    return told
+
+
+def test_weights_are_sealed_before_they_appear_and_again_when_they_were_replaced(
+    served: Served,
+    certificate: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kernel: KernelWithVerity,
+) -> None:
+    run = partial(release_run, served, certificate, tmp_path, monkeypatch)
+    as_release(served, 5)
+    with monkeypatch.context() as seeing:
+        seeing.setattr(bundle_folder.atomic, "mark_pending", lambda _: appeared.append([*kernel.enabled]))
+        appeared: list[list[str]] = []
+        assert run() == {"changed": True, "fetched": ["models/m"], "sealed": []}
+        assert appeared == [["model.safetensors"]]
+    assert not run()["changed"]
+    weights = tmp_path / "models/m/model.safetensors"
+    shutil.copy2(weights, tmp_path / "copy")
+    (tmp_path / "copy").replace(weights)
+    for check in (True, False):
+        assert run(check=check) == {"changed": True, "fetched": [], "sealed": ["models/m"]}
+    assert not run()["changed"]
+
+
+@pytest.mark.usefixtures("kernel")
+def test_weights_that_differ_when_they_are_to_be_sealed_are_fetched_again(
+    served: Served, certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_release(served, 5)
+    run = partial(release_run, served, certificate, tmp_path, monkeypatch)
+    run()
+    weights = tmp_path / "models/m/model.safetensors"
+    shutil.copy2(weights, tmp_path / "copy")
+    with (tmp_path / "copy").open("r+b") as stream:
+        stream.write(b"X")
+    os.utime(tmp_path / "copy", ns=(0, 0))  # as a disk that errs leaves it
+    (tmp_path / "copy").replace(weights)
+    assert run()["fetched"] == ["models/m"]
+    assert weights.read_bytes() == WEIGHTS
+    assert not run()["changed"]
+
+
+@pytest.mark.usefixtures("kernel")
+def test_a_download_that_the_disk_garbled_is_not_kept(
+    served: Served, certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_release(served, 5)
+    run = partial(release_run, served, certificate, tmp_path, monkeypatch)
+    with monkeypatch.context() as garbled:
+        garbled.setattr(bundle_folder.verity.hashlib, "file_digest", lambda *_: hashlib.sha256(b"garbled"))
+        garbled.setattr(
+            mirror.atomic, "sha256_of", lambda path: hashlib.sha256(path.read_bytes()).hexdigest()
+        )
+        assert "the signed manifest says" in run()["failed"]
+    assert not (tmp_path / "models/m").exists()
+    assert run()["changed"]
+    assert not run(check=True)["changed"]
+
+
+@pytest.mark.usefixtures("kernel")
+def test_a_file_that_the_disk_no_longer_gives_is_fetched_again_by_a_deep_run(
+    served: Served, certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_release(served, 5)
+    run = partial(release_run, served, certificate, tmp_path, monkeypatch)
+    run()
+    damaged, whole = tmp_path / "models/m/model.safetensors", bundle_folder.atomic.sha256_of
+    number = damaged.stat().st_ino
+
+    def sha256_of(path: Path) -> str:
+        if path.stat().st_ino == number:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return str(whole(path))
+
+    monkeypatch.setattr(bundle_folder.atomic, "sha256_of", sha256_of)
+    assert not run()["changed"]
+    assert run(deep=True)["fetched"] == ["models/m"]
+    assert damaged.stat().st_ino != number
+
+
+def as_release(
+    state: Served, serial: int, expires: str = "2999-01-01T00:00:00Z", content: bytes = WEIGHTS
+) -> None:
+    """Serve a release `m` of this serial."""
+    publish(state, {"model.safetensors": content})
+    document = json.loads(state.files["MANIFEST.json"]) | {"serial": serial, "expires": expires}
+    state.files["MANIFEST.json"] = json.dumps(document).encode()
+    state.files = {f"releases/m/{path}": data for path, data in state.files.items()}
+
+
+def test_a_release_is_never_replaced_by_an_older_one(
+    served: Served, certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_release(served, 5)
+    assert release_run(served, certificate, tmp_path, monkeypatch, check=True)["changed"]
+    assert not (tmp_path / "seen/m").exists()
+    assert release_run(served, certificate, tmp_path, monkeypatch) == {
+        "changed": True,
+        "fetched": ["models/m"],
+        "sealed": [],
+    }
+    assert not release_run(served, certificate, tmp_path, monkeypatch)["changed"]
+    assert (tmp_path / "seen/m").read_text() == "5\n"
+    as_release(served, 4, content=b"old and weak")
+    assert "an old one was put back" in release_run(served, certificate, tmp_path, monkeypatch)["failed"]
+    assert (tmp_path / "models/m/model.safetensors").read_bytes() == WEIGHTS
+
+
+def test_a_release_that_expired_is_not_fetched_and_stays_where_it_is(
+    served: Served, certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_release(served, 5)
+    release_run(served, certificate, tmp_path, monkeypatch)
+    as_release(served, 5, expires="2020-01-01T00:00:00Z")
+    assert not release_run(served, certificate, tmp_path, monkeypatch)["changed"]
+    as_release(served, 6, expires="2020-01-01T00:00:00Z", content=b"newer")
+    assert "expired at 2020" in release_run(served, certificate, tmp_path, monkeypatch)["failed"]
+    assert (tmp_path / "seen/m").read_text() == "5\n"
+
+
+def test_a_release_that_the_mirror_has_not_is_to_be_added_there(
+    served: Served, certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "`llmkeep release add`" in release_run(served, certificate, tmp_path, monkeypatch)["failed"]
+
+
+def test_another_release_under_a_release_s_name_is_refused(
+    served: Served, certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are signed by the same key: the name is in the signed paths."""
+    as_release(served, 5)
+    served.files = {path: data.replace(b"models/m/", b"models/other/") for path, data in served.files.items()}
+    assert "nothing under models/m/" in release_run(served, certificate, tmp_path, monkeypatch)["failed"]
