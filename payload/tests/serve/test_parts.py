@@ -1,15 +1,19 @@
 """Parts that need no processes: text, frames, manifests, configuration, admission."""
 
+import errno
 import json
 import os
 import random
+import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from llmcore import verity
 from llmcore.config import ConfigError, load
 from llmcore.manifest import ManifestError, verify_model, write_manifest
 from llmserve.api.errors import ApiError
@@ -142,6 +146,63 @@ def test_an_unreadable_file_of_a_model_is_reported(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(Path, "read_bytes", lambda path: os.read(os.open(path, os.O_RDONLY), 4096))
     with pytest.raises(ManifestError, match=r"cannot read .*config.json: Permission denied"):
         verify_model(folder, manifest)
+
+
+@pytest.fixture
+def kernel_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """A model with a record of its installation, and a stand-in for a kernel that checks its files."""
+    (tmp_path / "m").mkdir()
+    folder, manifest = model_directory(tmp_path / "m")
+    digests = {"config.json": "c0", "model.safetensors": "3d"}
+    lines = [line.replace("  ", f"  {digests[line[66:]]}  ") for line in manifest.read_text().splitlines()]
+    (tmp_path / "m.fsverity").write_text("".join(f"{line}\n" for line in lines))
+    monkeypatch.setattr(verity, "measured", lambda path: digests[path.name])
+    return folder, manifest
+
+
+def test_files_that_the_kernel_checks_are_read_and_not_hashed(
+    kernel_verified: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, manifest = kernel_verified
+    revision, read = verify_model(folder, manifest), []
+    monkeypatch.setattr(verity, "read", lambda path: read.append(path.name))
+    monkeypatch.setattr("llmcore.manifest.sha256_of", lambda path: pytest.fail(f"{path} was hashed"))
+    assert verify_model(folder, manifest) == revision
+    assert read == ["config.json", "model.safetensors"]
+
+
+def test_a_file_that_the_kernel_refuses_to_read_is_named(
+    kernel_verified: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def corrupt(_: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(verity, "read", corrupt)
+    said = r"cannot read .*/m/config.json: Input/output error; its disk is damaged or was tampered with"
+    with pytest.raises(ManifestError, match=said):
+        verify_model(*kernel_verified)
+
+
+@pytest.mark.parametrize("part", ["3d", "[0-9a-f]{64}(?=  3d)"])
+def test_a_file_with_another_digest_or_hash_than_was_recorded_is_hashed(
+    kernel_verified: tuple[Path, Path], part: str
+) -> None:
+    folder, manifest = kernel_verified
+    record = folder.with_name("m.fsverity")
+    record.write_text(re.sub(part, "0" * 64, record.read_text()))
+    verify_model(folder, manifest)
+    (folder / "model.safetensors").write_bytes(b"Weights")
+    with pytest.raises(ManifestError, match="its manifest says"):
+        verify_model(folder, manifest)
+
+
+def test_a_file_is_read_to_its_end_and_without_fs_verity_has_no_digest() -> None:
+    with tempfile.NamedTemporaryFile(dir="/dev/shm") as file:  # no tmpfs has fs-verity
+        file.truncate(verity.BLOCK + 1)
+        assert verity.measured(Path(file.name)) == ""
+        verity.read(Path(file.name))
+    with pytest.raises(OSError, match="Input/output error"):
+        verity.read(Path("/proc/self/mem"))  # whose first page is never there
 
 
 def test_a_pickled_file_is_refused_even_if_the_manifest_lists_it(tmp_path: Path) -> None:
