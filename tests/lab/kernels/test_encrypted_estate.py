@@ -5,7 +5,7 @@ import random
 import time
 
 import pytest
-from estate import HOSTS, Client, Lab, answers, changed, drill, leaks, verify
+from estate import HOSTS, ROOT, Client, Lab, answered, answers, changed, drill, leaks, request, verify, within
 
 
 def test_the_model_answers_from_encrypted_volumes(client: Client) -> None:
@@ -26,6 +26,47 @@ def test_the_pin_of_the_volumes_is_in_no_output_and_no_log(
     estate: Lab, client: Client, second_run: str
 ) -> None:
     assert not leaks(estate, client, [("llm1", "cryptsetup.pkcs11-pin")], second_run)
+
+
+MODELS = "/srv/llmkeep/models"
+
+
+def test_installed_weights_are_verified_within_a_second(estate: Lab) -> None:
+    program = (ROOT / "plugins/module_utils/bundle/verity.py").read_text()
+    command = f"python3 - {MODELS} false smollm2-135m-instruct all-minilm-l6-v2"
+    said = estate.on("llm1", f"date +%s.%N && {command} && date +%s.%N", given=program).splitlines()
+    assert [line.partition(": ")[2] for line in said[1:-1]] == [
+        f"{files} files kernel-verified (fs-verity), 0 hashed" for files in (5, 10)
+    ]
+    assert float(said[-1]) - float(said[0]) < 1
+
+
+def test_an_engine_ends_at_a_flipped_byte_of_its_weights_instead_of_answering(
+    estate: Lab, client: Client
+) -> None:
+    weights, unit = f"{MODELS}/smollm2-135m-instruct/model.safetensors", "llm-engine@smollm2-135m-instruct"
+    disk = (ROOT / "tests/lab/kernels/altered_disk.py").read_text()
+    log, begin = (
+        f"journalctl --unit {unit} --output=cat --after-cursor='{{}}'",
+        "journalctl --lines=0 --show-cursor",
+    )
+    cursor = estate.on("llm1", begin).partition("cursor: ")[2].strip()
+    flip = f"python3 - flip {weights} {100 << 20}"  # in layer 14, which each token needs
+    sums = [{"prompt": f"What is 2 and {number}?", "max_tokens": 8} for number in range(3)]
+    answered(client, "/generate", sums[0], 60)
+    estate.on("llm1", flip, given=disk)
+    try:
+        # What the engine has in memory was read before, and would be given to other readers, too.
+        estate.on("llm1", f"python3 - page-out {weights} $(systemctl show -P MainPID {unit})", given=disk)
+        assert "Input/output error" in estate.on("llm1", f"cat {weights} 2>&1 > /dev/null; true")
+        status, said = request(client, "POST", "/generate", sums[1])
+        assert status == 503, said
+        refused = f"cannot read {weights}: Input/output error; its disk is damaged"
+        within(60, "it refuses to start", lambda: refused in estate.on("llm1", log.format(cursor)))
+        assert "status=7/BUS" in estate.on("llm1", log.format(cursor))
+    finally:
+        estate.on("llm1", flip, given=disk)
+    answered(client, "/generate", sums[2], 60)
 
 
 # One cut a host in the suite; `make storm` sets how many, each at a moment of its own.
