@@ -98,18 +98,9 @@ def is_there(dest: Path, wanted: dict[str, Any], deep: bool) -> bool:
             return False
         if stat.S_IMODE(status.st_mode) != 0o444 or status.st_uid != os.geteuid():
             return False
-        if (deep or status.st_mtime_ns > written) and not has_hash(path, entry.sha256):
+        if (deep or status.st_mtime_ns > written) and not verity.is_on_disk(path, entry.sha256):
             return False
     return found == set(wanted)
-
-
-def has_hash(path: Path, sha256: str) -> bool:
-    """Whether the content has this SHA-256; no, too, where it cannot be read."""
-    try:
-        seen: str = atomic.sha256_of(path)
-    except OSError:
-        return False
-    return seen == sha256
 
 
 def seal(folder: Path, dest: Path, wanted: dict[str, Any]) -> None:

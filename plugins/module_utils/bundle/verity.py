@@ -80,11 +80,26 @@ def seal(path: Path, sha256: str) -> str | None:
                 return None
             if problem.errno != errno.EEXIST:  # a run that was interrupted here
                 raise OSError(problem.errno, f"fs-verity: {problem.strerror}", str(path)) from None
-        # Pages that were cached before are not checked.
-        os.fsync(stream.fileno())
-        os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        _forget_cached(stream)  # pages that were cached before are not checked
         _compare(path, stream, sha256)
         return _digest(stream)
+
+
+def _forget_cached(stream: io.FileIO) -> None:
+    """Have what is read next come from the disk, but for what a process has mapped into its memory."""
+    os.fsync(stream.fileno())
+    os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def is_on_disk(path: Path, sha256: str) -> bool:
+    """Whether the file can be read from the disk, and has this SHA-256."""
+    with _opened(path) as stream:
+        _forget_cached(stream)
+        try:
+            _compare(path, stream, sha256)
+        except Altered:
+            return False
+    return True
 
 
 def _compare(path: Path, stream: io.FileIO, sha256: str) -> None:
@@ -143,6 +158,8 @@ def verify(folder: Path, deep: bool) -> str:
             if not deep and known.get(name) == (sha256, _digest(stream)):
                 checked += 1
             else:
+                if deep:
+                    _forget_cached(stream)
                 _compare(folder / name, stream, sha256)
                 hashed += 1
     if not checked + hashed:

@@ -119,15 +119,19 @@ def test_a_file_that_the_disk_no_longer_gives_is_fetched_again_by_a_deep_run(
     as_release(served, 5)
     run = partial(release_run, served, certificate, tmp_path, monkeypatch)
     run()
-    damaged, whole = tmp_path / "models/m/model.safetensors", bundle_folder.atomic.sha256_of
+    damaged, compare = tmp_path / "models/m/model.safetensors", bundle_folder.verity.hashlib.file_digest
     number = damaged.stat().st_ino
 
-    def sha256_of(path: Path) -> str:
-        if path.stat().st_ino == number:
-            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
-        return str(whole(path))
+    def file_digest(stream: Any, name: str) -> Any:
+        if os.fstat(stream.fileno()).st_ino == number:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return compare(stream, name)
 
-    monkeypatch.setattr(bundle_folder.atomic, "sha256_of", sha256_of)
+    def copy2(source: Path, _: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(source))
+
+    monkeypatch.setattr(bundle_folder.verity.hashlib, "file_digest", file_digest)
+    monkeypatch.setattr(bundle_folder.shutil, "copy2", copy2)
     assert not run()["changed"]
     assert run(deep=True)["fetched"] == ["models/m"]
     assert damaged.stat().st_ino != number
