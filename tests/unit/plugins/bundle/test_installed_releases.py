@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,15 +55,22 @@ def release_run(
     return told
 
 
-def test_weights_are_sealed_before_they_appear_and_again_when_they_were_replaced(
+@pytest.fixture
+def run(
     served: Served,
     certificate: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    kernel: KernelWithVerity,
-) -> None:
-    run = partial(release_run, served, certificate, tmp_path, monkeypatch)
+    kernel: KernelWithVerity,  # noqa: ARG001 - where the module runs
+) -> Callable[..., dict[str, Any]]:
+    """Runs of the module for a release that the mirror has, on a kernel with fs-verity."""
     as_release(served, 5)
+    return partial(release_run, served, certificate, tmp_path, monkeypatch)
+
+
+def test_weights_are_sealed_before_they_appear_and_again_when_they_were_replaced(
+    run: Callable[..., Any], kernel: KernelWithVerity, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as seeing:
         seeing.setattr(bundle_folder.atomic, "mark_pending", lambda _: appeared.append([*kernel.enabled]))
         appeared: list[list[str]] = []
@@ -77,12 +85,9 @@ def test_weights_are_sealed_before_they_appear_and_again_when_they_were_replaced
     assert not run()["changed"]
 
 
-@pytest.mark.usefixtures("kernel")
 def test_weights_that_differ_when_they_are_to_be_sealed_are_fetched_again(
-    served: Served, certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., Any], tmp_path: Path
 ) -> None:
-    as_release(served, 5)
-    run = partial(release_run, served, certificate, tmp_path, monkeypatch)
     run()
     weights = tmp_path / "models/m/model.safetensors"
     shutil.copy2(weights, tmp_path / "copy")
@@ -95,12 +100,9 @@ def test_weights_that_differ_when_they_are_to_be_sealed_are_fetched_again(
     assert not run()["changed"]
 
 
-@pytest.mark.usefixtures("kernel")
 def test_a_download_that_the_disk_garbled_is_not_kept(
-    served: Served, certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    as_release(served, 5)
-    run = partial(release_run, served, certificate, tmp_path, monkeypatch)
     with monkeypatch.context() as garbled:
         garbled.setattr(bundle_folder.verity.hashlib, "file_digest", lambda *_: hashlib.sha256(b"garbled"))
         garbled.setattr(
@@ -112,12 +114,9 @@ def test_a_download_that_the_disk_garbled_is_not_kept(
     assert not run(check=True)["changed"]
 
 
-@pytest.mark.usefixtures("kernel")
 def test_a_file_that_the_disk_no_longer_gives_is_fetched_again_by_a_deep_run(
-    served: Served, certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    as_release(served, 5)
-    run = partial(release_run, served, certificate, tmp_path, monkeypatch)
     run()
     damaged, compare = tmp_path / "models/m/model.safetensors", bundle_folder.verity.hashlib.file_digest
     number = damaged.stat().st_ino
