@@ -109,7 +109,7 @@ def test_a_download_that_the_disk_garbled_is_not_kept(
             mirror.atomic, "sha256_of", lambda path: hashlib.sha256(path.read_bytes()).hexdigest()
         )
         assert "the signed manifest says" in run()["failed"]
-    assert not (tmp_path / "models/m").exists()
+    assert [path.name for path in (tmp_path / "models/.m.partial").iterdir()] == ["SHA256SUMS"]
     assert run()["changed"]
     assert not run(check=True)["changed"]
 
