@@ -1,7 +1,8 @@
 """The command `llmkeep`. Each module registers its own verbs.
 
 Exit codes: 0 done; 1 refused or failed, the message says what and what to do; 2 wrong usage; 130 interrupted.
-`llmkeep bundle verify`, `policy verify`, `release verify` and `model add` tell refusals apart by 3 to 6 (see their help).
+`llmkeep bundle verify`, `split` and `join`, `policy verify`, `release verify` and `model add` tell refusals apart by 3 to 8 (see
+their help).
 `llmkeep pki revoke` and `reinstate`: 3 if a host was not reached.
 """
 
@@ -41,6 +42,7 @@ WAYS_OUT = {
     errno.EACCES: "run it as a user that may read and write it, or choose another path",
     errno.EROFS: "choose a path on a disk that can be written",
     errno.ENOENT: "check the path",
+    errno.EIO: "plug the medium in again, and run it again; if it stays, the disk is failing",
 }
 
 

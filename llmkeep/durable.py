@@ -5,8 +5,11 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from llmkeep.errors import LlmkeepError
 
 
 def write(path: Path, data: bytes, mode: int) -> None:
@@ -42,6 +45,23 @@ def sync_all(folder: Path) -> None:
             finally:
                 os.close(descriptor)
         sync_folder(Path(place))
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold a folder exclusively. The lock is released with its process, however that ends."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except NotADirectoryError as error:
+        raise LlmkeepError(f"{folder} is no folder, or a link: remove it") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise LlmkeepError(f"another llmkeep is at work in {folder}: wait for it") from error
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def record(path: Path, entry: dict[str, object]) -> None:

@@ -88,6 +88,12 @@ class Places:
         """The record of all break-glass tokens."""
         return self.root / "var/lib/llmkeep/policy/break-glass.jsonl"
 
+    # ---------------------------------------------------------------- bundles
+    @property
+    def bundles(self) -> Path:
+        """What bootstrap brought, by serial."""
+        return self.root / "srv/llmkeep/bundle"
+
     # ---------------------------------------------------------------- releases
     @property
     def publish_key(self) -> Path:

@@ -7,9 +7,10 @@
 #
 # It works on a copy: copies the bundle, checks signature, expiry, serial, then every file; until then nothing of the
 # bundle is run. Each step may be cut off by a power loss; run it again, and it goes on. A second run changes nothing.
+# A bundle on several media, or a delta: run it from each medium, in any order; it says which ones are still missing.
 #
 # Exit codes: 1 this machine will not do, 3 unsigned or signed by an unknown key, 4 damaged, 5 older than a bundle that
-# was accepted before, 6 expired.
+# was accepted before, 6 expired, 7 more media are needed, 8 a medium of another bundle, or a delta from another one.
 set -eu
 umask 022
 export LC_ALL=C PATH=/usr/sbin:/usr/bin:/sbin:/bin DEBIAN_FRONTEND=noninteractive
@@ -18,28 +19,86 @@ signer='@SIGNER@'
 packages='@PACKAGES@'
 stick=$(dirname "$(readlink -f "$0")")
 store=/srv/llmkeep/bundle
+releases=/srv/llmkeep/releases
 state=/var/lib/llmkeep
 opt=/opt/llmkeep
 
 say() { printf 'bootstrap: %s\n' "$1"; }
-refuse() { printf 'bootstrap: refused: %s\n' "$2" >&2; exit "$1"; }
-field() { sed -n "s/^ \"$1\": \"\{0,1\}\([^\",]*\)\"\{0,1\},\$/\1/p" "$2/MANIFEST.json" | head -n 1; }
+refuse() { code=$1; shift; printf 'bootstrap: refused: %s\n' "$*" >&2; exit "$code"; }
+field() { sed -n "s/^ \"$1\": \"\{0,1\}\([^\"]*[^\",]\)\"\{0,1\},\$/\1/p" "$2" | head -n 1; }
 link() { ln -sfn "$1" "$2.new" && mv -fT "$2.new" "$2"; }   # a link is replaced in one step
 write() { cat > "$1.new" && sync "$1.new" && mv -f "$1.new" "$1" && sync "$(dirname "$1")"; }
 
+# The files that folder $1's manifest names: sha256, size, path.
+table() {
+    sed -n 's/^  {"path": "\([^"]*\)", "size": \([0-9]*\), "sha256": "\([0-9a-f]*\)".*$/\3 \2 \1/p' "$1/MANIFEST.json"
+}
+
+present() { (cd "$1" && find . ! -type d | sed 's,^\./,,' | sort); }
+
 # Is every file of folder $1 the signed one, and is there no other?
 check_files() {
-    sed -n 's/^  {"path": "\([^"]*\)", "size": [0-9]*, "sha256": "\([0-9a-f]*\)".*$/\2  \1/p' "$1/MANIFEST.json" \
-        > "$state/sums"
+    table "$1" | sed 's/ [0-9]* /  /' > "$state/sums"
     { cut -c 67- "$state/sums"; echo MANIFEST.json; echo MANIFEST.json.sig; } | sort > "$state/listed"
-    (cd "$1" && find . ! -type d | sed 's,^\./,,' | sort) > "$state/present"
-    [ "$(grep -c '^  {' "$1/MANIFEST.json")" = "$(grep -c . "$state/sums")" ] || { echo 'unreadable manifest'; return 1; }
+    present "$1" > "$state/present"
     [ -z "$(cd "$1" && find . ! -type d ! -type f)" ] || { echo 'links or devices in it'; return 1; }
-    if ! cmp -s "$state/listed" "$state/present"; then
-        diff "$state/listed" "$state/present" | sed -n 's/^</missing:/p; s/^>/not in the manifest:/p'
-        return 1
-    fi
-    (cd "$1" && sha256sum --check --strict --quiet "$state/sums" 2>&1)
+    compare || return 1
+    (cd "$1" && sha256sum --check --strict --quiet "$state/sums" 2> /dev/null)
+}
+
+compare() {   # what is listed with what is present
+    cmp -s "$state/listed" "$state/present" && return
+    diff "$state/listed" "$state/present" | sed -n 's/^</missing:/p; s/^>/not in the manifest:/p'
+    return 1
+}
+
+# Of the files of the manifest those that incoming does not have, or with another size: sha256, size, path.
+absent() {
+    { [ ! -d "$incoming" ] || find "$incoming" -type f -printf '%s %P\n'; } |
+        awk 'pass == 1 { size[$2] = $1; next } !($3 in size) || size[$3] != $2' pass=1 - pass=2 "$state/files"
+}
+
+# The files of the bundles or releases $@ that are on this disk: sha256, size, path. What they hold is seen later.
+at_hand() {
+    for folder in "$@"; do
+        [ -f "$folder/MANIFEST.json" ] || continue
+        [ "$(stat -Lc %d "$folder")" = "$(stat -c %d "$store")" ] || continue
+        table "$folder" > "$state/table"
+        find "$folder/" -type f -printf '%s %P\n' | awk -v folder="$folder" 'pass == 1 { size[$2] = $1; next }
+            ($3 in size) && size[$3] == $2 { print $1, $2, folder "/" $3 }' pass=1 - pass=2 "$state/table"
+    done
+}
+
+make_folders() { awk '{ print $NF }' "$1" | sed -n 's,/[^/]*$,,p' | sort -u | (cd "$incoming" && xargs -r mkdir -p --); }
+
+# What is absent and is in the folders $@ gets one more name: a link takes no space.
+link_files() {
+    at_hand "$@" > "$state/here"
+    absent | awk 'pass == 1 { if (!($1 in at)) at[$1] = $3; next } ($1 in at) { print at[$1], $3 }' \
+        pass=1 "$state/here" pass=2 - > "$state/links"
+    make_folders "$state/links"
+    while read -r from to; do ln -f "$from" "$incoming/$to"; done < "$state/links"
+}
+
+# Copy what is absent from the medium, each content once; never into a file that has another name, too.
+copy_files() {
+    absent | awk 'pass == 1 { carried[$1]; next } ($3 in carried) && !seen[$1]++ { print $3 }' \
+        pass=1 "$state/carried" pass=2 - > "$state/copies"
+    [ -s "$state/copies" ] || return 0
+    make_folders "$state/copies"
+    (cd "$stick" && xargs cp -P --remove-destination --parents -t "$incoming" --) < "$state/copies" 2> "$state/copy.log" ||
+        refuse 1 "copying stopped ($(head -n 1 "$state/copy.log")): plug the medium in, or make room; run it again, it goes on"
+}
+
+# Remove from incoming what is not as signed, by the output of sha256sum in $1.
+discard() { printf '%s\n' "$1" | sed -n 's/: FAILED.*$//p' | (cd "$incoming" && xargs -r rm -f --); }
+
+# Which media have the absent files, a line each.
+to_bring() {
+    absent | awk 'pass == 1 { of[$2] = $1; next } pass == 2 { if ($3 in of) on[$1] = of[$3]; next }
+        !seen[$1]++ { files[on[$1]]++; bytes[on[$1]] += $2 }
+        END { for (medium in files) printf "%s: %d files, %.1f MB\n", medium == "" ? "a whole bundle" : "medium " medium,
+            files[medium], bytes[medium] / 1e6 }' pass=1 "$state/media" pass=2 "$state/files" pass=3 - | sort
 }
 
 # --- this machine
@@ -54,8 +113,8 @@ flock -w 10 9 || refuse 1 'another bootstrap is running here: wait for it'
 # --- whose bundle is it, and how old
 say "checking who signed $stick"
 incoming=$store/.incoming judged=$store/.judged
-trap 'rm -rf "$incoming" "$judged"' EXIT
-rm -rf "$incoming" "$judged"
+trap 'rm -rf "$judged"' EXIT
+rm -rf "$judged"
 mkdir "$judged"
 # Read once: what is judged here is the manifest that the files are compared with, whatever the stick answers later.
 for file in MANIFEST.json MANIFEST.json.sig keyring.pgp; do
@@ -65,8 +124,8 @@ done
 who=$(sqv --keyring "$judged/keyring.pgp" --signature-file "$judged/MANIFEST.json.sig" "$judged/MANIFEST.json") ||
     refuse 3 'the signature does not fit the manifest: do not use this bundle, ask who gave it to you'
 [ "$who" = "$signer" ] || refuse 3 "signed by $who, expected $signer: do not use this bundle, ask who gave it to you"
-serial=$(field serial "$judged")
-expires=$(field expires "$judged")
+serial=$(field serial "$judged/MANIFEST.json")
+expires=$(field expires "$judged/MANIFEST.json")
 now=$(date -u +%Y-%m-%dT%H:%M:%SZ)
 seen=$(cat "$state/serial" 2> /dev/null || echo 0)
 case $seen in
@@ -75,24 +134,99 @@ esac
 [ "$serial" -ge "$seen" ] || refuse 5 "serial $serial is older than $seen, which was accepted before: carry a newer bundle"
 expr "$now" '<' "$expires" > /dev/null || refuse 6 "it expired at $expires, the clock says $now: set it, or carry a newer one"
 
+# --- what this medium carries
+# MEDIUM.json is not signed: it says which medium to plug in next, and never what is right.
+[ -z "$(cd "$stick" && find . ! -type d ! -type f)" ] || refuse 4 'it has links or devices in it: copy it again'
+table "$judged" > "$state/files"
+! grep -Eq '( |/)\.{0,2}(/|$)' "$state/files" || refuse 4 'its manifest has a path that leads out of it'
+[ "$(grep -c '^  {' "$judged/MANIFEST.json")" = "$(grep -c . "$state/files")" ] || refuse 4 'unreadable manifest'
+number=1 of=1 base=''
+if [ -e "$stick/MEDIUM.json" ]; then
+    head -c 67108864 "$stick/MEDIUM.json" > "$judged/MEDIUM.json"
+    number=$(field medium "$judged/MEDIUM.json") of=$(field of "$judged/MEDIUM.json")
+    base=$(field base_title "$judged/MEDIUM.json" | tr -cd 'A-Za-z0-9 .,_-')
+    case :$number:$of: in *::* | *[!0-9:]* | ???????????*) refuse 4 'MEDIUM.json cannot be read: copy the medium again' ;; esac
+    [ "$(field manifest "$judged/MEDIUM.json")" = "$(sha256sum < "$judged/MANIFEST.json" | cut -c 1-64)" ] ||
+        refuse 4 'MEDIUM.json is of another bundle than the manifest beside it: copy the medium again'
+    sed -n 's/^  {"path": "\([^" ]*\)", "medium": \([0-9]\{1,4\}\), .*$/\2 \1/p' "$judged/MEDIUM.json" > "$state/media"
+    stray=$(awk 'pass == 1 { named[$3]; next } !($2 in named)' pass=1 "$state/files" pass=2 "$state/media" | wc -l)
+    [ "$stray" = 0 ] || refuse 4 "MEDIUM.json lists $stray files that were not signed: do not use this medium"
+    { sed -n "s/^$number //p" "$state/media"; echo bootstrap; echo keyring.pgp; } | sort -u > "$state/carried"
+    say "medium $number of $of of serial $serial${base:+, a delta from $base}"
+else
+    awk '{ print 1, $3 }' "$state/files" > "$state/media"
+    cut -d ' ' -f 3 "$state/files" | sort > "$state/carried"
+fi
+{ cat "$state/carried"; echo MANIFEST.json; echo MANIFEST.json.sig; } | sort > "$state/listed"
+present "$stick" | grep -vx MEDIUM.json > "$state/present"
+problems=$(compare) || refuse 4 "it is not what was signed, copy it again:
+$problems"
+
 # --- every file
 if cmp -s "$judged/MANIFEST.json" "$store/$serial/MANIFEST.json" && check_files "$store/$serial" > /dev/null; then
     say "serial $serial is here already and whole"
 else
-    need=$(($(du -sk "$stick" | cut -f 1) + 1500000))
+    begun=$([ ! -f "$incoming/MANIFEST.json" ] || field serial "$incoming/MANIFEST.json")
+    if ! cmp -s "$judged/MANIFEST.json" "$incoming/MANIFEST.json"; then
+        # One that was overtaken is given up; one that may still be completed is not.
+        [ "${begun:-0}" -le "$seen" ] || refuse 8 "this medium is of serial $serial, and serial $begun, created" \
+            "$(field created "$incoming/MANIFEST.json"), is half here: bring its other media, or give it up with rm -r $incoming"
+        rm -rf "$incoming"
+    fi
+    at_hand "$incoming" "$store"/[0-9]* "$releases"/* > "$state/here"
+    absent | awk 'pass == 1 { here[$1]; next } !($1 in here) && !seen[$1]++' pass=1 "$state/here" pass=2 - > "$state/new"
+    cut -d ' ' -f 2 "$state/media" | cat - "$state/carried" > "$state/listed"
+    nowhere=$(awk 'pass == 1 { listed[$1]; next } pass == 2 { if ($3 in listed) on[$1]; next } !($1 in on) { print $3 }' \
+        pass=1 "$state/listed" pass=2 "$state/files" pass=3 "$state/new")
+    if [ -n "$nowhere" ]; then
+        lost="$(echo "$nowhere" | wc -l) files are on no medium of it and not here, the first is $(echo "$nowhere" | head -n 1)"
+        [ -n "$base" ] || refuse 4 "$lost: do not use this medium"
+        refuse 8 "$lost. It adds to $base, in use here is serial $seen: bring a delta from that, or a whole bundle"
+    fi
+    need=$(($(awk '{ kilobytes += int($2 / 1024) + 4 } END { printf "%.0f", kilobytes }' "$state/new") + 1500000))
     free=$(df -Pk "$store" | sed -n '2s/  */ /gp' | cut -d ' ' -f 4)
     [ "$free" -ge "$need" ] || refuse 1 "$store has $free kB free, needed are $need: give it more room"
-    say "copying serial $serial ($(du -sh "$stick" | cut -f 1))"
-    cp -RP "$stick" "$incoming"
-    find "$incoming" -type d -empty -delete
-    for file in MANIFEST.json MANIFEST.json.sig keyring.pgp; do
-        rm -rf "${incoming:?}/$file"
-        cp "$judged/$file" "$incoming/"
-    done
-    say 'checking every file'
-    problems=$(check_files "$incoming") ||
-        refuse 4 "it is not what was signed, copy it again:
+    mkdir -p "$incoming"
+    (cd "$incoming" && find . ! -type d -printf '%y %s %P\n') |
+        awk 'pass == 1 { size[$3] = $2; next } !($1 == "f" && size[$3] == $2 || $3 ~ /^MANIFEST\.json(\.sig)?$/) { print $3 }' \
+            pass=1 "$state/files" pass=2 - | (cd "$incoming" && xargs -r rm -f --)
+    for file in MANIFEST.json.sig keyring.pgp MANIFEST.json; do write "$incoming/$file" < "$judged/$file"; done
+    link_files "$incoming" "$store"/[0-9]* "$releases"/*
+    say "copying serial $serial ($(awk '{ bytes += $2 } END { printf "%.1f", bytes / 1e6 }' "$state/new") MB of it are new here)"
+    copy_files
+    link_files "$incoming"
+    if [ -n "$(absent)" ]; then
+        awk 'pass == 1 { carried[$1]; next } ($3 in carried) { print $1 "  " $3 }' \
+            pass=1 "$state/carried" pass=2 "$state/files" > "$state/sums"
+        problems=$(cd "$incoming" && sha256sum --check --strict --quiet "$state/sums" 2> /dev/null) || {
+            discard "$problems"
+            refuse 4 "this medium is not what was signed, copy it again; the rest is kept:
 $problems"
+        }
+        sync -f "$store"
+        say "serial $serial is not complete yet, bring"
+        to_bring
+        exit 7
+    fi
+    say 'checking every file'
+    problems=$(check_files "$incoming") || {
+        # What was here already may be what is damaged; if not this medium, another one has it.
+        discard "$problems"
+        copy_files
+        link_files "$incoming"
+        if [ -n "$(absent)" ]; then
+            say "damaged here:
+$problems
+bring"
+            to_bring
+            exit 7
+        fi
+        problems=$(check_files "$incoming") || {
+            discard "$problems"
+            refuse 4 "it is not what was signed, copy it again:
+$problems"
+        }
+    }
     sync -f "$store"   # on disk before it gets its name
     rm -rf "${store:?}/$serial"
     mv "$incoming" "$store/$serial"

@@ -1,22 +1,28 @@
-"""`llmkeep bundle build | verify | list`: everything that crosses the air gap, signed, in one directory.
+"""`llmkeep bundle build | verify | list | split | delta | join`: everything that crosses the air gap, signed, in one directory.
 
-Exit codes of `verify`: 0 good, 3 unsigned or signed by an unknown key, 4 damaged (a changed, missing or extra
-file), 5 an older serial than was accepted before, 6 expired. `bootstrap` uses the same ones.
+A bundle, a release or a candidate can also travel over several media (`split`), or as what a newer one has beyond an older one
+(`delta`). `join` puts the media together, in any order; for bundles, `bootstrap` does.
+
+Exit codes of `verify`, `split`, `delta` and `join`: 0 done, 1 refused, 3 unsigned or signed by an unknown key, 4 damaged (a
+changed, missing or extra file, a list that lies), 5 an older serial than was accepted before, 6 expired, 7 more media are needed,
+8 a medium of something else, or a delta from something else, than what is here. `bootstrap` uses the same ones.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from llmkeep.bundle import cache, manifest
-from llmkeep.bundle.manifest import BundleRefused
+from llmkeep.bundle import cache, manifest, media
+from llmkeep.bundle.manifest import INCOMPLETE, BundleRefused
 from llmkeep.errors import LlmkeepError
+from llmkeep.places import Places
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """`llmkeep bundle build | verify | list`."""
+    """`llmkeep bundle build | verify | list | split | delta | join`."""
     verbs = subparsers.add_parser("bundle", help="what crosses the air gap").add_subparsers(required=True)
     parser = verbs.add_parser("build", help="build and sign it (needs the registries, or a warm cache)")
     parser.add_argument("--profile", default="lab", help="profile of artifacts.yml (default: %(default)s)")
@@ -57,11 +63,70 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         default=Path("/var/lib/llmkeep/serial"),
         help="file with the highest serial accepted so far (default: %(default)s)",
     )
-    parser.set_defaults(run=_verify)
+    parser.add_argument(
+        "--sha256",
+        help="of a candidate's manifest, as `model add` printed it: verify a candidate, or a medium of one, by it",
+    )
+    parser.set_defaults(run=_refusing(_verify))
     parser = verbs.add_parser("list", help="the content that a bundle declares")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--json", action="store_true")
     parser.set_defaults(run=_list)
+    out = "folder for the media: OUT/1, OUT/2 …; hard links where it is on the same file system"
+    units = "bytes that a medium holds: 900G, 4.7GB (powers of 1000), 900GiB (of 1024). Leave 2 %% of a disk to its file system"
+    parser = verbs.add_parser(
+        "split", help="over several media, each verifiable alone, in any order", description=__doc__
+    )
+    parser.add_argument("folder", type=Path, help="bundle, release or candidate")
+    parser.add_argument("--size", required=True, help=units)
+    parser.add_argument("--out", type=Path, required=True, help=out)
+    parser.set_defaults(run=_refusing(_split))
+    parser = verbs.add_parser(
+        "delta", help="only what a newer one has beyond an older one, by content", description=__doc__
+    )
+    parser.add_argument("old", type=Path, help="what is in use at the far side; its manifest is enough")
+    parser.add_argument("folder", type=Path, help="the newer one")
+    parser.add_argument("--size", help=f"{units}; default: one medium")
+    parser.add_argument("--out", type=Path, required=True, help=out)
+    parser.set_defaults(run=_refusing(_split))
+    parser = verbs.add_parser("join", help="put media together; run it once for each", description=__doc__)
+    parser.add_argument("folder", metavar="medium", type=Path)
+    parser.add_argument("--into", type=Path, required=True, help="appears when all is there")
+    parser.add_argument(
+        "--base",
+        type=Path,
+        action="append",
+        default=[],
+        help="what a delta adds to, beside the bundles and releases of this host; can be given several times",
+    )
+    parser.set_defaults(run=_refusing(_join))
+
+
+def _refusing(verb: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], int]:
+    """A refusal becomes its exit code."""
+
+    def run(arguments: argparse.Namespace) -> int:
+        try:
+            verb(arguments)
+        except BundleRefused as refusal:
+            waits = "" if refusal.code == INCOMPLETE else "refused: "
+            print(f"llmkeep: {waits}{refusal}", file=sys.stderr)
+            return refusal.code
+        return 0
+
+    return run
+
+
+def _split(arguments: argparse.Namespace) -> None:
+    room = None if arguments.size is None else media.size(arguments.size)
+    print("\n".join(media.split(arguments.folder, arguments.out, room, getattr(arguments, "old", None))))
+    print(
+        "copy the content of each folder to the top of a medium; `llmkeep bundle verify MEDIUM` checks it there"
+    )
+
+
+def _join(arguments: argparse.Namespace) -> None:
+    print(media.join(arguments.folder, arguments.into, [*arguments.base, *media.here(Places())]))
 
 
 def _build(arguments: argparse.Namespace) -> int:
@@ -84,7 +149,10 @@ def _build(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _verify(arguments: argparse.Namespace) -> int:
+def _verify(arguments: argparse.Namespace) -> None:
+    if arguments.sha256:
+        print(media.verify_candidate(arguments.folder, arguments.sha256))
+        return
     if not arguments.keyring.is_file():
         raise LlmkeepError(f"there is no {arguments.keyring}: give the keyring that you trust with --keyring")
     seen = arguments.seen.read_text().strip() if arguments.seen.exists() else "0"
@@ -92,15 +160,7 @@ def _verify(arguments: argparse.Namespace) -> int:
         raise LlmkeepError(
             f"{arguments.seen} holds {seen[:40]!r}, which is no serial: write the highest serial that you accepted into it"
         )
-    try:
-        good = manifest.verify(arguments.folder, arguments.keyring, int(seen))
-    except BundleRefused as refusal:
-        print(f"llmkeep: refused: {refusal}", file=sys.stderr)
-        return refusal.code
-    print(
-        f"{arguments.folder}: serial {good.serial}, {len(good.files)} files, all as signed by {good.signer}"
-    )
-    return 0
+    print(media.verify(arguments.folder, arguments.keyring, int(seen)))
 
 
 def _list(arguments: argparse.Namespace) -> int:

@@ -8,22 +8,25 @@ import datetime
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from llmkeep.bundle import signing
 from llmkeep.bundle.cache import sha256
 from llmkeep.errors import LlmkeepError
 
 NAME, SIGNATURE = "MANIFEST.json", "MANIFEST.json.sig"
+MEDIUM = "MEDIUM.json"  # on a medium of several: which one it is, see llmkeep.bundle.media
 FORMAT = 1
 SAFE_PATH = re.compile(r"[A-Za-z0-9._+~@%=,:-]+(/[A-Za-z0-9._+~@%=,:-]+)*")
+SHA256 = re.compile(r"[0-9a-f]{64}")
 TIME = "%Y-%m-%dT%H:%M:%SZ"
 
-# Exit codes of `llmkeep bundle verify`, and of bootstrap.
-UNSIGNED, DAMAGED, REPLAYED, EXPIRED = 3, 4, 5, 6
+# Exit codes of `llmkeep bundle verify` and `join`, and of bootstrap.
+UNSIGNED, DAMAGED, REPLAYED, EXPIRED, INCOMPLETE, FOREIGN = 3, 4, 5, 6, 7, 8
 
 
 class BundleRefused(LlmkeepError):
@@ -62,18 +65,27 @@ class Manifest:
     format: int = FORMAT
 
 
+def safe(path: str) -> bool:
+    """Whether a path stays below its folder and is one that sh and sed read as it is."""
+    return bool(SAFE_PATH.fullmatch(path)) and not {".", ".."} & set(path.split("/"))
+
+
 def write(folder: Path, manifest: Manifest) -> None:
     """Write MANIFEST.json: a header, then one line a file, sorted by path."""
     for entry in manifest.files:
-        if not SAFE_PATH.fullmatch(entry.path):
+        if not safe(entry.path):
             raise LlmkeepError(
                 f"the path {entry.path!r} cannot go into a bundle: use letters, digits and . _ + ~ - only"
             )
     header = {key: value for key, value in asdict(manifest).items() if key != "files"}
-    lines = [json.dumps(asdict(entry)) for entry in sorted(manifest.files, key=lambda entry: entry.path)]
-    body = ",\n  ".join(lines)
-    text = json.dumps(header, indent=1)[:-2] + ',\n "files": [\n  ' + body + "\n ]\n}\n"
-    (folder / NAME).write_text(text)
+    rows = [asdict(entry) for entry in sorted(manifest.files, key=lambda entry: entry.path)]
+    (folder / NAME).write_text(document(header, rows))
+
+
+def document(header: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """JSON that sed can read, too: each field of the header and each row has a line of its own."""
+    body = ",\n  ".join(map(json.dumps, rows))
+    return json.dumps(header, indent=1)[:-2] + ',\n "files": [\n  ' + body + "\n ]\n}\n"
 
 
 def read(folder: Path) -> Manifest:
@@ -97,15 +109,35 @@ def parse(folder: Path, content: bytes) -> Manifest:
                 "use the llmkeep that came with it",
             )
         entries = [Entry(**entry) for entry in document.pop("files")]
+        for entry in entries:
+            if not (safe(entry.path) and type(entry.size) is int and SHA256.fullmatch(entry.sha256)):
+                raise ValueError(f"the file {entry.path!r:.120} has no safe path, no size or no sha256")
+        if type(document["serial"]) is not int:
+            raise ValueError("its serial is no number")
         return Manifest(files=entries, **document)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise BundleRefused(DAMAGED, f"{folder}/{NAME} cannot be read ({error}): fetch it again") from error
 
 
 def verify(folder: Path, keyring: Path, seen: int = 0, now: datetime.datetime | None = None) -> Manifest:
     """Signature, age, serial, then every byte. Raises BundleRefused; changes nothing.
 
-    `seen`: the highest serial accepted here before. The manifest is read once: a medium may answer differently the second time.
+    `seen`: the highest serial accepted here before.
+    """
+    manifest = signed(folder, keyring, seen, now)
+    if (folder / MEDIUM).exists():
+        raise BundleRefused(
+            INCOMPLETE,
+            f"{folder} is one medium of several: put them together with `llmkeep bundle join`",
+        )
+    check(folder, manifest.files, {NAME, SIGNATURE})
+    return manifest
+
+
+def signed(folder: Path, keyring: Path, seen: int = 0, now: datetime.datetime | None = None) -> Manifest:
+    """The manifest, after its signature, age and serial were verified. Raises BundleRefused.
+
+    It is read once: a medium may answer differently the second time.
     """
     if not (folder / SIGNATURE).is_file() or not (folder / NAME).is_file():
         raise BundleRefused(UNSIGNED, f"{folder} lacks {NAME} or {SIGNATURE}: what is unsigned is not used")
@@ -132,24 +164,34 @@ def verify(folder: Path, keyring: Path, seen: int = 0, now: datetime.datetime | 
             f"it expired at {manifest.expires} and the clock says {moment}: "
             "set the clock, or carry a newer one",
         )
-    problems = list(compare(folder, manifest))
-    if problems:
-        shown = "\n  ".join(problems[:20]) + (
-            f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else ""
-        )
-        raise BundleRefused(DAMAGED, f"{folder} is not what was signed:\n  {shown}\nCopy or fetch it again")
     return manifest
 
 
-def compare(folder: Path, manifest: Manifest) -> Iterator[str]:
-    """What differs between the folder and its manifest, one sentence each."""
-    listed = {entry.path: entry for entry in manifest.files}
-    present = set(walk(folder)) - {NAME, SIGNATURE}
-    yield from (f"missing: {path}" for path in sorted(listed.keys() - present))
-    yield from (f"not in the manifest: {path}" for path in sorted(present - listed.keys()))
-    yield from filter(
-        None, hashed(_differs, [(folder / path, listed[path]) for path in sorted(present & listed.keys())])
-    )
+def check(folder: Path, entries: Iterable[Entry], beside: set[str]) -> None:
+    """Raise BundleRefused unless FOLDER holds these files, every byte as listed, and no others but those `beside`."""
+    listed = {entry.path: entry for entry in entries}
+    problems = list(strays(folder, set(listed), beside))
+    there = [
+        (folder / path, entry) for path, entry in sorted(listed.items()) if os.path.lexists(folder / path)
+    ]
+    problems += filter(None, hashed(_differs, there))
+    if problems:
+        raise BundleRefused(
+            DAMAGED, f"{folder} is not what was signed:\n  {shown(problems)}\nCopy or fetch it again"
+        )
+
+
+def shown(problems: list[str]) -> str:
+    """The first 20, a line each."""
+    more = [f"… and {len(problems) - 20} more"] if len(problems) > 20 else []
+    return "\n  ".join(problems[:20] + more)
+
+
+def strays(folder: Path, listed: set[str], beside: set[str]) -> Iterator[str]:
+    """Files that FOLDER lacks or has too many, one sentence each."""
+    present = set(walk(folder)) - beside
+    yield from (f"missing: {path}" for path in sorted(listed - present))
+    yield from (f"not in the manifest: {path}" for path in sorted(present - listed))
 
 
 def walk(folder: Path) -> Iterator[str]:

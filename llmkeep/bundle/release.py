@@ -6,7 +6,7 @@ in memory. Its public part, keyring.pgp, is what hosts trust for releases and fo
 puts a release on the mirror, where hosts fetch it that name it in the inventory.
 
 Exit codes: 0 done; 1 refused, with the reason. `verify` and `add` tell refusals apart: 3 unsigned or signed by another key, 4
-damaged (a changed, missing or extra file), 5 an older serial than was accepted before, 6 expired.
+damaged (a changed, missing or extra file), 5 an older serial than was accepted before, 6 expired, 7 one medium of several.
 """
 
 import argparse
@@ -15,7 +15,6 @@ import json
 import os
 import re
 import shutil
-import stat
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmkeep.bundle import manifest, signing
+from llmkeep.bundle import manifest, media, signing
 from llmkeep.bundle.cache import sha256
 from llmkeep.bundle.manifest import DAMAGED, BundleRefused, Entry, Manifest
 from llmkeep.durable import record, sync_folder, write
@@ -108,6 +107,8 @@ class Candidate:
 
 def candidate(folder: Path) -> Candidate:
     """Check a candidate, every byte of it. Raises ReleaseError for anything that its maker did not write."""
+    if (folder / manifest.MEDIUM).exists():
+        raise ReleaseError(f"{folder} is one medium of several: put them together with `llmkeep bundle join`")
     if (folder / manifest.NAME).exists():
         raise ReleaseError(f"{folder} is signed already: add it with `llmkeep release add`")
     found = [path for told in (TRAINING, PROVENANCE) for path in folder.glob(f"models/*/{told}")]
@@ -298,20 +299,24 @@ def verify(places: Places, folder: Path, keyring: Path, now: datetime.datetime |
     """Verify a release in the way that bundles are verified; raises BundleRefused. Changes nothing."""
     if not keyring.is_file():
         raise ReleaseError(f"there is no {keyring}: give the publish key's public part with --keyring")
-    seen = 0
-    if (folder / manifest.SIGNATURE).is_file() and (folder / manifest.NAME).is_file():
-        record_of = places.publish_seen(name_of(manifest.read(folder)))
-        seen = int(record_of.read_text()) if record_of.exists() else 0
-    good = manifest.verify(folder, keyring, seen, now)
+    good = manifest.verify(folder, keyring, _seen(places, folder), now)
     name_of(good)
     return good
+
+
+def _seen(places: Places, folder: Path) -> int:
+    """The highest serial of this release that was accepted here."""
+    if not ((folder / manifest.SIGNATURE).is_file() and (folder / manifest.NAME).is_file()):
+        return 0
+    record_of = places.publish_seen(name_of(manifest.read(folder)))
+    return int(record_of.read_text()) if record_of.exists() else 0
 
 
 def add(places: Places, folder: Path, keyring: Path) -> str:
     """Bring a release to the mirror and verify it there; returns a message for the operator. Idempotent.
 
-    Files of this user's that lie on the mirror's disk are linked, others copied. The release replaces an older one of the same
-    name by one rename; the older one is removed afterwards.
+    Files of this user's that lie on the mirror's disk are linked, and so are contents that its bundles or releases have; others
+    are copied. The release replaces an older one of the same name by one rename; the older one is removed afterwards.
 
     """
     good = verify(places, folder, keyring)
@@ -321,7 +326,8 @@ def add(places: Places, folder: Path, keyring: Path) -> str:
     partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     paths = [manifest.NAME, manifest.SIGNATURE, *(entry.path for entry in good.files)]
-    linked = {path for path in paths if _linkable(folder / path, places.releases)}
+    linked = {path: folder / path for path in paths if media.linkable(folder / path, places.releases)}
+    linked |= _at_hand(places, [entry for entry in good.files if entry.path not in linked])
     size = sum((folder / path).stat().st_size for path in paths if path not in linked)
     if (free := shutil.disk_usage(places.releases).free) < size + MARGIN:
         raise ReleaseError(
@@ -332,7 +338,7 @@ def add(places: Places, folder: Path, keyring: Path) -> str:
         for path in paths:
             (partial / path).parent.mkdir(parents=True, exist_ok=True)
             if path in linked:
-                (partial / path).hardlink_to(folder / path)
+                (partial / path).hardlink_to(linked[path])
             else:
                 with (folder / path).open("rb") as source, (partial / path).open("wb") as copy:
                     shutil.copyfileobj(source, copy, 1 << 22)
@@ -359,15 +365,15 @@ def add(places: Places, folder: Path, keyring: Path) -> str:
     return f"{places.releases / name}: serial {good.serial}, {len(good.files)} files; name it in an inventory: release: {name}"
 
 
-def _linkable(path: Path, place: Path) -> bool:
-    """Whether a file may be linked into PLACE: it is on the same disk, and only this user can change it."""
-    status = path.lstat()
-    return (
-        status.st_dev == place.stat().st_dev
-        and status.st_uid == os.geteuid()
-        and not status.st_mode & 0o022
-        and stat.S_ISREG(status.st_mode)
-    )
+def _at_hand(places: Places, wanted: list[Entry]) -> dict[str, Path]:
+    """Files of the bundles and releases here with the wanted contents, hashed anew, by the path that they are wanted at."""
+    found = media.held(media.here(places)) if wanted else {}
+    return {
+        entry.path: path
+        for entry in wanted
+        for path in found.get(entry.sha256, [])[:1]
+        if media.linkable(path, places.releases) and sha256(path) == entry.sha256
+    }
 
 
 def listed(places: Places) -> str:
@@ -400,7 +406,10 @@ def _told(verb: Any) -> Any:
 
 
 def _verify(given: argparse.Namespace) -> str:
-    good = verify(given.places, given.folder, given.keyring or given.places.publish_public)
+    keyring = given.keyring or given.places.publish_public
+    if media.read(given.folder):
+        return media.verify(given.folder, keyring, _seen(given.places, given.folder))
+    good = verify(given.places, given.folder, keyring)
     count = f"{len(good.files)} files, all as signed by {good.signer}"
     return f"{given.folder}: release {name_of(good)}, serial {good.serial}, {count}"
 

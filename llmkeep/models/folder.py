@@ -14,7 +14,7 @@ from rich.progress import wrap_file
 from llmkeep.models import contents
 from llmkeep.models.contents import File
 from llmkeep.models.refusal import DAMAGED, UNFIT, ModelRefused, printable
-from llmkeep.models.resumable import CHUNK, Resumable
+from llmkeep.resumable import CHUNK, Resumable
 
 DEEPER = "1_Pooling"  # the only folder in which a file of a model may lie
 

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from llmkeep.models.contents import TENSORS, File
 from llmkeep.models.refusal import DAMAGED, HUB, UNFIT, ModelRefused, printable
-from llmkeep.models.resumable import Resumable
+from llmkeep.resumable import Resumable
 
 PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 SOURCE = re.compile(rf"hub:(?P<repository>{PART}/{PART})(@(?P<commit>[^@\s]{{1,255}}))?")

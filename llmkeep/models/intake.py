@@ -1,7 +1,6 @@
 """Take a model in: copy it aside, check it, have its licence accepted, and put it in place as a release candidate."""
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -21,8 +20,8 @@ from llmkeep.models.contents import File
 from llmkeep.models.folder import Folder
 from llmkeep.models.hub import Hub
 from llmkeep.models.licence import Licence
-from llmkeep.models.refusal import LICENCE, SPACE, UNFIT, ModelRefused
-from llmkeep.models.resumable import Resumable
+from llmkeep.models.refusal import DAMAGED, LICENCE, SPACE, UNFIT, ModelRefused
+from llmkeep.resumable import Resumable, TooLong
 
 MARGIN = 64 << 20  # bytes of free space beyond the files
 
@@ -115,8 +114,11 @@ def _copied(source: Hub | Folder, files: list[File], model: Path) -> Iterator[tu
     for file in files:
         path = model / file.path
         path.parent.mkdir(parents=True, exist_ok=True)
-        with Resumable(path, file.size) as target:
-            source.copy(file, target)
+        try:
+            with Resumable(path, file.size) as target:
+                source.copy(file, target)
+        except TooLong as error:
+            raise ModelRefused(DAMAGED, str(error)) from error
         path.chmod(0o644)
         yield file.path, target.digest()
 
@@ -186,11 +188,11 @@ def _working(into: Path, source: str, files: list[File]) -> Iterator[Path]:
     aside = into.absolute().with_name(start + hashlib.sha256(source.encode()).hexdigest()[:8])
     for other in aside.parent.iterdir() if aside.parent.is_dir() else ():
         if other.name.startswith(start) and other != aside:
-            with _alone(other):
+            with durable.alone(other):
                 shutil.rmtree(other)
     place = check_space(aside, sum(file.size for file in files))
     aside.mkdir(parents=True, exist_ok=True)
-    with _alone(aside):
+    with durable.alone(aside):
         fresh = not any(aside.rglob("*.safetensors"))
         try:
             yield aside
@@ -207,20 +209,3 @@ def _working(into: Path, source: str, files: list[File]) -> Iterator[Path]:
                 f"the disk of {place} is full ({error.strerror}): make room and run it again, it continues; "
                 f"or remove {aside}, where the copy lies",
             ) from error
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold a folder exclusively. The lock is released with its process, however that ends."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except NotADirectoryError as error:
-        raise ModelRefused(UNFIT, f"{folder} is no folder, or a link: remove it") from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ModelRefused(UNFIT, f"another llmkeep is at work in {folder}: wait for it") from error
-        yield
-    finally:
-        os.close(descriptor)

@@ -206,33 +206,59 @@ def test_a_reboot_of_both_brings_the_service_back_unattended(estate: Lab, client
     assert report["checks"] > 60
 
 
-def test_a_sharded_deepseek_from_a_hub_is_licensed_signed_installed_and_answers(
+def test_a_sharded_deepseek_from_a_hub_and_from_a_directory_over_two_media_is_signed_installed_and_answers(
     estate: Lab, client: Client, tmp_path: Path
 ) -> None:
     repository = sharded_deepseek.write(tmp_path / "repository")
-    with serving(HubStandIn("deepseek-ai/DeepSeek-Tiny", repository)) as hub:
-        command = ["model", "add", hub.source, "--into", str(tmp_path / "candidate")]
-        added = subprocess.run(
-            [str(ROOT / ".venv/bin/llmkeep"), *command, "--accept-licence", "deepseek"],
-            env=os.environ | {"HF_ENDPOINT": hub.endpoint, "NO_PROXY": "127.0.0.1"},
+
+    def llmkeep(*words: object, **environment: str) -> str:
+        return subprocess.run(
+            [str(ROOT / ".venv/bin/llmkeep"), *map(str, words)],
+            env=os.environ | environment,
             capture_output=True,
             text=True,
             check=True,
         ).stdout
+
+    def add(source: object, into: Path, *words: str, **environment: str) -> str:
+        """Take the model in; its digest."""
+        command = ["model", "add", source, "--into", into, "--accept-licence", "deepseek", *words]
+        return llmkeep(*command, **environment).split("--sha256 ")[1].strip()
+
+    with serving(HubStandIn("deepseek-ai/DeepSeek-Tiny", repository)) as hub:
+        digest = add(hub.source, tmp_path / "candidate", HF_ENDPOINT=hub.endpoint, NO_PROXY="127.0.0.1")
     estate.send("ops1", "/root", {"candidate": tmp_path / "candidate"})
-    digest = added.split("--sha256 ")[1].strip()
     said = estate.on("ops1", f"llmkeep release sign /root/candidate --sha256 {digest}")
     assert f"from {hub.source}, licence deepseek accepted by" in said
     estate.on("ops1", "llmkeep release add /root/candidate")
-    model = {"name": "deepseek", "driver": "naive", "release": "deepseek-tiny", "memory": "1G"}
-    models = {"serve": {"vars": {"llm_serving_models": [{**model, "context": 512, "threads": 1}]}}}
-    estate.on("ops1", "cat > /root/models.json", given=json.dumps(models))
-    estate.site("-i /root/models.json", "-t llm_serving")
-    body = {"model": "deepseek", "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 8}
-    found = answered(client, "/v1/chat/completions", body, seconds=240)
-    assert found["usage"]["completion_tokens"] in range(1, 9)
-    installed = estate.on(
-        "llm1", "cd /srv/llmkeep/models/deepseek-tiny && sha256sum --check SHA256SUMS && ls"
+    digest = add(repository, tmp_path / "second", "--name", "deepseek-over-media")
+    llmkeep("bundle", "split", tmp_path / "second", "--size", "150K", "--out", tmp_path / "media")
+    estate.send("ops1", "/root", {"media": tmp_path / "media"})
+    assert estate.on("ops1", "ls /root/media").split() == ["1", "2"]
+    estate.on("ops1", "! llmkeep bundle join /root/media/2 --into /root/second && test ! -e /root/second")
+    estate.on("ops1", "llmkeep bundle join /root/media/1 --into /root/second")
+    estate.on(
+        "ops1", f"llmkeep release sign /root/second --sha256 {digest} && llmkeep release add /root/second"
     )
-    assert installed.count("-of-00003.safetensors: OK") == 3
-    assert ".py" not in installed
+    served = {"deepseek": "deepseek-tiny", "second": "deepseek-over-media"}
+    common = {"driver": "naive", "memory": "1G", "context": 512, "threads": 1}
+    models = [{"name": name, "release": release, **common} for name, release in served.items()]
+    estate.on(
+        "ops1",
+        "cat > /root/models.json",
+        given=json.dumps({"serve": {"vars": {"llm_serving_models": models}}}),
+    )
+    estate.site("-i /root/models.json", "-t llm_serving")
+    for name, release in served.items():
+        body = {"model": name, "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 8}
+        found = answered(client, "/v1/chat/completions", body, seconds=240)
+        assert found["usage"]["completion_tokens"] in range(1, 9)
+        installed = estate.on(
+            "llm1", f"cd /srv/llmkeep/models/{release} && sha256sum --check SHA256SUMS && ls"
+        )
+        assert installed.count("-of-00003.safetensors: OK") == 3
+        assert ".py" not in installed
+    shards = "cd /srv/llmkeep/models && cmp {}/{} {}/{}"
+    for number in (1, 2, 3):
+        shard = f"model-0000{number}-of-00003.safetensors"
+        estate.on("llm1", shards.format(served["deepseek"], shard, served["second"], shard))

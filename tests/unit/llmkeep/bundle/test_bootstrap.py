@@ -5,57 +5,19 @@ it is stopped: the lab's tests see the rest.
 """
 
 import os
-import re
 import shutil
 import signal
 import subprocess
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import small_bundle
+from bootstrapped import Machine
 
 from llmkeep.bundle import manifest
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="bootstrap needs root")
-
-
-@dataclass
-class Machine:
-    """What bootstrap would write to /srv, /var/lib, /opt and /etc."""
-
-    root: Path
-    stick: Path
-    meanwhile: str = (
-        ""  # a command that is run between the first read of the manifest and the copy of the files
-    )
-
-    def bootstrap(self) -> subprocess.CompletedProcess[str]:
-        """Run the stick's bootstrap up to the point where it installs."""
-        return subprocess.run(["sh", str(self.script())], capture_output=True, text=True, check=False)
-
-    def script(self) -> Path:
-        """The stick's bootstrap, with its folders below `root`."""
-        text = small_bundle.BOOTSTRAP.read_text()
-        signer = re.search(r"^signer='(.*)'$", (self.stick / "bootstrap").read_text(), re.MULTILINE)
-        assert signer
-        text = text.replace("@SIGNER@", signer[1])
-        text, moved = re.subn(r"(?<=[ =])/(srv|var|opt|etc/apt)/", rf"{self.root}/\1/", text)
-        assert moved >= 5
-        text = text.split("# --- Debian packages")[0]
-        text = text.replace('stick=$(dirname "$(readlink -f "$0")")', f"stick={self.stick}")
-        copied = '    cp -RP "$stick" "$incoming"\n'
-        assert copied in text
-        text = text.replace(copied, f"{self.meanwhile}\n{copied}")
-        script = self.root / "bootstrap"
-        script.write_text(text)
-        return script
-
-    @property
-    def accepted(self) -> list[str]:
-        """Bundles that are in place, `current` included."""
-        return sorted(path.name for path in (self.root / "srv/llmkeep/bundle").glob("*"))
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +115,7 @@ def test_refuses_a_stick_that_answers_differently_the_second_time(
     serial: int, days: int, machine: Machine, keys: Path, tmp_path: Path
 ) -> None:
     machine.bootstrap()
+    (machine.stick / "models/small/weights").write_bytes(b"of the new bundle")
     small_bundle.sign(machine.stick, keys, 8, 30)
     second = tmp_path / "second"
     shutil.copytree(machine.stick, second)

@@ -25,7 +25,7 @@ from llmkeep.bundle.release import ReleaseError
 from llmkeep.models import intake, licence
 from llmkeep.models.contents import File
 from llmkeep.models.folder import Folder
-from llmkeep.models.resumable import Resumable
+from llmkeep.resumable import Resumable
 from llmkeep.places import Places
 
 ROOT = Path(__file__).resolve().parents[4]

@@ -6,10 +6,14 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from llmkeep.models.refusal import DAMAGED, ModelRefused
+from llmkeep.errors import LlmkeepError
 
 CHUNK = 4 << 20
 AHEAD = 4  # chunks that wait to be hashed
+
+
+class TooLong(LlmkeepError):
+    """A source has more bytes than it stated."""
 
 
 class Resumable:
@@ -46,10 +50,9 @@ class Resumable:
 
     def write(self, chunk: bytes) -> int:
         if self.position + len(chunk) > self.size:
-            raise ModelRefused(
-                DAMAGED,
+            raise TooLong(
                 f"{self.path.name} has more than the {self.size} bytes that its source stated: "
-                "do not use it; ask its publisher",
+                "do not use it; ask its publisher"
             )
         if not (self.position < self.kept and self._has(chunk)):
             view = memoryview(chunk)

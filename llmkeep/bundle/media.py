@@ -1,0 +1,617 @@
+"""Media: a bundle, a release or a candidate over several disks, or only what a newer one has beyond an older one.
+
+Each medium carries the whole manifest and some of the files that it names, at their paths, each content once. The others are on
+other media, or already at the far side. MEDIUM.json says which file is on which medium. It is not signed and is not trusted: it
+says what to plug in next, while the manifest alone says what is right, and nothing is used before all of it is there. A forged
+one costs time.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from llmkeep import durable
+from llmkeep.bundle import manifest
+from llmkeep.bundle.cache import sha256
+from llmkeep.bundle.manifest import DAMAGED, FOREIGN, INCOMPLETE, MEDIUM, UNSIGNED, BundleRefused, Entry
+from llmkeep.errors import LlmkeepError
+from llmkeep.places import Places
+from llmkeep.resumable import CHUNK, Resumable
+
+FORMAT = 1
+MOST = 64 << 20  # bytes of a MEDIUM.json that are read
+MOST_MEDIA = 9999
+BLOCK = 4096  # what a file takes on a disk is a multiple of it
+MARGIN = 64 << 20  # bytes of free space beyond what is copied
+EVERYWHERE = ("bootstrap", "keyring.pgp")  # what a control node needs to begin with any medium of a bundle
+SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?))?B?", re.IGNORECASE)
+
+
+def size(text: str) -> int:
+    """Bytes in `4.7G`, `25GB` (powers of 1000, as on a disk's label) or `900GiB` (powers of 1024)."""
+    if not (found := SIZE.fullmatch(text.strip())):
+        raise LlmkeepError(
+            f"{text[:40]!r} is no size: write it as 900G or 4.7GB (powers of 1000) or 900GiB (of 1024)"
+        )
+    number, unit, binary = found.groups()
+    return int(float(number) * (1024 if binary else 1000) ** " KMGT".index((unit or " ").upper()))
+
+
+# ---------------------------------------------------------------- what a folder's manifest names
+@dataclass(frozen=True)
+class Contents:
+    """What a manifest names. `head`: the files that no manifest names, the manifest first; `digest`: the manifest's sha256."""
+
+    title: str
+    serial: int
+    digest: str
+    head: dict[str, bytes]
+    files: dict[str, Entry]
+
+
+def contents(folder: Path, medium: "Medium | None" = None) -> Contents:
+    """Parse the manifest of a bundle, a release or a candidate; nothing is verified. Each file is read once.
+
+    A candidate's manifest has no sizes: they are those of MEDIUM.json, or of the files.
+
+    """
+    if (folder / manifest.NAME).is_file():
+        if not (folder / manifest.SIGNATURE).is_file():
+            raise BundleRefused(
+                UNSIGNED, f"{folder} lacks {manifest.SIGNATURE}: what is unsigned is not used"
+            )
+        head = {name: (folder / name).read_bytes() for name in (manifest.NAME, manifest.SIGNATURE)}
+        found = manifest.parse(folder, head[manifest.NAME])
+        title = re.sub(r"[^A-Za-z0-9 ._-]", "?", found.profile)[:80] + f", serial {found.serial}"
+        return Contents(
+            title, found.serial, _digest(head), head, {entry.path: entry for entry in found.files}
+        )
+    sums = sorted(folder.glob("models/*.sha256"))
+    if len(sums) != 1:
+        raise BundleRefused(
+            DAMAGED,
+            f"{folder} has neither {manifest.NAME} nor one models/NAME.sha256: it is no bundle, release or candidate",
+        )
+    name, path = sums[0].stem, f"models/{sums[0].name}"
+    head, files = {path: sums[0].read_bytes()}, {}
+    try:
+        for line in head[path].decode("ascii").splitlines():
+            digest, relative = line.split("  ", 1)
+            if not manifest.SHA256.fullmatch(digest) or not manifest.safe(relative):
+                raise ValueError(f"it has the line {line[:120]!r}")
+            where = f"models/{name}/{relative}"
+            bytes_ = medium.files[where][1] if medium and where in medium.files else _size(folder / where)
+            files[where] = Entry(where, bytes_, digest, "", "", "", "")
+    except ValueError as error:
+        raise BundleRefused(DAMAGED, f"{sums[0]} cannot be read ({error}): copy it again") from error
+    return Contents(f"candidate {name}", 0, _digest(head), head, files)
+
+
+def _digest(head: dict[str, bytes]) -> str:
+    return hashlib.sha256(next(iter(head.values()))).hexdigest()
+
+
+def _size(path: Path) -> int:
+    return path.lstat().st_size if os.path.lexists(path) else 0
+
+
+def _mode(path: Path) -> int:
+    return (
+        path.lstat().st_mode if os.path.lexists(path) else stat.S_IFREG
+    )  # what is missing is another problem
+
+
+def _by_content(entries: Iterable[Entry]) -> dict[str, Entry]:
+    """Each content once: by sha256, the first path of it."""
+    found: dict[str, Entry] = {}
+    for entry in entries:
+        found.setdefault(entry.sha256, entry)
+    return found
+
+
+# ---------------------------------------------------------------- MEDIUM.json
+@dataclass(frozen=True)
+class Medium:
+    """Which of how many media, and of what. `files`: medium and size of each path. `base`: manifest of what a delta adds to."""
+
+    medium: int
+    of: int
+    manifest: str
+    base: str
+    base_title: str
+    files: dict[str, tuple[int, int]]
+
+    def __str__(self) -> str:
+        return f"medium {self.medium} of {self.of}" + (
+            f", a delta from {self.base_title}" if self.base else ""
+        )
+
+    @property
+    def carried(self) -> set[str]:
+        return {path for path, (number, _) in self.files.items() if number == self.medium}
+
+    def json(self) -> bytes:
+        header = {key: value for key, value in asdict(self).items() if key != "files"}
+        rows = [
+            {"path": path, "medium": number, "size": size}
+            for path, (number, size) in sorted(self.files.items())
+        ]
+        return manifest.document({**header, "format": FORMAT}, rows).encode()
+
+
+def read(folder: Path) -> Medium | None:
+    """MEDIUM.json of a folder, or None for one that is a whole."""
+    path = folder / MEDIUM
+    if not os.path.lexists(path):
+        return None
+    with path.open("rb") as stream:
+        content = stream.read(MOST + 1)
+    try:
+        if len(content) > MOST:
+            raise ValueError(f"it has more than {MOST} bytes")
+        document = json.loads(content)
+        if document.pop("format") != FORMAT:
+            raise ValueError("another format")
+        rows = {row["path"]: (row["medium"], row["size"]) for row in document.pop("files")}
+        found = Medium(**document, files=rows)
+        numbers = [found.medium, found.of, *(number for row in rows.values() for number in row)]
+        if any(type(number) is not int or number < 0 for number in numbers):
+            raise ValueError("numbers that are none")
+        if not all(
+            1 <= number <= found.of <= MOST_MEDIA
+            for number in (found.medium, *(row[0] for row in rows.values()))
+        ):
+            raise ValueError(f"medium {found.medium} of {found.of}, or a file on none of them")
+        if not manifest.SHA256.fullmatch(found.manifest) or not manifest.SHA256.fullmatch(
+            found.base or "0" * 64
+        ):
+            raise ValueError("a digest that is none")
+        if not re.fullmatch(r"[A-Za-z0-9 .,?_-]{0,120}", found.base_title):
+            raise ValueError("a title that is none")
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise BundleRefused(DAMAGED, f"{path} cannot be read ({error}): copy the medium again") from error
+    return found
+
+
+def _fitting(folder: Path, medium: Medium | None, whole: Contents) -> set[str]:
+    """The paths that a medium carries by its list, which must be there and no others. Raises BundleRefused."""
+    if medium is None:
+        carried = set(whole.files)
+    else:
+        if medium.manifest != whole.digest:
+            raise BundleRefused(
+                DAMAGED,
+                f"{folder}/{MEDIUM} is of the manifest {medium.manifest}, beside it lies {whole.digest}: copy the medium again",
+            )
+        if unknown := sorted(medium.files.keys() - whole.files.keys()):
+            raise BundleRefused(
+                DAMAGED,
+                f"{folder}/{MEDIUM} lists {unknown[0]!r}, which the manifest does not name: do not use it",
+            )
+        carried = medium.carried | (set(EVERYWHERE) & whole.files.keys())
+    problems = list(manifest.strays(folder, carried, {*whole.head, MEDIUM}))
+    problems += [
+        f"not a plain file: {path}" for path in sorted(carried) if not stat.S_ISREG(_mode(folder / path))
+    ]
+    if problems:
+        raise BundleRefused(
+            DAMAGED, f"{folder} is not as its lists say:\n  {manifest.shown(problems)}\nCopy the medium again"
+        )
+    return carried
+
+
+def verify(folder: Path, keyring: Path, seen: int) -> str:
+    """Verify a bundle, a release, or one medium of either: signature, age, serial, and each byte in it; returns a message."""
+    good = manifest.signed(folder, keyring, seen)
+    whole = contents(folder)
+    if whole.files != {entry.path: entry for entry in good.files}:
+        raise BundleRefused(DAMAGED, f"{folder} gave another manifest when it was read again: do not use it")
+    return f"{_verified(folder, read(folder), whole)} signed by {good.signer}"
+
+
+def verify_candidate(folder: Path, digest: str) -> str:
+    """Verify a candidate, or one medium of it, against the digest that its builder printed; returns a message."""
+    medium = read(folder)
+    if (whole := contents(folder, medium)).digest != digest:
+        raise BundleRefused(
+            DAMAGED,
+            f"the manifest of {folder} ({whole.title}) has sha256 {whole.digest}, expected {digest}: do not use it",
+        )
+    return f"{_verified(folder, medium, whole)} its maker listed them"
+
+
+def _verified(folder: Path, medium: Medium | None, whole: Contents) -> str:
+    carried = _fitting(folder, medium, whole)
+    manifest.check(folder, (whole.files[path] for path in carried), {*whole.head, MEDIUM})
+    what = f"{medium}, {len(carried)} of its {len(whole.files)}" if medium else f"{len(whole.files)}"
+    return f"{folder}: {whole.title}, {what} files, all as"
+
+
+# ---------------------------------------------------------------- split and delta
+def split(source: Path, out: Path, room: int | None, old: Path | None = None) -> list[str]:
+    """Write OUT/1, OUT/2 and so on, each of at most ROOM bytes; returns a line about each. Without ROOM it is one.
+
+    OLD: leave out the contents that this one has. Files are hard links where OUT is on the same file system, else copies, which
+    are hashed. An interrupted run continues. Raises LlmkeepError for a file that no medium has room for, and for no space.
+
+    """
+    if read(source):
+        raise LlmkeepError(
+            f"{source} is a medium itself: give the bundle, release or candidate that it was made of"
+        )
+    whole = contents(source)
+    base = contents(old) if old else None
+    if base and base.digest == whole.digest:
+        raise LlmkeepError(f"{old} and {source} are the same ({whole.title}): nothing to carry")
+    if lost := [path for path, entry in whole.files.items() if _size(source / path) != entry.size]:
+        raise BundleRefused(DAMAGED, f"{source}/{lost[0]} is missing or cut short: build or copy it again")
+    there = {entry.sha256 for entry in base.files.values()} if base else set()
+    head = [whole.files[path] for path in EVERYWHERE if path in whole.files]
+    there |= {entry.sha256 for entry in head}
+    wanted = [entry for digest, entry in _by_content(whole.files.values()).items() if digest not in there]
+    first = Medium(1, 1, whole.digest, base.digest if base else "", base.title if base else "", {})
+    media = _packed(wanted, None if room is None else room - _overhead(whole, head, first, wanted), room or 0)
+    rows = {entry.path: (number, entry.size) for number, files in enumerate(media, 1) for entry in files}
+    media_json = {
+        number: replace(first, medium=number, of=len(media), files=rows).json()
+        for number in range(1, len(media) + 1)
+    }
+    planned = {
+        f"{number}/{path}"
+        for number, files in enumerate(media, 1)
+        for path in [*whole.head, MEDIUM, f".{MEDIUM}.new", *(entry.path for entry in [*head, *files])]
+    }
+    _check_place(source, out, planned, media_json, [entry.size for files in media for entry in files])
+    for number, content in media_json.items():
+        durable.write(out / str(number) / MEDIUM, content, 0o644)
+    lines = []
+    for number, files in enumerate(media, 1):
+        place = out / str(number)
+        for path, content in whole.head.items():
+            durable.write(place / path, content, 0o644)
+        for entry in [*head, *files]:
+            _put(source / entry.path, place / entry.path, entry)
+        taken = sum(entry.size for entry in [*head, *files])
+        lines.append(
+            f"{place}: {replace(first, medium=number, of=len(media))} of {whole.title}, {len(files)} files, {taken / 1e6:.1f} MB"
+        )
+    durable.sync_all(out)
+    return lines
+
+
+def _overhead(whole: Contents, head: list[Entry], first: Medium, wanted: list[Entry]) -> int:
+    """Bytes that each medium takes beside its part: manifest, list, what is everywhere, folders."""
+    widest = replace(
+        first,
+        medium=MOST_MEDIA,
+        of=MOST_MEDIA,
+        files={entry.path: (MOST_MEDIA, entry.size) for entry in wanted},
+    )
+    folders = {parent for path in whole.files for parent in Path(path).parents}
+    sizes = [len(widest.json()), *map(len, whole.head.values()), *(entry.size for entry in head)]
+    return sum(map(_blocks, sizes)) + BLOCK * len(folders)
+
+
+def _blocks(bytes_: int) -> int:
+    return -(-bytes_ // BLOCK) * BLOCK
+
+
+def _packed(wanted: list[Entry], room: int | None, given: int) -> list[list[Entry]]:
+    """The files by medium: the largest first, each on the first medium that has room for it."""
+    if room is None:
+        return [wanted]
+    media: list[list[Entry]] = [[]]
+    left = [room]
+    for entry in sorted(wanted, key=lambda entry: (-entry.size, entry.path)):
+        takes = _blocks(entry.size)
+        if takes > room:
+            raise LlmkeepError(
+                f"{entry.path} takes {takes} bytes, manifest and lists {given - room} of each medium: {takes + given - room} in "
+                f"all, --size is {given}: give a --size of at least {-(-(takes + given - room) // 10**6)}M"
+            )
+        if (number := next((number for number, free in enumerate(left) if takes <= free), None)) is None:
+            number = len(media)
+            media.append([])
+            left.append(room)
+        media[number].append(entry)
+        left[number] -= takes
+    if len(media) > MOST_MEDIA:
+        raise LlmkeepError(f"that would be {len(media)} media of {given} bytes: give a larger --size")
+    return media
+
+
+def _check_place(
+    source: Path, out: Path, planned: set[str], media_json: dict[int, bytes], sizes: list[int]
+) -> None:
+    """Refuse an OUT with anything else in it than these media, and one without space for their copies."""
+    there = set(manifest.walk(out))
+    other = sorted(there - planned)
+    for number, content in media_json.items():
+        path = out / str(number) / MEDIUM
+        if path.is_file() and path.read_bytes() != content:
+            other.append(f"{number}/{MEDIUM}")
+    if other:
+        raise LlmkeepError(
+            f"{out}/{other[0]} is of other media, or of another --size: remove {out}, or give another --out"
+        )
+    place = next(path for path in [out, *out.absolute().parents] if path.is_dir())
+    if place.stat().st_dev == source.stat().st_dev:
+        return
+    needed = sum(sizes) - sum((out / path).stat().st_size for path in there) + MARGIN
+    if (free := shutil.disk_usage(place).free) < needed:
+        raise LlmkeepError(
+            f"{place} has {free / 1e9:.2f} GB free, the media take {needed / 1e9:.2f} GB more: make room, or give an --out "
+            f"on the disk of {source}, where they take none"
+        )
+
+
+def _put(source: Path, target: Path, entry: Entry) -> None:
+    """SOURCE at TARGET: a hard link, else a copy, which is compared with the manifest. What an earlier run copied is kept."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        if target.samefile(source):
+            return
+        if target.stat().st_nlink > 1:  # never write into a file that has another name
+            target.unlink()
+    if not target.exists():
+        try:
+            target.hardlink_to(source)
+        except OSError:  # another file system, or one without hard links
+            pass
+        else:
+            return
+    if (digest := _copy(source, target, entry.size)) != entry.sha256:
+        target.unlink()
+        raise BundleRefused(
+            DAMAGED, f"{source} has sha256 {digest}, its manifest says {entry.sha256}: build or copy it again"
+        )
+    target.chmod(source.stat().st_mode & 0o777)
+
+
+def _copy(source: Path, target: Path, bytes_: int) -> str:
+    """Copy a plain file of so many bytes, and sync it; its sha256. What TARGET has already is compared instead."""
+    descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb", buffering=0) as stream, Resumable(target, bytes_) as copy:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise LlmkeepError(f"{source} is no plain file: copy it again")
+        while chunk := stream.read(CHUNK):
+            copy.write(chunk)
+        copy.truncate()
+        os.fsync(copy.stream.fileno())
+        return copy.digest()
+
+
+# ---------------------------------------------------------------- join
+def held(folders: Iterable[Path]) -> dict[str, list[Path]]:
+    """Files by the sha256 that the manifests of these folders give them; nothing is hashed."""
+    found = defaultdict(list)
+    for folder in folders:
+        for entry in contents(folder).files.values():
+            if _size(folder / entry.path) == entry.size:
+                found[entry.sha256].append(folder / entry.path)
+    return found
+
+
+def here(places: Places) -> list[Path]:
+    """The bundles and releases of this host."""
+    found = [*places.bundles.glob("[0-9]*"), *places.releases.glob("[!.]*")]
+    return [
+        folder
+        for folder in found
+        if (folder / manifest.NAME).is_file() and (folder / manifest.SIGNATURE).is_file()
+    ]
+
+
+def linkable(path: Path, place: Path) -> bool:
+    """Whether a file may be linked into PLACE: it is on the same disk, and only this user can change it."""
+    status = path.lstat()
+    return (
+        status.st_dev == place.stat().st_dev
+        and status.st_uid == os.geteuid()
+        and not status.st_mode & 0o022
+        and stat.S_ISREG(status.st_mode)
+    )
+
+
+def join(source: Path, into: Path, bases: list[Path]) -> str:
+    """Take what a medium has into INTO, in any order of the media; returns a message.
+
+    INTO appears when all is there. Until then it lies in a hidden folder beside it, where each file gets its name after it was
+    compared with the manifest. What BASES have is linked or copied from there. Raises BundleRefused: DAMAGED; FOREIGN for a
+    medium of something else, or a delta from what is not here; INCOMPLETE while media are missing.
+
+    """
+    medium = read(source)
+    whole = contents(source, medium)
+    carried = _fitting(source, medium, whole)
+    if os.path.lexists(into):
+        if contents(into).digest != whole.digest or list(
+            manifest.strays(into, set(whole.files), set(whole.head))
+        ):
+            raise BundleRefused(
+                FOREIGN, f"{into} exists and is not {whole.title}: name a folder that does not exist"
+            )
+        return f"{into}: {whole.title} is whole already"
+    aside = into.absolute().with_name(f".{into.name}.joining")
+    with _working(aside):
+        _begin(source, aside, medium, whole)
+        at_hand = held(bases)
+        absent = _absent(whole, aside)
+        _check_reachable(medium, whole, absent, carried, at_hand)
+        _check_space(aside, whole, absent, at_hand)
+        for path, content in reversed(
+            whole.head.items()
+        ):  # the manifest last: with it, this is the aside of this manifest
+            durable.write(aside / path, content, 0o644)
+        if problems := list(_taken(source, aside, absent, carried, at_hand)):
+            raise BundleRefused(
+                DAMAGED,
+                f"{source} is not what its manifest says:\n  {manifest.shown(problems)}\nCopy the medium again; the rest is kept",
+            )
+        if absent := _absent(whole, aside):
+            raise BundleRefused(
+                INCOMPLETE, f"{whole.title} is not complete yet: {_to_bring(medium, whole, absent)}"
+            )
+        for path in set(manifest.walk(aside)) - whole.files.keys() - whole.head.keys():
+            (aside / path).unlink()
+        durable.sync_all(aside)
+        aside.rename(into)
+        durable.sync_folder(into.absolute().parent)
+    return f"{into}: {whole.title} is complete, {len(whole.files)} files; manifest {whole.digest}"
+
+
+@contextmanager
+def _working(aside: Path) -> Iterator[None]:
+    """Make the folder and hold it; a refusal before anything is in it leaves none."""
+    aside.mkdir(parents=True, exist_ok=True)
+    with durable.alone(aside):
+        try:
+            yield
+        finally:
+            if aside.is_dir() and not any(aside.iterdir()):
+                aside.rmdir()
+
+
+def _begin(source: Path, aside: Path, medium: Medium | None, whole: Contents) -> None:
+    """Refuse a medium of something else than what was begun here. Files without a manifest are of a run that got no further."""
+    try:
+        begun = contents(aside, medium)
+    except BundleRefused:
+        for path in aside.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return
+    if begun.digest != whole.digest:
+        raise BundleRefused(
+            FOREIGN,
+            f"{source} is of {whole.title} (manifest {whole.digest}), {aside} has files of {begun.title} ({begun.digest}): "
+            f"go on with the media of that, or remove {aside} to give it up",
+        )
+
+
+def _check_reachable(
+    medium: Medium | None,
+    whole: Contents,
+    absent: dict[str, Entry],
+    carried: set[str],
+    at_hand: dict[str, list[Path]],
+) -> None:
+    """Refuse where files are neither here nor on any medium of the list: no further medium would ever complete them."""
+    listed = {whole.files[path].sha256 for path in {*carried, *(medium.files if medium else ())}}
+    nowhere = sorted(
+        path for path, entry in absent.items() if entry.sha256 not in listed and entry.sha256 not in at_hand
+    )
+    if not nowhere:
+        return
+    found = f"{len(nowhere)} files of {whole.title} are on no medium of it and not here, the first is {nowhere[0]}: "
+    if medium and medium.base:
+        raise BundleRefused(
+            FOREIGN,
+            f"{found}it adds to {medium.base_title} (manifest {medium.base}); name that with --base, or bring a whole one",
+        )
+    raise BundleRefused(DAMAGED, f"{found}do not use this medium; split again")
+
+
+def _absent(whole: Contents, aside: Path) -> dict[str, Entry]:
+    """The files that are not there yet, by path. A file gets its name after it was compared."""
+    return {path: entry for path, entry in whole.files.items() if not os.path.lexists(aside / path)}
+
+
+def _part(aside: Path, digest: str) -> Path:
+    """Where a file lies while it is copied."""
+    return aside / f".{digest}"
+
+
+def _check_space(
+    aside: Path, whole: Contents, absent: dict[str, Entry], at_hand: dict[str, list[Path]]
+) -> None:
+    """Refuse where there is no room for what is new: on all media, without what is linked or partly copied."""
+    linked = {digest for digest, paths in at_hand.items() if any(linkable(path, aside) for path in paths)}
+    linked |= {entry.sha256 for path, entry in whole.files.items() if path not in absent}
+    new = [entry for digest, entry in _by_content(absent.values()).items() if digest not in linked]
+    needed = sum(entry.size - min(entry.size, _size(_part(aside, entry.sha256))) for entry in new) + MARGIN
+    if (free := shutil.disk_usage(aside).free) < needed:
+        raise LlmkeepError(
+            f"{aside.parent} has {free / 1e9:.2f} GB free, {needed / 1e9:.2f} GB are new: make room, or give another --into"
+        )
+
+
+def _taken(
+    source: Path, aside: Path, absent: dict[str, Entry], carried: set[str], at_hand: dict[str, list[Path]]
+) -> Iterator[str]:
+    """Bring each content that is here or on the medium, under all of its paths; what is wrong with each."""
+    own = {
+        entry.sha256: aside / path
+        for path, entry in contents(aside).files.items()
+        if path not in absent and os.path.lexists(aside / path)
+    }
+    paths = defaultdict(list)
+    for path, entry in absent.items():
+        paths[entry.sha256].append(path)
+    for digest, wanted in paths.items():
+        size = absent[wanted[0]].size
+        part = _part(aside, digest)
+        on_medium = next((path for path in wanted if path in carried), None)
+        if digest in own:
+            part.unlink(missing_ok=True)
+            part.hardlink_to(own[digest])
+        elif not _from_here(at_hand.get(digest, []), part, digest, size):
+            if on_medium is None:
+                continue
+            problem = _copied(source / on_medium, part, digest, size)
+            if problem:
+                yield problem
+                continue
+        for path in wanted:
+            (aside / path).parent.mkdir(parents=True, exist_ok=True)
+            (aside / path).hardlink_to(part)
+        part.unlink()
+
+
+def _from_here(at_hand: list[Path], part: Path, digest: str, size: int) -> bool:
+    for path in at_hand:
+        if linkable(path, part.parent):
+            if sha256(path) == digest:
+                part.unlink(missing_ok=True)
+                part.hardlink_to(path)
+                return True
+        elif _copied(path, part, digest, size) is None:
+            return True
+    return False
+
+
+def _copied(path: Path, part: Path, digest: str, size: int) -> str | None:
+    """Copy and compare; what is wrong with it, in which case nothing is left."""
+    try:
+        found = _copy(path, part, size)
+    except LlmkeepError as error:
+        found = str(error)
+    if found != digest:
+        part.unlink()
+        return f"{path}: found {found}, expected {digest}"
+    part.chmod(0o755 if path.stat().st_mode & 0o100 else 0o644)
+    return None
+
+
+def _to_bring(medium: Medium | None, whole: Contents, absent: dict[str, Entry]) -> str:
+    """Which media have what is absent, by their list."""
+    by_digest = (
+        {whole.files[path].sha256: number for path, (number, _) in medium.files.items()} if medium else {}
+    )
+    counts: dict[int, list[int]] = defaultdict(list)
+    for digest, entry in _by_content(absent.values()).items():
+        counts[by_digest.get(digest, 0)].append(entry.size)
+    of = medium.of if medium else 1
+    return "; ".join(
+        f"bring medium {number} of {of} ({len(sizes)} files, {sum(sizes) / 1e6:.1f} MB)"
+        if number
+        else f"{len(sizes)} files were here and are damaged: bring a whole one"
+        for number, sizes in sorted(counts.items())
+    )
