@@ -3,7 +3,8 @@
 
 A random model of float32 shards is written below FOLDER, and copied in turns by `cp` (then synced) and by the command, which
 syncs its files too. `--hub` fetches it from the stand-in of a hub on loopback instead of a directory. `--kills N` interrupts
-one more intake by kill -9 at N points, and compares the result. Exit code 0, or 1 if a command failed or a result differs.
+one more intake by kill -9 at N points, splits the candidate over two media, joins them with N kills, and compares both results.
+It takes three times the model's space. Exit code 0, or 1 if a command failed or a result differs.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,6 +30,8 @@ from sharded_deepseek import CARD, CONFIG, LICENCE  # noqa: E402
 SHARD = 1 << 30  # bytes of a shard's only tensor
 BLOCK = 64 << 20
 KIB = 1024  # of ru_maxrss
+INCOMPLETE = 7  # exit code of `bundle join` while media are missing
+WORDS = {True: "the same", False: "NOT THE SAME"}
 
 
 def write_model(folder: Path, shards: int) -> None:
@@ -51,22 +54,16 @@ def write_model(folder: Path, shards: int) -> None:
     (folder / "LICENSE").write_text(LICENCE)
 
 
-def add(source: str, into: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    command = [
-        sys.executable,
-        "-m",
-        "llmkeep",
-        "model",
-        "add",
-        source,
-        "--into",
-        str(into),
-        "--name",
-        "bench",
-    ]
-    return subprocess.Popen(
-        [*command, "--accept-licence", "deepseek"], env=environment, stdout=subprocess.DEVNULL, cwd=ROOT
-    )
+def llmkeep(*words: object) -> list[str]:
+    return [sys.executable, "-m", "llmkeep", *map(str, words)]
+
+
+def add(source: str, into: Path) -> list[str]:
+    return llmkeep("model", "add", source, "--into", into, "--name", "bench", "--accept-licence", "deepseek")
+
+
+def launched(command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, cwd=ROOT)
 
 
 def timed(start: float, size: int) -> float:
@@ -87,7 +84,7 @@ def measured(
     shutil.rmtree(into)
     os.sync()
     start = time.monotonic()
-    process = add(source, into, environment)
+    process = launched(add(source, into), environment)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         sys.exit(f"llmkeep model add ended with {status}")
@@ -95,22 +92,38 @@ def measured(
     return by_cp, rate, usage.ru_maxrss * KIB / 1e6, (usage.ru_utime + usage.ru_stime) / size * 1e9
 
 
-def killed(source: str, into: Path, environment: dict[str, str], kills: int, size: int) -> int:
-    """Intake with `kills` kill -9 at even distances; the number of runs that it took."""
-    for number in range(1, kills + 1):
-        process = add(source, into, environment)
-        while process.poll() is None:
-            there = sum(path.stat().st_size for path in into.parent.glob(".*/models/*/*.safetensors"))
-            if there >= size * number // (kills + 1):
-                process.send_signal(signal.SIGKILL)
-                break
-            time.sleep(0.002)
-        process.wait()
-        if into.exists():
-            return number
-    if add(source, into, environment).wait():
-        sys.exit("the last run failed")
-    return kills + 1
+def written(place: Path) -> int:
+    """Bytes of the files in the hidden folders of PLACE, where unfinished work lies."""
+    found = 0
+    for path in place.glob(".*/**/*"):
+        with suppress(FileNotFoundError):  # renamed meanwhile
+            found += path.stat().st_size if path.is_file() else 0
+    return found
+
+
+def killed(commands: list[list[str]], environment: dict[str, str], place: Path, kills: int, size: int) -> int:
+    """Run each command until it ends by itself, with `kills` kill -9 at even distances of what they write; the kills done."""
+    done = 0
+    for command in commands:
+        code = -signal.SIGKILL
+        while code == -signal.SIGKILL:
+            process = launched(command, environment)
+            while process.poll() is None:
+                if done < kills and written(place) >= size * (done + 1) // (kills + 1):
+                    process.send_signal(signal.SIGKILL)
+                    done += 1
+                    break
+                time.sleep(0.002)
+            code = process.wait()
+        if code not in (0, INCOMPLETE):
+            sys.exit(f"{' '.join(command)} ended with {code}")
+    return done
+
+
+def same(model: Path, candidate: Path) -> bool:
+    return all(
+        digest(path) == digest(candidate / "models/bench" / path.name) for path in model.glob("*.safetensors")
+    )
 
 
 def digest(path: Path) -> str:
@@ -149,15 +162,21 @@ def main() -> int:
         )
         if given.kills:
             size = sum(path.stat().st_size for path in model.glob("*.safetensors"))
-            runs = killed(source, into, environment, given.kills, size)
-            same = all(
-                digest(path) == digest(into / "models/bench" / path.name)
-                for path in model.glob("*.safetensors")
-            )
+            media, joined = Path(folder, "media"), Path(folder, "joined")
+            kills = killed([add(source, into)], environment, into.parent, given.kills, size)
+            as_before = [same(model, into)]
+            print(f"model add: killed {kills} times, then done; every shard is {WORDS[as_before[0]]}")
+            split = llmkeep("bundle", "split", into, "--size", f"{size * 6 // 10}", "--out", media)
+            subprocess.run(split, check=True, cwd=ROOT)
+            begun = time.monotonic()
+            joins = [llmkeep("bundle", "join", media / number, "--into", joined) for number in ("2", "1")]
+            kills = killed(joins, environment, joined.parent, given.kills, size)
+            seconds = time.monotonic() - begun
+            as_before.append(same(model, joined))
             print(
-                f"killed {runs - 1} times, then done; every shard is {'the same' if same else 'NOT THE SAME'}"
+                f"bundle join: killed {kills} times, done after {seconds:.0f} s; every shard is {WORDS[as_before[1]]}"
             )
-            return 0 if same else 1
+            return 0 if as_before == [True, True] else 1
     return 0
 
 
