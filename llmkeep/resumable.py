@@ -2,14 +2,32 @@
 
 import hashlib
 import os
+import sys
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import BinaryIO
+
+from rich.console import Console
+from rich.progress import wrap_file
 
 from llmkeep.errors import LlmkeepError
 
 CHUNK = 4 << 20
 AHEAD = 4  # chunks that wait to be hashed
+
+
+def progress(stream: BinaryIO, size: int, name: str) -> AbstractContextManager[BinaryIO]:
+    """STREAM, to be read in a `with`; a terminal shows how much of SIZE bytes was."""
+    return wrap_file(
+        stream,
+        total=size,
+        description=name,
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    )
 
 
 class TooLong(LlmkeepError):

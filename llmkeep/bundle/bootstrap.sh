@@ -58,13 +58,13 @@ absent() {
         awk 'pass == 1 { size[$2] = $1; next } !($3 in size) || size[$3] != $2' pass=1 - pass=2 "$state/files"
 }
 
-# The files of the bundles or releases $@ that are on this disk: sha256, size, path. What they hold is seen later.
+# The files of the bundles or releases $@ that are on this disk and only root can change: sha256, size, path.
 at_hand() {
     for folder in "$@"; do
         [ -f "$folder/MANIFEST.json" ] || continue
         [ "$(stat -Lc %d "$folder")" = "$(stat -c %d "$store")" ] || continue
         table "$folder" > "$state/table"
-        find "$folder/" -type f -printf '%s %P\n' | awk -v folder="$folder" 'pass == 1 { size[$2] = $1; next }
+        find "$folder/" -type f -user 0 ! -perm /022 -printf '%s %P\n' | awk -v folder="$folder" 'pass == 1 { size[$2] = $1; next }
             ($3 in size) && size[$3] == $2 { print $1, $2, folder "/" $3 }' pass=1 - pass=2 "$state/table"
     done
 }

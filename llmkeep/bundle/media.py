@@ -24,7 +24,7 @@ from llmkeep.bundle.cache import sha256
 from llmkeep.bundle.manifest import DAMAGED, FOREIGN, INCOMPLETE, MEDIUM, UNSIGNED, BundleRefused, Entry
 from llmkeep.errors import LlmkeepError
 from llmkeep.places import Places
-from llmkeep.resumable import CHUNK, Resumable
+from llmkeep.resumable import CHUNK, Resumable, progress
 
 FORMAT = 1
 MOST = 64 << 20  # bytes of a MEDIUM.json that are read
@@ -70,7 +70,7 @@ def contents(folder: Path, medium: "Medium | None" = None) -> Contents:
             )
         head = {name: (folder / name).read_bytes() for name in (manifest.NAME, manifest.SIGNATURE)}
         found = manifest.parse(folder, head[manifest.NAME])
-        title = re.sub(r"[^A-Za-z0-9 ._-]", "?", found.profile)[:80] + f", serial {found.serial}"
+        title = re.sub(r"[^A-Za-z0-9 ._-]", "?", found.profile)[:80] + f" serial {found.serial}"
         return Contents(
             title, found.serial, _digest(head), head, {entry.path: entry for entry in found.files}
         )
@@ -281,7 +281,7 @@ def split(source: Path, out: Path, room: int | None, old: Path | None = None) ->
             _put(source / entry.path, place / entry.path, entry)
         taken = sum(entry.size for entry in [*head, *files])
         lines.append(
-            f"{place}: {replace(first, medium=number, of=len(media))} of {whole.title}, {len(files)} files, {taken / 1e6:.1f} MB"
+            f"{place}: {whole.title}, {replace(first, medium=number, of=len(media))}: {len(files)} files, {taken / 1e6:.1f} MB"
         )
     durable.sync_all(out)
     return lines
@@ -382,8 +382,9 @@ def _copy(source: Path, target: Path, bytes_: int) -> str:
     with os.fdopen(descriptor, "rb", buffering=0) as stream, Resumable(target, bytes_) as copy:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise LlmkeepError(f"{source} is no plain file: copy it again")
-        while chunk := stream.read(CHUNK):
-            copy.write(chunk)
+        with progress(stream, bytes_, source.name) as shown:
+            while chunk := shown.read(CHUNK):
+                copy.write(chunk)
         copy.truncate()
         os.fsync(copy.stream.fileno())
         return copy.digest()

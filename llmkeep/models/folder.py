@@ -2,19 +2,15 @@
 
 import os
 import stat
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from rich.console import Console
-from rich.progress import wrap_file
-
 from llmkeep.models import contents
 from llmkeep.models.contents import File
 from llmkeep.models.refusal import DAMAGED, UNFIT, ModelRefused, printable
-from llmkeep.resumable import CHUNK, Resumable
+from llmkeep.resumable import CHUNK, Resumable, progress
 
 DEEPER = "1_Pooling"  # the only folder in which a file of a model may lie
 
@@ -55,14 +51,7 @@ class Folder:
         """Copy a file; what TARGET has of it already is compared instead."""
         with (
             self._opened(file.path) as opened,
-            wrap_file(
-                opened,
-                total=file.size,
-                description=file.path,
-                console=Console(stderr=True),
-                transient=True,
-                disable=not sys.stderr.isatty(),
-            ) as stream,
+            progress(opened, file.size, file.path) as stream,
         ):
             while chunk := stream.read(CHUNK):
                 target.write(chunk)

@@ -266,7 +266,7 @@ def test_a_delta_takes_the_rest_from_the_bundle_in_use(
     machine.bootstrap(whole)
     run = machine.bootstrap(delta)
     assert (run.returncode, run.stderr) == (0, "")
-    assert "medium 1 of 1 of serial 8, a delta from lab, serial 7" in run.stdout
+    assert "medium 1 of 1 of serial 8, a delta from lab serial 7" in run.stdout
     assert "(0.0 MB of it are new here)" in run.stdout
     assert_in_place(machine, newer, 8)
     before, after = inodes(machine.store / "7"), inodes(machine.store / "8")
@@ -301,7 +301,7 @@ def test_a_delta_from_another_bundle_than_the_one_here_is_refused(machine: Machi
     run = machine.bootstrap(delta)
     assert run.returncode == manifest.FOREIGN
     assert (
-        "It adds to lab, serial 7, in use here is serial 0: bring a delta from that, or a whole bundle"
+        "It adds to lab serial 7, in use here is serial 0: bring a delta from that, or a whole bundle"
         in run.stderr
     )
     assert (machine.accepted, (machine.store / ".incoming").exists()) == ([], False)
@@ -377,7 +377,7 @@ LIES: dict[str, tuple[Callable[[Path], None], str]] = {
         "cannot be read",
     ),
     "no number": (rewritten(lambda document: document.update(of="")), "cannot be read"),
-    "nothing": (lambda part: (part / manifest.MEDIUM).write_text("{}"), "cannot be read"),  # type: ignore[dict-item, return-value]
+    "nothing": (lambda part: (part / manifest.MEDIUM).write_text("{}"), "cannot be read"),  # type: ignore[dict-item]
 }
 
 

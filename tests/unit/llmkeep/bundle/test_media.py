@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -185,11 +186,17 @@ def linked(part: Path) -> None:
     path.symlink_to(part.parent / "elsewhere")
 
 
+def listed_smaller(part: Path) -> None:
+    """A candidate's manifest has no sizes, so that those of the list are used."""
+    text = (part / manifest.MEDIUM).read_text()
+    (part / manifest.MEDIUM).write_text(re.sub(r'(model-00002.*"size": )\d+', r"\g<1>1000", text))
+
+
 def stray(part: Path) -> None:
     (part / "models/more.safetensors").write_text("")
 
 
-@pytest.mark.parametrize("harm", [damaged, longer, linked, lose_a_shard, stray])
+@pytest.mark.parametrize("harm", [damaged, longer, linked, lose_a_shard, listed_smaller, stray])
 def test_a_harmed_medium_is_refused_and_the_others_files_are_kept(
     harm: Callable[[Path], None],
     candidate: Path,

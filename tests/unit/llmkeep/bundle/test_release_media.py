@@ -57,7 +57,7 @@ def test_each_medium_of_a_release_is_verified_by_its_signature(
     for verb in ("release", "bundle"):
         assert cli.main([verb, "verify", str(tmp_path / "out/1"), "--keyring", key]) == 0
         said = capsys.readouterr().out
-        assert f"release {NAME}, serial 1, medium 1 of 2, " in said
+        assert f"release {NAME} serial 1, medium 1 of 2, " in said
         assert "all as signed by " in said
     lose_a_shard(next(path.parents[2] for path in tmp_path.glob("out/*/models/*/model-00002*")))
     codes = {
@@ -80,7 +80,7 @@ def test_a_delta_of_a_release_carries_what_changed_and_links_the_rest(
         manifest.SIGNATURE,
     }
     with pytest.raises(
-        BundleRefused, match=rf"it adds to release {NAME}, serial 1 \(manifest [0-9a-f]{{64}}\); name that"
+        BundleRefused, match=rf"it adds to release {NAME} serial 1 \(manifest [0-9a-f]{{64}}\); name that"
     ) as refusal:
         media.join(delta, joined, [])
     assert (refusal.value.code, joined.parent.exists()) == (manifest.FOREIGN, True)

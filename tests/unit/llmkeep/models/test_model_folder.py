@@ -25,8 +25,8 @@ from llmkeep.bundle.release import ReleaseError
 from llmkeep.models import intake, licence
 from llmkeep.models.contents import File
 from llmkeep.models.folder import Folder
-from llmkeep.resumable import Resumable
 from llmkeep.places import Places
+from llmkeep.resumable import Resumable
 
 ROOT = Path(__file__).resolve().parents[4]
 SHARD = "model-00002-of-00003.safetensors"
