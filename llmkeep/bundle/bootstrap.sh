@@ -3,7 +3,7 @@
 # DOMAIN is the estate's, base_domain in its inventory (default: estate.internal).
 #
 # Compare this file's sha256 with the one that `llmkeep bundle build` printed BEFORE you run it: it carries the
-# fingerprint of the only key whose bundles it accepts. It needs root, and what each Debian 13 has: apt, sqv, sed, find.
+# fingerprint of the only key whose bundles it accepts. It needs root, and what each Debian 13 has: apt, awk, sed, sqv.
 #
 # It works on a copy: copies the bundle, checks signature, expiry, serial, then every file; until then nothing of the
 # bundle is run. Each step may be cut off by a power loss; run it again, and it goes on. A second run changes nothing.
@@ -90,6 +90,12 @@ copy_files() {
         refuse 1 "copying stopped ($(head -n 1 "$state/copy.log")): plug the medium in, or make room; run it again, it goes on"
 }
 
+check_carried() {
+    awk 'pass == 1 { carried[$1]; next } ($3 in carried) { print $1 "  " $3 }' \
+        pass=1 "$state/carried" pass=2 "$state/files" > "$state/sums"
+    (cd "$incoming" && sha256sum --check --strict --quiet "$state/sums" 2> /dev/null)
+}
+
 # Remove from incoming what is not as signed, by the output of sha256sum in $1.
 discard() { printf '%s\n' "$1" | sed -n 's/: FAILED.*$//p' | (cd "$incoming" && xargs -r rm -f --); }
 
@@ -166,12 +172,11 @@ $problems"
 if cmp -s "$judged/MANIFEST.json" "$store/$serial/MANIFEST.json" && check_files "$store/$serial" > /dev/null; then
     say "serial $serial is here already and whole"
 else
-    begun=$([ ! -f "$incoming/MANIFEST.json" ] || field serial "$incoming/MANIFEST.json")
     if ! cmp -s "$judged/MANIFEST.json" "$incoming/MANIFEST.json"; then
-        # One that was overtaken is given up; one that may still be completed is not.
+        # One that was overtaken gives way; one that may still be completed does not.
+        begun=$([ ! -f "$incoming/MANIFEST.json" ] || field serial "$incoming/MANIFEST.json")
         [ "${begun:-0}" -le "$seen" ] || refuse 8 "this medium is of serial $serial, and serial $begun, created" \
             "$(field created "$incoming/MANIFEST.json"), is half here: bring its other media, or give it up with rm -r $incoming"
-        rm -rf "$incoming"
     fi
     at_hand "$incoming" "$store"/[0-9]* "$releases"/* > "$state/here"
     absent | awk 'pass == 1 { here[$1]; next } !($1 in here) && !seen[$1]++' pass=1 "$state/here" pass=2 - > "$state/new"
@@ -196,12 +201,15 @@ else
     copy_files
     link_files "$incoming"
     if [ -n "$(absent)" ]; then
-        awk 'pass == 1 { carried[$1]; next } ($3 in carried) { print $1 "  " $3 }' \
-            pass=1 "$state/carried" pass=2 "$state/files" > "$state/sums"
-        problems=$(cd "$incoming" && sha256sum --check --strict --quiet "$state/sums" 2> /dev/null) || {
+        problems=$(check_carried) || {
+            # A power cut may have damaged what an earlier run copied.
             discard "$problems"
-            refuse 4 "this medium is not what was signed, copy it again; the rest is kept:
+            copy_files
+            problems=$(check_carried) || {
+                discard "$problems"
+                refuse 4 "this medium is not what was signed, copy it again; the rest is kept:
 $problems"
+            }
         }
         sync -f "$store"
         say "serial $serial is not complete yet, bring"

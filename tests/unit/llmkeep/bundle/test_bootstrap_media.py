@@ -171,6 +171,20 @@ def test_a_damaged_file_is_found_while_its_medium_is_plugged_in(
     assert_in_place(machine, whole)
 
 
+def test_what_a_power_cut_damaged_in_the_copy_is_copied_again(
+    machine: Machine, whole: Path, parts: list[Path]
+) -> None:
+    machine.bootstrap(parts[0])
+    victim = machine.store / ".incoming/models/small/shard-1"
+    victim.write_bytes(bytes(victim.stat().st_size))
+    run = machine.bootstrap(parts[0])
+    assert (run.returncode, run.stderr) == (manifest.INCOMPLETE, "")
+    for part in parts[1:]:
+        run = machine.bootstrap(part)
+    assert run.returncode == 0
+    assert_in_place(machine, whole)
+
+
 def test_a_file_that_a_medium_lost_is_missed_before_anything_is_copied(
     machine: Machine, parts: list[Path]
 ) -> None:
