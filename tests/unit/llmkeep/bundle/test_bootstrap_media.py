@@ -20,6 +20,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="bootstrap needs root"
 WEIGHTS = {f"models/small/shard-{number}": bytes([number]) * 40_000 for number in range(1, 5)}
 NEW = {"models/small/shard-4": b"\x09" * 40_000, "models/small/shard-5": WEIGHTS["models/small/shard-2"]}
 TWIN = "tree/the-same-as-shard-1"
+KILLS = int(os.environ.get("STORM", "2"))
 SIZE = 150_000  # two shards a medium
 
 
@@ -249,18 +250,21 @@ def test_a_disk_that_is_full_half_way_is_named_and_the_copy_goes_on(
     assert_in_place(machine, whole)
 
 
-@pytest.mark.parametrize("number", range(int(os.environ.get("STORM", "2"))))
+@pytest.mark.parametrize("number", range(KILLS))
 def test_media_with_a_kill_in_each_are_put_together(
-    number: int, machine: Machine, whole: Path, parts: list[Path]
+    number: int, machine: Machine, whole: Path, parts: list[Path], tmp_path: Path
 ) -> None:
-    """Killed at moments that are spread over the run of each medium."""
-    runs = int(os.environ.get("STORM", "2"))
+    """Killed at moments that are spread over the time that a run takes."""
+    (tmp_path / "timed").mkdir()
+    begin = time.monotonic()
+    assert Machine(tmp_path / "timed", parts[0]).bootstrap().returncode == manifest.INCOMPLETE
+    duration = time.monotonic() - begin
     for part in parts:
         machine.stick = part
         command = ["sh", str(machine.script())]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         started = subprocess.Popen(command, start_new_session=True, **quiet)  # type: ignore[call-overload]
-        time.sleep(0.25 * (number + 1) / runs)
+        time.sleep(duration * (number + 0.5) / KILLS)
         os.killpg(started.pid, signal.SIGKILL)
         started.wait()
     codes = [machine.bootstrap(part).returncode for part in parts]
