@@ -1,8 +1,8 @@
 """The command `llmkeep`. Each module registers its own verbs.
 
 Exit codes: 0 done; 1 refused or failed, the message says what and what to do; 2 wrong usage; 130 interrupted.
-`llmkeep bundle verify`, `split` and `join`, `policy verify`, `release verify` and `model add` tell refusals apart by 3 to 8 (see
-their help).
+`llmkeep lock update`, `bundle build`, `verify`, `split` and `join`, `policy verify`, `release verify` and `model add` tell refusals
+apart by 3 to 8 (see their help).
 `llmkeep pki revoke` and `reinstate`: 3 if a host was not reached.
 """
 
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from llmkeep import inventory, revoke, run
 from llmkeep.bundle import commands, programs, release, signing, update
+from llmkeep.bundle.aptsources import PackagesRefused
 from llmkeep.errors import LlmkeepError
 from llmkeep.models import commands as models
 from llmkeep.pki import issuing
@@ -59,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         return int(arguments.run(arguments)) if arguments else run.ansible_playbook(sys.argv[1:])
     except LlmkeepError as error:
         print(f"llmkeep: {error}", file=sys.stderr)
-        return 1
+        return error.code if isinstance(error, PackagesRefused) else 1
     except BrokenPipeError:  # as in `llmkeep bundle list X | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE

@@ -1,64 +1,113 @@
 """Debian packages: resolve a closure, download exactly what the lock says, make a signed repository of it.
 
-apt does the first two with a private state: only the suites that artifacts.yml names, no installed packages, none of
-the machine's pins. Mirror, proxy and keys come from the machine's own apt settings.
+apt does the first two with a private state: only the sources that artifacts.yml names, no installed packages, none of
+the machine's pins. Debian's mirrors, their keys and the proxy come from the machine's own apt settings.
 """
 
+import os
 import re
+import shutil
 import subprocess
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from llmkeep.bundle import cache, signing
-from llmkeep.bundle.lock import Artifact
+from llmkeep.bundle import aptsources, cache, signing
+from llmkeep.bundle.aptsources import FORBIDDEN, UNREACHABLE, UNTRUSTED, PackagesRefused, Rules, Source
+from llmkeep.bundle.lock import Deb
 from llmkeep.errors import LlmkeepError
+from llmkeep.source_tree import TREE
 
 SUITE, COMPONENT = "trixie", "main"
+UNKNOWN_LICENCE = "NOASSERTION"
+OUT_OF_REACH = re.compile(
+    r"Could not (?:resolve|connect)|Unable to connect|Cannot initiate|[Tt]imed out|unreachable"
+    r"|Connection (?:failed|refused|reset)|Temporary failure|does not have a Release file|\b(?:40[0-9]|5\d\d) +[A-Z]"
+)
 
 
 class Apt:
-    """apt with a state of its own in the cache. `wanted` is artifacts.yml's `apt`."""
+    """apt with a state of its own in the cache. `wanted` is artifacts.yml's `apt`, `sources` names those to use."""
 
-    def __init__(self, wanted: dict[str, Any]) -> None:
-        self.folder = cache.home() / "apt"
-        self.archives = self.folder / "archives"
-        for folder in (self.folder / "lists" / "partial", self.archives / "partial"):
+    def __init__(self, wanted: dict[str, Any], sources: list[str], tree: Path = TREE) -> None:
+        if gone := sorted(set(sources) - set(wanted["sources"])):
+            raise LlmkeepError(
+                f"the lock has packages of {', '.join(gone)}, and apt.sources has only {', '.join(wanted['sources'])}: "
+                "run `llmkeep lock update --only apt`"
+            )
+        entries = wanted["sources"].items()
+        self.sources = [aptsources.parse(name, entry) for name, entry in entries if name in sources]
+        self.tree, self.folder = tree, cache.home() / "apt"
+        self.archives, self.entries = self.folder / "archives", self.folder / "sources.d"
+        for folder in (self.folder / "lists" / "partial", self.archives / "partial", self.entries):
             folder.mkdir(parents=True, exist_ok=True)
+        for stale in self.entries.iterdir():
+            stale.unlink()
         (self.folder / "status").touch()
-        (self.folder / "sources.list").write_text("\n".join(_sources(wanted)) + "\n")
+        (self.folder / "preferences").write_text("")
         self.config = self.folder / "apt.conf"
         self.config.write_text(f"""
 Dir::State "{self.folder}"; Dir::State::Lists "{self.folder}/lists";
 Dir::State::status "{self.folder}/status";
 Dir::Cache "{self.folder}"; Dir::Cache::archives "{self.archives}";
-Dir::Etc::sourcelist "{self.folder}/sources.list"; Dir::Etc::sourceparts "/dev/null";
-Dir::Etc::preferences "/dev/null"; Dir::Etc::preferencesparts "/dev/null";
+Dir::Etc::sourcelist "/dev/null"; Dir::Etc::sourceparts "{self.entries}";
+Dir::Etc::preferences "{self.folder}/preferences"; Dir::Etc::preferencesparts "/dev/null";
 APT::Architecture "{wanted["architecture"]}"; APT::Architectures {{ "{wanted["architecture"]}"; }};
-APT::Install-Recommends "false"; APT::Sandbox::User "root"; Acquire::Languages "none"; Acquire::Retries "3";
-APT::Update::Error-Mode "any";
+APT::Install-Recommends "false"; APT::Sandbox::User "root"; APT::Update::Error-Mode "any"; APT::Get::List-Cleanup "false";
+APT::Get::AllowUnauthenticated "false"; Acquire::AllowInsecureRepositories "false"; Acquire::AllowWeakRepositories "false";
+Acquire::Check-Valid-Until "true"; Acquire::Check-Date "true"; Acquire::ForceHash "SHA256";
+Acquire::Languages "none";
 """)
 
     def get(self, *arguments: str) -> str:
         """Run apt-get; a failure carries apt's own words."""
-        run = subprocess.run(
-            ["apt-get", "--config-file", str(self.config), "-qq", "-y", *arguments],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        run = self._run(*arguments)
         if run.returncode != 0:
             raise LlmkeepError(f"apt-get {arguments[0]} failed:\n{run.stderr.strip()}")
         return run.stdout
 
-    def closure(self, packages: list[str]) -> list[str]:
-        """`name=version` of everything that these packages need on a machine that has nothing."""
-        found = []
+    def update(self) -> Rules:
+        """Fetch every source's signed index, and pin what each may not provide. PackagesRefused names each source that failed."""
+        failed: list[tuple[int, str]] = []
+        for source in self.sources:
+            entry = self.entries / f"{source.name}.sources"
+            try:
+                entry.write_text(self._entry(source))
+            except PackagesRefused as refusal:
+                failed.append((refusal.code, str(refusal)))
+                continue
+            run = self._run(
+                "update", f"--option=Dir::Etc::sourcelist={entry}", "--option=Dir::Etc::sourceparts=/dev/null"
+            )
+            if run.returncode != 0:
+                words = _reasons(run.stderr)
+                code = UNREACHABLE if all(map(OUT_OF_REACH.search, words)) else UNTRUSTED
+                failed.append(
+                    (
+                        code,
+                        f"{source.name}, {'not reached' if code == UNREACHABLE else 'refused'}: {'; '.join(words)}",
+                    )
+                )
+        if failed:
+            lines = "".join(f"\n  {line}" for _, line in failed)
+            raise PackagesRefused(
+                max(code for code, _ in failed),
+                f"{len(failed)} of {len(self.sources)} package sources cannot be used, and nothing was changed:{lines}",
+            )
+        rules = Rules({source: list(self._offers(source)) for source in self.sources})
+        (self.folder / "preferences").write_text(rules.pins())
+        return rules
+
+    def closure(self, packages: list[str]) -> dict[str, str]:
+        """Everything that these packages need on a machine that has nothing: `name=version` to SHA256."""
+        found = {}
         for line in self.get("install", "--print-uris", *packages).splitlines():
-            name, version, _ = line.split()[1].removesuffix(".deb").split("_")
-            found.append(f"{name}={version.replace('%3a', ':')}")
-        return sorted(found)
+            _, file, _, digest = [*line.split(), ""][:4]
+            name, version, _ = file.removesuffix(".deb").split("_")
+            found[f"{name}={version.replace('%3a', ':')}"] = digest.removeprefix("SHA256:")
+        return dict(sorted(found.items()))
 
     def download(self, keys: list[str]) -> dict[str, str]:
         """Download packages (`name=version`) into the cache; returns their sha256. An interrupted download is resumed."""
@@ -79,65 +128,146 @@ APT::Update::Error-Mode "any";
             found[f"{name}={version.replace('%3a', ':')}"] = cache.put(file)
         return found
 
+    def _run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["apt-get", "--config-file", str(self.config), "-qq", "-y", *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | {"LC_ALL": "C.UTF-8"},
+        )
+
+    def _entry(self, source: Source) -> str:
+        """The source in apt's deb822 format."""
+        if source.debian:
+            return "\n".join(_debian_entries(source))
+        fields = {
+            "Types": "deb",
+            "Suites": " ".join(source.suites),
+            "Components": " ".join(source.components),
+        }
+        if source.directory:
+            # Each file was compared with its stated sha256, which takes the place of a signature.
+            fields |= {"URIs": f"copy:{self._local(source)}", "Suites": "./", "Trusted": "yes"}
+        else:
+            fields |= {"URIs": _copied(source.uri), "Signed-By": str(aptsources.keyring(source, self.tree))}
+        return "".join(f"{name}: {value}\n" for name, value in fields.items() if value)
+
+    def _local(self, source: Source) -> Path:
+        """A repository of a vendor's directory."""
+        place = self.folder / "local" / source.name
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True)
+        for name, path in aptsources.collect(source, self.tree).items():
+            shutil.copyfile(path, place / name)
+        (place / "Packages").write_bytes(_output(["apt-ftparchive", "packages", "."], place))
+        return place
+
+    def _offers(self, source: Source) -> Iterator[aptsources.Offer]:
+        form = "--format=$(SOURCESENTRY)|$(FILENAME)"
+        for line in self.get("indextargets", form, "Created-By: Packages").splitlines():
+            entry, file = line.split("|")
+            if Path(entry.rsplit(":", 1)[0]).stem == source.name:
+                index = _output(["/usr/lib/apt/apt-helper", "cat-file", file])
+                yield from aptsources.offers(index.decode(errors="replace"))
+
 
 class Moved(LlmkeepError):
     """The mirror has other versions than the lock."""
 
 
 def resolve(
-    wanted: dict[str, Any], known: dict[str, Artifact]
-) -> tuple[dict[str, list[str]], dict[str, Artifact]]:
+    wanted: dict[str, Any], known: dict[str, Deb], tree: Path = TREE
+) -> tuple[dict[str, list[str]], dict[str, Deb]]:
     """Roles to their wanted packages as `name=version`, and the closure of all roles together.
 
-    Packages that are `known` and in the cache are neither downloaded nor looked into again.
+    `wanted`: artifacts.yml's `apt`, with the roles and sources of one profile. Packages that are `known` and in the cache are
+    neither downloaded nor looked into again.
     """
-    apt = Apt(wanted)
-    apt.get("update")
+    apt = Apt(wanted, list(wanted["sources"]), tree)
+    rules = apt.update()
     packages = sorted({name for names in wanted["roles"].values() for name in names})
-    keys = apt.closure(packages)
-    debs = {key: known[key] for key in keys if key in known and cache.has(known[key].sha256, known[key].size)}
-    new = [key for key in keys if key not in debs]
+    try:
+        closure = apt.closure(packages)
+    except LlmkeepError as error:
+        held = [f"{name} has {package}" for name, package in rules.held_back(str(error))]
+        if not held:
+            raise
+        raise PackagesRefused(
+            FORBIDDEN,
+            f"{error}\nThe source {', '.join(held)}, which it is not listed for: add it to the packages of that source",
+        ) from error
+    sources = {key: rules.source(key, digest) for key, digest in closure.items()}
+    debs = {
+        key: known[key]
+        for key, digest in closure.items()
+        if key in known
+        and (known[key].sha256, known[key].apt_source) == (digest, sources[key].name)
+        and cache.has(digest, known[key].size)
+    }
+    new = [key for key in closure if key not in debs]
     if new:
         digests = apt.download(new)
         with ThreadPoolExecutor() as pool:
-            debs |= zip(new, pool.map(lambda key: describe(key, digests[key]), new), strict=True)
-    versions = dict(key.split("=", 1) for key in keys)
+            found = pool.map(lambda key: describe(key, digests[key], sources[key]), new)
+            debs |= zip(new, found, strict=True)
+    versions = dict(key.split("=", 1) for key in closure)
     roles = {role: [f"{name}={versions[name]}" for name in names] for role, names in wanted["roles"].items()}
     return roles, debs
 
 
-def fetch(wanted: dict[str, Any], debs: dict[str, Artifact]) -> None:
-    """Download exactly these packages into the cache; raises Moved if the mirror has other versions."""
+def fetch(wanted: dict[str, Any], debs: dict[str, Deb], tree: Path = TREE) -> None:
+    """Download exactly these packages into the cache; raises Moved if a source has other versions.
+
+    `wanted`: artifacts.yml's `apt`. The directories of vendors are compared with their entries even if nothing is missing.
+    """
+    used = {deb.apt_source for deb in debs.values()}
+    for name in sorted(used & set(wanted["sources"])):
+        source = aptsources.parse(name, wanted["sources"][name])
+        if source.directory:
+            aptsources.collect(source, tree)
+            locked = {key: deb.sha256 for key, deb in debs.items() if deb.apt_source == name}
+            _require_locked(
+                locked,
+                {key: digest for key, digest in locked.items() if digest in dict(source.files).values()},
+            )
     missing = [key for key, deb in debs.items() if not cache.has(deb.sha256, deb.size)]
     if not missing:
         return
-    apt = Apt(wanted)
-    apt.get("update")
-    digests = apt.download(missing)
-    for key in missing:
-        if digests.get(key) != debs[key].sha256:
-            raise LlmkeepError(
-                f"{key} has sha256 {digests.get(key)}, the lock says {debs[key].sha256}: "
-                "a published package was changed; do not use it until you know why"
+    apt = Apt(wanted, list(used), tree)
+    apt.update()
+    _require_locked({key: debs[key].sha256 for key in missing}, apt.download(missing))
+
+
+def _require_locked(locked: dict[str, str], found: dict[str, str]) -> None:
+    """Refuse packages whose SHA256 is not the lock's."""
+    for key, digest in locked.items():
+        if found.get(key) != digest:
+            raise PackagesRefused(
+                FORBIDDEN,
+                f"{key} has sha256 {found.get(key, 'of no file')}, the lock says {digest}: "
+                "a published package was changed; do not use it until you know why",
             )
 
 
-def describe(key: str, digest: str) -> Artifact:
-    """The lock's entry for a package that is in the cache."""
+def describe(key: str, digest: str, source: Source) -> Deb:
+    """The lock's entry for a package that is in the cache. A vendor's states its licence itself, or its source does."""
     name, version = key.split("=", 1)
     file = cache.blob(digest)
     architecture = _output(["dpkg-deb", "--field", str(file), "Architecture"]).decode().strip()
-    return Artifact(
+    licence, origin = _licence(file, name), "debian" if source.debian else source.name
+    return Deb(
         file=f"{name}_{version.split(':')[-1]}_{architecture}.deb",
         version=version,
         sha256=digest,
         size=file.stat().st_size,
-        licence=_licence(file, name),
-        purl=f"pkg:deb/debian/{name}@{quote(version, safe='')}?arch={architecture}",
+        licence=source.licence if licence == UNKNOWN_LICENCE and source.licence else licence,
+        purl=f"pkg:deb/{origin}/{name}@{quote(version, safe='')}?arch={architecture}",
+        apt_source=source.name,
     )
 
 
-def repository(folder: Path, debs: dict[str, Artifact], key: Path, expires: str) -> None:
+def repository(folder: Path, debs: dict[str, Deb], key: Path, expires: str) -> None:
     """pool/ and a signed dists/trixie under `folder`; apt refuses it from `expires` (an RFC 2822 date) on."""
     for deb in debs.values():
         cache.place(cache.blob(deb.sha256), folder / "pool" / deb.file)
@@ -166,25 +296,60 @@ def repository(folder: Path, debs: dict[str, Artifact], key: Path, expires: str)
     release.unlink()
 
 
-def _sources(wanted: dict[str, Any]) -> list[str]:
-    """One-line sources of the machine's own mirrors for the wanted suites."""
-    form = "$(ORIGIN)|$(RELEASE)|$(COMPONENT)|$(REPO_URI)|$(SIGNED_BY)"
-    lines = []
-    for line in (
-        _output(["apt-get", "indextargets", "--format", form, "Created-By: Packages"]).decode().split("\n")
-    ):
-        origin, suite, component, uri, signer = (line.split("|") + [""] * 5)[:5]
-        if origin == wanted["origin"] and suite in wanted["suites"] and component == COMPONENT:
-            lines.append(
-                f"deb {f'[signed-by={signer}] ' if signer.startswith('/') else ''}{uri} {suite} {component}"
-            )
-    lacking = [suite for suite in wanted["suites"] if not any(f" {suite} " in line for line in lines)]
+def _reasons(stderr: str) -> list[str]:
+    """What apt says is wrong, one sentence a fault."""
+    lines = [line.removeprefix("E: ") for line in stderr.splitlines() if line.startswith("E: ")]
+    lines = [
+        re.split(r" *Stack backtrace:", line)[0] for line in lines if "Some index files failed" not in line
+    ]
+    said = [
+        line
+        for line in stderr.splitlines()
+        if line.startswith("W: ") and "signature verification failed" in line
+    ]
+    if said and any(line.endswith("is not signed.") for line in lines):
+        lines += [said[0].removeprefix("W: ")]
+    return lines or [stderr.strip() or "apt-get says nothing"]
+
+
+def _copied(uri: str) -> str:
+    """A folder's packages are copied into the cache; by `file:` apt would use them where they lie."""
+    return re.sub("^file:", "copy:", uri)
+
+
+def _debian_entries(source: Source) -> Iterator[str]:
+    """The machine's own mirrors of the wanted suites, with the source's components.
+
+    Backports lie where their suite does. Where the machine does not check a mirror's age, as of a snapshot, this does not either.
+    """
+    form = "--format=$(ORIGIN)|$(RELEASE)|$(REPO_URI)|$(SIGNED_BY)"
+    known: dict[str, list[tuple[str, str]]] = {}
+    for line in _output(["apt-get", "indextargets", form, "Created-By: Packages"]).decode().splitlines():
+        origin, suite, uri, signer = (line.split("|") + [""] * 4)[:4]
+        if origin == "Debian":
+            known.setdefault(suite, []).append((uri, signer))
+    settings = _output(["apt-config", "shell", "OLD", "Acquire::Check-Valid-Until/b"]).decode()
+    lacking = []
+    for suite in source.suites:
+        mirrors = known.get(suite) or known.get(suite.removesuffix("-backports"), [])
+        lacking += [] if mirrors else [suite]
+        for uri, signer in dict.fromkeys(mirrors):
+            fields = {
+                "Types": "deb",
+                "URIs": _copied(uri),
+                "Suites": suite,
+                "Components": " ".join(source.components),
+            }
+            if signer.startswith("/"):
+                fields["Signed-By"] = signer
+            if "false" in settings:
+                fields |= {"Check-Valid-Until": "no", "Check-Date": "no"}
+            yield "".join(f"{name}: {value}\n" for name, value in fields.items())
     if lacking:
         raise LlmkeepError(
-            f"this machine's apt knows no {wanted['origin']} mirror of {', '.join(lacking)}: "
+            f"this machine's apt knows no Debian mirror of {', '.join(lacking)}: "
             "add it to /etc/apt/sources.list.d and run `apt-get update`"
         )
-    return sorted(set(lines))
 
 
 def _licence(file: Path, name: str) -> str:
@@ -195,9 +360,9 @@ def _licence(file: Path, name: str) -> str:
         ["tar", "--extract", "--to-stdout", "--file=-", wanted], input=tar, capture_output=True, check=False
     ).stdout.decode(errors="replace")
     if "Format:" not in text.split("\n", 1)[0]:
-        return "NOASSERTION"
+        return UNKNOWN_LICENCE
     names = re.findall(r"^License: *(\S[^\n]*)", text, re.MULTILINE)
-    return " AND ".join(dict.fromkeys(name.strip() for name in names)) or "NOASSERTION"
+    return " AND ".join(dict.fromkeys(name.strip() for name in names)) or UNKNOWN_LICENCE
 
 
 def _output(command: list[str], folder: Path | None = None) -> bytes:

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from llmkeep import durable
-from llmkeep.bundle import aptrepo, cache, gguf, lock, manifest, programs, signing, wheels
-from llmkeep.bundle.lock import Artifact, Lock, Model
+from llmkeep.bundle import additions, aptrepo, cache, gguf, lock, manifest, programs, signing, wheels
+from llmkeep.bundle.lock import Artifact, Deb, Lock, Model
 from llmkeep.bundle.manifest import BundleRefused, Entry, Manifest
 from llmkeep.errors import LlmkeepError
 from llmkeep.source_tree import TREE
@@ -74,6 +74,8 @@ def _build(
             )
     wanted, pinned = lock.wanted(), lock.load()
     apt = lock.packages(wanted, profile)
+    lock.require_fresh()
+    _require_roles(apt, pinned)
     found = _programs(wanted["profiles"][profile].get("programs", []), mirror)
     inputs = _inputs(profile, keys, sorted(found))
     old, aside = _previous(out), out.with_name(f".{out.name}.new")
@@ -91,8 +93,8 @@ def _build(
         pinned = _fetch(wanted, apt, pinned, profile, resolve_apt, refresh)
     with _step("tree and Python wheels"):
         sources = _tree(aside / "tree", wanted) | _wheels(aside, wanted, pinned, profile)
-        if pinned != lock.load():  # --resolve-apt: the far side's lock says what the far side has
-            lock.save(pinned, aside / "tree")
+        if pinned != lock.load(aside / "tree"):  # the far side's lock says what the far side has
+            lock.write(pinned, aside / "tree/artifacts.lock.yml")
         _bootstrap(aside, keys, wanted["apt"]["roles"]["control"])
     for name, program in found.items():
         cache.place(program, aside / "bin" / name)
@@ -149,7 +151,20 @@ def _inputs(profile: str, keys: Keys, found: list[str]) -> str:
     )
     for name in tracked(TREE, lock.wanted()["tree"]["exclude"]):
         digest.update(f"\n{name} {os.access(TREE / name, os.X_OK)} {cache.sha256(TREE / name)}".encode())
+    for path in additions.every_file(TREE):
+        digest.update(f"\n{path.relative_to(TREE)} {cache.sha256(path)}".encode())
     return digest.hexdigest()
+
+
+def _require_roles(apt: dict[str, Any], pinned: Lock) -> None:
+    """Refuse a lock that lacks packages of the profile."""
+    for role, names in apt["roles"].items():
+        locked = {key.split("=")[0] for key in pinned.roles.get(role, [])}
+        if lacking := sorted(set(names) - locked):
+            raise LlmkeepError(
+                f"the lock has no {', '.join(lacking)} for the role {role}: run `llmkeep lock update --only apt` with the "
+                "profile of this bundle on a connected machine"
+            )
 
 
 def _programs(names: list[str], mirror: Path | None) -> dict[str, Path]:
@@ -175,7 +190,7 @@ def _fetch(
             {key: artifact.sha256 for key, artifact in artifacts.items()},
             [key for key, artifact in artifacts.items() if artifact.source],
         )
-        debian = pool.submit(aptrepo.fetch, apt, pinned.debs)
+        debian = pool.submit(aptrepo.fetch, wanted["apt"], pinned.debs)
     python.result()
     try:
         debian.result()
@@ -197,7 +212,13 @@ def _distribution(artifact: Artifact) -> str:
 
 
 def _tree(folder: Path, wanted: dict[str, Any]) -> dict[str, Artifact]:
-    for name in tracked(TREE, wanted["tree"]["exclude"]):
+    added = [str(path.relative_to(TREE)) for path in additions.paths(TREE)]
+    names = [
+        name
+        for name in tracked(TREE, wanted["tree"]["exclude"])
+        if not name.startswith(f"{additions.FOLDER}/")
+    ]
+    for name in names + added:
         source, target = TREE / name, folder / name
         if source.is_symlink():
             raise LlmkeepError(
@@ -298,11 +319,17 @@ def _entries(folder: Path, sources: dict[str, Artifact]) -> list[Entry]:
                 sha256=digest,
                 media_type=_media_type(path),
                 licence=source.licence if source else "Apache-2.0",
-                source=source.purl.split("/")[0].removeprefix("pkg:") if source else origin,
+                source=_provider(source) if source else origin,
                 purl=source.purl if source else "",
             )
         )
     return entries
+
+
+def _provider(artifact: Artifact) -> str:
+    """The kind of the package, and of a Debian package its source too."""
+    kind = artifact.purl.split("/")[0].removeprefix("pkg:")
+    return f"{kind}:{artifact.apt_source}" if isinstance(artifact, Deb) else kind
 
 
 def _media_type(path: str) -> str:

@@ -6,6 +6,9 @@ A bundle, a release or a candidate can also travel over several media (`split`),
 Exit codes of `verify`, `split`, `delta` and `join`: 0 done, 1 refused, 3 unsigned or signed by an unknown key, 4 damaged (a
 changed, missing or extra file, a list that lies), 5 an older serial than was accepted before, 6 expired, 7 more media are needed,
 8 a medium of something else, or a delta from something else, than what is here. `bootstrap` uses the same ones.
+
+Exit codes of `build`: 0 good, 1 refused or failed, 3 a package source was not reached, 4 a source was refused (key, signature,
+age or content), 5 a package was refused, such as a vendor's file that is not the lock's.
 """
 
 import argparse

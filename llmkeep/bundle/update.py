@@ -1,4 +1,11 @@
-"""`llmkeep lock update`: resolve artifacts.yml into artifacts.lock.yml. Needs the registries."""
+"""`llmkeep lock update`: resolve artifacts.yml into artifacts.lock.yml. Needs the registries.
+
+In a tree with artifacts.d, packages and added models are resolved into artifacts.d/lock.yml, and the rest stays as it is. The
+lock is written once everything is resolved.
+
+Exit codes: 0 written; 1 refused or failed; 3 a package source was not reached; 4 a source was refused (key, signature, age or
+content); 5 a package was refused, such as one that would replace Debian's.
+"""
 
 import argparse
 import re
@@ -8,9 +15,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from llmkeep.bundle import aptrepo, cache, gguf, lock, programs, wheels
-from llmkeep.bundle.lock import Artifact, Model
+from llmkeep.bundle import additions, aptrepo, cache, gguf, lock, programs, wheels
+from llmkeep.bundle.lock import Artifact, Deb, Model
 from llmkeep.errors import LlmkeepError
+from llmkeep.source_tree import TREE
+
+PARTS = ("apt", "python", "models", "programs")
 
 
 def update(profile: str, only: str | None) -> None:
@@ -19,15 +29,18 @@ def update(profile: str, only: str | None) -> None:
     apt = lock.packages(wanted, profile)
     chosen = wanted["profiles"][profile]
     new = replace(old)
+    parts: tuple[str, ...] = ("apt", "models") if additions.paths(TREE) else PARTS
+    if only:
+        parts = (only,)
     with cache.alone():
-        if only in (None, "apt"):
+        if "apt" in parts:
             new.roles, new.debs = aptrepo.resolve(apt, old.debs)
             print(f"apt: {len(new.debs)} packages, {sum(deb.size for deb in new.debs.values()) / 1e6:.0f} MB")
-        if only in (None, "python"):
+        if "python" in parts:
             new.environments, new.wheels = python(wanted, new.debs, profile)
-        if only in (None, "models"):
+        if "models" in parts:
             new.models = {name: model(wanted["models"][name]) for name in chosen["models"]}
-        if only in (None, "programs"):
+        if "programs" in parts:
             new.programs = {
                 name: programs.resolve(name, entry, old.programs.get(name))
                 for name, entry in wanted["programs"].items()
@@ -44,7 +57,7 @@ def model(entry: dict[str, Any]) -> Model:
 
 
 def python(
-    wanted: dict[str, Any], debs: dict[str, Artifact], profile: str
+    wanted: dict[str, Any], debs: dict[str, Deb], profile: str
 ) -> tuple[dict[str, list[str]], dict[str, Artifact]]:
     """Resolve the profile's environments. One that includes another keeps that one's versions, so that the two never differ."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -80,7 +93,7 @@ def python(
     return environments, artifacts
 
 
-def upstream(debs: dict[str, Artifact], package: str) -> str:
+def upstream(debs: dict[str, Deb], package: str) -> str:
     """The version that Debian packaged, without epoch, repack suffix and Debian's revision."""
     for key, deb in debs.items():
         if key.startswith(f"{package}=") and (found := re.match(r"(?:\d+:)?([\d.]+)", deb.version)):
@@ -100,11 +113,13 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     """`llmkeep lock update | requirements`."""
     verbs = subparsers.add_parser("lock", help="pin what artifacts.yml wants").add_subparsers(required=True)
     lock.add_requirements(verbs)
-    parser = verbs.add_parser("update", help="resolve artifacts.yml anew (needs the registries)")
+    parser = verbs.add_parser(
+        "update", help="resolve artifacts.yml anew (needs the registries)", description=__doc__
+    )
     parser.add_argument("--profile", default="lab", help="profile of artifacts.yml (default: %(default)s)")
     parser.add_argument(
         "--only",
-        choices=("python", "apt", "models", "programs"),
+        choices=PARTS,
         help="leave the rest of the lock as it is",
     )
     parser.set_defaults(run=_update)

@@ -9,6 +9,7 @@ import pytest
 import small_bundle
 
 from llmkeep.bundle import aptrepo, cache, lock
+from llmkeep.bundle.aptsources import Source
 from llmkeep.errors import LlmkeepError
 
 CONTROL = """Package: {name}
@@ -40,7 +41,7 @@ def repository(tmp_path: Path, keys: Path, monkeypatch: pytest.MonkeyPatch) -> P
         ["dpkg-deb", "--build", str(source), str(tmp_path / "a.deb")], check=True, capture_output=True
     )
     digest = cache.put(tmp_path / "a.deb")
-    deb = aptrepo.describe("odd-one=1:2.0~rc1+b1-3", digest)
+    deb = aptrepo.describe("odd-one=1:2.0~rc1+b1-3", digest, Source("debian"))
     assert deb.licence == "MIT AND GPL-2+"
     assert deb.file == "odd-one_2.0~rc1+b1-3_all.deb"
     assert deb.purl == "pkg:deb/debian/odd-one@1%3A2.0~rc1%2Bb1-3?arch=all"
@@ -110,13 +111,12 @@ def test_what_the_mirror_no_longer_has_is_named_with_the_way_out(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
-    def get(_: aptrepo.Apt, verb: str, *__: str) -> str:
-        if verb == "update":
-            return ""
+    def get(*_: object) -> str:
         raise LlmkeepError(WORDS)
 
+    monkeypatch.setattr(aptrepo.Apt, "update", lambda _: None)
     monkeypatch.setattr(aptrepo.Apt, "get", get)
-    deb = lock.Artifact("openssl.deb", "3.5.0-1", "0" * 64, 1, "", "")
+    deb = lock.Deb("openssl.deb", "3.5.0-1", "0" * 64, 1, "", "", "debian")
     with pytest.raises(
         aptrepo.Moved, match=r"no longer has openssl=3\.5\.0-1, redis-server=5:8\.0\.2-3: run"
     ):
@@ -125,11 +125,12 @@ def test_what_the_mirror_no_longer_has_is_named_with_the_way_out(
 
 def test_a_published_package_that_changed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(aptrepo.Apt, "update", lambda _: None)
     monkeypatch.setattr(aptrepo.Apt, "get", lambda *_: "")
     archive = tmp_path / "llmkeep/apt/archives/openssl_1%3a3.5_all.deb"
     archive.parent.mkdir(parents=True)
     archive.write_text("other bytes")
-    deb = lock.Artifact("openssl.deb", "1:3.5", "0" * 64, 1, "", "")
+    deb = lock.Deb("openssl.deb", "1:3.5", "0" * 64, 1, "", "", "debian")
     with pytest.raises(LlmkeepError, match="a published package was changed"):
         aptrepo.fetch(lock.wanted()["apt"], {"openssl=1:3.5": deb})
 
@@ -138,5 +139,6 @@ def test_a_mirror_that_the_machine_does_not_know_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    wanted = {"architecture": "amd64", "sources": {"debian": {"suites": ["trixie-nowhere"]}}}
     with pytest.raises(LlmkeepError, match="knows no Debian mirror of trixie-nowhere"):
-        aptrepo.Apt({"origin": "Debian", "architecture": "amd64", "suites": ["trixie-nowhere"]})
+        aptrepo.Apt(wanted, ["debian"]).update()

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from llmkeep.bundle import lock, update, wheels
-from llmkeep.bundle.lock import Artifact, Lock
+from llmkeep.bundle.lock import Artifact, Deb, Lock
 from llmkeep.errors import LlmkeepError
 from llmkeep.source_tree import TREE
 
@@ -97,7 +97,7 @@ def test_an_unknown_environment_is_told_with_those_that_there_are() -> None:
 
 def test_what_is_saved_is_loaded_again(tmp_path: Path) -> None:
     wheel = Artifact("a-1-py3-none-any.whl", "1", "0" * 64, 3, "MIT", "pkg:pypi/a@1")
-    deb = Artifact("b_2_all.deb", "1:2", "1" * 64, 4, "GPL-2", "pkg:deb/debian/b@1%3A2?arch=all")
+    deb = Deb("b_2_all.deb", "1:2", "1" * 64, 4, "GPL-2", "pkg:deb/debian/b@1%3A2?arch=all", "debian")
     program = Artifact("c", "3", "2" * 64, 5, "MIT", "pkg:golang/example.org/c@v3")
     made = Lock(
         {"control": ["a==1"]}, {"a==1": wheel}, {"base": ["b=1:2"]}, {"b=1:2": deb}, {}, {"c": program}
@@ -117,7 +117,7 @@ def test_a_lock_of_another_shape_is_refused(tmp_path: Path) -> None:
     ("version", "upstream"), [("1:2.2.4+ds-1", "2.2.4"), ("2.6.0+dfsg-7", "2.6.0"), ("3-1", "3")]
 )
 def test_debians_version_tells_the_upstream_one(version: str, upstream: str) -> None:
-    deb = Artifact("", version, "", 1, "", "")
+    deb = Deb("", version, "", 1, "", "", "debian")
     assert update.upstream({f"python3-x={version}": deb}, "python3-x") == upstream
 
 
