@@ -24,6 +24,7 @@ from llmkeep.errors import LlmkeepError
 
 GRACE_SECONDS = 15
 INI_SECTION = re.compile(r"^\[[\w.:-]+\]\s*$", re.MULTILINE)
+ACCEPTS = "Accept an untested system"  # task of roles/_common
 NOISE = ("[WARNING]", "<<< caused by >>>")  # of Ansible's messages, which say the same again
 
 
@@ -64,11 +65,12 @@ def require_yaml(place: Path) -> None:
 class Heard:
     """Results of a run: failures with their reasons, and Ansible's recap.
 
-    `faults`: those of the inventory. `complaints`: Ansible's messages outside of tasks. `asked`: tasks whose standard output
-    is kept, in `said` by task and host.
+    `accepted`: untested systems that the inventory accepts. `faults`: those of the inventory. `complaints`: Ansible's messages
+    outside of tasks. `asked`: tasks whose standard output is kept, in `said` by task and host.
     """
 
     failures: list[str] = field(default_factory=list)
+    accepted: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
     hosts: list[dict[str, object]] = field(default_factory=list)
@@ -86,6 +88,9 @@ class Heard:
             self.hosts = counted(data)
         elif event.get("event") == "verbose" and (said := event.get("stdout")) and not said.startswith(NOISE):
             self.complaints.append(said)
+        elif event.get("event") == "runner_on_ok" and data.get("task") == ACCEPTS:
+            if (said := (data.get("res") or {}).get("msg", "")) not in self.accepted:
+                self.accepted.append(said)
         elif event.get("event") == "runner_on_ok" and data.get("task") in self.asked:
             self.said[data["task"], data["host"]] = (data.get("res") or {}).get("stdout", "")
         return False

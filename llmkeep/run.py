@@ -44,7 +44,7 @@ def _run(given: argparse.Namespace, words: list[str] | None = None) -> int:
     inventories = [inventory_path(place, root) for place in given.inventory]
     with recorded(root, playbook, inventories, given) as outcome:
         code, heard = play(playbook, inventories, _words(given) if words is None else words)
-        outcome.code, outcome.hosts = code, heard.hosts
+        outcome.code, outcome.hosts, outcome.accepted = code, heard.hosts, heard.accepted
     return code
 
 
@@ -90,7 +90,9 @@ def _verify(given: argparse.Namespace) -> int:
             code, heard = play(root / "playbooks/verify.yml", inventories, words, quiet=given.json)
             outcome.code, outcome.hosts = code, heard.hosts
             if report.exists():
-                outcome.not_enforceable = json.loads(report.read_text()).get("not_enforceable", [])
+                found = json.loads(report.read_text())
+                outcome.not_enforceable = found.get("not_enforceable", [])
+                outcome.accepted = found.get("accepted", [])
         if given.json and report.exists():
             print(report.read_text(), end="")
         elif given.json:

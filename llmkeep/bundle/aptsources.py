@@ -187,11 +187,15 @@ class Rules:
 
     def held_back(self, words: str) -> list[tuple[str, str]]:
         """Source and name of packages that WORDS of apt name and that their source may not provide."""
-        named = set(re.findall(NAME, words))
+        named, exact = (
+            set(re.findall(NAME, words)),
+            set(re.findall(r"([a-z0-9+.-]+)(?::\w+)?=([^\s)]+)", words)),
+        )
         found = {
             (source.name, offer.package)
             for source, offer in self.offered
-            if offer.package in named - self.debian and not self.may_provide(source, offer.package)
+            if (offer.package in named - self.debian or (offer.package, offer.version) in exact)
+            and not self.may_provide(source, offer.package)
         }
         return sorted(found)
 

@@ -42,11 +42,12 @@ class RecordError(LlmkeepError):
 
 @dataclass
 class Outcome:
-    """The outcome of a run. `hosts`: Ansible's recap per host. `not_enforceable`: as in the report."""
+    """The outcome of a run. `hosts`: Ansible's recap per host. `not_enforceable`, `accepted`: as in the report."""
 
     code: int | None = None
     hosts: list[dict[str, object]] = field(default_factory=list)
     not_enforceable: list[str] = field(default_factory=list)
+    accepted: list[str] = field(default_factory=list)
 
 
 def is_kept(tree: Path) -> bool:
@@ -103,6 +104,8 @@ def recorded(
                "event.duration": time.monotonic_ns() - before, "llmkeep.run.hosts": outcome.hosts}  # fmt: skip
         if outcome.not_enforceable:
             end["llmkeep.checks.not_enforceable"] = outcome.not_enforceable
+        if outcome.accepted:
+            end["llmkeep.checks.accepted"] = outcome.accepted
         try:
             append({**event, **end})
         except RecordError as error:

@@ -38,6 +38,12 @@ def unenforceable_check(pair: tuple[dict[str, Any], dict[str, Any]]) -> str:
     return f"{host['key']}: {check['id']}: {check['not_enforceable']}"
 
 
+def accepted_check(pair: tuple[dict[str, Any], dict[str, Any]]) -> str:
+    """One check that does not hold and that the inventory accepts, as a line for people."""
+    host, check = pair
+    return f"{host['key']}: {check['id']}: {check['accepted']}"
+
+
 def pkcs11_key_file(uri: str) -> str:
     """A file that OpenSSL's pkcs11-provider reads as the key that a URI names: DER of its version and the URI, as PEM."""
     version, place = b"PKCS#11 Provider URI v1.0", uri.encode()
@@ -134,6 +140,7 @@ class FilterModule:
             "locked_purls": locked_purls,
             "failed_check": failed_check,
             "unenforceable_check": unenforceable_check,
+            "accepted_check": accepted_check,
             "locked_out": locked_out,
             "identity_lines": identity_lines,
             "identity_differences": identity_differences,

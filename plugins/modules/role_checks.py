@@ -32,6 +32,7 @@ options:
       match: {description: Multi-line regular expression that output or error output must match., type: str}
       named: {description: "Name of the finding in the program's output; exit status and output are then its own.", type: str}
       timeout: {description: Limit in seconds., type: int, default: 10}
+      accepted: {description: "Why the check need not hold, where the inventory accepts that.", type: str, default: ""}
       limit:
         description: Limit that the kernel must enforce, on C(units), or as a precondition of C(argv).
         type: str
@@ -72,6 +73,7 @@ checks:
     observed: {description: Observed result., type: str}
     ok: {description: Whether the check passed., type: bool}
     not_enforceable: {description: Why this host's kernel cannot enforce it; absent where it can., type: str}
+    accepted: {description: Why it does not hold and need not; absent where it holds., type: str}
 """
 
 import re
@@ -114,6 +116,8 @@ def main() -> None:
     for result in results:
         if "not_enforceable" in result:
             module.warn(f"{result['id']} is not enforceable on this host: {result['not_enforceable']}")
+        if "accepted" in result:
+            module.warn(f"{result['id']} does not hold, which is accepted: {result['accepted']}")
     failed = [result for result in results if has_failed(result)]
     if failed and not module.params["collect"]:
         lines = [

@@ -1,7 +1,7 @@
 """A check: a command with its expected exit status and output, a named finding of a program, or a limit of units.
 
 If a host's kernel cannot enforce a limit, the result is neither a pass nor a failure: `ok` is false, and `not_enforceable`
-says why. A reader of `ok` alone takes it for a failure.
+says why. So it is where the inventory accepts a failure, by `accepted`. A reader of `ok` alone takes both for failures.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ OPTIONS: dict[str, Any] = {
     "timeout": {"type": "int", "default": 10},
     "limit": {"type": "str", "choices": list(limits.LIMITS)},
     "units": {"type": "dict"},
+    "accepted": {"type": "str", "default": ""},
 }
 # A limit alone, with its units, or what a command proves of it.
 WHOLE: dict[str, Any] = {
@@ -137,12 +138,13 @@ def limited(check: dict[str, Any]) -> dict[str, Any] | None:
 def result(check: dict[str, Any], observed: str, ok: bool) -> dict[str, Any]:
     """A check's result as the role and the report show it."""
     names = {"id": check["id"], "title": check["title"]}
-    return {**names, "expected": expected(check), "observed": observed, "ok": ok}
+    accepted = {"accepted": check["accepted"]} if check["accepted"] and not ok else {}
+    return {**names, "expected": expected(check), "observed": observed, "ok": ok, **accepted}
 
 
 def has_failed(seen: dict[str, Any]) -> bool:
-    """Whether a result counts as a failure; limits that a host cannot enforce are reported separately."""
-    return not seen["ok"] and "not_enforceable" not in seen
+    """Whether a result counts as a failure; what a host cannot enforce and what the inventory accepts are reported separately."""
+    return not (seen["ok"] or "not_enforceable" in seen or "accepted" in seen)
 
 
 def run(checks: list[dict[str, Any]]) -> list[dict[str, Any]]:

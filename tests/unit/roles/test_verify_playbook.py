@@ -21,6 +21,14 @@ OPEN = {
     "ok": False,
     "not_enforceable": "no memory controller",
 }
+ACCEPTED = {
+    "id": "base.system_is_tested",
+    "title": "The system is tested",
+    "expected": "debian 13",
+    "observed": "debian 14",
+    "ok": False,
+    "accepted": "Debian 14 was never tested, and base_untested_system accepts it",
+}
 FAILED = {
     "id": "opa.runs",
     "title": "OPA is running",
@@ -55,6 +63,15 @@ def reported(folder: Path, checks: list[dict[str, Any]]) -> tuple[int, str, dict
         check=False,
     )
     return run.returncode, run.stdout, json.loads((folder / "report.json").read_text())
+
+
+def test_what_the_inventory_accepts_is_listed_and_is_no_failure(tmp_path: Path) -> None:
+    ended, output, report = reported(tmp_path, [HELD, ACCEPTED])
+    line = f"llm1: base.system_is_tested: {ACCEPTED['accepted']}"
+    assert (ended, report["ok"], report["accepted"]) == (0, True, [line])
+    assert "1 of 2 checks do not hold, and the inventory accepts that." in output
+    assert line in output
+    assert "1 checks hold on 1 hosts." in output
 
 
 @pytest.mark.parametrize(

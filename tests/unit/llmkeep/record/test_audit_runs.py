@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import sealing_double
+import yaml
 from audit_records import checked, whole
 from revoked_hosts import Estate
 from small_tree import PLAYBOOK
@@ -144,6 +145,18 @@ def test_what_no_kernel_enforces_is_on_record(node: Path) -> None:
     outcome = records()[-1]
     assert outcome["event.outcome"] == "success"
     assert outcome["llmkeep.checks.not_enforceable"] == ["llm1: opa.memory_is_bounded: no controller"]
+
+
+def test_an_untested_system_that_the_inventory_accepts_is_on_record(node: Path) -> None:
+    told = "here: base.system_is_tested: Debian 14 was never tested, and base_untested_system accepts it"
+    task = {"name": "Accept an untested system", "ansible.builtin.debug": {"msg": told}}
+    play = {"hosts": "all", "gather_facts": False, "tasks": [task, task]}
+    (node / "site.yml").write_text(yaml.safe_dump([play]))
+    assert cli.main(["site", "-i", "hosts.yml"]) == 0
+    assert records()[-1]["llmkeep.checks.accepted"] == [told]
+    (node / "playbooks/verify.yml").write_text(REPORT.replace('"not_enforceable"', '"accepted"'))
+    assert cli.main(["verify", "-i", "hosts.yml", "--json"]) == 0
+    assert records()[-1]["llmkeep.checks.accepted"] == ["llm1: opa.memory_is_bounded: no controller"]
 
 
 @pytest.mark.usefixtures("node")

@@ -121,6 +121,24 @@ def test_what_a_host_cannot_enforce_is_told_and_fails_nothing(
     assert warned == ["base.refuses is not enforceable on this host: the kernel refuses bpf()"]
 
 
+def test_what_the_inventory_accepts_is_told_and_fails_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    warned: list[str] = []
+    monkeypatch.setattr(module.AnsibleModule, "warn", lambda _, text: warned.append(text))
+    given = [
+        {"id": f"base.{program}", "title": "It is", "argv": [program], "accepted": "never tested"}
+        for program in ("false", "true")
+    ]
+    told = called(module, {"checks": given}, capsys)
+    assert "failed" not in told
+    assert [(check["ok"], check.get("accepted")) for check in told["checks"]] == [
+        (False, "never tested"),
+        (True, None),
+    ]
+    assert warned == ["base.false does not hold, which is accepted: never tested"]
+
+
 @pytest.mark.parametrize("wrong", [{}, {"argv": ["true"], "units": {"a": 1}}, {"units": {"a.service": 1}}])
 def test_a_check_is_a_command_or_a_limit_of_units(
     wrong: dict[str, Any], capsys: pytest.CaptureFixture[str]

@@ -1,0 +1,73 @@
+"""A host with a system on which llmkeep was never tested: refused, or accepted by the inventory and on record."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from plugin_modules import LINK, ROOT, load
+
+load("filter.estate")  # puts the collection where Ansible finds it
+
+
+def preflight(folder: Path, role: str, facts: dict[str, str], **variables: str) -> tuple[int, str]:
+    """Exit code and output of a role's preflight on a host with these facts."""
+    tasks = [
+        {"ansible.builtin.set_fact": {**facts, "cacheable": True}},
+        {"ansible.builtin.import_role": {"name": f"llmkeep.estate.{role}", "tasks_from": "preflight"}},
+    ]
+    play = {
+        "hosts": "localhost",
+        "connection": "local",
+        "gather_facts": False,
+        "vars": variables,
+        "tasks": tasks,
+    }
+    (folder / "play.yml").write_text(yaml.safe_dump([play]))
+    (folder / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": {"localhost": {}}}}))
+    run = subprocess.run(
+        [f"{ROOT}/.venv/bin/ansible-playbook", "-i", "hosts.yml", "play.yml"],
+        cwd=folder,
+        env=os.environ | {"ANSIBLE_COLLECTIONS_PATH": str(LINK.parents[2]), "ANSIBLE_CONFIG": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return run.returncode, run.stdout + run.stderr
+
+
+DEBIAN_14 = {"distribution": "Debian", "distribution_major_version": "14", "os_family": "Debian"}
+FEDORA = {"distribution": "Fedora", "distribution_major_version": "43", "os_family": "RedHat"}
+
+
+@pytest.mark.parametrize(
+    ("facts", "variables", "code", "told"),
+    [
+        (
+            DEBIAN_14,
+            {},
+            2,
+            "localhost runs Debian 14, on which llmkeep was never tested; nothing was changed.",
+        ),
+        (
+            DEBIAN_14,
+            {"base_untested_system": "accept"},
+            0,
+            "localhost: base.system_is_tested: Debian 14 was never tested, and base_untested_system accepts it",
+        ),
+        (
+            FEDORA,
+            {"base_untested_system": "accept"},
+            2,
+            "roles/redis/vars/RedHat.yml with the keys of Debian.yml beside it.",
+        ),
+    ],
+    ids=["refused", "accepted", "another family"],
+)
+def test_an_untested_system_is_refused_unless_the_inventory_accepts_it_and_the_role_knows_its_family(
+    tmp_path: Path, facts: dict[str, str], variables: dict[str, str], code: int, told: str
+) -> None:
+    ended, output = preflight(tmp_path, "redis", facts, **variables)
+    assert ended == code, output
+    assert told in " ".join(output.split()), output
