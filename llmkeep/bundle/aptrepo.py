@@ -57,6 +57,7 @@ Dir::Etc::preferences "{self.folder}/preferences"; Dir::Etc::preferencesparts "/
 APT::Architecture "{wanted["architecture"]}"; APT::Architectures {{ "{wanted["architecture"]}"; }};
 APT::Install-Recommends "false"; APT::Sandbox::User "root"; APT::Update::Error-Mode "any"; APT::Get::List-Cleanup "false";
 APT::Get::AllowUnauthenticated "false"; Acquire::AllowInsecureRepositories "false"; Acquire::AllowWeakRepositories "false";
+Acquire::AllowDowngradeToInsecureRepositories "false";
 Acquire::Check-Valid-Until "true"; Acquire::Check-Date "true"; Acquire::ForceHash "SHA256";
 Acquire::Languages "none";
 """)
@@ -160,6 +161,10 @@ Acquire::Languages "none";
         place.mkdir(parents=True)
         for name, path in aptsources.collect(source, self.tree).items():
             shutil.copyfile(path, place / name)
+            if cache.sha256(place / name) != dict(source.files)[name]:
+                raise PackagesRefused(
+                    FORBIDDEN, f"{path} was changed while it was copied: fetch it from the vendor again"
+                )
         (place / "Packages").write_bytes(_output(["apt-ftparchive", "packages", "."], place))
         return place
 
@@ -208,6 +213,9 @@ def resolve(
     new = [key for key in closure if key not in debs]
     if new:
         digests = apt.download(new)
+        for key in new:
+            control = _output(["dpkg-deb", "--field", str(cache.blob(digests[key]))]).decode(errors="replace")
+            rules.require_same(key, digests[key], control)
         with ThreadPoolExecutor() as pool:
             found = pool.map(lambda key: describe(key, digests[key], sources[key]), new)
             debs |= zip(new, found, strict=True)

@@ -22,6 +22,7 @@ from llmkeep.errors import LlmkeepError
 UNREACHABLE, UNTRUSTED, FORBIDDEN = 3, 4, 5
 
 FINGERPRINT = re.compile(r"[0-9A-F]{40}|[0-9A-F]{64}")
+SOURCE_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 NAME, VERSION = re.compile(r"[a-z0-9][a-z0-9+.-]+"), re.compile(r"[0-9A-Za-z.+~:-]+")
 FIELD = re.compile(r"^(Package|Version|SHA256|Provides|Replaces):[ \t]*(.*(?:\n[ \t].*)*)", re.MULTILINE)
 
@@ -79,6 +80,8 @@ def parse(name: str, entry: Mapping[str, Any]) -> Source:
     def refuse(what: str) -> LlmkeepError:
         return LlmkeepError(f"apt.sources has {name}, {what} (docs/packages.md)")
 
+    if not SOURCE_NAME.fullmatch(name):
+        raise refuse("which is no name of a source: use small letters, digits and hyphens")
     for key in ("suites", "components", "packages", "replaces_debian"):
         if not isinstance(entry.get(key, []), list):
             raise refuse(f"whose {key} is {entry[key]!r}: write a list")
@@ -198,6 +201,22 @@ class Rules:
             and not self.may_provide(source, offer.package)
         }
         return sorted(found)
+
+    def require_same(self, key: str, sha256: str, control: str) -> None:
+        """Refuse a package whose own control file is not what its index said, on which all rules were applied."""
+        _, offer = self.allowed[sha256]
+        inside = next(offers(control), None)
+        if inside is None or (inside.package, inside.version, inside.claims) != (
+            offer.package,
+            offer.version,
+            offer.claims,
+        ):
+            seen = f"{inside.package} {inside.version}" if inside else "no valid name and version"
+            raise PackagesRefused(
+                FORBIDDEN,
+                f"{key} is not what the index of {', '.join(self.having[sha256])} says: the file is {seen}, or provides or "
+                "replaces other packages: do not use it, and ask the vendor",
+            )
 
     def source(self, key: str, sha256: str) -> Source:
         """The source that provides the chosen package (`name=version`); PackagesRefused if none may."""

@@ -35,16 +35,22 @@ def deb(folder: Path, name: str, version: str = "1.0", copyright_file: str = "",
 
 
 def publish(
-    root: Path, keys: Path, debs: Sequence[Path], suite: str = "stable", origin: str = "Vendor", days: int = 9
+    root: Path,
+    keys: Path,
+    debs: Sequence[Path],
+    suite: str = "stable",
+    origin: str = "Vendor",
+    days: int = 9,
+    lie: tuple[str, str] = ("", ""),
 ) -> Path:
-    """A repository with one suite, valid for so many days; `keys` sign it."""
+    """A repository with one suite, valid for so many days; `keys` sign it. `lie`: what its index says, and says instead."""
     pool, place = root / "pool" / suite, root / "dists" / suite
     index = place / "main/binary-amd64/Packages"
     for folder in (pool, index.parent):
         folder.mkdir(parents=True, exist_ok=True)
     for path in debs:
         (pool / path.name).hardlink_to(path)
-    index.write_bytes(_ftparchive(root, "packages", f"pool/{suite}"))
+    index.write_text(_ftparchive(root, "packages", f"pool/{suite}").decode().replace(*lie))
     until = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
     facts = {
         "Origin": origin,

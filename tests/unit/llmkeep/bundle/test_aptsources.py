@@ -131,6 +131,24 @@ def test_a_vendor_s_package_that_stands_in_for_libc6_is_refused(
         estate.resolve("tool")
 
 
+@pytest.mark.parametrize(
+    "lie", [("Package: libc6", "Package: tool"), ("Version: 9.9", "Version: 1.0"), ("Replaces: libc6\n", "")]
+)
+def test_a_package_that_is_not_what_its_signed_index_says_is_refused(
+    estate: Estate, tmp_path: Path, keys: Keys, lie: tuple[str, str]
+) -> None:
+    name, more = ("tool", {"Replaces": "libc6"}) if "Replaces" in lie[0] else ("libc6", {})
+    if "Version" in lie[0]:
+        name = "tool"
+    root = publish(tmp_path / "vendor", keys.vendor, [deb(tmp_path, name, "9.9", **more)], lie=lie)
+    estate.sources["vendor"] = vendor(root, keys.vendor, ["tool"])
+    with pytest.raises(
+        PackagesRefused, match=f"is not what the index of vendor says: the file is {name} 9"
+    ) as told:
+        estate.resolve("tool")
+    assert told.value.code == FORBIDDEN
+
+
 def test_other_bytes_under_debian_s_name_and_version_are_refused(
     estate: Estate, tmp_path: Path, keys: Keys
 ) -> None:
@@ -344,12 +362,21 @@ def test_a_vendor_s_file_that_would_replace_libc6_is_refused(
         ({"directory": "a", "licence": "x"}, "names no files"),
         ({"suites": "trixie"}, "whose suites is 'trixie': write a list"),
         ({"components": ["main"]}, "names no suites"),
+        (
+            {"uri": "https://a.example", "suites": ["/"], "packages": "a"},
+            "whose packages is 'a': write a list",
+        ),
         ({"directory": "../a", "files": {"a.deb": "0"}, "licence": "x"}, r"names \.\./a: give a path below"),
     ],
 )
 def test_a_source_that_contradicts_itself_is_refused(entry: dict[str, Any], match: str) -> None:
     with pytest.raises(LlmkeepError, match=f"apt.sources has odd, .*{match}"):
         aptsources.parse("odd", entry)
+
+
+def test_a_source_s_name_is_no_path() -> None:
+    with pytest.raises(LlmkeepError, match=r"apt.sources has \.\./a, which is no name of a source"):
+        aptsources.parse("../a", {"suites": ["trixie"]})
 
 
 def test_every_source_of_artifacts_yml_reads_and_one_without_a_known_fingerprint_is_refused(
