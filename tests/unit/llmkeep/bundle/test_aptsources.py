@@ -158,6 +158,28 @@ def test_other_bytes_under_debian_s_name_and_version_are_refused(
         estate.resolve("tool")
 
 
+def test_what_apt_chose_is_looked_up_whatever_the_pins_say() -> None:
+    debian = aptsources.parse("debian", {"suites": ["trixie"]})
+    other = aptsources.parse(
+        "other", {"uri": "https://a.example", "suites": ["/"], "packages": ["tool"], "licence": "x"}
+    )
+    offers = {
+        debian: list(aptsources.offers("Package: libc6\nVersion: 1\nSHA256: 11\n")),
+        other: list(
+            aptsources.offers(
+                "Package: libc6\nVersion: 2\nSHA256: 22\n\nPackage: tool\nVersion: 1\nSHA256: 33\n"
+            )
+        ),
+    }
+    rules = aptsources.Rules(offers)
+    assert [rules.source(*each).name for each in (("libc6=1", "11"), ("tool=1", "33"))] == ["debian", "other"]
+    for digest, name in (("22", "other"), ("44", "no source")):
+        with pytest.raises(
+            PackagesRefused, match=f"libc6=2 would come from {name}, which may not provide it"
+        ):
+            rules.source("libc6=2", digest)
+
+
 def test_one_package_of_two_vendors_is_refused(estate: Estate, tmp_path: Path, keys: Keys) -> None:
     for name in ("one", "two"):
         root = publish(tmp_path / name, keys.vendor, [deb(tmp_path / name, "tool", Homepage=name)])
@@ -256,7 +278,10 @@ def test_all_sources_that_are_out_of_reach_are_named_with_their_addresses(estate
         estate.sources["absent"] = vendor(Path("/nonexistent"), keys.vendor, ["tool"])
         with pytest.raises(PackagesRefused) as told:
             estate.resolve("tool")
-    assert told.value.code == UNREACHABLE
+        estate.sources["unstated"] = vendor(Path(), keys.vendor, ["tool"], fingerprint="")
+        with pytest.raises(PackagesRefused, match="3 of 4 package sources cannot be used") as refused:
+            estate.resolve("tool")
+    assert (told.value.code, refused.value.code) == (UNREACHABLE, UNTRUSTED)
     assert f"closed, not reached: Failed to fetch {closed}/dists/stable/InRelease  Could not connect" in str(
         told.value
     )
