@@ -62,8 +62,14 @@ FEDORA = {"distribution": "Fedora", "distribution_major_version": "43", "os_fami
             2,
             "roles/redis/vars/RedHat.yml with the keys of Debian.yml beside it.",
         ),
+        (
+            {**DEBIAN_14, "pkg_mgr": "dnf"},
+            {"base_untested_system": "accept"},
+            2,
+            "localhost installs packages by dnf, and llmkeep by apt alone",
+        ),
     ],
-    ids=["refused", "accepted", "another family"],
+    ids=["refused", "accepted", "another family", "another package manager"],
 )
 def test_an_untested_system_is_refused_unless_the_inventory_accepts_it_and_the_role_knows_its_family(
     tmp_path: Path, facts: dict[str, str], variables: dict[str, str], code: int, told: str
