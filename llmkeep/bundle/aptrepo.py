@@ -17,7 +17,7 @@ from urllib.parse import quote
 from llmkeep.bundle import aptsources, cache, signing
 from llmkeep.bundle.aptsources import FORBIDDEN, UNREACHABLE, UNTRUSTED, PackagesRefused, Rules, Source
 from llmkeep.bundle.lock import Deb
-from llmkeep.errors import LlmkeepError
+from llmkeep.errors import LlmkeepError, printable
 from llmkeep.source_tree import TREE
 
 SUITE, COMPONENT = "trixie", "main"
@@ -84,7 +84,9 @@ Acquire::Languages "none";
             )
             if run.returncode != 0:
                 words = _reasons(run.stderr)
-                code = UNREACHABLE if all(map(OUT_OF_REACH.search, words)) else UNTRUSTED
+                # Also what is not there is "not signed".
+                causes = [line for line in words if not line.endswith("is not signed.")] or words
+                code = UNREACHABLE if all(map(OUT_OF_REACH.search, causes)) else UNTRUSTED
                 failed.append(
                     (
                         code,
@@ -136,6 +138,7 @@ Acquire::Languages "none";
             text=True,
             check=False,
             env=os.environ | {"LC_ALL": "C.UTF-8"},
+            errors="replace",
         )
 
     def _entry(self, source: Source) -> str:
@@ -370,7 +373,7 @@ def _licence(file: Path, name: str) -> str:
     if "Format:" not in text.split("\n", 1)[0]:
         return UNKNOWN_LICENCE
     names = re.findall(r"^License: *(\S[^\n]*)", text, re.MULTILINE)
-    return " AND ".join(dict.fromkeys(name.strip() for name in names)) or UNKNOWN_LICENCE
+    return printable(" AND ".join(dict.fromkeys(name.strip() for name in names))) or UNKNOWN_LICENCE
 
 
 def _output(command: list[str], folder: Path | None = None) -> bytes:

@@ -19,12 +19,12 @@ from typing import Any
 
 from llmkeep.bundle import gguf
 from llmkeep.bundle.cache import sha256
-from llmkeep.errors import LlmkeepError
+from llmkeep.errors import LlmkeepError, printable
 from llmkeep.models import intake, licence
 from llmkeep.models.folder import Folder
 from llmkeep.models.hub import Hub
 from llmkeep.models.licence import Licence
-from llmkeep.models.refusal import DAMAGED, LICENCE, UNFIT, ModelRefused, printable
+from llmkeep.models.refusal import DAMAGED, LICENCE, UNFIT, ModelRefused
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -8,7 +8,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from llmkeep.models.refusal import DAMAGED, UNFIT, ModelRefused, printable
+from llmkeep.errors import printable
+from llmkeep.models.refusal import DAMAGED, UNFIT, ModelRefused
 
 CONFIG, CARD, WEIGHTS, INDEX = "config.json", "README.md", "model.safetensors", "model.safetensors.index.json"
 TOKENIZER = "tokenizer_config.json"

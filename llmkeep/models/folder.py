@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from llmkeep.errors import printable
 from llmkeep.models import contents
 from llmkeep.models.contents import File
-from llmkeep.models.refusal import DAMAGED, UNFIT, ModelRefused, printable
+from llmkeep.models.refusal import DAMAGED, UNFIT, ModelRefused
 from llmkeep.resumable import CHUNK, Resumable, progress
 
 DEEPER = "1_Pooling"  # the only folder in which a file of a model may lie

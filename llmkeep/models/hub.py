@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from llmkeep.errors import printable
 from llmkeep.models.contents import TENSORS, File
-from llmkeep.models.refusal import DAMAGED, HUB, UNFIT, ModelRefused, printable
+from llmkeep.models.refusal import DAMAGED, HUB, UNFIT, ModelRefused
 from llmkeep.resumable import Resumable
 
 PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"

@@ -7,8 +7,9 @@ from typing import Any
 
 import yaml
 
+from llmkeep.errors import printable
 from llmkeep.models import contents
-from llmkeep.models.refusal import LICENCE, ModelRefused, printable
+from llmkeep.models.refusal import LICENCE, ModelRefused
 
 MOST = 64 << 10  # bytes of a card's front matter
 

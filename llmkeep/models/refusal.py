@@ -15,8 +15,3 @@ class ModelRefused(LlmkeepError):
     def __init__(self, code: int, message: str, resumable: bool = False) -> None:
         super().__init__(message)
         self.code, self.resumable = code, resumable or code in (HUB, SPACE)
-
-
-def printable(text: str) -> str:
-    """Text of strangers for a terminal: control characters, which could redraw it, become `?`."""
-    return "".join(char if char.isprintable() or char in "\n\t" else "?" for char in text)

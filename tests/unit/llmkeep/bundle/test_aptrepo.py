@@ -35,14 +35,14 @@ def repository(tmp_path: Path, keys: Path, monkeypatch: pytest.MonkeyPatch) -> P
     copyright_file = source / "usr/share/doc/odd-one/copyright"
     copyright_file.parent.mkdir(parents=True)
     copyright_file.write_text(
-        "Format: x\n\nFiles: *\nLicense: MIT\n\nFiles: b\nLicense: GPL-2+\n\nLicense: MIT\n"
+        "Format: x\n\nFiles: *\nLicense: MIT\n\nFiles: b\nLicense: GPL-2+\n\nLicense: odd\x1b[2J\n"
     )
     subprocess.run(
         ["dpkg-deb", "--build", str(source), str(tmp_path / "a.deb")], check=True, capture_output=True
     )
     digest = cache.put(tmp_path / "a.deb")
     deb = aptrepo.describe("odd-one=1:2.0~rc1+b1-3", digest, Source("debian"))
-    assert deb.licence == "MIT AND GPL-2+"
+    assert deb.licence == "MIT AND GPL-2+ AND odd?[2J"
     assert deb.file == "odd-one_2.0~rc1+b1-3_all.deb"
     assert deb.purl == "pkg:deb/debian/odd-one@1%3A2.0~rc1%2Bb1-3?arch=all"
     later = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=9)

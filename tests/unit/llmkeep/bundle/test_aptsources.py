@@ -2,7 +2,9 @@
 
 import shutil
 import socket
+import threading
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -288,6 +290,26 @@ def test_all_sources_that_are_out_of_reach_are_named_with_their_addresses(estate
     assert "absent, not reached: The repository 'copy:/nonexistent stable Release' does not have" in str(
         told.value
     )
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """A server that refuses everything."""
+
+    def do_GET(self) -> None:
+        self.send_response_only(403, "Ask the proxy")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+
+def test_a_server_that_refuses_is_one_that_was_not_reached(estate: Estate, keys: Keys) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        uri = f"http://127.0.0.1:{server.server_port}"
+        estate.sources["vendor"] = vendor(Path(), keys.vendor, ["tool"], uri=uri)
+        with pytest.raises(PackagesRefused, match=r"vendor, not reached: .* 403 +Ask the proxy") as told:
+            estate.resolve("tool")
+        server.shutdown()
+    assert told.value.code == UNREACHABLE
 
 
 @pytest.fixture
