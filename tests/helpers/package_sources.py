@@ -43,14 +43,18 @@ def publish(
     days: int = 9,
     lie: tuple[str, str] = ("", ""),
 ) -> Path:
-    """A repository with one suite, valid for so many days; `keys` sign it. `lie`: what its index says, and says instead."""
-    pool, place = root / "pool" / suite, root / "dists" / suite
-    index = place / "main/binary-amd64/Packages"
+    """A repository with one suite (`/`: a flat one), valid for so many days; `keys` sign it.
+
+    `lie`: what its index says, and says instead.
+    """
+    flat = suite == "/"
+    pool, place = root / "pool" / suite.strip("/"), root if flat else root / "dists" / suite
+    index = place / "Packages" if flat else place / "main/binary-amd64/Packages"
     for folder in (pool, index.parent):
         folder.mkdir(parents=True, exist_ok=True)
     for path in debs:
         (pool / path.name).hardlink_to(path)
-    index.write_text(_ftparchive(root, "packages", f"pool/{suite}").decode().replace(*lie))
+    index.write_text(_ftparchive(root, "packages", str(pool.relative_to(root))).decode().replace(*lie))
     until = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
     facts = {
         "Origin": origin,
@@ -61,7 +65,7 @@ def publish(
     }
     options = [f"--option=APT::FTPArchive::Release::{key}={value}" for key, value in facts.items()]
     release = place / "Release"
-    content = _ftparchive(root, *options, "release", f"dists/{suite}")
+    content = _ftparchive(root, *options, "release", str(place.relative_to(root)))
     # apt-ftparchive leaves a date out that has passed.
     release.write_bytes(f"Valid-Until: {format_datetime(until, usegmt=True)}\n".encode() + content)
     signing.sign_inline(keys / "signing.key", release, place / "InRelease")

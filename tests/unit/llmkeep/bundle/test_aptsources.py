@@ -12,7 +12,7 @@ import package_sources
 import pytest
 from package_sources import deb, publish, vendor
 
-from llmkeep.bundle import aptrepo, aptsources, cache, lock
+from llmkeep.bundle import aptrepo, cache, lock
 from llmkeep.bundle.aptsources import FORBIDDEN, UNREACHABLE, UNTRUSTED, PackagesRefused
 from llmkeep.bundle.lock import Deb
 from llmkeep.errors import LlmkeepError
@@ -158,28 +158,6 @@ def test_other_bytes_under_debian_s_name_and_version_are_refused(
     estate.sources["vendor"] = vendor(publish(tmp_path / "v", keys.vendor, debs), keys.vendor, ["tool"])
     with pytest.raises(PackagesRefused, match=r"vendor has libc6 2\.41.*with other bytes"):
         estate.resolve("tool")
-
-
-def test_what_apt_chose_is_looked_up_whatever_the_pins_say() -> None:
-    debian = aptsources.parse("debian", {"suites": ["trixie"]})
-    other = aptsources.parse(
-        "other", {"uri": "https://a.example", "suites": ["/"], "packages": ["tool"], "licence": "x"}
-    )
-    offers = {
-        debian: list(aptsources.offers("Package: libc6\nVersion: 1\nSHA256: 11\n")),
-        other: list(
-            aptsources.offers(
-                "Package: libc6\nVersion: 2\nSHA256: 22\n\nPackage: tool\nVersion: 1\nSHA256: 33\n"
-            )
-        ),
-    }
-    rules = aptsources.Rules(offers)
-    assert [rules.source(*each).name for each in (("libc6=1", "11"), ("tool=1", "33"))] == ["debian", "other"]
-    for digest, name in (("22", "other"), ("44", "no source")):
-        with pytest.raises(
-            PackagesRefused, match=f"libc6=2 would come from {name}, which may not provide it"
-        ):
-            rules.source("libc6=2", digest)
 
 
 def test_one_package_of_two_vendors_is_refused(estate: Estate, tmp_path: Path, keys: Keys) -> None:
@@ -401,39 +379,23 @@ def test_a_vendor_s_file_that_would_replace_libc6_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("entry", "match"),
+    ("name", "packages"),
     [
-        ({"uri": "https://a.example", "suites": ["/"], "licence": "x"}, "may provide everything"),
-        ({"uri": "https://a.example", "directory": "a", "licence": "x"}, "both a uri and a directory"),
-        ({"uri": "https://a.example", "suites": ["/"], "packages": ["a"]}, "states no licence"),
-        ({"directory": "a", "licence": "x"}, "names no files"),
-        ({"suites": "trixie"}, "whose suites is 'trixie': write a list"),
-        ({"components": ["main"]}, "names no suites"),
-        (
-            {"uri": "https://a.example", "suites": ["/"], "packages": "a"},
-            "whose packages is 'a': write a list",
-        ),
-        ({"directory": "../a", "files": {"a.deb": "0"}, "licence": "x"}, r"names \.\./a: give a path below"),
+        ("elastic", ["elasticsearch", "filebeat", "kibana", "logstash"]),
+        ("nvidia", ["cuda-toolkit-13-1", "nvidia-container-toolkit"]),
     ],
 )
-def test_a_source_that_contradicts_itself_is_refused(entry: dict[str, Any], match: str) -> None:
-    with pytest.raises(LlmkeepError, match=f"apt.sources has odd, .*{match}"):
-        aptsources.parse("odd", entry)
-
-
-def test_a_source_s_name_is_no_path() -> None:
-    with pytest.raises(LlmkeepError, match=r"apt.sources has \.\./a, which is no name of a source"):
-        aptsources.parse("../a", {"suites": ["trixie"]})
-
-
-def test_every_source_of_artifacts_yml_reads_and_one_without_a_known_fingerprint_is_refused(
-    tmp_path: Path,
+def test_a_stand_in_of_a_vendor_of_artifacts_yml_provides_what_its_source_lists(
+    estate: Estate, tmp_path: Path, keys: Keys, name: str, packages: list[str]
 ) -> None:
-    entries = lock.wanted()["apt"]["sources"]
-    sources = {name: aptsources.parse(name, entry) for name, entry in entries.items()}
-    with pytest.raises(
-        PackagesRefused, match=r"nvidia .* has the fingerprint '', which llmkeep does not know"
-    ):
-        aptsources.keyring(sources["nvidia"], tmp_path)
-    with pytest.raises(PackagesRefused, match=r"the key of the source elastic .* is not there: put"):
-        aptsources.keyring(sources["elastic"], tmp_path)
+    entry = lock.wanted()["apt"]["sources"][name]
+    debs = [deb(tmp_path, package, Depends="libc6") for package in [*packages, "cloud-agent"]]
+    root = publish(tmp_path / "vendor", keys.vendor, debs, suite=entry["suites"][0])
+    estate.sources[name] = entry | {
+        key: value
+        for key, value in vendor(root, keys.vendor, []).items()
+        if key in ("uri", "key", "fingerprint")
+    }
+    assert {key.split("=")[0] for key in estate.resolve(*packages)} == {*packages, "libc6"}
+    with pytest.raises(LlmkeepError, match="cloud-agent"):
+        estate.resolve("cloud-agent")
