@@ -24,7 +24,9 @@ UNREACHABLE, UNTRUSTED, FORBIDDEN = 3, 4, 5
 FINGERPRINT = re.compile(r"[0-9A-F]{40}|[0-9A-F]{64}")
 SOURCE_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 NAME, VERSION = re.compile(r"[a-z0-9][a-z0-9+.-]+"), re.compile(r"[0-9A-Za-z.+~:-]+")
-FIELD = re.compile(r"^(Package|Version|SHA256|Provides|Replaces):[ \t]*(.*(?:\n[ \t].*)*)", re.MULTILINE)
+FIELD = re.compile(
+    r"^(Package|Version|SHA256|Provides|Replaces):[ \t]*(.*(?:\n[ \t].*)*)", re.MULTILINE | re.IGNORECASE
+)
 
 
 class PackagesRefused(LlmkeepError):
@@ -72,6 +74,11 @@ class Offer:
     version: str
     sha256: str
     claims: frozenset[str]
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """As apt's choice names it: `name=version` and SHA256."""
+        return f"{self.package}={self.version}", self.sha256
 
 
 def parse(name: str, entry: Mapping[str, Any]) -> Source:
@@ -137,13 +144,13 @@ def keyring(source: Source, tree: Path) -> Path:
 def offers(index: str) -> Iterator[Offer]:
     """Packages of an index. Names and versions against Debian's policy are left out, and so cannot be chosen."""
     for paragraph in index.split("\n\n"):
-        fields = dict(FIELD.findall(paragraph))
-        package, version = fields.get("Package", ""), fields.get("Version", "")
+        fields = {name.lower(): value for name, value in FIELD.findall(paragraph)}
+        package, version = fields.get("package", ""), fields.get("version", "")
         if not NAME.fullmatch(package) or not VERSION.fullmatch(version):
             continue
-        said = ",".join(fields.get(key, "") for key in ("Provides", "Replaces"))
+        said = ",".join(fields.get(key, "") for key in ("provides", "replaces"))
         claims = frozenset(re.findall(r"(?:^|,)\s*([a-z0-9][a-z0-9+.-]+)", said))
-        yield Offer(package, version, fields.get("SHA256", "").strip(), claims)
+        yield Offer(package, version, fields.get("sha256", "").strip(), claims)
 
 
 class Rules:
@@ -152,13 +159,13 @@ class Rules:
     def __init__(self, offered: Mapping[Source, list[Offer]]) -> None:
         self.offered = [(source, offer) for source, found in offered.items() for offer in found]
         self.debian = {offer.package for source, offer in self.offered if source.debian}
-        self.allowed: dict[str, tuple[Source, Offer]] = {}  # by SHA256
+        self.allowed: dict[tuple[str, str], tuple[Source, Offer]] = {}  # by identity
         self.versions: dict[tuple[str, str], str] = {}  # what is allowed: name and version to SHA256
         self.having: dict[str, list[str]] = {}  # SHA256 to names of sources
         for source, offer in self.offered:
             self.having.setdefault(offer.sha256, []).append(source.name)
             if self.may_provide(source, offer.package):
-                self.allowed.setdefault(offer.sha256, (source, offer))
+                self.allowed.setdefault(offer.identity, (source, offer))
                 self.versions.setdefault((offer.package, offer.version), offer.sha256)
         self._refuse_named_replacements()
         self._refuse_two_vendors()
@@ -184,7 +191,7 @@ class Rules:
                     f"the source {source.name} has {offer.package} {offer.version}, which it may not provide, in the "
                     "version of another source with other bytes, and apt cannot tell them apart: do not use it, ask the vendor",
                 )
-            elif offer.sha256 not in self.allowed:
+            elif offer.identity not in self.allowed:  # in Debian's own bytes it is Debian's
                 pins[pin] = -1
         return "\n".join(f"{pin}Pin-Priority: {priority}\n" for pin, priority in pins.items())
 
@@ -204,7 +211,7 @@ class Rules:
 
     def require_same(self, key: str, sha256: str, control: str) -> None:
         """Refuse a package whose own control file is not what its index said, on which all rules were applied."""
-        _, offer = self.allowed[sha256]
+        _, offer = self.allowed[key, sha256]
         inside = next(offers(control), None)
         if inside is None or (inside.package, inside.version, inside.claims) != (
             offer.package,
@@ -220,14 +227,14 @@ class Rules:
 
     def source(self, key: str, sha256: str) -> Source:
         """The source that provides the chosen package (`name=version`); PackagesRefused if none may."""
-        if sha256 not in self.allowed:
-            names = ", ".join(self.having.get(sha256, ["no source"]))
+        if (key, sha256) not in self.allowed:
+            names = ", ".join(dict.fromkeys(self.having.get(sha256, ["no source"])))
             raise PackagesRefused(
                 FORBIDDEN,
                 f"{key} would come from {names}, which may not provide it: add the name to the packages of that source, "
                 "or take what needs it out of the roles",
             )
-        source, offer = self.allowed[sha256]
+        source, offer = self.allowed[key, sha256]
         taken = sorted(offer.claims & self.debian - set(source.replaces_debian) - {offer.package})
         if not source.debian and taken:
             raise PackagesRefused(

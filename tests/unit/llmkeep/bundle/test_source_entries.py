@@ -53,6 +53,25 @@ def test_a_source_that_contradicts_itself_is_refused(entry: dict[str, Any], matc
         aptsources.parse("odd", entry)
 
 
+def test_a_listed_package_s_bytes_do_not_pass_under_debian_s_name() -> None:
+    debian = aptsources.parse("debian", {"suites": ["trixie"]})
+    entry = {"uri": "https://a.example", "suites": ["/"], "packages": ["tool"], "licence": "x"}
+    both = "Package: tool\nVersion: 1\nSHA256: 33\n\npackage: libc6\nversion: 99\nsha256: 33\n"
+    offered = {
+        debian: list(aptsources.offers("Package: libc6\nVersion: 1\nSHA256: 11\n")),
+        aptsources.parse("other", entry): list(aptsources.offers(both)),
+    }
+    rules = aptsources.Rules(offered)
+    assert "Package: libc6\nPin: version 99\nPin-Priority: -1\n" in rules.pins()
+    with pytest.raises(PackagesRefused, match="libc6=99 would come from other, which may not provide it"):
+        rules.source("libc6=99", "33")
+
+
+def test_the_names_of_fields_have_no_case() -> None:
+    (offer,) = aptsources.offers("package: tool\nVERSION: 1\nprovides: libc6 (= 9),\n other\nSha256: 33\n")
+    assert (offer.identity, offer.claims) == (("tool=1", "33"), frozenset({"libc6", "other"}))
+
+
 def test_a_source_s_name_is_no_path() -> None:
     with pytest.raises(LlmkeepError, match=r"apt.sources has \.\./a, which is no name of a source"):
         aptsources.parse("../a", {"suites": ["trixie"]})
