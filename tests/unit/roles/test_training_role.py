@@ -69,6 +69,16 @@ def test_the_unit_is_hardened(made: Any, tmp_path: Path) -> None:
     hardened(tmp_path, "llm-train@.service", made["unit"])
 
 
+@pytest.mark.parametrize(("gpus", "environment"), [(False, "training"), (True, "training-cuda")])
+def test_gpus_come_with_an_environment_that_computes_on_them(
+    tmp_path: Path, gpus: bool, environment: str
+) -> None:
+    given = {"llm_training_gpus": gpus, "llm_training_hosts": ["train1"]}
+    wanted = {"environment": "__llm_training_environment"}
+    found = rendered(tmp_path, "llm_training", wanted, "train1", HOSTS, given)
+    assert found["environment"] == environment
+
+
 def test_only_the_other_host_is_let_in_and_only_the_trainer_goes_out(made: Any) -> None:
     rule = "tcp dport { 29400, 32768-60999 }"
     assert made["input"] == f"ip saddr 10.0.0.21 {rule} meta ipsec exists accept\n"
