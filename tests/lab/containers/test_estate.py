@@ -206,7 +206,16 @@ def test_a_reboot_of_both_brings_the_service_back_unattended(estate: Lab, client
     assert report["checks"] > 60
 
 
-def test_a_sharded_deepseek_from_a_hub_is_licensed_signed_installed_and_answers(
+NF4 = {
+    "name": "smollm2-nf4",
+    "driver": "naive",
+    "model": "smollm2-135m-instruct",
+    "quantization": "nf4",
+    "memory": "1G",
+}
+
+
+def test_a_sharded_deepseek_from_a_hub_is_licensed_signed_installed_and_answers_beside_a_model_in_nf4(
     estate: Lab, client: Client, tmp_path: Path
 ) -> None:
     repository = sharded_deepseek.write(tmp_path / "repository")
@@ -225,12 +234,21 @@ def test_a_sharded_deepseek_from_a_hub_is_licensed_signed_installed_and_answers(
     assert f"from {hub.source}, licence deepseek accepted by" in said
     estate.on("ops1", "llmkeep release add /root/candidate")
     model = {"name": "deepseek", "driver": "naive", "release": "deepseek-tiny", "memory": "1G"}
-    models = {"serve": {"vars": {"llm_serving_models": [{**model, "context": 512, "threads": 1}]}}}
+    small = {"context": 512, "threads": 1}
+    models = {"serve": {"vars": {"llm_serving_models": [model | small, NF4 | small]}}}
     estate.on("ops1", "cat > /root/models.json", given=json.dumps(models))
     estate.site("-i /root/models.json", "-t llm_serving")
     body = {"model": "deepseek", "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 8}
     found = answered(client, "/v1/chat/completions", body, seconds=240)
     assert found["usage"]["completion_tokens"] in range(1, 9)
+    found = answered(
+        client, "/v1/chat/completions", body | {"model": "smollm2-nf4", "temperature": 0}, seconds=240
+    )
+    assert "Paris" in found["choices"][0]["message"]["content"]
+    loaded = estate.on(
+        "llm1", "journalctl --quiet --no-pager --unit llm-engine@smollm2-nf4 --grep 'weights loaded'"
+    )
+    assert '"quantization":"nf4"' in loaded.replace(" ", "")
     installed = estate.on(
         "llm1", "cd /srv/llmkeep/models/deepseek-tiny && sha256sum --check SHA256SUMS && ls"
     )
