@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
+
+import yaml
 
 # The oldest branch of NVIDIA's driver that runs any toolkit of a CUDA major version, by minor version compatibility: table 1 of
 # https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html
@@ -42,8 +44,32 @@ def cuda_driver_fault(lock: dict[str, Any], environment: str, stated: str) -> st
     return ""
 
 
+def cuda_purls(text: str, groups: dict[str, list[str]], hostvars: Mapping[str, Any]) -> list[str]:
+    """Package URLs of the wheels that a bundle must carry for the hosts of an inventory that compute on GPUs, sorted.
+
+    `text` is the content of artifacts.lock.d/gpu.yml, parsed only where there are such hosts; `groups` and
+    `hostvars` are Ansible's.
+    """
+
+    def says(group: str, variable: str, value: object) -> bool:
+        return any(
+            variable in hostvars[host] and hostvars[host][variable] == value for host in groups.get(group, [])
+        )
+
+    wanted = {
+        "serving-cuda": says("serve", "llm_serving_accelerator", "cuda"),
+        "training-cuda": says("train", "llm_training_gpus", True),
+        "vllm": bool(groups.get("vllm")),
+    }
+    if not any(wanted.values()):
+        return []
+    lock = yaml.safe_load(text)
+    keys = {key for name, used in wanted.items() if used for key in lock["environments"][name]}
+    return sorted(lock["wheels"][key]["purl"] for key in keys)
+
+
 class FilterModule:
     """What Ansible asks for."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
-        return {"cuda_driver_fault": cuda_driver_fault}
+        return {"cuda_driver_fault": cuda_driver_fault, "cuda_purls": cuda_purls}
