@@ -74,6 +74,11 @@ def _build(
             )
     wanted, pinned = lock.wanted(), lock.load(profile=profile)
     apt = lock.packages(wanted, profile)
+    if lacking := sorted(apt["roles"].keys() - pinned.roles.keys()):
+        raise LlmkeepError(
+            f"artifacts.lock.yml has no packages of {', '.join(lacking)}, which profile {profile} wants: run "
+            f"`llmkeep lock update --profile {profile}` on a connected machine, then build"
+        )
     found = _programs(wanted["profiles"][profile].get("programs", []), mirror)
     inputs = _inputs(profile, keys, sorted(found))
     old, aside = _previous(out), out.with_name(f".{out.name}.new")

@@ -131,7 +131,7 @@ def test_a_download_that_was_cut_short_does_not_count(
     assert not cache.blob(digest).exists()
 
 
-def test_refuses_to_build_without_keys_or_with_an_unknown_profile(
+def test_refuses_to_build_without_keys_or_with_an_unknown_profile_or_one_that_is_not_locked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -140,6 +140,11 @@ def test_refuses_to_build_without_keys_or_with_an_unknown_profile(
     keys = Keys(small_bundle.signing_keys(tmp_path))
     with pytest.raises(LlmkeepError, match="no profile 'moon', only"):
         build.build("moon", tmp_path / "out", keys, resolve_apt=False, refresh=False)
+    monkeypatch.setattr(lock, "load", lambda **_: lock.Lock(roles={"base": []}))
+    with pytest.raises(
+        LlmkeepError, match=r"no packages of .*vllm, which profile gpu wants: run `llmkeep lock"
+    ):
+        build.build("gpu", tmp_path / "out", keys, resolve_apt=False, refresh=False)
     assert not (tmp_path / "out").exists()
 
 
