@@ -246,7 +246,7 @@ def test_a_sharded_deepseek_from_a_hub_is_licensed_signed_installed_and_answers_
     )
     assert "Paris" in found["choices"][0]["message"]["content"]
     loaded = estate.on(
-        "llm1", "journalctl --quiet --no-pager --unit llm-engine@smollm2-nf4 --grep 'weights loaded'"
+        "llm1", "journalctl --quiet --no-pager --unit llm-engine@smollm2-nf4 | grep 'weights loaded'"
     )
     assert '"quantization":"nf4"' in loaded.replace(" ", "")
     installed = estate.on(
