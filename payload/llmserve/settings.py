@@ -293,9 +293,10 @@ class EmbedModel(Section):
 
 
 class NaiveModel(LocalModel):
-    """The `generate` method of transformers, one request at a time."""
+    """The `generate` method of transformers, one request at a time, on the CPU or on the first visible GPU."""
 
     driver: Literal["naive"]
+    device: Literal["cpu", "cuda"] = "cpu"
 
 
 class ContinuousModel(LocalModel):

@@ -17,7 +17,7 @@ def locked_purls(lock: dict[str, Any]) -> list[str]:
 
     Not programs: a bundle is built without one that could not be had, and the estate does without it.
     """
-    wheels = {key for name in ("control", "payload") for key in lock["environments"].get(name, [])}
+    wheels = {key for name in ("control", "serving") for key in lock["environments"].get(name, [])}
     found = [lock["wheels"][key]["purl"] for key in wheels]
     found += [artifact["purl"] for kind in ("debs", "models") for artifact in lock[kind].values()]
     return sorted(found)

@@ -36,7 +36,8 @@ def job_faults(jobs: list[dict[str, Any]], models: list[str], host: str, hosts: 
         if not NAME.fullmatch(name):
             faults.append(f"{name!r} is no name of a job: take a-z, 0-9 and -, at most 63")
     faults += [
-        f"{job['name']} trains {job['model']}, which is not in llm_training_models {models}: add it there"
+        f"{job['name']} trains {job['model']}, which is neither in llm_training_models nor in llm_training_releases: "
+        f"add it to one, or name one of {models}"
         for job in jobs
         if not job["model"].startswith("/") and job["model"] not in models
     ]

@@ -25,10 +25,10 @@ options:
 """
 
 EXAMPLES = r"""
-- name: Install the payload
+- name: Install the serving environment
   llmkeep.estate.release:
     url: "{{ mirror_url }}"
-    folder: wheels/payload
+    folder: wheels/serving
 """
 
 RETURN = r"""

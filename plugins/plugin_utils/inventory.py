@@ -170,9 +170,8 @@ def training_faults(values: Mapping[str, Any], groups: Mapping[str, list[str]]) 
     if "train" in values["group_names"] and "llm_training_jobs" in values:
         hosts = values.get("llm_training_hosts") or groups["train"]
         name = values["inventory_hostname"]
-        for fault in job_faults(
-            values["llm_training_jobs"], values.get("llm_training_models") or [], name, hosts
-        ):
+        bases = [*(values.get("llm_training_models") or []), *(values.get("llm_training_releases") or [])]
+        for fault in job_faults(values["llm_training_jobs"], bases, name, hosts):
             yield f"llm_training_jobs: {fault}"
 
 

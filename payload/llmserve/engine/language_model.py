@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from llmcore import quantization
+from llmcore.config import ConfigError
 from llmserve.api.errors import ApiError
 from llmserve.engine.server import Finish
 from llmserve.engine.stop_strings import StopStrings
@@ -89,7 +90,7 @@ class Answer:
 class LanguageModel:
     """A causal language model from a directory of safetensors."""
 
-    def __init__(self, settings: LocalModel, revision: str) -> None:
+    def __init__(self, settings: LocalModel, revision: str, device: str = "cpu") -> None:
         """Load it. `revision`: the result of verify_model."""
         self.revision = f"{revision}-{settings.dtype}"
         if settings.quantization != "none":
@@ -102,7 +103,10 @@ class LanguageModel:
         )
         dtype = getattr(torch, settings.dtype)
         refuse_without_bitsandbytes(settings.quantization)
-        how = quantization.loading(settings.quantization, dtype, settings.path)
+        refuse_without_gpu(device)
+        how = quantization.loading(settings.quantization, dtype, settings.path, device)
+        if device != "cpu":
+            how["device_map"] = {"": device}
         self.model: Any = AutoModelForCausalLM.from_pretrained(
             directory,
             dtype=dtype,
@@ -161,6 +165,15 @@ class LanguageModel:
                 400, "invalid_value", f"the model's chat template rejects the messages: {error}", "messages"
             ) from None
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def refuse_without_gpu(device: str) -> None:
+    """Raise ConfigError if the GPU is configured and torch sees none, instead of computing on the CPU."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            f"device is 'cuda', but torch {torch.__version__} (CUDA {torch.version.cuda}) sees no GPU: check NVIDIA's driver "
+            "with nvidia-smi, and that the release is of the environment serving-cuda; or set device 'cpu'"
+        )
 
 
 def first_set(*values: float | None) -> float:

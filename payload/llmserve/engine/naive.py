@@ -61,7 +61,7 @@ class NaiveDriver(Steady):
         """Load the model, and generate one token. `revision` and the values of `adapters`: results of verify_model."""
         if settings.adapters:
             refuse_adapters_beside_latents(settings.path)
-        self.language = LanguageModel(settings, revision)
+        self.language = LanguageModel(settings, revision, settings.device)
         self.revision, self.context = self.language.revision, self.language.context
         self.adapters: Mapping[str, str] = {
             name: f"{self.revision}+{each}" for name, each in (adapters or {}).items()

@@ -106,9 +106,23 @@ def start_process_group(setup: Setup, backend: str) -> None:
     from deepspeed.utils import logger
 
     logger.setLevel("WARNING")
-    # On a CPU DeepSpeed would compile this at first use, but hosts have no compiler; torch's gloo serves as well.
+    refuse_to_compile()
+    # On a CPU DeepSpeed would compile this at first use; torch's gloo serves as well.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(backend, timeout=WAIT, verbose=False)
+
+
+def refuse_to_compile() -> None:
+    """Have DeepSpeed raise Refusal where it would compile one of its operators, instead of trying for a minute."""
+    from deepspeed.ops.op_builder.builder import OpBuilder
+
+    def refuse(builder: Any, verbose: bool = True) -> None:
+        raise Refusal(
+            f"DeepSpeed would compile its operator '{builder.name}', but hosts have neither nvcc nor a compiler: remove what "
+            "asks for it from the job's environment (DS_…); torch's AdamW, alone or with scale.offload, needs none"
+        )
+
+    OpBuilder.jit_load = refuse
 
 
 def start_strategy(job: Job, setup: Setup, device: torch.device) -> Strategy:

@@ -206,7 +206,16 @@ def test_a_reboot_of_both_brings_the_service_back_unattended(estate: Lab, client
     assert report["checks"] > 60
 
 
-def test_a_sharded_deepseek_from_a_hub_and_from_a_directory_over_two_media_is_signed_installed_and_answers(
+NF4 = {
+    "name": "smollm2-nf4",
+    "driver": "naive",
+    "model": "smollm2-135m-instruct",
+    "quantization": "nf4",
+    "memory": "1G",
+}
+
+
+def test_a_sharded_deepseek_from_a_hub_and_over_two_media_is_signed_installed_and_answers_beside_a_model_in_nf4(
     estate: Lab, client: Client, tmp_path: Path
 ) -> None:
     repository = sharded_deepseek.write(tmp_path / "repository")
@@ -241,8 +250,11 @@ def test_a_sharded_deepseek_from_a_hub_and_from_a_directory_over_two_media_is_si
         "ops1", f"llmkeep release sign /root/second --sha256 {digest} && llmkeep release add /root/second"
     )
     served = {"deepseek": "deepseek-tiny", "second": "deepseek-over-media"}
-    common = {"driver": "naive", "memory": "1G", "context": 512, "threads": 1}
-    models = [{"name": name, "release": release, **common} for name, release in served.items()]
+    small = {"context": 512, "threads": 1}
+    common = {"driver": "naive", "memory": "1G"} | small
+    models = [{"name": name, "release": release, **common} for name, release in served.items()] + [
+        NF4 | small
+    ]
     estate.on(
         "ops1",
         "cat > /root/models.json",
@@ -258,6 +270,13 @@ def test_a_sharded_deepseek_from_a_hub_and_from_a_directory_over_two_media_is_si
         )
         assert installed.count("-of-00003.safetensors: OK") == 3
         assert ".py" not in installed
+    body = {"model": "smollm2-nf4", "temperature": 0, "messages": [{"role": "user", "content": QUESTION}]}
+    found = answered(client, "/v1/chat/completions", body | {"max_tokens": 8}, seconds=240)
+    assert "Paris" in found["choices"][0]["message"]["content"]
+    loaded = estate.on(
+        "llm1", "journalctl --quiet --no-pager --unit llm-engine@smollm2-nf4 | grep 'weights loaded'"
+    )
+    assert '"quantization":"nf4"' in loaded.replace(" ", "")
     shards = "cd /srv/llmkeep/models && cmp {}/{} {}/{}"
     for number in (1, 2, 3):
         shard = f"model-0000{number}-of-00003.safetensors"

@@ -36,10 +36,10 @@ def wheel_with(old: Path, target: Path, added: dict[str, bytes]) -> Path:
 def carry(lab: Lab, folder: Path, serial: int, added: dict[str, bytes]) -> None:
     """Put a bundle with another payload on the mirror, signed as its builder would: what changed, by a stick."""
     bundle = manifest.read(BUNDLE)
-    (old,) = (BUNDLE / "wheels/payload").glob("llmkeep_payload-*.whl")
-    wheel = wheel_with(old, folder / "wheels/payload" / old.name, added)
-    listing = folder / "wheels/payload/requirements.txt"
-    text = (BUNDLE / "wheels/payload/requirements.txt").read_text()
+    (old,) = (BUNDLE / "wheels/serving").glob("llmkeep_payload-*.whl")
+    wheel = wheel_with(old, folder / "wheels/serving" / old.name, added)
+    listing = folder / "wheels/serving/requirements.txt"
+    text = (BUNDLE / "wheels/serving/requirements.txt").read_text()
     listing.write_text(text.replace(sha256(old), sha256(wheel)))
     changed = {str(path.relative_to(folder)): path for path in (wheel, listing)}
     bundle.files = [

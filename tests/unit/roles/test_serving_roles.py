@@ -97,6 +97,32 @@ def test_the_program_takes_each_file(made: Any, tmp_path: Path, name: str) -> No
     assert checked.returncode == 0, checked.stderr
 
 
+def test_with_cuda_the_release_has_pypis_torch_and_naive_runs_on_the_gpu_and_the_unit_stays_hardened(
+    tmp_path: Path,
+) -> None:
+    wanted = {name: f"__llm_serving_{name}" for name in ("environment", "cuda")}
+    wanted["unit"] = "lookup('ansible.builtin.template', 'llm-engine@.service.j2')"
+    given = {**FACTS, "llm_serving_models": MODELS, "llm_serving_accelerator": "cuda"}
+    found = rendered(tmp_path, "llm_serving", wanted, "llm1", HOSTS, given, configured=True)
+    assert found["environment"] == "serving-cuda"
+    devices = {
+        name: yaml.safe_load(content(found, f"/engine-{name}.yaml"))["model"].get("device")
+        for name in ("plain", "small", "vectors")
+    }
+    assert devices == {"plain": "cuda", "small": None, "vectors": None}
+    path = tmp_path / "engine-plain.yaml"
+    path.write_text(content(found, "/engine-plain.yaml"))
+    subprocess.run([str(PROGRAM), "check", "engine", str(path)], check=True)
+    lines = found["unit"].splitlines()
+    assert "DeviceAllow=char-nvidia* rw" in lines
+    assert "PrivateDevices=yes" not in lines
+    hardened(tmp_path, "llm-engine@.service", found["unit"])
+
+
+def test_without_cuda_no_device_is_seen(made: Any) -> None:
+    assert "PrivateDevices=yes" in made["llm-engine@.service"].splitlines()
+
+
 def test_engines_of_one_model_have_sockets_of_their_own_and_its_name(made: Any) -> None:
     first, second = (yaml.safe_load(content(made, f"/engine-{name}.yaml")) for name in ("small", "small-2"))
     assert (first.get("name"), second["name"]) == (None, "small")

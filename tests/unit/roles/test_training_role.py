@@ -69,6 +69,36 @@ def test_the_unit_is_hardened(made: Any, tmp_path: Path) -> None:
     hardened(tmp_path, "llm-train@.service", made["unit"])
 
 
+def test_a_release_is_fetched_as_the_estates_own_and_a_job_trains_from_it(tmp_path: Path) -> None:
+    given = {
+        "llm_training_jobs": [{**JOB, "model": "deepseek-tiny"}],
+        "llm_training_models": ["base"],
+        "llm_training_releases": ["deepseek-tiny"],
+        "llm_training_hosts": ["train1"],
+        "__llm_training_release": {"id": "0123456789ab"},
+    }
+    wanted = {"wrong": "__llm_training_wrong", "weights": "__llm_training_weights"}
+    found = rendered(tmp_path, "llm_training", wanted, "train1", HOSTS, given, configured=True)
+    assert found["wrong"] == []
+    assert found["weights"] == [
+        {"name": "base", "model": "base"},
+        {"name": "deepseek-tiny", "release": "deepseek-tiny"},
+    ]
+    model = "/srv/llmkeep/training/models/deepseek-tiny"
+    job = yaml.safe_load(content(found, "/sql.yaml"))
+    assert (job["model"], job["manifest"]) == (model, f"{model}/SHA256SUMS")
+
+
+@pytest.mark.parametrize(("gpus", "environment"), [(False, "training"), (True, "training-cuda")])
+def test_gpus_come_with_an_environment_that_computes_on_them(
+    tmp_path: Path, gpus: bool, environment: str
+) -> None:
+    given = {"llm_training_gpus": gpus, "llm_training_hosts": ["train1"]}
+    wanted = {"environment": "__llm_training_environment"}
+    found = rendered(tmp_path, "llm_training", wanted, "train1", HOSTS, given)
+    assert found["environment"] == environment
+
+
 def test_only_the_other_host_is_let_in_and_only_the_trainer_goes_out(made: Any) -> None:
     rule = "tcp dport { 29400, 32768-60999 }"
     assert made["input"] == f"ip saddr 10.0.0.21 {rule} meta ipsec exists accept\n"
@@ -81,7 +111,10 @@ def test_only_the_other_host_is_let_in_and_only_the_trainer_goes_out(made: Any) 
     [
         ([JOB, JOB], "sql is the name of 2 jobs"),
         ([{**JOB, "name": "SQL"}], "'SQL' is no name of a job"),
-        ([{**JOB, "model": "other"}], "sql trains other, which is not in llm_training_models"),
+        (
+            [{**JOB, "model": "other"}],
+            "sql trains other, which is neither in llm_training_models nor in llm_training_releases",
+        ),
         ([{**JOB, "scale": {"nodes": 3}}], "sql says scale.nodes 3, and 2 hosts train"),
     ],
 )

@@ -83,7 +83,9 @@ def test_both_drivers_answer_alike_with_quantized_weights(tmp_path: Path, how: A
     path = made(tmp_path, "llama", LLAMA)
     settings = naive(path, how, dtype="float32", context=256)
     request = Generate(0, False, 12, prompt="what is the capital", temperature=0)
-    continuous = ContinuousDriver(ContinuousModel(**{**dict(settings), "driver": "continuous"}), "r")
+    continuous = ContinuousDriver(
+        ContinuousModel(**settings.model_dump(exclude={"device"}) | {"driver": "continuous"}), "r"
+    )
     answers: list[str] = []
     try:
         for driver in NaiveDriver(settings, "r"), continuous:
@@ -125,3 +127,11 @@ def test_without_bitsandbytes_the_error_names_the_missing_packages(
     monkeypatch.setattr("llmserve.engine.unsupported_models.find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"needs bitsandbytes and accelerate.*\[quantization\]"):
         LanguageModel(naive(path, "nf4"), "r")
+
+
+def test_a_gpu_that_is_configured_and_not_there_is_refused(tmp_path: Path) -> None:
+    assert not torch.cuda.is_available()
+    with pytest.raises(
+        ConfigError, match=r"device is 'cuda', but torch .* sees no GPU: check NVIDIA's driver"
+    ):
+        NaiveDriver(naive(made(tmp_path, "llama", LLAMA), "none", device="cuda"), "r")

@@ -141,7 +141,7 @@ def estate(tree: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: py
     add(tree, yaml.safe_dump(added))
     wheel = lock.Artifact("a.whl", "1", "0" * 64, 3, "MIT", "pkg:pypi/a@1")
     upstream = lock.Lock({"control": ["a==1"]}, {"a==1": wheel}, {"base": ["libc6=2"]})
-    lock.write(upstream, tree / "artifacts.lock.yml")
+    lock.write(upstream, tree)
     shutil.copytree(TREE / "llmkeep", tree / "llmkeep")
     return tree
 
@@ -218,9 +218,9 @@ def test_additions_are_inputs_of_a_bundle_and_lie_in_its_tree_without_keys_and_p
 def test_a_lock_without_what_a_role_of_the_profile_wants_is_refused(tree: Path) -> None:
     add(tree, ADDED)
     with pytest.raises(
-        LlmkeepError, match="the lock has no tcpdump for the role base: run `llmkeep lock update"
+        LlmkeepError, match=r"lacks packages of profile lab \(base: tcpdump\): run `llmkeep lock update"
     ):
-        build._require_roles(lock.packages(lock.wanted(tree), "lab"), lock.load(tree))
+        build._require_roles(lock.packages(lock.wanted(tree), "lab"), lock.load(tree), "lab")
 
 
 def test_a_vendor_s_package_shows_its_source_and_licence_in_the_manifest(

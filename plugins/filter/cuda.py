@@ -1,0 +1,75 @@
+"""Filters of the roles that install CUDA: which driver a Python environment needs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import yaml
+
+# The oldest branch of NVIDIA's driver that runs any toolkit of a CUDA major version, by minor version compatibility: table 1 of
+# https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html
+OLDEST_DRIVER = {12: 525, 13: 580}
+
+
+def cuda_version(lock: dict[str, Any], environment: str) -> str:
+    """The CUDA toolkit that an environment's torch was built with, such as 13.0; empty if the lock does not say it."""
+    for key in lock["environments"].get(environment, []):
+        if found := re.match(r"cuda-toolkit==(\d+\.\d+)", key):
+            return found.group(1)
+    return ""
+
+
+def cuda_driver_fault(lock: dict[str, Any], environment: str, stated: str) -> str:
+    """Why a host cannot run an environment with CUDA, as a sentence without its full stop; empty if it can.
+
+    `stated` is the content of /proc/driver/nvidia/version, empty where there is none.
+    """
+    cuda = cuda_version(lock, environment)
+    oldest = OLDEST_DRIVER.get(int(cuda.split(".")[0])) if cuda else None
+    if oldest is None:
+        built = f"CUDA {cuda}" if cuda else "no CUDA"
+        return (
+            f"artifacts.lock.d/gpu.yml has {built} for {environment}, and which driver that needs is not known: take a bundle of "
+            "profile gpu, or add the version to plugins/filter/cuda.py"
+        )
+    needs = f"{environment} has CUDA {cuda}, which needs NVIDIA's driver {oldest} or later"
+    found = re.search(r"Kernel Module(?: for \S+)?\s+((\d+)\.[\d.]+)", stated)
+    if not found:
+        seen = repr(stated.strip()[:80]) if stated.strip() else "no /proc/driver/nvidia/version"
+        return f"{needs}; the host has {seen}: install the driver for its GPUs and its kernel"
+    if int(found.group(2)) < oldest:
+        return f"{needs}; the host has {found.group(1)}: install a newer driver"
+    return ""
+
+
+def cuda_purls(text: str, groups: dict[str, list[str]], hostvars: Mapping[str, Any]) -> list[str]:
+    """Package URLs of the wheels that a bundle must carry for the hosts of an inventory that compute on GPUs, sorted.
+
+    `text` is the content of artifacts.lock.d/gpu.yml, parsed only where there are such hosts; `groups` and
+    `hostvars` are Ansible's.
+    """
+
+    def says(group: str, variable: str, value: object) -> bool:
+        return any(
+            variable in hostvars[host] and hostvars[host][variable] == value for host in groups.get(group, [])
+        )
+
+    wanted = {
+        "serving-cuda": says("serve", "llm_serving_accelerator", "cuda"),
+        "training-cuda": says("train", "llm_training_gpus", True),
+        "vllm": bool(groups.get("vllm")),
+    }
+    if not any(wanted.values()):
+        return []
+    lock = yaml.safe_load(text)
+    keys = {key for name, used in wanted.items() if used for key in lock["environments"][name]}
+    return sorted(lock["wheels"][key]["purl"] for key in keys)
+
+
+class FilterModule:
+    """What Ansible asks for."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        return {"cuda_driver_fault": cuda_driver_fault, "cuda_purls": cuda_purls}

@@ -1,0 +1,99 @@
+"""Which hosts may get an environment with CUDA: by the version that NVIDIA's driver states. The drivers here are files."""
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from plugin_modules import LINK, ROOT, load
+from rendered_role import rendered
+
+cuda = load("filter.cuda")
+LOCK = yaml.safe_load((ROOT / "artifacts.lock.d/gpu.yml").read_text())
+ANSIBLE = ROOT / ".venv/bin/ansible-playbook"
+ENVIRONMENT = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(LINK.parents[2]), "ANSIBLE_CONFIG": ""}
+CLOSED = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  {}  Sun Jul 27 07:05:32 UTC 2025\nGCC version: gcc 14.2.0\n"
+OPEN = (
+    "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {}  Release Build  (builder@host)  Tue Nov  4\n"
+)
+
+
+@pytest.mark.parametrize("environment", ["serving-cuda", "training-cuda", "vllm"])
+def test_the_driver_that_a_locked_environment_needs_is_known(environment: str) -> None:
+    assert int(cuda.cuda_version(LOCK, environment).split(".")[0]) in cuda.OLDEST_DRIVER
+
+
+@pytest.mark.parametrize("stated", [CLOSED.format("580.65.06"), OPEN.format("595.10"), OPEN.format("1000.1")])
+def test_a_driver_of_the_branch_or_a_later_one_will_do(stated: str) -> None:
+    assert cuda.cuda_driver_fault(LOCK, "vllm", stated) == ""
+
+
+def test_an_environment_without_cuda_or_with_an_unknown_one_is_refused() -> None:
+    lock = {"environments": {"old": ["torch==1"], "new": ["cuda-toolkit==99.1.0"]}}
+    assert "has no CUDA for old" in cuda.cuda_driver_fault(lock, "old", CLOSED.format("580.1"))
+    assert "has CUDA 99.1 for new" in cuda.cuda_driver_fault(lock, "new", CLOSED.format("580.1"))
+
+
+@pytest.mark.parametrize(
+    ("variables", "vllm", "environments"),
+    [
+        ({"llm_serving_accelerator": "cpu", "llm_training_gpus": False}, [], []),
+        ({"llm_serving_accelerator": "{{ 'cuda' }}"}, [], ["serving-cuda"]),
+        ({"llm_training_gpus": True}, ["gpu1"], ["training-cuda", "vllm"]),
+    ],
+)
+def test_the_bundle_has_to_carry_what_the_hosts_of_the_inventory_compute_with(
+    tmp_path: Path, variables: dict[str, Any], vllm: list[str], environments: list[str]
+) -> None:
+    lock = f"lookup('ansible.builtin.file', '{ROOT}/artifacts.lock.d/gpu.yml')"
+    wanted = {"purls": f"{lock} | llmkeep.estate.cuda_purls(groups, hostvars)"}
+    groups = {"serve": ["gpu1"], "train": ["gpu1"], "vllm": vllm}
+    hosts = {"gpu1.estate.internal": "10.0.0.1"}
+    found = rendered(tmp_path, "vllm", wanted, "gpu1", hosts, {}, groups, inventory=variables)
+    keys = {key for environment in environments for key in LOCK["environments"][environment]}
+    assert found["purls"] == sorted(LOCK["wheels"][key]["purl"] for key in keys)
+
+
+def test_preflight_refuses_a_host_whose_driver_is_absent_or_too_old_and_names_both_versions(
+    tmp_path: Path,
+) -> None:
+    drivers = {
+        "none": None,
+        "debian": CLOSED.format("550.163.01"),
+        "odd": "no version\n",
+        "new": OPEN.format("580.95"),
+    }
+    hosts = {}
+    for name, stated in drivers.items():
+        hosts[name] = {"_common_cuda_driver": str(tmp_path / name)}
+        if stated:
+            (tmp_path / name).write_text(stated)
+    role = {"name": "llmkeep.estate._common", "tasks_from": "cuda_driver", "rolespec_validate": False}
+    task = {"ansible.builtin.import_role": role, "vars": {"_common_cuda_environment": "serving-cuda"}}
+    play = {"hosts": "all", "connection": "local", "gather_facts": False, "tasks": [task]}
+    (tmp_path / "play.yml").write_text(yaml.safe_dump([play]))
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": hosts}}))
+    run = subprocess.run(
+        [
+            str(ANSIBLE),
+            "-i",
+            str(tmp_path / "hosts.yml"),
+            str(tmp_path / "play.yml"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=ENVIRONMENT,
+    )
+    needs = "serving-cuda has CUDA 13.0, which needs NVIDIA's driver 580 or later"
+    assert run.returncode == 2, run.stdout + run.stderr
+    said = run.stdout.replace("\\'", "'").replace('\\"', '"')
+    assert (
+        f"none cannot run environment serving-cuda; nothing was changed. {needs}; the host has no /proc"
+        in said
+    )
+    assert f"{needs}; the host has 550.163.01: install a newer driver" in said
+    assert f"{needs}; the host has 'no version': install the driver" in said
+    assert "new                        : ok=2" in said
