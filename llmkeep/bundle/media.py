@@ -264,10 +264,12 @@ def split(source: Path, out: Path, room: int | None, old: Path | None = None) ->
         number: replace(first, medium=number, of=len(media), files=rows).json()
         for number in range(1, len(media) + 1)
     }
+    written = [Path(path) for path in (*whole.head, MEDIUM)]
+    unfinished = [path.with_name(f".{path.name}.new") for path in written]  # by durable.write
     planned = {
         f"{number}/{path}"
         for number, files in enumerate(media, 1)
-        for path in [*whole.head, MEDIUM, f".{MEDIUM}.new", *(entry.path for entry in [*head, *files])]
+        for path in [*written, *unfinished, *(entry.path for entry in [*head, *files])]
     }
     _check_place(source, out, planned, media_json, [entry.size for files in media for entry in files])
     for number, content in media_json.items():

@@ -273,6 +273,8 @@ def test_split_and_join_that_were_killed_anywhere_continue(made: Path) -> None:
             (Path, "hardlink_to"),
             (Path, "rename"),
             (Path, "unlink"),
+            (Path, "replace"),
+            (os, "fsync"),
         ]
         kills = KillPoints(memory / "count", functions)
 
