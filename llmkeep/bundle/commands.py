@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from llmkeep.bundle import cache, manifest, media
+from llmkeep.bundle import cache, join, manifest, media
 from llmkeep.bundle.manifest import INCOMPLETE, BundleRefused
 from llmkeep.errors import LlmkeepError
 from llmkeep.places import Places
@@ -129,7 +129,7 @@ def _split(arguments: argparse.Namespace) -> None:
 
 
 def _join(arguments: argparse.Namespace) -> None:
-    print(media.join(arguments.folder, arguments.into, [*arguments.base, *media.here(Places())]))
+    print(join.join(arguments.folder, arguments.into, [*arguments.base, *join.here(Places())]))
 
 
 def _build(arguments: argparse.Namespace) -> int:

@@ -12,18 +12,14 @@ import os
 import re
 import shutil
 import stat
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from llmkeep import durable
 from llmkeep.bundle import manifest
-from llmkeep.bundle.cache import sha256
-from llmkeep.bundle.manifest import DAMAGED, FOREIGN, INCOMPLETE, MEDIUM, UNSIGNED, BundleRefused, Entry
+from llmkeep.bundle.manifest import DAMAGED, MEDIUM, UNSIGNED, BundleRefused, Entry
 from llmkeep.errors import LlmkeepError
-from llmkeep.places import Places
 from llmkeep.resumable import CHUNK, Resumable, progress
 
 FORMAT = 1
@@ -88,7 +84,7 @@ def contents(folder: Path, medium: "Medium | None" = None) -> Contents:
             if not manifest.SHA256.fullmatch(digest) or not manifest.safe(relative):
                 raise ValueError(f"it has the line {line[:120]!r}")
             where = f"models/{name}/{relative}"
-            bytes_ = medium.files[where][1] if medium and where in medium.files else _size(folder / where)
+            bytes_ = medium.files[where][1] if medium and where in medium.files else size_of(folder / where)
             files[where] = Entry(where, bytes_, digest, "", "", "", "")
     except ValueError as error:
         raise BundleRefused(DAMAGED, f"{sums[0]} cannot be read ({error}): copy it again") from error
@@ -99,7 +95,7 @@ def _digest(head: dict[str, bytes]) -> str:
     return hashlib.sha256(next(iter(head.values()))).hexdigest()
 
 
-def _size(path: Path) -> int:
+def size_of(path: Path) -> int:
     return path.lstat().st_size if os.path.lexists(path) else 0
 
 
@@ -109,7 +105,7 @@ def _mode(path: Path) -> int:
     )  # what is missing is another problem
 
 
-def _by_content(entries: Iterable[Entry]) -> dict[str, Entry]:
+def by_content(entries: Iterable[Entry]) -> dict[str, Entry]:
     """Each content once: by sha256, the first path of it."""
     found: dict[str, Entry] = {}
     for entry in entries:
@@ -181,7 +177,7 @@ def read(folder: Path) -> Medium | None:
     return found
 
 
-def _fitting(folder: Path, medium: Medium | None, whole: Contents) -> set[str]:
+def fitting(folder: Path, medium: Medium | None, whole: Contents) -> set[str]:
     """The paths that a medium carries by its list, which must be there and no others. Raises BundleRefused."""
     if medium is None:
         carried = set(whole.files)
@@ -229,7 +225,7 @@ def verify_candidate(folder: Path, digest: str) -> str:
 
 
 def _verified(folder: Path, medium: Medium | None, whole: Contents) -> str:
-    carried = _fitting(folder, medium, whole)
+    carried = fitting(folder, medium, whole)
     manifest.check(folder, (whole.files[path] for path in carried), {*whole.head, MEDIUM})
     what = f"{medium}, {len(carried)} of its {len(whole.files)}" if medium else f"{len(whole.files)}"
     return f"{folder}: {whole.title}, {what} files, all as"
@@ -251,12 +247,12 @@ def split(source: Path, out: Path, room: int | None, old: Path | None = None) ->
     base = contents(old) if old else None
     if base and base.digest == whole.digest:
         raise LlmkeepError(f"{old} and {source} are the same ({whole.title}): nothing to carry")
-    if lost := [path for path, entry in whole.files.items() if _size(source / path) != entry.size]:
+    if lost := [path for path, entry in whole.files.items() if size_of(source / path) != entry.size]:
         raise BundleRefused(DAMAGED, f"{source}/{lost[0]} is missing or cut short: build or copy it again")
     there = {entry.sha256 for entry in base.files.values()} if base else set()
     head = [whole.files[path] for path in EVERYWHERE if path in whole.files]
     there |= {entry.sha256 for entry in head}
-    wanted = [entry for digest, entry in _by_content(whole.files.values()).items() if digest not in there]
+    wanted = [entry for digest, entry in by_content(whole.files.values()).items() if digest not in there]
     first = Medium(1, 1, whole.digest, base.digest if base else "", base.title if base else "", {})
     media = _packed(wanted, None if room is None else room - _overhead(whole, head, first, wanted), room or 0)
     rows = {entry.path: (number, entry.size) for number, files in enumerate(media, 1) for entry in files}
@@ -370,7 +366,7 @@ def _put(source: Path, target: Path, entry: Entry) -> None:
             pass
         else:
             return
-    if (digest := _copy(source, target, entry.size)) != entry.sha256:
+    if (digest := copy(source, target, entry.size)) != entry.sha256:
         target.unlink()
         raise BundleRefused(
             DAMAGED, f"{source} has sha256 {digest}, its manifest says {entry.sha256}: build or copy it again"
@@ -378,243 +374,15 @@ def _put(source: Path, target: Path, entry: Entry) -> None:
     target.chmod(source.stat().st_mode & 0o777)
 
 
-def _copy(source: Path, target: Path, bytes_: int) -> str:
+def copy(source: Path, target: Path, bytes_: int) -> str:
     """Copy a plain file of so many bytes, and sync it; its sha256. What TARGET has already is compared instead."""
     descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb", buffering=0) as stream, Resumable(target, bytes_) as copy:
+    with os.fdopen(descriptor, "rb", buffering=0) as stream, Resumable(target, bytes_) as target_file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise LlmkeepError(f"{source} is no plain file: copy it again")
         with progress(stream, bytes_, source.name) as shown:
             while chunk := shown.read(CHUNK):
-                copy.write(chunk)
-        copy.truncate()
-        os.fsync(copy.stream.fileno())
-        return copy.digest()
-
-
-# ---------------------------------------------------------------- join
-def held(folders: Iterable[Path]) -> dict[str, list[Path]]:
-    """Files by the sha256 that the manifests of these folders give them; nothing is hashed."""
-    found = defaultdict(list)
-    for folder in folders:
-        for entry in contents(folder).files.values():
-            if _size(folder / entry.path) == entry.size:
-                found[entry.sha256].append(folder / entry.path)
-    return found
-
-
-def here(places: Places) -> list[Path]:
-    """The bundles and releases of this host."""
-    found = [*places.bundles.glob("[0-9]*"), *places.releases.glob("[!.]*")]
-    return [
-        folder
-        for folder in found
-        if (folder / manifest.NAME).is_file() and (folder / manifest.SIGNATURE).is_file()
-    ]
-
-
-def linkable(path: Path, place: Path) -> bool:
-    """Whether a file may be linked into PLACE: it is on the same disk, and only this user can change it."""
-    status = path.lstat()
-    return (
-        status.st_dev == place.stat().st_dev
-        and status.st_uid == os.geteuid()
-        and not status.st_mode & 0o022
-        and stat.S_ISREG(status.st_mode)
-    )
-
-
-def join(source: Path, into: Path, bases: list[Path]) -> str:
-    """Take what a medium has into INTO, in any order of the media; returns a message.
-
-    INTO appears when all is there. Until then it lies in a hidden folder beside it, where each file gets its name after it was
-    compared with the manifest. What BASES have is linked or copied from there. Raises BundleRefused: DAMAGED; FOREIGN for a
-    medium of something else, or a delta from what is not here; INCOMPLETE while media are missing.
-
-    """
-    medium = read(source)
-    whole = contents(source, medium)
-    carried = _fitting(source, medium, whole)
-    if os.path.lexists(into):
-        if contents(into).digest != whole.digest or list(
-            manifest.strays(into, set(whole.files), set(whole.head))
-        ):
-            raise BundleRefused(
-                FOREIGN, f"{into} exists and is not {whole.title}: name a folder that does not exist"
-            )
-        return f"{into}: {whole.title} is whole already"
-    aside = into.absolute().with_name(f".{into.name}.joining")
-    with _working(aside):
-        _begin(source, aside, medium, whole)
-        at_hand = held(bases)
-        absent = _absent(whole, aside)
-        _check_reachable(medium, whole, absent, carried, at_hand)
-        _check_space(aside, whole, absent, at_hand)
-        for path, content in reversed(
-            whole.head.items()
-        ):  # the manifest last: with it, this is the aside of this manifest
-            durable.write(aside / path, content, 0o644)
-        if problems := list(_taken(source, aside, absent, carried, at_hand)):
-            raise BundleRefused(
-                DAMAGED,
-                f"{source} is not what its manifest says:\n  {manifest.shown(problems)}\nCopy the medium again; the rest is kept",
-            )
-        if absent := _absent(whole, aside):
-            raise BundleRefused(
-                INCOMPLETE, f"{whole.title} is not complete yet: {_to_bring(medium, whole, absent)}"
-            )
-        for path in set(manifest.walk(aside)) - whole.files.keys() - whole.head.keys():
-            (aside / path).unlink()
-        durable.sync_all(aside)
-        aside.rename(into)
-        durable.sync_folder(into.absolute().parent)
-    return f"{into}: {whole.title} is complete, {len(whole.files)} files; manifest {whole.digest}"
-
-
-@contextmanager
-def _working(aside: Path) -> Iterator[None]:
-    """Make the folder and hold it; a refusal before anything is in it leaves none."""
-    aside.mkdir(parents=True, exist_ok=True)
-    with durable.alone(aside):
-        try:
-            yield
-        finally:
-            if aside.is_dir() and not any(aside.iterdir()):
-                aside.rmdir()
-
-
-def _begin(source: Path, aside: Path, medium: Medium | None, whole: Contents) -> None:
-    """Refuse a medium of something else than what was begun here. Files without a manifest are of a run that got no further."""
-    try:
-        begun = contents(aside, medium)
-    except BundleRefused:
-        for path in aside.iterdir():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        return
-    if begun.digest != whole.digest:
-        raise BundleRefused(
-            FOREIGN,
-            f"{source} is of {whole.title} (manifest {whole.digest}), {aside} has files of {begun.title} ({begun.digest}): "
-            f"go on with the media of that, or remove {aside} to give it up",
-        )
-
-
-def _check_reachable(
-    medium: Medium | None,
-    whole: Contents,
-    absent: dict[str, Entry],
-    carried: set[str],
-    at_hand: dict[str, list[Path]],
-) -> None:
-    """Refuse where files are neither here nor on any medium of the list: no further medium would ever complete them."""
-    listed = {whole.files[path].sha256 for path in {*carried, *(medium.files if medium else ())}}
-    nowhere = sorted(
-        path for path, entry in absent.items() if entry.sha256 not in listed and entry.sha256 not in at_hand
-    )
-    if not nowhere:
-        return
-    found = f"{len(nowhere)} files of {whole.title} are on no medium of it and not here, the first is {nowhere[0]}: "
-    if medium and medium.base:
-        raise BundleRefused(
-            FOREIGN,
-            f"{found}it adds to {medium.base_title} (manifest {medium.base}); name that with --base, or bring a whole one",
-        )
-    raise BundleRefused(DAMAGED, f"{found}do not use this medium; split again")
-
-
-def _absent(whole: Contents, aside: Path) -> dict[str, Entry]:
-    """The files that are not there yet, by path. A file gets its name after it was compared."""
-    return {path: entry for path, entry in whole.files.items() if not os.path.lexists(aside / path)}
-
-
-def _part(aside: Path, digest: str) -> Path:
-    """Where a file lies while it is copied."""
-    return aside / f".{digest}"
-
-
-def _check_space(
-    aside: Path, whole: Contents, absent: dict[str, Entry], at_hand: dict[str, list[Path]]
-) -> None:
-    """Refuse where there is no room for what is new: on all media, without what is linked or partly copied."""
-    linked = {digest for digest, paths in at_hand.items() if any(linkable(path, aside) for path in paths)}
-    linked |= {entry.sha256 for path, entry in whole.files.items() if path not in absent}
-    new = [entry for digest, entry in _by_content(absent.values()).items() if digest not in linked]
-    needed = sum(entry.size - min(entry.size, _size(_part(aside, entry.sha256))) for entry in new) + MARGIN
-    if (free := shutil.disk_usage(aside).free) < needed:
-        raise LlmkeepError(
-            f"{aside.parent} has {free / 1e9:.2f} GB free, {needed / 1e9:.2f} GB are new: make room, or give another --into"
-        )
-
-
-def _taken(
-    source: Path, aside: Path, absent: dict[str, Entry], carried: set[str], at_hand: dict[str, list[Path]]
-) -> Iterator[str]:
-    """Bring each content that is here or on the medium, under all of its paths; what is wrong with each."""
-    own = {
-        entry.sha256: aside / path
-        for path, entry in contents(aside).files.items()
-        if path not in absent and os.path.lexists(aside / path)
-    }
-    paths = defaultdict(list)
-    for path, entry in absent.items():
-        paths[entry.sha256].append(path)
-    for digest, wanted in paths.items():
-        size = absent[wanted[0]].size
-        part = _part(aside, digest)
-        on_medium = next((path for path in wanted if path in carried), None)
-        if digest in own:
-            part.unlink(missing_ok=True)
-            part.hardlink_to(own[digest])
-        elif not _from_here(at_hand.get(digest, []), part, digest, size):
-            if on_medium is None:
-                continue
-            problem = _copied(source / on_medium, part, digest, size)
-            if problem:
-                yield problem
-                continue
-        for path in wanted:
-            (aside / path).parent.mkdir(parents=True, exist_ok=True)
-            (aside / path).hardlink_to(part)
-        part.unlink()
-
-
-def _from_here(at_hand: list[Path], part: Path, digest: str, size: int) -> bool:
-    for path in at_hand:
-        if linkable(path, part.parent):
-            if sha256(path) == digest:
-                part.unlink(missing_ok=True)
-                part.hardlink_to(path)
-                return True
-        elif _copied(path, part, digest, size) is None:
-            return True
-    return False
-
-
-def _copied(path: Path, part: Path, digest: str, size: int) -> str | None:
-    """Copy and compare; what is wrong with it, in which case nothing is left."""
-    try:
-        found = _copy(path, part, size)
-    except LlmkeepError as error:
-        found = str(error)
-    if found != digest:
-        part.unlink()
-        return f"{path}: found {found}, expected {digest}"
-    part.chmod(0o755 if path.stat().st_mode & 0o100 else 0o644)
-    return None
-
-
-def _to_bring(medium: Medium | None, whole: Contents, absent: dict[str, Entry]) -> str:
-    """Which media have what is absent, by their list."""
-    by_digest = (
-        {whole.files[path].sha256: number for path, (number, _) in medium.files.items()} if medium else {}
-    )
-    counts: dict[int, list[int]] = defaultdict(list)
-    for digest, entry in _by_content(absent.values()).items():
-        counts[by_digest.get(digest, 0)].append(entry.size)
-    of = medium.of if medium else 1
-    return "; ".join(
-        f"bring medium {number} of {of} ({len(sizes)} files, {sum(sizes) / 1e6:.1f} MB)"
-        if number
-        else f"{len(sizes)} files were here and are damaged: bring a whole one"
-        for number, sizes in sorted(counts.items())
-    )
+                target_file.write(chunk)
+        target_file.truncate()
+        os.fsync(target_file.stream.fileno())
+        return target_file.digest()

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmkeep.bundle import manifest, media, signing
+from llmkeep.bundle import join, manifest, media, signing
 from llmkeep.bundle.cache import sha256
 from llmkeep.bundle.manifest import DAMAGED, BundleRefused, Entry, Manifest
 from llmkeep.durable import record, sync_folder, write
@@ -326,7 +326,7 @@ def add(places: Places, folder: Path, keyring: Path) -> str:
     partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     paths = [manifest.NAME, manifest.SIGNATURE, *(entry.path for entry in good.files)]
-    linked = {path: folder / path for path in paths if media.linkable(folder / path, places.releases)}
+    linked = {path: folder / path for path in paths if join.linkable(folder / path, places.releases)}
     linked |= _at_hand(places, [entry for entry in good.files if entry.path not in linked])
     size = sum((folder / path).stat().st_size for path in paths if path not in linked)
     if (free := shutil.disk_usage(places.releases).free) < size + MARGIN:
@@ -367,12 +367,12 @@ def add(places: Places, folder: Path, keyring: Path) -> str:
 
 def _at_hand(places: Places, wanted: list[Entry]) -> dict[str, Path]:
     """Files of the bundles and releases here with the wanted contents, hashed anew, by the path that they are wanted at."""
-    found = media.held(media.here(places)) if wanted else {}
+    found = join.held(join.here(places)) if wanted else {}
     return {
         entry.path: path
         for entry in wanted
         for path in found.get(entry.sha256, [])[:1]
-        if media.linkable(path, places.releases) and sha256(path) == entry.sha256
+        if join.linkable(path, places.releases) and sha256(path) == entry.sha256
     }
 
 

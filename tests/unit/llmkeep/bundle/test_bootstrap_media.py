@@ -13,7 +13,7 @@ import pytest
 import small_bundle
 from bootstrapped import Machine
 
-from llmkeep.bundle import manifest, media
+from llmkeep.bundle import join, manifest, media
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="bootstrap needs root")
 
@@ -408,7 +408,7 @@ def test_a_list_that_claims(lie: str, machine: Machine, parts: list[Path], tmp_p
     assert machine.accepted == []
     assert not (machine.store / ".incoming").exists()
     with pytest.raises(manifest.BundleRefused) as refusal:
-        media.join(parts[0], tmp_path / "joined", [])
+        join.join(parts[0], tmp_path / "joined", [])
     assert refusal.value.code == manifest.DAMAGED
     assert not [path for path in tmp_path.iterdir() if "join" in path.name]
 

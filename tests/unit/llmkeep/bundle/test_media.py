@@ -19,7 +19,7 @@ from kill_points import KillPoints
 from model_media import NAME, SHARDS, SIZE, SUMS, lose_a_shard
 
 from llmkeep import cli, durable
-from llmkeep.bundle import cache, manifest, media, release
+from llmkeep.bundle import cache, join, manifest, media, release
 from llmkeep.bundle.manifest import BundleRefused
 from llmkeep.errors import LlmkeepError
 from llmkeep.places import Places
@@ -247,14 +247,14 @@ def test_a_manifest_cannot_name_a_file_outside(candidate: Path, tmp_path: Path) 
         with (tmp_path / "hostile" / SUMS).open("a") as sums:
             sums.write(f"{digest}  {path}\n")
         with pytest.raises(BundleRefused, match="cannot be read") as refusal:
-            media.join(tmp_path / "hostile", tmp_path / "deep/into/joined", [])
+            join.join(tmp_path / "hostile", tmp_path / "deep/into/joined", [])
         assert refusal.value.code == manifest.DAMAGED
         shutil.rmtree(tmp_path / "hostile")
         small_bundle.write(tmp_path / "hostile", small_bundle.signing_keys(tmp_path / "keys"))
         listing = tmp_path / "hostile" / manifest.NAME
         listing.write_text(listing.read_text().replace('"path": "models/small/weights"', f'"path": "{path}"'))
         with pytest.raises(BundleRefused, match="has no safe path"):
-            media.join(tmp_path / "hostile", tmp_path / "deep/into/joined", [])
+            join.join(tmp_path / "hostile", tmp_path / "deep/into/joined", [])
         shutil.rmtree(tmp_path / "hostile")
     assert not (tmp_path / "deep").exists()
 
@@ -281,14 +281,14 @@ def test_split_and_join_that_were_killed_anywhere_continue(made: Path) -> None:
         def split() -> None:
             media.split(made / "candidate", out, SIZE)
 
-        def join(number: int) -> None:
+        def put_together(number: int) -> None:
             with contextlib.suppress(BundleRefused):  # more media are needed
-                media.join(out / str(number), joined, [])
+                join.join(out / str(number), joined, [])
 
         def both() -> None:
             split()
-            join(2)
-            join(1)
+            put_together(2)
+            put_together(1)
 
         points = kills.points(both)
         assert points > 60
@@ -339,7 +339,7 @@ def test_the_space_for_all_media_is_checked_before_the_first_is_copied_and_a_ful
     code, said = llmkeep("bundle", "join", parts[0], "--into", joined)
     assert (code, "GB are new: make room" in said) == (1, True), said
     assert list(small_disk.iterdir()) == []
-    monkeypatch.setattr(media, "MARGIN", -(10**9))
+    monkeypatch.setattr(join, "MARGIN", -(10**9))
     codes = [llmkeep("bundle", "join", part, "--into", joined) for part in parts]
     assert [code for code, _ in codes] == [manifest.INCOMPLETE, 1]
     assert "No space left on device: make room, and run it again" in codes[1][1]

@@ -12,7 +12,7 @@ import sealing_double
 from model_media import NAME, SHARDS, SIZE, SUMS, lose_a_shard
 
 from llmkeep import cli
-from llmkeep.bundle import cache, manifest, media, release
+from llmkeep.bundle import cache, join, manifest, media, release
 from llmkeep.bundle.manifest import BundleRefused
 from llmkeep.places import Places
 
@@ -82,9 +82,9 @@ def test_a_delta_of_a_release_carries_what_changed_and_links_the_rest(
     with pytest.raises(
         BundleRefused, match=rf"it adds to release {NAME} serial 1 \(manifest [0-9a-f]{{64}}\); name that"
     ) as refusal:
-        media.join(delta, joined, [])
+        join.join(delta, joined, [])
     assert (refusal.value.code, joined.parent.exists()) == (manifest.FOREIGN, True)
-    media.join(delta, joined, media.here(places))
+    join.join(delta, joined, join.here(places))
     assert model_add.contents(joined) == model_add.contents(tmp_path / "newer")
     old = places.releases / NAME / SHARDS[0]
     assert (joined / SHARDS[0]).samefile(old)
@@ -101,8 +101,8 @@ def test_what_is_damaged_in_the_release_in_use_is_not_taken_from_it(
     victim = places.releases / NAME / SHARDS[0]
     victim.write_bytes(victim.read_bytes()[:-1] + b"x")
     with pytest.raises(BundleRefused, match="1 files were here and are damaged: bring a whole one"):
-        media.join(tmp_path / "delta/1", tmp_path / "joined", media.here(places))
-    media.join(tmp_path / "newer", tmp_path / "joined", media.here(places))
+        join.join(tmp_path / "delta/1", tmp_path / "joined", join.here(places))
+    join.join(tmp_path / "newer", tmp_path / "joined", join.here(places))
     assert model_add.contents(tmp_path / "joined") == model_add.contents(tmp_path / "newer")
 
 
