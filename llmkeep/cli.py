@@ -1,6 +1,7 @@
 """The command `llmkeep`. Each module registers its own verbs.
 
-Exit codes: 0 done; 1 refused or failed, the message says what and what to do; 2 wrong usage; 130 interrupted.
+Exit codes: 0 done; 1 refused or failed, the message says what and what to do; 2 wrong usage; 7 a passphrase is wrong,
+weak, or cannot be had; 130 interrupted.
 `llmkeep bundle verify`, `policy verify`, `release verify` and `model add` tell refusals apart by 3 to 6 (see their help).
 `llmkeep pki revoke` and `reinstate`: 3 if a host was not reached.
 """
@@ -13,9 +14,10 @@ import sys
 from pathlib import Path
 
 from llmkeep import inventory, revoke, run
-from llmkeep.bundle import commands, programs, release, signing, update
+from llmkeep.bundle import commands, keys, programs, release, update
 from llmkeep.errors import LlmkeepError
 from llmkeep.models import commands as models
+from llmkeep.passphrase import WRONG, PassphraseError
 from llmkeep.pki import issuing
 from llmkeep.policy import bundle as policy
 from llmkeep.record import commands as record
@@ -23,7 +25,7 @@ from llmkeep.record import commands as record
 VERBS = (
     update,
     programs,
-    signing,
+    keys,
     commands,
     revoke,
     issuing,
@@ -57,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         return int(arguments.run(arguments)) if arguments else run.ansible_playbook(sys.argv[1:])
     except LlmkeepError as error:
         print(f"llmkeep: {error}", file=sys.stderr)
-        return 1
+        return WRONG if isinstance(error, PassphraseError) else 1
     except BrokenPipeError:  # as in `llmkeep bundle list X | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE

@@ -30,6 +30,7 @@ from estate import (
     changed,
     leaks,
     request,
+    sign_and_add,
     verify,
 )
 from hub_standin import HubStandIn, serving
@@ -221,9 +222,8 @@ def test_a_sharded_deepseek_from_a_hub_is_licensed_signed_installed_and_answers(
         ).stdout
     estate.send("ops1", "/root", {"candidate": tmp_path / "candidate"})
     digest = added.split("--sha256 ")[1].strip()
-    said = estate.on("ops1", f"llmkeep release sign /root/candidate --sha256 {digest}")
+    said = sign_and_add(estate, "/root/candidate", f"--sha256 {digest}")
     assert f"from {hub.source}, licence deepseek accepted by" in said
-    estate.on("ops1", "llmkeep release add /root/candidate")
     model = {"name": "deepseek", "driver": "naive", "release": "deepseek-tiny", "memory": "1G"}
     models = {"serve": {"vars": {"llm_serving_models": [{**model, "context": 512, "threads": 1}]}}}
     estate.on("ops1", "cat > /root/models.json", given=json.dumps(models))

@@ -4,6 +4,7 @@ The script runs for real, with its folders moved to a temporary one. Where it wo
 it is stopped: the lab's tests see the rest.
 """
 
+import hashlib
 import os
 import re
 import shutil
@@ -78,6 +79,7 @@ def test_puts_a_good_bundle_in_place_once(machine: Machine) -> None:
     (machine.stick / "lost+found").mkdir()  # as on the ext4 of a stick
     first = machine.bootstrap()
     assert (first.returncode, first.stderr) == (0, "")
+    assert f"escrow certificate: sha256 {hashlib.sha256(b'a certificate').hexdigest()}" in first.stdout
     assert machine.accepted == ["7", "current"]
     assert (machine.root / "var/lib/llmkeep/serial").read_text() == "7\n"
     second = machine.bootstrap()
