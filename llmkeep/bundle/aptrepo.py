@@ -137,7 +137,7 @@ def describe(key: str, digest: str) -> Artifact:
     )
 
 
-def repository(folder: Path, debs: dict[str, Artifact], key: Path, expires: str) -> None:
+def repository(folder: Path, debs: dict[str, Artifact], key: signing.Signer, expires: str) -> None:
     """pool/ and a signed dists/trixie under `folder`; apt refuses it from `expires` (an RFC 2822 date) on."""
     for deb in debs.values():
         cache.place(cache.blob(deb.sha256), folder / "pool" / deb.file)

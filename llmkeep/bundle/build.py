@@ -36,7 +36,8 @@ class Keys:
 
     @property
     def signing(self) -> Path:
-        return self.folder / "signing.key"
+        """The key, or where in a token it is."""
+        return signing.key_file(self.folder)
 
     @property
     def keyring(self) -> Path:
@@ -102,7 +103,7 @@ def _build(
         print(f"{out}: serial {old.serial} is what lock and tree say, kept")
         return old
     escrow.load(keys.escrow)
-    signing_key = unlocked.enter_context(signing.unlocked(keys.signing, passphrase_file))
+    signing_key = unlocked.enter_context(signing.signer(keys.signing, passphrase_file))
     shutil.rmtree(aside, ignore_errors=True)
     with _step("downloads"):
         pinned = _fetch(wanted, apt, pinned, profile, resolve_apt, refresh)

@@ -14,11 +14,18 @@ from cryptography.hazmat.primitives import serialization
 
 from llmkeep import escrow, passphrase
 from llmkeep.bundle import signing
+from llmkeep.bundle.token_key import Token
 from llmkeep.durable import write
 from llmkeep.errors import LlmkeepError
 
 
-def init(folder: Path, certificate: Path | None, passphrase_file: Path | None, without: bool) -> str:
+def init(
+    folder: Path,
+    certificate: Path | None,
+    passphrase_file: Path | None,
+    without: bool,
+    token: Token | None = None,
+) -> str:
     """Generate the signing key if there is none, and put the escrow certificate beside it. Idempotent."""
     standing = folder / escrow.CERTIFICATE
     if certificate is None and not standing.exists():
@@ -34,7 +41,12 @@ def init(folder: Path, certificate: Path | None, passphrase_file: Path | None, w
             "docs/keys.md; nothing was changed"
         )
     if not (folder / signing.CERTIFICATE).exists():
-        signing.init(folder, passphrase.of_new_key(str(folder / signing.KEY), passphrase_file, without))
+        if token:
+            signing.init_in_token(
+                folder, token, passphrase.given(passphrase_file, f"the token {token.token} (its PIN)")
+            )
+        else:
+            signing.init(folder, passphrase.of_new_key(str(folder / signing.KEY), passphrase_file, without))
     if not standing.exists():
         write(standing, recipient.public_bytes(serialization.Encoding.PEM), 0o644)
     warn(folder)
@@ -58,7 +70,11 @@ def warn(folder: Path) -> None:
 
 def change_passphrase(folder: Path, old: Path | None, new: Path | None) -> str:
     """Give the signing key a passphrase, or another one. Until the new file is on disk, the old one is complete."""
-    key = folder / signing.KEY
+    key = signing.key_file(folder)
+    if key.name == signing.PKCS11:
+        raise LlmkeepError(
+            f"{key}: the signing key is in a token: change the token's PIN with the HSM's own tool"
+        )
     with signing.unlocked(key, old) as opened:
         secret = signing.with_passphrase(opened, passphrase.chosen(new, str(key)))
     write(key, secret, 0o600)
@@ -86,9 +102,18 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--escrow", type=Path, help="certificate of the escrow key, from the machine that has it"
     )
     passphrase.add_options(parser)
+    parser.add_argument(
+        "--module",
+        help="path of a PKCS#11 module: the key is made in its token, and the passphrase is the PIN",
+    )
+    parser.add_argument("--token", help="label of a token that holds no other key")
+    parser.add_argument("--label", default="llmkeep bundle", help="the key's label (default: %(default)s)")
+    parser.add_argument("--user", default="", help="account that may use the module (default: this one)")
     parser.set_defaults(
         run=_told(
-            lambda given: init(given.folder, given.escrow, given.passphrase_file, given.without_passphrase)
+            lambda given: init(
+                given.folder, given.escrow, given.passphrase_file, given.without_passphrase, _token(given)
+            )
         )
     )
     parser = verbs.add_parser(
@@ -112,6 +137,14 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.set_defaults(
         run=_told(lambda given: create_escrow(given.folder, given.passphrase_file, given.without_passphrase))
     )
+
+
+def _token(given: argparse.Namespace) -> Token | None:
+    if bool(given.module) != bool(given.token) or (given.module and given.without_passphrase):
+        raise LlmkeepError(
+            "--module and --token belong together, and a token always has a PIN: give both, or neither"
+        )
+    return Token(given.module, given.token, given.label, given.user) if given.module else None
 
 
 def _told(verb: Callable[[argparse.Namespace], str]) -> Callable[[argparse.Namespace], int]:

@@ -7,11 +7,13 @@ key that is elsewhere. `llmkeep keys` makes them.
 import re
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from llmkeep import passphrase
+from llmkeep.bundle import openpgp, token_key
 from llmkeep.durable import write
 from llmkeep.errors import LlmkeepError
 from llmkeep.passphrase import PassphraseError
@@ -19,6 +21,8 @@ from llmkeep.sealing import in_memory
 
 SQ = ["sq", "--home", "none", "--batch"]  # no key store, no configuration: the given files only
 KEY, CERTIFICATE, REVOCATION = "signing.key", "keyring.pgp", "revocation.pgp"
+PKCS11 = "signing-pkcs11.json"  # instead of KEY: where in a token it is
+Signer = Path | openpgp.Key
 
 
 class SignatureRefused(LlmkeepError):
@@ -39,9 +43,25 @@ def init(folder: Path, word: str | None) -> None:
         secret = generate("llmkeep bundle", revocation, word).encode()
         with in_memory(secret) as key:
             certify(key, certificate)
+        (folder / PKCS11).unlink(missing_ok=True)  # of an attempt that was cut short
         write(folder / KEY, secret, 0o600)
         write(folder / REVOCATION, revocation.read_bytes(), 0o600)
         write(folder / CERTIFICATE, certificate.read_bytes(), 0o600)
+
+
+def init_in_token(folder: Path, token: token_key.Token, pin: str) -> None:
+    """The same with a key that is made in a PKCS#11 token, or is there already, and never leaves it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    key = token_key.made(token, pin)
+    write(folder / PKCS11, token_key.settings(token, key), 0o600)
+    write(folder / REVOCATION, openpgp.revocation(key), 0o600)
+    write(folder / CERTIFICATE, openpgp.certificate(key, "llmkeep bundle"), 0o600)
+
+
+def key_file(folder: Path) -> Path:
+    """The signing key's file in a folder of keys, or the one that says in which token it is."""
+    return folder / (PKCS11 if (folder / PKCS11).exists() else KEY)
 
 
 def generate(name: str, revocation: Path, word: str | None) -> str:
@@ -60,6 +80,16 @@ def has_passphrase(key: Path, name: str = "") -> bool:
     if "Secret key:" not in text:
         raise LlmkeepError(f"{name or key} is no private OpenPGP key: restore it from a backup")
     return "Secret key: Unencrypted" not in text
+
+
+@contextmanager
+def signer(file: Path, passphrase_file: Path | None) -> Iterator[Signer]:
+    """The bundle's signing key, for as many signatures as the context makes; passphrase or PIN is asked for once."""
+    if file.name == PKCS11:
+        yield token_key.opened(file, passphrase.given(passphrase_file, token_key.named(file)))
+    else:
+        with unlocked(file, passphrase_file) as key:
+            yield key
 
 
 @contextmanager
@@ -111,13 +141,19 @@ def fingerprint(certificate: Path) -> str:
     return found.group(1)
 
 
-def sign(key: Path, file: Path, signature: Path) -> None:
+def sign(key: Signer, file: Path, signature: Path) -> None:
     """A detached signature beside the file."""
+    if isinstance(key, openpgp.Key):
+        signature.write_bytes(openpgp.detached(key, file.read_bytes(), int(time.time())))
+        return
     _call([*SQ, "sign", "--signer-file", str(key), "--signature-file", str(signature), str(file)])
 
 
-def sign_inline(key: Path, file: Path, signed: Path) -> None:
+def sign_inline(key: Signer, file: Path, signed: Path) -> None:
     """A cleartext signature around the file, as apt's InRelease."""
+    if isinstance(key, openpgp.Key):
+        signed.write_text(openpgp.cleartext(key, file.read_text(), int(time.time())))
+        return
     _call([*SQ, "sign", "--signer-file", str(key), "--cleartext", "--output", str(signed), str(file)])
 
 

@@ -61,7 +61,8 @@ def sign(folder: Path, keys: Path, serial: int, days: int) -> None:
         files=entries,
     )
     manifest.write(folder, made)
-    signing.sign(keys / "signing.key", folder / manifest.NAME, folder / manifest.SIGNATURE)
+    with signing.signer(signing.key_file(keys), keys / "pin") as key:
+        signing.sign(key, folder / manifest.NAME, folder / manifest.SIGNATURE)
 
 
 def _flip_a_bit(folder: Path, _: Path) -> None:
