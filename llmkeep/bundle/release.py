@@ -96,6 +96,11 @@ def unlocked(places: Places, passphrase_file: Path | None) -> Iterator[Path]:
         in_memory(unseal(places.publish_key.read_bytes(), PUBLISH_KEY)) as sealed,
         signing.unlocked(sealed, passphrase_file, "the publish key") as key,
     ):
+        if key == sealed:
+            print(
+                f"llmkeep: the publish key is {passphrase.WITHOUT}: `llmkeep release passphrase` gives it one",
+                file=sys.stderr,
+            )
         yield key
 
 

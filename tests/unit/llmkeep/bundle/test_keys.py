@@ -228,3 +228,16 @@ def test_a_release_is_signed_with_a_passphrase_which_can_be_changed(
     with release.unlocked(places, new) as key:
         assert not signing.has_passphrase(key)
         assert signing.fingerprint(key) == release.fingerprint(places)
+
+
+def test_a_publish_key_of_an_earlier_llmkeep_is_used_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sealing_double.use(monkeypatch, release, release)
+    release.init(places := Places(tmp_path / "root"), None)
+    with release.unlocked(places, None):
+        assert "`llmkeep release passphrase` gives it one" in capsys.readouterr().err
+    release.change_passphrase(places, None, word := written(tmp_path, "word", WORD))
+    capsys.readouterr()
+    with release.unlocked(places, word):
+        assert not capsys.readouterr().err
