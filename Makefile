@@ -148,8 +148,8 @@ storm: bundle kernel  ## the long fault campaigns (hours): KILLS=500 of a progra
 	STORM_MINUTES=10 .venv/bin/pytest tests/serve/gateway/test_storms.py -k memory -rP
 
 bundle: .venv/.ready $(COLLECTION)  ## build (or keep) the lab's signed bundle in .lab/bundle
-	$(STEP) keys "throw-away keys that sign the bundle" .venv/bin/llmkeep keys init .lab/keys
-	$(STEP) bundle "build the bundle, or keep it" .venv/bin/llmkeep bundle build --profile lab --keys .lab/keys --out .lab/bundle --resolve-apt
+	$(STEP) keys "throw-away keys that sign the bundle" lab/keys
+	$(STEP) bundle "build the bundle, or keep it" .venv/bin/llmkeep bundle build --profile lab --keys .lab/keys --passphrase-file .lab/passphrase --out .lab/bundle --resolve-apt
 
 # vLLM and guidellm need torch, which there is for the machine's own Python (3.11); what comes with vLLM's would need another build of it.
 peers: PEER ?= litellm portkey guidellm plot vllm transformers trl torch mutmut

@@ -1,6 +1,7 @@
 """The command `llmkeep`. Each module registers its own verbs.
 
-Exit codes: 0 done; 1 refused or failed, the message says what and what to do; 2 wrong usage; 130 interrupted.
+Exit codes: 0 done; 1 refused or failed, the message says what and what to do; 2 wrong usage; 9 a passphrase is wrong,
+weak, or cannot be had; 130 interrupted.
 `llmkeep lock update`, `bundle build`, `verify`, `split` and `join`, `policy verify`, `release verify` and `model add` tell
 refusals apart by 3 to 8 (see their help).
 `llmkeep pki revoke` and `reinstate`: 3 if a host was not reached.
@@ -14,8 +15,7 @@ import sys
 from pathlib import Path
 
 from llmkeep import inventory, revoke, run
-from llmkeep.bundle import commands, programs, release, signing, update
-from llmkeep.bundle.aptsources import PackagesRefused
+from llmkeep.bundle import commands, keys, programs, release, update
 from llmkeep.errors import LlmkeepError
 from llmkeep.models import commands as models
 from llmkeep.pki import issuing
@@ -25,7 +25,7 @@ from llmkeep.record import commands as record
 VERBS = (
     update,
     programs,
-    signing,
+    keys,
     commands,
     revoke,
     issuing,
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         return int(arguments.run(arguments)) if arguments else run.ansible_playbook(sys.argv[1:])
     except LlmkeepError as error:
         print(f"llmkeep: {error}", file=sys.stderr)
-        return error.code if isinstance(error, PackagesRefused) else 1
+        return error.code
     except BrokenPipeError:  # as in `llmkeep bundle list X | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE

@@ -2,7 +2,9 @@
 
 
 class LlmkeepError(Exception):
-    """Refused, or failed. The message says what is wrong, the value seen, and the way out; the command's exit code is 1."""
+    """Refused, or failed. The message says what is wrong, the value seen, and the way out; `code` is the command's exit code."""
+
+    code = 1
 
 
 def printable(text: str) -> str:

@@ -1,13 +1,14 @@
-"""Seal the control node's secrets to this host, or encrypt them to the escrow key.
+"""Seal the control node's secrets to this host.
 
-They pass between programs by standard input and output only, never by a file, an argument or the environment.
+Secrets pass between programs by standard input, standard output and files in memory, never by a file on a disk, an argument or
+the environment.
 """
 
+import os
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import rsa
 
 from llmkeep.errors import LlmkeepError
 
@@ -42,16 +43,13 @@ def unseal(sealed: bytes, name: str) -> bytes:
     return program(["systemd-creds", "decrypt", f"--name={name}", "-", "-"], sealed)
 
 
-def encrypt_to(escrow: Path, secret: bytes) -> bytes:
-    """SECRET as a CMS AuthEnvelopedData (PEM) that only the owner of the escrow key can open."""
-    certificate = x509.load_pem_x509_certificate(escrow.read_bytes())
-    key = certificate.public_key()
-    if not isinstance(key, rsa.RSAPublicKey) or key.key_size < 3072:
-        seen = f"RSA of {key.key_size} bits" if isinstance(key, rsa.RSAPublicKey) else type(key).__name__
-        raise SealError(f"{escrow} holds {seen}: the escrow certificate must have an RSA "
-                       "key of at least 3072 bits; make a new one with `llmkeep keys init` on the builder")  # fmt: skip
-    return program(
-        ["openssl", "cms", "-encrypt", "-aes-256-gcm", "-binary", "-outform", "PEM", "-recip", str(escrow),
-         "-keyopt", "rsa_padding_mode:oaep", "-keyopt", "rsa_oaep_md:sha256"],
-        secret,
-    )  # fmt: skip
+@contextmanager
+def in_memory(secret: bytes) -> Iterator[Path]:
+    """Path of a file in memory, which child processes can read inside the context."""
+    descriptor = os.memfd_create("llmkeep", os.MFD_CLOEXEC)
+    try:
+        os.fchmod(descriptor, 0o600)
+        os.write(descriptor, secret)
+        yield Path(f"/proc/{os.getpid()}/fd/{descriptor}")
+    finally:
+        os.close(descriptor)

@@ -278,7 +278,7 @@ def describe(key: str, digest: str, source: Source) -> Deb:
     )
 
 
-def repository(folder: Path, debs: dict[str, Deb], key: Path, expires: str) -> None:
+def repository(folder: Path, debs: dict[str, Deb], key: signing.Signer, expires: str) -> None:
     """pool/ and a signed dists/trixie under `folder`; apt refuses it from `expires` (an RFC 2822 date) on."""
     for deb in debs.values():
         cache.place(cache.blob(deb.sha256), folder / "pool" / deb.file)

@@ -245,6 +245,10 @@ link "$serial" "$store/current"
 find "$store" -mindepth 1 -maxdepth 1 -type d -name '[0-9]*' -printf '%f\n' | sort -n | head -n -2 |
     while read -r old; do rm -rf "${store:?}/$old"; done
 
+# The sha256 of the certificate itself (DER), as `llmkeep keys escrow` and `openssl x509 -fingerprint -sha256` have it.
+escrow=$(sed '/^-----/d' "$store/current/escrow.pem" | base64 -d | sha256sum | cut -d ' ' -f 1)
+say "escrow certificate: sha256 $escrow; stop here (Ctrl-C) if your paper says another one"
+
 # --- Debian packages, from the bundle alone
 say 'installing Debian packages (a minute)'
 cp "$store/current/keyring.pgp" /etc/apt/keyrings/llmkeep.pgp
@@ -303,5 +307,5 @@ say 'policy'
 say 'audit record'
 "$opt/control/bin/llmkeep" audit init
 
-say "done: bundle serial $serial, signed by $signer"
+say "done: bundle serial $serial, signed by $signer, root key encrypted to the escrow certificate $escrow"
 say "next: llmkeep site -i INVENTORY      (the lab's: llmkeep site -i $opt/tree/inventory/lab)"

@@ -10,14 +10,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from email.utils import format_datetime
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from llmkeep import durable
+from llmkeep import durable, escrow
 from llmkeep.bundle import additions, aptrepo, cache, gguf, lock, manifest, programs, signing, wheels
 from llmkeep.bundle.lock import Artifact, Deb, Lock, Model
 from llmkeep.bundle.manifest import BundleRefused, Entry, Manifest
@@ -36,7 +36,8 @@ class Keys:
 
     @property
     def signing(self) -> Path:
-        return self.folder / "signing.key"
+        """The key, or where in a token it is."""
+        return signing.key_file(self.folder)
 
     @property
     def keyring(self) -> Path:
@@ -52,20 +53,35 @@ class Keys:
 
 
 def build(
-    profile: str, out: Path, keys: Keys, resolve_apt: bool, refresh: bool, mirror: Path | None = None
+    profile: str,
+    out: Path,
+    keys: Keys,
+    resolve_apt: bool,
+    refresh: bool,
+    mirror: Path | None = None,
+    passphrase_file: Path | None = None,
 ) -> Manifest:
     """Build the bundle aside and put it in place, or keep the existing one if nothing changed.
+
+    The signing key's passphrase, if it has one, is read from a file or asked for before anything is downloaded.
 
     Only one build runs at a time per user, since builds share the cache; a second one waits. A program that is available
     neither from `mirror` (a folder; None: the environment's) nor from its source is left out, and named.
 
     """
-    with cache.alone():
-        return _build(profile, out, keys, resolve_apt, refresh, mirror)
+    with cache.alone(), ExitStack() as unlocked:
+        return _build(profile, out, keys, resolve_apt, refresh, mirror, passphrase_file, unlocked)
 
 
 def _build(
-    profile: str, out: Path, keys: Keys, resolve_apt: bool, refresh: bool, mirror: Path | None
+    profile: str,
+    out: Path,
+    keys: Keys,
+    resolve_apt: bool,
+    refresh: bool,
+    mirror: Path | None,
+    passphrase_file: Path | None,
+    unlocked: ExitStack,
 ) -> Manifest:
     for file in (keys.signing, keys.keyring, keys.escrow):
         if not file.is_file():
@@ -89,6 +105,8 @@ def _build(
     ):
         print(f"{out}: serial {old.serial} is what lock and tree say, kept")
         return old
+    escrow.load(keys.escrow)
+    signing_key = unlocked.enter_context(signing.signer(keys.signing, passphrase_file))
     shutil.rmtree(aside, ignore_errors=True)
     with _step("downloads"):
         pinned = _fetch(wanted, apt, pinned, profile, resolve_apt, refresh)
@@ -108,7 +126,7 @@ def _build(
     moment = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
     expires = moment + datetime.timedelta(days=DAYS)
     with _step("apt repository"):
-        aptrepo.repository(aside / "apt", pinned.debs, keys.signing, format_datetime(expires, usegmt=True))
+        aptrepo.repository(aside / "apt", pinned.debs, signing_key, format_datetime(expires, usegmt=True))
         sources |= {f"apt/pool/{deb.file}": deb for deb in pinned.debs.values()}
     with _step("hashes and signature"):
         entries = _entries(aside, sources)
@@ -123,7 +141,7 @@ def _build(
             files=entries,
         )
         manifest.write(aside, new)
-        signing.sign(keys.signing, aside / manifest.NAME, aside / manifest.SIGNATURE)
+        signing.sign(signing_key, aside / manifest.NAME, aside / manifest.SIGNATURE)
     _swap(aside, out)
     return new
 

@@ -18,7 +18,8 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from llmkeep.bundle import cache, join, manifest, media
+from llmkeep import escrow
+from llmkeep.bundle import cache, join, keys, manifest, media
 from llmkeep.bundle.manifest import INCOMPLETE, BundleRefused
 from llmkeep.errors import LlmkeepError
 from llmkeep.places import Places
@@ -35,6 +36,11 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         type=Path,
         default=Path(".lab/keys"),
         help="folder with signing.key, keyring.pgp and escrow.pem (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--passphrase-file",
+        type=Path,
+        help="file or pipe with the signing key's passphrase (default: ask once, if it has one)",
     )
     parser.add_argument(
         "--resolve-apt",
@@ -143,11 +149,15 @@ def _build(arguments: argparse.Namespace) -> int:
         arguments.resolve_apt,
         arguments.refresh,
         arguments.mirror,
+        arguments.passphrase_file,
     )
+    keys.warn(arguments.keys)
+    recipient = escrow.fingerprint(escrow.load(arguments.out / escrow.CERTIFICATE))
     print(
         f"{arguments.out}: serial {built.serial}, {len(built.files)} files, "
         f"{sum(entry.size for entry in built.files) / 1e6:.0f} MB, expires {built.expires}\n"
-        f"compare before you run it:  sha256sum bootstrap  →  {cache.sha256(arguments.out / 'bootstrap')}"
+        f"compare before you run it:  sha256sum bootstrap  →  {cache.sha256(arguments.out / 'bootstrap')}\n"
+        f"compare with the paper:  sha256 of the escrow certificate  →  {recipient}"
     )
     return 0
 

@@ -1,12 +1,14 @@
-"""`llmkeep release init | sign | verify | add | list`: models that the estate trained or took in, signed by its own key.
+"""`llmkeep release init | passphrase | sign | verify | add | list`: models of the estate, signed by a key of its own.
 
-`llm-train publish` and `llmkeep model add` make a candidate. `sign` makes a release of it: MANIFEST.json with a serial that only
-rises, signed by the estate's publish key, which is made at its first use, lies sealed by systemd-creds, and is only ever opened
-in memory. Its public part, keyring.pgp, is what hosts trust for releases and for nothing else: the bundle has another key. `add`
-puts a release on the mirror, where hosts fetch it that name it in the inventory.
+`llm-train publish` and `llmkeep model add` make a candidate of what was trained or taken in. `sign` makes a release of it:
+MANIFEST.json with a serial that only rises, signed by the estate's publish key. `init` makes that key, with a passphrase, since a
+person signs; it lies sealed by systemd-creds besides, and is only ever opened in memory. Its public part, keyring.pgp, is what
+hosts trust for releases and for nothing else: the bundle has another key. `add` puts a release on the mirror, where hosts
+that name it in the inventory fetch it.
 
 Exit codes: 0 done; 1 refused, with the reason. `verify` and `add` tell refusals apart: 3 unsigned or signed by another key, 4
-damaged (a changed, missing or extra file), 5 an older serial than was accepted before, 6 expired, 7 one medium of several.
+damaged (a changed, missing or extra file), 5 an older serial than was accepted before, 6 expired, 7 one medium of several. 9: the
+passphrase is wrong, weak, or cannot be had.
 """
 
 import argparse
@@ -23,13 +25,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmkeep import passphrase
 from llmkeep.bundle import join, manifest, media, signing
 from llmkeep.bundle.cache import sha256
 from llmkeep.bundle.manifest import DAMAGED, BundleRefused, Entry, Manifest
 from llmkeep.durable import record, sync_folder, write
 from llmkeep.errors import LlmkeepError
 from llmkeep.places import PUBLISH_KEY, Places
-from llmkeep.sealing import seal, unseal
+from llmkeep.sealing import in_memory, seal, unseal
 
 DAYS = 365  # how long a release may be installed
 MARGIN = 64 << 20  # bytes of free space beyond a release
@@ -53,8 +56,8 @@ class ReleaseError(LlmkeepError):
 
 
 # ---------------------------------------------------------------- the key
-def init(places: Places) -> str:
-    """Generate the key if there is none; returns its fingerprint. Idempotent.
+def init(places: Places, word: str | None) -> str:
+    """Generate the key if there is none; returns its fingerprint. Idempotent. `word`: its passphrase, None for a lab's.
 
     The public part is written last and marks completion: without it, no host can have trusted the key.
 
@@ -62,14 +65,23 @@ def init(places: Places) -> str:
     if not places.publish_public.exists():
         with tempfile.TemporaryDirectory(prefix="llmkeep-") as folder:
             revocation, certificate = Path(folder, "revocation.pgp"), Path(folder, "keyring.pgp")
-            secret = signing.generate("llmkeep releases", revocation).encode()
+            secret = signing.generate("llmkeep releases", revocation, word).encode()
             with in_memory(secret) as key:
                 signing.certify(key, certificate)
             places.publish_key.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             write(places.publish_key, seal(secret, PUBLISH_KEY), 0o400)
             write(places.publish_public.with_name("revocation.pgp"), revocation.read_bytes(), 0o400)
             write(places.publish_public, certificate.read_bytes(), 0o644)
-    elif not places.publish_key.exists():
+    return fingerprint(places)
+
+
+def fingerprint(places: Places) -> str:
+    """The publish key's fingerprint; raises ReleaseError where the key, or half of it, is not there."""
+    if not places.publish_public.exists():
+        raise ReleaseError(
+            f"there is no {places.publish_public}: make the publish key with `llmkeep release init`"
+        )
+    if not places.publish_key.exists():
         raise ReleaseError(
             f"{places.publish_key} is not there, and {places.publish_public} is: restore it from a backup of this host"
         )
@@ -77,14 +89,29 @@ def init(places: Places) -> str:
 
 
 @contextmanager
-def in_memory(secret: bytes) -> Iterator[Path]:
-    """Path of a file in memory, which child processes can read inside the context."""
-    descriptor = os.memfd_create("llmkeep", os.MFD_CLOEXEC)
-    try:
-        os.write(descriptor, secret)
-        yield Path(f"/proc/{os.getpid()}/fd/{descriptor}")
-    finally:
-        os.close(descriptor)
+def unlocked(places: Places, passphrase_file: Path | None) -> Iterator[Path]:
+    """Path of the publish key in memory, unsealed and without its passphrase."""
+    with (
+        in_memory(unseal(places.publish_key.read_bytes(), PUBLISH_KEY)) as sealed,
+        signing.unlocked(sealed, passphrase_file, "the publish key") as key,
+    ):
+        if key == sealed:
+            print(
+                f"llmkeep: the publish key is {passphrase.WITHOUT}: `llmkeep release passphrase` gives it one",
+                file=sys.stderr,
+            )
+        yield key
+
+
+def change_passphrase(places: Places, old: Path | None, new: Path | None) -> str:
+    """Give the publish key a passphrase, or another one. Until the new file is on disk, the old one is complete."""
+    fingerprint(places)
+    with unlocked(places, old) as key:
+        secret = signing.with_passphrase(key, passphrase.chosen(new, "the publish key"))
+    write(places.publish_key, seal(secret, PUBLISH_KEY), 0o400)
+    return (
+        f"{places.publish_key}: the publish key has a new passphrase; backups of this host have the old file"
+    )
 
 
 # ---------------------------------------------------------------- sign
@@ -211,10 +238,12 @@ def sign(
     days: int = DAYS,
     now: datetime.datetime | None = None,
     expected: str | None = None,
+    passphrase_file: Path | None = None,
 ) -> str:
     """Sign a candidate as a release; returns a message for the operator. A serial is never issued twice.
 
-    `expected`: the sha256 that its manifest must have, as the builder printed it.
+    `expected`: the sha256 that its manifest must have, as the builder printed it. The publish key's passphrase is read from a
+    file, else asked for.
 
     """
     if not 1 <= days <= 3660:
@@ -226,8 +255,22 @@ def sign(
             f"{folder}/models/{name}.sha256 has sha256 {seen}, --sha256 says {expected}: "
             "this is not what was written down; carry the candidate again"
         )
-    signer = init(places)
-    secret = unseal(places.publish_key.read_bytes(), PUBLISH_KEY)
+    signer = fingerprint(places)
+    with unlocked(places, passphrase_file) as key:
+        return _signed(places, folder, given, days, now, signer, key)
+
+
+def _signed(
+    places: Places,
+    folder: Path,
+    given: Candidate,
+    days: int,
+    now: datetime.datetime | None,
+    signer: str,
+    key: Path,
+) -> str:
+    """Sign a candidate that was checked, with an unlocked key."""
+    name, digests = given.name, given.digests
     serial = int(places.publish_serial.read_text()) + 1 if places.publish_serial.exists() else 1
     write(places.publish_serial, f"{serial}\n".encode(), 0o644)
     moment = (now or datetime.datetime.now(datetime.UTC)).replace(microsecond=0)
@@ -267,8 +310,7 @@ def sign(
     aside = folder / f".{manifest.SIGNATURE}"
     try:
         manifest.write(folder, made)
-        with in_memory(secret) as key:
-            signing.sign(key, folder / manifest.NAME, aside)
+        signing.sign(key, folder / manifest.NAME, aside)
         aside.replace(folder / manifest.SIGNATURE)
         manifest.verify(folder, places.publish_public, now=moment)
     except BaseException:
@@ -405,6 +447,17 @@ def _told(verb: Any) -> Any:
     return run
 
 
+def _init(given: argparse.Namespace) -> str:
+    places = given.places
+    missing = not places.publish_public.exists()
+    word = (
+        passphrase.of_new_key("the publish key", given.passphrase_file, given.without_passphrase)
+        if missing
+        else None
+    )
+    return f"{places.publish_public}: releases are signed by {init(places, word)}"
+
+
 def _verify(given: argparse.Namespace) -> str:
     keyring = given.keyring or given.places.publish_public
     if media.read(given.folder):
@@ -415,15 +468,22 @@ def _verify(given: argparse.Namespace) -> str:
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """`llmkeep release init | sign | verify | add | list`."""
+    """`llmkeep release init | passphrase | sign | verify | add | list`."""
     parser = subparsers.add_parser(
         "release", help="models that the estate trained or took in", description=__doc__
     )
     parser.set_defaults(places=Places())
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    verb = verbs.add_parser("init", help="generate the publish key if there is none; `sign` does it too")
+    verb = verbs.add_parser("init", help="generate the publish key if there is none")
+    passphrase.add_options(verb)
+    verb.set_defaults(run=_told(_init))
+    verb = verbs.add_parser("passphrase", help="give the publish key a passphrase, or another one")
+    verb.add_argument("--passphrase-file", type=Path, help="the present one (default: ask, if there is one)")
+    verb.add_argument("--new-passphrase-file", type=Path, help="the new one (default: ask twice)")
     verb.set_defaults(
-        run=_told(lambda given: f"{given.places.publish_public}: releases are signed by {init(given.places)}")
+        run=_told(
+            lambda given: change_passphrase(given.places, given.passphrase_file, given.new_passphrase_file)
+        )
     )
     verb = verbs.add_parser("sign", help="make a release of a candidate")
     verb.add_argument("folder", type=Path)
@@ -433,8 +493,21 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     verb.add_argument(
         "--sha256", help="of the candidate's manifest, as its maker printed it; refuses another one"
     )
+    verb.add_argument(
+        "--passphrase-file",
+        type=Path,
+        help="file or pipe with the publish key's passphrase (default: ask once)",
+    )
     verb.set_defaults(
-        run=_told(lambda given: sign(given.places, given.folder, given.days, expected=given.sha256))
+        run=_told(
+            lambda given: sign(
+                given.places,
+                given.folder,
+                given.days,
+                expected=given.sha256,
+                passphrase_file=given.passphrase_file,
+            )
+        )
     )
     trust = "the trusted key (default: /etc/llmkeep/publish/keyring.pgp)"
     verb = verbs.add_parser(

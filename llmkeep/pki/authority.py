@@ -22,10 +22,11 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from llmkeep.durable import broken_at, record, write
 from llmkeep.errors import LlmkeepError
+from llmkeep.escrow import encrypt_to
 from llmkeep.pki.issuing_key import HsmKey
 from llmkeep.pki.revocations import LEAF_DAYS, key_digest, refused, revoked_names, signed_list
 from llmkeep.places import ISSUING_KEY, Places
-from llmkeep.sealing import encrypt_to, seal, unseal
+from llmkeep.sealing import seal, unseal
 
 ROOT_DAYS = 20 * 365
 ISSUING_DAYS = 5 * 365

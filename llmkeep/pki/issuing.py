@@ -7,7 +7,6 @@ issuing certificate before it expires, with the same key or another.
 
 import argparse
 import json
-import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +16,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from llmkeep import escrow
 from llmkeep.durable import write
 from llmkeep.pki.authority import ISSUING_DAYS, PkiError, authority, load, pem, root_list, told
 from llmkeep.pki.issuing_key import PIN, HsmKey
@@ -45,27 +45,12 @@ def request(places: Places, settings: dict[str, Any]) -> bytes:
     return csr.public_bytes(serialization.Encoding.PEM)
 
 
-def opened_root_key(root: x509.Certificate, root_key: Path, escrow_key: Path) -> ec.EllipticCurvePrivateKey:
+def opened_root_key(
+    root: x509.Certificate, root_key: Path, escrow_key: Path, passphrase_file: Path | None
+) -> ec.EllipticCurvePrivateKey:
     """The root's private key, which the escrow key decrypts in memory."""
-    # The escrow key may have a password, which openssl asks for at the terminal.
-    argv = [
-        "openssl",
-        "cms",
-        "-decrypt",
-        "-binary",
-        "-inform",
-        "PEM",
-        "-inkey",
-        str(escrow_key),
-        "-in",
-        str(root_key),
-    ]
-    opened = subprocess.run(argv, stdout=subprocess.PIPE, check=False)
-    if opened.returncode:
-        raise PkiError(
-            f"{escrow_key} does not open {root_key}: take the escrow key that the bundle was made with"
-        )
-    key = serialization.load_pem_private_key(opened.stdout, password=None)
+    opened = escrow.decrypt(root_key, escrow_key, passphrase_file)
+    key = serialization.load_pem_private_key(opened, password=None)
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != root.public_key():
         raise PkiError(
             f"{root_key} holds the key of another root than {root.subject.rfc4514_string()}: bring this estate's"
@@ -73,7 +58,9 @@ def opened_root_key(root: x509.Certificate, root_key: Path, escrow_key: Path) ->
     return key
 
 
-def certify(csr_pem: bytes, root_pem: bytes, root_key: Path, escrow_key: Path) -> bytes:
+def certify(
+    csr_pem: bytes, root_pem: bytes, root_key: Path, escrow_key: Path, passphrase_file: Path | None = None
+) -> bytes:
     """Issue the certificate for a request with the root key, which the escrow key decrypts in memory."""
     try:
         csr, root = x509.load_pem_x509_csr(csr_pem), x509.load_pem_x509_certificate(root_pem)
@@ -85,7 +72,7 @@ def certify(csr_pem: bytes, root_pem: bytes, root_key: Path, escrow_key: Path) -
     if not csr.is_signature_valid or csr.subject.rfc4514_string() != f"CN={expected}":
         raise PkiError(f"the request is for {csr.subject.rfc4514_string()!r}, and has to be for 'CN={expected}', "
                        "signed by the key it carries: bring the one that `llmkeep issuing request` gave")  # fmt: skip
-    private = opened_root_key(root, root_key, escrow_key)
+    private = opened_root_key(root, root_key, escrow_key, passphrase_file)
     limits = root.extensions.get_extension_for_class(x509.NameConstraints).value
     assert isinstance(key, ec.EllipticCurvePublicKey)  # noqa: S101 digest() has refused all others
     return pem(authority(expected, key, root.subject, private, limits, ISSUING_DAYS))
@@ -143,7 +130,13 @@ def _request(given: argparse.Namespace) -> bytes:
 
 
 def _certify(given: argparse.Namespace) -> bytes:
-    certificate = certify(given.csr.read_bytes(), given.root.read_bytes(), given.root_key, given.escrow_key)
+    certificate = certify(
+        given.csr.read_bytes(),
+        given.root.read_bytes(),
+        given.root_key,
+        given.escrow_key,
+        given.passphrase_file,
+    )
     key = x509.load_pem_x509_certificate(certificate).public_key()
     print(f"sha256 of its public key: {digest(key)}; compare it with the request's", file=sys.stderr)
     return certificate
@@ -151,11 +144,11 @@ def _certify(given: argparse.Namespace) -> bytes:
 
 def _root_list(given: argparse.Namespace) -> bytes:
     root = load(given.root)
-    return root_list(root, opened_root_key(root, given.root_key, given.escrow_key))
+    return root_list(root, opened_root_key(root, given.root_key, given.escrow_key, given.passphrase_file))
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """`llmkeep issuing request | certify | adopt | root-list`. Exit codes: 0 done, 1 refused, with the reason."""
+    """`llmkeep issuing request | certify | adopt | root-list`. Exit codes: 0 done; 1 refused; 7 wrong passphrase."""
     parser = subparsers.add_parser(
         "issuing", help="move the issuing CA's key into an HSM, or renew its certificate"
     )
@@ -177,6 +170,9 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     verb.add_argument("--root", type=Path, required=True, help="root.pem of the estate")
     verb.add_argument("--root-key", type=Path, required=True, help="root-key.cms, as it was taken away")
     verb.add_argument("--escrow-key", type=Path, required=True, help="escrow.key")
+    verb.add_argument(
+        "--passphrase-file", type=Path, help="file or pipe with its passphrase (default: ask, if it has one)"
+    )
     verb.set_defaults(run=told(_certify))
     verb = verbs.add_parser(
         "root-list", help="on the machine with the escrow key: print the root's revocation list"
@@ -184,6 +180,9 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     verb.add_argument("--root", type=Path, required=True, help="root.pem of the estate")
     verb.add_argument("--root-key", type=Path, required=True, help="root-key.cms, as it was taken away")
     verb.add_argument("--escrow-key", type=Path, required=True, help="escrow.key")
+    verb.add_argument(
+        "--passphrase-file", type=Path, help="file or pipe with its passphrase (default: ask, if it has one)"
+    )
     verb.set_defaults(run=told(_root_list))
     verb = verbs.add_parser("adopt", help="control node: sign with the key in the HSM from now on")
     verb.add_argument("--certificate", type=Path, required=True, help="what certify printed")

@@ -5,10 +5,7 @@ Its token and PIN are not those of the volumes: every host that opens volumes kn
 """
 
 import hashlib
-import importlib
 import json
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +14,11 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
-from llmkeep import source_tree
+from llmkeep.hsm import library as library_of_roles
 from llmkeep.sealing import SealError
 
 PIN = "llmkeep.issuing-pin"
 PROOF = b"llmkeep: this key signs"
-
-
-def _library() -> Any:
-    """The roles' PKCS#11 library, imported from the tree as Ansible does: the rules of logins have one home."""
-    # The tree is what was signed: nothing is written into it.
-    sys.dont_write_bytecode = True
-    with tempfile.TemporaryDirectory(prefix="llmkeep-") as folder:
-        collection = Path(folder, "ansible_collections/llmkeep/estate")
-        collection.parent.mkdir(parents=True)
-        collection.symlink_to(source_tree.located())
-        sys.path.insert(0, folder)
-        try:
-            return importlib.import_module(
-                "ansible_collections.llmkeep.estate.plugins.module_utils.hsm.signature"
-            )
-        finally:
-            sys.path.remove(folder)
 
 
 def _use(
@@ -49,7 +29,7 @@ def _use(
     A run signs for many hosts at once: the library's rules of the PIN let in one at a time.
 
     """
-    library = _library()
+    library = library_of_roles()
     try:
         found = library.use(settings, hashlib.sha384(data).digest(), make)
     except library.Fault as fault:

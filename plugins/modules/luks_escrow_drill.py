@@ -15,6 +15,7 @@ options:
   folder: {description: Directory of the register., type: path, default: /var/lib/llmkeep/storage}
   volume: {description: "The volume, as HOST/NAME.", type: str, required: true}
   escrow_key: {description: "The escrow key (PEM), available for the duration of the drill.", type: path, required: true}
+  escrow_passphrase_file: {description: "File with its passphrase, readable by root alone.", type: path}
 """
 
 EXAMPLES = r"""
@@ -22,6 +23,7 @@ EXAMPLES = r"""
   llmkeep.estate.luks_escrow_drill:
     volume: llm1/data
     escrow_key: /run/media/escrow.key
+    escrow_passphrase_file: /run/escrow.passphrase
   delegate_to: ops1
 """
 
@@ -46,22 +48,39 @@ class Refused(Exception):
     """The drill failed; the message says what does not open and what to do."""
 
 
-def opened(path: Path, key: Path) -> bytes:
+def passphrase_source(file: Path | None) -> list[str]:
+    """The arguments that give openssl the escrow key's passphrase. Without a file it is empty, since openssl must not ask."""
+    if file is None:
+        return ["-passin", "pass:"]
+    try:
+        status = file.stat()
+    except OSError as error:
+        raise Refused(f"{file}: {error.strerror}: write the escrow key's passphrase into it") from error
+    if status.st_mode & 0o077 or status.st_uid != os.geteuid():
+        raise Refused(
+            f"{file} has mode {status.st_mode & 0o7777:04o} and belongs to user {status.st_uid}: make it readable by root alone,"
+            " and give the escrow key another passphrase if others could read it"
+        )
+    return ["-passin", f"file:{file}"]
+
+
+def opened(path: Path, key: Path, passphrase_file: Path | None) -> bytes:
     """What a CMS file holds, by the escrow key."""
     if not path.exists():
         raise Refused(f"{path} is not there: run site.yml for the volume's host, which stores it")
     argv = ["openssl", "cms", "-decrypt", "-inform", "PEM", "-binary", "-inkey", str(key), "-in", str(path)]
+    argv += passphrase_source(passphrase_file)
     try:
         found: bytes = luks.must(argv, f"open {path}")
     except luks.Failed as problem:
         raise Refused(
-            f"{problem}. Is {key} the escrow key of this estate? If it is, what is kept here is worthless: rotate the"
-            " volume's recovery key (playbooks/rotate-keys.yml) at once"
+            f"{problem}. Is {key} the escrow key of this estate, and its passphrase right? If so, what is kept here is worthless:"
+            " rotate the volume's recovery key (playbooks/rotate-keys.yml) at once"
         ) from problem
     return found
 
 
-def drill(folder: Path, volume: str, key: Path) -> dict[str, Any]:
+def drill(folder: Path, volume: str, key: Path, passphrase_file: Path | None = None) -> dict[str, Any]:
     """Restore on a copy and open it; what the register then says."""
     stem = volume.replace("/", "-")
     path = folder / f"{stem}.json"
@@ -71,10 +90,10 @@ def drill(folder: Path, volume: str, key: Path) -> dict[str, Any]:
             f"the register has no volume {volume}; it has {', '.join(known) or 'none'}, as HOST-NAME"
         )
     entry: dict[str, Any] = json.loads(path.read_text())
-    said = json.loads(opened(folder / f"{stem}.recovery.cms", key))
+    said = json.loads(opened(folder / f"{stem}.recovery.cms", key, passphrase_file))
     with tempfile.TemporaryDirectory(prefix="llmkeep-", dir="/run") as name:
         copy = Path(name, "copy")
-        copy.write_bytes(opened(folder / f"{stem}.header.cms", key))
+        copy.write_bytes(opened(folder / f"{stem}.header.cms", key, passphrase_file))
         os.truncate(copy, luks.DATA_OFFSET * 512 + (1 << 20))
         header = luks.read(copy)
         if header is None or header.uuid != entry["uuid"] or said["uuid"] != entry["uuid"]:
@@ -102,12 +121,19 @@ def main() -> None:
             "folder": {"type": "path", "default": "/var/lib/llmkeep/storage"},
             "volume": {"type": "str", "required": True},
             "escrow_key": {"type": "path", "required": True, "no_log": False},
+            "escrow_passphrase_file": {"type": "path", "no_log": False},
         },
         supports_check_mode=True,
     )
     folder = Path(module.params["folder"])
     try:
-        entry = drill(folder, module.params["volume"], Path(module.params["escrow_key"]))
+        given = module.params["escrow_passphrase_file"]
+        entry = drill(
+            folder,
+            module.params["volume"],
+            Path(module.params["escrow_key"]),
+            Path(given) if given else None,
+        )
     except (Refused, luks.Failed) as problem:
         module.fail_json(msg=str(problem))
     if not module.check_mode:

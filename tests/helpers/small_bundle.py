@@ -1,5 +1,6 @@
 """A signed bundle of a few files, and what can go wrong with one: for tests of verify and of bootstrap."""
 
+import base64
 import datetime
 import shutil
 import subprocess
@@ -10,12 +11,13 @@ from llmkeep.bundle import cache, manifest, signing
 from llmkeep.bundle.manifest import Entry, Manifest
 
 BOOTSTRAP = Path(manifest.__file__).with_name("bootstrap.sh")
+ESCROW = base64.encodebytes(b"a certificate").decode()
 
 
 def signing_keys(folder: Path) -> Path:
     """A signing key and its certificate; no escrow key, whose 4096 bits take seconds."""
     (folder / "escrow.pem").touch()
-    signing.init(folder)
+    signing.init(folder, None)
     return folder
 
 
@@ -24,6 +26,7 @@ def write(folder: Path, keys: Path, serial: int = 7, days: int = 30) -> Path:
     signer = signing.fingerprint(keys / "keyring.pgp")
     for path, content in {
         "wheels/control/requirements.txt": "nothing==1.0\n",
+        "escrow.pem": f"-----BEGIN CERTIFICATE-----\n{ESCROW}-----END CERTIFICATE-----\n",
         "models/small/weights": "\0" * 5000,
         "apt/pool/odd+name~1_2.deb": "a package",
         "bootstrap": BOOTSTRAP.read_text().replace("@SIGNER@", signer),
@@ -58,7 +61,8 @@ def sign(folder: Path, keys: Path, serial: int, days: int) -> None:
         files=entries,
     )
     manifest.write(folder, made)
-    signing.sign(keys / "signing.key", folder / manifest.NAME, folder / manifest.SIGNATURE)
+    with signing.signer(signing.key_file(keys), keys / "pin") as key:
+        signing.sign(key, folder / manifest.NAME, folder / manifest.SIGNATURE)
 
 
 def _flip_a_bit(folder: Path, _: Path) -> None:

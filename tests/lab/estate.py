@@ -204,12 +204,28 @@ def verify(lab: Lab) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def drill(lab: Lab, volume: str) -> None:
     """Open what the control node keeps of a volume, as an operator with the escrow key does."""
-    key = (ROOT / ".lab/keys/escrow.key").read_text()
-    lab.on("ops1", f"umask 077 && echo '{key}' > /run/escrow.key")
+    for name, path in (("key", ".lab/escrow/escrow.key"), ("passphrase", ".lab/passphrase")):
+        lab.on("ops1", f"umask 077 && cat > /run/escrow.{name}", given=(ROOT / path).read_text())
+    given = (
+        f"-e volume={volume} -e escrow_key=/run/escrow.key -e escrow_passphrase_file=/run/escrow.passphrase"
+    )
     try:
-        lab.operate("run playbooks/drill.yml", f"-e volume={volume} -e escrow_key=/run/escrow.key")
+        lab.operate("run playbooks/drill.yml", given)
     finally:
-        lab.on("ops1", "rm /run/escrow.key")
+        lab.on("ops1", "rm /run/escrow.key /run/escrow.passphrase")
+
+
+def sign_and_add(lab: Lab, candidate: str, options: str = "") -> str:
+    """Make a release of a candidate on the control node, and put it on the mirror; what `sign` said.
+
+    The publish key is made with a passphrase, if there is none yet.
+    """
+    lab.on("ops1", "umask 077 && cat > /run/publish.passphrase", given="only for the lab's models\n")
+    given = "--passphrase-file /run/publish.passphrase"
+    lab.on("ops1", f"llmkeep release init {given}")
+    said = lab.on("ops1", f"llmkeep release sign {candidate} {given} {options}")
+    lab.on("ops1", f"rm /run/publish.passphrase && llmkeep release add {candidate}")
+    return said
 
 
 def leaks(lab: Lab, client: Client, sealed: list[tuple[str, str]], output: str) -> list[str]:

@@ -25,6 +25,12 @@ def use(settings: dict[str, Any], digest: bytes, make: bool) -> dict[str, str]:
 
     SETTINGS has module, token, label, user, address, seconds, and pin, the file of the sealed PIN. Raises Fault.
     """
+    with pins.shown(settings["pin"], settings["pin_name"]) as pin:
+        return use_with(pin, settings, digest, make)
+
+
+def use_with(pin: bytes, settings: dict[str, Any], digest: bytes, make: bool) -> dict[str, str]:
+    """The same with a PIN that an operator typed, which is not noted where it is refused."""
     place = Settings(
         module=settings["module"],
         tokens=[settings["token"]],
@@ -34,10 +40,9 @@ def use(settings: dict[str, Any], digest: bytes, make: bool) -> dict[str, str]:
         user=settings["user"],
         signs=True,
     )
-    with pins.shown(settings["pin"], settings["pin_name"]) as pin:
-        found: dict[str, str] = token_keys.bounded(
-            lambda step: signed(place, pin, digest, make, step), place.seconds, place.user
-        )
+    found: dict[str, str] = token_keys.bounded(
+        lambda step: signed(place, pin, digest, make, step), place.seconds, place.user
+    )
     return found
 
 

@@ -30,6 +30,7 @@ from estate import (
     changed,
     leaks,
     request,
+    sign_and_add,
     verify,
 )
 from hub_standin import HubStandIn, serving
@@ -237,18 +238,15 @@ def test_a_sharded_deepseek_from_a_hub_and_over_two_media_is_signed_installed_an
     with serving(HubStandIn("deepseek-ai/DeepSeek-Tiny", repository)) as hub:
         digest = add(hub.source, tmp_path / "candidate", HF_ENDPOINT=hub.endpoint, NO_PROXY="127.0.0.1")
     estate.send("ops1", "/root", {"candidate": tmp_path / "candidate"})
-    said = estate.on("ops1", f"llmkeep release sign /root/candidate --sha256 {digest}")
+    said = sign_and_add(estate, "/root/candidate", f"--sha256 {digest}")
     assert f"from {hub.source}, licence deepseek accepted by" in said
-    estate.on("ops1", "llmkeep release add /root/candidate")
     digest = add(repository, tmp_path / "second", "--name", "deepseek-over-media")
     llmkeep("bundle", "split", tmp_path / "second", "--size", "150K", "--out", tmp_path / "media")
     estate.send("ops1", "/root", {"media": tmp_path / "media"})
     assert estate.on("ops1", "ls /root/media").split() == ["1", "2"]
     estate.on("ops1", "! llmkeep bundle join /root/media/2 --into /root/second && test ! -e /root/second")
     estate.on("ops1", "llmkeep bundle join /root/media/1 --into /root/second")
-    estate.on(
-        "ops1", f"llmkeep release sign /root/second --sha256 {digest} && llmkeep release add /root/second"
-    )
+    sign_and_add(estate, "/root/second", f"--sha256 {digest}")
     served = {"deepseek": "deepseek-tiny", "second": "deepseek-over-media"}
     small = {"context": 512, "threads": 1}
     common = {"driver": "naive", "memory": "1G"} | small

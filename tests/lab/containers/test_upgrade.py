@@ -50,7 +50,8 @@ def carry(lab: Lab, folder: Path, serial: int, added: dict[str, bytes]) -> None:
     ]
     bundle.serial += serial
     manifest.write(folder, bundle)
-    signing.sign(KEYS / "signing.key", folder / manifest.NAME, folder / manifest.SIGNATURE)
+    with signing.unlocked(KEYS / "signing.key", ROOT / ".lab/passphrase") as key:
+        signing.sign(key, folder / manifest.NAME, folder / manifest.SIGNATURE)
     lab.run("plug", "ops1", str(folder))
     lab.on("ops1", f"cp -r /run/lab/stick/. {MIRROR}/")
 

@@ -12,7 +12,6 @@ from estate import ROOT, Lab
 from luks_estate import forms
 
 SEALED, STORE = "/etc/credstore.encrypted", "/var/lib/llmkeep/storage"
-KEYS = ROOT / ".lab/keys"  # the escrow key's owner is the one who builds bundles
 
 
 def sealed_secrets(estate: Lab) -> dict[str, bytes]:
@@ -24,7 +23,17 @@ def sealed_secrets(estate: Lab) -> dict[str, bytes]:
 
 def recovery_key(estate: Lab, volume: str) -> bytes:
     sealed = estate.on("ops1", f"cat {STORE}/llm1-{volume}.recovery.cms").encode()
-    argv = ["openssl", "cms", "-decrypt", "-inform", "PEM", "-binary", "-inkey", str(KEYS / "escrow.key")]
+    argv = [
+        "openssl",
+        "cms",
+        "-decrypt",
+        "-inform",
+        "PEM",
+        "-binary",
+        "-inkey",
+        str(ROOT / ".lab/escrow/escrow.key"),
+    ]
+    argv += ["-passin", f"file:{ROOT / '.lab/passphrase'}"]
     opened = subprocess.run(argv, input=sealed, capture_output=True, check=True).stdout
     return str(json.loads(opened)["recovery_key"]).encode()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from estate import Lab, answers, changed, open_client
+from estate import Lab, answers, changed, open_client, sign_and_add
 
 pytestmark = pytest.mark.skipif(
     "STORM" not in os.environ, reason="four hosts and half an hour: `make storm` has it"
@@ -140,7 +140,7 @@ for text in list(dict.fromkeys(texts))[:40]:
         timeout=600,
     ).stdout
     trainers.on("ops1", "base64 -d | tar -C /root -x", given=candidate)
-    trainers.on("ops1", "llmkeep release sign /root/candidate && llmkeep release add /root/candidate")
+    sign_and_add(trainers, "/root/candidate")
     models = [
         {
             "name": "licences",

@@ -2,13 +2,17 @@
 
 import datetime
 import subprocess
+import time
 from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
 import small_bundle
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, decode_dss_signature
 
-from llmkeep.bundle import aptrepo, cache, lock
+from llmkeep.bundle import aptrepo, cache, lock, openpgp, signing
 from llmkeep.bundle.aptsources import Source
 from llmkeep.errors import LlmkeepError
 
@@ -87,6 +91,36 @@ def test_apt_accepts_it(repository: Path, keys: Path) -> None:
     assert f"file:{repository}/pool/odd-one_2.0~rc1+b1-3_all.deb" in run.stdout.replace("%7e", "~").replace(
         "%2b", "+"
     )
+
+
+def test_apt_accepts_it_with_the_packets_that_are_made_around_a_tokens_signature(
+    repository: Path, keys: Path, tmp_path: Path
+) -> None:
+    secret = ec.generate_private_key(
+        ec.SECP384R1()
+    )  # a stand-in for the token: test_token_key.py has a real one
+    form = serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint
+    algorithm = ec.ECDSA(Prehashed(hashes.SHA384()))
+    key = openpgp.Key(
+        secret.public_key().public_bytes(*form),
+        int(time.time()) - 60,
+        lambda digest: decode_dss_signature(secret.sign(digest, algorithm)),
+    )
+    signed = repository / "dists/trixie/InRelease"
+    argv = [
+        "sqv",
+        "--keyring",
+        str(keys / "keyring.pgp"),
+        "--cleartext",
+        "--output",
+        str(tmp_path / "Release"),
+    ]
+    subprocess.run([*argv, str(signed)], check=True, capture_output=True)
+    signing.sign_inline(key, tmp_path / "Release", signed)
+    (tmp_path / "keyring.pgp").write_bytes(openpgp.certificate(key, "a token"))
+    assert update(repository, keys).returncode != 0
+    run = update(repository, tmp_path)
+    assert run.returncode == 0, run.stderr
 
 
 def test_apt_refuses_a_changed_index(repository: Path, keys: Path) -> None:

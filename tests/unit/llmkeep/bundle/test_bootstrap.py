@@ -4,6 +4,7 @@ The script runs for real, with its folders moved to a temporary one. Where it wo
 it is stopped: the lab's tests see the rest.
 """
 
+import hashlib
 import os
 import shutil
 import signal
@@ -14,8 +15,10 @@ from pathlib import Path
 import pytest
 import small_bundle
 from bootstrapped import Machine
+from softhsm import PIN, SOFTHSM, double
 
-from llmkeep.bundle import manifest
+from llmkeep.bundle import manifest, signing
+from llmkeep.bundle.token_key import Token
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="bootstrap needs root")
 
@@ -40,11 +43,25 @@ def test_puts_a_good_bundle_in_place_once(machine: Machine) -> None:
     (machine.stick / "lost+found").mkdir()  # as on the ext4 of a stick
     first = machine.bootstrap()
     assert (first.returncode, first.stderr) == (0, "")
+    assert f"escrow certificate: sha256 {hashlib.sha256(b'a certificate').hexdigest()}" in first.stdout
     assert machine.accepted == ["7", "current"]
     assert (machine.root / "var/lib/llmkeep/serial").read_text() == "7\n"
     second = machine.bootstrap()
     assert second.returncode == 0
     assert "here already and whole" in second.stdout
+
+
+def test_takes_a_bundle_that_was_signed_in_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hsm = double(tmp_path, monkeypatch)
+    hsm.make_tokens(tokens=["bundle"])
+    signing.init_in_token(tmp_path / "keys", Token(SOFTHSM, "bundle", "llmkeep bundle"), PIN)
+    (tmp_path / "keys/pin").write_text(PIN)
+    (tmp_path / "keys/pin").chmod(0o600)
+    (tmp_path / "root").mkdir()
+    machine = Machine(tmp_path / "root", small_bundle.write(tmp_path / "stick", tmp_path / "keys"))
+    done = machine.bootstrap()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert machine.accepted == ["7", "current"]
 
 
 def test_copies_again_what_was_damaged_on_the_control_node(machine: Machine) -> None:

@@ -35,7 +35,8 @@ VERDICT = {
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Places:
     """A control node, which is the mirror too."""
     sealing_double.use(monkeypatch, release, release)
-    return Places(tmp_path / "root")
+    release.init(found := Places(tmp_path / "root"), None)
+    return found
 
 
 def candidate(folder: Path, content: bytes = b"\1" * 5000, name: str = NAME, **published: object) -> Path:
@@ -97,7 +98,7 @@ def test_what_was_signed_is_verified_by_the_code_that_verifies_the_bundle(
 
 
 def test_the_key_is_made_once_and_is_on_no_disk_but_sealed(
-    tmp_path: Path, places: Places, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[bytes] = []
 
@@ -107,8 +108,9 @@ def test_the_key_is_made_once_and_is_on_no_disk_but_sealed(
 
     monkeypatch.setattr(release, "seal", seal)
     monkeypatch.setattr(release, "unseal", lambda *_: kept[0])
-    first = release.init(places)
-    assert release.init(places) == first
+    places = Places(tmp_path / "new")
+    first = release.init(places, None)
+    assert release.init(places, None) == first
     assert len(kept) == 1
     assert b"PRIVATE KEY" in kept[0]
     release.sign(places, candidate(tmp_path / "release"))
@@ -123,7 +125,6 @@ def test_the_key_is_made_once_and_is_on_no_disk_but_sealed(
 
 
 def test_a_lost_key_is_not_replaced_in_silence(places: Places, tmp_path: Path) -> None:
-    release.init(places)
     places.publish_key.unlink()
     with pytest.raises(ReleaseError, match="restore it from a backup"):
         release.sign(places, candidate(tmp_path / "next"))
@@ -141,11 +142,13 @@ def test_a_power_cut_while_the_key_is_made_leaves_none_that_anybody_trusts(
             raise KeyboardInterrupt
         durable.write(path, data, mode)
 
+    places = Places(places.root / "new")
     monkeypatch.setattr(release, "write", write)
     with pytest.raises(KeyboardInterrupt):
-        release.init(places)
+        release.init(places, None)
     assert not places.publish_public.exists()
     monkeypatch.setattr(release, "write", durable.write)
+    release.init(places, None)
     release.sign(places, candidate(tmp_path / "release"))
 
 
@@ -212,7 +215,8 @@ DAMAGE: dict[str, tuple[Callable[[Path, Path], None], int, str]] = {
 def test_refuses_a_release_with(damage: str, tmp_path: Path, places: Places, signed: Path) -> None:
     do, code, words = DAMAGE[damage]
     other = candidate(tmp_path / "other")
-    release.sign(Places(tmp_path / "another estate"), other)
+    release.init(elsewhere := Places(tmp_path / "another estate"), None)
+    release.sign(elsewhere, other)
     do(signed, other)
     before = snapshot(signed)
     with pytest.raises(BundleRefused) as refusal:
@@ -438,9 +442,8 @@ def test_a_signature_that_cannot_be_made_leaves_no_manifest(
     tmp_path: Path, places: Places, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = candidate(tmp_path / "release")
-    release.init(places)
     monkeypatch.setattr(release, "unseal", lambda *_: b"no key")
-    with pytest.raises(LlmkeepError, match="sq failed"):
+    with pytest.raises(LlmkeepError, match="the publish key is no private OpenPGP key: restore"):
         release.sign(places, folder)
     assert sorted(path.name for path in folder.iterdir()) == ["models"]
 
@@ -478,10 +481,13 @@ def test_what_llm_train_publishes_is_what_is_signed_and_added(tmp_path: Path, pl
 def test_the_command_tells_each_refusal_by_its_exit_code(
     tmp_path: Path, places: Places, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(release, "Places", lambda: places)
     folder = candidate(tmp_path / "release")
+    monkeypatch.setattr(release, "Places", lambda: Places(tmp_path / "new"))
     assert llmkeep_cli.main(["release", "verify", str(folder)]) == 1
     assert "with --keyring" in capsys.readouterr().err
+    assert llmkeep_cli.main(["release", "sign", str(folder)]) == 1
+    assert "with `llmkeep release init`" in capsys.readouterr().err
+    monkeypatch.setattr(release, "Places", lambda: places)
     for verb in ("sign", "verify", "add"):
         assert llmkeep_cli.main(["release", verb, str(folder)]) == 0
     assert f"release {NAME}, serial 1" in capsys.readouterr().out

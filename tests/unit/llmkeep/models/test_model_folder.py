@@ -46,7 +46,8 @@ def into(tmp_path: Path) -> Path:
 @pytest.fixture
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Places:
     sealing_double.use(monkeypatch, release, release)
-    return Places(tmp_path / "root")
+    release.init(found := Places(tmp_path / "root"), None)
+    return found
 
 
 # ---------------------------------------------------------------- what is taken

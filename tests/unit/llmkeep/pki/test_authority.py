@@ -15,10 +15,10 @@ from power_cut import losing_power
 from small_authority import DOMAIN, NAMES, opened_with, openssl_accepts
 
 from llmkeep import durable
+from llmkeep.escrow import EscrowError
 from llmkeep.pki import authority as pki
 from llmkeep.pki.authority import PkiError
 from llmkeep.places import Places
-from llmkeep.sealing import SealError
 
 
 @pytest.fixture(scope="session")
@@ -199,7 +199,7 @@ def test_init_refuses_a_weak_escrow_key_and_writes_nothing(tmp_path: Path) -> No
          "-keyout", tmp_path / "weak.key", "-out", tmp_path / "weak.pem"],
         check=True, capture_output=True,
     )  # fmt: skip
-    with pytest.raises(SealError, match="RSA of 2048 bits"):
+    with pytest.raises(EscrowError, match="RSA of 2048 bits"):
         pki.init(Places(tmp_path / "host"), DOMAIN, tmp_path / "weak.pem", [])
     assert not (tmp_path / "host").exists()
 

@@ -309,6 +309,34 @@ def test_the_drill_opens_a_copy_by_the_recovery_key_and_notes_the_day(estate: Es
         luks_escrow_drill.drill(folder, "host1/data", tmp_path / "other.key")
 
 
+def test_the_drill_takes_the_escrow_keys_passphrase_from_a_file_that_root_alone_reads(
+    estate: Estate, tmp_path: Path
+) -> None:
+    folder, key, file = tmp_path / "storage", tmp_path / "locked.key", tmp_path / "passphrase"
+    given = {"volume": "host1/data", "uuid": record(estate)["uuid"], "serial": "DISK-1"}
+    cms = {f"{kind}_cms": (estate.store / f"{kind}.cms").read_text() for kind in ("recovery", "header")}
+    luks_escrow.store(folder, given | cms, False)
+    file.write_text("six words that nobody guesses\n")
+    file.chmod(0o600)
+    tool(
+        "openssl",
+        "pkcs8",
+        "-topk8",
+        "-in",
+        estate.root / "escrow.key",
+        "-out",
+        key,
+        "-passout",
+        f"file:{file}",
+    )
+    assert luks_escrow_drill.drill(folder, "host1/data", key, file)["drilled"]
+    with pytest.raises(luks_escrow_drill.Refused, match="its passphrase right"):
+        luks_escrow_drill.drill(folder, "host1/data", key)
+    file.chmod(0o644)
+    with pytest.raises(luks_escrow_drill.Refused, match="mode 0644 and belongs to"):
+        luks_escrow_drill.drill(folder, "host1/data", key, file)
+
+
 def test_a_recovery_key_of_another_time_fails_the_drill(estate: Estate, tmp_path: Path) -> None:
     folder = tmp_path / "storage"
     old = (estate.store / "header.cms").read_text()
