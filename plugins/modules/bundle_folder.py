@@ -174,6 +174,10 @@ def main() -> None:
         supports_check_mode=True,
     )
     given = module.params
+    if given["folders"] and mirror.not_trusted_yet(
+        module, given["ca"], given["keyring"], given["certificate"]
+    ):
+        module.exit_json(changed=True, fetched=given["folders"])
     fetched = []
     try:
         if given["folders"]:
