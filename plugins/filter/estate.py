@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ansible_collections.llmkeep.estate.plugins.plugin_utils.inventory import full_names
+
 SHOWN = 160  # characters; the report has it all
 
 
@@ -134,6 +136,7 @@ class FilterModule:
             "locked_purls": locked_purls,
             "failed_check": failed_check,
             "unenforceable_check": unenforceable_check,
+            "full_names": full_names,
             "locked_out": locked_out,
             "identity_lines": identity_lines,
             "identity_differences": identity_differences,
