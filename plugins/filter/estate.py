@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ansible_collections.llmkeep.estate.plugins.plugin_utils.inventory import full_names
+from ansible_collections.llmkeep.estate.plugins.plugin_utils.inventory import full_names, limit_faults
 
 SHOWN = 160  # characters; the report has it all
 
@@ -137,6 +137,7 @@ class FilterModule:
             "failed_check": failed_check,
             "unenforceable_check": unenforceable_check,
             "full_names": full_names,
+            "limit_faults": lambda limit, names: list(limit_faults(limit, names)),
             "locked_out": locked_out,
             "identity_lines": identity_lines,
             "identity_differences": identity_differences,
