@@ -45,7 +45,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         variables = task_vars or {}
         groups: dict[str, list[str]] = variables["groups"]
         tags = [*variables.get("ansible_run_tags", ()), *variables.get("ansible_skip_tags", ())]
-        found = faults(groups, variables["hostvars"], specifications(Path(arguments["roles"])), tags)
+        limit = str(variables.get("ansible_limit", ""))
+        found = faults(groups, variables["hostvars"], specifications(Path(arguments["roles"])), tags, limit)
         if found:
             result.update(failed=True, faults=found)
             lines = "\n".join(f"- {fault}" for fault in found)

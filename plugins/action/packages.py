@@ -14,6 +14,8 @@ SETTINGS = {"install_recommends": False, "policy_rc_d": 101, "lock_timeout": 300
 WHOLE = "llmkeep_dpkg_is_whole"
 # What the shell ends with where apt has something to do. Python and its bindings of apt take 0.4 s to find out that it has not.
 MISSING = 10
+SOURCE = "/etc/apt/sources.list.d/llmkeep.sources"  # role base writes it
+NO_SOURCE = 11  # in check mode, of a host that does not have it yet
 UPDATE = "apt-get update --quiet=2 --error-on=any > /dev/null 2>&1"
 
 
@@ -31,17 +33,20 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         commands: list[str] = []
         if WHOLE not in (variables.get("ansible_facts") or {}):
             commands.append("half_done" if self._task.check_mode else "complete || exit 1")
+        names = shlex.join(self._task.args["name"])
+        if self._task.check_mode and self._task.args.get("state", "present") == "present":
+            commands.append(f"test -e {SOURCE} || all_there {names} || exit {NO_SOURCE}")
         may_be_there = set(self._task.args) <= {"name", "update_cache"}
         if may_be_there:
             if self._task.args.get("update_cache") and not self._task.check_mode:
                 commands.append(f"{UPDATE} || exit {MISSING}")
-            commands.append(f"all_there {shlex.join(self._task.args['name'])} || exit {MISSING}")
+            commands.append(f"all_there {names} || exit {MISSING}")
         there = False
         if commands:
             script = "\n".join([SCRIPT.read_text(), *commands])
             answer = self._low_level_execute_command(script, executable="/bin/sh")
             completed = answer["stdout"].strip().splitlines()
-            if answer["rc"] not in (0, MISSING):
+            if answer["rc"] not in (0, MISSING, NO_SOURCE):
                 seen = "; ".join([*completed, answer["stderr"].strip()])
                 result.update(
                     failed=True,
@@ -54,9 +59,16 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 result.update(changed=True, completed=completed)
                 return result
             result["ansible_facts"] = {WHOLE: True}
+            if answer["rc"] == NO_SOURCE:
+                # Asked now, apt would say that Debian's own mirror, or no source, has them.
+                told = f"packages, and what they depend on, from the estate's mirror: {names}\n"
+                result.update(changed=True, completed=completed, diff={"prepared": told})
+                return result
             there = may_be_there and answer["rc"] == 0
         if not there:
             arguments = SETTINGS | self._task.args
+            if self._task.check_mode:
+                del arguments["policy_rc_d"]  # which apt would write, and take away again
             result.update(
                 self._execute_module("ansible.builtin.apt", module_args=arguments, task_vars=variables)
             )

@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ansible_collections.llmkeep.estate.plugins.plugin_utils.inventory import full_names, limit_faults
+
 SHOWN = 160  # characters; the report has it all
 
 
@@ -141,6 +143,8 @@ class FilterModule:
             "failed_check": failed_check,
             "unenforceable_check": unenforceable_check,
             "accepted_check": accepted_check,
+            "full_names": full_names,
+            "limit_faults": lambda limit, names: list(limit_faults(limit, names)),
             "locked_out": locked_out,
             "identity_lines": identity_lines,
             "identity_differences": identity_differences,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -68,6 +68,20 @@ def model_folders(models: list[dict[str, Any]]) -> list[str]:
 def release_names(models: list[dict[str, Any]]) -> list[str]:
     """Releases of the estate's own that these models are, each once."""
     return sorted({model["release"] for model in map(set_of, models) if "release" in model})
+
+
+def mirrored_folders(hostvars: Mapping[str, Mapping[str, Any]], groups: Mapping[str, list[str]]) -> list[str]:
+    """Folders of the mirror that an inventory's models come from: of its bundle, and below releases/ of the estate's own."""
+    found: set[str] = set()
+    for group, variable in (("serve", "llm_serving_models"), ("vllm", "vllm_models")):
+        for host in groups.get(group, []):
+            models = hostvars[host].get(variable) or []
+            released = release_names(models)
+            found |= {f"releases/{name}" for name in released}
+            found |= {f"models/{name}" for name in model_folders(models) if name not in released}
+    for host in groups.get("train", []):
+        found |= {f"models/{name}" for name in hostvars[host].get("llm_training_models") or []}
+    return sorted(found | ({"wheels/vllm"} if groups.get("vllm") else set()))
 
 
 def memory_max(model: dict[str, Any]) -> str:
@@ -362,6 +376,7 @@ class FilterModule:
             "answering": answering,
             "engines": engines,
             "memory_max": memory_max,
+            "mirrored_folders": mirrored_folders,
             "model_faults": model_faults,
             "model_folders": model_folders,
             "release_names": release_names,

@@ -196,6 +196,10 @@ def main() -> None:
         supports_check_mode=True,
     )
     given = module.params
+    if given["folders"] and mirror.not_trusted_yet(
+        module, given["ca"], given["keyring"], given["certificate"]
+    ):
+        module.exit_json(changed=True, fetched=given["folders"], sealed=[])
     fetched, sealed = [], []
     try:
         if given["folders"]:

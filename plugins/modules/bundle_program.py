@@ -103,6 +103,8 @@ def main() -> None:
         supports_check_mode=True,
     )
     given = module.params
+    if mirror.not_trusted_yet(module, given["ca"], given["keyring"]):
+        module.exit_json(changed=True, sha256="")
     try:
         source = mirror.Mirror(given["url"], Path(given["ca"]), Path(given["keyring"]))
         changed, sha256 = bring(source, given["name"], Path(given["root"]), given["units"], module.check_mode)

@@ -18,6 +18,12 @@ options:
   keyring: {description: Trusted keys., type: path, default: /etc/apt/keyrings/llmkeep.pgp}
   seen: {description: File that records the highest serial served here., type: path, default: /var/lib/llmkeep/serial}
   wanted: {description: Package URLs that the bundle must contain., type: list, elements: str, default: []}
+  folders:
+    description: Folders that the mirror must have, of the bundle or, below C(releases/), of the estate's own releases.
+    type: list
+    elements: str
+    default: []
+  releases: {description: Directory of the estate's releases., type: path, default: /srv/llmkeep/releases}
 """
 
 EXAMPLES = r"""
@@ -30,6 +36,7 @@ RETURN = r"""
 serial: {description: Serial of the bundle., returned: always, type: int}
 expires: {description: End of its validity., returned: always, type: str}
 missing: {description: Package URLs that are not in it., returned: always, type: list, elements: str}
+missing_folders: {description: Folders that the mirror does not have., returned: always, type: list, elements: str}
 ansible_facts: {description: "C(llmkeep_programs): names of the programs in it.", returned: always, type: dict}
 """
 
@@ -99,6 +106,20 @@ def lacking(document: dict[str, Any], wanted: list[str]) -> list[str]:
     return sorted(purl for purl in wanted if identity(purl) not in carried)
 
 
+def lacking_folders(document: dict[str, Any], releases: Path, wanted: list[str]) -> list[str]:
+    """Which of the folders neither the manifest nor the directory of releases has."""
+    paths = [str(entry["path"]) for entry in document["files"]]
+    return [
+        folder
+        for folder in wanted
+        if not (
+            (releases / folder.removeprefix("releases/") / "MANIFEST.json").is_file()
+            if folder.startswith("releases/")
+            else any(path.startswith(f"{folder}/") for path in paths)
+        )
+    ]
+
+
 def programs(document: dict[str, Any]) -> list[str]:
     """Names of the programs that the bundle carries beside Debian's packages."""
     return sorted(
@@ -113,6 +134,8 @@ def main() -> None:
             "keyring": {"type": "path", "default": "/etc/apt/keyrings/llmkeep.pgp"},
             "seen": {"type": "path", "default": "/var/lib/llmkeep/serial"},
             "wanted": {"type": "list", "elements": "str", "default": []},
+            "folders": {"type": "list", "elements": "str", "default": []},
+            "releases": {"type": "path", "default": "/srv/llmkeep/releases"},
         },
         supports_check_mode=True,
     )
@@ -132,6 +155,7 @@ def main() -> None:
         serial=serial,
         expires=document["expires"],
         missing=lacking(document, module.params["wanted"]),
+        missing_folders=lacking_folders(document, Path(module.params["releases"]), module.params["folders"]),
         ansible_facts={"llmkeep_programs": programs(document)},
     )
 

@@ -10,6 +10,7 @@ description:
   - C(ansible.builtin.apt) without recommended packages and without starting services; it waits for another apt's lock.
   - Before the first packages of a run, an interrupted installation is completed by C(dpkg --configure -a), and half-unpacked
     packages are installed again from the mirror. That counts as a change. Check mode only reports it.
+  - In check mode, apt is not called on a host that does not have the estate's package source yet; the packages count as a change.
   - If dpkg has all packages already, apt is not called. A failed update of the package lists is left to apt and its retries.
 author: [llmkeep contributors (@llmkeep)]
 options:

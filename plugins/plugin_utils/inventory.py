@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,17 @@ def tag_faults(tags: Iterable[str], roles: Iterable[str]) -> Iterator[str]:
         near = nearest(tag, known)
         hint = f"did you mean {near}?" if near else f"take one of {', '.join(sorted(known))}"
         yield f"the tag {tag} selects nothing; {hint}"
+
+
+def limit_faults(limit: str, names: Iterable[str]) -> Iterator[str]:
+    """Names in a --limit that are neither a host's nor a group's: the run would leave them out and report success."""
+    known = sorted(names)
+    for part in re.split("[,:]", limit):
+        name = part.strip().lstrip("!&")
+        if re.fullmatch(r"[\w.-]+", name) and name not in known:  # the others are patterns
+            near = nearest(name, known)
+            hint = f"did you mean {near}?" if near else f"take one of {', '.join(known)}"
+            yield f"the limit {name} is no host and no group; {hint}"
 
 
 # ---------------------------------------------------------------- one host
@@ -194,12 +206,14 @@ def faults(
     hostvars: Mapping[str, Mapping[str, Any]],
     known: Mapping[str, Options],
     tags: Iterable[str] = (),
+    limit: str = "",
 ) -> list[str]:
     """All faults of an inventory, one line each, with the hosts that share it."""
     by_host = {host: values_of(hostvars[host], known) for host in groups["all"]}
     addresses = full_names(by_host)
     found: dict[str, list[str]] = {}
-    for fault in (*group_faults(groups), *tag_faults(tags, known)):
+    names = {*groups, *groups["all"], "localhost"}
+    for fault in (*group_faults(groups), *tag_faults(tags, known), *limit_faults(limit, names)):
         found[fault] = []
     for host, values in by_host.items():
         misfit = list(type_faults(values, known))

@@ -170,6 +170,17 @@ class Mirror:
             self.connection.close()
 
 
+def not_trusted_yet(module: Any, *files: Any) -> bool:
+    """Whether a check-mode run cannot ask the mirror, because earlier tasks would place what this host verifies it by. Warns."""
+    lacking = [str(path) for path in files if path and not Path(path).exists()]
+    if not module.check_mode or not lacking:
+        return False
+    module.warn(
+        f"the mirror was not asked, since {', '.join(lacking)} would be placed before: what it has is not shown"
+    )
+    return True
+
+
 def entries(manifest: dict[str, Any], folder: str) -> list[Entry]:
     """The files of a folder of the bundle, with paths relative to it."""
     found = []

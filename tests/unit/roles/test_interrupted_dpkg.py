@@ -251,6 +251,7 @@ class Action(packages.ActionModule):  # type: ignore[misc, name-defined]
 
 
 ALL_THERE = f"all_there redis || exit {packages.MISSING}"
+SOURCE_IS_THERE = f"test -e {packages.SOURCE} || all_there redis || exit {packages.NO_SOURCE}"
 
 
 def test_packages_are_installed_as_all_roles_do_and_the_host_is_looked_at_once_a_run() -> None:
@@ -274,7 +275,7 @@ def test_what_is_there_is_no_question_for_apt() -> None:
 
 def test_lists_are_read_anew_though_all_is_there_and_not_in_check_mode() -> None:
     update = f"{packages.UPDATE} || exit {packages.MISSING}"
-    for check, ran in ((False, [update, ALL_THERE]), (True, [ALL_THERE])):
+    for check, ran in ((False, [update, ALL_THERE]), (True, [SOURCE_IS_THERE, ALL_THERE])):
         action = Action(check, {}, name=["redis"], update_cache=True)
         action.run(task_vars={"ansible_facts": {packages.WHOLE: True}})
         assert (action.ran, action.installed) == (ran, [])
@@ -295,8 +296,23 @@ def test_what_was_completed_is_a_change() -> None:
 def test_check_mode_says_what_is_half_done_and_changes_nothing() -> None:
     action = Action(True, {"stdout": "redis is unpacked\n"}, name=["redis"])
     result = action.run(task_vars={"ansible_facts": {}})
-    assert (action.ran, action.installed) == (["half_done", ALL_THERE], [])
+    assert (action.ran, action.installed) == (["half_done", SOURCE_IS_THERE, ALL_THERE], [])
     assert (result["changed"], result["completed"]) == (True, ["redis is unpacked"])
+
+
+def test_check_mode_does_not_ask_the_apt_of_a_host_that_has_no_source_of_the_estate_yet() -> None:
+    action = Action(True, {"rc": packages.NO_SOURCE}, name=["redis"], state="present", purge=True)
+    result = action.run(task_vars={"ansible_facts": {}})
+    assert action.ran == ["half_done", SOURCE_IS_THERE]
+    assert (action.installed, result["changed"]) == ([], True)
+    assert "from the estate's mirror: redis" in result["diff"]["prepared"]
+
+
+def test_check_mode_has_apt_write_no_ban_on_services() -> None:
+    action = Action(True, {"rc": packages.MISSING}, name=["redis"])
+    action.run(task_vars={"ansible_facts": {}})
+    [(_, arguments)] = action.installed
+    assert "policy_rc_d" not in arguments
 
 
 def test_what_cannot_be_completed_fails_with_a_way_out() -> None:

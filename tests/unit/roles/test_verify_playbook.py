@@ -38,7 +38,9 @@ FAILED = {
 }
 
 
-def reported(folder: Path, checks: list[dict[str, Any]]) -> tuple[int, str, dict[str, Any]]:
+def reported(
+    folder: Path, checks: list[dict[str, Any]], limit: str = "all,localhost"
+) -> tuple[int, str, dict[str, Any]]:
     """Exit code, output and report of the playbook's last play, where the roles have said CHECKS of one host."""
     (report,) = [
         play
@@ -50,7 +52,16 @@ def reported(folder: Path, checks: list[dict[str, Any]]) -> tuple[int, str, dict
         yaml.safe_dump({"all": {"hosts": {"llm1": {"llmkeep_checks": checks}}}})
     )
     run = subprocess.run(
-        ["ansible-playbook", "-i", "hosts.yml", "-e", f"verify_report={folder}/report.json", "verify.yml"],
+        [
+            "ansible-playbook",
+            "-i",
+            "hosts.yml",
+            "-e",
+            f"verify_report={folder}/report.json",
+            "-l",
+            limit,
+            "verify.yml",
+        ],
         cwd=folder,
         env=os.environ
         | {
@@ -62,7 +73,8 @@ def reported(folder: Path, checks: list[dict[str, Any]]) -> tuple[int, str, dict
         text=True,
         check=False,
     )
-    return run.returncode, run.stdout, json.loads((folder / "report.json").read_text())
+    report_file = folder / "report.json"
+    return run.returncode, run.stdout, json.loads(report_file.read_text()) if report_file.exists() else {}
 
 
 def test_what_the_inventory_accepts_is_listed_and_is_no_failure(tmp_path: Path) -> None:
@@ -112,3 +124,9 @@ def test_what_is_not_enforceable_is_listed_and_is_no_failure(
     for line in told:
         assert line in output, output
     assert ("not enforceable" in output) == (OPEN in checks)
+
+
+def test_a_limit_that_names_no_host_is_refused_instead_of_reported_as_done(tmp_path: Path) -> None:
+    ended, output, report = reported(tmp_path, [HELD], limit="llm1,lm1,localhost")
+    assert (ended, report) == (2, {})
+    assert "the limit lm1 is no host and no group; did you mean llm1?" in " ".join(output.split())

