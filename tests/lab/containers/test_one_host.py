@@ -22,5 +22,7 @@ def test_one_host_in_every_group_bootstraps_itself_and_answers(one_host: Lab) ->
     output = one_host.run("--inventory", str(INVENTORY), "demo", timeout=2400).stdout
     assert "Paris" in output
     assert "TLSv1.3" in output
+    checked = one_host.run("site", "--check", timeout=900).stdout
+    assert changed(checked) == {HOST: 0}
     again = one_host.run("site", timeout=900).stdout
     assert changed(again) == {HOST: 0}
