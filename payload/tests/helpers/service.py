@@ -32,7 +32,7 @@ def eventually(what: str, holds: Any, seconds: float = 10.0) -> Any:
     raise AssertionError(f"not within {seconds:g} s: {what}")
 
 
-def patched(folder: Path, **values: float) -> dict[str, str]:
+def patched(folder: Path, **values: float | str) -> dict[str, str]:
     """Environment that overrides constants in a process: `llmserve__audit__writer_client__INTENT_SECONDS=60.0`."""
     code = ""
     for name, value in values.items():
