@@ -12,17 +12,21 @@ class RecordError(Exception):
     """An event is not on record; the message says why."""
 
 
-def record(path: Path, action: str, fields: dict[str, object], outcome: str = "success") -> None:
-    """Return once the event is on disk; raises RecordError."""
-    event = {
+def event(action: str, fields: dict[str, object]) -> dict[str, object]:
+    """An event of the record, with the names of ECS."""
+    return {
         "event.kind": "event",
         "event.category": ["host"],
         "event.type": ["change"],
         "event.action": action,
-        "event.outcome": outcome,
+        "event.outcome": "success",
         **fields,
     }
-    line = json.dumps({"n": 1, "event": event}) + "\n"
+
+
+def record(path: Path, action: str, fields: dict[str, object]) -> None:
+    """Return once the event is on disk; raises RecordError."""
+    line = json.dumps({"n": 1, "event": event(action, fields)}) + "\n"
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
             connection.settimeout(SECONDS)

@@ -44,6 +44,7 @@ class EngineClient:
         self.left: Hello | None = None  # the departed engine's, until it is back
         self.found: Callable[[], None] = lambda: None  # called when the engine has connected
         self.trouble = "not connected yet"
+        self.quarantined = ""  # why its GPUs are, if they are
         self.admission = Admission(waiting)
         self.beat = Beat(stalled=False)
         self.heard = 0.0  # time.monotonic() of the last frame
@@ -115,6 +116,10 @@ class EngineClient:
         """
         self.hello, self.left = None, hello
         log.info("engine leaving", extra={"fields": {"model": self.model, "running": len(self.answers)}})
+        self.send_away()
+
+    def send_away(self) -> None:
+        """Move what is in its queue to other instances; what runs is finished here."""
         for place in list(self.admission):
             self.admission.dismiss(place, self.absent())
 
@@ -151,6 +156,7 @@ class EngineClient:
             waiting.tokens,
             beat.kv_used if self.hello else None,
             beat.gpu_used if self.hello else [],
+            int(bool(self.quarantined)),
         )
 
     def lost(self) -> str:

@@ -122,6 +122,7 @@ class Service:
     policy: dict[str, Any] | None = None  # default: the tree's own policy, evaluated in process
     identity: dict[str, Any] = field(default_factory=dict)
     credentials: dict[str, str] = field(default_factory=dict)
+    quarantine: Path | None = None
     listen: dict[str, Any] | None = None  # default: the socket http.sock
     engine_options: dict[str, Any] = field(default_factory=dict)
     engine_environment: dict[str, str] = field(default_factory=dict)
@@ -216,6 +217,8 @@ class Service:
         }
         if self.redis:
             config["redis"] = self.redis
+        if self.quarantine:
+            config["quarantine"] = str(self.quarantine)
         file = self.folder / "gateway.yaml"
         file.write_text(yaml.safe_dump(config))
         environment = {
