@@ -1,7 +1,7 @@
 """llm-gpu: health of this host's GPUs.
 
-Exit codes: 0 done, or healthy; 1 the GPUs are not as expected; 2 wrong usage or configuration; 3 an order was refused;
-4 a file or the library cannot be used.
+Exit codes: 0 done, or healthy; 1 the GPUs are not as expected, or the watch failed; 2 wrong usage or configuration;
+3 an order was refused; 4 a file cannot be used.
 """
 
 import argparse
@@ -75,14 +75,16 @@ def who() -> str:
 
 
 def watch_command(options: argparse.Namespace) -> int:
+    from prometheus_client import disable_created_metrics
+
     from llmgpu.watch import Watch
 
     logs.configure("INFO")
+    disable_created_metrics()  # type: ignore[no-untyped-call] # a time for each counter would double the work of a scrape
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    Watch(load(options.config, GpuConfig)).run(stop.is_set)
-    return 0
+    return 0 if Watch(load(options.config, GpuConfig)).run(stop.is_set) else 1
 
 
 def check_command(options: argparse.Namespace) -> int:

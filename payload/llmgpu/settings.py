@@ -25,7 +25,7 @@ SKUS: dict[str, dict[str, Any]] = {
 
 class Expect(Section):
     """What each GPU of the host must be. What is not set comes from `SKUS` by `name`, and is not compared where that
-    has nothing either; PCIe is then compared with the maximum that the GPU reports.
+    has nothing either, except for PCIe, which is then compared with the maximum that the GPU reports.
     """
 
     count: Positive

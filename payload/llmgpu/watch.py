@@ -24,7 +24,7 @@ from llmgpu.xids import TABLE
 
 log = logging.getLogger("llmgpu.watch")
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
-LOOK_SECONDS = 1.0
+LOOK_SECONDS = 2.0
 LOG_SECONDS = 60.0
 FIRST_SECONDS = 5.0  # how long a start waits for the first reading before it judges
 REASON = 500  # characters of a reason on the record
@@ -41,9 +41,11 @@ class Reader:
     lock: threading.Lock = field(default_factory=threading.Lock)
     news: threading.Event = field(default_factory=threading.Event)
 
-    def start(self) -> None:
-        """Read from now on, until the process ends."""
-        threading.Thread(target=self.run, name="nvml", daemon=True).start()
+    def start(self) -> threading.Thread:
+        """Read from now on, until the process ends; the thread ends before only by a defect of this program."""
+        thread = threading.Thread(target=self.run, name="nvml", daemon=True)
+        thread.start()
+        return thread
 
     def run(self) -> None:
         while True:
@@ -135,15 +137,15 @@ class Watch:
             {engine: engine in held for engine in self.config.engines},
         )
 
-    def run(self, stopped: Callable[[], bool]) -> None:
-        """Look every second, and at once when there is something new, until `stopped()`."""
+    def run(self, stopped: Callable[[], bool]) -> bool:
+        """Look every LOOK_SECONDS, and at once when there is something new, until `stopped()`; False if the reader broke."""
         server = self.metrics.listen(self.config.metrics_host, self.config.metrics_port)
         log.info("metrics", extra={"fields": {"port": server.server_address[1]}})
-        self.reader.start()
+        thread = self.reader.start()
         self.reader.news.wait(FIRST_SECONDS)
         notify("READY=1")
         watched = watchdog_seconds() is not None
-        while not stopped():
+        while not stopped() and thread.is_alive():
             self.reader.news.clear()
             try:
                 self.look()
@@ -156,6 +158,7 @@ class Watch:
             self.reader.news.wait(LOOK_SECONDS)
         notify("STOPPING=1")
         server.shutdown()
+        return stopped()
 
     def look(self) -> None:
         """One round: events, findings, quarantine."""

@@ -3,19 +3,12 @@
 import subprocess
 from pathlib import Path
 
-SOURCES = Path(__file__).parents[3] / "tests/doubles/nvml"
-FLAGS = ("-O1", "-fPIC", "-shared", "-fvisibility=hidden", "-Wl,-Bsymbolic", "-lpthread")
+BUILD = Path(__file__).parents[3] / "tests/doubles/nvml/build.sh"
 
 
 def compiled(folder: Path) -> Path:
     """A folder with libnvidia-ml.so.1 and libcuda.so.1, for LD_LIBRARY_PATH."""
-    for name, sources in (
-        ("libnvidia-ml.so.1", ("mocknvml.c", "stubs.c")),
-        ("libcuda.so.1", ("mockcuda.c", "-fvisibility=default")),
-    ):
-        paths = [str(SOURCES / each) if each.endswith(".c") else each for each in sources]
-        command = ["gcc-14", "-Wall", "-Wextra", *FLAGS, f"-Wl,-soname,{name}", *paths, "-o", name]
-        subprocess.run(command, check=True, cwd=folder)
+    subprocess.run([BUILD, folder], check=True)
     return folder
 
 

@@ -631,7 +631,7 @@ API int nvmlDeviceRegisterEvents(void *h, unsigned long long types, void *s) { D
 API int nvmlEventSetWait_v2(void *s, struct event *e, unsigned ms) {
 	SYS;
 	NEED(s && e);
-	for (unsigned waited = 0;; waited += 20) {
+	for (unsigned waited = 0;; waited += 100) {
 		refresh();
 		for (int i = 0; i < S.count; i++) {
 			struct dev *d = &S.d[i];
@@ -644,7 +644,7 @@ API int nvmlEventSetWait_v2(void *s, struct event *e, unsigned ms) {
 			return OK;
 		}
 		if (waited >= ms) return TIMEOUT;
-		nanosleep(&(struct timespec){0, 20000000}, NULL);
+		nanosleep(&(struct timespec){0, 100000000}, NULL);
 	}
 }
 API int nvmlEventSetWait(void *s, struct event *e, unsigned ms) { return nvmlEventSetWait_v2(s, e, ms); }
