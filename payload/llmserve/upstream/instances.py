@@ -94,7 +94,7 @@ class Instances:
         """All instances, ordered by preference for the conversation `key`; quarantined ones are the last."""
 
         def preference(engine: EngineClient) -> tuple[bool, bytes]:
-            return bool(engine.quarantined), hashlib.sha256(key + str(engine.socket).encode()).digest()
+            return engine.quarantined, hashlib.sha256(key + str(engine.socket).encode()).digest()
 
         return sorted(self.engines, key=preference)
 

@@ -62,7 +62,7 @@ class Quarantine:
         for each in self.instances:
             for engine in each.engines:
                 entry = self.entries.get(str(engine.socket))
-                engine.quarantined = entry.reason if entry else ""
+                engine.held = entry.reason if entry else ""
             for engine in each.engines:
                 self.apply(each, engine)
 

@@ -14,7 +14,7 @@ import yaml
 from nvml_standin import Gpus
 from questions import CHAT, error
 from scripted_upstream import END, USAGE, ScriptedUpstream, delta, stream
-from service import Process, Service, eventually, patched
+from service import Process, Service, eventually, patched, running
 
 from llmgpu import quarantine
 from llmgpu.quarantine import Entry, Saved
@@ -123,6 +123,25 @@ def test_what_runs_is_finished_before_an_instance_counts_as_drained(host: Host) 
         assert "gpu.engine_drained" not in host.actions("a")
         assert all(each.result().content.endswith(END) for each in asked)
         eventually("it is drained", lambda: host.actions("a")[-1] == "gpu.engine_drained")
+
+
+def test_another_host_s_gateway_says_that_its_gpus_are_sick(tmp_path: Path, host: Host) -> None:
+    (front := tmp_path / "front").mkdir()
+    well = ScriptedUpstream(front / "well.sock")
+    well.script = stream(delta("hello"), delta("", "stop"), USAGE, END)
+    sockets = [str(tmp_path / "http.sock"), str(front / "well.sock")]
+    remote = {"socket": sockets, "revision": "7", "context": 4096, "key_credential": "other.key"}
+    host.quarantine("a", "b")
+    with running(front, {}, remotes={"m": remote}, credentials={"other.key": host.service.key}) as service:
+        assert service.metrics()[QUARANTINED] == 1
+        with service.client() as client:
+            before = sum(len(server.requests) for server in host.servers.values())
+            for number in SOME:
+                assert client.post(CHAT, json=question(number)).content.endswith(END)
+            assert sum(len(server.requests) for server in host.servers.values()) == before
+            well.stop()
+            eventually("it is noticed", lambda: service.metrics()['llm_engine_up{model="m"}'] == 1, 3)
+            assert client.post(CHAT, json=question(1)).content.endswith(END), "the last host that is there"
 
 
 def test_a_file_that_cannot_be_read_changes_nothing(host: Host) -> None:
