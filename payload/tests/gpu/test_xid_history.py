@@ -1,11 +1,14 @@
 """Xids and reboots, replayed: what each GPU is then advised to."""
 
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmgpu import history
 from llmgpu.history import Event, Happened, Rebooted, Repaired, pending, replay
 from llmgpu.xids import OTHER, TABLE, label
 
@@ -46,8 +49,8 @@ def test_after_two_reboots_with_the_same_xid_the_hardware_is_inspected(code: int
 
 
 def test_another_xid_does_not_count_towards_it() -> None:
-    history: list[Event] = [Happened(79), Rebooted(), Rebooted(), Happened(48)]
-    assert pending(replay(history)) == {48: "reset"}
+    past: list[Event] = [Happened(79), Rebooted(), Rebooted(), Happened(48)]
+    assert pending(replay(past)) == {48: "reset"}
 
 
 @given(events)
@@ -87,3 +90,14 @@ def test_a_reboot_adds_nothing_and_an_inspection_outlasts_it(past: Sequence[Even
 
 def test_labels_of_metrics_come_from_a_closed_set() -> None:
     assert [label(code) for code in (79, 4711, 0)] == ["79", OTHER, OTHER]
+
+
+def test_each_code_has_its_row_and_each_finding_its_runbook() -> None:
+    page = (Path(__file__).parents[3] / "docs/gpu-health.md").read_text()
+    sections = dict(section.split("\n", 1) for section in page.split("### ")[1:])
+    for xid in TABLE.values():
+        assert f"| {xid.code} | {xid.meaning} | {xid.action} |" in sections[xid.runbook]
+    source = "".join(path.read_text() for path in Path(history.__file__).parent.glob("*.py"))
+    named = set(re.findall(r'"((?:[a-z]+-xids)|no-\w+|missing-gpu|acceptance|settings|throttled)"', source))
+    assert named <= set(sections)
+    assert len(named) >= 12
