@@ -177,16 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         code: int = options.run(options)
-    except ConfigError as error:
+    except (ConfigError, OrderError, StateError, OSError) as error:
         print(f"llm-gpu: {error}", file=sys.stderr)
-        return 2
-    except OrderError as error:
-        print(f"llm-gpu: {error}", file=sys.stderr)
-        return 3
-    except StateError as error:
-        print(f"llm-gpu: {error}", file=sys.stderr)
-        return 4
-    except OSError as error:
-        print(f"llm-gpu: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
-        return 4
+        return 2 if isinstance(error, ConfigError) else 3 if isinstance(error, OrderError) else 4
     return code

@@ -55,9 +55,7 @@ def judge(
 
 
 def lost(gpu: Gpu) -> list[Finding]:
-    return [
-        Finding("lost", f"{gpu.uuid or 'it'} does not answer: reboot the host", "bus-xids", gpu=gpu.index)
-    ]
+    return [Finding("lost", "it does not answer: reboot the host", "bus-xids", gpu=gpu.index)]
 
 
 def xids(gpu: Gpu, state: history.State) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from llmcore.notify import notify, watchdog_seconds
@@ -27,6 +27,7 @@ BOOT_ID = "/proc/sys/kernel/random/boot_id"
 LOOK_SECONDS = 2.0
 LOG_SECONDS = 60.0
 FIRST_SECONDS = 5.0  # how long a start waits for the first reading before it judges
+REOPEN = 6  # readings
 REASON = 500  # characters of a reason on the record
 
 
@@ -35,7 +36,9 @@ class Reader:
     """The thread that calls NVML, and what it has seen."""
 
     seconds: float
+    expected: int  # GPUs
     reading: Reading | None = None
+    uuids: dict[int, str] = field(default_factory=dict)  # by index: a GPU that is lost no longer says its own
     trouble: str = "none was taken yet"
     xids: Counter[tuple[str, int]] = field(default_factory=Counter)  # by UUID and code; codes are few
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -62,9 +65,10 @@ class Reader:
                 nvml.close()
 
     def read_on(self, nvml: Nvml) -> None:
-        """Read until a GPU is missing: only a library that is opened anew finds it again. Raises NvmlError."""
-        while True:
-            reading = nvml.read()
+        """Read until a GPU has been missing for a while: only a library that is opened anew finds it again. Raises NvmlError."""
+        missing = 0
+        while missing < REOPEN:
+            reading = self.named(nvml.read())
             with self.lock:
                 self.reading, self.trouble = reading, ""
             self.news.set()
@@ -75,8 +79,13 @@ class Reader:
                     with self.lock:
                         self.xids.update(found)
                     self.news.set()
-            if reading.present < len(reading.gpus):
-                return
+            missing = missing + 1 if reading.present < self.expected else 0
+
+    def named(self, reading: Reading) -> Reading:
+        """The reading, in which lost GPUs have the UUIDs that they had before."""
+        self.uuids |= {gpu.index: gpu.uuid for gpu in reading.gpus if gpu.uuid}
+        gpus = (replace(gpu, uuid=gpu.uuid or self.uuids.get(gpu.index, "")) for gpu in reading.gpus)
+        return replace(reading, gpus=tuple(gpus))
 
     def latest(self, stale_seconds: float) -> tuple[Reading | None, str]:
         """The last reading if it is no older than that, else None; and what prevents the next one, if known."""
@@ -103,7 +112,7 @@ class Watch:
     def __init__(self, config: GpuConfig) -> None:
         """Load what was remembered; raises StateError. A boot since then is an event of all GPUs."""
         self.config = config
-        self.reader = Reader(config.seconds)
+        self.reader = Reader(config.seconds, config.expect.count)
         self.metrics = Metrics(self.snapshot, config.expect.count)
         self.saved: Saved = quarantine.load(config.state)
         boot = Path(BOOT_ID).read_text().strip()
@@ -117,7 +126,8 @@ class Watch:
         self.last_sick: dict[str, float] = {}  # by engine: time.monotonic()
         self.told: dict[tuple[str, int | None], str] = {}  # findings that were logged
         self.xids = XidLog()
-        self.said = ""
+        self.said: dict[str, float] = {}  # what was logged lately: time.monotonic()
+        self.records = True  # whether the audit writer has taken all events of this round
         self.began = time.monotonic()
         self.indices: dict[str, int] = {}  # of GPUs by UUID
 
@@ -150,7 +160,7 @@ class Watch:
             try:
                 self.look()
             except OSError as error:
-                self.say_once(
+                self.say(
                     f"{error.filename or self.config.state}: {error.strerror}: nothing is decided meanwhile"
                 )
             if watched:
@@ -162,6 +172,7 @@ class Watch:
 
     def look(self) -> None:
         """One round: events, findings, quarantine."""
+        self.records = True
         reading, trouble = self.reader.latest(self.config.stale_seconds)
         if reading:
             self.indices |= {gpu.uuid: gpu.index for gpu in reading.gpus if gpu.uuid}
@@ -170,7 +181,7 @@ class Watch:
             given = orders.load(self.config.orders)
         except StateError as error:
             given = orders.Orders(self.drains_as_saved())
-            self.say_once(str(error))
+            self.say(str(error))
         self.apply_repairs(given.repairs)
         if reading is None and time.monotonic() - self.began < self.config.stale_seconds:
             return  # the first reading of a driver that wakes its GPUs up takes long
@@ -266,11 +277,14 @@ class Watch:
             quarantine.save(self.config.state, self.saved)
 
     def on_record(self, action: str, fields: dict[str, object]) -> bool:
-        """Whether the event is on the audit record; says once why not."""
+        """Whether the event is on the audit record; says why not. After one that is not, none is tried in this round."""
+        if not self.records:
+            return False
         try:
             record(self.config.audit, action, fields)
         except RecordError as error:
-            self.say_once(f"{action} waits for the audit record: {error}")
+            self.records = False
+            self.say(f"{action} waits for the audit record: {error}")
             return False
         log.warning(action, extra={"fields": fields})
         return True
@@ -286,9 +300,12 @@ class Watch:
             log.info("finding is over", extra={"fields": {"finding": self.told[key]}})
         self.told = {key: self.told.get(key, str(each)) for key, each in now.items()}
 
-    def say_once(self, text: str) -> None:
-        if text != self.said:
-            self.said = text
+    def say(self, text: str) -> None:
+        """Log it, unless it was logged less than LOG_SECONDS ago."""
+        now = time.monotonic()
+        self.said = {each: at for each, at in self.said.items() if now - at < LOG_SECONDS}
+        if text not in self.said:
+            self.said[text] = now
             log.error(text)
 
 
