@@ -136,6 +136,9 @@ def test_a_gpu_lost_to_an_xid_is_quarantined_and_returns_after_the_reboot(host: 
     eventually("all of it is the reason", lambda: "does not answer" in host.quarantine()["big"]["reason"])
     code, refusal = host.cli("undrain", "big", "--operator", "ada", "--reason", "looks fine")
     assert (code, "no operator has drained 'big'" in refusal) == (3, True)
+    opened_anew = f'llm_gpu_present{{gpu="2",name="",uuid="{UUID.format(2)}"}} 0.0'
+    eventually("it is looked for", lambda: opened_anew in host.scrape()[1])
+    assert "Xid 79" in host.quarantine()["big"]["reason"], "the cause is not forgotten"
     host.gpus.become()  # it answers again, without a reboot
     eventually("only the Xid is left", lambda: "does not answer" not in host.quarantine()["big"]["reason"])
     host.reboot("second")
@@ -199,6 +202,20 @@ def test_nvml_that_hangs_fails_the_scrape_and_quarantines_the_host_until_it_answ
     host.gpus.become()
     eventually("it answers, and they return", lambda: host.quarantine() == {}, 30)
     assert len(host.records()) == 4, "no record for each second of it"
+
+
+def test_a_driver_that_fails_is_never_hidden_by_the_last_reading(host: Host) -> None:
+    host.settings["stale_seconds"] = 600
+    host.start_watch()
+    eventually("it is scraped", lambda: host.scrape()[0] == 200)
+    host.gpus.become("fails = 999")
+    eventually(
+        "scrapes fail",
+        lambda: host.scrape() == (503, "no recent reading of the GPUs: NVML failed: Unknown Error\n"),
+    )
+    host.gpus.become()
+    eventually("it is scraped", lambda: host.scrape()[0] == 200)
+    assert host.quarantine() == {}, "it was away for less than stale_seconds"
 
 
 def test_without_nvml_the_host_is_quarantined_and_says_why(host: Host) -> None:

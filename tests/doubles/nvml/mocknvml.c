@@ -13,6 +13,7 @@
 //   5.lost = 1
 //   6.xid = 48
 //   6.xid_times = 1000       the event is told so often
+//   fails = 999              every call fails with this code
 //   hang_ms = 60000          every call takes so long, as with a driver that hangs
 //   2.procs = 4242:30720,4243:1024
 //
@@ -72,7 +73,7 @@ struct dev {
 };
 
 static struct {
-	int count, cuda, hang_ms;
+	int count, cuda, hang_ms, fails;
 	char driver[80], nvml[80];
 	struct dev d[MAXDEV];
 } S;
@@ -98,7 +99,7 @@ static void set(struct dev *d, const char *k, const char *v) {
 static void defaults(void) {
 	S.count = 8;
 	S.cuda = 12020;
-	S.hang_ms = 0;
+	S.hang_ms = S.fails = 0;
 	strcpy(S.driver, "535.261.03");
 	strcpy(S.nvml, "12.535.261.03");
 	for (int i = 0; i < MAXDEV; i++) {
@@ -148,6 +149,7 @@ static void parse(FILE *f) {
 			if (pass == 1) continue;
 			if (!strcmp(k, "count")) S.count = atoi(v);
 			else if (!strcmp(k, "cuda_version")) S.cuda = atoi(v);
+			else if (!strcmp(k, "fails")) S.fails = atoi(v);
 			else if (!strcmp(k, "hang_ms")) S.hang_ms = atoi(v);
 			else if (!strcmp(k, "driver_version")) snprintf(S.driver, sizeof S.driver, "%s", v);
 			else if (!strcmp(k, "nvml_version")) snprintf(S.nvml, sizeof S.nvml, "%s", v);
@@ -184,6 +186,7 @@ static void refresh(void) {
 static int get(void *h, struct dev **d) {
 	if (!refs) return UNINITIALIZED;
 	refresh();
+	if (S.fails) return S.fails;
 	*d = h;
 	if (*d < S.d || *d >= S.d + S.count) return INVALID;
 	return (*d)->lost ? GPU_LOST : OK;
@@ -224,7 +227,7 @@ API const char *nvmlErrorString(int r) {
 	}
 	return "Unknown Error";
 }
-#define SYS do { if (!refs) return UNINITIALIZED; refresh(); } while (0)
+#define SYS do { if (!refs) return UNINITIALIZED; refresh(); if (S.fails) return S.fails; } while (0)
 API int nvmlSystemGetDriverVersion(char *o, unsigned n) { SYS; return put(o, n, S.driver); }
 API int nvmlSystemGetNVMLVersion(char *o, unsigned n) { refresh(); return put(o, n, S.nvml); }
 API int nvmlSystemGetCudaDriverVersion(int *v) { refresh(); NEED(v); *v = S.cuda; return OK; }

@@ -18,6 +18,11 @@ from service import Process, Service, eventually, patched, running
 
 from llmgpu import quarantine
 from llmgpu.quarantine import Entry, Saved
+from llmserve.protocol import Generate, Hello
+from llmserve.upstream.admission import Queue
+from llmserve.upstream.engine_client import EngineClient
+from llmserve.upstream.instances import Instances
+from llmserve.upstream.quarantine import Quarantine
 
 SOME = range(20)  # conversations; that all prefer the same of two instances has a probability of 2**-19
 QUARANTINED = 'llm_engine_quarantined{model="m"}'
@@ -142,6 +147,38 @@ def test_another_host_s_gateway_says_that_its_gpus_are_sick(tmp_path: Path, host
             well.stop()
             eventually("it is noticed", lambda: service.metrics()['llm_engine_up{model="m"}'] == 1, 3)
             assert client.post(CHAT, json=question(1)).content.endswith(END), "the last host that is there"
+
+
+def test_each_step_is_recorded_once_and_drained_only_when_idle(tmp_path: Path) -> None:
+    engines = [EngineClient("m", tmp_path / f"{name}.sock", Queue(64, 10**6)) for name in ("a", "b")]
+    for engine in engines:
+        engine.hello = Hello("m", "r", "echo", 4096, 8)
+    told: list[dict[str, object]] = []
+    two = Instances("m", engines, Queue(64, 10**6))
+    watched = Quarantine(tmp_path / "state.json", [two], told.append)
+    entry = Entry(str(engines[0].socket), "ada", "new cable", "2026-11-27T12:00:00+00:00")
+
+    def actions() -> list[object]:
+        for _ in range(3):
+            watched.look()
+        said = [each["event.action"] for each in told]
+        told.clear()
+        return said
+
+    assert actions() == []
+    quarantine.save(watched.path, Saved("boot", quarantine={"a": entry}))
+    engines[0].admission.running.total.requests = 1
+    assert actions() == ["gpu.admission_closed"]
+    for _ in range(9):  # however busy the other one is
+        routed = two.route("t", Generate(0, True, 16, messages=[{"role": "user", "content": "x"}])).choose()
+        assert routed is engines[1]
+        routed.admission.running.total.requests += 1
+    engines[0].admission.running.total.requests = 0
+    assert actions() == ["gpu.engine_drained"]
+    engines[1].hello = None
+    assert actions() == ["gpu.admission_kept"]
+    watched.path.unlink()
+    assert actions() == ["gpu.admission_opened"]
 
 
 def test_a_file_that_cannot_be_read_changes_nothing(host: Host) -> None:
