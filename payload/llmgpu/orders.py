@@ -4,7 +4,6 @@ The file is root's, so that no service can forge an order; `llm-gpu watch` reads
 """
 
 import fcntl
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -13,8 +12,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from llmcore.files import write_aside
-from llmgpu.quarantine import StateError, parsed, unusable
+from llmgpu.quarantine import StateError, parsed, unusable, write_json
 
 REPAIRS = 100  # kept; the watch applies each within seconds
 
@@ -71,8 +69,7 @@ def edited(path: Path) -> Iterator[Orders]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         orders = load(path)
         yield orders
-        write_aside(path, json.dumps(asdict(orders), indent=1) + "\n")
-        path.chmod(0o644)
+        write_json(path, asdict(orders))
     finally:
         os.close(lock)
 

@@ -53,12 +53,11 @@ class Quarantine:
         if now != self.seen:
             try:
                 self.entries = quarantined(self.path)
-                self.trouble = ""
+                self.seen, self.trouble = now, ""
             except StateError as error:
                 if str(error) != self.trouble:
                     self.trouble = str(error)
                     log.error("quarantine unknown", extra={"fields": {"reason": self.trouble}})
-            self.seen = now
         for each in self.instances:
             for engine in each.engines:
                 entry = self.entries.get(str(engine.socket))

@@ -241,6 +241,7 @@ def test_unusable_files_are_named_and_orders_keep_their_effect(host: Host) -> No
     host.start_watch()
     host.cli("drain", "small", "--operator", "ada", "--reason", "new cable")
     eventually("it is drained", lambda: "small" in host.quarantine())
+    assert {path.stat().st_mode & 0o777 for path in (host.state, host.orders)} == {0o644}
     host.orders.write_text("{")
     eventually("it is named", lambda: any("orders.json cannot be used" in line for line in host.log()))
     assert "small" in host.quarantine()
