@@ -54,7 +54,8 @@ OVERHEAD_SECONDS = (
 
 @dataclass(slots=True)
 class EngineState:
-    """State of a model at the moment of a scrape; `up` counts its instances that answer.
+    """State of a model at the moment of a scrape; `up` counts its instances that answer,
+    `quarantined` those on quarantined GPUs.
 
     `kv_used` and `gpu_used` are shares, 0 to 1, as the engine reports them.
     """
@@ -68,6 +69,7 @@ class EngineState:
     waiting_tokens: int
     kv_used: float | None
     gpu_used: list[float]
+    quarantined: int
 
 
 class EngineGauges(Collector):
@@ -101,6 +103,11 @@ class EngineGauges(Collector):
                 "llm_engine_stalled",
                 "1 while work is pending and the engine makes no progress",
                 lambda it: it.stalled,
+            ),
+            gauge(
+                "llm_engine_quarantined",
+                "Instances of the model on quarantined GPUs",
+                lambda it: it.quarantined,
             ),
             gauge("llm_requests_running", "Requests in the engine", lambda it: it.running),
             gauge("llm_tokens_running", "Tokens admitted to the engine", lambda it: it.running_tokens),

@@ -219,6 +219,7 @@ class GatewayConfig(Section):
     audit: AuditWriter | None = None
     identity: Identities = Identities()
     redis: Redis | None = None
+    quarantine: Path | None = None  # the file of `llm-gpu watch`, on hosts with GPUs
     limits: Limits = Limits()
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 

@@ -1,9 +1,11 @@
 """Services that several tests share."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx2 as httpx
 import pytest
+from nvml_standin import Gpus, compiled
 from redis_server import RedisServer
 from service import Service, running
 
@@ -28,3 +30,15 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
     server = RedisServer(tmp_path_factory.mktemp("redis"))
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def nvidia_libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The stand-ins for NVIDIA's libraries."""
+    return compiled(tmp_path_factory.mktemp("nvidia"))
+
+
+@pytest.fixture
+def gpus(nvidia_libraries: Path, tmp_path: Path) -> Gpus:
+    """Simulated GPUs, for processes that are started with their environment."""
+    return Gpus(nvidia_libraries, tmp_path)

@@ -1,16 +1,11 @@
 """Utilization of the GPUs, from NVIDIA's library libnvidia-ml, which comes with the driver."""
 
-import ctypes
 import logging
+from typing import Any
+
+import pynvml
 
 log = logging.getLogger("llmserve.gpu")
-SUCCESS = 0
-
-
-class Utilization(ctypes.Structure):
-    """`nvmlUtilization_t`: percent of the last sample period."""
-
-    _fields_ = (("gpu", ctypes.c_uint), ("memory", ctypes.c_uint))
 
 
 class Gpus:
@@ -18,29 +13,28 @@ class Gpus:
 
     def __init__(self) -> None:
         """Load the library and find the GPUs; if that fails, there are none."""
-        self.handles: list[ctypes.c_void_p] = []
+        self.handles: list[Any] = []
         try:
-            self.library = ctypes.CDLL("libnvidia-ml.so.1")
-        except OSError:
+            pynvml.nvmlInit()
+            count = pynvml.nvmlDeviceGetCount()
+        except pynvml.NVMLError_LibraryNotFound:
             return
-        count = ctypes.c_uint()
-        failed = self.library.nvmlInit_v2() or self.library.nvmlDeviceGetCount_v2(ctypes.byref(count))
-        if failed != SUCCESS:
-            log.warning(
-                "libnvidia-ml failed: GPU utilization is not reported",
-                extra={"fields": {"nvml.error": failed}},
-            )
+        except pynvml.NVMLError as error:
+            fields = {"nvml.error": str(error)}
+            log.warning("libnvidia-ml failed: GPU utilization is not reported", extra={"fields": fields})
             return
-        for index in range(count.value):
-            handle = ctypes.c_void_p()
-            if self.library.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle)) == SUCCESS:
-                self.handles.append(handle)
+        for index in range(count):
+            try:
+                self.handles.append(pynvml.nvmlDeviceGetHandleByIndex(index))
+            except pynvml.NVMLError:
+                continue  # lost
 
     def used(self) -> list[float]:
         """Share of time that each GPU was busy, 0 to 1; GPUs that fail to report are left out."""
         shares = []
         for handle in self.handles:
-            sample = Utilization()
-            if self.library.nvmlDeviceGetUtilizationRates(handle, ctypes.byref(sample)) == SUCCESS:
-                shares.append(sample.gpu / 100)
+            try:
+                shares.append(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100)
+            except pynvml.NVMLError:
+                continue
         return shares

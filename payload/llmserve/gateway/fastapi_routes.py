@@ -14,7 +14,8 @@ from llmserve.gateway.state import State, no_such_model
 
 class Model(BaseModel):
     """A model as listed by OpenAI's API. `context`: in tokens. `dimensions`: length of its vectors, for an embedding
-    model. `parent`: the base model of an adapter.
+    model. `parent`: the base model of an adapter. `quarantined`: whether it is answered from sick GPUs only, for
+    gateways that have other hosts, too.
     """
 
     id: str
@@ -25,6 +26,7 @@ class Model(BaseModel):
     revision: str | None
     dimensions: int | None
     parent: str | None
+    quarantined: bool = False
 
 
 class Models(BaseModel):
@@ -50,6 +52,7 @@ def cold_routes(state: State, plain: list[PlainRoute]) -> FastAPI:
             revision=hello.revision,
             dimensions=hello.dimensions or None,
             parent=hello.parent or None,
+            quarantined=state.instances[name].sick,
         )
 
     @app.exception_handler(ApiError)

@@ -32,6 +32,11 @@ class Health:
             reasons.append(f"{absent} of {len(instances)} engines are unavailable")
         if stalled := sum(each.hello is not None and not each.up for each in instances):
             reasons.append(f"{stalled} of {len(instances)} engines make no progress")
+        # Requests are answered all the same; a balancer of several hosts is to prefer another one.
+        if not reasons and (sick := sum(each.sick for each in instances)):
+            raise unavailable(
+                "quarantined", f"{sick} of {len(instances)} engines run on quarantined GPUs only"
+            )
         if reasons:
             raise unavailable("not_ready", "not ready: " + "; ".join(reasons))
         await respond(send, 200, json_body({"status": "ready"}))

@@ -39,6 +39,7 @@ from llmserve.signals import StopSignals
 from llmserve.sockets import bind_tcp, bind_unix
 from llmserve.upstream.admission import Queue
 from llmserve.upstream.instances import Instances, open_instances
+from llmserve.upstream.quarantine import Quarantine
 
 log = logging.getLogger("llmserve.gateway")
 # Longer than the edge keeps idle connections, so that it never reuses one that is closing.
@@ -199,7 +200,7 @@ def keys_changed(state: State) -> None:
 
 
 def start_background(
-    tasks: asyncio.TaskGroup, state: State, probe_seconds: float
+    tasks: asyncio.TaskGroup, state: State, probe_seconds: float, quarantine: Path | None
 ) -> list[asyncio.Task[None]]:
     """Start connections and watches, which run until cancelled; each policy change adds a task to the returned list."""
     engines = [engine for each in state.instances.values() for engine in each.engines]
@@ -208,6 +209,9 @@ def start_background(
     background.append(tasks.create_task(state.audit.keep_connected()))
     background.append(tasks.create_task(state.policy.watch(probe_seconds)))
     background.append(tasks.create_task(end_late_requests(state)))
+    if quarantine:
+        sick = Quarantine(quarantine, list(state.instances.values()), state.audit.note)
+        background.append(tasks.create_task(sick.watch()))
 
     def policy_changed() -> None:
         background.append(tasks.create_task(state.in_flight.end_denied(state.policy)))
@@ -232,7 +236,8 @@ async def run_gateway(
     servers = [server(build_app(state)), server(metrics_app(state.metrics))]
     stop = StopSignals()
     async with asyncio.TaskGroup() as tasks:
-        background = start_background(tasks, state, config.policy.probe_ms / 1000 if config.policy else 1.0)
+        probe_seconds = config.policy.probe_ms / 1000 if config.policy else 1.0
+        background = start_background(tasks, state, probe_seconds, config.quarantine)
         serving = [
             tasks.create_task(each.serve(sockets=[bound]))
             for each, bound in zip(servers, sockets, strict=True)

@@ -44,6 +44,8 @@ class EngineClient:
         self.left: Hello | None = None  # the departed engine's, until it is back
         self.found: Callable[[], None] = lambda: None  # called when the engine has connected
         self.trouble = "not connected yet"
+        self.held = ""  # why its GPUs are quarantined on this host, if they are
+        self.sick_there = False  # whether its own host says so
         self.admission = Admission(waiting)
         self.beat = Beat(stalled=False)
         self.heard = 0.0  # time.monotonic() of the last frame
@@ -115,6 +117,10 @@ class EngineClient:
         """
         self.hello, self.left = None, hello
         log.info("engine leaving", extra={"fields": {"model": self.model, "running": len(self.answers)}})
+        self.send_away()
+
+    def send_away(self) -> None:
+        """Move what is in its queue to other instances; what runs is finished here."""
         for place in list(self.admission):
             self.admission.dismiss(place, self.absent())
 
@@ -151,6 +157,7 @@ class EngineClient:
             waiting.tokens,
             beat.kv_used if self.hello else None,
             beat.gpu_used if self.hello else [],
+            int(self.quarantined),
         )
 
     def lost(self) -> str:
@@ -213,6 +220,11 @@ class EngineClient:
     def up(self) -> bool:
         """Whether it is connected and not stalled."""
         return self.hello is not None and not self.stalled
+
+    @property
+    def quarantined(self) -> bool:
+        """Whether it runs on GPUs that are quarantined, so that other instances are preferred."""
+        return bool(self.held) or self.sick_there
 
     @property
     def load(self) -> int:

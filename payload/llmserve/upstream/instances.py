@@ -55,6 +55,12 @@ class Instances:
         """Number of available instances."""
         return sum(engine.up for engine in self.engines)
 
+    @property
+    def sick(self) -> bool:
+        """Whether it is available on quarantined GPUs only."""
+        available = [engine for engine in self.engines if engine.up]
+        return bool(available) and all(engine.quarantined for engine in available)
+
     def state(self) -> EngineState:
         """State for a scrape: sums over all instances, the fullest KV cache, and the GPUs of the first instance that
         has any.
@@ -70,6 +76,7 @@ class Instances:
             self.away.waiting.total.tokens + sum(state.waiting_tokens for state in states),
             max((state.kv_used for state in states if state.kv_used is not None), default=None),
             next((state.gpu_used for state in states if state.gpu_used), []),
+            sum(state.quarantined for state in states),
         )
 
     def route(self, tenant: str, request: Generate) -> "RoutedRequest":
@@ -84,10 +91,12 @@ class Instances:
         self.away.leave(place)
 
     def order(self, key: bytes) -> list[EngineClient]:
-        """All instances, ordered by preference for the conversation `key`."""
-        return sorted(
-            self.engines, key=lambda engine: hashlib.sha256(key + str(engine.socket).encode()).digest()
-        )
+        """All instances, ordered by preference for the conversation `key`; quarantined ones are the last."""
+
+        def preference(engine: EngineClient) -> tuple[bool, bytes]:
+            return engine.quarantined, hashlib.sha256(key + str(engine.socket).encode()).digest()
+
+        return sorted(self.engines, key=preference)
 
 
 class RoutedRequest:
@@ -104,12 +113,13 @@ class RoutedRequest:
         self.hello = self.engine.returning or self.engine.present()
 
     def there(self) -> list[EngineClient]:
-        """The available instances that serve the same model."""
-        return [
+        """The available instances that serve the same model; quarantined ones only if there are no others."""
+        available = [
             engine
             for engine in self.order
             if engine.hello and engine.up and same_model(engine.hello, self.hello)
         ]
+        return [engine for engine in available if not engine.quarantined] or available
 
     def choose(self) -> EngineClient:
         """The most preferred instance within its load bound; raises ApiError 503."""

@@ -109,6 +109,7 @@ class OpenAiClient(EngineClient):
             )
         parsed = models[self.model]
         revision = self.settings.revision or parsed.get("revision")
+        self.sick_there = parsed.get("quarantined") is True  # as listed by another gateway
         context = self.settings.context or parsed.get("max_model_len") or parsed.get("context")
         parent = parsed.get("parent")  # the base model of an adapter, as listed by vLLM
         for name, value, kind in ("revision", revision, str), ("context", context, int):

@@ -32,7 +32,7 @@ def eventually(what: str, holds: Any, seconds: float = 10.0) -> Any:
     raise AssertionError(f"not within {seconds:g} s: {what}")
 
 
-def patched(folder: Path, **values: float) -> dict[str, str]:
+def patched(folder: Path, **values: float | str) -> dict[str, str]:
     """Environment that overrides constants in a process: `llmserve__audit__writer_client__INTENT_SECONDS=60.0`."""
     code = ""
     for name, value in values.items():
@@ -122,6 +122,7 @@ class Service:
     policy: dict[str, Any] | None = None  # default: the tree's own policy, evaluated in process
     identity: dict[str, Any] = field(default_factory=dict)
     credentials: dict[str, str] = field(default_factory=dict)
+    quarantine: Path | None = None
     listen: dict[str, Any] | None = None  # default: the socket http.sock
     engine_options: dict[str, Any] = field(default_factory=dict)
     engine_environment: dict[str, str] = field(default_factory=dict)
@@ -216,6 +217,8 @@ class Service:
         }
         if self.redis:
             config["redis"] = self.redis
+        if self.quarantine:
+            config["quarantine"] = str(self.quarantine)
         file = self.folder / "gateway.yaml"
         file.write_text(yaml.safe_dump(config))
         environment = {

@@ -67,7 +67,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
         for name in ("llm-gateway@.service", "llm-engine@.service", "output.nft")
     }
     folder = tmp_path_factory.mktemp("role")
-    given = {**FACTS, "llm_serving_models": MODELS}
+    given = {**FACTS, "llm_serving_models": MODELS, "llm_serving_quarantine": "/var/lib/llm-gpu/state.json"}
     return rendered(folder, "llm_serving", wanted, "llm1", HOSTS, given, configured=True)
 
 
@@ -201,6 +201,12 @@ def test_without_a_remote_model_a_gateway_goes_nowhere(tmp_path: Path) -> None:
         "/etc/llmkeep/audit-hold",
         "/etc/nftables.d/output-llm-serving.nft",
     ]
+
+
+def test_gateways_read_the_quarantine_of_gpus_only_where_it_is_declared(made: Any, tmp_path: Path) -> None:
+    assert "quarantine: /var/lib/llm-gpu/state.json\n" in content(made, "/gateway-1.yaml")
+    without = rendered(tmp_path, "llm_serving", {}, "llm1", HOSTS, FACTS, configured=True)
+    assert "quarantine" not in content(without, "/gateway-1.yaml")
 
 
 def test_the_record_is_kept_as_long_as_declared_and_a_hold_is_a_file_with_its_reason(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from threading import Event, Thread
 from typing import Any
 
 import pytest
+from nvml_standin import Gpus
 from questions import error
 from service import Process, eventually, running
 
@@ -138,23 +139,9 @@ def test_the_watchdog_interval_is_read_from_the_environment(
     assert watchdog_seconds() == seconds
 
 
-def nvml(tmp_path: Path, config: str) -> dict[str, str]:
-    """Environment with a substitute for NVIDIA's library, from the mirror folder."""
-    mirror = os.environ.get("LLMKEEP_MIRROR")
-    library = Path(mirror, "mocknvml") if mirror else None
-    if library is None or not (library / "libnvidia-ml.so.1").exists():
-        pytest.skip("LLMKEEP_MIRROR has no mocknvml/libnvidia-ml.so.1")
-    (tmp_path / "gpus.txt").write_text(config)
-    return {
-        "LD_LIBRARY_PATH": str(library),
-        "MOCK_NVML_CONFIG": str(tmp_path / "gpus.txt"),
-        "MOCK_NVML_NUM_DEVICES": "3",
-    }
-
-
-def test_the_engine_reports_gpu_utilization_without_a_lost_gpu(tmp_path: Path) -> None:
-    environment = nvml(tmp_path, "util_gpu = 70\n1.util_gpu = 90\n2.lost = 1\n")
-    with running(tmp_path, engine_environment=environment) as service:
+def test_the_engine_reports_gpu_utilization_without_a_lost_gpu(tmp_path: Path, gpus: Gpus) -> None:
+    gpus.become("count = 3", "util_gpu = 70", "1.util_gpu = 90", "2.lost = 1")
+    with running(tmp_path, engine_environment=gpus.environment) as service:
         name = 'llm_gpu_utilization_ratio{gpu="%d",model="echo"}'
         eventually("it is reported", lambda: service.metrics().get(name % 0) == 0.7, 5)
         scrape = service.metrics()

@@ -43,6 +43,7 @@ class Host:
 
     folder: Path
     not_ready: set[tuple[str, str]] = field(default_factory=set)  # unit and release
+    says: bytes = b"no policy decides"  # of a gateway that is not ready
 
     @property
     def root(self) -> Path:
@@ -101,7 +102,7 @@ def answering(host: Host, name: str) -> socketserver.UnixStreamServer:
             ready = (name, host.runs(name)) not in host.not_ready
             self.send_response(200 if ready else 503)
             self.end_headers()
-            self.wfile.write(b"no policy decides")
+            self.wfile.write(host.says)
 
         def address_string(self) -> str:
             return "somebody"
@@ -158,6 +159,13 @@ def test_the_way_back_brings_the_former_release_s_unit_files_too(host: Host) -> 
     with pytest.raises(release_rollout.Refused):
         host.roll()
     assert (host.folder / "system/llm-gateway@.service").read_text() == "as before"
+
+
+def test_quarantined_gpus_are_no_reason_against_a_release(host: Host) -> None:
+    host.not_ready = {(name, release) for name in GATEWAYS for release in ("old", "new")}
+    host.says = b'{"error": {"message": "1 of 1 engines", "param": null, "code": "quarantined"}}'
+    host.roll()
+    assert (host.root / "current").readlink().name == "new"
 
 
 def test_a_gateway_that_is_not_ready_goes_first(host: Host) -> None:

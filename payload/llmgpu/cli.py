@@ -1,0 +1,183 @@
+"""llm-gpu: health of this host's GPUs.
+
+Exit codes: 0 done, or healthy; 1 the GPUs are not as expected, or the watch failed; 2 wrong usage or configuration;
+3 an order was refused; 4 a file cannot be used.
+"""
+
+import argparse
+import json
+import os
+import pwd
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from llmcore import logs
+from llmcore.config import ConfigError, load
+from llmcore.privileges import become_owner
+from llmgpu import cuda, orders, quarantine
+from llmgpu.health import Finding, judge
+from llmgpu.nvml import Nvml, NvmlError, Reading
+from llmgpu.orders import OrderError
+from llmgpu.quarantine import StateError
+from llmgpu.settings import GpuConfig
+
+CONFIG = Path("/etc/llmkeep/gpu.yaml")
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="llm-gpu", description="Health of this host's GPUs.")
+    commands = top.add_subparsers(dest="command", required=True)
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text)
+        command.add_argument("--config", type=Path, default=CONFIG, help="default: %(default)s")
+        return command
+
+    watch = add("watch", "watch the GPUs, quarantine engines of sick ones, export metrics (the service)")
+    watch.set_defaults(run=watch_command)
+    check = add("check", "acceptance: compare the GPUs with what is expected; exit 1 if one differs")
+    check.add_argument("--cuda", action="store_true", help="also use each GPU through CUDA")
+    check.add_argument(
+        "--json", action="store_true", help="print readings and findings as JSON, for evidence"
+    )
+    check.set_defaults(run=check_command)
+    status = add("status", "print what is quarantined, by whom and why")
+    status.set_defaults(run=status_command)
+    for name, text in (
+        ("drain", "take an engine of this host out of service"),
+        ("undrain", "take back a drain; only the operator who gave it may"),
+    ):
+        command = add(name, text)
+        command.add_argument("engine")
+        command.set_defaults(run=order_command)
+    repaired = add("repaired", "declare a GPU reset, repaired or inspected: its Xids are forgotten")
+    repaired.add_argument("uuid", help="as `llm-gpu check` prints it")
+    repaired.set_defaults(run=order_command)
+    for name in ("drain", "undrain", "repaired"):
+        command = commands.choices[name]
+        command.add_argument("--reason", required=True, help="goes on the audit record")
+        command.add_argument("--operator", default=who(), help="default: who logged in, here %(default)s")
+    return top
+
+
+def who() -> str:
+    """The operator: the user that sudo names, else the login user, else the owner of this process."""
+    if name := os.environ.get("SUDO_USER"):
+        return name
+    try:
+        return os.getlogin()
+    except OSError:
+        return pwd.getpwuid(os.geteuid()).pw_name
+
+
+def watch_command(options: argparse.Namespace) -> int:
+    from prometheus_client import disable_created_metrics
+
+    from llmgpu.watch import Watch
+
+    logs.configure("INFO")
+    disable_created_metrics()  # type: ignore[no-untyped-call] # a time for each counter would double the work of a scrape
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return 0 if Watch(load(options.config, GpuConfig)).run(stop.is_set) else 1
+
+
+def check_command(options: argparse.Namespace) -> int:
+    """Read once and judge, with what is remembered of Xids."""
+    config = load(options.config, GpuConfig)
+    become_owner(config.state)
+    histories = quarantine.load(config.state).histories
+    nvml, trouble = Nvml(), ""
+    reading: Reading | None = None
+    try:
+        nvml.open()
+        reading = nvml.read()
+    except NvmlError as error:
+        trouble = str(error)
+    finally:
+        nvml.close()
+    found = judge(reading, trouble, config.expect, histories)
+    if options.cuda:
+        found += cuda_findings(config.expect.count)
+    if options.json:
+        gpus = [asdict(gpu) for gpu in reading.gpus] if reading else []
+        report = {
+            "accepted": not any(each.drains for each in found),
+            "driver": reading.driver if reading else None,
+            "expected": config.expect.model_dump(exclude_none=True),
+            "cuda": options.cuda,
+            "findings": [asdict(each) for each in found],
+            "gpus": gpus,
+        }
+        print(json.dumps(report, indent=1))
+    else:
+        for gpu in reading.gpus if reading else ():
+            print(
+                f"GPU {gpu.index}  {gpu.name or '-'}  {gpu.uuid or '-'}  {'lost' if gpu.lost else 'answers'}"
+            )
+        for each in found:
+            print(f"{'FAILED' if each.drains else 'warning'}: {each} (docs/gpu-health.md#{each.runbook})")
+        if not found:
+            print(f"{config.expect.count} GPUs are as expected")
+    return int(any(each.drains for each in found))
+
+
+def cuda_findings(count: int) -> list[Finding]:
+    """Findings of using each GPU: ready means that CUDA works on all of them."""
+    try:
+        answers = cuda.check()
+    except cuda.CudaError as error:
+        return [Finding("cuda", str(error), "no-cuda")]
+    found = [Finding("cuda", answer, "no-cuda", gpu=index) for index, answer in enumerate(answers) if answer]
+    if len(answers) != count:
+        found.append(Finding("cuda", f"CUDA finds {len(answers)} GPUs, {count} are expected", "missing-gpu"))
+    return found
+
+
+def status_command(options: argparse.Namespace) -> int:
+    config = load(options.config, GpuConfig)
+    become_owner(config.state)
+    held = quarantine.load(config.state).quarantine
+    for name in config.engines:
+        entry = held.get(name)
+        print(
+            f"{name}: quarantined since {entry.since} by {entry.by}: {entry.reason}"
+            if entry
+            else f"{name}: in service"
+        )
+    return 0
+
+
+def order_command(options: argparse.Namespace) -> int:
+    """Write one order, for the watch to record and carry out."""
+    config = load(options.config, GpuConfig)
+    if options.command != "repaired" and options.engine not in config.engines:
+        known = ", ".join(config.engines) or "none"
+        raise OrderError(f"there is no engine '{options.engine}' on this host: {known}")
+    with orders.edited(config.orders) as given:
+        if options.command == "drain":
+            orders.drain(given, options.engine, options.operator, options.reason)
+        elif options.command == "undrain":
+            orders.undrain(given, options.engine, options.operator, options.reason)
+        else:
+            if not options.uuid.startswith("GPU-"):
+                raise OrderError(f"'{options.uuid}' is no UUID of a GPU: `llm-gpu check` prints them")
+            orders.repaired(given, options.uuid, options.operator, options.reason)
+    print("ordered: llm-gpu.service records it and carries it out, `llm-gpu status` shows it")
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run llm-gpu; returns the exit code (see the module's docstring)."""
+    options = parser().parse_args(arguments)
+    try:
+        code: int = options.run(options)
+    except (ConfigError, OrderError, StateError, OSError) as error:
+        print(f"llm-gpu: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 3 if isinstance(error, OrderError) else 4
+    return code
