@@ -22,7 +22,7 @@ from ansible_collections.llmkeep.estate.plugins.filter.training import job_fault
 Options = dict[str, dict[str, Any]]
 
 # Group = feature. A host in none of these would be left unchanged silently.
-GROUPS = ("control", "mirror", "softhsm", "storage", "serve", "vllm", "edge", "train")
+GROUPS = ("control", "mirror", "softhsm", "storage", "gpu", "serve", "vllm", "edge", "train")
 RENAMED_GROUPS = {"hsm": "softhsm"}
 REQUIRED_GROUPS = {
     "control": "add the host that was bootstrapped from the stick",
@@ -48,6 +48,13 @@ def specifications(roles: Path) -> dict[str, Options]:
         for entry in yaml.safe_load(path.read_text())["argument_specs"].values():
             options.update(entry.get("options") or {})
         found[path.parents[1].name] = options
+    return found
+
+
+def default_driver_sets() -> list[dict[str, Any]]:
+    """gpu_sets where the inventory has none of its own."""
+    path = Path(__file__).resolve().parents[2] / "roles/gpu/defaults/main.yml"
+    found: list[dict[str, Any]] = yaml.safe_load(path.read_text())["gpu_sets"]
     return found
 
 
@@ -142,6 +149,20 @@ def placement_faults(values: Mapping[str, Any], groups: Mapping[str, list[str]])
         yield "it is in vllm and not in serve, but vLLM answers its gateway over a UNIX socket: add it to serve too"
 
 
+def gpu_faults(values: Mapping[str, Any]) -> Iterator[str]:
+    """A driver set that does not exist, and modules signed in an HSM that the host does not reach."""
+    if "gpu" not in values["group_names"]:
+        return
+    names = [entry["name"] for entry in values.get("gpu_sets") or default_driver_sets()]
+    if (chosen := values.get("gpu_set")) and chosen not in names:
+        yield f"gpu_set is {chosen}; take one of {', '.join(names)}"
+    if values.get("gpu_signing") == "hsm" and "storage" not in values["group_names"]:
+        yield (
+            "gpu_signing is hsm and the host is not in storage, whose role hsm reaches the HSM: add it to storage, or set"
+            " gpu_signing to none"
+        )
+
+
 def volume_faults(values: Mapping[str, Any], known: Mapping[str, Options]) -> Iterator[str]:
     """Volumes and swaps that cannot be made, and services that would start without their volume."""
     volumes, swaps = values.get("luks_volumes") or [], values.get("luks_swap") or []
@@ -220,6 +241,7 @@ def faults(
         told = [*placement_faults(values, groups), *unknown_variables(hostvars[host], known), *misfit]
         if not misfit:  # the rules below read values of the right type only
             told += volume_faults(values, known)
+            told += gpu_faults(values)
             told += serving_faults(values, addresses)
             told += training_faults(values, groups)
         for fault in told:

@@ -35,6 +35,17 @@ def test_the_lab_s_hsm_makes_tokens_and_a_pin_for_each_host(tmp_path: Path) -> N
     ]
 
 
+def test_hosts_that_sign_modules_have_a_token_whose_pin_the_provider_reads_whole(tmp_path: Path) -> None:
+    given = {"role_path": str(ROOT / "roles/softhsm"), "ansible_facts": {"os_family": "Debian"}}
+    groups = {**GROUPS, "gpu": ["llm1", "gpu1"]}
+    wanted = {"signers": "softhsm_module_signers", "pins": "__softhsm_pins"}
+    made = rendered(tmp_path, "softhsm", wanted, "ops1", HOSTS, given, groups)
+    assert made["signers"] == ["llm1"]
+    name = "softhsm.modules-pin"
+    (pin,) = [pin for pin in made["pins"] if pin["name"] == name]
+    assert pin == {"home": "llmkeep.modules-pin", "name": name, "tokens": ["llmkeep-modules"], "bytes": 15}
+
+
 @pytest.mark.parametrize("host", GROUPS["storage"])
 def test_a_host_uses_its_own_tokens_and_pin(tmp_path: Path, host: str) -> None:
     wanted = {"double_pin": "__hsm_double_pin", "tokens": "__hsm_settings.tokens", "home": "hsm_pin"}

@@ -126,6 +126,34 @@ def test_a_volume_that_cannot_be_made_or_that_a_service_would_not_wait_for_is_to
     assert told in fault
 
 
+@pytest.mark.parametrize(
+    ("groups", "values", "told"),
+    [
+        (("gpu",), {"gpu_set": "nvidia-510"}, "gpu_set is nvidia-510; take one of nvidia-580-open, "),
+        (
+            ("gpu",),
+            {"gpu_set": "debian-550", "gpu_sets": [{"name": "own"}]},
+            "gpu_set is debian-550; take one of own",
+        ),
+        (("gpu",), {"gpu_signing": "hsm"}, "the host is not in storage"),
+        (("gpu", "storage"), {"gpu_set": "debian-550", "gpu_signing": "hsm"}, None),
+        (("gpu",), {}, None),
+        (("serve",), {"gpu_set": "nvidia-510"}, None),
+    ],
+)
+def test_a_driver_set_that_does_not_exist_or_whose_key_is_out_of_reach_is_told(
+    groups: tuple[str, ...], values: dict[str, Any], told: str | None
+) -> None:
+    faults = list(rules.gpu_faults(host(groups=groups, **values)))
+    assert len(faults) == (told is not None)
+    assert told is None or told in faults[0]
+
+
+def test_a_version_beside_the_driver_set_is_no_variable() -> None:
+    (fault,) = rules.unknown_variables(["gpu_driver_version"], rules.specifications(ROLES))
+    assert fault.startswith("gpu_driver_version is no variable of the role gpu; ")
+
+
 def test_equal_faults_of_several_hosts_are_one_line_with_their_names() -> None:
     shared = {"edge_prot": 1}
     hosts = {name: host(name, ("control", "mirror", "serve"), **shared) for name in ("llm1", "llm2")}

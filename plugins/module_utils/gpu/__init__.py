@@ -1,0 +1,1 @@
+"""GPU hosts: cards, driver builds, signatures of kernel modules, and which kernel boots next."""
