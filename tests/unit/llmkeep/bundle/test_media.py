@@ -53,7 +53,8 @@ def parts(tmp_path: Path, made: Path) -> list[Path]:
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Places:
     """A control node, which is the mirror too."""
     sealing_double.use(monkeypatch, release, release)
-    return Places(tmp_path / "root")
+    release.init(found := Places(tmp_path / "root"), None)
+    return found
 
 
 @pytest.fixture
