@@ -15,7 +15,7 @@ from llmkeep.errors import LlmkeepError
 
 LENGTH, DIFFERENT = 12, 6  # characters of a new passphrase
 LIMIT = 1024  # bytes of a file that holds one
-WITHOUT = "without a passphrase, so whoever copies the file can use the key: only for throw-away labs"
+WITHOUT = "without a passphrase, so a copy of the file is enough to use the key: only for throw-away labs"
 
 
 class PassphraseError(LlmkeepError):

@@ -148,7 +148,7 @@ def _root_list(given: argparse.Namespace) -> bytes:
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """`llmkeep issuing request | certify | adopt | root-list`. Exit codes: 0 done; 1 refused; 7 wrong passphrase."""
+    """`llmkeep issuing request | certify | adopt | root-list`. Exit codes: 0 done; 1 refused; 9 wrong passphrase."""
     parser = subparsers.add_parser(
         "issuing", help="move the issuing CA's key into an HSM, or renew its certificate"
     )

@@ -12,7 +12,7 @@ from llmkeep import cli, escrow, passphrase
 from llmkeep.escrow import EscrowError
 
 ROOT = Path(__file__).resolve().parents[3]
-WORD = "six words that nobody guesses"
+WORD = "six words that are hard to guess"
 
 
 @pytest.fixture(scope="module")

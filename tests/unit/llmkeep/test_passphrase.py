@@ -8,7 +8,7 @@ import pytest
 from llmkeep import passphrase
 from llmkeep.passphrase import PassphraseError
 
-GOOD = "six words that nobody guesses"
+GOOD = "six words that are hard to guess"
 
 
 def written(folder: Path, content: bytes, mode: int = 0o600) -> Path:

@@ -375,7 +375,7 @@ LIES: dict[str, tuple[Callable[[Path], None], str]] = {
         "1 files that were not signed",
     ),
     "a file of the host": (rewritten(with_row("../../../etc/passwd")), "1 files that were not signed"),
-    "that nobody has a file": (
+    "that a file is on no medium": (
         rewritten(without("models/small/shard-3")),
         "are on no medium of it and not here",
     ),

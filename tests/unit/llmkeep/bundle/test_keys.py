@@ -18,7 +18,7 @@ from llmkeep.passphrase import PassphraseError
 from llmkeep.places import Places
 
 LLMKEEP = str(Path(sys.executable).with_name("llmkeep"))
-WORD, OTHER = "six words that nobody guesses", "another six words, as hard to guess"
+WORD, OTHER = "six words that are hard to guess", "another six words, as hard to guess"
 
 
 def written(folder: Path, name: str, word: str) -> Path:

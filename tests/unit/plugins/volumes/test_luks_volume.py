@@ -316,7 +316,7 @@ def test_the_drill_takes_the_escrow_keys_passphrase_from_a_file_that_root_alone_
     given = {"volume": "host1/data", "uuid": record(estate)["uuid"], "serial": "DISK-1"}
     cms = {f"{kind}_cms": (estate.store / f"{kind}.cms").read_text() for kind in ("recovery", "header")}
     luks_escrow.store(folder, given | cms, False)
-    file.write_text("six words that nobody guesses\n")
+    file.write_text("six words that are hard to guess\n")
     file.chmod(0o600)
     tool(
         "openssl",
