@@ -58,12 +58,12 @@ class GpuConfig(Section):
     """`llm-gpu --config`.
 
     A reading every `seconds`. Without one for `stale_seconds`, the GPUs' health is unknown and nothing is exported.
-    An engine returns once its GPUs were healthy for `return_seconds`.
+    An engine returns once its GPUs were healthy for `return_seconds`. `audit`: None on a host that only trains and has no record.
     """
 
     expect: Expect
     engines: dict[str, Served] = Field(default_factory=dict)
-    audit: Path = Path("/run/llm-audit/audit.sock")
+    audit: Path | None = Path("/run/llm-audit/audit.sock")
     state: Path = Path("/var/lib/llm-gpu/state.json")
     orders: Path = Path("/etc/llmkeep/gpu-orders.json")
     metrics_host: str = "127.0.0.1"

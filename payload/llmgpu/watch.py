@@ -277,11 +277,12 @@ class Watch:
             quarantine.save(self.config.state, self.saved)
 
     def on_record(self, action: str, fields: dict[str, object]) -> bool:
-        """Whether the event is on the audit record; says why not. After one that is not, none is tried in this round."""
+        """Whether the event is on record, if there is one; says why not. After one that is not, none is tried in this round."""
         if not self.records:
             return False
         try:
-            record(self.config.audit, action, fields)
+            if self.config.audit is not None:
+                record(self.config.audit, action, fields)
         except RecordError as error:
             self.records = False
             self.say(f"{action} waits for the audit record: {error}")

@@ -237,6 +237,17 @@ def test_nothing_is_quarantined_before_that_is_on_record(host: Host) -> None:
     eventually("it is quarantined", lambda: "big" in host.quarantine())
 
 
+def test_a_host_without_an_audit_record_waits_for_none(host: Host) -> None:
+    host.processes["writer"].stop()
+    host.settings["audit"] = None
+    host.start_watch()
+    host.gpus.become("0.remap_pending = 1")
+    eventually("it is quarantined", lambda: "big" in host.quarantine())
+    host.gpus.become()
+    eventually("it has returned", lambda: host.quarantine() == {})
+    assert host.records() == []
+
+
 def test_unusable_files_are_named_and_orders_keep_their_effect(host: Host) -> None:
     host.start_watch()
     host.cli("drain", "small", "--operator", "ada", "--reason", "new cable")

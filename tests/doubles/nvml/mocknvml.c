@@ -2,7 +2,7 @@
 //
 // Own code: no NVIDIA source or header is used. It answers the NVML calls that
 // pynvml, go-nvml and exporters make, from defaults (8 x A100-SXM4-80GB) and
-// from an optional text file named by MOCK_NVML_CONFIG. The file is read again
+// from an optional text file, MOCK_NVML_CONFIG or /etc/mock-nvml.conf. It is read again
 // whenever it changes, so a test can inject a fault into a running reader.
 //
 //   # key = value sets a key for all GPUs, N.key = value for GPU N only
@@ -160,6 +160,7 @@ static void parse(FILE *f) {
 
 static void refresh(void) {
 	const char *path = getenv("MOCK_NVML_CONFIG"), *n = getenv("MOCK_NVML_NUM_DEVICES");
+	if (!path) path = "/etc/mock-nvml.conf";
 	struct stat st;
 	int have = path && *path && stat(path, &st) == 0;
 	pthread_mutex_lock(&mu);
