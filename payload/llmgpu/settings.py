@@ -1,4 +1,4 @@
-"""The configuration of `llm-gpu`, which role gpu writes: /etc/llmkeep/gpu.yaml."""
+"""The configuration of `llm-gpu`, which role gpu_health writes: /etc/llmkeep/gpu.yaml."""
 
 from pathlib import Path
 from typing import Annotated, Any

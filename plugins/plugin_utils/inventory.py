@@ -150,7 +150,7 @@ def placement_faults(values: Mapping[str, Any], groups: Mapping[str, list[str]])
 
 
 def gpu_faults(values: Mapping[str, Any]) -> Iterator[str]:
-    """A driver set that does not exist, and modules signed in an HSM that the host does not reach."""
+    """A driver set that does not exist, modules signed in an HSM out of reach, and GPUs whose number is not declared."""
     if "gpu" not in values["group_names"]:
         return
     names = [entry["name"] for entry in values.get("gpu_sets") or default_driver_sets()]
@@ -161,6 +161,8 @@ def gpu_faults(values: Mapping[str, Any]) -> Iterator[str]:
             "gpu_signing is hsm and the host is not in storage, whose role hsm reaches the HSM: add it to storage, or set"
             " gpu_signing to none"
         )
+    if {"serve", "train"} & set(values["group_names"]) and not values.get("gpu_health_expect"):
+        yield "gpu_health_expect is not set: write how many GPUs the host has, such as {count: 8} (docs/gpu-health.md)"
 
 
 def volume_faults(values: Mapping[str, Any], known: Mapping[str, Options]) -> Iterator[str]:

@@ -67,8 +67,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
         for name in ("llm-gateway@.service", "llm-engine@.service", "output.nft")
     }
     folder = tmp_path_factory.mktemp("role")
-    given = {**FACTS, "llm_serving_models": MODELS, "llm_serving_quarantine": "/var/lib/llm-gpu/state.json"}
-    return rendered(folder, "llm_serving", wanted, "llm1", HOSTS, given, configured=True)
+    given = {**FACTS, "llm_serving_models": MODELS}
+    return rendered(folder, "llm_serving", wanted, "llm1", HOSTS, given, {"gpu": ["llm1"]}, configured=True)
 
 
 def test_these_models_can_be_served(made: Any) -> None:
@@ -203,9 +203,9 @@ def test_without_a_remote_model_a_gateway_goes_nowhere(tmp_path: Path) -> None:
     ]
 
 
-def test_gateways_read_the_quarantine_of_gpus_only_where_it_is_declared(made: Any, tmp_path: Path) -> None:
+def test_gateways_read_the_quarantine_of_gpus_on_hosts_with_gpus_only(made: Any, tmp_path: Path) -> None:
     assert "quarantine: /var/lib/llm-gpu/state.json\n" in content(made, "/gateway-1.yaml")
-    without = rendered(tmp_path, "llm_serving", {}, "llm1", HOSTS, FACTS, configured=True)
+    without = rendered(tmp_path, "llm_serving", {}, "llm1", HOSTS, FACTS, {"gpu": ["gpu1"]}, configured=True)
     assert "quarantine" not in content(without, "/gateway-1.yaml")
 
 
