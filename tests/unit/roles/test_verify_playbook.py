@@ -82,7 +82,7 @@ def test_what_the_inventory_accepts_is_listed_and_is_no_failure(tmp_path: Path) 
     line = f"llm1: base.system_is_tested: {ACCEPTED['accepted']}"
     assert (ended, report["ok"], report["accepted"]) == (0, True, [line])
     assert "1 of 2 checks do not hold, and the inventory accepts that." in output
-    assert line in output
+    assert line in " ".join(output.split())  # Ansible breaks long lines
     assert "1 checks hold on 1 hosts." in output
 
 
