@@ -9,7 +9,7 @@ from typing import Any
 from llmkeep import source_tree
 
 
-def library() -> Any:
+def pkcs11_signatures() -> Any:
     """The module `signature` of the tree's module_utils, imported as Ansible does."""
     # The tree is what was signed: nothing is written into it.
     sys.dont_write_bytecode = True

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from llmkeep.bundle import cache, signing
-from llmkeep.errors import LlmkeepError
+from llmkeep.errors import LlmkeepError, Refused
 
 # Exit codes of `llmkeep lock update` and `bundle build`.
 UNREACHABLE, UNTRUSTED, FORBIDDEN = 3, 4, 5
@@ -29,12 +29,8 @@ FIELD = re.compile(
 )
 
 
-class PackagesRefused(LlmkeepError):
-    """A source or a package cannot be used. `code` is the exit code."""
-
-    def __init__(self, code: int, message: str) -> None:
-        super().__init__(message)
-        self.code = code
+class PackagesRefused(Refused):
+    """A source or a package cannot be used."""
 
 
 @dataclass(frozen=True)

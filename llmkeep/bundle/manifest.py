@@ -16,7 +16,7 @@ from typing import Any
 
 from llmkeep.bundle import signing
 from llmkeep.bundle.cache import sha256
-from llmkeep.errors import LlmkeepError
+from llmkeep.errors import LlmkeepError, Refused
 
 NAME, SIGNATURE = "MANIFEST.json", "MANIFEST.json.sig"
 MEDIUM = "MEDIUM.json"  # on a medium of several: which one it is, see llmkeep.bundle.media
@@ -29,12 +29,8 @@ TIME = "%Y-%m-%dT%H:%M:%SZ"
 UNSIGNED, DAMAGED, REPLAYED, EXPIRED, INCOMPLETE, FOREIGN = 3, 4, 5, 6, 7, 8
 
 
-class BundleRefused(LlmkeepError):
-    """The bundle must not be used. `code` is the exit code."""
-
-    def __init__(self, code: int, message: str) -> None:
-        super().__init__(message)
-        self.code = code
+class BundleRefused(Refused):
+    """The bundle must not be used."""
 
 
 @dataclass(frozen=True)

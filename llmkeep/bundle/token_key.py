@@ -83,10 +83,12 @@ def _key(token: Token, pin: str, point: bytes, created: int) -> openpgp.Key:
 
 
 def _used(token: Token, pin: str, digest: bytes, make: bool = False) -> dict[str, Any]:
-    library = hsm.library()
+    signatures = hsm.pkcs11_signatures()
     try:
-        found: dict[str, Any] = library.use_with(pin.encode(), {**asdict(token), "address": ""}, digest, make)
-    except library.Fault as fault:
+        found: dict[str, Any] = signatures.use_with(
+            pin.encode(), {**asdict(token), "address": ""}, digest, make
+        )
+    except signatures.Fault as fault:
         kind = PassphraseError if fault.kind == "pin_wrong" else LlmkeepError
         raise kind(f"the signing key in the HSM: {fault} ({fault.kind}, see docs/hsm.md)") from fault
     return found

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
-from llmkeep.hsm import library as library_of_roles
+from llmkeep import hsm
 from llmkeep.sealing import SealError
 
 PIN = "llmkeep.issuing-pin"
@@ -29,10 +29,10 @@ def _use(
     A run signs for many hosts at once: the library's rules of the PIN let in one at a time.
 
     """
-    library = library_of_roles()
+    signatures = hsm.pkcs11_signatures()
     try:
-        found = library.use(settings, hashlib.sha384(data).digest(), make)
-    except library.Fault as fault:
+        found = signatures.use(settings, hashlib.sha384(data).digest(), make)
+    except signatures.Fault as fault:
         raise SealError(
             f"the issuing key in the HSM: {fault} ({fault.kind}, see docs/certificates.md)"
         ) from fault

@@ -31,7 +31,7 @@ echo 'NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06' > /proc/driver/
 # Times of change, which no writer can set back. What is left out: logs, apt's cache, and the sockets of SSH and of Ansible.
 LISTING = """
 find / -xdev \\( -path /proc -o -path /sys -o -path /run -o -path /dev -o -path /tmp -o -path /var/log \\
-    -o -path /var/cache/apt -o -path /root/.ansible \\) -prune -o -printf '%p %y %m %U:%G %s %T@ %C@ %l\\n'
+    -o -path /var/cache/apt -o -path "$HOME/.ansible" \\) -prune -o -printf '%p %y %m %U:%G %s %T@ %C@ %l\\n'
 systemctl list-units --all --no-legend --plain --no-pager --type=service,timer,mount --state=active
 """
 
