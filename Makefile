@@ -66,7 +66,7 @@ lint: env
 	.venv/bin/ruff format --check .
 	.venv/bin/yamllint --strict .
 	.venv/bin/ansible-lint -q
-	shellcheck --external-sources $$(grep -rlIE '^#!/bin/(ba)?sh|^#!/usr/bin/env bash' .ci lab llmkeep roles)
+	shellcheck --external-sources $$(grep -rlIE '^#!/bin/(ba)?sh|^#!/usr/bin/env bash' .ci bench/*.sh lab llmkeep roles)
 	PYTHONPATH=.ansible/collections .venv/bin/lint-imports --no-logo --no-cache
 	cd payload && PYTHONPATH=. ../.venv/bin/lint-imports --no-logo --no-cache
 
@@ -152,6 +152,8 @@ bundle: .venv/.ready $(COLLECTION)  ## build (or keep) the lab's signed bundle i
 	$(STEP) bundle "build the bundle, or keep it" .venv/bin/llmkeep bundle build --profile lab --keys .lab/keys --passphrase-file .lab/passphrase --out .lab/bundle --resolve-apt
 
 # vLLM and guidellm need torch, which there is for the machine's own Python (3.11); what comes with vLLM's would need another build of it.
+# Of the machine that bench/gpu.sh is for.
+GPU_PYTHON := 3.12
 peers: PEER ?= litellm portkey guidellm plot vllm transformers trl torch mutmut
 # LOCK=1 resolves bench/peers/PEER.in anew into the versions and hashes of bench/peers/PEER.txt; without it, nothing else is installed.
 peers:  ## what benchmarks compare with and draw by, and mutmut, each in an environment of its own below bench/ (9 GB): make peers PEER="litellm plot"
@@ -159,6 +161,21 @@ peers:  ## what benchmarks compare with and draw by, and mutmut, each in an envi
 	  if [ $$peer = portkey ]; then
 	    if [ -n "$(LOCK)" ]; then npm install --prefix bench/peers/portkey --package-lock-only --ignore-scripts --no-audit --no-fund; fi
 	    npm ci --prefix bench/peers/portkey --ignore-scripts --no-audit --no-fund
+	    continue
+	  fi
+	  # Not an environment: wheels to carry, for the Python of a lent machine, without bitsandbytes' kernels for other CUDAs.
+	  if [ $$peer = gpu ]; then
+	    pip="$(PYTHON) -m pip --quiet --disable-pip-version-check"
+	    target="--no-deps --only-binary=:all: --ignore-requires-python --implementation cp --python-version $(GPU_PYTHON)"
+	    for each in 2_5 2_17 2_24 2_27 2_28 2_34; do target+=" --platform manylinux_$${each}_x86_64"; done
+	    mkdir -p bench/.wheels
+	    if [ -n "$(LOCK)" ]; then
+	      $$pip install --dry-run $$target --target bench/.wheels --report bench/.wheels/report.json -r bench/peers/gpu.in
+	      $(PYTHON) bench/peers/pinned.py bench/.wheels/report.json > bench/peers/gpu.txt
+	    fi
+	    rm -f bench/.wheels/*.whl
+	    $$pip download $$target --require-hashes --dest bench/.wheels -r bench/peers/gpu.txt
+	    zip --quiet --delete bench/.wheels/bitsandbytes-*.whl '*_cuda11*' '*_cuda12*' '*_rocm*' '*_xpu*'
 	    continue
 	  fi
 	  case $$peer in vllm | guidellm) python=python3 ;; *) python=$(PYTHON) ;; esac

@@ -123,7 +123,7 @@ def main() -> int:
         "safetensors": lambda folder: save_file(tensors, folder / "state.safetensors"),
         "torch.save": lambda folder: torch.save(tensors, folder / "state.pt"),
     }
-    print(f"{size / 1e9:.2f} GB, {options.rounds} rounds, {os.process_cpu_count()} cores", flush=True)
+    print(f"{size / 1e9:.2f} GB, {options.rounds} rounds, {len(os.sched_getaffinity(0))} cores", flush=True)
     figures: dict[str, Any] = {"bytes": size}
     with tempfile.TemporaryDirectory(dir=options.folder) as place:
         for name, write in writers.items():

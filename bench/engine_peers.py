@@ -62,8 +62,12 @@ def installed(peer: str) -> Path:
     return ROOT / f"bench/.venv-{peer}/bin"
 
 
-def ask_one(target: Target, tokens: int, prompt: str) -> int:
-    """Read one stream to its end; how many tokens it had. Raises RuntimeError if it failed or does not say."""
+def ask_one(target: Target, tokens: int, prompt: str) -> tuple[int, float]:
+    """Read one stream to its end: how many tokens it had, and seconds until its first text (0: it had none).
+
+    Raises RuntimeError if it failed or does not say how many.
+    """
+    begun = time.monotonic()
     question = {"model": target.model, "messages": [{"role": "user", "content": prompt}], "temperature": 0}
     body = json.dumps({**question, "max_tokens": tokens, "stream": True, **target.more})
     connection = http.client.HTTPConnection("127.0.0.1", target.port, timeout=1800)
@@ -72,18 +76,20 @@ def ask_one(target: Target, tokens: int, prompt: str) -> int:
     answer = connection.getresponse()
     if answer.status != 200:
         raise RuntimeError(f"{target.name} answers {answer.status}: {answer.read(500)!r}")
-    count = 0
+    count, first = 0, 0.0
     for line in answer:
         if line.startswith(b"data: {"):
             event = json.loads(line[6:])
             if "error" in event:
                 raise RuntimeError(f"{target.name} breaks off: {event}")
+            if not first and any(each["delta"].get("content") for each in event.get("choices", ())):
+                first = time.monotonic() - begun
             if event.get("usage"):
                 count = event["usage"]["completion_tokens"]
     connection.close()
     if not count:
         raise RuntimeError(f"{target.name} does not say how many tokens it made")
-    return count
+    return count, first
 
 
 def ask(target: Target, count: int, tokens: int, turn: int) -> tuple[float, dict[str, float]]:
@@ -91,7 +97,7 @@ def ask(target: Target, count: int, tokens: int, turn: int) -> tuple[float, dict
     used = {name: cpu_seconds(process) for name, process in target.processes.items()}
     before = time.monotonic()
     with ThreadPoolExecutor(count) as pool:
-        total = sum(pool.map(partial(ask_one, target, tokens), prompts(count, turn)))
+        total = sum(made for made, _ in pool.map(partial(ask_one, target, tokens), prompts(count, turn)))
     seconds = time.monotonic() - before
     cpu = {name: cpu_seconds(process) - used[name] for name, process in target.processes.items()}
     return total / seconds, {name: each / total * 1000 for name, each in cpu.items()}
@@ -128,10 +134,10 @@ def start_vllm(stand: Stand, path: str, dtype: str, name: str) -> Target:
 def start_gateway(stand: Stand, name: str, model: str, engine: dict[str, Any], process: int) -> Target:
     """A gateway with everything on before an engine."""
     port = free_port()
-    limits = {"waiting": 1000, "answer_seconds": 1800}
+    limits = {"waiting": 1000, "queue_seconds": 1800, "answer_seconds": 1800}
     server = stand.gateway(name, [PYTHON, "-m", "llmserve"], port, engines={model: engine}, limits=limits)
-    beside = {each: server.processes[each] for each in ("audit writer", "Redis")}
-    processes = {ENGINE: process, "gateway": server.processes["itself"], **beside}
+    beside = {each: server.processes[each] for each in ("audit writer", "Redis") if each in server.processes}
+    processes = {ENGINE: process, "gateway": server.processes["itself"]} | beside
     return Target(name, port, stand.key, model, processes)
 
 

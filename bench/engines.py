@@ -1,6 +1,7 @@
 #!/usr/bin/python3.13
 """What batching brings: tokens a second of `continuous` beside `naive`, the same requests at once, in turns. With
-`--quantization`, what 8 and 4 bits bring or cost: one driver in float32, in bfloat16, and in each of them.
+`--quantization`, what 8 and 4 bits bring or cost: one driver in float32, in bfloat16, and in each of them; on a GPU
+(`--device cuda`, `naive` alone) without float32, and with the GPU memory that each takes.
 
 Each engine is a process of its own with the model, asked over its socket without a gateway; while one
 answers the other idles. CPU a token is what to compare where the machine does other work too. Answers are greedy, and
@@ -50,6 +51,7 @@ class Engine:
     mode: Mode
     process: subprocess.Popen[bytes]
     socket: Path
+    gpu_bytes: int = 0
 
     def weight_bytes(self) -> int:
         """As it logs them."""
@@ -63,7 +65,8 @@ def modes(options: argparse.Namespace) -> list[Mode]:
     """What to compare with the first."""
     if not options.quantization:
         return [Mode(driver, driver, options.dtype) for driver in ("naive", "continuous")]
-    whole = [Mode(dtype, options.driver, dtype) for dtype in ("float32", "bfloat16")]
+    dtypes = ("float32", "bfloat16") if options.device == "cpu" else ("bfloat16",)
+    whole = [Mode(dtype, options.driver, dtype) for dtype in dtypes]
     return whole + [Mode(each, options.driver, "bfloat16", each) for each in options.quantization]
 
 
@@ -79,7 +82,9 @@ def described(folder: Path, mode: Mode, model: Path, options: argparse.Namespace
         "dtype": mode.dtype,
         "threads": options.threads,
         "quantization": mode.quantization,
-        **({"slots": 32, "cache_tokens": 8192} if mode.driver == "continuous" else {}),
+        **(
+            {"slots": 32, "cache_tokens": 8192} if mode.driver == "continuous" else {"device": options.device}
+        ),
     }
 
 
@@ -93,6 +98,12 @@ def start(folder: Path, mode: Mode, model: Path, options: argparse.Namespace) ->
     with (folder / f"{mode.name}.log").open("wb") as log:
         process = subprocess.Popen(command, stderr=log)
     return Engine(mode, process, path)
+
+
+def gpu_memory() -> int:
+    """Bytes of the first GPU that are in use, by all processes."""
+    command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) * 2**20
 
 
 def connect(engine: Engine) -> Any:
@@ -135,9 +146,18 @@ def ask(engine: Engine, file: Any, count: int, tokens: int) -> tuple[float, floa
 def measure(model: Path, options: argparse.Namespace) -> dict[str, Any]:
     """By requests at once and mode: tokens a second and CPU in each round, bytes, and answers that agree with the first."""
     with tempfile.TemporaryDirectory(prefix="bench-engines-") as name:
-        engines = [start(Path(name), each, model, options) for each in modes(options)]
+        engines: list[Engine] = []
+        files: dict[Mode, Any] = {}
         try:
-            files = {engine.mode: connect(engine) for engine in engines}
+            for mode in modes(options):
+                before = gpu_memory() if options.device == "cuda" else 0
+                engine = start(Path(name), mode, model, options)
+                engines.append(engine)
+                if options.device == "cuda":  # one after the other, which tells what each takes
+                    files[mode] = connect(engine)
+                    ask(engine, files[mode], 1, 4)
+                    engine.gpu_bytes = gpu_memory() - before
+            files |= {engine.mode: connect(engine) for engine in engines if engine.mode not in files}
             for engine in engines:
                 ask(engine, files[engine.mode], 1, 4)  # whatever is made at first use
             results: dict[str, Any] = {}
@@ -146,7 +166,9 @@ def measure(model: Path, options: argparse.Namespace) -> dict[str, Any]:
                 answers: dict[Mode, list[str]] = {}
                 for engine in engines:
                     seen = {"tokens_per_second": [], "cpu_ms_per_token": [], "bytes": engine.weight_bytes()}
-                    by_mode[engine.mode.name] = seen
+                    by_mode[engine.mode.name] = seen | (
+                        {"gpu_bytes": engine.gpu_bytes} if engine.gpu_bytes else {}
+                    )
                 for number in range(options.rounds):
                     for engine in engines if number % 2 == 0 else engines[::-1]:
                         mode = engine.mode
@@ -200,6 +222,7 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=32, help="of an answer")
     parser.add_argument("--rounds", type=int, default=3, help="of each engine, in turns")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="of `naive`")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--quantization", choices=["int8", "nf4"], nargs="+", default=[])
     parser.add_argument(
@@ -211,6 +234,8 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="one JSON document instead of the table")
     parser.add_argument("--plot", type=Path, help="an SVG of the tokens a second")
     options = parser.parse_args()
+    if options.device == "cuda" and (options.driver != "naive" or not options.quantization):
+        parser.error("--device cuda is for `naive` alone: say --quantization, and no other --driver")
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="bench-model-") as name:
         models = options.model

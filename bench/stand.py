@@ -262,14 +262,14 @@ def http_request(key: str, headers: tuple[str, ...] = (), **more: object) -> byt
 class Stand:
     """A gateway's surroundings in one folder: key, signed policy, audit writer, engine, Redis. Use it in a `with`.
 
-    The processes run on the first core, the caller on the last one.
+    The processes run on the first core, the caller on the last one; or all wherever they like.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, pinned: bool = True) -> None:
         """Keys and policy are made here, processes are started by the methods."""
         self.folder = folder
         available = sorted(os.sched_getaffinity(0))
-        self.cores = {available[0]}, {available[-1]}
+        self.cores = ({available[0]}, {available[-1]}) if pinned else (set(available), set(available))
         self.started: dict[str, subprocess.Popen[bytes]] = {}
         self.redis: Path | None = None
         (folder / "pepper").write_bytes(os.urandom(PEPPER_BYTES))

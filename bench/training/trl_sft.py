@@ -1,10 +1,11 @@
 """TRL's SFTTrainer, as it is, on the rows of bench/sft.py: its second argument is a data set, the first the model.
 
-Prints JSON: seconds from the start of the process to the first step, and seconds, CPU seconds and loss of each step.
+Prints JSON: seconds from the start of the process to the first step; seconds, CPU seconds and loss of each step; peak memory.
 """
 
+import argparse
 import json
-import sys
+import resource
 import time
 
 BEGUN = time.time()
@@ -16,7 +17,17 @@ from safetensors.numpy import load_file  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback  # noqa: E402
 from trl import SFTConfig, SFTTrainer  # noqa: E402
 
-STEPS, BATCH, ACCUMULATION = int(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("model")
+parser.add_argument("data")
+parser.add_argument("--steps", type=int, required=True)
+parser.add_argument("--batch", type=int, required=True)
+parser.add_argument("--accumulation", type=int, required=True)
+parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+parser.add_argument("--method", choices=["lora", "full"], default="lora")
+parser.add_argument("--checkpointing", action="store_true")
+options = parser.parse_args()
+cuda, lora = options.device == "cuda", options.method == "lora"
 
 
 class Clock(TrainerCallback):  # type: ignore[misc]
@@ -30,28 +41,33 @@ class Clock(TrainerCallback):  # type: ignore[misc]
         self.began.append((time.time(), time.process_time()))
 
     def on_step_end(self, *_: object, **__: object) -> None:
+        if cuda:
+            torch.cuda.synchronize()  # work on a GPU is asynchronous
         self.ended.append((time.time(), time.process_time()))
 
 
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32, attn_implementation="sdpa")
-tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
-ids = load_file(f"{sys.argv[2]}/rows-00000.safetensors")["input_ids"]
+# As llm-train does: a frozen base is in 16 bit, weights that learn are in 32 and computed with in 16.
+dtype = torch.bfloat16 if cuda and lora else torch.float32
+model = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype, attn_implementation="sdpa")
+tokenizer = AutoTokenizer.from_pretrained(options.model)
+ids = load_file(f"{options.data}/rows-00000.safetensors")["input_ids"]
 clock = Clock()
 trainer = SFTTrainer(
     model=model,
     args=SFTConfig(
-        output_dir=f"{sys.argv[2]}/trl",
-        max_steps=STEPS,
-        per_device_train_batch_size=BATCH,
-        gradient_accumulation_steps=ACCUMULATION,
+        output_dir=f"{options.data}/trl",
+        max_steps=options.steps,
+        per_device_train_batch_size=options.batch,
+        gradient_accumulation_steps=options.accumulation,
         learning_rate=3e-5,
         lr_scheduler_type="cosine",
         warmup_steps=0.1,
         max_grad_norm=1.0,
         optim="adamw_torch_fused",
-        bf16=False,
-        use_cpu=True,
-        gradient_checkpointing=False,
+        bf16=cuda,
+        use_cpu=not cuda,
+        gradient_checkpointing=options.checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
         max_length=ids.shape[1],
         logging_steps=1,
         save_strategy="no",
@@ -63,7 +79,9 @@ trainer = SFTTrainer(
     processing_class=tokenizer,
     peft_config=LoraConfig(
         r=16, lora_alpha=32, lora_dropout=0.1, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
-    ),
+    )
+    if lora
+    else None,
     callbacks=[clock],
 )
 trainer.train()
@@ -71,6 +89,8 @@ losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
 steps = list(zip(clock.began, clock.ended, strict=True))
 seconds = [end[0] - begin[0] for begin, end in steps]
 cpu = [end[1] - begin[1] for begin, end in steps]
-print(
-    json.dumps({"to_first_step": clock.began[0][0] - BEGUN, "seconds": seconds, "cpu": cpu, "losses": losses})
+peak = (
+    torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 )
+told = {"to_first_step": clock.began[0][0] - BEGUN, "seconds": seconds, "cpu": cpu, "losses": losses}
+print(json.dumps({**told, "peak_gb": peak / 1e9}))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.config import JsonDict
 
 from llmserve.api.errors import ApiError
@@ -27,7 +27,7 @@ Tokens = Annotated[int, Field(gt=0), BeforeValidator(whole)]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 
 
-# A body is validated on the event loop: lists are bounded, their first error ends them (FailFast), and so is what
+# A body is validated on the event loop: lists are bounded, their first error ends them (fail_fast), and so is what
 # becomes many small objects.
 BARE_BYTES = 128 * 1024  # of a body, outside of its strings
 MAX_INPUTS = 256  # texts in one request for embeddings
@@ -70,11 +70,11 @@ class Message(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", json_schema_extra=as_every_engine_takes_it)
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | Annotated[list[TextPart], FailFast(), Field(min_length=1, max_length=MAX_PARTS)] | None = (
-        None
-    )
+    content: (
+        str | Annotated[list[TextPart], Field(fail_fast=True, min_length=1, max_length=MAX_PARTS)] | None
+    ) = None
     tool_calls: (
-        Annotated[list[dict[str, Any]], FailFast(), Field(min_length=1, max_length=MAX_CALLS)] | None
+        Annotated[list[dict[str, Any]], Field(fail_fast=True, min_length=1, max_length=MAX_CALLS)] | None
     ) = None
     tool_call_id: str | None = None
 
@@ -138,7 +138,7 @@ class Sampling(Strict):
     temperature: Temperature | None = None
     top_p: TopP | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(whole)] | None = None
-    stop: Stop | Annotated[list[Stop], FailFast(), Field(max_length=4)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(fail_fast=True, max_length=4)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: Tokens | None = None
@@ -149,7 +149,7 @@ class ChatBody(Sampling):
 
     model_config = ConfigDict(json_schema_extra=CLOSED | ONLY_IN_STREAMS | ONE_LENGTH)
 
-    messages: Annotated[list[Message], FailFast(), Field(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: Tokens | None = None
 
 
@@ -172,7 +172,7 @@ class EmbeddingBody(Strict):
     """Body of POST /v1/embeddings. Texts only: token ids from another tokenizer would mean something else here."""
 
     model: str
-    input: Text | Annotated[list[Text], FailFast(), Field(min_length=1, max_length=MAX_INPUTS)]
+    input: Text | Annotated[list[Text], Field(fail_fast=True, min_length=1, max_length=MAX_INPUTS)]
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[int, Field(gt=0), BeforeValidator(whole)] | None = None
 

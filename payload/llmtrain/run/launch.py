@@ -132,7 +132,7 @@ def launch(name: str, nodes: Nodes, processes: int, *arguments: Any) -> int:
     Returns the exit code on which all ranks agree. Raises Refusal if processes died more often than `nodes.restarts`.
     """
     own = agree_on_address(nodes) if nodes.count > 1 else "127.0.0.1"
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.process_cpu_count() or 1) // processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
     # One warns that it installs no signal handlers, which we do; the other that node 0 exited first.
     for name_of_logger in "multiprocessing.api", "rendezvous.dynamic_rendezvous":
         logging.getLogger(f"torch.distributed.elastic.{name_of_logger}").setLevel(logging.ERROR)

@@ -53,7 +53,7 @@ def changeable(status: os.stat_result) -> bool:
 
 def hashes(sizes: dict[Path, int]) -> Iterator[tuple[Path, list[str]]]:
     """The sha256 of each piece of these files, in hex, computed on all cores; an empty file has one piece."""
-    with ThreadPoolExecutor(os.process_cpu_count()) as pool:
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         jobs = [
             (path, [pool.submit(_hash, path, at) for at in range(0, max(size, 1), PIECE)])
             for path, size in sizes.items()

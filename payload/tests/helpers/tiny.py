@@ -40,6 +40,7 @@ def make_model(directory: Path, dtype: Any = torch.bfloat16, **size: int) -> Non
     fast = make_tokenizer(directory)
     torch.manual_seed(0)
     small = {
+        "vocab_size": len(fast),
         "hidden_size": 64,
         "intermediate_size": 128,
         "num_hidden_layers": 2,
@@ -47,7 +48,6 @@ def make_model(directory: Path, dtype: Any = torch.bfloat16, **size: int) -> Non
         "num_key_value_heads": 2,
     }
     config = LlamaConfig(
-        vocab_size=len(fast),
         max_position_embeddings=2048,
         bos_token_id=0,
         eos_token_id=1,
