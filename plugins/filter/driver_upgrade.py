@@ -124,7 +124,9 @@ def driver_wave(
     if not takes_last:
         refusals += last_instances(fresh, surveys, models)
     for host in fresh:
-        why = list(refusals)
+        why = refusals + [
+            f"{job} runs, and a reboot would end it: wait for it, or stop it" for job in surveys[host]["jobs"]
+        ]
         if surveys[host]["own_kernel"] and host in (control or []):
             why.append(
                 "it is the control node, and a reboot would end this run: use site.yml and reboot it yourself"

@@ -60,6 +60,7 @@ kernel: {description: The kernel that boots next., returned: when surveyed, type
 installed: {description: "Name, version and kernel of each installed driver.", returned: when surveyed, type: list}
 ready: {description: Whether a gateway of the host is ready., returned: when surveyed, type: bool}
 complaint: {description: Why the GPUs are not accepted., returned: when surveyed, type: str}
+jobs: {description: Units of training jobs that run., returned: when surveyed, type: list}
 """
 
 import shutil
@@ -119,12 +120,22 @@ def surveyed(given: dict[str, Any], host: Host) -> dict[str, Any]:
         "kernel": "",
         "installed": [],
         "complaint": "",
+        "jobs": [],
     }
     if given["flavour"]:
         # A host that has no driver yet stops no other one.
         there = shutil.which("dkms") is not None
         told = previous.run(["dkms", "status", *host.places.options()]) if there else ""
+        units = [
+            "systemctl",
+            "list-units",
+            "--plain",
+            "--no-legend",
+            "--state=active,activating",
+            "llm-train@*.service",
+        ]
         found |= {
+            "jobs": [line.split()[0] for line in previous.run(units).splitlines()],
             "kernel": dkms.next_kernel(given["flavour"]),
             "installed": previous.installed_drivers(told),
             "complaint": upgrade.complaints(host.program, "", None, given["cuda"]),

@@ -43,6 +43,7 @@ elif words[0] == "install":
     (root / "driver").write_text(words[words.index("-v") + 1])
 """,
     "apt-mark": "",
+    "systemctl": "",
     "dpkg-query": "",
     "apt-cache": 'print(f"linux-headers-amd64\\n  Depends: linux-headers-{kernel}")',
     "llm-gpu": """

@@ -28,6 +28,7 @@ def survey(version: str = OLD, **more: Any) -> dict[str, Any]:
         "own_kernel": True,
         "installed": [["nvidia", version, KERNEL]],
         "complaint": "",
+        "jobs": [],
     } | more
 
 
@@ -121,6 +122,11 @@ def test_a_gateway_that_passes_questions_on_to_another_host_does_not_serve_the_m
 def test_the_control_node_is_not_rebooted_by_its_own_run() -> None:
     do, why = plan(["a"], control=["a"])["a"]
     assert (do, "a reboot would end this run" in why) == ("refuse", True)
+
+
+def test_a_host_that_trains_is_not_upgraded_under_its_job() -> None:
+    do, why = plan(["a"], a=survey(jobs=["llm-train@sql.service"]))["a"]
+    assert (do, "llm-train@sql.service runs" in why) == ("refuse", True)
 
 
 def test_models_that_are_asked_are_those_that_the_host_computes() -> None:
