@@ -1,0 +1,142 @@
+"""Filters of playbooks/upgrade-drivers.yml: what becomes of each host of a wave, by what all hosts said of themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ansible_collections.llmkeep.estate.plugins.module_utils.gpu.upgrade import BACKWARD, FORWARD
+
+Survey = Mapping[str, Any]
+Hostvars = Mapping[str, Mapping[str, Any]]
+
+
+def driver_set(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The set of a host's inventory, by name; empty if there is none of that name."""
+    name, sets = values.get("gpu_set", defaults["gpu_set"]), values.get("gpu_sets", defaults["gpu_sets"])
+    return next((each for each in sets if each["name"] == name), {})
+
+
+def canary_models(models: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Models of llm_serving_models that this host computes: its engines, and vLLM behind a socket."""
+    return [
+        {"name": model["name"], "embeds": model.get("driver") == "embed"}
+        for model in models
+        if model.get("driver") != "remote" or (model.get("remote") or {}).get("socket")
+    ]
+
+
+def wears(survey: Survey, wanted: Mapping[str, Any]) -> bool:
+    """Whether the set's driver is installed for the kernel that boots next, and runs on it."""
+    name, version = wanted["dkms"]["name"], wanted["driver"]
+    if [name, version, survey["kernel"]] not in [list(each) for each in survey["installed"]]:
+        return False
+    return not survey["own_kernel"] or (survey["running"], survey["loaded"]) == (survey["kernel"], version)
+
+
+def trouble(host: str, survey: Survey) -> str:
+    """Why no other host's upgrade may begin because of this one; empty if there is no reason."""
+    if survey.get("unreachable"):
+        return f"{host} does not answer"
+    if "engines" not in survey:
+        return f"{host} cannot say how it is: {survey.get('msg')}"
+    held = [
+        f"{name} of {host} is quarantined by {held['by']}: {held['reason']}"
+        for name, held in survey["engines"].items()
+        if held
+    ]
+    if survey["step"] in (*FORWARD, *BACKWARD):
+        held.append(f"the upgrade of {host} did not end, its last step was {survey['step']}")
+    return "; ".join(held)
+
+
+def last_instances(
+    starting: list[str], surveys: Mapping[str, Survey], models: Mapping[str, list[str]]
+) -> list[str]:
+    """Sentences for models that no host outside the wave serves while these hosts are drained."""
+    told = []
+    for name in sorted({model for host in starting for model in models.get(host, [])}):
+        of = [host for host in starting if name in models.get(host, [])]
+        others = [host for host in models if name in models[host] and host not in starting]
+        if any(surveys[host].get("ready") for host in others):
+            continue
+        seen = f"{', '.join(others)} is not ready" if others else "no other host has it"
+        told.append(f"it would take away the last instance of {name}, on {', '.join(of)} ({seen})")
+    return told
+
+
+def driver_wave(
+    surveys: Mapping[str, Survey],
+    batch: list[str],
+    hostvars: Hostvars,
+    defaults: Mapping[str, Any],
+    takes_last: bool = False,
+    control: list[str] | None = None,
+) -> dict[str, dict[str, str]]:
+    """What to do with each host of a wave, and why.
+
+    `do`: skip (it has the set, and is healthy), upgrade (begin, or go on), back (an upgrade failed, and its way back did not
+    end), wait (another host of the wave goes back) or refuse (nothing is changed; `why` says it).
+    """
+    plan: dict[str, dict[str, str]] = {}
+    fresh: list[str] = []
+    for host in batch:
+        survey = surveys[host]
+        if "engines" not in survey:
+            plan[host] = {"do": "refuse", "why": trouble(host, survey)}
+            continue
+        wanted = driver_set(hostvars[host], defaults)
+        if survey["step"] in BACKWARD:
+            plan[host] = {"do": "back", "why": survey["cause"]}
+        elif survey["step"] in FORWARD:
+            plan[host] = {"do": "upgrade", "why": f"it goes on after {survey['step']}"}
+        elif not wanted:
+            plan[host] = {"do": "refuse", "why": "gpu_set is not one of gpu_sets"}
+        elif not wears(survey, wanted):
+            fresh.append(host)
+        elif told := "; ".join(filter(None, [trouble(host, survey), survey["complaint"]])):
+            plan[host] = {
+                "do": "refuse",
+                "why": f"it has the set {wanted['name']} and is not healthy: {told}",
+            }
+        else:
+            plan[host] = {"do": "skip", "why": f"it has the set {wanted['name']}"}
+    if any(each["do"] == "back" for each in plan.values()):
+        return plan | {host: {"do": "wait", "why": "another host of its wave goes back"} for host in fresh}
+    refusals = [
+        trouble(host, survey)
+        for host, survey in surveys.items()
+        if "gpu" in hostvars[host]["group_names"]
+        and trouble(host, survey)
+        # Hosts of this wave whose upgrade goes on are drained by it.
+        and plan.get(host, {}).get("do") != "upgrade"
+    ]
+    models = {
+        host: [
+            model["name"]
+            for model in canary_models(
+                hostvars[host].get("llm_serving_models", defaults["llm_serving_models"])
+            )
+        ]
+        for host in surveys
+        if "serve" in hostvars[host]["group_names"]
+    }
+    if not takes_last:
+        refusals += last_instances(fresh, surveys, models)
+    for host in fresh:
+        why = refusals + [
+            f"{job} runs, and a reboot would end it: wait for it, or stop it" for job in surveys[host]["jobs"]
+        ]
+        if surveys[host]["own_kernel"] and host in (control or []):
+            why.append(
+                "it is the control node, and a reboot would end this run: use site.yml and reboot it yourself"
+            )
+        plan[host] = {"do": "refuse" if why else "upgrade", "why": "; ".join(why)}
+    return plan
+
+
+class FilterModule:
+    """What Ansible calls them."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        return {"canary_models": canary_models, "driver_set": driver_set, "driver_wave": driver_wave}
