@@ -110,6 +110,11 @@ def parser() -> argparse.ArgumentParser:
     stick = verbs.add_parser("plug", help="plug a folder or ext4 image into a host as a read-only disk")
     stick.add_argument("host")
     stick.add_argument("source", type=Path, help="folder, or ext4 image")
+    enrol = verbs.add_parser(
+        "enrol", help="from its next power-on a kernel trusts a certificate (DER) for modules"
+    )
+    enrol.add_argument("host")
+    enrol.add_argument("certificate", type=Path)
     start = verbs.add_parser(
         "floor", help="the snapshots `bare` and `floor` (base, mirror, pki) of every host"
     )
@@ -215,6 +220,8 @@ def change(instance: Instance, machine: Machine, given: argparse.Namespace) -> N
             with terminal.status(f"putting back the disks of {machine.host.name}"):
                 machine.restore(given.name)
             power_on(machine)
+        case "enrol":
+            machine.enrol(given.certificate)
         case "plug":
             with terminal.status(f"writing the stick of {machine.host.name}"):
                 plug(machine, given.source)

@@ -28,6 +28,10 @@ FLAGS = "-ftrack-macro-expansion=0"
 FILES = 1280  # that are compiled, as measured for Linux 7.2
 PROGRESS_SECONDS = 10.0
 OPENSSL_HEADERS = Path("/usr/include/openssl/opensslv.h")
+# The kernel's own script picks what modules are built with, and forgets that a user-mode kernel has headers of two architectures.
+FORGOTTEN = (".config", "arch/x86/Makefile.um", "arch/x86/include", "arch/x86/um")
+# Where Debian's headers tell their architecture and compiler; the kernel's Makefile and dkms read it.
+VARIABLES = f"override ARCH = um\noverride CC = {COMPILER}\n"
 
 
 def recipe() -> str:
@@ -38,8 +42,8 @@ def recipe() -> str:
 
 
 def folder(cache: Path) -> Path:
-    """Folder of the built kernel: the program `linux.uml`, the list of built-in modules in `modules`, and `signing_key.pem`
-    (private key and certificate), with which modules for this kernel are signed.
+    """Folder of the built kernel: the program `linux.uml`, the list of built-in modules in `modules`, `headers.tar.gz` to build
+    more of them, `insert-sys-cert`, and `signing_key.pem` (private key and certificate), which the kernel trusts.
     """
     return cache / f"lab-kernel-{recipe()}"
 
@@ -51,6 +55,16 @@ def made(cache: Path, report: Callable[[str], None]) -> Path:
         with tempfile.TemporaryDirectory(dir=cache, prefix="lab-kernel-new-") as scratch:
             _build(Path(scratch), report).replace(built)
     return built
+
+
+def enrol(built: Path, certificate: Path, program: Path) -> None:
+    """Write PROGRAM, the built kernel that trusts one more certificate (DER) of those who sign modules. LabError if it has no
+    place for it.
+    """
+    staged = program.with_suffix(".new")
+    shutil.copy(built / "linux.uml", staged)
+    _run([str(built / "insert-sys-cert"), "-b", str(staged), "-c", str(certificate)], program.parent)
+    staged.replace(program)
 
 
 def _build(scratch: Path, report: Callable[[str], None]) -> Path:
@@ -66,7 +80,7 @@ def _build(scratch: Path, report: Callable[[str], None]) -> Path:
     make = ["nice", "make", "ARCH=um", f"CC={COMPILER}", f"KCFLAGS={FLAGS}"]  # tests may run beside it
     _run([*make, f"KCONFIG_ALLCONFIG={CONFIGURATION}", "allnoconfig"], tree)
     _require_all(CONFIGURATION, tree / ".config")
-    _compile([*make, "-j", str(len(os.sched_getaffinity(0))), "vmlinux"], tree, report)
+    _compile([*make, "-j", str(len(os.sched_getaffinity(0))), "vmlinux", "modules"], tree, report)
     staged = scratch / "made"
     release = (tree / "include/config/kernel.release").read_text(encoding="ascii").strip()
     modules = staged / "modules" / release
@@ -76,8 +90,19 @@ def _build(scratch: Path, report: Callable[[str], None]) -> Path:
     (modules / "modules.order").touch()
     _run(["depmod", "--basedir", str(staged), "--moduledir", "modules", release], scratch)
     _run(["strip", "--strip-debug", "-o", str(staged / "linux.uml"), "vmlinux"], tree)
-    shutil.copy(tree / "certs/signing_key.pem", staged)
+    for name in ("certs/signing_key.pem", "scripts/insert-sys-cert"):
+        shutil.copy(tree / name, staged)
+    _pack_headers(make, tree, staged / "headers.tar.gz")
     return staged
+
+
+def _pack_headers(make: list[str], tree: Path, packed: Path) -> None:
+    headers = tree.with_name("headers")
+    pick = f"KBUILD_RUN_COMMAND=+scripts/package/install-extmod-build {headers}"
+    _run([*make, "run-command", pick], tree)
+    _run(["cp", "--recursive", "--parents", *FORGOTTEN, str(headers)], tree)
+    (headers / ".kernelvariables").write_text(VARIABLES, encoding="ascii")
+    _run(["tar", "--create", "--gzip", f"--file={packed}", "."], headers)
 
 
 def _source(sources: Sources) -> tuple[str, Path]:

@@ -79,6 +79,10 @@ class Machine(ABC):
     def plug(self, source: Path) -> None:
         """Plug a folder or an ext4 image in as a stick, now if it is running, else at the next power-on."""
 
+    def enrol(self, certificate: Path) -> None:
+        """Have its kernel trust a certificate (DER) for modules, from the next power-on. LabError if it has no kernel."""
+        raise LabError(f"{self.host.name} is a {self.kind}, which has no kernel to trust {certificate.name}")
+
     @abstractmethod
     def snapshot(self, name: str) -> None:
         """Keep a copy of its disks, taken at one instant."""

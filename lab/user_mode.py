@@ -37,6 +37,11 @@ class UserModeKernel(Machine):
         return self.folder / "stick.img"
 
     @property
+    def enrolled(self) -> Path:
+        """The lab's kernel with a certificate that this host's owner trusts, if one was enrolled since it was built."""
+        return self.folder / f"{kernel.folder(image.cache_folder()).name}.uml"
+
+    @property
     def cable_name(self) -> str:
         return tap(self.host.address)
 
@@ -73,6 +78,8 @@ class UserModeKernel(Machine):
         sockets.mkdir()
         self.namespace.plug_cable(self.cable_name)
         program = kernel.folder(image.cache_folder()) / "linux.uml"
+        if self.enrolled.exists():
+            program = self.enrolled
         command = [str(program), f"umid={self.host.name}", "uml_dir=uml", f"mem={self.host.memory >> 20}M"]
         # How it follows its processes; where filters cannot be set, by ptrace.
         command += ["seccomp=auto", "root=/dev/ubda", "rw", "quiet", "ubd0=root.img"]
@@ -151,6 +158,9 @@ class UserModeKernel(Machine):
         staged.replace(self.stick)
         if running:
             self.mconsole(f"config {STICK}r={self.stick.name}")
+
+    def enrol(self, certificate: Path) -> None:
+        kernel.enrol(kernel.folder(image.cache_folder()), certificate.resolve(), self.enrolled)
 
     def snapshot(self, name: str) -> None:
         """Writes that the host has not synced are not included."""

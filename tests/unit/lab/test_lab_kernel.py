@@ -86,6 +86,29 @@ def test_a_build_that_fails_shows_its_last_words(tmp_path: Path) -> None:
 
 
 @pytest.fixture
+def inserting(tmp_path: Path) -> Path:
+    """A built kernel whose program insert-sys-cert takes certificates with the word GOOD only."""
+    (tmp_path / "linux.uml").write_text("the kernel")
+    program = tmp_path / "insert-sys-cert"
+    program.write_text('#!/bin/sh\n[ "$1 $3" = "-b -c" ] && grep GOOD "$4" >> "$2"\n')
+    program.chmod(0o755)
+    return tmp_path
+
+
+def test_a_kernel_with_one_more_certificate_leaves_the_built_one_as_it_was(inserting: Path) -> None:
+    certificate, program = inserting / "modules.der", inserting / "own.uml"
+    for text in ("GOOD\n", "GOOD too\n"):  # the last one counts
+        certificate.write_text(text)
+        kernel.enrol(inserting, certificate, program)
+        assert program.read_text() == f"the kernel{text}"
+    certificate.write_text("too long\n")
+    with pytest.raises(LabError, match=r"insert-sys-cert -b .* ended with 1"):
+        kernel.enrol(inserting, certificate, program)
+    assert program.read_text() == "the kernelGOOD too\n"
+    assert (inserting / "linux.uml").read_text() == "the kernel"
+
+
+@pytest.fixture
 def standing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The base image in a cache that has no kernel; a double builds one at once."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

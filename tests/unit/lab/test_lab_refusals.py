@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from lab import cli, requirements
-from lab.errors import NoMemory, NoSpace
+from lab.errors import LabError, NoMemory, NoSpace
 from lab.instance import Instance
 from lab.user_mode import UserModeKernel
 
@@ -27,6 +27,12 @@ def test_two_checkouts_and_two_instances_share_no_name(tmp_path: Path) -> None:
     }
     assert len(names) == 4
     assert all(len(name) == len("llmkeep-") + 8 for name in names)
+
+
+def test_a_container_has_no_kernel_that_could_trust_a_certificate(tmp_path: Path) -> None:
+    lab = Instance("never", [TREE / "inventory/lab"], checkout=tmp_path)
+    with pytest.raises(LabError, match=r"llm1 is a container, which has no kernel to trust modules\.der"):
+        lab.machine("llm1").enrol(tmp_path / "modules.der")
 
 
 def test_no_root(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
