@@ -90,6 +90,8 @@ def driver_wave(
             plan[host] = {"do": "back", "why": survey["cause"]}
         elif survey["step"] in FORWARD:
             plan[host] = {"do": "upgrade", "why": f"it goes on after {survey['step']}"}
+        elif not wanted and hostvars[host].get("gpu_set") == "provided":
+            plan[host] = {"do": "skip", "why": "its operator brings the driver"}
         elif not wanted:
             plan[host] = {"do": "refuse", "why": "gpu_set is not one of gpu_sets"}
         elif not wears(survey, wanted):

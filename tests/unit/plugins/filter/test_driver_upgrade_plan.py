@@ -37,8 +37,10 @@ def plan(batch: list[str], **options: Any) -> dict[str, tuple[str, str]]:
     hosts = ("a", "b", "c", "d")
     surveys = {host: options.pop(host, survey()) for host in hosts}
     models = options.pop("models", {})
+    own = options.pop("gpu_set", {})
     hostvars = {
         host: {
+            **({"gpu_set": own[host]} if host in own else {}),
             "group_names": ["gpu", "serve"],
             **({"llm_serving_models": models[host]} if host in models else {}),
         }
@@ -127,6 +129,11 @@ def test_the_control_node_is_not_rebooted_by_its_own_run() -> None:
 def test_a_host_that_trains_is_not_upgraded_under_its_job() -> None:
     do, why = plan(["a"], a=survey(jobs=["llm-train@sql.service"]))["a"]
     assert (do, "llm-train@sql.service runs" in why) == ("refuse", True)
+
+
+def test_a_driver_that_its_operator_brings_is_left_alone_and_an_unknown_set_is_refused() -> None:
+    assert plan(["a"], gpu_set={"a": "provided"})["a"][0] == "skip"
+    assert plan(["a"], gpu_set={"a": "misspelt"})["a"] == ("refuse", "gpu_set is not one of gpu_sets")
 
 
 def test_models_that_are_asked_are_those_that_the_host_computes() -> None:
