@@ -175,6 +175,8 @@ def status_command(options: argparse.Namespace) -> int:
 def settings_command(options: argparse.Namespace) -> int:
     """Bring the GPUs' settings to what is declared. Nothing is set before all of it is known to be possible."""
     config = load(options.config, GpuConfig)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # engines come back then, too
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     nvml = Nvml()
     try:
         nvml.open()
@@ -223,7 +225,11 @@ def settings_command(options: argparse.Namespace) -> int:
 def accept(nvml: Nvml, expect: Expect, waiting: Sequence[Difference]) -> None:
     """Raises SettingError where a GPU is not as declared after it was set, unless that waits for a reset."""
     awaited = {(each.gpu, each.setting) for each in waiting}
-    for gpu in nvml.read().gpus:
+    try:
+        gpus = nvml.read().gpus
+    except NvmlError as error:
+        raise SettingError(f"the GPUs do not answer after they were set: {error}") from error
+    for gpu in gpus:
         for each in () if gpu.lost else declared.differences(gpu, expect):
             if (each.gpu, each.setting) not in awaited:
                 raise SettingError(

@@ -14,7 +14,7 @@ import pynvml
 
 from llmgpu import orders
 from llmgpu.declared import SettingError
-from llmgpu.nvml import Nvml, supported
+from llmgpu.nvml import Nvml, message, supported
 from llmgpu.orders import OrderError
 from llmgpu.settings import GpuConfig
 
@@ -144,7 +144,10 @@ class Maintenance:
 def free(nvml: Nvml, gpus: Sequence[int]) -> None:
     """Raises OrderError while a program computes on one of the GPUs."""
     for index in gpus:
-        running = supported(pynvml.nvmlDeviceGetComputeRunningProcesses, nvml.handles[index].handle) or []
+        try:
+            running = supported(pynvml.nvmlDeviceGetComputeRunningProcesses, nvml.handles[index].handle) or []
+        except pynvml.NVMLError as error:
+            raise OrderError(f"GPU {index}: {message(error)}; no setting was changed") from error
         if running:
             names = ", ".join(f"{each.pid} ({command(each.pid)})" for each in running)
             raise OrderError(

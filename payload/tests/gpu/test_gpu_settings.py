@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 from nvml_standin import Gpus
-from service import Process, patched
+from service import Process, eventually, patched
 
 from llmgpu.settings import GpuConfig
 
@@ -87,8 +87,8 @@ class Host:
         self.running.append(server)
         return int(server.server_address[1])
 
-    def settings(self, *options: str) -> tuple[int, str]:
-        """`llm-gpu settings` as root runs it: exit code and what it printed."""
+    def begin(self, *options: str) -> subprocess.Popen[str]:
+        """`llm-gpu settings` as root runs it."""
         arguments = [
             "settings",
             "--config",
@@ -98,14 +98,25 @@ class Host:
             "--operator",
             "ada",
         ]
-        done = subprocess.run(
+        return subprocess.Popen(
             [sys.executable, "-m", "llmgpu", *arguments, *options],
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
-            check=False,
             env={**os.environ, **self.gpus.environment, "PATH": f"{self.folder}/bin:{os.environ['PATH']}"},
         )
-        return done.returncode, done.stdout + done.stderr
+
+    def settings(self, *options: str) -> tuple[int, str]:
+        """Its exit code and what it printed."""
+        process = self.begin(*options)
+        printed, _ = process.communicate()
+        return process.returncode, printed
+
+    def ordered(self) -> dict[str, Any]:
+        """What operators ordered."""
+        path = self.folder / "orders.json"
+        found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"drains": {}}
+        return found
 
     def kept(self) -> str:
         """What setters have set."""
@@ -188,7 +199,7 @@ def test_mig_is_changed_on_a_drained_gpu_whose_engine_then_returns(host: Host) -
     code, told = host.settings()
     assert (code, told) == (0, "GPU 2: MIG: off -> on (2g.20gb, 2g.20gb, 3g.40gb)\n")
     assert host.units() == ["stop vllm@big.service", "start vllm@big.service"]
-    orders = json.loads((host.folder / "orders.json").read_text())
+    orders = host.ordered()
     assert orders["drains"] == {}
     assert orders["ended"]["big"]["operator"] == "ada"
     log = (host.folder / "watch.log").read_text()
@@ -224,8 +235,18 @@ def test_a_change_of_mig_under_load_is_refused_and_the_engine_stays_in_service(
     host.start_watch()
     code, told = host.settings("--seconds", "1")
     assert (code, says in told, host.kept(), host.units()) == (3, True, "", units), told
-    orders = json.loads((host.folder / "orders.json").read_text())
+    orders = host.ordered()
     assert (orders["drains"], orders["ended"]["big"]["operator"]) == ({}, "ada")
+
+
+def test_a_change_that_is_interrupted_leaves_no_engine_drained(host: Host) -> None:
+    host.declare(engines=True, gateways=(host.gateway("admission_closed"),), mig_layout={3: ["7g.80gb"]})
+    host.start_watch()
+    process = host.begin()
+    eventually("it is drained", lambda: "big" in host.ordered()["drains"])
+    process.terminate()
+    assert process.wait(10) == 128 + 15
+    assert (host.ordered()["drains"], host.kept()) == ({}, "")
 
 
 def test_the_last_instance_is_taken_where_that_is_said(host: Host) -> None:
