@@ -1,7 +1,7 @@
 """llm-gpu: health of this host's GPUs.
 
-Exit codes: 0 done, or healthy; 1 the GPUs are not as expected, or the watch failed; 2 wrong usage or configuration;
-3 an order was refused; 4 a file cannot be used.
+Exit codes: 0 done, or healthy; 1 the GPUs are not as expected, the watch failed, or a GPU does not take a setting; 2 wrong
+usage or configuration; 3 an order or a setting was refused, and nothing was changed; 4 a file cannot be used.
 """
 
 import argparse
@@ -18,12 +18,14 @@ from pathlib import Path
 from llmcore import logs
 from llmcore.config import ConfigError, load
 from llmcore.privileges import become_owner
-from llmgpu import cuda, orders, quarantine
+from llmgpu import cuda, declared, orders, quarantine
+from llmgpu.declared import Difference, SettingError
 from llmgpu.health import Finding, judge
+from llmgpu.maintenance import Maintenance
 from llmgpu.nvml import Nvml, NvmlError, Reading
 from llmgpu.orders import OrderError
 from llmgpu.quarantine import StateError
-from llmgpu.settings import GpuConfig
+from llmgpu.settings import Expect, GpuConfig
 
 CONFIG = Path("/etc/llmkeep/gpu.yaml")
 
@@ -57,9 +59,26 @@ def parser() -> argparse.ArgumentParser:
     repaired = add("repaired", "declare a GPU reset, repaired or inspected: its Xids are forgotten")
     repaired.add_argument("uuid", help="as `llm-gpu check` prints it")
     repaired.set_defaults(run=order_command)
+    settings = add("settings", "set ECC, MIG, persistence, power limit and compute mode as declared")
+    settings.add_argument("--check", action="store_true", help="only print what differs; exit 0")
+    settings.add_argument("--json", action="store_true", help="print what differs as JSON")
+    settings.add_argument(
+        "--watch-config", type=Path, default=CONFIG, help="of the watch that drains, default: %(default)s"
+    )
+    settings.add_argument(
+        "--seconds",
+        type=float,
+        default=300.0,
+        help="for requests that engines have begun, default: %(default)s",
+    )
+    settings.add_argument(
+        "--take-last", action="store_true", help="change MIG under the last instance of a model, too"
+    )
+    settings.set_defaults(run=settings_command)
     for name in ("drain", "undrain", "repaired"):
+        commands.choices[name].add_argument("--reason", required=True, help="goes on the audit record")
+    for name in ("drain", "undrain", "repaired", "settings"):
         command = commands.choices[name]
-        command.add_argument("--reason", required=True, help="goes on the audit record")
         command.add_argument("--operator", default=who(), help="default: who logged in, here %(default)s")
     return top
 
@@ -153,6 +172,71 @@ def status_command(options: argparse.Namespace) -> int:
     return 0
 
 
+def settings_command(options: argparse.Namespace) -> int:
+    """Bring the GPUs' settings to what is declared. Nothing is set before all of it is known to be possible."""
+    config = load(options.config, GpuConfig)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # engines come back then, too
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    nvml = Nvml()
+    try:
+        nvml.open()
+        gpus = nvml.read().gpus
+        if len(gpus) != config.expect.count:
+            raise OrderError(
+                f"the driver finds {len(gpus)} GPUs, {config.expect.count} are expected: no setting was changed, since"
+                " indices may have shifted"
+            )
+        refused = [each for gpu in gpus for each in declared.refusals(nvml, gpu, config.expect)]
+        if refused:
+            raise OrderError("\n".join([*refused, "no setting was changed"]))
+        found = [each for gpu in gpus for each in declared.differences(gpu, config.expect)]
+        due = [each for each in found if not each.pending]
+        waiting = [each for each in found if each.pending]
+        if not options.check:
+            divided = sorted({each.gpu for each in due if each.setting == declared.MIG})
+            work = Maintenance(
+                config, options.watch_config, options.operator, options.seconds, options.take_last
+            )
+            with work.of(nvml, divided, f"MIG of GPU {', '.join(map(str, divided))} is changed"):
+                for each in due:
+                    if declared.set_one(nvml, each, config.expect):
+                        waiting.append(each)
+                accept(nvml, config.expect, waiting)
+            if not any(each.setting == declared.MIG for each in waiting):
+                work.await_return()
+    except NvmlError as error:
+        raise OrderError(f"{error}; no setting was changed") from error
+    finally:
+        nvml.close()
+    if options.json:
+        print(
+            json.dumps({"due": [asdict(each) for each in due], "waiting": [asdict(each) for each in waiting]})
+        )
+    else:
+        for each in due:
+            print(f"GPU {each.gpu}: {each.setting}: {each.before} -> {each.after}")
+        for each in waiting:
+            print(f"GPU {each.gpu}: {each.setting} is {each.after} after a reset of the GPU or a reboot")
+        if not found:
+            print(f"the settings of {config.expect.count} GPUs are as declared")
+    return 0
+
+
+def accept(nvml: Nvml, expect: Expect, waiting: Sequence[Difference]) -> None:
+    """Raises SettingError where a GPU is not as declared after it was set, unless that waits for a reset."""
+    awaited = {(each.gpu, each.setting) for each in waiting}
+    try:
+        gpus = nvml.read().gpus
+    except NvmlError as error:
+        raise SettingError(f"the GPUs do not answer after they were set: {error}") from error
+    for gpu in gpus:
+        for each in () if gpu.lost else declared.differences(gpu, expect):
+            if (each.gpu, each.setting) not in awaited:
+                raise SettingError(
+                    f"{each.setting} of GPU {each.gpu} was set to {each.after}, and is {each.before}"
+                )
+
+
 def order_command(options: argparse.Namespace) -> int:
     """Write one order, for the watch to record and carry out."""
     config = load(options.config, GpuConfig)
@@ -177,7 +261,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         code: int = options.run(options)
-    except (ConfigError, OrderError, StateError, OSError) as error:
+    except (ConfigError, OrderError, SettingError, StateError, OSError) as error:
         print(f"llm-gpu: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 3 if isinstance(error, OrderError) else 4
+        codes = {ConfigError: 2, OrderError: 3, SettingError: 1}
+        return codes.get(type(error), 4)
     return code

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from llmgpu import history
+from llmgpu.declared import COMPUTE, ECC, MIG, PERSISTENCE, POWER, differences
 from llmgpu.nvml import SLOWDOWN, Gpu, Reading
 from llmgpu.settings import Expect
 from llmgpu.xids import TABLE
@@ -17,6 +18,8 @@ ADVICE = {
     "reboot": "reboot the host",
     "inspect": "have the hardware inspected, then `llm-gpu repaired`",
 }
+CHECKS = {ECC: "ecc", MIG: "mig", PERSISTENCE: "persistence", POWER: "power", COMPUTE: "compute-mode"}
+DRAINING = {ECC, MIG}
 IDLE = 0.05  # share of time; below it a GPU may lower its PCIe generation to save power
 
 
@@ -109,15 +112,7 @@ def state_of(gpu: Gpu, expect: Expect) -> Iterator[Finding]:
 
 def settings_of(gpu: Gpu, expect: Expect) -> Iterator[Finding]:
     """What differs from the declared settings. Only ECC and MIG change what the GPU computes with."""
-    for check, value, wanted, drains in (
-        ("ECC", gpu.ecc, expect.ecc, True),
-        ("MIG", gpu.mig, expect.mig, True),
-        ("persistence", gpu.persistence, expect.persistence, False),
-    ):
-        if wanted is not None and value is not wanted:
-            words = {True: "on", False: "off", None: "not supported"}
-            text = f"{check} is {words[value]}, expected is {words[wanted]}"
-            yield Finding(check.lower(), text, "settings", drains, gpu.index)
-    if expect.power_limit_watts and gpu.power_limit and gpu.power_limit != expect.power_limit_watts:
-        text = f"the power limit is {gpu.power_limit:g} W, expected are {expect.power_limit_watts:g} W"
-        yield Finding("power", text, "settings", False, gpu.index)
+    for each in differences(gpu, expect):
+        waits = ", which a reset of the GPU or a reboot brings" if each.pending else ""
+        text = f"{each.setting} is {each.before}, expected is {each.after}{waits}"
+        yield Finding(CHECKS[each.setting], text, "settings", each.setting in DRAINING, gpu.index)

@@ -11,6 +11,12 @@ import pynvml
 
 LINKS = 18  # NVLinks of one GPU, at most
 XID_EVENTS = 8  # nvmlEventTypeXidCriticalError
+COMPUTE_MODES = {
+    "default": pynvml.NVML_COMPUTEMODE_DEFAULT,
+    "exclusive_process": pynvml.NVML_COMPUTEMODE_EXCLUSIVE_PROCESS,
+    "prohibited": pynvml.NVML_COMPUTEMODE_PROHIBITED,
+}
+MODE_NAMES = {number: name for name, number in COMPUTE_MODES.items()}
 # What makes a GPU slower than asked for: bits of nvmlDeviceGetCurrentClocksThrottleReasons.
 SLOWDOWN = {
     0x4: "power cap",
@@ -43,6 +49,7 @@ class Gpu:
     throttled: int = 0  # bits of SLOWDOWN, and others
     persistence: bool | None = None
     ecc: bool | None = None
+    ecc_pending: bool | None = None  # what it will be after a reset of the GPU or a reboot
     ecc_corrected: int | None = None
     ecc_uncorrected: int | None = None
     remapped: int | None = None  # rows
@@ -56,6 +63,9 @@ class Gpu:
     nvlinks: int = 0
     nvlinks_down: tuple[int, ...] = ()
     mig: bool | None = None
+    mig_pending: bool | None = None  # as of ECC
+    mig_instances: tuple[str, ...] = ()  # profiles, such as 3g.40gb, sorted
+    compute_mode: str | None = None  # one of COMPUTE_MODES
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +194,7 @@ def read_gpu(index: int, known: Handle) -> Gpu:
     mig = supported(pynvml.nvmlDeviceGetMigMode, handle)
     power = supported(pynvml.nvmlDeviceGetPowerUsage, handle)
     limit = supported(pynvml.nvmlDeviceGetPowerManagementLimit, handle)
+    compute_mode = supported(pynvml.nvmlDeviceGetComputeMode, handle)
     corrected, uncorrected = (
         supported(pynvml.nvmlDeviceGetTotalEccErrors, handle, kind, pynvml.NVML_VOLATILE_ECC)
         for kind in (pynvml.NVML_MEMORY_ERROR_TYPE_CORRECTED, pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED)
@@ -207,6 +218,7 @@ def read_gpu(index: int, known: Handle) -> Gpu:
         throttled=supported(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle) or 0,
         persistence=flag(supported(pynvml.nvmlDeviceGetPersistenceMode, handle)),
         ecc=None if ecc is None else flag(ecc[0]),
+        ecc_pending=None if ecc is None else flag(ecc[1]),
         ecc_corrected=corrected,
         ecc_uncorrected=uncorrected,
         remapped=None if remapped is None else remapped[0] + remapped[1],
@@ -220,7 +232,27 @@ def read_gpu(index: int, known: Handle) -> Gpu:
         nvlinks=known.links,
         nvlinks_down=tuple(down),
         mig=None if mig is None else flag(mig[0]),
+        mig_pending=None if mig is None else flag(mig[1]),
+        mig_instances=mig_instances(handle) if mig is not None and mig[0] else (),
+        compute_mode=None if compute_mode is None else MODE_NAMES.get(compute_mode, str(compute_mode)),
     )
+
+
+def mig_instances(handle: Any) -> tuple[str, ...]:
+    """Profiles of a GPU's MIG devices, sorted. By their names, which every user may read; the instances are root's to list."""
+    found = []
+    for index in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
+        try:
+            device = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
+            found.append(profile(pynvml.nvmlDeviceGetName(device)))
+        except (pynvml.NVMLError_NotFound, pynvml.NVMLError_NoPermission):
+            continue  # no device there, or one that this user may not see
+    return tuple(sorted(found))
+
+
+def profile(name: str) -> str:
+    """The profile at the end of a name, such as that of "NVIDIA A100-SXM4-80GB MIG 3g.40gb"."""
+    return name.rpartition("MIG ")[2].strip()
 
 
 def supported[**P, T](function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T | None:

@@ -1,7 +1,7 @@
 """The configuration of `llm-gpu`, which role gpu_health writes: /etc/llmkeep/gpu.yaml."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -9,6 +9,10 @@ from llmcore.config import Section
 
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
+Profile = Annotated[
+    str, Field(pattern=r"^[1-7]g\.\d+gb(\+[a-z.]+)?$")
+]  # of a MIG instance: compute slices, memory
+MIG_SLICES = 7  # of one GPU; which profiles fit beside each other beyond that, the driver knows
 
 # By the name that NVML reports; from NVIDIA's data sheets. NVLinks only where the board always has them.
 SKUS: dict[str, dict[str, Any]] = {
@@ -25,7 +29,8 @@ SKUS: dict[str, dict[str, Any]] = {
 
 class Expect(Section):
     """What each GPU of the host must be. What is not set comes from `SKUS` by `name`, and is not compared where that
-    has nothing either, except for PCIe, which is then compared with the maximum that the GPU reports.
+    has nothing either, except for PCIe, which is then compared with the maximum that the GPU reports. `mig_layout` has the
+    profiles of the MIG instances by the GPU's index; MIG is off on a GPU that it does not name.
     """
 
     count: Positive
@@ -37,6 +42,10 @@ class Expect(Section):
     mig: bool | None = None
     persistence: bool | None = None
     power_limit_watts: Annotated[float, Field(gt=0)] | None = None
+    compute_mode: Literal["default", "exclusive_process", "prohibited"] | None = None
+    mig_layout: (
+        dict[Annotated[int, Field(ge=0)], Annotated[tuple[Profile, ...], Field(min_length=1)]] | None
+    ) = None
 
     @model_validator(mode="before")
     @classmethod
@@ -46,11 +55,37 @@ class Expect(Section):
             return {**SKUS.get(name, {}), **values}
         return values
 
+    @model_validator(mode="after")
+    def possible_layout(self) -> "Expect":
+        """A layout is of GPUs that are expected, and of instances that one GPU can hold."""
+        if self.mig_layout is None:
+            return self
+        if self.mig is not None:
+            raise ValueError("mig and mig_layout exclude each other: the layout says where MIG is on")
+        for index, profiles in self.mig_layout.items():
+            if index >= self.count:
+                raise ValueError(
+                    f"mig_layout names GPU {index}, but count is {self.count}: they count from 0"
+                )
+            if (slices := sum(int(profile[0]) for profile in profiles)) > MIG_SLICES:
+                raise ValueError(
+                    f"mig_layout of GPU {index} has {slices} compute slices: a GPU has {MIG_SLICES}"
+                )
+        return self
+
+    def layout(self, index: int) -> tuple[str, ...] | None:
+        """The profiles that a GPU is divided into, sorted; () if it is not, None if no layout is declared."""
+        return None if self.mig_layout is None else tuple(sorted(self.mig_layout.get(index, ())))
+
 
 class Served(Section):
-    """An engine of this host: the socket under which the gateways know it, and the indices of its GPUs."""
+    """An engine of this host: the socket under which the gateways know it, and the indices of its GPUs.
+
+    `unit`: what systemd runs it as; a change of MIG stops it, and starts it again.
+    """
 
     socket: Path
+    unit: str = ""
     gpus: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 
 
@@ -59,6 +94,7 @@ class GpuConfig(Section):
 
     A reading every `seconds`. Without one for `stale_seconds`, the GPUs' health is unknown and nothing is exported.
     An engine returns once its GPUs were healthy for `return_seconds`. `audit`: None on a host that only trains and has no record.
+    `gateways`: ports on 127.0.0.1 of the metrics of this host's gateways, which know when an engine is drained.
     """
 
     expect: Expect
@@ -66,6 +102,7 @@ class GpuConfig(Section):
     audit: Path | None = Path("/run/llm-audit/audit.sock")
     state: Path = Path("/var/lib/llm-gpu/state.json")
     orders: Path = Path("/etc/llmkeep/gpu-orders.json")
+    gateways: tuple[Annotated[int, Field(gt=0, le=65535)], ...] = ()
     metrics_host: str = "127.0.0.1"
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 9410
     seconds: Seconds = 10.0

@@ -163,6 +163,11 @@ class Metrics:
         self.audit_up = gauge("llm_audit_up", "1 while the audit writer is connected")
         self.audit_suppressed = counter("llm_audit_suppressed", "Refusals counted but not recorded")
         self.tasks = gauge("llm_event_loop_tasks", "asyncio tasks of this process")
+        self.admission = gauge(
+            "llm_engine_admission",
+            "1 for what becomes of the instance: admission_opened, _closed, _kept, engine_drained",
+            ["socket", "state"],
+        )
         self.keys = gauge("llm_keys", "Keys in the file; -1 while it cannot be read")
         self.issuer_keys = gauge(
             "llm_issuer_keys", "Keys of the identity provider; -1 while they cannot be read"

@@ -153,7 +153,7 @@ def gpu_faults(values: Mapping[str, Any]) -> Iterator[str]:
     """A driver set that does not exist, modules signed in an HSM out of reach, and GPUs whose number is not declared."""
     if "gpu" not in values["group_names"]:
         return
-    names = [entry["name"] for entry in values.get("gpu_sets") or default_driver_sets()]
+    names = [entry["name"] for entry in values.get("gpu_sets") or default_driver_sets()] + ["provided"]
     if (chosen := values.get("gpu_set")) and chosen not in names:
         yield f"gpu_set is {chosen}; take one of {', '.join(names)}"
     if values.get("gpu_signing") == "hsm" and "storage" not in values["group_names"]:

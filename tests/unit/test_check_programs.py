@@ -159,3 +159,57 @@ def test_a_gpu_with_too_little_memory_is_named(tmp_path: Path) -> None:
     assert ran("vllm/files/gpu-memory.sh", "23347", "24G", "0", "1", path=path).returncode == 0
     told = ran("vllm/files/gpu-memory.sh", "46694", "48G", "1", path=path)
     assert (told.returncode, told.stdout) == (1, "GPU 1 has 24000 MiB, declared are 48G\n")
+
+
+def host_with_switches(folder: Path, version: str, loaded: str, switches: int) -> list[str | Path]:
+    """A host's PCI devices, and the fabric manager in a version; the arguments of the program that compares them."""
+    bus = folder / "pci"
+    bus.mkdir(exist_ok=True)
+    for number in range(switches):
+        place = bus / f"0000:c{number}:00.0"
+        place.mkdir()
+        (place / "vendor").write_text("0x10de\n")
+        (place / "class").write_text("0x068000\n")
+    program(folder, "nv-fabricmanager", f"echo 'Fabric Manager version is : {version}'")
+    program(folder, "systemctl", "echo enabled")
+    if loaded:
+        (folder / "version").write_text(f"NVRM version: NVIDIA UNIX {loaded}  Release Build\n")
+    return [bus, folder / "version"]
+
+
+OPEN, CLOSED = "Open Kernel Module for x86_64  580.105.08", "x86_64 Kernel Module  580.105.08"
+
+
+@pytest.mark.parametrize(
+    ("version", "loaded", "switches", "of_the_set", "code", "says"),
+    [
+        ("580.105.08", OPEN, 6, "580.105.08", 0, "fabric manager 580.105.08, as the driver"),
+        ("580.105.08", CLOSED, 6, "", 0, "fabric manager 580.105.08, as the driver"),
+        ("570.1", OPEN, 6, "580.105.08", 1, "the fabric manager is 570.1 and the loaded driver is 580.105.08"),
+        ("590.1", OPEN, 6, "590.1", 0, "the driver 590.1 is loaded by the next boot"),
+        ("580.105.08", "", 6, "580.105.08", 0, "no driver is loaded: reboot"),
+        ("", OPEN, 6, "580.105.08", 1, "6 NVSwitches, and no fabric manager"),
+        ("580.105.08", OPEN, 0, "580.105.08", 1, "no NVSwitch is here, and nvidia-fabricmanager.service is enabled"),
+    ],
+)  # fmt: skip
+def test_a_fabric_manager_is_where_switches_are_in_the_version_of_the_loaded_driver(
+    version: str, loaded: str, switches: int, of_the_set: str, code: int, says: str, tmp_path: Path
+) -> None:
+    given = host_with_switches(tmp_path, version, loaded, switches)
+    told = ran("gpu/files/fabric-manager.sh", *given, of_the_set, path=tmp_path)
+    assert (told.returncode, says in told.stdout) == (code, True), told
+
+
+def test_a_fabric_manager_is_not_started_before_its_driver_is_loaded(tmp_path: Path) -> None:
+    given = host_with_switches(tmp_path, "590.1", OPEN, 1)
+    assert ran("gpu/files/fabric-manager.sh", *given, "590.1", "start", path=tmp_path).returncode == 3
+
+
+def test_ready_is_that_cuda_initialises(tmp_path: Path) -> None:
+    given = host_with_switches(tmp_path, "580.105.08", OPEN, 1)
+    assert (
+        ran("gpu/files/cuda_initialises.py", tmp_path / "none", given[1], "0", "nvswitches").returncode == 0
+    )
+    for where in ("nvswitches", "always"):
+        told = ran("gpu/files/cuda_initialises.py", *given, "0", where)
+        assert (told.returncode, "libcuda.so.1 cannot be loaded" in told.stdout) == (1, True)

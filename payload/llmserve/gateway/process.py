@@ -210,7 +210,8 @@ def start_background(
     background.append(tasks.create_task(state.policy.watch(probe_seconds)))
     background.append(tasks.create_task(end_late_requests(state)))
     if quarantine:
-        sick = Quarantine(quarantine, list(state.instances.values()), state.audit.note)
+        instances = list(state.instances.values())
+        sick = Quarantine(quarantine, instances, state.audit.note, state.metrics.admission)
         background.append(tasks.create_task(sick.watch()))
 
     def policy_changed() -> None:

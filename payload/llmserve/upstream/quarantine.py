@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from prometheus_client import Gauge
+
 from llmcore.files import Stamp, stamp
 from llmgpu.quarantine import Entry, StateError, quarantined
 from llmgpu.record import event
@@ -36,6 +38,7 @@ class Quarantine:
     path: Path
     instances: Iterable[Instances]
     note: Callable[[dict[str, object]], None]  # puts an event on the audit record
+    admission: Gauge  # 1 for each instance's socket and last action: `llm-gpu settings` waits for it
     seen: Stamp | None = None
     trouble: str = ""
     entries: Mapping[str, Entry] = field(default_factory=dict)  # by socket
@@ -68,7 +71,8 @@ class Quarantine:
     def apply(self, instances: Instances, engine: EngineClient) -> None:
         """Close or open the admission of one instance; who else is quarantined is known by now."""
         entry = self.entries.get(str(engine.socket))
-        before = self.told.get(engine, OPENED)
+        known = self.told.get(engine)
+        before = known or OPENED
         if entry is None:
             action = OPENED
         elif not any(other.up and not other.quarantined for other in instances.engines):
@@ -80,8 +84,17 @@ class Quarantine:
         else:
             action = CLOSED
             engine.send_away()
+        if action != known:
+            self.show(engine, action)
         if action != before:
             self.tell(engine, action, entry)
+
+    def show(self, engine: EngineClient, action: str) -> None:
+        socket = str(engine.socket)
+        if known := self.told.get(engine):
+            self.admission.remove(socket, known.removeprefix("gpu."))
+        self.admission.labels(socket, action.removeprefix("gpu.")).set(1)
+        self.told[engine] = action
 
     def tell(self, engine: EngineClient, action: str, entry: Entry | None) -> None:
         fields: dict[str, object] = {
@@ -90,6 +103,5 @@ class Quarantine:
             "event.reason": entry.reason if entry else "its GPUs are no longer quarantined",
             "user.name": entry.by if entry else "llm-gateway",
         }
-        self.told[engine] = action
         self.note(event(action, fields))
         log.warning(action, extra={"fields": fields})

@@ -1,5 +1,5 @@
 #!/bin/sh
-# build.sh FOLDER: compiles the stand-ins into it, for LD_LIBRARY_PATH.
+# build.sh FOLDER: compiles the stand-ins into it, for LD_LIBRARY_PATH; the fabric manager's lies beside them.
 set -eu
 cd "$(dirname "$0")"
 build() {
@@ -10,3 +10,4 @@ build() {
 folder=$1
 build libnvidia-ml.so.1 -fvisibility=hidden mocknvml.c stubs.c
 build libcuda.so.1 mockcuda.c
+cp fabric-manager "$folder"

@@ -1,5 +1,6 @@
 // libcuda.so.1 stand-in: the dozen calls that llmgpu/cuda.py makes. Own code. Memory is the process's own.
 //   MOCK_CUDA_DEVICES   number of GPUs (8)
+//   /etc/mock-nvswitches: CUDA starts only while /run/mock-fabric-is-ready is there, which tests/doubles/nvml/fabric-manager makes
 //   MOCK_CUDA_FAULT     "3:context" no context on GPU 3, "3:memory" its memory loses a bit, "3:hang" it never answers
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,7 +16,11 @@ static int faulty(int gpu, const char *kind) {
 	return fault && !strcmp(fault, expected);
 }
 
-int cuInit(unsigned flags) { (void)flags; return 0; }
+// CUDA_ERROR_SYSTEM_NOT_READY while there are NVSwitches and no fabric manager has set them up.
+int cuInit(unsigned flags) {
+	(void)flags;
+	return access("/etc/mock-nvswitches", F_OK) == 0 && access("/run/mock-fabric-is-ready", F_OK) != 0 ? 802 : 0;
+}
 int cuDeviceGetCount(int *count) {
 	const char *set = getenv("MOCK_CUDA_DEVICES");
 	*count = set ? atoi(set) : 8;

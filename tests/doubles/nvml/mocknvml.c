@@ -15,7 +15,13 @@
 //   6.xid_times = 1000       the event is told so often
 //   fails = 999              every call fails with this code
 //   hang_ms = 60000          every call takes so long, as with a driver that hangs
-//   2.procs = 4242:30720,4243:1024
+//   2.procs = 4242:30720,4243:1024      MIG does not change then
+//   2.ecc_mode = -1          this GPU has no ECC; likewise mig_mode
+//   mig_waits = 1            a change of MIG's mode waits for a reset, as that of ECC always does
+//   2.mig_fails = 1          no MIG instance can be made
+//
+// What a setter sets is kept in a file beside it, whose name ends in .set, and outlasts a new
+// configuration, as it outlasts a fault in a GPU. NVML asks for root; this file for the right to write there.
 //
 // Environment: MOCK_NVML_CONFIG, MOCK_NVML_NUM_DEVICES (beats count).
 #include <ctype.h>
@@ -35,7 +41,8 @@
 
 enum {
 	OK = 0, UNINITIALIZED = 1, INVALID = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6,
-	TOO_SMALL = 7, TIMEOUT = 10, GPU_LOST = 15, VERSION_MISMATCH = 25,
+	NO_PERMISSION = 4, TOO_SMALL = 7, TIMEOUT = 10, GPU_LOST = 15, RESET_REQUIRED = 16, IN_USE = 19,
+	NO_RESOURCES = 23, VERSION_MISMATCH = 25,
 };
 
 // Integer state of one GPU: name, default.
@@ -56,11 +63,12 @@ enum {
 	X(pcie_tx_kib, 0) X(pcie_rx_kib, 0) X(pcie_replay, 0) X(pci_id, 0x20b210de) \
 	X(pci_subsys, 0x146310de) X(bar1_total_mib, 131072) X(bar1_used_mib, 1) \
 	X(cc_major, 8) X(cc_minor, 0) X(arch, 7) X(cores, 6912) X(bus_width, 5120) \
-	X(numa, -1) X(xid, 0) X(xid_times, 1) X(lost, 0)
+	X(numa, -1) X(xid, 0) X(xid_times, 1) X(lost, 0) \
+	X(ecc_pending, -1) X(mig_pending, -1) X(mig_waits, 0) X(mig_fails, 0)
 
 // Text state of one GPU: name, size.
 #define STRS(X) X(name, 96) X(uuid, 80) X(serial, 32) X(bus_id, 32) X(vbios, 32) \
-	X(inforom, 16) X(part_number, 32) X(procs, 512)
+	X(inforom, 16) X(part_number, 32) X(procs, 512) X(mig, 256)
 
 struct dev {
 #define F(n, d) long long n;
@@ -82,6 +90,8 @@ static pthread_mutex_t mu = PTHREAD_MUTEX_INITIALIZER;
 static int refs, loaded;
 static struct timespec seen;
 static off_t seen_size = -1;
+static struct timespec kept_seen;
+static off_t kept_size = -1;
 
 static const unsigned char buses[MAXDEV] = {0x07, 0x0f, 0x47, 0x4e, 0x87, 0x90, 0xb7, 0xbd,
 	0xc1, 0xc5, 0xc9, 0xcd, 0xd1, 0xd5, 0xd9, 0xdd};
@@ -158,21 +168,42 @@ static void parse(FILE *f) {
 	}
 }
 
-static void refresh(void) {
-	const char *path = getenv("MOCK_NVML_CONFIG"), *n = getenv("MOCK_NVML_NUM_DEVICES");
-	if (!path) path = "/etc/mock-nvml.conf";
+static const char *config(void) {
+	const char *path = getenv("MOCK_NVML_CONFIG");
+	return path ? path : "/etc/mock-nvml.conf";
+}
+
+// The file of setters.
+static const char *kept(char *out, size_t size) {
+	snprintf(out, size, "%s.set", config());
+	return out;
+}
+
+static int changed(const char *path, struct timespec *at, off_t *size, int *have) {
 	struct stat st;
-	int have = path && *path && stat(path, &st) == 0;
+	*have = *path && stat(path, &st) == 0;
+	if (!*have || (st.st_size == *size && st.st_mtim.tv_sec == at->tv_sec && st.st_mtim.tv_nsec == at->tv_nsec)) return 0;
+	*at = st.st_mtim;
+	*size = st.st_size;
+	return 1;
+}
+
+static void parse_file(const char *path) {
+	FILE *f = fopen(path, "r");
+	if (f) { parse(f); fclose(f); }
+}
+
+static void refresh(void) {
+	char path[512];
+	const char *n = getenv("MOCK_NVML_NUM_DEVICES");
+	int have, have_kept;
 	pthread_mutex_lock(&mu);
-	if (!loaded || (have && (st.st_size != seen_size || st.st_mtim.tv_sec != seen.tv_sec ||
-		st.st_mtim.tv_nsec != seen.tv_nsec))) {
+	int news = changed(config(), &seen, &seen_size, &have);
+	news |= changed(kept(path, sizeof path), &kept_seen, &kept_size, &have_kept);
+	if (!loaded || news) {
 		defaults();
-		if (have) {
-			FILE *f = fopen(path, "r");
-			if (f) { parse(f); fclose(f); }
-			seen = st.st_mtim;
-			seen_size = st.st_size;
-		}
+		if (have) parse_file(config());
+		if (have_kept) parse_file(path);
 		if (n && *n) S.count = atoi(n);
 		if (S.count < 0) S.count = 0;
 		if (S.count > MAXDEV) S.count = MAXDEV;
@@ -223,6 +254,10 @@ API const char *nvmlErrorString(int r) {
 	case TOO_SMALL: return "Insufficient Size";
 	case TIMEOUT: return "Timeout";
 	case GPU_LOST: return "GPU is lost";
+	case NO_PERMISSION: return "Insufficient Permissions";
+	case RESET_REQUIRED: return "GPU requires reset";
+	case IN_USE: return "In use by another client";
+	case NO_RESOURCES: return "Insufficient Resources";
 	case VERSION_MISMATCH: return "Argument version mismatch";
 	case 13: return "Function Not Found";
 	}
@@ -285,7 +320,6 @@ API int nvmlDeviceGetHandleByPciBusId(const char *s, void **h) { return nvmlDevi
 
 // ---- text
 #define TXT(fn, expr) API int fn(void *h, char *o, unsigned n) { DEV; return put(o, n, expr); }
-TXT(nvmlDeviceGetName, d->name)
 TXT(nvmlDeviceGetUUID, d->uuid)
 TXT(nvmlDeviceGetSerial, d->serial)
 TXT(nvmlDeviceGetVbiosVersion, d->vbios)
@@ -326,7 +360,7 @@ NUM(nvmlDeviceGetPcieReplayCounter, d->pcie_replay)
 NUM(nvmlDeviceGetRetiredPagesPendingStatus, d->retired_pending)
 NUM(nvmlDeviceIsMigDeviceHandle, 0)
 NUM(nvmlDeviceGetNumFans, 0)
-API int nvmlDeviceGetMaxMigDeviceCount(void *h, unsigned *v) { DEV; NEED(v); *v = d->mig_mode ? 7 : 0; return OK; }
+API int nvmlDeviceGetMaxMigDeviceCount(void *h, unsigned *v) { DEV; NEED(v); *v = d->mig_mode >= 0 ? 7 : 0; return OK; }
 API int nvmlDeviceGetFanSpeed(void *h, unsigned *v) { DEV; (void)v; return NOT_SUPPORTED; }
 API int nvmlDeviceGetVirtualizationMode(void *h, unsigned *v) { DEV; NEED(v); *v = 0; return OK; }
 API int nvmlDeviceGetNumaNodeId(void *h, unsigned *v) { DEV; NEED(v); if (d->numa < 0) return NOT_SUPPORTED; *v = d->numa; return OK; }
@@ -342,8 +376,10 @@ BIG(nvmlDeviceGetSupportedEventTypes, 0x1b)
 // ---- two numbers
 #define PAIR(fn, a_, b_) API int fn(void *h, unsigned *a, unsigned *b) { DEV; NEED(a && b); *a = (unsigned)(a_); *b = (unsigned)(b_); return OK; }
 PAIR(nvmlDeviceGetPowerManagementLimitConstraints, d->limit_min_mw, d->limit_max_mw)
-PAIR(nvmlDeviceGetEccMode, d->ecc_mode, d->ecc_mode)
-PAIR(nvmlDeviceGetMigMode, d->mig_mode, d->mig_mode)
+#define MODE(fn, now, next) API int fn(void *h, unsigned *a, unsigned *b) { \
+	DEV; NEED(a && b); if (now < 0) return NOT_SUPPORTED; *a = (unsigned)now; *b = (unsigned)(next < 0 ? now : next); return OK; }
+MODE(nvmlDeviceGetEccMode, d->ecc_mode, d->ecc_pending)
+MODE(nvmlDeviceGetMigMode, d->mig_mode, d->mig_pending)
 PAIR(nvmlDeviceGetEncoderUtilization, d->util_enc, 167000)
 PAIR(nvmlDeviceGetDecoderUtilization, d->util_dec, 167000)
 PAIR(nvmlDeviceGetJpgUtilization, 0, 167000)
@@ -652,3 +688,220 @@ API int nvmlEventSetWait_v2(void *s, struct event *e, unsigned ms) {
 	}
 }
 API int nvmlEventSetWait(void *s, struct event *e, unsigned ms) { return nvmlEventSetWait_v2(s, e, ms); }
+
+// ---- setters
+static int keep(struct dev *d, const char *key, const char *value) {
+	char path[512];
+	FILE *f = fopen(kept(path, sizeof path), "a");
+	if (!f) return NO_PERMISSION;
+	fprintf(f, "%d.%s = %s\n", (int)(d - S.d), key, value);
+	fclose(f);
+	set(d, key, value);
+	return OK;
+}
+static int keep_number(struct dev *d, const char *key, long long value) {
+	char text[32];
+	snprintf(text, sizeof text, "%lld", value);
+	return keep(d, key, text);
+}
+API int nvmlDeviceSetPersistenceMode(void *h, unsigned v) { DEV; NEED(v < 2); return keep_number(d, "persistence", v); }
+API int nvmlDeviceSetComputeMode(void *h, unsigned v) { DEV; NEED(v < 4 && v != 1); return keep_number(d, "compute_mode", v); }
+API int nvmlDeviceSetPowerManagementLimit(void *h, unsigned v) {
+	DEV;
+	NEED(v >= d->limit_min_mw && v <= d->limit_max_mw);
+	return keep_number(d, "limit_mw", v);
+}
+API int nvmlDeviceSetEccMode(void *h, unsigned v) {
+	DEV;
+	NEED(v < 2);
+	if (d->ecc_mode < 0) return NOT_SUPPORTED;
+	return keep_number(d, "ecc_pending", v);
+}
+
+// ---- MIG: profiles of an A100 80 GB, known only while MIG is on. d->mig has the instances, by place: "3g.40gb,,2g.20gb!"
+// is two of them, of which the second has no compute instance.
+#define PLACES 7
+static const struct profile { const char *name; unsigned id, slices, memory, max; } profiles[] = {
+	{"1g.10gb", 19, 1, 1, 7}, {"2g.20gb", 14, 2, 2, 3}, {"3g.40gb", 9, 3, 4, 2}, {"4g.40gb", 5, 4, 4, 1}, {"7g.80gb", 0, 7, 8, 1},
+};
+#define PROFILES (sizeof profiles / sizeof *profiles)
+struct place { struct dev *d; int number, compute; }; // one for each GPU instance, one for each compute instance
+static struct place places[MAXDEV][PLACES][2];
+
+static void layout_of(struct dev *d, char out[PLACES][16]) {
+	memset(out, 0, PLACES * 16);
+	const char *s = d->mig;
+	for (int i = 0; i < PLACES; i++) {
+		size_t length = strcspn(s, ",");
+		snprintf(out[i], 16, "%.*s", (int)length, s);
+		s += length;
+		if (!*s) break;
+		s++;
+	}
+}
+static int keep_layout(struct dev *d, char all[PLACES][16]) {
+	char text[PLACES * 17] = "";
+	for (int i = 0; i < PLACES; i++) {
+		if (i) strcat(text, ",");
+		strcat(text, all[i]);
+	}
+	return keep(d, "mig", text);
+}
+static const struct profile *profile_of(const char *entry) {
+	for (size_t i = 0; i < PROFILES; i++)
+		if (*entry && !strncmp(entry, profiles[i].name, strlen(profiles[i].name))) return &profiles[i];
+	return NULL;
+}
+static struct place *place(struct dev *d, int number, int compute) {
+	struct place *p = &places[d - S.d][number][compute];
+	*p = (struct place){d, number, compute};
+	return p;
+}
+static int at(void *h, int compute, struct place **p, char all[PLACES][16]) {
+	NEED(h);
+	*p = h;
+	NEED(*p >= &places[0][0][0] && *p < &places[MAXDEV][0][0] && (*p)->compute == compute);
+	struct dev *d;
+	int r = get((*p)->d, &d);
+	if (r) return r;
+	layout_of(d, all);
+	return *all[(*p)->number] ? OK : NOT_FOUND;
+}
+#define MIG_ON do { if (d->mig_mode != 1) return NOT_SUPPORTED; } while (0)
+#define IDLE do { if (*d->procs) return IN_USE; } while (0)
+
+API int nvmlDeviceSetMigMode(void *h, unsigned v, unsigned *status) {
+	DEV;
+	NEED(v < 2 && status);
+	if (d->mig_mode < 0) return NOT_SUPPORTED;
+	if (v == d->mig_mode) { *status = OK; return OK; }
+	IDLE;
+	if (!v && strspn(d->mig, ",") != strlen(d->mig)) return IN_USE;
+	*status = d->mig_waits ? RESET_REQUIRED : OK;
+	return keep_number(d, d->mig_waits ? "mig_pending" : "mig_mode", v);
+}
+struct gi_profile { unsigned version, id, p2p, slices, max, sm, ce, dec, enc, jpeg, ofa; unsigned long long mib; char name[96]; };
+API int nvmlDeviceGetGpuInstanceProfileInfoV(void *h, unsigned number, struct gi_profile *v) {
+	DEV;
+	NEED(v && number < 18);
+	if (v->version != (sizeof *v | 2u << 24)) return VERSION_MISMATCH;
+	MIG_ON;
+	if (number >= PROFILES) return NOT_SUPPORTED;
+	const struct profile *p = &profiles[number];
+	memset(v, 0, sizeof *v);
+	v->version = sizeof *v | 2u << 24;
+	v->id = p->id; v->slices = p->slices; v->max = p->max; v->mib = p->memory * 10240ULL;
+	snprintf(v->name, sizeof v->name, "MIG %s", p->name);
+	return OK;
+}
+API int nvmlDeviceGetGpuInstances(void *h, unsigned id, void **out, unsigned *n) {
+	DEV;
+	NEED(out && n);
+	MIG_ON;
+	char all[PLACES][16];
+	layout_of(d, all);
+	*n = 0;
+	for (int i = 0; i < PLACES; i++) {
+		const struct profile *p = profile_of(all[i]);
+		if (p && p->id == id) out[(*n)++] = place(d, i, 0);
+	}
+	return OK;
+}
+API int nvmlDeviceCreateGpuInstance(void *h, unsigned id, void **out) {
+	DEV;
+	NEED(out);
+	MIG_ON;
+	IDLE;
+	char all[PLACES][16];
+	layout_of(d, all);
+	const struct profile *wanted = NULL;
+	unsigned slices = 0, memory = 0;
+	int room = -1;
+	for (size_t i = 0; i < PROFILES; i++) if (profiles[i].id == id) wanted = &profiles[i];
+	NEED(wanted);
+	for (int i = 0; i < PLACES; i++) {
+		const struct profile *p = profile_of(all[i]);
+		if (p) { slices += p->slices; memory += p->memory; } else if (room < 0) room = i;
+	}
+	if (d->mig_fails || room < 0 || slices + wanted->slices > 7 || memory + wanted->memory > 8) return NO_RESOURCES;
+	snprintf(all[room], 16, "%s!", wanted->name);
+	*out = place(d, room, 0);
+	return keep_layout(d, all);
+}
+API int nvmlGpuInstanceDestroy(void *gi) {
+	struct place *p;
+	char all[PLACES][16];
+	int r = at(gi, 0, &p, all);
+	if (r) return r;
+	if (*p->d->procs || !strchr(all[p->number], '!')) return IN_USE;
+	*all[p->number] = 0;
+	return keep_layout(p->d, all);
+}
+struct ci_profile { unsigned version, id, slices, max, sm, ce, dec, enc, jpeg, ofa; char name[96]; };
+API int nvmlGpuInstanceGetComputeInstanceProfileInfoV(void *gi, unsigned number, unsigned engine, struct ci_profile *v) {
+	struct place *p;
+	char all[PLACES][16];
+	int r = at(gi, 0, &p, all);
+	if (r) return r;
+	NEED(v && number < 9 && engine == 0);
+	if (v->version != (sizeof *v | 2u << 24)) return VERSION_MISMATCH;
+	const struct profile *whole = profile_of(all[p->number]);
+	if (number >= PROFILES || profiles[number].slices > whole->slices) return NOT_SUPPORTED;
+	memset(v, 0, sizeof *v);
+	v->version = sizeof *v | 2u << 24;
+	v->id = number; v->slices = profiles[number].slices; v->max = whole->slices / v->slices;
+	return OK;
+}
+API int nvmlGpuInstanceGetComputeInstances(void *gi, unsigned id, void **out, unsigned *n) {
+	struct place *p;
+	char all[PLACES][16];
+	int r = at(gi, 0, &p, all);
+	if (r) return r;
+	NEED(out && n && id < PROFILES);
+	*n = 0; // the stand-in's compute instances have all of their GPU instance
+	if (!strchr(all[p->number], '!') && profiles[id].slices == profile_of(all[p->number])->slices) out[(*n)++] = place(p->d, p->number, 1);
+	return OK;
+}
+API int nvmlGpuInstanceCreateComputeInstance(void *gi, unsigned id, void **out) {
+	struct place *p;
+	char all[PLACES][16];
+	int r = at(gi, 0, &p, all);
+	if (r) return r;
+	NEED(out && id < PROFILES);
+	char *mark = strchr(all[p->number], '!');
+	if (!mark || profiles[id].slices != profile_of(all[p->number])->slices) return NO_RESOURCES;
+	*mark = 0;
+	*out = place(p->d, p->number, 1);
+	return keep_layout(p->d, all);
+}
+API int nvmlComputeInstanceDestroy(void *ci) {
+	struct place *p;
+	char all[PLACES][16];
+	int r = at(ci, 1, &p, all);
+	if (r) return r;
+	if (*p->d->procs) return IN_USE;
+	strcat(all[p->number], "!");
+	return keep_layout(p->d, all);
+}
+API int nvmlDeviceGetMigDeviceHandleByIndex(void *h, unsigned i, void **out) {
+	DEV;
+	NEED(out && i < PLACES);
+	MIG_ON;
+	char all[PLACES][16];
+	layout_of(d, all);
+	if (!*all[i] || strchr(all[i], '!')) return NOT_FOUND;
+	*out = place(d, i, 1);
+	return OK;
+}
+API int nvmlDeviceGetName(void *h, char *o, unsigned n) {
+	struct place *p;
+	char all[PLACES][16], text[128];
+	if (h >= (void *)&places[0][0][0] && h < (void *)&places[MAXDEV][0][0]) {
+		int r = at(h, 1, &p, all);
+		if (r) return r;
+		snprintf(text, sizeof text, "%s MIG %s", p->d->name, all[p->number]);
+		return put(o, n, text);
+	}
+	DEV;
+	return put(o, n, d->name);
+}

@@ -12,7 +12,13 @@ from rendered_role import content, hardened, rendered
 HOSTS = {"llm1.estate.internal": "10.0.0.1", "gpu1.estate.internal": "10.0.0.2"}
 GROUPS = {"serve": ["llm1"], "vllm": ["llm1"], "train": ["gpu1"], "gpu": ["llm1", "gpu1"]}
 GIVEN: dict[str, Any] = {
-    "gpu_health_expect": {"count": 8, "name": "NVIDIA A100-SXM4-80GB", "ecc": True, "power_limit_watts": 400},
+    "gpu_health_expect": {
+        "count": 8,
+        "name": "NVIDIA A100-SXM4-80GB",
+        "ecc": True,
+        "power_limit_watts": 400,
+        "mig_layout": {0: ["3g.40gb", "3g.40gb"]},
+    },
     "gpu_health_engines": [{"name": "small", "socket": "/run/llm-engine/small.sock", "gpus": [7]}],
     "vllm_models": [{"name": "1.5", "gpus": [0, 1, 2, 3]}],
     "__gpu_health_current": {"stat": {"exists": True, "lnk_target": "releases/0123456789ab"}},
@@ -38,11 +44,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_a_host_that_serves_has_vllm_s_models_and_other_engines_watched_and_on_record(made: Any) -> None:
     serving = made["llm1"]
     assert yaml.safe_load(content(serving, "/gpu.yaml")) == {
-        "expect": GIVEN["gpu_health_expect"],
+        "expect": {**GIVEN["gpu_health_expect"], "mig_layout": {"0": ["3g.40gb", "3g.40gb"]}},
         "engines": {
-            "1.5": {"socket": "/run/vllm/1.5/api.sock", "gpus": [0, 1, 2, 3]},
+            "1.5": {"socket": "/run/vllm/1.5/api.sock", "unit": "vllm@1.5.service", "gpus": [0, 1, 2, 3]},
             "small": {"socket": "/run/llm-engine/small.sock", "gpus": [7]},
         },
+        "gateways": [9464, 9465],
         "state": "/var/lib/llm-gpu/state.json",
         "metrics_port": 9410,
         "seconds": 10,

@@ -12,6 +12,7 @@ import httpx2 as httpx
 import pytest
 import yaml
 from nvml_standin import Gpus
+from prometheus_client import Gauge
 from questions import CHAT, error
 from scripted_upstream import END, USAGE, ScriptedUpstream, delta, stream
 from service import Process, Service, eventually, patched, running
@@ -155,7 +156,8 @@ def test_each_step_is_recorded_once_and_drained_only_when_idle(tmp_path: Path) -
         engine.hello = Hello("m", "r", "echo", 4096, 8)
     told: list[dict[str, object]] = []
     two = Instances("m", engines, Queue(64, 10**6))
-    watched = Quarantine(tmp_path / "state.json", [two], told.append)
+    shown = Gauge("shown", "", ["socket", "state"], registry=None)
+    watched = Quarantine(tmp_path / "state.json", [two], told.append, shown)
     entry = Entry(str(engines[0].socket), "ada", "new cable", "2026-11-27T12:00:00+00:00")
 
     def actions() -> list[object]:
@@ -165,16 +167,20 @@ def test_each_step_is_recorded_once_and_drained_only_when_idle(tmp_path: Path) -
         told.clear()
         return said
 
-    assert actions() == []
+    def states() -> dict[str, str]:
+        (family,) = shown.collect()
+        return {Path(each.labels["socket"]).stem: each.labels["state"] for each in family.samples}
+
+    assert (actions(), states()) == ([], {"a": "admission_opened", "b": "admission_opened"})
     quarantine.save(watched.path, Saved("boot", quarantine={"a": entry}))
     engines[0].admission.running.total.requests = 1
-    assert actions() == ["gpu.admission_closed"]
+    assert (actions(), states()["a"]) == (["gpu.admission_closed"], "admission_closed")
     for _ in range(9):  # however busy the other one is
         routed = two.route("t", Generate(0, True, 16, messages=[{"role": "user", "content": "x"}])).choose()
         assert routed is engines[1]
         routed.admission.running.total.requests += 1
     engines[0].admission.running.total.requests = 0
-    assert actions() == ["gpu.engine_drained"]
+    assert (actions(), states()["a"]) == (["gpu.engine_drained"], "engine_drained")
     engines[1].hello = None
     assert actions() == ["gpu.admission_kept"]
     watched.path.unlink()

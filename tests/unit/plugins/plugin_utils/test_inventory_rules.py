@@ -138,6 +138,7 @@ def test_a_volume_that_cannot_be_made_or_that_a_service_would_not_wait_for_is_to
         (("gpu",), {"gpu_signing": "hsm"}, "the host is not in storage"),
         (("gpu", "storage"), {"gpu_set": "debian-550", "gpu_signing": "hsm"}, None),
         (("gpu",), {}, None),
+        (("gpu",), {"gpu_set": "provided", "gpu_sets": [{"name": "own"}]}, None),
         (("gpu", "serve"), {}, "gpu_health_expect is not set: write how many GPUs the host has"),
         (("gpu", "train"), {"gpu_health_expect": {"count": 8}}, None),
         (("serve",), {"gpu_set": "nvidia-510"}, None),

@@ -1,0 +1,177 @@
+"""GPUs that have to be free: their engines are drained on the record, then stopped, and come back afterwards."""
+
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pynvml
+
+from llmgpu import orders
+from llmgpu.declared import SettingError
+from llmgpu.nvml import Nvml, message, supported
+from llmgpu.orders import OrderError
+from llmgpu.settings import GpuConfig
+
+LOOK_SECONDS = 0.5
+RECORD_SECONDS = 20.0  # the watch looks every 2 s, and may wait for the audit writer
+# As gateways export what becomes of a drained engine (llmserve/upstream/quarantine.py).
+ADMISSION = re.compile(
+    r'^llm_engine_admission\{socket="(?P<socket>[^"]*)",state="(?P<state>\w+)"\} 1\.0$', re.MULTILINE
+)
+DRAINED, KEPT = "engine_drained", "admission_kept"
+
+
+@dataclass
+class Maintenance:
+    """`operator` takes the engines of some GPUs out of service. `seconds`: for what their gateways have begun.
+
+    `take_last`: also where no other instance serves the model.
+    """
+
+    config: GpuConfig
+    config_path: Path  # that of the watch
+    operator: str
+    seconds: float
+    take_last: bool = False
+    drained: list[str] = field(default_factory=list)  # by this one
+    stopped: list[str] = field(default_factory=list)  # units
+
+    @contextmanager
+    def of(self, nvml: Nvml, gpus: Sequence[int], reason: str) -> Iterator[None]:
+        """GPUs without an engine, until the block ends; after an error the engines come back as well.
+
+        Raises OrderError, once everything is as before, where an engine cannot be spared or a program holds a GPU.
+        """
+        engines = [name for name, served in self.config.engines.items() if set(served.gpus) & set(gpus)]
+        try:
+            self.drain(engines, reason)
+            self.stop(engines)
+            free(nvml, gpus)
+            yield
+        finally:
+            self.bring_back(reason)
+
+    def drain(self, engines: Sequence[str], reason: str) -> None:
+        """Return once each is quarantined on the record, and each gateway has ended what it had begun there."""
+        for name in engines:
+            with orders.edited(self.config.orders) as given:
+                held = name in given.drains
+                orders.drain(given, name, self.operator, given.drains[name].reason if held else reason)
+            if not held:
+                self.drained.append(name)
+        for name in engines:
+            wait(
+                lambda name=name: self.on_record(name),  # type: ignore[misc]
+                RECORD_SECONDS,
+                f"the drain of '{name}' is not on record after {RECORD_SECONDS:g} s: start llm-gpu.service and llm-audit.service",
+            )
+        for name in engines:
+            socket = str(self.config.engines[name].socket)
+            for port in self.config.gateways:
+                wait(
+                    lambda name=name, socket=socket, port=port: self.is_drained(name, socket, port),  # type: ignore[misc]
+                    self.seconds,
+                    f"'{name}' still answers requests that came {self.seconds:g} s ago: try again later",
+                )
+
+    def status(self, engine: str) -> str:
+        """What `llm-gpu status` says of it. A process of its own, which reads the watch's file as the watch's user."""
+        arguments = [sys.executable, "-m", "llmgpu", "status", "--config", str(self.config_path)]
+        said = subprocess.run(arguments, capture_output=True, text=True, check=False).stdout
+        return next((line for line in said.splitlines() if line.startswith(f"{engine}: ")), "")
+
+    def on_record(self, engine: str) -> bool:
+        """Whether the watch has quarantined it for this operator."""
+        return f" by {self.operator}: " in self.status(engine)
+
+    def await_return(self) -> None:
+        """Return once the engines are in service again; raises SettingError if one is not in time."""
+        patience = self.config.return_seconds + self.config.stale_seconds + RECORD_SECONDS
+        try:
+            for name in self.drained:
+                wait(
+                    lambda name=name: self.status(name) == f"{name}: in service",  # type: ignore[misc]
+                    patience,
+                    f"'{name}' is not back in service within {patience:g} s: `llm-gpu status` says why",
+                )
+        except OrderError as error:
+            raise SettingError(str(error)) from error
+
+    def is_drained(self, engine: str, socket: str, port: int) -> bool:
+        """Whether a gateway has ended what it had begun on an engine; raises OrderError where it has no other for the model."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+                text = answer.read().decode()
+        except OSError as error:
+            raise OrderError(
+                f"the gateway with metrics on 127.0.0.1:{port} does not answer: {error}"
+            ) from error
+        states = {found["socket"]: found["state"] for found in ADMISSION.finditer(text)}
+        state = states.get(socket, DRAINED)  # a gateway that does not know the socket sends nothing there
+        if state == KEPT and not self.take_last:
+            raise OrderError(
+                f"'{engine}' is the last instance that serves its model: start another one, or say --take-last"
+            )
+        return state in (DRAINED, KEPT)
+
+    def stop(self, engines: Sequence[str]) -> None:
+        """Stop the engines' units; each ends what it has begun."""
+        for unit in filter(None, (self.config.engines[name].unit for name in engines)):
+            if systemctl("is-active", "--quiet", unit) == 0:
+                self.stopped.append(unit)
+                if systemctl("stop", unit):
+                    raise OrderError(f"{unit} does not stop: see `journalctl --unit {unit}`")
+
+    def bring_back(self, reason: str) -> None:
+        """Start what was stopped, and take back each drain whose engine runs again. Raises SettingError for one that does not."""
+        failed = [unit for unit in self.stopped if systemctl("start", unit)]
+        for name in self.drained:
+            if self.config.engines[name].unit not in failed:
+                with orders.edited(self.config.orders) as given:
+                    orders.undrain(given, name, self.operator, f"{reason}: done")
+        if failed:
+            raise SettingError(
+                f"{failed[0]} does not start, and stays drained: see `journalctl --unit {failed[0]}`, then `llm-gpu undrain`"
+            )
+
+
+def free(nvml: Nvml, gpus: Sequence[int]) -> None:
+    """Raises OrderError while a program computes on one of the GPUs."""
+    for index in gpus:
+        try:
+            running = supported(pynvml.nvmlDeviceGetComputeRunningProcesses, nvml.handles[index].handle) or []
+        except pynvml.NVMLError as error:
+            raise OrderError(f"GPU {index}: {message(error)}; no setting was changed") from error
+        if running:
+            names = ", ".join(f"{each.pid} ({command(each.pid)})" for each in running)
+            raise OrderError(
+                f"GPU {index} is in use by process {names}: stop it first; no setting was changed"
+            )
+
+
+def command(pid: int) -> str:
+    """The name of a process; "gone" if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return "gone"
+
+
+def wait(condition: Callable[[], bool], seconds: float, otherwise: str) -> None:
+    """Wait until it holds; raises OrderError if that takes longer."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise OrderError(otherwise)
+        time.sleep(LOOK_SECONDS)
+
+
+def systemctl(*arguments: str) -> int:
+    """systemctl's exit code."""
+    return subprocess.run(["systemctl", *arguments], capture_output=True, check=False).returncode
