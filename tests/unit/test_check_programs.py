@@ -207,9 +207,17 @@ def test_a_fabric_manager_is_not_started_before_its_driver_is_loaded(tmp_path: P
 
 def test_ready_is_that_cuda_initialises(tmp_path: Path) -> None:
     given = host_with_switches(tmp_path, "580.105.08", OPEN, 1)
-    assert (
-        ran("gpu/files/cuda_initialises.py", tmp_path / "none", given[1], "0", "nvswitches").returncode == 0
-    )
-    for where in ("nvswitches", "always"):
-        told = ran("gpu/files/cuda_initialises.py", *given, "0", where)
+    none = ran("gpu/files/cuda_initialises.py", tmp_path / "none", given[1], "", "0", "nvswitches")
+    assert none.returncode == 0
+    for version, where in (("580.105.08", "nvswitches"), ("", "always")):
+        told = ran("gpu/files/cuda_initialises.py", *given, version, "0", where)
         assert (told.returncode, "libcuda.so.1 cannot be loaded" in told.stdout) == (1, True)
+
+
+def test_cuda_is_not_asked_for_while_its_driver_waits_for_the_boot(tmp_path: Path) -> None:
+    given = host_with_switches(tmp_path, "590.1", OPEN, 1)
+    told = ran("gpu/files/cuda_initialises.py", *given, "590.1", "0", "nvswitches")
+    assert (told.returncode, told.stdout) == (
+        0,
+        "the driver 590.1 is loaded by the next boot, 580.105.08 until then\n",
+    )

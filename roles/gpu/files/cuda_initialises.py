@@ -1,10 +1,12 @@
-"""cuda_initialises.py DEVICES LOADED SECONDS WHERE: wait for so many seconds until CUDA initialises; exit 1 if it does not.
+"""cuda_initialises.py DEVICES LOADED VERSION SECONDS WHERE: wait so many seconds until CUDA initialises; exit 1 if it does not.
 
 WHERE: "always", or "nvswitches" for hosts that have some and a loaded driver, whose version is in the file LOADED. A fabric
-manager whose unit is active need not have set the switches up, and until then CUDA has no GPU.
+manager whose unit is active need not have set the switches up, and until then CUDA has no GPU. VERSION, which may be empty: of
+the set. While another one is loaded its libraries cannot work, and what is asked for comes by the next boot.
 """
 
 import ctypes
+import re
 import sys
 import time
 from pathlib import Path
@@ -34,9 +36,14 @@ def trouble() -> str:
 
 
 def main() -> int:
-    devices, loaded, seconds, where = sys.argv[1:]
+    devices, loaded, version, seconds, where = sys.argv[1:]
     if where != "always" and not (switches(Path(devices)) and Path(loaded).exists()):
         return 0
+    if version:
+        runs = re.search(r"Kernel Module(?: +for \S+)? +([\d.]+)", Path(loaded).read_text())
+        if runs and runs[1] != version:
+            print(f"the driver {version} is loaded by the next boot, {runs[1]} until then")
+            return 0
     end = time.monotonic() + float(seconds)
     while (wrong := trouble()) and time.monotonic() < end:
         time.sleep(1)
