@@ -1,6 +1,7 @@
 """`vllm serve`: its command and its parser, by the names that vLLM gives them, and a server that repeats what it is asked."""
 
 import argparse
+import contextlib
 import hmac
 import http.server
 import json
@@ -95,6 +96,7 @@ def cmd_init() -> list[ServeSubcommand]:
 
 class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     daemon_threads = True
+    request_queue_size = 64
 
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__(args.uds, Answers)
@@ -139,7 +141,8 @@ class Answers(http.server.BaseHTTPRequestHandler):
         for event in self.events({**same, "object": "chat.completion.chunk"}, words, usage):
             data = b"data: %s\n\n" % event
             self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
-        self.wfile.write(b"0\r\n\r\n")
+        with contextlib.suppress(OSError):  # a gateway may leave once it has read the last event
+            self.wfile.write(b"0\r\n\r\n")
 
     def events(self, same: dict[str, Any], words: list[str], usage: dict[str, int]) -> Iterator[bytes]:
         """Of a stream: a word each, the end, and what it took."""
