@@ -275,10 +275,42 @@ def is_address(host: str) -> bool:
 # How `llm-serve fit` counts vLLM's quantizations: by what takes no less where they have 4 and 8 bits, as they mostly do.
 COUNTED_AS = {"awq": "nf4", "bitsandbytes": "nf4", "fp8": "int8", "gptq": "nf4"}
 UTILIZATION = 0.9
+# What the role itself says to vLLM, and by what of the inventory.
+SAID = {
+    "device-ids": "gpus",
+    "dtype": "dtype",
+    "enable-prefix-caching": "share_prefixes",
+    "gpu-memory-utilization": "gpu_memory_utilization",
+    "max-model-len": "max_model_len",
+    "max-num-batched-tokens": "max_num_batched_tokens",
+    "max-num-seqs": "max_num_seqs",
+    "model": "model or release",
+    "pipeline-parallel-size": "pipeline_parallel",
+    "quantization": "quantization",
+    "served-model-name": "name",
+    "shutdown-timeout": "vllm_drain_seconds",
+    "tensor-parallel-size": "tensor_parallel",
+}
+# Options of vLLM that take code, weights or a tokenizer from where nothing was signed, open a way in that is not the gateways',
+# send something away, or write prompts down.
+UNSAFE = re.compile(
+    "(api-key|allowed-|code-|config|data-parallel|default-mm-loras|distributed-executor-backend|download-dir|dp-|ec-transfer|elastic-ep"
+    "|enable-(log-(deltas|outputs|requests)|mm-embeds|prompt-embeds|scale-out|trace-replay)|generation-config|grpc|headless|hf-(config-path|token)"
+    "|host$|io-processor-plugin|kv-(events|transfer)|load-format|log-config-file|logging-config|logits-processors|lora-modules|master-|middleware"
+    "|model-class-overrides|model-loader-extra-config|nnodes|node-|otlp-|port$|profiler-config|reasoning-parser-plugin|revision|root-path"
+    "|scheduler-cls|spec-model|ssl-|tokenizer$|tokenizer-revision|tool-parser-plugin|tool-server|trust-|uds|weight-transfer|worker-).*"
+)
+# The same inside an option that is a mapping.
+UNSAFE_KEYS = {"code_revision", "model", "revision", "tokenizer", "trust_remote_code"}
 
 
-def vllm_faults(models: list[dict[str, Any]], gpu_memory: str, beside: list[dict[str, Any]]) -> list[str]:
-    """Why vLLM cannot serve these models on GPUs of that memory each, beside the host's engines; a sentence for each fault."""
+def vllm_faults(
+    models: list[dict[str, Any]], gpu_memory: str, beside: list[dict[str, Any]], gpu_count: int = 0
+) -> list[str]:
+    """Why vLLM cannot serve these models on so many GPUs (0: not known) of that memory each, beside the host's engines.
+
+    A sentence for each fault.
+    """
     if not models:
         return ["It is an empty list: name a model, or take the host out of [vllm]"]
     told = []
@@ -290,8 +322,13 @@ def vllm_faults(models: list[dict[str, Any]], gpu_memory: str, beside: list[dict
     for number, times in Counter(gpu for model in models for gpu in model["gpus"]).items():
         if times > 1:
             told.append(f"GPU {number} is named {times} times: a GPU has one model, and is named there once")
+        if gpu_count and number not in range(gpu_count):
+            told.append(
+                f"GPU {number} is named, and gpu_health_expect says that there are {gpu_count}, numbered from 0"
+            )
     for model in map(set_of, models):
-        told += [f"{model['name']}: {fault}" for fault in weights_faults(model) + gpu_faults(model)]
+        found = weights_faults(model) + gpu_faults(model) + option_faults(model.get("options", {}))
+        told += [f"{model['name']}: {fault}" for fault in found]
     return told + folder_faults([*models, *beside])
 
 
@@ -313,10 +350,51 @@ def gpu_faults(model: dict[str, Any]) -> list[str]:
         told.append(
             f"gpu_memory_utilization is {model['gpu_memory_utilization']}: take more than 0 and at most 0.98"
         )
-    for key in "max_model_len", "max_num_seqs", "max_num_batched_tokens":
+    for key in "max_model_len", "max_num_seqs", "max_num_batched_tokens", "start_seconds":
         if key in model and int(model[key]) < 1:
             told.append(f"{key} is {model[key]}: take 1 or more")
     return told
+
+
+def option_name(key: object) -> str:
+    """An option's name as vLLM writes it."""
+    return str(key).replace("_", "-")
+
+
+def option_faults(options: dict[str, Any]) -> list[str]:
+    """Options of vLLM that are not the inventory's to give. What vLLM itself takes, its own parser says, on the host."""
+    told = []
+    for key, value in options.items():
+        name = option_name(key)
+        given = SAID.get(name) or SAID.get(name.removeprefix("no-"))
+        if not re.fullmatch("[a-z0-9][a-z0-9-]*", name):
+            told.append(f"options has {key!r}: write the name of a long option of vLLM, without its dashes")
+        elif given:
+            told.append(f"options has {key}, which the role sets: say it by {given}")
+        elif UNSAFE.fullmatch(name.removeprefix("no-")):
+            told.append(
+                f"options has {key}, which is refused: it takes in what nobody signed, opens a way past the gateways, "
+                "or writes prompts down"
+            )
+        elif value is None:
+            told.append(f"options has {key} without a value: give it one, true where it takes none")
+        # vLLM makes a command line of its configuration file, so this would be another option.
+        elif any(re.match("-[^0-9.]", str(each)) for each in (value if isinstance(value, list) else [value])):
+            told.append(f"options has {value!r} for {key}: a value does not start with a dash")
+        elif inner := unsafe_keys(value):
+            told.append(f"options has {inner[0]} in {key}, which is refused: it takes in what nobody signed")
+    return told
+
+
+def unsafe_keys(value: Any) -> list[str]:
+    """Keys in a mapping, at any depth, that take in what nobody signed."""
+    if isinstance(value, list):
+        return [key for each in value for key in unsafe_keys(each)]
+    if not isinstance(value, dict):
+        return []
+    return [str(key) for key in value if str(key).replace("-", "_") in UNSAFE_KEYS] + [
+        key for each in value.values() for key in unsafe_keys(each)
+    ]
 
 
 def parallel(model: dict[str, Any]) -> tuple[int, int]:
@@ -366,7 +444,13 @@ def vllm_config(model: dict[str, Any], models_dir: str, drain_seconds: int) -> d
             config[key.replace("_", "-")] = model[key]
     if not model.get("share_prefixes"):
         config["no-enable-prefix-caching"] = True
-    return config
+    return config | {option_name(key): value for key, value in model.get("options", {}).items()}
+
+
+def vllm_start_seconds(model: dict[str, Any], sizes: dict[str, int], base: int, rate: int) -> int:
+    """Seconds that a model's start may take: its own, else `base` and its weights (`sizes`: bytes by folder) at `rate` MB/s."""
+    model = set_of(model)
+    return int(model.get("start_seconds") or base + sizes.get(model["model"], 0) // (rate * 10**6))
 
 
 class FilterModule:
@@ -385,4 +469,5 @@ class FilterModule:
             "vllm_config": vllm_config,
             "vllm_faults": vllm_faults,
             "vllm_fit": vllm_fit,
+            "vllm_start_seconds": vllm_start_seconds,
         }

@@ -1,6 +1,6 @@
 """A random DeepSeek-V2 of three shards in the form of DeepSeek's repositories, code and pickles included; no torch needed.
 
-`python tests/helpers/sharded_deepseek.py FOLDER` writes one.
+`python tests/helpers/sharded_deepseek.py FOLDER 512 64` writes one with the only sizes of latent heads that vLLM takes.
 """
 
 import json
@@ -58,13 +58,13 @@ NOT_TAKEN = {  # what real repositories carry besides
 }
 
 
-def write(folder: Path, scale: int = 1) -> Path:
+def write(folder: Path, scale: int = 1, rank: int = RANK, rope: int = ROPE) -> Path:
     """Write the repository's files; returns the folder. `scale` widens the vocabulary's matrices, and so the outer shards."""
     folder.mkdir(parents=True)
-    config = CONFIG | {"vocab_size": VOCABULARY * scale}
+    config = CONFIG | {"vocab_size": VOCABULARY * scale, "kv_lora_rank": rank, "qk_rope_head_dim": rope}
     shards = [
-        {"model.embed_tokens.weight": (VOCABULARY * scale, HIDDEN), **_layer(0)},
-        _layer(1),
+        {"model.embed_tokens.weight": (VOCABULARY * scale, HIDDEN), **_layer(0, rank, rope)},
+        _layer(1, rank, rope),
         {"model.norm.weight": (HIDDEN,), "lm_head.weight": (VOCABULARY * scale, HIDDEN)},
     ]
     random = np.random.default_rng(0)
@@ -92,14 +92,14 @@ def write(folder: Path, scale: int = 1) -> Path:
     return folder
 
 
-def _layer(number: int) -> dict[str, tuple[int, ...]]:
+def _layer(number: int, rank: int, rope: int) -> dict[str, tuple[int, ...]]:
     attention = {
         "q_a_proj.weight": (QUERY, HIDDEN),
         "q_a_layernorm.weight": (QUERY,),
-        "q_b_proj.weight": (HEADS * (NOPE + ROPE), QUERY),
-        "kv_a_proj_with_mqa.weight": (RANK + ROPE, HIDDEN),
-        "kv_a_layernorm.weight": (RANK,),
-        "kv_b_proj.weight": (HEADS * (NOPE + VALUE), RANK),
+        "q_b_proj.weight": (HEADS * (NOPE + rope), QUERY),
+        "kv_a_proj_with_mqa.weight": (rank + rope, HIDDEN),
+        "kv_a_layernorm.weight": (rank,),
+        "kv_b_proj.weight": (HEADS * (NOPE + VALUE), rank),
         "o_proj.weight": (HIDDEN, HEADS * VALUE),
     }
     feeds = {"mlp": FEED} if number == 0 else {f"mlp.experts.{each}": EXPERT for each in range(EXPERTS)}
@@ -151,4 +151,4 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1]))
+    write(Path(sys.argv[1]), 1, *map(int, sys.argv[2:]))

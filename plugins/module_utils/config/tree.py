@@ -13,7 +13,7 @@ from typing import Any
 
 from ansible_collections.llmkeep.estate.plugins.module_utils.config import files as atomic
 
-VALIDATE_SECONDS = 60
+VALIDATE_SECONDS = 300  # vLLM's parser imports all of vLLM, from a cold disk
 
 
 class Refused(Exception):

@@ -1,10 +1,12 @@
 #!/usr/bin/python3
 """vllm-ready SECONDS STATUS PATH SOCKET…: wait until each server answers GET PATH with STATUS.
 
-Exit 0: each does. Exit 1: prints the first that does not, and its answer.
+Exit 0: each does. Exit 1: prints the first that does not, and its answer. With MAINPID in the environment, which systemd gives,
+nothing is waited for once that process has ended.
 """
 
 import http.client
+import os
 import socket
 import sys
 import time
@@ -25,6 +27,16 @@ def status(path: str, place: str) -> str:
         connection.close()
 
 
+def ended() -> bool:
+    """Whether the server's process is known, and gone."""
+    try:
+        if process := int(os.environ.get("MAINPID", 0)):
+            os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
 def main() -> int:
     if len(sys.argv) < 5:
         print(__doc__, file=sys.stderr)
@@ -32,8 +44,9 @@ def main() -> int:
     end = time.monotonic() + float(sys.argv[1])
     for place in sys.argv[4:]:
         while (said := status(sys.argv[3], place)) != sys.argv[2]:
-            if time.monotonic() > end:
-                print(f"{place} says {said} to GET {sys.argv[3]}, and not {sys.argv[2]}")
+            if time.monotonic() > end or ended():
+                why = "its process has ended" if ended() else f"{sys.argv[1]} s are over"
+                print(f"{place} says {said} to GET {sys.argv[3]}, and not {sys.argv[2]}; {why}")
                 return 1
             time.sleep(0.5)
     return 0

@@ -6,7 +6,7 @@ from estate import ROOT, Lab, run_scenario, scenarios
 
 def test_every_role_has_a_scenario() -> None:
     roles = {path.name for path in (ROOT / "roles").iterdir() if not path.name.startswith("_")}
-    assert set(scenarios("container") + scenarios("kernel")) == roles - {"vllm"}  # needs a GPU
+    assert set(scenarios("container") + scenarios("kernel")) == roles
 
 
 @pytest.mark.parametrize("role", scenarios("container"))

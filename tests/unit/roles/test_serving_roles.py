@@ -310,6 +310,11 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Any:
     wanted["unit"] = "lookup('ansible.builtin.template', 'vllm@.service.j2')"
     own = {"name": "own", "release": "sql-2026-11", "gpus": [2], "max_model_len": 4096}
     given = {"vllm_models": [CODER, own], "vllm_gpu_memory": "24G", "__vllm_release": {"id": "0123456789ab"}}
+    # As the tasks that fetch weights have registered it.
+    given |= {
+        "__common_weights": {"bytes": {"coder": 40 * 10**9}},
+        "__common_released": {"results": [{"bytes": {"sql-2026-11": 10**9}}]},
+    }
     wanted["steps"] = "__vllm_units | llmkeep.estate.named"  # as tasks/start.yml has it
     return rendered(folder, "vllm", wanted, "llm1", HOSTS, {**FACTS, **given}, configured=True)
 
@@ -324,7 +329,116 @@ def test_vllm_s_configuration_names_its_socket_and_no_key(vllm: Any) -> None:
     )
     assert config["no-enable-prefix-caching"] is True
     assert not {"api-key", "host", "port", "trust-remote-code"} & set(config)
-    assert content(vllm, "/coder.env") == "CUDA_VISIBLE_DEVICES=0,1\n"
+    assert content(vllm, "/coder.env").splitlines()[0] == "CUDA_VISIBLE_DEVICES=0,1"
+
+
+def test_a_start_may_take_as_long_as_its_weights_take_to_read(vllm: Any) -> None:
+    given = [content(vllm, f"/{name}.env").splitlines()[1] for name in ("coder", "own")]
+    assert given == ["LLMKEEP_START_SECONDS=800", "LLMKEEP_START_SECONDS=605"]
+    assert serving.vllm_start_seconds({**CODER, "start_seconds": 90}, {"coder": 10**12}, 600, 200) == 90
+    unit = vllm["unit"].splitlines()
+    assert "TimeoutStartSec=infinity" in unit
+    (waits,) = [line for line in unit if line.startswith("ExecStartPost=")]
+    assert "vllm-ready ${LLMKEEP_START_SECONDS} 200 /health" in waits
+
+
+def test_options_are_given_to_vllm_and_judged_by_its_own_parser_before_they_are_in_place(vllm: Any) -> None:
+    config = serving.vllm_config({**CODER, "options": {"enforce_eager": True, "seed": 5}}, "/models", 25)
+    assert (config["enforce-eager"], config["seed"]) == (True, 5)
+    (coder,) = [entry for entry in vllm["tree"]["files"] if entry["dest"].endswith("/coder.yaml")]
+    python = "/opt/vllm/releases/0123456789ab/bin/python"
+    assert coder["validate"] == [python, "/usr/local/lib/llmkeep/vllm-check", "%s"]
+
+
+@pytest.fixture
+def judged(tmp_path: Path) -> Any:
+    """What vllm-check says of options beside those of the role; tests/doubles/vllm stands in for vLLM."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text('{"num_attention_heads": 4, "num_hidden_layers": 2}')
+
+    def check(**options: Any) -> tuple[int, str]:
+        model = {**CODER, "model": "model", "quantization": None, **options}
+        path = tmp_path / "coder.yaml"
+        path.write_text(yaml.safe_dump(serving.vllm_config(model, str(tmp_path), 25)))
+        run = subprocess.run(
+            [sys.executable, str(ROOT / "roles/vllm/files/vllm_check.py"), str(path)],
+            env={"PYTHONPATH": str(ROOT / "tests/doubles/vllm"), "PYTHONDONTWRITEBYTECODE": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return run.returncode, run.stderr
+
+    return check
+
+
+def test_what_vllm_s_parser_takes_is_taken(judged: Any) -> None:
+    assert judged(options={"enforce-eager": True, "speculative_config": {"method": "ngram"}}) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"options": {"enforce-eagre": True}}, "enforce-eagre is no option of it, enforce-eager is"),
+        ({"options": {"tool-call": "hermes"}}, "tool-call is no option of it"),  # argparse takes the beginning of a name
+        ({"options": {"block-size": "many"}}, "argument --block-size: invalid int value: 'many'"),
+        ({"options": {"block-size": True}}, "block-size is True: it takes a value"),
+        ({"options": {"enforce-eager": "yes"}}, "enforce-eager is 'yes': it takes true or false"),
+        ({"options": {"speculative-config": "nonsense"}}, "argument --speculative-config: invalid"),
+        ({"options": {"enable-auto-tool-choice": True}}, "--enable-auto-tool-choice requires --tool-call-parser"),
+        ({"gpus": [0, 1, 2]}, "tensor-parallel-size is 3, and its 4 attention heads are no multiple of it"),
+        ({"gpus": [0, 1, 2], "pipeline_parallel": 3}, "pipeline-parallel-size is 3, and it has 2 layers"),
+    ],
+)  # fmt: skip
+def test_what_vllm_s_parser_does_not_take_is_told_by_model_and_option(
+    judged: Any, change: dict[str, Any], sentence: str
+) -> None:
+    code, told = judged(**change)
+    assert (code, told.startswith("the model coder: vLLM 0 (stand-in) refuses its options: ")) == (1, True)
+    assert sentence in told
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"max_num_seqs": 4}, "max_num_seqs, which the role sets: say it by max_num_seqs"),
+        ({"no-enable-prefix-caching": True}, "say it by share_prefixes"),
+        ({"trust-remote-code": True}, "trust-remote-code, which is refused"),
+        ({"api_key": "k"}, "api_key, which is refused"),
+        ({"port": 8000}, "port, which is refused"),
+        ({"enable-log-requests": True}, "writes prompts down"),
+        ({"chat-template": "--trust-remote-code"}, "a value does not start with a dash"),
+        ({"middleware": ["a.b"]}, "middleware, which is refused"),
+        ({"lora-target-modules": ["q", "--host"]}, "a value does not start with a dash"),
+        ({"hf-overrides": {"text_config": {"trust_remote_code": True}}}, "trust_remote_code in hf-overrides"),
+        ({"speculative-config": {"model": "/srv/x"}}, "model in speculative-config"),
+        ({"seed": None}, "seed without a value"),
+        ({"Seed x": 1}, "write the name of a long option"),
+    ],
+)  # fmt: skip
+def test_an_option_that_is_not_the_inventory_s_to_give_is_refused(
+    options: dict[str, Any], sentence: str
+) -> None:
+    (told,) = serving.vllm_faults([{**CODER, "options": options}], "24G", [])
+    assert told.startswith("coder: options has ")
+    assert sentence in told
+
+
+def test_ordinary_options_are_let_through() -> None:
+    options = {
+        "enforce-eager": True,
+        "seed": -1,
+        "hf-overrides": {"rope_scaling": {"factor": 4.0}},
+        "portable": 1,
+    }
+    assert serving.vllm_faults([{**CODER, "options": options}], "24G", []) == []
+
+
+def test_a_gpu_that_the_host_has_not_is_told() -> None:
+    assert serving.vllm_faults([CODER], "24G", [], 2) == []
+    assert serving.vllm_faults([CODER], "24G", [], 1) == [
+        "GPU 1 is named, and gpu_health_expect says that there are 1, numbered from 0"
+    ]
 
 
 def test_vllm_serves_a_release_from_the_folder_of_its_name(vllm: Any) -> None:
@@ -340,7 +454,12 @@ def test_vllm_s_unit_is_hardened_and_tells_nobody(vllm: Any, tmp_path: Path) -> 
         if line.startswith("Environment=")
     )
     assert {"VLLM_NO_USAGE_STATS=1", "DO_NOT_TRACK=1", "HF_HUB_OFFLINE=1"} <= set(settings.split())
-    assert {"PrivateNetwork=yes", "DeviceAllow=char-nvidia* rw"} <= set(vllm["unit"].splitlines())
+    lines = vllm["unit"].splitlines()
+    assert {"PrivateNetwork=yes", "DeviceAllow=char-nvidia* rw"} <= set(lines)
+    # vLLM's processes speak by ZeroMQ, which aborts without it; seen with the real one, under systemd.
+    assert lines.index("SystemCallFilter=sched_setscheduler") > lines.index(
+        "SystemCallFilter=~@privileged @resources"
+    )
 
 
 def test_vllm_is_moved_by_units_of_its_own(vllm: Any) -> None:
@@ -397,6 +516,17 @@ def test_vllm_counts_as_started_once_it_answers(tmp_path: Path) -> None:
         refused = subprocess.run(ready, capture_output=True, text=True, check=False)
         server.shutdown()
     assert (refused.returncode, "says 401 to GET /v1/models" in refused.stdout) == (1, True)
+
+
+def test_nothing_is_waited_for_once_vllm_has_ended(tmp_path: Path) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    program = str(ROOT / "roles/vllm/files/vllm_ready.py")
+    argv = [sys.executable, program, "600", "200", "/health", str(tmp_path / "api.sock")]
+    ready = subprocess.run(
+        argv, capture_output=True, text=True, check=False, timeout=30, env={"MAINPID": str(gone.pid)}
+    )
+    assert (ready.returncode, "its process has ended" in ready.stdout) == (1, True)
 
 
 def test_fit_is_asked_for_the_share_of_the_memory_that_vllm_takes() -> None:
