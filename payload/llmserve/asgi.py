@@ -15,6 +15,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+OTHER_ROUTE = "other"  # of a request that reached none
+
 
 @dataclass(slots=True)
 class Exchange:
@@ -34,7 +36,7 @@ class Exchange:
     # Unlike the request id, never chosen by the client.
     transaction: str = field(default_factory=lambda: secrets.token_hex(8))
     address: str | None = None  # of the client, as seen by the edge
-    route: str = "other"
+    route: str = OTHER_ROUTE
     model: str | None = None
     status: int = 0
     code: str | None = None  # error code, if any

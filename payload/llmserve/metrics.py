@@ -11,6 +11,8 @@ from prometheus_client.registry import Collector
 
 CACHE_HEADERS = ("hit", "miss", "bypass")
 CACHE_RESULTS = (*CACHE_HEADERS, "shared", "error")
+DECISIONS = ("allow", "deny", "unavailable")
+OUTCOMES = (200, 500, 503)  # of an objective of availability: an answer, and what the client did not cause
 SECONDS = (
     0.005,
     0.01,
@@ -153,6 +155,8 @@ class Metrics:
         self.decisions = counter(
             "llm_policy_decisions", "Policy decisions: allow, deny, unavailable", ["result"]
         )
+        for result in DECISIONS:
+            self.decisions.labels(result)
         self.policy_revision = gauge("llm_policy_revision", "Revision of the active policy")
         self.policy_engine = gauge("llm_policy_engine", "1 for the engine that decides", ["engine"])
         self.break_glass = counter("llm_break_glass", "Requests allowed by a break-glass file")
@@ -177,10 +181,20 @@ class Metrics:
 
     def answered(self, route: str, status: int) -> None:
         """Count an answer. `labels()` costs more than counting, so each series is looked up once."""
+        self.answers(route, status).inc()
+
+    def answers(self, route: str, status: int) -> Counter:
+        """The counter of one route's answers with this status, created at zero on first use."""
         series = self.answers_by.get((route, status))
         if series is None:
             series = self.answers_by[route, status] = self.requests.labels(route, str(status))
-        series.inc()
+        return series
+
+    def expect(self, routes: Iterable[str]) -> None:
+        """Show these routes' answers from the start: the increase of a counter that begins at 1 is 0."""
+        for route in routes:
+            for status in OUTCOMES:
+                self.answers(route, status)
 
     def refused(self, code: str) -> None:
         """Count an error by its code; not a hot path, so the series is looked up each time."""

@@ -22,7 +22,7 @@ from ansible_collections.llmkeep.estate.plugins.filter.training import job_fault
 Options = dict[str, dict[str, Any]]
 
 # Group = feature. A host in none of these would be left unchanged silently.
-GROUPS = ("control", "mirror", "softhsm", "storage", "gpu", "serve", "vllm", "edge", "train")
+GROUPS = ("control", "mirror", "softhsm", "storage", "gpu", "serve", "vllm", "edge", "train", "prometheus")
 RENAMED_GROUPS = {"hsm": "softhsm"}
 REQUIRED_GROUPS = {
     "control": "add the host that was bootstrapped from the stick",

@@ -9,7 +9,7 @@ from llmserve.api.errors import ApiError
 from llmserve.api.requests import ChatBody, CompletionBody, EmbeddingBody, GenerateBody
 from llmserve.api.response_models import ChatCompletion, DrainState, Embeddings, Generated, TextCompletion
 from llmserve.api.response_models import Health as HealthShape
-from llmserve.asgi import App, Exchange, Receive, Scope, Send
+from llmserve.asgi import OTHER_ROUTE, App, Exchange, Receive, Scope, Send
 from llmserve.gateway.completions import Completions
 from llmserve.gateway.health import Health
 from llmserve.gateway.middleware import AccessLog, Authentication, BodyLimit, ErrorEnvelope, RequestContext
@@ -120,6 +120,7 @@ class Router:
 def build_app(state: State) -> App:
     """Request context → access log → error envelope → body limit → authentication → policy and quotas → handler."""
     table = routing_table(state)
+    state.metrics.expect([*(route.path for route in table), OTHER_ROUTE])
     public = frozenset(route.path for route in table if route.public)
     app: App = Authentication(Router(table, state), state.authenticator, public)
     app = ErrorEnvelope(BodyLimit(app, state.limits.body_bytes), state.metrics)
