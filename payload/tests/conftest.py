@@ -1,5 +1,6 @@
 """Services that several tests share."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,10 @@ import pytest
 from nvml_standin import Gpus, compiled
 from redis_server import RedisServer
 from service import Service, running
+
+# For torch, here and in programs that tests start: threads of OpenMP and OpenBLAS wait for each other in a loop, which on cores
+# that others use is up to half of a test's CPU.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
