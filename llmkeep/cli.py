@@ -14,7 +14,7 @@ import signal
 import sys
 from pathlib import Path
 
-from llmkeep import inventory, revoke, run
+from llmkeep import inventory, logs, revoke, run
 from llmkeep.bundle import commands, keys, programs, release, update
 from llmkeep.errors import LlmkeepError
 from llmkeep.models import commands as models
@@ -35,6 +35,7 @@ VERBS = (
     inventory,
     run,
     record,
+    logs,
 )
 
 

@@ -19,6 +19,19 @@ class Places:
         """The file of a credential that is encrypted to this host."""
         return self.root / "etc/credstore.encrypted" / name
 
+    @property
+    def logs_url(self) -> Path:
+        """Where Elasticsearch is; role elasticsearch writes it."""
+        return self.root / "etc/llmkeep/logs.url"
+
+    @property
+    def host_certificate(self) -> Path:
+        return self.root / "etc/llmkeep/pki/host.pem"
+
+    @property
+    def host_key(self) -> Path:
+        return self.root / "etc/llmkeep/pki/host.key"
+
     # ---------------------------------------------------------------- certificate authority
     @property
     def root_certificate(self) -> Path:

@@ -53,7 +53,7 @@ def resolve(name: str, entry: dict[str, Any], old: Artifact | None) -> Artifact:
 
     If neither is possible and artifacts.yml still names the version of OLD, the old entry stays.
     """
-    purl = f"pkg:golang/{entry['module']}@{entry['version']}"
+    purl = package_url(entry)
     digest, reasons = _obtain(name, entry, None, None)
     if digest:
         size = cache.blob(digest).stat().st_size
@@ -64,6 +64,13 @@ def resolve(name: str, entry: dict[str, Any], old: Artifact | None) -> Artifact:
         return old
     raise LlmkeepError(f"{name} {entry['version']} is not available: {reasons}: "
                     "set LLMKEEP_MIRROR to a folder that has it, or install Go")  # fmt: skip
+
+
+def package_url(entry: dict[str, Any]) -> str:
+    """What a program of artifacts.yml is: a Go module, or what Maven Central has by these coordinates."""
+    if "maven" in entry:
+        return f"pkg:maven/{entry['maven']}@{entry['version']}"
+    return f"pkg:golang/{entry['module']}@{entry['version']}"
 
 
 def _obtain(
@@ -100,6 +107,8 @@ def _from_mirror(_: str, entry: dict[str, Any], folder: Path, mirror: Path | Non
 
 def _from_source(name: str, entry: dict[str, Any], folder: Path, _: Path | None) -> Path:
     """Build it by the recipe; proxy and checksum database are those of the machine's own Go settings."""
+    if "go" not in entry:
+        raise Unavailable("source: artifacts.yml has no recipe that builds it")
     if not shutil.which("go"):
         raise Unavailable("source: there is no `go` on PATH")
     (folder / "go.mod").write_text(

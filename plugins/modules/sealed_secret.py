@@ -60,15 +60,12 @@ import hashlib
 import os
 import re
 import secrets
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.llmkeep.estate.plugins.module_utils.config import files as atomic
 from ansible_collections.llmkeep.estate.plugins.module_utils.config import sealing
-
-ENCRYPT = ("openssl", "cms", "-encrypt", "-binary", "-aes-256-gcm", "-aes256-wrap", "-outform", "PEM")
 
 
 class Refused(Exception):
@@ -91,25 +88,6 @@ def store(path: Path, name: str, secret: bytes) -> None:
     sealed = sealing.seal(name, secret)
     path.parent.mkdir(mode=0o700, exist_ok=True)
     atomic.write_file(path, sealed, os.geteuid(), os.getegid(), 0o600)
-
-
-def encrypted_to(certificate: str, secret: bytes) -> str:
-    """CMS (PEM) of the secret, which only the holder of the certificate's key opens."""
-    with tempfile.NamedTemporaryFile("w", suffix=".pem") as recipient:
-        recipient.write(certificate)
-        recipient.flush()
-        try:
-            cms: bytes = sealing.piped(
-                [*ENCRYPT, "-recip", recipient.name, "-keyopt", "ecdh_kdf_md:sha256"],
-                secret,
-                "the package openssl",
-            )
-        except sealing.Failed as problem:
-            raise Refused(
-                f"the secret was not encrypted to the certificate of the other host: {problem}. It has to be one"
-                " with an elliptic key, as the role pki makes it (/etc/llmkeep/pki/host.pem)"
-            ) from problem
-    return cms.decode()
 
 
 def handed_over(cms: str, key: str, certificate: str) -> bytes:
@@ -156,7 +134,7 @@ def settle(params: dict[str, Any], path: Path, check: bool) -> dict[str, Any]:
         store(path, name, secrets.token_hex(params["bytes"]).encode())
     way_out = "a new secret is made, and what the old one protected has to be issued anew"
     secret = opened(path, name, way_out)
-    cms = encrypted_to(params["for_certificate"], secret) if params["for_certificate"] else ""
+    cms = sealing.encrypted_to(params["for_certificate"], secret) if params["for_certificate"] else ""
     return {"changed": changed, "sha256": hashlib.sha256(secret).hexdigest(), "cms": cms}
 
 

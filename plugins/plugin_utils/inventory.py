@@ -22,7 +22,20 @@ from ansible_collections.llmkeep.estate.plugins.filter.training import job_fault
 Options = dict[str, dict[str, Any]]
 
 # Group = feature. A host in none of these would be left unchanged silently.
-GROUPS = ("control", "mirror", "softhsm", "storage", "gpu", "serve", "vllm", "edge", "train", "prometheus")
+GROUPS = (
+    "control",
+    "mirror",
+    "softhsm",
+    "storage",
+    "gpu",
+    "serve",
+    "vllm",
+    "edge",
+    "train",
+    "prometheus",
+    "search",
+    "logs",
+)
 RENAMED_GROUPS = {"hsm": "softhsm"}
 REQUIRED_GROUPS = {
     "control": "add the host that was bootstrapped from the stick",
@@ -34,6 +47,7 @@ NEEDED_UNITS = (
     ("vllm", "vllm_models_dir", "vllm@.service"),
     ("train", "llm_training_dir", "llm-train@.service"),
     ("serve", "/var/log/llm-audit", "llm-audit.service"),
+    ("search", "/var/lib/elasticsearch", "elasticsearch.service"),
 )
 ANSIBLE_TAGS = {"all", "always", "never", "tagged", "untagged"}
 NEAR_NAME = 0.88  # similarity (difflib) from which an unknown variable counts as misspelt
@@ -147,6 +161,9 @@ def placement_faults(values: Mapping[str, Any], groups: Mapping[str, list[str]])
         )
     if "vllm" in mine and "serve" not in mine:
         yield "it is in vllm and not in serve, but vLLM answers its gateway over a UNIX socket: add it to serve too"
+    if "logs" in mine and len(groups.get("search") or []) != 1:
+        seen = ", ".join(groups.get("search") or []) or "no host"
+        yield f"it is in logs, which are kept by the one host in search, and there is {seen} in it: put one host in search"
 
 
 def gpu_faults(values: Mapping[str, Any]) -> Iterator[str]:

@@ -271,6 +271,13 @@ def scenarios(kind: str) -> list[str]:
     return [path.name for path in found if (path in on_kernels) == (kind == "kernel")]
 
 
+def require_programs(*names: str) -> None:
+    """Skip the test where the bundle has not these programs, which come from a mirror folder alone."""
+    for name in names:
+        if not (ROOT / ".lab/bundle/bin" / name).exists():
+            pytest.skip(f"the bundle has no {name}: build it with LLMKEEP_MIRROR set to a folder that has it")
+
+
 def run_scenario(lab: Lab, role: str) -> None:
     """One role's molecule scenario: fresh host, converge, idempotence, every check broken in turn, drift."""
     lab.run("sink", "--clear")

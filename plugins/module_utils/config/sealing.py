@@ -6,8 +6,10 @@ They pass through pipes, never through arguments, the environment or files.
 from __future__ import annotations
 
 import subprocess
+import tempfile
 
 SECONDS = 60
+ENCRYPT = ("openssl", "cms", "-encrypt", "-binary", "-aes-256-gcm", "-aes256-wrap", "-outform", "PEM")
 
 
 class Failed(Exception):
@@ -40,3 +42,22 @@ def seal(name: str, secret: bytes) -> bytes:
 def unseal(name: str, sealed: bytes) -> bytes:
     """Decrypt a sealed secret; Failed if it was sealed under another name or on another host."""
     return systemd_creds("decrypt", name, sealed)
+
+
+def encrypted_to(certificate: str, secret: bytes) -> str:
+    """CMS (PEM) of the secret, which only the holder of the certificate's key opens."""
+    with tempfile.NamedTemporaryFile("w", suffix=".pem") as recipient:
+        recipient.write(certificate)
+        recipient.flush()
+        try:
+            cms = piped(
+                [*ENCRYPT, "-recip", recipient.name, "-keyopt", "ecdh_kdf_md:sha256"],
+                secret,
+                "the package openssl",
+            )
+        except Failed as problem:
+            raise Failed(
+                f"the secret was not encrypted to the certificate of the other host: {problem}. It has to be one"
+                " with an elliptic key, as the role pki makes it (/etc/llmkeep/pki/host.pem)"
+            ) from problem
+    return cms.decode()

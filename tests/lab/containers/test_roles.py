@@ -1,7 +1,9 @@
 """The molecule scenario of each role that a container can have."""
 
 import pytest
-from estate import ROOT, Lab, run_scenario, scenarios
+from estate import ROOT, Lab, require_programs, run_scenario, scenarios
+
+PROGRAMS = {"elasticsearch": ("elasticsearch",), "filebeat": ("elasticsearch", "filebeat")}
 
 
 def test_every_role_has_a_scenario() -> None:
@@ -11,4 +13,5 @@ def test_every_role_has_a_scenario() -> None:
 
 @pytest.mark.parametrize("role", scenarios("container"))
 def test_role(floor_again: Lab, role: str) -> None:
+    require_programs(*PROGRAMS.get(role, ()))
     run_scenario(floor_again, role)

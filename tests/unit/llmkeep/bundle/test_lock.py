@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llmkeep.bundle import lock, update, wheels
+from llmkeep.bundle import lock, programs, update, wheels
 from llmkeep.bundle.lock import Artifact, Deb, Lock
 from llmkeep.errors import LlmkeepError
 from llmkeep.source_tree import TREE
@@ -31,7 +31,9 @@ def test_every_artifact_has_hash_size_licence_and_purl() -> None:
         assert re.fullmatch("[0-9a-f]{64}", artifact.sha256), artifact
         assert artifact.size > 0, artifact
         assert artifact.licence, artifact
-        assert artifact.purl.startswith(("pkg:pypi/", "pkg:deb/debian/", "pkg:golang/")), artifact
+        assert artifact.purl.startswith(("pkg:pypi/", "pkg:deb/debian/", "pkg:golang/", "pkg:maven/")), (
+            artifact
+        )
 
 
 @pytest.mark.parametrize("environment", lock.environments(WANTED, "gpu"))
@@ -85,8 +87,8 @@ def test_the_lab_reads_no_lock_of_cuda() -> None:
 def test_a_program_is_pinned_in_the_version_that_artifacts_yml_names() -> None:
     assert PINNED.programs.keys() == WANTED["programs"].keys()
     for name, entry in WANTED["programs"].items():
-        assert PINNED.programs[name].purl == f"pkg:golang/{entry['module']}@{entry['version']}"
-        assert entry["version"].removeprefix("v") in " ".join(entry["go"]), (
+        assert PINNED.programs[name].purl == programs.package_url(entry)
+        assert entry["version"].removeprefix("v") in " ".join(entry.get("go", [entry["version"]])), (
             "the recipe builds another version"
         )
 
@@ -207,7 +209,7 @@ def test_what_a_role_installs_is_what_artifacts_yml_lists_for_it(path: Path) -> 
     if role == "_common":  # the shared nginx
         assert all(installed <= set(listed[name]) for name in ("mirror", "edge"))
     else:
-        assert installed == set(listed[role])
+        assert installed == set(listed[role]) | set(listed.get(f"{role}_of_the_lab", []))
 
 
 @pytest.mark.parametrize("wanted", sorted((TREE / "bench/peers").glob("*.in")), ids=lambda path: path.stem)

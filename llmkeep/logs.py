@@ -1,0 +1,104 @@
+"""`llmkeep logs find REQUEST_ID`: what all hosts logged about one request, out of the estate's Elasticsearch.
+
+Role elasticsearch tells this host where that is, and seals an API key here that reads logs and does nothing else.
+"""
+
+import argparse
+import base64
+import json
+import ssl
+import time
+from typing import Any
+
+from llmkeep.errors import LlmkeepError, Refused, printable
+from llmkeep.places import Places
+from llmkeep.sealing import unseal
+
+KEY = "elasticsearch.reader"  # ID:SECRET, sealed by role elasticsearch
+STREAMS = "logs-llmkeep.*"
+MOST = 1000  # documents of one request; a gateway logs one, the edge another
+NOTHING_FOUND = 3
+DESCRIPTION = """What all hosts logged about one request, in the order of time. The id is the answer's header X-Request-Id.
+Exit codes: 0 found; 1 Elasticsearch was not reached, or refused; 3 there is no document of this request."""
+
+
+def find(places: Places, request: str, seconds: float = 0) -> list[dict[str, Any]]:
+    """Documents of a request, oldest first; asks again for SECONDS while there is none."""
+    # Here, since it takes longer to import than any other verb takes to run.
+    from elasticsearch import ApiError, Elasticsearch, TransportError
+
+    try:
+        url = places.logs_url.read_text("ascii").strip()
+        key = unseal(places.sealed(KEY).read_bytes(), KEY).decode("ascii")
+    except FileNotFoundError as error:
+        raise LlmkeepError(
+            f"{error.filename} is not there: this is no control node of an estate with Elasticsearch. Run this on "
+            "the host in the group control, after site.yml with a host in the group search"
+        ) from error
+    context = ssl.create_default_context(cafile=str(places.root_certificate))
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_cert_chain(places.host_certificate, places.host_key)
+    end = time.monotonic() + seconds
+    with Elasticsearch(
+        url, api_key=base64.b64encode(key.encode()).decode(), ssl_context=context, request_timeout=10
+    ) as client:
+        while True:
+            try:
+                answer = client.search(
+                    index=STREAMS,
+                    query={"term": {"http.request.id": request}},
+                    sort=[{"@timestamp": {"order": "asc", "unmapped_type": "date"}}],
+                    size=MOST,
+                )
+            except (ApiError, TransportError) as error:
+                raise LlmkeepError(
+                    f"{url} did not answer the search: {printable(str(error))}. See elasticsearch.service on that host, and run "
+                    "`llmkeep verify`"
+                ) from error
+            found = [hit["_source"] for hit in answer["hits"]["hits"]]
+            if found or time.monotonic() >= end:
+                return found
+            time.sleep(0.2)
+
+
+def line(document: dict[str, Any]) -> str:
+    """A document for a person: when, where, by whom, and its fields, without those that say how it was shipped."""
+    rest = {
+        name: value
+        for name, value in document.items()
+        if name not in ("@timestamp", "host", "service", "data_stream", "agent", "ecs", "systemd", "process")
+    }
+    where = document.get("host", {}).get("name", "?")
+    by = document.get("service", {}).get("name") or document.get("data_stream", {}).get("dataset", "?")
+    return printable(f"{document.get('@timestamp')} {where} {by} {json.dumps(rest, sort_keys=True)}")
+
+
+def _find(given: argparse.Namespace) -> int:
+    found = find(given.places, given.request, given.wait)
+    for document in found:
+        print(json.dumps(document, sort_keys=True) if given.json else line(document))
+    if not found:
+        raise Refused(
+            NOTHING_FOUND,
+            f"no document has http.request.id {given.request!r}: take the id from the answer's header X-Request-Id; what a "
+            "host has not shipped yet is in its journal (`journalctl -g ID`)",
+        )
+    return 0
+
+
+def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """`llmkeep logs …`."""
+    verbs = subparsers.add_parser("logs", help="what hosts logged").add_subparsers(
+        required=True, metavar="VERB"
+    )
+    parser = verbs.add_parser("find", help="print the documents of one request", description=DESCRIPTION)
+    parser.add_argument("request", metavar="REQUEST_ID")
+    parser.add_argument("--json", action="store_true", help="each document as it is, a line each")
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=0,
+        metavar="SECONDS",
+        help="ask again for so long while there is none (default 0)",
+    )
+    parser.set_defaults(run=_find, places=Places())

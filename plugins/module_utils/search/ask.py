@@ -1,0 +1,60 @@
+"""This host's Elasticsearch, asked by the program that role elasticsearch installs, which reads the sealed passwords."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+PROGRAM = "/usr/local/lib/llmkeep/elasticsearch-request"
+
+
+class Refused(Exception):
+    """Elasticsearch did not do what it was asked; the message says what it answered and what to do."""
+
+
+def there() -> bool:
+    """Is the program installed? On a fresh host in check mode it is not."""
+    return Path(PROGRAM).exists()
+
+
+def ask(
+    method: str, path: str, body: Any = None, user: str = "elastic", until: str = "^[1-4]", seconds: int = 60
+) -> tuple[int, Any]:
+    """Status and JSON of the answer; the BODY goes through a pipe, since it may have a password.
+
+    Asks again for SECONDS until the answer matches UNTIL: Elasticsearch says 503 while it starts. Refused if none does.
+    """
+    words = [PROGRAM, "--as", user, "--until", until, str(seconds), method, path]
+    done = subprocess.run(
+        words if body is None else [*words, "-"],
+        input=None if body is None else json.dumps(body),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = (done.stdout + done.stderr).strip()
+    if done.returncode != 0:
+        raise Refused(
+            f"{method} {path}: no answer within {seconds} s: {said}. See `journalctl -u elasticsearch`"
+        )
+    status, _, text = said.partition(" ")
+    return int(status), json.loads(text) if text else None
+
+
+def do(method: str, path: str, body: Any = None, user: str = "elastic") -> Any:
+    """JSON of the answer; Refused if it is no success."""
+    status, answer = ask(method, path, body, user)
+    if not 200 <= status < 300:
+        raise Refused(f"{method} {path}: Elasticsearch answered {status}: {json.dumps(answer)}")
+    return answer
+
+
+def has(found: Any, wanted: Any) -> bool:
+    """Is what was FOUND the one that is WANTED, but for keys of objects that Elasticsearch adds?"""
+    if isinstance(wanted, dict):
+        return isinstance(found, dict) and all(has(found.get(key), value) for key, value in wanted.items())
+    if isinstance(wanted, list) and isinstance(found, list) and len(found) == len(wanted):
+        return all(has(there, here) for there, here in zip(found, wanted, strict=True))
+    return bool(found == wanted)

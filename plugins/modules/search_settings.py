@@ -1,0 +1,88 @@
+#!/usr/bin/python
+"""State module: Elasticsearch's superuser has its sealed password, and templates are those of the role."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: search_settings
+short_description: Retire Elasticsearch's first password, and install documents such as index templates
+description:
+  - Gives the superuser the password in the sealed credential C(elasticsearch.elastic), by the one of the first start
+    (C(elasticsearch.bootstrap)), which is refused from then on.
+  - Puts each document that is not there or differs. Keys that Elasticsearch adds are no difference.
+  - Runs on the host of Elasticsearch.
+author: [llmkeep contributors (@llmkeep)]
+options:
+  documents:
+    description: Bodies by path, such as C(_index_template/NAME), in the order in which they are put.
+    type: dict
+    required: true
+"""
+
+EXAMPLES = r"""
+- name: Install a template
+  llmkeep.estate.search_settings:
+    documents:
+      _index_template/logs: {index_patterns: ["logs-*"], data_stream: {}}
+"""
+
+RETURN = r"""
+changes: {description: "Changes that were or would be made, one line each.", returned: always, type: list, elements: str}
+"""
+
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.llmkeep.estate.plugins.module_utils.config import sealing
+from ansible_collections.llmkeep.estate.plugins.module_utils.search import ask
+
+SEALED = Path("/etc/credstore.encrypted/elasticsearch.elastic")
+PLURALS = {"_component_template": "component_template", "_index_template": "index_template"}
+
+
+def retire_the_first_password(check: bool) -> list[str]:
+    """Change the superuser's password where it is still the first one. Refused if it is neither."""
+    if ask.ask("GET", "/_security/_authenticate", until="^(200|401)")[0] == 200:
+        return []
+    # Until its users can be read, Elasticsearch refuses the first password, too.
+    ask.ask("GET", "/_security/_authenticate", user="bootstrap", until="^200", seconds=20)
+    if not check:
+        password = sealing.unseal(SEALED.name, SEALED.read_bytes()).decode()
+        ask.do("POST", "/_security/user/elastic/_password", {"password": password}, user="bootstrap")
+        ask.do("GET", "/_security/_authenticate")
+    return ["password of the superuser"]
+
+
+def current(path: str) -> Any:
+    """The document as Elasticsearch has it; None if it has none."""
+    status, answer = ask.ask("GET", f"/{path}")
+    if status == 404:
+        return None
+    kind = PLURALS[path.partition("/")[0]]
+    return answer[f"{kind}s"][0][kind]
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={"documents": {"type": "dict", "required": True}}, supports_check_mode=True
+    )
+    documents: dict[str, Any] = module.params["documents"]
+    if module.check_mode and not ask.there():
+        module.exit_json(changed=True, changes=["everything"])
+    try:
+        changes = retire_the_first_password(module.check_mode)
+        if changes and module.check_mode:
+            module.exit_json(changed=True, changes=[*changes, *documents])
+        for path, body in documents.items():
+            if not ask.has(current(path), body):
+                changes.append(path)
+                if not module.check_mode:
+                    ask.do("PUT", f"/{path}", body)
+    except (ask.Refused, sealing.Failed, OSError) as problem:
+        module.fail_json(msg=str(problem))
+    module.exit_json(changed=bool(changes), changes=changes)
+
+
+if __name__ == "__main__":
+    main()

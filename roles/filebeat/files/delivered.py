@@ -1,0 +1,55 @@
+#!/usr/bin/python3
+"""delivered.py SECONDS: does Elasticsearch acknowledge what this host logs?
+
+Logs one line, and waits until one more event is acknowledged. Filebeat may just have started.
+"""
+
+import http.client
+import json
+import socket
+import subprocess
+import sys
+import time
+
+SOCKET = "/run/filebeat/stats.sock"
+
+
+def acknowledged() -> int:
+    """Events that Elasticsearch took since Filebeat's start."""
+    link = http.client.HTTPConnection("filebeat")
+    link.sock = socket.socket(socket.AF_UNIX)
+    try:
+        link.sock.settimeout(5)
+        link.sock.connect(SOCKET)
+        link.request("GET", "/stats")
+        return int(json.loads(link.getresponse().read())["libbeat"]["output"]["events"]["acked"])
+    finally:
+        link.close()
+
+
+def main() -> int:
+    if subprocess.run(["systemctl", "is-active", "--quiet", "filebeat.service"], check=False).returncode:
+        print("filebeat.service is not active")
+        return 1
+    end = time.monotonic() + float(sys.argv[1])
+    before, seen = None, "nothing"
+    while time.monotonic() < end:
+        try:
+            now = acknowledged()
+        except (OSError, KeyError, http.client.HTTPException) as problem:
+            seen = f"{SOCKET}: {problem}"
+        else:
+            if before is None:
+                before = now
+                subprocess.run(["logger", "--tag", "llmkeep-verify", "is this delivered?"], check=True)
+            elif now > before:
+                print("delivered")
+                return 0
+            seen = f"{now} events are acknowledged"
+        time.sleep(0.2)
+    print(f"no event was acknowledged within {sys.argv[1]} s: {seen}")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

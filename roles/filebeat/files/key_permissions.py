@@ -1,0 +1,52 @@
+#!/usr/bin/python3
+"""key_permissions.py URL OWN FOREIGN: what Elasticsearch lets the key of this host do.
+
+Prints a line each: what was tried, and the status. OWN and FOREIGN are data streams. A document without a timestamp is refused as
+a document (400) where it may be created, so nothing is left behind.
+"""
+
+import base64
+import http.client
+import json
+import ssl
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+PKI = Path("/etc/llmkeep/pki")
+NAME = "filebeat.key"
+
+
+def main() -> int:
+    where, own, foreign = urlsplit(sys.argv[1]), sys.argv[2], sys.argv[3]
+    key = subprocess.run(
+        ["systemd-creds", "decrypt", f"--name={NAME}", f"/etc/credstore.encrypted/{NAME}", "-"],
+        capture_output=True,
+        check=True,
+    ).stdout
+    context = ssl.create_default_context(cafile=str(PKI / "root.pem"))
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_cert_chain(PKI / "host.pem", PKI / "host.key")
+    given = {"Content-Type": "application/json", "Authorization": f"ApiKey {base64.b64encode(key).decode()}"}
+    for what, method, path, body in (
+        ("create in its own stream", "POST", f"/{own}/_doc", {}),
+        ("create in a foreign stream", "POST", f"/{foreign}/_doc", {}),
+        ("read", "GET", f"/{own}/_search", None),
+        ("change", "POST", f"/{own}/_update_by_query", {}),
+        ("delete", "DELETE", f"/{own}/_doc/1", None),
+        ("delete the stream", "DELETE", f"/_data_stream/{own}", None),
+        ("see the cluster", "GET", "/_cluster/health", None),
+        ("issue keys", "POST", "/_security/api_key", {"name": "verify", "role_descriptors": {}}),
+    ):
+        link = http.client.HTTPSConnection(
+            where.hostname or "", where.port or 443, timeout=10, context=context
+        )
+        link.request(method, path, None if body is None else json.dumps(body), given)
+        print(f"{what}: {link.getresponse().status}")
+        link.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,276 @@
+"""What the real Filebeat makes of the journal's entries by roles/filebeat/files/processors.yml: one table of cases."""
+
+import json
+import subprocess
+from typing import Any
+
+import pytest
+import yaml
+from plugin_modules import ROOT
+
+from llmkeep.bundle import cache, programs
+
+CANARY = "canary-5f1c"
+GATEWAY = "llm-gateway@1.service"
+ANSWERED = {
+    "@timestamp": "2026-11-27T17:59:59.123+00:00",
+    "log.level": "info",
+    "log.logger": "llmserve.gateway",
+    "message": "answered",
+    "http.request.id": "r-1",
+    "http.response.status_code": 200,
+    "event.duration": 12345,
+    "user.id": "ada",
+    "organization.id": "tenant",
+    "gen_ai.usage.output_tokens": 8,
+}
+EDGE = {
+    "client": "10.77.0.2",
+    "method": "POST",
+    "path": "/generate",
+    "status": 200,
+    "seconds": 0.5,
+    "request_id": "r-1",
+}
+SUDO = " ; TTY=pts/0 ; PWD=/root ; USER=root ; COMMAND=/usr/bin/id"
+
+# What is in the journal: message, identifier, unit, transport; and fields of the document. None: there is no such field.
+CASES: dict[str, tuple[str, str, str, str, dict[str, Any]]] = {
+    "gateway": (
+        json.dumps(ANSWERED),
+        "python",
+        GATEWAY,
+        "stdout",
+        {
+            "@timestamp": "2026-11-27T17:59:59.123Z",
+            "data_stream.dataset": "llmkeep.service",
+            "http.request.id": "r-1",
+            "http.response.status_code": 200,
+            "event.duration": 12345,
+            "user.id": "ada",
+            "organization.id": "tenant",
+            "log.level": "info",
+            "message": "answered",
+            "gen_ai.usage.output_tokens": 8,
+            "service.name": GATEWAY,
+        },
+    ),
+    "an undeclared field stays on the host": (
+        json.dumps(
+            ANSWERED | {"prompt": CANARY, "http.request.body": CANARY, "gen_ai.prompt": {"text": CANARY}}
+        ),
+        "python",
+        GATEWAY,
+        "stdout",
+        {"message": "answered", "http.request.id": "r-1", "http.request.body": None, "prompt": None},
+    ),
+    "a line that claims another stream, host or index": (
+        json.dumps(
+            {
+                "message": "x",
+                "@metadata": {"_index": "other", "pipeline": "other"},
+                "data_stream": {"dataset": "other"},
+                "data_stream.dataset": "other",
+                "host.name": "other",
+            }
+        ),
+        "python",
+        GATEWAY,
+        "stdout",
+        {
+            "data_stream.dataset": "llmkeep.service",
+            "host.name": None,
+            "@metadata._index": None,
+            "@metadata.pipeline": None,
+        },
+    ),
+    "half a line of JSON": (
+        '{"message": "ans',
+        "python",
+        GATEWAY,
+        "stdout",
+        {"data_stream.dataset": "llmkeep.system", "message": '{"message": "ans', "service.name": GATEWAY},
+    ),
+    "JSON of a program that is not ours": (
+        '{"http.request.id": "r-1"}',
+        "other",
+        "other.service",
+        "stdout",
+        {"data_stream.dataset": "llmkeep.system", "http": None},
+    ),
+    "edge": (
+        json.dumps(EDGE),
+        "llmkeep_edge",
+        "nginx.service",
+        "syslog",
+        {
+            "data_stream.dataset": "llmkeep.edge",
+            "http.request.id": "r-1",
+            "http.request.method": "POST",
+            "http.response.status_code": 200,
+            "url.path": "/generate",
+            "source.ip": "10.77.0.2",
+            "nginx.seconds": 0.5,
+            "message": None,
+        },
+    ),
+    "sshd, a key is accepted": (
+        "Accepted publickey for root from 10.77.0.2 port 34508 ssh2: ED25519 SHA256:x",
+        "sshd-session",
+        "ssh.service",
+        "syslog",
+        {
+            "data_stream.dataset": "llmkeep.auth",
+            "event.action": "ssh_login",
+            "event.outcome": "success",
+            "user.name": "root",
+            "source.ip": "10.77.0.2",
+            "source.port": 34508,
+            "llmkeep.auth.method": "publickey",
+        },
+    ),
+    "sshd, an unknown user": (
+        "Failed password for invalid user bob from 10.77.0.9 port 40000 ssh2",
+        "sshd-session",
+        "ssh.service",
+        "syslog",
+        {
+            "event.outcome": "failure",
+            "user.name": "bob",
+            "source.ip": "10.77.0.9",
+            "llmkeep.auth.method": "password",
+        },
+    ),
+    "sshd, a key is refused": (
+        "Failed publickey for eve from fd00::9 port 40000 ssh2: RSA SHA256:x",
+        "sshd-session",
+        "ssh.service",
+        "syslog",
+        {"event.outcome": "failure", "user.name": "eve", "source.ip": "fd00::9", "source.port": 40000},
+    ),
+    "sshd, something else": (
+        "Received disconnect from 10.77.0.2 port 34508:11: disconnected by user",
+        "sshd-session",
+        "ssh.service",
+        "syslog",
+        {"data_stream.dataset": "llmkeep.auth", "event.action": None, "user": None},
+    ),
+    "sudo": (
+        f"   ada : {SUDO.removeprefix(' ; ')}",
+        "sudo",
+        "",
+        "syslog",
+        {
+            "data_stream.dataset": "llmkeep.auth",
+            "event.action": "sudo",
+            "event.outcome": "success",
+            "user.name": "ada",
+            "user.effective.name": "root",
+            "process.working_directory": "/root",
+            "process.executable": "/usr/bin/id",
+        },
+    ),
+    "sudo, refused": (
+        f"   eve : command not allowed{SUDO}",
+        "sudo",
+        "",
+        "syslog",
+        {"event.outcome": "failure", "event.reason": "command not allowed", "user.name": "eve"},
+    ),
+    "redis": (
+        "1234:M 27 Nov 2026 18:00:00.123 * Ready to accept connections tcp",
+        "redis-server",
+        "redis-server.service",
+        "stdout",
+        {"event.provider": "redis", "message": "Ready to accept connections tcp", "process.pid": 1234},
+    ),
+    "kernel": (
+        "oom-kill:constraint=CONSTRAINT_MEMCG",
+        "kernel",
+        "",
+        "kernel",
+        {"event.provider": "kernel", "data_stream.dataset": "llmkeep.system"},
+    ),
+}
+
+
+def entry(message: str, identifier: str, unit: str, transport: str) -> dict[str, Any]:
+    """The journal's entry as Filebeat's input gives it to the processors."""
+    return {
+        "@timestamp": "2026-11-27T18:00:00.000Z",
+        "message": message,
+        "syslog": {"identifier": identifier},
+        "systemd": {"transport": transport} | ({"unit": unit} if unit else {}),
+        "journald": {"pid": 5, "process": {"name": "x"}, "custom": {"cursor": "s=1"}},
+        "process": {"pid": 5, "command_line": f"x --token {CANARY}"},
+        "user": {"id": "0"},
+        "host": {"hostname": "short"},
+        "event": {"kind": "event"},
+    }
+
+
+@pytest.fixture(scope="module")
+def documents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """The document of each case, by Filebeat's own program, which reads them from a file."""
+    with cache.alone():
+        filebeat = programs.find("filebeat")
+    if not filebeat:
+        pytest.skip("filebeat is not available here: set LLMKEEP_MIRROR to a folder that has it")
+    folder = tmp_path_factory.mktemp("filebeat")
+    read = folder / "in.ndjson"
+    read.write_text("".join(json.dumps(entry(*case[:4])) + "\n" for case in CASES.values()))
+    config = folder / "filebeat.yml"
+    config.write_text(
+        yaml.safe_dump(
+            {
+                "filebeat.inputs": [
+                    {
+                        "type": "filestream",
+                        "id": "cases",
+                        "paths": [str(read)],
+                        "parsers": [{"ndjson": {"target": "", "overwrite_keys": True}}],
+                    }
+                ],
+                "processors": yaml.safe_load((ROOT / "roles/filebeat/files/processors.yml").read_text()),
+                "output.console": {"codec.json": {"pretty": False}},
+                "logging": {"to_files": False, "to_stderr": True, "level": "error", "metrics.enabled": False},
+            }
+        )
+    )
+    config.chmod(0o600)
+    running = subprocess.Popen(
+        [filebeat, "-e", "-c", config, "--path.home", folder / "home"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert running.stdout
+        lines = [json.loads(running.stdout.readline()) for _ in CASES]
+    finally:
+        running.kill()
+        running.wait()
+    return dict(zip(CASES, lines, strict=True))
+
+
+def found(document: Any, name: str) -> Any:
+    """The value of a field, None where there is none."""
+    for part in name.split("."):
+        document = document.get(part) if isinstance(document, dict) else None
+    return document
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_entry_becomes_a_document(documents: dict[str, dict[str, Any]], case: str) -> None:
+    wanted = CASES[case][4]
+    assert {name: found(documents[case], name) for name in wanted} == wanted
+
+
+def test_neither_a_prompt_nor_an_argument_leaves_the_host(documents: dict[str, dict[str, Any]]) -> None:
+    assert CANARY in json.dumps([entry(*case[:4]) for case in CASES.values()])
+    assert CANARY not in json.dumps(documents)
+
+
+def test_no_document_has_the_journals_own_fields(documents: dict[str, dict[str, Any]]) -> None:
+    for document in documents.values():
+        assert not {"journald", "syslog", "line", "host"} & document.keys()
