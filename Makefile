@@ -131,7 +131,7 @@ debian: .venv/.ready
 kernel: .venv/.ready
 	$(STEP) kernel "the kernel of hosts that have one of their own" .venv/bin/lab prepare kernel
 
-storm: bundle kernel  ## the long fault campaigns (hours): KILLS=500 of a program, STORM=20 power cuts of a host, from seed SEED=5; needs `make peers PEER="vllm torch mutmut"`
+storm: bundle kernel  ## the long fault campaigns (hours): KILLS=500 of a program, STORM=20 power cuts of a host, from seed SEED=5; needs `make peers PEER="vllm torch mutmut firmware"`
 	STORM=$(or $(KILLS),500) SEED=$(or $(SEED),5) .venv/bin/pytest tests/unit/plugins/volumes/test_luks_storm.py -rP
 	STORM=$(or $(KILLS),500) SEED=$(or $(SEED),5) .venv/bin/pytest tests/unit/plugins/hsm/test_hsm_pin.py tests/unit/plugins/volumes/test_volume_verbs.py -k kill -rP
 	STORM=$(or $(STORM),20) SEED=$(or $(SEED),5) .venv/bin/pytest tests/lab/kernels/test_lost_writes.py tests/lab/kernels/test_lost_saves.py tests/lab/kernels/test_encrypted_estate.py -k "lost_writes or power_cut" -rP
@@ -143,6 +143,7 @@ storm: bundle kernel  ## the long fault campaigns (hours): KILLS=500 of a progra
 	else
 	  echo 'storm: SKIPPED without `make peers PEER=vllm`: the real vLLM on a host'
 	fi
+	STORM=1 .venv/bin/pytest tests/lab/firmware tests/unit/plugins/gpu/test_nvidia_builds.py --durations=0 -rs
 	if [ -e bench/.venv-mutmut ]; then
 	  bench/mutants.py llmproof
 	else
@@ -165,10 +166,14 @@ bundle: .venv/.ready $(COLLECTION)  ## build (or keep) the lab's signed bundle i
 # vLLM and guidellm need torch, which there is for the machine's own Python (3.11); what comes with vLLM's would need another build of it.
 # Of the machine that bench/gpu.sh is for.
 GPU_PYTHON := 3.12
-peers: PEER ?= litellm portkey guidellm plot vllm transformers trl torch mutmut
+peers: PEER ?= litellm portkey guidellm plot vllm transformers trl torch mutmut firmware
 # LOCK=1 resolves bench/peers/PEER.in anew into the versions and hashes of bench/peers/PEER.txt; without it, nothing else is installed.
-peers:  ## what benchmarks compare with and draw by, and mutmut, each in an environment of its own below bench/ (9 GB): make peers PEER="litellm plot"
+peers:  ## what benchmarks compare with and draw by, and mutmut, each in an environment of its own below bench/ (9 GB); firmware: Debian packages: make peers PEER="litellm plot"
 	for peer in $(PEER); do
+	  if [ $$peer = firmware ]; then
+	    lab/packages bench/peers/firmware.apt
+	    continue
+	  fi
 	  if [ $$peer = portkey ]; then
 	    if [ -n "$(LOCK)" ]; then npm install --prefix bench/peers/portkey --package-lock-only --ignore-scripts --no-audit --no-fund; fi
 	    npm ci --prefix bench/peers/portkey --ignore-scripts --no-audit --no-fund

@@ -126,15 +126,17 @@ def prepare(driver: Driver, places: Places, folder: Path) -> Places:
     """Headers and sources for a build in a scratch folder."""
     install, sources = folder / "modules", places.sources
     (install / driver.kernel).mkdir(parents=True)
-    headers = places.modules / driver.kernel / "build"
-    if not (headers / "Makefile").exists():
+    build, common = (places.modules / driver.kernel / name for name in ("build", "source"))
+    if not (build / "Makefile").exists():
         package = f"linux-headers-{driver.kernel}"
         unpacked([package, *depends(package, r"linux-(?:headers|kbuild)-\S+")], folder)
-        headers = folder / f"usr/src/linux-headers-{driver.kernel}"
+        build = folder / f"usr/src/linux-headers-{driver.kernel}"
         # Debian's Makefile of a flavour includes the common one by its installed path.
-        makefile = headers / "Makefile"
+        makefile = build / "Makefile"
         makefile.write_text(makefile.read_text().replace("/usr/src/", f"{folder}/usr/src/"))
-    (install / driver.kernel / "build").symlink_to(headers)
+        common = folder / f"usr/lib/modules/{driver.kernel}/source"
+    (install / driver.kernel / "build").symlink_to(build)
+    (install / driver.kernel / "source").symlink_to(common)
     if driver.package:
         unpacked([driver.package], folder)
         sources = folder / "usr/src"
@@ -145,6 +147,12 @@ def prepare(driver: Driver, places: Places, folder: Path) -> Places:
         )
     (folder / "tree").mkdir()
     return Places(install, sources, folder / "tree", places.kept)
+
+
+def headers(driver: Driver, places: Places) -> dict[str, str]:
+    """Where NVIDIA's Makefile finds the kernel's headers; it would look in /lib/modules, whatever dkms is told."""
+    place = places.modules / driver.kernel
+    return {"SYSSRC": f"{place}/source", "SYSOUT": f"{place}/build"}
 
 
 def words(driver: Driver) -> list[str]:
@@ -164,7 +172,8 @@ def prove(driver: Driver, signing: Signing | None, places: Places) -> None:
         with shown_pin(signing) as (environment, passed):
             try:
                 # Without --verbose dkms shows its progress by a sleep that keeps its output open for 3 s.
-                run(["dkms", "build", "--verbose", *aside.options(), *words(driver)], environment, passed)
+                build = ["dkms", "build", "--verbose", *aside.options(), *words(driver)]
+                run(build, environment | headers(driver, aside), passed)
             except Failed as problem:
                 raise Failed(_why(driver, aside, str(problem))) from None
         require_signed(built(aside.of(driver)), signing)

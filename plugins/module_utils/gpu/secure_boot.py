@@ -1,6 +1,6 @@
 """Whether the firmware would let the kernel trust the certificate that signs modules, by what mokutil prints.
 
-Its exit code is of no use: 0.6 ends with 1 for a certificate that is enrolled, later versions for one that is not.
+Its exit code is of no use: 0.7.2, Debian 13's, ends with 1 for a certificate that is enrolled, later ones for one that is not.
 
 The role's check runs this file by itself: secure_boot.py CERTIFICATE prints why a reboot is refused, and exits with 1 then.
 Standard library and mokutil only.

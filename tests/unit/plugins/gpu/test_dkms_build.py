@@ -1,6 +1,7 @@
 """dkms_build with the real dkms and compiler; headers that only compile stand in for a kernel's (molecule/gpu has real ones)."""
 
 import hashlib
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,13 @@ MAKE[0]="make -C $kernel_source_dir M=$dkms_tree/standin/1.0/build modules"
 """
 # Of a kernel without CONFIG_MODULE_SIG_HASH, for which dkms signs nothing and makes no key.
 MAKEFILE = "modules:\n\tgcc-14 -std=gnu17 -ffreestanding -c $(M)/standin.c -o $(M)/standin.ko\n"
+# The head of the one in NVIDIA's packages.
+NVIDIA_MAKEFILE = """ifndef SYSOUT
+  SYSOUT := /lib/modules/$(KERNEL_UNAME)/build
+endif
+modules:
+	$(MAKE) -C $(SYSOUT) M=$(CURDIR) modules
+"""
 
 
 @pytest.fixture
@@ -68,6 +76,15 @@ def test_a_proof_changes_nothing_of_the_host(host: Any) -> None:
     assert seen(host) == before
     assert host.proven(DRIVER).exists()
     assert [path.name for path in host.kept.iterdir()] == [host.proven(DRIVER).name]
+
+
+def test_nvidia_s_makefile_that_looks_in_lib_modules_is_told_where_the_headers_are(host: Any) -> None:
+    source = host.sources / "standin-1.0"
+    (source / "dkms.conf").write_text(
+        re.sub("MAKE.*", 'MAKE[0]="make modules KERNEL_UNAME=$kernelver"', CONF)
+    )
+    (source / "Makefile").write_text(NVIDIA_MAKEFILE)
+    assert dkms_build.settle(given(), False, host)["changed"]
 
 
 def test_what_was_proven_is_installed_without_being_built_again(host: Any) -> None:

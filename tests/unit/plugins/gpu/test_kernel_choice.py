@@ -1,4 +1,6 @@
-"""Which kernel boots next: recorded outputs of GRUB and mokutil stand in for firmware, which no test host has."""
+"""Which kernel boots next: outputs of GRUB and mokutil stand in for firmware. They were recorded on Debian 13 with Secure Boot
+(tests/lab/firmware, which runs the same code there).
+"""
 
 import subprocess
 from collections.abc import Callable
@@ -11,23 +13,44 @@ kernels = load("module_utils.gpu.kernels")
 secure_boot = load("module_utils.gpu.secure_boot")
 
 OLD, NEW = "6.12.107+deb13-amd64", "6.12.118+deb13-amd64"
-# As update-grub writes it on Debian 13, without what menus do not need.
-MENU = """set default="${saved_entry}"
-menuentry 'Debian GNU/Linux' --class debian --class os $menuentry_id_option 'gnulinux-simple-1234' {
+# As update-grub wrote it, without what menus do not need.
+MENU = """if [ "${next_entry}" ] ; then
+   set default="${next_entry}"
+   set next_entry=
+   save_env next_entry
+   set boot_once=true
+else
+   set default="${saved_entry}"
+fi
+function savedefault {
+  if [ -z "${boot_once}" ]; then
+    saved_entry="${chosen}"
+    save_env saved_entry
+  fi
+}
+menuentry 'Debian GNU/Linux' --class debian --class gnu-linux --class gnu --class os $menuentry_id_option 'gnulinux-simple-1234' {
+	if [ x$grub_platform = xxen ]; then insmod xzio; insmod lzopio; fi
 	linux	/boot/vmlinuz-NEW root=UUID=1234 ro quiet
 }
 submenu 'Advanced options for Debian GNU/Linux' $menuentry_id_option 'gnulinux-advanced-1234' {
-	menuentry 'Debian GNU/Linux, with Linux NEW' --class debian $menuentry_id_option 'gnulinux-NEW-advanced-1234' {
-		if [ x$grub_platform = xxen ]; then insmod xzio; fi
+	menuentry 'Debian GNU/Linux, with Linux NEW' --class debian --class os $menuentry_id_option 'gnulinux-NEW-advanced-1234' {
+		if [ x$grub_platform = xxen ]; then insmod xzio; insmod lzopio; fi
 	}
 	menuentry 'Debian GNU/Linux, with Linux NEW (recovery mode)' $menuentry_id_option 'gnulinux-NEW-recovery-1234' {
 	}
-	menuentry 'Debian GNU/Linux, with Linux OLD' --class debian $menuentry_id_option 'gnulinux-OLD-advanced-1234' {
+	menuentry 'Debian GNU/Linux, with Linux OLD' --class debian --class os $menuentry_id_option 'gnulinux-OLD-advanced-1234' {
+	}
+	menuentry 'Debian GNU/Linux, with Linux OLD (recovery mode)' $menuentry_id_option 'gnulinux-OLD-recovery-1234' {
 	}
 }
-menuentry 'UEFI Firmware Settings' $menuentry_id_option 'uefi-firmware' {
-	fwsetup
-}
+if [ "$grub_platform" = "efi" ]; then
+	fwsetup --is-supported
+	if [ "$?" = 0 ]; then
+		menuentry 'UEFI Firmware Settings' $menuentry_id_option 'uefi-firmware' {
+			fwsetup
+		}
+	fi
+fi
 """
 ENTRY = {kernel: f"gnulinux-advanced-1234>gnulinux-{kernel}-advanced-1234" for kernel in (OLD, NEW)}
 CERTIFICATE = Path("/etc/llmkeep/modules/modules.der")
@@ -79,6 +102,13 @@ def test_a_new_kernel_boots_once_and_the_old_one_stays_the_default(boot: Path) -
     assert kernels.choose(NEW, OLD, boot=boot, call=grub)
     assert grub.environment == {"saved_entry": ENTRY[OLD], "next_entry": ENTRY[NEW]}
     assert not kernels.choose(NEW, OLD, boot=boot, call=grub)
+
+
+def test_a_kernel_that_was_left_by_a_reset_is_chosen_again(boot: Path) -> None:
+    grub = Grub()
+    grub.environment = {"saved_entry": ENTRY[OLD], "next_entry": ""}  # what GRUB leaves of it
+    assert kernels.choose(NEW, OLD, boot=boot, call=grub)
+    assert grub.environment["next_entry"] == ENTRY[NEW]
 
 
 def test_a_kernel_becomes_the_default_only_once_it_was_accepted(boot: Path) -> None:

@@ -6,31 +6,15 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from driver_builds import KEY, signer
 from plugin_modules import ROOT, load
-from softhsm import SOFTHSM, double
+from softhsm import double
 
 module_signature = load("module_utils.gpu.module_signature")
 signing = load("module_utils.gpu.signing")
 
 BODY = b"\x7fELF, as far as a signature is concerned" * 40
 PROGRAM = ROOT / "plugins/module_utils/gpu/module_signature.py"
-CONFIG = f"""openssl_conf = llmkeep
-[llmkeep]
-providers = providers
-[providers]
-default = default_provider
-pkcs11 = pkcs11_provider
-[default_provider]
-activate = 1
-[pkcs11_provider]
-activate = 1
-pkcs11-module-path = {SOFTHSM}
-pkcs11-module-token-pin = file:$ENV::LLMKEEP_MODULE_PIN
-pkcs11-module-quirks = no-deinit
-[req]
-distinguished_name = name
-[name]
-"""
 
 
 def key(folder: Path, name: str) -> Path:
@@ -105,21 +89,16 @@ def test_the_program_refuses_to_have_verified_nothing(certificate: Path) -> None
 def test_the_certificate_is_the_hsm_s_key_s_and_is_made_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lab = double(tmp_path, monkeypatch)
-    lab.make_tokens()
-    (pair,) = lab.key(tokens=["llmkeep"], signs=True)["key_pairs"]
-    config = tmp_path / "openssl.cnf"
-    config.write_text(CONFIG)
-    way = signing.Signing(tmp_path / "modules.der", str(config), "", str(tmp_path / "user-pin"))
-    assert not signing.certifies(way.certificate, pair["public_pem"])
-    signing.certify(way, "pkcs11:token=llmkeep;object=llm1;type=private", "llm1 kernel modules")
-    assert signing.certifies(way.certificate, pair["public_pem"])
+    way, public_pem = signer(double(tmp_path, monkeypatch))
+    assert not signing.certifies(way.certificate, public_pem)
+    signing.certify(way, KEY, "llm1 kernel modules")
+    assert signing.certifies(way.certificate, public_pem)
     told = subprocess.run(
         ["openssl", "x509", "-inform", "DER", "-in", way.certificate, "-noout", "-ext", "extendedKeyUsage"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert "Code Signing, 1.3.6.1.4.1.2312.16.1.2" in told.stdout
-    assert not signing.certifies(key(tmp_path, "other"), pair["public_pem"])
+    assert not signing.certifies(key(tmp_path, "other"), public_pem)
 
 
 def test_the_pin_is_in_no_file_and_no_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
