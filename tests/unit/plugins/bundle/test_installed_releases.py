@@ -74,14 +74,15 @@ def test_weights_are_sealed_before_they_appear_and_again_when_they_were_replaced
     with monkeypatch.context() as seeing:
         seeing.setattr(bundle_folder.atomic, "mark_pending", lambda _: appeared.append([*kernel.enabled]))
         appeared: list[list[str]] = []
-        assert run() == {"changed": True, "fetched": ["models/m"], "sealed": []}
+        taken = {"changed": True, "fetched": ["models/m"], "sealed": [], "bytes": {"m": 1280000}}
+        assert run() == taken
         assert appeared == [["model.safetensors"]]
     assert not run()["changed"]
     weights = tmp_path / "models/m/model.safetensors"
     shutil.copy2(weights, tmp_path / "copy")
     (tmp_path / "copy").replace(weights)
     for check in (True, False):
-        assert run(check=check) == {"changed": True, "fetched": [], "sealed": ["models/m"]}
+        assert run(check=check) == taken | {"fetched": [], "sealed": ["models/m"]}
     assert not run()["changed"]
 
 
@@ -156,6 +157,7 @@ def test_a_release_is_never_replaced_by_an_older_one(
         "changed": True,
         "fetched": ["models/m"],
         "sealed": [],
+        "bytes": {"m": 1280000},
     }
     assert not release_run(served, certificate, tmp_path, monkeypatch)["changed"]
     assert (tmp_path / "seen/m").read_text() == "5\n"
