@@ -24,6 +24,7 @@ FEW = "6h"  # the window of the branch for low traffic
 SEVERITIES = ("page", "ticket")
 SELECTOR = re.compile(r"[a-z_:][a-z0-9_:]*(\{[^{}]*\})?")
 NAME = re.compile(r"[A-Z][A-Za-z0-9]+")
+LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 OBJECTIVE_KEYS = {"name", "title", "objective", "all", "runbook"}
 ALERT_KEYS = {"alert", "expr", "severity", "summary", "runbook"}
 UTILISATION_KEYS = {"low", "high", "busy", "waiting", "runbook"}
@@ -49,7 +50,7 @@ def _share(where: str, key: str, value: Any) -> Iterator[str]:
         yield f"{where}: {key} is {value!r}: take a share between 0 and 1, such as 0.99"
 
 
-def _objective_faults(number: int, given: Any) -> Iterator[str]:
+def _objective_faults(number: int, given: Any, days: int) -> Iterator[str]:
     where = f"objective {number}"
     faults = list(_keys(where, given, OBJECTIVE_KEYS, {"good", "bad", "by"}))
     yield from faults
@@ -58,12 +59,29 @@ def _objective_faults(number: int, given: Any) -> Iterator[str]:
     where = f"objective {given['name']!r}"
     if not NAME.fullmatch(str(given["name"])):
         yield f"{where}: the name is a part of names of alerts: take letters and digits that begin with a capital"
-    yield from _share(where, "objective", given["objective"])
+    faults = list(_share(where, "objective", given["objective"]))
+    faults = faults or [fault for window in WINDOWS for fault in _burn_faults(where, given, days, window)]
+    yield from faults
+    by = given.get("by", [])
+    if not isinstance(by, list) or not all(isinstance(label, str) and LABEL.fullmatch(label) for label in by):
+        yield f"{where}: by is {by!r}: write a list of labels, such as [model]"
     if ("good" in given) == ("bad" in given):
         yield f"{where} needs either good or bad: the selector of the events that count as such"
     for key in {"good", "bad", "all"} & set(given):
         if not SELECTOR.fullmatch(str(given[key])):
             yield f'{where}: {key} is {given[key]!r}: write one selector of a counter, such as llm_requests_total{{status="503"}}'
+
+
+def _burn_faults(
+    where: str, objective: Mapping[str, Any], days: int, window: tuple[str, str, float, str]
+) -> Iterator[str]:
+    """Of an alert that would need more bad events than there are events."""
+    share = _burn(days, window) * (1 - objective["objective"])
+    if share >= 1:
+        yield (
+            f"{where}: objective is {objective['objective']!r} in {days} days, so its alert for {window[0]} would fire above "
+            f"{_number(100 * share)} % of bad events: take a higher objective, or fewer days"
+        )
 
 
 def slo_faults(slo: Any) -> list[str]:
@@ -73,11 +91,21 @@ def slo_faults(slo: Any) -> list[str]:
         return faults
     if slo["days"] not in range(7, 91):
         faults.append(f"days is {slo['days']!r}: take 7 to 90, the window that an objective is kept in")
-    faults += _keys("low_traffic", slo["low_traffic"], {"requests", "bad"}, set())
-    if not faults and not 0 < slo["low_traffic"]["bad"] <= slo["low_traffic"]["requests"]:
-        faults.append(f"low_traffic is {slo['low_traffic']!r}: bad has to be between 1 and requests")
+    days = 30 if faults else slo["days"]  # the usual ones, to judge the rest by
+    few = slo["low_traffic"]
+    found = list(_keys("low_traffic", few, {"requests", "bad"}, set()))
+    found = found or [
+        f"low_traffic: {key} is {few[key]!r}: take a whole number"
+        for key in ("requests", "bad")
+        if isinstance(few[key], bool) or not isinstance(few[key], int)
+    ]
+    if not found and not 0 < few["bad"] <= few["requests"]:
+        found.append(f"low_traffic is {few!r}: bad has to be between 1 and requests")
+    faults += found
+    if not isinstance(slo["objectives"], list):
+        return [*faults, f"objectives is {slo['objectives']!r}: write a list, which may be empty: []"]
     for number, given in enumerate(slo["objectives"], 1):
-        faults += _objective_faults(number, given)
+        faults += _objective_faults(number, given, days)
     names = [given.get("name") for given in slo["objectives"] if isinstance(given, Mapping)]
     faults += [
         f"objective {name!r} is there twice: rename one"
@@ -108,6 +136,12 @@ def alert_faults(alerts: Any) -> list[str]:
 def _number(value: float) -> str:
     """A threshold as Prometheus reads it, without the noise of binary fractions."""
     return f"{value:.10g}"
+
+
+def _burn(days: int, window: tuple[str, str, float, str]) -> float:
+    """How many times too fast the budget of `days` goes when its share for this window goes in it."""
+    long, _, share, _ = window
+    return share * days * 24 / HOURS[long]
 
 
 def _summed(by: list[str], expr: str) -> str:
@@ -146,8 +180,9 @@ def _budget_alerts(objective: Mapping[str, Any], slo: Mapping[str, Any]) -> Iter
     name, title, runbook = objective["name"], objective["title"], objective["runbook"]
     selector, few = f'{{objective="{name}"}}', slo["low_traffic"]
     whose = "{{ with $labels.model }} for {{ . }}{{ end }}"
-    for long, short, share, severity in WINDOWS:
-        factor = share * slo["days"] * 24 / HOURS[long]
+    for window in WINDOWS:
+        long, short, _, severity = window
+        factor = _burn(slo["days"], window)
         limit = _number(factor * (1 - objective["objective"]))
         yield {
             "alert": f"{name}Burn{long}",

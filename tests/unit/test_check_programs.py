@@ -5,6 +5,7 @@ import io
 import json
 import os
 import socketserver
+import ssl
 import subprocess
 import sys
 import tarfile
@@ -82,6 +83,58 @@ def test_opa_is_asked_for_an_action_that_the_policy_grants(tmp_path: Path) -> No
     assert (method, path) == ("POST", "/v1/data/llm/authz/decision")
     assert json.loads(body)["input"]["roles"] == ["user"]
     assert json.loads(body)["input"]["action"] == "POST /generate"
+
+
+@pytest.fixture
+def prometheus(tmp_path: Path) -> Iterator[tuple[str, list[bytes]]]:
+    """The program that asks Prometheus, and the next answers: an empty one is the 503 while the log is replayed."""
+    argv: list[str | Path] = [
+        "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-noenc", "-subj", "/CN=ops1",
+        "-addext", "subjectAltName=DNS:ops1", "-keyout", tmp_path / "host.key", "-out", tmp_path / "host.pem"]  # fmt: skip
+    subprocess.run(argv, check=True, capture_output=True)
+    (tmp_path / "root.pem").symlink_to("host.pem")
+    answers: list[bytes] = []
+
+    class Answers(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = answers.pop(0)
+            self.send_response(200 if body else 503)
+            self.end_headers()
+            self.wfile.write(body or b"Service Unavailable")
+
+        def log_message(self, *_: object) -> None: ...
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Answers) as server:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(tmp_path / "host.pem", tmp_path / "host.key")
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        text = (ROOT / "roles/prometheus/files/ask_prometheus.py").read_text()
+        text = text.replace("/etc/llmkeep/pki", str(tmp_path)).replace("9090", str(server.server_port))
+        yield text.replace("sleep(0.5)", "sleep(0.01)"), answers
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("words", "answers", "told"),
+    [
+        (["0", "rules"], [{"groups": [{"rules": [{"name": "A", "health": "ok"}]}]}], "1 rules, none broken"),
+        (["0", "retention"], [{"time": "90d", "size": "8GiB"}], f"90 days, {8 * 1024**3} bytes"),
+        (["0", "retention"], [{"time": "1y", "size": "1GiB476MiB"}], f"365 days, {1500 * 1024**2} bytes"),
+        (["0", "targets", "1"], [{"activeTargets": [{"health": "up"}]}], "1 targets are up"),
+    ],
+)
+def test_prometheus_is_waited_for_while_it_replays_its_log(
+    prometheus: tuple[str, list[bytes]], words: list[str], answers: list[dict[str, object]], told: str
+) -> None:
+    text, queue = prometheus
+    names = {"time": "storage.tsdb.retention.time", "size": "storage.tsdb.retention.size"}
+    named = [{names.get(key, key): value for key, value in each.items()} for each in answers]
+    queue += [b"", b"", *(json.dumps({"data": each}).encode() for each in named)]
+    done = subprocess.run(
+        [sys.executable, "-c", text, "ops1", *words], capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.stderr) == (f"{told}\n", "")
 
 
 def test_restrictions_are_the_kernel_s_a_line_for_each_unit(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 #!/usr/bin/python3
 """readings.py FILE: what the node exporter cannot see itself, in Prometheus' text format; replaced atomically.
 
-Certificates' ends, failed units; on the control node the bundle's serial and the time of the witness's last look.
+Ends of certificates and of the revocation list, failed units, time servers; on the control node the bundle's serial,
+the time of the witness's last look, and the alterations that it found.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +15,8 @@ from pathlib import Path
 
 PKI = Path("/etc/llmkeep/pki")
 CERTIFICATES = ("host.pem", "edge.pem", "issuing.pem", "root.pem")
+REVOCATIONS = "crl.pem"
+CHRONY = Path("/etc/chrony/chrony.conf")
 SERIAL = Path("/var/lib/llmkeep/serial")
 LOOK = Path("/var/lib/llmkeep/witness/findings.json")
 
@@ -21,19 +25,32 @@ def said(*argv: str) -> str:
     return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=20).stdout
 
 
+def end(kind: str, path: Path, option: str) -> str:
+    """Seconds since 1970 at which a certificate or a revocation list ends."""
+    told = said("openssl", kind, "-in", str(path), "-noout", option, "-dateopt", "iso_8601")
+    return f"{datetime.fromisoformat(told.strip().partition('=')[2]).timestamp():.0f}"
+
+
 def certificates() -> Iterator[str]:
     for path in (PKI / name for name in CERTIFICATES):
         if path.exists():
-            end = said("openssl", "x509", "-in", str(path), "-noout", "-enddate", "-dateopt", "iso_8601")
-            moment = datetime.fromisoformat(end.strip().removeprefix("notAfter="))
-            yield f'llmkeep_certificate_expiry_seconds{{path="{path}"}} {moment.timestamp():.0f}'
+            yield f'llmkeep_certificate_expiry_seconds{{path="{path}"}} {end("x509", path, "-enddate")}'
+    if (path := PKI / REVOCATIONS).exists():
+        yield f"llmkeep_revocation_list_expiry_seconds {end('crl', path, '-nextupdate')}"
 
 
 def failed_units() -> Iterator[str]:
     for line in said(
         "systemctl", "list-units", "--state=failed", "--plain", "--no-legend", "--no-pager"
     ).splitlines():
-        yield f'llmkeep_unit_failed{{unit="{line.split()[0]}"}} 1'
+        unit = line.split()[0].replace("\\", "\\\\")  # as in dev-disk-by\x2duuid.swap
+        yield f'llmkeep_unit_failed{{unit="{unit}"}} 1'
+
+
+def clock() -> Iterator[str]:
+    if CHRONY.exists():
+        servers = [line for line in CHRONY.read_text().splitlines() if line.startswith("server ")]
+        yield f"llmkeep_clock_sources {len(servers)}"
 
 
 def control_node() -> Iterator[str]:
@@ -41,12 +58,13 @@ def control_node() -> Iterator[str]:
         yield f"llmkeep_bundle_serial {int(SERIAL.read_text())}"
     if LOOK.exists():
         yield f"llmkeep_audit_look_seconds {LOOK.stat().st_mtime:.0f}"
+        yield f"llmkeep_audit_altered {len(json.loads(LOOK.read_bytes())['altered'])}"
 
 
 def main() -> None:
     path = Path(sys.argv[1])
     fresh = path.with_suffix(".new")
-    fresh.write_text("\n".join([*certificates(), *failed_units(), *control_node(), ""]))
+    fresh.write_text("\n".join([*certificates(), *failed_units(), *clock(), *control_node(), ""]))
     fresh.replace(path)
 
 

@@ -1,13 +1,14 @@
 """What Prometheus and Alertmanager on this host say, for their checks.
 
-ask_prometheus.py NAME SECONDS targets NUMBER | rules | alertmanagers | flags FLAG… | stranger
+ask_prometheus.py NAME SECONDS targets NUMBER | rules | alertmanagers | retention | stranger
 
 NAME is the host's full name, as its certificate has it. `targets` and `alertmanagers` wait up to SECONDS: after a start the
-first scrape is to come.
+first scrape is to come. Before it Prometheus replays its log and answers 503: that may take REPLAY seconds.
 """
 
 import http.client
 import json
+import re
 import socket
 import ssl
 import sys
@@ -16,10 +17,16 @@ from typing import Any
 
 name, patience, verb, *words = sys.argv[1:]
 PORTS = {"prometheus": 9090, "alertmanager": 9093}
+REPLAY = 120
+DAYS = {"y": 365, "w": 7, "d": 1}  # as Prometheus prints them: 1y for 365d
+
+
+class NotReady(Exception):
+    """Prometheus replays its log."""
 
 
 def ask(path: str, port: int = PORTS["prometheus"], *, certificate: bool = True) -> Any:
-    """The JSON of a GET; raises OSError where the server refuses the client."""
+    """The JSON of a GET; raises OSError where the server refuses the client, NotReady while it replays its log."""
     context = ssl.create_default_context(cafile="/etc/llmkeep/pki/root.pem")
     if certificate:
         context.load_cert_chain("/etc/llmkeep/pki/host.pem", "/etc/llmkeep/pki/host.key")
@@ -28,18 +35,28 @@ def ask(path: str, port: int = PORTS["prometheus"], *, certificate: bool = True)
         socket.create_connection(("127.0.0.1", port), timeout=10), server_hostname=name
     )
     connection.request("GET", path)
-    return json.loads(connection.getresponse().read())
+    answer = connection.getresponse()
+    text = answer.read()
+    if answer.status == http.client.SERVICE_UNAVAILABLE:
+        raise NotReady(text.decode(errors="replace").strip())
+    return json.loads(text)
 
 
-def until(wanted: str, seen: Any) -> str:
-    """What `seen` says, once it says what is wanted or time is up."""
-    end = time.monotonic() + float(patience)
+def until(seen: Any, wanted: str | None = None, seconds: float = 0) -> str:
+    """What `seen` says, once it says what is wanted (None: anything) or time is up, which begins when the log is replayed."""
+    begun = time.monotonic()
+    end = begun + seconds
     while True:
         try:
             said = str(seen())
+            if wanted in (None, said):
+                return said
+        except NotReady as error:
+            said = f"not ready: {error}"
+            end = min(time.monotonic() + 1, begun + REPLAY) + seconds
         except (OSError, http.client.HTTPException) as error:
             said = f"no answer: {error}"
-        if said == wanted or time.monotonic() > end:
+        if time.monotonic() > end:
             return said
         time.sleep(0.5)
 
@@ -65,6 +82,16 @@ def alertmanagers() -> str:
     return f"{len(ask('/api/v1/alertmanagers')['data']['activeAlertmanagers'])} with {', '.join(receivers)}"
 
 
+def retention() -> str:
+    flags = ask("/api/v1/status/flags")["data"]
+    days = re.findall(r"(\d+)([a-z]+)", flags["storage.tsdb.retention.time"])
+    size = re.findall(r"(\d+)([KMGTPE]?)i?B", flags["storage.tsdb.retention.size"])
+    return (
+        f"{sum(int(number) * DAYS[unit] for number, unit in days)} days, "
+        f"{sum(int(number) * 1024 ** ' KMGTPE'.index(unit or ' ') for number, unit in size)} bytes"
+    )
+
+
 def stranger(program: str) -> str:
     try:
         ask("/-/healthy", PORTS[program], certificate=False)
@@ -76,13 +103,12 @@ def stranger(program: str) -> str:
 
 
 if verb == "targets":
-    print(until(f"{words[0]} targets are up", targets))
+    print(until(targets, f"{words[0]} targets are up", float(patience)))
 elif verb == "rules":
-    print(rules())
+    print(until(rules))
 elif verb == "alertmanagers":
-    print(until("1 with operators", alertmanagers))
-elif verb == "flags":
-    flags = ask("/api/v1/status/flags")["data"]
-    print("\n".join(f"{flag}={flags[flag]}" for flag in words))
+    print(until(alertmanagers, "1 with operators", float(patience)))
+elif verb == "retention":
+    print(until(retention))
 else:
     print("\n".join(map(stranger, PORTS)))

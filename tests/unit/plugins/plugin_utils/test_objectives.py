@@ -56,6 +56,12 @@ def test_a_week_is_less_patient_with_the_same_share_of_its_budget() -> None:
             "has the unknown keys gooood: known are all, bad, by, good, name, objective, runbook, title",
         ),
         ({"all": None}, "all is None"),
+        (
+            {"objective": 0.9},
+            "its alert for 1h would fire above 144 % of bad events: take a higher objective, or fewer days",
+        ),
+        ({"by": "model"}, "objective 'Fast': by is 'model': write a list of labels, such as [model]"),
+        ({"by": ["model) or up"]}, "write a list of labels"),
     ],
 )
 def test_a_wrong_objective_is_refused_with_its_value(change: dict[str, Any], told: str) -> None:
@@ -70,6 +76,12 @@ def test_a_wrong_objective_is_refused_with_its_value(change: dict[str, Any], tol
         ({"days": 365}, "days is 365: take 7 to 90"),
         ({"low_traffic": {"requests": 5, "bad": 20}}, "bad has to be between 1 and requests"),
         ({"low_traffic": 20}, "low_traffic is 20: write a mapping with the keys bad, requests"),
+        (
+            {"low_traffic": {"requests": "20", "bad": 5}},
+            "low_traffic: requests is '20': take a whole number",
+        ),
+        ({"low_traffic": {"requests": 20, "bad": True}}, "low_traffic: bad is True: take a whole number"),
+        ({"objectives": None}, "objectives is None: write a list, which may be empty: []"),
         ({"objectives": [ONE, ONE]}, "objective 'Fast' is there twice"),
         ({"objectives": ["Fast"]}, "objective 1 is 'Fast': write a mapping"),
         (
@@ -96,6 +108,13 @@ def test_a_wrong_alert_is_refused(change: dict[str, Any], told: str) -> None:
     with pytest.raises(objectives.ObjectiveError) as refused:
         objectives.prometheus_rules(SLO, [ALERT | change], [], "https://docs.example")
     assert told in str(refused.value)
+
+
+def test_an_objective_that_is_too_low_for_a_month_will_do_for_a_week() -> None:
+    low = SLO | {"objectives": [ONE | {"objective": 0.9}]}
+    assert rules_of(low | {"days": 7})["FastBurn1h"].startswith(
+        'slo:bad:ratio_rate1h{objective="Fast"} > 0.336\n'
+    )
 
 
 def test_every_fault_is_told_at_once() -> None:

@@ -1,0 +1,75 @@
+"""What the timer reads of a host, as Prometheus' own parser takes it."""
+
+import json
+import os
+import subprocess
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from plugin_modules import ROOT
+
+READINGS = (ROOT / "roles/exporters/files/readings.py").read_text()
+UNIT = r"dev-disk-by\x2duuid.swap"
+END = datetime(2030, 1, 31, 8, tzinfo=UTC)
+
+
+def read(folder: Path) -> list[str]:
+    """Lines of a run on a host whose files lie in FOLDER, and where UNIT failed."""
+    program = folder / "systemctl"
+    program.write_text(f"#!/bin/sh\nprintf '%s loaded failed failed Swap\\n' '{UNIT}'\n")
+    program.chmod(0o755)
+    text = READINGS
+    for place in ("/etc/llmkeep/pki", "/etc/chrony", "/var/lib/llmkeep"):
+        text = text.replace(place, str(folder))
+    environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
+    (folder / "readings.py").write_text(text)
+    subprocess.run(
+        ["python3.13", folder / "readings.py", folder / "llmkeep.prom"], check=True, env=environment
+    )
+    return (folder / "llmkeep.prom").read_text().splitlines()
+
+
+def test_a_unit_with_a_backslash_in_its_name_leaves_the_file_one_that_prometheus_reads(
+    tmp_path: Path,
+) -> None:
+    lines = read(tmp_path)
+    assert lines == [r'llmkeep_unit_failed{unit="dev-disk-by\\x2duuid.swap"} 1']
+    judged = subprocess.run(
+        ["promtool", "check", "metrics"],
+        input="\n".join([*lines, ""]),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "error while linting" not in judged.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("local stratum 8\n", 0), ("server 10.0.0.1 iburst\nserver 10.0.0.2\nport 0\n", 2)]
+)
+def test_time_servers_are_counted(text: str, number: int, tmp_path: Path) -> None:
+    (tmp_path / "chrony.conf").write_text(text)
+    assert f"llmkeep_clock_sources {number}" in read(tmp_path)
+
+
+def test_the_end_of_the_first_revocation_list_is_read(tmp_path: Path) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+
+    def revocations(end: datetime) -> bytes:
+        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "issuing")])
+        built = x509.CertificateRevocationListBuilder(name, end - timedelta(days=30), end)
+        return built.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+    (tmp_path / "crl.pem").write_bytes(revocations(END) + revocations(END + timedelta(days=99)))
+    assert f"llmkeep_revocation_list_expiry_seconds {END.timestamp():.0f}" in read(tmp_path)
+
+
+def test_alterations_that_are_not_acknowledged_are_counted(tmp_path: Path) -> None:
+    found = {"altered": {"1a2b3c4d": "a", "5e6f7a8b": "b"}, "unheard": {"llm1": "c"}}
+    (tmp_path / "witness").mkdir()
+    (tmp_path / "witness/findings.json").write_text(json.dumps(found))
+    assert "llmkeep_audit_altered 2" in read(tmp_path)

@@ -1,0 +1,103 @@
+"""What role prometheus refuses, and what it makes of an inventory, without a host."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from plugin_modules import LINK, ROOT, load
+from rendered_role import content, rendered
+
+load("filter.prometheus")  # puts the collection where Ansible finds it
+# By host: a variable, its value, and what of the message tells that it is refused.
+CASES = {
+    "tls": ("prometheus_webhook", "https://relay/alerts", ""),
+    "loopback": ("prometheus_webhook", "http://127.0.0.1:9099/alerts", ""),
+    "bare": ("prometheus_webhook", "http://127.0.0.1", ""),
+    "plain": ("prometheus_webhook", "http://relay/", "take an https URL"),
+    "userinfo": ("prometheus_webhook", "http://127.0.0.1:x@relay/", "take an https URL"),
+    "port": ("prometheus_webhook", "http://127.0.0.1:80@relay/", "take an https URL"),
+    "suffix": ("prometheus_webhook", "http://127.0.0.1.relay/", "take an https URL"),
+    "megabytes": ("prometheus_disk", "1500MB", ""),
+    "unitless": ("prometheus_disk", "8G", "Take a whole number and one of MB, GB, TB"),
+}
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What a host's preflight ended with, by host."""
+    folder = tmp_path_factory.mktemp("preflight")
+    facts = {
+        "distribution": "Debian",
+        "distribution_major_version": "13",
+        "os_family": "Debian",
+        "pkg_mgr": "apt",
+    }
+    play = {
+        "hosts": "all",
+        "connection": "local",
+        "gather_facts": False,
+        "tasks": [
+            {"ansible.builtin.set_fact": {**facts, "cacheable": True}},
+            {"ansible.builtin.import_role": {"name": "llmkeep.estate.prometheus", "tasks_from": "preflight"}},
+        ],
+    }
+    estate = {
+        "hosts": {host: {key: value} for host, (key, value, _) in CASES.items()},
+        "vars": {"prometheus_webhook": "https://relay/"},
+    }
+    (folder / "play.yml").write_text(yaml.safe_dump([play]))
+    (folder / "hosts.yml").write_text(yaml.safe_dump({"all": estate}))
+    done = subprocess.run(
+        [f"{ROOT}/.venv/bin/ansible-playbook", "-i", "hosts.yml", "play.yml"],
+        cwd=folder,
+        env=os.environ | {"ANSIBLE_COLLECTIONS_PATH": str(LINK.parents[2]), "ANSIBLE_CONFIG": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    output = " ".join(done.stdout.split())
+    failed = dict(part.split("]: FAILED!", 1) for part in output.split("fatal: [")[1:])
+    assert set(failed) < set(CASES), output + done.stderr
+    return {host: failed.get(host, "") for host in CASES}
+
+
+@pytest.mark.parametrize("host", CASES)
+def test_what_prometheus_could_not_use_or_would_send_in_the_clear_is_refused(
+    host: str, told: dict[str, str]
+) -> None:
+    message = CASES[host][2]
+    assert message in told[host]
+    assert bool(message) == bool(told[host]), told[host]
+
+
+@pytest.mark.parametrize("serving", [True, False])
+def test_receivers_are_quoted_and_private_and_objectives_are_judged_where_a_host_serves(
+    serving: bool, tmp_path: Path
+) -> None:
+    mail = {"to": "ops@estate.internal", "from": '"Alerts: all" <a@estate.internal>', "server": "mail:25"}
+    given = {
+        "prometheus_webhook": "https://relay/alerts?key=a: #b",
+        "prometheus_mail": mail,
+        "prometheus_hosts": ["ops1", "llm1"] if serving else ["ops1"],
+        "estate_name": "ops1.estate.internal",
+        "exporters_port": 9443,
+        "llm_serving_gateways": 1,
+        "role_path": str(ROOT / "roles/prometheus"),
+        "ansible_facts": {"os_family": "Debian"},
+    }
+    hosts = {"ops1.estate.internal": "10.0.0.1", "llm1.estate.internal": "10.0.0.2"}
+    made = rendered(tmp_path, "prometheus", {}, "ops1", hosts, given, {"serve": ["llm1"]}, configured=True)
+    (entry,) = (one for one in made["tree"]["files"] if one["dest"] == "/etc/prometheus/alertmanager.yml")
+    assert (entry["group"], entry["mode"]) == ("prometheus", "0640")
+    (receiver,) = yaml.safe_load(content(made, "alertmanager.yml"))["receivers"]
+    assert receiver["webhook_configs"][0]["url"] == given["prometheus_webhook"]
+    assert [receiver["email_configs"][0][key] for key in ("to", "from", "smarthost")] == list(mail.values())
+    alerts = [
+        rule.get("alert", "")
+        for group in yaml.safe_load(content(made, "rules.yml"))["groups"]
+        for rule in group["rules"]
+    ]
+    assert any(alert.endswith("WithoutData") for alert in alerts) == serving
+    assert "TargetDown" in alerts
