@@ -30,6 +30,7 @@ RETURN = r"""
 changes: {description: "Changes that were or would be made, one line each.", returned: always, type: list, elements: str}
 """
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -38,29 +39,43 @@ from ansible_collections.llmkeep.estate.plugins.module_utils.config import seali
 from ansible_collections.llmkeep.estate.plugins.module_utils.search import ask
 
 SEALED = Path("/etc/credstore.encrypted/elasticsearch.elastic")
+SECONDS = 60
 PLURALS = {"_component_template": "component_template", "_index_template": "index_template"}
 
 
+def superuser_knows(user: str) -> bool:
+    """Does Elasticsearch take the password in the sealed credential of this user (`elastic` or `bootstrap`)?"""
+    return bool(ask.ask("GET", "/_security/_authenticate", user=user)[0] == 200)
+
+
 def retire_the_first_password(check: bool) -> list[str]:
-    """Change the superuser's password where it is still the first one. Refused if it is neither."""
-    if ask.ask("GET", "/_security/_authenticate", until="^(200|401)")[0] == 200:
-        return []
-    # Until its users can be read, Elasticsearch refuses the first password, too.
-    ask.ask("GET", "/_security/_authenticate", user="bootstrap", until="^200", seconds=20)
-    if not check:
-        password = sealing.unseal(SEALED.name, SEALED.read_bytes()).decode()
-        ask.do("POST", "/_security/user/elastic/_password", {"password": password}, user="bootstrap")
-        ask.do("GET", "/_security/_authenticate")
-    return ["password of the superuser"]
+    """Change the superuser's password where it is still the first one. Refused if it is neither for so many SECONDS.
+
+    Until its users can be read, a starting Elasticsearch refuses the right password, too, with 401.
+    """
+    end = time.monotonic() + SECONDS
+    while not superuser_knows("elastic"):
+        if superuser_knows("bootstrap"):
+            if not check:
+                password = sealing.unseal(SEALED.name, SEALED.read_bytes()).decode()
+                ask.do("POST", "/_security/user/elastic/_password", {"password": password}, user="bootstrap")
+                ask.do("GET", "/_security/_authenticate")
+            return ["password of the superuser"]
+        if time.monotonic() >= end:
+            raise ask.Refused(
+                f"for {SECONDS} s Elasticsearch refused both passwords of its superuser, in the credentials "
+                f"elasticsearch.elastic and elasticsearch.bootstrap of {SEALED.parent}: seal the one that it has as "
+                "elasticsearch.elastic"
+            )
+        time.sleep(0.5)
+    return []
 
 
 def current(path: str) -> Any:
     """The document as Elasticsearch has it; None if it has none."""
-    status, answer = ask.ask("GET", f"/{path}")
-    if status == 404:
-        return None
+    answer = ask.found(f"/{path}")
     kind = PLURALS[path.partition("/")[0]]
-    return answer[f"{kind}s"][0][kind]
+    return answer and answer[f"{kind}s"][0][kind]
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 PROGRAM = "/usr/local/lib/llmkeep/elasticsearch-request"
+ADDRESS = "/etc/llmkeep/elasticsearch.address"
 
 
 class Refused(Exception):
@@ -40,15 +41,32 @@ def ask(
             f"{method} {path}: no answer within {seconds} s: {said}. See `journalctl -u elasticsearch`"
         )
     status, _, text = said.partition(" ")
-    return int(status), json.loads(text) if text else None
+    try:
+        return int(status), json.loads(text) if text else None
+    except ValueError as problem:
+        raise Refused(
+            f"{method} {path}: what answered is not Elasticsearch: {said}. See {ADDRESS}, and what listens there"
+        ) from problem
 
 
 def do(method: str, path: str, body: Any = None, user: str = "elastic") -> Any:
     """JSON of the answer; Refused if it is no success."""
     status, answer = ask(method, path, body, user)
     if not 200 <= status < 300:
-        raise Refused(f"{method} {path}: Elasticsearch answered {status}: {json.dumps(answer)}")
+        raise refusal(method, path, status, answer)
     return answer
+
+
+def found(path: str) -> Any:
+    """JSON of what is at this path, None where nothing is; Refused at any other answer."""
+    status, answer = ask("GET", path)
+    if status not in (200, 404):
+        raise refusal("GET", path, status, answer)
+    return answer if status == 200 else None
+
+
+def refusal(method: str, path: str, status: int, answer: Any) -> Refused:
+    return Refused(f"{method} {path}: Elasticsearch answered {status}: {json.dumps(answer)}")
 
 
 def has(found: Any, wanted: Any) -> bool:

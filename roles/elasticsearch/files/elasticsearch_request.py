@@ -1,9 +1,10 @@
 #!/usr/bin/python3
-"""elasticsearch-request [--as USER] [--until PATTERN SECONDS] METHOD PATH [BODY]: one question to this host's Elasticsearch.
+"""elasticsearch-request [OPTION…] METHOD PATH [BODY]: one question to this host's Elasticsearch.
 
-Prints status and answer. Speaks TLS 1.3 with the host's certificate. USER is a sealed password: `elastic` (the superuser, the
-default), `bootstrap` (the one of the first start), or `nobody`, without a password. BODY is JSON, or `-`: it is read from
-standard input. With --until it asks again, for so many seconds, until what it would print matches the regular expression.
+Prints status and answer. Speaks TLS 1.3 with the host's certificate. BODY is JSON, or `-`: it is read from standard input.
+--as USER: by the sealed password of `elastic` (the superuser, the default) or `bootstrap` (of the first start), or `anonymous`.
+--until PATTERN SECONDS: asks again, for so many seconds, until what it would print matches the regular expression.
+--while PID: asks again no longer than this process lives.
 Exit 0: it answered, and so. Exit 1: it prints what Elasticsearch said, or why nothing came.
 """
 
@@ -34,7 +35,7 @@ def password(user: str) -> str:
 
 def headers(user: str) -> dict[str, str]:
     found = {"Content-Type": "application/json"}
-    if user != "nobody":
+    if user != "anonymous":
         token = base64.b64encode(f"elastic:{password(user)}".encode()).decode()
         found["Authorization"] = f"Basic {token}"
     return found
@@ -59,8 +60,9 @@ def asked(method: str, path: str, body: str | None, given: dict[str, str]) -> tu
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--as", dest="user", default="elastic", choices=["elastic", "bootstrap", "nobody"])
+    parser.add_argument("--as", dest="user", default="elastic", choices=["elastic", "bootstrap", "anonymous"])
     parser.add_argument("--until", nargs=2, default=["", "0"], metavar=("PATTERN", "SECONDS"))
+    parser.add_argument("--while", dest="process", metavar="PID")
     parser.add_argument("method")
     parser.add_argument("path")
     parser.add_argument("body", nargs="?")
@@ -76,6 +78,9 @@ def main() -> int:
             return 0
         if time.monotonic() >= end:
             print(text)
+            return 1
+        if options.process and not Path("/proc", options.process).exists():
+            print(f"process {options.process} has ended: {text}")
             return 1
         time.sleep(0.3)
 

@@ -1,7 +1,8 @@
 #!/usr/bin/python3
 """delivered.py SECONDS: does Elasticsearch acknowledge what this host logs?
 
-Logs one line, and waits until one more event is acknowledged. Filebeat may just have started.
+Logs one line, and waits until one more event is acknowledged. Filebeat may just have started. A document that Elasticsearch
+refuses (400) is counted as dropped, and lost: since Filebeat's start none may have been.
 """
 
 import http.client
@@ -14,15 +15,16 @@ import time
 SOCKET = "/run/filebeat/stats.sock"
 
 
-def acknowledged() -> int:
-    """Events that Elasticsearch took since Filebeat's start."""
+def counted() -> tuple[int, int]:
+    """Events that Elasticsearch took, and those that it refused, since Filebeat's start."""
     link = http.client.HTTPConnection("filebeat")
     link.sock = socket.socket(socket.AF_UNIX)
     try:
         link.sock.settimeout(5)
         link.sock.connect(SOCKET)
         link.request("GET", "/stats")
-        return int(json.loads(link.getresponse().read())["libbeat"]["output"]["events"]["acked"])
+        events = json.loads(link.getresponse().read())["libbeat"]["output"]["events"]
+        return int(events["acked"]), int(events["dropped"])
     finally:
         link.close()
 
@@ -35,13 +37,19 @@ def main() -> int:
     before, seen = None, "nothing"
     while time.monotonic() < end:
         try:
-            now = acknowledged()
+            now, dropped = counted()
         except (OSError, KeyError, http.client.HTTPException) as problem:
             seen = f"{SOCKET}: {problem}"
         else:
             if before is None:
                 before = now
                 subprocess.run(["logger", "--tag", "llmkeep-verify", "is this delivered?"], check=True)
+            elif now > before and dropped:
+                print(
+                    f"{dropped} documents were refused by Elasticsearch and lost since Filebeat started: see "
+                    "`journalctl -u filebeat`, then restart it"
+                )
+                return 1
             elif now > before:
                 print("delivered")
                 return 0

@@ -1,8 +1,8 @@
 #!/usr/bin/python3
-"""key_permissions.py URL OWN FOREIGN: what Elasticsearch lets the key of this host do.
+"""key_permissions.py URL NAMESPACE: what Elasticsearch lets the key of this host do.
 
-Prints a line each: what was tried, and the status. OWN and FOREIGN are data streams. A document without a timestamp is refused as
-a document (400) where it may be created, so nothing is left behind.
+Prints a line each: what was tried, and the status. NAMESPACE is the last part of the names of its streams. A document without
+a timestamp is refused as a document (400) where it may be created, so nothing is left behind.
 """
 
 import base64
@@ -19,7 +19,8 @@ NAME = "filebeat.key"
 
 
 def main() -> int:
-    where, own, foreign = urlsplit(sys.argv[1]), sys.argv[2], sys.argv[3]
+    where, namespace = urlsplit(sys.argv[1]), sys.argv[2]
+    own = f"logs-llmkeep.system-{namespace}"  # which the journal's first entry made
     key = subprocess.run(
         ["systemd-creds", "decrypt", f"--name={NAME}", f"/etc/credstore.encrypted/{NAME}", "-"],
         capture_output=True,
@@ -31,7 +32,8 @@ def main() -> int:
     given = {"Content-Type": "application/json", "Authorization": f"ApiKey {base64.b64encode(key).decode()}"}
     for what, method, path, body in (
         ("create in its own stream", "POST", f"/{own}/_doc", {}),
-        ("create in a foreign stream", "POST", f"/{foreign}/_doc", {}),
+        ("create in another stream of its own", "POST", f"/logs-llmkeep.verify-{namespace}/_doc", {}),
+        ("create in a stream of another host", "POST", f"/logs-llmkeep.system-not_{namespace}/_doc", {}),
         ("read", "GET", f"/{own}/_search", None),
         ("change", "POST", f"/{own}/_update_by_query", {}),
         ("delete", "DELETE", f"/{own}/_doc/1", None),

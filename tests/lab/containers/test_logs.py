@@ -70,10 +70,8 @@ def test_an_unknown_request_is_not_found(logged: Lab) -> None:
 
 def test_the_key_of_one_host_is_revoked_and_the_other_hosts_goes_on(logged: Lab) -> None:
     def permitted(host: str) -> str:
-        arguments = (
-            f"https://ops1.estate.internal:9200 logs-llmkeep.verify-{host} logs-llmkeep.verify-foreign"
-        )
-        return logged.on(host, f"python3 - {arguments}", given=KEY_PERMISSIONS).splitlines()[0]
+        url = "https://ops1.estate.internal:9200"
+        return logged.on(host, f"python3 - {url} {host}", given=KEY_PERMISSIONS).splitlines()[0]
 
     own = "create in its own stream: "
     assert [permitted("ops1"), permitted("llm1")] == [f"{own}400", f"{own}400"]

@@ -1,12 +1,14 @@
-"""When Elasticsearch already has what is declared: keys that it adds are no difference, everything else is."""
+"""When Elasticsearch already has what is declared, and what is said of answers that are none."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 from plugin_modules import load
 
 ask = load("module_utils.search.ask")
+search_settings = load("modules.search_settings")
 
 WANTED: dict[str, Any] = {
     "cluster": ["cluster:monitor/main"],
@@ -39,3 +41,55 @@ def test_a_role_that_may_more_or_less_is_another_one(more: dict[str, Any]) -> No
 
 def test_a_document_that_is_not_there_is_not_the_one() -> None:
     assert not ask.has(None, WANTED)
+
+
+def answers(program: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """A stand-in for elasticsearch-request, which runs SCRIPT: its second argument is the user."""
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(ask, "PROGRAM", str(program))
+
+
+def test_what_is_no_json_is_refused_with_path_status_and_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers(tmp_path / "request", monkeypatch, "echo '200 <html>a proxy'")
+    with pytest.raises(ask.Refused, match="GET /_x: what answered is not Elasticsearch: 200 <html>a proxy"):
+        ask.ask("GET", "/_x")
+
+
+def test_a_document_that_may_not_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers(tmp_path / "request", monkeypatch, """echo '403 {"error": "x"}'""")
+    with pytest.raises(
+        ask.Refused, match=r'GET /_index_template/x: Elasticsearch answered 403: {"error": "x"}'
+    ):
+        search_settings.current("_index_template/x")
+
+
+def test_a_document_of_which_elasticsearch_says_404_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers(tmp_path / "request", monkeypatch, "echo '404 {}'")
+    assert search_settings.current("_index_template/x") is None
+
+
+def test_a_password_that_is_refused_while_elasticsearch_starts_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = tmp_path / "asked"
+    answers(
+        tmp_path / "request",
+        monkeypatch,
+        f"echo $2 >> {asked}; [ $(grep -c elastic {asked}) -lt 2 ] && echo '401 {{}}' || echo '200 {{}}'",
+    )
+    assert search_settings.retire_the_first_password(check=False) == []
+    assert asked.read_text().split() == ["elastic", "bootstrap", "elastic"]
+
+
+def test_a_superuser_with_neither_password_is_refused_and_both_credentials_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers(tmp_path / "request", monkeypatch, "echo '401 {}'")
+    monkeypatch.setattr(search_settings, "SECONDS", 0)
+    with pytest.raises(ask.Refused, match=r"elasticsearch\.elastic and elasticsearch\.bootstrap of /etc"):
+        search_settings.retire_the_first_password(check=False)

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import threading
 from typing import Any
 
 import pytest
@@ -33,6 +34,8 @@ EDGE = {
     "request_id": "r-1",
 }
 SUDO = " ; TTY=pts/0 ; PWD=/root ; USER=root ; COMMAND=/usr/bin/id"
+PROGRAMS = {"sshd-session": "/usr/lib/openssh/sshd-session", "sudo": "/usr/bin/sudo"}
+SECONDS = 60  # the whole table takes two
 
 # What is in the journal: message, identifier, unit, transport; and fields of the document. None: there is no such field.
 CASES: dict[str, tuple[str, str, str, str, dict[str, Any]]] = {
@@ -85,11 +88,23 @@ CASES: dict[str, tuple[str, str, str, str, dict[str, Any]]] = {
         },
     ),
     "half a line of JSON": (
-        '{"message": "ans',
+        f'{{"prompt": "{CANARY}',
         "python",
         GATEWAY,
         "stdout",
-        {"data_stream.dataset": "llmkeep.system", "message": '{"message": "ans', "service.name": GATEWAY},
+        {
+            "data_stream.dataset": "llmkeep.system",
+            "message": "a line that begins as JSON and does not decode; the journal of the host has it",
+            "event.reason": "undecodable_line",
+            "service.name": GATEWAY,
+        },
+    ),
+    "a traceback": (
+        "Traceback (most recent call last):",
+        "python",
+        GATEWAY,
+        "stdout",
+        {"data_stream.dataset": "llmkeep.system", "message": "Traceback (most recent call last):"},
     ),
     "JSON of a program that is not ours": (
         '{"http.request.id": "r-1"}',
@@ -113,6 +128,13 @@ CASES: dict[str, tuple[str, str, str, str, dict[str, Any]]] = {
             "nginx.seconds": 0.5,
             "message": None,
         },
+    ),
+    "edge, by another process": (
+        json.dumps(EDGE),
+        "llmkeep_edge",
+        "user@1000.service",
+        "syslog",
+        {"data_stream.dataset": "llmkeep.system", "http": None, "source": None},
     ),
     "sshd, a key is accepted": (
         "Accepted publickey for root from 10.77.0.2 port 34508 ssh2: ED25519 SHA256:x",
@@ -148,6 +170,34 @@ CASES: dict[str, tuple[str, str, str, str, dict[str, Any]]] = {
         "syslog",
         {"event.outcome": "failure", "user.name": "eve", "source.ip": "fd00::9", "source.port": 40000},
     ),
+    "sshd, an unknown user named as two addresses": (
+        "Failed password for invalid user x from 6.6.6.6 port 1 ssh2 from 10.77.0.9 port 40000 ssh2",
+        "sshd-session",
+        "ssh.service",
+        "syslog",
+        {"event.outcome": "failure", "user": None, "source": None},
+    ),
+    "sshd, an unknown user named as no address": (
+        "Failed none for invalid user x from nowhere port 1 from 10.77.0.9 port 40000 ssh2",
+        "sshd-session",
+        "ssh.service",
+        "syslog",
+        {"data_stream.dataset": "llmkeep.auth", "event.outcome": "failure", "user": None, "source": None},
+    ),
+    "sshd, by another process": (
+        "Accepted publickey for root from 6.6.6.6 port 1 ssh2: ED25519 SHA256:x",
+        "sshd-session",
+        "session-3.scope",
+        "syslog",
+        {"data_stream.dataset": "llmkeep.system", "event.action": None, "user": None, "source": None},
+    ),
+    "sshd, by a program in its unit": (
+        "Accepted publickey for root from 6.6.6.6 port 1 ssh2: ED25519 SHA256:x",
+        "sshd",
+        "ssh.service",
+        "syslog",
+        {"event.action": None, "user": None, "source": None},
+    ),
     "sshd, something else": (
         "Received disconnect from 10.77.0.2 port 34508:11: disconnected by user",
         "sshd-session",
@@ -168,14 +218,57 @@ CASES: dict[str, tuple[str, str, str, str, dict[str, Any]]] = {
             "user.effective.name": "root",
             "process.working_directory": "/root",
             "process.executable": "/usr/bin/id",
+            "message": None,
         },
     ),
-    "sudo, refused": (
-        f"   eve : command not allowed{SUDO}",
+    "sudo, with arguments and an environment": (
+        f"   ada : TTY=pts/0 ; PWD=/ ; USER=root ; ENV=TOKEN={CANARY} ; COMMAND=/usr/bin/curl --user {CANARY} x",
         "sudo",
         "",
         "syslog",
-        {"event.outcome": "failure", "event.reason": "command not allowed", "user.name": "eve"},
+        {
+            "event.outcome": "success",
+            "user.name": "ada",
+            "user.effective.name": "root",
+            "process.executable": "/usr/bin/curl",
+        },
+    ),
+    "sudo, more of a long line": (
+        f"   ada : (command continued) {CANARY}",
+        "sudo",
+        "",
+        "syslog",
+        {"data_stream.dataset": "llmkeep.auth", "event.action": "sudo", "event.outcome": None, "user": None},
+    ),
+    "sudo, in another form": (
+        f"   ada : a reason of its own ; TTY=pts/0 ; COMMAND=/usr/bin/curl --user {CANARY}",
+        "sudo",
+        "",
+        "syslog",
+        {"data_stream.dataset": "llmkeep.auth", "event.action": "sudo", "message": None},
+    ),
+    "sudo, a session": (
+        "pam_unix(sudo:session): session opened for user root(uid=0) by ada(uid=1000)",
+        "sudo",
+        "",
+        "syslog",
+        {
+            "data_stream.dataset": "llmkeep.auth",
+            "event.action": None,
+            "message": "pam_unix(sudo:session): session opened for user root(uid=0) by ada(uid=1000)",
+        },
+    ),
+    "sudo, refused": (
+        f"   eve : command not allowed{SUDO} {CANARY}",
+        "sudo",
+        "",
+        "syslog",
+        {
+            "event.outcome": "failure",
+            "event.reason": "command not allowed",
+            "user.name": "eve",
+            "process.executable": "/usr/bin/id",
+        },
     ),
     "redis": (
         "1234:M 27 Nov 2026 18:00:00.123 * Ready to accept connections tcp",
@@ -201,7 +294,11 @@ def entry(message: str, identifier: str, unit: str, transport: str) -> dict[str,
         "message": message,
         "syslog": {"identifier": identifier},
         "systemd": {"transport": transport} | ({"unit": unit} if unit else {}),
-        "journald": {"pid": 5, "process": {"name": "x"}, "custom": {"cursor": "s=1"}},
+        "journald": {
+            "pid": 5,
+            "process": {"name": "x", "executable": PROGRAMS.get(identifier, "/usr/bin/logger")},
+            "custom": {"cursor": "s=1"},
+        },
         "process": {"pid": 5, "command_line": f"x --token {CANARY}"},
         "user": {"id": "0"},
         "host": {"hostname": "short"},
@@ -238,19 +335,25 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, A
         )
     )
     config.chmod(0o600)
-    running = subprocess.Popen(
-        [filebeat, "-e", "-c", config, "--path.home", folder / "home"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
+    said = folder / "stderr"
+    with said.open("w") as errors:
+        running = subprocess.Popen(
+            [filebeat, "-e", "-c", config, "--path.home", folder / "home"],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+    timer = threading.Timer(SECONDS, running.kill)
+    timer.start()
     try:
         assert running.stdout
-        lines = [json.loads(running.stdout.readline()) for _ in CASES]
+        lines = [line for _, line in zip(CASES, running.stdout, strict=False)]
     finally:
+        timer.cancel()
         running.kill()
         running.wait()
-    return dict(zip(CASES, lines, strict=True))
+    assert len(lines) == len(CASES), f"{len(lines)} documents within {SECONDS} s: {said.read_text()}"
+    return dict(zip(CASES, map(json.loads, lines), strict=True))
 
 
 def found(document: Any, name: str) -> Any:

@@ -55,7 +55,8 @@ def test_sources_roles_profiles_and_models_are_added(tree: Path) -> None:
     before = lock.wanted(tree)
     add(tree, ADDED)
     after = lock.wanted(tree)
-    assert lock.packages(after, "ours")["sources"].keys() == {"debian", "elastic", "hsm-client"}
+    sources = {"debian", "debian-non-free", "elastic", "hsm-client"}
+    assert lock.packages(after, "ours")["sources"].keys() == sources
     roles = lock.packages(after, "ours")["roles"]
     assert (roles["hsm_client"], roles["base"][-1]) == (["hsm-client"], "tcpdump")
     assert set(lock.packages(before, "elastic")["roles"]) < set(roles)

@@ -102,6 +102,13 @@ def test_every_package_that_a_role_wants_is_pinned_with_its_closure() -> None:
     assert {"libc6", "libtorch2.6", "libpython3.13-stdlib"} <= pinned  # nothing is taken for granted
 
 
+@pytest.mark.parametrize("profile", ["gpu", "elastic"])
+def test_a_profile_of_estates_has_nothing_of_the_lab(profile: str) -> None:
+    chosen = WANTED["profiles"][profile]
+    assert not [role for role in chosen["roles"] if role.endswith("_of_the_lab")]
+    assert chosen["programs"] == ["opa"]  # the other ones are the lab's builds of Elastic's packages
+
+
 def test_requirements_pin_and_hash_each_wheel() -> None:
     text = lock.requirements(PINNED, "control")
     assert re.search(r"^ansible-core==2\.21\.\d+ --hash=sha256:[0-9a-f]{64}$", text, re.MULTILINE)
