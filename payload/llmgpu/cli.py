@@ -197,7 +197,7 @@ def settings_command(options: argparse.Namespace) -> int:
             work = Maintenance(
                 config, options.watch_config, options.operator, options.seconds, options.take_last
             )
-            with work.of(nvml, divided, f"MIG of GPU {', '.join(map(str, divided))} is changed"):
+            with work.of(nvml, divided):
                 for each in due:
                     if declared.set_one(nvml, each, config.expect):
                         waiting.append(each)

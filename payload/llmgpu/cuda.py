@@ -25,7 +25,7 @@ def check(seconds: float = SECONDS) -> list[str]:
     environment = {name: text for name, text in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     try:
         result = subprocess.run(
-            [sys.executable, "-m", "llmgpu.cuda"],
+            [sys.executable, "-P", "-m", "llmgpu.cuda"],
             capture_output=True,
             text=True,
             check=False,

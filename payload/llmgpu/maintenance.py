@@ -1,5 +1,7 @@
 """GPUs that have to be free: their engines are drained on the record, then stopped, and come back afterwards."""
 
+import fcntl
+import os
 import re
 import subprocess
 import sys
@@ -24,6 +26,8 @@ RECORD_SECONDS = 20.0  # the watch looks every 2 s, and may wait for the audit w
 ADMISSION = re.compile(
     r'^llm_engine_admission\{socket="(?P<socket>[^"]*)",state="(?P<state>\w+)"\} 1\.0$', re.MULTILINE
 )
+# Why it drains, on the record; by that it knows its own order again.
+REASON = re.compile(r"MIG of GPU [\d, ]+ is changed")
 DRAINED, KEPT = "engine_drained", "admission_kept"
 
 
@@ -43,19 +47,46 @@ class Maintenance:
     stopped: list[str] = field(default_factory=list)  # units
 
     @contextmanager
-    def of(self, nvml: Nvml, gpus: Sequence[int], reason: str) -> Iterator[None]:
-        """GPUs without an engine, until the block ends; after an error the engines come back as well.
+    def of(self, nvml: Nvml, gpus: Sequence[int]) -> Iterator[None]:
+        """GPUs without an engine, until the block ends; after an error the engines come back as well, and so does what a
+        former one left drained because it was killed.
 
         Raises OrderError, once everything is as before, where an engine cannot be spared or a program holds a GPU.
         """
         engines = [name for name, served in self.config.engines.items() if set(served.gpus) & set(gpus)]
+        with self.alone():
+            try:
+                self.take_over()
+                self.drain(engines, f"MIG of GPU {', '.join(map(str, gpus))} is changed")
+                self.stop(engines)
+                free(nvml, gpus)
+                yield
+            finally:
+                self.bring_back()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Raises OrderError while another one is at work: its orders look like those of one that was killed."""
+        path = self.config.orders.with_suffix(".settings.lock")
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            self.drain(engines, reason)
-            self.stop(engines)
-            free(nvml, gpus)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise OrderError(
+                    "another `llm-gpu settings` is at work on this host: run this after it; no setting was changed"
+                ) from None
             yield
         finally:
-            self.bring_back(reason)
+            os.close(lock)
+
+    def take_over(self) -> None:
+        """The engines that this operator's last change of MIG left drained, and their units, come back after this one."""
+        for name, order in orders.load(self.config.orders).drains.items():
+            served = self.config.engines.get(name)
+            if served and order.operator == self.operator and REASON.fullmatch(order.reason):
+                self.drained.append(name)
+                self.stopped += [served.unit] if served.unit else []
 
     def drain(self, engines: Sequence[str], reason: str) -> None:
         """Return once each is quarantined on the record, and each gateway has ended what it had begun there."""
@@ -82,7 +113,7 @@ class Maintenance:
 
     def status(self, engine: str) -> str:
         """What `llm-gpu status` says of it. A process of its own, which reads the watch's file as the watch's user."""
-        arguments = [sys.executable, "-m", "llmgpu", "status", "--config", str(self.config_path)]
+        arguments = [sys.executable, "-P", "-m", "llmgpu", "status", "--config", str(self.config_path)]
         said = subprocess.run(arguments, capture_output=True, text=True, check=False).stdout
         return next((line for line in said.splitlines() if line.startswith(f"{engine}: ")), "")
 
@@ -124,17 +155,17 @@ class Maintenance:
         """Stop the engines' units; each ends what it has begun."""
         for unit in filter(None, (self.config.engines[name].unit for name in engines)):
             if systemctl("is-active", "--quiet", unit) == 0:
-                self.stopped.append(unit)
+                self.stopped += [] if unit in self.stopped else [unit]
                 if systemctl("stop", unit):
                     raise OrderError(f"{unit} does not stop: see `journalctl --unit {unit}`")
 
-    def bring_back(self, reason: str) -> None:
+    def bring_back(self) -> None:
         """Start what was stopped, and take back each drain whose engine runs again. Raises SettingError for one that does not."""
         failed = [unit for unit in self.stopped if systemctl("start", unit)]
         for name in self.drained:
             if self.config.engines[name].unit not in failed:
                 with orders.edited(self.config.orders) as given:
-                    orders.undrain(given, name, self.operator, f"{reason}: done")
+                    orders.undrain(given, name, self.operator, f"{given.drains[name].reason}: done")
         if failed:
             raise SettingError(
                 f"{failed[0]} does not start, and stays drained: see `journalctl --unit {failed[0]}`, then `llm-gpu undrain`"

@@ -68,8 +68,18 @@ def cuda_purls(text: str, groups: dict[str, list[str]], hostvars: Mapping[str, A
     return sorted(lock["wheels"][key]["purl"] for key in keys)
 
 
+def by_cuda(expect: Mapping[str, Any]) -> bool:
+    """Whether acceptance can use each GPU through CUDA, by gpu_health_expect.
+
+    CUDA shows a process one MIG instance, and no other GPU beside it. A compute mode may leave a GPU to its engine alone.
+    """
+    return not (
+        expect.get("mig") or expect.get("mig_layout") or expect.get("compute_mode") not in (None, "default")
+    )
+
+
 class FilterModule:
     """What Ansible asks for."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
-        return {"cuda_driver_fault": cuda_driver_fault, "cuda_purls": cuda_purls}
+        return {"by_cuda": by_cuda, "cuda_driver_fault": cuda_driver_fault, "cuda_purls": cuda_purls}

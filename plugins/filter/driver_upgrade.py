@@ -34,6 +34,14 @@ def wears(survey: Survey, wanted: Mapping[str, Any]) -> bool:
     return not survey["own_kernel"] or (survey["running"], survey["loaded"]) == (survey["kernel"], version)
 
 
+def came_up(survey: Survey, wanted: Mapping[str, Any]) -> bool:
+    """Whether a host that was sent into a new pair of kernel and driver runs it; a container has no kernel of its own."""
+    before, runs = survey.get("previous", {}), [survey["running"], survey["loaded"]]
+    return not survey["own_kernel"] or (
+        survey["loaded"] == wanted["driver"] and runs != [before.get("kernel"), before.get("version")]
+    )
+
+
 def trouble(host: str, survey: Survey) -> str:
     """Why no other host's upgrade may begin because of this one; empty if there is no reason."""
     if survey.get("unreachable"):
@@ -75,8 +83,9 @@ def driver_wave(
 ) -> dict[str, dict[str, str]]:
     """What to do with each host of a wave, and why.
 
-    `do`: skip (it has the set, and is healthy), upgrade (begin, or go on), back (an upgrade failed, and its way back did not
-    end), wait (another host of the wave goes back) or refuse (nothing is changed; `why` says it).
+    `do`: skip (it has the set, and is healthy), upgrade (begin, or go on), back (an upgrade failed, or the host did not come up
+    with the new driver, and its way back did not end), wait (another host of the wave goes back) or refuse (nothing is changed;
+    `why` says it).
     """
     plan: dict[str, dict[str, str]] = {}
     fresh: list[str] = []
@@ -88,8 +97,16 @@ def driver_wave(
         wanted = driver_set(hostvars[host], defaults)
         if survey["step"] in BACKWARD:
             plan[host] = {"do": "back", "why": survey["cause"]}
-        elif survey["step"] in FORWARD:
+        # Sent into the new kernel again, it would hang there again.
+        elif wanted and survey["step"] == "booting" and not came_up(survey, wanted):
+            plan[host] = {"do": "back", "why": "it did not come up with the new driver"}
+        elif wanted and survey["step"] in FORWARD:
             plan[host] = {"do": "upgrade", "why": f"it goes on after {survey['step']}"}
+        elif survey["step"] in FORWARD:
+            plan[host] = {
+                "do": "refuse",
+                "why": f"{trouble(host, survey)}, and gpu_set is not one of gpu_sets: name the set that it was brought to",
+            }
         elif not wanted and hostvars[host].get("gpu_set") == "provided":
             plan[host] = {"do": "skip", "why": "its operator brings the driver"}
         elif not wanted:
@@ -129,6 +146,10 @@ def driver_wave(
         why = refusals + [
             f"{job} runs, and a reboot would end it: wait for it, or stop it" for job in surveys[host]["jobs"]
         ]
+        if (hostvars[host].get("gpu_health_expect") or {}).get("mig_layout"):
+            why.append(
+                "its MIG instances may go with a reboot: declare mig_layout as {} until it is upgraded (docs/gpu.md)"
+            )
         if surveys[host]["own_kernel"] and host in (control or []):
             why.append(
                 "it is the control node, and a reboot would end this run: use site.yml and reboot it yourself"

@@ -295,13 +295,15 @@ SAID = {
 # send something away, or write prompts down.
 UNSAFE = re.compile(
     "(api-key|allowed-|code-|config|data-parallel|default-mm-loras|distributed-executor-backend|download-dir|dp-|ec-transfer|elastic-ep"
-    "|enable-(log-(deltas|outputs|requests)|mm-embeds|prompt-embeds|scale-out|trace-replay)|generation-config|grpc|headless|hf-(config-path|token)"
+    "|enable-(elastic-ep|log-(deltas|outputs|requests)|mm-embeds|prompt-embeds|scale-out|trace-replay)|generation-config|grpc|headless|hf-(config-path|token)"
     "|host$|io-processor-plugin|kv-(events|transfer)|load-format|log-config-file|logging-config|logits-processors|lora-modules|master-|middleware"
     "|model-class-overrides|model-loader-extra-config|nnodes|node-|otlp-|port$|profiler-config|reasoning-parser-plugin|revision|root-path"
     "|scheduler-cls|spec-model|ssl-|tokenizer$|tokenizer-revision|tool-parser-plugin|tool-server|trust-|uds|weight-transfer|worker-).*"
 )
-# The same inside an option that is a mapping.
-UNSAFE_KEYS = {"code_revision", "model", "revision", "tokenizer", "trust_remote_code"}
+# The same inside an option that is a mapping. A `backend` is the module of one where it has a dot.
+UNSAFE_KEYS = re.compile(
+    "code_revision|inductor_passes|model|revision|tokenizer|tokenizer_revision|trust_remote_code|.*_(cls|dir|path|plugin)"
+)
 
 
 def vllm_faults(
@@ -373,7 +375,7 @@ def option_faults(options: dict[str, Any]) -> list[str]:
             told.append(f"options has {key}, which the role sets: say it by {given}")
         elif UNSAFE.fullmatch(name.removeprefix("no-")):
             told.append(
-                f"options has {key}, which is refused: it takes in what nobody signed, opens a way past the gateways, "
+                f"options has {key}, which is refused: it takes in what was not signed, opens a way past the gateways, "
                 "or writes prompts down"
             )
         elif value is None:
@@ -381,20 +383,34 @@ def option_faults(options: dict[str, Any]) -> list[str]:
         # vLLM makes a command line of its configuration file, so this would be another option.
         elif any(re.match("-[^0-9.]", str(each)) for each in (value if isinstance(value, list) else [value])):
             told.append(f"options has {value!r} for {key}: a value does not start with a dash")
+        # vLLM would read the mapping out of it. A chat template is no JSON.
+        elif name != "chat-template" and any(
+            is_json(each) for each in (value if isinstance(value, list) else [value])
+        ):
+            told.append(
+                f"options has text that begins with {{ or [ for {key}: write the mapping or the list itself"
+            )
         elif inner := unsafe_keys(value):
-            told.append(f"options has {inner[0]} in {key}, which is refused: it takes in what nobody signed")
+            told.append(f"options has {inner[0]} in {key}, which is refused: it takes in what was not signed")
     return told
 
 
 def unsafe_keys(value: Any) -> list[str]:
-    """Keys in a mapping, at any depth, that take in what nobody signed."""
+    """Keys in a mapping, at any depth, that take in what was not signed."""
     if isinstance(value, list):
         return [key for each in value for key in unsafe_keys(each)]
     if not isinstance(value, dict):
         return []
-    return [str(key) for key in value if str(key).replace("-", "_") in UNSAFE_KEYS] + [
-        key for each in value.values() for key in unsafe_keys(each)
-    ]
+    return [
+        str(key)
+        for key, each in value.items()
+        if UNSAFE_KEYS.fullmatch(str(key).replace("-", "_")) or (key == "backend" and "." in str(each))
+    ] + [key for each in value.values() for key in unsafe_keys(each)]
+
+
+def is_json(value: Any) -> bool:
+    """Whether it is text that may be read as a mapping or a list."""
+    return isinstance(value, str) and value.lstrip().startswith(("{", "["))
 
 
 def parallel(model: dict[str, Any]) -> tuple[int, int]:

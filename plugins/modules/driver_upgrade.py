@@ -26,7 +26,7 @@ options:
   step:
     description: The step that is noted.
     type: str
-    choices: [installed, answered, done, failed, returned, stuck]
+    choices: [installed, booting, answered, done, failed, returned, stuck]
   cause: {description: Why it failed; noted with the step., type: str, default: ""}
   wanted: {description: "Set, driver and version that it is to be brought to, for people.", type: str, default: ""}
   sets: {description: The estate's driver sets., type: list, elements: dict, default: []}
@@ -193,7 +193,7 @@ def main() -> None:
             },
             "step": {
                 "type": "str",
-                "choices": ["installed", "answered", "done", "failed", "returned", "stuck"],
+                "choices": ["installed", "booting", "answered", "done", "failed", "returned", "stuck"],
             },
             "cause": {"type": "str", "default": ""},
             "wanted": {"type": "str", "default": ""},

@@ -39,6 +39,10 @@ class Host:
         self.calls, self.fails = folder / "calls", folder / "fails"
         self.calls.touch()
         self.fails.touch()
+        (folder / "current").mkdir()
+        (folder / "current/llmgpu.py").write_text(
+            "raise SystemExit('root runs a module of its current folder')"
+        )
         (folder / "bin").mkdir()
         script = folder / "bin/systemctl"
         script.write_text(SYSTEMCTL.format(calls=self.calls, fails=self.fails, gpus=gpus.file))
@@ -99,7 +103,8 @@ class Host:
             "ada",
         ]
         return subprocess.Popen(
-            [sys.executable, "-m", "llmgpu", *arguments, *options],
+            [sys.executable, "-P", "-m", "llmgpu", *arguments, *options],
+            cwd=self.folder / "current",
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -244,9 +249,27 @@ def test_a_change_that_is_interrupted_leaves_no_engine_drained(host: Host) -> No
     host.start_watch()
     process = host.begin()
     eventually("it is drained", lambda: "big" in host.ordered()["drains"])
+    code, told = host.settings()
+    assert (code, "another `llm-gpu settings` is at work" in told) == (3, True), told
     process.terminate()
     assert process.wait(10) == 128 + 15
     assert (host.ordered()["drains"], host.kept()) == ({}, "")
+
+
+def test_what_a_killed_change_left_drained_and_stopped_comes_back_with_the_next_run(host: Host) -> None:
+    gateway = host.gateway("engine_drained")
+    host.declare(engines=True, gateways=(gateway,), mig_layout={3: ["7g.80gb"]})
+    host.start_watch()
+    systemctl = host.folder / "bin/systemctl"
+    script = systemctl.read_text()
+    systemctl.write_text(script.replace("exit 0", '[ "$1" != start ] || kill -9 $PPID'))
+    assert host.settings()[0] == -9
+    assert list(host.ordered()["drains"]) == ["big"]
+    systemctl.write_text(script)
+    assert host.settings() == (0, "the settings of 8 GPUs are as declared\n"), "nothing is left to change"
+    assert host.units() == ["stop vllm@big.service", "start vllm@big.service", "start vllm@big.service"]
+    assert host.ordered()["drains"] == {}
+    assert host.ordered()["ended"]["big"]["reason"] == "MIG of GPU 3 is changed: done"
 
 
 def test_the_last_instance_is_taken_where_that_is_said(host: Host) -> None:

@@ -42,6 +42,16 @@ def ask(place: Path, method: str, path: str, body: Any = None, key: str = "") ->
             return 0, f"{type(problem).__name__}: {problem}"
 
 
+def within(answer: Any, *path: str | int) -> Any:
+    """What lies at that place of an answer; None if it has no such place."""
+    try:
+        for step in path:
+            answer = answer[step]
+    except (KeyError, IndexError, TypeError):
+        return None
+    return answer
+
+
 def is_ready(folder: Path) -> bool:
     """Whether a gateway is ready, with no engine on quarantined GPUs alone."""
     return any(ask(place, "GET", "/readyz")[0] == 200 for place in sockets(folder))
@@ -50,7 +60,7 @@ def is_ready(folder: Path) -> bool:
 def in_flight(folder: Path) -> int:
     """Requests that the gateways have begun to answer."""
     answers = [ask(place, "GET", "/drainz") for place in sockets(folder)]
-    return sum(answer["in_flight"] for status, answer in answers if status == 200)
+    return sum(within(answer, "in_flight") or 0 for status, answer in answers if status == 200)
 
 
 def complaint(place: Path, model: dict[str, Any], key: str) -> tuple[bool, str]:
@@ -61,14 +71,15 @@ def complaint(place: Path, model: dict[str, Any], key: str) -> tuple[bool, str]:
     text = f"{uuid.uuid4().hex[:8]}: say a word."
     if model["embeds"]:
         status, answer = ask(place, "POST", "/v1/embeddings", {"model": model["name"], "input": text}, key)
-        good = status == 200 and bool(answer["data"][0]["embedding"])
+        good = status == 200 and bool(within(answer, "data", 0, "embedding"))
     else:
         chat = {"model": model["name"], "messages": [{"role": "user", "content": text}], "max_tokens": 8}
         status, answer = ask(place, "POST", "/v1/chat/completions", chat, key)
-        if status == 400 and answer["error"]["code"] == "no_chat_template":
+        if status == 400 and within(answer, "error", "code") == "no_chat_template":
             plain = {"model": model["name"], "prompt": text, "max_tokens": 8}
             status, answer = ask(place, "POST", "/v1/completions", plain, key)
-        good = status == 200 and answer["usage"]["completion_tokens"] > 0
+        tokens = within(answer, "usage", "completion_tokens")
+        good = status == 200 and isinstance(tokens, int) and tokens > 0
     told = answer if isinstance(answer, str) else json.dumps(answer)
     return status not in REFUSED, "" if good else f"{model['name']} at {place}: {status} {told[:300]}"
 

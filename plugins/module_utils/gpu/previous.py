@@ -106,6 +106,7 @@ def restore(
     if wrong:
         debs = [str(path) for package in wrong for path in folder.glob(f"{package}_*.deb")]
         apt = ["apt-get", "-qq", "--yes", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=300"]
+        call(["dpkg", "--force-confold", "--configure", "-a"])  # where the upgrade was interrupted
         call([*apt, "--allow-downgrades", "--allow-change-held-packages", "install", *debs])
     driver = dkms.Driver(previous.driver, previous.version, previous.kernel)
     lacking = not dkms.is_installed(driver, None, places)
@@ -114,16 +115,20 @@ def restore(
         shutil.copytree(folder / "modules", places.proven(driver), dirs_exist_ok=True)
         dkms.install(driver, None, places)
     (places.kept / "kernel").write_text(f"{previous.kernel}\n")  # for the role's checks
-    held = kernels.hold(previous.held, call=call)
+    others = sorted(set(call(["apt-mark", "showhold"]).split()) - set(previous.held))  # the new set's
+    held = kernels.hold(others, free=True, call=call) + kernels.hold(previous.held, call=call)
     chose = make_default(previous.kernel, running, boot, call)
     return bool(wrong) or lacking or bool(held) or chose
 
 
 def _version(package: str, call: Call) -> str:
+    """The version that is installed; empty where it is not, or only its configuration is left."""
     try:
-        return call(["dpkg-query", "--show", "--showformat=${Version}", package])
+        told = call(["dpkg-query", "--show", "--showformat=${db:Status-Abbrev}\\t${Version}", package])
     except dkms.Failed:
         return ""
+    status, _, version = told.partition("\t")
+    return version if status.startswith(("ii", "hi")) else ""
 
 
 def make_default(kernel: str, running: str, boot: Path, call: Call) -> bool:

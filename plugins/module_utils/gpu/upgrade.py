@@ -19,7 +19,8 @@ from typing import Any
 from ansible_collections.llmkeep.estate.plugins.module_utils.config import files
 
 OPERATOR = "upgrade-drivers"  # who drains for an upgrade, to llm-gpu
-FORWARD = ("begun", "drained", "installed", "accepted", "answered")  # not ended: the next run goes on
+# Not ended: the next run goes on.
+FORWARD = ("begun", "drained", "installed", "booting", "accepted", "answered")
 BACKWARD = ("failed", "stuck")  # the next run tries the way back
 STATUS = re.compile(
     r"^(?P<engine>\S+): (in service|quarantined since (?P<since>\S+) by (?P<by>[^:]+): (?P<reason>.*))$"
@@ -91,13 +92,13 @@ def on_record(audit: Path, step: str, progress: Progress) -> None:
 
 
 def note(path: Path, audit: Path | None, step: str, progress: Progress, log: Callable[[str], None]) -> None:
-    """Take a step: on record, where the host has one, then on disk. Going back does not wait for the record."""
+    """Take a step: on record, where the host has one, then on disk. Only going back does not wait for the record."""
     progress.step = step
     try:
         if audit:
             on_record(audit, step, progress)
     except Failed as problem:
-        if step in FORWARD:
+        if step not in (*BACKWARD, "returned"):
             raise
         log(f"not on the audit record: {problem}")
     log(f"driver upgrade to {progress.wanted}: {step} {progress.cause}".strip())

@@ -54,7 +54,10 @@ def refuse(config: dict[str, Any], command: Any, parser: Any) -> None:
     def error(message: str) -> NoReturn:
         raise WrongOption(message)
 
-    parser.error = error
+    def leave(*_: object) -> NoReturn:
+        raise WrongOption("it would print something and end, instead of serving")
+
+    parser.error, parser.exit = error, leave
     known = (
         parser._option_string_actions
     )  # argparse has no other list, and itself takes any beginning of a name

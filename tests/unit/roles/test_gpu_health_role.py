@@ -32,6 +32,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     wanted = {
         "unit": "lookup('ansible.builtin.template', 'llm-gpu.service.j2')",
         "served": "__gpu_health_served",
+        "by_cuda": "__gpu_health_by_cuda",
     }
     return {
         host: rendered(
@@ -57,6 +58,7 @@ def test_a_host_that_serves_has_vllm_s_models_and_other_engines_watched_and_on_r
         "return_seconds": 60,
     }
     assert serving["served"] == ["1.5", "small"]
+    assert serving["by_cuda"] is False, "a GPU is divided"
     assert "\nExecStart=/opt/llmkeep/current/bin/llm-gpu watch\n" in serving["unit"]
     assert "\nX-Release=0123456789ab\n" in serving["unit"], (
         "another release is another unit, and starts it anew"

@@ -386,6 +386,7 @@ def test_what_vllm_s_parser_takes_is_taken(judged: Any) -> None:
         ({"options": {"enforce-eager": "yes"}}, "enforce-eager is 'yes': it takes true or false"),
         ({"options": {"speculative-config": "nonsense"}}, "argument --speculative-config: invalid"),
         ({"options": {"enable-auto-tool-choice": True}}, "--enable-auto-tool-choice requires --tool-call-parser"),
+        ({"options": {"help": True}}, "it would print something and end, instead of serving"),
         ({"gpus": [0, 1, 2]}, "tensor-parallel-size is 3, and its 4 attention heads are no multiple of it"),
         ({"gpus": [0, 1, 2], "pipeline_parallel": 3}, "pipeline-parallel-size is 3, and it has 2 layers"),
     ],
@@ -412,6 +413,13 @@ def test_what_vllm_s_parser_does_not_take_is_told_by_model_and_option(
         ({"lora-target-modules": ["q", "--host"]}, "a value does not start with a dash"),
         ({"hf-overrides": {"text_config": {"trust_remote_code": True}}}, "trust_remote_code in hf-overrides"),
         ({"speculative-config": {"model": "/srv/x"}}, "model in speculative-config"),
+        ({"speculative-config": ' {"model": "/srv/x"}'}, "for speculative-config: write the mapping or the list itself"),
+        ({"speculative-config": ['{"model": "/srv/x"}']}, "write the mapping or the list itself"),
+        ({"structured-outputs-config": {"reasoning_parser_plugin": "/srv/x.py"}}, "reasoning_parser_plugin in"),
+        ({"ec-manager-config": {"encoder_cache_manager_cls": "a.B"}}, "encoder_cache_manager_cls in ec-manager-config"),
+        ({"compilation-config": {"backend": "a.b"}}, "backend in compilation-config"),
+        ({"compilation-config": {"inductor_passes": {"x": "a.b"}}}, "inductor_passes in compilation-config"),
+        ({"enable-elastic-ep": True}, "enable-elastic-ep, which is refused"),
         ({"seed": None}, "seed without a value"),
         ({"Seed x": 1}, "write the name of a long option"),
     ],
@@ -430,6 +438,8 @@ def test_ordinary_options_are_let_through() -> None:
         "seed": -1,
         "hf-overrides": {"rope_scaling": {"factor": 4.0}},
         "portable": 1,
+        "attention-config": {"backend": "FLASH_ATTN"},
+        "chat-template": "{{ messages }}",
     }
     assert serving.vllm_faults([{**CODER, "options": options}], "24G", []) == []
 

@@ -53,10 +53,11 @@ given = json.loads(orders.read_text()) if orders.exists() else {}
 match sys.argv[1:]:
     case ["status"]:
         by = given.get("by")
-        if not by and (root / "sick").exists():
+        if not by and (root / "sick").exists() and (root / "sick").read_text() in ("", driver):
             by = "llm-gpu"
         print(f"echo: quarantined since now by {by}: {given.get('why', 'GPU 3: lost')}" if by else "echo: in service")
-    case ["check", *_]:
+    case ["check", *options]:
+        (root / "checked-with").write_text(" ".join(options))
         bad = [driver] if (root / "fails-with").exists() and (root / "fails-with").read_text() == driver else []
         found = [{"text": f"it does not answer with {each}", "gpu": 3, "runbook": "bus-xids", "drains": True} for each in bad]
         print(json.dumps({"findings": found, "driver": driver}))
@@ -260,6 +261,7 @@ def test_a_host_that_was_interrupted_goes_on_and_then_the_next_one_is_upgraded(e
     assert estate.progress("g1")["previous"] == before["previous"], "what ran before it began"
     assert estate.progress("g2")["previous"]["version"] == OLD
     assert (estate / "g2/drained-with").read_text() == OLD, "drained before its driver changed"
+    assert "--cuda" in (estate / "g2/checked-with").read_text()
 
 
 def test_a_host_whose_way_back_fails_stays_drained_and_is_never_called_done(estate: Estate) -> None:
@@ -272,7 +274,9 @@ def test_a_host_whose_way_back_fails_stays_drained_and_is_never_called_done(esta
         f" {estate.folder}/g1/run/llm-gateway/gateway-1.sock: 200"
     ) in said
     assert "The way back failed too, at Restore the set that ran before: dkms install ended with 1" in said
-    assert "Its engines stay drained, and no further host was touched" in said
+    assert "What is in service there: `llm-gpu status`. No further host was touched" in said
+    cause = estate.progress("g1")["cause"]
+    assert (cause.startswith("Ask the models: "), "way back" in cause) == (True, False), "the first cause"
     assert (estate.progress("g1")["step"], estate.in_service("g1")) == ("stuck", False)
     assert estate.drivers() == {"g1": NEW, "g2": OLD}
 
@@ -285,6 +289,18 @@ def test_a_host_whose_way_back_fails_stays_drained_and_is_never_called_done(esta
     ) in said
     assert (estate.progress("g1")["step"], estate.in_service("g1")) == ("returned", True)
     assert estate.drivers() == {"g1": OLD, "g2": OLD}, "no other host is begun with while one goes back"
+
+
+def test_engines_that_were_returned_are_drained_again_before_the_way_back(estate: Estate) -> None:
+    (estate / "g1/sick").write_text(NEW)  # as soon as it is in service
+    estate.hosts["g1"]["gpu_health_expect"] = {"compute_mode": "exclusive_process"}
+    code, said = estate.upgrade()
+    assert code != 0
+    assert "The upgrade of g1 failed at Return the engines to service: engines are quarantined" in said
+    assert (estate / "g1/drained-with").read_text() == NEW, "once more, with the driver that it leaves"
+    assert (estate.progress("g1")["step"], estate.in_service("g1")) == ("returned", True)
+    assert estate.drivers() == {"g1": OLD, "g2": OLD}
+    assert "--cuda" not in (estate / "g1/checked-with").read_text(), "its engine has the GPU alone"
 
 
 def test_a_host_that_has_the_set_is_not_touched_and_the_next_wave_stops_at_a_sick_host(

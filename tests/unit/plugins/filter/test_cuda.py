@@ -30,6 +30,22 @@ def test_a_driver_of_the_branch_or_a_later_one_will_do(stated: str) -> None:
     assert cuda.cuda_driver_fault(LOCK, "vllm", stated) == ""
 
 
+@pytest.mark.parametrize(
+    ("expect", "by_cuda"),
+    [
+        ({}, True),
+        ({"mig": False, "mig_layout": {}, "compute_mode": "default"}, True),
+        ({"mig": True}, False),
+        ({"mig_layout": {0: ["7g.80gb"]}}, False),
+        ({"compute_mode": "exclusive_process"}, False),
+    ],
+)
+def test_acceptance_uses_cuda_where_every_gpu_lets_every_process_in(
+    expect: dict[str, Any], by_cuda: bool
+) -> None:
+    assert cuda.by_cuda(expect) is by_cuda
+
+
 def test_an_environment_without_cuda_or_with_an_unknown_one_is_refused() -> None:
     lock = {"environments": {"old": ["torch==1"], "new": ["cuda-toolkit==99.1.0"]}}
     assert "has no CUDA for old" in cuda.cuda_driver_fault(lock, "old", CLOSED.format("580.1"))

@@ -38,9 +38,11 @@ def plan(batch: list[str], **options: Any) -> dict[str, tuple[str, str]]:
     surveys = {host: options.pop(host, survey()) for host in hosts}
     models = options.pop("models", {})
     own = options.pop("gpu_set", {})
+    expect = options.pop("expect", {})
     hostvars = {
         host: {
             **({"gpu_set": own[host]} if host in own else {}),
+            **({"gpu_health_expect": expect[host]} if host in expect else {}),
             "group_names": ["gpu", "serve"],
             **({"llm_serving_models": models[host]} if host in models else {}),
         }
@@ -96,6 +98,46 @@ def test_no_upgrade_begins_while_another_host_is_in_an_unknown_state(
 def test_a_host_that_was_interrupted_goes_on_and_stops_no_other_host_of_its_wave() -> None:
     found = plan(["a", "b"], b=survey(NEW, step="accepted", engines={"e": OURS}, ready=False))
     assert found == {"a": ("upgrade", ""), "b": ("upgrade", "it goes on after accepted")}
+
+
+FELL_BACK = {"step": "booting", "previous": {"kernel": "6.12.100", "version": OLD}, "engines": {"e": OURS}}
+
+
+@pytest.mark.parametrize("runs", [("6.12.100", ""), ("6.12.100", OLD), (KERNEL, "")])
+def test_a_host_that_did_not_come_up_with_the_new_driver_is_not_sent_there_again(
+    runs: tuple[str, str],
+) -> None:
+    found = plan(["a"], a=survey(NEW, **FELL_BACK) | {"running": runs[0], "loaded": runs[1]})
+    assert found["a"] == ("back", "it did not come up with the new driver")
+
+
+def test_a_new_kernel_with_the_same_driver_is_told_from_the_former_one() -> None:
+    same = FELL_BACK | {"previous": {"kernel": "6.12.100", "version": NEW}}
+    assert plan(["a"], a=survey(NEW, **same))["a"] == ("upgrade", "it goes on after booting")
+    assert plan(["a"], a=survey(NEW, **same) | {"running": "6.12.100"})["a"][0] == "back"
+
+
+@pytest.mark.parametrize(
+    "differs", [{}, {"own_kernel": False, "loaded": ""}], ids=["a machine", "a container"]
+)
+def test_a_host_that_came_up_before_the_run_ended_goes_on(differs: dict[str, Any]) -> None:
+    found = plan(["a"], a=survey(NEW, **FELL_BACK) | differs)
+    assert found["a"] == ("upgrade", "it goes on after booting")
+
+
+def test_an_upgrade_does_not_go_on_to_a_set_that_does_not_exist() -> None:
+    for name in ("misspelt", "provided"):
+        do, why = plan(["a"], a=survey(step="installed"), gpu_set={"a": name})["a"]
+        assert (do, "its last step was installed, and gpu_set is not one of gpu_sets" in why) == (
+            "refuse",
+            True,
+        )
+
+
+def test_a_host_with_mig_instances_that_a_reboot_may_take_is_refused() -> None:
+    do, why = plan(["a"], expect={"a": {"mig_layout": {0: ["7g.80gb"]}}})["a"]
+    assert (do, "its MIG instances may go with a reboot: " in why) == ("refuse", True)
+    assert plan(["a"], expect={"a": {"mig_layout": {}}})["a"] == ("upgrade", "")
 
 
 def test_a_host_that_failed_goes_back_first_and_the_others_of_its_wave_wait() -> None:

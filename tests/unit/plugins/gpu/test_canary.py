@@ -76,6 +76,21 @@ def test_an_answer_without_tokens_is_none(gateway: Gateway) -> None:
         gateway.ask()
 
 
+@pytest.mark.parametrize("answer", [{}, [], "a word", {"usage": None}, {"usage": {"completion_tokens": "3"}}])
+@pytest.mark.parametrize("embeds", [False, True])
+def test_an_answer_of_another_form_is_none(gateway: Gateway, answer: Any, embeds: bool) -> None:
+    for place in ("/v1/chat/completions", "/v1/embeddings"):
+        gateway.answers[place] = [(200, answer)]
+    with pytest.raises(canary.Failed, match=r"no answer within 0 s: chat at .*1\.sock: 200"):
+        gateway.ask({"name": "chat", "embeds": embeds})
+
+
+def test_a_refusal_of_another_form_is_told(gateway: Gateway) -> None:
+    gateway.answers["/v1/chat/completions"] = [(400, {"error": "no"})]
+    with pytest.raises(canary.Failed, match=r"^chat at .*1\.sock: 400"):
+        gateway.ask()
+
+
 def test_a_key_that_is_refused_ends_it_at_once(gateway: Gateway) -> None:
     gateway.answers["/v1/chat/completions"] = [(401, {"error": {"code": "unauthenticated"}})]
     with pytest.raises(canary.Failed, match=r"^chat at .*1\.sock: 401"):

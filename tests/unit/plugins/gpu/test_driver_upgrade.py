@@ -47,6 +47,8 @@ class Host:
             f"linux-image-{KERNEL}": "1.0-9",
         }
         self.held = ["libcuda1", f"linux-image-{KERNEL}"]
+        self.removed: set[str] = set()  # their configuration is left
+        self.configured = False
         self.grub = {
             "saved_entry": "advanced>gnulinux-NEW-advanced-1",
             "next_entry": "advanced>gnulinux-NEW-advanced-1",
@@ -81,7 +83,7 @@ class Host:
             capture_output=True,
         )
         self.versions["libcuda1"] = "1:2.0-1"
-        self.held = []
+        self.held = ["libcuda2"]
 
     def call(self, argv: list[str]) -> str:
         match argv:
@@ -89,13 +91,20 @@ class Host:
                 return "\n".join(self.held)
             case ["apt-mark", "hold", *packages]:
                 self.held += packages
-            case ["dpkg-query", _, "--showformat=${Version}", package]:
-                return str(self.versions[package])
+            case ["dpkg-query", _, "--showformat=${db:Status-Abbrev}\\t${Version}", package]:
+                status = "rc" if package in self.removed else "ii"
+                return f"{status} \t{self.versions[package]}"
+            case ["apt-mark", "unhold", *packages]:
+                self.held = [each for each in self.held if each not in packages]
+            case ["dpkg", *_]:
+                self.configured = True
             case ["dpkg-query", *_]:
                 return "".join(f"ii \t{name}\t{version}\n" for name, version in self.versions.items())
             case ["apt-get", *words]:
                 debs = [Path(word) for word in words if word.endswith(".deb")]
                 assert all(deb.read_text() == "package" for deb in debs)
+                assert self.configured, "dpkg was interrupted before"
+                self.removed = set()
                 self.versions |= {
                     deb.name.split("_")[0]: deb.name.split("_")[1].replace("%3a", ":") for deb in debs
                 }
@@ -166,6 +175,14 @@ def test_modules_packages_and_holds_come_back_without_a_build(host: Host) -> Non
     assert not host.restore(before), "a second time changes nothing"
 
 
+def test_a_package_of_which_the_configuration_is_left_is_installed_again(host: Host) -> None:
+    before = host.before()
+    host.keep(before)
+    host.removed = {"unrelated"}
+    assert host.restore(before)
+    assert (host.removed, host.held) == (set(), before.held)
+
+
 def test_grub_boots_the_kernel_of_before_and_no_other_one_once(host: Host) -> None:
     (host.boot / "grub/grub.cfg").write_text(MENU)
     (host.boot / "vmlinuz-NEW").touch()
@@ -217,13 +234,14 @@ def test_a_step_is_on_record_and_then_on_disk_for_root_alone(tmp_path: Path, wri
     assert (taken[1]["event.outcome"], taken[1]["event.reason"]) == ("failure", "no answer")
 
 
-def test_no_step_forward_is_taken_without_the_record_and_the_way_back_is(tmp_path: Path) -> None:
+@pytest.mark.parametrize("step", ["begun", "booting", "done"])
+def test_no_step_forward_is_taken_without_the_record_and_the_way_back_is(tmp_path: Path, step: str) -> None:
     file, gone = tmp_path / "upgrade.json", tmp_path / "audit.sock"
     said: list[str] = []
     with pytest.raises(
-        upgrade.Failed, match=r"so begun is not on the audit record: start llm-audit\.service"
+        upgrade.Failed, match=rf"so {step} is not on the audit record: start llm-audit\.service"
     ):
-        upgrade.note(file, gone, "begun", upgrade.Progress(), said.append)
+        upgrade.note(file, gone, step, upgrade.Progress(), said.append)
     assert not file.exists()
     upgrade.note(file, gone, "failed", upgrade.Progress(), said.append)
     assert upgrade.load(file).step == "failed"

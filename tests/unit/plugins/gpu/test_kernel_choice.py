@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from plugin_modules import ROOT, load
+from rendered_role import rendered
 
 kernels = load("module_utils.gpu.kernels")
 secure_boot = load("module_utils.gpu.secure_boot")
@@ -164,6 +165,15 @@ def test_what_moves_is_held_and_freed_together() -> None:
     assert kernels.hold(["linux-image-x", "nvidia-smi"], free=True, call=apt_mark) == ["linux-image-x"]
     changes = [argv for argv in calls if argv[1] != "showhold"]
     assert changes == [["apt-mark", "hold", "nvidia-smi"], ["apt-mark", "unhold", "linux-image-x"]]
+
+
+def test_the_packages_of_every_set_are_freed_before_one_moves(tmp_path: Path) -> None:
+    given = {"gpu_set": "nvidia-580-open", "__gpu_fit": {"kernel": "6.12.1", "nvswitches": 0}}
+    wanted = {"freed": "__gpu_freed_packages", "held": "__gpu_packages"}
+    made = rendered(tmp_path, "gpu", wanted, "gpu1", {"gpu1.estate.internal": "10.0.0.1"}, given)
+    assert set(made["held"]) < set(made["freed"])
+    assert {"nvidia-kernel-dkms", "nvidia-tesla-535-smi", "nvidia-fabricmanager"} <= set(made["freed"])
+    assert "" not in made["freed"]
 
 
 # What mokutil 0.7.2 prints; its exit code for one answer has changed between versions.
