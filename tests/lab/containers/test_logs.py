@@ -68,6 +68,15 @@ def test_an_unknown_request_is_not_found(logged: Lab) -> None:
     assert said.strip().endswith("code 3")
 
 
+def test_each_line_of_a_burst_arrives_once(logged: Lab) -> None:
+    lines = 500
+    logged.on("llm1", f"for number in $(seq {lines}); do logger --tag burst burst4e71 $number; done")
+    count = f"{REQUEST} GET '/logs-llmkeep.*/_count?q=burst4e71&filter_path=count'"
+    within(
+        30, "each line is there once", lambda: logged.on("ops1", count).strip() == f'200 {{"count":{lines}}}'
+    )
+
+
 def test_the_key_of_one_host_is_revoked_and_the_other_hosts_goes_on(logged: Lab) -> None:
     def permitted(host: str) -> str:
         url = "https://ops1.estate.internal:9200"
