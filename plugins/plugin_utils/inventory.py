@@ -16,8 +16,9 @@ import yaml
 from ansible.errors import AnsibleError
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.module_utils.common.text.formatters import human_to_bytes
-from ansible_collections.llmkeep.estate.plugins.filter.serving import model_faults, vllm_faults
+from ansible_collections.llmkeep.estate.plugins.filter.serving import model_faults
 from ansible_collections.llmkeep.estate.plugins.filter.training import job_faults
+from ansible_collections.llmkeep.estate.plugins.filter.vllm import vllm_faults
 
 Options = dict[str, dict[str, Any]]
 

@@ -20,6 +20,20 @@ class ActionModule(config_tree.ActionModule):
 EXPOSURE = 15  # tenths, of systemd's ten: as the roles' own checks
 
 
+def played(folder: Path, play: dict[str, Any], estate: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+    """One play on ESTATE (hosts, children, vars), without a host: Ansible's exit code and output."""
+    (folder / "play.yml").write_text(yaml.safe_dump([play]))
+    (folder / "hosts.yml").write_text(yaml.safe_dump({"all": estate}))
+    return subprocess.run(
+        [ROOT / ".venv/bin/ansible-playbook", "-i", "hosts.yml", "play.yml"],
+        cwd=folder,
+        env={**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(LINK.parents[2]), "ANSIBLE_CONFIG": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 def rendered(
     folder: Path,
     role: str,
@@ -64,20 +78,9 @@ def rendered(
     }
     estate = {name.split(".")[0]: {"ansible_host": address} for name, address in hosts.items()}
     children = {group: {"hosts": dict.fromkeys(members)} for group, members in (groups or {}).items()}
-    (folder / "hosts.yml").write_text(
-        yaml.safe_dump({"all": {"hosts": estate, "children": children, "vars": inventory or {}}})
-    )
-    (folder / "play.yml").write_text(yaml.safe_dump([play]))
     (folder / "action_plugins").mkdir()
     (folder / "action_plugins/recorded_tree.py").write_text(RECORDED_TREE)
-    environment = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(LINK.parents[2]), "ANSIBLE_CONFIG": ""}
-    run = subprocess.run(
-        [str(ROOT / ".venv/bin/ansible-playbook"), "-i", str(folder / "hosts.yml"), str(folder / "play.yml")],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment,
-    )
+    run = played(folder, play, {"hosts": estate, "children": children, "vars": inventory or {}})
     assert run.returncode == 0, run.stdout + run.stderr
     return json.loads((folder / "out.json").read_text())
 

@@ -9,27 +9,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import standin_driver
 import yaml
 from estate import ROOT, Lab
 
 NVML = ROOT / "tests/doubles/nvml"
 MODEL = "smollm2-135m-instruct"
 OLD, GOOD, BAD = "1.0", "1.1", "1.2"
-MODULE = """#include <linux/module.h>
-static int __init standin_start(void) { return 0; }
-static void __exit standin_end(void) { }
-module_init(standin_start);
-module_exit(standin_end);
-MODULE_LICENSE("GPL");
-MODULE_VERSION("NUMBER");
-"""
-CONF = """PACKAGE_NAME="standin"
-PACKAGE_VERSION="NUMBER"
-BUILT_MODULE_NAME[0]="standin"
-DEST_MODULE_LOCATION[0]="/updates/dkms"
-MAKE[0]="make -C $kernel_source_dir M=$dkms_tree/$PACKAGE_NAME/$PACKAGE_VERSION/build modules"
-POST_INSTALL="loaded.sh"
-"""
 # What NVML says with each driver. With the bad one a GPU has fallen off the bus.
 LOADED = {version: f"driver_version = {version}" for version in (OLD, GOOD)}
 LOADED[BAD] = f"driver_version = {BAD}\\n5.lost = 1"
@@ -42,9 +28,9 @@ def sources(folder: Path) -> dict[str, Path]:
     for version, said in LOADED.items():
         of = folder / f"standin-{version}"
         of.mkdir(parents=True)
-        (of / "standin.c").write_text(MODULE.replace("NUMBER", version))
+        (of / "standin.c").write_text(standin_driver.source(version))
         (of / "Makefile").write_text("obj-m := standin.o\n")
-        (of / "dkms.conf").write_text(CONF.replace("NUMBER", version))
+        (of / "dkms.conf").write_text(standin_driver.dkms_conf(version) + 'POST_INSTALL="loaded.sh"\n')
         (of / "loaded.sh").write_text(f"#!/bin/sh\nprintf '{said}\\n' > /etc/mock-nvml.conf\n")
         (of / "loaded.sh").chmod(0o755)
     return {path.name: path for path in folder.iterdir()}

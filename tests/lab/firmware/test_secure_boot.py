@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
+import standin_driver
 from driver_builds import KEY, dkms, prove, signer, signing
 from machine import DOWN, ENTER, OVMF, PROGRAMS, Machine, make_disk, powered_on
 from plugin_modules import ROOT, load
@@ -32,21 +33,9 @@ pytestmark = [
 ]
 
 SOURCE = {
-    "standin.c": """#include <linux/module.h>
-static int __init standin_start(void) { return 0; }
-static void __exit standin_end(void) { }
-module_init(standin_start);
-module_exit(standin_end);
-MODULE_LICENSE("GPL");
-MODULE_VERSION("1.0");
-""",
+    "standin.c": standin_driver.source("1.0"),
     "Makefile": "obj-m := standin.o\n",
-    "dkms.conf": """PACKAGE_NAME="standin"
-PACKAGE_VERSION="1.0"
-BUILT_MODULE_NAME[0]="standin"
-DEST_MODULE_LOCATION[0]="/updates/dkms"
-MAKE[0]="make -C $kernel_source_dir M=$dkms_tree/standin/1.0/build modules"
-""",
+    "dkms.conf": standin_driver.dkms_conf("1.0"),
 }
 HERE = "/root/gpu"  # on the machine
 CERTIFICATE = f"{HERE}/modules.der"

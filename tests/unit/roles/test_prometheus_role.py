@@ -1,13 +1,11 @@
 """What role prometheus refuses, and what it makes of an inventory, without a host."""
 
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
-from plugin_modules import LINK, ROOT, load
-from rendered_role import content, rendered
+from plugin_modules import ROOT, load
+from rendered_role import content, played, rendered
 
 load("filter.prometheus")  # puts the collection where Ansible finds it
 # By host: a variable, its value, and what of the message tells that it is refused.
@@ -47,16 +45,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "hosts": {host: {key: value} for host, (key, value, _) in CASES.items()},
         "vars": {"prometheus_webhook": "https://relay/"},
     }
-    (folder / "play.yml").write_text(yaml.safe_dump([play]))
-    (folder / "hosts.yml").write_text(yaml.safe_dump({"all": estate}))
-    done = subprocess.run(
-        [f"{ROOT}/.venv/bin/ansible-playbook", "-i", "hosts.yml", "play.yml"],
-        cwd=folder,
-        env=os.environ | {"ANSIBLE_COLLECTIONS_PATH": str(LINK.parents[2]), "ANSIBLE_CONFIG": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = played(folder, play, estate)
     output = " ".join(done.stdout.split())
     failed = dict(part.split("]: FAILED!", 1) for part in output.split("fatal: [")[1:])
     assert set(failed) < set(CASES), output + done.stderr

@@ -1,12 +1,10 @@
 """A host with a system on which llmkeep was never tested: refused, or accepted by the inventory and on record."""
 
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
-import yaml
-from plugin_modules import LINK, ROOT, load
+from plugin_modules import load
+from rendered_role import played
 
 load("filter.estate")  # puts the collection where Ansible finds it
 
@@ -24,16 +22,7 @@ def preflight(folder: Path, role: str, facts: dict[str, str], **variables: str) 
         "vars": variables,
         "tasks": tasks,
     }
-    (folder / "play.yml").write_text(yaml.safe_dump([play]))
-    (folder / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": {"localhost": {}}}}))
-    run = subprocess.run(
-        [f"{ROOT}/.venv/bin/ansible-playbook", "-i", "hosts.yml", "play.yml"],
-        cwd=folder,
-        env=os.environ | {"ANSIBLE_COLLECTIONS_PATH": str(LINK.parents[2]), "ANSIBLE_CONFIG": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    run = played(folder, play, {"hosts": {"localhost": {}}})
     return run.returncode, run.stdout + run.stderr
 
 

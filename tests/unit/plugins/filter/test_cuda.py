@@ -1,19 +1,15 @@
 """Which hosts may get an environment with CUDA: by the version that NVIDIA's driver states. The drivers here are files."""
 
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from plugin_modules import LINK, ROOT, load
-from rendered_role import rendered
+from plugin_modules import ROOT, load
+from rendered_role import played, rendered
 
 cuda = load("filter.cuda")
 LOCK = yaml.safe_load((ROOT / "artifacts.lock.d/gpu.yml").read_text())
-ANSIBLE = ROOT / ".venv/bin/ansible-playbook"
-ENVIRONMENT = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(LINK.parents[2]), "ANSIBLE_CONFIG": ""}
 CLOSED = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  {}  Sun Jul 27 07:05:32 UTC 2025\nGCC version: gcc 14.2.0\n"
 OPEN = (
     "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {}  Release Build  (builder@host)  Tue Nov  4\n"
@@ -89,20 +85,7 @@ def test_preflight_refuses_a_host_whose_driver_is_absent_or_too_old_and_names_bo
     role = {"name": "llmkeep.estate._common", "tasks_from": "cuda_driver", "rolespec_validate": False}
     task = {"ansible.builtin.import_role": role, "vars": {"_common_cuda_environment": "serving-cuda"}}
     play = {"hosts": "all", "connection": "local", "gather_facts": False, "tasks": [task]}
-    (tmp_path / "play.yml").write_text(yaml.safe_dump([play]))
-    (tmp_path / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": hosts}}))
-    run = subprocess.run(
-        [
-            str(ANSIBLE),
-            "-i",
-            str(tmp_path / "hosts.yml"),
-            str(tmp_path / "play.yml"),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=ENVIRONMENT,
-    )
+    run = played(tmp_path, play, {"hosts": hosts})
     needs = "serving-cuda has CUDA 13.0, which needs NVIDIA's driver 580 or later"
     assert run.returncode == 2, run.stdout + run.stderr
     said = run.stdout.replace("\\'", "'").replace('\\"', '"')

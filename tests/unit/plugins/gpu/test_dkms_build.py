@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from plugin_modules import load
+from standin_driver import HEADERS_MAKEFILE, dkms_conf
 
 dkms = load("module_utils.gpu.dkms")
 dkms_build = load("modules.dkms_build")
@@ -17,14 +18,6 @@ KERNEL, NEXT = "6.12.999-standin", "6.12.1000-standin"
 DRIVER = dkms.Driver("standin", "1.0", KERNEL)
 GOOD = "int standin(void) { return 0; }\n"
 BAD = "int standin(void) {\n    return resize(0, 1);\n}\n"
-CONF = """PACKAGE_NAME="standin"
-PACKAGE_VERSION="1.0"
-BUILT_MODULE_NAME[0]="standin"
-DEST_MODULE_LOCATION[0]="/updates/dkms"
-MAKE[0]="make -C $kernel_source_dir M=$dkms_tree/standin/1.0/build modules"
-"""
-# Of a kernel without CONFIG_MODULE_SIG_HASH, for which dkms signs nothing and makes no key.
-MAKEFILE = "modules:\n\tgcc-14 -std=gnu17 -ffreestanding -c $(M)/standin.c -o $(M)/standin.ko\n"
 # The head of the one in NVIDIA's packages.
 NVIDIA_MAKEFILE = """ifndef SYSOUT
   SYSOUT := /lib/modules/$(KERNEL_UNAME)/build
@@ -40,12 +33,12 @@ def host(tmp_path: Path) -> Any:
     places = dkms.Places(*(tmp_path / name for name in ("modules", "src", "tree", "kept")))
     headers = places.modules / KERNEL / "build"
     headers.mkdir(parents=True)
-    (headers / "Makefile").write_text(MAKEFILE)
+    (headers / "Makefile").write_text(HEADERS_MAKEFILE)
     (headers / ".config").write_text("CONFIG_MODULES=y\n")
     (headers / "include").mkdir()
     source = places.sources / "standin-1.0"
     source.mkdir(parents=True)
-    (source / "dkms.conf").write_text(CONF)
+    (source / "dkms.conf").write_text(dkms_conf("1.0"))
     (source / "standin.c").write_text(GOOD)
     places.tree.mkdir()
     return places
@@ -81,7 +74,7 @@ def test_a_proof_changes_nothing_of_the_host(host: Any) -> None:
 def test_nvidia_s_makefile_that_looks_in_lib_modules_is_told_where_the_headers_are(host: Any) -> None:
     source = host.sources / "standin-1.0"
     (source / "dkms.conf").write_text(
-        re.sub("MAKE.*", 'MAKE[0]="make modules KERNEL_UNAME=$kernelver"', CONF)
+        re.sub("MAKE.*", 'MAKE[0]="make modules KERNEL_UNAME=$kernelver"', dkms_conf("1.0"))
     )
     (source / "Makefile").write_text(NVIDIA_MAKEFILE)
     assert dkms_build.settle(given(), False, host)["changed"]

@@ -10,19 +10,13 @@ from typing import Any
 
 import pytest
 from plugin_modules import load
+from standin_driver import HEADERS_MAKEFILE, dkms_conf
 
 dkms = load("module_utils.gpu.dkms")
 previous = load("module_utils.gpu.previous")
 upgrade = load("module_utils.gpu.upgrade")
 
 KERNEL = "6.12.999-standin"
-CONF = """PACKAGE_NAME="standin"
-PACKAGE_VERSION="NUMBER"
-BUILT_MODULE_NAME[0]="standin"
-DEST_MODULE_LOCATION[0]="/updates/dkms"
-MAKE[0]="make -C $kernel_source_dir M=$dkms_tree/standin/NUMBER/build modules"
-"""
-MAKEFILE = "modules:\n\tgcc-14 -ffreestanding -c $(M)/standin.c -o $(M)/standin.ko\n"
 SETS = [{"name": "old", "driver": "1.0", "dkms": {"name": "standin"}}]
 MENU = """set default="${saved_entry}"
 submenu 'Advanced options' $menuentry_id_option 'advanced' {
@@ -55,7 +49,7 @@ class Host:
         }
         headers = self.places.modules / KERNEL / "build"
         headers.mkdir(parents=True)
-        (headers / "Makefile").write_text(MAKEFILE)
+        (headers / "Makefile").write_text(HEADERS_MAKEFILE)
         (headers / ".config").write_text("CONFIG_MODULES=y\n")
         (headers / "include").mkdir()
         for place in (self.places.tree, self.archives, self.boot / "grub"):
@@ -65,7 +59,7 @@ class Host:
         for version in ("1.0", "2.0"):
             source = self.places.sources / f"standin-{version}"
             source.mkdir(parents=True)
-            (source / "dkms.conf").write_text(CONF.replace("NUMBER", version))
+            (source / "dkms.conf").write_text(dkms_conf(version))
             (source / "standin.c").write_text(f'const char *version(void) {{ return "{version}"; }}\n')
         self.install("1.0")
 
