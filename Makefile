@@ -163,9 +163,10 @@ bundle: .venv/.ready $(COLLECTION)  ## build (or keep) the lab's signed bundle i
 	$(STEP) keys "throw-away keys that sign the bundle" lab/keys
 	$(STEP) bundle "build the bundle, or keep it" .venv/bin/llmkeep bundle build --profile lab --keys .lab/keys --passphrase-file .lab/passphrase --out .lab/bundle --resolve-apt
 
-# vLLM and guidellm need torch, which there is for the machine's own Python (3.11); what comes with vLLM's would need another build of it.
 # Of the machine that bench/gpu.sh is for.
 GPU_PYTHON := 3.12
+
+# vLLM and guidellm need torch, which there is for the machine's own Python (3.11); what comes with vLLM's would need another build of it.
 peers: PEER ?= litellm portkey guidellm plot vllm transformers trl torch mutmut firmware
 # LOCK=1 resolves bench/peers/PEER.in anew into the versions and hashes of bench/peers/PEER.txt; without it, nothing else is installed.
 peers:  ## what benchmarks compare with and draw by, and mutmut, each in an environment of its own below bench/ (9 GB); firmware: Debian packages: make peers PEER="litellm plot"
@@ -181,6 +182,7 @@ peers:  ## what benchmarks compare with and draw by, and mutmut, each in an envi
 	  fi
 	  # Not an environment: wheels to carry, for the Python of a lent machine, without bitsandbytes' kernels for other CUDAs.
 	  if [ $$peer = gpu ]; then
+	    lab/packages bench/peers/gpu.apt
 	    pip="$(PYTHON) -m pip --quiet --disable-pip-version-check"
 	    target="--no-deps --only-binary=:all: --ignore-requires-python --implementation cp --python-version $(GPU_PYTHON)"
 	    for each in 2_5 2_17 2_24 2_27 2_28 2_34; do target+=" --platform manylinux_$${each}_x86_64"; done
