@@ -1,4 +1,4 @@
-"""`llmkeep logs find REQUEST_ID`: what all hosts logged about one request, out of the estate's Elasticsearch.
+"""`llmkeep logs find REQUEST_ID`: what all hosts logged about one request. `llmkeep logs check`: whether any of it was lost.
 
 Role elasticsearch tells this host where that is, and seals an API key here that reads logs and does nothing else.
 """
@@ -8,8 +8,13 @@ import base64
 import json
 import ssl
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from llmkeep import logs_check
+from llmkeep.durable import write
 from llmkeep.errors import LlmkeepError, Refused, printable
 from llmkeep.places import Places
 from llmkeep.sealing import unseal
@@ -20,10 +25,14 @@ MOST = 1000  # documents of one request; a gateway logs one, the edge another
 NOTHING_FOUND = 3
 DESCRIPTION = """What all hosts logged about one request, in the order of time. The id is the answer's header X-Request-Id.
 Exit codes: 0 found; 1 Elasticsearch was not reached, or refused; 3 there is no document of this request."""
+CHECK = """Compares what each host counted in its journal with what Elasticsearch has, by hour, and names what is missing.
+Exit codes: 0 complete; 1 Elasticsearch was not reached, or refused; 3 entries are missing; 4 none is missing, and a host
+is silent."""
 
 
-def find(places: Places, request: str, seconds: float = 0) -> list[dict[str, Any]]:
-    """Documents of a request, oldest first; asks again for SECONDS while there is none."""
+@contextmanager
+def asked(places: Places) -> Iterator[Any]:
+    """The official client, with this node's key and certificate; LlmkeepError for what it raises."""
     # Here, since it takes longer to import than any other verb takes to run.
     from elasticsearch import ApiError, Elasticsearch, TransportError
 
@@ -38,23 +47,29 @@ def find(places: Places, request: str, seconds: float = 0) -> list[dict[str, Any
     context = ssl.create_default_context(cafile=str(places.root_certificate))
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.load_cert_chain(places.host_certificate, places.host_key)
+    try:
+        with Elasticsearch(
+            url, api_key=base64.b64encode(key.encode()).decode(), ssl_context=context, request_timeout=10
+        ) as client:
+            yield client
+    except (ApiError, TransportError) as error:
+        raise LlmkeepError(
+            f"{url} did not answer the search: {printable(str(error))}. See elasticsearch.service on that host, and run "
+            "`llmkeep verify`"
+        ) from error
+
+
+def find(places: Places, request: str, seconds: float = 0) -> list[dict[str, Any]]:
+    """Documents of a request, oldest first; asks again for SECONDS while there is none."""
     end = time.monotonic() + seconds
-    with Elasticsearch(
-        url, api_key=base64.b64encode(key.encode()).decode(), ssl_context=context, request_timeout=10
-    ) as client:
+    with asked(places) as client:
         while True:
-            try:
-                answer = client.search(
-                    index=STREAMS,
-                    query={"term": {"http.request.id": request}},
-                    sort=[{"@timestamp": {"order": "asc", "unmapped_type": "date"}}],
-                    size=MOST,
-                )
-            except (ApiError, TransportError) as error:
-                raise LlmkeepError(
-                    f"{url} did not answer the search: {printable(str(error))}. See elasticsearch.service on that host, and run "
-                    "`llmkeep verify`"
-                ) from error
+            answer = client.search(
+                index=STREAMS,
+                query={"term": {"http.request.id": request}},
+                sort=[{"@timestamp": {"order": "asc", "unmapped_type": "date"}}],
+                size=MOST,
+            )
             found = [hit["_source"] for hit in answer["hits"]["hits"]]
             if found or time.monotonic() >= end:
                 return found
@@ -86,6 +101,23 @@ def _find(given: argparse.Namespace) -> int:
     return 0
 
 
+def _check(given: argparse.Namespace) -> int:
+    now = datetime.now(UTC)
+    with asked(given.places) as client:
+        namespaces = given.places.logs_sources.read_text("ascii").split()
+        found = logs_check.check(
+            client, namespaces, now - timedelta(hours=given.hours), now, timedelta(seconds=given.settle)
+        )
+    result = logs_check.recorded(found, now)
+    if given.record:
+        write(given.places.logs_checked, result, 0o600)
+    if given.json:
+        print(result.decode())
+    else:
+        print("\n".join(map(printable, logs_check.lines(found))))
+    return logs_check.code(found)
+
+
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """`llmkeep logs …`."""
     verbs = subparsers.add_parser("logs", help="what hosts logged").add_subparsers(
@@ -102,3 +134,17 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="ask again for so long while there is none (default 0)",
     )
     parser.set_defaults(run=_find, places=Places())
+    parser = verbs.add_parser(
+        "check", help="compare what was written, shipped and indexed", description=CHECK
+    )
+    parser.add_argument("--hours", type=float, default=25, help="how far back (default 25)")
+    parser.add_argument(
+        "--settle",
+        type=float,
+        default=60,
+        metavar="SECONDS",
+        help="leave out counts that are younger, whose documents may be under way (default 60)",
+    )
+    parser.add_argument("--record", action="store_true", help="keep the result for this host's metrics, too")
+    parser.add_argument("--json", action="store_true", help="one document for a machine")
+    parser.set_defaults(run=_check, places=Places())

@@ -25,6 +25,16 @@ class Places:
         return self.root / "etc/llmkeep/logs.url"
 
     @property
+    def logs_sources(self) -> Path:
+        """Last parts of the streams' names, one for each host whose logs are kept; role elasticsearch writes it."""
+        return self.root / "etc/llmkeep/logs.sources"
+
+    @property
+    def logs_checked(self) -> Path:
+        """The result of the last `llmkeep logs check --record`."""
+        return self.root / "var/lib/llmkeep/logs-check.json"
+
+    @property
     def host_certificate(self) -> Path:
         return self.root / "etc/llmkeep/pki/host.pem"
 
