@@ -6,11 +6,13 @@ Role elasticsearch tells this host where that is, and seals an API key here that
 import argparse
 import base64
 import json
+import os
 import ssl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from llmkeep import logs_check
@@ -38,7 +40,10 @@ def asked(places: Places) -> Iterator[Any]:
 
     try:
         url = places.logs_url.read_text("ascii").strip()
-        key = unseal(places.sealed(KEY).read_bytes(), KEY).decode("ascii")
+        given = Path(os.environ.get("CREDENTIALS_DIRECTORY", "/nonexistent")) / KEY  # of the timer's unit
+        key = (given.read_bytes() if given.exists() else unseal(places.sealed(KEY).read_bytes(), KEY)).decode(
+            "ascii"
+        )
     except FileNotFoundError as error:
         raise LlmkeepError(
             f"{error.filename} is not there: this is no control node of an estate with Elasticsearch. Run this on "

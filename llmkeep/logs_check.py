@@ -1,8 +1,8 @@
 """`llmkeep logs check`: what each host wrote, shipped and what Elasticsearch has of it, by hour; gaps and duplicates by name.
 
 On each host in `[logs]` a timer counts the journal in windows of about 100 entries (roles/filebeat/files/journal_count.py). The
-lines are shipped as everything else is. A document has the time at which the journal took its entry, to the millisecond, and an id
-that it keeps when it is sent again; so a window's documents are those of its time.
+lines are shipped as everything else is. A document has the time at which the journal took its entry, to the millisecond, and an
+id that it keeps when it is sent again; so a window's documents are those of its time.
 
 A source is a data stream's last part, not a name in a document: a host's key writes its own streams alone.
 """
@@ -101,7 +101,7 @@ def window(document: dict[str, Any]) -> Window:
 
 
 def continued(windows: Iterable[Window], notes: list[str]) -> Iterator[Window]:
-    """Windows in the order in which they were counted, with those between that no host counted. Appends what is unusual to NOTES."""
+    """Windows in the order in which they were counted, with those between that no host counted; NOTES gets what is unusual."""
     before: Window | None = None
     for now in windows:
         if before and now.journal != before.journal:

@@ -2,7 +2,7 @@
 """readings.py FILE: what the node exporter cannot see itself, in Prometheus' text format; replaced atomically.
 
 Ends of certificates and of the revocation list, failed units, time servers; on the control node the bundle's serial,
-the time of the witness's last look, and the alterations that it found.
+the time of the witness's last look, and the alterations that it found; when logs were last compared, and what was missing.
 """
 
 import json
@@ -19,6 +19,7 @@ REVOCATIONS = "crl.pem"
 CHRONY = Path("/etc/chrony/chrony.conf")
 SERIAL = Path("/var/lib/llmkeep/serial")
 LOOK = Path("/var/lib/llmkeep/witness/findings.json")
+LOGS = Path("/var/lib/llmkeep/logs-check.json")
 
 
 def said(*argv: str) -> str:
@@ -59,6 +60,13 @@ def control_node() -> Iterator[str]:
     if LOOK.exists():
         yield f"llmkeep_audit_look_seconds {LOOK.stat().st_mtime:.0f}"
         yield f"llmkeep_audit_altered {len(json.loads(LOOK.read_bytes())['altered'])}"
+    if LOGS.exists():
+        yield f"llmkeep_logs_check_seconds {LOGS.stat().st_mtime:.0f}"
+        for name, source in json.loads(LOGS.read_bytes())["sources"].items():
+            of = f'{{source="{name}"}}'
+            yield f"llmkeep_logs_missing{of} {sum(gap['missing'] for gap in source['gaps'])}"
+            yield f"llmkeep_logs_duplicates{of} {sum(hour['duplicates'] for hour in source['hours'].values())}"
+            yield f"llmkeep_logs_silent{of} {int(source['silent'])}"
 
 
 def main() -> None:

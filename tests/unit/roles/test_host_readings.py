@@ -73,3 +73,16 @@ def test_alterations_that_are_not_acknowledged_are_counted(tmp_path: Path) -> No
     (tmp_path / "witness").mkdir()
     (tmp_path / "witness/findings.json").write_text(json.dumps(found))
     assert "llmkeep_audit_altered 2" in read(tmp_path)
+
+
+def test_what_the_last_comparison_of_logs_found_is_read_by_source(tmp_path: Path) -> None:
+    hours = {"2026-11-27T22": {"duplicates": 2}, "2026-11-27T23": {"duplicates": 1}}
+    found = {"llm1": {"gaps": [{"missing": 4}, {"missing": 1}], "hours": hours, "silent": True}}
+    (tmp_path / "logs-check.json").write_text(json.dumps({"sources": found}))
+    lines = read(tmp_path)
+    assert [line for line in lines if 'source="llm1"' in line] == [
+        'llmkeep_logs_missing{source="llm1"} 5',
+        'llmkeep_logs_duplicates{source="llm1"} 3',
+        'llmkeep_logs_silent{source="llm1"} 1',
+    ]
+    assert any(line.startswith("llmkeep_logs_check_seconds ") for line in lines)
