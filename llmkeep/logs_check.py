@@ -200,6 +200,7 @@ def statements(
         hits = client.search(
             index=f"logs-llmkeep.service-{namespace}",
             ignore_unavailable=True,
+            allow_partial_search_results=False,
             query={
                 "bool": {
                     "filter": [
@@ -241,6 +242,7 @@ def documents(client: Any, namespace: str, groups: list[list[Window]]) -> list[t
         }
         answer = client.search(
             index=f"logs-llmkeep.*-{namespace},-logs-llmkeep.audit-*",
+            allow_partial_search_results=False,
             size=0,
             aggs={
                 "windows": {

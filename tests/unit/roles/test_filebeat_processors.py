@@ -374,6 +374,15 @@ def test_neither_a_prompt_nor_an_argument_leaves_the_host(documents: dict[str, d
     assert CANARY not in json.dumps(documents)
 
 
+def test_each_entry_has_an_id_of_its_own_and_the_time_at_which_the_journal_took_it(
+    documents: dict[str, dict[str, Any]],
+) -> None:
+    ids = [document["@metadata"]["_id"] for document in documents.values()]
+    assert [document["event"]["id"] for document in documents.values()] == ids
+    assert len(set(ids)) == len(CASES)
+    assert {document["event"]["created"] for document in documents.values()} == {"2026-11-27T18:00:00.000Z"}
+
+
 def test_no_document_has_the_journals_own_fields(documents: dict[str, dict[str, Any]]) -> None:
     for document in documents.values():
         assert not {"journald", "syslog", "line", "host"} & document.keys()
