@@ -275,9 +275,9 @@ def check(
                 raise LlmkeepError(
                     f"a count of {namespace} is none ({error!r}): {printable(json.dumps(document)[:300])}. Look at that host"
                 ) from error
-        for document in statements(client, namespace, "shipper_counted", since, now - settle):
             source.heard = document["event"]["created"]
-            counters.append((milliseconds(source.heard), document["llmkeep"]["shipper"]))
+        for document in statements(client, namespace, "shipper_counted", since, now - settle):
+            counters.append((milliseconds(document["event"]["created"]), document["llmkeep"]["shipper"]))
         source.silent = not source.heard or now - settle - datetime.fromisoformat(source.heard) > SILENT
         groups = together(continued(windows, source.notes))
         judge(source, groups, documents(client, namespace, groups))

@@ -4,6 +4,7 @@ import http.client
 import json
 import ssl
 import time
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -68,13 +69,101 @@ def test_an_unknown_request_is_not_found(logged: Lab) -> None:
     assert said.strip().endswith("code 3")
 
 
-def test_each_line_of_a_burst_arrives_once(logged: Lab) -> None:
-    lines = 500
-    logged.on("llm1", f"for number in $(seq {lines}); do logger --tag burst burst4e71 $number; done")
+def compared(lab: Lab, *, counted: bool = True) -> tuple[int, Any]:
+    """Exit code of `llmkeep logs check`, and what it says of llm1, of all until now."""
+    if counted:
+        lab.on("llm1", "systemctl start llmkeep-journal-count.service")
+    said = lab.on("ops1", "llmkeep logs check --settle 0 --json; echo $?")
+    result, _, code = said.strip().rpartition("\n")
+    return int(code), json.loads(result)["sources"]["llm1"]
+
+
+def missing(source: Any) -> int:
+    return sum(gap["missing"] for gap in source["gaps"])
+
+
+def numbers(lab: Lab, tag: str) -> list[int]:
+    """Sequence numbers of llm1's entries of TAG, as its journal has them."""
+    lines = lab.on("llm1", f"journalctl --quiet --output=json -t {tag}").splitlines()
+    return [int(json.loads(line)["__SEQNUM"]) for line in lines]
+
+
+def test_each_line_of_a_burst_is_there_once_although_filebeat_is_killed_in_it(logged: Lab) -> None:
+    lines = 2000
+    logged.on(
+        "llm1",
+        f"(for number in $(seq {lines}); do echo burst4e71 $number; [ $((number % 100)) -gt 0 ] || sleep 0.1; done"
+        " | systemd-cat -t burst) & for kill in 1 2 3; do sleep 0.7;"
+        " systemctl kill --signal=KILL filebeat.service; done; wait; sleep 1",
+    )
+    compared(logged)
+    # Two minutes, since a killed Filebeat may read its queue again.
     count = f"{REQUEST} GET '/logs-llmkeep.*/_count?q=burst4e71&filter_path=count'"
     within(
-        30, "each line is there once", lambda: logged.on("ops1", count).strip() == f'200 {{"count":{lines}}}'
+        120, "each line is there once", lambda: logged.on("ops1", count).strip() == f'200 {{"count":{lines}}}'
     )
+    number = numbers(logged, "burst")[-1]
+
+    def all_there() -> bool:
+        code, source = compared(logged, counted=False)
+        written = sum(hour["written"] for hour in source["hours"].values())
+        return code in (0, 4) and not source["gaps"] and not source["silent"] and written > number - 200
+
+    within(30, "nothing is missing", all_there)
+    _, source = compared(logged, counted=False)
+    assert all(hour["duplicates"] == 0 for hour in source["hours"].values())
+
+
+def test_documents_that_were_deleted_are_named_by_their_sequence_numbers(logged: Lab) -> None:
+    logged.on("llm1", "for number in $(seq 20); do logger -t taken taken77c0 $number; done")
+    count = f"{REQUEST} GET '/logs-llmkeep.*/_count?q=taken77c0&filter_path=count'"
+    within(30, "they are there", lambda: logged.on("ops1", count).strip() == '200 {"count":20}')
+    compared(logged)
+    within(30, "they are counted", lambda: not compared(logged, counted=False)[1]["gaps"])
+    deleted = logged.on(
+        "ops1", f"{REQUEST} POST '/logs-llmkeep.*/_delete_by_query?q=taken77c0&refresh=true' '{{}}'"
+    )
+    assert '"deleted":20' in deleted, deleted
+
+    def named() -> bool:
+        code, source = compared(logged, counted=False)
+        taken = numbers(logged, "taken")
+        return (
+            code == 3
+            and missing(source) == len(taken)
+            and min(gap["first"] for gap in source["gaps"]) <= taken[0]
+            and taken[-1] <= max(gap["last"] for gap in source["gaps"])
+        )
+
+    within(30, "the gap is named", named)
+
+
+def test_entries_that_left_the_journal_before_they_were_shipped_are_named(logged: Lab) -> None:
+    _, before = compared(logged)
+    logged.on(
+        "llm1",
+        "systemctl stop filebeat.service; for number in $(seq 30); do logger -t vacuumed $number; done",
+    )
+    lost = numbers(logged, "vacuumed")
+    logged.on(
+        "llm1",
+        "journalctl --quiet --rotate; journalctl --quiet --vacuum-time=1us; logger -t later one;"
+        " systemctl start filebeat.service",
+    )
+    assert not numbers(logged, "vacuumed")
+
+    def named() -> bool:
+        code, source = compared(logged)
+        gaps = [gap for gap in source["gaps"] if "left the journal" in gap["why"]]
+        return (
+            code == 3
+            and len(gaps) == 1
+            and gaps[0]["first"] <= lost[0]
+            and lost[-1] <= gaps[0]["last"]
+            and gaps[0]["missing"] >= len(lost)
+        )
+
+    within(60, "the gap is named", named)
 
 
 def test_the_key_of_one_host_is_revoked_and_the_other_hosts_goes_on(logged: Lab) -> None:
