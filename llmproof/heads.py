@@ -37,7 +37,10 @@ class Tree:
 
     def add(self, leaf: bytes) -> None:
         """Add a record."""
-        node = hashlib.sha256(b"\0" + leaf).digest()
+        self.add_hash(hashlib.sha256(b"\0" + leaf).digest())
+
+    def add_hash(self, node: bytes) -> None:
+        """Add a record of which the leaf's hash is known."""
         merged = self.size
         while merged & 1:
             node = hashlib.sha256(b"\1" + self.peaks.pop() + node).digest()

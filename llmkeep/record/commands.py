@@ -4,11 +4,15 @@ Exit codes: 0 good; 1 failed or refused; 2 wrong usage; 3 a record was altered; 
 """
 
 import argparse
+import json
 import os
 import socket
+from dataclasses import asdict
 
+from llmkeep import logs
 from llmkeep.durable import write
-from llmkeep.record import findings, witness
+from llmkeep.places import Places
+from llmkeep.record import findings, shipped, witness
 from llmkeep.record import runs as record
 from llmkeep.record.runs import CREDENTIAL, RecordError
 from llmkeep.record.witness import Altered
@@ -63,6 +67,32 @@ def _findings(given: argparse.Namespace) -> int:
     return audit_cli.ALTERED if known.altered else int(bool(unheard))
 
 
+def _shipped(given: argparse.Namespace) -> int:
+    folders = [folder for folder in witness.KEPT.glob("*") if (folder / "verifier").exists()]
+    kept = {
+        folder.name: (witness.Kept(folder).data(), (folder / "verifier").read_text()) for folder in folders
+    }
+    with logs.asked(given.places) as client:
+        found = shipped.check(client, kept)
+    for host, each in found.items():
+        if given.json:
+            print(json.dumps({"host": host} | asdict(each)))
+            continue
+        print(
+            f"{host}: records {each.first} to {each.last}, {each.records} there, {each.withheld} of them by their leaf only, "
+            f"{each.duplicates} twice; {each.heads} signed heads fit"
+        )
+        for finding in each.findings:
+            print(audit_cli.printable(f"{host}: {finding}"))
+        if each.first > 1:
+            print(
+                f"{host}: records 1 to {each.first - 1} are not there, so no head could be compared: links only"
+            )
+    if any(each.findings for each in found.values()):
+        return audit_cli.ALTERED
+    return 0 if any(each.records for each in found.values()) else audit_cli.NOTHING
+
+
 def _acknowledge(given: argparse.Namespace) -> int:
     print(audit_cli.printable(f"on record as known: {witness.acknowledge(given.id, given.reason)}"))
     return 0
@@ -93,6 +123,9 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="leave out records of which it has learnt nothing for less (default: %(default)s)",
     )
     found.set_defaults(run=_findings)
+    copy = verbs.add_parser("shipped", help="verify the copy of the hosts' records that Elasticsearch has")
+    copy.add_argument("--json", action="store_true", help="a line for each host")
+    copy.set_defaults(run=_shipped, places=Places())
     known = verbs.add_parser(
         "acknowledge", help="put on record that a finding is known, and take it from the list"
     )

@@ -2,6 +2,7 @@
 
 import json
 import runpy
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -47,7 +48,7 @@ def counted(lines: list[dict[str, Any]]) -> list[Window]:
     ]
 
 
-def judged(windows: list[Window], times: list[float]) -> Source:
+def judged(windows: list[Window], times: Sequence[float]) -> Source:
     """The result for documents of TIMES, each of another entry."""
     source = Source()
     groups = logs_check.together(logs_check.continued(windows, source.notes))

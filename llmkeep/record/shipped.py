@@ -1,0 +1,171 @@
+"""`llmkeep audit shipped`: whether Elasticsearch's copy of the hosts' audit records is what the hosts signed.
+
+Each line came with its leaf of the record's Merkle tree (roles/filebeat/files/audit_ship.py). The heads are those that the
+witness keeps on this node, so neither a host nor Elasticsearch can choose them. A line that was withheld on its host, for a field
+that is not shipped, has its leaf only: that it is there and was not changed is proved, what it says is not.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from llmkeep.errors import LlmkeepError, printable
+from llmproof import retention
+from llmproof.chain import named_previous, problem
+from llmproof.heads import Head, HeadError, Tree, Verifier, split
+
+PAGE = 1000
+REMOVED = f'"event.action":"{retention.ACTION}"'.encode()
+LATE = timedelta(minutes=15)  # records under a head that is older should be there
+
+
+@dataclass(frozen=True)
+class Line:
+    """A record as it was shipped; `whole` is None where the host withheld it."""
+
+    sequence: int
+    leaf: bytes
+    whole: bytes | None
+
+
+@dataclass
+class Shipped:
+    """`heads`: how many of the witness's heads fit the copy. `first`: 0 where there is none. `removed`: records up to it went by
+    declared retention, says a record."""
+
+    first: int = 0
+    last: int = 0
+    records: int = 0
+    withheld: int = 0
+    duplicates: int = 0
+    heads: int = 0
+    removed: int = 0
+    findings: list[str] = field(default_factory=list)
+
+
+def line(document: dict[str, Any]) -> Line:
+    """A document's line. KeyError, ValueError or TypeError for what is none."""
+    audit = document["llmkeep"]["audit"]
+    whole = audit.get("record")
+    return Line(
+        int(document["event"]["sequence"]),
+        bytes.fromhex(audit["leaf"]),
+        None if whole is None else str(whole).encode(),
+    )
+
+
+def verify(lines: Iterable[Line], heads: list[Head], now: datetime) -> Shipped:
+    """Every line, every link and every head that the copy can prove. `lines` by sequence number."""
+    found = Shipped()
+    at_size = {head.size: head for head in heads}
+    tree: Tree | None = Tree()  # None once a record is missing: heads cannot be computed from there on
+    previous, leaf = "", b""
+    for each in lines:
+        if each.sequence == found.last and found.records:
+            if each.leaf == leaf:
+                found.duplicates += 1
+            else:
+                found.findings.append(
+                    f"record {each.sequence} is there twice, and not the same: one was forged"
+                )
+            continue
+        if not found.records:
+            found.first = each.sequence
+            if each.sequence > 1:
+                tree = None
+        elif each.sequence != found.last + 1:
+            found.findings.append(f"records {found.last + 1} to {each.sequence - 1} are missing")
+            tree, previous = None, ""
+        if each.whole is None:
+            found.withheld += 1
+            previous = ""
+        else:
+            if hashlib.sha256(b"\0" + each.whole).digest() != each.leaf:
+                found.findings.append(f"record {each.sequence} does not fit its leaf: it was changed")
+            elif wrong := problem(each.whole, each.sequence, previous or named_previous(each.whole)):
+                found.findings.append(f"record {each.sequence}: {wrong}")
+            previous = hashlib.sha256(each.whole).hexdigest()
+            if REMOVED in each.whole:
+                found.removed = max(found.removed, int(json.loads(each.whole).get(retention.LAST, 0)))
+        found.last, leaf = each.sequence, each.leaf
+        found.records += 1
+        if tree is None:
+            continue
+        tree.add_hash(each.leaf)
+        if head := at_size.get(tree.size):
+            if head.root == tree.root():
+                found.heads += 1
+            else:
+                found.findings.append(
+                    f"the witness's head over the first {tree.size} records does not fit: one of them is not what was signed"
+                )
+                tree = None
+    if found.first - 1 > found.removed:
+        found.findings.insert(
+            0,
+            f"records {found.removed + 1} to {found.first - 1} are missing, and no record declares them removed by retention",
+        )
+    due = [head.size for head in heads if head.time and now - datetime.fromisoformat(head.time) > LATE]
+    if due and max(due) > found.last:
+        found.findings.append(
+            f"records {found.last + 1} to {max(due)} are missing: a head was signed over them more than 15 minutes ago"
+        )
+    return found
+
+
+def kept_heads(notes: bytes, verifier: str) -> list[Head]:
+    """The heads in the witness's file; LlmkeepError where one is not the host's."""
+    try:
+        key = Verifier(verifier)
+        return [key.open(note) for note in split(notes)[0]]
+    except HeadError as error:
+        raise LlmkeepError(
+            f"the witness's copy does not hold ({error}): see `llmkeep audit findings`"
+        ) from error
+
+
+def copied(client: Any, namespace: str) -> Iterator[Line]:
+    """What Elasticsearch has of a host's record, by sequence number."""
+    after: list[Any] | None = None
+    while True:
+        hits = client.search(
+            index=f"logs-llmkeep.service-{namespace}",
+            ignore_unavailable=True,
+            allow_partial_search_results=False,
+            query={
+                "bool": {
+                    "filter": [
+                        {"term": {"event.action": "audit_shipped"}},
+                        {"term": {"service.name": "llmkeep-audit-ship.service"}},
+                    ]
+                }
+            },
+            sort=[
+                {"event.sequence": {"order": "asc", "unmapped_type": "long"}},
+                {"event.id": {"order": "asc", "unmapped_type": "keyword"}},
+            ],
+            size=PAGE,
+            search_after=after,
+        )["hits"]["hits"]
+        for hit in hits:
+            try:
+                yield line(hit["_source"])
+            except (KeyError, ValueError, TypeError) as error:
+                raise LlmkeepError(
+                    f"a line of {namespace}'s record is none ({error!r}): {printable(json.dumps(hit['_source'])[:300])}"
+                ) from error
+        if len(hits) < PAGE:
+            return
+        after = hits[-1]["sort"]
+
+
+def check(client: Any, kept: dict[str, tuple[bytes, str]]) -> dict[str, Shipped]:
+    """The copy of each host; KEPT has, by host, the witness's file of heads and the verifier key."""
+    now = datetime.now(UTC)
+    return {
+        host: verify(copied(client, host.lower().replace("-", "_")), kept_heads(notes, verifier), now)
+        for host, (notes, verifier) in sorted(kept.items())
+    }
