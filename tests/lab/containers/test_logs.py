@@ -196,6 +196,40 @@ def test_the_copy_of_the_audit_record_is_what_the_host_signed_and_a_missing_line
     ]
 
 
+def test_what_is_sent_again_is_refused_as_a_duplicate_and_counted_as_one_after_a_rollover(
+    logged: Lab,
+) -> None:
+    """A Filebeat that has lost its registry sends the whole journal again."""
+
+    def again() -> None:
+        logged.on(
+            "llm1",
+            "systemctl stop filebeat.service; rm -r /var/lib/filebeat/data/registry; systemctl start filebeat.service",
+        )
+
+    def there() -> int:
+        count = f"{REQUEST} GET '/logs-llmkeep.*/_count?q=again1b07&filter_path=count'"
+        return int(logged.on("ops1", count).strip().removeprefix('200 {"count":').rstrip("}"))
+
+    logged.on("llm1", "for number in $(seq 20); do logger -t again again1b07 $number; done")
+    within(30, "they are there", lambda: there() == 20)
+    again()
+    logged.on("llm1", "logger -t again end1b07")
+    end = f"{REQUEST} GET '/logs-llmkeep.*/_count?q=end1b07&filter_path=count'"
+    within(60, "all was sent again", lambda: logged.on("ops1", end).strip() == '200 {"count":1}')
+    assert there() == 20
+    before = sum(hour["duplicates"] for hour in compared(logged)[1]["hours"].values())
+    logged.on("ops1", f"{REQUEST} POST /logs-llmkeep.system-llm1/_rollover '{{}}'")
+    again()
+    within(60, "those of before the rollover are there twice", lambda: there() == 40)
+
+    def counted() -> bool:
+        _, source = compared(logged)
+        return sum(hour["duplicates"] for hour in source["hours"].values()) >= before + 20
+
+    within(30, "they are counted", counted)
+
+
 def test_the_key_of_one_host_is_revoked_and_the_other_hosts_goes_on(logged: Lab) -> None:
     def permitted(host: str) -> str:
         url = "https://ops1.estate.internal:9200"
