@@ -211,6 +211,9 @@ def test_what_is_sent_again_is_refused_as_a_duplicate_and_counted_as_one_after_a
         count = f"{REQUEST} GET '/logs-llmkeep.*/_count?q=again1b07&filter_path=count'"
         return int(logged.on("ops1", count).strip().removeprefix('200 {"count":').rstrip("}"))
 
+    def twice() -> int:
+        return sum(int(hour["duplicates"]) for hour in compared(logged)[1]["hours"].values())
+
     logged.on("llm1", "for number in $(seq 20); do logger -t again again1b07 $number; done")
     within(30, "they are there", lambda: there() == 20)
     again()
@@ -218,16 +221,12 @@ def test_what_is_sent_again_is_refused_as_a_duplicate_and_counted_as_one_after_a
     end = f"{REQUEST} GET '/logs-llmkeep.*/_count?q=end1b07&filter_path=count'"
     within(60, "all was sent again", lambda: logged.on("ops1", end).strip() == '200 {"count":1}')
     assert there() == 20
-    before = sum(hour["duplicates"] for hour in compared(logged)[1]["hours"].values())
+    before = twice()
     logged.on("ops1", f"{REQUEST} POST /logs-llmkeep.system-llm1/_rollover '{{}}'")
     again()
     within(60, "those of before the rollover are there twice", lambda: there() == 40)
 
-    def counted() -> bool:
-        _, source = compared(logged)
-        return sum(hour["duplicates"] for hour in source["hours"].values()) >= before + 20
-
-    within(30, "they are counted", counted)
+    within(30, "they are counted", lambda: twice() >= before + 20)
 
 
 def test_the_key_of_one_host_is_revoked_and_the_other_hosts_goes_on(logged: Lab) -> None:
