@@ -89,14 +89,16 @@ def windows(entries: Iterable[dict[str, Any]]) -> Iterator[tuple[Window, str]]:
         if not now:
             now = Window(journal, number, number, milliseconds, milliseconds)
         now.last, now.ends, cursor = number, milliseconds, entry["__CURSOR"]
-        now.documents.add(json.dumps([entry.get(name) for name in IDENTITY]))
+        # Of a message beyond 4 KiB journalctl prints null here: the cursor ends with a hash of all fields.
+        long = cursor.rpartition(";x=")[2] if entry.get("MESSAGE", "") is None else ""
+        now.documents.add(json.dumps([*(entry.get(name) for name in IDENTITY), long]))
     if now:
         yield now, cursor
 
 
 def journal(after: str) -> Iterator[dict[str, Any]]:
     """Entries after a cursor, or all."""
-    argv = ["journalctl", "--quiet", "--all", "--output=json", f"--output-fields={','.join(IDENTITY)}"]
+    argv = ["journalctl", "--quiet", "--output=json", f"--output-fields={','.join(IDENTITY)}"]
     with subprocess.Popen(
         [*argv, *([f"--after-cursor={after}"] if after else [])], stdout=subprocess.PIPE
     ) as running:

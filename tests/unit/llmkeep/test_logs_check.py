@@ -82,6 +82,14 @@ def test_entries_that_are_the_same_in_all_that_names_a_document_are_one() -> Non
     assert [line["llmkeep.journal.entries"] for line in said(entries)] == [3]
 
 
+def test_messages_that_are_too_long_to_be_printed_are_told_apart_by_the_journals_own_hash() -> None:
+    entries = [
+        entry(number, BEGIN) | {"MESSAGE": None, "__CURSOR": f"i={number};x={number // 2}"}
+        for number in (1, 2, 3)
+    ]
+    assert [line["llmkeep.journal.entries"] for line in said(entries)] == [2]
+
+
 def test_the_counted_identity_is_the_documents() -> None:
     """The fields of the fingerprint, by their names in the journal."""
     names = {
