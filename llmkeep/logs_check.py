@@ -100,8 +100,20 @@ def window(document: dict[str, Any]) -> Window:
     )
 
 
+def by_number(windows: Iterable[Window]) -> list[Window]:
+    """Windows by journal, in the order in which those appear, and number: their times are a clock's, which may have gone back."""
+    journals: dict[str, list[Window]] = {}
+    for each in windows:
+        journals.setdefault(each.journal, []).append(each)
+    return [
+        each
+        for of_one in journals.values()
+        for each in sorted(of_one, key=lambda each: (each.first, each.last))
+    ]
+
+
 def continued(windows: Iterable[Window], notes: list[str]) -> Iterator[Window]:
-    """Windows in the order in which they were counted, with those between that no host counted; NOTES gets what is unusual."""
+    """Windows in the order of their numbers, with those between that no host counted; NOTES gets what is unusual."""
     before: Window | None = None
     for now in windows:
         if before and now.journal != before.journal:
@@ -279,7 +291,7 @@ def check(
         for document in statements(client, namespace, "shipper_counted", since, now - settle):
             counters.append((milliseconds(document["event"]["created"]), document["llmkeep"]["shipper"]))
         source.silent = not source.heard or now - settle - datetime.fromisoformat(source.heard) > SILENT
-        groups = together(continued(windows, source.notes))
+        groups = together(continued(by_number(windows), source.notes))
         judge(source, groups, documents(client, namespace, groups))
         grown(source, counters)
         source.hours = dict(sorted(source.hours.items()))
