@@ -7,20 +7,16 @@ import time
 from urllib.parse import urlsplit
 
 import pytest
-from estate import QUESTION, ROOT, Client, Lab, require_programs, within
+from estate import ELASTICSEARCH_REQUEST as REQUEST
+from estate import QUESTION, ROOT, Client, Lab, open_client, within
 
 CANARY = "canary-8c1d-in-a-question"
-INVENTORIES = "-i inventory/lab -i inventory/lab-logs"
-REQUEST = "/usr/local/lib/llmkeep/elasticsearch-request"
 KEY_PERMISSIONS = (ROOT / "roles/filebeat/files/key_permissions.py").read_text()
 
 
 @pytest.fixture(scope="module")
-def logged(estate: Lab) -> Lab:
-    """The estate with logs."""
-    require_programs("elasticsearch", "filebeat")
-    estate.on("ops1", f"llmkeep site {INVENTORIES} --tags elasticsearch,filebeat", timeout=900)
-    return estate
+def client(logged: Lab) -> Client:
+    return open_client(logged)
 
 
 def asked(client: Client, body: dict[str, object], key: str | None = None) -> tuple[int, str]:
