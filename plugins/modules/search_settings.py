@@ -10,7 +10,6 @@ description:
   - Gives the superuser the password in the sealed credential C(elasticsearch.elastic), by the one of the first start
     (C(elasticsearch.bootstrap)), which is refused from then on.
   - Puts each document that is not there or differs. Keys that Elasticsearch adds are no difference.
-    A data stream is made by an empty one.
   - Runs on the host of Elasticsearch.
 author: [llmkeep contributors (@llmkeep)]
 options:
@@ -41,6 +40,7 @@ from ansible_collections.llmkeep.estate.plugins.module_utils.search import ask
 
 SEALED = Path("/etc/credstore.encrypted/elasticsearch.elastic")
 SECONDS = 60
+PLURALS = {"_component_template": "component_template", "_index_template": "index_template"}
 
 
 def superuser_knows(user: str) -> bool:
@@ -74,9 +74,8 @@ def retire_the_first_password(check: bool) -> list[str]:
 def current(path: str) -> Any:
     """The document as Elasticsearch has it; None if it has none."""
     answer = ask.found(f"/{path}")
-    kind = path.partition("/")[0].removeprefix("_")
-    found = answer and answer[f"{kind}s"][0]
-    return found and found.get(kind, found)  # templates are in an object of their kind, data streams are not
+    kind = PLURALS[path.partition("/")[0]]
+    return answer and answer[f"{kind}s"][0][kind]
 
 
 def main() -> None:
@@ -94,7 +93,7 @@ def main() -> None:
             if not ask.has(current(path), body):
                 changes.append(path)
                 if not module.check_mode:
-                    ask.do("PUT", f"/{path}", body or None)
+                    ask.do("PUT", f"/{path}", body)
     except (ask.Refused, sealing.Failed, OSError) as problem:
         module.fail_json(msg=str(problem))
     module.exit_json(changed=bool(changes), changes=changes)

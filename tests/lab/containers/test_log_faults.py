@@ -9,6 +9,7 @@ import os
 import random
 import threading
 import time
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ OUTAGE = 60 * float(os.environ.get("STORM_MINUTES", "0.1"))
 BURST = 50_000 if STORM else 5_000
 MOMENT = random.Random(f"{os.environ.get('SEED', '5')} log faults")  # noqa: S311 - a moment
 RECOVERY = 300
+RUN = uuid.uuid4().hex[:6]  # so that the tests may be run again on the same hosts
 COUNTED = (ROOT / "roles/filebeat/files/delivered.py").read_text().partition("def main")[0]
 
 # Lines as our services write them. NUMBERS of them, or until it is stopped; PER_SECOND, or as fast as they go.
@@ -58,8 +60,12 @@ class Lines:
     """Numbered lines of a unit of its own."""
 
     lab: Lab
-    stream: str
+    name: str
     host: str = "llm1"
+
+    @property
+    def stream(self) -> str:
+        return f"{self.name}-{RUN}"
 
     @property
     def unit(self) -> str:
@@ -95,12 +101,11 @@ class Lines:
             "query": {"term": {"event.action": self.stream}},
             "aggs": {"numbers": {"terms": {"field": "event.sequence", "size": 60_000}}},
         }
-        answer = elasticsearch(
-            self.lab, "POST", f"/logs-llmkeep.service-{self.host}/_search?ignore_unavailable=true", asked
-        )
-        return Counter(
-            {each["key"]: each["doc_count"] for each in answer["aggregations"]["numbers"]["buckets"]}
-        )
+        path = f"/logs-llmkeep.service-{self.host}/_search?ignore_unavailable=true"
+        answer = elasticsearch(self.lab, "POST", path, asked)
+        # Without the stream, there is no aggregation either.
+        buckets = answer.get("aggregations", {"numbers": {"buckets": []}})["numbers"]["buckets"]
+        return Counter({each["key"]: each["doc_count"] for each in buckets})
 
     def all_arrive(self, numbers: int = 0, duplicates: int = 0) -> None:
         """Every number is there once, but for so many DUPLICATES at most, which are printed."""
@@ -183,9 +188,9 @@ def test_elasticsearch_is_away(logged: Lab, client: Client) -> None:
 
 
 def test_elasticsearch_refuses_writes_since_its_disk_is_full(logged: Lab, client: Client) -> None:
-    """Elasticsearch itself blocks all indices, and new ones, as at its flood stage, which is put above what the disk has.
+    """Elasticsearch itself blocks all indices, as at its flood stage, which is put above what the disk has.
 
-    Of ops1 these lines are the first of their stream.
+    Of ops1 these lines are the first of their stream, whose index has no place now.
     """
     stages = ("low", "high", "flood_stage")
     settings = {f"cluster.routing.allocation.disk.watermark.{stage}": "100pb" for stage in stages}

@@ -66,20 +66,6 @@ def test_a_document_that_may_not_be_read_is_refused(tmp_path: Path, monkeypatch:
         search_settings.current("_index_template/x")
 
 
-@pytest.mark.parametrize(
-    ("path", "answer"),
-    [
-        ("_index_template/x", '{"index_templates": [{"name": "x", "index_template": {"a": 1}}]}'),
-        ("_data_stream/x", '{"data_streams": [{"a": 1}]}'),
-    ],
-)
-def test_a_document_is_found_where_elasticsearch_puts_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, answer: str
-) -> None:
-    answers(tmp_path / "request", monkeypatch, f"echo '200 {answer}'")
-    assert search_settings.current(path) == {"a": 1}
-
-
 def test_a_document_of_which_elasticsearch_says_404_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
