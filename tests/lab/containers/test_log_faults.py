@@ -255,7 +255,7 @@ out(b"last\\n")
 """
 # One entry of 10 MB, handed over in a file, as the journal's own protocol has it for large ones.
 ONE_ENTRY = """
-import fcntl, os, socket, struct
+import fcntl, os, socket, struct, time
 text = b"w" * 10_000_000
 file = os.memfd_create("entry", os.MFD_ALLOW_SEALING)
 for part in (b"SYSLOG_IDENTIFIER=odd\\n", b"MESSAGE\\n" + struct.pack("<Q", len(text)) + text + b"\\n"):
@@ -264,6 +264,7 @@ fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | f
 link = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 link.connect("/run/systemd/journal/socket")
 socket.send_fds(link, [], [file])
+time.sleep(1)  # the journal asks of a process that is there whose it is
 """
 
 
@@ -276,8 +277,9 @@ def test_lines_that_are_too_long_or_no_text(logged: Lab, client: Client) -> None
                 f'systemd-run --quiet --wait --collect --unit={unit} python3 -c "$(cat)"',
                 given=program,
             )
-            entries = f"journalctl --sync; journalctl --quiet -o cat -u {unit} --output-fields=PRIORITY -o json | wc -l"
-            written = int(logged.on("llm1", entries))
+            entries = "journalctl --sync; journalctl --quiet -o json --output-fields=PRIORITY _SYSTEMD_UNIT={}.service | wc -l"
+            written = int(logged.on("llm1", entries.format(unit)))
+            assert written
             count = f"/logs-llmkeep.*-llm1/_count?q=service.name:{unit}.service"
             within(
                 60,
