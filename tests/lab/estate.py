@@ -219,7 +219,7 @@ def drill(lab: Lab, volume: str) -> None:
 
 def elasticsearch(lab: Lab, method: str, path: str, body: object = None) -> Any:
     """What the search host's Elasticsearch answers to its superuser, as soon as it does with success."""
-    asked = f"{ELASTICSEARCH_REQUEST} --until ^2 60 {method} '{path}'"
+    asked = f"{ELASTICSEARCH_REQUEST} --until ^2 300 {method} '{path}'"
     given = None if body is None else json.dumps(body)
     said = lab.on("ops1", asked if given is None else f"{asked} -", given=given)
     return json.loads(said.partition(" ")[2])
