@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 from estate import (
@@ -269,6 +270,9 @@ time.sleep(1)  # the journal asks of a process that is there whose it is
 
 
 def test_lines_that_are_too_long_or_no_text(logged: Lab, client: Client) -> None:
+    def counted(path: str, number: int) -> bool:
+        return bool(elasticsearch(logged, "GET", path)["count"] == number)
+
     refused = dropped(logged)
     with served(client):
         for unit, program in (("odd", ODD), ("llm-odd", ODD), ("one-entry", ONE_ENTRY)):
@@ -281,11 +285,7 @@ def test_lines_that_are_too_long_or_no_text(logged: Lab, client: Client) -> None
             written = int(logged.on("llm1", entries.format(unit)))
             assert written
             count = f"/logs-llmkeep.*-llm1/_count?q=service.name:{unit}.service"
-            within(
-                60,
-                f"all {written} entries of {unit} are found",
-                lambda count=count, written=written: elasticsearch(logged, "GET", count)["count"] == written,
-            )
+            within(60, f"all {written} entries of {unit} are found", partial(counted, count, written))
             print(f"{unit}: {written} entries")
         lines = Lines(logged, "after-odd")
         lines.begin(10)
