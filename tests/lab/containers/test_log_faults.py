@@ -236,7 +236,7 @@ def test_certificates_are_renewed_under_load(logged: Lab, client: Client) -> Non
     with served(client):
         lines.begin(per_second=100)
         # They live 90 days.
-        logged.operate("run playbooks/renew.yml", "-e pki_renew_days=90")
+        logged.operate("run playbooks/renew.yml", """-e '{"pki_renew_days": 90}'""")
         lines.all_arrive(duplicates=5_000)
     assert all(logged.on(host, serial) != before[host] for host in HOSTS)
 
