@@ -1,13 +1,15 @@
 """Logs: one JSON object per line on stderr, with field names of the Elastic Common Schema.
 
 Prompts and answers are never logged. An exception is logged with its type and traceback but without its message,
-because messages (such as pydantic's) quote their input.
+because messages (such as pydantic's) quote their input; those that nothing catches, too.
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import sys
+import threading
 import time
 import traceback
 from datetime import UTC, datetime
@@ -62,6 +64,12 @@ class Batched(logging.StreamHandler[TextIO]):
         except Exception:
             self.handleError(record)
 
+    def handleError(self, record: logging.LogRecord) -> None:
+        fields = exception_fields(sys.exc_info()[1] or RuntimeError())
+        text = line(record.created, "error", record.name, "a log line could not be written", fields)
+        with contextlib.suppress(OSError, ValueError):  # stderr is gone
+            self.stream.write(text + self.terminator)
+
     def keep(self, line: str, urgent: bool = False) -> None:
         """Queue `line` until the end of this turn, or write everything now if it is `urgent`."""
         self.lines.append(line + self.terminator)
@@ -101,8 +109,17 @@ def exception_fields(error: BaseException) -> dict[str, object]:
     }
 
 
+def log_escaped(message: str, error: BaseException | None) -> None:
+    """Log an exception that nothing caught."""
+    fields = {} if error is None else exception_fields(error)
+    logging.getLogger("llmcore").error(message, extra={"fields": fields})
+
+
 def configure(level: str = "INFO") -> None:
-    """Send every logger of this process to stderr as JSON lines."""
+    """Send every logger of this process to stderr as JSON lines, and what Python itself would print of exceptions."""
+    sys.excepthook = lambda _, error, __: log_escaped("this process ends", error)
+    threading.excepthook = lambda thread: log_escaped("a thread ends", thread.exc_value)
+    sys.unraisablehook = lambda seen: log_escaped("an error could not be raised", seen.exc_value)
     handler = Batched()
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=level, handlers=[handler], force=True)
@@ -118,8 +135,6 @@ def guard(loop: asyncio.AbstractEventLoop) -> None:
     """Log exceptions that reach the event loop by type and traceback; asyncio would print their messages too."""
 
     def escaped(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        error = context.get("exception")
-        fields = exception_fields(error) if isinstance(error, BaseException) else {}
-        logging.getLogger("asyncio").error("an error reached the event loop", extra={"fields": fields})
+        log_escaped("an error reached the event loop", context.get("exception"))
 
     loop.set_exception_handler(escaped)

@@ -3,13 +3,13 @@
 import fcntl
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from estate import HOSTS, ROOT, Client, Lab, open_client, within
+from estate import HOSTS, ROOT, WITH_LOGS, Client, Lab, open_client, require_programs, within
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 # Each of their tests is a scenario, which puts the hosts back to a snapshot of its own choice.
@@ -121,30 +121,51 @@ def floor_again(floor: Lab) -> Lab:
     return floor
 
 
+def made_once(lab: Lab, suite: Lab, run: str, name: str, make: Callable[[], object]) -> Lab:
+    """Both hosts as MAKE leaves them: made once a RUN and kept as the snapshot NAME, which all labs of the suite take."""
+    with first(f"{suite.instance}-{name}", run, lab.instance) as maker:
+        if maker is None:
+            make()
+            for host in HOSTS:
+                lab.run("snapshot", host, name)
+            return lab
+    for host in HOSTS:
+        if lab.instance != maker and name not in lab.snapshots(host):
+            lab.run("snapshot", host, name, "--of", maker)
+        lab.run("restore", host, name)
+    lab.run("sink", "--clear")
+    # A host answers before its volumes are open.
+    up = "systemctl is-active --quiet llm-gateway@1.service llm-gateway@2.service nginx.service && echo up; true"
+    within(240, "the gateways run", lambda: lab.on("llm1", up).strip() == "up")
+    return lab
+
+
 @pytest.fixture(scope="module")
 def estate(floor: Lab, suite: Lab, testrun_uid: str) -> Lab:
     """The whole of `site.yml`, run on ops1 by the bundle's own means, from the suite's snapshots.
 
     Made once and kept as a snapshot, from which each file of tests starts, in the lab of its worker.
     """
-    with first(f"{suite.instance}-estate", testrun_uid, floor.instance) as maker:
-        if maker is None:
-            for host in HOSTS:
-                floor.run("restore", host, "floor")
-            floor.run("sink", "--clear")
-            floor.site()
-            for host in HOSTS:
-                floor.run("snapshot", host, "estate")
-            return floor
-    for host in HOSTS:
-        if floor.instance != maker and "estate" not in floor.snapshots(host):
-            floor.run("snapshot", host, "estate", "--of", maker)
-        floor.run("restore", host, "estate")
-    floor.run("sink", "--clear")
-    # A host answers before its volumes are open.
-    up = "systemctl is-active --quiet llm-gateway@1.service llm-gateway@2.service nginx.service && echo up; true"
-    within(240, "the gateways run", lambda: floor.on("llm1", up).strip() == "up")
-    return floor
+
+    def make() -> None:
+        for host in HOSTS:
+            floor.run("restore", host, "floor")
+        floor.run("sink", "--clear")
+        floor.site()
+
+    return made_once(floor, suite, testrun_uid, "estate", make)
+
+
+@pytest.fixture(scope="module")
+def logged(request: pytest.FixtureRequest, floor: Lab, suite: Lab, testrun_uid: str) -> Lab:
+    """The estate with logs: Elasticsearch on ops1, Filebeat on both. A file that uses it opens its own client of it."""
+    require_programs("elasticsearch", "filebeat")
+
+    def make() -> None:
+        estate: Lab = request.getfixturevalue("estate")
+        estate.on("ops1", f"llmkeep site {WITH_LOGS} --tags elasticsearch,filebeat", timeout=900)
+
+    return made_once(floor, suite, testrun_uid, "logged", make)
 
 
 @pytest.fixture(scope="module")

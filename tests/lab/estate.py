@@ -23,6 +23,8 @@ LAB = ROOT / ".venv" / "bin" / "lab"
 HOSTS = ("ops1", "llm1")
 QUESTION = "What is the capital of France?"
 ENCODER = "all-minilm-l6-v2"
+WITH_LOGS = "-i inventory/lab -i inventory/lab-logs"
+ELASTICSEARCH_REQUEST = "/usr/local/lib/llmkeep/elasticsearch-request"
 
 
 @dataclass(frozen=True)
@@ -213,6 +215,14 @@ def drill(lab: Lab, volume: str) -> None:
         lab.operate("run playbooks/drill.yml", given)
     finally:
         lab.on("ops1", "rm /run/escrow.key /run/escrow.passphrase")
+
+
+def elasticsearch(lab: Lab, method: str, path: str, body: object = None) -> Any:
+    """What the search host's Elasticsearch answers to its superuser, as soon as it does with success."""
+    asked = f"{ELASTICSEARCH_REQUEST} --until ^2 300 {method} '{path}'"
+    given = None if body is None else json.dumps(body)
+    said = lab.on("ops1", asked if given is None else f"{asked} -", given=given)
+    return json.loads(said.partition(" ")[2])
 
 
 def sign_and_add(lab: Lab, candidate: str, options: str = "") -> str:

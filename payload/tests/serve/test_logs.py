@@ -3,6 +3,8 @@
 import asyncio
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -58,3 +60,29 @@ def test_lines_without_an_event_loop_are_written_at_once(written: list[str]) -> 
 def test_a_lone_surrogate_loses_no_line(written: list[str]) -> None:
     logging.getLogger("llmserve.test").info("a name", extra={"fields": {"file": "\udcff.yaml"}})
     assert json.loads(written[0])["file"] == "\udcff.yaml"
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [
+        "raise ValueError(canary)",
+        "threading.Thread(target=int, args=(canary,)).start()",
+        "type('Held', (), {'__del__': lambda self: int(canary)})()",
+        "logging.getLogger('llmserve').info('%d', canary)",
+    ],
+    ids=["process", "thread", "finalizer", "log line"],
+)
+def test_an_exception_that_nothing_catches_is_logged_without_its_message(ends: str) -> None:
+    """Python itself would print the message, which may quote a prompt, as text that is shipped as it is."""
+    program = f"""if True:
+        import logging, threading
+        from llmcore import logs
+        logs.configure()
+        canary = "canary-" + "in-a-message"
+        {ends}
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert "canary-in-a-message" not in done.stdout + done.stderr
+    [written] = [json.loads(line) for line in done.stderr.splitlines()]
+    assert written["error.type"] in ("builtins.ValueError", "builtins.TypeError")
+    assert written["error.stack_trace"]

@@ -1,39 +1,56 @@
 """What hosts log, found by request on the control node: Elasticsearch on ops1, Filebeat on both, over the finished estate."""
 
+import contextlib
 import http.client
 import json
 import ssl
 import time
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import pytest
-from estate import QUESTION, ROOT, Client, Lab, require_programs, within
+from estate import ELASTICSEARCH_REQUEST as REQUEST
+from estate import HOSTS, QUESTION, ROOT, Client, Lab, answers, elasticsearch, open_client, within
 
 CANARY = "canary-8c1d-in-a-question"
-INVENTORIES = "-i inventory/lab -i inventory/lab-logs"
-REQUEST = "/usr/local/lib/llmkeep/elasticsearch-request"
 KEY_PERMISSIONS = (ROOT / "roles/filebeat/files/key_permissions.py").read_text()
 
 
 @pytest.fixture(scope="module")
-def logged(estate: Lab) -> Lab:
-    """The estate with logs."""
-    require_programs("elasticsearch", "filebeat")
-    estate.on("ops1", f"llmkeep site {INVENTORIES} --tags elasticsearch,filebeat", timeout=900)
-    return estate
+def client(logged: Lab) -> Client:
+    return open_client(logged)
 
 
-def asked(client: Client, body: dict[str, object], key: str | None = None) -> tuple[int, str]:
-    """Status and id of one request to /generate."""
+def connected(client: Client) -> http.client.HTTPSConnection:
     target = urlsplit(client.url)
     context = ssl.create_default_context(cafile=str(client.ca))
-    link = http.client.HTTPSConnection(str(target.hostname), target.port, context=context, timeout=120)
-    headers = {"authorization": f"Bearer {key or client.key}", "content-type": "application/json"}
-    link.request("POST", "/generate", json.dumps(body), headers)
+    return http.client.HTTPSConnection(str(target.hostname), target.port, context=context, timeout=120)
+
+
+def asked(client: Client, body: object, key: str | None = None, deadline: str = "60000") -> tuple[int, str]:
+    """Status and id of one request to /generate; a BODY that is a text is sent as it is."""
+    link = connected(client)
+    headers = {
+        "authorization": f"Bearer {key or client.key}",
+        "content-type": "application/json",
+        "x-llm-deadline-ms": deadline,
+    }
+    link.request("POST", "/generate", body if isinstance(body, str) else json.dumps(body), headers)
     answer = link.getresponse()
     answer.read()
     return answer.status, str(answer.headers["x-request-id"])
+
+
+def every(lab: Lab, streams: str) -> Iterator[dict[str, object]]:
+    """All documents of these streams."""
+    page = elasticsearch(lab, "POST", f"/{streams}/_search?scroll=1m", {"size": 5_000})
+    while page["hits"]["hits"]:
+        yield from (hit["_source"] for hit in page["hits"]["hits"])
+        page = elasticsearch(
+            lab, "POST", "/_search/scroll", {"scroll": "1m", "scroll_id": page["_scroll_id"]}
+        )
 
 
 def test_a_question_is_found_by_its_request_within_ten_seconds_parsed_and_without_its_prompt(
@@ -227,6 +244,102 @@ def test_what_is_sent_again_is_refused_as_a_duplicate_and_counted_as_one_after_a
     within(60, "those of before the rollover are there twice", lambda: there() == 40)
 
     within(30, "they are counted", lambda: twice() >= before + 20)
+
+
+# For the engine of llm1: a model that fails with its question in the message, so that one request, or the process, ends by it.
+FAILING = """
+from llmserve.engine import naive
+generate = naive.NaiveDriver.generate
+async def failing(self, request, emit):
+    for word, kind in (("raise-in-request", ValueError), ("raise-in-process", KeyboardInterrupt)):
+        if word in str(request):
+            raise kind(str(request))
+    return await generate(self, request, emit)
+naive.NaiveDriver.generate = failing
+"""
+ENGINE = "llm-engine@smollm2-135m-instruct.service"
+DROP_IN = f"/run/systemd/system/{ENGINE}.d"
+
+
+def begun(client: Client, prompt: str) -> tuple[http.client.HTTPSConnection, str]:
+    """A long answer's stream, whose first event was read, and the id of the request."""
+    link = connected(client)
+    body = {"prompt": prompt, "max_tokens": 400, "stream": True}
+    link.request("POST", "/generate", json.dumps(body), {"authorization": f"Bearer {client.key}"})
+    answer = link.getresponse()
+    assert answer.readline().startswith(b"data:")
+    return link, str(answer.headers["x-request-id"])
+
+
+def test_no_path_of_a_request_brings_its_prompt_or_a_key_into_the_logs(logged: Lab, client: Client) -> None:
+    body = {"prompt": f"Tell me a long story. {CANARY}", "max_tokens": 2}
+    wrong_key = "llmk_0000000000000000_" + CANARY
+    found: dict[str, str] = {}  # path of a request: its id
+
+    def ask(path: str, status: int, body: object, **given: str) -> None:
+        seen, found[path] = asked(client, body, **given)
+        assert seen == status, path
+
+    ask("answered", 200, body)
+    ask("wrong value", 400, body | {"max_tokens": CANARY})
+    ask("no JSON", 400, f'{{"prompt": "{CANARY}')
+    ask("unknown key", 401, body, key=wrong_key)
+    analyst = logged.on("llm1", "llm-serve keys add --subject ann@lab --tenant t --role analyst").strip()
+    ask("refused by the policy", 403, body, key=analyst)
+    ask("timeout", 503, body | {"max_tokens": 400}, deadline="50")
+    link, found["aborted"] = begun(client, body["prompt"])
+    link.close()
+    for signal, units in (
+        ("SEGV", ENGINE),
+        ("KILL", ENGINE),
+        ("SEGV", "llm-gateway@*.service"),
+        ("KILL", "llm-gateway@*.service"),
+    ):
+        link, found[f"{signal} {units}"] = begun(client, body["prompt"])
+        logged.on("llm1", f"systemctl kill --signal={signal} '{units}'")
+        with contextlib.suppress(http.client.HTTPException, OSError):
+            link.sock.settimeout(20)
+            link.sock.recv(1 << 20)
+        link.close()
+        answers(client)
+    logged.on("llm1", f"systemctl stop {ENGINE}")
+    ask("no engine", 503, body | {"prompt": f"Not asked before. {CANARY}"})
+    logged.on(
+        "llm1", f"mkdir -p /run/failing {DROP_IN} && cat > /run/failing/sitecustomize.py", given=FAILING
+    )
+    drop_in = "[Service]\nEnvironment=PYTHONPATH=/run/failing\n"
+    logged.on(
+        "llm1",
+        f"cat > {DROP_IN}/failing.conf && systemctl daemon-reload && systemctl start {ENGINE}",
+        given=drop_in,
+    )
+    answers(client)
+    for path in ("raise-in-request", "raise-in-process"):
+        ask(path, 503, body | {"prompt": f"{path} {CANARY}"})
+    logged.on(
+        "llm1", f"rm -r /run/failing {DROP_IN} && systemctl daemon-reload && systemctl restart {ENGINE}"
+    )
+    answers(client)
+
+    def there(query: str) -> bool:
+        return bool(elasticsearch(logged, "GET", f"/logs-llmkeep.*/_count?q={quote(query)}")["count"])
+
+    for path, number in found.items():
+        within(30, f"{path} is logged", partial(there, f'http.request.id:"{number}"'))
+    for message in ("the model failed", "this process ends"):
+        within(30, f"{message} is logged", partial(there, f'service.name:"{ENGINE}" AND message:"{message}"'))
+    secrets = {
+        "prompt": CANARY,
+        "key": client.key.split("_")[2],
+        "another key": analyst.split("_")[2],
+        "header": "Bearer ",
+    }
+    journal = logged.on("llm1", "journalctl --quiet --no-pager -o json")
+    documents = [json.dumps(each) for host in HOSTS for each in every(logged, f"logs-llmkeep.*-{host}")]
+    assert len(documents) > 500
+    assert "the model failed" in journal
+    assert [name for name, secret in secrets.items() if secret in journal] == []
+    assert [name for name, secret in secrets.items() if any(secret in each for each in documents)] == []
 
 
 def test_the_key_of_one_host_is_revoked_and_the_other_hosts_goes_on(logged: Lab) -> None:
