@@ -12,7 +12,7 @@ from estate import QUESTION, ROOT, Client, Lab, require_programs, within
 CANARY = "canary-8c1d-in-a-question"
 INVENTORIES = "-i inventory/lab -i inventory/lab-logs"
 REQUEST = "/usr/local/lib/llmkeep/elasticsearch-request"
-KEY_PERMISSIONS = (ROOT / "roles/filebeat/files/key_permissions.py").read_text()
+KEY_PERMISSIONS = (ROOT / "roles/_common/files/key_permissions.py").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_each_line_of_a_burst_arrives_once(logged: Lab) -> None:
 def test_the_key_of_one_host_is_revoked_and_the_other_hosts_goes_on(logged: Lab) -> None:
     def permitted(host: str) -> str:
         url = "https://ops1.estate.internal:9200"
-        return logged.on(host, f"python3 - {url} {host}", given=KEY_PERMISSIONS).splitlines()[0]
+        return logged.on(host, f"python3 - {url} {host} filebeat.key", given=KEY_PERMISSIONS).splitlines()[0]
 
     own = "create in its own stream: "
     assert [permitted("ops1"), permitted("llm1")] == [f"{own}400", f"{own}400"]
