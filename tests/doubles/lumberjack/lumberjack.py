@@ -128,7 +128,7 @@ async def windows(reader: asyncio.StreamReader) -> AsyncIterator[tuple[int, list
 
 def subject(certificate: dict[str, Any]) -> str:
     """As Java's X500Principal.getName() writes it; certificates of the estate have a common name and nothing else."""
-    names = [part for group in certificate["subject"] for part in group]
+    names = [part for group in certificate.get("subject", ()) for part in group]
     return ",".join(f"{ABBREVIATIONS.get(name, name)}={value}" for name, value in reversed(names))
 
 

@@ -235,7 +235,7 @@ def test_the_queue_is_on_disk_and_nothing_asks_elastic(files: Read) -> None:
 
 def test_its_unit_is_hardened_and_reaches_hosts_that_it_serves_alone(files: Read, tmp_path: Path) -> None:
     unit = files("system/logstash.service")
-    hardened(tmp_path, "logstash.service", unit, exposure=20)
+    hardened(tmp_path, "logstash.service", unit)
     assert "IPAddressAllow=localhost 10.77.0.11 10.77.0.12 10.77.0.13\n" in unit
     assert files("/input-logstash.nft").split("\n") == [
         "ip saddr 10.77.0.12 tcp dport 5044 accept",
