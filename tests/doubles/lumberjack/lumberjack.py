@@ -57,7 +57,8 @@ def unpacked(data: bytes) -> bytes:
 
 def frame() -> Wanted:
     """One frame: yields how many bytes it wants, is sent them, and returns the frame's kind and what is in it."""
-    version, kind = (yield 2).decode("latin-1")
+    head = (yield 2).decode("latin-1")
+    version, kind = head[0], head[1]
     if version != "2":
         raise Refused(f"version {version!r}")
     if kind == "W":
@@ -106,7 +107,8 @@ def within(data: bytes) -> list[tuple[int, Event]]:
 
 async def windows(reader: asyncio.StreamReader) -> AsyncIterator[tuple[int, list[Event]]]:
     """Of each window its last sequence number and its documents; ends where the client does, between two frames."""
-    size, events = 0, []
+    size = 0
+    events: list[Event] = []
     while True:
         try:
             kind, value = await read(reader)
@@ -140,7 +142,7 @@ def receiver(take: Take) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter
     """A handler for connections: a window is acknowledged once TAKE has returned, and until then the client is told to wait."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        name = subject(writer.get_extra_info("peercert"))
+        name = subject(writer.get_extra_info("peercert") or {})
         taken: asyncio.Future[None] | None = None
         try:
             async for last, events in windows(reader):
