@@ -2,7 +2,8 @@
 """delivered.py SECONDS: is what this host logs acknowledged?
 
 Logs one line, and waits until one more event is acknowledged: by Elasticsearch, or by Logstash, whose queue has it.
-Filebeat may just have started. A document that Elasticsearch refuses (400) is counted as dropped, and lost: since Filebeat's start none may have been.
+Filebeat may just have started. A document that Elasticsearch refuses (400) is counted as dropped, and lost: since
+Filebeat's start none may have been.
 """
 
 import http.client
