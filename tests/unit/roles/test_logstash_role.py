@@ -315,3 +315,32 @@ def test_hosts_json_is_by_subject(files: Read) -> None:
         "CN=llm-1": "llm-1.estate.internal llm_1",
         "CN=llm2": "llm2.estate.internal llm2",
     }
+
+
+@pytest.mark.parametrize("groups", [{"logstash": ["ops1"]}, {}], ids=["through Logstash", "directly"])
+def test_hosts_ship_to_the_group_logstash_and_then_hold_no_key(
+    tmp_path: Path, groups: dict[str, list[str]]
+) -> None:
+    given = {
+        "role_path": str(ROOT / "roles/filebeat"),
+        "__filebeat_os": {"program": "/filebeat"},
+        "__filebeat_held": {"holder": {"sha256": "0" * 64}},
+    }
+    groups = groups | {"search": ["llm2"], "logs": ["llm-1"]}
+    made = rendered(tmp_path, "filebeat", {}, "llm-1", HOSTS, given, groups, configured=True)
+    output = {
+        key: value["hosts"]
+        for key, value in yaml.safe_load(content(made, "filebeat.yml")).items()
+        if key.startswith("output.")
+    }
+    unit, rules = content(made, "system/filebeat.service"), content(made, ".nft")
+    if "logstash" in groups:
+        assert output == {"output.logstash": ["ops1.estate.internal:5044"]}
+        assert rules == "ip daddr 10.77.0.11 tcp dport 5044 accept\n"
+        assert "filebeat.key" not in unit
+        assert "IPAddressAllow=10.77.0.11\n" in unit
+    else:
+        assert output == {"output.elasticsearch": ["https://llm2.estate.internal:9200"]}
+        assert rules == "ip daddr 10.77.0.13 tcp dport 9200 accept\n"
+        assert "LoadCredentialEncrypted=filebeat.key\n" in unit
+        assert "IPAddressAllow=10.77.0.13\n" in unit
