@@ -36,6 +36,7 @@ GROUPS = (
     "prometheus",
     "search",
     "logs",
+    "logstash",
 )
 RENAMED_GROUPS = {"hsm": "softhsm"}
 REQUIRED_GROUPS = {
@@ -49,6 +50,7 @@ NEEDED_UNITS = (
     ("train", "llm_training_dir", "llm-train@.service"),
     ("serve", "/var/log/llm-audit", "llm-audit.service"),
     ("search", "/var/lib/elasticsearch", "elasticsearch.service"),
+    ("logstash", "/var/lib/logstash", "logstash.service"),
 )
 ANSIBLE_TAGS = {"all", "always", "never", "tagged", "untagged"}
 NEAR_NAME = 0.88  # similarity (difflib) from which an unknown variable counts as misspelt

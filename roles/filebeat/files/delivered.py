@@ -1,8 +1,9 @@
 #!/usr/bin/python3
-"""delivered.py SECONDS: does Elasticsearch acknowledge what this host logs?
+"""delivered.py SECONDS: is what this host logs acknowledged?
 
-Logs one line, and waits until one more event is acknowledged. Filebeat may just have started. A document that Elasticsearch
-refuses (400) is counted as dropped, and lost: since Filebeat's start none may have been.
+Logs one line, and waits until one more event is acknowledged: by Elasticsearch, or by Logstash, whose queue has it.
+Filebeat may just have started. A document that Elasticsearch refuses (400) is counted as dropped, and lost: since
+Filebeat's start none may have been.
 """
 
 import http.client
@@ -16,7 +17,7 @@ SOCKET = "/run/filebeat/stats.sock"
 
 
 def counted() -> tuple[int, int]:
-    """Events that Elasticsearch took, and those that it refused, since Filebeat's start."""
+    """Events that were taken, and those that Elasticsearch refused, since Filebeat's start."""
     link = http.client.HTTPConnection("filebeat")
     link.sock = socket.socket(socket.AF_UNIX)
     try:

@@ -15,7 +15,7 @@ from estate import ELASTICSEARCH_REQUEST as REQUEST
 from estate import HOSTS, QUESTION, ROOT, Client, Lab, answers, elasticsearch, open_client, within
 
 CANARY = "canary-8c1d-in-a-question"
-KEY_PERMISSIONS = (ROOT / "roles/filebeat/files/key_permissions.py").read_text()
+KEY_PERMISSIONS = (ROOT / "roles/_common/files/key_permissions.py").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -345,7 +345,7 @@ def test_no_path_of_a_request_brings_its_prompt_or_a_key_into_the_logs(logged: L
 def test_the_key_of_one_host_is_revoked_and_the_other_hosts_goes_on(logged: Lab) -> None:
     def permitted(host: str) -> str:
         url = "https://ops1.estate.internal:9200"
-        return logged.on(host, f"python3 - {url} {host}", given=KEY_PERMISSIONS).splitlines()[0]
+        return logged.on(host, f"python3 - {url} {host} filebeat.key", given=KEY_PERMISSIONS).splitlines()[0]
 
     own = "create in its own stream: "
     assert [permitted("ops1"), permitted("llm1")] == [f"{own}400", f"{own}400"]

@@ -1,13 +1,24 @@
-"""What the real Filebeat makes of the journal's entries by roles/filebeat/files/processors.yml: one table of cases."""
+"""What the real Filebeat makes of the journal's entries by roles/filebeat/files/processors.yml: one table for both paths."""
 
+import asyncio
+import copy
 import json
+import queue
+import ssl
 import subprocess
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import jinja2
+import lumberjack
 import pytest
 import yaml
+from logstash_pipeline import Running
 from plugin_modules import ROOT
+from revoked_hosts import Estate
 
 from llmkeep.bundle import cache, programs
 
@@ -306,17 +317,22 @@ def entry(message: str, identifier: str, unit: str, transport: str) -> dict[str,
     }
 
 
-@pytest.fixture(scope="module")
-def documents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """The document of each case, by Filebeat's own program, which reads them from a file."""
+NAME, NAMESPACE = "llm1.estate.internal", "llm1"
+# What the role's template adds to them.
+HOST = {"add_fields": {"target": "", "fields": {"host.name": NAME, "data_stream.namespace": NAMESPACE}}}
+
+
+@contextmanager
+def shipping(folder: Path, output: dict[str, Any]) -> Iterator[subprocess.Popen[str]]:
+    """Filebeat's own program, which reads the table from a file and ends with the test."""
     with cache.alone():
         filebeat = programs.find("filebeat")
     if not filebeat:
         pytest.skip("filebeat is not available here: set LLMKEEP_MIRROR to a folder that has it")
-    folder = tmp_path_factory.mktemp("filebeat")
     read = folder / "in.ndjson"
     read.write_text("".join(json.dumps(entry(*case[:4])) + "\n" for case in CASES.values()))
     config = folder / "filebeat.yml"
+    processors = yaml.safe_load((ROOT / "roles/filebeat/files/processors.yml").read_text())
     config.write_text(
         yaml.safe_dump(
             {
@@ -328,17 +344,16 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, A
                         "parsers": [{"ndjson": {"target": "", "overwrite_keys": True}}],
                     }
                 ],
-                "processors": yaml.safe_load((ROOT / "roles/filebeat/files/processors.yml").read_text()),
-                "output.console": {"codec.json": {"pretty": False}},
+                "processors": [*processors, HOST],
                 "logging": {"to_files": False, "to_stderr": True, "level": "error", "metrics.enabled": False},
+                **output,
             }
         )
     )
     config.chmod(0o600)
-    said = folder / "stderr"
-    with said.open("w") as errors:
+    with (folder / "stderr").open("w") as errors:
         running = subprocess.Popen(
-            [filebeat, "-e", "-c", config, "--path.home", folder / "home"],
+            [filebeat, "-e", "-c", config, "--path.home", folder / "home" / next(iter(output))],
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
@@ -346,14 +361,92 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, A
     timer = threading.Timer(SECONDS, running.kill)
     timer.start()
     try:
-        assert running.stdout
-        lines = [line for _, line in zip(CASES, running.stdout, strict=False)]
+        yield running
     finally:
         timer.cancel()
         running.kill()
         running.wait()
-    assert len(lines) == len(CASES), f"{len(lines)} documents within {SECONDS} s: {said.read_text()}"
-    return dict(zip(CASES, map(json.loads, lines), strict=True))
+
+
+@contextmanager
+def receiving(folder: Path) -> Iterator[tuple[dict[str, Any], "queue.Queue[tuple[str, Any]]"]]:
+    """The output that ships to a receiver by mutual TLS 1.3, and what comes out of Logstash's pipeline: stream and document."""
+    with pytest.MonkeyPatch.context() as patch:
+        estate = Estate(folder, patch)
+        estate.certificate("ops1")
+        estate.certificate(NAMESPACE)
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(folder / "root.pem"))
+    tls.minimum_version, tls.verify_mode = ssl.TLSVersion.TLSv1_3, ssl.CERT_REQUIRED
+    tls.load_cert_chain(folder / "ops1.pem", folder / "ops1.key")
+    (folder / "hosts.json").write_text(json.dumps({f"CN={NAMESPACE}": f"{NAME} {NAMESPACE}"}))
+    templates = jinja2.Environment(autoescape=False)  # noqa: S701 - of a configuration
+    templates.filters["to_json"] = json.dumps
+    common = yaml.safe_load((ROOT / "roles/_common/defaults/main.yml").read_text())
+    template = templates.from_string((ROOT / "roles/logstash/templates/logs.conf.j2").read_text())
+    pipeline = Running(template.render(common | {"ansible_host": "127.0.0.1"}), folder)
+    came: queue.Queue[tuple[str, Any]] = queue.Queue()
+
+    async def take(events: list[dict[str, Any]], subject: str) -> None:
+        for event in events:
+            left = pipeline.filtered(event, subject)
+            assert left, f"{event} by {subject} was dropped"
+            action, document = pipeline.action(left)
+            came.put((action["create"]["_index"], document))
+
+    loop = asyncio.new_event_loop()
+    server = loop.run_until_complete(asyncio.start_server(lumberjack.receiver(take), "127.0.0.1", 0, ssl=tls))
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    output = {
+        "hosts": [f"127.0.0.1:{server.sockets[0].getsockname()[1]}"],
+        "ssl": {
+            "supported_protocols": ["TLSv1.3"],
+            "certificate_authorities": [str(folder / "root.pem")],
+            "certificate": str(folder / f"{NAMESPACE}.pem"),
+            "key": str(folder / f"{NAMESPACE}.key"),
+        },
+    }
+    try:
+        yield {"output.logstash": output}, came
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both paths read the same file: a document says where it was read."""
+    return tmp_path_factory.mktemp("filebeat")
+
+
+@pytest.fixture(scope="module")
+def directly(folder: Path) -> dict[str, dict[str, Any]]:
+    """The document of each case as Filebeat ships it to Elasticsearch."""
+    with shipping(folder, {"output.console": {"codec.json": {"pretty": False}}}) as running:
+        assert running.stdout
+        lines = [line for _, line in zip(CASES, running.stdout, strict=False)]
+    assert len(lines) == len(CASES), (
+        f"{len(lines)} documents within {SECONDS} s: {(folder / 'stderr').read_text()}"
+    )
+    found = dict(zip(CASES, map(json.loads, lines), strict=True))
+    return {case: {key: part for key, part in found[case].items() if key != "@metadata"} for case in found}
+
+
+@pytest.fixture(scope="module")
+def by_logstash(folder: Path) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Stream and document of each case as they leave Logstash's pipeline, which the stand-in runs."""
+    with receiving(folder) as (output, came), shipping(folder, output):
+        return {case: came.get(timeout=SECONDS) for case in CASES}
+
+
+@pytest.fixture(scope="module")
+def documents(directly: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Without what the role's template adds to each."""
+    found = copy.deepcopy(directly)
+    for document in found.values():
+        assert document.pop("host") == {"name": NAME}
+        assert document["data_stream"].pop("namespace") == NAMESPACE
+    return found
 
 
 def found(document: Any, name: str) -> Any:
@@ -386,3 +479,12 @@ def test_each_entry_has_an_id_of_its_own_and_the_time_at_which_the_journal_took_
 def test_no_document_has_the_journals_own_fields(documents: dict[str, dict[str, Any]]) -> None:
     for document in documents.values():
         assert not {"journald", "syslog", "line", "host"} & document.keys()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_both_paths_yield_the_same_document_in_the_same_stream(
+    directly: dict[str, dict[str, Any]], by_logstash: dict[str, tuple[str, dict[str, Any]]], case: str
+) -> None:
+    stream, document = by_logstash[case]
+    assert document == directly[case]
+    assert stream == f"logs-{document['data_stream']['dataset']}-{NAMESPACE}"

@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""key_permissions.py URL NAMESPACE: what Elasticsearch lets the key of this host do.
+"""key_permissions.py URL NAMESPACE CREDENTIAL: what Elasticsearch lets the key in a sealed credential of this host do.
 
 Prints a line each: what was tried, and the status. NAMESPACE is the last part of the names of its streams. A document without
 a timestamp is refused as a document (400) where it may be created, so nothing is left behind.
@@ -15,14 +15,13 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 PKI = Path("/etc/llmkeep/pki")
-NAME = "filebeat.key"
 
 
 def main() -> int:
-    where, namespace = urlsplit(sys.argv[1]), sys.argv[2]
+    where, namespace, credential = urlsplit(sys.argv[1]), sys.argv[2], sys.argv[3]
     own = f"logs-llmkeep.system-{namespace}"  # which the journal's first entry made
     key = subprocess.run(
-        ["systemd-creds", "decrypt", f"--name={NAME}", f"/etc/credstore.encrypted/{NAME}", "-"],
+        ["systemd-creds", "decrypt", f"--name={credential}", f"/etc/credstore.encrypted/{credential}", "-"],
         capture_output=True,
         check=True,
     ).stdout
