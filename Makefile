@@ -12,7 +12,7 @@ WORKERS := --numprocesses 2
 # A file is one worker's. The longest come first, so that no worker is idle while the other one runs the longest last.
 BY_FILE := $(WORKERS) --dist loadfile --no-loadscope-reorder
 COLLECTION := .ansible/collections/ansible_collections/llmkeep/estate
-ROLE := redis pki mirror base softhsm hsm luks opa llm_serving ipsec llm_training edge audit gpu gpu_health vllm exporters prometheus elasticsearch filebeat
+ROLE := redis pki mirror base softhsm hsm luks opa llm_serving ipsec llm_training edge audit gpu gpu_health vllm exporters prometheus elasticsearch filebeat kibana
 export PYTHONDONTWRITEBYTECODE := 1
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
@@ -107,8 +107,8 @@ policy: env  ## who may do what: format, types, tests and their coverage, lint
 molecule: bundle  ## the roles' scenarios, or one: make molecule ROLE=redis
 	export PATH="$(CURDIR)/.venv/bin:$$PATH"
 	for role in $(ROLE); do
-	  case $$role in elasticsearch | filebeat)
-	    if [ ! -e .lab/bundle/bin/$$role ]; then
+	  case $$role in elasticsearch | filebeat | kibana)
+	    if [ ! -e .lab/bundle/bin/$${role/kibana/elasticsearch} ]; then
 	      echo "molecule: SKIPPED without LLMKEEP_MIRROR, a folder that has $$role: its scenario"
 	      continue
 	    fi

@@ -3,7 +3,11 @@
 import pytest
 from estate import ROOT, Lab, require_programs, run_scenario, scenarios
 
-PROGRAMS = {"elasticsearch": ("elasticsearch",), "filebeat": ("elasticsearch", "filebeat")}
+PROGRAMS = {
+    "elasticsearch": ("elasticsearch",),
+    "filebeat": ("elasticsearch", "filebeat"),
+    "kibana": ("elasticsearch",),
+}
 
 
 def test_every_role_has_a_scenario() -> None:
