@@ -143,6 +143,7 @@ storm: bundle kernel  ## the long fault campaigns (hours): KILLS=500 of a progra
 	else
 	  echo 'storm: SKIPPED without `make peers PEER=vllm`: the real vLLM on a host'
 	fi
+	STORM=1 .venv/bin/pytest tests/lab/containers/test_kibana.py -rs
 	STORM=1 .venv/bin/pytest tests/lab/firmware tests/unit/plugins/gpu/test_nvidia_builds.py --durations=0 -rs
 	if [ -e bench/.venv-mutmut ]; then
 	  bench/mutants.py llmproof

@@ -4,7 +4,7 @@ Kibana's own translation is in its browser code, which no test here runs: this i
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,26 @@ def searches(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
                 "aggs": aggregations(buckets, metrics),
             }
             yield f"{path.stem}: {config['title']}", source["index_pattern"], body
+
+
+def bulk(documents: Iterable[dict[str, Any]], now: str) -> str:
+    """Body of _bulk that creates the documents that Filebeat made, in the streams that it would have put them in, as of NOW."""
+    lines: list[dict[str, Any]] = []
+    for found in documents:
+        stream = found.pop("data_stream") | {"namespace": "cases"}
+        found.pop("@metadata", None)
+        lines.append({"create": {"_index": f"logs-{stream['dataset']}-cases"}})
+        lines.append(
+            found | {"@timestamp": now, "host": {"name": "cases.estate.internal"}, "data_stream": stream}
+        )
+    return "".join(json.dumps(line) + "\n" for line in lines)
+
+
+def msearch() -> tuple[list[str], str]:
+    """Names of all panels, and the body of _msearch that has a search of each."""
+    asked = [found for path in DASHBOARDS for found in searches(path)]
+    lines = [line for _, pattern, body in asked for line in ({"index": pattern}, body)]
+    return [name for name, _, _ in asked], "".join(json.dumps(line) + "\n" for line in lines)
 
 
 def nothing_in(answer: dict[str, Any]) -> list[str]:

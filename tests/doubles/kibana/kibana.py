@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 HERE = Path(__file__).resolve().parent.parent
 KEYSTORE = Path(os.environ.get("KBN_PATH_CONF", ".")) / "kibana.keystore"
 DASHBOARD = re.compile(r"/api/dashboards/([A-Za-z0-9_-]+)")
-TYPES = {
+TYPES: dict[str, Any] = {
     "object": dict,
     "array": list,
     "string": str,

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 import yaml
 from dashboard_searches import DASHBOARDS, dashboard, layers, nothing_in, searches
@@ -35,7 +34,6 @@ def program() -> dict[str, Any]:
 
 @each_dashboard
 def test_it_is_of_the_form_of_the_api(path: Path, double: dict[str, Any]) -> None:
-    jsonschema.Draft202012Validator(SCHEMA).validate(dashboard(path))
     assert double["fault"](dashboard(path), SCHEMA, SCHEMA) == ""
 
 
@@ -60,8 +58,6 @@ MUTANTS = {
 
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_another_form_is_refused(mutant: str, double: dict[str, Any]) -> None:
-    with pytest.raises(jsonschema.ValidationError):
-        jsonschema.Draft202012Validator(SCHEMA).validate(MUTANTS[mutant])
     assert double["fault"](MUTANTS[mutant], SCHEMA, SCHEMA)
 
 
