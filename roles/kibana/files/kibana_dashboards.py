@@ -117,7 +117,8 @@ def run(folder: Path, verb: str) -> int:
             if different and verb == "apply":
                 put(path, given)
             lines += different
-        print("\n".join(lines))
+        if lines:
+            print("\n".join(lines))
         return 1 if lines and verb == "check" else 0
     return 0
 

@@ -127,10 +127,9 @@ class Elasticsearch:
             status, who = self.ask("GET", "/_security/_authenticate", self.own)
             if status != 200 or who["username"] != "elastic/kibana":
                 return False
-            names = {
-                "space_all": ["login:", "saved_object:dashboard/update"],
-                "space_read": ["login:", "saved_object:dashboard/get"],
-            }
+            # As Kibana's own: who may change may read, since privileges are judged by their actions.
+            read = ["login:", "saved_object:dashboard/get"]
+            names = {"space_all": [*read, "saved_object:dashboard/update"], "space_read": read}
             wanted = {
                 name: {"application": "kibana-.kibana", "name": name, "actions": actions, "metadata": {}}
                 for name, actions in names.items()
