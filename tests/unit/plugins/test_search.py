@@ -97,7 +97,7 @@ def test_a_superuser_with_neither_password_is_refused_and_both_credentials_are_n
         search_settings.retire_the_first_password(check=False)
 
 
-TOKEN = base64.b64encode(b"\0\1\0\1elastic/kibana/kibana-llm1_0a1b2c3d:secret")
+TOKEN = base64.b64encode(b"\0\1\0\1elastic/kibana/kibana-llm1_0a1b2c3d:secret").rstrip(b"=")
 
 
 @pytest.mark.parametrize(("secret", "name"), [(TOKEN, "kibana-llm1_0a1b2c3d"), (b"id:key", ""), (b"", "")])
