@@ -28,7 +28,7 @@ given = {"Authorization": f"Basic {token}", "Content-Type": "application/json"}
 for method, path in (
     ("GET", "/logs-llmkeep.*/_search"), ("POST", "/logs-llmkeep.system-ops1/_doc"),
     ("DELETE", "/_data_stream/logs-llmkeep.system-ops1"),
-    ("GET", "/.security/_search"), ("POST", "/_security/api_key"), ("GET", "/_cluster/health"),
+    ("GET", "/.security/_search"), ("GET", "/_security/user"), ("GET", "/_cluster/health"),
 ):
     link = http.client.HTTPSConnection("ops1.estate.internal", 9200, context=context)
     link.request(method, path, "{}" if method == "POST" else None, given)
