@@ -12,7 +12,7 @@ WORKERS := --numprocesses 2
 # A file is one worker's. The longest come first, so that no worker is idle while the other one runs the longest last.
 BY_FILE := $(WORKERS) --dist loadfile --no-loadscope-reorder
 COLLECTION := .ansible/collections/ansible_collections/llmkeep/estate
-ROLE := redis pki mirror base softhsm hsm luks opa llm_serving ipsec llm_training edge audit gpu gpu_health vllm exporters prometheus elasticsearch filebeat logstash
+ROLE := redis pki mirror base softhsm hsm luks opa llm_serving ipsec llm_training edge audit gpu gpu_health vllm exporters prometheus elasticsearch filebeat logstash kibana
 export PYTHONDONTWRITEBYTECODE := 1
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
@@ -107,7 +107,7 @@ policy: env  ## who may do what: format, types, tests and their coverage, lint
 molecule: bundle  ## the roles' scenarios, or one: make molecule ROLE=redis
 	export PATH="$(CURDIR)/.venv/bin:$$PATH"
 	for role in $(ROLE); do
-	  case $$role in elasticsearch | filebeat | logstash)
+	  case $$role in elasticsearch | filebeat | logstash | kibana)
 	    if [ ! -e .lab/bundle/bin/elasticsearch ] || [ ! -e .lab/bundle/bin/filebeat ]; then
 	      echo "molecule: SKIPPED without LLMKEEP_MIRROR, a folder that has Elasticsearch and Filebeat: scenario $$role"
 	      continue
@@ -145,6 +145,7 @@ storm: bundle kernel  ## the long fault campaigns (hours): KILLS=500 of a progra
 	  echo 'storm: SKIPPED without `make peers PEER=vllm`: the real vLLM on a host'
 	fi
 	.venv/bin/pytest tests/unit/roles/test_logstash_role.py -k elastics_package -rs
+	STORM=1 .venv/bin/pytest tests/lab/containers/test_kibana.py -rs
 	STORM=1 .venv/bin/pytest tests/lab/firmware tests/unit/plugins/gpu/test_nvidia_builds.py --durations=0 -rs
 	if [ -e bench/.venv-mutmut ]; then
 	  bench/mutants.py llmproof

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: search_settings
-short_description: Retire Elasticsearch's first password, and install documents such as index templates
+short_description: Retire Elasticsearch's first password, and install documents such as index templates and roles
 description:
   - Gives the superuser the password in the sealed credential C(elasticsearch.elastic), by the one of the first start
     (C(elasticsearch.bootstrap)), which is refused from then on.
@@ -14,7 +14,7 @@ description:
 author: [llmkeep contributors (@llmkeep)]
 options:
   documents:
-    description: Bodies by path, such as C(_index_template/NAME), in the order in which they are put.
+    description: Bodies by path, such as C(_index_template/NAME) or C(_security/role/NAME), in the order in which they are put.
     type: dict
     required: true
 """
@@ -74,6 +74,8 @@ def retire_the_first_password(check: bool) -> list[str]:
 def current(path: str) -> Any:
     """The document as Elasticsearch has it; None if it has none."""
     answer = ask.found(f"/{path}")
+    if path.startswith("_security/role/"):
+        return answer and answer[path.rpartition("/")[2]]
     kind = PLURALS[path.partition("/")[0]]
     return answer and answer[f"{kind}s"][0][kind]
 

@@ -37,6 +37,7 @@ GROUPS = (
     "search",
     "logs",
     "logstash",
+    "kibana",
 )
 RENAMED_GROUPS = {"hsm": "softhsm"}
 REQUIRED_GROUPS = {
@@ -164,9 +165,10 @@ def placement_faults(values: Mapping[str, Any], groups: Mapping[str, list[str]])
         )
     if "vllm" in mine and "serve" not in mine:
         yield "it is in vllm and not in serve, but vLLM answers its gateway over a UNIX socket: add it to serve too"
-    if "logs" in mine and len(groups.get("search") or []) != 1:
+    if mine & {"logs", "kibana"} and len(groups.get("search") or []) != 1:
         seen = ", ".join(groups.get("search") or []) or "no host"
-        yield f"it is in logs, which are kept by the one host in search, and there is {seen} in it: put one host in search"
+        group = "logs, which are" if "logs" in mine else "kibana, which shows logs"
+        yield f"it is in {group} kept by the one host in search, and there is {seen} in it: put one host in search"
 
 
 def gpu_faults(values: Mapping[str, Any]) -> Iterator[str]:

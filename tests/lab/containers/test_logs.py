@@ -6,15 +6,37 @@ import json
 import ssl
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+import filebeat_cases
 import pytest
+import yaml
+from dashboard_searches import bulk, msearch, nothing_in
 from estate import ELASTICSEARCH_REQUEST as REQUEST
 from estate import HOSTS, QUESTION, ROOT, Client, Lab, answers, elasticsearch, open_client, within
 
 CANARY = "canary-8c1d-in-a-question"
+OPERATOR = yaml.safe_load((ROOT / "roles/kibana/vars/main.yml").read_text())["__kibana_operator"]
+# What an operator's password is good for: status of each request, a line each.
+AS_OPERATOR = """
+import base64, http.client, ssl
+context = ssl.create_default_context(cafile="/etc/llmkeep/pki/root.pem")
+context.load_cert_chain("/etc/llmkeep/pki/host.pem", "/etc/llmkeep/pki/host.key")
+token = base64.b64encode(b"ada:%s").decode()
+given = {"Authorization": f"Basic {token}", "Content-Type": "application/json"}
+for method, path in (
+    ("GET", "/logs-llmkeep.*/_search"), ("POST", "/logs-llmkeep.system-ops1/_doc"),
+    ("DELETE", "/_data_stream/logs-llmkeep.system-ops1"),
+    ("GET", "/.security/_search"), ("GET", "/_security/user"), ("GET", "/_cluster/health"),
+):
+    link = http.client.HTTPSConnection("ops1.estate.internal", 9200, context=context)
+    link.request(method, path, "{}" if method == "POST" else None, given)
+    print(link.getresponse().status)
+"""
 KEY_PERMISSIONS = (ROOT / "roles/_common/files/key_permissions.py").read_text()
 
 
@@ -340,6 +362,29 @@ def test_no_path_of_a_request_brings_its_prompt_or_a_key_into_the_logs(logged: L
     assert "the model failed" in journal
     assert [name for name, secret in secrets.items() if secret in journal] == []
     assert [name for name, secret in secrets.items() if any(secret in each for each in documents)] == []
+
+
+def test_each_panel_of_each_dashboard_finds_something(logged: Lab, tmp_path: Path) -> None:
+    """Among the estate's documents, and those of the table of cases: sudo refuses no user here."""
+    cases = filebeat_cases.documents(ROOT / ".lab/bundle/bin/filebeat", tmp_path).values()
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    created = logged.on("ops1", f"{REQUEST} POST '/_bulk?refresh=true' -", given=bulk(cases, now))
+    assert json.loads(created.partition(" ")[2])["errors"] is False, created[:2000]
+    names, body = msearch()
+    answers = json.loads(logged.on("ops1", f"{REQUEST} POST /_msearch -", given=body).partition(" ")[2])
+    found = dict(zip(names, map(nothing_in, answers["responses"]), strict=True))
+    assert {name: nothing for name, nothing in found.items() if nothing} == {}
+
+
+def test_an_operator_reads_logs_and_nothing_else(logged: Lab) -> None:
+    password = "an operators own password"
+    for path, body in (
+        ("role/llmkeep-operator", OPERATOR),
+        ("user/ada", {"password": password, "roles": ["llmkeep-operator"]}),
+    ):
+        logged.on("ops1", f"{REQUEST} --until ^200 9 PUT /_security/{path} -", given=json.dumps(body))
+    said = logged.on("ops1", "python3 -", given=AS_OPERATOR % password)
+    assert said.split() == ["200", "403", "403", "403", "403", "403"]
 
 
 def test_the_key_of_one_host_is_revoked_and_the_other_hosts_goes_on(logged: Lab) -> None:

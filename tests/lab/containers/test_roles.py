@@ -6,6 +6,7 @@ from estate import ROOT, Lab, require_programs, run_scenario, scenarios
 PROGRAMS = {
     "elasticsearch": ("elasticsearch",),
     "filebeat": ("elasticsearch", "filebeat"),
+    "kibana": ("elasticsearch",),
     "logstash": ("elasticsearch", "filebeat"),
 }
 

@@ -1,5 +1,6 @@
 """When Elasticsearch already has what is declared, and what is said of answers that are none."""
 
+import base64
 import copy
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 from plugin_modules import load
 
 ask = load("module_utils.search.ask")
+search_key = load("modules.search_key")
 search_settings = load("modules.search_settings")
 
 WANTED: dict[str, Any] = {
@@ -93,3 +95,47 @@ def test_a_superuser_with_neither_password_is_refused_and_both_credentials_are_n
     monkeypatch.setattr(search_settings, "SECONDS", 0)
     with pytest.raises(ask.Refused, match=r"elasticsearch\.elastic and elasticsearch\.bootstrap of /etc"):
         search_settings.retire_the_first_password(check=False)
+
+
+TOKEN = base64.b64encode(b"\0\1\0\1elastic/kibana/kibana-llm1_0a1b2c3d:secret").rstrip(b"=")
+
+
+@pytest.mark.parametrize(("secret", "name"), [(TOKEN, "kibana-llm1_0a1b2c3d"), (b"id:key", ""), (b"", "")])
+def test_the_name_of_a_token_is_in_it(secret: bytes, name: str) -> None:
+    assert search_key.token_name(secret) == name
+
+
+@pytest.mark.parametrize(
+    ("there", "held", "asked"),
+    [
+        ([], "", ["POST"]),
+        (["kibana-llm1_0a1b2c3d", "kibana-llm2_00000000"], "kibana-llm1_0a1b2c3d", []),
+        (["kibana-llm1_0a1b2c3d"], "", ["POST", "DELETE kibana-llm1_0a1b2c3d"]),
+        (
+            ["kibana-llm1_0a1b2c3d", "kibana-llm1_ffffffff"],
+            "kibana-llm1_0a1b2c3d",
+            ["DELETE kibana-llm1_ffffffff"],
+        ),
+    ],
+)
+def test_one_token_is_valid_the_one_that_is_held(
+    monkeypatch: pytest.MonkeyPatch, there: list[str], held: str, asked: list[str]
+) -> None:
+    done: list[str] = []
+
+    def do(method: str, path: str) -> Any:
+        if method == "GET":
+            return {"tokens": {name: {} for name in there}}
+        done.append("POST" if method == "POST" else f"{method} {path.rpartition('/')[2]}")
+        return {"token": {"value": "new"}}
+
+    monkeypatch.setattr(search_key.ask, "do", do)
+    monkeypatch.setattr(
+        search_key.sealing, "encrypted_to", lambda _certificate, secret: f"sealed {secret.decode()}"
+    )
+    holder = {"token": held, "certificate": "PEM"}
+    changed, cms = search_key.issued_token("elastic/kibana", "kibana-llm1", holder, check=False)
+    assert (done, changed, cms) == (asked, bool(asked), "sealed new" if "POST" in asked else "")
+    done.clear()
+    assert search_key.issued_token("elastic/kibana", "kibana-llm1", holder, check=True) == (bool(asked), "")
+    assert done == []

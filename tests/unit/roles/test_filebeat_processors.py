@@ -5,367 +5,36 @@ import copy
 import json
 import queue
 import ssl
-import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import filebeat_cases
 import jinja2
 import lumberjack
 import pytest
 import yaml
+from filebeat_cases import CANARY, CASES, SECONDS, entry
 from logstash_pipeline import Running
 from plugin_modules import ROOT
 from revoked_hosts import Estate
 
 from llmkeep.bundle import cache, programs
 
-CANARY = "canary-5f1c"
-GATEWAY = "llm-gateway@1.service"
-ANSWERED = {
-    "@timestamp": "2026-11-27T17:59:59.123+00:00",
-    "log.level": "info",
-    "log.logger": "llmserve.gateway",
-    "message": "answered",
-    "http.request.id": "r-1",
-    "http.response.status_code": 200,
-    "event.duration": 12345,
-    "user.id": "ada",
-    "organization.id": "tenant",
-    "gen_ai.usage.output_tokens": 8,
-}
-EDGE = {
-    "client": "10.77.0.2",
-    "method": "POST",
-    "path": "/generate",
-    "status": 200,
-    "seconds": 0.5,
-    "request_id": "r-1",
-}
-SUDO = " ; TTY=pts/0 ; PWD=/root ; USER=root ; COMMAND=/usr/bin/id"
-PROGRAMS = {"sshd-session": "/usr/lib/openssh/sshd-session", "sudo": "/usr/bin/sudo"}
-SECONDS = 60  # the whole table takes two
-
-# What is in the journal: message, identifier, unit, transport; and fields of the document. None: there is no such field.
-CASES: dict[str, tuple[str, str, str, str, dict[str, Any]]] = {
-    "gateway": (
-        json.dumps(ANSWERED),
-        "python",
-        GATEWAY,
-        "stdout",
-        {
-            "@timestamp": "2026-11-27T17:59:59.123Z",
-            "data_stream.dataset": "llmkeep.service",
-            "http.request.id": "r-1",
-            "http.response.status_code": 200,
-            "event.duration": 12345,
-            "user.id": "ada",
-            "organization.id": "tenant",
-            "log.level": "info",
-            "message": "answered",
-            "gen_ai.usage.output_tokens": 8,
-            "service.name": GATEWAY,
-        },
-    ),
-    "an undeclared field stays on the host": (
-        json.dumps(
-            ANSWERED | {"prompt": CANARY, "http.request.body": CANARY, "gen_ai.prompt": {"text": CANARY}}
-        ),
-        "python",
-        GATEWAY,
-        "stdout",
-        {"message": "answered", "http.request.id": "r-1", "http.request.body": None, "prompt": None},
-    ),
-    "a line that claims another stream, host or index": (
-        json.dumps(
-            {
-                "message": "x",
-                "@metadata": {"_index": "other", "pipeline": "other"},
-                "data_stream": {"dataset": "other"},
-                "data_stream.dataset": "other",
-                "host.name": "other",
-            }
-        ),
-        "python",
-        GATEWAY,
-        "stdout",
-        {
-            "data_stream.dataset": "llmkeep.service",
-            "host.name": None,
-            "@metadata._index": None,
-            "@metadata.pipeline": None,
-        },
-    ),
-    "half a line of JSON": (
-        f'{{"prompt": "{CANARY}',
-        "python",
-        GATEWAY,
-        "stdout",
-        {
-            "data_stream.dataset": "llmkeep.system",
-            "message": "a line that begins as JSON and does not decode; the journal of the host has it",
-            "event.reason": "undecodable_line",
-            "service.name": GATEWAY,
-        },
-    ),
-    "a traceback": (
-        "Traceback (most recent call last):",
-        "python",
-        GATEWAY,
-        "stdout",
-        {"data_stream.dataset": "llmkeep.system", "message": "Traceback (most recent call last):"},
-    ),
-    "JSON of a program that is not ours": (
-        '{"http.request.id": "r-1"}',
-        "other",
-        "other.service",
-        "stdout",
-        {"data_stream.dataset": "llmkeep.system", "http": None},
-    ),
-    "edge": (
-        json.dumps(EDGE),
-        "llmkeep_edge",
-        "nginx.service",
-        "syslog",
-        {
-            "data_stream.dataset": "llmkeep.edge",
-            "http.request.id": "r-1",
-            "http.request.method": "POST",
-            "http.response.status_code": 200,
-            "url.path": "/generate",
-            "source.ip": "10.77.0.2",
-            "nginx.seconds": 0.5,
-            "message": None,
-        },
-    ),
-    "edge, by another process": (
-        json.dumps(EDGE),
-        "llmkeep_edge",
-        "user@1000.service",
-        "syslog",
-        {"data_stream.dataset": "llmkeep.system", "http": None, "source": None},
-    ),
-    "sshd, a key is accepted": (
-        "Accepted publickey for root from 10.77.0.2 port 34508 ssh2: ED25519 SHA256:x",
-        "sshd-session",
-        "ssh.service",
-        "syslog",
-        {
-            "data_stream.dataset": "llmkeep.auth",
-            "event.action": "ssh_login",
-            "event.outcome": "success",
-            "user.name": "root",
-            "source.ip": "10.77.0.2",
-            "source.port": 34508,
-            "llmkeep.auth.method": "publickey",
-        },
-    ),
-    "sshd, an unknown user": (
-        "Failed password for invalid user bob from 10.77.0.9 port 40000 ssh2",
-        "sshd-session",
-        "ssh.service",
-        "syslog",
-        {
-            "event.outcome": "failure",
-            "user.name": "bob",
-            "source.ip": "10.77.0.9",
-            "llmkeep.auth.method": "password",
-        },
-    ),
-    "sshd, a key is refused": (
-        "Failed publickey for eve from fd00::9 port 40000 ssh2: RSA SHA256:x",
-        "sshd-session",
-        "ssh.service",
-        "syslog",
-        {"event.outcome": "failure", "user.name": "eve", "source.ip": "fd00::9", "source.port": 40000},
-    ),
-    "sshd, an unknown user named as two addresses": (
-        "Failed password for invalid user x from 6.6.6.6 port 1 ssh2 from 10.77.0.9 port 40000 ssh2",
-        "sshd-session",
-        "ssh.service",
-        "syslog",
-        {"event.outcome": "failure", "user": None, "source": None},
-    ),
-    "sshd, an unknown user named as no address": (
-        "Failed none for invalid user x from nowhere port 1 from 10.77.0.9 port 40000 ssh2",
-        "sshd-session",
-        "ssh.service",
-        "syslog",
-        {"data_stream.dataset": "llmkeep.auth", "event.outcome": "failure", "user": None, "source": None},
-    ),
-    "sshd, by another process": (
-        "Accepted publickey for root from 6.6.6.6 port 1 ssh2: ED25519 SHA256:x",
-        "sshd-session",
-        "session-3.scope",
-        "syslog",
-        {"data_stream.dataset": "llmkeep.system", "event.action": None, "user": None, "source": None},
-    ),
-    "sshd, by a program in its unit": (
-        "Accepted publickey for root from 6.6.6.6 port 1 ssh2: ED25519 SHA256:x",
-        "sshd",
-        "ssh.service",
-        "syslog",
-        {"event.action": None, "user": None, "source": None},
-    ),
-    "sshd, something else": (
-        "Received disconnect from 10.77.0.2 port 34508:11: disconnected by user",
-        "sshd-session",
-        "ssh.service",
-        "syslog",
-        {"data_stream.dataset": "llmkeep.auth", "event.action": None, "user": None},
-    ),
-    "sudo": (
-        f"   ada : {SUDO.removeprefix(' ; ')}",
-        "sudo",
-        "",
-        "syslog",
-        {
-            "data_stream.dataset": "llmkeep.auth",
-            "event.action": "sudo",
-            "event.outcome": "success",
-            "user.name": "ada",
-            "user.effective.name": "root",
-            "process.working_directory": "/root",
-            "process.executable": "/usr/bin/id",
-            "message": None,
-        },
-    ),
-    "sudo, with arguments and an environment": (
-        f"   ada : TTY=pts/0 ; PWD=/ ; USER=root ; ENV=TOKEN={CANARY} ; COMMAND=/usr/bin/curl --user {CANARY} x",
-        "sudo",
-        "",
-        "syslog",
-        {
-            "event.outcome": "success",
-            "user.name": "ada",
-            "user.effective.name": "root",
-            "process.executable": "/usr/bin/curl",
-        },
-    ),
-    "sudo, more of a long line": (
-        f"   ada : (command continued) {CANARY}",
-        "sudo",
-        "",
-        "syslog",
-        {"data_stream.dataset": "llmkeep.auth", "event.action": "sudo", "event.outcome": None, "user": None},
-    ),
-    "sudo, in another form": (
-        f"   ada : a reason of its own ; TTY=pts/0 ; COMMAND=/usr/bin/curl --user {CANARY}",
-        "sudo",
-        "",
-        "syslog",
-        {"data_stream.dataset": "llmkeep.auth", "event.action": "sudo", "message": None},
-    ),
-    "sudo, a session": (
-        "pam_unix(sudo:session): session opened for user root(uid=0) by ada(uid=1000)",
-        "sudo",
-        "",
-        "syslog",
-        {
-            "data_stream.dataset": "llmkeep.auth",
-            "event.action": None,
-            "message": "pam_unix(sudo:session): session opened for user root(uid=0) by ada(uid=1000)",
-        },
-    ),
-    "sudo, refused": (
-        f"   eve : command not allowed{SUDO} {CANARY}",
-        "sudo",
-        "",
-        "syslog",
-        {
-            "event.outcome": "failure",
-            "event.reason": "command not allowed",
-            "user.name": "eve",
-            "process.executable": "/usr/bin/id",
-        },
-    ),
-    "redis": (
-        "1234:M 27 Nov 2026 18:00:00.123 * Ready to accept connections tcp",
-        "redis-server",
-        "redis-server.service",
-        "stdout",
-        {"event.provider": "redis", "message": "Ready to accept connections tcp", "process.pid": 1234},
-    ),
-    "kernel": (
-        "oom-kill:constraint=CONSTRAINT_MEMCG",
-        "kernel",
-        "",
-        "kernel",
-        {"event.provider": "kernel", "data_stream.dataset": "llmkeep.system"},
-    ),
-}
-
-
-def entry(message: str, identifier: str, unit: str, transport: str) -> dict[str, Any]:
-    """The journal's entry as Filebeat's input gives it to the processors."""
-    return {
-        "@timestamp": "2026-11-27T18:00:00.000Z",
-        "message": message,
-        "syslog": {"identifier": identifier},
-        "systemd": {"transport": transport} | ({"unit": unit} if unit else {}),
-        "journald": {
-            "pid": 5,
-            "process": {"name": "x", "executable": PROGRAMS.get(identifier, "/usr/bin/logger")},
-            "custom": {"cursor": "s=1"},
-        },
-        "process": {"pid": 5, "command_line": f"x --token {CANARY}"},
-        "user": {"id": "0"},
-        "host": {"hostname": "short"},
-        "event": {"kind": "event"},
-    }
-
-
 NAME, NAMESPACE = "llm1.estate.internal", "llm1"
 # What the role's template adds to them.
 HOST = {"add_fields": {"target": "", "fields": {"host.name": NAME, "data_stream.namespace": NAMESPACE}}}
 
 
-@contextmanager
-def shipping(folder: Path, output: dict[str, Any]) -> Iterator[subprocess.Popen[str]]:
-    """Filebeat's own program, which reads the table from a file and ends with the test."""
+@pytest.fixture(scope="module")
+def filebeat() -> Path:
     with cache.alone():
-        filebeat = programs.find("filebeat")
-    if not filebeat:
+        found = programs.find("filebeat")
+    if not found:
         pytest.skip("filebeat is not available here: set LLMKEEP_MIRROR to a folder that has it")
-    read = folder / "in.ndjson"
-    read.write_text("".join(json.dumps(entry(*case[:4])) + "\n" for case in CASES.values()))
-    config = folder / "filebeat.yml"
-    processors = yaml.safe_load((ROOT / "roles/filebeat/files/processors.yml").read_text())
-    config.write_text(
-        yaml.safe_dump(
-            {
-                "filebeat.inputs": [
-                    {
-                        "type": "filestream",
-                        "id": "cases",
-                        "paths": [str(read)],
-                        "parsers": [{"ndjson": {"target": "", "overwrite_keys": True}}],
-                    }
-                ],
-                "processors": [*processors, HOST],
-                "logging": {"to_files": False, "to_stderr": True, "level": "error", "metrics.enabled": False},
-                **output,
-            }
-        )
-    )
-    config.chmod(0o600)
-    with (folder / "stderr").open("w") as errors:
-        running = subprocess.Popen(
-            [filebeat, "-e", "-c", config, "--path.home", folder / "home" / next(iter(output))],
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-        )
-    timer = threading.Timer(SECONDS, running.kill)
-    timer.start()
-    try:
-        yield running
-    finally:
-        timer.cancel()
-        running.kill()
-        running.wait()
+    return Path(found)
 
 
 @contextmanager
@@ -420,22 +89,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def directly(folder: Path) -> dict[str, dict[str, Any]]:
+def directly(filebeat: Path, folder: Path) -> dict[str, dict[str, Any]]:
     """The document of each case as Filebeat ships it to Elasticsearch."""
-    with shipping(folder, {"output.console": {"codec.json": {"pretty": False}}}) as running:
-        assert running.stdout
-        lines = [line for _, line in zip(CASES, running.stdout, strict=False)]
-    assert len(lines) == len(CASES), (
-        f"{len(lines)} documents within {SECONDS} s: {(folder / 'stderr').read_text()}"
-    )
-    found = dict(zip(CASES, map(json.loads, lines), strict=True))
-    return {case: {key: part for key, part in found[case].items() if key != "@metadata"} for case in found}
+    return filebeat_cases.documents(filebeat, folder, HOST)
 
 
 @pytest.fixture(scope="module")
-def by_logstash(folder: Path) -> dict[str, tuple[str, dict[str, Any]]]:
+def by_logstash(filebeat: Path, folder: Path) -> dict[str, tuple[str, dict[str, Any]]]:
     """Stream and document of each case as they leave Logstash's pipeline, which the stand-in runs."""
-    with receiving(folder) as (output, came), shipping(folder, output):
+    with receiving(folder) as (output, came), filebeat_cases.shipping(filebeat, folder, output, HOST):
         return {case: came.get(timeout=SECONDS) for case in CASES}
 
 
@@ -486,5 +148,5 @@ def test_both_paths_yield_the_same_document_in_the_same_stream(
     directly: dict[str, dict[str, Any]], by_logstash: dict[str, tuple[str, dict[str, Any]]], case: str
 ) -> None:
     stream, document = by_logstash[case]
-    assert document == directly[case]
+    assert document == {name: value for name, value in directly[case].items() if name != "@metadata"}
     assert stream == f"logs-{document['data_stream']['dataset']}-{NAMESPACE}"
