@@ -2,7 +2,8 @@
 """readings.py FILE: what the node exporter cannot see itself, in Prometheus' text format; replaced atomically.
 
 Ends of certificates and of the revocation list, failed units, time servers; on the control node the bundle's serial,
-the time of the witness's last look, and the alterations that it found.
+the time of the witness's last look, and the alterations that it found; where logs are kept the time of their last snapshot,
+and when their space is used up as they grow.
 """
 
 import json
@@ -19,6 +20,7 @@ REVOCATIONS = "crl.pem"
 CHRONY = Path("/etc/chrony/chrony.conf")
 SERIAL = Path("/var/lib/llmkeep/serial")
 LOOK = Path("/var/lib/llmkeep/witness/findings.json")
+KEPT = Path("/var/lib/llmkeep-logs/kept.json")  # by elasticsearch-keep
 
 
 def said(*argv: str) -> str:
@@ -61,10 +63,18 @@ def control_node() -> Iterator[str]:
         yield f"llmkeep_audit_altered {len(json.loads(LOOK.read_bytes())['altered'])}"
 
 
+def logs() -> Iterator[str]:
+    if KEPT.exists():
+        kept = json.loads(KEPT.read_text())
+        for key, name in (("snapshot", "llmkeep_log_snapshot_seconds"), ("full", "llmkeep_log_full_seconds")):
+            if kept.get(key):
+                yield f"{name} {kept[key]:.0f}"
+
+
 def main() -> None:
     path = Path(sys.argv[1])
     fresh = path.with_suffix(".new")
-    fresh.write_text("\n".join([*certificates(), *failed_units(), *clock(), *control_node(), ""]))
+    fresh.write_text("\n".join([*certificates(), *failed_units(), *clock(), *control_node(), *logs(), ""]))
     fresh.replace(path)
 
 

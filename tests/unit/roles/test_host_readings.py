@@ -73,3 +73,15 @@ def test_alterations_that_are_not_acknowledged_are_counted(tmp_path: Path) -> No
     (tmp_path / "witness").mkdir()
     (tmp_path / "witness/findings.json").write_text(json.dumps(found))
     assert "llmkeep_audit_altered 2" in read(tmp_path)
+
+
+def test_the_last_snapshot_of_the_logs_is_read_and_when_their_space_is_used_up(tmp_path: Path) -> None:
+    kept = tmp_path.with_name(f"{tmp_path.name}-logs") / "kept.json"
+    kept.parent.mkdir()
+    kept.write_text(json.dumps({"sizes": [], "snapshot": 1796000000.4, "full": None}))
+    assert read(tmp_path)[1:] == ["llmkeep_log_snapshot_seconds 1796000000"]
+    kept.write_text(json.dumps({"sizes": [], "snapshot": 1796000000.4, "full": 1.8e9}))
+    assert read(tmp_path)[1:] == [
+        "llmkeep_log_snapshot_seconds 1796000000",
+        "llmkeep_log_full_seconds 1800000000",
+    ]
