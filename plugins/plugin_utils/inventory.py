@@ -57,7 +57,7 @@ BUDGETS = (
     ("search", "/var/lib/elasticsearch", "elasticsearch_data_gb", "G"),
     ("search", "elasticsearch_snapshot_path", "elasticsearch_snapshot_gb", "G"),
 )
-FILLED = 0.85  # of a volume, beyond which Elasticsearch makes no replicas (low watermark); 10 % further no index, then takes nothing
+FILLED = 0.85  # of a volume: the low watermark of Elasticsearch, far from the flood stage (95 %), at which it takes nothing
 ANSIBLE_TAGS = {"all", "always", "never", "tagged", "untagged"}
 NEAR_NAME = 0.88  # similarity (difflib) from which an unknown variable counts as misspelt
 NEAR_GROUP = 0.75
@@ -228,10 +228,10 @@ def volume_faults(values: Mapping[str, Any], known: Mapping[str, Options]) -> It
             room = human_to_bytes(volume["size"]) * FILLED
         except ValueError:  # which was told above
             continue
-        if sum(asked.values()) > room:
+        if (together := sum(asked.values())) > room:
             yield (
-                f"the volume {volume['name']} has {volume['size']}, and {' and '.join(asked)} come to {sum(asked.values()) >> 20} MiB: "
-                f"that may be {FILLED:.0%} of it; enlarge the volume, or lower them (`llmkeep size` says what logs need)"
+                f"the volume {volume['name']} has {volume['size']}, and {' and '.join(asked)} come to {together >> 20} MiB:"
+                f" that may be {FILLED:.0%} of it; enlarge it, or lower them (`llmkeep size` says what logs need)"
             )
 
 

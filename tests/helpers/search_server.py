@@ -91,7 +91,11 @@ class SearchServer:
     def stop(self) -> None:
         if self.process and self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGTERM)
-            self.process.wait(60)
+            try:
+                self.process.wait(60)
+            except subprocess.TimeoutExpired:
+                os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.wait()
 
     def lose_data(self) -> None:
         """As with a broken disk: stopped, and everything it had indexed is gone."""

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,8 @@ class Refused(Exception):
     """Elasticsearch did not do it; the message has its answer."""
 
 
-def ask(method: str, path: str, body: Any = None, until: str = "^2", seconds: int = 60) -> Any:
-    """JSON of an answer that matches UNTIL within SECONDS."""
+def ask(method: str, path: str, body: Any = None, until: str = "^[1-4]", seconds: int = 60) -> Any:
+    """JSON of a success that matches UNTIL within SECONDS; Elasticsearch says 503 while it starts."""
     words = [*REQUEST, "--until", until, str(seconds), method, path]
     done = subprocess.run(
         words if body is None else [*words, "-"],
@@ -45,7 +46,7 @@ def ask(method: str, path: str, body: Any = None, until: str = "^2", seconds: in
         text=True,
         check=False,
     )
-    if done.returncode != 0:
+    if done.returncode != 0 or not done.stdout.startswith("2"):
         raise Refused(f"{method} {path}: {(done.stdout + done.stderr).strip()}")
     return json.loads(done.stdout.partition(" ")[2])
 
@@ -66,14 +67,10 @@ def sizes() -> dict[str, int]:
 
 
 def ended() -> dict[str, float]:
-    """When each index that is written to no more got its successor, in seconds since 1970: no document in it arrived later."""
+    """When each index that is written to no more got its successor, in seconds since 1970; no document in it is younger."""
     told = ask("GET", f"/{STREAMS}/_settings?filter_path=*.settings.index.creation_date")
     began = {name: int(index["settings"]["index"]["creation_date"]) / 1000 for name, index in told.items()}
-    return {
-        name: began[successor]
-        for indices in streams().values()
-        for name, successor in zip(indices, indices[1:], strict=False)
-    }
+    return {name: began[successor] for indices in streams().values() for name, successor in pairwise(indices)}
 
 
 def roll_over() -> None:
@@ -88,7 +85,7 @@ def snapshots() -> list[dict[str, Any]]:
 
 
 def take_snapshot() -> None:
-    ask("POST", f"{REPOSITORY}/_verify")
+    ask("POST", f"{REPOSITORY}/_verify", seconds=0)
     name = datetime.fromtimestamp(time.time(), UTC).strftime("logs-%Y%m%d-%H%M%S")
     body = {"indices": STREAMS, "include_global_state": False, "feature_states": ["none"]}
     ask("PUT", f"{REPOSITORY}/{name}", body)
@@ -121,7 +118,7 @@ def expired(
 
 
 def reached(history: list[list[float]], budget: int) -> float | None:
-    """When indices will take BUDGET bytes if they grow as between the first and the last of [seconds, bytes]; None if they do not."""
+    """When indices take BUDGET bytes if they grow as between the first and last of [seconds, bytes]; None if they do not."""
     (first, before), (last, after) = history[0], history[-1]
     if after >= budget:
         return last

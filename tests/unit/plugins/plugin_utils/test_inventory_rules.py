@@ -131,7 +131,11 @@ def test_a_volume_that_cannot_be_made_or_that_a_service_would_not_wait_for_is_to
     ("size", "data", "told"),
     [
         ("256G", 100, None),
-        ("200G", 100, "has 200G, and base_journal_max and elasticsearch_data_gb and elasticsearch_snapshot_gb come to 205824 MiB"),
+        (
+            "200G",
+            100,
+            "has 200G, and base_journal_max and elasticsearch_data_gb and elasticsearch_snapshot_gb come to 205824 MiB",
+        ),
         ("256G", 150, "come to 257024 MiB: that may be 85% of it"),
     ],
 )
