@@ -254,7 +254,8 @@ module(load="omelasticsearch")
 template(name="document" type="list") {{
   constant(value="{{\\"@timestamp\\":\\"") property(name="timereported" dateFormat="rfc3339")
   constant(value="\\",\\"message\\":\\"") property(name="msg" format="json")
-  constant(value="\\",\\"host\\":{{\\"name\\":\\"") property(name="hostname" format="json") constant(value="\\"}},\\"log\\":{{\\"syslog\\":{{\\"appname\\":\\"bench\\"}}}}}}\\n")
+  constant(value="\\",\\"host\\":{{\\"name\\":\\"") property(name="hostname" format="json")
+  constant(value="\\"}},\\"log\\":{{\\"syslog\\":{{\\"appname\\":\\"bench\\"}}}}}}\\n")
 }}
 if $programname == "bench" then action(type="omelasticsearch" server="127.0.0.1" serverport="{port}" template="document"
   searchIndex="logs-llmkeep.system-bench" searchType="" bulkmode="on" writeoperation="create" action.resumeRetryCount="-1"
