@@ -49,6 +49,7 @@ NEEDED_UNITS = (
     ("train", "llm_training_dir", "llm-train@.service"),
     ("serve", "/var/log/llm-audit", "llm-audit.service"),
     ("search", "/var/lib/elasticsearch", "elasticsearch.service"),
+    ("search", "elasticsearch_snapshot_path", "elasticsearch.service"),
 )
 # What a folder may come to hold: group (any host where it is empty), folder or its variable, variable of the size, and its unit.
 BUDGETS = (
