@@ -121,7 +121,7 @@ def system_line(number: int) -> str:
 # By stream: the line, identifier, unit.
 KINDS = {
     "llmkeep.service": (gateway_line, "python", "llm-gateway@1.service"),
-    "llmkeep.edge": (edge_line, "nginx", "nginx.service"),
+    "llmkeep.edge": (edge_line, "llmkeep_edge", "nginx.service"),
     "llmkeep.auth": (auth_line, "sshd-session", "ssh.service"),
     "llmkeep.system": (system_line, "systemd", "init.scope"),
 }
@@ -443,7 +443,8 @@ def in_elasticsearch(server: SearchServer, streams: dict[str, int]) -> dict[str,
             end = time.monotonic() + 300
             while True:
                 server.ask("POST", "/logs-llmkeep.*/_refresh")
-                found = server.do("GET", "/logs-llmkeep.*/_count")["count"]
+                status, answer = server.ask("GET", "/logs-llmkeep.*/_count")
+                found = answer["count"] if status == 200 else 0  # 503 while a stream is being made
                 if found >= sum(streams.values()):
                     break
                 assert time.monotonic() < end, (found, Path(temporary, "filebeat/output").read_text()[-2000:])

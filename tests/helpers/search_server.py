@@ -20,6 +20,7 @@ from llmkeep.bundle import cache, programs
 
 OLDEST_JAVA = 21
 START_SECONDS = 180
+WATERMARKS = "{low: 2gb, high: 1gb, flood_stage: 500mb}"
 USER = "nobody"  # Elasticsearch refuses to run as root
 
 
@@ -55,6 +56,8 @@ class SearchServer:
             f"path.repo: [{self.snapshots}]\nhttp.port: {self.port}\ntransport.port: {own_port()}\n"
             "xpack.security.enabled: false\ncluster.info.update.interval: 10s\n"
             "action.auto_create_index: 'logs-llmkeep.*'\n"
+            # A disk that is shared with all else says nothing by its share that is in use.
+            + ("" if self.data.is_mount() else f"cluster.routing.allocation.disk.watermark: {WATERMARKS}\n")
         )
         if os.geteuid() == 0:
             subprocess.run(["chown", "--recursive", USER, folder], check=True)

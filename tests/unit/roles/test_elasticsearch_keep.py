@@ -216,9 +216,9 @@ def test_more_than_the_volume_holds_never_reaches_the_flood_stage(
         pytest.skip("no tmpfs can be mounted here")
     most = 0.0
     written = 0
-    for _ in range(15):
-        index(fresh, 1250, padding=4000)
-        written += 1250 * 4000 * 2
+    for _ in range(12):
+        index(fresh, 1500, padding=4000)
+        written += 1500 * 4000 * 2
         fresh.do("POST", f"/{STREAM}/_rollover")
         # All of it is less than 200 days old, and older than 180.
         code, said = keep(*nightly(days=200), days=181)
