@@ -220,8 +220,8 @@ def main() -> int:
     options = parser.parse_args()
     try:
         problems = options.verb(options)
-    except Refused as problem:
-        problems = [str(problem)]
+    except Refused as refused:
+        problems = [str(refused)]
     for problem in problems:
         print(problem, file=sys.stderr)
     return int(bool(problems))
