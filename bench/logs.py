@@ -184,6 +184,8 @@ class Journal:
         self.process.wait()
         for folder in (self.settings.parent, self.run, self.files):
             shutil.rmtree(folder, ignore_errors=True)
+        if self.plain.exists() and not any(self.plain.iterdir()):
+            self.plain.rmdir()
 
 
 @contextmanager
@@ -260,8 +262,9 @@ template(name="document" type="list") {{
   constant(value="\\",\\"host\\":{{\\"name\\":\\"") property(name="hostname" format="json")
   constant(value="\\"}},\\"log\\":{{\\"syslog\\":{{\\"appname\\":\\"bench\\"}}}}}}\\n")
 }}
+template(name="id" type="list") {{ property(name="uuid") }}
 if $programname == "bench" then action(type="omelasticsearch" server="127.0.0.1" serverport="{port}" template="document"
-  searchIndex="logs-llmkeep.system-bench" searchType="" bulkmode="on" writeoperation="create" action.resumeRetryCount="-1"
+  searchIndex="logs-llmkeep.system-bench" searchType="" bulkmode="on" writeoperation="create" bulkid="id" dynbulkid="on" action.resumeRetryCount="-1"
   queue.type="LinkedList" queue.filename="queue" queue.maxDiskSpace="1g" queue.saveOnShutdown="on" queue.dequeueBatchSize="1000")
 """
     )
