@@ -14,7 +14,7 @@ import signal
 import sys
 from pathlib import Path
 
-from llmkeep import inventory, logs, revoke, run
+from llmkeep import inventory, logs, revoke, run, size
 from llmkeep.bundle import commands, keys, programs, release, update
 from llmkeep.errors import LlmkeepError
 from llmkeep.models import commands as models
@@ -36,6 +36,7 @@ VERBS = (
     run,
     record,
     logs,
+    size,
 )
 
 

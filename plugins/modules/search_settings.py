@@ -74,10 +74,10 @@ def retire_the_first_password(check: bool) -> list[str]:
 def current(path: str) -> Any:
     """The document as Elasticsearch has it; None if it has none."""
     answer = ask.found(f"/{path}")
-    if path.startswith("_security/role/"):
+    api = path.partition("/")[0]
+    if answer is None or api not in PLURALS:
         return answer and answer[path.rpartition("/")[2]]
-    kind = PLURALS[path.partition("/")[0]]
-    return answer and answer[f"{kind}s"][0][kind]
+    return answer[f"{PLURALS[api]}s"][0][PLURALS[api]]
 
 
 def main() -> None:

@@ -52,7 +52,16 @@ NEEDED_UNITS = (
     ("serve", "/var/log/llm-audit", "llm-audit.service"),
     ("search", "/var/lib/elasticsearch", "elasticsearch.service"),
     ("logstash", "/var/lib/logstash", "logstash.service"),
+    ("search", "elasticsearch_snapshot_path", "elasticsearch.service"),
 )
+# What a folder may come to hold: group (any host where it is empty), folder or its variable, variable of the size, and its unit.
+BUDGETS = (
+    ("", "/var/log/journal", "base_journal_max", ""),
+    ("logs", "/var/lib/filebeat", "filebeat_queue_mb", "M"),
+    ("search", "/var/lib/elasticsearch", "elasticsearch_data_gb", "G"),
+    ("search", "elasticsearch_snapshot_path", "elasticsearch_snapshot_gb", "G"),
+)
+FILLED = 0.85  # of a volume: the low watermark of Elasticsearch, far from the flood stage (95 %), at which it takes nothing
 ANSIBLE_TAGS = {"all", "always", "never", "tagged", "untagged"}
 NEAR_NAME = 0.88  # similarity (difflib) from which an unknown variable counts as misspelt
 NEAR_GROUP = 0.75
@@ -200,13 +209,35 @@ def volume_faults(values: Mapping[str, Any], known: Mapping[str, Options]) -> It
         except ValueError:
             yield f"the size of {entry['name']} is {entry['size']!r}: write a size such as 3.5T"
     defaults = {name: option.get("default") for options in known.values() for name, option in options.items()}
-    for group, place, unit in NEEDED_UNITS:
+
+    def held(place: str) -> tuple[str, list[dict[str, Any]]]:
+        """The folder, and volumes that it lies on."""
         folder = str(values.get(place) or defaults.get(place) or place)
-        holding = [
+        return folder, [
             volume for volume in volumes if f"{folder}/".startswith(f"{str(volume['mount']).rstrip('/')}/")
         ]
+
+    for group, place, unit in NEEDED_UNITS:
+        folder, holding = held(place)
         if group in values["group_names"] and holding and unit not in holding[-1].get("units", []):
             yield f"the volume {holding[-1]['name']} holds {folder}: add {unit} to its units, which start only with it"
+    budgets: dict[str, dict[str, int]] = {}
+    for group, place, size, prefix in BUDGETS:
+        budget = values.get(size, defaults.get(size))
+        _, holding = held(place)
+        if (not group or group in values["group_names"]) and holding and budget is not None:
+            budgets.setdefault(holding[-1]["name"], {})[size] = human_to_bytes(f"{budget}{prefix}")
+    for volume in volumes:
+        asked = budgets.get(volume["name"], {})
+        try:
+            room = human_to_bytes(volume["size"]) * FILLED
+        except ValueError:  # which was told above
+            continue
+        if (together := sum(asked.values())) > room:
+            yield (
+                f"the volume {volume['name']} has {volume['size']}, and {' and '.join(asked)} come to {together >> 20} MiB:"
+                f" that may be {FILLED:.0%} of it; enlarge it, or lower them (`llmkeep size` says what logs need)"
+            )
 
 
 def serving_faults(values: Mapping[str, Any], addresses: dict[str, str]) -> Iterator[str]:

@@ -39,6 +39,10 @@ def main() -> int:
         ("delete the stream", "DELETE", f"/_data_stream/{own}", None),
         ("see the cluster", "GET", "/_cluster/health", None),
         ("issue keys", "POST", "/_security/api_key", {"name": "verify", "role_descriptors": {}}),
+        ("see snapshots", "GET", "/_snapshot/llmkeep/_all", None),
+        ("delete snapshots", "DELETE", "/_snapshot/llmkeep/none", None),
+        ("restore", "POST", "/_snapshot/llmkeep/none/_restore", {}),
+        ("drop the repository", "DELETE", "/_snapshot/llmkeep", None),
     ):
         link = http.client.HTTPSConnection(
             where.hostname or "", where.port or 443, timeout=10, context=context

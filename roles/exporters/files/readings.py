@@ -2,7 +2,8 @@
 """readings.py FILE: what the node exporter cannot see itself, in Prometheus' text format; replaced atomically.
 
 Ends of certificates and of the revocation list, failed units, time servers; on the control node the bundle's serial,
-the time of the witness's last look, and the alterations that it found; when logs were last compared, and what was missing.
+the time of the witness's last look, and the alterations that it found; when logs were last compared, and what was missing; where logs
+are kept the time of their last snapshot, and when their space is used up as they grow.
 """
 
 import json
@@ -20,6 +21,7 @@ CHRONY = Path("/etc/chrony/chrony.conf")
 SERIAL = Path("/var/lib/llmkeep/serial")
 LOOK = Path("/var/lib/llmkeep/witness/findings.json")
 LOGS = Path("/var/lib/llmkeep/logs-check.json")
+KEPT = Path("/var/lib/llmkeep-logs/kept.json")  # by elasticsearch-keep
 
 
 def said(*argv: str) -> str:
@@ -69,10 +71,18 @@ def control_node() -> Iterator[str]:
             yield f"llmkeep_logs_silent{of} {int(source['silent'])}"
 
 
+def logs() -> Iterator[str]:
+    if KEPT.exists():
+        kept = json.loads(KEPT.read_text())
+        for key, name in (("snapshot", "llmkeep_log_snapshot_seconds"), ("full", "llmkeep_log_full_seconds")):
+            if kept.get(key):
+                yield f"{name} {kept[key]:.0f}"
+
+
 def main() -> None:
     path = Path(sys.argv[1])
     fresh = path.with_suffix(".new")
-    fresh.write_text("\n".join([*certificates(), *failed_units(), *clock(), *control_node(), ""]))
+    fresh.write_text("\n".join([*certificates(), *failed_units(), *clock(), *control_node(), *logs(), ""]))
     fresh.replace(path)
 
 

@@ -387,6 +387,23 @@ def test_an_operator_reads_logs_and_nothing_else(logged: Lab) -> None:
     assert said.split() == ["200", "403", "403", "403", "403", "403"]
 
 
+def test_streams_that_were_deleted_come_back_from_the_snapshot(logged: Lab, client: Client) -> None:
+    """Last of those that look for a document: shippers make their streams anew meanwhile, so they come back beside."""
+    status, answered = asked(client, {"prompt": QUESTION, "max_tokens": 2, "temperature": 0})
+    assert status == 200
+    logged.on("ops1", f"llmkeep logs find {answered} --wait 10")
+    logged.on("ops1", "systemctl start llmkeep-logs-keep.service", timeout=300)
+    logged.on(
+        "ops1",
+        f"{REQUEST} --until ^200 9 DELETE '/_data_stream/logs-llmkeep.service-llm1,logs-llmkeep.edge-llm1'",
+    )
+    assert "code 3" in logged.on("ops1", f"llmkeep logs find {answered} 2>&1; echo code $?")
+    logged.on("ops1", "/usr/local/lib/llmkeep/elasticsearch-keep restore", timeout=300)
+    lines = logged.on("ops1", f"llmkeep logs find {answered} --json --wait 10").splitlines()
+    found = {json.loads(line)["data_stream"]["dataset"] for line in lines}
+    assert found == {"llmkeep.service", "llmkeep.edge"}
+
+
 def test_the_key_of_one_host_is_revoked_and_the_other_hosts_goes_on(logged: Lab) -> None:
     def permitted(host: str) -> str:
         url = "https://ops1.estate.internal:9200"

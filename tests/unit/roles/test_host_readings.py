@@ -86,3 +86,15 @@ def test_what_the_last_comparison_of_logs_found_is_read_by_source(tmp_path: Path
         'llmkeep_logs_silent{source="llm1"} 1',
     ]
     assert any(line.startswith("llmkeep_logs_check_seconds ") for line in lines)
+
+
+def test_the_last_snapshot_of_the_logs_is_read_and_when_their_space_is_used_up(tmp_path: Path) -> None:
+    kept = tmp_path.with_name(f"{tmp_path.name}-logs") / "kept.json"
+    kept.parent.mkdir()
+    kept.write_text(json.dumps({"sizes": [], "snapshot": 1796000000.4, "full": None}))
+    assert read(tmp_path)[1:] == ["llmkeep_log_snapshot_seconds 1796000000"]
+    kept.write_text(json.dumps({"sizes": [], "snapshot": 1796000000.4, "full": 1.8e9}))
+    assert read(tmp_path)[1:] == [
+        "llmkeep_log_snapshot_seconds 1796000000",
+        "llmkeep_log_full_seconds 1800000000",
+    ]

@@ -128,6 +128,25 @@ def test_a_volume_that_cannot_be_made_or_that_a_service_would_not_wait_for_is_to
 
 
 @pytest.mark.parametrize(
+    ("size", "data", "told"),
+    [
+        ("256G", 100, None),
+        (
+            "200G",
+            100,
+            "has 200G, and base_journal_max and elasticsearch_data_gb and elasticsearch_snapshot_gb come to 205824 MiB",
+        ),
+        ("256G", 150, "come to 257024 MiB: that may be 85% of it"),
+    ],
+)
+def test_budgets_that_come_to_more_than_their_volume_are_told(size: str, data: int, told: str | None) -> None:
+    volumes = [volume(mount="/var", size=size, units=["elasticsearch.service"])]
+    values = host(groups=("search", "storage"), luks_volumes=volumes, elasticsearch_data_gb=data)
+    faults = list(rules.volume_faults(values, rules.specifications(ROLES)))
+    assert faults == [] if told is None else told in faults[0]
+
+
+@pytest.mark.parametrize(
     ("groups", "values", "told"),
     [
         (("gpu",), {"gpu_set": "nvidia-510"}, "gpu_set is nvidia-510; take one of nvidia-580-open, "),

@@ -1,0 +1,228 @@
+"""`llmkeep size`: what logs take a day at a load, and the volumes that they need for as long as they are kept.
+
+Bytes of a document are measured (sizes.json, which names the command); how many there are is the load that is given.
+The audit record is not counted: what a record of it takes is in docs/figures.md.
+
+Exit codes: 0 the inventory's budgets suffice; 1 they do not, or the inventory cannot be read.
+"""
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llmkeep import source_tree
+from llmkeep.errors import LlmkeepError
+from llmkeep.playbooks import inventory_path
+
+DAY = 86400
+MIB, GIB = 1 << 20, 1 << 30
+FILLED = 0.85  # of a volume; beyond it Elasticsearch makes no replicas (low watermark)
+INDEX_DAYS = (
+    30  # after which elasticsearch-keep begins a new index, so the oldest one outlives keep_days by as much
+)
+STREAMS_OF_A_HOST = 4
+MOST_SHARDS = 1000  # of a node, cluster.max_shards_per_node
+# How many documents of each stream one request makes; logins and other lines are given a host and day.
+OF_A_REQUEST = {"llmkeep.service": 1, "llmkeep.edge": 1}
+SETTINGS = (
+    "elasticsearch_keep_days",
+    "elasticsearch_data_gb",
+    "elasticsearch_snapshot_gb",
+    "filebeat_queue_mb",
+)
+
+
+@dataclass(frozen=True)
+class Load:
+    """Requests a second on the average of a day, and lines of each of HOSTS a day."""
+
+    requests: float
+    hosts: int
+    system_lines: int
+    logins: int
+
+    @property
+    def documents(self) -> dict[str, float]:
+        """Documents a day by stream."""
+        per_request = {stream: self.requests * DAY * number for stream, number in OF_A_REQUEST.items()}
+        return {
+            **per_request,
+            "llmkeep.auth": float(self.hosts * self.logins),
+            "llmkeep.system": float(self.hosts * self.system_lines),
+        }
+
+
+def measured() -> dict[str, Any]:
+    """Bytes of documents of each stream."""
+    found: dict[str, Any] = json.loads(resources.files("llmkeep").joinpath("sizes.json").read_text())
+    return found
+
+
+def prediction(load: Load, settings: dict[str, int], sizes: dict[str, Any]) -> dict[str, Any]:
+    """Everything that is printed: bytes, days and hours."""
+    documents = load.documents
+    bytes_of = {stream: number * sizes["bytes_per_document"][stream] for stream, number in documents.items()}
+    daily = sum(bytes_of.values())
+    days = settings["elasticsearch_keep_days"] + INDEX_DAYS
+    journal = sum(number * sizes["journal_bytes_per_line"][stream] for stream, number in documents.items())
+    queued = sum(number * sizes["queue_bytes_per_document"][stream] for stream, number in documents.items())
+    busiest = queued - (load.hosts - 1) / load.hosts * sum(
+        documents[stream] * sizes["queue_bytes_per_document"][stream]
+        for stream in ("llmkeep.auth", "llmkeep.system")
+    )
+    data = settings["elasticsearch_data_gb"] * GIB
+    snapshots = daily * days * sizes["snapshot_share"]
+    return {
+        "streams": {
+            stream: {"documents": round(number), "bytes": round(bytes_of[stream])}
+            for stream, number in documents.items()
+        },
+        "bytes_a_day": round(daily),
+        "journal_bytes_a_day": round(journal),
+        "kept_bytes": round(daily * days),
+        "data_volume_bytes": round(daily * days / FILLED),
+        "snapshot_bytes": round(snapshots),
+        "snapshot_volume_bytes": round(snapshots / FILLED),
+        "days_until_data_gb": math.floor(data / daily) if daily else None,
+        # One host that answers all requests, whose queue fills first.
+        "queue_hours": round(settings["filebeat_queue_mb"] * MIB / busiest * 24, 1) if busiest else None,
+        "shards": load.hosts * STREAMS_OF_A_HOST * math.ceil(days / INDEX_DAYS),
+    }
+
+
+def shortcomings(found: dict[str, Any], settings: dict[str, int]) -> list[str]:
+    """What does not suffice for this load, and the way out."""
+    told = []
+    for name, need in (
+        ("elasticsearch_data_gb", "kept_bytes"),
+        ("elasticsearch_snapshot_gb", "snapshot_bytes"),
+    ):
+        if found[need] > settings[name] * GIB:
+            told.append(
+                f"{name} is {settings[name]}, and {math.ceil(found[need] / GIB)} are needed: enlarge it and its volume"
+            )
+    if found["shards"] > MOST_SHARDS:
+        told.append(
+            f"there would be {found['shards']} shards, and a node of Elasticsearch takes {MOST_SHARDS}: "
+            "ship the logs of fewer hosts, or raise cluster.max_shards_per_node and the heap"
+        )
+    return told
+
+
+def settings_of(inventories: list[Path], root: Path) -> tuple[dict[str, int], int]:
+    """The roles' variables as the inventory has them on the host in `search`, and how many hosts are in `logs`."""
+    words = [word for path in inventories for word in ("-i", str(path))]
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "ansible-inventory"), *words, "--list"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=root,
+    )
+    if done.returncode:
+        raise LlmkeepError(f"ansible-inventory does not read it: {done.stderr.strip()}")
+    told = json.loads(done.stdout)
+    search, logs = (told.get(group, {}).get("hosts", []) for group in ("search", "logs"))
+    if len(search) != 1 or not logs:
+        raise LlmkeepError(
+            f"the group search has {len(search)} hosts and logs {len(logs)}: put one host in search, and in logs those "
+            "whose logs are kept"
+        )
+    declared = told["_meta"]["hostvars"].get(search[0], {})
+    queues = [told["_meta"]["hostvars"].get(host, {}).get("filebeat_queue_mb") for host in logs]
+    defaults: dict[str, Any] = {}
+    for role in ("elasticsearch", "filebeat"):
+        defaults |= yaml.safe_load((root / "roles" / role / "defaults/main.yml").read_text())
+    found = {name: declared.get(name, defaults[name]) for name in SETTINGS}
+    found["filebeat_queue_mb"] = min(
+        defaults["filebeat_queue_mb"] if queue is None else queue for queue in queues
+    )
+    for name, value in found.items():
+        if not isinstance(value, int):
+            raise LlmkeepError(f"{name} is {value!r}: write a number")
+    return found, len(logs)
+
+
+def told(found: dict[str, Any], settings: dict[str, int], load: Load) -> list[str]:
+    """Lines for a person."""
+
+    def size(number: float) -> str:
+        return f"{number / GIB:,.2f} GiB" if number >= GIB / 10 else f"{number / MIB:,.1f} MiB"
+
+    lines = [f"at {load.requests:g} requests/s and {load.hosts} hosts, a day:"]
+    lines += [
+        f"  {stream:16} {row['documents']:>12,} documents {size(row['bytes']):>12}"
+        for stream, row in found["streams"].items()
+    ]
+    kept, queue = settings["elasticsearch_keep_days"], settings["filebeat_queue_mb"]
+    lines.append(
+        f"  together {size(found['bytes_a_day'])}; in the journals {size(found['journal_bytes_a_day'])}"
+    )
+    lines.append(
+        f"kept for {kept} days, and {INDEX_DAYS} of the oldest index: {size(found['kept_bytes'])} in "
+        f"{found['shards']} shards; a volume of {size(found['data_volume_bytes'])}"
+    )
+    lines.append(
+        f"snapshots: {size(found['snapshot_bytes'])}; a volume of {size(found['snapshot_volume_bytes'])}"
+    )
+    lines.append(
+        f"elasticsearch_data_gb {settings['elasticsearch_data_gb']} is used up in {found['days_until_data_gb']} days"
+    )
+    lines.append(
+        f"the queue of a host that answers all requests ({queue} MiB) is full {found['queue_hours']} hours after "
+        "Elasticsearch goes away; then its journal has to hold"
+    )
+    return lines
+
+
+def _size(given: argparse.Namespace) -> int:
+    root = source_tree.located()
+    settings, hosts = settings_of([inventory_path(place, root) for place in given.inventory], root)
+    load = Load(given.requests, hosts, given.system_lines, given.logins)
+    found = prediction(load, settings, measured())
+    lacking = shortcomings(found, settings)
+    if given.json:
+        print(json.dumps({"settings": settings, "hosts": hosts, **found, "shortcomings": lacking}, indent=2))
+    else:
+        print("\n".join([*told(found, settings, load), *(f"- {line}" for line in lacking)]))
+    return int(bool(lacking))
+
+
+def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """`llmkeep size`."""
+    parser = subparsers.add_parser(
+        "size",
+        help="what logs take a day at a load, and the volumes for it",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "-i", "--inventory", action="append", required=True, help="file or folder; may be repeated"
+    )
+    parser.add_argument(
+        "--requests", type=float, required=True, metavar="PER_SECOND", help="on the average of a day"
+    )
+    parser.add_argument(
+        "--system-lines",
+        type=int,
+        default=20_000,
+        metavar="N",
+        help="other lines of a host a day (default %(default)s)",
+    )
+    parser.add_argument(
+        "--logins",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="lines of sshd and sudo of a host a day (default %(default)s)",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
+    parser.set_defaults(run=_size)

@@ -1,0 +1,257 @@
+"""elasticsearch-keep on the real Elasticsearch: what is deleted, what comes back, and a volume that does not fill.
+
+The program's clock is moved; Elasticsearch's is not. Instead of TLS and passwords, requests go over plain HTTP here.
+"""
+
+import json
+import os
+import random
+import runpy
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from plugin_modules import ROOT
+from search_server import SearchServer, search_server
+
+FILES = ROOT / "roles/elasticsearch/files"
+PROGRAM = runpy.run_path(str(FILES / "elasticsearch_keep.py"))
+DAY = 86400
+STREAM = "logs-llmkeep.system-llm1"
+VOLUME_MB = 128
+BUDGET_MB = 70
+TEMPLATE = {
+    "index_patterns": ["logs-llmkeep.*-*"],
+    "data_stream": {},
+    "template": {
+        "settings": {"number_of_replicas": 0},
+        # Of a long message nothing is kept but itself, so that a volume fills by what is written.
+        "mappings": {"properties": {"message": {"type": "keyword", "index": False, "doc_values": False}}},
+    },
+}
+PLAIN = f"""
+import http.client, runpy, sys
+PORT = int(sys.argv.pop(1))
+program = runpy.run_path({str(FILES / "elasticsearch_request.py")!r})
+def asked(method, path, body, given):
+    link = http.client.HTTPConnection("127.0.0.1", PORT, timeout=60)
+    link.request(method, path, body.encode() if body else None, given)
+    answer = link.getresponse()
+    return True, f"{{answer.status}} {{answer.read().decode().strip()}}"
+program["main"].__globals__.update(asked=asked, headers=lambda user: {{"Content-Type": "application/json"}})
+sys.exit(program["main"]())
+"""
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[SearchServer]:
+    """Elasticsearch whose data has a small volume of its own, where tests may mount one."""
+    with search_server(VOLUME_MB) as server:
+        yield server
+
+
+@pytest.fixture
+def fresh(node: SearchServer) -> SearchServer:
+    """Without streams and snapshots, and with the repository."""
+    node.do("DELETE", "/_data_stream/logs-llmkeep.*")
+    node.do("PUT", "/_index_template/llmkeep-logs", TEMPLATE)
+    register(node)
+    if node.do("GET", "/_snapshot/llmkeep/_all")["snapshots"]:
+        node.do("DELETE", "/_snapshot/llmkeep/*")
+    return node
+
+
+def register(node: SearchServer) -> None:
+    node.do("PUT", "/_snapshot/llmkeep", {"type": "fs", "settings": {"location": str(node.snapshots)}})
+
+
+Keep = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def keep(
+    node: SearchServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Keep:
+    """The program with these words, so many days from now: its exit code, and what it said."""
+    plain = tmp_path / "plain.py"
+    plain.write_text(PLAIN)
+    scope = PROGRAM["main"].__globals__
+    monkeypatch.setitem(scope, "REQUEST", [sys.executable, str(plain), str(node.port)])
+
+    def kept(*words: str, days: float = 0) -> tuple[int, str]:
+        if words[0] == "run":
+            words = (*words, "--state", str(tmp_path / "kept.json"))
+        with monkeypatch.context() as patch:
+            clock = time.time
+            patch.setattr(time, "time", lambda: clock() + days * DAY)
+            patch.setattr(sys, "argv", ["elasticsearch-keep", *words])
+            capfd.readouterr()
+            code = PROGRAM["main"]()
+        said = capfd.readouterr()
+        return code, said.out + said.err
+
+    return kept
+
+
+def nightly(days: int = 200, snapshots: int = 3, budget: int = BUDGET_MB) -> tuple[str, ...]:
+    return "run", "--days", str(days), "--snapshots", str(snapshots), "--budget-mb", str(budget)
+
+
+def index(node: SearchServer, count: int, stream: str = STREAM, padding: int = 0) -> None:
+    """So many documents, each with a request of its own, on the disk."""
+    lines = []
+    for number in range(count):
+        document = {
+            "@timestamp": "2026-11-27T12:00:00Z",
+            "http": {"request": {"id": f"r-{number}"}},
+            "message": random.randbytes(padding).hex(),  # noqa: S311 - no secret; does not compress
+        }
+        lines += ['{"create":{}}', json.dumps(document)]
+    answer = node.do("POST", f"/{stream}/_bulk?refresh=true", "\n".join(lines) + "\n")
+    assert not answer["errors"]
+    node.do("POST", f"/{stream}/_flush")
+
+
+def indices(node: SearchServer, stream: str = STREAM) -> list[str]:
+    [found] = node.do("GET", f"/_data_stream/{stream}")["data_streams"]
+    return [index["index_name"] for index in found["indices"]]
+
+
+def count(node: SearchServer, query: str = "*") -> int:
+    return int(node.do("GET", f"/logs-llmkeep.*/_count?q={query}")["count"])
+
+
+def test_all_streams_come_back_under_their_names_after_the_data_is_lost(
+    fresh: SearchServer, keep: Keep
+) -> None:
+    index(fresh, 500)
+    index(fresh, 20, stream="logs-llmkeep.edge-llm1")
+    assert keep(*nightly())[0] == 0
+    assert keep("check") == (0, "good\n")
+    fresh.lose_data()
+    assert fresh.ask("GET", f"/{STREAM}/_count")[0] == 404
+    fresh.do("PUT", "/_index_template/llmkeep-logs", TEMPLATE)
+    register(fresh)
+    index(fresh, 3, stream="logs-llmkeep.edge-llm1")  # its shipper was faster
+    code, said = keep("restore")
+    assert code == 0, said
+    assert count(fresh) == 500 + 20 + 3
+    names = [stream["name"] for stream in fresh.do("GET", "/_data_stream")["data_streams"]]
+    assert sorted(names) == ["logs-llmkeep.edge-llm1", "logs-llmkeep.edge-llm1_restored", STREAM]
+    assert count(fresh, "http.request.id:%22r-499%22") == 1
+    index(fresh, 1)
+    assert count(fresh) == 524, "a stream that came back takes no documents"
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_snapshot_that_is_not_there_is_refused_with_those_that_are(keep: Keep) -> None:
+    code, said = keep("restore", "logs-x")
+    assert (code, said) == (1, "there is no whole snapshot 'logs-x': there are none\n")
+    assert keep("check") == (1, "there is no whole snapshot: see `journalctl -u llmkeep-logs-keep`\n")
+
+
+def test_the_newest_snapshots_stay(fresh: SearchServer, keep: Keep) -> None:
+    index(fresh, 1)
+    for days in range(3):
+        assert keep(*nightly(snapshots=2), days=days)[0] == 0
+    there = fresh.do("GET", "/_snapshot/llmkeep/_all?sort=start_time")["snapshots"]
+    assert len(there) == 2
+    code, said = keep("check", days=3)
+    assert code == 1
+    assert said.startswith("the newest whole snapshot is 3.0 days old")
+
+
+def test_a_repository_that_cannot_be_written_is_a_failure_and_no_new_snapshot(
+    fresh: SearchServer, keep: Keep, tmp_path: Path
+) -> None:
+    index(fresh, 1)
+    assert keep(*nightly())[0] == 0
+    before = json.loads((tmp_path / "kept.json").read_text())["snapshot"]
+    away = fresh.snapshots.rename(fresh.snapshots.with_name("away"))
+    fresh.snapshots.touch()
+    try:
+        code, said = keep(*nightly(), days=1)
+        assert code == 1
+        assert "/_snapshot/llmkeep/_verify" in said
+        assert keep("check")[0] == 1
+    finally:
+        fresh.snapshots.unlink()
+        away.rename(fresh.snapshots)
+    assert json.loads((tmp_path / "kept.json").read_text())["snapshot"] == before
+
+
+def test_an_index_goes_when_its_time_is_over_and_the_one_written_to_never_does(
+    fresh: SearchServer, keep: Keep
+) -> None:
+    index(fresh, 10)
+    fresh.do("POST", f"/{STREAM}/_rollover")
+    index(fresh, 5)
+    old, written = indices(fresh)
+    assert keep(*nightly(days=200), days=199.9) == (0, "")
+    code, said = keep(*nightly(days=200), days=200.1)
+    assert (code, said) == (0, f"deleted {old}: kept for 200 days\n")
+    assert indices(fresh) == [written]
+    assert keep(*nightly(days=200), days=4000) == (0, "")
+    assert count(fresh) == 5
+
+
+def test_no_setting_deletes_what_is_younger_than_180_days(fresh: SearchServer, keep: Keep) -> None:
+    index(fresh, 10)
+    fresh.do("POST", f"/{STREAM}/_rollover")
+    code, said = keep(*nightly(days=1, budget=0), days=179.9)
+    assert code == 1
+    assert "so nothing more is deleted: enlarge the volume" in said
+    assert len(indices(fresh)) == 2
+
+
+def test_more_than_the_volume_holds_never_reaches_the_flood_stage(
+    fresh: SearchServer, keep: Keep, node: SearchServer
+) -> None:
+    if not os.path.ismount(node.data):
+        pytest.skip("no tmpfs can be mounted here")
+    most = 0.0
+    written = 0
+    for _ in range(12):
+        index(fresh, 1500, padding=4000)
+        written += 1500 * 4000 * 2
+        fresh.do("POST", f"/{STREAM}/_rollover")
+        # All of it is less than 200 days old, and older than 180.
+        code, said = keep(*nightly(days=200), days=181)
+        assert code == 0, said
+        volume = shutil.disk_usage(node.data)
+        most = max(most, 1 - volume.free / volume.total)
+    assert written > VOLUME_MB << 20
+    assert most < 0.85, "the low watermark was reached"
+    blocks = fresh.do("GET", "/logs-llmkeep.*/_settings/index.blocks.*")
+    assert not any(found["settings"] for found in blocks.values())
+
+
+ENDS = st.dictionaries(st.text(max_size=3), st.floats(0, 400 * DAY), max_size=12)
+
+
+@given(ENDS, st.integers(180, 400), st.integers(0, 10), st.randoms())
+def test_what_is_deleted_is_old_and_the_oldest(
+    ends: dict[str, float], days: int, budget: int, chance: random.Random
+) -> None:
+    now = 400 * DAY
+    size = {name: chance.randrange(4) for name in ends}
+    gone = PROGRAM["expired"](ends, size, now, days, budget)
+    left = [name for name in ends if name not in gone]
+    assert all(now - ends[name] > 180 * DAY for name in gone)
+    assert all(ends[one] <= ends[other] for one in gone for other in left)
+    assert all(now - ends[name] <= days * DAY for name in left)
+    if sum(size[name] for name in left) > budget:
+        assert all(now - ends[name] <= 180 * DAY for name in left)
+
+
+def test_the_budget_is_reached_when_growth_says_so() -> None:
+    reached = PROGRAM["reached"]
+    assert reached([[0, 100.0], [2 * DAY, 300.0]], 1000) == pytest.approx(9 * DAY)
+    assert reached([[0, 300.0], [2 * DAY, 300.0]], 1000) is None
+    assert reached([[0, 100.0], [3600, 300.0]], 1000) is None
+    assert reached([[5.0, 1000.0]], 1000) == 5.0
