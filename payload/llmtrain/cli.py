@@ -1,4 +1,4 @@
-"""llm-train: data, describe, plan, run, compare, publish.
+"""llm-train: data, describe, plan, run, compare, publish, feedback.
 
 Exit codes are listed in `exits.py`.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from llmcore.config import ConfigError, load
 from llmcore.manifest import ManifestError
-from llmtrain import exits
+from llmtrain import exits, feedback
 from llmtrain.data import command as data
 from llmtrain.data.settings import Settings
 from llmtrain.gate import compare
@@ -34,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_command(commands)
     compare.add_command(commands)
     publish.add_command(commands)
+    feedback.add_command(commands)
     check = commands.add_parser("check", help="validate a configuration file; print nothing if it is valid")
     check.add_argument("kind", choices=["job", "data"])
     check.add_argument("file", type=Path)

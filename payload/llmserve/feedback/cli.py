@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic_core import to_json
 
+from llmcore import ratings
 from llmcore.config import ConfigError
 from llmserve.feedback import journal
 
@@ -46,7 +47,7 @@ def own(folder: Path) -> Path:
 
 
 def list_command(options: argparse.Namespace) -> int:
-    for record in journal.ratings(own(options.folder)).values():
+    for record in ratings.by_transaction(own(options.folder), ratings.RATED).values():
         sys.stdout.write(to_json(record).decode() + "\n")
     return 0
 
@@ -54,10 +55,10 @@ def list_command(options: argparse.Namespace) -> int:
 def forget_command(options: argparse.Namespace) -> int:
     folder = own(options.folder)
 
-    def theirs(record: journal.Record) -> bool:
-        return (record.get("user.id"), record.get("organization.id")) == (options.subject, options.tenant)
+    def theirs(record: ratings.Record) -> bool:
+        return (record.get(ratings.SUBJECT), record.get(ratings.TENANT)) == (options.subject, options.tenant)
 
     removed = journal.forget(folder, theirs)
-    left = sum(theirs(record) for path in journal.files(folder) for record in journal.read(path))
+    left = sum(theirs(record) for path in ratings.files(folder) for record in ratings.read(path))
     print(f"removed {removed} records of {options.subject} in {options.tenant}; {left} are left")
     return 1 if left else 0

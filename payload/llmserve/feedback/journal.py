@@ -6,38 +6,25 @@ files can be rewritten while gateways run.
 
 import asyncio
 import fcntl
-import json
 import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from pydantic_core import to_json
 
+from llmcore.files import flush, replacing
+from llmcore.ratings import ANSWERED, FIELD, RATED, Record, files, read
 from llmserve.api.errors import ApiError, unavailable
 from llmserve.audit.redact import scrubbed
 from llmserve.metrics import Metrics
 
 log = logging.getLogger("llmserve.feedback")
-Record = dict[str, Any]
-RATED, ANSWERED = "rated", "answered"  # kinds of records, and beginnings of the files' names
-TEXTS = tuple(f"llmkeep.feedback.{name}" for name in ("comment", "correction", "prompt", "answer"))
-MOST_WAITING = (
-    1024  # records that wait for the disk; a further answer is not kept, a further rating is refused
-)
+TEXTS = tuple(f"{FIELD}{name}" for name in ("comment", "correction", "prompt", "answer"))
+MOST_WAITING = 1024  # records that wait for the disk; one more answer is not kept, one more rating refused
 HOUR = "%Y%m%dT%H"
-
-
-def sync_folder(folder: Path) -> None:
-    """Make names in `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
@@ -75,7 +62,7 @@ def append(folder: Path, records: Iterable[tuple[str, Record]]) -> None:
                     data = data[os.write(file.fileno(), data) :]
                 os.fsync(file.fileno())
             if made:
-                sync_folder(folder)
+                flush(folder)
 
 
 def torn(descriptor: int) -> bool:
@@ -84,32 +71,12 @@ def torn(descriptor: int) -> bool:
     return size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
 
 
-def read(path: Path) -> Iterator[Record]:
-    """The records of a file; lines that were torn are passed over."""
-    with path.open("rb") as file:
-        for line in file:
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(record, dict):
-                yield record
-
-
-def files(folder: Path, kind: str = "*") -> list[Path]:
-    """The journal's files, oldest first."""
-    return sorted(folder.glob(f"{kind}-*.jsonl"), key=lambda path: (path.stem.partition("-")[2], path.name))
-
-
-def ratings(folder: Path) -> dict[str, Record]:
-    """The last rating of each answer, by its transaction; there is one subject for each."""
-    return {record["transaction.id"]: record for path in files(folder, RATED) for record in read(path)}
-
-
 def forget(folder: Path, of: Callable[[Record], bool]) -> int:
     """Remove all records for which `of` is true, and return their number once that is on disk."""
     removed = 0
     with locked(folder):
+        for left in folder.glob("*.partial"):  # by one that was killed
+            left.unlink()
         for path in files(folder):
             before = list(read(path))
             after = [record for record in before if not of(record)]
@@ -117,16 +84,12 @@ def forget(folder: Path, of: Callable[[Record], bool]) -> int:
                 continue
             removed += len(before) - len(after)
             if after:
-                aside = path.with_suffix(".new")
-                descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-                with os.fdopen(descriptor, "wb") as file:
-                    file.writelines(to_json(record) + b"\n" for record in after)
-                    file.flush()
-                    os.fsync(file.fileno())
-                aside.replace(path)
+                with replacing(path) as aside:
+                    aside.touch(0o600)
+                    aside.write_bytes(b"".join(to_json(record) + b"\n" for record in after))
             else:
                 path.unlink()
-        sync_folder(folder)
+        flush(folder)
     return removed
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 
+from llmcore.ratings import FIELD, SUBJECT, TENANT, TIME, TRANSACTION
 from llmserve.api.errors import ApiError
 from llmserve.api.requests import parse_body
 from llmserve.api.response_models import Shape
@@ -79,19 +80,19 @@ class Ratings:
         if self.journal is None:
             raise ApiError(503, "feedback_unavailable", "this gateway keeps no ratings: ask its operator")
         record: dict[str, object] = {
-            "@timestamp": now(),
-            "transaction.id": answered.transaction,
+            TIME: now(),
+            TRANSACTION: answered.transaction,
             "event.created": datetime.fromtimestamp(answered.issued, UTC).isoformat(),
-            "user.id": identity.subject,
-            "organization.id": identity.tenant,
+            SUBJECT: identity.subject,
+            TENANT: identity.tenant,
         }
         for name in "thumb", "stars", "reason":
             if (value := getattr(asked, name)) is not None:
-                record[f"llmkeep.feedback.{name}"] = value
+                record[FIELD + name] = value
         if decision.keep_prompts:
             for name in "comment", "correction":
                 if (text := getattr(asked, name)) is not None:
-                    record[f"llmkeep.feedback.{name}"] = text
+                    record[FIELD + name] = text
         await self.journal.rate(record)
         self.metrics.rated(asked.thumb or "none", asked.stars or 0)
         return Feedback(object="feedback", id=asked.id, text_kept=decision.keep_prompts)
@@ -108,14 +109,14 @@ class Ratings:
             return
         self.journal.answered(
             {
-                "@timestamp": now(),
-                "transaction.id": exchange.transaction,
-                "user.id": exchange.identity.subject,
-                "organization.id": exchange.identity.tenant,
+                TIME: now(),
+                TRANSACTION: exchange.transaction,
+                SUBJECT: exchange.identity.subject,
+                TENANT: exchange.identity.tenant,
                 "llm.model": exchange.model,
                 "llm.revision": revision,
-                "llmkeep.feedback.prompt": prompt,
-                "llmkeep.feedback.answer": answer,
+                FIELD + "prompt": prompt,
+                FIELD + "answer": answer,
             }
         )
 

@@ -13,6 +13,7 @@ import httpx2 as httpx
 import pytest
 from service import Service, events, eventually, running
 
+from llmcore.ratings import ANSWERED, RATED, by_transaction, files, read
 from llmserve.access.identity import Identity
 from llmserve.api.errors import ApiError
 from llmserve.cli import main
@@ -41,11 +42,9 @@ def client(service: Service) -> Iterator[httpx.Client]:
         yield client
 
 
-def rated(service: Service, kind: str = journal.RATED) -> list[dict[str, Any]]:
+def rated(service: Service, kind: str = RATED) -> list[dict[str, Any]]:
     """The journal's records of a kind."""
-    return [
-        record for path in journal.files(service.folder / "journal", kind) for record in journal.read(path)
-    ]
+    return [record for path in files(service.folder / "journal", kind) for record in read(path)]
 
 
 def answered(client: httpx.Client, **more: Any) -> str:
@@ -96,7 +95,7 @@ def test_the_last_rating_of_an_answer_counts_and_the_others_are_history(
     transaction = last["transaction.id"]
     history = [each for each in rated(service) if each["transaction.id"] == transaction]
     assert [each["llmkeep.feedback.thumb"] for each in history] == ["up", "down", "up"]
-    assert journal.ratings(service.folder / "journal")[transaction] == last
+    assert by_transaction(service.folder / "journal", RATED)[transaction] == last
 
 
 def test_what_was_answered_is_kept_without_secrets(service: Service, client: httpx.Client) -> None:
@@ -115,7 +114,7 @@ def test_what_was_answered_is_kept_without_secrets(service: Service, client: htt
 
 def both(service: Service, transaction: str) -> list[dict[str, Any]]:
     """The answer of a transaction and the one after it, once they are kept."""
-    kept = rated(service, journal.ANSWERED)
+    kept = rated(service, ANSWERED)
     places = [place for place, each in enumerate(kept) if each["transaction.id"] == transaction]
     return kept[places[0] : places[0] + 2] if places and len(kept) >= places[0] + 2 else []
 
@@ -212,7 +211,7 @@ def test_no_acknowledged_rating_is_lost_when_the_gateway_is_killed(tmp_path: Pat
             assert enough.wait(60)
             assert service.gateway
             os.kill(service.gateway.process.pid, signal.SIGKILL)
-        kept = journal.ratings(tmp_path / "journal")
+        kept = by_transaction(tmp_path / "journal", RATED)
         ids = ResponseIds(b"a pepper for tests, 32 bytes long")
         identity = Identity("api_key", "", "ada", "research", ())
         assert {ids.verify(each, identity).transaction for each in acknowledged} <= kept.keys()
@@ -278,12 +277,12 @@ def test_tenant_and_subject_are_told_apart() -> None:
 
 
 def test_a_line_that_a_power_cut_has_torn_hides_no_other(tmp_path: Path) -> None:
-    journal.append(tmp_path, [(journal.RATED, {"transaction.id": "1"})])
-    [path] = journal.files(tmp_path)
+    journal.append(tmp_path, [(RATED, {"transaction.id": "1"})])
+    [path] = files(tmp_path)
     with path.open("ab") as file:
         file.write(b'{"transaction.id": "to')
-    journal.append(tmp_path, [(journal.RATED, {"transaction.id": "2"})])
-    assert list(journal.ratings(tmp_path)) == ["1", "2"]
+    journal.append(tmp_path, [(RATED, {"transaction.id": "2"})])
+    assert list(by_transaction(tmp_path, RATED)) == ["1", "2"]
 
 
 def test_what_is_forgotten_is_gone_from_every_file_and_the_rest_stays(tmp_path: Path) -> None:
@@ -293,7 +292,7 @@ def test_what_is_forgotten_is_gone_from_every_file_and_the_rest_stays(tmp_path: 
             "user.id": subject,
             "llmkeep.feedback.comment": f"of {subject}",
         }
-        journal.append(tmp_path, [(kind, record) for kind in (journal.RATED, journal.ANSWERED)])
+        journal.append(tmp_path, [(kind, record) for kind in (RATED, ANSWERED)])
     (tmp_path / "rated-20200101T00.jsonl").write_text(
         json.dumps({"transaction.id": "9", "user.id": "ada"}) + "\n"
     )
@@ -301,7 +300,7 @@ def test_what_is_forgotten_is_gone_from_every_file_and_the_rest_stays(tmp_path: 
     assert not (tmp_path / "rated-20200101T00.jsonl").exists(), "nothing else was in it"
     left = b"".join(path.read_bytes() for path in tmp_path.iterdir())
     assert b"ada" not in left
-    assert list(journal.ratings(tmp_path)) == ["1"]
+    assert list(by_transaction(tmp_path, RATED)) == ["1"]
     assert journal.forget(tmp_path, lambda record: record["user.id"] == "ada") == 0
 
 
@@ -314,7 +313,7 @@ def test_ratings_made_while_others_are_forgotten_stay(tmp_path: Path) -> None:
         done = threads.submit(forgetting)
         for number in range(100):
             subject = "ada" if number % 2 else "bob"
-            journal.append(tmp_path, [(journal.RATED, {"transaction.id": str(number), "user.id": subject})])
+            journal.append(tmp_path, [(RATED, {"transaction.id": str(number), "user.id": subject})])
         done.result()
     journal.forget(tmp_path, lambda record: record["user.id"] == "ada")
-    assert list(journal.ratings(tmp_path)) == [str(number) for number in range(0, 100, 2)]
+    assert list(by_transaction(tmp_path, RATED)) == [str(number) for number in range(0, 100, 2)]
