@@ -11,9 +11,10 @@ from pathlib import Path
 
 from llmcore.config import ConfigError, load
 from llmcore.manifest import ManifestError
-from llmtrain import exits, feedback
+from llmtrain import exits
 from llmtrain.data import command as data
 from llmtrain.data.settings import Settings
+from llmtrain.feedback import command as feedback
 from llmtrain.gate import compare
 from llmtrain.job import Job
 from llmtrain.planning import architecture
