@@ -131,7 +131,7 @@ debian: .venv/.ready
 kernel: .venv/.ready
 	$(STEP) kernel "the kernel of hosts that have one of their own" .venv/bin/lab prepare kernel
 
-storm: bundle kernel  ## the long fault campaigns (hours): KILLS=500 of a program, STORM=20 power cuts of a host, from seed SEED=5; needs `make peers PEER="vllm torch mutmut firmware"`
+storm: bundle kernel  ## the long fault campaigns (hours): KILLS=500 of a program, STORM=20 power cuts of a host, from seed SEED=5; needs `make peers PEER="vllm torch trl mutmut firmware"`
 	STORM=$(or $(KILLS),500) SEED=$(or $(SEED),5) .venv/bin/pytest tests/unit/plugins/volumes/test_luks_storm.py -rP
 	STORM=$(or $(KILLS),500) SEED=$(or $(SEED),5) .venv/bin/pytest tests/unit/plugins/hsm/test_hsm_pin.py tests/unit/plugins/volumes/test_volume_verbs.py -k kill -rP
 	STORM=$(or $(STORM),20) SEED=$(or $(SEED),5) .venv/bin/pytest tests/lab/kernels/test_lost_writes.py tests/lab/kernels/test_lost_saves.py tests/lab/kernels/test_encrypted_estate.py -k "lost_writes or power_cut" -rP
@@ -155,6 +155,11 @@ storm: bundle kernel  ## the long fault campaigns (hours): KILLS=500 of a progra
 	cd payload
 	STORM=$(or $(KILLS),200) SEED=$(or $(SEED),5) .venv/bin/pytest tests/train/run/test_saves_cut_short.py -k kill -rP
 	STORM=1 .venv/bin/pytest tests/serve/engine/test_engine_contract.py -k 'vllm or deepseek' -rs
+	if [ -e ../bench/.venv-trl ]; then
+	  .venv/bin/pytest tests/train/run/test_preferences.py -k trl
+	else
+	  echo 'storm: SKIPPED without `make peers PEER=trl`: losses of TRL'
+	fi
 	if [ -e ../bench/.venv-torch ]; then
 	  ../bench/.venv-torch/bin/python -m pytest tests/train/run/test_strategies.py -k fsdp -rs
 	else

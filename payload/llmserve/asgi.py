@@ -27,6 +27,8 @@ class Exchange:
     sampled: bool  # the caller's sampled flag
     started: float  # time.monotonic()
     waited: float = 0.0  # seconds spent on client, queue and engine, which are not gateway overhead
+    response_id: str = ""  # by which its answer can be rated
+    answer: list[str] | None = None  # pieces of the answer, where it may be kept
     cache: bytes | None = None  # hit, miss or bypass
     identity: Identity | None = None
     action: str | None = None  # as the policy names it: method and route

@@ -1,4 +1,4 @@
-"""llm-serve: gateway, engines, API keys and the audit record.
+"""llm-serve: gateway, engines, API keys, ratings and the audit record.
 
 Exit codes: 0 success, 1 failure, 2 wrong usage or configuration, 3 unknown key, 4 a model that differs from its
 manifest. `audit verify` and `audit show` use those of llm-audit: 3 the record was altered, 4 there is no record.
@@ -17,6 +17,7 @@ from llmserve.access import api_keys_cli
 from llmserve.access.api_keys import KeyFileError
 from llmserve.access.oidc import read_jwks
 from llmserve.engine.unsupported_models import refuse
+from llmserve.feedback import cli as feedback_cli
 from llmserve.settings import Adapter, EmbedModel, EngineConfig, GatewayConfig, LocalModel
 
 
@@ -84,6 +85,7 @@ def parser() -> argparse.ArgumentParser:
     )
     developer.set_defaults(run=run_developer_command)
     api_keys_cli.add_commands(commands)
+    feedback_cli.add_commands(commands)
     audit = commands.add_parser("audit", help="verify or read the audit record; same as llm-audit")
     audit_cli.add_commands(audit.add_subparsers(required=True, metavar="COMMAND"))
     return top

@@ -166,6 +166,10 @@ class Metrics:
         self.quota_refused = counter("llm_quota_refused", "Requests over a quota, by quota", ["quota"])
         self.audit_up = gauge("llm_audit_up", "1 while the audit writer is connected")
         self.audit_suppressed = counter("llm_audit_suppressed", "Refusals counted but not recorded")
+        self.ratings = counter("llm_ratings", "Ratings kept, by thumb and stars", ["thumb", "stars"])
+        self.answers_not_kept = counter(
+            "llm_answers_not_kept", "Answers that may be learned from and could not be kept"
+        )
         self.tasks = gauge("llm_event_loop_tasks", "asyncio tasks of this process")
         self.admission = gauge(
             "llm_engine_admission",
@@ -199,6 +203,10 @@ class Metrics:
     def refused(self, code: str) -> None:
         """Count an error by its code; not a hot path, so the series is looked up each time."""
         self.rejected.labels(code).inc()
+
+    def rated(self, thumb: str, stars: int) -> None:
+        """Count a rating that was kept."""
+        self.ratings.labels(thumb, str(stars)).inc()
 
     def of(self, model: str) -> "ModelSeries":
         """The series of one model, created on first use."""

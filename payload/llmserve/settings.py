@@ -208,6 +208,13 @@ class Identities(Section):
     oidc: Oidc | None = None
 
 
+class FeedbackJournal(Section):
+    """Where ratings are kept, and the exchanges of tenants that consent. `days`: how long an answer may be rated."""
+
+    folder: Path
+    days: Positive = 30
+
+
 class GatewayConfig(Section):
     """`llm-serve gateway --config`. The first model answers requests that name none."""
 
@@ -220,6 +227,7 @@ class GatewayConfig(Section):
     identity: Identities = Identities()
     redis: Redis | None = None
     quarantine: Path | None = None  # the file of `llm-gpu watch`, on hosts with GPUs
+    feedback: FeedbackJournal | None = None  # without it no answer can be rated
     limits: Limits = Limits()
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 

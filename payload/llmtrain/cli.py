@@ -1,4 +1,4 @@
-"""llm-train: data, describe, plan, run, compare, publish.
+"""llm-train: data, describe, plan, run, compare, publish, feedback.
 
 Exit codes are listed in `exits.py`.
 """
@@ -14,6 +14,7 @@ from llmcore.manifest import ManifestError
 from llmtrain import exits
 from llmtrain.data import command as data
 from llmtrain.data.settings import Settings
+from llmtrain.feedback import command as feedback
 from llmtrain.gate import compare
 from llmtrain.job import Job
 from llmtrain.planning import architecture
@@ -34,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_command(commands)
     compare.add_command(commands)
     publish.add_command(commands)
+    feedback.add_command(commands)
     check = commands.add_parser("check", help="validate a configuration file; print nothing if it is valid")
     check.add_argument("kind", choices=["job", "data"])
     check.add_argument("file", type=Path)

@@ -81,6 +81,14 @@ class Watch(Section):
     metrics: Path | None = None  # a file for Prometheus' textfile collector
 
 
+class Preference(Section):
+    """How answers are compared, where the data set's rows are for DPO or KTO."""
+
+    beta: PositiveFloat = 0.1  # the higher, the closer to the model before training
+    desirable_weight: PositiveFloat = 1.0  # KTO: of good answers
+    undesirable_weight: PositiveFloat = 1.0
+
+
 class Job(Section):
     """One training run. It writes to `output` alone."""
 
@@ -91,6 +99,7 @@ class Job(Section):
     data: Data
     output: Path
     optim: Optim = Optim()
+    preference: Preference | None = None  # None: its defaults, where the data needs it
     scale: Scale = Scale()
     keep: Keep = Keep()
     watch: Watch = Watch()

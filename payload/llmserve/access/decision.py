@@ -24,7 +24,8 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """`models` None means all; `rule` names the rule that decided. `weight` is the tenant's, where an engine is full.
+    """`models` None means all; `rule` names the rule that decided. `weight` is the tenant's, where an engine is full, and so is
+    `keep_prompts`: its prompts, answers and what is said about them may be kept to learn from.
     `id` identifies this evaluation in the audit record.
     """
 
@@ -37,6 +38,7 @@ class Decision:
     rate: Rate = Rate("none", 0, 0, 0)
     weight: int = 1
     log_prompt: bool = False
+    keep_prompts: bool = False
     id: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def permits(self, model: str) -> bool:
@@ -91,4 +93,5 @@ def parse_decision(answer: object) -> Decision:
         ),
         weight=weight,
         log_prompt=answer["log_prompt"] is True,
+        keep_prompts=answer.get("keep_prompts") is True,  # absent in policies of earlier releases
     )

@@ -187,7 +187,7 @@ class Call:
     dimensions: int | None = None
 
 
-def parse_body[T: Strict](kind: type[T], body: bytes) -> T:
+def parse_body[T: BaseModel](kind: type[T], body: bytes) -> T:
     """Parse the JSON `body` as a `kind`; raises ApiError 400 or 413."""
     if len(body) > BARE_BYTES and (bare := bare_bytes(body)) > BARE_BYTES:
         message = (

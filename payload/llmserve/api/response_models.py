@@ -75,6 +75,7 @@ class Generated(Shape):
     """Response of /generate."""
 
     response: str
+    id: str
     model: str
     usage: Usage
 

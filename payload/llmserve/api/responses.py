@@ -1,7 +1,6 @@
 """Responses to clients: a whole body, or the frames of a stream. One class per endpoint."""
 
 import json
-import secrets
 import time
 from typing import Protocol
 
@@ -54,13 +53,13 @@ class Rendering(Protocol):
 class OpenAiRendering:
     """Chat completions and completions, which differ only in a few names."""
 
-    def __init__(self, chat: bool, model: str, revision: str, include_usage: bool) -> None:
-        """`chat`: chat completions."""
+    def __init__(self, chat: bool, identifier: str, model: str, revision: str, include_usage: bool) -> None:
+        """`chat`: chat completions. `identifier`: by which the answer can be rated."""
         self.chat = chat
         self.include_usage = include_usage
         self.passing = False
         self.head: dict[str, object] = {
-            "id": ("chatcmpl-" if chat else "cmpl-") + secrets.token_hex(12),
+            "id": ("chatcmpl-" if chat else "cmpl-") + identifier,
             "object": "chat.completion" if chat else "text_completion",
             "created": int(time.time()),
             "model": model,
@@ -119,13 +118,14 @@ class OpenAiRendering:
 
 
 class GenerateRendering:
-    """/generate: {"response", "model", "usage"}."""
+    """/generate: {"response", "id", "model", "usage"}."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, identifier: str, model: str) -> None:
+        self.identifier = identifier
         self.model = model
 
     def whole(self, done: Done) -> bytes:
-        return to_json({"response": done.text, "model": self.model, "usage": usage(done)})
+        return to_json(self.body(done.text, done))
 
     def first(self) -> bytes:
         return b""
@@ -138,7 +138,10 @@ class GenerateRendering:
         return self.piece(passed.text) if passed.text else b""
 
     def last(self, done: Done) -> bytes:
-        return event({"response": "", "model": self.model, "usage": usage(done)}) + END
+        return event(self.body("", done)) + END
+
+    def body(self, text: str, done: Done) -> dict[str, object]:
+        return {"response": text, "id": self.identifier, "model": self.model, "usage": usage(done)}
 
 
 class EmbeddingRendering(GenerateRendering):

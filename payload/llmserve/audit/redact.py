@@ -1,6 +1,7 @@
 """Removes credentials and personal identifiers from a prompt that policy admits to the audit record."""
 
 import re
+import sys
 
 from pydantic_core import to_json
 
@@ -45,11 +46,16 @@ def redact(content: object) -> str:
     return _cut(to_json(_Strings().redacted(content)).decode())
 
 
+def scrubbed(content: object) -> object:
+    """The same text, lists and dicts, whole, with each secret replaced. Takes milliseconds for some 10,000 characters."""
+    return _Strings(sys.maxsize).redacted(content)
+
+
 class _Strings:
     """The strings of a JSON value, as far as they can get into the record."""
 
-    def __init__(self) -> None:
-        self.left = 2 * LONGEST
+    def __init__(self, left: int = 2 * LONGEST) -> None:
+        self.left = left  # characters
 
     def redacted(self, value: object) -> object:
         if isinstance(value, str):

@@ -60,6 +60,12 @@ def seconds_allowed(scope: Scope, limit: float) -> float:
     return min(limit, int(requested) / 1000)
 
 
+def collect(exchange: Exchange, text: str) -> None:
+    """Note a piece of the answer, where it may be kept."""
+    if exchange.answer is not None:
+        exchange.answer.append(text)
+
+
 class Completions:
     """The endpoints of models; they differ in how they parse the request and render the answer."""
 
@@ -88,14 +94,18 @@ class Completions:
         """POST /v1/chat/completions."""
         parsed = self.parse(scope, parsed_requests.chat, await read_body(scope, receive))
         routed, hello = self.route(scope, parsed.call)
-        rendering = OpenAiRendering(True, hello.model, hello.revision, parsed.call.include_usage)
+        rendering = OpenAiRendering(
+            True, self.issue(scope), hello.model, hello.revision, parsed.call.include_usage
+        )
         await self.answer(scope, send, parsed, routed, rendering)
 
     async def completion(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /v1/completions."""
         parsed = self.parse(scope, parsed_requests.completion, await read_body(scope, receive))
         routed, hello = self.route(scope, parsed.call)
-        rendering = OpenAiRendering(False, hello.model, hello.revision, parsed.call.include_usage)
+        rendering = OpenAiRendering(
+            False, self.issue(scope), hello.model, hello.revision, parsed.call.include_usage
+        )
         await self.answer(scope, send, parsed, routed, rendering)
 
     async def generate(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -105,13 +115,14 @@ class Completions:
         else:
             parsed = self.parse(scope, parsed_requests.posted, await read_body(scope, receive))
         routed, hello = self.route(scope, parsed.call)
-        await self.answer(scope, send, parsed, routed, GenerateRendering(hello.model))
+        rendering = GenerateRendering(self.issue(scope), hello.model)
+        await self.answer(scope, send, parsed, routed, rendering)
 
     async def embeddings(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /v1/embeddings."""
         parsed = self.parse(scope, parsed_requests.embedding, await read_body(scope, receive))
         routed, hello = self.route(scope, parsed.call)
-        await self.answer(scope, send, parsed, routed, EmbeddingRendering(hello.model))
+        await self.answer(scope, send, parsed, routed, EmbeddingRendering("", hello.model))
 
     def route(self, scope: Scope, call: Call) -> tuple[RoutedRequest, Hello]:
         """Route to the requested model, or to the first permitted one; raises ApiError 400, 404 or 503."""
@@ -125,6 +136,16 @@ class Completions:
         refuse_undeclared(call.generate, routed.hello.fields)
         refuse_other_work(call.generate, routed.hello.dimensions, call.dimensions)
         return routed, routed.hello
+
+    def issue(self, scope: Scope) -> str:
+        """The id of the answer, and whether its text is collected, which the tenant's policy decides."""
+        exchange: Exchange = scope["llm"]
+        if exchange.identity is None or exchange.decision is None:
+            raise RuntimeError("this route must be behind authentication and policy")
+        exchange.response_id = self.state.ratings.ids.issue(exchange.transaction, exchange.identity)
+        if exchange.decision.keep_prompts and self.state.ratings.journal:
+            exchange.answer = []
+        return exchange.response_id
 
     async def answer(
         self, scope: Scope, send: Send, parsed: ParsedRequest, routed: RoutedRequest, rendering: Rendering
@@ -186,6 +207,7 @@ class Completions:
                 exchange.fields.setdefault("gen_ai.usage.input_tokens", source.usage[0])
                 exchange.fields.setdefault("gen_ai.usage.output_tokens", source.usage[1])
         self.state.metrics.of(routed.model).whole.observe(time.monotonic() - exchange.started)
+        self.state.ratings.answered(exchange, routed.hello.revision, parsed.content)
 
     async def replay(
         self,
@@ -199,6 +221,7 @@ class Completions:
         """Send a cached answer; a stream gets the same pieces that the engine produced."""
         done = kept.done
         self.count(exchange, routed, done)
+        collect(exchange, done.text)
         age = (b"age", b"%d" % kept.age())
         if not call.generate.stream:
             await respond(send, 200, rendering.whole(done), [age])
@@ -226,6 +249,7 @@ class Completions:
         if isinstance(frame, Delta):
             raise RuntimeError("a piece of a stream in an answer that is not streamed")
         self.count(exchange, routed, frame)
+        collect(exchange, frame.text)
         await respond(send, 200, rendering.whole(frame))
 
     async def stream(
@@ -260,6 +284,7 @@ class Completions:
         series.first_token.observe(then - exchange.started)
         opening = b"" if isinstance(frame, Event) else rendering.first()
         while isinstance(frame, Delta):
+            collect(exchange, frame.text)
             rendered = rendering.event(frame) if isinstance(frame, Event) else rendering.piece(frame.text)
             if rendered:
                 await send({"type": "http.response.body", "body": opening + rendered, "more_body": True})

@@ -7,6 +7,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from llmserve.api.errors import ApiError
+from llmserve.feedback.ratings import Feedback, FeedbackBody
 from llmserve.gateway.openapi import describe
 from llmserve.gateway.route import PlainRoute
 from llmserve.gateway.state import State, no_such_model
@@ -79,6 +80,13 @@ def cold_routes(state: State, plain: list[PlainRoute]) -> FastAPI:
         if name not in visible:
             raise no_such_model(name, visible)
         return described(name)
+
+    body = {"application/json": {"schema": FeedbackBody.model_json_schema()}}
+
+    @app.post("/v1/feedback", openapi_extra={"requestBody": {"required": True, "content": body}})
+    async def rate(request: Request) -> Feedback:
+        """Rate an answer. A later rating of the same answer takes the place of the one before."""
+        return await state.ratings.rate(request.scope["llm"], await request.body())
 
     app.openapi = lambda: describe(app, plain, state.limits)  # type: ignore[method-assign]
     return app

@@ -72,6 +72,8 @@ class RequestContext:
                     (b"traceparent", exchange.traceparent),
                     (b"x-llm-overhead-us", b"%d" % (overhead * 1e6)),
                 ]
+                if exchange.response_id:
+                    headers.append((b"x-llm-response-id", exchange.response_id.encode()))
                 if exchange.model:
                     headers.append((b"x-llm-model", exchange.model.encode()))
                 if exchange.cache:

@@ -28,13 +28,16 @@ from llmserve.audit.recorder import Recorder
 from llmserve.audit.writer_client import AuditClient
 from llmserve.cache.exact import ExactCache
 from llmserve.cache.single_flight import SharedAnswers
+from llmserve.feedback.journal import Journal
+from llmserve.feedback.ratings import Ratings
+from llmserve.feedback.response_ids import ResponseIds
 from llmserve.gateway.http_protocol import BoundedHttp
 from llmserve.gateway.in_flight import InFlightRequests
 from llmserve.gateway.routes import build_app
 from llmserve.gateway.state import State
 from llmserve.metrics import EngineGauges, Metrics
 from llmserve.redis_client import RedisClient
-from llmserve.settings import GatewayConfig, Listener, PolicySource
+from llmserve.settings import FeedbackJournal, GatewayConfig, Listener, PolicySource
 from llmserve.signals import StopSignals
 from llmserve.sockets import bind_tcp, bind_unix
 from llmserve.upstream.admission import Queue
@@ -179,7 +182,19 @@ def build(config: GatewayConfig, pepper: bytes, policy_engine: PolicyEngine | No
         quotas=Quotas(redis, metrics),
         audit=audit,
         recorder=Recorder(audit, pepper),
+        ratings=open_ratings(config.feedback, pepper, metrics),
     )
+
+
+def open_ratings(config: FeedbackJournal | None, pepper: bytes, metrics: Metrics) -> Ratings:
+    """Ratings, without a journal if none is configured; raises ConfigError if its folder is not there."""
+    if config is None:
+        return Ratings(ResponseIds(pepper), None, metrics)
+    if not config.folder.is_dir():
+        raise ConfigError(
+            f"feedback.folder is {config.folder}, which is no folder: mount its volume, or make it"
+        )
+    return Ratings(ResponseIds(pepper, config.days), Journal(config.folder, metrics), metrics)
 
 
 def export_gauges(state: State) -> None:
@@ -249,6 +264,7 @@ async def run_gateway(
         await asyncio.gather(*serving)
         state.recorder.flush()
         await state.audit.settled()
+        await state.ratings.settled()
         for task in background:
             task.cancel()
     await close(state)

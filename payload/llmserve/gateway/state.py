@@ -11,6 +11,7 @@ from llmserve.audit.recorder import Recorder
 from llmserve.audit.writer_client import AuditClient
 from llmserve.cache.exact import ExactCache
 from llmserve.cache.single_flight import SharedAnswers
+from llmserve.feedback.ratings import Ratings
 from llmserve.gateway.in_flight import InFlightRequests
 from llmserve.metrics import Metrics
 from llmserve.redis_client import RedisClient
@@ -32,6 +33,7 @@ class State:
     quotas: Quotas
     audit: AuditClient
     recorder: Recorder
+    ratings: Ratings
     draining: bool = False
 
     def visible(self, exchange: Exchange) -> list[str]:

@@ -2,6 +2,7 @@
 
 - `rows-NNNNN.safetensors`: `input_ids` int32, `learned` uint8 (1 if the loss counts), `document` int32 (1, 2, … in a
   row; 0 is padding), each of shape (rows, seq_len);
+  For preferences `learned` says more, see `run.preferences`;
 - `rows.json`: the digest of the tokenizer, and the rows and sha256 of each shard. Its own sha256 identifies the data set;
 - `sources.sha256`: the sha256 of each input file, one per line.
 
@@ -55,6 +56,7 @@ class Rows:
         try:
             self.index: dict[str, Any] = json.loads((directory / "rows.json").read_text())
             self.seq_len, self.tokenizer = int(self.index["seq_len"]), str(self.index["tokenizer"])
+            self.objective = str(self.index.get("objective", "sft"))
             self.shards = [(str(s["file"]), int(s["rows"]), str(s["sha256"])) for s in self.index["shards"]]
         except OSError as error:
             raise Refusal(

@@ -4,7 +4,7 @@ The order of rows depends on the seed alone, and the cursor of a job is a positi
 together have taken. So a resumed job neither repeats nor skips a row, on any number of processes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -36,7 +36,7 @@ def labels(row: Row) -> NDArray[numpy.int64]:
     A token counts if it is marked as learned and follows a token of the same document.
     """
     same = row.document[1:] == row.document[:-1]
-    counts = same & (row.learned[1:] == 1) & (row.document[1:] > 0)
+    counts = same & (row.learned[1:] > 0) & (row.document[1:] > 0)
     return numpy.append(numpy.where(counts, row.input_ids[1:], IGNORED), IGNORED)
 
 
@@ -74,6 +74,9 @@ class Batch:
         )
 
 
+Make = Callable[[list[tuple[int, bool]], Any], Batch]
+
+
 def batch(rows: list[tuple[Row, bool]], device: Any) -> Batch:
     """A batch of rows; in rows given with False, no position counts."""
 
@@ -88,6 +91,11 @@ def batch(rows: list[tuple[Row, bool]], device: Any) -> Batch:
     )
 
 
+def made_of(rows: Rows) -> Make:
+    """Makes a batch of row numbers, each with whether its positions count, and a device."""
+    return lambda taken, device: batch([(rows[number], counts) for number, counts in taken], device)
+
+
 def step_batches(
     rows: Rows,
     seed: int,
@@ -98,19 +106,21 @@ def step_batches(
     rank: int,
     world_size: int,
     device: Any,
+    make: Make | None = None,
 ) -> list[Batch]:
     """This rank's share of the rows from `cursor` on, in `accumulate` batches.
 
-    Places at or past `end` are filled with rows that do not count, so that every step has the same shape.
+    Places at or past `end` are filled with rows that do not count, so that every step has the same shape. `make`: see `made_of`.
     """
+    make = make or made_of(rows)
     found = []
     for part in range(accumulate):
         first = cursor + (part * world_size + rank) * micro_batch
         taken = [(place, place < end) for place in range(first, first + micro_batch)]
         found.append(
-            batch(
+            make(
                 [
-                    (rows[row_number(place if counts else cursor, len(rows), seed)], counts)
+                    (row_number(place if counts else cursor, len(rows), seed), counts)
                     for place, counts in taken
                 ],
                 device,
@@ -120,9 +130,10 @@ def step_batches(
 
 
 def evaluation_batches(
-    rows: Rows, micro_batch: int, rank: int, world_size: int, device: Any
+    rows: Rows, micro_batch: int, rank: int, world_size: int, device: Any, make: Make | None = None
 ) -> Iterator[Batch]:
     """This rank's share of all rows, in order; every rank gets the same number of batches."""
+    make = make or made_of(rows)
     for first in range(0, len(rows), micro_batch * world_size):
         own = range(first + rank * micro_batch, first + (rank + 1) * micro_batch)
-        yield batch([(rows[min(each, len(rows) - 1)], each < len(rows)) for each in own], device)
+        yield make([(min(each, len(rows) - 1), each < len(rows)) for each in own], device)

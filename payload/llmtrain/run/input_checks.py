@@ -20,6 +20,7 @@ class Verified:
     revision: str
     tokenizer: str
     data: list[str]  # for training, and held out if there is such a set
+    objective: str = "sft"  # or "dpo" or "kto": what the rows are for
 
 
 def verify(job: Job) -> Verified:
@@ -31,7 +32,12 @@ def verify(job: Job) -> Verified:
             rows.verify()
         check_rows(rows, job)
     check_stop(sets[0], job.model)
-    return Verified(revision, sets[0].tokenizer, [rows.digest for rows in sets])
+    objective = sets[0].objective
+    if len({rows.objective for rows in sets}) > 1:
+        raise Refusal(
+            f"data.train has rows for {objective}, data.eval for {sets[1].objective}: give both of one kind"
+        )
+    return Verified(revision, sets[0].tokenizer, [rows.digest for rows in sets], objective)
 
 
 def check_rows(rows: Rows, job: Job) -> None:

@@ -72,7 +72,8 @@ def adapted(method: Lora, setup: Setup, model: Any) -> Any:
     config = LoraConfig(
         r=method.r,
         lora_alpha=method.alpha,
-        lora_dropout=method.dropout,
+        # Preferences compare the model with itself before training, which dropout would blur; TRL leaves it out, too.
+        lora_dropout=method.dropout if setup.verified.objective == "sft" else 0.0,
         target_modules=setup.targets,
         task_type="CAUSAL_LM",
     )

@@ -20,6 +20,7 @@ MATTERS = (
     "data",
     "optim",
     "seed",
+    "preference",
 )  # sections of a job that must not change before it is resumed
 
 
@@ -90,5 +91,9 @@ def kind(job: Job) -> str:
 
 def job_digest(job: Job) -> str:
     """The sha256 of the sections in MATTERS, in hex."""
-    told = {name: value for name, value in job.model_dump(mode="json").items() if name in MATTERS}
+    told = {
+        name: value
+        for name, value in job.model_dump(mode="json").items()
+        if name in MATTERS and value is not None
+    }
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

@@ -10,6 +10,7 @@ import torch
 
 from llmtrain.data.rows import Rows
 from llmtrain.job import Job
+from llmtrain.run.batches import Make
 from llmtrain.run.checkpoint import Checkpoints
 from llmtrain.run.health import Health, Norms
 from llmtrain.run.report import Report
@@ -51,6 +52,8 @@ class Training:
     health: Health
     state: TrainingState
     saved_at: float  # time.monotonic() of the last save
+    make: Make | None  # of batches, where the rows are for DPO or KTO
+    make_held_out: Make | None
 
     @property
     def rows_a_step(self) -> int:

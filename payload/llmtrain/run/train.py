@@ -23,13 +23,14 @@ import torch.distributed as distributed
 from llmcore.files import write_aside
 from llmtrain.data.rows import Rows
 from llmtrain.exits import DONE, STOPPED, Refusal
-from llmtrain.job import Job, Optim
-from llmtrain.run.batches import evaluation_batches, step_batches
+from llmtrain.job import Job, Optim, Preference
+from llmtrain.run.batches import Batch, Make, evaluation_batches, step_batches
 from llmtrain.run.checkpoint import Checkpoints
 from llmtrain.run.collectives import gathered
 from llmtrain.run.export import export, put
 from llmtrain.run.health import Health, Norms, gradient_norms
 from llmtrain.run.model import load
+from llmtrain.run.preferences import Compared, Preferences, measure_drift
 from llmtrain.run.report import Report, peak_memory
 from llmtrain.run.setup import Setup, job_digest
 from llmtrain.run.state import Step, Training, TrainingState
@@ -174,10 +175,42 @@ def prepare(job: Job, setup: Setup, key: bytes, device: torch.device) -> Trainin
         health=Health(job, setup.active_parameters, world_size, setup.peak_flops),
         state=TrainingState(data=setup.verified.data, job_digest=digest, world_size=world_size),
         saved_at=0.0,
+        make=maker(job, setup, strategy, rows, device),
+        make_held_out=maker(job, setup, strategy, held_out, device) if held_out else None,
     )
     resume(training)
     training.saved_at = time.monotonic()
     return training
+
+
+def maker(job: Job, setup: Setup, strategy: Strategy, rows: Rows, device: torch.device) -> Make | None:
+    """Makes the batches of rows for DPO or KTO. The model is the reference: it has learned nothing yet, no checkpoint either."""
+    if rows.objective == "sft":
+        return None
+    preferences = Preferences(rows, job.preference or Preference())
+    strategy.module.eval()
+    with torch.no_grad():
+        preferences.measure_reference(
+            partial(log_probabilities, strategy),
+            partial(added_up, device=device),
+            setup.micro_batch,
+            strategy.rank,
+            strategy.world_size,
+            device,
+        )
+    strategy.module.train()
+    return preferences.batch
+
+
+def log_probabilities(strategy: Strategy, batch: Compared) -> torch.Tensor:
+    """Of each answer, by the model as it is; shape (rows, documents)."""
+    return strategy.computed(batch.log_probabilities)
+
+
+def drift(strategy: Strategy, batches: list[Batch], device: torch.device) -> None:
+    """For KTO, measure how far the model has moved."""
+    with torch.no_grad():
+        measure_drift(batches, partial(log_probabilities, strategy), partial(added_up, device=device))
 
 
 def resume(training: Training) -> None:
@@ -235,8 +268,9 @@ def train_step(training: Training, asked_to_stop: list[int]) -> Step:
     cursor, after = state.cursor, min(state.cursor + training.rows_a_step, training.end)
     batches = step_batches(
         training.rows, job.seed, cursor, training.end, setup.micro_batch, setup.accumulation,
-        strategy.rank, strategy.world_size, training.device,
+        strategy.rank, strategy.world_size, training.device, training.make,
     )  # fmt: skip
+    drift(strategy, batches, training.device)
     own = torch.tensor([sum(each.learned for each in batches), sum(each.tokens for each in batches)])
     learned, tokens = added_up(own.double(), training.device).tolist()
     lr = learning_rate(job.optim, cursor / training.end, after / training.end)
@@ -292,9 +326,11 @@ def evaluate(training: Training) -> None:
     summed = torch.zeros(2, dtype=torch.float64)
     with torch.no_grad():
         for batch in evaluation_batches(
-            training.held_out, training.setup.micro_batch, strategy.rank, strategy.world_size, training.device
-        ):
-            summed += torch.tensor([float(strategy.loss(batch)), batch.learned], dtype=torch.float64)
+            training.held_out, training.setup.micro_batch, strategy.rank, strategy.world_size, training.device,
+            training.make_held_out,
+        ):  # fmt: skip
+            drift(strategy, [batch], training.device)
+            summed += torch.tensor([float(strategy.computed(batch.loss)), batch.learned], dtype=torch.float64)
     strategy.module.train()
     total, learned = added_up(summed, training.device).tolist()
     loss = total / max(1, learned)

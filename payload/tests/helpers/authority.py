@@ -38,11 +38,10 @@ def signed_bundle(
     revision: int = 1,
     key: ec.EllipticCurvePrivateKey = KEY,
     lifetime: timedelta = timedelta(days=90),
-    weights: dict[str, int] | None = None,
+    tenants: dict[str, dict[str, object]] | None = None,
 ) -> bytes:
-    """The tree's policy as a bundle, signed with `key`. `weights`: of tenants."""
-    tenants = {name: {"weight": weight} for name, weight in (weights or {}).items()}
-    source = replace(tree_policy(), data=tree_policy().data | {"llm/tenants": tenants})
+    """The tree's policy as a bundle, signed with `key`. `tenants`: its data about them."""
+    source = replace(tree_policy(), data=tree_policy().data | {"llm/tenants": tenants or {}})
     return policy_source.pack(source, revision, datetime.now(UTC) + lifetime, key)
 
 

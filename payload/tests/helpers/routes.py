@@ -10,6 +10,8 @@ from llmserve.access.quotas import Quotas
 from llmserve.audit.recorder import Recorder
 from llmserve.audit.writer_client import AuditClient
 from llmserve.cache.single_flight import SharedAnswers
+from llmserve.feedback.ratings import Ratings
+from llmserve.feedback.response_ids import ResponseIds
 from llmserve.gateway.in_flight import InFlightRequests
 from llmserve.gateway.route import Route
 from llmserve.gateway.routes import routing_table
@@ -35,5 +37,6 @@ def every_route(folder: Path) -> list[Route]:
         quotas=Quotas(None, metrics),
         audit=audit,
         recorder=Recorder(audit, b""),
+        ratings=Ratings(ResponseIds(b""), None, metrics),
     )
     return routing_table(state)

@@ -123,6 +123,8 @@ class Service:
     identity: dict[str, Any] = field(default_factory=dict)
     credentials: dict[str, str] = field(default_factory=dict)
     quarantine: Path | None = None
+    feedback: dict[str, Any] | None = None
+    tenants: dict[str, dict[str, object]] = field(default_factory=dict)  # what the policy says of them
     listen: dict[str, Any] | None = None  # default: the socket http.sock
     engine_options: dict[str, Any] = field(default_factory=dict)
     engine_environment: dict[str, str] = field(default_factory=dict)
@@ -217,6 +219,8 @@ class Service:
         }
         if self.redis:
             config["redis"] = self.redis
+        if self.feedback:
+            config["feedback"] = self.feedback
         if self.quarantine:
             config["quarantine"] = str(self.quarantine)
         file = self.folder / "gateway.yaml"
@@ -232,7 +236,7 @@ class Service:
     def embedded(self) -> dict[str, Any]:
         """The tree's own policy, signed for this test."""
         bundle = self.folder / "bundle.tar.gz"
-        bundle.write_bytes(signed_bundle())
+        bundle.write_bytes(signed_bundle(tenants=self.tenants))
         return {"engine": "embedded", "bundle": str(bundle)}
 
     def records(self) -> list[dict[str, Any]]:

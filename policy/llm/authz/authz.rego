@@ -39,6 +39,7 @@ granted := {
 	"rate_class": rate_class,
 	"rate": object.remove(data.llm.rates[rate_class], ["rank"]),
 	"weight": weight,
+	"keep_prompts": keep_prompts,
 	"log_prompt": true in {data.llm.roles[role].log_prompt | some role in granting},
 }
 
@@ -100,5 +101,9 @@ rate_class := class if {
 default weight := 1
 
 weight := data.llm.tenants[input.tenant].weight
+
+default keep_prompts := false
+
+keep_prompts := data.llm.tenants[input.tenant].keep_prompts
 
 listed(words, names) := concat(" ", [words, concat(" and ", sort(names))])

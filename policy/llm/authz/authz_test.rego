@@ -53,6 +53,7 @@ test_a_role_grants_its_actions_with_its_limits if {
 		"rate_class": "slow",
 		"rate": {"priority": 1, "requests_per_minute": 6},
 		"weight": 1,
+		"keep_prompts": false,
 		"log_prompt": false,
 	}
 }
@@ -68,6 +69,7 @@ test_two_roles_that_grant_it_give_the_wider_of_each_limit if {
 		"rate_class": "fast",
 		"rate": {"priority": 5, "requests_per_minute": 60},
 		"weight": 1,
+		"keep_prompts": false,
 		"log_prompt": true,
 	}
 }
@@ -77,6 +79,13 @@ test_a_tenant_has_the_weight_that_the_data_gives_it if {
 	decision.weight == 3
 	other := decided(asks(["reader"], "GET /generate")) with data.llm.tenants as {"other": {"weight": 3}}
 	other.weight == 1
+}
+
+test_the_prompts_of_a_tenant_are_kept_where_the_data_says_so_alone if {
+	kept := decided(asks(["reader"], "GET /generate")) with data.llm.tenants as {"corp": {"keep_prompts": true}}
+	kept.keep_prompts == true
+	other := decided(asks(["reader"], "GET /generate")) with data.llm.tenants as {"other": {"keep_prompts": true}}
+	other.keep_prompts == false
 }
 
 test_only_roles_that_grant_the_action_count if {

@@ -30,7 +30,7 @@ test_an_analyst_may_get_generate_and_nothing_else if may("analyst") == {"GET /ge
 test_a_developer_may_use_every_route if may("developer") == validate.actions
 
 test_a_trainer_generates_with_higher_limits_and_its_prompts_are_kept if {
-	may("trainer") == generation | models
+	may("trainer") == (generation | models) | {"POST /v1/feedback"}
 	trainer := decided(["trainer"], "POST /generate")
 	developer := decided(["developer"], "POST /generate")
 	trainer.max_tokens > developer.max_tokens

@@ -18,6 +18,7 @@ actions := {
 	"POST /v1/chat/completions",
 	"POST /v1/completions",
 	"POST /v1/embeddings",
+	"POST /v1/feedback",
 }
 
 count_of := {"type": "integer", "minimum": 1}
@@ -57,7 +58,15 @@ rates_schema := named(closed({
 
 tenants_schema := {
 	"type": "object",
-	"additionalProperties": closed({"weight": {"type": "integer", "minimum": 1, "maximum": 100}}),
+	"additionalProperties": {
+		"type": "object",
+		"additionalProperties": false,
+		"minProperties": 1,
+		"properties": {
+			"weight": {"type": "integer", "minimum": 1, "maximum": 100},
+			"keep_prompts": {"type": "boolean"},
+		},
+	},
 }
 
 # METADATA

@@ -61,6 +61,14 @@ test_a_weight_of_the_wrong_kind_is_named_with_its_tenant if {
 	}
 }
 
+test_consent_of_the_wrong_kind_is_named_with_its_tenant if {
+	every consent in [{"keep_prompts": 1}, {"keep_prompts": "yes"}, {"keep_prompt": true}, {}] {
+		found := problems({}, {}) with data.llm.tenants as {"corp": consent}
+		some problem in found
+		startswith(problem, "llm/tenants: corp")
+	}
+}
+
 test_the_largest_weight_is_accepted if {
 	problems({}, {}) == set() with data.llm.tenants as {"corp": {"weight": 100}}
 }

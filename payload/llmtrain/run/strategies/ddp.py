@@ -35,17 +35,19 @@ class Ddp:
         context: AbstractContextManager[Any] = nullcontext() if last else self.module.no_sync()
         return context
 
-    def loss(self, batch: Batch) -> torch.Tensor:
+    def computed(self, what: Callable[[Any], torch.Tensor]) -> torch.Tensor:
         dtype, enabled = DTYPES[self.precision], self.precision != "fp32"
         with torch.autocast(self.device.type, dtype, enabled=enabled):
-            return batch.loss(self.module)
+            return what(self.module)
 
     def learn(
         self, batches: list[Batch], learned: int, lr: float, look: Callable[[], None]
     ) -> tuple[torch.Tensor, float]:
         # DDP takes the mean of gradients over ranks; this weight makes of it the mean over positions.
         weight = self.world_size / learned
-        return self.adamw.learn(batches, self.loss, self.synchronized, weight, lr, look)
+        return self.adamw.learn(
+            batches, lambda each: self.computed(each.loss), self.synchronized, weight, lr, look
+        )
 
     @property
     def scale(self) -> float | None:

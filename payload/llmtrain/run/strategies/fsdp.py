@@ -46,15 +46,17 @@ class Fsdp:
         self.module.set_requires_gradient_sync(last)
         return nullcontext()
 
-    def loss(self, batch: Batch) -> torch.Tensor:
-        return batch.loss(self.module)
+    def computed(self, what: Callable[[Any], torch.Tensor]) -> torch.Tensor:
+        return what(self.module)
 
     def learn(
         self, batches: list[Batch], learned: int, lr: float, look: Callable[[], None]
     ) -> tuple[torch.Tensor, float]:
         # FSDP2 takes the mean of gradients over ranks; this weight makes of it the mean over positions.
         weight = self.world_size / learned
-        return self.adamw.learn(batches, self.loss, self.synchronized, weight, lr, look)
+        return self.adamw.learn(
+            batches, lambda each: self.computed(each.loss), self.synchronized, weight, lr, look
+        )
 
     @property
     def scale(self) -> float | None:

@@ -23,8 +23,8 @@ class Strategy(Protocol):
     rank: int
     world_size: int
 
-    def loss(self, batch: Batch) -> torch.Tensor:
-        """The summed loss of a batch on this rank; a scalar."""
+    def computed(self, what: Callable[[Any], torch.Tensor]) -> torch.Tensor:
+        """`what(module)`, such as a batch's summed loss on this rank, in the strategy's precision."""
         ...
 
     def learn(

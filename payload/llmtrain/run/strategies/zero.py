@@ -38,8 +38,8 @@ class Zero:
         self.engine, *_ = deepspeed.initialize(model=model, model_parameters=trainable, config=config)
         self.module: Any = self.engine
 
-    def loss(self, batch: Batch) -> torch.Tensor:
-        return batch.loss(self.engine)
+    def computed(self, what: Callable[[Any], torch.Tensor]) -> torch.Tensor:
+        return what(self.engine)
 
     def learn(
         self, batches: list[Batch], learned: int, lr: float, look: Callable[[], None]
@@ -48,7 +48,7 @@ class Zero:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
         for number, batch in enumerate(batches):
-            loss = self.loss(batch)
+            loss = self.computed(batch.loss)
             self.engine.backward(loss * (self.world_size / learned), scale_wrt_gas=False)
             if number == len(batches) - 1:
                 look()

@@ -19,6 +19,7 @@ ROUTES = [
     ("POST", "/v1/chat/completions"),
     ("POST", "/v1/completions"),
     ("POST", "/v1/embeddings"),
+    ("POST", "/v1/feedback"),
     ("GET", "/generate"),
     ("POST", "/generate"),
     ("GET", "/v1/models"),
@@ -30,6 +31,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"model": "echo", "messages": [{"role": "user", "content": "x"}]},
     "/v1/completions": {"model": "echo", "prompt": "x"},
     "/v1/embeddings": {"model": "echo", "input": "x"},
+    "/v1/feedback": {"id": "x", "thumb": "up"},
     "/generate": {"prompt": "x"},
 }
 

@@ -19,6 +19,7 @@ def test_generate_answers_a_get_with_response_model_and_usage(client: httpx.Clie
     assert answer.status_code == 200
     assert answer.json() == {
         "response": "one two ",
+        "id": answer.headers["x-llm-response-id"],
         "model": "echo",
         "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
     }

@@ -55,7 +55,7 @@ def test_a_refusal_beyond_ones_bound_says_when_to_retry(service: Service) -> Non
 def test_tenants_that_wait_are_served_by_the_weights_of_the_signed_policy(tmp_path: Path) -> None:
     """A weight of 3 gets three times as many answers of the same size."""
     bundle = tmp_path / "bundle.tar.gz"
-    bundle.write_bytes(signed_bundle(weights={"research": 3}))
+    bundle.write_bytes(signed_bundle(tenants={"research": {"weight": 3}}))
     policy = {"engine": "embedded", "bundle": str(bundle)}
     one_slot = {"echo": {"driver": "echo", "token_seconds": 0.01, "slots": 1}}
     with running(tmp_path, one_slot, policy=policy) as service, ThreadPoolExecutor(17) as pool:

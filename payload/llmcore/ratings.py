@@ -1,0 +1,33 @@
+"""The journal of ratings, as gateways write it and training reads it: JSON lines in files of an hour each, `KIND-HOUR.jsonl`."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+RATED, ANSWERED = "rated", "answered"  # kinds
+TRANSACTION, SUBJECT, TENANT, TIME = "transaction.id", "user.id", "organization.id", "@timestamp"
+FIELD = "llmkeep.feedback."
+
+
+def files(folder: Path, kind: str = "*") -> list[Path]:
+    """The journal's files, oldest first."""
+    return sorted(folder.glob(f"{kind}-*.jsonl"), key=lambda path: (path.stem.partition("-")[2], path.name))
+
+
+def read(path: Path) -> Iterator[Record]:
+    """The records of a file; lines that a power cut has torn are passed over."""
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict):
+                yield record
+
+
+def by_transaction(folder: Path, kind: str) -> dict[str, Record]:
+    """The last record of each exchange, which has one subject."""
+    return {record[TRANSACTION]: record for path in files(folder, kind) for record in read(path)}

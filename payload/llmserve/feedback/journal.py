@@ -1,0 +1,149 @@
+"""Ratings, and the exchanges that may be rated, as JSON lines in files of an hour each, on a volume that keeps them.
+
+All gateways of a host write into one folder. Each batch opens its file anew, under a lock that `forget` takes as well, so that
+files can be rewritten while gateways run.
+"""
+
+import asyncio
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pydantic_core import to_json
+
+from llmcore.files import flush, replacing
+from llmcore.ratings import ANSWERED, FIELD, RATED, Record, files, read
+from llmserve.api.errors import ApiError, unavailable
+from llmserve.audit.redact import scrubbed
+from llmserve.metrics import Metrics
+
+log = logging.getLogger("llmserve.feedback")
+TEXTS = tuple(f"{FIELD}{name}" for name in ("comment", "correction", "prompt", "answer"))
+MOST_WAITING = 1024  # records that wait for the disk; one more answer is not kept, one more rating refused
+HOUR = "%Y%m%dT%H"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock. It is the folder itself, so that nothing has to be made for it."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def line(record: Record) -> bytes:
+    """A record as a line, its texts without secrets and personal identifiers."""
+    texts = {name: scrubbed(record[name]) for name in TEXTS if name in record}
+    return to_json(record | texts) + b"\n"
+
+
+def append(folder: Path, records: Iterable[tuple[str, Record]]) -> None:
+    """Append records, each with its kind, and return once they are on disk; raises OSError."""
+    hour = time.strftime(HOUR, time.gmtime())
+    texts: dict[Path, list[bytes]] = {}
+    for kind, record in records:
+        texts.setdefault(folder / f"{kind}-{hour}.jsonl", []).append(line(record))
+    with locked(folder):
+        for path, wanted in texts.items():
+            made = not path.exists()
+            descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            with os.fdopen(descriptor, "r+b", buffering=0) as file:
+                if torn(file.fileno()):  # by a power cut, or by a disk that was full
+                    wanted.insert(0, b"\n")
+                data = b"".join(wanted)
+                while data:
+                    data = data[os.write(file.fileno(), data) :]
+                os.fsync(file.fileno())
+            if made:
+                flush(folder)
+
+
+def torn(descriptor: int) -> bool:
+    """Whether the file ends within a line."""
+    size = os.fstat(descriptor).st_size
+    return size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+
+
+def forget(folder: Path, of: Callable[[Record], bool]) -> int:
+    """Remove all records for which `of` is true, and return their number once that is on disk."""
+    removed = 0
+    with locked(folder):
+        for left in folder.glob("*.partial"):  # by one that was killed
+            left.unlink()
+        for path in files(folder):
+            before = list(read(path))
+            after = [record for record in before if not of(record)]
+            if len(after) == len(before):
+                continue
+            removed += len(before) - len(after)
+            if after:
+                with replacing(path) as aside:
+                    aside.touch(0o600)
+                    aside.write_bytes(b"".join(to_json(record) + b"\n" for record in after))
+            else:
+                path.unlink()
+        flush(folder)
+    return removed
+
+
+class Journal:
+    """The journal of one gateway process. Records that arrive while the disk is busy share the next flush."""
+
+    def __init__(self, folder: Path, metrics: Metrics) -> None:
+        self.folder = folder
+        self.metrics = metrics
+        self.waiting: list[tuple[str, Record, asyncio.Future[None] | None]] = []
+        self.task: asyncio.Task[None] | None = None
+
+    async def rate(self, record: Record) -> None:
+        """Keep a rating; returns once it is on disk, and raises ApiError 503 where it is not."""
+        if len(self.waiting) >= MOST_WAITING:
+            raise not_kept()
+        done = asyncio.get_running_loop().create_future()
+        self.put(RATED, record, done)
+        await done
+
+    def answered(self, record: Record) -> None:
+        """Keep an exchange, with the next flush. Where that fails it cannot be learned from, and nothing else is lost."""
+        if len(self.waiting) >= MOST_WAITING:
+            self.metrics.answers_not_kept.inc()
+        else:
+            self.put(ANSWERED, record, None)
+
+    def put(self, kind: str, record: Record, done: asyncio.Future[None] | None) -> None:
+        self.waiting.append((kind, record, done))
+        if self.task is None or self.task.done():
+            self.task = asyncio.get_running_loop().create_task(self.write())
+
+    async def write(self) -> None:
+        """Write until nothing waits."""
+        while self.waiting:
+            batch, self.waiting = self.waiting, []
+            error: ApiError | None = None
+            try:
+                await asyncio.to_thread(append, self.folder, [each[:2] for each in batch])
+            except OSError as failure:
+                reason = f"{type(failure).__name__}: {failure}"
+                log.error("feedback cannot be kept", extra={"fields": {"error.message": reason}})
+                error = not_kept()
+            for _, _, done in batch:
+                if done is None:
+                    self.metrics.answers_not_kept.inc(error is not None)
+                elif not done.done():  # its client may have left
+                    done.set_result(None) if error is None else done.set_exception(error)
+
+    async def settled(self) -> None:
+        """Wait until nothing waits."""
+        if self.task is not None:
+            await self.task
+
+
+def not_kept() -> ApiError:
+    return unavailable("feedback_unavailable", "the rating cannot be kept now: send it again later", 5)

@@ -1,0 +1,130 @@
+"""`POST /v1/feedback`: what a user says about an answer."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.config import JsonDict
+
+from llmcore.ratings import FIELD, SUBJECT, TENANT, TIME, TRANSACTION
+from llmserve.api.errors import ApiError
+from llmserve.api.requests import parse_body
+from llmserve.api.response_models import Shape
+from llmserve.asgi import Exchange
+from llmserve.feedback.journal import Journal
+from llmserve.feedback.response_ids import ResponseIds
+from llmserve.metrics import Metrics
+
+Reason = Literal[
+    "wrong", "incomplete", "irrelevant", "harmful", "refused", "too_long", "too_short", "style", "other"
+]
+Text = Annotated[str, Field(min_length=1, max_length=4000)]
+LONGEST = 50_000  # characters of an exchange that is kept
+
+
+def given(name: str) -> JsonDict:
+    """In JSON Schema: the field is there, and not null."""
+    return {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
+
+
+ONE_RATING: JsonDict = {
+    "anyOf": [given(name) for name in ("thumb", "stars", "correction")],
+    "not": {"allOf": [given(name) for name in ("thumb", "stars")]},
+}
+
+
+class FeedbackBody(BaseModel):
+    """A rating. `id`: the answer's header `x-llm-response-id`, or the id in its body."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", json_schema_extra=ONE_RATING)
+    id: Annotated[str, Field(min_length=1, max_length=100)]
+    thumb: Literal["up", "down"] | None = None
+    stars: Annotated[int, Field(ge=1, le=5)] | None = None
+    reason: Reason | None = None
+    comment: Text | None = None
+    correction: Text | None = None
+
+    @model_validator(mode="after")
+    def says_one_thing(self) -> "FeedbackBody":
+        """A thumb and stars might contradict each other."""
+        if self.thumb is None and self.stars is None and self.correction is None:
+            raise ValueError("set 'thumb', 'stars' or 'correction'")
+        if self.thumb is not None and self.stars is not None:
+            raise ValueError("there are 'thumb' and 'stars': send one of them")
+        return self
+
+
+class Feedback(Shape):
+    """Response of POST /v1/feedback. `text_kept`: whether comment and correction were, which the tenant's policy decides."""
+
+    object: Literal["feedback"]
+    id: str
+    text_kept: bool
+
+
+class Ratings:
+    """Takes ratings, and the answers of tenants that consent, where a journal keeps them."""
+
+    def __init__(self, ids: ResponseIds, journal: Journal | None, metrics: Metrics) -> None:
+        self.ids = ids
+        self.journal = journal
+        self.metrics = metrics
+
+    async def rate(self, exchange: Exchange, body: bytes) -> Feedback:
+        """Keep a rating; raises ApiError 400, 404, 410 or 503. A later one of the same answer takes its place."""
+        identity, decision = exchange.identity, exchange.decision
+        if identity is None or decision is None:
+            raise RuntimeError("this route must be behind authentication and policy")
+        asked = parse_body(FeedbackBody, body)
+        answered = self.ids.verify(asked.id, identity)
+        if self.journal is None:
+            raise ApiError(503, "feedback_unavailable", "this gateway keeps no ratings: ask its operator")
+        record: dict[str, object] = {
+            TIME: now(),
+            TRANSACTION: answered.transaction,
+            "event.created": datetime.fromtimestamp(answered.issued, UTC).isoformat(),
+            SUBJECT: identity.subject,
+            TENANT: identity.tenant,
+        }
+        for name in "thumb", "stars", "reason":
+            if (value := getattr(asked, name)) is not None:
+                record[FIELD + name] = value
+        if decision.keep_prompts:
+            for name in "comment", "correction":
+                if (text := getattr(asked, name)) is not None:
+                    record[FIELD + name] = text
+        await self.journal.rate(record)
+        self.metrics.rated(asked.thumb or "none", asked.stars or 0)
+        return Feedback(object="feedback", id=asked.id, text_kept=decision.keep_prompts)
+
+    def answered(self, exchange: Exchange, revision: str, prompt: object) -> None:
+        """Keep an answer that is complete, and its prompt, if its text was collected.
+
+        Very long ones are left out: to find personal data in them takes too long, and no row of training data has them.
+        """
+        if exchange.answer is None or exchange.identity is None or self.journal is None:
+            return
+        answer = "".join(exchange.answer)
+        if len(answer) + len(str(prompt)) > LONGEST:
+            return
+        self.journal.answered(
+            {
+                TIME: now(),
+                TRANSACTION: exchange.transaction,
+                SUBJECT: exchange.identity.subject,
+                TENANT: exchange.identity.tenant,
+                "llm.model": exchange.model,
+                "llm.revision": revision,
+                FIELD + "prompt": prompt,
+                FIELD + "answer": answer,
+            }
+        )
+
+    async def settled(self) -> None:
+        """Wait until all is kept."""
+        if self.journal is not None:
+            await self.journal.settled()
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

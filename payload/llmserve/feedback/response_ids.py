@@ -1,0 +1,74 @@
+"""Ids of answers, which only the subject that was answered can rate an answer by.
+
+An id is the exchange's transaction, the second it was issued in, and a truncated HMAC of both and of tenant and subject. It
+says nothing about model or experiment: what was answered, and by what, is looked up by the transaction in our own records.
+"""
+
+import base64
+import binascii
+import hmac
+import time
+from dataclasses import dataclass
+
+from llmserve.access.identity import Identity
+from llmserve.api.errors import ApiError
+
+TRANSACTION, TIME, TAG = 8, 4, 18  # bytes; 30 together are 40 letters without padding
+LETTERS = (TRANSACTION + TIME + TAG) * 4 // 3
+PREFIXES = ("chatcmpl-", "cmpl-")  # of OpenAI's ids
+AHEAD_SECONDS = 60  # by which the clock of another gateway may be ahead
+DAY = 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What an id says. `transaction`: of the exchange, as in the audit record. `issued`: seconds since the epoch."""
+
+    transaction: str
+    issued: int
+
+
+class ResponseIds:
+    """Issues ids and verifies them; every gateway with the same pepper verifies those of the others."""
+
+    def __init__(self, pepper: bytes, days: int = 30) -> None:
+        """`days`: how long an answer may be rated."""
+        self.key = hmac.digest(pepper, b"llmkeep response id", "sha256")
+        self.days = days
+
+    def tag(self, what: bytes, identity: Identity) -> bytes:
+        """The length of the tenant keeps `ab` and `c` apart from `a` and `bc`."""
+        tenant, subject = identity.tenant.encode(), identity.subject.encode()
+        bound = b"%b%d %b%b" % (what, len(tenant), tenant, subject)
+        return hmac.digest(self.key, bound, "sha256")[:TAG]
+
+    def issue(self, transaction: str, identity: Identity) -> str:
+        """The id of an answer to `identity`; `transaction`: 16 hexadecimal digits."""
+        what = bytes.fromhex(transaction) + int(time.time()).to_bytes(TIME)
+        return base64.urlsafe_b64encode(what + self.tag(what, identity)).decode()
+
+    def verify(self, text: str, identity: Identity) -> Answered:
+        """Raises ApiError 404 where the id is not one that `identity` was given, and 410 where it is too old."""
+        for prefix in PREFIXES:
+            text = text.removeprefix(prefix)
+        try:
+            sent = base64.b64decode(text, altchars=b"-_", validate=True) if len(text) == LETTERS else b""
+        except (binascii.Error, ValueError):  # letters beyond ASCII
+            sent = b""
+        what, tag = sent[: TRANSACTION + TIME], sent[TRANSACTION + TIME :]
+        if not hmac.compare_digest(tag, self.tag(what, identity)):
+            raise ApiError(
+                404,
+                "response_not_found",
+                f"'id' is {text[:60]!r}, which is no answer that you were given: send the answer's header X-LLM-Response-Id, "
+                "with the identity that asked",
+                "id",
+            )
+        answered = Answered(what[:TRANSACTION].hex(), int.from_bytes(what[TRANSACTION:]))
+        age = time.time() - answered.issued
+        if not -AHEAD_SECONDS <= age <= self.days * DAY:
+            days = f"{age / DAY:.0f} days old" if age > 0 else "from the future"
+            raise ApiError(
+                410, "response_expired", f"the answer is {days}: rate answers within {self.days} days", "id"
+            )
+        return answered

@@ -1,0 +1,1 @@
+"""What users said, as examples and rows to learn from."""

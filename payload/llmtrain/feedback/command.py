@@ -1,0 +1,57 @@
+"""`llm-train feedback export | pack`."""
+
+import argparse
+from datetime import UTC, datetime
+from pathlib import Path
+
+from llmtrain.feedback.export import KINDS, export
+
+
+def when(text: str) -> str:
+    """A date, or a date and time, of UTC where it says no zone; as text that sorts."""
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no date: write 2026-11-27 or 2026-11-27T08:00"
+        ) from None
+    return (time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)).isoformat()
+
+
+def pack_command(arguments: argparse.Namespace) -> int:
+    from llmtrain.feedback.pack import pack
+
+    return pack(arguments.examples, arguments.model, arguments.seq_len, arguments.out)
+
+
+def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `llm-train feedback`."""
+    feedback = commands.add_parser("feedback", help="examples to learn from, of what users said")
+    actions = feedback.add_subparsers(dest="action", required=True)
+    command = actions.add_parser("export", help="write examples for KTO, DPO or SFT into a new folder")
+    command.add_argument(
+        "--journal", type=Path, nargs="+", required=True, metavar="DIR", help="of each serving host"
+    )
+    command.add_argument("--since", type=when, required=True, metavar="DATE")
+    command.add_argument("--until", type=when, metavar="DATE", help="default: now")
+    command.add_argument("--kind", choices=sorted(KINDS), required=True)
+    command.add_argument("--out", type=Path, required=True, metavar="DIR")
+    command.add_argument(
+        "--per-subject", type=int, default=100, metavar="N", help="most examples of one (default 100)"
+    )
+    command.add_argument(
+        "--held-out", type=Path, metavar="FILE", help="JSON lines that no example may have a part of"
+    )
+    command.set_defaults(run=export)
+    packing = actions.add_parser(
+        "pack", help="tokenize examples for KTO or DPO into rows that `llm-train run` reads"
+    )
+    packing.add_argument("--examples", type=Path, required=True, metavar="DIR", help="that `export` wrote")
+    packing.add_argument(
+        "--model", type=Path, required=True, metavar="DIR", help="whose tokenizer and chat template count"
+    )
+    packing.add_argument(
+        "--seq-len", type=int, default=2048, metavar="TOKENS", help="of a row (default 2048)"
+    )
+    packing.add_argument("--out", type=Path, required=True, metavar="DIR")
+    packing.set_defaults(run=pack_command)

@@ -1,0 +1,237 @@
+"""`llm-train feedback export`: ratings become examples to learn from, in TRL's conversational formats.
+
+KTO (Ethayarajh et al. 2024) learns from thumbs, DPO (Rafailov et al. 2023) from corrections, which are the chosen answers, SFT
+from the best answers and from corrections. Only exchanges of tenants that consented have a text, so only they are exported.
+"""
+
+import argparse
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from llmcore import ratings
+from llmcore.files import replacing
+from llmtrain import exits
+
+FIELD = ratings.FIELD
+GOOD, BAD = 4, 2  # stars, and beyond
+RUN = 13  # words in a row that no example may share with the held-out set
+Example = dict[str, Any]
+Messages = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Rejected(Exception):
+    """Why a rating is no example."""
+
+    rule: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Rated:
+    """An exchange with its rating. `good`: None where neither thumb nor stars say so."""
+
+    transaction: str
+    subject: tuple[str, str]
+    time: str
+    prompt: Messages
+    answer: str
+    good: bool | None
+    best: bool
+    correction: str | None
+
+
+def liked(rating: ratings.Record) -> bool | None:
+    """What a rating says: thumbs, or stars but the middle one."""
+    if (thumb := rating.get(FIELD + "thumb")) is not None:
+        return bool(thumb == "up")
+    stars = rating.get(FIELD + "stars")
+    return None if stars is None or BAD < stars < GOOD else bool(stars >= GOOD)
+
+
+def joined(rating: ratings.Record, answers: dict[str, ratings.Record]) -> Rated:
+    """The exchange that was rated; raises Rejected."""
+    exchange = answers.get(rating[ratings.TRANSACTION])
+    if exchange is None:
+        raise Rejected(
+            "no_text",
+            "prompt and answer were not kept: the tenant does not consent, or the answer was cut off",
+        )
+    who = rating[ratings.TENANT], rating[ratings.SUBJECT]
+    if who != (exchange[ratings.TENANT], exchange[ratings.SUBJECT]):
+        raise Rejected("foreign", "the rating's subject is not the answer's: the journal was altered")
+    prompt = exchange[FIELD + "prompt"]
+    if isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+    if not all(
+        isinstance(each.get("content"), str) and each.keys() == {"role", "content"} for each in prompt
+    ):
+        raise Rejected("no_plain_text", "the prompt has tool calls, or parts that are no text")
+    return Rated(
+        transaction=rating[ratings.TRANSACTION],
+        subject=who,
+        time=rating[ratings.TIME],
+        prompt=prompt,
+        answer=exchange[FIELD + "answer"],
+        good=liked(rating),
+        best=rating.get(FIELD + "thumb") == "up" or rating.get(FIELD + "stars") == 5,
+        correction=rating.get(FIELD + "correction"),
+    )
+
+
+def said(text: str) -> Messages:
+    return [{"role": "assistant", "content": text}]
+
+
+def kto(rated: Rated) -> Example:
+    if rated.good is None:
+        raise Rejected("neutral", "three stars, or a correction alone, are neither good nor bad")
+    return {"prompt": rated.prompt, "completion": said(rated.answer), "label": rated.good}
+
+
+def dpo(rated: Rated) -> Example:
+    if rated.correction is None:
+        raise Rejected("no_correction", "only a correction says what should have been answered")
+    if rated.correction.strip() == rated.answer.strip():
+        raise Rejected("same", "the correction is the answer")
+    return {"prompt": rated.prompt, "chosen": said(rated.correction), "rejected": said(rated.answer)}
+
+
+def sft(rated: Rated) -> Example:
+    if rated.correction is not None:
+        return {"messages": [*rated.prompt, *said(rated.correction)]}
+    if not rated.best:
+        raise Rejected("not_best", "neither a thumb up, nor five stars, nor a correction")
+    return {"messages": [*rated.prompt, *said(rated.answer)]}
+
+
+KINDS: dict[str, Callable[[Rated], Example]] = {"kto": kto, "dpo": dpo, "sft": sft}
+
+
+def texts(value: object) -> Iterator[str]:
+    """All strings of a JSON value but names and roles."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for name, each in value.items():
+            if name != "role":
+                yield from texts(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from texts(each)
+
+
+def held_out(path: Path | None) -> Callable[[Example], bool]:
+    """Whether an example has RUN words in a row, or a whole shorter text, of a file of JSON lines."""
+    from llmtrain.data.words import runs_of, words_of
+
+    known: dict[int, set[int]] = {}
+    lines = path.read_text(encoding="utf-8").splitlines() if path else []
+    for number, line in enumerate(lines, 1):
+        try:
+            strings = list(texts(json.loads(line)))
+        except ValueError:
+            raise exits.Refusal(f"--held-out: line {number} of {path} is no JSON: {line[:60]!r}") from None
+        for text in strings:
+            words = words_of(text)
+            if size := min(RUN, len(words)):
+                known.setdefault(size, set()).update(map(int, runs_of(words, size)))
+
+    def shares(example: Example) -> bool:
+        for text in texts(example):
+            words = words_of(text)
+            for size, runs in known.items():
+                # A short text has to be the whole one: three words in a row are everywhere.
+                if (size == RUN or len(words) == size) and not runs.isdisjoint(
+                    map(int, runs_of(words, size))
+                ):
+                    return True
+        return False
+
+    return shares
+
+
+def examples(
+    folders: list[Path], kind: str, since: str, until: str, most: int, shares: Callable[[Example], bool]
+) -> Iterator[tuple[str, Example | Rejected]]:
+    """For each rating, oldest first, its transaction and the example, or why there is none."""
+    rated: dict[str, ratings.Record] = {}
+    answers: dict[str, ratings.Record] = {}
+    for folder in folders:
+        rated |= ratings.by_transaction(folder, ratings.RATED)
+        answers |= ratings.by_transaction(folder, ratings.ANSWERED)
+    of_subject: Counter[tuple[str, str]] = Counter()
+    seen: dict[str, str] = {}
+    for rating in sorted(rated.values(), key=lambda each: (each[ratings.TIME], each[ratings.TRANSACTION])):
+        if not since <= rating[ratings.TIME] < until:
+            continue
+        transaction = rating[ratings.TRANSACTION]
+        try:
+            each = joined(rating, answers)
+            example = KINDS[kind](each)
+            if shares(example):
+                raise Rejected("held_out", "it is in the held-out set, or has a part of it")
+            content = json.dumps(example, sort_keys=True)
+            if content in seen:
+                raise Rejected("duplicate", f"the same as {seen[content]}")
+            if of_subject[each.subject] >= most:
+                raise Rejected("cap", f"more than {most} of one subject")
+        except Rejected as rejected:
+            yield transaction, rejected
+            continue
+        seen[content] = transaction
+        of_subject[each.subject] += 1
+        yield transaction, example
+
+
+def export(arguments: argparse.Namespace) -> int:
+    """Write examples, rejects and a report into a new folder, and print the report."""
+    for folder in arguments.journal:
+        if not folder.is_dir():
+            raise exits.Refusal(
+                f"--journal is {folder}, which is no folder: name a copy of /var/lib/llm-feedback"
+            )
+    until = arguments.until or datetime.now(UTC).isoformat()
+    if arguments.out.exists():
+        raise exits.Refusal(f"--out is {arguments.out}, which is there: name a new folder")
+    found, rejects = [], []
+    shares = held_out(arguments.held_out)
+    span = arguments.since, until
+    for transaction, each in examples(
+        arguments.journal, arguments.kind, *span, arguments.per_subject, shares
+    ):
+        if isinstance(each, Rejected):
+            rejects.append({"id": transaction, "rule": each.rule, "reason": each.reason})
+        else:
+            found.append({"id": transaction, **each})
+    if not found:
+        counts = dict(Counter(each["rule"] for each in rejects))
+        raise exits.Refusal(
+            f"no rating since {arguments.since} is an example for {arguments.kind}: {counts or 'there are none'}"
+        )
+    arguments.out.mkdir(parents=True, mode=0o700)
+    data = "".join(json.dumps(each, ensure_ascii=False, sort_keys=True) + "\n" for each in found)
+    report = {
+        "kind": arguments.kind,
+        "since": arguments.since,
+        "until": until,
+        "examples": len(found),
+        "rejected": dict(sorted(Counter(each["rule"] for each in rejects).items())),
+        "sha256": hashlib.sha256(data.encode()).hexdigest(),
+    }
+    files = {
+        f"{arguments.kind}.jsonl": data,
+        "rejects.jsonl": "".join(json.dumps(each) + "\n" for each in rejects),
+        "export.json": json.dumps(report, indent=1) + "\n",  # last: with it the export is whole
+    }
+    for name, text in files.items():
+        with replacing(arguments.out / name) as aside:
+            aside.write_text(text, encoding="utf-8")
+    print(files["export.json"], end="")
+    return exits.DONE

@@ -1,0 +1,319 @@
+"""Ratings through a real gateway: who may rate what, what is kept of it, and that it is on disk before the answer."""
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+from service import Service, events, eventually, running
+
+from llmcore.ratings import ANSWERED, RATED, by_transaction, files, read
+from llmserve.access.identity import Identity
+from llmserve.api.errors import ApiError
+from llmserve.cli import main
+from llmserve.feedback import journal
+from llmserve.feedback.response_ids import DAY, ResponseIds
+
+CHAT = "/v1/chat/completions"
+SECRET = "sk-0123456789abcdef0123"
+QUESTION = {"model": "echo", "messages": [{"role": "user", "content": f"is {SECRET} good"}], "max_tokens": 5}
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A gateway whose tenant `research` consents that text is kept; `other` does not."""
+    folder = tmp_path_factory.mktemp("feedback")
+    (folder / "journal").mkdir()
+    feedback = {"folder": str(folder / "journal")}
+    tenants: dict[str, dict[str, object]] = {"research": {"keep_prompts": True}}
+    with running(folder, feedback=feedback, tenants=tenants) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def client(service: Service) -> Iterator[httpx.Client]:
+    with service.client() as client:
+        yield client
+
+
+def rated(service: Service, kind: str = RATED) -> list[dict[str, Any]]:
+    """The journal's records of a kind."""
+    return [record for path in files(service.folder / "journal", kind) for record in read(path)]
+
+
+def answered(client: httpx.Client, **more: Any) -> str:
+    """The id of a new answer."""
+    return str(client.post(CHAT, json=QUESTION | more).headers["x-llm-response-id"])
+
+
+def rate(client: httpx.Client, **body: Any) -> httpx.Response:
+    return client.post("/v1/feedback", json=body)
+
+
+def test_every_answer_has_an_id_of_its_own_in_header_and_body(client: httpx.Client) -> None:
+    whole = client.post(CHAT, json=QUESTION)
+    assert whole.json()["id"] == "chatcmpl-" + whole.headers["x-llm-response-id"]
+    generated = client.post("/generate", json={"prompt": "x"})
+    assert (
+        generated.json()["id"] == generated.headers["x-llm-response-id"] != whole.headers["x-llm-response-id"]
+    )
+    with client.stream("POST", CHAT, json=QUESTION | {"stream": True}) as streamed:
+        identifier = streamed.headers["x-llm-response-id"]
+        assert {each["id"] for each in events(streamed) if each != "[DONE]"} == {"chatcmpl-" + identifier}
+    with client.stream("POST", "/generate", json={"prompt": "x", "stream": True}) as streamed:
+        assert events(streamed)[-2]["id"] == streamed.headers["x-llm-response-id"]
+
+
+@pytest.mark.parametrize("prefix", ["", "chatcmpl-"])
+def test_a_rating_is_on_disk_when_it_is_acknowledged(
+    service: Service, client: httpx.Client, prefix: str
+) -> None:
+    identifier = answered(client)
+    answer = rate(client, id=prefix + identifier, stars=2, reason="wrong", comment="no")
+    assert answer.json() == {"object": "feedback", "id": prefix + identifier, "text_kept": True}
+    kept = rated(service)[-1]
+    assert (kept["user.id"], kept["organization.id"]) == ("ada", "research")
+    told = {name: kept[f"llmkeep.feedback.{name}"] for name in ("stars", "reason", "comment")}
+    assert told == {"stars": 2, "reason": "wrong", "comment": "no"}
+    intents = [each for each in service.records() if each["transaction.id"] == kept["transaction.id"]]
+    assert intents[0]["gen_ai.request.model"] == "echo", "what was rated is looked up in the audit record"
+
+
+def test_the_last_rating_of_an_answer_counts_and_the_others_are_history(
+    service: Service, client: httpx.Client
+) -> None:
+    identifier = answered(client)
+    for thumb in "up", "down", "up":
+        assert rate(client, id=identifier, thumb=thumb).status_code == 200
+    last = rated(service)[-1]
+    transaction = last["transaction.id"]
+    history = [each for each in rated(service) if each["transaction.id"] == transaction]
+    assert [each["llmkeep.feedback.thumb"] for each in history] == ["up", "down", "up"]
+    assert by_transaction(service.folder / "journal", RATED)[transaction] == last
+
+
+def test_what_was_answered_is_kept_without_secrets(service: Service, client: httpx.Client) -> None:
+    identifier = answered(client)
+    with client.stream("POST", CHAT, json=QUESTION | {"stream": True}) as streamed:
+        streamed.read()
+    rate(client, id=identifier, correction=f"better: {SECRET}")
+    transaction = rated(service)[-1]["transaction.id"]
+    kept = eventually("both answers are kept", lambda: both(service, transaction))
+    for record in kept:
+        assert record["llm.model"] == "echo"
+        assert record["llmkeep.feedback.prompt"] == [{"role": "user", "content": "is [key] good"}]
+        assert record["llmkeep.feedback.answer"].split() == ["is", "[key]", "good"]
+    assert rated(service)[-1]["llmkeep.feedback.correction"] == "better: [key]"
+
+
+def both(service: Service, transaction: str) -> list[dict[str, Any]]:
+    """The answer of a transaction and the one after it, once they are kept."""
+    kept = rated(service, ANSWERED)
+    places = [place for place, each in enumerate(kept) if each["transaction.id"] == transaction]
+    return kept[places[0] : places[0] + 2] if places and len(kept) >= places[0] + 2 else []
+
+
+def test_of_a_tenant_that_does_not_consent_no_text_is_kept(service: Service) -> None:
+    canary = "canary-4b1f"
+    with service.client(service.add_key("bob", "other")["key"]) as client:
+        identifier = answered(client, messages=[{"role": "user", "content": canary}])
+        answer = rate(client, id=identifier, thumb="down", comment=canary, correction=canary)
+    assert answer.json()["text_kept"] is False
+    assert rated(service)[-1]["llmkeep.feedback.thumb"] == "down"
+    written = b"".join(path.read_bytes() for path in (service.folder / "journal").iterdir())
+    assert canary.encode() not in written
+    assert b'"bob"' in written
+
+
+def test_an_answer_is_rated_by_the_subject_that_got_it_alone(service: Service, client: httpx.Client) -> None:
+    identifier = answered(client)
+    before = rated(service)
+    for subject, tenant in ("bob", "research"), ("ada", "other"):
+        with service.client(service.add_key(subject, tenant)["key"]) as foreign:
+            refused = rate(foreign, id=identifier, thumb="up")
+            assert (refused.status_code, refused.json()["error"]["code"]) == (404, "response_not_found")
+    altered = ("A" if identifier[0] != "A" else "B") + identifier[1:]
+    for forged in altered, identifier[:-1], identifier + "A", "chatcmpl-", "ü" * 40, "A" * 40, "x":
+        assert rate(client, id=forged, thumb="up").status_code == 404, forged
+    assert rated(service) == before
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ({}, "set 'thumb', 'stars' or 'correction'"),
+        ({"thumb": "up", "stars": 5}, "there are 'thumb' and 'stars'"),
+        ({"thumb": "sideways"}, "'thumb' is \"sideways\""),
+        ({"stars": 6}, "'stars' is 6"),
+        ({"stars": True}, "'stars' is true"),
+        ({"thumb": "up", "reason": "because"}, "'reason' is \"because\""),
+        ({"thumb": "up", "comment": "x" * 4001}, "'comment' is \"xxx"),
+        ({"thumb": "up", "model": "another"}, "unsupported: 'model'"),
+        ({"thumb": "up", "tenant": "other"}, "unsupported: 'tenant'"),
+    ],
+)
+def test_a_rating_that_says_nothing_clear_is_refused(
+    client: httpx.Client, body: dict[str, Any], says: str
+) -> None:
+    refused = rate(client, id=answered(client), **body)
+    assert refused.status_code == 400
+    assert says in refused.json()["error"]["message"]
+
+
+def test_a_megabyte_of_comment_is_refused(client: httpx.Client) -> None:
+    assert rate(client, id=answered(client), thumb="up", comment="x" * 1024 * 1024).status_code == 413
+
+
+def test_a_rating_that_cannot_be_kept_is_not_acknowledged(service: Service, client: httpx.Client) -> None:
+    identifier = answered(client)
+    folder, aside = service.folder / "journal", service.folder / "aside"
+    folder.rename(aside)
+    try:
+        refused = rate(client, id=identifier, thumb="up")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "feedback_unavailable")
+    finally:
+        aside.rename(folder)
+    assert rate(client, id=identifier, thumb="up").status_code == 200
+
+
+def test_a_gateway_without_a_journal_answers_and_takes_no_rating(tmp_path: Path) -> None:
+    with running(tmp_path) as service, service.client() as client:
+        assert rate(client, id=answered(client), thumb="up").json()["error"]["code"] == "feedback_unavailable"
+
+
+def test_no_acknowledged_rating_is_lost_when_the_gateway_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "journal").mkdir()
+    acknowledged: set[str] = set()
+    enough = threading.Event()
+    with running(tmp_path, feedback={"folder": str(tmp_path / "journal")}) as service:
+
+        def ask() -> None:
+            with service.client() as client:
+                while True:
+                    try:
+                        identifier = answered(client)
+                        if rate(client, id=identifier, stars=5).status_code == 200:
+                            acknowledged.add(identifier)
+                    except (httpx.HTTPError, KeyError):
+                        return
+                    if len(acknowledged) >= 20:
+                        enough.set()
+
+        with ThreadPoolExecutor(4) as threads:
+            for _ in range(4):
+                threads.submit(ask)
+            assert enough.wait(60)
+            assert service.gateway
+            os.kill(service.gateway.process.pid, signal.SIGKILL)
+        kept = by_transaction(tmp_path / "journal", RATED)
+        ids = ResponseIds(b"a pepper for tests, 32 bytes long")
+        identity = Identity("api_key", "", "ada", "research", ())
+        assert {ids.verify(each, identity).transaction for each in acknowledged} <= kept.keys()
+
+
+def test_what_is_kept_of_a_subject_is_forgotten_and_another_tenants_namesake_stays(tmp_path: Path) -> None:
+    folder = tmp_path / "journal"
+    folder.mkdir()
+    tenants: dict[str, dict[str, object]] = {"research": {"keep_prompts": True}}
+    with running(tmp_path, feedback={"folder": str(folder)}, tenants=tenants) as service:
+        for key in service.key, service.add_key("ada", "other")["key"]:
+            with service.client(key) as client:
+                rate(client, id=answered(client), thumb="up")
+        forget = ["feedback", "forget", "--subject", "ada", "--tenant", "research", "--folder", str(folder)]
+        said = service.cli(*forget)
+        assert (said.returncode, said.stdout) == (0, "removed 2 records of ada in research; 0 are left\n")
+        listed = service.cli("feedback", "list", "--folder", str(folder)).stdout.splitlines()
+        assert [json.loads(each)["organization.id"] for each in listed] == ["other"]
+        with service.client() as client:
+            assert rate(client, id=answered(client), thumb="up").status_code == 200, "its gateway goes on"
+
+
+def test_forgetting_as_another_user_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.chown(tmp_path, 65534, 65534)
+    assert main(["feedback", "list", "--folder", str(tmp_path)]) == 2
+    assert "run this as nobody" in capsys.readouterr().err
+
+
+# The parts.
+
+
+def test_an_id_is_too_old_after_its_days_and_good_on_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    ids, identity = ResponseIds(b"pepper", 30), Identity("api_key", "", "ada", "research", ())
+    monkeypatch.setattr("time.time", lambda: 1_000_000.0)
+    identifier = ids.issue("5e" * 8, identity)
+    monkeypatch.setattr("time.time", lambda: 1_000_000.0 + 30 * DAY)
+    assert ids.verify(identifier, identity).transaction == "5e" * 8
+    monkeypatch.setattr("time.time", lambda: 1_000_001.0 + 30 * DAY)
+    with pytest.raises(ApiError) as refused:
+        ids.verify(identifier, identity)
+    assert (refused.value.status, refused.value.code) == (410, "response_expired")
+
+
+def test_an_id_of_a_gateway_whose_clock_is_a_minute_ahead_is_good_and_one_of_tomorrow_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ids, identity = ResponseIds(b"pepper"), Identity("api_key", "", "ada", "research", ())
+    monkeypatch.setattr("time.time", lambda: 1_000_000.0)
+    identifier = ids.issue("5e" * 8, identity)
+    monkeypatch.setattr("time.time", lambda: 1_000_000.0 - 59)
+    ids.verify(identifier, identity)
+    monkeypatch.setattr("time.time", lambda: 1_000_000.0 - DAY)
+    with pytest.raises(ApiError) as refused:
+        ids.verify(identifier, identity)
+    assert "from the future" in refused.value.message
+
+
+def test_tenant_and_subject_are_told_apart() -> None:
+    ids = ResponseIds(b"pepper")
+    identifier = ids.issue("5e" * 8, Identity("api_key", "", "bc", "a", ()))
+    with pytest.raises(ApiError):
+        ids.verify(identifier, Identity("api_key", "", "c", "ab", ()))
+
+
+def test_a_line_that_a_power_cut_has_torn_hides_no_other(tmp_path: Path) -> None:
+    journal.append(tmp_path, [(RATED, {"transaction.id": "1"})])
+    [path] = files(tmp_path)
+    with path.open("ab") as file:
+        file.write(b'{"transaction.id": "to')
+    journal.append(tmp_path, [(RATED, {"transaction.id": "2"})])
+    assert list(by_transaction(tmp_path, RATED)) == ["1", "2"]
+
+
+def test_what_is_forgotten_is_gone_from_every_file_and_the_rest_stays(tmp_path: Path) -> None:
+    for number, subject in enumerate(["ada", "bob", "ada"]):
+        record = {
+            "transaction.id": str(number),
+            "user.id": subject,
+            "llmkeep.feedback.comment": f"of {subject}",
+        }
+        journal.append(tmp_path, [(kind, record) for kind in (RATED, ANSWERED)])
+    (tmp_path / "rated-20200101T00.jsonl").write_text(
+        json.dumps({"transaction.id": "9", "user.id": "ada"}) + "\n"
+    )
+    assert journal.forget(tmp_path, lambda record: record["user.id"] == "ada") == 5
+    assert not (tmp_path / "rated-20200101T00.jsonl").exists(), "nothing else was in it"
+    left = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert b"ada" not in left
+    assert list(by_transaction(tmp_path, RATED)) == ["1"]
+    assert journal.forget(tmp_path, lambda record: record["user.id"] == "ada") == 0
+
+
+def test_ratings_made_while_others_are_forgotten_stay(tmp_path: Path) -> None:
+    def forgetting() -> None:
+        for _ in range(40):
+            journal.forget(tmp_path, lambda record: record["user.id"] == "ada")
+
+    with ThreadPoolExecutor(1) as threads:
+        done = threads.submit(forgetting)
+        for number in range(100):
+            subject = "ada" if number % 2 else "bob"
+            journal.append(tmp_path, [(RATED, {"transaction.id": str(number), "user.id": subject})])
+        done.result()
+    journal.forget(tmp_path, lambda record: record["user.id"] == "ada")
+    assert list(by_transaction(tmp_path, RATED)) == [str(number) for number in range(0, 100, 2)]

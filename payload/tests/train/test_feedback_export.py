@@ -1,0 +1,189 @@
+"""`llm-train feedback export`: what users said becomes examples, and what does not is told with its reason."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmcore.ratings import ANSWERED, FIELD, RATED
+from llmtrain import exits
+from llmtrain.cli import main
+
+QUESTION = "What is the capital of France, and how many people live in it today, roughly speaking?"
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> "Journal":
+    return Journal(tmp_path / "journal")
+
+
+class Journal:
+    """A journal as gateways write it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+
+    def add(
+        self, number: int, kept: bool = True, subject: str = "ada", question: str = "", **said: Any
+    ) -> None:
+        """An exchange, unless its tenant did not consent, and its rating."""
+        head = {"@timestamp": f"2026-11-27T08:00:{number:02d}.000+00:00", "transaction.id": f"t{number}"}
+        who = {"user.id": subject, "organization.id": "research"}
+        rating = head | who | {FIELD + name: value for name, value in said.items()}
+        self.write(RATED, rating)
+        if kept:
+            prompt = [{"role": "user", "content": question or f"{QUESTION} {number}"}]
+            self.write(
+                ANSWERED, head | who | {FIELD + "prompt": prompt, FIELD + "answer": f"answer {number}"}
+            )
+
+    def write(self, kind: str, record: dict[str, Any]) -> None:
+        with (self.folder / f"{kind}-20261127T08.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def export(self, kind: str, *more: str) -> tuple[list[dict[str, Any]], dict[str, str], dict[str, Any]]:
+        """Examples, the rule of each reject, and the report."""
+        out = self.folder.parent / kind
+        command = ["--journal", str(self.folder), "--since", "2026-11-01", "--kind", kind, "--out", str(out)]
+        assert main(["feedback", "export", *command, *more]) == exits.DONE
+        lines = (out / f"{kind}.jsonl").read_text().splitlines()
+        rejects = map(json.loads, (out / "rejects.jsonl").read_text().splitlines())
+        report = json.loads((out / "export.json").read_text())
+        return [json.loads(line) for line in lines], {each["id"]: each["rule"] for each in rejects}, report
+
+
+def test_thumbs_and_stars_are_labels(journal: Journal) -> None:
+    journal.add(0, thumb="up")
+    journal.add(1, thumb="down")
+    journal.add(2, stars=5)
+    journal.add(3, stars=1)
+    journal.add(4, stars=3)
+    journal.add(5, correction="Paris")
+    examples, rejects, _ = journal.export("kto")
+    assert [(each["id"], each["label"]) for each in examples] == [
+        ("t0", True), ("t1", False), ("t2", True), ("t3", False)
+    ]  # fmt: skip
+    assert examples[0]["prompt"] == [{"role": "user", "content": f"{QUESTION} 0"}]
+    assert examples[0]["completion"] == [{"role": "assistant", "content": "answer 0"}]
+    assert rejects == {"t4": "neutral", "t5": "neutral"}
+
+
+def test_a_correction_is_chosen_and_the_answer_rejected(journal: Journal) -> None:
+    journal.add(0, thumb="down", correction="Paris")
+    journal.add(1, thumb="down")
+    journal.add(2, thumb="down", correction=" answer 2 ")
+    [example], rejects, _ = journal.export("dpo")
+    assert example["chosen"] == [{"role": "assistant", "content": "Paris"}]
+    assert example["rejected"] == [{"role": "assistant", "content": "answer 0"}]
+    assert rejects == {"t1": "no_correction", "t2": "same"}
+
+
+def test_the_best_answers_and_corrections_are_conversations(journal: Journal) -> None:
+    journal.add(0, thumb="up")
+    journal.add(1, stars=4)
+    journal.add(2, stars=1, correction="Paris")
+    examples, rejects, _ = journal.export("sft")
+    assert [each["messages"][-1]["content"] for each in examples] == ["answer 0", "Paris"]
+    assert rejects == {"t1": "not_best"}
+
+
+def test_the_last_rating_counts(journal: Journal) -> None:
+    journal.add(0, thumb="up")
+    journal.add(0, thumb="down")
+    [example], _, _ = journal.export("kto")
+    assert example["label"] is False
+
+
+def test_without_consent_there_is_no_example(journal: Journal) -> None:
+    journal.add(0, kept=False, thumb="up")
+    journal.add(1, thumb="up")
+    examples, rejects, _ = journal.export("kto")
+    assert [each["id"] for each in examples] == ["t1"]
+    assert rejects == {"t0": "no_text"}
+
+
+def test_one_subject_teaches_no_more_than_its_cap(journal: Journal) -> None:
+    for number in range(5):
+        journal.add(number, thumb="up")
+    journal.add(5, subject="bob", thumb="up")
+    examples, rejects, report = journal.export("kto", "--per-subject", "2")
+    assert [each["id"] for each in examples] == ["t0", "t1", "t5"]
+    assert set(rejects.values()) == {"cap"}
+    assert (report["examples"], report["rejected"]) == (3, {"cap": 3})
+
+
+def test_the_same_example_counts_once(journal: Journal) -> None:
+    for number, subject in enumerate(["ada", "bob"]):
+        journal.add(number, subject=subject, question=QUESTION, thumb="down", correction="Paris")
+    for record in "t0", "t1":  # the same answer to both
+        journal.write(
+            ANSWERED,
+            {
+                "transaction.id": record,
+                "user.id": "ada" if record == "t0" else "bob",
+                "organization.id": "research",
+                FIELD + "prompt": [{"role": "user", "content": QUESTION}],
+                FIELD + "answer": "London",
+            },
+        )
+    _, rejects, _ = journal.export("dpo")
+    assert rejects == {"t1": "duplicate"}
+
+
+def test_what_is_held_out_is_not_learned(journal: Journal, tmp_path: Path) -> None:
+    journal.add(0, thumb="up")
+    journal.add(1, thumb="up", question="Who wrote Faust?")
+    journal.add(2, thumb="up", question="And who wrote Faust? I forgot")
+    held = tmp_path / "held.jsonl"
+    lines = {"messages": [{"role": "user", "content": f"Please: {QUESTION}"}]}, {"prompt": "who wrote faust"}
+    held.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    examples, rejects, _ = journal.export("kto", "--held-out", str(held))
+    assert [each["id"] for each in examples] == ["t2"]
+    assert rejects == {"t0": "held_out", "t1": "held_out"}
+
+
+def test_a_rating_that_is_another_subjects_is_no_example(journal: Journal) -> None:
+    journal.add(0, thumb="up")
+    journal.add(1, thumb="up")
+    journal.write(RATED, {"@timestamp": "2026-11-27T09", "transaction.id": "t1", "user.id": "eve",
+                          "organization.id": "research", FIELD + "thumb": "down"})  # fmt: skip
+    _, rejects, _ = journal.export("kto")
+    assert rejects == {"t1": "foreign"}
+
+
+def test_the_same_journal_gives_the_same_digest(journal: Journal, tmp_path: Path) -> None:
+    journal.add(0, thumb="up")
+    journal.add(1, thumb="down")
+    _, _, first = journal.export("kto", "--until", "2026-11-28")
+    (tmp_path / "kto").rename(tmp_path / "first")
+    assert journal.export("kto", "--until", "2026-11-28")[2] == first
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--since", "2027-01-01"], "there are none"),
+        (["--kind", "dpo"], "{'no_correction': 1}"),
+        (["--out", "."], "which is there"),
+        (["--journal", "nowhere"], "which is no folder"),
+    ],
+)
+def test_an_export_that_would_be_empty_or_nowhere_is_refused(
+    journal: Journal, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], says: str
+) -> None:
+    journal.add(0, thumb="up")
+    given = [
+        "--journal",
+        str(journal.folder),
+        "--since",
+        "2026-11-01",
+        "--kind",
+        "kto",
+        "--out",
+        str(tmp_path / "x"),
+    ]
+    assert main(["feedback", "export", *given, *more]) == exits.USAGE
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
