@@ -87,7 +87,7 @@ def alertmanagers() -> str:
 def cluster() -> str:
     found = ask("/api/v2/status", PORTS["alertmanager"])["cluster"]
     said = {"ready": f"{len(found['peers'])} know each other", "disabled": "no others"}
-    return said.get(found["status"], found["status"])
+    return said.get(found["status"], str(found["status"]))
 
 
 def samples() -> str:

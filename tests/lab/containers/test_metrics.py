@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import time
+from typing import Any
 
 import pytest
 import yaml
@@ -69,7 +70,7 @@ def query(lab: Lab, host: str, expression: str) -> dict[str, float]:
     return {each["metric"].get("instance", ""): float(each["value"][1]) for each in found}
 
 
-def delivered(lab: Lab, alert: str) -> list[dict[str, object]]:
+def delivered(lab: Lab, alert: str) -> list[dict[str, Any]]:
     """The notifications that any receiver got of an alert."""
     got = [
         json.loads(line) for host in HOSTS for line in lab.on(host, "cat /run/alerts/webhook").splitlines()
