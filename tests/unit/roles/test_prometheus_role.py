@@ -13,6 +13,8 @@ CASES = {
     "tls": ("prometheus_webhook", "https://relay/alerts", ""),
     "loopback": ("prometheus_webhook", "http://127.0.0.1:9099/alerts", ""),
     "bare": ("prometheus_webhook", "http://127.0.0.1", ""),
+    "webhook": ("prometheus_mail", {}, ""),
+    "unaddressed": ("prometheus_mail", {"to": "a@example.org"}, "lacks from, server"),
     "mail": ("prometheus_webhook", "", ""),
     "plain": ("prometheus_webhook", "http://relay/", "take an https URL"),
     "userinfo": ("prometheus_webhook", "http://127.0.0.1:x@relay/", "take an https URL"),
