@@ -28,8 +28,6 @@ GIVEN = {
     "prometheus_memory_mb": 512,
     "prometheus_disk": "500MB",
     "prometheus_webhook": "http://127.0.0.1:9099/alerts",
-    # Where nginx has used a key of the HSM, it fails to verify certificates of clients (docs/status.md).
-    "edge_key_source": "file",
     "gpu_set": "provided",
     "gpu_health_expect": {"count": 8, "name": "NVIDIA A100-SXM4-80GB"},
     "gpu_health_engines": [{"name": MODEL, "socket": f"/run/llm-engine/{MODEL}.sock", "gpus": [0]}],
@@ -50,7 +48,9 @@ def watched(estate: Lab, tmp_path_factory: pytest.TempPathFactory) -> Lab:
     subprocess.run([ROOT / "tests/doubles/nvml/build.sh", folder], check=True)
     estate.send("llm1", "/usr/local/lib", {path.name: path for path in folder.iterdir()})
     estate.on("llm1", f"set -e{DRIVER}")
-    groups = {name: {"hosts": {"llm1": None}} for name in ("prometheus", "gpu")}
+    # Where nginx has used a key of the HSM, it fails to verify clients' certificates (docs/metrics.md).
+    llm1 = {"edge_key_source": "file"}
+    groups = {name: {"hosts": {"llm1": llm1}} for name in ("prometheus", "gpu")}
     inventory = yaml.safe_dump({"all": {"vars": GIVEN, "children": groups}})
     estate.on("ops1", f"mkdir -p {INVENTORY} && cat > {INVENTORY}/hosts.yml", given=inventory)
     for host in HOSTS:
