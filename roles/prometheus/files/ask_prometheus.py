@@ -1,9 +1,10 @@
 """What Prometheus and Alertmanager on this host say, for their checks.
 
-ask_prometheus.py NAME SECONDS targets NUMBER | rules | alertmanagers | retention | stranger
+ask_prometheus.py NAME SECONDS targets NUMBER | rules | alertmanagers | cluster WANTED | samples | retention | stranger
 
-NAME is the host's full name, as its certificate has it. `targets` and `alertmanagers` wait up to SECONDS: after a start the
-first scrape is to come. Before it Prometheus replays its log and answers 503: that may take REPLAY seconds.
+NAME is the host's full name, as its certificate has it. `targets`, `alertmanagers`, `cluster` and `samples` wait up to
+SECONDS: after a start the first scrape is to come. Before it Prometheus replays its log and answers 503: that may take REPLAY
+seconds.
 """
 
 import http.client
@@ -14,8 +15,9 @@ import ssl
 import sys
 import time
 from typing import Any
+from urllib.parse import quote
 
-name, patience, verb, *words = sys.argv[1:]
+name, patience, verb, *words = sys.argv[1], float(sys.argv[2]), *sys.argv[3:]
 PORTS = {"prometheus": 9090, "alertmanager": 9093}
 REPLAY = 120
 DAYS = {"y": 365, "w": 7, "d": 1}  # as Prometheus prints them: 1y for 365d
@@ -82,6 +84,23 @@ def alertmanagers() -> str:
     return f"{len(ask('/api/v1/alertmanagers')['data']['activeAlertmanagers'])} with {', '.join(receivers)}"
 
 
+def cluster() -> str:
+    found = ask("/api/v2/status", PORTS["alertmanager"])["cluster"]
+    said = {"ready": f"{len(found['peers'])} know each other", "disabled": "no others"}
+    return said.get(found["status"], str(found["status"]))
+
+
+def samples() -> str:
+    """Whether scrapes are stored: targets are up even while the disk is full."""
+    [age] = ask(f"/api/v1/query?query={quote('time()-max(timestamp(up))')}")["data"]["result"] or [None]
+    if age is None:
+        return "no sample is younger than 5 minutes"
+    seconds = float(age["value"][1])
+    return (
+        "the newest sample is recent" if seconds <= patience else f"the newest sample is {seconds:.0f} s old"
+    )
+
+
 def retention() -> str:
     flags = ask("/api/v1/status/flags")["data"]
     days = re.findall(r"(\d+)([a-z]+)", flags["storage.tsdb.retention.time"])
@@ -103,11 +122,15 @@ def stranger(program: str) -> str:
 
 
 if verb == "targets":
-    print(until(targets, f"{words[0]} targets are up", float(patience)))
+    print(until(targets, f"{words[0]} targets are up", patience))
 elif verb == "rules":
     print(until(rules))
 elif verb == "alertmanagers":
-    print(until(alertmanagers, "1 with operators", float(patience)))
+    print(until(alertmanagers, "1 with operators", patience))
+elif verb == "cluster":
+    print(until(cluster, words[0], patience))
+elif verb == "samples":
+    print(until(samples, "the newest sample is recent", patience))
 elif verb == "retention":
     print(until(retention))
 else:

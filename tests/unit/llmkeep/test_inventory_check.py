@@ -19,7 +19,9 @@ all:
 """
 
 
-@pytest.mark.parametrize("given", [["example"], ["lab", "lab-kernel", "lab-train"]])
+@pytest.mark.parametrize(
+    "given", [["example"], ["lab", "lab-kernel", "lab-train"], ["lab", "lab-logs", "lab-metrics"]]
+)
 def test_the_trees_own_inventories_have_no_fault(
     given: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,6 +13,9 @@ CASES = {
     "tls": ("prometheus_webhook", "https://relay/alerts", ""),
     "loopback": ("prometheus_webhook", "http://127.0.0.1:9099/alerts", ""),
     "bare": ("prometheus_webhook", "http://127.0.0.1", ""),
+    "webhook": ("prometheus_mail", {}, ""),
+    "unaddressed": ("prometheus_mail", {"to": "a@example.org"}, "lacks from, server"),
+    "mail": ("prometheus_webhook", "", ""),
     "plain": ("prometheus_webhook", "http://relay/", "take an https URL"),
     "userinfo": ("prometheus_webhook", "http://127.0.0.1:x@relay/", "take an https URL"),
     "port": ("prometheus_webhook", "http://127.0.0.1:80@relay/", "take an https URL"),
@@ -43,7 +46,10 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
     estate = {
         "hosts": {host: {key: value} for host, (key, value, _) in CASES.items()},
-        "vars": {"prometheus_webhook": "https://relay/"},
+        "vars": {
+            "prometheus_webhook": "https://relay/",
+            "prometheus_mail": {"to": "a@example.org", "from": "b@example.org", "server": "mail:587"},
+        },
     }
     done = played(folder, play, estate)
     output = " ".join(done.stdout.split())
