@@ -1,0 +1,249 @@
+"""An estate as Prometheus and Alertmanager have seen it: the real programs, over mutual TLS, with series of a made-up estate.
+
+The series are stamped some minutes into the future, so that they are recent as long as a test takes.
+"""
+
+import math
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+import yaml
+from edge import authority, issue
+from service import eventually
+
+from llmserve.local_run import free_port
+
+STEP, HOURS, AHEAD = 60, 26, 1800
+HOSTILE = '<script>document.title="owned"</script><img src=x onerror=alert(1)>'
+# Series, and their value at a time: counters grow, gauges wave.
+SERIES: dict[str, Callable[[float], float]] = {
+    'up{job="node",instance="ops1"}': lambda t: 1,
+    'up{job="node",instance="llm1"}': lambda t: 1,
+    'up{job="gateway",instance="llm1",gateway="1"}': lambda t: 1,
+    'up{job="gpu",instance="llm1"}': lambda t: 1,
+    'up{job="node",instance="train1"}': lambda t: 0,
+    f'up{{job="node",instance="{HOSTILE.replace(chr(34), chr(92) + chr(34))}"}}': lambda t: 1,
+    'node_cpu_seconds_total{instance="ops1",cpu="0",mode="idle"}': lambda t: 0.93 * t,
+    'node_cpu_seconds_total{instance="llm1",cpu="0",mode="idle"}': lambda t: 0.35 * t + 900 * math.sin(t / 5000),
+    'node_memory_MemAvailable_bytes{instance="ops1"}': lambda t: 3e9,
+    'node_memory_MemAvailable_bytes{instance="llm1"}': lambda t: 11e9 + 3e9 * math.sin(t / 3000),
+    'node_memory_MemTotal_bytes{instance="ops1"}': lambda t: 4e9,
+    'node_memory_MemTotal_bytes{instance="llm1"}': lambda t: 32e9,
+    'node_filesystem_avail_bytes{instance="ops1",mountpoint="/"}': lambda t: 12e9,
+    'node_filesystem_avail_bytes{instance="llm1",mountpoint="/"}': lambda t: 3e9,
+    'node_filesystem_size_bytes{instance="ops1",mountpoint="/"}': lambda t: 40e9,
+    'node_filesystem_size_bytes{instance="llm1",mountpoint="/"}': lambda t: 80e9,
+    'node_textfile_mtime_seconds{instance="ops1"}': lambda t: t,
+    'node_textfile_mtime_seconds{instance="llm1"}': lambda t: t,
+    'llmkeep_bundle_serial{instance="ops1"}': lambda t: 42,
+    'llmkeep_audit_look_seconds{instance="ops1"}': lambda t: t - 600,
+    'llmkeep_audit_altered{instance="ops1"}': lambda t: 0,
+    'llmkeep_certificate_expiry_seconds{instance="llm1",path="/etc/llmkeep/pki/host.pem"}': lambda t: t + 61 * 86400,
+    **{
+        f'llm_engine_{what}{{instance="llm1",model="{model}"}}': lambda t, value=value: value
+        for model, up in (("deepseek-chat", 2), ("embed-small", 0))
+        for what, value in (("up", up), ("stalled", 0))
+    },
+    'llm_requests_running{instance="llm1",model="deepseek-chat"}': lambda t: 9 + 4 * math.sin(t / 900),
+    'llm_requests_waiting{instance="llm1",model="deepseek-chat"}': lambda t: max(0, 3 * math.sin(t / 1500)),
+    'llm_e2e_seconds_count{instance="llm1",model="deepseek-chat"}': lambda t: 6 * t + 3000 * math.sin(t / 2000),
+    'llm_e2e_seconds_count{instance="llm1",model="embed-small"}': lambda t: 2 * t,
+    'llm_tokens_total{instance="llm1",model="deepseek-chat",kind="completion"}': lambda t: 900 * t,
+    **{
+        f'llm_time_to_first_token_seconds_bucket{{instance="llm1",model="deepseek-chat",le="{le}"}}': lambda t, share=share: share * 6 * t
+        for le, share in (("0.1", 0.3), ("0.3", 0.9), ("0.5", 0.996), ("1.0", 0.999), ("+Inf", 1))
+    },
+    'llm_time_to_first_token_seconds_count{instance="llm1",model="deepseek-chat"}': lambda t: 6 * t,
+    'slo:bad:ratio_rate1h{objective="TimeToFirstToken",model="deepseek-chat"}': lambda t: 0.006 + 0.004 * math.sin(t / 4000),
+    **{
+        f'llm_gpu_present{{instance="llm1",gpu="{gpu}",uuid="GPU-{gpu}",name="NVIDIA A100-SXM4-80GB"}}': lambda t, gpu=gpu: float(gpu != 3)
+        for gpu in range(4)
+    },
+    **{f'llm_gpu_busy_ratio{{instance="llm1",gpu="{gpu}"}}': lambda t, gpu=gpu: 0.75 + 0.15 * math.sin(t / 2000 + gpu) for gpu in range(3)},
+    **{f'llm_gpu_memory_used_bytes{{instance="llm1",gpu="{gpu}"}}': lambda t: 70e9 for gpu in range(3)},
+    **{f'llm_gpu_temperature_celsius{{instance="llm1",gpu="{gpu}"}}': lambda t, gpu=gpu: 64 + 6 * math.sin(t / 1500 + gpu) for gpu in range(3)},
+    **{f'llm_gpu_power_watts{{instance="llm1",gpu="{gpu}"}}': lambda t: 310 for gpu in range(3)},
+    **{f'llm_gpu_findings{{instance="llm1",gpu="{gpu}",drains="yes"}}': lambda t, gpu=gpu: float(gpu == 3) for gpu in range(4)},
+    'llm_gpu_xids_total{instance="llm1",gpu="0",code="63"}': lambda t: 0,
+    'llm_gpu_xids_total{instance="llm1",gpu="3",code="79"}': lambda t: float(t > time.time() - 7200),
+    'llm_train_step{instance="train2",exported_job="domain-lora"}': lambda t: 1200,
+    'llm_train_loss{instance="train2",exported_job="domain-lora"}': lambda t: 1.5 + math.exp(-(t % 90000) / 30000),
+}  # fmt: skip
+OBJECTIVES = [
+    {
+        "name": "TimeToFirstToken",
+        "title": "streams that begin within 0.5 s",
+        "objective": 0.99,
+        "good": 'llm_time_to_first_token_seconds_bucket{le="0.5"}',
+        "all": "llm_time_to_first_token_seconds_count",
+        "by": ["model"],
+    },
+    {"name": "Availability", "title": "requests", "objective": 0.999, "bad": "gone_bad", "all": "gone_total"},
+]
+RULES = {
+    "groups": [
+        {
+            "name": "alerts",
+            "interval": "1s",
+            "rules": [
+                {
+                    "alert": "TargetDown",
+                    "expr": "up == 0",
+                    "labels": {"severity": "page"},
+                    "annotations": {
+                        "summary": "{{ $labels.job }} on {{ $labels.instance }} does not answer Prometheus",
+                        "runbook_url": "https://docs.example/metrics.md#target-down",
+                    },
+                },
+                {
+                    "alert": "Hostile",
+                    "expr": 'up{instance=~"<script>.*"} == 1',
+                    "labels": {"severity": "ticket"},
+                    "annotations": {"summary": HOSTILE, "runbook_url": "javascript:alert(1)"},
+                },
+            ],
+        }
+    ]
+}
+
+
+def exposition(now: float) -> str:
+    """The series as OpenMetrics text, metric by metric."""
+    times = range(int(now) - HOURS * 3600, int(now) + AHEAD, STEP)
+    lines = [
+        f"{name} {value(at):.6f} {at}"
+        for name, value in sorted(SERIES.items(), key=lambda each: each[0].partition("{")[0])
+        for at in times
+    ]
+    return "\n".join([*lines, "# EOF", ""])
+
+
+@dataclass
+class WatchedEstate:
+    """Prometheus and Alertmanager in one folder. `ca`, `host`: certificates, beside their keys."""
+
+    folder: Path
+    ports: dict[str, int]
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    ca: Path = field(init=False)
+    host: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir()
+        self.ca = authority(self.folder, "estate")
+        self.host = issue(self.ca, "host")
+
+    @property
+    def tls(self) -> dict[str, str]:
+        return {
+            "ca": str(self.ca),
+            "certificate": str(self.host),
+            "key": str(self.host.with_suffix(".key")),
+        }
+
+    @property
+    def urls(self) -> dict[str, str]:
+        return {name: f"https://localhost:{port}" for name, port in self.ports.items()}
+
+    def write(self) -> None:
+        """Configurations, and the series as blocks of Prometheus' store."""
+        tls = {"ca_file": self.tls["ca"], "cert_file": self.tls["certificate"], "key_file": self.tls["key"]}
+        server = {
+            "cert_file": self.tls["certificate"],
+            "key_file": self.tls["key"],
+            "client_ca_file": self.tls["ca"],
+            "client_auth_type": "RequireAndVerifyClientCert",
+            "min_version": "TLS13",
+        }
+        alertmanager = {
+            "scheme": "https",
+            "tls_config": tls,
+            "static_configs": [{"targets": [f"localhost:{self.ports['alertmanager']}"]}],
+        }
+        files: dict[str, Any] = {
+            "web.yml": {"tls_server_config": server},
+            "rules.yml": RULES,
+            "prometheus.yml": {
+                "rule_files": ["rules.yml"],
+                "alerting": {"alertmanagers": [alertmanager]},
+            },
+            "alertmanager.yml": {"route": {"receiver": "none"}, "receivers": [{"name": "none"}]},
+        }
+        for name, content in files.items():
+            (self.folder / name).write_text(yaml.safe_dump(content))
+        recorded = self.folder / "series.txt"
+        recorded.write_text(exposition(time.time()))
+        command = ["promtool", "tsdb", "create-blocks-from", "openmetrics", recorded, self.folder / "metrics"]
+        subprocess.run(command, check=True, capture_output=True)
+
+    def start(self, name: str) -> None:
+        """Start `prometheus` or `alertmanager`, and wait until it is ready."""
+        stored = "storage.tsdb.path" if name == "prometheus" else "storage.path"
+        program = {"prometheus": "prometheus", "alertmanager": "prometheus-alertmanager"}[name]
+        command = [
+            program,
+            f"--config.file={self.folder / name}.yml",
+            f"--{stored}={self.folder / ('metrics' if name == 'prometheus' else 'alerts')}",
+            f"--web.listen-address=127.0.0.1:{self.ports[name]}",
+            f"--web.config.file={self.folder / 'web.yml'}",
+        ]
+        if name == "alertmanager":
+            command.append("--cluster.listen-address=")
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(command, stdout=log, stderr=log)
+
+        def ready() -> bool:
+            assert self.processes[name].poll() is None, (self.folder / f"{name}.log").read_text()
+            try:
+                return self.get(name, "/-/ready").status_code == 200
+            except httpx.TransportError:
+                return False
+
+        eventually(f"{name} is ready", ready, 60)
+
+    def get(self, name: str, path: str) -> httpx.Response:
+        with httpx.Client(verify=self.context(), timeout=10) as client:
+            return client.get(self.urls[name] + path)
+
+    def context(self) -> Any:
+        import ssl
+
+        context = ssl.create_default_context(cafile=str(self.ca))
+        context.load_cert_chain(self.host, self.host.with_suffix(".key"))
+        return context
+
+    def alerts_arrived(self) -> bool:
+        """Whether Alertmanager has what fires."""
+        return len(self.get("alertmanager", "/api/v2/alerts").json()) == len(RULES["groups"][0]["rules"])
+
+    def stop(self, name: str) -> None:
+        process = self.processes.pop(name, None)
+        if process:
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def watched(folder: Path) -> Iterator[WatchedEstate]:
+    """Both programs within the block, with everything that fires delivered. Skips the test where they are not installed."""
+    if missing := [name for name in ("prometheus", "prometheus-alertmanager") if not shutil.which(name)]:
+        pytest.skip(f"needs {', '.join(missing)} of requirements.apt")
+    with free_port() as first, free_port() as second:
+        estate = WatchedEstate(folder, {"prometheus": first, "alertmanager": second})
+        try:
+            estate.write()
+            estate.start("alertmanager")
+            estate.start("prometheus")
+            eventually("alerts arrive", estate.alerts_arrived, 60)
+            yield estate
+        finally:
+            for name in list(estate.processes):
+                estate.stop(name)
