@@ -23,7 +23,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "sign_out": ("Sign out", "退出"),
     "api_key": ("API key", "API 密钥"),
     "sign_in_hint": (
-        "The key of a role that may see this page. It opens a session, which ends with the key, after 30 idle minutes, or 8 hours.",
+        "A key whose role may see this page. It opens a session, which ends with the key, after 30 idle minutes or 8 hours.",
         "请输入有权查看本页的主体的密钥。密钥换成本浏览器的会话；30 分钟未使用、满 8 小时或密钥失效，会话即结束。",
     ),
     "as_of": ("As of {at}. Reload the page for newer values.", "截至 {at}。刷新页面可获得新值。"),

@@ -10,17 +10,18 @@ import httpx2 as httpx
 import yaml
 from authority import PUBLIC_KEY
 from edge import Edge, in_front_of
-from service import PEPPER, Process, Service
+from service import PEPPER, Process, Service, patched
 from watched_estate import OBJECTIVES, WatchedEstate
 
 from llmserve.access.api_keys import edited, new_key
 
 BROWSER = {"sec-fetch-site": "same-origin"}
+KEPT_SECONDS = 2.0  # of answers, so that a test need not wait for ten
 
 
 @dataclass
 class OperatorPage:
-    """A running page. `gateway`: a service whose audit writer, policy and keys it has, with the gateway itself before the edge."""
+    """A running page. `gateway`: the service whose keys, policy and audit writer it has, behind the same edge."""
 
     gateway: Service
     edge: Edge
@@ -37,12 +38,13 @@ class OperatorPage:
     def client(self, certificate: Path | None = None, **headers: str) -> httpx.Client:
         return self.edge.client(certificate, **headers)
 
-    def signed_in(self, key: str = "") -> httpx.Client:
+    @contextmanager
+    def signed_in(self, key: str = "") -> Iterator[httpx.Client]:
         """A client with a session."""
-        client = self.client()
-        answer = client.post("/operator/sign-in", data={"key": key or self.key()[0]}, headers=BROWSER)
-        assert answer.status_code == 303, answer.text
-        return client
+        with self.client() as client:
+            answer = client.post("/operator/sign-in", data={"key": key or self.key()[0]}, headers=BROWSER)
+            assert answer.status_code == 303, answer.text
+            yield client
 
     def records(self) -> list[dict[str, Any]]:
         """The audit record's events of the page."""
@@ -52,7 +54,10 @@ class OperatorPage:
 
 
 def start(service: Service, config: Path) -> Process:
-    environment = {"CREDENTIALS_DIRECTORY": str(service.folder / "credentials")}
+    environment = {
+        "CREDENTIALS_DIRECTORY": str(service.folder / "credentials"),
+        **patched(service.folder, llmweb__monitors__KEPT_SECONDS=KEPT_SECONDS),
+    }
     arguments = ["serve", "--config", str(config)]
     return Process(service.folder, "web", arguments, environment, module="llmweb").await_ready()
 

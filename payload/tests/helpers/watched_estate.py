@@ -5,11 +5,14 @@ The series are stamped some minutes into the future, so that they are recent as 
 
 import math
 import shutil
+import ssl
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from operator import mul
 from pathlib import Path
 from typing import Any
 
@@ -23,32 +26,38 @@ from llmserve.local_run import free_port
 
 STEP, HOURS, AHEAD = 60, 26, 1800
 HOSTILE = '<script>document.title="owned"</script><img src=x onerror=alert(1)>'
-# Series, and their value at a time: counters grow, gauges wave.
-SERIES: dict[str, Callable[[float], float]] = {
-    'up{job="node",instance="ops1"}': lambda t: 1,
-    'up{job="node",instance="llm1"}': lambda t: 1,
-    'up{job="gateway",instance="llm1",gateway="1"}': lambda t: 1,
-    'up{job="gpu",instance="llm1"}': lambda t: 1,
-    'up{job="node",instance="train1"}': lambda t: 0,
-    f'up{{job="node",instance="{HOSTILE.replace(chr(34), chr(92) + chr(34))}"}}': lambda t: 1,
+
+
+def waving(mean: float, width: float, phase: int) -> Callable[[float], float]:
+    return lambda t: mean + width * math.sin(t / 2000 + phase)
+
+
+# Series, and their value, or what it is at a time.
+SERIES: dict[str, float | Callable[[float], float]] = {
+    'up{job="node",instance="ops1"}': 1,
+    'up{job="node",instance="llm1"}': 1,
+    'up{job="gateway",instance="llm1",gateway="1"}': 1,
+    'up{job="gpu",instance="llm1"}': 1,
+    'up{job="node",instance="train1"}': 0,
+    f'up{{job="node",instance="{HOSTILE.replace(chr(34), chr(92) + chr(34))}"}}': 1,
     'node_cpu_seconds_total{instance="ops1",cpu="0",mode="idle"}': lambda t: 0.93 * t,
     'node_cpu_seconds_total{instance="llm1",cpu="0",mode="idle"}': lambda t: 0.35 * t + 900 * math.sin(t / 5000),
-    'node_memory_MemAvailable_bytes{instance="ops1"}': lambda t: 3e9,
+    'node_memory_MemAvailable_bytes{instance="ops1"}': 3e9,
     'node_memory_MemAvailable_bytes{instance="llm1"}': lambda t: 11e9 + 3e9 * math.sin(t / 3000),
-    'node_memory_MemTotal_bytes{instance="ops1"}': lambda t: 4e9,
-    'node_memory_MemTotal_bytes{instance="llm1"}': lambda t: 32e9,
-    'node_filesystem_avail_bytes{instance="ops1",mountpoint="/"}': lambda t: 12e9,
-    'node_filesystem_avail_bytes{instance="llm1",mountpoint="/"}': lambda t: 3e9,
-    'node_filesystem_size_bytes{instance="ops1",mountpoint="/"}': lambda t: 40e9,
-    'node_filesystem_size_bytes{instance="llm1",mountpoint="/"}': lambda t: 80e9,
+    'node_memory_MemTotal_bytes{instance="ops1"}': 4e9,
+    'node_memory_MemTotal_bytes{instance="llm1"}': 32e9,
+    'node_filesystem_avail_bytes{instance="ops1",mountpoint="/"}': 12e9,
+    'node_filesystem_avail_bytes{instance="llm1",mountpoint="/"}': 3e9,
+    'node_filesystem_size_bytes{instance="ops1",mountpoint="/"}': 40e9,
+    'node_filesystem_size_bytes{instance="llm1",mountpoint="/"}': 80e9,
     'node_textfile_mtime_seconds{instance="ops1"}': lambda t: t,
     'node_textfile_mtime_seconds{instance="llm1"}': lambda t: t,
-    'llmkeep_bundle_serial{instance="ops1"}': lambda t: 42,
+    'llmkeep_bundle_serial{instance="ops1"}': 42,
     'llmkeep_audit_look_seconds{instance="ops1"}': lambda t: t - 600,
-    'llmkeep_audit_altered{instance="ops1"}': lambda t: 0,
+    'llmkeep_audit_altered{instance="ops1"}': 0,
     'llmkeep_certificate_expiry_seconds{instance="llm1",path="/etc/llmkeep/pki/host.pem"}': lambda t: t + 61 * 86400,
     **{
-        f'llm_engine_{what}{{instance="llm1",model="{model}"}}': lambda t, value=value: value
+        f'llm_engine_{what}{{instance="llm1",model="{model}"}}': value
         for model, up in (("deepseek-chat", 2), ("embed-small", 0))
         for what, value in (("up", up), ("stalled", 0))
     },
@@ -58,23 +67,20 @@ SERIES: dict[str, Callable[[float], float]] = {
     'llm_e2e_seconds_count{instance="llm1",model="embed-small"}': lambda t: 2 * t,
     'llm_tokens_total{instance="llm1",model="deepseek-chat",kind="completion"}': lambda t: 900 * t,
     **{
-        f'llm_time_to_first_token_seconds_bucket{{instance="llm1",model="deepseek-chat",le="{le}"}}': lambda t, share=share: share * 6 * t
+        f'llm_time_to_first_token_seconds_bucket{{instance="llm1",model="deepseek-chat",le="{le}"}}': partial(mul, 6 * share)
         for le, share in (("0.1", 0.3), ("0.3", 0.9), ("0.5", 0.996), ("1.0", 0.999), ("+Inf", 1))
     },
     'llm_time_to_first_token_seconds_count{instance="llm1",model="deepseek-chat"}': lambda t: 6 * t,
     'slo:bad:ratio_rate1h{objective="TimeToFirstToken",model="deepseek-chat"}': lambda t: 0.006 + 0.004 * math.sin(t / 4000),
-    **{
-        f'llm_gpu_present{{instance="llm1",gpu="{gpu}",uuid="GPU-{gpu}",name="NVIDIA A100-SXM4-80GB"}}': lambda t, gpu=gpu: float(gpu != 3)
-        for gpu in range(4)
-    },
-    **{f'llm_gpu_busy_ratio{{instance="llm1",gpu="{gpu}"}}': lambda t, gpu=gpu: 0.75 + 0.15 * math.sin(t / 2000 + gpu) for gpu in range(3)},
-    **{f'llm_gpu_memory_used_bytes{{instance="llm1",gpu="{gpu}"}}': lambda t: 70e9 for gpu in range(3)},
-    **{f'llm_gpu_temperature_celsius{{instance="llm1",gpu="{gpu}"}}': lambda t, gpu=gpu: 64 + 6 * math.sin(t / 1500 + gpu) for gpu in range(3)},
-    **{f'llm_gpu_power_watts{{instance="llm1",gpu="{gpu}"}}': lambda t: 310 for gpu in range(3)},
-    **{f'llm_gpu_findings{{instance="llm1",gpu="{gpu}",drains="yes"}}': lambda t, gpu=gpu: float(gpu == 3) for gpu in range(4)},
-    'llm_gpu_xids_total{instance="llm1",gpu="0",code="63"}': lambda t: 0,
+    **{f'llm_gpu_present{{instance="llm1",gpu="{gpu}",name="NVIDIA A100-SXM4-80GB"}}': float(gpu != 3) for gpu in range(4)},
+    **{f'llm_gpu_busy_ratio{{instance="llm1",gpu="{gpu}"}}': waving(0.75, 0.15, gpu) for gpu in range(3)},
+    **{f'llm_gpu_memory_used_bytes{{instance="llm1",gpu="{gpu}"}}': 70e9 for gpu in range(3)},
+    **{f'llm_gpu_temperature_celsius{{instance="llm1",gpu="{gpu}"}}': waving(64, 6, gpu) for gpu in range(3)},
+    **{f'llm_gpu_power_watts{{instance="llm1",gpu="{gpu}"}}': 310 for gpu in range(3)},
+    **{f'llm_gpu_findings{{instance="llm1",gpu="{gpu}",drains="yes"}}': float(gpu == 3) for gpu in range(4)},
+    'llm_gpu_xids_total{instance="llm1",gpu="0",code="63"}': 0,
     'llm_gpu_xids_total{instance="llm1",gpu="3",code="79"}': lambda t: float(t > time.time() - 7200),
-    'llm_train_step{instance="train2",exported_job="domain-lora"}': lambda t: 1200,
+    'llm_train_step{instance="train2",exported_job="domain-lora"}': 1200,
     'llm_train_loss{instance="train2",exported_job="domain-lora"}': lambda t: 1.5 + math.exp(-(t % 90000) / 30000),
 }  # fmt: skip
 OBJECTIVES = [
@@ -115,23 +121,27 @@ RULES = {
 }
 
 
-def exposition(now: float) -> str:
+def exposition(now: float, hostile: bool) -> str:
     """The series as OpenMetrics text, metric by metric."""
     times = range(int(now) - HOURS * 3600, int(now) + AHEAD, STEP)
     lines = [
-        f"{name} {value(at):.6f} {at}"
+        f"{name} {value(at) if callable(value) else value:.6f} {at}"
         for name, value in sorted(SERIES.items(), key=lambda each: each[0].partition("{")[0])
         for at in times
+        if hostile or "<script>" not in name
     ]
     return "\n".join([*lines, "# EOF", ""])
 
 
 @dataclass
 class WatchedEstate:
-    """Prometheus and Alertmanager in one folder. `ca`, `host`: certificates, beside their keys."""
+    """Prometheus and Alertmanager in one folder. `hostile`: with labels and annotations that would be markup.
+    `ca`, `host`: certificates, beside their keys.
+    """
 
     folder: Path
     ports: dict[str, int]
+    hostile: bool = True
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     ca: Path = field(init=False)
     host: Path = field(init=False)
@@ -180,7 +190,7 @@ class WatchedEstate:
         for name, content in files.items():
             (self.folder / name).write_text(yaml.safe_dump(content))
         recorded = self.folder / "series.txt"
-        recorded.write_text(exposition(time.time()))
+        recorded.write_text(exposition(time.time(), self.hostile))
         command = ["promtool", "tsdb", "create-blocks-from", "openmetrics", recorded, self.folder / "metrics"]
         subprocess.run(command, check=True, capture_output=True)
 
@@ -195,8 +205,10 @@ class WatchedEstate:
             f"--web.listen-address=127.0.0.1:{self.ports[name]}",
             f"--web.config.file={self.folder / 'web.yml'}",
         ]
-        if name == "alertmanager":
-            command.append("--cluster.listen-address=")
+        # What fires before Alertmanager is discovered is dropped, and sent again after a minute by default.
+        command.append(
+            "--cluster.listen-address=" if name == "alertmanager" else "--rules.alert.resend-delay=1s"
+        )
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(command, stdout=log, stderr=log)
 
@@ -213,16 +225,14 @@ class WatchedEstate:
         with httpx.Client(verify=self.context(), timeout=10) as client:
             return client.get(self.urls[name] + path)
 
-    def context(self) -> Any:
-        import ssl
-
+    def context(self) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=str(self.ca))
         context.load_cert_chain(self.host, self.host.with_suffix(".key"))
         return context
 
     def alerts_arrived(self) -> bool:
         """Whether Alertmanager has what fires."""
-        return len(self.get("alertmanager", "/api/v2/alerts").json()) == len(RULES["groups"][0]["rules"])
+        return len(self.get("alertmanager", "/api/v2/alerts").json()) == 1 + self.hostile
 
     def stop(self, name: str) -> None:
         process = self.processes.pop(name, None)
@@ -232,12 +242,12 @@ class WatchedEstate:
 
 
 @contextmanager
-def watched(folder: Path) -> Iterator[WatchedEstate]:
+def watched(folder: Path, hostile: bool = True) -> Iterator[WatchedEstate]:
     """Both programs within the block, with everything that fires delivered. Skips the test where they are not installed."""
     if missing := [name for name in ("prometheus", "prometheus-alertmanager") if not shutil.which(name)]:
         pytest.skip(f"needs {', '.join(missing)} of requirements.apt")
     with free_port() as first, free_port() as second:
-        estate = WatchedEstate(folder, {"prometheus": first, "alertmanager": second})
+        estate = WatchedEstate(folder, {"prometheus": first, "alertmanager": second}, hostile)
         try:
             estate.write()
             estate.start("alertmanager")

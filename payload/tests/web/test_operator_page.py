@@ -1,5 +1,6 @@
 """Who sees the operator page, what it says, and what it says where there is no data."""
 
+import math
 import re
 import time
 from collections.abc import Iterator
@@ -8,12 +9,12 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 from edge import issue
-from operator_page import BROWSER, OperatorPage
+from markupsafe import escape
+from operator_page import BROWSER, KEPT_SECONDS, OperatorPage
 from service import eventually
 from watched_estate import HOSTILE, WatchedEstate
 
 from llmserve.access.api_keys import edited
-from llmweb import monitors
 
 PAGES = ("", "hosts", "models", "gpus", "training", "alerts")
 
@@ -32,7 +33,7 @@ def text(answer: httpx.Response) -> str:
 
 def expired(page: OperatorPage) -> None:
     """Answers that the page has are too old to be used again."""
-    time.sleep(monitors.KEPT_SECONDS + 0.5)
+    time.sleep(KEPT_SECONDS + 0.5)
 
 
 # Who sees it.
@@ -65,7 +66,9 @@ def test_a_key_is_exchanged_for_a_session_that_scripts_and_other_sites_cannot_us
         ]
         assert client.get("/operator/").status_code == 200
     name, *flags = cookie.split("; ")
-    assert name.startswith("__Host-") and key not in cookie and len(name.partition("=")[2]) >= 43
+    assert name.startswith("__Host-")
+    assert key not in cookie
+    assert len(name.partition("=")[2]) >= 43
     assert {flag.lower() for flag in flags} == {"httponly", "secure", "samesite=strict", "path=/"}
 
 
@@ -73,8 +76,10 @@ def test_a_key_is_exchanged_for_a_session_that_scripts_and_other_sites_cannot_us
 def test_a_wrong_key_opens_no_session(page: OperatorPage, sent: str) -> None:
     with page.client() as client:
         answer = client.post("/operator/sign-in", data={"key": sent}, headers=BROWSER)
-        assert answer.status_code == 401 and "set-cookie" not in answer.headers
-        assert 'role="alert"' in answer.text and (not sent or sent not in answer.text)
+        assert answer.status_code == 401
+        assert "set-cookie" not in answer.headers
+        assert 'role="alert"' in answer.text
+        assert not sent or sent not in answer.text
 
 
 def test_forms_of_other_sites_are_refused(page: OperatorPage) -> None:
@@ -90,7 +95,7 @@ def test_forms_of_other_sites_are_refused(page: OperatorPage) -> None:
     with page.client() as client:
         for headers in foreign:
             answer = client.post("/operator/sign-in", data={"key": key}, headers=headers)
-            assert answer.status_code == 403 and "set-cookie" not in answer.headers, headers
+            assert (answer.status_code, "set-cookie" in answer.headers) == (403, False), headers
     with page.signed_in(key) as client:
         assert client.post("/operator/sign-out", headers={"sec-fetch-site": "cross-site"}).status_code == 403
         assert client.get("/operator/").status_code == 200
@@ -119,7 +124,8 @@ def test_signing_out_ends_the_session_and_not_only_the_cookie(page: OperatorPage
         stolen = dict(client.cookies)
         assert client.post("/operator/sign-out", headers=BROWSER).status_code == 303
         with page.client() as thief:
-            assert thief.get("/operator/", cookies=stolen).status_code == 303
+            thief.cookies.update(stolen)
+            assert thief.get("/operator/").status_code == 303
 
 
 def test_a_client_certificate_needs_no_session(page: OperatorPage) -> None:
@@ -173,7 +179,8 @@ def test_without_the_record_nothing_is_shown(page: OperatorPage, client: httpx.C
     page.gateway.writer.stop()
     try:
         answer = client.get("/operator/", timeout=30)
-        assert answer.status_code == 503 and "llm1" not in answer.text
+        assert answer.status_code == 503
+        assert "llm1" not in answer.text
     finally:
         page.gateway.start_writer()
     eventually("it is shown again", lambda: client.get("/operator/", timeout=30).status_code == 200)
@@ -186,8 +193,11 @@ def test_headers_forbid_scripts_frames_and_caches(client: httpx.Client) -> None:
     for path in ("/operator/", "/operator/sign-in", "/operator/nothing", "/operator/style.css"):
         headers = client.get(path).headers
         policy = headers["content-security-policy"]
-        assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy
-        assert "script-src" not in policy and "unsafe" not in policy and "form-action 'self'" in policy
+        assert "default-src 'none'" in policy
+        assert "frame-ancestors 'none'" in policy
+        assert "script-src" not in policy
+        assert "unsafe" not in policy
+        assert "form-action 'self'" in policy
         assert headers["x-content-type-options"] == "nosniff"
         assert (headers.get("cache-control") == "no-store") == (not path.endswith(".css"))
 
@@ -197,43 +207,42 @@ def test_pages_have_neither_scripts_nor_styles_nor_addresses_of_others(client: h
         answer = client.get(f"/operator/{name}")
         assert answer.status_code == 200
         assert not re.search(
-            r"<script|<style|\sstyle=|\son[a-z]+=|javascript:", answer.text.replace(escaped(HOSTILE), "")
+            r"<script|<style|\sstyle=|\son[a-z]+=", answer.text.replace(str(escape(HOSTILE)), "")
         )
         links = re.findall(r'(?:href|src|action)="(https?:[^"]*)"', answer.text)
         assert set(links) <= {"https://docs.example/metrics.md#target-down"}
 
 
-def escaped(hostile: str) -> str:
-    from markupsafe import escape
-
-    return str(escape(hostile))
-
-
 def test_hostile_labels_and_annotations_are_text(client: httpx.Client) -> None:
     for name in ("hosts", "alerts"):
         page = client.get(f"/operator/{name}").text
-        assert escaped(HOSTILE) in page and "<script" not in page
+        assert str(escape(HOSTILE)) in page
+        assert "<script" not in page
     assert 'href="javascript' not in client.get("/operator/alerts").text
 
 
 def test_the_overview_says_what_is_wrong_first(client: httpx.Client) -> None:
     said = text(client.get("/operator/"))
-    assert "node on train1 does not answer Prometheus" in said and "at Alertmanager" in said
+    assert "node on train1 does not answer Prometheus" in said
+    assert "at Alertmanager" in said
     assert re.search(
         r"TimeToFirstToken deepseek-chat · streams that begin within 0.5 s 99 % 99.6 % 60 %", said
     )
     assert re.search(r"Availability · requests 99.9 % no data no data", said)
-    assert "Bundle serial 42" in said and "10 min" in said
-    assert re.search(r"train1 down node node", said) and re.search(r"llm1 up gateway, gpu, node", said)
+    assert "Bundle serial 42" in said
+    assert "10 min" in said
+    assert re.search(r"train1 down node node", said)
+    assert re.search(r"llm1 up gateway, gpu, node", said)
 
 
 def test_models_gpus_and_training_are_shown(client: httpx.Client) -> None:
     models = text(client.get("/operator/models"))
-    assert re.search(r"deepseek-chat llm1 2 ", models) and re.search(r"embed-small llm1 0 ", models)
+    assert re.search(r"deepseek-chat llm1 2 ", models)
+    assert re.search(r"embed-small llm1 0 ", models)
     gpus = text(client.get("/operator/gpus"))
     assert re.search(r"llm1 3 does not answer no data no data no data no data 1 79 × 1", gpus)
     assert re.search(r"llm1 0 NVIDIA A100-SXM4-80GB .* none", gpus)
-    assert "domain-lora running 1200" in text(client.get("/operator/training"))
+    assert "domain-lora Running 1200" in text(client.get("/operator/training"))
 
 
 def test_a_plot_has_title_description_and_its_table(client: httpx.Client) -> None:
@@ -246,7 +255,8 @@ def test_a_plot_has_title_description_and_its_table(client: httpx.Client) -> Non
     [table] = re.findall(
         r"<summary>GPUs: busy share: as a table</summary>\s*<table.*?</table>", page, re.DOTALL
     )
-    assert table.count("<tr") == 14 and "no data" not in table
+    assert table.count("<tr") == 14
+    assert "no data" not in table
 
 
 def test_language_by_header_and_by_link(page: OperatorPage) -> None:
@@ -281,10 +291,10 @@ def test_without_prometheus_nothing_is_green_or_zero(
             answer = client.get(f"/operator/{name}")
             assert time.monotonic() - begun < 10
             said = text(answer)
-            assert "Prometheus does not answer" in said and re.search(
-                r"No data since (this page|20\d\d-)", said
-            ), name
-            assert 'class="good"' not in answer.text and '<svg class="plot"' not in answer.text
+            assert "Prometheus does not answer" in said, name
+            assert re.search(r"No data since (this page|20\d\d-)", said), name
+            assert 'class="good"' not in answer.text
+            assert '<svg class="plot"' not in answer.text
         assert re.search(r"No data since 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d UTC", text(client.get("/operator/")))
     finally:
         estate.start("prometheus")
@@ -300,8 +310,10 @@ def test_without_alertmanager_delivery_is_unknown(
     try:
         expired(page)
         said = text(client.get("/operator/alerts"))
-        assert "whether alerts are delivered is unknown" in said and "TargetDown" in said
-        assert "at Alertmanager" not in said and "not at Alertmanager" not in said
+        assert "whether alerts are delivered is unknown" in said
+        assert "TargetDown" in said
+        assert "at Alertmanager" not in said
+        assert "not at Alertmanager" not in said
     finally:
         estate.start("alertmanager")
         eventually("alerts arrive", estate.alerts_arrived, 60)
@@ -321,10 +333,12 @@ def test_a_storm_of_reloads_asks_prometheus_once(
         return float(found[0].rpartition(" ")[2])
 
     client.get("/operator/models")
-    before = asked()
-    for _ in range(20):
+    before, begun = asked(), time.monotonic()
+    for _ in range(50):
         client.get("/operator/models")
-    assert asked() - before <= 10  # one page asks seven questions, once in ten seconds
+    periods = (time.monotonic() - begun) / KEPT_SECONDS + 1
+    assert asked() - before <= 7 * math.ceil(periods)  # the page asks seven questions
+    assert periods < 20
 
 
 def test_a_subject_that_is_gone_from_the_keys_sees_nothing(page: OperatorPage) -> None:
