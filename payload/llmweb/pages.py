@@ -30,7 +30,15 @@ LOOK_SECONDS = 3600  # of the audit record; AuditHeadOld fires beyond
 RENEWAL_SECONDS = 20 * 86400  # of certificates; CertificateNotRenewed fires below
 
 
-CERTIFICATES = "min(llmkeep_certificate_expiry_seconds) - time()"
+READINGS_SECONDS = 900  # HostReadingsOld fires beyond
+OLD = f"time() - node_textfile_mtime_seconds >= {READINGS_SECONDS}"
+# Hosts export what failed or drifted and nothing else, so that none is good only where the readings are there and recent.
+FAILED = f"sum(llmkeep_unit_failed) or (count(node_textfile_mtime_seconds) * 0 unless count({OLD}))"
+DRIFTED = f"count(llmkeep_drifted_file == 1) or (count(llmkeep_verify_seconds) * 0 unless count({OLD}))"
+FAILED_OF_EACH = (
+    "count by (instance) (llmkeep_unit_failed) "
+    f"or (count by (instance) (time() - node_textfile_mtime_seconds < {READINGS_SECONDS}) * 0)"
+)
 
 
 async def objectives(look: Look, config: WebConfig) -> Section:
@@ -146,7 +154,7 @@ async def hosts_up(look: Look, _: WebConfig) -> Section:
             else look.say("partly", up=sum(every), all=len(every))
         )
         rows.append([Cell(host), Cell(text, state), Cell(", ".join(sorted(jobs))), Cell(down or "–")])
-    columns = [look.say("host"), look.say("state"), look.say("source"), look.say("down")]
+    columns = [look.say("host"), look.say("state"), look.say("source"), look.say("silent")]
     return Table(title, columns, rows, [look.say("left_out", count=up.left_out)] if up.left_out else [])
 
 
@@ -155,22 +163,32 @@ async def estate(look: Look, _: WebConfig) -> Section:
     now = time.time()
 
     def ago(at: float) -> str:
-        return look.say("ago", age=span_of(now - at))
+        return look.say("ago", age=span_of(now - at)) if at else look.say("never")
+
+    def ever(at: float) -> State:
+        return "" if at else "bad"
+
+    def recent(at: float) -> State:
+        return "good" if now - at < LOOK_SECONDS else "bad"
 
     def none_is_good(value: float) -> State:
         return "good" if value == 0 else "bad"
 
+    def renewed(left: float) -> State:
+        return "good" if left > RENEWAL_SECONDS else "bad"
+
     asked: list[tuple[str, str, Callable[[float], str], Callable[[float], State]]] = [
         ("bundle_serial", "max(llmkeep_bundle_serial)", whole, lambda _: ""),
-        ("audit_look", "min(llmkeep_audit_look_seconds)", ago, lambda at: "good" if now - at < LOOK_SECONDS else "bad"),
+        ("site_serial", "max(llmkeep_site_serial)", whole, lambda _: ""),
+        ("verify", "min(llmkeep_verify_seconds)", ago, ever),
+        ("verify_failed", "sum(llmkeep_verify_failed)", whole, none_is_good),
+        ("drift", DRIFTED, whole, none_is_good),
+        ("audit_look", "min(llmkeep_audit_look_seconds)", ago, recent),
         ("audit_altered", "sum(llmkeep_audit_altered)", whole, none_is_good),
-        ("verify", "min(llmkeep_verify_seconds)", ago, lambda _: ""),
-        ("drift", "sum(llmkeep_drift)", whole, none_is_good),
-        ("backup", "min(llmkeep_backup_seconds)", ago, lambda _: ""),
-        # Hosts export failed units only: none is good where the readings themselves are recent.
-        ("failed_units", 'sum(llmkeep_unit_failed) or (count(node_textfile_mtime_seconds) * 0)', whole, none_is_good),
-        ("certificates", CERTIFICATES, span_of, lambda left: "good" if left > RENEWAL_SECONDS else "bad"),
-    ]  # fmt: skip
+        ("backup", "min(llmkeep_backup_seconds)", ago, ever),
+        ("failed_units", FAILED, whole, none_is_good),
+        ("certificates", "min(llmkeep_certificate_expiry_seconds) - time()", span_of, renewed),
+    ]
     answers = await asyncio.gather(*(look.now(expression) for _, expression, _, _ in asked))
     title = look.say("estate")
     if all(each.found is None for each in answers):
@@ -197,7 +215,7 @@ async def host_loads(look: Look, _: WebConfig) -> Section:
         PROCESSORS,
         MEMORY,
         "max by (instance) (1 - node_filesystem_avail_bytes / node_filesystem_size_bytes)",
-        "count by (instance) (llmkeep_unit_failed) or (count by (instance) (node_textfile_mtime_seconds) * 0)",
+        FAILED_OF_EACH,
     )
     answers = await asyncio.gather(*map(look.now, expressions))
     title = f"{look.say('processor')}, {look.say('memory')}"

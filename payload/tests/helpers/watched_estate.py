@@ -55,6 +55,12 @@ SERIES: dict[str, float | Callable[[float], float]] = {
     'llmkeep_bundle_serial{instance="ops1"}': 42,
     'llmkeep_audit_look_seconds{instance="ops1"}': lambda t: t - 600,
     'llmkeep_audit_altered{instance="ops1"}': 0,
+    'llmkeep_site_serial{instance="ops1"}': 42,
+    'llmkeep_verify_seconds{instance="ops1"}': lambda t: t - 7000,
+    'llmkeep_verify_failed{instance="ops1"}': 0,
+    'llmkeep_drifted_file{instance="llm1",path="/etc/nginx/nginx.conf"}': 1,
+    'llmkeep_backup_seconds{instance="ops1"}': lambda t: t - 30000,
+    'llmkeep_backup_seconds{instance="llm1"}': 0,
     'llmkeep_certificate_expiry_seconds{instance="llm1",path="/etc/llmkeep/pki/host.pem"}': lambda t: t + 61 * 86400,
     **{
         f'llm_engine_{what}{{instance="llm1",model="{model}"}}': value
@@ -78,7 +84,7 @@ SERIES: dict[str, float | Callable[[float], float]] = {
     **{f'llm_gpu_temperature_celsius{{instance="llm1",gpu="{gpu}"}}': waving(64, 6, gpu) for gpu in range(3)},
     **{f'llm_gpu_power_watts{{instance="llm1",gpu="{gpu}"}}': 310 for gpu in range(3)},
     **{f'llm_gpu_findings{{instance="llm1",gpu="{gpu}",drains="yes"}}': float(gpu == 3) for gpu in range(4)},
-    'llm_gpu_xids_total{instance="llm1",gpu="0",code="63"}': 0,
+    **{f'llm_gpu_xids_total{{instance="llm1",gpu="{gpu}",code="63"}}': 0 for gpu in range(3)},
     'llm_gpu_xids_total{instance="llm1",gpu="3",code="79"}': lambda t: float(t > time.time() - 7200),
     'llm_train_step{instance="train2",exported_job="domain-lora"}': 1200,
     'llm_train_loss{instance="train2",exported_job="domain-lora"}': lambda t: 1.5 + math.exp(-(t % 90000) / 30000),
@@ -191,8 +197,10 @@ class WatchedEstate:
             (self.folder / name).write_text(yaml.safe_dump(content))
         recorded = self.folder / "series.txt"
         recorded.write_text(exposition(time.time(), self.hostile))
-        command = ["promtool", "tsdb", "create-blocks-from", "openmetrics", recorded, self.folder / "metrics"]
-        subprocess.run(command, check=True, capture_output=True)
+        command = ["promtool", "tsdb", "create-blocks-from", "openmetrics"]
+        subprocess.run(
+            [*command, str(recorded), str(self.folder / "metrics")], check=True, capture_output=True
+        )
 
     def start(self, name: str) -> None:
         """Start `prometheus` or `alertmanager`, and wait until it is ready."""

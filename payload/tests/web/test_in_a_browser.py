@@ -18,7 +18,7 @@ from watched_estate import HOSTILE, watched
 sync_api = pytest.importorskip(
     "playwright.sync_api", reason="needs playwright of the environment payload-dev"
 )
-from axe_playwright_python.sync_playwright import Axe  # noqa: E402 - skipped without playwright
+from axe_playwright_python.sync_playwright import Axe  # noqa: E402 - not there without playwright
 
 CHROMIUM = shutil.which("chromium-headless-shell")
 PAGES = ("", "hosts", "models", "gpus", "training", "alerts", "sign-in", "nothing")
@@ -48,7 +48,7 @@ def tab(
         ignore_https_errors=True,  # the authority is this test's own, which Chromium has no file for
         locale=LOCALES[language],
         color_scheme=scheme,
-        viewport={"width": width, "height": 900},
+        viewport={"width": width, "height": 760},
         reduced_motion="reduce",
     )
     complaints: list[str] = []
@@ -174,10 +174,10 @@ def test_screenshots_of_the_documentation(chromium: Any, tmp_path: Path) -> None
         serving(service, estate) as page,
     ):
         for name, language, scheme, width in (
-            ("overview", "en", "light", 1000),
-            ("gpus", "zh", "dark", 1000),
+            ("overview", "en", "light", 840),
+            ("gpus", "zh", "dark", 840),
             ("models", "en", "light", 320),
         ):
             with tab(chromium, page, language, scheme, width) as opened:
                 opened.goto(f"/operator/{'' if name == 'overview' else name}")
-                opened.screenshot(path=folder / f"operator-{name}.png", full_page=width > 320)
+                opened.screenshot(path=folder / f"operator-{name}.png")
