@@ -81,7 +81,7 @@ unit-control: env
 
 unit-serving: env
 	cd payload
-	.venv/bin/pytest $(BY_FILE) tests/serve/engine/test_adapters.py tests/serve/gateway/test_storms.py tests/serve tests/gpu
+	.venv/bin/pytest $(BY_FILE) tests/serve/engine/test_adapters.py tests/serve/gateway/test_storms.py tests/web tests/serve tests/gpu
 
 unit-training: env
 	cd payload
