@@ -98,6 +98,11 @@ def test_axe_would_find_a_violation(chromium: Any, page: OperatorPage) -> None:
         assert found >= {"color-contrast", "html-has-lang"}
 
 
+def test_the_browser_would_complain_of_an_inline_style(chromium: Any, page: OperatorPage) -> None:
+    with pytest.raises(AssertionError, match="Content Security Policy"), tab(chromium, page) as opened:
+        opened.evaluate("document.body.insertAdjacentHTML('beforeend', '<p style=\"color: red\">x</p>')")
+
+
 def test_the_whole_page_is_reached_by_keyboard_and_focus_is_seen(chromium: Any, page: OperatorPage) -> None:
     focused = """() => {
         const it = document.activeElement, box = it.getBoundingClientRect(), style = getComputedStyle(it);
