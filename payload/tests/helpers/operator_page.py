@@ -25,6 +25,7 @@ class OperatorPage:
 
     gateway: Service
     edge: Edge
+    monitors: int  # port of nginx before Prometheus and Alertmanager
     config: Path
     process: Process
 
@@ -64,7 +65,18 @@ def start(service: Service, config: Path) -> Process:
 
 @contextmanager
 def serving(service: Service, estate: WatchedEstate, **changes: Any) -> Iterator[OperatorPage]:
-    """The page beside the gateway `service`, which watches `estate`. `changes`: of its configuration."""
+    """The page beside the gateway `service`, which watches `estate` as from another host. `changes`: of its configuration."""
+    with estate.shown() as port:
+        asked = f"https://localhost:{port}"
+        monitors = [{name: f"{asked}/{name}" for name in ("prometheus", "alertmanager")}]
+        with serving_before(service, estate, port, {"monitors": monitors, **changes}) as page:
+            yield page
+
+
+@contextmanager
+def serving_before(
+    service: Service, estate: WatchedEstate, port: int, changes: dict[str, Any]
+) -> Iterator[OperatorPage]:
     socket = service.folder / "web.sock"
     (service.folder / "policy.pem").write_bytes(PUBLIC_KEY)
     config = service.folder / "web.yaml"
@@ -79,7 +91,6 @@ def serving(service: Service, estate: WatchedEstate, **changes: Any) -> Iterator
         "policy": policy,
         "audit": {"socket": str(service.folder / "audit.sock")},
         "certificate_header": "X-Client-Certificate",
-        "monitors": [estate.urls],
         "tls": estate.tls,
         "objectives": OBJECTIVES,
         **changes,
@@ -89,6 +100,6 @@ def serving(service: Service, estate: WatchedEstate, **changes: Any) -> Iterator
     try:
         variables = {"__edge_operator_socket": str(socket)}
         with in_front_of(service.folder / "http.sock", service.folder / "nginx", **variables) as edge:
-            yield OperatorPage(service, edge, config, process)
+            yield OperatorPage(service, edge, port, config, process)
     finally:
         process.stop()

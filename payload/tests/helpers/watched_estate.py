@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
+import jinja2
 import pytest
 import yaml
-from edge import authority, issue
+from edge import AROUND, authority, issue, revoke
 from service import eventually
 
 from llmserve.local_run import free_port
@@ -168,6 +169,51 @@ class WatchedEstate:
     @property
     def urls(self) -> dict[str, str]:
         return {name: f"https://localhost:{port}" for name, port in self.ports.items()}
+
+    @contextmanager
+    def shown(self) -> Iterator[int]:
+        """The port of nginx with the configuration of role operator_page, which shows both to the host `host`."""
+        role = Path(__file__).resolve().parents[3] / "roles/operator_page"
+        paths = yaml.safe_load((role / "vars/main.yml").read_text())["__operator_page_paths"]
+        real = {"9090": str(self.ports["prometheus"]), "9093": str(self.ports["alertmanager"])}
+        environment = jinja2.Environment(  # noqa: S701 - the output is not HTML
+            loader=jinja2.FileSystemLoader(role / "templates"),
+            trim_blocks=True,
+            undefined=jinja2.StrictUndefined,
+        )
+        folder = self.folder / "nginx"
+        folder.mkdir()
+        pki = {
+            "root.pem": self.ca,
+            "crl.pem": revoke(self.ca),
+            "host.pem": self.host,
+            "host.key": self.host.with_suffix(".key"),
+        }
+        for name, file in {
+            **pki,
+            "server.pem": self.host,
+            "server.key": self.host.with_suffix(".key"),
+        }.items():
+            (folder / name).symlink_to(file)
+        with free_port() as port:
+            text = environment.get_template("monitors.conf.j2").render(
+                ansible_host="127.0.0.1",
+                estate_name="localhost",
+                operator_page_port=port,
+                __operator_page_edges=["host"],
+                __operator_page_paths={path: real[to[:4]] + to[4:] for path, to in paths.items()},
+            )
+            (folder / "edge.conf").write_text(text.replace("/etc/llmkeep/pki", str(folder)))
+            (folder / "nginx.conf").write_text(AROUND.format(folder=folder))
+            command = ["nginx", "-p", str(folder), "-c", str(folder / "nginx.conf"), "-g", "daemon off;"]
+            with (folder / "nginx.out").open("wb") as out:
+                process = subprocess.Popen(command, stdout=out, stderr=out)
+            try:
+                eventually("nginx has its workers", lambda: (folder / "nginx.pid").exists())
+                yield port
+            finally:
+                process.terminate()
+                process.wait(10)
 
     def write(self) -> None:
         """Configurations, and the series as blocks of Prometheus' store."""

@@ -2,13 +2,15 @@
 
 import math
 import re
+import ssl
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2 as httpx
 import pytest
-from edge import issue
+from edge import issue, revoke
 from markupsafe import escape
 from operator_page import BROWSER, KEPT_SECONDS, OperatorPage
 from service import eventually
@@ -361,3 +363,45 @@ def test_nothing_else_answers_there(client: httpx.Client, tmp_path: Path) -> Non
     ):
         assert client.get(path).status_code == status, path
     assert client.post("/operator/").status_code == 405
+
+
+# What Prometheus' host shows.
+
+
+def test_prometheus_is_shown_to_edges_alone_and_only_what_the_page_reads(
+    page: OperatorPage, estate: WatchedEstate
+) -> None:
+    def status(path: str, method: str = "GET", certificate: Path | None = estate.host) -> int:
+        context = ssl.create_default_context(cafile=str(estate.ca))
+        if certificate:
+            context.load_cert_chain(certificate, certificate.with_suffix(".key"))
+        with httpx.Client(verify=context, base_url=f"https://localhost:{page.monitors}") as client:
+            return client.request(method, path).status_code
+
+    asked = "/prometheus/api/v1/query?query=up"
+    assert status(asked) == 200
+    assert status("/alertmanager/api/v2/alerts") == 200
+    assert status(asked, "POST") == 403
+    for path in (
+        "/prometheus/api/v1/status/config",
+        "/prometheus/-/reload",
+        "/prometheus/metrics",
+        "/alertmanager/api/v2/silences",
+        "/",
+    ):
+        assert status(path) == 404, path
+    assert status(asked, certificate=None) == 400
+    assert status(asked, certificate=issue(estate.ca, "train1")) == 403
+
+
+def test_a_revoked_page_sees_nothing(estate: WatchedEstate, tmp_path: Path) -> None:
+    other = WatchedEstate(tmp_path / "other", estate.ports)
+    with other.shown() as port:
+        revoke(other.ca, other.host)
+        subprocess.run(["nginx", "-c", str(other.folder / "nginx/nginx.conf"), "-s", "reload"], check=True)
+
+        def refused() -> bool:
+            with httpx.Client(verify=other.context()) as client:
+                return client.get(f"https://localhost:{port}/prometheus/api/v1/query").status_code == 400
+
+        eventually("it is refused", refused)
