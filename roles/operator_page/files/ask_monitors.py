@@ -1,6 +1,6 @@
-"""ask_monitors.py PORT CERTIFICATE KEY PATH HOST…: what each host answers to GET PATH, or why it does not; CERTIFICATE and KEY may be empty.
+"""ask_monitors.py PORT CERTIFICATE KEY PATH HOST…: what each host answers to GET PATH: that it has series, else its status.
 
-Of a query's answer the number of series is printed, of others the status.
+CERTIFICATE and KEY may be empty: the client then has none.
 """
 
 import http.client
