@@ -12,7 +12,7 @@ WORKERS := --numprocesses 2
 # A file is one worker's. The longest come first, so that no worker is idle while the other one runs the longest last.
 BY_FILE := $(WORKERS) --dist loadfile --no-loadscope-reorder
 COLLECTION := .ansible/collections/ansible_collections/llmkeep/estate
-ROLE := redis pki mirror base softhsm hsm luks opa llm_serving ipsec llm_training edge audit gpu gpu_health vllm exporters prometheus elasticsearch filebeat logstash kibana
+ROLE := redis pki mirror base softhsm hsm luks opa llm_serving ipsec llm_training edge audit gpu gpu_health vllm exporters prometheus operator_page elasticsearch filebeat logstash kibana
 export PYTHONDONTWRITEBYTECODE := 1
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
@@ -81,7 +81,7 @@ unit-control: env
 
 unit-serving: env
 	cd payload
-	.venv/bin/pytest $(BY_FILE) tests/serve/engine/test_adapters.py tests/serve/gateway/test_storms.py tests/serve tests/gpu
+	.venv/bin/pytest $(BY_FILE) tests/serve/engine/test_adapters.py tests/serve/gateway/test_storms.py tests/web tests/serve tests/gpu
 
 unit-training: env
 	cd payload

@@ -140,11 +140,10 @@ def open_policy_engine(source: PolicySource, metrics: Metrics) -> PolicyEngine:
     return policy_engine
 
 
-def open_policy(config: GatewayConfig, metrics: Metrics, policy_engine: PolicyEngine | None) -> Policy:
+def open_policy(source: PolicySource | None, metrics: Metrics, policy_engine: PolicyEngine | None) -> Policy:
     """The configured policy. `policy_engine` replaces its engine, or a missing policy; raises ConfigError if there is
     neither.
     """
-    source = config.policy
     if source is None:
         if policy_engine is None:
             raise ConfigError(
@@ -178,7 +177,7 @@ def build(config: GatewayConfig, pepper: bytes, policy_engine: PolicyEngine | No
         redis=redis,
         cache=ExactCache(redis, config.redis.ttl_seconds, metrics) if redis and config.redis else None,
         shared=SharedAnswers(metrics),
-        policy=open_policy(config, metrics, policy_engine),
+        policy=open_policy(config.policy, metrics, policy_engine),
         quotas=Quotas(redis, metrics),
         audit=audit,
         recorder=Recorder(audit, pepper),

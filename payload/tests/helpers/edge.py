@@ -143,6 +143,7 @@ def render(folder: Path, gateways: int, port: int, **changes: Any) -> None:
         "edge_client_ca_file": "set",
         "__edge_client_ca": str(folder / "clients.pem"),
         "__edge_client_crl": "",
+        "__edge_operator_socket": "",
         **changes,
     }
     text = environment.get_template("edge.conf.j2").render(variables)

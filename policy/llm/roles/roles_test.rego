@@ -27,7 +27,15 @@ decided(roles, action) := decision if {
 
 test_an_analyst_may_get_generate_and_nothing_else if may("analyst") == {"GET /generate"}
 
-test_a_developer_may_use_every_route if may("developer") == validate.actions
+test_a_developer_may_use_every_route_of_the_gateway if may("developer") == validate.actions - {"GET /operator/*"}
+
+test_the_operator_page_is_the_operators if {
+	seeing := {role |
+		some role, _ in data.llm.roles
+		"GET /operator/*" in may(role)
+	}
+	seeing == {"operator"}
+}
 
 test_a_trainer_generates_with_higher_limits_and_its_prompts_are_kept if {
 	may("trainer") == (generation | models) | {"POST /v1/feedback"}

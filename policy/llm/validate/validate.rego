@@ -8,10 +8,11 @@ package llm.validate
 import data.llm.authz
 
 # METADATA
-# description: What a role can grant; each is a route of the gateway.
+# description: What a role can grant; each is a route of the gateway, or the operator page.
 actions := {
 	"GET /generate",
 	"GET /openapi.json",
+	"GET /operator/*",
 	"GET /v1/models",
 	"GET /v1/models/*",
 	"POST /generate",

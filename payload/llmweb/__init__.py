@@ -1,0 +1,1 @@
+"""Pages for operators, served beside the gateway."""

@@ -1,0 +1,207 @@
+"""What Prometheus and Alertmanager say. An answer is used for some seconds by all who ask; no answer is never a value."""
+
+import asyncio
+import json
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+from llmcore.config import ConfigError
+from llmserve.settings import ClientTls
+from llmserve.upstream.http_client import BadAnswer, HttpClient, Lost
+from llmweb.settings import Monitor
+
+log = logging.getLogger("llmweb.monitors")
+KEPT_SECONDS = 10.0
+ASK_SECONDS = 4.0
+ANSWER_BYTES = 4 * 1024 * 1024
+AT_ONCE = 6  # questions, of all pages together
+MOST_SERIES = 200  # of an answer; a page says how many it leaves out
+LABEL_CHARACTERS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Labels, and values by their time in seconds since the epoch; an instant query has one."""
+
+    labels: dict[str, str]
+    points: list[tuple[float, float]]
+
+    @property
+    def value(self) -> float:
+        return self.points[-1][1]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading[T]:
+    """An answer and its time; `found` None: there is none, and `at` is the time of the last one, 0 if there was none yet."""
+
+    at: float
+    found: list[T] | None
+    left_out: int = 0
+
+
+@dataclass(slots=True)
+class Kept:
+    """An answer, or the question that is on its way. `good`: the time of the last answer."""
+
+    until: float
+    answer: asyncio.Task[Reading[Any]]
+    good: float = 0.0
+
+
+@dataclass(slots=True)
+class Server:
+    """One API. While it is away, pages do not wait for it again and again."""
+
+    client: HttpClient
+    base: str
+    away_until: float = 0.0
+    trouble: str = ""
+
+
+@dataclass(slots=True)
+class Monitors:
+    """The APIs, in the order in which they are asked."""
+
+    prometheus: list[Server]
+    alertmanager: list[Server]
+    kept: dict[str, Kept] = field(default_factory=dict)
+    turn: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
+
+    async def now(self, expression: str) -> Reading[Series]:
+        """An instant query."""
+        return await self.shared(
+            expression,
+            lambda: self.ask(self.prometheus, "/api/v1/query?" + urlencode({"query": expression}), vector),
+        )
+
+    async def over(self, expression: str, seconds: int, step: int) -> Reading[Series]:
+        """A range query of the last `seconds`."""
+
+        def question() -> Any:
+            end = int(time.time()) // step * step
+            words = {"query": expression, "start": end - seconds, "end": end, "step": step}
+            return self.ask(self.prometheus, "/api/v1/query_range?" + urlencode(words), matrix)
+
+        return await self.shared(f"{seconds} {step} {expression}", question)
+
+    async def rules_firing(self) -> Reading[dict[str, Any]]:
+        """Alerts as Prometheus' rules have them, pending ones left out."""
+        return await self.shared(
+            "rules", lambda: self.ask(self.prometheus, "/api/v1/alerts", firing_of_prometheus)
+        )
+
+    async def delivered(self) -> Reading[dict[str, Any]]:
+        """Alerts that Alertmanager has."""
+        return await self.shared(
+            "delivered", lambda: self.ask(self.alertmanager, "/api/v2/alerts?active=true", of_alertmanager)
+        )
+
+    async def shared(self, name: str, question: Callable[[], Any]) -> Reading[Any]:
+        """Ask, unless there is a recent answer, or the question is on its way. `name` is never a client's."""
+        kept = self.kept.get(name)
+        if kept is None or time.monotonic() > kept.until:
+            before = kept.good if kept else 0.0
+            kept = self.kept[name] = Kept(math.inf, asyncio.create_task(question()), before)
+        reading: Reading[Any] = await asyncio.shield(kept.answer)
+        if kept.until == math.inf:
+            kept.until = time.monotonic() + KEPT_SECONDS
+            kept.good = reading.at or kept.good
+        return reading if reading.found is not None else Reading(kept.good, None)
+
+    async def ask(self, servers: list[Server], path: str, read: Callable[[Any], list[Any]]) -> Reading[Any]:
+        """The first valid answer of the servers."""
+        async with self.turn:
+            for server in servers:
+                if time.monotonic() < server.away_until:
+                    continue
+                try:
+                    async with asyncio.timeout(ASK_SECONDS):
+                        found = read(await get(server, path))
+                except (BadAnswer, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+                    complain(server, f"{type(error).__name__}: {error}"[:300])
+                except (OSError, TimeoutError, Lost, ConfigError) as error:
+                    server.away_until = time.monotonic() + KEPT_SECONDS
+                    complain(server, f"{type(error).__name__}: {error}"[:300])
+                else:
+                    server.trouble = ""
+                    return Reading(time.time(), found[:MOST_SERIES], max(0, len(found) - MOST_SERIES))
+        return Reading(0.0, None)
+
+
+def open_monitors(monitors: tuple[Monitor, ...], tls: ClientTls | None) -> Monitors:
+    """Raises ConfigError where the certificates are unusable."""
+
+    def server(url: str) -> Server:
+        parts = urlsplit(url)
+        client = HttpClient(
+            f"{parts.scheme}://{parts.netloc}", tls if parts.scheme == "https" else None, None
+        )
+        return Server(client, parts.path)
+
+    return Monitors(
+        [server(each.prometheus) for each in monitors], [server(each.alertmanager) for each in monitors]
+    )
+
+
+async def get(server: Server, path: str) -> Any:
+    """The JSON of a GET; raises what HttpClient does, or BadAnswer."""
+    server.client.refresh()
+    async with server.client.request("GET", server.base + path) as response:
+        if response.status != 200:
+            raise BadAnswer(f"it answered {response.status}")
+        return json.loads(await response.whole(ANSWER_BYTES))
+
+
+def complain(server: Server, reason: str) -> None:
+    if reason != server.trouble:
+        server.trouble = reason
+        fields = {"server": str(server.client.address) + server.base, "reason": reason}
+        log.warning("a monitor does not answer", extra={"fields": fields})
+
+
+def data(answer: Any, kind: str) -> list[Any]:
+    if answer["status"] != "success" or answer["data"]["resultType"] != kind:
+        raise BadAnswer(f"it did not answer with a {kind}")
+    return list(answer["data"]["result"])
+
+
+def texts(labels: Any) -> dict[str, str]:
+    """Labels, whose lengths are others' to choose."""
+    return {str(name): str(value)[:LABEL_CHARACTERS] for name, value in labels.items()}
+
+
+def vector(answer: Any) -> list[Series]:
+    found = [
+        Series(texts(each["metric"]), [(float(each["value"][0]), float(each["value"][1]))])
+        for each in data(answer, "vector")
+    ]
+    return [each for each in found if math.isfinite(each.value)]
+
+
+def matrix(answer: Any) -> list[Series]:
+    found = [
+        Series(texts(each["metric"]), [(float(at), float(value)) for at, value in each["values"]])
+        for each in data(answer, "matrix")
+    ]
+    finite = [
+        Series(each.labels, [point for point in each.points if math.isfinite(point[1])]) for each in found
+    ]
+    return [each for each in finite if each.points]
+
+
+def firing_of_prometheus(answer: Any) -> list[dict[str, Any]]:
+    return [
+        {"labels": texts(each["labels"]), "notes": texts(each["annotations"]), "since": str(each["activeAt"])}
+        for each in answer["data"]["alerts"]
+        if each["state"] == "firing"
+    ]
+
+
+def of_alertmanager(answer: Any) -> list[dict[str, Any]]:
+    return [{"labels": texts(each["labels"]), "state": str(each["status"]["state"])} for each in answer]

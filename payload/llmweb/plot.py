@@ -1,0 +1,67 @@
+"""Lines over time as SVG. Colours and dashes come from the style sheet, by the classes s0 to s5."""
+
+import math
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from markupsafe import Markup, escape
+
+from llmweb.monitors import Series
+
+WIDTH, HEIGHT = 400, 190
+LEFT, RIGHT, TOP, BOTTOM = 52, 8, 10, 24
+MOST_LINES = 6
+
+
+def ceiling(value: float) -> float:
+    """The next of 1, 2, 5 times a power of ten: the top of the axis."""
+    if value <= 0:
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(value))
+    return next(step * power for step in (1, 2, 5, 10) if step * power >= value * 0.999)
+
+
+def clock(at: float) -> str:
+    return f"{datetime.fromtimestamp(at, UTC):%H:%M}"
+
+
+def line_plot(
+    name: str,
+    title: str,
+    description: str,
+    series: list[Series],
+    span: tuple[float, float, int],
+    shown: Callable[[float], str],
+) -> Markup:
+    """`name`: unique on the page. `span`: start and end in seconds since the epoch, and the step, above which the
+    distance of two points is a gap. `shown`: a value as text.
+    """
+    start, end, step = span
+    top = ceiling(max((value for each in series for _, value in each.points), default=0.0))
+
+    def x(at: float) -> float:
+        return LEFT + (at - start) / (end - start) * (WIDTH - LEFT - RIGHT)
+
+    def y(value: float) -> float:
+        return HEIGHT - BOTTOM - max(0.0, value) / top * (HEIGHT - TOP - BOTTOM)
+
+    parts = [
+        f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-labelledby="{name}-t {name}-d">',
+        f'<title id="{name}-t">{escape(title)}</title><desc id="{name}-d">{escape(description)}</desc>',
+    ]
+    for share in (0.0, 0.5, 1.0):
+        height = y(top * share)
+        parts.append(f'<path class="grid" d="M{LEFT} {height:.1f}H{WIDTH - RIGHT}"/>')
+        parts.append(
+            f'<text class="left" x="{LEFT - 6}" y="{height + 4:.1f}">{escape(shown(top * share))}</text>'
+        )
+    for share, side in ((0.0, "start"), (0.5, "middle"), (1.0, "left")):
+        at = start + (end - start) * share
+        parts.append(f'<text class="{side}" x="{x(at):.1f}" y="{HEIGHT - 6}">{clock(at)}</text>')
+    for number, each in enumerate(series[:MOST_LINES]):
+        path, before = [], -math.inf
+        for at, value in each.points:
+            path.append(f"{'L' if at - before < 1.5 * step else 'M'}{x(at):.1f} {y(value):.1f}")
+            before = at
+        parts.append(f'<path class="line s{number}" d="{"".join(path)}"/>')
+    return Markup("".join([*parts, "</svg>"]))  # noqa: S704 - texts are escaped above

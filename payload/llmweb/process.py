@@ -1,0 +1,66 @@
+"""The process of `llm-web serve`: what it needs of the gateway's code, its listener, and its end."""
+
+import asyncio
+from contextlib import suppress
+
+from llmcore import logs
+from llmcore.notify import notify
+from llmserve.access.api_keys import KeyTable
+from llmserve.access.identity import Authenticator
+from llmserve.asgi import App
+from llmserve.audit.recorder import Recorder
+from llmserve.audit.writer_client import AuditClient
+from llmserve.gateway.middleware import AccessLog, RequestContext
+from llmserve.gateway.process import listening, open_policy, server
+from llmserve.metrics import Metrics
+from llmserve.signals import StopSignals
+from llmweb.app import Site
+from llmweb.monitors import open_monitors
+from llmweb.settings import WebConfig
+
+
+async def run_web(config: WebConfig, pepper: bytes) -> None:
+    """Serve until SIGTERM or SIGINT; sessions end with the process. Raises ConfigError."""
+    logs.guard(asyncio.get_running_loop())
+    metrics = Metrics()  # what the gateway's classes count; nothing exports it
+    audit = AuditClient(config.audit.socket, metrics)
+    site = Site(
+        config,
+        Authenticator(KeyTable(config.keys_file, pepper), config.certificate_header),
+        open_policy(config.policy, metrics, None),
+        Recorder(audit, pepper),
+        open_monitors(config.monitors, config.tls),
+    )
+    app: App = RequestContext(AccessLog(site, metrics, site.recorder.close), metrics)
+    serving = server(app)
+    stop = StopSignals()
+    async with asyncio.TaskGroup() as tasks:
+        background = [
+            tasks.create_task(audit.keep_connected()),
+            tasks.create_task(site.policy.watch(config.policy.probe_ms / 1000)),
+            tasks.create_task(site.authenticator.watch(site.sessions.sweep)),
+            tasks.create_task(every_second(site, audit)),
+        ]
+        listener = tasks.create_task(serving.serve(sockets=[listening(config.listen)]))
+        notify("READY=1")
+        await stop.requested.wait()
+        notify("STOPPING=1")
+        serving.should_exit = True
+        await listener
+        site.recorder.flush()
+        await audit.settled()
+        for task in background:
+            task.cancel()
+    site.authenticator.close()
+    site.policy.engine.close()
+    if config.listen.socket:
+        with suppress(FileNotFoundError):
+            config.listen.socket.unlink()
+
+
+async def every_second(site: Site, audit: AuditClient) -> None:
+    """Fail what waits too long for the record, and write refusals that were counted."""
+    while True:
+        await asyncio.sleep(1)
+        audit.end_overdue()
+        site.recorder.tick()

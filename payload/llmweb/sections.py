@@ -1,0 +1,228 @@
+"""What a page is made of: tables, plots, and places where there is no data, which are never shown as zero or as good."""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Literal
+from urllib.parse import urlsplit
+
+from markupsafe import Markup
+
+from llmweb.monitors import Monitors, Reading, Series
+from llmweb.plot import MOST_LINES, clock, line_plot
+from llmweb.wording import Language, said
+
+State = Literal["", "good", "warn", "bad", "unknown"]
+TABLE_TIMES = 12  # rows of a plot's table
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """Text, and what it means."""
+
+    text: str
+    state: State = ""
+    link: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The first cell of a row names it. `notes`: sentences below."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    notes: Sequence[str] = ()
+    kind: str = "table"
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """`table`: the same values."""
+
+    title: str
+    svg: Markup
+    lines: Sequence[str]
+    table: Table
+    notes: Sequence[str] = ()
+    kind: str = "plot"
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """A sentence in place of a table. `state` is `unknown` where data is missing."""
+
+    title: str
+    text: str
+    state: State = ""
+    more: str = ""
+    kind: str = "words"
+
+
+Section = Table | Plot | Words
+
+
+@dataclass(slots=True)
+class Look:
+    """One view of the estate, in a language."""
+
+    monitors: Monitors
+    language: Language
+    oldest: float = field(default_factory=time.time)  # of the answers on the page
+
+    def say(self, name: str, **values: object) -> str:
+        return said(self.language, name, **values)
+
+    def at(self, seconds: float) -> str:
+        return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+    async def now(self, expression: str) -> Reading[Series]:
+        reading = await self.monitors.now(expression)
+        self.seen(reading)
+        return reading
+
+    def seen[T](self, reading: Reading[T]) -> None:
+        if reading.found is not None:
+            self.oldest = min(self.oldest, reading.at)
+
+    async def missing(self, title: str, reading: Reading[Series], metric: str) -> Words:
+        """In place of what has no data: since when, as far as is known. `metric`: a selector of what is missing."""
+        if reading.found is None:
+            since = (
+                self.say("no_data_since", at=self.at(reading.at)) if reading.at else self.say("no_data_yet")
+            )
+            return Words(title, since, "unknown", self.say("unreachable"))
+        last = await self.now(f"max(max_over_time(timestamp({metric})[6h:5m]))")
+        since = (
+            self.say("no_data_since", at=self.at(last.found[0].value))
+            if last.found
+            else self.say("no_data_long")
+        )
+        return Words(title, since, "unknown", self.say("absent"))
+
+    def cell(
+        self,
+        series: Series | None,
+        shown: Callable[[float], str],
+        state: Callable[[float], State] = lambda _: "",
+    ) -> Cell:
+        """A value, or that there is none."""
+        if series is None:
+            return Cell(self.say("no_data"), "unknown")
+        return Cell(shown(series.value), state(series.value))
+
+    async def plot(
+        self,
+        name: str,
+        expression: str,
+        metric: str,
+        label: Sequence[str],
+        shown: Callable[[float], str],
+        hours: int = 6,
+    ) -> Section:
+        """Lines of the last `hours`, named by their labels."""
+        title, step = self.say(name), hours * 60
+        reading = await self.monitors.over(expression, hours * 3600, step)
+        self.seen(reading)
+        if not reading.found:
+            return await self.missing(title, reading, metric)
+        series = sorted(reading.found, key=lambda each: -max(value for _, value in each.points))
+        names = [named(each, label) for each in series]
+        values = ", ".join(
+            f"{name} {shown(each.value)}" for name, each in zip(names[:MOST_LINES], series, strict=False)
+        )
+        end = max(each.points[-1][0] for each in series)
+        end = max(end, reading.at // step * step)
+        span = (end - hours * 3600, end, step)
+        svg = line_plot(
+            name, title, self.say("plot_of", hours=hours, values=values), series[:MOST_LINES], span, shown
+        )
+        more = len(series) - MOST_LINES + reading.left_out
+        notes = [self.say("left_out", count=more)] if more > 0 else []
+        return Plot(
+            title,
+            svg,
+            names[:MOST_LINES],
+            self.as_table(title, series[:MOST_LINES], names, span, shown),
+            notes,
+        )
+
+    def as_table(
+        self,
+        title: str,
+        series: list[Series],
+        names: list[str],
+        span: tuple[float, float, int],
+        shown: Callable[[float], str],
+    ) -> Table:
+        """A dozen times of a plot, with the last value before each."""
+        start, end, step = span
+        wide = (end - start) / TABLE_TIMES
+        rows = []
+        for number in range(TABLE_TIMES + 1):
+            at = start + number * wide
+            cells = [Cell(clock(at))]
+            for each in series:
+                value = next((v for t, v in reversed(each.points) if at - step < t <= at + 1), None)
+                cells.append(
+                    Cell(self.say("no_data"), "unknown") if value is None else Cell(shown(value), "")
+                )
+            rows.append(cells)
+        return Table(
+            self.say("as_table", title=title), [f"{self.say('time')} (UTC)", *names[: len(series)]], rows
+        )
+
+
+def named(series: Series, labels: Iterable[str]) -> str:
+    return " ".join(filter(None, (series.labels.get(label, "") for label in labels))) or "–"
+
+
+def by(reading: Reading[Series], *labels: str) -> dict[tuple[str, ...], Series]:
+    """Series by their labels."""
+    return {tuple(each.labels.get(label, "") for label in labels): each for each in reading.found or ()}
+
+
+def safe_link(address: str) -> str:
+    """An address that may be a link: annotations of alerts are data, and `javascript:` would be one, too."""
+    parts = urlsplit(address)
+    return address if parts.scheme in {"http", "https"} and parts.netloc else ""
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.3g} %" if value < 0.9995 else f"{100 * value:.5g} %"
+
+
+def number(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+def whole(value: float) -> str:
+    return f"{value:.0f}"
+
+
+def seconds(value: float) -> str:
+    return f"{value:.3g} s"
+
+
+def gibibytes(value: float) -> str:
+    return f"{value / 2**30:.3g} GiB"
+
+
+def celsius(value: float) -> str:
+    return f"{value:.0f} °C"
+
+
+def watts(value: float) -> str:
+    return f"{value:.0f} W"
+
+
+def span_of(value: float) -> str:
+    """A duration, in its two largest units."""
+    left = int(max(0, value))
+    parts: list[str] = []
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min"), (1, "s")):
+        if left >= size or (unit == "s" and not parts):
+            parts.append(f"{left // size} {unit}")
+            left %= size
+    return " ".join(parts[:2])

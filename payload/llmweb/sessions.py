@@ -1,0 +1,69 @@
+"""Sessions of browsers: random ids in a cookie, everything else in this process, which a restart therefore ends."""
+
+import hashlib
+import secrets
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+
+LIFETIME_SECONDS = 8 * 3600.0
+IDLE_SECONDS = 30 * 60.0
+MOST = 1000
+MOST_OF_A_KEY = 8
+
+
+@dataclass(slots=True)
+class Session:
+    """`key`: id of the API key's record, without which the session ends. Times of time.monotonic()."""
+
+    key: str
+    opened: float
+    used: float
+
+
+class Sessions:
+    """By the SHA-256 of their ids, the least recently used first."""
+
+    def __init__(self) -> None:
+        self.open_ones: OrderedDict[bytes, Session] = OrderedDict()
+
+    def open(self, key: str) -> str:
+        """The id of a new session. Where a key, or this process, has too many, the least recently used one ends."""
+        self.sweep()
+        of_the_key = [name for name, each in self.open_ones.items() if each.key == key]
+        if len(of_the_key) >= MOST_OF_A_KEY:
+            del self.open_ones[of_the_key[0]]
+        elif len(self.open_ones) >= MOST:
+            self.open_ones.popitem(last=False)
+        identifier, now = secrets.token_urlsafe(32), time.monotonic()
+        self.open_ones[hashed(identifier)] = Session(key, now, now)
+        return identifier
+
+    def key_of(self, identifier: str) -> str | None:
+        """The key of a session that is still valid, which counts as use."""
+        session = self.open_ones.get(hashed(identifier))
+        if session is None:
+            return None
+        if ended(session):
+            self.close(identifier)
+            return None
+        session.used = time.monotonic()
+        self.open_ones.move_to_end(hashed(identifier))
+        return session.key
+
+    def close(self, identifier: str) -> None:
+        self.open_ones.pop(hashed(identifier), None)
+
+    def sweep(self) -> None:
+        """Forget those that are over."""
+        for name in [name for name, each in self.open_ones.items() if ended(each)]:
+            del self.open_ones[name]
+
+
+def ended(session: Session) -> bool:
+    now = time.monotonic()
+    return now - session.opened > LIFETIME_SECONDS or now - session.used > IDLE_SECONDS
+
+
+def hashed(identifier: str) -> bytes:
+    return hashlib.sha256(identifier.encode()).digest()

@@ -1,0 +1,71 @@
+"""The configuration of `llm-web`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator, model_validator
+
+from llmcore.config import Section
+from llmserve.settings import LOOPBACK, AuditWriter, ClientTls, Listener, PolicySource, Positive
+
+Url = Annotated[str, Field(pattern=r"^https?://[^/?#@\s]+(/[A-Za-z0-9._-]+)*$")]
+
+
+class Monitor(Section):
+    """A host that runs Prometheus and Alertmanager, by the base addresses of their APIs."""
+
+    prometheus: Url
+    alertmanager: Url
+
+    @field_validator("prometheus", "alertmanager")
+    @classmethod
+    def nothing_in_clear(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme == "http" and parts.hostname not in LOOPBACK:
+            raise ValueError(
+                f"{url} would send what fails on which host in clear text: use https, or 127.0.0.1"
+            )
+        return url
+
+
+class Objective(Section):
+    """An entry of slo.yml, whose keys docs/metrics.md describes."""
+
+    name: str
+    title: str
+    objective: Annotated[float, Field(gt=0, lt=1)]
+    all: str
+    good: str | None = None
+    bad: str | None = None
+    by: tuple[str, ...] = ()
+    runbook: str = ""
+
+
+class WebConfig(Section):
+    """`llm-web serve --config`. `keys_file`, `policy` and `audit` are the gateway's.
+
+    `certificate_header`: as in the gateway's `identity`. `monitors` are asked in this order, the next one where one does
+    not answer. `days`: the window of the objectives.
+    """
+
+    listen: Listener
+    keys_file: Path
+    policy: PolicySource
+    audit: AuditWriter
+    certificate_header: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,64}$")] | None = None
+    monitors: Annotated[tuple[Monitor, ...], Field(min_length=1)]
+    tls: ClientTls | None = None
+    objectives: tuple[Objective, ...] = ()
+    days: Positive = 30
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    @model_validator(mode="after")
+    def trusted_ways(self) -> "WebConfig":
+        """Any process that reaches a TCP port could forge the certificate header."""
+        if self.certificate_header and self.listen.socket is None:
+            raise ValueError("'certificate_header' is trusted only on a UNIX socket: set 'listen.socket'")
+        urls = [url for each in self.monitors for url in (each.prometheus, each.alertmanager)]
+        if self.tls is None and any(url.startswith("https:") for url in urls):
+            raise ValueError("monitors at https addresses need 'tls': ca, certificate and key")
+        return self

@@ -1,0 +1,105 @@
+"""`llm-web` as an estate runs it: a real audit writer and policy, and before it nginx with the configuration of role edge."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import yaml
+from authority import PUBLIC_KEY
+from edge import Edge, in_front_of
+from service import PEPPER, Process, Service, patched
+from watched_estate import OBJECTIVES, WatchedEstate
+
+from llmserve.access.api_keys import edited, new_key
+
+BROWSER = {"sec-fetch-site": "same-origin"}
+KEPT_SECONDS = 2.0  # of answers, so that a test need not wait for ten
+
+
+@dataclass
+class OperatorPage:
+    """A running page. `gateway`: the service whose keys, policy and audit writer it has, behind the same edge."""
+
+    gateway: Service
+    edge: Edge
+    monitors: int  # port of nginx before Prometheus and Alertmanager
+    config: Path
+    process: Process
+
+    def key(self, role: str = "operator", subject: str = "olga") -> tuple[str, str]:
+        """A new key, and its id."""
+        with edited(self.gateway.folder / "keys.json") as records:
+            key, record = new_key(PEPPER, subject, "operations", [role], None)
+            records.append(record)
+        return key, record.id
+
+    def client(self, certificate: Path | None = None, **headers: str) -> httpx.Client:
+        return self.edge.client(certificate, **headers)
+
+    @contextmanager
+    def signed_in(self, key: str = "") -> Iterator[httpx.Client]:
+        """A client with a session."""
+        with self.client() as client:
+            answer = client.post("/operator/sign-in", data={"key": key or self.key()[0]}, headers=BROWSER)
+            assert answer.status_code == 303, answer.text
+            yield client
+
+    def records(self) -> list[dict[str, Any]]:
+        """The audit record's events of the page."""
+        return [
+            event for event in self.gateway.records() if "/operator/" in str(event.get("event.action", ""))
+        ]
+
+
+def start(service: Service, config: Path) -> Process:
+    environment = {
+        "CREDENTIALS_DIRECTORY": str(service.folder / "credentials"),
+        **patched(service.folder, llmweb__monitors__KEPT_SECONDS=KEPT_SECONDS),
+    }
+    arguments = ["serve", "--config", str(config)]
+    return Process(service.folder, "web", arguments, environment, module="llmweb").await_ready()
+
+
+@contextmanager
+def serving(service: Service, estate: WatchedEstate, **changes: Any) -> Iterator[OperatorPage]:
+    """The page beside the gateway `service`, which watches `estate` as from another host. `changes`: of its configuration."""
+    with estate.shown() as port:
+        asked = f"https://localhost:{port}"
+        monitors = [{name: f"{asked}/{name}" for name in ("prometheus", "alertmanager")}]
+        with serving_before(service, estate, port, {"monitors": monitors, **changes}) as page:
+            yield page
+
+
+@contextmanager
+def serving_before(
+    service: Service, estate: WatchedEstate, port: int, changes: dict[str, Any]
+) -> Iterator[OperatorPage]:
+    socket = service.folder / "web.sock"
+    (service.folder / "policy.pem").write_bytes(PUBLIC_KEY)
+    config = service.folder / "web.yaml"
+    policy = {
+        **service.embedded(),
+        "key": str(service.folder / "policy.pem"),
+        "seen": str(service.folder / "web-revision"),
+    }
+    content: dict[str, Any] = {
+        "listen": {"socket": str(socket)},
+        "keys_file": str(service.folder / "keys.json"),
+        "policy": policy,
+        "audit": {"socket": str(service.folder / "audit.sock")},
+        "certificate_header": "X-Client-Certificate",
+        "tls": estate.tls,
+        "objectives": OBJECTIVES,
+        **changes,
+    }
+    config.write_text(yaml.safe_dump(content))
+    process = start(service, config)
+    try:
+        variables = {"__edge_operator_socket": str(socket)}
+        with in_front_of(service.folder / "http.sock", service.folder / "nginx", **variables) as edge:
+            yield OperatorPage(service, edge, port, config, process)
+    finally:
+        process.stop()

@@ -1,0 +1,188 @@
+"""The operator page in Chromium: accessible by axe's rules, by keyboard, at 320 pixels, in both languages and colour schemes.
+
+`SCREENSHOTS=FOLDER` writes those of docs/ there.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from operator_page import OperatorPage, serving
+from service import running
+from watched_estate import HOSTILE, watched
+
+sync_api = pytest.importorskip(
+    "playwright.sync_api", reason="needs playwright of the environment payload-dev"
+)
+from axe_playwright_python.sync_playwright import Axe  # noqa: E402 - not there without playwright
+
+CHROMIUM = shutil.which("chromium-headless-shell")
+PAGES = ("", "hosts", "models", "gpus", "training", "alerts", "sign-in", "nothing")
+WORDS = {"en": "Operator page", "zh": "运维页面"}
+LOCALES = {"en": "en-GB", "zh": "zh-CN"}
+
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="needs chromium-headless-shell of requirements.apt")
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        # Chromium's sandbox needs a user of its own; what it loads here is ours.
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def tab(
+    chromium: Any, page: OperatorPage, language: str = "en", scheme: str = "light", width: int = 1200
+) -> Iterator[Any]:
+    """A signed-in tab; fails where the browser complained, as it does of what the content security policy forbids."""
+    address = f"https://localhost:{page.edge.port}"
+    context = chromium.new_context(
+        base_url=address,
+        ignore_https_errors=True,  # the authority is this test's own, which Chromium has no file for
+        locale=LOCALES[language],
+        color_scheme=scheme,
+        viewport={"width": width, "height": 760},
+        reduced_motion="reduce",
+    )
+    complaints: list[str] = []
+    opened = context.new_page()
+    opened.on("console", lambda message: complaints.append(message.text))
+    opened.on("pageerror", lambda error: complaints.append(str(error)))
+    opened.on("requestfailed", lambda request: complaints.append(request.url))
+    opened.on(
+        "request", lambda request: None if request.url.startswith(address) else complaints.append(request.url)
+    )
+    try:
+        opened.goto("/operator/")
+        opened.get_by_label("API" if language == "en" else "API 密钥").fill(page.key()[0])
+        opened.keyboard.press("Enter")
+        opened.wait_for_url("**/operator/")
+        yield opened
+        # Each refusal that a test goes to is a complaint of its status, which Chromium makes of any document.
+        assert [each for each in complaints if "status of 404" not in each] == []
+    finally:
+        context.close()
+
+
+@pytest.mark.parametrize(
+    ("language", "scheme", "width"),
+    [("en", "light", 1200), ("zh", "dark", 1200), ("zh", "light", 320), ("en", "dark", 320)],
+)
+def test_axe_finds_no_violation_and_nothing_is_wider_than_the_window(
+    chromium: Any, page: OperatorPage, language: str, scheme: str, width: int
+) -> None:
+    with tab(chromium, page, language, scheme, width) as opened:
+        for name in PAGES:
+            opened.goto(f"/operator/{name}")
+            assert WORDS[language] in opened.inner_text("header")
+            opened.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+            wide = opened.evaluate("document.documentElement.scrollWidth")
+            assert wide <= width, f"{name or 'overview'} is {wide} pixels wide"
+            # axe is put into the page by the browser's own protocol, which the page's policy does not govern.
+            found = Axe().run(opened)
+            assert found.violations_count == 0, f"{name}: {found.generate_report()}"
+
+
+def test_axe_would_find_a_violation(chromium: Any, page: OperatorPage) -> None:
+    with tab(chromium, page) as opened:
+        opened.evaluate("document.querySelector('h1').style.color = 'rgb(250, 250, 250)'")
+        opened.evaluate("document.documentElement.removeAttribute('lang')")
+        found = {each["id"] for each in Axe().run(opened).response["violations"]}
+        assert found >= {"color-contrast", "html-has-lang"}
+
+
+def test_the_browser_would_complain_of_an_inline_style(chromium: Any, page: OperatorPage) -> None:
+    with pytest.raises(AssertionError, match="Content Security Policy"), tab(chromium, page) as opened:
+        opened.evaluate("document.body.insertAdjacentHTML('beforeend', '<p style=\"color: red\">x</p>')")
+
+
+def test_the_whole_page_is_reached_by_keyboard_and_focus_is_seen(chromium: Any, page: OperatorPage) -> None:
+    focused = """() => {
+        const it = document.activeElement, box = it.getBoundingClientRect(), style = getComputedStyle(it);
+        return [it.textContent.trim(), style.outlineStyle, parseFloat(style.outlineWidth), box.width * box.height, box.left];
+    }"""
+    with tab(chromium, page) as opened:
+        walked = []
+        for _ in range(30):
+            opened.keyboard.press("Tab")
+            text, style, width, area, left = opened.evaluate(focused)
+            if text in walked or opened.evaluate("document.activeElement === document.body"):
+                break
+            assert style == "solid", text
+            assert width >= 3, text
+            assert area > 0, text
+            assert left >= 0, text
+            walked.append(text)
+        names = ["Overview", "Hosts", "Models", "GPUs", "Training", "Alerts"]
+        assert walked[:8] == ["Skip to content", "中文", *names]
+        assert walked[8:] == ["target-down", "Bad events in 1 hour, by objective: as a table", "Sign out"]
+        opened.keyboard.press("Shift+Tab")
+        opened.keyboard.press("Enter")
+        opened.wait_for_url("**/operator/sign-in")
+
+
+def test_the_first_link_skips_to_the_content(chromium: Any, page: OperatorPage) -> None:
+    with tab(chromium, page) as opened:
+        opened.keyboard.press("Tab")
+        opened.keyboard.press("Enter")
+        assert opened.evaluate("document.activeElement.id") == "content"
+
+
+def test_a_plot_is_named_and_described_to_screen_readers(chromium: Any, page: OperatorPage) -> None:
+    with tab(chromium, page) as opened:
+        opened.goto("/operator/gpus")
+        [plot] = opened.get_by_role("img", name="GPUs: busy share").all()
+        assert "Last values: llm1" in plot.locator("desc").text_content()
+        opened.locator("summary", has_text="GPUs: busy share").press("Enter")
+        table = opened.get_by_role("table", name="GPUs: busy share: as a table")
+        assert table.get_by_role("row").count() == 14
+        opened.set_viewport_size({"width": 320, "height": 900})
+        assert table.get_by_role("row").count() == 14  # cards are rows still
+
+
+def test_hostile_labels_run_nothing(chromium: Any, page: OperatorPage) -> None:
+    with tab(chromium, page) as opened:
+        opened.goto("/operator/alerts")
+        assert HOSTILE in opened.inner_text("main")
+        assert opened.title() == "Alerts · Operator page"
+        assert opened.locator("main script, main img").count() == 0
+
+
+def test_the_language_link_is_remembered(chromium: Any, page: OperatorPage) -> None:
+    with tab(chromium, page) as opened:
+        opened.get_by_role("link", name="中文").click()
+        opened.goto("/operator/hosts")
+        assert opened.get_by_role("heading", name="主机", level=1).is_visible()
+
+
+def test_colours_follow_the_scheme(chromium: Any, page: OperatorPage) -> None:
+    seen = set()
+    for scheme in ("light", "dark"):
+        with tab(chromium, page, scheme=scheme) as opened:
+            seen.add(opened.evaluate("getComputedStyle(document.body).backgroundColor"))
+    assert len(seen) == 2
+
+
+@pytest.mark.skipif("SCREENSHOTS" not in os.environ, reason="SCREENSHOTS=FOLDER writes those of docs/")
+def test_screenshots_of_the_documentation(chromium: Any, tmp_path: Path) -> None:
+    folder = Path(os.environ["SCREENSHOTS"])
+    with (
+        watched(tmp_path / "watched", hostile=False) as estate,
+        running(tmp_path) as service,
+        serving(service, estate) as page,
+    ):
+        for name, language, scheme, width in (
+            ("overview", "en", "light", 840),
+            ("gpus", "zh", "dark", 840),
+            ("models", "en", "light", 320),
+        ):
+            with tab(chromium, page, language, scheme, width) as opened:
+                opened.goto(f"/operator/{'' if name == 'overview' else name}")
+                opened.screenshot(path=folder / f"operator-{name}.png")

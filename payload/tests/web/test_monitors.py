@@ -1,0 +1,190 @@
+"""What a Prometheus may answer that is broken, slow or hostile: it is never a value, and no page waits for it long."""
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from llmcore.config import describe
+from llmweb import monitors
+from llmweb.monitors import Monitors, Reading, Series, open_monitors
+from llmweb.settings import Monitor, WebConfig
+
+
+def vector(*values: Any) -> bytes:
+    found = [{"metric": {"model": f"m{number}"}, "value": [0, value]} for number, value in enumerate(values)]
+    return json.dumps({"status": "success", "data": {"resultType": "vector", "result": found}}).encode()
+
+
+class Prometheus:
+    """Answers every request with `body`; `hang`: never."""
+
+    def __init__(self, body: bytes = b"", status: int = 200, hang: bool = False) -> None:
+        self.body, self.status, self.hang, self.asked = body, status, hang, 0
+
+    async def __aenter__(self) -> "Prometheus":
+        self.server = await asyncio.start_server(self.answer, "127.0.0.1", 0)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.server.close()
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        self.asked += 1
+        if self.hang:
+            await asyncio.sleep(60)
+        head = f"HTTP/1.1 {self.status} X\r\ncontent-length: {len(self.body)}\r\n\r\n"
+        writer.write(head.encode() + self.body)
+        writer.close()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.sockets[0].getsockname()[1]}"
+
+
+def of(*servers: Prometheus) -> Monitors:
+    return open_monitors(tuple(Monitor(prometheus=each.url, alertmanager=each.url) for each in servers), None)
+
+
+def asked(what: Callable[[Monitors], Awaitable[Any]], *servers: Prometheus) -> Any:
+    """The result of `what` before these servers."""
+
+    async def run() -> Any:
+        async with AsyncExitStack() as stack:
+            for each in servers:
+                await stack.enter_async_context(each)
+            return await what(of(*servers))
+
+    return asyncio.run(run())
+
+
+BROKEN = {
+    "nothing": b"",
+    "no JSON": b"<html>",
+    "a list": b"[]",
+    "a word": b'"success"',
+    "an error": b'{"status": "error", "error": "x"}',
+    "a matrix": b'{"status": "success", "data": {"resultType": "matrix", "result": []}}',
+    "a series without a value": b'{"status": "success", "data": {"resultType": "vector", "result": [{"metric": {}}]}}',
+    "labels that are a list": vector("1").replace(b'{"model": "m0"}', b"[]"),
+    "a value that is no number": vector("one"),
+    "megabytes": vector(1) + b" " * monitors.ANSWER_BYTES,
+}
+
+
+@pytest.mark.parametrize("body", BROKEN.values(), ids=BROKEN)
+def test_a_broken_answer_is_no_data(body: bytes) -> None:
+    reading = asked(lambda to: to.now("up"), Prometheus(body))
+    assert reading == Reading(0.0, None)
+
+
+def test_an_error_is_no_data_even_if_its_body_is_an_answer() -> None:
+    assert asked(lambda to: to.now("up"), Prometheus(vector("1"), status=500)).found is None
+
+
+def test_what_is_no_number_is_left_out() -> None:
+    reading = asked(lambda to: to.now("up"), Prometheus(vector("NaN", "+Inf", "2")))
+    assert [(each.labels, each.value) for each in reading.found] == [({"model": "m2"}, 2.0)]
+
+
+def test_more_series_than_a_page_shows_are_counted() -> None:
+    reading = asked(lambda to: to.now("up"), Prometheus(vector(*["1"] * (monitors.MOST_SERIES + 3))))
+    assert (len(reading.found), reading.left_out) == (monitors.MOST_SERIES, 3)
+
+
+def test_long_labels_are_cut() -> None:
+    labels = monitors.texts({"model": "x" * 10**6})
+    assert len(labels["model"]) == monitors.LABEL_CHARACTERS
+
+
+def test_a_hanging_prometheus_delays_a_page_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(monitors, "ASK_SECONDS", 0.5)
+
+    async def many(to: Monitors) -> tuple[list[Reading[Series]], float]:
+        begun = time.monotonic()
+        found = await asyncio.gather(*(to.now(f"metric_{number}") for number in range(60)))
+        return list(found), time.monotonic() - begun
+
+    server = Prometheus(hang=True)
+    found, took = asked(many, server)
+    assert all(reading.found is None for reading in found)
+    assert server.asked <= monitors.AT_ONCE
+    assert took < 5, "60 questions, each waiting, would take 5 s"
+
+
+def test_the_next_one_is_asked_where_one_is_away() -> None:
+    first, second = Prometheus(hang=True), Prometheus(vector("7"))
+
+    async def without_the_first(to: Monitors) -> Reading[Series]:
+        await first.__aexit__()
+        return await to.now("up")
+
+    assert asked(without_the_first, first, second).found[0].value == 7
+
+
+def test_the_same_question_is_asked_once_and_again_when_it_is_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Prometheus(vector("1"))
+
+    async def often(to: Monitors) -> list[int]:
+        await asyncio.gather(*(to.now("up") for _ in range(50)))
+        counts = [server.asked]
+        monkeypatch.setattr(monitors, "KEPT_SECONDS", -1.0)
+        to.kept.clear()
+        for _ in range(3):
+            await to.now("up")
+        return [*counts, server.asked]
+
+    assert asked(often, server) == [1, 4]
+
+
+def test_the_time_of_the_last_answer_is_told_when_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(monitors, "KEPT_SECONDS", -1.0)
+    server = Prometheus(vector("1"))
+
+    async def then_broken(to: Monitors) -> tuple[Reading[Series], Reading[Series], Reading[Series]]:
+        before = await to.now("up")
+        server.body = b"broken"
+        return before, await to.now("up"), await to.now("up")
+
+    before, after, later = asked(then_broken, server)
+    assert before.found and before.at > 0  # noqa: PT018 - both are what an answer has
+    assert after == later == Reading(before.at, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "wrong"),
+    [
+        (
+            {"monitors": [{"prometheus": "http://10.0.0.1:9090", "alertmanager": "http://127.0.0.1:9093"}]},
+            "clear text",
+        ),
+        (
+            {"monitors": [{"prometheus": "https://10.0.0.1", "alertmanager": "https://10.0.0.1"}]},
+            "need 'tls'",
+        ),
+        ({"monitors": []}, "at least 1"),
+        ({"listen": {"port": 1}, "certificate_header": "X-Client-Certificate"}, "UNIX socket"),
+        (
+            {"monitors": [{"prometheus": "http://127.0.0.1/a?b", "alertmanager": "http://127.0.0.1"}]},
+            "pattern",
+        ),
+    ],
+)
+def test_settings_that_would_leak_are_refused(changes: dict[str, Any], wrong: str) -> None:
+    content: dict[str, Any] = {
+        "listen": {"socket": "/run/llm-web/web.sock"},
+        "keys_file": "/keys",
+        "policy": {"engine": "server", "socket": "/opa", "key": "/key"},
+        "audit": {"socket": "/audit"},
+        "monitors": [{"prometheus": "http://127.0.0.1:9090", "alertmanager": "http://127.0.0.1:9093"}],
+    }
+    WebConfig.model_validate(content)
+    with pytest.raises(ValidationError) as refused:
+        WebConfig.model_validate(content | changes)
+    assert wrong in "\n".join(describe(refused.value))
