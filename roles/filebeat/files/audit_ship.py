@@ -17,13 +17,14 @@ from pathlib import Path
 MOST = 16_000  # bytes of a line; an entry of the journal has 48 KiB, and quotes are escaped
 # The hash of a prompt is keyed (llmkeep.prompt.hmac); its text (llmkeep.prompt.text) is not among them.
 ALLOWED = {
-    "@timestamp", "error.code", "event.action", "event.category", "event.duration", "event.kind", "event.outcome", "event.reason",
-    "event.sequence", "event.type", "gen_ai.request.model", "gen_ai.usage.input_tokens", "gen_ai.usage.output_tokens",
-    "http.request.id", "http.response.status_code", "llmkeep.audit.dropped_bytes", "llmkeep.audit.hash", "llmkeep.audit.phase",
+    "@timestamp", "error.code", "event.action", "event.category", "event.duration", "event.kind", "event.outcome",
+    "event.reason", "event.sequence", "event.type", "gen_ai.request.model", "gen_ai.usage.input_tokens",
+    "gen_ai.usage.output_tokens", "http.request.id", "http.response.status_code", "llmkeep.audit.codes",
+    "llmkeep.audit.count", "llmkeep.audit.dropped_bytes", "llmkeep.audit.hash", "llmkeep.audit.phase",
     "llmkeep.audit.previous", "llmkeep.audit.removed.hash", "llmkeep.audit.removed.last", "llmkeep.audit.removed.peaks",
-    "llmkeep.decision.id", "llmkeep.decision.revision", "llmkeep.decision.rule", "llmkeep.identity.id",
-    "llmkeep.identity.kind", "llmkeep.prompt.hmac", "organization.id", "source.ip", "transaction.id", "url.path", "user.id",
-    "user.roles",
+    "llmkeep.audit.source", "llmkeep.decision.id", "llmkeep.decision.revision", "llmkeep.decision.rule",
+    "llmkeep.identity.id", "llmkeep.identity.kind", "llmkeep.prompt.hmac", "organization.id", "source.ip", "transaction.id",
+    "url.path", "user.id", "user.roles",
 }  # fmt: skip
 
 
