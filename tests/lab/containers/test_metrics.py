@@ -74,9 +74,8 @@ def query(lab: Lab, host: str, expression: str) -> dict[str, float]:
 
 def delivered(lab: Lab, alert: str) -> list[dict[str, Any]]:
     """The notifications that any receiver got of an alert."""
-    got = [
-        json.loads(line) for host in HOSTS for line in lab.on(host, "cat /run/alerts/webhook").splitlines()
-    ]
+    lines = [line for host in HOSTS for line in lab.on(host, "cat /run/alerts/webhook").splitlines()]
+    got = [json.loads(line) for line in lines if line]
     return [one for one in got if one["groupLabels"].get("alertname") == alert and one["status"] == "firing"]
 
 
