@@ -53,6 +53,11 @@ class Kept:
     answer: asyncio.Task[Reading[Any]]
     good: float = 0.0
 
+    def answered(self, task: asyncio.Task[Reading[Any]]) -> None:
+        self.until = time.monotonic() + KEPT_SECONDS
+        if not task.cancelled() and task.exception() is None:
+            self.good = task.result().at or self.good
+
 
 @dataclass(slots=True)
 class Server:
@@ -108,10 +113,10 @@ class Monitors:
         if kept is None or time.monotonic() > kept.until:
             before = kept.good if kept else 0.0
             kept = self.kept[name] = Kept(math.inf, asyncio.create_task(question()), before)
+            kept.answer.add_done_callback(
+                kept.answered
+            )  # also where the request that asked has been cancelled
         reading: Reading[Any] = await asyncio.shield(kept.answer)
-        if kept.until == math.inf:
-            kept.until = time.monotonic() + KEPT_SECONDS
-            kept.good = reading.at or kept.good
         return reading if reading.found is not None else Reading(kept.good, None)
 
     async def ask(self, servers: list[Server], path: str, read: Callable[[Any], list[Any]]) -> Reading[Any]:
@@ -123,7 +128,14 @@ class Monitors:
                 try:
                     async with asyncio.timeout(ASK_SECONDS):
                         found = read(await get(server, path))
-                except (BadAnswer, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+                except (
+                    BadAnswer,
+                    ValueError,
+                    LookupError,
+                    TypeError,
+                    AttributeError,
+                    RecursionError,
+                ) as error:
                     complain(server, f"{type(error).__name__}: {error}"[:300])
                 except (OSError, TimeoutError, Lost, ConfigError) as error:
                     server.away_until = time.monotonic() + KEPT_SECONDS

@@ -32,7 +32,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "no_data_yet": ("No data since this page started", "本页面启动以来无数据"),
     "no_data_long": ("No data in the last 6 hours, or never", "最近 6 小时内无数据，或从未有过"),
     "unreachable": ("Prometheus does not answer", "Prometheus 无应答"),
-    "absent": ("Prometheus has no such series", "Prometheus 中没有该序列"),
+    "absent": ("Prometheus has no values of it", "Prometheus 中没有对应的值"),
     "alertmanager_away": (
         "Alertmanager does not answer: whether alerts are delivered is unknown.",
         "Alertmanager 无应答：告警是否送达未知。",

@@ -69,6 +69,7 @@ BROKEN = {
     "no JSON": b"<html>",
     "a list": b"[]",
     "a word": b'"success"',
+    "a hundred thousand lists": b"[" * 100_000,
     "an error": b'{"status": "error", "error": "x"}',
     "a matrix": b'{"status": "success", "data": {"resultType": "matrix", "result": []}}',
     "a series without a value": b'{"status": "success", "data": {"resultType": "vector", "result": [{"metric": {}}]}}',
@@ -141,6 +142,25 @@ def test_the_same_question_is_asked_once_and_again_when_it_is_old(monkeypatch: p
         return [*counts, server.asked]
 
     assert asked(often, server) == [1, 4]
+
+
+def test_an_answer_that_no_request_waited_for_is_not_used_when_it_is_old(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(monitors, "KEPT_SECONDS", 0.2)
+    server = Prometheus(vector("1"))
+
+    async def left(to: Monitors) -> int:
+        first = asyncio.create_task(to.now("up"))
+        await asyncio.sleep(0)
+        first.cancel()
+        while not to.kept["up"].answer.done():
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.5)
+        await to.now("up")
+        return server.asked
+
+    assert asked(left, server) == 2
 
 
 def test_the_time_of_the_last_answer_is_told_when_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
