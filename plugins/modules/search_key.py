@@ -73,7 +73,9 @@ def held(credential: str, certificate: Path) -> dict[str, str]:
 def token_name(secret: bytes) -> str:
     """The name of a service account's token, out of `namespace/service/name:secret` in it, base64 without padding."""
     try:
-        account, _, _ = base64.b64decode(secret + b"=" * (-len(secret) % 4), validate=True)[4:].decode().partition(":")
+        account, _, _ = (
+            base64.b64decode(secret + b"=" * (-len(secret) % 4), validate=True)[4:].decode().partition(":")
+        )
     except ValueError:
         return ""
     return account.rpartition("/")[2]
