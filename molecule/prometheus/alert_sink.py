@@ -1,6 +1,6 @@
 """What operators have in an estate: a webhook on 127.0.0.1:9099 and a mail server on 2525.
 
-What arrives is appended to /run/alerts/webhook and /run/alerts/mail.
+What arrives is appended to /run/alerts/webhook, /run/alerts/heartbeat (what is sent to that path) and /run/alerts/mail.
 """
 
 import socketserver
@@ -18,7 +18,7 @@ def arrived(name: str, what: bytes) -> None:
 
 class Webhook(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
-        arrived("webhook", self.rfile.read(int(self.headers["content-length"])))
+        arrived("heartbeat" if self.path == "/heartbeat" else "webhook", self.rfile.read(int(self.headers["content-length"])))
         self.send_response(200)
         self.end_headers()
 
@@ -37,7 +37,7 @@ class Mail(socketserver.StreamRequestHandler):
 
 
 FOLDER.mkdir(exist_ok=True)
-for kind in ("webhook", "mail"):
+for kind in ("webhook", "heartbeat", "mail"):
     (FOLDER / kind).touch()
 threading.Thread(target=ThreadingHTTPServer(("127.0.0.1", 9099), Webhook).serve_forever).start()
 socketserver.ThreadingTCPServer.daemon_threads = True

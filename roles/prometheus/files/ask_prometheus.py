@@ -1,8 +1,8 @@
 """What Prometheus and Alertmanager on this host say, for their checks.
 
-ask_prometheus.py NAME SECONDS targets NUMBER | rules | alertmanagers | retention | stranger
+ask_prometheus.py NAME SECONDS targets NUMBER | rules | alertmanagers | heartbeat | retention | stranger
 
-NAME is the host's full name, as its certificate has it. `targets` and `alertmanagers` wait up to SECONDS: after a start the
+NAME is the host's full name, as its certificate has it. `targets`, `alertmanagers` and `heartbeat` wait up to SECONDS: after a start the
 first scrape is to come. Before it Prometheus replays its log and answers 503: that may take REPLAY seconds.
 """
 
@@ -82,6 +82,11 @@ def alertmanagers() -> str:
     return f"{len(ask('/api/v1/alertmanagers')['data']['activeAlertmanagers'])} with {', '.join(receivers)}"
 
 
+def heartbeat() -> str:
+    found = ask("/api/v2/alerts?filter=alertname=Watchdog", PORTS["alertmanager"])
+    return f"to {', '.join(sorted({one['name'] for alert in found for one in alert['receivers']})) or 'no one'}"
+
+
 def retention() -> str:
     flags = ask("/api/v1/status/flags")["data"]
     days = re.findall(r"(\d+)([a-z]+)", flags["storage.tsdb.retention.time"])
@@ -107,7 +112,9 @@ if verb == "targets":
 elif verb == "rules":
     print(until(rules))
 elif verb == "alertmanagers":
-    print(until(alertmanagers, "1 with operators", float(patience)))
+    print(until(alertmanagers, "1 with operators, heartbeat", float(patience)))
+elif verb == "heartbeat":
+    print(until(heartbeat, "to heartbeat", float(patience)))
 elif verb == "retention":
     print(until(retention))
 else:
