@@ -101,17 +101,6 @@ class Places:
         """The record of all break-glass tokens."""
         return self.root / "var/lib/llmkeep/policy/break-glass.jsonl"
 
-    # ---------------------------------------------------------------- runs
-    @property
-    def applied(self) -> Path:
-        """Of the last `llmkeep site` that reached all hosts: the bundle's serial."""
-        return self.root / "var/lib/llmkeep/applied.json"
-
-    @property
-    def verified(self) -> Path:
-        """Of the last `llmkeep verify` of all hosts: how many checks there were, and how many did not hold."""
-        return self.root / "var/lib/llmkeep/verified.json"
-
     # ---------------------------------------------------------------- bundles
     @property
     def bundles(self) -> Path:

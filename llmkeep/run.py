@@ -11,10 +11,9 @@ import tempfile
 from pathlib import Path
 
 from llmkeep import source_tree
-from llmkeep.durable import write
 from llmkeep.playbooks import RunError, inventory_path, memory, play
-from llmkeep.places import Places
-from llmkeep.record.runs import SERIAL, is_kept, recorded
+from llmkeep.record import runs as record
+from llmkeep.record.runs import recorded
 
 ESTATE_INVENTORY = Path("/etc/llmkeep/inventory")  # as in ansible.cfg
 
@@ -39,12 +38,6 @@ def _playbook(given: str, root: Path) -> Path:
     )
 
 
-def _note(file: Path, root: Path, given: argparse.Namespace, found: dict[str, int]) -> None:
-    """Leave what a run of all roles on all hosts FOUND where the control node's metrics are read from; its time is the file's."""
-    if is_kept(root) and not (given.limit or given.tags or given.skip_tags or given.check):
-        write(file, json.dumps(found).encode() + b"\n", 0o600)
-
-
 def _run(given: argparse.Namespace, words: list[str] | None = None) -> int:
     """Run one playbook with these words for Ansible, by default those of the operator's options."""
     root = source_tree.located()
@@ -53,8 +46,8 @@ def _run(given: argparse.Namespace, words: list[str] | None = None) -> int:
     with recorded(root, playbook, inventories, given) as outcome:
         code, heard = play(playbook, inventories, _words(given) if words is None else words)
         outcome.code, outcome.hosts, outcome.accepted = code, heard.hosts, heard.accepted
-    if code == 0 and playbook == (root / "site.yml").resolve() and SERIAL.exists():
-        _note(Places().applied, root, given, {"serial": int(SERIAL.read_text())})
+    if code == 0 and playbook == (root / "site.yml").resolve() and record.SERIAL.exists():
+        record.note(record.APPLIED, root, given, {"serial": int(record.SERIAL.read_text())})
     return code
 
 
@@ -103,7 +96,7 @@ def _verify(given: argparse.Namespace) -> int:
                 found = json.loads(report.read_text())
                 outcome.not_enforceable = found.get("not_enforceable", [])
                 outcome.accepted = found.get("accepted", [])
-                _note(Places().verified, root, given, {"checks": found["checks"], "failed": found["failed"]})
+                record.note(record.VERIFIED, root, given, found)
         if given.json and report.exists():
             print(report.read_text(), end="")
         elif given.json:

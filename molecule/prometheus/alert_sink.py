@@ -18,7 +18,10 @@ def arrived(name: str, what: bytes) -> None:
 
 class Webhook(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
-        arrived("heartbeat" if self.path == "/heartbeat" else "webhook", self.rfile.read(int(self.headers["content-length"])))
+        arrived(
+            "heartbeat" if self.path == "/heartbeat" else "webhook",
+            self.rfile.read(int(self.headers["content-length"])),
+        )
         self.send_response(200)
         self.end_headers()
 

@@ -1,9 +1,10 @@
 #!/usr/bin/python3
 """readings.py FILE: what the node exporter cannot see itself, in Prometheus' text format; replaced atomically.
 
-Ends of certificates and of the revocation list, failed units, time servers, files that are not what the last run wrote, the last
-backup. On the control node also the bundle's serial and the one that was applied last, the last verification, volumes' recovery keys and
-their drills, the time of the witness's last look, the newest heads that it has, and the alterations that it found.
+Ends of certificates and of the revocation list, failed units, time servers, files that are not what the last run wrote,
+the last backup. On the control node also the bundle's serial and the one that was applied last, the last verification,
+volumes' recovery keys and their drills, the time of the witness's last look, the newest heads that it has, and the
+alterations that it found.
 """
 
 import hashlib
@@ -22,12 +23,14 @@ CHRONY = Path("/etc/chrony/chrony.conf")
 SERIAL = Path("/var/lib/llmkeep/serial")
 WITNESS = Path("/var/lib/llmkeep/witness")
 LOOK = WITNESS / "findings.json"
-APPLIED = Path("/var/lib/llmkeep/applied.json")  # these two as llmkeep/places.py has them
+APPLIED = Path("/var/lib/llmkeep/applied.json")  # these two are of llmkeep/record/runs.py
 VERIFIED = Path("/var/lib/llmkeep/verified.json")
 VOLUMES = Path("/var/lib/llmkeep/storage")  # the register of llmkeep.estate.luks_escrow
 RECORD = Path("/var/log/llm-audit")
 BACKUP = Path("/var/lib/llmkeep-backup/done")  # whatever backs this host up touches it when it is done
-WRITTEN = Path("/var/lib/llmkeep-written/sha256.json")  # by llmkeep.estate.config_tree: files as the last run left them
+WRITTEN = Path(
+    "/var/lib/llmkeep-written/sha256.json"
+)  # by llmkeep.estate.config_tree: files as the last run left them
 
 
 def said(*argv: str) -> str:
@@ -72,12 +75,12 @@ def quoted(value: str) -> str:
 
 
 def drifted_files() -> Iterator[str]:
-    """Files that were changed or removed since the last run wrote them. Those that root may not read without capabilities are left out."""
+    """Files that were changed or removed since the last run wrote them, but for those that take a capability to read."""
     if not WRITTEN.exists():
         return
     for name, written in sorted(json.loads(WRITTEN.read_bytes()).items()):
         try:
-            with open(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            with os.fdopen(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
                 same = hashlib.sha256(file.read()).hexdigest() == written
         except PermissionError:
             continue
@@ -126,7 +129,20 @@ def control_node() -> Iterator[str]:
 def main() -> None:
     path = Path(sys.argv[1])
     fresh = path.with_suffix(".new")
-    fresh.write_text("\n".join([*certificates(), *failed_units(), *clock(), *drifted_files(), *backup(), *volumes(), *control_node(), ""]))
+    fresh.write_text(
+        "\n".join(
+            [
+                *certificates(),
+                *failed_units(),
+                *clock(),
+                *drifted_files(),
+                *backup(),
+                *volumes(),
+                *control_node(),
+                "",
+            ]
+        )
+    )
     fresh.replace(path)
 
 

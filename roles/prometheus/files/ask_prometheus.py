@@ -2,8 +2,8 @@
 
 ask_prometheus.py NAME SECONDS targets NUMBER | rules | alertmanagers | heartbeat | retention | stranger
 
-NAME is the host's full name, as its certificate has it. `targets`, `alertmanagers` and `heartbeat` wait up to SECONDS: after a start the
-first scrape is to come. Before it Prometheus replays its log and answers 503: that may take REPLAY seconds.
+NAME is the host's full name, as its certificate has it. `targets`, `alertmanagers` and `heartbeat` wait up to SECONDS: after
+a start the first scrape is to come. Before it Prometheus replays its log and answers 503: that may take REPLAY seconds.
 """
 
 import http.client
@@ -84,7 +84,9 @@ def alertmanagers() -> str:
 
 def heartbeat() -> str:
     found = ask("/api/v2/alerts?filter=alertname=Watchdog", PORTS["alertmanager"])
-    return f"to {', '.join(sorted({one['name'] for alert in found for one in alert['receivers']})) or 'no one'}"
+    return (
+        f"to {', '.join(sorted({one['name'] for alert in found for one in alert['receivers']})) or 'no one'}"
+    )
 
 
 def retention() -> str:

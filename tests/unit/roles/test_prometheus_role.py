@@ -83,9 +83,7 @@ def test_receivers_are_quoted_and_private_and_objectives_are_judged_where_a_host
     groups = {"serve": ["llm1"], "edge": ["llm1"], "search": ["ops1"], "logs": ["llm1"]}
     made = rendered(tmp_path, "prometheus", {}, "ops1", hosts, given, groups, configured=True)
     scraped = yaml.safe_load(content(made, "prometheus.yml"))["scrape_configs"]
-    labels = {
-        job["job_name"]: [target["labels"] for target in job["static_configs"]] for job in scraped
-    }
+    labels = {job["job_name"]: [target["labels"] for target in job["static_configs"]] for job in scraped}
     paths = [(one["instance"], one["__metrics_path__"]) for one in labels["edge"]]
     assert paths == [("llm1", "/edge-llm1-tls13"), ("llm1", "/edge-llm1-old-tls")]
     assert [one.get("stream") for one in labels["node"]] == ([None, "llm1"] if serving else [None])
