@@ -101,7 +101,7 @@ def test_elasticsearchs_figures_are_exported_by_a_key_that_reads_nothing_else(lo
         words = f"python3 - ops1.estate.internal 9443 {certificate} {' '.join(map(shlex.quote, paths))}"
         return logged.on("ops1", words, given=ASK_FOR_METRICS).splitlines()
 
-    up = "/elasticsearch=elasticsearch_node_stats_up 1"
+    up = '/elasticsearch=elasticsearch_cluster_health_status{cluster="llmkeep",color="red"} 0'
     # The edge, as this host sees it: it is real here.
     asked = [up, "/edge-llm1-tls13=probe_success 1", "/edge-llm1-old-tls=probe_success 0"]
     assert shown(*asked) == [f"200 {one.partition('=')[0]} with samples" for one in asked]
