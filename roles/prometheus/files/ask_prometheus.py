@@ -1,9 +1,9 @@
 """What Prometheus and Alertmanager on this host say, for their checks.
 
-ask_prometheus.py NAME SECONDS targets NUMBER | rules | alertmanagers | heartbeat | retention | stranger
+ask_prometheus.py NAME SECONDS targets NUMBER | rules | alertmanagers | retention | stranger
 
-NAME is the host's full name, as its certificate has it. `targets`, `alertmanagers` and `heartbeat` wait up to SECONDS: after
-a start the first scrape is to come. Before it Prometheus replays its log and answers 503: that may take REPLAY seconds.
+NAME is the host's full name, as its certificate has it. `targets` and `alertmanagers` wait up to SECONDS: after a start the
+first scrape is to come. Before it Prometheus replays its log and answers 503: that may take REPLAY seconds.
 """
 
 import http.client
@@ -82,13 +82,6 @@ def alertmanagers() -> str:
     return f"{len(ask('/api/v1/alertmanagers')['data']['activeAlertmanagers'])} with {', '.join(receivers)}"
 
 
-def heartbeat() -> str:
-    found = ask("/api/v2/alerts?filter=alertname=Watchdog", PORTS["alertmanager"])
-    return (
-        f"to {', '.join(sorted({one['name'] for alert in found for one in alert['receivers']})) or 'no one'}"
-    )
-
-
 def retention() -> str:
     flags = ask("/api/v1/status/flags")["data"]
     days = re.findall(r"(\d+)([a-z]+)", flags["storage.tsdb.retention.time"])
@@ -115,8 +108,6 @@ elif verb == "rules":
     print(until(rules))
 elif verb == "alertmanagers":
     print(until(alertmanagers, "1 with operators, heartbeat", float(patience)))
-elif verb == "heartbeat":
-    print(until(heartbeat, "to heartbeat", float(patience)))
 elif verb == "retention":
     print(until(retention))
 else:
