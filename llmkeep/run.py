@@ -12,6 +12,7 @@ from pathlib import Path
 
 from llmkeep import source_tree
 from llmkeep.playbooks import RunError, inventory_path, memory, play
+from llmkeep.record import runs as record
 from llmkeep.record.runs import recorded
 
 ESTATE_INVENTORY = Path("/etc/llmkeep/inventory")  # as in ansible.cfg
@@ -45,6 +46,8 @@ def _run(given: argparse.Namespace, words: list[str] | None = None) -> int:
     with recorded(root, playbook, inventories, given) as outcome:
         code, heard = play(playbook, inventories, _words(given) if words is None else words)
         outcome.code, outcome.hosts, outcome.accepted = code, heard.hosts, heard.accepted
+    if code == 0 and playbook == (root / "site.yml").resolve() and record.SERIAL.exists():
+        record.note(record.APPLIED, root, given, {"serial": int(record.SERIAL.read_text())})
     return code
 
 
@@ -93,6 +96,7 @@ def _verify(given: argparse.Namespace) -> int:
                 found = json.loads(report.read_text())
                 outcome.not_enforceable = found.get("not_enforceable", [])
                 outcome.accepted = found.get("accepted", [])
+                record.note(record.VERIFIED, root, given, found)
         if given.json and report.exists():
             print(report.read_text(), end="")
         elif given.json:

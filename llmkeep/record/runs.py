@@ -5,6 +5,7 @@ the bundle's tree, or beside a sealed seed. A developer's checkout elsewhere wri
 """
 
 import argparse
+import json
 import os
 import pwd
 import shlex
@@ -17,12 +18,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from llmkeep import source_tree
 from llmkeep.bundle import manifest
 from llmkeep.bundle.manifest import BundleRefused
+from llmkeep.durable import write
 from llmkeep.errors import LlmkeepError
 from llmkeep.sealing import SealError, unseal
 from llmproof.chain import Chain, ChainError
@@ -32,6 +35,9 @@ FOLDER = Path("/var/log/llmkeep-audit")
 CREDENTIAL = "llmkeep-audit.seed"
 SEALED_SEED = Path("/etc/credstore.encrypted") / CREDENTIAL
 SERIAL = Path("/var/lib/llmkeep/serial")
+# Beside it, what metrics say of the last run of all roles on all hosts; its time is the file's.
+APPLIED = "applied.json"  # serial of the bundle that `llmkeep site` brought to all of them
+VERIFIED = "verified.json"  # report of `llmkeep verify`
 
 type Event = dict[str, object]
 
@@ -114,6 +120,12 @@ def recorded(
             )
             if not given.unrecorded:
                 raise RecordError(f"the run is done, its outcome is not on record: {error}") from error
+
+
+def note(name: str, tree: Path, given: argparse.Namespace, found: dict[str, Any]) -> None:
+    """Leave what a run FOUND for the control node's metrics, unless it was of some hosts or roles only, or a preview."""
+    if is_kept(tree) and not (given.limit or given.tags or given.skip_tags or given.check):
+        write(SERIAL.with_name(name), json.dumps(found).encode() + b"\n", 0o600)
 
 
 def described(tree: Path, playbook: Path, inventories: list[Path], given: argparse.Namespace) -> Event:

@@ -2,7 +2,7 @@
 
 alert_sink.py [NAME]
 
-What arrives is appended to /run/alerts/webhook and /run/alerts/mail. With this host's full NAME both have its
+What arrives is appended to /run/alerts/webhook, /run/alerts/heartbeat (what is sent to that path) and /run/alerts/mail. With this host's full NAME both have its
 certificate: the webhook takes TLS 1.3 with a client's certificate of the estate, the mail server nothing before STARTTLS.
 Without it both listen on loopback, in clear.
 """
@@ -34,7 +34,10 @@ def arrived(name: str, what: bytes) -> None:
 
 class Webhook(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
-        arrived("webhook", self.rfile.read(int(self.headers["content-length"])))
+        arrived(
+            "heartbeat" if self.path == "/heartbeat" else "webhook",
+            self.rfile.read(int(self.headers["content-length"])),
+        )
         self.send_response(200)
         self.end_headers()
 
@@ -63,7 +66,7 @@ class Mail(socketserver.StreamRequestHandler):
 
 
 FOLDER.mkdir(exist_ok=True)
-for kind in ("webhook", "mail"):
+for kind in ("webhook", "heartbeat", "mail"):
     (FOLDER / kind).touch()
 socketserver.ThreadingTCPServer.daemon_threads = True
 socketserver.ThreadingTCPServer.allow_reuse_address = True

@@ -11,6 +11,7 @@ description:
   - An item of C(directories), C(files) or C(links) may itself be a list of entries, so that an expression can produce several.
   - Each file is validated before any file is replaced. C(validate) of the whole call runs once all files are in place.
     If validation or any other step fails, the previous state is restored.
+  - The hashes of files as they were written are kept in C(/var/lib/llmkeep-written/sha256.json), by which a later drift is seen.
   - Check mode does not validate, since a validator may depend on files that the run has not written.
   - An action plugin of the same name renders C(template) on the control node into C(content), unless the file is to be absent.
 author: [llmkeep contributors (@llmkeep)]
@@ -108,6 +109,9 @@ changes: {description: "Changes that were or would be made, one line each.", ret
 """
 
 import grp
+import hashlib
+import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -126,6 +130,7 @@ from ansible_collections.llmkeep.estate.plugins.module_utils.config.tree import 
 )
 
 KINDS = ("files", "links", "directories")
+WRITTEN = Path("/var/lib/llmkeep-written/sha256.json")
 
 
 def make_users(tree: Tree, wanted: dict[str, Any] | None) -> None:
@@ -214,6 +219,25 @@ def apply(params: dict[str, Any], check: bool) -> Tree:
     return tree
 
 
+def note_written(params: dict[str, Any], tree: Tree, file: Path) -> None:
+    """Keep the hashes of files as this run leaves them, by which a later drift is seen (role exporters).
+
+    Left out are secrets, and files that other programs write to as well.
+    """
+    known = json.loads(file.read_text()) if file.exists() else {}
+    gone = {line.removeprefix("removed: ") for line in tree.changes} | {
+        str(path) for path in absent(params["files"])
+    }
+    noted = {path: digest for path, digest in known.items() if path not in gone}
+    for entry in present(params["files"]):
+        if not (entry["secret"] or entry.get("block")):
+            noted[entry["dest"]] = hashlib.sha256((entry.get("content") or "").encode()).hexdigest()
+    if noted != known:
+        file.parent.mkdir(mode=0o755, exist_ok=True)
+        text = json.dumps(noted, indent=0, sort_keys=True) + "\n"
+        atomic.write_file(file, text.encode(), os.geteuid(), os.getegid(), 0o600)
+
+
 def main() -> None:
     state = {"state": {"type": "str", "choices": ["present", "absent"], "default": "present"}}
     attributes = {
@@ -274,6 +298,8 @@ def main() -> None:
     )
     try:
         tree = apply(module.params, module.check_mode)
+        if not module.check_mode:
+            note_written(module.params, tree, WRITTEN)
     except Refused as problem:
         module.fail_json(msg=str(problem))
     diff = [

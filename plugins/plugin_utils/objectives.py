@@ -21,7 +21,7 @@ WINDOWS = (
 )
 HOURS = {"1h": 1, "6h": 6, "1d": 24, "3d": 72}
 FEW = "6h"  # the window of the branch for low traffic
-SEVERITIES = ("page", "ticket")
+SEVERITIES = ("page", "ticket", "none")
 SELECTOR = re.compile(r"[a-z_:][a-z0-9_:]*(\{[^{}]*\})?")
 NAME = re.compile(r"[A-Z][A-Za-z0-9]+")
 LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")

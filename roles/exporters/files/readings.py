@@ -1,11 +1,14 @@
 #!/usr/bin/python3
 """readings.py FILE: what the node exporter cannot see itself, in Prometheus' text format; replaced atomically.
 
-Ends of certificates and of the revocation list, failed units, time servers; on the control node the bundle's serial,
-the time of the witness's last look, and the alterations that it found; when logs were last compared, and what was missing; where logs
-are kept the time of their last snapshot, and when their space is used up as they grow.
+Ends of certificates and of the revocation list, failed units, time servers, files that are not what the last run wrote,
+the last backup. On the control node also the bundle's serial and the one that was applied last, the last verification,
+volumes' recovery keys and their drills, the time of the witness's last look, the newest heads that it has, and the
+alterations that it found; when logs were last compared, and what was missing. Where logs are kept the time of their last
+snapshot, and when their space is used up as they grow.
 """
 
+import hashlib
 import json
 import os
 import subprocess
@@ -19,9 +22,17 @@ CERTIFICATES = ("host.pem", "edge.pem", "issuing.pem", "root.pem")
 REVOCATIONS = "crl.pem"
 CHRONY = Path("/etc/chrony/chrony.conf")
 SERIAL = Path("/var/lib/llmkeep/serial")
-LOOK = Path("/var/lib/llmkeep/witness/findings.json")
+WITNESS = Path("/var/lib/llmkeep/witness")
+LOOK = WITNESS / "findings.json"
 LOGS = Path("/var/lib/llmkeep/logs-check.json")
 KEPT = Path("/var/lib/llmkeep-logs/kept.json")  # by elasticsearch-keep
+APPLIED = Path("/var/lib/llmkeep/applied.json")  # these two are of llmkeep/record/runs.py
+VERIFIED = Path("/var/lib/llmkeep/verified.json")
+VOLUMES = Path("/var/lib/llmkeep/storage")  # the register of llmkeep.estate.luks_escrow
+RECORD = Path("/var/log/llm-audit")
+BACKUP = Path("/var/lib/llmkeep-backup/done")  # whatever backs this host up touches it when it is done
+# By llmkeep.estate.config_tree: files as the last run left them.
+WRITTEN = Path("/var/lib/llmkeep-written/sha256.json")
 
 
 def said(*argv: str) -> str:
@@ -46,8 +57,7 @@ def failed_units() -> Iterator[str]:
     for line in said(
         "systemctl", "list-units", "--state=failed", "--plain", "--no-legend", "--no-pager"
     ).splitlines():
-        unit = line.split()[0].replace("\\", "\\\\")  # as in dev-disk-by\x2duuid.swap
-        yield f'llmkeep_unit_failed{{unit="{unit}"}} 1'
+        yield f"llmkeep_unit_failed{{unit={quoted(line.split()[0])}}} 1"  # as dev-disk-by\x2duuid.swap
 
 
 def clock() -> Iterator[str]:
@@ -56,12 +66,66 @@ def clock() -> Iterator[str]:
         yield f"llmkeep_clock_sources {len(servers)}"
 
 
+def last_change(path: Path) -> str:
+    """Seconds since 1970 at which a file was written; 0 for one that is not there."""
+    return f"{path.stat().st_mtime:.0f}" if path.exists() else "0"
+
+
+def quoted(value: str) -> str:
+    """A label's value."""
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
+
+
+def drifted_files() -> Iterator[str]:
+    """Files that were changed or removed since the last run wrote them, but for those that take a capability to read."""
+    if not WRITTEN.exists():
+        return
+    for name, written in sorted(json.loads(WRITTEN.read_bytes()).items()):
+        try:
+            with os.fdopen(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+                same = hashlib.sha256(file.read()).hexdigest() == written
+        except PermissionError:
+            continue
+        except OSError:
+            same = False
+        if not same:
+            yield f"llmkeep_drifted_file{{path={quoted(name)}}} 1"
+
+
+def backup() -> Iterator[str]:
+    """Of hosts that have what no run can make again: the control node, and where answers are on record."""
+    if SERIAL.exists() or RECORD.exists():
+        yield f"llmkeep_backup_seconds {last_change(BACKUP)}"
+
+
+def seconds(told: str) -> str:
+    """Since 1970, of a time in ISO 8601."""
+    return f"{datetime.fromisoformat(told).timestamp():.0f}"
+
+
+def volumes() -> Iterator[str]:
+    """When each recovery key was made, and tried; a drill of the key before does not count."""
+    for path in sorted(VOLUMES.glob("*.json")):
+        entry = json.loads(path.read_bytes())
+        made, drilled = entry.get("recovery_stored", ""), entry.get("drilled", "")
+        label = f"{{volume={quoted(entry['volume'])}}}"
+        yield f"llmkeep_volume_recovery_key_seconds{label} {seconds(made) if made else 0}"
+        yield f"llmkeep_volume_drill_seconds{label} {seconds(drilled) if drilled and drilled >= made else 0}"
+
+
 def control_node() -> Iterator[str]:
     if SERIAL.exists():
         yield f"llmkeep_bundle_serial {int(SERIAL.read_text())}"
+        yield f"llmkeep_verify_seconds {last_change(VERIFIED)}"
+    if APPLIED.exists():
+        yield f"llmkeep_site_serial {json.loads(APPLIED.read_bytes())['serial']}"
+    if VERIFIED.exists():
+        yield f"llmkeep_verify_failed {json.loads(VERIFIED.read_bytes())['failed']}"
     if LOOK.exists():
-        yield f"llmkeep_audit_look_seconds {LOOK.stat().st_mtime:.0f}"
+        yield f"llmkeep_audit_look_seconds {last_change(LOOK)}"
         yield f"llmkeep_audit_altered {len(json.loads(LOOK.read_bytes())['altered'])}"
+    for path in sorted(WITNESS.glob("*/heads")):
+        yield f"llmkeep_audit_head_seconds{{host={quoted(path.parent.name)}}} {last_change(path)}"
     if LOGS.exists():
         yield f"llmkeep_logs_check_seconds {LOGS.stat().st_mtime:.0f}"
         for name, source in json.loads(LOGS.read_bytes())["sources"].items():
@@ -82,7 +146,21 @@ def logs() -> Iterator[str]:
 def main() -> None:
     path = Path(sys.argv[1])
     fresh = path.with_suffix(".new")
-    fresh.write_text("\n".join([*certificates(), *failed_units(), *clock(), *control_node(), *logs(), ""]))
+    fresh.write_text(
+        "\n".join(
+            [
+                *certificates(),
+                *failed_units(),
+                *clock(),
+                *drifted_files(),
+                *backup(),
+                *volumes(),
+                *control_node(),
+                *logs(),
+                "",
+            ]
+        )
+    )
     fresh.replace(path)
 
 

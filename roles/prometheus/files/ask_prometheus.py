@@ -126,7 +126,7 @@ if verb == "targets":
 elif verb == "rules":
     print(until(rules))
 elif verb == "alertmanagers":
-    print(until(alertmanagers, "1 with operators", patience))
+    print(until(alertmanagers, "1 with operators, heartbeat", patience))
 elif verb == "cluster":
     print(until(cluster, words[0], patience))
 elif verb == "samples":

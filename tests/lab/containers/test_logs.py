@@ -3,6 +3,8 @@
 import contextlib
 import http.client
 import json
+import re
+import shlex
 import ssl
 import time
 from collections.abc import Iterator
@@ -20,6 +22,7 @@ from estate import ELASTICSEARCH_REQUEST as REQUEST
 from estate import HOSTS, QUESTION, ROOT, Client, Lab, answers, elasticsearch, open_client, within
 
 CANARY = "canary-8c1d-in-a-question"
+ASK_FOR_METRICS = (ROOT / "roles/exporters/files/ask_for_metrics.py").read_text()
 OPERATOR = yaml.safe_load((ROOT / "roles/kibana/vars/main.yml").read_text())["__kibana_operator"]
 # What an operator's password is good for: status of each request, a line each.
 AS_OPERATOR = """
@@ -414,3 +417,34 @@ def test_the_key_of_one_host_is_revoked_and_the_other_hosts_goes_on(logged: Lab)
     logged.on("ops1", f"""{REQUEST} --until ^200 9 DELETE /_security/api_key '{{"name": "filebeat-llm1"}}'""")
     within(10, "the revoked key is refused", lambda: permitted("llm1") == f"{own}401")
     assert permitted("ops1") == f"{own}400"
+
+
+def test_elasticsearchs_figures_are_exported_by_a_key_that_reads_nothing_else(logged: Lab) -> None:
+    metrics = f"{INVENTORIES} -i inventory/lab-metrics"
+    logged.on("ops1", f"llmkeep site {metrics} --tags exporters --limit ops1", timeout=900)
+    certificate = "/etc/llmkeep/pki/host.pem /etc/llmkeep/pki/host.key"
+
+    def shown(*paths: str) -> list[str]:
+        words = f"python3 - ops1.estate.internal 9443 {certificate} {' '.join(map(shlex.quote, paths))}"
+        return logged.on("ops1", words, given=ASK_FOR_METRICS).splitlines()
+
+    up = '/elasticsearch=elasticsearch_cluster_health_status{cluster="llmkeep",color="red"} 0'
+    # The edge, as this host sees it: it is real here.
+    asked = [up, "/edge-llm1-tls13=probe_success 1", "/edge-llm1-old-tls=probe_success 0"]
+    assert shown(*asked) == [f"200 {one.partition('=')[0]} with samples" for one in asked]
+    figures = logged.on("ops1", "python3 -c '{}'".format(
+        'import urllib.request; print(urllib.request.urlopen("http://127.0.0.1:9114/metrics").read().decode())'
+    ))  # fmt: skip
+    assert re.search(
+        r'^elasticsearch_index_stats_indexing_index_total\{.*index="\.ds-logs-llmkeep\.system-llm1-.*\} [1-9]',
+        figures,
+        re.MULTILINE,
+    )
+    mine = KEY_PERMISSIONS.replace("filebeat.key", "elasticsearch.exporter")
+    said = logged.on("ops1", "python3 - https://ops1.estate.internal:9200 ops1", given=mine).splitlines()
+    assert {line for line in said if not line.endswith(": 403")} == {"see the cluster: 200"}
+    unit = "systemctl show --property=MainPID --value prometheus-elasticsearch-exporter.service"
+    key = "systemd-creds decrypt --name=elasticsearch.exporter /etc/credstore.encrypted/elasticsearch.exporter -"
+    assert logged.on("ops1", f'grep --count "$({key})" /proc/$({unit})/cmdline || true').strip() == "0"
+    logged.on("ops1", f"""{REQUEST} --until ^200 9 DELETE /_security/api_key '{{"name": "exporter-ops1"}}'""")
+    within(20, "a revoked key shows", lambda: shown(up) == ["200 /elasticsearch without samples"])

@@ -1,5 +1,6 @@
 """What the timer reads of a host, as Prometheus' own parser takes it."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -23,8 +24,9 @@ def read(folder: Path) -> list[str]:
     program.write_text(f"#!/bin/sh\nprintf '%s loaded failed failed Swap\\n' '{UNIT}'\n")
     program.chmod(0o755)
     text = READINGS
-    for place in ("/etc/llmkeep/pki", "/etc/chrony", "/var/lib/llmkeep"):
+    for place in ("/etc/llmkeep/pki", "/etc/chrony", "/var/lib/llmkeep-backup", "/var/lib/llmkeep-written"):
         text = text.replace(place, str(folder))
+    text = text.replace("/var/lib/llmkeep/", f"{folder}/").replace("/var/log/llm-audit", f"{folder}/record")
     environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
     (folder / "readings.py").write_text(text)
     subprocess.run(
@@ -98,3 +100,63 @@ def test_the_last_snapshot_of_the_logs_is_read_and_when_their_space_is_used_up(t
         "llmkeep_log_snapshot_seconds 1796000000",
         "llmkeep_log_full_seconds 1800000000",
     ]
+
+
+def test_a_host_without_records_or_keys_needs_no_backup(tmp_path: Path) -> None:
+    assert not any(line.startswith("llmkeep_backup") for line in read(tmp_path))
+
+
+def test_the_last_backup_is_what_the_job_touched(tmp_path: Path) -> None:
+    (tmp_path / "record").mkdir()
+    assert "llmkeep_backup_seconds 0" in read(tmp_path)
+    (tmp_path / "done").touch()
+    os.utime(tmp_path / "done", (1700000000, 1700000000))
+    assert "llmkeep_backup_seconds 1700000000" in read(tmp_path)
+
+
+def test_a_file_that_was_changed_or_removed_since_it_was_written_has_drifted(tmp_path: Path) -> None:
+    paths = {name: tmp_path / name for name in ("same", "changed", "gone", "link", 'quo"ted')}
+    for path in paths.values():
+        path.write_text("x")
+    digest = hashlib.sha256(b"x").hexdigest()
+    (tmp_path / "sha256.json").write_text(json.dumps({str(path): digest for path in paths.values()}))
+    assert not any(line.startswith("llmkeep_drifted") for line in read(tmp_path))
+    for name in ("changed", 'quo"ted'):
+        paths[name].write_text("y")
+    for name in ("gone", "link"):
+        paths[name].unlink()
+    paths["link"].symlink_to(paths["same"])
+    drifted = sorted(line for line in read(tmp_path) if line.startswith("llmkeep_drifted"))
+    names = ["changed", "gone", "link", r"quo\"ted"]
+    assert drifted == [f'llmkeep_drifted_file{{path="{tmp_path}/{name}"}} 1' for name in names]
+
+
+@pytest.mark.parametrize(
+    ("drilled", "counts"),
+    [("", 0), ("2023-11-14T22:13:19+00:00", 0), ("2023-11-14T22:13:21+00:00", 1700000001)],
+)
+def test_a_drill_counts_for_the_key_that_it_tried(drilled: str, counts: int, tmp_path: Path) -> None:
+    (tmp_path / "storage").mkdir()
+    entry = {"volume": "llm1/data", "recovery_stored": "2023-11-14T22:13:20+00:00", "drilled": drilled}
+    (tmp_path / "storage/llm1-data.json").write_text(json.dumps(entry))
+    lines = read(tmp_path)
+    assert 'llmkeep_volume_recovery_key_seconds{volume="llm1/data"} 1700000000' in lines
+    assert f'llmkeep_volume_drill_seconds{{volume="llm1/data"}} {counts}' in lines
+
+
+def test_the_control_node_tells_what_was_applied_verified_and_witnessed(tmp_path: Path) -> None:
+    (tmp_path / "serial").write_text("7\n")
+    lines = read(tmp_path)
+    assert {"llmkeep_bundle_serial 7", "llmkeep_verify_seconds 0", "llmkeep_backup_seconds 0"} <= set(lines)
+    (tmp_path / "applied.json").write_text('{"serial": 6}')
+    (tmp_path / "verified.json").write_text('{"checks": 9, "failed": 2}')
+    (tmp_path / "witness/llm1").mkdir(parents=True)
+    (tmp_path / "witness/llm1/heads").touch()
+    for path in (tmp_path / "verified.json", tmp_path / "witness/llm1/heads"):
+        os.utime(path, (1700000000, 1700000000))
+    assert {
+        "llmkeep_site_serial 6",
+        "llmkeep_verify_failed 2",
+        "llmkeep_verify_seconds 1700000000",
+        'llmkeep_audit_head_seconds{host="llm1"} 1700000000',
+    } <= set(read(tmp_path))

@@ -20,6 +20,7 @@ CASES = {
     "userinfo": ("prometheus_webhook", "http://127.0.0.1:x@relay/", "take an https URL"),
     "port": ("prometheus_webhook", "http://127.0.0.1:80@relay/", "take an https URL"),
     "suffix": ("prometheus_webhook", "http://127.0.0.1.relay/", "take an https URL"),
+    "heartbeat": ("prometheus_heartbeat_webhook", "http://relay/", "take an https URL"),
     "megabytes": ("prometheus_disk", "1500MB", ""),
     "unitless": ("prometheus_disk", "8G", "Take a whole number and one of MB, GB, TB"),
 }
@@ -74,19 +75,30 @@ def test_receivers_are_quoted_and_private_and_objectives_are_judged_where_a_host
     mail = {"to": "ops@estate.internal", "from": '"Alerts: all" <a@estate.internal>', "server": "mail:25"}
     given = {
         "prometheus_webhook": "https://relay/alerts?key=a: #b",
+        "prometheus_heartbeat_webhook": "https://watch/beat" if serving else "",
         "prometheus_mail": mail,
         "prometheus_hosts": ["ops1", "llm1"] if serving else ["ops1"],
         "estate_name": "ops1.estate.internal",
         "exporters_port": 9443,
+        "edge_port": 443,
         "llm_serving_gateways": 1,
         "role_path": str(ROOT / "roles/prometheus"),
         "ansible_facts": {"os_family": "Debian"},
     }
     hosts = {"ops1.estate.internal": "10.0.0.1", "llm1.estate.internal": "10.0.0.2"}
-    made = rendered(tmp_path, "prometheus", {}, "ops1", hosts, given, {"serve": ["llm1"]}, configured=True)
+    groups = {"serve": ["llm1"], "edge": ["llm1"], "search": ["ops1"], "logs": ["llm1"]}
+    made = rendered(tmp_path, "prometheus", {}, "ops1", hosts, given, groups, configured=True)
+    scraped = yaml.safe_load(content(made, "prometheus.yml"))["scrape_configs"]
+    labels = {job["job_name"]: [target["labels"] for target in job["static_configs"]] for job in scraped}
+    paths = [(one["instance"], one["__metrics_path__"]) for one in labels["edge"]]
+    assert paths == [("llm1", "/edge-llm1-tls13"), ("llm1", "/edge-llm1-old-tls")]
+    assert [one.get("stream") for one in labels["node"]] == ([None, "llm1"] if serving else [None])
+    assert ("redis" in labels, "nginx" in labels, "elasticsearch" in labels) == (serving, serving, True)
     (entry,) = (one for one in made["tree"]["files"] if one["dest"] == "/etc/prometheus/alertmanager.yml")
     assert (entry["group"], entry["mode"]) == ("prometheus", "0640")
-    (receiver,) = yaml.safe_load(content(made, "alertmanager.yml"))["receivers"]
+    receiver, heartbeat = yaml.safe_load(content(made, "alertmanager.yml"))["receivers"]
+    beats = [(one["url"], one["send_resolved"]) for one in heartbeat.get("webhook_configs", [])]
+    assert beats == ([("https://watch/beat", False)] if serving else [])
     assert receiver["webhook_configs"][0]["url"] == given["prometheus_webhook"]
     assert [receiver["email_configs"][0][key] for key in ("to", "from", "smarthost")] == list(mail.values())
     alerts = [

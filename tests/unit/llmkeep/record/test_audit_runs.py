@@ -89,6 +89,31 @@ def test_a_run_leaves_an_intent_an_outcome_and_a_signed_head(
     assert (report.ok, report.open_tail, report.pending, report.heads) == (True, 0, 0, 2)
 
 
+FAILING_REPORT = """
+- hosts: all
+  gather_facts: false
+  tasks:
+    - {name: Report, copy: {content: '{"ok": false, "checks": 9, "failed": 2}', dest: "{{ verify_report }}", mode: "0600"}}
+    - {name: Fail, fail: {msg: two checks}}
+"""
+
+
+def test_metrics_are_told_of_whole_runs_alone(node: Path) -> None:
+    (node / "playbooks/verify.yml").write_text(FAILING_REPORT)
+    applied, verified = (record.SERIAL.with_name(name) for name in (record.APPLIED, record.VERIFIED))
+    for words in (["-l", "here"], ["-t", "base"], ["--check"]):
+        cli.main(["site", "-i", "hosts.yml", *words])
+        cli.main(["verify", "-i", "hosts.yml", *words])
+        assert not applied.exists()
+        assert not verified.exists()
+    cli.main(["run", "playbooks/bad.yml", "-i", "hosts.yml"])
+    assert not applied.exists()
+    assert cli.main(["site", "-i", "hosts.yml"]) == 0
+    assert json.loads(applied.read_text()) == {"serial": 7}
+    assert cli.main(["verify", "-i", "hosts.yml"]) == 1
+    assert json.loads(verified.read_text()) == {"ok": False, "checks": 9, "failed": 2}
+
+
 def test_a_bare_ansible_playbook_is_on_record_with_names_of_variables_only(
     node: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

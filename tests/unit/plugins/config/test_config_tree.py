@@ -2,6 +2,8 @@
 
 import getpass
 import grp
+import hashlib
+import json
 import os
 import stat
 import sys
@@ -334,3 +336,26 @@ def test_hosts_share_the_pin_of_their_tokens_unless_each_names_its_own() -> None
     ]
     with pytest.raises(AnsibleFilterError, match="the token llmkeep-spare has the PINs"):
         filters.hsm_pins(["a", "b"], {"a": {}, "b": {**own, "hsm_spare_token": "llmkeep-spare"}})
+
+
+def test_hashes_of_what_was_written_are_kept_but_of_secrets_and_shared_files(tmp_path: Path) -> None:
+    store, path = tmp_path / "kept/sha256.json", tmp_path / "etc"
+    path.mkdir()
+
+    def written(**parts: Any) -> set[str]:
+        tree = wanted(**parts)
+        config_tree.note_written(tree, config_tree.apply(tree, False), store)
+        return {Path(name).name for name in json.loads(store.read_text())}
+
+    files = [
+        {"dest": str(path / "a"), "content": "a\n"},
+        {"dest": str(path / "b"), "content": "b\n"},
+        {"dest": str(path / "secret"), "content": "s\n", "secret": True},
+        {"dest": str(path / "shared"), "content": "c\n", "block": "ours"},
+    ]
+    assert written(files=files) == {"a", "b"}
+    assert stat.S_IMODE(store.stat().st_mode) == 0o600
+    assert json.loads(store.read_text())[str(path / "a")] == hashlib.sha256(b"a\n").hexdigest()
+    assert written(files=[{"dest": str(path / "a"), "state": "absent"}]) == {"b"}
+    folder = {"path": str(path), "exclusive": True}
+    assert written(directories=[folder], files=[{"dest": str(path / "d"), "content": ""}]) == {"d"}
