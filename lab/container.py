@@ -153,8 +153,8 @@ class Container(Machine):
         spawn += [f"--machine={self.namespace.name}-{self.host.name}", f"--hostname={self.host.name}"]
         spawn += ["--private-network", f"--network-interface=c{self.cable_name}:vec0", "--link-journal=no"]
         spawn += ["--console=pipe", "--resolv-conf=off", "--timezone=off", "--settings=no"]
-        # This machine's memory survives a container's power cut, so that waiting for its disk would only take time. What opens a file to
-        # write through (O_SYNC) is refused, however: Filebeat, as soon as it has shipped some 60,000 lines and shortens its registry.
+        # This machine's memory survives a container's power cut, so that waiting for its disk would only take time. But a file
+        # is not opened with O_SYNC then, which Filebeat has to do after some 60,000 lines, when it shortens its registry.
         if "LAB_SYNC" not in os.environ:
             spawn += ["--suppress-sync=yes"]
         # Without it IPAddressDeny of a unit would be in no effect, and nothing would say so.
