@@ -151,7 +151,7 @@ def test_no_path_of_a_request_brings_its_prompt_or_a_key_into_the_logs(logged: L
         link.close()
         answers(client)
     logged.on("llm1", f"systemctl stop {ENGINE}")
-    ask("no engine", 503, body | {"prompt": f"Not asked before. {CANARY}"})
+    ask("no engine", 503, body | {"prompt": f"Not asked before. {CANARY}"}, deadline="3000")
     logged.on(
         "llm1", f"mkdir -p /run/failing {DROP_IN} && cat > /run/failing/sitecustomize.py", given=FAILING
     )
