@@ -120,7 +120,8 @@ def begun(client: Client, prompt: str) -> tuple[http.client.HTTPSConnection, str
 
 
 def test_no_path_of_a_request_brings_its_prompt_or_a_key_into_the_logs(logged: Lab, client: Client) -> None:
-    body = {"prompt": f"Tell me a long story. {CANARY}", "max_tokens": 2}
+    story = f"Tell me a long story. {CANARY}"
+    body = {"prompt": story, "max_tokens": 2}
     wrong_key = "llmk_0000000000000000_" + CANARY
     found: dict[str, str] = {}  # path of a request: its id
 
@@ -135,7 +136,7 @@ def test_no_path_of_a_request_brings_its_prompt_or_a_key_into_the_logs(logged: L
     analyst = logged.on("llm1", "llm-serve keys add --subject ann@lab --tenant t --role analyst").strip()
     ask("refused by the policy", 403, body, key=analyst)
     ask("timeout", 503, body | {"max_tokens": 400}, deadline="50")
-    link, found["aborted"] = begun(client, body["prompt"])
+    link, found["aborted"] = begun(client, story)
     link.close()
     for signal, units in (
         ("SEGV", ENGINE),
@@ -143,7 +144,7 @@ def test_no_path_of_a_request_brings_its_prompt_or_a_key_into_the_logs(logged: L
         ("SEGV", "llm-gateway@*.service"),
         ("KILL", "llm-gateway@*.service"),
     ):
-        link, found[f"{signal} {units}"] = begun(client, body["prompt"])
+        link, found[f"{signal} {units}"] = begun(client, story)
         logged.on("llm1", f"systemctl kill --signal={signal} '{units}'")
         with contextlib.suppress(http.client.HTTPException, OSError):
             link.sock.settimeout(20)
