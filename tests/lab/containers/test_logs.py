@@ -11,7 +11,7 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 from estate import ELASTICSEARCH_REQUEST as REQUEST
-from estate import HOSTS, QUESTION, ROOT, Client, Lab, answers, elasticsearch, open_client, within
+from estate import HOSTS, QUESTION, ROOT, Client, Lab, answered, elasticsearch, open_client, within
 
 CANARY = "canary-8c1d-in-a-question"
 KEY_PERMISSIONS = (ROOT / "roles/filebeat/files/key_permissions.py").read_text()
@@ -119,6 +119,11 @@ def begun(client: Client, prompt: str) -> tuple[http.client.HTTPSConnection, str
     return link, str(answer.headers["x-request-id"])
 
 
+def engine_answers(client: Client) -> None:
+    """Wait until the engine answers what no cache has."""
+    answered(client, "/generate", {"prompt": f"It is {time.time()}", "max_tokens": 1}, seconds=120)
+
+
 def test_no_path_of_a_request_brings_its_prompt_or_a_key_into_the_logs(logged: Lab, client: Client) -> None:
     story = f"Tell me a long story. {CANARY}"
     body = {"prompt": story, "max_tokens": 2}
@@ -150,7 +155,7 @@ def test_no_path_of_a_request_brings_its_prompt_or_a_key_into_the_logs(logged: L
             link.sock.settimeout(20)
             link.sock.recv(1 << 20)
         link.close()
-        answers(client)
+        engine_answers(client)
     logged.on("llm1", f"systemctl stop {ENGINE}")
     ask("no engine", 503, body | {"prompt": f"Not asked before. {CANARY}"}, deadline="3000")
     logged.on(
@@ -162,13 +167,13 @@ def test_no_path_of_a_request_brings_its_prompt_or_a_key_into_the_logs(logged: L
         f"cat > {DROP_IN}/failing.conf && systemctl daemon-reload && systemctl start {ENGINE}",
         given=drop_in,
     )
-    answers(client)
+    engine_answers(client)
     for path in ("raise-in-request", "raise-in-process"):
         ask(path, 503, body | {"prompt": f"{path} {CANARY}"})
     logged.on(
         "llm1", f"rm -r /run/failing {DROP_IN} && systemctl daemon-reload && systemctl restart {ENGINE}"
     )
-    answers(client)
+    engine_answers(client)
 
     def there(query: str) -> bool:
         return bool(elasticsearch(logged, "GET", f"/logs-llmkeep.*/_count?q={quote(query)}")["count"])
