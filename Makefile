@@ -136,7 +136,7 @@ storm: bundle kernel  ## the long fault campaigns (hours): KILLS=500 of a progra
 	STORM=$(or $(KILLS),500) SEED=$(or $(SEED),5) .venv/bin/pytest tests/unit/plugins/hsm/test_hsm_pin.py tests/unit/plugins/volumes/test_volume_verbs.py -k kill -rP
 	STORM=$(or $(STORM),20) SEED=$(or $(SEED),5) .venv/bin/pytest tests/lab/kernels/test_lost_writes.py tests/lab/kernels/test_lost_saves.py tests/lab/kernels/test_encrypted_estate.py -k "lost_writes or power_cut" -rP
 	STORM=$(or $(STORM),20) SEED=$(or $(SEED),5) .venv/bin/pytest tests/lab/containers/test_lab.py -k killed -rP
-	STORM=$(or $(KILLS),50) STORM_MINUTES=60 SEED=$(or $(SEED),5) .venv/bin/pytest tests/lab/containers/test_log_faults.py -rP
+	LAB_SYNC=1 STORM=$(or $(KILLS),50) STORM_MINUTES=60 SEED=$(or $(SEED),5) .venv/bin/pytest tests/lab/containers/test_log_faults.py -rP
 	STORM=$(or $(STORM),20) .venv/bin/pytest tests/unit/llmkeep/bundle/test_bootstrap_media.py tests/unit/llmkeep/bundle/test_media.py -k kill -rP
 	STORM=1 .venv/bin/pytest tests/lab/kernels/test_training.py tests/lab/kernels/test_lab_in_a_lab.py -rP
 	if [ -e bench/.venv-vllm ]; then

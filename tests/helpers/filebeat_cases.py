@@ -119,6 +119,13 @@ CASES: dict[str, tuple[str, str, str, str, dict[str, Any]]] = {
         "stdout",
         {"message": "answered", "http.request.id": "r-1", "http.request.body": None, "prompt": None},
     ),
+    "an entry of a megabyte is cut": (
+        "w" * 1_000_000,
+        "odd",
+        "one-entry.service",
+        "journal",
+        {"message": "w" * 65_536, "data_stream.dataset": "llmkeep.system"},
+    ),
     "a line that claims another stream, host or index": (
         json.dumps(
             {

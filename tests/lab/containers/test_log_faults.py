@@ -275,7 +275,8 @@ def test_lines_that_are_too_long_or_no_text(logged: Lab, client: Client) -> None
 
     refused = dropped(logged)
     with served(client):
-        for unit, program in (("odd", ODD), ("llm-odd", ODD), ("one-entry", ONE_ENTRY)):
+        for name, program in (("odd", ODD), ("llm-odd", ODD), ("one-entry", ONE_ENTRY)):
+            unit = f"{name}-{RUN}"
             logged.on(
                 "llm1",
                 f'systemd-run --quiet --wait --collect --unit={unit} python3 -c "$(cat)"',
@@ -284,7 +285,7 @@ def test_lines_that_are_too_long_or_no_text(logged: Lab, client: Client) -> None
             entries = "journalctl --sync; journalctl --quiet -o json --output-fields=PRIORITY _SYSTEMD_UNIT={}.service | wc -l"
             written = int(logged.on("llm1", entries.format(unit)))
             assert written
-            count = f"/logs-llmkeep.*-llm1/_count?q=service.name:{unit}.service"
+            count = f"/logs-llmkeep.*-llm1/_count?q=service.name:%22{unit}.service%22"
             within(60, f"all {written} entries of {unit} are found", partial(counted, count, written))
             print(f"{unit}: {written} entries")
         lines = Lines(logged, "after-odd")
