@@ -264,7 +264,8 @@ template(name="document" type="list") {{
 }}
 template(name="id" type="list") {{ property(name="uuid") }}
 if $programname == "bench" then action(type="omelasticsearch" server="127.0.0.1" serverport="{port}" template="document"
-  searchIndex="logs-llmkeep.system-bench" searchType="" bulkmode="on" writeoperation="create" bulkid="id" dynbulkid="on" action.resumeRetryCount="-1"
+  searchIndex="logs-llmkeep.system-bench" searchType="" bulkmode="on" writeoperation="create" bulkid="id" dynbulkid="on"
+  action.resumeRetryCount="-1"
   queue.type="LinkedList" queue.filename="queue" queue.maxDiskSpace="1g" queue.saveOnShutdown="on" queue.dequeueBatchSize="1000")
 """
     )
