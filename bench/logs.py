@@ -53,6 +53,7 @@ TEMPLATE = {
     },
 }
 CHANCE = random.Random(17)  # noqa: S311 - no secret
+BULK = 400  # as in roles/filebeat
 TENANTS = [f"tenant-{number}" for number in range(20)]
 
 
@@ -224,6 +225,7 @@ def filebeat(folder: Path, inputs: dict[str, Any], port: int) -> subprocess.Pope
         "output.elasticsearch": {
             "hosts": [f"http://127.0.0.1:{port}"],
             "index": "logs-%{[data_stream.dataset]}-bench",
+            "bulk_max_size": BULK,
         },
         "setup.template.enabled": False,
         "setup.ilm.enabled": False,
