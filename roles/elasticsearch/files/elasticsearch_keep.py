@@ -187,13 +187,13 @@ def restore(options: argparse.Namespace) -> list[str]:
     whole = {snapshot["snapshot"]: snapshot for snapshot in snapshots()}
     chosen = options.snapshot
     if chosen not in whole:
-        there = [
+        named = [
             f"{name}: {len(s['data_streams'])} streams, {len(s['indices'])} indices"
             for name, s in whole.items()
         ]
         return [
             "name one of these snapshots, the newest from before the loss:",
-            *(there or ["there is none"]),
+            *(named or ["there is none"]),
         ]
     there = streams()
     beside = [name for name in whole[chosen]["data_streams"] if name in there]
