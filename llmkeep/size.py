@@ -1,7 +1,6 @@
 """`llmkeep size`: what logs take a day at a load, and the volumes that they need for as long as they are kept.
 
 Bytes of a document are measured (sizes.json, which names the command); how many there are is the load that is given.
-The audit record is not counted: what a record of it takes is in docs/figures.md.
 
 Exit codes: 0 the inventory's budgets suffice; 1 they do not, or the inventory cannot be read.
 """
@@ -32,6 +31,9 @@ STREAMS_OF_A_HOST = 4
 MOST_SHARDS = 1000  # of a node, cluster.max_shards_per_node
 # How many documents of each stream one request makes; logins and other lines are given a host and day.
 OF_A_REQUEST = {"llmkeep.service": 1, "llmkeep.edge": 1}
+AUDIT_BYTES = (
+    2 * 1032
+)  # of a request, its intent and outcome; 65,000 records are a file of 64 MiB (docs/figures.md)
 SETTINGS = (
     "elasticsearch_keep_days",
     "elasticsearch_data_gb",
@@ -87,6 +89,7 @@ def prediction(load: Load, settings: dict[str, int], sizes: dict[str, Any]) -> d
         },
         "bytes_a_day": round(daily),
         "journal_bytes_a_day": round(journal),
+        "audit_bytes_a_day": round(load.requests * DAY * AUDIT_BYTES),
         "kept_bytes": round(daily * days),
         "data_volume_bytes": round(daily * days / FILLED),
         "snapshot_bytes": round(snapshots),
@@ -166,6 +169,7 @@ def told(found: dict[str, Any], settings: dict[str, int], load: Load) -> list[st
     lines.append(
         f"  together {size(found['bytes_a_day'])}; in the journals {size(found['journal_bytes_a_day'])}"
     )
+    lines.append(f"  audit records of the hosts that serve {size(found['audit_bytes_a_day'])}")
     lines.append(
         f"kept for {kept} days, and {INDEX_DAYS} of the oldest index: {size(found['kept_bytes'])} in "
         f"{found['shards']} shards; a volume of {size(found['data_volume_bytes'])}"

@@ -51,6 +51,7 @@ class SearchServer:
         self.home.mkdir()
         subprocess.run(["tar", "-xf", found, "--strip-components=1", "-C", self.home], check=True)
         self.snapshots.mkdir()
+        (self.home / "tmp").mkdir()
         (self.home / "config/elasticsearch.yml").write_text(
             f"discovery.type: single-node\npath.data: {self.data}\npath.logs: {self.home}/logs\n"
             f"path.repo: [{self.snapshots}]\nhttp.port: {self.port}\ntransport.port: {own_port()}\n"
@@ -69,6 +70,7 @@ class SearchServer:
             "PATH": os.environ["PATH"],
             "ES_JAVA_HOME": str(self._java),
             "ES_PATH_CONF": str(self.home / "config"),
+            "ES_TMPDIR": str(self.home / "tmp"),
             "ES_JAVA_OPTS": "-Xms256m -Xmx256m -XX:-UseG1GC -XX:+UseSerialGC -XX:TieredStopAtLevel=1",
         }
         with self.log.open("ab") as log:

@@ -5,7 +5,8 @@ run: a new index for each stream whose newest one is old or large; a snapshot of
 ago are deleted, and so are snapshots beyond the newest --snapshots. Where indices take more than --budget-mb, those that ended
 more than 180 days ago go, oldest first. A younger index, and the one that is written to, are never deleted.
 check: prints `good` if the repository can be written and the newest snapshot is whole and younger than two days.
-restore [SNAPSHOT]: brings streams back from this snapshot, or from the newest. One that exists comes back beside it, as
+restore [SNAPSHOT]: brings streams back from this snapshot; without a name it lists those that are there, since the newest one may
+have been taken after the loss. A stream that exists comes back beside it, as
 NAME_restored: shippers make streams anew within seconds, and what they wrote since stays.
 Exit 0: done. Exit 1: it says what is wrong, and what to do.
 """
@@ -184,9 +185,16 @@ def check(options: argparse.Namespace) -> list[str]:
 
 def restore(options: argparse.Namespace) -> list[str]:
     whole = {snapshot["snapshot"]: snapshot for snapshot in snapshots()}
-    chosen = options.snapshot or next(reversed(whole), "")
+    chosen = options.snapshot
     if chosen not in whole:
-        return [f"there is no whole snapshot {chosen!r}: there are {', '.join(whole) or 'none'}"]
+        named = [
+            f"{name}: {len(s['data_streams'])} streams, {len(s['indices'])} indices"
+            for name, s in whole.items()
+        ]
+        return [
+            "name one of these snapshots, the newest from before the loss:",
+            *(named or ["there is none"]),
+        ]
     there = streams()
     beside = [name for name in whole[chosen]["data_streams"] if name in there]
     gone = [name for name in whole[chosen]["data_streams"] if name not in there]

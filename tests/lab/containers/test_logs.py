@@ -409,7 +409,9 @@ def test_streams_that_were_deleted_come_back_from_the_snapshot(logged: Lab, clie
         f"{REQUEST} --until ^200 9 DELETE '/_data_stream/logs-llmkeep.service-llm1,logs-llmkeep.edge-llm1'",
     )
     assert "code 3" in logged.on("ops1", f"llmkeep logs find {answered} 2>&1; echo code $?")
-    logged.on("ops1", "/usr/local/lib/llmkeep/elasticsearch-keep restore", timeout=300)
+    keep = "/usr/local/lib/llmkeep/elasticsearch-keep restore"
+    newest = logged.on("ops1", f"{keep} 2>&1", check=False).splitlines()[-1].split(":")[0]
+    logged.on("ops1", f"{keep} {newest}", timeout=300)
     lines = logged.on("ops1", f"llmkeep logs find {answered} --json --wait 10").splitlines()
     found = {json.loads(line)["data_stream"]["dataset"] for line in lines}
     assert found == {"llmkeep.service", "llmkeep.edge"}
