@@ -2,9 +2,9 @@
 
 alert_sink.py [NAME]
 
-What arrives is appended to /run/alerts/webhook, /run/alerts/heartbeat (what is sent to that path) and /run/alerts/mail. With this host's full NAME both have its
-certificate: the webhook takes TLS 1.3 with a client's certificate of the estate, the mail server nothing before STARTTLS.
-Without it both listen on loopback, in clear.
+What arrives is appended to /run/alerts/webhook, /run/alerts/heartbeat (what is sent to that path) and
+/run/alerts/mail. With this host's full NAME both have its certificate: the webhook takes TLS 1.3 with a client's
+certificate of the estate, the mail server nothing before STARTTLS. Without it both listen on loopback, in clear.
 """
 
 import socketserver

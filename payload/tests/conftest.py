@@ -3,12 +3,17 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx2 as httpx
 import pytest
 from nvml_standin import Gpus, compiled
 from redis_server import RedisServer
 from service import Service, running
+
+if TYPE_CHECKING:
+    from operator_page import OperatorPage
+    from watched_estate import WatchedEstate
 
 # For torch, here and in programs that tests start: threads of OpenMP and OpenBLAS wait for each other in a loop, which on cores
 # that others use is up to half of a test's CPU.
@@ -27,6 +32,28 @@ def client(echo: Service) -> Iterator[httpx.Client]:
     """A client of `echo` that has a key."""
     with echo.client() as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def estate(tmp_path_factory: pytest.TempPathFactory) -> Iterator["WatchedEstate"]:
+    """Prometheus and Alertmanager of an estate that is made up, for the operator page."""
+    from watched_estate import watched
+
+    with watched(tmp_path_factory.mktemp("watched") / "estate") as estate:
+        yield estate
+
+
+@pytest.fixture(scope="session")
+def page(tmp_path_factory: pytest.TempPathFactory, estate: "WatchedEstate") -> Iterator["OperatorPage"]:
+    """A gateway and its operator page; what a test stops, it starts again."""
+    from operator_page import serving
+
+    identity = {"certificate_header": "X-Client-Certificate"}
+    with (
+        running(tmp_path_factory.mktemp("web"), identity=identity) as service,
+        serving(service, estate) as page,
+    ):
+        yield page
 
 
 @pytest.fixture(scope="module")
