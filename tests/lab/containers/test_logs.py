@@ -19,7 +19,7 @@ import pytest
 import yaml
 from dashboard_searches import bulk, msearch, nothing_in
 from estate import ELASTICSEARCH_REQUEST as REQUEST
-from estate import HOSTS, QUESTION, ROOT, Client, Lab, answered, elasticsearch, open_client, within
+from estate import HOSTS, QUESTION, ROOT, WITH_LOGS, Client, Lab, answered, elasticsearch, open_client, within
 
 CANARY = "canary-8c1d-in-a-question"
 ASK_FOR_METRICS = (ROOT / "roles/exporters/files/ask_for_metrics.py").read_text()
