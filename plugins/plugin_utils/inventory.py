@@ -50,6 +50,7 @@ NEEDED_UNITS = (
     ("vllm", "vllm_models_dir", "vllm@.service"),
     ("train", "llm_training_dir", "llm-train@.service"),
     ("serve", "/var/log/llm-audit", "llm-audit.service"),
+    ("serve", "/var/lib/llm-feedback", "llm-gateway@.service"),
     ("search", "/var/lib/elasticsearch", "elasticsearch.service"),
     ("logstash", "/var/lib/logstash", "logstash.service"),
     ("search", "elasticsearch_snapshot_path", "elasticsearch.service"),

@@ -41,8 +41,11 @@ def own(folder: Path) -> Path:
         raise ConfigError(f"--folder is {folder}, which is no folder: name the gateway's feedback.folder")
     owner = folder.stat().st_uid
     if os.geteuid() != owner:
-        user = pwd.getpwuid(owner).pw_name
-        raise ConfigError(f"{folder} belongs to {user}: run this as {user}, by `runuser -u {user} -- …`")
+        try:
+            user = pwd.getpwuid(owner).pw_name
+        except KeyError:  # of a copy from another host
+            user = f"user {owner}, which this host does not know"
+        raise ConfigError(f"{folder} belongs to {user}: run this as its owner, by `runuser -u OWNER -- …`")
     return folder
 
 
@@ -60,5 +63,5 @@ def forget_command(options: argparse.Namespace) -> int:
 
     removed = journal.forget(folder, theirs)
     left = sum(theirs(record) for path in ratings.files(folder) for record in ratings.read(path))
-    print(f"removed {removed} records of {options.subject} in {options.tenant}; {left} are left")
+    print(f"removed {removed} records of {options.subject} in {options.tenant} on this host; {left} are left")
     return 1 if left else 0

@@ -24,6 +24,7 @@ from llmserve.metrics import Metrics
 log = logging.getLogger("llmserve.feedback")
 TEXTS = tuple(f"{FIELD}{name}" for name in ("comment", "correction", "prompt", "answer"))
 MOST_WAITING = 1024  # records that wait for the disk; one more answer is not kept, one more rating refused
+LOOK_SECONDS = 60.0
 HOUR = "%Y%m%dT%H"
 
 
@@ -77,10 +78,15 @@ def forget(folder: Path, of: Callable[[Record], bool]) -> int:
     with locked(folder):
         for left in folder.glob("*.partial"):  # by one that was killed
             left.unlink()
-        for path in files(folder):
+    for path in files(folder):
+        with locked(folder):  # for each file, so that ratings do not wait for all of them
+            if not path.exists():  # another one was faster
+                continue
             before = list(read(path))
             after = [record for record in before if not of(record)]
-            if len(after) == len(before):
+            if len(after) == len(
+                path.read_bytes().splitlines()
+            ):  # a torn line may be of anyone, and goes as well
                 continue
             removed += len(before) - len(after)
             if after:
@@ -89,16 +95,25 @@ def forget(folder: Path, of: Callable[[Record], bool]) -> int:
                     aside.write_bytes(b"".join(to_json(record) + b"\n" for record in after))
             else:
                 path.unlink()
-        flush(folder)
+            flush(folder)
     return removed
+
+
+def kept_bytes(folder: Path) -> int:
+    """Size of all answers in the journal."""
+    return sum(path.stat().st_size for path in files(folder, ANSWERED) if path.exists())
 
 
 class Journal:
     """The journal of one gateway process. Records that arrive while the disk is busy share the next flush."""
 
-    def __init__(self, folder: Path, metrics: Metrics) -> None:
+    def __init__(self, folder: Path, metrics: Metrics, answer_bytes: int = 1 << 30) -> None:
+        """`answer_bytes`: with more answers in the journal none is kept any more; ratings are."""
         self.folder = folder
         self.metrics = metrics
+        self.answer_bytes = answer_bytes
+        self.looked = -LOOK_SECONDS  # time.monotonic() of the last look at the size
+        self.full = False
         self.waiting: list[tuple[str, Record, asyncio.Future[None] | None]] = []
         self.task: asyncio.Task[None] | None = None
 
@@ -112,7 +127,7 @@ class Journal:
 
     def answered(self, record: Record) -> None:
         """Keep an exchange, with the next flush. Where that fails it cannot be learned from, and nothing else is lost."""
-        if len(self.waiting) >= MOST_WAITING:
+        if self.full or len(self.waiting) >= MOST_WAITING:
             self.metrics.answers_not_kept.inc()
         else:
             self.put(ANSWERED, record, None)
@@ -122,15 +137,22 @@ class Journal:
         if self.task is None or self.task.done():
             self.task = asyncio.get_running_loop().create_task(self.write())
 
+    def keep(self, records: list[tuple[str, Record]]) -> None:
+        """In a thread: write, and look now and then how much there is; raises OSError."""
+        append(self.folder, records)
+        if time.monotonic() >= self.looked + LOOK_SECONDS:
+            self.looked, self.full = time.monotonic(), kept_bytes(self.folder) > self.answer_bytes
+
     async def write(self) -> None:
-        """Write until nothing waits."""
+        """Write until nothing waits. Whatever fails, no client waits for ever."""
         while self.waiting:
             batch, self.waiting = self.waiting, []
             error: ApiError | None = None
             try:
-                await asyncio.to_thread(append, self.folder, [each[:2] for each in batch])
-            except OSError as failure:
-                reason = f"{type(failure).__name__}: {failure}"
+                await asyncio.to_thread(self.keep, [each[:2] for each in batch])
+            except Exception as failure:
+                # Of other errors the message may have a part of the record.
+                reason = str(failure) if isinstance(failure, OSError) else type(failure).__name__
                 log.error("feedback cannot be kept", extra={"fields": {"error.message": reason}})
                 error = not_kept()
             for _, _, done in batch:

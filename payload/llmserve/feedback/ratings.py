@@ -34,7 +34,8 @@ ONE_RATING: JsonDict = {
 
 
 class FeedbackBody(BaseModel):
-    """A rating. `id`: the answer's header `x-llm-response-id`, or the id in its body."""
+    """A rating. `id`: the answer's header `x-llm-response-id`; or the id in its body, unless a remote engine made
+    the body."""
 
     model_config = ConfigDict(strict=True, extra="forbid", json_schema_extra=ONE_RATING)
     id: Annotated[str, Field(min_length=1, max_length=100)]
@@ -97,15 +98,18 @@ class Ratings:
         self.metrics.rated(asked.thumb or "none", asked.stars or 0)
         return Feedback(object="feedback", id=asked.id, text_kept=decision.keep_prompts)
 
-    def answered(self, exchange: Exchange, revision: str, prompt: object) -> None:
-        """Keep an answer that is complete, and its prompt, if its text was collected.
+    def answered(self, exchange: Exchange, revision: str, prompt: object, extra: object) -> None:
+        """Keep an answer and its prompt, if its text was collected and the model ended it itself.
 
-        Very long ones are left out: to find personal data in them takes too long, and no row of training data has them.
+        Left out are answers to requests with `extra` fields such as tools, which a text does not hold, and very long ones:
+        to find personal data in them takes too long, and no row of training data has them.
         """
         if exchange.answer is None or exchange.identity is None or self.journal is None:
             return
-        answer = "".join(exchange.answer)
-        if len(answer) + len(str(prompt)) > LONGEST:
+        # A remote engine's text may have halves of surrogate pairs.
+        answer = "".join(exchange.answer).encode(errors="replace").decode()
+        ended = exchange.fields.get("llm.finish_reason") == "stop"
+        if extra or not ended or not answer.strip() or len(answer) + len(str(prompt)) > LONGEST:
             return
         self.journal.answered(
             {
@@ -113,6 +117,7 @@ class Ratings:
                 TRANSACTION: exchange.transaction,
                 SUBJECT: exchange.identity.subject,
                 TENANT: exchange.identity.tenant,
+                "event.action": exchange.action,
                 "llm.model": exchange.model,
                 "llm.revision": revision,
                 FIELD + "prompt": prompt,

@@ -207,7 +207,7 @@ class Completions:
                 exchange.fields.setdefault("gen_ai.usage.input_tokens", source.usage[0])
                 exchange.fields.setdefault("gen_ai.usage.output_tokens", source.usage[1])
         self.state.metrics.of(routed.model).whole.observe(time.monotonic() - exchange.started)
-        self.state.ratings.answered(exchange, routed.hello.revision, parsed.content)
+        self.state.ratings.answered(exchange, routed.hello.revision, parsed.content, call.generate.extra)
 
     async def replay(
         self,

@@ -18,6 +18,13 @@ def when(text: str) -> str:
     return (time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)).isoformat()
 
 
+def positive(text: str) -> int:
+    """A whole number above 0."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
+
+
 def pack_command(arguments: argparse.Namespace) -> int:
     from llmtrain.feedback.pack import pack
 
@@ -37,7 +44,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     command.add_argument("--kind", choices=sorted(KINDS), required=True)
     command.add_argument("--out", type=Path, required=True, metavar="DIR")
     command.add_argument(
-        "--per-subject", type=int, default=100, metavar="N", help="most examples of one (default 100)"
+        "--per-subject", type=positive, default=100, metavar="N", help="most examples of one (default 100)"
     )
     command.add_argument(
         "--held-out", type=Path, metavar="FILE", help="JSON lines that no example may have a part of"
@@ -51,7 +58,7 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "--model", type=Path, required=True, metavar="DIR", help="whose tokenizer and chat template count"
     )
     packing.add_argument(
-        "--seq-len", type=int, default=2048, metavar="TOKENS", help="of a row (default 2048)"
+        "--seq-len", type=positive, default=2048, metavar="TOKENS", help="of a row (default 2048)"
     )
     packing.add_argument("--out", type=Path, required=True, metavar="DIR")
     packing.set_defaults(run=pack_command)

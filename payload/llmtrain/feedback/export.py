@@ -67,6 +67,10 @@ def joined(rating: ratings.Record, answers: dict[str, ratings.Record]) -> Rated:
     if who != (exchange[ratings.TENANT], exchange[ratings.SUBJECT]):
         raise Rejected("foreign", "the rating's subject is not the answer's: the journal was altered")
     prompt = exchange[FIELD + "prompt"]
+    if exchange.get("event.action") == "POST /v1/completions":
+        raise Rejected(
+            "no_chat", "the prompt was sent without the chat template by which examples are learned"
+        )
     if isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}]
     if not all(
@@ -132,7 +136,12 @@ def held_out(path: Path | None) -> Callable[[Example], bool]:
     from llmtrain.data.words import runs_of, words_of
 
     known: dict[int, set[int]] = {}
-    lines = path.read_text(encoding="utf-8").splitlines() if path else []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines() if path else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise exits.Refusal(
+            f"--held-out: {path} cannot be read as UTF-8 ({error}): name a file of JSON lines"
+        ) from error
     for number, line in enumerate(lines, 1):
         try:
             strings = list(texts(json.loads(line)))
@@ -164,8 +173,13 @@ def examples(
     rated: dict[str, ratings.Record] = {}
     answers: dict[str, ratings.Record] = {}
     for folder in folders:
-        rated |= ratings.by_transaction(folder, ratings.RATED)
         answers |= ratings.by_transaction(folder, ratings.ANSWERED)
+        for transaction, rating in ratings.by_transaction(
+            folder, ratings.RATED
+        ).items():  # any gateway takes a rating
+            known = rated.get(transaction)
+            if known is None or known[ratings.TIME] <= rating[ratings.TIME]:
+                rated[transaction] = rating
     of_subject: Counter[tuple[str, str]] = Counter()
     seen: dict[str, str] = {}
     for rating in sorted(rated.values(), key=lambda each: (each[ratings.TIME], each[ratings.TRANSACTION])):

@@ -50,6 +50,8 @@ def load(job: Job, setup: Setup, device: torch.device) -> Any:
     )
     if isinstance(method, Lora) and quantization:
         bits.refuse_hardly_quantized(method.quantize, bits.bytes_by_dtype(model), job.model)
+    if setup.verified.objective != "sft":
+        without_dropout(model)
     if isinstance(method, Lora):
         model = adapted(method, setup, model)
     elif not method.train_router:
@@ -63,6 +65,15 @@ def load(job: Job, setup: Setup, device: torch.device) -> Any:
     return model.train()
 
 
+def without_dropout(model: Any) -> None:
+    """Preferences compare the model with itself before training, which dropout would blur. TRL leaves it out, too."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+
+
 def adapted(method: Lora, setup: Setup, model: Any) -> Any:
     """The model with an adapter on every layer that `method.target` selects; raises Refusal if some got none."""
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
@@ -72,7 +83,6 @@ def adapted(method: Lora, setup: Setup, model: Any) -> Any:
     config = LoraConfig(
         r=method.r,
         lora_alpha=method.alpha,
-        # Preferences compare the model with itself before training, which dropout would blur; TRL leaves it out, too.
         lora_dropout=method.dropout if setup.verified.objective == "sft" else 0.0,
         target_modules=setup.targets,
         task_type="CAUSAL_LM",

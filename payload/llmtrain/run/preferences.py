@@ -5,7 +5,7 @@ one, 3 of an answer to another prompt, by which KTO estimates how far the model 
 a good and a bad answer to one prompt. Losses are TRL's (`DPOTrainer` and `KTOTrainer`, loss types `sigmoid` and `kto`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,7 +86,7 @@ class Pairs(Compared):
 @dataclass(frozen=True)
 class Thumbs(Compared):
     """KTO (Ethayarajh et al. 2024, equation 8). `moved`: the estimate of the divergence from the model before
-    training, for all answers of a step, which `measure_drift` has to put there first; a scalar.
+    training, for all answers of a step, which `set_drift` has to put there first; a scalar.
     """
 
     moved: torch.Tensor
@@ -167,20 +167,24 @@ class Preferences:
         self.reference = added_up(torch.from_numpy(self.reference)).numpy()
 
 
-def measure_drift(
-    batches: Sequence[Batch],
+def measured_drift(
+    batches: Iterable[Batch],
     log_probabilities: Callable[[Compared], torch.Tensor],
     added_up: Callable[[torch.Tensor], torch.Tensor],
-) -> None:
-    """KTO's reference point: the mean log-ratio of answers to other prompts over a whole step, at least 0. TRL's is of a
-    micro-batch, which would make the loss depend on how many processes there are.
+) -> float:
+    """KTO's reference point: the mean log-ratio of answers to other prompts, at least 0, over all `batches` of all ranks, which
+    have equally many. TRL's is of a micro-batch, which would make the loss depend on how many processes there are.
     """
-    thumbs = [each for each in batches if isinstance(each, Thumbs)]
-    if not thumbs:
-        return
     total = torch.zeros(2, dtype=torch.float64)
-    for each in thumbs:
-        total += each.drift(log_probabilities(each))
-    ratios, number = added_up(total).tolist()
-    for each in thumbs:
-        each.moved.fill_(max(0.0, ratios / max(1.0, number)))
+    for each in batches:
+        if isinstance(each, Thumbs):
+            total += each.drift(log_probabilities(each))
+    ratios, number = map(float, added_up(total).tolist())
+    return max(0.0, ratios / max(1.0, number))
+
+
+def set_drift(batches: Iterable[Batch], moved: float) -> None:
+    """Tell batches for KTO how far the model has moved."""
+    for each in batches:
+        if isinstance(each, Thumbs):
+            each.moved.fill_(moved)

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
@@ -30,7 +30,7 @@ from llmtrain.run.collectives import gathered
 from llmtrain.run.export import export, put
 from llmtrain.run.health import Health, Norms, gradient_norms
 from llmtrain.run.model import load
-from llmtrain.run.preferences import Compared, Preferences, measure_drift
+from llmtrain.run.preferences import Compared, Preferences, measured_drift, set_drift
 from llmtrain.run.report import Report, peak_memory
 from llmtrain.run.setup import Setup, job_digest
 from llmtrain.run.state import Step, Training, TrainingState
@@ -207,10 +207,12 @@ def log_probabilities(strategy: Strategy, batch: Compared) -> torch.Tensor:
     return strategy.computed(batch.log_probabilities)
 
 
-def drift(strategy: Strategy, batches: list[Batch], device: torch.device) -> None:
-    """For KTO, measure how far the model has moved."""
+def drift(training: Training, batches: Iterable[Batch]) -> float:
+    """For KTO: how far the model has moved, by all batches of a step, or of an evaluation."""
     with torch.no_grad():
-        measure_drift(batches, partial(log_probabilities, strategy), partial(added_up, device=device))
+        return measured_drift(
+            batches, partial(log_probabilities, training.strategy), partial(added_up, device=training.device)
+        )
 
 
 def resume(training: Training) -> None:
@@ -270,7 +272,8 @@ def train_step(training: Training, asked_to_stop: list[int]) -> Step:
         training.rows, job.seed, cursor, training.end, setup.micro_batch, setup.accumulation,
         strategy.rank, strategy.world_size, training.device, training.make,
     )  # fmt: skip
-    drift(strategy, batches, training.device)
+    if training.rows.objective == "kto":
+        set_drift(batches, drift(training, batches))
     own = torch.tensor([sum(each.learned for each in batches), sum(each.tokens for each in batches)])
     learned, tokens = added_up(own.double(), training.device).tolist()
     lr = learning_rate(job.optim, cursor / training.end, after / training.end)
@@ -324,12 +327,19 @@ def evaluate(training: Training) -> None:
         return
     strategy.module.eval()
     summed = torch.zeros(2, dtype=torch.float64)
+    batches = partial(
+        evaluation_batches,
+        training.held_out,
+        training.setup.micro_batch,
+        strategy.rank,
+        strategy.world_size,
+        training.device,
+        training.make_held_out,
+    )
+    moved = drift(training, batches()) if training.held_out.objective == "kto" else 0.0
     with torch.no_grad():
-        for batch in evaluation_batches(
-            training.held_out, training.setup.micro_batch, strategy.rank, strategy.world_size, training.device,
-            training.make_held_out,
-        ):  # fmt: skip
-            drift(strategy, [batch], training.device)
+        for batch in batches():
+            set_drift([batch], moved)
             summed += torch.tensor([float(strategy.computed(batch.loss)), batch.learned], dtype=torch.float64)
     strategy.module.train()
     total, learned = added_up(summed, training.device).tolist()

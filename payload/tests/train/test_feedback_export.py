@@ -96,6 +96,27 @@ def test_the_last_rating_counts(journal: Journal) -> None:
     assert example["label"] is False
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_last_rating_counts_on_whatever_host(journal: Journal, tmp_path: Path, order: int) -> None:
+    journal.add(0, thumb="up")
+    other = Journal(tmp_path / "other")
+    other.write(RATED, {"@timestamp": "2026-11-27T09:00:00.000+00:00", "transaction.id": "t0", "user.id": "ada",
+                        "organization.id": "research", FIELD + "thumb": "down"})  # fmt: skip
+    folders = [str(each.folder) for each in (journal, other)][::order]
+    given = ["--journal", *folders, "--since", "2026-11-01", "--kind", "kto", "--out", str(tmp_path / "kto")]
+    assert main(["feedback", "export", *given]) == exits.DONE
+    assert json.loads((tmp_path / "kto/kto.jsonl").read_text())["label"] is False
+
+
+def test_a_prompt_without_the_chat_template_is_no_example(journal: Journal) -> None:
+    journal.add(0, thumb="up")
+    journal.add(1, thumb="up")
+    journal.write(ANSWERED, {"transaction.id": "t1", "user.id": "ada", "organization.id": "research",
+                             "event.action": "POST /v1/completions", FIELD + "prompt": "x", FIELD + "answer": "y"})  # fmt: skip
+    _, rejects, _ = journal.export("kto")
+    assert rejects == {"t1": "no_chat"}
+
+
 def test_without_consent_there_is_no_example(journal: Journal) -> None:
     journal.add(0, kept=False, thumb="up")
     journal.add(1, thumb="up")
@@ -168,6 +189,7 @@ def test_the_same_journal_gives_the_same_digest(journal: Journal, tmp_path: Path
         (["--kind", "dpo"], "{'no_correction': 1}"),
         (["--out", "."], "which is there"),
         (["--journal", "nowhere"], "which is no folder"),
+        (["--held-out", "nowhere"], "cannot be read as UTF-8"),
     ],
 )
 def test_an_export_that_would_be_empty_or_nowhere_is_refused(

@@ -1,5 +1,6 @@
 """Ratings through a real gateway: who may rate what, what is kept of it, and that it is on disk before the answer."""
 
+import asyncio
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from llmserve.api.errors import ApiError
 from llmserve.cli import main
 from llmserve.feedback import journal
 from llmserve.feedback.response_ids import DAY, ResponseIds
+from llmserve.metrics import Metrics
 
 CHAT = "/v1/chat/completions"
 SECRET = "sk-0123456789abcdef0123"
@@ -117,6 +119,21 @@ def both(service: Service, transaction: str) -> list[dict[str, Any]]:
     kept = rated(service, ANSWERED)
     places = [place for place, each in enumerate(kept) if each["transaction.id"] == transaction]
     return kept[places[0] : places[0] + 2] if places and len(kept) >= places[0] + 2 else []
+
+
+def test_an_answer_that_the_model_did_not_end_is_not_kept(service: Service, client: httpx.Client) -> None:
+    cut = answered(client, max_tokens=1)
+    whole = answered(client)
+    for identifier in cut, whole:
+        assert rate(client, id=identifier, thumb="down").status_code == 200
+    transactions = [each["transaction.id"] for each in rated(service)[-2:]]
+    kept = eventually("the whole one is kept", lambda: transactions_kept(service) & {transactions[1]})
+    assert kept
+    assert transactions[0] not in transactions_kept(service)
+
+
+def transactions_kept(service: Service) -> set[str]:
+    return {each["transaction.id"] for each in rated(service, ANSWERED)}
 
 
 def test_of_a_tenant_that_does_not_consent_no_text_is_kept(service: Service) -> None:
@@ -227,7 +244,10 @@ def test_what_is_kept_of_a_subject_is_forgotten_and_another_tenants_namesake_sta
                 rate(client, id=answered(client), thumb="up")
         forget = ["feedback", "forget", "--subject", "ada", "--tenant", "research", "--folder", str(folder)]
         said = service.cli(*forget)
-        assert (said.returncode, said.stdout) == (0, "removed 2 records of ada in research; 0 are left\n")
+        assert (said.returncode, said.stdout) == (
+            0,
+            "removed 2 records of ada in research on this host; 0 are left\n",
+        )
         listed = service.cli("feedback", "list", "--folder", str(folder)).stdout.splitlines()
         assert [json.loads(each)["organization.id"] for each in listed] == ["other"]
         with service.client() as client:
@@ -237,7 +257,7 @@ def test_what_is_kept_of_a_subject_is_forgotten_and_another_tenants_namesake_sta
 def test_forgetting_as_another_user_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     os.chown(tmp_path, 65534, 65534)
     assert main(["feedback", "list", "--folder", str(tmp_path)]) == 2
-    assert "run this as nobody" in capsys.readouterr().err
+    assert "belongs to nobody: run this as its owner" in capsys.readouterr().err
 
 
 # The parts.
@@ -283,6 +303,57 @@ def test_a_line_that_a_power_cut_has_torn_hides_no_other(tmp_path: Path) -> None
         file.write(b'{"transaction.id": "to')
     journal.append(tmp_path, [(RATED, {"transaction.id": "2"})])
     assert list(by_transaction(tmp_path, RATED)) == ["1", "2"]
+
+
+def test_what_is_not_flushed_to_the_disk_is_not_acknowledged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(_: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", failing)
+    kept = journal.Journal(tmp_path, Metrics())
+    with pytest.raises(ApiError) as refused:
+        asyncio.run(kept.rate({"transaction.id": "1"}))
+    assert refused.value.status == 503
+
+
+def test_a_record_that_cannot_be_written_lets_no_one_wait(tmp_path: Path) -> None:
+    async def both() -> list[object]:
+        kept = journal.Journal(tmp_path, Metrics())
+        records: list[dict[str, Any]] = [{"transaction.id": "1", "odd": object()}, {"transaction.id": "2"}]
+        return await asyncio.wait_for(
+            asyncio.gather(*[kept.rate(each) for each in records], return_exceptions=True), 20
+        )
+
+    first, second = asyncio.run(both())
+    assert isinstance(first, ApiError)
+    assert second is None or isinstance(second, ApiError)
+
+
+def test_a_journal_that_is_full_of_answers_takes_ratings(tmp_path: Path) -> None:
+    async def filled() -> float:
+        metrics = Metrics()
+        kept = journal.Journal(tmp_path, metrics, answer_bytes=10)
+        for number in range(3):
+            kept.answered({"transaction.id": str(number)})
+            await kept.settled()
+        await kept.rate({"transaction.id": "0"})
+        return float(metrics.answers_not_kept._value.get())
+
+    assert asyncio.run(filled()) == 2
+    assert list(by_transaction(tmp_path, RATED)) == ["0"]
+
+
+def test_a_torn_line_is_forgotten_with_any_subject(tmp_path: Path) -> None:
+    journal.append(tmp_path, [(ANSWERED, {"transaction.id": "1", "user.id": "bob"})])
+    [path] = files(tmp_path)
+    with path.open("ab") as file:
+        file.write(b'{"user.id": "ada", "llmkeep.feedback.prompt": "secr')
+    journal.append(tmp_path, [(ANSWERED, {"transaction.id": "2", "user.id": "bob"})])
+    assert journal.forget(tmp_path, lambda record: record["user.id"] == "ada") == 0
+    assert b"ada" not in path.read_bytes()
+    assert list(by_transaction(tmp_path, ANSWERED)) == ["1", "2"]
 
 
 def test_what_is_forgotten_is_gone_from_every_file_and_the_rest_stays(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def ratio(bench: Bench, models: tuple[Any, Any], prompt: Any, said: Any) -> Any:
 
 def packed_loss(bench: Bench, models: tuple[Any, Any], kind: str, parts: int) -> float:
     """Our loss over all rows in as many batches, divided by what counts."""
-    from llmtrain.run.preferences import Preferences, measure_drift
+    from llmtrain.run.preferences import Preferences, measured_drift, set_drift
 
     before, after = models
     rows = Rows(bench.directory / kind)
@@ -126,7 +126,9 @@ def packed_loss(bench: Bench, models: tuple[Any, Any], kind: str, parts: int) ->
         )
         taken = [(number, True) for number in range(len(rows))] + [(0, False)]
         batches = [preferences.batch(taken[part::parts], "cpu") for part in range(parts)]
-        measure_drift(batches, lambda batch: batch.log_probabilities(after), lambda it: it)
+        set_drift(
+            batches, measured_drift(batches, lambda batch: batch.log_probabilities(after), lambda it: it)
+        )
         total = sum(float(batch.loss(after)) for batch in batches)
     return total / sum(batch.learned for batch in batches)
 
@@ -162,6 +164,44 @@ def test_packed_answers_have_the_loss_that_the_paper_says_of_each_alone(
     bench: Bench, models: tuple[Any, Any], kind: str, by_hand: Callable[..., float], parts: int
 ) -> None:
     assert packed_loss(bench, models, kind, parts) == pytest.approx(by_hand(bench, models), rel=1e-4)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 4])
+def test_an_evaluation_by_kto_measures_the_drift_over_all_held_out_rows(
+    bench: Bench, models: tuple[Any, Any], micro_batch: int
+) -> None:
+    from llmtrain.run.batches import evaluation_batches
+    from llmtrain.run.preferences import Preferences, measured_drift, set_drift
+
+    before, after = models
+    rows = Rows(bench.directory / "kto")
+    preferences = Preferences(rows, OPTIONS)
+    with torch.no_grad():
+        preferences.measure_reference(
+            lambda batch: batch.log_probabilities(before), lambda it: it, 2, 0, 1, "cpu"
+        )
+        batches = list(evaluation_batches(rows, micro_batch, 0, 1, "cpu", preferences.batch))
+        set_drift(
+            batches, measured_drift(batches, lambda batch: batch.log_probabilities(after), lambda it: it)
+        )
+        loss = sum(float(batch.loss(after)) for batch in batches) / sum(batch.learned for batch in batches)
+    assert loss == pytest.approx(kto_by_hand(bench, models), rel=1e-4)
+
+
+def test_dropout_is_off_in_every_layer() -> None:
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    from llmtrain.run.model import without_dropout
+
+    config = Qwen2Config(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=4, attention_dropout=0.5,
+    )  # fmt: skip
+    model = torch.nn.Sequential(torch.nn.Dropout(0.5), Qwen2ForCausalLM(config).train())
+    without_dropout(model)
+    assert model[0].p == 0.0
+    ids = torch.arange(8)[None]
+    assert torch.equal(model[1](ids).logits, model[1](ids).logits)
 
 
 def test_several_comparisons_share_a_row(bench: Bench) -> None:
