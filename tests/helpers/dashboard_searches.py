@@ -99,6 +99,8 @@ def nothing_in(answer: dict[str, Any]) -> list[str]:
     """What of an answer found nothing: hits, buckets, values."""
     if "error" in answer:
         return [json.dumps(answer["error"])[:500]]
+    if answer["_shards"]["failed"]:
+        return [f"shards failed: {json.dumps(answer['_shards'])[:500]}"]
     found = [] if answer["hits"]["total"]["value"] else ["no document"]
     return found + list(empty(answer.get("aggregations", {}), ""))
 

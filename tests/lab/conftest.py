@@ -99,8 +99,8 @@ def first(what: str, run: str, mine: str) -> Iterator[str | None]:
 def floor(suite: Lab, worker_id: str, testrun_uid: str) -> Lab:
     """A lab with its snapshots.
 
-    Each worker has a lab of its own. The snapshots are made once, by whoever needs them first: from then on that lab is
-    its worker's alone, who may have taken a host's power away when the other one comes.
+    Each worker has a lab of its own. The snapshots are made once, by the worker that needs them first: from then on that lab is
+    this worker's alone, which may have taken a host's power away when the other one comes.
     """
     lab = suite if worker_id in ("master", "gw0") else Lab(f"{suite.instance}-{worker_id}", suite.inventories)
     with Path(os.environ[LABS]).open("a") as file:

@@ -25,6 +25,8 @@ QUESTION = "What is the capital of France?"
 ENCODER = "all-minilm-l6-v2"
 WITH_LOGS = "-i inventory/lab -i inventory/lab-logs"
 ELASTICSEARCH_REQUEST = "/usr/local/lib/llmkeep/elasticsearch-request"
+# A success of all shards: Elasticsearch says 200, and less than there is, where only some of them failed.
+OF_ALL_SHARDS = '^2(?!.*"_shards":[{][^}]*"failed":[1-9])'
 
 
 @dataclass(frozen=True)
@@ -218,8 +220,8 @@ def drill(lab: Lab, volume: str) -> None:
 
 
 def elasticsearch(lab: Lab, method: str, path: str, body: object = None) -> Any:
-    """What the search host's Elasticsearch answers to its superuser, as soon as it does with success."""
-    asked = f"{ELASTICSEARCH_REQUEST} --until ^2 300 {method} '{path}'"
+    """What the search host's Elasticsearch answers to its superuser, as soon as it does with success of all shards."""
+    asked = f"{ELASTICSEARCH_REQUEST} --until '{OF_ALL_SHARDS}' 300 {method} '{path}'"
     given = None if body is None else json.dumps(body)
     said = lab.on("ops1", asked if given is None else f"{asked} -", given=given)
     return json.loads(said.partition(" ")[2])

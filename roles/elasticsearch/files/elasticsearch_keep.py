@@ -1,9 +1,10 @@
 #!/usr/bin/python3
 """elasticsearch-keep run|check|restore: how long logs are kept, and the copy of them.
 
-run: a new index for each stream whose newest one is old or large; a snapshot of all streams; indices that ended more than --days
-ago are deleted, and so are snapshots beyond the newest --snapshots. Where indices take more than --budget-mb, those that ended
-more than 180 days ago go, oldest first. A younger index, and the one that is written to, are never deleted.
+run: a new index for each stream whose newest one is old or large; a snapshot of all streams; snapshots beyond the newest
+--snapshots are deleted, and so are those that failed before the newest whole one. If the snapshot is whole, indices that ended
+more than --days ago are deleted; where indices take more than --budget-mb, those that ended more than 180 days ago go, oldest
+first. A younger index, and the one that is written to, are never deleted.
 check: prints `good` if the repository can be written and the newest snapshot is whole and younger than two days.
 restore [SNAPSHOT]: brings streams back from this snapshot; without a name it lists those that are there, since the newest one may
 have been taken after the loss. A stream that exists comes back beside it, as
@@ -13,9 +14,12 @@ Exit 0: done. Exit 1: it says what is wrong, and what to do.
 
 import argparse
 import json
+import os
+import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -28,6 +32,7 @@ DAY = 86400
 FEWEST_DAYS = 180  # which law and guide ask for; no setting and no lack of space goes below
 # With four streams a host and 30 days an index, 30 hosts have as many shards as a node takes (cluster.max_shards_per_node).
 ROLLOVER = {"conditions": {"max_age": "30d", "max_primary_shard_size": "10gb", "min_docs": 1}}
+WHOLE = "SUCCESS"
 OLD_SNAPSHOT = 2 * DAY
 SNAPSHOT_SECONDS = 6 * 3600
 HISTORY = 15  # runs from whose sizes growth is taken
@@ -38,7 +43,10 @@ class Refused(Exception):
 
 
 def ask(method: str, path: str, body: Any = None, until: str = "^[1-4]", seconds: int = 60) -> Any:
-    """JSON of a success that matches UNTIL within SECONDS; Elasticsearch says 503 while it starts."""
+    """JSON of a success that matches UNTIL within SECONDS; Elasticsearch says 503 while it starts.
+
+    What is deleted may be gone already: the request is repeated where its answer was lost.
+    """
     words = [*REQUEST, "--until", until, str(seconds), method, path]
     done = subprocess.run(
         words if body is None else [*words, "-"],
@@ -47,9 +55,22 @@ def ask(method: str, path: str, body: Any = None, until: str = "^[1-4]", seconds
         text=True,
         check=False,
     )
-    if done.returncode != 0 or not done.stdout.startswith("2"):
+    success = ("2", "404") if method == "DELETE" else "2"
+    if done.returncode != 0 or not done.stdout.startswith(success):
         raise Refused(f"{method} {path}: {(done.stdout + done.stderr).strip()}")
     return json.loads(done.stdout.partition(" ")[2])
+
+
+def each(method: str, paths: Iterable[str], body: Any = None) -> None:
+    """Ask for all of them, also after one that is refused."""
+    problems: list[str] = []
+    for path in paths:
+        try:
+            ask(method, path, body)
+        except Refused as problem:
+            problems.append(str(problem))
+    if problems:
+        raise Refused("\n".join(problems))
 
 
 def streams() -> dict[str, list[str]]:
@@ -75,14 +96,13 @@ def ended() -> dict[str, float]:
 
 
 def roll_over() -> None:
-    for stream in streams():
-        ask("POST", f"/{stream}/_rollover", ROLLOVER)
+    each("POST", [f"/{stream}/_rollover" for stream in streams()], ROLLOVER)
 
 
-def snapshots() -> list[dict[str, Any]]:
-    """All that are whole, oldest first."""
+def snapshots(*states: str) -> list[dict[str, Any]]:
+    """All in one of these states, oldest first; without any, those that are whole."""
     told = ask("GET", f"{REPOSITORY}/_all?sort=start_time")["snapshots"]
-    return [snapshot for snapshot in told if snapshot["state"] == "SUCCESS"]
+    return [snapshot for snapshot in told if snapshot["state"] in (states or (WHOLE,))]
 
 
 def take_snapshot() -> None:
@@ -92,15 +112,20 @@ def take_snapshot() -> None:
     ask("PUT", f"{REPOSITORY}/{name}", body)
     done = '"state":"(SUCCESS|PARTIAL|FAILED|INCOMPATIBLE)"'
     [told] = ask("GET", f"{REPOSITORY}/{name}", until=done, seconds=SNAPSHOT_SECONDS)["snapshots"]
-    if told["state"] != "SUCCESS":
+    if told["state"] != WHOLE:
         raise Refused(
             f"snapshot {name} is {told['state']}: {json.dumps(told['failures'])}. See `journalctl -u elasticsearch`"
         )
 
 
 def delete_old_snapshots(keep: int) -> None:
-    for snapshot in snapshots()[:-keep]:
-        ask("DELETE", f"{REPOSITORY}/{snapshot['snapshot']}")
+    """Those beyond the newest ones, and ours that failed before the newest whole one, which has what they have."""
+    there = snapshots(WHOLE, "PARTIAL", "FAILED")
+    names = [snapshot["snapshot"] for snapshot in there]
+    whole = [snapshot["snapshot"] for snapshot in there if snapshot["state"] == WHOLE]
+    failed = [name for name in names[: names.index(whole[-1])] if name not in whole] if whole else []
+    old = [*whole[:-keep], *filter(re.compile(r"logs-\d{8}-\d{6}").fullmatch, failed)]
+    each("DELETE", [f"{REPOSITORY}/{name}" for name in old])
 
 
 def expired(
@@ -128,11 +153,19 @@ def reached(history: list[list[float]], budget: int) -> float | None:
     return last + (budget - after) * (last - first) / (after - before)
 
 
+def known(path: Path) -> dict[str, Any]:
+    """What the last run left; one whose host lost power may have left nothing that can be read."""
+    try:
+        return {"sizes": [], **json.loads(path.read_text())}
+    except (OSError, ValueError, TypeError):
+        return {"sizes": []}
+
+
 def run(options: argparse.Namespace) -> list[str]:
-    """Everything that a night needs; what failed keeps no later step from running."""
+    """Everything that a night needs; what failed keeps no other step from running, but no index goes without a snapshot."""
     problems: list[str] = []
     budget = options.budget_mb << 20
-    state = json.loads(options.state.read_text()) if options.state.exists() else {"sizes": []}
+    state = known(options.state)
 
     def attempt(step: Any, *given: Any) -> bool:
         try:
@@ -144,8 +177,10 @@ def run(options: argparse.Namespace) -> list[str]:
 
     def expire() -> None:
         for name, why in expired(ended(), sizes(), time.time(), options.days, budget).items():
-            ask("DELETE", f"/{name}")
-            print(f"deleted {name}: {why}", flush=True)
+            if attempt(ask, "DELETE", f"/{name}"):
+                print(f"deleted {name}: {why}", flush=True)
+
+    def measure() -> None:
         taken = sum(sizes().values())
         state["sizes"] = [*state["sizes"], [time.time(), taken]][-HISTORY:]
         state["full"] = reached(state["sizes"], budget)
@@ -153,15 +188,22 @@ def run(options: argparse.Namespace) -> list[str]:
             problems.append(
                 f"indices take {taken} bytes of {budget}, and none of them ended more than {FEWEST_DAYS} days ago, so nothing "
                 "more is deleted: enlarge the volume and elasticsearch_data_gb"
+                if whole
+                else f"indices take {taken} bytes of {budget}, and without a whole snapshot nothing is deleted"
             )
 
     attempt(roll_over)
-    if attempt(take_snapshot):
+    whole = attempt(take_snapshot)
+    attempt(delete_old_snapshots, options.snapshots)
+    if whole:
         state["snapshot"] = time.time()
-        attempt(delete_old_snapshots, options.snapshots)
-    attempt(expire)
+        attempt(expire)
+    attempt(measure)
     fresh = options.state.with_suffix(".new")
-    fresh.write_text(json.dumps(state))
+    with fresh.open("w") as file:
+        file.write(json.dumps(state))
+        file.flush()
+        os.fsync(file.fileno())
     fresh.replace(options.state)
     return problems
 

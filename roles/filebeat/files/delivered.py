@@ -16,16 +16,16 @@ import time
 SOCKET = "/run/filebeat/stats.sock"
 
 
-def counted() -> tuple[int, int]:
-    """Events that were taken, and those that Elasticsearch refused, since Filebeat's start."""
+def counted() -> dict[str, int]:
+    """Filebeat's counters of events since its start, those that were taken (acked) and refused for good (dropped) among them."""
     link = http.client.HTTPConnection("filebeat")
     link.sock = socket.socket(socket.AF_UNIX)
     try:
         link.sock.settimeout(5)
         link.sock.connect(SOCKET)
         link.request("GET", "/stats")
-        events = json.loads(link.getresponse().read())["libbeat"]["output"]["events"]
-        return int(events["acked"]), int(events["dropped"])
+        events: dict[str, int] = json.loads(link.getresponse().read())["libbeat"]["output"]["events"]
+        return events
     finally:
         link.close()
 
@@ -38,7 +38,8 @@ def main() -> int:
     before, seen = None, "nothing"
     while time.monotonic() < end:
         try:
-            now, dropped = counted()
+            events = counted()
+            now, dropped = events["acked"], events["dropped"]
         except (OSError, KeyError, http.client.HTTPException) as problem:
             seen = f"{SOCKET}: {problem}"
         else:

@@ -3,6 +3,7 @@
 The program's clock is moved; Elasticsearch's is not. Instead of TLS and passwords, requests go over plain HTTP here.
 """
 
+import argparse
 import json
 import os
 import random
@@ -11,7 +12,9 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -234,6 +237,109 @@ def test_more_than_the_volume_holds_never_reaches_the_flood_stage(
     assert most < 0.85, "the low watermark was reached"
     blocks = fresh.do("GET", "/logs-llmkeep.*/_settings/index.blocks.*")
     assert not any(found["settings"] for found in blocks.values())
+
+
+class Answers:
+    """In Elasticsearch's place: what was asked, by answers that are made up and refusals of some paths."""
+
+    def __init__(
+        self, states: dict[str, str], refused: tuple[str, ...] = (), next_state: str = "SUCCESS"
+    ) -> None:
+        self.states, self.refused, self.next_state = states, refused, next_state
+        self.asked: list[str] = []
+
+    def __call__(self, method: str, path: str, *_: object, **__: object) -> Any:
+        self.asked.append(f"{method} {path.partition('?')[0]}")
+        if any(part in path for part in self.refused):
+            raise PROGRAM["Refused"](path)
+        if method == "PUT":
+            self.states[path.rpartition("/")[2]] = self.next_state
+        if "/_snapshot/llmkeep/" in path and method == "GET":
+            one = path.partition("?")[0].rpartition("/")[2]
+            names = self.states if one == "_all" else [one]
+            return {"snapshots": [{"snapshot": n, "state": self.states[n], "failures": []} for n in names]}
+        if path.startswith("/_data_stream"):
+            return {
+                "data_streams": [
+                    {"name": s, "indices": [{"index_name": f"{s}-{n}"} for n in range(3)]} for s in "ab"
+                ]
+            }
+        if "_settings" in path:
+            return {
+                f"{s}-{n}": {"settings": {"index": {"creation_date": "0"}}} for s in "ab" for n in range(3)
+            }
+        if "_stats" in path:
+            return {
+                "indices": {
+                    "a-0": {"total": {"store": {"size_in_bytes": 5}, "translog": {"size_in_bytes": 0}}}
+                }
+            }
+        return {}
+
+
+@pytest.fixture
+def answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Answers], list[str]]:
+    """A night with these answers: the problems that it names."""
+
+    def night(answers: Answers) -> list[str]:
+        monkeypatch.setitem(PROGRAM["run"].__globals__, "ask", answers)
+        options = argparse.Namespace(days=200, snapshots=1, budget_mb=1, state=tmp_path / "kept.json")
+        problems: list[str] = PROGRAM["run"](options)
+        return problems
+
+    return night
+
+
+Night = Callable[[Answers], list[str]]
+
+
+def deleted(answers: Answers) -> list[str]:
+    return [asked.rpartition("/")[2] for asked in answers.asked if asked.startswith("DELETE")]
+
+
+OLD, FAILED, PARTIAL = (f"logs-2026010{day}-020000" for day in (1, 2, 3))
+
+
+@pytest.mark.parametrize("state", ["SUCCESS", "PARTIAL"])
+def test_snapshots_that_failed_before_the_newest_whole_one_go(answered: Night, state: str) -> None:
+    there = {OLD: "SUCCESS", FAILED: "FAILED", "by-hand": "PARTIAL", PARTIAL: "PARTIAL"}
+    answers = Answers(there, next_state=state)
+    assert bool(answered(answers)) == (state != "SUCCESS")
+    gone = [name for name in deleted(answers) if not name.startswith(("a-", "b-"))]
+    assert gone == ([OLD, FAILED, PARTIAL] if state == "SUCCESS" else [])
+    there = {FAILED: "FAILED", OLD: "SUCCESS", PARTIAL: "PARTIAL"}
+    answers = Answers(there, next_state="FAILED")
+    answered(answers)
+    assert deleted(answers) == [FAILED], "what failed later may have what no whole snapshot has"
+
+
+def test_no_index_goes_without_a_whole_snapshot(answered: Night, tmp_path: Path) -> None:
+    answers = Answers({}, next_state="PARTIAL")
+    assert "is PARTIAL" in answered(answers)[0]
+    assert deleted(answers) == []
+    assert len(json.loads((tmp_path / "kept.json").read_text())["sizes"]) == 1
+
+
+def test_what_is_refused_keeps_no_other_stream_or_index_from_its_turn(answered: Night) -> None:
+    answers = Answers({}, refused=("/a/_rollover", "/a-0"))
+    assert answered(answers) == ["/a/_rollover", "/a-0"]
+    assert "POST /b/_rollover" in answers.asked
+    assert sorted(deleted(answers)) == ["a-0", "a-1", "b-0", "b-1"]
+
+
+@pytest.mark.parametrize("left", ["", "[]", '{"sizes": [[1'])
+def test_a_state_that_cannot_be_read_is_none(answered: Night, tmp_path: Path, left: str) -> None:
+    (tmp_path / "kept.json").write_text(left)
+    assert answered(Answers({})) == []
+    assert json.loads((tmp_path / "kept.json").read_text())["snapshot"] > 0
+
+
+@pytest.mark.parametrize(("method", "done"), [("DELETE", True), ("GET", False)])
+def test_what_is_gone_is_deleted(monkeypatch: pytest.MonkeyPatch, method: str, done: bool) -> None:
+    said = [sys.executable, "-c", "print('404 {}')"]
+    monkeypatch.setitem(PROGRAM["ask"].__globals__, "REQUEST", said)
+    with nullcontext() if done else pytest.raises(PROGRAM["Refused"]):
+        assert PROGRAM["ask"](method, "/x") == {}
 
 
 ENDS = st.dictionaries(st.text(max_size=3), st.floats(0, 400 * DAY), max_size=12)

@@ -119,12 +119,14 @@ def test_its_fields_are_documents_fields_and_of_a_type_that_fits(path: Path) -> 
             assert kind in ("keyword", "long", "ip"), f"{operation} of {name}, a {kind}"
 
 
-def test_an_answer_without_documents_buckets_or_values_is_told() -> None:
+def test_an_answer_without_shards_documents_buckets_or_values_is_told() -> None:
     nothing = {
+        "_shards": {"failed": 0},
         "hits": {"total": {"value": 0}},
         "aggregations": {"bucket": {"buckets": []}, "metric 1": {"value": None}},
     }
     assert nothing_in(nothing) == ["no document", "bucket has no bucket", "metric 1 is None"]
+    assert nothing_in(nothing | {"_shards": {"failed": 1}}) == ['shards failed: {"failed": 1}']
 
 
 def test_a_difference_names_the_field(program: dict[str, Any]) -> None:
