@@ -359,7 +359,7 @@ def test_no_path_of_a_request_brings_its_prompt_or_a_key_into_the_logs(logged: L
         "prompt": CANARY,
         "key": client.key.split("_")[2],
         "another key": analyst.split("_")[2],
-        "header": "Bearer ",
+        "header": "Bearer llmk_",
     }
     journal = logged.on("llm1", "journalctl --quiet --no-pager -o json")
     documents = [json.dumps(each) for host in HOSTS for each in every(logged, f"logs-llmkeep.*-{host}")]
