@@ -43,11 +43,13 @@ def _run(given: argparse.Namespace, words: list[str] | None = None) -> int:
     root = source_tree.located()
     playbook = _playbook(given.playbook, root)
     inventories = [inventory_path(place, root) for place in given.inventory]
+    # Of the bundle that the run begins with: another one may be installed meanwhile.
+    serial = int(record.SERIAL.read_text()) if record.SERIAL.exists() else None
     with recorded(root, playbook, inventories, given) as outcome:
         code, heard = play(playbook, inventories, _words(given) if words is None else words)
         outcome.code, outcome.hosts, outcome.accepted = code, heard.hosts, heard.accepted
-    if code == 0 and playbook == (root / "site.yml").resolve() and record.SERIAL.exists():
-        record.note(record.APPLIED, root, given, {"serial": int(record.SERIAL.read_text())})
+    if code == 0 and playbook == (root / "site.yml").resolve() and serial is not None:
+        record.note(record.APPLIED, root, given, {"serial": serial})
     return code
 
 
@@ -62,6 +64,8 @@ def ansible_playbook(argv: list[str]) -> int:
     parser.init_parser()
     said = parser.parser.parse_args(rest)
     words = [word for word in rest if word not in said.args]
+    # Other ways to run less than all of it, by the names that Ansible's parser gives them.
+    less = ("start_at_task", "step", "syntax", "listhosts", "listtasks", "listtags")
     for playbook in said.args:
         given = argparse.Namespace(
             playbook=playbook,
@@ -72,7 +76,7 @@ def ansible_playbook(argv: list[str]) -> int:
             extra_vars=said.extra_vars or [],
             check=said.check,
             diff=said.diff,
-            ansible=[],
+            ansible=[f"--{name.replace('_', '-')}" for name in less if getattr(said, name)],
             unrecorded=None,
         )
         if code := _run(given, words):

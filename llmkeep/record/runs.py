@@ -123,8 +123,11 @@ def recorded(
 
 
 def note(name: str, tree: Path, given: argparse.Namespace, found: dict[str, Any]) -> None:
-    """Leave what a run FOUND for the control node's metrics, unless it was of some hosts or roles only, or a preview."""
-    if is_kept(tree) and not (given.limit or given.tags or given.skip_tags or given.check):
+    """Leave what a run FOUND for the control node's metrics, unless it was of some hosts or roles only, or a preview.
+
+    Words for Ansible may say so, too: of a run with any, nothing is left.
+    """
+    if is_kept(tree) and not (given.limit or given.tags or given.skip_tags or given.check or given.ansible):
         write(SERIAL.with_name(name), json.dumps(found).encode() + b"\n", 0o600)
 
 

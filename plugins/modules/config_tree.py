@@ -222,11 +222,15 @@ def apply(params: dict[str, Any], check: bool) -> Tree:
 def note_written(params: dict[str, Any], tree: Tree, file: Path) -> None:
     """Keep the hashes of files as this run leaves them, by which a later drift is seen (role exporters).
 
-    Left out are secrets, and files that other programs write to as well.
+    Left out are secrets, files that other programs write to as well, and links. Of modes and owners nothing is kept.
     """
-    known = json.loads(file.read_text()) if file.exists() else {}
+    try:
+        known: dict[str, str] = dict(json.loads(file.read_text()))
+    except (OSError, ValueError, TypeError):  # none yet, or no JSON object: this and later runs fill it again
+        known = {}
     gone = {line.removeprefix("removed: ") for line in tree.changes} | {
-        str(path) for path in absent(params["files"])
+        *(str(path) for path in absent(params["files"])),
+        *(entry["path"] for entry in params["links"]),
     }
     noted = {path: digest for path, digest in known.items() if path not in gone}
     for entry in present(params["files"]):

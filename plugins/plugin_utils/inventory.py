@@ -227,7 +227,10 @@ def volume_faults(values: Mapping[str, Any], known: Mapping[str, Options]) -> It
         budget = values.get(size, defaults.get(size))
         _, holding = held(place)
         if (not group or group in values["group_names"]) and holding and budget is not None:
-            budgets.setdefault(holding[-1]["name"], {})[size] = human_to_bytes(f"{budget}{prefix}")
+            try:
+                budgets.setdefault(holding[-1]["name"], {})[size] = human_to_bytes(f"{budget}{prefix}")
+            except ValueError:
+                yield f"{size} is {budget!r}, which is no size: write one such as {defaults.get(size)}"
     for volume in volumes:
         asked = budgets.get(volume["name"], {})
         try:

@@ -2,7 +2,8 @@
 """readings.py FILE: what the node exporter cannot see itself, in Prometheus' text format; replaced atomically.
 
 Ends of certificates and of the revocation list, failed units, time servers, files that are not what the last run wrote,
-the last backup. On the control node also the bundle's serial and the one that was applied last, the last verification,
+the last backup, and whether Prometheus runs where it should. On the control node also the bundle's serial and the one that
+was applied last, the last verification,
 volumes' recovery keys and their drills, the time of the witness's last look, the newest heads that it has, and the
 alterations that it found; when logs were last compared, and what was missing. Where logs are kept the time of their last
 snapshot, and when their space is used up as they grow.
@@ -20,6 +21,8 @@ from pathlib import Path
 PKI = Path("/etc/llmkeep/pki")
 CERTIFICATES = ("host.pem", "edge.pem", "issuing.pem", "root.pem")
 REVOCATIONS = "crl.pem"
+PROMETHEUS = Path("/etc/prometheus/client.yml")  # by role prometheus
+WATCHING = ("prometheus.service", "prometheus-alertmanager.service")
 CHRONY = Path("/etc/chrony/chrony.conf")
 SERIAL = Path("/var/lib/llmkeep/serial")
 WITNESS = Path("/var/lib/llmkeep/witness")
@@ -33,6 +36,7 @@ RECORD = Path("/var/log/llm-audit")
 BACKUP = Path("/var/lib/llmkeep-backup/done")  # whatever backs this host up touches it when it is done
 # By llmkeep.estate.config_tree: files as the last run left them.
 WRITTEN = Path("/var/lib/llmkeep-written/sha256.json")
+LARGEST = 32 << 20  # bytes, more than any file that a role writes: this program may take 128 MiB
 
 
 def said(*argv: str) -> str:
@@ -60,6 +64,12 @@ def failed_units() -> Iterator[str]:
         yield f"llmkeep_unit_failed{{unit={quoted(line.split()[0])}}} 1"  # as dev-disk-by\x2duuid.swap
 
 
+def watching() -> Iterator[str]:
+    for unit in WATCHING if PROMETHEUS.exists() else ():
+        state = said("systemctl", "show", "--property=ActiveState", "--value", unit).strip()
+        yield f'llmkeep_watching{{unit="{unit}"}} {int(state == "active")}'
+
+
 def clock() -> Iterator[str]:
     if CHRONY.exists():
         servers = [line for line in CHRONY.read_text().splitlines() if line.startswith("server ")]
@@ -83,7 +93,8 @@ def drifted_files() -> Iterator[str]:
     for name, written in sorted(json.loads(WRITTEN.read_bytes()).items()):
         try:
             with os.fdopen(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
-                same = hashlib.sha256(file.read()).hexdigest() == written
+                size = os.fstat(file.fileno()).st_size
+                same = size <= LARGEST and hashlib.sha256(file.read(size + 1) or b"").hexdigest() == written
         except PermissionError:
             continue
         except OSError:
@@ -117,8 +128,8 @@ def control_node() -> Iterator[str]:
     if SERIAL.exists():
         yield f"llmkeep_bundle_serial {int(SERIAL.read_text())}"
         yield f"llmkeep_verify_seconds {last_change(VERIFIED)}"
-    if APPLIED.exists():
-        yield f"llmkeep_site_serial {json.loads(APPLIED.read_bytes())['serial']}"
+        applied = json.loads(APPLIED.read_bytes())["serial"] if APPLIED.exists() else 0  # 0: none to its end
+        yield f"llmkeep_site_serial {applied}"
     if VERIFIED.exists():
         yield f"llmkeep_verify_failed {json.loads(VERIFIED.read_bytes())['failed']}"
     if LOOK.exists():
@@ -151,6 +162,7 @@ def main() -> None:
             [
                 *certificates(),
                 *failed_units(),
+                *watching(),
                 *clock(),
                 *drifted_files(),
                 *backup(),

@@ -21,10 +21,16 @@ END = datetime(2030, 1, 31, 8, tzinfo=UTC)
 def read(folder: Path) -> list[str]:
     """Lines of a run on a host whose files lie in FOLDER, and where UNIT failed."""
     program = folder / "systemctl"
-    program.write_text(f"#!/bin/sh\nprintf '%s loaded failed failed Swap\\n' '{UNIT}'\n")
+    program.write_text(
+        f"#!/bin/sh\n[ $1 = show ] && cat {folder}/$4 || printf '%s loaded failed failed Swap\\n' '{UNIT}'\n"
+    )
     program.chmod(0o755)
     text = READINGS
-    for place in ("/etc/llmkeep/pki", "/etc/chrony", "/var/lib/llmkeep-backup", "/var/lib/llmkeep-written"):
+    kept_by_name = ("backup", "logs", "written")
+    for place in (
+        *("/etc/llmkeep/pki", "/etc/chrony", "/etc/prometheus"),
+        *(f"/var/lib/llmkeep-{name}" for name in kept_by_name),
+    ):
         text = text.replace(place, str(folder))
     text = text.replace("/var/lib/llmkeep/", f"{folder}/").replace("/var/log/llm-audit", f"{folder}/record")
     environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
@@ -91,8 +97,7 @@ def test_what_the_last_comparison_of_logs_found_is_read_by_source(tmp_path: Path
 
 
 def test_the_last_snapshot_of_the_logs_is_read_and_when_their_space_is_used_up(tmp_path: Path) -> None:
-    kept = tmp_path.with_name(f"{tmp_path.name}-logs") / "kept.json"
-    kept.parent.mkdir()
+    kept = tmp_path / "kept.json"
     kept.write_text(json.dumps({"sizes": [], "snapshot": 1796000000.4, "full": None}))
     assert read(tmp_path)[1:] == ["llmkeep_log_snapshot_seconds 1796000000"]
     kept.write_text(json.dumps({"sizes": [], "snapshot": 1796000000.4, "full": 1.8e9}))
@@ -131,6 +136,26 @@ def test_a_file_that_was_changed_or_removed_since_it_was_written_has_drifted(tmp
     assert drifted == [f'llmkeep_drifted_file{{path="{tmp_path}/{name}"}} 1' for name in names]
 
 
+def test_a_file_that_became_larger_than_this_program_may_read_has_drifted(tmp_path: Path) -> None:
+    size = (32 << 20) + 1
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(size)
+    kept = {str(tmp_path / "large"): hashlib.sha256(bytes(size)).hexdigest()}
+    (tmp_path / "sha256.json").write_text(json.dumps(kept))
+    assert f'llmkeep_drifted_file{{path="{tmp_path}/large"}} 1' in read(tmp_path)
+
+
+def test_a_host_tells_whether_its_prometheus_runs(tmp_path: Path) -> None:
+    (tmp_path / "prometheus.service").write_text("active\n")
+    (tmp_path / "prometheus-alertmanager.service").write_text("inactive\n")
+    assert not any(line.startswith("llmkeep_watching") for line in read(tmp_path))
+    (tmp_path / "client.yml").touch()
+    assert [line for line in read(tmp_path) if line.startswith("llmkeep_watching")] == [
+        'llmkeep_watching{unit="prometheus.service"} 1',
+        'llmkeep_watching{unit="prometheus-alertmanager.service"} 0',
+    ]
+
+
 @pytest.mark.parametrize(
     ("drilled", "counts"),
     [("", 0), ("2023-11-14T22:13:19+00:00", 0), ("2023-11-14T22:13:21+00:00", 1700000001)],
@@ -147,7 +172,8 @@ def test_a_drill_counts_for_the_key_that_it_tried(drilled: str, counts: int, tmp
 def test_the_control_node_tells_what_was_applied_verified_and_witnessed(tmp_path: Path) -> None:
     (tmp_path / "serial").write_text("7\n")
     lines = read(tmp_path)
-    assert {"llmkeep_bundle_serial 7", "llmkeep_verify_seconds 0", "llmkeep_backup_seconds 0"} <= set(lines)
+    never = {f"llmkeep_{name} 0" for name in ("site_serial", "verify_seconds", "backup_seconds")}
+    assert {"llmkeep_bundle_serial 7", *never} <= set(lines)
     (tmp_path / "applied.json").write_text('{"serial": 6}')
     (tmp_path / "verified.json").write_text('{"checks": 9, "failed": 2}')
     (tmp_path / "witness/llm1").mkdir(parents=True)

@@ -1,9 +1,13 @@
 """What role prometheus refuses, and what it makes of an inventory, without a host."""
 
+import re
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from plugin_modules import ROOT, load
 from rendered_role import content, played, rendered
 
@@ -68,6 +72,23 @@ def test_what_prometheus_could_not_use_or_would_send_in_the_clear_is_refused(
     assert bool(message) == bool(told[host]), told[host]
 
 
+# Series that hosts may not export of others.
+FOREIGN = ("llmkeep_audit_altered", "llmkeep_verify_failed", "llmkeep_site_serial", "llmkeep_bundle_serial",
+           "llmkeep_volume_drill_seconds", "llmkeep_logs_missing", "llmkeep_log_full_seconds")  # fmt: skip
+
+
+def dropped(rules: list[dict[str, Any]], name: str, instance: str) -> bool:
+    return any(re.fullmatch(one["regex"], f"{name};{instance}") for one in rules)
+
+
+def test_an_estate_with_a_webhook_alone_is_of_the_roles_form() -> None:
+    spec = yaml.safe_load((ROOT / "roles/prometheus/meta/argument_specs.yml").read_text())
+    options = spec["argument_specs"]["main"]["options"]
+    default = yaml.safe_load((ROOT / "roles/prometheus/defaults/main.yml").read_text())["prometheus_mail"]
+    given = {"prometheus_webhook": "https://relay/", "prometheus_mail": default}
+    assert not ArgumentSpecValidator(options).validate(given).error_messages
+
+
 @pytest.mark.parametrize("serving", [True, False])
 def test_receivers_are_quoted_and_private_and_objectives_are_judged_where_a_host_serves(
     serving: bool, tmp_path: Path
@@ -86,9 +107,19 @@ def test_receivers_are_quoted_and_private_and_objectives_are_judged_where_a_host
         "ansible_facts": {"os_family": "Debian"},
     }
     hosts = {"ops1.estate.internal": "10.0.0.1", "llm1.estate.internal": "10.0.0.2"}
-    groups = {"serve": ["llm1"], "edge": ["llm1"], "search": ["ops1"], "logs": ["llm1"]}
+    groups = {"control": ["ops1"], "serve": ["llm1"], "edge": ["llm1"], "search": ["ops1"], "logs": ["llm1"]}
     made = rendered(tmp_path, "prometheus", {}, "ops1", hosts, given, groups, configured=True)
+    (tmp_path / "prometheus.yml").write_text(content(made, "prometheus.yml"))
+    check = ["promtool", "check", "config", "--syntax-only", str(tmp_path / "prometheus.yml")]
+    judged = subprocess.run(check, capture_output=True, text=True, check=False)
+    assert judged.returncode == 0, judged.stderr
     scraped = yaml.safe_load(content(made, "prometheus.yml"))["scrape_configs"]
+    for job in scraped:
+        rules = [one for one in job.get("metric_relabel_configs") or [] if one["action"] == "drop"]
+        others = serving and job["job_name"] in ("node", "gateway", "redis", "nginx", "elasticsearch")
+        assert [dropped(rules, name, "llm1") for name in FOREIGN] == [others] * len(FOREIGN)
+        assert not any(dropped(rules, name, "ops1") for name in FOREIGN)
+        assert not dropped(rules, "llmkeep_certificate_expiry_seconds", "llm1")
     labels = {job["job_name"]: [target["labels"] for target in job["static_configs"]] for job in scraped}
     paths = [(one["instance"], one["__metrics_path__"]) for one in labels["edge"]]
     assert paths == [("llm1", "/edge-llm1-tls13"), ("llm1", "/edge-llm1-old-tls")]

@@ -101,7 +101,7 @@ FAILING_REPORT = """
 def test_metrics_are_told_of_whole_runs_alone(node: Path) -> None:
     (node / "playbooks/verify.yml").write_text(FAILING_REPORT)
     applied, verified = (record.SERIAL.with_name(name) for name in (record.APPLIED, record.VERIFIED))
-    for words in (["-l", "here"], ["-t", "base"], ["--check"]):
+    for words in (["-l", "here"], ["-t", "base"], ["--check"], ["--", "--limit", "here"]):
         cli.main(["site", "-i", "hosts.yml", *words])
         cli.main(["verify", "-i", "hosts.yml", *words])
         assert not applied.exists()
@@ -112,6 +112,29 @@ def test_metrics_are_told_of_whole_runs_alone(node: Path) -> None:
     assert json.loads(applied.read_text()) == {"serial": 7}
     assert cli.main(["verify", "-i", "hosts.yml"]) == 1
     assert json.loads(verified.read_text()) == {"ok": False, "checks": 9, "failed": 2}
+
+
+@pytest.mark.usefixtures("node")
+@pytest.mark.parametrize("less", [["--syntax-check"], ["--list-hosts"], ["--start-at-task", "Leave"]])
+def test_metrics_are_not_told_of_an_ansible_playbook_that_runs_less(
+    less: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["ansible-playbook", "-i", "hosts.yml", *less, "site.yml"])
+    assert cli.main() == 0
+    assert not record.SERIAL.with_name(record.APPLIED).exists()
+
+
+def test_what_was_applied_is_the_bundle_that_the_run_began_with(node: Path) -> None:
+    another = {
+        "name": "Another",
+        "ansible.builtin.copy": {"content": "8", "dest": str(record.SERIAL), "mode": "0600"},
+    }
+    (node / "site.yml").write_text(
+        yaml.safe_dump([{"hosts": "all", "gather_facts": False, "tasks": [another]}])
+    )
+    assert cli.main(["site", "-i", "hosts.yml"]) == 0
+    assert record.SERIAL.read_text() == "8"
+    assert json.loads(record.SERIAL.with_name(record.APPLIED).read_text()) == {"serial": 7}
 
 
 def test_a_bare_ansible_playbook_is_on_record_with_names_of_variables_only(

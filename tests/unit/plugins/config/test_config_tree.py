@@ -359,3 +359,7 @@ def test_hashes_of_what_was_written_are_kept_but_of_secrets_and_shared_files(tmp
     assert written(files=[{"dest": str(path / "a"), "state": "absent"}]) == {"b"}
     folder = {"path": str(path), "exclusive": True}
     assert written(directories=[folder], files=[{"dest": str(path / "d"), "content": ""}]) == {"d"}
+    (path / "d").unlink()
+    assert written(links=[{"path": str(path / "d"), "target": "a"}]) == set()
+    store.write_text("{")
+    assert written(files=files[:1]) == {"a"}

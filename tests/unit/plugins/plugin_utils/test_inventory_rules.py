@@ -146,6 +146,14 @@ def test_budgets_that_come_to_more_than_their_volume_are_told(size: str, data: i
     assert faults == [] if told is None else told in faults[0]
 
 
+def test_a_budget_that_is_no_size_is_told() -> None:
+    values = host(
+        groups=("storage",), luks_volumes=[volume(mount="/var/log", units=[])], base_journal_max="much"
+    )
+    (fault,) = rules.volume_faults(values, rules.specifications(ROLES))
+    assert fault == "base_journal_max is 'much', which is no size: write one such as 1G"
+
+
 @pytest.mark.parametrize(
     ("groups", "values", "told"),
     [
