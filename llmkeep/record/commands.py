@@ -8,7 +8,6 @@ import json
 import os
 import socket
 from dataclasses import asdict
-from datetime import timedelta
 
 from llmkeep import logs
 from llmkeep.durable import write
@@ -74,7 +73,7 @@ def _shipped(given: argparse.Namespace) -> int:
         folder.name: (witness.Kept(folder).data(), (folder / "verifier").read_text()) for folder in folders
     }
     with logs.asked(given.places) as client:
-        found = shipped.check(client, kept, timedelta(days=given.days))
+        found = shipped.check(client, kept)
     for host, each in found.items():
         if given.json:
             print(json.dumps({"host": host} | asdict(each)))
@@ -126,13 +125,6 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     found.set_defaults(run=_findings)
     copy = verbs.add_parser("shipped", help="verify the copy of the hosts' records that Elasticsearch has")
     copy.add_argument("--json", action="store_true", help="a line for each host")
-    copy.add_argument(
-        "--days",
-        type=int,
-        default=shipped.KEPT.days,
-        metavar="N",
-        help="elasticsearch_keep_days: older lines may be gone (default %(default)s)",
-    )
     copy.set_defaults(run=_shipped, places=Places())
     known = verbs.add_parser(
         "acknowledge", help="put on record that a finding is known, and take it from the list"

@@ -20,7 +20,7 @@ from llmproof.heads import Head, HeadError, Tree, Verifier, split
 PAGE = 1000
 REMOVED = f'"event.action":"{retention.ACTION}"'.encode()
 LATE = timedelta(minutes=15)  # records under a head that is older should be there
-KEPT = timedelta(days=180)  # the least that Elasticsearch keeps logs for (elasticsearch_keep_days)
+KEPT = timedelta(days=180)  # older logs Elasticsearch may have removed, by age or for want of room
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,8 @@ def removed_up_to(whole: bytes) -> int:
         return 0
 
 
-def verify(lines: Iterable[Line], heads: list[Head], now: datetime, kept: timedelta = KEPT) -> Shipped:
-    """Every line, every link and every head that the copy can prove. `lines` by sequence number; records that were signed
-    longer ago than KEPT may have expired in Elasticsearch."""
+def verify(lines: Iterable[Line], heads: list[Head], now: datetime) -> Shipped:
+    """Every line, every link and every head that the copy can prove. `lines` by sequence number."""
     found = Shipped()
     at_size = {head.size: head for head in heads}
     tree: Tree | None = Tree()  # None once a record is missing: heads cannot be computed from there on
@@ -121,7 +120,7 @@ def verify(lines: Iterable[Line], heads: list[Head], now: datetime, kept: timede
                     f"the witness's head over the first {tree.size} records does not fit: one of them is not what was signed"
                 )
                 tree = None
-    expired = signed_before(heads, now - kept)
+    expired = signed_before(heads, now - KEPT)
     if found.first - 1 > max(found.removed, expired):
         found.findings.insert(
             0,
@@ -130,8 +129,8 @@ def verify(lines: Iterable[Line], heads: list[Head], now: datetime, kept: timede
         )
     elif found.first - 1 > found.removed:
         found.notes.append(
-            f"records {found.removed + 1} to {found.first - 1} are not there: they were signed more than {kept.days} days ago, "
-            "so Elasticsearch may have removed them by age. The host has its own"
+            f"records {found.removed + 1} to {found.first - 1} are not there: they were signed more than {KEPT.days} days ago, "
+            "so Elasticsearch may have removed them. The host has its own"
         )
     last = found.last if found.records else expired
     due = signed_before(heads, now - LATE)
@@ -189,17 +188,17 @@ def copied(client: Any, namespace: str, unread: list[str]) -> Iterator[Line]:
         after = hits[-1]["sort"]
 
 
-def of_host(client: Any, host: str, notes: bytes, verifier: str, kept: timedelta) -> Shipped:
+def of_host(client: Any, host: str, notes: bytes, verifier: str) -> Shipped:
     unread: list[str] = []
     try:
         heads = kept_heads(notes, verifier)
     except LlmkeepError as error:
         return Shipped(findings=[str(error)])
-    found = verify(copied(client, host.lower().replace("-", "_"), unread), heads, datetime.now(UTC), kept)
+    found = verify(copied(client, host.lower().replace("-", "_"), unread), heads, datetime.now(UTC))
     found.findings += unread
     return found
 
 
-def check(client: Any, witnessed: dict[str, tuple[bytes, str]], kept: timedelta = KEPT) -> dict[str, Shipped]:
-    """The copy of each host; WITNESSED has, by host, the witness's file of heads and the verifier key."""
-    return {host: of_host(client, host, *of, kept) for host, of in sorted(witnessed.items())}
+def check(client: Any, kept: dict[str, tuple[bytes, str]]) -> dict[str, Shipped]:
+    """The copy of each host; KEPT has, by host, the witness's file of heads and the verifier key."""
+    return {host: of_host(client, host, *witnessed) for host, witnessed in sorted(kept.items())}

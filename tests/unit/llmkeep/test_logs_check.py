@@ -216,7 +216,7 @@ class Server:
     """
 
     def __init__(
-        self, said: dict[str, list[dict[str, Any]]], there: list[tuple[float, str]], late: int = 0
+        self, said: dict[str, list[dict[str, Any]]], there: Sequence[tuple[float, str]], late: int = 0
     ) -> None:
         self.said, self.there, self.late = said, there, late
         self.searches = 0
@@ -361,14 +361,12 @@ def test_a_host_of_which_nothing_is_there_is_silent(monkeypatch: pytest.MonkeyPa
 def test_ids_are_counted_by_the_real_server() -> None:
     with search_server() as server, Elasticsearch(f"http://127.0.0.1:{server.port}") as client:
         server.do("PUT", "/_index_template/logs", TEMPLATE)
-        ids = {f"id{number}": {"created": BEGIN + number} for number in range(1500)}
-        for of in ("system", "edge"):
-            body = [
-                line
-                for name, each in ids.items()
-                for line in ({"create": {}}, {"event": each | {"id": f"{of}-{name}"}})
-            ]
-            client.bulk(index=f"logs-llmkeep.{of}-llm1", operations=body * 2, refresh=True)
+        for stream in ("system", "edge"):
+            operations: list[dict[str, Any]] = []
+            for number in range(1500):
+                event = {"created": BEGIN + number, "id": f"{stream}-{number}"}
+                operations += [{"create": {}}, {"event": event}] * 2
+            client.bulk(index=f"logs-llmkeep.{stream}-llm1", operations=operations, refresh=True)
         [(there, different)] = logs_check.documents(
             client, "llm1", [[Window("j1", 1, 2900, 2900, BEGIN, BEGIN + 1449)]]
         )
