@@ -123,9 +123,51 @@ def system_line(number: int) -> str:
     return f"Started session-{number}.scope - unit {hexadecimal(4)} of user {number % 90}, took {CHANCE.randrange(9999)} ms."
 
 
-# By stream: the line, identifier, unit.
+def audit_line(number: int) -> str:
+    """A line of the audit record, as audit_ship.py prints it; a request has two."""
+    record = {
+        "@timestamp": f"2026-11-27T12:{number // 60 % 60:02}:{number % 60:02}.{number % 1000:03}Z",
+        "event.action": "generate",
+        "event.category": "web",
+        "event.duration": CHANCE.randrange(10**8, 10**10),
+        "event.kind": "event",
+        "event.outcome": "success",
+        "event.sequence": number,
+        "event.type": "access",
+        "gen_ai.request.model": "llama-70b",
+        "gen_ai.usage.input_tokens": CHANCE.randrange(4000),
+        "gen_ai.usage.output_tokens": CHANCE.randrange(1000),
+        "http.request.id": hexadecimal(16),
+        "http.response.status_code": 200,
+        "llmkeep.audit.phase": "outcome",
+        "llmkeep.audit.source": "llm1",
+        "llmkeep.decision.id": hexadecimal(16),
+        "llmkeep.decision.revision": "sha256:" + "5" * 64,
+        "llmkeep.prompt.hmac": hexadecimal(32),
+        "organization.id": CHANCE.choice(TENANTS),
+        "source.ip": f"10.1.{CHANCE.randrange(8)}.{CHANCE.randrange(250)}",
+        "transaction.id": hexadecimal(16),
+        "url.path": "/generate",
+        "user.id": f"user-{CHANCE.randrange(500)}",
+        "llmkeep.audit.previous": hexadecimal(32),
+        "llmkeep.audit.hash": hexadecimal(32),
+    }
+    return json.dumps(
+        {
+            "message": "a line of the audit record",
+            "event.action": "audit_shipped",
+            "event.sequence": number,
+            "llmkeep.audit.leaf": hexadecimal(32),
+            "llmkeep.audit.record": json.dumps(record, separators=(",", ":")),
+        }
+    )
+
+
+SHIP = "llmkeep-audit-ship.service"
+# By stream, and kind where a stream has two: the line, identifier, unit.
 KINDS = {
     "llmkeep.service": (gateway_line, "python", "llm-gateway@1.service"),
+    "llmkeep.service/audit": (audit_line, "python3", SHIP),
     "llmkeep.edge": (edge_line, "llmkeep_edge", "nginx.service"),
     "llmkeep.auth": (auth_line, "sshd-session", "ssh.service"),
     "llmkeep.system": (system_line, "systemd", "init.scope"),
@@ -224,11 +266,19 @@ def filebeat(folder: Path, inputs: dict[str, Any], port: int) -> subprocess.Pope
                     "fields": {"host.name": "llm1.estate.internal", "data_stream.namespace": "bench"},
                 }
             },
+            # To an index of its own, whose bytes can be told.
+            {
+                "add_fields": {
+                    "when": {"equals": {"service.name": SHIP}},
+                    "target": "",
+                    "fields": {"data_stream.namespace": "audit"},
+                }
+            },
         ],
         "queue.disk": {"path": str(folder / "queue"), "max_size": "1024MB"},
         "output.elasticsearch": {
             "hosts": [f"http://127.0.0.1:{port}"],
-            "index": "logs-%{[data_stream.dataset]}-bench",
+            "index": "logs-%{[data_stream.dataset]}-%{[data_stream.namespace]}",
             "bulk_max_size": BULK,
         },
         "setup.template.enabled": False,
@@ -448,6 +498,11 @@ def folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
 
 
+def index_of(kind: str) -> str:
+    stream, _, namespace = kind.partition("/")
+    return f"logs-{stream}-{namespace or 'bench'}"
+
+
 def in_elasticsearch(server: SearchServer, streams: dict[str, int]) -> dict[str, float]:
     """Bytes a document of each stream, once it was shipped and flushed."""
     with tempfile.TemporaryDirectory() as temporary:
@@ -467,7 +522,7 @@ def in_elasticsearch(server: SearchServer, streams: dict[str, int]) -> dict[str,
     # As an index that is written to no more ends: how many segments are left by chance would say twice or half.
     server.do("POST", "/logs-llmkeep.*/_forcemerge?max_num_segments=1&flush=true")
     return {
-        stream: server.do("GET", f"/logs-{stream}-bench/_stats/store")["_all"]["total"]["store"][
+        stream: server.do("GET", f"/{index_of(stream)}/_stats/store")["_all"]["total"]["store"][
             "size_in_bytes"
         ]
         / number

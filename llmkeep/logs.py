@@ -28,8 +28,8 @@ NOTHING_FOUND = 3
 DESCRIPTION = """What all hosts logged about one request, in the order of time. The id is the answer's header X-Request-Id.
 Exit codes: 0 found; 1 Elasticsearch was not reached, or refused; 3 there is no document of this request."""
 CHECK = """Compares what each host counted in its journal with what Elasticsearch has, by hour, and names what is missing.
-Exit codes: 0 complete; 1 Elasticsearch was not reached, or refused; 3 entries are missing; 4 none is missing, and a host
-is silent."""
+Exit codes: 0 complete; 1 Elasticsearch was not reached, or refused; 3 entries are missing, or a host's count is
+none; 4 none is missing, and a host is silent."""
 
 
 @contextmanager
@@ -71,6 +71,7 @@ def find(places: Places, request: str, seconds: float = 0) -> list[dict[str, Any
         while True:
             answer = client.search(
                 index=STREAMS,
+                allow_partial_search_results=False,
                 query={"term": {"http.request.id": request}},
                 sort=[{"@timestamp": {"order": "asc", "unmapped_type": "date"}}],
                 size=MOST,

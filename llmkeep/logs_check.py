@@ -8,15 +8,18 @@ A source is a data stream's last part, not a name in a document: a host's key wr
 """
 
 import json
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from llmkeep.errors import LlmkeepError, printable
-
 PAGE = 1000  # statements of one search
 RANGES = 500  # windows of one aggregation
+# Documents up to which `cardinality` is exact if it says that all are different. It compares 25 bits of each id's hash, so it may
+# take two for one; what it adds for that, in all, rounds to 0 here.
+ROUNDED = 5000
+AGAIN = 5.0  # seconds until missing ones are asked for again: a count may become visible before its documents
 SILENT = timedelta(minutes=15)  # three runs of the timer
 MISSING, SILENT_ONLY = 3, 4  # exit codes
 HOUR = 3_600_000
@@ -69,6 +72,7 @@ class Source:
     silent: bool = False
     hours: dict[str, Hour] = field(default_factory=dict)
     gaps: list[Gap] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)  # its counts that are none
     notes: list[str] = field(default_factory=list)
 
     def hour(self, milliseconds: int) -> Hour:
@@ -87,10 +91,13 @@ def milliseconds(text: str) -> int:
     return round(datetime.fromisoformat(text).timestamp() * 1000)
 
 
+NONE = (LookupError, ValueError, TypeError, ArithmeticError)  # what reading a malformed document raises
+
+
 def window(document: dict[str, Any]) -> Window:
-    """A host's count. ValueError, KeyError or TypeError for what is none."""
+    """A host's count. One of NONE for what is none."""
     said = document["llmkeep"]["journal"]
-    return Window(
+    found = Window(
         str(said["id"]),
         int(said["from"]),
         int(said["to"]),
@@ -98,6 +105,18 @@ def window(document: dict[str, Any]) -> Window:
         milliseconds(said["first"]),
         milliseconds(said["last"]),
     )
+    if not (0 < found.entries <= found.last - found.first + 1 and 0 <= found.begins <= found.ends):
+        raise ValueError("its numbers contradict each other")
+    iso(found.ends)  # a year that is none
+    return found
+
+
+def counters(document: dict[str, Any]) -> tuple[int, dict[str, int]]:
+    """When, and Filebeat's counters. One of NONE for what is none."""
+    said = document["llmkeep"]["shipper"]
+    return milliseconds(document["event"]["created"]), {
+        name: int(said[name]) for name in ("acked", "dropped", "duplicates")
+    }
 
 
 def by_number(windows: Iterable[Window]) -> list[Window]:
@@ -190,12 +209,13 @@ def judge(source: Source, groups: list[list[Window]], counts: list[tuple[int, in
             )
 
 
-def grown(source: Source, counters: Iterable[tuple[int, dict[str, int]]]) -> None:
+def grown(source: Source, counted: Iterable[tuple[int, dict[str, int]]]) -> None:
     """Add what Filebeat's counters grew by; they begin at 0 with each start of it, so a kill loses their last minutes."""
     before: dict[str, int] = {}
-    for taken, now in counters:
+    for taken, now in counted:
         if before:
-            known = before if now["acked"] >= before["acked"] else dict.fromkeys(now, 0)
+            anew = any(now[name] < before[name] for name in now)
+            known = dict.fromkeys(now, 0) if anew else before
             hour = source.hour(taken)
             hour.shipped += now["acked"] - known["acked"]
             hour.refused_twice += now["duplicates"] - known["duplicates"]
@@ -236,8 +256,31 @@ def statements(
         after = hits[-1]["sort"]
 
 
+def different(client: Any, index: str, query: dict[str, Any]) -> int:
+    """How many ids the documents have, exactly."""
+    number = 0
+    after: dict[str, Any] = {}
+    while True:
+        ids = client.search(
+            index=index,
+            allow_partial_search_results=False,
+            size=0,
+            query=query,
+            aggs={
+                "ids": {
+                    "composite": {"size": PAGE, "sources": [{"id": {"terms": {"field": "event.id"}}}]} | after
+                }
+            },
+        )["aggregations"]["ids"]
+        number += len(ids["buckets"])
+        if len(ids["buckets"]) < PAGE:
+            return number
+        after = {"after": ids["after_key"]}
+
+
 def documents(client: Any, namespace: str, groups: list[list[Window]]) -> list[tuple[int, int]]:
     """For each group, documents that were taken in its time, and how many different ones."""
+    index = f"logs-llmkeep.*-{namespace}"
     found: list[tuple[int, int]] = []
     for start in range(0, len(groups), RANGES):
         asked = {
@@ -253,7 +296,7 @@ def documents(client: Any, namespace: str, groups: list[list[Window]]) -> list[t
             for number, group in enumerate(groups[start : start + RANGES])
         }
         answer = client.search(
-            index=f"logs-llmkeep.*-{namespace},-logs-llmkeep.audit-*",
+            index=index,
             allow_partial_search_results=False,
             size=0,
             aggs={
@@ -266,41 +309,74 @@ def documents(client: Any, namespace: str, groups: list[list[Window]]) -> list[t
             },
         )
         buckets = answer["aggregations"]["windows"]["buckets"] if "aggregations" in answer else {}
-        for number in asked:
+        for number, query in asked.items():
             bucket = buckets.get(number, {"doc_count": 0, "different": {"value": 0}})
-            found.append((bucket["doc_count"], bucket["different"]["value"]))
+            there = bucket["doc_count"]
+            certain = bucket["different"]["value"] == there <= ROUNDED
+            found.append((there, there if certain else different(client, index, query)))
     return found
+
+
+def lacking(group: list[Window], count: tuple[int, int]) -> bool:
+    return count[1] < sum(each.entries for each in group)
+
+
+def read(client: Any, namespace: str, since: datetime, until: datetime) -> tuple[Source, list[Window]]:
+    """What a host says of itself: a source without gaps, and its windows."""
+    source = Source()
+    windows, counted = [], []
+    for action in ("journal_counted", "shipper_counted"):
+        for document in statements(client, namespace, action, since, until):
+            try:
+                if action == "journal_counted":
+                    windows.append(window(document))
+                    source.heard = iso(milliseconds(document["event"]["created"]))
+                else:
+                    counted.append(counters(document))
+            except NONE as error:
+                source.unread.append(f"{error!r}: {json.dumps(document)[:300]}")
+    source.silent = not source.heard or until - datetime.fromisoformat(source.heard) > SILENT
+    grown(source, counted)
+    return source, windows
 
 
 def check(
     client: Any, namespaces: list[str], since: datetime, now: datetime, settle: timedelta
 ) -> dict[str, Source]:
     """Each source as it is. Counts that are younger than SETTLE are left out: their documents may be under way."""
-    sources = {}
+    sources: dict[str, Source] = {}
+    groups: dict[str, list[list[Window]]] = {}
+    counts: dict[str, list[tuple[int, int]]] = {}
     for namespace in namespaces:
-        source = sources[namespace] = Source()
-        windows, counters = [], []
-        for document in statements(client, namespace, "journal_counted", since, now - settle):
-            try:
-                windows.append(window(document))
-            except (KeyError, ValueError, TypeError) as error:
-                raise LlmkeepError(
-                    f"a count of {namespace} is none ({error!r}): {printable(json.dumps(document)[:300])}. Look at that host"
-                ) from error
-            source.heard = document["event"]["created"]
-        for document in statements(client, namespace, "shipper_counted", since, now - settle):
-            counters.append((milliseconds(document["event"]["created"]), document["llmkeep"]["shipper"]))
-        source.silent = not source.heard or now - settle - datetime.fromisoformat(source.heard) > SILENT
-        groups = together(continued(by_number(windows), source.notes))
-        judge(source, groups, documents(client, namespace, groups))
-        grown(source, counters)
+        sources[namespace], windows = read(client, namespace, since, now - settle)
+        groups[namespace] = together(continued(by_number(windows), sources[namespace].notes))
+        counts[namespace] = documents(client, namespace, groups[namespace])
+    late = {
+        namespace: found
+        for namespace in namespaces
+        if (
+            found := [
+                number
+                for number, each in enumerate(zip(groups[namespace], counts[namespace], strict=True))
+                if lacking(*each)
+            ]
+        )
+    }
+    if late:
+        time.sleep(AGAIN)
+    for namespace, numbers in late.items():
+        anew = documents(client, namespace, [groups[namespace][number] for number in numbers])
+        for number, count in zip(numbers, anew, strict=True):
+            counts[namespace][number] = count
+    for namespace, source in sources.items():
+        judge(source, groups[namespace], counts[namespace])
         source.hours = dict(sorted(source.hours.items()))
     return sources
 
 
 def code(sources: dict[str, Source]) -> int:
     """The exit code: 0, MISSING, or SILENT_ONLY."""
-    if any(source.gaps for source in sources.values()):
+    if any(source.gaps or source.unread for source in sources.values()):
         return MISSING
     return SILENT_ONLY if any(source.silent for source in sources.values()) else 0
 
@@ -317,6 +393,9 @@ def lines(sources: dict[str, Source]) -> Iterator[str]:
             yield (
                 f"{name} {gap.hour[:13]}: GAP: {gap.missing} of sequence numbers {gap.first} to {gap.last}: {gap.why}"
             )
+        yield from (
+            f"{name}: UNREAD: a count of it is none ({each}): look at that host" for each in source.unread
+        )
         yield from (f"{name}: {note}" for note in source.notes)
         if source.silent:
             yield (

@@ -27,10 +27,14 @@ FILLED = 0.85  # of a volume; beyond it Elasticsearch makes no replicas (low wat
 INDEX_DAYS = (
     30  # after which elasticsearch-keep begins a new index, so the oldest one outlives keep_days by as much
 )
-STREAMS_OF_A_HOST = 4
 MOST_SHARDS = 1000  # of a node, cluster.max_shards_per_node
-# How many documents of each stream one request makes; logins and other lines are given a host and day.
-OF_A_REQUEST = {"llmkeep.service": 1, "llmkeep.edge": 1}
+INDEX_BYTES = 10 * GIB  # likewise
+# How many documents of each kind one request makes, of the audit record its intent and outcome; logins and other lines are given
+# a host and day.
+OF_A_REQUEST = {"llmkeep.service": 1, "llmkeep.service/audit": 2, "llmkeep.edge": 1}
+COUNTED = (
+    1 / 100
+)  # of all lines, which hosts count (journal_count.py) in lines of about the size of a gateway's
 AUDIT_BYTES = (
     2 * 1032
 )  # of a request, its intent and outcome; 65,000 records are a file of 64 MiB (docs/figures.md)
@@ -53,17 +57,19 @@ class Load:
 
     @property
     def documents(self) -> dict[str, float]:
-        """Documents a day by stream."""
-        per_request = {stream: self.requests * DAY * number for stream, number in OF_A_REQUEST.items()}
-        return {
+        """Documents a day by kind: a stream, and after a stroke what part of it."""
+        per_request = {kind: self.requests * DAY * number for kind, number in OF_A_REQUEST.items()}
+        found = {
             **per_request,
             "llmkeep.auth": float(self.hosts * self.logins),
             "llmkeep.system": float(self.hosts * self.system_lines),
         }
+        found["llmkeep.service"] += sum(found.values()) * COUNTED
+        return found
 
 
 def measured() -> dict[str, Any]:
-    """Bytes of documents of each stream."""
+    """Bytes of documents of each kind."""
     found: dict[str, Any] = json.loads(resources.files("llmkeep").joinpath("sizes.json").read_text())
     return found
 
@@ -82,6 +88,10 @@ def prediction(load: Load, settings: dict[str, int], sizes: dict[str, Any]) -> d
     )
     data = settings["elasticsearch_data_gb"] * GIB
     snapshots = daily * days * sizes["snapshot_share"]
+    of_stream: dict[str, float] = {}
+    for kind, number in bytes_of.items():
+        stream = kind.partition("/")[0]
+        of_stream[stream] = of_stream.get(stream, 0) + number
     return {
         "streams": {
             stream: {"documents": round(number), "bytes": round(bytes_of[stream])}
@@ -97,7 +107,11 @@ def prediction(load: Load, settings: dict[str, int], sizes: dict[str, Any]) -> d
         "days_until_data_gb": math.floor(data / daily) if daily else None,
         # One host that answers all requests, whose queue fills first.
         "queue_hours": round(settings["filebeat_queue_mb"] * MIB / busiest * 24, 1) if busiest else None,
-        "shards": load.hosts * STREAMS_OF_A_HOST * math.ceil(days / INDEX_DAYS),
+        # An index has one.
+        "shards": sum(
+            load.hosts * math.ceil(days * max(1 / INDEX_DAYS, number / load.hosts / INDEX_BYTES))
+            for number in of_stream.values()
+        ),
     }
 
 
@@ -162,7 +176,7 @@ def told(found: dict[str, Any], settings: dict[str, int], load: Load) -> list[st
 
     lines = [f"at {load.requests:g} requests/s and {load.hosts} hosts, a day:"]
     lines += [
-        f"  {stream:16} {row['documents']:>12,} documents {size(row['bytes']):>12}"
+        f"  {stream:22} {row['documents']:>12,} documents {size(row['bytes']):>12}"
         for stream, row in found["streams"].items()
     ]
     kept, queue = settings["elasticsearch_keep_days"], settings["filebeat_queue_mb"]

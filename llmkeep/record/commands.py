@@ -82,7 +82,7 @@ def _shipped(given: argparse.Namespace) -> int:
             f"{host}: records {each.first} to {each.last}, {each.records} there, {each.withheld} of them by their leaf only, "
             f"{each.duplicates} twice; {each.heads} signed heads fit"
         )
-        for finding in each.findings:
+        for finding in [*each.findings, *each.notes]:
             print(audit_cli.printable(f"{host}: {finding}"))
         if each.first > 1:
             print(

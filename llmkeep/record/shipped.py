@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from llmkeep.errors import LlmkeepError, printable
+from llmkeep.errors import LlmkeepError
 from llmproof import retention
 from llmproof.chain import named_previous, problem
 from llmproof.heads import Head, HeadError, Tree, Verifier, split
@@ -20,6 +20,7 @@ from llmproof.heads import Head, HeadError, Tree, Verifier, split
 PAGE = 1000
 REMOVED = f'"event.action":"{retention.ACTION}"'.encode()
 LATE = timedelta(minutes=15)  # records under a head that is older should be there
+KEPT = timedelta(days=180)  # older logs Elasticsearch may have removed, by age or for want of room
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Line:
 @dataclass
 class Shipped:
     """`heads`: how many of the witness's heads fit the copy. `first`: 0 where there is none. `removed`: records up to it went by
-    declared retention, says a record."""
+    declared retention, says a record. `notes`: what is as it should be, and has to be said."""
 
     first: int = 0
     last: int = 0
@@ -44,6 +45,7 @@ class Shipped:
     heads: int = 0
     removed: int = 0
     findings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def line(document: dict[str, Any]) -> Line:
@@ -55,6 +57,21 @@ def line(document: dict[str, Any]) -> Line:
         bytes.fromhex(audit["leaf"]),
         None if whole is None else str(whole).encode(),
     )
+
+
+def signed_before(heads: list[Head], moment: datetime) -> int:
+    """How many records there were then, at least: the largest of the heads that were signed until then."""
+    return max(
+        (head.size for head in heads if head.time and datetime.fromisoformat(head.time) < moment), default=0
+    )
+
+
+def removed_up_to(whole: bytes) -> int:
+    """The last record that a declaration says was removed; 0 if it does not say so."""
+    try:
+        return int(json.loads(whole).get(retention.LAST, 0))
+    except (ValueError, TypeError, AttributeError, OverflowError):
+        return 0
 
 
 def verify(lines: Iterable[Line], heads: list[Head], now: datetime) -> Shipped:
@@ -89,7 +106,7 @@ def verify(lines: Iterable[Line], heads: list[Head], now: datetime) -> Shipped:
                 found.findings.append(f"record {each.sequence}: {wrong}")
             previous = hashlib.sha256(each.whole).hexdigest()
             if REMOVED in each.whole:
-                found.removed = max(found.removed, int(json.loads(each.whole).get(retention.LAST, 0)))
+                found.removed = max(found.removed, removed_up_to(each.whole))
         found.last, leaf = each.sequence, each.leaf
         found.records += 1
         if tree is None:
@@ -103,15 +120,23 @@ def verify(lines: Iterable[Line], heads: list[Head], now: datetime) -> Shipped:
                     f"the witness's head over the first {tree.size} records does not fit: one of them is not what was signed"
                 )
                 tree = None
-    if found.first - 1 > found.removed:
+    expired = signed_before(heads, now - KEPT)
+    if found.first - 1 > max(found.removed, expired):
         found.findings.insert(
             0,
-            f"records {found.removed + 1} to {found.first - 1} are missing, and no record declares them removed by retention",
+            f"records {max(found.removed, expired) + 1} to {found.first - 1} are missing, and no record declares them removed by "
+            "retention",
         )
-    due = [head.size for head in heads if head.time and now - datetime.fromisoformat(head.time) > LATE]
-    if due and max(due) > found.last:
+    elif found.first - 1 > found.removed:
+        found.notes.append(
+            f"records {found.removed + 1} to {found.first - 1} are not there: they were signed more than {KEPT.days} days ago, "
+            "so Elasticsearch may have removed them. The host has its own"
+        )
+    last = found.last if found.records else expired
+    due = signed_before(heads, now - LATE)
+    if due > last:
         found.findings.append(
-            f"records {found.last + 1} to {max(due)} are missing: a head was signed over them more than 15 minutes ago"
+            f"records {last + 1} to {due} are missing: a head was signed over them more than 15 minutes ago"
         )
     return found
 
@@ -120,15 +145,18 @@ def kept_heads(notes: bytes, verifier: str) -> list[Head]:
     """The heads in the witness's file; LlmkeepError where one is not the host's."""
     try:
         key = Verifier(verifier)
-        return [key.open(note) for note in split(notes)[0]]
-    except HeadError as error:
+        heads = [key.open(note) for note in split(notes)[0]]
+        for head in heads:
+            datetime.fromisoformat(head.time or "1970-01-01")
+        return heads
+    except (HeadError, ValueError) as error:
         raise LlmkeepError(
             f"the witness's copy does not hold ({error}): see `llmkeep audit findings`"
         ) from error
 
 
-def copied(client: Any, namespace: str) -> Iterator[Line]:
-    """What Elasticsearch has of a host's record, by sequence number."""
+def copied(client: Any, namespace: str, unread: list[str]) -> Iterator[Line]:
+    """What Elasticsearch has of a host's record, by sequence number; UNREAD gets what is no line."""
     after: list[Any] | None = None
     while True:
         hits = client.search(
@@ -153,19 +181,24 @@ def copied(client: Any, namespace: str) -> Iterator[Line]:
         for hit in hits:
             try:
                 yield line(hit["_source"])
-            except (KeyError, ValueError, TypeError) as error:
-                raise LlmkeepError(
-                    f"a line of {namespace}'s record is none ({error!r}): {printable(json.dumps(hit['_source'])[:300])}"
-                ) from error
+            except (LookupError, ValueError, TypeError, AttributeError, OverflowError) as error:
+                unread.append(f"a line of the record is none ({error!r}): {json.dumps(hit['_source'])[:300]}")
         if len(hits) < PAGE:
             return
         after = hits[-1]["sort"]
 
 
+def of_host(client: Any, host: str, notes: bytes, verifier: str) -> Shipped:
+    unread: list[str] = []
+    try:
+        heads = kept_heads(notes, verifier)
+    except LlmkeepError as error:
+        return Shipped(findings=[str(error)])
+    found = verify(copied(client, host.lower().replace("-", "_"), unread), heads, datetime.now(UTC))
+    found.findings += unread
+    return found
+
+
 def check(client: Any, kept: dict[str, tuple[bytes, str]]) -> dict[str, Shipped]:
     """The copy of each host; KEPT has, by host, the witness's file of heads and the verifier key."""
-    now = datetime.now(UTC)
-    return {
-        host: verify(copied(client, host.lower().replace("-", "_")), kept_heads(notes, verifier), now)
-        for host, (notes, verifier) in sorted(kept.items())
-    }
+    return {host: of_host(client, host, *witnessed) for host, witnessed in sorted(kept.items())}

@@ -141,7 +141,8 @@ def control_node() -> Iterator[str]:
         yield f"llmkeep_logs_check_seconds {LOGS.stat().st_mtime:.0f}"
         for name, source in json.loads(LOGS.read_bytes())["sources"].items():
             of = f'{{source="{name}"}}'
-            yield f"llmkeep_logs_missing{of} {sum(gap['missing'] for gap in source['gaps'])}"
+            missing = sum(gap["missing"] for gap in source["gaps"]) + len(source.get("unread", ()))
+            yield f"llmkeep_logs_missing{of} {missing}"
             yield f"llmkeep_logs_duplicates{of} {sum(hour['duplicates'] for hour in source['hours'].values())}"
             yield f"llmkeep_logs_silent{of} {int(source['silent'])}"
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import yaml
+from elasticsearch import Elasticsearch
 from plugin_modules import ROOT
+from search_server import search_server
 
 from llmkeep import logs_check
 from llmkeep.logs_check import Source, Window
@@ -194,7 +196,7 @@ def test_documents_that_are_there_twice_are_counted_and_hide_no_gap() -> None:
 
 def test_counters_begin_anew_with_each_start_of_filebeat() -> None:
     source = Source()
-    numbers = [(50, 0, 1), (70, 0, 1), (10, 2, 3)]
+    numbers = [(50, 0, 1), (70, 0, 1), (10, 2, 3), (20, 0, 0)]
     logs_check.grown(
         source,
         [
@@ -203,19 +205,169 @@ def test_counters_begin_anew_with_each_start_of_filebeat() -> None:
         ],
     )
     [hour] = source.hours.values()
-    assert (hour.shipped, hour.dropped, hour.refused_twice) == (30, 2, 3)
+    # The last start shipped more than the one before it had.
+    assert (hour.shipped, hour.dropped, hour.refused_twice) == (50, 2, 3)
 
 
-class Answers:
-    """A stand-in for the client where no document is there."""
+class Server:
+    """A stand-in for the client: what hosts said, and documents by time and id; LATE of them come with the second search.
 
-    def search(self, **_: Any) -> dict[str, Any]:
-        return {"hits": {"hits": []}}
+    Its `cardinality` takes ids with the same first eight letters for one, as the real one those with the same 25 bits of hash.
+    """
+
+    def __init__(
+        self, said: dict[str, list[dict[str, Any]]], there: Sequence[tuple[float, str]], late: int = 0
+    ) -> None:
+        self.said, self.there, self.late = said, there, late
+        self.searches = 0
+
+    def found(self, query: dict[str, Any]) -> list[str]:
+        times = query["range"]["event.created"]
+        there = self.there if self.searches > 1 else self.there[self.late :]
+        return [each for time, each in there if times["gte"] <= time <= times["lte"]]
+
+    def search(self, index: str, **asked: Any) -> dict[str, Any]:
+        assert asked["allow_partial_search_results"] is False
+        if "aggs" not in asked:
+            action = asked["query"]["bool"]["filter"][0]["term"]["event.action"]
+            host = index.removeprefix("logs-llmkeep.service-")
+            return {
+                "hits": {
+                    "hits": [
+                        {"_source": each}
+                        for each in self.said.get(host, [])
+                        if each["event"]["action"] == action
+                    ]
+                }
+            }
+        if "ids" in asked["aggs"]:
+            composite = asked["aggs"]["ids"]["composite"]
+            after = composite.get("after", {"id": ""})["id"]
+            rest = sorted(each for each in set(self.found(asked["query"])) if each > after)[
+                : composite["size"]
+            ]
+            ids = {"buckets": [{"key": {"id": each}} for each in rest]}
+            return {"aggregations": {"ids": ids | ({"after_key": {"id": rest[-1]}} if rest else {})}}
+        self.searches += 1
+        buckets = {}
+        for name, query in asked["aggs"]["windows"]["filters"]["filters"].items():
+            found = self.found(query)
+            different = len({each[:8] for each in found})
+            buckets[name] = {"doc_count": len(found), "different": {"value": different}}
+        return {"aggregations": {"windows": {"buckets": buckets}}}
 
 
-def test_a_host_of_which_nothing_is_there_is_silent() -> None:
+def count(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Documents of a host's counts."""
+    short = "llmkeep.journal."
+    return [
+        {
+            "event": {"action": "journal_counted", "created": line["@timestamp"]},
+            "llmkeep": {
+                "journal": {key.removeprefix(short): line[key] for key in line if key.startswith(short)}
+            },
+        }
+        for line in said(entries)
+    ]
+
+
+TEMPLATE = {
+    "index_patterns": ["logs-llmkeep.*"],
+    "template": {"mappings": json.loads((ROOT / "roles/elasticsearch/files/ecs.json").read_text())},
+}
+ENTRIES = [entry(number, BEGIN + number) for number in range(1, 101)]
+THERE = [(BEGIN + number, f"{number:08}") for number in range(1, 101)]
+
+
+def checked(server: Server, monkeypatch: pytest.MonkeyPatch, *hosts: str) -> dict[str, Source]:
+    monkeypatch.setattr(logs_check, "AGAIN", 0)
     now = datetime.now(UTC)
-    found = logs_check.check(Answers(), ["llm1"], now - timedelta(hours=1), now, timedelta())
+    return logs_check.check(server, list(hosts or ["llm1"]), now - timedelta(hours=1), now, timedelta())
+
+
+@pytest.mark.parametrize("page", [1000, 7, 100])
+def test_ids_that_elasticsearch_takes_for_one_are_no_gap_and_no_duplicate(
+    monkeypatch: pytest.MonkeyPatch, page: int
+) -> None:
+    monkeypatch.setattr(logs_check, "PAGE", page)
+    alike = [*THERE[:-2], (BEGIN + 99, "collides1"), (BEGIN + 100, "collides2")]
+    found = checked(Server({"llm1": count(ENTRIES)}, alike), monkeypatch)
+    assert logs_check.code(found) == 0
+    [hour] = found["llm1"].hours.values()
+    assert (hour.missing, hour.duplicates, hour.indexed) == (0, 0, 100)
+
+
+def test_a_document_that_is_there_twice_does_not_stand_for_a_missing_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    [gap] = checked(Server({"llm1": count(ENTRIES)}, [*THERE[1:], THERE[5]]), monkeypatch)["llm1"].gaps
+    assert gap.missing == 1
+
+
+def test_documents_that_come_after_their_count_are_no_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server({"llm1": count(ENTRIES)}, THERE, late=3)
+    assert logs_check.code(checked(server, monkeypatch)) == 0
+    assert server.searches == 2
+
+
+WHOLE = {
+    "id": "j1",
+    "from": 1,
+    "to": 3,
+    "entries": 3,
+    "first": "2026-11-27T22:00:00Z",
+    "last": "2026-11-27T22:00:00Z",
+}
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"journal": {"id": "j1", "from": "many"}},
+        {"journal": WHOLE | {"entries": 9}},
+        {"journal": WHOLE | {"last": "9999-12-31T23:59:59-20:00"}},
+        "no object",
+    ],
+)
+def test_a_count_that_is_none_is_told_of_its_host_and_the_others_are_checked(
+    monkeypatch: pytest.MonkeyPatch, bad: Any
+) -> None:
+    document = {"event": {"action": "journal_counted", "created": "2026-11-27T22:00:00Z"}, "llmkeep": bad}
+    said = {"llm1": [document, *count(ENTRIES)], "llm2": count(ENTRIES)}
+    found = checked(Server(said, THERE), monkeypatch, "llm1", "llm2")
+    assert [len(found[host].unread) for host in ("llm1", "llm2")] == [1, 0]
+    assert [sum(hour.written for hour in found[host].hours.values()) for host in found] == [100, 100]
+    assert logs_check.code(found) == logs_check.MISSING
+    assert "llm1: UNREAD: a count of it is none" in "\n".join(logs_check.lines(found))
+
+
+def test_counters_that_are_none_are_told_and_the_others_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    counters = [
+        {"event": {"action": "shipper_counted", "created": "2026-11-27T22:00:00Z"}, "llmkeep": {"shipper": each}}
+        for each in ({"acked": 1, "dropped": 0, "duplicates": 0}, {"acked": "x"}, {"acked": 5, "dropped": 0, "duplicates": 0})
+    ]  # fmt: skip
+    found = checked(Server({"llm1": [*count(ENTRIES), *counters]}, THERE), monkeypatch)
+    assert len(found["llm1"].unread) == 1
+    assert found["llm1"].hours["2026-11-27T22:00:00.000Z"].shipped == 4
+
+
+def test_a_host_of_which_nothing_is_there_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = checked(Server({}, []), monkeypatch)
     assert found["llm1"].silent
     assert logs_check.code(found) == logs_check.SILENT_ONLY
     assert "llm1: SILENT: no count of it is there" in "\n".join(logs_check.lines(found))
+
+
+def test_ids_are_counted_by_the_real_server() -> None:
+    with search_server() as server, Elasticsearch(f"http://127.0.0.1:{server.port}") as client:
+        server.do("PUT", "/_index_template/logs", TEMPLATE)
+        for stream in ("system", "edge"):
+            operations: list[dict[str, Any]] = []
+            for number in range(1500):
+                event = {"created": BEGIN + number, "id": f"{stream}-{number}"}
+                operations += [{"create": {}}, {"event": event}] * 2
+            client.bulk(index=f"logs-llmkeep.{stream}-llm1", operations=operations, refresh=True)
+        [(there, different)] = logs_check.documents(
+            client, "llm1", [[Window("j1", 1, 2900, 2900, BEGIN, BEGIN + 1449)]]
+        )
+        assert (there, different) == (5800, 2900)

@@ -1,6 +1,7 @@
 """`llmkeep size`: what it reads, what it says, and whether Elasticsearch stores as much."""
 
 import json
+import math
 import sys
 from typing import Any
 
@@ -43,9 +44,18 @@ def test_elasticsearch_stores_what_is_predicted() -> None:
 def test_twice_the_requests_take_twice_the_space() -> None:
     once, twice = (predicted(requests=load, system_lines=0, logins=0) for load in (5.0, 10.0))
     assert once["streams"]["llmkeep.edge"]["documents"] == 5 * 86400
+    assert once["streams"]["llmkeep.service/audit"]["documents"] == 2 * 5 * 86400
+    assert once["streams"]["llmkeep.service"]["documents"] == 5 * 86400 * 1.04
     for name in ("bytes_a_day", "kept_bytes", "data_volume_bytes", "snapshot_bytes"):
         assert twice[name] == pytest.approx(2 * once[name], rel=1e-6)
     assert twice["queue_hours"] == pytest.approx(once["queue_hours"] / 2, rel=0.1)
+
+
+def test_an_index_ends_after_30_days_or_when_it_is_full() -> None:
+    assert predicted(requests=0.1)["shards"] == 4 * 4 * math.ceil(230 / 30)
+    busy = predicted(requests=1000.0)
+    full = sum(row["bytes"] for row in busy["streams"].values()) * 230 / (10 << 30)
+    assert full < busy["shards"] < full + 4 * 4 * 9
 
 
 def test_what_does_not_suffice_is_named_with_what_is_needed() -> None:
@@ -53,7 +63,8 @@ def test_what_does_not_suffice_is_named_with_what_is_needed() -> None:
     data, snapshots, shards = size.shortcomings(found, SETTINGS)
     assert data.startswith("elasticsearch_data_gb is 100, and ")
     assert snapshots.startswith("elasticsearch_snapshot_gb is 100, and ")
-    assert shards.startswith("there would be 1280 shards")
+    # Of 40 hosts, each 8 indices of auth, system and the edge, and 14 of the services, which are full after 17 days.
+    assert shards.startswith("there would be 1520 shards")
     assert not size.shortcomings(predicted(requests=0.1), SETTINGS)
 
 

@@ -32,6 +32,7 @@ def read(folder: Path) -> list[str]:
         *(f"/var/lib/llmkeep-{name}" for name in kept_by_name),
     ):
         text = text.replace(place, str(folder))
+    text = text.replace("/var/lib/llmkeep-logs", f"{folder}-logs")
     text = text.replace("/var/lib/llmkeep/", f"{folder}/").replace("/var/log/llm-audit", f"{folder}/record")
     environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
     (folder / "readings.py").write_text(text)
@@ -85,11 +86,13 @@ def test_alterations_that_are_not_acknowledged_are_counted(tmp_path: Path) -> No
 
 def test_what_the_last_comparison_of_logs_found_is_read_by_source(tmp_path: Path) -> None:
     hours = {"2026-11-27T22": {"duplicates": 2}, "2026-11-27T23": {"duplicates": 1}}
-    found = {"llm1": {"gaps": [{"missing": 4}, {"missing": 1}], "hours": hours, "silent": True}}
+    found = {
+        "llm1": {"gaps": [{"missing": 4}, {"missing": 1}], "hours": hours, "silent": True, "unread": ["x"]}
+    }
     (tmp_path / "logs-check.json").write_text(json.dumps({"sources": found}))
     lines = read(tmp_path)
     assert [line for line in lines if 'source="llm1"' in line] == [
-        'llmkeep_logs_missing{source="llm1"} 5',
+        'llmkeep_logs_missing{source="llm1"} 6',
         'llmkeep_logs_duplicates{source="llm1"} 3',
         'llmkeep_logs_silent{source="llm1"} 1',
     ]

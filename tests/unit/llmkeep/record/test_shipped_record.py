@@ -8,12 +8,13 @@ import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from audit_records import NAME, SEED, event, record
 from plugin_modules import ROOT
 
-from llmkeep.record.shipped import Line, kept_heads, line, verify
+from llmkeep.record.shipped import Line, check, kept_heads, line, removed_up_to, verify
 from llmproof import retention
 from llmproof.chain import Chain
 from llmproof.heads import Head, Tree
@@ -154,3 +155,56 @@ def test_without_its_first_lines_a_copy_is_proved_by_links_alone_and_wants_a_dec
     kept = copy(ship(tmp_path / "record", tmp_path / "last"))[10:]
     assert all(each.whole for each in kept)
     assert verify(kept, [], NOW).findings == []
+
+
+def test_first_lines_that_elasticsearch_removed_by_age_are_said_and_no_finding(
+    lines: list[Line], heads: list[Head]
+) -> None:
+    old = [dataclasses.replace(head, time="2020-01-01T00:00:00Z") for head in heads if head.size <= 20]
+    young = [head for head in heads if head.size > 20]
+    found = verify(lines[15:], old + young, NOW)
+    assert found.findings == []
+    [note] = found.notes
+    assert note.startswith("records 1 to 15 are not there: they were signed more than 180 days ago")
+    # Records 21 to 25 are too young for that.
+    found = verify(lines[25:], old + young, NOW)
+    assert found.findings == [
+        "records 21 to 25 are missing, and no record declares them removed by retention"
+    ]
+    # A quiet host, of whose record nothing is left.
+    assert verify([], old, NOW).findings == []
+    assert verify(lines[:15], old, NOW).findings[0].startswith("records 16 to 20 are missing")
+
+
+def test_a_line_that_is_none_is_a_finding_of_its_host_and_the_others_are_checked(
+    folder: Path, lines: list[Line]
+) -> None:
+    documents = [
+        {
+            "event": {"sequence": each.sequence},
+            "llmkeep": {"audit": {"leaf": each.leaf.hex()} | ({"record": each.whole.decode()} if each.whole else {})},
+        }
+        for each in lines
+    ]  # fmt: skip
+    bad: dict[str, Any] = {"event": {"sequence": "x"}, "llmkeep": {"audit": {"leaf": "zz"}}}
+
+    class Server:
+        """A stand-in for the client: llm1's stream has a line that is none."""
+
+        def search(self, index: str, **_: Any) -> dict[str, Any]:
+            said = documents + ([bad] if index.endswith("-llm1") else [])
+            return {"hits": {"hits": [{"_source": each} for each in said]}}
+
+    kept = ((folder / "heads").read_bytes(), (folder / "verifier").read_text())
+    found = check(Server(), {"llm1": kept, "llm2": kept, "llm3": (b"x" + kept[0][1:], kept[1])})
+    [finding] = found["llm1"].findings
+    assert finding.startswith("a line of the record is none (")
+    assert [each.records for each in found.values()] == [60, 60, 0]
+    assert found["llm2"].findings == []
+    assert "the witness's copy does not hold" in found["llm3"].findings[0]
+
+
+def test_a_declaration_that_is_no_number_declares_nothing() -> None:
+    assert removed_up_to(b'{"llmkeep.audit.removed.last":"many"}') == 0
+    assert removed_up_to(b"none") == 0
+    assert removed_up_to(b'{"llmkeep.audit.removed.last":10}') == 10
