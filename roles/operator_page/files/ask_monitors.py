@@ -1,6 +1,6 @@
 """ask_monitors.py PORT CERTIFICATE KEY PATH HOST…: what each host answers to GET PATH: that it has series, else its status.
 
-CERTIFICATE and KEY may be empty: the client then has none. After its start Prometheus listens within START seconds. It answers 503
+CERTIFICATE and KEY may be empty: the client then has none. After a start Prometheus listens within START seconds. It answers 503
 while it replays its log, and has no series before its first scrape: that may take REPLAY seconds.
 """
 
