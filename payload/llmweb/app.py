@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 
 from llmserve.access.identity import Authenticator, Identity, of_record
@@ -31,7 +31,7 @@ log = logging.getLogger("llmweb.app")
 ROOT = "/operator/"
 ACTION = f"GET {ROOT}*"  # as the policy names it
 SIGN_IN, SIGN_OUT = f"{ROOT}sign-in", f"{ROOT}sign-out"
-FORM_BYTES = 4096
+FORM_BYTES, FORM_FIELDS = 4096, 4
 # The prefix makes browsers refuse it without Secure, and from any other host.
 SESSION, LANGUAGE = "__Host-llmkeep-session", "__Host-llmkeep-language"
 STATIC = Path(__file__).parent / "static"
@@ -80,13 +80,13 @@ class Site:
             failed = ApiError(500, "internal_error", "This page failed: tell the operator the request id.")
             response = self.refusal(request, exchange, failed)
         response.headers.update(HEADERS)
-        if request.url.path not in ASSETS:
+        if scope["path"] not in ASSETS:
             response.headers["cache-control"] = "no-store"
         await response(scope, receive, send)
 
     async def answer(self, request: Request, exchange: Exchange) -> Response:
         """Raises ApiError."""
-        path = request.url.path
+        path: str = request.scope["path"]  # unlike the URL, without the client's Host
         method = request.method
         page = path.removeprefix(ROOT)
         if path in ASSETS and method == "GET":
@@ -242,12 +242,19 @@ def same_site(request: Request) -> None:
 
 
 async def form_of(request: Request) -> dict[str, list[str]]:
-    """The fields of a form; raises ApiError 413 for one that is too long."""
+    """The fields of a form; raises ApiError 413 for one that is too long, 400 for what is no form."""
     body = b""
-    async for piece in request.stream():
-        body += piece
-        if len(body) > FORM_BYTES:
-            raise ApiError(
-                413, "body_too_large", f"the form has more than {FORM_BYTES} bytes: send the key only"
-            )
-    return parse_qs(body.decode("latin-1"), max_num_fields=4)
+    try:
+        async for piece in request.stream():
+            body += piece
+            if len(body) > FORM_BYTES:
+                raise ApiError(
+                    413, "body_too_large", f"the form has more than {FORM_BYTES} bytes: send the key only"
+                )
+        return parse_qs(body.decode("latin-1"), max_num_fields=FORM_FIELDS)
+    except ClientDisconnect:
+        raise ApiError(400, "invalid_form", "the form broke off: send it again") from None
+    except ValueError:
+        raise ApiError(
+            400, "invalid_form", f"the form has more than {FORM_FIELDS} fields: send the key only"
+        ) from None

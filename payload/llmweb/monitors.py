@@ -20,7 +20,8 @@ KEPT_SECONDS = 10.0
 ASK_SECONDS = 4.0
 ANSWER_BYTES = 4 * 1024 * 1024
 AT_ONCE = 6  # questions, of all pages together
-MOST_SERIES = 200  # of an answer; a page says how many it leaves out
+MOST_SERIES = 1000  # of an answer; a page says how many it leaves out
+MOST_OVER_TIME = 200  # of a range query, the highest
 LABEL_CHARACTERS = 200
 
 
@@ -43,6 +44,7 @@ class Reading[T]:
     at: float
     found: list[T] | None
     left_out: int = 0
+    monitor: int = 0  # which one answered
 
 
 @dataclass(slots=True)
@@ -91,20 +93,22 @@ class Monitors:
         def question() -> Any:
             end = int(time.time()) // step * step
             words = {"query": expression, "start": end - seconds, "end": end, "step": step}
-            return self.ask(self.prometheus, "/api/v1/query_range?" + urlencode(words), matrix)
+            path = "/api/v1/query_range?" + urlencode(words)
+            return self.ask(self.prometheus, path, matrix, most=MOST_OVER_TIME)
 
         return await self.shared(f"{seconds} {step} {expression}", question)
 
     async def rules_firing(self) -> Reading[dict[str, Any]]:
-        """Alerts as Prometheus' rules have them, pending ones left out."""
+        """Alerts as Prometheus' rules have them, the urgent first, pending ones left out."""
         return await self.shared(
             "rules", lambda: self.ask(self.prometheus, "/api/v1/alerts", firing_of_prometheus)
         )
 
-    async def delivered(self) -> Reading[dict[str, Any]]:
-        """Alerts that Alertmanager has."""
+    async def delivered(self, monitor: int) -> Reading[dict[str, Any]]:
+        """Alerts that Alertmanager of this monitor has: Prometheus sends to the one beside it."""
+        servers = self.alertmanager[monitor : monitor + 1]
         return await self.shared(
-            "delivered", lambda: self.ask(self.alertmanager, "/api/v2/alerts?active=true", of_alertmanager)
+            f"delivered {monitor}", lambda: self.ask(servers, "/api/v2/alerts?active=true", of_alertmanager)
         )
 
     async def shared(self, name: str, question: Callable[[], Any]) -> Reading[Any]:
@@ -119,10 +123,16 @@ class Monitors:
         reading: Reading[Any] = await asyncio.shield(kept.answer)
         return reading if reading.found is not None else Reading(kept.good, None)
 
-    async def ask(self, servers: list[Server], path: str, read: Callable[[Any], list[Any]]) -> Reading[Any]:
+    async def ask(
+        self,
+        servers: list[Server],
+        path: str,
+        read: Callable[[Any], list[Any]],
+        most: int = MOST_SERIES,
+    ) -> Reading[Any]:
         """The first valid answer of the servers."""
         async with self.turn:
-            for server in servers:
+            for number, server in enumerate(servers):
                 if time.monotonic() < server.away_until:
                     continue
                 try:
@@ -142,7 +152,7 @@ class Monitors:
                     complain(server, f"{type(error).__name__}: {error}"[:300])
                 else:
                     server.trouble = ""
-                    return Reading(time.time(), found[:MOST_SERIES], max(0, len(found) - MOST_SERIES))
+                    return Reading(time.time(), found[:most], max(0, len(found) - most), number)
         return Reading(0.0, None)
 
 
@@ -197,6 +207,7 @@ def vector(answer: Any) -> list[Series]:
 
 
 def matrix(answer: Any) -> list[Series]:
+    """The highest first."""
     found = [
         Series(texts(each["metric"]), [(float(at), float(value)) for at, value in each["values"]])
         for each in data(answer, "matrix")
@@ -204,15 +215,20 @@ def matrix(answer: Any) -> list[Series]:
     finite = [
         Series(each.labels, [point for point in each.points if math.isfinite(point[1])]) for each in found
     ]
-    return [each for each in finite if each.points]
+    return sorted(
+        (each for each in finite if each.points), key=lambda each: -max(value for _, value in each.points)
+    )
 
 
 def firing_of_prometheus(answer: Any) -> list[dict[str, Any]]:
-    return [
+    """The heartbeat, then by severity and age: what is left out is the least urgent."""
+    found = [
         {"labels": texts(each["labels"]), "notes": texts(each["annotations"]), "since": str(each["activeAt"])}
         for each in answer["data"]["alerts"]
         if each["state"] == "firing"
     ]
+    order = {"none": 0, "page": 1}
+    return sorted(found, key=lambda each: (order.get(each["labels"].get("severity", ""), 2), each["since"]))
 
 
 def of_alertmanager(answer: Any) -> list[dict[str, Any]]:

@@ -33,8 +33,9 @@ RENEWAL_SECONDS = 20 * 86400  # of certificates; CertificateNotRenewed fires bel
 READINGS_SECONDS = 900  # HostReadingsOld fires beyond
 OLD = f"time() - node_textfile_mtime_seconds >= {READINGS_SECONDS}"
 # Hosts export what failed or drifted and nothing else, so that none is good only where the readings are there and recent.
-FAILED = f"sum(llmkeep_unit_failed) or (count(node_textfile_mtime_seconds) * 0 unless count({OLD}))"
-DRIFTED = f"count(llmkeep_drifted_file == 1) or (count(llmkeep_verify_seconds) * 0 unless count({OLD}))"
+NONE = f"(count(node_textfile_mtime_seconds) * 0 unless count({OLD}))"
+FAILED = f"count(llmkeep_unit_failed) or {NONE}"
+DRIFTED = f"count(llmkeep_drifted_file) or {NONE}"
 FAILED_OF_EACH = (
     "count by (instance) (llmkeep_unit_failed) "
     f"or (count by (instance) (time() - node_textfile_mtime_seconds < {READINGS_SECONDS}) * 0)"
@@ -49,7 +50,7 @@ async def objectives(look: Look, config: WebConfig) -> Section:
     shares = await asyncio.gather(*(look.now(bad_share(each, config.days)) for each in config.objectives))
     if all(reading.found is None for reading in shares):
         return await look.missing(title, shares[0], "up")
-    rows = []
+    rows: list[list[Cell]] = []
     for objective, reading in zip(config.objectives, shares, strict=True):
         promise = Cell(percent(objective.objective))
         found: list[Series | None] = [*reading.found] if reading.found else [None]
@@ -73,7 +74,7 @@ async def objectives(look: Look, config: WebConfig) -> Section:
         look.say("kept"),
         look.say("budget"),
     ]
-    return Table(title, columns, rows)
+    return look.table(title, columns, rows, *shares)
 
 
 def bad_share(objective: Objective, days: int) -> str:
@@ -87,35 +88,37 @@ def bad_share(objective: Objective, days: int) -> str:
 
 
 async def alerts(look: Look, _: WebConfig) -> Section:
-    """By Prometheus' rules, with what Alertmanager knows of each."""
+    """By Prometheus' rules, with what Alertmanager knows of each. The heartbeat always fires, and is said where it does not."""
     title = look.say("firing")
-    firing, delivered = await asyncio.gather(look.monitors.rules_firing(), look.monitors.delivered())
+    firing = await look.monitors.rules_firing()
     look.seen(firing)
     if firing.found is None:
         return await look.missing(title, Reading(firing.at, None), "up")
-    notes = [look.say("alertmanager_away")] if delivered.found is None else []
-    if not firing.found:
-        return Words(title, look.say("none_firing"), "unknown" if notes else "good", *notes)
+    delivered = await look.monitors.delivered(firing.monitor)
+    wrong = [each for each in firing.found if each["labels"].get("severity") != "none"]
+    beats = any(each["labels"].get("alertname") == "Watchdog" for each in firing.found)
+    notes = [] if beats else [look.say("no_heartbeat")]
+    if delivered.found is None:
+        notes.append(look.say("alertmanager_away"))
+    if not wrong:
+        return Words(title, look.say("none_firing"), "unknown" if notes else "good", " ".join(notes))
     states = {frozenset(each["labels"].items()): each["state"] for each in delivered.found or ()}
-    ordered = sorted(firing.found, key=lambda each: (each["labels"].get("severity") != "page", each["since"]))
-    rows = [alert_row(look, each, states, delivered.found is not None) for each in ordered]
-    if firing.left_out:
-        notes.append(look.say("left_out", count=firing.left_out))
+    known = delivered.found is not None and not delivered.left_out
+    rows = [alert_row(look, each, states, known) for each in wrong]
     names = ("alert", "severity", "summary", "since", "delivery", "runbook")
-    return Table(title, [look.say(name) for name in names], rows, notes)
+    return look.table(title, [look.say(name) for name in names], rows, firing, notes=notes)
 
 
 def alert_row(
     look: Look, alert: dict[str, Any], states: dict[frozenset[tuple[str, str]], str], known: bool
 ) -> list[Cell]:
+    """`known`: whether `states` has all that Alertmanager has."""
     labels, notes = alert["labels"], alert["notes"]
     severity = labels.get("severity", "")
     urgent: State = "bad" if severity == "page" else "warn"
     state = states.get(frozenset(labels.items()))
-    if not known:
-        delivery = Cell(look.say("unknown"), "unknown")
-    elif state is None:
-        delivery = Cell(look.say("undelivered"), "bad")
+    if state is None:
+        delivery = Cell(look.say("undelivered"), "bad") if known else Cell(look.say("unknown"), "unknown")
     else:
         delivery = Cell(look.say("suppressed" if state == "suppressed" else "at_alertmanager"))
     runbook = notes.get("runbook_url", "")
@@ -134,7 +137,7 @@ def alert_row(
 async def hosts_up(look: Look, _: WebConfig) -> Section:
     """Hosts by what Prometheus scrapes of them."""
     title = look.say("hosts")
-    up = await look.now("up")
+    up = await look.now("sort(up)")  # what is left out is up
     if not up.found:
         return await look.missing(title, up, "up")
     found: dict[str, dict[str, list[bool]]] = {}
@@ -155,7 +158,7 @@ async def hosts_up(look: Look, _: WebConfig) -> Section:
         )
         rows.append([Cell(host), Cell(text, state), Cell(", ".join(sorted(jobs))), Cell(down or "–")])
     columns = [look.say("host"), look.say("state"), look.say("source"), look.say("silent")]
-    return Table(title, columns, rows, [look.say("left_out", count=up.left_out)] if up.left_out else [])
+    return look.table(title, columns, rows, up)
 
 
 async def estate(look: Look, _: WebConfig) -> Section:
@@ -181,10 +184,10 @@ async def estate(look: Look, _: WebConfig) -> Section:
         ("bundle_serial", "max(llmkeep_bundle_serial)", whole, lambda _: ""),
         ("site_serial", "max(llmkeep_site_serial)", whole, lambda _: ""),
         ("verify", "min(llmkeep_verify_seconds)", ago, ever),
-        ("verify_failed", "sum(llmkeep_verify_failed)", whole, none_is_good),
+        ("verify_failed", total("llmkeep_verify_failed"), whole, none_is_good),
         ("drift", DRIFTED, whole, none_is_good),
         ("audit_look", "min(llmkeep_audit_look_seconds)", ago, recent),
-        ("audit_altered", "sum(llmkeep_audit_altered)", whole, none_is_good),
+        ("audit_altered", total("llmkeep_audit_altered"), whole, none_is_good),
         ("backup", "min(llmkeep_backup_seconds)", ago, ever),
         ("failed_units", FAILED, whole, none_is_good),
         ("certificates", "min(llmkeep_certificate_expiry_seconds) - time()", span_of, renewed),
@@ -198,6 +201,11 @@ async def estate(look: Look, _: WebConfig) -> Section:
         for (name, _, shown, state), answer in zip(asked, answers, strict=True)
     ]
     return Table(title, [look.say("name"), look.say("value")], rows)
+
+
+def total(metric: str) -> str:
+    """The sum of what hosts count, whose value no host lowers, or makes no number."""
+    return f"sum(abs({metric}) < 1e9)"
 
 
 def first(reading: Reading[Series]) -> Series | None:
@@ -234,7 +242,7 @@ async def host_loads(look: Look, _: WebConfig) -> Section:
         for host in hosts
     ]
     names = ("host", "processor", "memory", "fullest_disk", "failed_units")
-    return Table(title, [look.say(name) for name in names], rows)
+    return look.table(title, [look.say(name) for name in names], rows, *answers)
 
 
 PROCESSORS = '1 - avg by (instance) (rate(node_cpu_seconds_total{mode="idle"}[5m]))'
@@ -257,7 +265,7 @@ FAST = f'sum by (model) (rate({BEGINS}_bucket{{le="0.5"}}[1h])) / sum by (model)
 async def models(look: Look, _: WebConfig) -> Section:
     """Each model's engines, as the gateways see them, and what it answers."""
     expressions = (
-        "min by (model, instance) (llm_engine_up)",
+        "sort(min by (model, instance) (llm_engine_up))",
         "max by (model) (llm_engine_stalled)",
         "sum by (model) (llm_requests_running)",
         "sum by (model) (llm_requests_waiting)",
@@ -289,7 +297,7 @@ async def models(look: Look, _: WebConfig) -> Section:
             ]
         )
     names = ("model", "host", "instances", "running", "waiting", "requests_s", "tokens_s", "fast_tokens")
-    return Table(title, [look.say(name) for name in names], rows)
+    return look.table(title, [look.say(name) for name in names], rows, up, *answers)
 
 
 async def first_tokens(look: Look, _: WebConfig) -> Section:
@@ -309,7 +317,7 @@ async def waiting_over_time(look: Look, _: WebConfig) -> Section:
 async def gpus(look: Look, _: WebConfig) -> Section:
     """Each GPU's readings, and what is wrong with it."""
     expressions = (
-        "llm_gpu_present",
+        "sort(llm_gpu_present)",
         "llm_gpu_busy_ratio",
         "llm_gpu_memory_used_bytes",
         "llm_gpu_temperature_celsius",
@@ -352,7 +360,7 @@ async def gpus(look: Look, _: WebConfig) -> Section:
             ]
         )
     names = ("gpu", "name", "busy", "gpu_memory", "temperature", "power", "findings", "xids")
-    return Table(title, [look.say(name) for name in names], rows)
+    return look.table(title, [look.say(name) for name in names], rows, present, *answers)
 
 
 async def gpu_busy(look: Look, _: WebConfig) -> Section:
@@ -398,7 +406,7 @@ async def runs(look: Look, _: WebConfig) -> Section:
             ]
         )
     columns = ("job", "state", "step", "loss", "tokens_s", "left")
-    return Table(title, [look.say(name) for name in columns], rows)
+    return look.table(title, [look.say(name) for name in columns], rows, last)
 
 
 async def losses(look: Look, _: WebConfig) -> Section:

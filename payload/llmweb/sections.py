@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from markupsafe import Markup
@@ -15,6 +15,7 @@ from llmweb.wording import Language, said
 
 State = Literal["", "good", "warn", "bad", "unknown"]
 TABLE_TIMES = 12  # rows of a plot's table
+MOST_ROWS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +113,21 @@ class Look:
             return Cell(self.say("no_data"), "unknown")
         return Cell(shown(series.value), state(series.value))
 
+    def table(
+        self,
+        title: str,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[Cell]],
+        *readings: Reading[Any],
+        notes: Sequence[str] = (),
+    ) -> Table:
+        """A table that says what it leaves out: first rows with nothing wrong. `readings`: what the rows were made of."""
+        shown = sorted(rows, key=urgency)[:MOST_ROWS] if len(rows) > MOST_ROWS else rows
+        more = len(rows) - len(shown) + max((each.left_out for each in readings), default=0)
+        return Table(
+            title, columns, shown, [*notes, self.say("left_out", count=more)] if more else list(notes)
+        )
+
     async def plot(
         self,
         name: str,
@@ -127,7 +143,7 @@ class Look:
         self.seen(reading)
         if not reading.found:
             return await self.missing(title, reading, metric)
-        series = sorted(reading.found, key=lambda each: -max(value for _, value in each.points))
+        series = reading.found
         names = [named(each, label) for each in series]
         values = ", ".join(
             f"{name} {shown(each.value)}" for name, each in zip(names[:MOST_LINES], series, strict=False)
@@ -172,6 +188,12 @@ class Look:
         return Table(
             self.say("as_table", title=title), [f"{self.say('time')} (UTC)", *names[: len(series)]], rows
         )
+
+
+def urgency(row: Sequence[Cell]) -> int:
+    """By its worst cell; 0 is the worst."""
+    order: tuple[State, ...] = ("bad", "warn", "unknown")
+    return min(order.index(each.state) if each.state in order else len(order) for each in row)
 
 
 def named(series: Series, labels: Iterable[str]) -> str:

@@ -37,6 +37,10 @@ WORDS: dict[str, tuple[str, str]] = {
         "Alertmanager does not answer: whether alerts are delivered is unknown.",
         "Alertmanager 无应答：告警是否送达未知。",
     ),
+    "no_heartbeat": (
+        "No heartbeat: the alert Watchdog, which always fires, does not. What else should fire is unknown.",
+        "无心跳：应始终触发的告警 Watchdog 未触发。其他告警是否应触发未知。",
+    ),
     "left_out": ("{count} more are not shown.", "另有 {count} 项未显示。"),
     "as_table": ("{title}: as a table", "{title}：表格"),
     "plot_of": (

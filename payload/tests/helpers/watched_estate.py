@@ -56,6 +56,7 @@ SERIES: dict[str, float | Callable[[float], float]] = {
     'llmkeep_bundle_serial{instance="ops1"}': 42,
     'llmkeep_audit_look_seconds{instance="ops1"}': lambda t: t - 600,
     'llmkeep_audit_altered{instance="ops1"}': 0,
+    'llmkeep_audit_altered{instance="<script>"}': -1,
     'llmkeep_site_serial{instance="ops1"}': 42,
     'llmkeep_verify_seconds{instance="ops1"}': lambda t: t - 7000,
     'llmkeep_verify_failed{instance="ops1"}': 0,
@@ -116,6 +117,7 @@ RULES = {
                         "runbook_url": "https://docs.example/metrics.md#target-down",
                     },
                 },
+                {"alert": "Watchdog", "expr": "count(up) > 0", "labels": {"severity": "none"}},
                 {
                     "alert": "Hostile",
                     "expr": 'up{instance=~"<script>.*"} == 1',
@@ -286,7 +288,7 @@ class WatchedEstate:
 
     def alerts_arrived(self) -> bool:
         """Whether Alertmanager has what fires."""
-        return len(self.get("alertmanager", "/api/v2/alerts").json()) == 1 + self.hostile
+        return len(self.get("alertmanager", "/api/v2/alerts").json()) == 2 + self.hostile
 
     def stop(self, name: str) -> None:
         process = self.processes.pop(name, None)

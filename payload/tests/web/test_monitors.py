@@ -13,6 +13,8 @@ from pydantic import ValidationError
 from llmcore.config import describe
 from llmweb import monitors
 from llmweb.monitors import Monitors, Reading, Series, open_monitors
+from llmweb.pages import alerts, gpus, hosts_up
+from llmweb.sections import MOST_ROWS, Look, Section, Table, Words
 from llmweb.settings import Monitor, WebConfig
 
 
@@ -175,6 +177,121 @@ def test_the_time_of_the_last_answer_is_told_when_there_is_none(monkeypatch: pyt
     before, after, later = asked(then_broken, server)
     assert before.found and before.at > 0  # noqa: PT018 - both are what an answer has
     assert after == later == Reading(before.at, None)
+
+
+# What pages make of it.
+
+NO_CONFIG: Any = None  # these parts read none
+
+
+def firing(*severities: str, name: str = "Drifted") -> list[dict[str, Any]]:
+    return [
+        {
+            "labels": {"alertname": name, "severity": severity, "number": str(number)},
+            "annotations": {},
+            "activeAt": f"2026-01-01T00:00:{number % 60:02}",
+            "state": "firing",
+        }
+        for number, severity in enumerate(severities)
+    ]
+
+
+BEAT = firing("none", name="Watchdog")
+
+
+def rules(alerts: list[dict[str, Any]]) -> bytes:
+    return json.dumps({"data": {"alerts": alerts}}).encode()
+
+
+def held(alerts: list[dict[str, Any]]) -> bytes:
+    """The same, at Alertmanager."""
+    return json.dumps([{"labels": each["labels"], "status": {"state": "active"}} for each in alerts]).encode()
+
+
+def alerts_of(*monitors: tuple[Prometheus, Prometheus]) -> Section:
+    """The page's alerts; each monitor is a Prometheus and an Alertmanager."""
+
+    async def seen(_: Monitors) -> Section:
+        asked = [Monitor(prometheus=one.url, alertmanager=other.url) for one, other in monitors]
+        return await alerts(Look(open_monitors(tuple(asked), None), "en"), NO_CONFIG)
+
+    found: Section = asked(seen, *(each for pair in monitors for each in pair))
+    return found
+
+
+def told(section: Section) -> list[list[tuple[str, str]]]:
+    """The rows of a table: texts and states."""
+    assert isinstance(section, Table)
+    return [[(cell.text, cell.state) for cell in row] for row in section.rows]
+
+
+def test_no_alert_fires_though_the_heartbeat_does() -> None:
+    section = alerts_of((Prometheus(rules(BEAT)), Prometheus(held(BEAT))))
+    assert section == Words("Firing alerts", "No alert fires.", "good")
+
+
+def test_without_the_heartbeat_nothing_is_good() -> None:
+    section = alerts_of((Prometheus(rules([])), Prometheus(held([]))))
+    assert isinstance(section, Words)
+    assert section.state == "unknown"
+    assert section.more.startswith("No heartbeat")
+    others = alerts_of((Prometheus(rules(firing("page"))), Prometheus(held([]))))
+    assert [note for note in others.notes if note.startswith("No heartbeat")]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("others", [MOST_ROWS + 3, monitors.MOST_SERIES + 3])
+def test_what_is_left_out_is_the_least_urgent_alert(others: int) -> None:
+    all_of_them = [*firing(*["ticket"] * others), *firing("page", name="Engine"), *BEAT]
+    section = alerts_of((Prometheus(rules(all_of_them)), Prometheus(held(all_of_them))))
+    rows = told(section)
+    assert (rows[0][0][0], len(rows)) == ("Engine", MOST_ROWS)
+    assert section.notes == [f"{others + 1 - MOST_ROWS} more are not shown."]  # type: ignore[union-attr]
+
+
+def test_delivery_is_unknown_where_alertmanager_has_more_than_is_read() -> None:
+    many = held(firing(*["ticket"] * (monitors.MOST_SERIES + 1)))
+    [row] = told(alerts_of((Prometheus(rules([*firing("page"), *BEAT])), Prometheus(many))))
+    assert row[4] == ("unknown", "unknown")
+    [row] = told(alerts_of((Prometheus(rules([*firing("page"), *BEAT])), Prometheus(held([])))))
+    assert row[4] == ("not at Alertmanager", "bad")
+
+
+def test_the_alertmanager_beside_the_prometheus_that_answers_is_asked() -> None:
+    own = [*firing("page"), *BEAT]
+    broken = Prometheus(b"", status=500)
+    [row] = told(alerts_of((broken, Prometheus(held([]))), (Prometheus(rules(own)), Prometheus(held(own)))))
+    assert row[4] == ("at Alertmanager", "")
+    [row] = told(
+        alerts_of(
+            (Prometheus(rules(own)), Prometheus(b"broken")), (Prometheus(rules(own)), Prometheus(held([])))
+        )
+    )
+    assert row[4] == ("unknown", "unknown")
+
+
+def series(count: int, bad: int, **labels: str) -> bytes:
+    """0 for the series `bad`, 1 for the others, each of a host of its own."""
+    found = [
+        {"metric": labels | {"instance": f"host{number:04}"}, "value": [0, str(int(number != bad))]}
+        for number in range(count)
+    ]
+    return json.dumps({"status": "success", "data": {"resultType": "vector", "result": found}}).encode()
+
+
+@pytest.mark.parametrize("part", [hosts_up, gpus])
+def test_a_long_table_says_what_it_leaves_out_and_keeps_what_is_wrong(part: Any) -> None:
+    body = series(MOST_ROWS + 50, MOST_ROWS + 40, gpu="0", job="node")
+
+    async def seen(to: Monitors) -> Section:
+        found: Section = await part(Look(to, "en"), NO_CONFIG)
+        return found
+
+    section = asked(seen, Prometheus(body))
+    rows = told(section)
+    assert len(rows) == MOST_ROWS
+    if part is hosts_up:
+        assert rows[0][1] == ("down", "bad")
+    assert section.notes == ["50 more are not shown."]
 
 
 @pytest.mark.parametrize(

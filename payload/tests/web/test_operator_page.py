@@ -2,6 +2,7 @@
 
 import math
 import re
+import socket
 import ssl
 import subprocess
 import time
@@ -105,7 +106,25 @@ def test_forms_of_other_sites_are_refused(page: OperatorPage) -> None:
 
 def test_a_form_is_bounded(page: OperatorPage) -> None:
     with page.client() as client:
-        assert client.post("/operator/sign-in", data={"key": "x" * 5000}, headers=BROWSER).status_code == 413
+        for form, status in (({"key": "x" * 5000}, 413), ({f"key{number}": "x" for number in range(5)}, 400)):
+            assert client.post("/operator/sign-in", data=form, headers=BROWSER).status_code == status
+
+
+def test_a_broken_host_or_form_fails_no_page(page: OperatorPage) -> None:
+    """The edge refuses the first, and a client that leaves is not there to read the answer."""
+    log = page.process.log
+    before = log.read_text().count("invalid_form")
+    for host, head, body in (
+        (b"[x", b"GET /operator/sign-in", b""),
+        (b"x", b"POST /operator/sign-in", b"content-length: 9\r\nsec-fetch-site: same-origin\r\n"),
+    ):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(page.gateway.folder / "web.sock"))
+            client.sendall(head + b" HTTP/1.1\r\nhost: " + host + b"\r\n" + body + b"\r\n")
+            if host != b"x":
+                assert client.recv(99).startswith(b"HTTP/1.1 200")
+    eventually("the form that broke off is logged", lambda: log.read_text().count("invalid_form") > before)
+    assert "a page failed" not in log.read_text()
 
 
 def test_a_session_ends_with_its_key(page: OperatorPage) -> None:
@@ -226,6 +245,7 @@ def test_hostile_labels_and_annotations_are_text(client: httpx.Client) -> None:
 def test_the_overview_says_what_is_wrong_first(client: httpx.Client) -> None:
     said = text(client.get("/operator/"))
     assert "node on train1 does not answer Prometheus" in said
+    assert "Watchdog" not in said  # nor that it is missing
     assert "at Alertmanager" in said
     assert re.search(
         r"TimeToFirstToken deepseek-chat · streams that begin within 0.5 s 99 % 99.6 % 60 %", said
@@ -233,6 +253,7 @@ def test_the_overview_says_what_is_wrong_first(client: httpx.Client) -> None:
     assert re.search(r"Availability · requests 99.9 % no data no data", said)
     assert "Bundle serial 42" in said
     assert re.search(r"Last look at the audit record 1\d min", said)
+    assert "Alterations of the audit record 1 " in said  # of a host that exports -1
     assert "Files that drifted 1 " in said
     assert "Last backup never" in said
     assert "Failed units 0" in said

@@ -1,24 +1,41 @@
 """ask_monitors.py PORT CERTIFICATE KEY PATH HOST…: what each host answers to GET PATH: that it has series, else its status.
 
-CERTIFICATE and KEY may be empty: the client then has none.
+CERTIFICATE and KEY may be empty: the client then has none. After a start Prometheus listens within START seconds. It answers 503
+while it replays its log, and has no series before its first scrape: that may take REPLAY seconds.
 """
 
 import http.client
 import json
 import ssl
 import sys
+import time
 
+START, REPLAY = 10, 120
 port, certificate, key, path, *hosts = sys.argv[1:]
 context = ssl.create_default_context(cafile="/etc/llmkeep/pki/root.pem")
 if certificate:
     context.load_cert_chain(certificate, key)
-for host in hosts:
+begun = time.monotonic()
+
+
+def ask(host: str) -> tuple[str, int]:
+    """What it says, and for how many seconds this may be because Prometheus starts."""
     connection = http.client.HTTPSConnection(host, int(port), timeout=10, context=context)
     try:
         connection.request("GET", path)
         answer = connection.getresponse()
         body = answer.read()
-        series = "/query?" in path and answer.status == 200 and json.loads(body)["data"]["result"]
-        print(host, "has series" if series else answer.status)
-    except OSError as error:
-        print(host, type(error).__name__)
+        if "/query?" in path and answer.status == http.client.OK:
+            return ("has series", 0) if json.loads(body)["data"]["result"] else ("has no series", REPLAY)
+    except (OSError, http.client.HTTPException) as error:
+        return type(error).__name__, START
+    patience = {http.client.BAD_GATEWAY: START, http.client.SERVICE_UNAVAILABLE: REPLAY}
+    return str(answer.status), patience.get(answer.status, 0)
+
+
+for host in hosts:
+    said, patience = ask(host)
+    while time.monotonic() - begun < patience:
+        time.sleep(0.5)
+        said, patience = ask(host)
+    print(host, said)

@@ -19,7 +19,7 @@ from promql_mutants import mutants
 
 objectives = load("plugin_utils.objectives")
 FILES = ROOT / "roles/prometheus/files"
-SLO = yaml.safe_load((FILES / "slo.yml").read_text())
+SLO = yaml.safe_load((ROOT / "roles/_common/files/slo.yml").read_text())
 ALERTS = yaml.safe_load((FILES / "alerts.yml").read_text())
 CASES = yaml.safe_load((Path(__file__).parent / "alert_cases.yml").read_text())
 RULES = objectives.prometheus_rules(SLO, ALERTS, ["gateway"], "https://docs.example/metrics.md")
