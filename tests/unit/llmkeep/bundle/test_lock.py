@@ -202,8 +202,8 @@ def packages(document: object) -> set[str]:
     found: set[str] = set()
     if isinstance(document, dict):
         for key, value in document.items():
-            if isinstance(value, list) and str(key).endswith("packages"):
-                found |= set(value)
+            if isinstance(value, list | dict) and str(key).endswith("packages"):
+                found |= set(value.values() if isinstance(value, dict) else value)  # by a name of the role's own
             else:
                 found |= packages(value)
     return found
