@@ -14,6 +14,7 @@ import jinja2
 import pytest
 import yaml
 from plugin_modules import ROOT, load
+from rendered_role import played
 from revoked_hosts import Estate
 from role_nginx import running
 from softhsm import SOFTHSM, double, faulty
@@ -547,3 +548,35 @@ def test_a_client_is_known_by_its_certificate_unless_that_is_revoked(edge: Edge,
     assert "HTTP/1.1 503" in said["ops1"], "there is no gateway behind this edge"
     assert "HTTP/1.1 400" in said["train1"]
     assert "bad_certificate" in said["train1"]
+
+
+def test_the_role_refuses_to_verify_clients_in_the_process_that_has_the_hsm(tmp_path: Path) -> None:
+    facts = {
+        "distribution": "Debian",
+        "distribution_major_version": "13",
+        "os_family": "Debian",
+        "pkg_mgr": "apt",
+    }
+    edges: dict[str, dict[str, str]] = {
+        "clients": {"edge_key_source": "hsm", "edge_client_ca_file": "/ca.pem"},
+        "mirror": {"edge_key_source": "hsm"},
+        "none": {"edge_key_source": "hsm"},
+        "file": {"edge_key_source": "file", "edge_client_ca_file": "/ca.pem"},
+    }
+    play = {
+        "hosts": "all",
+        "connection": "local",
+        "gather_facts": False,
+        "tasks": [
+            {"ansible.builtin.set_fact": {**facts, "cacheable": True}},
+            {"ansible.builtin.import_role": {"name": "llmkeep.estate.edge", "tasks_from": "preflight"}},
+        ],
+    }
+    groups = {"serve": {"hosts": dict.fromkeys(edges)}, "mirror": {"hosts": {"mirror": None}}}
+    done = played(tmp_path, play, {"hosts": edges, "children": groups})
+    output = " ".join(done.stdout.split())
+    refused = dict(part.split("]: FAILED!", 1) for part in output.split("fatal: [")[1:])
+    assert set(refused) == {"clients", "mirror"}, done.stdout
+    assert "and edge_client_ca_file /ca.pem; nothing was changed" in refused["clients"]
+    assert "leave edge_client_ca_file empty" in refused["clients"]
+    assert "put the mirror on another host" in refused["mirror"]
