@@ -48,15 +48,13 @@ def watched(estate: Lab, tmp_path_factory: pytest.TempPathFactory) -> Lab:
     subprocess.run([ROOT / "tests/doubles/nvml/build.sh", folder], check=True)
     estate.send("llm1", "/usr/local/lib", {path.name: path for path in folder.iterdir()})
     estate.on("llm1", f"set -e{DRIVER}")
-    # Where nginx has used a key of the HSM, it fails to verify clients' certificates (docs/metrics.md).
-    llm1 = {"edge_key_source": "file"}
-    groups = {name: {"hosts": {"llm1": llm1}} for name in ("prometheus", "gpu")}
+    groups = {name: {"hosts": {"llm1": {}}} for name in ("prometheus", "gpu")}
     inventory = yaml.safe_dump({"all": {"vars": GIVEN, "children": groups}})
     estate.on("ops1", f"mkdir -p {INVENTORY} && cat > {INVENTORY}/hosts.yml", given=inventory)
     for host in HOSTS:
         estate.send(host, "/root", {SINK.name: SINK})
         estate.on(host, RECEIVE)
-    site(estate, "edge,gpu_health,exporters,prometheus")
+    site(estate, "gpu_health,exporters,prometheus")
     return estate
 
 

@@ -1,11 +1,12 @@
 """An edge whose key is in an HSM: nginx, OpenSSL's provider, p11-kit and SoftHSM, by the role's own configuration."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import jinja2
 import pytest
 import yaml
 from plugin_modules import ROOT, load
+from rendered_role import played
 from revoked_hosts import Estate
+from role_nginx import running
 from softhsm import SOFTHSM, double, faulty
 from waiting import PATIENCE, listens, own_port
 
@@ -137,12 +140,12 @@ class Edge:
             .replace("syslog:server=unix:/run/systemd/journal/dev-log,nohostname,tag=llmkeep_edge", "off;#")
         )
 
-    def come(self) -> None:
-        """The HSM is there."""
+    def come(self, tokens: Sequence[str] = ("llmkeep-edge",)) -> None:
+        """The HSM is there, and shows these tokens."""
         where = self.folder / "hsm.sock"
         argv = ["p11-kit", "server", "--foreground", "--name", str(where), "--provider", faulty(self.folder)]
         self.hsm = subprocess.Popen(
-            [*argv, "pkcs11:token=llmkeep-edge"],
+            [*argv, *(f"pkcs11:token={each}" for each in tokens)],
             env={**os.environ, "FAULTY_HSM_MODULE": SOFTHSM, "FAULTY_HSM_LOGINS": f"{self.folder}/logins"},
             start_new_session=True,
             stdout=subprocess.DEVNULL,
@@ -425,28 +428,155 @@ def test_an_edge_s_leftovers_are_what_its_way_to_the_hsm_brings() -> None:
     assert known - {"/etc/llmkeep/pki/edge.pem", "{{ __edge_hsm_sealed }}"} == brought
 
 
-def test_a_client_is_known_by_its_certificate_unless_that_is_revoked(
-    edge: Edge, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The provider of the token's key leaves the signatures of clients to OpenSSL's own."""
+@pytest.fixture
+def clients(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> Estate:
+    """Certificates of the estate: of the edge's host, of one that runs Prometheus, and of one that is revoked."""
     (edge.folder / "clients").mkdir()
-    clients = Estate(edge.folder / "clients", monkeypatch)
-    for name in ("llm2", "train1"):
-        clients.certificate(name)
-    clients.revoke("train1")
+    found = Estate(edge.folder / "clients", monkeypatch)
+    for name in ("host", "ops1", "train1"):
+        found.certificate(name)
+    found.revoke("train1")
+    return found
+
+
+def beside_other_tokens(edge: Edge) -> None:
+    """The HSM shows the volumes' tokens, too, whose PIN is another one, and one of them first."""
+    edge.lab.seal("volumes-pin", "aaaaaaaaaaaaaaaa")
+    names = ["llmkeep-edge"]
+    shown = ["llmkeep-edge"]
+    while shown[0] == "llmkeep-edge":  # the order is that of their serials, which are random
+        names.append(f"llmkeep-{len(names)}")
+        record = str(edge.folder / f"{names[-1]}.json")
+        edge.lab.make_tokens(tokens=names[-1:], user_pin=str(edge.folder / "volumes-pin"), record=record)
+        edge.leave()
+        edge.come(names)
+        shown = re.findall(
+            "^token: (.*)$",
+            edge.run("p11-kit", "list-tokens", "--provider", CLIENT, "pkcs11:").stdout,
+            re.MULTILINE,
+        )
+    assert set(shown) == set(names)
+
+
+def metrics(clients: Estate) -> tuple[int, str]:
+    """The port of the listener of role exporters, which answers only itself here, and nginx's configuration of it."""
+    port = own_port()
+    given = {
+        "__exporters_clients": ["ops1"],
+        "__exporters_edges": [],
+        "__exporters_ports": {},
+        "ansible_host": "127.0.0.1",
+        "estate_name": NAME,
+        "exporters_port": port,
+        "inventory_hostname": "llm1",
+    }
+    text = (ROOT / "roles/exporters/templates/exporters.conf.j2").read_text()
+    shown = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False, trim_blocks=True)  # noqa: S701 no HTML
+    server = shown.from_string(text).render(given).replace("/etc/llmkeep/pki", str(clients.folder))
+    pair = f"ssl_certificate {clients.folder}/host.pem; ssl_certificate_key {clients.folder}/host.key;"
+    return port, server.replace("server {", f"server {{ {pair}", 1)
+
+
+def answers(clients: Estate, port: int) -> dict[str, str]:
+    """The status that each client gets of a path that is not there, if any."""
+    said = {name: clients.handshake(port, name) for name in ("ops1", "host", "train1")}
+    return {
+        name: (re.findall("^HTTP/1.1 ([0-9]+)", text, re.MULTILINE) or ["none"])[0]
+        for name, text in said.items()
+    }
+
+
+def test_metrics_are_shown_by_a_process_that_has_no_hsm(edge: Edge, clients: Estate) -> None:
+    """As role exporters does: whatever the edge did with its key, also while the HSM is away."""
+    beside_other_tokens(edge)
+    edge.start()
+    port, server = metrics(clients)
+    inside = (
+        NGINX.format(folder=edge.folder / "inside")
+        .replace("include", f"{server}\n#")
+        .replace("env P11", "# env P11")
+    )
+    (edge.folder / "inside").mkdir()
+    with running(edge.folder / "inside", inside.replace(f"pid {edge.folder}/inside/nginx.pid;", "")):
+        for _ in range(3):
+            assert edge.handshake()
+            assert answers(clients, port) == {"ops1": "404", "host": "403", "train1": "400"}
+        edge.leave()
+        assert answers(clients, port) == {"ops1": "404", "host": "403", "train1": "400"}
+
+
+def test_the_process_that_has_the_hsm_verifies_clients_there_with_another_tokens_pin(
+    edge: Edge, clients: Estate
+) -> None:
+    """Why the role refuses it (decision 0054). Once this fails, OpenSSL or its provider is mended."""
+    beside_other_tokens(edge)
+    port, server = metrics(clients)
+    with (edge.folder / "edge.conf").open("a") as file:
+        file.write(server)
+    configured = edge.folder / "nginx.conf"
+    configured.write_text(configured.read_text().replace("worker_processes 2", "worker_processes 1"))
+    edge.start()
+    assert edge.handshake()
+    before = edge.logins()
+    assert answers(clients, port) == {"ops1": "none", "host": "none", "train1": "none"}
+    assert edge.logins() == before + 1, "the PIN was tried once"
+    shown = edge.run("p11-kit", "list-tokens", "--provider", CLIENT, "pkcs11:").stdout
+    foreign = shown.partition("token: llmkeep-edge")
+    assert "user-pin-count-low" in foreign[0], "at a token that it is not of"
+    assert "user-pin-count-low" not in foreign[2].partition("token: ")[0]
+
+
+def test_a_client_is_known_by_its_certificate_unless_that_is_revoked(edge: Edge, clients: Estate) -> None:
+    """With the edge's key in a file: the role refuses it beside a key in the HSM."""
     edge.variables |= {
+        "__edge_in_hsm": False,
         "edge_client_ca_file": "given",
         "__edge_client_ca": f"{clients.folder}/root.pem",
         "__edge_client_crl": str(clients.list),
     }
     edge.render("edge.conf")
+    pair = f"ssl_certificate {clients.folder}/host.pem; ssl_certificate_key {clients.folder}/host.key;\n"
+    configured = edge.folder / "nginx.conf"
+    configured.write_text(configured.read_text().replace("  include", f"  {pair}  include"))
     edge.start()
-    answers = {
+    said = {
         name: edge.session(
             "-ign_eof", "-cert", f"{path}.pem", "-cert_chain", f"{path}.pem", "-key", f"{path}.key"
         )
-        for name, path in ((name, clients.folder / name) for name in ("llm2", "train1"))
+        for name, path in ((name, clients.folder / name) for name in ("ops1", "train1"))
     }
-    assert "HTTP/1.1 503" in answers["llm2"], "there is no gateway behind this edge"
-    assert "HTTP/1.1 400" in answers["train1"]
-    assert "bad_certificate" in answers["train1"]
+    assert "HTTP/1.1 503" in said["ops1"], "there is no gateway behind this edge"
+    assert "HTTP/1.1 400" in said["train1"]
+    assert "bad_certificate" in said["train1"]
+
+
+def test_the_role_refuses_to_verify_clients_in_the_process_that_has_the_hsm(tmp_path: Path) -> None:
+    facts = {
+        "distribution": "Debian",
+        "distribution_major_version": "13",
+        "os_family": "Debian",
+        "pkg_mgr": "apt",
+    }
+    edges: dict[str, dict[str, str]] = {
+        "clients": {"edge_key_source": "hsm", "edge_client_ca_file": "/ca.pem"},
+        "mirror": {"edge_key_source": "hsm"},
+        "none": {"edge_key_source": "hsm"},
+        "file": {"edge_key_source": "file", "edge_client_ca_file": "/ca.pem"},
+    }
+    play = {
+        "hosts": "all",
+        "connection": "local",
+        "gather_facts": False,
+        "tasks": [
+            {"ansible.builtin.set_fact": {**facts, "cacheable": True}},
+            {"ansible.builtin.import_role": {"name": "llmkeep.estate.edge", "tasks_from": "preflight"}},
+        ],
+    }
+    groups = {"serve": {"hosts": dict.fromkeys(edges)}, "mirror": {"hosts": {"mirror": None}}}
+    done = played(tmp_path, play, {"hosts": edges, "children": groups})
+    output = " ".join(done.stdout.split())
+    refused = dict(part.split("]: FAILED!", 1) for part in output.split("fatal: [")[1:])
+    assert set(refused) == {"clients", "mirror"}, done.stdout
+    assert "and edge_client_ca_file /ca.pem; nothing was changed" in refused["clients"]
+    assert "leave edge_client_ca_file empty" in refused["clients"]
+    assert "put the mirror on another host" in refused["mirror"]
