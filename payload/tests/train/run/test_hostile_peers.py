@@ -22,6 +22,7 @@ distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank,
 HONEST = """
 from llmtrain.run.train import refuse_differences
 refuse_differences(["job", {"rows": 7}])
+distributed.destroy_process_group()  # or gloo's threads may outlive the interpreter, and abort it
 """
 HOSTILE = """
 class Hostile:
