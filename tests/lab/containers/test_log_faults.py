@@ -53,7 +53,10 @@ for number in range(numbers) if numbers else itertools.count():
 
 @pytest.fixture(scope="module")
 def client(logged: Lab) -> Client:
-    return open_client(logged)
+    """A client, once the engine, which starts with its host, answers."""
+    client = open_client(logged)
+    answers(client)
+    return client
 
 
 @dataclass(frozen=True)
