@@ -203,7 +203,9 @@ def packages(document: object) -> set[str]:
     if isinstance(document, dict):
         for key, value in document.items():
             if isinstance(value, list | dict) and str(key).endswith("packages"):
-                found |= set(value.values() if isinstance(value, dict) else value)  # by a name of the role's own
+                found |= set(
+                    value.values() if isinstance(value, dict) else value
+                )  # by a name of the role's own
             else:
                 found |= packages(value)
     return found
