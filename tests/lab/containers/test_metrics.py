@@ -48,7 +48,7 @@ def watched(estate: Lab, tmp_path_factory: pytest.TempPathFactory) -> Lab:
     subprocess.run([ROOT / "tests/doubles/nvml/build.sh", folder], check=True)
     estate.send("llm1", "/usr/local/lib", {path.name: path for path in folder.iterdir()})
     estate.on("llm1", f"set -e{DRIVER}")
-    groups = {name: {"hosts": {"llm1": {}}} for name in ("prometheus", "gpu")}
+    groups: dict[str, Any] = {name: {"hosts": {"llm1": {}}} for name in ("prometheus", "gpu")}
     inventory = yaml.safe_dump({"all": {"vars": GIVEN, "children": groups}})
     estate.on("ops1", f"mkdir -p {INVENTORY} && cat > {INVENTORY}/hosts.yml", given=inventory)
     for host in HOSTS:
