@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-PAGE = 1000  # statements of one search
+PAGE = 1000  # documents of one search
 RANGES = 500  # windows of one aggregation
 # Documents up to which `cardinality` is exact if it says that all are different. It compares 25 bits of each id's hash, so it may
 # take two for one; what it adds for that, in all, rounds to 0 here.
@@ -223,29 +223,20 @@ def grown(source: Source, counted: Iterable[tuple[int, dict[str, int]]]) -> None
         before = now
 
 
-def statements(
-    client: Any, namespace: str, action: str, since: datetime, until: datetime
+def all_hits(
+    client: Any, namespace: str, filters: list[dict[str, Any]], order: dict[str, str]
 ) -> Iterator[dict[str, Any]]:
-    """A host's own counts in the order in which its journal took them."""
+    """All documents of a host's services that FILTERS hold for; ORDER: fields with their types, before the id."""
     after: list[Any] | None = None
     while True:
         hits = client.search(
             index=f"logs-llmkeep.service-{namespace}",
             ignore_unavailable=True,
             allow_partial_search_results=False,
-            query={
-                "bool": {
-                    "filter": [
-                        {"term": {"event.action": action}},
-                        {"prefix": {"service.name": "llmkeep-journal-count."}},
-                        {"range": {"event.created": {"gte": since.isoformat(), "lt": until.isoformat()}}},
-                    ]
-                }
-            },
+            query={"bool": {"filter": filters}},
             sort=[
-                {"event.created": {"order": "asc", "unmapped_type": "date"}},
-                {"llmkeep.journal.from": {"order": "asc", "unmapped_type": "long"}},
-                {"event.id": {"order": "asc", "unmapped_type": "keyword"}},
+                {field: {"order": "asc", "unmapped_type": kind}}
+                for field, kind in {**order, "event.id": "keyword"}.items()
             ],
             size=PAGE,
             search_after=after,
@@ -254,6 +245,22 @@ def statements(
         if len(hits) < PAGE:
             return
         after = hits[-1]["sort"]
+
+
+def statements(
+    client: Any, namespace: str, action: str, since: datetime, until: datetime
+) -> Iterator[dict[str, Any]]:
+    """A host's own counts in the order in which its journal took them."""
+    return all_hits(
+        client,
+        namespace,
+        [
+            {"term": {"event.action": action}},
+            {"prefix": {"service.name": "llmkeep-journal-count."}},
+            {"range": {"event.created": {"gte": since.isoformat(), "lt": until.isoformat()}}},
+        ],
+        {"event.created": "date", "llmkeep.journal.from": "long"},
+    )
 
 
 def different(client: Any, index: str, query: dict[str, Any]) -> int:

@@ -13,11 +13,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from llmkeep.errors import LlmkeepError
+from llmkeep.logs_check import all_hits
 from llmproof import retention
 from llmproof.chain import named_previous, problem
 from llmproof.heads import Head, HeadError, Tree, Verifier, split
 
-PAGE = 1000
 REMOVED = f'"event.action":"{retention.ACTION}"'.encode()
 LATE = timedelta(minutes=15)  # records under a head that is older should be there
 KEPT = timedelta(days=180)  # older logs Elasticsearch may have removed, by age or for want of room
@@ -157,35 +157,15 @@ def kept_heads(notes: bytes, verifier: str) -> list[Head]:
 
 def copied(client: Any, namespace: str, unread: list[str]) -> Iterator[Line]:
     """What Elasticsearch has of a host's record, by sequence number; UNREAD gets what is no line."""
-    after: list[Any] | None = None
-    while True:
-        hits = client.search(
-            index=f"logs-llmkeep.service-{namespace}",
-            ignore_unavailable=True,
-            allow_partial_search_results=False,
-            query={
-                "bool": {
-                    "filter": [
-                        {"term": {"event.action": "audit_shipped"}},
-                        {"term": {"service.name": "llmkeep-audit-ship.service"}},
-                    ]
-                }
-            },
-            sort=[
-                {"event.sequence": {"order": "asc", "unmapped_type": "long"}},
-                {"event.id": {"order": "asc", "unmapped_type": "keyword"}},
-            ],
-            size=PAGE,
-            search_after=after,
-        )["hits"]["hits"]
-        for hit in hits:
-            try:
-                yield line(hit["_source"])
-            except (LookupError, ValueError, TypeError, AttributeError, OverflowError) as error:
-                unread.append(f"a line of the record is none ({error!r}): {json.dumps(hit['_source'])[:300]}")
-        if len(hits) < PAGE:
-            return
-        after = hits[-1]["sort"]
+    filters = [
+        {"term": {"event.action": "audit_shipped"}},
+        {"term": {"service.name": "llmkeep-audit-ship.service"}},
+    ]
+    for document in all_hits(client, namespace, filters, {"event.sequence": "long"}):
+        try:
+            yield line(document)
+        except (LookupError, ValueError, TypeError, AttributeError, OverflowError) as error:
+            unread.append(f"a line of the record is none ({error!r}): {json.dumps(document)[:300]}")
 
 
 def of_host(client: Any, host: str, notes: bytes, verifier: str) -> Shipped:

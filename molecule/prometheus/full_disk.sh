@@ -13,7 +13,7 @@ systemctl stop prometheus-alertmanager.service
 echo 'llmkeep_certificate_expiry_seconds{path="soon"} 1' > /var/lib/llmkeep-readings/soon.prom
 until_true 60 "$query 'ALERTS{alertname=\"CertificateEnds\", alertstate=\"firing\"}' 2>&1 | grep --quiet soon"
 until_true 60 "$query 'prometheus_notifications_errors_total > 0' 2>&1 | grep --quiet errors"
-dd if=/dev/zero of=$data/filler bs=64K status=none 2>/dev/null || true
+if dd if=/dev/zero of=$data/filler bs=64K status=none 2>/dev/null; then echo "$data did not fill"; exit 1; fi
 until_true 60 "$query 'time() - max(timestamp(up)) > 7' 2>&1 | grep --quiet @"
 systemctl start prometheus-alertmanager.service
 for receiver in webhook mail; do

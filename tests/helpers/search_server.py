@@ -21,7 +21,7 @@ from llmkeep.bundle import cache, programs
 OLDEST_JAVA = 21
 START_SECONDS = 180
 WATERMARKS = "{low: 2gb, high: 1gb, flood_stage: 500mb}"
-USER = "nobody"  # Elasticsearch refuses to run as root
+USER = "daemon"  # Elasticsearch refuses to run as root
 
 
 def java() -> Path:

@@ -5,6 +5,7 @@ one, 3 of an answer to another prompt, by which KTO estimates how far the model 
 a good and a bad answer to one prompt. Losses are TRL's (`DPOTrainer` and `KTOTrainer`, loss types `sigmoid` and `kto`).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +36,7 @@ def summed(values: torch.Tensor, document: torch.Tensor, documents: int) -> torc
 
 
 @dataclass(frozen=True)
-class Compared(Batch):
+class Compared(Batch, ABC):
     """Rows of answers. `document`: int64 (rows, seq_len), 0 where no loss counts; `kind` and `reference`: (rows, documents), the
     kind of each answer (0: none), and its log-probability before training.
     """
@@ -63,9 +64,9 @@ class Compared(Batch):
         """The summed loss of all pairs (DPO) or answers (KTO)."""
         return self.compare(self.log_probabilities(model) - self.reference)
 
+    @abstractmethod
     def compare(self, ratios: torch.Tensor) -> torch.Tensor:
         """The summed loss, by the log-ratios to the model before training; shape (rows, documents)."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -107,9 +108,6 @@ class Thumbs(Compared):
         other = self.kind == OTHER
         ratios = (log_probabilities - self.reference)[other]
         return torch.stack([ratios.double().sum(), other.sum().double()]).cpu()
-
-
-KINDS: dict[str, type[Compared]] = {"dpo": Pairs, "kto": Thumbs}
 
 
 class Preferences:

@@ -89,7 +89,8 @@ class Lines:
             ended = f"systemctl is-active --quiet {self.unit} || echo ended; true"
             within(120, "all lines are written", lambda: self.lab.on(self.host, ended).strip() == "ended")
         else:
-            self.lab.on(self.host, f"systemctl stop {self.unit} || true")
+            # By its end the writer may have gone by itself, and with --collect its unit, too.
+            self.lab.on(self.host, f"systemctl stop {self.unit} || ! systemctl is-active --quiet {self.unit}")
         written = self.lab.on(
             self.host, f"journalctl --sync; journalctl --quiet -o cat -u {self.unit} | grep '^{{'; true"
         )

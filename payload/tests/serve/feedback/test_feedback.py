@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import pwd
 import signal
 import threading
 from collections.abc import Iterator
@@ -255,9 +256,10 @@ def test_what_is_kept_of_a_subject_is_forgotten_and_another_tenants_namesake_sta
 
 
 def test_forgetting_as_another_user_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    os.chown(tmp_path, 65534, 65534)
+    other = pwd.getpwnam("daemon")
+    os.chown(tmp_path, other.pw_uid, other.pw_gid)
     assert main(["feedback", "list", "--folder", str(tmp_path)]) == 2
-    assert "belongs to nobody: run this as its owner" in capsys.readouterr().err
+    assert "belongs to daemon: run this as its owner" in capsys.readouterr().err
 
 
 # The parts.
