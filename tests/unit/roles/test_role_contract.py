@@ -15,6 +15,7 @@ YAML_FILES = sorted(
     for folder in ("roles", "playbooks", "molecule", "inventory")
     for path in (ROOT / folder).rglob("*.yml")
 )
+TEMPLATES = sorted((ROOT / "roles").rglob("*.j2"))
 VERBS = ("preflight", "install", "configure", "start", "verify")
 
 FORGIVING = {
@@ -91,6 +92,21 @@ def test_nothing_is_forgiving(path: Path) -> None:
     text = path.read_text()
     found = [what for what, pattern in FORGIVING.items() if pattern.search(text)]
     assert not found, f"{path.relative_to(ROOT)}: {', '.join(found)}"
+
+
+# Ansible's filters on sets have another order in each run: a file with it would change for ever.
+OF_SETS = re.compile(r"\|\s*(?:difference|intersect|symmetric_difference|union)\(")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in (*YAML_FILES, *TEMPLATES) if OF_SETS.search(path.read_text())],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_what_comes_of_a_set_is_sorted_or_counted(path: Path) -> None:
+    text = path.read_text()
+    rests = [re.split(r"[}%]\}|\n\n", text[found.end() :])[0] for found in OF_SETS.finditer(text)]
+    assert not [rest for rest in rests if not re.search(r"\|\s*(?:sort|length)\b", rest)]
 
 
 def imported(node: Any) -> Iterator[str]:
