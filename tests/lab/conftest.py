@@ -9,7 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from estate import HOSTS, ROOT, WITH_LOGS, Client, Lab, open_client, require_programs, within
+from estate import (
+    HOSTS,
+    ROOT,
+    WITH_LOGS,
+    Client,
+    Lab,
+    answers,
+    elasticsearch,
+    open_client,
+    require_programs,
+    within,
+)
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 # Each of their tests is a scenario, which puts the hosts back to a snapshot of its own choice.
@@ -137,6 +148,7 @@ def made_once(lab: Lab, suite: Lab, run: str, name: str, make: Callable[[], obje
     # A host answers before its volumes are open.
     up = "systemctl is-active --quiet llm-gateway@1.service llm-gateway@2.service nginx.service && echo up; true"
     within(240, "the gateways run", lambda: lab.on("llm1", up).strip() == "up")
+    answers(open_client(lab), 240)
     return lab
 
 
@@ -165,7 +177,10 @@ def logged(request: pytest.FixtureRequest, floor: Lab, suite: Lab, testrun_uid: 
         estate: Lab = request.getfixturevalue("estate")
         estate.on("ops1", f"llmkeep site {WITH_LOGS} --tags elasticsearch,filebeat", timeout=900)
 
-    return made_once(floor, suite, testrun_uid, "logged", make)
+    made = made_once(floor, suite, testrun_uid, "logged", make)
+    # Elasticsearch starts with its host, and takes its time.
+    elasticsearch(made, "GET", "/logs-llmkeep.*/_count")
+    return made
 
 
 @pytest.fixture(scope="module")

@@ -53,10 +53,7 @@ for number in range(numbers) if numbers else itertools.count():
 
 @pytest.fixture(scope="module")
 def client(logged: Lab) -> Client:
-    """A client, once the engine, which starts with its host, answers."""
-    client = open_client(logged)
-    answers(client)
-    return client
+    return open_client(logged)
 
 
 @dataclass(frozen=True)
