@@ -26,8 +26,18 @@ from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 # Each of their tests is a scenario, which puts the hosts back to a snapshot of its own choice.
 SCENARIO_FILES = ("test_roles.py", "test_roles_on_kernels.py")
 LABS = "LLMKEEP_SUITE_LABS"  # variable with the path of a file: the names of the run's labs
-# They make the estate of which the other files take copies.
-FIRST_FILES = ("test_estate.py", "test_encrypted_estate.py")
+# What begins first, in this order: the estate of which other files take copies, scenarios of the other worker meanwhile, and what
+# takes longest, so that no worker is idle while the other one does the longest last.
+FIRST = (
+    "/test_estate.py",
+    "/test_encrypted_estate.py",
+    "[llm_serving]",
+    "[llm_training]",
+    "/test_upgrade.py",
+    "/test_logs.py",
+    "/test_driver_upgrade.py",
+    "/test_one_host.py",
+)
 
 
 class ByFile(LoadScopeScheduling):  # type: ignore[misc]
@@ -68,15 +78,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One file makes the estate while the other worker does scenarios; then the files that take copies of it.
+    """First what is in FIRST, then the other files, then the scenarios that are left, of which each takes a few minutes.
 
     What moves clocks is the last: a client of today trusts no certificate of the future.
     """
 
     def rank(item: pytest.Item) -> int:
         if item.get_closest_marker("moves_clocks"):
-            return 3
-        return 0 if item.path.name in FIRST_FILES else 1 if item.path.name in SCENARIO_FILES else 2
+            return len(FIRST) + 2
+        others = len(FIRST) + (item.path.name in SCENARIO_FILES)
+        return next((rank for rank, name in enumerate(FIRST) if name in item.nodeid), others)
 
     items.sort(key=rank)
 
