@@ -5,6 +5,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 # Each of their tests is a scenario, which puts the hosts back to a snapshot of its own choice.
 SCENARIO_FILES = ("test_roles.py", "test_roles_on_kernels.py")
+WHOLE = pytest.StashKey[str | None]()
 LABS = "LLMKEEP_SUITE_LABS"  # variable with the path of a file: the names of the run's labs
 # They make the estate of which the other files take copies.
 FIRST_FILES = ("test_estate.py", "test_encrypted_estate.py")
@@ -121,15 +123,38 @@ def floor_again(floor: Lab) -> Lab:
     return floor
 
 
-def made_once(lab: Lab, suite: Lab, run: str, name: str, make: Callable[[], object]) -> Lab:
+@dataclass
+class Standing:
+    """What the hosts of this worker's lab are like: the snapshot that the file before left whole, and this file's own."""
+
+    found: str | None
+    made: str | None = None
+
+
+@pytest.fixture(scope="module", autouse=True)
+def standing(request: pytest.FixtureRequest) -> Iterator[Standing]:
+    """A file that is marked `leaves_it_whole` undoes what it did, and where it passed, the next one goes on with its estate."""
+    session = request.session
+    failed, standing = session.testsfailed, Standing(session.stash.get(WHOLE, None))
+    session.stash[WHOLE] = None
+    yield standing
+    if request.node.get_closest_marker("leaves_it_whole") and session.testsfailed == failed:
+        session.stash[WHOLE] = standing.made
+
+
+def made_once(
+    lab: Lab, suite: Lab, run: str, name: str, make: Callable[[], object], standing: Standing
+) -> Lab:
     """Both hosts as MAKE leaves them: made once a RUN and kept as the snapshot NAME, which all labs of the suite take."""
     with first(f"{suite.instance}-{name}", run, lab.instance) as maker:
         if maker is None:
             make()
+            standing.made = name
             for host in HOSTS:
                 lab.run("snapshot", host, name)
             return lab
-    for host in HOSTS:
+    standing.made = name
+    for host in HOSTS if standing.found != name else ():
         if lab.instance != maker and name not in lab.snapshots(host):
             lab.run("snapshot", host, name, "--of", maker)
         lab.run("restore", host, name)
@@ -141,10 +166,11 @@ def made_once(lab: Lab, suite: Lab, run: str, name: str, make: Callable[[], obje
 
 
 @pytest.fixture(scope="module")
-def estate(floor: Lab, suite: Lab, testrun_uid: str) -> Lab:
+def estate(floor: Lab, suite: Lab, testrun_uid: str, standing: Standing) -> Lab:
     """The whole of `site.yml`, run on ops1 by the bundle's own means, from the suite's snapshots.
 
-    Made once and kept as a snapshot, from which each file of tests starts, in the lab of its worker.
+    Made once and kept as a snapshot, from which each file of tests starts in the lab of its worker, unless the one before left it
+    whole.
     """
 
     def make() -> None:
@@ -153,11 +179,13 @@ def estate(floor: Lab, suite: Lab, testrun_uid: str) -> Lab:
         floor.run("sink", "--clear")
         floor.site()
 
-    return made_once(floor, suite, testrun_uid, "estate", make)
+    return made_once(floor, suite, testrun_uid, "estate", make, standing)
 
 
 @pytest.fixture(scope="module")
-def logged(request: pytest.FixtureRequest, floor: Lab, suite: Lab, testrun_uid: str) -> Lab:
+def logged(
+    request: pytest.FixtureRequest, floor: Lab, suite: Lab, testrun_uid: str, standing: Standing
+) -> Lab:
     """The estate with logs: Elasticsearch on ops1, Filebeat on both. A file that uses it opens its own client of it."""
     require_programs("elasticsearch", "filebeat")
 
@@ -165,7 +193,7 @@ def logged(request: pytest.FixtureRequest, floor: Lab, suite: Lab, testrun_uid: 
         estate: Lab = request.getfixturevalue("estate")
         estate.on("ops1", f"llmkeep site {WITH_LOGS} --tags elasticsearch,filebeat", timeout=900)
 
-    return made_once(floor, suite, testrun_uid, "logged", make)
+    return made_once(floor, suite, testrun_uid, "logged", make, standing)
 
 
 @pytest.fixture(scope="module")

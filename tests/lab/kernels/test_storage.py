@@ -7,6 +7,7 @@ import time
 import pytest
 from estate import Client, Lab, answers, within
 
+pytestmark = pytest.mark.leaves_it_whole
 MOUNTS = ("/srv/llmkeep", "/var/log/llm-audit")
 HSM = "softhsm-tls.service softhsm-server.service"
 PIN = "/etc/credstore.encrypted/cryptsetup.pkcs11-pin"
