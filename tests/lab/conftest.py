@@ -21,6 +21,11 @@ WHOLE = pytest.StashKey[str | None]()
 LABS = "LLMKEEP_SUITE_LABS"  # variable with the path of a file: the names of the run's labs
 # They make the estate of which the other files take copies.
 FIRST_FILES = ("test_estate.py", "test_encrypted_estate.py")
+# Of those that take copies, the longest come first, so that no worker is idle while the other one runs the longest last.
+LONG_FILES = (
+    "test_module_signing.py", "test_storage.py", "test_storage_verbs.py",
+    "test_one_host.py", "test_upgrade.py",
+)  # fmt: skip
 
 
 class ByFile(LoadScopeScheduling):  # type: ignore[misc]
@@ -63,13 +68,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One file makes the estate while the other worker does scenarios; then the files that take copies of it.
 
-    What moves clocks is the last: a client of today trusts no certificate of the future.
+    What moves clocks ends the file that it is in: what comes after it restores the hosts, and with them their clocks.
     """
+    files = (*FIRST_FILES, *SCENARIO_FILES, "", *LONG_FILES)
 
     def rank(item: pytest.Item) -> int:
-        if item.get_closest_marker("moves_clocks"):
-            return 3
-        return 0 if item.path.name in FIRST_FILES else 1 if item.path.name in SCENARIO_FILES else 2
+        name = "" if item.get_closest_marker("moves_clocks") else item.path.name
+        return files.index(name) if name in files else len(files)
 
     items.sort(key=rank)
 
