@@ -5,6 +5,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,11 @@ from estate import (
 )
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
+from lab.floor import ROLES
+
 # Each of their tests is a scenario, which puts the hosts back to a snapshot of its own choice.
 SCENARIO_FILES = ("test_roles.py", "test_roles_on_kernels.py")
+WHOLE = pytest.StashKey[str | None]()
 LABS = "LLMKEEP_SUITE_LABS"  # variable with the path of a file: the names of the run's labs
 # What begins first, in this order: the estate of which other files take copies, scenarios of the other worker meanwhile, and what
 # takes longest, so that no worker is idle while the other one does the longest last.
@@ -33,6 +37,12 @@ FIRST = (
     "/test_encrypted_estate.py",
     "[llm_serving]",
     "[llm_training]",
+    "[luks]",
+    "[ipsec]",
+    "day_100",
+    "/test_module_signing.py",
+    "/test_storage.py",
+    "/test_storage_verbs.py",
     "/test_upgrade.py",
     "/test_logs.py",
     "/test_driver_upgrade.py",
@@ -80,12 +90,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """First what is in FIRST, then the other files, then the scenarios that are left, of which each takes a few minutes.
 
-    What moves clocks is the last: a client of today trusts no certificate of the future.
+    What moves clocks ends the file that it is in: what comes after it restores the hosts, and with them their clocks.
     """
 
     def rank(item: pytest.Item) -> int:
         if item.get_closest_marker("moves_clocks"):
-            return len(FIRST) + 2
+            return FIRST.index("day_100")
         others = len(FIRST) + (item.path.name in SCENARIO_FILES)
         return next((rank for rank, name in enumerate(FIRST) if name in item.nodeid), others)
 
@@ -143,15 +153,38 @@ def floor_again(floor: Lab) -> Lab:
     return floor
 
 
-def made_once(lab: Lab, suite: Lab, run: str, name: str, make: Callable[[], object]) -> Lab:
+@dataclass
+class Standing:
+    """What the hosts of this worker's lab are like: the snapshot that the file before left whole, and this file's own."""
+
+    found: str | None
+    made: str | None = None
+
+
+@pytest.fixture(scope="module", autouse=True)
+def standing(request: pytest.FixtureRequest) -> Iterator[Standing]:
+    """A file that is marked `leaves_it_whole` undoes what it did, and where it passed, the next one goes on with its estate."""
+    session = request.session
+    failed, standing = session.testsfailed, Standing(session.stash.get(WHOLE, None))
+    session.stash[WHOLE] = None
+    yield standing
+    if request.node.get_closest_marker("leaves_it_whole") and session.testsfailed == failed:
+        session.stash[WHOLE] = standing.made
+
+
+def made_once(
+    lab: Lab, suite: Lab, run: str, name: str, make: Callable[[], object], standing: Standing
+) -> Lab:
     """Both hosts as MAKE leaves them: made once a RUN and kept as the snapshot NAME, which all labs of the suite take."""
     with first(f"{suite.instance}-{name}", run, lab.instance) as maker:
         if maker is None:
             make()
+            standing.made = name
             for host in HOSTS:
                 lab.run("snapshot", host, name)
             return lab
-    for host in HOSTS:
+    standing.made = name
+    for host in HOSTS if standing.found != name else ():
         if lab.instance != maker and name not in lab.snapshots(host):
             lab.run("snapshot", host, name, "--of", maker)
         lab.run("restore", host, name)
@@ -164,23 +197,27 @@ def made_once(lab: Lab, suite: Lab, run: str, name: str, make: Callable[[], obje
 
 
 @pytest.fixture(scope="module")
-def estate(floor: Lab, suite: Lab, testrun_uid: str) -> Lab:
-    """The whole of `site.yml`, run on ops1 by the bundle's own means, from the suite's snapshots.
+def estate(floor: Lab, suite: Lab, testrun_uid: str, standing: Standing) -> Lab:
+    """The whole estate by `site.yml`, run on ops1 by the bundle's own means, from the suite's snapshots.
 
-    Made once and kept as a snapshot, from which each file of tests starts, in the lab of its worker.
+    Made once and kept as a snapshot, from which each file of tests starts in the lab of its worker, unless the one before left it
+    whole.
     """
 
     def make() -> None:
         for host in HOSTS:
             floor.run("restore", host, "floor")
         floor.run("sink", "--clear")
-        floor.site()
+        # The roles of the floor run on it once more in containers, and here in the second run, which changes nothing.
+        floor.site(*(("--skip-tags", ROLES) if suite.instance == "suite-kernel" else ()))
 
-    return made_once(floor, suite, testrun_uid, "estate", make)
+    return made_once(floor, suite, testrun_uid, "estate", make, standing)
 
 
 @pytest.fixture(scope="module")
-def logged(request: pytest.FixtureRequest, floor: Lab, suite: Lab, testrun_uid: str) -> Lab:
+def logged(
+    request: pytest.FixtureRequest, floor: Lab, suite: Lab, testrun_uid: str, standing: Standing
+) -> Lab:
     """The estate with logs: Elasticsearch on ops1, Filebeat on both. A file that uses it opens its own client of it."""
     require_programs("elasticsearch", "filebeat")
 
@@ -188,7 +225,7 @@ def logged(request: pytest.FixtureRequest, floor: Lab, suite: Lab, testrun_uid: 
         estate: Lab = request.getfixturevalue("estate")
         estate.on("ops1", f"llmkeep site {WITH_LOGS} --tags elasticsearch,filebeat", timeout=900)
 
-    made = made_once(floor, suite, testrun_uid, "logged", make)
+    made = made_once(floor, suite, testrun_uid, "logged", make, standing)
     # Elasticsearch starts with its host, and takes its time.
     elasticsearch(made, "GET", "/logs-llmkeep.*/_count")
     return made

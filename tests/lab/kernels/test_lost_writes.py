@@ -7,6 +7,7 @@ import pytest
 from estate import ROOT, Lab
 from luks_estate import Estate
 
+pytestmark = pytest.mark.leaves_it_whole
 SEED = os.environ.get("SEED", "5")
 # `make storm` plays every cut, a run of the suite one of each so many equal stretches of the log.
 CUTS = "0" if "STORM" in os.environ else "3"

@@ -5,8 +5,10 @@ import json
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
 
+import pytest
 from estate import Client, Lab, answers, request, within
 
+pytestmark = pytest.mark.leaves_it_whole
 RECORDS = "/var/log/llm-audit"
 VERIFY = "llm-serve audit verify --json"
 

@@ -11,6 +11,7 @@ import pytest
 from estate import ROOT, Lab
 from luks_estate import forms
 
+pytestmark = pytest.mark.leaves_it_whole
 SEALED, STORE = "/etc/credstore.encrypted", "/var/lib/llmkeep/storage"
 
 
