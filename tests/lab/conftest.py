@@ -90,7 +90,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """First what is in FIRST, then the other files, then the scenarios that are left, of which each takes a few minutes.
 
-    What moves clocks ends the file that it is in: what comes after it restores the hosts, and with them their clocks.
+    What comes after a test that moves clocks restores the hosts, and with them their clocks.
     """
 
     def rank(item: pytest.Item) -> int:
@@ -192,7 +192,6 @@ def made_once(
     # A host answers before its volumes are open.
     up = "systemctl is-active --quiet llm-gateway@1.service llm-gateway@2.service nginx.service && echo up; true"
     within(240, "the gateways run", lambda: lab.on("llm1", up).strip() == "up")
-    answers(open_client(lab), 240)
     return lab
 
 
@@ -226,8 +225,9 @@ def logged(
         estate.on("ops1", f"llmkeep site {WITH_LOGS} --tags elasticsearch,filebeat", timeout=900)
 
     made = made_once(floor, suite, testrun_uid, "logged", make, standing)
-    # Elasticsearch starts with its host, and takes its time.
+    # Both start with their hosts, and take their time.
     elasticsearch(made, "GET", "/logs-llmkeep.*/_count")
+    answers(open_client(made))
     return made
 
 
