@@ -5,6 +5,7 @@ import os
 import pwd
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from pydantic_core import to_json
 
 from llmcore import logs, ratings
 from llmcore.config import ConfigError
+from llmcore.files import flush
 from llmserve.feedback import journal, ship
 
 FOLDER = Path("/var/lib/llm-feedback")
@@ -29,6 +31,12 @@ def add_commands(commands: Any) -> None:
     )
     forget.add_argument("--subject", required=True)
     forget.add_argument("--tenant", required=True)
+    forget.add_argument(
+        "--ids",
+        type=Path,
+        metavar="FILE",
+        help="first write the ids of their exchanges into this new file, for `llm-train feedback remove`",
+    )
     forget.add_argument(
         "--wait",
         type=float,
@@ -82,10 +90,31 @@ def forget_command(options: argparse.Namespace) -> int:
     def theirs(record: ratings.Record) -> bool:
         return (record.get(ratings.SUBJECT), record.get(ratings.TENANT)) == (options.subject, options.tenant)
 
+    if options.ids:
+        write_ids(options.ids, folder, theirs)
     removed = journal.forget(folder, theirs)
     left = sum(theirs(record) for path in ratings.files(folder) for record in ratings.read(path))
     print(f"removed {removed} records of {options.subject} in {options.tenant} on this host; {left} are left")
     return 1 if left or not unindexed(folder, options.wait) else 0
+
+
+def write_ids(path: Path, folder: Path, theirs: Callable[[ratings.Record], bool]) -> None:
+    """Write the ids of these exchanges durably into a new file, a line each; raises ConfigError."""
+    found = {
+        record[ratings.TRANSACTION]: None
+        for each in ratings.files(folder)
+        for record in ratings.read(each)
+        if theirs(record)
+    }
+    try:
+        with path.open("x", encoding="ascii") as file:
+            file.writelines(f"{identifier}\n" for identifier in found)
+        flush(path)
+    except OSError as error:
+        raise ConfigError(
+            f"--ids is {path}, which cannot be made ({error.strerror}): name a new file where this user may write. "
+            "Nothing was forgotten"
+        ) from error
 
 
 def unindexed(folder: Path, seconds: float) -> bool:

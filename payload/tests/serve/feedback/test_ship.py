@@ -361,3 +361,17 @@ def test_what_is_younger_stays(tmp_path: Path) -> None:
 def test_days_that_are_none_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["feedback", "expire", "--days", "0", "--folder", str(tmp_path)]) == 2
     assert "--days is 0: take 1 or more" in capsys.readouterr().err
+
+
+def test_ids_of_what_is_forgotten_are_written_for_the_exports_or_nothing_is_forgotten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, ids = tmp_path / "journal", tmp_path / "ids"
+    folder.mkdir()
+    rate(folder, rating(1), rating(1, 1), rating(2, subject="bob"), rating(3))
+    given = ["feedback", "forget", "--subject", "ada", "--tenant", "research", "--folder", str(folder)]
+    assert main([*given, "--ids", str(tmp_path / "none/ids")]) == 2
+    assert "Nothing was forgotten" in capsys.readouterr().err
+    assert main([*given, "--ids", str(ids)]) == 0
+    assert ids.read_text() == f"{1:016x}\n{3:016x}\n"
+    assert "removed 3 records of ada" in capsys.readouterr().out
