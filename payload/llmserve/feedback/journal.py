@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pydantic_core import to_json
@@ -104,8 +104,11 @@ def unindex(folder: Path, path: Path, gone: list[Record]) -> None:
     if not path.name.startswith(f"{RATED}-") or not (folder / SHIPPING).is_dir():
         return
     put_positions(folder, {name: size for name, size in positions(folder).items() if name != path.name})
-    if gone:
-        lines = [to_json(mark(record)) + b"\n" for record in gone]
+    lines = []
+    for record in gone:
+        with suppress(KeyError, TypeError, ValueError):  # no rating, so it was never sent
+            lines.append(to_json(mark(record)) + b"\n")
+    if lines:
         append_lines(folder / SHIPPING / UNINDEXED, lines)
 
 

@@ -350,6 +350,17 @@ def test_a_newer_rating_of_another_host_stays_when_an_older_one_is_too_old(
     assert len(index.of(HISTORY)) == 1
 
 
+def test_a_record_that_is_no_rating_holds_no_removal_up(tmp_path: Path, index: Index) -> None:
+    lines = [
+        json.dumps(each) + "\n" for each in (rating(1), {"user.id": "ada"}, rating(2) | {"@timestamp": 1})
+    ]
+    (tmp_path / f"{RATED}-20200101T00.jsonl").write_text("".join(lines))
+    assert shipped(tmp_path, index) == (1, 0, 0)
+    assert journal.expire(tmp_path, 180) == 3
+    assert shipped(tmp_path, index) == (0, 1, 0)
+    assert index.documents == {}
+
+
 def test_what_is_younger_stays(tmp_path: Path) -> None:
     rate(tmp_path, rating(1))
     for kind in RATED, ANSWERED:
