@@ -1,19 +1,23 @@
-"""`llm-serve feedback list | forget`: the ratings of this host's gateways, and what is kept to learn from."""
+"""`llm-serve feedback list | forget | expire | ship`: the ratings of this host's gateways, and what is kept to learn from."""
 
 import argparse
 import os
 import pwd
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pydantic_core import to_json
 
-from llmcore import ratings
+from llmcore import logs, ratings
 from llmcore.config import ConfigError
-from llmserve.feedback import journal
+from llmcore.files import flush
+from llmserve.feedback import journal, ship
 
 FOLDER = Path("/var/lib/llm-feedback")
+PKI = Path("/etc/llmkeep/pki")
 
 
 def add_commands(commands: Any) -> None:
@@ -27,8 +31,33 @@ def add_commands(commands: Any) -> None:
     )
     forget.add_argument("--subject", required=True)
     forget.add_argument("--tenant", required=True)
+    forget.add_argument(
+        "--ids",
+        type=Path,
+        metavar="FILE",
+        help="first write the ids of their exchanges into this new file, for `llm-train feedback remove`",
+    )
+    forget.add_argument(
+        "--wait",
+        type=float,
+        default=90,
+        metavar="SECONDS",
+        help="for the deletion from Elasticsearch, which the unit that ships carries out each minute (default 90)",
+    )
     forget.set_defaults(run=forget_command)
-    for each in listing, forget:
+    expire = verbs.add_parser("expire", help="remove what is older than so many days")
+    expire.add_argument("--days", type=int, required=True)
+    expire.set_defaults(run=expire_command)
+    shipping = verbs.add_parser(
+        "ship",
+        help="send new ratings to Elasticsearch, and delete there what left the journal; once",
+    )
+    shipping.add_argument("--url", required=True, help="https://HOST:PORT of Elasticsearch")
+    shipping.add_argument(
+        "--pki", type=Path, default=PKI, help=f"root.pem, host.pem and host.key (default {PKI})"
+    )
+    shipping.set_defaults(run=ship_command)
+    for each in listing, forget, expire, shipping:
         each.add_argument("--folder", type=Path, default=FOLDER, help=f"of the journal (default {FOLDER})")
 
 
@@ -61,7 +90,69 @@ def forget_command(options: argparse.Namespace) -> int:
     def theirs(record: ratings.Record) -> bool:
         return (record.get(ratings.SUBJECT), record.get(ratings.TENANT)) == (options.subject, options.tenant)
 
+    if options.ids:
+        write_ids(options.ids, folder, theirs)
     removed = journal.forget(folder, theirs)
     left = sum(theirs(record) for path in ratings.files(folder) for record in ratings.read(path))
     print(f"removed {removed} records of {options.subject} in {options.tenant} on this host; {left} are left")
-    return 1 if left else 0
+    return 1 if left or not unindexed(folder, options.wait) else 0
+
+
+def write_ids(path: Path, folder: Path, theirs: Callable[[ratings.Record], bool]) -> None:
+    """Write the ids of these exchanges durably into a new file, a line each; raises ConfigError."""
+    found = {
+        record[ratings.TRANSACTION]: None
+        for each in ratings.files(folder)
+        for record in ratings.read(each)
+        if theirs(record)
+    }
+    try:
+        with path.open("x", encoding="ascii") as file:
+            file.writelines(f"{identifier}\n" for identifier in found)
+        flush(path)
+    except OSError as error:
+        raise ConfigError(
+            f"--ids is {path}, which cannot be made ({error.strerror}): name a new file where this user may write. "
+            "Nothing was forgotten"
+        ) from error
+
+
+def unindexed(folder: Path, seconds: float) -> bool:
+    """Whether nothing is left in Elasticsearch of what left the journal; waits for that, and says so.
+
+    The unit that ships has the key, so it deletes. Its note of what to delete goes once Elasticsearch has acknowledged each.
+    """
+    if not (folder / journal.SHIPPING).is_dir():
+        return True
+    waiting = folder / journal.SHIPPING / journal.UNINDEXED
+    end = time.monotonic() + seconds
+    while waiting.exists() and time.monotonic() < end:
+        time.sleep(0.2)
+    if not waiting.exists():
+        print("0 of them are left in Elasticsearch")
+        return True
+    print(
+        f"{sum(1 for _ in ratings.read(waiting))} ratings wait to be deleted from Elasticsearch, which happens once it answers "
+        "(`systemctl status llmkeep-ratings-ship.service`): run this again then"
+    )
+    return False
+
+
+def expire_command(options: argparse.Namespace) -> int:
+    if options.days < 1:
+        raise ConfigError(f"--days is {options.days}: take 1 or more")
+    removed = journal.expire(own(options.folder), options.days)
+    print(f"removed {removed} records that were older than {options.days} days")
+    return 0
+
+
+def ship_command(options: argparse.Namespace) -> int:
+    logs.configure("INFO")
+    try:
+        done = ship.ship(own(options.folder), options.url, options.pki)
+    except ship.AwayError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if done.sent or done.removed:
+        print(f"sent {done.sent} ratings, deleted {done.removed}")
+    return 0

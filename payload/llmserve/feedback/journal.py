@@ -6,19 +6,21 @@ files can be rewritten while gateways run.
 
 import asyncio
 import fcntl
+import json
 import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pydantic_core import to_json
 
-from llmcore.files import flush, replacing
+from llmcore.files import flush, replacing, write_aside
 from llmcore.ratings import ANSWERED, FIELD, RATED, Record, files, read
 from llmserve.api.errors import ApiError, unavailable
 from llmserve.audit.redact import scrubbed
+from llmserve.feedback.documents import mark
 from llmserve.metrics import Metrics
 
 log = logging.getLogger("llmserve.feedback")
@@ -26,6 +28,9 @@ TEXTS = tuple(f"{FIELD}{name}" for name in ("comment", "correction", "prompt", "
 MOST_WAITING = 1024  # records that wait for the disk; one more answer is not kept, one more rating refused
 LOOK_SECONDS = 60.0
 HOUR = "%Y%m%dT%H"
+DAY = 86_400
+# A folder in the journal's, where ratings go to Elasticsearch: how far each file was sent, and what is to be deleted there.
+SHIPPING, POSITIONS, UNINDEXED = "shipping", "positions.json", "unindexed.jsonl"
 
 
 @contextmanager
@@ -53,23 +58,58 @@ def append(folder: Path, records: Iterable[tuple[str, Record]]) -> None:
         texts.setdefault(folder / f"{kind}-{hour}.jsonl", []).append(line(record))
     with locked(folder):
         for path, wanted in texts.items():
-            made = not path.exists()
-            descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-            with os.fdopen(descriptor, "r+b", buffering=0) as file:
-                if torn(file.fileno()):  # by a power cut, or by a disk that was full
-                    wanted.insert(0, b"\n")
-                data = b"".join(wanted)
-                while data:
-                    data = data[os.write(file.fileno(), data) :]
-                os.fsync(file.fileno())
-            if made:
-                flush(folder)
+            append_lines(path, wanted)
+
+
+def append_lines(path: Path, wanted: list[bytes]) -> None:
+    """Append lines durably; the folder's lock is held."""
+    made = not path.exists()
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "r+b", buffering=0) as file:
+        ended = [b"\n"] if torn(file.fileno()) else []  # by a power cut, or by a disk that was full
+        data = b"".join(ended + wanted)
+        while data:
+            data = data[os.write(file.fileno(), data) :]
+        os.fsync(file.fileno())
+    if made:
+        flush(path.parent)
 
 
 def torn(descriptor: int) -> bool:
     """Whether the file ends within a line."""
     size = os.fstat(descriptor).st_size
     return size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+
+
+def positions(folder: Path) -> dict[str, int]:
+    """How many bytes of each file Elasticsearch has. Without a note, or with a broken one, all is sent again."""
+    try:
+        found = json.loads((folder / SHIPPING / POSITIONS).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def put_positions(folder: Path, wanted: dict[str, int]) -> None:
+    """Note them durably, without those of files that are gone; the folder's lock is held."""
+    left = {name: size for name, size in wanted.items() if (folder / name).exists()}
+    write_aside(folder / SHIPPING / POSITIONS, json.dumps(left))
+
+
+def unindex(folder: Path, path: Path, gone: list[Record]) -> None:
+    """Before records leave a file: note what is to be deleted from the index; the folder's lock is held.
+
+    The file loses its position first, so that a rewritten one is sent anew from its start.
+    """
+    if not path.name.startswith(f"{RATED}-") or not (folder / SHIPPING).is_dir():
+        return
+    put_positions(folder, {name: size for name, size in positions(folder).items() if name != path.name})
+    lines = []
+    for record in gone:
+        with suppress(KeyError, TypeError, ValueError):  # no rating, so it was never sent
+            lines.append(to_json(mark(record)) + b"\n")
+    if lines:
+        append_lines(folder / SHIPPING / UNINDEXED, lines)
 
 
 def forget(folder: Path, of: Callable[[Record], bool]) -> int:
@@ -83,12 +123,14 @@ def forget(folder: Path, of: Callable[[Record], bool]) -> int:
             if not path.exists():  # another one was faster
                 continue
             before = list(read(path))
+            gone = [record for record in before if of(record)]
             after = [record for record in before if not of(record)]
             if len(after) == len(
                 path.read_bytes().splitlines()
             ):  # a torn line may be of anyone, and goes as well
                 continue
-            removed += len(before) - len(after)
+            removed += len(gone)
+            unindex(folder, path, gone)
             if after:
                 with replacing(path) as aside:
                     aside.touch(0o600)
@@ -96,6 +138,21 @@ def forget(folder: Path, of: Callable[[Record], bool]) -> int:
             else:
                 path.unlink()
             flush(folder)
+    return removed
+
+
+def expire(folder: Path, days: int) -> int:
+    """Remove files whose hour began more than so many days ago, and return the number of their records."""
+    removed = 0
+    oldest = time.strftime(HOUR, time.gmtime(time.time() - days * DAY))
+    for path in files(folder):
+        with locked(folder):
+            if path.stem.partition("-")[2] < oldest and path.exists():
+                gone = list(read(path))
+                unindex(folder, path, gone)
+                path.unlink()
+                flush(folder)
+                removed += len(gone)
     return removed
 
 

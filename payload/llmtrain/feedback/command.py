@@ -1,10 +1,11 @@
-"""`llm-train feedback export | pack`."""
+"""`llm-train feedback export | pack | remove`."""
 
 import argparse
 from datetime import UTC, datetime
 from pathlib import Path
 
 from llmtrain.feedback.export import KINDS, export
+from llmtrain.feedback.remove import remove
 
 
 def when(text: str) -> str:
@@ -62,3 +63,9 @@ def add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     )
     packing.add_argument("--out", type=Path, required=True, metavar="DIR")
     packing.set_defaults(run=pack_command)
+    removing = actions.add_parser("remove", help="take what was forgotten out of exports")
+    removing.add_argument(
+        "--ids", type=Path, required=True, metavar="FILE", help="that `llm-serve feedback forget --ids` wrote"
+    )
+    removing.add_argument("exports", type=Path, nargs="+", metavar="DIR", help="that `export` wrote")
+    removing.set_defaults(run=remove)

@@ -209,3 +209,39 @@ def test_an_export_that_would_be_empty_or_nowhere_is_refused(
     assert main(["feedback", "export", *given, *more]) == exits.USAGE
     assert says in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+def test_what_was_forgotten_is_taken_out_of_an_export_as_if_it_had_never_been_there(
+    journal: Journal, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, subject in enumerate(["ada", "bob", "ada", "bob"]):
+        journal.add(number, subject=subject, **({"thumb": "up"} if number < 2 else {"stars": 3}))
+    journal.export("kto")
+    ids = tmp_path / "ids"
+    ids.write_text("t0\nt2\nt99\n")
+    capsys.readouterr()
+    assert main(["feedback", "remove", "--ids", str(ids), str(tmp_path / "kto")]) == exits.DONE
+    assert capsys.readouterr().out == f"removed 2 lines from {tmp_path / 'kto'}; 0 are left\n"
+    left = {path.name: path.read_text() for path in (tmp_path / "kto").iterdir()}
+    for path in journal.folder.iterdir():
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(line for line in lines if '"ada"' not in line))
+    (tmp_path / "kto").rename(tmp_path / "before")
+    until = json.loads(left["export.json"])["until"]
+    journal.export("kto", "--until", until)
+    assert left == {path.name: path.read_text() for path in (tmp_path / "kto").iterdir()}
+
+
+def test_removing_from_what_is_no_export_is_refused_and_changes_none(
+    journal: Journal, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    journal.add(0, thumb="up")
+    journal.export("kto")
+    ids = tmp_path / "ids"
+    remove = ["feedback", "remove", "--ids", str(ids), str(tmp_path / "kto")]
+    assert main(remove) == exits.USAGE
+    assert "name the file that `llm-serve feedback forget --ids` wrote" in capsys.readouterr().err
+    ids.write_text("t0\n")
+    assert main([*remove, str(journal.folder)]) == exits.USAGE
+    assert "has no export.json" in capsys.readouterr().err
+    assert (tmp_path / "kto/kto.jsonl").read_text()

@@ -109,6 +109,49 @@ def test_a_question_is_found_by_its_request_within_ten_seconds_parsed_and_withou
     assert count(logged, f'"{CANARY}"') == 0
 
 
+def test_a_rating_is_in_elasticsearch_once_though_it_was_sent_twice_and_is_gone_once_it_is_forgotten(
+    logged: Lab, client: Client
+) -> None:
+    link = connected(client)
+    given = {"authorization": f"Bearer {client.key}", "content-type": "application/json"}
+    link.request("POST", "/generate", json.dumps({"prompt": QUESTION, "max_tokens": 2}), given)
+    answer = link.getresponse()
+    answer.read()
+    rating = {"id": answer.headers["x-llm-response-id"], "thumb": "down", "comment": CANARY}
+    link.request("POST", "/v1/feedback", json.dumps(rating), given)
+    assert link.getresponse().status == 200
+    journal = "runuser -u llm-gateway -- llm-serve feedback"
+    rated = json.loads(logged.on("llm1", f"{journal} list").splitlines()[-1])
+    exchange = f'transaction.id:"{rated["transaction.id"]}"'
+
+    def sent() -> None:
+        # Waits for a run that the timer has begun.
+        logged.on("llm1", "systemctl start llmkeep-ratings-ship.service", timeout=60)
+
+    def documents() -> list[Any]:
+        indices = "llmkeep-ratings,llmkeep-ratings-history"
+        elasticsearch(logged, "POST", f"/{indices}/_refresh")
+        hits = elasticsearch(logged, "GET", f"/{indices}/_search?q={quote(exchange)}")["hits"]["hits"]
+        return [hit["_source"] for hit in hits]
+
+    sent()
+    once = documents()
+    logged.on("llm1", "rm /var/lib/llm-feedback/shipping/positions.json")
+    sent()
+    assert documents() == once
+    assert [document["llmkeep.feedback.thumb"] for document in once] == ["down", "down"], "and its history"
+    assert rated["user.id"] not in json.dumps(once)
+    assert CANARY not in json.dumps(once)
+    key = "python3 - https://ops1.estate.internal:9200 llm1 elasticsearch.ratings"
+    said = dict(line.split(": ") for line in logged.on("llm1", key, given=KEY_PERMISSIONS).splitlines())
+    assert {"read", "see the cluster", "create in its own stream"} < said.keys()
+    assert set(said.values()) == {"403"}, said
+    whose = f"--subject {shlex.quote(rated['user.id'])} --tenant {shlex.quote(rated['organization.id'])}"
+    told = logged.on("llm1", f"{journal} forget {whose}", timeout=120)
+    assert told.splitlines()[1:] == ["0 of them are left in Elasticsearch"]
+    assert documents() == []
+
+
 def test_an_unknown_request_is_not_found(logged: Lab) -> None:
     said = logged.on("ops1", "llmkeep logs find no-such-request 2>&1; echo code $?")
     assert "no document has http.request.id 'no-such-request'" in said

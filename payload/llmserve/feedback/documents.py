@@ -1,0 +1,58 @@
+"""What Elasticsearch is given of a rating: no text, and no subject."""
+
+import hashlib
+import json
+from datetime import datetime
+
+from llmcore.ratings import FIELD, TENANT, TIME, TRANSACTION, Record
+
+LATEST, HISTORY = "llmkeep-ratings", "llmkeep-ratings-history"  # indices
+GIVEN = (
+    TIME,
+    TRANSACTION,
+    "event.created",
+    TENANT,
+    *(f"{FIELD}{name}" for name in ("thumb", "stars", "reason")),
+)
+OF_ANSWER = ("event.action", "llm.model", "llm.revision")
+
+
+def mark(record: Record) -> Record:
+    """By what a rating's documents are found again: exchange, milliseconds since the epoch, and a digest of the rating.
+
+    Raises KeyError or ValueError where the record is no rating.
+    """
+    given = {name: record[name] for name in GIVEN if name in record}
+    digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:16]
+    milliseconds = round(datetime.fromisoformat(record[TIME]).timestamp() * 1000)
+    return {TRANSACTION: record[TRANSACTION], "version": milliseconds, "digest": digest}
+
+
+def operations(marked: Record, document: Record | None) -> list[Record]:
+    """Bulk operations that put a document into both indices, or delete it from both.
+
+    What is sent again changes nothing. An older rating never takes the place of a newer one of the same exchange, nor away.
+    """
+    identifier = marked[TRANSACTION]
+    latest: Record = {
+        "_op_type": "delete" if document is None else "index",
+        "_index": LATEST,
+        "_id": identifier,
+        "version": marked["version"],
+        "version_type": "external_gte",
+    }
+    history: Record = {
+        "_op_type": "delete" if document is None else "create",
+        "_index": HISTORY,
+        "_id": f"{identifier}-{marked['version']}-{marked['digest']}",
+    }
+    if document is not None:
+        latest["_source"] = history["_source"] = document
+    return [history, latest]
+
+
+def document(record: Record, answer: Record) -> Record:
+    """The document of a rating; `answer`: what the journal has of its answer, if anything."""
+    told = {name: record[name] for name in GIVEN if name in record}
+    told |= {name: answer[name] for name in OF_ANSWER if name in answer}
+    return told | {f"{FIELD}corrected": f"{FIELD}correction" in record}

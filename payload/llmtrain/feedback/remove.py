@@ -1,0 +1,69 @@
+"""`llm-train feedback remove`: takes the examples of exchanges that were forgotten out of exports."""
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from llmcore.files import replacing
+from llmtrain import exits
+
+REPORT, REJECTS = "export.json", "rejects.jsonl"
+
+
+def written(path: Path, text: str) -> None:
+    """Replace a text file atomically."""
+    with replacing(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def without(path: Path, ids: set[str]) -> tuple[str, int]:
+    """The lines of a file but those of these exchanges, and how many those were."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if json.loads(line)["id"] not in ids]
+    return "".join(kept), len(lines) - len(kept)
+
+
+def from_export(folder: Path, ids: set[str]) -> int:
+    """Remove examples and rejects of these exchanges from an export, and return their number.
+
+    The examples are replaced before the report. Killed in between, the report's digest is another one until this runs again.
+    """
+    report: dict[str, Any] = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    examples = folder / f"{report['kind']}.jsonl"
+    data, removed = without(examples, ids)
+    rejects, more = without(folder / REJECTS, ids)
+    written(examples, data)
+    written(folder / REJECTS, rejects)
+    report["examples"] = data.count("\n")
+    report["rejected"] = dict(sorted(counted(rejects).items()))
+    report["sha256"] = hashlib.sha256(data.encode()).hexdigest()
+    written(folder / REPORT, json.dumps(report, indent=1) + "\n")
+    return removed + more
+
+
+def counted(rejects: str) -> dict[str, int]:
+    """Rejects by rule."""
+    rules = [json.loads(line)["rule"] for line in rejects.splitlines()]
+    return {rule: rules.count(rule) for rule in rules}
+
+
+def remove(arguments: argparse.Namespace) -> int:
+    """Remove from each export, and print what is left in it."""
+    try:
+        ids = set(arguments.ids.read_text("ascii").split())
+    except (OSError, UnicodeDecodeError) as error:
+        raise exits.Refusal(
+            f"--ids: {arguments.ids} cannot be read ({error}): name the file that `llm-serve feedback forget --ids` wrote"
+        ) from error
+    for folder in arguments.exports:
+        if not (folder / REPORT).exists():
+            raise exits.Refusal(
+                f"{folder} has no {REPORT}: name folders that `llm-train feedback export` wrote; pack rows anew from them"
+            )
+    for folder in arguments.exports:
+        removed = from_export(folder, ids)
+        left = sum(without(path, ids)[1] for path in folder.glob("*.jsonl"))
+        print(f"removed {removed} lines from {folder}; {left} are left")
+    return exits.DONE
