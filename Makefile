@@ -13,6 +13,7 @@ WORKERS := --numprocesses 2
 BY_FILE := $(WORKERS) --dist loadfile --no-loadscope-reorder
 COLLECTION := .ansible/collections/ansible_collections/llmkeep/estate
 ROLE := redis pki mirror base softhsm hsm luks opa llm_serving ipsec llm_training edge audit gpu gpu_health vllm exporters prometheus operator_page elasticsearch filebeat logstash kibana
+# `make env` compiles our programs, which tests start again and again; what changes later is compiled at each start.
 export PYTHONDONTWRITEBYTECODE := 1
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
@@ -245,7 +246,8 @@ env: .venv/.ready payload/.venv/.ready $(COLLECTION)
 	  $(PYTHON) -m llmkeep.bundle.lock requirements dev > .venv/requirements.txt
 	  .venv/bin/pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python --require-hashes -r .venv/requirements.txt
 	  .venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . -e llmproof -e lab
-	  .venv/bin/pip check --disable-pip-version-check'
+	  .venv/bin/pip check --disable-pip-version-check
+	  .venv/bin/python -m compileall -q llmkeep llmproof lab plugins'
 	@touch $@
 
 payload/.venv/.ready: artifacts.lock.yml payload/pyproject.toml llmproof/pyproject.toml .venv/.packages
@@ -255,7 +257,8 @@ payload/.venv/.ready: artifacts.lock.yml payload/pyproject.toml llmproof/pyproje
 	  payload/.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python --require-hashes -r payload/.venv/requirements.txt
 	  $(PYTHON) -m llmkeep.bundle.lock requirements --sources payload-dev > payload/.venv/sources.txt
 	  payload/.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --require-hashes -r payload/.venv/sources.txt
-	  payload/.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e payload -e llmproof'
+	  payload/.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e payload -e llmproof
+	  payload/.venv/bin/python -m compileall -q payload/llm*'
 	@touch $@
 
 # The tree is also the collection llmkeep.estate; Ansible finds plugins/ through this link.

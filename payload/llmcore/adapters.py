@@ -13,9 +13,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from llmcore.config import ConfigError
+from llmcore.uncompiled import uncompiled
 
 try:
-    from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+    with uncompiled():
+        from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 except ImportError as error:
     raise ConfigError(
         f"adapters need peft and accelerate, and one of them is not installed here ({error.name}): "

@@ -36,7 +36,10 @@ def activations(
     tried = architecture.layers if one_by_one else min(architecture.layers, architecture.first_layers + 2)
     model = outlined(shortened(architecture.config, tried), number, architecture.expert_parameters > 0)
     if targets is not None:
-        from peft import LoraConfig, get_peft_model
+        from llmcore.uncompiled import uncompiled
+
+        with uncompiled():
+            from peft import LoraConfig, get_peft_model
 
         model.enable_input_require_grads()  # as in training: checkpointing needs it
         config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=dropout, target_modules=targets)

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
+from llmcore.uncompiled import uncompiled
 from llmtrain.exits import Refusal
 from llmtrain.job import Job, Lora
 from llmtrain.run.setup import Setup
@@ -76,7 +77,8 @@ def without_dropout(model: Any) -> None:
 
 def adapted(method: Lora, setup: Setup, model: Any) -> Any:
     """The model with an adapter on every layer that `method.target` selects; raises Refusal if some got none."""
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    with uncompiled():
+        from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
     if method.quantize != "none":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=setup.checkpointing)

@@ -32,6 +32,7 @@ torch = pytest.importorskip("torch", reason="Debian's python3-torch is not insta
 pytest.importorskip("peft", reason="the payload's extra 'adapters' is not installed")
 
 from llmcore.adapters import logits  # noqa: E402 - needs torch and peft
+from llmcore.uncompiled import uncompiled  # noqa: E402
 from llmserve.engine.continuous import ContinuousDriver  # noqa: E402
 from llmserve.engine.language_model import LanguageModel  # noqa: E402
 from llmserve.engine.naive import NaiveDriver  # noqa: E402
@@ -95,6 +96,14 @@ def expected(model: Path, adapter: Path | None, prompt: str, tokens: int = 16) -
     ids = tokenizer(prompt, return_tensors="pt").input_ids
     whole = reference.generate(input_ids=ids, do_sample=False, max_new_tokens=tokens)[0, ids.shape[1] :]
     return str(tokenizer.decode(whole, skip_special_tokens=True))
+
+
+def test_peft_is_imported_without_the_compiler_that_torch_has_again_afterwards() -> None:
+    compiler = torch.compile
+    with uncompiled():
+        assert torch.compile(len) is len
+        assert torch.compile(dynamic=False)(len) is len
+    assert torch.compile is compiler
 
 
 def await_all(service: Service) -> None:

@@ -403,7 +403,7 @@ if any("spawn_main" in each for each in sys.orig_argv):
 def test_a_sigterm_that_meets_a_process_after_its_last_line_is_no_crash(bench: Bench, tmp_path: Path) -> None:
     """libc sends it after Python has ended, so nothing in the process can run later."""
     (tmp_path / "sitecustomize.py").write_text(SIGTERM_AT_THE_END)
-    job = bench.job("late")
+    job = bench.job("late", scale={"processes": 1})
     agent = bench.start(job, "--restarts", "0", modules=str(tmp_path))
     assert agent.wait(timeout=300) == DONE, bench.said(job)
 
