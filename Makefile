@@ -66,7 +66,7 @@ lint: env
 	.venv/bin/ruff format --check .
 	.venv/bin/yamllint --strict .
 	.venv/bin/ansible-lint -q
-	shellcheck --external-sources $$(grep -rlIE '^#!/bin/(ba)?sh|^#!/usr/bin/env bash' .ci bench/*.sh lab llmkeep roles)
+	shellcheck --external-sources $$(grep -rlIE '^#!/bin/(ba)?sh|^#!/usr/bin/env bash' .ci bench/*.sh lab llmkeep playbooks roles)
 	PYTHONPATH=.ansible/collections .venv/bin/lint-imports --no-logo --no-cache
 	cd payload && PYTHONPATH=. ../.venv/bin/lint-imports --no-logo --no-cache
 
