@@ -67,7 +67,7 @@ lint: env
 	.venv/bin/ruff format --check .
 	.venv/bin/yamllint --strict .
 	.venv/bin/ansible-lint -q
-	shellcheck --external-sources $$(grep -rlIE '^#!/bin/(ba)?sh|^#!/usr/bin/env bash' .ci bench/*.sh lab llmkeep roles)
+	shellcheck --external-sources $$(grep -rlIE '^#!/bin/(ba)?sh|^#!/usr/bin/env bash' .ci bench/*.sh lab llmkeep playbooks roles)
 	PYTHONPATH=.ansible/collections .venv/bin/lint-imports --no-logo --no-cache
 	cd payload && PYTHONPATH=. ../.venv/bin/lint-imports --no-logo --no-cache
 
@@ -156,6 +156,7 @@ storm: bundle kernel  ## the long fault campaigns (hours): KILLS=500 of a progra
 	cd payload
 	STORM=$(or $(KILLS),200) SEED=$(or $(SEED),5) .venv/bin/pytest tests/train/run/test_saves_cut_short.py -k kill -rP
 	STORM=1 .venv/bin/pytest tests/serve/engine/test_engine_contract.py -k 'vllm or deepseek' -rs
+	STORM=1 .venv/bin/pytest tests/train/run/test_preferences.py -k 'strategy or zero3' -rs
 	if [ -e ../bench/.venv-trl ]; then
 	  .venv/bin/pytest tests/train/run/test_preferences.py -k trl
 	else
@@ -163,6 +164,7 @@ storm: bundle kernel  ## the long fault campaigns (hours): KILLS=500 of a progra
 	fi
 	if [ -e ../bench/.venv-torch ]; then
 	  ../bench/.venv-torch/bin/python -m pytest tests/train/run/test_strategies.py -k fsdp -rs
+	  STORM=1 ../bench/.venv-torch/bin/python -m pytest tests/train/run/test_preferences.py -k fsdp -rs
 	else
 	  echo 'storm: SKIPPED without `make peers PEER=torch`: FSDP2'
 	fi

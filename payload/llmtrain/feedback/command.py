@@ -4,6 +4,7 @@ import argparse
 from datetime import UTC, datetime
 from pathlib import Path
 
+from llmcore.privileges import become_owner
 from llmtrain.feedback.export import KINDS, export
 from llmtrain.feedback.remove import remove
 
@@ -29,6 +30,7 @@ def positive(text: str) -> int:
 def pack_command(arguments: argparse.Namespace) -> int:
     from llmtrain.feedback.pack import pack
 
+    become_owner(arguments.examples, arguments.out)
     return pack(arguments.examples, arguments.model, arguments.seq_len, arguments.out)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from llmcore import ratings
 from llmcore.files import replacing
+from llmcore.privileges import become_owner
 from llmtrain import exits
 
 FIELD = ratings.FIELD
@@ -206,6 +207,10 @@ def examples(
 
 def export(arguments: argparse.Namespace) -> int:
     """Write examples, rejects and a report into a new folder, and print the report."""
+    # What root alone can change, root reads: the held-out set, of which jobs know nothing.
+    become_owner(*filter(None, [arguments.held_out]))
+    shares = held_out(arguments.held_out)
+    become_owner(*arguments.journal, arguments.out)
     for folder in arguments.journal:
         if not folder.is_dir():
             raise exits.Refusal(
@@ -215,7 +220,6 @@ def export(arguments: argparse.Namespace) -> int:
     if arguments.out.exists():
         raise exits.Refusal(f"--out is {arguments.out}, which is there: name a new folder")
     found, rejects = [], []
-    shares = held_out(arguments.held_out)
     span = arguments.since, until
     for transaction, each in examples(
         arguments.journal, arguments.kind, *span, arguments.per_subject, shares

@@ -1,4 +1,4 @@
-"""Root runs `compare` and `publish` as the job's user: a link of the job opens and overwrites nothing of root's."""
+"""Root runs `compare`, `publish` and `feedback` as the job's user: a link of the job opens and overwrites nothing of root's."""
 
 import json
 import os
@@ -135,6 +135,40 @@ def test_a_job_cannot_have_root_overwrite_a_file_by_the_verdict(estate: Path) ->
     assert victim.read_text() == "root's", made.stderr
     assert made.returncode == exits.USAGE
     assert f"user {JOB_USER} may not use jobs/sql/verdict.json.partial" in made.stderr
+
+
+def export(folder: Path) -> subprocess.CompletedProcess[str]:
+    """Of the copy of a journal that lies with the jobs, beside a held-out set of which they know nothing."""
+    given = ["--journal", "jobs/journal", "--since", "2026-11-01", "--kind", "kto", "--held-out", "private"]
+    return run(folder, "feedback", "export", *given, "--out", "jobs/kto")
+
+
+def test_ratings_are_exported_by_the_job_s_user_without_what_only_root_knows(folder: Path) -> None:
+    head = {"@timestamp": "2026-11-27T08", "user.id": "ada", "organization.id": "research"}
+    (folder / "jobs/journal").mkdir(parents=True)
+    for kind, said in (
+        ("rated", {"thumb": "up"}),
+        ("answered", {"prompt": "who wrote Faust", "answer": "Goethe"}),
+    ):
+        with (folder / f"jobs/journal/{kind}-20261127T08.jsonl").open("w") as file:
+            for number in range(2):
+                text = {"prompt": f"{said['prompt']} {number}"} if kind == "answered" else {}
+                fields = {f"llmkeep.feedback.{name}": value for name, value in (said | text).items()}
+                file.write(json.dumps(head | {"transaction.id": f"t{number}"} | fields) + "\n")
+    (folder / "private").write_text('{"prompt": "who wrote Faust 1"}\n')
+    (folder / "private").chmod(0o600)
+    hand_over(folder / "jobs")
+    made = export(folder)
+    assert made.returncode == exits.DONE, made.stderr
+    assert (folder / "jobs/kto/kto.jsonl").stat().st_uid == JOB_USER
+    assert json.loads((folder / "jobs/kto/export.json").read_text())["rejected"] == {"held_out": 1}
+
+    (folder / "jobs/journal/rated-20261127T08.jsonl").unlink()
+    (folder / "jobs/journal/rated-20261127T08.jsonl").symlink_to(folder / "private")
+    shutil.rmtree(folder / "jobs/kto")
+    refused = export(folder)
+    assert refused.returncode == exits.USAGE
+    assert f"user {JOB_USER} may not use jobs/journal/rated-20261127T08.jsonl" in refused.stderr
 
 
 def paths(folder: Path) -> None:

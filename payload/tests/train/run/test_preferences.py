@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import signal
 import subprocess
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy
 import pytest
-from training_job import Bench, wait_for
+from training_job import Bench, kill_a_rank, wait_for
 
 from llmtrain import exits
 from llmtrain.cli import main
@@ -18,6 +19,10 @@ from llmtrain.data.rows import Rows
 from llmtrain.job import Preference
 
 torch = pytest.importorskip("torch", reason="Debian's python3-torch is not installed")
+FSDP = pytest.mark.skipif(
+    torch.__version__ < "2.7",
+    reason=f"FSDP2 does not run on a CPU in torch {torch.__version__}: it takes 2.7 or later",
+)
 ROOT = Path(__file__).parents[4]
 TRL = ROOT / "bench/.venv-trl/bin/python"
 WORDS = ["what", "is", "the", "capital", "of", "France", "hello", "you"]
@@ -214,9 +219,10 @@ def test_several_comparisons_share_a_row(bench: Bench) -> None:
 TRAINED = {"optim": {"lr": 1e-2, "epochs": 4}, "preference": {"beta": 0.3}}
 
 
-def job(bench: Bench, name: str, kind: str, processes: int = 2, **more: Any) -> Path:
+def job(bench: Bench, name: str, kind: str, strategy: str = "ddp", **more: Any) -> Path:
+    """A job on two processes."""
     held_out = {"train": str(bench.directory / kind), "eval": str(bench.directory / kind)}
-    scale = {"processes": processes, "micro_batch": 1, "tokens_per_step": 2 * 160}
+    scale = {"strategy": strategy, "processes": 2, "micro_batch": 1, "tokens_per_step": 2 * 160}
     return bench.job(name, **TRAINED, data=held_out, scale=scale, **more)
 
 
@@ -254,12 +260,58 @@ def test_a_job_by_dpo_that_was_stopped_goes_on_with_the_same_reference(bench: Be
     assert bench.losses(stopped) == bench.losses(preferred)
 
 
-def test_a_job_by_kto_raises_good_answers_above_bad_ones(bench: Bench) -> None:
-    done = job(bench, "thumbs", "kto", 1)
+@pytest.fixture(scope="module")
+def thumbs(bench: Bench) -> Path:
+    """An undisturbed job by KTO, in two processes."""
+    done = job(bench, "thumbs", "kto")
     assert bench.run(done) == exits.DONE, bench.said(done)
-    losses = bench.losses(done)
-    assert losses[1] == pytest.approx(0.5, rel=1e-3)
-    assert list(bench.record(done)["evaluations"].values())[-1] < 0.45
+    return done
+
+
+def test_a_job_by_kto_raises_good_answers_above_bad_ones(bench: Bench, thumbs: Path) -> None:
+    assert bench.losses(thumbs)[1] == pytest.approx(0.5, rel=1e-3)
+    assert list(bench.record(thumbs)["evaluations"].values())[-1] < 0.45
+
+
+def test_a_job_by_kto_whose_process_was_killed_goes_on_with_the_same_losses(
+    bench: Bench, thumbs: Path
+) -> None:
+    """The reference is asked anew, of a model that has not learned, and the drift is that of the restored one."""
+    killed = job(bench, "killed", "kto", keep={"every_steps": 2})
+    held, given = bench.hold(3, killed)
+    agent = bench.start(killed, **given)
+    wait_for(lambda: len(bench.losses(killed)) >= 3, agent)
+    kill_a_rank(agent)
+    held.unlink()
+    assert agent.wait(timeout=300) == exits.DONE, bench.said(killed)
+    assert [each["step"] for each in bench.record(killed)["resumed"]] == [2]
+    assert bench.losses(killed) == bench.losses(thumbs)
+
+
+@pytest.mark.skipif("STORM" not in os.environ, reason="six more jobs: `make storm` has them")
+@pytest.mark.parametrize("kind", ["dpo", "kto"])
+@pytest.mark.parametrize("strategy", ["zero2", "zero3", pytest.param("fsdp", marks=FSDP)])
+def test_every_strategy_has_the_losses_of_ddp(
+    bench: Bench, preferred: Path, thumbs: Path, strategy: str, kind: str
+) -> None:
+    done = job(bench, f"{strategy}-{kind}", kind, strategy)
+    assert bench.run(done) == exits.DONE, bench.said(done)
+    assert bench.record(done)["ran"]["strategy"] == strategy
+    assert bench.losses(done) == pytest.approx(bench.losses(preferred if kind == "dpo" else thumbs), rel=2e-3)
+
+
+@pytest.mark.skipif("STORM" not in os.environ, reason="three more jobs: `make storm` has them")
+@pytest.mark.parametrize("kind", ["dpo", "kto"])
+def test_a_job_by_zero3_that_was_stopped_goes_on_with_the_same_losses(bench: Bench, kind: str) -> None:
+    whole, stopped = (job(bench, f"{name}-{kind}", kind, "zero3") for name in ("whole3", "stopped3"))
+    assert bench.run(whole) == exits.DONE, bench.said(whole)
+    _, given = bench.hold(3, stopped)
+    agent = bench.start(stopped, **given)
+    wait_for(lambda: len(bench.losses(stopped)) >= 3, agent)
+    agent.send_signal(signal.SIGTERM)
+    assert agent.wait(timeout=300) == exits.STOPPED, bench.said(stopped)
+    assert bench.run(stopped) == exits.DONE, bench.said(stopped)
+    assert bench.losses(stopped) == bench.losses(whole)
 
 
 def test_rows_of_two_kinds_are_refused(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
