@@ -17,6 +17,7 @@ from pathlib import Path
 from llmkeep import inventory, logs, revoke, run, size
 from llmkeep.bundle import commands, keys, programs, release, update
 from llmkeep.errors import LlmkeepError
+from llmkeep.experiments import commands as experiments
 from llmkeep.models import commands as models
 from llmkeep.pki import issuing
 from llmkeep.policy import bundle as policy
@@ -37,6 +38,7 @@ VERBS = (
     record,
     logs,
     size,
+    experiments,
 )
 
 

@@ -61,7 +61,7 @@ class Source:
         return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
 
-class _Strict(yaml.SafeLoader):
+class UniqueKeys(yaml.SafeLoader):
     """YAML whose keys are unique strings, so that a role written twice is an error instead of being dropped silently."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -85,7 +85,7 @@ def read(folder: Path) -> Source:
             if path.suffix == ".rego":
                 (source.tests if path.stem.endswith("_test") else source.modules)[name] = path.read_text()
             elif path.name == "data.yaml":
-                content = yaml.load(path.read_text(), _Strict)  # noqa: S506 -- a SafeLoader, made stricter
+                content = yaml.load(path.read_text(), UniqueKeys)  # noqa: S506 -- a SafeLoader, made stricter
                 json.dumps(content, allow_nan=False)
                 source.data[name.removesuffix("/data.yaml")] = content
         except (ValueError, TypeError, yaml.YAMLError) as error:

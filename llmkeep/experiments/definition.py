@@ -1,0 +1,226 @@
+"""What an experiment is: two models behind one name, who takes part, and what was fixed in advance."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llmkeep.errors import LlmkeepError
+from llmkeep.experiments import sequential
+from llmkeep.policy.source import UniqueKeys
+
+ARMS = ("control", "candidate")
+UNITS = {"subject": "subjects", "conversation": "conversations", "request": "requests"}
+BETTER = ("higher", "lower")
+NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+ALPHA = 0.01  # of the whole experiment, for a difference where there is none
+POWER = 0.95
+KNOWN = (
+    "experiment", "model", *ARMS, "unit", "tenants", "ladder", "days", "minimum", "metrics", "expects",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One of the two by which it is judged; DIFFERENCE is what would matter, in the metric's own unit."""
+
+    name: str
+    better: str
+    difference: float
+
+
+@dataclass(frozen=True)
+class Expects:
+    """Who is expected to take part: SUBJECTS in all; CONVERSATIONS, REQUESTS and RATINGS a day; how ALIKE one subject's ratings
+    are (their intraclass correlation).
+    """
+
+    subjects: int
+    conversations: float
+    requests: float
+    ratings: float
+    alike: float
+
+
+@dataclass(frozen=True)
+class Rung:
+    """What a rung of the ladder will have: units that rate of each arm, and the smallest difference that it finds."""
+
+    percent: int
+    candidate: int
+    control: int
+    finds: float
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """As its file says it. LADDER: percent of the units that have the candidate, a step each DAYS."""
+
+    name: str
+    model: str
+    control: str
+    candidate: str
+    unit: str
+    tenants: tuple[str, ...]
+    ladder: tuple[int, ...]
+    days: int
+    minimum: int
+    metrics: tuple[Metric, ...]
+    expects: Expects
+
+    @property
+    def compared(self) -> tuple[int, ...]:
+        """Rungs on which there is something to compare with."""
+        return tuple(percent for percent in self.ladder if percent < 100)
+
+    @property
+    def alpha(self) -> float:
+        """Of one metric on one rung, which are judged apart."""
+        return ALPHA / (len(self.compared) * len(self.metrics))
+
+    def rung(self, percent: int) -> Rung:
+        """What is expected of a rung: a subject is in it once, others come each day."""
+        each = getattr(self.expects, UNITS[self.unit])
+        units = each if self.unit == "subject" else each * self.days
+        ratings = self.expects.ratings * self.days
+        rating = min(units, ratings)
+        # Ratings of one subject are alike in part, so that they count as fewer (Kish's design effect).
+        of_one = max(1.0, ratings / self.expects.subjects)
+        counted = ratings / (1 + (of_one - 1) * self.expects.alike)
+        share = percent / 100
+        # A share has the variance 1/4 at most.
+        variance = 0.25 / (counted * share) + 0.25 / (counted * (1 - share))
+        return Rung(
+            percent,
+            int(rating * share),
+            int(rating * (1 - share)),
+            sequential.effect_found(variance, POWER, self.alpha),
+        )
+
+
+def _fields(given: Any, known: tuple[str, ...], what: str) -> list[str]:
+    """What is wrong with the names in a mapping."""
+    if not isinstance(given, dict):
+        return [f"{what} is {given!r}: write {', '.join(known)}"]
+    return [
+        f"{what} has {name!r}, which is not known: take {', '.join(known)}"
+        for name in given
+        if name not in known
+    ] + [f"{what} lacks {name}" for name in known if name not in given]
+
+
+def _number(value: Any, *, above: float = 0, most: float = float("inf")) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and above < value <= most
+
+
+def faults(given: Any) -> list[str]:
+    """All reasons why this is no experiment, one sentence each, without the arithmetic of its rungs."""
+    found = _fields(given, KNOWN, "the file")
+    if found:
+        return found
+    found += [
+        f"{name} is {given[name]!r}: write a name of small letters, digits and hyphens"
+        for name in ("experiment", "model", *ARMS)
+        if not isinstance(given[name], str) or not NAME.fullmatch(given[name])
+    ]
+    if given["control"] == given["candidate"]:
+        found.append(f"both arms are {given['control']!r}: name two models or adapters")
+    if given["unit"] not in UNITS:
+        found.append(f"unit is {given['unit']!r}: take {', '.join(UNITS)}")
+    tenants = given["tenants"]
+    if not isinstance(tenants, list) or not tenants or not all(isinstance(name, str) for name in tenants):
+        found.append(f"tenants is {tenants!r}: write a list of those who take part")
+    ladder = given["ladder"]
+    if (
+        not isinstance(ladder, list)
+        or not all(type(step) is int and 1 <= step <= 100 for step in ladder)
+        or ladder != sorted(set(ladder))
+        or ladder in ([], [100])
+    ):
+        found.append(
+            f"ladder is {ladder!r}: write whole percentages of 1 to 100, each larger than the one before, the first below 100"
+        )
+    found += [
+        f"{name} is {given[name]!r}: write a whole number of {least} or more"
+        for name, least in (("days", 1), ("minimum", sequential.FEWEST))
+        if type(given[name]) is not int or given[name] < least
+    ]
+    return found + _metrics(given["metrics"]) + _expected(given["expects"])
+
+
+def _metrics(given: Any) -> list[str]:
+    if not isinstance(given, list) or len(given) != 2:
+        return [
+            f"metrics is {given!r}: fix two in advance, since each further one is another chance to find what is not there"
+        ]
+    found = []
+    for metric in given:
+        wrong = _fields(metric, ("name", "better", "difference"), "a metric")
+        if not wrong and metric["better"] not in BETTER:
+            wrong = [f"better of {metric['name']} is {metric['better']!r}: take {' or '.join(BETTER)}"]
+        if not wrong and not _number(metric["difference"]):
+            wrong = [
+                f"difference of {metric['name']} is {metric['difference']!r}: write what would matter, above 0"
+            ]
+        found += wrong
+    names = [metric["name"] for metric in given if isinstance(metric, dict) and "name" in metric]
+    return found + [f"both metrics are {names[0]!r}"] * (len(names) == 2 and names[0] == names[1])
+
+
+def _expected(given: Any) -> list[str]:
+    names = ("subjects", "conversations", "requests", "ratings", "alike")
+    found = _fields(given, names, "expects")
+    if found:
+        return found
+    found = [
+        f"expects: {name} is {given[name]!r}: write a number above 0"
+        for name in names[:-1]
+        if not _number(given[name])
+    ]
+    if given["alike"] != 0 and not _number(given["alike"], most=1):
+        found.append(
+            f"expects: alike is {given['alike']!r}: write a correlation of 0 to 1; 0.2 where nothing is known"
+        )
+    return found
+
+
+def out_of_reach(experiment: Experiment) -> list[str]:
+    """Rungs that cannot have their minimum, with the arithmetic and ways out."""
+    found = []
+    expects, unit = experiment.expects, UNITS[experiment.unit]
+    for percent in experiment.compared:
+        rung = experiment.rung(percent)
+        if rung.candidate < experiment.minimum:
+            units = getattr(expects, unit)
+            days = f"a day × {experiment.days} days"
+            come = f"{units:g} {unit}" + f" {days}" * (experiment.unit != "subject")
+            found.append(
+                f"at {percent} % the candidate has {rung.candidate} {unit} that rate (the fewer of {come} and "
+                f"{expects.ratings:g} ratings {days}, × {percent} %), and minimum is {experiment.minimum}: begin with a larger "
+                "step, or give it more days"
+            )
+    return found
+
+
+def read(path: Path) -> Experiment:
+    """The experiment in a file; raises LlmkeepError with all that is wrong with it."""
+    try:
+        given = yaml.load(path.read_text(encoding="utf-8"), UniqueKeys)  # noqa: S506 -- a SafeLoader, made stricter
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise LlmkeepError(f"{path} cannot be read: {error}") from error
+    wrong = faults(given)
+    if not wrong:
+        experiment = Experiment(
+            name=given["experiment"],
+            **{name: given[name] for name in ("model", *ARMS, "unit", "days", "minimum")},
+            tenants=tuple(given["tenants"]),
+            ladder=tuple(given["ladder"]),
+            metrics=tuple(Metric(**metric) for metric in given["metrics"]),
+            expects=Expects(**given["expects"]),
+        )
+        wrong = out_of_reach(experiment)
+        if not wrong:
+            return experiment
+    raise LlmkeepError(f"{path} is no experiment:\n" + "\n".join(f"- {each}" for each in wrong))

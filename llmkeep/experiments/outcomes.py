@@ -1,0 +1,129 @@
+"""What came out of an experiment so far: a verdict for each rung, by numbers that may be looked at any time."""
+
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from llmkeep.errors import LlmkeepError
+from llmkeep.experiments import sequential
+from llmkeep.experiments.definition import ARMS, POWER, Experiment, Metric
+from llmkeep.experiments.sequential import Mean
+
+ODDS = 1000  # of a mismatch of shares: at most one of 1,000 experiments without one comes to it
+
+
+@dataclass
+class Seen:
+    """What a rung has: the arms that each unit met, and of each metric and arm the number and sum of each unit's values."""
+
+    arms: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    values: dict[tuple[str, str], dict[str, tuple[int, float]]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A metric on a rung: both arms, the interval of candidate less control, and `better`, `worse` or `undecided`."""
+
+    metric: str
+    control: Mean
+    candidate: Mean
+    interval: tuple[float, float]
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A rung: units of each arm, why there is no verdict (else ''), and the metrics."""
+
+    percent: int
+    units: tuple[int, int]
+    stopped: str
+    metrics: tuple[Judged, ...]
+
+
+def read(path: Path, experiment: Experiment) -> dict[int, Seen]:
+    """Outcomes by rung, of a file of JSON lines.
+
+    `{"unit": "…", "arm": "control", "percent": 5}` says that a unit met an arm; with `"metric"` and `"value"` (0 to 1) it rated.
+    Raises LlmkeepError at the first line that says something else.
+    """
+    found: dict[int, Seen] = defaultdict(Seen)
+    names = [metric.name for metric in experiment.metrics]
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            given = json.loads(line)
+            unit, arm, percent = given["unit"], given["arm"], given["percent"]
+            metric, value = given.get("metric"), given.get("value")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise LlmkeepError(
+                f"{path}, line {number}: {error!r}; a line has unit, arm and percent, and of a rating metric and value"
+            ) from error
+        if arm not in ARMS or percent not in experiment.compared or not isinstance(unit, str):
+            raise LlmkeepError(
+                f"{path}, line {number}: unit {unit!r}, arm {arm!r}, percent {percent!r}; arms are {', '.join(ARMS)}, and the "
+                f"ladder of {experiment.name} compares at {experiment.compared}"
+            )
+        found[percent].arms[unit].add(arm)
+        if metric is None:
+            continue
+        if metric not in names or type(value) not in (int, float) or not 0 <= value <= 1:
+            raise LlmkeepError(
+                f"{path}, line {number}: metric {metric!r} is {value!r}; {experiment.name} fixed {', '.join(names)} in advance, "
+                "each of 0 to 1"
+            )
+        count, total = found[percent].values[metric, arm].get(unit, (0, 0.0))
+        found[percent].values[metric, arm][unit] = (count + 1, total + value)
+    return found
+
+
+def judged(experiment: Experiment, metric: Metric, seen: Seen) -> Judged:
+    """The interval of a metric, and what it says."""
+    control, candidate = (sequential.mean(seen.values[metric.name, arm].values()) for arm in ARMS)
+    planned = sequential.variance_to_find(metric.difference, POWER, experiment.alpha)
+    low, high = sequential.difference(control, candidate, planned, experiment.alpha, experiment.minimum)
+    up, down = (low > 0, high < 0) if metric.better == "higher" else (high < 0, low > 0)
+    return Judged(
+        metric.name, control, candidate, (low, high), "better" if up else "worse" if down else "undecided"
+    )
+
+
+def verdict(experiment: Experiment, percent: int, seen: Seen) -> Verdict:
+    """What may be said of a rung."""
+    crossed = sum(len(arms) > 1 for arms in seen.arms.values())
+    counts = Counter(arm for arms in seen.arms.values() if len(arms) == 1 for arm in arms)
+    control, candidate = counts["control"], counts["candidate"]
+    share = percent / 100
+    odds = sequential.mismatch((control, candidate), (1 - share, share))
+    stopped = ""
+    if crossed:
+        stopped = f"{crossed} units met both arms, so they do not compare: find out who was assigned twice"
+    elif odds >= ODDS:
+        stopped = (
+            f"the candidate has {candidate} of {control + candidate} units instead of {percent} %, odds of {odds:.0f} to 1 that "
+            "this is no accident: find out who is missing"
+        )
+    metrics = tuple(judged(experiment, metric, seen) for metric in experiment.metrics)
+    return Verdict(percent, (control, candidate), stopped, metrics)
+
+
+def lines(found: Iterable[Verdict]) -> list[str]:
+    """For a person."""
+    told = []
+    for rung in found:
+        told.append(f"at {rung.percent} %: control {rung.units[0]}, candidate {rung.units[1]} units")
+        if rung.stopped:
+            told.append(f"  no verdict: {rung.stopped}")
+            continue
+        for each in rung.metrics:
+            low, high = each.interval
+            width = "no interval yet" if math.isinf(low) else f"{low:+.3f} to {high:+.3f}"
+            told.append(
+                f"  {each.metric:12} {each.control.mean:.3f} ({each.control.values}), {each.candidate.mean:.3f} "
+                f"({each.candidate.values}); {width}: {each.verdict}"
+            )
+    return told

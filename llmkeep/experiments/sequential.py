@@ -1,0 +1,86 @@
+"""Statistics that may be looked at after each observation: intervals of a difference, and a test of the shares.
+
+A confidence sequence holds at all times at once with probability 1 - ALPHA, so whoever looks daily is not fooled by looking.
+It is Robbins' normal mixture in the asymptotic form of Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas (2024, "Time-uniform
+central limit theory and asymptotic confidence sequences"): of an estimate with variance V, seen as Brownian motion at time 1/V.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+FEWEST = 30  # clusters of an arm; the sequence rests on a central limit theorem
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean of an arm's values, and its variance, robust to values of one cluster that are alike."""
+
+    clusters: int
+    values: int
+    mean: float
+    variance: float
+
+
+def mean(clusters: Iterable[tuple[int, float]]) -> Mean:
+    """The mean of values that come in clusters, each as their number and sum: all ratings of one subject, say.
+
+    Clusters are independent, values within one need not be. The variance is the linearised one of a ratio of two sums, as
+    survey statistics and cluster-robust regression on a constant have it (HC1, with clusters / (clusters - 1)).
+    """
+    found = [(number, total) for number, total in clusters if number]
+    values = sum(number for number, _ in found)
+    if len(found) < 2:
+        return Mean(len(found), values, sum(total for _, total in found) / values if values else 0, math.inf)
+    middle = sum(total for _, total in found) / values
+    squares = sum((total - middle * number) ** 2 for number, total in found)
+    return Mean(len(found), values, middle, squares / values**2 * len(found) / (len(found) - 1))
+
+
+def tuning(alpha: float) -> float:
+    """The mixture's variance, as a share of the time at which the sequence is to be narrowest."""
+    wide = -2 * math.log(alpha)
+    return 1 / (wide + math.log(wide + 1))
+
+
+def margin(variance: float, planned: float, alpha: float) -> float:
+    """Half the width of the interval of an estimate with this variance, narrowest where that is PLANNED."""
+    if not 0 < variance < math.inf:
+        return math.inf
+    time, mixed = 1 / variance, tuning(alpha) / planned
+    return math.sqrt((time + mixed) * math.log((time + mixed) / (mixed * alpha**2))) / time
+
+
+def difference(
+    control: Mean, candidate: Mean, planned: float, alpha: float, fewest: int = FEWEST
+) -> tuple[float, float]:
+    """The interval of candidate less control; all numbers, where an arm has fewer than FEWEST clusters, or values all alike."""
+    if min(control.clusters, candidate.clusters) < fewest:
+        return -math.inf, math.inf
+    half = margin(control.variance + candidate.variance, planned, alpha)
+    middle = candidate.mean - control.mean
+    return middle - half, middle + half
+
+
+def variance_to_find(effect: float, power: float, alpha: float) -> float:
+    """The variance at which a difference of EFFECT is found with this power."""
+    unit = margin(1, 1, alpha)  # in standard errors, where it is narrowest
+    return (effect / (unit + NormalDist().inv_cdf(power))) ** 2
+
+
+def effect_found(variance: float, power: float, alpha: float) -> float:
+    """The smallest difference that is found with this power, where the estimate has this variance."""
+    return (margin(1, 1, alpha) + NormalDist().inv_cdf(power)) * math.sqrt(variance)
+
+
+def mismatch(counts: Sequence[int], shares: Sequence[float]) -> float:
+    """How much the counts speak against these shares, as odds (an e-value), which may be looked at any time as well.
+
+    At 1,000 they are no accident: below the shares it comes to that in one of 1,000 experiments at most. It is the Bayes factor
+    of a uniform Dirichlet prior (Lindon and Malek 2022, "Anytime-valid inference for multinomial count data").
+    """
+    prior = math.lgamma(len(counts)) - math.lgamma(sum(counts) + len(counts))
+    given = sum(math.lgamma(count + 1) for count in counts)
+    declared = sum(count * math.log(share) for count, share in zip(counts, shares, strict=True))
+    return math.exp(min(prior + given - declared, 700))

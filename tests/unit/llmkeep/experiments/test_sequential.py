@@ -1,0 +1,117 @@
+"""Intervals that may be looked at any time, proven on simulated raters whose truth is known."""
+
+import math
+import random
+
+import pytest
+
+from llmkeep.experiments import sequential
+from llmkeep.experiments.sequential import Mean
+
+ALPHA, LOOKS = 0.01, 20
+
+
+def arm(
+    chance: random.Random, likes: float, subjects: int, each: int, alike: float
+) -> list[tuple[int, float]]:
+    """Ratings of so many subjects: with probability ALIKE a subject always says the same."""
+    found = []
+    for _ in range(subjects):
+        if chance.random() < alike:
+            found.append((each, float(each * (chance.random() < likes))))
+        else:
+            found.append((each, float(chance.binomialvariate(each, likes))))
+    return found
+
+
+def looked_at(seed: int, difference: float, per_look: int, planned: float, alike: float = 0.2) -> int | None:
+    """At which of 20 looks the interval leaves 0; None if at none. A subject rates four times."""
+    chance = random.Random(seed)  # noqa: S311 - a simulation
+    control: list[tuple[int, float]] = []
+    candidate: list[tuple[int, float]] = []
+    for look in range(1, LOOKS + 1):
+        control += arm(chance, 0.6, per_look, 4, alike)
+        candidate += arm(chance, 0.6 + difference, per_look, 4, alike)
+        low, high = sequential.difference(
+            sequential.mean(control), sequential.mean(candidate), planned, ALPHA
+        )
+        if low > 0 or high < 0:
+            return look
+    return None
+
+
+PLANNED = sequential.variance_to_find(0.05, 0.95, ALPHA)
+# So many subjects an arm and look that the last look has the planned variance: a rating's variance is 0.24, of four alike ones
+# of a fifth of the subjects 0.24 * (1 + 3 * 0.2) / 4.
+PER_LOOK = math.ceil(2 * 0.24 * (1 + 3 * 0.2) / 4 / PLANNED / LOOKS)
+
+
+def test_equal_arms_are_told_apart_in_at_most_15_of_1000_experiments_of_20_looks() -> None:
+    told = sum(looked_at(seed, 0, 30, PLANNED) is not None for seed in range(1000))
+    assert told <= 15
+
+
+def test_a_difference_of_5_points_is_found_with_95_percent_power() -> None:
+    found = sum(looked_at(seed, 0.05, PER_LOOK, PLANNED) is not None for seed in range(60))
+    assert found >= 57
+
+
+def test_an_arm_that_is_15_points_worse_is_found_before_a_third_of_what_5_points_need() -> None:
+    looks = [looked_at(seed, -0.15, PER_LOOK, PLANNED) for seed in range(20)]
+    assert all(look is not None and look <= LOOKS / 3 for look in looks), looks
+
+
+def test_ratings_of_one_subject_that_are_alike_widen_the_interval() -> None:
+    chance = random.Random(7)  # noqa: S311 - a simulation
+    clustered = arm(chance, 0.5, 500, 10, 1.0)
+    apart = [(1, float(chance.random() < 0.5)) for _ in range(5000)]
+    assert sequential.mean(clustered).variance == pytest.approx(0.25 / 500, rel=0.05)
+    assert sequential.mean(apart).variance == pytest.approx(0.25 / 5000, rel=0.05)
+
+
+def test_the_interval_is_narrowest_in_standard_errors_where_it_was_planned_to_be() -> None:
+    def errors(variance: float) -> float:
+        return sequential.margin(variance, 1e-4, ALPHA) / math.sqrt(variance)
+
+    assert errors(1e-4) < min(errors(1e-3), errors(1e-5))
+
+
+@pytest.mark.parametrize("clusters", [[], [(1, 1.0)], [(1, 1.0)] * 29], ids=["none", "one", "fewer than 30"])
+def test_of_few_clusters_there_is_no_interval(clusters: list[tuple[int, float]]) -> None:
+    few = sequential.mean(clusters)
+    many = sequential.mean([(1, 1.0), (1, 0.0)] * 50)
+    assert sequential.difference(few, many, 1e-4, ALPHA) == (-math.inf, math.inf)
+
+
+def test_of_values_that_are_all_alike_there_is_no_interval() -> None:
+    same = sequential.mean([(1, 1.0)] * 100)
+    assert same == Mean(100, 100, 1.0, 0.0)
+    assert sequential.difference(same, same, 1e-4, ALPHA) == (-math.inf, math.inf)
+
+
+def test_the_mean_and_its_variance_are_those_of_cluster_robust_regression() -> None:
+    """Of statsmodels 0.15.0, OLS on a constant with `cov_type="cluster"`; tea-tasting 2.0.0's RatioOfMeans has the same, too."""
+    found = sequential.mean([(3, 2.0), (1, 1.0), (2, 0.0), (4, 3.0)])
+    assert [found.mean, found.variance] == pytest.approx([0.6, 0.0266666667])
+
+
+def test_a_share_that_is_not_as_declared_is_found_and_one_that_is_is_not() -> None:
+    assert sequential.mismatch((5_000, 5_000), (0.5, 0.5)) < 1
+    assert sequential.mismatch((5_300, 4_700), (0.5, 0.5)) > 1000
+    assert sequential.mismatch((9_500, 500), (0.95, 0.05)) < 1
+    assert sequential.mismatch((0, 0), (0.5, 0.5)) == 1
+
+
+def test_shares_as_declared_are_doubted_in_at_most_one_of_1000_experiments_however_often_one_looks() -> None:
+    doubted = 0
+    for seed in range(1000):
+        chance = random.Random(seed)  # noqa: S311 - a simulation
+        counts = [0, 0]
+        for _ in range(LOOKS):
+            more = chance.binomialvariate(50, 0.05)
+            counts[0] += 50 - more
+            counts[1] += more
+            if sequential.mismatch(counts, (0.95, 0.05)) >= 1000:
+                doubted += 1
+                break
+    assert doubted <= 1
