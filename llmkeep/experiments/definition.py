@@ -1,5 +1,6 @@
 """What an experiment is: two models behind one name, who takes part, and what was fixed in advance."""
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,7 @@ class Rung:
     percent: int
     candidate: int
     control: int
+    variance: float  # of the difference at its end, at most
     finds: float
 
 
@@ -96,6 +98,7 @@ class Experiment:
             percent,
             int(rating * share),
             int(rating * (1 - share)),
+            variance,
             sequential.effect_found(variance, POWER, self.alpha),
         )
 
@@ -111,8 +114,8 @@ def _fields(given: Any, known: tuple[str, ...], what: str) -> list[str]:
     ] + [f"{what} lacks {name}" for name in known if name not in given]
 
 
-def _number(value: Any, *, above: float = 0, most: float = float("inf")) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and above < value <= most
+def _number(value: Any, *, above: float = 0, most: float = 1e9) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and above < value <= most < math.inf
 
 
 def faults(given: Any) -> list[str]:
@@ -127,7 +130,7 @@ def faults(given: Any) -> list[str]:
     ]
     if given["control"] == given["candidate"]:
         found.append(f"both arms are {given['control']!r}: name two models or adapters")
-    if given["unit"] not in UNITS:
+    if given["unit"] not in list(UNITS):
         found.append(f"unit is {given['unit']!r}: take {', '.join(UNITS)}")
     tenants = given["tenants"]
     if not isinstance(tenants, list) or not tenants or not all(isinstance(name, str) for name in tenants):
@@ -158,11 +161,13 @@ def _metrics(given: Any) -> list[str]:
     found = []
     for metric in given:
         wrong = _fields(metric, ("name", "better", "difference"), "a metric")
+        if not wrong and (not isinstance(metric["name"], str) or not NAME.fullmatch(metric["name"])):
+            wrong = [f"a metric's name is {metric['name']!r}: write small letters, digits and hyphens"]
         if not wrong and metric["better"] not in BETTER:
             wrong = [f"better of {metric['name']} is {metric['better']!r}: take {' or '.join(BETTER)}"]
-        if not wrong and not _number(metric["difference"]):
+        if not wrong and not _number(metric["difference"], most=1):
             wrong = [
-                f"difference of {metric['name']} is {metric['difference']!r}: write what would matter, above 0"
+                f"difference of {metric['name']} is {metric['difference']!r}: write what would matter, above 0 and up to 1"
             ]
         found += wrong
     names = [metric["name"] for metric in given if isinstance(metric, dict) and "name" in metric]
@@ -192,13 +197,17 @@ def out_of_reach(experiment: Experiment) -> list[str]:
     expects, unit = experiment.expects, UNITS[experiment.unit]
     for percent in experiment.compared:
         rung = experiment.rung(percent)
-        if rung.candidate < experiment.minimum:
+        arm, rated = (
+            ("candidate", rung.candidate) if rung.candidate < rung.control else ("control", rung.control)
+        )
+        if rated < experiment.minimum:
+            part = percent if arm == "candidate" else 100 - percent
             units = getattr(expects, unit)
             days = f"a day × {experiment.days} days"
             come = f"{units:g} {unit}" + f" {days}" * (experiment.unit != "subject")
             found.append(
-                f"at {percent} % the candidate has {rung.candidate} {unit} that rate (the fewer of {come} and "
-                f"{expects.ratings:g} ratings {days}, × {percent} %), and minimum is {experiment.minimum}: begin with a larger "
+                f"at {percent} % the {arm} has {rated} {unit} that rate (the fewer of {come} and "
+                f"{expects.ratings:g} ratings {days}, × {part} %), and minimum is {experiment.minimum}: take another "
                 "step, or give it more days"
             )
     return found

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from llmkeep.errors import LlmkeepError
 from llmkeep.experiments import sequential
-from llmkeep.experiments.definition import ARMS, POWER, Experiment, Metric
+from llmkeep.experiments.definition import ARMS, Experiment, Metric
 from llmkeep.experiments.sequential import Mean
 
 ODDS = 1000  # of a mismatch of shares: at most one of 1,000 experiments without one comes to it
@@ -38,7 +38,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A rung: units of each arm, why there is no verdict (else ''), and the metrics."""
+    """A rung: units of each arm, why there is no verdict (else ''), and else the metrics."""
 
     percent: int
     units: tuple[int, int]
@@ -54,12 +54,12 @@ def read(path: Path, experiment: Experiment) -> dict[int, Seen]:
     """
     found: dict[int, Seen] = defaultdict(Seen)
     names = [metric.name for metric in experiment.metrics]
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
             given = json.loads(line)
             unit, arm, percent = given["unit"], given["arm"], given["percent"]
             metric, value = given.get("metric"), given.get("value")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise LlmkeepError(
                 f"{path}, line {number}: {error!r}; a line has unit, arm and percent, and of a rating metric and value"
             ) from error
@@ -81,15 +81,15 @@ def read(path: Path, experiment: Experiment) -> dict[int, Seen]:
     return found
 
 
-def judged(experiment: Experiment, metric: Metric, seen: Seen) -> Judged:
+def judged(experiment: Experiment, metric: Metric, percent: int, seen: Seen) -> Judged:
     """The interval of a metric, and what it says."""
-    control, candidate = (sequential.mean(seen.values[metric.name, arm].values()) for arm in ARMS)
-    planned = sequential.variance_to_find(metric.difference, POWER, experiment.alpha)
-    low, high = sequential.difference(control, candidate, planned, experiment.alpha, experiment.minimum)
-    up, down = (low > 0, high < 0) if metric.better == "higher" else (high < 0, low > 0)
-    return Judged(
-        metric.name, control, candidate, (low, high), "better" if up else "worse" if down else "undecided"
+    control, candidate = (list(seen.values[metric.name, arm].values()) for arm in ARMS)
+    low, high = sequential.difference(
+        control, candidate, experiment.rung(percent).variance, experiment.alpha, experiment.minimum
     )
+    up, down = (low > 0, high < 0) if metric.better == "higher" else (high < 0, low > 0)
+    said = "better" if up else "worse" if down else "undecided"
+    return Judged(metric.name, sequential.mean(control), sequential.mean(candidate), (low, high), said)
 
 
 def verdict(experiment: Experiment, percent: int, seen: Seen) -> Verdict:
@@ -107,8 +107,8 @@ def verdict(experiment: Experiment, percent: int, seen: Seen) -> Verdict:
             f"the candidate has {candidate} of {control + candidate} units instead of {percent} %, odds of {odds:.0f} to 1 that "
             "this is no accident: find out who is missing"
         )
-    metrics = tuple(judged(experiment, metric, seen) for metric in experiment.metrics)
-    return Verdict(percent, (control, candidate), stopped, metrics)
+    metrics = [] if stopped else [judged(experiment, metric, percent, seen) for metric in experiment.metrics]
+    return Verdict(percent, (control, candidate), stopped, tuple(metrics))
 
 
 def lines(found: Iterable[Verdict]) -> list[str]:

@@ -6,10 +6,11 @@ central limit theory and asymptotic confidence sequences"): of an estimate with 
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
+Cluster = tuple[int, float]  # how many values it has, at least one, and their sum
 FEWEST = 30  # clusters of an arm; the sequence rests on a central limit theorem
 
 
@@ -23,19 +24,19 @@ class Mean:
     variance: float
 
 
-def mean(clusters: Iterable[tuple[int, float]]) -> Mean:
-    """The mean of values that come in clusters, each as their number and sum: all ratings of one subject, say.
+def mean(clusters: Sequence[Cluster]) -> Mean:
+    """The mean of values that come in clusters: all ratings of one subject, say.
 
     Clusters are independent, values within one need not be. The variance is the linearised one of a ratio of two sums, as
     survey statistics and cluster-robust regression on a constant have it (HC1, with clusters / (clusters - 1)).
     """
-    found = [(number, total) for number, total in clusters if number]
-    values = sum(number for number, _ in found)
-    if len(found) < 2:
-        return Mean(len(found), values, sum(total for _, total in found) / values if values else 0, math.inf)
-    middle = sum(total for _, total in found) / values
-    squares = sum((total - middle * number) ** 2 for number, total in found)
-    return Mean(len(found), values, middle, squares / values**2 * len(found) / (len(found) - 1))
+    many = len(clusters)
+    values = sum(number for number, _ in clusters)
+    middle = sum(total for _, total in clusters) / values if values else 0.0
+    if many < 2:
+        return Mean(many, values, middle, math.inf)
+    squares = sum((total - middle * number) ** 2 for number, total in clusters)
+    return Mean(many, values, middle, squares / values**2 * many / (many - 1))
 
 
 def tuning(alpha: float) -> float:
@@ -46,27 +47,27 @@ def tuning(alpha: float) -> float:
 
 def margin(variance: float, planned: float, alpha: float) -> float:
     """Half the width of the interval of an estimate with this variance, narrowest where that is PLANNED."""
-    if not 0 < variance < math.inf:
-        return math.inf
     time, mixed = 1 / variance, tuning(alpha) / planned
     return math.sqrt((time + mixed) * math.log((time + mixed) / (mixed * alpha**2))) / time
 
 
 def difference(
-    control: Mean, candidate: Mean, planned: float, alpha: float, fewest: int = FEWEST
+    control: Sequence[Cluster],
+    candidate: Sequence[Cluster],
+    planned: float,
+    alpha: float,
+    fewest: int = FEWEST,
 ) -> tuple[float, float]:
-    """The interval of candidate less control; all numbers, where an arm has fewer than FEWEST clusters, or values all alike."""
-    if min(control.clusters, candidate.clusters) < fewest:
+    """The interval of candidate less control, whose values are of 0 to 1; all numbers, where an arm has too few clusters.
+
+    To each arm a value of 0 and one of 1 is added: of rare events the variance is underestimated, or 0, and without it the
+    interval would exclude 0 far too often (Agresti and Caffo 2000, "Simple and effective confidence intervals for proportions").
+    """
+    if min(len(control), len(candidate)) < fewest:
         return -math.inf, math.inf
-    half = margin(control.variance + candidate.variance, planned, alpha)
-    middle = candidate.mean - control.mean
-    return middle - half, middle + half
-
-
-def variance_to_find(effect: float, power: float, alpha: float) -> float:
-    """The variance at which a difference of EFFECT is found with this power."""
-    unit = margin(1, 1, alpha)  # in standard errors, where it is narrowest
-    return (effect / (unit + NormalDist().inv_cdf(power))) ** 2
+    one, other = (mean([*arm, (1, 0.0), (1, 1.0)]) for arm in (control, candidate))
+    half = margin(one.variance + other.variance, planned, alpha)
+    return other.mean - one.mean - half, other.mean - one.mean + half
 
 
 def effect_found(variance: float, power: float, alpha: float) -> float:

@@ -55,10 +55,12 @@ def test_an_experiment_says_what_each_rung_finds(tmp_path: Path, capsys: pytest.
         ({"unit": "request", "expects": EXPECTS | {"ratings": 2}}, "6000 requests a day × 14 days and 2 ratings a day × 14 days"),
         ({"candidate": "support-7"}, "both arms are 'support-7'"),
         ({"candidate": None}, "candidate is None"),
+        ({"ladder": [50, 99]}, "at 99 % the control has 20 subjects that rate"),
         ({"ladder": [5, 101]}, "ladder is [5, 101]"),
         ({"ladder": [25, 5]}, "ladder is [25, 5]"),
         ({"ladder": [100]}, "ladder is [100]"),
         ({"ladder": []}, "ladder is []"),
+        ({"unit": ["subject"]}, "unit is ['subject']"),
         ({"unit": "click"}, "unit is 'click': take subject, conversation, request"),
         ({"tenants": []}, "tenants is []"),
         ({"minimum": 10}, "minimum is 10: write a whole number of 30 or more"),
@@ -67,6 +69,9 @@ def test_an_experiment_says_what_each_rung_finds(tmp_path: Path, capsys: pytest.
         ({"metrics": [THUMB] * 2}, "both metrics are 'thumb'"),
         ({"metrics": [THUMB, CORRECTED | {"better": "more"}]}, "better of corrected is 'more'"),
         ({"metrics": [THUMB, CORRECTED | {"difference": float("nan")}]}, "difference of corrected is nan"),
+        ({"metrics": [THUMB, CORRECTED | {"difference": float("inf")}]}, "difference of corrected is inf"),
+        ({"metrics": [THUMB, CORRECTED | {"name": ["a"]}]}, "a metric's name is ['a']"),
+        ({"expects": EXPECTS | {"ratings": float("inf")}}, "ratings is inf"),
         ({"expects": EXPECTS | {"alike": 2}}, "alike is 2"),
         ({"expects": EXPECTS | {"ratings": 0}}, "ratings is 0"),
         ({"expects": None}, "expects is None: write subjects"),
@@ -147,10 +152,11 @@ def test_fewer_units_than_the_minimum_have_no_interval(
 def test_shares_that_are_not_as_declared_stop_the_verdict(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert shown(tmp_path, outcomes(0.75, candidates=800)) == 3
-    said = capsys.readouterr().out
-    assert "the candidate has 800 of 1800 units instead of 50 %" in said
-    assert "better" not in said
+    for options in ([], ["--json"]):
+        assert shown(tmp_path, outcomes(0.75, candidates=800), *options) == 3
+        said = capsys.readouterr().out
+        assert "the candidate has 800 of 1800 units instead of 50 %" in said
+        assert "better" not in said
 
 
 def test_units_that_met_both_arms_stop_the_verdict(
@@ -159,6 +165,16 @@ def test_units_that_met_both_arms_stop_the_verdict(
     crossed = {"unit": "control-5", "arm": "candidate", "percent": 50}
     assert shown(tmp_path, [*outcomes(0.75), crossed]) == 3
     assert "1 units met both arms" in capsys.readouterr().out
+
+
+def test_what_is_no_json_is_refused_with_the_number_of_its_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "outcomes.jsonl"
+    for line in (b'{"unit": "\xff"}', b"[" * 100_000):
+        path.write_bytes(line)
+        assert main(["experiment", "show", written(tmp_path), "--outcomes", str(path)]) == 1
+        assert "line 1: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import random
 import pytest
 
 from llmkeep.experiments import sequential
-from llmkeep.experiments.sequential import Mean
 
 ALPHA, LOOKS = 0.01, 20
 
@@ -32,15 +31,14 @@ def looked_at(seed: int, difference: float, per_look: int, planned: float, alike
     for look in range(1, LOOKS + 1):
         control += arm(chance, 0.6, per_look, 4, alike)
         candidate += arm(chance, 0.6 + difference, per_look, 4, alike)
-        low, high = sequential.difference(
-            sequential.mean(control), sequential.mean(candidate), planned, ALPHA
-        )
+        low, high = sequential.difference(control, candidate, planned, ALPHA)
         if low > 0 or high < 0:
             return look
     return None
 
 
-PLANNED = sequential.variance_to_find(0.05, 0.95, ALPHA)
+# At which 5 points are found with 95 % power.
+PLANNED = (0.05 / sequential.effect_found(1, 0.95, ALPHA)) ** 2
 # So many subjects an arm and look that the last look has the planned variance: a rating's variance is 0.24, of four alike ones
 # of a fifth of the subjects 0.24 * (1 + 3 * 0.2) / 4.
 PER_LOOK = math.ceil(2 * 0.24 * (1 + 3 * 0.2) / 4 / PLANNED / LOOKS)
@@ -76,17 +74,30 @@ def test_the_interval_is_narrowest_in_standard_errors_where_it_was_planned_to_be
     assert errors(1e-4) < min(errors(1e-3), errors(1e-5))
 
 
-@pytest.mark.parametrize("clusters", [[], [(1, 1.0)], [(1, 1.0)] * 29], ids=["none", "one", "fewer than 30"])
-def test_of_few_clusters_there_is_no_interval(clusters: list[tuple[int, float]]) -> None:
-    few = sequential.mean(clusters)
-    many = sequential.mean([(1, 1.0), (1, 0.0)] * 50)
-    assert sequential.difference(few, many, 1e-4, ALPHA) == (-math.inf, math.inf)
+@pytest.mark.parametrize("few", [0, 1, 29])
+def test_of_few_clusters_there_is_no_interval(few: int) -> None:
+    many = [(1, 1.0), (1, 0.0)] * 50
+    assert sequential.difference([(1, 1.0)] * few, many, 1e-4, ALPHA) == (-math.inf, math.inf)
 
 
-def test_of_values_that_are_all_alike_there_is_no_interval() -> None:
-    same = sequential.mean([(1, 1.0)] * 100)
-    assert same == Mean(100, 100, 1.0, 0.0)
-    assert sequential.difference(same, same, 1e-4, ALPHA) == (-math.inf, math.inf)
+def test_rare_events_of_equal_arms_are_told_apart_no_more_often() -> None:
+    """A twentieth of the units has the candidate, and one of twenty is an event: the first thirty often have none."""
+    told = 0
+    for seed in range(300):
+        chance = random.Random(seed)  # noqa: S311 - a simulation
+        events, units = [0, 0], [0, 0]
+        for _ in range(LOOKS):
+            for arm, more in enumerate((190, 10)):
+                units[arm] += more
+                events[arm] += chance.binomialvariate(more, 0.05)
+            control, candidate = (
+                [(1, 1.0)] * events[arm] + [(1, 0.0)] * (units[arm] - events[arm]) for arm in (0, 1)
+            )
+            low, high = sequential.difference(control, candidate, 3e-4, ALPHA)
+            if low > 0 or high < 0:
+                told += 1
+                break
+    assert told <= 4
 
 
 def test_the_mean_and_its_variance_are_those_of_cluster_robust_regression() -> None:
