@@ -1,5 +1,6 @@
 #!/usr/bin/python3.13
-"""What a rating costs: CPU time of a gateway for a `POST /v1/feedback`, beside an answer, and of the id that an answer gets.
+"""What a rating costs: CPU time of a gateway for a `POST /v1/feedback`, beside an answer; of the id that an answer gets, and of
+its assignment to an arm of an experiment.
 
 One gateway, as in bench/gateway.py, with a journal; answers and ratings are measured in turns. Each rating is on disk when it
 is acknowledged, so its latency is that of the disk.
@@ -20,11 +21,17 @@ from stand import PYTHON, ROOT, Round, Server, Stand, first_bytes, http_request,
 
 BUDGET_RATING_US, BUDGET_ID_US = 2000, 10
 SETUP = """
+from llmserve.access.experiments import Experiment
 from llmserve.access.identity import Identity
 from llmserve.feedback.response_ids import ResponseIds
 ids, who = ResponseIds(bytes(32)), Identity("api_key", "1", "ada", "research", ())
+experiment = Experiment("support-12", "support", "support-7", "support-8", "subject", 50, "0123456789abcdef" * 2)
 """
-ISSUE, TIMES = "ids.issue('0123456789abcdef', who)", 20_000
+ISSUE, ASSIGN, TIMES = (
+    "ids.issue('0123456789abcdef', who)",
+    "experiment.assign(who, '0123456789abcdef')",
+    20_000,
+)
 
 
 def servers(stand: Stand) -> list[Server]:
@@ -45,11 +52,9 @@ def servers(stand: Stand) -> list[Server]:
     return [answers, replace(answers, name="ratings", request=head + b"\r\n\r\n" + body.encode())]
 
 
-def id_us() -> float:
-    """CPU time of one id, in microseconds: the best of five rounds."""
-    code = (
-        f"import time, timeit; print(min(timeit.repeat({ISSUE!r}, {SETUP!r}, time.process_time, 5, {TIMES})))"
-    )
+def cpu_us(statement: str) -> float:
+    """CPU time of a statement, in microseconds: the best of five rounds."""
+    code = f"import time, timeit; print(min(timeit.repeat({statement!r}, {SETUP!r}, time.process_time, 5, {TIMES})))"
     done = subprocess.run([PYTHON, "-c", code], cwd=ROOT / "payload", check=True, capture_output=True)
     return float(done.stdout) / TIMES * 1e6
 
@@ -71,17 +76,18 @@ def main() -> int:
         for connections in options.connections:
             rounds = in_turns(both, connections, options.rounds, options.seconds)
             results[connections] = {name: median(each) for name, each in rounds.items()}
-    issued = id_us()
+    issued, assigned = cpu_us(ISSUE), cpu_us(ASSIGN)
     if options.json:
         told = {count: {name: asdict(each) for name, each in by.items()} for count, by in results.items()}
-        print(json.dumps({"rounds": told, "id_us": issued}))
+        print(json.dumps({"rounds": told, "id_us": issued, "assignment_us": assigned}))
         return 0
     print("| connections | | a second | gateway's CPU µs each | p50 ms | p99 ms |\n|---|---|---|---|---|---|")
     for count, by in results.items():
         for name, each in by.items():
             cells = [str(count), name, f"{each.rate:.0f}", f"{each.cpu_us['itself']:.0f}"]
             print("|", " | ".join([*cells, f"{each.p50_ms:.2f}", f"{each.p99_ms:.2f}"]), "|")
-    print(f"\nAn id: {issued:.1f} µs (budget {BUDGET_ID_US}); a rating's budget is {BUDGET_RATING_US} µs")
+    cost = f"An id: {issued:.1f} µs, an assignment: {assigned:.1f} µs (budget of both {BUDGET_ID_US})"
+    print(f"\n{cost}; a rating's budget is {BUDGET_RATING_US} µs")
     return 0
 
 

@@ -1,20 +1,30 @@
-"""`llmkeep experiment check`: whether an experiment can find what it asks. `llmkeep experiment show`: what came out so far."""
+"""`llmkeep experiment check`: whether an experiment can find what it asks. `policy`: its entry in policy, by which gateways
+assign users to its arms. `show`: what came out so far.
+"""
 
 import argparse
 import json
 import math
+import re
+import secrets
+import sys
 from collections.abc import Iterable
 from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
+
+import yaml
 
 from llmkeep.errors import LlmkeepError
 from llmkeep.experiments import outcomes
 from llmkeep.experiments.definition import ALPHA, POWER, UNITS, Experiment, read
 
 STOPPED = 3
+ASSIGNED_BY = ("subject", "request")  # units that a gateway knows
+SALT = re.compile("[A-Za-z0-9]{16,64}")
 CHECK = """Reads experiments and says what each rung of their ladders will find. Exit codes: 0 they can run; 1 one cannot, or two
 of them would ask the same tenants about the same model; the message has the arithmetic."""
+POLICY = """Prints the entry of an experiment for llm/experiments/data.yaml of the policy. Exit codes: 0 printed; 1 refused."""
 SHOW = """Compares both arms on each rung, by intervals that hold however often they are looked at. Exit codes: 0 told; 1 refused;
 3 there is no verdict for a rung, since its units were not assigned as declared."""
 
@@ -54,6 +64,29 @@ def _check(given: argparse.Namespace) -> int:
     return 0
 
 
+def _policy(given: argparse.Namespace) -> int:
+    experiment = read(given.file)
+    if experiment.unit not in ASSIGNED_BY:
+        raise LlmkeepError(
+            f"unit of {experiment.name} is {experiment.unit!r}, which no request names: take {' or '.join(ASSIGNED_BY)}"
+        )
+    if given.percent not in (0, *experiment.ladder):
+        raise LlmkeepError(
+            f"--percent is {given.percent}: {experiment.name} has the steps {', '.join(map(str, experiment.ladder))}, and 0"
+        )
+    if given.salt is not None and not SALT.fullmatch(given.salt):
+        raise LlmkeepError(
+            f"--salt is {given.salt!r}: give 16 to 64 letters and digits, those that policy has"
+        )
+    if given.salt is None:
+        print("a new salt assigns all units anew: at the next step give this one by --salt", file=sys.stderr)
+    entry = {name: getattr(experiment, name) for name in ("model", "control", "candidate", "unit")}
+    entry |= {"tenants": list(experiment.tenants), "percent": given.percent}
+    entry["salt"] = given.salt or secrets.token_hex(16)
+    print(yaml.safe_dump({experiment.name: entry}, sort_keys=False), end="")
+    return 0
+
+
 def _show(given: argparse.Namespace) -> int:
     experiment = read(given.file)
     seen = outcomes.read(given.outcomes, experiment)
@@ -80,6 +113,15 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     check = verbs.add_parser("check", help="whether experiments can find what they ask", description=CHECK)
     check.add_argument("files", nargs="+", type=Path, metavar="FILE", help="experiments/*.yml")
     check.set_defaults(run=_check)
+    policy = verbs.add_parser(
+        "policy", help="its entry in policy, by which gateways assign users", description=POLICY
+    )
+    policy.add_argument("file", type=Path, metavar="FILE", help="the experiment")
+    policy.add_argument(
+        "--percent", type=int, required=True, help="a step of its ladder; 0: the control alone"
+    )
+    policy.add_argument("--salt", help="what policy has already (default: a new one)")
+    policy.set_defaults(run=_policy)
     show = verbs.add_parser("show", help="what came out so far", description=SHOW)
     show.add_argument("file", type=Path, metavar="FILE", help="the experiment")
     show.add_argument(

@@ -1,4 +1,6 @@
-"""The journal of ratings, as gateways write it and training reads it: JSON lines in files of an hour each, `KIND-HOUR.jsonl`."""
+"""The journal of ratings and of assignments to arms, as gateways write it and training reads it: JSON lines in files of an
+hour each, `KIND-HOUR.jsonl`.
+"""
 
 import json
 from collections.abc import Iterator
@@ -6,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 Record = dict[str, Any]
-RATED, ANSWERED = "rated", "answered"  # kinds
+RATED, ANSWERED, ASSIGNED = "rated", "answered", "assigned"  # kinds
 TRANSACTION, SUBJECT, TENANT, TIME = "transaction.id", "user.id", "organization.id", "@timestamp"
-FIELD = "llmkeep.feedback."
+FIELD, ARM_FIELD = "llmkeep.feedback.", "llmkeep.experiment."
 
 
 def files(folder: Path, kind: str = "*") -> list[Path]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llmserve.access.decision import Decision
+from llmserve.access.experiments import Assigned
 from llmserve.access.identity import Identity
 
 Scope = MutableMapping[str, Any]
@@ -40,6 +41,7 @@ class Exchange:
     address: str | None = None  # of the client, as seen by the edge
     route: str = OTHER_ROUTE
     model: str | None = None
+    assigned: Assigned | None = None  # to an arm of an experiment, which the client must not learn
     status: int = 0
     code: str | None = None  # error code, if any
     streaming: bool = False

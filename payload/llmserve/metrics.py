@@ -168,7 +168,7 @@ class Metrics:
         self.audit_suppressed = counter("llm_audit_suppressed", "Refusals counted but not recorded")
         self.ratings = counter("llm_ratings", "Ratings kept, by thumb and stars", ["thumb", "stars"])
         self.answers_not_kept = counter(
-            "llm_answers_not_kept", "Answers that may be learned from and could not be kept"
+            "llm_answers_not_kept", "Answers to learn from, and assignments to arms, that could not be kept"
         )
         self.tasks = gauge("llm_event_loop_tasks", "asyncio tasks of this process")
         self.admission = gauge(

@@ -3,6 +3,8 @@
 import secrets
 from dataclasses import dataclass, field
 
+from llmserve.access.experiments import Experiment
+
 
 class PolicyUnavailable(Exception):
     """The policy engine gave no valid decision; the message says why, for the log."""
@@ -25,7 +27,8 @@ class Rate:
 @dataclass(frozen=True, slots=True)
 class Decision:
     """`models` None means all; `rule` names the rule that decided. `weight` is the tenant's, where an engine is full, and so is
-    `keep_prompts`: its prompts, answers and what is said about them may be kept to learn from.
+    `keep_prompts`: its prompts, answers and what is said about them may be kept to learn from. `experiments`: those in which
+    the tenant takes part.
     `id` identifies this evaluation in the audit record.
     """
 
@@ -39,11 +42,16 @@ class Decision:
     weight: int = 1
     log_prompt: bool = False
     keep_prompts: bool = False
+    experiments: tuple[Experiment, ...] = ()
     id: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def permits(self, model: str) -> bool:
         """Whether this model may be used, or its existence revealed."""
         return self.models is None or model in self.models
+
+    def experiment(self, model: str) -> Experiment | None:
+        """The experiment about this model, or None."""
+        return next((each for each in self.experiments if each.model == model), None)
 
 
 def number(answer: dict[str, object], name: str) -> int:
@@ -62,6 +70,26 @@ def text(answer: dict[str, object], name: str) -> str:
     return value
 
 
+def parse_experiment(given: object) -> Experiment:
+    """An experiment of the decision; raises PolicyUnavailable if it is invalid."""
+    if not isinstance(given, dict):
+        raise PolicyUnavailable("an experiment of the decision is not an object")
+    unit, percent = given.get("unit"), number(given, "percent")
+    if unit not in ("subject", "request") or percent > 100:
+        raise PolicyUnavailable(
+            f"an experiment's unit is {str(unit)[:40]!r} and its percentage {percent}: subject or request, 0 to 100"
+        )
+    return Experiment(
+        text(given, "name"),
+        text(given, "model"),
+        text(given, "control"),
+        text(given, "candidate"),
+        unit,
+        percent,
+        text(given, "salt"),
+    )
+
+
 def parse_decision(answer: object) -> Decision:
     """Parse the policy's decision; raises PolicyUnavailable if it is invalid. Only exactly `true` allows."""
     if not isinstance(answer, dict) or not isinstance(answer.get("allow"), bool):
@@ -77,6 +105,9 @@ def parse_decision(answer: object) -> Decision:
     weight = number(answer, "weight") if "weight" in answer else 1  # absent in policies of earlier releases
     if not weight:
         raise PolicyUnavailable("the decision's weight is 0, which would never be served")
+    experiments = answer.get("experiments", [])  # absent in policies of earlier releases
+    if not isinstance(experiments, list):
+        raise PolicyUnavailable("the decision's experiments are not a list")
     return Decision(
         allow=True,
         reason=reason,
@@ -94,4 +125,5 @@ def parse_decision(answer: object) -> Decision:
         weight=weight,
         log_prompt=answer["log_prompt"] is True,
         keep_prompts=answer.get("keep_prompts") is True,  # absent in policies of earlier releases
+        experiments=tuple(parse_experiment(each) for each in experiments),
     )

@@ -1,6 +1,7 @@
 """Responses to clients: a whole body, or the frames of a stream. One class per endpoint."""
 
 import json
+import re
 import time
 from typing import Protocol
 
@@ -10,6 +11,7 @@ from llmserve.api.errors import ApiError
 from llmserve.protocol import Done, Event
 
 END = b"data: [DONE]\n\n"
+DATA = re.compile(rb"^data: ?(\{.*\})\r?$", re.MULTILINE)  # of an upstream's event
 
 
 def usage(done: Done) -> dict[str, int]:
@@ -53,9 +55,20 @@ class Rendering(Protocol):
 class OpenAiRendering:
     """Chat completions and completions, which differ only in a few names."""
 
-    def __init__(self, chat: bool, identifier: str, model: str, revision: str, include_usage: bool) -> None:
-        """`chat`: chat completions. `identifier`: by which the answer can be rated."""
+    def __init__(
+        self,
+        chat: bool,
+        identifier: str,
+        model: str,
+        revision: str,
+        include_usage: bool,
+        blind: bool = False,
+    ) -> None:
+        """`chat`: chat completions. `identifier`: by which the answer can be rated. `blind`: what an upstream says of its model
+        is replaced.
+        """
         self.chat = chat
+        self.blind = blind
         self.include_usage = include_usage
         self.passing = False
         self.head: dict[str, object] = {
@@ -68,9 +81,10 @@ class OpenAiRendering:
         self.before = self.after = b""
 
     def whole(self, done: Done) -> bytes:
-        """An upstream's body passes through unchanged."""
+        """An upstream's body passes through unchanged, unless it must not tell its model."""
         if done.passed is not None:
-            return done.passed.encode()
+            passed = done.passed.encode()
+            return self.undisclosed(passed) if self.blind else passed
         choice: dict[str, object] = {"index": 0, "logprobs": None, "finish_reason": done.finish_reason}
         if self.chat:
             choice["message"] = {"role": "assistant", "content": done.text, "refusal": None}
@@ -103,9 +117,18 @@ class OpenAiRendering:
         return self.before + json.dumps(text, ensure_ascii=False).encode() + self.after
 
     def event(self, passed: Event) -> bytes:
-        """Passed through unchanged; the usage only if the client requested it."""
+        """Passed through unchanged, unless it must not tell its model; the usage only if the client requested it."""
         self.passing = True
-        return b"" if passed.usage and not self.include_usage else passed.data
+        if passed.usage and not self.include_usage:
+            return b""
+        found = DATA.search(passed.data) if self.blind else None
+        return b"data: " + self.undisclosed(found[1]) + b"\n\n" if found else passed.data
+
+    def undisclosed(self, passed: bytes) -> bytes:
+        """An upstream's object with the model and fingerprint that this rendering gives."""
+        content = json.loads(passed)  # unlike pydantic's, it takes halves of surrogate pairs
+        content |= {name: self.head[name] for name in ("model", "system_fingerprint")}
+        return json.dumps(content).encode()
 
     def last(self, done: Done) -> bytes:
         """Finish reason, usage if requested, and [DONE]; an upstream has already sent the first two."""

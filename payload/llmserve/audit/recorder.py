@@ -4,6 +4,7 @@ import hmac
 import time
 from functools import partial
 
+from llmserve.access.experiments import Assigned
 from llmserve.asgi import Exchange
 from llmserve.audit.redact import redact
 from llmserve.audit.refusals import Refusals, source
@@ -13,6 +14,16 @@ from llmserve.audit.writer_client import AuditClient
 def phase(name: str, kind: str, outcome: str) -> dict[str, object]:
     """What tells the records of one exchange apart."""
     return {"llmkeep.audit.phase": name, "event.type": [kind], "event.outcome": outcome}
+
+
+def of_arm(assigned: Assigned) -> dict[str, object]:
+    """What is recorded of an assignment to an arm. Where the candidate was away, the control answered."""
+    told: dict[str, object] = {
+        "llmkeep.experiment.name": assigned.experiment,
+        "llmkeep.experiment.arm": assigned.arm,
+        "llmkeep.experiment.percent": assigned.percent,
+    }
+    return told | {"llmkeep.experiment.away": True} if assigned.away else told
 
 
 INTENT = phase("intent", "access", "unknown")
@@ -120,4 +131,6 @@ class Recorder:
             event["llmkeep.decision.id"] = decision.id
             event["llmkeep.decision.rule"] = decision.rule
             event["llmkeep.decision.revision"] = decision.revision
+        if exchange.assigned:
+            event |= of_arm(exchange.assigned)
         return event

@@ -1,4 +1,4 @@
-"""`llm-serve feedback list | forget | expire | ship`: the ratings of this host's gateways, and what is kept to learn from."""
+"""`llm-serve feedback list | outcomes | forget | expire | ship`: this host's ratings, and what is kept to learn from."""
 
 import argparse
 import os
@@ -14,7 +14,7 @@ from pydantic_core import to_json
 from llmcore import logs, ratings
 from llmcore.config import ConfigError
 from llmcore.files import flush
-from llmserve.feedback import journal, ship
+from llmserve.feedback import journal, outcomes, ship
 
 FOLDER = Path("/var/lib/llm-feedback")
 PKI = Path("/etc/llmkeep/pki")
@@ -26,6 +26,18 @@ def add_commands(commands: Any) -> None:
     verbs = feedback.add_subparsers(dest="verb", required=True)
     listing = verbs.add_parser("list", help="the last rating of each answer, a JSON object a line")
     listing.set_defaults(run=list_command)
+    coming = verbs.add_parser(
+        "outcomes", help="what came of an experiment, as `llmkeep experiment show --outcomes` reads it"
+    )
+    coming.add_argument("--experiment", required=True, metavar="NAME", help="as policy names it")
+    coming.add_argument(
+        "--metrics",
+        nargs="+",
+        choices=outcomes.METRICS,
+        default=["thumb", "corrected"],
+        help="those that the experiment fixed in advance (default thumb corrected)",
+    )
+    coming.set_defaults(run=outcomes_command)
     forget = verbs.add_parser(
         "forget", help="remove ratings, prompts and answers of a subject, and show that none is left"
     )
@@ -57,7 +69,7 @@ def add_commands(commands: Any) -> None:
         "--pki", type=Path, default=PKI, help=f"root.pem, host.pem and host.key (default {PKI})"
     )
     shipping.set_defaults(run=ship_command)
-    for each in listing, forget, expire, shipping:
+    for each in listing, coming, forget, expire, shipping:
         each.add_argument("--folder", type=Path, default=FOLDER, help=f"of the journal (default {FOLDER})")
 
 
@@ -81,6 +93,12 @@ def own(folder: Path) -> Path:
 def list_command(options: argparse.Namespace) -> int:
     for record in ratings.by_transaction(own(options.folder), ratings.RATED).values():
         sys.stdout.write(to_json(record).decode() + "\n")
+    return 0
+
+
+def outcomes_command(options: argparse.Namespace) -> int:
+    for outcome in outcomes.outcomes(own(options.folder), options.experiment, options.metrics):
+        sys.stdout.write(to_json(outcome).decode() + "\n")
     return 0
 
 

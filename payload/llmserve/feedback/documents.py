@@ -51,8 +51,13 @@ def operations(marked: Record, document: Record | None) -> list[Record]:
     return [history, latest]
 
 
+def corrected(record: Record) -> bool:
+    """Whether a rating came with a correction, whose text is kept of tenants that consent alone."""
+    return f"{FIELD}corrected" in record or f"{FIELD}correction" in record
+
+
 def document(record: Record, answer: Record) -> Record:
     """The document of a rating; `answer`: what the journal has of its answer, if anything."""
     told = {name: record[name] for name in GIVEN if name in record}
     told |= {name: answer[name] for name in OF_ANSWER if name in answer}
-    return told | {f"{FIELD}corrected": f"{FIELD}correction" in record}
+    return told | {f"{FIELD}corrected": corrected(record)}

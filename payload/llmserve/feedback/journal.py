@@ -1,4 +1,5 @@
-"""Ratings, and the exchanges that may be rated, as JSON lines in files of an hour each, on a volume that keeps them.
+"""Ratings, the exchanges that may be rated, and assignments to arms, as JSON lines in files of an hour each, on a volume that
+keeps them.
 
 All gateways of a host write into one folder. Each batch opens its file anew, under a lock that `forget` takes as well, so that
 files can be rewritten while gateways run.
@@ -17,7 +18,7 @@ from pathlib import Path
 from pydantic_core import to_json
 
 from llmcore.files import flush, replacing, write_aside
-from llmcore.ratings import ANSWERED, FIELD, RATED, Record, files, read
+from llmcore.ratings import ANSWERED, ASSIGNED, FIELD, RATED, Record, files, read
 from llmserve.api.errors import ApiError, unavailable
 from llmserve.audit.redact import scrubbed
 from llmserve.feedback.documents import mark
@@ -156,21 +157,21 @@ def expire(folder: Path, days: int) -> int:
     return removed
 
 
-def kept_bytes(folder: Path) -> int:
-    """Size of all answers in the journal."""
-    return sum(path.stat().st_size for path in files(folder, ANSWERED) if path.exists())
+def kept_bytes(folder: Path, kind: str) -> int:
+    """Size of all records of a kind in the journal."""
+    return sum(path.stat().st_size for path in files(folder, kind) if path.exists())
 
 
 class Journal:
     """The journal of one gateway process. Records that arrive while the disk is busy share the next flush."""
 
     def __init__(self, folder: Path, metrics: Metrics, answer_bytes: int = 1 << 30) -> None:
-        """`answer_bytes`: with more answers in the journal none is kept any more; ratings are."""
+        """`answer_bytes`: with more answers in the journal none is kept any more, and so with assignments; ratings are."""
         self.folder = folder
         self.metrics = metrics
         self.answer_bytes = answer_bytes
         self.looked = -LOOK_SECONDS  # time.monotonic() of the last look at the size
-        self.full = False
+        self.full: set[str] = set()  # kinds
         self.waiting: list[tuple[str, Record, asyncio.Future[None] | None]] = []
         self.task: asyncio.Task[None] | None = None
 
@@ -184,10 +185,17 @@ class Journal:
 
     def answered(self, record: Record) -> None:
         """Keep an exchange, with the next flush. Where that fails it cannot be learned from, and nothing else is lost."""
-        if self.full or len(self.waiting) >= MOST_WAITING:
+        self.note(ANSWERED, record)
+
+    def assigned(self, record: Record) -> None:
+        """Keep an assignment to an arm, in the same way. Where that fails its rating is no outcome."""
+        self.note(ASSIGNED, record)
+
+    def note(self, kind: str, record: Record) -> None:
+        if kind in self.full or len(self.waiting) >= MOST_WAITING:
             self.metrics.answers_not_kept.inc()
         else:
-            self.put(ANSWERED, record, None)
+            self.put(kind, record, None)
 
     def put(self, kind: str, record: Record, done: asyncio.Future[None] | None) -> None:
         self.waiting.append((kind, record, done))
@@ -198,7 +206,9 @@ class Journal:
         """In a thread: write, and look now and then how much there is; raises OSError."""
         append(self.folder, records)
         if time.monotonic() >= self.looked + LOOK_SECONDS:
-            self.looked, self.full = time.monotonic(), kept_bytes(self.folder) > self.answer_bytes
+            self.looked = time.monotonic()
+            kinds = ANSWERED, ASSIGNED
+            self.full = {kind for kind in kinds if kept_bytes(self.folder, kind) > self.answer_bytes}
 
     async def write(self) -> None:
         """Write until nothing waits. Whatever fails, no client waits for ever."""

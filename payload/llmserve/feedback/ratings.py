@@ -6,11 +6,12 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 
-from llmcore.ratings import FIELD, SUBJECT, TENANT, TIME, TRANSACTION
+from llmcore.ratings import ARM_FIELD, FIELD, SUBJECT, TENANT, TIME, TRANSACTION
 from llmserve.api.errors import ApiError
 from llmserve.api.requests import parse_body
 from llmserve.api.response_models import Shape
 from llmserve.asgi import Exchange
+from llmserve.audit.recorder import of_arm
 from llmserve.feedback.journal import Journal
 from llmserve.feedback.response_ids import ResponseIds
 from llmserve.metrics import Metrics
@@ -90,6 +91,8 @@ class Ratings:
         for name in "thumb", "stars", "reason":
             if (value := getattr(asked, name)) is not None:
                 record[FIELD + name] = value
+        if asked.correction is not None:
+            record[FIELD + "corrected"] = True  # also where its text is not kept
         if decision.keep_prompts:
             for name in "comment", "correction":
                 if (text := getattr(asked, name)) is not None:
@@ -122,6 +125,22 @@ class Ratings:
                 "llm.revision": revision,
                 FIELD + "prompt": prompt,
                 FIELD + "answer": answer,
+            }
+        )
+
+    def assigned(self, exchange: Exchange) -> None:
+        """Keep which arm of an experiment is asked: no text, so it needs no consent; the subject, so that it can be forgotten."""
+        assigned, identity = exchange.assigned, exchange.identity
+        if assigned is None or identity is None or self.journal is None:
+            return
+        self.journal.assigned(
+            {
+                TIME: now(),
+                TRANSACTION: exchange.transaction,
+                SUBJECT: identity.subject,
+                TENANT: identity.tenant,
+                **of_arm(assigned),
+                ARM_FIELD + "unit": assigned.unit,
             }
         )
 

@@ -4,6 +4,7 @@ import asyncio
 import re
 import time
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 
 from llmserve.api.errors import ApiError, unavailable
@@ -21,12 +22,13 @@ from llmserve.gateway import parsed_requests
 from llmserve.gateway.answer_source import AnswerSource, failure
 from llmserve.gateway.parsed_requests import ParsedRequest, ParsedRequests, Read
 from llmserve.gateway.state import State, no_such_model
-from llmserve.protocol import Delta, Done, Event, Failed, Hello
+from llmserve.protocol import Delta, Done, Event, Failed, Generate, Hello
 from llmserve.settings import Limits
 from llmserve.upstream.admission import Place
 from llmserve.upstream.instances import RoutedRequest
 
 BYTES_A_TOKEN = 3  # to estimate a prompt's tokens before the engine counts them; English has four
+UNDISCLOSED = "undisclosed"  # in place of an arm's revision, which would tell the arm
 LAST_WORD_SECONDS = 5.0  # time to send the error event that ends a broken stream
 EVENT_STREAM = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -66,6 +68,16 @@ def collect(exchange: Exchange, text: str) -> None:
         exchange.answer.append(text)
 
 
+def blind(scope: Scope) -> bool:
+    """Whether the client must not learn which model answers."""
+    return scope["llm"].assigned is not None
+
+
+def blinded(error: ApiError, model: str, asked: str) -> ApiError:
+    """The error with the name that the client asked for in place of the arm's."""
+    return replace(error, message=error.message.replace(model, asked))
+
+
 class Completions:
     """The endpoints of models; they differ in how they parse the request and render the answer."""
 
@@ -95,7 +107,7 @@ class Completions:
         parsed = self.parse(scope, parsed_requests.chat, await read_body(scope, receive))
         routed, hello = self.route(scope, parsed.call)
         rendering = OpenAiRendering(
-            True, self.issue(scope), hello.model, hello.revision, parsed.call.include_usage
+            True, self.issue(scope), hello.model, hello.revision, parsed.call.include_usage, blind(scope)
         )
         await self.answer(scope, send, parsed, routed, rendering)
 
@@ -104,7 +116,7 @@ class Completions:
         parsed = self.parse(scope, parsed_requests.completion, await read_body(scope, receive))
         routed, hello = self.route(scope, parsed.call)
         rendering = OpenAiRendering(
-            False, self.issue(scope), hello.model, hello.revision, parsed.call.include_usage
+            False, self.issue(scope), hello.model, hello.revision, parsed.call.include_usage, blind(scope)
         )
         await self.answer(scope, send, parsed, routed, rendering)
 
@@ -125,17 +137,50 @@ class Completions:
         await self.answer(scope, send, parsed, routed, EmbeddingRendering("", hello.model))
 
     def route(self, scope: Scope, call: Call) -> tuple[RoutedRequest, Hello]:
-        """Route to the requested model, or to the first permitted one; raises ApiError 400, 404 or 503."""
+        """Route to the requested model, or to the first permitted one; raises ApiError 400, 404 or 503.
+
+        Also what the client is told of the model, which is as it asked where it is an arm of an experiment.
+        """
         visible = self.state.visible(scope["llm"])
         name = call.model if call.model is not None else next(iter(visible), "")
         if name not in visible:
             if name in self.state.instances:  # not the client's own words, and not for its eyes
                 scope["llm"].fields["gen_ai.request.model"] = name
             raise no_such_model(name, visible)
-        routed = self.state.instances[name].route(scope["llm"].identity.tenant, call.generate)
+        routed = self.of_arm(scope["llm"], name, call.generate)
+        if routed is None:
+            if name not in self.state.instances:  # the name of an experiment, where vectors are wanted
+                raise no_such_model(name, [each for each in visible if each in self.state.instances])
+            routed = self.state.instances[name].route(scope["llm"].identity.tenant, call.generate)
         refuse_undeclared(call.generate, routed.hello.fields)
         refuse_other_work(call.generate, routed.hello.dimensions, call.dimensions)
+        if scope["llm"].assigned:
+            return routed, replace(routed.hello, model=name, revision=UNDISCLOSED)
         return routed, routed.hello
+
+    def of_arm(self, exchange: Exchange, name: str, generate: Generate) -> RoutedRequest | None:
+        """Route to an arm, where policy has an experiment about `name` for this tenant; raises ApiError 503.
+
+        A candidate that is not up gives way to the control, also while it is expected back. Embeddings are never assigned:
+        vectors of two models do not compare.
+        """
+        identity, decision = exchange.identity, exchange.decision
+        experiment = decision.experiment(name) if decision else None
+        if identity is None or experiment is None or generate.inputs is not None:
+            return None
+        assigned = exchange.assigned = experiment.assign(identity, exchange.transaction)
+        if assigned.arm == "candidate":
+            candidate = self.state.instances.get(experiment.candidate)
+            if candidate is not None and candidate.up:
+                return candidate.route(identity.tenant, generate)
+            exchange.assigned = replace(assigned, away=True)
+        try:
+            if experiment.control in self.state.instances:
+                return self.state.instances[experiment.control].route(identity.tenant, generate)
+        except ApiError as error:
+            raise blinded(error, experiment.control, name) from None
+        message = f"the engine of '{name}' is unavailable: retry in a few seconds"
+        raise unavailable("engine_unavailable", message, retry_after=2)
 
     def issue(self, scope: Scope) -> str:
         """The id of the answer, and whether its text is collected, which the tenant's policy decides."""
@@ -165,6 +210,7 @@ class Completions:
         reserved = await self.state.quotas.reserve(
             identity.tenant, identity.subject, decision, prompt_tokens + call.generate.max_tokens
         )
+        self.state.ratings.assigned(exchange)
         ends = exchange.started + seconds
         tokens = min(prompt_tokens + call.generate.max_tokens, routed.hello.context)
 
@@ -195,12 +241,14 @@ class Completions:
                     answer = self.stream if call.generate.stream else self.whole
                     await answer(exchange, send, routed, rendering, source)
         except ApiError as error:
+            if exchange.assigned:
+                error = blinded(error, routed.model, exchange.assigned.model)
             # The slot is released already, so a client that reads slowly blocks nothing.
             if exchange.streaming:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(LAST_WORD_SECONDS):
                         await send({"type": "http.response.body", "body": error_event(error)})
-            raise
+            raise error
         finally:
             reserved.settle(sum(source.usage))
             if source.usage != (0, 0):  # an answer that ended early is on the record, too

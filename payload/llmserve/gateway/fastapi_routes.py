@@ -44,8 +44,9 @@ def cold_routes(state: State, plain: list[PlainRoute]) -> FastAPI:
     app = FastAPI(title="llmkeep", version="1", docs_url=None, redoc_url=None)
 
     def described(name: str) -> Model:
-        hello = state.instances[name].hello
-        if hello is None:
+        instances = state.instances.get(name)  # none: the name of an experiment
+        hello = instances.hello if instances else None
+        if instances is None or hello is None:
             return Model(id=name, context=None, revision=None, dimensions=None, parent=None)
         return Model(
             id=name,
@@ -53,7 +54,7 @@ def cold_routes(state: State, plain: list[PlainRoute]) -> FastAPI:
             revision=hello.revision,
             dimensions=hello.dimensions or None,
             parent=hello.parent or None,
-            quarantined=state.instances[name].sick,
+            quarantined=instances.sick,
         )
 
     @app.exception_handler(ApiError)

@@ -75,7 +75,8 @@ class RequestContext:
                 if exchange.response_id:
                     headers.append((b"x-llm-response-id", exchange.response_id.encode()))
                 if exchange.model:
-                    headers.append((b"x-llm-model", exchange.model.encode()))
+                    told = exchange.assigned.model if exchange.assigned else exchange.model
+                    headers.append((b"x-llm-model", told.encode()))
                 if exchange.cache:
                     headers.append((b"x-llm-cache", exchange.cache))
                     self.metrics.overhead_by[exchange.cache].observe(overhead)

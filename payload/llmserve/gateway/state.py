@@ -37,9 +37,14 @@ class State:
     draining: bool = False
 
     def visible(self, exchange: Exchange) -> list[str]:
-        """The models that this exchange's decision permits, in the order of the configuration."""
+        """The models that this exchange's decision permits, in the order of the configuration; then names of experiments that
+        are no model's own.
+        """
         decision = exchange.decision
-        return [name for name in self.instances if decision is not None and decision.permits(name)]
+        if decision is None:
+            return []
+        named = [each.model for each in decision.experiments if each.control in self.instances]
+        return [name for name in dict.fromkeys([*self.instances, *named]) if decision.permits(name)]
 
 
 def no_such_model(name: str, visible: list[str]) -> ApiError:

@@ -14,9 +14,20 @@ sys.path.append(str(ROOT))  # the payload never imports the control node; only i
 
 from llmkeep.bundle import cache as builder  # noqa: E402 - on the path added above
 from llmkeep.bundle import gguf, lock, programs  # noqa: E402 - as above
+from llmkeep.experiments import definition, outcomes  # noqa: E402 - as above
 from llmkeep.policy import source as policy_source  # noqa: E402 - as above
 
-__all__ = ["KEY", "PUBLIC_KEY", "ROOT", "bundled_model", "packed", "programs", "signed_bundle"]
+__all__ = [
+    "KEY",
+    "PUBLIC_KEY",
+    "ROOT",
+    "bundled_model",
+    "definition",
+    "outcomes",
+    "packed",
+    "programs",
+    "signed_bundle",
+]
 packed = policy_source.packed
 
 KEY = ec.generate_private_key(ec.SECP256R1())
@@ -39,9 +50,11 @@ def signed_bundle(
     key: ec.EllipticCurvePrivateKey = KEY,
     lifetime: timedelta = timedelta(days=90),
     tenants: dict[str, dict[str, object]] | None = None,
+    experiments: dict[str, dict[str, object]] | None = None,
 ) -> bytes:
-    """The tree's policy as a bundle, signed with `key`. `tenants`: its data about them."""
-    source = replace(tree_policy(), data=tree_policy().data | {"llm/tenants": tenants or {}})
+    """The tree's policy as a bundle, signed with `key`. `tenants`, `experiments`: its data about them."""
+    about = {"llm/tenants": tenants or {}, "llm/experiments": experiments or {}}
+    source = replace(tree_policy(), data=tree_policy().data | about)
     return policy_source.pack(source, revision, datetime.now(UTC) + lifetime, key)
 
 

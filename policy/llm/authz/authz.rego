@@ -40,6 +40,7 @@ granted := {
 	"rate": object.remove(data.llm.rates[rate_class], ["rank"]),
 	"weight": weight,
 	"keep_prompts": keep_prompts,
+	"experiments": sort(experiments),
 	"log_prompt": true in {data.llm.roles[role].log_prompt | some role in granting},
 }
 
@@ -105,5 +106,12 @@ weight := data.llm.tenants[input.tenant].weight
 default keep_prompts := false
 
 keep_prompts := data.llm.tenants[input.tenant].keep_prompts
+
+# Those in which the tenant takes part. Where policy has none, as in sources of earlier releases, there are none.
+experiments contains named if {
+	some name, experiment in data.llm.experiments
+	input.tenant in experiment.tenants
+	named := object.union(object.remove(experiment, ["tenants"]), {"name": name})
+}
 
 listed(words, names) := concat(" ", [words, concat(" and ", sort(names))])

@@ -54,6 +54,7 @@ test_a_role_grants_its_actions_with_its_limits if {
 		"rate": {"priority": 1, "requests_per_minute": 6},
 		"weight": 1,
 		"keep_prompts": false,
+		"experiments": [],
 		"log_prompt": false,
 	}
 }
@@ -70,6 +71,7 @@ test_two_roles_that_grant_it_give_the_wider_of_each_limit if {
 		"rate": {"priority": 5, "requests_per_minute": 60},
 		"weight": 1,
 		"keep_prompts": false,
+		"experiments": [],
 		"log_prompt": true,
 	}
 }
@@ -86,6 +88,21 @@ test_the_prompts_of_a_tenant_are_kept_where_the_data_says_so_alone if {
 	kept.keep_prompts == true
 	other := decided(asks(["reader"], "GET /generate")) with data.llm.tenants as {"other": {"keep_prompts": true}}
 	other.keep_prompts == false
+}
+
+test_a_tenant_takes_part_in_the_experiments_that_name_it_alone if {
+	arms := {"model": "large", "control": "large-1", "candidate": "large-2", "unit": "subject", "percent": 5, "salt": "s"}
+	running := {"one": object.union(arms, {"tenants": ["corp"]}), "two": object.union(arms, {"tenants": ["other"]})}
+	decision := decided(asks(["reader"], "GET /generate")) with data.llm.experiments as running
+	decision.experiments == [object.union(arms, {"name": "one"})]
+	denied := decided(asks(["reader"], "POST /generate")) with data.llm.experiments as running
+	not denied.experiments
+}
+
+test_an_experiment_grants_no_model_by_name if {
+	running := {"one": {"model": "small", "control": "small", "candidate": "large", "tenants": ["corp"]}}
+	decision := decided(asks(["writer"], "POST /generate")) with data.llm.experiments as running
+	decision.models == ["small"]
 }
 
 test_only_roles_that_grant_the_action_count if {

@@ -1,5 +1,5 @@
 # METADATA
-# title: What is wrong with roles, rates and tenants
+# title: What is wrong with roles, rates, tenants and experiments
 # description: |
 #   `llmkeep policy build` signs nothing while `data.llm.validate.problems` has an entry. Each is a sentence that names
 #   the place.
@@ -70,6 +70,20 @@ tenants_schema := {
 	},
 }
 
+experiments_schema := {
+	"type": "object",
+	"additionalProperties": false,
+	"patternProperties": {"^[a-z0-9][a-z0-9-]{0,62}$": closed({
+		"model": {"type": "string", "minLength": 1},
+		"control": {"type": "string", "minLength": 1},
+		"candidate": {"type": "string", "minLength": 1},
+		"unit": {"enum": ["subject", "request"]},
+		"tenants": object.union(words, {"minItems": 1}),
+		"percent": {"type": "integer", "minimum": 0, "maximum": 100},
+		"salt": {"type": "string", "pattern": "^[A-Za-z0-9]{16,64}$"},
+	})},
+}
+
 # METADATA
 # description: Empty when the data can be signed.
 # entrypoint: true
@@ -89,6 +103,24 @@ problems contains sprintf("llm/rates: %s: %s", [error.field, error.desc]) if {
 
 problems contains sprintf("llm/tenants: %s: %s", [error.field, error.desc]) if {
 	some error in json.match_schema(data.llm.tenants, tenants_schema)[1]
+}
+
+problems contains sprintf("llm/experiments: %s: %s", [error.field, error.desc]) if {
+	some error in json.match_schema(data.llm.experiments, experiments_schema)[1]
+}
+
+problems contains sprintf("llm/experiments: %s: both arms are %v, name two models", [name, experiment.control]) if {
+	some name, experiment in data.llm.experiments
+	experiment.control == experiment.candidate
+}
+
+problems contains sprintf("llm/experiments: %s and %s both ask %v about %v", [name, other, tenant, one.model]) if {
+	some name, one in data.llm.experiments
+	some other, two in data.llm.experiments
+	name < other
+	one.model == two.model
+	some tenant in one.tenants
+	tenant in two.tenants
 }
 
 problems contains sprintf("llm/roles: %s: llm/rates has no class %v", [name, role.rate_class]) if {

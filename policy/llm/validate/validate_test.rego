@@ -73,6 +73,77 @@ test_the_largest_weight_is_accepted if {
 	problems({}, {}) == set() with data.llm.tenants as {"corp": {"weight": 100}}
 }
 
+experiment := {
+	"model": "large",
+	"control": "large-1",
+	"candidate": "large-2",
+	"unit": "subject",
+	"tenants": ["corp"],
+	"percent": 5,
+	"salt": "0123456789abcdef",
+}
+
+# The problems of these experiments.
+experimenting(experiments) := found if {
+	found := problems({}, {}) with data.llm.experiments as experiments
+}
+
+test_experiments_that_part_tenants_or_models_are_accepted if {
+	experimenting({}) == set()
+	experimenting({
+		"one": experiment,
+		"2-two": object.union(experiment, {"tenants": ["other"], "percent": 100, "unit": "request"}),
+		"three": object.union(experiment, {"model": "small", "percent": 0}),
+	}) == set()
+}
+
+test_a_fault_of_an_experiment_is_named_with_its_place if {
+	every patch in [
+		{"percent": 101},
+		{"percent": -1},
+		{"percent": 0.5},
+		{"percent": "5"},
+		{"unit": "conversation"},
+		{"tenants": []},
+		{"tenants": "corp"},
+		{"candidate": ""},
+		{"salt": "short"},
+		{"more": 1},
+	] {
+		found := experimenting({"one": object.union(experiment, patch)})
+		count(found) > 0
+		every problem in found {
+			startswith(problem, "llm/experiments: one")
+			some key, _ in patch
+			contains(problem, key)
+		}
+	}
+}
+
+test_an_experiment_that_lacks_a_field_is_named if {
+	every key, _ in experiment {
+		some problem in experimenting({"one": object.remove(experiment, [key])})
+		contains(problem, key)
+	}
+}
+
+test_the_name_of_an_experiment_is_small_letters_digits_and_hyphens if {
+	every name in ["", "One", "a b", "a_b", "-a", "ä"] {
+		some problem in experimenting({name: experiment})
+		startswith(problem, "llm/experiments: ")
+	}
+}
+
+test_one_model_has_one_experiment_for_a_tenant if {
+	other := object.union(experiment, {"tenants": ["other", "corp"], "candidate": "large-3"})
+	experimenting({"one": experiment, "two": other}) == {"llm/experiments: one and two both ask corp about large"}
+}
+
+test_the_arms_of_an_experiment_are_two if {
+	same := object.union(experiment, {"candidate": "large-1"})
+	experimenting({"one": same}) == {"llm/experiments: one: both arms are large-1, name two models"}
+}
+
 test_a_role_that_lacks_a_limit_is_named if {
 	every key, _ in role {
 		found := validate.problems with data.llm.roles as {"reader": object.remove(role, [key])}

@@ -162,6 +162,13 @@ def test_a_rating_is_sent_with_its_model_and_without_text_and_subject(tmp_path: 
     assert list(index.of(HISTORY).values()) == [document]
 
 
+def test_a_correction_whose_text_was_not_kept_is_told_as_one(tmp_path: Path, index: Index) -> None:
+    rate(tmp_path, rating(1, corrected=True), rating(2))
+    assert shipped(tmp_path, index) == (2, 0, 0)
+    told = [source["llmkeep.feedback.corrected"] for _, source in sorted(index.of(LATEST).items())]
+    assert told == [True, False]
+
+
 def test_the_last_rating_counts_and_the_others_are_history(tmp_path: Path, index: Index) -> None:
     rate(tmp_path, rating(1, 0), rating(1, 1, thumb="down"))
     shipped(tmp_path, index)

@@ -2,13 +2,16 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import policies
 import pytest
 import yaml
 
 from llmkeep.cli import main
+from llmkeep.policy import source as policy_source
 
 GIVEN: dict[str, Any] = {
     "experiment": "support-12",
@@ -110,6 +113,38 @@ def test_two_experiments_on_one_model_are_refused_where_they_share_a_tenant(
     assert "both ask research about 'support'" in capsys.readouterr().err
     assert main(["experiment", "check", one, written(tmp_path, "two", tenants=["sales"])]) == 1
     assert "two files are the experiment 'support-12'" in capsys.readouterr().err
+
+
+def test_the_entry_in_policy_is_one_that_policy_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["experiment", "policy", written(tmp_path), "--percent", "5"]) == 0
+    told = capsys.readouterr()
+    entry = yaml.safe_load(told.out)
+    salt = entry["support-12"]["salt"]
+    assert "by --salt" in told.err
+    source = policy_source.read(policies.SOURCE)
+    changed = replace(source, data=source.data | {"llm/experiments": entry}, tests={})
+    assert policy_source.problems(changed) == []
+    assert main(["experiment", "policy", written(tmp_path), "--percent", "25", "--salt", salt]) == 0
+    told = capsys.readouterr()
+    assert yaml.safe_load(told.out)["support-12"] == entry["support-12"] | {"percent": 25}
+    assert told.err == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "changed", "told"),
+    [
+        (["--percent", "10"], {}, "--percent is 10: support-12 has the steps 5, 25, 50, 100, and 0"),
+        (["--percent", "5", "--salt", "short"], {}, "--salt is 'short'"),
+        (["--percent", "5"], {"unit": "conversation"}, "which no request names: take subject or request"),
+    ],
+)
+def test_no_entry_is_printed_that_a_gateway_could_not_follow(
+    options: list[str], changed: dict[str, Any], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["experiment", "policy", written(tmp_path, **changed), *options]) == 1
+    assert told in capsys.readouterr().err
 
 
 def outcomes(likes: float, candidates: int = 1000, percent: int = 50) -> list[dict[str, Any]]:

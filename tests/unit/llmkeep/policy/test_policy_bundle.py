@@ -27,6 +27,7 @@ from llmproof.policy_bundle import DAMAGED, EXPIRED, REPLAYED, UNSIGNED, PolicyR
 SIGNED = [
     ".manifest",
     "llm/authz/authz.rego",
+    "llm/experiments/data.json",
     "llm/meta/data.json",
     "llm/rates/data.json",
     "llm/roles/data.json",
@@ -268,7 +269,8 @@ def test_the_policy_of_a_bundle_is_what_its_files_say(places: Places) -> None:
     assert found.modules == {name: files[name].decode() for name in SIGNED if name.endswith(".rego")}
     assert found.data == {
         "llm": {
-            part: json.loads(files[f"llm/{part}/data.json"]) for part in ("meta", "rates", "roles", "tenants")
+            part: json.loads(files[f"llm/{part}/data.json"])
+            for part in ("experiments", "meta", "rates", "roles", "tenants")
         }
     }
 

@@ -1,0 +1,52 @@
+"""What came of an experiment on this host, as `llmkeep experiment show --outcomes` reads it: lines without subject and text."""
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from llmcore.ratings import (
+    ARM_FIELD,
+    ASSIGNED,
+    FIELD,
+    RATED,
+    TRANSACTION,
+    Record,
+    by_transaction,
+    files,
+    read,
+)
+from llmserve.feedback.documents import corrected
+
+METRICS = ("thumb", "stars", "corrected")
+
+
+def values(rating: Record) -> Iterator[tuple[str, float]]:
+    """Metrics of a rating, each from 0 to 1: thumb up is 1, five stars are 1 and one is 0; whether there was a correction."""
+    if (thumb := rating.get(FIELD + "thumb")) is not None:
+        yield "thumb", float(thumb == "up")
+    if (stars := rating.get(FIELD + "stars")) is not None:
+        yield "stars", (stars - 1) / 4
+    yield "corrected", float(corrected(rating))
+
+
+def outcomes(folder: Path, experiment: str, metrics: Collection[str]) -> Iterator[Record]:
+    """That a unit met an arm, once for each percentage, and what it rated; of each exchange the last rating counts.
+
+    Left out is what compares with nothing: requests that the control answered because the candidate was away, and steps of 0 and
+    100 percent.
+    """
+    ratings = by_transaction(folder, RATED)
+    met = set()
+    for record in (record for path in files(folder, ASSIGNED) for record in read(path)):
+        if record.get(ARM_FIELD + "name") != experiment or record.get(ARM_FIELD + "away"):
+            continue
+        unit, arm, percent = (record[ARM_FIELD + name] for name in ("unit", "arm", "percent"))
+        if not 0 < percent < 100:
+            continue
+        told: Record = {"unit": unit, "arm": arm, "percent": percent}
+        if (unit, arm, percent) not in met:
+            met.add((unit, arm, percent))
+            yield told
+        rating = ratings.get(record[TRANSACTION])
+        for metric, value in values(rating) if rating else ():
+            if metric in metrics:
+                yield told | {"metric": metric, "value": value}
