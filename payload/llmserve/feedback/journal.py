@@ -112,12 +112,17 @@ def unindex(folder: Path, path: Path, gone: list[Record]) -> None:
         append_lines(folder / SHIPPING / UNINDEXED, lines)
 
 
+def clean_up(folder: Path) -> None:
+    """Remove what a killed `forget` has half written."""
+    with locked(folder):
+        for left in folder.glob("*.partial"):
+            left.unlink()
+
+
 def forget(folder: Path, of: Callable[[Record], bool]) -> int:
     """Remove all records for which `of` is true, and return their number once that is on disk."""
     removed = 0
-    with locked(folder):
-        for left in folder.glob("*.partial"):  # by one that was killed
-            left.unlink()
+    clean_up(folder)
     for path in files(folder):
         with locked(folder):  # for each file, so that ratings do not wait for all of them
             if not path.exists():  # another one was faster
@@ -144,6 +149,7 @@ def forget(folder: Path, of: Callable[[Record], bool]) -> int:
 def expire(folder: Path, days: int) -> int:
     """Remove files whose hour began more than so many days ago, and return the number of their records."""
     removed = 0
+    clean_up(folder)
     oldest = time.strftime(HOUR, time.gmtime(time.time() - days * DAY))
     for path in files(folder):
         with locked(folder):
@@ -156,9 +162,17 @@ def expire(folder: Path, days: int) -> int:
     return removed
 
 
+def size(path: Path) -> int:
+    """Bytes of a file; 0 if it was removed meanwhile."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
 def kept_bytes(folder: Path) -> int:
     """Size of all answers in the journal."""
-    return sum(path.stat().st_size for path in files(folder, ANSWERED) if path.exists())
+    return sum(map(size, files(folder, ANSWERED)))
 
 
 class Journal:
@@ -198,7 +212,9 @@ class Journal:
         """In a thread: write, and look now and then how much there is; raises OSError."""
         append(self.folder, records)
         if time.monotonic() >= self.looked + LOOK_SECONDS:
-            self.looked, self.full = time.monotonic(), kept_bytes(self.folder) > self.answer_bytes
+            self.looked = time.monotonic()
+            with suppress(OSError):  # what was written is written
+                self.full = kept_bytes(self.folder) > self.answer_bytes
 
     async def write(self) -> None:
         """Write until nothing waits. Whatever fails, no client waits for ever."""

@@ -148,7 +148,7 @@ def test_a_rating_is_in_elasticsearch_once_though_it_was_sent_twice_and_is_gone_
     assert set(said.values()) == {"403"}, said
     whose = f"--subject {shlex.quote(rated['user.id'])} --tenant {shlex.quote(rated['organization.id'])}"
     told = logged.on("llm1", f"{journal} forget {whose}", timeout=120)
-    assert told.splitlines()[1:] == ["0 of them are left in Elasticsearch"]
+    assert told.splitlines()[1:] == ["0 of these ratings of this host are left in Elasticsearch"]
     assert documents() == []
 
 
