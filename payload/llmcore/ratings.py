@@ -19,8 +19,12 @@ def files(folder: Path, kind: str = "*") -> list[Path]:
 
 
 def read(path: Path) -> Iterator[Record]:
-    """The records of a file; lines that a power cut has torn are passed over."""
-    with path.open("rb") as file:
+    """The records of a file; lines that a power cut has torn are passed over. One that was removed meanwhile has none."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return
+    with file:
         for line in file:
             try:
                 record = json.loads(line)

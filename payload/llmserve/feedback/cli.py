@@ -133,6 +133,12 @@ def write_ids(path: Path, folder: Path, theirs: Callable[[ratings.Record], bool]
             f"--ids is {path}, which cannot be made ({error.strerror}): name a new file where this user may write. "
             "Nothing was forgotten"
         ) from error
+    if not found:
+        print(
+            f"warning: {path} is empty, since this host's journal has nothing of them; exports may have what was removed from it "
+            "by age (docs/loop.md, Where it is)",
+            file=sys.stderr,
+        )
 
 
 def unindexed(folder: Path, seconds: float) -> bool:
@@ -146,11 +152,12 @@ def unindexed(folder: Path, seconds: float) -> bool:
     end = time.monotonic() + seconds
     while waiting.exists() and time.monotonic() < end:
         time.sleep(0.2)
+    left = sum(1 for _ in ratings.read(waiting))
     if not waiting.exists():
-        print("0 of them are left in Elasticsearch")
+        print("0 of these ratings of this host are left in Elasticsearch")
         return True
     print(
-        f"{sum(1 for _ in ratings.read(waiting))} ratings wait to be deleted from Elasticsearch, which happens once it answers "
+        f"{left} ratings wait to be deleted from Elasticsearch, which happens once it answers "
         "(`systemctl status llmkeep-ratings-ship.service`): run this again then"
     )
     return False

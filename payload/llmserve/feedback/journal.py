@@ -113,12 +113,17 @@ def unindex(folder: Path, path: Path, gone: list[Record]) -> None:
         append_lines(folder / SHIPPING / UNINDEXED, lines)
 
 
+def clean_up(folder: Path) -> None:
+    """Remove what a killed `forget` has half written."""
+    with locked(folder):
+        for left in folder.glob("*.partial"):
+            left.unlink()
+
+
 def forget(folder: Path, of: Callable[[Record], bool]) -> int:
     """Remove all records for which `of` is true, and return their number once that is on disk."""
     removed = 0
-    with locked(folder):
-        for left in folder.glob("*.partial"):  # by one that was killed
-            left.unlink()
+    clean_up(folder)
     for path in files(folder):
         with locked(folder):  # for each file, so that ratings do not wait for all of them
             if not path.exists():  # another one was faster
@@ -145,6 +150,7 @@ def forget(folder: Path, of: Callable[[Record], bool]) -> int:
 def expire(folder: Path, days: int) -> int:
     """Remove files whose hour began more than so many days ago, and return the number of their records."""
     removed = 0
+    clean_up(folder)
     oldest = time.strftime(HOUR, time.gmtime(time.time() - days * DAY))
     for path in files(folder):
         with locked(folder):
@@ -157,9 +163,17 @@ def expire(folder: Path, days: int) -> int:
     return removed
 
 
+def size(path: Path) -> int:
+    """Bytes of a file; 0 if it was removed meanwhile."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
 def kept_bytes(folder: Path, kind: str) -> int:
     """Size of all records of a kind in the journal."""
-    return sum(path.stat().st_size for path in files(folder, kind) if path.exists())
+    return sum(map(size, files(folder, kind)))
 
 
 class Journal:
@@ -208,7 +222,8 @@ class Journal:
         if time.monotonic() >= self.looked + LOOK_SECONDS:
             self.looked = time.monotonic()
             kinds = ANSWERED, ASSIGNED
-            self.full = {kind for kind in kinds if kept_bytes(self.folder, kind) > self.answer_bytes}
+            with suppress(OSError):  # what was written is written
+                self.full = {kind for kind in kinds if kept_bytes(self.folder, kind) > self.answer_bytes}
 
     async def write(self) -> None:
         """Write until nothing waits. Whatever fails, no client waits for ever."""

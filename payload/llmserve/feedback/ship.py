@@ -16,16 +16,17 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from llmcore.files import flush
+from llmcore.files import flush, write_aside
 from llmcore.ratings import ANSWERED, RATED, TRANSACTION, Record, files, read
 from llmserve.feedback.documents import OF_ANSWER, document, mark, operations
-from llmserve.feedback.journal import HOUR, SHIPPING, UNINDEXED, locked, positions, put_positions
+from llmserve.feedback.journal import HOUR, SHIPPING, UNINDEXED, locked, positions, put_positions, size
 
 if TYPE_CHECKING:
     from elasticsearch import Elasticsearch
 
 log = logging.getLogger("llmserve.feedback.ship")
 KEY = "elasticsearch.ratings"  # credential: ID:SECRET, as role filebeat seals it
+KEY_ID = "key"  # file beside the positions: of the key by which they were reached
 BATCH_BYTES = 256 * 1024  # of the journal, for each request
 BACKOFF_SECONDS = 1.0  # doubles; what is refused for lack of room three times waits for the next run
 AGAIN = (429, 503)
@@ -44,15 +45,21 @@ class Shipped:
     refused: int = 0
 
 
+def read_key() -> tuple[str, str]:
+    """ID and secret of this unit's key; raises OSError."""
+    path = Path(os.environ.get("CREDENTIALS_DIRECTORY", "/nonexistent")) / KEY
+    identifier, _, secret = path.read_text("ascii").partition(":")
+    return identifier, secret
+
+
 @contextmanager
 def connected(url: str, pki: Path) -> "Iterator[Elasticsearch]":
     """The official client, with this host's certificate and this unit's key; raises AwayError."""
     # Here, since it takes longer to import than all else takes that a run without news does.
     from elasticsearch import Elasticsearch
 
-    key = Path(os.environ.get("CREDENTIALS_DIRECTORY", "/nonexistent")) / KEY
     try:
-        secret = key.read_text("ascii")
+        key = read_key()
         context = ssl.create_default_context(cafile=str(pki / "root.pem"))
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.load_cert_chain(pki / "host.pem", pki / "host.key")
@@ -61,10 +68,7 @@ def connected(url: str, pki: Path) -> "Iterator[Elasticsearch]":
             f"{error.filename or pki} cannot be read ({error.strerror}): run site.yml for this host with the tag filebeat"
         ) from error
     logging.getLogger("elastic_transport").setLevel(logging.WARNING)  # else a line for each request
-    identifier, _, value = secret.partition(":")
-    with Elasticsearch(
-        url, api_key=(identifier, value), ssl_context=context, request_timeout=10, max_retries=1
-    ) as client:
+    with Elasticsearch(url, api_key=key, ssl_context=context, request_timeout=10, max_retries=1) as client:
         yield client
 
 
@@ -117,10 +121,9 @@ def answers(folder: Path, records: list[Record]) -> dict[str, Record]:
         hours |= {time.strftime(HOUR, time.gmtime(issued + more)) for more in (0, 3600)}
     found: dict[str, Record] = {}
     for path in (folder / f"{ANSWERED}-{hour}.jsonl" for hour in hours):
-        if path.exists():
-            for record in read(path):
-                if record.get(TRANSACTION) in wanted:
-                    found[record[TRANSACTION]] = {name: record[name] for name in OF_ANSWER if name in record}
+        for record in read(path):
+            if record.get(TRANSACTION) in wanted:
+                found[record[TRANSACTION]] = {name: record[name] for name in OF_ANSWER if name in record}
     return found
 
 
@@ -182,7 +185,7 @@ def remove(folder: Path, client: "Elasticsearch", shipped: Shipped) -> None:
     if not path.exists():
         return
     with locked(folder):
-        size = path.stat().st_size
+        end = path.stat().st_size
     marks = list(read(path))
     refused = shipped.refused
     send(client, (operation for each in marks for operation in operations(each, None)), shipped)
@@ -191,7 +194,7 @@ def remove(folder: Path, client: "Elasticsearch", shipped: Shipped) -> None:
             f"Elasticsearch refuses to delete ratings: {path} stays, and the next run tries again"
         )
     with locked(folder):
-        if path.stat().st_size == size:  # else there is more to delete, and what was deleted is deleted again
+        if path.stat().st_size == end:  # else there is more to delete, and what was deleted is deleted again
             path.unlink()
             flush(path.parent)
     shipped.removed += len(marks)
@@ -201,8 +204,24 @@ def news(folder: Path) -> bool:
     """Whether there is anything to send or to delete."""
     sent = positions(folder)
     return (folder / SHIPPING / UNINDEXED).exists() or any(
-        path.stat().st_size > sent.get(path.name, 0) for path in files(folder, RATED)
+        size(path) > sent.get(path.name, 0) for path in files(folder, RATED)
     )
+
+
+def start_anew_with_another_key(folder: Path) -> None:
+    """Drop all positions if the key is not the one by which they were reached.
+
+    Role filebeat issues one where Elasticsearch does not know the last one. It may have lost the ratings along with that key.
+    """
+    try:
+        identifier, _ = read_key()
+    except OSError:
+        return  # `connected` says what to do
+    noted = folder / SHIPPING / KEY_ID
+    if not noted.exists() or noted.read_text() != identifier:
+        with locked(folder):
+            put_positions(folder, {})
+        write_aside(noted, identifier)
 
 
 def ship(folder: Path, url: str, pki: Path) -> Shipped:
@@ -211,6 +230,7 @@ def ship(folder: Path, url: str, pki: Path) -> Shipped:
     shipping = folder / SHIPPING
     shipping.mkdir(mode=0o700, exist_ok=True)
     with locked(shipping):  # two at a time could send what the other one has just deleted
+        start_anew_with_another_key(folder)
         if news(folder):
             with connected(url, pki) as client:
                 for path in files(folder, RATED):

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,8 @@ def held_out(path: Path | None) -> Callable[[Example], bool]:
 
     known: dict[int, set[int]] = {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines() if path else []
+        # splitlines would split at U+2028 in a text.
+        lines = list(StringIO(path.read_text(encoding="utf-8"))) if path else []
     except (OSError, UnicodeDecodeError) as error:
         raise exits.Refusal(
             f"--held-out: {path} cannot be read as UTF-8 ({error}): name a file of JSON lines"

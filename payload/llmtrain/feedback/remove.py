@@ -3,11 +3,14 @@
 import argparse
 import hashlib
 import json
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from llmcore.files import replacing
+from llmcore.privileges import become_owner
 from llmtrain import exits
+from llmtrain.feedback.export import KINDS
 
 REPORT, REJECTS = "export.json", "rejects.jsonl"
 
@@ -20,9 +23,23 @@ def written(path: Path, text: str) -> None:
 
 def without(path: Path, ids: set[str]) -> tuple[str, int]:
     """The lines of a file but those of these exchanges, and how many those were."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = list(StringIO(path.read_text(encoding="utf-8")))  # splitlines would split at U+2028 in a text
     kept = [line for line in lines if json.loads(line)["id"] not in ids]
     return "".join(kept), len(lines) - len(kept)
+
+
+def report_of(folder: Path) -> dict[str, Any]:
+    """The report of an export; raises Refusal if it is none."""
+    try:
+        report: dict[str, Any] = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+        if report["kind"] not in KINDS:
+            raise ValueError(f"its kind is {report['kind']!r}")
+    except (FileNotFoundError, KeyError, TypeError, ValueError) as error:
+        raise exits.Refusal(
+            f"{folder} has no {REPORT} of an export ({error}): name folders that `llm-train feedback export` wrote; "
+            "pack rows anew from them"
+        ) from error
+    return report
 
 
 def from_export(folder: Path, ids: set[str]) -> int:
@@ -30,7 +47,7 @@ def from_export(folder: Path, ids: set[str]) -> int:
 
     The examples are replaced before the report. Killed in between, the report's digest is another one until this runs again.
     """
-    report: dict[str, Any] = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    report = report_of(folder)
     examples = folder / f"{report['kind']}.jsonl"
     data, removed = without(examples, ids)
     rejects, more = without(folder / REJECTS, ids)
@@ -45,7 +62,7 @@ def from_export(folder: Path, ids: set[str]) -> int:
 
 def counted(rejects: str) -> dict[str, int]:
     """Rejects by rule."""
-    rules = [json.loads(line)["rule"] for line in rejects.splitlines()]
+    rules = [json.loads(line)["rule"] for line in StringIO(rejects)]
     return {rule: rules.count(rule) for rule in rules}
 
 
@@ -57,11 +74,9 @@ def remove(arguments: argparse.Namespace) -> int:
         raise exits.Refusal(
             f"--ids: {arguments.ids} cannot be read ({error}): name the file that `llm-serve feedback forget --ids` wrote"
         ) from error
+    become_owner(*arguments.exports)
     for folder in arguments.exports:
-        if not (folder / REPORT).exists():
-            raise exits.Refusal(
-                f"{folder} has no {REPORT}: name folders that `llm-train feedback export` wrote; pack rows anew from them"
-            )
+        report_of(folder)
     for folder in arguments.exports:
         removed = from_export(folder, ids)
         left = sum(without(path, ids)[1] for path in folder.glob("*.jsonl"))

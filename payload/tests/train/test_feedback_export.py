@@ -48,7 +48,7 @@ class Journal:
         out = self.folder.parent / kind
         command = ["--journal", str(self.folder), "--since", "2026-11-01", "--kind", kind, "--out", str(out)]
         assert main(["feedback", "export", *command, *more]) == exits.DONE
-        lines = (out / f"{kind}.jsonl").read_text().splitlines()
+        lines = (out / f"{kind}.jsonl").read_bytes().splitlines()
         rejects = map(json.loads, (out / "rejects.jsonl").read_text().splitlines())
         report = json.loads((out / "export.json").read_text())
         return [json.loads(line) for line in lines], {each["id"]: each["rule"] for each in rejects}, report
@@ -158,8 +158,9 @@ def test_what_is_held_out_is_not_learned(journal: Journal, tmp_path: Path) -> No
     journal.add(1, thumb="up", question="Who wrote Faust?")
     journal.add(2, thumb="up", question="And who wrote Faust? I forgot")
     held = tmp_path / "held.jsonl"
-    lines = {"messages": [{"role": "user", "content": f"Please: {QUESTION}"}]}, {"prompt": "who wrote faust"}
-    held.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    separated = f"Please:\u2028{QUESTION}"  # which JSON need not escape, and which ends no line of the file
+    lines = {"messages": [{"role": "user", "content": separated}]}, {"prompt": "who wrote faust"}
+    held.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     examples, rejects, _ = journal.export("kto", "--held-out", str(held))
     assert [each["id"] for each in examples] == ["t2"]
     assert rejects == {"t0": "held_out", "t1": "held_out"}
@@ -232,6 +233,20 @@ def test_what_was_forgotten_is_taken_out_of_an_export_as_if_it_had_never_been_th
     assert left == {path.name: path.read_text() for path in (tmp_path / "kto").iterdir()}
 
 
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"])
+def test_a_text_may_have_what_other_programs_take_for_the_end_of_a_line(
+    journal: Journal, tmp_path: Path, separator: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    journal.add(0, thumb="up", question=f"first{separator}second")
+    journal.add(1, thumb="up")
+    journal.export("kto")
+    ids = tmp_path / "ids"
+    ids.write_text("t1\n")
+    assert main(["feedback", "remove", "--ids", str(ids), str(tmp_path / "kto")]) == exits.DONE
+    assert "removed 1 lines" in capsys.readouterr().out
+    assert json.loads((tmp_path / "kto/kto.jsonl").read_text())["id"] == "t0"
+
+
 def test_removing_from_what_is_no_export_is_refused_and_changes_none(
     journal: Journal, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -244,4 +259,8 @@ def test_removing_from_what_is_no_export_is_refused_and_changes_none(
     ids.write_text("t0\n")
     assert main([*remove, str(journal.folder)]) == exits.USAGE
     assert "has no export.json" in capsys.readouterr().err
+    report = tmp_path / "kto/export.json"
+    report.write_text(report.read_text().replace('"kto"', '"../kto/kto"'))
+    assert main(remove) == exits.USAGE
+    assert "its kind is '../kto/kto'" in capsys.readouterr().err
     assert (tmp_path / "kto/kto.jsonl").read_text()

@@ -171,6 +171,29 @@ def test_ratings_are_exported_by_the_job_s_user_without_what_only_root_knows(fol
     assert f"user {JOB_USER} may not use jobs/journal/rated-20261127T08.jsonl" in refused.stderr
 
 
+def test_what_was_forgotten_is_removed_by_the_export_s_user(folder: Path) -> None:
+    ids, victim = folder / "ids", folder / "victim"
+    for path, text in (ids, "t0\n"), (victim, '{"id": "t0"}\n'):
+        path.write_text(text)
+        path.chmod(0o600)
+    made = folder / "jobs/kto"
+    made.mkdir(parents=True)
+    (made / "export.json").write_text('{"kind": "kto"}')
+    (made / "kto.jsonl").write_text('{"id": "t0"}\n')
+    (made / "rejects.jsonl").symlink_to(victim)
+    hand_over(folder / "jobs")
+    remove = ["feedback", "remove", "--ids", "ids", "jobs/kto"]
+    refused = run(folder, *remove)
+    assert refused.returncode == exits.USAGE, refused.stdout
+    assert f"user {JOB_USER} may not use jobs/kto/rejects.jsonl" in refused.stderr
+    (made / "rejects.jsonl").unlink()
+    (made / "rejects.jsonl").write_text("")
+    hand_over(folder / "jobs")
+    done = run(folder, *remove)
+    assert done.returncode == exits.DONE, done.stderr
+    assert (made / "kto.jsonl").stat().st_uid == JOB_USER
+
+
 def paths(folder: Path) -> None:
     """A folder of root's and one of a job, with links of both."""
     (folder / "base").mkdir()

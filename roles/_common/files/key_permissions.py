@@ -1,8 +1,9 @@
 #!/usr/bin/python3
-"""key_permissions.py URL NAMESPACE CREDENTIAL: what Elasticsearch lets the key in a sealed credential of this host do.
+"""key_permissions.py URL NAMESPACE CREDENTIAL [INDEX]: what Elasticsearch lets the key in a sealed credential of this host do.
 
 Prints a line each: what was tried, and the status. NAMESPACE is the last part of the names of its streams. A document without
-a timestamp is refused as a document (400) where it may be created, so nothing is left behind.
+a timestamp is refused as a document (400) where it may be created, so nothing is left behind. With INDEX, what would show its
+documents, change its mapping or delete it is tried as well, so only where none of that may succeed.
 """
 
 import base64
@@ -15,6 +16,19 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 PKI = Path("/etc/llmkeep/pki")
+Attempt = tuple[str, str, str, object]
+
+
+def on(index: str) -> tuple[Attempt, ...]:
+    """Attempts to see what an index has, and to change more than whole documents."""
+    return (
+        (f"search {index}", "GET", f"/{index}/_search", None),
+        (f"get from {index}", "GET", f"/{index}/_doc/1", None),
+        (f"update in {index}", "POST", f"/{index}/_update/1?_source=true", {"doc": {}}),
+        (f"delete by query in {index}", "POST", f"/{index}/_delete_by_query", {"query": {"match_all": {}}}),
+        (f"change the mapping of {index}", "PUT", f"/{index}/_mapping", {"dynamic": True}),
+        (f"delete {index}", "DELETE", f"/{index}", None),
+    )
 
 
 def main() -> int:
@@ -30,6 +44,7 @@ def main() -> int:
     context.load_cert_chain(PKI / "host.pem", PKI / "host.key")
     given = {"Content-Type": "application/json", "Authorization": f"ApiKey {base64.b64encode(key).decode()}"}
     for what, method, path, body in (
+        *(attempt for index in sys.argv[4:] for attempt in on(index)),
         ("create in its own stream", "POST", f"/{own}/_doc", {}),
         ("create in another stream of its own", "POST", f"/logs-llmkeep.verify-{namespace}/_doc", {}),
         ("create in a stream of another host", "POST", f"/logs-llmkeep.system-not_{namespace}/_doc", {}),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 from plugin_modules import ROOT, load
-from rendered_role import absent, content, hardened, rendered
+from rendered_role import absent, content, hardened, played, rendered
 
 serving = load("filter.serving")
 HOSTS = {"llm1.estate.internal": "10.0.0.1", "gpu1.estate.internal": "10.0.0.2"}
@@ -203,8 +203,20 @@ def test_the_record_is_kept_as_long_as_declared_and_a_hold_is_a_file_with_its_re
     variables = FACTS | {"audit_keep_days": 400, "audit_hold": "case 2027-14"}
     made = rendered(tmp_path, "llm_serving", wanted, "llm1", HOSTS, variables, configured=True)
     assert content(made, "/audit-hold") == "case 2027-14\n"
+    assert "\nConditionPathExists=!/etc/llmkeep/audit-hold\n" in content(made, "/llm-feedback-expire.service")
     assert "LLM_AUDIT_KEEP_DAYS=400 LLM_AUDIT_HOLD=/etc/llmkeep/audit-hold\n" in made["unit"]
     assert "LLM_AUDIT_UNSIGNED_SECONDS=300 LLM_AUDIT_SEEN=/var/lib/llm-audit-seen/head\n" in made["unit"]
+
+
+@pytest.mark.parametrize(("days", "refused"), [(0, True), (1, False)])
+def test_ratings_are_kept_for_a_day_or_more(days: int, refused: bool, tmp_path: Path) -> None:
+    tasks = yaml.safe_load((ROOT / "roles/llm_serving/tasks/preflight.yml").read_text())
+    task = [each for each in tasks if "llm_serving_feedback_days" in str(each.get("when"))]
+    play = {"hosts": "llm1", "connection": "local", "gather_facts": False, "tasks": task}
+    estate = {"hosts": {"llm1": {"llm_serving_feedback_days": days}}}
+    done = played(tmp_path, play, estate)
+    assert (done.returncode != 0) == refused, done.stdout
+    assert (f"llm_serving_feedback_days of llm1 is {days}" in done.stdout) == refused
 
 
 def test_a_bound_of_memory_is_the_unit_s_and_goes_with_the_declaration(made: Any) -> None:

@@ -15,7 +15,7 @@ from logstash_pipeline import Event, Running, Unknown
 from logstash_pipeline_parser import Pipeline
 from logstash_pipeline_parser.tree import ParseError
 from plugin_modules import ROOT
-from rendered_role import content, hardened, rendered
+from rendered_role import absent, content, hardened, rendered
 
 HOSTS = {"ops1": "10.77.0.11", "llm-1": "10.77.0.12", "llm2": "10.77.0.13"}
 GROUPS = {"logstash": ["ops1"], "search": ["ops1"], "logs": ["llm-1", "llm2"]}
@@ -344,3 +344,55 @@ def test_hosts_ship_to_the_group_logstash_and_then_hold_no_key(
         assert rules == "ip daddr 10.77.0.13 tcp dport 9200 accept\n"
         assert "LoadCredentialEncrypted=filebeat.key\n" in unit
         assert "IPAddressAllow=10.77.0.13\n" in unit
+
+
+RATINGS_UNIT = "/etc/systemd/system/llmkeep-ratings-ship.timer"
+LOGS, RATINGS = "filebeat.key", "elasticsearch.ratings"
+
+
+@pytest.mark.parametrize(
+    ("groups", "given", "keys", "way"),
+    [
+        ({"serve": ["llm-1"]}, {}, [LOGS, RATINGS], True),
+        ({"serve": ["llm-1"]}, {"filebeat_ratings": False}, [LOGS], True),
+        ({"serve": ["llm2"]}, {}, [LOGS], True),
+        ({"serve": ["llm-1"], "logstash": ["ops1"]}, {}, [], False),
+        ({"serve": ["llm-1"], "logstash": ["ops1"]}, {"filebeat_ratings": True}, [RATINGS], True),
+    ],
+    ids=["serves", "not wanted", "serves no more", "through Logstash", "through Logstash, and wanted"],
+)
+def test_a_host_has_keys_units_and_checks_of_what_it_sends_and_no_way_but_for_that(
+    tmp_path: Path, groups: dict[str, list[str]], given: dict[str, bool], keys: list[str], way: bool
+) -> None:
+    variables: dict[str, Any] = {
+        "role_path": str(ROOT / "roles/filebeat"),
+        "__filebeat_os": {"program": "/filebeat"},
+        "__filebeat_held": {"holder": {"sha256": "0" * 64}},
+    }
+    [verify] = yaml.safe_load((ROOT / "roles/filebeat/tasks/verify.yml").read_text())
+    chosen = verify["vars"]["_common_checks"].strip().removeprefix("{{").removesuffix("}}")
+    variables["__filebeat_checks"] = [
+        {"id": check["id"]} for check in verify["vars"]["__filebeat_checks"] if "key_" in check["id"]
+    ]
+    groups = groups | {"search": ["llm2"], "logs": ["llm-1"]}
+    wanted = {"keys": "__filebeat_keys", "checks": chosen}
+    made = rendered(tmp_path, "filebeat", wanted, "llm-1", HOSTS, variables | given, groups, configured=True)
+    assert made["keys"] == keys
+    assert (RATINGS_UNIT in absent(made)) == (RATINGS not in keys)
+    assert ("10.77.0.13 tcp dport 9200 accept" in content(made, "output-filebeat.nft")) == way
+    assert [check["id"] for check in made["checks"]] == [
+        *(["filebeat.key_creates_documents_of_its_host_only"] if LOGS in keys else []),
+        *(["filebeat.key_is_sealed"] if keys else []),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "reached"), [({}, ["llm-1"]), ({"filebeat_ratings": True}, ["llm-1", "llm2"])]
+)
+def test_behind_logstash_serving_hosts_reach_elasticsearch_only_where_they_send_ratings(
+    tmp_path: Path, given: dict[str, bool], reached: list[str]
+) -> None:
+    groups = {"logstash": ["llm-1"], "logs": ["llm-1", "llm2"], "serve": ["llm2"], "control": ["llm-1"]}
+    wanted = {"clients": "elasticsearch_clients"}
+    made = rendered(tmp_path, "elasticsearch", wanted, "ops1", HOSTS, given, groups)
+    assert made["clients"] == reached

@@ -347,6 +347,17 @@ def test_a_journal_that_is_full_of_answers_takes_ratings(tmp_path: Path) -> None
     assert list(by_transaction(tmp_path, RATED)) == ["0"]
 
 
+def test_a_rating_is_acknowledged_though_the_size_of_the_journal_cannot_be_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(_: Path) -> int:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(journal, "kept_bytes", failing)
+    asyncio.run(journal.Journal(tmp_path, Metrics()).rate({"transaction.id": "1"}))
+    assert list(by_transaction(tmp_path, RATED)) == ["1"]
+
+
 def test_a_torn_line_is_forgotten_with_any_subject(tmp_path: Path) -> None:
     journal.append(tmp_path, [(ANSWERED, {"transaction.id": "1", "user.id": "bob"})])
     [path] = files(tmp_path)

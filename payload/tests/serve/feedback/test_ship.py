@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from elasticsearch import Elasticsearch
 
-from llmcore.ratings import ANSWERED, RATED, files
+from llmcore.ratings import ANSWERED, RATED, files, read
 from llmserve.cli import main
 from llmserve.feedback import journal, ship
 from llmserve.feedback.documents import HISTORY, LATEST
@@ -202,6 +202,37 @@ def test_what_was_sent_is_not_sent_again_and_without_the_note_changes_nothing(
     assert index.documents == before
 
 
+def test_with_another_key_all_is_sent_again_since_elasticsearch_may_have_lost_it(
+    tmp_path: Path, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, key = tmp_path / "journal", tmp_path / ship.KEY
+    folder.mkdir()
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    key.write_text("first:a secret")
+    rate(folder, rating(1), rating(2))
+    assert shipped(folder, index) == (2, 0, 0)
+    assert shipped(folder, index) == (0, 0, 0)
+    before = dict(index.documents)
+    index.documents.clear()
+    key.write_text("second:a secret")
+    assert shipped(folder, index) == (2, 0, 0)
+    assert index.documents == before
+    assert shipped(folder, index) == (0, 0, 0)
+    assert not [path for path in folder.rglob("*") if path.is_file() and "secret" in path.read_text()]
+
+
+def test_a_file_that_is_removed_after_it_was_listed_holds_nothing_up(
+    tmp_path: Path, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / f"{RATED}-20260101T00.jsonl"
+    rate(tmp_path, rating(1))
+    listed = [gone, *files(tmp_path)]
+    monkeypatch.setattr(ship, "files", lambda *_: listed)
+    assert shipped(tmp_path, index) == (1, 0, 0)
+    assert not ship.news(tmp_path)
+    assert list(read(gone)) == []
+
+
 def test_one_that_is_killed_after_it_was_acknowledged_sends_again_and_nothing_is_there_twice(
     tmp_path: Path, index: Index
 ) -> None:
@@ -296,7 +327,7 @@ def test_what_is_forgotten_is_deleted_from_the_index_and_the_rest_stays(
     assert list(index.of(LATEST)) == [f"{2:016x}"]
     assert len(index.of(HISTORY)) == 1
     assert forget(tmp_path) == 0
-    assert "0 are left\n0 of them are left in Elasticsearch" in capsys.readouterr().out
+    assert "0 are left\n0 of these ratings of this host are left in Elasticsearch" in capsys.readouterr().out
 
 
 def test_forgetting_waits_for_the_unit_that_ships(
@@ -315,7 +346,7 @@ def test_forgetting_waits_for_the_unit_that_ships(
     assert forget(tmp_path, wait="30") == 0
     thread.join()
     assert index.documents == {}
-    assert "0 of them are left in Elasticsearch" in capsys.readouterr().out
+    assert "0 of these ratings of this host are left in Elasticsearch" in capsys.readouterr().out
 
 
 def test_what_is_forgotten_while_it_is_being_sent_is_deleted_by_the_same_run(
@@ -376,6 +407,15 @@ def test_what_is_younger_stays(tmp_path: Path) -> None:
     assert len(files(tmp_path)) == 1
 
 
+@pytest.mark.parametrize(
+    "verb", [["expire", "--days", "180"], ["forget", "--subject", "ada", "--tenant", "x"]]
+)
+def test_what_a_killed_removal_left_goes_with_the_next_one(tmp_path: Path, verb: list[str]) -> None:
+    (tmp_path / "rated-20261128T10.jsonl.partial").write_text("the texts of many")
+    assert main(["feedback", *verb, "--folder", str(tmp_path)]) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_days_that_are_none_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["feedback", "expire", "--days", "0", "--folder", str(tmp_path)]) == 2
     assert "--days is 0: take 1 or more" in capsys.readouterr().err
@@ -392,4 +432,8 @@ def test_ids_of_what_is_forgotten_are_written_for_the_exports_or_nothing_is_forg
     assert "Nothing was forgotten" in capsys.readouterr().err
     assert main([*given, "--ids", str(ids)]) == 0
     assert ids.read_text() == f"{1:016x}\n{3:016x}\n"
-    assert "removed 3 records of ada" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "removed 3 records of ada" in told.out
+    assert "warning" not in told.err
+    assert main([*given, "--ids", str(tmp_path / "again")]) == 0
+    assert "exports may have what was removed from it by age" in capsys.readouterr().err
