@@ -28,7 +28,7 @@ from lab.floor import ROLES
 
 # Each of their tests is a scenario, which puts the hosts back to a snapshot of its own choice.
 SCENARIO_FILES = ("test_roles.py", "test_roles_on_kernels.py")
-WHOLE = pytest.StashKey[str | None]()
+WHOLE = pytest.StashKey[tuple[str | None, int]]()  # a snapshot, and how many tests had failed then
 LABS = "LLMKEEP_SUITE_LABS"  # variable with the path of a file: the names of the run's labs
 # What begins first, in this order: the estate of which other files take copies, scenarios of the other worker meanwhile, and what
 # takes longest, so that no worker is idle while the other one does the longest last.
@@ -165,11 +165,14 @@ class Standing:
 def standing(request: pytest.FixtureRequest) -> Iterator[Standing]:
     """A file that is marked `leaves_it_whole` undoes what it did, and where it passed, the next one goes on with its estate."""
     session = request.session
-    failed, standing = session.testsfailed, Standing(session.stash.get(WHOLE, None))
-    session.stash[WHOLE] = None
+    failed = session.testsfailed
+    found, failed_then = session.stash.get(WHOLE, (None, 0))
+    # What failed in the teardown of the last test is counted after this fixture's.
+    standing = Standing(found if failed == failed_then else None)
+    session.stash[WHOLE] = None, failed
     yield standing
     if request.node.get_closest_marker("leaves_it_whole") and session.testsfailed == failed:
-        session.stash[WHOLE] = standing.made
+        session.stash[WHOLE] = standing.made, failed
 
 
 def made_once(
