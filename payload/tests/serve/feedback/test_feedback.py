@@ -350,7 +350,7 @@ def test_a_journal_that_is_full_of_answers_takes_ratings(tmp_path: Path) -> None
 def test_a_rating_is_acknowledged_though_the_size_of_the_journal_cannot_be_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def failing(_: Path) -> int:
+    def failing(*_: object) -> int:
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(journal, "kept_bytes", failing)
