@@ -145,7 +145,8 @@ def test_a_rating_is_in_elasticsearch_once_though_it_was_sent_twice_and_is_gone_
     key = "python3 - https://ops1.estate.internal:9200 llm1 elasticsearch.ratings llmkeep-ratings"
     said = dict(line.split(": ") for line in logged.on("llm1", key, given=KEY_PERMISSIONS).splitlines())
     assert {"read", "see the cluster", "create in its own stream", "search llmkeep-ratings"} < said.keys()
-    assert set(said.values()) == {"403"}, said
+    # By its name no document of a stream is deleted, whatever the key.
+    assert {what: status for what, status in said.items() if status != "403"} == {"delete": "400"}
     whose = f"--subject {shlex.quote(rated['user.id'])} --tenant {shlex.quote(rated['organization.id'])}"
     told = logged.on("llm1", f"{journal} forget {whose}", timeout=120)
     assert told.splitlines()[1:] == ["0 of these ratings of this host are left in Elasticsearch"]
