@@ -1,6 +1,5 @@
 """What an experiment is: two models behind one name, who takes part, and what was fixed in advance."""
 
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +114,7 @@ def _fields(given: Any, known: tuple[str, ...], what: str) -> list[str]:
 
 
 def _number(value: Any, *, above: float = 0, most: float = 1e9) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and above < value <= most < math.inf
+    return isinstance(value, int | float) and not isinstance(value, bool) and above < value <= most
 
 
 def faults(given: Any) -> list[str]:

@@ -1,8 +1,9 @@
 """Statistics that may be looked at after each observation: intervals of a difference, and a test of the shares.
 
-A confidence sequence holds at all times at once with probability 1 - ALPHA, so whoever looks daily is not fooled by looking.
-It is Robbins' normal mixture in the asymptotic form of Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas (2024, "Time-uniform
-central limit theory and asymptotic confidence sequences"): of an estimate with variance V, seen as Brownian motion at time 1/V.
+With probability 1 - ALPHA a confidence sequence covers the truth at every look, however many there are, so that checking the
+results each day costs nothing. This one is Robbins' normal mixture in the asymptotic form of Waudby-Smith, Arbour, Sinha,
+Kennedy and Ramdas (2024, "Time-uniform central limit theory and asymptotic confidence sequences"): of an estimate with
+variance V, seen as Brownian motion at time 1/V.
 """
 
 import math

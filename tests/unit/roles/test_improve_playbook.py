@@ -22,8 +22,11 @@ from plugin_modules import LINK, ROOT, load
 
 load("filter.estate")  # puts the collection where Ansible finds it
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can work as other users")
-SERVING, TRAINING = "nobody", "daemon"  # users of every Debian, in the place of llm-gateway and llm-train
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="runs programs as other users, which only root may")
+SERVING, TRAINING = (
+    "nobody",
+    "daemon",
+)  # accounts that every Debian has; they stand in for llm-gateway and llm-train
 LLM_TRAIN = """#!{python}
 import json, os, pathlib, sys
 sys.path.insert(0, "{payload}")

@@ -19,10 +19,8 @@ from llmtrain.data.rows import Rows
 from llmtrain.job import Preference
 
 torch = pytest.importorskip("torch", reason="Debian's python3-torch is not installed")
-FSDP = pytest.mark.skipif(
-    torch.__version__ < "2.7",
-    reason=f"FSDP2 does not run on a CPU in torch {torch.__version__}: it takes 2.7 or later",
-)
+from fsdp import FSDP  # noqa: E402 - needs torch
+
 ROOT = Path(__file__).parents[4]
 TRL = ROOT / "bench/.venv-trl/bin/python"
 WORDS = ["what", "is", "the", "capital", "of", "France", "hello", "you"]
@@ -249,14 +247,19 @@ def test_a_job_by_dpo_begins_where_nothing_is_preferred_and_learns_what_is(
     assert adapter["lora_dropout"] == 0.0
 
 
-def test_a_job_by_dpo_that_was_stopped_goes_on_with_the_same_reference(bench: Bench, preferred: Path) -> None:
-    stopped = job(bench, "stopped", "dpo")
+def stop_and_go_on(bench: Bench, stopped: Path) -> None:
+    """Stop the job by SIGTERM at its third step, and start it again."""
     _, given = bench.hold(3, stopped)
     agent = bench.start(stopped, **given)
     wait_for(lambda: len(bench.losses(stopped)) >= 3, agent)
     agent.send_signal(signal.SIGTERM)
     assert agent.wait(timeout=300) == exits.STOPPED, bench.said(stopped)
     assert bench.run(stopped) == exits.DONE, bench.said(stopped)
+
+
+def test_a_job_by_dpo_that_was_stopped_goes_on_with_the_same_reference(bench: Bench, preferred: Path) -> None:
+    stopped = job(bench, "stopped", "dpo")
+    stop_and_go_on(bench, stopped)
     assert bench.losses(stopped) == bench.losses(preferred)
 
 
@@ -305,12 +308,7 @@ def test_every_strategy_has_the_losses_of_ddp(
 def test_a_job_by_zero3_that_was_stopped_goes_on_with_the_same_losses(bench: Bench, kind: str) -> None:
     whole, stopped = (job(bench, f"{name}-{kind}", kind, "zero3") for name in ("whole3", "stopped3"))
     assert bench.run(whole) == exits.DONE, bench.said(whole)
-    _, given = bench.hold(3, stopped)
-    agent = bench.start(stopped, **given)
-    wait_for(lambda: len(bench.losses(stopped)) >= 3, agent)
-    agent.send_signal(signal.SIGTERM)
-    assert agent.wait(timeout=300) == exits.STOPPED, bench.said(stopped)
-    assert bench.run(stopped) == exits.DONE, bench.said(stopped)
+    stop_and_go_on(bench, stopped)
     assert bench.losses(stopped) == bench.losses(whole)
 
 
