@@ -4,6 +4,7 @@ The loss is the mean cross entropy over the positions of a step that count, over
 accumulation nor the number of GPUs changes it.
 """
 
+import gc
 import json
 import math
 import os
@@ -15,6 +16,7 @@ from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from traceback import clear_frames
 from typing import Any
 
 import torch
@@ -81,17 +83,25 @@ def train(job: Job, setup: Setup, key: bytes) -> int:
         torch.cuda.set_device(device)
     start_process_group(setup, "nccl" if cuda else "gloo")
     try:
-        training = prepare(job, setup, key, device)
-        if not train_steps(training, asked_to_stop):
-            return STOPPED
-        finish(training)
-        return DONE
+        return learn(job, setup, key, device, asked_to_stop)
     except Refusal as refusal:
         if os.environ["LOCAL_RANK"] == "0":
             print(f"llm-train: {refusal}", file=sys.stderr, flush=True)
         return refusal.code
+    except Exception as error:
+        clear_frames(error.__traceback__)  # they hold the model
+        raise
     finally:
-        distributed.destroy_process_group()
+        leave_process_groups()
+
+
+def learn(job: Job, setup: Setup, key: bytes, device: torch.device, asked_to_stop: list[int]) -> int:
+    """Train, and export what was trained; returns the exit code."""
+    training = prepare(job, setup, key, device)
+    if not train_steps(training, asked_to_stop):
+        return STOPPED
+    finish(training)
+    return DONE
 
 
 def start_process_group(setup: Setup, backend: str) -> None:
@@ -111,6 +121,20 @@ def start_process_group(setup: Setup, backend: str) -> None:
     # On a CPU DeepSpeed would compile this at first use; torch's gloo serves as well.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(backend, timeout=WAIT, verbose=False)
+
+
+def leave_process_groups() -> None:
+    """Leave all process groups. Call it where nothing refers to the model any more: DDP's reducer holds a group as well.
+
+    Whatever frees a group of gloo waits for its threads, and one of them may wait for the GIL to free a tensor. Only the type of
+    its backend lets go of the GIL (pytorch issue 56297; torch 2.8 does for the group too), so that has to be freed last.
+    """
+    gc.collect()
+    groups = list(distributed.distributed_c10d._world.pg_map)
+    backends = [group._get_backend(device) for group in groups for device in group._device_types]
+    del groups
+    distributed.destroy_process_group()
+    del backends
 
 
 def refuse_to_compile() -> None:

@@ -169,6 +169,7 @@ class Bench:
         forks.stdin.flush()
         if not select.select([forks.stdout], [], [], 300)[0]:
             forks.kill()
+            raise AssertionError(f"not done after 300 s: {self.said(job)}")
         return int(forks.stdout.readline())
 
     def said(self, job: Path) -> str:
