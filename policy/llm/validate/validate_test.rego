@@ -137,7 +137,8 @@ test_a_fault_of_an_experiment_is_named_with_its_place if {
 }
 
 test_the_metrics_of_an_experiment_are_two if {
-	every metrics in [{"thumb": "higher"}, {"thumb": "higher", "stars": "more"}, {"a": "lower", "b": "lower", "c": "lower"}] {
+	three := {"a": "lower", "b": "lower", "c": "lower"}
+	every metrics in [{"thumb": "higher"}, {"thumb": "higher", "stars": "more"}, three] {
 		experimenting({"one": object.union(object.remove(experiment, ["metrics"]), {"metrics": metrics})}) != set()
 	}
 }
