@@ -1,30 +1,24 @@
-"""`llmkeep experiment check`: whether an experiment can find what it asks. `policy`: its entry in policy, by which gateways
-assign users to its arms. `show`: what came out so far.
+"""`llmkeep experiment check`: whether an experiment can find what it asks. `start`, `step`, `stop`, `promote`: its entry in
+policy, by which gateways assign users to its arms. `show`: what came out so far.
 """
 
 import argparse
 import json
 import math
-import re
-import secrets
-import sys
 from collections.abc import Iterable
 from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
 
-import yaml
-
+from llmkeep import source_tree
 from llmkeep.errors import LlmkeepError
-from llmkeep.experiments import outcomes
+from llmkeep.experiments import ladder, outcomes
 from llmkeep.experiments.definition import ALPHA, POWER, UNITS, Experiment, read
+from llmkeep.places import Places
 
 STOPPED = 3
-ASSIGNED_BY = ("subject", "request")  # units that a gateway knows
-SALT = re.compile("[A-Za-z0-9]{16,64}")
 CHECK = """Reads experiments and says what each rung of their ladders will find. Exit codes: 0 they can run; 1 one cannot, or two
 of them would ask the same tenants about the same model; the message has the arithmetic."""
-POLICY = """Prints the entry of an experiment for llm/experiments/data.yaml of the policy. Exit codes: 0 printed; 1 refused."""
 SHOW = """Compares both arms on each rung, by intervals that hold however often they are looked at. Exit codes: 0 told; 1 refused;
 3 there is no verdict for a rung, since its units were not assigned as declared."""
 
@@ -64,26 +58,34 @@ def _check(given: argparse.Namespace) -> int:
     return 0
 
 
-def _policy(given: argparse.Namespace) -> int:
-    experiment = read(given.file)
-    if experiment.unit not in ASSIGNED_BY:
+def _source(given: argparse.Namespace) -> Path:
+    """Policy's source that may be changed."""
+    folder: Path = given.source or given.places.policy_source
+    if not folder.is_dir():
         raise LlmkeepError(
-            f"unit of {experiment.name} is {experiment.unit!r}, which no request names: take {' or '.join(ASSIGNED_BY)}"
+            f"{folder} is not there: make the estate's own source by `cp -r {source_tree.located()}/policy {folder}`, or give "
+            "--source"
         )
-    if given.percent not in (0, *experiment.ladder):
-        raise LlmkeepError(
-            f"--percent is {given.percent}: {experiment.name} has the steps {', '.join(map(str, experiment.ladder))}, and 0"
-        )
-    if given.salt is not None and not SALT.fullmatch(given.salt):
-        raise LlmkeepError(
-            f"--salt is {given.salt!r}: give 16 to 64 letters and digits, those that policy has"
-        )
-    if given.salt is None:
-        print("a new salt assigns all units anew: at the next step give this one by --salt", file=sys.stderr)
-    entry = {name: getattr(experiment, name) for name in ("model", "control", "candidate", "unit")}
-    entry |= {"tenants": list(experiment.tenants), "percent": given.percent}
-    entry["salt"] = given.salt or secrets.token_hex(16)
-    print(yaml.safe_dump({experiment.name: entry}, sort_keys=False), end="")
+    return folder
+
+
+def _start(given: argparse.Namespace) -> int:
+    print(ladder.start(_source(given), read(given.file), given.reason))
+    return 0
+
+
+def _step(given: argparse.Namespace) -> int:
+    print(ladder.step(_source(given), read(given.file), given.outcomes, given.reason, given.despite))
+    return 0
+
+
+def _promote(given: argparse.Namespace) -> int:
+    print(ladder.promote(_source(given), read(given.file), given.outcomes, given.reason, given.despite))
+    return 0
+
+
+def _stop(given: argparse.Namespace) -> int:
+    print(ladder.stop(_source(given), given.name, given.reason, given.remove))
     return 0
 
 
@@ -113,15 +115,30 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     check = verbs.add_parser("check", help="whether experiments can find what they ask", description=CHECK)
     check.add_argument("files", nargs="+", type=Path, metavar="FILE", help="experiments/*.yml")
     check.set_defaults(run=_check)
-    policy = verbs.add_parser(
-        "policy", help="its entry in policy, by which gateways assign users", description=POLICY
+    acts = argparse.ArgumentParser(add_help=False)
+    acts.add_argument("--source", type=Path, help="policy's source (default: /etc/llmkeep/policy/source)")
+    acts.set_defaults(places=Places())
+    of_file = argparse.ArgumentParser(add_help=False)
+    of_file.add_argument("file", type=Path, metavar="FILE", help="the experiment")
+    why = argparse.ArgumentParser(add_help=False)
+    why.add_argument("--reason", required=True, help="for the readers of the record")
+    judged = argparse.ArgumentParser(add_help=False)
+    judged.add_argument("--outcomes", type=Path, metavar="FILE", help="of all hosts, as for `show`")
+    either = judged.add_mutually_exclusive_group(required=True)
+    either.add_argument("--reason", help="for the readers of the record")
+    either.add_argument(
+        "--despite", metavar="REASON", help="even if outcomes speak against it; REASON is put on record"
     )
-    policy.add_argument("file", type=Path, metavar="FILE", help="the experiment")
-    policy.add_argument(
-        "--percent", type=int, required=True, help="a step of its ladder; 0: the control alone"
-    )
-    policy.add_argument("--salt", help="what policy has already (default: a new one)")
-    policy.set_defaults(run=_policy)
+    for name, run, parents, text in (
+        ("start", _start, [of_file, why], "write its entry in policy, at the first step of its ladder"),
+        ("step", _step, [of_file, judged], "move it to the next step, if outcomes do not speak against it"),
+        ("promote", _promote, [of_file, judged], "give all units the candidate, if it is better"),
+        ("stop", _stop, [why], "give all units the control"),
+    ):
+        verb = verbs.add_parser(name, parents=[acts, *parents], help=text, description=ladder.__doc__)
+        verb.set_defaults(run=run)
+    verb.add_argument("name", help="of the experiment, as policy has it")
+    verb.add_argument("--remove", action="store_true", help="remove its entry")
     show = verbs.add_parser("show", help="what came out so far", description=SHOW)
     show.add_argument("file", type=Path, metavar="FILE", help="the experiment")
     show.add_argument(

@@ -1,15 +1,15 @@
 """What an experiment is: two models behind one name, who takes part, and what was fixed in advance."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from llmkeep.errors import LlmkeepError
-from llmkeep.experiments import sequential
 from llmkeep.policy.source import UniqueKeys
+from llmproof import sequential
 
 ARMS = ("control", "candidate")
 UNITS = {"subject": "subjects", "conversation": "conversations", "request": "requests"}
@@ -17,9 +17,14 @@ BETTER = ("higher", "lower")
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 ALPHA = 0.01  # of the whole experiment, for a difference where there is none
 POWER = 0.95
+REFUSAL_LETTERS = 40  # gateways look at no more of an answer
+LONGEST_SECONDS = 300.0  # no answer takes longer
+# How a model that was asked in English declines; an answer that begins so counts as a refusal.
+REFUSALS = ("I can't", "I can’t", "I cannot", "I'm sorry", "I’m sorry", "I am sorry", "Sorry, ", "As an AI")
 KNOWN = (
     "experiment", "model", *ARMS, "unit", "tenants", "ladder", "days", "minimum", "metrics", "expects",
 )  # fmt: skip
+OPTIONAL = ("guardrails",)
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,24 @@ class Metric:
     name: str
     better: str
     difference: float
+
+
+@dataclass(frozen=True)
+class Guardrails:
+    """How much worse than the control the candidate may be before it is halted, without a person.
+
+    SLOW: more of the answers whose first byte takes longer than SLOW_SECONDS; FAILED: more that end in an error; REFUSED: more
+    that are refusals, by the engine's finish reason or by beginning with one of REFUSALS. Each is a share of answers. LENGTH:
+    how many times longer, or shorter, the mean answer may be, less 1: at 0.5 it may have half as many tokens again, or two
+    thirds of them.
+    """
+
+    slow_seconds: float = 5.0
+    slow: float = 0.01
+    failed: float = 0.01
+    refused: float = 0.02
+    length: float = 0.5
+    refusals: tuple[str, ...] = REFUSALS
 
 
 @dataclass(frozen=True)
@@ -70,6 +93,7 @@ class Experiment:
     minimum: int
     metrics: tuple[Metric, ...]
     expects: Expects
+    guardrails: Guardrails = Guardrails()
 
     @property
     def compared(self) -> tuple[int, ...]:
@@ -102,14 +126,15 @@ class Experiment:
         )
 
 
-def _fields(given: Any, known: tuple[str, ...], what: str) -> list[str]:
+def _fields(given: Any, known: tuple[str, ...], what: str, optional: tuple[str, ...] = ()) -> list[str]:
     """What is wrong with the names in a mapping."""
+    every = (*known, *optional)
     if not isinstance(given, dict):
-        return [f"{what} is {given!r}: write {', '.join(known)}"]
+        return [f"{what} is {given!r}: write {', '.join(every)}"]
     return [
-        f"{what} has {name!r}, which is not known: take {', '.join(known)}"
+        f"{what} has {name!r}, which is not known: take {', '.join(every)}"
         for name in given
-        if name not in known
+        if name not in every
     ] + [f"{what} lacks {name}" for name in known if name not in given]
 
 
@@ -119,7 +144,7 @@ def _number(value: Any, *, above: float = 0, most: float = 1e9) -> bool:
 
 def faults(given: Any) -> list[str]:
     """All reasons why this is no experiment, one sentence each, without the arithmetic of its rungs."""
-    found = _fields(given, KNOWN, "the file")
+    found = _fields(given, KNOWN, "the file", OPTIONAL)
     if found:
         return found
     found += [
@@ -149,7 +174,12 @@ def faults(given: Any) -> list[str]:
         for name, least in (("days", 1), ("minimum", sequential.FEWEST))
         if type(given[name]) is not int or given[name] < least
     ]
-    return found + _metrics(given["metrics"]) + _expected(given["expects"])
+    return (
+        found
+        + _metrics(given["metrics"])
+        + _expected(given["expects"])
+        + _guarded(given.get("guardrails", {}))
+    )
 
 
 def _metrics(given: Any) -> list[str]:
@@ -190,6 +220,32 @@ def _expected(given: Any) -> list[str]:
     return found
 
 
+def _guarded(given: Any) -> list[str]:
+    names = tuple(field.name for field in fields(Guardrails))
+    found = _fields(given, (), "guardrails", names)
+    if found:
+        return found
+    for name, most, what in (
+        ("slow_seconds", LONGEST_SECONDS, "seconds to the first byte, which an answer's deadline ends"),
+        ("slow", 0.5, "a share of answers that the candidate may have more"),
+        ("failed", 0.5, "a share of answers that the candidate may have more"),
+        ("refused", 0.5, "a share of answers that the candidate may have more"),
+        ("length", 10, "how many times longer the mean answer may be, less 1"),
+    ):
+        value = given.get(name, getattr(Guardrails, name))
+        if not _number(value, most=most):
+            found.append(f"guardrails: {name} is {value!r}: write {what}, above 0 and up to {most:g}")
+    refusals = given.get("refusals", [])
+    if not isinstance(refusals, list) or not all(
+        isinstance(each, str) and 3 <= len(each.strip()) <= REFUSAL_LETTERS for each in refusals
+    ):
+        found.append(
+            f"guardrails: refusals is {refusals!r}: write a list of what a refusal begins with, 3 to {REFUSAL_LETTERS} "
+            "letters each; an empty one counts the engine's own alone"
+        )
+    return found
+
+
 def out_of_reach(experiment: Experiment) -> list[str]:
     """Rungs that cannot have their minimum, with the arithmetic and ways out."""
     found = []
@@ -212,6 +268,11 @@ def out_of_reach(experiment: Experiment) -> list[str]:
     return found
 
 
+def _guardrails(given: dict[str, Any]) -> Guardrails:
+    refusals = {"refusals": tuple(given["refusals"])} if "refusals" in given else {}
+    return Guardrails(**given | refusals)
+
+
 def read(path: Path) -> Experiment:
     """The experiment in a file; raises LlmkeepError with all that is wrong with it."""
     try:
@@ -227,6 +288,7 @@ def read(path: Path) -> Experiment:
             ladder=tuple(given["ladder"]),
             metrics=tuple(Metric(**metric) for metric in given["metrics"]),
             expects=Expects(**given["expects"]),
+            guardrails=_guardrails(given.get("guardrails", {})),
         )
         wrong = out_of_reach(experiment)
         if not wrong:

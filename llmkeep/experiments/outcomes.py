@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmkeep.errors import LlmkeepError
-from llmkeep.experiments import sequential
 from llmkeep.experiments.definition import ARMS, Experiment, Metric
-from llmkeep.experiments.sequential import Mean
+from llmproof import sequential
+from llmproof.sequential import Mean
 
 ODDS = 1000  # of a mismatch of shares: at most one of 1,000 experiments without one comes to it
 

@@ -1,5 +1,5 @@
-"""The journal of ratings and of assignments to arms, as gateways write it and training reads it: JSON lines in files of an
-hour each, `KIND-HOUR.jsonl`.
+"""The journal of ratings, of assignments to arms and of how those ended, as gateways write it and training reads it: JSON lines
+in files of an hour each, `KIND-HOUR.jsonl`.
 """
 
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 Record = dict[str, Any]
-RATED, ANSWERED, ASSIGNED = "rated", "answered", "assigned"  # kinds
+RATED, ANSWERED, ASSIGNED, ENDED = "rated", "answered", "assigned", "ended"  # kinds
 TRANSACTION, SUBJECT, TENANT, TIME = "transaction.id", "user.id", "organization.id", "@timestamp"
 FIELD, ARM_FIELD = "llmkeep.feedback.", "llmkeep.experiment."
 

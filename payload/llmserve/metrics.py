@@ -170,6 +170,11 @@ class Metrics:
         self.answers_not_kept = counter(
             "llm_answers_not_kept", "Answers to learn from, and assignments to arms, that could not be kept"
         )
+        self.experiment_halted = gauge(
+            "llm_experiment_halted",
+            "1 for an experiment that this host has halted, 0 for one that it watches",
+            ["experiment"],
+        )
         self.tasks = gauge("llm_event_loop_tasks", "asyncio tasks of this process")
         self.admission = gauge(
             "llm_engine_admission",

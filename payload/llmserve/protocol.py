@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 LINE_LIMIT = 64 * 1024 * 1024  # bytes; JSON escapes can inflate a body of the maximum size sixfold
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "content_filter"]
 # Fields that only some engines support, each with its no-op value. Any other value is passed to an engine that declares the
 # field, and rejected by name otherwise.
 NEUTRAL: dict[str, object] = {

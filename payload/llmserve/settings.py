@@ -209,10 +209,13 @@ class Identities(Section):
 
 
 class FeedbackJournal(Section):
-    """Where ratings are kept, and the exchanges of tenants that consent. `days`: how long an answer may be rated."""
+    """Where ratings are kept, and the exchanges of tenants that consent. `days`: how long an answer may be rated. `guarded`:
+    candidates of experiments answer only while `llm-serve experiment guard` watches them on this host.
+    """
 
     folder: Path
     days: Positive = 30
+    guarded: bool = False
 
 
 class GatewayConfig(Section):

@@ -3,7 +3,7 @@
 import secrets
 from dataclasses import dataclass, field
 
-from llmserve.access.experiments import Experiment
+from llmserve.access.experiments import OPENING, Experiment
 
 
 class PolicyUnavailable(Exception):
@@ -79,6 +79,9 @@ def parse_experiment(given: object) -> Experiment:
         raise PolicyUnavailable(
             f"an experiment's unit is {str(unit)[:40]!r} and its percentage {percent}: subject or request, 0 to 100"
         )
+    refusals = given.get("refusals", [])  # absent in policies of earlier releases
+    if not isinstance(refusals, list) or not all(isinstance(each, str) and each for each in refusals):
+        raise PolicyUnavailable("an experiment's refusals are not a list of what refusals begin with")
     return Experiment(
         text(given, "name"),
         text(given, "model"),
@@ -87,6 +90,7 @@ def parse_experiment(given: object) -> Experiment:
         unit,
         percent,
         text(given, "salt"),
+        tuple(each.casefold().lstrip()[:OPENING] for each in refusals),
     )
 
 

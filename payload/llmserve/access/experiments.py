@@ -5,35 +5,54 @@ after each restart. The number that it gives is compared with the percentage, so
 percentage grows.
 """
 
+import hashlib
 import hmac
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from llmserve.access.identity import Identity
 
 Unit = Literal["subject", "request"]
 Arm = Literal["control", "candidate"]
+Away = Literal["", "down", "halted", "unwatched"]
 SPACE = 1 << 64
+OPENING = 40  # characters of an answer, by which it may be a refusal
+
+
+def identifier(name: str, salt: str) -> str:
+    """What names an experiment in files: another salt makes another experiment of it."""
+    return hashlib.sha256(f"{name}\0{salt}".encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)
 class Assigned:
     """The arm of one request. `unit`: a pseudonym of what is assigned, the same on all hosts.
 
-    `away`: the candidate is not there, and the control answers in its place.
+    `away`: why the control answers in the candidate's place: its engine is down, the experiment was halted on this host, or
+    nothing watches it there.
     """
 
     experiment: str
+    id: str
     model: str  # that the client asked for
     arm: Arm
     percent: int
     unit: str
-    away: bool = False
+    away: Away = ""
+    refusals: tuple[str, ...] = ()
+
+    @property
+    def counts(self) -> bool:
+        """Whether the request is an outcome of its arm, and there is another arm to compare with."""
+        return not self.away and 0 < self.percent < 100
 
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """`percent` of the units that ask for `model` are answered by `candidate`, the others by `control`."""
+    """`percent` of the units that ask for `model` are answered by `candidate`, the others by `control`.
+
+    `refusals`: what a refusal begins with, in lower case.
+    """
 
     name: str
     model: str
@@ -42,6 +61,11 @@ class Experiment:
     unit: Unit
     percent: int
     salt: str
+    refusals: tuple[str, ...] = ()
+    id: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "id", identifier(self.name, self.salt))
 
     def assign(self, identity: Identity, transaction: str) -> Assigned:
         """The arm of a request; `transaction`: that of its exchange. The length of the tenant keeps `ab` and `c` apart from `a`
@@ -55,4 +79,6 @@ class Experiment:
         digest = hmac.digest(self.salt.encode(), self.name.encode() + b"\0" + unit, "sha256")
         chosen = int.from_bytes(digest[:8]) * 100 < self.percent * SPACE
         arm: Arm = "candidate" if chosen else "control"
-        return Assigned(self.name, self.model, arm, self.percent, digest[16:].hex())
+        return Assigned(
+            self.name, self.id, self.model, arm, self.percent, digest[16:].hex(), "", self.refusals
+        )

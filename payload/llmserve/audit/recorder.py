@@ -17,13 +17,13 @@ def phase(name: str, kind: str, outcome: str) -> dict[str, object]:
 
 
 def of_arm(assigned: Assigned) -> dict[str, object]:
-    """What is recorded of an assignment to an arm. Where the candidate was away, the control answered."""
+    """What is recorded of an assignment to an arm. With `away` the control answered in the candidate's place: it says why."""
     told: dict[str, object] = {
         "llmkeep.experiment.name": assigned.experiment,
         "llmkeep.experiment.arm": assigned.arm,
         "llmkeep.experiment.percent": assigned.percent,
     }
-    return told | {"llmkeep.experiment.away": True} if assigned.away else told
+    return told | {"llmkeep.experiment.away": assigned.away} if assigned.away else told
 
 
 INTENT = phase("intent", "access", "unknown")

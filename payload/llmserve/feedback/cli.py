@@ -1,4 +1,6 @@
-"""`llm-serve feedback list | outcomes | forget | expire | ship`: this host's ratings, and what is kept to learn from."""
+"""`llm-serve feedback list | outcomes | forget | expire | ship`: this host's ratings, and what is kept to learn from.
+`llm-serve experiment guard | halted`: what ends experiments on this host, and those that it ended.
+"""
 
 import argparse
 import os
@@ -12,9 +14,11 @@ from typing import Any
 from pydantic_core import to_json
 
 from llmcore import logs, ratings
-from llmcore.config import ConfigError
+from llmcore.config import ConfigError, load
 from llmcore.files import flush
 from llmserve.feedback import journal, outcomes, ship
+from llmserve.feedback.halts import GUARD, GUARD_SECONDS
+from llmserve.settings import GatewayConfig
 
 FOLDER = Path("/var/lib/llm-feedback")
 PKI = Path("/etc/llmkeep/pki")
@@ -69,7 +73,18 @@ def add_commands(commands: Any) -> None:
         "--pki", type=Path, default=PKI, help=f"root.pem, host.pem and host.key (default {PKI})"
     )
     shipping.set_defaults(run=ship_command)
-    for each in listing, coming, forget, expire, shipping:
+    experiment = commands.add_parser(
+        "experiment", help="watch this host's experiments, and end those whose candidate does harm"
+    )
+    acts = experiment.add_subparsers(dest="verb", required=True)
+    guarding = acts.add_parser("guard", help="watch, until it is stopped")
+    guarding.add_argument("--config", type=Path, required=True, help="gateway.yaml: policy, audit, feedback")
+    guarding.add_argument("--interval", type=float, default=GUARD_SECONDS, help="seconds between two looks")
+    guarding.add_argument("--once", action="store_true", help="look once")
+    guarding.set_defaults(run=guard_command)
+    ended = acts.add_parser("halted", help="experiments that this host has halted, a JSON object a line")
+    ended.set_defaults(run=halted_command)
+    for each in listing, coming, forget, expire, shipping, ended:
         each.add_argument("--folder", type=Path, default=FOLDER, help=f"of the journal (default {FOLDER})")
 
 
@@ -168,6 +183,30 @@ def expire_command(options: argparse.Namespace) -> int:
         raise ConfigError(f"--days is {options.days}: take 1 or more")
     removed = journal.expire(own(options.folder), options.days)
     print(f"removed {removed} records that were older than {options.days} days")
+    return 0
+
+
+def guard_command(options: argparse.Namespace) -> int:
+    from llmserve.feedback.guard import Guard, watch  # not for the others
+
+    logs.configure("INFO")
+    config = load(options.config, GatewayConfig)
+    if not config.feedback or not config.audit or not config.policy or not config.policy.bundle:
+        raise ConfigError(
+            f"{options.config} lacks feedback, audit or policy.bundle: without them no experiment is watched"
+        )
+    folder = own(config.feedback.folder)
+    watch(
+        Guard(folder, config.policy.bundle, config.policy.key, config.audit.socket),
+        options.interval,
+        options.once,
+    )
+    return 0
+
+
+def halted_command(options: argparse.Namespace) -> int:
+    for path in sorted((own(options.folder) / GUARD).glob("halted-*.json")):
+        print(path.read_text())
     return 0
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from pydantic_core import to_json
 
 from llmcore.files import flush, replacing, write_aside
-from llmcore.ratings import ANSWERED, ASSIGNED, FIELD, RATED, Record, files, read
+from llmcore.ratings import ANSWERED, ASSIGNED, ENDED, FIELD, RATED, Record, files, read
 from llmserve.api.errors import ApiError, unavailable
 from llmserve.audit.redact import scrubbed
 from llmserve.feedback.documents import mark
@@ -180,7 +180,7 @@ class Journal:
     """The journal of one gateway process. Records that arrive while the disk is busy share the next flush."""
 
     def __init__(self, folder: Path, metrics: Metrics, answer_bytes: int = 1 << 30) -> None:
-        """`answer_bytes`: with more answers in the journal none is kept any more, and so with assignments; ratings are."""
+        """`answer_bytes`: with more answers in the journal no further one is kept; so with assignments, and with their ends."""
         self.folder = folder
         self.metrics = metrics
         self.answer_bytes = answer_bytes
@@ -205,6 +205,10 @@ class Journal:
         """Keep an assignment to an arm, in the same way. Where that fails its rating is no outcome."""
         self.note(ASSIGNED, record)
 
+    def ended(self, record: Record) -> None:
+        """Keep how an assigned exchange ended, in the same way. Where that fails no guardrail sees it."""
+        self.note(ENDED, record)
+
     def note(self, kind: str, record: Record) -> None:
         if kind in self.full or len(self.waiting) >= MOST_WAITING:
             self.metrics.answers_not_kept.inc()
@@ -221,7 +225,7 @@ class Journal:
         append(self.folder, records)
         if time.monotonic() >= self.looked + LOOK_SECONDS:
             self.looked = time.monotonic()
-            kinds = ANSWERED, ASSIGNED
+            kinds = ANSWERED, ASSIGNED, ENDED
             with suppress(OSError):  # what was written is written
                 self.full = {kind for kind in kinds if kept_bytes(self.folder, kind) > self.answer_bytes}
 

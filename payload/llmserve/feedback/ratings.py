@@ -1,5 +1,6 @@
 """`POST /v1/feedback`: what a user says about an answer."""
 
+import time
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
@@ -7,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 
 from llmcore.ratings import ARM_FIELD, FIELD, SUBJECT, TENANT, TIME, TRANSACTION
+from llmserve.access.experiments import Assigned
 from llmserve.api.errors import ApiError
 from llmserve.api.requests import parse_body
 from llmserve.api.response_models import Shape
@@ -20,6 +22,7 @@ Reason = Literal[
     "wrong", "incomplete", "irrelevant", "harmful", "refused", "too_long", "too_short", "style", "other"
 ]
 Text = Annotated[str, Field(min_length=1, max_length=4000)]
+ENGINE_REFUSED = "engine_refused"  # a request that the other arm's engine may well take
 LONGEST = 50_000  # characters of an exchange that is kept
 
 
@@ -130,24 +133,56 @@ class Ratings:
 
     def assigned(self, exchange: Exchange) -> None:
         """Keep which arm of an experiment is asked: no text, so it needs no consent; the subject, so that it can be forgotten."""
-        assigned, identity = exchange.assigned, exchange.identity
-        if assigned is None or identity is None or self.journal is None:
+        if exchange.assigned and self.journal:
+            self.journal.assigned(of_unit(exchange, exchange.assigned))
+
+    def ended(self, exchange: Exchange, error: BaseException | None) -> None:
+        """Keep how an engine answered for an arm, without text: what guardrails look at.
+
+        Left out is what no engine of the arm answered: what the cache did, which the larger arm has more of, and what the
+        control answered in the candidate's place.
+        """
+        assigned = exchange.assigned
+        if not assigned or not assigned.counts or not self.journal or exchange.cache == b"hit":
             return
-        self.journal.assigned(
-            {
-                TIME: now(),
-                TRANSACTION: exchange.transaction,
-                SUBJECT: identity.subject,
-                TENANT: identity.tenant,
-                **of_arm(assigned),
-                ARM_FIELD + "unit": assigned.unit,
-            }
+        record = of_unit(exchange, assigned)
+        tokens = exchange.fields.get("gen_ai.usage.output_tokens")
+        failed = error is not None and (
+            error.status >= 500 or error.code == ENGINE_REFUSED
+            if isinstance(error, ApiError)
+            else isinstance(error, Exception)
         )
+        # Of a client that left, or an answer that failed, before the first byte: it took longer than this.
+        record[ARM_FIELD + "seconds"] = round((exchange.first or time.monotonic()) - exchange.started, 4)
+        record[ARM_FIELD + "failed"] = failed
+        if error is None:
+            opening = exchange.opening.casefold()
+            record[ARM_FIELD + "refused"] = exchange.fields.get(
+                "llm.finish_reason"
+            ) == "content_filter" or opening.startswith(assigned.refusals)
+            if tokens is not None:
+                record[ARM_FIELD + "tokens"] = tokens
+        self.journal.ended(record)
 
     async def settled(self) -> None:
         """Wait until all is kept."""
         if self.journal is not None:
             await self.journal.settled()
+
+
+def of_unit(exchange: Exchange, assigned: Assigned) -> dict[str, object]:
+    """Whose exchange it is, which arm it has, and of which experiment; `id` changes with its salt."""
+    if exchange.identity is None:
+        raise RuntimeError("this route must be behind authentication and policy")
+    return {
+        TIME: now(),
+        TRANSACTION: exchange.transaction,
+        SUBJECT: exchange.identity.subject,
+        TENANT: exchange.identity.tenant,
+        **of_arm(assigned),
+        ARM_FIELD + "id": assigned.id,
+        ARM_FIELD + "unit": assigned.unit,
+    }
 
 
 def now() -> str:

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
+from llmserve.access.experiments import OPENING
 from llmserve.api.errors import ApiError, unavailable
 from llmserve.api.requests import Call, refuse_other_work, refuse_undeclared
 from llmserve.api.responses import (
@@ -63,9 +64,11 @@ def seconds_allowed(scope: Scope, limit: float) -> float:
 
 
 def collect(exchange: Exchange, text: str) -> None:
-    """Note a piece of the answer, where it may be kept."""
+    """Note a piece of the answer, where it may be kept; of an arm's answer how it begins."""
     if exchange.answer is not None:
         exchange.answer.append(text)
+    if exchange.assigned is not None and len(exchange.opening) < OPENING:
+        exchange.opening = (exchange.opening + text[: 4 * OPENING]).lstrip()[:OPENING]
 
 
 def blind(scope: Scope) -> bool:
@@ -161,7 +164,8 @@ class Completions:
     def of_arm(self, exchange: Exchange, name: str, generate: Generate) -> RoutedRequest | None:
         """Route to an arm, where policy has an experiment about `name` for this tenant; raises ApiError 503.
 
-        A candidate that is not up gives way to the control, also while it is expected back. Embeddings are never assigned:
+        A candidate that is not up gives way to the control, also while it is expected back, and so does one that was halted on
+        this host, or that nothing watches. Embeddings are never assigned:
         vectors of two models do not compare.
         """
         identity, decision = exchange.identity, exchange.decision
@@ -171,9 +175,10 @@ class Completions:
         assigned = exchange.assigned = experiment.assign(identity, exchange.transaction)
         if assigned.arm == "candidate":
             candidate = self.state.instances.get(experiment.candidate)
-            if candidate is not None and candidate.up:
+            away = self.state.halts.reason(experiment)
+            if not away and candidate is not None and candidate.up:
                 return candidate.route(identity.tenant, generate)
-            exchange.assigned = replace(assigned, away=True)
+            exchange.assigned = replace(assigned, away=away or "down")
         try:
             if experiment.control in self.state.instances:
                 return self.state.instances[experiment.control].route(identity.tenant, generate)
@@ -230,6 +235,7 @@ class Completions:
             )
 
         source = AnswerSource(exchange, routed, call.generate, place, self.state.metrics, prompt_tokens)
+        ended: BaseException | None = None
         try:
             with self.state.in_flight.watched(scope["peer"], identity, exchange.action or "", ends, seconds):
                 wish = cache_wish(header(scope, b"cache-control"))
@@ -241,6 +247,7 @@ class Completions:
                     answer = self.stream if call.generate.stream else self.whole
                     await answer(exchange, send, routed, rendering, source)
         except ApiError as error:
+            ended = error
             if exchange.assigned:
                 error = blinded(error, routed.model, exchange.assigned.model)
             # The slot is released already, so a client that reads slowly blocks nothing.
@@ -249,11 +256,15 @@ class Completions:
                     async with asyncio.timeout(LAST_WORD_SECONDS):
                         await send({"type": "http.response.body", "body": error_event(error)})
             raise error
+        except BaseException as error:
+            ended = error
+            raise
         finally:
             reserved.settle(sum(source.usage))
             if source.usage != (0, 0):  # an answer that ended early is on the record, too
                 exchange.fields.setdefault("gen_ai.usage.input_tokens", source.usage[0])
                 exchange.fields.setdefault("gen_ai.usage.output_tokens", source.usage[1])
+            self.state.ratings.ended(exchange, ended)
         self.state.metrics.of(routed.model).whole.observe(time.monotonic() - exchange.started)
         self.state.ratings.answered(exchange, routed.hello.revision, parsed.content, call.generate.extra)
 
@@ -296,6 +307,7 @@ class Completions:
             source.close()
         if isinstance(frame, Delta):
             raise RuntimeError("a piece of a stream in an answer that is not streamed")
+        exchange.first = time.monotonic()
         self.count(exchange, routed, frame)
         collect(exchange, frame.text)
         await respond(send, 200, rendering.whole(frame))
@@ -311,6 +323,7 @@ class Completions:
         """Send server-sent events. An error before the first one becomes a plain response with its status."""
         try:
             frame = await source.begin()
+            exchange.first = time.monotonic()
             exchange.streaming = True
             await send({"type": "http.response.start", "status": 200, "headers": EVENT_STREAM})
             await self.events(exchange, send, frame, source, routed, rendering)
@@ -327,7 +340,7 @@ class Completions:
         rendering: Rendering,
     ) -> None:
         """From the first frame to [DONE]; every piece is sent at once."""
-        then = time.monotonic()
+        then = exchange.first
         series = self.state.metrics.of(routed.model)
         series.first_token.observe(then - exchange.started)
         opening = b"" if isinstance(frame, Event) else rendering.first()

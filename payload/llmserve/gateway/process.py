@@ -28,6 +28,7 @@ from llmserve.audit.recorder import Recorder
 from llmserve.audit.writer_client import AuditClient
 from llmserve.cache.exact import ExactCache
 from llmserve.cache.single_flight import SharedAnswers
+from llmserve.feedback.halts import Halts
 from llmserve.feedback.journal import Journal
 from llmserve.feedback.ratings import Ratings
 from llmserve.feedback.response_ids import ResponseIds
@@ -182,6 +183,7 @@ def build(config: GatewayConfig, pepper: bytes, policy_engine: PolicyEngine | No
         audit=audit,
         recorder=Recorder(audit, pepper),
         ratings=open_ratings(config.feedback, pepper, metrics),
+        halts=Halts(config.feedback.folder if config.feedback and config.feedback.guarded else None, metrics),
     )
 
 
@@ -223,6 +225,7 @@ def start_background(
     background.append(tasks.create_task(state.audit.keep_connected()))
     background.append(tasks.create_task(state.policy.watch(probe_seconds)))
     background.append(tasks.create_task(end_late_requests(state)))
+    background.append(tasks.create_task(state.halts.watch()))
     if quarantine:
         instances = list(state.instances.values())
         sick = Quarantine(quarantine, instances, state.audit.note, state.metrics.admission)

@@ -299,7 +299,10 @@ def first_choice(
         raise BadAnswer("its answer has no choice") from None
     if text is not None and not isinstance(text, str):
         raise BadAnswer("its answer's text is not a string")
-    return text or "", "length" if reason == "length" else before if reason is None else "stop"
+    known: FinishReason = (
+        before if reason is None else reason if reason in ("length", "content_filter") else "stop"
+    )
+    return text or "", known
 
 
 def usage_of(parsed: dict[str, Any]) -> tuple[int, int]:

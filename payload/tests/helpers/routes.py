@@ -10,6 +10,7 @@ from llmserve.access.quotas import Quotas
 from llmserve.audit.recorder import Recorder
 from llmserve.audit.writer_client import AuditClient
 from llmserve.cache.single_flight import SharedAnswers
+from llmserve.feedback.halts import Halts
 from llmserve.feedback.ratings import Ratings
 from llmserve.feedback.response_ids import ResponseIds
 from llmserve.gateway.in_flight import InFlightRequests
@@ -32,6 +33,7 @@ def every_route(folder: Path) -> list[Route]:
         in_flight=InFlightRequests(metrics),
         redis=None,
         cache=None,
+        halts=Halts(None, metrics),
         shared=SharedAnswers(metrics),
         policy=Policy(OpaServer(folder / "none", 1), metrics, None, None),
         quotas=Quotas(None, metrics),

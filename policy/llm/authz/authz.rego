@@ -111,7 +111,9 @@ keep_prompts := data.llm.tenants[input.tenant].keep_prompts
 experiments contains named if {
 	some name, experiment in data.llm.experiments
 	input.tenant in experiment.tenants
-	named := object.union(object.remove(experiment, ["tenants"]), {"name": name})
+	arms := object.remove(experiment, ["tenants", "metrics", "minimum", "guardrails", "changed"])
+	refusals := object.get(experiment, ["guardrails", "refusals"], [])
+	named := object.union(arms, {"name": name, "refusals": refusals})
 }
 
 listed(words, names) := concat(" ", [words, concat(" and ", sort(names))])

@@ -92,9 +92,13 @@ test_the_prompts_of_a_tenant_are_kept_where_the_data_says_so_alone if {
 
 test_a_tenant_takes_part_in_the_experiments_that_name_it_alone if {
 	arms := {"model": "large", "control": "large-1", "candidate": "large-2", "unit": "subject", "percent": 5, "salt": "s"}
-	running := {"one": object.union(arms, {"tenants": ["corp"]}), "two": object.union(arms, {"tenants": ["other"]})}
+	guarded := {"guardrails": {"slow": 0.01, "refusals": ["no"]}, "minimum": 30, "metrics": [], "changed": {}}
+	running := {
+		"one": object.union(arms, object.union(guarded, {"tenants": ["corp"]})),
+		"two": object.union(arms, {"tenants": ["other"]}),
+	}
 	decision := decided(asks(["reader"], "GET /generate")) with data.llm.experiments as running
-	decision.experiments == [object.union(arms, {"name": "one"})]
+	decision.experiments == [object.union(arms, {"name": "one", "refusals": ["no"]})]
 	denied := decided(asks(["reader"], "POST /generate")) with data.llm.experiments as running
 	not denied.experiments
 }

@@ -70,6 +70,32 @@ tenants_schema := {
 	},
 }
 
+# A share of answers, of 0 to 0.5 but not 0, which would halt an equal candidate.
+share := {"type": "number", "minimum": 0.0001, "maximum": 0.5}
+
+guardrails_schema := closed({
+	"slow_seconds": {"type": "number", "minimum": 0.001, "maximum": 300},
+	"slow": share,
+	"failed": share,
+	"refused": share,
+	"length": {"type": "number", "minimum": 0.01, "maximum": 10},
+	"refusals": {"type": "array", "items": {"type": "string", "minLength": 3, "maxLength": 40}},
+})
+
+metrics_schema := {
+	"type": "object",
+	"minProperties": 2,
+	"maxProperties": 2,
+	"additionalProperties": {"enum": ["higher", "lower"]},
+}
+
+changed_schema := closed({
+	"by": {"type": "string", "minLength": 1},
+	"at": {"type": "string", "pattern": "^2[0-9]{3}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9]Z$"},
+	"what": {"type": "string", "minLength": 1},
+	"reason": {"type": "string", "minLength": 1},
+})
+
 experiments_schema := {
 	"type": "object",
 	"additionalProperties": false,
@@ -81,6 +107,10 @@ experiments_schema := {
 		"tenants": object.union(words, {"minItems": 1}),
 		"percent": {"type": "integer", "minimum": 0, "maximum": 100},
 		"salt": {"type": "string", "pattern": "^[A-Za-z0-9]{16,64}$"},
+		"minimum": {"type": "integer", "minimum": 30},
+		"metrics": metrics_schema,
+		"guardrails": guardrails_schema,
+		"changed": changed_schema,
 	})},
 }
 

@@ -81,6 +81,19 @@ experiment := {
 	"tenants": ["corp"],
 	"percent": 5,
 	"salt": "0123456789abcdef",
+	"minimum": 50,
+	"metrics": {"thumb": "higher", "corrected": "lower"},
+	"guardrails": guardrails,
+	"changed": {"by": "ada", "at": "2026-11-28T06:00:00Z", "what": "start at 5 %", "reason": "release 8"},
+}
+
+guardrails := {
+	"slow_seconds": 5,
+	"slow": 0.01,
+	"failed": 0.01,
+	"refused": 0.02,
+	"length": 0.5,
+	"refusals": ["I cannot"],
 }
 
 # The problems of these experiments.
@@ -109,6 +122,9 @@ test_a_fault_of_an_experiment_is_named_with_its_place if {
 		{"candidate": ""},
 		{"salt": "short"},
 		{"more": 1},
+		{"minimum": 29},
+		{"metrics": []},
+		{"changed": object.union(experiment.changed, {"at": "today"})},
 	] {
 		found := experimenting({"one": object.union(experiment, patch)})
 		count(found) > 0
@@ -117,6 +133,30 @@ test_a_fault_of_an_experiment_is_named_with_its_place if {
 			some key, _ in patch
 			contains(problem, key)
 		}
+	}
+}
+
+test_the_metrics_of_an_experiment_are_two if {
+	three := {"a": "lower", "b": "lower", "c": "lower"}
+	every metrics in [{"thumb": "higher"}, {"thumb": "higher", "stars": "more"}, three] {
+		experimenting({"one": object.union(object.remove(experiment, ["metrics"]), {"metrics": metrics})}) != set()
+	}
+}
+
+test_a_guardrail_that_halts_an_equal_candidate_or_none_at_all_is_named if {
+	every patch in [
+		{"slow": 0},
+		{"failed": 0.6},
+		{"refused": "0.02"},
+		{"length": 0},
+		{"slow_seconds": 301},
+		{"refusals": ["I"]},
+		{"more": 1},
+	] {
+		changed := {"guardrails": object.union(guardrails, patch)}
+		some problem in experimenting({"one": object.union(experiment, changed)})
+		some key, _ in patch
+		contains(problem, key)
 	}
 }
 

@@ -219,6 +219,14 @@ def test_ratings_are_kept_for_a_day_or_more(days: int, refused: bool, tmp_path: 
     assert (f"llm_serving_feedback_days of llm1 is {days}" in done.stdout) == refused
 
 
+def test_experiments_are_watched_by_the_release_that_gateways_run(made: Any, tmp_path: Path) -> None:
+    unit = content(made, "/llm-experiment-guard.service")
+    assert "\nX-Release=0123456789ab\n" in unit, "another release is another unit file"
+    assert "\nPrivateNetwork=yes\n" in unit
+    hardened(tmp_path, "llm-experiment-guard.service", unit)
+    assert yaml.safe_load(content(made, "/gateway-1.yaml"))["feedback"]["guarded"] is True
+
+
 def test_a_bound_of_memory_is_the_unit_s_and_goes_with_the_declaration(made: Any) -> None:
     assert content(made, "/llm-engine@small-2.service.d/memory.conf") == "[Service]\nMemoryMax=3G\n"
     assert {"path": "/etc/systemd/system/llm-engine@small.service.d"} in made["tree"]["directories"]

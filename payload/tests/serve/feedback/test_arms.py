@@ -224,7 +224,7 @@ def test_a_candidate_that_is_away_gives_way_to_the_control(
             assert intent["gen_ai.request.model"] == "support-7"
             assert (intent["llmkeep.experiment.arm"], intent["llmkeep.experiment.away"]) == (
                 "candidate",
-                True,
+                "down",
             )
             unit = SUPPORT.assign(who(subject), "").unit
             kept = eventually("it is kept", lambda: [e for e in assigned(service) if e["user.id"] == subject])

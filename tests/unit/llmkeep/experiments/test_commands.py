@@ -2,7 +2,7 @@
 
 import json
 import random
-from dataclasses import replace
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import yaml
 
 from llmkeep.cli import main
 from llmkeep.policy import source as policy_source
+from llmkeep.record import runs
 
 GIVEN: dict[str, Any] = {
     "experiment": "support-12",
@@ -79,6 +80,13 @@ def test_an_experiment_says_what_each_rung_finds(tmp_path: Path, capsys: pytest.
         ({"expects": EXPECTS | {"ratings": 0}}, "ratings is 0"),
         ({"expects": None}, "expects is None: write subjects"),
         ({"weight": 3}, "the file has 'weight', which is not known"),
+        ({"guardrails": {"errors": 0.1}}, "guardrails has 'errors', which is not known: take slow_seconds"),
+        ({"guardrails": {"failed": 0}}, "failed is 0: write a share of answers"),
+        ({"guardrails": {"slow": 0.7}}, "slow is 0.7"),
+        ({"guardrails": {"slow_seconds": 301}}, "slow_seconds is 301: write seconds to the first byte"),
+        ({"guardrails": {"length": "1"}}, "length is '1'"),
+        ({"guardrails": {"refusals": ["I"]}}, "refusals is ['I']"),
+        ({"guardrails": [1]}, "guardrails is [1]: write slow_seconds"),
     ],
     ids=lambda value: "" if isinstance(value, dict) else value,
 )  # fmt: skip
@@ -115,43 +123,183 @@ def test_two_experiments_on_one_model_are_refused_where_they_share_a_tenant(
     assert "two files are the experiment 'support-12'" in capsys.readouterr().err
 
 
-def test_the_entry_in_policy_is_one_that_policy_takes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.fixture
+def policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A policy's own source on a control node that keeps a record."""
+    folder = tmp_path / "source"
+    shutil.copytree(policies.SOURCE, folder)
+    monkeypatch.setattr(runs, "FOLDER", tmp_path / "record")
+    monkeypatch.setattr(runs, "SEALED_SEED", tmp_path / "seed")
+    monkeypatch.setattr(runs, "unseal", lambda sealed, _name: sealed)
+    (tmp_path / "seed").write_text("5e" * 32)
+    (tmp_path / "record").mkdir(mode=0o700)
+    return folder
+
+
+def entry_of(policy: Path) -> dict[str, Any]:
+    found: dict[str, Any] = policy_source.read(policy).data["llm/experiments"]["support-12"]
+    return found
+
+
+def on_record(policy: Path) -> list[dict[str, Any]]:
+    paths = sorted((policy.parent / "record").glob("records-*.jsonl"))
+    return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+
+
+def acted(policy: Path, verb: str, *options: str, **changed: Any) -> int:
+    what = "support-12" if verb == "stop" else written(policy.parent, **changed)
+    return main(["experiment", verb, what, "--source", str(policy), *options])
+
+
+WHY = ["--reason", "release 8"]
+
+
+def test_an_experiment_starts_at_its_first_step_with_all_that_a_host_needs_and_is_on_record(
+    policy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["experiment", "policy", written(tmp_path), "--percent", "5"]) == 0
-    told = capsys.readouterr()
-    entry = yaml.safe_load(told.out)
-    salt = entry["support-12"]["salt"]
-    assert "by --salt" in told.err
-    source = policy_source.read(policies.SOURCE)
-    changed = replace(source, data=source.data | {"llm/experiments": entry}, tests={})
-    assert policy_source.problems(changed) == []
-    assert main(["experiment", "policy", written(tmp_path), "--percent", "25", "--salt", salt]) == 0
-    told = capsys.readouterr()
-    assert yaml.safe_load(told.out)["support-12"] == entry["support-12"] | {"percent": 25}
-    assert told.err == ""
+    comments = (policy / "llm/experiments/data.yaml").read_text().removesuffix("{}\n")
+    assert acted(policy, "start", *WHY, guardrails={"failed": 0.03}) == 0
+    said = capsys.readouterr().out
+    assert "support-12: start at 5 %, on record" in said
+    assert "next: llmkeep policy build, then llmkeep site" in said
+    entry = entry_of(policy)
+    assert (entry["percent"], entry["metrics"]) == (5, {"thumb": "higher", "corrected": "lower"})
+    assert (entry["guardrails"]["failed"], entry["guardrails"]["refused"]) == (0.03, 0.02)
+    assert entry["changed"] | {"at": "", "by": ""} == {
+        "by": "",
+        "at": "",
+        "what": "start at 5 %",
+        "reason": "release 8",
+    }
+    assert policy_source.problems(policy_source.read(policy)) == []
+    assert (policy / "llm/experiments/data.yaml").read_text().startswith(comments)
+    [event] = on_record(policy)
+    assert [event[f"{name}"] for name in ("event.action", "event.reason", "llmkeep.experiment.percent")] == [
+        "experiment start support-12",
+        "release 8",
+        5,
+    ]
+    assert acted(policy, "start", *WHY) == 1
+    assert "support-12 runs at 5 %: step or stop it" in capsys.readouterr().err
+
+
+def outcomes_in(policy: Path, likes: float, percent: int, candidates: int = 1000) -> list[str]:
+    """Outcomes in a file, whose shares are those of the step."""
+    control = round(candidates * (100 - percent) / percent)
+    path = policy.parent / "outcomes.jsonl"
+    path.write_text(
+        "".join(json.dumps(line) + "\n" for line in outcomes(likes, candidates, percent, control))
+    )
+    return ["--outcomes", str(path)]
+
+
+def test_a_step_keeps_the_salt_and_is_the_next_one_alone(
+    policy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    acted(policy, "start", *WHY)
+    salt = entry_of(policy)["salt"]
+    for before, after in ((5, 25), (25, 50)):
+        assert acted(policy, "step", *WHY, *outcomes_in(policy, 0.6, before, 200)) == 0
+        assert (entry_of(policy)["percent"], entry_of(policy)["salt"]) == (after, salt)
+    capsys.readouterr()
+    assert acted(policy, "step", *WHY, *outcomes_in(policy, 0.6, 50)) == 1
+    assert "at 50 %, its last step that compares" in capsys.readouterr().err
+    assert [event["event.action"] for event in on_record(policy)] == [
+        "experiment start support-12", "experiment step support-12", "experiment step support-12"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("options", "changed", "told"),
+    ("likes", "percent", "candidates", "told"),
     [
-        (["--percent", "10"], {}, "--percent is 10: support-12 has the steps 5, 25, 50, 100, and 0"),
-        (["--percent", "5", "--salt", "short"], {}, "--salt is 'short'"),
-        (["--percent", "5"], {"unit": "conversation"}, "which no request names: take subject or request"),
+        (0.6, 5, 40, "thumb of the candidate has 40 subjects that rate at 5 %, and minimum is 50"),
+        (0.4, 5, 400, "thumb is worse at 5 %"),
+        (0.6, 25, 400, "has no outcome at 5 %, where the experiment is"),
     ],
 )
-def test_no_entry_is_printed_that_a_gateway_could_not_follow(
-    options: list[str], changed: dict[str, Any], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_step_that_outcomes_speak_against_needs_a_reason_which_is_on_record(
+    likes: float, percent: int, candidates: int, told: str, policy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["experiment", "policy", written(tmp_path, **changed), *options]) == 1
-    assert told in capsys.readouterr().err
+    acted(policy, "start", *WHY)
+    seen = outcomes_in(policy, likes, percent, candidates)
+    assert acted(policy, "step", *WHY, *seen) == 1
+    said = capsys.readouterr().err
+    assert told in said
+    assert "--despite REASON" in said
+    assert entry_of(policy)["percent"] == 5
+    assert acted(policy, "step", "--despite", "the board", *seen) == 0
+    assert entry_of(policy)["percent"] == 25
+    event = on_record(policy)[-1]
+    assert event["event.reason"] == "the board"
+    assert any(told in each for each in event["llmkeep.experiment.despite"])
 
 
-def outcomes(likes: float, candidates: int = 1000, percent: int = 50) -> list[dict[str, Any]]:
-    """A thousand subjects of the control, who like 60 % of their four answers each, and as many of the candidate as said."""
+def test_only_a_candidate_that_is_better_is_promoted(
+    policy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    acted(policy, "start", *WHY)
+    assert acted(policy, "promote", *WHY, *outcomes_in(policy, 0.6, 5, 100)) == 1
+    assert "no metric is better at 5 %" in capsys.readouterr().err
+    assert acted(policy, "promote", *WHY, *outcomes_in(policy, 0.85, 5, 300)) == 0
+    assert entry_of(policy)["percent"] == 100
+    said = capsys.readouterr().out
+    assert "give support-8's model or release the name support in llm_serving_models" in said
+    assert acted(policy, "promote", "--despite", "again") == 1
+
+
+def test_stop_gives_all_units_the_control_and_a_new_start_another_salt(
+    policy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    acted(policy, "start", *WHY)
+    before = entry_of(policy)
+    assert acted(policy, "stop", "--reason", "harm") == 0
+    after = entry_of(policy)
+    assert (after["percent"], after["salt"], after["changed"]["what"]) == (0, before["salt"], "stop at 5 %")
+    assert acted(policy, "step", "--despite", "so") == 1
+    assert "does not run by this policy" in capsys.readouterr().err
+    assert acted(policy, "start", *WHY) == 0
+    assert entry_of(policy)["salt"] != before["salt"]
+    assert acted(policy, "stop", "--remove", *WHY) == 0
+    assert policy_source.read(policy).data["llm/experiments"] == {}
+    assert acted(policy, "stop", *WHY) == 1
+    assert "policy has no experiment 'support-12': it has none" in capsys.readouterr().err
+
+
+def test_nothing_is_changed_that_is_not_on_record_or_that_policy_or_gateways_would_not_take(
+    policy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = policy / "llm/experiments/data.yaml"
+    before = path.read_text()
+    assert acted(policy, "start", *WHY, unit="conversation") == 1
+    assert "which no request names: take subject or request" in capsys.readouterr().err
+    monkeypatch.setattr(runs, "FOLDER", path / "record")
+    assert acted(policy, "start", *WHY) == 1
+    assert "the audit record" in capsys.readouterr().err
+    assert path.read_text() == before
+    monkeypatch.setattr(runs, "FOLDER", policy.parent / "record")
+    acted(policy, "start", *WHY)
+    other = {"experiment": "support-13"}
+    assert acted(policy, "start", *WHY, **other) == 1
+    assert "policy would not take it; nothing was changed" in capsys.readouterr().err
+    assert acted(policy, "step", "--despite", "so", candidate="support-9") == 1
+    assert "candidate of support-12 is not what policy has" in capsys.readouterr().err
+
+
+def test_without_a_source_of_its_own_a_verb_says_how_to_make_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert acted(tmp_path / "none", "start", *WHY) == 1
+    assert "make the estate's own source by `cp -r " in capsys.readouterr().err
+
+
+def outcomes(
+    likes: float, candidates: int = 1000, percent: int = 50, controls: int = 1000
+) -> list[dict[str, Any]]:
+    """A thousand subjects of the control, or as many as said, who like 60 % of their four answers each, and as many of the
+    candidate as said."""
     chance = random.Random(3)  # noqa: S311 - a simulation
     found = []
-    for arm, subjects, share in (("control", 1000, 0.6), ("candidate", candidates, likes)):
+    for arm, subjects, share in (("control", controls, 0.6), ("candidate", candidates, likes)):
         for number in range(subjects):
             unit = {"unit": f"{arm}-{number}", "arm": arm, "percent": percent}
             found += [unit | {"metric": "thumb", "value": int(chance.random() < share)} for _ in range(4)]

@@ -7,7 +7,7 @@ variance V, seen as Brownian motion at time 1/V.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -25,19 +25,52 @@ class Mean:
     variance: float
 
 
-def mean(clusters: Sequence[Cluster]) -> Mean:
-    """The mean of values that come in clusters: all ratings of one subject, say.
+@dataclass
+class Sums:
+    """What is known of an arm's clusters without them: enough for their mean and its variance, in constant time and memory."""
 
-    Clusters are independent, values within one need not be. The variance is the linearised one of a ratio of two sums, as
-    survey statistics and cluster-robust regression on a constant have it (HC1, with clusters / (clusters - 1)).
-    """
-    many = len(clusters)
-    values = sum(number for number, _ in clusters)
-    middle = sum(total for _, total in clusters) / values if values else 0.0
-    if many < 2:
-        return Mean(many, values, middle, math.inf)
-    squares = sum((total - middle * number) ** 2 for number, total in clusters)
-    return Mean(many, values, middle, squares / values**2 * many / (many - 1))
+    clusters: int = 0
+    values: float = 0.0
+    total: float = 0.0
+    values_squared: float = 0.0
+    crossed: float = 0.0
+    total_squared: float = 0.0
+
+    def add(self, cluster: Cluster, times: int = 1) -> None:
+        """Count a cluster; -1 times takes it out, as before it grows."""
+        number, total = cluster
+        self.clusters += times
+        self.values += times * number
+        self.total += times * total
+        self.values_squared += times * number * number
+        self.crossed += times * number * total
+        self.total_squared += times * total * total
+
+    def mean(self) -> Mean:
+        """The mean of values that come in clusters: all ratings of one subject, say.
+
+        Clusters are independent, values within one need not be. The variance is the linearised one of a ratio of two sums, as
+        survey statistics and cluster-robust regression on a constant have it (HC1, with clusters / (clusters - 1)).
+        """
+        many = self.clusters
+        middle = self.total / self.values if self.values else 0.0
+        if many < 2:
+            return Mean(many, int(self.values), middle, math.inf)
+        squares = self.total_squared - 2 * middle * self.crossed + middle * middle * self.values_squared
+        return Mean(many, int(self.values), middle, max(squares, 0.0) / self.values**2 * many / (many - 1))
+
+
+def summed(clusters: Iterable[Cluster]) -> Sums:
+    """The sums of these clusters."""
+    sums = Sums()
+    for cluster in clusters:
+        sums.add(cluster)
+    return sums
+
+
+def mean(clusters: Iterable[Cluster]) -> Mean:
+    """The mean of these clusters' values."""
+    return summed(clusters).mean()
 
 
 def tuning(alpha: float) -> float:
@@ -69,6 +102,22 @@ def difference(
     one, other = (mean([*arm, (1, 0.0), (1, 1.0)]) for arm in (control, candidate))
     half = margin(one.variance + other.variance, planned, alpha)
     return other.mean - one.mean - half, other.mean - one.mean + half
+
+
+def surely_above(high: Mean, low: Mean, times: float, more: float, planned: float, alpha: float) -> bool:
+    """Whether the true mean of HIGH is above that of LOW, TIMES so much and MORE, at any look with error ALPHA at most.
+
+    PLANNED: the variance of HIGH less TIMES LOW at which it is to be seen best. False where a variance is not known.
+    """
+    variance = high.variance + times * times * low.variance
+    if not 0 < variance < math.inf:
+        return False
+    return high.mean - times * low.mean - more > margin(variance, planned, alpha)
+
+
+def planned_for(difference: float, alpha: float, power: float = 0.95) -> float:
+    """The variance of an estimate at which a difference is found with this power."""
+    return (difference / effect_found(1, power, alpha)) ** 2
 
 
 def effect_found(variance: float, power: float, alpha: float) -> float:

@@ -1,0 +1,187 @@
+"""`llmkeep experiment start | step | stop | promote`: the entry of an experiment in policy's source, changed by a person.
+
+Each puts who, what and why on the control node's audit record, and into the entry, which hosts get signed. Nothing reaches a host
+before `llmkeep policy build` and `llmkeep site`.
+"""
+
+import secrets
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llmkeep import durable, source_tree
+from llmkeep.errors import LlmkeepError
+from llmkeep.experiments import outcomes
+from llmkeep.experiments.definition import UNITS, Experiment
+from llmkeep.policy import source as policy_source
+from llmkeep.policy.source import Source
+from llmkeep.record import runs
+
+ASSIGNED_BY = ("subject", "request")  # units that a gateway knows
+FIXED = ("model", "control", "candidate", "unit", "tenants")  # another one is another experiment
+FOLDER = "llm/experiments"
+NEXT = "next: llmkeep policy build, then llmkeep site"
+
+type Entry = dict[str, Any]
+
+
+def entry(experiment: Experiment, percent: int, salt: str) -> Entry:
+    """What policy has of an experiment, but for who changed it."""
+    if experiment.unit not in ASSIGNED_BY:
+        raise LlmkeepError(
+            f"unit of {experiment.name} is {experiment.unit!r}, which no request names: take {' or '.join(ASSIGNED_BY)}"
+        )
+    rails = asdict(experiment.guardrails)
+    return {
+        **{name: getattr(experiment, name) for name in FIXED},
+        "tenants": list(experiment.tenants),
+        "percent": percent,
+        "salt": salt,
+        "minimum": experiment.minimum,
+        "metrics": {metric.name: metric.better for metric in experiment.metrics},
+        "guardrails": rails | {"refusals": list(experiment.guardrails.refusals)},
+    }
+
+
+def entries(source: Source) -> dict[str, Entry]:
+    """The experiments of a policy's source."""
+    return dict(source.data.get(FOLDER) or {})
+
+
+def running(source: Source, experiment: Experiment) -> Entry:
+    """Its entry; raises LlmkeepError if it does not run, or is another experiment than the file's."""
+    found = entries(source).get(experiment.name)
+    if found is None or not found["percent"]:
+        raise LlmkeepError(
+            f"{experiment.name} does not run by this policy: `llmkeep experiment start` starts it at its first step"
+        )
+    wanted = entry(experiment, found["percent"], found["salt"])
+    if other := [name for name in FIXED if wanted[name] != found[name]]:
+        raise LlmkeepError(
+            f"{', '.join(other)} of {experiment.name} is not what policy has: give the file it was started by, or stop it and "
+            "start another one"
+        )
+    return found
+
+
+def against(experiment: Experiment, percent: int, path: Path | None, better: bool) -> list[str]:
+    """What speaks against the next step, one sentence each; BETTER: also that no metric is better."""
+    if path is None:
+        return ["there are no outcomes: give --outcomes"]
+    seen = outcomes.read(path, experiment)
+    if percent not in seen:
+        return [f"{path} has no outcome at {percent} %, where the experiment is"]
+    found = outcomes.verdict(experiment, percent, seen[percent])
+    if found.stopped:
+        return [f"at {percent} % there is no verdict: {found.stopped}"]
+    reasons = [
+        f"{metric.metric} of the {arm} has {of.clusters} {UNITS[experiment.unit]} that rate at {percent} %, and minimum is "
+        f"{experiment.minimum}"
+        for metric in found.metrics
+        for arm, of in (("control", metric.control), ("candidate", metric.candidate))
+        if of.clusters < experiment.minimum
+    ]
+    reasons += [f"{each.metric} is worse at {percent} %" for each in found.metrics if each.verdict == "worse"]
+    if better and not any(each.verdict == "better" for each in found.metrics):
+        reasons.append(f"no metric is better at {percent} %")
+    return reasons
+
+
+def start(folder: Path, experiment: Experiment, reason: str) -> str:
+    """Write the entry at the first step, with a new salt, and say so."""
+    found = entries(policy_source.read(folder)).get(experiment.name)
+    if found and found["percent"]:
+        raise LlmkeepError(f"{experiment.name} runs at {found['percent']} %: step or stop it")
+    first = experiment.ladder[0]
+    new = entry(experiment, first, secrets.token_hex(16))
+    return _put(folder, experiment.name, new, f"start at {first} %", reason, [])
+
+
+def step(folder: Path, experiment: Experiment, path: Path | None, reason: str, despite: str | None) -> str:
+    """Move the entry to the next step of the ladder; raises LlmkeepError where outcomes speak against it."""
+    found = running(policy_source.read(folder), experiment)
+    higher = [percent for percent in experiment.ladder if found["percent"] < percent < 100]
+    if not higher:
+        raise LlmkeepError(
+            f"{experiment.name} is at {found['percent']} %, its last step that compares: `llmkeep experiment promote` gives all "
+            "units the candidate, `stop` the control"
+        )
+    known = against(experiment, found["percent"], path, better=False)
+    _permit(known, despite)
+    new = entry(experiment, higher[0], found["salt"])
+    what = f"step from {found['percent']} to {higher[0]} %"
+    return _put(folder, experiment.name, new, what, despite or reason, known)
+
+
+def promote(folder: Path, experiment: Experiment, path: Path | None, reason: str, despite: str | None) -> str:
+    """Give all units the candidate; raises LlmkeepError where outcomes do not say that it is better."""
+    found = running(policy_source.read(folder), experiment)
+    if found["percent"] == 100:
+        raise LlmkeepError(f"all units of {experiment.name} have the candidate already")
+    known = against(experiment, found["percent"], path, better=True)
+    _permit(known, despite)
+    new = entry(experiment, 100, found["salt"])
+    what = f"promote from {found['percent']} %"
+    said = _put(folder, experiment.name, new, what, despite or reason, known)
+    return (
+        f"{said}\nA host that halted it keeps the control, and no guardrail is watched at 100 %. For good: give "
+        f"{experiment.candidate}'s model or release the name {experiment.model} in llm_serving_models, run llmkeep site, then "
+        f"llmkeep experiment stop {experiment.name} --remove"
+    )
+
+
+def stop(folder: Path, name: str, reason: str, remove: bool) -> str:
+    """Give all units the control, or remove the entry, and with it the name, if no model is served by it."""
+    known = entries(policy_source.read(folder))
+    found = known.get(name)
+    if found is None:
+        raise LlmkeepError(f"policy has no experiment {name!r}: it has {', '.join(known) or 'none'}")
+    what = "remove" if remove else f"stop at {found['percent']} %"
+    return _put(folder, name, None if remove else found | {"percent": 0}, what, reason, [])
+
+
+def _permit(known: list[str], despite: str | None) -> None:
+    if known and not despite:
+        listed = "\n".join(f"- {each}" for each in known)
+        raise LlmkeepError(
+            f"not yet, since\n{listed}\nWait, or give --despite REASON, which is put on record"
+        )
+
+
+def _put(folder: Path, name: str, new: Entry | None, what: str, reason: str, despite: list[str]) -> str:
+    """Change the entry once that is on record, and say what was done and what is next."""
+    source = policy_source.read(folder)
+    now = datetime.now(UTC)
+    changed = {"by": runs.who(), "at": now.strftime("%Y-%m-%dT%H:%M:%SZ"), "what": what, "reason": reason}
+    every = {other: each for other, each in entries(source).items() if other != name}
+    if new is not None:
+        every[name] = new | {"changed": changed}
+    # Without its tests, which are of roles: `llmkeep policy build` runs them.
+    if found := policy_source.problems(replace(source, data=source.data | {FOLDER: every}, tests={})):
+        raise LlmkeepError(
+            "policy would not take it; nothing was changed:\n" + "\n".join(f"- {each}" for each in found)
+        )
+    kept = runs.is_kept(source_tree.located())
+    if kept:
+        event: runs.Event = {
+            "event.kind": "event",
+            "event.category": ["configuration"],
+            "event.type": ["change"],
+            "event.action": f"experiment {what.split()[0]} {name}",
+            "event.outcome": "success",
+            "event.reason": reason,
+            "user.name": changed["by"],
+            "llmkeep.experiment.name": name,
+            "llmkeep.experiment.percent": new["percent"] if new else None,
+        }
+        runs.append(event | ({"llmkeep.experiment.despite": despite} if despite else {}))
+    path = folder / FOLDER / "data.yaml"
+    text = path.read_text() if path.exists() else ""
+    comments = [line for line in text.splitlines(keepends=True) if line.startswith("#")]
+    body = yaml.safe_dump(every, sort_keys=False, allow_unicode=True, width=200) if every else "{}\n"
+    durable.write(path, ("".join(comments) + body).encode(), 0o644)
+    told = "on record" if kept else "not on record: this host keeps none"
+    return f"{name}: {what}, {told}; {path}\n{NEXT}"

@@ -1,0 +1,362 @@
+"""`llm-serve experiment guard`: ends an experiment on this host whose candidate does harm, without a person.
+
+It reads what gateways of this host note of assigned requests and of ratings, as they write it, and the experiments of the signed
+policy. Each of the candidate's guardrails and both metrics are tested at each look, by intervals that may be looked at any time
+(llmproof.sequential); a step has ALPHA of false halts. A halt is on disk before it counts (llmserve.feedback.halts), and then on
+the audit record. There is no way from here towards the candidate.
+"""
+
+import json
+import logging
+import os
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from llmcore.files import Stamp, stamp, write_aside
+from llmcore.ratings import ARM_FIELD, ASSIGNED, ENDED, RATED, TRANSACTION, Record, files
+from llmgpu.record import RecordError, record
+from llmproof import sequential
+from llmproof.policy_bundle import PolicyRefused, judged
+from llmproof.sequential import Mean, Sums
+from llmserve.access.experiments import identifier
+from llmserve.feedback.halts import GUARD, WATCHED, halted
+from llmserve.feedback.outcomes import values
+
+log = logging.getLogger("llmserve.guard")
+ALPHA = 0.01  # of a step: that a candidate which is no worse is halted
+TESTS = 7  # slow, failed, refused, longer, shorter, and two metrics
+MOST_RATABLE = (
+    200_000  # assigned exchanges that wait for a rating; of older ones `llmkeep experiment show` knows
+)
+# What is seen best: harm that is so large. Less takes longer, by what intervals that are tuned to it would save.
+EARLY, EARLY_RATED = 0.05, 0.15
+SHARES = ("slow", "failed", "refused")
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """An experiment of the policy, as far as its candidate is judged by it."""
+
+    name: str
+    id: str
+    unit: str
+    minimum: int
+    metrics: dict[str, str]  # which is better: higher or lower
+    rails: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Halt:
+    """Why an experiment ends on this host."""
+
+    experiment: Guarded
+    percent: int
+    test: str
+    control: Mean
+    candidate: Mean
+    allowed: str
+
+    @property
+    def reason(self) -> str:
+        """For a person."""
+        means = (
+            f"{arm} {seen.mean:.4g} of {seen.values} answers of {seen.clusters} units"
+            for arm, seen in (("candidate", self.candidate), ("control", self.control))
+        )
+        return f"{self.test} at {self.percent} %: {', '.join(means)}; allowed is {self.allowed}"
+
+
+@dataclass
+class Track:
+    """One test's values of one arm, by units."""
+
+    sums: Sums = field(default_factory=Sums)
+    units: dict[str, tuple[int, float]] = field(default_factory=dict)
+
+    def add(self, unit: str, number: int, total: float) -> None:
+        """Add values to those of a unit; negative, to take some back."""
+        before = self.units.get(unit)
+        if before:
+            self.sums.add(before, -1)
+        after = ((before or (0, 0.0))[0] + number, (before or (0, 0.0))[1] + total)
+        if after[0]:
+            self.sums.add(after)
+            self.units[unit] = after
+        else:
+            del self.units[unit]
+
+
+type Arms = dict[tuple[str, str], Track]  # by test and arm
+
+
+def guarded(bundle: bytes, key: bytes, revision: int = 0) -> tuple[dict[str, Guarded], int]:
+    """Experiments of a signed policy by id, and its revision; raises PolicyRefused. One without guardrails is not guarded."""
+    policy = judged(bundle, key, revision)
+    found = {}
+    for name, given in policy.data["llm"].get("experiments", {}).items():
+        if "guardrails" not in given:
+            continue
+        rails = {rail: value for rail, value in given["guardrails"].items() if rail != "refusals"}
+        each = Guarded(
+            name,
+            identifier(name, given["salt"]),
+            given["unit"],
+            given["minimum"],
+            given["metrics"],
+            rails,
+        )
+        found[each.id] = each
+    return found, policy.revision
+
+
+def plain(sums: Sums, proportion: bool) -> Mean:
+    """Their mean; of proportions with one value of 0 and one of 1 more, as sequential.difference has it."""
+    if not proportion:
+        return sums.mean()
+    more = Sums(**vars(sums))
+    more.add((1, 0.0))
+    more.add((1, 1.0))
+    return more.mean()
+
+
+def harmful(of: Guarded, percent: int, arms: Arms) -> Halt | None:
+    """The first test by which the candidate is surely worse than it may be."""
+    alpha = 2 * ALPHA / TESTS  # of both directions, of which each test has one
+
+    def pair(test: str, proportion: bool = True) -> tuple[Mean, Mean] | None:
+        control, candidate = (arms[test, arm].sums for arm in ("control", "candidate"))
+        if min(control.clusters, candidate.clusters) < of.minimum:
+            return None
+        return plain(control, proportion), plain(candidate, proportion)
+
+    for test in SHARES:
+        more = of.rails[test]
+        planned = sequential.planned_for(EARLY, alpha)
+        if (both := pair(test)) and sequential.surely_above(both[1], both[0], 1, more, planned, alpha):
+            return Halt(of, percent, test, *both, f"{more:g} more than the control")
+    if both := pair("length", proportion=False):
+        control, candidate = both
+        times = 1 + of.rails["length"]
+        for test, high, low in (("longer", candidate, control), ("shorter", control, candidate)):
+            planned = sequential.planned_for(of.rails["length"] * max(low.mean, 1.0), alpha)
+            if sequential.surely_above(high, low, times, 0, planned, alpha):
+                return Halt(of, percent, test, control, candidate, f"{times:g} times as many tokens")
+    for test, better in of.metrics.items():
+        if both := pair(test):
+            high, low = both if better == "higher" else both[::-1]
+            planned = sequential.planned_for(EARLY_RATED, alpha)
+            if sequential.surely_above(high, low, 1, 0, planned, alpha):
+                less = "less" if better == "higher" else "more"
+                return Halt(of, percent, test, *both, f"no {less} than the control")
+    return None
+
+
+class Tail:
+    """Whole lines that were appended to the journal's files since the last look."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.at: dict[Path, tuple[int, int]] = {}  # inode, and bytes that were read
+
+    def rewritten(self) -> bool:
+        """Whether a file that was read is gone, shorter, or another one now, as after `forget`."""
+        for path, (inode, read) in self.at.items():
+            now = stamp(path)
+            if now is None or now[0] != inode or now[2] < read:
+                return True
+        return False
+
+    def new(self, kind: str) -> Iterator[Record]:
+        """Records since the last look. A line that is being written is for the next one; a torn one is passed over."""
+        for path in files(self.folder, kind):
+            try:
+                file = path.open("rb")
+            except FileNotFoundError:  # removed meanwhile
+                continue
+            with file:
+                read = self.at.get(path, (0, 0))[1]
+                status = os.fstat(file.fileno())
+                if status.st_size == read:
+                    continue
+                file.seek(read)
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        break
+                    read += len(line)
+                    try:
+                        found = json.loads(line)
+                    except ValueError:
+                        continue
+                    if isinstance(found, dict):
+                        yield found
+                self.at[path] = status.st_ino, read
+
+
+class Guard:
+    """What this host knows of its experiments' arms. A new one reads the whole journal."""
+
+    def __init__(self, folder: Path, bundle: Path, key: Path, audit: Path) -> None:
+        """`folder`: the journal's; `bundle`, `key`: the signed policy; `audit`: the writer's socket."""
+        self.folder, self.bundle, self.key, self.audit = folder, bundle, key, audit
+        self.experiments: dict[str, Guarded] | None = None
+        self.seen: Stamp | None = None
+        self.revision = 0
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget all that was read."""
+        self.tail = Tail(self.folder)
+        self.steps: dict[tuple[str, int], Arms] = defaultdict(lambda: defaultdict(Track))
+        self.ratable: dict[str, tuple[tuple[str, int], str, str]] = {}  # by exchange: step, arm and unit
+        self.rated: dict[str, dict[str, float]] = {}  # by exchange: the metrics of its last rating
+
+    def look(self) -> list[Halt]:
+        """Read what is new, halt what does harm, and say that this was done. Returns the new halts."""
+        self.read_policy()
+        if self.experiments is None:
+            return []
+        if self.tail.rewritten():
+            self.begin()
+        self.read_journal()
+        gone = halted(self.folder)
+        found = []
+        for (identity, percent), arms in self.steps.items():
+            experiment = self.experiments.get(identity)
+            if experiment and identity not in gone and (halt := harmful(experiment, percent, arms)):
+                self.halt(halt)
+                gone.add(identity)
+                found.append(halt)
+        self.put_on_record()
+        (self.folder / GUARD).mkdir(mode=0o700, exist_ok=True)
+        watched = {each.id: each.name for each in self.experiments.values()}
+        aside = self.folder / GUARD / (WATCHED + ".partial")
+        aside.write_text(json.dumps(watched))
+        aside.replace(self.folder / GUARD / WATCHED)
+        return found
+
+    def read_policy(self) -> None:
+        """The experiments of the policy, if it has changed. One that is refused leaves those that are known."""
+        now = stamp(self.bundle)
+        if now is None or now == self.seen:
+            return
+        try:
+            found, self.revision = guarded(self.bundle.read_bytes(), self.key.read_bytes(), self.revision)
+        except (PolicyRefused, OSError) as error:
+            log.error("the policy is not read", extra={"fields": {"error.message": str(error)}})
+            return
+        self.seen = now
+        if found != self.experiments:  # their lines were passed over, or judged otherwise: read all anew
+            self.experiments = found
+            self.begin()
+
+    def read_journal(self) -> None:
+        """Count what is new. Ratings are read first, so that each one's assignment, which came before it, is known."""
+        ratings = list(self.tail.new(RATED))
+        for each in self.tail.new(ASSIGNED):
+            if step := self.step(each):
+                self.ratable[each[TRANSACTION]] = (
+                    step,
+                    each[ARM_FIELD + "arm"],
+                    sys.intern(each[ARM_FIELD + "unit"]),
+                )
+                if len(self.ratable) > MOST_RATABLE:
+                    oldest = next(iter(self.ratable))
+                    del self.ratable[oldest]
+                    self.rated.pop(oldest, None)
+        for each in self.tail.new(ENDED):
+            if step := self.step(each):
+                self.count_answer(step, each)
+        for each in ratings:
+            self.count_rating(each)
+
+    def step(self, line: Record) -> tuple[str, int] | None:
+        """The step of an experiment to which a line belongs, if it is judged."""
+        identity, percent = line.get(ARM_FIELD + "id"), line.get(ARM_FIELD + "percent")
+        of = (self.experiments or {}).get(identity) if isinstance(identity, str) else None
+        if of is None or line.get(ARM_FIELD + "away") or type(percent) is not int or not 0 < percent < 100:
+            return None
+        return of.id, percent
+
+    def count_answer(self, step: tuple[str, int], line: Record) -> None:
+        """One answer, or an error in its place."""
+        of = (self.experiments or {})[step[0]]
+        arm, unit = line[ARM_FIELD + "arm"], sys.intern(line[ARM_FIELD + "unit"])
+        tracks = self.steps[step]
+        slow = line[ARM_FIELD + "seconds"] > of.rails["slow_seconds"]
+        for test, value in (
+            ("slow", slow),
+            ("failed", line[ARM_FIELD + "failed"]),
+            ("refused", line.get(ARM_FIELD + "refused")),
+            ("length", line.get(ARM_FIELD + "tokens")),
+        ):
+            if value is None:
+                continue
+            if of.unit == "request":  # which comes once
+                tracks[test, arm].sums.add((1, float(value)))
+            else:
+                tracks[test, arm].add(unit, 1, float(value))
+
+    def count_rating(self, rating: Record) -> None:
+        """A rating, in place of an earlier one of the same exchange."""
+        transaction = rating.get(TRANSACTION, "")
+        if transaction not in self.ratable:
+            return
+        step, arm, unit = self.ratable[transaction]
+        tracks = self.steps[step]
+        for test, value in self.rated.get(transaction, {}).items():
+            tracks[test, arm].add(unit, -1, -value)
+        self.rated[transaction] = dict(values(rating))
+        for test, value in self.rated[transaction].items():
+            tracks[test, arm].add(unit, 1, value)
+
+    def halt(self, halt: Halt) -> None:
+        """Put a halt on disk; gateways see it within a second."""
+        folder = self.folder / GUARD
+        folder.mkdir(mode=0o700, exist_ok=True)
+        told = {
+            "experiment": halt.experiment.name,
+            "percent": halt.percent,
+            "test": halt.test,
+            "reason": halt.reason,
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "revision": self.revision,
+        }
+        write_aside(folder / f"halted-{halt.experiment.id}.json", json.dumps(told))
+        log.error("an experiment was halted", extra={"fields": told})
+
+    def put_on_record(self) -> None:
+        """Put halts on the audit record that are not there; with the writer away, at the next look."""
+        for path in sorted((self.folder / GUARD).glob("halted-*.json")):
+            noted = path.with_suffix(".recorded")
+            if noted.exists():
+                continue
+            try:
+                told: dict[str, Any] = json.loads(path.read_bytes())
+            except ValueError:  # of whatever made it, its presence counts
+                told = {"experiment": path.stem, "reason": "unreadable"}
+            fields = {
+                "llmkeep.experiment.name": told.get("experiment"),
+                "llmkeep.experiment.percent": told.get("percent"),
+                "event.reason": told.get("reason"),
+                "llmkeep.decision.revision": told.get("revision"),
+            }
+            try:
+                record(self.audit, "experiment.halted", fields)
+            except RecordError as error:
+                log.error("a halt is not on record yet", extra={"fields": {"error.message": str(error)}})
+                return
+            noted.touch(mode=0o600)
+
+
+def watch(guard: Guard, interval: float, once: bool) -> None:
+    """Look each `interval` seconds, until this process is stopped."""
+    guard.look()
+    while not once:
+        time.sleep(interval)
+        guard.look()
