@@ -263,7 +263,7 @@ class Site:
             tag=TAGS[language],
             languages=[(each, TAGS[each], THEMSELVES[each]) for each in LANGUAGES if each != language],
             root=ROOT,
-            **{"identity": None, "pages": [], **values},
+            **{"identity": None, "pages": [], "kept": "", **values},
         )
         response = HTMLResponse(body, status, {"vary": "accept-language, cookie"})
         if request.query_params.get("language") == language:

@@ -8,7 +8,7 @@ import socket
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from llmserve.access.experiments import Experiment
 from llmserve.feedback import outcomes
 from llmweb.monitors import Reading
-from llmweb.sections import Cell, Look, Section, State, Table, Words, percent, seconds, whole
+from llmweb.sections import Cell, Look, Plot, Section, State, Table, Words, percent, seconds, whole
 from llmweb.settings import WebConfig
 
 log = logging.getLogger("llmweb.experiments")
@@ -209,10 +209,14 @@ async def counted(folder: Path, experiment: Experiment) -> Reading[dict[str, Arm
         return Reading(0.0, None)
 
 
+def models(look: Look) -> list[str]:
+    """Of all arms."""
+    return sorted({name for each in look.experiments for name in (each.control, each.candidate)})
+
+
 def chosen(look: Look) -> str:
-    """A selector of the models of all arms: PromQL's strings are quoted as JSON's are."""
-    names = sorted({name for each in look.experiments for name in (each.control, each.candidate)})
-    return "model=~" + json.dumps("|".join(map(re.escape, names)), ensure_ascii=False)
+    """A selector of the arms' models: PromQL's strings are quoted as JSON's are."""
+    return "model=~" + json.dumps("|".join(map(re.escape, models(look))), ensure_ascii=False)
 
 
 async def first_tokens(look: Look, _: WebConfig) -> Section:
@@ -220,7 +224,10 @@ async def first_tokens(look: Look, _: WebConfig) -> Section:
         return Words(look.say("arms_first_token"), look.say("no_experiments"))
     arms = chosen(look)
     expression = f"histogram_quantile(0.99, sum by (model, le) (rate({BEGINS}_bucket{{{arms}}}[15m])))"
-    return await look.plot("arms_first_token", expression, f"{BEGINS}_count{{{arms}}}", ("model",), seconds)
+    section = await look.plot(
+        "arms_first_token", expression, f"{BEGINS}_count{{{arms}}}", ("model",), seconds
+    )
+    return with_absent(look, section)
 
 
 async def failures(look: Look, _: WebConfig) -> Section:
@@ -233,7 +240,17 @@ async def failures(look: Look, _: WebConfig) -> Section:
         for name in ("llm_failed_total", "llm_e2e_seconds_count")
     )
     expression = f"{failed} / ({failed} + {done})"
-    return await look.plot("arms_failed", expression, f"llm_failed_total{{{arms}}}", ("model",), percent)
+    section = await look.plot("arms_failed", expression, f"llm_failed_total{{{arms}}}", ("model",), percent)
+    return with_absent(look, section)
+
+
+def with_absent(look: Look, section: Section) -> Section:
+    """A plot that says of which arms there is no line."""
+    if not isinstance(section, Plot):
+        return section
+    absent = [name for name in models(look) if name not in section.lines]
+    notes = [look.say("no_line_of", models=", ".join(absent))] if absent else []
+    return replace(section, notes=[*section.notes, *notes])
 
 
 PARTS: tuple[Callable[[Look, WebConfig], Awaitable[Section]], ...] = (

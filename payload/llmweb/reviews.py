@@ -112,6 +112,7 @@ class Reviews:
         ]
         return {
             "transaction": item.transaction,
+            "kept": f"answer={item.transaction}&",  # of the address, by links to other languages
             "prompt": messages(item.answer.get(FIELD + "prompt")),
             "answer": item.answer.get(FIELD + "answer", ""),
             "rating": " · ".join(each.text for each in facts(look, item)),

@@ -254,6 +254,7 @@ WORDS: dict[str, tuple[str, str]] = {
         "Time to first token, P99 by arm's model (estimated within its bucket)",
         "首个词元时间 P99，按组的模型（桶内估计）",
     ),
+    "no_line_of": ("No line, since there are no values: {models}.", "无曲线（没有数值）：{models}。"),
     "arms_failed": ("Failed answers, by arm's model", "失败的回答，按组的模型"),
 }
 

@@ -199,6 +199,7 @@ def test_times_and_failures_are_of_the_arms_models(owner: httpx.Client) -> None:
     answer = owner.get(URL)
     titles = re.findall(r'<title id="(\w+)-t">', answer.text)
     assert titles == ["arms_first_token", "arms_failed"]
+    assert answer.text.count("No line, since there are no values: embed-small.") == 2
     last = re.findall(r"Last values: deepseek-chat ([0-9.]+) (s|%)", answer.text)
     assert [unit for _, unit in last] == ["s", "%"]
     assert 0.5 < float(last[1][0]) < 2, "1 % in this estate"

@@ -240,6 +240,9 @@ def test_both_languages_say_it(page: OperatorPage, expert: httpx.Client) -> None
     transaction = page.rated(12, stars=1, reason="wrong")
     shown = expert.get(f"{URL}?answer={transaction}", headers={"accept-language": "zh"}).text
     assert all(words in shown for words in ("复核回答", "事实错误", "1 星", "保存更正", "驳回"))
+    assert f'href="?answer={transaction}&amp;language=en"' in shown, (
+        "a link to the other language stays at the answer"
+    )
 
 
 def test_a_host_without_a_journal_or_with_a_broken_one_says_so(tmp_path: Path) -> None:
