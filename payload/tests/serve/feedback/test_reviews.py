@@ -71,6 +71,7 @@ def test_the_last_rating_decides_whether_it_is_bad(tmp_path: Path) -> None:
     again = add(tmp_path, 2, thumb="up")
     add(tmp_path, 2, kept=False, **DOWN)
     assert waiting(tmp_path) == [again]
+    assert reviews.queue(tmp_path, ["research"], 20)[1] == 1
 
 
 def test_answers_of_other_tenants_and_those_without_text_are_not_shown(tmp_path: Path) -> None:
