@@ -1,5 +1,5 @@
-"""The journal of ratings, of assignments to arms and of how those ended, as gateways write it and training reads it: JSON lines
-in files of an hour each, `KIND-HOUR.jsonl`.
+"""The journal of ratings, of reviews, of assignments to arms and of how those ended, as gateways write it and training reads it:
+JSON lines in files of an hour each, `KIND-HOUR.jsonl`.
 """
 
 import json
@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 Record = dict[str, Any]
-RATED, ANSWERED, ASSIGNED, ENDED = "rated", "answered", "assigned", "ended"  # kinds
+RATED, REVIEWED, ANSWERED, ASSIGNED, ENDED = "rated", "reviewed", "answered", "assigned", "ended"  # kinds
 TRANSACTION, SUBJECT, TENANT, TIME = "transaction.id", "user.id", "organization.id", "@timestamp"
 FIELD, ARM_FIELD = "llmkeep.feedback.", "llmkeep.experiment."
+# Of a review, whose subject and tenant are those of the answer. The verdict is `corrected` or `dismissed`.
+VERDICT, REVIEWER, REVIEWER_TENANT = FIELD + "verdict", FIELD + "reviewer", FIELD + "reviewer_tenant"
+GOOD, BAD = 4, 2  # stars, and beyond
 
 
 def files(folder: Path, kind: str = "*") -> list[Path]:
@@ -37,3 +40,11 @@ def read(path: Path) -> Iterator[Record]:
 def by_transaction(folder: Path, kind: str) -> dict[str, Record]:
     """The last record of each exchange, which has one subject."""
     return {record[TRANSACTION]: record for path in files(folder, kind) for record in read(path)}
+
+
+def liked(rating: Record) -> bool | None:
+    """What a rating says: thumbs, or stars but the middle one."""
+    if (thumb := rating.get(FIELD + "thumb")) is not None:
+        return bool(thumb == "up")
+    stars = rating.get(FIELD + "stars")
+    return None if stars is None or BAD < stars < GOOD else bool(stars >= GOOD)

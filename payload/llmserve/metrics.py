@@ -136,6 +136,7 @@ class Metrics:
             "llm_inter_token_seconds", "Time between two pieces of a stream", ["model"]
         )
         self.whole = histogram("llm_e2e_seconds", "Time from request to the end of the answer", ["model"])
+        self.failed = counter("llm_failed", "Answers that failed for a reason of ours", ["model"])
         self.queue = histogram("llm_queue_seconds", "Time waiting for a slot", ["model"])
         self.overhead = Histogram(
             "llm_gateway_overhead_seconds",
@@ -233,6 +234,7 @@ class ModelSeries:
         self.first_token = metrics.first_token.labels(model)
         self.inter_token = metrics.inter_token.labels(model)
         self.whole = metrics.whole.labels(model)
+        self.failed = metrics.failed.labels(model)
         self.queue = metrics.queue.labels(model)
         self.prompt_tokens = metrics.tokens.labels(model, "prompt")
         self.completion_tokens = metrics.tokens.labels(model, "completion")

@@ -1,4 +1,4 @@
-"""The operator page as an ASGI application: sign-in, the policy's decision, the audit record, then the page.
+"""The pages below /operator/ as an ASGI application: sign-in, the policy's decision, the audit record, then the page.
 
 A client is known by its session, which an API key was exchanged for; by the certificate that the edge has verified; or by an
 Authorization header.
@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 
+from llmserve.access.decision import Decision
 from llmserve.access.identity import Authenticator, Identity, of_record
 from llmserve.access.policy import Policy, denied
 from llmserve.api.errors import ApiError
@@ -22,6 +23,10 @@ from llmserve.asgi import Exchange, Receive, Scope, Send
 from llmserve.audit.recorder import Recorder
 from llmweb.monitors import Monitors
 from llmweb.pages import PAGES, sections
+from llmweb.reviews import FORM_BYTES as REVIEW_BYTES
+from llmweb.reviews import FORM_FIELDS as REVIEW_FIELDS
+from llmweb.reviews import PAGE as REVIEWS
+from llmweb.reviews import Reviews, sent
 from llmweb.sections import Look
 from llmweb.sessions import Sessions
 from llmweb.settings import WebConfig
@@ -29,7 +34,8 @@ from llmweb.wording import LANGUAGES, TAGS, THEMSELVES, Language, preferred, ref
 
 log = logging.getLogger("llmweb.app")
 ROOT = "/operator/"
-ACTION = f"GET {ROOT}*"  # as the policy names it
+ACTION = f"GET {ROOT}*"  # as the policy names it; pages of others than operators have actions of their own
+ACTIONS = {name: f"GET {ROOT}{name}" for name in (REVIEWS, "experiments")}
 SIGN_IN, SIGN_OUT = f"{ROOT}sign-in", f"{ROOT}sign-out"
 FORM_BYTES, FORM_FIELDS = 4096, 4
 # The prefix makes browsers refuse it without Secure, and from any other host.
@@ -55,6 +61,7 @@ class Site:
     recorder: Recorder
     monitors: Monitors
     sessions: Sessions = field(default_factory=Sessions)
+    reviews: Reviews = field(init=False)
     templates: Environment = field(
         default_factory=lambda: Environment(
             loader=PackageLoader("llmweb"),
@@ -64,6 +71,9 @@ class Site:
             lstrip_blocks=True,
         )
     )
+
+    def __post_init__(self) -> None:
+        self.reviews = Reviews(self.config.feedback)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange: Exchange = scope["llm"]
@@ -101,9 +111,11 @@ class Site:
         if path == SIGN_OUT and method == "POST":
             exchange.public, exchange.route = True, SIGN_OUT
             return self.sign_out(request)
-        if not path.startswith(ROOT) or page not in PAGES:
+        if not path.startswith(ROOT) or page not in (*PAGES, REVIEWS):
             raise ApiError(404, "unknown_path", "there is no such page")
         exchange.route = path
+        if page == REVIEWS and method == "POST":
+            return await self.review(request, exchange)
         if method != "GET":
             raise ApiError(405, "method_not_allowed", f"{path} does not support {method[:20]}: use GET")
         return await self.page(page, request, exchange)
@@ -114,10 +126,54 @@ class Site:
         if identity is None:
             exchange.public = True
             return RedirectResponse(SIGN_IN, 303)
-        await self.admit(exchange, identity, ACTION)
-        look = Look(self.monitors, language_of(request))
+        shown = await self.permitted(identity)
+        if not page and shown and page not in shown:
+            return RedirectResponse(ROOT + shown[0], 303)
+        action = ACTIONS.get(page, ACTION)
+        decision = await self.decide(exchange, identity, action, action)
+        look = Look(self.monitors, language_of(request), decision.experiments)
+        values: dict[str, Any] = {"page": page, "look": look, "identity": identity, "pages": shown}
+        if page == REVIEWS:
+            asked = request.query_params.get("answer")
+            template, more, seen = await self.reviews.page(look, decision.reviews, asked)
+            await self.recorder.intent(exchange, about=seen)
+            return self.rendered(request, template, **values, **more)
+        await self.recorder.intent(exchange)
         parts = await sections(page, look, self.config)
-        return self.rendered(request, "page.html", page=page, sections=parts, look=look, identity=identity)
+        return self.rendered(request, "page.html", sections=parts, **values)
+
+    async def review(self, request: Request, exchange: Exchange) -> Response:
+        """Keep what an expert writes about an answer; where it cannot be kept as it is, show it again with what is wrong."""
+        same_site(request)
+        identity = self.identity(request)
+        if identity is None:
+            exchange.public = True
+            return RedirectResponse(SIGN_IN, 303)
+        action = f"POST {ROOT}{REVIEWS}"
+        decision = await self.decide(exchange, identity, action, action)
+        given = sent(await form_of(request, REVIEW_BYTES, REVIEW_FIELDS))
+        item = await self.reviews.item(decision.reviews, given.answer)
+        await self.recorder.intent(exchange, about=given.recorded)
+        try:
+            await self.reviews.keep(item, identity, given)
+        except ApiError as error:
+            if error.status != 400:
+                raise
+            exchange.code = error.code
+            look = Look(self.monitors, language_of(request))
+            wrong = refusal(look.language, error.code, error.message)
+            values = {**self.reviews.form(look, item, given, wrong), "pages": await self.permitted(identity)}
+            return self.rendered(
+                request, "review.html", error.status, page=REVIEWS, look=look, identity=identity, **values
+            )
+        return RedirectResponse(f"{ROOT}{REVIEWS}", 303)
+
+    async def permitted(self, identity: Identity) -> list[str]:
+        """Pages that the policy shows to the caller."""
+        decisions = {
+            action: await self.policy.decide(identity, action) for action in (ACTION, *ACTIONS.values())
+        }
+        return [page for page in (*PAGES, REVIEWS) if decisions[ACTIONS.get(page, ACTION)].allow]
 
     def identity(self, request: Request) -> Identity | None:
         """By session, certificate or header; None if there is nothing to go by. Raises ApiError."""
@@ -134,13 +190,13 @@ class Site:
                 return None
             raise
 
-    async def admit(self, exchange: Exchange, identity: Identity, action: str) -> None:
-        """Policy and record; raises ApiError."""
+    async def decide(self, exchange: Exchange, identity: Identity, action: str, asked: str) -> Decision:
+        """What the policy says of `asked`, where it is yes; raises ApiError. `action`: as it is recorded."""
         exchange.identity, exchange.action = identity, action
-        decision = exchange.decision = await self.policy.decide(identity, ACTION)
+        decision = exchange.decision = await self.policy.decide(identity, asked)
         if not decision.allow:
             raise denied(decision)
-        await self.recorder.intent(exchange)
+        return decision
 
     async def sign_in(self, request: Request, exchange: Exchange) -> Response:
         """Exchange a key for a session. Raises ApiError where a page would be refused, too."""
@@ -155,9 +211,12 @@ class Site:
             if error.status != 401:
                 raise
             return self.form(request, error, exchange)
-        await self.admit(exchange, self.authenticator.used(record), f"POST {SIGN_IN}")
+        identity = self.authenticator.used(record)
+        [first, *_] = await self.permitted(identity) or [""]
+        await self.decide(exchange, identity, f"POST {SIGN_IN}", ACTIONS.get(first, ACTION))
+        await self.recorder.intent(exchange)
         self.sessions.close(cookie(request, SESSION))
-        response = RedirectResponse(ROOT, 303)
+        response = RedirectResponse(ROOT + first, 303)
         identifier = self.sessions.open(record.id)
         response.set_cookie(SESSION, identifier, path="/", secure=True, httponly=True, samesite="strict")
         return response
@@ -204,8 +263,7 @@ class Site:
             tag=TAGS[language],
             languages=[(each, TAGS[each], THEMSELVES[each]) for each in LANGUAGES if each != language],
             root=ROOT,
-            pages=list(PAGES),
-            **{"identity": None, **values},
+            **{"identity": None, "pages": [], "kept": "", **values},
         )
         response = HTMLResponse(body, status, {"vary": "accept-language, cookie"})
         if request.query_params.get("language") == language:
@@ -241,20 +299,20 @@ def same_site(request: Request) -> None:
         )
 
 
-async def form_of(request: Request) -> dict[str, list[str]]:
+async def form_of(
+    request: Request, most_bytes: int = FORM_BYTES, most_fields: int = FORM_FIELDS
+) -> dict[str, list[str]]:
     """The fields of a form; raises ApiError 413 for one that is too long, 400 for what is no form."""
     body = b""
     try:
         async for piece in request.stream():
             body += piece
-            if len(body) > FORM_BYTES:
-                raise ApiError(
-                    413, "body_too_large", f"the form has more than {FORM_BYTES} bytes: send the key only"
-                )
-        return parse_qs(body.decode("latin-1"), max_num_fields=FORM_FIELDS)
+            if len(body) > most_bytes:
+                raise ApiError(413, "body_too_large", f"the form has more than {most_bytes} bytes: send less")
+        return parse_qs(body.decode("latin-1"), max_num_fields=most_fields)
     except ClientDisconnect:
         raise ApiError(400, "invalid_form", "the form broke off: send it again") from None
     except ValueError:
         raise ApiError(
-            400, "invalid_form", f"the form has more than {FORM_FIELDS} fields: send the key only"
+            400, "invalid_form", f"the form has more than {most_fields} fields: send those of the page only"
         ) from None

@@ -53,10 +53,11 @@ class Kept:
 
     until: float
     answer: asyncio.Task[Reading[Any]]
+    seconds: float
     good: float = 0.0
 
     def answered(self, task: asyncio.Task[Reading[Any]]) -> None:
-        self.until = time.monotonic() + KEPT_SECONDS
+        self.until = time.monotonic() + self.seconds
         if not task.cancelled() and task.exception() is None:
             self.good = task.result().at or self.good
 
@@ -111,12 +112,15 @@ class Monitors:
             f"delivered {monitor}", lambda: self.ask(servers, "/api/v2/alerts?active=true", of_alertmanager)
         )
 
-    async def shared(self, name: str, question: Callable[[], Any]) -> Reading[Any]:
-        """Ask, unless there is a recent answer, or the question is on its way. `name` is never a client's."""
+    async def shared(
+        self, name: str, question: Callable[[], Any], seconds: float | None = None
+    ) -> Reading[Any]:
+        """Ask, unless there is an answer of the last `seconds`, or the question is on its way. `name` is never a client's."""
         kept = self.kept.get(name)
         if kept is None or time.monotonic() > kept.until:
             before = kept.good if kept else 0.0
-            kept = self.kept[name] = Kept(math.inf, asyncio.create_task(question()), before)
+            lasts = KEPT_SECONDS if seconds is None else seconds
+            kept = self.kept[name] = Kept(math.inf, asyncio.create_task(question()), lasts, before)
             kept.answer.add_done_callback(
                 kept.answered
             )  # also where the request that asked has been cancelled

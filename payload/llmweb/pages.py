@@ -5,6 +5,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from llmweb import experiments
+from llmweb.experiments import BEGINS
 from llmweb.monitors import Reading, Series
 from llmweb.sections import (
     Cell,
@@ -258,7 +260,6 @@ async def memories(look: Look, _: WebConfig) -> Section:
 
 
 REQUESTS = "sum by (model) (rate(llm_e2e_seconds_count[5m]))"
-BEGINS = "llm_time_to_first_token_seconds"
 FAST = f'sum by (model) (rate({BEGINS}_bucket{{le="0.5"}}[1h])) / sum by (model) (rate({BEGINS}_count[1h]))'
 
 
@@ -424,6 +425,7 @@ PAGES: dict[str, tuple[Part, ...]] = {
     "gpus": (gpus, gpu_busy, gpu_temperature),
     "training": (runs, losses),
     "alerts": (alerts,),
+    "experiments": experiments.PARTS,
 }
 
 

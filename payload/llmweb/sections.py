@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from markupsafe import Markup
 
+from llmserve.access.experiments import Experiment
 from llmweb.monitors import Monitors, Reading, Series
 from llmweb.plot import MOST_LINES, clock, line_plot
 from llmweb.wording import Language, said
@@ -70,6 +71,7 @@ class Look:
 
     monitors: Monitors
     language: Language
+    experiments: tuple[Experiment, ...] = ()  # of the policy, for the page about them
     oldest: float = field(default_factory=time.time)  # of the answers on the page
 
     def say(self, name: str, **values: object) -> str:

@@ -46,7 +46,8 @@ class WebConfig(Section):
     """`llm-web serve --config`. `keys_file`, `policy` and `audit` are the gateway's.
 
     `certificate_header`: as in the gateway's `identity`. `monitors` are asked in this order, the next one where one does
-    not answer. `days`: the window of the objectives.
+    not answer. `days`: the window of the objectives. `feedback`: the gateway's journal of ratings. `verdicts`: a folder with what
+    `llmkeep experiment show --json` printed of each experiment, as NAME.json.
     """
 
     listen: Listener
@@ -58,6 +59,8 @@ class WebConfig(Section):
     tls: ClientTls | None = None
     objectives: tuple[Objective, ...] = ()
     days: Positive = 30
+    feedback: Path | None = None
+    verdicts: Path | None = None
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     @model_validator(mode="after")

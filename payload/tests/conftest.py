@@ -45,13 +45,17 @@ def estate(tmp_path_factory: pytest.TempPathFactory) -> Iterator["WatchedEstate"
 
 @pytest.fixture(scope="session")
 def page(tmp_path_factory: pytest.TempPathFactory, estate: "WatchedEstate") -> Iterator["OperatorPage"]:
-    """A gateway and its operator page; what a test stops, it starts again."""
-    from operator_page import serving
+    """A gateway and its operator page; what a test stops, it starts again. Its journal is another one than the gateway's."""
+    from operator_page import EXPERIMENTS, TENANTS, serving
 
     identity = {"certificate_header": "X-Client-Certificate"}
+    folder = tmp_path_factory.mktemp("web")
+    folders = {name: str(folder / name) for name in ("feedback", "verdicts")}
+    for name in folders:
+        (folder / name).mkdir()
     with (
-        running(tmp_path_factory.mktemp("web"), identity=identity) as service,
-        serving(service, estate) as page,
+        running(folder, identity=identity, tenants=TENANTS, experiments=EXPERIMENTS) as service,
+        serving(service, estate, **folders) as page,
     ):
         yield page
 

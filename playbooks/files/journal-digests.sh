@@ -3,4 +3,4 @@
 set -eu
 [ -d "$1" ] || exit 0
 cd "$1"
-find . -maxdepth 1 -type f -regex './\(rated\|answered\)-[0-9T]+\.jsonl' -printf '%f\n' | LC_ALL=C sort | xargs --no-run-if-empty sha256sum
+find . -maxdepth 1 -type f -regex './\(rated\|reviewed\|answered\)-[0-9T]+\.jsonl' -printf '%f\n' | LC_ALL=C sort | xargs --no-run-if-empty sha256sum

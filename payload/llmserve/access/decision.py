@@ -28,7 +28,8 @@ class Rate:
 class Decision:
     """`models` None means all; `rule` names the rule that decided. `weight` is the tenant's, where an engine is full, and so is
     `keep_prompts`: its prompts, answers and what is said about them may be kept to learn from. `experiments`: those in which
-    the tenant takes part.
+    the tenant takes part, or, for the page about experiments, all. `reviews`: tenants whose badly rated answers the subject's
+    tenant reviews.
     `id` identifies this evaluation in the audit record.
     """
 
@@ -43,6 +44,7 @@ class Decision:
     log_prompt: bool = False
     keep_prompts: bool = False
     experiments: tuple[Experiment, ...] = ()
+    reviews: frozenset[str] = frozenset()
     id: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def permits(self, model: str) -> bool:
@@ -112,6 +114,9 @@ def parse_decision(answer: object) -> Decision:
     experiments = answer.get("experiments", [])  # absent in policies of earlier releases
     if not isinstance(experiments, list):
         raise PolicyUnavailable("the decision's experiments are not a list")
+    reviews = answer.get("reviews", [])  # absent in policies of earlier releases
+    if not isinstance(reviews, list) or not all(isinstance(tenant, str) for tenant in reviews):
+        raise PolicyUnavailable("the decision's reviews are not a list of tenants")
     return Decision(
         allow=True,
         reason=reason,
@@ -130,4 +135,5 @@ def parse_decision(answer: object) -> Decision:
         log_prompt=answer["log_prompt"] is True,
         keep_prompts=answer.get("keep_prompts") is True,  # absent in policies of earlier releases
         experiments=tuple(parse_experiment(each) for each in experiments),
+        reviews=frozenset(reviews),
     )

@@ -57,13 +57,19 @@ class Recorder:
         return hmac.digest(self.key, prompt.encode(), "sha256").hex()
 
     async def intent(
-        self, exchange: Exchange, model: str | None = None, content: object = None, proof: str = ""
+        self,
+        exchange: Exchange,
+        model: str | None = None,
+        content: object = None,
+        proof: str = "",
+        about: dict[str, object] | None = None,
     ) -> None:
         """Record what is about to be answered; raises ApiError 503 if it cannot be recorded.
 
-        `content`: the prompt, messages or inputs, where the request has some; `proof`: the hash of its text.
+        `content`: the prompt, messages or inputs, where the request has some; `proof`: the hash of its text. `about`: further
+        fields of intent and outcome.
         """
-        exchange.recorded = self.event(exchange)
+        exchange.recorded = self.event(exchange) | (about or {})
         event = exchange.recorded | INTENT
         if model is not None:
             event["gen_ai.request.model"] = model

@@ -43,7 +43,8 @@ def add_commands(commands: Any) -> None:
     )
     coming.set_defaults(run=outcomes_command)
     forget = verbs.add_parser(
-        "forget", help="remove ratings, prompts and answers of a subject, and show that none is left"
+        "forget",
+        help="remove ratings, prompts and answers of a subject, and reviews of and by it; show that none is left",
     )
     forget.add_argument("--subject", required=True)
     forget.add_argument("--tenant", required=True)
@@ -121,7 +122,14 @@ def forget_command(options: argparse.Namespace) -> int:
     folder = own(options.folder)
 
     def theirs(record: ratings.Record) -> bool:
-        return (record.get(ratings.SUBJECT), record.get(ratings.TENANT)) == (options.subject, options.tenant)
+        of, by = (
+            (record.get(subject), record.get(tenant))
+            for subject, tenant in (
+                (ratings.SUBJECT, ratings.TENANT),
+                (ratings.REVIEWER, ratings.REVIEWER_TENANT),
+            )
+        )
+        return (options.subject, options.tenant) in (of, by)
 
     if options.ids:
         write_ids(options.ids, folder, theirs)

@@ -1,5 +1,5 @@
-"""Ratings, the exchanges that may be rated, and assignments to arms, as JSON lines in files of an hour each, on a volume that
-keeps them.
+"""Ratings, reviews, the exchanges that may be rated, and assignments to arms, as JSON lines in files of an hour each, on a volume
+that keeps them.
 
 All gateways of a host write into one folder. Each batch opens its file anew, under a lock that `forget` takes as well, so that
 files can be rewritten while gateways run.
@@ -51,15 +51,23 @@ def line(record: Record) -> bytes:
     return to_json(record | texts) + b"\n"
 
 
-def append(folder: Path, records: Iterable[tuple[str, Record]]) -> None:
-    """Append records, each with its kind, and return once they are on disk; raises OSError."""
+def append(
+    folder: Path, records: Iterable[tuple[str, Record]], still: Callable[[], bool] = lambda: True
+) -> bool:
+    """Append records, each with its kind, and return once they are on disk; raises OSError.
+
+    Returns False, with nothing written, where `still` is false under the folder's lock: what they are about was forgotten.
+    """
     hour = time.strftime(HOUR, time.gmtime())
     texts: dict[Path, list[bytes]] = {}
     for kind, record in records:
         texts.setdefault(folder / f"{kind}-{hour}.jsonl", []).append(line(record))
     with locked(folder):
+        if not still():
+            return False
         for path, wanted in texts.items():
             append_lines(path, wanted)
+    return True
 
 
 def append_lines(path: Path, wanted: list[bytes]) -> None:

@@ -10,7 +10,6 @@ from llmcore.ratings import (
     RATED,
     TRANSACTION,
     Record,
-    by_transaction,
     files,
     read,
 )
@@ -34,7 +33,9 @@ def outcomes(folder: Path, experiment: str, metrics: Collection[str]) -> Iterato
     Left out is what compares with nothing: requests that the control answered because the candidate was away, and steps of 0 and
     100 percent.
     """
-    ratings = by_transaction(folder, RATED)
+    rated = {
+        record[TRANSACTION]: tuple(values(record)) for path in files(folder, RATED) for record in read(path)
+    }
     met = set()
     for record in (record for path in files(folder, ASSIGNED) for record in read(path)):
         if record.get(ARM_FIELD + "name") != experiment or record.get(ARM_FIELD + "away"):
@@ -46,7 +47,6 @@ def outcomes(folder: Path, experiment: str, metrics: Collection[str]) -> Iterato
         if (unit, arm, percent) not in met:
             met.add((unit, arm, percent))
             yield told
-        rating = ratings.get(record[TRANSACTION])
-        for metric, value in values(rating) if rating else ():
+        for metric, value in rated.get(record[TRANSACTION], ()):
             if metric in metrics:
                 yield told | {"metric": metric, "value": value}

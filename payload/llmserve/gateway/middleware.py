@@ -146,12 +146,14 @@ class ErrorEnvelope:
         except ApiError as error:
             exchange.code = error.code
             self.metrics.refused(error.code)
+            self.count(exchange, error.status)
             if not exchange.status:
                 await respond(send, error.status, error.body(), error.headers)
         except asyncio.CancelledError:
             raise
         except Exception as error:
             exchange.code = "internal_error"
+            self.count(exchange, 500)
             log.exception(
                 "a handler failed", extra={"fields": {"http.request.id": exchange.request_id.decode()}}
             )
@@ -164,6 +166,11 @@ class ErrorEnvelope:
                 f"{exchange.request_id.decode()}",
             )
             await respond(send, refused.status, refused.body())
+
+    def count(self, exchange: Exchange, status: int) -> None:
+        """Count what failed for a reason of ours, by the model that was asked; a stream that breaks has had status 200."""
+        if exchange.model and status >= 500:
+            self.metrics.of(exchange.model).failed.inc()
 
 
 class BodyLimit:

@@ -21,7 +21,6 @@ from llmcore.privileges import become_owner
 from llmtrain import exits
 
 FIELD = ratings.FIELD
-GOOD, BAD = 4, 2  # stars, and beyond
 RUN = 13  # words in a row that no example may share with the held-out set
 Example = dict[str, Any]
 Messages = list[dict[str, str]]
@@ -46,19 +45,13 @@ class Rated:
     answer: str
     good: bool | None
     best: bool
-    correction: str | None
+    correction: str | None  # an expert's before the subject's own
 
 
-def liked(rating: ratings.Record) -> bool | None:
-    """What a rating says: thumbs, or stars but the middle one."""
-    if (thumb := rating.get(FIELD + "thumb")) is not None:
-        return bool(thumb == "up")
-    stars = rating.get(FIELD + "stars")
-    return None if stars is None or BAD < stars < GOOD else bool(stars >= GOOD)
-
-
-def joined(rating: ratings.Record, answers: dict[str, ratings.Record]) -> Rated:
-    """The exchange that was rated; raises Rejected."""
+def joined(
+    rating: ratings.Record, review: ratings.Record | None, answers: dict[str, ratings.Record]
+) -> Rated:
+    """The exchange that was rated, as an expert's review has it, if there is one; raises Rejected."""
     exchange = answers.get(rating[ratings.TRANSACTION])
     if exchange is None:
         raise Rejected(
@@ -66,8 +59,10 @@ def joined(rating: ratings.Record, answers: dict[str, ratings.Record]) -> Rated:
             "prompt and answer were not kept: the tenant does not consent, or the answer was cut off",
         )
     who = rating[ratings.TENANT], rating[ratings.SUBJECT]
-    if who != (exchange[ratings.TENANT], exchange[ratings.SUBJECT]):
-        raise Rejected("foreign", "the rating's subject is not the answer's: the journal was altered")
+    if any(who != (each[ratings.TENANT], each[ratings.SUBJECT]) for each in (exchange, review or exchange)):
+        raise Rejected("foreign", "rating, review and answer are not of one subject: the journal was altered")
+    if review and review[ratings.VERDICT] == "dismissed":
+        raise Rejected("dismissed", "an expert found nothing to learn in it")
     prompt = exchange[FIELD + "prompt"]
     if exchange.get("event.action") == "POST /v1/completions":
         raise Rejected(
@@ -85,9 +80,9 @@ def joined(rating: ratings.Record, answers: dict[str, ratings.Record]) -> Rated:
         time=rating[ratings.TIME],
         prompt=prompt,
         answer=exchange[FIELD + "answer"],
-        good=liked(rating),
+        good=ratings.liked(rating),
         best=rating.get(FIELD + "thumb") == "up" or rating.get(FIELD + "stars") == 5,
-        correction=rating.get(FIELD + "correction"),
+        correction=(review or rating).get(FIELD + "correction"),
     )
 
 
@@ -172,9 +167,12 @@ def held_out(path: Path | None) -> Callable[[Example], bool]:
 def examples(
     folders: list[Path], kind: str, since: str, until: str, most: int, shares: Callable[[Example], bool]
 ) -> Iterator[tuple[str, Example | Rejected]]:
-    """For each rating, oldest first, its transaction and the example, or why there is none."""
+    """For each rating its transaction and the example, or why there is none: first those that experts reviewed, then the others,
+    the oldest first. A review counts at its own time, and from `until` on not yet.
+    """
     rated: dict[str, ratings.Record] = {}
     answers: dict[str, ratings.Record] = {}
+    reviews: dict[str, ratings.Record] = {}
     for folder in folders:
         answers |= ratings.by_transaction(folder, ratings.ANSWERED)
         for transaction, rating in ratings.by_transaction(
@@ -183,14 +181,24 @@ def examples(
             known = rated.get(transaction)
             if known is None or known[ratings.TIME] <= rating[ratings.TIME]:
                 rated[transaction] = rating
+        for path in ratings.files(folder, ratings.REVIEWED):
+            reviews |= {
+                each[ratings.TRANSACTION]: each for each in ratings.read(path) if each[ratings.TIME] < until
+            }
     of_subject: Counter[tuple[str, str]] = Counter()
     seen: dict[str, str] = {}
-    for rating in sorted(rated.values(), key=lambda each: (each[ratings.TIME], each[ratings.TRANSACTION])):
-        if not since <= rating[ratings.TIME] < until:
-            continue
+
+    def order(rating: ratings.Record) -> tuple[bool, str, str]:
         transaction = rating[ratings.TRANSACTION]
+        return transaction not in reviews, rating[ratings.TIME], transaction
+
+    for rating in sorted(rated.values(), key=order):
+        transaction = rating[ratings.TRANSACTION]
+        review = reviews.get(transaction)
+        if not since <= max(each[ratings.TIME] for each in (rating, review) if each) < until:
+            continue
         try:
-            each = joined(rating, answers)
+            each = joined(rating, review, answers)
             example = KINDS[kind](each)
             if shares(example):
                 raise Rejected("held_out", "it is in the held-out set, or has a part of it")

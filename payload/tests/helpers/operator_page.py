@@ -13,9 +13,28 @@ from edge import Edge, in_front_of
 from service import PEPPER, Process, Service, patched
 from watched_estate import OBJECTIVES, WatchedEstate
 
+from llmcore.ratings import ANSWERED, FIELD, RATED
 from llmserve.access.api_keys import edited, new_key
+from llmserve.feedback.journal import append
 
 BROWSER = {"sec-fetch-site": "same-origin"}
+# Of the policy: whose answers experts of `operations` review, and what product owners see.
+TENANTS: dict[str, dict[str, object]] = {
+    "research": {"keep_prompts": True, "reviewed_by": ["operations"]},
+    "secret": {"keep_prompts": True, "reviewed_by": ["secret"]},
+    "silent": {"keep_prompts": True},
+}
+EXPERIMENTS: dict[str, dict[str, object]] = {
+    "support-12": {
+        "model": "support",
+        "control": "deepseek-chat",
+        "candidate": "embed-small",
+        "unit": "subject",
+        "tenants": ["research"],
+        "percent": 5,
+        "salt": "0123456789abcdef",
+    }
+}
 KEPT_SECONDS = 2.0  # of answers, so that a test need not wait for ten
 
 
@@ -47,6 +66,25 @@ class OperatorPage:
             assert answer.status_code == 303, answer.text
             yield client
 
+    @property
+    def journal(self) -> Path:
+        return self.gateway.folder / "feedback"
+
+    def rated(self, number: int, tenant: str = "research", text: str = "", **said: object) -> str:
+        """Put a rated answer into the journal, by default a bad one; its transaction."""
+        transaction = f"{number:016x}"
+        who = {"transaction.id": transaction, "user.id": "ada", "organization.id": tenant}
+        head = {"@timestamp": f"2026-11-27T08:00:{number % 60:02d}.000+00:00"} | who
+        answer = {
+            "event.action": "POST /v1/chat/completions",
+            "llm.model": "deepseek-chat",
+            FIELD + "prompt": [{"role": "user", "content": f"question {number} {text}"}],
+            FIELD + "answer": f"answer {number} {text}",
+        }
+        rating = {FIELD + name: value for name, value in (said or {"thumb": "down"}).items()}
+        append(self.journal, [(RATED, head | rating), (ANSWERED, head | answer)])
+        return transaction
+
     def records(self) -> list[dict[str, Any]]:
         """The audit record's events of the page."""
         return [
@@ -57,7 +95,11 @@ class OperatorPage:
 def start(service: Service, config: Path) -> Process:
     environment = {
         "CREDENTIALS_DIRECTORY": str(service.folder / "credentials"),
-        **patched(service.folder, llmweb__monitors__KEPT_SECONDS=KEPT_SECONDS),
+        **patched(
+            service.folder,
+            llmweb__monitors__KEPT_SECONDS=KEPT_SECONDS,
+            llmweb__experiments__COUNTED_SECONDS=0.0,
+        ),
     }
     arguments = ["serve", "--config", str(config)]
     return Process(service.folder, "web", arguments, environment, module="llmweb").await_ready()

@@ -79,6 +79,7 @@ SERIES: dict[str, float | Callable[[float], float]] = {
         for le, share in (("0.1", 0.3), ("0.3", 0.9), ("0.5", 0.996), ("1.0", 0.999), ("+Inf", 1))
     },
     'llm_time_to_first_token_seconds_count{instance="llm1",model="deepseek-chat"}': lambda t: 6 * t,
+    'llm_failed_total{instance="llm1",model="deepseek-chat"}': lambda t: 0.06 * t,
     'slo:bad:ratio_rate1h{objective="TimeToFirstToken",model="deepseek-chat"}': lambda t: 0.006 + 0.004 * math.sin(t / 4000),
     **{f'llm_gpu_present{{instance="llm1",gpu="{gpu}",name="NVIDIA A100-SXM4-80GB"}}': float(gpu != 3) for gpu in range(4)},
     **{f'llm_gpu_busy_ratio{{instance="llm1",gpu="{gpu}"}}': waving(0.75, 0.15, gpu) for gpu in range(3)},

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llmcore.ratings import ANSWERED, FIELD, RATED
+from llmcore.ratings import ANSWERED, FIELD, RATED, REVIEWED
 from llmtrain import exits
 from llmtrain.cli import main
 
@@ -42,6 +42,15 @@ class Journal:
     def write(self, kind: str, record: dict[str, Any]) -> None:
         with (self.folder / f"{kind}-20261127T08.jsonl").open("a") as file:
             file.write(json.dumps(record) + "\n")
+
+    def review(
+        self, number: int, correction: str = "", time: str = "2026-11-27", subject: str = "ada"
+    ) -> None:
+        """An expert's review, which dismisses without a correction."""
+        told = {FIELD + "correction": correction} if correction else {}
+        self.write(REVIEWED, {"@timestamp": f"{time}T08:30:00.000+00:00", "transaction.id": f"t{number}", "user.id": subject,
+                              "organization.id": "research", FIELD + "reviewer": "eve", FIELD + "tags": ["factual"],
+                              FIELD + "verdict": "corrected" if correction else "dismissed"} | told)  # fmt: skip
 
     def export(self, kind: str, *more: str) -> tuple[list[dict[str, Any]], dict[str, str], dict[str, Any]]:
         """Examples, the rule of each reject, and the report."""
@@ -87,6 +96,54 @@ def test_the_best_answers_and_corrections_are_conversations(journal: Journal) ->
     examples, rejects, _ = journal.export("sft")
     assert [each["messages"][-1]["content"] for each in examples] == ["answer 0", "Paris"]
     assert rejects == {"t1": "not_best"}
+
+
+def test_an_experts_correction_is_chosen_before_the_subjects_own(journal: Journal) -> None:
+    journal.add(0, thumb="down", correction="London")
+    journal.add(1, thumb="down")
+    journal.review(0, "Paris")
+    journal.review(1, "Rome")
+    journal.review(1, "Lutetia")
+    examples, rejects, _ = journal.export("dpo")
+    chosen = [(each["chosen"][0]["content"], each["rejected"][0]["content"]) for each in examples]
+    assert chosen == [("Paris", "answer 0"), ("Lutetia", "answer 1")]
+    assert rejects == {}
+
+
+def test_experts_corrections_come_first(journal: Journal) -> None:
+    journal.add(0, thumb="up")
+    journal.add(1, stars=1)
+    journal.add(2, thumb="up")
+    journal.review(1, "Paris")
+    examples, rejects, _ = journal.export("sft", "--per-subject", "2")
+    assert [each["messages"][-1]["content"] for each in examples] == ["Paris", "answer 0"]
+    assert rejects == {"t2": "cap"}
+
+
+@pytest.mark.parametrize("kind", ["kto", "dpo", "sft"])
+def test_what_an_expert_dismissed_is_no_example(journal: Journal, kind: str) -> None:
+    journal.add(0, thumb="down", correction="London")
+    journal.add(1, thumb="down", correction="Rome")
+    journal.review(0)
+    examples, rejects, _ = journal.export(kind)
+    assert ([each["id"] for each in examples], rejects) == (["t1"], {"t0": "dismissed"})
+
+
+def test_a_review_counts_at_its_own_time_and_not_yet_before(journal: Journal) -> None:
+    journal.add(0, thumb="down", correction="London")
+    journal.review(0, "Paris", time="2026-11-30")
+    [before], _, _ = journal.export("dpo", "--until", "2026-11-29")
+    assert before["chosen"][0]["content"] == "London"
+    [later], _, _ = journal.export("sft", "--since", "2026-11-29", "--until", "2026-12-01")
+    assert later["messages"][-1]["content"] == "Paris", "its rating is of a round that is over"
+
+
+def test_a_review_of_another_subjects_answer_is_no_example(journal: Journal) -> None:
+    journal.add(0, thumb="down")
+    journal.add(1, thumb="down", correction="Rome")
+    journal.review(0, "Paris", subject="bob")
+    _, rejects, _ = journal.export("dpo")
+    assert rejects == {"t0": "foreign"}
 
 
 def test_the_last_rating_counts(journal: Journal) -> None:

@@ -20,8 +20,16 @@ sync_api = pytest.importorskip(
 )
 from axe_playwright_python.sync_playwright import Axe  # noqa: E402 - not there without playwright
 
+from llmcore.ratings import FIELD, REVIEWED, by_transaction  # noqa: E402 - as above
+from llmserve.feedback.reviews import TAGS  # noqa: E402 - as above
+
 CHROMIUM = shutil.which("chromium-headless-shell")
 PAGES = ("", "hosts", "models", "gpus", "training", "alerts", "sign-in", "nothing")
+FIRST = {
+    "operator": "",
+    "expert": "reviews",
+    "product_owner": "experiments",
+}  # the page that a role is sent to
 WORDS = {"en": "Operator page", "zh": "运维页面"}
 LOCALES = {"en": "en-GB", "zh": "zh-CN"}
 
@@ -39,7 +47,12 @@ def chromium() -> Iterator[Any]:
 
 @contextmanager
 def tab(
-    chromium: Any, page: OperatorPage, language: str = "en", scheme: str = "light", width: int = 1200
+    chromium: Any,
+    page: OperatorPage,
+    language: str = "en",
+    scheme: str = "light",
+    width: int = 1200,
+    role: str = "operator",
 ) -> Iterator[Any]:
     """A signed-in tab; fails where the browser complained, as it does of what the content security policy forbids."""
     address = f"https://localhost:{page.edge.port}"
@@ -61,12 +74,14 @@ def tab(
     )
     try:
         opened.goto("/operator/")
-        opened.get_by_label("API" if language == "en" else "API 密钥").fill(page.key()[0])
+        opened.get_by_label("API" if language == "en" else "API 密钥").fill(page.key(role, f"{role}-2")[0])
         opened.keyboard.press("Enter")
-        opened.wait_for_url("**/operator/")
+        opened.wait_for_url(f"**/operator/{FIRST[role]}")
         yield opened
         # Each refusal that a test goes to is a complaint of its status, which Chromium makes of any document.
-        assert [each for each in complaints if "status of 404" not in each] == []
+        assert [
+            each for each in complaints if not any(f"status of {code}" in each for code in (400, 404))
+        ] == []
     finally:
         context.close()
 
@@ -83,11 +98,54 @@ def test_axe_finds_no_violation_and_nothing_is_wider_than_the_window(
             opened.goto(f"/operator/{name}")
             assert WORDS[language] in opened.inner_text("header")
             opened.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
-            wide = opened.evaluate("document.documentElement.scrollWidth")
-            assert wide <= width, f"{name or 'overview'} is {wide} pixels wide"
-            # axe is put into the page by the browser's own protocol, which the page's policy does not govern.
-            found = Axe().run(opened)
-            assert found.violations_count == 0, f"{name}: {found.generate_report()}"
+            accessible(opened, name or "overview", width)
+
+
+def accessible(opened: Any, name: str, width: int) -> None:
+    """By axe's rules, and no wider than the window."""
+    wide = opened.evaluate("document.documentElement.scrollWidth")
+    assert wide <= width, f"{name} is {wide} pixels wide"
+    # axe is put into the page by the browser's own protocol, which the page's policy does not govern.
+    found = Axe().run(opened)
+    assert found.violations_count == 0, f"{name}: {found.generate_report()}"
+
+
+@pytest.mark.parametrize(("language", "scheme", "width"), [("en", "light", 320), ("zh", "dark", 1200)])
+def test_pages_of_experts_and_product_owners_are_accessible(
+    chromium: Any, page: OperatorPage, language: str, scheme: str, width: int
+) -> None:
+    transaction = page.rated(30, text=HOSTILE + " " + "word" * 200, stars=1, reason="wrong", comment=HOSTILE)
+    with tab(chromium, page, language, scheme, width, "expert") as opened:
+        accessible(opened, "the queue", width)
+        opened.goto(f"/operator/reviews?answer={transaction}")
+        assert HOSTILE in opened.inner_text("main")
+        assert opened.locator("main script, main img").count() == 0
+        accessible(opened, "an answer", width)
+        opened.get_by_role("button").first.press("Enter")
+        opened.wait_for_selector("#wrong")
+        accessible(opened, "an answer without a correction", width)
+    with tab(chromium, page, language, scheme, width, "product_owner") as opened:
+        opened.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+        accessible(opened, "experiments", width)
+
+
+def test_an_expert_corrects_an_answer_by_keyboard(chromium: Any, page: OperatorPage) -> None:
+    transaction = page.rated(31)
+    with tab(chromium, page, role="expert") as opened:
+        opened.goto(f"/operator/reviews?answer={transaction}")
+        assert opened.get_by_role("group", name="What was wrong with it").is_visible()
+        box = opened.get_by_role("checkbox", name="wrong fact")
+        box.focus()
+        opened.keyboard.press("Space")
+        for _ in TAGS:
+            opened.keyboard.press("Tab")
+        assert opened.evaluate("document.activeElement.id") == "correction"
+        opened.keyboard.type("It is Paris.")
+        opened.keyboard.press("Tab")
+        opened.keyboard.press("Enter")
+        opened.wait_for_url("**/operator/reviews")
+    last = by_transaction(page.journal, REVIEWED)[transaction]
+    assert (last[FIELD + "correction"], last[FIELD + "tags"]) == ("It is Paris.", ["factual"])
 
 
 def test_axe_would_find_a_violation(chromium: Any, page: OperatorPage) -> None:

@@ -41,6 +41,7 @@ granted := {
 	"weight": weight,
 	"keep_prompts": keep_prompts,
 	"experiments": sort(experiments),
+	"reviews": sort(reviews),
 	"log_prompt": true in {data.llm.roles[role].log_prompt | some role in granting},
 }
 
@@ -107,13 +108,25 @@ default keep_prompts := false
 
 keep_prompts := data.llm.tenants[input.tenant].keep_prompts
 
-# Those in which the tenant takes part. Where policy has none, as in sources of earlier releases, there are none.
+# Those in which the tenant takes part; of the page about experiments, all. Where policy has none, as in sources of earlier
+# releases, there are none.
 experiments contains named if {
 	some name, experiment in data.llm.experiments
-	input.tenant in experiment.tenants
+	concerns(experiment)
 	arms := object.remove(experiment, ["tenants", "metrics", "minimum", "guardrails", "changed"])
 	refusals := object.get(experiment, ["guardrails", "refusals"], [])
 	named := object.union(arms, {"name": name, "refusals": refusals})
+}
+
+concerns(experiment) if input.tenant in experiment.tenants
+
+concerns(_) if input.action == "GET /operator/experiments"
+
+# Tenants whose badly rated answers the subject's tenant reviews: those that consent, and name it.
+reviews contains tenant if {
+	some tenant, said in data.llm.tenants
+	said.keep_prompts == true
+	input.tenant in said.reviewed_by
 }
 
 listed(words, names) := concat(" ", [words, concat(" and ", sort(names))])

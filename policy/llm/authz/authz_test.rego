@@ -20,6 +20,7 @@ roles := {
 	"recorded": role(["POST /generate"], ["large", "small"], 50, "slow", true, []),
 	"changer": role(["GET /v1/models"], ["*"], 0, "slow", false, ["policy:change"]),
 	"looker": role(["GET /v1/models"], ["*"], 0, "slow", false, ["audit:read"]),
+	"owner": role(["GET /operator/experiments"], ["*"], 0, "slow", false, []),
 	"rateless": role(["GET /generate"], ["*"], 256, "gone", false, []),
 }
 
@@ -55,6 +56,7 @@ test_a_role_grants_its_actions_with_its_limits if {
 		"weight": 1,
 		"keep_prompts": false,
 		"experiments": [],
+		"reviews": [],
 		"log_prompt": false,
 	}
 }
@@ -72,6 +74,7 @@ test_two_roles_that_grant_it_give_the_wider_of_each_limit if {
 		"weight": 1,
 		"keep_prompts": false,
 		"experiments": [],
+		"reviews": [],
 		"log_prompt": true,
 	}
 }
@@ -101,6 +104,24 @@ test_a_tenant_takes_part_in_the_experiments_that_name_it_alone if {
 	decision.experiments == [object.union(arms, {"name": "one", "refusals": ["no"]})]
 	denied := decided(asks(["reader"], "POST /generate")) with data.llm.experiments as running
 	not denied.experiments
+}
+
+test_the_page_about_experiments_has_those_of_all_tenants if {
+	running := {"one": {"tenants": ["corp"]}, "two": {"tenants": ["other"]}}
+	decision := decided(asks(["owner"], "GET /operator/experiments")) with data.llm.experiments as running
+	decision.experiments == [{"name": "one"}, {"name": "two"}]
+}
+
+test_answers_are_reviewed_of_tenants_that_consent_and_name_the_subjects_tenant if {
+	tenants := {
+		"corp": {"keep_prompts": true},
+		"willing": {"keep_prompts": true, "reviewed_by": ["corp", "else"]},
+		"revoked": {"keep_prompts": false, "reviewed_by": ["corp"]},
+		"silent": {"reviewed_by": ["corp"]},
+		"other": {"keep_prompts": true, "reviewed_by": ["other"]},
+	}
+	decision := decided(asks(["reader"], "GET /generate")) with data.llm.tenants as tenants
+	decision.reviews == ["willing"]
 }
 
 test_an_experiment_grants_no_model_by_name if {

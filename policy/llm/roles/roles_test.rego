@@ -27,14 +27,23 @@ decided(roles, action) := decision if {
 
 test_an_analyst_may_get_generate_and_nothing_else if may("analyst") == {"GET /generate"}
 
-test_a_developer_may_use_every_route_of_the_gateway if may("developer") == validate.actions - {"GET /operator/*"}
+pages := {"GET /operator/*", "GET /operator/experiments", "GET /operator/reviews", "POST /operator/reviews"}
 
-test_the_operator_page_is_the_operators if {
-	seeing := {role |
+test_a_developer_may_use_every_route_of_the_gateway if may("developer") == validate.actions - pages
+
+test_each_page_is_of_one_role if {
+	of_role := {role: granted |
 		some role, _ in data.llm.roles
-		"GET /operator/*" in may(role)
+		granted := may(role) & pages
+		granted != set()
 	}
-	seeing == {"operator"}
+	of_role == {
+		"operator": {"GET /operator/*"},
+		"expert": {"GET /operator/reviews", "POST /operator/reviews"},
+		"product_owner": {"GET /operator/experiments"},
+	}
+	may("expert") == of_role.expert
+	may("product_owner") == of_role.product_owner
 }
 
 test_a_trainer_generates_with_higher_limits_and_its_prompts_are_kept if {

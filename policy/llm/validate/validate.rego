@@ -8,14 +8,17 @@ package llm.validate
 import data.llm.authz
 
 # METADATA
-# description: What a role can grant; each is a route of the gateway, or the operator page.
+# description: What a role can grant; each is a route of the gateway, or a page that llm-web serves.
 actions := {
 	"GET /generate",
 	"GET /openapi.json",
 	"GET /operator/*",
+	"GET /operator/experiments",
+	"GET /operator/reviews",
 	"GET /v1/models",
 	"GET /v1/models/*",
 	"POST /generate",
+	"POST /operator/reviews",
 	"POST /v1/chat/completions",
 	"POST /v1/completions",
 	"POST /v1/embeddings",
@@ -66,6 +69,7 @@ tenants_schema := {
 		"properties": {
 			"weight": {"type": "integer", "minimum": 1, "maximum": 100},
 			"keep_prompts": {"type": "boolean"},
+			"reviewed_by": object.union(words, {"minItems": 1}),
 		},
 	},
 }
@@ -133,6 +137,12 @@ problems contains sprintf("llm/rates: %s: %s", [error.field, error.desc]) if {
 
 problems contains sprintf("llm/tenants: %s: %s", [error.field, error.desc]) if {
 	some error in json.match_schema(data.llm.tenants, tenants_schema)[1]
+}
+
+problems contains sprintf("llm/tenants: %s: its prompts are not kept, so there is nothing to review", [tenant]) if {
+	some tenant, said in data.llm.tenants
+	said.reviewed_by
+	not said.keep_prompts == true
 }
 
 problems contains sprintf("llm/experiments: %s: %s", [error.field, error.desc]) if {

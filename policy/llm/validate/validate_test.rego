@@ -69,6 +69,20 @@ test_consent_of_the_wrong_kind_is_named_with_its_tenant if {
 	}
 }
 
+test_what_is_reviewed_is_kept_and_by_tenants_that_are_named if {
+	kept := {"keep_prompts": true}
+	problems({}, {}) == set() with data.llm.tenants as {"corp": object.union(kept, {"reviewed_by": ["quality"]})}
+	every reviewers in [[], "quality", [""], ["a", "a"], null] {
+		found := problems({}, {}) with data.llm.tenants as {"corp": object.union(kept, {"reviewed_by": reviewers})}
+		some problem in found
+		startswith(problem, "llm/tenants: corp")
+	}
+	every unkept in [{}, {"keep_prompts": false}] {
+		found := problems({}, {}) with data.llm.tenants as {"corp": object.union(unkept, {"reviewed_by": ["quality"]})}
+		found == {"llm/tenants: corp: its prompts are not kept, so there is nothing to review"}
+	}
+}
+
 test_the_largest_weight_is_accepted if {
 	problems({}, {}) == set() with data.llm.tenants as {"corp": {"weight": 100}}
 }

@@ -297,7 +297,8 @@ def test_a_round_counts_stops_at_each_gate_and_goes_on_where_it_is(estate: Estat
     secret.write_text("root's")
     secret.chmod(0o600)
     estate.journal("rated", "20261127T09").symlink_to(secret)
-    estate.journal("rated", "20261127T10").write_text("forgotten later\n")
+    for kind in "rated", "reviewed":
+        estate.journal(kind, "20261127T10").write_text("forgotten later\n")
     estate.own()
     away = estate.folder / "away-llm1"
     away.touch()
@@ -309,7 +310,11 @@ def test_a_round_counts_stops_at_each_gate_and_goes_on_where_it_is(estate: Estat
     code, said, changed = estate.improve()
     assert (code, changed) == (2, 1), said
     assert "3 examples for kto since 2026-11-01, and improve_minimum is 4: 1 are missing" in said
-    hours = {"answered": ["20261127T08"], "rated": ["20261127T08", "20261127T10"]}
+    hours = {
+        "answered": ["20261127T08"],
+        "rated": ["20261127T08", "20261127T10"],
+        "reviewed": ["20261127T10"],
+    }
     assert estate.copied("train1") == {
         f"{kind}-{hour}.jsonl": estate.journal(kind, hour).read_text()
         for kind in hours
@@ -324,7 +329,8 @@ def test_a_round_counts_stops_at_each_gate_and_goes_on_where_it_is(estate: Estat
     left = estate.folder / "train1/jobs/journals/llm0"
     left.mkdir()
     shutil.chown(left, TRAINING)
-    estate.journal("rated", "20261127T10").unlink()
+    for kind in "rated", "reviewed":
+        estate.journal(kind, "20261127T10").unlink()
     estate.rate(4, 5)
     code, said, _ = estate.improve()
     assert code == 0, said

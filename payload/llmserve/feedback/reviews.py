@@ -1,0 +1,188 @@
+"""Reviews: what experts make of badly rated answers of tenants that consent, on this host.
+
+Journals may be large, so what is read is bounded: texts are read of the few answers that are shown, and of no others.
+"""
+
+import json
+import re
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmcore.ratings import (
+    ANSWERED,
+    FIELD,
+    RATED,
+    REVIEWED,
+    REVIEWER,
+    REVIEWER_TENANT,
+    SUBJECT,
+    TENANT,
+    TIME,
+    TRANSACTION,
+    VERDICT,
+    Record,
+    files,
+    liked,
+    read,
+)
+from llmserve.access.identity import Identity
+from llmserve.api.errors import ApiError
+from llmserve.feedback.journal import append, line
+from llmserve.feedback.ratings import now
+
+# What was wrong with an answer, in the words of those who look at many.
+TAGS = (
+    "factual", "fabricated", "reasoning", "outdated", "instructions", "incomplete", "unsafe", "over_refusal", "style", "language",
+)  # fmt: skip
+LONGEST = 20_000  # characters of a correction
+# Of a line that a gateway wrote: in a text the quotes would be escaped, and nothing of a client stands before it.
+ID = re.compile(rb'"transaction\.id": ?"([^"\\]+)"')
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A badly rated answer. `kept_in`: the file that has its rating. `review`: the last one, if there is one."""
+
+    rating: Record
+    answer: Record
+    review: Record | None
+    kept_in: Path
+
+    @property
+    def transaction(self) -> str:
+        return str(self.rating[TRANSACTION])
+
+
+@dataclass(frozen=True, slots=True)
+class Rated:
+    """The last rating of an exchange, which is bad: its time and who rated, and the file that has it."""
+
+    time: str
+    who: tuple[str, str]
+    path: Path
+
+
+def badly_rated(folder: Path, tenants: Collection[str]) -> dict[str, Rated]:
+    """Exchanges of these tenants by their transactions."""
+    found: dict[str, Rated] = {}
+    for path in files(folder, RATED):
+        for record in read(path):
+            if record.get(TENANT) not in tenants:
+                continue
+            transaction = record[TRANSACTION]
+            if liked(record) is False:
+                found[transaction] = Rated(record[TIME], (record[TENANT], record[SUBJECT]), path)
+            else:  # the subject thinks better of it
+                found.pop(transaction, None)
+    return found
+
+
+def places(folder: Path, wanted: Collection[str]) -> dict[str, tuple[Path, int]]:
+    """Where the answers of these exchanges are: a file, and the offset of a line."""
+    found: dict[str, tuple[Path, int]] = {}
+    for path in files(folder, ANSWERED):
+        try:
+            file = path.open("rb")
+        except FileNotFoundError:  # forgotten meanwhile
+            continue
+        with file:
+            offset = 0
+            for each in file:
+                match = ID.search(each)
+                if match and (transaction := match[1].decode(errors="replace")) in wanted:
+                    found[transaction] = path, offset
+                offset += len(each)
+    return found
+
+
+def last_of(folder: Path, kind: str, wanted: Collection[str]) -> dict[str, Record]:
+    """The last record of each of these exchanges."""
+    records = (record for path in files(folder, kind) for record in read(path))
+    return {record[TRANSACTION]: record for record in records if record.get(TRANSACTION) in wanted}
+
+
+def line_at(path: Path, offset: int) -> Record:
+    """The record of a line; {} where `forget` has changed the file meanwhile."""
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            record = json.loads(file.readline())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def items(
+    folder: Path, known: dict[str, Rated], where: dict[str, tuple[Path, int]], wanted: Iterable[str]
+) -> Iterator[Item]:
+    """Those of the wanted whose rating and answer are of one subject, and there still."""
+    wanted = list(wanted)
+    ratings, reviews = (last_of(folder, kind, wanted) for kind in (RATED, REVIEWED))
+    for transaction in wanted:
+        rating, answer = ratings.get(transaction, {}), line_at(*where[transaction])
+        who = known[transaction].who
+        ours = all(
+            (each.get(TRANSACTION), each.get(TENANT), each.get(SUBJECT)) == (transaction, *who)
+            for each in (rating, answer)
+        )
+        if ours and liked(rating) is False:
+            yield Item(rating, answer, reviews.get(transaction), known[transaction].path)
+
+
+def queue(folder: Path, tenants: Collection[str], most: int) -> tuple[list[Item], int]:
+    """The oldest answers of these tenants that wait for a review, `most` of them, and how many wait in all."""
+    known = badly_rated(folder, tenants)
+    for path in files(folder, REVIEWED):
+        for record in read(path):
+            known.pop(record.get(TRANSACTION, ""), None)
+    where = places(folder, known)
+    waiting = sorted(where, key=lambda transaction: (known[transaction].time, transaction))
+    return list(items(folder, known, where, waiting[:most])), len(waiting)
+
+
+def item(folder: Path, tenants: Collection[str], transaction: str) -> Item | None:
+    """A badly rated answer of these tenants, reviewed or not; None for what is not there, or of others, alike."""
+    known = badly_rated(folder, tenants)
+    if transaction not in known:
+        return None
+    where = places(folder, [transaction])
+    return next(items(folder, known, where, where), None)
+
+
+def written(item: Item, reviewer: Identity, correction: str, tags: Collection[str]) -> Record:
+    """A review as the journal has it; without a correction it dismisses. Raises ApiError 400.
+
+    Subject and tenant are those of the answer, so that what is forgotten of them takes the review along.
+    """
+    if len(correction) > LONGEST:
+        raise ApiError(
+            400,
+            "correction_too_long",
+            f"the correction has {len(correction)} characters: write {LONGEST} or fewer",
+        )
+    if unknown := [tag for tag in tags if tag not in TAGS]:
+        raise ApiError(400, "unknown_tag", f"{unknown[0][:40]!r} is no tag: choose from {', '.join(TAGS)}")
+    record: Record = {
+        TIME: now(),
+        TRANSACTION: item.transaction,
+        SUBJECT: item.rating[SUBJECT],
+        TENANT: item.rating[TENANT],
+        REVIEWER: reviewer.subject,
+        REVIEWER_TENANT: reviewer.tenant,
+        VERDICT: "corrected" if correction else "dismissed",
+        FIELD + "tags": [tag for tag in TAGS if tag in tags],
+    }
+    return record | {FIELD + "correction": correction} if correction else record
+
+
+def keep(folder: Path, item: Item, review: Record) -> bool:
+    """Append a review, unless it is the last one word for word; False where the answer was forgotten. Raises OSError."""
+
+    def still() -> bool:
+        return any(record.get(TRANSACTION) == item.transaction for record in read(item.kept_in))
+
+    same = json.loads(line(review)) | {TIME: ""}
+    if item.review is not None and item.review | {TIME: ""} == same:
+        return still()
+    return append(folder, [(REVIEWED, review)], still)

@@ -1,0 +1,262 @@
+"""The product owner's page: experiments that policy has, what came out of them, and how both arms do."""
+
+import asyncio
+import json
+import logging
+import re
+import socket
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from llmserve.access.experiments import Experiment
+from llmserve.feedback import outcomes
+from llmweb.monitors import Reading
+from llmweb.sections import Cell, Look, Plot, Section, State, Table, Words, percent, seconds, whole
+from llmweb.settings import WebConfig
+
+log = logging.getLogger("llmweb.experiments")
+BEGINS = "llm_time_to_first_token_seconds"
+COUNTED_SECONDS = 300.0  # for which a count of the journal is used again: it reads all of it
+WAITED_SECONDS = 8.0  # for one that is on its way
+VERDICT_BYTES = 1 << 20
+NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+STATES: dict[str, State] = {"better": "good", "worse": "bad", "undecided": ""}
+
+
+@dataclass(slots=True)
+class Arm:
+    """Units that met an arm, and of each metric the number of values and their sum."""
+
+    units: set[str] = field(default_factory=set)
+    values: dict[str, tuple[int, float]] = field(default_factory=dict)
+
+    def add(self, metric: str, value: float) -> None:
+        count, total = self.values.get(metric, (0, 0.0))
+        self.values[metric] = count + 1, total + value
+
+
+async def in_force(look: Look, _: WebConfig) -> Section:
+    title = look.say("in_force")
+    if not look.experiments:
+        return Words(title, look.say("no_experiments"))
+    names = ("experiment", "model", "control", "candidate", "unit", "has_candidate")
+    rows = [
+        [
+            *map(Cell, (each.name, each.model, each.control, each.candidate, look.say(f"unit_{each.unit}"))),
+            Cell(f"{each.percent} %"),
+        ]
+        for each in look.experiments
+    ]
+    return Table(title, [look.say(name) for name in names], rows)
+
+
+async def verdicts(look: Look, config: WebConfig) -> Section:
+    """What `llmkeep experiment show` found, whose files an operator brings."""
+    title = look.say("found")
+    rows: list[list[Cell]] = []
+    notes = []
+    for each in look.experiments:
+        told, at = await asyncio.to_thread(shown, config.verdicts, each.name)
+        if told is None:
+            rows.append(
+                [
+                    Cell(each.name),
+                    *[Cell("–")] * 3,
+                    Cell(look.say("not_shown" if at is None else "unreadable"), "unknown"),
+                ]
+            )
+            continue
+        notes.append(look.say("shown_at", experiment=each.name, at=look.at(at or 0.0)))
+        for rung in told:
+            rows += rung_rows(look, each.name, rung)
+    if not rows:
+        return Words(title, look.say("no_verdict_yet"), "unknown", " ".join(notes))
+    names = ("experiment", "control", "candidate", "interval", "verdict")
+    return look.table(title, [look.say(name) for name in names], rows, notes=notes)
+
+
+def rung_rows(look: Look, name: str, rung: dict[str, Any]) -> list[list[Cell]]:
+    """A step of an experiment: a row for each metric, or why there is no verdict."""
+    step = f"{name} · {rung['percent']} %"
+    if rung["stopped"]:
+        units = [Cell(look.say("units", count=count)) for count in rung["units"]]
+        return [[Cell(step), *units, Cell("–"), Cell(f"{look.say('no_verdict')}: {rung['stopped']}", "bad")]]
+    rows = []
+    for each in rung["metrics"]:
+        low, high = each["interval"]
+        width = look.say("no_interval") if low is None else f"{low:+.3f} … {high:+.3f}"
+        arms = (each[arm] for arm in ("control", "candidate"))
+        means = [Cell(f"{arm['mean']:.3f} ({arm['values']})" if arm["values"] else "–") for arm in arms]
+        verdict = Cell(look.say(f"verdict_{each['verdict']}"), STATES[each["verdict"]])
+        metric = look.say(f"metric_{each['metric']}")
+        rows.append([Cell(f"{step} · {metric}"), *means, Cell(width), verdict])
+    return rows
+
+
+def shown(folder: Path | None, name: str) -> tuple[list[dict[str, Any]] | None, float | None]:
+    """The file of an experiment and its time: None and None where there is none, None and 0 where `show` prints no such."""
+    if folder is None or not NAME.fullmatch(name):
+        return None, None
+    path = folder / f"{name}.json"
+    try:
+        with path.open("rb") as file:
+            told = json.loads(file.read(VERDICT_BYTES))
+        at = path.stat().st_mtime
+        return [checked(rung) for rung in told], at
+    except FileNotFoundError:
+        return None, None
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error}"[:300]
+        log.warning(
+            "what an experiment found cannot be read", extra={"fields": {"file": str(path), "reason": reason}}
+        )
+        return None, 0.0
+
+
+def checked(rung: dict[str, Any]) -> dict[str, Any]:
+    """A rung as `show --json` prints it; raises KeyError, TypeError or ValueError for anything else."""
+
+    def arm(mean: dict[str, Any]) -> dict[str, Any]:
+        return {"mean": float(mean["mean"]), "values": int(mean["values"])}
+
+    def metric(each: dict[str, Any]) -> dict[str, Any]:
+        low, high = (None if end is None else float(end) for end in each["interval"])
+        if each["verdict"] not in STATES or each["metric"] not in outcomes.METRICS:
+            raise ValueError(f"metric {each['metric']!r} is {each['verdict']!r}")
+        ends = [low, high] if low is not None and high is not None else [None, None]
+        return {
+            "metric": each["metric"],
+            "verdict": each["verdict"],
+            "interval": ends,
+            **{name: arm(each[name]) for name in ("control", "candidate")},
+        }
+
+    control, candidate = map(int, rung["units"])
+    return {
+        "percent": int(rung["percent"]),
+        "units": [control, candidate],
+        "stopped": str(rung["stopped"])[:500],
+        "metrics": [metric(each) for each in rung["metrics"]],
+    }
+
+
+async def quality(look: Look, config: WebConfig) -> Section:
+    """Ratings of both arms at the present step, by this host's journal."""
+    title = look.say("quality")
+    if config.feedback is None:
+        return Words(title, look.say("no_journal"), "unknown")
+    rows = []
+    for each in look.experiments:
+        question = partial(counted, config.feedback, each)
+        name = f"outcomes of {each.name} at {each.percent}"
+        asked = asyncio.ensure_future(look.monitors.shared(name, question, COUNTED_SECONDS))
+        await asyncio.wait([asked], timeout=WAITED_SECONDS)
+        if not asked.done():
+            return Words(title, look.say("counting"), "unknown")
+        reading: Reading[dict[str, Arm]] = asked.result()
+        look.seen(reading)
+        if reading.found is None:
+            return Words(title, look.say("journal_away"), "unknown")
+        [arms] = reading.found
+        rows += [
+            arm_row(look, each, model, arms[arm])
+            for arm, model in (("control", each.control), ("candidate", each.candidate))
+        ]
+    if not rows:
+        return Words(title, look.say("no_experiments"))
+    names = ("arm", "units_met", "thumbs_up", "stars_mean", "corrected_share")
+    note = look.say("quality_note", host=socket.gethostname())
+    return look.table(title, [look.say(name) for name in names], rows, notes=[note])
+
+
+def arm_row(look: Look, experiment: Experiment, model: str, arm: Arm) -> list[Cell]:
+    def mean(metric: str, text: Callable[[float], str]) -> Cell:
+        count, total = arm.values.get(metric, (0, 0.0))
+        return Cell(f"{text(total / count)} ({count})") if count else Cell(look.say("no_ratings"), "unknown")
+
+    return [
+        Cell(f"{experiment.name} · {model}"),
+        Cell(whole(len(arm.units))),
+        mean("thumb", percent),
+        mean("stars", lambda share: f"{1 + 4 * share:.2f}"),
+        mean("corrected", percent),
+    ]
+
+
+async def counted(folder: Path, experiment: Experiment) -> Reading[dict[str, Arm]]:
+    """Both arms at the present percentage; found None where the journal cannot be read."""
+
+    def count() -> dict[str, Arm]:
+        arms: dict[str, Arm] = defaultdict(Arm)
+        for line in outcomes.outcomes(folder, experiment.name, outcomes.METRICS):
+            if line["percent"] != experiment.percent:
+                continue
+            if "metric" in line:
+                arms[line["arm"]].add(line["metric"], line["value"])
+            else:
+                arms[line["arm"]].units.add(line["unit"])
+        return arms
+
+    try:
+        return Reading(time.time(), [await asyncio.to_thread(count)])
+    except OSError as error:
+        log.error("the journal cannot be read", extra={"fields": {"error.message": str(error)}})
+        return Reading(0.0, None)
+
+
+def models(look: Look) -> list[str]:
+    """Of all arms."""
+    return sorted({name for each in look.experiments for name in (each.control, each.candidate)})
+
+
+def chosen(look: Look) -> str:
+    """A selector of the arms' models: PromQL's strings are quoted as JSON's are."""
+    return "model=~" + json.dumps("|".join(map(re.escape, models(look))), ensure_ascii=False)
+
+
+async def first_tokens(look: Look, _: WebConfig) -> Section:
+    if not look.experiments:
+        return Words(look.say("arms_first_token"), look.say("no_experiments"))
+    arms = chosen(look)
+    expression = f"histogram_quantile(0.99, sum by (model, le) (rate({BEGINS}_bucket{{{arms}}}[15m])))"
+    section = await look.plot(
+        "arms_first_token", expression, f"{BEGINS}_count{{{arms}}}", ("model",), seconds
+    )
+    return with_absent(look, section)
+
+
+async def failures(look: Look, _: WebConfig) -> Section:
+    """The share of answers that failed: the other counter has those that did not."""
+    if not look.experiments:
+        return Words(look.say("arms_failed"), look.say("no_experiments"))
+    arms = chosen(look)
+    failed, done = (
+        f"sum by (model) (rate({name}{{{arms}}}[15m]))"
+        for name in ("llm_failed_total", "llm_e2e_seconds_count")
+    )
+    expression = f"{failed} / ({failed} + {done})"
+    section = await look.plot("arms_failed", expression, f"llm_failed_total{{{arms}}}", ("model",), percent)
+    return with_absent(look, section)
+
+
+def with_absent(look: Look, section: Section) -> Section:
+    """A plot that says of which arms there is no line."""
+    if not isinstance(section, Plot):
+        return section
+    absent = [name for name in models(look) if name not in section.lines]
+    notes = [look.say("no_line_of", models=", ".join(absent))] if absent else []
+    return replace(section, notes=[*section.notes, *notes])
+
+
+PARTS: tuple[Callable[[Look, WebConfig], Awaitable[Section]], ...] = (
+    in_force,
+    verdicts,
+    quality,
+    first_tokens,
+    failures,
+)

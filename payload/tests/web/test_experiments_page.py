@@ -1,0 +1,228 @@
+"""The product owner's page: what the policy has, what `llmkeep experiment show` found, and what this host's journal says."""
+
+import argparse
+import asyncio
+import json
+import re
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+import yaml
+from authority import experiment_commands
+from markupsafe import escape
+from operator_page import OperatorPage
+from watched_estate import HOSTILE
+
+from llmcore.ratings import ARM_FIELD, ASSIGNED, FIELD, RATED
+from llmserve.api.errors import ApiError
+from llmserve.asgi import Exchange, Receive, Scope, Send
+from llmserve.feedback.journal import append
+from llmserve.gateway.middleware import ErrorEnvelope
+from llmserve.metrics import Metrics
+from llmweb.experiments import shown
+
+URL = "/operator/experiments"
+DEFINITION = {
+    "experiment": "support-12",
+    "model": "support",
+    "control": "deepseek-chat",
+    "candidate": "embed-small",
+    "unit": "subject",
+    "tenants": ["research"],
+    "ladder": [5, 50],
+    "days": 14,
+    "minimum": 30,
+    "metrics": [
+        {"name": "thumb", "better": "higher", "difference": 0.1},
+        {"name": "corrected", "better": "lower", "difference": 0.05},
+    ],
+    "expects": {"subjects": 2000, "conversations": 900, "requests": 6000, "ratings": 400, "alike": 0.2},
+}
+
+
+@pytest.fixture(scope="module")
+def owner(page: OperatorPage) -> Iterator[httpx.Client]:
+    with page.signed_in(page.key("product_owner", "paula")[0]) as client:
+        yield client
+
+
+@pytest.fixture
+def verdict(page: OperatorPage) -> Iterator[Path]:
+    path = page.gateway.folder / "verdicts/support-12.json"
+    yield path
+    path.unlink(missing_ok=True)
+
+
+def text(answer: httpx.Response) -> str:
+    assert answer.status_code == 200, answer.text
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", answer.text))
+
+
+def show(folder: Path, rate: dict[str, float], met: dict[str, int]) -> str:
+    """What `llmkeep experiment show --json` prints of these outcomes at 50 %: thumbs up by arm, and how many units."""
+    (folder / "experiment.yml").write_text(yaml.safe_dump(DEFINITION))
+    lines: list[dict[str, Any]] = [
+        {
+            "unit": f"{arm}{number}",
+            "arm": arm,
+            "percent": 50,
+            "metric": "thumb",
+            "value": float(number < rate[arm] * count),
+        }
+        for arm, count in met.items()
+        for number in range(count)
+    ]
+    (folder / "outcomes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    parser = argparse.ArgumentParser()
+    experiment_commands.register(parser.add_subparsers())
+    given = [
+        "experiment",
+        "show",
+        str(folder / "experiment.yml"),
+        "--outcomes",
+        str(folder / "outcomes.jsonl"),
+        "--json",
+    ]
+    options = parser.parse_args(given)
+    printed = StringIO()
+    with redirect_stdout(printed):
+        options.run(options)
+    return printed.getvalue()
+
+
+def test_product_owners_alone_see_it(page: OperatorPage) -> None:
+    key, identifier = page.key("product_owner", "pia")
+    with page.client() as client:
+        signed = client.post(
+            "/operator/sign-in", data={"key": key}, headers={"sec-fetch-site": "same-origin"}
+        )
+        assert signed.headers["location"] == URL
+        assert client.get(URL).status_code == 200
+        assert client.get("/operator/reviews").status_code == 403
+    for role in "operator", "developer", "admin", "auditor", "expert":
+        with page.client() as other:
+            headers = {"authorization": f"Bearer {page.key(role, role)[0]}"}
+            assert other.get(URL, headers=headers).status_code == 403, role
+    actions = [
+        each["event.action"] for each in page.records() if each.get("llmkeep.identity.id") == identifier
+    ]
+    assert f"GET {URL}" in actions
+
+
+def test_experiments_of_all_tenants_are_shown_without_their_salt(owner: httpx.Client) -> None:
+    answer = owner.get(URL)
+    shown = text(answer)
+    assert "support-12 support deepseek-chat embed-small subject 5 %" in shown
+    assert "0123456789abcdef" not in answer.text
+
+
+def test_intervals_are_those_of_llmkeep(owner: httpx.Client, verdict: Path, tmp_path: Path) -> None:
+    told = show(tmp_path, {"control": 0.3, "candidate": 0.8}, {"control": 400, "candidate": 400})
+    verdict.write_text(told)
+    low, high = json.loads(told)[0]["metrics"][0]["interval"]
+    shown = text(owner.get(URL))
+    assert f"support-12 · 50 % · thumbs up 0.300 (400) 0.800 (400) {low:+.3f} … {high:+.3f} better" in shown
+    assert "support-12 · 50 % · corrected – – not yet: too few units undecided" in shown
+
+
+def test_a_verdict_that_is_stopped_says_why(owner: httpx.Client, verdict: Path, tmp_path: Path) -> None:
+    verdict.write_text(show(tmp_path, {"control": 0.3, "candidate": 0.3}, {"control": 400, "candidate": 200}))
+    assert "400 units 200 units – no verdict: the candidate has 200 of 600 units" in text(owner.get(URL))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[",
+        "{}",
+        "[1]",
+        '[{"percent": 5}]',
+        "[" * 100_000,
+        json.dumps([{"percent": 5, "units": [1, 2], "stopped": "", "metrics": [
+            {"metric": HOSTILE, "verdict": "better", "interval": [0, 1], "control": {}, "candidate": {}}]}]),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_verdict_is_no_data(owner: httpx.Client, verdict: Path, content: str) -> None:
+    verdict.write_text(content)
+    answer = owner.get(URL)
+    if content == "{}":
+        assert "There is no outcome yet" in text(answer)
+    else:
+        assert "no data: the file is not what llmkeep experiment show --json prints" in text(answer)
+    assert "<script" not in answer.text
+
+
+def test_no_file_is_no_data(owner: httpx.Client) -> None:
+    assert "no data: llmkeep experiment show --json was not brought to this host" in text(owner.get(URL))
+
+
+def test_words_of_a_file_are_text(owner: httpx.Client, verdict: Path) -> None:
+    verdict.write_text(json.dumps([{"percent": 5, "units": [1, 2], "stopped": HOSTILE, "metrics": []}]))
+    answer = owner.get(URL).text
+    assert str(escape(HOSTILE)) in answer
+    assert "<script" not in answer
+
+
+def test_a_file_is_found_by_a_name_alone(tmp_path: Path) -> None:
+    (tmp_path / "verdicts").mkdir()
+    (tmp_path / "other.json").write_text("[]")
+    assert shown(tmp_path / "verdicts", "../other") == (None, None)
+
+
+def test_ratings_of_both_arms_are_those_of_the_present_step(page: OperatorPage, owner: httpx.Client) -> None:
+    def met(number: int, arm: str, percent: int = 5, **said: object) -> None:
+        head = {"@timestamp": "2026-11-27T08:00:00.000+00:00", "transaction.id": f"{number:016x}"}
+        about = {"name": "support-12", "arm": arm, "percent": percent, "unit": f"u{number}"}
+        records = [(ASSIGNED, head | {ARM_FIELD + name: value for name, value in about.items()})]
+        if said:
+            records.append((RATED, head | {FIELD + name: value for name, value in said.items()}))
+        append(page.journal, records)
+
+    met(1000, "candidate", thumb="up")
+    met(1001, "candidate", thumb="down", corrected=True)
+    met(1002, "candidate")
+    met(1003, "control", stars=2)
+    met(1004, "control", stars=5)
+    met(1005, "candidate", 50, thumb="up")
+    shown = text(owner.get(URL))
+    assert "support-12 · deepseek-chat 2 no ratings 3.50 (2) 0 % (2)" in shown
+    assert "support-12 · embed-small 3 50 % (2) no ratings 50 % (2)" in shown
+
+
+def test_times_and_failures_are_of_the_arms_models(owner: httpx.Client) -> None:
+    answer = owner.get(URL)
+    titles = re.findall(r'<title id="(\w+)-t">', answer.text)
+    assert titles == ["arms_first_token", "arms_failed"]
+    assert answer.text.count("No line, since there are no values: embed-small.") == 2
+    last = re.findall(r"Last values: deepseek-chat ([0-9.]+) (s|%)", answer.text)
+    assert [unit for _, unit in last] == ["s", "%"]
+    assert 0.5 < float(last[1][0]) < 2, "1 % in this estate"
+
+
+async def failing(scope: Scope, receive: Receive, send: Send) -> None:
+    raise scope["error"]
+
+
+@pytest.mark.parametrize(
+    ("error", "count"),
+    [
+        (ApiError(503, "engine_unavailable", "x"), 1),
+        (RuntimeError("x"), 1),
+        (ApiError(429, "too_many_waiting", "x"), 0),
+    ],
+)
+def test_what_fails_for_a_reason_of_ours_is_counted_by_the_arms_model(error: Exception, count: int) -> None:
+    metrics = Metrics()
+    exchange = Exchange(b"id", b"trace", False, 0.0, model="support-8")
+
+    async def send(_: Any) -> None:
+        pass
+
+    asyncio.run(ErrorEnvelope(failing, metrics)({"llm": exchange, "error": error}, None, send))  # type: ignore[arg-type]
+    assert (f'llm_failed_total{{model="support-8"}} {count}.0' in metrics.render()[0].decode()) == bool(count)
