@@ -1,7 +1,7 @@
 """Label Studio's own SDK and server, in the environment of `make peers PEER=label-studio`; reads JSON from stdin.
 
-validate: whether the SDK takes configuration, tasks and annotations, as JSON lines of `null` or its complaint.
-serve: a round trip through the real server on loopback; prints its JSON export.
+validate: what the SDK says of each task of a configuration, and of each annotation: null, or its complaint.
+serve: a round trip of several projects through the real server on loopback; prints the JSON export of each.
 """
 
 import json
@@ -24,21 +24,22 @@ from label_studio_sdk.label_interface import LabelInterface
 STUDIO = Path(sys.executable).with_name("label-studio")
 
 
-def complaint(check: Callable[..., object], *given: Any, **more: Any) -> str | None:
+def complaint(check: Callable[..., bool], *given: Any) -> str | None:
     """What a check of the SDK says, or None."""
     try:
-        return None if check(*given, **more) else "not valid"
+        return None if check(*given) else "not valid"
     except Exception as error:  # of many kinds
         return f"{type(error).__name__}: {error}"
 
 
 def validate(given: dict[str, Any]) -> list[str | None]:
-    """Complaints about the configuration, each task, and each annotation of a JSON export."""
+    """What the SDK says of each."""
     interface = LabelInterface(given["configuration"])
-    said = [complaint(lambda: interface.validate() or True)]
+    interface.validate()
+    said = []
     for task in given["tasks"]:
         said.append(complaint(interface.validate_task, {"data": task["data"]}))
-        for annotation in task.get("annotations", []):
+        for annotation in task["annotations"]:
             said.append(complaint(interface.validate_annotation, {"result": annotation["result"]}))
     return said
 
@@ -62,29 +63,32 @@ def wait_for(url: str, server: "subprocess.Popen[bytes]") -> None:
     raise SystemExit("Label Studio did not start")
 
 
-def round_trip(client: LabelStudio, given: dict[str, Any]) -> Any:
-    """Import tasks into a new project, annotate them, and export it. An annotation names its task by our id."""
+def round_trip(client: LabelStudio, given: dict[str, Any], others: dict[int, int]) -> Any:
+    """Import the tasks of a JSON export into a new project, annotate them as it says, and export that.
+
+    Annotator 1 of the export is the server's own user; `others` are users of the server.
+    """
     project = client.projects.create(title="round trip", label_config=given["configuration"])
     client.projects.import_tasks(id=project.id, request=[{"data": task["data"]} for task in given["tasks"]])
     theirs = {
         task.data["llmkeep_id"]: task.id for task in client.tasks.list(project=project.id, fields="all")
     }
-    users = {None: client.users.whoami().id}
-    for each in given["annotations"]:
-        who = each.get("by")
-        if who not in users:
-            users[who] = client.users.create(username=who, email=f"{who}@example.org").id
-        client.annotations.create(
-            id=theirs[each["llmkeep_id"]],
-            result=each["result"],
-            completed_by=users[who],
-            was_cancelled=each.get("was_cancelled", False),
-        )
+    for task in given["tasks"]:
+        for each in task["annotations"]:
+            who = each["completed_by"]
+            if who not in others:
+                others[who] = client.users.create(username=f"user{who}", email=f"user{who}@example.org").id
+            client.annotations.create(
+                id=theirs[task["data"]["llmkeep_id"]],
+                result=each["result"],
+                completed_by=others[who],
+                was_cancelled=each["was_cancelled"],
+            )
     return json.loads(b"".join(client.projects.exports.download_sync(project.id, export_type="JSON")))
 
 
-def serve(given: dict[str, Any]) -> Any:
-    """A round trip through a server of its own, which is ended by its process id."""
+def serve(projects: list[dict[str, Any]]) -> Any:
+    """Round trips through a server of its own, which is ended by its process id."""
     with tempfile.TemporaryDirectory() as folder:
         token, port = secrets.token_hex(20), free_port()
         url = f"http://127.0.0.1:{port}"
@@ -102,11 +106,13 @@ def serve(given: dict[str, Any]) -> Any:
             )
             try:
                 wait_for(url, server)
-                return round_trip(LabelStudio(base_url=url, api_key=token), given)
+                client = LabelStudio(base_url=url, api_key=token)
+                users = {1: client.users.whoami().id}
+                return [round_trip(client, each, users) for each in projects]
             finally:
                 server.terminate()
                 server.wait(60)
 
 
-given = json.load(sys.stdin)
-print(json.dumps({"validate": validate, "serve": serve}[sys.argv[1]](given)))
+commands: dict[str, Callable[[Any], Any]] = {"validate": validate, "serve": serve}
+print(json.dumps(commands[sys.argv[1]](json.load(sys.stdin))))
