@@ -133,7 +133,7 @@ debian: .venv/.ready
 kernel: .venv/.ready
 	$(STEP) kernel "the kernel of hosts that have one of their own" .venv/bin/lab prepare kernel
 
-storm: bundle kernel  ## the long fault campaigns (hours): KILLS=500 of a program, STORM=20 power cuts of a host, from seed SEED=5; needs `make peers PEER="vllm torch trl mutmut firmware"`
+storm: bundle kernel  ## the long fault campaigns (hours): KILLS=500 of a program, STORM=20 power cuts of a host, from seed SEED=5; needs `make peers PEER="vllm torch trl mutmut label-studio firmware"`
 	STORM=$(or $(KILLS),500) SEED=$(or $(SEED),5) .venv/bin/pytest tests/unit/plugins/volumes/test_luks_storm.py -rP
 	STORM=$(or $(KILLS),500) SEED=$(or $(SEED),5) .venv/bin/pytest tests/unit/plugins/hsm/test_hsm_pin.py tests/unit/plugins/volumes/test_volume_verbs.py -k kill -rP
 	STORM=$(or $(STORM),20) SEED=$(or $(SEED),5) .venv/bin/pytest tests/lab/kernels/test_lost_writes.py tests/lab/kernels/test_lost_saves.py tests/lab/kernels/test_encrypted_estate.py -k "lost_writes or power_cut" -rP
@@ -163,6 +163,11 @@ storm: bundle kernel  ## the long fault campaigns (hours): KILLS=500 of a progra
 	else
 	  echo 'storm: SKIPPED without `make peers PEER=trl`: losses of TRL'
 	fi
+	if [ -e ../bench/.venv-label-studio ]; then
+	  .venv/bin/pytest tests/train/annotation -k label_studio
+	else
+	  echo 'storm: SKIPPED without `make peers PEER=label-studio`: annotations through Label Studio'
+	fi
 	if [ -e ../bench/.venv-torch ]; then
 	  ../bench/.venv-torch/bin/python -m pytest tests/train/run/test_strategies.py -k fsdp -rs
 	  STORM=1 ../bench/.venv-torch/bin/python -m pytest tests/train/run/test_preferences.py -k fsdp -rs
@@ -179,9 +184,9 @@ bundle: .venv/.ready $(COLLECTION)  ## build (or keep) the lab's signed bundle i
 GPU_PYTHON := 3.12
 
 # vLLM and guidellm need torch, which there is for the machine's own Python (3.11); what comes with vLLM's would need another build of it.
-peers: PEER ?= litellm portkey guidellm plot vllm transformers trl torch mutmut firmware
+peers: PEER ?= litellm portkey guidellm plot vllm transformers trl torch mutmut label-studio firmware
 # LOCK=1 resolves bench/peers/PEER.in anew into the versions and hashes of bench/peers/PEER.txt; without it, nothing else is installed.
-peers:  ## what benchmarks compare with and draw by, and mutmut, each in an environment of its own below bench/ (9 GB); firmware: Debian packages: make peers PEER="litellm plot"
+peers:  ## what benchmarks compare with and draw by, and mutmut, each in an environment of its own below bench/ (10 GB); firmware: Debian packages: make peers PEER="litellm plot"
 	for peer in $(PEER); do
 	  if [ $$peer = firmware ]; then
 	    lab/packages bench/peers/firmware.apt

@@ -1,4 +1,4 @@
-"""llm-train: data, describe, plan, run, compare, publish, feedback.
+"""llm-train: data, describe, plan, run, compare, publish, feedback, annotate.
 
 Exit codes are listed in `exits.py`.
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 from llmcore.config import ConfigError, load
 from llmcore.manifest import ManifestError
 from llmtrain import exits
+from llmtrain.annotation import command as annotation
 from llmtrain.data import command as data
 from llmtrain.data.settings import Settings
 from llmtrain.feedback import command as feedback
@@ -36,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     compare.add_command(commands)
     publish.add_command(commands)
     feedback.add_command(commands)
+    annotation.add_command(commands)
     check = commands.add_parser("check", help="validate a configuration file; print nothing if it is valid")
     check.add_argument("kind", choices=["job", "data"])
     check.add_argument("file", type=Path)

@@ -243,23 +243,60 @@ def export(arguments: argparse.Namespace) -> int:
         raise exits.Refusal(
             f"no rating since {arguments.since} is an example for {arguments.kind}: {counts or 'there are none'}"
         )
-    arguments.out.mkdir(parents=True, mode=0o700)
-    data = "".join(json.dumps(each, ensure_ascii=False, sort_keys=True) + "\n" for each in found)
+    write_export(arguments.out, arguments.kind, found, rejects, {"since": arguments.since, "until": until})
+    return exits.DONE
+
+
+def lines_of(rows: list[dict[str, Any]]) -> str:
+    """Rows as JSON lines, with sorted keys."""
+    return "".join(json.dumps(each, ensure_ascii=False, sort_keys=True) + "\n" for each in rows)
+
+
+def write_export(
+    out: Path,
+    kind: str,
+    found: list[Example],
+    rejects: list[dict[str, Any]],
+    told: dict[str, Any],
+    **more: list[dict[str, Any]],
+) -> None:
+    """Write examples, rejects, `more` lists by name, and a report into a new folder, and print the report."""
+    data = lines_of(found)
     report = {
-        "kind": arguments.kind,
-        "since": arguments.since,
-        "until": until,
+        "kind": kind,
+        **told,
         "examples": len(found),
         "rejected": dict(sorted(Counter(each["rule"] for each in rejects).items())),
         "sha256": hashlib.sha256(data.encode()).hexdigest(),
     }
     files = {
-        f"{arguments.kind}.jsonl": data,
+        f"{kind}.jsonl": data,
         "rejects.jsonl": "".join(json.dumps(each) + "\n" for each in rejects),
+        **{f"{name}.jsonl": lines_of(rows) for name, rows in more.items()},
         "export.json": json.dumps(report, indent=1) + "\n",  # last: with it the export is whole
     }
+    out.mkdir(parents=True, mode=0o700)
     for name, text in files.items():
-        with replacing(arguments.out / name) as aside:
+        with replacing(out / name) as aside:
             aside.write_text(text, encoding="utf-8")
     print(files["export.json"], end="")
-    return exits.DONE
+
+
+def read_export(folder: Path) -> tuple[str, list[Example], str]:
+    """Kind, examples and digest of an export; raises Refusal if it is altered or incomplete."""
+    try:
+        report = json.loads((folder / "export.json").read_text())
+        if (kind := report["kind"]) not in KINDS:
+            raise ValueError(f"its kind is {kind!r}")
+        data = (folder / f"{kind}.jsonl").read_bytes()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise exits.Refusal(
+            f"--examples is {folder}, which has no whole export ({error}): write it with `llm-train feedback export`"
+        ) from error
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != report["sha256"]:
+        raise exits.Refusal(
+            f"{folder}/{kind}.jsonl has sha256 {digest}, export.json says {report['sha256']}: export it again",
+            exits.ALTERED,
+        )
+    return kind, [json.loads(line) for line in data.splitlines()], digest

@@ -4,7 +4,6 @@ The answers of one comparison are in one row (`run.preferences` says how they ar
 one, for KTO an answer, and the example's before it to the same prompt.
 """
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -18,33 +17,11 @@ from llmtrain.data.chat import Chat, NotLearnable
 from llmtrain.data.pack import Piece, best_fit, row_of
 from llmtrain.data.rows import SOURCES, tokenizer_digest, write_index, write_shard
 from llmtrain.data.tokenization import Tokenize
+from llmtrain.feedback.export import read_export
 
 GOOD, BAD, OTHER = 1, 2, 3  # as in `run.preferences`, which needs torch
 SHARD = 4096  # rows
 Messages = list[dict[str, str]]
-
-
-def read_examples(directory: Path) -> tuple[str, list[dict[str, Any]], str]:
-    """Kind, examples and digest of an export; raises Refusal if it is altered, incomplete or for SFT."""
-    try:
-        report = json.loads((directory / "export.json").read_text())
-        kind = str(report["kind"])
-        data = (directory / f"{kind}.jsonl").read_bytes()
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise exits.Refusal(
-            f"--examples is {directory}, which has no whole export ({error}): write it with `llm-train feedback export`"
-        ) from error
-    if kind not in ("kto", "dpo"):
-        raise exits.Refusal(
-            f"{directory} has conversations for {kind}: name {kind}.jsonl in `inputs` of `llm-train data run`"
-        )
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != report["sha256"]:
-        raise exits.Refusal(
-            f"{directory}/{kind}.jsonl has sha256 {digest}, export.json says {report['sha256']}: export it again",
-            exits.ALTERED,
-        )
-    return kind, [json.loads(line) for line in data.splitlines()], digest
 
 
 def answer(chat: Chat, prompt: Messages, said: Messages, mark: int) -> Piece:
@@ -68,7 +45,11 @@ def compared(chat: Chat, kind: str, example: dict[str, Any], other: dict[str, An
 
 def pack(directory: Path, model: Path, seq_len: int, out: Path) -> int:
     """Write rows into a new folder; examples that do not fit are in its `rejects.jsonl`."""
-    kind, examples, digest = read_examples(directory)
+    kind, examples, digest = read_export(directory)
+    if kind not in ("kto", "dpo"):
+        raise exits.Refusal(
+            f"{directory} has conversations for {kind}: name {kind}.jsonl in `inputs` of `llm-train data run`"
+        )
     if kind == "kto" and len(examples) < 2:
         raise exits.Refusal(
             f"{directory} has one example: KTO compares answers to different prompts, so give two or more"

@@ -333,8 +333,9 @@ def without_report(folder: Path) -> None:
 
 
 def for_sft(folder: Path) -> None:
-    (folder / "export.json").write_text('{"kind": "sft", "sha256": ""}')
     (folder / "sft.jsonl").touch()
+    report = {"kind": "sft", "sha256": hashlib.sha256(b"").hexdigest()}
+    (folder / "export.json").write_text(json.dumps(report))
 
 
 @pytest.mark.parametrize(

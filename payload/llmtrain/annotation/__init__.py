@@ -1,0 +1,1 @@
+"""Examples judged by annotators in Label Studio, and their agreement."""

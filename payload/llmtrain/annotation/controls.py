@@ -1,0 +1,156 @@
+"""What annotators are asked: Label Studio's labelling configuration, and what its controls may answer.
+
+https://labelstud.io/tags: a control's result has the control's name, that of the object it is about, a type, and a value.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+from xml.etree import ElementTree
+
+from pydantic import Field, field_validator
+
+from llmcore.config import Section
+from llmtrain.annotation.agreement import Level
+from llmtrain.feedback.export import Rejected
+
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+CORRECTED, UNCHANGED = "corrected", "unchanged"
+
+
+class Label(Section):
+    """A label of a domain. `good`: what KTO learns of an answer that has it; without it, nothing."""
+
+    name: Name
+    good: bool | None = None
+
+
+class Labels(Section):
+    """A question of a domain and its possible labels."""
+
+    question: Name
+    labels: Annotated[tuple[Label, ...], Field(min_length=2)]
+
+    @field_validator("labels")
+    @classmethod
+    def are_different(cls, value: tuple[Label, ...]) -> tuple[Label, ...]:
+        """No two labels have the same name."""
+        names = [each.name for each in value]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"{twice[0]!r} is there twice")
+        return value
+
+
+@dataclass(frozen=True)
+class Control:
+    """The one control of a configuration, about the object `of`. `values`: all it may have, lowest first; None: any text.
+
+    `scale` and `level` are what agreement is measured by.
+    """
+
+    name: str
+    of: str
+    type: str
+    values: tuple[str | int, ...] | None
+    scale: tuple[str | int, ...]
+    level: Level
+
+    def value(self, results: Any) -> str | int:
+        """The value of an annotation's results; raises Rejected for whatever this control cannot have made."""
+        if not isinstance(results, list) or not all(isinstance(each, dict) for each in results):
+            raise Rejected("malformed", "its `result` is no list of results")
+        for each in results:
+            for key, own in ("from_name", self.name), ("to_name", self.of), ("type", self.type):
+                if each.get(key) != own:
+                    raise Rejected(
+                        "unknown_control",
+                        f"{key} is {str(each.get(key))[:60]!r}, and the configuration of this export has {own!r} alone",
+                    )
+        if not results:
+            raise Rejected("empty", "it was submitted without an answer")
+        if len(results) > 1:
+            raise Rejected("several_values", f"{len(results)} results of one control")
+        given = results[0].get("value")
+        key = "text" if self.type == "textarea" else self.type
+        if not isinstance(given, dict) or given.keys() != {key}:
+            raise Rejected("malformed", f"its value has not {key!r} alone")
+        value = given[key]
+        if self.type != "rating":
+            if not isinstance(value, list):
+                raise Rejected("malformed", f"{key} is {type(value).__name__}, and has to be a list")
+            if len(value) != 1:
+                raise Rejected("several_values", f"{key} has {len(value)} values, and one is asked for")
+            value = value[0]
+        return self.allowed(value)
+
+    def allowed(self, value: Any) -> str | int:
+        """The value, if the control may have it; raises Rejected."""
+        if self.values is None:
+            if not isinstance(value, str) or not encodable(value):
+                raise Rejected("malformed", "its text is no text that UTF-8 can have")
+            if not value.strip():
+                raise Rejected("empty", "its text has blanks alone")
+            return value
+        # True is 1, and 4.0 is 4, for `in`.
+        if not any(type(value) is type(each) and value == each for each in self.values):
+            raise Rejected(
+                "value", f"{str(value)[:60]!r} is none of {', '.join(map(str, self.values))[:200]}"
+            )
+        return value  # type: ignore[no-any-return]  # one of the values
+
+
+def encodable(text: str) -> bool:
+    """Whether a text has no half of a surrogate pair, which JSON can have and UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def control(kind: str, labels: Labels | None) -> Control:
+    """The control that annotates by `kind`; `labels` are those of the kind "labels"."""
+    if kind == "better":
+        values: tuple[str | int, ...] = ("A", "B", "equal")
+        return Control("better", "prompt", "choices", values, values, "nominal")
+    if kind == "rating":
+        stars = (1, 2, 3, 4, 5)
+        return Control("rating", "answer", "rating", stars, stars, "ordinal")
+    if kind == "correction":
+        return Control("correction", "answer", "textarea", None, (UNCHANGED, CORRECTED), "nominal")
+    names = tuple(each.name for each in labels.labels) if labels else ()
+    return Control("label", "text", "choices", names, names, "nominal")
+
+
+OBJECTS = {
+    "better": {"prompt": "Question", "a": "Answer A", "b": "Answer B"},
+    "rating": {"prompt": "Question", "answer": "Answer"},
+    "correction": {"prompt": "Question", "answer": "Answer"},
+    "labels": {"text": "Text"},
+}
+ASKED = {
+    "better": "Which answer is better?",
+    "rating": "How good is the answer?",
+    "correction": "Correct the answer. Submit it as it is if nothing is wrong.",
+}
+
+
+def configuration(kind: str, labels: Labels | None) -> str:
+    """Label Studio's labelling configuration, as XML."""
+    own = control(kind, labels)
+    view = ElementTree.Element("View")
+    for name, title in OBJECTS[kind].items():
+        ElementTree.SubElement(view, "Header", value=title)
+        ElementTree.SubElement(view, "Text", name=name, value=f"${name}")
+    ElementTree.SubElement(view, "Header", value=labels.question if labels else ASKED[kind])
+    about = {"name": own.name, "toName": own.of, "required": "true"}
+    if own.type == "choices":
+        choices = ElementTree.SubElement(view, "Choices", about, choice="single-radio")
+        for value in own.values or ():
+            ElementTree.SubElement(choices, "Choice", value=str(value))
+    elif own.type == "rating":
+        ElementTree.SubElement(view, "Rating", about, maxRating="5")
+    else:
+        more = {"value": "$answer", "maxSubmissions": "1", "editable": "true", "rows": "8"}
+        ElementTree.SubElement(view, "TextArea", about, **more)
+    ElementTree.indent(view)
+    return ElementTree.tostring(view, encoding="unicode") + "\n"

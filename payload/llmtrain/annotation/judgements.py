@@ -1,0 +1,348 @@
+"""`llm-train annotate import`: what annotators answered becomes examples, as `llm-train feedback export` writes them.
+
+Reads Label Studio's JSON export. Of its ids none is used but an annotator's, and that only to tell annotators apart.
+"""
+
+import argparse
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from llmcore.privileges import become_owner
+from llmtrain import exits
+from llmtrain.annotation.agreement import alpha
+from llmtrain.annotation.controls import CORRECTED, UNCHANGED, Control, Labels, control
+from llmtrain.annotation.tasks import ID, ITEMS, KEY, REPORT, Item, data_of, mac, shown, written_out
+from llmtrain.feedback.export import (
+    FIELD,
+    KINDS,
+    Example,
+    Rated,
+    Rejected,
+    held_out,
+    liked,
+    write_export,
+)
+
+GIVES = {"better": ("dpo",), "rating": ("kto", "sft"), "correction": ("dpo", "sft"), "labels": ("kto", "sft")}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What `llm-train annotate export` wrote. `items` by our id."""
+
+    kind: str
+    labels: Labels | None
+    key: bytes
+    items: dict[str, Item]
+    digest: str
+
+    @property
+    def control(self) -> Control:
+        return control(self.kind, self.labels)
+
+
+def read_exported(folder: Path) -> Exported:
+    """An export of tasks; raises Refusal if it is altered or incomplete."""
+    try:
+        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+        data = (folder / ITEMS).read_bytes()
+        key = bytes.fromhex((folder / KEY).read_text("ascii"))
+        labels = Labels.model_validate(report["labels"]) if report["labels"] else None
+        kind, wanted = report["annotation"], report["sha256"]
+        if kind not in GIVES:
+            raise ValueError(f"its kind is {kind!r}")
+        digest = hashlib.sha256(data).hexdigest()
+        if digest != wanted:
+            raise exits.Refusal(
+                f"{folder}/{ITEMS} has sha256 {digest}, {REPORT} says {wanted}: take the export as it was written",
+                exits.ALTERED,
+            )
+        items = [Item(**json.loads(line)) for line in data.splitlines()]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise exits.Refusal(
+            f"--tasks is {folder}, which has no whole export ({error}): write it with `llm-train annotate export`"
+        ) from error
+    return Exported(kind, labels, key, {each.task: each for each in items}, digest)
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """An annotation where it was found. `annotator` is a pseudonym."""
+
+    item: Item
+    annotator: str
+    time: datetime
+    place: dict[str, Any]
+    raw: dict[str, Any]
+
+
+def read_file(path: Path) -> tuple[list[dict[str, Any]], str]:
+    """The tasks of a JSON export of Label Studio, and the file's digest; raises Refusal."""
+    try:
+        data = path.read_bytes()
+        tasks = json.loads(data)
+    except (OSError, ValueError, RecursionError) as error:
+        raise exits.Refusal(
+            f"--annotations: {path} cannot be read as JSON ({error}): export the project as JSON"
+        ) from error
+    if not isinstance(tasks, list) or not all(isinstance(each, dict) for each in tasks):
+        raise exits.Refusal(f"--annotations: {path} is no list of tasks: export the project as JSON")
+    if any(not isinstance(each.get("annotations"), list) for each in tasks):
+        raise exits.Refusal(
+            f"--annotations: a task of {path} has no list of annotations: export the project as JSON, not as JSON-MIN"
+        )
+    return tasks, hashlib.sha256(data).hexdigest()
+
+
+def annotation_of(raw: Any, item: Item, key: bytes, place: dict[str, Any]) -> Annotation:
+    """An annotation with its annotator and its time; raises Rejected."""
+    try:
+        who = raw["completed_by"]
+        who = who["id"] if isinstance(who, dict) else who
+        time = datetime.fromisoformat(raw.get("updated_at") or raw["created_at"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Rejected("malformed", f"it does not say who made it, and when ({error!r})") from error
+    if type(who) is not int:
+        raise Rejected(
+            "malformed", f"completed_by is {type(who).__name__}, and has to be an annotator's number"
+        )
+    time = time.replace(tzinfo=UTC) if time.tzinfo is None else time
+    return Annotation(item, mac(key, "annotator", str(who)).hex()[:12], time, place, raw)
+
+
+def found_in(
+    path: Path, tasks: list[dict[str, Any]], exported: Exported
+) -> Iterator[Annotation | dict[str, Any]]:
+    """Each annotation of a file, or why it is refused; also a task that is refused without having any, and drafts."""
+    known: set[str] = set()
+    for number, task in enumerate(tasks):
+        data = task.get("data")
+        name = data.get(ID) if isinstance(data, dict) else None
+        place: dict[str, Any] = {"file": str(path), "task": number}
+        item = exported.items.get(name) if isinstance(name, str) else None
+        head = {"id": item.id if item else "", **place}
+        fault = None
+        if item is None:
+            fault = Rejected(
+                "foreign_task", f"its {ID} is {str(name)[:60]!r}, which this export does not have"
+            )
+        elif item.task in known:
+            fault = Rejected("duplicate_id", f"{item.task} is in this file twice: the first one counts")
+        elif data != data_of(exported.key, exported.kind, item):
+            fault = Rejected("altered_task", "its texts are not those that were exported")
+        else:
+            known.add(item.task)
+        drafts = task.get("drafts")
+        for draft in range(len(drafts) if isinstance(drafts, list) else 0):
+            yield {**head, "draft": draft, "rule": "draft", "reason": "it was not submitted"}
+        for position, raw in enumerate(task["annotations"] or [None]):
+            here = {**head, "annotation": position}
+            try:
+                if fault:
+                    raise fault
+                if item is None or not task["annotations"]:
+                    continue
+                yield annotation_of(raw, item, exported.key, here)
+            except Rejected as rejected:
+                yield {**here, "rule": rejected.rule, "reason": rejected.reason}
+
+
+def rated(exported: Exported, item: Item, value: str | int) -> Rated:
+    """What was answered, as a rating of the exchange; raises Rejected."""
+    prompt, answer, good, best, correction = item.prompt, "", None, False, None
+    if exported.kind == "better":
+        if value == "equal":
+            raise Rejected("tie", "neither answer is better")
+        first, second = shown(exported.key, item)
+        correction, answer = (first, second) if value == "A" else (second, first)
+    elif exported.kind == "rating":
+        answer, good, best = item.answers[0], liked({FIELD + "stars": value}), value == 5
+    elif exported.kind == "correction":
+        answer, correction = item.answers[0], str(value)
+    elif exported.labels and item.answers:
+        good = {each.name: each.good for each in exported.labels.labels}[str(value)]
+        answer, best = item.answers[0], good is True
+    elif exported.labels:  # of a text: to give the label is what is learned
+        asked = f"{exported.labels.question}\n\n{written_out(item.prompt)}"
+        prompt, answer, best = [{"role": "user", "content": asked}], str(value), True
+    return Rated(item.id, ("", ""), "", prompt, answer, good, best, correction)
+
+
+def scaled(kind: str, item: Item, value: str | int) -> str | int:
+    """What of a value is compared with other annotators': of a correction, whether there is one."""
+    if kind != "correction":
+        return value
+    return UNCHANGED if str(value).strip() == item.answers[0].strip() else CORRECTED
+
+
+class Judged:
+    """What came of all annotations: examples, rejects and disagreements. Each annotation is in an example or a reject."""
+
+    def __init__(self, exported: Exported, kind: str, shares: Callable[[Example], bool]) -> None:
+        self.exported, self.kind, self.shares = exported, kind, shares
+        self.examples: list[Example] = []
+        self.rejects: list[dict[str, Any]] = []
+        self.disagreements: list[dict[str, Any]] = []
+        self.units: list[list[str | int]] = []  # of what two or more annotated
+        self.values: Counter[str] = Counter()
+        self.used = 0  # annotations
+        self.annotated: set[str] = set()
+        self.annotators: set[str] = set()
+        self.seen: dict[str, str] = {}
+
+    def reject(self, each: Annotation, rule: str, reason: str) -> None:
+        self.rejects.append({**each.place, "annotator": each.annotator, "rule": rule, "reason": reason})
+
+    def last(self, annotations: list[Annotation]) -> dict[str, list[Annotation]]:
+        """The last annotation of each annotator by task, of those that were not skipped; others are rejected."""
+        lasting: dict[tuple[str, str], Annotation] = {}
+        for each in sorted(annotations, key=lambda each: each.time):
+            pair = each.item.task, each.annotator
+            if pair in lasting:
+                self.reject(lasting[pair], "superseded", "the annotator's later one of this task counts")
+            lasting[pair] = each
+        tasks: dict[str, list[Annotation]] = {}
+        for (task, _), each in sorted(lasting.items()):
+            if each.raw.get("was_cancelled"):
+                self.reject(each, "skipped", "the annotator skipped it")
+            else:
+                tasks.setdefault(task, []).append(each)
+        return tasks
+
+    def judge(self, found: Iterable[Annotation | dict[str, Any]]) -> None:
+        """Sort what was found in all files."""
+        annotations: list[Annotation] = []
+        for each in found:
+            if isinstance(each, Annotation):
+                annotations.append(each)
+            else:
+                self.rejects.append(each)
+        self.annotated = {each.item.task for each in annotations}
+        self.annotators = {each.annotator for each in annotations}
+        for task, given in self.last(annotations).items():
+            valid: list[tuple[Annotation, str | int]] = []
+            for each in given:
+                try:
+                    valid.append((each, self.exported.control.value(each.raw.get("result"))))
+                except Rejected as rejected:
+                    self.reject(each, rejected.rule, rejected.reason)
+            self.task(task, valid)
+
+    def task(self, task: str, valid: list[tuple[Annotation, str | int]]) -> None:
+        """Sort the annotations of one task."""
+        item = self.exported.items[task]
+        scale = {each.annotator: scaled(self.exported.kind, item, value) for each, value in valid}
+        self.values.update(map(str, scale.values()))
+        if len(scale) > 1:
+            self.units.append(list(scale.values()))
+        outcomes = [(each, self.outcome(item, value)) for each, value in valid]
+        differ = len(set(scale.values())) > 1
+        if differ:
+            self.disagreements.append({"id": item.id, "task": task, "values": scale})
+        contents = {outcome if isinstance(outcome, str) else outcome.rule for _, outcome in outcomes}
+        if differ and len(contents) > 1:
+            for each, _ in outcomes:
+                self.reject(each, "disagreement", f"annotators differ: {', '.join(map(str, scale.values()))}")
+            return
+        by_content: dict[str, list[Annotation]] = {}
+        for each, outcome in outcomes:
+            if isinstance(outcome, Rejected):
+                self.reject(each, outcome.rule, outcome.reason)
+            elif self.seen.setdefault(outcome, item.id) != item.id:
+                self.reject(each, "duplicate", f"the same as {self.seen[outcome]}")
+            else:
+                by_content.setdefault(outcome, []).append(each)
+        for content, agreeing in by_content.items():
+            self.used += len(agreeing)
+            told = {
+                "task": task,
+                "kind": self.exported.kind,
+                "annotators": [each.annotator for each in agreeing],
+                "time": max(each.time for each in agreeing).astimezone(UTC).isoformat(),
+            }
+            self.examples.append({"id": item.id, "annotation": told, **json.loads(content)})
+
+    def outcome(self, item: Item, value: str | int) -> str | Rejected:
+        """The example of a value, as JSON, or why there is none."""
+        try:
+            example = KINDS[self.kind](rated(self.exported, item, value))
+        except Rejected as rejected:
+            return rejected
+        if self.shares(example):
+            return Rejected("held_out", "it is in the held-out set, or has a part of it")
+        return json.dumps(example, sort_keys=True)
+
+
+def import_(arguments: argparse.Namespace) -> int:
+    """Write examples, rejects, disagreements and a report into a new folder, and print the report."""
+    become_owner(*filter(None, [arguments.held_out]))
+    shares = held_out(arguments.held_out)
+    become_owner(arguments.tasks, *arguments.annotations, arguments.out)
+    exported = read_exported(arguments.tasks)
+    if arguments.kind not in GIVES[exported.kind]:
+        raise exits.Refusal(
+            f"--kind is {arguments.kind}: annotations by {exported.kind} give {' or '.join(GIVES[exported.kind])}"
+        )
+    if arguments.out.exists():
+        raise exits.Refusal(f"--out is {arguments.out}, which is there: name a new folder")
+    read = {path: read_file(path) for path in arguments.annotations}
+    judged = Judged(exported, arguments.kind, shares)
+    judged.judge(each for path, (tasks, _) in read.items() for each in found_in(path, tasks, exported))
+    own = exported.control
+    reached = alpha(judged.units, own.scale, own.level)
+    agreement = {
+        "alpha": reached,
+        "level": own.level,
+        "tasks": len(judged.units),
+        "least": arguments.least_alpha,
+    }
+    refuse_disagreement(judged, agreement)
+    if not judged.examples:
+        rules = dict(Counter(each["rule"] for each in judged.rejects))
+        raise exits.Refusal(f"no annotation is an example for {arguments.kind}: {rules or 'there are none'}")
+    told = {
+        "annotation": exported.kind,
+        "tasks": {"export": exported.digest, "number": len(exported.items)},
+        "annotations": {str(path): digest for path, (_, digest) in read.items()},
+        "annotated": len(judged.annotated),
+        "used": judged.used,
+        "annotators": len(judged.annotators),
+        "values": dict(sorted(judged.values.items())),
+        "agreement": agreement,
+        "disagreements": len(judged.disagreements),
+    }
+    write_export(
+        arguments.out,
+        arguments.kind,
+        judged.examples,
+        judged.rejects,
+        told,
+        disagreements=judged.disagreements,
+    )
+    return exits.DONE
+
+
+def refuse_disagreement(judged: Judged, agreement: dict[str, Any]) -> None:
+    """Raise Refusal, with the disagreements on stdout, unless annotators agree enough, or nothing is asked of them."""
+    reached, least, double = agreement["alpha"], agreement["least"], agreement["tasks"]
+    if least is None or (reached is not None and reached >= least):
+        return
+    for each in judged.disagreements:
+        print(json.dumps(each))
+    said = f"nothing was written: Krippendorff's alpha of {double} tasks that two or more annotated is "
+    if reached is None:
+        why = "all have the same value" if judged.units else "there are none"
+        raise exits.Refusal(
+            f"{said}not defined, since {why}. Have a second person annotate overlap.json, or take the annotations as "
+            "they are with --least-alpha none"
+        )
+    raise exits.Refusal(
+        f"{said}{reached:.3f}, and --least-alpha {least}. Stdout has the {len(judged.disagreements)} tasks that they "
+        "differ on: settle those, and what annotators are told, or lower --least-alpha"
+    )
