@@ -6,9 +6,10 @@ Authorization header.
 
 import logging
 from dataclasses import dataclass, field
+from functools import partial
 from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import parse_qs
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -25,17 +26,16 @@ from llmweb.pages import PAGES, sections
 from llmweb.sections import Look
 from llmweb.sessions import Sessions
 from llmweb.settings import WebConfig
-from llmweb.wording import LANGUAGES, TAGS, THEMSELVES, Language, preferred, refusal
+from llmweb.wording import LANGUAGES, TAGS, THEMSELVES, Language, preferred, refusal, said
 
 log = logging.getLogger("llmweb.app")
 ROOT = "/operator/"
 ACTION = f"GET {ROOT}*"  # as the policy names it
-SIGN_IN, SIGN_OUT = f"{ROOT}sign-in", f"{ROOT}sign-out"
 FORM_BYTES, FORM_FIELDS = 4096, 4
 # The prefix makes browsers refuse it without Secure, and from any other host.
 SESSION, LANGUAGE = "__Host-llmkeep-session", "__Host-llmkeep-language"
 STATIC = Path(__file__).parent / "static"
-ASSETS = {f"{ROOT}{path.name}": path for path in STATIC.iterdir()}
+ASSETS = {path.name: path for path in STATIC.iterdir() if path.is_file()}
 HEADERS = {
     "content-security-policy": "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; "
     "frame-ancestors 'none'",
@@ -47,8 +47,16 @@ HEADERS = {
 
 @dataclass(slots=True)
 class Site:
-    """What one process serves with."""
+    """What one process serves with, and the operator page.
 
+    `root`: where its pages are. `home`: where one is after the sign-in, which needs the policy's permission for `action`.
+    """
+
+    root: ClassVar = ROOT
+    home: ClassVar = ROOT
+    action: ClassVar = ACTION
+    assets: ClassVar = {f"{ROOT}{name}": path for name, path in ASSETS.items()}
+    headers: ClassVar = HEADERS
     config: WebConfig
     authenticator: Authenticator
     policy: Policy
@@ -79,8 +87,8 @@ class Site:
             log.exception("a page failed", extra={"fields": fields})
             failed = ApiError(500, "internal_error", "This page failed: tell the operator the request id.")
             response = self.refusal(request, exchange, failed)
-        response.headers.update(HEADERS)
-        if scope["path"] not in ASSETS:
+        response.headers.update(self.headers)
+        if scope["path"] not in self.assets:
             response.headers["cache-control"] = "no-store"
         await response(scope, receive, send)
 
@@ -88,24 +96,33 @@ class Site:
         """Raises ApiError."""
         path: str = request.scope["path"]  # unlike the URL, without the client's Host
         method = request.method
-        page = path.removeprefix(ROOT)
-        if path in ASSETS and method == "GET":
+        if path in self.assets and method == "GET":
             exchange.public = True
-            return FileResponse(ASSETS[path])
-        if path == SIGN_IN and method == "GET":
-            exchange.public, exchange.route = True, SIGN_IN
-            return self.form(request)
-        if path == SIGN_IN and method == "POST":
-            exchange.route = SIGN_IN
-            return await self.sign_in(request, exchange)
-        if path == SIGN_OUT and method == "POST":
-            exchange.public, exchange.route = True, SIGN_OUT
+            return FileResponse(self.assets[path])
+        if path == self.sign_in_path and method in {"GET", "POST"}:
+            exchange.route = path
+            exchange.public = method == "GET"
+            return self.form(request) if exchange.public else await self.sign_in(request, exchange)
+        if path == f"{self.root}sign-out" and method == "POST":
+            exchange.public, exchange.route = True, path
             return self.sign_out(request)
-        if not path.startswith(ROOT) or page not in PAGES:
+        return await self.further(request, exchange)
+
+    @property
+    def sign_in_path(self) -> str:
+        return f"{self.root}sign-in"
+
+    async def further(self, request: Request, exchange: Exchange) -> Response:
+        """Paths besides files and the sign-in. Raises ApiError."""
+        path: str = request.scope["path"]
+        page = path.removeprefix(ROOT)
+        if not self.config.monitors or not path.startswith(ROOT) or page not in PAGES:
             raise ApiError(404, "unknown_path", "there is no such page")
         exchange.route = path
-        if method != "GET":
-            raise ApiError(405, "method_not_allowed", f"{path} does not support {method[:20]}: use GET")
+        if request.method != "GET":
+            raise ApiError(
+                405, "method_not_allowed", f"{path} does not support {request.method[:20]}: use GET"
+            )
         return await self.page(page, request, exchange)
 
     async def page(self, page: str, request: Request, exchange: Exchange) -> Response:
@@ -113,7 +130,7 @@ class Site:
         identity = self.identity(request)
         if identity is None:
             exchange.public = True
-            return RedirectResponse(SIGN_IN, 303)
+            return RedirectResponse(self.sign_in_path, 303)
         await self.admit(exchange, identity, ACTION)
         look = Look(self.monitors, language_of(request))
         parts = await sections(page, look, self.config)
@@ -137,7 +154,7 @@ class Site:
     async def admit(self, exchange: Exchange, identity: Identity, action: str) -> None:
         """Policy and record; raises ApiError."""
         exchange.identity, exchange.action = identity, action
-        decision = exchange.decision = await self.policy.decide(identity, ACTION)
+        decision = exchange.decision = await self.policy.decide(identity, self.action)
         if not decision.allow:
             raise denied(decision)
         await self.recorder.intent(exchange)
@@ -145,7 +162,7 @@ class Site:
     async def sign_in(self, request: Request, exchange: Exchange) -> Response:
         """Exchange a key for a session. Raises ApiError where a page would be refused, too."""
         same_site(request)
-        exchange.action = f"POST {SIGN_IN}"
+        exchange.action = f"POST {self.sign_in_path}"
         key = (await form_of(request)).get("key", [""])[0].strip()
         if not key:
             return self.form(request, ApiError(401, "missing_key", "send the API key"), exchange)
@@ -155,17 +172,21 @@ class Site:
             if error.status != 401:
                 raise
             return self.form(request, error, exchange)
-        await self.admit(exchange, self.authenticator.used(record), f"POST {SIGN_IN}")
+        return await self.opened(request, exchange, self.authenticator.used(record))
+
+    async def opened(self, request: Request, exchange: Exchange, identity: Identity) -> Response:
+        """A session for those who may have one. Raises ApiError."""
+        await self.admit(exchange, identity, f"{request.method} {exchange.route}")
         self.sessions.close(cookie(request, SESSION))
-        response = RedirectResponse(ROOT, 303)
-        identifier = self.sessions.open(record.id)
+        response = RedirectResponse(self.home, 303)
+        identifier = self.sessions.open(identity.id)
         response.set_cookie(SESSION, identifier, path="/", secure=True, httponly=True, samesite="strict")
         return response
 
     def sign_out(self, request: Request) -> Response:
         same_site(request)
         self.sessions.close(cookie(request, SESSION))
-        response = RedirectResponse(SIGN_IN, 303)
+        response = RedirectResponse(self.sign_in_path, 303)
         response.delete_cookie(SESSION, path="/", secure=True, httponly=True, samesite="strict")
         return response
 
@@ -173,13 +194,13 @@ class Site:
         self, request: Request, error: ApiError | None = None, exchange: Exchange | None = None
     ) -> Response:
         """The sign-in form, after an error with what is wrong."""
-        wrong = refusal(language_of(request), error.code, error.message) if error else ""
+        wrong = self.why(language_of(request), error) if error else ""
         if error and exchange:
             exchange.code = error.code
         return self.rendered(request, "sign-in.html", error.status if error else 200, page="", wrong=wrong)
 
     def refusal(self, request: Request, exchange: Exchange, error: ApiError) -> Response:
-        words = refusal(language_of(request), error.code, error.message)
+        words = self.why(language_of(request), error)
         response = self.rendered(
             request,
             "refused.html",
@@ -194,18 +215,26 @@ class Site:
                 response.headers[name.decode()] = value.decode()
         return response
 
+    def why(self, language: Language, error: ApiError) -> str:
+        """A refusal, in the client's language."""
+        return refusal(language, error.code, error.message)
+
+    def say(self, language: Language, name: str, **values: object) -> str:
+        """The words of that name."""
+        return said(language, name, **values)
+
     def rendered(self, request: Request, template: str, status: int = 200, **values: Any) -> Response:
         """A template, in the client's language, which a link may have changed."""
         language = language_of(request)
         look = values.pop("look", None) or Look(self.monitors, language)
         body = self.templates.get_template(template).render(
             look=look,
-            say=look.say,
+            say=partial(self.say, language),
             tag=TAGS[language],
             languages=[(each, TAGS[each], THEMSELVES[each]) for each in LANGUAGES if each != language],
-            root=ROOT,
-            pages=list(PAGES),
-            **{"identity": None, **values},
+            root=self.root,
+            home=self.home,
+            **{"identity": None, "pages": list(PAGES), **values},
         )
         response = HTMLResponse(body, status, {"vary": "accept-language, cookie"})
         if request.query_params.get("language") == language:
@@ -241,19 +270,24 @@ def same_site(request: Request) -> None:
         )
 
 
-async def form_of(request: Request) -> dict[str, list[str]]:
-    """The fields of a form; raises ApiError 413 for one that is too long, 400 for what is no form."""
-    body = b""
+async def body_of(request: Request, most: int) -> bytes:
+    """The body; raises ApiError 413 for one of more than `most` bytes, 400 for one that broke off."""
+    body = bytearray()
     try:
         async for piece in request.stream():
             body += piece
-            if len(body) > FORM_BYTES:
-                raise ApiError(
-                    413, "body_too_large", f"the form has more than {FORM_BYTES} bytes: send the key only"
-                )
-        return parse_qs(body.decode("latin-1"), max_num_fields=FORM_FIELDS)
+            if len(body) > most:
+                raise ApiError(413, "body_too_large", f"the form has more than {most} bytes: send less")
     except ClientDisconnect:
         raise ApiError(400, "invalid_form", "the form broke off: send it again") from None
+    return bytes(body)
+
+
+async def form_of(request: Request) -> dict[str, list[str]]:
+    """The fields of a form; raises ApiError 413 for one that is too long, 400 for what is no form."""
+    body = await body_of(request, FORM_BYTES)
+    try:
+        return parse_qs(body.decode("latin-1"), max_num_fields=FORM_FIELDS)
     except ValueError:
         raise ApiError(
             400, "invalid_form", f"the form has more than {FORM_FIELDS} fields: send the key only"
