@@ -4,8 +4,10 @@
 """
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import browser
@@ -324,3 +326,121 @@ def test_the_first_part_of_an_answer_is_seen_within_100_ms(chromium: Any, chat: 
         ask(opened, "one two three")
         times = dict(reversed(opened.evaluate("times")))
         assert 0 <= times["seen"] - times["read"] < 100
+
+
+# For everyone.
+
+
+@pytest.mark.parametrize(
+    ("language", "scheme", "width"),
+    [("en", "light", 1000), ("zh", "dark", 1000), ("zh", "light", 320), ("en", "dark", 320)],
+)
+def test_axe_finds_no_violation_and_nothing_is_wider_than_the_window(
+    chromium: Any, chat: ChatPage, language: str, scheme: str, width: int
+) -> None:
+    def sound(what: str) -> None:
+        wide = opened.evaluate("document.documentElement.scrollWidth")
+        assert wide <= width, f"{what} is {wide} pixels wide"
+        found = Axe().run(opened)
+        assert found.violations_count == 0, f"{what}: {found.generate_report()}"
+
+    with tab(chromium, chat, language, scheme, width) as opened:
+        sound("empty")
+        answer = ask(
+            opened,
+            f"# Head\n\n`{'long' * 40}`\n\n| {'a' * 60} | b |\n|---|---|\n| 1 | 2 |\n\n> quoted [x](https://x.example/)",
+        )
+        opened.locator("#conversations summary").click()
+        answer.locator(".down").click()
+        answer.locator(".rating").wait_for()
+        sound("an answer with its rating")
+        opened.locator("#model").select_option("slow")
+        opened.locator("#question").fill("one two three")
+        opened.keyboard.press("Enter")
+        opened.locator("#stop").wait_for()
+        sound("while an answer comes")
+        opened.locator("#stop").click()
+        opened.goto("/page/sign-in")
+        sound("sign-in")
+
+
+def test_everything_is_done_by_keyboard_and_focus_is_seen(chromium: Any, chat: ChatPage) -> None:
+    focused = """() => {
+        const it = document.activeElement, style = getComputedStyle(it);
+        return [it.id || it.className || it.textContent.trim(), style.outlineStyle, parseFloat(style.outlineWidth)];
+    }"""
+    with tab(chromium, chat) as opened:
+        assert opened.evaluate("document.activeElement.id") == "question"
+        opened.keyboard.type("one")
+        opened.keyboard.press("Shift+Enter")
+        opened.keyboard.type("two")
+        opened.keyboard.press("Enter")
+        opened.locator("article.answer .actions").wait_for()
+        assert opened.locator("article.question .text").inner_text() == "one\ntwo"
+        walked = []
+        for _ in range(8):
+            opened.keyboard.press("Shift+Tab")
+            what, style, width = opened.evaluate(focused)
+            assert (style, width >= 3) == ("solid", True), what
+            walked.append(what)
+        summary = "Conversations in this browser"
+        assert walked == ["correct", "down", "up", "again", "copy", summary, "new", "model"]
+        for _ in range(5):
+            opened.keyboard.press("Tab")
+        opened.keyboard.press("Space")
+        opened.locator(".up[aria-pressed=true]").wait_for()
+
+
+def test_an_answer_that_comes_is_not_read_out_piece_by_piece(chromium: Any, chat: ChatPage) -> None:
+    """The status says that it comes and that it is whole; the answer itself is marked as busy meanwhile."""
+    with tab(chromium, chat) as opened:
+        opened.locator("#model").select_option("slow")
+        opened.locator("#question").fill("one two")
+        opened.keyboard.press("Enter")
+        assert opened.get_by_role("status").inner_text() == "The answer is coming."
+        assert opened.locator("article.answer").get_attribute("aria-busy") == "true"
+        assert opened.locator("article.answer").evaluate("it => it.closest('[aria-live]')") is None
+        opened.locator("#status", has_text="The answer is complete.").wait_for()
+        assert opened.locator("article.answer").get_attribute("aria-busy") is None
+
+
+def test_the_language_link_changes_page_and_script(chromium: Any, chat: ChatPage) -> None:
+    with tab(chromium, chat) as opened:
+        opened.get_by_role("link", name="中文").click()
+        opened.locator("#model option").first.wait_for(state="attached")
+        assert ask(opened, "一").locator("h2").inner_text() == "echo 的回答"
+        assert opened.locator("#status").inner_text() == "回答完毕。"
+
+
+def test_colours_follow_the_scheme(chromium: Any, chat: ChatPage) -> None:
+    seen = set()
+    for scheme in ("light", "dark"):
+        with tab(chromium, chat, scheme=scheme) as opened:
+            seen.add(opened.evaluate("getComputedStyle(document.querySelector('textarea')).backgroundColor"))
+    assert len(seen) == 2
+
+
+QUESTION = """Answer with a table:
+
+| host | engine | requests/s |
+|---|---|---|
+| llm1 | vllm | 31 |
+| llm2 | continuous | 7 |
+
+and a command: `llmkeep verify -i INVENTORY`"""
+
+
+@pytest.mark.skipif("SCREENSHOTS" not in os.environ, reason="SCREENSHOTS=FOLDER writes those of docs/")
+def test_screenshots_of_the_documentation(chromium: Any, chat: ChatPage) -> None:
+    folder = Path(os.environ["SCREENSHOTS"])
+    for name, language, scheme, width in (
+        ("answer", "en", "light", 840),
+        ("rating", "zh", "dark", 840),
+        ("narrow", "en", "light", 320),
+    ):
+        with tab(chromium, chat, language, scheme, width) as opened:
+            answer = ask(opened, QUESTION)
+            if name == "rating":
+                answer.locator(".down").click()
+                answer.locator(".rating").wait_for()
+            opened.screenshot(path=folder / f"chat-{name}.png", full_page=name == "rating")
