@@ -70,7 +70,7 @@ def served(
         config, socket = configured(service, gateways=[str(folder / "gone.sock"), str(folder / "http.sock")])
         process = start(service, config)
         try:
-            variables = {"__edge_operator_socket": str(socket), "edge_chat_page": True}
+            variables = {"__edge_operator_socket": str(socket), "__edge_chat_page": True}
             with in_front_of(folder / "http.sock", folder / "nginx", **variables) as edge:
                 yield ChatPage(service, edge, config, process)
         finally:
