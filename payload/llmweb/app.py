@@ -6,9 +6,10 @@ Authorization header.
 
 import logging
 from dataclasses import dataclass, field
+from functools import partial
 from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import parse_qs
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -30,18 +31,17 @@ from llmweb.reviews import Reviews, sent
 from llmweb.sections import Look
 from llmweb.sessions import Sessions
 from llmweb.settings import WebConfig
-from llmweb.wording import LANGUAGES, TAGS, THEMSELVES, Language, preferred, refusal
+from llmweb.wording import LANGUAGES, TAGS, THEMSELVES, Language, preferred, refusal, said
 
 log = logging.getLogger("llmweb.app")
 ROOT = "/operator/"
 ACTION = f"GET {ROOT}*"  # as the policy names it; pages of others than operators have actions of their own
 ACTIONS = {name: f"GET {ROOT}{name}" for name in (REVIEWS, "experiments")}
-SIGN_IN, SIGN_OUT = f"{ROOT}sign-in", f"{ROOT}sign-out"
 FORM_BYTES, FORM_FIELDS = 4096, 4
 # The prefix makes browsers refuse it without Secure, and from any other host.
 SESSION, LANGUAGE = "__Host-llmkeep-session", "__Host-llmkeep-language"
 STATIC = Path(__file__).parent / "static"
-ASSETS = {f"{ROOT}{path.name}": path for path in STATIC.iterdir()}
+ASSETS = {path.name: path for path in STATIC.iterdir() if path.is_file()}
 HEADERS = {
     "content-security-policy": "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; "
     "frame-ancestors 'none'",
@@ -53,8 +53,15 @@ HEADERS = {
 
 @dataclass(slots=True)
 class Site:
-    """What one process serves with."""
+    """What one process serves with, and the operator page.
 
+    `root`: where its pages are. `home`: the first of them.
+    """
+
+    root: ClassVar = ROOT
+    home: ClassVar = ROOT
+    assets: ClassVar = {f"{ROOT}{name}": path for name, path in ASSETS.items()}
+    headers: ClassVar = HEADERS
     config: WebConfig
     authenticator: Authenticator
     policy: Policy
@@ -89,8 +96,8 @@ class Site:
             log.exception("a page failed", extra={"fields": fields})
             failed = ApiError(500, "internal_error", "This page failed: tell the operator the request id.")
             response = self.refusal(request, exchange, failed)
-        response.headers.update(HEADERS)
-        if scope["path"] not in ASSETS:
+        response.headers.update(self.headers)
+        if scope["path"] not in self.assets:
             response.headers["cache-control"] = "no-store"
         await response(scope, receive, send)
 
@@ -98,26 +105,35 @@ class Site:
         """Raises ApiError."""
         path: str = request.scope["path"]  # unlike the URL, without the client's Host
         method = request.method
-        page = path.removeprefix(ROOT)
-        if path in ASSETS and method == "GET":
+        if path in self.assets and method == "GET":
             exchange.public = True
-            return FileResponse(ASSETS[path])
-        if path == SIGN_IN and method == "GET":
-            exchange.public, exchange.route = True, SIGN_IN
-            return self.form(request)
-        if path == SIGN_IN and method == "POST":
-            exchange.route = SIGN_IN
-            return await self.sign_in(request, exchange)
-        if path == SIGN_OUT and method == "POST":
-            exchange.public, exchange.route = True, SIGN_OUT
+            return FileResponse(self.assets[path])
+        if path == self.sign_in_path and method in {"GET", "POST"}:
+            exchange.route = path
+            exchange.public = method == "GET"
+            return self.form(request) if exchange.public else await self.sign_in(request, exchange)
+        if path == f"{self.root}sign-out" and method == "POST":
+            exchange.public, exchange.route = True, path
             return self.sign_out(request)
-        if not path.startswith(ROOT) or page not in (*PAGES, REVIEWS):
+        return await self.further(request, exchange)
+
+    @property
+    def sign_in_path(self) -> str:
+        return f"{self.root}sign-in"
+
+    async def further(self, request: Request, exchange: Exchange) -> Response:
+        """Paths besides files and the sign-in. Raises ApiError."""
+        path: str = request.scope["path"]
+        page = path.removeprefix(ROOT)
+        if not self.config.monitors or not path.startswith(ROOT) or page not in (*PAGES, REVIEWS):
             raise ApiError(404, "unknown_path", "there is no such page")
         exchange.route = path
-        if page == REVIEWS and method == "POST":
+        if page == REVIEWS and request.method == "POST":
             return await self.review(request, exchange)
-        if method != "GET":
-            raise ApiError(405, "method_not_allowed", f"{path} does not support {method[:20]}: use GET")
+        if request.method != "GET":
+            raise ApiError(
+                405, "method_not_allowed", f"{path} does not support {request.method[:20]}: use GET"
+            )
         return await self.page(page, request, exchange)
 
     async def page(self, page: str, request: Request, exchange: Exchange) -> Response:
@@ -125,7 +141,7 @@ class Site:
         identity = self.identity(request)
         if identity is None:
             exchange.public = True
-            return RedirectResponse(SIGN_IN, 303)
+            return RedirectResponse(self.sign_in_path, 303)
         shown = await self.permitted(identity)
         if not page and shown and page not in shown:
             return RedirectResponse(ROOT + shown[0], 303)
@@ -148,7 +164,7 @@ class Site:
         identity = self.identity(request)
         if identity is None:
             exchange.public = True
-            return RedirectResponse(SIGN_IN, 303)
+            return RedirectResponse(self.sign_in_path, 303)
         action = f"POST {ROOT}{REVIEWS}"
         decision = await self.decide(exchange, identity, action, action)
         given = sent(await form_of(request, REVIEW_BYTES, REVIEW_FIELDS))
@@ -167,6 +183,11 @@ class Site:
                 request, "review.html", error.status, page=REVIEWS, look=look, identity=identity, **values
             )
         return RedirectResponse(f"{ROOT}{REVIEWS}", 303)
+
+    async def landing(self, identity: Identity) -> tuple[str, str]:
+        """Where one is after the sign-in, and the action that has to be permitted for it."""
+        [first, *_] = await self.permitted(identity) or [""]
+        return ROOT + first, ACTIONS.get(first, ACTION)
 
     async def permitted(self, identity: Identity) -> list[str]:
         """Pages that the policy shows to the caller."""
@@ -201,7 +222,7 @@ class Site:
     async def sign_in(self, request: Request, exchange: Exchange) -> Response:
         """Exchange a key for a session. Raises ApiError where a page would be refused, too."""
         same_site(request)
-        exchange.action = f"POST {SIGN_IN}"
+        exchange.action = f"POST {self.sign_in_path}"
         key = (await form_of(request)).get("key", [""])[0].strip()
         if not key:
             return self.form(request, ApiError(401, "missing_key", "send the API key"), exchange)
@@ -211,20 +232,23 @@ class Site:
             if error.status != 401:
                 raise
             return self.form(request, error, exchange)
-        identity = self.authenticator.used(record)
-        [first, *_] = await self.permitted(identity) or [""]
-        await self.decide(exchange, identity, f"POST {SIGN_IN}", ACTIONS.get(first, ACTION))
+        return await self.opened(request, exchange, self.authenticator.used(record))
+
+    async def opened(self, request: Request, exchange: Exchange, identity: Identity) -> Response:
+        """A session for those who may have one. Raises ApiError."""
+        home, asked = await self.landing(identity)
+        await self.decide(exchange, identity, f"{request.method} {exchange.route}", asked)
         await self.recorder.intent(exchange)
         self.sessions.close(cookie(request, SESSION))
-        response = RedirectResponse(ROOT + first, 303)
-        identifier = self.sessions.open(record.id)
+        response = RedirectResponse(home, 303)
+        identifier = self.sessions.open(identity.id)
         response.set_cookie(SESSION, identifier, path="/", secure=True, httponly=True, samesite="strict")
         return response
 
     def sign_out(self, request: Request) -> Response:
         same_site(request)
         self.sessions.close(cookie(request, SESSION))
-        response = RedirectResponse(SIGN_IN, 303)
+        response = RedirectResponse(self.sign_in_path, 303)
         response.delete_cookie(SESSION, path="/", secure=True, httponly=True, samesite="strict")
         return response
 
@@ -232,13 +256,13 @@ class Site:
         self, request: Request, error: ApiError | None = None, exchange: Exchange | None = None
     ) -> Response:
         """The sign-in form, after an error with what is wrong."""
-        wrong = refusal(language_of(request), error.code, error.message) if error else ""
+        wrong = self.why(language_of(request), error) if error else ""
         if error and exchange:
             exchange.code = error.code
         return self.rendered(request, "sign-in.html", error.status if error else 200, page="", wrong=wrong)
 
     def refusal(self, request: Request, exchange: Exchange, error: ApiError) -> Response:
-        words = refusal(language_of(request), error.code, error.message)
+        words = self.why(language_of(request), error)
         response = self.rendered(
             request,
             "refused.html",
@@ -253,16 +277,25 @@ class Site:
                 response.headers[name.decode()] = value.decode()
         return response
 
+    def why(self, language: Language, error: ApiError) -> str:
+        """A refusal, in the client's language."""
+        return refusal(language, error.code, error.message)
+
+    def say(self, language: Language, name: str, **values: object) -> str:
+        """The words of that name."""
+        return said(language, name, **values)
+
     def rendered(self, request: Request, template: str, status: int = 200, **values: Any) -> Response:
         """A template, in the client's language, which a link may have changed."""
         language = language_of(request)
         look = values.pop("look", None) or Look(self.monitors, language)
         body = self.templates.get_template(template).render(
             look=look,
-            say=look.say,
+            say=partial(self.say, language),
             tag=TAGS[language],
             languages=[(each, TAGS[each], THEMSELVES[each]) for each in LANGUAGES if each != language],
-            root=ROOT,
+            root=self.root,
+            home=self.home,
             **{"identity": None, "pages": [], "kept": "", **values},
         )
         response = HTMLResponse(body, status, {"vary": "accept-language, cookie"})
@@ -299,19 +332,26 @@ def same_site(request: Request) -> None:
         )
 
 
+async def body_of(request: Request, most: int) -> bytes:
+    """The body; raises ApiError 413 for one of more than `most` bytes, 400 for one that broke off."""
+    body = bytearray()
+    try:
+        async for piece in request.stream():
+            body += piece
+            if len(body) > most:
+                raise ApiError(413, "body_too_large", f"the form has more than {most} bytes: send less")
+    except ClientDisconnect:
+        raise ApiError(400, "invalid_form", "the form broke off: send it again") from None
+    return bytes(body)
+
+
 async def form_of(
     request: Request, most_bytes: int = FORM_BYTES, most_fields: int = FORM_FIELDS
 ) -> dict[str, list[str]]:
     """The fields of a form; raises ApiError 413 for one that is too long, 400 for what is no form."""
-    body = b""
+    body = await body_of(request, most_bytes)
     try:
-        async for piece in request.stream():
-            body += piece
-            if len(body) > most_bytes:
-                raise ApiError(413, "body_too_large", f"the form has more than {most_bytes} bytes: send less")
         return parse_qs(body.decode("latin-1"), max_num_fields=most_fields)
-    except ClientDisconnect:
-        raise ApiError(400, "invalid_form", "the form broke off: send it again") from None
     except ValueError:
         raise ApiError(
             400, "invalid_form", f"the form has more than {most_fields} fields: send those of the page only"

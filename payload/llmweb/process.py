@@ -7,14 +7,17 @@ from llmcore import logs
 from llmcore.notify import notify
 from llmserve.access.api_keys import KeyTable
 from llmserve.access.identity import Authenticator
-from llmserve.asgi import App
+from llmserve.asgi import App, Receive, Scope, Send
 from llmserve.audit.recorder import Recorder
 from llmserve.audit.writer_client import AuditClient
-from llmserve.gateway.middleware import AccessLog, RequestContext
+from llmserve.gateway.in_flight import InFlightRequests
+from llmserve.gateway.middleware import AccessLog, ErrorEnvelope, RequestContext
 from llmserve.gateway.process import listening, open_policy, server
 from llmserve.metrics import Metrics
 from llmserve.signals import StopSignals
-from llmweb.app import Site
+from llmweb.app import ROOT, Site
+from llmweb.chat import BELOW, Chat
+from llmweb.gateways import Gateways
 from llmweb.monitors import open_monitors
 from llmweb.settings import WebConfig
 
@@ -31,7 +34,19 @@ async def run_web(config: WebConfig, pepper: bytes) -> None:
         Recorder(audit, pepper),
         open_monitors(config.monitors, config.tls),
     )
-    app: App = RequestContext(AccessLog(site, metrics, site.recorder.close), metrics)
+    chat = Chat(
+        config,
+        site.authenticator,
+        site.policy,
+        site.recorder,
+        site.monitors,
+        site.sessions,
+        site.templates,
+        gateways=Gateways(config.gateways),
+        in_flight=InFlightRequests(metrics),
+    )
+    pages = of_both(site, chat, metrics) if config.gateways else site
+    app: App = RequestContext(AccessLog(pages, metrics, site.recorder.close), metrics)
     serving = server(app)
     stop = StopSignals()
     async with asyncio.TaskGroup() as tasks:
@@ -56,6 +71,22 @@ async def run_web(config: WebConfig, pepper: bytes) -> None:
     if config.listen.socket:
         with suppress(FileNotFoundError):
             config.listen.socket.unlink()
+
+
+def of_both(operator: Site, chat: Chat, metrics: Metrics) -> App:
+    """Operator page and chat page; what the script of the latter asks is answered as the gateway would."""
+    asked = ErrorEnvelope(chat.pass_on, metrics)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        path: str = scope["path"]
+        if path.startswith(ROOT):
+            await operator(scope, receive, send)
+        elif path.startswith(f"{BELOW}/v1/"):
+            await asked(scope, receive, send)
+        else:
+            await chat(scope, receive, send)
+
+    return app
 
 
 async def every_second(site: Site, audit: AuditClient) -> None:

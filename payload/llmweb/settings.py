@@ -46,8 +46,9 @@ class WebConfig(Section):
     """`llm-web serve --config`. `keys_file`, `policy` and `audit` are the gateway's.
 
     `certificate_header`: as in the gateway's `identity`. `monitors` are asked in this order, the next one where one does
-    not answer. `days`: the window of the objectives. `feedback`: the gateway's journal of ratings. `verdicts`: a folder with what
-    `llmkeep experiment show --json` printed of each experiment, as NAME.json.
+    not answer; without them there is no operator page. `days`: the window of the objectives. `feedback`: the gateway's journal of
+    ratings. `verdicts`: a folder with what `llmkeep experiment show --json` printed of each experiment, as NAME.json. `gateways`:
+    their sockets, by which the chat page asks; without them there is none.
     """
 
     listen: Listener
@@ -55,7 +56,8 @@ class WebConfig(Section):
     policy: PolicySource
     audit: AuditWriter
     certificate_header: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,64}$")] | None = None
-    monitors: Annotated[tuple[Monitor, ...], Field(min_length=1)]
+    monitors: tuple[Monitor, ...] = ()
+    gateways: tuple[Path, ...] = ()
     tls: ClientTls | None = None
     objectives: tuple[Objective, ...] = ()
     days: Positive = 30
@@ -66,6 +68,8 @@ class WebConfig(Section):
     @model_validator(mode="after")
     def trusted_ways(self) -> "WebConfig":
         """Any process that reaches a TCP port could forge the certificate header."""
+        if not self.monitors and not self.gateways:
+            raise ValueError("there is no page to serve: set 'monitors' for operators, 'gateways' for chat")
         if self.certificate_header and self.listen.socket is None:
             raise ValueError("'certificate_header' is trusted only on a UNIX socket: set 'listen.socket'")
         urls = [url for each in self.monitors for url in (each.prometheus, each.alertmanager)]

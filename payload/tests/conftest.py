@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx2 as httpx
 import pytest
@@ -12,6 +12,7 @@ from redis_server import RedisServer
 from service import Service, running
 
 if TYPE_CHECKING:
+    from chat_page import ChatPage
     from operator_page import OperatorPage
     from watched_estate import WatchedEstate
 
@@ -58,6 +59,24 @@ def page(tmp_path_factory: pytest.TempPathFactory, estate: "WatchedEstate") -> I
         serving(service, estate, **folders) as page,
     ):
         yield page
+
+
+@pytest.fixture(scope="session")
+def chat(tmp_path_factory: pytest.TempPathFactory) -> Iterator["ChatPage"]:
+    """A gateway that keeps ratings, and its chat page; what a test stops, it starts again."""
+    from chat_page import served
+
+    with served(tmp_path_factory.mktemp("chat")) as chat:
+        yield chat
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """A browser."""
+    from browser import launched
+
+    with launched() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="module")

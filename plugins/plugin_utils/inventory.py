@@ -32,6 +32,7 @@ GROUPS = (
     "serve",
     "vllm",
     "edge",
+    "chat",
     "train",
     "prometheus",
     "search",

@@ -1,4 +1,4 @@
-"""Authentication by API key, token of an identity provider, or client certificate.
+"""Authentication by API key, token of an identity provider, client certificate, or the page's pass for one of these.
 
 A request is authenticated by one of them. If it has an Authorization header, only that counts: a valid certificate
 does not make up for an invalid header.
@@ -13,6 +13,7 @@ from llmserve.access.api_keys import KeyTable, Record
 from llmserve.access.client_certificates import presented
 from llmserve.access.last_used import LastUsed, last_used_file
 from llmserve.access.oidc import Issuer, Token
+from llmserve.access.passes import PREFIX, Passes
 from llmserve.api.errors import ApiError, unauthenticated, unavailable
 
 POLL_SECONDS = 0.5
@@ -49,6 +50,7 @@ class Authenticator:
         self.keys = keys
         self.certificate_header = certificate_header.lower().encode() if certificate_header else None
         self.issuer = issuer
+        self.passes = Passes(keys.pepper)
         self.last_used = LastUsed(last_used_file(keys.path))
 
     def identify(self, headers: Headers) -> Identity:
@@ -68,6 +70,8 @@ class Authenticator:
         token = rest.strip().decode("latin-1")
         if scheme.lower() == b"bearer" and token.startswith("llmk_"):
             return self.used(self.keys.holder(token))
+        if scheme.lower() == b"bearer" and token.startswith(PREFIX):
+            return self.used(self.keys.valid(self.passes.record(token)))
         if scheme.lower() == b"bearer" and self.issuer and token.count(".") == 2:
             return self.token(self.issuer, token)
         wanted = "'Bearer llmk_<id>_<secret>'" + (" or 'Bearer <token>'" if self.issuer else "")

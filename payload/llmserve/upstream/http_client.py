@@ -5,7 +5,7 @@ So closing the connection cancels the request, and no request meets a connection
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -35,9 +35,13 @@ class Response:
         self.reader = reader
         self.parser = HttpResponseParser(self)
         self.pieces: list[bytes] = []
+        self.headers: dict[str, str] = {}  # by name in lower case; the last of several
         self.head_bytes = 0
         self.has_head = self.is_whole = False
         self.status = 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
         self.status = self.parser.get_status_code()
@@ -138,9 +142,14 @@ class HttpClient:
 
     @asynccontextmanager
     async def request(
-        self, method: str, path: str, body: bytes | None = None, keep: bool = False
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        keep: bool = False,
+        headers: Mapping[str, str] | None = None,
     ) -> AsyncIterator[Response]:
-        """Send a request; yields the response once its headers are there.
+        """Send a request; yields the response once its headers are there. `headers`: further ones, without line breaks.
 
         Leaving the block aborts the connection, whether the response is complete or not; `keep` asks the server to
         keep it open until then. Raises OSError, TimeoutError, Lost or BadAnswer.
@@ -150,6 +159,7 @@ class HttpClient:
             end = "connection: keep-alive\r\n" if keep else "connection: close\r\n"
             if body is not None:
                 end += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
+            end += "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
             writer.write(f"{method} {path} {self.head}{end}\r\n".encode() + (body or b""))
             response = Response(reader)
             while not response.has_head:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llmcore.privileges import become_owner
+from llmcore.ratings import liked
 from llmtrain import exits
 from llmtrain.annotation.agreement import alpha
 from llmtrain.annotation.controls import CORRECTED, UNCHANGED, Control, Labels, control
@@ -25,7 +26,6 @@ from llmtrain.feedback.export import (
     Rated,
     Rejected,
     held_out,
-    liked,
     write_export,
 )
 

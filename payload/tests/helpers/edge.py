@@ -137,6 +137,7 @@ def render(folder: Path, gateways: int, port: int, **changes: Any) -> None:
         "base_ipv6": False,
         "estate_name": "localhost",
         "edge_port": port,
+        "__edge_chat_page": False,
         "edge_gateway_folder": str(folder),
         "llm_serving_gateways": gateways,
         "__edge_in_hsm": False,

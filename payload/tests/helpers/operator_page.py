@@ -105,6 +105,28 @@ def start(service: Service, config: Path) -> Process:
     return Process(service.folder, "web", arguments, environment, module="llmweb").await_ready()
 
 
+def configured(service: Service, **changes: Any) -> tuple[Path, Path]:
+    """web.yaml beside the gateway `service`, with `changes`, and the socket in it."""
+    socket = service.folder / "web.sock"
+    (service.folder / "policy.pem").write_bytes(PUBLIC_KEY)
+    policy = {
+        **service.embedded(),
+        "key": str(service.folder / "policy.pem"),
+        "seen": str(service.folder / "web-revision"),
+    }
+    content: dict[str, Any] = {
+        "listen": {"socket": str(socket)},
+        "keys_file": str(service.folder / "keys.json"),
+        "policy": policy,
+        "audit": {"socket": str(service.folder / "audit.sock")},
+        "certificate_header": "X-Client-Certificate",
+        **changes,
+    }
+    config = service.folder / "web.yaml"
+    config.write_text(yaml.safe_dump(content))
+    return config, socket
+
+
 @contextmanager
 def serving(service: Service, estate: WatchedEstate, **changes: Any) -> Iterator[OperatorPage]:
     """The page beside the gateway `service`, which watches `estate` as from another host. `changes`: of its configuration."""
@@ -119,25 +141,8 @@ def serving(service: Service, estate: WatchedEstate, **changes: Any) -> Iterator
 def serving_before(
     service: Service, estate: WatchedEstate, port: int, changes: dict[str, Any]
 ) -> Iterator[OperatorPage]:
-    socket = service.folder / "web.sock"
-    (service.folder / "policy.pem").write_bytes(PUBLIC_KEY)
-    config = service.folder / "web.yaml"
-    policy = {
-        **service.embedded(),
-        "key": str(service.folder / "policy.pem"),
-        "seen": str(service.folder / "web-revision"),
-    }
-    content: dict[str, Any] = {
-        "listen": {"socket": str(socket)},
-        "keys_file": str(service.folder / "keys.json"),
-        "policy": policy,
-        "audit": {"socket": str(service.folder / "audit.sock")},
-        "certificate_header": "X-Client-Certificate",
-        "tls": estate.tls,
-        "objectives": OBJECTIVES,
-        **changes,
-    }
-    config.write_text(yaml.safe_dump(content))
+    page = {"tls": estate.tls, "objectives": OBJECTIVES, **changes}
+    config, socket = configured(service, **page)
     process = start(service, config)
     try:
         variables = {"__edge_operator_socket": str(socket)}

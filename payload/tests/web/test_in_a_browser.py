@@ -4,26 +4,21 @@
 """
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import browser
 import pytest
+from browser import CHROMIUM, NEEDED
 from operator_page import OperatorPage, serving
 from service import running
 from watched_estate import HOSTILE, watched
 
-sync_api = pytest.importorskip(
-    "playwright.sync_api", reason="needs playwright of the environment payload-dev"
-)
-from axe_playwright_python.sync_playwright import Axe  # noqa: E402 - not there without playwright
+from llmcore.ratings import FIELD, REVIEWED, by_transaction
+from llmserve.feedback.reviews import TAGS
 
-from llmcore.ratings import FIELD, REVIEWED, by_transaction  # noqa: E402 - as above
-from llmserve.feedback.reviews import TAGS  # noqa: E402 - as above
-
-CHROMIUM = shutil.which("chromium-headless-shell")
 PAGES = ("", "hosts", "models", "gpus", "training", "alerts", "sign-in", "nothing")
 FIRST = {
     "operator": "",
@@ -31,18 +26,9 @@ FIRST = {
     "product_owner": "experiments",
 }  # the page that a role is sent to
 WORDS = {"en": "Operator page", "zh": "运维页面"}
-LOCALES = {"en": "en-GB", "zh": "zh-CN"}
 
+Axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason=NEEDED).Axe
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="needs chromium-headless-shell of requirements.apt")
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        # Chromium's sandbox needs a user of its own; what it loads here is ours.
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @contextmanager
@@ -54,36 +40,15 @@ def tab(
     width: int = 1200,
     role: str = "operator",
 ) -> Iterator[Any]:
-    """A signed-in tab; fails where the browser complained, as it does of what the content security policy forbids."""
-    address = f"https://localhost:{page.edge.port}"
-    context = chromium.new_context(
-        base_url=address,
-        ignore_https_errors=True,  # the authority is this test's own, which Chromium has no file for
-        locale=LOCALES[language],
-        color_scheme=scheme,
-        viewport={"width": width, "height": 760},
-        reduced_motion="reduce",
-    )
-    complaints: list[str] = []
-    opened = context.new_page()
-    opened.on("console", lambda message: complaints.append(message.text))
-    opened.on("pageerror", lambda error: complaints.append(str(error)))
-    opened.on("requestfailed", lambda request: complaints.append(request.url))
-    opened.on(
-        "request", lambda request: None if request.url.startswith(address) else complaints.append(request.url)
-    )
-    try:
+    """A signed-in tab; each refusal that a test goes to is a complaint of its status."""
+    with browser.tab(
+        chromium, page.edge.port, language, scheme, width, "status of 400", "status of 404"
+    ) as opened:
         opened.goto("/operator/")
         opened.get_by_label("API" if language == "en" else "API 密钥").fill(page.key(role, f"{role}-2")[0])
         opened.keyboard.press("Enter")
         opened.wait_for_url(f"**/operator/{FIRST[role]}")
         yield opened
-        # Each refusal that a test goes to is a complaint of its status, which Chromium makes of any document.
-        assert [
-            each for each in complaints if not any(f"status of {code}" in each for code in (400, 404))
-        ] == []
-    finally:
-        context.close()
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,7 @@ class Edge:
             "base_ipv6": False,
             "edge_answer_seconds": 10,
             "edge_body_bytes": 1024,
+            "__edge_chat_page": False,
             "edge_client_ca_file": "",
             "edge_connections": 64,
             "edge_connections_per_address": 64,

@@ -1,0 +1,165 @@
+"""The page for people who ask: sign-in as on the operator page, one document, and requests passed on to a gateway.
+
+The gateway judges, counts and records each of them as it does those of any client, by a pass for the key whose session it is.
+Nothing that was asked or answered is kept here.
+"""
+
+import hashlib
+import hmac
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, get_args
+
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from llmserve.access.identity import Identity, of_record
+from llmserve.api.errors import ApiError, unauthenticated, unavailable
+from llmserve.asgi import Exchange, Receive, Scope, Send
+from llmserve.feedback.ratings import Reason
+from llmserve.gateway.in_flight import InFlightRequests
+from llmserve.upstream.http_client import BadAnswer, Lost
+from llmserve.upstream.http_client import Response as Answer
+from llmweb.app import ASSETS, HEADERS, SESSION, STATIC, Site, body_of, cookie, language_of, same_site
+from llmweb.chat_wording import REFUSALS, SCRIPT, WORDS
+from llmweb.gateways import Gateways
+from llmweb.wording import LANGUAGES, Language
+
+HOME, ROOT = "/", "/page/"
+BELOW = "/page"  # what follows is a path of the gateway
+PASSED_ON = frozenset({("POST", "/v1/chat/completions"), ("GET", "/v1/models"), ("POST", "/v1/feedback")})
+BODY_BYTES = 4 * 1024 * 1024
+ANSWER_SECONDS = 24 * 3600.0  # the gateway's deadline comes first
+# Of a gateway's answer; the others are those of its connection.
+ANSWER_HEADERS = ("content-type", "cache-control", "retry-after", "x-llm-response-id", "x-llm-model")
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; "
+    "base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types dompurify"
+)
+
+
+def files() -> dict[str, Path]:
+    """What a browser loads, by path."""
+    found = [path for folder in ("chat", "vendor") for path in (STATIC / folder).iterdir()]
+    return {f"{ROOT}{name}": path for name, path in (ASSETS | {path.name: path for path in found}).items()}
+
+
+def csrf_token(session: str) -> str:
+    """What requests of a session carry besides its cookie: another site, or a script that was injected there, has neither."""
+    return hashlib.sha256(b"llmkeep csrf token " + session.encode()).hexdigest()
+
+
+@dataclass(slots=True)
+class Chat(Site):
+    """The chat page of one process, with the sessions of its operator page."""
+
+    root: ClassVar = ROOT
+    home: ClassVar = HOME
+    assets: ClassVar = files()
+    headers: ClassVar = HEADERS | {"content-security-policy": POLICY}
+    gateways: Gateways = field(kw_only=True)
+    in_flight: InFlightRequests = field(kw_only=True)
+
+    async def further(self, request: Request, exchange: Exchange) -> Response:
+        """The page itself. Raises ApiError."""
+        if request.scope["path"] != HOME:
+            raise ApiError(404, "unknown_path", "there is no such page")
+        exchange.route = HOME
+        if request.method != "GET":
+            raise ApiError(
+                405, "method_not_allowed", f"{HOME} does not support {request.method[:20]}: use GET"
+            )
+        identity = self.identity(request)
+        if identity is None:
+            exchange.public = True
+            return RedirectResponse(self.sign_in_path, 303)
+        session = cookie(request, SESSION)
+        if self.sessions.key_of(session) is None:  # known by a client certificate
+            return await self.opened(request, exchange, identity)
+        exchange.public = True  # it shows nothing but who is signed in
+        language = language_of(request)
+        script = {name: words[LANGUAGES.index(language)] for name, words in SCRIPT.items()}
+        token = csrf_token(session)
+        return self.rendered(
+            request,
+            "chat.html",
+            page="",
+            pages=[],
+            identity=identity,
+            token=token,
+            script=script,
+            reasons=get_args(Reason),
+        )
+
+    async def landing(self, identity: Identity) -> tuple[str, str]:
+        return HOME, "POST /v1/chat/completions"
+
+    async def pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Ask a gateway in the name of a session, and pass its answer on as it comes. Raises ApiError."""
+        exchange: Exchange = scope["llm"]
+        exchange.public = True  # recorded by the gateway
+        request = Request(scope, receive)
+        method, path = scope["method"], scope["path"].removeprefix(BELOW)
+        identity = exchange.identity = self.asking(request)
+        if (method, path) not in PASSED_ON:
+            raise ApiError(404, "unknown_path", f"the page does not pass on {method[:20]} {path[:80]!r}")
+        exchange.route = scope["path"]
+        body = await body_of(request, BODY_BYTES) if method == "POST" else None
+        headers = {
+            "authorization": f"Bearer {self.authenticator.passes.issue(identity.id)}",
+            "x-request-id": exchange.request_id.decode(),
+            "traceparent": exchange.traceparent.decode(),
+        }
+        if exchange.address:
+            headers["x-forwarded-for"] = exchange.address
+        if request.headers.get("cache-control") == "no-cache":
+            headers["cache-control"] = "no-cache"  # another answer than before
+        ends = exchange.started + ANSWER_SECONDS
+        try:
+            with self.in_flight.watched(scope["peer"], identity, method, ends, ANSWER_SECONDS):
+                async with self.gateways.ask(method, path, body, headers) as answer:
+                    await relay(answer, send)
+        except (OSError, TimeoutError, Lost, BadAnswer):
+            raise unavailable(
+                "unavailable", "the gateway broke off: send it again in a few seconds", 5
+            ) from None
+
+    def asking(self, request: Request) -> Identity:
+        """Whose session a request of the page's script is; raises ApiError 401 or 403."""
+        session = cookie(request, SESSION)
+        key = self.sessions.key_of(session)
+        if key is None:
+            raise unauthenticated("no_session", "the session is over: sign in again")
+        same_site(request)
+        if not hmac.compare_digest(
+            request.headers.get("x-csrf-token", "").encode(), csrf_token(session).encode()
+        ):
+            raise ApiError(
+                403, "csrf", "the token of the page is missing or of another session: load the page again"
+            )
+        return of_record(self.authenticator.keys.valid(key))
+
+    def why(self, language: Language, error: ApiError) -> str:
+        words = REFUSALS.get(error.code)
+        return words[LANGUAGES.index(language)] if words else super(Chat, self).why(language, error)
+
+    def say(self, language: Language, name: str, **values: object) -> str:
+        words = WORDS.get(name)
+        return (
+            words[LANGUAGES.index(language)].format(**values)
+            if words
+            else super(Chat, self).say(language, name, **values)
+        )
+
+
+async def relay(answer: Answer, send: Send) -> None:
+    """Pass an answer on piece by piece."""
+    headers = [
+        (name.encode(), value.encode("latin-1"))
+        for name, value in answer.headers.items()
+        if name in ANSWER_HEADERS
+    ]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    async for piece in answer.body():
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})

@@ -1,0 +1,119 @@
+"""What the chat page says, in English and in Chinese; other words are those of the operator page."""
+
+WORDS: dict[str, tuple[str, str]] = {
+    "site": ("Chat", "对话"),
+    "sign_in_hint": (
+        "Your API key. It opens a session, which ends with the key, after 30 idle minutes or 8 hours. The key is not kept.",
+        "请输入您的 API 密钥。密钥换成本浏览器的会话；30 分钟未使用、满 8 小时或密钥失效，会话即结束。浏览器不保存密钥。",
+    ),
+    "back": ("To the chat", "返回对话"),
+    "no_script": (
+        "This page needs JavaScript: allow it for this site, or use the API.",
+        "本页需要 JavaScript：请为本站启用，或使用 API。",
+    ),
+    "model": ("Model", "模型"),
+    "new": ("New conversation", "新对话"),
+    "conversations": ("Conversations in this browser", "本浏览器中的对话"),
+    "where": (
+        "They are stored in this browser alone, without your key, until you delete them.",
+        "对话只保存在本浏览器中，不含密钥，直到您删除为止。",
+    ),
+    "delete": ("Delete", "删除"),
+    "delete_all": ("Delete all conversations", "删除全部对话"),
+    "messages": ("Messages", "消息"),
+    "question": ("Your question", "您的问题"),
+    "question_hint": (
+        "Enter sends, Shift and Enter begins a new line. Answers can be wrong: check what matters.",
+        "按 Enter 发送，按 Shift+Enter 换行。回答可能有误：重要内容请核实。",
+    ),
+    "send": ("Send", "发送"),
+    "stop": ("Stop", "停止"),
+    "you": ("You", "您"),
+    "answer": ("Answer", "回答"),
+    "copy": ("Copy", "复制"),
+    "again": ("Regenerate", "重新生成"),
+    "thumb_up": ("Good answer", "回答得好"),
+    "thumb_down": ("Bad answer", "回答不好"),
+    "correct": ("Correct it", "更正"),
+    "reason": ("Reason", "原因"),
+    "no_reason": ("None", "无"),
+    "reason_wrong": ("It is wrong", "错误"),
+    "reason_incomplete": ("It is incomplete", "不完整"),
+    "reason_irrelevant": ("It is about something else", "答非所问"),
+    "reason_harmful": ("It is harmful", "有害"),
+    "reason_refused": ("It refused", "拒绝回答"),
+    "reason_too_long": ("It is too long", "过长"),
+    "reason_too_short": ("It is too short", "过短"),
+    "reason_style": ("Its style", "文风"),
+    "reason_other": ("Something else", "其他"),
+    "comment": ("Comment", "意见"),
+    "correction": ("What should have been answered", "应当这样回答"),
+    "send_rating": ("Send the rating", "提交评价"),
+}
+
+# Of the script, which puts values into the braces.
+SCRIPT: dict[str, tuple[str, str]] = {
+    "of_model": ("Answer of {model}", "{model} 的回答"),
+    "answering": ("The answer is coming.", "正在回答。"),
+    "answered": ("The answer is complete.", "回答完毕。"),
+    "stopped": ("The answer was stopped.", "回答已停止。"),
+    "cut": ("The answer reached the greatest length that you may ask for.", "回答已达到允许的最大长度。"),
+    "broken": ("The answer broke off: regenerate it.", "回答中断：请重新生成。"),
+    "copied": ("Copied.", "已复制。"),
+    "uncopied": ("The browser does not let this page copy.", "浏览器不允许本页复制。"),
+    "rated": ("Thank you. The rating is kept, without any text.", "谢谢。评价已保存，不含任何文本。"),
+    "rated_kept": (
+        "Thank you. The rating is kept, with comment and correction; your organisation keeps questions and answers, too.",
+        "谢谢。评价已保存，包括意见和更正；您所在的组织也保存问题与回答。",
+    ),
+    "no_rating": (
+        "There is nothing to send: rate the answer, or correct it.",
+        "没有可提交的内容：请评价或更正。",
+    ),
+    "error_response_not_found": (
+        "This answer was not given to you, or by another estate: it cannot be rated.",
+        "该回答不是给您的，或来自其他系统：无法评价。",
+    ),
+    "error_response_expired": ("This answer is too old to be rated.", "该回答已过评价期限。"),
+    "error_feedback_unavailable": (
+        "The rating cannot be kept now: send it again later.",
+        "目前无法保存评价：请稍后再提交。",
+    ),
+    "deleted": ("Deleted.", "已删除。"),
+    "delete_named": ("Delete “{title}”", "删除“{title}”"),
+    "unkept": (
+        "This browser stores nothing for this page: the conversation is gone when the page is closed.",
+        "本浏览器不为本页保存数据：关闭页面后对话将丢失。",
+    ),
+    "no_models": ("There is no model that you may use.", "没有您可以使用的模型。"),
+    "failed": ("It failed: {message}", "失败：{message}"),
+    "id": ("Request id: {id}", "请求编号：{id}"),
+    "error_no_session": ("The session is over: sign in again.", "会话已结束：请重新登录。"),
+    "error_csrf": ("The page is of another session: load it again.", "本页属于另一个会话：请刷新。"),
+    "error_denied": ("The policy does not let you do this.", "策略不允许此操作。"),
+    "error_rate_limited": (
+        "You have used up what you may ask for at present: wait a moment.",
+        "当前的用量额度已用完：请稍候。",
+    ),
+    "error_too_many_waiting": ("The model is busy: send it again later.", "模型繁忙：请稍后再发送。"),
+    "error_context_length_exceeded": (
+        "The conversation is longer than the model can read: begin a new one.",
+        "对话超出模型可读取的长度：请开始新对话。",
+    ),
+    "error_unavailable": (
+        "No answer can be given at present: send it again later.",
+        "目前无法回答：请稍后再发送。",
+    ),
+    "error_network": (
+        "The page cannot be reached: check the connection, and send it again.",
+        "无法连接：请检查网络后重新发送。",
+    ),
+}
+
+# Of refusals on this page, by code.
+REFUSALS: dict[str, tuple[str, str]] = {
+    "denied": (
+        "The policy does not let you chat: ask for the role developer.",
+        "策略不允许您使用对话：请申请 developer 角色。",
+    ),
+}

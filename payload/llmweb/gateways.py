@@ -1,0 +1,37 @@
+"""The gateways beside the page, asked over their sockets; one that is stopping has taken its socket away."""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+from llmserve.api.errors import unavailable
+from llmserve.upstream.http_client import HttpClient, Response
+
+
+class Gateways:
+    """Asked in turn."""
+
+    def __init__(self, sockets: tuple[Path, ...]) -> None:
+        self.clients = [HttpClient(socket, None, None) for socket in sockets]
+
+    @asynccontextmanager
+    async def ask(
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
+    ) -> AsyncIterator[Response]:
+        """The response once its headers are there; leaving the block ends the request.
+
+        Only a gateway that could not be connected to is passed over: what was sent once is not sent again. Raises ApiError 503
+        if none is there, and what HttpClient does.
+        """
+        self.clients.append(self.clients.pop(0))
+        async with AsyncExitStack() as asked:
+            for client in list(self.clients):
+                try:
+                    response = await asked.enter_async_context(
+                        client.request(method, path, body, headers=headers)
+                    )
+                except (FileNotFoundError, ConnectionRefusedError):
+                    continue
+                yield response
+                return
+        raise unavailable("unavailable", "no gateway answers: send it again in a few seconds", 5)

@@ -1,0 +1,263 @@
+// The chat page. What a model says is a text node while it comes, and sanitised Markdown afterwards.
+import { Conversations, Unkept } from "./conversations.js";
+import { Gateway } from "./gateway.js";
+import { rendered } from "./markdown.js";
+
+const at = (selector) => document.querySelector(selector);
+const chat = at("#chat");
+const gateway = new Gateway(chat.dataset.token);
+const said = Object.fromEntries(
+  [...at("#words").content.querySelectorAll("[data-word]")].map((each) => [each.dataset.word, each.textContent]),
+);
+const words = (name, values = {}) => said[name].replace(/\{(\w+)\}/g, (_, value) => values[value]);
+
+let kept = new Unkept();
+let conversation;
+let stopping = null; // while an answer comes
+
+function say(text) {
+  at("#status").textContent = text;
+}
+
+function refused(error) {
+  const known = said[`error_${error.code}`] ?? (error.code === "broken" ? words("broken") : "");
+  const text = known || words("failed", { message: error.message });
+  return error.id ? `${text} ${words("id", { id: error.id })}` : text;
+}
+
+function begin() {
+  conversation = { id: crypto.randomUUID(), title: "", messages: [] };
+  at("#messages").replaceChildren();
+}
+
+function copy(name) {
+  return at(`#${name}`).content.cloneNode(true).firstElementChild;
+}
+
+function shown(message) {
+  const article = copy(message.role === "user" ? "question-message" : "answer-message");
+  const text = article.querySelector(".text");
+  if (message.role === "user") {
+    text.append(message.content);
+  } else {
+    article.querySelector("h2").textContent = words("of_model", { model: message.model });
+    text.append(rendered(message.content));
+    note(article, message);
+    acting(article, message);
+  }
+  at("#messages").append(article);
+  return article;
+}
+
+function note(article, message) {
+  const place = article.querySelector(".note");
+  place.textContent = said[message.ended] ?? "";
+  place.hidden = !place.textContent;
+}
+
+// The buttons below an answer.
+function acting(article, message) {
+  const of = (selector) => article.querySelector(selector);
+  const form = of(".rating");
+  const press = () => {
+    of(".up").setAttribute("aria-pressed", message.thumb === "up");
+    of(".down").setAttribute("aria-pressed", message.thumb === "down");
+  };
+  const rate = async (thumb, texts = {}) => {
+    const texted = Object.entries(texts).filter(([, text]) => text);
+    const rating = { id: message.id, ...(thumb && { thumb }), ...Object.fromEntries(texted) };
+    if (!rating.thumb && !rating.correction) return say(words("no_rating"));
+    try {
+      const textKept = await gateway.rate(rating);
+      message.thumb = thumb;
+      press();
+      say(words(textKept ? "rated_kept" : "rated"));
+      await kept.put(conversation);
+      return true;
+    } catch (error) {
+      say(refused(error));
+    }
+  };
+  const unfold = (open) => {
+    form.hidden = !open;
+    of(".correct").setAttribute("aria-expanded", open);
+    if (open) form.correction.value ||= message.content.slice(0, form.correction.maxLength);
+  };
+  press();
+  of(".up").addEventListener("click", () => rate("up"));
+  of(".down").addEventListener("click", async () => {
+    if (await rate("down")) {
+      unfold(true);
+      form.reason.focus();
+    }
+  });
+  of(".correct").addEventListener("click", () => {
+    unfold(form.hidden);
+    if (!form.hidden) form.correction.focus();
+  });
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const texts = Object.fromEntries(new FormData(form));
+    if (texts.correction === message.content.slice(0, form.correction.maxLength)) texts.correction = "";
+    if (await rate(message.thumb, texts)) {
+      unfold(false);
+      of(".correct").focus();
+    }
+  });
+  of(".copy").addEventListener("click", () => {
+    navigator.clipboard.writeText(message.content).then(
+      () => say(words("copied")),
+      () => say(words("uncopied")),
+    );
+  });
+  of(".again").addEventListener("click", () => {
+    if (stopping || message !== conversation.messages.at(-1)) return;
+    conversation.messages.pop();
+    article.remove();
+    answer(true);
+    at("#stop").focus();
+  });
+}
+
+async function list() {
+  const items = (await kept.all()).map((each) => {
+    const item = copy("conversation-item");
+    const open = item.querySelector(".open");
+    open.textContent = each.title;
+    open.addEventListener("click", () => show(each));
+    const remove = item.querySelector(".delete");
+    remove.setAttribute("aria-label", words("delete_named", { title: each.title }));
+    remove.addEventListener("click", async () => {
+      await kept.remove(each.id);
+      if (each.id === conversation.id) begin();
+      await list();
+      at("#conversations summary").focus();
+      say(words("deleted"));
+    });
+    return item;
+  });
+  at("#conversations ul").replaceChildren(...items);
+  at("#delete-all").hidden = items.length === 0;
+}
+
+function show(found) {
+  stopping?.abort();
+  conversation = found;
+  at("#messages").replaceChildren();
+  conversation.messages.forEach(shown);
+  at("#question").focus();
+}
+
+function busy(controller) {
+  stopping = controller;
+  at("#stop").hidden = !controller;
+  at("#send").disabled = Boolean(controller);
+}
+
+// Asks for an answer to the conversation as it is. `fresh`: another one than before.
+async function answer(fresh = false) {
+  const asked = conversation;
+  const message = { role: "assistant", content: "", model: at("#model").value, id: "", ended: "" };
+  const article = shown(message);
+  const text = document.createTextNode("");
+  article.querySelector(".text").replaceChildren(text);
+  article.setAttribute("aria-busy", "true");
+  article.scrollIntoView({ block: "nearest" });
+  const controller = new AbortController();
+  busy(controller);
+  say(words("answering"));
+  const history = asked.messages.map(({ role, content }) => ({ role, content }));
+  let end = words("answered");
+  try {
+    const why = await gateway.answer(message.model, history, {
+      signal: controller.signal,
+      fresh,
+      begun: (what) => Object.assign(message, what),
+      piece: (more) => {
+        text.appendData(more);
+        message.content += more;
+      },
+    });
+    if (why === "length") message.ended = "cut";
+  } catch (error) {
+    message.ended = error.name === "AbortError" ? "stopped" : "broken";
+    end = error.name === "AbortError" ? words("stopped") : refused(error);
+  }
+  if (stopping === controller) {
+    if (document.activeElement === at("#stop")) at("#question").focus();
+    busy(null);
+  }
+  article.remove();
+  if (message.content) asked.messages.push(message);
+  if (asked === conversation) {
+    if (message.content) shown(message);
+    else at("#question").value ||= asked.messages.at(-1).content; // to be sent again
+    say(end);
+  }
+  await kept.put(asked);
+  await list();
+}
+
+async function ask() {
+  const question = at("#question").value.trim();
+  if (!question || stopping) return;
+  at("#question").value = "";
+  // A question whose answer never came would stand beside this one.
+  while (conversation.messages.at(-1)?.role === "user") {
+    conversation.messages.pop();
+    at("#messages").lastElementChild.remove();
+  }
+  conversation.title ||= question.slice(0, 60);
+  const message = { role: "user", content: question };
+  conversation.messages.push(message);
+  shown(message);
+  await answer();
+}
+
+async function start() {
+  try {
+    kept = await Conversations.open(chat.dataset.subject);
+  } catch {
+    say(words("unkept"));
+  }
+  begin();
+  await list();
+  at("#ask").addEventListener("submit", (event) => {
+    event.preventDefault();
+    ask();
+  });
+  at("#question").addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+      event.preventDefault();
+      ask();
+    }
+  });
+  at("#stop").addEventListener("click", () => {
+    stopping?.abort();
+    at("#question").focus();
+  });
+  at("#new").addEventListener("click", () => {
+    stopping?.abort();
+    begin();
+    at("#question").focus();
+  });
+  at("#delete-all").addEventListener("click", async () => {
+    stopping?.abort();
+    await kept.clear();
+    begin();
+    await list();
+    at("#conversations summary").focus();
+    say(words("deleted"));
+  });
+  chat.hidden = false;
+  at("#question").focus();
+  try {
+    const models = await gateway.models();
+    at("#model").replaceChildren(...models.map((name) => new Option(name, name)));
+    if (!models.length) say(words("no_models"));
+  } catch (error) {
+    say(refused(error));
+  }
+}
+
+await start();

@@ -1,0 +1,56 @@
+// Conversations in this browser's IndexedDB, by who is signed in. Never a key, nor anything of the session.
+const NAME = "llmkeep-conversations";
+
+function settled(request) {
+  return new Promise((resolve, reject) => {
+    request.onsuccess = () => resolve(request.result);
+    request.onerror = () => reject(request.error);
+  });
+}
+
+export class Conversations {
+  constructor(database, subject) {
+    this.database = database;
+    this.subject = subject;
+  }
+
+  static async open(subject) {
+    const request = indexedDB.open(NAME, 1);
+    request.onupgradeneeded = () => {
+      request.result.createObjectStore(NAME, { keyPath: "id" }).createIndex("subject", "subject");
+    };
+    return new Conversations(await settled(request), subject);
+  }
+
+  store(mode) {
+    return this.database.transaction(NAME, mode).objectStore(NAME);
+  }
+
+  // The newest first.
+  async all() {
+    const found = await settled(this.store("readonly").index("subject").getAll(this.subject));
+    return found.sort((one, other) => other.changed - one.changed);
+  }
+
+  put(conversation) {
+    return settled(this.store("readwrite").put({ ...conversation, subject: this.subject, changed: Date.now() }));
+  }
+
+  remove(id) {
+    return settled(this.store("readwrite").delete(id));
+  }
+
+  async clear() {
+    for (const { id } of await this.all()) await this.remove(id);
+  }
+}
+
+// Where a browser stores nothing.
+export class Unkept {
+  async all() {
+    return [];
+  }
+  async put() {}
+  async remove() {}
+  async clear() {}
+}

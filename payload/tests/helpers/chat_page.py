@@ -1,0 +1,77 @@
+"""The chat page as an estate runs it: gateway, audit writer and policy are real, and nginx has the configuration of role edge."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+from edge import Edge, in_front_of
+from operator_page import BROWSER, configured, start
+from service import PEPPER, Process, Service, running
+
+from llmserve.access.api_keys import edited, new_key
+
+# The second one says a word in a second.
+MODELS: dict[str, dict[str, Any]] = {
+    "echo": {"driver": "echo"},
+    "slow": {"driver": "echo", "token_seconds": 1.0},
+}
+
+
+@dataclass
+class ChatPage:
+    """A running page. `gateway`: the service that it asks."""
+
+    gateway: Service
+    edge: Edge
+    config: Path
+    process: Process
+
+    def key(self, role: str = "developer", subject: str = "ada", tenant: str = "research") -> tuple[str, str]:
+        """A new key, and its id."""
+        with edited(self.gateway.folder / "keys.json") as records:
+            key, record = new_key(PEPPER, subject, tenant, [role], None)
+            records.append(record)
+        return key, record.id
+
+    @contextmanager
+    def signed_in(self, key: str = "", **who: str) -> Iterator[httpx.Client]:
+        """A client with a session, that sends what the page's script does."""
+        with self.edge.client(None, **BROWSER) as client:
+            answer = client.post("/page/sign-in", data={"key": key or self.key(**who)[0]})
+            assert answer.status_code == 303, answer.text
+            client.headers["x-csrf-token"] = token(client)
+            yield client
+
+
+def token(client: httpx.Client) -> str:
+    """The token in the page of this client's session."""
+    [found] = re.findall(r'data-token="([0-9a-f]{64})"', client.get("/").text)
+    return str(found)
+
+
+@contextmanager
+def served(
+    folder: Path, models: dict[str, dict[str, Any]] | None = None, **options: Any
+) -> Iterator[ChatPage]:
+    """The page, and the gateway and engines behind it; `options` are the service's."""
+    kept = folder / "feedback"
+    kept.mkdir()
+    options = {
+        "feedback": {"folder": str(kept)},
+        "identity": {"certificate_header": "X-Client-Certificate"},
+        "tenants": {"research": {"keep_prompts": True}},
+        **options,
+    }
+    with running(folder, models or MODELS, **options) as service:
+        config, socket = configured(service, gateways=[str(folder / "gone.sock"), str(folder / "http.sock")])
+        process = start(service, config)
+        try:
+            variables = {"__edge_operator_socket": str(socket), "__edge_chat_page": True}
+            with in_front_of(folder / "http.sock", folder / "nginx", **variables) as edge:
+                yield ChatPage(service, edge, config, process)
+        finally:
+            process.stop()

@@ -1,0 +1,446 @@
+"""The chat page in Chromium: what a person does there, by mouse and by keyboard, and what a model's answer cannot do.
+
+`SCREENSHOTS=FOLDER` writes those of docs/ there.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import browser
+import pytest
+from browser import CHROMIUM, NEEDED
+from chat_page import ChatPage
+from service import eventually
+
+sync_api = pytest.importorskip("playwright.sync_api", reason=NEEDED)
+Axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason=NEEDED).Axe
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="needs chromium-headless-shell of requirements.apt")
+# Chromium reports now and then that a stream failed after its page has read the end of it, with any reader.
+STREAM_ENDED = "/v1/chat/completions net::ERR_ABORTED"
+LABELS = {"en": "Your question", "zh": "您的问题"}
+# A model's output, and what of it may reach the page. The engine repeats what it is asked.
+HOSTILE = """<script>document.title = "owned"</script> <img src=x onerror="document.title='owned'">
+<b onclick="document.title='owned'">bold</b> [link](javascript:document.title='owned') [data](data:text/html,owned)
+![picture](https://elsewhere.example/?asked) <form action="https://elsewhere.example"><input name=key></form>
+<svg onload="document.title='owned'"></svg> <iframe srcdoc="owned"></iframe> <style>* { display: none }</style>
+<a href="https://elsewhere.example" id="chat" onfocus="document.title='owned'" autofocus>anchor</a>
+[good](https://docs.example/) <!-- comment --> &lt;script&gt;document.title = "owned"&lt;/script&gt;"""
+
+
+@contextmanager
+def tab(
+    chromium: Any,
+    chat: ChatPage,
+    language: str = "en",
+    scheme: str = "light",
+    width: int = 1000,
+    expected: str = STREAM_ENDED,
+    **who: str,
+) -> Iterator[Any]:
+    """A tab that is signed in by the form."""
+    with browser.tab(chromium, chat.edge.port, language, scheme, width, expected, STREAM_ENDED) as opened:
+        opened.goto("/")
+        opened.get_by_label("API").fill(chat.key(**who)[0])
+        opened.keyboard.press("Enter")
+        opened.get_by_label(LABELS[language]).wait_for()
+        opened.locator("#model option").first.wait_for(state="attached")
+        yield opened
+
+
+def ask(opened: Any, question: str, model: str = "echo") -> Any:
+    """The answer, once it is whole."""
+    before = opened.locator("article.answer").count()
+    opened.locator("#model").select_option(model)
+    opened.locator("#question").fill(question)
+    opened.keyboard.press("Enter")
+    answer = opened.locator("article.answer").nth(before)
+    opened.locator("#send:enabled").wait_for()
+    return answer
+
+
+def test_an_answer_is_shown_and_the_conversation_goes_on(chromium: Any, chat: ChatPage) -> None:
+    with tab(chromium, chat) as opened:
+        assert (
+            ask(opened, "one **two** three").locator(".text").inner_html().strip()
+            == "<p>one <strong>two</strong> three</p>"
+        )
+        assert ask(opened, "four").locator("h2").inner_text() == "Answer of echo"
+        assert opened.locator("article").count() == 4
+        assert opened.locator("#status").inner_text() == "The answer is complete."
+
+
+def test_markdown_of_an_answer_is_shown(chromium: Any, chat: ChatPage) -> None:
+    with tab(chromium, chat) as opened:
+        text = ask(
+            opened, "# Head\n\n- a\n- b\n\n```python\nx < 1\n```\n\n| c | d |\n|---|---|\n| 1 | 2 |"
+        ).locator(".text")
+        assert text.locator("h3").inner_text() == "Head"
+        assert text.locator("li").all_inner_texts() == ["a", "b"]
+        assert text.locator("pre").inner_text().strip() == "x < 1"
+        assert text.locator("td").all_inner_texts() == ["1", "2"]
+
+
+def test_what_a_model_says_is_never_html(chromium: Any, chat: ChatPage) -> None:
+    with tab(chromium, chat) as opened:
+        title = opened.title()
+        text = ask(opened, HOSTILE).locator(".text")
+        assert opened.title() == title
+        assert (
+            text.locator(
+                "script, img, form, input, svg, iframe, style, b, [id], [onclick], [onfocus]"
+            ).count()
+            == 0
+        )
+        assert text.locator("a[href]").evaluate_all("found => found.map(each => each.href)") == [
+            "https://docs.example/"
+        ]
+        assert text.locator("a[href]").get_attribute("rel") == "noopener noreferrer nofollow"
+        assert '<script>document.title = "owned"</script>' in text.inner_text()
+        # Nor after it was read back from the browser's storage.
+        opened.reload()
+        opened.locator("summary").click()
+        opened.locator(".open").first.click()
+        assert opened.locator("article.answer .text script").count() == 0
+        assert opened.title() == title
+
+
+def test_scripts_in_names_and_questions_are_text(chromium: Any, chat: ChatPage) -> None:
+    with tab(chromium, chat, subject="<img/src=x/onerror=alert(1)>") as opened:
+        ask(opened, "<img src=x onerror=alert(1)>")
+        assert opened.locator("article.question .text").inner_text() == "<img src=x onerror=alert(1)>"
+        opened.locator("summary").click()
+        assert opened.locator(".open").inner_text() == "<img src=x onerror=alert(1)>"
+        assert opened.locator("main img").count() == 0
+
+
+def test_the_browser_forbids_html_of_strings_and_inline_styles(chromium: Any, chat: ChatPage) -> None:
+    with (
+        tab(chromium, chat, expected="TrustedHTML") as opened,
+        pytest.raises(sync_api.Error, match="TrustedHTML"),
+    ):
+        opened.evaluate("document.querySelector('main').innerHTML = '<b>x</b>'")
+    with pytest.raises(AssertionError, match="Content Security Policy"), tab(chromium, chat) as opened:
+        opened.evaluate("document.body.setAttribute('style', 'color: red')")
+
+
+def test_an_answer_is_stopped_and_what_came_is_kept(chromium: Any, chat: ChatPage) -> None:
+    with tab(
+        chromium, chat, expected="/v1/chat/completions"
+    ) as opened:  # a request that fails, to the browser
+        opened.locator("#model").select_option("slow")
+        opened.locator("#question").fill("one two three four five six seven")
+        opened.keyboard.press("Enter")
+        opened.locator("article.answer .text", has_text="one").wait_for()
+        opened.get_by_role("button", name="Stop").click()
+        opened.locator("#send:enabled").wait_for()
+        answer = opened.locator("article.answer")
+        assert answer.locator(".note").inner_text() == "The answer was stopped."
+        assert answer.locator(".text").inner_text().startswith("one")
+        assert "seven" not in answer.inner_text()
+        assert opened.evaluate("document.activeElement.id") == "question"
+
+
+def rated(chat: ChatPage, count: int) -> list[dict[str, Any]]:
+    """Ratings in the journal."""
+    kept = chat.gateway.folder / "feedback"
+
+    def lines() -> list[dict[str, Any]]:
+        return [json.loads(line) for path in kept.glob("rated-*") for line in path.read_text().splitlines()]
+
+    return list(eventually("ratings are kept", lambda: len(lines()) >= count and lines()))[-count:]
+
+
+def test_an_answer_is_rated_and_corrected(chromium: Any, chat: ChatPage) -> None:
+    with tab(chromium, chat, subject="rita") as opened:
+        answer = ask(opened, "the capital is Lyon")
+        answer.get_by_role("button", name="Good answer").click()
+        opened.locator(
+            "#status", has_text="Thank you. The rating is kept, with comment and correction"
+        ).wait_for()
+        assert answer.locator(".up").get_attribute("aria-pressed") == "true"
+        answer.get_by_role("button", name="Bad answer").click()
+        answer.get_by_label("Reason").select_option("wrong")
+        answer.get_by_label("Comment").fill("<script>alert(1)</script>")
+        answer.get_by_label("What should have been answered").fill("the capital is Paris")
+        answer.get_by_role("button", name="Send the rating").click()
+        answer.locator(".rating").wait_for(state="hidden")
+        assert answer.locator(".down").get_attribute("aria-pressed") == "true"
+        up, down, whole = rated(chat, 3)
+    assert {each["user.id"] for each in (up, down, whole)} == {"rita"}
+    assert [each["llmkeep.feedback.thumb"] for each in (up, down, whole)] == ["up", "down", "down"]
+    assert whole["llmkeep.feedback.reason"] == "wrong"
+    assert whole["llmkeep.feedback.comment"] == "<script>alert(1)</script>"
+    assert whole["llmkeep.feedback.correction"] == "the capital is Paris"
+
+
+def test_an_answer_is_corrected_without_a_rating_and_an_unchanged_one_is_not_sent(
+    chromium: Any, chat: ChatPage
+) -> None:
+    with tab(chromium, chat, tenant="sales") as opened:
+        answer = ask(opened, "the capital is Lyon")
+        answer.get_by_role("button", name="Correct it").click()
+        answer.get_by_role("button", name="Send the rating").click()
+        assert opened.locator("#status").inner_text().startswith("There is nothing to send")
+        field = answer.get_by_label("What should have been answered")
+        assert field.input_value() == "the capital is Lyon"
+        field.fill("the capital is Paris")
+        answer.get_by_role("button", name="Send the rating").click()
+        opened.locator("#status", has_text="The rating is kept, without any text.").wait_for()
+        [last] = rated(chat, 1)
+    assert last["llmkeep.feedback.corrected"] is True
+    assert "llmkeep.feedback.correction" not in last  # this tenant keeps no texts
+
+
+def test_a_forged_id_is_refused(chromium: Any, chat: ChatPage) -> None:
+    """As a conversation that was tampered with in the browser has it."""
+    with tab(chromium, chat, expected="status of 404") as opened:
+        opened.route(
+            "**/chat/completions",
+            lambda route: route.fulfill(
+                headers={"x-llm-response-id": "A" * 40, "content-type": "text/event-stream"},
+                body='data: {"choices": [{"delta": {"content": "forged"}}]}\n\ndata: [DONE]\n\n',
+            ),
+        )
+        ask(opened, "question").get_by_role("button", name="Good answer").click()
+        opened.locator("#status", has_text="This answer was not given to you").wait_for()
+        assert opened.locator(".up").get_attribute("aria-pressed") == "false"
+
+
+def test_an_answer_is_copied(chromium: Any, chat: ChatPage) -> None:
+    with tab(chromium, chat) as opened:
+        opened.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        ask(opened, "one **two**").get_by_role("button", name="Copy").click()
+        opened.locator("#status", has_text="Copied.").wait_for()
+        assert opened.evaluate("navigator.clipboard.readText()") == "one **two**"
+
+
+def test_the_last_answer_alone_is_regenerated_and_not_from_the_cache(chromium: Any, chat: ChatPage) -> None:
+    with tab(chromium, chat) as opened:
+        first, second = ask(opened, "one"), ask(opened, "two")
+        assert not first.get_by_role("button", name="Regenerate").is_visible()
+        with opened.expect_request("**/chat/completions") as asked:
+            second.get_by_role("button", name="Regenerate").click()
+        assert asked.value.headers["cache-control"] == "no-cache"
+        said = [each["content"] for each in asked.value.post_data_json["messages"]]
+        assert said == ["one", "one", "two"]
+        opened.locator("#send:enabled").wait_for()
+        assert opened.locator("article .text").all_inner_texts() == ["one", "one", "two", "two"]
+        assert opened.evaluate("document.activeElement.id") == "question"
+
+
+def test_a_question_that_was_not_answered_can_be_sent_again(chromium: Any, chat: ChatPage) -> None:
+    with tab(chromium, chat, expected="ERR_FAILED") as opened:
+        opened.route("**/chat/completions", lambda route: route.abort())
+        ask(opened, "question")
+        assert opened.locator("#status").inner_text().startswith("The page cannot be reached")
+        assert opened.locator("#question").input_value() == "question"
+        opened.unroute("**/chat/completions")
+        opened.keyboard.press("Enter")
+        opened.locator("article.answer .actions").wait_for()
+        assert opened.locator("article .text").all_inner_texts() == ["question", "question"]
+
+
+def test_conversations_stay_in_the_browser_until_they_are_deleted(chromium: Any, chat: ChatPage) -> None:
+    with tab(chromium, chat) as opened:
+        ask(opened, "first question")
+        opened.get_by_role("button", name="New conversation").click()
+        ask(opened, "second question")
+        opened.reload()
+        opened.locator("summary").click()
+        assert opened.locator(".open").all_inner_texts() == ["second question", "first question"]
+        opened.get_by_role("button", name="first question", exact=True).click()
+        assert opened.locator("article .text").all_inner_texts() == ["first question", "first question"]
+        opened.get_by_role("button", name="Delete “first question”").click()
+        opened.get_by_role("button", name="first question", exact=True).wait_for(state="detached")
+        assert opened.locator("article").count() == 0
+        assert opened.locator(".open").all_inner_texts() == ["second question"]
+        opened.get_by_role("button", name="Delete all conversations").click()
+        opened.locator("#delete-all").wait_for(state="hidden")
+        opened.reload()
+        opened.locator("summary").click()
+        assert opened.locator(".open").count() == 0
+
+
+def test_conversations_are_shown_to_their_subject_alone(chromium: Any, chat: ChatPage) -> None:
+    with tab(chromium, chat) as opened:
+        ask(opened, "of ada")
+        opened.get_by_role("button", name="Sign out").click()
+        opened.get_by_label("API").fill(chat.key(subject="bob")[0])
+        opened.keyboard.press("Enter")
+        opened.locator("summary").click()
+        assert opened.locator(".open").count() == 0
+
+
+def test_no_key_is_in_the_browsers_storage(chromium: Any, chat: ChatPage) -> None:
+    with tab(chromium, chat) as opened:
+        ask(opened, "question")
+        stored = opened.evaluate(
+            """async () => {
+                const all = [JSON.stringify(localStorage), JSON.stringify(sessionStorage), document.cookie];
+                for (const { name } of await indexedDB.databases()) {
+                    const opening = indexedDB.open(name);
+                    const database = await new Promise((done) => { opening.onsuccess = () => done(opening.result); });
+                    for (const store of database.objectStoreNames) {
+                        const asked = database.transaction(store).objectStore(store).getAll();
+                        all.push(JSON.stringify(await new Promise((done) => { asked.onsuccess = () => done(asked.result); })));
+                    }
+                }
+                return all.join();
+            }"""
+        )
+        assert "question" in stored
+        assert "llmk_" not in stored
+        assert opened.locator("#chat").get_attribute("data-token") not in stored
+
+
+def test_a_session_that_is_over_says_so(chromium: Any, chat: ChatPage) -> None:
+    with tab(chromium, chat, expected="status of 401") as opened:
+        opened.context.clear_cookies()
+        ask(opened, "question")
+        assert opened.locator("#status").inner_text().startswith("The session is over: sign in again.")
+
+
+def test_the_first_part_of_an_answer_is_seen_within_100_ms(chromium: Any, chat: ChatPage) -> None:
+    """From the moment the browser has read it, to the frame that shows it."""
+    with tab(chromium, chat) as opened:
+        opened.evaluate(
+            """() => {
+                const read = ReadableStreamDefaultReader.prototype.read;
+                globalThis.times = [];
+                ReadableStreamDefaultReader.prototype.read = async function () {
+                    const got = await read.call(this);
+                    if (typeof got.value === 'string' && got.value.includes('one ')) times.push(["read", performance.now()]);
+                    return got;
+                };
+                new MutationObserver(() => {
+                    const text = document.querySelector('article.answer .text')?.textContent;
+                    if (text && !times.some(([what]) => what === 'seen'))
+                        requestAnimationFrame(() => times.push(['seen', performance.now()]));
+                }).observe(document.querySelector('#messages'), {subtree: true, childList: true, characterData: true});
+            }"""
+        )
+        ask(opened, "one two three")
+        times = dict(reversed(opened.evaluate("times")))
+        assert 0 <= times["seen"] - times["read"] < 100
+
+
+# For everyone.
+
+
+@pytest.mark.parametrize(
+    ("language", "scheme", "width"),
+    [("en", "light", 1000), ("zh", "dark", 1000), ("zh", "light", 320), ("en", "dark", 320)],
+)
+def test_axe_finds_no_violation_and_nothing_is_wider_than_the_window(
+    chromium: Any, chat: ChatPage, language: str, scheme: str, width: int
+) -> None:
+    def sound(what: str) -> None:
+        wide = opened.evaluate("document.documentElement.scrollWidth")
+        assert wide <= width, f"{what} is {wide} pixels wide"
+        found = Axe().run(opened)
+        assert found.violations_count == 0, f"{what}: {found.generate_report()}"
+
+    with tab(chromium, chat, language, scheme, width) as opened:
+        sound("empty")
+        answer = ask(
+            opened,
+            f"# Head\n\n`{'long' * 40}`\n\n| {'a' * 60} | b |\n|---|---|\n| 1 | 2 |\n\n> quoted [x](https://x.example/)",
+        )
+        opened.locator("#conversations summary").click()
+        answer.locator(".down").click()
+        answer.locator(".rating").wait_for()
+        sound("an answer with its rating")
+        opened.locator("#model").select_option("slow")
+        opened.locator("#question").fill("one two three")
+        opened.keyboard.press("Enter")
+        opened.locator("#stop").wait_for()
+        sound("while an answer comes")
+        opened.locator("#stop").click()
+        opened.goto("/page/sign-in")
+        sound("sign-in")
+
+
+def test_everything_is_done_by_keyboard_and_focus_is_seen(chromium: Any, chat: ChatPage) -> None:
+    focused = """() => {
+        const it = document.activeElement, style = getComputedStyle(it);
+        return [it.id || it.className || it.textContent.trim(), style.outlineStyle, parseFloat(style.outlineWidth)];
+    }"""
+    with tab(chromium, chat) as opened:
+        assert opened.evaluate("document.activeElement.id") == "question"
+        opened.keyboard.type("one")
+        opened.keyboard.press("Shift+Enter")
+        opened.keyboard.type("two")
+        opened.keyboard.press("Enter")
+        opened.locator("article.answer .actions").wait_for()
+        assert opened.locator("article.question .text").inner_text() == "one\ntwo"
+        walked = []
+        for _ in range(8):
+            opened.keyboard.press("Shift+Tab")
+            what, style, width = opened.evaluate(focused)
+            assert (style, width >= 3) == ("solid", True), what
+            walked.append(what)
+        summary = "Conversations in this browser"
+        assert walked == ["correct", "down", "up", "again", "copy", summary, "new", "model"]
+        for _ in range(5):
+            opened.keyboard.press("Tab")
+        opened.keyboard.press("Space")
+        opened.locator(".up[aria-pressed=true]").wait_for()
+
+
+def test_an_answer_that_comes_is_not_read_out_piece_by_piece(chromium: Any, chat: ChatPage) -> None:
+    """The status says that it comes and that it is whole; the answer itself is marked as busy meanwhile."""
+    with tab(chromium, chat) as opened:
+        opened.locator("#model").select_option("slow")
+        opened.locator("#question").fill("one two")
+        opened.keyboard.press("Enter")
+        assert opened.get_by_role("status").inner_text() == "The answer is coming."
+        assert opened.locator("article.answer").get_attribute("aria-busy") == "true"
+        assert opened.locator("article.answer").evaluate("it => it.closest('[aria-live]')") is None
+        opened.locator("#status", has_text="The answer is complete.").wait_for()
+        assert opened.locator("article.answer").get_attribute("aria-busy") is None
+
+
+def test_the_language_link_changes_page_and_script(chromium: Any, chat: ChatPage) -> None:
+    with tab(chromium, chat) as opened:
+        opened.get_by_role("link", name="中文").click()
+        opened.locator("#model option").first.wait_for(state="attached")
+        assert ask(opened, "一").locator("h2").inner_text() == "echo 的回答"
+        assert opened.locator("#status").inner_text() == "回答完毕。"
+
+
+def test_colours_follow_the_scheme(chromium: Any, chat: ChatPage) -> None:
+    seen = set()
+    for scheme in ("light", "dark"):
+        with tab(chromium, chat, scheme=scheme) as opened:
+            seen.add(opened.evaluate("getComputedStyle(document.querySelector('textarea')).backgroundColor"))
+    assert len(seen) == 2
+
+
+QUESTION = """Answer with a table:
+
+| host | engine | requests/s |
+|---|---|---|
+| llm1 | vllm | 31 |
+| llm2 | continuous | 7 |
+
+and a command: `llmkeep verify -i INVENTORY`"""
+
+
+@pytest.mark.skipif("SCREENSHOTS" not in os.environ, reason="SCREENSHOTS=FOLDER writes those of docs/")
+def test_screenshots_of_the_documentation(chromium: Any, chat: ChatPage) -> None:
+    folder = Path(os.environ["SCREENSHOTS"])
+    for name, language, scheme, width in (
+        ("answer", "en", "light", 840),
+        ("rating", "zh", "dark", 840),
+        ("narrow", "en", "light", 320),
+    ):
+        with tab(chromium, chat, language, scheme, width) as opened:
+            answer = ask(opened, QUESTION)
+            if name == "rating":
+                answer.locator(".down").click()
+                answer.locator(".rating").wait_for()
+            opened.screenshot(path=folder / f"chat-{name}.png", full_page=name == "rating")

@@ -1,0 +1,282 @@
+"""Who may chat on the page, by which way its requests go, and what it refuses."""
+
+import gzip
+import hashlib
+import json
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+from chat_page import ChatPage, token
+from edge import issue
+from operator_page import BROWSER
+from service import eventually
+
+import llmweb
+
+STATIC = Path(llmweb.__file__).parent / "static"
+ASKED: dict[str, Any] = {
+    "model": "echo",
+    "messages": [{"role": "user", "content": "the quick brown fox"}],
+    "stream": True,
+}
+CHAT = "/page/v1/chat/completions"
+# Of npm's packages marked 18.2.1 (MIT) and dompurify 3.5.0 (Apache-2.0 or MPL-2.0), whose licences are beside them.
+VENDORED = {
+    "marked.esm.js": "5371fea86fd0656b4fc7bea7c94c663109d82789b69433eeee78d42895aa44de",
+    "marked.LICENSE": "8e3a3f82f59a60958f56ca08f445647c32a4733dc7ca6c2c46f6eb898471ab9c",
+    "purify.min.js": "f69a46022ab1f53e969c8ebbca98172c8995785a9b3be72ea4a12d25b1a1bf67",
+    "dompurify.LICENSE": "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30",
+}
+
+
+@pytest.fixture
+def client(chat: ChatPage) -> Iterator[httpx.Client]:
+    with chat.signed_in() as client:
+        yield client
+
+
+def text(answer: httpx.Response) -> str:
+    """What the events of an answer say."""
+    events = [line[6:] for line in answer.text.splitlines() if line.startswith("data: {")]
+    choices = [json.loads(event)["choices"] for event in events]
+    return "".join(each[0]["delta"].get("content", "") for each in choices if each)
+
+
+# Sign-in.
+
+
+def test_a_stranger_is_sent_to_the_sign_in(chat: ChatPage) -> None:
+    with chat.edge.client() as stranger:
+        answer = stranger.get("/")
+        assert (answer.status_code, answer.headers["location"]) == (303, "/page/sign-in")
+        assert "API key" in stranger.get("/page/sign-in").text
+
+
+def test_a_key_opens_a_session_that_scripts_cannot_read(chat: ChatPage) -> None:
+    key, _ = chat.key()
+    with chat.edge.client(None, **BROWSER) as client:
+        answer = client.post("/page/sign-in", data={"key": key})
+        assert (answer.status_code, answer.headers["location"]) == (303, "/")
+        _, *flags = answer.headers["set-cookie"].lower().split("; ")
+        assert set(flags) == {"httponly", "secure", "samesite=strict", "path=/"}
+        page = client.get("/")
+        assert "Signed in as ada" in page.text
+        assert key not in page.text
+
+
+def test_policy_decides_who_may_chat(chat: ChatPage) -> None:
+    for role, status in (("developer", 303), ("trainer", 303), ("operator", 403), ("auditor", 403)):
+        with chat.edge.client(None, **BROWSER) as client:
+            answer = client.post("/page/sign-in", data={"key": chat.key(role, f"{role}-2")[0]})
+            assert (answer.status_code, "set-cookie" in answer.headers) == (status, status == 303), role
+
+
+def test_a_wrong_key_is_refused_and_not_shown(chat: ChatPage) -> None:
+    with chat.edge.client(None, **BROWSER) as client:
+        answer = client.post("/page/sign-in", data={"key": "llmk_000000000000_" + "0" * 48})
+        assert (answer.status_code, "set-cookie" in answer.headers) == (401, False)
+        assert "llmk_0000" not in answer.text
+
+
+def test_a_client_certificate_opens_a_session(chat: ChatPage) -> None:
+    certificate = issue(chat.edge.clients, "carla")
+    added = chat.gateway.cli(
+        *("keys", "add", "--certificate", str(certificate), "--subject", "carla", "--tenant", "research"),
+        *("--role", "developer", "--keys-file", str(chat.gateway.folder / "keys.json")),
+    )
+    assert added.returncode == 0, added.stderr
+    with chat.edge.client(certificate, **BROWSER) as client:
+        answer = client.get("/")
+        assert (answer.status_code, answer.headers["location"]) == (303, "/")
+        answer = client.post(CHAT, json=ASKED, headers={"x-csrf-token": token(client)})
+        assert text(answer) == "the quick brown fox"
+
+
+# Asking.
+
+
+def test_an_answer_is_streamed_with_the_id_that_it_is_rated_by(client: httpx.Client) -> None:
+    answer = client.post(CHAT, json=ASKED)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert text(answer) == "the quick brown fox"
+    assert len(answer.headers["x-llm-response-id"]) == 40
+    assert answer.headers["x-llm-model"] == "echo"
+
+
+def test_the_models_are_those_of_the_gateway(client: httpx.Client) -> None:
+    assert [each["id"] for each in client.get("/page/v1/models").json()["data"]] == ["echo", "slow"]
+
+
+def test_the_gateway_records_who_asked_by_which_key_and_from_where(chat: ChatPage) -> None:
+    key, identifier = chat.key(subject="rosa")
+    with chat.signed_in(key) as client:
+        request = client.post(CHAT, json=ASKED).headers["x-request-id"]
+
+    def recorded() -> list[dict[str, Any]]:
+        return [each for each in chat.gateway.records() if each.get("http.request.id") == request]
+
+    events = eventually("intent and outcome are recorded", lambda: len(recorded()) == 2 and recorded())
+    for event in events:
+        assert event["event.action"] == "POST /v1/chat/completions"
+        assert (event["user.id"], event["llmkeep.identity.id"]) == ("rosa", identifier)
+        assert event["source.ip"] == "127.0.0.1"
+
+
+def test_neither_key_nor_pass_nor_what_was_said_is_logged(chat: ChatPage) -> None:
+    key, _ = chat.key()
+    with chat.signed_in(key) as client:
+        client.post(CHAT, json=ASKED | {"messages": [{"role": "user", "content": "marmalade"}]})
+        session = next(iter(client.cookies.values()))
+    eventually("it is logged", lambda: '"url.path":"/page/v1/chat/completions"' in chat.gateway.logs())
+    for secret in (key, "llmp_", "marmalade", session):
+        assert secret not in chat.gateway.logs()
+
+
+def test_a_client_that_leaves_ends_its_answer(chat: ChatPage) -> None:
+    """Also while it waits for the first token, as this one does."""
+
+    def left() -> float:
+        return chat.gateway.metrics().get('llm_cancelled_total{by="client"}', 0.0)
+
+    before = left()
+    with chat.signed_in() as client, pytest.raises(httpx.TimeoutException):
+        client.post(CHAT, json=ASKED | {"model": "slow"}, timeout=0.3)
+    eventually("the gateway has ended it", lambda: left() > before)
+
+
+def test_the_page_adds_no_more_than_a_hop(chat: ChatPage, client: httpx.Client) -> None:
+    """Time to the first byte of an answer, by the page and by the gateway beside it."""
+
+    def seconds(asked: httpx.Client, path: str) -> float:
+        times = []
+        for _ in range(15):
+            begun = time.monotonic()
+            with asked.stream("POST", path, json=ASKED) as answer:
+                next(answer.iter_raw())
+                times.append(time.monotonic() - begun)
+        return sorted(times)[len(times) // 2]
+
+    with chat.edge.client(authorization=f"Bearer {chat.gateway.key}") as direct:
+        assert seconds(client, CHAT) - seconds(direct, "/v1/chat/completions") < 0.05
+
+
+# What is refused.
+
+
+def test_a_request_without_session_token_or_from_another_site_is_refused(
+    chat: ChatPage, client: httpx.Client
+) -> None:
+    with chat.signed_in() as other:
+        foreign = other.headers["x-csrf-token"]
+    for headers in (
+        {"x-csrf-token": ""},
+        {"x-csrf-token": foreign},
+        {"sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "same-site"},
+    ):
+        answer = client.post(CHAT, json=ASKED, headers=headers)
+        assert answer.status_code == 403, headers
+        assert answer.json()["error"]["code"] in {"csrf", "cross_site"}
+    with chat.edge.client(None, authorization=f"Bearer {chat.gateway.key}", **BROWSER) as keyed:
+        assert keyed.post(CHAT, json=ASKED).json()["error"]["code"] == "no_session"
+
+
+def test_a_session_ends_with_its_key(chat: ChatPage) -> None:
+    key, identifier = chat.key()
+    with chat.signed_in(key) as client:
+        keys_file = str(chat.gateway.folder / "keys.json")
+        assert chat.gateway.cli("keys", "revoke", identifier, "--keys-file", keys_file).returncode == 0
+        eventually("the gateway refuses it", lambda: client.get("/page/v1/models").status_code == 401)
+        eventually("the session has ended", lambda: client.get("/").status_code == 303)
+
+
+def test_nothing_but_what_the_page_needs_is_passed_on(client: httpx.Client) -> None:
+    for method, path in (
+        ("GET", "/page/v1/models/echo"),
+        ("GET", "/page/v1/../openapi.json"),
+        ("GET", CHAT),
+        ("POST", "/page/v1/completions"),
+        ("POST", "/page/v1/embeddings"),
+        ("GET", "/page/"),
+        ("GET", "/page/static/chat.js"),
+    ):
+        assert client.request(method, path, json=ASKED if method == "POST" else None).status_code == 404, path
+
+
+def test_a_forged_pass_is_no_key(chat: ChatPage) -> None:
+    import jwt
+
+    forged = jwt.encode({"sub": chat.gateway.key.split("_")[1], "exp": 2**31}, "0" * 32, "HS256")
+    unsigned = jwt.encode({"sub": chat.gateway.key.split("_")[1], "exp": 2**31}, "", "none")
+    for each in (forged, unsigned, "", "x.y.z"):
+        with chat.edge.client(authorization=f"Bearer llmp_{each}") as client:
+            answer = client.get("/v1/models")
+            assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_pass")
+
+
+def test_an_answer_is_rated_by_its_subject_alone(chat: ChatPage, client: httpx.Client) -> None:
+    rating = {"id": client.post(CHAT, json=ASKED).headers["x-llm-response-id"], "thumb": "up"}
+    with chat.signed_in(subject="mallory") as other:
+        assert other.post("/page/v1/feedback", json=rating).json()["error"]["code"] == "response_not_found"
+    assert client.post("/page/v1/feedback", json=rating).json()["text_kept"] is True
+    forged = rating | {"id": "A" * 40}
+    assert client.post("/page/v1/feedback", json=forged).status_code == 404
+
+
+def test_without_a_gateway_the_page_says_so(chat: ChatPage, client: httpx.Client) -> None:
+    assert chat.gateway.gateway
+    chat.gateway.gateway.stop()
+    try:
+        answer = client.post(CHAT, json=ASKED)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
+        assert client.get("/").status_code == 200
+    finally:
+        chat.gateway.start_gateway()
+
+
+# What a browser is given.
+
+
+def test_headers_allow_scripts_of_this_page_alone(client: httpx.Client) -> None:
+    for path in ("/", "/page/sign-in", "/page/nothing", "/page/chat.js"):
+        policy = client.get(path).headers["content-security-policy"]
+        assert "default-src 'none'; script-src 'self';" in policy
+        assert "require-trusted-types-for 'script'" in policy
+        assert "unsafe" not in policy
+    assert client.get("/").headers["cache-control"] == "no-store"
+    assert not re.search(
+        r"<script(?! type=\"module\" src=)|<style|\sstyle=|\son[a-z]+=", client.get("/").text
+    )
+
+
+def test_the_page_is_below_200_kilobytes_and_loads_nothing_from_elsewhere(client: httpx.Client) -> None:
+    page = client.get("/").text
+    waiting = re.findall(r'(?:href|src)="(/page/[^"]+\.\w+)"', page)
+    loaded: dict[str, bytes] = {"/": page.encode()}
+    while waiting:
+        path = waiting.pop()
+        if path not in loaded:
+            answer = client.get(path)
+            assert answer.status_code == 200, path
+            loaded[path] = answer.content
+            if path.endswith(".js"):
+                assert answer.headers["content-type"].startswith("text/javascript")
+                waiting += [
+                    f"/page/{name}" for name in re.findall(r'(?:from|import) "\./([\w.]+)";', answer.text)
+                ]
+    assert {"/page/chat.js", "/page/purify.min.js", "/page/marked.esm.js"} <= loaded.keys()
+    assert sum(len(gzip.compress(body)) for body in loaded.values()) < 200_000
+    assert not re.search(r'(?:href|src)="(?:https?:)?//', page)
+
+
+def test_vendored_files_are_the_ones_that_were_looked_at() -> None:
+    found = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (STATIC / "vendor").iterdir()
+    }
+    assert found == VENDORED
