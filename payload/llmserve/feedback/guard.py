@@ -283,7 +283,8 @@ class Guard:
         """The step of an experiment to which a line belongs, if it is judged."""
         identity, percent = line.get(ARM_FIELD + "id"), line.get(ARM_FIELD + "percent")
         of = (self.experiments or {}).get(identity) if isinstance(identity, str) else None
-        if of is None or line.get(ARM_FIELD + "away") or type(percent) is not int or not 0 < percent < 100:
+        aside = line.get(ARM_FIELD + "away") or line.get(ARM_FIELD + "shadow")
+        if of is None or aside or type(percent) is not int or not 0 < percent < 100:
             return None
         return of.id, percent
 
