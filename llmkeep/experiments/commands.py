@@ -70,7 +70,7 @@ def _source(given: argparse.Namespace) -> Path:
 
 
 def _start(given: argparse.Namespace) -> int:
-    print(ladder.start(_source(given), read(given.file), given.reason))
+    print(ladder.start(_source(given), read(given.file), given.reason, given.shadow))
     return 0
 
 
@@ -137,6 +137,14 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     ):
         verb = verbs.add_parser(name, parents=[acts, *parents], help=text, description=ladder.__doc__)
         verb.set_defaults(run=run)
+        if name == "start":
+            verb.add_argument(
+                "--shadow",
+                type=int,
+                default=0,
+                metavar="PERCENT",
+                help="of the control's answers: ask the candidate a copy, and give it to no client; at no step yet",
+            )
     verb.add_argument("name", help="of the experiment, as policy has it")
     verb.add_argument("--remove", action="store_true", help="remove its entry")
     show = verbs.add_parser("show", help="what came out so far", description=SHOW)

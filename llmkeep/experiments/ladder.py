@@ -28,7 +28,7 @@ NEXT = "next: llmkeep policy build, then llmkeep site"
 type Entry = dict[str, Any]
 
 
-def entry(experiment: Experiment, percent: int, salt: str) -> Entry:
+def entry(experiment: Experiment, percent: int, salt: str, shadow: int = 0) -> Entry:
     """What policy has of an experiment, but for who changed it."""
     if experiment.unit not in ASSIGNED_BY:
         raise LlmkeepError(
@@ -40,6 +40,7 @@ def entry(experiment: Experiment, percent: int, salt: str) -> Entry:
         "tenants": list(experiment.tenants),
         "percent": percent,
         "salt": salt,
+        "shadow": shadow,
         "minimum": experiment.minimum,
         "metrics": {metric.name: metric.better for metric in experiment.metrics},
         "guardrails": rails | {"refusals": list(experiment.guardrails.refusals)},
@@ -90,14 +91,15 @@ def against(experiment: Experiment, percent: int, path: Path | None, better: boo
     return reasons
 
 
-def start(folder: Path, experiment: Experiment, reason: str) -> str:
-    """Write the entry at the first step, with a new salt, and say so."""
+def start(folder: Path, experiment: Experiment, reason: str, shadow: int = 0) -> str:
+    """Write the entry at the first step, with a new salt, and say so. SHADOW: at 0 %, with copies of so many percent."""
     found = entries(policy_source.read(folder)).get(experiment.name)
     if found and found["percent"]:
         raise LlmkeepError(f"{experiment.name} runs at {found['percent']} %: step or stop it")
     first = experiment.ladder[0]
-    new = entry(experiment, first, secrets.token_hex(16))
-    return _put(folder, experiment.name, new, f"start at {first} %", reason, [])
+    new = entry(experiment, 0 if shadow else first, secrets.token_hex(16), shadow)
+    what = f"start in the shadow of {shadow} %" if shadow else f"start at {first} %"
+    return _put(folder, experiment.name, new, what, reason, [])
 
 
 def step(folder: Path, experiment: Experiment, path: Path | None, reason: str, despite: str | None) -> str:
@@ -140,7 +142,7 @@ def stop(folder: Path, name: str, reason: str, remove: bool) -> str:
     if found is None:
         raise LlmkeepError(f"policy has no experiment {name!r}: it has {', '.join(known) or 'none'}")
     what = "remove" if remove else f"stop at {found['percent']} %"
-    return _put(folder, name, None if remove else found | {"percent": 0}, what, reason, [])
+    return _put(folder, name, None if remove else found | {"percent": 0, "shadow": 0}, what, reason, [])
 
 
 def _permit(known: list[str], despite: str | None) -> None:

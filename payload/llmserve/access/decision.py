@@ -84,6 +84,7 @@ def parse_experiment(given: object) -> Experiment:
     refusals = given.get("refusals", [])  # absent in policies of earlier releases
     if not isinstance(refusals, list) or not all(isinstance(each, str) and each for each in refusals):
         raise PolicyUnavailable("an experiment's refusals are not a list of what refusals begin with")
+    shadow = number(given, "shadow") if "shadow" in given else 0  # absent in policies of earlier releases
     return Experiment(
         text(given, "name"),
         text(given, "model"),
@@ -93,6 +94,7 @@ def parse_experiment(given: object) -> Experiment:
         percent,
         text(given, "salt"),
         tuple(each.casefold().lstrip()[:OPENING] for each in refusals),
+        shadow,
     )
 
 

@@ -40,11 +40,13 @@ class Assigned:
     unit: str
     away: Away = ""
     refusals: tuple[str, ...] = ()
+    shadowed: bool = False  # the candidate may be asked a copy
+    shadow: str = ""  # of a copy: the transaction of what it copies
 
     @property
     def counts(self) -> bool:
-        """Whether the request is an outcome of its arm, and there is another arm to compare with."""
-        return not self.away and 0 < self.percent < 100
+        """Whether the request is an outcome of its arm, and there is another arm, or are copies, to compare with."""
+        return not self.away and (0 < self.percent < 100 or self.shadowed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ class Experiment:
     percent: int
     salt: str
     refusals: tuple[str, ...] = ()
+    shadow: int = 0  # percent of the control's answers of which the candidate is asked a copy
     id: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -80,5 +83,13 @@ class Experiment:
         chosen = int.from_bytes(digest[:8]) * 100 < self.percent * SPACE
         arm: Arm = "candidate" if chosen else "control"
         return Assigned(
-            self.name, self.id, self.model, arm, self.percent, digest[16:].hex(), "", self.refusals
+            self.name,
+            self.id,
+            self.model,
+            arm,
+            self.percent,
+            digest[16:].hex(),
+            "",
+            self.refusals,
+            self.shadow > 0,
         )

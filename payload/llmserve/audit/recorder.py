@@ -17,13 +17,19 @@ def phase(name: str, kind: str, outcome: str) -> dict[str, object]:
 
 
 def of_arm(assigned: Assigned) -> dict[str, object]:
-    """What is recorded of an assignment to an arm. With `away` the control answered in the candidate's place: it says why."""
+    """What is recorded of an assignment to an arm. With `away` the control answered in the candidate's place: it says why.
+    `shadow` is the transaction that a copy copies.
+    """
     told: dict[str, object] = {
         "llmkeep.experiment.name": assigned.experiment,
         "llmkeep.experiment.arm": assigned.arm,
         "llmkeep.experiment.percent": assigned.percent,
     }
-    return told | {"llmkeep.experiment.away": assigned.away} if assigned.away else told
+    if assigned.away:
+        told["llmkeep.experiment.away"] = assigned.away
+    if assigned.shadow:
+        told["llmkeep.experiment.shadow"] = assigned.shadow
+    return told
 
 
 INTENT = phase("intent", "access", "unknown")

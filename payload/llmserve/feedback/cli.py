@@ -1,5 +1,5 @@
 """`llm-serve feedback list | outcomes | forget | expire | ship`: this host's ratings, and what is kept to learn from.
-`llm-serve experiment guard | halted`: what ends experiments on this host, and those that it ended.
+`llm-serve experiment guard | halted | shadow`: what ends experiments on this host, those that it ended, and shadow mode.
 """
 
 import argparse
@@ -85,7 +85,12 @@ def add_commands(commands: Any) -> None:
     guarding.set_defaults(run=guard_command)
     ended = acts.add_parser("halted", help="experiments that this host has halted, a JSON object a line")
     ended.set_defaults(run=halted_command)
-    for each in listing, coming, forget, expire, shipping, ended:
+    shadow = acts.add_parser(
+        "shadow", help="how the candidate answered copies, and the control the originals"
+    )
+    shadow.add_argument("--experiment", required=True, metavar="NAME", help="as policy names it")
+    shadow.set_defaults(run=shadow_command)
+    for each in listing, coming, forget, expire, shipping, ended, shadow:
         each.add_argument("--folder", type=Path, default=FOLDER, help=f"of the journal (default {FOLDER})")
 
 
@@ -215,6 +220,12 @@ def guard_command(options: argparse.Namespace) -> int:
 def halted_command(options: argparse.Namespace) -> int:
     for path in sorted((own(options.folder) / GUARD).glob("halted-*.json")):
         print(path.read_text())
+    return 0
+
+
+def shadow_command(options: argparse.Namespace) -> int:
+    for arm in outcomes.shadowed(own(options.folder), options.experiment):
+        sys.stdout.write(to_json(arm).decode() + "\n")
     return 0
 
 

@@ -23,7 +23,7 @@ from llmcore.ratings import ARM_FIELD, ASSIGNED, ENDED, RATED, TRANSACTION, Reco
 from llmgpu.record import RecordError, record
 from llmproof import sequential
 from llmproof.policy_bundle import PolicyRefused, judged
-from llmproof.sequential import Mean, Sums
+from llmproof.sequential import FEWEST, Mean, Sums
 from llmserve.access.experiments import identifier
 from llmserve.feedback.halts import GUARD, WATCHED, halted
 from llmserve.feedback.outcomes import values
@@ -31,9 +31,7 @@ from llmserve.feedback.outcomes import values
 log = logging.getLogger("llmserve.guard")
 ALPHA = 0.01  # of a step: that a candidate which is no worse is halted
 TESTS = 7  # slow, failed, refused, longer, shorter, and two metrics
-MOST_RATABLE = (
-    200_000  # assigned exchanges that wait for a rating; of older ones `llmkeep experiment show` knows
-)
+MOST_RATABLE = 200_000  # assigned exchanges that may be rated; of older ones `llmkeep experiment show` knows
 # What is seen best: harm that is so large. Less takes longer, by what intervals that are tuned to it would save.
 EARLY, EARLY_RATED = 0.05, 0.15
 SHARES = ("slow", "failed", "refused")
@@ -46,7 +44,7 @@ class Guarded:
     name: str
     id: str
     unit: str
-    minimum: int
+    minimum: int  # units of each arm that rate; of answers sequential.FEWEST
     metrics: dict[str, str]  # which is better: higher or lower
     rails: dict[str, float]
 
@@ -66,7 +64,7 @@ class Halt:
     def reason(self) -> str:
         """For a person."""
         means = (
-            f"{arm} {seen.mean:.4g} of {seen.values} answers of {seen.clusters} units"
+            f"{arm} {seen.mean:.4g} of {seen.values} values of {seen.clusters} units"
             for arm, seen in (("candidate", self.candidate), ("control", self.control))
         )
         return f"{self.test} at {self.percent} %: {', '.join(means)}; allowed is {self.allowed}"
@@ -129,31 +127,37 @@ def harmful(of: Guarded, percent: int, arms: Arms) -> Halt | None:
     """The first test by which the candidate is surely worse than it may be."""
     alpha = 2 * ALPHA / TESTS  # of both directions, of which each test has one
 
-    def pair(test: str, proportion: bool = True) -> tuple[Mean, Mean] | None:
+    def pair(test: str, fewest: int, proportion: bool = True) -> tuple[Mean, Mean] | None:
         control, candidate = (arms[test, arm].sums for arm in ("control", "candidate"))
-        if min(control.clusters, candidate.clusters) < of.minimum:
+        if min(control.clusters, candidate.clusters) < fewest:
             return None
         return plain(control, proportion), plain(candidate, proportion)
+
+    def halt(test: str, allowed: str, seen: str = "") -> Halt:
+        control, candidate = (arms[seen or test, arm].sums.mean() for arm in ("control", "candidate"))
+        return Halt(of, percent, test, control, candidate, allowed)
 
     for test in SHARES:
         more = of.rails[test]
         planned = sequential.planned_for(EARLY, alpha)
-        if (both := pair(test)) and sequential.surely_above(both[1], both[0], 1, more, planned, alpha):
-            return Halt(of, percent, test, *both, f"{more:g} more than the control")
-    if both := pair("length", proportion=False):
+        if (both := pair(test, FEWEST)) and sequential.surely_above(
+            both[1], both[0], 1, more, planned, alpha
+        ):
+            return halt(test, f"{more:g} more than the control")
+    if both := pair("length", FEWEST, proportion=False):
         control, candidate = both
         times = 1 + of.rails["length"]
         for test, high, low in (("longer", candidate, control), ("shorter", control, candidate)):
             planned = sequential.planned_for(of.rails["length"] * max(low.mean, 1.0), alpha)
             if sequential.surely_above(high, low, times, 0, planned, alpha):
-                return Halt(of, percent, test, control, candidate, f"{times:g} times as many tokens")
+                return halt(test, f"{times:g} times as many tokens", "length")
     for test, better in of.metrics.items():
-        if both := pair(test):
+        if both := pair(test, of.minimum):
             high, low = both if better == "higher" else both[::-1]
             planned = sequential.planned_for(EARLY_RATED, alpha)
             if sequential.surely_above(high, low, 1, 0, planned, alpha):
                 less = "less" if better == "higher" else "more"
-                return Halt(of, percent, test, *both, f"no {less} than the control")
+                return halt(test, f"no {less} than the control")
     return None
 
 
@@ -279,7 +283,8 @@ class Guard:
         """The step of an experiment to which a line belongs, if it is judged."""
         identity, percent = line.get(ARM_FIELD + "id"), line.get(ARM_FIELD + "percent")
         of = (self.experiments or {}).get(identity) if isinstance(identity, str) else None
-        if of is None or line.get(ARM_FIELD + "away") or type(percent) is not int or not 0 < percent < 100:
+        aside = line.get(ARM_FIELD + "away") or line.get(ARM_FIELD + "shadow")
+        if of is None or aside or type(percent) is not int or not 0 < percent < 100:
             return None
         return of.id, percent
 

@@ -2,10 +2,12 @@
 
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from statistics import fmean
 
 from llmcore.ratings import (
     ARM_FIELD,
     ASSIGNED,
+    ENDED,
     FIELD,
     RATED,
     TRANSACTION,
@@ -50,3 +52,32 @@ def outcomes(folder: Path, experiment: str, metrics: Collection[str]) -> Iterato
         for metric, value in rated.get(record[TRANSACTION], ()):
             if metric in metrics:
                 yield told | {"metric": metric, "value": value}
+
+
+def shadowed(folder: Path, experiment: str) -> Iterator[Record]:
+    """How the candidate answered copies, and the control what they copy: numbers, failed, refused, tokens and seconds.
+
+    Seconds are those to the first byte, which of a copy is the whole answer, so they compare where answers are not streamed.
+    """
+    ended = {
+        record[TRANSACTION]: record
+        for path in files(folder, ENDED)
+        for record in read(path)
+        if record.get(ARM_FIELD + "name") == experiment
+    }
+    copies = [each for each in ended.values() if each.get(ARM_FIELD + "shadow") in ended]
+    for arm, answers in (
+        ("control", [ended[each[ARM_FIELD + "shadow"]] for each in copies]),
+        ("candidate", copies),
+    ):
+        seconds = sorted(each[ARM_FIELD + "seconds"] for each in answers)
+        tokens = [each[ARM_FIELD + "tokens"] for each in answers if ARM_FIELD + "tokens" in each]
+        yield {
+            "arm": arm,
+            "answers": len(answers),
+            "failed": sum(each[ARM_FIELD + "failed"] for each in answers),
+            "refused": sum(each.get(ARM_FIELD + "refused", False) for each in answers),
+            "tokens": round(fmean(tokens), 1) if tokens else None,
+            "seconds_p50": seconds[len(seconds) // 2] if seconds else None,
+            "seconds_p99": seconds[len(seconds) * 99 // 100] if seconds else None,
+        }

@@ -22,6 +22,7 @@ from llmserve.cache.exact import Kept, cache_wish
 from llmserve.gateway import parsed_requests
 from llmserve.gateway.answer_source import AnswerSource, failure
 from llmserve.gateway.parsed_requests import ParsedRequest, ParsedRequests, Read
+from llmserve.gateway.shadows import Shadows
 from llmserve.gateway.state import State, no_such_model
 from llmserve.protocol import Delta, Done, Event, Failed, Generate, Hello
 from llmserve.settings import Limits
@@ -88,6 +89,7 @@ class Completions:
         self.state = state
         self.narrowed: dict[int, Limits] = {}
         self.parser = ParsedRequests(state.recorder.proof)
+        self.shadows = Shadows(state)
 
     def limits(self, scope: Scope) -> Limits:
         """The gateway's limits, lowered to the answer length that the policy's decision grants."""
@@ -266,6 +268,7 @@ class Completions:
                 exchange.fields.setdefault("gen_ai.usage.output_tokens", source.usage[1])
             self.state.ratings.ended(exchange, ended)
         self.state.metrics.of(routed.model).whole.observe(time.monotonic() - exchange.started)
+        self.shadows.consider(exchange, parsed, tokens)
         self.state.ratings.answered(exchange, routed.hello.revision, parsed.content, call.generate.extra)
 
     async def replay(

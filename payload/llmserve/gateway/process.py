@@ -264,6 +264,9 @@ async def run_gateway(
         await stop.requested.wait()
         await shut_down(config, state, stop, servers)
         await asyncio.gather(*serving)
+        for copy in state.copies:
+            copy.cancel()
+        await asyncio.gather(*state.copies, return_exceptions=True)
         state.recorder.flush()
         await state.audit.settled()
         await state.ratings.settled()

@@ -1,6 +1,7 @@
 """State that the handlers of one gateway process share."""
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
 
 from llmserve.access.identity import Authenticator
 from llmserve.access.policy import Policy
@@ -37,6 +38,7 @@ class State:
     ratings: Ratings
     halts: Halts
     draining: bool = False
+    copies: set[asyncio.Task[None]] = field(default_factory=set)  # of shadow mode
 
     def visible(self, exchange: Exchange) -> list[str]:
         """The models that this exchange's decision permits, in the order of the configuration; then names of experiments that

@@ -305,7 +305,7 @@ def test_a_long_table_says_what_it_leaves_out_and_keeps_what_is_wrong(part: Any)
             {"monitors": [{"prometheus": "https://10.0.0.1", "alertmanager": "https://10.0.0.1"}]},
             "need 'tls'",
         ),
-        ({"monitors": []}, "at least 1"),
+        ({"monitors": []}, "there is no page to serve"),
         ({"listen": {"port": 1}, "certificate_header": "X-Client-Certificate"}, "UNIX socket"),
         (
             {"monitors": [{"prometheus": "http://127.0.0.1/a?b", "alertmanager": "http://127.0.0.1"}]},

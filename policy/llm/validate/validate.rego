@@ -111,6 +111,7 @@ experiments_schema := {
 		"tenants": object.union(words, {"minItems": 1}),
 		"percent": {"type": "integer", "minimum": 0, "maximum": 100},
 		"salt": {"type": "string", "pattern": "^[A-Za-z0-9]{16,64}$"},
+		"shadow": {"type": "integer", "minimum": 0, "maximum": 100},
 		"minimum": {"type": "integer", "minimum": 30},
 		"metrics": metrics_schema,
 		"guardrails": guardrails_schema,

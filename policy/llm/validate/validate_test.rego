@@ -95,6 +95,7 @@ experiment := {
 	"tenants": ["corp"],
 	"percent": 5,
 	"salt": "0123456789abcdef",
+	"shadow": 0,
 	"minimum": 50,
 	"metrics": {"thumb": "higher", "corrected": "lower"},
 	"guardrails": guardrails,
@@ -137,6 +138,7 @@ test_a_fault_of_an_experiment_is_named_with_its_place if {
 		{"salt": "short"},
 		{"more": 1},
 		{"minimum": 29},
+		{"shadow": 101},
 		{"metrics": []},
 		{"changed": object.union(experiment.changed, {"at": "today"})},
 	] {

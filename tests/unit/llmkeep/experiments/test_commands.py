@@ -183,6 +183,17 @@ def test_an_experiment_starts_at_its_first_step_with_all_that_a_host_needs_and_i
     assert "support-12 runs at 5 %: step or stop it" in capsys.readouterr().err
 
 
+def test_an_experiment_may_start_in_the_shadow_and_then_at_its_first_step(policy: Path) -> None:
+    assert acted(policy, "start", "--shadow", "10", *WHY) == 0
+    shadow = entry_of(policy)
+    assert (shadow["percent"], shadow["shadow"]) == (0, 10)
+    assert acted(policy, "step", "--despite", "so") == 1, "copies are no outcomes"
+    assert acted(policy, "start", *WHY) == 0
+    assert (entry_of(policy)["percent"], entry_of(policy)["shadow"]) == (5, 0)
+    assert acted(policy, "stop", *WHY) == 0
+    assert acted(policy, "start", "--shadow", "101", *WHY) == 1, "policy would not take it"
+
+
 def outcomes_in(policy: Path, likes: float, percent: int, candidates: int = 1000) -> list[str]:
     """Outcomes in a file, whose shares are those of the step."""
     control = round(candidates * (100 - percent) / percent)
