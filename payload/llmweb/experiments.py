@@ -16,6 +16,7 @@ from typing import Any
 from llmserve.access.experiments import Experiment
 from llmserve.feedback import outcomes
 from llmweb.monitors import Reading
+from llmweb.plot import interval_plot
 from llmweb.sections import Cell, Look, Plot, Section, State, Table, Words, percent, seconds, whole
 from llmweb.settings import WebConfig
 
@@ -59,6 +60,7 @@ async def verdicts(look: Look, config: WebConfig) -> Section:
     """What `llmkeep experiment show` found, whose files an operator brings."""
     title = look.say("found")
     rows: list[list[Cell]] = []
+    bars: list[tuple[str, float, float]] = []
     notes = []
     for each in look.experiments:
         told, at = await asyncio.to_thread(shown, config.verdicts, each.name)
@@ -74,28 +76,45 @@ async def verdicts(look: Look, config: WebConfig) -> Section:
         notes.append(look.say("shown_at", experiment=each.name, at=look.at(at or 0.0)))
         for rung in told:
             rows += rung_rows(look, each.name, rung)
+            bars += [
+                (named(look, each.name, rung, metric), *metric["interval"])
+                for metric in rung["metrics"]
+                if metric["interval"][0] is not None
+            ]
     if not rows:
         return Words(title, look.say("no_verdict_yet"), "unknown", " ".join(notes))
     names = ("experiment", "control", "candidate", "interval", "verdict")
-    return look.table(title, [look.say(name) for name in names], rows, notes=notes)
+    table = look.table(title, [look.say(name) for name in names], rows, notes=notes)
+    if not bars:
+        return table
+    description = "; ".join(f"{name} {interval_text(*ends)}" for name, *ends in bars)
+    svg = interval_plot("intervals", look.say("interval"), description, bars)
+    return replace(table, svg=svg)
 
 
 def rung_rows(look: Look, name: str, rung: dict[str, Any]) -> list[list[Cell]]:
     """A step of an experiment: a row for each metric, or why there is no verdict."""
-    step = f"{name} · {rung['percent']} %"
     if rung["stopped"]:
+        step = f"{name} · {rung['percent']} %"
         units = [Cell(look.say("units", count=count)) for count in rung["units"]]
         return [[Cell(step), *units, Cell("–"), Cell(f"{look.say('no_verdict')}: {rung['stopped']}", "bad")]]
     rows = []
     for each in rung["metrics"]:
         low, high = each["interval"]
-        width = look.say("no_interval") if low is None else f"{low:+.3f} … {high:+.3f}"
+        width = look.say("no_interval") if low is None else interval_text(low, high)
         arms = (each[arm] for arm in ("control", "candidate"))
         means = [Cell(f"{arm['mean']:.3f} ({arm['values']})" if arm["values"] else "–") for arm in arms]
         verdict = Cell(look.say(f"verdict_{each['verdict']}"), STATES[each["verdict"]])
-        metric = look.say(f"metric_{each['metric']}")
-        rows.append([Cell(f"{step} · {metric}"), *means, Cell(width), verdict])
+        rows.append([Cell(named(look, name, rung, each)), *means, Cell(width), verdict])
     return rows
+
+
+def named(look: Look, name: str, rung: dict[str, Any], metric: dict[str, Any]) -> str:
+    return f"{name} · {rung['percent']} % · {look.say('metric_' + metric['metric'])}"
+
+
+def interval_text(low: float, high: float) -> str:
+    return f"{low:+.3f} … {high:+.3f}"
 
 
 def shown(folder: Path | None, name: str) -> tuple[list[dict[str, Any]] | None, float | None]:

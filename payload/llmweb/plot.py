@@ -1,7 +1,7 @@
-"""Lines over time as SVG. Colours and dashes come from the style sheet, by the classes s0 to s5."""
+"""Lines over time, and intervals, as SVG. Colours and dashes come from the style sheet, by the classes s0 to s5."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 from markupsafe import Markup, escape
@@ -10,6 +10,7 @@ from llmweb.monitors import Series
 
 WIDTH, HEIGHT = 400, 190
 LEFT, RIGHT, TOP, BOTTOM = 52, 8, 10, 24
+ROW = 34  # of an interval
 MOST_LINES = 6
 
 
@@ -23,6 +24,36 @@ def ceiling(value: float) -> float:
 
 def clock(at: float) -> str:
     return f"{datetime.fromtimestamp(at, UTC):%H:%M}"
+
+
+def interval_plot(
+    name: str, title: str, description: str, intervals: Sequence[tuple[str, float, float]]
+) -> Markup:
+    """Intervals around 0 as bars below their names. `name`: unique on the page."""
+    bound = ceiling(max(abs(end) for _, *ends in intervals for end in ends))
+    high = TOP + ROW * len(intervals)
+
+    def x(value: float) -> float:
+        return LEFT + (value + bound) / (2 * bound) * (WIDTH - 2 * LEFT)
+
+    parts = [opened(name, title, description, high + BOTTOM)]
+    for value in (-bound, 0.0, bound):
+        parts.append(f'<path class="grid" d="M{x(value):.1f} {TOP}V{high}"/>')
+        parts.append(f'<text class="middle" x="{x(value):.1f}" y="{high + 14}">{value:+.2g}</text>')
+    for number, (of, low, top) in enumerate(intervals):
+        y = TOP + ROW * number
+        parts.append(f'<text x="{RIGHT}" y="{y + 12}">{escape(of)}</text>')
+        parts.append(f'<path class="line s0" d="M{x(low):.1f} {y + 22}H{x(top):.1f}"/>')
+        parts.append(f'<path class="line s0" d="M{x((low + top) / 2):.1f} {y + 18}v8"/>')
+    return Markup("".join([*parts, "</svg>"]))  # noqa: S704 - texts are escaped above
+
+
+def opened(name: str, title: str, description: str, height: int) -> str:
+    """The beginning of a plot, by which screen readers know it."""
+    return (
+        f'<svg class="plot" viewBox="0 0 {WIDTH} {height}" role="img" aria-labelledby="{name}-t {name}-d">'
+        f'<title id="{name}-t">{escape(title)}</title><desc id="{name}-d">{escape(description)}</desc>'
+    )
 
 
 def line_plot(
@@ -45,10 +76,7 @@ def line_plot(
     def y(value: float) -> float:
         return HEIGHT - BOTTOM - max(0.0, value) / top * (HEIGHT - TOP - BOTTOM)
 
-    parts = [
-        f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-labelledby="{name}-t {name}-d">',
-        f'<title id="{name}-t">{escape(title)}</title><desc id="{name}-d">{escape(description)}</desc>',
-    ]
+    parts = [opened(name, title, description, HEIGHT)]
     for share in (0.0, 0.5, 1.0):
         height = y(top * share)
         parts.append(f'<path class="grid" d="M{LEFT} {height:.1f}H{WIDTH - RIGHT}"/>')

@@ -30,13 +30,14 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The first cell of a row names it. `notes`: sentences below."""
+    """The first cell of a row names it. `notes`: sentences below. `svg`: the same values above."""
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     notes: Sequence[str] = ()
     kind: str = "table"
+    svg: Markup | None = None
 
 
 @dataclass(frozen=True, slots=True)

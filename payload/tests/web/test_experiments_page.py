@@ -125,7 +125,16 @@ def test_intervals_are_those_of_llmkeep(owner: httpx.Client, verdict: Path, tmp_
     told = show(tmp_path, {"control": 0.3, "candidate": 0.8}, {"control": 400, "candidate": 400})
     verdict.write_text(told)
     low, high = json.loads(told)[0]["metrics"][0]["interval"]
-    shown = text(owner.get(URL))
+    answer = owner.get(URL)
+    shown = text(answer)
+    assert (
+        f'<desc id="intervals-d">support-12 · 50 % · thumbs up {low:+.3f} … {high:+.3f}</desc>' in answer.text
+    )
+    [bar] = re.findall(r'class="line s0" d="M([0-9.]+) 32H([0-9.]+)"', answer.text)
+    zero, one = 200, 348  # of an axis that ends at 1
+    assert [float(end) for end in bar] == pytest.approx(
+        [zero + each * (one - zero) for each in (low, high)], abs=0.1
+    )
     assert f"support-12 · 50 % · thumbs up 0.300 (400) 0.800 (400) {low:+.3f} … {high:+.3f} better" in shown
     assert "support-12 · 50 % · corrected – – not yet: too few units undecided" in shown
 

@@ -3,6 +3,7 @@
 `SCREENSHOTS=FOLDER` writes those of docs/ there.
 """
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,9 +90,27 @@ def test_pages_of_experts_and_product_owners_are_accessible(
         opened.get_by_role("button").first.press("Enter")
         opened.wait_for_selector("#wrong")
         accessible(opened, "an answer without a correction", width)
+    arm = {"mean": 0.5, "values": 40}
+    metric = {
+        "metric": "thumb",
+        "verdict": "worse",
+        "interval": [-0.3, -0.1],
+        "control": arm,
+        "candidate": arm,
+    }
+    rung = {
+        "percent": 50,
+        "units": [40, 40],
+        "stopped": "",
+        "metrics": [metric, metric | {"metric": "stars"}],
+    }
+    verdict = page.gateway.folder / "verdicts/support-12.json"
+    verdict.write_text(json.dumps([rung]))
     with tab(chromium, page, language, scheme, width, "product_owner") as opened:
         opened.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+        assert opened.get_by_role("img", name="interval" if language == "en" else "区间").is_visible()
         accessible(opened, "experiments", width)
+    verdict.unlink()
 
 
 def test_an_expert_corrects_an_answer_by_keyboard(chromium: Any, page: OperatorPage) -> None:

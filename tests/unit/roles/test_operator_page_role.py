@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 from plugin_modules import ROOT
 from rendered_role import content, hardened, rendered
@@ -53,7 +52,6 @@ def test_the_page_may_write_into_the_gateways_journal_and_is_hardened(tmp_path: 
     hardened(tmp_path, "llm-web.service", unit, exposure=20)
 
 
-@pytest.mark.parametrize("variables", [{}, {"operator_page_verdicts": "/nothing/there"}])
-def test_without_a_folder_nothing_is_brought(tmp_path: Path, variables: dict[str, str]) -> None:
-    tree = made(tmp_path, **variables)
+def test_without_a_folder_nothing_is_brought(tmp_path: Path) -> None:
+    tree = made(tmp_path)
     assert not [each for each in tree["tree"]["files"] if "/experiments/" in each["dest"]]
