@@ -43,21 +43,20 @@ def report_of(folder: Path) -> dict[str, Any]:
 
 
 def from_export(folder: Path, ids: set[str]) -> int:
-    """Remove examples and rejects of these exchanges from an export, and return their number.
+    """Remove what an export, or an import of annotations, has of these exchanges, and return the number of lines.
 
-    The examples are replaced before the report. Killed in between, the report's digest is another one until this runs again.
+    The lists are replaced before the report. Killed in between, the report's digest is another one until this runs again.
     """
     report = report_of(folder)
-    examples = folder / f"{report['kind']}.jsonl"
-    data, removed = without(examples, ids)
-    rejects, more = without(folder / REJECTS, ids)
-    written(examples, data)
-    written(folder / REJECTS, rejects)
+    lists = {path.name: without(path, ids) for path in folder.glob("*.jsonl")}
+    for name, (text, _) in lists.items():
+        written(folder / name, text)
+    data = lists[f"{report['kind']}.jsonl"][0]
     report["examples"] = data.count("\n")
-    report["rejected"] = dict(sorted(counted(rejects).items()))
+    report["rejected"] = dict(sorted(counted(lists[REJECTS][0]).items()))
     report["sha256"] = hashlib.sha256(data.encode()).hexdigest()
     written(folder / REPORT, json.dumps(report, indent=1) + "\n")
-    return removed + more
+    return sum(removed for _, removed in lists.values())
 
 
 def counted(rejects: str) -> dict[str, int]:

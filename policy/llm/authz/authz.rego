@@ -108,8 +108,7 @@ default keep_prompts := false
 
 keep_prompts := data.llm.tenants[input.tenant].keep_prompts
 
-# Those in which the tenant takes part; of the page about experiments, all. Where policy has none, as in sources of earlier
-# releases, there are none.
+# Those in which the tenant takes part; of the page about experiments, all. Sources of earlier releases have none.
 experiments contains named if {
 	some name, experiment in data.llm.experiments
 	concerns(experiment)

@@ -411,6 +411,17 @@ def test_annotators_that_agree_enough_are_taken(bench: Bench) -> None:
     assert bench.taken("kto")[2]["agreement"]["alpha"] == pytest.approx(7 / 9)
 
 
+def test_what_was_forgotten_is_taken_out_of_an_import(bench: Bench) -> None:
+    values = {"t0": [5, 1], "t1": [5, 5], "t2": [1, 4]}
+    assert bench.take(bench.answered("rating", values), gives="kto") == exits.DONE
+    ids = bench.folder / "ids"
+    ids.write_text("t0\nt1\n")
+    assert main(["feedback", "remove", "--ids", str(ids), str(bench.folder / "kto")]) == exits.DONE
+    for path in (bench.folder / "kto").glob("*.jsonl"):
+        assert {json.loads(line)["id"] for line in path.read_text().splitlines()} <= {"t2"}
+    assert read_export(bench.folder / "kto") == ("kto", [], bench.taken("kto")[2]["sha256"])
+
+
 # What is not annotations of this export.
 
 
