@@ -26,6 +26,7 @@ from llmproof.policy_bundle import PolicyRefused, judged
 from llmproof.sequential import FEWEST, Mean, Sums
 from llmserve.access.experiments import identifier
 from llmserve.feedback.halts import GUARD, WATCHED, halted
+from llmserve.feedback.journal import ANSWER_BYTES, kept_bytes
 from llmserve.feedback.outcomes import values
 
 log = logging.getLogger("llmserve.guard")
@@ -210,6 +211,7 @@ class Guard:
         self.folder, self.bundle, self.key, self.audit = folder, bundle, key, audit
         self.experiments: dict[str, Guarded] | None = None
         self.seen: Stamp | None = None
+        self.most_bytes = ANSWER_BYTES
         self.revision = 0
         self.begin()
 
@@ -238,7 +240,9 @@ class Guard:
                 found.append(halt)
         self.put_on_record()
         (self.folder / GUARD).mkdir(mode=0o700, exist_ok=True)
-        watched = {each.id: each.name for each in self.experiments.values()}
+        # Where gateways keep no more lines there is nothing to judge by.
+        full = any(kept_bytes(self.folder, kind) > self.most_bytes for kind in (ASSIGNED, ENDED))
+        watched = {} if full else {each.id: each.name for each in self.experiments.values()}
         aside = self.folder / GUARD / (WATCHED + ".partial")
         aside.write_text(json.dumps(watched))
         aside.replace(self.folder / GUARD / WATCHED)

@@ -27,6 +27,7 @@ from llmserve.metrics import Metrics
 log = logging.getLogger("llmserve.feedback")
 TEXTS = tuple(f"{FIELD}{name}" for name in ("comment", "correction", "prompt", "answer"))
 MOST_WAITING = 1024  # records that wait for the disk; one more answer is not kept, one more rating refused
+ANSWER_BYTES = 1 << 30  # with more of one kind in the journal no further one is kept; ratings are
 LOOK_SECONDS = 60.0
 HOUR = "%Y%m%dT%H"
 DAY = 86_400
@@ -187,7 +188,7 @@ def kept_bytes(folder: Path, kind: str) -> int:
 class Journal:
     """The journal of one gateway process. Records that arrive while the disk is busy share the next flush."""
 
-    def __init__(self, folder: Path, metrics: Metrics, answer_bytes: int = 1 << 30) -> None:
+    def __init__(self, folder: Path, metrics: Metrics, answer_bytes: int = ANSWER_BYTES) -> None:
         """`answer_bytes`: with more answers in the journal no further one is kept; so with assignments, and with their ends."""
         self.folder = folder
         self.metrics = metrics

@@ -199,10 +199,6 @@ def test_a_candidate_in_the_shadow_is_asked_a_copy_on_record_and_no_client_sees_
         return bool(copies())
 
     eventually("a copy is asked", asked)
-    with service.client() as client:
-        identifier = client.post(CHAT, json=QUESTION).headers["x-llm-response-id"]
-        assert identifier
-    ends(service)
     copy = copies()[0]
     originals = {each["transaction.id"]: each for each in intents(service) if each not in copies()}
     original = originals[copy["llmkeep.experiment.shadow"]]
@@ -214,19 +210,21 @@ def test_a_candidate_in_the_shadow_is_asked_a_copy_on_record_and_no_client_sees_
         if each["transaction.id"] == copy["transaction.id"] and each["llmkeep.audit.phase"] == "outcome"
     ])  # fmt: skip
     assert outcome[0]["event.outcome"] == "success"
-    capsys.readouterr()
-    told = ["experiment", "shadow", "--experiment", "support-12", "--folder", str(service.folder / "journal")]
-    assert main(told) == 0
-    control, candidate = (json.loads(line) for line in capsys.readouterr().out.splitlines())
-    assert control["answers"] == candidate["answers"] == len(copies())
+
+    def told() -> list[dict[str, Any]]:
+        """What the command says, once it has heard of each copy."""
+        capsys.readouterr()
+        folder = str(service.folder / "journal")
+        assert main(["experiment", "shadow", "--experiment", "support-12", "--folder", folder]) == 0
+        found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        return found if found[0]["answers"] == len(copies()) else []
+
+    control, candidate = eventually("each copy is told", told)
+    assert control["answers"] == candidate["answers"]
     assert (control["refused"], candidate["refused"]) == (0, candidate["answers"])
     assert guard_of(service).look() == []
     upstream.script = answer({"error": {"message": "out of memory"}}, 500)
-    before = len(copies())
-    eventually("a copy fails", lambda: asked() and len(copies()) > before)
-    ends(service)
-    assert main(told) == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[1])["failed"] > 0
+    eventually("a copy fails", lambda: asked() and (each := told()) and each[1]["failed"])
 
 
 def lines(number: int, arm: str, unit: str, **more: Any) -> list[tuple[str, dict[str, Any]]]:
@@ -323,6 +321,17 @@ def test_a_halt_waits_for_the_audit_writer_and_counts_before(
     capsys.readouterr()
     assert main(["experiment", "halted", "--folder", str(tmp_path)]) == 0
     assert json.loads(capsys.readouterr().out)["reason"] == halt.reason
+
+
+def test_with_a_journal_that_is_full_nothing_is_watched(tmp_path: Path) -> None:
+    guard = on_files(tmp_path)
+    journal.append(tmp_path, lines(1, "control", "a"))
+    guard.look()
+    watched = tmp_path / GUARD / WATCHED
+    assert json.loads(watched.read_bytes()) == {identifier("support-12", ENTRY["salt"]): "support-12"}
+    guard.most_bytes = 100
+    guard.look()
+    assert json.loads(watched.read_bytes()) == {}
 
 
 def test_a_policy_that_is_not_signed_is_not_watched(tmp_path: Path) -> None:
