@@ -39,7 +39,9 @@ def interval_plot(
     parts = [opened(name, title, description, high + BOTTOM)]
     for value in (-bound, 0.0, bound):
         parts.append(f'<path class="grid" d="M{x(value):.1f} {TOP}V{high}"/>')
-        parts.append(f'<text class="middle" x="{x(value):.1f}" y="{high + 14}">{value:+.2g}</text>')
+        parts.append(
+            f'<text class="middle" x="{x(value):.1f}" y="{high + 14}">{f"{value:+.2g}" if value else "0"}</text>'
+        )
     for number, (of, low, top) in enumerate(intervals):
         y = TOP + ROW * number
         parts.append(f'<text x="{RIGHT}" y="{y + 12}">{escape(of)}</text>')

@@ -81,7 +81,7 @@ def badly_rated(folder: Path, tenants: Collection[str]) -> dict[str, Rated]:
 def places(folder: Path, wanted: Collection[str]) -> dict[str, tuple[Path, int]]:
     """Where the answers of these exchanges are: a file, and the offset of a line."""
     found: dict[str, tuple[Path, int]] = {}
-    for path in files(folder, ANSWERED):
+    for path in files(folder, ANSWERED) if wanted else ():
         try:
             file = path.open("rb")
         except FileNotFoundError:  # forgotten meanwhile

@@ -49,6 +49,9 @@ def test_the_page_may_write_into_the_gateways_journal_and_is_hardened(tmp_path: 
         line.partition("=")[2].split() for line in unit.splitlines() if line.startswith("StateDirectory=")
     ]
     assert Path(journal).name in state
+    assert f"RequiresMountsFor={journal}\n" in unit, (
+        "or a review would be in clear beside a volume that is shut"
+    )
     hardened(tmp_path, "llm-web.service", unit, exposure=20)
 
 
