@@ -250,6 +250,25 @@ def test_an_export_that_cannot_be_is_refused(
     assert not (bench.folder / "x").exists()
 
 
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        ("[{name: safe}]", "at least 2"),
+        ("[{name: safe}, {name: safe}]", "'safe' is there twice"),
+        ("[{name: safe}, {name: ' other'}]", "labels.1.name"),
+        ("[{name: safe}, {name: other, colour: red}]", "unknown key 'labels.1.colour'"),
+    ],
+)
+def test_labels_that_label_studio_would_not_give_back_are_refused(
+    bench: Bench, capsys: pytest.CaptureFixture[str], labels: str, says: str
+) -> None:
+    path = bench.folder / "labels.yaml"
+    path.write_text(f"question: Safe?\nlabels: {labels}\n")
+    given = ["--examples", str(MEDICINES / "answers.jsonl"), "--kind", "labels", "--labels", str(path)]
+    assert main(["annotate", "export", *given, "--out", str(bench.folder / "x")]) == exits.USAGE
+    assert says in capsys.readouterr().err
+
+
 # Import.
 
 
@@ -447,6 +466,7 @@ def in_result(**values: Any) -> Change:
         (changed(completed_by=None), "malformed"),
         (changed(completed_by=True), "malformed"),
         (changed(updated_at="yesterday"), "malformed"),
+        (changed(updated_at="0001-01-01T00:00:00+23:00"), "malformed"),
         (changed(was_cancelled=True), "skipped"),
         (lambda task: task["annotations"].__setitem__(0, "x"), "malformed"),
         (lambda task: task["data"].update(llmkeep_id="0" * 32), "foreign_task"),
