@@ -164,7 +164,7 @@ storm: bundle kernel  ## the long fault campaigns (hours): KILLS=500 of a progra
 	  echo 'storm: SKIPPED without `make peers PEER=trl`: losses of TRL'
 	fi
 	if [ -e ../bench/.venv-label-studio ]; then
-	  .venv/bin/pytest tests/train/annotation -k label_studio
+	  STORM=1 .venv/bin/pytest tests/train/annotation -k label_studio
 	else
 	  echo 'storm: SKIPPED without `make peers PEER=label-studio`: annotations through Label Studio'
 	fi

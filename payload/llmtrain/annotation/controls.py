@@ -13,7 +13,9 @@ from llmcore.config import Section
 from llmtrain.annotation.agreement import Level
 from llmtrain.feedback.export import Rejected
 
-Name = Annotated[str, Field(min_length=1, max_length=200)]
+Name = Annotated[
+    str, Field(pattern=r"^\S(.*\S)?$")
+]  # one line without blanks around it, which Label Studio may trim
 CORRECTED, UNCHANGED = "corrected", "unchanged"
 
 

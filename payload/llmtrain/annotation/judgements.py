@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -106,14 +106,26 @@ def annotation_of(raw: Any, item: Item, key: bytes, place: dict[str, Any]) -> An
         who = raw["completed_by"]
         who = who["id"] if isinstance(who, dict) else who
         time = datetime.fromisoformat(raw.get("updated_at") or raw["created_at"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        time = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise Rejected("malformed", f"it does not say who made it, and when ({error!r})") from error
     if type(who) is not int:
         raise Rejected(
             "malformed", f"completed_by is {type(who).__name__}, and has to be an annotator's number"
         )
-    time = time.replace(tzinfo=UTC) if time.tzinfo is None else time
     return Annotation(item, mac(key, "annotator", str(who)).hex()[:12], time, place, raw)
+
+
+def own(task: dict[str, Any], name: str, known: set[str], exported: Exported) -> Item:
+    """The item of a task that is one of this export; raises Rejected. `known` are those of the file before it."""
+    if (item := exported.items.get(name)) is None:
+        raise Rejected("foreign_task", f"its {ID} is {name[:60]!r}, which this export does not have")
+    if item.task in known:
+        raise Rejected("duplicate_id", f"{item.task} is in this file twice: the first one counts")
+    if task["data"] != data_of(exported.key, exported.kind, item):
+        raise Rejected("altered_task", "its texts are not those that were exported")
+    known.add(item.task)
+    return item
 
 
 def found_in(
@@ -122,35 +134,24 @@ def found_in(
     """Each annotation of a file, or why it is refused; also a task that is refused without having any, and drafts."""
     known: set[str] = set()
     for number, task in enumerate(tasks):
-        data = task.get("data")
-        name = data.get(ID) if isinstance(data, dict) else None
-        place: dict[str, Any] = {"file": str(path), "task": number}
-        item = exported.items.get(name) if isinstance(name, str) else None
-        head = {"id": item.id if item else "", **place}
-        fault = None
-        if item is None:
-            fault = Rejected(
-                "foreign_task", f"its {ID} is {str(name)[:60]!r}, which this export does not have"
-            )
-        elif item.task in known:
-            fault = Rejected("duplicate_id", f"{item.task} is in this file twice: the first one counts")
-        elif data != data_of(exported.key, exported.kind, item):
-            fault = Rejected("altered_task", "its texts are not those that were exported")
-        else:
-            known.add(item.task)
-        drafts = task.get("drafts")
-        for draft in range(len(drafts) if isinstance(drafts, list) else 0):
-            yield {**head, "draft": draft, "rule": "draft", "reason": "it was not submitted"}
-        for position, raw in enumerate(task["annotations"] or [None]):
+        data, drafts, given = task.get("data"), task.get("drafts"), task["annotations"]
+        name = str(data.get(ID)) if isinstance(data, dict) else ""
+        example = exported.items[name].id if name in exported.items else ""
+        head: dict[str, Any] = {"id": example, "file": str(path), "task": number}
+        for position in range(len(drafts) if isinstance(drafts, list) else 0):
+            yield {**head, "draft": position, "rule": "draft", "reason": "it was not submitted"}
+        try:
+            item = own(task, name, known, exported)
+        except Rejected as rejected:
+            for position in range(len(given) or 1):
+                yield {**head, "annotation": position, **asdict(rejected)}
+            continue
+        for position, raw in enumerate(given):
             here = {**head, "annotation": position}
             try:
-                if fault:
-                    raise fault
-                if item is None or not task["annotations"]:
-                    continue
                 yield annotation_of(raw, item, exported.key, here)
             except Rejected as rejected:
-                yield {**here, "rule": rejected.rule, "reason": rejected.reason}
+                yield {**here, **asdict(rejected)}
 
 
 def rated(exported: Exported, item: Item, value: str | int) -> Rated:
@@ -264,7 +265,7 @@ class Judged:
                 "task": task,
                 "kind": self.exported.kind,
                 "annotators": [each.annotator for each in agreeing],
-                "time": max(each.time for each in agreeing).astimezone(UTC).isoformat(),
+                "time": max(each.time for each in agreeing).isoformat(),
             }
             self.examples.append({"id": item.id, "annotation": told, **json.loads(content)})
 

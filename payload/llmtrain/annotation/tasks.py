@@ -142,7 +142,7 @@ def items(lines: list[Any], kind: str, key: bytes) -> Iterator[Item | dict[str, 
                 "reason": "half of a surrogate pair, which UTF-8 cannot have",
             }
         except Rejected as rejected:
-            yield {"id": str(name), "rule": rejected.rule, "reason": rejected.reason}
+            yield {"id": str(name), **asdict(rejected)}
         else:
             yield Item(name, mac(key, "task", name).hex()[:32], prompt, answers)
 
