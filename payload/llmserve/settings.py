@@ -209,9 +209,12 @@ class Identities(Section):
 
 
 class FeedbackJournal(Section):
-    """Where ratings are kept, and the exchanges of tenants that consent. `days`: how long an answer may be rated."""
+    """Where ratings are kept, and the exchanges of tenants that consent. `days`: how long an answer may be rated. `hold`:
+    file that is there while subjects may delete nothing.
+    """
 
     folder: Path
+    hold: Path | None = None
     days: Positive = 30
 
 

@@ -27,7 +27,10 @@ from llmweb.wording import LANGUAGES, Language
 
 HOME, ROOT = "/", "/page/"
 BELOW = "/page"  # what follows is a path of the gateway
-PASSED_ON = frozenset({("POST", "/v1/chat/completions"), ("GET", "/v1/models"), ("POST", "/v1/feedback")})
+PASSED_ON = frozenset(
+    {("POST", "/v1/chat/completions"), ("GET", "/v1/models")}
+    | {(method, "/v1/feedback") for method in ("GET", "POST", "DELETE")}
+)
 BODY_BYTES = 4 * 1024 * 1024
 ANSWER_SECONDS = 24 * 3600.0  # the gateway's deadline comes first
 # Of a gateway's answer; the others are those of its connection.

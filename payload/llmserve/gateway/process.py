@@ -29,6 +29,7 @@ from llmserve.audit.writer_client import AuditClient
 from llmserve.cache.exact import ExactCache
 from llmserve.cache.single_flight import SharedAnswers
 from llmserve.feedback.journal import Journal
+from llmserve.feedback.own import OwnRecords
 from llmserve.feedback.ratings import Ratings
 from llmserve.feedback.response_ids import ResponseIds
 from llmserve.gateway.http_protocol import BoundedHttp
@@ -182,6 +183,9 @@ def build(config: GatewayConfig, pepper: bytes, policy_engine: PolicyEngine | No
         audit=audit,
         recorder=Recorder(audit, pepper),
         ratings=open_ratings(config.feedback, pepper, metrics),
+        own=OwnRecords(config.feedback.folder, config.feedback.hold)
+        if config.feedback
+        else OwnRecords(None, None),
     )
 
 

@@ -11,6 +11,7 @@ from llmserve.audit.recorder import Recorder
 from llmserve.audit.writer_client import AuditClient
 from llmserve.cache.exact import ExactCache
 from llmserve.cache.single_flight import SharedAnswers
+from llmserve.feedback.own import OwnRecords
 from llmserve.feedback.ratings import Ratings
 from llmserve.gateway.in_flight import InFlightRequests
 from llmserve.metrics import Metrics
@@ -34,6 +35,7 @@ class State:
     audit: AuditClient
     recorder: Recorder
     ratings: Ratings
+    own: OwnRecords
     draining: bool = False
 
     def visible(self, exchange: Exchange) -> list[str]:

@@ -61,7 +61,7 @@ def served(
     kept = folder / "feedback"
     kept.mkdir()
     options = {
-        "feedback": {"folder": str(kept)},
+        "feedback": {"folder": str(kept), "hold": str(folder / "hold")},
         "identity": {"certificate_header": "X-Client-Certificate"},
         "tenants": {"research": {"keep_prompts": True}},
         **options,

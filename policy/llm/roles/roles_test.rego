@@ -38,7 +38,7 @@ test_the_operator_page_is_the_operators if {
 }
 
 test_a_trainer_generates_with_higher_limits_and_its_prompts_are_kept if {
-	may("trainer") == (generation | models) | {"POST /v1/feedback"}
+	may("trainer") == (generation | models) | {"DELETE /v1/feedback", "GET /v1/feedback", "POST /v1/feedback"}
 	trainer := decided(["trainer"], "POST /generate")
 	developer := decided(["developer"], "POST /generate")
 	trainer.max_tokens > developer.max_tokens

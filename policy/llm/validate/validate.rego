@@ -10,9 +10,11 @@ import data.llm.authz
 # METADATA
 # description: What a role can grant; each is a route of the gateway, or the operator page.
 actions := {
+	"DELETE /v1/feedback",
 	"GET /generate",
 	"GET /openapi.json",
 	"GET /operator/*",
+	"GET /v1/feedback",
 	"GET /v1/models",
 	"GET /v1/models/*",
 	"POST /generate",

@@ -36,6 +36,14 @@ export class Gateway {
     return data.filter((each) => !each.dimensions).map((each) => each.id);
   }
 
+  async kept() {
+    return (await this.ask("GET", "feedback")).json();
+  }
+
+  async forget() {
+    return (await this.ask("DELETE", "feedback")).json();
+  }
+
   // Whether the texts of the rating are kept.
   async rate(rating) {
     return (await (await this.ask("POST", "feedback", rating)).json()).text_kept;
