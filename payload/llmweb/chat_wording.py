@@ -22,7 +22,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "delete_all": ("Delete all conversations", "删除全部对话"),
     "kept_here": ("What this host keeps of you", "本主机保存的您的数据"),
     "kept_note": (
-        "Ratings; questions and answers if your organisation keeps them. Not what is on other hosts, in backups and training data.",
+        "Ratings; questions and answers if your organisation keeps them. Not what other hosts, backups and training data have.",
         "包括评价；如您的组织保存，也包括您的问题与回答。不含其他主机、备份和训练数据中的内容。",
     ),
     "forget": ("Delete all of it", "全部删除"),
