@@ -6,6 +6,7 @@ WORDS: dict[str, tuple[str, str]] = {
         "Your API key. It opens a session, which ends with the key, after 30 idle minutes or 8 hours. The key is not kept.",
         "请输入您的 API 密钥。密钥换成本浏览器的会话；30 分钟未使用、满 8 小时或密钥失效，会话即结束。浏览器不保存密钥。",
     ),
+    "provider": ("Sign in with your organisation’s account", "使用组织账号登录"),
     "back": ("To the chat", "返回对话"),
     "no_script": (
         "This page needs JavaScript: allow it for this site, or use the API.",
@@ -131,6 +132,12 @@ SCRIPT: dict[str, tuple[str, str]] = {
 
 # Of refusals on this page, by code.
 REFUSALS: dict[str, tuple[str, str]] = {
+    "login_failed": ("The sign-in did not succeed: begin it again.", "登录未成功：请重新开始。"),
+    "login_denied": ("Your organisation’s sign-in did not let you in.", "组织账号登录被拒绝。"),
+    "provider_unavailable": (
+        "Your organisation’s sign-in does not answer: use an API key, or try again later.",
+        "组织账号登录服务无应答：请使用 API 密钥，或稍后再试。",
+    ),
     "denied": (
         "The policy does not let you chat: ask for the role developer.",
         "策略不允许您使用对话：请申请 developer 角色。",

@@ -1,4 +1,4 @@
-"""Requests as Open WebUI's `routers/openai.py` and `utils/payload.py` build them, replayed. The program itself does not run here."""
+"""Requests as Open WebUI builds them, after its source, replayed; the program itself does not run here."""
 
 import json
 from typing import Any
