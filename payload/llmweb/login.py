@@ -10,6 +10,7 @@ import hmac
 import http.client
 import json
 import secrets
+import socket
 import ssl
 import time
 from collections import OrderedDict
@@ -85,17 +86,19 @@ class Logins:
     def ask(self, form: str) -> tuple[int, dict[str, object]]:
         """In a thread: status and JSON of the token endpoint. Raises OSError or HTTPException."""
         parts = urlsplit(self.config.token)
+        host, port = parts.hostname or "", parts.port or 443
         context = ssl.create_default_context(cafile=str(self.config.ca))
-        connection = http.client.HTTPSConnection(
-            parts.hostname or "", parts.port or 443, timeout=ASK_SECONDS, context=context
-        )
+        connection = http.client.HTTPSConnection(host, port, timeout=ASK_SECONDS)
+        plain = socket.create_connection((self.config.address or host, port), ASK_SECONDS)
         try:
+            connection.sock = context.wrap_socket(plain, server_hostname=host)
             headers = {"content-type": "application/x-www-form-urlencoded", "accept": "application/json"}
             connection.request("POST", parts.path, form, headers)
             response = connection.getresponse()
             body = response.read(ANSWER_BYTES)
         finally:
             connection.close()
+            plain.close()
         try:
             answer = json.loads(body)
         except (ValueError, RecursionError):

@@ -46,8 +46,9 @@ Https = Annotated[str, Field(pattern=r"^https://[^/?#@\s]+(/[A-Za-z0-9._~-]+)*/?
 
 
 class Login(Section):
-    """Sign-in at the identity provider, as its public client `client`. `redirect`: https://EDGE/page/signed-in, as registered
-    there. `ca`: authorities of the token endpoint's certificate, PEM.
+    """Sign-in at the identity provider, as its public client `client`. `redirect`: https://EDGE/page/signed-in, as it is
+    registered there. `ca`: authorities of the token endpoint's certificate, PEM. `address`: its IP address, where no resolver
+    knows its name.
     """
 
     authorize: Https
@@ -55,6 +56,7 @@ class Login(Section):
     client: Annotated[str, Field(min_length=1)]
     redirect: Annotated[str, Field(pattern=r"^https://[^/?#@\s]+/page/signed-in$")]
     ca: Path
+    address: Annotated[str, Field(pattern=r"^[0-9a-fA-F.:]+$")] | None = None
     scope: str = "openid"
 
 

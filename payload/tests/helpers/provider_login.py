@@ -39,6 +39,7 @@ class ProviderLogin:
             "client": CLIENT,
             "redirect": redirect,
             "ca": str(self.ca),
+            "address": "127.0.0.1",
         }
         return {"oidc": self.provider.settings(leeway_seconds=0), "login": login}
 
