@@ -210,10 +210,12 @@ class Identities(Section):
 
 class FeedbackJournal(Section):
     """Where ratings are kept, and the exchanges of tenants that consent. `days`: how long an answer may be rated. `guarded`:
-    candidates of experiments answer only while `llm-serve experiment guard` watches them on this host.
+    candidates of experiments answer only while `llm-serve experiment guard` watches them on this host. `hold`: file that is there
+    while subjects may delete nothing.
     """
 
     folder: Path
+    hold: Path | None = None
     days: Positive = 30
     guarded: bool = False
 

@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 
 from llmserve.access.decision import Decision
-from llmserve.access.identity import Authenticator, Identity, of_record
+from llmserve.access.identity import Authenticator, Identity, of_record, of_token
 from llmserve.access.policy import Policy, denied
 from llmserve.api.errors import ApiError
 from llmserve.asgi import Exchange, Receive, Scope, Send
@@ -29,7 +29,7 @@ from llmweb.reviews import FORM_FIELDS as REVIEW_FIELDS
 from llmweb.reviews import PAGE as REVIEWS
 from llmweb.reviews import Reviews, sent
 from llmweb.sections import Look
-from llmweb.sessions import Sessions
+from llmweb.sessions import Session, Sessions
 from llmweb.settings import WebConfig
 from llmweb.wording import LANGUAGES, TAGS, THEMSELVES, Language, preferred, refusal, said
 
@@ -198,18 +198,30 @@ class Site:
 
     def identity(self, request: Request) -> Identity | None:
         """By session, certificate or header; None if there is nothing to go by. Raises ApiError."""
-        key = self.sessions.key_of(cookie(request, SESSION))
-        if key is not None:
-            record = self.authenticator.keys.readable().get(key)
-            if record is not None and self.authenticator.keys.ended(key) is None:
-                return of_record(record)
-            self.sessions.close(cookie(request, SESSION))
+        session = self.sessions.find(cookie(request, SESSION))
+        if session is not None:
+            self.authenticator.keys.readable()
+            try:
+                return self.holder(session)
+            except ApiError:
+                self.sessions.close(cookie(request, SESSION))
         try:
             return self.authenticator.identify(request.scope["headers"])
         except ApiError as error:
             if error.code == "missing_key":
                 return None
             raise
+
+    @property
+    def provider(self) -> str:
+        """Where the sign-in at an identity provider begins; "" if there is none."""
+        return ""
+
+    def holder(self, session: Session) -> Identity:
+        """Whose session it is; raises ApiError if key or token have ended."""
+        if session.token:
+            return self.authenticator.valid(of_token(session.token))
+        return of_record(self.authenticator.keys.valid(session.key))
 
     async def decide(self, exchange: Exchange, identity: Identity, action: str, asked: str) -> Decision:
         """What the policy says of `asked`, where it is yes; raises ApiError. `action`: as it is recorded."""
@@ -241,7 +253,7 @@ class Site:
         await self.recorder.intent(exchange)
         self.sessions.close(cookie(request, SESSION))
         response = RedirectResponse(home, 303)
-        identifier = self.sessions.open(identity.id)
+        identifier = self.sessions.open(identity.id, identity.token)
         response.set_cookie(SESSION, identifier, path="/", secure=True, httponly=True, samesite="strict")
         return response
 
@@ -296,7 +308,7 @@ class Site:
             languages=[(each, TAGS[each], THEMSELVES[each]) for each in LANGUAGES if each != language],
             root=self.root,
             home=self.home,
-            **{"identity": None, "pages": [], "kept": "", **values},
+            **{"identity": None, "pages": [], "kept": "", "provider": self.provider, **values},
         )
         response = HTMLResponse(body, status, {"vary": "accept-language, cookie"})
         if request.query_params.get("language") == language:

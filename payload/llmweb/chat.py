@@ -13,7 +13,7 @@ from typing import ClassVar, get_args
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from llmserve.access.identity import Identity, of_record
+from llmserve.access.identity import Identity
 from llmserve.api.errors import ApiError, unauthenticated, unavailable
 from llmserve.asgi import Exchange, Receive, Scope, Send
 from llmserve.feedback.ratings import Reason
@@ -23,11 +23,16 @@ from llmserve.upstream.http_client import Response as Answer
 from llmweb.app import ASSETS, HEADERS, SESSION, STATIC, Site, body_of, cookie, language_of, same_site
 from llmweb.chat_wording import REFUSALS, SCRIPT, WORDS
 from llmweb.gateways import Gateways
+from llmweb.login import Logins, refused
 from llmweb.wording import LANGUAGES, Language
 
 HOME, ROOT = "/", "/page/"
 BELOW = "/page"  # what follows is a path of the gateway
-PASSED_ON = frozenset({("POST", "/v1/chat/completions"), ("GET", "/v1/models"), ("POST", "/v1/feedback")})
+PASSED_ON = frozenset(
+    {("POST", "/v1/chat/completions"), ("GET", "/v1/models")}
+    | {(method, "/v1/feedback") for method in ("GET", "POST", "DELETE")}
+)
+BEGIN, SIGNED_IN, LOGIN = f"{ROOT}provider", f"{ROOT}signed-in", "__Host-llmkeep-login"
 BODY_BYTES = 4 * 1024 * 1024
 ANSWER_SECONDS = 24 * 3600.0  # the gateway's deadline comes first
 # Of a gateway's answer; the others are those of its connection.
@@ -58,10 +63,14 @@ class Chat(Site):
     assets: ClassVar = files()
     headers: ClassVar = HEADERS | {"content-security-policy": POLICY}
     gateways: Gateways = field(kw_only=True)
+    logins: Logins | None = field(kw_only=True)
     in_flight: InFlightRequests = field(kw_only=True)
 
     async def further(self, request: Request, exchange: Exchange) -> Response:
-        """The page itself. Raises ApiError."""
+        """The page itself, and the sign-in at an identity provider. Raises ApiError."""
+        if self.logins and request.scope["path"] in {BEGIN, SIGNED_IN} and request.method == "GET":
+            exchange.route = request.scope["path"]
+            return await self.at_provider(request, exchange, self.logins)
         if request.scope["path"] != HOME:
             raise ApiError(404, "unknown_path", "there is no such page")
         exchange.route = HOME
@@ -94,6 +103,35 @@ class Chat(Site):
     async def landing(self, identity: Identity) -> tuple[str, str]:
         return HOME, "POST /v1/chat/completions"
 
+    @property
+    def provider(self) -> str:
+        return BEGIN if self.logins else ""
+
+    async def at_provider(self, request: Request, exchange: Exchange, logins: Logins) -> Response:
+        """Send a browser to the identity provider, or take it back. Raises ApiError."""
+        if exchange.route == BEGIN:
+            exchange.public = True
+            state, address = logins.begin()
+            response: Response = RedirectResponse(address, 303)
+            # Lax, as the provider sends the browser back here.
+            response.set_cookie(LOGIN, state, 600, path="/", secure=True, httponly=True, samesite="lax")
+            return response
+        exchange.action = f"GET {SIGNED_IN}"
+        said = request.query_params
+        try:
+            if said.get("error"):
+                raise refused(said["error"])
+            token = await logins.finish(cookie(request, LOGIN), said.get("state", ""), said.get("code", ""))
+            identity = self.authenticator.token(logins.issuer, token)
+        except ApiError as error:
+            return self.form(request, error, exchange)
+        opened = await self.opened(request, exchange, identity)
+        # The browser came from another site: it sends the session's cookie only after a page of this one.
+        response = self.rendered(request, "signed-in.html", page="", pages=[])
+        response.raw_headers += [each for each in opened.raw_headers if each[0] == b"set-cookie"]
+        response.delete_cookie(LOGIN, path="/", secure=True, httponly=True, samesite="lax")
+        return response
+
     async def pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Ask a gateway in the name of a session, and pass its answer on as it comes. Raises ApiError."""
         exchange: Exchange = scope["llm"]
@@ -106,7 +144,7 @@ class Chat(Site):
         exchange.route = scope["path"]
         body = await body_of(request, BODY_BYTES) if method == "POST" else None
         headers = {
-            "authorization": f"Bearer {self.authenticator.passes.issue(identity.id)}",
+            "authorization": f"Bearer {self.authenticator.passes.issue(identity.token or identity.id)}",
             "x-request-id": exchange.request_id.decode(),
             "traceparent": exchange.traceparent.decode(),
         }
@@ -127,8 +165,8 @@ class Chat(Site):
     def asking(self, request: Request) -> Identity:
         """Whose session a request of the page's script is; raises ApiError 401 or 403."""
         session = cookie(request, SESSION)
-        key = self.sessions.key_of(session)
-        if key is None:
+        found = self.sessions.find(session)
+        if found is None:
             raise unauthenticated("no_session", "the session is over: sign in again")
         same_site(request)
         if not hmac.compare_digest(
@@ -137,7 +175,7 @@ class Chat(Site):
             raise ApiError(
                 403, "csrf", "the token of the page is missing or of another session: load the page again"
             )
-        return of_record(self.authenticator.keys.valid(key))
+        return self.holder(found)
 
     def why(self, language: Language, error: ApiError) -> str:
         words = REFUSALS.get(error.code)

@@ -6,6 +6,7 @@ WORDS: dict[str, tuple[str, str]] = {
         "Your API key. It opens a session, which ends with the key, after 30 idle minutes or 8 hours. The key is not kept.",
         "请输入您的 API 密钥。密钥换成本浏览器的会话；30 分钟未使用、满 8 小时或密钥失效，会话即结束。浏览器不保存密钥。",
     ),
+    "provider": ("Sign in with your organisation’s account", "使用组织账号登录"),
     "back": ("To the chat", "返回对话"),
     "no_script": (
         "This page needs JavaScript: allow it for this site, or use the API.",
@@ -20,6 +21,12 @@ WORDS: dict[str, tuple[str, str]] = {
     ),
     "delete": ("Delete", "删除"),
     "delete_all": ("Delete all conversations", "删除全部对话"),
+    "kept_here": ("What this host keeps of you", "本主机保存的您的数据"),
+    "kept_note": (
+        "Ratings; questions and answers if your organisation keeps them. Not what other hosts, backups and training data have.",
+        "包括评价；如您的组织保存，也包括您的问题与回答。不含其他主机、备份和训练数据中的内容。",
+    ),
+    "forget": ("Delete all of it", "全部删除"),
     "messages": ("Messages", "消息"),
     "question": ("Your question", "您的问题"),
     "question_hint": (
@@ -65,6 +72,19 @@ SCRIPT: dict[str, tuple[str, str]] = {
     "rated_kept": (
         "Thank you. The rating is kept, with comment and correction; your organisation keeps questions and answers, too.",
         "谢谢。评价已保存，包括意见和更正；您所在的组织也保存问题与回答。",
+    ),
+    "nothing_kept": ("Nothing is kept of you.", "没有保存您的数据。"),
+    "kept_older": ("{count} older ones are not listed.", "另有 {count} 条较早的未列出。"),
+    "kept_rating": ("{time}: rating {what}", "{time}：评价 {what}"),
+    "kept_exchange": ("{time}: “{what}”", "{time}：“{what}”"),
+    "really": (
+        "Delete your ratings, and the questions and answers that are kept of you on this host? They cannot be restored.",
+        "确定删除本主机保存的您的评价、问题与回答吗？删除后无法恢复。",
+    ),
+    "forgotten": ("Deleted: {removed}. Left: {left}.", "已删除：{removed}。剩余：{left}。"),
+    "error_legal_hold": (
+        "Nothing may be deleted at present: ask the operator.",
+        "目前不允许删除：请联系运维人员。",
     ),
     "no_rating": (
         "There is nothing to send: rate the answer, or correct it.",
@@ -112,6 +132,12 @@ SCRIPT: dict[str, tuple[str, str]] = {
 
 # Of refusals on this page, by code.
 REFUSALS: dict[str, tuple[str, str]] = {
+    "login_failed": ("The sign-in did not succeed: begin it again.", "登录未成功：请重新开始。"),
+    "login_denied": ("Your organisation’s sign-in did not let you in.", "组织账号登录被拒绝。"),
+    "provider_unavailable": (
+        "Your organisation’s sign-in does not answer: use an API key, or try again later.",
+        "组织账号登录服务无应答：请使用 API 密钥，或稍后再试。",
+    ),
     "denied": (
         "The policy does not let you chat: ask for the role developer.",
         "策略不允许您使用对话：请申请 developer 角色。",

@@ -7,6 +7,7 @@ from llmcore import logs
 from llmcore.notify import notify
 from llmserve.access.api_keys import KeyTable
 from llmserve.access.identity import Authenticator
+from llmserve.access.oidc import Issuer
 from llmserve.asgi import App, Receive, Scope, Send
 from llmserve.audit.recorder import Recorder
 from llmserve.audit.writer_client import AuditClient
@@ -18,6 +19,7 @@ from llmserve.signals import StopSignals
 from llmweb.app import ROOT, Site
 from llmweb.chat import BELOW, Chat
 from llmweb.gateways import Gateways
+from llmweb.login import Logins
 from llmweb.monitors import open_monitors
 from llmweb.settings import WebConfig
 
@@ -27,9 +29,14 @@ async def run_web(config: WebConfig, pepper: bytes) -> None:
     logs.guard(asyncio.get_running_loop())
     metrics = Metrics()  # what the gateway's classes count; nothing exports it
     audit = AuditClient(config.audit.socket, metrics)
+    issuer = Issuer(config.oidc) if config.oidc else None
     site = Site(
         config,
-        Authenticator(KeyTable(config.keys_file, pepper), config.certificate_header),
+        Authenticator(
+            KeyTable(config.keys_file, pepper),
+            config.certificate_header,
+            issuer,
+        ),
         open_policy(config.policy, metrics, None),
         Recorder(audit, pepper),
         open_monitors(config.monitors, config.tls),
@@ -44,6 +51,7 @@ async def run_web(config: WebConfig, pepper: bytes) -> None:
         site.templates,
         gateways=Gateways(config.gateways),
         in_flight=InFlightRequests(metrics),
+        logins=Logins(config.login, issuer) if config.login and issuer else None,
     )
     pages = of_both(site, chat, metrics) if config.gateways else site
     app: App = RequestContext(AccessLog(pages, metrics, site.recorder.close), metrics)

@@ -6,6 +6,8 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass
 
+from llmserve.access.oidc import Token
+
 LIFETIME_SECONDS = 8 * 3600.0
 IDLE_SECONDS = 30 * 60.0
 MOST = 1000
@@ -14,11 +16,14 @@ MOST_OF_A_KEY = 8
 
 @dataclass(slots=True)
 class Session:
-    """`key`: id of the API key's record, without which the session ends. Times of time.monotonic()."""
+    """`key`: id of the API key's record, or of the token, without which the session ends. `token`: what the identity provider's
+    token said. Times of time.monotonic().
+    """
 
     key: str
     opened: float
     used: float
+    token: Token | None = None
 
 
 class Sessions:
@@ -27,7 +32,7 @@ class Sessions:
     def __init__(self) -> None:
         self.open_ones: OrderedDict[bytes, Session] = OrderedDict()
 
-    def open(self, key: str) -> str:
+    def open(self, key: str, token: Token | None = None) -> str:
         """The id of a new session. Where a key, or this process, has too many, the least recently used one ends."""
         self.sweep()
         of_the_key = [name for name, each in self.open_ones.items() if each.key == key]
@@ -36,11 +41,16 @@ class Sessions:
         elif len(self.open_ones) >= MOST:
             self.open_ones.popitem(last=False)
         identifier, now = secrets.token_urlsafe(32), time.monotonic()
-        self.open_ones[hashed(identifier)] = Session(key, now, now)
+        self.open_ones[hashed(identifier)] = Session(key, now, now, token)
         return identifier
 
     def key_of(self, identifier: str) -> str | None:
         """The key of a session that is still valid, which counts as use."""
+        session = self.find(identifier)
+        return session.key if session else None
+
+    def find(self, identifier: str) -> Session | None:
+        """A session that is still valid, which counts as use."""
         session = self.open_ones.get(hashed(identifier))
         if session is None:
             return None
@@ -49,7 +59,7 @@ class Sessions:
             return None
         session.used = time.monotonic()
         self.open_ones.move_to_end(hashed(identifier))
-        return session.key
+        return session
 
     def close(self, identifier: str) -> None:
         self.open_ones.pop(hashed(identifier), None)

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from llmcore.config import Section
-from llmserve.settings import LOOPBACK, AuditWriter, ClientTls, Listener, PolicySource, Positive
+from llmserve.settings import LOOPBACK, AuditWriter, ClientTls, Listener, Oidc, PolicySource, Positive
 
 Url = Annotated[str, Field(pattern=r"^https?://[^/?#@\s]+(/[A-Za-z0-9._-]+)*$")]
 
@@ -42,13 +42,32 @@ class Objective(Section):
     runbook: str = ""
 
 
+Https = Annotated[str, Field(pattern=r"^https://[^/?#@\s]+(/[A-Za-z0-9._~-]+)*/?$")]
+
+
+class Login(Section):
+    """Sign-in at the identity provider, as its public client `client`. `redirect`: https://EDGE/page/signed-in, as it is
+    registered there. `ca`: authorities of the token endpoint's certificate, PEM. `address`: its IP address, where no resolver
+    knows its name.
+    """
+
+    authorize: Https
+    token: Https
+    client: Annotated[str, Field(min_length=1)]
+    redirect: Annotated[str, Field(pattern=r"^https://[^/?#@\s]+/page/signed-in$")]
+    ca: Path
+    address: Annotated[str, Field(pattern=r"^[0-9a-fA-F.:]+$")] | None = None
+    scope: str = "openid"
+
+
 class WebConfig(Section):
     """`llm-web serve --config`. `keys_file`, `policy` and `audit` are the gateway's.
 
     `certificate_header`: as in the gateway's `identity`. `monitors` are asked in this order, the next one where one does
     not answer; without them there is no operator page. `days`: the window of the objectives. `feedback`: the gateway's journal of
     ratings. `verdicts`: a folder with what `llmkeep experiment show --json` printed of each experiment, as NAME.json. `gateways`:
-    their sockets, by which the chat page asks; without them there is none.
+    their sockets, by which the chat page asks; without them there is none. `oidc`: as in the gateway's
+    `identity`; with `login` the chat page has sign-in at the identity provider.
     """
 
     listen: Listener
@@ -58,6 +77,8 @@ class WebConfig(Section):
     certificate_header: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,64}$")] | None = None
     monitors: tuple[Monitor, ...] = ()
     gateways: tuple[Path, ...] = ()
+    oidc: Oidc | None = None
+    login: Login | None = None
     tls: ClientTls | None = None
     objectives: tuple[Objective, ...] = ()
     days: Positive = 30
@@ -72,6 +93,8 @@ class WebConfig(Section):
             raise ValueError("there is no page to serve: set 'monitors' for operators, 'gateways' for chat")
         if self.certificate_header and self.listen.socket is None:
             raise ValueError("'certificate_header' is trusted only on a UNIX socket: set 'listen.socket'")
+        if self.login and not (self.oidc and self.gateways):
+            raise ValueError("'login' needs 'oidc', by which its tokens are verified, and 'gateways'")
         urls = [url for each in self.monitors for url in (each.prometheus, each.alertmanager)]
         if self.tls is None and any(url.startswith("https:") for url in urls):
             raise ValueError("monitors at https addresses need 'tls': ca, certificate and key")

@@ -40,6 +40,11 @@ def of_record(record: Record) -> Identity:
     return Identity(record.kind, record.id, record.subject, record.tenant, record.roles)
 
 
+def of_token(token: Token) -> Identity:
+    """The identity that a verified token stands for."""
+    return Identity("oidc", token.id, token.subject, token.tenant, token.roles, token)
+
+
 class Authenticator:
     """Authenticates requests, and detects identities that have ended."""
 
@@ -71,7 +76,7 @@ class Authenticator:
         if scheme.lower() == b"bearer" and token.startswith("llmk_"):
             return self.used(self.keys.holder(token))
         if scheme.lower() == b"bearer" and token.startswith(PREFIX):
-            return self.used(self.keys.valid(self.passes.record(token)))
+            return self.passed(token)
         if scheme.lower() == b"bearer" and self.issuer and token.count(".") == 2:
             return self.token(self.issuer, token)
         wanted = "'Bearer llmk_<id>_<secret>'" + (" or 'Bearer <token>'" if self.issuer else "")
@@ -80,8 +85,15 @@ class Authenticator:
         )
 
     def token(self, issuer: Issuer, text: str) -> Identity:
-        token = issuer.token(text)
-        identity = Identity("oidc", token.id, token.subject, token.tenant, token.roles, token)
+        return self.valid(of_token(issuer.token(text)))
+
+    def passed(self, text: str) -> Identity:
+        """The identity of a pass: of a record, or what a token said that the page has verified."""
+        holder = self.passes.holder(text)
+        return self.used(self.keys.valid(holder)) if isinstance(holder, str) else self.valid(of_token(holder))
+
+    def valid(self, identity: Identity) -> Identity:
+        """Raises ApiError if it has ended."""
         if refusal := self.ended(identity):
             raise refusal
         return identity

@@ -7,6 +7,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from llmserve.api.errors import ApiError
+from llmserve.feedback.own import Forgotten, Kept
 from llmserve.feedback.ratings import Feedback, FeedbackBody
 from llmserve.gateway.openapi import describe
 from llmserve.gateway.route import PlainRoute
@@ -88,6 +89,16 @@ def cold_routes(state: State, plain: list[PlainRoute]) -> FastAPI:
     async def rate(request: Request) -> Feedback:
         """Rate an answer. A later rating of the same answer takes the place of the one before."""
         return await state.ratings.rate(request.scope["llm"], await request.body())
+
+    @app.get("/v1/feedback")
+    async def list_kept(request: Request) -> Kept:
+        """What this host keeps of the caller: ratings, and exchanges where the tenant's policy keeps text."""
+        return await state.own.list(request.scope["llm"])
+
+    @app.delete("/v1/feedback")
+    async def forget(request: Request) -> Forgotten:
+        """Delete all that this host's journal keeps of the caller."""
+        return await state.own.forget(request.scope["llm"])
 
     app.openapi = lambda: describe(app, plain, state.limits)  # type: ignore[method-assign]
     return app

@@ -30,6 +30,7 @@ from llmserve.cache.exact import ExactCache
 from llmserve.cache.single_flight import SharedAnswers
 from llmserve.feedback.halts import Halts
 from llmserve.feedback.journal import Journal
+from llmserve.feedback.own import OwnRecords
 from llmserve.feedback.ratings import Ratings
 from llmserve.feedback.response_ids import ResponseIds
 from llmserve.gateway.http_protocol import BoundedHttp
@@ -184,6 +185,9 @@ def build(config: GatewayConfig, pepper: bytes, policy_engine: PolicyEngine | No
         recorder=Recorder(audit, pepper),
         ratings=open_ratings(config.feedback, pepper, metrics),
         halts=Halts(config.feedback.folder if config.feedback and config.feedback.guarded else None, metrics),
+        own=OwnRecords(config.feedback.folder, config.feedback.hold)
+        if config.feedback
+        else OwnRecords(None, None),
     )
 
 

@@ -50,7 +50,7 @@ def routing_table(state: State) -> list[Route]:
         Route("/v1/completions", {"POST": completions.completion}, hot=CompletionBody, answer=TextCompletion),
         Route("/generate", making, hot=GenerateBody, answer=Generated),
         Route("/v1/embeddings", {"POST": completions.embeddings}, hot=EmbeddingBody, answer=Embeddings),
-        Route("/v1/feedback", {"POST": cold}),
+        Route("/v1/feedback", {"POST": cold, "GET": cold, "DELETE": cold}),
         Route("/v1/models", {"GET": cold}),
         Route("/v1/models/", {"GET": cold}),
         Route("/openapi.json", {"GET": cold}),

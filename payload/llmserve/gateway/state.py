@@ -13,6 +13,7 @@ from llmserve.audit.writer_client import AuditClient
 from llmserve.cache.exact import ExactCache
 from llmserve.cache.single_flight import SharedAnswers
 from llmserve.feedback.halts import Halts
+from llmserve.feedback.own import OwnRecords
 from llmserve.feedback.ratings import Ratings
 from llmserve.gateway.in_flight import InFlightRequests
 from llmserve.metrics import Metrics
@@ -37,6 +38,7 @@ class State:
     recorder: Recorder
     ratings: Ratings
     halts: Halts
+    own: OwnRecords
     draining: bool = False
     copies: set[asyncio.Task[None]] = field(default_factory=set)  # of shadow mode
 

@@ -10,6 +10,7 @@ from typing import Any
 import httpx2 as httpx
 from edge import Edge, in_front_of
 from operator_page import BROWSER, configured, start
+from provider_login import ProviderLogin
 from service import PEPPER, Process, Service, running
 
 from llmserve.access.api_keys import edited, new_key
@@ -55,23 +56,31 @@ def token(client: httpx.Client) -> str:
 
 @contextmanager
 def served(
-    folder: Path, models: dict[str, dict[str, Any]] | None = None, **options: Any
+    folder: Path,
+    models: dict[str, dict[str, Any]] | None = None,
+    login: ProviderLogin | None = None,
+    **options: Any,
 ) -> Iterator[ChatPage]:
     """The page, and the gateway and engines behind it; `options` are the service's."""
     kept = folder / "feedback"
     kept.mkdir()
+    identity: dict[str, Any] = {"certificate_header": "X-Client-Certificate"}
     options = {
-        "feedback": {"folder": str(kept)},
-        "identity": {"certificate_header": "X-Client-Certificate"},
+        "feedback": {"folder": str(kept), "hold": str(folder / "hold")},
+        "identity": identity | ({"oidc": login.provider.settings(leeway_seconds=0)} if login else {}),
         "tenants": {"research": {"keep_prompts": True}},
         **options,
     }
-    with running(folder, models or MODELS, **options) as service:
-        config, socket = configured(service, gateways=[str(folder / "gone.sock"), str(folder / "http.sock")])
+    variables = {"__edge_operator_socket": str(folder / "web.sock"), "__edge_chat_page": True}
+    with (
+        running(folder, models or MODELS, **options) as service,
+        in_front_of(folder / "http.sock", folder / "nginx", **variables) as edge,
+    ):
+        more = login.settings(f"https://localhost:{edge.port}/page/signed-in") if login else {}
+        gateways = [str(folder / "gone.sock"), str(folder / "http.sock")]
+        config, _ = configured(service, gateways=gateways, **more)
         process = start(service, config)
         try:
-            variables = {"__edge_operator_socket": str(socket), "__edge_chat_page": True}
-            with in_front_of(folder / "http.sock", folder / "nginx", **variables) as edge:
-                yield ChatPage(service, edge, config, process)
+            yield ChatPage(service, edge, config, process)
         finally:
             process.stop()

@@ -11,6 +11,7 @@ from llmserve.audit.recorder import Recorder
 from llmserve.audit.writer_client import AuditClient
 from llmserve.cache.single_flight import SharedAnswers
 from llmserve.feedback.halts import Halts
+from llmserve.feedback.own import OwnRecords
 from llmserve.feedback.ratings import Ratings
 from llmserve.feedback.response_ids import ResponseIds
 from llmserve.gateway.in_flight import InFlightRequests
@@ -40,5 +41,6 @@ def every_route(folder: Path) -> list[Route]:
         audit=audit,
         recorder=Recorder(audit, b""),
         ratings=Ratings(ResponseIds(b""), None, metrics),
+        own=OwnRecords(None, None),
     )
     return routing_table(state)

@@ -102,7 +102,7 @@ def test_what_a_model_says_is_never_html(chromium: Any, chat: ChatPage) -> None:
         assert '<script>document.title = "owned"</script>' in text.inner_text()
         # Nor after it was read back from the browser's storage.
         opened.reload()
-        opened.locator("summary").click()
+        opened.locator("#conversations summary").click()
         opened.locator(".open").first.click()
         assert opened.locator("article.answer .text script").count() == 0
         assert opened.title() == title
@@ -112,7 +112,7 @@ def test_scripts_in_names_and_questions_are_text(chromium: Any, chat: ChatPage) 
     with tab(chromium, chat, subject="<img/src=x/onerror=alert(1)>") as opened:
         ask(opened, "<img src=x onerror=alert(1)>")
         assert opened.locator("article.question .text").inner_text() == "<img src=x onerror=alert(1)>"
-        opened.locator("summary").click()
+        opened.locator("#conversations summary").click()
         assert opened.locator(".open").inner_text() == "<img src=x onerror=alert(1)>"
         assert opened.locator("main img").count() == 0
 
@@ -210,6 +210,22 @@ def test_a_forged_id_is_refused(chromium: Any, chat: ChatPage) -> None:
         assert opened.locator(".up").get_attribute("aria-pressed") == "false"
 
 
+def test_what_is_kept_is_shown_and_deleted(chromium: Any, chat: ChatPage) -> None:
+    with tab(chromium, chat, subject="karl") as opened:
+        ask(opened, "<i>what</i> is kept?").locator(".up").click()
+        opened.locator("#status", has_text="Thank you").wait_for()
+        opened.locator("#kept summary").click()
+        opened.locator("#kept li", has_text="rating up").wait_for()
+        opened.locator("#kept li", has_text="“<i>what</i> is kept? → <i>what</i> is kept?”").wait_for()
+        opened.on("dialog", lambda dialog: dialog.accept())
+        opened.get_by_role("button", name="Delete all of it").click()
+        opened.locator("#status", has_text="Deleted: 2. Left: 0.").wait_for()
+        assert opened.locator("#kept li").all_inner_texts() == ["Nothing is kept of you."]
+    assert "karl" not in "".join(
+        path.read_text() for path in (chat.gateway.folder / "feedback").glob("*.jsonl")
+    )
+
+
 def test_an_answer_is_copied(chromium: Any, chat: ChatPage) -> None:
     with tab(chromium, chat) as opened:
         opened.context.grant_permissions(["clipboard-read", "clipboard-write"])
@@ -250,7 +266,7 @@ def test_conversations_stay_in_the_browser_until_they_are_deleted(chromium: Any,
         opened.get_by_role("button", name="New conversation").click()
         ask(opened, "second question")
         opened.reload()
-        opened.locator("summary").click()
+        opened.locator("#conversations summary").click()
         assert opened.locator(".open").all_inner_texts() == ["second question", "first question"]
         opened.get_by_role("button", name="first question", exact=True).click()
         assert opened.locator("article .text").all_inner_texts() == ["first question", "first question"]
@@ -261,7 +277,7 @@ def test_conversations_stay_in_the_browser_until_they_are_deleted(chromium: Any,
         opened.get_by_role("button", name="Delete all conversations").click()
         opened.locator("#delete-all").wait_for(state="hidden")
         opened.reload()
-        opened.locator("summary").click()
+        opened.locator("#conversations summary").click()
         assert opened.locator(".open").count() == 0
 
 
@@ -271,7 +287,7 @@ def test_conversations_are_shown_to_their_subject_alone(chromium: Any, chat: Cha
         opened.get_by_role("button", name="Sign out").click()
         opened.get_by_label("API").fill(chat.key(subject="bob")[0])
         opened.keyboard.press("Enter")
-        opened.locator("summary").click()
+        opened.locator("#conversations summary").click()
         assert opened.locator(".open").count() == 0
 
 
@@ -351,6 +367,8 @@ def test_axe_finds_no_violation_and_nothing_is_wider_than_the_window(
             f"# Head\n\n`{'long' * 40}`\n\n| {'a' * 60} | b |\n|---|---|\n| 1 | 2 |\n\n> quoted [x](https://x.example/)",
         )
         opened.locator("#conversations summary").click()
+        opened.locator("#kept summary").click()
+        opened.locator("#kept li").first.wait_for()
         answer.locator(".down").click()
         answer.locator(".rating").wait_for()
         sound("an answer with its rating")
@@ -383,9 +401,9 @@ def test_everything_is_done_by_keyboard_and_focus_is_seen(chromium: Any, chat: C
             what, style, width = opened.evaluate(focused)
             assert (style, width >= 3) == ("solid", True), what
             walked.append(what)
-        summary = "Conversations in this browser"
-        assert walked == ["correct", "down", "up", "again", "copy", summary, "new", "model"]
-        for _ in range(5):
+        summaries = ["What this host keeps of you", "Conversations in this browser"]
+        assert walked == ["correct", "down", "up", "again", "copy", *summaries, "new"]
+        for _ in range(5):  # to the second button of the answer
             opened.keyboard.press("Tab")
         opened.keyboard.press("Space")
         opened.locator(".up[aria-pressed=true]").wait_for()

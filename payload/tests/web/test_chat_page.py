@@ -229,6 +229,47 @@ def test_an_answer_is_rated_by_its_subject_alone(chat: ChatPage, client: httpx.C
     assert client.post("/page/v1/feedback", json=forged).status_code == 404
 
 
+def test_subjects_see_and_delete_their_own_alone(chat: ChatPage) -> None:
+    with chat.signed_in(subject="vera") as vera, chat.signed_in(subject="vera", tenant="sales") as namesake:
+        for each in (vera, namesake):
+            rating = {
+                "id": each.post(CHAT, json=ASKED).headers["x-llm-response-id"],
+                "thumb": "down",
+                "comment": "no",
+            }
+            assert each.post("/page/v1/feedback", json=rating).status_code == 200
+
+        def kept(client: httpx.Client) -> list[dict[str, Any]]:
+            return list(client.get("/page/v1/feedback").json()["data"])
+
+        eventually("exchange and rating are kept", lambda: len(kept(vera)) == 2)
+        by_kind = {each["object"]: each for each in kept(vera)}
+        assert by_kind["rating"]["comment"] == "no"
+        assert by_kind["exchange"]["prompt"] == ASKED["messages"]
+        assert "echo" not in json.dumps(
+            by_kind
+        )  # nor which model it was, which could be an arm of an experiment
+        [only] = kept(namesake)  # of a tenant that keeps no texts
+        assert (only["thumb"], only["comment"]) == ("down", None)
+        assert vera.delete("/page/v1/feedback").json() == {
+            "object": "feedback.forgotten",
+            "removed": 2,
+            "left": 0,
+        }
+        assert (kept(vera), len(kept(namesake))) == ([], 1)
+
+
+def test_nothing_is_deleted_under_a_legal_hold(chat: ChatPage, client: httpx.Client) -> None:
+    hold = chat.gateway.folder / "hold"
+    hold.touch()
+    try:
+        answer = client.delete("/page/v1/feedback")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (409, "legal_hold")
+    finally:
+        hold.unlink()
+    assert client.delete("/page/v1/feedback").status_code == 200
+
+
 def test_without_a_gateway_the_page_says_so(chat: ChatPage, client: httpx.Client) -> None:
     assert chat.gateway.gateway
     chat.gateway.gateway.stop()

@@ -47,7 +47,7 @@ test_each_page_is_of_one_role if {
 }
 
 test_a_trainer_generates_with_higher_limits_and_its_prompts_are_kept if {
-	may("trainer") == (generation | models) | {"POST /v1/feedback"}
+	may("trainer") == (generation | models) | {"DELETE /v1/feedback", "GET /v1/feedback", "POST /v1/feedback"}
 	trainer := decided(["trainer"], "POST /generate")
 	developer := decided(["developer"], "POST /generate")
 	trainer.max_tokens > developer.max_tokens

@@ -10,11 +10,13 @@ import data.llm.authz
 # METADATA
 # description: What a role can grant; each is a route of the gateway, or a page that llm-web serves.
 actions := {
+	"DELETE /v1/feedback",
 	"GET /generate",
 	"GET /openapi.json",
 	"GET /operator/*",
 	"GET /operator/experiments",
 	"GET /operator/reviews",
+	"GET /v1/feedback",
 	"GET /v1/models",
 	"GET /v1/models/*",
 	"POST /generate",

@@ -198,6 +198,37 @@ async function answer(fresh = false) {
   await list();
 }
 
+// What the host keeps; texts are text nodes here.
+async function look() {
+  const { data, left_out: older } = await gateway.kept();
+  const lines = data.map((each) => {
+    const time = new Date(each.time).toLocaleString(document.documentElement.lang);
+    if (each.object === "exchange") {
+      const last = typeof each.prompt === "string" ? each.prompt : each.prompt.at(-1).content;
+      return words("kept_exchange", { time, what: `${last} → ${each.answer}` });
+    }
+    const parts = [each.thumb, each.stars, each.reason, each.comment, each.correction];
+    return words("kept_rating", { time, what: parts.filter(Boolean).join(", ") });
+  });
+  if (older) lines.push(words("kept_older", { count: older }));
+  if (!data.length) lines.push(words("nothing_kept"));
+  const items = lines.map((line) => {
+    const item = document.createElement("li");
+    item.textContent = line;
+    return item;
+  });
+  at("#kept ul").replaceChildren(...items);
+  at("#forget").hidden = !data.length;
+}
+
+async function forget() {
+  if (!confirm(words("really"))) return;
+  const { removed, left } = await gateway.forget();
+  await look();
+  say(words("forgotten", { removed, left }));
+  at("#kept summary").focus();
+}
+
 async function ask() {
   const question = at("#question").value.trim();
   if (!question || stopping) return;
@@ -249,6 +280,9 @@ async function start() {
     at("#conversations summary").focus();
     say(words("deleted"));
   });
+  const tried = (work) => () => work().catch((error) => say(refused(error)));
+  at("#kept").addEventListener("toggle", () => at("#kept").open && tried(look)());
+  at("#forget").addEventListener("click", tried(forget));
   chat.hidden = false;
   at("#question").focus();
   try {

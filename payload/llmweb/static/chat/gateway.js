@@ -28,12 +28,22 @@ export class Gateway {
     if (response.ok) return response;
     const id = response.headers.get("x-request-id") ?? "";
     const said = await response.json().catch(() => ({}));
-    throw new Refusal(said.error?.code ?? `${response.status}`, said.error?.message ?? `${response.status}`, id);
+    // Key, token or session: whichever has ended, one signs in again.
+    const code = response.status === 401 ? "no_session" : said.error?.code;
+    throw new Refusal(code ?? `${response.status}`, said.error?.message ?? `${response.status}`, id);
   }
 
   async models() {
     const { data } = await (await this.ask("GET", "models")).json();
     return data.filter((each) => !each.dimensions).map((each) => each.id);
+  }
+
+  async kept() {
+    return (await this.ask("GET", "feedback")).json();
+  }
+
+  async forget() {
+    return (await this.ask("DELETE", "feedback")).json();
   }
 
   // Whether the texts of the rating are kept.

@@ -20,6 +20,8 @@ ROUTES = [
     ("POST", "/v1/completions"),
     ("POST", "/v1/embeddings"),
     ("POST", "/v1/feedback"),
+    ("GET", "/v1/feedback"),
+    ("DELETE", "/v1/feedback"),
     ("GET", "/generate"),
     ("POST", "/generate"),
     ("GET", "/v1/models"),
@@ -40,7 +42,7 @@ def request(client: httpx.Client, method: str, path: str) -> httpx.Response:
     """A valid request for a route."""
     if method == "POST":
         return client.post(path, json=BODIES[path])
-    return client.get(path, params={"prompt": "x"} if path == "/generate" else None)
+    return client.request(method, path, params={"prompt": "x"} if path == "/generate" else None)
 
 
 @pytest.fixture(scope="module")

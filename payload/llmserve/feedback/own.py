@@ -1,0 +1,132 @@
+"""What subjects see and delete of what the journal of this host has of them: `GET` and `DELETE /v1/feedback`."""
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from llmcore.ratings import ANSWERED, FIELD, RATED, SUBJECT, TENANT, TIME, Record, files
+from llmserve.access.identity import Identity
+from llmserve.api.errors import ApiError, unavailable
+from llmserve.api.response_models import Shape
+from llmserve.asgi import Exchange
+from llmserve.feedback import journal
+
+MOST = 200  # of a list, the newest
+# Not the model that answered: it could tell the arm of an experiment.
+SHOWN = ("thumb", "stars", "reason", "corrected", "comment", "correction", "prompt", "answer")
+
+
+class KeptRecord(Shape):
+    """A rating, or an exchange whose text is kept. `time`: of the record, ISO 8601."""
+
+    object: Literal["rating", "exchange"]
+    time: str
+    thumb: str | None = None
+    stars: int | None = None
+    reason: str | None = None
+    corrected: bool | None = None
+    comment: str | None = None
+    correction: str | None = None
+    prompt: str | list[dict[str, Any]] | None = None
+    answer: str | None = None
+
+
+class Kept(Shape):
+    """Response of GET /v1/feedback, the newest first. `left_out`: older ones. `text_kept`: what the tenant's policy decides."""
+
+    object: Literal["list"] = "list"
+    data: list[KeptRecord]
+    left_out: int
+    text_kept: bool
+
+
+class Forgotten(Shape):
+    """Response of DELETE /v1/feedback. `left`: records that came meanwhile."""
+
+    object: Literal["feedback.forgotten"] = "feedback.forgotten"
+    removed: int
+    left: int
+
+
+def is_of(record: Record, identity: Identity) -> bool:
+    return (record.get(SUBJECT), record.get(TENANT)) == (identity.subject, identity.tenant)
+
+
+def records(folder: Path, identity: Identity) -> list[tuple[str, Record]]:
+    """Records of a subject with their kinds, oldest first; only lines with its name are parsed. Raises OSError."""
+    named = json.dumps(identity.subject).encode()
+    found = []
+    for path in files(folder):
+        with path.open("rb") as file:
+            lines = [line for line in file if named in line]
+        for line in lines:
+            try:
+                record = json.loads(line)
+            except ValueError:  # torn by a power cut
+                continue
+            if is_of(record, identity):
+                found.append((path.stem.partition("-")[0], record))
+    return found
+
+
+class OwnRecords:
+    """Of one gateway process, which reads and rewrites for one subject at a time."""
+
+    def __init__(self, folder: Path | None, hold: Path | None) -> None:
+        """`hold`: file that is there while nothing may be deleted."""
+        self.folder = folder
+        self.hold = hold
+        self.turn = asyncio.Lock()
+
+    def where(self) -> Path:
+        if self.folder is None:
+            raise ApiError(503, "feedback_unavailable", "this gateway keeps no ratings: ask its operator")
+        return self.folder
+
+    async def list(self, exchange: Exchange) -> Kept:
+        """Raises ApiError 503."""
+        identity, decision = exchange.identity, exchange.decision
+        if identity is None or decision is None:
+            raise RuntimeError("this route must be behind authentication and policy")
+        async with self.turn:
+            found = await in_thread(lambda: records(self.where(), identity))
+        theirs = [(kind, record) for kind, record in found if kind in {RATED, ANSWERED}]
+        newest = deque(theirs, MOST)
+        return Kept(
+            data=[shown(*each) for each in reversed(newest)],
+            left_out=len(theirs) - len(newest),
+            text_kept=decision.keep_prompts,
+        )
+
+    async def forget(self, exchange: Exchange) -> Forgotten:
+        """Raises ApiError 409 under a legal hold, and 503."""
+        identity = exchange.identity
+        if identity is None:
+            raise RuntimeError("this route must be behind authentication and policy")
+        if self.hold and self.hold.exists():
+            raise ApiError(
+                409, "legal_hold", "nothing may be deleted here at present, by a legal hold: ask the operator"
+            )
+        folder = self.where()
+        async with self.turn:
+            removed = await in_thread(lambda: journal.forget(folder, lambda each: is_of(each, identity)))
+            left = await in_thread(lambda: len(records(folder, identity)))
+        return Forgotten(removed=removed, left=left)
+
+
+def shown(kind: str, record: Record) -> KeptRecord:
+    fields = {name: record[FIELD + name] for name in SHOWN if FIELD + name in record}
+    return KeptRecord(object="rating" if kind == RATED else "exchange", time=str(record.get(TIME)), **fields)
+
+
+async def in_thread[T](work: Callable[[], T]) -> T:
+    """Raises ApiError 503 where the disk fails."""
+    try:
+        return await asyncio.to_thread(work)
+    except OSError:
+        raise unavailable(
+            "feedback_unavailable", "the journal cannot be read now: try again later", 5
+        ) from None

@@ -1,0 +1,112 @@
+"""Sign-in at the identity provider: authorization code with PKCE (RFC 6749, 7636), as a public client.
+
+The access token is the one that clients of the API would send, and is verified as theirs are. It is not kept.
+"""
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import http.client
+import json
+import secrets
+import socket
+import ssl
+import time
+from collections import OrderedDict
+from urllib.parse import urlencode, urlsplit
+
+from llmserve.access.oidc import Issuer
+from llmserve.api.errors import ApiError, unauthenticated, unavailable
+from llmweb.settings import Login
+
+BEGUN_SECONDS = 600.0
+MOST = 1000  # sign-ins that have begun
+ANSWER_BYTES = 256 * 1024
+ASK_SECONDS = 10.0
+
+
+class Logins:
+    """Sign-ins that have begun in this process, by their states."""
+
+    def __init__(self, config: Login, issuer: Issuer) -> None:
+        """`issuer` verifies the tokens."""
+        self.config = config
+        self.issuer = issuer
+        self.begun: OrderedDict[str, tuple[str, float]] = OrderedDict()  # verifier, and time.monotonic()
+
+    def begin(self) -> tuple[str, str]:
+        """A state, which the browser keeps in a cookie, and the address at which its user signs in."""
+        state, verifier = secrets.token_urlsafe(32), secrets.token_urlsafe(48)
+        if len(self.begun) >= MOST:
+            self.begun.popitem(last=False)
+        self.begun[state] = verifier, time.monotonic()
+        challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=")
+        query = {
+            "response_type": "code",
+            "client_id": self.config.client,
+            "redirect_uri": self.config.redirect,
+            "scope": self.config.scope,
+            "state": state,
+            "code_challenge": challenge.decode(),
+            "code_challenge_method": "S256",
+        }
+        return state, f"{self.config.authorize}?{urlencode(query)}"
+
+    async def finish(self, browsers: str, state: str, code: str) -> str:
+        """The access token. `browsers`: the state in the browser's cookie. Raises ApiError 401 or 503."""
+        same = hmac.compare_digest(browsers.encode(), state.encode())
+        verifier, begun = self.begun.pop(state, ("", 0.0)) if same else ("", 0.0)
+        if not verifier or not code or time.monotonic() - begun > BEGUN_SECONDS:
+            raise unauthenticated(
+                "login_failed", "this sign-in was not begun here, or not now: begin it again"
+            )
+        form = {
+            "grant_type": "authorization_code",
+            "code": code,
+            "redirect_uri": self.config.redirect,
+            "client_id": self.config.client,
+            "code_verifier": verifier,
+        }
+        try:
+            status, answer = await asyncio.to_thread(self.ask, urlencode(form))
+        except (OSError, http.client.HTTPException):
+            raise unavailable(
+                "provider_unavailable",
+                "the identity provider does not answer: use an API key, or try again later",
+                5,
+            ) from None
+        token = answer.get("access_token")
+        if status != 200 or not isinstance(token, str) or not token.isascii():
+            raise unauthenticated(
+                "login_failed", "the identity provider does not accept this sign-in: begin it again"
+            )
+        return token
+
+    def ask(self, form: str) -> tuple[int, dict[str, object]]:
+        """In a thread: status and JSON of the token endpoint. Raises OSError or HTTPException."""
+        parts = urlsplit(self.config.token)
+        host, port = parts.hostname or "", parts.port or 443
+        context = ssl.create_default_context(cafile=str(self.config.ca))
+        connection = http.client.HTTPSConnection(host, port, timeout=ASK_SECONDS)
+        plain = socket.create_connection((self.config.address or host, port), ASK_SECONDS)
+        try:
+            connection.sock = context.wrap_socket(plain, server_hostname=host)
+            headers = {"content-type": "application/x-www-form-urlencoded", "accept": "application/json"}
+            connection.request("POST", parts.path, form, headers)
+            response = connection.getresponse()
+            body = response.read(ANSWER_BYTES)
+        finally:
+            connection.close()
+            plain.close()
+        try:
+            answer = json.loads(body)
+        except (ValueError, RecursionError):
+            answer = None
+        return response.status, answer if isinstance(answer, dict) else {}
+
+
+def refused(error: str) -> ApiError:
+    """What the identity provider said in place of a code, of which nothing is shown."""
+    code = "login_denied" if error == "access_denied" else "login_failed"
+    return unauthenticated(code, "the identity provider did not sign you in: begin again, or use an API key")
