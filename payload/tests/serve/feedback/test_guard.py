@@ -92,13 +92,15 @@ def met(service: Service, requests: int, **more: Any) -> set[tuple[str, str]]:
 
 def ends(service: Service) -> list[dict[str, Any]]:
     """How assigned requests ended, once that is kept of each."""
-    assigned = [each for each in intents(service) if "llmkeep.experiment.arm" in each]
-    counted = sum("llmkeep.experiment.away" not in each for each in assigned)
+
+    def counted() -> int:
+        assigned = [each for each in intents(service) if "llmkeep.experiment.arm" in each]
+        return sum("llmkeep.experiment.away" not in each for each in assigned)
 
     def kept() -> list[dict[str, Any]]:
         return [each for path in files(service.folder / "journal", ENDED) for each in read(path)]
 
-    eventually("all ends are kept", lambda: len(kept()) == counted)
+    eventually("all ends are kept", lambda: len(kept()) == counted())
     return kept()
 
 
