@@ -147,7 +147,7 @@ def test_a_candidate_that_fails_is_ended_on_record_and_stays_so_until_policy_has
 
 
 def test_a_guard_that_has_not_looked_for_long_is_none(service: Service) -> None:
-    guard_of(service).look()
+    assert main(["experiment", "guard", "--once", "--config", str(service.folder / "gateway.yaml")]) == 0
     eventually("it is watched", lambda: ("m", "") in met(service, 4))
     os.utime(service.folder / "journal" / GUARD / WATCHED, (1, 1))
     eventually("it is not", lambda: met(service, 8) == {("support-7", ""), ("support-7", "unwatched")})
