@@ -200,10 +200,11 @@ class Site:
         """By session, certificate or header; None if there is nothing to go by. Raises ApiError."""
         session = self.sessions.find(cookie(request, SESSION))
         if session is not None:
-            self.authenticator.keys.readable()
             try:
                 return self.holder(session)
-            except ApiError:
+            except ApiError as error:
+                if error.status != 401:  # what cannot be told now has not ended
+                    raise
                 self.sessions.close(cookie(request, SESSION))
         try:
             return self.authenticator.identify(request.scope["headers"])

@@ -55,13 +55,16 @@ def is_of(record: Record, identity: Identity) -> bool:
     return (record.get(SUBJECT), record.get(TENANT)) == (identity.subject, identity.tenant)
 
 
-def records(folder: Path, identity: Identity) -> list[tuple[str, Record]]:
+def records(folder: Path | None, identity: Identity) -> list[tuple[str, Record]]:
     """Records of a subject with their kinds, oldest first; only lines with its name are parsed. Raises OSError."""
     named = json.dumps(identity.subject).encode()
     found = []
-    for path in files(folder):
-        with path.open("rb") as file:
-            lines = [line for line in file if named in line]
+    for path in files(folder) if folder else ():
+        try:
+            with path.open("rb") as file:
+                lines = [line for line in file if named in line]
+        except FileNotFoundError:  # another gateway was faster to forget
+            continue
         for line in lines:
             try:
                 record = json.loads(line)
@@ -76,15 +79,10 @@ class OwnRecords:
     """Of one gateway process, which reads and rewrites for one subject at a time."""
 
     def __init__(self, folder: Path | None, hold: Path | None) -> None:
-        """`hold`: file that is there while nothing may be deleted."""
+        """`folder`: of the journal; without one nothing is kept. `hold`: file that is there while nothing may be deleted."""
         self.folder = folder
         self.hold = hold
         self.turn = asyncio.Lock()
-
-    def where(self) -> Path:
-        if self.folder is None:
-            raise ApiError(503, "feedback_unavailable", "this gateway keeps no ratings: ask its operator")
-        return self.folder
 
     async def list(self, exchange: Exchange) -> Kept:
         """Raises ApiError 503."""
@@ -92,7 +90,7 @@ class OwnRecords:
         if identity is None or decision is None:
             raise RuntimeError("this route must be behind authentication and policy")
         async with self.turn:
-            found = await in_thread(lambda: records(self.where(), identity))
+            found = await in_thread(lambda: records(self.folder, identity))
         theirs = [(kind, record) for kind, record in found if kind in {RATED, ANSWERED}]
         newest = deque(theirs, MOST)
         return Kept(
@@ -110,7 +108,9 @@ class OwnRecords:
             raise ApiError(
                 409, "legal_hold", "nothing may be deleted here at present, by a legal hold: ask the operator"
             )
-        folder = self.where()
+        folder = self.folder
+        if folder is None:
+            return Forgotten(removed=0, left=0)
         async with self.turn:
             removed = await in_thread(lambda: journal.forget(folder, lambda each: is_of(each, identity)))
             left = await in_thread(lambda: len(records(folder, identity)))

@@ -129,6 +129,18 @@ def test_a_blocked_subject_has_no_session(chat: ChatPage, login: ProviderLogin, 
     eventually("the session has ended", lambda: client.get("/").status_code == 303)
 
 
+def test_a_session_survives_keys_of_the_provider_that_cannot_be_read(
+    login: ProviderLogin, client: httpx.Client
+) -> None:
+    assert client.get("/page/signed-in", params=code_of(client, login)).status_code == 200
+    login.provider.jwks_file.write_text("{")
+    try:
+        eventually("nothing can be told", lambda: client.get("/").status_code == 503)
+    finally:
+        login.provider.publish()
+    eventually("the session is still there", lambda: client.get("/").status_code == 200)
+
+
 @pytest.mark.skipif(not CHROMIUM, reason="needs chromium-headless-shell of requirements.apt")
 def test_a_browser_comes_back_to_the_page(chromium: Any, chat: ChatPage, login: ProviderLogin) -> None:
     with browser.tab(chromium, chat.edge.port, "en", "light", 800, login.address) as opened:
