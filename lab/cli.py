@@ -116,7 +116,8 @@ def parser() -> argparse.ArgumentParser:
     enrol.add_argument("host")
     enrol.add_argument("certificate", type=Path)
     start = verbs.add_parser(
-        "floor", help="the snapshots `bare` and `floor` (base, mirror, pki) of every host"
+        "floor",
+        help="the snapshots `bare`, `floor` (base, mirror, pki) and `installed` (of llm_serving) of hosts",
     )
     start.add_argument("--restore", action="store_true", help="restore every host to `floor`")
     start.add_argument("--like", metavar="INSTANCE", help="copy them from another lab of this checkout")
@@ -172,7 +173,7 @@ def run(given: argparse.Namespace) -> int:
         case "site":
             instance.require_up()
             return subprocess.call(
-                instance.namespace.command(*playbook(instance, after_dashes(given.more, needed=False))),
+                demo.playbook(instance, "site.yml", *after_dashes(given.more, needed=False)),
                 env=instance.environment(),
                 cwd=CHECKOUT,
             )
@@ -349,14 +350,6 @@ def after_dashes(words: list[str], needed: bool = True) -> list[str]:
     if needed and not command:
         raise LabError("no command was given: write it after --, such as: lab exec llm1 -- uptime")
     return command
-
-
-def playbook(instance: Instance, arguments: list[str]) -> list[str]:
-    """The ansible-playbook command of `lab site`."""
-    beside = Path(sys.executable).with_name("ansible-playbook")
-    program = str(beside) if beside.exists() else "ansible-playbook"
-    inventories = [part for path in instance.inventories for part in ("-i", str(path))]
-    return [program, *inventories, "site.yml", *arguments]
 
 
 def require_power(machine: Machine) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import os
 import shlex
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -77,6 +78,14 @@ def site(instance: Instance, steps: Steps, *words: str) -> None:
     command = ("llmkeep", "site", *options, *words)
     with steps.step(f"run `llmkeep site` on {control.host.name}") as now:
         steps.run(interactive(instance, control, *command), "site", RoleTimes(steps, now))
+
+
+def playbook(instance: Instance, name: str, *arguments: str) -> list[str]:
+    """The command that runs a playbook of this tree from outside, in the lab's network."""
+    beside = Path(sys.executable).with_name("ansible-playbook")
+    program = str(beside) if beside.exists() else "ansible-playbook"
+    inventories = [part for path in instance.inventories for part in ("-i", str(path))]
+    return instance.namespace.command(program, *inventories, str(instance.checkout / name), *arguments)
 
 
 def absolute(instance: Instance) -> list[Path]:

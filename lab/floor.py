@@ -1,17 +1,20 @@
-"""The suite's starting points: two snapshots of each host, made once per bundle.
+"""The suite's starting points: snapshots of each host, made once per bundle.
 
-`bare` is the host as it was created; `floor` has the roles that every other role requires: base, mirror and pki.
+`bare` is the host as it was created; `floor` has the roles that every other role requires: base, mirror and pki. `installed`
+is the floor of a container that serves, with what role llm_serving installs and before it is configured: most of its time.
 """
 
 import shutil
 from pathlib import Path
 
 from lab import demo, door
+from lab.container import Container
 from lab.errors import LabError
 from lab.instance import Instance
-from lab.steps import Steps
+from lab.steps import RoleTimes, Steps
 
-BARE, FLOOR = "bare", "floor"
+BARE, FLOOR, INSTALLED = "bare", "floor", "installed"
+PLAYBOOK = "molecule/default/installed.yml"
 ROLES = "base,mirror,pki"
 RECORD = "floor.sha256"  # of the bundle that `floor` was made from
 
@@ -63,8 +66,29 @@ def floor(
                 instance.settle(machine)
                 machine.snapshot(FLOOR)
             made.append(f"made snapshot {FLOOR} of {machine.host.name}")
+        made += installed(instance, steps)
         record.write_text(digest, encoding="ascii")
     return made
+
+
+def installed(instance: Instance, steps: Steps) -> list[str]:
+    """Make the snapshot of each container that serves; returns a line for each. The hosts are at the floor afterwards."""
+    serving = [
+        each for each in instance.machines if isinstance(each, Container) and "serve" in each.host.groups
+    ]
+    if not serving:
+        return []
+    with steps.step("install what serves") as now:
+        environment = instance.environment() | {"ANSIBLE_CONFIG": str(instance.checkout / "ansible.cfg")}
+        steps.run(demo.playbook(instance, PLAYBOOK), "installed", RoleTimes(steps, now), environment)
+    for machine in serving:
+        with steps.step(f"snapshot {INSTALLED} of {machine.host.name}"):
+            instance.settle(machine)
+            instance.forget_connections(machine)
+            machine.power_off()
+            machine.snapshot(INSTALLED)
+    instance.restore_all(FLOOR, steps)
+    return [f"made snapshot {INSTALLED} of {machine.host.name}" for machine in serving]
 
 
 def require_bare(instance: Instance, host: str) -> None:

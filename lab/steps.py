@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -63,7 +63,13 @@ class Steps:
             yield begin
         end()
 
-    def run(self, command: Sequence[str], log: str, heard: Callable[[str], None]) -> None:
+    def run(
+        self,
+        command: Sequence[str],
+        log: str,
+        heard: Callable[[str], None],
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         """Run a command; each line of its output goes to the log LOG and to `heard`. LabError if it fails."""
         self.logs.mkdir(parents=True, exist_ok=True)
         place = self.logs / f"{log}.log"
@@ -74,6 +80,7 @@ class Steps:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
+                env=environment,
                 encoding="utf-8",
                 errors="replace",
             ) as running,

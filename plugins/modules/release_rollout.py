@@ -28,7 +28,9 @@ options:
       socket: {description: UNIX socket that answers C(/readyz)., type: path}
       hold: {description: Leave the unit on its release while it is running., type: bool, default: false}
       settle_seconds:
-        description: Seconds to wait after the unit is ready, for waiting requests to be served, before the next one is moved.
+        description: >-
+          Seconds to wait after the unit is ready, for waiting requests to be served, before the next one is moved. For a unit
+          without a former release no request waits.
         type: int
         default: 0
   stopped_others:
@@ -118,7 +120,8 @@ class Rollout:
         must(unit.name, "restart")
         if unit.socket:
             await_ready(unit.name, unit.socket, self.ready_seconds)
-        time.sleep(unit.settle_seconds)
+        if unit.former:
+            time.sleep(unit.settle_seconds)
         (atomic.PENDING / unit.name).unlink(missing_ok=True)
 
     def go_back(self, former: str) -> None:

@@ -212,7 +212,8 @@ def estate(floor: Lab, suite: Lab, testrun_uid: str, standing: Standing) -> Lab:
 
     def make() -> None:
         for host in HOSTS:
-            floor.run("restore", host, "floor")
+            made = floor.snapshots(host)
+            floor.run("restore", host, "installed" if "installed" in made else "floor")
         floor.run("sink", "--clear")
         # The roles of the floor run on it once more in containers, and here in the second run, which changes nothing.
         floor.site(*(("--skip-tags", ROLES) if suite.instance == "suite-kernel" else ()))

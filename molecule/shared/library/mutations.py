@@ -1,7 +1,8 @@
 #!/usr/bin/python
 """Break what a role's checks look at, one thing after the other, and compare which checks say so.
 
-All of it is one call on the host: a mutation costs its commands and the checks, and no connection.
+All of it is one call on the host: a mutation costs its commands and the checks, and no connection. Mutations of one `round` are
+broken at once and share the checks: each has checks of its own to fail, and together exactly those have to.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ MUTATION: dict[str, Any] = {
         "type": "str",
         "choices": list(limits.LIMITS),
     },  # left out, and said, where the kernel cannot enforce it
+    "round": {"type": "str"},  # name of a round, whose mutations are broken at once; alone without it
     "on": {"type": "str"},  # group of the inventory; the playbook leaves it out on other hosts
 }
 
@@ -40,26 +42,42 @@ class MutationError(Exception):
     """A mutation that could not be made or mended, or that names a check which is not there."""
 
 
-def broken(mutation: dict[str, Any]) -> str:
-    """The script that breaks it."""
-    steps = [f"cp --archive {shlex.quote(mutation['file'])} {KEPT}"] if mutation.get("file") else []
-    steps.append(shlex.join(mutation["break"]))
-    return "\n".join([*steps, *followed(mutation)])
-
-
-def repaired(mutation: dict[str, Any]) -> str:
-    """The script that mends it."""
+def broken(mutations: Sequence[dict[str, Any]]) -> str:
+    """The script that breaks them."""
     steps = []
-    if mutation.get("file"):
-        steps.append(f"mv --no-target-directory {KEPT} {shlex.quote(mutation['file'])}")
-    if mutation.get("repair"):
-        steps.append(shlex.join(mutation["repair"]))
-    return "\n".join([*steps, *followed(mutation)])
+    for number, mutation in enumerate(mutations):
+        if mutation.get("file"):
+            steps.append(f"cp --archive {shlex.quote(mutation['file'])} {KEPT}.{number}")
+        steps.append(shlex.join(mutation["break"]))
+    return "\n".join([*steps, *followed(mutations)])
 
 
-def followed(mutation: dict[str, Any]) -> list[str]:
-    """What lets the service take it in."""
-    return [shlex.join(mutation["then"])] if mutation.get("then") else []
+def repaired(mutations: Sequence[dict[str, Any]]) -> str:
+    """The script that mends them, the last one first."""
+    steps = []
+    for number, mutation in reversed([*enumerate(mutations)]):
+        if mutation.get("file"):
+            steps.append(f"mv --no-target-directory {KEPT}.{number} {shlex.quote(mutation['file'])}")
+        if mutation.get("repair"):
+            steps.append(shlex.join(mutation["repair"]))
+    return "\n".join([*steps, *followed(mutations)])
+
+
+def followed(mutations: Sequence[dict[str, Any]]) -> list[str]:
+    """What lets the services take it in, each command once."""
+    return [*dict.fromkeys(shlex.join(each["then"]) for each in mutations if each.get("then"))]
+
+
+def rounds(mutations: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Which mutations are broken at once. MutationError where two of a round name one check."""
+    found: dict[object, list[dict[str, Any]]] = {}
+    for number, mutation in enumerate(mutations):
+        found.setdefault(mutation.get("round") or number, []).append(mutation)
+    for name, together in found.items():
+        named = [check for mutation in together for check in mutation["fails"]]
+        if twice := sorted({check for check in named if named.count(check) > 1}):
+            raise MutationError(f"round {name} breaks {twice} twice: put one of the two into another round")
+    return [*found.values()]
 
 
 def hands(script: str) -> None:
@@ -72,21 +90,22 @@ def hands(script: str) -> None:
 
 
 def outcome(
-    mutation: dict[str, Any], checks: list[dict[str, Any]], slow: Sequence[str] = ()
+    mutations: Sequence[dict[str, Any]], checks: list[dict[str, Any]], slow: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Break, check, mend: which checks had to fail, and which did with what they saw.
 
     SLOW: checks that are run only after mutations that name them.
     """
     begun = time.monotonic()
-    hands(broken(mutation))
-    seen = run([check for check in checks if check["id"] not in slow or check["id"] in mutation["fails"]])
-    hands(repaired(mutation))
+    named = sorted(name for mutation in mutations for name in mutation["fails"])
+    hands(broken(mutations))
+    seen = run([check for check in checks if check["id"] not in slow or check["id"] in named])
+    hands(repaired(mutations))
     failed = {result["id"]: result["observed"] for result in seen if has_failed(result)}
     return {
-        "named": sorted(mutation["fails"]),
+        "named": named,
         "failed": failed,
-        "by": shlex.join(mutation["break"]),
+        "by": "; ".join(shlex.join(mutation["break"]) for mutation in mutations),
         "seconds": round(time.monotonic() - begun, 1),
     }
 
@@ -115,9 +134,10 @@ def main() -> None:
         require_known(module.params["mutations"], module.params["checks"])
         reasons = {index: left_out(mutation) for index, mutation in enumerate(module.params["mutations"])}
         seen = [
-            outcome(mutation, module.params["checks"], module.params["slow"])
-            for index, mutation in enumerate(module.params["mutations"])
-            if not reasons[index]
+            outcome(together, module.params["checks"], module.params["slow"])
+            for together in rounds(
+                [each for index, each in enumerate(module.params["mutations"]) if not reasons[index]]
+            )
         ]
     except MutationError as problem:
         module.fail_json(msg=str(problem))

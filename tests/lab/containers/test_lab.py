@@ -52,6 +52,7 @@ def test_what_was_written_survives_a_reboot_and_a_power_cut_and_not_a_restore(la
         time.sleep(0.2)
     lab.run("power-off", HOST)
     assert lab.run("exec", HOST, "--", "true", check=False).returncode == 8
+    lab.run("snapshot", HOST, "off")
     lab.run("power-on", HOST)
     seen = "cat /root/kept; ls /etc/locale.conf /etc/ssh/sshd_config.d 2>/dev/null; ls -d /etc/ssh/renamed.d"
     assert lab.on(HOST, seen).split() == ["kept", "/etc/ssh/renamed.d"]
@@ -59,6 +60,8 @@ def test_what_was_written_survives_a_reboot_and_a_power_cut_and_not_a_restore(la
     assert lab.on(HOST, "ls -d /root/kept /etc/ssh/renamed.d 2>/dev/null; ls /etc/locale.conf").split() == [
         "/etc/locale.conf"
     ]
+    lab.run("restore", HOST, "off")
+    assert lab.on(HOST, seen).split() == ["kept", "/etc/ssh/renamed.d"]
 
 
 def test_a_cable_that_is_out_stays_out_through_a_reboot(lab: Lab) -> None:

@@ -1,13 +1,15 @@
 """What a lab of containers stands on, where this machine lacks it; real containers are tested in tests/lab/containers."""
 
 import subprocess
+import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from lab import cgroup, image, inventory, requirements
-from lab.container import Container
+from lab.container import COMPILED, Container
 from lab.errors import LabError, MissingProgram, Unsupported
 from lab.files import copy
 from lab.network import Namespace
@@ -36,6 +38,22 @@ def test_without_a_writable_one_no_container_can_run_and_the_way_out_is_named(
     with pytest.raises(Unsupported, match=r"no writable cgroup2 hierarchy.*mount -t cgroup2"):
         cgroup.mount_point()
     assert "no writable cgroup2 hierarchy" in requirements.no_container_because(mounts.parent)
+
+
+def test_a_module_of_a_zip_is_compiled_once_and_again_when_it_changes(tmp_path: Path) -> None:
+    hook = COMPILED.read_text(encoding="utf-8").replace("/run/lab/compiled", str(tmp_path / "kept"))
+    program = (
+        "import sys, zipimport; given = zipimport._compile_source; compiled = []\n"
+        "zipimport._compile_source = lambda *what: compiled.append(what) or given(*what)\n"
+        f"exec({hook!r}, {{}}); sys.path.insert(0, sys.argv[1]); import module; print(module.WHICH, len(compiled))"
+    )
+    seen = []
+    for name, which in (("a.zip", 1), ("b.zip", 1), ("c.zip", 2)):
+        with zipfile.ZipFile(tmp_path / name, "w") as made:
+            made.writestr("module.py", f"WHICH = {which}\n")
+        command = [sys.executable, "-I", "-c", program, str(tmp_path / name)]
+        seen.append(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
+    assert seen == [["1", "1"], ["1", "0"], ["2", "1"]]
 
 
 @pytest.fixture

@@ -184,6 +184,14 @@ def test_the_next_of_several_engines_waits_until_the_one_before_was_found_again(
     assert time.monotonic() - began > 0.6
 
 
+def test_nothing_waits_for_the_requests_of_an_engine_that_is_new(host: Host) -> None:
+    (host.root / "units" / ENGINE).unlink()
+    began = time.monotonic()
+    host.roll(units=[{"name": ENGINE, "socket": None, "hold": False, "settle_seconds": 60}])
+    assert host.restarts() == [f"{ENGINE} new"]
+    assert time.monotonic() - began < 60
+
+
 def test_what_is_held_stays_on_its_release_and_is_told(host: Host) -> None:
     assert host.roll(hold=True).held == [ENGINE]
     assert (host.runs(ENGINE), host.runs(GATEWAYS[0])) == ("old", "new")
