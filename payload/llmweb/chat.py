@@ -84,7 +84,7 @@ class Chat(Site):
             return RedirectResponse(self.sign_in_path, 303)
         session = cookie(request, SESSION)
         if self.sessions.key_of(session) is None:  # known by a client certificate
-            return await self.opened(request, exchange, identity)
+            return await self.arrived(request, exchange, identity)
         exchange.public = True  # it shows nothing but who is signed in
         language = language_of(request)
         script = {name: words[LANGUAGES.index(language)] for name, words in SCRIPT.items()}
@@ -125,11 +125,18 @@ class Chat(Site):
             identity = self.authenticator.token(logins.issuer, token)
         except ApiError as error:
             return self.form(request, error, exchange)
+        response = await self.arrived(request, exchange, identity)
+        response.delete_cookie(LOGIN, path="/", secure=True, httponly=True, samesite="lax")
+        return response
+
+    async def arrived(self, request: Request, exchange: Exchange, identity: Identity) -> Response:
+        """A session, and a page that leads to the first one. Raises ApiError.
+
+        The browser may come from another site: it sends the session's cookie only after a page of this one.
+        """
         opened = await self.opened(request, exchange, identity)
-        # The browser came from another site: it sends the session's cookie only after a page of this one.
         response = self.rendered(request, "signed-in.html", page="", pages=[])
         response.raw_headers += [each for each in opened.raw_headers if each[0] == b"set-cookie"]
-        response.delete_cookie(LOGIN, path="/", secure=True, httponly=True, samesite="lax")
         return response
 
     async def pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
