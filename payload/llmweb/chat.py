@@ -23,7 +23,7 @@ from llmserve.upstream.http_client import Response as Answer
 from llmweb.app import ASSETS, HEADERS, SESSION, STATIC, Site, body_of, cookie, language_of, same_site
 from llmweb.chat_wording import REFUSALS, SCRIPT, WORDS
 from llmweb.gateways import Gateways
-from llmweb.login import Logins, refused
+from llmweb.login import BEGUN_SECONDS, Logins, refused
 from llmweb.wording import LANGUAGES, Language
 
 HOME, ROOT = "/", "/page/"
@@ -111,10 +111,12 @@ class Chat(Site):
         """Send a browser to the identity provider, or take it back. Raises ApiError."""
         if exchange.route == BEGIN:
             exchange.public = True
-            state, address = logins.begin()
+            kept, address = logins.begin()
             response: Response = RedirectResponse(address, 303)
             # Lax, as the provider sends the browser back here.
-            response.set_cookie(LOGIN, state, 600, path="/", secure=True, httponly=True, samesite="lax")
+            response.set_cookie(
+                LOGIN, kept, BEGUN_SECONDS, path="/", secure=True, httponly=True, samesite="lax"
+            )
             return response
         exchange.action = f"GET {SIGNED_IN}"
         said = request.query_params
