@@ -254,7 +254,7 @@ class Site:
         await self.recorder.intent(exchange)
         self.sessions.close(cookie(request, SESSION))
         response = RedirectResponse(home, 303)
-        identifier = self.sessions.open(identity.id, identity.token)
+        identifier = self.sessions.open(identity)
         response.set_cookie(SESSION, identifier, path="/", secure=True, httponly=True, samesite="strict")
         return response
 
