@@ -60,7 +60,9 @@ def test_a_token_is_exchanged_for_a_session_and_not_kept(
     assert answer.status_code == 200, answer.text
     [session] = [each for each in answer.headers.get_list("set-cookie") if "__Host-llmkeep-session" in each]
     assert "httponly" in session.lower()
-    assert "Signed in as lea@corp" in client.get("/").text
+    page = client.get("/").text
+    assert "Signed in as lea@corp" in page
+    assert 'action="/page/sign-out"' in page
     asked = client.post("/page/v1/chat/completions", json=ASKED, headers={"x-csrf-token": token(client)})
     assert asked.json()["choices"][0]["message"]["content"] == "the quick brown fox"
 
