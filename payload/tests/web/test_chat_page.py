@@ -294,6 +294,7 @@ def test_headers_allow_scripts_of_this_page_alone(client: httpx.Client) -> None:
         assert "require-trusted-types-for 'script'" in policy
         assert "unsafe" not in policy
     assert client.get("/").headers["cache-control"] == "no-store"
+    assert client.get("/page/chat.js").headers["cache-control"] == "no-cache"
     assert not re.search(
         r"<script(?! type=\"module\" src=)|<style|\sstyle=|\son[a-z]+=", client.get("/").text
     )
