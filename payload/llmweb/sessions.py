@@ -19,8 +19,8 @@ Holder = tuple[str, str, str]
 
 @dataclass(slots=True)
 class Session:
-    """`holder`: kind, tenant and subject. `key`: id of the API key's record, or of the token, without which the session ends. `token`: what the identity provider's
-    token said. Times of time.monotonic().
+    """`holder`: kind, tenant and subject. `key`: id of the API key's record, or of the token, without which the session ends.
+    `token`: what the identity provider's token said. Times of time.monotonic().
     """
 
     holder: Holder
