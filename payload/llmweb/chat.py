@@ -144,13 +144,15 @@ class Chat(Site):
     async def pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Ask a gateway in the name of a session, and pass its answer on as it comes. Raises ApiError."""
         exchange: Exchange = scope["llm"]
-        exchange.public = True  # recorded by the gateway
         request = Request(scope, receive)
         method, path = scope["method"], scope["path"].removeprefix(BELOW)
-        identity = exchange.identity = self.asking(request)
-        if (method, path) not in PASSED_ON:
+        known = (method, path) in PASSED_ON
+        if known:
+            exchange.route = scope["path"]
+            exchange.action = f"{method} {exchange.route}"
+        identity = self.asking(request, exchange)
+        if not known:
             raise ApiError(404, "unknown_path", f"the page does not pass on {method[:20]} {path[:80]!r}")
-        exchange.route = scope["path"]
         body = await body_of(request, BODY_BYTES) if method == "POST" else None
         headers = {
             "authorization": f"Bearer {self.authenticator.passes.issue(identity.token or identity.id)}",
@@ -162,6 +164,7 @@ class Chat(Site):
         if request.headers.get("cache-control") == "no-cache":
             headers["cache-control"] = "no-cache"  # another answer than before
         ends = exchange.started + ANSWER_SECONDS
+        exchange.public = True  # from here on the gateway records it
         try:
             with self.in_flight.watched(scope["peer"], identity, method, ends, ANSWER_SECONDS):
                 async with self.gateways.ask(method, path, body, headers) as answer:
@@ -171,12 +174,13 @@ class Chat(Site):
                 "unavailable", "the gateway broke off: send it again in a few seconds", 5
             ) from None
 
-    def asking(self, request: Request) -> Identity:
+    def asking(self, request: Request, exchange: Exchange) -> Identity:
         """Whose session a request of the page's script is; raises ApiError 401 or 403."""
         session = cookie(request, SESSION)
         found = self.sessions.find(session)
         if found is None:
             raise unauthenticated("no_session", "the session is over: sign in again")
+        identity = exchange.identity = self.holder(found)
         same_site(request)
         if not hmac.compare_digest(
             request.headers.get("x-csrf-token", "").encode(), csrf_token(session).encode()
@@ -184,7 +188,7 @@ class Chat(Site):
             raise ApiError(
                 403, "csrf", "the token of the page is missing or of another session: load the page again"
             )
-        return self.holder(found)
+        return identity
 
     def why(self, language: Language, error: ApiError) -> str:
         words = REFUSALS.get(error.code)

@@ -190,6 +190,17 @@ def test_a_request_without_session_token_or_from_another_site_is_refused(
         assert keyed.post(CHAT, json=ASKED).json()["error"]["code"] == "no_session"
 
 
+def test_what_the_page_itself_refuses_is_recorded(chat: ChatPage) -> None:
+    def recorded(request: str) -> list[dict[str, Any]]:
+        return [each for each in chat.gateway.records() if each.get("http.request.id") == request]
+
+    with chat.signed_in(subject="nora") as client:
+        refused = client.post(CHAT, json=ASKED, headers={"x-csrf-token": ""}).headers["x-request-id"]
+    [event] = eventually("it is recorded", lambda: recorded(refused))
+    assert (event["event.action"], event["error.code"]) == (f"POST {CHAT}", "csrf")
+    assert (event["user.id"], event["organization.id"]) == ("nora", "research")
+
+
 def test_a_session_ends_with_its_key(chat: ChatPage) -> None:
     key, identifier = chat.key()
     with chat.signed_in(key) as client:
