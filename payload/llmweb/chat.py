@@ -6,6 +6,9 @@ Nothing that was asked or answered is kept here.
 
 import hashlib
 import hmac
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, get_args
@@ -24,6 +27,7 @@ from llmweb.app import ASSETS, HEADERS, SESSION, STATIC, Site, body_of, cookie, 
 from llmweb.chat_wording import REFUSALS, SCRIPT, WORDS
 from llmweb.gateways import Gateways
 from llmweb.login import BEGUN_SECONDS, Logins, refused
+from llmweb.sessions import Holder, holder_of
 from llmweb.wording import LANGUAGES, Language
 
 HOME, ROOT = "/", "/page/"
@@ -34,6 +38,7 @@ PASSED_ON = frozenset(
 )
 BEGIN, SIGNED_IN, LOGIN = f"{ROOT}provider", f"{ROOT}signed-in", "__Host-llmkeep-login"
 BODY_BYTES = 4 * 1024 * 1024
+MOST_AT_ONCE = 8  # requests of a holder: their bodies are in memory
 ANSWER_SECONDS = 24 * 3600.0  # the gateway's deadline comes first
 # Of a gateway's answer; the others are those of its connection.
 ANSWER_HEADERS = ("content-type", "cache-control", "retry-after", "x-llm-response-id", "x-llm-model")
@@ -65,6 +70,7 @@ class Chat(Site):
     gateways: Gateways = field(kw_only=True)
     logins: Logins | None = field(kw_only=True)
     in_flight: InFlightRequests = field(kw_only=True)
+    at_once: Counter[Holder] = field(default_factory=Counter, kw_only=True)  # requests
 
     async def further(self, request: Request, exchange: Exchange) -> Response:
         """The page itself, and the sign-in at an identity provider. Raises ApiError."""
@@ -142,7 +148,7 @@ class Chat(Site):
         return response
 
     async def pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Ask a gateway in the name of a session, and pass its answer on as it comes. Raises ApiError."""
+        """A request of the page's script, in the name of its session. Raises ApiError."""
         exchange: Exchange = scope["llm"]
         request = Request(scope, receive)
         method, path = scope["method"], scope["path"].removeprefix(BELOW)
@@ -153,7 +159,34 @@ class Chat(Site):
         identity = self.asking(request, exchange)
         if not known:
             raise ApiError(404, "unknown_path", f"the page does not pass on {method[:20]} {path[:80]!r}")
-        body = await body_of(request, BODY_BYTES) if method == "POST" else None
+        with self.few(identity):
+            body = await body_of(request, BODY_BYTES) if method == "POST" else None
+            await self.ask(request, identity, body, send)
+
+    @contextmanager
+    def few(self, identity: Identity) -> Iterator[None]:
+        """Run the block as a request of the holder; raises ApiError 429 where there are too many."""
+        holder = holder_of(identity)
+        if self.at_once[holder] >= MOST_AT_ONCE:
+            raise ApiError(
+                429,
+                "too_many_at_once",
+                f"{MOST_AT_ONCE} requests of yours are being answered: wait for one of them, or stop it",
+                headers=[(b"retry-after", b"5")],
+            )
+        self.at_once[holder] += 1
+        try:
+            yield
+        finally:
+            self.at_once[holder] -= 1
+            if not self.at_once[holder]:
+                del self.at_once[holder]
+
+    async def ask(self, request: Request, identity: Identity, body: bytes | None, send: Send) -> None:
+        """Ask a gateway, and pass its answer on as it comes. Raises ApiError."""
+        scope = request.scope
+        exchange: Exchange = scope["llm"]
+        method, path = scope["method"], scope["path"].removeprefix(BELOW)
         headers = {
             "authorization": f"Bearer {self.authenticator.passes.issue(identity.token or identity.id)}",
             "x-request-id": exchange.request_id.decode(),

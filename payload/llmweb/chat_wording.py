@@ -115,6 +115,10 @@ SCRIPT: dict[str, tuple[str, str]] = {
         "You have used up what you may ask for at present: wait a moment.",
         "当前的用量额度已用完：请稍候。",
     ),
+    "error_too_many_at_once": (
+        "You have as many answers coming as are allowed: wait for one, or stop it.",
+        "同时进行的请求已达上限：请等待其中一个完成，或将其停止。",
+    ),
     "error_too_many_waiting": ("The model is busy: send it again later.", "模型繁忙：请稍后再发送。"),
     "error_context_length_exceeded": (
         "The conversation is longer than the model can read: begin a new one.",

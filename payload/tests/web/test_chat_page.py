@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,20 @@ def test_a_request_without_session_token_or_from_another_site_is_refused(
         assert answer.json()["error"]["code"] in {"csrf", "cross_site"}
     with chat.edge.client(None, authorization=f"Bearer {chat.gateway.key}", **BROWSER) as keyed:
         assert keyed.post(CHAT, json=ASKED).json()["error"]["code"] == "no_session"
+
+
+def test_one_subject_asks_eight_things_at_once_whichever_the_session(chat: ChatPage) -> None:
+    asked = ASKED | {"model": "slow", "messages": [{"role": "user", "content": "one two"}]}
+
+    def code(client: httpx.Client) -> str:
+        answer = client.post(CHAT, json=asked)
+        return "" if answer.status_code == 200 else str(answer.json()["error"]["code"])
+
+    with chat.signed_in(subject="otto") as one, chat.signed_in(subject="otto") as other:
+        with ThreadPoolExecutor(10) as threads:
+            codes = list(threads.map(code, [one, other] * 5))
+        assert codes.count("too_many_at_once") == 2
+        assert one.get("/page/v1/models").status_code == 200, "those that have ended do not count"
 
 
 def test_what_the_page_itself_refuses_is_recorded(chat: ChatPage) -> None:
