@@ -75,6 +75,10 @@ SCRIPT: dict[str, tuple[str, str]] = {
     ),
     "nothing_kept": ("Nothing is kept of you.", "没有保存您的数据。"),
     "kept_older": ("{count} older ones are not listed.", "另有 {count} 条较早的未列出。"),
+    "kept_others": (
+        "Records of experiments and reviews, which are not listed: {count}.",
+        "另有实验与评审记录 {count} 条，未列出。",
+    ),
     "kept_rating": ("{time}: rating {what}", "{time}：评价 {what}"),
     "kept_exchange": ("{time}: “{what}”", "{time}：“{what}”"),
     "really": (

@@ -36,11 +36,14 @@ class KeptRecord(Shape):
 
 
 class Kept(Shape):
-    """Response of GET /v1/feedback, the newest first. `left_out`: older ones. `text_kept`: what the tenant's policy decides."""
+    """Response of GET /v1/feedback, the newest first. `left_out`: older ones. `others`: records of experiments and reviews, which
+    are not shown. `text_kept`: what the tenant's policy decides.
+    """
 
     object: Literal["list"] = "list"
     data: list[KeptRecord]
     left_out: int
+    others: int
     text_kept: bool
 
 
@@ -68,15 +71,19 @@ def name_of(identity: Identity) -> bytes:
     return to_json(identity.subject)
 
 
-def listed(folder: Path | None, identity: Identity) -> tuple[list[tuple[str, Record]], int]:
-    """The newest ratings and exchanges of a subject, newest first, and the number of older ones. Raises OSError."""
+def listed(folder: Path | None, identity: Identity) -> tuple[list[tuple[str, Record]], int, int]:
+    """The newest ratings and exchanges of a subject, newest first; the numbers of older ones, and of other records of it.
+    Raises OSError.
+    """
     newest: deque[tuple[str, Record]] = deque(maxlen=MOST)
-    count = 0
+    count = others = 0
     for kind, record in records(folder, identity):
         if kind in {RATED, ANSWERED}:
             newest.append((kind, record))
             count += 1
-    return list(reversed(newest)), count - len(newest)
+        else:
+            others += 1
+    return list(reversed(newest)), count - len(newest), others
 
 
 class OwnRecords:
@@ -94,15 +101,18 @@ class OwnRecords:
         if identity is None or decision is None:
             raise RuntimeError("this route must be behind authentication and policy")
         async with self.turn:
-            newest, left_out = await in_thread(lambda: listed(self.folder, identity))
+            newest, left_out, others = await in_thread(lambda: listed(self.folder, identity))
         return Kept(
             data=[shown(*each) for each in newest],
             left_out=left_out,
+            others=others,
             text_kept=decision.keep_prompts,
         )
 
     async def forget(self, exchange: Exchange) -> Forgotten:
-        """Raises ApiError 409 under a legal hold, and 503."""
+        """All records of the subject. Not reviews by it, as an operator's `forget`: an expert must not delete those of others'
+        answers. Raises ApiError 409 under a legal hold, and 503.
+        """
         identity = exchange.identity
         if identity is None:
             raise RuntimeError("this route must be behind authentication and policy")

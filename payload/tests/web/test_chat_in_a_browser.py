@@ -16,6 +16,9 @@ from browser import CHROMIUM, NEEDED
 from chat_page import ChatPage
 from service import eventually
 
+from llmcore.ratings import ENDED, SUBJECT, TENANT
+from llmserve.feedback.journal import append
+
 sync_api = pytest.importorskip("playwright.sync_api", reason=NEEDED)
 Axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason=NEEDED).Axe
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="needs chromium-headless-shell of requirements.apt")
@@ -211,7 +214,13 @@ def test_a_forged_id_is_refused(chromium: Any, chat: ChatPage) -> None:
 
 
 def test_what_is_kept_is_shown_and_deleted(chromium: Any, chat: ChatPage) -> None:
+    folder = chat.gateway.folder / "feedback"
+    append(folder, [(ENDED, {SUBJECT: "karl", TENANT: "research"})])
     with tab(chromium, chat, subject="karl") as opened:
+        opened.locator("#kept summary").click()
+        opened.locator("#kept li", has_text="which are not listed: 1.").wait_for()
+        assert opened.get_by_role("button", name="Delete all of it").is_visible()
+        opened.locator("#kept summary").click()
         ask(opened, "<i>what</i> is kept?").locator(".up").click()
         opened.locator("#status", has_text="Thank you").wait_for()
         opened.locator("#kept summary").click()
@@ -219,11 +228,9 @@ def test_what_is_kept_is_shown_and_deleted(chromium: Any, chat: ChatPage) -> Non
         opened.locator("#kept li", has_text="“<i>what</i> is kept? → <i>what</i> is kept?”").wait_for()
         opened.on("dialog", lambda dialog: dialog.accept())
         opened.get_by_role("button", name="Delete all of it").click()
-        opened.locator("#status", has_text="Deleted: 2. Left: 0.").wait_for()
+        opened.locator("#status", has_text="Deleted: 3. Left: 0.").wait_for()
         assert opened.locator("#kept li").all_inner_texts() == ["Nothing is kept of you."]
-    assert "karl" not in "".join(
-        path.read_text() for path in (chat.gateway.folder / "feedback").glob("*.jsonl")
-    )
+    assert "karl" not in "".join(path.read_text() for path in folder.glob("*.jsonl"))
 
 
 def test_an_answer_is_copied(chromium: Any, chat: ChatPage) -> None:

@@ -200,7 +200,7 @@ async function answer(fresh = false) {
 
 // What the host keeps; texts are text nodes here.
 async function look() {
-  const { data, left_out: older } = await gateway.kept();
+  const { data, left_out: older, others } = await gateway.kept();
   const lines = data.map((each) => {
     const time = new Date(each.time).toLocaleString(document.documentElement.lang);
     if (each.object === "exchange") {
@@ -211,14 +211,15 @@ async function look() {
     return words("kept_rating", { time, what: parts.filter(Boolean).join(", ") });
   });
   if (older) lines.push(words("kept_older", { count: older }));
-  if (!data.length) lines.push(words("nothing_kept"));
+  if (others) lines.push(words("kept_others", { count: others }));
+  if (!lines.length) lines.push(words("nothing_kept"));
   const items = lines.map((line) => {
     const item = document.createElement("li");
     item.textContent = line;
     return item;
   });
   at("#kept ul").replaceChildren(...items);
-  at("#forget").hidden = !data.length;
+  at("#forget").hidden = !data.length && !others;
 }
 
 async function forget() {

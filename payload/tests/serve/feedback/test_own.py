@@ -49,6 +49,13 @@ def test_a_name_beyond_ascii_is_found(tmp_path: Path) -> None:
     assert len(list(own.records(tmp_path, Identity("oidc", "0", "Zoë", "research", ())))) == 1
 
 
+def test_records_that_are_not_shown_are_counted(tmp_path: Path) -> None:
+    kinds = ratings.RATED, ratings.ASSIGNED, ratings.ENDED, ratings.REVIEWED
+    append(tmp_path, [(kind, record(ADA.subject, "research", kind)) for kind in kinds])
+    [(kind, _)], older, others = own.listed(tmp_path, ADA)
+    assert (kind, older, others) == (ratings.RATED, 0, 3)
+
+
 def test_a_journal_larger_than_the_memory_is_listed_and_forgotten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,7 +71,7 @@ def test_a_journal_larger_than_the_memory_is_listed_and_forgotten(
     del lines
     tracemalloc.start()
     try:
-        newest, older = own.listed(tmp_path, ADA)
+        newest, older, _ = own.listed(tmp_path, ADA)
         first = [each[f"{ratings.FIELD}comment"].split()[0] for _, each in newest]
         assert (first, older) == (["499", "498", "497"], 497)
         assert forget(tmp_path, lambda each: own.is_of(each, ADA), own.name_of(ADA)) == 500
