@@ -255,6 +255,19 @@ def test_the_last_answer_alone_is_regenerated_and_not_from_the_cache(chromium: A
         assert opened.evaluate("document.activeElement.id") == "question"
 
 
+def test_an_answer_stays_if_no_other_comes(chromium: Any, chat: ChatPage) -> None:
+    with tab(chromium, chat, expected="ERR_FAILED") as opened:
+        answer = ask(opened, "one")
+        opened.route("**/chat/completions", lambda route: route.abort())
+        answer.get_by_role("button", name="Regenerate").click()
+        opened.locator("#status", has_text="The page cannot be reached").wait_for()
+        assert opened.locator("article .text").all_inner_texts() == ["one", "one"]
+        assert opened.locator("#question").input_value() == ""
+        opened.unroute("**/chat/completions")
+        answer.get_by_role("button", name="Good answer").click()
+        opened.locator("#status", has_text="Thank you").wait_for()
+
+
 def test_a_question_that_was_not_answered_can_be_sent_again(chromium: Any, chat: ChatPage) -> None:
     with tab(chromium, chat, expected="ERR_FAILED") as opened:
         opened.route("**/chat/completions", lambda route: route.abort())
@@ -286,6 +299,25 @@ def test_conversations_stay_in_the_browser_until_they_are_deleted(chromium: Any,
         opened.reload()
         opened.locator("#conversations summary").click()
         assert opened.locator(".open").count() == 0
+
+
+@pytest.mark.parametrize("button", ["Delete “first”", "Delete all conversations"])
+def test_a_conversation_that_is_deleted_while_its_answer_comes_stays_away(
+    chromium: Any, chat: ChatPage, button: str
+) -> None:
+    with tab(chromium, chat, expected="/v1/chat/completions", subject="dora") as opened:
+        ask(opened, "first")
+        opened.locator("#conversations summary").click()
+        opened.locator("#model").select_option("slow")
+        opened.locator("#question").fill("one two three")
+        opened.keyboard.press("Enter")
+        opened.locator("article.answer .text", has_text="one").wait_for()
+        opened.get_by_role("button", name=button).click()
+        opened.locator("#send:enabled").wait_for()
+        opened.locator("#status", has_text="Deleted.").wait_for()
+        assert opened.locator("article").count() == 0
+        ask(opened, "next")  # all that was about to be written is written before this is
+        assert opened.locator(".open").all_inner_texts() == ["next"]
 
 
 def test_conversations_are_shown_to_their_subject_alone(chromium: Any, chat: ChatPage) -> None:
