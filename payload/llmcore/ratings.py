@@ -21,14 +21,19 @@ def files(folder: Path, kind: str = "*") -> list[Path]:
     return sorted(folder.glob(f"{kind}-*.jsonl"), key=lambda path: (path.stem.partition("-")[2], path.name))
 
 
-def read(path: Path) -> Iterator[Record]:
-    """The records of a file; lines that a power cut has torn are passed over. One that was removed meanwhile has none."""
+def read(path: Path, named: bytes = b"") -> Iterator[Record]:
+    """The records of a file; lines that a power cut has torn are passed over. One that was removed meanwhile has none.
+
+    `named`: JSON that a line must have to be parsed.
+    """
     try:
         file = path.open("rb")
     except FileNotFoundError:
         return
     with file:
         for line in file:
+            if named not in line:
+                continue
             try:
                 record = json.loads(line)
             except ValueError:

@@ -97,8 +97,8 @@ class Site:
             failed = ApiError(500, "internal_error", "This page failed: tell the operator the request id.")
             response = self.refusal(request, exchange, failed)
         response.headers.update(self.headers)
-        if scope["path"] not in self.assets:
-            response.headers["cache-control"] = "no-store"
+        # A release changes files under the same names, which belong together.
+        response.headers["cache-control"] = "no-cache" if scope["path"] in self.assets else "no-store"
         await response(scope, receive, send)
 
     async def answer(self, request: Request, exchange: Exchange) -> Response:
@@ -254,7 +254,7 @@ class Site:
         await self.recorder.intent(exchange)
         self.sessions.close(cookie(request, SESSION))
         response = RedirectResponse(home, 303)
-        identifier = self.sessions.open(identity.id, identity.token)
+        identifier = self.sessions.open(identity)
         response.set_cookie(SESSION, identifier, path="/", secure=True, httponly=True, samesite="strict")
         return response
 

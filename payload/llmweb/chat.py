@@ -6,6 +6,9 @@ Nothing that was asked or answered is kept here.
 
 import hashlib
 import hmac
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, get_args
@@ -23,7 +26,8 @@ from llmserve.upstream.http_client import Response as Answer
 from llmweb.app import ASSETS, HEADERS, SESSION, STATIC, Site, body_of, cookie, language_of, same_site
 from llmweb.chat_wording import REFUSALS, SCRIPT, WORDS
 from llmweb.gateways import Gateways
-from llmweb.login import Logins, refused
+from llmweb.login import BEGUN_SECONDS, Logins, refused
+from llmweb.sessions import Holder, holder_of
 from llmweb.wording import LANGUAGES, Language
 
 HOME, ROOT = "/", "/page/"
@@ -34,6 +38,7 @@ PASSED_ON = frozenset(
 )
 BEGIN, SIGNED_IN, LOGIN = f"{ROOT}provider", f"{ROOT}signed-in", "__Host-llmkeep-login"
 BODY_BYTES = 4 * 1024 * 1024
+MOST_AT_ONCE = 8  # requests of a holder: their bodies are in memory
 ANSWER_SECONDS = 24 * 3600.0  # the gateway's deadline comes first
 # Of a gateway's answer; the others are those of its connection.
 ANSWER_HEADERS = ("content-type", "cache-control", "retry-after", "x-llm-response-id", "x-llm-model")
@@ -65,6 +70,7 @@ class Chat(Site):
     gateways: Gateways = field(kw_only=True)
     logins: Logins | None = field(kw_only=True)
     in_flight: InFlightRequests = field(kw_only=True)
+    at_once: Counter[Holder] = field(default_factory=Counter, kw_only=True)  # requests
 
     async def further(self, request: Request, exchange: Exchange) -> Response:
         """The page itself, and the sign-in at an identity provider. Raises ApiError."""
@@ -84,7 +90,7 @@ class Chat(Site):
             return RedirectResponse(self.sign_in_path, 303)
         session = cookie(request, SESSION)
         if self.sessions.key_of(session) is None:  # known by a client certificate
-            return await self.opened(request, exchange, identity)
+            return await self.arrived(request, exchange, identity)
         exchange.public = True  # it shows nothing but who is signed in
         language = language_of(request)
         script = {name: words[LANGUAGES.index(language)] for name, words in SCRIPT.items()}
@@ -111,10 +117,12 @@ class Chat(Site):
         """Send a browser to the identity provider, or take it back. Raises ApiError."""
         if exchange.route == BEGIN:
             exchange.public = True
-            state, address = logins.begin()
+            kept, address = logins.begin()
             response: Response = RedirectResponse(address, 303)
             # Lax, as the provider sends the browser back here.
-            response.set_cookie(LOGIN, state, 600, path="/", secure=True, httponly=True, samesite="lax")
+            response.set_cookie(
+                LOGIN, kept, BEGUN_SECONDS, path="/", secure=True, httponly=True, samesite="lax"
+            )
             return response
         exchange.action = f"GET {SIGNED_IN}"
         said = request.query_params
@@ -125,24 +133,60 @@ class Chat(Site):
             identity = self.authenticator.token(logins.issuer, token)
         except ApiError as error:
             return self.form(request, error, exchange)
-        opened = await self.opened(request, exchange, identity)
-        # The browser came from another site: it sends the session's cookie only after a page of this one.
-        response = self.rendered(request, "signed-in.html", page="", pages=[])
-        response.raw_headers += [each for each in opened.raw_headers if each[0] == b"set-cookie"]
+        response = await self.arrived(request, exchange, identity)
         response.delete_cookie(LOGIN, path="/", secure=True, httponly=True, samesite="lax")
         return response
 
+    async def arrived(self, request: Request, exchange: Exchange, identity: Identity) -> Response:
+        """A session, and a page that leads to the first one. Raises ApiError.
+
+        The browser may come from another site: it sends the session's cookie only after a page of this one.
+        """
+        opened = await self.opened(request, exchange, identity)
+        response = self.rendered(request, "signed-in.html", page="", pages=[])
+        response.raw_headers += [each for each in opened.raw_headers if each[0] == b"set-cookie"]
+        return response
+
     async def pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Ask a gateway in the name of a session, and pass its answer on as it comes. Raises ApiError."""
+        """A request of the page's script, in the name of its session. Raises ApiError."""
         exchange: Exchange = scope["llm"]
-        exchange.public = True  # recorded by the gateway
         request = Request(scope, receive)
         method, path = scope["method"], scope["path"].removeprefix(BELOW)
-        identity = exchange.identity = self.asking(request)
-        if (method, path) not in PASSED_ON:
+        known = (method, path) in PASSED_ON
+        if known:
+            exchange.route = scope["path"]
+            exchange.action = f"{method} {exchange.route}"
+        identity = self.asking(request, exchange)
+        if not known:
             raise ApiError(404, "unknown_path", f"the page does not pass on {method[:20]} {path[:80]!r}")
-        exchange.route = scope["path"]
-        body = await body_of(request, BODY_BYTES) if method == "POST" else None
+        with self.few(identity):
+            body = await body_of(request, BODY_BYTES) if method == "POST" else None
+            await self.ask(request, identity, body, send)
+
+    @contextmanager
+    def few(self, identity: Identity) -> Iterator[None]:
+        """Run the block as a request of the holder; raises ApiError 429 where there are too many."""
+        holder = holder_of(identity)
+        if self.at_once[holder] >= MOST_AT_ONCE:
+            raise ApiError(
+                429,
+                "too_many_at_once",
+                f"{MOST_AT_ONCE} requests of yours are being answered: wait for one of them, or stop it",
+                headers=[(b"retry-after", b"5")],
+            )
+        self.at_once[holder] += 1
+        try:
+            yield
+        finally:
+            self.at_once[holder] -= 1
+            if not self.at_once[holder]:
+                del self.at_once[holder]
+
+    async def ask(self, request: Request, identity: Identity, body: bytes | None, send: Send) -> None:
+        """Ask a gateway, and pass its answer on as it comes. Raises ApiError."""
+        scope = request.scope
+        exchange: Exchange = scope["llm"]
+        method, path = scope["method"], scope["path"].removeprefix(BELOW)
         headers = {
             "authorization": f"Bearer {self.authenticator.passes.issue(identity.token or identity.id)}",
             "x-request-id": exchange.request_id.decode(),
@@ -153,6 +197,7 @@ class Chat(Site):
         if request.headers.get("cache-control") == "no-cache":
             headers["cache-control"] = "no-cache"  # another answer than before
         ends = exchange.started + ANSWER_SECONDS
+        exchange.public = True  # from here on the gateway records it
         try:
             with self.in_flight.watched(scope["peer"], identity, method, ends, ANSWER_SECONDS):
                 async with self.gateways.ask(method, path, body, headers) as answer:
@@ -162,12 +207,13 @@ class Chat(Site):
                 "unavailable", "the gateway broke off: send it again in a few seconds", 5
             ) from None
 
-    def asking(self, request: Request) -> Identity:
+    def asking(self, request: Request, exchange: Exchange) -> Identity:
         """Whose session a request of the page's script is; raises ApiError 401 or 403."""
         session = cookie(request, SESSION)
         found = self.sessions.find(session)
         if found is None:
             raise unauthenticated("no_session", "the session is over: sign in again")
+        identity = exchange.identity = self.holder(found)
         same_site(request)
         if not hmac.compare_digest(
             request.headers.get("x-csrf-token", "").encode(), csrf_token(session).encode()
@@ -175,7 +221,7 @@ class Chat(Site):
             raise ApiError(
                 403, "csrf", "the token of the page is missing or of another session: load the page again"
             )
-        return self.holder(found)
+        return identity
 
     def why(self, language: Language, error: ApiError) -> str:
         words = REFUSALS.get(error.code)

@@ -75,6 +75,10 @@ SCRIPT: dict[str, tuple[str, str]] = {
     ),
     "nothing_kept": ("Nothing is kept of you.", "没有保存您的数据。"),
     "kept_older": ("{count} older ones are not listed.", "另有 {count} 条较早的未列出。"),
+    "kept_others": (
+        "Records of experiments and reviews, which are not listed: {count}.",
+        "另有实验与评审记录 {count} 条，未列出。",
+    ),
     "kept_rating": ("{time}: rating {what}", "{time}：评价 {what}"),
     "kept_exchange": ("{time}: “{what}”", "{time}：“{what}”"),
     "really": (
@@ -114,6 +118,10 @@ SCRIPT: dict[str, tuple[str, str]] = {
     "error_rate_limited": (
         "You have used up what you may ask for at present: wait a moment.",
         "当前的用量额度已用完：请稍候。",
+    ),
+    "error_too_many_at_once": (
+        "You have as many answers coming as are allowed: wait for one, or stop it.",
+        "同时进行的请求已达上限：请等待其中一个完成，或将其停止。",
     ),
     "error_too_many_waiting": ("The model is busy: send it again later.", "模型繁忙：请稍后再发送。"),
     "error_context_length_exceeded": (

@@ -9,38 +9,34 @@ import hashlib
 import hmac
 import http.client
 import json
+import re
 import secrets
 import socket
 import ssl
 import time
-from collections import OrderedDict
 from urllib.parse import urlencode, urlsplit
 
 from llmserve.access.oidc import Issuer
 from llmserve.api.errors import ApiError, unauthenticated, unavailable
 from llmweb.settings import Login
 
-BEGUN_SECONDS = 600.0
-MOST = 1000  # sign-ins that have begun
+BEGUN_SECONDS = 600
+COOKIE = re.compile(r"(?P<state>[\w-]{43})\.(?P<verifier>[\w-]{64})\.(?P<time>\d{1,12})", re.ASCII)
 ANSWER_BYTES = 256 * 1024
 ASK_SECONDS = 10.0
 
 
 class Logins:
-    """Sign-ins that have begun in this process, by their states."""
+    """Sign-ins, of which the browser keeps what is needed: any client may begin some, and the page may restart meanwhile."""
 
     def __init__(self, config: Login, issuer: Issuer) -> None:
         """`issuer` verifies the tokens."""
         self.config = config
         self.issuer = issuer
-        self.begun: OrderedDict[str, tuple[str, float]] = OrderedDict()  # verifier, and time.monotonic()
 
     def begin(self) -> tuple[str, str]:
-        """A state, which the browser keeps in a cookie, and the address at which its user signs in."""
+        """The browser's cookie (state, verifier and time), and the address at which its user signs in."""
         state, verifier = secrets.token_urlsafe(32), secrets.token_urlsafe(48)
-        if len(self.begun) >= MOST:
-            self.begun.popitem(last=False)
-        self.begun[state] = verifier, time.monotonic()
         challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=")
         query = {
             "response_type": "code",
@@ -51,13 +47,17 @@ class Logins:
             "code_challenge": challenge.decode(),
             "code_challenge_method": "S256",
         }
-        return state, f"{self.config.authorize}?{urlencode(query)}"
+        return f"{state}.{verifier}.{int(time.time())}", f"{self.config.authorize}?{urlencode(query)}"
 
-    async def finish(self, browsers: str, state: str, code: str) -> str:
-        """The access token. `browsers`: the state in the browser's cookie. Raises ApiError 401 or 503."""
-        same = hmac.compare_digest(browsers.encode(), state.encode())
-        verifier, begun = self.begun.pop(state, ("", 0.0)) if same else ("", 0.0)
-        if not verifier or not code or time.monotonic() - begun > BEGUN_SECONDS:
+    async def finish(self, cookie: str, state: str, code: str) -> str:
+        """The access token. `cookie`: the browser's, of `begin`. Raises ApiError 401 or 503."""
+        begun = COOKIE.fullmatch(cookie)
+        if (
+            begun is None
+            or not code
+            or not hmac.compare_digest(begun["state"].encode(), state.encode())
+            or not 0 <= time.time() - int(begun["time"]) <= BEGUN_SECONDS
+        ):
             raise unauthenticated(
                 "login_failed", "this sign-in was not begun here, or not now: begin it again"
             )
@@ -66,7 +66,7 @@ class Logins:
             "code": code,
             "redirect_uri": self.config.redirect,
             "client_id": self.config.client,
-            "code_verifier": verifier,
+            "code_verifier": begun["verifier"],
         }
         try:
             status, answer = await asyncio.to_thread(self.ask, urlencode(form))

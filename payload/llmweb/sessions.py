@@ -6,20 +6,24 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass
 
+from llmserve.access.identity import Identity
 from llmserve.access.oidc import Token
 
 LIFETIME_SECONDS = 8 * 3600.0
 IDLE_SECONDS = 30 * 60.0
 MOST = 1000
-MOST_OF_A_KEY = 8
+MOST_OF_A_HOLDER = 8
+
+Holder = tuple[str, str, str]
 
 
 @dataclass(slots=True)
 class Session:
-    """`key`: id of the API key's record, or of the token, without which the session ends. `token`: what the identity provider's
-    token said. Times of time.monotonic().
+    """`holder`: kind, tenant and subject. `key`: id of the API key's record, or of the token, without which the session ends.
+    `token`: what the identity provider's token said. Times of time.monotonic().
     """
 
+    holder: Holder
     key: str
     opened: float
     used: float
@@ -32,16 +36,17 @@ class Sessions:
     def __init__(self) -> None:
         self.open_ones: OrderedDict[bytes, Session] = OrderedDict()
 
-    def open(self, key: str, token: Token | None = None) -> str:
-        """The id of a new session. Where a key, or this process, has too many, the least recently used one ends."""
+    def open(self, identity: Identity) -> str:
+        """The id of a new session. Where its holder, or this process, has too many, the least recently used one ends."""
         self.sweep()
-        of_the_key = [name for name, each in self.open_ones.items() if each.key == key]
-        if len(of_the_key) >= MOST_OF_A_KEY:
-            del self.open_ones[of_the_key[0]]
+        holder = holder_of(identity)
+        theirs = [name for name, each in self.open_ones.items() if each.holder == holder]
+        if len(theirs) >= MOST_OF_A_HOLDER:
+            del self.open_ones[theirs[0]]
         elif len(self.open_ones) >= MOST:
             self.open_ones.popitem(last=False)
         identifier, now = secrets.token_urlsafe(32), time.monotonic()
-        self.open_ones[hashed(identifier)] = Session(key, now, now, token)
+        self.open_ones[hashed(identifier)] = Session(holder, identity.id, now, now, identity.token)
         return identifier
 
     def key_of(self, identifier: str) -> str | None:
@@ -68,6 +73,11 @@ class Sessions:
         """Forget those that are over."""
         for name in [name for name, each in self.open_ones.items() if ended(each)]:
             del self.open_ones[name]
+
+
+def holder_of(identity: Identity) -> Holder:
+    """Whose sessions are counted together: each sign-in at the identity provider has a token of its own."""
+    return identity.kind, identity.tenant, identity.subject
 
 
 def ended(session: Session) -> bool:

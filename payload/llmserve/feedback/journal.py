@@ -106,7 +106,7 @@ def put_positions(folder: Path, wanted: dict[str, int]) -> None:
     write_aside(folder / SHIPPING / POSITIONS, json.dumps(left))
 
 
-def unindex(folder: Path, path: Path, gone: list[Record]) -> None:
+def unindex(folder: Path, path: Path, gone: Iterable[Record]) -> None:
     """Before records leave a file: note what is to be deleted from the index; the folder's lock is held.
 
     The file loses its position first, so that a rewritten one is sent anew from its start.
@@ -129,30 +129,56 @@ def clean_up(folder: Path) -> None:
             left.unlink()
 
 
-def forget(folder: Path, of: Callable[[Record], bool]) -> int:
-    """Remove all records for which `of` is true, and return their number once that is on disk."""
+def forget(folder: Path, of: Callable[[Record], bool], named: bytes = b"") -> int:
+    """Remove all records for which `of` is true, and return their number once that is on disk.
+
+    `named`: JSON that each of their lines has, so that others need not be parsed.
+    """
+
+    def theirs(line: bytes) -> bool | None:
+        """None of a torn line, which may be of anyone, and goes as well."""
+        if named not in line and line.endswith(b"}\n"):
+            return False
+        try:
+            record = json.loads(line)
+        except ValueError:
+            return None
+        return of(record) if isinstance(record, dict) else None
+
     removed = 0
     clean_up(folder)
     for path in files(folder):
-        with locked(folder):  # for each file, so that ratings do not wait for all of them
-            if not path.exists():  # another one was faster
+        with suppress(FileNotFoundError):  # another one was faster
+            if untouched(path, theirs):
                 continue
-            before = list(read(path))
-            gone = [record for record in before if of(record)]
-            after = [record for record in before if not of(record)]
-            if len(after) == len(
-                path.read_bytes().splitlines()
-            ):  # a torn line may be of anyone, and goes as well
-                continue
-            removed += len(gone)
-            unindex(folder, path, gone)
-            if after:
-                with replacing(path) as aside:
-                    aside.touch(0o600)
-                    aside.write_bytes(b"".join(to_json(record) + b"\n" for record in after))
-            else:
-                path.unlink()
-            flush(folder)
+            with locked(folder):  # for each file, so that ratings do not wait for all of them
+                removed += rewrite(folder, path, theirs, (each for each in read(path, named) if of(each)))
+    return removed
+
+
+def untouched(path: Path, theirs: Callable[[bytes], bool | None]) -> bool:
+    """Whether all lines stay, looked at without the lock. Raises FileNotFoundError."""
+    with path.open("rb") as file:
+        return all(theirs(each) is False for each in file)
+
+
+def rewrite(folder: Path, path: Path, theirs: Callable[[bytes], bool | None], gone: Iterable[Record]) -> int:
+    """Take lines out of a file, and return the number of records among them; the folder's lock is held.
+
+    Line by line, as a file can be larger than a gateway's memory. Raises FileNotFoundError.
+    """
+    removed = 0
+    with path.open("rb") as before, replacing(path) as aside:
+        aside.touch(0o600)
+        with aside.open("wb") as after:
+            for each in before:
+                if (verdict := theirs(each)) is False:
+                    after.write(each)
+                removed += verdict is True
+        unindex(folder, path, gone)
+    if not path.stat().st_size:
+        path.unlink()
+        flush(folder)
     return removed
 
 
@@ -164,11 +190,10 @@ def expire(folder: Path, days: int) -> int:
     for path in files(folder):
         with locked(folder):
             if path.stem.partition("-")[2] < oldest and path.exists():
-                gone = list(read(path))
-                unindex(folder, path, gone)
+                removed += sum(1 for _ in read(path))
+                unindex(folder, path, read(path))
                 path.unlink()
                 flush(folder)
-                removed += len(gone)
     return removed
 
 

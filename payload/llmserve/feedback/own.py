@@ -1,13 +1,14 @@
 """What subjects see and delete of what the journal of this host has of them: `GET` and `DELETE /v1/feedback`."""
 
 import asyncio
-import json
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from llmcore.ratings import ANSWERED, FIELD, RATED, SUBJECT, TENANT, TIME, Record, files
+from pydantic_core import to_json
+
+from llmcore.ratings import ANSWERED, FIELD, RATED, SUBJECT, TENANT, TIME, Record, files, read
 from llmserve.access.identity import Identity
 from llmserve.api.errors import ApiError, unavailable
 from llmserve.api.response_models import Shape
@@ -35,11 +36,14 @@ class KeptRecord(Shape):
 
 
 class Kept(Shape):
-    """Response of GET /v1/feedback, the newest first. `left_out`: older ones. `text_kept`: what the tenant's policy decides."""
+    """Response of GET /v1/feedback, the newest first. `left_out`: older ones. `others`: records of experiments and reviews, which
+    are not shown. `text_kept`: what the tenant's policy decides.
+    """
 
     object: Literal["list"] = "list"
     data: list[KeptRecord]
     left_out: int
+    others: int
     text_kept: bool
 
 
@@ -55,24 +59,31 @@ def is_of(record: Record, identity: Identity) -> bool:
     return (record.get(SUBJECT), record.get(TENANT)) == (identity.subject, identity.tenant)
 
 
-def records(folder: Path | None, identity: Identity) -> list[tuple[str, Record]]:
-    """Records of a subject with their kinds, oldest first; only lines with its name are parsed. Raises OSError."""
-    named = json.dumps(identity.subject).encode()
-    found = []
+def records(folder: Path | None, identity: Identity) -> Iterator[tuple[str, Record]]:
+    """Records of a subject with their kinds, oldest first, one at a time; only lines with its name are parsed. Raises OSError."""
     for path in files(folder) if folder else ():
-        try:
-            with path.open("rb") as file:
-                lines = [line for line in file if named in line]
-        except FileNotFoundError:  # another gateway was faster to forget
-            continue
-        for line in lines:
-            try:
-                record = json.loads(line)
-            except ValueError:  # torn by a power cut
-                continue
-            if is_of(record, identity):
-                found.append((path.stem.partition("-")[0], record))
-    return found
+        kind = path.stem.partition("-")[0]
+        yield from ((kind, each) for each in read(path, name_of(identity)) if is_of(each, identity))
+
+
+def name_of(identity: Identity) -> bytes:
+    """The subject as it is in each of its lines."""
+    return to_json(identity.subject)
+
+
+def listed(folder: Path | None, identity: Identity) -> tuple[list[tuple[str, Record]], int, int]:
+    """The newest ratings and exchanges of a subject, newest first; the numbers of older ones, and of other records of it.
+    Raises OSError.
+    """
+    newest: deque[tuple[str, Record]] = deque(maxlen=MOST)
+    count = others = 0
+    for kind, record in records(folder, identity):
+        if kind in {RATED, ANSWERED}:
+            newest.append((kind, record))
+            count += 1
+        else:
+            others += 1
+    return list(reversed(newest)), count - len(newest), others
 
 
 class OwnRecords:
@@ -90,17 +101,18 @@ class OwnRecords:
         if identity is None or decision is None:
             raise RuntimeError("this route must be behind authentication and policy")
         async with self.turn:
-            found = await in_thread(lambda: records(self.folder, identity))
-        theirs = [(kind, record) for kind, record in found if kind in {RATED, ANSWERED}]
-        newest = deque(theirs, MOST)
+            newest, left_out, others = await in_thread(lambda: listed(self.folder, identity))
         return Kept(
-            data=[shown(*each) for each in reversed(newest)],
-            left_out=len(theirs) - len(newest),
+            data=[shown(*each) for each in newest],
+            left_out=left_out,
+            others=others,
             text_kept=decision.keep_prompts,
         )
 
     async def forget(self, exchange: Exchange) -> Forgotten:
-        """Raises ApiError 409 under a legal hold, and 503."""
+        """All records of the subject. Not reviews by it, as an operator's `forget`: an expert must not delete those of others'
+        answers. Raises ApiError 409 under a legal hold, and 503.
+        """
         identity = exchange.identity
         if identity is None:
             raise RuntimeError("this route must be behind authentication and policy")
@@ -112,8 +124,10 @@ class OwnRecords:
         if folder is None:
             return Forgotten(removed=0, left=0)
         async with self.turn:
-            removed = await in_thread(lambda: journal.forget(folder, lambda each: is_of(each, identity)))
-            left = await in_thread(lambda: len(records(folder, identity)))
+            removed = await in_thread(
+                lambda: journal.forget(folder, lambda each: is_of(each, identity), name_of(identity))
+            )
+            left = await in_thread(lambda: sum(1 for _ in records(folder, identity)))
         return Forgotten(removed=removed, left=left)
 
 

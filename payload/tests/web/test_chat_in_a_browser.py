@@ -16,6 +16,9 @@ from browser import CHROMIUM, NEEDED
 from chat_page import ChatPage
 from service import eventually
 
+from llmcore.ratings import ENDED, SUBJECT, TENANT
+from llmserve.feedback.journal import append
+
 sync_api = pytest.importorskip("playwright.sync_api", reason=NEEDED)
 Axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason=NEEDED).Axe
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="needs chromium-headless-shell of requirements.apt")
@@ -211,7 +214,13 @@ def test_a_forged_id_is_refused(chromium: Any, chat: ChatPage) -> None:
 
 
 def test_what_is_kept_is_shown_and_deleted(chromium: Any, chat: ChatPage) -> None:
+    folder = chat.gateway.folder / "feedback"
+    append(folder, [(ENDED, {SUBJECT: "karl", TENANT: "research"})])
     with tab(chromium, chat, subject="karl") as opened:
+        opened.locator("#kept summary").click()
+        opened.locator("#kept li", has_text="which are not listed: 1.").wait_for()
+        assert opened.get_by_role("button", name="Delete all of it").is_visible()
+        opened.locator("#kept summary").click()
         ask(opened, "<i>what</i> is kept?").locator(".up").click()
         opened.locator("#status", has_text="Thank you").wait_for()
         opened.locator("#kept summary").click()
@@ -219,11 +228,9 @@ def test_what_is_kept_is_shown_and_deleted(chromium: Any, chat: ChatPage) -> Non
         opened.locator("#kept li", has_text="“<i>what</i> is kept? → <i>what</i> is kept?”").wait_for()
         opened.on("dialog", lambda dialog: dialog.accept())
         opened.get_by_role("button", name="Delete all of it").click()
-        opened.locator("#status", has_text="Deleted: 2. Left: 0.").wait_for()
+        opened.locator("#status", has_text="Deleted: 3. Left: 0.").wait_for()
         assert opened.locator("#kept li").all_inner_texts() == ["Nothing is kept of you."]
-    assert "karl" not in "".join(
-        path.read_text() for path in (chat.gateway.folder / "feedback").glob("*.jsonl")
-    )
+    assert "karl" not in "".join(path.read_text() for path in folder.glob("*.jsonl"))
 
 
 def test_an_answer_is_copied(chromium: Any, chat: ChatPage) -> None:
@@ -246,6 +253,19 @@ def test_the_last_answer_alone_is_regenerated_and_not_from_the_cache(chromium: A
         opened.locator("#send:enabled").wait_for()
         assert opened.locator("article .text").all_inner_texts() == ["one", "one", "two", "two"]
         assert opened.evaluate("document.activeElement.id") == "question"
+
+
+def test_an_answer_stays_if_no_other_comes(chromium: Any, chat: ChatPage) -> None:
+    with tab(chromium, chat, expected="ERR_FAILED") as opened:
+        answer = ask(opened, "one")
+        opened.route("**/chat/completions", lambda route: route.abort())
+        answer.get_by_role("button", name="Regenerate").click()
+        opened.locator("#status", has_text="The page cannot be reached").wait_for()
+        assert opened.locator("article .text").all_inner_texts() == ["one", "one"]
+        assert opened.locator("#question").input_value() == ""
+        opened.unroute("**/chat/completions")
+        answer.get_by_role("button", name="Good answer").click()
+        opened.locator("#status", has_text="Thank you").wait_for()
 
 
 def test_a_question_that_was_not_answered_can_be_sent_again(chromium: Any, chat: ChatPage) -> None:
@@ -279,6 +299,25 @@ def test_conversations_stay_in_the_browser_until_they_are_deleted(chromium: Any,
         opened.reload()
         opened.locator("#conversations summary").click()
         assert opened.locator(".open").count() == 0
+
+
+@pytest.mark.parametrize("button", ["Delete “first”", "Delete all conversations"])
+def test_a_conversation_that_is_deleted_while_its_answer_comes_stays_away(
+    chromium: Any, chat: ChatPage, button: str
+) -> None:
+    with tab(chromium, chat, expected="/v1/chat/completions", subject="dora") as opened:
+        ask(opened, "first")
+        opened.locator("#conversations summary").click()
+        opened.locator("#model").select_option("slow")
+        opened.locator("#question").fill("one two three")
+        opened.keyboard.press("Enter")
+        opened.locator("article.answer .text", has_text="one").wait_for()
+        opened.get_by_role("button", name=button).click()
+        opened.locator("#send:enabled").wait_for()
+        opened.locator("#status", has_text="Deleted.").wait_for()
+        assert opened.locator("article").count() == 0
+        ask(opened, "next")  # all that was about to be written is written before this is
+        assert opened.locator(".open").all_inner_texts() == ["next"]
 
 
 def test_conversations_are_shown_to_their_subject_alone(chromium: Any, chat: ChatPage) -> None:

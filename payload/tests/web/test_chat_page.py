@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,10 @@ def test_a_client_certificate_opens_a_session(chat: ChatPage) -> None:
     assert added.returncode == 0, added.stderr
     with chat.edge.client(certificate, **BROWSER) as client:
         answer = client.get("/")
-        assert (answer.status_code, answer.headers["location"]) == (303, "/")
+        # No redirect: after a link of another site it would come without the session's cookie, and open the next one.
+        assert answer.status_code == 200
+        assert '<meta http-equiv="refresh" content="0; url=/">' in answer.text
+        assert "__Host-llmkeep-session" in client.cookies
         answer = client.post(CHAT, json=ASKED, headers={"x-csrf-token": token(client)})
         assert text(answer) == "the quick brown fox"
 
@@ -185,6 +189,31 @@ def test_a_request_without_session_token_or_from_another_site_is_refused(
         assert answer.json()["error"]["code"] in {"csrf", "cross_site"}
     with chat.edge.client(None, authorization=f"Bearer {chat.gateway.key}", **BROWSER) as keyed:
         assert keyed.post(CHAT, json=ASKED).json()["error"]["code"] == "no_session"
+
+
+def test_one_subject_asks_eight_things_at_once_whichever_the_session(chat: ChatPage) -> None:
+    asked = ASKED | {"model": "slow", "messages": [{"role": "user", "content": "one two"}]}
+
+    def code(client: httpx.Client) -> str:
+        answer = client.post(CHAT, json=asked)
+        return "" if answer.status_code == 200 else str(answer.json()["error"]["code"])
+
+    with chat.signed_in(subject="otto") as one, chat.signed_in(subject="otto") as other:
+        with ThreadPoolExecutor(10) as threads:
+            codes = list(threads.map(code, [one, other] * 5))
+        assert codes.count("too_many_at_once") == 2
+        assert one.get("/page/v1/models").status_code == 200, "those that have ended do not count"
+
+
+def test_what_the_page_itself_refuses_is_recorded(chat: ChatPage) -> None:
+    def recorded(request: str) -> list[dict[str, Any]]:
+        return [each for each in chat.gateway.records() if each.get("http.request.id") == request]
+
+    with chat.signed_in(subject="nora") as client:
+        refused = client.post(CHAT, json=ASKED, headers={"x-csrf-token": ""}).headers["x-request-id"]
+    [event] = eventually("it is recorded", lambda: recorded(refused))
+    assert (event["event.action"], event["error.code"]) == (f"POST {CHAT}", "csrf")
+    assert (event["user.id"], event["organization.id"]) == ("nora", "research")
 
 
 def test_a_session_ends_with_its_key(chat: ChatPage) -> None:
@@ -291,6 +320,7 @@ def test_headers_allow_scripts_of_this_page_alone(client: httpx.Client) -> None:
         assert "require-trusted-types-for 'script'" in policy
         assert "unsafe" not in policy
     assert client.get("/").headers["cache-control"] == "no-store"
+    assert client.get("/page/chat.js").headers["cache-control"] == "no-cache"
     assert not re.search(
         r"<script(?! type=\"module\" src=)|<style|\sstyle=|\son[a-z]+=", client.get("/").text
     )

@@ -1,5 +1,6 @@
 """Sign-in on the chat page at an identity provider, which is a stand-in."""
 
+import asyncio
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +14,12 @@ from chat_page import ChatPage, served, token
 from operator_page import BROWSER
 from provider_login import ProviderLogin, provider_login
 from service import eventually
+
+from llmserve.access.oidc import Issuer
+from llmserve.api.errors import ApiError
+from llmserve.settings import Oidc
+from llmweb.login import BEGUN_SECONDS, Logins
+from llmweb.settings import Login
 
 ASKED = {"model": "echo", "messages": [{"role": "user", "content": "the quick brown fox"}]}
 
@@ -53,7 +60,9 @@ def test_a_token_is_exchanged_for_a_session_and_not_kept(
     assert answer.status_code == 200, answer.text
     [session] = [each for each in answer.headers.get_list("set-cookie") if "__Host-llmkeep-session" in each]
     assert "httponly" in session.lower()
-    assert "Signed in as lea@corp" in client.get("/").text
+    page = client.get("/").text
+    assert "Signed in as lea@corp" in page
+    assert 'action="/page/sign-out"' in page
     asked = client.post("/page/v1/chat/completions", json=ASKED, headers={"x-csrf-token": token(client)})
     assert asked.json()["choices"][0]["message"]["content"] == "the quick brown fox"
 
@@ -84,6 +93,25 @@ def test_a_return_counts_once_and_in_the_browser_that_began(
         assert victim.get("/page/signed-in", params=back).status_code == 401
     assert client.get("/page/signed-in", params=back).status_code == 200
     assert client.get("/page/signed-in", params=back).status_code == 401
+
+
+def test_a_sign_in_outlives_a_restart_of_the_page_but_not_its_time(
+    login: ProviderLogin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The provider is not asked here: its answer is made up."""
+    settings = login.settings("https://ask.example/page/signed-in")
+    config, oidc = Login.model_validate(settings["login"]), Oidc.model_validate(settings["oidc"])
+    before, after = Logins(config, Issuer(oidc)), Logins(config, Issuer(oidc))
+    monkeypatch.setattr(after, "ask", lambda _: (200, {"access_token": "token"}))
+    cookie, address = before.begin()
+    [state] = parse_qs(urlsplit(address).query)["state"]
+    assert asyncio.run(after.finish(cookie, state, "code")) == "token"
+    now = time.time()
+    for later in (-5, BEGUN_SECONDS + 5):
+        monkeypatch.setattr(time, "time", lambda later=later: now + later)
+        with pytest.raises(ApiError) as refused:
+            asyncio.run(after.finish(cookie, state, "code"))
+        assert refused.value.code == "login_failed"
 
 
 def test_the_policy_decides_by_the_roles_of_the_token(login: ProviderLogin, client: httpx.Client) -> None:

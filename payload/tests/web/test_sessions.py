@@ -5,11 +5,12 @@ import time
 
 import pytest
 
+from llmserve.access.identity import Identity
 from llmweb import sessions
 from llmweb.monitors import Series
 from llmweb.plot import ceiling, line_plot
 from llmweb.sections import safe_link, span_of
-from llmweb.sessions import IDLE_SECONDS, LIFETIME_SECONDS, MOST, MOST_OF_A_KEY, Sessions
+from llmweb.sessions import IDLE_SECONDS, LIFETIME_SECONDS, MOST, MOST_OF_A_HOLDER, Sessions
 from llmweb.wording import REFUSALS, WORDS, preferred
 
 
@@ -21,9 +22,13 @@ class Clock:
         monkeypatch.setattr(time, "monotonic", lambda: self.now)
 
 
+def of(key: str, subject: str = "ada") -> Identity:
+    return Identity("oidc", key, subject, "research", ())
+
+
 def test_a_session_ends_after_its_lifetime_however_much_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, kept = Clock(monkeypatch), Sessions()
-    identifier = kept.open("key")
+    identifier = kept.open(of("key"))
     begun = clock.now
     while clock.now - begun + IDLE_SECONDS / 2 <= LIFETIME_SECONDS:
         clock.now += IDLE_SECONDS / 2
@@ -35,26 +40,33 @@ def test_a_session_ends_after_its_lifetime_however_much_it_is_used(monkeypatch: 
 
 def test_a_session_ends_when_it_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, kept = Clock(monkeypatch), Sessions()
-    identifier = kept.open("key")
+    identifier = kept.open(of("key"))
     clock.now += IDLE_SECONDS + 1
     assert kept.key_of(identifier) is None
 
 
-def test_sessions_are_bounded_by_key_and_in_all() -> None:
+def test_sessions_are_bounded_by_holder_and_in_all() -> None:
     kept = Sessions()
-    mine = [kept.open("mine") for _ in range(MOST_OF_A_KEY + 1)]
-    assert [kept.key_of(each) for each in mine] == [None, *["mine"] * MOST_OF_A_KEY]
+    mine = [kept.open(of("mine")) for _ in range(MOST_OF_A_HOLDER + 1)]
+    assert [kept.key_of(each) for each in mine] == [None, *["mine"] * MOST_OF_A_HOLDER]
     for number in range(MOST + 5):
-        kept.open(f"key-{number}")
+        kept.open(of("key", f"ada-{number}"))
     assert len(kept.open_ones) == MOST
+
+
+def test_each_sign_in_at_the_provider_counts_though_its_token_is_a_new_one() -> None:
+    kept = Sessions()
+    first, *_ = [kept.open(of(f"token-{number}")) for number in range(MOST_OF_A_HOLDER + 1)]
+    assert kept.key_of(first) is None
+    assert len(kept.open_ones) == MOST_OF_A_HOLDER
 
 
 def test_one_who_reads_the_memory_of_sessions_has_no_session() -> None:
     kept = Sessions()
-    identifier = kept.open("key")
+    identifier = kept.open(of("key"))
     assert identifier.encode() not in b"".join(kept.open_ones)
     assert kept.key_of(sessions.hashed(identifier).hex()) is None
-    assert len({kept.open(f"{number}") for number in range(100)}) == 100
+    assert len({kept.open(of("key", f"{number}")) for number in range(100)}) == 100
 
 
 def test_all_words_are_there_in_both_languages_with_the_same_values() -> None:

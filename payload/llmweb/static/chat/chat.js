@@ -67,7 +67,7 @@ function acting(article, message) {
     const texted = Object.entries(texts).filter(([, text]) => text);
     const rating = { id: message.id, ...(thumb && { thumb }), ...Object.fromEntries(texted) };
     if (!rating.thumb && !rating.correction) return say(words("no_rating"));
-    const rated = conversation; // another one may be shown when the acknowledgement comes
+    const rated = conversation; // another one may be shown when it is kept
     try {
       const textKept = await gateway.rate(rating);
       message.thumb = thumb;
@@ -115,7 +115,7 @@ function acting(article, message) {
     if (stopping || message !== conversation.messages.at(-1)) return;
     conversation.messages.pop();
     article.remove();
-    answer(true);
+    answer(message);
     at("#stop").focus();
   });
 }
@@ -129,8 +129,11 @@ async function list() {
     const remove = item.querySelector(".delete");
     remove.setAttribute("aria-label", words("delete_named", { title: each.title }));
     remove.addEventListener("click", async () => {
+      if (each.id === conversation.id) {
+        stopping?.abort();
+        begin();
+      }
       await kept.remove(each.id);
-      if (each.id === conversation.id) begin();
       await list();
       at("#conversations summary").focus();
       say(words("deleted"));
@@ -155,8 +158,8 @@ function busy(controller) {
   at("#send").disabled = Boolean(controller);
 }
 
-// Asks for an answer to the conversation as it is. `fresh`: another one than before.
-async function answer(fresh = false) {
+// Asks for an answer to the conversation as it is. `before`: the one it replaces, which stays if none comes.
+async function answer(before = null) {
   const asked = conversation;
   const message = { role: "assistant", content: "", model: at("#model").value, id: "", ended: "" };
   const article = shown(message);
@@ -172,7 +175,7 @@ async function answer(fresh = false) {
   try {
     const why = await gateway.answer(message.model, history, {
       signal: controller.signal,
-      fresh,
+      fresh: Boolean(before), // not from the cache
       begun: (what) => Object.assign(message, what),
       piece: (more) => {
         text.appendData(more);
@@ -189,9 +192,10 @@ async function answer(fresh = false) {
     busy(null);
   }
   article.remove();
-  if (message.content) asked.messages.push(message);
+  const last = message.content ? message : before;
+  if (last) asked.messages.push(last);
   if (asked === conversation) {
-    if (message.content) shown(message);
+    if (last) shown(last);
     else at("#question").value ||= asked.messages.at(-1).content; // to be sent again
     say(end);
   }
@@ -201,7 +205,7 @@ async function answer(fresh = false) {
 
 // What the host keeps; texts are text nodes here.
 async function look() {
-  const { data, left_out: older } = await gateway.kept();
+  const { data, left_out: older, others } = await gateway.kept();
   const lines = data.map((each) => {
     const time = new Date(each.time).toLocaleString(document.documentElement.lang);
     if (each.object === "exchange") {
@@ -212,14 +216,15 @@ async function look() {
     return words("kept_rating", { time, what: parts.filter(Boolean).join(", ") });
   });
   if (older) lines.push(words("kept_older", { count: older }));
-  if (!data.length) lines.push(words("nothing_kept"));
+  if (others) lines.push(words("kept_others", { count: others }));
+  if (!lines.length) lines.push(words("nothing_kept"));
   const items = lines.map((line) => {
     const item = document.createElement("li");
     item.textContent = line;
     return item;
   });
   at("#kept ul").replaceChildren(...items);
-  at("#forget").hidden = !data.length;
+  at("#forget").hidden = !data.length && !others;
 }
 
 async function forget() {
@@ -243,6 +248,7 @@ async function ask() {
   const message = { role: "user", content: question };
   conversation.messages.push(message);
   shown(message);
+  kept.put(conversation).then(list); // so that it can be deleted while its answer comes
   await answer();
 }
 

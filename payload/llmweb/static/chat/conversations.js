@@ -12,6 +12,7 @@ export class Conversations {
   constructor(database, subject) {
     this.database = database;
     this.subject = subject;
+    this.gone = new Set(); // ids of those that were deleted, which an answer or a rating may still come to
   }
 
   static async open(subject) {
@@ -32,11 +33,13 @@ export class Conversations {
     return found.sort((one, other) => other.changed - one.changed);
   }
 
-  put(conversation) {
-    return settled(this.store("readwrite").put({ ...conversation, subject: this.subject, changed: Date.now() }));
+  async put(conversation) {
+    if (this.gone.has(conversation.id)) return;
+    await settled(this.store("readwrite").put({ ...conversation, subject: this.subject, changed: Date.now() }));
   }
 
   remove(id) {
+    this.gone.add(id);
     return settled(this.store("readwrite").delete(id));
   }
 
