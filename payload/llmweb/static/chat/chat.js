@@ -67,12 +67,13 @@ function acting(article, message) {
     const texted = Object.entries(texts).filter(([, text]) => text);
     const rating = { id: message.id, ...(thumb && { thumb }), ...Object.fromEntries(texted) };
     if (!rating.thumb && !rating.correction) return say(words("no_rating"));
+    const rated = conversation; // another one may be shown when the acknowledgement comes
     try {
       const textKept = await gateway.rate(rating);
       message.thumb = thumb;
       press();
       say(words(textKept ? "rated_kept" : "rated"));
-      await kept.put(conversation);
+      await kept.put(rated);
       return true;
     } catch (error) {
       say(refused(error));
