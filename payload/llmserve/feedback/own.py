@@ -112,6 +112,7 @@ class OwnRecords:
         if folder is None:
             return Forgotten(removed=0, left=0)
         async with self.turn:
+            await in_thread(lambda: journal.note_ids(folder, identity.subject, identity.tenant))
             removed = await in_thread(lambda: journal.forget(folder, lambda each: is_of(each, identity)))
             left = await in_thread(lambda: len(records(folder, identity)))
         return Forgotten(removed=removed, left=left)
