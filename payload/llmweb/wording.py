@@ -238,6 +238,10 @@ WORDS: dict[str, tuple[str, str]] = {
         "By the journal of this host, {host}, alone: without intervals a difference may be chance. In brackets: ratings.",
         "仅依据本主机 {host} 的评分日志，不含区间：这里的差异可能出于偶然。括号内为评分数。",
     ),
+    "quality_cut": (
+        "More than is held in memory: of an arm the first {most} subjects count, and the newest {most} ratings.",
+        "日志超出内存中可保留的数量：每组仅计前 {most} 个用户，评分仅计最新的 {most} 条。",
+    ),
     "no_journal": ("This host keeps no ratings.", "本主机不保存评分。"),
     "journal_away": ("The journal of ratings cannot be read.", "无法读取评分日志。"),
     "counting": (

@@ -19,14 +19,17 @@ from operator_page import OperatorPage
 from watched_estate import HOSTILE
 
 from llmcore.ratings import ARM_FIELD, ASSIGNED, FIELD, RATED
+from llmserve.access.experiments import Experiment, Unit, identifier
 from llmserve.api.errors import ApiError
 from llmserve.asgi import Exchange, Receive, Scope, Send
 from llmserve.feedback.journal import append
 from llmserve.gateway.middleware import ErrorEnvelope
 from llmserve.metrics import Metrics
+from llmweb import experiments
 from llmweb.experiments import shown
 
 URL = "/operator/experiments"
+RUN = identifier("support-12", "0123456789abcdef")
 DEFINITION = {
     "experiment": "support-12",
     "model": "support",
@@ -185,9 +188,9 @@ def test_a_file_is_found_by_a_name_alone(tmp_path: Path) -> None:
 
 
 def test_ratings_of_both_arms_are_those_of_the_present_step(page: OperatorPage, owner: httpx.Client) -> None:
-    def met(number: int, arm: str, percent: int = 5, **said: object) -> None:
+    def met(number: int, arm: str, percent: int = 5, run: str = RUN, **said: object) -> None:
         head = {"@timestamp": "2026-11-27T08:00:00.000+00:00", "transaction.id": f"{number:016x}"}
-        about = {"name": "support-12", "arm": arm, "percent": percent, "unit": f"u{number}"}
+        about = {"name": "support-12", "id": run, "arm": arm, "percent": percent, "unit": f"u{number}"}
         records = [(ASSIGNED, head | {ARM_FIELD + name: value for name, value in about.items()})]
         if said:
             records.append((RATED, head | {FIELD + name: value for name, value in said.items()}))
@@ -199,6 +202,7 @@ def test_ratings_of_both_arms_are_those_of_the_present_step(page: OperatorPage, 
     met(1003, "control", stars=2)
     met(1004, "control", stars=5)
     met(1005, "candidate", 50, thumb="up")
+    met(1006, "candidate", run="with another salt", thumb="up")
     shown = text(owner.get(URL))
     assert "support-12 · deepseek-chat 2 no ratings 3.50 (2) 0 % (2)" in shown
     assert "support-12 · embed-small 3 50 % (2) no ratings 50 % (2)" in shown
@@ -212,6 +216,35 @@ def test_times_and_failures_are_of_the_arms_models(owner: httpx.Client) -> None:
     last = re.findall(r"Last values: deepseek-chat ([0-9.]+) (s|%)", answer.text)
     assert [unit for _, unit in last] == ["s", "%"]
     assert 0.5 < float(last[1][0]) < 2, "1 % in this estate"
+
+
+@pytest.mark.parametrize(("unit", "counts"), [("subject", (4, True)), ("request", (9, False))])
+def test_more_subjects_than_memory_has_room_for_are_not_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit: Unit, counts: tuple[int, bool]
+) -> None:
+    monkeypatch.setattr(experiments, "MOST", 4)
+    experiment = Experiment("support-12", "support", "one", "two", unit, 5, "salt")
+    about = {"id": experiment.id, "arm": "control", "percent": 5}
+    lines = [{"transaction.id": f"{number}", ARM_FIELD + "unit": f"{number}"} for number in range(9)]
+    named = {ARM_FIELD + name: value for name, value in about.items()}
+    append(tmp_path, [(ASSIGNED, line | named) for line in lines])
+    arm = experiments.count(tmp_path, experiment).arms["control"]
+    assert (arm.units, arm.cut) == counts
+
+
+def test_of_more_ratings_than_memory_has_room_for_the_newest_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiments, "MOST", 4)
+    experiment = Experiment("support-12", "support", "one", "two", "request", 5, "salt")
+    about = {"id": experiment.id, "arm": "control", "percent": 5, "unit": "u"}
+    for number in range(9):
+        head = {"transaction.id": f"{number}"}
+        assigned = head | {ARM_FIELD + name: value for name, value in about.items()}
+        thumb = head | {FIELD + "thumb": "up" if number > 4 else "down"}
+        append(tmp_path, [(ASSIGNED, assigned), (RATED, thumb)])
+    found = experiments.count(tmp_path, experiment)
+    assert (found.arms["control"].values["thumb"], found.cut) == ((4, 4.0), True)
 
 
 async def failing(scope: Scope, receive: Receive, send: Send) -> None:
