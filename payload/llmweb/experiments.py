@@ -27,6 +27,7 @@ COUNTED_SECONDS = 300.0  # for which a count of the journal is used again: it re
 WAITED_SECONDS = 8.0  # for one that is on its way
 MOST = 200_000  # subjects of an arm, and ratings, that are held in memory to count them
 VERDICT_BYTES = 1 << 20
+MOST_SHOWN = 1e6  # of means and ends of intervals, which are shares and their differences
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 STATES: dict[str, State] = {"better": "good", "worse": "bad", "undecided": ""}
 
@@ -140,7 +141,7 @@ def shown(folder: Path | None, name: str) -> tuple[list[dict[str, Any]] | None, 
         return [checked(rung) for rung in told], at
     except FileNotFoundError:
         return None, None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"[:300]
         log.warning(
             "what an experiment found cannot be read", extra={"fields": {"file": str(path), "reason": reason}}
@@ -149,13 +150,20 @@ def shown(folder: Path | None, name: str) -> tuple[list[dict[str, Any]] | None, 
 
 
 def checked(rung: dict[str, Any]) -> dict[str, Any]:
-    """A rung as `show --json` prints it; raises KeyError, TypeError or ValueError for anything else."""
+    """A rung as `show --json` prints it; raises KeyError, TypeError, ValueError or OverflowError for anything else."""
+
+    def number(value: Any) -> float:
+        """As a plot can have it: neither infinite nor NaN, which JSON's reader takes, nor of any size."""
+        found = round(float(value), 6)
+        if not abs(found) <= MOST_SHOWN:
+            raise ValueError(f"a number is {found}")
+        return found
 
     def arm(mean: dict[str, Any]) -> dict[str, Any]:
-        return {"mean": float(mean["mean"]), "values": int(mean["values"])}
+        return {"mean": number(mean["mean"]), "values": int(mean["values"])}
 
     def metric(each: dict[str, Any]) -> dict[str, Any]:
-        low, high = (None if end is None else float(end) for end in each["interval"])
+        low, high = (None if end is None else number(end) for end in each["interval"])
         if each["verdict"] not in STATES or each["metric"] not in outcomes.METRICS:
             raise ValueError(f"metric {each['metric']!r} is {each['verdict']!r}")
         ends = [low, high] if low is not None and high is not None else [None, None]

@@ -147,6 +147,18 @@ def test_a_verdict_that_is_stopped_says_why(owner: httpx.Client, verdict: Path, 
     assert "400 units 200 units – no verdict: the candidate has 200 of 600 units" in text(owner.get(URL))
 
 
+def told(interval: str, mean: str = "0.5", units: str = "2") -> str:
+    """A file of one rung with one metric, by these parts of JSON."""
+    arm = f'{{"mean": {mean}, "values": 1}}'
+    metric = f'{{"metric": "thumb", "verdict": "better", "interval": {interval}, "control": {arm}, "candidate": {arm}}}'
+    return f'[{{"percent": 5, "units": [1, {units}], "stopped": "", "metrics": [{metric}]}}]'
+
+
+def test_an_interval_too_narrow_for_a_plot_is_shown(owner: httpx.Client, verdict: Path) -> None:
+    verdict.write_text(told("[0, 5e-324]"))
+    assert "0.500 (1) 0.500 (1) +0.000 … +0.000 better" in text(owner.get(URL))
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -158,6 +170,11 @@ def test_a_verdict_that_is_stopped_says_why(owner: httpx.Client, verdict: Path, 
         "[" * 100_000,
         json.dumps([{"percent": 5, "units": [1, 2], "stopped": "", "metrics": [
             {"metric": HOSTILE, "verdict": "better", "interval": [0, 1], "control": {}, "candidate": {}}]}]),
+        told("[0, NaN]"),
+        told("[0, Infinity]"),
+        told("[0, 1e308]"),
+        told("[0, 1]", "NaN"),
+        told("[0, 1]", units="1e999"),
     ],
 )  # fmt: skip
 def test_a_file_that_is_no_verdict_is_no_data(owner: httpx.Client, verdict: Path, content: str) -> None:
