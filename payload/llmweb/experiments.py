@@ -9,6 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,12 @@ async def verdicts(look: Look, config: WebConfig) -> Section:
                 ]
             )
             continue
-        notes.append(look.say("shown_at", experiment=each.name, at=look.at(at or 0.0)))
+        times = [rung["time"] for rung in told if rung["time"] is not None]
+        notes.append(
+            look.say("shown_at", experiment=each.name, at=look.at(max(times)))
+            if times
+            else look.say("brought_at", experiment=each.name, at=look.at(at or 0.0))
+        )
         for rung in told:
             rows += rung_rows(look, each.name, rung)
             bars += [
@@ -175,7 +181,9 @@ def checked(rung: dict[str, Any]) -> dict[str, Any]:
         }
 
     control, candidate = map(int, rung["units"])
+    at = rung.get("time")  # an earlier llmkeep prints none
     return {
+        "time": None if at is None else datetime.fromisoformat(at).astimezone(UTC).timestamp(),
         "percent": int(rung["percent"]),
         "units": [control, candidate],
         "stopped": str(rung["stopped"])[:500],

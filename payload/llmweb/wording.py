@@ -221,6 +221,10 @@ WORDS: dict[str, tuple[str, str]] = {
         "{experiment}: as of {at}, by ratings of the hosts whose outcomes were given.",
         "{experiment}：截至 {at}，依据已提供结果的主机上的评分。",
     ),
+    "brought_at": (
+        "{experiment}: brought on {at}, made at an unknown time, by ratings of the hosts whose outcomes were given.",
+        "{experiment}：{at} 放到本主机；文件未注明截止时间。依据已提供结果的主机上的评分。",
+    ),
     "no_verdict_yet": ("There is no outcome yet.", "尚无结果。"),
     "interval": ("Candidate less control, interval", "候选组减对照组，区间"),
     "verdict": ("Verdict", "结论"),

@@ -3,9 +3,11 @@
 import argparse
 import asyncio
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import redirect_stdout
+from datetime import UTC, datetime, timedelta
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -142,6 +144,18 @@ def test_intervals_are_those_of_llmkeep(owner: httpx.Client, verdict: Path, tmp_
     assert "support-12 · 50 % · corrected – – not yet: too few units undecided" in shown
 
 
+def test_a_verdict_is_as_old_as_its_computation_and_not_as_its_file(
+    owner: httpx.Client, verdict: Path, tmp_path: Path
+) -> None:
+    rungs = json.loads(show(tmp_path, {"control": 0.3, "candidate": 0.8}, {"control": 40, "candidate": 40}))
+    assert datetime.now(UTC) - datetime.fromisoformat(rungs[0]["time"]) < timedelta(minutes=1)
+    verdict.write_text(json.dumps([rung | {"time": "2026-11-20T08:00:00+00:00"} for rung in rungs]))
+    assert "support-12: as of 2026-11-20 08:00:00 UTC" in text(owner.get(URL))
+    verdict.write_text(told("[0, 1]"))
+    os.utime(verdict, (0, 0))
+    assert "support-12: brought on 1970-01-01 00:00:00 UTC" in text(owner.get(URL))
+
+
 def test_a_verdict_that_is_stopped_says_why(owner: httpx.Client, verdict: Path, tmp_path: Path) -> None:
     verdict.write_text(show(tmp_path, {"control": 0.3, "candidate": 0.3}, {"control": 400, "candidate": 200}))
     assert "400 units 200 units – no verdict: the candidate has 200 of 600 units" in text(owner.get(URL))
@@ -175,6 +189,8 @@ def test_an_interval_too_narrow_for_a_plot_is_shown(owner: httpx.Client, verdict
         told("[0, 1e308]"),
         told("[0, 1]", "NaN"),
         told("[0, 1]", units="1e999"),
+        *(told("[0, 1]").replace('"percent"', f'"time": {time}, "percent"')
+          for time in ("7", '""', '"now"', '"0001-01-01T00:00:00+14:00"')),
     ],
 )  # fmt: skip
 def test_a_file_that_is_no_verdict_is_no_data(owner: httpx.Client, verdict: Path, content: str) -> None:
