@@ -313,12 +313,12 @@ async def failures(look: Look, _: WebConfig) -> Section:
 
 
 def with_absent(look: Look, section: Section) -> Section:
-    """A plot that says of which arms there is no line."""
-    if not isinstance(section, Plot):
+    """A plot that says of which arms there is no line, unless its notes say that it leaves out lines: these may be theirs."""
+    if not isinstance(section, Plot) or section.notes:
         return section
     absent = [name for name in models(look) if name not in section.lines]
     notes = [look.say("no_line_of", models=", ".join(absent))] if absent else []
-    return replace(section, notes=[*section.notes, *notes])
+    return replace(section, notes=notes)
 
 
 PARTS: tuple[Callable[[Look, WebConfig], Awaitable[Section]], ...] = (

@@ -29,6 +29,8 @@ from llmserve.gateway.middleware import ErrorEnvelope
 from llmserve.metrics import Metrics
 from llmweb import experiments
 from llmweb.experiments import shown
+from llmweb.monitors import Reading, Series
+from llmweb.sections import Look, Plot
 
 URL = "/operator/experiments"
 RUN = identifier("support-12", "0123456789abcdef")
@@ -249,6 +251,26 @@ def test_times_and_failures_are_of_the_arms_models(owner: httpx.Client) -> None:
     last = re.findall(r"Last values: deepseek-chat ([0-9.]+) (s|%)", answer.text)
     assert [unit for _, unit in last] == ["s", "%"]
     assert 0.5 < float(last[1][0]) < 2, "1 % in this estate"
+
+
+def test_of_arms_whose_lines_are_left_out_no_one_says_that_they_have_no_values() -> None:
+    arms = tuple(
+        Experiment(f"e{n}", f"m{n}", f"control{n}", f"candidate{n}", "request", 5, "") for n in range(4)
+    )
+    values = {
+        name: Series({"model": name}, [(0.0, 1.0)])
+        for each in arms
+        for name in (each.control, each.candidate)
+    }
+
+    class Answering:
+        async def over(self, *_: object) -> Reading[Series]:
+            return Reading(60.0, list(values.values()))
+
+    look = Look(Answering(), "en", arms)  # type: ignore[arg-type]
+    plot = asyncio.run(experiments.failures(look, None))  # type: ignore[arg-type]
+    assert isinstance(plot, Plot)
+    assert plot.notes == [look.say("left_out", count=2)]
 
 
 @pytest.mark.parametrize(("unit", "counts"), [("subject", (4, True)), ("request", (9, False))])
