@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import asdict
+from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
 
@@ -94,7 +95,8 @@ def _show(given: argparse.Namespace) -> int:
     seen = outcomes.read(given.outcomes, experiment)
     found = [outcomes.verdict(experiment, percent, seen[percent]) for percent in sorted(seen)]
     if given.json:
-        told = [asdict(rung) for rung in found]
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        told = [{"time": now} | asdict(rung) for rung in found]
         for rung in told:
             for metric in rung["metrics"]:
                 metric["interval"] = [None if math.isinf(end) else end for end in metric["interval"]]

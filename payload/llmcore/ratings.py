@@ -9,10 +9,15 @@ from typing import Any
 
 Record = dict[str, Any]
 RATED, REVIEWED, ANSWERED, ASSIGNED, ENDED = "rated", "reviewed", "answered", "assigned", "ended"  # kinds
+FORGOTTEN = (
+    "forgotten"  # a kind: transactions of ratings that a subject deleted, which exports may still have
+)
 TRANSACTION, SUBJECT, TENANT, TIME = "transaction.id", "user.id", "organization.id", "@timestamp"
 FIELD, ARM_FIELD = "llmkeep.feedback.", "llmkeep.experiment."
 # Of a review, whose subject and tenant are those of the answer. The verdict is `corrected` or `dismissed`.
 VERDICT, REVIEWER, REVIEWER_TENANT = FIELD + "verdict", FIELD + "reviewer", FIELD + "reviewer_tenant"
+# Of what is forgotten: fields of their own, so that it is no record that the subject sees or deletes.
+DELETER, DELETER_TENANT = FIELD + "deleter", FIELD + "deleter_tenant"
 GOOD, BAD = 4, 2  # stars, and beyond
 
 

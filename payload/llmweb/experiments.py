@@ -9,10 +9,12 @@ import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from llmcore.ratings import ARM_FIELD, ASSIGNED, RATED, TRANSACTION, files, read
 from llmserve.access.experiments import Experiment
 from llmserve.feedback import outcomes
 from llmweb.monitors import Reading
@@ -24,21 +26,32 @@ log = logging.getLogger("llmweb.experiments")
 BEGINS = "llm_time_to_first_token_seconds"
 COUNTED_SECONDS = 300.0  # for which a count of the journal is used again: it reads all of it
 WAITED_SECONDS = 8.0  # for one that is on its way
+MOST = 200_000  # subjects of an arm, and ratings, that are held in memory to count them
 VERDICT_BYTES = 1 << 20
+MOST_SHOWN = 1e6  # of means and ends of intervals, which are shares and their differences
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 STATES: dict[str, State] = {"better": "good", "worse": "bad", "undecided": ""}
 
 
 @dataclass(slots=True)
 class Arm:
-    """Units that met an arm, and of each metric the number of values and their sum."""
+    """How many units met an arm, of each metric the number of values and their sum. `cut`: there were more subjects."""
 
-    units: set[str] = field(default_factory=set)
+    units: int = 0
     values: dict[str, tuple[int, float]] = field(default_factory=dict)
+    cut: bool = False
 
     def add(self, metric: str, value: float) -> None:
         count, total = self.values.get(metric, (0, 0.0))
         self.values[metric] = count + 1, total + value
+
+
+@dataclass(slots=True)
+class Count:
+    """Of a journal. `cut`: only so many ratings were kept, the newest ones."""
+
+    arms: dict[str, Arm] = field(default_factory=lambda: defaultdict(Arm))
+    cut: bool = False
 
 
 async def in_force(look: Look, _: WebConfig) -> Section:
@@ -73,7 +86,12 @@ async def verdicts(look: Look, config: WebConfig) -> Section:
                 ]
             )
             continue
-        notes.append(look.say("shown_at", experiment=each.name, at=look.at(at or 0.0)))
+        times = [rung["time"] for rung in told if rung["time"] is not None]
+        notes.append(
+            look.say("shown_at", experiment=each.name, at=look.at(max(times)))
+            if times
+            else look.say("brought_at", experiment=each.name, at=look.at(at or 0.0))
+        )
         for rung in told:
             rows += rung_rows(look, each.name, rung)
             bars += [
@@ -129,7 +147,7 @@ def shown(folder: Path | None, name: str) -> tuple[list[dict[str, Any]] | None, 
         return [checked(rung) for rung in told], at
     except FileNotFoundError:
         return None, None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"[:300]
         log.warning(
             "what an experiment found cannot be read", extra={"fields": {"file": str(path), "reason": reason}}
@@ -138,13 +156,20 @@ def shown(folder: Path | None, name: str) -> tuple[list[dict[str, Any]] | None, 
 
 
 def checked(rung: dict[str, Any]) -> dict[str, Any]:
-    """A rung as `show --json` prints it; raises KeyError, TypeError or ValueError for anything else."""
+    """A rung as `show --json` prints it; raises KeyError, TypeError, ValueError or OverflowError for anything else."""
+
+    def number(value: Any) -> float:
+        """As a plot can have it: neither infinite nor NaN, which JSON's reader takes, nor of any size."""
+        found = round(float(value), 6)
+        if not abs(found) <= MOST_SHOWN:
+            raise ValueError(f"a number is {found}")
+        return found
 
     def arm(mean: dict[str, Any]) -> dict[str, Any]:
-        return {"mean": float(mean["mean"]), "values": int(mean["values"])}
+        return {"mean": number(mean["mean"]), "values": int(mean["values"])}
 
     def metric(each: dict[str, Any]) -> dict[str, Any]:
-        low, high = (None if end is None else float(end) for end in each["interval"])
+        low, high = (None if end is None else number(end) for end in each["interval"])
         if each["verdict"] not in STATES or each["metric"] not in outcomes.METRICS:
             raise ValueError(f"metric {each['metric']!r} is {each['verdict']!r}")
         ends = [low, high] if low is not None and high is not None else [None, None]
@@ -156,7 +181,9 @@ def checked(rung: dict[str, Any]) -> dict[str, Any]:
         }
 
     control, candidate = map(int, rung["units"])
+    at = rung.get("time")  # an earlier llmkeep prints none
     return {
+        "time": None if at is None else datetime.fromisoformat(at).astimezone(UTC).timestamp(),
         "percent": int(rung["percent"]),
         "units": [control, candidate],
         "stopped": str(rung["stopped"])[:500],
@@ -169,28 +196,31 @@ async def quality(look: Look, config: WebConfig) -> Section:
     title = look.say("quality")
     if config.feedback is None:
         return Words(title, look.say("no_journal"), "unknown")
-    rows = []
+    rows, cut = [], False
     for each in look.experiments:
         question = partial(counted, config.feedback, each)
-        name = f"outcomes of {each.name} at {each.percent}"
+        name = f"outcomes of {each.id} at {each.percent}"
         asked = asyncio.ensure_future(look.monitors.shared(name, question, COUNTED_SECONDS))
         await asyncio.wait([asked], timeout=WAITED_SECONDS)
         if not asked.done():
             return Words(title, look.say("counting"), "unknown")
-        reading: Reading[dict[str, Arm]] = asked.result()
+        reading: Reading[Count] = asked.result()
         look.seen(reading)
         if reading.found is None:
             return Words(title, look.say("journal_away"), "unknown")
-        [arms] = reading.found
+        [told] = reading.found
+        cut |= told.cut or any(arm.cut for arm in told.arms.values())
         rows += [
-            arm_row(look, each, model, arms[arm])
+            arm_row(look, each, model, told.arms[arm])
             for arm, model in (("control", each.control), ("candidate", each.candidate))
         ]
     if not rows:
         return Words(title, look.say("no_experiments"))
     names = ("arm", "units_met", "thumbs_up", "stars_mean", "corrected_share")
-    note = look.say("quality_note", host=socket.gethostname())
-    return look.table(title, [look.say(name) for name in names], rows, notes=[note])
+    notes = [look.say("quality_note", host=socket.gethostname())]
+    if cut:
+        notes.append(look.say("quality_cut", most=MOST))
+    return look.table(title, [look.say(name) for name in names], rows, notes=notes)
 
 
 def arm_row(look: Look, experiment: Experiment, model: str, arm: Arm) -> list[Cell]:
@@ -200,29 +230,48 @@ def arm_row(look: Look, experiment: Experiment, model: str, arm: Arm) -> list[Ce
 
     return [
         Cell(f"{experiment.name} · {model}"),
-        Cell(whole(len(arm.units))),
+        Cell(("> " if arm.cut else "") + whole(arm.units)),
         mean("thumb", percent),
         mean("stars", lambda share: f"{1 + 4 * share:.2f}"),
         mean("corrected", percent),
     ]
 
 
-async def counted(folder: Path, experiment: Experiment) -> Reading[dict[str, Arm]]:
-    """Both arms at the present percentage; found None where the journal cannot be read."""
+def count(folder: Path, experiment: Experiment) -> Count:
+    """Both arms of this salt at the present percentage, in bounded memory; raises OSError."""
+    found = Count()
+    subjects: dict[str, set[str]] = defaultdict(set)  # of each arm; a request meets but one, once
+    told: dict[tuple[tuple[str, float], ...], tuple[tuple[str, float], ...]] = {}  # few, each held once
+    rated: dict[str, tuple[tuple[str, float], ...]] = {}
+    for rating in (record for path in files(folder, RATED) for record in read(path)):
+        values = tuple(outcomes.values(rating))
+        rated.pop(rating[TRANSACTION], None)
+        rated[rating[TRANSACTION]] = told.setdefault(values, values)
+        if len(rated) > MOST:
+            del rated[next(iter(rated))]
+            found.cut = True
+    for record in (record for path in files(folder, ASSIGNED) for record in read(path)):
+        step = record.get(ARM_FIELD + "id"), record.get(ARM_FIELD + "percent")
+        if step != (experiment.id, experiment.percent) or record.get(ARM_FIELD + "away"):
+            continue
+        arm, unit = found.arms[record[ARM_FIELD + "arm"]], record[ARM_FIELD + "unit"]
+        met = subjects[record[ARM_FIELD + "arm"]]
+        if experiment.unit == "request":
+            arm.units += 1
+        elif unit in met or len(met) < MOST:
+            met.add(unit)
+            arm.units = len(met)
+        else:
+            arm.cut = True
+        for metric, value in rated.get(record[TRANSACTION], ()):
+            arm.add(metric, value)
+    return found
 
-    def count() -> dict[str, Arm]:
-        arms: dict[str, Arm] = defaultdict(Arm)
-        for line in outcomes.outcomes(folder, experiment.name, outcomes.METRICS):
-            if line["percent"] != experiment.percent:
-                continue
-            if "metric" in line:
-                arms[line["arm"]].add(line["metric"], line["value"])
-            else:
-                arms[line["arm"]].units.add(line["unit"])
-        return arms
 
+async def counted(folder: Path, experiment: Experiment) -> Reading[Count]:
+    """Found None where the journal cannot be read."""
     try:
-        return Reading(time.time(), [await asyncio.to_thread(count)])
+        return Reading(time.time(), [await asyncio.to_thread(count, folder, experiment)])
     except OSError as error:
         log.error("the journal cannot be read", extra={"fields": {"error.message": str(error)}})
         return Reading(0.0, None)
@@ -264,12 +313,12 @@ async def failures(look: Look, _: WebConfig) -> Section:
 
 
 def with_absent(look: Look, section: Section) -> Section:
-    """A plot that says of which arms there is no line."""
-    if not isinstance(section, Plot):
+    """A plot that says of which arms there is no line, unless its notes say that it leaves out lines: these may be theirs."""
+    if not isinstance(section, Plot) or section.notes:
         return section
     absent = [name for name in models(look) if name not in section.lines]
     notes = [look.say("no_line_of", models=", ".join(absent))] if absent else []
-    return replace(section, notes=[*section.notes, *notes])
+    return replace(section, notes=notes)
 
 
 PARTS: tuple[Callable[[Look, WebConfig], Awaitable[Section]], ...] = (

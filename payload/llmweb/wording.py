@@ -143,8 +143,12 @@ WORDS: dict[str, tuple[str, str]] = {
     "reviews": ("Reviews", "复核"),
     "queue": ("Badly rated answers", "评分差的回答"),
     "this_host": (
-        "Of this host, {host}, alone: answers of other serving hosts wait on their pages.",
-        "仅限本主机 {host}：其他服务主机的回答在各自的页面上等待复核。",
+        "Of this host, {host}, alone: answers of other serving hosts wait on their pages, if they were rated there.",
+        "仅限本主机 {host}：其他服务主机的回答若在那里评分，则在各自的页面上等待复核。",
+    ),
+    "without_answer": (
+        "Badly rated, but in no queue: {count}, whose answer is not on this host: its text was not kept, or another host has it.",
+        "评分差但不在任何队列中：{count} 条，其回答不在本主机上：文本未保存，或由其他主机给出。",
     ),
     "no_tenants": (
         "The policy names no tenant whose answers you may review: see reviewed_by in llm/tenants.",
@@ -221,6 +225,10 @@ WORDS: dict[str, tuple[str, str]] = {
         "{experiment}: as of {at}, by ratings of the hosts whose outcomes were given.",
         "{experiment}：截至 {at}，依据已提供结果的主机上的评分。",
     ),
+    "brought_at": (
+        "{experiment}: brought on {at}, made at an unknown time, by ratings of the hosts whose outcomes were given.",
+        "{experiment}：{at} 放到本主机；文件未注明截止时间。依据已提供结果的主机上的评分。",
+    ),
     "no_verdict_yet": ("There is no outcome yet.", "尚无结果。"),
     "interval": ("Candidate less control, interval", "候选组减对照组，区间"),
     "verdict": ("Verdict", "结论"),
@@ -237,6 +245,10 @@ WORDS: dict[str, tuple[str, str]] = {
     "quality_note": (
         "By the journal of this host, {host}, alone: without intervals a difference may be chance. In brackets: ratings.",
         "仅依据本主机 {host} 的评分日志，不含区间：这里的差异可能出于偶然。括号内为评分数。",
+    ),
+    "quality_cut": (
+        "More than is held in memory: of an arm the first {most} subjects count, and the newest {most} ratings.",
+        "日志超出内存中可保留的数量：每组仅计前 {most} 个用户，评分仅计最新的 {most} 条。",
     ),
     "no_journal": ("This host keeps no ratings.", "本主机不保存评分。"),
     "journal_away": ("The journal of ratings cannot be read.", "无法读取评分日志。"),

@@ -127,14 +127,15 @@ def forget_command(options: argparse.Namespace) -> int:
     folder = own(options.folder)
 
     def theirs(record: ratings.Record) -> bool:
-        of, by = (
+        who = (
             (record.get(subject), record.get(tenant))
             for subject, tenant in (
                 (ratings.SUBJECT, ratings.TENANT),
                 (ratings.REVIEWER, ratings.REVIEWER_TENANT),
+                (ratings.DELETER, ratings.DELETER_TENANT),
             )
         )
-        return (options.subject, options.tenant) in (of, by)
+        return (options.subject, options.tenant) in who
 
     if options.ids:
         write_ids(options.ids, folder, theirs)

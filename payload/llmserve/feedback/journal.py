@@ -18,7 +18,22 @@ from pathlib import Path
 from pydantic_core import to_json
 
 from llmcore.files import flush, replacing, write_aside
-from llmcore.ratings import ANSWERED, ASSIGNED, ENDED, FIELD, RATED, Record, files, read
+from llmcore.ratings import (
+    ANSWERED,
+    ASSIGNED,
+    DELETER,
+    DELETER_TENANT,
+    ENDED,
+    FIELD,
+    FORGOTTEN,
+    RATED,
+    SUBJECT,
+    TENANT,
+    TRANSACTION,
+    Record,
+    files,
+    read,
+)
 from llmserve.api.errors import ApiError, unavailable
 from llmserve.audit.redact import scrubbed
 from llmserve.feedback.documents import mark
@@ -127,6 +142,21 @@ def clean_up(folder: Path) -> None:
     with locked(folder):
         for left in folder.glob("*.partial"):
             left.unlink()
+
+
+def note_ids(folder: Path, subject: str, tenant: str) -> None:
+    """Before a subject deletes its records: note which exchanges it rated, for `forget --ids`; raises OSError.
+
+    Only what was rated can be in an export.
+    """
+    for path in files(folder, RATED):
+        ids = {
+            record[TRANSACTION]: None
+            for record in read(path)
+            if (record.get(SUBJECT), record.get(TENANT)) == (subject, tenant)
+        }
+        notes = ({TRANSACTION: each, DELETER: subject, DELETER_TENANT: tenant} for each in ids)
+        append(folder, ((FORGOTTEN, note) for note in notes))
 
 
 def forget(folder: Path, of: Callable[[Record], bool], named: bytes = b"") -> int:

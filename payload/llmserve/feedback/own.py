@@ -124,6 +124,7 @@ class OwnRecords:
         if folder is None:
             return Forgotten(removed=0, left=0)
         async with self.turn:
+            await in_thread(lambda: journal.note_ids(folder, identity.subject, identity.tenant))
             removed = await in_thread(
                 lambda: journal.forget(folder, lambda each: is_of(each, identity), name_of(identity))
             )

@@ -42,7 +42,9 @@ ID = re.compile(rb'"transaction\.id": ?"([^"\\]+)"')
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A badly rated answer. `kept_in`: the file that has its rating. `review`: the last one, if there is one."""
+    """A badly rated answer. `kept_in`: the file that has its rating. `review`: the last one, if there is one, also of an earlier
+    rating.
+    """
 
     rating: Record
     answer: Record
@@ -52,6 +54,11 @@ class Item:
     @property
     def transaction(self) -> str:
         return str(self.rating[TRANSACTION])
+
+    @property
+    def reviewed(self) -> bool:
+        """Whether the review is of this rating: of a later one the expert knew nothing."""
+        return self.review is not None and self.review[TIME] >= self.rating[TIME]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,15 +137,19 @@ def items(
             yield Item(rating, answer, reviews.get(transaction), known[transaction].path)
 
 
-def queue(folder: Path, tenants: Collection[str], most: int) -> tuple[list[Item], int]:
-    """The oldest answers of these tenants that wait for a review, `most` of them, and how many wait in all."""
+def queue(folder: Path, tenants: Collection[str], most: int) -> tuple[list[Item], int, int]:
+    """The oldest answers of these tenants that wait for a review, `most` of them; how many wait in all; and how many more were
+    badly rated whose answer is not here: its text was not kept, or another host has it.
+    """
     known = badly_rated(folder, tenants)
     for path in files(folder, REVIEWED):
         for record in read(path):
-            known.pop(record.get(TRANSACTION, ""), None)
+            rated = known.get(record.get(TRANSACTION, ""))
+            if rated and record[TIME] >= rated.time:  # of a later rating the expert knew nothing
+                del known[record[TRANSACTION]]
     where = places(folder, known)
     waiting = sorted(where, key=lambda transaction: (known[transaction].time, transaction))
-    return list(items(folder, known, where, waiting[:most])), len(waiting)
+    return list(items(folder, known, where, waiting[:most])), len(waiting), len(known) - len(where)
 
 
 def item(folder: Path, tenants: Collection[str], transaction: str) -> Item | None:
@@ -177,12 +188,12 @@ def written(item: Item, reviewer: Identity, correction: str, tags: Collection[st
 
 
 def keep(folder: Path, item: Item, review: Record) -> bool:
-    """Append a review, unless it is the last one word for word; False where the answer was forgotten. Raises OSError."""
+    """Append a review, unless it is that of this rating word for word; False where the answer was forgotten. Raises OSError."""
 
     def still() -> bool:
         return any(record.get(TRANSACTION) == item.transaction for record in read(item.kept_in))
 
     same = json.loads(line(review)) | {TIME: ""}
-    if item.review is not None and item.review | {TIME: ""} == same:
+    if item.review and item.reviewed and item.review | {TIME: ""} == same:
         return still()
     return append(folder, [(REVIEWED, review)], still)

@@ -122,6 +122,7 @@ def items(lines: list[Any], kind: str, key: bytes) -> Iterator[Item | dict[str, 
     known: set[str] = set()
     for number, line in enumerate(lines, 1):
         name = line.get("id") if isinstance(line, dict) else None
+        told = str(name).encode("utf-8", "backslashreplace").decode()
         try:
             if not isinstance(name, str) or not name:
                 raise Rejected("malformed", f"line {number} is no object, or its id is no text")
@@ -134,15 +135,15 @@ def items(lines: list[Any], kind: str, key: bytes) -> Iterator[Item | dict[str, 
                 raise Rejected("answers", f"{len(answers)} answers, and {kind} is about {wanted}")
             if len(answers) == 2 and answers[0].strip() == answers[1].strip():
                 raise Rejected("same", "both answers are the same")
-            lines_of([{"texts": [prompt, answers]}]).encode()
+            lines_of([{"texts": [name, prompt, answers]}]).encode()
         except UnicodeEncodeError:
             yield {
-                "id": str(name),
+                "id": told,
                 "rule": "no_plain_text",
                 "reason": "half of a surrogate pair, which UTF-8 cannot have",
             }
         except Rejected as rejected:
-            yield {"id": str(name), **asdict(rejected)}
+            yield {"id": told, **asdict(rejected)}
         else:
             yield Item(name, mac(key, "task", name).hex()[:32], prompt, answers)
 

@@ -168,7 +168,8 @@ def examples(
     folders: list[Path], kind: str, since: str, until: str, most: int, shares: Callable[[Example], bool]
 ) -> Iterator[tuple[str, Example | Rejected]]:
     """For each rating its transaction and the example, or why there is none: first those that experts reviewed, then the others,
-    the oldest first. A review counts at its own time, and from `until` on not yet.
+    the oldest first. A review counts at its own time, from `until` on not yet, and not for a later rating, which its expert never
+    saw. KTO learns from the rating alone, so a review gives it no example anew.
     """
     rated: dict[str, ratings.Record] = {}
     answers: dict[str, ratings.Record] = {}
@@ -185,6 +186,11 @@ def examples(
             reviews |= {
                 each[ratings.TRANSACTION]: each for each in ratings.read(path) if each[ratings.TIME] < until
             }
+    reviews = {
+        transaction: review
+        for transaction, review in reviews.items()
+        if transaction in rated and review[ratings.TIME] >= rated[transaction][ratings.TIME]
+    }
     of_subject: Counter[tuple[str, str]] = Counter()
     seen: dict[str, str] = {}
 
@@ -195,7 +201,8 @@ def examples(
     for rating in sorted(rated.values(), key=order):
         transaction = rating[ratings.TRANSACTION]
         review = reviews.get(transaction)
-        if not since <= max(each[ratings.TIME] for each in (rating, review) if each) < until:
+        latest = review if review and kind != "kto" else rating
+        if not since <= latest[ratings.TIME] < until:
             continue
         try:
             each = joined(rating, review, answers)

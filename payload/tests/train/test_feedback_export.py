@@ -138,6 +138,28 @@ def test_a_review_counts_at_its_own_time_and_not_yet_before(journal: Journal) ->
     assert later["messages"][-1]["content"] == "Paris", "its rating is of a round that is over"
 
 
+def test_of_a_later_rating_an_expert_has_said_nothing(journal: Journal) -> None:
+    journal.add(0, thumb="down")
+    journal.review(0)
+    journal.add(1, thumb="down")
+    journal.review(1, "Rome", time="2026-11-26")
+    journal.write(RATED, {"@timestamp": "2026-11-27T09:00:00.000+00:00", "transaction.id": "t0", "user.id": "ada",
+                          "organization.id": "research", FIELD + "correction": "Paris"})  # fmt: skip
+    examples, rejects, _ = journal.export("dpo")
+    assert [each["chosen"][0]["content"] for each in examples] == ["Paris"]
+    assert rejects == {"t1": "no_correction"}
+
+
+def test_an_example_that_a_review_leaves_as_it_was_is_not_learned_once_more(journal: Journal) -> None:
+    journal.add(0, thumb="down")
+    journal.review(0, "Paris", time="2026-11-28")
+    journal.add(1, thumb="down")
+    journal.write(RATED, {"@timestamp": "2026-11-28T09:00:00.000+00:00", "transaction.id": "t1", "user.id": "ada",
+                          "organization.id": "research", FIELD + "thumb": "up"})  # fmt: skip
+    [example], _, _ = journal.export("kto", "--since", "2026-11-28", "--until", "2026-12-01")
+    assert (example["id"], example["label"]) == ("t1", True)
+
+
 def test_a_review_of_another_subjects_answer_is_no_example(journal: Journal) -> None:
     journal.add(0, thumb="down")
     journal.add(1, thumb="down", correction="Rome")

@@ -3,9 +3,11 @@
 import argparse
 import asyncio
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import redirect_stdout
+from datetime import UTC, datetime, timedelta
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -19,14 +21,19 @@ from operator_page import OperatorPage
 from watched_estate import HOSTILE
 
 from llmcore.ratings import ARM_FIELD, ASSIGNED, FIELD, RATED
+from llmserve.access.experiments import Experiment, Unit, identifier
 from llmserve.api.errors import ApiError
 from llmserve.asgi import Exchange, Receive, Scope, Send
 from llmserve.feedback.journal import append
 from llmserve.gateway.middleware import ErrorEnvelope
 from llmserve.metrics import Metrics
+from llmweb import experiments
 from llmweb.experiments import shown
+from llmweb.monitors import Reading, Series
+from llmweb.sections import Look, Plot
 
 URL = "/operator/experiments"
+RUN = identifier("support-12", "0123456789abcdef")
 DEFINITION = {
     "experiment": "support-12",
     "model": "support",
@@ -139,9 +146,33 @@ def test_intervals_are_those_of_llmkeep(owner: httpx.Client, verdict: Path, tmp_
     assert "support-12 · 50 % · corrected – – not yet: too few units undecided" in shown
 
 
+def test_a_verdict_is_as_old_as_its_computation_and_not_as_its_file(
+    owner: httpx.Client, verdict: Path, tmp_path: Path
+) -> None:
+    rungs = json.loads(show(tmp_path, {"control": 0.3, "candidate": 0.8}, {"control": 40, "candidate": 40}))
+    assert datetime.now(UTC) - datetime.fromisoformat(rungs[0]["time"]) < timedelta(minutes=1)
+    verdict.write_text(json.dumps([rung | {"time": "2026-11-20T08:00:00+00:00"} for rung in rungs]))
+    assert "support-12: as of 2026-11-20 08:00:00 UTC" in text(owner.get(URL))
+    verdict.write_text(told("[0, 1]"))
+    os.utime(verdict, (0, 0))
+    assert "support-12: brought on 1970-01-01 00:00:00 UTC" in text(owner.get(URL))
+
+
 def test_a_verdict_that_is_stopped_says_why(owner: httpx.Client, verdict: Path, tmp_path: Path) -> None:
     verdict.write_text(show(tmp_path, {"control": 0.3, "candidate": 0.3}, {"control": 400, "candidate": 200}))
     assert "400 units 200 units – no verdict: the candidate has 200 of 600 units" in text(owner.get(URL))
+
+
+def told(interval: str, mean: str = "0.5", units: str = "2") -> str:
+    """A file of one rung with one metric, by these parts of JSON."""
+    arm = f'{{"mean": {mean}, "values": 1}}'
+    metric = f'{{"metric": "thumb", "verdict": "better", "interval": {interval}, "control": {arm}, "candidate": {arm}}}'
+    return f'[{{"percent": 5, "units": [1, {units}], "stopped": "", "metrics": [{metric}]}}]'
+
+
+def test_an_interval_too_narrow_for_a_plot_is_shown(owner: httpx.Client, verdict: Path) -> None:
+    verdict.write_text(told("[0, 5e-324]"))
+    assert "0.500 (1) 0.500 (1) +0.000 … +0.000 better" in text(owner.get(URL))
 
 
 @pytest.mark.parametrize(
@@ -155,6 +186,13 @@ def test_a_verdict_that_is_stopped_says_why(owner: httpx.Client, verdict: Path, 
         "[" * 100_000,
         json.dumps([{"percent": 5, "units": [1, 2], "stopped": "", "metrics": [
             {"metric": HOSTILE, "verdict": "better", "interval": [0, 1], "control": {}, "candidate": {}}]}]),
+        told("[0, NaN]"),
+        told("[0, Infinity]"),
+        told("[0, 1e308]"),
+        told("[0, 1]", "NaN"),
+        told("[0, 1]", units="1e999"),
+        *(told("[0, 1]").replace('"percent"', f'"time": {time}, "percent"')
+          for time in ("7", '""', '"now"', '"0001-01-01T00:00:00+14:00"')),
     ],
 )  # fmt: skip
 def test_a_file_that_is_no_verdict_is_no_data(owner: httpx.Client, verdict: Path, content: str) -> None:
@@ -185,9 +223,9 @@ def test_a_file_is_found_by_a_name_alone(tmp_path: Path) -> None:
 
 
 def test_ratings_of_both_arms_are_those_of_the_present_step(page: OperatorPage, owner: httpx.Client) -> None:
-    def met(number: int, arm: str, percent: int = 5, **said: object) -> None:
+    def met(number: int, arm: str, percent: int = 5, run: str = RUN, **said: object) -> None:
         head = {"@timestamp": "2026-11-27T08:00:00.000+00:00", "transaction.id": f"{number:016x}"}
-        about = {"name": "support-12", "arm": arm, "percent": percent, "unit": f"u{number}"}
+        about = {"name": "support-12", "id": run, "arm": arm, "percent": percent, "unit": f"u{number}"}
         records = [(ASSIGNED, head | {ARM_FIELD + name: value for name, value in about.items()})]
         if said:
             records.append((RATED, head | {FIELD + name: value for name, value in said.items()}))
@@ -199,6 +237,7 @@ def test_ratings_of_both_arms_are_those_of_the_present_step(page: OperatorPage, 
     met(1003, "control", stars=2)
     met(1004, "control", stars=5)
     met(1005, "candidate", 50, thumb="up")
+    met(1006, "candidate", run="with another salt", thumb="up")
     shown = text(owner.get(URL))
     assert "support-12 · deepseek-chat 2 no ratings 3.50 (2) 0 % (2)" in shown
     assert "support-12 · embed-small 3 50 % (2) no ratings 50 % (2)" in shown
@@ -212,6 +251,55 @@ def test_times_and_failures_are_of_the_arms_models(owner: httpx.Client) -> None:
     last = re.findall(r"Last values: deepseek-chat ([0-9.]+) (s|%)", answer.text)
     assert [unit for _, unit in last] == ["s", "%"]
     assert 0.5 < float(last[1][0]) < 2, "1 % in this estate"
+
+
+def test_of_arms_whose_lines_are_left_out_no_one_says_that_they_have_no_values() -> None:
+    arms = tuple(
+        Experiment(f"e{n}", f"m{n}", f"control{n}", f"candidate{n}", "request", 5, "") for n in range(4)
+    )
+    values = {
+        name: Series({"model": name}, [(0.0, 1.0)])
+        for each in arms
+        for name in (each.control, each.candidate)
+    }
+
+    class Answering:
+        async def over(self, *_: object) -> Reading[Series]:
+            return Reading(60.0, list(values.values()))
+
+    look = Look(Answering(), "en", arms)  # type: ignore[arg-type]
+    plot = asyncio.run(experiments.failures(look, None))  # type: ignore[arg-type]
+    assert isinstance(plot, Plot)
+    assert plot.notes == [look.say("left_out", count=2)]
+
+
+@pytest.mark.parametrize(("unit", "counts"), [("subject", (4, True)), ("request", (9, False))])
+def test_more_subjects_than_memory_has_room_for_are_not_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit: Unit, counts: tuple[int, bool]
+) -> None:
+    monkeypatch.setattr(experiments, "MOST", 4)
+    experiment = Experiment("support-12", "support", "one", "two", unit, 5, "salt")
+    about = {"id": experiment.id, "arm": "control", "percent": 5}
+    lines = [{"transaction.id": f"{number}", ARM_FIELD + "unit": f"{number}"} for number in range(9)]
+    named = {ARM_FIELD + name: value for name, value in about.items()}
+    append(tmp_path, [(ASSIGNED, line | named) for line in lines])
+    arm = experiments.count(tmp_path, experiment).arms["control"]
+    assert (arm.units, arm.cut) == counts
+
+
+def test_of_more_ratings_than_memory_has_room_for_the_newest_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiments, "MOST", 4)
+    experiment = Experiment("support-12", "support", "one", "two", "request", 5, "salt")
+    about = {"id": experiment.id, "arm": "control", "percent": 5, "unit": "u"}
+    for number in range(9):
+        head = {"transaction.id": f"{number}"}
+        assigned = head | {ARM_FIELD + name: value for name, value in about.items()}
+        thumb = head | {FIELD + "thumb": "up" if number > 4 else "down"}
+        append(tmp_path, [(ASSIGNED, assigned), (RATED, thumb)])
+    found = experiments.count(tmp_path, experiment)
+    assert (found.arms["control"].values["thumb"], found.cut) == ((4, 4.0), True)
 
 
 async def failing(scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,5 +1,6 @@
 """Which records of a journal are a subject's own; without a gateway."""
 
+import asyncio
 import json
 import tracemalloc
 from pathlib import Path
@@ -8,6 +9,8 @@ import pytest
 
 from llmcore import ratings
 from llmserve.access.identity import Identity
+from llmserve.asgi import Exchange
+from llmserve.cli import main
 from llmserve.feedback import own
 from llmserve.feedback.journal import append, forget
 
@@ -79,3 +82,22 @@ def test_a_journal_larger_than_the_memory_is_listed_and_forgotten(
     finally:
         tracemalloc.stop()
     assert (len(list(ratings.read(path))), list(own.records(tmp_path, ADA))) == (500, [])
+
+
+def test_exports_can_be_cleaned_of_what_a_subject_has_deleted(tmp_path: Path) -> None:
+    folder, ids = tmp_path / "journal", tmp_path / "ids"
+    folder.mkdir()
+    exchange = Exchange(b"id", b"trace", False, 0.0, identity=ADA)
+    of_others = [record("bob", "research", "x"), record(ADA.subject, "sales", "x")]
+    for number, each in enumerate([record(ADA.subject, "research", "secret"), *of_others]):
+        append(folder, [(ratings.RATED, each | {ratings.TRANSACTION: f"{number:016x}"})])
+    records = own.OwnRecords(folder, None)
+    for removed in 1, 0:  # the second time, the first one's note stays
+        told = asyncio.run(records.forget(exchange))
+        assert (told.removed, told.left) == (removed, 0)
+    [note] = [path.read_text() for path in ratings.files(folder, ratings.FORGOTTEN)]
+    assert "secret" not in note
+    command = ["feedback", "forget", "--subject", ADA.subject, "--tenant", "research"]
+    assert main([*command, "--folder", str(folder), "--ids", str(ids)]) == 0
+    assert ids.read_text() == f"{0:016x}\n"
+    assert ratings.files(folder, ratings.FORGOTTEN) == [], "the ids go with the rest"

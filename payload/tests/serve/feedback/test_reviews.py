@@ -11,6 +11,7 @@ from llmserve.access.identity import Identity
 from llmserve.api.errors import ApiError
 from llmserve.cli import main
 from llmserve.feedback import journal, reviews
+from llmserve.feedback.ratings import now
 
 EVE = Identity("api_key", "1", "eve", "quality", ("expert",))
 DOWN: Record = {"thumb": "down"}
@@ -22,7 +23,7 @@ def add(
     """A rated exchange; its transaction."""
     transaction = f"{number:016x}"
     head = {
-        "@timestamp": f"2026-11-27T{hour:02d}:00:{number:02d}.000+00:00",
+        "@timestamp": f"2025-11-27T{hour:02d}:00:{number:02d}.000+00:00",
         "transaction.id": transaction,
         "user.id": "ada",
         "organization.id": tenant,
@@ -54,14 +55,14 @@ def test_what_is_badly_rated_waits_the_oldest_first(tmp_path: Path) -> None:
     for number, said in enumerate(others, 4):
         add(tmp_path, number, **said)
     assert waiting(tmp_path) == [early, late]
-    [first, _], count = reviews.queue(tmp_path, ["research"], 20)
+    [first, _], count, _ = reviews.queue(tmp_path, ["research"], 20)
     assert count == 2
     assert (first.rating[FIELD + "comment"], first.answer[FIELD + "answer"], first.review) == (
         "no",
         "no",
         None,
     )
-    [only], count = reviews.queue(tmp_path, ["research"], 1)
+    [only], count, _ = reviews.queue(tmp_path, ["research"], 1)
     assert (only.transaction, count) == (early, 2)
 
 
@@ -74,6 +75,20 @@ def test_the_last_rating_decides_whether_it_is_bad(tmp_path: Path) -> None:
     assert reviews.queue(tmp_path, ["research"], 20)[1] == 1
 
 
+def test_a_later_rating_waits_again_and_the_same_review_is_kept_of_it(tmp_path: Path) -> None:
+    transaction = add(tmp_path, 1, **DOWN)
+    assert review(tmp_path, transaction)
+    assert waiting(tmp_path) == []
+    [answered] = [record for path in files(tmp_path, RATED) for record in read(path)]
+    later = answered | {"@timestamp": now(), FIELD + "comment": "still wrong"}
+    journal.append(tmp_path, [(RATED, later)])
+    assert waiting(tmp_path) == [transaction]
+    for _ in range(2):
+        assert review(tmp_path, transaction)
+        assert waiting(tmp_path) == []
+    assert len(reviewed(tmp_path)) == 2
+
+
 def test_answers_of_other_tenants_and_those_without_text_are_not_shown(tmp_path: Path) -> None:
     foreign = add(tmp_path, 1, "other", **DOWN)
     unkept = add(tmp_path, 2, kept=False, **DOWN)
@@ -82,7 +97,14 @@ def test_answers_of_other_tenants_and_those_without_text_are_not_shown(tmp_path:
     assert waiting(tmp_path, "research", "other") == [foreign]
     for transaction in foreign, unkept, "0" * 16, "../rated", "":
         assert reviews.item(tmp_path, ["research"], transaction) is None
-    assert reviews.queue(tmp_path, [], 20) == ([], 0)
+    assert reviews.queue(tmp_path, [], 20) == ([], 0, 0)
+
+
+def test_bad_ratings_whose_answer_is_on_another_host_are_counted(tmp_path: Path) -> None:
+    add(tmp_path, 1, kept=False, **DOWN)
+    add(tmp_path, 2, kept=False, thumb="up")
+    add(tmp_path, 3, "other", kept=False, **DOWN)
+    assert reviews.queue(tmp_path, ["research"], 20) == ([], 0, 1)
 
 
 def test_an_answer_of_another_subject_with_the_same_id_is_not_shown(tmp_path: Path) -> None:

@@ -195,12 +195,15 @@ def test_what_is_no_task_is_told_with_its_reason(bench: Bench) -> None:
         {"id": "t3", **pair, "prompt": [{"role": "user", "content": [{"type": "image_url"}]}]},
         {"id": 4, **pair},
         {"id": "t5", **pair, "chosen": "\ud800"},
+        {**pair, "id": "\ud800"},
+        {"id": "\udfff", "prompt": "x"},
     ]
     assert len(bench.export("better", lines)) == 1
     rejects = [json.loads(line) for line in (bench.folder / "tasks/rejects.jsonl").read_text().splitlines()]
     assert [each["rule"] for each in rejects] == [
-        "duplicate_id", "answers", "same", "no_plain_text", "malformed", "no_plain_text"
+        "duplicate_id", "answers", "same", "no_plain_text", "malformed", "no_plain_text", "no_plain_text", "answers"
     ]  # fmt: skip
+    assert rejects[-1]["id"] == r"\udfff"
 
 
 def test_examples_of_an_import_can_be_annotated_again(bench: Bench) -> None:
