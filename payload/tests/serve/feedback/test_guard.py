@@ -17,7 +17,7 @@ from service import Service, eventually, running
 from llmcore.ratings import ENDED, RATED, files, read
 from llmserve.access.experiments import identifier
 from llmserve.cli import main
-from llmserve.feedback import journal
+from llmserve.feedback import journal, outcomes
 from llmserve.feedback.guard import Guard, Guarded, Track, harmful
 from llmserve.feedback.halts import GUARD, WATCHED
 
@@ -274,6 +274,18 @@ def test_a_candidate_whose_answers_are_rated_worse_is_ended_by_the_last_rating_o
     again = on_files(tmp_path, unit)
     (tmp_path / GUARD / f"halted-{halt.experiment.id}.json").unlink()
     assert [each.reason for each in again.look()] == [halt.reason], "read anew, the same comes out"
+
+
+def test_outcomes_are_of_the_newest_salt_alone(tmp_path: Path) -> None:
+    before = lines(1, "control", "a", thumb="up")
+    journal.append(tmp_path, [(kind, each | {"llmkeep.experiment.id": "f" * 16}) for kind, each in before])
+    copy = {"shadow": "3"}
+    journal.append(tmp_path, lines(2, "candidate", "b", thumb="up") + lines(3, "control", "c"))
+    journal.append(tmp_path, lines(4, "candidate", "c", **copy)[1:])
+    assert [each["unit"] for each in outcomes.outcomes(tmp_path, "support-12", ["thumb"])] == ["b", "b", "c"]
+    assert [each["answers"] for each in outcomes.shadowed(tmp_path, "support-12")] == [1, 1]
+    journal.append(tmp_path, [(kind, each | {"llmkeep.experiment.id": "f" * 16}) for kind, each in before])
+    assert [each["answers"] for each in outcomes.shadowed(tmp_path, "support-12")] == [0, 0]
 
 
 def test_what_was_forgotten_does_not_count(tmp_path: Path) -> None:
