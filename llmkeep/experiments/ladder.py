@@ -21,7 +21,8 @@ from llmkeep.policy.source import Source
 from llmkeep.record import runs
 
 ASSIGNED_BY = ("subject", "request")  # units that a gateway knows
-FIXED = ("model", "control", "candidate", "unit", "tenants")  # another one is another experiment
+FIXED = ("model", "control", "candidate", "unit", "minimum")  # another one is another experiment
+DECIDED = (*FIXED, "tenants", "metrics", "guardrails")  # before the first result is seen
 FOLDER = "llm/experiments"
 NEXT = "next: llmkeep policy build, then llmkeep site"
 
@@ -41,7 +42,6 @@ def entry(experiment: Experiment, percent: int, salt: str, shadow: int = 0) -> E
         "percent": percent,
         "salt": salt,
         "shadow": shadow,
-        "minimum": experiment.minimum,
         "metrics": {metric.name: metric.better for metric in experiment.metrics},
         "guardrails": rails | {"refusals": list(experiment.guardrails.refusals)},
     }
@@ -60,7 +60,7 @@ def running(source: Source, experiment: Experiment) -> Entry:
             f"{experiment.name} does not run by this policy: `llmkeep experiment start` starts it at its first step"
         )
     wanted = entry(experiment, found["percent"], found["salt"])
-    if other := [name for name in FIXED if wanted[name] != found[name]]:
+    if other := [name for name in DECIDED if wanted[name] != found.get(name)]:
         raise LlmkeepError(
             f"{', '.join(other)} of {experiment.name} is not what policy has: give the file it was started by, or stop it and "
             "start another one"

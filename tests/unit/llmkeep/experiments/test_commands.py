@@ -245,6 +245,25 @@ def test_a_step_that_outcomes_speak_against_needs_a_reason_which_is_on_record(
     assert any(told in each for each in event["llmkeep.experiment.despite"])
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"metrics": [THUMB | {"better": "lower"}, CORRECTED]},
+        {"metrics": [THUMB, CORRECTED | {"name": "stars"}]},
+        {"minimum": 30},
+        {"guardrails": {"failed": 0.03}},
+    ],
+)
+def test_what_judges_an_experiment_is_not_exchanged_once_it_runs(
+    changed: dict[str, Any], policy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    acted(policy, "start", *WHY)
+    [name] = changed
+    for verb in ("step", "promote"):
+        assert acted(policy, verb, "--despite", "so", **changed) == 1
+        assert f"{name} of support-12 is not what policy has" in capsys.readouterr().err
+
+
 def test_only_a_candidate_that_is_better_is_promoted(
     policy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
