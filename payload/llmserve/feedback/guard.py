@@ -177,30 +177,35 @@ class Tail:
                 return True
         return False
 
-    def new(self, kind: str) -> Iterator[Record]:
-        """Records since the last look. A line that is being written is for the next one; a torn one is passed over."""
-        for path in files(self.folder, kind):
-            try:
-                file = path.open("rb")
-            except FileNotFoundError:  # removed meanwhile
-                continue
-            with file:
-                read = self.at.get(path, (0, 0))[1]
-                status = os.fstat(file.fileno())
-                if status.st_size == read:
+    def hours(self) -> list[str]:
+        """The hours of which there are files, oldest first."""
+        return sorted({path.stem.partition("-")[2] for path in files(self.folder)})
+
+    def new(self, kind: str, hour: str) -> Iterator[Record]:
+        """Records of an hour since the last look. A line that is being written is for the next one; a torn one is passed over."""
+        path = self.folder / f"{kind}-{hour}.jsonl"
+        try:
+            file = path.open("rb")
+        except FileNotFoundError:  # there is none, or it was removed meanwhile
+            return
+        with file:
+            status = os.fstat(file.fileno())
+            inode, read = self.at.get(path, (status.st_ino, 0))
+            # Of a file that was rewritten meanwhile nothing is read on: `rewritten` says so at the next look.
+            if status.st_size == read or status.st_ino != inode:
+                return
+            file.seek(read)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                read += len(line)
+                try:
+                    found = json.loads(line)
+                except ValueError:
                     continue
-                file.seek(read)
-                for line in file:
-                    if not line.endswith(b"\n"):
-                        break
-                    read += len(line)
-                    try:
-                        found = json.loads(line)
-                    except ValueError:
-                        continue
-                    if isinstance(found, dict):
-                        yield found
-                self.at[path] = status.st_ino, read
+                if isinstance(found, dict):
+                    yield found
+            self.at[path] = status.st_ino, read
 
 
 class Guard:
@@ -212,6 +217,7 @@ class Guard:
         self.experiments: dict[str, Guarded] | None = None
         self.seen: Stamp | None = None
         self.most_bytes = ANSWER_BYTES
+        self.most_ratable = MOST_RATABLE
         self.revision = 0
         self.begin()
 
@@ -264,24 +270,34 @@ class Guard:
             self.begin()
 
     def read_journal(self) -> None:
-        """Count what is new. Ratings are read first, so that each one's assignment, which came before it, is known."""
-        ratings = list(self.tail.new(RATED))
-        for each in self.tail.new(ASSIGNED):
+        """Count what is new, hour by hour, so that an exchange of long ago can still be rated when all is read anew."""
+        for hour in self.tail.hours():
+            self.read_hour(hour)
+
+    def read_hour(self, hour: str) -> None:
+        """Ratings are read first, so that each one's assignment, which came before it, is known; of them no text is held."""
+        ratings = [(each.get(TRANSACTION, ""), dict(values(each))) for each in self.tail.new(RATED, hour)]
+        for each in self.tail.new(ASSIGNED, hour):
             if step := self.step(each):
                 self.ratable[each[TRANSACTION]] = (
                     step,
                     each[ARM_FIELD + "arm"],
                     sys.intern(each[ARM_FIELD + "unit"]),
                 )
-                if len(self.ratable) > MOST_RATABLE:
-                    oldest = next(iter(self.ratable))
-                    del self.ratable[oldest]
-                    self.rated.pop(oldest, None)
-        for each in self.tail.new(ENDED):
+                self.evict(2 * self.most_ratable)  # those of the hour before are rated in this one
+        for each in self.tail.new(ENDED, hour):
             if step := self.step(each):
                 self.count_answer(step, each)
-        for each in ratings:
-            self.count_rating(each)
+        for transaction, metrics in ratings:
+            self.count_rating(transaction, metrics)
+        self.evict(self.most_ratable)
+
+    def evict(self, most: int) -> None:
+        """Keep so many exchanges that may be rated, the last ones."""
+        while len(self.ratable) > most:
+            oldest = next(iter(self.ratable))
+            del self.ratable[oldest]
+            self.rated.pop(oldest, None)
 
     def step(self, line: Record) -> tuple[str, int] | None:
         """The step of an experiment to which a line belongs, if it is judged."""
@@ -311,17 +327,16 @@ class Guard:
             else:
                 tracks[test, arm].add(unit, 1, float(value))
 
-    def count_rating(self, rating: Record) -> None:
+    def count_rating(self, transaction: str, metrics: dict[str, float]) -> None:
         """A rating, in place of an earlier one of the same exchange."""
-        transaction = rating.get(TRANSACTION, "")
         if transaction not in self.ratable:
             return
         step, arm, unit = self.ratable[transaction]
         tracks = self.steps[step]
         for test, value in self.rated.get(transaction, {}).items():
             tracks[test, arm].add(unit, -1, -value)
-        self.rated[transaction] = dict(values(rating))
-        for test, value in self.rated[transaction].items():
+        self.rated[transaction] = metrics
+        for test, value in metrics.items():
             tracks[test, arm].add(unit, 1, value)
 
     def halt(self, halt: Halt) -> None:

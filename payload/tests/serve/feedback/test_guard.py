@@ -276,6 +276,42 @@ def test_a_candidate_whose_answers_are_rated_worse_is_ended_by_the_last_rating_o
     assert [each.reason for each in again.look()] == [halt.reason], "read anew, the same comes out"
 
 
+def test_read_anew_ratings_of_exchanges_that_can_no_longer_be_rated_still_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard = on_files(tmp_path)
+    guard.most_ratable = 50
+    for hour in range(8):
+        monkeypatch.setattr(journal, "HOUR", f"20260101T{hour:02}")
+        records = []
+        for number in range(hour * 50, hour * 50 + 50):
+            arm, thumb = (("control", "up"), ("candidate", "down"))[number % 2]
+            records += lines(number, arm, f"{arm}-{number}", thumb=thumb)
+        journal.append(tmp_path, records)
+    [halt] = guard.look()
+    assert (halt.test, halt.candidate.clusters) == ("thumb", 200)
+    assert len(guard.ratable) == 50
+
+
+def test_a_file_that_is_rewritten_while_the_guard_reads_is_read_anew_at_the_next_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard = on_files(tmp_path)
+    records = []
+    for number in range(200):
+        arm = ("control", "candidate")[number % 2]
+        records += lines(number, arm, f"{arm}-{number}", failed=arm == "candidate" and number < 150)
+    journal.append(tmp_path, records[:80])
+    guard.look()
+    monkeypatch.setattr(guard.tail, "rewritten", lambda: False)  # as the look before the file was
+    journal.forget(tmp_path, lambda record: record["user.id"] == "candidate-1")
+    journal.append(tmp_path, records[80:])
+    assert guard.look() == []
+    monkeypatch.undo()
+    [halt] = guard.look()
+    assert halt.candidate.clusters == 99
+
+
 def test_outcomes_are_of_the_newest_salt_alone(tmp_path: Path) -> None:
     before = lines(1, "control", "a", thumb="up")
     journal.append(tmp_path, [(kind, each | {"llmkeep.experiment.id": "f" * 16}) for kind, each in before])
