@@ -227,6 +227,24 @@ def test_a_candidate_in_the_shadow_is_asked_a_copy_on_record_and_no_client_sees_
     assert guard_of(service).look() == []
     upstream.script = answer({"error": {"message": "out of memory"}}, 500)
     eventually("a copy fails", lambda: asked() and (each := told()) and each[1]["failed"])
+    upstream.script = answer({"error": {"message": "users first"}}, 429)
+    full = eventually("a copy has no room", lambda: asked() and [
+        each["transaction.id"] for each in service.records()
+        if each.get("error.code") == "overloaded" and "llmkeep.experiment.shadow" in each
+    ])  # fmt: skip
+    upstream.script = answer(BODY)
+
+    def copied() -> set[str]:
+        return {
+            each["transaction.id"] for path in files(service.folder / "journal", ENDED) for each in read(path)
+        }
+
+    known = {each["transaction.id"] for each in copies()}
+    eventually(
+        "a later one is noted",
+        lambda: asked() and any(each["transaction.id"] in copied() - known for each in copies()),
+    )
+    assert not copied() & set(full)
 
 
 def lines(number: int, arm: str, unit: str, **more: Any) -> list[tuple[str, dict[str, Any]]]:
