@@ -15,11 +15,12 @@ from scripted_upstream import END, USAGE, ScriptedUpstream, answer, delta, strea
 from service import Service, eventually, running
 
 from llmcore.ratings import ENDED, RATED, files, read
-from llmserve.access.experiments import identifier
+from llmserve.access.experiments import Experiment, identifier
 from llmserve.cli import main
 from llmserve.feedback import journal, outcomes
 from llmserve.feedback.guard import Guard, Guarded, Track, harmful
-from llmserve.feedback.halts import GUARD, WATCHED
+from llmserve.feedback.halts import GUARD, WATCHED, Halts
+from llmserve.metrics import Metrics
 
 RAILS = {"slow_seconds": 5.0, "slow": 0.01, "failed": 0.01, "refused": 0.02, "length": 0.5}
 METRICS = {"thumb": "higher", "corrected": "lower"}
@@ -400,6 +401,44 @@ def test_with_a_journal_that_is_full_nothing_is_watched(tmp_path: Path) -> None:
     guard.most_bytes = 100
     guard.look()
     assert json.loads(watched.read_bytes()) == {}
+
+
+SUPPORT = Experiment("support-12", "support", "support-7", "m", "request", 50, ENTRY["salt"])
+
+
+def series(halts: Halts, name: str) -> float | None:
+    halts.look()
+    return halts.metrics.registry.get_sample_value(f"llm_experiment_{name}", {"experiment": "support-12"})
+
+
+def test_a_halt_and_a_guard_that_is_away_are_told_as_long_as_they_hold(tmp_path: Path) -> None:
+    halts = Halts(tmp_path, Metrics())
+    assert (series(halts, "halted"), series(halts, "unwatched")) == (None, None)
+    assert halts.reason(SUPPORT) == "unwatched"
+    assert (series(halts, "halted"), series(halts, "unwatched")) == (None, 1)
+    on_files(tmp_path).look()
+    assert (series(halts, "halted"), series(halts, "unwatched")) == (0, 0)
+    (tmp_path / GUARD / f"halted-{SUPPORT.id}.json").touch()
+    assert series(halts, "halted") == 1
+    watched = tmp_path / GUARD / WATCHED
+    os.utime(watched, (1, 1))
+    halts.asked.clear()
+    assert (series(halts, "halted"), series(halts, "unwatched")) == (1, None)
+    again = Halts(tmp_path, Metrics())
+    again.look()
+    assert again.reason(SUPPORT) == "halted"
+    assert series(again, "halted") == 1, "after a restart, by the first request"
+    watched.write_text("{}")
+    assert series(halts, "halted") is None, "policy has it no longer"
+
+
+@pytest.mark.parametrize("garbage", ["[" * 100_000, "null", "[1]", "\x00", "{"])
+def test_garbage_in_the_list_of_what_is_watched_leaves_the_control(garbage: str, tmp_path: Path) -> None:
+    (tmp_path / GUARD).mkdir()
+    (tmp_path / GUARD / WATCHED).write_text(garbage)
+    halts = Halts(tmp_path, Metrics())
+    halts.look()
+    assert halts.reason(SUPPORT) == "unwatched"
 
 
 def test_a_policy_that_is_not_signed_is_not_watched(tmp_path: Path) -> None:
