@@ -48,6 +48,7 @@ class Guarded:
     minimum: int  # units of each arm that rate; of answers sequential.FEWEST
     metrics: dict[str, str]  # which is better: higher or lower
     rails: dict[str, float]
+    percent: int = field(default=0, compare=False)  # at which nothing that was read is judged otherwise
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,7 @@ def guarded(bundle: bytes, key: bytes, revision: int = 0) -> tuple[dict[str, Gua
             given["minimum"],
             given["metrics"],
             rails,
+            given["percent"],
         )
         found[each.id] = each
     return found, policy.revision
@@ -246,9 +248,10 @@ class Guard:
                 found.append(halt)
         self.put_on_record()
         (self.folder / GUARD).mkdir(mode=0o700, exist_ok=True)
-        # Where gateways keep no more lines there is nothing to judge by.
+        # Where gateways keep no more lines there is nothing to judge by. At 100 % there is none anyway.
         full = any(kept_bytes(self.folder, kind) > self.most_bytes for kind in (ASSIGNED, ENDED))
-        watched = {} if full else {each.id: each.name for each in self.experiments.values()}
+        known = self.experiments.values()
+        watched = {each.id: each.name for each in known if not full or each.percent == 100}
         aside = self.folder / GUARD / (WATCHED + ".partial")
         aside.write_text(json.dumps(watched))
         aside.replace(self.folder / GUARD / WATCHED)
@@ -266,8 +269,8 @@ class Guard:
             return
         self.seen = now
         if found != self.experiments:  # their lines were passed over, or judged otherwise: read all anew
-            self.experiments = found
             self.begin()
+        self.experiments = found
 
     def read_journal(self) -> None:
         """Count what is new, hour by hour, so that an exchange of long ago can still be rated when all is read anew."""

@@ -14,7 +14,7 @@ from questions import CHAT
 from scripted_upstream import END, USAGE, ScriptedUpstream, answer, delta, stream
 from service import Service, eventually, running
 
-from llmcore.ratings import ENDED, RATED, files, read
+from llmcore.ratings import ASSIGNED, ENDED, RATED, files, read
 from llmserve.access.experiments import Experiment, identifier
 from llmserve.cli import main
 from llmserve.feedback import journal, outcomes
@@ -401,6 +401,22 @@ def test_with_a_journal_that_is_full_nothing_is_watched(tmp_path: Path) -> None:
     guard.most_bytes = 100
     guard.look()
     assert json.loads(watched.read_bytes()) == {}
+
+
+def test_a_promoted_candidate_needs_no_room_in_the_journal_and_takes_none(
+    service: Service, upstream: ScriptedUpstream
+) -> None:
+    folder = service.folder / "journal"
+    promoted = ENTRY | {"percent": 100}
+    (service.folder / "bundle.tar.gz").write_bytes(signed_bundle(2, experiments={"support-12": promoted}))
+    journal.append(folder, lines(1, "control", "a"))
+    guard = guard_of(service)
+    guard.most_bytes = 100
+    guard.look()
+    upstream.script = answer(BODY)
+    eventually("all have the candidate", lambda: met(service, 4) == {("m", "")})
+    kept = [each for path in files(folder, ASSIGNED) for each in read(path)]
+    assert 100 not in {each["llmkeep.experiment.percent"] for each in kept}
 
 
 SUPPORT = Experiment("support-12", "support", "support-7", "m", "request", 50, ENTRY["salt"])
