@@ -363,14 +363,11 @@ class Guard:
             noted = path.with_suffix(".recorded")
             if noted.exists():
                 continue
-            try:
-                told: dict[str, Any] = json.loads(path.read_bytes())
-            except ValueError:  # of whatever made it, its presence counts
-                told = {"experiment": path.stem, "reason": "unreadable"}
+            told = halt_in(path)
             fields = {
-                "llmkeep.experiment.name": told.get("experiment"),
+                "llmkeep.experiment.name": told["experiment"],
                 "llmkeep.experiment.percent": told.get("percent"),
-                "event.reason": told.get("reason"),
+                "event.reason": told["reason"],
                 "llmkeep.decision.revision": told.get("revision"),
             }
             try:
@@ -379,6 +376,20 @@ class Guard:
                 log.error("a halt is not on record yet", extra={"fields": {"error.message": str(error)}})
                 return
             noted.touch(mode=0o600)
+
+
+def halt_in(path: Path) -> dict[str, Any]:
+    """What the file of a halt says. Whatever it is, its presence counts: one that no guard wrote is `unreadable`."""
+    unreadable = {"experiment": path.stem.removeprefix("halted-"), "reason": "unreadable"}
+    try:
+        told = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return unreadable
+    whole = isinstance(told, dict) and all(
+        isinstance(told.get(name), kind)
+        for name, kind in (("experiment", str), ("percent", int), ("reason", str), ("revision", int))
+    )
+    return told if whole else unreadable
 
 
 def watch(guard: Guard, interval: float, once: bool) -> None:

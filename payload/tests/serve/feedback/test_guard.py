@@ -419,6 +419,24 @@ def test_a_promoted_candidate_needs_no_room_in_the_journal_and_takes_none(
     assert 100 not in {each["llmkeep.experiment.percent"] for each in kept}
 
 
+def test_halts_that_cannot_be_read_count_and_stop_no_guard(
+    service: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = service.folder / "journal"
+    (folder / GUARD / f"halted-{SUPPORT.id}.json").mkdir(parents=True)
+    garbage = ["null", "[1]", '{"experiment": [1]}', "[" * 100_000, "\x00"]
+    for number, text in enumerate(garbage):
+        (folder / GUARD / f"halted-{number}.json").write_text(text)
+    guard_of(service).look()
+    told = [each for each in service.records() if each["event.action"] == "experiment.halted"]
+    assert {each["llmkeep.experiment.name"] for each in told} == {SUPPORT.id, "0", "1", "2", "3", "4"}
+    assert {each["event.reason"] for each in told} == {"unreadable"}
+    eventually("the control answers", lambda: ("support-7", "halted") in met(service, 4))
+    capsys.readouterr()
+    assert main(["experiment", "halted", "--folder", str(folder)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 6
+
+
 SUPPORT = Experiment("support-12", "support", "support-7", "m", "request", 50, ENTRY["salt"])
 
 
