@@ -151,7 +151,8 @@ class Ratings:
         record = of_unit(exchange, assigned)
         tokens = exchange.fields.get("gen_ai.usage.output_tokens")
         failed = error is not None and (
-            error.status >= 500 or error.code == ENGINE_REFUSED
+            (error.status >= 500 and not (exchange.hurried and error.code == "deadline_exceeded"))
+            or error.code == ENGINE_REFUSED
             if isinstance(error, ApiError)
             else isinstance(error, Exception)
         )

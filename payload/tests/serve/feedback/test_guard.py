@@ -16,10 +16,16 @@ from service import Service, eventually, running
 
 from llmcore.ratings import ASSIGNED, ENDED, RATED, files, read
 from llmserve.access.experiments import Experiment, identifier
+from llmserve.access.identity import Identity
+from llmserve.api.errors import deadline_exceeded
+from llmserve.asgi import Exchange
 from llmserve.cli import main
 from llmserve.feedback import journal, outcomes
 from llmserve.feedback.guard import Guard, Guarded, Track, harmful
 from llmserve.feedback.halts import GUARD, WATCHED, Halts
+from llmserve.feedback.journal import Journal
+from llmserve.feedback.ratings import Ratings
+from llmserve.feedback.response_ids import ResponseIds
 from llmserve.metrics import Metrics
 
 RAILS = {"slow_seconds": 5.0, "slow": 0.01, "failed": 0.01, "refused": 0.02, "length": 0.5}
@@ -181,6 +187,18 @@ def test_how_an_arm_answers_is_kept_without_its_text(service: Service, upstream:
         met(service, 24, **more)
         after = ends(service)[before:]
         assert (of_arm(after, "candidate", name), of_arm(after, "control", name)) == ({True}, {False})
+
+
+@pytest.mark.parametrize(("hurried", "failed"), [(True, False), (False, True)])
+def test_a_deadline_of_the_clients_own_is_no_failure(hurried: bool, failed: bool, tmp_path: Path) -> None:
+    noted: list[dict[str, Any]] = []
+    ratings = Ratings(ResponseIds(b""), Journal(tmp_path, Metrics()), Metrics())
+    ratings.journal.ended = noted.append  # type: ignore[union-attr, method-assign]
+    exchange = Exchange(b"", b"", False, 0.0, hurried=hurried)
+    exchange.identity = Identity("api_key", "1", "ada", "research", ("developer",))
+    exchange.assigned = SUPPORT.assign(exchange.identity, exchange.transaction)
+    ratings.ended(exchange, deadline_exceeded(0.5))
+    assert [each["llmkeep.experiment.failed"] for each in noted] == [failed]
 
 
 def test_a_candidate_in_the_shadow_is_asked_a_copy_on_record_and_no_client_sees_it(
