@@ -5,13 +5,14 @@ policy, by which gateways assign users to its arms. `show`: what came out so far
 import argparse
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
 
-from llmkeep import source_tree
+from llmkeep import durable, source_tree
 from llmkeep.errors import LlmkeepError
 from llmkeep.experiments import ladder, outcomes
 from llmkeep.experiments.definition import ALPHA, POWER, UNITS, Experiment, read
@@ -59,34 +60,40 @@ def _check(given: argparse.Namespace) -> int:
     return 0
 
 
-def _source(given: argparse.Namespace) -> Path:
-    """Policy's source that may be changed."""
+@contextmanager
+def _source(given: argparse.Namespace) -> Iterator[Path]:
+    """Policy's source that may be changed, by no other `llmkeep experiment` meanwhile."""
     folder: Path = given.source or given.places.policy_source
     if not folder.is_dir():
         raise LlmkeepError(
             f"{folder} is not there: make the estate's own source by `cp -r {source_tree.located()}/policy {folder}`, or give "
             "--source"
         )
-    return folder
+    with durable.alone(folder.resolve()):
+        yield folder
 
 
 def _start(given: argparse.Namespace) -> int:
-    print(ladder.start(_source(given), read(given.file), given.reason, given.shadow))
+    with _source(given) as source:
+        print(ladder.start(source, read(given.file), given.reason, given.shadow))
     return 0
 
 
 def _step(given: argparse.Namespace) -> int:
-    print(ladder.step(_source(given), read(given.file), given.outcomes, given.reason, given.despite))
+    with _source(given) as source:
+        print(ladder.step(source, read(given.file), given.outcomes, given.reason, given.despite))
     return 0
 
 
 def _promote(given: argparse.Namespace) -> int:
-    print(ladder.promote(_source(given), read(given.file), given.outcomes, given.reason, given.despite))
+    with _source(given) as source:
+        print(ladder.promote(source, read(given.file), given.outcomes, given.reason, given.despite))
     return 0
 
 
 def _stop(given: argparse.Namespace) -> int:
-    print(ladder.stop(_source(given), given.name, given.reason, given.remove))
+    with _source(given) as source:
+        print(ladder.stop(source, given.name, given.reason, given.remove))
     return 0
 
 

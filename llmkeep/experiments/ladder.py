@@ -15,17 +15,32 @@ import yaml
 from llmkeep import durable, source_tree
 from llmkeep.errors import LlmkeepError
 from llmkeep.experiments import outcomes
-from llmkeep.experiments.definition import UNITS, Experiment
+from llmkeep.experiments.definition import UNITS, Experiment, Guardrails
 from llmkeep.policy import source as policy_source
 from llmkeep.policy.source import Source
 from llmkeep.record import runs
+from llmproof.sequential import FEWEST
 
 ASSIGNED_BY = ("subject", "request")  # units that a gateway knows
-FIXED = ("model", "control", "candidate", "unit", "tenants")  # another one is another experiment
+FIXED = ("model", "control", "candidate", "unit", "minimum")  # another one is another experiment
+DECIDED = (*FIXED, "tenants", "metrics", "guardrails")  # before the first result is seen
 FOLDER = "llm/experiments"
 NEXT = "next: llmkeep policy build, then llmkeep site"
 
 type Entry = dict[str, Any]
+
+
+def rails(of: Guardrails) -> Entry:
+    """Guardrails as policy has them."""
+    return asdict(of) | {"refusals": list(of.refusals)}
+
+
+# An entry of the release before has none of them, and policy takes none without; at 0 % nothing is judged by them.
+JUDGED_BY_DEFAULT: Entry = {
+    "minimum": FEWEST,
+    "metrics": {"thumb": "higher", "corrected": "lower"},
+    "guardrails": rails(Guardrails()),
+}
 
 
 def entry(experiment: Experiment, percent: int, salt: str, shadow: int = 0) -> Entry:
@@ -34,16 +49,14 @@ def entry(experiment: Experiment, percent: int, salt: str, shadow: int = 0) -> E
         raise LlmkeepError(
             f"unit of {experiment.name} is {experiment.unit!r}, which no request names: take {' or '.join(ASSIGNED_BY)}"
         )
-    rails = asdict(experiment.guardrails)
     return {
         **{name: getattr(experiment, name) for name in FIXED},
         "tenants": list(experiment.tenants),
         "percent": percent,
         "salt": salt,
         "shadow": shadow,
-        "minimum": experiment.minimum,
         "metrics": {metric.name: metric.better for metric in experiment.metrics},
-        "guardrails": rails | {"refusals": list(experiment.guardrails.refusals)},
+        "guardrails": rails(experiment.guardrails),
     }
 
 
@@ -60,7 +73,7 @@ def running(source: Source, experiment: Experiment) -> Entry:
             f"{experiment.name} does not run by this policy: `llmkeep experiment start` starts it at its first step"
         )
     wanted = entry(experiment, found["percent"], found["salt"])
-    if other := [name for name in FIXED if wanted[name] != found[name]]:
+    if other := [name for name in DECIDED if wanted[name] != found.get(name)]:
         raise LlmkeepError(
             f"{', '.join(other)} of {experiment.name} is not what policy has: give the file it was started by, or stop it and "
             "start another one"
@@ -99,7 +112,7 @@ def start(folder: Path, experiment: Experiment, reason: str, shadow: int = 0) ->
     first = experiment.ladder[0]
     new = entry(experiment, 0 if shadow else first, secrets.token_hex(16), shadow)
     what = f"start in the shadow of {shadow} %" if shadow else f"start at {first} %"
-    return _put(folder, experiment.name, new, what, reason, [])
+    return _put(folder, experiment.name, found, new, what, reason, [])
 
 
 def step(folder: Path, experiment: Experiment, path: Path | None, reason: str, despite: str | None) -> str:
@@ -115,7 +128,7 @@ def step(folder: Path, experiment: Experiment, path: Path | None, reason: str, d
     _permit(known, despite)
     new = entry(experiment, higher[0], found["salt"])
     what = f"step from {found['percent']} to {higher[0]} %"
-    return _put(folder, experiment.name, new, what, despite or reason, known)
+    return _put(folder, experiment.name, found, new, what, despite or reason, known)
 
 
 def promote(folder: Path, experiment: Experiment, path: Path | None, reason: str, despite: str | None) -> str:
@@ -127,7 +140,7 @@ def promote(folder: Path, experiment: Experiment, path: Path | None, reason: str
     _permit(known, despite)
     new = entry(experiment, 100, found["salt"])
     what = f"promote from {found['percent']} %"
-    said = _put(folder, experiment.name, new, what, despite or reason, known)
+    said = _put(folder, experiment.name, found, new, what, despite or reason, known)
     return (
         f"{said}\nA host that halted it keeps the control, and no guardrail is watched at 100 %. For good: give "
         f"{experiment.candidate}'s model or release the name {experiment.model} in llm_serving_models, run llmkeep site, then "
@@ -142,7 +155,8 @@ def stop(folder: Path, name: str, reason: str, remove: bool) -> str:
     if found is None:
         raise LlmkeepError(f"policy has no experiment {name!r}: it has {', '.join(known) or 'none'}")
     what = "remove" if remove else f"stop at {found['percent']} %"
-    return _put(folder, name, None if remove else found | {"percent": 0, "shadow": 0}, what, reason, [])
+    stopped = JUDGED_BY_DEFAULT | found | {"percent": 0, "shadow": 0}
+    return _put(folder, name, found, None if remove else stopped, what, reason, [])
 
 
 def _permit(known: list[str], despite: str | None) -> None:
@@ -153,9 +167,21 @@ def _permit(known: list[str], despite: str | None) -> None:
         )
 
 
-def _put(folder: Path, name: str, new: Entry | None, what: str, reason: str, despite: list[str]) -> str:
-    """Change the entry once that is on record, and say what was done and what is next."""
+def _put(
+    folder: Path,
+    name: str,
+    before: Entry | None,
+    new: Entry | None,
+    what: str,
+    reason: str,
+    despite: list[str],
+) -> str:
+    """Change the entry, which is still as BEFORE, once that is on record; say what was done and what is next."""
     source = policy_source.read(folder)
+    if entries(source).get(name) != before:
+        raise LlmkeepError(
+            f"the entry of {name} in {folder / FOLDER} was changed meanwhile; nothing was changed: try again"
+        )
     now = datetime.now(UTC)
     changed = {"by": runs.who(), "at": now.strftime("%Y-%m-%dT%H:%M:%SZ"), "what": what, "reason": reason}
     every = {other: each for other, each in entries(source).items() if other != name}
@@ -164,7 +190,9 @@ def _put(folder: Path, name: str, new: Entry | None, what: str, reason: str, des
     # Without its tests, which are of roles: `llmkeep policy build` runs them.
     if found := policy_source.problems(replace(source, data=source.data | {FOLDER: every}, tests={})):
         raise LlmkeepError(
-            "policy would not take it; nothing was changed:\n" + "\n".join(f"- {each}" for each in found)
+            "policy would not take it; nothing was changed:\n"
+            + "\n".join(f"- {each}" for each in found)
+            + "\nAn entry that is no longer wanted goes by `llmkeep experiment stop NAME --remove`"
         )
     kept = runs.is_kept(source_tree.located())
     if kept:

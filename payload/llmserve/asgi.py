@@ -28,6 +28,7 @@ class Exchange:
     sampled: bool  # the caller's sampled flag
     started: float  # time.monotonic()
     first: float = 0.0  # time.monotonic() of the answer's first byte; 0 until then
+    hurried: bool = False  # its client set a deadline that is shorter than the gateway's
     opening: str = ""  # the answer's first letters, where it has an arm
     waited: float = 0.0  # seconds spent on client, queue and engine, which are not gateway overhead
     response_id: str = ""  # by which its answer can be rated

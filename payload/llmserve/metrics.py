@@ -176,6 +176,11 @@ class Metrics:
             "1 for an experiment that this host has halted, 0 for one that it watches",
             ["experiment"],
         )
+        self.experiment_unwatched = gauge(
+            "llm_experiment_unwatched",
+            "1 for an experiment whose candidate gives way since nothing watches it, 0 for one that is watched",
+            ["experiment"],
+        )
         self.tasks = gauge("llm_event_loop_tasks", "asyncio tasks of this process")
         self.admission = gauge(
             "llm_engine_admission",

@@ -44,9 +44,14 @@ class Assigned:
     shadow: str = ""  # of a copy: the transaction of what it copies
 
     @property
+    def compares(self) -> bool:
+        """Whether there is another arm, or are copies, to compare with."""
+        return 0 < self.percent < 100 or self.shadowed
+
+    @property
     def counts(self) -> bool:
-        """Whether the request is an outcome of its arm, and there is another arm, or are copies, to compare with."""
-        return not self.away and (0 < self.percent < 100 or self.shadowed)
+        """Whether the request is an outcome of its arm, and compares with something."""
+        return not self.away and self.compares
 
 
 @dataclass(frozen=True, slots=True)

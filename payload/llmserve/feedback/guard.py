@@ -48,6 +48,7 @@ class Guarded:
     minimum: int  # units of each arm that rate; of answers sequential.FEWEST
     metrics: dict[str, str]  # which is better: higher or lower
     rails: dict[str, float]
+    percent: int = field(default=0, compare=False)  # at which nothing that was read is judged otherwise
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,7 @@ def guarded(bundle: bytes, key: bytes, revision: int = 0) -> tuple[dict[str, Gua
             given["minimum"],
             given["metrics"],
             rails,
+            given["percent"],
         )
         found[each.id] = each
     return found, policy.revision
@@ -177,30 +179,35 @@ class Tail:
                 return True
         return False
 
-    def new(self, kind: str) -> Iterator[Record]:
-        """Records since the last look. A line that is being written is for the next one; a torn one is passed over."""
-        for path in files(self.folder, kind):
-            try:
-                file = path.open("rb")
-            except FileNotFoundError:  # removed meanwhile
-                continue
-            with file:
-                read = self.at.get(path, (0, 0))[1]
-                status = os.fstat(file.fileno())
-                if status.st_size == read:
+    def hours(self) -> list[str]:
+        """The hours of which there are files, oldest first."""
+        return sorted({path.stem.partition("-")[2] for path in files(self.folder)})
+
+    def new(self, kind: str, hour: str) -> Iterator[Record]:
+        """Records of an hour since the last look. A line that is being written is for the next one; a torn one is passed over."""
+        path = self.folder / f"{kind}-{hour}.jsonl"
+        try:
+            file = path.open("rb")
+        except FileNotFoundError:  # there is none, or it was removed meanwhile
+            return
+        with file:
+            status = os.fstat(file.fileno())
+            inode, read = self.at.get(path, (status.st_ino, 0))
+            # Of a file that was rewritten meanwhile nothing is read on: `rewritten` says so at the next look.
+            if status.st_size == read or status.st_ino != inode:
+                return
+            file.seek(read)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                read += len(line)
+                try:
+                    found = json.loads(line)
+                except ValueError:
                     continue
-                file.seek(read)
-                for line in file:
-                    if not line.endswith(b"\n"):
-                        break
-                    read += len(line)
-                    try:
-                        found = json.loads(line)
-                    except ValueError:
-                        continue
-                    if isinstance(found, dict):
-                        yield found
-                self.at[path] = status.st_ino, read
+                if isinstance(found, dict):
+                    yield found
+            self.at[path] = status.st_ino, read
 
 
 class Guard:
@@ -212,6 +219,7 @@ class Guard:
         self.experiments: dict[str, Guarded] | None = None
         self.seen: Stamp | None = None
         self.most_bytes = ANSWER_BYTES
+        self.most_ratable = MOST_RATABLE
         self.revision = 0
         self.begin()
 
@@ -240,9 +248,10 @@ class Guard:
                 found.append(halt)
         self.put_on_record()
         (self.folder / GUARD).mkdir(mode=0o700, exist_ok=True)
-        # Where gateways keep no more lines there is nothing to judge by.
+        # Where gateways keep no more lines there is nothing to judge by. At 100 % there is none anyway.
         full = any(kept_bytes(self.folder, kind) > self.most_bytes for kind in (ASSIGNED, ENDED))
-        watched = {} if full else {each.id: each.name for each in self.experiments.values()}
+        known = self.experiments.values()
+        watched = {each.id: each.name for each in known if not full or each.percent == 100}
         aside = self.folder / GUARD / (WATCHED + ".partial")
         aside.write_text(json.dumps(watched))
         aside.replace(self.folder / GUARD / WATCHED)
@@ -260,28 +269,38 @@ class Guard:
             return
         self.seen = now
         if found != self.experiments:  # their lines were passed over, or judged otherwise: read all anew
-            self.experiments = found
             self.begin()
+        self.experiments = found
 
     def read_journal(self) -> None:
-        """Count what is new. Ratings are read first, so that each one's assignment, which came before it, is known."""
-        ratings = list(self.tail.new(RATED))
-        for each in self.tail.new(ASSIGNED):
+        """Count what is new, hour by hour, so that an exchange of long ago can still be rated when all is read anew."""
+        for hour in self.tail.hours():
+            self.read_hour(hour)
+
+    def read_hour(self, hour: str) -> None:
+        """Ratings are read first, so that each one's assignment, which came before it, is known; of them no text is held."""
+        ratings = [(each.get(TRANSACTION, ""), dict(values(each))) for each in self.tail.new(RATED, hour)]
+        for each in self.tail.new(ASSIGNED, hour):
             if step := self.step(each):
                 self.ratable[each[TRANSACTION]] = (
                     step,
                     each[ARM_FIELD + "arm"],
                     sys.intern(each[ARM_FIELD + "unit"]),
                 )
-                if len(self.ratable) > MOST_RATABLE:
-                    oldest = next(iter(self.ratable))
-                    del self.ratable[oldest]
-                    self.rated.pop(oldest, None)
-        for each in self.tail.new(ENDED):
+                self.evict(2 * self.most_ratable)  # those of the hour before are rated in this one
+        for each in self.tail.new(ENDED, hour):
             if step := self.step(each):
                 self.count_answer(step, each)
-        for each in ratings:
-            self.count_rating(each)
+        for transaction, metrics in ratings:
+            self.count_rating(transaction, metrics)
+        self.evict(self.most_ratable)
+
+    def evict(self, most: int) -> None:
+        """Keep so many exchanges that may be rated, the last ones."""
+        while len(self.ratable) > most:
+            oldest = next(iter(self.ratable))
+            del self.ratable[oldest]
+            self.rated.pop(oldest, None)
 
     def step(self, line: Record) -> tuple[str, int] | None:
         """The step of an experiment to which a line belongs, if it is judged."""
@@ -311,17 +330,16 @@ class Guard:
             else:
                 tracks[test, arm].add(unit, 1, float(value))
 
-    def count_rating(self, rating: Record) -> None:
+    def count_rating(self, transaction: str, metrics: dict[str, float]) -> None:
         """A rating, in place of an earlier one of the same exchange."""
-        transaction = rating.get(TRANSACTION, "")
         if transaction not in self.ratable:
             return
         step, arm, unit = self.ratable[transaction]
         tracks = self.steps[step]
         for test, value in self.rated.get(transaction, {}).items():
             tracks[test, arm].add(unit, -1, -value)
-        self.rated[transaction] = dict(values(rating))
-        for test, value in self.rated[transaction].items():
+        self.rated[transaction] = metrics
+        for test, value in metrics.items():
             tracks[test, arm].add(unit, 1, value)
 
     def halt(self, halt: Halt) -> None:
@@ -345,14 +363,11 @@ class Guard:
             noted = path.with_suffix(".recorded")
             if noted.exists():
                 continue
-            try:
-                told: dict[str, Any] = json.loads(path.read_bytes())
-            except ValueError:  # of whatever made it, its presence counts
-                told = {"experiment": path.stem, "reason": "unreadable"}
+            told = halt_in(path)
             fields = {
-                "llmkeep.experiment.name": told.get("experiment"),
+                "llmkeep.experiment.name": told["experiment"],
                 "llmkeep.experiment.percent": told.get("percent"),
-                "event.reason": told.get("reason"),
+                "event.reason": told["reason"],
                 "llmkeep.decision.revision": told.get("revision"),
             }
             try:
@@ -361,6 +376,20 @@ class Guard:
                 log.error("a halt is not on record yet", extra={"fields": {"error.message": str(error)}})
                 return
             noted.touch(mode=0o600)
+
+
+def halt_in(path: Path) -> dict[str, Any]:
+    """What the file of a halt says. Whatever it is, its presence counts: one that no guard wrote is `unreadable`."""
+    unreadable = {"experiment": path.stem.removeprefix("halted-"), "reason": "unreadable"}
+    try:
+        told = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return unreadable
+    whole = isinstance(told, dict) and all(
+        isinstance(told.get(name), kind)
+        for name, kind in (("experiment", str), ("percent", int), ("reason", str), ("revision", int))
+    )
+    return told if whole else unreadable
 
 
 def watch(guard: Guard, interval: float, once: bool) -> None:

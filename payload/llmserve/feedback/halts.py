@@ -17,6 +17,7 @@ from llmserve.metrics import Metrics
 GUARD, WATCHED = "guard", "watched.json"
 LOOK_SECONDS = 1.0  # of gateways
 GUARD_SECONDS = 20.0  # of the guard
+ASKED_SECONDS = 600.0  # so long an experiment counts as one of the policy that a request has met
 STALE_SECONDS = 6 * GUARD_SECONDS  # a guard that has not looked for so long is none
 
 
@@ -34,14 +35,19 @@ class Halts:
         self.metrics = metrics
         self.watched: dict[str, str] = {}  # ids and names
         self.halted: set[str] = set()
+        self.names: dict[str, str] = {}  # by id, of experiments that were watched or asked for
+        self.asked: dict[str, float] = {}  # by id: time.monotonic() when its candidate last gave way here
+        self.shown: list[set[str]] = [set(), set()]  # names that have a series
 
     def reason(self, experiment: Experiment) -> Away:
         """Why the candidate must not answer; "" if it may."""
         if self.folder is None:
             return ""
-        if experiment.id in self.halted:
-            return "halted"
-        return "" if experiment.id in self.watched else "unwatched"
+        if experiment.id not in self.halted and experiment.id in self.watched:
+            return ""
+        self.names[experiment.id] = experiment.name
+        self.asked[experiment.id] = time.monotonic()
+        return "halted" if experiment.id in self.halted else "unwatched"
 
     def look(self) -> None:
         """Read the guard's files."""
@@ -49,16 +55,34 @@ class Halts:
             return
         path = self.folder / GUARD / WATCHED
         watched: dict[str, str] = {}
-        with suppress(OSError, ValueError, AttributeError):
+        fresh = False
+        with suppress(Exception):  # whatever is in the file: the control answers, and this process goes on
             if abs(time.time() - path.stat().st_mtime) < STALE_SECONDS:
                 watched = {str(each): str(name) for each, name in json.loads(path.read_bytes()).items()}
+                fresh = True
         # What was halted stays so in this process, also where its file was lost.
         self.halted |= halted(self.folder)
-        for name in {*self.watched.values()} - {*watched.values()}:
-            self.metrics.experiment_halted.remove(name)
         self.watched = watched
-        for identifier, name in watched.items():
-            self.metrics.experiment_halted.labels(name).set(identifier in self.halted)
+        self.names |= watched
+        self.tell(fresh)
+
+    def tell(self, fresh: bool) -> None:
+        """Set both series. A halt that holds keeps its own while nothing looks, or requests still meet it."""
+        since = time.monotonic() - ASKED_SECONDS
+        asked = {each for each, at in self.asked.items() if at > since}
+        kept = {each for each in self.halted & self.names.keys() if not fresh or each in asked}
+        away = asked - self.halted - self.watched.keys()
+        stopped = {self.names[each]: 1 for each in kept}
+        stopped |= {name: int(each in self.halted) for each, name in self.watched.items()}
+        unwatched = {self.names[each]: 1 for each in away} | dict.fromkeys(self.watched.values(), 0)
+        for nth, (gauge, told) in enumerate(
+            ((self.metrics.experiment_halted, stopped), (self.metrics.experiment_unwatched, unwatched))
+        ):
+            for name in self.shown[nth] - told.keys():
+                gauge.remove(name)
+            for name, value in told.items():
+                gauge.labels(name).set(value)
+            self.shown[nth] = set(told)
 
     async def watch(self) -> None:
         """Look each second; runs until cancelled."""

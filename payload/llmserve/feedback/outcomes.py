@@ -29,8 +29,21 @@ def values(rating: Record) -> Iterator[tuple[str, float]]:
     yield "corrected", float(corrected(rating))
 
 
+def newest(folder: Path, experiment: str) -> object:
+    """The id, which another salt changes, of the last assignment of an experiment of this name; None without one."""
+    for path in reversed(files(folder, ASSIGNED)):
+        ids = [
+            each.get(ARM_FIELD + "id") for each in read(path) if each.get(ARM_FIELD + "name") == experiment
+        ]
+        if ids:
+            return ids[-1]
+    return None
+
+
 def outcomes(folder: Path, experiment: str, metrics: Collection[str]) -> Iterator[Record]:
     """That a unit met an arm, once for each percentage, and what it rated; of each exchange the last rating counts.
+
+    Of runs with several salts it is the newest one alone, since each assigned its units anew.
 
     Left out is what compares with nothing: requests that the control answered because the candidate was away, and steps of 0 and
     100 percent.
@@ -39,8 +52,11 @@ def outcomes(folder: Path, experiment: str, metrics: Collection[str]) -> Iterato
         record[TRANSACTION]: tuple(values(record)) for path in files(folder, RATED) for record in read(path)
     }
     met = set()
+    identity = newest(folder, experiment)
     for record in (record for path in files(folder, ASSIGNED) for record in read(path)):
-        if record.get(ARM_FIELD + "name") != experiment or record.get(ARM_FIELD + "away"):
+        if record.get(ARM_FIELD + "name") != experiment or record.get(ARM_FIELD + "id") != identity:
+            continue
+        if record.get(ARM_FIELD + "away"):
             continue
         unit, arm, percent = (record[ARM_FIELD + name] for name in ("unit", "arm", "percent"))
         if not 0 < percent < 100:
@@ -59,11 +75,12 @@ def shadowed(folder: Path, experiment: str) -> Iterator[Record]:
 
     Seconds are those to the first byte, which of a copy is the whole answer, so they compare where answers are not streamed.
     """
+    identity = newest(folder, experiment)
     ended = {
         record[TRANSACTION]: record
         for path in files(folder, ENDED)
         for record in read(path)
-        if record.get(ARM_FIELD + "name") == experiment
+        if record.get(ARM_FIELD + "name") == experiment and record.get(ARM_FIELD + "id") == identity
     }
     copies = [each for each in ended.values() if each.get(ARM_FIELD + "shadow") in ended]
     for arm, answers in (

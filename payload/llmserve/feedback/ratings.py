@@ -132,8 +132,11 @@ class Ratings:
         )
 
     def assigned(self, exchange: Exchange) -> None:
-        """Keep which arm of an experiment is asked: no text, so it needs no consent; the subject, so that it can be forgotten."""
-        if exchange.assigned and self.journal:
+        """Keep which arm of an experiment is asked: no text, so it needs no consent; the subject, so that it can be forgotten.
+
+        Left out is what compares with nothing, as once all units have the candidate.
+        """
+        if exchange.assigned and exchange.assigned.compares and self.journal:
             self.journal.assigned(of_unit(exchange, exchange.assigned))
 
     def ended(self, exchange: Exchange, error: BaseException | None) -> None:
@@ -148,7 +151,8 @@ class Ratings:
         record = of_unit(exchange, assigned)
         tokens = exchange.fields.get("gen_ai.usage.output_tokens")
         failed = error is not None and (
-            error.status >= 500 or error.code == ENGINE_REFUSED
+            (error.status >= 500 and not (exchange.hurried and error.code == "deadline_exceeded"))
+            or error.code == ENGINE_REFUSED
             if isinstance(error, ApiError)
             else isinstance(error, Exception)
         )

@@ -212,6 +212,7 @@ class Completions:
         if self.state.draining:
             raise unavailable("draining", "this gateway is stopping: retry", retry_after=5)
         seconds = seconds_allowed(scope, self.state.limits.answer_seconds)
+        exchange.hurried = seconds < self.state.limits.answer_seconds
         await self.state.recorder.intent(exchange, routed.model, parsed.content, parsed.proof)
         prompt_tokens = max(1, len(parsed.text.encode()) // BYTES_A_TOKEN)
         reserved = await self.state.quotas.reserve(

@@ -23,6 +23,11 @@ from llmserve.upstream.instances import Instances
 MOST = 2  # copies at a time, of one gateway
 QUEUE_SECONDS = 5.0
 LAST = -1  # priority; users have 0 or more
+NO_ROOM = (
+    "queue_timeout",
+    "overloaded",
+    "too_many_waiting",
+)  # of a copy: users were first, the candidate did not fail
 
 
 class Shadows:
@@ -99,7 +104,8 @@ class Shadows:
             elif error:
                 copy.status, copy.code = 499, "copy_ended"
             self.state.recorder.close(copy, int((time.monotonic() - copy.started) * 1e9))
-            self.state.ratings.ended(copy, error)
+            if copy.code not in NO_ROOM:
+                self.state.ratings.ended(copy, error)
 
     def answered(self, copy: Exchange, done: Done | None) -> None:
         """Note length, finish reason and opening of the answer, and drop it."""

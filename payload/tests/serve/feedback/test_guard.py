@@ -14,12 +14,19 @@ from questions import CHAT
 from scripted_upstream import END, USAGE, ScriptedUpstream, answer, delta, stream
 from service import Service, eventually, running
 
-from llmcore.ratings import ENDED, RATED, files, read
-from llmserve.access.experiments import identifier
+from llmcore.ratings import ASSIGNED, ENDED, RATED, files, read
+from llmserve.access.experiments import Experiment, identifier
+from llmserve.access.identity import Identity
+from llmserve.api.errors import deadline_exceeded
+from llmserve.asgi import Exchange
 from llmserve.cli import main
-from llmserve.feedback import journal
+from llmserve.feedback import journal, outcomes
 from llmserve.feedback.guard import Guard, Guarded, Track, harmful
-from llmserve.feedback.halts import GUARD, WATCHED
+from llmserve.feedback.halts import GUARD, WATCHED, Halts
+from llmserve.feedback.journal import Journal
+from llmserve.feedback.ratings import Ratings
+from llmserve.feedback.response_ids import ResponseIds
+from llmserve.metrics import Metrics
 
 RAILS = {"slow_seconds": 5.0, "slow": 0.01, "failed": 0.01, "refused": 0.02, "length": 0.5}
 METRICS = {"thumb": "higher", "corrected": "lower"}
@@ -182,6 +189,18 @@ def test_how_an_arm_answers_is_kept_without_its_text(service: Service, upstream:
         assert (of_arm(after, "candidate", name), of_arm(after, "control", name)) == ({True}, {False})
 
 
+@pytest.mark.parametrize(("hurried", "failed"), [(True, False), (False, True)])
+def test_a_deadline_of_the_clients_own_is_no_failure(hurried: bool, failed: bool, tmp_path: Path) -> None:
+    noted: list[dict[str, Any]] = []
+    ratings = Ratings(ResponseIds(b""), Journal(tmp_path, Metrics()), Metrics())
+    ratings.journal.ended = noted.append  # type: ignore[union-attr, method-assign]
+    exchange = Exchange(b"", b"", False, 0.0, hurried=hurried)
+    exchange.identity = Identity("api_key", "1", "ada", "research", ("developer",))
+    exchange.assigned = SUPPORT.assign(exchange.identity, exchange.transaction)
+    ratings.ended(exchange, deadline_exceeded(0.5))
+    assert [each["llmkeep.experiment.failed"] for each in noted] == [failed]
+
+
 def test_a_candidate_in_the_shadow_is_asked_a_copy_on_record_and_no_client_sees_it(
     service: Service, upstream: ScriptedUpstream, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -227,6 +246,24 @@ def test_a_candidate_in_the_shadow_is_asked_a_copy_on_record_and_no_client_sees_
     assert guard_of(service).look() == []
     upstream.script = answer({"error": {"message": "out of memory"}}, 500)
     eventually("a copy fails", lambda: asked() and (each := told()) and each[1]["failed"])
+    upstream.script = answer({"error": {"message": "users first"}}, 429)
+    full = eventually("a copy has no room", lambda: asked() and [
+        each["transaction.id"] for each in service.records()
+        if each.get("error.code") == "overloaded" and "llmkeep.experiment.shadow" in each
+    ])  # fmt: skip
+    upstream.script = answer(BODY)
+
+    def copied() -> set[str]:
+        return {
+            each["transaction.id"] for path in files(service.folder / "journal", ENDED) for each in read(path)
+        }
+
+    known = {each["transaction.id"] for each in copies()}
+    eventually(
+        "a later one is noted",
+        lambda: asked() and any(each["transaction.id"] in copied() - known for each in copies()),
+    )
+    assert not copied() & set(full)
 
 
 def lines(number: int, arm: str, unit: str, **more: Any) -> list[tuple[str, dict[str, Any]]]:
@@ -274,6 +311,54 @@ def test_a_candidate_whose_answers_are_rated_worse_is_ended_by_the_last_rating_o
     again = on_files(tmp_path, unit)
     (tmp_path / GUARD / f"halted-{halt.experiment.id}.json").unlink()
     assert [each.reason for each in again.look()] == [halt.reason], "read anew, the same comes out"
+
+
+def test_read_anew_ratings_of_exchanges_that_can_no_longer_be_rated_still_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard = on_files(tmp_path)
+    guard.most_ratable = 50
+    for hour in range(8):
+        monkeypatch.setattr(journal, "HOUR", f"20260101T{hour:02}")
+        records = []
+        for number in range(hour * 50, hour * 50 + 50):
+            arm, thumb = (("control", "up"), ("candidate", "down"))[number % 2]
+            records += lines(number, arm, f"{arm}-{number}", thumb=thumb)
+        journal.append(tmp_path, records)
+    [halt] = guard.look()
+    assert (halt.test, halt.candidate.clusters) == ("thumb", 200)
+    assert len(guard.ratable) == 50
+
+
+def test_a_file_that_is_rewritten_while_the_guard_reads_is_read_anew_at_the_next_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard = on_files(tmp_path)
+    records = []
+    for number in range(200):
+        arm = ("control", "candidate")[number % 2]
+        records += lines(number, arm, f"{arm}-{number}", failed=arm == "candidate" and number < 150)
+    journal.append(tmp_path, records[:80])
+    guard.look()
+    monkeypatch.setattr(guard.tail, "rewritten", lambda: False)  # as the look before the file was
+    journal.forget(tmp_path, lambda record: record["user.id"] == "candidate-1")
+    journal.append(tmp_path, records[80:])
+    assert guard.look() == []
+    monkeypatch.undo()
+    [halt] = guard.look()
+    assert halt.candidate.clusters == 99
+
+
+def test_outcomes_are_of_the_newest_salt_alone(tmp_path: Path) -> None:
+    before = lines(1, "control", "a", thumb="up")
+    journal.append(tmp_path, [(kind, each | {"llmkeep.experiment.id": "f" * 16}) for kind, each in before])
+    copy = {"shadow": "3"}
+    journal.append(tmp_path, lines(2, "candidate", "b", thumb="up") + lines(3, "control", "c"))
+    journal.append(tmp_path, lines(4, "candidate", "c", **copy)[1:])
+    assert [each["unit"] for each in outcomes.outcomes(tmp_path, "support-12", ["thumb"])] == ["b", "b", "c"]
+    assert [each["answers"] for each in outcomes.shadowed(tmp_path, "support-12")] == [1, 1]
+    journal.append(tmp_path, [(kind, each | {"llmkeep.experiment.id": "f" * 16}) for kind, each in before])
+    assert [each["answers"] for each in outcomes.shadowed(tmp_path, "support-12")] == [0, 0]
 
 
 def test_what_was_forgotten_does_not_count(tmp_path: Path) -> None:
@@ -334,6 +419,78 @@ def test_with_a_journal_that_is_full_nothing_is_watched(tmp_path: Path) -> None:
     guard.most_bytes = 100
     guard.look()
     assert json.loads(watched.read_bytes()) == {}
+
+
+def test_a_promoted_candidate_needs_no_room_in_the_journal_and_takes_none(
+    service: Service, upstream: ScriptedUpstream
+) -> None:
+    folder = service.folder / "journal"
+    promoted = ENTRY | {"percent": 100}
+    (service.folder / "bundle.tar.gz").write_bytes(signed_bundle(2, experiments={"support-12": promoted}))
+    journal.append(folder, lines(1, "control", "a"))
+    guard = guard_of(service)
+    guard.most_bytes = 100
+    guard.look()
+    upstream.script = answer(BODY)
+    eventually("all have the candidate", lambda: met(service, 4) == {("m", "")})
+    kept = [each for path in files(folder, ASSIGNED) for each in read(path)]
+    assert 100 not in {each["llmkeep.experiment.percent"] for each in kept}
+
+
+def test_halts_that_cannot_be_read_count_and_stop_no_guard(
+    service: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = service.folder / "journal"
+    (folder / GUARD / f"halted-{SUPPORT.id}.json").mkdir(parents=True)
+    garbage = ["null", "[1]", '{"experiment": [1]}', "[" * 100_000, "\x00"]
+    for number, text in enumerate(garbage):
+        (folder / GUARD / f"halted-{number}.json").write_text(text)
+    guard_of(service).look()
+    told = [each for each in service.records() if each["event.action"] == "experiment.halted"]
+    assert {each["llmkeep.experiment.name"] for each in told} == {SUPPORT.id, "0", "1", "2", "3", "4"}
+    assert {each["event.reason"] for each in told} == {"unreadable"}
+    eventually("the control answers", lambda: ("support-7", "halted") in met(service, 4))
+    capsys.readouterr()
+    assert main(["experiment", "halted", "--folder", str(folder)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 6
+
+
+SUPPORT = Experiment("support-12", "support", "support-7", "m", "request", 50, ENTRY["salt"])
+
+
+def series(halts: Halts, name: str) -> float | None:
+    halts.look()
+    return halts.metrics.registry.get_sample_value(f"llm_experiment_{name}", {"experiment": "support-12"})
+
+
+def test_a_halt_and_a_guard_that_is_away_are_told_as_long_as_they_hold(tmp_path: Path) -> None:
+    halts = Halts(tmp_path, Metrics())
+    assert (series(halts, "halted"), series(halts, "unwatched")) == (None, None)
+    assert halts.reason(SUPPORT) == "unwatched"
+    assert (series(halts, "halted"), series(halts, "unwatched")) == (None, 1)
+    on_files(tmp_path).look()
+    assert (series(halts, "halted"), series(halts, "unwatched")) == (0, 0)
+    (tmp_path / GUARD / f"halted-{SUPPORT.id}.json").touch()
+    assert series(halts, "halted") == 1
+    watched = tmp_path / GUARD / WATCHED
+    os.utime(watched, (1, 1))
+    halts.asked.clear()
+    assert (series(halts, "halted"), series(halts, "unwatched")) == (1, None)
+    again = Halts(tmp_path, Metrics())
+    again.look()
+    assert again.reason(SUPPORT) == "halted"
+    assert series(again, "halted") == 1, "after a restart, by the first request"
+    watched.write_text("{}")
+    assert series(halts, "halted") is None, "policy has it no longer"
+
+
+@pytest.mark.parametrize("garbage", ["[" * 100_000, "null", "[1]", "\x00", "{"])
+def test_garbage_in_the_list_of_what_is_watched_leaves_the_control(garbage: str, tmp_path: Path) -> None:
+    (tmp_path / GUARD).mkdir()
+    (tmp_path / GUARD / WATCHED).write_text(garbage)
+    halts = Halts(tmp_path, Metrics())
+    halts.look()
+    assert halts.reason(SUPPORT) == "unwatched"
 
 
 def test_a_policy_that_is_not_signed_is_not_watched(tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ import policies
 import pytest
 import yaml
 
+from llmkeep import durable
 from llmkeep.cli import main
+from llmkeep.experiments import ladder
 from llmkeep.policy import source as policy_source
 from llmkeep.record import runs
 
@@ -245,6 +247,25 @@ def test_a_step_that_outcomes_speak_against_needs_a_reason_which_is_on_record(
     assert any(told in each for each in event["llmkeep.experiment.despite"])
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"metrics": [THUMB | {"better": "lower"}, CORRECTED]},
+        {"metrics": [THUMB, CORRECTED | {"name": "stars"}]},
+        {"minimum": 30},
+        {"guardrails": {"failed": 0.03}},
+    ],
+)
+def test_what_judges_an_experiment_is_not_exchanged_once_it_runs(
+    changed: dict[str, Any], policy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    acted(policy, "start", *WHY)
+    [name] = changed
+    for verb in ("step", "promote"):
+        assert acted(policy, verb, "--despite", "so", **changed) == 1
+        assert f"{name} of support-12 is not what policy has" in capsys.readouterr().err
+
+
 def test_only_a_candidate_that_is_better_is_promoted(
     policy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -274,6 +295,40 @@ def test_stop_gives_all_units_the_control_and_a_new_start_another_salt(
     assert policy_source.read(policy).data["llm/experiments"] == {}
     assert acted(policy, "stop", *WHY) == 1
     assert "policy has no experiment 'support-12': it has none" in capsys.readouterr().err
+
+
+def test_an_entry_of_the_release_before_is_stopped(policy: Path) -> None:
+    acted(policy, "start", *WHY)
+    path = policy / "llm/experiments/data.yaml"
+    entry = entry_of(policy)
+    for name in ("minimum", "metrics", "guardrails"):
+        del entry[name]
+    path.write_text(yaml.safe_dump({"support-12": entry}))
+    assert policy_source.problems(policy_source.read(policy)), "policy takes no such entry"
+    assert acted(policy, "stop", *WHY) == 0
+    assert entry_of(policy)["percent"] == 0
+    assert policy_source.problems(policy_source.read(policy)) == []
+
+
+def test_what_changed_meanwhile_is_not_undone(
+    policy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    acted(policy, "start", *WHY)
+    with durable.alone(policy):
+        assert acted(policy, "stop", *WHY) == 1
+    assert "another llmkeep is at work" in capsys.readouterr().err
+    path = policy / "llm/experiments/data.yaml"
+    by_hand = path.read_text().replace("percent: 5\n", "percent: 0\n")
+    against = ladder.against
+
+    def meanwhile(*given: Any, **named: Any) -> list[str]:
+        path.write_text(by_hand)
+        return against(*given, **named)
+
+    monkeypatch.setattr(ladder, "against", meanwhile)
+    assert acted(policy, "step", "--despite", "so") == 1
+    assert "was changed meanwhile; nothing was changed: try again" in capsys.readouterr().err
+    assert path.read_text() == by_hand
 
 
 def test_nothing_is_changed_that_is_not_on_record_or_that_policy_or_gateways_would_not_take(
