@@ -75,9 +75,9 @@ class Reviews:
         if asked is not None:
             item = await self.item(tenants, asked)
             return "review.html", self.form(look, item), {"llmkeep.review.transactions": [item.transaction]}
-        found, waiting = await self.look(lambda folder: reviews.queue(folder, tenants, MOST_SHOWN))
+        found, waiting, without = await self.look(lambda folder: reviews.queue(folder, tenants, MOST_SHOWN))
         seen: dict[str, object] = {"llmkeep.review.transactions": [each.transaction for each in found]}
-        return "page.html", {"sections": [queue(look, found, waiting, tenants)]}, seen
+        return "page.html", {"sections": [queue(look, found, waiting, without, tenants)]}, seen
 
     async def item(self, tenants: Collection[str], transaction: str) -> Item:
         """Raises ApiError 404, the same for what is not there and what the policy does not show."""
@@ -129,19 +129,20 @@ class Reviews:
         }
 
 
-def queue(look: Look, found: list[Item], waiting: int, tenants: Collection[str]) -> Section:
+def queue(look: Look, found: list[Item], waiting: int, without: int, tenants: Collection[str]) -> Section:
     title = look.say("queue")
-    here = look.say("this_host", host=socket.gethostname())
+    notes = [look.say("this_host", host=socket.gethostname())]
+    if without:
+        notes.append(look.say("without_answer", count=without))
     if not tenants:
-        return Words(title, look.say("no_tenants"), "unknown", here)
+        return Words(title, look.say("no_tenants"), "unknown", " ".join(notes))
     if not found:
-        return Words(title, look.say("none_waiting"), "good", here)
+        return Words(title, look.say("none_waiting"), "" if without else "good", " ".join(notes))
     rows = [
         [Cell(preview(each), "", f"?{urlencode({'answer': each.transaction})}"), *facts(look, each)]
         for each in found
     ]
     columns = [look.say(name) for name in ("asked", "rating", "reason", "model", "tenant", "rated_on")]
-    notes = [here]
     if waiting > len(found):
         notes.append(look.say("left_out", count=waiting - len(found)))
     return look.table(title, columns, rows, notes=notes)

@@ -143,8 +143,12 @@ WORDS: dict[str, tuple[str, str]] = {
     "reviews": ("Reviews", "复核"),
     "queue": ("Badly rated answers", "评分差的回答"),
     "this_host": (
-        "Of this host, {host}, alone: answers of other serving hosts wait on their pages.",
-        "仅限本主机 {host}：其他服务主机的回答在各自的页面上等待复核。",
+        "Of this host, {host}, alone: answers of other serving hosts wait on their pages, if they were rated there.",
+        "仅限本主机 {host}：其他服务主机的回答若在那里评分，则在各自的页面上等待复核。",
+    ),
+    "without_answer": (
+        "Badly rated, but in no queue: {count}, whose answer is not on this host: its text was not kept, or another host has it.",
+        "评分差但不在任何队列中：{count} 条，其回答不在本主机上：文本未保存，或由其他主机给出。",
     ),
     "no_tenants": (
         "The policy names no tenant whose answers you may review: see reviewed_by in llm/tenants.",

@@ -137,8 +137,10 @@ def items(
             yield Item(rating, answer, reviews.get(transaction), known[transaction].path)
 
 
-def queue(folder: Path, tenants: Collection[str], most: int) -> tuple[list[Item], int]:
-    """The oldest answers of these tenants that wait for a review, `most` of them, and how many wait in all."""
+def queue(folder: Path, tenants: Collection[str], most: int) -> tuple[list[Item], int, int]:
+    """The oldest answers of these tenants that wait for a review, `most` of them; how many wait in all; and how many more were
+    badly rated whose answer is not here: its text was not kept, or another host has it.
+    """
     known = badly_rated(folder, tenants)
     for path in files(folder, REVIEWED):
         for record in read(path):
@@ -147,7 +149,7 @@ def queue(folder: Path, tenants: Collection[str], most: int) -> tuple[list[Item]
                 del known[record[TRANSACTION]]
     where = places(folder, known)
     waiting = sorted(where, key=lambda transaction: (known[transaction].time, transaction))
-    return list(items(folder, known, where, waiting[:most])), len(waiting)
+    return list(items(folder, known, where, waiting[:most])), len(waiting), len(known) - len(where)
 
 
 def item(folder: Path, tenants: Collection[str], transaction: str) -> Item | None:

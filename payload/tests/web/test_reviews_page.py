@@ -14,8 +14,9 @@ from operator_page import BROWSER, OperatorPage
 from service import eventually
 from watched_estate import HOSTILE
 
-from llmcore.ratings import FIELD, REVIEWED, Record, files, read
+from llmcore.ratings import FIELD, RATED, REVIEWED, Record, files, read
 from llmserve.api.errors import ApiError
+from llmserve.feedback.journal import append
 from llmserve.feedback.reviews import LONGEST
 from llmtrain import exits
 from llmtrain.cli import main as llm_train
@@ -79,6 +80,15 @@ def test_prompt_answer_and_what_was_said_are_shown(page: OperatorPage, expert: h
     for text in "question 2", "answer 2", "half of it", "all of it", "2 of 5 stars", "incomplete", "research":
         assert text in shown, text
     assert "ada" not in shown, "who rated is not shown"
+
+
+def test_bad_ratings_whose_answer_is_on_another_host_are_told(
+    page: OperatorPage, expert: httpx.Client
+) -> None:
+    who = {"transaction.id": "f" * 16, "user.id": "ada", "organization.id": "research"}
+    rating = {"@timestamp": "2026-11-27T08:00:00.000+00:00", FIELD + "thumb": "down"}
+    append(page.journal, [(RATED, who | rating)])
+    assert "Badly rated, but in no queue: 1, whose answer is not on this host" in expert.get(URL).text
 
 
 def test_of_tenants_that_the_policy_does_not_name_nothing_is_shown(

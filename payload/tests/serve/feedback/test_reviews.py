@@ -55,14 +55,14 @@ def test_what_is_badly_rated_waits_the_oldest_first(tmp_path: Path) -> None:
     for number, said in enumerate(others, 4):
         add(tmp_path, number, **said)
     assert waiting(tmp_path) == [early, late]
-    [first, _], count = reviews.queue(tmp_path, ["research"], 20)
+    [first, _], count, _ = reviews.queue(tmp_path, ["research"], 20)
     assert count == 2
     assert (first.rating[FIELD + "comment"], first.answer[FIELD + "answer"], first.review) == (
         "no",
         "no",
         None,
     )
-    [only], count = reviews.queue(tmp_path, ["research"], 1)
+    [only], count, _ = reviews.queue(tmp_path, ["research"], 1)
     assert (only.transaction, count) == (early, 2)
 
 
@@ -97,7 +97,14 @@ def test_answers_of_other_tenants_and_those_without_text_are_not_shown(tmp_path:
     assert waiting(tmp_path, "research", "other") == [foreign]
     for transaction in foreign, unkept, "0" * 16, "../rated", "":
         assert reviews.item(tmp_path, ["research"], transaction) is None
-    assert reviews.queue(tmp_path, [], 20) == ([], 0)
+    assert reviews.queue(tmp_path, [], 20) == ([], 0, 0)
+
+
+def test_bad_ratings_whose_answer_is_on_another_host_are_counted(tmp_path: Path) -> None:
+    add(tmp_path, 1, kept=False, **DOWN)
+    add(tmp_path, 2, kept=False, thumb="up")
+    add(tmp_path, 3, "other", kept=False, **DOWN)
+    assert reviews.queue(tmp_path, ["research"], 20) == ([], 0, 1)
 
 
 def test_an_answer_of_another_subject_with_the_same_id_is_not_shown(tmp_path: Path) -> None:
