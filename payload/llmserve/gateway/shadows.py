@@ -23,11 +23,8 @@ from llmserve.upstream.instances import Instances
 MOST = 2  # copies at a time, of one gateway
 QUEUE_SECONDS = 5.0
 LAST = -1  # priority; users have 0 or more
-NO_ROOM = (
-    "queue_timeout",
-    "overloaded",
-    "too_many_waiting",
-)  # of a copy: users were first, the candidate did not fail
+# Of a copy: users were first, so the candidate did not fail.
+NO_ROOM = ("queue_timeout", "overloaded", "too_many_waiting")
 
 
 class Shadows:
