@@ -63,21 +63,6 @@ def test_every_default_is_specified_and_every_specified_default_is_the_default(r
 
 
 @pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
-def test_a_variable_that_is_empty_as_shipped_may_be_empty(role: Path) -> None:
-    """Ansible takes {} for a value, of which options may be missing; what belongs together, preflight says."""
-    options = load(role / "meta" / "argument_specs.yml")["argument_specs"]["main"]["options"]
-    empty = {
-        name: option["options"]
-        for name, option in options.items()
-        if option.get("default") == {} and "options" in option
-    }
-    demanded = {
-        name: [part for part, said in parts.items() if said.get("required")] for name, parts in empty.items()
-    }
-    assert {name: parts for name, parts in demanded.items() if parts} == {}
-
-
-@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
 def test_variables_start_with_the_name_of_the_role(role: Path) -> None:
     defaults = load(role / "defaults" / "main.yml") or {}
     strangers = [name for name in defaults if not name.startswith(f"{role.name}_")]
