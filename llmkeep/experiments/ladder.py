@@ -188,7 +188,13 @@ def _put(
     if new is not None:
         every[name] = new | {"changed": changed}
     # Without its tests, which are of roles: `llmkeep policy build` runs them.
-    if found := policy_source.problems(replace(source, data=source.data | {FOLDER: every}, tests={})):
+    data = source.data | {FOLDER: every}
+    already = policy_source.problems(
+        replace(source, tests={})
+    )  # of other entries, which this one does not mend
+    if found := [
+        each for each in policy_source.problems(replace(source, data=data, tests={})) if each not in already
+    ]:
         raise LlmkeepError(
             "policy would not take it; nothing was changed:\n"
             + "\n".join(f"- {each}" for each in found)

@@ -173,7 +173,7 @@ class Site:
         try:
             await self.reviews.keep(item, identity, given)
         except ApiError as error:
-            if error.status != 400:
+            if error.status not in {400, 409}:
                 raise
             exchange.code = error.code
             look = Look(self.monitors, language_of(request))

@@ -21,14 +21,17 @@ log = logging.getLogger("llmweb.reviews")
 PAGE = "reviews"
 MOST_SHOWN = 20
 PREVIEW = 100  # characters of a prompt
-FORM_BYTES, FORM_FIELDS = 256 * 1024, len(TAGS) + 3  # a character may take 12 bytes of a form
+FORM_BYTES, FORM_FIELDS = 256 * 1024, len(TAGS) + 4  # a character may take 12 bytes of a form
 
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What an expert sends. `answer`: the transaction of what was rated."""
+    """What an expert sends. `answer`: the transaction of what was rated. `rated`: the time of the rating that was shown, if the
+    form says it.
+    """
 
     answer: str
+    rated: str
     verdict: str
     correction: str
     tags: tuple[str, ...]
@@ -45,7 +48,8 @@ def sent(form: dict[str, list[str]]) -> Sent:
     if verdict not in ("corrected", "dismissed"):
         raise ApiError(400, "invalid_form", f"'verdict' is {verdict[:40]!r}: send corrected or dismissed")
     correction = form.get("correction", [""])[0].replace("\r\n", "\n").strip()
-    return Sent(form.get("answer", [""])[0], verdict, correction, tuple(form.get("tag", [])))
+    answer, rated = (form.get(name, [""])[0] for name in ("answer", "rated"))
+    return Sent(answer, rated, verdict, correction, tuple(form.get("tag", [])))
 
 
 @dataclass(slots=True)
@@ -87,7 +91,11 @@ class Reviews:
         return item
 
     async def keep(self, item: Item, reviewer: Identity, given: Sent) -> None:
-        """Raises ApiError 400, 404 or 503."""
+        """Raises ApiError 400, 404, 409 or 503."""
+        if given.rated and given.rated != item.rating[TIME]:
+            raise ApiError(
+                409, "rated_again", "the answer was rated anew while you wrote: read it, and send it again"
+            )
         correction = given.correction if given.verdict == "corrected" else ""
         if given.verdict == "corrected" and not correction:
             raise ApiError(400, "no_correction", "there is no correction: write one, or dismiss")
@@ -112,6 +120,7 @@ class Reviews:
         ]
         return {
             "transaction": item.transaction,
+            "rated": item.rating[TIME],
             "kept": f"answer={item.transaction}&",  # of the address, by links to other languages
             "prompt": messages(item.answer.get(FIELD + "prompt")),
             "answer": item.answer.get(FIELD + "answer", ""),

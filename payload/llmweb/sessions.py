@@ -14,7 +14,7 @@ IDLE_SECONDS = 30 * 60.0
 MOST = 1000
 MOST_OF_A_HOLDER = 8
 
-Holder = tuple[str, str, str]
+Holder = tuple[str, str]
 
 
 @dataclass(slots=True)
@@ -76,8 +76,8 @@ class Sessions:
 
 
 def holder_of(identity: Identity) -> Holder:
-    """Whose sessions are counted together: each sign-in at the identity provider has a token of its own."""
-    return identity.kind, identity.tenant, identity.subject
+    """Whose sessions are counted together, however it signs in."""
+    return identity.tenant, identity.subject
 
 
 def ended(session: Session) -> bool:

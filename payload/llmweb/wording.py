@@ -296,6 +296,10 @@ REFUSALS: dict[str, tuple[str, str]] = {
         "There is no such answer to review: it may be forgotten, or not yours to see.",
         "没有这个待复核的回答：它可能已被删除，或您无权查看。",
     ),
+    "rated_again": (
+        "The answer was rated anew while you wrote: read the rating below, and send your review again.",
+        "在您填写期间，该回答收到了新的评分：请阅读下方的新评分，然后重新提交。",
+    ),
     "no_correction": (
         "There is no correction: write one, or dismiss.",
         "没有更正内容：请填写更正，或选择驳回。",

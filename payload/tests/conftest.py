@@ -70,7 +70,7 @@ def chat(tmp_path_factory: pytest.TempPathFactory) -> Iterator["ChatPage"]:
         yield chat
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
     """A browser."""
     from browser import launched

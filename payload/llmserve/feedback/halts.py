@@ -17,7 +17,7 @@ from llmserve.metrics import Metrics
 GUARD, WATCHED = "guard", "watched.json"
 LOOK_SECONDS = 1.0  # of gateways
 GUARD_SECONDS = 20.0  # of the guard
-ASKED_SECONDS = 600.0  # so long an experiment counts as one of the policy that a request has met
+ASKED_SECONDS = 120.0  # so long an experiment counts as one of the policy that a request has met: less than the alert waits
 STALE_SECONDS = 6 * GUARD_SECONDS  # a guard that has not looked for so long is none
 
 

@@ -152,11 +152,12 @@ def note_ids(folder: Path, subject: str, tenant: str) -> None:
     for path in files(folder, RATED):
         ids = {
             record[TRANSACTION]: None
-            for record in read(path)
+            for record in read(path, to_json(subject))
             if (record.get(SUBJECT), record.get(TENANT)) == (subject, tenant)
         }
         notes = ({TRANSACTION: each, DELETER: subject, DELETER_TENANT: tenant} for each in ids)
-        append(folder, ((FORGOTTEN, note) for note in notes))
+        if ids:
+            append(folder, ((FORGOTTEN, note) for note in notes))
 
 
 def forget(folder: Path, of: Callable[[Record], bool], named: bytes = b"") -> int:

@@ -16,7 +16,7 @@ from browser import CHROMIUM, NEEDED
 from chat_page import ChatPage
 from service import eventually
 
-from llmcore.ratings import ENDED, SUBJECT, TENANT
+from llmcore.ratings import ENDED, FORGOTTEN, SUBJECT, TENANT
 from llmserve.feedback.journal import append
 
 sync_api = pytest.importorskip("playwright.sync_api", reason=NEEDED)
@@ -230,7 +230,8 @@ def test_what_is_kept_is_shown_and_deleted(chromium: Any, chat: ChatPage) -> Non
         opened.get_by_role("button", name="Delete all of it").click()
         opened.locator("#status", has_text="Deleted: 3. Left: 0.").wait_for()
         assert opened.locator("#kept li").all_inner_texts() == ["Nothing is kept of you."]
-    assert "karl" not in "".join(path.read_text() for path in folder.glob("*.jsonl"))
+    left = [path for path in folder.glob("*.jsonl") if "karl" in path.read_text()]
+    assert [path.stem.partition("-")[0] for path in left] == [FORGOTTEN]
 
 
 def test_an_answer_is_copied(chromium: Any, chat: ChatPage) -> None:

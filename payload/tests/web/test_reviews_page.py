@@ -151,6 +151,20 @@ def test_the_same_review_twice_is_one_and_a_later_one_counts(
     assert "Reviewed by eve" in expert.get(f"{URL}?answer={transaction}").text
 
 
+def test_a_review_of_a_rating_that_is_no_longer_the_last_is_shown_again(
+    page: OperatorPage, expert: httpx.Client
+) -> None:
+    transaction = page.rated(29)
+    form = expert.get(f"{URL}?answer={transaction}").text
+    [shown] = re.findall(r'name="rated" value="([^"]+)"', form)
+    again = send(expert, transaction, "dismissed", rated="2025-01-01T00:00:00.000+00:00", correction="typed")
+    assert (again.status_code, reviewed(page, transaction)) == (409, [])
+    assert "The answer was rated anew while you wrote" in again.text
+    assert "typed" in again.text
+    assert send(expert, transaction, "dismissed", rated=shown).status_code == 303
+    assert len(reviewed(page, transaction)) == 1
+
+
 def test_each_look_and_each_review_is_on_the_audit_record_without_text(page: OperatorPage) -> None:
     transaction = page.rated(6, text="of a secret matter")
     key, identifier = page.key("expert", "edda")
@@ -208,7 +222,7 @@ def test_scripts_in_prompts_answers_and_comments_are_text(page: OperatorPage, ex
         ({"tag": "<b>"}, 400, "is no tag"),
         ({"verdict": "accepted"}, 400, "send corrected or dismissed"),
         ({"correction": "x" * 1_000_000}, 413, "The form is too large"),
-        ({f"more{number}": "x" for number in range(20)}, 400, "more than 13 fields"),
+        ({f"more{number}": "x" for number in range(20)}, 400, "more than 14 fields"),
     ],
 )
 def test_what_is_no_review_is_refused(

@@ -125,7 +125,7 @@ async function list() {
     const item = copy("conversation-item");
     const open = item.querySelector(".open");
     open.textContent = each.title;
-    open.addEventListener("click", () => show(each));
+    open.addEventListener("click", () => each.id !== conversation.id && show(each));
     const remove = item.querySelector(".delete");
     remove.setAttribute("aria-label", words("delete_named", { title: each.title }));
     remove.addEventListener("click", async () => {
