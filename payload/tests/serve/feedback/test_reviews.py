@@ -80,7 +80,9 @@ def test_a_later_rating_waits_again_and_the_same_review_is_kept_of_it(tmp_path: 
     assert review(tmp_path, transaction)
     assert waiting(tmp_path) == []
     [answered] = [record for path in files(tmp_path, RATED) for record in read(path)]
-    later = answered | {"@timestamp": now(), FIELD + "comment": "still wrong"}
+    while (moment := now()) <= reviewed(tmp_path)[-1]["@timestamp"]:
+        pass
+    later = answered | {"@timestamp": moment, FIELD + "comment": "still wrong"}
     journal.append(tmp_path, [(RATED, later)])
     assert waiting(tmp_path) == [transaction]
     for _ in range(2):
