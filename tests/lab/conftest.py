@@ -36,6 +36,7 @@ FIRST = (
     "/test_estate.py",
     "/test_encrypted_estate.py",
     "[llm_serving]",
+    "[prometheus]",
     "[llm_training]",
     "[luks]",
     "[ipsec]",
@@ -47,6 +48,9 @@ FIRST = (
     "/test_logs.py",
     "/test_driver_upgrade.py",
     "/test_one_host.py",
+    "/test_example_estate.py",
+    "[logstash]",
+    "[operator_page]",
 )
 
 
