@@ -189,12 +189,10 @@ def _put(
         every[name] = new | {"changed": changed}
     # Without its tests, which are of roles: `llmkeep policy build` runs them.
     data = source.data | {FOLDER: every}
-    already = policy_source.problems(
-        replace(source, tests={})
-    )  # of other entries, which this one does not mend
-    if found := [
-        each for each in policy_source.problems(replace(source, data=data, tests={})) if each not in already
-    ]:
+    source = replace(source, tests={})
+    already = policy_source.problems(source)  # of other entries, which this one does not mend
+    found = policy_source.problems(replace(source, data=data))
+    if found := [each for each in found if each not in already]:
         raise LlmkeepError(
             "policy would not take it; nothing was changed:\n"
             + "\n".join(f"- {each}" for each in found)

@@ -73,7 +73,7 @@ SCRIPT: dict[str, tuple[str, str]] = {
         "Thank you. The rating is kept, with comment and correction; your organisation keeps questions and answers, too.",
         "谢谢。评价已保存，包括意见和更正；您所在的组织也保存问题与回答。",
     ),
-    "nothing_kept": ("Nothing is kept of you.", "没有保存您的数据。"),
+    "nothing_kept": ("No rating and no text of yours is kept here.", "此主机没有保存您的评分或文字。"),
     "kept_older": ("{count} older ones are not listed.", "另有 {count} 条较早的未列出。"),
     "kept_others": (
         "Records of experiments and reviews, which are not listed: {count}.",

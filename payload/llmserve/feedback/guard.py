@@ -26,7 +26,7 @@ from llmproof.policy_bundle import PolicyRefused, judged
 from llmproof.sequential import FEWEST, Mean, Sums
 from llmserve.access.experiments import identifier
 from llmserve.feedback.halts import GUARD, WATCHED, halted
-from llmserve.feedback.journal import ANSWER_BYTES, kept_bytes
+from llmserve.feedback.journal import ANSWER_BYTES, REWRITTEN, kept_bytes
 from llmserve.feedback.outcomes import values
 
 log = logging.getLogger("llmserve.guard")
@@ -170,9 +170,15 @@ class Tail:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.at: dict[Path, tuple[int, int]] = {}  # inode, and bytes that were read
+        self.marked = stamp(folder / REWRITTEN)
 
     def rewritten(self) -> bool:
-        """Whether a file that was read is gone, shorter, or another one now, as after `forget`."""
+        """Whether a file that was read is gone, shorter, or another one now, as after `forget`.
+
+        The second of two rewritten files may have the first one's inode, so there is a mark, too.
+        """
+        if stamp(self.folder / REWRITTEN) != self.marked:
+            return True
         for path, (inode, read) in self.at.items():
             now = stamp(path)
             if now is None or now[0] != inode or now[2] < read:

@@ -48,6 +48,7 @@ HOUR = "%Y%m%dT%H"
 DAY = 86_400
 # A folder in the journal's, where ratings go to Elasticsearch: how far each file was sent, and what is to be deleted there.
 SHIPPING, POSITIONS, UNINDEXED = "shipping", "positions.json", "unindexed.jsonl"
+REWRITTEN = "rewritten"  # touched whenever lines were taken out of a file
 
 
 @contextmanager
@@ -207,6 +208,7 @@ def rewrite(folder: Path, path: Path, theirs: Callable[[bytes], bool | None], go
                     after.write(each)
                 removed += verdict is True
         unindex(folder, path, gone)
+    (folder / REWRITTEN).touch(0o600)
     if not path.stat().st_size:
         path.unlink()
         flush(folder)

@@ -1,4 +1,4 @@
-"""A stand-in of an identity provider's sign-in, over TLS: it asks nobody, and gives the code's holder a token of `Provider`."""
+"""Stand-in for an identity provider's sign-in, over TLS: no password, and a token of `Provider` for each code."""
 
 import base64
 import hashlib

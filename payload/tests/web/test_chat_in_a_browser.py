@@ -229,7 +229,9 @@ def test_what_is_kept_is_shown_and_deleted(chromium: Any, chat: ChatPage) -> Non
         opened.on("dialog", lambda dialog: dialog.accept())
         opened.get_by_role("button", name="Delete all of it").click()
         opened.locator("#status", has_text="Deleted: 3. Left: 0.").wait_for()
-        assert opened.locator("#kept li").all_inner_texts() == ["Nothing is kept of you."]
+        assert opened.locator("#kept li").all_inner_texts() == [
+            "No rating and no text of yours is kept here."
+        ]
     left = [path for path in folder.glob("*.jsonl") if "karl" in path.read_text()]
     assert [path.stem.partition("-")[0] for path in left] == [FORGOTTEN]
 

@@ -281,6 +281,16 @@ def lines(number: int, arm: str, unit: str, **more: Any) -> list[tuple[str, dict
     return found + [(RATED, rating(number, thumb))] * (thumb is not None)
 
 
+def failing() -> list[tuple[str, dict[str, Any]]]:
+    """100 units of each arm, of which 75 of the candidate meet a failure."""
+    arms = [("control", "candidate")[number % 2] for number in range(200)]
+    return [
+        record
+        for number, arm in enumerate(arms)
+        for record in lines(number, arm, f"{arm}-{number}", failed=arm == "candidate" and number < 150)
+    ]
+
+
 def rating(number: int, thumb: str) -> dict[str, Any]:
     return {"transaction.id": str(number), "user.id": "u", "llmkeep.feedback.thumb": thumb}
 
@@ -334,10 +344,7 @@ def test_a_file_that_is_rewritten_while_the_guard_reads_is_read_anew_at_the_next
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     guard = on_files(tmp_path)
-    records = []
-    for number in range(200):
-        arm = ("control", "candidate")[number % 2]
-        records += lines(number, arm, f"{arm}-{number}", failed=arm == "candidate" and number < 150)
+    records = failing()
     journal.append(tmp_path, records[:80])
     guard.look()
     monkeypatch.setattr(guard.tail, "rewritten", lambda: False)  # as the look before the file was
@@ -347,6 +354,18 @@ def test_a_file_that_is_rewritten_while_the_guard_reads_is_read_anew_at_the_next
     monkeypatch.undo()
     [halt] = guard.look()
     assert halt.candidate.clusters == 99
+
+
+def test_two_subjects_who_delete_their_records_between_two_looks_are_both_noticed(tmp_path: Path) -> None:
+    guard = on_files(tmp_path)
+    records = failing()
+    journal.append(tmp_path, records[:80])
+    guard.look()
+    journal.forget(tmp_path, lambda record: record["user.id"] == "candidate-1")
+    journal.forget(tmp_path, lambda record: record["user.id"] == "candidate-3")
+    journal.append(tmp_path, records[80:])
+    [halt] = guard.look()
+    assert (halt.control.clusters, halt.candidate.clusters) == (100, 98)
 
 
 def test_outcomes_are_of_the_newest_salt_alone(tmp_path: Path) -> None:
@@ -363,10 +382,7 @@ def test_outcomes_are_of_the_newest_salt_alone(tmp_path: Path) -> None:
 
 def test_what_was_forgotten_does_not_count(tmp_path: Path) -> None:
     guard = on_files(tmp_path)
-    records = []
-    for number in range(200):
-        arm = ("control", "candidate")[number % 2]
-        records += lines(number, arm, f"{arm}-{number}", failed=arm == "candidate" and number < 150)
+    records = failing()
     journal.append(tmp_path, records[:80])
     guard.look()
     assert (
