@@ -358,14 +358,16 @@ def test_a_file_that_is_rewritten_while_the_guard_reads_is_read_anew_at_the_next
 
 def test_two_subjects_who_delete_their_records_between_two_looks_are_both_noticed(tmp_path: Path) -> None:
     guard = on_files(tmp_path)
-    records = failing()
-    journal.append(tmp_path, records[:80])
+    # Of one file alone: then the second rewritten one gets the inode that was read, where the file system uses it again.
+    records = [each for each in failing() if each[0] == ENDED]
+    journal.append(tmp_path, records[:40])
+    journal.forget(tmp_path, lambda record: record["user.id"] == "control-0")
     guard.look()
     journal.forget(tmp_path, lambda record: record["user.id"] == "candidate-1")
     journal.forget(tmp_path, lambda record: record["user.id"] == "candidate-3")
-    journal.append(tmp_path, records[80:])
+    journal.append(tmp_path, records[40:])
     [halt] = guard.look()
-    assert (halt.control.clusters, halt.candidate.clusters) == (100, 98)
+    assert (halt.control.clusters, halt.candidate.clusters) == (99, 98)
 
 
 def test_outcomes_are_of_the_newest_salt_alone(tmp_path: Path) -> None:
