@@ -375,7 +375,7 @@ def test_the_first_part_of_an_answer_is_seen_within_100_ms(chromium: Any, chat: 
                     return got;
                 };
                 new MutationObserver(() => {
-                    if (document.querySelector('article.answer[aria-busy] .text')?.textContent)
+                    if (times.read && document.querySelector('article.answer:last-of-type .text')?.textContent)
                         requestAnimationFrame(() => (times.seen ??= performance.now()));
                 }).observe(document.querySelector('#messages'), {subtree: true, childList: true, characterData: true});
             }"""
