@@ -7,10 +7,10 @@ SHELL := /bin/bash
 .ONESHELL:
 PYTHON := /usr/bin/python3.13
 PAYLOAD_TESTS := payload/tests
-# Of the tests. A lab waits as much as it works, so two of them are done sooner than one after the other.
+# Of the tests. A lab waits as much as it works, so two of them are done sooner than one after the other; containers wait most of the time.
 WORKERS := --numprocesses 2
 # A file is one worker's. The longest come first, so that no worker is idle while the other one runs the longest last.
-BY_FILE := $(WORKERS) --dist loadfile --no-loadscope-reorder
+BY_FILE = $(WORKERS) --dist loadfile --no-loadscope-reorder
 COLLECTION := .ansible/collections/ansible_collections/llmkeep/estate
 ROLE := redis pki mirror base softhsm hsm luks opa llm_serving ipsec llm_training edge audit gpu gpu_health vllm exporters prometheus operator_page elasticsearch filebeat logstash kibana
 # `make env` compiles our programs, which tests start again and again; what changes later is compiled at each start.
@@ -52,6 +52,7 @@ test: env  ## the fast part, every role's scenario and the whole estate, in cont
 	$(MAKE) --jobs 2 --output-sync=target floor $(CHECKS)
 	$(MAKE) test-containers
 
+test-containers: WORKERS := --numprocesses 3
 test-containers: bundle
 	.venv/bin/pytest tests/lab/containers $(BY_FILE) --durations=0 --durations-min=10
 
