@@ -27,7 +27,7 @@ USER = "llm-gateway"
 PROGRAM = "/usr/local/bin/llm-serve"
 JOURNAL = "/var/lib/llm-feedback"
 MEMORY = "/run"
-MOST_BYTES = 128 << 20  # of one host: more than a million lines
+MOST_BYTES = 128 << 20  # of one host: 1.5 million lines
 MODELS = "Tell the models of the inventory"
 QUOTED = 200
 
@@ -42,6 +42,7 @@ def collect(given: argparse.Namespace, experiment: Experiment, run: str) -> Told
         "event.type": ["info"],
         "llmkeep.experiment.name": experiment.name,
     }
+    print(f"asking the hosts in [serve] for their outcomes of {experiment.name}", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="llmkeep-", dir=memory()) as folder:
         asked = {
             "outcomes_user": USER,
@@ -109,6 +110,7 @@ def publish(given: argparse.Namespace, path: Path, text: str) -> int:
     site = (tree / "site.yml").resolve()
     places = [inventory_path(place, tree) for place in given.inventory]
     durable.write(path, f"{text}\n".encode(), 0o644)
+    print(f"bringing {path} to the pages by role operator_page", file=sys.stderr)
     tagged = argparse.Namespace(**vars(given) | {"tags": "operator_page"})
     with recorded(tree, site, places, tagged) as outcome:
         outcome.code, heard = play(site, places, ["--tags", "operator_page"], quiet=True)

@@ -200,7 +200,8 @@ def for_good(experiment: Experiment, models: Mapping[str, list[Model]]) -> list[
         f"  llmkeep experiment stop {experiment.name} --remove --reason promoted",
         "  llmkeep policy build",
         "  llmkeep site",
-        f"After that {', '.join(sorted({experiment.control, candidate} - {name}))} may go, if no client asks for it by its name",
+        f"After that {', '.join(sorted({experiment.control, candidate} - {name}))} may go, if no client asks for it by its name;",
+        "until then each of these hosts has the candidate twice in memory",
     ]
 
 

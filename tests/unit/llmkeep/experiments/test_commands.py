@@ -280,6 +280,20 @@ def test_only_a_candidate_that_is_better_is_promoted(
     assert acted(policy, "promote", "--despite", "again") == 1
 
 
+@pytest.mark.parametrize(
+    ("known", "told"),
+    [
+        ({"name": "support-8", "driver": "naive", "release": "r8"}, "  - {name: support, driver: naive, release: r8}"),
+        ({"name": "base", "driver": "naive", "adapters": {"support-8": "s8"}}, "  support: s8, in the adapters of base"),
+        ({"name": "support-8", "driver": "remote"}, "  - {name: support, driver: remote}  # its servers have to have it as"),
+        ({"name": "base", "driver": "naive"}, "  nothing yet: there is no support-8"),
+    ],
+    ids=["model", "adapter", "remote", "absent"],
+)  # fmt: skip
+def test_a_promoted_candidate_is_given_the_name_as_it_is_served(known: dict[str, Any], told: str) -> None:
+    assert ladder.served_as("support", "support-8", [known]).startswith(told)
+
+
 def test_stop_gives_all_units_the_control_and_a_new_start_another_salt(
     policy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
