@@ -107,6 +107,11 @@ class Places:
         return self.root / "var/lib/llmkeep/policy/bundle.tar.gz"
 
     @property
+    def verdicts(self) -> Path:
+        """What experiments found, for the operator pages; role operator_page brings it."""
+        return self.root / "etc/llmkeep/verdicts"
+
+    @property
     def break_glass(self) -> Path:
         """The record of all break-glass tokens."""
         return self.root / "var/lib/llmkeep/policy/break-glass.jsonl"

@@ -66,7 +66,7 @@ class Heard:
     """Results of a run: failures with their reasons, and Ansible's recap.
 
     `accepted`: untested systems that the inventory accepts. `faults`: those of the inventory. `complaints`: Ansible's messages
-    outside of tasks. `asked`: tasks whose standard output is kept, in `said` by task and host.
+    outside of tasks. `asked`: tasks whose standard output, or message, is kept, in `said` by task and host.
     """
 
     failures: list[str] = field(default_factory=list)
@@ -92,7 +92,8 @@ class Heard:
             if (said := (data.get("res") or {}).get("msg", "")) not in self.accepted:
                 self.accepted.append(said)
         elif event.get("event") == "runner_on_ok" and data.get("task") in self.asked:
-            self.said[data["task"], data["host"]] = (data.get("res") or {}).get("stdout", "")
+            result = data.get("res") or {}
+            self.said[data["task"], data["host"]] = result.get("stdout", result.get("msg", ""))
         return False
 
 

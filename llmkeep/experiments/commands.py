@@ -6,7 +6,7 @@ import argparse
 import json
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import combinations
@@ -16,13 +16,16 @@ from llmkeep import durable, source_tree
 from llmkeep.errors import LlmkeepError
 from llmkeep.experiments import ladder, outcomes
 from llmkeep.experiments.definition import ALPHA, POWER, UNITS, Experiment, read
+from llmkeep.experiments.ladder import Told
+from llmkeep.experiments.outcomes import Verdict
 from llmkeep.places import Places
 
 STOPPED = 3
 CHECK = """Reads experiments and says what each rung of their ladders will find. Exit codes: 0 they can run; 1 one cannot, or two
 of them would ask the same tenants about the same model; the message has the arithmetic."""
-SHOW = """Compares both arms on each rung, by intervals that hold however often they are looked at. Exit codes: 0 told; 1 refused;
-3 there is no verdict for a rung, since its units were not assigned as declared."""
+SHOW = """Compares both arms on each rung, by intervals that hold however often they are looked at. Exit codes: 0 told; 1 refused,
+as where a serving host of -i does not tell its outcomes; 3 there is no verdict for a rung, since its units were not assigned as
+declared."""
 
 
 def require_apart(experiments: Iterable[Experiment]) -> None:
@@ -79,15 +82,28 @@ def _start(given: argparse.Namespace) -> int:
     return 0
 
 
+def _outcomes_of(given: argparse.Namespace, experiment: Experiment, source: Path) -> Told:
+    """Outcomes by rung of all hosts, or of a file, or none; and of all hosts, their llm_serving_models."""
+    if given.inventory:
+        from llmkeep.experiments import hosts  # and with it Ansible: not for the rest
+
+        return hosts.collect(given, experiment, ladder.run_of(source, experiment))
+    return Told(outcomes.read(given.outcomes, experiment) if given.outcomes else None)
+
+
 def _step(given: argparse.Namespace) -> int:
+    experiment = read(given.file)
     with _source(given) as source:
-        print(ladder.step(source, read(given.file), given.outcomes, given.reason, given.despite))
+        told = _outcomes_of(given, experiment, source)
+        print(ladder.step(source, experiment, told.seen, given.reason, given.despite))
     return 0
 
 
 def _promote(given: argparse.Namespace) -> int:
+    experiment = read(given.file)
     with _source(given) as source:
-        print(ladder.promote(source, read(given.file), given.outcomes, given.reason, given.despite))
+        told = _outcomes_of(given, experiment, source)
+        print(ladder.promote(source, experiment, told, given.reason, given.despite))
     return 0
 
 
@@ -99,21 +115,53 @@ def _stop(given: argparse.Namespace) -> int:
 
 def _show(given: argparse.Namespace) -> int:
     experiment = read(given.file)
-    seen = outcomes.read(given.outcomes, experiment)
+    if given.publish and not given.inventory:
+        raise LlmkeepError("--publish is for what all hosts tell: give -i in place of --outcomes")
+    with _source(given) if given.inventory else nullcontext(Path()) as source:
+        seen = _outcomes_of(given, experiment, source).seen or {}
     found = [outcomes.verdict(experiment, percent, seen[percent]) for percent in sorted(seen)]
+    text = _as_json(found)
     if given.json:
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        told = [{"time": now} | asdict(rung) for rung in found]
-        for rung in told:
-            for metric in rung["metrics"]:
-                metric["interval"] = [None if math.isinf(end) else end for end in metric["interval"]]
-                for arm in ("control", "candidate"):
-                    if math.isinf(metric[arm]["variance"]):
-                        metric[arm]["variance"] = None
-        print(json.dumps(told, indent=2))
+        print(text)
     else:
-        print("\n".join(outcomes.lines(found)) or f"{given.outcomes} has no outcome yet")
+        print("\n".join(outcomes.lines(found)) or f"{experiment.name} has no outcome yet, of this run")
+    if given.publish:
+        from llmkeep.experiments import hosts  # as above
+
+        if code := hosts.publish(given, given.places.verdicts / f"{experiment.name}.json", text):
+            return code
     return STOPPED if any(rung.stopped for rung in found) else 0
+
+
+def _as_json(found: list[Verdict]) -> str:
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    told = [{"time": now} | asdict(rung) for rung in found]
+    for rung in told:
+        for metric in rung["metrics"]:
+            metric["interval"] = [None if math.isinf(end) else end for end in metric["interval"]]
+            for arm in ("control", "candidate"):
+                if math.isinf(metric[arm]["variance"]):
+                    metric[arm]["variance"] = None
+    return json.dumps(told, indent=2)
+
+
+def _outcomes(parser: argparse.ArgumentParser, required: bool) -> None:
+    """Of all serving hosts, whose collection is a recorded run, or of a file."""
+    either = parser.add_mutually_exclusive_group(required=required)
+    either.add_argument(
+        "-i", "--inventory", action="append", help="collect them from all serving hosts; may be repeated"
+    )
+    either.add_argument(
+        "--outcomes", type=Path, metavar="FILE", help="JSON lines of all hosts (docs/experiments.md)"
+    )
+    parser.add_argument(
+        "--unrecorded",
+        metavar="REASON",
+        help="collect even if the audit record cannot be written; REASON goes to the journal",
+    )
+    parser.set_defaults(
+        limit=None, tags=None, skip_tags=None, extra_vars=[], check=False, diff=False, ansible=[]
+    )
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -132,7 +180,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     why = argparse.ArgumentParser(add_help=False)
     why.add_argument("--reason", required=True, help="for the readers of the record")
     judged = argparse.ArgumentParser(add_help=False)
-    judged.add_argument("--outcomes", type=Path, metavar="FILE", help="of all hosts, as for `show`")
+    _outcomes(judged, required=False)
     either = judged.add_mutually_exclusive_group(required=True)
     either.add_argument("--reason", help="for the readers of the record")
     either.add_argument(
@@ -156,10 +204,8 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
             )
     verb.add_argument("name", help="of the experiment, as policy has it")
     verb.add_argument("--remove", action="store_true", help="remove its entry")
-    show = verbs.add_parser("show", help="what came out so far", description=SHOW)
-    show.add_argument("file", type=Path, metavar="FILE", help="the experiment")
-    show.add_argument(
-        "--outcomes", type=Path, required=True, metavar="FILE", help="JSON lines (docs/experiments.md)"
-    )
+    show = verbs.add_parser("show", parents=[acts, of_file], help="what came out so far", description=SHOW)
+    _outcomes(show, required=True)
     show.add_argument("--json", action="store_true", help="print JSON and nothing else")
+    show.add_argument("--publish", action="store_true", help="and bring it to the pages of product owners")
     show.set_defaults(run=_show)

@@ -4,8 +4,11 @@ Each puts who, what and why on the control node's audit record, and into the ent
 before `llmkeep policy build` and `llmkeep site`.
 """
 
+import math
 import secrets
-from dataclasses import asdict, replace
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,9 +19,11 @@ from llmkeep import durable, source_tree
 from llmkeep.errors import LlmkeepError
 from llmkeep.experiments import outcomes
 from llmkeep.experiments.definition import UNITS, Experiment, Guardrails
+from llmkeep.experiments.outcomes import Seen
 from llmkeep.policy import source as policy_source
 from llmkeep.policy.source import Source
 from llmkeep.record import runs
+from llmproof.experiments import identifier
 from llmproof.sequential import FEWEST
 
 ASSIGNED_BY = ("subject", "request")  # units that a gateway knows
@@ -28,6 +33,15 @@ FOLDER = "llm/experiments"
 NEXT = "next: llmkeep policy build, then llmkeep site"
 
 type Entry = dict[str, Any]
+type Model = dict[str, Any]  # an entry of llm_serving_models
+
+
+@dataclass(frozen=True)
+class Told:
+    """Outcomes by rung, if any were asked for; and of all serving hosts, if they told them, what llm_serving_models has there."""
+
+    seen: dict[int, Seen] | None
+    models: Mapping[str, list[Model]] = field(default_factory=dict)
 
 
 def rails(of: Guardrails) -> Entry:
@@ -72,6 +86,11 @@ def running(source: Source, experiment: Experiment) -> Entry:
         raise LlmkeepError(
             f"{experiment.name} does not run by this policy: `llmkeep experiment start` starts it at its first step"
         )
+    return same(experiment, found)
+
+
+def same(experiment: Experiment, found: Entry) -> Entry:
+    """The entry; raises LlmkeepError if it is another experiment than the file's."""
     wanted = entry(experiment, found["percent"], found["salt"])
     if other := [name for name in DECIDED if wanted[name] != found.get(name)]:
         raise LlmkeepError(
@@ -81,13 +100,23 @@ def running(source: Source, experiment: Experiment) -> Entry:
     return found
 
 
-def against(experiment: Experiment, percent: int, path: Path | None, better: bool) -> list[str]:
+def run_of(folder: Path, experiment: Experiment) -> str:
+    """The id of its run by this policy, which hosts know it by; raises LlmkeepError where there is none."""
+    found = entries(policy_source.read(folder)).get(experiment.name)
+    if found is None:
+        raise LlmkeepError(
+            f"{folder} has no experiment {experiment.name!r}, so which of its runs is meant is not known: give its outcomes by "
+            "--outcomes"
+        )
+    return identifier(experiment.name, same(experiment, found)["salt"])
+
+
+def against(experiment: Experiment, percent: int, seen: dict[int, Seen] | None, better: bool) -> list[str]:
     """What speaks against the next step, one sentence each; BETTER: also that no metric is better."""
-    if path is None:
-        return ["there are no outcomes: give --outcomes"]
-    seen = outcomes.read(path, experiment)
+    if seen is None:
+        return ["there are no outcomes: give -i or --outcomes"]
     if percent not in seen:
-        return [f"{path} has no outcome at {percent} %, where the experiment is"]
+        return [f"there is no outcome at {percent} %, where the experiment is"]
     found = outcomes.verdict(experiment, percent, seen[percent])
     if found.stopped:
         return [f"at {percent} % there is no verdict: {found.stopped}"]
@@ -115,7 +144,9 @@ def start(folder: Path, experiment: Experiment, reason: str, shadow: int = 0) ->
     return _put(folder, experiment.name, found, new, what, reason, [])
 
 
-def step(folder: Path, experiment: Experiment, path: Path | None, reason: str, despite: str | None) -> str:
+def step(
+    folder: Path, experiment: Experiment, seen: dict[int, Seen] | None, reason: str, despite: str | None
+) -> str:
     """Move the entry to the next step of the ladder; raises LlmkeepError where outcomes speak against it."""
     found = running(policy_source.read(folder), experiment)
     higher = [percent for percent in experiment.ladder if found["percent"] < percent < 100]
@@ -124,28 +155,69 @@ def step(folder: Path, experiment: Experiment, path: Path | None, reason: str, d
             f"{experiment.name} is at {found['percent']} %, its last step that compares: `llmkeep experiment promote` gives all "
             "units the candidate, `stop` the control"
         )
-    known = against(experiment, found["percent"], path, better=False)
+    known = against(experiment, found["percent"], seen, better=False)
     _permit(known, despite)
     new = entry(experiment, higher[0], found["salt"])
     what = f"step from {found['percent']} to {higher[0]} %"
     return _put(folder, experiment.name, found, new, what, despite or reason, known)
 
 
-def promote(folder: Path, experiment: Experiment, path: Path | None, reason: str, despite: str | None) -> str:
+def promote(folder: Path, experiment: Experiment, told: Told, reason: str, despite: str | None) -> str:
     """Give all units the candidate; raises LlmkeepError where outcomes do not say that it is better."""
     found = running(policy_source.read(folder), experiment)
     if found["percent"] == 100:
         raise LlmkeepError(f"all units of {experiment.name} have the candidate already")
-    known = against(experiment, found["percent"], path, better=True)
+    known = against(experiment, found["percent"], told.seen, better=True)
     _permit(known, despite)
     new = entry(experiment, 100, found["salt"])
     what = f"promote from {found['percent']} %"
     said = _put(folder, experiment.name, found, new, what, despite or reason, known)
-    return (
-        f"{said}\nA host that halted it keeps the control, and no guardrail is watched at 100 %. For good: give "
-        f"{experiment.candidate}'s model or release the name {experiment.model} in llm_serving_models, run llmkeep site, then "
-        f"llmkeep experiment stop {experiment.name} --remove"
+    return "\n".join(
+        [
+            said,
+            "A host that halted it keeps the control, and no guardrail is watched at 100 %.",
+            *for_good(experiment, told.models),
+        ]
     )
+
+
+def for_good(experiment: Experiment, models: Mapping[str, list[Model]]) -> list[str]:
+    """How the candidate gets the name, and the experiment ends, without a moment in which the control answers again."""
+    name, candidate = experiment.model, experiment.candidate
+    wanted: dict[str, list[str]] = defaultdict(list)
+    for host, known in models.items():
+        wanted[served_as(name, candidate, known)].append(host)
+    if not wanted:
+        wanted[f"  - {{name: {name}, …}}, the rest as its entry {candidate} has it"].append(
+            "each serving host"
+        )
+    told = ["Then for good:"]
+    for text, hosts in wanted.items():
+        told += [f"to llm_serving_models of {', '.join(hosts)}, in place of an entry {name}, add", text]
+    return [
+        *told,
+        "and run llmkeep site; then",
+        f"  llmkeep experiment stop {experiment.name} --remove --reason promoted",
+        "  llmkeep policy build",
+        "  llmkeep site",
+        f"After that {', '.join(sorted({experiment.control, candidate} - {name}))} may go, if no client asks for it by its name;",
+        "until then each of these hosts has the candidate twice in memory",
+    ]
+
+
+def served_as(name: str, candidate: str, known: list[Model]) -> str:
+    """The entry of llm_serving_models by which what is served as CANDIDATE is served as NAME."""
+    for each in known:
+        if each.get("name") == candidate:
+            more = f"  # its servers have to have it as {name}, too" if each.get("driver") == "remote" else ""
+            return f"  - {_flow(each | {'name': name})}{more}"
+        if folder := (each.get("adapters") or {}).get(candidate):
+            return f"  {name}: {folder}, in the adapters of {each['name']}"
+    return f"  nothing yet: there is no {candidate}"
+
+
+def _flow(given: Model) -> str:
+    return yaml.safe_dump(given, default_flow_style=True, sort_keys=False, width=math.inf).strip()
 
 
 def stop(folder: Path, name: str, reason: str, remove: bool) -> str:

@@ -47,25 +47,31 @@ class Verdict:
 
 
 def read(path: Path, experiment: Experiment) -> dict[int, Seen]:
-    """Outcomes by rung, of a file of JSON lines.
+    """Outcomes by rung, of a file; raises LlmkeepError as `add` does."""
+    found: dict[int, Seen] = defaultdict(Seen)
+    add(found, path.read_bytes().splitlines(), str(path), experiment)
+    return found
+
+
+def add(found: dict[int, Seen], lines: Iterable[bytes], source: str, experiment: Experiment) -> None:
+    """Add outcomes to those by rung: JSON lines of a file or a host.
 
     `{"unit": "…", "arm": "control", "percent": 5}` says that a unit met an arm; with `"metric"` and `"value"` (0 to 1) it rated.
     Raises LlmkeepError at the first line that says something else.
     """
-    found: dict[int, Seen] = defaultdict(Seen)
     names = [metric.name for metric in experiment.metrics]
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+    for number, line in enumerate(lines, 1):
         try:
             given = json.loads(line)
             unit, arm, percent = given["unit"], given["arm"], given["percent"]
             metric, value = given.get("metric"), given.get("value")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise LlmkeepError(
-                f"{path}, line {number}: {error!r}; a line has unit, arm and percent, and of a rating metric and value"
+                f"{source}, line {number}: {error!r}; a line has unit, arm and percent, and of a rating metric and value"
             ) from error
         if arm not in ARMS or percent not in experiment.compared or not isinstance(unit, str):
             raise LlmkeepError(
-                f"{path}, line {number}: unit {unit!r}, arm {arm!r}, percent {percent!r}; arms are {', '.join(ARMS)}, and the "
+                f"{source}, line {number}: unit {unit!r}, arm {arm!r}, percent {percent!r}; arms are {', '.join(ARMS)}, and the "
                 f"ladder of {experiment.name} compares at {experiment.compared}"
             )
         found[percent].arms[unit].add(arm)
@@ -73,12 +79,11 @@ def read(path: Path, experiment: Experiment) -> dict[int, Seen]:
             continue
         if metric not in names or type(value) not in (int, float) or not 0 <= value <= 1:
             raise LlmkeepError(
-                f"{path}, line {number}: metric {metric!r} is {value!r}; {experiment.name} fixed {', '.join(names)} in advance, "
-                "each of 0 to 1"
+                f"{source}, line {number}: metric {metric!r} is {value!r}; {experiment.name} fixed {', '.join(names)} in "
+                "advance, each of 0 to 1"
             )
         count, total = found[percent].values[metric, arm].get(unit, (0, 0.0))
         found[percent].values[metric, arm][unit] = (count + 1, total + value)
-    return found
 
 
 def judged(experiment: Experiment, metric: Metric, percent: int, seen: Seen) -> Judged:

@@ -5,11 +5,11 @@ after each restart. The number that it gives is compared with the percentage, so
 percentage grows.
 """
 
-import hashlib
 import hmac
 from dataclasses import dataclass, field
 from typing import Literal
 
+from llmproof.experiments import identifier
 from llmserve.access.identity import Identity
 
 Unit = Literal["subject", "request"]
@@ -17,11 +17,6 @@ Arm = Literal["control", "candidate"]
 Away = Literal["", "down", "halted", "unwatched"]
 SPACE = 1 << 64
 OPENING = 40  # characters of an answer, by which it may be a refusal
-
-
-def identifier(name: str, salt: str) -> str:
-    """What names an experiment in files: another salt makes another experiment of it."""
-    return hashlib.sha256(f"{name}\0{salt}".encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,12 @@ def add_commands(commands: Any) -> None:
         default=["thumb", "corrected"],
         help="those that the experiment fixed in advance (default thumb corrected)",
     )
+    coming.add_argument(
+        "--of-run",
+        default="",
+        metavar="ID",
+        help="of the run with this id, not the newest one; the last line is then the number of those before it",
+    )
     coming.set_defaults(run=outcomes_command)
     forget = verbs.add_parser(
         "forget",
@@ -119,8 +125,14 @@ def list_command(options: argparse.Namespace) -> int:
 
 
 def outcomes_command(options: argparse.Namespace) -> int:
-    for outcome in outcomes.outcomes(own(options.folder), options.experiment, options.metrics):
+    number = 0
+    for outcome in outcomes.outcomes(
+        own(options.folder), options.experiment, options.metrics, options.of_run
+    ):
         sys.stdout.write(to_json(outcome).decode() + "\n")
+        number += 1
+    if options.of_run:  # the control node takes no part for the whole
+        sys.stdout.write(f'{{"lines":{number}}}\n')
     return 0
 
 

@@ -22,9 +22,9 @@ from llmcore.files import Stamp, stamp, write_aside
 from llmcore.ratings import ARM_FIELD, ASSIGNED, ENDED, RATED, TRANSACTION, Record, files
 from llmgpu.record import RecordError, record
 from llmproof import sequential
+from llmproof.experiments import identifier
 from llmproof.policy_bundle import PolicyRefused, judged
 from llmproof.sequential import FEWEST, Mean, Sums
-from llmserve.access.experiments import identifier
 from llmserve.feedback.halts import GUARD, WATCHED, halted
 from llmserve.feedback.journal import ANSWER_BYTES, REWRITTEN, kept_bytes
 from llmserve.feedback.outcomes import values

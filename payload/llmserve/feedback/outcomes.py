@@ -40,10 +40,10 @@ def newest(folder: Path, experiment: str) -> object:
     return None
 
 
-def outcomes(folder: Path, experiment: str, metrics: Collection[str]) -> Iterator[Record]:
+def outcomes(folder: Path, experiment: str, metrics: Collection[str], run: str = "") -> Iterator[Record]:
     """That a unit met an arm, once for each percentage, and what it rated; of each exchange the last rating counts.
 
-    Of runs with several salts it is the newest one alone, since each assigned its units anew.
+    Of runs with several salts it is the one whose id is given, or the newest one alone, since each assigned its units anew.
 
     Left out is what compares with nothing: requests that the control answered because the candidate was away, and steps of 0 and
     100 percent.
@@ -52,7 +52,7 @@ def outcomes(folder: Path, experiment: str, metrics: Collection[str]) -> Iterato
         record[TRANSACTION]: tuple(values(record)) for path in files(folder, RATED) for record in read(path)
     }
     met = set()
-    identity = newest(folder, experiment)
+    identity = run or newest(folder, experiment)
     for record in (record for path in files(folder, ASSIGNED) for record in read(path)):
         if record.get(ARM_FIELD + "name") != experiment or record.get(ARM_FIELD + "id") != identity:
             continue

@@ -21,7 +21,8 @@ from operator_page import OperatorPage
 from watched_estate import HOSTILE
 
 from llmcore.ratings import ARM_FIELD, ASSIGNED, FIELD, RATED
-from llmserve.access.experiments import Experiment, Unit, identifier
+from llmproof.experiments import identifier
+from llmserve.access.experiments import Experiment, Unit
 from llmserve.api.errors import ApiError
 from llmserve.asgi import Exchange, Receive, Scope, Send
 from llmserve.feedback.journal import append

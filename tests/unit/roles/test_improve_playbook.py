@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import hosts_here
 import pytest
 import yaml
 from plugin_modules import LINK, ROOT, load
@@ -57,34 +58,6 @@ TRAINS = [
         }
     }
 ]
-# What comes in each task's archive is compiled by each task. This takes Ansible's own, which has been: half of its time.
-INTERPRETER = """#!{python}
-import sys, ansible
-exec(sys.stdin.read())
-"""
-# Like SSH: a host may be away, and has a folder for temporary files, in which no file may come to lie.
-CONNECTION = """
-DOCUMENTATION = '''
-name: here
-short_description: this machine as a host
-extends_documentation_fragment: [connection_pipelining]
-options:
-  become_success_timeout: {type: int, default: 10, description: as of local}
-  become_strip_preamble: {type: bool, default: true, description: as of local}
-'''
-import pathlib
-from ansible.errors import AnsibleConnectionFailure
-from ansible.plugins.connection.local import Connection as Local
-
-class Connection(Local):
-    transport = "here"
-    _remote_is_local = False
-
-    def exec_command(self, *args, **kwargs):
-        if pathlib.Path(f"away-{self._play_context.remote_addr}").exists():
-            raise AnsibleConnectionFailure("No route to host")
-        return super().exec_command(*args, **kwargs)
-"""
 
 
 @dataclass
@@ -195,8 +168,7 @@ class Estate:
                 "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
                 "ANSIBLE_COLLECTIONS_PATH": str(LINK.parents[2]),
                 "ANSIBLE_ROLES_PATH": str(self.folder / "roles"),
-                "ANSIBLE_CONNECTION_PLUGINS": str(self.folder),
-                "ANSIBLE_REMOTE_TMP": "/dev/null/on-the-disk",
+                **hosts_here.made(self.folder),
                 "ANSIBLE_NOCOLOR": "1",
                 "PATH": f"{self.folder}:{os.environ['PATH']}",
             },
@@ -229,8 +201,6 @@ def estate(request: pytest.FixtureRequest) -> Iterator[Estate]:
                 python=ROOT / "payload/.venv/bin/python", payload=ROOT / "payload", folder=folder
             ),
             "systemctl": f"#!/bin/sh\ncat {folder}/state\n",
-            "here.py": CONNECTION,
-            "python-of-hosts": INTERPRETER.format(python=sys.executable),
         }
         for name, program in programs.items():
             (folder / name).write_text(program)

@@ -17,6 +17,7 @@ from scripted_upstream import END, USAGE, Script, ScriptedUpstream, answer, delt
 from service import PEPPER, Service, events, eventually, running
 
 from llmcore.ratings import ASSIGNED, files, read
+from llmproof.experiments import identifier
 from llmserve.access.api_keys import edited, new_key
 from llmserve.access.decision import PolicyUnavailable, parse_decision
 from llmserve.access.experiments import Arm, Experiment
@@ -312,6 +313,18 @@ def test_ratings_are_outcomes_of_their_arm_until_their_subject_is_forgotten(
     left = {each["unit"] for each in told(capsys, folder)}
     assert units["control"] in left
     assert units["candidate"] not in left
+
+
+def test_a_run_is_told_by_its_id_to_an_end_that_counts_its_lines(
+    service: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = service.folder / "journal"
+    with client_of(service, of_arm("control", 4)) as client:
+        ask(service, client)
+    newest = told(capsys, folder)
+    assert newest
+    assert told(capsys, folder, "--of-run", SUPPORT.id) == [*newest, {"lines": len(newest)}]
+    assert told(capsys, folder, "--of-run", identifier("support-12", "another salt")) == [{"lines": 0}]
 
 
 def as_declared() -> authority.definition.Experiment:

@@ -15,7 +15,8 @@ from scripted_upstream import END, USAGE, ScriptedUpstream, answer, delta, strea
 from service import Service, eventually, running
 
 from llmcore.ratings import ASSIGNED, ENDED, RATED, files, read
-from llmserve.access.experiments import Experiment, identifier
+from llmproof.experiments import identifier
+from llmserve.access.experiments import Experiment
 from llmserve.access.identity import Identity
 from llmserve.api.errors import deadline_exceeded
 from llmserve.asgi import Exchange

@@ -227,7 +227,7 @@ def test_a_step_keeps_the_salt_and_is_the_next_one_alone(
     [
         (0.6, 5, 40, "thumb of the candidate has 40 subjects that rate at 5 %, and minimum is 50"),
         (0.4, 5, 400, "thumb is worse at 5 %"),
-        (0.6, 25, 400, "has no outcome at 5 %, where the experiment is"),
+        (0.6, 25, 400, "there is no outcome at 5 %, where the experiment is"),
     ],
 )
 def test_a_step_that_outcomes_speak_against_needs_a_reason_which_is_on_record(
@@ -275,8 +275,23 @@ def test_only_a_candidate_that_is_better_is_promoted(
     assert acted(policy, "promote", *WHY, *outcomes_in(policy, 0.85, 5, 300)) == 0
     assert entry_of(policy)["percent"] == 100
     said = capsys.readouterr().out
-    assert "give support-8's model or release the name support in llm_serving_models" in said
+    assert "to llm_serving_models of each serving host, in place of an entry support, add" in said
+    assert "{name: support, …}, the rest as its entry support-8 has it" in said
     assert acted(policy, "promote", "--despite", "again") == 1
+
+
+@pytest.mark.parametrize(
+    ("known", "told"),
+    [
+        ({"name": "support-8", "driver": "naive", "release": "r8"}, "  - {name: support, driver: naive, release: r8}"),
+        ({"name": "base", "driver": "naive", "adapters": {"support-8": "s8"}}, "  support: s8, in the adapters of base"),
+        ({"name": "support-8", "driver": "remote"}, "  - {name: support, driver: remote}  # its servers have to have it as"),
+        ({"name": "base", "driver": "naive"}, "  nothing yet: there is no support-8"),
+    ],
+    ids=["model", "adapter", "remote", "absent"],
+)  # fmt: skip
+def test_a_promoted_candidate_is_given_the_name_as_it_is_served(known: dict[str, Any], told: str) -> None:
+    assert ladder.served_as("support", "support-8", [known]).startswith(told)
 
 
 def test_stop_gives_all_units_the_control_and_a_new_start_another_salt(

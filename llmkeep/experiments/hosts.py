@@ -1,0 +1,123 @@
+"""What serving hosts know of an experiment, for the control node to judge: outcomes, and models by the inventory.
+
+A playbook brings what `llm-serve feedback outcomes` prints there as the gateways' user. It is kept in memory, and is judged only
+if it is of all serving hosts: intervals that may be looked at any time hold for figures that grow, not for those of the hosts
+that happened to answer.
+"""
+
+import argparse
+import gzip
+import json
+import sys
+import tempfile
+import zlib
+from collections import defaultdict
+from pathlib import Path
+
+from llmkeep import durable, source_tree
+from llmkeep.errors import LlmkeepError
+from llmkeep.experiments import outcomes
+from llmkeep.experiments.definition import Experiment
+from llmkeep.experiments.ladder import Told
+from llmkeep.experiments.outcomes import Seen
+from llmkeep.playbooks import inventory_path, memory, play
+from llmkeep.record.runs import recorded
+
+USER = "llm-gateway"
+PROGRAM = "/usr/local/bin/llm-serve"
+JOURNAL = "/var/lib/llm-feedback"
+MEMORY = "/run"
+MOST_BYTES = 128 << 20  # of one host: 1.5 million lines
+MODELS = "Tell the models of the inventory"
+QUOTED = 200
+
+
+def collect(given: argparse.Namespace, experiment: Experiment, run: str) -> Told:
+    """Outcomes of the run with this id, on record; raises LlmkeepError where a host does not tell all of it."""
+    tree = source_tree.located()
+    playbook = (tree / "playbooks/outcomes.yml").resolve()
+    places = [inventory_path(place, tree) for place in given.inventory]
+    event: dict[str, object] = {
+        "event.action": f"experiment outcomes {experiment.name}",
+        "event.type": ["info"],
+        "llmkeep.experiment.name": experiment.name,
+    }
+    print(f"asking the hosts in [serve] for their outcomes of {experiment.name}", file=sys.stderr)
+    with tempfile.TemporaryDirectory(prefix="llmkeep-", dir=memory()) as folder:
+        asked = {
+            "outcomes_user": USER,
+            "outcomes_program": PROGRAM,
+            "outcomes_journal": JOURNAL,
+            "outcomes_memory": MEMORY,
+            "outcomes_bytes": MOST_BYTES,
+            "outcomes_experiment": experiment.name,
+            "outcomes_run": run,
+            "outcomes_metrics": [metric.name for metric in experiment.metrics],
+            "outcomes_into": folder,
+        }
+        with recorded(tree, playbook, places, given, event) as outcome:
+            outcome.code, heard = play(
+                playbook, places, ["--extra-vars", json.dumps(asked)], quiet=True, asked=frozenset({MODELS})
+            )
+            outcome.hosts = heard.hosts
+        if outcome.code == 130:
+            raise SystemExit(130)
+        away = {failure.partition(":")[0]: failure for failure in heard.failures}
+        seen: dict[int, Seen] = defaultdict(Seen)
+        for host in sorted(str(each["host.name"]) for each in heard.hosts):
+            if host in away:
+                continue
+            path = Path(folder, f"{host}.gz")
+            try:
+                outcomes.add(seen, whole(path), host, experiment)
+            except LlmkeepError as error:
+                away[host] = str(error)
+            path.unlink(missing_ok=True)
+    if not away and (outcome.code or not heard.hosts):
+        away[""] = "; ".join(heard.complaints) or f"no host is in [serve] of {', '.join(map(str, places))}"
+    if away:
+        listed = "\n".join(f"- {each}" for each in away.values())
+        raise LlmkeepError(
+            f"there is no verdict on {experiment.name}, since not all serving hosts told their outcomes:\n{listed}\n"
+            "Without some the intervals would not hold. Run this again when all answer, or take a host that is gone for good "
+            "out of [serve]"
+        )
+    return Told(seen, {host: json.loads(said) for (_, host), said in heard.said.items()})
+
+
+def whole(archive: Path) -> list[bytes]:
+    """The lines that a host printed, whose last one is their number; raises LlmkeepError for a part of them or anything else."""
+    host = archive.stem
+    try:
+        with gzip.open(archive) as file:
+            data = file.read(MOST_BYTES)
+    except (OSError, EOFError, zlib.error) as error:
+        raise LlmkeepError(f"{host} did not answer as a host does ({error!r}): look at it") from error
+    if len(data) == MOST_BYTES:
+        raise LlmkeepError(
+            f"{host} prints {MOST_BYTES >> 20} MiB or more, which is too much to judge: look at it"
+        )
+    lines = data.splitlines()
+    last = lines.pop() if lines else b""
+    if last != b'{"lines":%d}' % len(lines):
+        raise LlmkeepError(f"{host} did not tell to the end; the last line is {last[:QUOTED]!r}")
+    return lines
+
+
+def publish(given: argparse.Namespace, path: Path, text: str) -> int:
+    """Bring a verdict to the pages of product owners, as `llmkeep site --tags operator_page` does; returns the exit code."""
+    tree = source_tree.located()
+    site = (tree / "site.yml").resolve()
+    places = [inventory_path(place, tree) for place in given.inventory]
+    durable.write(path, f"{text}\n".encode(), 0o644)
+    print(f"bringing {path} to the pages by role operator_page", file=sys.stderr)
+    tagged = argparse.Namespace(**vars(given) | {"tags": "operator_page"})
+    with recorded(tree, site, places, tagged) as outcome:
+        outcome.code, heard = play(site, places, ["--tags", "operator_page"], quiet=True)
+        outcome.hosts = heard.hosts
+    said = (
+        "on the pages" if outcome.code == 0 else "not on all pages: run `llmkeep site --tags operator_page`"
+    )
+    for each in [f"{path} is {said}", *heard.failures]:
+        print(each, file=sys.stderr)
+    return outcome.code
