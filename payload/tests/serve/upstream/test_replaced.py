@@ -33,7 +33,9 @@ def slow(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Service]:
 
 @pytest.mark.parametrize("replaced", ["engine", "writer", "writer that was killed"])
 def test_a_replacement_under_load_fails_no_request(tmp_path: Path, replaced: str) -> None:
-    with running(tmp_path, QUICK) as service:
+    # A busy machine may take longer than 5 s to start a writer.
+    patient = patched(tmp_path, llmserve__audit__writer_client__INTENT_SECONDS=60.0)
+    with running(tmp_path, QUICK, gateway_environment=patient) as service:
         rests = left_over(service)
         with load(service, 6, 10) as made:
             for _ in range(3):
