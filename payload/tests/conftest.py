@@ -1,5 +1,6 @@
 """Services that several tests share."""
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ from nvml_standin import Gpus, compiled
 from redis_server import RedisServer
 from service import Service, running
 
+from llmcore.logs import Batched
+
 if TYPE_CHECKING:
     from chat_page import ChatPage
     from operator_page import OperatorPage
@@ -19,6 +22,15 @@ if TYPE_CHECKING:
 # For torch, here and in programs that tests start: threads of OpenMP and OpenBLAS wait for each other in a loop, which on cores
 # that others use is up to half of a test's CPU.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """A program that a test calls in this process configures its logging, which must not reach the tests after it."""
+    level = logging.root.level
+    yield
+    logging.root.setLevel(level)
+    logging.root.handlers[:] = [each for each in logging.root.handlers if not isinstance(each, Batched)]
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ name: here
 short_description: this machine as a host
 extends_documentation_fragment: [connection_pipelining]
 options:
-  become_success_timeout: {type: int, default: 10, description: as of local}
+  become_success_timeout: {type: int, default: 120, description: as of local}
   become_strip_preamble: {type: bool, default: true, description: as of local}
 '''
 import pathlib

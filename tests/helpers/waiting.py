@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-PATIENCE = 10
+PATIENCE = 30
 # Below those that Linux gives to connections, and a part of them for each of pytest's workers.
 FIRST_PORT, PORTS = 12_000, 2_000
 

@@ -16,7 +16,7 @@ import jinja2
 import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from service import eventually
+from service import PATIENCE, eventually
 
 from llmserve.local_run import free_port
 
@@ -104,15 +104,19 @@ class Edge:
 
     def client(self, certificate: Path | None = None, **headers: str) -> httpx.Client:
         """An HTTP client, optionally with a client certificate."""
-        verify = self.context(certificate)
-        return httpx.Client(base_url=f"https://localhost:{self.port}", verify=verify, headers=headers)
+        return httpx.Client(
+            base_url=f"https://localhost:{self.port}",
+            verify=self.context(certificate),
+            headers=headers,
+            timeout=PATIENCE,
+        )
 
     def asked(
         self, context: ssl.SSLContext, session: ssl.SSLSession | None
     ) -> tuple[bytes, ssl.SSLSession | None]:
         """The answer to one request, which may resume a session, and the session to resume."""
         with (
-            socket.create_connection(("localhost", self.port), timeout=10) as plain,
+            socket.create_connection(("localhost", self.port), timeout=PATIENCE) as plain,
             context.wrap_socket(plain, server_hostname="localhost", session=session) as tls,
         ):
             tls.sendall(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
@@ -191,4 +195,4 @@ def serving(edge: Edge) -> Iterator[None]:
         yield
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(PATIENCE)

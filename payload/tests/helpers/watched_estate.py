@@ -21,7 +21,7 @@ import jinja2
 import pytest
 import yaml
 from edge import AROUND, authority, issue, revoke
-from service import eventually
+from service import PATIENCE, eventually
 
 from llmserve.local_run import free_port
 
@@ -216,7 +216,7 @@ class WatchedEstate:
                 yield port
             finally:
                 process.terminate()
-                process.wait(10)
+                process.wait(PATIENCE)
 
     def write(self) -> None:
         """Configurations, and the series as blocks of Prometheus' store."""
@@ -279,7 +279,7 @@ class WatchedEstate:
         eventually(f"{name} is ready", ready, 60)
 
     def get(self, name: str, path: str) -> httpx.Response:
-        with httpx.Client(verify=self.context(), timeout=10) as client:
+        with httpx.Client(verify=self.context(), timeout=PATIENCE) as client:
             return client.get(self.urls[name] + path)
 
     def context(self) -> ssl.SSLContext:

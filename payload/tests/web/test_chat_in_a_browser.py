@@ -24,6 +24,7 @@ Axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason=NEEDED
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="needs chromium-headless-shell of requirements.apt")
 # Chromium reports now and then that a stream failed after its page has read the end of it, with any reader.
 STREAM_ENDED = "/v1/chat/completions net::ERR_ABORTED"
+LONG = " ".join(["one", *["more"] * 60, "last"])  # a minute of the slow model
 LABELS = {"en": "Your question", "zh": "您的问题"}
 # A model's output, and what of it may reach the page. The engine repeats what it is asked.
 HOSTILE = """<script>document.title = "owned"</script> <img src=x onerror="document.title='owned'">
@@ -49,9 +50,14 @@ def tab(
         opened.goto("/")
         opened.get_by_label("API").fill(chat.key(**who)[0])
         opened.keyboard.press("Enter")
-        opened.get_by_label(LABELS[language]).wait_for()
-        opened.locator("#model option").first.wait_for(state="attached")
+        ready(opened, language)
         yield opened
+
+
+def ready(opened: Any, language: str = "en") -> None:
+    """The page's script has begun, and asks for nothing more."""
+    opened.get_by_label(LABELS[language]).wait_for()
+    opened.locator("#model option").first.wait_for(state="attached")
 
 
 def ask(opened: Any, question: str, model: str = "echo") -> Any:
@@ -63,6 +69,18 @@ def ask(opened: Any, question: str, model: str = "echo") -> Any:
     answer = opened.locator("article.answer").nth(before)
     opened.locator("#send:enabled").wait_for()
     return answer
+
+
+def reload(opened: Any) -> None:
+    opened.reload()
+    ready(opened)
+
+
+def begin(opened: Any, question: str = LONG) -> None:
+    """Ask the slow model, and wait for no answer."""
+    opened.locator("#model").select_option("slow")
+    opened.locator("#question").fill(question)
+    opened.keyboard.press("Enter")
 
 
 def test_an_answer_is_shown_and_the_conversation_goes_on(chromium: Any, chat: ChatPage) -> None:
@@ -104,9 +122,10 @@ def test_what_a_model_says_is_never_html(chromium: Any, chat: ChatPage) -> None:
         assert text.locator("a[href]").get_attribute("rel") == "noopener noreferrer nofollow"
         assert '<script>document.title = "owned"</script>' in text.inner_text()
         # Nor after it was read back from the browser's storage.
-        opened.reload()
+        reload(opened)
         opened.locator("#conversations summary").click()
         opened.locator(".open").first.click()
+        assert "https://docs.example/" in opened.locator("article.answer .text").inner_html()
         assert opened.locator("article.answer .text script").count() == 0
         assert opened.title() == title
 
@@ -134,16 +153,14 @@ def test_an_answer_is_stopped_and_what_came_is_kept(chromium: Any, chat: ChatPag
     with tab(
         chromium, chat, expected="/v1/chat/completions"
     ) as opened:  # a request that fails, to the browser
-        opened.locator("#model").select_option("slow")
-        opened.locator("#question").fill("one two three four five six seven")
-        opened.keyboard.press("Enter")
+        begin(opened)
         opened.locator("article.answer .text", has_text="one").wait_for()
         opened.get_by_role("button", name="Stop").click()
         opened.locator("#send:enabled").wait_for()
         answer = opened.locator("article.answer")
         assert answer.locator(".note").inner_text() == "The answer was stopped."
         assert answer.locator(".text").inner_text().startswith("one")
-        assert "seven" not in answer.inner_text()
+        assert "last" not in answer.inner_text()
         assert opened.evaluate("document.activeElement.id") == "question"
 
 
@@ -288,7 +305,7 @@ def test_conversations_stay_in_the_browser_until_they_are_deleted(chromium: Any,
         ask(opened, "first question")
         opened.get_by_role("button", name="New conversation").click()
         ask(opened, "second question")
-        opened.reload()
+        reload(opened)
         opened.locator("#conversations summary").click()
         assert opened.locator(".open").all_inner_texts() == ["second question", "first question"]
         opened.get_by_role("button", name="first question", exact=True).click()
@@ -299,7 +316,7 @@ def test_conversations_stay_in_the_browser_until_they_are_deleted(chromium: Any,
         assert opened.locator(".open").all_inner_texts() == ["second question"]
         opened.get_by_role("button", name="Delete all conversations").click()
         opened.locator("#delete-all").wait_for(state="hidden")
-        opened.reload()
+        reload(opened)
         opened.locator("#conversations summary").click()
         assert opened.locator(".open").count() == 0
 
@@ -311,21 +328,21 @@ def test_a_conversation_that_is_deleted_while_its_answer_comes_stays_away(
     with tab(chromium, chat, expected="/v1/chat/completions", subject="dora") as opened:
         ask(opened, "first")
         opened.locator("#conversations summary").click()
-        opened.locator("#model").select_option("slow")
-        opened.locator("#question").fill("one two three")
-        opened.keyboard.press("Enter")
+        begin(opened)
         opened.locator("article.answer .text", has_text="one").wait_for()
         opened.get_by_role("button", name=button).click()
         opened.locator("#send:enabled").wait_for()
         opened.locator("#status", has_text="Deleted.").wait_for()
         assert opened.locator("article").count() == 0
         ask(opened, "next")  # all that was about to be written is written before this is
+        opened.locator(".open", has_text="next").wait_for()
         assert opened.locator(".open").all_inner_texts() == ["next"]
 
 
 def test_conversations_are_shown_to_their_subject_alone(chromium: Any, chat: ChatPage) -> None:
     with tab(chromium, chat) as opened:
         ask(opened, "of ada")
+        opened.locator(".open", has_text="of ada").wait_for(state="attached")
         opened.get_by_role("button", name="Sign out").click()
         opened.get_by_label("API").fill(chat.key(subject="bob")[0])
         opened.keyboard.press("Enter")
@@ -362,31 +379,24 @@ def test_a_session_that_is_over_says_so(chromium: Any, chat: ChatPage) -> None:
         assert opened.locator("#status").inner_text().startswith("The session is over: sign in again.")
 
 
-def test_the_first_part_of_an_answer_is_seen_within_100_ms(chromium: Any, chat: ChatPage) -> None:
-    """From the moment the browser has read it, to the frame that shows it; the least of three, as the machine may be busy."""
+def test_the_first_part_of_an_answer_is_in_the_next_frame(chromium: Any, chat: ChatPage) -> None:
+    """Counted from when the browser has read it. How long a frame takes is the machine's affair, and in docs/page.md."""
     with tab(chromium, chat) as opened:
         opened.evaluate(
             """() => {
-                globalThis.times = {};
                 const read = ReadableStreamDefaultReader.prototype.read;
-                ReadableStreamDefaultReader.prototype.read = async function () {
-                    const got = await read.call(this);
-                    if (typeof got.value === 'string' && got.value.includes('one ')) times.read ??= performance.now();
-                    return got;
-                };
-                new MutationObserver(() => {
-                    if (times.read && document.querySelector('article.answer:last-of-type .text')?.textContent)
-                        requestAnimationFrame(() => (times.seen ??= performance.now()));
-                }).observe(document.querySelector('#messages'), {subtree: true, childList: true, characterData: true});
+                globalThis.shown = new Promise((shown) => {
+                    ReadableStreamDefaultReader.prototype.read = async function () {
+                        const got = await read.call(this);
+                        if (typeof got.value === 'string' && got.value.includes('one '))
+                            requestAnimationFrame(() => shown(document.querySelector('article.answer .text').textContent));
+                        return got;
+                    };
+                });
             }"""
         )
-        taken = []
-        for _ in range(3):
-            opened.evaluate("globalThis.times = {}")
-            ask(opened, "one two three")
-            opened.wait_for_function("times.seen")
-            taken.append(opened.evaluate("times.seen - times.read"))
-        assert 0 <= min(taken) < 100
+        begin(opened)
+        assert opened.evaluate("shown").startswith("one")
 
 
 # For everyone.
@@ -417,9 +427,7 @@ def test_axe_finds_no_violation_and_nothing_is_wider_than_the_window(
         answer.locator(".down").click()
         answer.locator(".rating").wait_for()
         sound("an answer with its rating")
-        opened.locator("#model").select_option("slow")
-        opened.locator("#question").fill("one two three")
-        opened.keyboard.press("Enter")
+        begin(opened)
         opened.locator("#stop").wait_for()
         sound("while an answer comes")
         opened.locator("#stop").click()
@@ -456,13 +464,14 @@ def test_everything_is_done_by_keyboard_and_focus_is_seen(chromium: Any, chat: C
 
 def test_an_answer_that_comes_is_not_read_out_piece_by_piece(chromium: Any, chat: ChatPage) -> None:
     """The status says that it comes and that it is whole; the answer itself is marked as busy meanwhile."""
+    held: list[Any] = []
     with tab(chromium, chat) as opened:
-        opened.locator("#model").select_option("slow")
-        opened.locator("#question").fill("one two")
-        opened.keyboard.press("Enter")
+        opened.route("**/chat/completions", lambda route: held.append(route))
+        begin(opened, "one")
         assert opened.get_by_role("status").inner_text() == "The answer is coming."
         assert opened.locator("article.answer").get_attribute("aria-busy") == "true"
         assert opened.locator("article.answer").evaluate("it => it.closest('[aria-live]')") is None
+        held.pop().continue_()
         opened.locator("#status", has_text="The answer is complete.").wait_for()
         assert opened.locator("article.answer").get_attribute("aria-busy") is None
 
@@ -470,7 +479,7 @@ def test_an_answer_that_comes_is_not_read_out_piece_by_piece(chromium: Any, chat
 def test_the_language_link_changes_page_and_script(chromium: Any, chat: ChatPage) -> None:
     with tab(chromium, chat) as opened:
         opened.get_by_role("link", name="中文").click()
-        opened.locator("#model option").first.wait_for(state="attached")
+        ready(opened, "zh")
         assert ask(opened, "一").locator("h2").inner_text() == "echo 的回答"
         assert opened.locator("#status").inner_text() == "回答完毕。"
 

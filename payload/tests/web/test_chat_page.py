@@ -149,25 +149,35 @@ def test_a_client_that_leaves_ends_its_answer(chat: ChatPage) -> None:
         return chat.gateway.metrics().get('llm_cancelled_total{by="client"}', 0.0)
 
     before = left()
-    with chat.signed_in() as client, pytest.raises(httpx.TimeoutException):
-        client.post(CHAT, json=ASKED | {"model": "slow"}, timeout=0.3)
-    eventually("the gateway has ended it", lambda: left() > before)
+    with chat.signed_in() as client:
+
+        def leaves() -> bool:
+            """Perhaps before the gateway has the request; then the next one does."""
+            with pytest.raises(httpx.TimeoutException):
+                client.post(CHAT, json=ASKED | {"model": "slow"}, timeout=0.3)
+            return left() > before
+
+        eventually("the gateway has ended it", leaves)
 
 
 def test_the_page_adds_no_more_than_a_hop(chat: ChatPage, client: httpx.Client) -> None:
-    """Time to the first byte of an answer, by the page and by the gateway beside it."""
+    """Time to the first byte of an answer, by the page and by the gateway beside it: the least of each, on a busy machine."""
+    by_page, beside = [], []
 
     def seconds(asked: httpx.Client, path: str) -> float:
-        times = []
-        for _ in range(15):
-            begun = time.monotonic()
-            with asked.stream("POST", path, json=ASKED) as answer:
-                next(answer.iter_raw())
-                times.append(time.monotonic() - begun)
-        return sorted(times)[len(times) // 2]
+        begun = time.monotonic()
+        with asked.stream("POST", path, json=ASKED) as answer:
+            next(answer.iter_raw())
+            return time.monotonic() - begun
+
+    def little_more() -> bool:
+        for _ in range(5):
+            by_page.append(seconds(client, CHAT))
+            beside.append(seconds(direct, "/v1/chat/completions"))
+        return min(by_page) - min(beside) < 0.05
 
     with chat.edge.client(authorization=f"Bearer {chat.gateway.key}") as direct:
-        assert seconds(client, CHAT) - seconds(direct, "/v1/chat/completions") < 0.05
+        eventually("an answer by the page begins at most 50 ms later", little_more)
 
 
 # What is refused.
@@ -192,17 +202,22 @@ def test_a_request_without_session_token_or_from_another_site_is_refused(
 
 
 def test_one_subject_asks_eight_things_at_once_whichever_the_session(chat: ChatPage) -> None:
-    asked = ASKED | {"model": "slow", "messages": [{"role": "user", "content": "one two"}]}
+    minute = ASKED | {"model": "slow", "messages": [{"role": "user", "content": "word " * 60}]}
 
-    def code(client: httpx.Client) -> str:
-        answer = client.post(CHAT, json=asked)
-        return "" if answer.status_code == 200 else str(answer.json()["error"]["code"])
+    def begun(client: httpx.Client) -> httpx.Response:
+        return client.send(client.build_request("POST", CHAT, json=minute), stream=True)
 
     with chat.signed_in(subject="otto") as one, chat.signed_in(subject="otto") as other:
-        with ThreadPoolExecutor(10) as threads:
-            codes = list(threads.map(code, [one, other] * 5))
-        assert codes.count("too_many_at_once") == 2
-        assert one.get("/page/v1/models").status_code == 200, "those that have ended do not count"
+        with ThreadPoolExecutor(8) as threads:
+            coming = list(threads.map(begun, [one, other] * 4))
+        assert {answer.status_code for answer in coming} == {200}
+        for client in one, other:
+            assert client.post(CHAT, json=minute).json()["error"]["code"] == "too_many_at_once"
+        for answer in coming:
+            answer.close()
+        eventually(
+            "those that have ended do not count", lambda: one.get("/page/v1/models").status_code == 200
+        )
 
 
 def test_what_the_page_itself_refuses_is_recorded(chat: ChatPage) -> None:
@@ -308,6 +323,7 @@ def test_without_a_gateway_the_page_says_so(chat: ChatPage, client: httpx.Client
         assert client.get("/").status_code == 200
     finally:
         chat.gateway.start_gateway()
+    eventually("it answers again", lambda: client.post(CHAT, json=ASKED).status_code == 200)
 
 
 # What a browser is given.

@@ -174,7 +174,7 @@ def test_the_first_link_skips_to_the_content(chromium: Any, page: OperatorPage) 
     with tab(chromium, page) as opened:
         opened.keyboard.press("Tab")
         opened.keyboard.press("Enter")
-        assert opened.evaluate("document.activeElement.id") == "content"
+        opened.locator("#content:focus").wait_for(state="attached")
 
 
 def test_a_plot_is_named_and_described_to_screen_readers(chromium: Any, page: OperatorPage) -> None:
@@ -200,6 +200,7 @@ def test_hostile_labels_run_nothing(chromium: Any, page: OperatorPage) -> None:
 def test_the_language_link_is_remembered(chromium: Any, page: OperatorPage) -> None:
     with tab(chromium, page) as opened:
         opened.get_by_role("link", name="中文").click()
+        opened.get_by_role("heading", name="总览", level=1).wait_for()
         opened.goto("/operator/hosts")
         assert opened.get_by_role("heading", name="主机", level=1).is_visible()
 

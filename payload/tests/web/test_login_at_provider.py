@@ -131,12 +131,15 @@ def test_an_expired_token_opens_no_session(login: ProviderLogin, client: httpx.C
 
 
 def test_a_session_ends_with_its_token(login: ProviderLogin, client: httpx.Client) -> None:
-    login.claims = {"exp": int(time.time()) + 2}
-    try:
-        assert client.get("/page/signed-in", params=code_of(client, login)).status_code == 200
-    finally:
-        login.claims = {}
-    assert client.get("/").status_code == 200
+    for seconds in (2, 30):  # the longer one where this machine cannot sign in within the shorter
+        login.claims = {"exp": int(time.time()) + seconds}
+        try:
+            signed = client.get("/page/signed-in", params=code_of(client, login))
+        finally:
+            login.claims = {}
+        if began := (signed.status_code == client.get("/").status_code == 200):
+            break
+    assert began
     eventually("the session has ended", lambda: client.get("/").status_code == 303)
 
 

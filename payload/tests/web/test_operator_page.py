@@ -199,12 +199,12 @@ def test_without_the_record_nothing_is_shown(page: OperatorPage, client: httpx.C
     assert page.gateway.writer
     page.gateway.writer.stop()
     try:
-        answer = client.get("/operator/", timeout=30)
+        answer = client.get("/operator/")
         assert answer.status_code == 503
         assert "llm1" not in answer.text
     finally:
         page.gateway.start_writer()
-    eventually("it is shown again", lambda: client.get("/operator/", timeout=30).status_code == 200)
+    eventually("it is shown again", lambda: client.get("/operator/").status_code == 200)
 
 
 # What it says.
@@ -324,7 +324,7 @@ def test_without_prometheus_nothing_is_green_or_zero(
         assert re.search(r"No data since 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d UTC", text(client.get("/operator/")))
     finally:
         estate.start("prometheus")
-        eventually("alerts fire", lambda: "Hostile" in estate.get("prometheus", "/api/v1/alerts").text, 30)
+        eventually("alerts fire", lambda: "Hostile" in estate.get("prometheus", "/api/v1/alerts").text)
     expired(page)
     assert "No data" not in text(client.get("/operator/hosts"))
 
@@ -364,7 +364,7 @@ def test_a_storm_of_reloads_asks_prometheus_once(
         client.get("/operator/models")
     periods = (time.monotonic() - begun) / KEPT_SECONDS + 1
     assert asked() - before <= 7 * math.ceil(periods)  # the page asks seven questions
-    assert periods < 20
+    assert periods < 50, "else each reload asks anew"
 
 
 def test_a_subject_that_is_gone_from_the_keys_sees_nothing(page: OperatorPage) -> None:

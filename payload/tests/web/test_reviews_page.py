@@ -194,12 +194,12 @@ def test_without_the_record_nothing_is_shown_or_kept(page: OperatorPage, expert:
     assert page.gateway.writer
     page.gateway.writer.stop()
     try:
-        for answer in expert.get(URL, timeout=30), send(expert, transaction):
+        for answer in expert.get(URL), send(expert, transaction):
             assert answer.status_code == 503
             assert "question 7" not in answer.text
     finally:
         page.gateway.start_writer()
-    eventually("it is shown again", lambda: expert.get(URL, timeout=30).status_code == 200)
+    eventually("it is shown again", lambda: expert.get(URL).status_code == 200)
     assert reviewed(page, transaction) == []
 
 

@@ -79,7 +79,7 @@ class Host:
         return self.ask("POST", "/v1/data/llm/authz/decision", asked)[1].get("result")
 
 
-def until(holds: Callable[[], bool], seconds: float = 8) -> None:
+def until(holds: Callable[[], bool], seconds: float = 30) -> None:
     end = time.monotonic() + seconds
     while True:
         try:

@@ -35,7 +35,10 @@ export class Conversations {
 
   async put(conversation) {
     if (this.gone.has(conversation.id)) return;
-    await settled(this.store("readwrite").put({ ...conversation, subject: this.subject, changed: Date.now() }));
+    const store = this.store("readwrite");
+    const putting = store.put({ ...conversation, subject: this.subject, changed: Date.now() });
+    store.transaction.commit(); // at once: a reload ends one that has not begun to
+    await settled(putting);
   }
 
   remove(id) {

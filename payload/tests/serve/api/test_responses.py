@@ -196,8 +196,10 @@ def test_an_answer_reports_the_overhead_of_the_gateway(tmp_path: Path) -> None:
             assert took > 0.6
             assert 0 < overhead < took - 0.5
             body = {"prompt": "one two three", "stream": True}
+            before = time.monotonic()
             with client.stream("POST", "/generate", json=body) as stream:
-                assert int(stream.headers["x-llm-overhead-us"]) / 1e6 < 0.2
+                took = time.monotonic() - before
+                assert 0 < int(stream.headers["x-llm-overhead-us"]) / 1e6 < took - 0.1
                 assert stream.headers["x-llm-cache"] == "bypass"
         assert service.metrics()['llm_gateway_overhead_seconds_count{cache="bypass"}'] == 2
 

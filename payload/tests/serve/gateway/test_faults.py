@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from questions import CHAT, LASTING, STREAM, WORDS, error, lines_of, ready
-from service import Process, Service, eventually, running
+from service import PATIENCE, Process, Service, eventually, running
 
 from llmserve.gateway.process import ARRIVED_LOOKS, DRAIN_LOOK_SECONDS
 
@@ -48,11 +48,10 @@ def running_requests(service: Service) -> float:
 
 def test_the_first_token_is_sent_at_once(slow: Service) -> None:
     with slow.client() as client, client.stream("POST", CHAT, json=STREAM) as answer:
-        before = time.monotonic()
         lines = lines_of(answer)
         next(lines)
         next(lines)
-        assert time.monotonic() - before < 2.0, "200 tokens would take 10 s"
+        assert running_requests(slow) == 1, "there are more to come"
 
 
 def test_a_killed_engine_ends_its_stream_with_an_error_and_serves_after_its_restart(
@@ -100,7 +99,7 @@ def test_a_request_to_a_hung_engine_ends_at_the_deadline(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_disconnected_clients_free_their_slots(slow: Service, stream: bool) -> None:
-    body = json.dumps({**STREAM, "stream": stream}).encode()
+    body = json.dumps({**LASTING, "stream": stream}).encode()
     authorization = f"authorization: Bearer {slow.key}"
     head = f"POST {CHAT} HTTP/1.1\r\nhost: llm\r\n{authorization}\r\ncontent-length: {len(body)}\r\n\r\n"
     for _ in range(20):
@@ -108,35 +107,33 @@ def test_disconnected_clients_free_their_slots(slow: Service, stream: bool) -> N
             client.connect(str(slow.folder / "http.sock"))
             client.sendall(head.encode() + body)
             time.sleep(0.03)
-    eventually("all slots are free", lambda: running_requests(slow) == 0, 3)
+    eventually("all slots are free", lambda: running_requests(slow) == 0)
     with slow.client() as client:
         eventually(
             "the engine has stopped working for disconnected clients",
             lambda: client.get("/generate?prompt=quick").status_code == 200,
-            2,
         )
     assert slow.metrics()['llm_cancelled_total{by="client"}'] >= 2
 
 
-def test_excess_requests_are_refused_at_once_with_retry_after(slow: Service) -> None:
-    neighbour = slow.add_key("grace", "sales")["key"]
-    with ThreadPoolExecutor(8) as pool, slow.client() as client, slow.client(neighbour) as other:
-        started = [
-            pool.submit(client.post, CHAT, json={**STREAM, "stream": False, "max_tokens": 40})
-            for _ in range(2)
-        ]
-        eventually("both slots are taken", lambda: running_requests(slow) == 2)
-        third = pool.submit(client.get, "/generate?prompt=waits")
-        waits = 'llm_requests_waiting{model="echo"}'
-        eventually("one waits", lambda: slow.metrics()[waits] == 1)
-        before = time.monotonic()
-        refused = client.get("/generate?prompt=too+many"), other.get("/generate?prompt=no+room")
-        assert time.monotonic() - before < 0.3
-        error(refused[0], 429, "too_many_waiting")
-        error(refused[1], 503, "overloaded")
-        assert all(int(each.headers["retry-after"]) >= 1 for each in refused)
-        error(third.result(), 503, "queue_timeout")
-        assert [each.result().status_code for each in started] == [200, 200]
+def test_excess_requests_are_refused_at_once_with_retry_after(tmp_path: Path) -> None:
+    with (
+        running(tmp_path, SLOW, limits={**LIMITS, "queue_seconds": 30}) as slow,
+        ThreadPoolExecutor(1) as pool,
+        slow.client() as client,
+        slow.client(slow.add_key("grace", "sales")["key"]) as other,
+    ):
+        with client.stream("POST", CHAT, json=LASTING), client.stream("POST", CHAT, json=LASTING):
+            assert running_requests(slow) == 2
+            third = pool.submit(client.get, "/generate?prompt=waits")
+            waits = 'llm_requests_waiting{model="echo"}'
+            eventually("one waits", lambda: slow.metrics()[waits] == 1)
+            refused = client.get("/generate?prompt=too+many"), other.get("/generate?prompt=no+room")
+            error(refused[0], 429, "too_many_waiting")
+            error(refused[1], 503, "overloaded")
+            assert all(int(each.headers["retry-after"]) >= 1 for each in refused)
+            assert slow.metrics()[waits] == 1, "refused while it waits, which is for 30 s"
+        assert third.result().status_code == 200
 
 
 def test_sigterm_finishes_running_answers_and_accepts_no_new_ones(tmp_path: Path) -> None:
@@ -156,7 +153,7 @@ def test_sigterm_finishes_running_answers_and_accepts_no_new_ones(tmp_path: Path
             eventually("not ready", lambda: other.get("/readyz").status_code == 503)
             error(other.get("/generate?prompt=new"), 503, "draining")
             assert list(lines)[-1] == "data: [DONE]"
-        assert gateway.process.wait(5) == 0
+        assert gateway.process.wait(PATIENCE) == 0
         gateway.states.append(gateway.notifications.recv(1000).decode())
         assert "STOPPING=1" in gateway.states
 
@@ -185,7 +182,7 @@ def test_sigterm_serves_accepted_connections_and_refuses_new_ones_before_they_se
                 answer = early.recv(1000)
             with pytest.raises(FileNotFoundError):
                 late.connect(str(path))
-        assert doomed.gateway.process.wait(5) == 0
+        assert doomed.gateway.process.wait(PATIENCE) == 0
         return after, answer
 
     after, answer = asked_late()
@@ -216,8 +213,8 @@ def test_a_drain_ends_long_streams_with_an_error_and_a_second_sigterm_does_so_at
             last = json.loads(list(lines)[-1].removeprefix("data: "))
             took = time.monotonic() - before
         assert last["error"]["code"] == "draining"
-        assert (took < 3) == (signals == 2), took
-        assert gateway.process.wait(5) == 0
+        assert took < 25 if signals == 2 else took > 3, took
+        assert gateway.process.wait(PATIENCE) == 0
 
 
 def test_a_gateway_starts_without_its_engine_and_finds_it_later(tmp_path: Path) -> None:
@@ -255,7 +252,7 @@ def test_a_slow_reader_holds_no_slot(slow: Service) -> None:
         client.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
         assert client.recv(12) == b"HTTP/1.1 200"
         eventually(
-            "the slot is free while the answer is still being read", lambda: running_requests(slow) == 0, 3
+            "the slot is free while the answer is still being read", lambda: running_requests(slow) == 0
         )
 
 
@@ -266,7 +263,7 @@ def test_trailers_without_end_are_not_read(slow: Service, piece: bytes) -> None:
     head = f"POST /generate HTTP/1.1\r\nauthorization: Bearer {slow.key}\r\ntransfer-encoding: chunked\r\n\r\n".encode()
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(slow.folder / "http.sock"))
-        client.settimeout(5)
+        client.settimeout(PATIENCE)
         client.sendall(head + b'c\r\n{"prompt":"a\r\n0\r\nx: ')
         taken = 0
         with suppress(BrokenPipeError, ConnectionResetError):
@@ -289,7 +286,7 @@ def test_invalid_http_and_an_endless_head_are_refused(slow: Service) -> None:
     def refused(sent: bytes) -> bytes:
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(slow.folder / "http.sock"))
-            client.settimeout(5)
+            client.settimeout(PATIENCE)
             with suppress(BrokenPipeError, ConnectionResetError):
                 client.sendall(sent)
             return client.recv(10_000)

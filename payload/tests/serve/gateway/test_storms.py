@@ -16,7 +16,7 @@ import httpx2 as httpx
 import pytest
 from load import left_over, load
 from scripted_opa import ScriptedOpa
-from service import Process, Service, eventually, running
+from service import PATIENCE, Process, Service, eventually, running
 
 WORDS = " ".join(f"word{number}" for number in range(100))
 SLOW = {"echo": {"driver": "echo", "token_seconds": 0.02, "slots": 4}}
@@ -49,13 +49,13 @@ def test_a_thousand_vanishing_clients_leave_nothing_behind(slow: Service) -> Non
     before = left_over(slow)
     for number in range(1000):
         with socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(10)
+            client.settimeout(PATIENCE)
             client.connect(str(slow.folder / "http.sock"))
             sent = request(slow, stream=number % 2 == 0)
             client.sendall(sent if number % 5 else sent[: chance.randrange(len(sent))])
             if number % 50 == 1:
                 client.recv(1)  # the answer has begun, or was refused
-    eventually("nothing is left over", lambda: left_over(slow) == before, 5)
+    eventually("nothing is left over", lambda: left_over(slow) == before)
     with slow.client() as client:
         before_asking = time.monotonic()
         assert client.get("/generate?prompt=quick").status_code == 200
@@ -64,11 +64,10 @@ def test_a_thousand_vanishing_clients_leave_nothing_behind(slow: Service) -> Non
 
 def test_at_five_times_the_capacity_requests_are_answered_or_refused_at_once(slow: Service) -> None:
     with load(slow, 20, 10) as made:
-        time.sleep(3)
+        for outcome in "200", "429 too_many_waiting":
+            eventually(f"20 times {outcome}", lambda outcome=outcome: made.outcomes[outcome] >= 20)
     assert set(made.outcomes) <= {"200", "429 too_many_waiting", "503 queue_timeout"}, made.outcomes
-    assert made.outcomes["200"] >= 20
-    assert made.outcomes["429 too_many_waiting"] >= 20
-    assert statistics.median(made.refused_us) < 20_000
+    assert statistics.median(made.refused_us) < 1e6 * LIMITS["queue_seconds"] / 2, "most did not wait"
 
 
 def test_an_engine_killed_at_any_moment_loses_only_its_running_answers(tmp_path: Path) -> None:
@@ -83,10 +82,10 @@ def test_an_engine_killed_at_any_moment_loses_only_its_running_answers(tmp_path:
                 service.engines["echo"].kill()
                 service.start_engine("echo")
                 more = made.outcomes["200"] + 1
-                eventually("it answers again", partial(made.answered, more), 5)
+                eventually("it answers again", partial(made.answered, more))
         codes = "engine_lost", "engine_unavailable", "overloaded", "queue_timeout"
         assert set(made.outcomes) <= {"200", *(f"503 {code}" for code in codes)}, made.outcomes
-        eventually("nothing is left over", lambda: left_over(service) == rests, 5)
+        eventually("nothing is left over", lambda: left_over(service) == rests)
         assert "Traceback" not in service.logs()
 
 
@@ -96,7 +95,7 @@ def test_sigterm_under_load_loses_no_answer(tmp_path: Path) -> None:
         with load(service, 8, 20) as made:
             eventually("answers come", lambda: made.outcomes["200"] >= 8)
             service.gateway.process.send_signal(signal.SIGTERM)
-            assert service.gateway.process.wait(10) == 0
+            assert service.gateway.process.wait(PATIENCE) == 0
         refused = {"503 draining", "429 too_many_waiting", "503 queue_timeout"}
         # Requests that found a closed socket; answers that had begun are counted below.
         gone = {"ConnectError", "RemoteProtocolError", "ReadError", "WriteError"}

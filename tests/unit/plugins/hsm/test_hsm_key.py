@@ -142,7 +142,7 @@ def test_a_token_that_a_login_might_lock_is_not_logged_in_to(
 def test_a_slow_hsm_is_waited_for_no_longer_than_said(lab: Double, fake: Any) -> None:
     begun = time.monotonic()
     told = fault(lab, module=fake(slow="30"), seconds=1)
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 20
     assert told.kind == "slow"
     assert "asked to log in to the token llmkeep" in str(told)
     assert logins(lab) == 1

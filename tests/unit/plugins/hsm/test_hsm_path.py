@@ -252,7 +252,7 @@ def test_an_hsm_that_is_killed_in_the_middle_of_a_login_is_absent_at_once(
     way.lab.key(record=None)
     monkeypatch.setenv("FAULTY_HSM_MODULE", SOFTHSM)
     monkeypatch.setenv("FAULTY_HSM_LOGINS", str(tmp_path / "logins"))
-    monkeypatch.setenv("FAULTY_HSM_SLOW", "8")
+    monkeypatch.setenv("FAULTY_HSM_SLOW", "60")
     way.serve(faulty(tmp_path))
     way.let_in("llm1")
     way.go("llm1")
@@ -262,7 +262,7 @@ def test_an_hsm_that_is_killed_in_the_middle_of_a_login_is_absent_at_once(
     begun = time.monotonic()
     told = way.fault()
     killer.wait()
-    assert time.monotonic() - begun < 4
+    assert time.monotonic() - begun < PATIENCE
     assert told.kind == "absent"
     assert (tmp_path / "logins").read_text() == "login\n"
 
