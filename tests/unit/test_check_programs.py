@@ -4,6 +4,7 @@ import http.server
 import io
 import json
 import os
+import re
 import socketserver
 import ssl
 import subprocess
@@ -135,6 +136,24 @@ def test_prometheus_is_waited_for_while_it_replays_its_log(
         [sys.executable, "-c", text, "ops1", *words], capture_output=True, text=True, check=False
     )
     assert (done.stdout, done.stderr) == (f"{told}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("states", "patience", "waits"),
+    [("active inactive", 600, False), ("failed active", 600, False), ("activating active", 0.1, True)],
+)
+def test_prometheus_is_not_waited_for_once_it_is_stopped(
+    prometheus: tuple[str, list[bytes]], tmp_path: Path, states: str, patience: float, waits: bool
+) -> None:
+    text, _ = prometheus
+    nothing_listens = re.sub('"prometheus": [0-9]+', '"prometheus": 1', text)
+    path = program(tmp_path, "systemctl", f"echo asked >> {tmp_path}/asked; printf '%s\\n' {states}")
+    done = subprocess.run(
+        [sys.executable, "-c", nothing_listens, "ops1", str(patience), "targets", "1"],
+        capture_output=True, text=True, check=True, env={**os.environ, "PATH": f"{path}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    assert done.stdout == "no answer: [Errno 111] Connection refused\n"
+    assert (len((tmp_path / "asked").read_text().splitlines()) > 1) == waits
 
 
 def test_restrictions_are_the_kernel_s_a_line_for_each_unit(tmp_path: Path) -> None:
