@@ -15,6 +15,7 @@ from service import Service, running
 from llmcore.logs import Batched
 
 if TYPE_CHECKING:
+    from annotation_bench import Bench
     from chat_page import ChatPage
     from operator_page import OperatorPage
     from watched_estate import WatchedEstate
@@ -109,3 +110,12 @@ def nvidia_libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def gpus(nvidia_libraries: Path, tmp_path: Path) -> Gpus:
     """Simulated GPUs, for processes that are started with their environment."""
     return Gpus(nvidia_libraries, tmp_path)
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Bench":
+    """Exports and imports of annotations, with the key that recorded ones have."""
+    from annotation_bench import KEY, Bench
+
+    monkeypatch.setattr("llmtrain.annotation.tasks.secrets.token_bytes", lambda size: KEY[:size])
+    return Bench(tmp_path)

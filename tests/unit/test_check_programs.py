@@ -4,6 +4,7 @@ import http.server
 import io
 import json
 import os
+import re
 import socketserver
 import ssl
 import subprocess
@@ -58,6 +59,41 @@ def test_a_gateway_has_to_answer_with_the_status(gateway: Path) -> None:
     assert ran("llm_serving/files/gateway_status.py", "200", "/readyz", gateway).returncode == 0
     told = ran("llm_serving/files/gateway_status.py", "200", "/v1/models", gateway)
     assert (told.returncode, told.stderr) == (1, f"{gateway}: 401 no key\n")
+
+
+@pytest.mark.parametrize(
+    ("revisions", "patience", "found"), [([6, 7], 600.0, True), ([6], 0.0, False), ([7], 0.0, True)]
+)
+def test_gateways_have_some_seconds_in_all_to_take_in_the_policy_in_place(
+    tmp_path: Path, revisions: list[int], patience: float, found: bool
+) -> None:
+    """The last revision is shown for ever."""
+    (tmp_path / "revision").write_text("7\n")
+
+    class Metrics(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            shown = revisions.pop(0) if len(revisions) > 1 else revisions[0]
+            self.wfile.write(
+                f'llm_policy_engine{{engine="server"}} 1\nllm_policy_revision {shown}\n'.encode()
+            )
+
+        def log_message(self, *_: object) -> None: ...
+
+    text = (ROOT / "roles/llm_serving/files/gateway_policy.py").read_text()
+    text = text.replace("/var/lib/llmkeep/policy", str(tmp_path)).replace(
+        "PATIENCE = 10.0", f"PATIENCE = {patience}"
+    )
+    with http.server.HTTPServer(("127.0.0.1", 0), Metrics) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        ports = [str(server.server_port)] * 2
+        done = subprocess.run(
+            [sys.executable, "-c", text, "server", *ports], capture_output=True, text=True, check=True
+        )
+        server.shutdown()
+    checks = json.loads(done.stdout)["checks"]
+    assert (checks["engine"]["ok"], checks["revision"]["ok"]) == (True, found)
 
 
 @pytest.mark.parametrize(("serial", "code"), [(6, 1), (7, 0), (8, 0)])
@@ -135,6 +171,26 @@ def test_prometheus_is_waited_for_while_it_replays_its_log(
         [sys.executable, "-c", text, "ops1", *words], capture_output=True, text=True, check=False
     )
     assert (done.stdout, done.stderr) == (f"{told}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("states", "times"), [("active inactive", 1), ("failed active", 1), ("activating active", 2)]
+)
+def test_prometheus_is_not_waited_for_once_it_is_stopped(
+    prometheus: tuple[str, list[bytes]], tmp_path: Path, states: str, times: int
+) -> None:
+    """It is stopped at the second look at the latest."""
+    text, _ = prometheus
+    nothing_listens = re.sub('"prometheus": [0-9]+', '"prometheus": 1', text)
+    asked = tmp_path / "asked"
+    said = f'[ "$(wc -l < {asked})" = 1 ] && printf "%s\\n" {states} || echo inactive'
+    path = program(tmp_path, "systemctl", f"echo >> {asked}\n{said}")
+    done = subprocess.run(
+        [sys.executable, "-c", nothing_listens, "ops1", "600", "targets", "1"],
+        capture_output=True, text=True, check=True, env={**os.environ, "PATH": f"{path}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    assert done.stdout == "no answer: [Errno 111] Connection refused\n"
+    assert len(asked.read_text().splitlines()) == times
 
 
 def test_restrictions_are_the_kernel_s_a_line_for_each_unit(tmp_path: Path) -> None:

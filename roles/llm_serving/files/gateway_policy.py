@@ -1,7 +1,7 @@
 """gateway_policy.py ENGINE PORT…: the findings of two checks about the gateways whose metrics are at these ports.
 
 `engine`: every gateway's decisions come from ENGINE. `revision`: every gateway decides by the policy revision in place.
-Gateways look for a new policy each second, so each is given five.
+Gateways look for a new policy each second, so they are given PATIENCE seconds in all.
 """
 
 import json
@@ -12,7 +12,7 @@ import urllib.request
 from pathlib import Path
 
 REVISION = Path("/var/lib/llmkeep/policy/revision")
-TRIES, PAUSE_SECONDS = 20, 0.25
+PATIENCE = 10.0
 
 
 def shown(port: str) -> tuple[list[str], str]:
@@ -28,18 +28,16 @@ def shown(port: str) -> tuple[list[str], str]:
     ] if revision else ""
 
 
-def shown_in_time(port: str, revision: str) -> tuple[list[str], str]:
-    for _ in range(TRIES):
-        seen = shown(port)
-        if seen[1] in (revision, ""):
-            break
-        time.sleep(PAUSE_SECONDS)
+def shown_in_time(port: str, revision: str, end: float) -> tuple[list[str], str]:
+    while (seen := shown(port))[1] not in (revision, "") and time.monotonic() < end:
+        time.sleep(0.25)
     return seen
 
 
 def main() -> None:
     engine, ports, revision = sys.argv[1], sys.argv[2:], REVISION.read_text().strip()
-    seen = {port: shown_in_time(port, revision) for port in ports}
+    end = time.monotonic() + PATIENCE
+    seen = {port: shown_in_time(port, revision, end) for port in ports}
     findings = {
         "engine": {
             "ok": all(engines == [engine] for engines, _ in seen.values()),

@@ -4,7 +4,7 @@ ask_prometheus.py NAME SECONDS targets NUMBER | rules | alertmanagers | cluster 
 
 NAME is the host's full name, as its certificate has it. `targets`, `alertmanagers`, `cluster` and `samples` wait up to
 SECONDS: after a start the first scrape is to come. Before it Prometheus replays its log and answers 503: that may take REPLAY
-seconds.
+seconds. They do not wait for a unit that is stopped.
 """
 
 import http.client
@@ -12,6 +12,7 @@ import json
 import re
 import socket
 import ssl
+import subprocess
 import sys
 import time
 from typing import Any
@@ -19,6 +20,7 @@ from urllib.parse import quote
 
 name, patience, verb, *words = sys.argv[1], float(sys.argv[2]), *sys.argv[3:]
 PORTS = {"prometheus": 9090, "alertmanager": 9093}
+UNITS = ["prometheus.service", "prometheus-alertmanager.service"]
 REPLAY = 120
 DAYS = {"y": 365, "w": 7, "d": 1}  # as Prometheus prints them: 1y for 365d
 
@@ -58,9 +60,17 @@ def until(seen: Any, wanted: str | None = None, seconds: float = 0) -> str:
             end = min(time.monotonic() + 1, begun + REPLAY) + seconds
         except (OSError, http.client.HTTPException) as error:
             said = f"no answer: {error}"
+            if stopped():
+                return said
         if time.monotonic() > end:
             return said
         time.sleep(0.5)
+
+
+def stopped() -> bool:
+    """Whether one of them does not run and is not about to."""
+    states = subprocess.run(["systemctl", "is-active", *UNITS], capture_output=True, text=True, check=False)
+    return bool({"inactive", "failed"} & {*states.stdout.split()})
 
 
 def targets() -> str:

@@ -13,7 +13,9 @@ from llmkeep import size
 from llmkeep.cli import main
 
 sys.path.append(str(ROOT / "bench"))
-import logs as bench
+from log_lines import KINDS
+from log_sizes import in_elasticsearch
+from log_stand import TEMPLATE
 
 SIZES = size.measured()
 SETTINGS = {
@@ -34,8 +36,8 @@ def predicted(**load: Any) -> dict[str, Any]:
 
 def test_elasticsearch_stores_what_is_predicted() -> None:
     with search_server() as server:
-        server.do("PUT", "/_index_template/llmkeep-logs", bench.TEMPLATE)
-        stored = bench.in_elasticsearch(server, dict.fromkeys(bench.KINDS, DOCUMENTS))
+        server.do("PUT", "/_index_template/llmkeep-logs", TEMPLATE)
+        stored = in_elasticsearch(server, dict.fromkeys(KINDS, DOCUMENTS))
     for stream, number in stored.items():
         said = SIZES["bytes_per_document"][stream]
         assert said / FACTOR < number < said * FACTOR, (stream, said, number)
@@ -91,6 +93,6 @@ def test_an_estate_that_keeps_no_logs_is_told_what_is_missing(
 def test_each_number_was_measured() -> None:
     assert "bench/logs.py" in SIZES["measured_with"]
     for kind in ("bytes_per_document", "journal_bytes_per_line", "queue_bytes_per_document"):
-        assert sorted(SIZES[kind]) == sorted(bench.KINDS)
+        assert sorted(SIZES[kind]) == sorted(KINDS)
         assert all(number > 50 for number in SIZES[kind].values())
     assert 0.3 < SIZES["snapshot_share"] < 2
