@@ -1,7 +1,6 @@
 """Run playbooks with ansible-runner, whose output is printed as it comes.
 
-A run leaves nothing on disk: its working folder is in memory and is removed.
-
+A run leaves nothing on disk: its working folder is in memory and is removed, by the next run where this one was killed.
 """
 
 import os
@@ -12,6 +11,8 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ from typing import Any
 import ansible_runner
 import yaml
 
-from llmkeep import source_tree
+from llmkeep import durable, source_tree
 from llmkeep.errors import LlmkeepError
 
 GRACE_SECONDS = 15
+WORKING = "llmkeep-run-"  # begins the names of runs' working folders
 INI_SECTION = re.compile(r"^\[[\w.:-]+\]\s*$", re.MULTILINE)
 ACCEPTS = "Accept an untested system"  # task of roles/_common
 NOISE = ("[WARNING]", "<<< caused by >>>")  # of Ansible's messages, which say the same again
@@ -142,8 +144,7 @@ def play(
     """Run one playbook; returns its exit code and what was heard, including the output of the tasks ASKED."""
     root = source_tree.located()
     heard, interruption = Heard(asked=asked), Interruption()
-    work = Path(tempfile.mkdtemp(prefix="llmkeep-", dir=memory()))
-    try:
+    with working_folder() as work:
         collection = work / "collections/ansible_collections/llmkeep/estate"
         collection.parent.mkdir(parents=True)
         collection.symlink_to(root)
@@ -168,12 +169,28 @@ def play(
             cancel_callback=interruption,
             quiet=quiet,
         )
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     if interruption.asked_at is not None:
         print("llmkeep: interrupted; run it again, what is done is kept", file=sys.stderr)
         return 130, heard
     return int(done.rc != 0), heard
+
+
+@contextmanager
+def working_folder() -> Iterator[Path]:
+    """A folder in memory for one run. Those of runs that were killed are removed first: users' text may be in them."""
+    made = Path(tempfile.mkdtemp(prefix=".llmkeep-", dir=memory()))
+    for other in made.parent.glob(f"{WORKING}*"):
+        with suppress(LlmkeepError, OSError):  # of a run that is at work, or gone meanwhile
+            if other.lstat().st_uid == os.geteuid():
+                with durable.alone(other):
+                    shutil.rmtree(other, ignore_errors=True)
+    with durable.alone(made):
+        # Not before it is locked does it have a name that others look for.
+        work = made.rename(made.with_name(made.name.replace(".llmkeep-", WORKING)))
+        try:
+            yield work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def memory() -> str | None:

@@ -126,25 +126,52 @@ def test_verify_keeps_the_report_where_it_is_told(tree: Path) -> None:
     assert json.loads((tree.parent / "kept.json").read_text()) == {"ok": True}
 
 
-def test_an_interrupted_run_ends_ansible_too_and_says_so(tree: Path) -> None:
-    nap = f"sleep 600.{os.getpid()}"  # nobody else's
-    (tree / "site.yml").write_text(
-        f"- hosts: all\n  gather_facts: false\n  tasks: [{{ansible.builtin.command: {nap}}}]\n"
+NAP = f"sleep 600.{os.getpid()}"  # of this test alone
+
+
+def asleep() -> list[int]:
+    """PIDs of what a run waits for."""
+    found = subprocess.run(["pgrep", "--full", f"^{NAP}$"], capture_output=True, check=False)
+    return [int(pid) for pid in found.stdout.split()]
+
+
+def sleeping_run(tree: Path) -> tuple[subprocess.Popen[bytes], str]:
+    """A run of a process of its own that comes to no end, and the PID of its Ansible."""
+    (tree / "playbooks/nap.yml").write_text(
+        f"- hosts: all\n  gather_facts: false\n  tasks: [{{ansible.builtin.command: {NAP}}}]\n"
     )
     program = (
         "import pathlib, sys; from llmkeep import cli, source_tree; source_tree.located = lambda: pathlib.Path(sys.argv[1]); "
-        "sys.exit(cli.main(['site', '-i', 'inventory']))"
+        "sys.exit(cli.main(['run', 'playbooks/nap.yml', '-i', 'inventory']))"
     )
     started = subprocess.Popen(
         [sys.executable, "-c", program, str(tree)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
-    output = cast(IO[bytes], started.stdout)
-    assert any(b"TASK" in line for line in output)
+    assert any(b"TASK" in line for line in cast(IO[bytes], started.stdout))
     (ansible,) = Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()
     assert b"ansible-playbook" in Path(f"/proc/{ansible}/cmdline").read_bytes()
+    return started, ansible
+
+
+def test_an_interrupted_run_ends_ansible_too_and_says_so(tree: Path) -> None:
+    started, ansible = sleeping_run(tree)
     started.send_signal(signal.SIGINT)
     assert started.wait(timeout=20) == 130
     assert not Path(f"/proc/{ansible}").exists()
-    asleep = ["pgrep", "--full", f"^{nap}$"]
-    until(lambda: not subprocess.run(asleep, capture_output=True, check=False).stdout)  # killed, and dying
+    until(lambda: not asleep())  # killed, and dying
+    assert not left()
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next_and_what_a_running_one_has_is_not(tree: Path) -> None:
+    """Ansible's temporary files may be users' text (playbooks/improve.yml)."""
+    started, ansible = sleeping_run(tree)
+    (text,) = left()
+    (text / "journal.tar.gz").write_text("what users said")
+    assert cli.main(["site", "-i", "inventory"]) == 0
+    assert (text / "journal.tar.gz").exists()
+    for pid in (started.pid, int(ansible), *asleep()):
+        os.kill(pid, signal.SIGKILL)
+    started.wait(timeout=20)
+    assert left() == [text]
+    assert cli.main(["site", "-i", "inventory"]) == 0
     assert not left()
