@@ -70,7 +70,7 @@ def signed_in(chromium: Any, client: Client, page: str, key: str) -> Iterator[An
 
 def picture(opened: Any, name: str) -> None:
     if folder := os.environ.get("SCREENSHOTS"):
-        opened.screenshot(path=Path(folder) / f"loop-{name}.png", full_page=True)
+        opened.screenshot(path=Path(folder) / f"loop-{name}.png", full_page=name != "experiments")
 
 
 def test_what_a_person_corrects_is_corrected_by_an_expert_and_exported_once(
@@ -101,7 +101,8 @@ def test_what_a_person_corrects_is_corrected_by_an_expert_and_exported_once(
         expert.get_by_role("button", name="Save the correction").click()
         expert.wait_for_url("**/operator/reviews")
         assert expert.get_by_role("link", name=ASKED).count() == 0
-    [example] = map(json.loads, pages.on("llm1", typed("runuser ")).splitlines()[-1:])
+    lines = pages.on("llm1", typed("runuser ")).splitlines()
+    [example] = [json.loads(line) for line in lines if line.startswith('{"')]  # after the report
     assert example["prompt"] == [{"role": "user", "content": ASKED}]
     assert example["chosen"] == [{"role": "assistant", "content": CORRECTED}]
     assert example["rejected"] == [{"role": "assistant", "content": said}]
@@ -122,4 +123,5 @@ def test_a_product_owner_sees_the_intervals_that_were_printed(
         for metric in rung["metrics"]:
             low, high = metric["interval"]
             assert f"{low:+.3f} … {high:+.3f}" in shown
+        owner.set_viewport_size({"width": 1000, "height": 700})
         picture(owner, "experiments")
