@@ -1,0 +1,127 @@
+"""What docs/loop.md walks through, on the finished estate: a person asks, rates and corrects in Chromium, an expert corrects, the
+export has it, and a product owner sees intervals. `SCREENSHOTS=FOLDER` writes the walk's pictures there.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from estate import LAB, ROOT, Client, Lab
+
+MODEL = "smollm2-135m-instruct"
+GREEDY = "smollm2-greedy"  # says the same each time, and ends: an answer that is cut is not kept
+ASKED = "Which ocean is the largest?"
+CORRECTED = "The Pacific Ocean."
+WALK = (ROOT / "docs/loop.md").read_text().partition("## Rate an answer")[0]
+
+
+def typed(begin: str) -> str:
+    """The commands of the walk that begin so."""
+    [block] = re.findall(rf"^```\n({re.escape(begin)}.*?)^```$", WALK, re.MULTILINE | re.DOTALL)
+    return str(block)
+
+
+@pytest.fixture(scope="module")
+def pages(estate: Lab) -> Lab:
+    """The estate with the walk's experiment, second model and pages."""
+    estate.on("ops1", f"set -e\n{typed('cp -r ')}", timeout=900)
+    return estate
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """Playwright is in the payload's environment alone, which has the same Python."""
+    sys.path.append(str(ROOT / "payload/tests/helpers"))
+    sys.path += map(str, ROOT.glob("payload/.venv/lib/python3.*/site-packages"))
+    from browser import CHROMIUM, launched  # type: ignore[import-not-found]
+
+    if not CHROMIUM:
+        pytest.skip("needs chromium-headless-shell of requirements.apt")
+    with launched() as browser:
+        yield browser
+
+
+def new_key(lab: Lab, subject: str, role: str) -> str:
+    return lab.on("llm1", f"llm-serve keys add --subject {subject} --tenant demo --role {role}").strip()
+
+
+@contextmanager
+def signed_in(chromium: Any, client: Client, page: str, key: str) -> Iterator[Any]:
+    """A tab that is signed in by a key."""
+    from browser import tab
+
+    port = urlsplit(client.url).port
+    # Chromium reports now and then that a stream failed after its page has read the end of it.
+    with tab(chromium, port, "en", "light", 840, "/v1/chat/completions net::ERR_ABORTED") as opened:
+        opened.set_default_timeout(120_000)
+        opened.goto(page)
+        opened.get_by_label("API").fill(key)
+        opened.keyboard.press("Enter")
+        yield opened
+
+
+def picture(opened: Any, name: str) -> None:
+    if folder := os.environ.get("SCREENSHOTS"):
+        opened.screenshot(path=Path(folder) / f"loop-{name}.png", full_page=name != "experiments")
+
+
+def test_what_a_person_corrects_is_corrected_by_an_expert_and_exported_once(
+    pages: Lab, client: Client, chromium: Any
+) -> None:
+    with signed_in(chromium, client, "/", client.key) as person:
+        person.locator(f"#model option[value='{GREEDY}']").wait_for(state="attached")
+        person.locator("#model").select_option(GREEDY)
+        person.locator("#question").fill(ASKED)
+        person.keyboard.press("Enter")
+        answer = person.locator("article.answer")
+        answer.get_by_role("button", name="Bad answer").click()
+        said = answer.locator(".text").inner_text()
+        answer.get_by_label("Reason").select_option("wrong")
+        answer.get_by_label("What should have been answered").fill("The Pacific.")
+        picture(person, "rated")
+        answer.get_by_role("button", name="Send the rating").click()
+        person.locator("#status", has_text="with comment and correction").wait_for()
+    with signed_in(chromium, client, "/operator/", new_key(pages, "eva", "expert")) as expert:
+        expert.wait_for_url("**/operator/reviews")
+        expert.get_by_role("link", name=ASKED).click()
+        shown = expert.inner_text("main")
+        assert said in shown
+        assert "The Pacific." in shown
+        expert.get_by_role("checkbox", name="wrong fact").check()
+        expert.get_by_label("Correction").fill(CORRECTED)
+        picture(expert, "review")
+        expert.get_by_role("button", name="Save the correction").click()
+        expert.wait_for_url("**/operator/reviews")
+        assert expert.get_by_role("link", name=ASKED).count() == 0
+    lines = pages.on("llm1", typed("runuser ")).splitlines()
+    [example] = [json.loads(line) for line in lines if line.startswith('{"')]  # after the report
+    assert example["prompt"] == [{"role": "user", "content": ASKED}]
+    assert example["chosen"] == [{"role": "assistant", "content": CORRECTED}]
+    assert example["rejected"] == [{"role": "assistant", "content": said}]
+
+
+def test_a_product_owner_sees_the_intervals_that_were_printed(
+    pages: Lab, client: Client, chromium: Any
+) -> None:
+    environment = os.environ | {"LAB_INSTANCE": pages.instance, "PATH": f"{LAB.parent}:{os.environ['PATH']}"}
+    own = typed("source .lab/env").replace(".lab/env", f".lab/instances/{pages.instance}/env")
+    subprocess.run(["bash", "-euo", "pipefail", "-c", own], env=environment, cwd=ROOT, check=True)
+    pages.on("ops1", f"set -e\n{typed('mkdir -p /etc/llmkeep/verdicts')}")
+    [rung] = json.loads(pages.on("ops1", "cat /etc/llmkeep/verdicts/greedy.json"))
+    with signed_in(chromium, client, "/operator/", new_key(pages, "paula", "product_owner")) as owner:
+        owner.wait_for_url("**/operator/experiments")
+        shown = owner.inner_text("main")
+        assert re.search(rf"greedy\s+{MODEL}\s+{MODEL}\s+{GREEDY}\s+request\s+50 %", shown), shown
+        for metric in rung["metrics"]:
+            low, high = metric["interval"]
+            assert f"{low:+.3f} … {high:+.3f}" in shown
+        owner.set_viewport_size({"width": 1000, "height": 700})
+        picture(owner, "experiments")
