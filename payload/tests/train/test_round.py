@@ -42,6 +42,7 @@ KILLS, MOST = int(os.environ.get("STORM", "5")), 10  # of all rounds, and of one
 SEED = int(os.environ.get("SEED", "5"))
 STEPS = ("answers", "ship", "export", "pack", "train", "compare", "publish", "rung", "promoted")
 SIGNER = f"llm-audit/{socket.gethostname()}", bytes.fromhex("5e" * 32)  # of the service's audit writer
+ARM = "llmkeep.experiment.arm", "gen_ai.request.model"
 RIGHT, WRONG = "Paris", "Lyon"
 IDS = ResponseIds(PEPPER)
 EXPERIMENT: dict[str, Any] = {
@@ -357,14 +358,16 @@ def check_examples(done: Round) -> None:
 
 
 def check_arms(done: Round) -> None:
-    """Each answer has one intent on record, and it names the arm and the model that have answered."""
-    intents: dict[str, list[dict[str, Any]]] = {}
+    """Each answer has an intent on record, which names the arm and the model that have answered."""
+    intents: dict[str, dict[str, Any]] = {}
     for event in done.service.records():
         if event.get("llmkeep.audit.phase") == "intent":
-            intents.setdefault(event["transaction.id"], []).append(event)
+            first = intents.setdefault(event[TRANSACTION], event)
+            # Twice where the writer was killed before it said that it is on disk.
+            assert [event.get(name) for name in ARM] == [first.get(name) for name in ARM]
     arms = Counter[tuple[str, str]]()
     for transaction, answer in done.ledger.items():
-        [intent] = intents[transaction]
+        intent = intents[transaction]
         arm = intent.get("llmkeep.experiment.arm", "")
         arms[answer.step, arm] += 1
         if arm:
@@ -374,10 +377,10 @@ def check_arms(done: Round) -> None:
     assert {step for step, arm in arms if not arm} == {"answers"}
     assert arms["promoted", "control"] == 0
     for line in kept(done.journal, ASSIGNED):
-        [intent] = intents[line[TRANSACTION]]
+        intent = intents[line[TRANSACTION]]
         assert intent["llmkeep.experiment.arm"] == line["llmkeep.experiment.arm"]
     for line in kept(done.journal, ANSWERED):
-        [intent] = intents[line[TRANSACTION]]
+        intent = intents[line[TRANSACTION]]
         assert intent["gen_ai.request.model"] == line["llm.model"]
     told = done.service.cli(
         "audit", "verify", "--verifier", Signer(*SIGNER).verifier.text, str(done.folder / "audit")
