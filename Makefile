@@ -88,7 +88,7 @@ unit-serving: env
 
 unit-training: env
 	cd payload
-	.venv/bin/pytest $(BY_FILE) tests/train/run/test_{strategies,train}.py $$(find tests/train -name 'test_*.py' | sort)
+	.venv/bin/pytest $(BY_FILE) tests/train/run/test_{strategies,train}.py tests/train/test_round.py $$(find tests/train -name 'test_*.py' | sort)
 
 policy: env  ## who may do what: format, types, tests and their coverage, lint
 	if opa=$$(.venv/bin/llmkeep program opa); then
@@ -157,6 +157,7 @@ storm: bundle kernel  ## the long fault campaigns (hours): KILLS=500 of a progra
 	fi
 	cd payload
 	STORM=$(or $(KILLS),200) SEED=$(or $(SEED),5) .venv/bin/pytest tests/train/run/test_saves_cut_short.py -k kill -rP
+	STORM=$(or $(KILLS),50) SEED=$(or $(SEED),5) .venv/bin/pytest tests/train/test_round.py -rP
 	STORM=1 .venv/bin/pytest tests/serve/engine/test_engine_contract.py -k 'vllm or deepseek' -rs
 	STORM=1 .venv/bin/pytest tests/train/run/test_preferences.py -k 'strategy or zero3' -rs
 	if [ -e ../bench/.venv-trl ]; then

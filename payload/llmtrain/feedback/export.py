@@ -7,6 +7,7 @@ from the best answers and from corrections. Only exchanges of tenants that conse
 import argparse
 import hashlib
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from llmcore import ratings
-from llmcore.files import replacing
+from llmcore.files import flush
 from llmcore.privileges import become_owner
 from llmtrain import exits
 
@@ -280,12 +281,18 @@ def write_export(
         f"{kind}.jsonl": data,
         "rejects.jsonl": "".join(json.dumps(each) + "\n" for each in rejects),
         **{f"{name}.jsonl": lines_of(rows) for name, rows in more.items()},
-        "export.json": json.dumps(report, indent=1) + "\n",  # last: with it the export is whole
+        "export.json": json.dumps(report, indent=1) + "\n",
     }
-    out.mkdir(parents=True, mode=0o700)
+    # Aside, so that after a kill the same command does it.
+    aside = out.with_name(out.name + ".partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True, mode=0o700)
     for name, text in files.items():
-        with replacing(out / name) as aside:
-            aside.write_text(text, encoding="utf-8")
+        (aside / name).write_text(text, encoding="utf-8")
+        flush(aside / name)
+    flush(aside)
+    aside.rename(out)
+    flush(out.parent)
     print(files["export.json"], end="")
 
 

@@ -15,7 +15,7 @@ sys.path.append(str(ROOT))  # the payload never imports the control node; only i
 from llmkeep.bundle import cache as builder  # noqa: E402 - on the path added above
 from llmkeep.bundle import gguf, lock, programs  # noqa: E402 - as above
 from llmkeep.experiments import commands as experiment_commands  # noqa: E402 - as above
-from llmkeep.experiments import definition, outcomes  # noqa: E402 - as above
+from llmkeep.experiments import definition, ladder, outcomes  # noqa: E402 - as above
 from llmkeep.policy import source as policy_source  # noqa: E402 - as above
 
 __all__ = [
@@ -25,8 +25,10 @@ __all__ = [
     "bundled_model",
     "definition",
     "experiment_commands",
+    "ladder",
     "outcomes",
     "packed",
+    "policy_source",
     "programs",
     "signed_bundle",
 ]

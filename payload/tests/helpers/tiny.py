@@ -85,6 +85,36 @@ def make_reciter(directory: Path, text: str) -> None:
 
     Its single layer adds nothing, each token has its own direction, and the head maps it to the next token.
     """
+    fast, model = one_layer(directory)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model.model.norm.weight.fill_(1)
+        recite(fast, model, text)
+    model.save_pretrained(directory)
+
+
+def make_undecided(directory: Path, often: str, seldom: str) -> None:
+    """A Llama as that of `make_reciter` that answers with one of two texts, and can learn which: its layer adds little, but can
+    be adapted, and the last hidden dimension, which is 0 before, tells the texts apart.
+    """
+    torch.manual_seed(0)
+    fast, model = one_layer(directory)
+    with torch.no_grad():
+        layer = model.model.layers[0]
+        for parameter in layer.self_attn.o_proj.weight, layer.mlp.down_proj.weight:
+            parameter.mul_(0.05)
+        model.model.embed_tokens.weight.zero_()
+        model.lm_head.weight.zero_()
+        for text, weight, side in ((often, 1.04, -10), (seldom, 1, 10)):
+            first = recite(fast, model, text)
+            model.lm_head.weight[first].fill_(weight)
+            model.lm_head.weight[first, -1] = side
+    model.save_pretrained(directory)
+
+
+def one_layer(directory: Path) -> tuple[Any, Any]:
+    """Tokenizer and model in which each token can have a dimension of its own; the tokenizer is saved."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     fast = make_tokenizer(directory)
@@ -93,19 +123,19 @@ def make_reciter(directory: Path, text: str) -> None:
         vocab_size=len(fast), hidden_size=size, intermediate_size=64, num_hidden_layers=1, num_attention_heads=7,
         max_position_embeddings=2048, bos_token_id=0, eos_token_id=1, pad_token_id=1, tie_word_embeddings=False,
     )  # fmt: skip
-    model = LlamaForCausalLM(config)
+    return fast, LlamaForCausalLM(config)
+
+
+def recite(fast: Any, model: Any, text: str) -> int:
+    """Have each token of `text` followed by the next one, and the last by the end; returns the first."""
     spoken = [token for each in text.encode() for token in fast.convert_tokens_to_ids([byte_token(each)])]
     if len(set(spoken)) != len(spoken):
         raise ValueError(f"a byte occurs twice in {text!r}")
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.zero_()
-        model.model.norm.weight.fill_(1)
-        model.model.embed_tokens.weight[:, : len(fast)].copy_(torch.eye(len(fast)))
-        model.lm_head.weight[spoken[0]].fill_(1)  # after any token outside of the text
-        for before, after in zip(spoken, [*spoken[1:], 1], strict=True):
-            model.lm_head.weight[after, before] += 2
-    model.save_pretrained(directory)
+    model.model.embed_tokens.weight[:, : len(fast)].copy_(torch.eye(len(fast)))
+    model.lm_head.weight[spoken[0]].fill_(1)  # after any token outside of the text
+    for before, after in zip(spoken, [*spoken[1:], 1], strict=True):
+        model.lm_head.weight[after, before] += 2
+    return int(spoken[0])
 
 
 def byte_token(value: int) -> str:

@@ -201,7 +201,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seco
         time.sleep(0.02)
 
 
-def ranks(agent: subprocess.Popen[str]) -> list[int]:
+def ranks(agent: subprocess.Popen[Any]) -> list[int]:
     """Ids of the live processes that torchrun's agent has started."""
     children = [
         pid for task in Path(f"/proc/{agent.pid}/task").glob("*/children") for pid in task.read_text().split()

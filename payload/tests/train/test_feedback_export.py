@@ -187,6 +187,25 @@ def test_the_last_rating_counts_on_whatever_host(journal: Journal, tmp_path: Pat
     assert json.loads((tmp_path / "kto/kto.jsonl").read_text())["label"] is False
 
 
+def test_an_export_that_was_killed_is_done_by_the_same_command(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal.add(1, thumb="up")
+    whole = Path.write_text
+
+    def cut_off(path: Path, text: str, **more: str) -> int:
+        if "rejects" in path.name:
+            raise KeyboardInterrupt
+        return whole(path, text, **more)
+
+    with monkeypatch.context() as killed:
+        killed.setattr(Path, "write_text", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            journal.export("kto")
+    assert len(journal.export("kto")[0]) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["journal", "kto"]
+
+
 def test_a_prompt_without_the_chat_template_is_no_example(journal: Journal) -> None:
     journal.add(0, thumb="up")
     journal.add(1, thumb="up")
