@@ -114,7 +114,7 @@ def test_a_product_owner_sees_the_intervals_that_were_printed(
     environment = os.environ | {"LAB_INSTANCE": pages.instance, "PATH": f"{LAB.parent}:{os.environ['PATH']}"}
     own = typed("source .lab/env").replace(".lab/env", f".lab/instances/{pages.instance}/env")
     subprocess.run(["bash", "-euo", "pipefail", "-c", own], env=environment, cwd=ROOT, check=True)
-    pages.on("ops1", f"set -e\n{typed('mkdir -p /etc/llmkeep/verdicts')}")
+    pages.on("ops1", f"set -e\n{typed('llmkeep experiment show ')}")
     [rung] = json.loads(pages.on("ops1", "cat /etc/llmkeep/verdicts/greedy.json"))
     with signed_in(chromium, client, "/operator/", new_key(pages, "paula", "product_owner")) as owner:
         owner.wait_for_url("**/operator/experiments")
