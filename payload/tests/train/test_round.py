@@ -218,35 +218,11 @@ class Round:
             "scale": {"strategy": "ddp", "processes": 1, "micro_batch": 1, "tokens_per_step": 8 * 256},
         }  # fmt: skip
         job.write_text(json.dumps(told))
-        kind = [
-            "--kind",
-            "kto",
-            "--since",
-            "2026-01-01",
-        ]  # without the held-out set, which has one of the two answers
-        examples = self.folder / "examples"
-        self.train(
-            "export",
-            0.6,
-            "examples",
-            "feedback",
-            "export",
-            "--journal",
-            self.journal,
-            *kind,
-            "--out",
-            examples,
-        )
-        packing = [
-            "--examples",
-            examples,
-            "--model",
-            self.model,
-            "--seq-len",
-            256,
-            "--out",
-            self.folder / "rows",
-        ]
+        examples, rows = self.folder / "examples", self.folder / "rows"
+        # Without the held-out set, which has one of the two answers.
+        rated = ["--journal", self.journal, "--kind", "kto", "--since", "2026-01-01", "--out", examples]
+        self.train("export", 0.6, "examples", "feedback", "export", *rated)
+        packing = ["--examples", examples, "--model", self.model, "--seq-len", 256, "--out", rows]
         self.train("pack", 2.5, "rows", "feedback", "pack", *packing)
         done = self.train(
             "train", 8, "round/training.json", "run", job, "--key-file", key, writes="metrics.jsonl"
