@@ -3,7 +3,8 @@
 from typing import Any
 
 from llmcore.ratings import RATED
-from llmserve.access.experiments import Experiment, identifier
+from llmproof.experiments import identifier
+from llmserve.access.experiments import Experiment
 
 RAILS = {"slow_seconds": 5.0, "slow": 0.01, "failed": 0.01, "refused": 0.02, "length": 0.5}
 METRICS = {"thumb": "higher", "corrected": "lower"}

@@ -262,14 +262,15 @@ class Round:
         while True:
             subjects = [arms[arm].pop(0) for _ in range(37) for arm in arms]
             self.killer.converse("rung", talk, [(each, "which town is it?") for each in self.admit(subjects)])
-            told = self.service.cli(
+            done = self.service.cli(
                 "feedback", "outcomes", "--experiment", "support-12", "--folder", str(self.journal)
             )
-            assert told.returncode == 0, told.stderr
-            outcomes.write_text(told.stdout)
+            assert done.returncode == 0, done.stderr
+            outcomes.write_text(done.stdout)
             if min(rated(outcomes).values()) >= EXPERIMENT["minimum"]:
                 break
-        authority.ladder.promote(self.source, declared, outcomes, "better", None)
+        told = authority.ladder.Told(authority.outcomes.read(outcomes, declared))
+        authority.ladder.promote(self.source, declared, told, "better", None)
         self.install_policy()
 
     def promoted(self) -> None:

@@ -302,7 +302,7 @@ def test_a_slow_redis_does_not_cost_each_request_a_deadline(
 ) -> None:
     folder = tmp_path_factory.mktemp("late")
     begun, made = time.monotonic(), list[float]()
-    with redis_server.delayed(folder / "late.sock", 1.0, made) as path:
+    with redis_server.delayed(folder / "late.sock", 60, made) as path:
         settings = {**redis_server.settings, "url": f"unix://{path}", "deadline_ms": 50}
         secret = {"redis.gateway": PASSWORD}
         with running(folder, redis=settings, credentials=secret) as service, service.client() as client:
