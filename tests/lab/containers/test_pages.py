@@ -88,7 +88,7 @@ def test_what_a_person_corrects_is_corrected_by_an_expert_and_exported_once(
         answer.get_by_label("What should have been answered").fill("The Pacific.")
         picture(person, "rated")
         answer.get_by_role("button", name="Send the rating").click()
-        person.locator("#status", has_text="with comment and correction").wait_for()
+        answer.get_by_label("What should have been answered").wait_for(state="hidden")  # once that is kept
     with signed_in(chromium, client, "/operator/", new_key(pages, "eva", "expert")) as expert:
         expert.wait_for_url("**/operator/reviews")
         expert.get_by_role("link", name=ASKED).click()
