@@ -36,14 +36,14 @@ class Lab:
     instance: str
     inventories: tuple[str, ...] = ("inventory/lab",)
 
-    @property
-    def _given(self) -> str:
-        return " ".join(f"-i {inventory}" for inventory in self.inventories)
+    def command(self, verb: str, *args: str) -> str:
+        """As an operator types it on the control node."""
+        given = [f"-i {inventory}" for inventory in self.inventories]
+        return " ".join(["llmkeep", verb, *given, *args])
 
     @property
     def site_command(self) -> str:
-        """As an operator types it on the control node."""
-        return f"llmkeep site {self._given}"
+        return self.command("site")
 
     def floor(self, *options: str) -> None:
         """Make the hosts, and the snapshots `bare` and `floor` of them."""
@@ -108,7 +108,7 @@ class Lab:
 
     def operate(self, verb: str, *args: str, check: bool = True) -> str:
         """What another of the operator's verbs prints: `llmkeep VERB`, on ops1."""
-        return self.on("ops1", " ".join(["llmkeep", verb, self._given, *args]), check=check, timeout=600)
+        return self.on("ops1", self.command(verb, *args), check=check, timeout=600)
 
     def snapshots(self, host: str) -> list[str]:
         """Names of a host's snapshots."""
@@ -238,6 +238,23 @@ def sign_and_add(lab: Lab, candidate: str, options: str = "") -> str:
     said = lab.on("ops1", f"llmkeep release sign {candidate} {given} {options}")
     lab.on("ops1", f"rm /run/publish.passphrase && llmkeep release add {candidate}")
     return said
+
+
+def job_done(lab: Lab, host: str, unit: str, seconds: float = 1500) -> None:
+    """Wait until a training job is done there."""
+    end = time.monotonic() + seconds
+    while "exited" not in (state := lab.on(host, f"systemctl show -P SubState {unit}", check=False)):
+        assert time.monotonic() < end, state + lab.on(
+            host, f"journalctl --unit {unit} --lines 40 --output cat"
+        )
+        time.sleep(5)
+
+
+def serve_models(lab: Lab, models: list[dict[str, Any]]) -> None:
+    """What an operator does: other models into the inventory, and the roles that serve them."""
+    variables = json.dumps({"serve": {"vars": {"llm_serving_models": models}}})
+    lab.on("ops1", "cat > /root/models.json", given=variables)
+    lab.on("ops1", f"{lab.site_command} -i /root/models.json -t llm_serving", timeout=1800)
 
 
 def leaks(lab: Lab, client: Client, sealed: list[tuple[str, str]], output: str) -> list[str]:

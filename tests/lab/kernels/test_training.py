@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from estate import Lab, answers, changed, open_client, sign_and_add
+from estate import Lab, answers, changed, job_done, open_client, serve_models, sign_and_add
 
 pytestmark = pytest.mark.skipif(
     "STORM" not in os.environ, reason="four hosts and half an hour: `make storm` has it"
@@ -55,16 +55,6 @@ def train(lab: Lab, *jobs: dict[str, Any]) -> str:
     return lab.on("ops1", f"{lab.site_command} -i /root/jobs.json -t llm_training", timeout=1800)
 
 
-def wait(lab: Lab, host: str, unit: str, seconds: float = 1500) -> None:
-    """Until a job is done there."""
-    end = time.monotonic() + seconds
-    while "exited" not in (state := lab.on(host, f"systemctl show -P SubState {unit}", check=False)):
-        assert time.monotonic() < end, state + lab.on(
-            host, f"journalctl --unit {unit} --lines 40 --output cat"
-        )
-        time.sleep(5)
-
-
 def saved(lab: Lab, host: str, name: str) -> list[str]:
     return lab.on(host, f"ls {HERE}/jobs/{name}/checkpoints", check=False).split()
 
@@ -89,7 +79,7 @@ def test_zero3_over_two_hosts_goes_on_from_its_last_good_checkpoint_after_a_powe
     time.sleep(5)
     trainers.run("power-on", "train2")
     for host in HOSTS:
-        wait(trainers, host, "llm-train@deepseek")
+        job_done(trainers, host, "llm-train@deepseek")
     told = json.loads(trainers.on("train1", f"cat {HERE}/jobs/deepseek/model/training.json"))
     assert (told["step"], told["ran"]["strategy"], told["ran"]["world_size"]) == (60, "zero3", 2)
     for rank in told["ran"]["ranks"]:
@@ -112,7 +102,7 @@ def test_an_adapter_is_gated_published_installed_and_answers(trainers: Lab) -> N
     )
     train(trainers, learned)
     for host in HOSTS:
-        wait(trainers, host, "llm-train@licences")
+        job_done(trainers, host, "llm-train@licences")
     output = f"{HERE}/jobs/licences"
     # Held out: other licences, which have the words and not the text.
     held_out = """import json, pathlib
@@ -151,10 +141,5 @@ for text in list(dict.fromkeys(texts))[:40]:
             "threads": 1,
         }
     ]
-    trainers.on(
-        "ops1",
-        "cat > /root/models.json",
-        given=json.dumps({"serve": {"vars": {"llm_serving_models": models}}}),
-    )
-    trainers.on("ops1", f"{trainers.site_command} -i /root/models.json -t llm_serving", timeout=1800)
+    serve_models(trainers, models)
     assert "Paris" in answers(open_client(trainers))

@@ -59,6 +59,17 @@ def test_the_job_file_names_model_output_and_hosts_and_leaves_out_what_is_the_ro
     ]
 
 
+def test_a_host_without_a_volume_gets_the_folder_that_one_would_be_mounted_at(tmp_path: Path) -> None:
+    given = {
+        "llm_training_plain_disk_allowed": True,
+        "llm_training_hosts": ["train1"],
+        "__llm_training_release": {"id": "0123456789ab"},
+    }
+    made = rendered(tmp_path, "llm_training", {}, "train1", HOSTS, given, configured=True)
+    places = [each["path"] for each in made["tree"]["directories"]]
+    assert places.index("/srv/llmkeep") + 1 == places.index("/srv/llmkeep/training")
+
+
 def test_the_unit_meets_at_the_first_host_as_the_second_one(made: Any) -> None:
     (start,) = [line for line in made["unit"].splitlines() if line.startswith("ExecStart=")]
     assert start.endswith("--nodes 2 --node-rank 1 --rendezvous 10.0.0.21:29400 --traffic esp")
