@@ -9,6 +9,7 @@ from typing import Any
 import policies
 import pytest
 import yaml
+from declared_experiment import EXPERIMENT
 
 from llmkeep import durable
 from llmkeep.cli import main
@@ -16,29 +17,13 @@ from llmkeep.experiments import ladder
 from llmkeep.policy import source as policy_source
 from llmkeep.record import runs
 
-GIVEN: dict[str, Any] = {
-    "experiment": "support-12",
-    "model": "support",
-    "control": "support-7",
-    "candidate": "support-8",
-    "unit": "subject",
-    "tenants": ["research"],
-    "ladder": [5, 25, 50, 100],
-    "days": 14,
-    "minimum": 50,
-    "metrics": [
-        {"name": "thumb", "better": "higher", "difference": 0.1},
-        {"name": "corrected", "better": "lower", "difference": 0.02},
-    ],
-    "expects": {"subjects": 2000, "conversations": 900, "requests": 6000, "ratings": 400, "alike": 0.2},
-}
-EXPECTS = GIVEN["expects"]
-THUMB, CORRECTED = GIVEN["metrics"]
+EXPECTS = EXPERIMENT["expects"]
+THUMB, CORRECTED = EXPERIMENT["metrics"]
 
 
 def written(folder: Path, name: str = "one", **changed: Any) -> str:
     path = folder / f"{name}.yml"
-    path.write_text(yaml.safe_dump(GIVEN | changed))
+    path.write_text(yaml.safe_dump(EXPERIMENT | changed))
     return str(path)
 
 

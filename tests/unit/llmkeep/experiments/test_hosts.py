@@ -15,6 +15,7 @@ import hosts_here
 import policies
 import pytest
 import yaml
+from declared_experiment import EXPERIMENT
 from plugin_modules import ROOT
 
 from llmkeep import playbooks
@@ -28,24 +29,9 @@ from llmkeep.record import runs
 from llmproof.experiments import identifier
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="runs programs as other users, which only root may")
-GATEWAY = "nobody"  # an account that every Debian has; it stands in for llm-gateway
+GATEWAY = "nobody"  # Debian's own account, in place of llm-gateway
 NAME = "support-12"
-GIVEN: dict[str, Any] = {
-    "experiment": NAME,
-    "model": "support",
-    "control": "support-7",
-    "candidate": "support-8",
-    "unit": "subject",
-    "tenants": ["research"],
-    "ladder": [50, 100],
-    "days": 14,
-    "minimum": 30,
-    "metrics": [
-        {"name": "thumb", "better": "higher", "difference": 0.1},
-        {"name": "corrected", "better": "lower", "difference": 0.05},
-    ],
-    "expects": {"subjects": 2000, "conversations": 900, "requests": 6000, "ratings": 400, "alike": 0.2},
-}
+GIVEN = EXPERIMENT | {"ladder": [50, 100], "minimum": 30}
 MODELS = [
     {"name": "support-7", "driver": "naive", "model": "smollm2"},
     {"name": "support-8", "driver": "naive", "release": "support-8", "memory": "24G"},
