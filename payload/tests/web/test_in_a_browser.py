@@ -76,6 +76,23 @@ def accessible(opened: Any, name: str, width: int) -> None:
     assert found.violations_count == 0, f"{name}: {found.generate_report()}"
 
 
+@pytest.mark.parametrize("width", [840, 1040])
+def test_no_word_of_a_table_is_broken(chromium: Any, page: OperatorPage, width: int) -> None:
+    broken = """() => [...document.querySelectorAll("td, th")].flatMap(cell => [...cell.childNodes].flatMap(node => {
+        if (node.nodeType !== Node.TEXT_NODE) return [];
+        return [...node.data.matchAll(/(?<!\\S)[A-Za-z]+(?!\\S)/g)].filter(word => {
+            const range = document.createRange();
+            range.setStart(node, word.index);
+            range.setEnd(node, word.index + word[0].length);
+            return new Set([...range.getClientRects()].map(line => line.top)).size > 1;
+        }).map(word => word[0]);
+    }))"""
+    with tab(chromium, page, width=width) as opened:
+        for name in ("", "hosts", "models", "gpus", "training", "alerts"):
+            opened.goto(f"/operator/{name}")
+            assert opened.evaluate(broken) == [], name or "overview"
+
+
 @pytest.mark.parametrize(("language", "scheme", "width"), [("en", "light", 320), ("zh", "dark", 1200)])
 def test_pages_of_experts_and_product_owners_are_accessible(
     chromium: Any, page: OperatorPage, language: str, scheme: str, width: int
