@@ -10,10 +10,14 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
 
+from llmserve.client_tls import ClientContext
 from llmserve.settings import Redis
 
 log = logging.getLogger("llmserve.redis")
 REST_SECONDS = (0.25, 0.5, 1.0, 2.0)  # pauses after consecutive failures; the last one repeats
+CONNECT_SECONDS = (
+    2.0  # to another host, with its TLS handshake; callers do not wait for it longer than their deadline
+)
 REPORT_SECONDS = 60.0  # between two log lines for the same kind of failure
 
 
@@ -50,6 +54,7 @@ class RedisClient:
         self.reported: dict[str, float] = {}
         self.waiting: list[PendingCommands] = []
         self.asking: asyncio.Task[None] | None = None
+        self.connecting: asyncio.Task[None] | None = None
         pool: Any = redis_client.ConnectionPool.from_url(
             settings.url,
             username=settings.user,
@@ -57,7 +62,9 @@ class RedisClient:
             retry=Retry(NoBackoff(), 0),
             driver_info=None,
         )
-        self.connection: redis_client.Connection = pool.make_connection()
+        self.connection: Any = pool.make_connection()
+        if settings.tls:  # redis-py's own context keeps its first certificate, and knows no revocation lists
+            self.connection.ssl_context = ClientContext(settings.tls, settings.url)
 
     async def execute(self, *commands: Command) -> list[Any]:
         """Results of `commands`; raises RedisUnavailable, also if Redis rejects one of them."""
@@ -84,7 +91,8 @@ class RedisClient:
                 except Exception as error:
                     self.rest(error)
                     self.refuse(batch)
-                    await self.connection.disconnect(nowait=True)  # it may hold half a response
+                    if self.connecting is None:
+                        await self.connection.disconnect(nowait=True)  # it may hold half a response
                 self.probing = False
         finally:
             self.refuse(batch)
@@ -101,8 +109,10 @@ class RedisClient:
         """Send the batch in one write, and read the results; raises RedisError or OSError."""
         connection = self.connection
         # Readable before anything was sent means that Redis has closed the connection.
-        if connection.is_connected and await connection.can_read():
+        if self.connecting is None and connection.is_connected and await connection.can_read():
             await connection.disconnect(nowait=True)
+        if self.connecting or not connection.is_connected:
+            await self.connect()
         commands = [command for pending in batch for command in pending.commands]
         await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
         for pending in batch:
@@ -122,6 +132,18 @@ class RedisClient:
             else:
                 pending.answers.set_result(answers)
 
+    async def connect(self) -> None:
+        """Connect and log in. It goes on beyond a missed deadline, so that a later call finds the connection ready."""
+        if self.connecting is None:
+            self.connecting = asyncio.create_task(
+                asyncio.wait_for(self.connection.connect(), CONNECT_SECONDS)
+            )
+        try:
+            await asyncio.shield(self.connecting)
+        finally:
+            if self.connecting.done():
+                self.connecting = None
+
     def rest(self, error: Exception) -> None:
         """Pause after a failure, longer each time."""
         rest = REST_SECONDS[min(self.failures, len(REST_SECONDS) - 1)]
@@ -138,6 +160,6 @@ class RedisClient:
             log.warning("Redis failed: continuing without it", extra={"fields": fields})
 
     async def close(self) -> None:
-        if self.asking:
-            self.asking.cancel()
+        for task in filter(None, (self.asking, self.connecting)):
+            task.cancel()
         await self.connection.disconnect()

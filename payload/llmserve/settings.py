@@ -118,14 +118,29 @@ class Engine(Section):
 
 class Redis(Section):
     """The answer cache and shared quotas. `password_credential` names a systemd credential; without it no password is
-    sent.
+    sent. `tls`: for the Redis of another host, whose URL begins with `rediss://`.
     """
 
-    url: str
+    url: Annotated[str, Field(pattern=r"^(unix:///|rediss?://[^/?#@]+$)")]
+    tls: ClientTls | None = None
     user: str | None = None
     password_credential: str | None = None
     deadline_ms: Positive = 5
     ttl_seconds: Positive = 3600
+
+    @model_validator(mode="after")
+    def nothing_in_clear(self) -> "Redis":
+        """Prompts leave this host over mutual TLS only."""
+        parts = urlsplit(self.url)
+        if parts.scheme == "redis" and parts.hostname not in LOOPBACK:
+            raise ValueError(
+                f"{self.url} would send prompts in clear text: use rediss://, a socket, or 127.0.0.1"
+            )
+        if (parts.scheme == "rediss") != (self.tls is not None):
+            raise ValueError(
+                f"{self.url}: 'tls' (ca, certificate and key) belongs to rediss://, and only to it"
+            )
+        return self
 
 
 class PolicySource(Section):

@@ -4,7 +4,6 @@ So closing the connection cancels the request, and no request meets a connection
 """
 
 import asyncio
-import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from urllib.parse import urlsplit
 
 from httptools import HttpParserError, HttpResponseParser
 
-from llmcore.config import ConfigError
+from llmserve.client_tls import ClientContext
 from llmserve.settings import ClientTls
 
 CONNECT_SECONDS = 5.0
@@ -95,9 +94,7 @@ class HttpClient:
     def __init__(self, address: Path | str, tls: ClientTls | None, key: str | None) -> None:
         """`address`: path of a UNIX socket, or a validated URL. `key`: sent with each request as a bearer token."""
         self.address = address
-        self.tls = tls
-        self.context: ssl.SSLContext | None = None
-        self.loaded: list[int] = []
+        self.tls = ClientContext(tls, str(address)) if tls else None
         host = "upstream"
         if isinstance(address, str):
             parts = urlsplit(address)
@@ -112,33 +109,16 @@ class HttpClient:
 
     def refresh(self) -> None:
         """Reload the certificates if they have changed; raises ConfigError if they are unusable."""
-        if self.tls is None:
-            return
-        files = [self.tls.ca, self.tls.certificate, self.tls.key, *([self.tls.crl] if self.tls.crl else [])]
-        try:
-            seen = [file.stat().st_mtime_ns for file in files]
-            if seen == self.loaded:
-                return
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-            context.minimum_version = ssl.TLSVersion.TLSv1_3
-            context.load_verify_locations(self.tls.ca)
-            context.load_cert_chain(self.tls.certificate, self.tls.key)
-            if self.tls.crl:
-                context.load_verify_locations(self.tls.crl)
-                context.verify_flags |= ssl.VERIFY_CRL_CHECK_CHAIN
-        except OSError as error:
-            named = ", ".join(map(str, files))
-            raise ConfigError(
-                f"cannot use the certificates for {self.address} ({error.strerror}): check {named}"
-            ) from None
-        self.context, self.loaded = context, seen
+        if self.tls:
+            self.tls.get()
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Open a connection; raises OSError or TimeoutError."""
         async with asyncio.timeout(CONNECT_SECONDS):
             if isinstance(self.address, Path):
                 return await asyncio.open_unix_connection(str(self.address))
-            return await asyncio.open_connection(self.host, self.port, ssl=self.context)
+            context = self.tls.context if self.tls else None
+            return await asyncio.open_connection(self.host, self.port, ssl=context)
 
     @asynccontextmanager
     async def request(

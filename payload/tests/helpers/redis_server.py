@@ -55,6 +55,22 @@ class RedisServer:
             "password_credential": "redis.gateway",
         }
 
+    def start_tls(self, ca: Path, certificate: Path) -> int:
+        """Listen for clients that have a certificate of CA, as role redis does; returns the port on 127.0.0.1."""
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port: int = free.getsockname()[1]
+        settings = {
+            "tls-ca-cert-file": ca,
+            "tls-cert-file": certificate,
+            "tls-key-file": certificate.with_suffix(".key"),
+            "tls-auth-clients": "yes",
+            "tls-protocols": "TLSv1.3",
+            "tls-port": port,
+        }
+        with self.client() as operator:
+            operator.config_set(*(word for pair in settings.items() for word in map(str, pair)))
+        return port
+
     def client(self) -> redis.Redis:
         """A client that may do everything."""
         return redis.Redis(unix_socket_path=str(self.socket), username="operator", password="any")

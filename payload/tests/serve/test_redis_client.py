@@ -4,20 +4,26 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+from edge import authority, issue, revoke
+from pydantic import ValidationError
 from redis_server import PASSWORD, RedisServer
 
 from llmserve.redis_client import RedisClient, RedisUnavailable
-from llmserve.settings import Redis
+from llmserve.settings import ClientTls, Redis
 
 ENOUGH_MS = 5000  # on a busy machine
 
 
 @asynccontextmanager
-async def connected(socket: Path, deadline_ms: int = ENOUGH_MS) -> AsyncIterator[RedisClient]:
-    """A gateway's client."""
-    client = RedisClient(Redis(url=f"unix://{socket}", user="gateway", deadline_ms=deadline_ms), PASSWORD)
+async def connected(
+    address: Path | str, deadline_ms: int = ENOUGH_MS, tls: ClientTls | None = None
+) -> AsyncIterator[RedisClient]:
+    """A gateway's client of a socket or a URL."""
+    url = f"unix://{address}" if isinstance(address, Path) else address
+    client = RedisClient(Redis(url=url, user="gateway", deadline_ms=deadline_ms, tls=tls), PASSWORD)
     yield client
     await client.close()
 
@@ -95,3 +101,96 @@ def test_a_restarted_redis_is_used_at_once(redis_server: RedisServer) -> None:
             return await client.execute(("GET", "llm:text"))
 
     assert asyncio.run(scenario()) == [None]
+
+
+class OtherHost(NamedTuple):
+    """The Redis of another host, and the estate's authority."""
+
+    url: str
+    ca: Path
+    server: Path
+
+    def client_of(self, certificate: Path, crl: Path | None = None) -> ClientTls:
+        return ClientTls(ca=self.ca, certificate=certificate, key=certificate.with_suffix(".key"), crl=crl)
+
+
+@pytest.fixture(scope="module")
+def other_host(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> OtherHost:
+    ca = authority(tmp_path_factory.mktemp("estate"), "estate")
+    server = issue(ca, "redis")
+    return OtherHost(f"rediss://localhost:{redis_server.start_tls(ca, server)}", ca, server)
+
+
+def test_the_redis_of_another_host_is_reached_by_mutual_tls(other_host: OtherHost) -> None:
+    async def scenario() -> list[object]:
+        async with connected(
+            other_host.url, tls=other_host.client_of(issue(other_host.ca, "ours"))
+        ) as client:
+            return await client.execute(("SET", "llm:far", "away"), ("GET", "llm:far"))
+
+    assert asyncio.run(scenario()) == [b"OK", b"away"]
+
+
+def test_a_renewed_certificate_is_used_without_a_restart(other_host: OtherHost, tmp_path: Path) -> None:
+    renewed, ours = issue(other_host.ca, "ours"), issue(authority(tmp_path, "foreign"), "ours")
+
+    async def scenario() -> list[object]:
+        async with connected(other_host.url, tls=other_host.client_of(ours)) as client:
+            with pytest.raises(RedisUnavailable):
+                await client.execute(("GET", "llm:text"))
+            for suffix in (".pem", ".key"):
+                renewed.with_suffix(suffix).replace(ours.with_suffix(suffix))
+            client.rest_until = 0.0  # else it pauses
+            return await client.execute(("SET", "llm:text", "new"), ("GET", "llm:text"))
+
+    assert asyncio.run(scenario()) == [b"OK", b"new"]
+
+
+def test_a_redis_whose_certificate_is_revoked_gets_no_prompt(other_host: OtherHost) -> None:
+    async def scenario(lists: Path) -> None:
+        tls = other_host.client_of(issue(other_host.ca, "ours"), lists)
+        async with connected(other_host.url, tls=tls) as client:
+            await client.execute(("SET", "llm:text", "prompt"))
+
+    asyncio.run(scenario(revoke(other_host.ca)))
+    with pytest.raises(RedisUnavailable):
+        asyncio.run(scenario(revoke(other_host.ca, other_host.server)))
+
+
+def test_a_handshake_that_takes_longer_than_the_deadline_is_used_by_a_later_call(
+    other_host: OtherHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> list[object]:
+        tls = other_host.client_of(issue(other_host.ca, "ours"))
+        async with connected(other_host.url, 100, tls) as client:
+            connect, arrived = client.connection.connect, asyncio.Event()
+
+            async def slowly() -> None:
+                await arrived.wait()
+                await connect()
+
+            monkeypatch.setattr(client.connection, "connect", slowly)
+            with pytest.raises(RedisUnavailable):
+                await client.execute(("PING",))
+            arrived.set()
+            assert client.connecting
+            await client.connecting
+            client.deadline = ENOUGH_MS / 1000
+            client.rest_until = 0.0  # else it pauses
+            monkeypatch.setattr(client.connection, "connect", None)  # there is no second handshake
+            return await client.execute(("PING",))
+
+    assert asyncio.run(scenario()) == [b"PONG"]
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("redis://10.0.0.1:6379", "prompts in clear text"),
+        ("rediss://10.0.0.1:6379", "'tls' .* belongs to rediss://"),
+        ("rediss://gateway:secret@10.0.0.1:6379", "pattern"),
+    ],
+)
+def test_an_address_that_would_leak_is_refused(url: str, said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        Redis(url=url)
