@@ -29,6 +29,7 @@ GROUPS = (
     "softhsm",
     "storage",
     "gpu",
+    "redis",
     "serve",
     "vllm",
     "edge",
@@ -173,6 +174,11 @@ def placement_faults(values: Mapping[str, Any], groups: Mapping[str, list[str]])
         yield (
             "it is in storage, whose volumes are opened by a key in an HSM, and has none: set hsm_module to your HSM's"
             " PKCS#11 module (docs/hsm.md), or add a host to softhsm, the lab's stand-in"
+        )
+    if "redis" in mine and len(groups["redis"]) != 1:
+        yield (
+            f"{', '.join(groups['redis'])} are in redis, whose one Redis all gateways share: leave one there, or none,"
+            " and each host in serve has its own"
         )
     if "vllm" in mine and "serve" not in mine:
         yield "it is in vllm and not in serve, but vLLM answers its gateway over a UNIX socket: add it to serve too"

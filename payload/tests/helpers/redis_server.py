@@ -27,7 +27,9 @@ class RedisServer:
         self.socket = folder / "redis.sock"
         digest = hashlib.sha256(PASSWORD.encode()).hexdigest()
         passwords = {name: {"sha256": digest} for name in ("__redis_password", "__redis_exporter_password")}
-        users = Template(ACL.read_text()).render(passwords, redis_key_prefix="llm:")
+        users = Template(ACL.read_text()).render(
+            passwords, __redis_client_passwords={}, redis_key_prefix="llm:"
+        )
         (folder / "users.acl").write_text(users + "\nuser operator on nopass ~* &* +@all\n")
         options = ["--port", "0", "--unixsocket", str(self.socket), "--aclfile", str(folder / "users.acl")]
         program = shutil.which("redis-server")

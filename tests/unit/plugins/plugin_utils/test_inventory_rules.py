@@ -92,10 +92,11 @@ def test_a_limit_that_names_nothing_is_told_with_the_nearest_name(limit: str) ->
         (host(groups=("storage",)), "set hsm_module"),
         (host(groups=("vllm",)), "add it to serve too"),
         (host(groups=("logs",)), "there is no host in it: put one host in search"),
+        (host(groups=("redis", "serve")), "llm1, llm2 are in redis, whose one Redis all gateways share"),
     ],
 )
 def test_a_host_that_cannot_be_placed_is_told(values: dict[str, Any], told: str) -> None:
-    (fault,) = rules.placement_faults(values, {"storage": ["llm1"]})
+    (fault,) = rules.placement_faults(values, {"storage": ["llm1"], "redis": ["llm1", "llm2"]})
     assert told in fault
 
 
