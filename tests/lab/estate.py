@@ -10,12 +10,15 @@ import ssl
 import subprocess
 import tarfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx2
+import openai
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -147,6 +150,15 @@ def open_client(lab: Lab) -> Client:
         ca=Path(assignments["LLMKEEP_CA"]),
         key=Path(assignments["LLMKEEP_API_KEY_FILE"]).read_text().strip(),
     )
+
+
+@contextmanager
+def official_client(client: Client) -> Iterator[openai.OpenAI]:
+    """OpenAI's own client, trusting the estate's CA only."""
+    context = ssl.create_default_context(cafile=str(client.ca))
+    http_client = httpx2.Client(verify=context)
+    with openai.OpenAI(base_url=f"{client.url}/v1", api_key=client.key, http_client=http_client) as opened:
+        yield opened
 
 
 def within(seconds: float, what: str, holds: Callable[[], bool]) -> None:

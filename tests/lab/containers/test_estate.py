@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-import httpx2
 import openai
 import pytest
 import sharded_deepseek
@@ -29,6 +28,7 @@ from estate import (
     answers,
     changed,
     leaks,
+    official_client,
     request,
     sign_and_add,
     verify,
@@ -44,10 +44,7 @@ def test_the_model_answers_the_question(client: Client) -> None:
 
 @pytest.fixture(scope="module")
 def api(client: Client) -> Iterator[openai.OpenAI]:
-    """The official client."""
-    context = ssl.create_default_context(cafile=str(client.ca))
-    http_client = httpx2.Client(verify=context)
-    with openai.OpenAI(base_url=f"{client.url}/v1", api_key=client.key, http_client=http_client) as opened:
+    with official_client(client) as opened:
         yield opened
 
 
