@@ -21,11 +21,6 @@ from llmkeep.image.record import FOLDER, NAME, SIGNATURE, Record
 from llmkeep.policy import source as policy
 
 NAMED = "llmkeep"
-# Environment and roles (of artifacts.yml) by variant. Without CUDA, torch and numpy are Debian's.
-VARIANTS = {
-    "cpu": ("serving", ["image", "llm_serving"]),
-    "cuda": ("serving-cuda", ["image"]),
-}
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "HOME": "/nonexistent",
@@ -55,7 +50,7 @@ def build(bundle: Path, out: Path, variant: str, keys: Keys, passphrase_file: Pa
             f"{out} holds something else than an image: give an empty folder, or one that is not there"
         )
     verified = manifest.verify(bundle, keys.keyring)
-    environment, roles = VARIANTS[variant]
+    environment, roles = layers.VARIANTS[variant]
     given = contents.source(bundle, verified, environment, roles)
     aside = out.with_name(f".{out.name}.new")
     with signing.signer(keys.signing, passphrase_file) as key, cache.alone("image-"), _masked():
@@ -74,7 +69,7 @@ def _write(target: Layout, made: list[Made], given: contents.Source, variant: st
     described = [target.add_layer(each.layer, each.blob) for each in made]
     labels = _labels(given, variant)
     image = target.add_image(described, _config(made, verified, labels))
-    bill = sbom.document(given, made[0].tree, image["digest"], verified.created)
+    bill = sbom.document(given, [each.tree for each in made], image["digest"], verified.created)
     referrer = target.add_referrer(image, layout.encoded(bill), sbom.MEDIA_TYPE)
     target.end(NAMED, image, referrer)
     return Record(

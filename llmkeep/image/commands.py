@@ -11,9 +11,8 @@ import argparse
 from pathlib import Path
 
 from llmkeep.image import record
+from llmkeep.image.layers import VARIANTS
 from llmkeep.image.record import Record
-
-VARIANTS = ("cpu", "cuda")
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -123,7 +123,7 @@ def _built(package: Path) -> int:
 def debian(given: Source, tree: Path) -> None:
     """A root file system of the packages and what they need, and nothing else."""
     with tempfile.TemporaryDirectory(prefix="llmkeep-") as scratch:
-        # apt's methods drop their rights, so the bundle's folder itself may be closed to them.
+        # apt as root: the bundle's folder may be closed to its own user.
         entry = f"deb [signed-by={given.bundle.resolve()}/keyring.pgp] copy:{given.bundle.resolve()}/apt {SUITE} {COMPONENT}"
         command = ["mmdebstrap", "--mode=root", "--variant=essential", "--format=directory", "--quiet"]
         command += [f"--include={','.join(given.packages)}", *(f"--dpkgopt={each}" for each in DPKG)]
@@ -195,7 +195,7 @@ def _inside(below: list[Path], tree: Path, staged: Path, epoch: int) -> Iterator
 
         def run(*command: str) -> None:
             places = [lower, str(tree), str(work), str(root), str(staged)]
-            _run(["unshare", "--mount", "--net", str(ENTER), *places, *command], epoch)
+            _run(["unshare", "--mount", "--net", "sh", str(ENTER), *places, *command], epoch)
 
         yield run
 

@@ -1,4 +1,4 @@
-"""The layers of an image. Those below our code are kept in the builder's cache, by what they are made of, until others replace them.
+"""The layers of an image. Those below our code are cached by what they are made of, until others replace them.
 
 So a change of our code makes the last layer alone, and hosts fetch that one only.
 """
@@ -16,6 +16,11 @@ from llmkeep.image import archive, contents
 from llmkeep.image.archive import Layer
 from llmkeep.image.contents import Source
 
+# Environment and roles (of artifacts.yml) by variant. Without CUDA, torch and numpy are Debian's.
+VARIANTS = {
+    "cpu": ("serving", ["image", "llm_serving"]),
+    "cuda": ("serving-cuda", ["image"]),
+}
 # A layer that was made by other code is made anew.
 RECIPE = [Path(file).read_text() for file in (archive.__file__, contents.__file__, contents.ENTER)]
 

@@ -81,12 +81,13 @@ class Layout:
         return self.add(encoded(manifest), MANIFEST) | {"artifactType": kind}
 
     def end(self, name: str, image: Descriptor, referrer: Descriptor) -> None:
-        """Write the index: the image, under a name, and what refers to it."""
-        named = image | {
-            "annotations": {REFERENCE: name},
-            "platform": {"architecture": "amd64", "os": "linux"},
-        }
-        index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [named, referrer]}
+        """Write the index: the image under its name, and what refers to it under NAME.sbom."""
+        platform = {"architecture": "amd64", "os": "linux"}
+        listed = [
+            image | {"annotations": {REFERENCE: name}, "platform": platform},
+            referrer | {"annotations": {REFERENCE: f"{name}.sbom"}},
+        ]
+        index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": listed}
         (self.folder / "index.json").write_bytes(encoded(index))
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from llmkeep.bundle.manifest import Entry
+from llmkeep.bundle.wheels import canonical
 from llmkeep.errors import LlmkeepError
 from llmkeep.image import contents
 from llmkeep.image.contents import Source
@@ -14,12 +15,11 @@ MEDIA_TYPE = "application/vnd.cyclonedx+json"
 STATUS = "var/lib/dpkg/status"
 
 
-def document(given: Source, debian: Path, digest: str, created: str) -> dict[str, Any]:
-    """The bill of the image with this digest. `debian`: the folder of its packages, each of which must be one of the bundle's."""
-    packages = _packages(given, debian)
-    wheels = [*given.wheels(ours=False), *given.wheels(ours=True)]
+def document(given: Source, trees: list[Path], digest: str, created: str) -> dict[str, Any]:
+    """The bill of the image with this digest and these layers. Raises LlmkeepError for what is installed and not signed."""
     programs = [entry for entry in given.manifest.files if entry.path == contents.OPA]
-    found = [_component(entry) for entry in [*packages, *wheels, *programs]]
+    entries = [*_packages(given, trees[0]), *_wheels(given, trees), *programs]
+    found = [_component(entry) for entry in entries]
     return {
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
@@ -45,6 +45,28 @@ def _packages(given: Source, debian: Path) -> list[Entry]:
             raise LlmkeepError(f"the image has {package}, which is no package of {given.bundle}: report this")
         found.append(known[package])
     return found
+
+
+def _wheels(given: Source, trees: list[Path]) -> list[Entry]:
+    """The manifest's entries of all distributions in the environment. Those that Debian brings are not installed again."""
+    known = {
+        _release(Path(entry.path).name): entry
+        for entry in [*given.wheels(ours=False), *given.wheels(ours=True)]
+    }
+    records = [
+        path for tree in trees for path in (tree / contents.VENV).glob("lib/*/site-packages/*.dist-info")
+    ]
+    if unknown := sorted(path.name for path in records if _release(path.stem) not in known):
+        raise LlmkeepError(
+            f"the image has {', '.join(unknown)}, which is no wheel of {given.bundle}: report this"
+        )
+    return [known[_release(path.stem)] for path in records]
+
+
+def _release(name: str) -> tuple[str, str]:
+    """Distribution and version of a wheel, or of its record."""
+    distribution, version = name.split("-")[:2]
+    return canonical(distribution), version
 
 
 def _tail(purl: str) -> str:
