@@ -319,18 +319,19 @@ def test_every_program_of_a_pod_starts_from_a_read_only_root(podman: Podman) -> 
 def test_another_builder_makes_the_same_image(home: Path, record: Record) -> None:
     other = home / "other"
     other.mkdir(mode=0o700)
-    environment = {
-        "TMPDIR": str(other),
-        "TZ": "Asia/Shanghai",
-        "LC_ALL": "C",
-        "PYTHONHASHSEED": "7",
-        "HOME": str(other),
-    }
-    if os.environ.get("STORM"):
-        environment["XDG_CACHE_HOME"] = str(other)  # nothing is at hand
+    # With STORM, nothing is at hand: neither packages' nor wheels' layer.
+    place = other if os.environ.get("STORM") else cache.home().parent
     before = os.umask(0o077)
     try:
-        again = build(other / "image", **environment)
+        again = build(
+            other / "image",
+            HOME=str(other),
+            LC_ALL="C",
+            PYTHONHASHSEED="7",
+            TMPDIR=str(other),
+            TZ="Asia/Shanghai",
+            XDG_CACHE_HOME=str(place),
+        )
     finally:
         os.umask(before)
         shutil.rmtree(other)
