@@ -441,7 +441,7 @@ def content(podman: Podman, image: str) -> list[str]:
 @pytest.mark.skipif(not os.environ.get("STORM"), reason="minutes, so in `make storm` (STORM=1)")
 def test_the_containerfile_makes_the_same_content(podman: Podman, home: Path) -> None:
     text = (ROOT / "deploy/Containerfile").read_text()
-    written = re.search(r"mmdebstrap (?:.|\n)*?trixie main'", text)
+    written = re.search(r"mmdebstrap --(?:.|\n)*?trixie main'", text)
     assert written, "deploy/Containerfile does not say how its base is made"
     command = written[0].replace("\n#", "").replace("\\", "").replace("BUNDLE", str(BUNDLE))
     subprocess.run(["mmdebstrap", "--quiet", *shlex.split(command)[1:]], cwd=home, check=True)

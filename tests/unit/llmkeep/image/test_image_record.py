@@ -151,6 +151,14 @@ def test_refuses_what_is_not_signed(image: Path, keys: Path, lost: str) -> None:
     assert refused.value.code == UNSIGNED
 
 
+def test_refuses_a_record_that_names_another_signer(image: Path, keys: Path) -> None:
+    record = verify(image, keys / "keyring.pgp")
+    sign(image, keys, Record(**{**vars(record), "signer": "0" * 40}))
+    with pytest.raises(ImageRefused, match="but made for 0000") as refused:
+        verify(image, keys / "keyring.pgp")
+    assert refused.value.code == UNSIGNED
+
+
 def test_refuses_a_record_of_another_key(image: Path, tmp_path: Path) -> None:
     foreign = tmp_path / "foreign"
     foreign.mkdir()
