@@ -400,6 +400,7 @@ def _previous(out: Path) -> Manifest | None:
 
 
 def swap(aside: Path, out: Path) -> None:
+    """Put ASIDE in the place of OUT, which is removed; cut short, OUT lies beside it as `.NAME.old`."""
     old = out.with_name(f".{out.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():
