@@ -21,7 +21,7 @@ STEP := @lab/step
 # The longest first.
 CHECKS := unit-serving unit-training unit-control lint types policy
 
-.PHONY: help lab lab-kernel demo demo-kernel serve preflight test test-containers test-kernel check lint types unit unit-serving unit-training unit-control policy molecule floor debian kernel storm bundle peers mutants env
+.PHONY: help lab lab-kernel image demo demo-kernel serve preflight test test-containers test-kernel check lint types unit unit-serving unit-training unit-control policy molecule floor debian kernel storm bundle peers mutants env
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -139,6 +139,7 @@ storm: bundle kernel  ## the long fault campaigns (hours): KILLS=500 of a progra
 	STORM=$(or $(KILLS),500) SEED=$(or $(SEED),5) .venv/bin/pytest tests/unit/plugins/hsm/test_hsm_pin.py tests/unit/plugins/volumes/test_volume_verbs.py -k kill -rP
 	STORM=$(or $(STORM),20) SEED=$(or $(SEED),5) .venv/bin/pytest tests/lab/kernels/test_lost_writes.py tests/lab/kernels/test_lost_saves.py tests/lab/kernels/test_encrypted_estate.py -k "lost_writes or power_cut" -rP
 	STORM=$(or $(STORM),20) SEED=$(or $(SEED),5) .venv/bin/pytest tests/lab/containers/test_lab.py -k killed -rP
+	STORM=1 .venv/bin/pytest tests/lab/containers/test_image.py -k "builder or containerfile" -rs
 	LAB_SYNC=1 STORM=$(or $(KILLS),50) STORM_MINUTES=60 SEED=$(or $(SEED),5) .venv/bin/pytest tests/lab/containers/test_log_faults.py -rP
 	STORM=$(or $(STORM),20) .venv/bin/pytest tests/unit/llmkeep/bundle/test_bootstrap_media.py tests/unit/llmkeep/bundle/test_media.py -k kill -rP
 	STORM=1 .venv/bin/pytest tests/lab/kernels/test_training.py tests/lab/kernels/test_lab_in_a_lab.py -rP
@@ -181,6 +182,9 @@ storm: bundle kernel  ## the long fault campaigns (hours): KILLS=500 of a progra
 bundle: .venv/.ready $(COLLECTION)  ## build (or keep) the lab's signed bundle in .lab/bundle
 	$(STEP) keys "throw-away keys that sign the bundle" lab/keys
 	$(STEP) bundle "build the bundle, or keep it" .venv/bin/llmkeep bundle build --profile lab --keys .lab/keys --passphrase-file .lab/passphrase --out .lab/bundle --resolve-apt
+
+image: bundle  ## build the container image of what serves from the lab's bundle, in .lab/image; needs root
+	$(STEP) image "build the image, sign it" .venv/bin/llmkeep image build --bundle .lab/bundle --keys .lab/keys --passphrase-file .lab/passphrase --out .lab/image
 
 # Of the machine that bench/gpu.sh is for.
 GPU_PYTHON := 3.12

@@ -2,8 +2,8 @@
 
 Exit codes: 0 done; 1 refused or failed, the message says what and what to do; 2 wrong usage; 9 a passphrase is wrong,
 weak, or cannot be had; 130 interrupted.
-`llmkeep lock update`, `bundle build`, `verify`, `split` and `join`, `policy verify`, `release verify` and `model add` tell
-refusals apart by 3 to 8 (see their help).
+`llmkeep lock update`, `bundle build`, `verify`, `split` and `join`, `image build` and `verify`, `policy verify`, `release verify`
+and `model add` tell refusals apart by 3 to 8 (see their help).
 `llmkeep pki revoke` and `reinstate`: 3 if a host was not reached.
 """
 
@@ -18,6 +18,7 @@ from llmkeep import inventory, logs, revoke, run, size
 from llmkeep.bundle import commands, keys, programs, release, update
 from llmkeep.errors import LlmkeepError
 from llmkeep.experiments import commands as experiments
+from llmkeep.image import commands as image
 from llmkeep.models import commands as models
 from llmkeep.pki import issuing
 from llmkeep.policy import bundle as policy
@@ -33,6 +34,7 @@ VERBS = (
     policy,
     models,
     release,
+    image,
     inventory,
     run,
     record,

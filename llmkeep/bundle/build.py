@@ -142,7 +142,7 @@ def _build(
         )
         manifest.write(aside, new)
         signing.sign(signing_key, aside / manifest.NAME, aside / manifest.SIGNATURE)
-    _swap(aside, out)
+    swap(aside, out)
     return new
 
 
@@ -399,7 +399,8 @@ def _previous(out: Path) -> Manifest | None:
         return None
 
 
-def _swap(aside: Path, out: Path) -> None:
+def swap(aside: Path, out: Path) -> None:
+    """Put ASIDE in the place of OUT, which is removed; cut short, OUT lies beside it as `.NAME.old`."""
     old = out.with_name(f".{out.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():

@@ -21,9 +21,9 @@ def home() -> Path:
 
 
 @contextmanager
-def alone() -> Iterator[None]:
-    """Hold the cache exclusively. The lock is released with its process, however that ends."""
-    with (home() / "lock").open("w") as file:
+def alone(part: str = "") -> Iterator[None]:
+    """Hold the cache, or one part of it, exclusively. The lock is released with its process, however that ends."""
+    with (home() / f"{part}lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -1,0 +1,1 @@
+"""An OCI image of what serves, made from a verified bundle alone."""

@@ -1,0 +1,76 @@
+"""The layers of an image. Those below our code are cached by what they are made of, until others replace them.
+
+So a change of our code makes the last layer alone, and hosts fetch that one only.
+"""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from llmkeep.bundle import cache
+from llmkeep.image import archive, contents
+from llmkeep.image.archive import Layer
+from llmkeep.image.contents import Source
+
+# Environment and roles (of artifacts.yml) by variant. Without CUDA, torch and numpy are Debian's.
+VARIANTS = {
+    "cpu": ("serving", ["image", "llm_serving"]),
+    "cuda": ("serving-cuda", ["image"]),
+}
+# A layer that was made by other code is made anew.
+RECIPE = [Path(file).read_text() for file in (archive.__file__, contents.__file__, contents.ENTER)]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A layer: what it adds, as a folder and as an archive."""
+
+    layer: Layer
+    tree: Path
+    blob: Path
+
+
+def make(given: Source, folder: Path) -> list[Made]:
+    """The layers from bottom to top. FOLDER, on the cache's file system, takes what is not cached."""
+    packages = [given.sha256(contents.PACKAGES_INDEX), given.packages, given.epoch]
+    debian = _cached("debian", packages, given, lambda tree: contents.debian(given, tree))
+    environment = [debian.layer.diff_id, given.requirements(ours=False)]
+    wheels = _cached("wheels", environment, given, lambda tree: contents.wheels(given, tree, [debian.tree]))
+    found = [debian, wheels]
+    if given.has(contents.OPA):
+        programs = [given.sha256(contents.OPA), given.epoch]
+        found.append(_cached("programs", programs, given, lambda tree: contents.programs(given, tree)))
+    for stale in debian.blob.parent.parent.glob(f"{given.environment}-*"):
+        if stale not in {made.blob.parent for made in found}:
+            shutil.rmtree(stale)
+    trees = [debian.tree, wheels.tree]
+    code = _made("code", folder, given, lambda tree: contents.code(given, tree, trees))
+    return [*found, code]
+
+
+def _cached(name: str, made_of: object, given: Source, fill: Callable[[Path], None]) -> Made:
+    """A layer from the cache, or made now if none was made of this, or its archive is damaged."""
+    key = hashlib.sha256(json.dumps([RECIPE, made_of]).encode()).hexdigest()[:32]
+    place = cache.home() / "image" / f"{given.environment}-{name}-{key}"
+    place.parent.mkdir(exist_ok=True)
+    facts, blob = place / "layer.json", place / "layer.tar.gz"
+    layer = Layer(**json.loads(facts.read_text())) if facts.exists() else None
+    if not layer or layer.digest != f"sha256:{cache.sha256(blob)}":
+        shutil.rmtree(place, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=place.parent) as aside:
+            made = _made(name, Path(aside), given, fill)
+            layer = made.layer
+            (made.tree.parent / "layer.json").write_text(json.dumps(asdict(layer)))
+            made.tree.parent.rename(place)
+    return Made(layer, place / "tree", blob)
+
+
+def _made(name: str, folder: Path, given: Source, fill: Callable[[Path], None]) -> Made:
+    tree, blob = folder / name / "tree", folder / name / "layer.tar.gz"
+    tree.mkdir(parents=True)
+    fill(tree)
+    return Made(archive.write(name, tree, blob, given.epoch), tree, blob)

@@ -1,0 +1,117 @@
+"""image.json, the signed record of an image: what is pinned by manifests and clusters, and verified with the image."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmkeep.bundle import cache, manifest, signing
+from llmkeep.bundle.manifest import DAMAGED, UNSIGNED
+from llmkeep.errors import Refused
+from llmkeep.image import archive
+from llmkeep.image.archive import Layer
+from llmkeep.image.layout import Layout
+
+NAME, SIGNATURE, FOLDER = "image.json", "image.json.sig", "oci"
+FORMAT = 1
+
+
+class ImageRefused(Refused):
+    """The image must not be used."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """An image. Digests are `sha256:…`, but `bundle_manifest` (of MANIFEST.json) and `policy_revision` (of the bundle's policy)
+    are bare hex digits. `sbom` is the digest of the manifest that refers to the image."""
+
+    name: str
+    variant: str
+    digest: str
+    sbom: str
+    bundle_serial: int
+    bundle_manifest: str
+    policy_revision: str
+    created: str
+    signer: str
+    layers: list[Layer]
+    format: int = FORMAT
+
+
+def read(folder: Path, keyring: Path) -> Record:
+    """The record of an image, after its signature was verified. Raises ImageRefused."""
+    for name in (NAME, SIGNATURE):
+        if not (folder / name).is_file():
+            raise ImageRefused(UNSIGNED, f"{folder} lacks {name}: what is unsigned is not used")
+    content, signature = (folder / NAME).read_bytes(), (folder / SIGNATURE).read_bytes()
+    try:
+        signer = signing.verify(keyring, folder / NAME, content, signature)
+    except signing.SignatureRefused as error:
+        raise ImageRefused(UNSIGNED, str(error)) from error
+    try:
+        document = json.loads(content)
+        layers = [Layer(**layer) for layer in document.pop("layers")]
+        record = Record(layers=layers, **document)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ImageRefused(
+            DAMAGED, f"{folder}/{NAME} is no record of an image ({error}): use the llmkeep that came with it"
+        ) from error
+    if record.signer != signer:
+        raise ImageRefused(
+            UNSIGNED, f"{folder} is signed by {signer}, but made for {record.signer}: build it anew"
+        )
+    return record
+
+
+def verify(folder: Path, keyring: Path) -> Record:
+    """Signature, record, each blob's digest, each layer's diff id. Raises ImageRefused; changes nothing."""
+    record = read(folder, keyring)
+    try:
+        problems = list(_problems(Layout(folder / FOLDER), record))
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        problems = [f"it cannot be read ({error})"]
+    if problems:
+        raise ImageRefused(
+            DAMAGED,
+            f"{folder} is not what was signed:\n  {manifest.shown(problems)}\nCopy it again, or build it anew",
+        )
+    return record
+
+
+def _problems(target: Layout, record: Record) -> Iterator[str]:
+    """What is wrong with a layout, one sentence each. No blob is read before its digest was compared."""
+    layers = [layer.digest for layer in record.layers]
+    image, bill = target.read(record.digest), target.read(record.sbom)
+    others = [
+        image["config"]["digest"],
+        bill["config"]["digest"],
+        *(each["digest"] for each in bill["layers"]),
+    ]
+    wanted = {digest: target.blob(digest) for digest in [record.digest, record.sbom, *layers, *others]}
+    listed = {str(path.relative_to(target.folder)) for path in wanted.values()}
+    yield from manifest.strays(target.folder, listed, {"index.json", "oci-layout"})
+    if not all(path.is_file() for path in wanted.values()):
+        return
+    for digest, seen in zip(wanted, manifest.hashed(_digest, list(wanted.values())), strict=True):
+        if digest != seen:
+            yield f"the blob {digest} has sha256 {seen}"
+            return
+    config = target.read(image["config"]["digest"])
+    if [(each["digest"], each["size"]) for each in image["layers"]] != [
+        (each.digest, each.size) for each in record.layers
+    ]:
+        yield "its manifest has other layers than its record"
+    if config["rootfs"]["diff_ids"] != [each.diff_id for each in record.layers]:
+        yield "its configuration has other diff ids than its record"
+    if [each["digest"] for each in target.index()] != [record.digest, record.sbom]:
+        yield "its index lists other manifests than its record"
+    if bill["subject"]["digest"] != record.digest:
+        yield f"its SBOM is about {bill['subject']['digest']}"
+    unpacked = manifest.hashed(archive.unpacked, [wanted[digest] for digest in layers])
+    for layer, seen in zip(record.layers, unpacked, strict=True):
+        if seen != layer.diff_id:
+            yield f"the layer {layer.name} unpacks to {seen}, signed was {layer.diff_id}"
+
+
+def _digest(path: Path) -> str:
+    return f"sha256:{cache.sha256(path)}"

@@ -1,0 +1,94 @@
+"""A software bill of materials (CycloneDX 1.6) of an image: what is installed, as the bundle's signed manifest describes it."""
+
+import uuid
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+from llmkeep.bundle.manifest import Entry
+from llmkeep.bundle.wheels import canonical
+from llmkeep.errors import LlmkeepError
+from llmkeep.image import contents
+from llmkeep.image.contents import Source
+
+MEDIA_TYPE = "application/vnd.cyclonedx+json"
+STATUS = "var/lib/dpkg/status"
+
+
+def document(given: Source, trees: list[Path], digest: str, created: str) -> dict[str, Any]:
+    """The bill of the image with this digest and these layers. Raises LlmkeepError for what is installed and not signed."""
+    programs = [entry for entry in given.manifest.files if entry.path == contents.OPA]
+    entries = [*_packages(given, trees[0]), *_wheels(given, trees), *programs]
+    found = [_component(entry) for entry in entries]
+    return {
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.6",
+        "serialNumber": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, digest)}",
+        "version": 1,
+        "metadata": {
+            "timestamp": created,
+            "component": {"type": "container", "name": "llmkeep", "version": digest, "bom-ref": digest},
+        },
+        "components": sorted(found, key=lambda component: component["bom-ref"]),
+    }
+
+
+def _packages(given: Source, debian: Path) -> list[Entry]:
+    """The manifest's entries of all packages that dpkg has on record."""
+    known = {_tail(entry.purl): entry for entry in given.manifest.files if entry.path.startswith("apt/pool/")}
+    found = []
+    for stanza in (debian / STATUS).read_text().strip().split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in stanza.splitlines() if ": " in line and line[0] != " ")
+        version = quote(fields["Version"], safe="")
+        package = f"{fields['Package']}@{version}?arch={fields['Architecture']}"
+        if package not in known:
+            raise LlmkeepError(f"the image has {package}, which is no package of {given.bundle}: report this")
+        found.append(known[package])
+    return found
+
+
+def _wheels(given: Source, trees: list[Path]) -> list[Entry]:
+    """The manifest's entries of all distributions in the environment. Those that Debian brings are not installed again."""
+    known = {
+        _release(Path(entry.path).name): entry
+        for entry in [*given.wheels(ours=False), *given.wheels(ours=True)]
+    }
+    records = [
+        path for tree in trees for path in (tree / contents.VENV).glob("lib/*/site-packages/*.dist-info")
+    ]
+    if unknown := sorted(path.name for path in records if _release(path.stem) not in known):
+        raise LlmkeepError(
+            f"the image has {', '.join(unknown)}, which is no wheel of {given.bundle}: report this"
+        )
+    return [known[_release(path.stem)] for path in records]
+
+
+def _release(name: str) -> tuple[str, str]:
+    """Distribution and version of a wheel, or of its record."""
+    distribution, version = name.split("-")[:2]
+    return canonical(distribution), version
+
+
+def _tail(purl: str) -> str:
+    """Name, version and qualifiers."""
+    return purl.rsplit("/", 1)[-1]
+
+
+def _component(entry: Entry) -> dict[str, Any]:
+    purl = entry.purl or _own(entry)
+    name, version = _tail(purl).split("?")[0].split("@")
+    return {
+        "type": "application" if entry.path == contents.OPA else "library",
+        "bom-ref": purl,
+        "name": name,
+        "version": unquote(version),
+        "purl": purl,
+        "licenses": [{"license": {"name": entry.licence}}],
+        "hashes": [{"alg": "SHA-256", "content": entry.sha256}],
+    }
+
+
+def _own(entry: Entry) -> str:
+    """The purl of a wheel of ours, which no registry has."""
+    name, version = Path(entry.path).name.split("-")[:2]
+    return f"pkg:generic/{name.replace('_', '-')}@{version}"

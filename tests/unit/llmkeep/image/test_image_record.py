@@ -1,0 +1,167 @@
+"""The signed record of an image, and what `llmkeep image verify` refuses."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import small_bundle
+
+from llmkeep.bundle import signing
+from llmkeep.bundle.manifest import DAMAGED, UNSIGNED
+from llmkeep.image import archive, layout
+from llmkeep.image.layout import Layout
+from llmkeep.image.record import FOLDER, NAME, SIGNATURE, ImageRefused, Record, verify
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_bundle.signing_keys(tmp_path_factory.mktemp("keys"))
+
+
+@pytest.fixture
+def image(tmp_path: Path, keys: Path) -> Path:
+    """An image of two layers with a file each."""
+    return write(tmp_path / "image", keys, tmp_path)
+
+
+def write(folder: Path, keys: Path, scratch: Path) -> Path:
+    target, made = Layout(folder / FOLDER), []
+    target.begin()
+    for name in ("below", "above"):
+        (scratch / name).mkdir()
+        (scratch / name / name).write_text(name)
+        made.append(archive.write(name, scratch / name, scratch / f"{name}.gz", 0))
+    described = [target.add_layer(layer, scratch / f"{layer.name}.gz") for layer in made]
+    image = target.add_image(described, {"rootfs": {"diff_ids": [layer.diff_id for layer in made]}})
+    bill = target.add_referrer(image, b"{}", "application/vnd.cyclonedx+json")
+    target.end("llmkeep", image, bill)
+    signer = signing.fingerprint(keys / "keyring.pgp")
+    sign(folder, keys, Record("llmkeep", "cpu", image["digest"], bill["digest"], 7, "", "", "", signer, made))
+    return folder
+
+
+def sign(folder: Path, keys: Path, record: Record) -> None:
+    (folder / NAME).write_text(json.dumps(asdict(record)))
+    (folder / SIGNATURE).unlink(missing_ok=True)
+    signing.sign(keys / "signing.key", folder / NAME, folder / SIGNATURE)
+
+
+def blobs(image: Path) -> list[Path]:
+    """From the largest to the smallest."""
+    return sorted((image / FOLDER / "blobs/sha256").iterdir(), key=lambda path: -path.stat().st_size)
+
+
+def test_accepts_what_was_signed(image: Path, keys: Path) -> None:
+    assert [layer.name for layer in verify(image, keys / "keyring.pgp").layers] == ["below", "above"]
+
+
+def _add_a_blob(image: Path) -> None:
+    (image / FOLDER / "blobs/sha256" / ("0" * 64)).write_text("more")
+
+
+def _lose_a_layer(image: Path) -> None:
+    record = json.loads((image / NAME).read_text())
+    Layout(image / FOLDER).blob(record["layers"][0]["digest"]).unlink()
+
+
+def _swap_the_index(image: Path) -> None:
+    index = json.loads((image / FOLDER / "index.json").read_text())
+    index["manifests"][0]["digest"] = index["manifests"][1]["digest"]
+    (image / FOLDER / "index.json").write_bytes(layout.encoded(index))
+
+
+def _lose_the_index(image: Path) -> None:
+    (image / FOLDER / "index.json").unlink()
+
+
+def test_refuses_each_flipped_bit_of_a_blob(image: Path, keys: Path) -> None:
+    for blob in blobs(image):
+        whole = blob.read_bytes()
+        blob.chmod(0o644)
+        blob.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+        with pytest.raises(ImageRefused, match=blob.name) as refused:
+            verify(image, keys / "keyring.pgp")
+        assert refused.value.code == DAMAGED
+        blob.write_bytes(whole)
+    verify(image, keys / "keyring.pgp")
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (_add_a_blob, "not in the manifest: blobs/sha256/0000"),
+        (_lose_a_layer, "missing: blobs/sha256"),
+        (_swap_the_index, "its index lists other manifests"),
+        (_lose_the_index, "index.json"),
+    ],
+)
+def test_refuses_a_layout_that_is_not_what_was_signed(
+    image: Path, keys: Path, harm: Callable[[Path], None], said: str
+) -> None:
+    harm(image)
+    with pytest.raises(ImageRefused, match=said) as refused:
+        verify(image, keys / "keyring.pgp")
+    assert refused.value.code == DAMAGED
+
+
+def test_refuses_a_signed_record_whose_layer_unpacks_to_something_else(image: Path, keys: Path) -> None:
+    record = verify(image, keys / "keyring.pgp")
+    target = Layout(image / FOLDER)
+    for path in blobs(image):
+        path.unlink()
+    layer = record.layers[0]
+    false = "sha256:" + "0" * 64
+    content = Path(image.parent / "below.gz")
+    shutil.copy(content, target.blob(layer.digest))
+    described = [{"mediaType": layout.LAYER, "digest": layer.digest, "size": layer.size}]
+    made = target.add_image(described, {"rootfs": {"diff_ids": [false]}})
+    bill = target.add_referrer(made, b"{}", "application/vnd.cyclonedx+json")
+    target.end("llmkeep", made, bill)
+    lies = archive.Layer(layer.name, layer.digest, layer.size, false)
+    sign(
+        image,
+        keys,
+        Record("llmkeep", "cpu", made["digest"], bill["digest"], 7, "", "", "", record.signer, [lies]),
+    )
+    with pytest.raises(ImageRefused, match=f"the layer below unpacks to {layer.diff_id}, signed was {false}"):
+        verify(image, keys / "keyring.pgp")
+
+
+def test_refuses_an_sbom_of_another_image(image: Path, keys: Path) -> None:
+    record = verify(image, keys / "keyring.pgp")
+    target = Layout(image / FOLDER)
+    old = json.loads(target.blob(record.sbom).read_bytes())
+    target.blob(record.sbom).unlink()
+    other = old["subject"] | {"digest": "sha256:" + "1" * 64}
+    bill = target.add_referrer(other, b"{}", "application/vnd.cyclonedx+json")
+    target.end("llmkeep", {"digest": record.digest}, bill)
+    sign(image, keys, Record(**{**vars(record), "sbom": bill["digest"]}))
+    with pytest.raises(ImageRefused, match="its SBOM is about sha256:1111"):
+        verify(image, keys / "keyring.pgp")
+
+
+@pytest.mark.parametrize("lost", [NAME, SIGNATURE])
+def test_refuses_what_is_not_signed(image: Path, keys: Path, lost: str) -> None:
+    (image / lost).unlink()
+    with pytest.raises(ImageRefused, match=f"lacks {lost}") as refused:
+        verify(image, keys / "keyring.pgp")
+    assert refused.value.code == UNSIGNED
+
+
+def test_refuses_a_record_that_names_another_signer(image: Path, keys: Path) -> None:
+    record = verify(image, keys / "keyring.pgp")
+    sign(image, keys, Record(**{**vars(record), "signer": "0" * 40}))
+    with pytest.raises(ImageRefused, match="but made for 0000") as refused:
+        verify(image, keys / "keyring.pgp")
+    assert refused.value.code == UNSIGNED
+
+
+def test_refuses_a_record_of_another_key(image: Path, tmp_path: Path) -> None:
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    with pytest.raises(ImageRefused, match="is not signed by a key of") as refused:
+        verify(image, small_bundle.signing_keys(foreign) / "keyring.pgp")
+    assert refused.value.code == UNSIGNED
