@@ -7,22 +7,23 @@ DOCUMENTATION = r"""
 module: cluster_manifests
 short_description: Deploy an overlay of manifests to a Kubernetes cluster, wait for health, and go back where it does not come
 description:
-  - Renders the overlay with the digest of a signed image record, and applies it from this host by server-side apply as the field
-    manager C(llmkeep). Objects that were applied before and are declared no more are removed, after the others are healthy; namespaces,
-    volumes and claims stay.
-  - Refuses, before it changes anything, a kubeconfig that others can read or that does not verify the server, a cluster that is too old or
-    lacks an API, missing rights, missing GPUs, an image that is not the record's, objects that others made, fields that others manage,
-    and all that the API server refuses in a dry run.
-  - If workloads do not become ready, the objects that were healthy before are applied again, and the module fails with the pods' reasons.
+  - Renders the overlay with the digest of a signed image record, and applies it from this host by server-side apply as the
+    field manager C(llmkeep). Objects that were applied before and are declared no more are removed, after the others are
+    healthy; namespaces, volumes and claims stay.
+  - Refuses, before it changes anything, a kubeconfig that others can read or that does not verify the server, a cluster that
+    is too old or lacks an API, missing rights, missing GPUs, an image that is not the record's, objects that others made,
+    fields that others manage, and all that the API server refuses in a dry run.
+  - If workloads do not become ready, the objects that were healthy before are applied again, and the module fails with the
+    pods' reasons.
   - Check mode asks the API server by dry runs, and shows the difference.
 author: [llmkeep contributors (@llmkeep)]
 options:
   kubeconfig: {description: "File with the kubeconfig, mode 0600.", type: path, required: true}
   overlay: {description: Folder of a kustomization., type: path, required: true}
-  image: {description: "image.json of C(llmkeep image build), its signature image.json.sig beside it.", type: path, required: true}
+  image: {description: "C(image.json) of C(llmkeep image build), beside its signature.", type: path, required: true}
   keyring: {description: Keys of which one signed the image record., type: path, required: true}
-  registry: {description: "Host of the registry from which nodes pull, with its port if it is not 443.", type: str, required: true}
-  changes: {description: "Further keys of the kustomization, such as C(replicas), C(patches) and C(namespace).", type: dict, default: {}}
+  registry: {description: "Registry from which nodes pull, with its port if it is not 443.", type: str, required: true}
+  replicas: {description: "Number of pods by name of the workload, where it is not the overlay's.", type: dict, default: {}}
   record: {description: "Folder of what was applied to this cluster, which the module keeps.", type: path, required: true}
   seconds: {description: How long workloads may take to become ready., type: int, default: 600}
 """
@@ -39,7 +40,11 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-changes: {description: "Objects that were or would be created, changed or removed, one line each.", returned: always, type: list, elements: str}
+changes:
+  description: Objects that were or would be created, changed or removed, one line each.
+  returned: always
+  type: list
+  elements: str
 """
 
 import shutil
@@ -64,7 +69,7 @@ def run(module: AnsibleModule, cache: Path) -> Outcome:
     judge_kubeconfig(cluster.kubeconfig)
     image = declared.image_record(Path(given["image"]), Path(given["keyring"]))
     manifests = declared.rendered(
-        cluster, Path(given["overlay"]), given["registry"], image["digest"], given["changes"]
+        cluster, Path(given["overlay"]), given["registry"], image["digest"], given["replicas"]
     )
     return deployed(cluster, manifests, Record(Path(given["record"])), given["seconds"], module.check_mode)
 
@@ -77,7 +82,7 @@ def main() -> None:
             "image": {"type": "path", "required": True},
             "keyring": {"type": "path", "required": True, "no_log": False},
             "registry": {"type": "str", "required": True},
-            "changes": {"type": "dict", "default": {}},
+            "replicas": {"type": "dict", "default": {}},
             "record": {"type": "path", "required": True},
             "seconds": {"type": "int", "default": 600},
         },

@@ -19,7 +19,12 @@ OLDEST = (1, 33)  # native sidecars are stable since 1.33, ValidatingAdmissionPo
 GPU = "nvidia.com/gpu"
 WRITES = ("get", "create", "patch", "delete")
 # What tells why pods do not become ready. Groups and resources by verb; Secrets are not among them.
-READS = (("", "pods", "list"), ("", "events", "list"), ("apps", "deployments", "watch"), ("", "resourcequotas", "list"))
+READS = (
+    ("", "pods", "list"),
+    ("", "events", "list"),
+    ("apps", "deployments", "watch"),
+    ("", "resourcequotas", "list"),
+)
 EVERYWHERE = (("", "nodes", "list"), ("", "persistentvolumes", "list"))
 
 
@@ -61,7 +66,8 @@ def judge_kinds(manifests: Iterable[Manifest], kinds: dict[tuple[str, str], Reso
     if lacking:
         names = ", ".join(f"{kind} ({version})" for version, kind in lacking)
         raise Refused(
-            f"the cluster does not serve {names}. Install its CustomResourceDefinition, or upgrade the cluster to a version with this API"
+            f"the cluster does not serve {names}. Install its CustomResourceDefinition, or upgrade the cluster to a"
+            " version with this API"
         )
 
 
@@ -111,7 +117,7 @@ def judge_gpus(cluster: Cluster, manifests: Sequence[Manifest], live: Sequence[M
     hungry = [
         each
         for each in manifests
-        if each["kind"] in declared.WORKLOADS and declared.asked(each, GPU) * declared.replicas(each)
+        if each["kind"] in declared.WORKLOADS and declared.asked(each, GPU) * declared.pods(each)
     ]
     if not hungry:
         return
@@ -121,9 +127,10 @@ def judge_gpus(cluster: Cluster, manifests: Sequence[Manifest], live: Sequence[M
         if declared.asked(each, GPU) > max(free, default=0):
             raise Refused(
                 f"{declared.shown(each)} asks for {declared.asked(each, GPU)} {GPU} a pod, and no node has more than"
-                f" {max(free, default=0)} allocatable. Install NVIDIA's driver and device plugin on a node, or declare the overlay cpu"
+                f" {max(free, default=0)} allocatable. Install NVIDIA's driver and device plugin"
+                " on a node, or declare the overlay cpu"
             )
-    total = sum(declared.asked(each, GPU) * declared.replicas(each) for each in hungry)
+    total = sum(declared.asked(each, GPU) * declared.pods(each) for each in hungry)
     if total > sum(free):
         raise Refused(
             f"{total} {GPU} are declared, and the nodes have {sum(free)} allocatable. Declare fewer replicas, or add nodes"
@@ -131,7 +138,7 @@ def judge_gpus(cluster: Cluster, manifests: Sequence[Manifest], live: Sequence[M
     for namespace in sorted({each["metadata"]["namespace"] for each in hungry}):
         wanted, ours = (
             sum(
-                declared.asked(each, GPU) * declared.replicas(each)
+                declared.asked(each, GPU) * declared.pods(each)
                 for each in among
                 if each["kind"] in declared.WORKLOADS and each["metadata"].get("namespace") == namespace
             )

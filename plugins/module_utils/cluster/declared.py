@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,16 +61,19 @@ def image_record(path: Path, keyring: Path) -> dict[str, Any]:
 
 
 def rendered(
-    cluster: Cluster, overlay: Path, registry: str, digest: str, changes: dict[str, Any]
+    cluster: Cluster, overlay: Path, registry: str, digest: str, replicas: Mapping[str, int]
 ) -> list[Manifest]:
-    """The overlay's objects with the image's digest, and CHANGES to its kustomization (replicas, patches …)."""
+    """The overlay's objects with the image's digest, and with so many REPLICAS of workloads by name.
+
+    Refused if they have a Secret, or a container with another image.
+    """
     with tempfile.TemporaryDirectory(prefix="llmkeep-overlay-") as folder:
         kustomization = {
-            **changes,
             "apiVersion": "kustomize.config.k8s.io/v1beta1",
             "kind": "Kustomization",
             "resources": [os.path.relpath(overlay.resolve(), Path(folder).resolve())],
             "images": [{"name": IMAGE, "newName": f"{registry}/llmkeep", "digest": digest}],
+            "replicas": [{"name": name, "count": int(count)} for name, count in sorted(replicas.items())],
         }
         Path(folder, "kustomization.yaml").write_text(json.dumps(kustomization))
         text = cluster.do("kustomize", folder)
@@ -109,9 +112,11 @@ def containers(manifest: Manifest) -> Iterator[dict[str, Any]]:
 
 def asked(manifest: Manifest, resource: str) -> int:
     """How much of an extended resource one pod of a workload asks for."""
-    return sum(int((each.get("resources") or {}).get("limits", {}).get(resource, 0)) for each in containers(manifest))
+    return sum(
+        int((each.get("resources") or {}).get("limits", {}).get(resource, 0)) for each in containers(manifest)
+    )
 
 
-def replicas(manifest: Manifest) -> int:
+def pods(manifest: Manifest) -> int:
     """Declared pods of a workload; one where it does not say, as for a DaemonSet."""
     return int((manifest.get("spec") or {}).get("replicas", 1))

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from ansible_collections.llmkeep.estate.plugins.module_utils.cluster import capacity, declared, rollout
 from ansible_collections.llmkeep.estate.plugins.module_utils.cluster.declared import Identity, identity
 from ansible_collections.llmkeep.estate.plugins.module_utils.cluster.kubectl import (
-    MANAGER,
     Cluster,
     Manifest,
     Refused,
     explained,
+    listed,
 )
 from ansible_collections.llmkeep.estate.plugins.module_utils.cluster.record import Record
 
@@ -31,7 +31,8 @@ def deployed(
 ) -> Outcome:
     """Bring the cluster to what is declared, or say what that would change.
 
-    Refused where nothing was changed; an Outcome with a refusal where a run was taken back, or shows a difference that it does not make.
+    Refused where nothing was changed; an Outcome with a refusal where a run was taken back, or shows a
+    difference that it would not make.
     """
     capacity.judge_version(cluster)
     kinds = capacity.served(cluster)
@@ -53,7 +54,9 @@ def deployed(
         problems = [] if answer.ok else [explained(answer.error)]
     problems = problems or rollout.unhealthy(cluster, manifests, seconds)
     if problems:
-        return Outcome(found, warnings, f"{'. '.join(problems)}. {taken_back(cluster, manifests, record, seconds)}")
+        return Outcome(
+            found, warnings, f"{'. '.join(problems)}. {taken_back(cluster, manifests, record, seconds)}"
+        )
     rollout.remove(cluster, gone)
     record.healthy(manifests)
     return Outcome(found, warnings)
@@ -62,10 +65,9 @@ def deployed(
 def judge_owners(before: dict[Identity, Manifest]) -> None:
     """Refuse to take over objects that llmkeep did not make; a namespace or a claim may have been prepared for it."""
     for each in before.values():
-        managers = {field["manager"] for field in each["metadata"].get("managedFields", [])}
-        if MANAGER not in managers and each["kind"] not in rollout.KEPT:
+        if each["kind"] not in rollout.KEPT and (managers := rollout.others(each)):
             raise Refused(
-                f"{declared.shown(each)} is there, and llmkeep did not make it (its managers: {', '.join(sorted(managers))})."
+                f"{declared.shown(each)} is there, and llmkeep did not make it (its managers: {', '.join(managers)})."
                 " Remove or rename it, or deploy to another namespace"
             )
 
@@ -90,7 +92,7 @@ def previewed(
     if not answer.ok:
         raise Refused(explained(answer.error))
     gone = rollout.left_over(cluster, record.owned(), manifests)
-    found = rollout.changes(before, [*rollout.listed(answer.stdout), *unborn])
+    found = rollout.changes(before, [*listed(answer.stdout), *unborn])
     return Outcome(found + [rollout.Change(each, None) for each in gone], answer.warnings, refusal)
 
 
@@ -98,24 +100,26 @@ def judged_with(
     cluster: Cluster, manifests: Sequence[Manifest], made: Sequence[Manifest]
 ) -> tuple[list[Manifest], list[str]]:
     """The dry run of all objects. Namespaces in MADE are made for it, and removed again if it is refused."""
-    if not made:
-        return rollout.judged(cluster, manifests)
-    rollout.judged(cluster, made)
-    answer = rollout.apply(cluster, made)
+    answer = rollout.apply(cluster, made) if made else None
     try:
+        if answer is not None and not answer.ok:
+            raise Refused(explained(answer.error))
+        answer = rollout.apply(cluster, manifests, "--dry-run=server")
         if not answer.ok:
             raise Refused(explained(answer.error))
-        return rollout.judged(cluster, manifests)
     except Refused:
         rollout.remove(cluster, made)
         raise
+    return listed(answer.stdout), answer.warnings
 
 
 def taken_back(cluster: Cluster, manifests: Sequence[Manifest], record: Record, seconds: int) -> str:
     """Go back to what was healthy last; what came of it, as a sentence."""
     previous = record.applied()
     if previous == list(manifests):
-        return "It is the revision that was healthy before, so there is none to go back to: look at the reason"
+        return (
+            "It is the revision that was healthy before, so there is none to go back to: look at the reason"
+        )
     answer = rollout.apply(cluster, previous) if previous else None
     if answer is not None and not answer.ok:
         return f"The revision before could not be applied again: {explained(answer.error)}"

@@ -1,6 +1,7 @@
 """kubectl with one kubeconfig, and its errors as sentences.
 
-The kubeconfig is a secret: it is read here to judge it, and kubectl reads it itself. Its content is in no argument and no message.
+The kubeconfig is a secret: it is read here to judge it, and kubectl reads it itself. Its content is in no argument and
+no message.
 """
 
 from __future__ import annotations
@@ -30,13 +31,18 @@ class Refused(Exception):
 def private(path: Path, what: str) -> bytes:
     """A file that only its owner reads, below folders that only root changes; Refused otherwise."""
     try:
-        content = files.read(path)
+        content: bytes = files.read(path)
         status = files.status_of(path)
     except OSError as problem:
-        raise Refused(f"{what} {path} cannot be read: {problem.strerror}. Bring it as root, mode 0600") from None
+        raise Refused(
+            f"{what} {path} cannot be read: {problem.strerror}. Bring it as root, mode 0600"
+        ) from None
     if status is None or status.st_mode & 0o077:
         mode = f"{stat.S_IMODE(status.st_mode):04o}" if status else "none"
-        raise Refused(f"{what} {path} has mode {mode}, and is for root alone. Run `chmod 0600 {path}`, and replace its key if others could read it")
+        raise Refused(
+            f"{what} {path} has mode {mode}, and is for root alone. Run `chmod 0600 {path}`, and replace its key"
+            " if others could read it"
+        )
     return content
 
 
@@ -44,19 +50,25 @@ def judge_kubeconfig(path: Path) -> None:
     """Refuse a kubeconfig that others can read, or by which another server could pass for the cluster."""
     try:
         config = yaml.safe_load(private(path, "the kubeconfig"))
-        context = next(each["context"] for each in config["contexts"] if each["name"] == config["current-context"])
+        context = next(
+            each["context"] for each in config["contexts"] if each["name"] == config["current-context"]
+        )
         cluster = next(each["cluster"] for each in config["clusters"] if each["name"] == context["cluster"])
         user = next(each["user"] for each in config["users"] if each["name"] == context["user"])
         server = str(cluster["server"])
     except (yaml.YAMLError, KeyError, TypeError, StopIteration):
-        raise Refused(f"{path} is no kubeconfig with a current context, its cluster and its user. Write one by `kubectl config`") from None
+        raise Refused(
+            f"{path} is no kubeconfig with a current context, its cluster and its user. Write one by `kubectl config`"
+        ) from None
     if cluster.get("insecure-skip-tls-verify"):
         raise Refused(
             f"the kubeconfig {path} has insecure-skip-tls-verify, so any server could pass for {server}."
             " Remove it, and set certificate-authority-data to the cluster's authority"
         )
     if not server.startswith("https://"):
-        raise Refused(f"the kubeconfig {path} names the server {server}, which is not reached by TLS. Name its https address")
+        raise Refused(
+            f"the kubeconfig {path} names the server {server}, which is not reached by TLS. Name its https address"
+        )
     for key in ("client-key", "tokenFile"):
         if user.get(key):
             private(path.parent / user[key], f"the {key} of {path}")
@@ -85,7 +97,13 @@ class Cluster:
         environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(self.cache), "LC_ALL": "C.UTF-8"}
         try:
             done = subprocess.run(
-                argv, input=given, capture_output=True, text=True, timeout=seconds, check=False, env=environment
+                argv,
+                input=given,
+                capture_output=True,
+                text=True,
+                timeout=seconds,
+                check=False,
+                env=environment,
             )
         except subprocess.TimeoutExpired:
             return Answer(False, "", f"kubectl {words[0]} did not end within {seconds:.0f} s", [])
@@ -133,10 +151,16 @@ WAYS = [
         "The webhook is down or answers wrongly: mend what serves it, or remove its configuration, and run again",
     ),
     (r"exceeded quota", "Ask for a larger ResourceQuota, or declare fewer replicas"),
-    (r"ValidatingAdmissionPolicy '", "The cluster's policy refuses this: change what is declared, or the policy"),
+    (
+        r"ValidatingAdmissionPolicy '",
+        "The cluster's policy refuses this: change what is declared, or the policy",
+    ),
     (r"violates PodSecurity", "Declare pods that keep the level of their namespace"),
     (r"cannot \w+ resource", "Give the user of the kubeconfig this right (docs/kubernetes.md)"),
-    (r"Unauthorized|must be logged in", "The cluster does not know the kubeconfig's user: its certificate may have expired"),
+    (
+        r"Unauthorized|must be logged in",
+        "The cluster does not know the kubeconfig's user: its certificate may have expired",
+    ),
     (
         r"x509: |tls: ",
         "The server's certificate is not one of the kubeconfig's authority: compare both with those of the cluster",

@@ -15,9 +15,7 @@ from ansible_collections.llmkeep.estate.plugins.module_utils.cluster.kubectl imp
     Answer,
     Cluster,
     Manifest,
-    Refused,
     explained,
-    listed,
     stream,
 )
 
@@ -61,7 +59,9 @@ def live(cluster: Cluster, manifests: Sequence[Manifest]) -> dict[Identity, Mani
     """Those objects that the cluster has."""
     if not manifests:
         return {}
-    found = cluster.objects("get", "--filename=-", "--ignore-not-found", "--show-managed-fields", given=stream(manifests))
+    found = cluster.objects(
+        "get", "--filename=-", "--ignore-not-found", "--show-managed-fields", given=stream(manifests)
+    )
     return {identity(each): each for each in found}
 
 
@@ -73,36 +73,35 @@ def apply(cluster: Cluster, manifests: Sequence[Manifest], *options: str) -> Ans
     )  # fmt: skip
 
 
-def judged(cluster: Cluster, manifests: Sequence[Manifest]) -> tuple[list[Manifest], list[str]]:
-    """What the cluster would make of them, and its warnings; Refused where it would not take one of them."""
-    answer = apply(cluster, manifests, "--dry-run=server")
-    if not answer.ok:
-        raise Refused(explained(answer.error))
-    return listed(answer.stdout), answer.warnings
-
-
 def changes(before: dict[Identity, Manifest], after: Iterable[Manifest]) -> list[Change]:
     """Objects that differ."""
     found = [Change(before.get(identity(each)), each) for each in after]
     return [each for each in found if text(each.before) != text(each.after)]
 
 
-def left_over(
-    cluster: Cluster, applied: Sequence[Manifest], manifests: Sequence[Manifest]
-) -> list[Manifest]:
+def others(manifest: Manifest) -> list[str]:
+    """Who manages an object of which llmkeep manages nothing; none where it does, or where the object has no fields."""
+    managers = {field["manager"] for field in manifest["metadata"].get("managedFields", [])}
+    return [] if MANAGER in managers else sorted(managers)
+
+
+def left_over(cluster: Cluster, applied: Sequence[Manifest], manifests: Sequence[Manifest]) -> list[Manifest]:
     """Objects that llmkeep applied, and that are declared no more; those in KEPT and those that it no longer manages stay."""
     names = {identity(each) for each in manifests}
     gone = [each for each in applied if identity(each) not in names and each["kind"] not in KEPT]
-    return [
-        each
-        for each in live(cluster, gone).values()
-        if any(field["manager"] == MANAGER for field in each["metadata"].get("managedFields", []))
-    ]
+    return [each for each in live(cluster, gone).values() if not others(each)]
 
 
 def remove(cluster: Cluster, manifests: Sequence[Manifest]) -> None:
     if manifests:
-        cluster.do("delete", "--filename=-", "--ignore-not-found", "--timeout=60s", given=stream(manifests), seconds=90)
+        cluster.do(
+            "delete",
+            "--filename=-",
+            "--ignore-not-found",
+            "--timeout=60s",
+            given=stream(manifests),
+            seconds=90,
+        )
 
 
 def unhealthy(cluster: Cluster, manifests: Sequence[Manifest], seconds: float) -> list[str]:
@@ -118,7 +117,9 @@ def unhealthy(cluster: Cluster, manifests: Sequence[Manifest], seconds: float) -
             f"--namespace={each['metadata']['namespace']}", f"--timeout={left:.0f}s", seconds=left + 30,
         )  # fmt: skip
         if not answer.ok:
-            found.append(f"{declared.shown(each)} is not ready: {reasons(cluster, each) or explained(answer.error)}")
+            found.append(
+                f"{declared.shown(each)} is not ready: {reasons(cluster, each) or explained(answer.error)}"
+            )
     return found
 
 
@@ -132,7 +133,9 @@ def reasons(cluster: Cluster, workload: Manifest) -> str:
             for condition in each.get("status", {}).get("conditions", [])
             if (condition["type"], condition["status"]) == ("ReplicaFailure", "True")
         ]
-    selector = ",".join(f"{key}={value}" for key, value in workload["spec"]["selector"]["matchLabels"].items())
+    selector = ",".join(
+        f"{key}={value}" for key, value in workload["spec"]["selector"]["matchLabels"].items()
+    )
     pods = cluster.objects("get", "pods", f"--namespace={namespace}", f"--selector={selector}")
     for pod in pods:
         told += [f"pod {pod['metadata']['name']}: {reason}" for reason in pod_reasons(pod)]
@@ -158,7 +161,9 @@ def pod_reasons(pod: Manifest) -> list[str]:
         state = container.get("state", {})
         ended = state.get("terminated") or container.get("lastState", {}).get("terminated")
         if waiting := state.get("waiting"):
-            found.append(f"{container['name']} waits: {waiting.get('reason', '')} {waiting.get('message', '')}".rstrip())
+            found.append(
+                f"{container['name']} waits: {waiting.get('reason', '')} {waiting.get('message', '')}".rstrip()
+            )
         if ended and ended.get("exitCode"):
             found.append(f"{container['name']} ended with {ended['exitCode']} ({ended.get('reason', '')})")
         if not found and not container.get("ready") and "running" in state:
