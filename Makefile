@@ -12,7 +12,7 @@ WORKERS := --numprocesses 2
 # A file is one worker's. The longest come first, so that no worker is idle while the other one runs the longest last.
 BY_FILE = $(WORKERS) --dist loadfile --no-loadscope-reorder
 COLLECTION := .ansible/collections/ansible_collections/llmkeep/estate
-ROLE := redis pki mirror base softhsm hsm luks opa llm_serving ipsec llm_training edge audit gpu gpu_health vllm exporters prometheus operator_page elasticsearch filebeat logstash kibana
+ROLE := redis pki mirror base softhsm hsm luks opa llm_serving ipsec llm_training edge audit gpu gpu_health vllm exporters prometheus operator_page elasticsearch filebeat logstash kibana kubernetes
 # `make env` compiles our programs, which tests start again and again; what changes later is compiled at each start.
 export PYTHONDONTWRITEBYTECODE := 1
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
@@ -113,6 +113,11 @@ molecule: bundle  ## the roles' scenarios, or one: make molecule ROLE=redis
 	  case $$role in elasticsearch | filebeat | logstash | kibana)
 	    if [ ! -e .lab/bundle/bin/elasticsearch ] || [ ! -e .lab/bundle/bin/filebeat ]; then
 	      echo "molecule: SKIPPED without LLMKEEP_MIRROR, a folder that has Elasticsearch and Filebeat: scenario $$role"
+	      continue
+	    fi ;;
+	  kubernetes)
+	    if ! .venv/bin/llmkeep program kube > /dev/null; then
+	      echo "molecule: SKIPPED without LLMKEEP_MIRROR, a folder that has Kubernetes: scenario $$role"
 	      continue
 	    fi
 	  esac
