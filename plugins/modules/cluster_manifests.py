@@ -69,7 +69,7 @@ def run(module: AnsibleModule, cache: Path) -> Outcome:
     judge_kubeconfig(cluster.kubeconfig)
     image = declared.image_record(Path(given["image"]), Path(given["keyring"]))
     manifests = declared.rendered(
-        cluster, Path(given["overlay"]), given["registry"], image["digest"], given["replicas"]
+        cluster, Path(given["overlay"]), given["registry"], image, given["replicas"]
     )
     return deployed(cluster, manifests, Record(Path(given["record"])), given["seconds"], module.check_mode)
 

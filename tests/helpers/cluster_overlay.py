@@ -11,10 +11,10 @@ DIGESTS = [f"sha256:{letter * 64}" for letter in "ab"]
 Manifest = dict[str, Any]
 
 
-def signed_image(folder: Path, keys: Path, digest: str = DIGESTS[0]) -> Path:
+def signed_image(folder: Path, keys: Path, digest: str = DIGESTS[0], variant: str = "cpu") -> Path:
     """image.json and its signature, as `llmkeep image build` writes them."""
     path = folder / "image.json"
-    path.write_text(json.dumps({"name": "llmkeep", "variant": "cpu", "digest": digest}))
+    path.write_text(json.dumps({"name": "llmkeep", "variant": variant, "digest": digest}))
     signature = folder / "image.json.sig"
     signature.unlink(missing_ok=True)
     with signing.signer(signing.key_file(keys), None) as key:

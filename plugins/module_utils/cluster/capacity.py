@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ansible_collections.llmkeep.estate.plugins.module_utils.cluster import declared
+from ansible_collections.llmkeep.estate.plugins.module_utils.cluster.declared import GPU
 from ansible_collections.llmkeep.estate.plugins.module_utils.cluster.kubectl import (
     Cluster,
     Manifest,
@@ -16,13 +17,12 @@ from ansible_collections.llmkeep.estate.plugins.module_utils.cluster.kubectl imp
 )
 
 OLDEST = (1, 33)  # native sidecars are stable since 1.33, ValidatingAdmissionPolicy v1 since 1.30
-GPU = "nvidia.com/gpu"
 WRITES = ("get", "create", "patch", "delete")
-# What tells why pods do not become ready. Groups and resources by verb; Secrets are not among them.
+# What tells why pods do not become ready, and what takes a StatefulSet's back. Secrets are not among them.
 READS = (
     ("", "pods", "list"),
+    ("", "pods", "delete"),
     ("", "events", "list"),
-    ("apps", "deployments", "watch"),
     ("", "resourcequotas", "list"),
 )
 EVERYWHERE = (("", "nodes", "list"), ("", "persistentvolumes", "list"))
@@ -79,7 +79,8 @@ def judge_rights(
     for manifest in manifests:
         kind = kinds[manifest["apiVersion"], manifest["kind"]]
         namespace = manifest["metadata"].get("namespace", "") if kind.namespaced else ""
-        wanted |= {(kind.group, kind.plural, verb, namespace) for verb in WRITES}
+        verbs = WRITES + (("list", "watch") if manifest["kind"] in declared.WORKLOADS else ())
+        wanted |= {(kind.group, kind.plural, verb, namespace) for verb in verbs}
         if kind.namespaced:
             wanted |= {(*each, namespace) for each in READS}
     asked = [
@@ -153,3 +154,46 @@ def judge_gpus(cluster: Cluster, manifests: Sequence[Manifest], live: Sequence[M
                     f"{wanted} {GPU} are declared in {namespace}, and ResourceQuota {quota['metadata']['name']} allows {most},"
                     f" of which others use {others}. Ask for a larger quota, or declare fewer replicas"
                 )
+
+
+def judge_weights(cluster: Cluster, manifests: Sequence[Manifest]) -> None:
+    """Refuse replicas for which no node has the verified release, as told by the volumes of a class without a provisioner."""
+    local = {
+        each["metadata"]["name"]
+        for each in manifests
+        if each["kind"] == "StorageClass" and each["provisioner"] == "kubernetes.io/no-provisioner"
+    }
+    for each in manifests:
+        claims = (each.get("spec") or {}).get("volumeClaimTemplates", [])
+        for name in sorted(local & {claim["spec"].get("storageClassName") for claim in claims}):
+            volumes = {
+                volume["metadata"]["name"]: volume["spec"]
+                for volume in [*cluster.objects("get", "persistentvolumes"), *manifests]
+                if volume["kind"] == "PersistentVolume" and volume["spec"].get("storageClassName") == name
+            }
+            selector = declared.template(each)["spec"].get("nodeSelector") or {}
+            nodes = [node["metadata"]["labels"] for node in cluster.objects("get", "nodes")]
+            taken = [labels for labels in nodes if selector.items() <= labels.items()]
+            having = [
+                volume for volume, spec in volumes.items() if any(on_node(spec, labels) for labels in taken)
+            ]
+            if len(having) < declared.pods(each):
+                labels = ", ".join(f"{key}={value}" for key, value in selector.items()) or "any label"
+                raise Refused(
+                    f"{declared.shown(each)} has {declared.pods(each)} replicas, and {len(having)} volumes with the verified"
+                    f" release (class {name}) are on a node with {labels}; these are not:"
+                    f" {', '.join(sorted(set(volumes) - set(having))) or 'none'}. Install the release on a node by role"
+                    " llm_serving, label the node, and declare its PersistentVolume"
+                )
+
+
+def on_node(volume: Manifest, labels: Mapping[str, str]) -> bool:
+    """Whether a volume is on a node with these labels, by the values that its affinity names."""
+    terms = volume.get("nodeAffinity", {}).get("required", {}).get("nodeSelectorTerms", [])
+    return any(
+        all(
+            labels.get(wanted["key"]) in wanted.get("values", [])
+            for wanted in term.get("matchExpressions", [])
+        )
+        for term in terms
+    )

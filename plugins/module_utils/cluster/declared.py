@@ -19,6 +19,7 @@ from ansible_collections.llmkeep.estate.plugins.module_utils.cluster.kubectl imp
 from ansible_collections.llmkeep.estate.plugins.module_utils.config import files
 
 IMAGE = "registry.llmkeep.internal/llmkeep"  # as the manifests call it
+GPU = "nvidia.com/gpu"
 WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet")
 Identity = tuple[str, str, str, str]
 
@@ -61,29 +62,34 @@ def image_record(path: Path, keyring: Path) -> dict[str, Any]:
 
 
 def rendered(
-    cluster: Cluster, overlay: Path, registry: str, digest: str, replicas: Mapping[str, int]
+    cluster: Cluster, overlay: Path, registry: str, image: Mapping[str, Any], replicas: Mapping[str, int]
 ) -> list[Manifest]:
-    """The overlay's objects with the image's digest, and with so many REPLICAS of workloads by name.
+    """The overlay's objects with the digest of the recorded IMAGE, and with so many REPLICAS of workloads by name.
 
-    Refused if they have a Secret, or a container with another image.
+    Refused if they have a Secret, a container with another image, or ask for GPUs that the image does not compute on.
     """
     with tempfile.TemporaryDirectory(prefix="llmkeep-overlay-") as folder:
         kustomization = {
             "apiVersion": "kustomize.config.k8s.io/v1beta1",
             "kind": "Kustomization",
             "resources": [os.path.relpath(overlay.resolve(), Path(folder).resolve())],
-            "images": [{"name": IMAGE, "newName": f"{registry}/llmkeep", "digest": digest}],
+            "images": [{"name": IMAGE, "newName": f"{registry}/llmkeep", "digest": image["digest"]}],
             "replicas": [{"name": name, "count": int(count)} for name, count in sorted(replicas.items())],
         }
         Path(folder, "kustomization.yaml").write_text(json.dumps(kustomization))
         text = cluster.do("kustomize", folder)
     found = [each for each in yaml.safe_load_all(text) if each]
-    wanted = f"{registry}/llmkeep@{digest}"
+    wanted = f"{registry}/llmkeep@{image['digest']}"
     for manifest in found:
         if manifest["kind"] == "Secret":
             raise Refused(
                 f"{shown(manifest)} is declared in a manifest, where each reader of the manifests reads it."
                 " Take it out, and make the Secret in the cluster by hand"
+            )
+        if asked(manifest, GPU) and image["variant"] != "cuda":
+            raise Refused(
+                f"{shown(manifest)} asks for GPUs, and the signed image is of the variant {image['variant']}."
+                " Build the variant cuda, or declare the overlay cpu"
             )
         for container in containers(manifest):
             if container.get("image") != wanted:

@@ -41,6 +41,7 @@ def deployed(
     before = rollout.live(cluster, manifests)
     judge_owners(before)
     capacity.judge_gpus(cluster, manifests, list(before.values()))
+    capacity.judge_weights(cluster, manifests)
     made = [each for each in manifests if each["kind"] == "Namespace" and identity(each) not in before]
     if check:
         return previewed(cluster, manifests, before, record, made)
@@ -123,6 +124,7 @@ def taken_back(cluster: Cluster, manifests: Sequence[Manifest], record: Record, 
     answer = rollout.apply(cluster, previous) if previous else None
     if answer is not None and not answer.ok:
         return f"The revision before could not be applied again: {explained(answer.error)}"
+    rollout.release(cluster, previous)
     rollout.remove(cluster, rollout.left_over(cluster, manifests, previous))
     problems = rollout.unhealthy(cluster, previous, seconds)
     if problems:

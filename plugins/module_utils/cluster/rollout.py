@@ -123,6 +123,29 @@ def unhealthy(cluster: Cluster, manifests: Sequence[Manifest], seconds: float) -
     return found
 
 
+def pods(cluster: Cluster, workload: Manifest) -> list[Manifest]:
+    """The pods that a workload selects."""
+    selector = ",".join(
+        f"{key}={value}" for key, value in workload["spec"]["selector"]["matchLabels"].items()
+    )
+    namespace = workload["metadata"]["namespace"]
+    return cluster.objects("get", "pods", f"--namespace={namespace}", f"--selector={selector}")
+
+
+def release(cluster: Cluster, manifests: Sequence[Manifest]) -> None:
+    """Delete pods of StatefulSets that are not ready: their controller waits for them, and never replaces them by itself."""
+    for each in manifests:
+        if each["kind"] == "StatefulSet":
+            remove(cluster, [pod for pod in pods(cluster, each) if not is_ready(pod)])
+
+
+def is_ready(pod: Manifest) -> bool:
+    return any(
+        (condition["type"], condition["status"]) == ("Ready", "True")
+        for condition in pod.get("status", {}).get("conditions", [])
+    )
+
+
 def reasons(cluster: Cluster, workload: Manifest) -> str:
     """Why, by the workload itself, its pods and their events."""
     namespace, name = workload["metadata"]["namespace"], workload["metadata"]["name"]
@@ -133,13 +156,10 @@ def reasons(cluster: Cluster, workload: Manifest) -> str:
             for condition in each.get("status", {}).get("conditions", [])
             if (condition["type"], condition["status"]) == ("ReplicaFailure", "True")
         ]
-    selector = ",".join(
-        f"{key}={value}" for key, value in workload["spec"]["selector"]["matchLabels"].items()
-    )
-    pods = cluster.objects("get", "pods", f"--namespace={namespace}", f"--selector={selector}")
-    for pod in pods:
+    found = pods(cluster, workload)
+    for pod in found:
         told += [f"pod {pod['metadata']['name']}: {reason}" for reason in pod_reasons(pod)]
-    involved = {name, *(pod["metadata"]["name"] for pod in pods)}
+    involved = {name, *(pod["metadata"]["name"] for pod in found)}
     events = cluster.objects("get", "events", f"--namespace={namespace}", "--field-selector=type=Warning")
     told += [
         f"{event['involvedObject']['name']}: {event['message']}"

@@ -339,7 +339,8 @@ def test_a_kind_that_the_cluster_does_not_serve_is_refused(estate: Estate) -> No
     assert estate.untouched()
 
 
-def gpus(estate: Estate, count: int) -> None:
+def gpus(estate: Estate, count: int, variant: str = "cuda") -> None:
+    signed_image(estate.folder, estate.keys, variant=variant)
     estate.pod["containers"][0]["resources"] = {"limits": {"nvidia.com/gpu": count}}
 
 
@@ -381,6 +382,66 @@ def test_gpus_that_workloads_of_llmkeep_have_are_not_asked_for_twice(estate: Est
     )
     estate.deployed()
     assert not estate.deployed()["changed"]
+
+
+def test_gpus_for_an_image_that_does_not_compute_on_them_are_refused(estate: Estate) -> None:
+    gpus(estate, 1, variant="cpu")
+    assert "the signed image is of the variant cpu" in estate.refused()
+    assert estate.untouched()
+
+
+def stateful(estate: Estate) -> Manifest:
+    """The workload, made a StatefulSet."""
+    workload = estate.objects.pop("Deployment")
+    workload["kind"] = "StatefulSet"
+    workload["spec"]["serviceName"] = "serving"
+    estate.objects["StatefulSet"] = workload
+    return workload
+
+
+@pytest.mark.parametrize(("node", "replicas", "having"), [("node-2", 1, 0), ("node-1", 2, 1)])
+def test_a_replica_without_a_node_that_has_the_release_is_refused(
+    estate: Estate, node: str, replicas: int, having: int
+) -> None:
+    name = estate.namespace
+    claim = {
+        "accessModes": ["ReadOnlyMany"],
+        "storageClassName": name,
+        "resources": {"requests": {"storage": "1Gi"}},
+    }
+    stateful(estate)["spec"]["volumeClaimTemplates"] = [{"metadata": {"name": "weights"}, "spec": claim}]
+    estate.objects["StorageClass"] = {
+        "apiVersion": "storage.k8s.io/v1",
+        "kind": "StorageClass",
+        "metadata": {"name": name},
+        "provisioner": "kubernetes.io/no-provisioner",
+        "volumeBindingMode": "WaitForFirstConsumer",
+    }
+    hosts = [{"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}]
+    estate.objects["PersistentVolume"] = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        "metadata": {"name": name},
+        "spec": {
+            "capacity": {"storage": "1Gi"},
+            "accessModes": ["ReadOnlyMany"],
+            "storageClassName": name,
+            "local": {"path": "/srv/llmkeep/models"},
+            "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": hosts}]}},
+        },
+    }
+    said = estate.refused(replicas={"serving": replicas})
+    assert f"has {replicas} replicas, and {having} volumes with the verified release" in said
+    assert estate.untouched()
+
+
+def test_a_stateful_roll_out_that_fails_is_taken_back(estate: Estate) -> None:
+    """Its controller waits for ever for a pod that does not become ready."""
+    spec = stateful(estate)["spec"]["template"]["spec"]
+    estate.deployed()
+    spec["nodeSelector"] = NOWHERE
+    assert estate.refused(seconds=10).endswith("The revision before was applied again and is healthy.")
+    assert estate.seen("statefulset", "{.status.readyReplicas}") == "1"
 
 
 def test_a_webhook_that_is_down_is_named_and_nothing_is_left(estate: Estate) -> None:
