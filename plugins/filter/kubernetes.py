@@ -9,13 +9,12 @@ from typing import Any
 
 def folder_tree(folder: str, place: str) -> dict[str, list[dict[str, Any]]]:
     """A folder of text files on the controller, as directories and files of config_tree below PLACE."""
-    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
-    directories = {place, *(f"{place}/{each.relative_to(folder).parent}" for each in files)}
+    paths = sorted(Path(folder).rglob("*"))
+    places = {path: f"{place}/{path.relative_to(folder)}" for path in paths}
+    directories = [place, *(places[path] for path in paths if path.is_dir())]
     return {
-        "directories": [{"path": each.removesuffix("/."), "exclusive": True} for each in sorted(directories)],
-        "files": [
-            {"dest": f"{place}/{each.relative_to(folder)}", "content": each.read_text()} for each in files
-        ],
+        "directories": [{"path": each, "exclusive": True} for each in directories],
+        "files": [{"dest": places[path], "content": path.read_text()} for path in paths if path.is_file()],
     }
 
 
