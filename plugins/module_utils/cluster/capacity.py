@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ansible_collections.llmkeep.estate.plugins.module_utils.cluster import declared
@@ -60,8 +60,8 @@ def served(cluster: Cluster) -> dict[tuple[str, str], Resource]:
     return found
 
 
-def judge_kinds(manifests: Iterable[Manifest], kinds: dict[tuple[str, str], Resource]) -> None:
-    """Refuse kinds that the cluster does not serve."""
+def judge_kinds(manifests: Sequence[Manifest], kinds: Mapping[tuple[str, str], Resource]) -> None:
+    """Refuse kinds that the cluster does not serve, and objects whose namespace the kubeconfig would choose."""
     lacking = sorted({(each["apiVersion"], each["kind"]) for each in manifests} - kinds.keys())
     if lacking:
         names = ", ".join(f"{kind} ({version})" for version, kind in lacking)
@@ -69,6 +69,11 @@ def judge_kinds(manifests: Iterable[Manifest], kinds: dict[tuple[str, str], Reso
             f"the cluster does not serve {names}. Install its CustomResourceDefinition, or upgrade the cluster to a"
             " version with this API"
         )
+    for each in manifests:
+        if kinds[each["apiVersion"], each["kind"]].namespaced and not each["metadata"].get("namespace"):
+            raise Refused(
+                f"{declared.shown(each)} has no namespace. Set `namespace` in the overlay's kustomization"
+            )
 
 
 def judge_rights(

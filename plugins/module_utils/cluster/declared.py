@@ -66,8 +66,14 @@ def rendered(
 ) -> list[Manifest]:
     """The overlay's objects with the digest of the recorded IMAGE, and with so many REPLICAS of workloads by name.
 
-    Refused if they have a Secret, a container with another image, or ask for GPUs that the image does not compute on.
+    Refused if others can change the overlay, if it has a Secret or a container with another image, or asks for GPUs that the
+    image does not compute on.
     """
+    if not files.is_safe(overlay):
+        raise Refused(
+            f"the overlay {overlay} is not there, or others than root can change what is in it."
+            " Bring the folder, and give it to root, mode 0755 or less"
+        )
     with tempfile.TemporaryDirectory(prefix="llmkeep-overlay-") as folder:
         kustomization = {
             "apiVersion": "kustomize.config.k8s.io/v1beta1",

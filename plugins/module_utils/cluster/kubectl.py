@@ -7,6 +7,7 @@ no message.
 from __future__ import annotations
 
 import json
+import os
 import re
 import stat
 import subprocess
@@ -37,11 +38,11 @@ def private(path: Path, what: str) -> bytes:
         raise Refused(
             f"{what} {path} cannot be read: {problem.strerror}. Bring it as root, mode 0600"
         ) from None
-    if status is None or status.st_mode & 0o077:
-        mode = f"{stat.S_IMODE(status.st_mode):04o}" if status else "none"
+    if status is None or status.st_mode & 0o077 or status.st_uid != os.geteuid():
+        mode = f"{stat.S_IMODE(status.st_mode):04o} of uid {status.st_uid}" if status else "none"
         raise Refused(
-            f"{what} {path} has mode {mode}, and is for root alone. Run `chmod 0600 {path}`, and replace its key"
-            " if others could read it"
+            f"{what} {path} has mode {mode}, and is for root alone. Give it to root with mode 0600, and replace its"
+            " key if others could read it"
         )
     return content
 

@@ -1,6 +1,7 @@
 """Module cluster_manifests against a real control plane and a hollow node, by Debian's kubectl."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -234,7 +235,12 @@ def altered(estate: Estate, alter: Callable[[Any], object]) -> Path:
 
 def test_a_kubeconfig_that_others_read_is_refused(estate: Estate) -> None:
     altered(estate, lambda _: None).chmod(0o640)
-    assert "has mode 0640, and is for root alone" in estate.refused()
+    assert "has mode 0640 of uid 0, and is for root alone" in estate.refused()
+
+
+def test_a_kubeconfig_of_another_user_is_refused(estate: Estate) -> None:
+    os.chown(altered(estate, lambda _: None), 65534, 65534)
+    assert "has mode 0600 of uid 65534, and is for root alone" in estate.refused()
 
 
 def test_a_kubeconfig_in_a_folder_that_others_change_is_refused(estate: Estate) -> None:
@@ -322,7 +328,19 @@ def test_a_secret_in_a_manifest_is_refused(estate: Estate) -> None:
     assert "value-of-the-secret" not in said
 
 
+def test_an_overlay_that_others_change_is_refused(estate: Estate) -> None:
+    (estate.folder / "overlay").mkdir()
+    (estate.folder / "overlay").chmod(0o777)
+    assert "others than root can change what is in it" in estate.refused()
+
+
 # ---------------------------------------------------------------- the cluster
+def test_an_object_without_a_namespace_is_refused(estate: Estate) -> None:
+    estate.objects["PodDisruptionBudget"]["metadata"] = {"name": "serving"}
+    assert "PodDisruptionBudget serving has no namespace" in estate.refused()
+    assert estate.untouched()
+
+
 def test_a_cluster_that_is_too_old_is_refused(estate: Estate, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(capacity, "OLDEST", (1, 99))
     assert "runs Kubernetes v1.37.2, and manifests need 1.99 or later" in estate.refused()
