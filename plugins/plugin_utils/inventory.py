@@ -40,6 +40,7 @@ GROUPS = (
     "logs",
     "logstash",
     "kibana",
+    "kubernetes",
 )
 RENAMED_GROUPS = {"hsm": "softhsm"}
 REQUIRED_GROUPS = {
@@ -182,6 +183,8 @@ def placement_faults(values: Mapping[str, Any], groups: Mapping[str, list[str]])
         )
     if "vllm" in mine and "serve" not in mine:
         yield "it is in vllm and not in serve, but vLLM answers its gateway over a UNIX socket: add it to serve too"
+    if "kubernetes" in mine and "control" not in mine:
+        yield "it is in kubernetes and not in control, and clusters are deployed to from a control node: add it to control too"
     if mine & {"logs", "kibana"} and len(groups.get("search") or []) != 1:
         seen = ", ".join(groups.get("search") or []) or "no host"
         group = "logs, which are" if "logs" in mine else "kibana, which shows logs"

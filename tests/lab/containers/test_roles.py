@@ -1,6 +1,7 @@
 """The molecule scenario of each role that a container can have."""
 
 import pytest
+from control_plane import kube
 from estate import ROOT, Lab, require_programs, run_scenario, scenarios
 
 PROGRAMS = {
@@ -18,5 +19,7 @@ def test_every_role_has_a_scenario() -> None:
 
 @pytest.mark.parametrize("role", scenarios("container"))
 def test_role(floor_again: Lab, role: str) -> None:
+    if role == "kubernetes":
+        kube()
     require_programs(*PROGRAMS.get(role, ()))
     run_scenario(floor_again, role)

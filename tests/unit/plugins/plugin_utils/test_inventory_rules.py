@@ -91,6 +91,7 @@ def test_a_limit_that_names_nothing_is_told_with_the_nearest_name(limit: str) ->
         (host(ansible_host="llm1.example.org"), "its address is 'llm1.example.org'"),
         (host(groups=("storage",)), "set hsm_module"),
         (host(groups=("vllm",)), "add it to serve too"),
+        (host(groups=("serve", "kubernetes")), "add it to control too"),
         (host(groups=("logs",)), "there is no host in it: put one host in search"),
         (host(groups=("redis", "serve")), "llm1, llm2 are in redis, whose one Redis all gateways share"),
     ],
