@@ -43,7 +43,7 @@ def cluster() -> Iterator[Lab]:
     """A lab of its own, thrown away afterwards: two nodes of Slurm's, with a tiny DeepSeek-V2 on both."""
     lab = Lab("slurm-hosts")
     lab.run("--inventory", str(INVENTORY), "floor", timeout=2400)
-    lab.run("site", "--tags", "llm_training,slurm", timeout=2400)
+    lab.run("site", "--tags", "llm_training,slurm_controller,slurm_node", timeout=2400)
     for host in HOSTS:
         make = f"/opt/llmtrain/current/bin/python3 - {BASE} {TINY}"
         lab.on(host, make, given=TINY_DEEPSEEK.read_text())
@@ -82,5 +82,5 @@ def test_zero3_over_two_hosts_is_queued_again_when_one_loses_its_power_and_goes_
     ]
     # No job, no key.
     assert cluster.on("ops1", "ls /run/llmkeep-slurm") == ""
-    again = cluster.run("site", "--tags", "slurm").stdout
+    again = cluster.run("site", "--tags", "slurm_controller,slurm_node").stdout
     assert changed(again) == dict.fromkeys(HOSTS, 0)
