@@ -12,7 +12,7 @@ WORKERS := --numprocesses 2
 # A file is one worker's. The longest come first, so that no worker is idle while the other one runs the longest last.
 BY_FILE = $(WORKERS) --dist loadfile --no-loadscope-reorder
 COLLECTION := .ansible/collections/ansible_collections/llmkeep/estate
-ROLE := redis pki mirror base softhsm hsm luks opa llm_serving ipsec llm_training edge audit gpu gpu_health vllm exporters prometheus operator_page elasticsearch filebeat logstash kibana kubernetes
+ROLE := redis pki mirror base softhsm hsm luks opa llm_serving ipsec llm_training slurm_controller slurm_node edge audit gpu gpu_health vllm exporters prometheus operator_page elasticsearch filebeat logstash kibana kubernetes
 # `make env` compiles our programs, which tests start again and again; what changes later is compiled at each start.
 export PYTHONDONTWRITEBYTECODE := 1
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
@@ -147,6 +147,7 @@ storm: bundle kernel  ## the long fault campaigns (hours): KILLS=500 of a progra
 	STORM=1 .venv/bin/pytest tests/lab/containers/test_image.py -k "builder or containerfile" -rs
 	LAB_SYNC=1 STORM=$(or $(KILLS),50) STORM_MINUTES=60 SEED=$(or $(SEED),5) .venv/bin/pytest tests/lab/containers/test_log_faults.py -rP
 	STORM=$(or $(STORM),20) .venv/bin/pytest tests/unit/llmkeep/bundle/test_bootstrap_media.py tests/unit/llmkeep/bundle/test_media.py -k kill -rP
+	STORM=1 .venv/bin/pytest tests/lab/containers/test_slurm.py -rP
 	STORM=1 .venv/bin/pytest tests/lab/kernels/test_training.py tests/lab/kernels/test_lab_in_a_lab.py -rP
 	STORM=1 .venv/bin/pytest tests/unit/kubernetes/test_roll_out.py -k thousand -rs
 	if [ -e bench/.venv-vllm ]; then

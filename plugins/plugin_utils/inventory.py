@@ -35,6 +35,8 @@ GROUPS = (
     "edge",
     "chat",
     "train",
+    "slurm_controller",
+    "slurm_node",
     "prometheus",
     "search",
     "logs",
@@ -52,6 +54,7 @@ NEEDED_UNITS = (
     ("serve", "llm_serving_models_dir", "llm-engine@.service"),
     ("vllm", "vllm_models_dir", "vllm@.service"),
     ("train", "llm_training_dir", "llm-train@.service"),
+    ("slurm_node", "llm_training_dir", "slurmd.service"),
     ("serve", "/var/log/llm-audit", "llm-audit.service"),
     ("serve", "/var/lib/llm-feedback", "llm-gateway@.service"),
     ("search", "/var/lib/elasticsearch", "elasticsearch.service"),
@@ -185,6 +188,11 @@ def placement_faults(values: Mapping[str, Any], groups: Mapping[str, list[str]])
         yield "it is in vllm and not in serve, but vLLM answers its gateway over a UNIX socket: add it to serve too"
     if "kubernetes" in mine and "control" not in mine:
         yield "it is in kubernetes and not in control, and clusters are deployed to from a control node: add it to control too"
+    if "slurm_node" in mine and "train" not in mine:
+        yield "it is in slurm_node and not in train, whose role installs what Slurm starts: add it to train too"
+    if mine & {"slurm_controller", "slurm_node"} and len(groups.get("slurm_controller") or []) != 1:
+        seen = ", ".join(groups.get("slurm_controller") or []) or "no host"
+        yield f"Slurm has one controller, and there is {seen} in slurm_controller: put one host in it"
     if mine & {"logs", "kibana"} and len(groups.get("search") or []) != 1:
         seen = ", ".join(groups.get("search") or []) or "no host"
         group = "logs, which are" if "logs" in mine else "kibana, which shows logs"

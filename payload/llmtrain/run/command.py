@@ -12,6 +12,7 @@ from llmcore.config import load
 from llmtrain.data.command import prepare
 from llmtrain.exits import DONE, Refusal
 from llmtrain.job import Job
+from llmtrain.run import slurm
 
 
 def add_command(commands: Any) -> None:
@@ -48,22 +49,28 @@ def add_command(commands: Any) -> None:
     run.add_argument(
         "--key-file", type=Path, help="checkpoint key; default: the systemd credential llm-train.key"
     )
+    slurm.add_options(run)
     run.set_defaults(run=run_command)
 
 
 def run_command(options: argparse.Namespace) -> int:
     """Verify the inputs, plan, and launch; raises Refusal."""
     job = load(options.job, Job)
+    submits = options.launcher == "slurm" and not slurm.starts_here(os.environ)
+    if options.launcher == "slurm" and not submits:
+        slurm.take_place(options)
     nodes = options.nodes or job.scale.nodes
     if not 0 <= options.node_rank < nodes:
         raise Refusal(f"--node-rank is {options.node_rank}, of {nodes} node(s): want 0 to {nodes - 1}")
-    if nodes > 1 and not options.rendezvous:
+    if nodes > 1 and not options.rendezvous and not submits:
         raise Refusal(f"{nodes} nodes need --rendezvous HOST:PORT of node 0, the same on all of them")
     if nodes > 1 and not options.traffic:
         raise Refusal(
             f"{nodes} nodes exchange gradients and weights, which others on their network could read and change: protect them "
             "(role ipsec) and say --traffic esp, or accept it with --traffic clear"
         )
+    if submits:
+        return slurm.submit(options, job, nodes)
     from llmtrain.run.setup import job_digest, set_up
 
     if (done := job.output / "training.json").is_file() and not options.dry_run:

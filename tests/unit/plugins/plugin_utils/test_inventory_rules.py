@@ -106,6 +106,17 @@ def test_a_storage_host_with_an_hsm_is_accepted() -> None:
     assert not list(rules.placement_faults(host(groups=("storage",), hsm_module="/usr/lib/vendor.so"), {}))
 
 
+def test_a_node_of_slurms_needs_what_it_starts_and_one_controller() -> None:
+    node, one = ("slurm_node", "train"), {"slurm_controller": ["ops1"]}
+    assert not list(rules.placement_faults(host(groups=node), one))
+    (fault,) = rules.placement_faults(host(groups=("slurm_node",)), one)
+    assert "not in train" in fault
+    (fault,) = rules.placement_faults(host(groups=node), {})
+    assert "no host in slurm_controller" in fault
+    (fault,) = rules.placement_faults(host(groups=node), {"slurm_controller": ["ops1", "ops2"]})
+    assert "ops1, ops2 in slurm_controller" in fault
+
+
 def volume(**changed: Any) -> dict[str, Any]:
     """A volume that holds everything below /srv/llmkeep."""
     units = ["llm-engine@.service", "vllm@.service"]

@@ -1,0 +1,30 @@
+#!/usr/bin/python3
+"""slurm-gpus: the number of GPUs that NVML finds and that answer; 0 where there is no NVML."""
+
+import ctypes
+import sys
+
+
+def answering() -> int:
+    """GPUs whose UUID NVML reads, by NVML's documented functions; 0 where there is no library or it does not start."""
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return 0
+    if nvml.nvmlInit_v2():
+        return 0
+    count = ctypes.c_uint(0)
+    if nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)):
+        return 0
+    found = 0
+    for index in range(count.value):
+        device, uuid = ctypes.c_void_p(), ctypes.create_string_buffer(96)
+        found += not (
+            nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(device))
+            or nvml.nvmlDeviceGetUUID(device, uuid, len(uuid))
+        )
+    return found
+
+
+if __name__ == "__main__":
+    sys.stdout.write(f"{answering()}\n")
