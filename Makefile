@@ -150,6 +150,7 @@ storm: bundle kernel  ## the long fault campaigns (hours): KILLS=500 of a progra
 	STORM=1 .venv/bin/pytest tests/lab/containers/test_slurm.py -rP
 	STORM=1 .venv/bin/pytest tests/lab/kernels/test_training.py tests/lab/kernels/test_lab_in_a_lab.py -rP
 	STORM=1 .venv/bin/pytest tests/unit/kubernetes/test_roll_out.py -k thousand -rs
+	STORM=1 .venv/bin/pytest tests/lab/containers/test_round.py -rP
 	if [ -e bench/.venv-vllm ]; then
 	  .venv/bin/pytest tests/lab/containers/test_roles.py -k vllm
 	else

@@ -5,6 +5,7 @@ manifest. `audit verify` and `audit show` use those of llm-audit: 3 the record w
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -128,6 +129,9 @@ def run_engine_command(options: argparse.Namespace) -> int:
             raise ConfigError(
                 f"the model and one of its adapters are both named '{options.name}': rename the adapter"
             )
+        if config.model.threads:
+            # OpenBLAS, which multiplies in float32, takes no number from torch, and reads this one when it is loaded.
+            os.environ["OPENBLAS_NUM_THREADS"] = str(config.model.threads)
         if config.model.driver == "naive":
             from llmserve.engine.naive import NaiveDriver
 

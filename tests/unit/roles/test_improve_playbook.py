@@ -36,6 +36,8 @@ words = sys.argv[1:]
 options = parser().parse_args(words)
 with open("{folder}/verbs", "a") as verbs:
     print(*words, file=verbs)
+with open("{folder}/threads", "a") as threads:
+    print(words[0], os.environ.get("OMP_NUM_THREADS"), file=threads)
 if words[:2] == ["feedback", "export"]:
     sys.exit(main(words))
 os.setgid(1), os.setuid(1)
@@ -262,6 +264,7 @@ def test_refuses_before_anything_is_read(
 
 
 def test_a_round_counts_stops_at_each_gate_and_goes_on_where_it_is(estate: Estate) -> None:
+    estate.more["train1"] = {"llm_training_environment": {"OMP_NUM_THREADS": "1"}}
     estate.rate(1, 2, 3)
     secret = estate.folder / "run-of-root"
     secret.write_text("root's")
@@ -333,6 +336,7 @@ def test_a_round_counts_stops_at_each_gate_and_goes_on_where_it_is(estate: Estat
     assert "llmkeep release sign /srv/better-1-candidate --sha256 e3b0c44298fc1c149afbf4c8996fb924" in said
     once = ["feedback export"] * 3 + ["feedback pack", "compare", "publish"]
     assert estate.verbs() == once
+    assert (estate.folder / "threads").read_text().splitlines()[-2:] == ["compare 1", "publish 1"]
 
     away.touch()
     code, said, changed = estate.improve()

@@ -1,11 +1,16 @@
 """The naive engine with a tiny random Llama, compared with calling `generate` directly."""
 
+import ctypes
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
 import pytest
+import yaml
 from questions import error
 from service import Service, events, eventually, running
 from tiny import make_model
@@ -16,6 +21,25 @@ torch = pytest.importorskip("torch", reason="Debian's python3-torch is not insta
 CHAT = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "Über 東京, what is the capital?"}]
 QUESTION = {"model": "tiny", "messages": MESSAGES, "temperature": 0, "max_tokens": 24}
+# An engine that says how many threads OpenBLAS has, in place of serving.
+OPENBLAS = """
+import ctypes, sys, uvloop
+def told(served):
+    served.close()
+    print(ctypes.CDLL("libopenblas.so.0").openblas_get_num_threads())
+    return 0
+uvloop.run = told
+from llmserve.cli import main
+sys.exit(main(["engine", "--name", "tiny", "--config", sys.argv[1]]))
+"""
+
+
+def has_openblas() -> bool:
+    try:
+        ctypes.CDLL("libopenblas.so.0")
+    except OSError:
+        return False
+    return True
 
 
 @pytest.fixture(scope="module")
@@ -156,3 +180,31 @@ def test_changed_weights_are_refused_before_they_are_loaded(model: Path, tmp_pat
     process.stop()
     assert "model.safetensors has sha256" in service.logs()
     assert "Traceback" not in service.logs()
+
+
+@pytest.mark.skipif(
+    not has_openblas(), reason="libopenblas.so.0, which Debian's torch multiplies with, is not installed"
+)
+@pytest.mark.skipif(
+    len(os.sched_getaffinity(0)) < 2, reason="one processor, for which OpenBLAS has one thread"
+)
+def test_openblas_has_as_many_threads_as_the_engine_was_given(model: Path, tmp_path: Path) -> None:
+    manifest = str(model / "MANIFEST.sha256")
+    described = {
+        "driver": "naive",
+        "path": str(model),
+        "manifest": manifest,
+        "threads": 1,
+        "dtype": "float32",
+    }
+    config = tmp_path / "engine.yaml"
+    config.write_text(yaml.safe_dump({"socket": str(tmp_path / "socket"), "model": described}))
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    done = subprocess.run(
+        [sys.executable, "-c", OPENBLAS, str(config)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip() == "1", done.stderr
