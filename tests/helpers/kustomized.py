@@ -28,10 +28,11 @@ def _rendered(overlay: str) -> str:
             "images": [{"name": IMAGE, "digest": DIGEST}],
         }
         Path(name, "kustomization.yaml").write_text(json.dumps(content))
-        argv = [kube(), "kubectl", "kustomize", name]
+        argv = [str(kube()), "kubectl", "kustomize", name]
         done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    text: str = done.stdout
+    return text
 
 
 def kustomized(overlay: str) -> list[Manifest]:

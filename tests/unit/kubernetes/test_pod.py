@@ -1,0 +1,242 @@
+"""What the manifests describe, started on this machine as they say: their programs, users, files, volumes and probes."""
+
+import http.client
+import json
+import os
+import shutil
+import ssl
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import small_policy
+from cluster_keys import ClusterKeys
+from kustomized import containers
+from namespaces import inside
+from plugin_modules import ROOT
+from pod_here import SERVING, PodHere, capable, pod_here
+from waiting import until
+
+from llmkeep.policy import source as policy_source
+
+MODEL = "smollm2-135m-instruct"
+PEPPER = b"a pepper for tests, 32 bytes long"
+START_SECONDS = 120
+MAKE = """
+import sys
+from pathlib import Path
+sys.path.insert(0, "tests/helpers")
+from llmcore.manifest import write_manifest
+from tiny import make_model
+folder = Path(sys.argv[1])
+make_model(folder)
+write_manifest(folder, folder / "SHA256SUMS")
+"""
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of models, with a tiny one under the name of the manifests'."""
+    capable()
+    folder = tmp_path_factory.mktemp("weights")
+    argv = [str(SERVING / "python"), "-c", MAKE, str(folder / MODEL)]
+    subprocess.run(argv, cwd=ROOT / "payload", check=True, capture_output=True)
+    subprocess.run(["chmod", "--recursive", "a+rX", folder], check=True)  # as role llm_serving installs them
+    return folder
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, bytes]]:
+    """The estate's Secrets, and its signed policy."""
+    folder = tmp_path_factory.mktemp("given")
+    keys = ClusterKeys(folder, ["127.0.0.1"])
+    certificate, key = keys.issued("llm", server=True)
+    (folder / "pepper").write_bytes(PEPPER)
+    argv: list[str | Path] = [
+        SERVING / "llm-serve",
+        "keys",
+        "add",
+        "--subject",
+        "ada",
+        "--tenant",
+        "research",
+    ]
+    argv += ["--role", "developer", "--json", "--pepper-file", folder / "pepper"]
+    argv += ["--keys-file", folder / "keys.json"]
+    added = json.loads(subprocess.run(argv, check=True, capture_output=True, text=True).stdout)
+    policy_key = small_policy.new_key()
+    policy = policy_source.read(ROOT / "policy")
+    bundle = policy_source.pack(policy, 1, datetime.now(UTC) + timedelta(days=9), policy_key)
+    return {
+        "llm-gateway": {"llm-gateway.pepper": PEPPER},
+        "llm-audit": {"llm-audit.seed": b"5e" * 32},
+        "llm-keys": {"keys.json": (folder / "keys.json").read_bytes()},
+        "llm-edge-tls": {"tls.crt": certificate.read_bytes(), "tls.key": key.read_bytes()},
+        "llm-policy": {"bundle.tar.gz": bundle, "policy.pem": small_policy.public(policy_key).encode()},
+        "test": {"ca.crt": keys.ca.read_bytes(), "key": added["key"].encode()},
+    }
+
+
+def starts(pod: PodHere, name: str) -> None:
+    """Start a container, and wait for its startup probe, as kubelet does before it starts the next one."""
+    process = pod.start(name)
+    probe = pod.container(name).get("startupProbe")
+
+    def passed() -> bool:
+        assert process.poll() is None, pod.log(name)
+        return probe is None or pod.execute(name, probe["exec"]["command"]).returncode == 0
+
+    until(passed, START_SECONDS)
+
+
+@pytest.fixture(scope="module")
+def pod(
+    tmp_path_factory: pytest.TempPathFactory, given: dict[str, dict[str, bytes]], weights: Path
+) -> Iterator[PodHere]:
+    """All containers, each started once the one before it had passed its startup probe, and ready."""
+    with pod_here(tmp_path_factory.mktemp("pod"), given, weights) as made:
+        for name in containers(made.spec):
+            starts(made, name)
+        until(lambda: asked(made, probed(made)["path"])[0] == 200, START_SECONDS)
+        yield made
+
+
+def probed(pod: PodHere) -> dict[str, Any]:
+    """The readiness probe of the edge."""
+    found: dict[str, Any] = pod.container("edge")["readinessProbe"]["httpGet"]
+    assert (found["scheme"], found["port"]) == ("HTTPS", "https")
+    return found
+
+
+def connected(pod: PodHere, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> http.client.HTTPSConnection:
+    """A client in the pod's network."""
+    context = ssl.create_default_context(cadata=pod.held["test"]["ca.crt"].decode())
+    context.maximum_version = version
+    (port,) = pod.container("edge")["ports"]
+    link = http.client.HTTPSConnection("127.0.0.1", port["containerPort"], context=context, timeout=60)
+    with inside(pod.network):
+        link.connect()
+    return link
+
+
+def asked(pod: PodHere, path: str, body: dict[str, Any] | None = None) -> tuple[int, str]:
+    """Status and answer; 0 without a connection."""
+    headers = {
+        "Authorization": f"Bearer {pod.held['test']['key'].decode()}",
+        "Content-Type": "application/json",
+    }
+    try:
+        link = connected(pod)
+        link.request("POST" if body else "GET", path, json.dumps(body) if body else None, headers)
+        answer = link.getresponse()
+        return answer.status, answer.read().decode()
+    except OSError as problem:
+        return 0, str(problem)
+
+
+def question(words: int = 4) -> dict[str, Any]:
+    asked = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}], "max_tokens": words}
+    return {**asked, "temperature": 0}
+
+
+def test_a_question_is_answered_and_on_record(pod: PodHere) -> None:
+    status, answer = asked(pod, "/v1/chat/completions", question())
+    assert status == 200, answer
+    assert json.loads(answer)["usage"]["completion_tokens"] > 0
+    record = str(pod.volumes["record"] / "record")
+    argv = [str(SERVING / "llm-audit"), "show", "--json", record]
+    shown = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+    assert '"ada"' in shown
+
+
+def test_the_edge_speaks_tls_1_3_alone(pod: PodHere) -> None:
+    with pytest.raises(ssl.SSLError, match="ALERT_PROTOCOL_VERSION"):
+        connected(pod, ssl.TLSVersion.TLSv1_2)
+
+
+def test_no_container_has_a_capability_or_can_gain_one(pod: PodHere) -> None:
+    users = {}
+    for name, process in pod.processes.items():
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        said = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+        assert {said[each] for each in ("CapPrm", "CapEff", "CapBnd", "CapInh")} == {"0" * 16}, name
+        assert said["NoNewPrivs"] == "1", name
+        users[name] = int(said["Uid"].split()[0])
+    assert users == {
+        "policy": 10004,
+        "opa": 10004,
+        "audit": 10003,
+        "engine": 10002,
+        "edge": 10005,
+        "gateway": 10001,
+    }
+
+
+@pytest.mark.parametrize(
+    ("container", "path"),
+    [
+        ("engine", "/etc/llmkeep/credentials"),
+        ("engine", "/var/log/llm-audit"),
+        ("edge", "/etc/llmkeep/credentials"),
+        ("edge", "/run/llm-audit"),
+        ("edge", "/run/llm-engine"),
+        ("gateway", "/var/log/llm-audit"),
+        ("gateway", "/etc/llmkeep/edge-tls"),
+        ("opa", "/etc/llmkeep/credentials"),
+    ],
+)
+def test_a_container_does_not_have_what_it_does_not_need(pod: PodHere, container: str, path: str) -> None:
+    assert pod.execute(container, ["/usr/bin/ls", path]).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("container", "path"),
+    [
+        ("engine", "/srv/llmkeep/models/more"),
+        ("gateway", "/run/llm-audit/more"),
+        ("audit", "/etc/more"),
+        ("edge", "/more"),
+    ],
+)
+def test_a_container_cannot_write_elsewhere(pod: PodHere, container: str, path: str) -> None:
+    done = pod.execute(container, ["/usr/bin/touch", path])
+    assert "Read-only file system" in done.stderr
+
+
+def test_an_answer_that_was_begun_is_completed_by_a_pod_that_stops(pod: PodHere) -> None:
+    link = connected(pod)
+    body = json.dumps({**question(1000), "stream": True})
+    headers = {
+        "Authorization": f"Bearer {pod.held['test']['key'].decode()}",
+        "Content-Type": "application/json",
+    }
+    link.request("POST", "/v1/chat/completions", body, headers)
+    answer = link.getresponse()
+    assert answer.readline().startswith(b"data: ")
+    with ThreadPoolExecutor() as pool:
+        stopped = pool.submit(pod.stop, "gateway")
+        assert answer.read().endswith(b"data: [DONE]\n\n")
+        assert stopped.result() == 0
+    assert '"message":"draining","in_flight":1' in pod.log("gateway")
+    assert asked(pod, probed(pod)["path"])[0] == 503
+    for name in reversed(list(containers(pod.spec))[:-1]):  # its sidecars, the last one first
+        pod.stop(name)
+
+
+def test_damaged_weights_never_start(
+    tmp_path: Path, given: dict[str, dict[str, bytes]], weights: Path
+) -> None:
+    damaged = tmp_path / "weights"
+    shutil.copytree(weights, damaged)
+    with (damaged / MODEL / "model.safetensors").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last[0] ^ 1]))
+    with pod_here(tmp_path, given, damaged) as made:
+        assert made.start("engine").wait(START_SECONDS) == 4
+        assert "model.safetensors" in made.log("engine")

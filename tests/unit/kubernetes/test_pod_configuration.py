@@ -1,0 +1,132 @@
+"""The configuration in the manifests: what hosts have, accepted by the programs that read it."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from kustomized import FOLDER, Manifest, containers, kustomized, one
+from plugin_modules import ROOT
+from rendered_role import content, rendered
+
+OVERLAYS = ["overlays/cpu", "overlays/gpu", "overlays/canary", "example"]
+CONFIG = FOLDER / "serving/config"
+# The journal is a host's; a container's output goes where the cluster's logs go.
+JOURNAL = "syslog:server=unix:/run/systemd/journal/dev-log,nohostname,tag=llmkeep_edge"
+EDGE = {"edge_port": 8443, "base_ipv6": False, "estate_name": "llm.llmkeep.svc", "llm_serving_gateways": 1}
+HOSTS = {"llm1.estate.internal": "10.0.0.12", "ops1.estate.internal": "10.0.0.11"}
+GROUPS = {"control": ["ops1"], "mirror": ["ops1"], "serve": ["llm1"], "edge": ["llm1"]}
+
+
+def test_the_edge_is_configured_as_on_hosts(tmp_path: Path) -> None:
+    made = rendered(tmp_path, "edge", {}, "llm1", HOSTS, EDGE, GROUPS, configured=True)
+    wanted = content(made, "conf.d/llmkeep-edge.conf")
+    assert JOURNAL in wanted
+    assert (CONFIG / "edge.conf").read_text() == wanted.replace(JOURNAL, "/dev/stdout").rstrip("\n") + "\n"
+
+
+def test_nginx_is_configured_as_on_hosts() -> None:
+    def settings(text: str) -> set[str]:
+        return {re.sub(r"\s+", " ", line.strip()) for line in text.splitlines() if line.strip().endswith(";")}
+
+    ours = settings((CONFIG / "nginx.conf").read_text())
+    theirs = settings((ROOT / "roles/_common/templates/nginx.conf.j2").read_text())
+    assert {re.split(r"[ ;]", each)[0] for each in theirs - ours} == {
+        "user",  # the pod's is none that may choose
+        "worker_processes",
+        "ssl_certificate",
+        "ssl_certificate_key",
+        "include",
+    }
+
+
+def test_opa_lets_in_what_it_lets_in_on_hosts() -> None:
+    assert (CONFIG / "authz.rego").read_bytes() == (ROOT / "roles/opa/files/authz.rego").read_bytes()
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("kind", ["gateway", "engine"])
+def test_the_program_accepts_its_configuration(tmp_path: Path, overlay: str, kind: str) -> None:
+    file = tmp_path / f"{kind}.yaml"
+    file.write_text(config(kustomized(overlay), kind))
+    argv = [str(ROOT / "payload/.venv/bin/llm-serve"), "check", kind, str(file)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def config(manifests: list[Manifest], kind: str) -> str:
+    """The file that a container reads, from the ConfigMap that its volume names."""
+    volumes = one(manifests, "StatefulSet")["spec"]["template"]["spec"]["volumes"]
+    (name,) = (each["configMap"]["name"] for each in volumes if each["name"] == kind)
+    (held,) = (each for each in manifests if each["metadata"]["name"] == name)
+    text: str = held["data"][f"{kind}.yaml"]
+    return text
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_gateway_and_engine_mean_the_same_model_and_socket(overlay: str) -> None:
+    manifests = kustomized(overlay)
+    gateway, engine = (yaml.safe_load(config(manifests, kind)) for kind in ("gateway", "engine"))
+    assert gateway["engines"] == {engine["name"]: {"socket": engine["socket"]}}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_sidecars_start_in_their_order(overlay: str) -> None:
+    spec = one(kustomized(overlay), "StatefulSet")["spec"]["template"]["spec"]
+    assert list(containers(spec)) == ["policy", "opa", "audit", "engine", "edge", "gateway"]
+    assert {each["restartPolicy"] for each in spec["initContainers"]} == {"Always"}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_each_socket_is_in_two_containers_and_only_its_server_can_replace_it(overlay: str) -> None:
+    spec = one(kustomized(overlay), "StatefulSet")["spec"]["template"]["spec"]
+    for server, client in (
+        ("opa", "gateway"),
+        ("audit", "gateway"),
+        ("engine", "gateway"),
+        ("gateway", "edge"),
+    ):
+        mounted = {
+            name: each.get("readOnly", False)
+            for name, container in containers(spec).items()
+            for each in container["volumeMounts"]
+            if each["name"] == f"run-{server}"
+        }
+        assert mounted == {server: False, client: True}
+
+
+def test_each_grace_is_longer_than_the_drain() -> None:
+    for overlay in OVERLAYS:
+        manifests = kustomized(overlay)
+        spec = one(manifests, "StatefulSet")["spec"]["template"]["spec"]
+        waits = containers(spec)["gateway"]["lifecycle"]["preStop"]["sleep"]["seconds"]
+        drains = yaml.safe_load(config(manifests, "gateway"))["limits"]["drain_seconds"]
+        assert spec["terminationGracePeriodSeconds"] >= waits + drains + 10, overlay
+
+
+def test_a_canary_shares_service_and_budget_but_no_pod_of_the_others() -> None:
+    cpu, canary = kustomized("overlays/cpu"), kustomized("overlays/canary")
+    stable, other = one(cpu, "StatefulSet"), one(canary, "StatefulSet")
+    labels = other["spec"]["template"]["metadata"]["labels"]
+    for shared in (
+        one(cpu, "Service")["spec"]["selector"],
+        one(cpu, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
+    ):
+        assert shared.items() <= labels.items()
+    assert not stable["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    assert (
+        not other["spec"]["selector"]["matchLabels"].items()
+        <= stable["spec"]["template"]["metadata"]["labels"].items()
+    )
+    assert {each["kind"] for each in canary} == {"ConfigMap", "StatefulSet"}
+    assert "llmkeep.org/track" not in json.dumps(one(cpu, "Service"))
+
+
+def test_gpus_are_asked_for_by_the_engine_alone() -> None:
+    spec = one(kustomized("overlays/gpu"), "StatefulSet")["spec"]["template"]["spec"]
+    asking = {
+        name for name, each in containers(spec).items() if "nvidia.com/gpu" in each["resources"]["limits"]
+    }
+    assert asking == {"engine"}
