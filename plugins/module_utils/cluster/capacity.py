@@ -193,9 +193,9 @@ def judge_weights(cluster: Cluster, manifests: Sequence[Manifest]) -> None:
 
 
 def on_node(volume: Manifest, labels: Mapping[str, str]) -> bool:
-    """Whether a volume is on a node with these labels, by the values that its affinity names."""
+    """Whether a volume is on a node with these labels, by the values that its affinity names; without one it is on each."""
     terms = volume.get("nodeAffinity", {}).get("required", {}).get("nodeSelectorTerms", [])
-    return any(
+    return not terms or any(
         all(
             labels.get(wanted["key"]) in wanted.get("values", [])
             for wanted in term.get("matchExpressions", [])

@@ -11,7 +11,7 @@ import pytest
 from called_module import called
 from cluster_overlay import DIGESTS, IMAGE, Manifest, manifests, signed_image, write
 from control_plane import ControlPlane
-from plugin_modules import load
+from plugin_modules import ROOT, load
 
 module = load("modules.cluster_manifests")
 capacity = load("module_utils.cluster.capacity")
@@ -417,6 +417,23 @@ def stateful(estate: Estate) -> Manifest:
     return workload
 
 
+def volume(name: str, storage_class: str, node: str) -> Manifest:
+    """The verified release on a node."""
+    hosts = [{"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}]
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        "metadata": {"name": name},
+        "spec": {
+            "capacity": {"storage": "1Gi"},
+            "accessModes": ["ReadOnlyMany"],
+            "storageClassName": storage_class,
+            "local": {"path": "/srv/llmkeep/models"},
+            "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": hosts}]}},
+        },
+    }
+
+
 @pytest.mark.parametrize(("node", "replicas", "having"), [("node-2", 1, 0), ("node-1", 2, 1)])
 def test_a_replica_without_a_node_that_has_the_release_is_refused(
     estate: Estate, node: str, replicas: int, having: int
@@ -435,22 +452,35 @@ def test_a_replica_without_a_node_that_has_the_release_is_refused(
         "provisioner": "kubernetes.io/no-provisioner",
         "volumeBindingMode": "WaitForFirstConsumer",
     }
-    hosts = [{"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}]
-    estate.objects["PersistentVolume"] = {
-        "apiVersion": "v1",
-        "kind": "PersistentVolume",
-        "metadata": {"name": name},
-        "spec": {
-            "capacity": {"storage": "1Gi"},
-            "accessModes": ["ReadOnlyMany"],
-            "storageClassName": name,
-            "local": {"path": "/srv/llmkeep/models"},
-            "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": hosts}]}},
-        },
-    }
+    estate.objects["PersistentVolume"] = volume(name, name, node)
     said = estate.refused(replicas={"serving": replicas})
     assert f"has {replicas} replicas, and {having} volumes with the verified release" in said
     assert estate.untouched()
+
+
+@pytest.mark.parametrize(
+    ("overlay", "said"),
+    [
+        ("cpu", "StatefulSet llmkeep/llm has 2 replicas, and 0 volumes with the verified release"),
+        ("gpu", "StatefulSet llmkeep/llm asks for GPUs, and the signed image is of the variant cpu"),
+    ],
+)
+def test_the_manifests_of_git_are_judged(estate: Estate, overlay: str, said: str) -> None:
+    assert said in estate.refused(overlay=str(ROOT / "deploy/kubernetes/overlays" / overlay))
+
+
+def test_the_manifests_of_git_are_previewed_for_a_node_with_the_release(estate: Estate) -> None:
+    cluster, made = estate.cluster, volume(estate.namespace, "llmkeep-weights", "node-1")
+    cluster.kubectl("create", "-f", "-", stdin=json.dumps(made))
+    cluster.kubectl("label", "node", "node-1", "llmkeep.org/serving=true")
+    try:
+        overlay = str(ROOT / "deploy/kubernetes/overlays/cpu")
+        lines = estate.deployed(check=True, overlay=overlay, replicas={"llm": 1})["changes"]
+    finally:
+        cluster.kubectl("label", "node", "node-1", "llmkeep.org/serving-")
+        cluster.kubectl("delete", "pv", estate.namespace)
+    assert "create StatefulSet llmkeep/llm" in lines
+    assert "create ValidatingAdmissionPolicy llmkeep-images" in lines
 
 
 def test_a_stateful_roll_out_that_fails_is_taken_back(estate: Estate) -> None:
