@@ -50,7 +50,7 @@ def deployed(
     found = rollout.changes(before, after) + [rollout.Change(each, None) for each in gone]
     problems = []
     if found:
-        record.begin(manifests)
+        record.begin([*manifests, *gone])
         answer = rollout.apply(cluster, manifests)
         problems = [] if answer.ok else [explained(answer.error)]
     problems = problems or rollout.unhealthy(cluster, manifests, seconds)
@@ -125,7 +125,7 @@ def taken_back(cluster: Cluster, manifests: Sequence[Manifest], record: Record, 
     if answer is not None and not answer.ok:
         return f"The revision before could not be applied again: {explained(answer.error)}"
     rollout.release(cluster, previous)
-    rollout.remove(cluster, rollout.left_over(cluster, manifests, previous))
+    rollout.remove(cluster, rollout.left_over(cluster, record.owned(), previous))
     problems = rollout.unhealthy(cluster, previous, seconds)
     if problems:
         return f"The revision before was applied again, and is not healthy either: {'. '.join(problems)}"

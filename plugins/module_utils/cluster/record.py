@@ -31,7 +31,7 @@ class Record:
         return self._objects("applied.json") + self._objects("attempt.json")
 
     def begin(self, manifests: Sequence[Manifest]) -> None:
-        """Note what a run is about to apply."""
+        """Note what a run is about to apply, and what it has still to remove."""
         self._write("attempt.json", manifests)
 
     def end(self) -> None:

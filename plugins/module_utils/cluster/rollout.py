@@ -129,7 +129,10 @@ def pods(cluster: Cluster, workload: Manifest) -> list[Manifest]:
         f"{key}={value}" for key, value in workload["spec"]["selector"]["matchLabels"].items()
     )
     namespace = workload["metadata"]["namespace"]
-    return cluster.objects("get", "pods", f"--namespace={namespace}", f"--selector={selector}")
+    found: list[Manifest] = cluster.objects(
+        "get", "pods", f"--namespace={namespace}", f"--selector={selector}"
+    )
+    return found
 
 
 def release(cluster: Cluster, manifests: Sequence[Manifest]) -> None:

@@ -182,13 +182,12 @@ def test_a_revision_that_became_unhealthy_is_said_and_not_taken_back(estate: Est
     assert "there is none to go back to" in said
 
 
-def test_a_run_that_was_cut_short_is_finished_or_taken_back_by_the_next_one(
-    estate: Estate, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def cut_short(estate: Estate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is killed when it has applied a ConfigMap more, which is declared no more afterwards."""
+
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    estate.deployed()
     estate.objects["ConfigMap"] = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -200,7 +199,24 @@ def test_a_run_that_was_cut_short_is_finished_or_taken_back_by_the_next_one(
             estate.run()
     assert "configmap/serving" in estate.names("configmap")
     del estate.objects["ConfigMap"]
+
+
+def test_a_run_that_was_cut_short_is_finished_by_the_next_one(
+    estate: Estate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    estate.deployed()
+    cut_short(estate, monkeypatch)
     assert estate.deployed()["changes"] == [f"remove ConfigMap {estate.namespace}/serving"]
+    assert "configmap/serving" not in estate.names("configmap")
+
+
+def test_a_run_that_was_cut_short_is_taken_back_with_the_next_one_that_fails(
+    estate: Estate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    estate.deployed()
+    cut_short(estate, monkeypatch)
+    estate.pod["nodeSelector"] = NOWHERE
+    estate.refused(seconds=2)
     assert "configmap/serving" not in estate.names("configmap")
 
 
@@ -211,6 +227,8 @@ def test_a_field_of_another_manager_is_left_to_it_by_name(estate: Estate) -> Non
         said = estate.run(check=check)
         assert 'conflict with "kubectl"' in said["msg"]
         assert ".spec.replicas" in said["msg"]
+    shown = estate.run(check=True)["diff"][0]
+    assert ("replicas: 2" in shown["before"], "replicas: 1" in shown["after"]) == (True, True)
     assert estate.seen("deployment", "{.spec.replicas}") == "2"
 
 
