@@ -80,7 +80,7 @@ types: env
 unit: unit-serving unit-training unit-control  ## unit tests only
 
 unit-control: env
-	.venv/bin/pytest $(BY_FILE) tests/unit/roles/test_identities_playbook.py tests/unit/plugins/volumes/test_luks_storm.py $$(find tests/unit -name "test_*.py")
+	.venv/bin/pytest $(BY_FILE) tests/unit/roles/test_identities_playbook.py tests/unit/plugins/volumes/test_luks_storm.py tests/unit/kubernetes/test_roll_out.py $$(find tests/unit -name "test_*.py")
 
 unit-serving: env
 	cd payload
@@ -147,6 +147,7 @@ storm: bundle kernel  ## the long fault campaigns (hours): KILLS=500 of a progra
 	LAB_SYNC=1 STORM=$(or $(KILLS),50) STORM_MINUTES=60 SEED=$(or $(SEED),5) .venv/bin/pytest tests/lab/containers/test_log_faults.py -rP
 	STORM=$(or $(STORM),20) .venv/bin/pytest tests/unit/llmkeep/bundle/test_bootstrap_media.py tests/unit/llmkeep/bundle/test_media.py -k kill -rP
 	STORM=1 .venv/bin/pytest tests/lab/kernels/test_training.py tests/lab/kernels/test_lab_in_a_lab.py -rP
+	STORM=1 .venv/bin/pytest tests/unit/kubernetes/test_roll_out.py -k thousand -rs
 	if [ -e bench/.venv-vllm ]; then
 	  .venv/bin/pytest tests/lab/containers/test_roles.py -k vllm
 	else

@@ -45,7 +45,9 @@ def parser() -> argparse.ArgumentParser:
     engine.set_defaults(run=run_engine_command)
     probe = commands.add_parser("probe", help="exit 1 unless the engine behind a socket makes progress")
     probe.add_argument("socket", type=Path, help="`socket` of its configuration")
-    probe.add_argument("--seconds", type=float, default=5.0, help="how long it may take to answer (default: 5)")
+    probe.add_argument(
+        "--seconds", type=float, default=5.0, help="how long it may take to answer (default: 5)"
+    )
     probe.set_defaults(run=probe_command)
     check = commands.add_parser("check", help="validate a configuration file; prints nothing if it is valid")
     check.add_argument("kind", choices=["gateway", "engine", "jwks"])

@@ -61,7 +61,7 @@ class PodHere:
 
     def _volume(self, volume: Manifest) -> Path:
         """The folder that kubelet would make."""
-        path = self.folder / "volumes" / volume["name"]
+        path = self.folder / "volumes" / str(volume["name"])
         if volume.get("persistentVolumeClaim", {}).get("claimName", "").startswith("weights-"):
             return self.weights
         path.mkdir(parents=True)

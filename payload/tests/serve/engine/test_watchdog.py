@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -116,6 +117,48 @@ def test_the_engine_ends_late_requests_by_itself(tmp_path: Path) -> None:
         for wrong in "0", "-5", "soon", "1e3", "9" * 12:
             refused = client.get("/generate?prompt=x", headers={"x-llm-deadline-ms": wrong})
             assert error(refused, 400, "invalid_value")["param"] == "x-llm-deadline-ms"
+
+
+def probed(path: Path) -> subprocess.CompletedProcess[str]:
+    """What `llm-serve probe` says of a socket."""
+    argv = [sys.executable, "-m", "llmserve", "probe", str(path), "--seconds", "3"]
+    return subprocess.run(argv, capture_output=True, text=True, check=False)
+
+
+def test_a_probe_passes_while_the_engine_makes_progress_and_fails_once_it_does_not(tmp_path: Path) -> None:
+    with running(tmp_path, hangs(), engine_options={"stall_seconds": 0.6}) as service:
+        path = tmp_path / "echo.sock"
+        assert probed(path).returncode == 0
+        with service.client() as client, ThreadPoolExecutor() as pool:
+            waiting = pool.submit(client.get, "/generate?prompt=x")
+            eventually(
+                "it has stalled", lambda: service.metrics()['llm_engine_stalled{model="echo"}'] == 1, 5
+            )
+            done = probed(path)
+            assert (done.returncode, "makes no progress" in done.stderr) == (1, True), done.stderr
+            service.engines["echo"].process.send_signal(signal.SIGSTOP)
+            done = probed(path)
+            assert (done.returncode, "timed out" in done.stderr) == (1, True), done.stderr
+            service.engines["echo"].kill()
+            waiting.result()
+        assert probed(path).returncode == 1, "the file is there, and no process listens"
+
+
+def test_a_probe_fails_at_what_is_no_engine(tmp_path: Path) -> None:
+    assert "No such file" in probed(tmp_path / "none.sock").stderr
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "other.sock"))
+        listener.listen()
+
+        def answer() -> None:
+            with listener.accept()[0] as link:
+                link.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        thread = Thread(target=answer)
+        thread.start()
+        done = probed(tmp_path / "other.sock")
+        thread.join()
+    assert done.returncode == 1, done.stderr
 
 
 @pytest.mark.parametrize(
