@@ -15,6 +15,7 @@ from plugin_modules import ROOT, load
 
 module = load("modules.cluster_manifests")
 capacity = load("module_utils.cluster.capacity")
+NODE = "hollow-0"
 NOWHERE = {"kubernetes.io/hostname": "nowhere"}
 
 
@@ -172,12 +173,12 @@ def test_a_first_roll_out_that_fails_leaves_nothing_but_its_namespace(estate: Es
 
 def test_a_revision_that_became_unhealthy_is_said_and_not_taken_back(estate: Estate) -> None:
     estate.deployed()
-    estate.cluster.kubectl("cordon", "node-1")
+    estate.cluster.kubectl("cordon", NODE)
     try:
         estate.cluster.kubectl("delete", "pod", "--all", "-n", estate.namespace)
         said = estate.refused(seconds=2)
     finally:
-        estate.cluster.kubectl("uncordon", "node-1")
+        estate.cluster.kubectl("uncordon", NODE)
     assert "1 node(s) were unschedulable" in said
     assert "there is none to go back to" in said
 
@@ -383,8 +384,8 @@ def gpus(estate: Estate, count: int, variant: str = "cuda") -> None:
 @pytest.mark.parametrize(
     ("each", "pods", "said"),
     [
-        (8, 1, "no node has more than 4 allocatable"),
-        (2, 3, "6 nvidia.com/gpu are declared, and the nodes have 4"),
+        (9, 1, "no node has more than 8 allocatable"),
+        (3, 3, "9 nvidia.com/gpu are declared, and the nodes have 8"),
     ],
 )
 def test_more_gpus_than_nodes_have_are_refused(estate: Estate, each: int, pods: int, said: str) -> None:
@@ -452,7 +453,7 @@ def volume(name: str, storage_class: str, node: str) -> Manifest:
     }
 
 
-@pytest.mark.parametrize(("node", "replicas", "having"), [("node-2", 1, 0), ("node-1", 2, 1)])
+@pytest.mark.parametrize(("node", "replicas", "having"), [("other", 1, 0), (NODE, 2, 1)])
 def test_a_replica_without_a_node_that_has_the_release_is_refused(
     estate: Estate, node: str, replicas: int, having: int
 ) -> None:
@@ -488,14 +489,12 @@ def test_the_manifests_of_git_are_judged(estate: Estate, overlay: str, said: str
 
 
 def test_the_manifests_of_git_are_previewed_for_a_node_with_the_release(estate: Estate) -> None:
-    cluster, made = estate.cluster, volume(estate.namespace, "llmkeep-weights", "node-1")
+    cluster, made = estate.cluster, volume(estate.namespace, "llmkeep-weights", NODE)
     cluster.kubectl("create", "-f", "-", stdin=json.dumps(made))
-    cluster.kubectl("label", "node", "node-1", "llmkeep.org/serving=true")
     try:
         overlay = str(ROOT / "deploy/kubernetes/overlays/cpu")
         lines = estate.deployed(check=True, overlay=overlay, replicas={"llm": 1})["changes"]
     finally:
-        cluster.kubectl("label", "node", "node-1", "llmkeep.org/serving-")
         cluster.kubectl("delete", "pv", estate.namespace)
     assert "create StatefulSet llmkeep/llm" in lines
     assert "create ValidatingAdmissionPolicy llmkeep-images" in lines
