@@ -28,7 +28,7 @@ from llmkeep.bundle import cache, programs
 
 START_SECONDS = 60
 STOP_SECONDS = 20
-SERVICES = "10.96.0.0/16"
+SERVICES, API_SERVICE = "10.96.0.0/16", "10.96.0.1"
 
 
 def kube() -> Path:
@@ -50,7 +50,7 @@ class ControlPlane:
         self.folder, self.address, self.program = folder, address, kube()
         self.port = own_port()
         folder.mkdir(parents=True, mode=0o700)
-        self.keys = ClusterKeys(folder, [address, SERVICES.replace("0.0/16", "0.1")])
+        self.keys = ClusterKeys(folder, [address, API_SERVICE])
         self.kubeconfig = self.identity("admin", ["system:masters"])
         self._processes: list[tuple[str, subprocess.Popen[bytes]]] = []
 
@@ -86,7 +86,7 @@ class ControlPlane:
             self._start_api_server()
             self._start_clients()
             # A namespace has its service account a moment later, and pods need it.
-            until(lambda: self._kubectl("get", "serviceaccount/default").returncode == 0, START_SECONDS)
+            until(lambda: self.attempted("get", "serviceaccount/default").returncode == 0, START_SECONDS)
         except BaseException:
             self.stop()
             raise
@@ -107,19 +107,20 @@ class ControlPlane:
         self, *arguments: str | Path, stdin: str | None = None, kubeconfig: Path | None = None
     ) -> str:
         """What kubectl prints, as the administrator or another user; AssertionError with its words if it fails."""
-        done = self._kubectl(*arguments, stdin=stdin, kubeconfig=kubeconfig)
+        done = self.attempted(*arguments, stdin=stdin, kubeconfig=kubeconfig)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     def refused(self, *arguments: str | Path, stdin: str | None = None) -> str:
         """Why kubectl fails; AssertionError if it does not."""
-        done = self._kubectl(*arguments, stdin=stdin)
+        done = self.attempted(*arguments, stdin=stdin)
         assert done.returncode != 0, done.stdout
         return done.stderr
 
-    def _kubectl(
+    def attempted(
         self, *arguments: str | Path, stdin: str | None = None, kubeconfig: Path | None = None
     ) -> subprocess.CompletedProcess[str]:
+        """What comes of a kubectl command."""
         options = ["--kubeconfig", kubeconfig or self.kubeconfig, "--cache-dir", self.folder / "kubectl"]
         argv = [str(each) for each in (self.program, "kubectl", *options, *arguments)]
         return subprocess.run(argv, input=stdin, capture_output=True, text=True, check=False)
@@ -237,6 +238,8 @@ class ControlPlane:
                 client_ca_file=self.keys.ca,
                 tls_min_version="VersionTLS13",
                 leader_elect="false",
+                kube_api_qps=500,  # else a thousand pods wait for their own clients
+                kube_api_burst=1000,
                 **more,
             )
             until(lambda port=port: self._answers(port, "/healthz"), START_SECONDS)  # type: ignore[misc]

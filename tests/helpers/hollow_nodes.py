@@ -6,6 +6,7 @@ loopback alone. All pods have one address, where a server answers their probes.
 
 import http.server
 import json
+import os
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,34 +38,39 @@ def hollow_nodes(folder: Path, count: int, port: int) -> Iterator[ControlPlane]:
     """A cluster with so many nodes that are ready, whose pods' probes are answered at this port; for this thread alone."""
     network = namespace()
     ip(network, "link set lo up", f"address add {POD_ADDRESS}/32 dev lo")
-    with inside(network), control_plane(folder / "control-plane") as cluster:
-        certificate, key = cluster.keys.issued("pods", server=True)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_3
-        context.load_cert_chain(certificate, key)
-        server = http.server.ThreadingHTTPServer((POD_ADDRESS, port), Probed)
-        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
-        Thread(target=server.serve_forever, daemon=True).start()
-        for number in range(count):
-            cluster.run(
-                f"hollow-{number}",
-                "kubemark",
-                morph="kubelet",
-                name=f"hollow-{number}",
-                kubeconfig=cluster.kubeconfig,
-                kubelet_port=own_port(),
-                kubelet_read_only_port=own_port(),
-                use_host_image_service="false",
-                extended_resources="nvidia.com/gpu=8",
-                node_labels="llmkeep.org/serving=true",
-                kube_api_qps=100,
-                kube_api_burst=200,
+    try:
+        with inside(network), control_plane(folder / "control-plane") as cluster:
+            certificate, key = cluster.keys.issued("pods", server=True)
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.minimum_version = ssl.TLSVersion.TLSv1_3
+            context.load_cert_chain(certificate, key)
+            server = http.server.ThreadingHTTPServer((POD_ADDRESS, port), Probed)
+            server.socket = context.wrap_socket(
+                server.socket, server_side=True, do_handshake_on_connect=False
             )
-        until(lambda: ready(cluster, "nodes") == count, START_SECONDS)
-        try:
-            yield cluster
-        finally:
-            server.shutdown()
+            Thread(target=server.serve_forever, daemon=True).start()
+            for number in range(count):
+                cluster.run(
+                    f"hollow-{number}",
+                    "kubemark",
+                    morph="kubelet",
+                    name=f"hollow-{number}",
+                    kubeconfig=cluster.kubeconfig,
+                    kubelet_port=own_port(),
+                    kubelet_read_only_port=own_port(),
+                    use_host_image_service="false",
+                    extended_resources="nvidia.com/gpu=8",
+                    node_labels="llmkeep.org/serving=true",
+                    kube_api_qps=100,
+                    kube_api_burst=200,
+                )
+            until(lambda: ready(cluster, "nodes") == count, START_SECONDS)
+            try:
+                yield cluster
+            finally:
+                server.shutdown()
+    finally:
+        os.close(network)
 
 
 def ready(cluster: ControlPlane, kind: str, *options: str) -> int:
