@@ -1,6 +1,6 @@
 """A round of learning on three hosts made by `site.yml`: SmolLM2 answers, a script rates, the model learns by KTO, passes the
 gate, answers 1 % of the users, and is promoted by their ratings (docs/loop.md, "Once in the lab"). Every step is an operator's
-command, and the commands that llmkeep prints are run as they stand. About twenty minutes: `make storm` has it.
+command, and the commands that llmkeep prints are run as they stand. `make storm` has it.
 """
 
 import http.client
@@ -22,7 +22,7 @@ import yaml
 from estate import Client, Lab, open_client, sign_and_add, within
 
 pytestmark = pytest.mark.skipif(
-    "STORM" not in os.environ, reason="three hosts and twenty minutes: `make storm` has it"
+    "STORM" not in os.environ, reason="three hosts and a long time: `make storm` has it"
 )
 BASE, NEW = "smollm2-135m-instruct", "round-1"
 HOSTS = {"ops1": "floor", "llm1": "installed", "train1": "floor"}  # and the snapshots from which they start

@@ -264,7 +264,7 @@ def test_refuses_before_anything_is_read(
 
 
 def test_a_round_counts_stops_at_each_gate_and_goes_on_where_it_is(estate: Estate) -> None:
-    estate.more["train1"] = {"llm_training_environment": {"OMP_NUM_THREADS": "1"}}
+    estate.more["train1"] = {"llm_training_environment": {"OMP_NUM_THREADS": "3"}}
     estate.rate(1, 2, 3)
     secret = estate.folder / "run-of-root"
     secret.write_text("root's")
@@ -336,7 +336,7 @@ def test_a_round_counts_stops_at_each_gate_and_goes_on_where_it_is(estate: Estat
     assert "llmkeep release sign /srv/better-1-candidate --sha256 e3b0c44298fc1c149afbf4c8996fb924" in said
     once = ["feedback export"] * 3 + ["feedback pack", "compare", "publish"]
     assert estate.verbs() == once
-    assert (estate.folder / "threads").read_text().splitlines()[-2:] == ["compare 1", "publish 1"]
+    assert (estate.folder / "threads").read_text().splitlines()[-2:] == ["compare 3", "publish 3"]
 
     away.touch()
     code, said, changed = estate.improve()
