@@ -19,6 +19,7 @@ import policies
 import pytest
 import rootless
 from estate import ROOT
+from plugin_modules import load
 from rootless import Podman
 from waiting import own_port, until
 
@@ -249,6 +250,11 @@ def opa_command() -> list[str]:
 def inside(podman: Podman, *command: str) -> list[str]:
     """Lines that a command of the image prints."""
     return podman("run", "--rm", "--network=none", *LOCKED_DOWN, "llmkeep", *command).splitlines()
+
+
+def test_the_role_that_deploys_reads_its_record(home: Path, record: Record) -> None:
+    read = load("module_utils.cluster.declared").image_record(home / "image/image.json", KEYS / "keyring.pgp")
+    assert (read["digest"], read["variant"]) == (record.digest, "cpu")
 
 
 def test_containers_of_a_user_without_rights_answer(pod: Pod) -> None:
