@@ -91,6 +91,7 @@ POLICY = """set -e
 mkdir -p /etc/llmkeep/policy
 cp -r /opt/llmkeep/tree/policy /etc/llmkeep/policy/source
 echo 'demo: {keep_prompts: true}' > /etc/llmkeep/policy/source/llm/tenants/data.yaml
+llmkeep policy build
 """
 
 
