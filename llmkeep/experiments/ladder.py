@@ -185,8 +185,8 @@ def for_good(experiment: Experiment, models: Mapping[str, list[Model]]) -> list[
     """How the candidate gets the name, and the experiment ends, without a moment in which the control answers again."""
     name, candidate = experiment.model, experiment.candidate
     wanted: dict[str, list[str]] = defaultdict(list)
-    for host, known in models.items():
-        wanted[served_as(name, candidate, known)].append(host)
+    for host in sorted(models):  # hosts answer in any order
+        wanted[served_as(name, candidate, models[host])].append(host)
     if not wanted:
         wanted[f"  - {{name: {name}, …}}, the rest as its entry {candidate} has it"].append(
             "each serving host"

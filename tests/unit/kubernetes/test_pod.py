@@ -209,7 +209,7 @@ def test_a_container_cannot_write_elsewhere(pod: PodHere, container: str, path: 
 
 def test_an_answer_that_was_begun_is_completed_by_a_pod_that_stops(pod: PodHere) -> None:
     link = connected(pod)
-    body = json.dumps({**question(1000), "stream": True})
+    body = json.dumps({**question(200), "stream": True})  # done within drain_seconds, on a busy machine too
     headers = {
         "Authorization": f"Bearer {pod.held['test']['key'].decode()}",
         "Content-Type": "application/json",

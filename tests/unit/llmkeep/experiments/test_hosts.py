@@ -21,8 +21,8 @@ from plugin_modules import ROOT
 from llmkeep import playbooks
 from llmkeep.cli import main
 from llmkeep.errors import LlmkeepError
-from llmkeep.experiments import hosts
-from llmkeep.experiments.ladder import Told
+from llmkeep.experiments import definition, hosts
+from llmkeep.experiments.ladder import Told, for_good
 from llmkeep.places import Places
 from llmkeep.policy import source as policy_source
 from llmkeep.record import runs
@@ -252,6 +252,13 @@ def test_an_experiment_without_outcomes_or_without_entry_says_so(
     )
     assert estate.acted("show", "--outcomes", "x", "--publish") == 1
     assert "--publish is for what all hosts tell: give -i" in capsys.readouterr().err
+
+
+def test_lines_for_the_inventory_name_hosts_in_order_whichever_answered_first(tmp_path: Path) -> None:
+    path = tmp_path / "support-12.yml"
+    path.write_text(yaml.safe_dump(GIVEN))
+    told = for_good(definition.read(path), {"llm2": MODELS, "llm1": MODELS})
+    assert "to llm_serving_models of llm1, llm2, in place of an entry support, add" in told
 
 
 def test_a_candidate_is_promoted_by_what_all_hosts_tell_with_the_lines_for_the_inventory(
