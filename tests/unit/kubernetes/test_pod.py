@@ -6,6 +6,7 @@ import os
 import shutil
 import ssl
 import subprocess
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -208,8 +209,12 @@ def test_a_container_cannot_write_elsewhere(pod: PodHere, container: str, path: 
 
 
 def test_an_answer_that_was_begun_is_completed_by_a_pod_that_stops(pod: PodHere) -> None:
+    begun = time.monotonic()
+    asked(pod, "/v1/chat/completions", question(100))
+    # An answer of some 12 seconds on this machine: longer than preStop, and shorter than it and drain_seconds.
+    words = min(1000, int(12 * 100 / (time.monotonic() - begun)))
     link = connected(pod)
-    body = json.dumps({**question(200), "stream": True})  # done within drain_seconds, on a busy machine too
+    body = json.dumps({**question(words), "stream": True})
     headers = {
         "Authorization": f"Bearer {pod.held['test']['key'].decode()}",
         "Content-Type": "application/json",
