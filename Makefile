@@ -80,7 +80,7 @@ types: env
 unit: unit-serving unit-training unit-control  ## unit tests only
 
 unit-control: env
-	.venv/bin/pytest $(BY_FILE) tests/unit/roles/test_identities_playbook.py tests/unit/plugins/cluster/test_cluster_manifests.py tests/unit/plugins/volumes/test_luks_storm.py tests/unit/kubernetes/test_roll_out.py $$(find tests/unit -name "test_*.py")
+	.venv/bin/pytest $(BY_FILE) tests/unit/roles/test_identities_playbook.py tests/unit/plugins/cluster/test_cluster_{roll_out,refusals,capacity}.py tests/unit/plugins/volumes/test_luks_storm.py tests/unit/kubernetes/test_roll_out.py $$(find tests/unit -name "test_*.py")
 
 unit-serving: env
 	cd payload

@@ -31,17 +31,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = verbs.add_parser("build", help="build and sign it (needs the registries, or a warm cache)")
     parser.add_argument("--profile", default="lab", help="profile of artifacts.yml (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path(".lab/bundle"), help="default: %(default)s")
-    parser.add_argument(
-        "--keys",
-        type=Path,
-        default=Path(".lab/keys"),
-        help="folder with signing.key, keyring.pgp and escrow.pem (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--passphrase-file",
-        type=Path,
-        help="file or pipe with the signing key's passphrase (default: ask once, if it has one)",
-    )
+    keys.add_signing_options(parser)
     parser.add_argument(
         "--resolve-apt",
         action="store_true",

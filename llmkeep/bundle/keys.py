@@ -91,6 +91,21 @@ def create_escrow(folder: Path, passphrase_file: Path | None, without: bool) -> 
     )
 
 
+def add_signing_options(parser: argparse.ArgumentParser) -> None:
+    """Where the keys are that sign a bundle, and its image."""
+    parser.add_argument(
+        "--keys",
+        type=Path,
+        default=Path(".lab/keys"),
+        help="folder with signing.key, keyring.pgp and escrow.pem (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--passphrase-file",
+        type=Path,
+        help="file or pipe with the signing key's passphrase (default: ask once, if it has one)",
+    )
+
+
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """`llmkeep keys init | passphrase | escrow`."""
     verbs = subparsers.add_parser(

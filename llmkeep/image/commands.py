@@ -10,6 +10,7 @@ Exit codes: 0 done, 1 refused or failed, 3 unsigned or signed by an unknown key,
 import argparse
 from pathlib import Path
 
+from llmkeep.bundle import keys
 from llmkeep.image import record
 from llmkeep.image.layers import VARIANTS
 from llmkeep.image.record import Record
@@ -31,17 +32,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         default="cpu",
         help="cuda: with the wheels serving-cuda, of a bundle of profile gpu (default: %(default)s)",
     )
-    verb.add_argument(
-        "--keys",
-        type=Path,
-        default=Path(".lab/keys"),
-        help="folder with the keys that signed the bundle (default: %(default)s)",
-    )
-    verb.add_argument(
-        "--passphrase-file",
-        type=Path,
-        help="file or pipe with the signing key's passphrase (default: ask once, if it has one)",
-    )
+    keys.add_signing_options(verb)
     verb.set_defaults(run=_build)
     verb = verbs.add_parser("verify", help="signature, record, every blob; no network", description=__doc__)
     verb.add_argument("--image", type=Path, default=Path(".lab/image"), help="default: %(default)s")

@@ -15,9 +15,7 @@ from llmserve.settings import Redis
 
 log = logging.getLogger("llmserve.redis")
 REST_SECONDS = (0.25, 0.5, 1.0, 2.0)  # pauses after consecutive failures; the last one repeats
-CONNECT_SECONDS = (
-    2.0  # to another host, with its TLS handshake; callers do not wait for it longer than their deadline
-)
+CONNECT_SECONDS = 2.0  # TLS handshake and login; callers wait for them no longer than their deadline
 REPORT_SECONDS = 60.0  # between two log lines for the same kind of failure
 
 
@@ -62,8 +60,8 @@ class RedisClient:
             retry=Retry(NoBackoff(), 0),
             driver_info=None,
         )
-        self.connection: Any = pool.make_connection()
-        if settings.tls:  # redis-py's own context keeps its first certificate, and knows no revocation lists
+        self.connection: Any = pool.make_connection()  # redis-py types its `connect` not at all
+        if settings.tls:  # its own context keeps the first certificate, and knows no revocation lists
             self.connection.ssl_context = ClientContext(settings.tls, settings.url)
 
     async def execute(self, *commands: Command) -> list[Any]:

@@ -12,7 +12,7 @@ KEYS = """
 password=$(systemd-creds decrypt /etc/credstore.encrypted/redis.gateway)
 printf 'AUTH gateway %s\\nINFO keyspace\\n' "$password" | redis-cli -s /run/redis/redis.sock
 """
-STRANGER = "runuser -u nobody -- timeout 5 bash -c 'exec 3<>/dev/tcp/10.77.0.11/6379' && echo reached || echo refused"
+STRANGER = "runuser -u llm-engine -- timeout 5 bash -c 'exec 3<>/dev/tcp/10.77.0.11/6379' && echo reached || echo refused"
 
 
 @pytest.fixture(scope="module")

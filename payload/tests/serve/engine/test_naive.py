@@ -1,6 +1,5 @@
 """The naive engine with a tiny random Llama, compared with calling `generate` directly."""
 
-import ctypes
 import os
 import subprocess
 import sys
@@ -32,14 +31,6 @@ uvloop.run = told
 from llmserve.cli import main
 sys.exit(main(["engine", "--name", "tiny", "--config", sys.argv[1]]))
 """
-
-
-def has_openblas() -> bool:
-    try:
-        ctypes.CDLL("libopenblas.so.0")
-    except OSError:
-        return False
-    return True
 
 
 @pytest.fixture(scope="module")
@@ -182,9 +173,6 @@ def test_changed_weights_are_refused_before_they_are_loaded(model: Path, tmp_pat
     assert "Traceback" not in service.logs()
 
 
-@pytest.mark.skipif(
-    not has_openblas(), reason="libopenblas.so.0, which Debian's torch multiplies with, is not installed"
-)
 @pytest.mark.skipif(
     len(os.sched_getaffinity(0)) < 2, reason="one processor, for which OpenBLAS has one thread"
 )

@@ -29,7 +29,7 @@ from llmkeep.record import runs
 from llmproof.experiments import identifier
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="runs programs as other users, which only root may")
-GATEWAY = "nobody"  # Debian's own account, in place of llm-gateway
+GATEWAY = "daemon"  # an account that Debian has, in place of llm-gateway
 NAME = "support-12"
 GIVEN = EXPERIMENT | {"ladder": [50, 100], "minimum": 30}
 MODELS = [
