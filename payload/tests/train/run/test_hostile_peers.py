@@ -20,9 +20,9 @@ rank, store, victim = int(sys.argv[1]), *sys.argv[2:]
 distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
 """
 HONEST = """
-from llmtrain.run.train import refuse_differences
+from llmtrain.run.train import leave_process_groups, refuse_differences
 refuse_differences(["job", {"rows": 7}])
-distributed.destroy_process_group()  # or gloo's threads may outlive the interpreter, and abort it
+leave_process_groups()  # or gloo's threads may outlive the interpreter, and abort it
 """
 HOSTILE = """
 class Hostile:
