@@ -149,3 +149,8 @@ class Places:
     def releases(self) -> Path:
         """What the mirror serves."""
         return self.root / "srv/llmkeep/releases"
+
+    @property
+    def images(self) -> Path:
+        """Container images that the mirror serves."""
+        return self.root / "srv/llmkeep/images"

@@ -1,7 +1,8 @@
-"""`llmkeep image build | verify`: an OCI image of gateway, engines, audit writer, OPA and edge, made of a verified bundle alone.
+"""`llmkeep image build | verify | add | list | remove`: an OCI image of gateway, engines, audit writer, OPA and edge, made of a
+verified bundle alone.
 
 DIR has the image as an OCI layout in `oci`, its record in `image.json`, and the record's signature by the bundle's key. The
-record names the digest that manifests and clusters pin.
+record names the digest that manifests and clusters pin. `add` puts an image on this mirror, from which nodes pull it.
 
 Exit codes: 0 done, 1 refused or failed, 3 unsigned or signed by an unknown key, 4 damaged (a changed, missing or extra file),
 6 the bundle has expired, 9 the passphrase of the signing key is wrong or cannot be had.
@@ -11,16 +12,17 @@ import argparse
 from pathlib import Path
 
 from llmkeep.bundle import keys
-from llmkeep.image import record
+from llmkeep.image import record, served
 from llmkeep.image.layers import VARIANTS
 from llmkeep.image.record import Record
+from llmkeep.places import Places
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """`llmkeep image build | verify`."""
-    verbs = subparsers.add_parser(
-        "image", help="what serves, as a container image", description=__doc__
-    ).add_subparsers(required=True, metavar="VERB")
+    """`llmkeep image build | verify | add | list | remove`."""
+    parser = subparsers.add_parser("image", help="what serves, as a container image", description=__doc__)
+    parser.set_defaults(places=Places())
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
     verb = verbs.add_parser(
         "build", help="build and sign it; needs root, and no network", description=__doc__
     )
@@ -34,15 +36,28 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     keys.add_signing_options(verb)
     verb.set_defaults(run=_build)
-    verb = verbs.add_parser("verify", help="signature, record, every blob; no network", description=__doc__)
-    verb.add_argument("--image", type=Path, default=Path(".lab/image"), help="default: %(default)s")
-    verb.add_argument(
+    trust = argparse.ArgumentParser(add_help=False)
+    trust.add_argument(
         "--keyring",
         type=Path,
         default=Path("/etc/apt/keyrings/llmkeep.pgp"),
         help="the trusted keys; never take this file from the image's medium (default: %(default)s)",
     )
-    verb.set_defaults(run=_verify)
+    image = argparse.ArgumentParser(add_help=False, parents=[trust])
+    image.add_argument("--image", type=Path, default=Path(".lab/image"), help="default: %(default)s")
+    for name, told, run in (
+        ("verify", "signature, record, every blob; no network", _verify),
+        ("add", "verify it and put it on this mirror", _add),
+    ):
+        verb = verbs.add_parser(name, help=told, description=__doc__, parents=[image])
+        verb.set_defaults(run=run)
+    verb = verbs.add_parser("list", help="the images on this mirror", parents=[trust])
+    verb.set_defaults(run=_list)
+    verb = verbs.add_parser("remove", help="take an image off this mirror")
+    verb.add_argument(
+        "digest", help="as `list` shows it; no cluster may need it any more, to go back included"
+    )
+    verb.set_defaults(run=_remove)
 
 
 def _build(arguments: argparse.Namespace) -> int:
@@ -62,6 +77,23 @@ def _build(arguments: argparse.Namespace) -> int:
 
 def _verify(arguments: argparse.Namespace) -> int:
     print(f"{arguments.image}: {_described(record.verify(arguments.image, arguments.keyring))}")
+    return 0
+
+
+def _add(arguments: argparse.Namespace) -> int:
+    made = served.add(arguments.places, arguments.image, arguments.keyring)
+    print(f"{arguments.places.images}: {_described(made)}")
+    return 0
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    for made in served.listed(arguments.places, arguments.keyring):
+        print(_described(made))
+    return 0
+
+
+def _remove(arguments: argparse.Namespace) -> int:
+    served.remove(arguments.places, arguments.digest)
     return 0
 
 

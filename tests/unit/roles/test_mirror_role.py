@@ -7,11 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import small_bundle
+import small_image
 from plugin_modules import load
 from rendered_role import content, rendered
 from role_nginx import COMMON, configuration, running
 from waiting import own_port
 
+from llmkeep.image import served
+from llmkeep.image.layout import Layout
+from llmkeep.image.record import read as read_record
 from llmkeep.pki import authority as pki
 from llmkeep.pki import revoking
 from llmkeep.places import Places
@@ -22,6 +27,7 @@ HOSTS = {
     "llm1.estate.internal": "10.0.0.12",
     "llm2.estate.internal": "2001:db8::13",
 }
+needs_skopeo = pytest.mark.skipif(not shutil.which("skopeo"), reason="skopeo is not installed")
 GROUPS = {"mirror": ["ops1"], "control": ["ops1"]}
 
 
@@ -69,6 +75,9 @@ def places(made: dict[str, Any]) -> Iterator[Places]:
         for path in ("bundle/apt/InRelease", "releases/m/MANIFEST.json"):
             (folder / path).parent.mkdir(parents=True)
             (folder / path).write_text(path)
+        image = small_image.write(folder / "image", small_bundle.signing_keys(folder))
+        served.add(Places(folder), image, folder / "keyring.pgp")
+        (folder / "images").symlink_to("srv/llmkeep/images")
         server = content(made, "conf.d/llmkeep-mirror.conf")
         nginx = configuration(folder, made["nginx"], server, {"/srv/llmkeep": str(folder)})
         with running(folder, nginx):
@@ -116,6 +125,69 @@ def test_a_key_that_is_not_there_is_named(made: dict[str, Any], tmp_path: Path) 
         mirror.MirrorError, match=r"host\.pem and its \.key: No such file or directory; the role pki"
     ):
         get(made, "releases/m/MANIFEST.json", tmp_path / "host.pem")
+
+
+def skopeo(
+    made: dict[str, Any], places: Places, host: str | None, *copied: str
+) -> "subprocess.CompletedProcess[str]":
+    """What skopeo, a client of registries, says of a copy, with the certificate of this host, if there is one."""
+    certs = Path(made["folder"], f"certs-{host}")
+    certs.mkdir(exist_ok=True)
+    shutil.copy(places.root_certificate, certs / "ca.crt")
+    if host:
+        certificate = certify(places, host, f"{host}.estate.internal")
+        shutil.copy(certificate, certs / "client.cert")
+        shutil.copy(certificate.with_suffix(".key"), certs / "client.key")
+    both = [f"--src-cert-dir={certs}", f"--dest-cert-dir={certs}"]
+    command = ["skopeo", "--insecure-policy", "copy", "--preserve-digests", *both, *copied]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def named(made: dict[str, Any]) -> str:
+    """The image on the mirror, as clients of registries call it."""
+    return f"docker://localhost:{made['port']}/llmkeep@{digest(made)}"
+
+
+def digest(made: dict[str, Any]) -> str:
+    return read_record(made["folder"] / "image", made["folder"] / "keyring.pgp").digest
+
+
+@needs_skopeo
+def test_a_host_pulls_an_image_as_from_any_registry(
+    made: dict[str, Any], places: Places, tmp_path: Path
+) -> None:
+    done = skopeo(made, places, "llm1", named(made), f"oci:{tmp_path}/layout:there")
+    assert done.returncode == 0, done.stderr
+    assert Layout(tmp_path / "layout").index()[0]["digest"] == digest(made)
+
+
+@needs_skopeo
+@pytest.mark.parametrize("client", [None, "ada"])
+def test_a_client_that_is_no_host_pulls_nothing(
+    made: dict[str, Any], places: Places, tmp_path: Path, client: str | None
+) -> None:
+    done = skopeo(made, places, client, named(made), f"oci:{tmp_path}/layout:there")
+    assert done.returncode != 0
+    assert "403 Forbidden" in done.stderr
+
+
+@needs_skopeo
+def test_a_host_pushes_no_image(made: dict[str, Any], places: Places) -> None:
+    layout = f"oci:{made['folder']}/image/oci:llmkeep"
+    done = skopeo(made, places, "llm1", layout, f"docker://localhost:{made['port']}/llmkeep:1")
+    assert done.returncode != 0
+    assert "403 Forbidden" in done.stderr
+
+
+def test_an_image_has_no_tag_no_other_name_and_no_file_of_its_own(
+    made: dict[str, Any], places: Places
+) -> None:
+    llm1, this = certify(places, "llm1", "llm1.estate.internal"), digest(made)
+    folder = f"images/{this.removeprefix('sha256:')}"
+    tags = ("v2/llmkeep/tags/list", "v2/llmkeep/manifests/latest")
+    for path in (*tags, f"v2/other/manifests/{this}", f"{folder}/image.json"):
+        with pytest.raises(mirror.MirrorError, match="answered 404"):
+            get(made, path, llm1)
 
 
 def test_the_firewall_of_an_estates_only_host_gets_an_empty_file(tmp_path: Path) -> None:

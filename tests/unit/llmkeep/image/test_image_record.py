@@ -3,13 +3,12 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import small_bundle
+import small_image
 
-from llmkeep.bundle import signing
 from llmkeep.bundle.manifest import DAMAGED, UNSIGNED
 from llmkeep.image import archive, layout
 from llmkeep.image.layout import Layout
@@ -24,29 +23,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def image(tmp_path: Path, keys: Path) -> Path:
     """An image of two layers with a file each."""
-    return write(tmp_path / "image", keys, tmp_path)
-
-
-def write(folder: Path, keys: Path, scratch: Path) -> Path:
-    target, made = Layout(folder / FOLDER), []
-    target.begin()
-    for name in ("below", "above"):
-        (scratch / name).mkdir()
-        (scratch / name / name).write_text(name)
-        made.append(archive.write(name, scratch / name, scratch / f"{name}.gz", 0))
-    described = [target.add_layer(layer, scratch / f"{layer.name}.gz") for layer in made]
-    image = target.add_image(described, {"rootfs": {"diff_ids": [layer.diff_id for layer in made]}})
-    bill = target.add_referrer(image, b"{}", "application/vnd.cyclonedx+json")
-    target.end("llmkeep", image, bill)
-    signer = signing.fingerprint(keys / "keyring.pgp")
-    sign(folder, keys, Record("llmkeep", "cpu", image["digest"], bill["digest"], 7, "", "", "", signer, made))
-    return folder
-
-
-def sign(folder: Path, keys: Path, record: Record) -> None:
-    (folder / NAME).write_text(json.dumps(asdict(record)))
-    (folder / SIGNATURE).unlink(missing_ok=True)
-    signing.sign(keys / "signing.key", folder / NAME, folder / SIGNATURE)
+    return small_image.write(tmp_path / "image", keys)
 
 
 def blobs(image: Path) -> list[Path]:
@@ -114,14 +91,14 @@ def test_refuses_a_signed_record_whose_layer_unpacks_to_something_else(image: Pa
         path.unlink()
     layer = record.layers[0]
     false = "sha256:" + "0" * 64
-    content = Path(image.parent / "below.gz")
+    content = Path(image.parent / "image-below.gz")
     shutil.copy(content, target.blob(layer.digest))
     described = [{"mediaType": layout.LAYER, "digest": layer.digest, "size": layer.size}]
     made = target.add_image(described, {"rootfs": {"diff_ids": [false]}})
     bill = target.add_referrer(made, b"{}", "application/vnd.cyclonedx+json")
     target.end("llmkeep", made, bill)
     lies = archive.Layer(layer.name, layer.digest, layer.size, false)
-    sign(
+    small_image.sign(
         image,
         keys,
         Record("llmkeep", "cpu", made["digest"], bill["digest"], 7, "", "", "", record.signer, [lies]),
@@ -138,7 +115,7 @@ def test_refuses_an_sbom_of_another_image(image: Path, keys: Path) -> None:
     other = old["subject"] | {"digest": "sha256:" + "1" * 64}
     bill = target.add_referrer(other, b"{}", "application/vnd.cyclonedx+json")
     target.end("llmkeep", {"digest": record.digest}, bill)
-    sign(image, keys, Record(**{**vars(record), "sbom": bill["digest"]}))
+    small_image.sign(image, keys, Record(**{**vars(record), "sbom": bill["digest"]}))
     with pytest.raises(ImageRefused, match="its SBOM is about sha256:1111"):
         verify(image, keys / "keyring.pgp")
 
@@ -153,7 +130,7 @@ def test_refuses_what_is_not_signed(image: Path, keys: Path, lost: str) -> None:
 
 def test_refuses_a_record_that_names_another_signer(image: Path, keys: Path) -> None:
     record = verify(image, keys / "keyring.pgp")
-    sign(image, keys, Record(**{**vars(record), "signer": "0" * 40}))
+    small_image.sign(image, keys, Record(**{**vars(record), "signer": "0" * 40}))
     with pytest.raises(ImageRefused, match="but made for 0000") as refused:
         verify(image, keys / "keyring.pgp")
     assert refused.value.code == UNSIGNED

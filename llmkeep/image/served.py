@@ -1,0 +1,90 @@
+"""Images on the mirror, whose nginx gives hosts their blobs by digest as registries do (OCI distribution-spec 1.1, pull).
+
+`images/DIGEST` is what `llmkeep image build` wrote, as `llmkeep image verify` reads it. `images/.blobs` has a hard link to each
+blob, which is what nginx serves: images have layers in common, and a pull names no image.
+"""
+
+import re
+import shutil
+from pathlib import Path
+
+from llmkeep.bundle.cache import sha256
+from llmkeep.bundle.manifest import DAMAGED
+from llmkeep.bundle.media import copy
+from llmkeep.durable import alone, sync_folder
+from llmkeep.errors import LlmkeepError
+from llmkeep.image.record import FOLDER, NAME, SIGNATURE, ImageRefused, Record, read, verify
+from llmkeep.places import Places
+
+BLOBS = ".blobs"
+
+
+def add(places: Places, folder: Path, keyring: Path) -> Record:
+    """Bring an image to the mirror and verify it there. Idempotent; raises ImageRefused."""
+    good = verify(folder, keyring)
+    images = places.images
+    images.mkdir(parents=True, exist_ok=True)
+    with alone(images):
+        shared = images / BLOBS
+        shared.mkdir(exist_ok=True)
+        partial = images / ".partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        layout = (path for path in (folder / FOLDER).rglob("*") if path.is_file())
+        try:
+            for source in [folder / NAME, folder / SIGNATURE, *layout]:
+                target = partial / source.relative_to(folder)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                known = shared / source.name
+                if known.is_file() and sha256(known) == source.name:
+                    target.hardlink_to(known)
+                else:
+                    copy(source, target, source.stat().st_size)
+                    target.chmod(0o644)
+            if verify(partial, keyring) != good:
+                raise ImageRefused(DAMAGED, f"{folder} changed while it was copied: add it again")
+            for blob in (partial / FOLDER / "blobs/sha256").iterdir():
+                _replace(blob, shared / blob.name)
+            sync_folder(shared)
+            final = _folder(places, good.digest)
+            shutil.rmtree(final, ignore_errors=True)
+            partial.rename(final)
+            sync_folder(images)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return good
+
+
+def _replace(blob: Path, link: Path) -> None:
+    """Make `link` another name of `blob`, in one step."""
+    if link.exists() and link.samefile(blob):
+        return
+    aside = link.with_name(".new")
+    aside.unlink(missing_ok=True)
+    aside.hardlink_to(blob)
+    aside.replace(link)
+
+
+def _folder(places: Places, digest: str) -> Path:
+    return places.images / digest.removeprefix("sha256:")
+
+
+def listed(places: Places, keyring: Path) -> list[Record]:
+    """The images on this mirror, the newest bundle's first. Raises ImageRefused at one that is not signed."""
+    found = [read(path, keyring) for path in places.images.glob("[!.]*")]
+    return sorted(found, key=lambda record: (-record.bundle_serial, record.digest))
+
+
+def remove(places: Places, digest: str) -> None:
+    """Take an image off this mirror, with the blobs that no other image has."""
+    folder = _folder(places, digest)
+    if not re.fullmatch(r"sha256:[0-9a-f]{64}", digest) or not (folder / NAME).is_file():
+        raise LlmkeepError(f"{places.images} has no image {digest}: `llmkeep image list` shows those it has")
+    with alone(places.images):
+        removed = folder.with_name(".removed")
+        shutil.rmtree(removed, ignore_errors=True)
+        folder.rename(removed)
+        sync_folder(places.images)
+        shutil.rmtree(removed)
+        for blob in (places.images / BLOBS).iterdir():
+            if blob.stat().st_nlink == 1:
+                blob.unlink()

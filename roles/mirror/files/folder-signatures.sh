@@ -1,0 +1,6 @@
+#!/bin/sh
+# folder-signatures.sh PLACE FILE KEYRING: exit 1 at the first folder of PLACE whose FILE no key of the keyring signed.
+for folder in "$1"/*/; do
+  [ -d "$folder" ] || continue
+  sqv --keyring "$3" --signature-file "$folder$2.sig" "$folder$2" > /dev/null || { echo "$folder$2 is not signed by a key of $3"; exit 1; }
+done
