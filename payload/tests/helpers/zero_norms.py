@@ -11,6 +11,7 @@ import torch
 from llama import batch, llama
 
 from llmtrain.run.health import Norms, gradient_norms
+from llmtrain.run.train import leave_process_groups
 
 
 def of(stage: int, rank: int) -> tuple[Norms, int]:
@@ -55,6 +56,7 @@ def main(meeting: str, rank: int, stages: list[int]) -> None:
             "norms",
             json.dumps([ran, {f"{kind} {block}": norm for (kind, block), norm in norms.cells.items()}]),
         )
+    leave_process_groups()
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import torch
 from llama import batch, llama
 
 from llmtrain.exits import Refusal
-from llmtrain.run.train import start_process_group
+from llmtrain.run.train import leave_process_groups, start_process_group
 
 
 def ran(config: dict[str, Any]) -> tuple[str, list[float]]:
@@ -49,6 +49,7 @@ def main(meeting: str) -> None:
             print("case", json.dumps(ran(case["config"])))
         except (Refusal, RuntimeError) as error:  # DeepSpeed wraps what its pinned memory raises
             print("case", json.dumps([str(error.__cause__ or error), []]))
+    leave_process_groups()
 
 
 if __name__ == "__main__":
