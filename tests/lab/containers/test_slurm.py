@@ -1,12 +1,14 @@
-"""Two hosts train under a real slurmctld; one loses its power, and the job goes on from its last good checkpoint."""
+"""Two hosts under a real slurmctld: jobs that are stopped, or lose a host, go on from their last good checkpoint; hosts that lie get none."""
 
 import json
 import os
+import re
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from estate import Lab, changed, within
+from estate import ROOT, Lab, changed, within
 
 pytestmark = pytest.mark.skipif(
     "STORM" not in os.environ, reason="torch on two hosts takes minutes: `make storm` has it"
@@ -29,6 +31,15 @@ JOB = {
     "keep": {"every_steps": 5},
     "watch": {"log_every": 1},
 }
+# One host's, which saves when it is told to stop, and not before.
+ALONE = {
+    **JOB,
+    "name": "alone",
+    "output": f"{HERE}/jobs/alone",
+    "optim": {"steps": 100000, "lr": 0.001},
+    "scale": {"tokens_per_step": 512, "micro_batch": 2},
+    "keep": {"every_minutes": 600},
+}
 PREPARE = {
     "inputs": [{"path": "/usr/share/common-licenses", "format": "text"}],
     "tokenizer": BASE,
@@ -36,6 +47,10 @@ PREPARE = {
     "work": f"{HERE}/jobs/work",
     "output": f"{HERE}/jobs/rows",
 }
+SUBMIT = f"runuser -u llm-train -- llm-train run {HERE}/%s.yaml --prepare {HERE}/data.yaml --launcher slurm"
+# What datatrove needs beyond what role llm_training installs, and our steps as a pipeline of its.
+DATATROVE = ("datatrove", "dill", "humanize", "loguru", "multiprocess")
+CLEANING = f"{HERE}/jobs/cleaning"
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +62,7 @@ def cluster() -> Iterator[Lab]:
     for host in HOSTS:
         make = f"/opt/llmtrain/current/bin/python3 - {BASE} {TINY}"
         lab.on(host, make, given=TINY_DEEPSEEK.read_text())
-        for name, content in (("job", JOB), ("data", PREPARE)):
+        for name, content in (("job", JOB), ("alone", ALONE), ("data", PREPARE)):
             lab.on(host, f"cat > {HERE}/{name}.yaml", given=json.dumps(content))
     yield lab
     if "LAB_KEEP" not in os.environ:
@@ -55,8 +70,7 @@ def cluster() -> Iterator[Lab]:
 
 
 def test_zero3_over_two_hosts_is_queued_again_when_one_loses_its_power_and_goes_on(cluster: Lab) -> None:
-    submit = f"llm-train run {HERE}/job.yaml --prepare {HERE}/data.yaml --launcher slurm --traffic clear"
-    number = cluster.on("ops1", f"runuser -u llm-train -- {submit} --hosts {','.join(HOSTS)}").strip()
+    number = cluster.on("ops1", f"{SUBMIT % 'job'} --traffic clear --hosts {','.join(HOSTS)}").strip()
 
     def has(fact: str) -> bool:
         return fact in cluster.on("ops1", f"scontrol show job {number}")
@@ -84,3 +98,121 @@ def test_zero3_over_two_hosts_is_queued_again_when_one_loses_its_power_and_goes_
     assert cluster.on("ops1", "ls /run/llmkeep-slurm") == ""
     again = cluster.run("site", "--tags", "slurm_controller,slurm_node").stdout
     assert changed(again) == dict.fromkeys(HOSTS, 0)
+
+
+def test_however_a_job_is_stopped_it_saves_and_goes_on_after_that_step(cluster: Lab) -> None:
+    def submit(host: str) -> str:
+        return cluster.on("ops1", f"{SUBMIT % 'alone'} --hosts {host}").strip()
+
+    def steps(host: str, what: str) -> list[int]:
+        """Steps after which the job of this host stopped, or went on, as its logs say."""
+        logs = cluster.on(host, f"cat $(ls -tr {HERE}/jobs/alone.slurm-*.log)", check=False)
+        return [int(step) for step in re.findall(rf"alone: {what} after step (\d+)", logs)]
+
+    def trains(host: str, starts: int) -> None:
+        """Wait for the first step after so many starts."""
+        begun = f"grep --count 'first step' {ALONE['output']}/metrics.jsonl"
+        within(600, f"{host} trains", lambda: cluster.on(host, begun, check=False).strip() == str(starts))
+
+    def saved(host: str, stops: int) -> None:
+        within(120, f"{host} has saved", lambda: len(steps(host, "stopped")) == stops)
+
+    def slurm(*words: str) -> str:
+        return cluster.on("ops1", f"scontrol {' '.join(words)}")
+
+    def queued_again(number: str, times: int) -> None:
+        within(60, "it is queued again", lambda: f"Restarts={times} " in slurm("show", "job", number))
+
+    first, second = (submit(host) for host in HOSTS)
+    trains("ops1", 1)
+    trains("train1", 1)
+    cluster.on("ops1", f"scancel --signal=TERM {first}")
+    # A host that is to be mended.
+    slurm("update", "nodename=train1", "state=drain", "reason=fan")
+    slurm("requeue", second)
+    saved("ops1", 1)
+    saved("train1", 1)
+    queued_again(first, 1)
+    queued_again(second, 1)
+    assert "drained" in cluster.on("ops1", "sinfo --noheader --nodes=train1 --format=%T")
+    slurm("update", "nodename=train1", "state=resume")
+    trains("ops1", 2)
+    trains("train1", 2)
+    cluster.on("ops1", f"scancel {first}")
+    # The limit is nearer than the grace of five minutes.
+    slurm("update", f"jobid={second}", "timelimit=+4")
+    saved("ops1", 2)
+    saved("train1", 2)
+    queued_again(second, 2)
+    slurm("update", f"jobid={second}", "timelimit=unlimited")
+    again = submit("ops1")
+    trains("ops1", 3)
+    trains("train1", 3)
+    cluster.on("ops1", f"scancel {again} {second}")
+    for host in HOSTS:
+        saved(host, 3)
+        assert steps(host, "stopped")[:2] == steps(host, "resumes")
+    within(60, "no job is left", lambda: cluster.on("ops1", "squeue --noheader") == "")
+
+
+def test_datatroves_slurm_executor_cleans_as_ours_does(cluster: Lab) -> None:
+    """Paragraphs of licences in two files, one a task, each on a host of its own."""
+    raw = f"""
+import json, pathlib
+found = pathlib.Path("/usr/share/common-licenses").glob("*")
+texts = sorted({{text for file in found for text in file.read_text(errors="ignore").split("\n\n") if text.strip()}})
+for file in range(2):
+    lines = [json.dumps({{"text": text + " a@b.example"}}) + "\n" for text in texts[file::2]]
+    pathlib.Path(f"{CLEANING}/raw/{{file}}.jsonl").write_text("".join(lines))
+"""
+    packages = Path(sysconfig.get_path("purelib", vars={"base": str(ROOT / "payload/.venv")}))
+    modules = {name: packages / name for name in DATATROVE}
+    helper = ROOT / "payload/tests/helpers/datatrove_pipeline.py"
+    launch = "exec /opt/llmtrain/current/bin/python3 -m datatrove.tools.launch_pickled_pipeline"
+    for host in HOSTS:
+        cluster.on(host, f"install --directory --owner=llm-train {CLEANING} {CLEANING}/raw")
+        cluster.on(host, "python3 -", given=raw)
+        cluster.send(host, f"{CLEANING}/lib", {**modules, helper.name: helper})
+        program = f"{CLEANING}/lib/launch_pickled_pipeline"
+        cluster.on(host, f"cat > {program} && chmod 0755 {program}", given=f'#!/bin/sh\n{launch} "$@"\n')
+    # Slurm knows no memory of the nodes, and datatrove asks for some.
+    setting = f"PATH={CLEANING}/lib:$PATH PYTHONPATH={CLEANING}/lib HOME={CLEANING} SBATCH_MEM_PER_CPU=0"
+    python = "/opt/llmtrain/current/bin/python3"
+    program = f"{CLEANING}/lib/datatrove_pipeline.py"
+    cluster.on("ops1", f"runuser -u llm-train -- env {setting} {python} {program} {CLEANING}")
+    # On an estate the folder of logs would be one that all nodes share.
+    logs = cluster.on("ops1", f"tar -cC {CLEANING} logs | base64")
+    cluster.on("train1", f"base64 -d | runuser -u llm-train -- tar -xC {CLEANING}", given=logs)
+    number = cluster.on("ops1", "squeue --noheader --format=%F | sort | head -1").strip()
+    cluster.on("ops1", f"scontrol release {number}")
+    done = f"ls {CLEANING}/logs/completions"
+    within(300, "both are done", lambda: all(cluster.on(host, done, check=False) for host in HOSTS))
+    cluster.on("ops1", "scancel --user=llm-train")  # what adds up the statistics, for want of a shared folder
+
+    def texts(lines: str) -> list[str]:
+        return sorted(json.loads(line)["text"] for line in lines.splitlines())
+
+    def rules(host: str, files: str) -> list[str]:
+        found = cluster.on(host, f"cat {CLEANING}/{files}", check=False).splitlines()
+        return [json.loads(line)["rule"] for line in found]
+
+    ours = {
+        "inputs": [{"path": f"{CLEANING}/raw"}],
+        "tokenizer": BASE,
+        "pack": {"seq_len": 128},
+        "work": f"{CLEANING}/work",
+        "output": f"{CLEANING}/out",
+        "duplicates": {"near": None},
+    }
+    cluster.on("ops1", f"cat > {CLEANING}/ours.yaml", given=json.dumps(ours))
+    cluster.on("ops1", f"runuser -u llm-train -- llm-train data run --config {CLEANING}/ours.yaml")
+    kept = texts(cluster.on("ops1", f"zcat {CLEANING}/work/personal/*/documents.jsonl.gz"))
+    by_host = {host: texts(cluster.on(host, f"cat {CLEANING}/theirs-*")) for host in HOSTS}
+    assert all(by_host.values())  # one task each
+    assert sorted(sum(by_host.values(), [])) == kept
+    dropped = sorted(rule for host in HOSTS for rule in rules(host, "rejects/*"))
+    steps = "work/{clean,annotate,quality,personal}/*/*-?????.jsonl"
+    assert dropped == sorted(
+        json.loads(line)["rule"]
+        for line in cluster.on("ops1", f"bash -c 'cat {CLEANING}/{steps}'", check=False).splitlines()
+    )
