@@ -1,4 +1,4 @@
-"""Two hosts under a real slurmctld: jobs that are stopped, or lose a host, go on from their last good checkpoint; hosts that lie get none."""
+"""Two hosts under a real slurmctld: a job that is stopped, or loses a host, goes on from its last good checkpoint."""
 
 import json
 import os
@@ -139,8 +139,8 @@ def test_however_a_job_is_stopped_it_saves_and_goes_on_after_that_step(cluster: 
     trains("ops1", 2)
     trains("train1", 2)
     cluster.on("ops1", f"scancel {first}")
-    # The limit is nearer than the grace of five minutes.
-    slurm("update", f"jobid={second}", "timelimit=+4")
+    # In minutes from its start: nearer than the grace.
+    slurm("update", f"jobid={second}", "timelimit=5")
     saved("ops1", 2)
     saved("train1", 2)
     queued_again(second, 2)
@@ -209,10 +209,48 @@ for file in range(2):
     kept = texts(cluster.on("ops1", f"zcat {CLEANING}/work/personal/*/documents.jsonl.gz"))
     by_host = {host: texts(cluster.on(host, f"cat {CLEANING}/theirs-*")) for host in HOSTS}
     assert all(by_host.values())  # one task each
-    assert sorted(sum(by_host.values(), [])) == kept
+    assert sorted(text for each in by_host.values() for text in each) == kept
     dropped = sorted(rule for host in HOSTS for rule in rules(host, "rejects/*"))
     steps = "work/{clean,annotate,quality,personal}/*/*-?????.jsonl"
     assert dropped == sorted(
         json.loads(line)["rule"]
         for line in cluster.on("ops1", f"bash -c 'cat {CLEANING}/{steps}'", check=False).splitlines()
     )
+
+
+def test_a_host_with_another_estates_key_is_refused_until_it_has_ours(cluster: Lab) -> None:
+    key = "/etc/credstore.encrypted/munge.key"
+    other = f"openssl rand -hex 64 | tr -d '\\n' | systemd-creds encrypt --name=munge.key - {key}"
+    cluster.on("train1", f"{other} && systemctl restart munge.service")
+    said = cluster.on("train1", f"{SUBMIT % 'alone'} 2>&1; echo it ended with $?")
+    assert "Slurm did not take alone: " in said
+    assert "Protocol authentication error" in said
+    assert "it ended with 1" in said
+    # No job is half there, and the controller says who it was.
+    assert cluster.on("ops1", "squeue --noheader") == ""
+    journal = "journalctl --unit=slurmctld --since=-5min --output=cat"
+    within(60, "it is named", lambda: "authentication" in cluster.on("ops1", f"{journal} | grep 10.88.4.21"))
+    cluster.run("site", "--tags", "slurm_node")
+    cluster.on("train1", "runuser -u llm-train -- scontrol show config")
+
+
+def test_hosts_that_have_fewer_gpus_than_declared_get_no_job(cluster: Lab) -> None:
+    declared = ("--tags", "slurm_controller,slurm_node", "--extra-vars", '{"slurm_node_gpus": 1}')
+    # Neither a device nor NVML: slurmd does not start, and says what is missing.
+    assert cluster.run("site", *declared, check=False).returncode != 0
+    assert "/dev/nvidia0" in cluster.on("train1", "journalctl --unit=slurmd --since=-5min --output=cat")
+    # The device is there, and NVML has none.
+    for host in HOSTS:
+        cluster.on(host, "mknod /dev/nvidia0 c 1 3")
+    done = cluster.run("site", *declared, check=False)
+    assert done.returncode != 0
+    assert "NVML has 0 GPUs, slurm_node_gpus is 1" in " ".join(done.stdout.split())
+    number = cluster.on("ops1", f"{SUBMIT % 'alone'} --gpus 1").strip()
+    within(60, "it waits", lambda: "JobState=PENDING" in cluster.on("ops1", f"scontrol show job {number}"))
+    assert all(cluster.on(host, "ls /run/llmkeep-slurm") == "" for host in HOSTS)
+    cluster.on("ops1", f"scancel {number}")
+    for host in HOSTS:
+        cluster.on(host, "rm /dev/nvidia0")
+    cluster.run("site", "--tags", "slurm_controller,slurm_node", check=False)
+    cluster.on("ops1", "scontrol update nodename=ops1,train1 state=resume")
+    assert cluster.run("site", "--tags", "slurm_controller,slurm_node").returncode == 0
