@@ -122,6 +122,7 @@ def test_however_a_job_is_stopped_it_saves_and_goes_on_after_that_step(cluster: 
 
     def queued_again(number: str, times: int) -> None:
         within(60, "it is queued again", lambda: f"Restarts={times} " in slurm("show", "job", number))
+        slurm("update", f"jobid={number}", "starttime=now")
 
     first, second = (submit(host) for host in HOSTS)
     trains("ops1", 1)
@@ -134,7 +135,8 @@ def test_however_a_job_is_stopped_it_saves_and_goes_on_after_that_step(cluster: 
     saved("train1", 1)
     queued_again(first, 1)
     queued_again(second, 1)
-    assert "drained" in cluster.on("ops1", "sinfo --noheader --nodes=train1 --format=%T")
+    drained = "sinfo --noheader --nodes=train1 --format=%T"
+    within(60, "no job is there", lambda: cluster.on("ops1", drained).strip() == "drained")
     slurm("update", "nodename=train1", "state=resume")
     trains("ops1", 2)
     trains("train1", 2)
