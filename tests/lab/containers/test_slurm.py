@@ -162,9 +162,9 @@ def test_datatroves_slurm_executor_cleans_as_ours_does(cluster: Lab) -> None:
     raw = f"""
 import json, pathlib
 found = pathlib.Path("/usr/share/common-licenses").glob("*")
-texts = sorted({{text for file in found for text in file.read_text(errors="ignore").split("\n\n") if text.strip()}})
+texts = sorted({{text for file in found for text in file.read_text(errors="ignore").split("\\n\\n") if text.strip()}})
 for file in range(2):
-    lines = [json.dumps({{"text": text + " a@b.example"}}) + "\n" for text in texts[file::2]]
+    lines = [json.dumps({{"text": text + " a@b.example"}}) + "\\n" for text in texts[file::2]]
     pathlib.Path(f"{CLEANING}/raw/{{file}}.jsonl").write_text("".join(lines))
 """
     packages = Path(sysconfig.get_path("purelib", vars={"base": str(ROOT / "payload/.venv")}))
@@ -230,8 +230,8 @@ def test_a_host_with_another_estates_key_is_refused_until_it_has_ours(cluster: L
     assert "it ended with 1" in said
     # No job is half there, and the controller says who it was.
     assert cluster.on("ops1", "squeue --noheader") == ""
-    journal = "journalctl --unit=slurmctld --since=-5min --output=cat"
-    within(60, "it is named", lambda: "authentication" in cluster.on("ops1", f"{journal} | grep 10.88.4.21"))
+    journal = cluster.on("ops1", "journalctl --unit=slurmctld --since=-5min --output=cat")
+    assert re.search("train1.* REQUEST_SUBMIT_BATCH_JOB has authentication error", journal)
     cluster.run("site", "--tags", "slurm_node")
     cluster.on("train1", "runuser -u llm-train -- scontrol show config")
 
