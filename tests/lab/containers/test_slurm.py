@@ -51,6 +51,7 @@ SUBMIT = f"runuser -u llm-train -- llm-train run {HERE}/%s.yaml --prepare {HERE}
 # What datatrove needs beyond what role llm_training installs, and our steps as a pipeline of its.
 DATATROVE = ("datatrove", "dill", "humanize", "loguru", "multiprocess")
 CLEANING = f"{HERE}/jobs/cleaning"
+PYTHON = "/opt/llmtrain/current/bin/python3"
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def cluster() -> Iterator[Lab]:
     lab.run("--inventory", str(INVENTORY), "floor", timeout=2400)
     lab.run("site", "--tags", "llm_training,slurm_controller,slurm_node", timeout=2400)
     for host in HOSTS:
-        make = f"/opt/llmtrain/current/bin/python3 - {BASE} {TINY}"
+        make = f"{PYTHON} - {BASE} {TINY}"
         lab.on(host, make, given=TINY_DEEPSEEK.read_text())
         for name, content in (("job", JOB), ("alone", ALONE), ("data", PREPARE)):
             lab.on(host, f"cat > {HERE}/{name}.yaml", given=json.dumps(content))
@@ -170,18 +171,22 @@ for file in range(2):
     packages = Path(sysconfig.get_path("purelib", vars={"base": str(ROOT / "payload/.venv")}))
     modules = {name: packages / name for name in DATATROVE}
     helper = ROOT / "payload/tests/helpers/datatrove_pipeline.py"
-    launch = "exec /opt/llmtrain/current/bin/python3 -m datatrove.tools.launch_pickled_pipeline"
+    programs = {
+        "launch_pickled_pipeline": f'exec {PYTHON} -m datatrove.tools.launch_pickled_pipeline "$@"',
+        # A variable that is named makes slurmd run a login shell in a namespace, which its unit is refused.
+        "sbatch": 'case $1 in --export=ALL,*) export "${1#*ALL,}"; shift ;; esac; exec /usr/bin/sbatch "$@"',
+    }
     for host in HOSTS:
         cluster.on(host, f"install --directory --owner=llm-train {CLEANING} {CLEANING}/raw")
         cluster.on(host, "python3 -", given=raw)
         cluster.send(host, f"{CLEANING}/lib", {**modules, helper.name: helper})
-        program = f"{CLEANING}/lib/launch_pickled_pipeline"
-        cluster.on(host, f"cat > {program} && chmod 0755 {program}", given=f'#!/bin/sh\n{launch} "$@"\n')
+        for name, line in programs.items():
+            program = f"{CLEANING}/lib/{name}"
+            cluster.on(host, f"cat > {program} && chmod 0755 {program}", given=f"#!/bin/sh\n{line}\n")
     # Slurm knows no memory of the nodes, and datatrove asks for some.
     setting = f"PATH={CLEANING}/lib:$PATH PYTHONPATH={CLEANING}/lib HOME={CLEANING} SBATCH_MEM_PER_CPU=0"
-    python = "/opt/llmtrain/current/bin/python3"
     program = f"{CLEANING}/lib/datatrove_pipeline.py"
-    cluster.on("ops1", f"runuser -u llm-train -- env {setting} {python} {program} {CLEANING}")
+    cluster.on("ops1", f"runuser -u llm-train -- env {setting} {PYTHON} {program} {CLEANING}")
     # On an estate the folder of logs would be one that all nodes share.
     logs = cluster.on("ops1", f"tar -cC {CLEANING} logs | base64")
     cluster.on("train1", f"base64 -d | runuser -u llm-train -- tar -xC {CLEANING}", given=logs)
