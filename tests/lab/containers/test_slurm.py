@@ -190,7 +190,7 @@ for file in range(2):
     # On an estate the folder of logs would be one that all nodes share.
     logs = cluster.on("ops1", f"tar -cC {CLEANING} logs | base64")
     cluster.on("train1", f"base64 -d | runuser -u llm-train -- tar -xC {CLEANING}", given=logs)
-    number = cluster.on("ops1", "squeue --noheader --format=%F | sort | head -1").strip()
+    number = cluster.on("ops1", "squeue --noheader --format=%F | sort --numeric-sort | head -1").strip()
     cluster.on("ops1", f"scontrol release {number}")
     done = f"ls {CLEANING}/logs/completions"
     within(300, "both are done", lambda: all(cluster.on(host, done, check=False) for host in HOSTS))
