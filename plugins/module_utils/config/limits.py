@@ -19,7 +19,7 @@ LIMITS = ("MemoryMax", "IPAddressDeny")
 # The unified hierarchy, on its own or beside the first version's controllers, which then has none of them.
 HIERARCHIES = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"))
 PROCESSES = Path("/proc")
-PROPERTIES = ["MainPID", "MemoryMax", "IPAddressDeny", "IPAddressAllow"]
+PROPERTIES = ["MainPID", "ControlGroup", "MemoryMax", "IPAddressDeny", "IPAddressAllow"]
 UNLIMITED = "infinity"
 
 # From linux/bpf.h. The numbers of the system call are those of asm/unistd.h.
@@ -94,13 +94,25 @@ def cgroup_of(pid: str) -> Path:
     return root / path.strip("/")
 
 
+def runs(properties: dict[str, str]) -> bool:
+    """Whether a unit has a main process; a scope, which has none, is judged by its cgroup."""
+    return (properties.get("MainPID") or properties["ControlGroup"]) not in ("0", "")
+
+
+def cgroup_in_use(properties: dict[str, str]) -> Path:
+    """The cgroup of the main process of a unit that runs; a scope's own."""
+    if pid := properties.get("MainPID"):
+        return cgroup_of(pid)
+    return (hierarchy() or Path("/")) / properties["ControlGroup"].strip("/")
+
+
 def memory_fault(properties: dict[str, str], wanted: str, able: bool) -> str:
     """The fault of a unit's memory limit; WANTED is in bytes, or infinity. Only systemd is asked if the kernel is not ABLE."""
     if properties["MemoryMax"] != wanted:
         return f"is to have {properties['MemoryMax']}, declared is {wanted}"
-    if wanted == UNLIMITED or not able or properties["MainPID"] == "0":
+    if wanted == UNLIMITED or not able or not runs(properties):
         return ""
-    file = cgroup_of(properties["MainPID"]) / "memory.max"
+    file = cgroup_in_use(properties) / "memory.max"
     page = os.sysconf("SC_PAGE_SIZE")  # in which the kernel counts
     seen = file.read_text().strip()
     return "" if seen == str(int(wanted) // page * page) else f"has {seen} in {file}, declared is {wanted}"
@@ -112,9 +124,9 @@ def address_fault(properties: dict[str, str], able: bool) -> str:
         return f"is to deny {properties['IPAddressDeny'] or 'no address'}, declared is any"
     if any(network.endswith("/0") for network in properties["IPAddressAllow"].split()):
         return f"allows {properties['IPAddressAllow']}"
-    if not able or properties["MainPID"] == "0":
+    if not able or not runs(properties):
         return ""
-    cgroup = cgroup_of(properties["MainPID"])
+    cgroup = cgroup_in_use(properties)
     open_ways = [name for name, way in WAYS.items() if not programs(cgroup, way)]
     return f"has no filter of {' and '.join(open_ways)} packets at {cgroup}" if open_ways else ""
 
@@ -142,7 +154,7 @@ def judged(limit: str, units: dict[str, str]) -> tuple[str, bool, str]:
     declared = [unit for unit, wanted in units.items() if wanted != UNLIMITED]
     if reason and declared:
         return f"declared for {', '.join(declared)}, enforced for none", False, reason
-    running = [unit for unit in declared if seen[unit]["MainPID"] != "0"]
+    running = [unit for unit in declared if runs(seen[unit])]
     resting = [unit for unit in declared if unit not in running]
     told = f"enforced for {', '.join(running) or 'none'}"
     return told + (f"; not running: {', '.join(resting)}" if resting else ""), True, ""

@@ -155,6 +155,22 @@ def test_addresses_are_filtered_by_a_program_each_way(monkeypatch: pytest.Monkey
     assert result("IPAddressDeny", "any")["ok"] is True
 
 
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize(
+    ("cgroup", "told"),
+    [
+        ("/system.slice/opa.service", "enforced for opa.service"),
+        ("", "enforced for none; not running: opa.service"),
+    ],
+)
+def test_a_scope_which_has_no_main_process_is_looked_at_itself(
+    systemd: dict[str, str], cgroup: str, told: str
+) -> None:
+    del systemd["MainPID"]
+    systemd["ControlGroup"] = cgroup
+    assert result("MemoryMax", 64 << 20)["observed"] == told
+
+
 @pytest.mark.usefixtures("kernel", "systemd")
 @pytest.mark.parametrize(
     ("programs", "told"),
