@@ -3,12 +3,13 @@
 ops1 is the second edge, and has the Redis of both. The engine repeats its prompt, so that what is measured is the way to it.
 """
 
+import itertools
 import json
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ ADDRESS = "10.77.0.100"
 INVENTORIES = "-i inventory/lab -i inventory/lab-edges -i /root/echo.json"
 SITE = f"llmkeep site {INVENTORIES} --tags pki,redis,opa,llm_serving,edge,keepalived"
 CLIENTS = 8
+ADDRESSES = {"ops1": "10.77.0.11", "llm1": "10.77.0.12"}
 OTHER = {"ops1": "llm1", "llm1": "ops1"}
 SCRIPT = Path(__file__).with_name("two_edges_client.py")
 MOVES = "journalctl --boot --unit keepalived --output cat | grep --count 'Entering MASTER STATE'; true"
@@ -37,6 +39,18 @@ for _ in range(5):
     link.sendto(packet[:6] + total.to_bytes(2) + packet[8:], (TARGET, 0))
 """
 REFUSED = "nft list counter inet llmkeep refused_in | sed -n 's/.*packets \\([0-9]*\\).*/\\1/p'"
+STRANGER = "runuser -u llm-engine -- timeout 5 bash -c 'exec 3<>/dev/tcp/10.77.0.11/6379' && echo reached || echo refused"
+# One question to each of these edges in turn: what their gateways say of the cache.
+CACHED = """
+import json, ssl, sys
+import httpx2
+given = json.load(sys.stdin)
+body = {"model": "echo", "prompt": given["prompt"], "temperature": 0, "max_tokens": 8}
+headers = {"authorization": f"Bearer {given['key']}"}
+with httpx2.Client(verify=ssl.create_default_context(cafile=given["ca"]), headers=headers, timeout=30) as client:
+    for host in given["hosts"]:
+        print(client.post(f"https://{host}/v1/completions", json=body).headers["x-llm-cache"])
+"""
 # Seconds until the address answers, asked each tenth of a second: from the first failure after this began.
 GAP = """
 import socket, ssl, sys, time
@@ -116,6 +130,38 @@ def keys(edges: Lab) -> list[str]:
     for each in made:
         edges.on("llm1", "llm-serve keys import --json", given=each)
     return [json.loads(each)["key"] for each in made]
+
+
+@pytest.fixture(scope="module")
+def cached(edges: Lab, ca: Path, keys: list[str]) -> Callable[..., list[str]]:
+    """Ask the edges of these hosts the same, which none was asked before: `hit`, `miss` or `bypass` of each."""
+    prompts = itertools.count()
+
+    def ask(*hosts: str) -> list[str]:
+        given = {
+            "prompt": f"question {next(prompts)}",
+            "key": keys[0],
+            "ca": str(ca),
+            "hosts": [ADDRESSES[host] for host in hosts],
+        }
+        return edges.run("netns", "--", sys.executable, "-c", CACHED, given=json.dumps(given)).stdout.split()
+
+    return ask
+
+
+def test_an_answer_of_one_edge_is_cached_for_the_other(cached: Callable[..., list[str]]) -> None:
+    within(60, "a cached answer", lambda: cached("llm1", "ops1") == ["miss", "hit"])
+
+
+def test_no_other_process_of_the_host_reaches_the_shared_redis(edges: Lab) -> None:
+    assert edges.on("llm1", STRANGER).strip() == "refused"
+
+
+def test_without_the_shared_redis_both_edges_answer(edges: Lab, cached: Callable[..., list[str]]) -> None:
+    edges.on("ops1", "systemctl stop redis-server.service")
+    assert cached("llm1", "ops1", "llm1") == ["miss"] * 3
+    edges.on("ops1", "systemctl start redis-server.service")
+    within(60, "a cached answer again", lambda: cached("llm1", "ops1") == ["miss", "hit"])
 
 
 def test_one_edge_has_the_address_and_both_have_its_certificate(edges: Lab, ca: Path) -> None:
@@ -205,7 +251,7 @@ def test_the_address_leaves_an_edge_without_a_ready_gateway(edges: Lab, ca: Path
 
 def test_another_host_of_the_network_cannot_take_the_address_by_vrrp(edges: Lab) -> None:
     (host,) = holders(edges)
-    target = {"llm1": "10.77.0.12", "ops1": "10.77.0.11"}[host]
+    target = ADDRESSES[host]
     before, moves = int(edges.on(host, REFUSED)), edges.on(host, MOVES)
     edges.outside(sys.executable, "-c", f"TARGET = {target!r}\n{FORGED}")
     assert int(edges.on(host, REFUSED)) >= before + 5
