@@ -134,6 +134,14 @@ def locked_out(
     ]
 
 
+def outside(addresses: list[str], networks: list[str]) -> list[str]:
+    """Those of the addresses that are in none of the networks, each written as an address in it and its prefix."""
+    known = [ipaddress.ip_network(network, strict=False) for network in networks]
+    return [
+        address for address in addresses if not any(ipaddress.ip_address(address) in each for each in known)
+    ]
+
+
 class FilterModule:
     """What Ansible asks for."""
 
@@ -146,6 +154,7 @@ class FilterModule:
             "full_names": full_names,
             "limit_faults": lambda limit, names: list(limit_faults(limit, names)),
             "locked_out": locked_out,
+            "outside": outside,
             "identity_lines": identity_lines,
             "identity_differences": identity_differences,
             "mount_unit": mount_unit,

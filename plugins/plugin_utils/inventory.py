@@ -33,6 +33,7 @@ GROUPS = (
     "serve",
     "vllm",
     "edge",
+    "keepalived",
     "chat",
     "train",
     "slurm_controller",
@@ -199,6 +200,46 @@ def placement_faults(values: Mapping[str, Any], groups: Mapping[str, list[str]])
         yield f"it is in {group} kept by the one host in search, and there is {seen} in it: put one host in search"
 
 
+def keepalived_faults(
+    values: Mapping[str, Any], groups: Mapping[str, list[str]], addresses: dict[str, str]
+) -> Iterator[str]:
+    """Addresses that could not move between edges, or be certified."""
+    if "keepalived" not in values["group_names"]:
+        return
+    if "edge" not in values["group_names"]:
+        yield "it is in keepalived and not in edge, and the addresses move between edges: add it to edge and serve too"
+    if len(groups["keepalived"]) < 2:
+        yield "it is alone in keepalived, and addresses move between hosts: put two or more edges in it"
+    virtual = values.get("keepalived_addresses") or []
+    if not virtual:
+        yield "keepalived_addresses is empty: name the address that clients ask, an unused one of the network of these hosts"
+    for address in virtual:
+        try:
+            version = ipaddress.ip_address(address).version
+        except ValueError:
+            yield f"keepalived_addresses has {address!r}: write an IP address, without a prefix"
+            continue
+        if version == 6 and not values.get("base_ipv6"):
+            yield f"keepalived_addresses has {address}, and IPv6 is off: set base_ipv6 to true, or take the address out"
+        for host in sorted(
+            name for name, own in addresses.items() if ipaddress.ip_address(address) == as_address(own)
+        ):
+            yield f"keepalived_addresses has {address}, which is {host}'s: choose an unused address"
+    name, domain = values.get("keepalived_name") or "", values.get("base_domain", "estate.internal")
+    if name and not name.endswith(f".{domain}"):
+        yield f"keepalived_name is {name}, which the estate's authority does not certify: choose a name below {domain}"
+    elif name in addresses:
+        yield f"keepalived_name is {name}, which is a host's: choose another name"
+
+
+def as_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """None for what is no address, which placement_faults tells."""
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        return None
+
+
 def gpu_faults(values: Mapping[str, Any]) -> Iterator[str]:
     """A driver set that does not exist, modules signed in an HSM out of reach, and GPUs whose number is not declared."""
     if "gpu" not in values["group_names"]:
@@ -318,6 +359,7 @@ def faults(
         told = [*placement_faults(values, groups), *unknown_variables(hostvars[host], known), *misfit]
         if not misfit:  # the rules below read values of the right type only
             told += volume_faults(values, known)
+            told += keepalived_faults(values, groups, addresses)
             told += gpu_faults(values)
             told += serving_faults(values, addresses)
             told += training_faults(values, groups)

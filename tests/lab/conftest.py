@@ -45,6 +45,7 @@ FIRST = (
     "/test_storage.py",
     "/test_storage_verbs.py",
     "/test_upgrade.py",
+    "/test_two_edges.py",
     "/test_logs.py",
     "/test_driver_upgrade.py",
     "/test_one_host.py",

@@ -2,7 +2,8 @@
 """readings.py FILE: what the node exporter cannot see itself, in Prometheus' text format; replaced atomically.
 
 Ends of certificates and of the revocation list, failed units, time servers, files that are not what the last run wrote,
-the last backup, and whether Prometheus runs where it should. On the control node also the bundle's serial and the one that
+the last backup, whether Prometheus runs where it should, and which of the addresses that edges share this host has.
+On the control node also the bundle's serial and the one that
 was applied last, the last verification,
 volumes' recovery keys and their drills, the time of the witness's last look, the newest heads that it has, and the
 alterations that it found; when logs were last compared, and what was missing. Where logs are kept the time of their last
@@ -12,10 +13,12 @@ snapshot, and when their space is used up as they grow.
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import datetime
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 
 PKI = Path("/etc/llmkeep/pki")
@@ -23,6 +26,8 @@ CERTIFICATES = ("host.pem", "edge.pem", "issuing.pem", "root.pem")
 REVOCATIONS = "crl.pem"
 PROMETHEUS = Path("/etc/prometheus/client.yml")  # by role prometheus
 WATCHING = ("prometheus.service", "prometheus-alertmanager.service")
+KEEPALIVED = Path("/etc/keepalived/keepalived.conf")
+NETWORK = Path("/proc/self/net")
 CHRONY = Path("/etc/chrony/chrony.conf")
 SERIAL = Path("/var/lib/llmkeep/serial")
 WITNESS = Path("/var/lib/llmkeep/witness")
@@ -68,6 +73,18 @@ def watching() -> Iterator[str]:
     for unit in WATCHING if PROMETHEUS.exists() else ():
         state = said("systemctl", "show", "--property=ActiveState", "--value", unit).strip()
         yield f'llmkeep_watching{{unit="{unit}"}} {int(state == "active")}'
+
+
+def virtual_addresses() -> Iterator[str]:
+    """Of addresses that move between edges. /proc has those of this host, since this unit may open no socket to ask for them."""
+    if not KEEPALIVED.exists():
+        return
+    own = set(re.findall(r"-- (\S+)\n +/32 host LOCAL", (NETWORK / "fib_trie").read_text()))
+    if (six := NETWORK / "if_inet6").exists():
+        own |= {str(IPv6Address(bytes.fromhex(line.split()[0]))) for line in six.read_text().splitlines()}
+    for addresses in re.findall(r"virtual_ipaddress\w* \{([^}]*)\}", KEEPALIVED.read_text()):
+        for address in map(str, map(ip_address, addresses.split())):
+            yield f'llmkeep_virtual_address{{address="{address}"}} {int(address in own)}'
 
 
 def clock() -> Iterator[str]:
@@ -164,6 +181,7 @@ def main() -> None:
                 *certificates(),
                 *failed_units(),
                 *watching(),
+                *virtual_addresses(),
                 *clock(),
                 *drifted_files(),
                 *backup(),

@@ -28,7 +28,7 @@ def read(folder: Path) -> list[str]:
     text = READINGS
     kept_by_name = ("backup", "logs", "written")
     for place in (
-        *("/etc/llmkeep/pki", "/etc/chrony", "/etc/prometheus"),
+        *("/etc/llmkeep/pki", "/etc/chrony", "/etc/keepalived", "/etc/prometheus", "/proc/self/net"),
         *(f"/var/lib/llmkeep-{name}" for name in kept_by_name),
     ):
         text = text.replace(place, str(folder))
@@ -63,6 +63,22 @@ def test_a_unit_with_a_backslash_in_its_name_leaves_the_file_one_that_prometheus
 def test_time_servers_are_counted(text: str, number: int, tmp_path: Path) -> None:
     (tmp_path / "chrony.conf").write_text(text)
     assert f"llmkeep_clock_sources {number}" in read(tmp_path)
+
+
+def test_addresses_that_move_between_edges_are_told_with_whether_this_host_has_them(tmp_path: Path) -> None:
+    (tmp_path / "keepalived.conf").write_text(
+        "vrrp_instance edge {\n    virtual_ipaddress {\n        10.0.0.9\n        10.0.0.8\n    }\n"
+        "    virtual_ipaddress_excluded {\n        fd00::9\n    }\n}\n"
+    )
+    (tmp_path / "fib_trie").write_text(
+        "Local:\n     |-- 10.0.0.9\n        /32 host LOCAL\n     |-- 10.0.0.80\n"
+    )
+    (tmp_path / "if_inet6").write_text("fd000000000000000000000000000009 02 80 00 80     vec0\n")
+    assert [line for line in read(tmp_path) if "virtual" in line] == [
+        'llmkeep_virtual_address{address="10.0.0.9"} 1',
+        'llmkeep_virtual_address{address="10.0.0.8"} 0',
+        'llmkeep_virtual_address{address="fd00::9"} 1',
+    ]
 
 
 def test_the_end_of_the_first_revocation_list_is_read(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from plugin_modules import ROOT
 
 # What a rule takes from an entry of an inventory's list, and the variable that has the list.
 FROM_LISTS = {"to.port": "llm_serving_models"}
-RULE = re.compile(r"\b(?:(tcp|udp) dport (.*)|l4proto (esp)) accept$")
+RULE = re.compile(r"\b(?:(tcp|udp) dport (.*)|l4proto (esp|112)(?: meta skuid root)?) accept$")
 
 
 def ports_in_rules() -> set[tuple[str, str]]:

@@ -117,6 +117,66 @@ def test_a_node_of_slurms_needs_what_it_starts_and_one_controller() -> None:
     assert "ops1, ops2 in slurm_controller" in fault
 
 
+EDGES = {"keepalived": ["llm1", "llm2"]}
+EDGE_ADDRESSES = {"llm1.estate.internal": "10.0.0.1", "llm2.estate.internal": "10.0.0.2"}
+
+
+def edge_with(**changed: Any) -> dict[str, Any]:
+    """One of two edges that share an address."""
+    return host(
+        groups=("serve", "edge", "keepalived"),
+        **{"keepalived_addresses": ["10.0.0.9"], "keepalived_name": "ask.estate.internal"} | changed,
+    )
+
+
+def test_two_edges_with_one_address_and_a_name_are_accepted() -> None:
+    assert not list(rules.keepalived_faults(edge_with(), EDGES, EDGE_ADDRESSES))
+    both = edge_with(keepalived_addresses=["10.0.0.9", "fd00::9"], base_ipv6=True, keepalived_name="")
+    assert not list(rules.keepalived_faults(both, EDGES, EDGE_ADDRESSES))
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"keepalived_addresses": []}, "keepalived_addresses is empty: name the address that clients ask"),
+        (
+            {"keepalived_addresses": ["10.0.0.9/24"]},
+            "has '10.0.0.9/24': write an IP address, without a prefix",
+        ),
+        (
+            {"keepalived_addresses": ["10.0.0.2"]},
+            "has 10.0.0.2, which is llm2.estate.internal's: choose an unused",
+        ),
+        ({"keepalived_addresses": ["fd00::9"]}, "has fd00::9, and IPv6 is off: set base_ipv6 to true"),
+        (
+            {"keepalived_name": "ask.example.org"},
+            "is ask.example.org, which the estate's authority does not certify",
+        ),
+        ({"keepalived_name": "llm2.estate.internal"}, "is llm2.estate.internal, which is a host's"),
+        (
+            {"group_names": ["keepalived", "serve"]},
+            "not in edge, and the addresses move between edges: add it",
+        ),
+    ],
+)
+def test_an_address_that_cannot_move_between_edges_is_told(changed: dict[str, Any], told: str) -> None:
+    (fault,) = rules.keepalived_faults(edge_with(**changed), EDGES, EDGE_ADDRESSES)
+    assert told in fault
+
+
+def test_one_edge_alone_is_told() -> None:
+    (fault,) = rules.keepalived_faults(edge_with(), {"keepalived": ["llm1"]}, EDGE_ADDRESSES)
+    assert "it is alone in keepalived" in fault
+
+
+def test_an_address_in_no_network_of_a_host_is_found() -> None:
+    networks = ["10.0.0.1/24", "fd00::1/64"]
+    assert estate.outside(["10.0.0.9", "10.0.1.9", "fd00::9", "fd00:1::9"], networks) == [
+        "10.0.1.9",
+        "fd00:1::9",
+    ]
+
+
 def volume(**changed: Any) -> dict[str, Any]:
     """A volume that holds everything below /srv/llmkeep."""
     units = ["llm-engine@.service", "vllm@.service"]

@@ -1,0 +1,49 @@
+"""Clients of one address, each the official one, which asks again where it got no answer. Run from a seat in the lab's network.
+
+Reads a JSON object from standard input: `url`, `ca`, `keys` (one a client) and `until`, a path: they end once that file is there.
+Prints a list: of each request when it began and was answered (time.time()) and its id, or what the last attempt said.
+"""
+
+import json
+import ssl
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+
+given = json.load(sys.stdin)
+told: list[dict[str, Any]] = []
+
+
+def ask(number: int, key: str) -> None:
+    # A connection whose host is gone says nothing more: only its client's own deadline ends it.
+    http_client = httpx2.Client(verify=ssl.create_default_context(cafile=given["ca"]))
+    with openai.OpenAI(
+        base_url=given["url"], api_key=key, http_client=http_client, timeout=3, max_retries=20
+    ) as api:
+        while not Path(given["until"]).exists():
+            began = time.time()
+            words = f"client {number} at {began}"
+            seen: dict[str, Any] = {"began": began}
+            try:
+                raw = api.completions.with_raw_response.create(model="echo", prompt=words, max_tokens=8)
+                seen |= {
+                    "id": raw.headers["x-request-id"],
+                    "right": raw.parse().choices[0].text.strip() == words,
+                }
+            except openai.OpenAIError as problem:
+                seen["failed"] = repr(problem)
+            told.append(seen | {"answered": time.time()})
+            time.sleep(1)  # a key has 60 requests a minute
+
+
+clients = [threading.Thread(target=ask, args=each) for each in enumerate(given["keys"])]
+for client in clients:
+    client.start()
+for client in clients:
+    client.join()
+print(json.dumps(told))
