@@ -69,7 +69,7 @@ class Node:
             "socket": self.socket,
             "programs": {
                 "containerd": [
-                    os.environ.get("CONTAINERD", "containerd"),
+                    "containerd",
                     f"--config={folder}/containerd.toml",
                 ],
                 "kubelet": kubelet,
@@ -124,7 +124,7 @@ class Node:
         return done.stdout.decode()
 
     def _ctr(self, *words: str, **more: Any) -> subprocess.CompletedProcess[bytes]:
-        client = [os.environ.get("CTR", "ctr"), f"--address={self.socket}", "--namespace=k8s.io", *words]
+        client = ["ctr", f"--address={self.socket}", "--namespace=k8s.io", *words]
         return subprocess.run(client, capture_output=True, check=False, **more)
 
     def take(self, layout: Path, name: str) -> None:
@@ -289,5 +289,10 @@ def real_nodes(
 
 
 def missing() -> list[str]:
-    """Programs that a node needs and this machine lacks."""
-    return [each for each in ("containerd", "ctr", "runc", "nft", "unshare") if not shutil.which(each)]
+    """What a node needs and this machine lacks."""
+    programs = ("containerd", "ctr", "runc", "nft", "setpriv", "unshare")
+    lacking = [each for each in programs if not shutil.which(each)]
+    lacking += [] if Path(PLUGINS, "bridge").exists() else ["CNI's plugins"]
+    # Version 2 would be mounted in another way, and was never tried.
+    lacking += [] if Path("/sys/fs/cgroup/systemd").is_dir() else ["control groups of version 1"]
+    return lacking + ([] if os.geteuid() == 0 else ["root"])
