@@ -320,28 +320,27 @@ def test_a_roll_out_under_load_loses_no_request(
 def test_a_killed_pod_loses_only_what_was_in_flight(deployed: Serving) -> None:
     with deployed.asked() as said:
         until(lambda: len(said) > len(CLIENTS))
-        groups = deployed.groups(0)
-        killed = time.monotonic()
-        for group in groups.values():
+        for group in deployed.groups(0).values():
             for pid in (group / "cgroup.procs").read_text().split():
                 with suppress(ProcessLookupError):  # a container's first process takes the others with it
                     os.kill(int(pid), signal.SIGKILL)
+        killed = time.monotonic()
         until(lambda: not deployed.ready(), 60)
         until(deployed.ready, SECONDS)
     lost = [each for each in said if each.trouble and each.connected]
     assert len(lost) <= len(CLIENTS)
     assert all(each.begun < killed for each in lost)
-    deployed.verified(0)
+    print(deployed.verified(0))
 
 
 def test_a_drained_node_said_goodbye(deployed: Serving) -> None:
     kubectl = deployed.cluster.kubectl
-    node = deployed.nodes[0].name
+    node = deployed.nodes[1].name  # the other one's record lacks what its killed gateway could not say
     with deployed.asked() as said, ThreadPoolExecutor() as pool:
         until(lambda: len(said) > len(CLIENTS))
-        words = pool.submit(kubectl, "logs", "--follow", "--tail=1", "pod/llm-0", IN, "--container=gateway")
+        words = pool.submit(kubectl, "logs", "--follow", "--tail=1", "pod/llm-1", IN, "--container=gateway")
         kubectl("drain", node, "--delete-emptydir-data", f"--timeout={SECONDS}s")
-        record = deployed.verified(0)
+        record = deployed.verified(1)
         kubectl("uncordon", node)
         until(deployed.ready, SECONDS)
     assert '"message":"draining"' in words.result()
@@ -350,9 +349,12 @@ def test_a_drained_node_said_goodbye(deployed: Serving) -> None:
     assert [each for each in said if each.trouble] == []
 
 
-def test_no_packet_was_begun_by_a_pod(deployed: Serving) -> None:
+def test_no_packet_leaves(deployed: Serving) -> None:
+    """No pod has begun one in all that was before; one that is told to is heard of, and gets nowhere."""
     assert [node.begun_by_pods() for node in deployed.nodes] == [0] * REPLICAS
-    for node in deployed.nodes:
-        with inside(node.network):
-            routes = json.loads(subprocess.check_output(["ip", "-json", "route"]))
-        assert "default" not in {each["dst"] for each in routes}
+    out = "import socket; socket.create_connection(('192.0.2.1', 443), 5)"
+    said = deployed.cluster.refused(
+        "exec", "pod/llm-0", IN, "--container=gateway", "--", "/usr/bin/python3", "-c", out
+    )
+    assert "Network is unreachable" in said
+    assert deployed.nodes[0].begun_by_pods() > 0
