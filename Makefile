@@ -191,7 +191,7 @@ bundle: .venv/.ready $(COLLECTION)  ## build (or keep) the lab's signed bundle i
 	$(STEP) keys "throw-away keys that sign the bundle" lab/keys
 	$(STEP) bundle "build the bundle, or keep it" .venv/bin/llmkeep bundle build --profile lab --keys .lab/keys --passphrase-file .lab/passphrase --out .lab/bundle --resolve-apt
 
-lab-kubernetes: image  ## the image on two real nodes of Kubernetes: roll-out, kill and drain under load, a quarter of an hour; needs root and LLMKEEP_MIRROR
+lab-kubernetes: image  ## the image on two real nodes of Kubernetes: roll-out, kill and drain under load; needs root and LLMKEEP_MIRROR
 	lab/packages tests/lab/nodes/packages.apt
 	STORM=1 .venv/bin/pytest tests/lab/nodes -rsP --durations=0
 
