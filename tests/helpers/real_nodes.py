@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -268,21 +268,18 @@ def real_nodes(
             for other in nodes:
                 if other is not node:
                     ip(node.network, f"route add {other.pods}.0/24 via {other.address}")
-        with inside(master):
+        with inside(master), ExitStack() as ends:
             cluster.start()
-            try:
-                _proxy(cluster)
-                for node in nodes:
-                    node.start()
-                for node in nodes:
-                    until(node.answers, START_SECONDS)
-                    for name, layout in layouts.items():
-                        node.take(layout, name)
-                yield cluster, nodes
-            finally:
-                for node in nodes:
-                    node.stop()
-                cluster.stop()
+            ends.callback(cluster.stop)
+            _proxy(cluster)
+            for node in nodes:
+                ends.callback(node.stop)
+                node.start()
+            for node in nodes:
+                until(node.answers, START_SECONDS)
+                for name, layout in layouts.items():
+                    node.take(layout, name)
+            yield cluster, nodes
     finally:
         for each in networks:
             os.close(each)
