@@ -21,9 +21,9 @@ STEP := @lab/step
 # The longest first.
 CHECKS := unit-serving unit-training unit-control lint types policy
 
-.PHONY: help lab lab-kernel image demo demo-kernel serve preflight test test-containers test-kernel check lint types unit unit-serving unit-training unit-control policy molecule floor debian kernel storm bundle peers mutants env
+.PHONY: help lab lab-kernel lab-kubernetes image demo demo-kernel serve preflight test test-containers test-kernel check lint types unit unit-serving unit-training unit-control policy molecule floor debian kernel storm bundle peers mutants env
 help:  ## what there is
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 lab: preflight  ## from a bare machine to an answering private LLM, in throw-away hosts without a route to the internet
 	@$(MAKE) --no-print-directory --jobs 2 bundle debian
@@ -190,6 +190,10 @@ storm: bundle kernel  ## the long fault campaigns (hours): KILLS=500 of a progra
 bundle: .venv/.ready $(COLLECTION)  ## build (or keep) the lab's signed bundle in .lab/bundle
 	$(STEP) keys "throw-away keys that sign the bundle" lab/keys
 	$(STEP) bundle "build the bundle, or keep it" .venv/bin/llmkeep bundle build --profile lab --keys .lab/keys --passphrase-file .lab/passphrase --out .lab/bundle --resolve-apt
+
+lab-kubernetes: image  ## the image on two real nodes of Kubernetes: roll-out, kill and drain under load; needs root and LLMKEEP_MIRROR
+	lab/packages tests/lab/nodes/packages.apt
+	STORM=1 .venv/bin/pytest tests/lab/nodes -rsP --durations=0
 
 image: bundle  ## build the container image of what serves from the lab's bundle, in .lab/image; needs root
 	$(STEP) image "build the image, sign it" .venv/bin/llmkeep image build --bundle .lab/bundle --keys .lab/keys --passphrase-file .lab/passphrase --out .lab/image

@@ -17,7 +17,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -45,12 +45,12 @@ def kube() -> Path:
 class ControlPlane:
     """One cluster; `start` returns when it answers."""
 
-    def __init__(self, folder: Path, address: str = "127.0.0.1") -> None:
-        """FOLDER is made; ADDRESS is one that this machine, or this thread's network namespace, has."""
+    def __init__(self, folder: Path, address: str = "127.0.0.1", also: Iterable[str] = ()) -> None:
+        """FOLDER is made; ADDRESS is one that this machine, or this thread's network namespace, has; ALSO: of nodes."""
         self.folder, self.address, self.program = folder, address, kube()
         self.port = own_port()
         folder.mkdir(parents=True, mode=0o700)
-        self.keys = ClusterKeys(folder, [address, API_SERVICE])
+        self.keys = ClusterKeys(folder, [address, API_SERVICE, *also])
         self.kubeconfig = self.identity("admin", ["system:masters"])
         self._processes: list[tuple[str, subprocess.Popen[bytes]]] = []
 
@@ -184,6 +184,7 @@ class ControlPlane:
     def _start_api_server(self) -> None:
         certificate, key = self.keys.issued("kube-apiserver", server=True)
         signing, public = self.keys.of_service_accounts()
+        client, client_key = self.keys.issued("admin", groups=["system:masters"])
         self.run(
             "kube-apiserver",
             "kube-apiserver",
@@ -198,6 +199,10 @@ class ControlPlane:
             tls_cert_file=certificate,
             tls_private_key_file=key,
             client_ca_file=self.keys.ca,
+            kubelet_certificate_authority=self.keys.ca,
+            kubelet_client_certificate=client,
+            kubelet_client_key=client_key,
+            kubelet_preferred_address_types="InternalIP",
             tls_min_version="VersionTLS13",
             service_account_issuer="https://kubernetes.default.svc",
             service_account_key_file=public,

@@ -9,77 +9,30 @@ import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-import small_policy
-from cluster_keys import ClusterKeys
 from kustomized import containers
 from namespaces import inside
-from plugin_modules import ROOT
+from pod_given import MODEL, Given, pod_given, tiny_weights
 from pod_here import SERVING, PodHere, capable, pod_here
 from waiting import until
 
-from llmkeep.policy import source as policy_source
-
-MODEL = "smollm2-135m-instruct"
-PEPPER = b"a pepper for tests, 32 bytes long"
 START_SECONDS = 120
-MAKE = """
-import sys
-from pathlib import Path
-sys.path.insert(0, "tests/helpers")
-from llmcore.manifest import write_manifest
-from tiny import make_model
-folder = Path(sys.argv[1])
-make_model(folder)
-write_manifest(folder, folder / "SHA256SUMS")
-"""
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of models, with a tiny one under the name of the manifests'."""
     capable()
-    folder = tmp_path_factory.mktemp("weights")
-    argv = [str(SERVING / "python"), "-c", MAKE, str(folder / MODEL)]
-    subprocess.run(argv, cwd=ROOT / "payload", check=True, capture_output=True)
-    subprocess.run(["chmod", "--recursive", "a+rX", folder], check=True)  # as role llm_serving installs them
-    return folder
+    return tiny_weights(tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture(scope="module")
-def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, bytes]]:
+def given(tmp_path_factory: pytest.TempPathFactory) -> Given:
     """The estate's Secrets, and its signed policy."""
-    folder = tmp_path_factory.mktemp("given")
-    keys = ClusterKeys(folder, ["127.0.0.1"])
-    certificate, key = keys.issued("llm", server=True)
-    (folder / "pepper").write_bytes(PEPPER)
-    argv: list[str | Path] = [
-        SERVING / "llm-serve",
-        "keys",
-        "add",
-        "--subject",
-        "ada",
-        "--tenant",
-        "research",
-    ]
-    argv += ["--role", "developer", "--json", "--pepper-file", folder / "pepper"]
-    argv += ["--keys-file", folder / "keys.json"]
-    added = json.loads(subprocess.run(argv, check=True, capture_output=True, text=True).stdout)
-    policy_key = small_policy.new_key()
-    policy = policy_source.read(ROOT / "policy")
-    bundle = policy_source.pack(policy, 1, datetime.now(UTC) + timedelta(days=9), policy_key)
-    return {
-        "llm-gateway": {"llm-gateway.pepper": PEPPER},
-        "llm-audit": {"llm-audit.seed": b"5e" * 32},
-        "llm-keys": {"keys.json": (folder / "keys.json").read_bytes()},
-        "llm-edge-tls": {"tls.crt": certificate.read_bytes(), "tls.key": key.read_bytes()},
-        "llm-policy": {"bundle.tar.gz": bundle, "policy.pem": small_policy.public(policy_key).encode()},
-        "test": {"ca.crt": keys.ca.read_bytes(), "key": added["key"].encode()},
-    }
+    return pod_given(tmp_path_factory.mktemp("given"))
 
 
 def starts(pod: PodHere, name: str) -> None:
@@ -95,9 +48,7 @@ def starts(pod: PodHere, name: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def pod(
-    tmp_path_factory: pytest.TempPathFactory, given: dict[str, dict[str, bytes]], weights: Path
-) -> Iterator[PodHere]:
+def pod(tmp_path_factory: pytest.TempPathFactory, given: Given, weights: Path) -> Iterator[PodHere]:
     """All containers, each started once the one before it had passed its startup probe, and ready."""
     with pod_here(tmp_path_factory.mktemp("pod"), given, weights) as made:
         for name in containers(made.spec):
@@ -127,7 +78,7 @@ def connected(pod: PodHere, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) ->
 def asked(pod: PodHere, path: str, body: dict[str, Any] | None = None) -> tuple[int, str]:
     """Status and answer; 0 without a connection."""
     headers = {
-        "Authorization": f"Bearer {pod.held['test']['key'].decode()}",
+        "Authorization": f"Bearer {pod.held['test']['ada'].decode()}",
         "Content-Type": "application/json",
     }
     try:
@@ -216,7 +167,7 @@ def test_an_answer_that_was_begun_is_completed_by_a_pod_that_stops(pod: PodHere)
     link = connected(pod)
     body = json.dumps({**question(words), "stream": True})
     headers = {
-        "Authorization": f"Bearer {pod.held['test']['key'].decode()}",
+        "Authorization": f"Bearer {pod.held['test']['ada'].decode()}",
         "Content-Type": "application/json",
     }
     link.request("POST", "/v1/chat/completions", body, headers)
@@ -232,9 +183,7 @@ def test_an_answer_that_was_begun_is_completed_by_a_pod_that_stops(pod: PodHere)
         pod.stop(name)
 
 
-def test_damaged_weights_never_start(
-    tmp_path: Path, given: dict[str, dict[str, bytes]], weights: Path
-) -> None:
+def test_damaged_weights_never_start(tmp_path: Path, given: Given, weights: Path) -> None:
     damaged = tmp_path / "weights"
     shutil.copytree(weights, damaged)
     with (damaged / MODEL / "model.safetensors").open("r+b") as file:

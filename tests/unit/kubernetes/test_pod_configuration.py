@@ -130,3 +130,10 @@ def test_gpus_are_asked_for_by_the_engine_alone() -> None:
         name for name, each in containers(spec).items() if "nvidia.com/gpu" in each["resources"]["limits"]
     }
     assert asking == {"engine"}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_pod_with_a_group_has_a_user(overlay: str) -> None:
+    """As containerd's CRI wants it for the pod's first container, whose user no container of ours says."""
+    pod = one(kustomized(overlay), "StatefulSet")["spec"]["template"]["spec"]["securityContext"]
+    assert {"runAsUser", "runAsGroup"} <= pod.keys()
