@@ -1,6 +1,7 @@
 """Sources that open connections to the edge and send no request: the roles' nginx and nftables in network namespaces."""
 
 import http.client
+import json
 import os
 import re
 import select
@@ -89,14 +90,14 @@ class Edge:
             ).stdout
         return int(re.findall(r"packets (\d+)", shown)[0])
 
-    def served(self, source: str) -> float:
+    def served(self, source: str, path: str = "/livez") -> float:
         """Seconds that a whole request takes, the handshake included; OSError where it is not served."""
         begin = time.perf_counter()
         raw = self.bound(source)
         raw.settimeout(5)
         raw.connect(edge_of(source))
         with self.trust().wrap_socket(raw, server_hostname=NAME) as secure:
-            secure.sendall(f"GET /livez HTTP/1.1\r\nHost: {NAME}\r\nConnection: close\r\n\r\n".encode())
+            secure.sendall(f"GET {path} HTTP/1.1\r\nHost: {NAME}\r\nConnection: close\r\n\r\n".encode())
             answer = http.client.HTTPResponse(secure)
             answer.begin()
             assert answer.status == 200
@@ -165,7 +166,10 @@ def configured(folder: Path) -> tuple[str, str]:
             f'include "/etc/nftables.d/{part}-*.nft"', content(made, f"{part}-edge.nft")
         )
     assert "include" not in firewall
-    server = content(made, "conf.d/llmkeep-edge.conf").replace("access_log syslog:", "access_log off;#")
+    journal = "syslog:server=unix:/run/systemd/journal/dev-log,nohostname,tag=llmkeep_edge"
+    server = content(made, "conf.d/llmkeep-edge.conf")
+    assert journal in server
+    server = server.replace(journal, str(folder / "access.log"))
     here = {
         "worker_processes auto": "worker_processes 1",
         "worker_connections 4096": f"worker_connections {WORKER}",
@@ -263,3 +267,12 @@ def test_a_source_opens_no_more_connections_a_second_than_its_rate(
     opened = next(number for number in range(HEADS) if not edge.connected("10.0.0.66"))
     assert opened == 20
     assert edge.connected(NEIGHBOUR["ip"])
+
+
+def test_the_log_has_each_request_but_those_that_found_the_edge_ready(edge: Edge) -> None:
+    log = edge.folder / "access.log"
+    log.write_text("")
+    for path in ("/readyz", "/livez"):
+        edge.served(NEIGHBOUR["ip"], path)
+    until(log.read_text)
+    assert [json.loads(line)["path"] for line in log.read_text().splitlines()] == ["/livez"]
