@@ -23,7 +23,7 @@ ACCOUNT = {
     "group": f"llmkeep:x:{USER}:\n",
     "shadow": "llmkeep:!:::::::\n",
 }
-COMMANDS = ("llm-audit", "llm-serve")
+COMMANDS = ("llm-audit", "llm-probe", "llm-serve")
 # Of role opa, which installs them on hosts.
 SCRIPTS = {"opa-query": "opa_query.py", "serve-policy": "serve_policy.py"}
 # Neither translations, manuals nor the tests of torch, but all copyright files; and no wait for the disk after each file.

@@ -17,7 +17,6 @@ from llmproof import cli as audit_cli
 from llmserve.access import api_keys_cli
 from llmserve.access.api_keys import KeyFileError
 from llmserve.access.oidc import read_jwks
-from llmserve.engine.probe import trouble
 from llmserve.engine.unsupported_models import refuse
 from llmserve.feedback import cli as feedback_cli
 from llmserve.settings import Adapter, EmbedModel, EngineConfig, GatewayConfig, LocalModel
@@ -44,12 +43,6 @@ def parser() -> argparse.ArgumentParser:
     )
     engine.add_argument("--config", type=Path, required=True, help="engine-NAME.yaml")
     engine.set_defaults(run=run_engine_command)
-    probe = commands.add_parser("probe", help="exit 1 unless the engine behind a socket makes progress")
-    probe.add_argument("socket", type=Path, help="`socket` of its configuration")
-    probe.add_argument(
-        "--seconds", type=float, default=5.0, help="how long it may take to answer (default: 5)"
-    )
-    probe.set_defaults(run=probe_command)
     check = commands.add_parser("check", help="validate a configuration file; prints nothing if it is valid")
     check.add_argument("kind", choices=["gateway", "engine", "jwks"])
     check.add_argument("config", type=Path)
@@ -149,13 +142,6 @@ def run_engine_command(options: argparse.Namespace) -> int:
     patience = config.stall_seconds, config.drain_seconds
     code: int = uvloop.run(serve(name, driver, config.socket, mode, *patience))
     return code
-
-
-def probe_command(options: argparse.Namespace) -> int:
-    if reason := trouble(options.socket, options.seconds):
-        print(f"llm-serve: {reason}", file=sys.stderr)
-        return 1
-    return 0
 
 
 def verified(model: LocalModel | EmbedModel) -> tuple[str, dict[str, str]]:

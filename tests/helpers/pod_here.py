@@ -15,6 +15,7 @@ from namespaces import inside, ip, namespace
 from plugin_modules import ROOT
 
 from llmkeep.bundle import cache, programs
+from llmkeep.image.contents import COMMANDS
 
 PYTHON = "/usr/bin/python3.13"
 SERVING = ROOT / "payload/.venv/bin"
@@ -103,8 +104,7 @@ class PodHere:
             "root": str(self.folder / f"root-{name}"),
             "system": [str(ROOT)],
             "programs": {
-                "/usr/local/bin/llm-serve": str(SERVING / "llm-serve"),
-                "/usr/local/bin/llm-audit": str(SERVING / "llm-audit"),
+                **{f"/usr/local/bin/{name}": str(SERVING / name) for name in COMMANDS},
                 "/usr/local/bin/opa": str(self.opa),
                 "/usr/local/lib/llmkeep/serve-policy": str(files / "serve_policy.py"),
                 "/usr/local/lib/llmkeep/opa-query": str(files / "opa_query.py"),

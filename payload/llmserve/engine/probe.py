@@ -1,6 +1,11 @@
-"""`llm-serve probe`: whether an engine goes on, for service managers that ask rather than listen, such as kubelet."""
+"""llm-probe: exit 1 unless the engine behind a socket makes progress, for service managers that ask rather than listen.
 
+kubelet starts it every few seconds, so it is a program of its own, without what `llm-serve` imports.
+"""
+
+import argparse
 import socket
+import sys
 from pathlib import Path
 
 from llmserve.protocol import LINE_LIMIT, Beat, Hello, ProtocolError, decode
@@ -22,3 +27,21 @@ def trouble(path: Path, seconds: float) -> str | None:
     if beat.stalled:
         return f"{path}: {hello.model} has work and makes no progress: restart the engine"
     return None
+
+
+def main() -> int:
+    """The exit code."""
+    parser = argparse.ArgumentParser(prog="llm-probe", description=__doc__)
+    parser.add_argument("socket", type=Path, help="`socket` of the engine's configuration")
+    parser.add_argument(
+        "--seconds", type=float, default=5.0, help="how long it may take to answer (default: 5)"
+    )
+    options = parser.parse_args()
+    if reason := trouble(options.socket, options.seconds):
+        print(f"llm-probe: {reason}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -120,8 +120,8 @@ def test_the_engine_ends_late_requests_by_itself(tmp_path: Path) -> None:
 
 
 def probed(path: Path) -> subprocess.CompletedProcess[str]:
-    """What `llm-serve probe` says of a socket."""
-    argv = [sys.executable, "-m", "llmserve", "probe", str(path), "--seconds", "3"]
+    """What llm-probe says of a socket."""
+    argv = [sys.executable, "-m", "llmserve.engine.probe", str(path), "--seconds", "3"]
     return subprocess.run(argv, capture_output=True, text=True, check=False)
 
 
