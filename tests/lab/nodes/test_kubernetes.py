@@ -122,7 +122,7 @@ class Serving:
         self.revision = "first"
 
     def declare(self) -> None:
-        """Write the overlay: `cpu`, with what a small and busy machine can give, and the revision at its pods."""
+        """Write the overlay: `cpu`, with what a small machine can reserve, and the revision at its pods."""
         self.overlay.mkdir(exist_ok=True)
         patch = [
             {"op": "test", "path": "/spec/template/spec/initContainers/3/name", "value": "engine"},
@@ -135,19 +135,8 @@ class Serving:
         ]
         content = {
             "resources": [os.path.relpath(ROOT / "deploy/kubernetes/overlays/cpu", self.overlay.resolve())],
-            "configMapGenerator": [
-                {
-                    "name": "llm-gateway",
-                    "namespace": "llmkeep",
-                    "behavior": "merge",
-                    "files": ["gateway.yaml"],
-                }
-            ],
             "patches": [{"target": {"kind": "StatefulSet"}, "patch": json.dumps(patch)}],
         }
-        gateway = yaml.safe_load((ROOT / "deploy/kubernetes/serving/config/gateway.yaml").read_text())
-        gateway["policy"]["deadline_ms"] = 2000
-        (self.overlay / "gateway.yaml").write_text(yaml.safe_dump(gateway))
         (self.overlay / "kustomization.yaml").write_text(json.dumps(content))
 
     def deploy(self, capsys: pytest.CaptureFixture[str]) -> None:
