@@ -22,11 +22,11 @@ BLOBS = ".blobs"
 def add(places: Places, folder: Path, keyring: Path) -> Record:
     """Bring an image to the mirror and verify it there. Idempotent; raises ImageRefused."""
     good = verify(folder, keyring)
-    images = places.images
-    images.mkdir(parents=True, exist_ok=True)
+    images, shared = places.images, places.images / BLOBS
+    for place in (images, shared):
+        place.mkdir(parents=True, exist_ok=True)
+        place.chmod(0o755)  # nginx reads there, whatever the umask is
     with alone(images):
-        shared = images / BLOBS
-        shared.mkdir(exist_ok=True)
         partial = images / ".partial"
         shutil.rmtree(partial, ignore_errors=True)
         layout = (path for path in (folder / FOLDER).rglob("*") if path.is_file())

@@ -1,5 +1,6 @@
 """Images on the mirror: `llmkeep image add`, `list` and `remove`."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -40,11 +41,17 @@ def here(places: Places, image: Record) -> Path:
 
 
 def test_an_added_image_is_whole_and_each_of_its_blobs_is_served(places: Places, keys: Path) -> None:
-    image = added(places, keys, "first")
+    before = os.umask(0o077)
+    try:
+        image = added(places, keys, "first")
+    finally:
+        os.umask(before)
     assert verify(here(places, image), keys / "keyring.pgp") == image
     layout = Layout(here(places, image) / FOLDER)
     assert set(blobs(places)) == {path.name for path in layout.blob(image.digest).parent.iterdir()}
-    assert all((places.images / ".blobs" / name).stat().st_mode & 0o777 == 0o644 for name in blobs(places))
+    shared = places.images / ".blobs"
+    assert {path.stat().st_mode & 0o777 for path in (places.images, shared)} == {0o755}
+    assert {path.stat().st_mode & 0o777 for path in shared.iterdir()} == {0o644}
 
 
 def test_adding_it_again_changes_nothing(places: Places, keys: Path) -> None:
