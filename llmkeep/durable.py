@@ -26,6 +26,16 @@ def write(path: Path, data: bytes, mode: int) -> None:
     sync_folder(path.parent)
 
 
+@contextmanager
+def readable() -> Iterator[None]:
+    """New files and folders are readable for all, whatever the umask of the user: hosts, or nginx for them, are to read them."""
+    before = os.umask(0o022)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
 def sync_folder(folder: Path) -> None:
     """Make a rename in FOLDER survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -29,7 +29,7 @@ from llmkeep import passphrase
 from llmkeep.bundle import join, manifest, media, signing
 from llmkeep.bundle.cache import sha256
 from llmkeep.bundle.manifest import DAMAGED, BundleRefused, Entry, Manifest
-from llmkeep.durable import record, sync_folder, write
+from llmkeep.durable import readable, record, sync_folder, write
 from llmkeep.errors import LlmkeepError
 from llmkeep.places import PUBLISH_KEY, Places
 from llmkeep.sealing import in_memory, seal, unseal
@@ -354,6 +354,7 @@ def _seen(places: Places, folder: Path) -> int:
     return int(record_of.read_text()) if record_of.exists() else 0
 
 
+@readable()
 def add(places: Places, folder: Path, keyring: Path) -> str:
     """Bring a release to the mirror and verify it there; returns a message for the operator. Idempotent.
 

@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 from llmkeep.bundle import cache, manifest, signing
 from llmkeep.bundle.build import Keys, swap
 from llmkeep.bundle.manifest import Manifest
+from llmkeep.durable import readable
 from llmkeep.errors import LlmkeepError
 from llmkeep.image import contents, layers, layout, sbom
 from llmkeep.image.layers import Made
@@ -53,7 +52,7 @@ def build(bundle: Path, out: Path, variant: str, keys: Keys, passphrase_file: Pa
     environment, roles = layers.VARIANTS[variant]
     given = contents.source(bundle, verified, environment, roles)
     aside = out.with_name(f".{out.name}.new")
-    with signing.signer(keys.signing, passphrase_file) as key, cache.alone("image-"), _masked():
+    with signing.signer(keys.signing, passphrase_file) as key, cache.alone("image-"), readable():
         shutil.rmtree(aside, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=cache.home(), prefix="image-") as scratch:
             record = _write(Layout(aside / FOLDER), layers.make(given, Path(scratch)), given, variant)
@@ -120,13 +119,3 @@ def _labels(given: contents.Source, variant: str) -> dict[str, str]:
         "org.opencontainers.image.title": f"llmkeep ({variant})",
         "org.opencontainers.image.version": str(verified.serial),
     }
-
-
-@contextmanager
-def _masked() -> Iterator[None]:
-    """What is made has the modes that it is made with, whatever the umask of the user."""
-    before = os.umask(0o022)
-    try:
-        yield
-    finally:
-        os.umask(before)

@@ -11,7 +11,7 @@ from pathlib import Path
 from llmkeep.bundle.cache import sha256
 from llmkeep.bundle.manifest import DAMAGED
 from llmkeep.bundle.media import copy
-from llmkeep.durable import alone, sync_folder
+from llmkeep.durable import alone, readable, sync_folder
 from llmkeep.errors import LlmkeepError
 from llmkeep.image.record import FOLDER, NAME, SIGNATURE, ImageRefused, Record, read, verify
 from llmkeep.places import Places
@@ -19,13 +19,12 @@ from llmkeep.places import Places
 BLOBS = ".blobs"
 
 
+@readable()
 def add(places: Places, folder: Path, keyring: Path) -> Record:
     """Bring an image to the mirror and verify it there. Idempotent; raises ImageRefused."""
     good = verify(folder, keyring)
     images, shared = places.images, places.images / BLOBS
-    for place in (images, shared):
-        place.mkdir(parents=True, exist_ok=True)
-        place.chmod(0o755)  # nginx reads there, whatever the umask is
+    shared.mkdir(parents=True, exist_ok=True)
     with alone(images):
         partial = images / ".partial"
         shutil.rmtree(partial, ignore_errors=True)

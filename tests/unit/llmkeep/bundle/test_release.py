@@ -270,11 +270,19 @@ def test_what_was_signed_as_something_else_is_no_release(
 
 
 # ---------------------------------------------------------------- the mirror
-def test_what_is_added_is_served_whole_and_readable(places: Places, signed: Path) -> None:
-    release.add(places, signed, places.publish_public)
+def test_what_is_added_is_served_whole_and_readable_whatever_the_umask(places: Places, signed: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        release.add(places, signed, places.publish_public)
+    finally:
+        os.umask(before)
     assert snapshot(places.releases / NAME) == snapshot(signed)
     release.verify(places, places.releases / NAME, places.publish_public)
-    assert {path.stat().st_mode & 0o777 for path in (places.releases / NAME / MODEL).iterdir()} == {0o644}
+    model = places.releases / NAME / MODEL
+    assert {path.stat().st_mode & 0o777 for path in model.iterdir()} == {0o644}
+    assert {path.stat().st_mode & 0o777 for path in (places.releases, places.releases / NAME, model)} == {
+        0o755
+    }
     release.add(places, signed, places.publish_public)
     assert sorted(path.name for path in places.releases.iterdir()) == [f".{NAME}-1", NAME]
 
