@@ -207,18 +207,18 @@ for file in range(2):
         "inputs": [{"path": f"{CLEANING}/raw"}],
         "tokenizer": BASE,
         "pack": {"seq_len": 128},
-        "work": f"{CLEANING}/work",
+        "work": f"{CLEANING}/ours",
         "output": f"{CLEANING}/out",
         "duplicates": {"near": None},
     }
     cluster.on("ops1", f"cat > {CLEANING}/ours.yaml", given=json.dumps(ours))
     cluster.on("ops1", f"runuser -u llm-train -- llm-train data run --config {CLEANING}/ours.yaml")
-    kept = texts(cluster.on("ops1", f"zcat {CLEANING}/work/personal/*/documents.jsonl.gz"))
+    kept = texts(cluster.on("ops1", f"zcat {CLEANING}/ours/personal/*/documents.jsonl.gz"))
     by_host = {host: texts(cluster.on(host, f"cat {CLEANING}/theirs-*")) for host in HOSTS}
     assert all(by_host.values())  # one task each
     assert sorted(text for each in by_host.values() for text in each) == kept
     dropped = sorted(rule for host in HOSTS for rule in rules(host, "rejects/*"))
-    steps = "work/{clean,annotate,quality,personal}/*/*-?????.jsonl"
+    steps = "ours/{clean,annotate,quality,personal}/*/*-?????.jsonl"
     assert dropped == sorted(
         json.loads(line)["rule"]
         for line in cluster.on("ops1", f"bash -c 'cat {CLEANING}/{steps}'", check=False).splitlines()

@@ -231,24 +231,15 @@ def test_an_edge_that_loses_its_power_under_load_loses_no_request_of_clients_tha
     assert {each["id"] for each in answers} <= recorded
 
 
-def test_the_address_leaves_an_edge_whose_nginx_ends(edges: Lab, ca: Path) -> None:
+@pytest.mark.parametrize("units", ["nginx", "llm-gateway@1 llm-gateway@2"], ids=["nginx", "the gateways"])
+def test_the_address_leaves_an_edge_that_lost(edges: Lab, ca: Path, units: str) -> None:
     (host,) = holders(edges)
     within(60, "the other edge is ready", lambda: ready(edges, OTHER[host]))
     with asking(edges, ca) as seconds:
-        edges.on(host, "systemctl stop nginx.service")
+        edges.on(host, f"systemctl stop {units}")
     assert holders(edges) == [OTHER[host]]
-    print(f"nginx ended: {seconds[0]:.1f} s without an answer")
-    edges.on(host, "systemctl start nginx.service")
-
-
-def test_the_address_leaves_an_edge_without_a_ready_gateway(edges: Lab, ca: Path) -> None:
-    (host,) = holders(edges)
-    within(60, "the other edge is ready", lambda: ready(edges, OTHER[host]))
-    with asking(edges, ca) as seconds:
-        edges.on(host, "systemctl stop 'llm-gateway@*.service'")
-    assert holders(edges) == [OTHER[host]]
-    print(f"gateways ended: {seconds[0]:.1f} s without an answer")
-    edges.on(host, "systemctl start llm-gateway@1.service llm-gateway@2.service")
+    print(f"{units} stopped: {seconds[0]:.1f} s without an answer")
+    edges.on(host, f"systemctl start {units}")
 
 
 def test_another_host_of_the_network_cannot_take_the_address_by_vrrp(edges: Lab) -> None:
