@@ -8,6 +8,7 @@ import json
 import os
 import socket
 from dataclasses import asdict
+from pathlib import Path
 
 from llmkeep import logs
 from llmkeep.durable import write
@@ -48,7 +49,7 @@ def _init(_: argparse.Namespace) -> int:
 
 def _collect(given: argparse.Namespace) -> int:
     try:
-        return witness.collect(given.inventory)
+        return witness.collect(given.inventory, given.clusters)
     except Altered as error:
         record.shout(f"THE AUDIT RECORD WAS ALTERED. {error}")
         return audit_cli.ALTERED
@@ -107,10 +108,13 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     ).set_defaults(run=_init)
     audit_cli.add_commands(verbs, record.FOLDER)
     collect = verbs.add_parser(
-        "collect", help="keep a copy of every host's signed heads, and refuse a rewritten one"
+        "collect", help="keep a copy of each record's signed heads, and refuse a rewritten one"
     )
     collect.add_argument(
         "-i", "--inventory", action="append", required=True, help="file or folder; may be repeated"
+    )
+    collect.add_argument(
+        "--clusters", type=Path, help="JSON list of clusters whose replicas have records: name and kubeconfig"
     )
     collect.set_defaults(run=_collect)
     found = verbs.add_parser(

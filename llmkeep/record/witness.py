@@ -1,8 +1,7 @@
-"""The witness: signed heads of the hosts' records, kept where those hosts cannot write, and ours on one of them.
+"""The witness: signed heads of hosts' and replicas' records, kept where those cannot write, and ours on one of the hosts.
 
-Heads that are kept are never dropped: a host's new heads are accepted only if they extend them. A host that rewrites its
-record, even with its own key, cannot take back the heads kept here: `llm-audit verify --heads` compares its record with
-them.
+Heads that are kept are never dropped: new heads are accepted only if they extend them. A host that rewrites its record,
+even with its own key, cannot take back the heads kept here: `llm-audit verify --heads` compares its record with them.
 """
 
 import base64
@@ -19,7 +18,7 @@ from pathlib import Path
 
 from llmkeep import playbooks, source_tree
 from llmkeep.durable import sync_folder, write
-from llmkeep.record import findings
+from llmkeep.record import findings, pods
 from llmkeep.record import runs as record
 from llmkeep.record.findings import Findings
 from llmkeep.record.runs import RecordError
@@ -27,7 +26,8 @@ from llmproof import heads
 from llmproof.chain import utc
 from llmproof.heads import Head, HeadError, Verifier
 
-KEPT = Path("/var/lib/llmkeep/witness")
+KEPT = Path("/var/lib/llmkeep/witness")  # of hosts, and `findings.json` of all
+KEPT_OF_PODS = Path("/var/lib/llmkeep/witness-pods")
 RECORD = Path("/var/log/llm-audit")  # of a serving host
 COPY = Path("/var/lib/llm-audit-witness")  # on the first other host: the control node's
 SEEN = Path("/var/lib/llm-audit-seen")  # on a serving host, root's: `head`, what was seen last of its record
@@ -113,28 +113,30 @@ class Kept:
         return len(notes)
 
 
-def collect(inventories: list[str]) -> int:
-    """Collect new heads from every serving host, and give ours to the first other host.
+def collect(inventories: list[str], clusters: Path | None = None) -> int:
+    """Collect new heads from every serving host and every replica in CLUSTERS, and give ours to the first other host.
 
-    Returns 1 if nothing was learnt of one, else 0. Raises Altered, after all hosts were checked, while a finding is not
-    acknowledged, whether this look has it or an earlier one; each is put on record once.
+    Returns 1 if nothing was learnt of one, else 0. Raises Altered, after all were checked, while a finding is not
+    acknowledged, whether this look has it or an earlier one; each is put on record once. RecordError.
 
     """
     root = source_tree.located()
     places = [playbooks.inventory_path(place, root) for place in inventories]
-    KEPT.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for folder in (KEPT, KEPT_OF_PODS):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _alone():
         known = findings.load(KEPT) or Findings()
-        kept = {folder.name: Kept(folder) for folder in KEPT.iterdir() if folder.is_dir()}
-        lengths = {host: len(each.data()) for host, each in kept.items()}
-        seen = {host: base64.b64encode(text).decode() for host, each in kept.items() if (text := each.seen())}
-        heard = _play(places, "read", {"witness_kept": lengths, "witness_seen_head": seen})
         altered: list[str] = []
+        heard, said = _of_hosts(places)
         unheard = _by_source(heard.failures)
-        for host, said in ((host, said) for (task, host), said in heard.said.items() if task == READ):
+        try:
+            said += _of_replicas(pods.replicas(clusters))
+        except RecordError as error:
+            unheard["clusters"] = str(error)
+        for folder, answer in said:
             try:
-                if problem := _keep(KEPT / host, said):
-                    unheard[host] = problem
+                if problem := _keep(folder, answer):
+                    unheard[folder.name] = problem
             except Altered as error:
                 altered.append(str(error))
         compared = [(host, said) for (task, host), said in heard.said.items() if task == COMPARE]
@@ -157,6 +159,27 @@ def collect(inventories: list[str]) -> int:
             raise Altered("; ".join(each.what for each in known.altered.values())
                           + ". `llmkeep audit findings` lists it until it is acknowledged")  # fmt: skip
     return int(bool(unheard))
+
+
+def _all_kept(place: Path) -> tuple[dict[str, int], dict[str, bytes]]:
+    """By the folders in PLACE: how many bytes of heads are kept, and what was seen last."""
+    kept = {folder.name: Kept(folder) for folder in place.iterdir() if folder.is_dir()}
+    lengths = {name: len(each.data()) for name, each in kept.items()}
+    return lengths, {name: text for name, each in kept.items() if (text := each.seen())}
+
+
+def _of_hosts(places: list[Path]) -> tuple[playbooks.Heard, list[tuple[Path, str | pods.Unheard]]]:
+    """All that hosts said, and of it, by the folder of its copy, what each said of its record."""
+    lengths, seen = _all_kept(KEPT)
+    encoded = {host: base64.b64encode(text).decode() for host, text in seen.items()}
+    heard = _play(places, "read", {"witness_kept": lengths, "witness_seen_head": encoded})
+    return heard, [(KEPT / host, said) for (task, host), said in heard.said.items() if task == READ]
+
+
+def _of_replicas(replicas: list[pods.Replica]) -> Iterator[tuple[Path, str | pods.Unheard]]:
+    """By the folder of its copy, what each replica said of its record."""
+    for name, said in pods.ask(replicas, *_all_kept(KEPT_OF_PODS)):
+        yield KEPT_OF_PODS / name, said
 
 
 def acknowledge(number: str, reason: str) -> str:
@@ -201,14 +224,16 @@ def _by_source(failures: list[str]) -> dict[str, str]:
     return {failure.partition(":")[0]: failure for failure in failures}
 
 
-def _keep(folder: Path, said: str) -> str:
-    """One host's answer: verifier, hash of what is kept here, what is new, its tip. Returns why nothing was learnt, or ""."""
+def _keep(folder: Path, said: str | pods.Unheard) -> str:
+    """One answer: verifier, hash of what is kept here, what is new, its tip. Returns why nothing was learnt, or ""."""
+    if isinstance(said, pods.Unheard):
+        return str(said)
     verifier, prefix, new, tip = (*said.splitlines(), "", "", "", "")[:4]  # a terminal on the way writes \r\n
     host = folder.name
     if verifier == "shut":
         return f"the volume with the audit record of {host} is shut, so it says nothing of it: look there if it stays so"
     if verifier == "none" and not folder.exists():
-        return f"{host} keeps no audit record in {RECORD}: is llm-audit running there?"
+        return f"{host} keeps no audit record: is llm-audit running there?"
     try:
         heads_of_it, tip_of_it = (base64.b64decode(each, validate=True) for each in (new, tip))
         folder.mkdir(mode=0o700, exist_ok=True)

@@ -72,7 +72,8 @@ class PodHere:
         source = secret or config_map
         if source:
             name = source["secretName"] if secret else source["name"]
-            for key, content in self.held[name].items():
+            held = self.held.get(name, {}) if source.get("optional") else self.held[name]
+            for key, content in held.items():
                 file = path / key
                 file.write_bytes(content)
                 file.chmod(source.get("defaultMode", 0o644))

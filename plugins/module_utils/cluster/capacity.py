@@ -25,6 +25,8 @@ READS = (
     ("", "events", "list"),
     ("", "resourcequotas", "list"),
 )
+# So the witness asks a replica for the heads of its record (llmkeep audit collect); by WebSocket it is `get` before Kubernetes 1.35.
+EXECUTES = (("", "pods/exec", "create"), ("", "pods/exec", "get"))
 EVERYWHERE = (("", "nodes", "list"), ("", "persistentvolumes", "list"))
 
 
@@ -88,6 +90,8 @@ def judge_rights(
         wanted |= {(kind.group, kind.plural, verb, namespace) for verb in verbs}
         if kind.namespaced:
             wanted |= {(*each, namespace) for each in READS}
+        if declared.has_record(manifest):
+            wanted |= {(*each, namespace) for each in EXECUTES}
     asked = [
         {
             "apiVersion": "authorization.k8s.io/v1",
@@ -95,7 +99,8 @@ def judge_rights(
             "spec": {
                 "resourceAttributes": {
                     "group": group,
-                    "resource": plural,
+                    "resource": plural.partition("/")[0],
+                    "subresource": plural.partition("/")[2],
                     "verb": verb,
                     **({"namespace": namespace} if namespace else {}),
                 }
@@ -109,6 +114,7 @@ def judge_rights(
         if not review["status"]["allowed"]:
             right = review["spec"]["resourceAttributes"]
             resource = ".".join(filter(None, (right["resource"], right.get("group"))))
+            resource += f"/{right['subresource']}" if right.get("subresource") else ""
             where = f" in {right['namespace']}" if right.get("namespace") else ""
             lacking.append(f"{right['verb']} {resource}{where}")
     if lacking:

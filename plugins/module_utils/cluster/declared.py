@@ -122,6 +122,11 @@ def containers(manifest: Manifest) -> Iterator[dict[str, Any]]:
         yield from spec.get(kind) or []
 
 
+def has_record(manifest: Manifest) -> bool:
+    """Whether the pods of a workload write audit records, which outlive them (llmkeep.record.pods reads the same)."""
+    return manifest["kind"] == "StatefulSet" and any(each["name"] == "audit" for each in containers(manifest))
+
+
 def asked(manifest: Manifest, resource: str) -> int:
     """How much of an extended resource one pod of a workload asks for."""
     return sum(

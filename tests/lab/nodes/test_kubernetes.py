@@ -31,6 +31,8 @@ from real_nodes import Node, missing, real_nodes
 from waiting import until
 
 from llmkeep.image.layout import INDEX, REFERENCE, Layout, encoded
+from llmkeep.record import pods, runs, witness
+from llmproof.heads import stated
 
 pytestmark = pytest.mark.skipif(
     not os.environ.get("STORM"), reason="minutes, so in `make lab-kubernetes` (STORM=1)"
@@ -289,6 +291,38 @@ def test_sidecars_start_in_order_and_the_gateway_last(deployed: Serving) -> None
     begun = [(each["name"], each["state"]["running"]["startedAt"]) for each in deployed.pod(0)]
     assert [name for name, _ in begun] == ["policy", "opa", "audit", "engine", "edge", "gateway"]
     assert begun == sorted(begun, key=lambda each: each[1])
+
+
+def test_the_witness_keeps_what_replicas_signed(
+    deployed: Serving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the control node asks each minute, by the role's kubeconfig and what the role has on record as applied."""
+    (tmp_path / "clusters").mkdir()
+    (tmp_path / "clusters/lab").symlink_to(deployed.folder / "record")
+    (tmp_path / "clusters.json").write_text(
+        json.dumps([{"name": "lab", "kubeconfig": str(deployed.cluster.kubeconfig)}])
+    )
+    (tmp_path / "hosts.yml").write_text(
+        "all: {children: {control: {hosts: {ops1: {ansible_connection: local}}}}}"
+    )
+    monkeypatch.setattr(pods, "APPLIED", tmp_path / "clusters")
+    monkeypatch.setattr(witness, "KEPT", tmp_path / "witness")
+    monkeypatch.setattr(witness, "KEPT_OF_PODS", tmp_path / "kept")
+    monkeypatch.setattr(runs, "FOLDER", tmp_path / "own")
+    kept = [witness.Kept(tmp_path / "kept" / f"lab.llm-{replica}") for replica in range(REPLICAS)]
+
+    def looked() -> bool:
+        assert witness.collect([str(tmp_path / "hosts.yml")], tmp_path / "clusters.json") == 0
+        return all(each.data() for each in kept)
+
+    assert not deployed.ask(deployed.address()).trouble
+    until(looked, 150)  # each replica signs a head a minute
+    looked()
+    for replica, each in enumerate(kept):
+        record = deployed.nodes[replica].folder / "record"
+        assert (each.folder / "verifier").read_text() == (record / "record/verifier").read_text()
+        assert (record / "record/heads").read_bytes().startswith(each.data())
+        assert stated((record / "seen/head").read_bytes())[1].size > 0
 
 
 def megabytes(quantity: str) -> int:

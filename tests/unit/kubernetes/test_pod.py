@@ -1,5 +1,6 @@
 """What the manifests describe, started on this machine as they say: their programs, users, files, volumes and probes."""
 
+import base64
 import http.client
 import json
 import os
@@ -15,9 +16,14 @@ from typing import Any
 import pytest
 from kustomized import containers
 from namespaces import inside
+from plugin_modules import ROOT
 from pod_given import MODEL, Given, pod_given, tiny_weights
 from pod_here import SERVING, PodHere, capable, pod_here
 from waiting import until
+
+from llmkeep.record import pods
+from llmkeep.record.witness import Kept
+from llmproof.heads import stated
 
 START_SECONDS = 120
 
@@ -103,6 +109,34 @@ def test_a_question_is_answered_and_on_record(pod: PodHere) -> None:
     argv = [str(SERVING / "llm-audit"), "show", "--json", record]
     shown = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
     assert '"ada"' in shown
+
+
+def looked_at(pod: PodHere, kept: Kept) -> int:
+    """One look of the witness at the pod's record; how many heads are new."""
+    script = (ROOT / "playbooks/files/record-heads.sh").read_text()
+    seen = base64.b64encode(kept.seen()).decode()
+    words = ["heads", pods.RECORD, str(len(kept.data())), seen, pods.SEEN]
+    done = pod.execute(pods.CONTAINER, ["/usr/bin/sh", "-c", script, *words])
+    verifier, prefix, new, tip = (*done.stdout.splitlines(), "")[:4]
+    grown = kept.extend(verifier + "\n", prefix, base64.b64decode(new))
+    if tip:
+        kept.see(base64.b64decode(tip))
+    return grown
+
+
+def test_the_witness_keeps_the_heads_and_leaves_what_it_saw_to_the_writer(
+    pod: PodHere, tmp_path: Path
+) -> None:
+    kept = Kept(tmp_path)
+    assert pod.stop("audit") == 0  # it signs a head before it goes, or the next one after a minute
+    pod.start("audit")
+    until(lambda: asked(pod, "/v1/chat/completions", question())[0] == 200)
+    assert looked_at(pod, kept) > 0
+    looked_at(pod, kept)
+    place = containers(pod.spec)["audit"]["env"]
+    (file,) = (each["value"] for each in place if each["name"] == "LLM_AUDIT_SEEN")
+    left = pod.execute("audit", ["/usr/bin/cat", file]).stdout.encode()
+    assert stated(left)[1].size == stated(kept.seen())[1].size
 
 
 def test_the_edge_speaks_tls_1_3_alone(pod: PodHere) -> None:

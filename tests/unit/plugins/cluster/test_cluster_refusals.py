@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster_overlay import DIGESTS, IMAGE
-from deployed_cluster import Estate
+from deployed_cluster import Estate, stateful
 
 
 def altered(estate: Estate, alter: Callable[[Any], object]) -> Path:
@@ -78,6 +78,15 @@ def test_a_user_without_rights_is_told_which_are_missing(estate: Estate) -> None
     said = estate.refused()
     assert f"patch deployments.apps in {estate.namespace}" in said
     assert "secrets" not in said
+    assert "exec" not in said
+    assert estate.untouched()
+
+
+def test_a_user_who_may_not_ask_for_a_records_heads_is_told(estate: Estate) -> None:
+    estate.pod["containers"].append({**estate.pod["containers"][0], "name": "audit"})
+    stateful(estate)
+    estate.kubeconfig = estate.cluster.identity("visitor", ["visitors"])
+    assert f"create pods/exec in {estate.namespace}" in estate.refused()
     assert estate.untouched()
 
 

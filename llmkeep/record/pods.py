@@ -1,0 +1,144 @@
+"""Heads of the records of replicas in clusters, asked by `kubectl exec` in the container that writes the record.
+
+Replicas are those of StatefulSets that role kubernetes applied, and that have this container.
+"""
+
+import base64
+import json
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+from llmkeep import source_tree
+from llmkeep.record.runs import RecordError
+
+APPLIED = Path("/var/lib/llmkeep/kubernetes")  # role kubernetes: CLUSTER/applied.json
+CONTAINER = "audit"
+RECORD, SEEN = "/var/log/llm-audit/record", "/var/log/llm-audit/seen"  # in a pod
+AT_ONCE = 8
+SECONDS, ALL_SECONDS = (
+    20,
+    240,
+)  # for one replica, and before the last is asked: a cluster that is away delays no look for long
+LONGEST = (
+    8 << 20
+)  # bytes of an answer, in which a pod has its say: 4 MiB of heads in base64, and three short lines
+
+
+class Unheard(Exception):
+    """A replica said nothing of its record. The message says why."""
+
+
+@dataclass(frozen=True)
+class Replica:
+    """A pod with a record."""
+
+    cluster: str
+    kubeconfig: str
+    namespace: str
+    pod: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.cluster}.{self.pod}"
+
+
+def replicas(clusters: Path | None) -> list[Replica]:
+    """Those that are to be there. CLUSTERS: role audit's list of clusters, each with `name` and `kubeconfig`. RecordError."""
+    try:
+        declared = json.loads(clusters.read_bytes()) if clusters else []
+        return [
+            Replica(cluster["name"], cluster["kubeconfig"], each["metadata"]["namespace"], pod)
+            for cluster in declared
+            for each in _applied(cluster["name"])
+            if _has_record(each)
+            for pod in _pods(each)
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RecordError(
+            f"{clusters}, or what {APPLIED} has of its clusters, is not what roles wrote ({error!r}): run"
+            " `llmkeep site --tags audit,kubernetes`"
+        ) from error
+
+
+def _applied(cluster: str) -> list[dict[str, Any]]:
+    """What was healthy last in a cluster; nothing before the first time."""
+    try:
+        return list(json.loads((APPLIED / cluster / "applied.json").read_bytes()))
+    except FileNotFoundError:
+        return []
+
+
+def _has_record(manifest: Mapping[str, Any]) -> bool:
+    if manifest["kind"] != "StatefulSet":
+        return False
+    pod = manifest["spec"]["template"]["spec"]
+    return any(each["name"] == CONTAINER for each in [*pod.get("initContainers", []), *pod["containers"]])
+
+
+def _pods(workload: Mapping[str, Any]) -> Iterator[str]:
+    first = workload["spec"].get("ordinals", {}).get("start", 0)
+    for number in range(first, first + workload["spec"].get("replicas", 1)):
+        yield f"{workload['metadata']['name']}-{number}"
+
+
+def ask(
+    asked: list[Replica], kept: Mapping[str, int], seen: Mapping[str, bytes]
+) -> Iterator[tuple[str, str | Unheard]]:
+    """By a replica's name, what it says of its record, as playbooks/files/record-heads.sh says it.
+
+    `kept`: bytes of its heads that are kept here; `seen`: what was seen last of its record.
+
+    """
+    end = time.monotonic() + ALL_SECONDS
+    script = (source_tree.located() / "playbooks/files/record-heads.sh").read_text()
+    with tempfile.TemporaryDirectory(prefix="llmkeep-kubectl-") as cache, ThreadPoolExecutor(AT_ONCE) as pool:
+
+        def said(replica: Replica) -> str | Unheard:
+            if time.monotonic() > end:
+                return Unheard(f"{replica.name} was not asked: those before it took {ALL_SECONDS} s")
+            state = base64.b64encode(seen.get(replica.name, b"")).decode()
+            command = ["sh", "-c", script, "heads", RECORD, str(kept.get(replica.name, 0)), state, SEEN]
+            try:
+                return _executed(replica, cache, command)
+            except Unheard as problem:
+                return problem
+
+        yield from zip((each.name for each in asked), pool.map(said, asked), strict=True)
+
+
+def _executed(replica: Replica, cache: str, command: list[str]) -> str:
+    argv = [
+        "timeout",
+        f"{SECONDS}",
+        "kubectl",
+        f"--kubeconfig={replica.kubeconfig}",
+        f"--cache-dir={cache}",
+        "exec",
+        f"--namespace={replica.namespace}",
+        f"--container={CONTAINER}",
+        replica.pod,
+        "--",
+        *command,
+    ]
+    with tempfile.TemporaryFile() as errors:
+        with subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors
+        ) as process:
+            answer = cast(IO[bytes], process.stdout).read(LONGEST + 1)
+        errors.seek(0)
+        error = " ".join(errors.read(LONGEST).decode(errors="replace").split())[:300]
+    if len(answer) > LONGEST:
+        raise Unheard(f"{replica.name} did not end its answer within {LONGEST >> 20} MiB: look at that pod")
+    if process.returncode == 124:
+        error = f"no answer within {SECONDS} s"
+    if process.returncode:
+        raise Unheard(
+            f"{replica.name}, pod {replica.namespace}/{replica.pod}, did not say what its record is: {error}"
+        )
+    return answer.decode(errors="replace")
