@@ -25,7 +25,7 @@ READS = (
     ("", "events", "list"),
     ("", "resourcequotas", "list"),
 )
-# So the witness asks a replica for the heads of its record (llmkeep audit collect); by WebSocket it is `get` before Kubernetes 1.35.
+# So the witness asks a replica for the heads of its record (llmkeep audit collect). By WebSocket it is `get` before 1.35.
 EXECUTES = (("", "pods/exec", "create"), ("", "pods/exec", "get"))
 EVERYWHERE = (("", "nodes", "list"), ("", "persistentvolumes", "list"))
 

@@ -31,6 +31,7 @@ NETWORK = Path("/proc/self/net")
 CHRONY = Path("/etc/chrony/chrony.conf")
 SERIAL = Path("/var/lib/llmkeep/serial")
 WITNESS = Path("/var/lib/llmkeep/witness")
+WITNESS_OF_PODS = Path("/var/lib/llmkeep/witness-pods")
 LOOK = WITNESS / "findings.json"
 LOGS = Path("/var/lib/llmkeep/logs-check.json")
 KEPT = Path("/var/lib/llmkeep-logs/kept.json")  # by elasticsearch-keep
@@ -152,7 +153,7 @@ def control_node() -> Iterator[str]:
     if LOOK.exists():
         yield f"llmkeep_audit_look_seconds {last_change(LOOK)}"
         yield f"llmkeep_audit_altered {len(json.loads(LOOK.read_bytes())['altered'])}"
-    for path in sorted(WITNESS.glob("*/heads")):
+    for path in sorted([*WITNESS.glob("*/heads"), *WITNESS_OF_PODS.glob("*/heads")]):
         yield f"llmkeep_audit_head_seconds{{host={quoted(path.parent.name)}}} {last_change(path)}"
     if LOGS.exists():
         yield f"llmkeep_logs_check_seconds {LOGS.stat().st_mtime:.0f}"

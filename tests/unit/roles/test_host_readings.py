@@ -195,13 +195,16 @@ def test_the_control_node_tells_what_was_applied_verified_and_witnessed(tmp_path
     assert {"llmkeep_bundle_serial 7", *never} <= set(lines)
     (tmp_path / "applied.json").write_text('{"serial": 6}')
     (tmp_path / "verified.json").write_text('{"checks": 9, "failed": 2}')
-    (tmp_path / "witness/llm1").mkdir(parents=True)
-    (tmp_path / "witness/llm1/heads").touch()
-    for path in (tmp_path / "verified.json", tmp_path / "witness/llm1/heads"):
+    kept = tmp_path / "witness/llm1/heads", tmp_path / "witness-pods/main.llm-0/heads"
+    for path in kept:
+        path.parent.mkdir(parents=True)
+        path.touch()
+    for path in (tmp_path / "verified.json", *kept):
         os.utime(path, (1700000000, 1700000000))
     assert {
         "llmkeep_site_serial 6",
         "llmkeep_verify_failed 2",
         "llmkeep_verify_seconds 1700000000",
         'llmkeep_audit_head_seconds{host="llm1"} 1700000000',
+        'llmkeep_audit_head_seconds{host="main.llm-0"} 1700000000',
     } <= set(read(tmp_path))
