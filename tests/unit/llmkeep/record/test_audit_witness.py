@@ -96,6 +96,15 @@ def test_heads_are_collected_as_they_grow_and_given_to_the_other_host(
     assert estate.journal == []
 
 
+def test_a_backlog_of_days_is_collected_in_several_looks_and_is_no_finding(estate: Estate) -> None:
+    (estate.record / "heads").write_bytes(signed(*range(1, 1501)))
+    looks = 0
+    while not estate.kept.exists() or Kept(estate.kept).data() != (estate.record / "heads").read_bytes():
+        assert estate.collect() == 0
+        assert (looks := looks + 1) < 5, "each look takes a part of it"
+    assert estate.journal == []
+
+
 def test_a_host_that_rewrote_and_signed_its_record_anew_is_found_told_and_on_record(
     estate: Estate, capfd: pytest.CaptureFixture[str]
 ) -> None:
