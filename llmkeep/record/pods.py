@@ -21,13 +21,11 @@ APPLIED = Path("/var/lib/llmkeep/kubernetes")  # role kubernetes: CLUSTER/applie
 CONTAINER = "audit"
 RECORD, SEEN = "/var/log/llm-audit/record", "/var/log/llm-audit/seen"  # in a pod
 AT_ONCE = 8
-SECONDS, ALL_SECONDS = (
-    20,
-    240,
-)  # for one replica, and before the last is asked: a cluster that is away delays no look for long
+# For one replica, and before the last is asked: a cluster that is away delays no look for long.
+SECONDS, ALL_SECONDS = 20, 240
 LONGEST = (
-    8 << 20
-)  # bytes of an answer, in which a pod has its say: 4 MiB of heads in base64, and three short lines
+    1 << 20
+)  # bytes of an answer, in which a pod has its say: 192 KiB of heads in base64, and three short lines
 
 
 class Unheard(Exception):

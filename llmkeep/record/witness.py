@@ -9,7 +9,9 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +33,10 @@ KEPT_OF_PODS = Path("/var/lib/llmkeep/witness-pods")
 RECORD = Path("/var/log/llm-audit")  # of a serving host
 COPY = Path("/var/lib/llm-audit-witness")  # on the first other host: the control node's
 SEEN = Path("/var/lib/llm-audit-seen")  # on a serving host, root's: `head`, what was seen last of its record
+BLOCKS = "blocks"  # beside the heads that are kept: the hashes of their full blocks
+BLOCK_BYTES = 4 << 20
+TAIL_BYTES = 4096  # has the last two heads
+SIGNATURE = re.compile("\n\n— [^\n]+\n\n".encode())  # the end of a head
 READ, COMPARE = "Read the heads that are new", "Compare the copy of the control node's heads"
 
 
@@ -44,22 +50,54 @@ class Kept:
 
     folder: Path
 
+    @property
+    def path(self) -> Path:
+        """The heads, one after the other."""
+        return self.folder / heads.NAME
+
     def data(self) -> bytes:
         """All complete heads; a torn one is truncated first."""
-        path = self.folder / heads.NAME
-        if not path.exists():
-            return b""
-        whole = path.read_bytes()
-        _, torn = heads.split(whole)
-        if torn:
-            os.truncate(path, len(whole) - len(torn))
-        return whole[: len(whole) - len(torn)]
+        return self.path.read_bytes() if self.end()[0] else b""
+
+    def end(self) -> tuple[int, bytes]:
+        """Bytes of the complete heads, and the last one's note. A torn one is truncated first."""
+        if not self.path.exists():
+            return 0, b""
+        with self.path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            for length in (TAIL_BYTES, size):
+                start = file.seek(max(0, size - length))
+                tail = file.read()
+                ends = [*([] if start else [0]), *(found.end() for found in SIGNATURE.finditer(tail))]
+                if len(ends) > 1:
+                    break
+        if start + ends[-1] < size:
+            os.truncate(self.path, start + ends[-1])
+        return start + ends[-1], tail[ends[-2] : ends[-1] - 1] if len(ends) > 1 else b""
+
+    def digest(self) -> str:
+        """SHA-256 of what `split --bytes=4M --filter=sha256sum` prints of the heads, a line for each block.
+
+        Lines of full blocks are stored, so that a look reads one block at most, however many heads are kept.
+
+        """
+        stored, full = self.folder / BLOCKS, self.end()[0] // BLOCK_BYTES
+        known = stored.read_bytes().splitlines(keepends=True)[:full] if stored.exists() else []
+        lines = known.copy()
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                file.seek(len(known) * BLOCK_BYTES)
+                while block := file.read(BLOCK_BYTES):
+                    lines.append(f"{hashlib.sha256(block).hexdigest()}  -\n".encode())
+        if len(known) < full:
+            write(stored, b"".join(lines[:full]), 0o600)
+        return hashlib.sha256(b"".join(lines)).hexdigest()
 
     def seen(self) -> bytes:
         """The longest head or tip that was seen of the record, with the time now, as `Head.text` writes it; or empty."""
-        data, known = self.data(), heads.tips(self.folder / heads.TIPS)
-        if data:
-            known.append(heads.stated(data.rsplit(b"\n\n", 3)[-3] + b"\n")[1])
+        known = heads.tips(self.folder / heads.TIPS)
+        if last := self.end()[1]:
+            known.append(heads.stated(last.partition(b"\n\n")[0] + b"\n")[1])
         if not known:
             return b""
         longest = max(known, key=lambda head: head.size)
@@ -78,21 +116,21 @@ class Kept:
     def extend(self, verifier: str, prefix: str, new: bytes) -> int:
         """Append the new heads; returns their number. Raises Altered, and appends none, unless they extend the kept ones.
 
-        `prefix`: SHA-256 of the host's file up to the length kept here.
+        `prefix`: `digest` of the host's file up to the length kept here.
 
         """
-        host, known, kept = self.folder.name, self.folder / "verifier", self.data()
+        host, known, (kept, last) = self.folder.name, self.folder / "verifier", self.end()
         way_out = f"Look at {host} before anything else; what was kept is in {self.folder} and stays"
         if known.exists() and known.read_text() != verifier:
             raise Altered(f"{host} now signs as {verifier.strip()}, before as {known.read_text().strip()}. "
                           f"{way_out}; if {host} was set up anew, move that folder away and keep it")  # fmt: skip
-        if prefix != hashlib.sha256(kept).hexdigest():
-            raise Altered(f"the heads on {host} do not begin with the {len(kept)} bytes kept here: one is missing or "
+        if prefix != self.digest():
+            raise Altered(f"the heads on {host} do not begin with the {kept} bytes kept here: one is missing or "
                           f"changed. {way_out}")  # fmt: skip
         notes, _ = heads.split(new)
         try:
             key = Verifier(verifier)
-            size = key.open(heads.split(kept)[0][-1]).size if kept else 0
+            size = key.open(last).size if last else 0
             for note in notes:
                 head = key.open(note)
                 if head.size <= size:
@@ -105,7 +143,7 @@ class Kept:
         if not known.exists():
             write(known, verifier.encode(), 0o444)
         if notes:
-            with (self.folder / heads.NAME).open("ab") as file:
+            with self.path.open("ab") as file:
                 file.write(b"".join(note + b"\n" for note in notes))
                 file.flush()
                 os.fsync(file.fileno())
@@ -164,7 +202,7 @@ def collect(inventories: list[str], clusters: Path | None = None) -> int:
 def _all_kept(place: Path) -> tuple[dict[str, int], dict[str, bytes]]:
     """By the folders in PLACE: how many bytes of heads are kept, and what was seen last."""
     kept = {folder.name: Kept(folder) for folder in place.iterdir() if folder.is_dir()}
-    lengths = {name: len(each.data()) for name, each in kept.items()}
+    lengths = {name: each.end()[0] for name, each in kept.items()}
     return lengths, {name: text for name, each in kept.items() if (text := each.seen())}
 
 
@@ -206,14 +244,18 @@ def _play(places: list[Path], tag: str, variables: dict[str, object]) -> playboo
         "witness_own": str(record.FOLDER),
         "witness_seen": str(SEEN),
     }
-    words = ["--tags", tag, "--extra-vars", json.dumps(paths | variables)]
-    code, heard = playbooks.play(
-        source_tree.located() / "playbooks/witness.yml",
-        places,
-        words,
-        quiet=True,
-        asked=frozenset({READ, COMPARE}),
-    )
+    with tempfile.NamedTemporaryFile(
+        "w", suffix=".json"
+    ) as file:  # one argument has 128 KiB at most, 700 hosts
+        json.dump(paths | variables, file)
+        file.flush()
+        code, heard = playbooks.play(
+            source_tree.located() / "playbooks/witness.yml",
+            places,
+            ["--tags", tag, "--extra-vars", f"@{file.name}"],
+            quiet=True,
+            asked=frozenset({READ, COMPARE}),
+        )
     if code and not heard.failures:
         heard.failures.append("the hosts could not be asked: run playbooks/witness.yml by hand to see why")
     return heard

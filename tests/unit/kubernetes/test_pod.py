@@ -115,7 +115,7 @@ def looked_at(pod: PodHere, kept: Kept) -> int:
     """One look of the witness at the pod's record; how many heads are new."""
     script = (ROOT / "playbooks/files/record-heads.sh").read_text()
     seen = base64.b64encode(kept.seen()).decode()
-    words = ["heads", pods.RECORD, str(len(kept.data())), seen, pods.SEEN]
+    words = ["heads", pods.RECORD, str(kept.end()[0]), seen, pods.SEEN]
     done = pod.execute(pods.CONTAINER, ["/usr/bin/sh", "-c", script, *words])
     verifier, prefix, new, tip = (*done.stdout.splitlines(), "")[:4]
     grown = kept.extend(verifier + "\n", prefix, base64.b64decode(new))

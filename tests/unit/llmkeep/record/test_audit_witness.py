@@ -96,6 +96,42 @@ def test_heads_are_collected_as_they_grow_and_given_to_the_other_host(
     assert estate.journal == []
 
 
+def test_a_backlog_of_days_is_collected_in_several_looks_and_is_no_finding(estate: Estate) -> None:
+    (estate.record / "heads").write_bytes(signed(*range(1, 1501)))
+    looks = 0
+    while not estate.kept.exists() or Kept(estate.kept).data() != (estate.record / "heads").read_bytes():
+        assert estate.collect() == 0
+        assert (looks := looks + 1) < 5, "each look takes a part of it"
+    assert estate.journal == []
+
+
+def test_a_head_of_long_ago_is_compared_at_each_look_and_read_once(estate: Estate) -> None:
+    there = estate.record / "heads"
+    there.write_bytes(signed(20) * 50_000)
+    estate.kept.mkdir(parents=True)
+    shutil.copy(there, estate.kept)
+    assert estate.collect() == 0
+    assert (
+        (estate.kept / "blocks").read_bytes().count(b"\n") == there.stat().st_size // witness.BLOCK_BYTES >= 2
+    )
+    with there.open("ab") as file:
+        file.write(signed(30))
+    assert estate.collect() == 0
+    assert Kept(estate.kept).data() == there.read_bytes()
+    with there.open("r+b") as file:
+        file.write(b"x")
+    assert estate.collect() == 3
+    assert "the heads on llm1 do not begin with" in estate.journal[0]
+
+
+def test_a_thousand_hosts_are_no_more_than_a_command_line_holds(estate: Estate) -> None:
+    for number in range(1000):
+        other = estate.root / f"witness/other{number}"
+        other.mkdir(parents=True)
+        (other / "heads").write_bytes(signed(10))
+    assert estate.collect() == 0
+
+
 def test_a_host_that_rewrote_and_signed_its_record_anew_is_found_told_and_on_record(
     estate: Estate, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -256,7 +292,7 @@ def test_a_host_is_told_what_was_seen_of_its_record_and_does_not_sign_another_ta
 
 def test_an_answer_that_is_no_base64_is_a_finding_and_ends_no_look(kept: Kept) -> None:
     with pytest.raises(Altered, match="llm1"):
-        witness._keep(kept.folder, f"{SIGNER.verifier.text}\n{hashlib.sha256(kept.data()).hexdigest()}\nabc")
+        witness._keep(kept.folder, f"{SIGNER.verifier.text}\n{kept.digest()}\nabc")
 
 
 def test_a_copy_of_our_heads_that_ours_do_not_extend_is_not_written_over(estate: Estate) -> None:
@@ -337,7 +373,7 @@ def signed(*sizes: int) -> bytes:
 def test_new_heads_that_shrink_or_do_not_hold_are_refused_whole(kept: Kept, new: bytes) -> None:
     before = kept.data()
     with pytest.raises(Altered, match="llm1"):
-        kept.extend(SIGNER.verifier.text + "\n", hashlib.sha256(before).hexdigest(), new)
+        kept.extend(SIGNER.verifier.text + "\n", kept.digest(), new)
     assert kept.data() == before
 
 
@@ -356,16 +392,14 @@ def test_a_host_whose_heads_do_not_begin_with_those_kept_is_refused(kept: Kept, 
 def test_a_host_that_signs_with_another_key_is_refused(kept: Kept) -> None:
     other = Signer(NAME, bytes(32))
     with pytest.raises(Altered, match="llm1 now signs as"):
-        kept.extend(other.verifier.text + "\n", hashlib.sha256(kept.data()).hexdigest(), b"")
+        kept.extend(other.verifier.text + "\n", kept.digest(), b"")
 
 
 def test_what_a_power_cut_tore_of_the_kept_heads_is_fetched_again(kept: Kept) -> None:
     whole_file = kept.data()
     (kept.folder / "heads").write_bytes(whole_file + signed(30)[:50])
     assert kept.data() == whole_file
-    assert (
-        kept.extend(SIGNER.verifier.text + "\n", hashlib.sha256(whole_file).hexdigest(), signed(30, 40)) == 2
-    )
+    assert kept.extend(SIGNER.verifier.text + "\n", kept.digest(), signed(30, 40)) == 2
     assert kept.data() == signed(10, 20, 30, 40)
 
 

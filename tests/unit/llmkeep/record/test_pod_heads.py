@@ -141,7 +141,7 @@ def test_a_replica_that_keeps_no_record_is_named(estate: Estate, capfd: pytest.C
 def test_a_pod_that_talks_without_end_is_not_heard(estate: Estate, capfd: pytest.CaptureFixture[str]) -> None:
     (estate.root / "pods/llm-0/endless").touch()
     assert estate.collect() == 1
-    assert "main.llm-0 did not end its answer within 8 MiB" in capfd.readouterr().err
+    assert "main.llm-0 did not end its answer within 1 MiB" in capfd.readouterr().err
 
 
 def test_what_the_last_look_saw_is_left_for_the_writer(estate: Estate) -> None:
