@@ -317,7 +317,8 @@ def test_the_witness_keeps_what_replicas_signed(
 
     def recorded() -> bool:
         assert not deployed.ask(deployed.address(), next(clients)).trouble
-        return all([*(node.folder / "record/record").glob("records-*")] for node in deployed.nodes)
+        files = ([*(node.folder / "record/record").glob("records-*")] for node in deployed.nodes)
+        return all(any(file.stat().st_size for file in each) for each in files)
 
     clients = iter(CLIENTS)
     until(recorded)
