@@ -12,6 +12,7 @@ import os
 import re
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ COPY = Path("/var/lib/llm-audit-witness")  # on the first other host: the contro
 SEEN = Path("/var/lib/llm-audit-seen")  # on a serving host, root's: `head`, what was seen last of its record
 BLOCKS = "blocks"  # beside the heads that are kept: the hashes of their full blocks
 BLOCK_BYTES = 4 << 20
+BLOCKS_SECONDS = 24 * 3600
 TAIL_BYTES = 4096  # has the last two heads
 SIGNATURE = re.compile("\n\n— [^\n]+\n\n".encode())  # the end of a head
 READ, COMPARE = "Read the heads that are new", "Compare the copy of the control node's heads"
@@ -78,11 +80,12 @@ class Kept:
     def digest(self) -> str:
         """SHA-256 of what `split --bytes=4M --filter=sha256sum` prints of the heads, a line for each block.
 
-        Lines of full blocks are stored, so that a look reads one block at most, however many heads are kept.
+        Lines of full blocks are stored for a day, so that a look reads one block at most, however many heads are kept.
 
         """
         stored, full = self.folder / BLOCKS, self.end()[0] // BLOCK_BYTES
-        known = stored.read_bytes().splitlines(keepends=True)[:full] if stored.exists() else []
+        fresh = stored.exists() and time.time() - stored.stat().st_mtime < BLOCKS_SECONDS
+        known = stored.read_bytes().splitlines(keepends=True)[:full] if fresh else []
         lines = known.copy()
         if self.path.exists():
             with self.path.open("rb") as file:

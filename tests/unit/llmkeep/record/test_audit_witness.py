@@ -105,21 +105,39 @@ def test_a_backlog_of_days_is_collected_in_several_looks_and_is_no_finding(estat
     assert estate.journal == []
 
 
-def test_a_head_of_long_ago_is_compared_at_each_look_and_read_once(estate: Estate) -> None:
-    there = estate.record / "heads"
-    there.write_bytes(signed(20) * 50_000)
+@pytest.fixture
+def blocks(estate: Estate) -> Path:
+    """Of two blocks of heads that are kept and a part of a third, after a look."""
+    (estate.record / "heads").write_bytes(signed(20) * 50_000)
     estate.kept.mkdir(parents=True)
-    shutil.copy(there, estate.kept)
+    shutil.copy(estate.record / "heads", estate.kept)
     assert estate.collect() == 0
-    assert (
-        (estate.kept / "blocks").read_bytes().count(b"\n") == there.stat().st_size // witness.BLOCK_BYTES >= 2
-    )
-    with there.open("ab") as file:
+    assert (estate.kept / "blocks").read_bytes().count(b"\n") == 2
+    return estate.kept / "blocks"
+
+
+def alter_first_byte(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.write(b"x")
+
+
+def test_a_new_head_is_kept_beside_full_blocks(estate: Estate, blocks: Path) -> None:
+    with (estate.record / "heads").open("ab") as file:
         file.write(signed(30))
     assert estate.collect() == 0
-    assert Kept(estate.kept).data() == there.read_bytes()
-    with there.open("r+b") as file:
-        file.write(b"x")
+    assert Kept(blocks.parent).data() == (estate.record / "heads").read_bytes()
+
+
+def test_a_head_of_long_ago_is_compared_at_each_look(estate: Estate, blocks: Path) -> None:
+    assert blocks.exists()
+    alter_first_byte(estate.record / "heads")
+    assert estate.collect() == 3
+    assert "the heads on llm1 do not begin with" in estate.journal[0]
+
+
+def test_kept_heads_that_were_altered_here_are_found_within_a_day(estate: Estate, blocks: Path) -> None:
+    alter_first_byte(estate.kept / "heads")
+    os.utime(blocks, (0, blocks.stat().st_mtime - 24 * 3600))
     assert estate.collect() == 3
     assert "the heads on llm1 do not begin with" in estate.journal[0]
 
