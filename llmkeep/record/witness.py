@@ -39,6 +39,7 @@ BLOCK_BYTES = 4 << 20
 BLOCKS_SECONDS = 24 * 3600
 TAIL_BYTES = 4096  # has the last two heads
 SIGNATURE = re.compile("\n\n— [^\n]+\n\n".encode())  # the end of a head
+BEGINS = "record"  # the line before an answer, by playbooks/files/record-heads.sh
 READ, COMPARE = "Read the heads that are new", "Compare the copy of the control node's heads"
 
 
@@ -273,7 +274,9 @@ def _keep(folder: Path, said: str | pods.Unheard) -> str:
     """One answer: verifier, hash of what is kept here, what is new, its tip. Returns why nothing was learnt, or ""."""
     if isinstance(said, pods.Unheard):
         return str(said)
-    verifier, prefix, new, tip = (*said.splitlines(), "", "", "", "")[:4]  # a terminal on the way writes \r\n
+    lines = said.splitlines()  # a terminal on the way writes \r\n
+    answer = lines[lines.index(BEGINS) + 1 :] if BEGINS in lines else []
+    verifier, prefix, new, tip = (*answer, "", "", "", "")[:4]
     host = folder.name
     if verifier == "shut":
         return f"the volume with the audit record of {host} is shut, so it says nothing of it: look there if it stays so"
@@ -304,7 +307,7 @@ def _give(places: list[Path], compared: list[tuple[str, str]]) -> dict[str, str]
     if not compared:
         return {"this node": "no other host keeps this node's heads: there is none, or it did not answer"}
     ours, ((host, said), *_) = own.read_bytes(), compared
-    size, prefix = (*said.split(), "", "")[:2]
+    size, prefix = ("", "", *said.split())[-2:]  # a shell may print something before
     if not size.isdigit() or prefix != hashlib.sha256(ours[: int(size)]).hexdigest() or int(size) > len(ours):
         raise Altered(f"{host} holds {size} bytes of this node's heads in {COPY}, which are not the first ones of {own}: one "
                       "of the two was changed. Nothing was copied; look at both")  # fmt: skip

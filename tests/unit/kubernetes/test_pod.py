@@ -117,7 +117,7 @@ def looked_at(pod: PodHere, kept: Kept) -> int:
     seen = base64.b64encode(kept.seen()).decode()
     words = ["heads", pods.RECORD, str(kept.end()[0]), seen, pods.SEEN]
     done = pod.execute(pods.CONTAINER, ["/usr/bin/sh", "-c", script, *words])
-    verifier, prefix, new, tip = (*done.stdout.splitlines(), "")[:4]
+    _, verifier, prefix, new, tip = (*done.stdout.splitlines(), "")[:5]
     grown = kept.extend(verifier + "\n", prefix, base64.b64decode(new))
     if tip:
         kept.see(base64.b64decode(tip))

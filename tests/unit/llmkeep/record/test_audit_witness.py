@@ -310,7 +310,18 @@ def test_a_host_is_told_what_was_seen_of_its_record_and_does_not_sign_another_ta
 
 def test_an_answer_that_is_no_base64_is_a_finding_and_ends_no_look(kept: Kept) -> None:
     with pytest.raises(Altered, match="llm1"):
-        witness._keep(kept.folder, f"{SIGNER.verifier.text}\n{kept.digest()}\nabc")
+        witness._keep(kept.folder, f"record\n{SIGNER.verifier.text}\n{kept.digest()}\nabc")
+
+
+def test_what_a_hosts_shell_prints_by_itself_is_no_part_of_its_answer(
+    estate: Estate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell = estate.root / "shell"
+    shell.write_text('#!/bin/sh\necho welcome\nexec /bin/sh "$@"\n')
+    shell.chmod(0o755)
+    monkeypatch.setenv("ANSIBLE_EXECUTABLE", str(shell))  # the one of a local connection
+    assert estate.collect() == 0
+    assert (estate.kept / "heads").read_bytes() == (estate.record / "heads").read_bytes()
 
 
 def test_a_copy_of_our_heads_that_ours_do_not_extend_is_not_written_over(estate: Estate) -> None:
