@@ -163,6 +163,8 @@ state = "/run/containerd"
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "{PLUGINS}"
     conf_dir = "{folder}/cni"
+  [plugins."io.containerd.grpc.v1.cri".registry]
+    config_path = "{folder}/certs.d"
 """
 
     def _kubelet(self) -> dict[str, Any]:

@@ -208,11 +208,15 @@ def test_an_answer_that_was_begun_is_completed_by_a_pod_that_stops(pod: PodHere)
     answer = link.getresponse()
     assert answer.readline().startswith(b"data: ")
     with ThreadPoolExecutor() as pool:
+        quits = pod.container("edge")["lifecycle"]["preStop"]["exec"]["command"]
+        assert pod.execute("edge", [each.replace("sleep 23", "sleep 0") for each in quits]).returncode == 0
         stopped = pool.submit(pod.stop, "gateway")
         assert answer.read().endswith(b"data: [DONE]\n\n")
+        link.sock.settimeout(5)  # half of what an idle connection is kept for
+        assert link.sock.recv(1) == b""  # so that the client asks another replica next
         assert stopped.result() == 0
     assert '"message":"draining","in_flight":1' in pod.log("gateway")
-    assert asked(pod, probed(pod)["path"])[0] == 503
+    assert pod.processes["edge"].wait(START_SECONDS) == 0
     for name in reversed(list(containers(pod.spec))[:-1]):  # its sidecars, the last one first
         pod.stop(name)
 

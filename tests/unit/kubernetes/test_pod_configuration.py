@@ -39,6 +39,7 @@ def test_nginx_is_configured_as_on_hosts() -> None:
         "ssl_certificate",
         "ssl_certificate_key",
         "include",
+        "keepalive_timeout",  # as long as a pod that leaves can wait
     }
 
 
@@ -104,6 +105,16 @@ def test_each_grace_is_longer_than_the_drain() -> None:
         waits = containers(spec)["gateway"]["lifecycle"]["preStop"]["sleep"]["seconds"]
         drains = yaml.safe_load(config(manifests, "gateway"))["limits"]["drain_seconds"]
         assert spec["terminationGracePeriodSeconds"] >= waits + drains + 10, overlay
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_pod_that_leaves_waits_for_connections_that_are_kept(overlay: str) -> None:
+    found = containers(one(kustomized(overlay), "StatefulSet")["spec"]["template"]["spec"])
+    nginx = (CONFIG / "nginx.conf").read_text()
+    kept = sum(int(re.findall(rf"keepalive_{each} (\d+)s;", nginx)[0]) for each in ("time", "timeout"))
+    quits = found["edge"]["lifecycle"]["preStop"]["exec"]["command"][-1]
+    drains = found["gateway"]["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert kept < int(re.findall(r"sleep (\d+);", quits)[0]) < drains
 
 
 def test_a_canary_shares_service_and_budget_but_no_pod_of_the_others() -> None:

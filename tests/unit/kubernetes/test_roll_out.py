@@ -76,7 +76,7 @@ def deployed(cluster: ControlPlane, replicas: int, unavailable: int = 1, seconds
             each.pop(absent, None)
         each["resources"] = {"requests": TINY, "limits": {"memory": "4Gi"}}
         if "lifecycle" in each:
-            each["lifecycle"]["preStop"]["sleep"]["seconds"] = 1
+            each["lifecycle"] = {"preStop": {"sleep": {"seconds": 1}}}
     if replicas > MANY:  # three thousand volumes take longer than all else
         claims = workload["spec"].pop("volumeClaimTemplates")
         pod["volumes"] += [{"name": each["metadata"]["name"], "emptyDir": {}} for each in claims]

@@ -9,85 +9,53 @@ from typing import Any
 import pytest
 import small_bundle
 import small_image
+from mirror_here import authority, certify, configured, mirror
 from plugin_modules import load
 from rendered_role import content, rendered
-from role_nginx import COMMON, configuration, running
 from waiting import own_port
 
 from llmkeep.image import served
 from llmkeep.image.layout import Layout
 from llmkeep.image.record import read as read_record
-from llmkeep.pki import authority as pki
 from llmkeep.pki import revoking
 from llmkeep.places import Places
 
-mirror = load("module_utils.bundle.mirror")
+fetching = load("module_utils.bundle.mirror")
 HOSTS = {
     "ops1.estate.internal": "10.0.0.11",
     "llm1.estate.internal": "10.0.0.12",
     "llm2.estate.internal": "2001:db8::13",
 }
 needs_skopeo = pytest.mark.skipif(not shutil.which("skopeo"), reason="skopeo is not installed")
-GROUPS = {"mirror": ["ops1"], "control": ["ops1"]}
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("role")
-    port = own_port()
-    given = {"mirror_port": port, "_common_nginx_user": "root", "mirror_bundle": str(folder / "bundle")}
-    found: dict[str, Any] = rendered(folder, "mirror", COMMON, "ops1", HOSTS, given, GROUPS, configured=True)
-    return {**found, "folder": folder, "port": port}
-
-
-def certify(places: Places, name: str, alternative: str) -> Path:
-    """A key, and a certificate of the estate's CA for the host or user NAME."""
-    path = places.root / f"{name}.pem"
-    request = subprocess.run(
-        ["openssl", "req", "-quiet", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
-         "-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{alternative}", "-keyout", str(path.with_suffix(".key"))],
-        capture_output=True, check=True,
-    ).stdout  # fmt: skip
-    path.write_bytes(pki.sign(places, request, [alternative], name))
-    return path
+    return configured(tmp_path_factory.mktemp("role"), HOSTS, own_port())
 
 
 @pytest.fixture(scope="module")
 def places(made: dict[str, Any]) -> Iterator[Places]:
-    """A mirror that runs, and the CA of its estate, whose sealing is left out."""
+    """A mirror that runs, and the CA of its estate."""
     if not shutil.which("nginx"):
         pytest.skip("the mirror is nginx, which is not here")
     folder: Path = made["folder"]
-    found = Places(folder / "control")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pki, "seal", lambda secret, _: secret)
-        patch.setattr(pki, "unseal", lambda sealed, _: sealed)
-        patch.setattr(pki, "encrypt_to", lambda *_: b"")
-        pki.init(found, "estate.internal", Path("escrow.pem"), list(pki.NETWORKS))
-        (folder / "pki").mkdir()
-        host = certify(found, "ops1", "localhost")
-        for suffix in (".pem", ".key"):
-            shutil.copy(host.with_suffix(suffix), folder / f"pki/host{suffix}")
-        shutil.copy(found.root_certificate, folder / "pki/root.pem")
+    with authority(folder / "control") as found:
         certify(found, "llm2", "llm2.estate.internal")
         revoking.revoke(found, "llm2", "stolen", "ada")
-        shutil.copy(found.revocation_list, folder / "pki/crl.pem")
         for path in ("bundle/apt/InRelease", "releases/m/MANIFEST.json"):
             (folder / path).parent.mkdir(parents=True)
             (folder / path).write_text(path)
         image = small_image.write(folder / "image", small_bundle.signing_keys(folder))
         served.add(Places(folder), image, folder / "keyring.pgp")
-        (folder / "images").symlink_to("srv/llmkeep/images")
-        server = content(made, "conf.d/llmkeep-mirror.conf")
-        nginx = configuration(folder, made["nginx"], server, {"/srv/llmkeep": str(folder)})
-        with running(folder, nginx):
+        with mirror(made, found, "localhost"):
             yield found
 
 
 def get(made: dict[str, Any], path: str, certificate: Path | None = None) -> str:
     """What a host reads at this path of the mirror."""
     root = made["folder"] / "pki/root.pem"
-    source = mirror.Mirror(f"https://localhost:{made['port']}", root, Path("/keyring"), certificate)
+    source = fetching.Mirror(f"https://localhost:{made['port']}", root, Path("/keyring"), certificate)
     return str(source.get(path).read().decode())
 
 
@@ -103,7 +71,7 @@ def test_a_host_takes_releases_by_its_certificate(made: dict[str, Any], places: 
 
 @pytest.mark.usefixtures("places")
 def test_a_client_without_a_certificate_is_refused_releases(made: dict[str, Any]) -> None:
-    with pytest.raises(mirror.MirrorError, match=r"answered 403 Forbidden; .* run the roles pki here"):
+    with pytest.raises(fetching.MirrorError, match=r"answered 403 Forbidden; .* run the roles pki here"):
         get(made, "releases/m/MANIFEST.json")
 
 
@@ -111,18 +79,18 @@ def test_a_user_with_a_certificate_of_the_estate_is_refused_releases(
     made: dict[str, Any], places: Places
 ) -> None:
     """`edge_client_ca_file` may be the estate's own CA, which then signs for users, too."""
-    with pytest.raises(mirror.MirrorError, match="answered 403"):
+    with pytest.raises(fetching.MirrorError, match="answered 403"):
         get(made, "releases/m/MANIFEST.json", certify(places, "ada", "ada.estate.internal"))
 
 
 def test_a_host_whose_certificate_is_revoked_is_refused(made: dict[str, Any], places: Places) -> None:
-    with pytest.raises(mirror.MirrorError, match="answered 400"):
+    with pytest.raises(fetching.MirrorError, match="answered 400"):
         get(made, "releases/m/MANIFEST.json", places.root / "llm2.pem")
 
 
 def test_a_key_that_is_not_there_is_named(made: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(
-        mirror.MirrorError, match=r"host\.pem and its \.key: No such file or directory; the role pki"
+        fetching.MirrorError, match=r"host\.pem and its \.key: No such file or directory; the role pki"
     ):
         get(made, "releases/m/MANIFEST.json", tmp_path / "host.pem")
 
@@ -186,7 +154,7 @@ def test_an_image_has_no_tag_no_other_name_and_no_file_of_its_own(
     folder = f"images/{this.removeprefix('sha256:')}"
     tags = ("v2/llmkeep/tags/list", "v2/llmkeep/manifests/latest")
     for path in (*tags, f"v2/other/manifests/{this}", f"{folder}/image.json"):
-        with pytest.raises(mirror.MirrorError, match="answered 404"):
+        with pytest.raises(fetching.MirrorError, match="answered 404"):
             get(made, path, llm1)
 
 
