@@ -18,6 +18,8 @@ from kustomized import containers
 from namespaces import inside
 from pod_given import MODEL, Given, pod_given, tiny_weights
 from pod_here import SERVING, PodHere, capable, pod_here
+from prometheus_here import prometheus_here
+from rendered_prometheus import job_of_pods, watching_pods
 from waiting import until
 
 START_SECONDS = 120
@@ -151,6 +153,18 @@ def test_prometheus_sees_the_question_that_was_asked(pod: PodHere, certificates:
     before = answered(pod, certificates / "ops1.crt")
     assert asked(pod, "/v1/chat/completions", question())[0] == 200
     assert answered(pod, certificates / "ops1.crt") == before + 1
+
+
+def test_the_estates_prometheus_stores_them_under_the_pods_name(
+    pod: PodHere, certificates: Path, tmp_path: Path
+) -> None:
+    made = watching_pods(tmp_path, "localhost", [{"name": "llm-0", "address": "127.0.0.1", "port": 9443}])
+    labels = 'job="gateway",instance="main.llm-0",cluster="main",gateway="1"'
+    with (
+        inside(pod.network),
+        prometheus_here(tmp_path, [job_of_pods(made, certificates)]) as query,
+    ):
+        until(lambda: query(f"llm_engine_up{{{labels}}} == 1"))
 
 
 @pytest.mark.parametrize(
