@@ -2,11 +2,13 @@
 
 import json
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
+from control_plane import kube
 from kustomized import FOLDER, Manifest, containers, kustomized, one
 from plugin_modules import ROOT
 from rendered_role import content, rendered
@@ -105,6 +107,17 @@ def config(manifests: list[Manifest], kind: str) -> str:
     (held,) = (each for each in manifests if each["metadata"]["name"] == name)
     text: str = held["data"][f"{kind}.yaml"]
     return text
+
+
+@pytest.mark.parametrize("component", ["cpu", "gpu"])
+def test_an_overlay_keeps_its_own_engine_beside_a_component(tmp_path: Path, component: str) -> None:
+    shutil.copytree(FOLDER, tmp_path / "kubernetes")
+    file = tmp_path / "kubernetes/example/kustomization.yaml"
+    file.write_text(file.read_text().replace("../components/cpu", f"../components/{component}"))
+    argv = [str(kube()), "kubectl", "kustomize", str(file.parent)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    held = config(list(yaml.safe_load_all(done.stdout)), "engine")
+    assert held == (FOLDER / "example/engine.yaml").read_text()
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
