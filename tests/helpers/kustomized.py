@@ -19,14 +19,22 @@ Manifest = dict[str, Any]
 
 
 @cache
-def _rendered(overlay: str) -> str:
+def _rendered(overlay: str, scraped_by: str) -> str:
     with tempfile.TemporaryDirectory() as name:
-        content = {
+
+        def ours(folder: str) -> str:
+            return os.path.relpath(FOLDER / folder, Path(name).resolve())
+
+        content: dict[str, Any] = {
             "apiVersion": "kustomize.config.k8s.io/v1beta1",
             "kind": "Kustomization",
-            "resources": [os.path.relpath(FOLDER / overlay, Path(name).resolve())],
+            "resources": [ours(overlay)],
             "images": [{"name": IMAGE, "digest": DIGEST}],
         }
+        if scraped_by:
+            clients = f'metrics-clients="SUCCESS CN={scraped_by}" prometheus;'
+            edge = {"name": "llm-edge", "namespace": "llmkeep", "behavior": "merge", "literals": [clients]}
+            content |= {"components": [ours("components/metrics")], "configMapGenerator": [edge]}
         Path(name, "kustomization.yaml").write_text(json.dumps(content))
         argv = [str(kube()), "kubectl", "kustomize", name]
         done = subprocess.run(argv, capture_output=True, text=True, check=False)
@@ -35,9 +43,12 @@ def _rendered(overlay: str) -> str:
     return text
 
 
-def kustomized(overlay: str) -> list[Manifest]:
-    """An overlay's objects, of which the caller may change what it likes."""
-    return list(yaml.safe_load_all(_rendered(overlay)))
+def kustomized(overlay: str, scraped_by: str = "") -> list[Manifest]:
+    """An overlay's objects, of which the caller may change what it likes.
+
+    SCRAPED_BY: with metrics, for a client whose certificate has this name.
+    """
+    return list(yaml.safe_load_all(_rendered(overlay, scraped_by)))
 
 
 def one(manifests: list[Manifest], kind: str) -> Manifest:

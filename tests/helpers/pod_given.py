@@ -14,6 +14,7 @@ from pod_here import SERVING
 from llmkeep.policy import source as policy_source
 
 MODEL = "smollm2-135m-instruct"
+HOSTS = ("ops1", "llm1")  # with a certificate each
 PEPPER = b"a pepper for tests, 32 bytes long"
 Given = dict[str, dict[str, bytes]]
 MAKE = """
@@ -37,9 +38,10 @@ def tiny_weights(folder: Path) -> Path:
 
 
 def pod_given(folder: Path, subjects: Iterable[str] = ("ada",)) -> Given:
-    """Contents by name of the object, and under `test` what its clients need: each subject's key."""
+    """Contents by name of the object, and under `test` what its clients need: each subject's key, and certificates of hosts."""
     keys = ClusterKeys(folder, ["127.0.0.1"])
     certificate, key = keys.issued("llm", server=True)
+    clients = [path for host in HOSTS for path in keys.issued(host)]
     (folder / "pepper").write_bytes(PEPPER)
     added = {}
     for subject in subjects:
@@ -63,7 +65,11 @@ def pod_given(folder: Path, subjects: Iterable[str] = ("ada",)) -> Given:
         "llm-gateway": {"llm-gateway.pepper": PEPPER},
         "llm-audit": {"llm-audit.seed": b"5e" * 32},
         "llm-keys": {"keys.json": (folder / "keys.json").read_bytes()},
-        "llm-edge-tls": {"tls.crt": certificate.read_bytes(), "tls.key": key.read_bytes()},
+        "llm-edge-tls": {
+            "tls.crt": certificate.read_bytes(),
+            "tls.key": key.read_bytes(),
+            "ca.crt": keys.ca.read_bytes(),
+        },
         "llm-policy": {"bundle.tar.gz": bundle, "policy.pem": small_policy.public(policy_key).encode()},
-        "test": {"ca.crt": keys.ca.read_bytes(), **added},
+        "test": {**{path.name: path.read_bytes() for path in (keys.ca, *clients)}, **added},
     }

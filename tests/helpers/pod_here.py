@@ -42,11 +42,15 @@ def capable() -> Path:
 class PodHere:
     """Containers by name, in a network namespace with loopback alone."""
 
-    def __init__(self, folder: Path, given: dict[str, dict[str, bytes]], weights: Path) -> None:
-        """GIVEN: what ConfigMaps and Secrets hold that no manifest defines, by name. WEIGHTS: the folder of models."""
+    def __init__(
+        self, folder: Path, given: dict[str, dict[str, bytes]], weights: Path, scraped_by: str = ""
+    ) -> None:
+        """GIVEN: what ConfigMaps and Secrets hold that no manifest defines, by name. WEIGHTS: the folder of models.
+        SCRAPED_BY: with metrics, for a client whose certificate has this name.
+        """
         self.opa = capable()
         self.folder, self.weights = folder, weights
-        self.manifests = kustomized("overlays/cpu")
+        self.manifests = kustomized("overlays/cpu", scraped_by)
         self.spec: Manifest = pod(self.manifests)["spec"]
         self.group = self.spec["securityContext"]["fsGroup"]
         self.network = namespace()
@@ -170,9 +174,11 @@ class PodHere:
 
 
 @contextmanager
-def pod_here(folder: Path, given: dict[str, dict[str, bytes]], weights: Path) -> Iterator[PodHere]:
+def pod_here(
+    folder: Path, given: dict[str, dict[str, bytes]], weights: Path, scraped_by: str = ""
+) -> Iterator[PodHere]:
     """A pod whose containers the test starts."""
-    made = PodHere(folder, given, weights)
+    made = PodHere(folder, given, weights, scraped_by)
     try:
         yield made
     finally:

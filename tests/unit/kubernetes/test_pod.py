@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cluster_keys import ClusterKeys
 from kustomized import containers
 from namespaces import inside
 from plugin_modules import ROOT
 from pod_given import MODEL, Given, pod_given, tiny_weights
 from pod_here import SERVING, PodHere, capable, pod_here
+from prometheus_here import prometheus_here
+from rendered_prometheus import job_of_pods, watching_pods
 from waiting import until
 
 from llmkeep.record import pods
@@ -55,8 +58,8 @@ def starts(pod: PodHere, name: str) -> None:
 
 @pytest.fixture(scope="module")
 def pod(tmp_path_factory: pytest.TempPathFactory, given: Given, weights: Path) -> Iterator[PodHere]:
-    """All containers, each started once the one before it had passed its startup probe, and ready."""
-    with pod_here(tmp_path_factory.mktemp("pod"), given, weights) as made:
+    """All containers, each started once the one before it had passed its startup probe, and ready; ops1 scrapes it."""
+    with pod_here(tmp_path_factory.mktemp("pod"), given, weights, scraped_by="ops1") as made:
         for name in containers(made.spec):
             starts(made, name)
         until(lambda: asked(made, probed(made)["path"])[0] == 200, START_SECONDS)
@@ -70,12 +73,19 @@ def probed(pod: PodHere) -> dict[str, Any]:
     return found
 
 
-def connected(pod: PodHere, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> http.client.HTTPSConnection:
-    """A client in the pod's network."""
+def connected(
+    pod: PodHere,
+    version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3,
+    port: str = "https",
+    certificate: Path | None = None,
+) -> http.client.HTTPSConnection:
+    """A client in the pod's network. CERTIFICATE: with the key beside it."""
     context = ssl.create_default_context(cadata=pod.held["test"]["ca.crt"].decode())
     context.maximum_version = version
-    (port,) = pod.container("edge")["ports"]
-    link = http.client.HTTPSConnection("127.0.0.1", port["containerPort"], context=context, timeout=60)
+    if certificate:
+        context.load_cert_chain(certificate, certificate.with_suffix(".key"))
+    ports = {each["name"]: each["containerPort"] for each in pod.container("edge")["ports"]}
+    link = http.client.HTTPSConnection("127.0.0.1", ports[port], context=context, timeout=60)
     with inside(pod.network):
         link.connect()
     return link
@@ -142,6 +152,92 @@ def test_the_witness_keeps_the_heads_and_leaves_what_it_saw_to_the_writer(
 def test_the_edge_speaks_tls_1_3_alone(pod: PodHere) -> None:
     with pytest.raises(ssl.SSLError, match="ALERT_PROTOCOL_VERSION"):
         connected(pod, ssl.TLSVersion.TLSv1_2)
+
+
+def scraped(pod: PodHere, certificate: Path | None, path: str = "/gateway-1") -> tuple[int, str]:
+    """Status and answer at the port for metrics."""
+    link = connected(pod, port="metrics", certificate=certificate)
+    link.request("GET", path)
+    answer = link.getresponse()
+    return answer.status, answer.read().decode()
+
+
+ANSWERED = 'llm_requests_total{route="/v1/chat/completions",status="200"}'
+
+
+def answered(pod: PodHere, certificate: Path) -> float:
+    """How many questions were answered, as Prometheus sees it."""
+    status, metrics = scraped(pod, certificate)
+    assert status == 200, metrics
+    return sum(float(line.split()[1]) for line in metrics.splitlines() if line.startswith(f"{ANSWERED} "))
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory, given: Given) -> Path:
+    """A folder with the certificates of hosts, and of one that another authority has certified."""
+    folder = tmp_path_factory.mktemp("certificates")
+    for name, content in given["test"].items():
+        (folder / name).write_bytes(content)
+    (folder / "other").mkdir()
+    ClusterKeys(folder / "other", []).issued("ops1")
+    return folder
+
+
+def test_prometheus_sees_the_question_that_was_asked(pod: PodHere, certificates: Path) -> None:
+    before = answered(pod, certificates / "ops1.crt")
+    assert asked(pod, "/v1/chat/completions", question())[0] == 200
+    assert answered(pod, certificates / "ops1.crt") == before + 1
+
+
+def test_the_estates_prometheus_stores_them_under_the_pods_name(
+    pod: PodHere, certificates: Path, tmp_path: Path
+) -> None:
+    made = watching_pods(tmp_path, "localhost", [{"name": "llm-0", "address": "127.0.0.1", "port": 9443}])
+    labels = 'job="gateway",instance="main.llm-0",cluster="main",gateway="1"'
+    with (
+        inside(pod.network),
+        prometheus_here(tmp_path, [job_of_pods(made, certificates)]) as query,
+    ):
+        until(lambda: query(f"llm_engine_up{{{labels}}} == 1"))
+
+
+@pytest.mark.parametrize(
+    ("certificate", "status"),
+    [(None, 400), ("llm1.crt", 403), ("other/ops1.crt", 400)],
+    ids=["no certificate", "another host's", "another authority's"],
+)
+def test_a_client_that_is_not_prometheus_gets_no_metrics(
+    pod: PodHere, certificates: Path, certificate: str | None, status: int
+) -> None:
+    said = scraped(pod, certificates / certificate if certificate else None)
+    assert said[0] == status
+    assert "llm_" not in said[1]
+
+
+@pytest.mark.parametrize("path", ["/", "/metrics", "/readyz", "/v1/models", "/generate?prompt=hello"])
+def test_prometheus_gets_nothing_but_metrics(pod: PodHere, certificates: Path, path: str) -> None:
+    assert scraped(pod, certificates / "ops1.crt", path)[0] == 404
+
+
+def test_metrics_are_read_by_tls_1_3_alone(pod: PodHere, certificates: Path) -> None:
+    with pytest.raises(ssl.SSLError, match="ALERT_PROTOCOL_VERSION"):
+        connected(pod, ssl.TLSVersion.TLSv1_2, "metrics", certificates / "ops1.crt")
+
+
+def test_an_edge_that_was_not_asked_for_metrics_has_one_port(
+    tmp_path: Path, given: Given, weights: Path
+) -> None:
+    with pod_here(tmp_path, given, weights) as made:
+        edge = made.start("edge")
+        until(lambda: edge.poll() is not None or asked(made, "/readyz")[0] == 503)
+        assert listening(edge.pid) == {8443}, made.log("edge")
+
+
+def listening(pid: int) -> set[int]:
+    """The TCP ports that are open in a process' network."""
+    tables = [Path(f"/proc/{pid}/net/{each}").read_text() for each in ("tcp", "tcp6")]
+    rows = [line.split() for table in tables for line in table.splitlines()[1:]]
+    return {int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == "0A"}
 
 
 def test_no_container_has_a_capability_or_can_gain_one(pod: PodHere) -> None:

@@ -2,11 +2,13 @@
 
 import json
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
+from control_plane import kube
 from kustomized import FOLDER, Manifest, containers, kustomized, one
 from plugin_modules import ROOT
 from rendered_role import content, rendered
@@ -43,6 +45,48 @@ def test_nginx_is_configured_as_on_hosts() -> None:
     }
 
 
+def test_metrics_are_shown_as_on_hosts(tmp_path: Path) -> None:
+    given = {"exporters_port": 9443, "estate_name": "llm1.estate.internal", "llm_serving_gateways": 1}
+    given |= {"llm_serving_metrics_port": 9464, "edge_port": 443, "gpu_health_metrics_port": 9410}
+    given |= {"role_path": str(ROOT / "roles/exporters"), "ansible_facts": {"os_family": "Debian"}}
+    groups = {**GROUPS, "prometheus": ["ops1"]}
+    made = rendered(tmp_path, "exporters", {}, "llm1", HOSTS, given, groups, configured=True)
+
+    def shown(text: str) -> set[str]:
+        """Words of the server and of what it shows of the gateway, but not those that differ for a pod."""
+        server = text[text.index("server {") :]
+        (gateway,) = re.findall(r"location = /gateway-1 .*?\n    }", server, re.S)
+        lines = (server[: server.index("location = ")] + gateway).splitlines()
+        own = ("#", "listen", "server_name", "ssl_client_certificate", "if (")
+        return {line.strip() for line in lines if not line.strip().startswith(own)}
+
+    ours = shown((FOLDER / "components/metrics/metrics.conf").read_text())
+    theirs = shown(content(made, "inside.d/llmkeep-exporters.conf"))
+    assert theirs - ours == {"ssl_crl /etc/llmkeep/pki/crl.pem;"}  # metrics.conf says why
+    assert not ours - theirs
+
+
+@pytest.mark.parametrize(
+    ("overlay", "scraped_by"), [("overlays/cpu", ""), ("overlays/cpu", "ops1"), ("overlays/gpu", "ops1")]
+)
+def test_each_port_is_open_to_namespaces_with_its_own_label(overlay: str, scraped_by: str) -> None:
+    manifests = kustomized(overlay, scraped_by)
+    policies = [each["spec"] for each in manifests if each["kind"] == "NetworkPolicy"]
+    (denying,) = (each for each in policies if each["podSelector"] == {})
+    assert denying == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    opened = {
+        rule["ports"][0]["port"]: [each["namespaceSelector"]["matchLabels"] for each in rule["from"]]
+        for each in policies
+        for rule in each.get("ingress", [])
+    }
+    edge = containers(one(manifests, "StatefulSet")["spec"]["template"]["spec"])["edge"]
+    ports = {each["name"]: each["containerPort"] for each in edge["ports"]}
+    assert ports == {"https": 8443} | ({"metrics": 9443} if scraped_by else {})
+    labels = {"https": {"llmkeep.org/clients": "allowed"}, "metrics": {"llmkeep.org/metrics": "allowed"}}
+    assert opened == {number: [labels[name]] for name, number in ports.items()}
+    assert not any("egress" in each for each in policies)
+
+
 def test_opa_lets_in_what_it_lets_in_on_hosts() -> None:
     assert (CONFIG / "authz.rego").read_bytes() == (ROOT / "roles/opa/files/authz.rego").read_bytes()
 
@@ -64,6 +108,17 @@ def config(manifests: list[Manifest], kind: str) -> str:
     (held,) = (each for each in manifests if each["metadata"]["name"] == name)
     text: str = held["data"][f"{kind}.yaml"]
     return text
+
+
+@pytest.mark.parametrize("component", ["cpu", "gpu"])
+def test_an_overlay_keeps_its_own_engine_beside_a_component(tmp_path: Path, component: str) -> None:
+    shutil.copytree(FOLDER, tmp_path / "kubernetes")
+    file = tmp_path / "kubernetes/example/kustomization.yaml"
+    file.write_text(file.read_text().replace("../components/cpu", f"../components/{component}"))
+    argv = [str(kube()), "kubectl", "kustomize", str(file.parent)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    held = config(list(yaml.safe_load_all(done.stdout)), "engine")
+    assert held == (FOLDER / "example/engine.yaml").read_text()
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

@@ -6,7 +6,7 @@ import yaml
 from plugin_modules import ROOT
 
 # What a rule takes from an entry of an inventory's list, and the variable that has the list.
-FROM_LISTS = {"to.port": "llm_serving_models"}
+FROM_LISTS = {"to.port": "llm_serving_models", "pod.port": "prometheus_clusters"}
 RULE = re.compile(r"\b(?:(tcp|udp) dport (.*)|l4proto (esp|112)(?: meta skuid root)?) accept$")
 
 

@@ -1,15 +1,22 @@
 """What role prometheus refuses, and what it makes of an inventory, without a host."""
 
 import re
+import ssl
 import subprocess
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 import yaml
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from cluster_keys import ClusterKeys
 from plugin_modules import ROOT, load
+from prometheus_here import prometheus_here
+from rendered_prometheus import job_of_pods, watching_pods
 from rendered_role import content, played, rendered
+from waiting import until
 
 load("filter.prometheus")  # puts the collection where Ansible finds it
 # By host: a variable, its value, and what of the message tells that it is refused.
@@ -26,6 +33,21 @@ CASES = {
     "suffix": ("prometheus_webhook", "http://127.0.0.1.relay/", "take an https URL"),
     "heartbeat": ("prometheus_heartbeat_webhook", "http://relay/", "take an https URL"),
     "megabytes": ("prometheus_disk", "1500MB", ""),
+    "pods": (
+        "prometheus_clusters",
+        [{"name": "main", "pods": [{"address": "10.0.0.7"}, {"address": "fd00::7"}]}],
+        "",
+    ),
+    "nameserver": (
+        "prometheus_clusters",
+        [{"name": "main", "pods": [{"address": "bee.cafe"}]}],
+        "take an address",
+    ),
+    "label": (
+        "prometheus_clusters",
+        [{"name": "main, x: y", "pods": []}],
+        "Take letters, digits and hyphens",
+    ),
     "unitless": ("prometheus_disk", "8G", "Take a whole number and one of MB, GB, TB"),
 }
 
@@ -139,3 +161,77 @@ def test_receivers_are_quoted_and_private_and_objectives_are_judged_where_a_host
     ]
     assert any(alert.endswith("WithoutData") for alert in alerts) == serving
     assert "TargetDown" in alerts
+
+
+def test_pods_are_watched_as_gateways_of_hosts_are(tmp_path: Path) -> None:
+    pods = [
+        {"name": "llm-0", "address": "10.20.40.20", "port": 9443},
+        {"name": "llm-1", "address": "fd00::21", "port": 30943},
+    ]
+    made = watching_pods(tmp_path, "llm.estate.internal", pods)
+    (tmp_path / "prometheus.yml").write_text(content(made, "prometheus.yml"))
+    check = ["promtool", "check", "config", "--syntax-only", str(tmp_path / "prometheus.yml")]
+    judged = subprocess.run(check, capture_output=True, text=True, check=False)
+    assert judged.returncode == 0, judged.stderr
+    job = job_of_pods(made)
+    assert job["tls_config"]["server_name"] == "llm.estate.internal"
+    assert {target["targets"][0]: target["labels"]["instance"] for target in job["static_configs"]} == {
+        "10.20.40.20:9443": "main.llm-0",
+        "[fd00::21]:30943": "main.llm-1",
+    }
+    assert content(made, "output-prometheus.nft").splitlines() == [
+        "ip daddr 10.20.40.20 tcp dport 9443 accept",
+        "ip6 daddr fd00::21 tcp dport 30943 accept",
+    ]
+    unit = content(made, "prometheus.service.d/llmkeep.conf")
+    assert "IPAddressAllow=localhost 10.0.0.1 10.20.40.20 fd00::21\n" in unit
+    alerts = {
+        rule.get("alert")
+        for group in yaml.safe_load(content(made, "rules.yml"))["groups"]
+        for rule in group["rules"]
+    }
+    assert {"NoSourceGateway", "TimeToFirstTokenWithoutData"} <= alerts
+
+
+def test_a_prometheus_in_the_cluster_stores_the_same_of_a_pod(tmp_path: Path) -> None:
+    made = watching_pods(
+        tmp_path, "llm.estate.internal", [{"name": "llm-0", "address": "10.0.0.7", "port": 9443}]
+    )
+    ours = job_of_pods(made)
+    inside = yaml.safe_load((ROOT / "deploy/kubernetes/components/metrics/prometheus.yml").read_text())
+    (theirs,) = inside["scrape_configs"]
+    for key in ("scheme", "metrics_path", "metric_relabel_configs"):
+        assert theirs[key] == ours[key]
+    assert theirs["tls_config"].keys() == ours["tls_config"].keys()
+
+
+class Pod(BaseHTTPRequestHandler):
+    """One with a GPU, which says of other things as well."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(
+            b'llm_gpu_utilization_ratio{model="m",gpu="0"} 0.8\nllmkeep_audit_altered 0\nredis_up 0\n'
+        )
+
+
+def test_of_a_pod_its_gateway_and_its_busy_gpu_are_stored_and_nothing_else(tmp_path: Path) -> None:
+    keys = ClusterKeys(tmp_path, ["127.0.0.1"])
+    keys.issued("ops1")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=keys.ca)
+    context.load_cert_chain(*keys.issued("llm", server=True))
+    context.verify_mode = ssl.CERT_REQUIRED
+    with HTTPServer(("127.0.0.1", 0), Pod) as pod:
+        pod.socket = context.wrap_socket(pod.socket, server_side=True)
+        Thread(target=pod.serve_forever, daemon=True).start()
+        where = {"name": "llm-0", "address": "127.0.0.1", "port": pod.server_port}
+        job = job_of_pods(watching_pods(tmp_path, "localhost", [where]), tmp_path)
+        with prometheus_here(tmp_path, [job]) as query:
+            until(lambda: query('up{instance="main.llm-0"} == 1'))
+            stored = {
+                each["metric"]["__name__"]
+                for each in query('{instance="main.llm-0",__name__!~"up|scrape_.+"}')
+            }
+        pod.shutdown()
+    assert stored == {"llm_gpu_busy_ratio"}
