@@ -163,6 +163,18 @@ def test_receivers_are_quoted_and_private_and_objectives_are_judged_where_a_host
     assert "TargetDown" in alerts
 
 
+@pytest.mark.parametrize(("serving", "memory", "heap"), [(1, 1024, 768), (300, 3000, 2250)])
+def test_prometheus_has_memory_for_every_host_that_serves(
+    serving: int, memory: int, heap: int, tmp_path: Path
+) -> None:
+    names = [f"llm{number}" for number in range(serving)]
+    hosts = {f"{name}.estate.internal": "10.0.0.1" for name in ("ops1", *names)}
+    unit = {"unit": "lookup('ansible.builtin.template', 'prometheus.service.j2')"}
+    given = {"role_path": str(ROOT / "roles/prometheus")}
+    made = rendered(tmp_path, "prometheus", unit, "ops1", hosts, given, {"control": ["ops1"], "serve": names})
+    assert f"\nMemoryMax={memory}M\nEnvironment=GOMEMLIMIT={heap}MiB\n" in made["unit"]
+
+
 def test_pods_are_watched_as_gateways_of_hosts_are(tmp_path: Path) -> None:
     pods = [
         {"name": "llm-0", "address": "10.20.40.20", "port": 9443},
