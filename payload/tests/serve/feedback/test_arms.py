@@ -5,6 +5,7 @@ import math
 import os
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -243,8 +244,10 @@ def test_a_candidate_that_is_away_gives_way_to_the_control(
         for name in "support-7", "support-8":
             service.engines[name].kill()
             service.start_engine(name)
-        with client_of(service, of_arm("candidate")) as client:
-            eventually("the candidate is back", lambda: back(service, client))
+        arms: tuple[Arm, ...] = ("control", "candidate")
+        for arm in arms:
+            with client_of(service, of_arm(arm)) as client:
+                eventually(f"the {arm} is back", partial(back, service, client, arm))
 
 
 def answered(service: Service, client: httpx.Client) -> dict[str, Any] | None:
@@ -257,9 +260,9 @@ def unanswered(client: httpx.Client) -> httpx.Response | None:
     return given if given.status_code == 503 else None
 
 
-def back(service: Service, client: httpx.Client) -> bool:
+def back(service: Service, client: httpx.Client, arm: Arm) -> bool:
     given, intent = ask(service, client)
-    return given.status_code == 200 and intent["gen_ai.request.model"] == "support-8"
+    return given.status_code == 200 and intent["gen_ai.request.model"] == getattr(SUPPORT, arm)
 
 
 def test_a_tenant_that_takes_no_part_is_not_assigned(service: Service) -> None:
