@@ -192,7 +192,6 @@ def main() -> int:
             time.sleep(given.samples)
             before: tuple[float, float] | None = None
             for names, prometheus in zip(given.names, running, strict=True):
-                prometheus.process.poll()
                 now = prometheus.figures()
                 disk = prometheus.on_disk()
                 series, appended = now["prometheus_tsdb_head_series"], 0.0

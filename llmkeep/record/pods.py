@@ -124,13 +124,13 @@ def _executed(replica: Replica, cache: str, command: list[str]) -> str:
         "--",
         *command,
     ]
-    with tempfile.TemporaryFile() as errors:
-        with subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors
-        ) as process:
-            answer = cast(IO[bytes], process.stdout).read(LONGEST + 1)
-        errors.seek(0)
-        error = " ".join(errors.read(LONGEST).decode(errors="replace").split())[:300]
+    with subprocess.Popen(
+        argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        # One after the other: a pod that floods the one or the other is held by the pipe until its time is over.
+        answer = cast(IO[bytes], process.stdout).read(LONGEST + 1)
+        said = b"" if len(answer) > LONGEST else cast(IO[bytes], process.stderr).read(LONGEST)
+    error = " ".join(said.decode(errors="replace").split())[:300]
     if len(answer) > LONGEST:
         raise Unheard(f"{replica.name} did not end its answer within {LONGEST >> 20} MiB: look at that pod")
     if process.returncode == 124:

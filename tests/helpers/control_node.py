@@ -12,7 +12,7 @@ from plugin_modules import ROOT
 OVERLAID = """
 folder=$1; shift
 for each in etc usr/local var/lib; do
-  mount -t overlay overlay -o "lowerdir=/$each,upperdir=$folder/$each,workdir=$folder/work/$each" "/$each"
+  mount -t overlay overlay -o "lowerdir=/$each,upperdir=$folder/$each,workdir=$folder/overlay/$each" "/$each"
 done
 exec "$@"
 """
@@ -25,7 +25,7 @@ class ControlNode:
         self.folder = folder
         for each in "etc", "usr/local", "var/lib":
             (folder / each).mkdir(parents=True)
-            (folder / "work" / each).mkdir(parents=True)
+            (folder / "overlay" / each).mkdir(parents=True)
         (folder / "var/lib/llmkeep").mkdir()  # as `bootstrap` does
         host = {"ansible_connection": "local", "ansible_python_interpreter": "/usr/bin/python3", **variables}
         children = {group: {"hosts": {"ops1": None}} for group in ("control", "kubernetes")}

@@ -27,8 +27,10 @@ assert "--kubeconfig=/etc/kubeconfig" in own and "--container=audit" in own and 
 pod = pathlib.Path({folder!r}, own[-1])
 if not pod.is_dir():
     sys.exit(f'Error from server (NotFound): pods "{{own[-1]}}" not found')
-if (pod / "endless").exists():
-    os.execvp("yes", ["yes"])
+for name, where in (("endless", 1), ("endless-errors", 2)):
+    if (pod / name).exists():
+        os.dup2(where, 1)
+        os.execvp("yes", ["yes"])
 os.chdir(pod)
 os.execvp(command[0], command)
 """
@@ -142,6 +144,17 @@ def test_a_pod_that_talks_without_end_is_not_heard(estate: Estate, capfd: pytest
     (estate.root / "pods/llm-0/endless").touch()
     assert estate.collect() == 1
     assert "main.llm-0 did not end its answer within 1 MiB" in capfd.readouterr().err
+
+
+def test_a_pod_that_complains_without_end_is_cut_off(
+    estate: Estate, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(pods, "SECONDS", 2)
+    (estate.root / "pods/llm-0/endless-errors").touch()
+    assert estate.collect() == 1
+    told = capfd.readouterr().err
+    assert "main.llm-0, pod llmkeep/llm-0, did not say what its record is: " in told
+    assert len(told) < 1000
 
 
 def test_what_the_last_look_saw_is_left_for_the_writer(estate: Estate) -> None:
