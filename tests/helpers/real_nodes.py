@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from control_plane import SERVICES, START_SECONDS, ControlPlane
+from hollow_nodes import ready
 from namespaces import inside, ip, namespace
 from plugin_modules import HELPERS
 from waiting import until
@@ -281,6 +282,7 @@ def real_nodes(
                 until(node.answers, START_SECONDS)
                 for name, layout in layouts.items():
                     node.take(layout, name)
+            until(lambda: ready(cluster, "nodes") == count, START_SECONDS)
             yield cluster, nodes
     finally:
         for each in networks:
