@@ -330,8 +330,8 @@ def run_scenario(lab: Lab, role: str) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text(done.stdout + done.stderr, encoding="utf-8")
     if done.returncode:
-        _, fatal, said = done.stdout.partition("fatal: ")
-        pytest.fail(
-            f"the scenario failed, {log} has all of it\n{fatal}{said[:3000]}\n…\n{done.stdout[-3000:]}"
-        )
+        # Molecule repeats on stderr, in colours, what ansible-playbook printed.
+        said = re.sub(r"\x1b\[[0-9;]*m", "", done.stderr)
+        _, fatal, failed = said.partition("fatal: ")
+        pytest.fail(f"the scenario failed, {log} has all of it\n{fatal}{failed[:3000]}\n…\n{said[-3000:]}")
     assert lab.sink() == [], "the role tried to leave"
