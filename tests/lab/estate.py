@@ -74,11 +74,8 @@ class Lab:
             check=False,
         )
         if check and done.returncode:
-            # Where one host failed, the others go on: what it said may be far from the end.
-            _, fatal, said = done.stdout.partition("fatal: ")
             pytest.fail(
-                f"lab {' '.join(args)} exited {done.returncode}\n{fatal}{said[:3000]}\n…\n"
-                f"{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
+                f"lab {' '.join(args)} exited {done.returncode}\n{excerpt(done.stdout)}\n{done.stderr[-3000:]}"
             )
         return done
 
@@ -122,6 +119,12 @@ class Lab:
         """Every packet and DNS question that was meant for elsewhere."""
         found: list[dict[str, Any]] = json.loads(self.run("sink", "--json").stdout)
         return found
+
+
+def excerpt(output: str) -> str:
+    """Of what Ansible printed, its first failed task and its end: where one host failed, the others go on."""
+    _, fatal, said = output.partition("fatal: ")
+    return f"{fatal}{said[:3000]}\n…\n{output[-6000:]}"
 
 
 def changed(output: str) -> dict[str, int]:
@@ -332,6 +335,5 @@ def run_scenario(lab: Lab, role: str) -> None:
     if done.returncode:
         # Molecule repeats on stderr, in colours, what ansible-playbook printed.
         said = re.sub(r"\x1b\[[0-9;]*m", "", done.stderr)
-        _, fatal, failed = said.partition("fatal: ")
-        pytest.fail(f"the scenario failed, {log} has all of it\n{fatal}{failed[:3000]}\n…\n{said[-3000:]}")
+        pytest.fail(f"the scenario failed, {log} has all of it\n{excerpt(said)}")
     assert lab.sink() == [], "the role tried to leave"

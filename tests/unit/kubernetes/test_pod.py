@@ -211,9 +211,10 @@ def test_prometheus_gets_nothing_but_metrics(pod: PodHere, certificates: Path, p
     assert scraped(pod, certificates / "ops1.crt", path)[0] == 404
 
 
-def test_metrics_are_read_by_tls_1_3_alone(pod: PodHere, certificates: Path) -> None:
+@pytest.mark.parametrize("port", ["https", "metrics"])
+def test_the_edge_speaks_tls_1_3_alone(pod: PodHere, certificates: Path, port: str) -> None:
     with pytest.raises(ssl.SSLError, match="ALERT_PROTOCOL_VERSION"):
-        connected(pod, ssl.TLSVersion.TLSv1_2, "metrics", certificates / "ops1.crt")
+        connected(pod, ssl.TLSVersion.TLSv1_2, port, certificates / "ops1.crt")
 
 
 def test_an_edge_that_was_not_asked_for_metrics_has_one_port(

@@ -217,6 +217,13 @@ def test_a_prometheus_in_the_cluster_stores_the_same_of_a_pod(tmp_path: Path) ->
     assert theirs["tls_config"].keys() == ours["tls_config"].keys()
 
 
+def test_disk_and_memory_grow_with_what_serves(tmp_path: Path) -> None:
+    pods = [{"name": f"llm-{number}", "address": f"10.0.0.{number}", "port": 9443} for number in range(200)]
+    unit = content(watching_pods(tmp_path, "llm.estate.internal", pods), "prometheus.service.d/llmkeep.conf")
+    assert "--storage.tsdb.retention.time=90d --storage.tsdb.retention.size=400GB" in unit
+    assert "MemoryMax=2000M" in unit
+
+
 class Pod(BaseHTTPRequestHandler):
     """One with a GPU, which says of other things as well."""
 
