@@ -18,6 +18,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
 STEP := @lab/step
+SUITE := @tests/suite.py
 # The longest first.
 CHECKS := unit-serving unit-training unit-control lint types policy
 
@@ -48,9 +49,8 @@ preflight:
 	@lab/preflight
 
 # The hosts are made while the fast part runs: they wait more than they work.
-test: env  ## the fast part, every role's scenario and the whole estate, in containers
-	$(MAKE) --jobs 2 --output-sync=target floor $(CHECKS)
-	$(MAKE) test-containers
+test: preflight env  ## the fast part, every role's scenario and the whole estate, in containers
+	$(SUITE) floor $(CHECKS) -- test-containers
 
 test-containers: WORKERS := --numprocesses 3
 test-containers: bundle
@@ -59,9 +59,8 @@ test-containers: bundle
 test-kernel: bundle kernel  ## what needs a kernel: volumes, lost writes, power cuts, clocks, ESP
 	.venv/bin/pytest tests/lab/kernels $(BY_FILE) --durations=0 --durations-min=10
 
-# Two parts at a time: the payload's tests wait for engines half of the time.
 check: env  ## the fast part: lint, types, unit tests, contract
-	$(MAKE) --jobs 2 --output-sync=target $(CHECKS)
+	$(SUITE) $(CHECKS)
 
 lint: env
 	.venv/bin/ruff check .
@@ -69,7 +68,7 @@ lint: env
 	.venv/bin/yamllint --strict .
 	# Without an inventory that is there it cannot load the playbooks, which only its log says.
 	ANSIBLE_INVENTORY=inventory/example .venv/bin/ansible-lint -q
-	shellcheck --external-sources $$(grep -rlIE '^#!/bin/(ba)?sh|^#!/usr/bin/env bash' .ci bench/*.sh lab llmkeep playbooks roles)
+	shellcheck --external-sources $$(grep -rlIE '^#!/bin/(ba)?sh|^#!/usr/bin/env bash' .ci bench/*.sh lab llmkeep playbooks roles tests)
 	PYTHONPATH=.ansible/collections .venv/bin/lint-imports --no-logo --no-cache
 	cd payload && PYTHONPATH=. ../.venv/bin/lint-imports --no-logo --no-cache
 

@@ -1,5 +1,6 @@
 """This machine as several hosts of Ansible, each of which may be away."""
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -26,10 +27,10 @@ class Connection(Local):
     transport = "here"
     _remote_is_local = False
 
-    def exec_command(self, *args, **kwargs):
+    def exec_command(self, cmd, *args, **kwargs):
         if pathlib.Path("FOLDER", f"away-{self._play_context.remote_addr}").exists():
             raise AnsibleConnectionFailure("No route to host")
-        return super().exec_command(*args, **kwargs)
+        return super().exec_command("READABLE_TREE " + cmd, *args, **kwargs)
 """
 
 
@@ -38,7 +39,12 @@ def made(folder: Path) -> dict[str, str]:
 
     A file `away-HOST` there has the host away.
     """
-    (folder / "here.py").write_text(CONNECTION.replace("FOLDER", str(folder)))
+    # The users of hosts run programs of this tree.
+    readable_tree = Path(__file__).parent / "readable-tree"
+    connection = CONNECTION.replace("FOLDER", str(folder)).replace(
+        "READABLE_TREE", shlex.quote(str(readable_tree))
+    )
+    (folder / "here.py").write_text(connection)
     (folder / "python-of-hosts").write_text(INTERPRETER.format(python=sys.executable))
     (folder / "python-of-hosts").chmod(0o755)
     return {"ANSIBLE_CONNECTION_PLUGINS": str(folder), "ANSIBLE_REMOTE_TMP": "/dev/null/on-the-disk"}

@@ -20,7 +20,7 @@ ACCOUNTS = {
 }
 AS_USER = """
 for file in passwd group subuid subgid; do mount --bind "$HOME/.accounts/$file" "/etc/$file"; done
-exec setpriv --reuid="$1" --regid="$1" --clear-groups --inh-caps=-all "$0" "${@:2}"
+exec "$READABLE_TREE" setpriv --reuid="$1" --regid="$1" --clear-groups --inh-caps=-all "$0" "${@:2}"
 """
 
 
@@ -49,6 +49,9 @@ class Podman:
             "TMPDIR": str(self.home),
             "XDG_RUNTIME_DIR": str(self.home / "run"),
             "PODMAN_IGNORE_CGROUPSV1_WARNING": "1",
+            "READABLE_TREE": str(
+                Path(__file__).parent / "readable-tree"
+            ),  # volumes may be folders of this tree
         }
         done = subprocess.run(
             [*command, *arguments],

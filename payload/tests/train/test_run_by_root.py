@@ -19,6 +19,8 @@ from llmtrain import exits
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can work as another user")
 PAYLOAD = Path(__file__).parents[2]
+# The job's user imports the payload, too.
+READABLE_TREE = PAYLOAD.parent / "tests/helpers/readable-tree"
 JOB_USER = 65534  # an account without files of its own
 
 
@@ -83,7 +85,7 @@ def link_to_private(estate: Path) -> None:
 def run(estate: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(PAYLOAD), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, "-m", "llmtrain", *arguments],
+        [READABLE_TREE, sys.executable, "-m", "llmtrain", *arguments],
         env=environment, cwd=estate, capture_output=True, text=True, check=False, timeout=240,
     )  # fmt: skip
 
