@@ -40,7 +40,7 @@ def test_every_artifact_has_hash_size_licence_and_purl() -> None:
 @pytest.mark.parametrize("environment", lock.environments(WANTED, "gpu"))
 def test_an_environment_has_what_artifacts_yml_wants_for_it(environment: str) -> None:
     entry = WANTED["python"]["environments"][environment]
-    wanted = {wheels.canonical(re.split("[~=<>]", requirement)[0]) for requirement in entry["requires"]}
+    wanted = {wheels.canonical(wheels.distribution(requirement)) for requirement in entry["requires"]}
     assert wanted <= names(environment)
     assert not names(environment) & set(entry.get("from_debian", {}))
 
