@@ -70,7 +70,12 @@ lint: env
 	ANSIBLE_INVENTORY=inventory/example .venv/bin/ansible-lint -q
 	shellcheck --external-sources $$(grep -rlIE '^#!/bin/(ba)?sh|^#!/usr/bin/env bash' .ci bench/*.sh lab llmkeep playbooks roles tests)
 	PYTHONPATH=.ansible/collections .venv/bin/lint-imports --no-logo --no-cache
-	cd payload && PYTHONPATH=. ../.venv/bin/lint-imports --no-logo --no-cache
+	.venv/bin/deptry llmkeep
+	for each in llmproof lab; do .venv/bin/deptry $$each --config $$each/pyproject.toml; done
+	cd payload
+	PYTHONPATH=. ../.venv/bin/lint-imports --no-logo --no-cache
+	# The payload's environment knows which distribution brings a module.
+	PYTHONPATH=$$(echo .venv/lib/python*/site-packages) ../.venv/bin/deptry .
 
 types: env
 	.venv/bin/mypy
