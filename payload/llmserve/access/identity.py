@@ -45,6 +45,28 @@ def of_token(token: Token) -> Identity:
     return Identity("oidc", token.id, token.subject, token.tenant, token.roles, token)
 
 
+def refuse_other_sites(headers: Headers) -> None:
+    """Raises ApiError 403 for a request that a browser sends for another site; machines send neither header.
+
+    `Sec-Fetch-Site` comes first: `Origin` is "null" for forms of our own pages, whose referrer policy is no-referrer.
+    """
+
+    def values(header: bytes) -> set[bytes]:
+        return {value for name, value in headers if name == header}
+
+    if values(b"sec-fetch-site") == {b"same-origin"}:
+        return
+    own = {"Sec-Fetch-Site": {b"none"}, "Origin": {b"https://" + host for host in values(b"host")}}
+    for name, accepted in own.items():
+        for value in values(name.lower().encode()) - accepted:
+            raise ApiError(
+                403,
+                "cross_site",
+                f"{name} is {value[:100].decode('latin-1')!r}: another site cannot use this browser's client "
+                f"certificate; send the request from this site, or {SEND_A_KEY}",
+            )
+
+
 class Authenticator:
     """Authenticates requests, and detects identities that have ended."""
 
@@ -59,7 +81,9 @@ class Authenticator:
         self.last_used = LastUsed(last_used_file(keys.path))
 
     def identify(self, headers: Headers) -> Identity:
-        """Authenticate by headers; raises ApiError 401, or 503 while keys or tokens cannot be checked."""
+        """Authenticate by headers; raises ApiError 401, 503 while keys or tokens cannot be checked, or 403 for a
+        certificate that a browser attached to another site's request.
+        """
         authorization = [value for name, value in headers if name == b"authorization"]
         if len(authorization) > 1:
             raise unauthenticated("malformed_key", "there are two Authorization headers: send one")
@@ -67,6 +91,7 @@ class Authenticator:
             return self.bearer(authorization[0])
         certificates = [value for name, value in headers if name == self.certificate_header]
         if certificates:
+            refuse_other_sites(headers)
             return self.certificate(certificates)
         raise unauthenticated("missing_key", f"no API key: {SEND_A_KEY}")
 

@@ -10,6 +10,7 @@ from threading import Thread
 from typing import Any
 from urllib.parse import quote, unquote
 
+import httpx2 as httpx
 import pytest
 from edge import Edge, authority, in_front_of, issue, revoke
 from questions import LASTING, error
@@ -24,6 +25,23 @@ from llmserve.settings import GatewayConfig
 HEADER = {"certificate_header": "X-Client-Certificate"}
 SLOW: dict[str, Any] = {"slow": {"driver": "echo", "token_seconds": 0.05}}
 LONG = {**LASTING, "model": "slow"}
+# What tells a browser's request for another site from its own and from a machine's, and the value that the refusal names.
+FOREIGN: list[tuple[dict[str, str], str]] = [
+    ({"sec-fetch-site": "cross-site"}, "'cross-site'"),
+    ({"sec-fetch-site": "cross-site", "origin": "https://localhost"}, "'cross-site'"),
+    ({"sec-fetch-site": "same-site", "origin": "https://other.localhost"}, "'same-site'"),
+    ({"sec-fetch-site": "none", "origin": "https://elsewhere.example"}, "'https://elsewhere.example'"),
+    ({"origin": "https://elsewhere.example"}, "'https://elsewhere.example'"),
+    ({"origin": "http://localhost"}, "'http://localhost'"),
+    ({"origin": "null"}, "'null'"),
+]
+OWN: list[dict[str, str]] = [
+    {},
+    {"sec-fetch-site": "none"},
+    {"sec-fetch-site": "same-origin", "origin": "https://localhost"},
+    {"sec-fetch-site": "same-origin", "origin": "null"},  # a form of a page without referrer
+    {"origin": "https://localhost"},
+]
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +107,42 @@ def test_a_valid_certificate_does_not_make_up_for_an_invalid_authorization_heade
         error(client.get("/v1/models", headers=wrong), 401, "invalid_key")
         right = client.get("/v1/models", headers={"authorization": f"Bearer {service.key}"})
         assert access_line(service, right.headers["x-request-id"])["user.id"] == "ada"
+
+
+def test_another_site_cannot_use_the_certificate_of_a_browser(service: Service, edge: Edge) -> None:
+    add(service, certificate := issue(edge.clients, "browser"), "browser")
+
+    def answers(client: httpx.Client, headers: dict[str, str]) -> list[httpx.Response]:
+        """To a picture, and to a POST that a browser sends to any site without a preflight request."""
+        body = json.dumps({"model": "echo", "prompt": "planted"})
+        plain = {**headers, "content-type": "text/plain"}
+        return [
+            client.get("/generate?prompt=planted", headers=headers),
+            client.post("/v1/completions", content=body, headers=plain),
+        ]
+
+    def recorded() -> list[dict[str, Any]]:
+        return [each for each in service.records() if each.get("user.id") == "browser"]
+
+    with edge.client(certificate) as client:
+        eventually("it works", lambda: client.get("/v1/models").status_code == 200, 5)
+        before = len(eventually("it is recorded", lambda: len(recorded()) > 1 and recorded()))
+        for headers, value in FOREIGN:
+            for answer in answers(client, headers):
+                assert value in error(answer, 403, "cross_site")["message"], headers
+        for headers in OWN:
+            assert [each.status_code for each in answers(client, headers)] == [200, 200], headers
+    # Intent and outcome of each.
+    after = before + 2 * 2 * len(OWN)
+    eventually("only its own requests are recorded as the holder's", lambda: len(recorded()) == after)
+    refused = [each for each in service.records() if each.get("error.code") == "cross_site"]
+    assert {each["llmkeep.audit.phase"] for each in refused} == {"refused"}
+
+
+def test_no_browser_attaches_a_key_by_itself_so_any_site_may_send_one(service: Service, edge: Edge) -> None:
+    with edge.client(authorization=f"Bearer {service.key}") as client:
+        for headers, _ in FOREIGN:
+            assert client.get("/v1/models", headers=headers).status_code == 200, headers
 
 
 def test_a_foreign_or_expired_certificate_does_not_pass_the_edge(service: Service, edge: Edge) -> None:
@@ -170,6 +224,8 @@ def test_the_edge_passes_on_the_headers_that_the_gateway_reads_and_no_others(tmp
                 "x-request-id": "r",
                 "accept": "a/b",
                 "x-forwarded-for": "9.9.9.9",
+                "origin": "https://localhost",
+                "sec-fetch-site": "same-origin",
             }
             with edge.client(certificate, **forged, **known) as client:
                 client.post("/generate", json={"prompt": "x"})
