@@ -88,8 +88,13 @@ class Site:
         try:
             response = await self.answer(request, exchange)
         except ApiError as error:
-            exchange.code = error.code
-            response = self.refusal(request, exchange, error)
+            if error.code == "cross_site" and request.method == "GET":
+                exchange.public = True
+                query = request.url.query
+                response = self.arrival(request, f"{request.scope['path']}{'?' if query else ''}{query}")
+            else:
+                exchange.code = error.code
+                response = self.refusal(request, exchange, error)
         except Exception:
             exchange.code = "internal_error"
             fields = {"http.request.id": exchange.request_id.decode()}
@@ -273,6 +278,14 @@ class Site:
         if error and exchange:
             exchange.code = error.code
         return self.rendered(request, "sign-in.html", error.status if error else 200, page="", wrong=wrong)
+
+    def arrival(self, request: Request, address: str) -> Response:
+        """A page that leads to `address`, for a browser that comes from another site.
+
+        Only its next request, which this page causes, has the session's cookie and may use a client certificate.
+        A picture or a frame of another site causes none.
+        """
+        return self.rendered(request, "arrival.html", page="", address=address)
 
     def refusal(self, request: Request, exchange: Exchange, error: ApiError) -> Response:
         words = self.why(language_of(request), error)

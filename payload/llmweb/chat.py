@@ -143,7 +143,7 @@ class Chat(Site):
         The browser may come from another site: it sends the session's cookie only after a page of this one.
         """
         opened = await self.opened(request, exchange, identity)
-        response = self.rendered(request, "signed-in.html", page="", pages=[])
+        response = self.arrival(request, HOME)
         response.raw_headers += [each for each in opened.raw_headers if each[0] == b"set-cookie"]
         return response
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
-from edge import Edge, in_front_of
+from edge import Edge, in_front_of, issue
 from operator_page import BROWSER, configured, start
 from provider_login import ProviderLogin
 from service import PEPPER, Process, Service, running
@@ -37,6 +37,12 @@ class ChatPage:
             key, record = new_key(PEPPER, subject, tenant, [role], None)
             records.append(record)
         return key, record.id
+
+    def certificate(self, subject: str) -> Path:
+        """A new client certificate, registered for a developer of the tenant research."""
+        certificate = issue(self.edge.clients, subject)
+        self.gateway.add_key(subject, "research", "--certificate", str(certificate))
+        return certificate
 
     @contextmanager
     def signed_in(self, key: str = "", **who: str) -> Iterator[httpx.Client]:

@@ -18,6 +18,7 @@ from llmserve.access.api_keys import edited, new_key
 from llmserve.feedback.journal import append
 
 BROWSER = {"sec-fetch-site": "same-origin"}
+OTHER_SITE = {"sec-fetch-site": "cross-site"}
 # Of the policy: whose answers experts of `operations` review, and what product owners see.
 TENANTS: dict[str, dict[str, object]] = {
     "research": {"keep_prompts": True, "reviewed_by": ["operations"]},

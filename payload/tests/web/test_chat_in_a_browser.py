@@ -12,12 +12,13 @@ from typing import Any
 
 import browser
 import pytest
-from browser import CHROMIUM, NEEDED
+from browser import CHROMIUM, LOCALES, NEEDED
 from chat_page import ChatPage
-from service import eventually
+from service import eventually, whole_lines
 
 from llmcore.ratings import ENDED, FORGOTTEN, SUBJECT, TENANT
 from llmserve.feedback.journal import append
+from llmweb.app import SESSION
 
 sync_api = pytest.importorskip("playwright.sync_api", reason=NEEDED)
 Axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason=NEEDED).Axe
@@ -516,3 +517,47 @@ def test_screenshots_of_the_documentation(chromium: Any, chat: ChatPage) -> None
                 answer.locator(".down").click()
                 answer.locator(".rating").wait_for()
             opened.screenshot(path=folder / f"chat-{name}.png", full_page=name == "rating")
+
+
+def test_another_site_can_link_to_the_page_and_cannot_use_the_certificate_of_the_browser(
+    chromium: Any, chat: ChatPage
+) -> None:
+    edge, site = f"https://localhost:{chat.edge.port}", "https://elsewhere.example/"
+    certificate = chat.certificate("wilma")
+    files = {"certPath": certificate, "keyPath": certificate.with_suffix(".key")}
+    prompt = {"model": "echo", "prompt": "planted"}
+    plain = {"method": "POST", "mode": "no-cors", "credentials": "include", "body": json.dumps(prompt)}
+    hostile = f"""<img src="{edge}/generate?prompt=planted"> <a href="{edge}/">link</a>
+        <script>fetch("{edge}/v1/completions", {json.dumps(plain)})</script>"""
+    paths = {"/generate", "/v1/completions"}
+
+    def answered() -> dict[str, int]:
+        """The status of what was asked of the edge on these paths."""
+        lines = map(json.loads, whole_lines(chat.edge.folder / "access.log").splitlines())
+        return {line["path"]: line["status"] for line in lines if line["path"] in paths}
+
+    context = chromium.new_context(
+        ignore_https_errors=True, locale=LOCALES["en"], client_certificates=[{"origin": edge, **files}]
+    )
+    context.route(f"{site}**", lambda route: route.fulfill(body=hostile, content_type="text/html"))
+
+    def session() -> list[str]:
+        return [each["value"] for each in context.cookies() if each["name"] == SESSION]
+
+    try:
+        opened = context.new_page()
+        opened.goto(site)
+        eventually("picture and POST are answered", lambda: answered().keys() == paths)
+        assert answered() == dict.fromkeys(paths, 403)
+        opened.get_by_text("link").click()
+        ready(opened)
+        assert "Signed in as wilma" in opened.content()
+        first = session()
+        assert first
+        opened.goto(site)
+        opened.get_by_text("link").click()
+        ready(opened)
+        assert session() == first, "a second link opened a second session"
+    finally:
+        context.close()
+    assert "planted" not in "".join(path.read_text() for path in (chat.gateway.folder / "feedback").iterdir())

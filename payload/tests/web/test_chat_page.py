@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import html
 import json
 import re
 import time
@@ -13,11 +14,11 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 from chat_page import ChatPage, token
-from edge import issue
-from operator_page import BROWSER
+from operator_page import BROWSER, OTHER_SITE
 from service import eventually
 
 import llmweb
+from llmweb.sessions import MOST_OF_A_HOLDER
 
 STATIC = Path(llmweb.__file__).parent / "static"
 ASKED: dict[str, Any] = {
@@ -85,13 +86,7 @@ def test_a_wrong_key_is_refused_and_not_shown(chat: ChatPage) -> None:
 
 
 def test_a_client_certificate_opens_a_session(chat: ChatPage) -> None:
-    certificate = issue(chat.edge.clients, "carla")
-    added = chat.gateway.cli(
-        *("keys", "add", "--certificate", str(certificate), "--subject", "carla", "--tenant", "research"),
-        *("--role", "developer", "--keys-file", str(chat.gateway.folder / "keys.json")),
-    )
-    assert added.returncode == 0, added.stderr
-    with chat.edge.client(certificate, **BROWSER) as client:
+    with chat.edge.client(chat.certificate("carla"), **BROWSER) as client:
         answer = client.get("/")
         # No redirect: after a link of another site it would come without the session's cookie, and open the next one.
         assert answer.status_code == 200
@@ -99,6 +94,22 @@ def test_a_client_certificate_opens_a_session(chat: ChatPage) -> None:
         assert "__Host-llmkeep-session" in client.cookies
         answer = client.post(CHAT, json=ASKED, headers={"x-csrf-token": token(client)})
         assert text(answer) == "the quick brown fox"
+
+
+def test_a_link_of_another_site_opens_no_session_until_its_browser_comes_back_from_this_one(
+    chat: ChatPage,
+) -> None:
+    with chat.edge.client(chat.certificate("petra"), **BROWSER) as client:
+        client.get("/")
+        own = dict(client.cookies)
+        for number in range(MOST_OF_A_HOLDER):
+            with chat.edge.client(chat.edge.folder / "petra.pem", **OTHER_SITE) as linked:
+                answer = linked.get(f"/?language=zh&of={number}")
+                assert (answer.status_code, "__Host-llmkeep-session" in linked.cookies) == (200, False)
+                url = html.escape(f"/?language=zh&of={number}")
+                assert f'<meta http-equiv="refresh" content="0; url={url}">' in answer.text
+        assert dict(client.cookies) == own
+        assert "Signed in as petra" in client.get("/").text
 
 
 # Asking.

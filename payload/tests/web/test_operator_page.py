@@ -13,7 +13,7 @@ import httpx2 as httpx
 import pytest
 from edge import issue, revoke
 from markupsafe import escape
-from operator_page import BROWSER, KEPT_SECONDS, OperatorPage
+from operator_page import BROWSER, KEPT_SECONDS, OTHER_SITE, OperatorPage
 from service import eventually
 from watched_estate import HOSTILE, WatchedEstate
 
@@ -166,6 +166,10 @@ def test_a_client_certificate_needs_no_session(page: OperatorPage) -> None:
         assert client.get("/operator/").status_code == 401  # of our CA, and not registered
         assert page.gateway.cli("keys", "add", *who, *key_file).returncode == 0
         assert "otto" in text(client.get("/operator/"))
+        linked = client.get("/operator/gpus", headers=OTHER_SITE)
+        assert linked.status_code == 200
+        assert '<meta http-equiv="refresh" content="0; url=/operator/gpus">' in linked.text
+        assert "otto" not in linked.text
     with page.client() as forged:
         assert (
             forged.get(
