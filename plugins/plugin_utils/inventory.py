@@ -48,7 +48,22 @@ GROUPS = (
 RENAMED_GROUPS = {"hsm": "softhsm"}
 REQUIRED_GROUPS = {
     "control": "add the host that was bootstrapped from the stick",
-    "mirror": "add the host that serves the bundle; it may be the control node",
+    "mirror": "add the control node, which serves the bundle",
+}
+# Group, another one that its hosts need, and why.
+NEEDED_GROUPS = (
+    ("edge", "serve", "an edge reaches its gateway over a UNIX socket"),
+    ("vllm", "serve", "vLLM answers its gateway over a UNIX socket"),
+    ("keepalived", "edge", "the addresses move between edges"),
+    ("chat", "edge", "the edge serves the chat page"),
+    ("kubernetes", "control", "clusters are deployed to from a control node"),
+    ("slurm_node", "train", "the role of train installs what Slurm starts"),
+)
+# Groups of one host, and why.
+SINGLE_HOST_GROUPS = {
+    "redis": "whose one Redis all gateways share: leave one there, or none, and each host in serve has its own",
+    "search": "whose role makes one node: leave one there",
+    "logstash": "to which all hosts ship their logs: leave one there",
 }
 # Units that must wait for the volume that holds their files: group, variable of the directory or its path, unit.
 NEEDED_UNITS = (
@@ -100,10 +115,16 @@ def nearest(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
 
 # ---------------------------------------------------------------- the whole inventory
 def group_faults(groups: Mapping[str, list[str]]) -> Iterator[str]:
-    """Missing, renamed and misspelt groups."""
+    """Missing, renamed and misspelt groups, and a mirror that is not the control node."""
     for group, way_out in REQUIRED_GROUPS.items():
         if not groups.get(group):
             yield f"the group {group} is empty: {way_out}"
+    control, mirrors = (groups.get("control") or [])[:1], groups.get("mirror") or []
+    if control and mirrors and mirrors != control:
+        yield (
+            f"mirror has {', '.join(mirrors)}, and the control node is {control[0]}, which alone can be the mirror: on another"
+            f" host bootstrap makes a second certificate authority. Put {control[0]}, and no other host, in mirror"
+        )
     for group in sorted(set(groups) - set(GROUPS) - {"all", "ungrouped"}):
         if group in RENAMED_GROUPS:
             yield f"the group {group} is called {RENAMED_GROUPS[group]} now: rename it in the inventory"
@@ -180,24 +201,17 @@ def placement_faults(values: Mapping[str, Any], groups: Mapping[str, list[str]])
             "it is in storage, whose volumes are opened by a key in an HSM, and has none: set hsm_module to your HSM's"
             " PKCS#11 module (docs/hsm.md), or add a host to softhsm, the lab's stand-in"
         )
-    if "redis" in mine and len(groups["redis"]) != 1:
-        yield (
-            f"{', '.join(groups['redis'])} are in redis, whose one Redis all gateways share: leave one there, or none,"
-            " and each host in serve has its own"
-        )
-    if "vllm" in mine and "serve" not in mine:
-        yield "it is in vllm and not in serve, but vLLM answers its gateway over a UNIX socket: add it to serve too"
-    if "kubernetes" in mine and "control" not in mine:
-        yield "it is in kubernetes and not in control, and clusters are deployed to from a control node: add it to control too"
-    if "slurm_node" in mine and "train" not in mine:
-        yield "it is in slurm_node and not in train, whose role installs what Slurm starts: add it to train too"
+    for group, needed, reason in NEEDED_GROUPS:
+        if group in mine and needed not in mine:
+            yield f"it is in {group} and not in {needed}, but {reason}: add it to {needed} too"
+    for group, reason in SINGLE_HOST_GROUPS.items():
+        if group in mine and len(groups.get(group) or []) > 1:
+            yield f"{', '.join(groups[group])} are in {group}, {reason}"
     if mine & {"slurm_controller", "slurm_node"} and len(groups.get("slurm_controller") or []) != 1:
         seen = ", ".join(groups.get("slurm_controller") or []) or "no host"
         yield f"Slurm has one controller, and there is {seen} in slurm_controller: put one host in it"
-    if mine & {"logs", "kibana"} and len(groups.get("search") or []) != 1:
-        seen = ", ".join(groups.get("search") or []) or "no host"
-        group = "logs, which are" if "logs" in mine else "kibana, which shows logs"
-        yield f"it is in {group} kept by the one host in search, and there is {seen} in it: put one host in search"
+    if (logging := sorted(mine & {"logs", "logstash", "kibana"})) and not groups.get("search"):
+        yield f"it is in {' and '.join(logging)}, which need Elasticsearch, and no host is in search: put one in it"
 
 
 def keepalived_faults(
@@ -206,8 +220,6 @@ def keepalived_faults(
     """Addresses that could not move between edges, or be certified."""
     if "keepalived" not in values["group_names"]:
         return
-    if "edge" not in values["group_names"]:
-        yield "it is in keepalived and not in edge, and the addresses move between edges: add it to edge and serve too"
     if len(groups["keepalived"]) < 2:
         yield "it is alone in keepalived, and addresses move between hosts: put two or more edges in it"
     virtual = values.get("keepalived_addresses") or []

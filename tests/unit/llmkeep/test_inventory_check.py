@@ -17,10 +17,24 @@ all:
     vlm: {hosts: {llm1: {ansible_host: 10.0.0.2}, llm2: {ansible_host: 10.0.0.3}}}
     serve: {hosts: {llm1: , llm2: }}
 """
+SHAPE = """\
+all:
+  children:
+    control: {hosts: {ops1: {ansible_host: 10.0.0.1}}}
+    mirror: {hosts: {depot1: {ansible_host: 10.0.0.4}}}
+    serve: {hosts: {llm1: {ansible_host: 10.0.0.2}}}
+    edge: {hosts: {edge1: {ansible_host: 10.0.0.3}, llm1: }}
+"""
 
 
 @pytest.mark.parametrize(
-    "given", [["example"], ["lab", "lab-kernel", "lab-train"], ["lab", "lab-logs", "lab-metrics"]]
+    "given",
+    [
+        ["example"],
+        ["lab", "lab-kernel", "lab-train"],
+        ["lab", "lab-logs", "lab-kibana", "lab-logstash", "lab-metrics", "lab-pages"],
+        ["lab", "lab-edges", "lab-redis", "lab-kubernetes", "lab-round"],
+    ],
 )
 def test_the_trees_own_inventories_have_no_fault(
     given: list[str], capsys: pytest.CaptureFixture[str]
@@ -39,6 +53,18 @@ def test_each_fault_is_printed_once_with_its_hosts(
         "- the group vlm belongs to no role; did you mean vllm?",
         "- ops1, llm1, llm2: no role reads llmserving_models; did you mean llm_serving_models?",
     ]
+
+
+def test_a_mirror_and_an_edge_on_hosts_of_their_own_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "hosts.yml").write_text(SHAPE)
+    assert cli.main(["inventory", "check", "-i", str(tmp_path)]) == 1
+    mirror, edge = capsys.readouterr().out.splitlines()
+    assert mirror.startswith("- mirror has depot1, and the control node is ops1, ")
+    assert mirror.endswith("Put ops1, and no other host, in mirror")
+    assert edge.startswith("- edge1: it is in edge and not in serve, ")
+    assert edge.endswith("add it to serve too")
 
 
 def test_json_has_the_same_faults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

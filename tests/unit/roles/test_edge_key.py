@@ -580,4 +580,4 @@ def test_the_role_refuses_to_verify_clients_in_the_process_that_has_the_hsm(tmp_
     assert set(refused) == {"clients", "mirror"}, done.stdout
     assert "and edge_client_ca_file /ca.pem; nothing was changed" in refused["clients"]
     assert "leave edge_client_ca_file empty" in refused["clients"]
-    assert "put the mirror on another host" in refused["mirror"]
+    assert "take the host out of [edge]" in refused["mirror"]

@@ -63,6 +63,35 @@ def test_an_empty_required_group_is_told() -> None:
     assert "the group mirror is empty" in fault
 
 
+@pytest.mark.parametrize(
+    ("mirrors", "control", "told"),
+    [
+        (["ops1"], ["ops1"], None),
+        (
+            ["depot1"],
+            ["ops1"],
+            "mirror has depot1, and the control node is ops1, ",
+        ),
+        (
+            ["ops1", "depot1"],
+            ["ops1"],
+            "mirror has ops1, depot1, and the control node is ops1, ",
+        ),
+        (
+            ["ops2"],
+            ["ops1", "ops2"],
+            "mirror has ops2, and the control node is ops1, ",
+        ),
+    ],
+)
+def test_a_mirror_that_is_not_the_control_node_is_told(
+    mirrors: list[str], control: list[str], told: str | None
+) -> None:
+    faults = list(rules.group_faults({"control": control, "mirror": mirrors}))
+    assert len(faults) == (told is not None)
+    assert told is None or faults[0].startswith(told)
+
+
 def test_a_tag_that_selects_nothing_is_told_with_the_nearest_role() -> None:
     assert list(rules.tag_faults(["llm-serving", "edge", "always"], KNOWN)) == [
         "the tag llm-serving selects nothing; did you mean llm_serving?"
@@ -91,13 +120,30 @@ def test_a_limit_that_names_nothing_is_told_with_the_nearest_name(limit: str) ->
         (host(ansible_host="llm1.example.org"), "its address is 'llm1.example.org'"),
         (host(groups=("storage",)), "set hsm_module"),
         (host(groups=("vllm",)), "add it to serve too"),
+        (host(groups=("edge",)), "an edge reaches its gateway over a UNIX socket: add it to serve too"),
+        (host(groups=("chat", "serve")), "the edge serves the chat page: add it to edge too"),
+        (host(groups=("keepalived", "serve")), "the addresses move between edges: add it to edge too"),
         (host(groups=("serve", "kubernetes")), "add it to control too"),
-        (host(groups=("logs",)), "there is no host in it: put one host in search"),
-        (host(groups=("redis", "serve")), "llm1, llm2 are in redis, whose one Redis all gateways share"),
+        (host(groups=("logs",)), "no host is in search: put one in it"),
+        (host(groups=("logstash",)), "no host is in search: put one in it"),
     ],
 )
 def test_a_host_that_cannot_be_placed_is_told(values: dict[str, Any], told: str) -> None:
-    (fault,) = rules.placement_faults(values, {"storage": ["llm1"], "redis": ["llm1", "llm2"]})
+    (fault,) = rules.placement_faults(values, {"storage": ["llm1"]})
+    assert told in fault
+
+
+@pytest.mark.parametrize(
+    ("group", "told"),
+    [
+        ("redis", "llm1, llm2 are in redis, whose one Redis all gateways share"),
+        ("search", "llm1, llm2 are in search, whose role makes one node: leave one there"),
+        ("logstash", "llm1, llm2 are in logstash, to which all hosts ship their logs: leave one there"),
+    ],
+)
+def test_two_hosts_in_a_group_for_one_are_told(group: str, told: str) -> None:
+    groups = {"search": ["llm1"], group: ["llm1", "llm2"]}
+    (fault,) = rules.placement_faults(host(groups=("serve", group)), groups)
     assert told in fault
 
 
@@ -153,10 +199,6 @@ def test_two_edges_with_one_address_and_a_name_are_accepted() -> None:
             "is ask.example.org, which the estate's authority does not certify",
         ),
         ({"keepalived_name": "llm2.estate.internal"}, "is llm2.estate.internal, which is a host's"),
-        (
-            {"group_names": ["keepalived", "serve"]},
-            "not in edge, and the addresses move between edges: add it",
-        ),
     ],
 )
 def test_an_address_that_cannot_move_between_edges_is_told(changed: dict[str, Any], told: str) -> None:
