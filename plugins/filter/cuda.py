@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import yaml
@@ -21,20 +21,41 @@ def cuda_version(lock: dict[str, Any], environment: str) -> str:
     return ""
 
 
+def cuda_environments(groups: Iterable[str], variables: Mapping[str, Any]) -> list[str]:
+    """Environments with CUDA that a host installs, by its groups and its variables."""
+
+    def chosen(group: str, variable: str, value: object) -> bool:
+        return group in groups and variable in variables and variables[variable] == value
+
+    installed = {
+        "serving-cuda": chosen("serve", "llm_serving_accelerator", "cuda"),
+        "training-cuda": chosen("train", "llm_training_gpus", True),
+        "vllm": "vllm" in groups,
+    }
+    return [name for name, used in installed.items() if used]
+
+
+def needed_driver(lock: dict[str, Any], environment: str) -> tuple[int, str]:
+    """The oldest branch of NVIDIA's driver that runs an environment, and the reason; 0 and the way out if it is not known."""
+    cuda = cuda_version(lock, environment)
+    oldest = OLDEST_DRIVER.get(int(cuda.split(".")[0])) if cuda else None
+    if oldest is None:
+        built = f"CUDA {cuda}" if cuda else "no CUDA"
+        return 0, (
+            f"artifacts.lock.d/gpu.yml has {built} for {environment}, and which driver that needs is not known: take a bundle of "
+            "profile gpu, or add the version to plugins/filter/cuda.py"
+        )
+    return oldest, f"{environment} has CUDA {cuda}, which needs NVIDIA's driver {oldest} or later"
+
+
 def cuda_driver_fault(lock: dict[str, Any], environment: str, stated: str) -> str:
     """Why a host cannot run an environment with CUDA, as a sentence without its full stop; empty if it can.
 
     `stated` is the content of /proc/driver/nvidia/version, empty where there is none.
     """
-    cuda = cuda_version(lock, environment)
-    oldest = OLDEST_DRIVER.get(int(cuda.split(".")[0])) if cuda else None
-    if oldest is None:
-        built = f"CUDA {cuda}" if cuda else "no CUDA"
-        return (
-            f"artifacts.lock.d/gpu.yml has {built} for {environment}, and which driver that needs is not known: take a bundle of "
-            "profile gpu, or add the version to plugins/filter/cuda.py"
-        )
-    needs = f"{environment} has CUDA {cuda}, which needs NVIDIA's driver {oldest} or later"
+    oldest, needs = needed_driver(lock, environment)
+    if not oldest:
+        return needs
     found = re.search(r"Kernel Module(?: for \S+)?\s+((\d+)\.[\d.]+)", stated)
     if not found:
         seen = repr(stated.strip()[:80]) if stated.strip() else "no /proc/driver/nvidia/version"
@@ -44,27 +65,42 @@ def cuda_driver_fault(lock: dict[str, Any], environment: str, stated: str) -> st
     return ""
 
 
+def cuda_set_fault(
+    lock: dict[str, Any], environment: str, name: str, driver_sets: Iterable[Mapping[str, Any]]
+) -> str:
+    """Why the driver set of that name cannot run an environment with CUDA; empty if it can, or if there is none of the name.
+
+    `driver_sets` are the host's gpu_sets.
+    """
+    oldest, needs = needed_driver(lock, environment)
+    if not oldest:
+        return needs
+    sets = {entry["name"]: entry for entry in driver_sets}
+    fitting = [
+        key for key, entry in sets.items() if int((re.match(r"\d+", entry["driver"]) or "0")[0]) >= oldest
+    ]
+    if name not in sets or name in fitting:
+        return ""
+    seen = f"gpu_set is {name} (driver {sets[name]['driver']}, CUDA {sets[name]['cuda']})"
+    way_out = f"take {' or '.join(fitting)}, or " if fitting else ""
+    return f"{seen}, but the bundle's {needs}: {way_out}install such a driver yourself and set gpu_set to provided"
+
+
 def cuda_purls(text: str, groups: dict[str, list[str]], hostvars: Mapping[str, Any]) -> list[str]:
     """Package URLs of the wheels that a bundle must carry for the hosts of an inventory that compute on GPUs, sorted.
 
     `text` is the content of artifacts.lock.d/gpu.yml, parsed only where there are such hosts; `groups` and
     `hostvars` are Ansible's.
     """
-
-    def says(group: str, variable: str, value: object) -> bool:
-        return any(
-            variable in hostvars[host] and hostvars[host][variable] == value for host in groups.get(group, [])
-        )
-
-    wanted = {
-        "serving-cuda": says("serve", "llm_serving_accelerator", "cuda"),
-        "training-cuda": says("train", "llm_training_gpus", True),
-        "vllm": bool(groups.get("vllm")),
+    names = {
+        name
+        for host in groups["all"]
+        for name in cuda_environments(hostvars[host]["group_names"], hostvars[host])
     }
-    if not any(wanted.values()):
+    if not names:
         return []
     lock = yaml.safe_load(text)
-    keys = {key for name, used in wanted.items() if used for key in lock["environments"][name]}
+    keys = {key for name in names for key in lock["environments"][name]}
     return sorted(lock["wheels"][key]["purl"] for key in keys)
 
 

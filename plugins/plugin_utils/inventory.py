@@ -6,6 +6,7 @@ Each rule yields sentences that name the value and the way out; `faults` groups 
 from __future__ import annotations
 
 import difflib
+import functools
 import ipaddress
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,11 +17,14 @@ import yaml
 from ansible.errors import AnsibleError
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.module_utils.common.text.formatters import human_to_bytes
+from ansible_collections.llmkeep.estate.plugins.filter.cuda import cuda_environments, cuda_set_fault
 from ansible_collections.llmkeep.estate.plugins.filter.serving import model_faults
 from ansible_collections.llmkeep.estate.plugins.filter.training import job_faults
 from ansible_collections.llmkeep.estate.plugins.filter.vllm import vllm_faults
 
 Options = dict[str, dict[str, Any]]
+
+TREE = Path(__file__).resolve().parents[2]
 
 # Group = feature. A host in none of these would be left unchanged silently.
 GROUPS = (
@@ -101,10 +105,16 @@ def specifications(roles: Path) -> dict[str, Options]:
     return found
 
 
-def default_driver_sets() -> list[dict[str, Any]]:
-    """gpu_sets where the inventory has none of its own."""
-    path = Path(__file__).resolve().parents[2] / "roles/gpu/defaults/main.yml"
-    found: list[dict[str, Any]] = yaml.safe_load(path.read_text())["gpu_sets"]
+def gpu_defaults() -> dict[str, Any]:
+    """The role gpu's default set of drivers, and its sets."""
+    found: dict[str, Any] = yaml.safe_load((TREE / "roles/gpu/defaults/main.yml").read_text())
+    return found
+
+
+@functools.cache
+def cuda_lock() -> dict[str, Any]:
+    """The locked environments with CUDA."""
+    found: dict[str, Any] = yaml.safe_load((TREE / "artifacts.lock.d/gpu.yml").read_text())
     return found
 
 
@@ -253,12 +263,20 @@ def as_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | Non
 
 
 def gpu_faults(values: Mapping[str, Any]) -> Iterator[str]:
-    """A driver set that does not exist, modules signed in an HSM out of reach, and GPUs whose number is not declared."""
+    """A driver set that does not exist or is too old for the lock's CUDA, modules signed in an HSM out of reach, and GPUs whose
+    number is not declared.
+    """
     if "gpu" not in values["group_names"]:
         return
-    names = [entry["name"] for entry in values.get("gpu_sets") or default_driver_sets()] + ["provided"]
-    if (chosen := values.get("gpu_set")) and chosen not in names:
+    defaults = gpu_defaults()
+    sets = values.get("gpu_sets") or defaults["gpu_sets"]
+    chosen = values.get("gpu_set") or defaults["gpu_set"]
+    names = [*(entry["name"] for entry in sets), "provided"]
+    if chosen not in names:
         yield f"gpu_set is {chosen}; take one of {', '.join(names)}"
+    for environment in cuda_environments(values["group_names"], values):
+        if fault := cuda_set_fault(cuda_lock(), environment, chosen, sets):
+            yield fault
     if values.get("gpu_signing") == "hsm" and "storage" not in values["group_names"]:
         yield (
             "gpu_signing is hsm and the host is not in storage, whose role hsm reaches the HSM: add it to storage, or set"
@@ -338,6 +356,31 @@ def training_faults(values: Mapping[str, Any], groups: Mapping[str, list[str]]) 
             yield f"llm_training_jobs: {fault}"
 
 
+def preflight_faults(values: Mapping[str, Any], groups: Mapping[str, list[str]]) -> Iterator[str]:
+    """Values that a role's preflight refuses, hours into a run, by the inventory alone."""
+    mine = values["group_names"]
+    if "slurm_node" in mine and values.get("llm_training_jobs"):
+        jobs = ", ".join(job["name"] for job in values["llm_training_jobs"])
+        yield (
+            f"it is in slurm_node, and llm_training_jobs has {jobs}, which systemd would start beside Slurm's: submit these to"
+            " Slurm (docs/slurm.md), or take the host out of slurm_node"
+        )
+    if "prometheus" in mine and not (values.get("prometheus_webhook") or values.get("prometheus_mail")):
+        yield "its alerts would reach no operator: set prometheus_webhook or prometheus_mail (docs/metrics.md)"
+    for group, name in (("prometheus", "prometheus_hosts"), ("softhsm", "softhsm_clients")):
+        unknown = set(values.get(name) or []) - set(groups["all"]) if group in mine else set()
+        if unknown:
+            yield f"{name} names {', '.join(sorted(unknown))}, which the inventory does not have: name hosts of it"
+    authority = values.get("edge_client_ca_file")
+    if "edge" in mine and values.get("edge_key_source") == "hsm" and (authority or "mirror" in mine):
+        seen = f"edge_client_ca_file is {authority}" if authority else "it is in mirror"
+        way_out = "leave edge_client_ca_file empty" if authority else "take it out of edge"
+        yield (
+            f"edge_key_source is hsm and {seen}, so nginx would verify clients in the HSM, too (docs/hsm.md): set edge_key_source"
+            f" to file, or {way_out}"
+        )
+
+
 # ---------------------------------------------------------------- all of it
 def values_of(variables: Mapping[str, Any], known: Mapping[str, Options]) -> dict[str, Any]:
     """A host's values of the roles' variables. A value that needs a fact is left to its role's preflight."""
@@ -375,6 +418,7 @@ def faults(
             told += gpu_faults(values)
             told += serving_faults(values, addresses)
             told += training_faults(values, groups)
+            told += preflight_faults(values, groups)
         for fault in told:
             found.setdefault(fault, []).append(host)
     return [f"{', '.join(hosts)}: {fault}" if hosts else fault for fault, hosts in found.items()]

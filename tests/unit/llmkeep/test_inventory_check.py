@@ -17,6 +17,19 @@ all:
     vlm: {hosts: {llm1: {ansible_host: 10.0.0.2}, llm2: {ansible_host: 10.0.0.3}}}
     serve: {hosts: {llm1: , llm2: }}
 """
+DRIVERS = """\
+all:
+  children:
+    control: {hosts: {ops1: {ansible_host: 10.0.0.1}}}
+    mirror: {hosts: {ops1: }}
+    serve: {hosts: {llm1: {ansible_host: 10.0.0.2}, llm2: {ansible_host: 10.0.0.3}}}
+    vllm:
+      hosts: {llm1: , llm2: }
+      vars: {vllm_gpu_memory: 80G, vllm_models: [{name: m, release: m, gpus: [0], max_model_len: 8192}]}
+    gpu:
+      hosts: {llm1: , llm2: {gpu_set: nvidia-580-open}}
+      vars: {gpu_set: debian-550, gpu_health_expect: {count: 8}}
+"""
 SHAPE = """\
 all:
   children:
@@ -65,6 +78,17 @@ def test_a_mirror_and_an_edge_on_hosts_of_their_own_are_refused(
     assert mirror.endswith("Put ops1, and no other host, in mirror")
     assert edge.startswith("- edge1: it is in edge and not in serve, ")
     assert edge.endswith("add it to serve too")
+
+
+def test_a_driver_too_old_for_the_locks_cuda_is_refused_by_host_and_set(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "hosts.yml").write_text(DRIVERS)
+    assert cli.main(["inventory", "check", "-i", str(tmp_path)]) == 1
+    (fault,) = capsys.readouterr().out.splitlines()
+    assert fault.startswith("- llm1: gpu_set is debian-550 (driver 550.163.01, CUDA 12.4), but ")
+    assert "vllm has CUDA 13.0, which needs NVIDIA's driver 580 or later" in fault
+    assert "take nvidia-580-open or nvidia-580-proprietary" in fault
 
 
 def test_json_has_the_same_faults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

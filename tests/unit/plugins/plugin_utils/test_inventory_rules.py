@@ -285,12 +285,91 @@ def test_a_budget_that_is_no_size_is_told() -> None:
         (("gpu", "serve"), {}, "gpu_health_expect is not set: write how many GPUs the host has"),
         (("gpu", "train"), {"gpu_health_expect": {"count": 8}}, None),
         (("serve",), {"gpu_set": "nvidia-510"}, None),
+        (("gpu",), {"gpu_sets": [{"name": "own"}]}, "gpu_set is nvidia-580-open; take one of own, provided"),
     ],
 )
 def test_a_driver_set_that_does_not_exist_or_whose_key_is_out_of_reach_is_told(
     groups: tuple[str, ...], values: dict[str, Any], told: str | None
 ) -> None:
     faults = list(rules.gpu_faults(host(groups=groups, **values)))
+    assert len(faults) == (told is not None)
+    assert told is None or told in faults[0]
+
+
+def driver_set(name: str, driver: str) -> dict[str, Any]:
+    """The part of an entry of gpu_sets that tells whether it runs the lock's CUDA."""
+    return {"name": name, "driver": driver, "cuda": "12.4"}
+
+
+@pytest.mark.parametrize(
+    ("groups", "values", "told"),
+    [
+        (("vllm",), {"gpu_set": "debian-550"}, "but the bundle's vllm has CUDA 13.0, "),
+        (
+            ("serve",),
+            {"gpu_set": "debian-tesla-535", "llm_serving_accelerator": "cuda"},
+            "gpu_set is debian-tesla-535 (driver 535.274.02, CUDA 12.2), but the bundle's serving-cuda has CUDA 13.0, ",
+        ),
+        (
+            ("train",),
+            {"gpu_set": "debian-550", "llm_training_gpus": True},
+            "but the bundle's training-cuda has CUDA 13.0, ",
+        ),
+        (
+            ("vllm",),
+            {"gpu_set": "own", "gpu_sets": [driver_set("own", "570.1"), driver_set("next", "1000.1")]},
+            "needs NVIDIA's driver 580 or later: take next, or install such a driver yourself and set gpu_set to provided",
+        ),
+        (
+            ("vllm",),
+            {"gpu_set": "own", "gpu_sets": [driver_set("own", "570.1")]},
+            "or later: install such a driver yourself and set gpu_set to provided",
+        ),
+        (("vllm",), {}, None),
+        (("vllm",), {"gpu_set": "provided"}, None),
+        (("serve",), {"gpu_set": "debian-550"}, None),
+        (("train",), {"gpu_set": "debian-550", "llm_training_gpus": False}, None),
+    ],
+)
+def test_a_driver_set_too_old_for_the_locks_cuda_is_told_with_the_sets_that_fit(
+    groups: tuple[str, ...], values: dict[str, Any], told: str | None
+) -> None:
+    faults = list(rules.gpu_faults(host(groups=("gpu", *groups), gpu_health_expect={"count": 8}, **values)))
+    assert len(faults) == (told is not None)
+    assert told is None or told in faults[0]
+
+
+@pytest.mark.parametrize(
+    ("groups", "values", "told"),
+    [
+        (
+            ("slurm_node", "train"),
+            {"llm_training_jobs": [{"name": "sql"}]},
+            "llm_training_jobs has sql, which systemd",
+        ),
+        (("slurm_node", "train"), {}, None),
+        (("prometheus",), {}, "set prometheus_webhook or prometheus_mail"),
+        (("prometheus",), {"prometheus_mail": {"to": "a@example.org"}}, None),
+        (
+            ("prometheus",),
+            {"prometheus_webhook": "https://relay/", "prometheus_hosts": ["llm1", "gone"]},
+            "prometheus_hosts names gone",
+        ),
+        (("softhsm",), {"softhsm_clients": ["gone"]}, "softhsm_clients names gone"),
+        (
+            ("edge", "serve"),
+            {"edge_key_source": "hsm", "edge_client_ca_file": "/ca.pem"},
+            "edge_client_ca_file is /ca.pem",
+        ),
+        (("edge", "serve", "mirror"), {"edge_key_source": "hsm"}, "it is in mirror"),
+        (("edge", "serve", "mirror"), {"edge_client_ca_file": "/ca.pem"}, None),
+        (("serve", "mirror"), {"edge_key_source": "hsm"}, None),
+    ],
+)
+def test_what_a_roles_preflight_would_refuse_by_the_inventory_alone_is_told(
+    groups: tuple[str, ...], values: dict[str, Any], told: str | None
+) -> None:
+    faults = list(rules.preflight_faults(host(groups=groups, **values), {"all": ["llm1"]}))
     assert len(faults) == (told is not None)
     assert told is None or told in faults[0]
 
