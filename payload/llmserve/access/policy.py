@@ -7,13 +7,13 @@ invalid.
 
 import asyncio
 import logging
-import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
 from llmcore.config import ConfigError
+from llmcore.files import write_aside
 from llmserve.access.break_glass import BreakGlass
 from llmserve.access.decision import Decision, PolicyUnavailable, parse_decision
 from llmserve.access.identity import Identity
@@ -102,10 +102,10 @@ class Policy:
         return decision
 
     def advance(self, revision: int) -> None:
-        """Store a new revision, and drop decisions of older ones. Raises PolicyUnavailable if it cannot be stored."""
+        """Store a new revision durably, and drop decisions of older ones. Raises PolicyUnavailable if it cannot be stored."""
         if self.seen:
             try:
-                write_revision(self.seen, revision)
+                write_aside(self.seen, f"{revision}\n")
             except OSError as error:
                 reason = f"revision {revision} cannot be stored in {self.seen}: {error.strerror}"
                 raise PolicyUnavailable(reason) from None
@@ -150,16 +150,6 @@ def read_revision(seen: Path | None) -> int:
             f"{seen} contains {content[:40]!r} instead of the highest policy revision: write the control node's into it"
         )
     return int(content)
-
-
-def write_revision(seen: Path, revision: int) -> None:
-    """Store it durably: after a power cut the file has either the old or the new number."""
-    aside = seen.with_suffix(".new")
-    with aside.open("w", encoding="ascii") as file:
-        file.write(f"{revision}\n")
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(seen)
 
 
 def denied(decision: Decision) -> ApiError:

@@ -170,6 +170,7 @@ def write_ids(path: Path, folder: Path, theirs: Callable[[ratings.Record], bool]
         with path.open("x", encoding="ascii") as file:
             file.writelines(f"{identifier}\n" for identifier in found)
         flush(path)
+        flush(path.parent.resolve())
     except OSError as error:
         raise ConfigError(
             f"--ids is {path}, which cannot be made ({error.strerror}): name a new file where this user may write. "

@@ -1,7 +1,6 @@
 """Decisions in this process: how they are parsed, how long they are cached, and what happens without one."""
 
 import asyncio
-import os
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,6 +10,7 @@ import jwt
 import pytest
 from authority import KEY, PUBLIC_KEY, signed_bundle
 from cryptography.hazmat.primitives.asymmetric import ec
+from lost_power import Disk
 from scripted_opa import ALLOWED, DENIED
 
 from llmcore.config import ConfigError
@@ -19,7 +19,7 @@ from llmserve.access.break_glass import AUDIENCE, RATE, BreakGlass
 from llmserve.access.decision import Decision, PolicyUnavailable, Rate, parse_decision
 from llmserve.access.identity import Identity
 from llmserve.access.opa import OpaEmbedded
-from llmserve.access.policy import Policy, denied, policy_unavailable, read_revision, write_revision
+from llmserve.access.policy import Policy, denied, policy_unavailable, read_revision
 from llmserve.api.errors import ApiError
 from llmserve.metrics import Metrics
 
@@ -248,19 +248,27 @@ def test_a_revision_that_cannot_be_stored_decides_nothing(tmp_path: Path) -> Non
     assert (case.policy.revision, case.policy.ready) == (0, False)
 
 
-def test_a_stored_revision_is_a_number_on_a_flushed_file(
+def test_a_power_cut_leaves_the_old_revision_or_the_new_one_and_afterwards_only_the_new_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen, synced = tmp_path / "revision.seen", list[str]()
+    (tmp_path / "state").mkdir()
+    case = Case(tmp_path / "state" / "revision.seen")
+    case.policy.advance(11)
+    disk = Disk(tmp_path / "state", monkeypatch)
+    case.policy.advance(12)
+    disk.saved()
+    for cut in disk.cuts:
+        cut.restore(tmp_path / "after", None)
+        revision = read_revision(tmp_path / "after" / "revision.seen")
+        assert revision in {11, 12}
+        assert revision == 12 or not cut.returned
+    disk.close()
+    assert [each.name for each in (tmp_path / "state").iterdir()] == ["revision.seen"]
+
+
+def test_a_revision_file_with_anything_but_a_number_is_refused(tmp_path: Path) -> None:
+    seen = tmp_path / "revision.seen"
     assert (read_revision(None), read_revision(seen)) == (0, 0)
-
-    def noted(descriptor: int) -> None:
-        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().read_text())
-
-    monkeypatch.setattr(os, "fsync", noted)
-    write_revision(seen, 12)
-    assert (synced, read_revision(seen)) == (["12\n"], 12)
-    assert [each.name for each in tmp_path.iterdir()] == ["revision.seen"]
     for wrong in "", "-1", "7 8", "x" * 50, "\xff":
         seen.write_bytes(wrong.encode("latin-1"))
         with pytest.raises(ConfigError, match=r"revision.seen contains '.{0,40}' instead of the highest"):

@@ -16,6 +16,7 @@ from threading import Thread
 import pytest
 from bulk_index import Document, Index, indexing
 from elasticsearch import Elasticsearch
+from lost_power import Disk
 
 from llmcore.ratings import ANSWERED, RATED, files, read
 from llmserve.cli import main
@@ -367,3 +368,21 @@ def test_ids_of_what_is_forgotten_are_written_for_the_exports_or_nothing_is_forg
     assert "warning" not in told.err
     assert main([*given, "--ids", str(tmp_path / "again")]) == 0
     assert "exports may have what was removed from it by age" in capsys.readouterr().err
+
+
+def test_after_a_power_cut_what_is_forgotten_is_in_the_journal_or_its_ids_are_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, after = tmp_path / "host" / "journal", tmp_path / "after"
+    folder.mkdir(parents=True)
+    rate(folder, rating(1))
+    disk = Disk(tmp_path / "host", monkeypatch)
+    given = ["feedback", "forget", "--subject", "ada", "--tenant", "research", "--folder", str(folder)]
+    assert main([*given, "--ids", str(tmp_path / "host" / "ids")]) == 0
+    disk.saved()
+    for cut in disk.cuts:
+        cut.restore(after, None)
+        left = [record for path in files(after / "journal") for record in read(path)]
+        assert left or (after / "ids").read_text() == f"{1:016x}\n"
+    assert not left
+    disk.close()
