@@ -20,13 +20,13 @@ from llmserve.access.api_keys import (
     edited_file,
     end_subject,
     ended,
-    key_hash,
     new_certificate,
     new_key,
     read_keys,
     replacement,
 )
 from llmserve.access.client_certificates import read_certificate
+from llmserve.access.key_handover import read_handover
 from llmserve.access.last_used import last_used_file, read_last_used
 
 PEPPER = "llm-gateway.pepper"
@@ -93,7 +93,8 @@ def add_commands(commands: Any) -> None:
     )
     add.set_defaults(run=add_key)
     imported = verbs.add_parser(
-        "import", help="import the output of 'keys add' or 'keys rotate' --json from another host (stdin)"
+        "import",
+        help="import a key of playbooks/identities.yml, or the --json output of another host's 'add' or 'rotate' (stdin)",
     )
     imported.set_defaults(run=import_key)
     listing = verbs.add_parser("list", help="list keys, their holders, and when they were last used")
@@ -217,49 +218,55 @@ def add_key(options: argparse.Namespace) -> int:
     return hand_over(options, key, record)
 
 
+def holder_fields(record: Record) -> dict[str, str]:
+    return {"subject": record.subject, "tenant": record.tenant, "roles": ", ".join(record.roles)}
+
+
+def refuse_change_of_holder(here: Record, record: Record) -> None:
+    """Raise KeyFileError unless `record`, the same key or its successor, has the holder of `here`."""
+    expected, observed = holder_fields(here), holder_fields(record)
+    for name, value in expected.items():
+        if observed[name] != value:
+            raise KeyFileError(
+                f"the {name} of {here.id} is {value} here, and {observed[name]} in the record {record.id}: "
+                "create a new one with 'keys add'"
+            )
+
+
 def import_key(options: argparse.Namespace) -> int:
     """Importing the same record again changes nothing, and does not undo a revocation."""
-    record, replaced_expires = handed_over(options, sys.stdin.buffer.read(HANDED_BYTES))
+    handover = read_handover(sys.stdin.buffer.read(HANDED_BYTES))
+    record = handover.record(lambda: gateway_pepper(options.pepper_file))
     with edited(options.keys_file) as records:
         at = {each.id: index for index, each in enumerate(records)}
         known = record.id in at
-        if known and (records[at[record.id]].hash, records[at[record.id]].fingerprint) != (
-            record.hash,
-            record.fingerprint,
-        ):
-            raise KeyFileError(f"{record.id} is the id of another key here: create a new one with 'keys add'")
-        if not known:
+        if known:
+            here = records[at[record.id]]
+            if (here.hash, here.fingerprint) != (record.hash, record.fingerprint):
+                raise KeyFileError(
+                    f"{record.id} is the id of another key here: create a new one with 'keys add'"
+                )
+            refuse_change_of_holder(here, record)
+        else:
+            here = record
+            if ended(record):
+                raise KeyFileError(
+                    f"{record.id} expired at {until(record)}: create a new one with 'keys add'"
+                )
             refuse_another_holder(records, record)
             records.append(record)
-        if not known and record.replaces in at and replaced_expires:
-            old = records[at[record.replaces]]
-            ends = min(old.expires, replaced_expires) if old.expires else replaced_expires
-            records[at[record.replaces]] = old.model_copy(update={"expires": ends})
-        here = records[at.get(record.id, -1)]
+            if record.replaces in at and handover.replaced_expires:
+                old = records[at[record.replaces]]
+                if old.kind != "api_key":
+                    raise KeyFileError(f"{old.id} is a certificate here, which no key replaces")
+                refuse_change_of_holder(old, record)
+                ends = min(old.expires or handover.replaced_expires, handover.replaced_expires)
+                records[at[old.id]] = old.model_copy(update={"expires": ends})
     if options.json:
         print(json.dumps({**shown(here), "imported": not known}))
     else:
         print(f"{record.id} {'was already imported' if known else 'is now valid here'}", file=sys.stderr)
     return 0
-
-
-def handed_over(options: argparse.Namespace, content: bytes) -> tuple[Record, datetime | None]:
-    """The record, and when the key that it replaces expires; the key is hashed with this host's pepper. Raises
-    KeyFileError.
-    """
-    try:
-        fields = json.loads(content)
-        key, ends = fields.pop("key", None), fields.pop("replaced_expires", None)
-        fields = {name: value for name, value in fields.items() if name not in {"state", "last_used"}}
-        if key is not None:
-            if key.split("_")[:2] != ["llmk", fields["id"]]:
-                raise ValueError("another id")
-            fields["hash"] = key_hash(gateway_pepper(options.pepper_file), key)
-        return Record.model_validate(fields), ends and datetime.fromisoformat(ends)
-    except (ValueError, TypeError, AttributeError, KeyError):
-        raise KeyFileError(
-            "standard input is not the output of 'llm-serve keys add --json': pass it unchanged"
-        ) from None
 
 
 def list_keys(options: argparse.Namespace) -> int:

@@ -361,7 +361,7 @@ def test_import_refuses_another_key_of_the_same_id(cli: Cli, file: Path) -> None
     refused(cli("import", given=json.dumps(held | {"id": said["id"]})), "another key here")
     assert file.read_bytes() == before
     assert cli("import", given=named, pepper=False)[2] == f"{held['id']} is now valid here\n"
-    refused(cli("import", given=json.dumps(held | {"id": "other"})), "already belongs to bob")
+    refused(cli("import", given=json.dumps(held | {"id": "0" * 12})), "already belongs to bob")
 
 
 def test_import_of_a_rotated_key_ends_the_old_one_as_on_the_other_host_and_never_later(
@@ -395,7 +395,7 @@ def test_import_refuses_what_is_not_the_output_of_add(cli: Cli, file: Path) -> N
     without = {name: value for name, value in said.items() if name != "subject"}
     wrong: list[Any] = [
         [], {}, 5, without, said | {"id": "other"}, said | {"key": 7}, said | {"key": said["key"].replace("llmk", "llmx")},
-        said | {"surplus": 1}, said | {"replaced_expires": "soon"},
+        said | {"surplus": 1}, said | {"replaced_expires": "soon"}, said | {"hash": "ab" * 32},
     ]  # fmt: skip
     for document in ["", given + "x", *map(json.dumps, wrong)]:
         refused(cli("import", given=document), "standard input is not the output of")
@@ -405,3 +405,111 @@ def test_import_refuses_what_is_not_the_output_of_add(cli: Cli, file: Path) -> N
     refused(cli("import", given=" " + large[:-2] + " }"), "standard input is not the output of")
     listed = {**said, "last_used": None}
     assert cli("import", given=json.dumps(listed))[2] == f"{said['id']} was already imported\n"
+
+
+NUMBER, SECRET, LATER = "0123456789ab", "5" * 48, "2099-01-01T00:00:00Z"
+DOCUMENT: dict[str, Any] = {
+    "id": NUMBER, "subject": "bob", "tenant": "sales", "roles": ["analyst"], "created": "2026-01-01T00:00:00Z",
+    "key": f"llmk_{NUMBER}_{SECRET}",
+}  # fmt: skip
+
+
+def test_import_takes_a_document_that_has_no_more_than_the_holder_and_the_key(cli: Cli, file: Path) -> None:
+    assert cli("import", given=json.dumps(DOCUMENT)) == (0, "", f"{NUMBER} is now valid here\n")
+    record = records(file)[NUMBER]
+    assert record.hash == hmac.digest(PEPPER, DOCUMENT["key"].encode(), "sha256").hex()
+    assert (record.subject, record.tenant, record.roles, record.expires) == (
+        "bob",
+        "sales",
+        ("analyst",),
+        None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"id": "other", "key": f"llmk_other_{SECRET}"}, "id is 'other'"),
+        ({"key": f"llmk_{NUMBER[::-1]}_{SECRET}"}, f"the id of the key differs from {NUMBER}"),
+        ({"key": f"llmk_{NUMBER}_short"}, "key:"),
+        ({"subject": "two words"}, "subject is 'two words'"),
+        ({"tenant": "x" * 65}, "tenant is 'xxx"),
+        ({"roles": []}, "roles is []"),
+        ({"roles": ["../admin"]}, "roles.0 is '../admin'"),
+        ({"created": "2026-01-01T00:00:00"}, "created is '2026-01-01T00:00:00'"),
+        ({"expires": "2099-01-01T00:00:00"}, "expires is '2099-01-01T00:00:00'"),
+        ({"expires": "2025-12-31T00:00:00Z"}, "expires is 2025-12-31T00:00:00+00:00, and created 2026"),
+        ({"expires": "2026-01-02T00:00:00Z"}, f"{NUMBER} expired at 2026-01-02T00:00:00+00:00"),
+        ({"revoked": "2026-01-02T00:00:00Z"}, "revoked is '2026-01-02T00:00:00Z'"),
+        ({"replaces": NUMBER, "replaced_expires": LATER}, f"{NUMBER} replaces itself"),
+        ({"replaces": "ab" * 6}, "replaces is 'abababababab', and replaced_expires None"),
+        ({"replaced_expires": LATER}, "replaces is None, and replaced_expires 2099"),
+        (
+            {"replaces": "ab" * 6, "replaced_expires": "2025-12-31T00:00:00Z"},
+            "replaced_expires is 2025-12-31T00:00:00+00:00, and created 2026",
+        ),
+        ({"kind": "certificate"}, "kind certificate comes with key: an api_key has a key, a certificate has"),
+        ({"key": None}, "kind api_key comes with none of them: an api_key has a key"),
+        ({"fingerprint": "ab" * 32}, "kind api_key comes with key and fingerprint"),
+        ({"key": None, "kind": "certificate"}, "kind certificate comes with none of them"),
+        ({"key": None, "kind": "certificate", "certificate": "no PEM"}, "the field certificate contains no certificate"),
+        ({"key": None, "kind": "certificate", "fingerprint": "ab"}, "fingerprint is 'ab'"),
+        ({"state": ["live"], "surplus": SECRET}, "surplus: Extra inputs"),
+    ],
+)  # fmt: skip
+def test_import_names_the_field_of_a_record_that_makes_no_sense(
+    cli: Cli, file: Path, changes: dict[str, Any], reason: str
+) -> None:
+    said = cli("import", given=json.dumps(DOCUMENT | changes))
+    refused(said, reason)
+    assert SECRET not in said[2]
+    assert not file.exists() or records(file) == {}
+
+
+def test_import_hashes_a_certificate_here_and_ends_the_record_with_it_at_the_latest(
+    cli: Cli, file: Path
+) -> None:
+    path = pem(file.parent)
+    cli("add", *WHO, "--certificate", str(path))
+    [added] = records(file).values()
+    assert added.expires
+    for expires, ends in (None, added.expires), (LATER, added.expires), ("2026-02-01T00:00:00Z", None):
+        file.write_text("{}")
+        document = DOCUMENT | {
+            "kind": "certificate",
+            "certificate": path.read_text(),
+            "expires": expires,
+            "key": None,
+        }
+        said = cli("import", given=json.dumps(document), pepper=False)
+        if ends is None:
+            refused(said, f"{NUMBER} expired at 2026-02-01")
+            continue
+        assert said == (0, "", f"{NUMBER} is now valid here\n")
+        record = records(file)[NUMBER]
+        assert (record.kind, record.fingerprint, record.expires) == ("certificate", added.fingerprint, ends)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "here"),
+    [("subject", "eve", "bob"), ("tenant", "bank", "sales"), ("roles", ["admin"], "analyst, rater")],
+)
+def test_a_key_of_another_holder_neither_ends_a_key_here_nor_passes_for_one(
+    cli: Cli, file: Path, field: str, value: object, here: str
+) -> None:
+    old = json.loads(cli("add", *WHO, "--json")[1])
+    document = rotated(cli, old["id"], "--overlap", "1h")
+    with edited(file) as content:
+        content[:] = [each.model_copy(update={"expires": None}) for each in content if each.id == old["id"]]
+    before = file.read_bytes()
+    there = ", ".join(value) if isinstance(value, list) else value
+    for given in document | {field: value}, old | {field: value}:
+        said = cli("import", given=json.dumps(given))
+        refused(said, f"the {field} of {old['id']} is {here} here, and {there} in the record {given['id']}")
+    assert file.read_bytes() == before
+
+
+def test_a_key_does_not_replace_a_certificate(cli: Cli, file: Path) -> None:
+    held = json.loads(cli("add", *WHO, "--certificate", str(pem(file.parent)), "--json")[1])
+    document = DOCUMENT | {"roles": ["analyst", "rater"], "replaces": held["id"], "replaced_expires": LATER}
+    refused(cli("import", given=json.dumps(document)), f"{held['id']} is a certificate here")
