@@ -59,36 +59,6 @@ def pkcs11_key_file(uri: str) -> str:
     )
 
 
-def identity_lines(hosts: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """What `llm-serve keys list --json` says on each host, as one list for people; a key is one line."""
-    found: dict[str, dict[str, Any]] = {}
-    for records in hosts.values():
-        for record in records:
-            seen = found.setdefault(record["id"], dict(record))
-            seen["last_used"] = max(seen["last_used"] or "", record["last_used"] or "") or None
-    return [
-        f"{record['id']}  {record['kind']}  {record['state']}  {record['subject']}  {record['tenant']}"
-        f"  {','.join(record['roles'])}  until {record['expires'] or 'for ever'}"
-        f"  last used {record['last_used'] or 'never'}"
-        for record in found.values()
-    ]
-
-
-def identity_differences(hosts: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """Where the hosts disagree about a key: one has it and another lacks it, or it ends at different times."""
-    by_host = {host: {record["id"]: record for record in records} for host, records in hosts.items()}
-    lines = []
-    for number in dict.fromkeys(number for records in by_host.values() for number in records):
-        lacking = [host for host, records in by_host.items() if number not in records]
-        lines += [f"{number} is missing on {', '.join(lacking)}"] if lacking else []
-        for name in "state", "expires", "subject", "tenant", "roles":
-            values = {host: records[number][name] for host, records in by_host.items() if number in records}
-            if len({str(value) for value in values.values()}) > 1:
-                told = ", ".join(f"{value} on {host}" for host, value in values.items())
-                lines.append(f"{name} of {number} is {told}")
-    return lines
-
-
 def mount_unit(path: str) -> str:
     """Name of the unit that mounts a path, as `systemd-escape --path --suffix=mount` has it."""
     words = path.strip("/")
@@ -155,8 +125,6 @@ class FilterModule:
             "limit_faults": lambda limit, names: list(limit_faults(limit, names)),
             "locked_out": locked_out,
             "outside": outside,
-            "identity_lines": identity_lines,
-            "identity_differences": identity_differences,
             "mount_unit": mount_unit,
             "pkcs11_key_file": pkcs11_key_file,
             "reduced_inventory": reduced_inventory,

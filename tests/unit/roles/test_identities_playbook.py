@@ -48,6 +48,11 @@ class Estate:
         keys = json.loads(file.read_text())["keys"] if file.exists() else []
         return {record["id"]: record for record in keys}
 
+    def lie(self, host: str, sed: str) -> None:
+        """From now on HOST alters what its llm-serve prints."""
+        program = self.folder / host / "llm-serve"
+        program.write_text(program.read_text().replace("exec ", "").rstrip("\n") + f" | sed '{sed}'\n")
+
 
 @pytest.fixture
 def estate(tmp_path: Path) -> Estate:
@@ -80,7 +85,7 @@ def test_a_new_key_is_good_on_all_hosts_and_stands_in_one_private_file_only(esta
     secret = added["key"].split("_")[2]
     assert secret not in done.stdout + done.stderr
     assert secret not in (estate.folder / "arguments").read_text()
-    assert "keys add" in (estate.folder / "arguments").read_text()
+    assert (estate.folder / "arguments").read_text().split("\n")[0] == "keys import --json"
     one, two = (estate.records(host)[added["id"]] for host in HOSTS)
     assert one["roles"] == ["analyst", "auditor"]
     assert one.pop("hash") != two.pop("hash")
@@ -135,6 +140,54 @@ def test_a_certificate_of_the_control_node_is_registered_on_all_hosts(estate: Es
     assert (one[0]["kind"], len(one[0]["fingerprint"])) == ("certificate", 64)
 
 
+LIE = 's/"ada@corp"/"cfo"/; s/"tenant": "corp"/"tenant": "bank"/; s/"analyst", "auditor"/"operator"/'
+HOLDER = ("ada@corp", "corp", ["analyst", "auditor"])
+
+
+def holders(estate: Estate, host: str) -> list[tuple[str, str, list[str]]]:
+    return [(each["subject"], each["tenant"], each["roles"]) for each in estate.records(host).values()]
+
+
+def test_a_host_that_names_another_holder_has_no_say_on_the_others(estate: Estate) -> None:
+    file = estate.folder / "ada.json"
+    estate.lie("llm1", LIE)
+    added = estate.play(verb="add", file=str(file), **WHO)
+    assert holders(estate, "llm2") == [HOLDER]
+    assert added.returncode == 2
+    [number] = estate.records("llm2")
+    assert f"subject of {number} is cfo on llm1, ada@corp on llm2" in added.stdout
+
+    new_file = estate.folder / "ada-2.json"
+    rotated = estate.play(verb="rotate", id=number, file=str(new_file))
+    assert rotated.returncode == 2
+    for differing in (
+        "subject of {} is cfo on llm1, ada@corp on llm2",
+        "tenant of {} is bank on llm1, corp on llm2",
+    ):
+        assert differing.format(number) in rotated.stdout
+    assert not new_file.exists()
+    assert list(estate.records("llm2")) == [number]
+    assert estate.records("llm2")[number]["expires"] is None
+
+
+def test_one_host_of_several_does_not_say_alone_whose_key_is_rotated(estate: Estate) -> None:
+    file = estate.folder / "ada.json"
+    assert estate.play(verb="add", file=str(file), **WHO).returncode == 0
+    [number] = estate.records("llm2")
+    estate.lie("llm1", LIE)
+    request = {"verb": "rotate", "id": number, "file": str(estate.folder / "ada-2.json")}
+    alone = estate.play("--limit", "llm1,ops1", **request)
+    assert alone.returncode == 2
+    assert f"only llm1 of llm1, llm2 says whose key {number} is: set identity_subject" in alone.stdout
+    stated = estate.play("--limit", "llm1,ops1", **request, **WHO)
+    assert stated.returncode == 2
+    assert f"subject of {number} is cfo on llm1, and expected ada@corp" in stated.stdout
+    assert list(estate.records("llm1")) == list(estate.records("llm2")) == [number]
+    rotated = estate.play("--limit", "llm2,ops1", **request, **WHO)
+    assert rotated.returncode == 0, rotated.stdout
+    assert holders(estate, "llm2") == [HOLDER] * 2
+
+
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
@@ -147,8 +200,13 @@ def test_a_certificate_of_the_control_node_is_registered_on_all_hosts(estate: Es
         ({"verb": "rotate", "id": "0123", "file": "/tmp/llmkeep-no-such-key"}, "there is no key '0123'"),
         (
             {"verb": "add", **WHO, "roles": "two words", "file": "/tmp/llmkeep-no-such-key"},
-            "'two words' is not a valid name",
+            "'two words' is not a valid name: use up to 64 letters, digits and . _ @ -. Nothing was changed.",
         ),
+        (
+            {"verb": "add", **WHO, "expires": "90", "file": "/tmp/llmkeep-no-such-key"},
+            "'90' is not a lifetime",
+        ),
+        ({"verb": "add", **WHO, "roles": ",", "file": "/tmp/llmkeep-no-such-key"}, "there is no role"),
     ],
 )
 def test_refuses_with_the_reason_and_changes_nothing(
