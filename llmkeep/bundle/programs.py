@@ -67,9 +67,11 @@ def resolve(name: str, entry: dict[str, Any], old: Artifact | None) -> Artifact:
 
 
 def package_url(entry: dict[str, Any]) -> str:
-    """What a program of artifacts.yml is: a Go module, or what Maven Central has by these coordinates."""
+    """What a program of artifacts.yml is: a Go module, or what Maven Central or Debian has by these names."""
     if "maven" in entry:
         return f"pkg:maven/{entry['maven']}@{entry['version']}"
+    if "deb" in entry:
+        return f"pkg:deb/debian/{entry['deb']}@{entry['version']}"
     return f"pkg:golang/{entry['module']}@{entry['version']}"
 
 

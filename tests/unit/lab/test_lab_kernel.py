@@ -1,5 +1,6 @@
 """Which of Debian's kernels the lab is built of, and when."""
 
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -123,6 +124,7 @@ def standing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         return scratch / "made"
 
     monkeypatch.setattr(kernel, "_build", build)
+    monkeypatch.setattr(kernel, "_locked_archive", lambda: None)
     return found
 
 
@@ -130,6 +132,30 @@ def test_a_kernel_that_is_missing_beside_its_image_is_built_and_the_image_kept(s
     assert image.base_image(print) == standing
     assert (kernel.folder(standing.parent) / "linux.uml").read_text() == "the kernel"
     assert standing.read_text() == "the image"
+
+
+def archive(folder: Path, recipe: str) -> Path:
+    """An archive as the mirror folder has it, of a kernel with this recipe."""
+    built = folder / f"lab-kernel-{recipe}"
+    built.mkdir()
+    (built / "linux.uml").write_text("the archive's kernel")
+    packed = folder / "kernel.tar"
+    subprocess.run(["tar", "-C", folder, "-cf", packed, built.name], check=True)
+    return packed
+
+
+@pytest.mark.parametrize(
+    ("recipe", "program"),
+    [(kernel.recipe(), "the archive's kernel"), ("000000000000", "the kernel")],
+    ids=["its own recipe", "another recipe"],
+)
+def test_a_kernel_of_the_lock_is_taken_if_it_has_the_recipe(
+    standing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str, program: str
+) -> None:
+    packed = archive(tmp_path, recipe)
+    monkeypatch.setattr(kernel, "_locked_archive", lambda: packed)
+    image.base_image(print)
+    assert (kernel.folder(standing.parent) / "linux.uml").read_text() == program
 
 
 def test_a_kernel_that_is_missing_beside_its_image_needs_room(
