@@ -20,7 +20,7 @@ KEY = "llmk_abc_secret"
 
 
 class Edge(http.server.BaseHTTPRequestHandler):
-    """Answers as the estate's edge does."""
+    """Answers as the estate's edge does, which has cached answers to all questions."""
 
     protocol_version = "HTTP/1.1"
     events: tuple[Any, ...] = ()
@@ -38,10 +38,11 @@ class Edge(http.server.BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         assert asked["stream"] is True
+        cached = self.headers["Cache-Control"] != "no-cache"
         self.send_response(200)
         self.send_header("Connection", "close")
         self.end_headers()
-        for event in self.events:
+        for event in [piece("from the cache")] if cached else self.events:
             self.wfile.write(b": a comment\ndata: " + json.dumps(event).encode() + b"\n\n")
         self.wfile.write(b"data: [DONE]\n\n")
         self.close_connection = True
