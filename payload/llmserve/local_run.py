@@ -1,12 +1,13 @@
 """`llm-serve run`: an engine, a gateway and a throw-away key on a developer's machine, until interrupted."""
 
 import asyncio
+import http.client
 import os
 import socket
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from llmserve.gateway.process import run_gateway
 from llmserve.settings import GatewayConfig
 
 RESTART_SECONDS = 0.5
+LOOK_SECONDS = 0.1
 
 
 class AllowEverything:
@@ -78,7 +80,12 @@ def run_all(engine: str, model: Path | None, port: int, redis: str | None) -> in
             write_manifest(model, folder / "manifest")
             described |= {"path": str(model.resolve()), "manifest": str(folder / "manifest")}
         engine_file, gateway_file = folder / "engine.yaml", folder / "gateway.yaml"
-        engine_file.write_text(yaml.safe_dump({"socket": str(folder / "engine.sock"), "model": described}))
+        engine_config = {
+            "socket": str(folder / "engine.sock"),
+            "model": described,
+            "log_level": "WARNING",
+        }
+        engine_file.write_text(yaml.safe_dump(engine_config))
         gateway = {
             "listen": {"port": port},
             "metrics": {"port": metrics_port},
@@ -104,29 +111,51 @@ def run_all(engine: str, model: Path | None, port: int, redis: str | None) -> in
         seed.write_text(os.urandom(32).hex())
         seed.chmod(0o600)
         address = f"http://127.0.0.1:{port}"
-        print(f"url      {address}")
-        print(f"metrics  http://127.0.0.1:{metrics_port}/metrics")
-        print(f"key      {key}")
         question = "--data-urlencode 'prompt=Hello'"
-        print(f"try      curl -G {address}/generate -H 'Authorization: Bearer {key}' {question}", flush=True)
+        access = f"""\
+url      {address}
+metrics  http://127.0.0.1:{metrics_port}/metrics
+key      {key}
+try      curl -G {address}/generate -H 'Authorization: Bearer {key}' {question}"""
+        print(f"starting {model_name}: its address and key follow once it answers", file=sys.stderr)
         writer = ["-m", "llmproof", "serve", "--folder", str(folder / "audit"), "--seed-file", str(seed)]
         writer += ["--socket", str(folder / "audit.sock")]
         engine_command = ["-m", "llmserve", "engine", "--name", model_name, "--config", str(engine_file)]
-        uvloop.run(run_all_three(config, pepper, {"engine": engine_command, "audit writer": writer}))
+        others = {"engine": engine_command, "audit writer": writer}
+        uvloop.run(run_all_three(config, pepper, others, access))
     return 0
 
 
-async def run_all_three(config: GatewayConfig, pepper: bytes, others: dict[str, list[str]]) -> None:
+async def run_all_three(
+    config: GatewayConfig, pepper: bytes, others: dict[str, list[str]], access: str
+) -> None:
     """Run the gateway in this process, and the programs in `others` as child processes that are restarted when they
-    exit.
+    exit; print `access` once all three are ready.
     """
     tasks = [asyncio.create_task(keep_running(name, command)) for name, command in others.items()]
+    tasks.append(asyncio.create_task(announce(config.listen.port or 0, access)))
     try:
         await run_gateway(config, pepper, AllowEverything())
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def announce(port: int, access: str) -> None:
+    """Print `access` once the gateway would answer a request."""
+    while not await asyncio.to_thread(ready, port):
+        await asyncio.sleep(LOOK_SECONDS)
+    print(access, flush=True)
+
+
+def ready(port: int) -> bool:
+    """Whether the gateway on this port of 127.0.0.1 is ready."""
+    link = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
+    with suppress(OSError, http.client.HTTPException):
+        link.request("GET", "/readyz")
+        return link.getresponse().status == 200
+    return False
 
 
 async def keep_running(name: str, command: list[str]) -> None:

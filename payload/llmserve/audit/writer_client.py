@@ -170,9 +170,14 @@ class AuditClient:
             log.error("stopping with unrecorded outcomes", extra={"fields": lost})
 
     async def keep_connected(self) -> None:
-        """Connect, read acknowledgements until the connection ends, and reconnect; runs until cancelled."""
-        reported = ""
+        """Connect, read acknowledgements until the connection ends, and reconnect; runs until cancelled.
+
+        A writer that is away is an error once requests are rejected, after INTENT_SECONDS; before that they wait for
+        it. One that closes its connections sooner than that is away, too.
+        """
+        reported, away_since = "", time.monotonic()
         while True:
+            began = time.monotonic()
             try:
                 made = partial(Connection, self)
                 transport, connection = await asyncio.get_running_loop().create_unix_connection(
@@ -181,12 +186,13 @@ class AuditClient:
             except OSError as error:
                 trouble = f"{type(error).__name__}: {error}"
             else:
-                reported = ""
                 try:
                     trouble = await connection.closed
                 finally:
                     transport.close()
-            if trouble != reported:
+                if time.monotonic() - began > INTENT_SECONDS:
+                    reported, away_since = "", time.monotonic()
+            if trouble != reported and time.monotonic() - away_since > INTENT_SECONDS:
                 reported = trouble
                 fields = {"socket": str(self.socket), "reason": trouble}
                 log.error("no audit writer: every request is rejected", extra={"fields": fields})

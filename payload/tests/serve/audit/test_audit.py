@@ -4,8 +4,9 @@ import asyncio
 import json
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2 as httpx
@@ -194,6 +195,72 @@ def test_a_record_that_does_not_reach_the_disk_in_time_is_given_up(
             await recording
 
     asyncio.run(scenario())
+
+
+def no_delays(monkeypatch: pytest.MonkeyPatch, seconds: Callable[[], float]) -> None:
+    """Let a client reconnect at once, with `seconds` as its clock."""
+    monkeypatch.setattr("llmserve.audit.writer_client.RETRY_SECONDS", 0)
+    monkeypatch.setattr("llmserve.audit.writer_client.time", SimpleNamespace(monotonic=seconds))
+
+
+def test_a_writer_that_starts_late_or_restarts_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    no_delays(monkeypatch, lambda: 0.0)
+
+    async def connect_and_stop(client: AuditClient) -> None:
+        connections: asyncio.Queue[asyncio.StreamWriter] = asyncio.Queue()
+        server = await asyncio.start_unix_server(
+            lambda _, writer: connections.put_nowait(writer), client.socket
+        )
+        connection = await connections.get()
+        server.close()
+        client.socket.unlink(missing_ok=True)
+        connection.close()
+        while client.up:
+            await asyncio.sleep(0)
+
+    async def scenario() -> None:
+        client = AuditClient(tmp_path / "audit.sock", Metrics())
+        connecting = asyncio.create_task(client.keep_connected())
+        async with asyncio.timeout(30):
+            for _ in range(3):
+                await asyncio.sleep(0)
+                await connect_and_stop(client)
+        connecting.cancel()
+        await asyncio.gather(connecting, return_exceptions=True)
+
+    asyncio.run(scenario())
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("trouble", ["FileNotFoundError", "it closed the connection"])
+def test_a_writer_that_stays_away_is_reported_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, trouble: str
+) -> None:
+    readings: list[float] = []
+
+    def clock() -> float:
+        readings.append(len(readings))
+        return readings[-1]
+
+    no_delays(monkeypatch, clock)
+
+    async def scenario() -> None:
+        client = AuditClient(tmp_path / "audit.sock", Metrics())
+        if trouble == "it closed the connection":
+            await asyncio.start_unix_server(lambda _, writer: writer.close(), client.socket)
+        connecting = asyncio.create_task(client.keep_connected())
+        async with asyncio.timeout(30):
+            while len(readings) < 1000:
+                await asyncio.sleep(0)
+        connecting.cancel()
+        await asyncio.gather(connecting, return_exceptions=True)
+
+    asyncio.run(scenario())
+    assert caplog.messages == ["no audit writer: every request is rejected"]
+    assert caplog.records[0].__dict__["fields"]["socket"] == str(tmp_path / "audit.sock")
+    assert trouble in caplog.records[0].__dict__["fields"]["reason"]
 
 
 def test_an_outcome_waits_for_a_writer_that_is_away(tmp_path: Path) -> None:
