@@ -1,6 +1,7 @@
 """What a person is told of long work: a line a step with its time, a sign of life, and the end of a log where it fails."""
 
 import io
+import os
 import subprocess
 import time
 from pathlib import Path
@@ -102,12 +103,18 @@ def test_a_step_of_make_that_fails_shows_the_end_of_its_log(tmp_path: Path) -> N
     assert "do it: failed (4); the end of .lab/logs/log.log:\n  no room\n" in done.stderr
 
 
+IS_ROOT = os.geteuid() == 0
+AS_USER = ["setpriv", "--reuid=65534", "--clear-groups"] if IS_ROOT else []
+WITHOUT_A_CAPABILITY = ["setpriv", "--bounding-set=-sys_admin"] if IS_ROOT else []
+NEED_NO_PRIVILEGES = "without privileges, run `make serve` (the API alone, on this machine) or `make check`"
+
+
 @pytest.mark.parametrize(
     ("command", "told"),
     [
         (
-            ["setpriv", "--reuid=65534", "--clear-groups", "lab/preflight"],
-            "you are user 65534: run it as root",
+            [*AS_USER, "lab/preflight"],
+            f"you are user {65534 if IS_ROOT else os.geteuid()}: run it as root",
         ),
         (["lab/preflight", "99000000"], "MB of memory are available, 99000000 are needed: stop something"),
     ],
@@ -116,3 +123,20 @@ def test_what_cannot_work_is_refused_before_anything_is_installed(command: list[
     done = subprocess.run(command, cwd=TREE, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 1
     assert told in done.stderr
+
+
+@pytest.mark.parametrize("restriction", [AS_USER, WITHOUT_A_CAPABILITY])
+def test_a_refusal_for_want_of_privileges_names_what_needs_none(restriction: list[str]) -> None:
+    done = subprocess.run(
+        [*restriction, "lab/preflight"], cwd=TREE, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"make: {NEED_NO_PRIVILEGES}")
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="needs root's privileges")
+def test_another_refusal_does_not() -> None:
+    done = subprocess.run(
+        ["lab/preflight", "99000000"], cwd=TREE, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert NEED_NO_PRIVILEGES not in done.stderr
