@@ -95,7 +95,7 @@ NEAR_GROUP = 0.75
 
 
 def specifications(roles: Path) -> dict[str, Options]:
-    """Options of all entry points by role, from meta/argument_specs.yml."""
+    """Options of all entry points by role, from roles/NAME/meta/argument_specs.yml."""
     found: dict[str, Options] = {}
     for path in sorted(roles.glob("*/meta/argument_specs.yml")):
         options: Options = {}

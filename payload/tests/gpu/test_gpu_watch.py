@@ -1,5 +1,5 @@
 """A host whose GPUs get sick while they serve: quarantine, record, metrics, return. On the stand-in for NVIDIA's
-library; engines are only names here, tests/serve/upstream/test_quarantine.py has real ones.
+library; engines are only names here, payload/tests/serve/upstream/test_quarantine.py has real ones.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""The contract that all roles keep (docs/DESIGN: "A role"): one anatomy, typed variables, nothing forgiving."""
+"""The contract that all roles keep (CONTRIBUTING.md: "A role"): one anatomy, typed variables, nothing forgiving."""
 
 import re
 from collections.abc import Iterator
@@ -53,7 +53,7 @@ def test_main_reads_as_its_verbs(role: Path) -> None:
 
 
 @pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
-def test_every_default_is_specified_and_every_specified_default_is_the_default(role: Path) -> None:
+def test_defaults_and_specified_options_have_the_same_names_and_each_option_is_described(role: Path) -> None:
     defaults = load(role / "defaults" / "main.yml") or {}
     options = load(role / "meta" / "argument_specs.yml")["argument_specs"]["main"]["options"]
     assert sorted(options) == sorted(defaults)
