@@ -122,6 +122,16 @@ class Places:
         """What bootstrap brought, by serial."""
         return self.root / "srv/llmkeep/bundle"
 
+    @property
+    def bundle_keyring(self) -> Path:
+        """Whose bundles are accepted here; bootstrap writes it."""
+        return self.root / "etc/apt/keyrings/llmkeep.pgp"
+
+    @property
+    def bundle_serial(self) -> Path:
+        """The highest serial that was ever accepted here; bootstrap writes it."""
+        return self.root / "var/lib/llmkeep/serial"
+
     # ---------------------------------------------------------------- releases
     @property
     def publish_key(self) -> Path:
@@ -144,6 +154,11 @@ class Places:
     def publish_seen(self, name: str) -> Path:
         """The highest serial of this release that was ever accepted here."""
         return self.root / "var/lib/llmkeep/publish/seen" / name
+
+    @property
+    def candidates(self) -> Path:
+        """Models that were fetched from training hosts, to be signed; only root reads them."""
+        return self.root / "srv/llmkeep/candidates"
 
     @property
     def releases(self) -> Path:

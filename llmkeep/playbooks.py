@@ -1,5 +1,6 @@
 """Run playbooks with ansible-runner, whose output is printed as it comes.
 
+The bundle's tree is compared with its signed manifest before each run; a developer's checkout has none, and runs as it is.
 A run leaves nothing on disk: its working folder is in memory and is removed, by the next run where this one was killed.
 """
 
@@ -13,7 +14,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +23,52 @@ import ansible_runner
 import yaml
 
 from llmkeep import durable, source_tree
+from llmkeep.bundle import manifest
 from llmkeep.errors import LlmkeepError
+from llmkeep.places import Places
 
 GRACE_SECONDS = 15
 WORKING = "llmkeep-run-"  # begins the names of runs' working folders
 INI_SECTION = re.compile(r"^\[[\w.:-]+\]\s*$", re.MULTILINE)
 ACCEPTS = "Accept an untested system"  # task of roles/_common
 NOISE = ("[WARNING]", "<<< caused by >>>")  # of Ansible's messages, which say the same again
+PLACES = Places()
 
 
 class RunError(LlmkeepError):
     """The run cannot start. The message says what is wrong, the value seen, and the way out."""
+
+
+def verified_tree() -> Path:
+    """The tree to run playbooks from. Raises RunError where the bundle's has a file that is not as signed, or one more or less.
+
+    Python files beside signed ones would run too, and so would bytecode: `__pycache__` is refused like any other file.
+    """
+    root = source_tree.located()
+    if root == source_tree.INSTALLED:
+        _require_signed(root.resolve())
+    return root
+
+
+@cache
+def _require_signed(tree: Path) -> None:
+    """The manifest's signature and serial, then every file; not its age, since a run may be what renews or revokes."""
+    way_out = "Nothing was run. Keep a copy of it if this change is not yours, then run `bootstrap` again from the medium"
+    try:
+        seen = manifest.highest_serial(PLACES.bundle_serial)
+        signed = manifest.authentic(tree.parent, PLACES.bundle_keyring, seen)
+    except LlmkeepError as error:
+        raise RunError(f"{tree.parent} is no bundle to run playbooks from: {error}\n{way_out}") from error
+    prefix = f"{source_tree.INSTALLED.name}/"
+    entries = [
+        replace(entry, path=entry.path.removeprefix(prefix))
+        for entry in signed.files
+        if entry.path.startswith(prefix)
+    ]
+    if problems := manifest.differences(tree, entries, set()):
+        raise RunError(
+            f"{tree} is not the tree of bundle {signed.serial} as it was signed:\n  {manifest.shown(problems)}\n{way_out}"
+        )
 
 
 def inventory_path(given: str, root: Path) -> Path:
@@ -142,7 +179,7 @@ def play(
     asked: frozenset[str] = frozenset(),
 ) -> tuple[int, Heard]:
     """Run one playbook; returns its exit code and what was heard, including the output of the tasks ASKED."""
-    root = source_tree.located()
+    root = verified_tree()
     heard, interruption = Heard(asked=asked), Interruption()
     with working_folder() as work:
         collection = work / "collections/ansible_collections/llmkeep/estate"
@@ -152,6 +189,7 @@ def play(
             "ANSIBLE_CONFIG": str(root / "ansible.cfg"),
             "ANSIBLE_COLLECTIONS_PATH": str(work / "collections"),
             "TMPDIR": str(work),
+            "PYTHONDONTWRITEBYTECODE": "1",  # the tree stays as it was signed
             # ansible-playbook lies beside this Python, whether or not that folder is on the operator's PATH.
             "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}",
         }

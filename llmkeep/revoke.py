@@ -6,11 +6,10 @@ Exit codes: 0 done, on all hosts; 1 refused, nothing was changed; 3 done here, b
 import argparse
 from collections.abc import Callable
 
-from llmkeep import source_tree
 from llmkeep.pki import authority, revoking
 from llmkeep.pki.authority import told
 from llmkeep.places import Places
-from llmkeep.playbooks import inventory_path, play
+from llmkeep.playbooks import inventory_path, play, verified_tree
 from llmkeep.record.runs import recorded, who
 
 # What the role pki writes for the renewal: all hosts, with their addresses.
@@ -20,7 +19,7 @@ HOSTS_MISSING = 3
 
 def _distributed(verb: Callable[[Places, str, str, str], str], given: argparse.Namespace) -> int:
     """Change the record and the list, then bring the list to all hosts."""
-    tree = source_tree.located()
+    tree = verified_tree()
     playbook = (tree / "playbooks/revoke.yml").resolve()
     inventories = [inventory_path(place, tree) for place in given.inventory or [INVENTORY]]
     event: dict[str, object] = {

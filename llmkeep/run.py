@@ -41,7 +41,8 @@ def _playbook(given: str, root: Path) -> Path:
 def _run(given: argparse.Namespace, words: list[str] | None = None) -> int:
     """Run one playbook with these words for Ansible, by default those of the operator's options."""
     root = source_tree.located()
-    playbook = _playbook(given.playbook, root)
+    # Of a verb it is the tree's own, wherever the operator stands.
+    playbook = _playbook(given.playbook, root) if given.playbook else (root / "site.yml").resolve()
     inventories = [inventory_path(place, root) for place in given.inventory]
     # Of the bundle that the run begins with: another one may be installed meanwhile.
     serial = int(record.SERIAL.read_text()) if record.SERIAL.exists() else None
@@ -133,7 +134,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     common.add_argument("ansible", nargs="*", help="more arguments for ansible-playbook, after --")
     parser = subparsers.add_parser("site", parents=[common], help="apply the inventory to the estate")
-    parser.set_defaults(run=_run, playbook="site.yml")
+    parser.set_defaults(run=_run, playbook=None)
     parser = subparsers.add_parser(
         "verify", parents=[common], help="run all checks and report; changes nothing"
     )

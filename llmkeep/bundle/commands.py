@@ -53,13 +53,13 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument(
         "--keyring",
         type=Path,
-        default=Path("/etc/apt/keyrings/llmkeep.pgp"),
+        default=Places().bundle_keyring,
         help="the trusted keys; never take this file from the bundle itself (default: %(default)s)",
     )
     parser.add_argument(
         "--seen",
         type=Path,
-        default=Path("/var/lib/llmkeep/serial"),
+        default=Places().bundle_serial,
         help="file with the highest serial accepted so far (default: %(default)s)",
     )
     parser.add_argument(
@@ -158,12 +158,7 @@ def _verify(arguments: argparse.Namespace) -> None:
         return
     if not arguments.keyring.is_file():
         raise LlmkeepError(f"there is no {arguments.keyring}: give the keyring that you trust with --keyring")
-    seen = arguments.seen.read_text().strip() if arguments.seen.exists() else "0"
-    if not seen.isdecimal():
-        raise LlmkeepError(
-            f"{arguments.seen} holds {seen[:40]!r}, which is no serial: write the highest serial that you accepted into it"
-        )
-    print(media.verify(arguments.folder, arguments.keyring, int(seen)))
+    print(media.verify(arguments.folder, arguments.keyring, manifest.highest_serial(arguments.seen)))
 
 
 def _list(arguments: argparse.Namespace) -> int:

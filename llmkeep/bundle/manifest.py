@@ -130,8 +130,31 @@ def verify(folder: Path, keyring: Path, seen: int = 0, now: datetime.datetime | 
     return manifest
 
 
+def highest_serial(record: Path) -> int:
+    """The highest serial that was accepted here, by its RECORD; 0 where there is none."""
+    text = record.read_text().strip() if record.exists() else "0"
+    if not text.isdecimal():
+        raise LlmkeepError(
+            f"{record} holds {text[:40]!r}, which is no serial: write the highest serial that you accepted into it"
+        )
+    return int(text)
+
+
 def signed(folder: Path, keyring: Path, seen: int = 0, now: datetime.datetime | None = None) -> Manifest:
-    """The manifest, after its signature, age and serial were verified. Raises BundleRefused.
+    """The manifest, after its signature, age and serial were verified. Raises BundleRefused."""
+    manifest = authentic(folder, keyring, seen)
+    moment = (now or datetime.datetime.now(datetime.UTC)).strftime(TIME)
+    if moment >= manifest.expires:
+        raise BundleRefused(
+            EXPIRED,
+            f"it expired at {manifest.expires} and the clock says {moment}: "
+            "set the clock, or carry a newer one",
+        )
+    return manifest
+
+
+def authentic(folder: Path, keyring: Path, seen: int = 0) -> Manifest:
+    """The manifest, after its signature and serial were verified, whatever its age. Raises BundleRefused.
 
     It is read once: a medium may answer differently the second time.
     """
@@ -153,28 +176,24 @@ def signed(folder: Path, keyring: Path, seen: int = 0, now: datetime.datetime | 
             f"serial {manifest.serial} is older than {seen}, which was accepted before: "
             "carry one of that serial or a later one",
         )
-    moment = (now or datetime.datetime.now(datetime.UTC)).strftime(TIME)
-    if moment >= manifest.expires:
-        raise BundleRefused(
-            EXPIRED,
-            f"it expired at {manifest.expires} and the clock says {moment}: "
-            "set the clock, or carry a newer one",
-        )
     return manifest
 
 
 def check(folder: Path, entries: Iterable[Entry], beside: set[str]) -> None:
     """Raise BundleRefused unless FOLDER holds these files, every byte as listed, and no others but those `beside`."""
-    listed = {entry.path: entry for entry in entries}
-    problems = list(strays(folder, set(listed), beside))
-    there = [
-        (folder / path, entry) for path, entry in sorted(listed.items()) if os.path.lexists(folder / path)
-    ]
-    problems += filter(None, hashed(_differs, there))
-    if problems:
+    if problems := differences(folder, entries, beside):
         raise BundleRefused(
             DAMAGED, f"{folder} is not what was signed:\n  {shown(problems)}\nCopy or fetch it again"
         )
+
+
+def differences(folder: Path, entries: Iterable[Entry], beside: set[str]) -> list[str]:
+    """A sentence about each file of FOLDER that is not as its entry says, is missing, or has no entry and is not `beside`."""
+    listed = {entry.path: entry for entry in entries}
+    there = [
+        (folder / path, entry) for path, entry in sorted(listed.items()) if os.path.lexists(folder / path)
+    ]
+    return [*strays(folder, set(listed), beside), *filter(None, hashed(_differs, there))]
 
 
 def shown(problems: list[str]) -> str:
@@ -194,8 +213,9 @@ def walk(folder: Path) -> Iterator[str]:
     """Every path under the folder that is not a directory, links and devices included."""
     for place, directories, names in os.walk(folder):
         links = [name for name in directories if Path(place, name).is_symlink()]
+        below = Path(place).relative_to(folder)
         for name in names + links:
-            yield str(Path(place, name).relative_to(folder))
+            yield str(below / name)
 
 
 def hashed[T, R](function: Callable[[T], R], items: list[T]) -> Iterator[R]:

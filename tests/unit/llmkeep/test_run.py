@@ -52,6 +52,14 @@ def test_a_run_prints_what_ansible_prints_with_its_recap_and_leaves_nothing(
     assert not left()
 
 
+def test_site_is_the_trees_own_even_where_another_one_lies(
+    tree: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tree.parent / "site.yml").write_text(PLAYBOOK.format(said="another tree", good="true"))
+    assert cli.main(["site", "-i", "inventory"]) == 0
+    assert "another tree" not in capfd.readouterr().out
+
+
 @pytest.mark.usefixtures("tree")
 def test_a_failed_host_is_exit_1(capfd: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["run", "playbooks/bad.yml", "-i", "inventory"]) == 1
