@@ -14,9 +14,9 @@ import signal
 import sys
 from pathlib import Path
 
-from llmkeep import inventory, logs, revoke, run, size
-from llmkeep.bundle import commands, keys, programs, release, update
-from llmkeep.errors import LlmkeepError
+from llmkeep import fetch, inventory, logs, revoke, run, size
+from llmkeep.bundle import commands, keys, programs, update
+from llmkeep.errors import LlmkeepError, printable
 from llmkeep.experiments import commands as experiments
 from llmkeep.image import commands as image
 from llmkeep.models import commands as models
@@ -33,7 +33,7 @@ VERBS = (
     issuing,
     policy,
     models,
-    release,
+    fetch,
     image,
     inventory,
     run,
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return int(arguments.run(arguments)) if arguments else run.ansible_playbook(sys.argv[1:])
     except LlmkeepError as error:
-        print(f"llmkeep: {error}", file=sys.stderr)
+        print(f"llmkeep: {printable(str(error))}", file=sys.stderr)
         return error.code
     except BrokenPipeError:  # as in `llmkeep bundle list X | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -30,7 +30,7 @@ from llmkeep.bundle import join, manifest, media, signing
 from llmkeep.bundle.cache import sha256
 from llmkeep.bundle.manifest import DAMAGED, BundleRefused, Entry, Manifest
 from llmkeep.durable import readable, record, sync_folder, write
-from llmkeep.errors import LlmkeepError
+from llmkeep.errors import LlmkeepError, printable
 from llmkeep.places import PUBLISH_KEY, Places
 from llmkeep.sealing import in_memory, seal, unseal
 
@@ -156,7 +156,7 @@ def candidate(folder: Path) -> Candidate:
         in_model = {path: digest for digest, path in lines}
         told = json.loads(found[0].read_bytes())
         facts = trained(model, told["published"]) if found[0].name == TRAINING else brought(told, in_model)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ReleaseError(f"{folder} is no whole candidate ({error}): {again}") from error
     wanted = {f"models/{name}/{path}": digest for path, digest in in_model.items()} | {
         f"models/{name}.sha256": ""
@@ -318,7 +318,8 @@ def _signed(
             path.unlink(missing_ok=True)
         raise
     signed = f"signed by {signer}, may be installed until {made.expires}"
-    return f"{folder}: release {name}, serial {serial}, {given.standing}; {signed}"
+    standing = " ".join(given.standing.split())  # in one line, whatever its maker wrote
+    return f"{folder}: release {name}, serial {serial}, {standing}; {signed}"
 
 
 # ---------------------------------------------------------------- verify and add
@@ -439,7 +440,7 @@ def _told(verb: Any) -> Any:
 
     def run(arguments: argparse.Namespace) -> int:
         try:
-            print(verb(arguments))
+            print(printable(verb(arguments)))
         except BundleRefused as refusal:
             print(f"llmkeep: refused: {arguments.folder}: {refusal}", file=sys.stderr)
             return refusal.code
@@ -468,8 +469,10 @@ def _verify(given: argparse.Namespace) -> str:
     return f"{given.folder}: release {name_of(good)}, serial {good.serial}, {count}"
 
 
-def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """`llmkeep release init | passphrase | sign | verify | add | list`."""
+def register(
+    subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]",
+) -> "argparse._SubParsersAction[argparse.ArgumentParser]":
+    """`llmkeep release init | passphrase | sign | verify | add | list`; returns the verbs, for one more."""
     parser = subparsers.add_parser(
         "release", help="models that the estate trained or took in", description=__doc__
     )
@@ -525,3 +528,4 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     verb = verbs.add_parser("list", help="the releases on this mirror")
     verb.set_defaults(run=_told(lambda given: listed(given.places)))
+    return verbs

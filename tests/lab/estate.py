@@ -256,6 +256,14 @@ def sign_and_add(lab: Lab, candidate: str, options: str = "") -> str:
     return said
 
 
+def fetch_sign_and_add(lab: Lab, fetch: str) -> str:
+    """Run a `llmkeep release fetch` on the control node, and what it prints; what `sign` said."""
+    [(folder, options)] = re.findall(
+        r"^  llmkeep release sign (\S+) (--sha256 [0-9a-f]{64})$", lab.on("ops1", fetch), re.MULTILINE
+    )
+    return sign_and_add(lab, folder, options)
+
+
 def job_done(lab: Lab, host: str, unit: str, seconds: float = 1500) -> None:
     """Wait until a training job is done there."""
     end = time.monotonic() + seconds

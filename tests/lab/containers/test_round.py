@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import yaml
-from estate import Client, Lab, open_client, sign_and_add, within
+from estate import Client, Lab, fetch_sign_and_add, open_client, within
 
 pytestmark = pytest.mark.skipif(
     "STORM" not in os.environ, reason="three hosts and a long time: `make storm` has it"
@@ -194,10 +194,8 @@ def learn(lab: Lab) -> str:
     said = improve(lab, "-e improve_confirm=train", "-e improve_wait_seconds=1200")
     [verdict] = re.findall(r"The gate says (promote: .*?) To make", said)
     said = improve(lab, "-e improve_confirm=publish")
-    [fetch] = re.findall(r"(ssh root@.*? tar -C /srv -x --no-same-owner)", said)
-    [digest] = re.findall(r"--sha256 ([0-9a-f]{64})", said)
-    lab.on("ops1", fetch)
-    sign_and_add(lab, f"/srv/{NEW}-candidate", f"--sha256 {digest}")
+    [fetch] = re.findall(rf"(llmkeep release fetch train1 {NEW}-candidate(?: -i [\w/.-]+)+)", said)
+    fetch_sign_and_add(lab, fetch)
     return str(verdict)
 
 

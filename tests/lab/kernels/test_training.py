@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from estate import Lab, answers, changed, job_done, open_client, serve_models, sign_and_add
+from estate import Lab, answers, changed, fetch_sign_and_add, job_done, open_client, serve_models
 
 pytestmark = pytest.mark.skipif(
     "STORM" not in os.environ, reason="four hosts and half an hour: `make storm` has it"
@@ -120,17 +120,7 @@ for text in list(dict.fromkeys(texts))[:40]:
         "train1",
         f"llm-train publish {output} --into {HERE}/jobs/candidate --name licences-1 --licence Apache-2.0",
     )
-    candidate = trainers.run(
-        "exec",
-        "train1",
-        "--",
-        "sh",
-        "-c",
-        f"runuser -u llm-train -- tar -C {HERE}/jobs -c candidate | base64",
-        timeout=600,
-    ).stdout
-    trainers.on("ops1", "base64 -d | tar -C /root -x", given=candidate)
-    sign_and_add(trainers, "/root/candidate")
+    fetch_sign_and_add(trainers, trainers.command("release fetch train1 candidate"))
     models = [
         {
             "name": "licences",

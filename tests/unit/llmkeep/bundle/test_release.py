@@ -1,7 +1,6 @@
 """A release that is not exactly what the estate signed is refused, with one sentence, and nothing is changed."""
 
 import datetime
-import hashlib
 import json
 import os
 import shutil
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import sealing_double
+from trained_candidate import BASE, LEARNED, MODEL, NAME, VERDICT, candidate, summed
 
 from llmkeep import cli as llmkeep_cli
 from llmkeep import durable
@@ -21,14 +21,6 @@ from llmkeep.errors import LlmkeepError
 from llmkeep.places import Places
 
 ROOT = Path(__file__).resolve().parents[4]
-NAME = "sql-2026-11"
-MODEL = f"models/{NAME}"
-BASE, LEARNED = "1" * 64, "2" * 64  # sha256 of manifests
-VERDICT = {
-    "verdict": "promote",
-    "old": {"model": BASE, "adapter": None},
-    "new": {"model": BASE, "adapter": LEARNED},
-}
 
 
 @pytest.fixture
@@ -37,37 +29,6 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Places:
     sealing_double.use(monkeypatch, release, release)
     release.init(found := Places(tmp_path / "root"), None)
     return found
-
-
-def candidate(folder: Path, content: bytes = b"\1" * 5000, name: str = NAME, **published: object) -> Path:
-    """What `llm-train publish` makes: a whole model with its card, and its manifest beside it."""
-    model = folder / "models" / name
-    model.mkdir(parents=True)
-    (model / "model.safetensors").write_bytes(content)
-    (model / "config.json").write_text('{"model_type": "llama"}')
-    (model / "LICENSE").write_text("do what you like\n")
-    (model / "README.md").write_text("# a card\n")
-    (model / "verdict.json").write_text(json.dumps(VERDICT))
-    told: dict[str, object] = {
-        "base": BASE,
-        "learned": LEARNED,
-        "merged": {"prompts": 4},
-        "licence": "MIT",
-        "verdict": "promote",
-    }
-    told |= published
-    (model / "training.json").write_text(json.dumps({"published": told}))
-    summed(folder, name)
-    return folder
-
-
-def summed(folder: Path, name: str = NAME) -> None:
-    """Write the model's manifest of what lies there now."""
-    model = folder / "models" / name
-    lines = [
-        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in sorted(model.iterdir())
-    ]
-    (folder / "models" / f"{name}.sha256").write_text("".join(lines))
 
 
 @pytest.fixture
