@@ -21,7 +21,7 @@ from lab.machine import Machine
 from lab.steps import RoleTimes, Steps
 
 MOUNT = "/media/llmkeep"
-QUESTION = "What is the capital of France?"
+QUESTION = "Name the capital of France."
 
 
 def demo(instance: Instance, bundle: Path, question: str, steps: Steps) -> None:

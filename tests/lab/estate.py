@@ -24,7 +24,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 LAB = ROOT / ".venv" / "bin" / "lab"
 HOSTS = ("ops1", "llm1")
-QUESTION = "What is the capital of France?"
+QUESTION = "Name the capital of France."
 ENCODER = "all-minilm-l6-v2"
 WITH_LOGS = "-i inventory/lab -i inventory/lab-logs"
 ELASTICSEARCH_REQUEST = "/usr/local/lib/llmkeep/elasticsearch-request"

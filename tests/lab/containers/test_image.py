@@ -96,7 +96,7 @@ class Pod:
 
     def ask(self, role: str, model: str) -> tuple[int, Any]:
         """The answer to a question to this model, by a key of this role."""
-        messages = [{"role": "user", "content": "What is the capital of France?"}]
+        messages = [{"role": "user", "content": "Name the capital of France."}]
         question = {"model": model, "max_tokens": 8, "temperature": 0, "messages": messages}
         return self.request("POST", "/v1/chat/completions", question, self.keys[role])
 
