@@ -81,7 +81,7 @@ def _unpacked(scratch: Path) -> Path | None:
 
 def _locked_archive() -> Path | None:
     """`llmkeep program` compares it with the lock; the lab imports nothing of llmkeep's."""
-    command = [Path(sys.executable).with_name("llmkeep"), "program", "lab-kernel"]
+    command = [str(Path(sys.executable).with_name("llmkeep")), "program", "lab-kernel"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return Path(done.stdout.strip()) if done.returncode == 0 else None
 
