@@ -70,8 +70,9 @@ class Hello:
 class Generate:
     """One request. `messages` go through the chat template; `prompt` is used verbatim.
 
-    If both are set, a model without a chat template uses the prompt. `clip`: `max_tokens` is only a default, so the
-    engine lowers it to what the context has left. `temperature` 0 means greedy, None the engine's configured value;
+    If both are set, a model without a chat template uses the prompt. `clip`: the client has set no length, so `max_tokens`
+    is the policy's limit, and the engine lowers it to what the context has left. `length_field`: the client's name of
+    `max_tokens`, for messages. `temperature` 0 means greedy, None the engine's configured value;
     likewise `top_p`. `extra`: the client's fields that only some engines support, unchanged. `deadline`: seconds
     until the answer is useless; a duration, so that the clocks need not agree. `traceparent`: as in W3C Trace
     Context, for the engine's logs and its own requests. `adapter`: a name from `Hello.adapters`; "" is the base
@@ -85,6 +86,7 @@ class Generate:
     stream: bool
     max_tokens: int
     clip: bool = False
+    length_field: str = "max_tokens"
     messages: list[dict[str, Any]] | None = None
     prompt: str | None = None
     temperature: float | None = None

@@ -177,8 +177,6 @@ class Limits(Section):
     """Limits per request, and of all requests together."""
 
     body_bytes: Positive = 1024 * 1024
-    max_tokens: Positive = 1024
-    default_max_tokens: Positive = 256
     waiting: Annotated[int, Field(ge=0)] = 64
     waiting_tokens: Positive = 262144
     # Of each engine's slots and tokens, at most: what else is left serves other subjects, and other tenants, at once.
@@ -187,15 +185,6 @@ class Limits(Section):
     queue_seconds: Seconds = 30.0
     answer_seconds: Seconds = 300.0  # from the request to the last token
     drain_seconds: Share = 25.0
-
-    @model_validator(mode="after")
-    def default_within_maximum(self) -> "Limits":
-        """The default length is subject to the maximum like any other."""
-        if self.default_max_tokens > self.max_tokens:
-            raise ValueError(
-                f"default_max_tokens ({self.default_max_tokens}) is above max_tokens ({self.max_tokens})"
-            )
-        return self
 
 
 class Oidc(Section):

@@ -12,7 +12,6 @@ from pydantic.config import JsonDict
 
 from llmserve.api.errors import ApiError
 from llmserve.protocol import NEUTRAL, OPTIONAL, Generate
-from llmserve.settings import Limits
 
 Temperature = Annotated[float, Field(ge=0, le=2)]
 TopP = Annotated[float, Field(gt=0, le=1)]
@@ -23,7 +22,11 @@ def whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Tokens = Annotated[int, Field(gt=0), BeforeValidator(whole)]
+Tokens = Annotated[
+    int,
+    Field(gt=0, description="Limited by the policy for the caller's roles, and by the model's context"),
+    BeforeValidator(whole),
+]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 
 
@@ -286,20 +289,41 @@ def refuse_undeclared(generate: Generate, declared: Collection[str]) -> None:
         raise unsupported(bad)
 
 
-def answer_length(asked: int | None, limits: Limits) -> tuple[int, bool]:
-    """`max_tokens` for the engine, and whether it is only the gateway's default; raises ApiError 400."""
-    if asked is None:
-        return limits.default_max_tokens, True
-    if asked > limits.max_tokens:
+def answer_length(asked: int | None, granted: int, name: str = "max_tokens") -> tuple[int, bool]:
+    """Most tokens of the answer, and whether the client set none; raises ApiError 400 or 403.
+
+    `asked`: the value of the client's field `name`. `granted`: the policy's limit.
+    """
+    if asked is None and not granted:
         raise ApiError(
-            400, "invalid_value", f"'max_tokens' is {asked}: the limit is {limits.max_tokens}", "max_tokens"
+            403, "denied", "the policy lets your roles generate no tokens: ask for a role that may"
         )
+    if asked is None:
+        return granted, True
+    if asked > granted:
+        message = f"'{name}' is {asked}: the limit is {granted}, by the policy for your roles; ask for less"
+        raise ApiError(400, "invalid_value", message, name)
     return asked, False
 
 
-def sampling(request: Sampling, max_tokens: int | None, limits: Limits) -> Generate:
-    """The engine's request for either of OpenAI's endpoints, without the prompt; raises ApiError 400."""
-    length, clip = answer_length(max_tokens, limits)
+def refuse_beyond_context(generate: Generate, model: str, context: int) -> None:
+    """Raise ApiError 400 if the requested length alone exceeds the context of `model`. Only the engine knows the prompt's
+    tokens.
+    """
+    if not generate.clip and generate.max_tokens > context:
+        name = generate.length_field
+        message = (
+            f"'{name}' is {generate.max_tokens}: the limit is {context} for prompt and answer together, "
+            f"by the context of the model '{model}'; ask for less"
+        )
+        raise ApiError(400, "context_length_exceeded", message, name)
+
+
+def sampling(request: Sampling, asked: int | None, granted: int, name: str = "max_tokens") -> Generate:
+    """The engine's request for either of OpenAI's endpoints, without the prompt; raises ApiError 400. The others are as for
+    `answer_length`.
+    """
+    length, clip = answer_length(asked, granted, name)
     stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
     if request.stream_options and not request.stream:
         raise ApiError(
@@ -313,6 +337,7 @@ def sampling(request: Sampling, max_tokens: int | None, limits: Limits) -> Gener
         stream=bool(request.stream),
         max_tokens=length,
         clip=clip,
+        length_field=name,
         temperature=request.temperature,
         top_p=request.top_p,
         seed=request.seed,
@@ -321,16 +346,20 @@ def sampling(request: Sampling, max_tokens: int | None, limits: Limits) -> Gener
     )
 
 
-def chat_call(request: ChatBody, limits: Limits) -> Call:
+def chat_call(request: ChatBody, granted: int) -> Call:
     """Convert a chat request; raises ApiError 400."""
-    if request.max_tokens is not None and request.max_completion_tokens is not None:
+    longest = request.max_completion_tokens
+    if request.max_tokens is not None and longest is not None:
         raise ApiError(
             400,
             "invalid_value",
             "set 'max_completion_tokens' or 'max_tokens', not both",
             "max_completion_tokens",
         )
-    generate = sampling(request, request.max_completion_tokens or request.max_tokens, limits)
+    if longest is None:
+        generate = sampling(request, request.max_tokens, granted)
+    else:
+        generate = sampling(request, longest, granted, "max_completion_tokens")
     generate.messages = [message.plain() for message in request.messages]
     if "tools" not in generate.extra and any(
         message.tool_calls or message.tool_call_id for message in request.messages
@@ -342,21 +371,21 @@ def chat_call(request: ChatBody, limits: Limits) -> Call:
     return Call(request.model, generate, usage)
 
 
-def completion_call(request: CompletionBody, limits: Limits) -> Call:
+def completion_call(request: CompletionBody, granted: int) -> Call:
     """Convert a completion request; raises ApiError 400."""
-    generate = sampling(request, request.max_tokens, limits)
+    generate = sampling(request, request.max_tokens, granted)
     generate.prompt = request.prompt
     usage = bool(request.stream_options and request.stream_options.include_usage)
     return Call(request.model, generate, usage)
 
 
-def generate_call(request: GenerateBody, limits: Limits) -> Call:
+def generate_call(request: GenerateBody, granted: int) -> Call:
     """Convert a request of /generate, which goes to the first model as a conversation of one message; raises ApiError
     400.
     """
     if bad := list(beyond(request)):
         raise unsupported(bad)
-    length, clip = answer_length(request.max_tokens, limits)
+    length, clip = answer_length(request.max_tokens, granted)
     messages = [{"role": "user", "content": request.prompt}]
     return Call(
         None,

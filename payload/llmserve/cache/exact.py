@@ -18,7 +18,7 @@ from llmserve.redis_client import RedisClient, RedisUnavailable
 
 FORMAT = 3  # version of the entries; those of older releases never match
 # These do not change the answer; the adapter is part of the model, which is in the key material.
-NOT_IN_KEY = {"id", "stream", "deadline", "traceparent", "adapter"}
+NOT_IN_KEY = {"id", "stream", "deadline", "traceparent", "adapter", "length_field"}
 IN_KEY = [name for name in FIELDS[Generate] if name not in NOT_IN_KEY]
 DIRECTIVE = re.compile(r'\s*([a-z-]+)\s*(?:=\s*"?([^",]*)"?\s*)?')
 

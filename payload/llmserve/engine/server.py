@@ -93,13 +93,13 @@ def token_budget(request: Generate, prompt_tokens: int, context: int) -> int:
     """Maximum number of tokens of the answer; raises ApiError if prompt and answer do not fit into the context."""
     room = context - prompt_tokens
     if room < 1 or (request.max_tokens > room and not request.clip):
-        requested = "" if room < 1 or request.clip else f" and max_tokens is {request.max_tokens}"
+        requested = "" if room < 1 or request.clip else f" and {request.length_field} is {request.max_tokens}"
         param = "messages" if request.messages is not None else "prompt"
         raise ApiError(
             400,
             "context_length_exceeded",
             f"the prompt has {prompt_tokens} tokens{requested}, the model's context holds {context}: "
-            "shorten the prompt or lower max_tokens",
+            f"shorten the prompt{f' or lower {request.length_field}' if requested else ''}",
             param,
         )
     return min(request.max_tokens, room)

@@ -136,7 +136,7 @@ class AnswerSource:
 
     def spent(self) -> tuple[int, int]:
         """Prompt and completion tokens. An answer that ends early costs its prompt and every token that was generated; one that
-        is not streamed, whose tokens are not seen, costs what was reserved for it.
+        is not streamed, whose tokens are not seen, costs as many as it may have had.
         """
         while not self.answer.empty():  # generated, though a slow client has not read it
             self.noted(self.answer.get_nowait())
@@ -151,7 +151,8 @@ class AnswerSource:
         lost = isinstance(end, Failed) and end.code != "deadline_exceeded" and not pieces
         if lost or not request.id:  # the engine's fault, or never sent to one
             return 0, 0
-        return self.prompt_tokens, pieces if request.stream else request.max_tokens
+        room = max(0, self.routed.hello.context - self.prompt_tokens)
+        return self.prompt_tokens, pieces if request.stream else min(request.max_tokens, room)
 
 
 def gone() -> None:

@@ -9,7 +9,7 @@ from functools import partial
 
 from llmserve.access.experiments import OPENING
 from llmserve.api.errors import ApiError, unavailable
-from llmserve.api.requests import Call, refuse_other_work, refuse_undeclared
+from llmserve.api.requests import Call, refuse_beyond_context, refuse_other_work, refuse_undeclared
 from llmserve.api.responses import (
     EmbeddingRendering,
     GenerateRendering,
@@ -25,10 +25,10 @@ from llmserve.gateway.parsed_requests import ParsedRequest, ParsedRequests, Read
 from llmserve.gateway.shadows import Shadows
 from llmserve.gateway.state import State, no_such_model
 from llmserve.protocol import Delta, Done, Event, Failed, Generate, Hello
-from llmserve.settings import Limits
 from llmserve.upstream.admission import Place
 from llmserve.upstream.instances import RoutedRequest
 
+EXPECTED_TOKENS = 256  # of an answer whose request sets no length: reserved, and settled by what it uses
 BYTES_A_TOKEN = 3  # to estimate a prompt's tokens before the engine counts them; English has four
 UNDISCLOSED = "undisclosed"  # in place of an arm's revision, which would tell the arm
 LAST_WORD_SECONDS = 5.0  # time to send the error event that ends a broken stream
@@ -72,6 +72,11 @@ def collect(exchange: Exchange, text: str) -> None:
         exchange.opening = (exchange.opening + text[: 4 * OPENING]).lstrip()[:OPENING]
 
 
+def answer_tokens(generate: Generate) -> int:
+    """Tokens to reserve for the answer."""
+    return min(generate.max_tokens, EXPECTED_TOKENS) if generate.clip else generate.max_tokens
+
+
 def blind(scope: Scope) -> bool:
     """Whether the client must not learn which model answers."""
     return scope["llm"].assigned is not None
@@ -87,25 +92,13 @@ class Completions:
 
     def __init__(self, state: State) -> None:
         self.state = state
-        self.narrowed: dict[int, Limits] = {}
         self.parser = ParsedRequests(state.recorder.proof)
         self.shadows = Shadows(state)
 
-    def limits(self, scope: Scope) -> Limits:
-        """The gateway's limits, lowered to the answer length that the policy's decision grants."""
-        exchange: Exchange = scope["llm"]
-        ours = self.state.limits
-        granted = exchange.decision.max_tokens if exchange.decision else 0
-        if granted >= ours.max_tokens:
-            return ours
-        if granted not in self.narrowed:
-            default = min(ours.default_max_tokens, granted)
-            update = {"max_tokens": granted, "default_max_tokens": default}
-            self.narrowed[granted] = ours.model_copy(update=update)
-        return self.narrowed[granted]
-
     def parse(self, scope: Scope, read: Read, sent: bytes) -> ParsedRequest:
-        return self.parser.read(scope["llm"].identity.tenant, read, self.limits(scope), sent)
+        exchange: Exchange = scope["llm"]
+        granted = exchange.decision.max_tokens if exchange.decision else 0
+        return self.parser.read(scope["llm"].identity.tenant, read, granted, sent)
 
     async def chat(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /v1/chat/completions."""
@@ -159,6 +152,7 @@ class Completions:
             routed = self.state.instances[name].route(scope["llm"].identity.tenant, call.generate)
         refuse_undeclared(call.generate, routed.hello.fields)
         refuse_other_work(call.generate, routed.hello.dimensions, call.dimensions)
+        refuse_beyond_context(call.generate, name, routed.hello.context)
         if scope["llm"].assigned:
             return routed, replace(routed.hello, model=name, revision=UNDISCLOSED)
         return routed, routed.hello
@@ -215,12 +209,11 @@ class Completions:
         exchange.hurried = seconds < self.state.limits.answer_seconds
         await self.state.recorder.intent(exchange, routed.model, parsed.content, parsed.proof)
         prompt_tokens = max(1, len(parsed.text.encode()) // BYTES_A_TOKEN)
-        reserved = await self.state.quotas.reserve(
-            identity.tenant, identity.subject, decision, prompt_tokens + call.generate.max_tokens
-        )
+        expected = prompt_tokens + answer_tokens(call.generate)
+        reserved = await self.state.quotas.reserve(identity.tenant, identity.subject, decision, expected)
         self.state.ratings.assigned(exchange)
         ends = exchange.started + seconds
-        tokens = min(prompt_tokens + call.generate.max_tokens, routed.hello.context)
+        tokens = min(expected, routed.hello.context)
 
         def place() -> Place:
             """A place in the queue; time spent waiting for a shared answer counts as time in the queue."""

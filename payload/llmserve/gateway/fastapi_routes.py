@@ -100,5 +100,5 @@ def cold_routes(state: State, plain: list[PlainRoute]) -> FastAPI:
         """Delete all that this host's journal keeps of the caller."""
         return await state.own.forget(request.scope["llm"])
 
-    app.openapi = lambda: describe(app, plain, state.limits)  # type: ignore[method-assign]
+    app.openapi = lambda: describe(app, plain)  # type: ignore[method-assign]
     return app

@@ -7,7 +7,6 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
 from llmserve.gateway.route import PlainRoute
-from llmserve.settings import Limits
 
 SCHEMAS = "#/components/schemas/"
 REFUSED = {
@@ -65,7 +64,7 @@ ERROR = {
 }
 
 
-def describe(cold: FastAPI, plain: list[PlainRoute], limits: Limits) -> dict[str, Any]:
+def describe(cold: FastAPI, plain: list[PlainRoute]) -> dict[str, Any]:
     """The OpenAPI document. `plain`: the routes outside FastAPI."""
     if cold.openapi_schema:
         return cold.openapi_schema
@@ -99,7 +98,7 @@ def describe(cold: FastAPI, plain: list[PlainRoute], limits: Limits) -> dict[str
         answered["text/event-stream"] = {"schema": EVENT}
         described = "The answer; server-sent events if 'stream' is true"
         fine = {"description": described, "headers": TEXT_ANSWER, "content": answered}
-        schema = bounded(known(route.body), limits)
+        schema = known(route.body)
         paths[route.path] = {
             method.lower(): asking(method, route.body, schema) | {"responses": {"200": fine}}
             for method in route.methods
@@ -109,15 +108,6 @@ def describe(cold: FastAPI, plain: list[PlainRoute], limits: Limits) -> dict[str
             operation["responses"]["default"] = REFUSED
     cold.openapi_schema = document
     return document
-
-
-def bounded(schema: dict[str, Any], limits: Limits) -> dict[str, Any]:
-    """The schema, changed in place to include this gateway's limits."""
-    for name in "max_tokens", "max_completion_tokens":
-        for choice in schema["properties"].get(name, {}).get("anyOf", []):
-            if choice.get("type") == "integer":
-                choice["maximum"] = limits.max_tokens
-    return schema
 
 
 def asking(method: str, model: type[BaseModel], schema: dict[str, Any]) -> dict[str, Any]:

@@ -25,35 +25,34 @@ from llmserve.api.requests import (
 )
 from llmserve.cache.exact import CacheKey, cache_key
 from llmserve.protocol import Generate, Hello
-from llmserve.settings import Limits
 
 # Requests. Together with KEPT_BYTES: at most 1 MiB of bodies, and a few times as much of parsed objects.
 KEPT = 256
 KEPT_BYTES = 4096  # per memoized request; parsing is a small part of the cost of a longer one
-Read = Callable[[bytes, Limits], Call]
+Read = Callable[[bytes, int], Call]  # of a body or query, and the answer's length that the policy grants
 
 
-def chat(body: bytes, limits: Limits) -> Call:
+def chat(body: bytes, granted: int) -> Call:
     """POST /v1/chat/completions; raises ApiError 400, as do the others."""
-    return chat_call(parse_body(ChatBody, body), limits)
+    return chat_call(parse_body(ChatBody, body), granted)
 
 
-def completion(body: bytes, limits: Limits) -> Call:
+def completion(body: bytes, granted: int) -> Call:
     """POST /v1/completions."""
-    return completion_call(parse_body(CompletionBody, body), limits)
+    return completion_call(parse_body(CompletionBody, body), granted)
 
 
-def posted(body: bytes, limits: Limits) -> Call:
+def posted(body: bytes, granted: int) -> Call:
     """POST /generate."""
-    return generate_call(parse_body(GenerateBody, body), limits)
+    return generate_call(parse_body(GenerateBody, body), granted)
 
 
-def queried(query: bytes, limits: Limits) -> Call:
+def queried(query: bytes, granted: int) -> Call:
     """GET /generate."""
-    return generate_call(parse_query(query), limits)
+    return generate_call(parse_query(query), granted)
 
 
-def embedding(body: bytes, _: Limits) -> Call:
+def embedding(body: bytes, _: int) -> Call:
     """POST /v1/embeddings."""
     return embedding_call(parse_body(EmbeddingBody, body))
 
@@ -104,12 +103,12 @@ class ParsedRequests:
         self.proof = proof
         self.kept: dict[tuple[str, Read, int, bytes], ParsedRequest] = {}
 
-    def read(self, tenant: str, read: Read, limits: Limits, sent: bytes) -> ParsedRequest:
-        """Parse `sent` within `limits`, of which only `max_tokens` varies; raises ApiError 400."""
-        key = tenant, read, limits.max_tokens, sent
+    def read(self, tenant: str, read: Read, granted: int, sent: bytes) -> ParsedRequest:
+        """Parse `sent`; raises ApiError 400. `granted`: tokens of an answer, by the policy."""
+        key = tenant, read, granted, sent
         parsed = self.kept.get(key)
         if parsed is None:
-            call = read(sent, limits)
+            call = read(sent, granted)
             text = text_of(call.generate)
             parsed = ParsedRequest(call, text, self.proof(text))
             if len(sent) <= KEPT_BYTES and call.generate.temperature == 0:

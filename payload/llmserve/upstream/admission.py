@@ -40,7 +40,7 @@ class Queue:
 
 @dataclass(slots=True)
 class Place:
-    """What one request needs, and its place in the queue. `tokens`: prompt and answer; a higher `priority` goes
+    """What one request is expected to need, and its place in the queue. `tokens`: prompt and answer; a higher `priority` goes
     first.
 
     It waits for `seconds` in total, in however many queues, and no longer than until `ends` (time.monotonic()).
@@ -155,9 +155,13 @@ class Admission:
         finally:
             place.waited += time.monotonic() - began
 
-    def leave(self, place: Place) -> None:
-        """Release the slot, and admit what is next."""
+    def leave(self, place: Place, used: int = 0) -> None:
+        """Release the slot, and admit what is next. Tokens that were `used` beyond those of `place` are taken off the
+        tenant's turn.
+        """
         self.running.remove(place)
+        if tenant := self.queued(place):
+            tenant.credit -= max(0, used - place.tokens)
         self.admit()
 
     def admit(self) -> None:
@@ -251,6 +255,11 @@ class Admission:
             retry_after=2,
         )
 
+    def queued(self, place: Place) -> Tenant | None:
+        """What waits of its tenant and priority."""
+        tenants = self.queues.get(place.priority)
+        return tenants.get(place.tenant) if tenants else None
+
     def append(self, place: Place) -> None:
         """Queue it behind the others of its subject; a new tenant or subject is the last in turn."""
         tenants = self.queues.setdefault(place.priority, OrderedDict())
@@ -304,6 +313,5 @@ class Admission:
                     yield from requests.values()
 
     def __contains__(self, place: Place) -> bool:
-        tenants = self.queues.get(place.priority)
-        tenant = tenants.get(place.tenant) if tenants else None
+        tenant = self.queued(place)
         return tenant is not None and place.number in tenant.subjects.get(place.subject, ())

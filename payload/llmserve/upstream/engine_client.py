@@ -93,7 +93,7 @@ class EngineClient:
                 if waiting := self.answers.get(frame.id):
                     waiting[0].put_nowait(frame)
             elif isinstance(frame, Done | Failed):
-                if answer := self.end(frame.id):
+                if answer := self.end(frame.id, frame):
                     answer.put_nowait(frame)
             elif isinstance(frame, Beat):
                 self.beat = frame
@@ -192,11 +192,12 @@ class EngineClient:
         self.send(request)
         return answer
 
-    def end(self, number: int) -> Answer | None:
-        """Release the slot of request `number`; returns its queue, or None if it had ended before."""
+    def end(self, number: int, last: Done | Failed | None = None) -> Answer | None:
+        """Release the slot of request `number`; returns its queue, or None if it had ended before. `last`: its last frame."""
         answer, place = self.answers.pop(number, (None, None))
         if place is not None:
-            self.admission.leave(place)
+            used = last.prompt_tokens + last.completion_tokens if isinstance(last, Done) else 0
+            self.admission.leave(place, used)
         return answer
 
     def cancel(self, number: int) -> None:

@@ -141,7 +141,8 @@ class OpenAiClient(EngineClient):
     async def run(self, request: Generate) -> None:
         """Run one request to its last frame."""
         try:
-            last = await self.ask_upstream(request, request.clip)
+            default = request.clip and self.hello is not None and self.hello.context <= request.max_tokens
+            last = await self.ask_upstream(request, None if default else request.max_tokens)
         except BadAnswer as error:
             log.error(
                 "invalid response from upstream",
@@ -153,25 +154,24 @@ class OpenAiClient(EngineClient):
         except Exception:
             log.exception("a request to an upstream failed")
             last = self.failed(request)
-        if answer := self.end(request.id):
+        if answer := self.end(request.id, last):
             answer.put_nowait(last)
 
-    async def ask_upstream(self, request: Generate, clip: bool) -> Done | Failed:
+    async def ask_upstream(self, request: Generate, length: int | None) -> Done | Failed:
         """Send the request, pass on the events of a stream, and return the frame that ends the answer.
 
-        `clip`: if the server rejects the default length, send the request again without one; the server's default is
-        then the rest of its context, which is shorter.
+        `length`: of the longest answer. If the server refuses one that the client has not asked for, the request is sent
+        again without; the server's default is then the rest of its context, which is shorter.
         """
-        path, body = http_request(self.model, request)
+        path, body = http_request(self.model, request, length)
         async with self.http.request("POST", path, body) as response:
             if response.status == 200:
                 return await (
                     self.relay(request, response) if request.stream else self.whole(request, response)
                 )
             refused = await response.whole(ANSWER_BYTES)
-        if clip and response.status in CLIENT_ERRORS:
-            request.max_tokens = 0
-            return await self.ask_upstream(request, False)
+        if request.clip and length is not None and response.status in CLIENT_ERRORS:
+            return await self.ask_upstream(request, None)
         return self.refusal(request, response.status, refused)
 
     async def whole(self, request: Generate, response: Response) -> Done:
@@ -227,6 +227,10 @@ class OpenAiClient(EngineClient):
                 None,
                 None,
             )
+        if request.length_field not in message:  # sent upstream as max_tokens, whichever the client used
+            message = message.replace("max_tokens", request.length_field)
+        if param == "max_tokens":
+            param = request.length_field
         if code not in CODES:
             code = "context_length_exceeded" if TOO_LONG in message else "engine_refused"
         return Failed(request.id, 400, code, message[:500], param[:80] if isinstance(param, str) else None)
@@ -237,8 +241,8 @@ class OpenAiClient(EngineClient):
         return Failed(request.id, 503, "engine_failed", message)
 
 
-def http_request(model: str, request: Generate) -> tuple[str, bytes]:
-    """Path and body of the HTTP request."""
+def http_request(model: str, request: Generate, length: int | None) -> tuple[str, bytes]:
+    """Path and body of the HTTP request. `length`: of the longest answer; None leaves it to the server."""
     content: dict[str, Any] = {"model": model, **request.extra}
     if request.inputs is not None:
         content |= {"input": request.inputs, "encoding_format": request.encoding}
@@ -247,9 +251,9 @@ def http_request(model: str, request: Generate) -> tuple[str, bytes]:
         path, content["messages"] = "/v1/chat/completions", request.messages
     else:
         path, content["prompt"] = "/v1/completions", request.prompt
-    for name in "max_tokens", "stop":
-        if value := getattr(request, name):
-            content[name] = value
+    content["max_tokens"] = length  # also null: without the field, vLLM ends a completion after 16 tokens
+    if request.stop:
+        content["stop"] = request.stop
     for name in "temperature", "top_p", "seed":
         if (value := getattr(request, name)) is not None:
             content[name] = value

@@ -32,7 +32,7 @@ from llmserve.protocol import (
     decode,
     encode,
 )
-from llmserve.settings import EngineConfig, GatewayConfig, Limits
+from llmserve.settings import EngineConfig, GatewayConfig
 
 GATEWAY = """
 listen: {socket: /run/llm-gateway/http.sock}
@@ -218,8 +218,7 @@ def test_a_pickled_file_is_refused_even_if_the_manifest_lists_it(tmp_path: Path)
         ("limitz: {}\n", "unknown key 'limitz'"),
         ("limits: {body_byte: 5}\n", "unknown key 'limits.body_byte'"),
         ("limits: {body_bytes: -5}\n", "'limits.body_bytes' is -5"),
-        ("limits: {max_tokens: many}\n", "'limits.max_tokens' is 'many'"),
-        ("limits: {max_tokens: 5}\n", r"default_max_tokens \(256\) is above max_tokens \(5\)"),
+        ("limits: {waiting: many}\n", "'limits.waiting' is 'many'"),
         ("redis: {}\n", "'redis.url' is missing"),
         ("- list", "is not YAML"),
     ],
@@ -284,7 +283,7 @@ def test_check_refuses_what_an_engine_would_refuse_at_load(
 def test_only_declared_fields_are_passed_to_the_engine() -> None:
     tools = [{"type": "function", "function": {"name": "now"}}]
     body = {"model": "m", "messages": [{"role": "user", "content": "x"}], "seed": 5, "tools": tools, "n": 1}
-    request = chat_call(parse_body(ChatBody, json.dumps(body).encode()), Limits()).generate
+    request = chat_call(parse_body(ChatBody, json.dumps(body).encode()), 2048).generate
     assert request.extra == {"tools": tools}
     refuse_undeclared(request, ["tools", "seed"])
     with pytest.raises(ApiError, match="'seed'") as refused:

@@ -319,3 +319,23 @@ def test_a_model_with_a_compressed_cache_is_refused_with_alternatives(tmp_path: 
     AutoConfig.for_model(family).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=rf"'{family}'.*vLLM on a GPU.*'naive'"):
         ContinuousDriver(settings(tmp_path), "r")
+
+
+def test_answers_that_together_outgrow_the_cache_are_those_of_each_alone(model: Path) -> None:
+    """Admission reserves little for an answer without a length, so the manager has to suspend requests of its own accord."""
+    driver = endless(ContinuousDriver(settings(model, context=512, cache_tokens=512), "r"))
+    prompts = ["what is the capital", "hello you", "of France?", "is hello"]
+
+    async def text_of(prompt: str) -> str:
+        pieces: list[str] = []
+        await driver.generate(request(tokens=300, prompt=prompt), pieces.append)
+        return "".join(pieces)
+
+    async def together() -> list[str]:
+        return await asyncio.gather(*map(text_of, prompts))
+
+    try:
+        alone = [asyncio.run(text_of(prompt)) for prompt in prompts]
+        assert asyncio.run(together()) == alone
+    finally:
+        driver.stop()

@@ -23,7 +23,8 @@ def service(redis_server: RedisServer, tmp_path: Path) -> Iterator[Service]:
     with redis_server.client() as operator:
         operator.flushdb()
     opa = ScriptedOpa(tmp_path / "opa.sock")
-    opa.server.reply = answer(rate={**ALLOWED["rate"], "tokens_per_minute": 10**6, "tokens_per_day": LIMIT})
+    rate = {**ALLOWED["rate"], "tokens_per_minute": 10**6, "tokens_per_day": LIMIT}
+    opa.server.reply = answer(rate=rate, max_tokens=LIMIT)
     with running(
         tmp_path,
         MODELS,
@@ -98,18 +99,31 @@ def test_a_stream_that_the_client_cuts_pays_its_prompt_and_what_was_generated(se
     assert all(each["gen_ai.usage.output_tokens"] >= 4 for each in outcomes)
 
 
-def test_an_answer_that_the_client_does_not_wait_for_pays_what_was_reserved(service: Service) -> None:
+def test_an_answer_without_a_length_reserves_little_and_pays_what_it_uses(service: Service) -> None:
+    """The limit of its length, which is that of the policy, would alone exceed what is left after the first one."""
+    with service.client() as client:
+        served = until_refused(
+            lambda number: client.post(CHAT, json=body(number, max_tokens=None)).status_code
+        )
+    assert LIMIT // (2 * WORDS) - 1 <= served <= LIMIT // (2 * WORDS)
+
+
+@pytest.mark.parametrize(("length", "most"), [(WORDS, LIMIT // (2 * WORDS) + 1), (None, 1)])
+def test_an_answer_that_the_client_does_not_wait_for_pays_for_the_longest_that_it_allows(
+    service: Service, length: int | None, most: int
+) -> None:
     def attempt(number: int) -> int:
         with service.client() as client:
             try:
-                request = body(number)
+                request = body(number, max_tokens=length)
                 return client.post(
                     CHAT, json=request, headers={"cache-control": "no-store"}, timeout=0.2
                 ).status_code
             except httpx.ReadTimeout:
+                idle(service)  # so that it is settled
                 return 499
 
-    assert until_refused(attempt) <= LIMIT // (2 * WORDS) + 1
+    assert until_refused(attempt) <= most
 
 
 def test_a_deadline_that_ends_an_answer_does_not_make_it_free(service: Service) -> None:

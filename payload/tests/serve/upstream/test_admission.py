@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Collection
 import pytest
 
 from llmserve.api.errors import ApiError
-from llmserve.upstream.admission import Admission, Load, Place, Queue
+from llmserve.upstream.admission import QUANTUM, Admission, Load, Place, Queue
 
 
 def admission(slots: int, waiting: int = 100, tokens: int = 0, waiting_tokens: int = 10**6) -> Admission:
@@ -170,5 +170,33 @@ def test_a_cancelled_head_of_the_queue_admits_the_next_that_fits() -> None:
         await asyncio.sleep(0)
         large.cancel()
         await asyncio.wait_for(small, 4)
+
+    run(scenario)
+
+
+def test_a_tenant_that_uses_more_than_it_reserved_waits_longer_for_its_next_turn() -> None:
+    """Both reserve as many tokens, and the answers of the first use four times as many."""
+    it = admission(1)
+
+    async def scenario() -> None:
+        order: list[str] = []
+
+        async def visit(place: Place) -> None:
+            await it.enter(place)
+            order.append(place.tenant)
+            await asyncio.sleep(0)
+            it.leave(place, 4 * QUANTUM if place.tenant == "long" else QUANTUM)
+
+        first = Place(5, QUANTUM, tenant="other")
+        await it.enter(first)
+        visits = [
+            asyncio.create_task(visit(Place(5, QUANTUM, tenant=tenant)))
+            for _ in range(8)
+            for tenant in ("long", "short")
+        ]
+        await asyncio.sleep(0)
+        it.leave(first)
+        await asyncio.gather(*visits)
+        assert order[:10].count("long") == 2
 
     run(scenario)

@@ -261,16 +261,6 @@ def test_a_disconnected_client_frees_the_upstreams_engine_too(
     eventually("the engine is idle", lambda: upstream.metrics()[running_now] == 0, 3)
 
 
-def test_the_default_length_gives_way_to_the_upstreams_context(
-    played: tuple[ScriptedUpstream, Service],
-) -> None:
-    server, service = played
-    server.script = answer({"error": {"message": "This model's maximum context length is 9"}}, 400)
-    with service.client() as client:
-        client.post(CHAT, json=asking())
-    assert [each.get("max_tokens") for each in server.requests[-2:]] == [256, None]
-
-
 def test_a_dead_upstream_is_a_503_and_is_found_again(tmp_path: Path) -> None:
     server = ScriptedUpstream(tmp_path / "upstream.sock")
     described = {"socket": str(tmp_path / "upstream.sock"), "revision": "7"}
