@@ -12,8 +12,12 @@ from typing import Any, Literal
 
 LINE_LIMIT = 64 * 1024 * 1024  # bytes; JSON escapes can inflate a body of the maximum size sixfold
 FinishReason = Literal["stop", "length", "content_filter"]
-# Fields that only some engines support, each with its no-op value. Any other value is passed to an engine that declares the
-# field, and rejected by name otherwise.
+# The fields of a request, apart from those that every engine supports, are in one of three classes. Null is always a no-op.
+# 1. Without influence on an answer: accepted with any value, and dropped.
+NO_INFLUENCE = frozenset({"metadata", "prompt_cache_key", "safety_identifier", "service_tier", "user"})
+# 2. Supported by some engines, each with its no-op value: any other value is passed to an engine that declares the field, and
+# refused by name otherwise.
+# 3. All others: refused by name.
 NEUTRAL: dict[str, object] = {
     "best_of": 1,
     "echo": False,
@@ -22,20 +26,17 @@ NEUTRAL: dict[str, object] = {
     "functions": None,
     "logit_bias": None,
     "logprobs": False,
-    "metadata": None,
     "modalities": ["text"],
     "n": 1,
     "parallel_tool_calls": None,
     "presence_penalty": 0,
     "reasoning_effort": None,
     "response_format": {"type": "text"},
-    "service_tier": None,
     "store": False,
     "suffix": None,
     "tool_choice": None,
-    "tools": None,
+    "tools": [],
     "top_logprobs": None,
-    "user": None,
 }
 OPTIONAL = frozenset({"seed", *NEUTRAL})  # the fields an engine can declare in its Hello
 

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from llmcore.config import Section
 from llmcore.model_config import Quantization
-from llmserve.protocol import OPTIONAL
+from llmserve.protocol import NO_INFLUENCE, OPTIONAL
 
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -97,7 +97,7 @@ class Remote(Section):
     @classmethod
     def fields_of_the_api(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         """A request can carry no other fields."""
-        if unknown := sorted(set(names) - OPTIONAL):
+        if unknown := sorted(set(names) - OPTIONAL - NO_INFLUENCE):
             raise ValueError(f"{', '.join(unknown)}: an engine can declare {', '.join(sorted(OPTIONAL))}")
         return names
 

@@ -4,14 +4,24 @@ import json
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import parse_qsl
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    ValidationError,
+    model_validator,
+)
 from pydantic.config import JsonDict
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from llmserve.api.errors import ApiError
-from llmserve.protocol import NEUTRAL, OPTIONAL, Generate
+from llmserve.protocol import NEUTRAL, NO_INFLUENCE, OPTIONAL, Generate
 
 Temperature = Annotated[float, Field(ge=0, le=2)]
 TopP = Annotated[float, Field(gt=0, le=1)]
@@ -35,6 +45,7 @@ Stop = Annotated[str, Field(min_length=1, max_length=256)]
 BARE_BYTES = 128 * 1024  # of a body, outside of its strings
 MAX_INPUTS = 256  # texts in one request for embeddings
 MANY_ERRORS = 100  # in one body
+NAMED_FIELDS = 10  # in one refusal
 MAX_MESSAGES, MAX_PARTS, MAX_CALLS = 4096, 1024, 256  # of a chat, of a message
 Text = Annotated[str, Field(min_length=1)]
 
@@ -42,19 +53,52 @@ Text = Annotated[str, Field(min_length=1)]
 UNION_ARM = re.compile(r"(?:constrained-)?str|list\[.*\]|function-.*")
 
 
-CLOSED: JsonDict = {"additionalProperties": False}
-
-
 class Strict(BaseModel):
-    """No type coercion: a number in quotes is a string. Unknown fields are collected, see `beyond`."""
+    """No type coercion: a number in quotes is a string. Unknown fields are collected, see `unknown`.
 
-    model_config = ConfigDict(strict=True, extra="allow", json_schema_extra=CLOSED)
+    `no_influence`: fields that are accepted with any value, and dropped.
+    """
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    no_influence: ClassVar[frozenset[str]] = frozenset()
+
+    def unknown(self) -> dict[str, object]:
+        """The fields outside the model that may change the answer, with their values."""
+        extra = self.model_extra or {}
+        return {
+            name: value
+            for name, value in extra.items()
+            if value is not None and name not in self.no_influence
+        }
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """The schema: any other field may only be null."""
+        reference = handler(core_schema)
+        schema = handler.resolve_ref_schema(reference)
+        schema["additionalProperties"] = {"type": "null"}
+        dropped = {"description": "Accepted and dropped, for it has no influence on the answer"}
+        schema["properties"] |= dict.fromkeys(sorted(cls.no_influence), dropped)
+        return reference
 
 
-class TextPart(BaseModel):
+class Nested(Strict):
+    """An object inside a body: unlike in the body itself, no engine can declare further fields."""
+
+    @model_validator(mode="after")
+    def has_known_fields(self) -> Self:
+        if names := [*self.unknown()]:
+            raise PydanticCustomError(
+                "unsupported_field", "unsupported fields", {"names": names[:NAMED_FIELDS]}
+            )
+        return self
+
+
+class TextPart(Nested):
     """A part of a message; only text is supported."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
     type: Literal["text"]
     text: str
 
@@ -68,17 +112,30 @@ def as_every_engine_takes_it(schema: dict[str, Any]) -> None:
     schema["required"] = ["role", "content"]
 
 
-class Message(BaseModel):
-    """One message of a conversation. `developer` is OpenAI's newer name for `system`."""
+class Message(Nested):
+    """One message of a conversation. `developer` is OpenAI's newer name for `system`.
 
-    model_config = ConfigDict(strict=True, extra="forbid", json_schema_extra=as_every_engine_takes_it)
+    Clients send answers back as they have received them, which is why some fields are dropped. `name` is passed on, since
+    some chat templates render it.
+    """
+
+    model_config = ConfigDict(json_schema_extra=as_every_engine_takes_it)
+    no_influence = frozenset(
+        {
+            "annotations",
+            "parsed",
+            "provider_specific_fields",
+            "reasoning",
+            "reasoning_content",
+            "refusal",
+        }
+    )
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: (
         str | Annotated[list[TextPart], Field(fail_fast=True, min_length=1, max_length=MAX_PARTS)] | None
     ) = None
-    tool_calls: (
-        Annotated[list[dict[str, Any]], Field(fail_fast=True, min_length=1, max_length=MAX_CALLS)] | None
-    ) = None
+    name: Annotated[str, Field(max_length=256)] | None = None
+    tool_calls: Annotated[list[dict[str, Any]], Field(fail_fast=True, max_length=MAX_CALLS)] | None = None
     tool_call_id: str | None = None
 
     @model_validator(mode="after")
@@ -101,6 +158,8 @@ class Message(BaseModel):
             "role": "system" if self.role == "developer" else self.role,
             "content": text,
         }
+        if self.name is not None:
+            message["name"] = self.name
         if self.tool_calls:
             message["tool_calls"] = self.tool_calls
         if self.tool_call_id is not None:
@@ -108,16 +167,13 @@ class Message(BaseModel):
         return message
 
 
-class StreamOptions(BaseModel):
-    """Options of a stream.
-
-    `continuous_usage_stats` is vLLM's: usage in each chunk. It is accepted because clients send it by default, but
-    the usage comes with the last chunk only, as in OpenAI's API.
+class StreamOptions(Nested):
+    """Options of a stream. The usage comes with the last chunk only, also for clients that ask for vLLM's
+    `continuous_usage_stats`.
     """
 
-    model_config = ConfigDict(strict=True, extra="forbid")
+    no_influence = frozenset({"continuous_usage_stats", "include_obfuscation"})
     include_usage: bool = False
-    continuous_usage_stats: bool = False
 
 
 ONLY_IN_STREAMS: JsonDict = {
@@ -135,7 +191,8 @@ ONE_LENGTH: JsonDict = {
 class Sampling(Strict):
     """Fields shared by OpenAI's two completion endpoints."""
 
-    model_config = ConfigDict(json_schema_extra=CLOSED | ONLY_IN_STREAMS)
+    model_config = ConfigDict(json_schema_extra=ONLY_IN_STREAMS)
+    no_influence = NO_INFLUENCE
 
     model: str
     temperature: Temperature | None = None
@@ -150,7 +207,7 @@ class Sampling(Strict):
 class ChatBody(Sampling):
     """Body of POST /v1/chat/completions."""
 
-    model_config = ConfigDict(json_schema_extra=CLOSED | ONLY_IN_STREAMS | ONE_LENGTH)
+    model_config = ConfigDict(json_schema_extra=ONLY_IN_STREAMS | ONE_LENGTH)
 
     messages: Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: Tokens | None = None
@@ -173,6 +230,8 @@ class GenerateBody(Strict):
 
 class EmbeddingBody(Strict):
     """Body of POST /v1/embeddings. Texts only: token ids from another tokenizer would mean something else here."""
+
+    no_influence = NO_INFLUENCE
 
     model: str
     input: Text | Annotated[list[Text], Field(fail_fast=True, min_length=1, max_length=MAX_INPUTS)]
@@ -243,6 +302,8 @@ def bad_request(error: ValidationError) -> ApiError:
         return ApiError(400, "missing_field", f"'{where}' is missing: it is required", where)
     if mistake["type"] == "extra_forbidden":
         return unsupported([where])
+    if mistake["type"] == "unsupported_field":
+        return unsupported([f"{where}.{name}" for name in mistake["ctx"]["names"]])
     seen = shorten(mistake["input"])
     return ApiError(400, "invalid_value", f"'{where}' is {seen}: {mistake['msg']}", where)
 
@@ -261,8 +322,8 @@ def shorten(value: Any) -> str:
 
 
 def unsupported(names: list[str]) -> ApiError:
-    """400 that names up to ten fields."""
-    listed = ", ".join(f"'{name[:80]}'" for name in names[:10])
+    """400 that names up to NAMED_FIELDS fields."""
+    listed = ", ".join(f"'{name[:80]}'" for name in names[:NAMED_FIELDS])
     return ApiError(
         400, "unsupported_field", f"unsupported: {listed}; remove it from the request", names[0][:80]
     )
@@ -272,8 +333,8 @@ def beyond(request: Strict) -> dict[str, object]:
     """The fields outside the model whose value is not a no-op."""
     return {
         name: value
-        for name, value in (request.model_extra or {}).items()
-        if not (name in NEUTRAL and (value is None or same(value, NEUTRAL[name])))
+        for name, value in request.unknown().items()
+        if name not in NEUTRAL or not same(value, NEUTRAL[name])
     }
 
 
@@ -283,8 +344,17 @@ def same(value: object, neutral: object) -> bool:
 
 
 def refuse_undeclared(generate: Generate, declared: Collection[str]) -> None:
-    """Raise ApiError 400 for fields that the engine has not declared in its Hello, or that no engine can declare."""
+    """Raise ApiError 400 for fields that the engine has not declared in its Hello, or that no engine can declare. An engine
+    that supports `tools` supports tool calls in messages, also in a request that offers no tools.
+    """
     used = [*generate.extra] if generate.seed is None else [*generate.extra, "seed"]
+    if "tools" not in declared:
+        used += [
+            f"messages.{number}.{name}"
+            for number, message in enumerate(generate.messages or [])
+            for name in ("tool_calls", "tool_call_id")
+            if name in message
+        ]
     if bad := [name for name in used if name not in OPTIONAL or name not in declared]:
         raise unsupported(bad)
 
@@ -361,12 +431,6 @@ def chat_call(request: ChatBody, granted: int) -> Call:
     else:
         generate = sampling(request, longest, granted, "max_completion_tokens")
     generate.messages = [message.plain() for message in request.messages]
-    if "tools" not in generate.extra and any(
-        message.tool_calls or message.tool_call_id for message in request.messages
-    ):
-        raise ApiError(
-            400, "invalid_value", "'messages' contain tool calls: send 'tools' as well", "messages"
-        )
     usage = bool(request.stream_options and request.stream_options.include_usage)
     return Call(request.model, generate, usage)
 

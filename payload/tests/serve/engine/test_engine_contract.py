@@ -196,6 +196,12 @@ def test_an_answer_respects_max_tokens(client: httpx.Client) -> None:
     assert answer["choices"][0]["finish_reason"] == "length"
 
 
+def test_an_answer_is_part_of_the_next_question(client: httpx.Client) -> None:
+    message = answer_to(client)["choices"][0]["message"] | {"refusal": None, "tool_calls": []}
+    turns = [*MESSAGES, message, {"role": "user", "content": "And of you?", "name": "ada"}]
+    assert answer_to(client, messages=turns)["usage"]["prompt_tokens"] > len(MESSAGES[0]["content"].split())
+
+
 @pytest.mark.parametrize("driver", RUN_MODELS, indirect=True)
 def test_an_answer_ends_at_the_end_token_of_the_model(client: httpx.Client) -> None:
     answer = answer_to(client, model="reciter", max_tokens=100)
