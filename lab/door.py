@@ -41,7 +41,7 @@ def open_door(instance: Instance) -> Door:
     if not key_is_good(instance, door.key_file):
         make_key(instance, door.key_file)
     assignments = {"LLMKEEP_URL": door.url, "LLMKEEP_CA": door.ca, "LLMKEEP_API_KEY_FILE": door.key_file}
-    lines = [f"{name}={shlex.quote(str(value))}\n" for name, value in assignments.items()]
+    lines = [f"export {name}={shlex.quote(str(value))}\n" for name, value in assignments.items()]
     staged = door.env_file.with_suffix(".new")
     staged.write_text("".join(lines), encoding="utf-8")
     staged.replace(door.env_file)

@@ -147,7 +147,8 @@ class Client:
 def open_client(lab: Lab) -> Client:
     lab.run("open")
     env_file = ROOT / ".lab" / "instances" / lab.instance / "env"
-    assignments = dict(line.split("=", 1) for line in env_file.read_text().splitlines())
+    # Exported, for programs that the shell starts.
+    assignments = dict(re.findall(r"^export (\w+)=(.*)$", env_file.read_text(), re.MULTILINE))
     return Client(
         url=assignments["LLMKEEP_URL"],
         ca=Path(assignments["LLMKEEP_CA"]),
