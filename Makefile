@@ -20,7 +20,7 @@ export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 STEP := @lab/step
 SUITE := @tests/suite.py
 # The longest first.
-CHECKS := unit-serving unit-training unit-control lint types policy
+CHECKS := unit-control unit-serving unit-training lint types policy
 
 .PHONY: help lab lab-kernel lab-kubernetes image demo demo-kernel serve preflight test test-containers test-kernel check lint types unit unit-serving unit-training unit-control policy molecule floor debian kernel storm bundle peers mutants env
 help:  ## what there is

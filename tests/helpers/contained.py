@@ -41,17 +41,22 @@ def bind(source: Path, target: Path, read_only: bool) -> None:
         mount("-o", "remount,bind,ro", str(target))
 
 
-def main() -> None:
-    specification = json.loads(Path(sys.argv[1]).read_text())
-    root = Path(specification["root"])
-    root.mkdir()
-    mount("-t", "tmpfs", "root", str(root))
-    for each in map(Path, [*SYSTEM, *specification["system"]]):
+def show(root: Path, paths: list[str]) -> None:
+    """This machine's paths in ROOT, read-only."""
+    for each in map(Path, paths):
         target = root / each.relative_to("/")
         if each.is_symlink():
             target.symlink_to(each.readlink())
         else:
             bind(each, target, str(each) not in ("/proc", "/dev"))
+
+
+def main() -> None:
+    specification = json.loads(Path(sys.argv[1]).read_text())
+    root = Path(specification["root"])
+    root.mkdir()
+    mount("-t", "tmpfs", "root", str(root))
+    show(root, SYSTEM)
     local = root / "usr/local"
     mount("-t", "tmpfs", "local", str(local))
     for target, source in specification["programs"].items():
@@ -61,6 +66,7 @@ def main() -> None:
         path.chmod(0o555)
     for each in specification["volumes"]:
         bind(Path(each["source"]), root / each["target"].lstrip("/"), each["read_only"])
+    show(root, specification["system"])  # last, since they may lie below a volume's path, such as /tmp
     for path in local, root:
         mount("-o", "remount,ro", str(path))
     os.chroot(root)
