@@ -55,8 +55,8 @@ def _require_signed(tree: Path) -> None:
     """The manifest's signature and serial, then every file; not its age, since a run may be what renews or revokes."""
     way_out = "Nothing was run. Keep a copy of it if this change is not yours, then run `bootstrap` again from the medium"
     try:
-        seen = manifest.highest_serial(PLACES.bundle_serial)
-        signed = manifest.authentic(tree.parent, PLACES.bundle_keyring, seen)
+        highest = manifest.highest_serial(PLACES.bundle_serial)
+        signed = manifest.authentic(tree.parent, PLACES.bundle_keyring, highest)
     except LlmkeepError as error:
         raise RunError(f"{tree.parent} is no bundle to run playbooks from: {error}\n{way_out}") from error
     prefix = f"{source_tree.INSTALLED.name}/"

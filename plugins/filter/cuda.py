@@ -81,9 +81,9 @@ def cuda_set_fault(
     ]
     if name not in sets or name in fitting:
         return ""
-    seen = f"gpu_set is {name} (driver {sets[name]['driver']}, CUDA {sets[name]['cuda']})"
+    observed = f"gpu_set is {name} (driver {sets[name]['driver']}, CUDA {sets[name]['cuda']})"
     way_out = f"take {' or '.join(fitting)}, or " if fitting else ""
-    return f"{seen}, but the bundle's {needs}: {way_out}install such a driver yourself and set gpu_set to provided"
+    return f"{observed}, but the bundle's {needs}: {way_out}install such a driver yourself and set gpu_set to provided"
 
 
 def cuda_purls(text: str, groups: dict[str, list[str]], hostvars: Mapping[str, Any]) -> list[str]:
