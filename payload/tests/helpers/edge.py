@@ -30,6 +30,7 @@ events {{ }}
 http {{
     client_body_temp_path {folder}/t1; proxy_temp_path {folder}/t2; fastcgi_temp_path {folder}/t3;
     uwsgi_temp_path {folder}/t4; scgi_temp_path {folder}/t5;
+    access_log {folder}/access.log;
     ssl_protocols TLSv1.3;
     ssl_session_cache shared:tls:2m;
     ssl_session_tickets off;
