@@ -22,7 +22,7 @@ SUITE := @tests/suite.py
 # The longest first.
 CHECKS := unit-control unit-serving unit-training lint types policy
 
-.PHONY: help lab lab-kernel lab-kubernetes image demo demo-kernel serve preflight test test-containers test-kernel check lint types unit unit-serving unit-training unit-control policy molecule floor debian kernel storm bundle peers mutants env
+.PHONY: help lab lab-kernel lab-kubernetes image demo demo-kernel serve preflight test test-all test-containers test-kernel check lint types unit unit-serving unit-training unit-control policy molecule floor debian kernel storm bundle peers mutants env
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -51,6 +51,9 @@ preflight:
 # The hosts are made while the fast part runs: they wait more than they work.
 test: preflight env  ## the fast part, every role's scenario and the whole estate, in containers
 	$(SUITE) floor $(CHECKS) -- test-containers
+
+test-all: preflight env  ## `make test` and `make test-kernel`, as CI runs them
+	$(SUITE) floor $(CHECKS) -- test-containers -- test-kernel
 
 test-containers: WORKERS := --numprocesses 3
 test-containers: bundle

@@ -8,10 +8,9 @@ import os
 import shutil
 import subprocess
 import uuid
-from functools import cached_property
 from pathlib import Path
 
-from lab import cgroup, image
+from lab import image
 from lab.cgroup import Group
 from lab.errors import LabError
 from lab.files import copy
@@ -89,11 +88,6 @@ class Container(Machine):
     def stick(self) -> Path:
         """Content of its stick; missing or empty if none is plugged in."""
         return self.folder / "stick"
-
-    @cached_property
-    def group(self) -> Group:
-        """Control group of all its processes."""
-        return Group(cgroup.mount_point() / self.namespace.name / self.host.name)
 
     @property
     def cable_name(self) -> str:

@@ -37,6 +37,11 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 KINDS: dict[str, type[Machine]] = {kind.kind: kind for kind in (Container, UserModeKernel)}
 
 
+def identity(name: str, checkout: Path = CHECKOUT) -> str:
+    """What names of this lab's namespace, sockets and control group end in."""
+    return hashlib.sha256(f"{checkout}\0{name}".encode()).hexdigest()[:8]
+
+
 class Instance:
     """One lab; a checkout may have several, each with its own name."""
 
@@ -44,7 +49,7 @@ class Instance:
         self.name = name
         self.checkout = checkout
         self.folder = checkout / ".lab" / "instances" / name
-        self.identity = hashlib.sha256(f"{checkout}\0{name}".encode()).hexdigest()[:8]
+        self.identity = identity(name, checkout)
         self.namespace = Namespace(f"llmkeep-{self.identity}")
         self.sockets = Path("/run") / f"llmkeep-{self.identity}"  # short enough for a socket's path
         self.sink_file = self.folder / "sink.jsonl"
@@ -222,7 +227,7 @@ class Instance:
             mine.restore(snapshot)
 
     def _left_over_groups(self) -> list[Group]:
-        """Control groups of all containers, including those of hosts that are no longer in the inventory."""
+        """Control groups of all hosts, including those of hosts that are no longer in the inventory."""
         with contextlib.suppress(Unsupported):
             group = Group(cgroup.mount_point() / self.namespace.name)
             return [group] if group.path.exists() else []

@@ -6,9 +6,12 @@ import subprocess
 import time
 import uuid
 from abc import ABC, abstractmethod
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
+from lab import cgroup
+from lab.cgroup import Group
 from lab.errors import LabError
 from lab.image import Report
 from lab.inventory import Host, Lab
@@ -44,6 +47,11 @@ class Machine(ABC):
         self.console = folder / "console.log"
         self.snapshots = folder / "snapshots"
         self.process = Daemon(folder / "process.json")
+
+    @cached_property
+    def group(self) -> Group:
+        """Control group of all its processes."""
+        return Group(cgroup.mount_point() / self.namespace.name / self.host.name)
 
     @staticmethod
     @abstractmethod

@@ -95,8 +95,10 @@ class UserModeKernel(Machine):
             "PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin"),
             "TMPDIR": str(self._memory_folder()),
         }
+        self.group.create()
+        enter = ["sh", "-c", 'echo 0 > "$0" && exec "$@"', str(self.group.path / "cgroup.procs")]
         self.process.start(
-            self.namespace.command(*command),
+            [*enter, *self.namespace.command(*command)],
             cwd=self.folder,
             log=self.console,
             environment=environment,

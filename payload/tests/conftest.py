@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from operator_page import OperatorPage
     from watched_estate import WatchedEstate
 
+pytest_plugins = ["ledger"]
+
 # For torch, here and in programs that tests start: threads of OpenMP and OpenBLAS wait for each other in a loop, which on cores
 # that others use is up to half of a test's CPU.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -20,6 +20,10 @@ from urllib.parse import urlsplit
 import httpx2
 import openai
 import pytest
+from ledger import watch
+
+from lab.cgroup import mount_point
+from lab.instance import identity
 
 ROOT = Path(__file__).resolve().parents[2]
 LAB = ROOT / ".venv" / "bin" / "lab"
@@ -57,6 +61,7 @@ class Lab:
         self, *args: str, check: bool = True, timeout: float = 900, given: str | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run `lab ARGS`, which reads GIVEN; with `check`, a non-zero exit fails the test with the command's own output."""
+        watch(mount_point() / f"llmkeep-{identity(self.instance)}")
         environment = {
             **os.environ,
             "LAB_INSTANCE": self.instance,

@@ -1,0 +1,3 @@
+"""What all tests of this tree share."""
+
+pytest_plugins = ["ledger"]

@@ -1,0 +1,89 @@
+"""A pytest plugin: CPU seconds and wall time of each test, its fixtures, the processes that it waits for, and its labs' hosts.
+
+`make test` names the file in LLMKEEP_LEDGER; without it nothing is written. What a fixture starts is the cost of the test that
+needs it first; a server that a fixture ends, of the last one.
+"""
+
+import json
+import os
+import resource
+from collections import defaultdict
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FILE = "LLMKEEP_LEDGER"
+LABS: dict[
+    Path, tuple[float, float]
+] = {}  # control groups of this worker's labs: CPU seconds when first and last read
+
+
+class Ledger:
+    """The sums of this run, and in each worker the CPU seconds at the end of the phase before."""
+
+    def __init__(self) -> None:
+        self.tests: defaultdict[str, dict[str, float]] = defaultdict(
+            lambda: {"cpu": 0.0, "hosts": 0.0, "wall": 0.0}
+        )
+        self.own, self.hosts = own(), hosts()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Each phase's report takes its CPU seconds to the process that writes the file."""
+        report = yield
+        before, self.own, self.hosts = (self.own, self.hosts), own(), hosts()
+        setattr(report, "cpu", (self.own - before[0], self.hosts - before[1]))  # noqa: B010 -- pytest's reports take any
+        return report
+
+    def pytest_runtest_logstart(self) -> None:
+        """What lies between two tests is no test's."""
+        self.own, self.hosts = own(), hosts()
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        """Sum up the phases of a test."""
+        test = self.tests[report.nodeid]
+        cpu, of_hosts = vars(report).get("cpu", (0.0, 0.0))  # none where a worker crashed
+        test["cpu"] += cpu + of_hosts
+        test["hosts"] += of_hosts
+        test["wall"] += report.duration
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Write the file, in the process that has all reports."""
+        if not hasattr(session.config, "workerinput"):
+            Path(os.environ[FILE]).write_text(json.dumps(self.tests, indent=1), encoding="utf-8")
+
+
+def own() -> float:
+    """CPU seconds of this process and of the children that it waited for."""
+    usage = [resource.getrusage(which) for which in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in usage)
+
+
+def hosts() -> float:
+    """CPU seconds of the labs' hosts; those of a lab that is gone stay counted."""
+    for group, (first, last) in LABS.items():
+        LABS[group] = first, max(last, used(group))
+    return sum(last - first for first, last in LABS.values())
+
+
+def used(group: Path) -> float:
+    """CPU seconds of a control group; 0 if there is none."""
+    try:
+        usage = (group / "cpu.stat").read_text(encoding="ascii").split()
+    except OSError:
+        return 0.0
+    return int(usage[usage.index("usage_usec") + 1]) / 1e6
+
+
+def watch(group: Path) -> None:
+    """Count what a lab's control group uses from now on."""
+    if group not in LABS:
+        LABS[group] = used(group), used(group)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Begin the ledger, if its file is named."""
+    if FILE in os.environ:
+        config.pluginmanager.register(Ledger())
