@@ -125,7 +125,7 @@ def prepare(package: Package, work: Path) -> None:
         "also_copy": at / "tests",
         "pytest_add_cli_args_test_selection": "\n".join(tests),
         "pytest_add_cli_args": f"-k\nnot ({' or '.join(package.leave_out)})\n-p\nno:cacheprovider"
-                               f"\n-o\npythonpath={at / 'tests/helpers'}",
+                               f"\n-o\npythonpath={at / 'tests/helpers'} {ROOT / 'tests/helpers'}",
         **WAYS,
     }  # fmt: skip
     lines = [f"{name}={value}".replace("\n", "\n    ") for name, value in settings.items()]
