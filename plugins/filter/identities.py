@@ -110,8 +110,8 @@ def identity_lines(hosts: dict[str, list[dict[str, Any]]]) -> list[str]:
     found: dict[str, dict[str, Any]] = {}
     for records in hosts.values():
         for record in records:
-            seen = found.setdefault(record["id"], dict(record))
-            seen["last_used"] = max(seen["last_used"] or "", record["last_used"] or "") or None
+            merged = found.setdefault(record["id"], dict(record))
+            merged["last_used"] = max(merged["last_used"] or "", record["last_used"] or "") or None
     return [
         f"{record['id']}  {record['kind']}  {record['state']}  {record['subject']}  {record['tenant']}"
         f"  {','.join(record['roles'])}  until {record['expires'] or 'for ever'}"
