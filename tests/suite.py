@@ -3,28 +3,35 @@
 
 usage: tests/suite.py PART... [-- PART...]
 
-Stages, separated by `--`, follow each other; of a stage's parts two run at a time, since they wait as much as they work. The
-output of a part is in `.lab/logs/PART.log`, and printed when the part ends, or at once where it is its stage's only one. The
-exit status is 1 if a part failed.
+Lanes, separated by `--`, run beside each other; a lane's parts follow one another. The output of a part is in
+`.lab/logs/PART.log`, and printed when the part ends, or at once where there is one lane only. The exit status is 1 if a part
+failed. A part that makes hosts does not run where `lab/preflight` finds no privileges for them; with CI=true, it has failed.
 
-The CPU seconds and wall time of parts and tests are in `.lab/timings.json`; the most expensive tests are printed.
+The CPU seconds and wall time of parts and tests are in `.lab/timings.json`; the most expensive tests are printed, and each part
+with its budget in `tests/budget.yml`.
 """
 
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
-AT_A_TIME = 2
+import yaml
+
+TREE = Path(__file__).resolve().parent.parent
+MAKE_HOSTS = ("test-containers", "test-kernel")
+UNPRIVILEGED = 2  # what lab/preflight exits with where nothing else is missing
 MOST_EXPENSIVE = 25
 LOGS = Path(".lab/logs")
 TIMINGS = Path(".lab/timings.json")
+BUDGETS: dict[str, int] = yaml.safe_load((TREE / "tests/budget.yml").read_text())["parts"]
 
 
 @dataclass(frozen=True)
@@ -32,66 +39,102 @@ class Outcome:
     """`cpu`: seconds of its processes, and of the hosts of its tests' labs; `wall`: seconds. `tests`: both, by test."""
 
     part: str
-    status: int
-    cpu: float
-    wall: float
-    tests: dict[str, dict[str, float]]
+    fault: str = ""
+    cpu: float = 0.0
+    wall: float = 0.0
+    tests: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        verdict = f"FAILED ({self.status}), see {log_of(self.part)}" if self.status else "passed"
-        return f"{self.wall:7.0f} s {self.cpu:7.0f} CPU-s  {self.part}: {verdict}"
+        budget = f"of {BUDGETS[self.part]:5d}" if self.part in BUDGETS else " " * 8
+        return f"{self.wall:7.0f} s {self.cpu:7.0f} {budget} CPU-s  {self.part}: {self.fault or 'passed'}"
 
 
-def log_of(part: str) -> Path:
-    return LOGS / f"{part}.log"
+class Running:
+    """The parts that run. Each is a session of its own: cores are shared by sessions, of which a lab has many."""
+
+    def __init__(self) -> None:
+        self.sessions: set[int] = set()
+        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.pass_on)
+
+    def pass_on(self, number: int, _frame: object) -> None:
+        """What a terminal, or the one who started this, tells this process is meant for the parts."""
+        for session in list(self.sessions):
+            os.killpg(session, number)
+
+    def run(self, part: str, on_line: Callable[[str], object]) -> Outcome:
+        """Make a part; each line of its output goes to its log, and to `on_line`."""
+        started = time.monotonic()
+        ledger = LOGS / f"{part}.timings.json"
+        ledger.unlink(missing_ok=True)
+        log = LOGS / f"{part}.log"
+        with (
+            log.open("w") as file,
+            subprocess.Popen(
+                ["make", "--no-print-directory", part],
+                env=os.environ | {"LLMKEEP_LEDGER": str(ledger.absolute())},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                start_new_session=True,
+            ) as process,
+        ):
+            self.sessions.add(process.pid)
+            for line in process.stdout or ():
+                file.write(line)
+                file.flush()
+                on_line(line)
+            self.sessions.discard(process.pid)
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        fault = f"FAILED ({process.returncode}), see {log}" if process.returncode else ""
+        tests = json.loads(ledger.read_text()) if ledger.exists() else {}
+        cpu = usage.ru_utime + usage.ru_stime + sum(test["hosts"] for test in tests.values())
+        return Outcome(part, fault, cpu, time.monotonic() - started, tests)
 
 
-def run(part: str, on_line: Callable[[str], object]) -> Outcome:
-    """Make a part; each line of its output goes to its log, and to `on_line`."""
-    started = time.monotonic()
-    ledger = LOGS / f"{part}.timings.json"
-    ledger.unlink(missing_ok=True)
-    environment = os.environ | {"LLMKEEP_LEDGER": str(ledger.absolute())}
-    command = ["make", "--no-print-directory", part]
-    with (
-        log_of(part).open("w") as log,
-        subprocess.Popen(
-            command,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-        ) as process,
-    ):
-        for line in process.stdout or ():
-            log.write(line)
-            log.flush()
-            on_line(line)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    tests = json.loads(ledger.read_text()) if ledger.exists() else {}
-    cpu = usage.ru_utime + usage.ru_stime + sum(test["hosts"] for test in tests.values())
-    return Outcome(part, process.returncode, cpu, time.monotonic() - started, tests)
-
-
-def stages(arguments: list[str]) -> list[list[str]]:
+def lanes(arguments: list[str]) -> list[list[str]]:
     groups = itertools.groupby(arguments, lambda argument: argument == "--")
     return [list(parts) for separator, parts in groups if not separator]
 
 
-def outcomes(parts: list[str]) -> list[Outcome]:
-    """Of a stage's parts, as they end."""
-    if len(parts) == 1:
-        return [run(parts[0], sys.stdout.write)]
-    ended = []
-    with ThreadPoolExecutor(AT_A_TIME) as pool:
-        for future in as_completed([pool.submit(run, part, lambda _line: None) for part in parts]):
-            outcome = future.result()
-            print(log_of(outcome.part).read_text(), end="")
-            print(outcome, flush=True)
+def without_hosts(given: list[list[str]]) -> tuple[list[list[str]], list[Outcome]]:
+    """The lanes' parts that can run here, and what is to be said of the others."""
+    wanted = [part for lane in given for part in lane if part in MAKE_HOSTS]
+    if not wanted:
+        return given, []
+    done = subprocess.run([TREE / "lab/preflight"], capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return given, []
+    if done.returncode != UNPRIVILEGED:
+        sys.exit(done.stderr)
+    why = done.stderr.splitlines()[0].removeprefix("make: ")
+    verdict = "FAILED, not run" if os.environ.get("CI") == "true" else "not run"
+    return (
+        [able for lane in given if (able := [part for part in lane if part not in MAKE_HOSTS])],
+        [Outcome(part, f"{verdict}: {why}") for part in wanted],
+    )
+
+
+def outcomes(given: list[list[str]]) -> Iterator[Outcome]:
+    """Of the lanes' parts."""
+    running = Running()
+    if len(given) == 1:
+        yield from (running.run(part, sys.stdout.write) for part in given[0])
+        return
+
+    def run(lane: list[str]) -> list[Outcome]:
+        ended = []
+        for part in lane:
+            outcome = running.run(part, lambda _line: None)
+            print((LOGS / f"{part}.log").read_text() + f"{outcome}\n", end="", flush=True)
             ended.append(outcome)
-    return ended
+        return ended
+
+    with ThreadPoolExecutor(len(given)) as pool:
+        yield from itertools.chain.from_iterable(pool.map(run, given))
 
 
 def busy_seconds() -> float:
@@ -111,17 +154,19 @@ def report(ended: list[Outcome], busy: float) -> None:
     print(f"\nThe most expensive of {len(tests)} tests:")
     for name in expensive:
         print(f"{tests[name]['wall']:7.0f} s {tests[name]['cpu']:7.0f} CPU-s  {name}")
-    print(f"\nThe suite's parts, with {busy:.0%} of the cores busy:", *ended, sep="\n")
+    print(f"\nThe suite's parts and their budgets, with {busy:.0%} of the cores busy:", *ended, sep="\n")
 
 
 def main() -> int:
-    if not stages(sys.argv[1:]):
+    given = lanes(sys.argv[1:])
+    if not given:
         sys.exit(__doc__)
+    given, unable = without_hosts(given)
     LOGS.mkdir(parents=True, exist_ok=True)
     began, before = time.monotonic(), busy_seconds()
-    ended = [outcome for parts in stages(sys.argv[1:]) for outcome in outcomes(parts)]
+    ended = [*outcomes(given), *unable]
     report(ended, (busy_seconds() - before) / (time.monotonic() - began) / (os.cpu_count() or 1))
-    return int(any(outcome.status for outcome in ended))
+    return int(any(outcome.fault.startswith("FAILED") for outcome in ended))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,15 @@ bad:
 \t@echo of bad; exit 3
 later:
 \t@echo of later
+waits:
+\t@timeout 20 sh -c 'until [ -e there ]; do sleep 0.05; done'
+comes:
+\t@touch there
+test-kernel:
+\t@echo a host was made
 """
+# Even root makes no namespaces without it.
+UNPRIVILEGED = ("setpriv", "--bounding-set=-sys_admin") if os.geteuid() == 0 else ()
 
 
 @pytest.fixture
@@ -25,19 +34,64 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def suite(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def suite(
+    folder: Path, *arguments: str, started_by: tuple[str, ...] = (), ci: str = ""
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [ROOT / "tests/suite.py", *arguments], cwd=folder, capture_output=True, text=True, check=False
+        [*started_by, ROOT / "tests/suite.py", *arguments],
+        cwd=folder,
+        env=os.environ | {"CI": ci},
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
+def verdicts(done: subprocess.CompletedProcess[str], count: int) -> list[str]:
+    return [line.split("CPU-s  ")[1] for line in done.stdout.splitlines()[-count:]]
+
+
 def test_a_part_that_fails_keeps_no_other_from_running_and_is_named_at_the_end(folder: Path) -> None:
-    done = suite(folder, "good", "bad", "--", "later")
+    done = suite(folder, "good", "bad", "later", "--", "good")
     assert done.returncode == 1
     assert {"of good", "of bad", "of later"} <= set(done.stdout.splitlines())
-    verdicts = [line.split("CPU-s  ")[1] for line in done.stdout.splitlines()[-3:]]
-    assert sorted(verdicts[:2]) == ["bad: FAILED (2), see .lab/logs/bad.log", "good: passed"]
-    assert verdicts[2] == "later: passed"
+    assert verdicts(done, 4) == [
+        "good: passed",
+        "bad: FAILED (2), see .lab/logs/bad.log",
+        "later: passed",
+        "good: passed",
+    ]
+
+
+def test_lanes_run_beside_each_other(folder: Path) -> None:
+    assert suite(folder, "waits", "--", "comes").returncode == 0
+
+
+def test_the_parts_end_with_the_suite(folder: Path) -> None:
+    (folder / "Makefile").write_text("one two:\n\t@echo $@ > begun; sleep 100\n")
+    os.mkfifo(folder / "begun")
+    with subprocess.Popen(
+        [ROOT / "tests/suite.py", "one", "--", "two"], cwd=folder, stdout=subprocess.PIPE, text=True
+    ) as process:
+        begun = ""
+        while begun.count("\n") < 2:
+            begun += (folder / "begun").read_text()
+        process.terminate()
+        said, _ = process.communicate(timeout=10)
+    assert "one: FAILED (" in said
+    assert "two: FAILED (" in said
+
+
+@pytest.mark.parametrize(("ci", "status", "said"), [("", 0, "not run"), ("true", 1, "FAILED, not run")])
+def test_a_part_that_makes_hosts_is_named_where_there_are_no_privileges_and_fails_in_ci(
+    folder: Path, ci: str, status: int, said: str
+) -> None:
+    done = suite(folder, "good", "--", "test-kernel", started_by=UNPRIVILEGED, ci=ci)
+    assert done.returncode == status, done.stderr
+    assert "a host was made" not in done.stdout
+    passed, not_run = verdicts(done, 2)
+    assert passed == "good: passed"
+    assert re.match(rf"test-kernel: {said}: (no namespaces can be made|the lab makes namespaces)", not_run)
 
 
 def test_the_log_of_a_part_is_kept(folder: Path) -> None:
@@ -46,7 +100,7 @@ def test_the_log_of_a_part_is_kept(folder: Path) -> None:
 
 
 def test_the_suite_passes_where_all_parts_do(folder: Path) -> None:
-    assert suite(folder, "good", "--", "later").returncode == 0
+    assert suite(folder, "good", "later").returncode == 0
 
 
 COSTLY = """
