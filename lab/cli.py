@@ -197,12 +197,11 @@ def change(instance: Instance, machine: Machine, given: argparse.Namespace) -> N
         instance.require_up()
     match given.verb:
         case "power-off":
-            instance.forget_connections(machine)
-            machine.power_off()
+            instance.power_off(machine)
         case "power-on":
             power_on(machine)
         case "cut":
-            machine.cut()
+            instance.cut(machine)
         case "join":
             machine.join()
         case "snapshot":
@@ -216,8 +215,7 @@ def change(instance: Instance, machine: Machine, given: argparse.Namespace) -> N
                 machine.snapshot(given.name)
         case "restore":
             machine.require_snapshot(given.name)
-            instance.forget_connections(machine)
-            machine.power_off()
+            instance.power_off(machine)
             with terminal.status(f"putting back the disks of {machine.host.name}"):
                 machine.restore(given.name)
             power_on(machine)

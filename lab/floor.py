@@ -84,8 +84,7 @@ def installed(instance: Instance, steps: Steps) -> list[str]:
     for machine in serving:
         with steps.step(f"snapshot {INSTALLED} of {machine.host.name}"):
             instance.settle(machine)
-            instance.forget_connections(machine)
-            machine.power_off()
+            instance.power_off(machine)
             machine.snapshot(INSTALLED)
     instance.restore_all(FLOOR, steps)
     return [f"made snapshot {INSTALLED} of {machine.host.name}" for machine in serving]

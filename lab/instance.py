@@ -121,6 +121,7 @@ class Instance:
         self.start_network()
         for machine in starting:
             report(f"starting {machine.host.name}")
+            self.forget_connections(machine.host.address)
             machine.power_on()
         for machine in self.machines:
             if machine.cable():
@@ -192,6 +193,7 @@ class Instance:
             daemon.kill()
         for group in self._left_over_groups():
             group.remove()
+        self.forget_connections("*")
         self.namespace.delete()
         shutil.rmtree(self.sockets, ignore_errors=True)
 
@@ -264,6 +266,9 @@ class Instance:
             "BatchMode": "yes",
             "ConnectTimeout": "10",
             "ServerAliveInterval": "10",  # a host without power must not hold a command for minutes
+            "ControlMaster": "auto",  # Ansible's connections, too: most of a command's price is its handshake
+            "ControlPersist": "10m",
+            "ControlPath": f"{self.sockets}/%h-%r",
             "IdentitiesOnly": "yes",
             "StrictHostKeyChecking": "yes",
             "UserKnownHostsFile": str(self.known_hosts),
@@ -293,17 +298,26 @@ class Instance:
             machine.require_snapshot(name)
         with steps.step(f"put back snapshot {name}"):
             for machine in self.machines:
-                self.forget_connections(machine)
-                machine.power_off()
+                self.power_off(machine)
                 machine.restore(name)
                 machine.power_on()
             for machine in self.machines:
                 machine.wait_for_ssh()
 
-    def forget_connections(self, machine: Machine) -> None:
-        """Close Ansible's persistent connections to a host that is about to be powered off."""
-        for path in self.sockets.glob(f"{machine.host.address}-*"):
-            command = ["ssh", "-F", "none", "-o", f"ControlPath={path}", "-O", "exit", machine.host.address]
+    def power_off(self, machine: Machine) -> None:
+        """Cut a host's power. What waits for a command on it is told at once."""
+        machine.power_off()
+        self.forget_connections(machine.host.address)
+
+    def cut(self, machine: Machine) -> None:
+        """Unplug a host's network cable. A running command goes on if it is plugged in soon; a new one gets no connection."""
+        machine.cut()
+        self.forget_connections(machine.host.address, "stop")
+
+    def forget_connections(self, address: str, how: str = "exit") -> None:
+        """Close the persistent connections to a host; "stop" leaves them to the commands that they have."""
+        for path in self.sockets.glob(f"{address}-*"):
+            command = ["ssh", "-F", "none", "-o", f"ControlPath={path}", "-O", how, address]
             subprocess.run(command, check=False, capture_output=True, timeout=10)
             path.unlink(missing_ok=True)
 

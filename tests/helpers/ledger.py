@@ -15,9 +15,8 @@ from typing import Any
 import pytest
 
 FILE = "LLMKEEP_LEDGER"
-LABS: dict[
-    Path, tuple[float, float]
-] = {}  # control groups of this worker's labs: CPU seconds when first and last read
+LABS: dict[Path, float] = {}  # control groups of this worker's labs: CPU seconds when last read
+SPENT: defaultdict[Path, float] = defaultdict(float)  # while they were this worker's
 
 
 class Ledger:
@@ -63,9 +62,11 @@ def own() -> float:
 
 def hosts() -> float:
     """CPU seconds of the labs' hosts; those of a lab that is gone stay counted."""
-    for group, (first, last) in LABS.items():
-        LABS[group] = first, max(last, used(group))
-    return sum(last - first for first, last in LABS.values())
+    for group, last in LABS.items():
+        now = used(group)
+        SPENT[group] += now - last if now >= last else now  # a lab that was made again begins at 0
+        LABS[group] = now
+    return sum(SPENT.values())
 
 
 def used(group: Path) -> float:
@@ -79,8 +80,13 @@ def used(group: Path) -> float:
 
 def watch(group: Path) -> None:
     """Count what a lab's control group uses from now on."""
-    if group not in LABS:
-        LABS[group] = used(group), used(group)
+    LABS.setdefault(group, used(group))
+
+
+def leave(group: Path) -> None:
+    """Count no more of a lab that another worker drives from now on."""
+    hosts()
+    LABS.pop(group, None)
 
 
 def pytest_configure(config: pytest.Config) -> None:

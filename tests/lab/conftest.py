@@ -22,6 +22,7 @@ from estate import (
     require_programs,
     within,
 )
+from ledger import leave
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 from lab.floor import ROLES
@@ -146,6 +147,7 @@ def floor(suite: Lab, worker_id: str, testrun_uid: str) -> Lab:
         if maker is None:
             suite.floor()
         if lab != suite:
+            leave(suite.group)
             lab.floor("--like", suite.instance)
     return lab
 

@@ -106,7 +106,7 @@ def test_the_suite_passes_where_all_parts_do(folder: Path) -> None:
 COSTLY = """
 import subprocess, sys, time
 from pathlib import Path
-from ledger import watch
+from ledger import hosts, leave, watch
 
 def test_a_process_that_computes():
     subprocess.run([sys.executable, "-c", "import time\\nwhile time.process_time() < 0.4: pass"], check=True)
@@ -119,6 +119,16 @@ def test_a_host_that_computes():
     watch(group)
     group.mkdir()
     (group / "cpu.stat").write_text("usage_usec 7000000\\nuser_usec 1\\n")
+
+def test_a_host_that_is_made_again_and_then_another_workers():
+    again = Path("again")
+    again.mkdir()
+    watch(again)
+    for microseconds in (200000, 100000):
+        (again / "cpu.stat").write_text(f"usage_usec {microseconds}\\n")
+        hosts()
+    leave(again)
+    (again / "cpu.stat").write_text("usage_usec 9000000\\n")
 """
 
 
@@ -137,6 +147,7 @@ def test_the_cost_of_a_test_is_the_cpu_of_its_processes_and_hosts_and_not_its_wa
     assert tests["test_a_process_that_computes"]["cpu"] >= 0.4
     assert tests["test_a_wait"]["wall"] >= 0.5 > tests["test_a_wait"]["cpu"]
     assert tests["test_a_host_that_computes"]["hosts"] == 7.0
+    assert tests["test_a_host_that_is_made_again_and_then_another_workers"]["hosts"] == pytest.approx(0.3)
     assert timings["parts"]["costly"]["cpu"] > 7.4, "the part's own processes, and the hosts"
     ranked = [
         line.rpartition("::")[2] for line in done.stdout.splitlines() if " CPU-s  costly: test_" in line

@@ -183,7 +183,9 @@ def test_a_reboot_of_both_brings_the_service_back_unattended(estate: Lab, client
     boot = "cat /proc/sys/kernel/random/boot_id"
     before = {host: estate.on(host, boot) for host in HOSTS}
     for host in HOSTS:
-        estate.on(host, "systemd-run --quiet --on-active=1 systemctl reboot")
+        estate.on(
+            host, "systemd-run --quiet --on-active=1 --timer-property=AccuracySec=10ms systemctl reboot"
+        )
 
     def booted(host: str) -> str:
         """Which boot it is; nothing while it does not answer."""

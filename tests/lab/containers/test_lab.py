@@ -45,7 +45,7 @@ def test_what_was_written_survives_a_reboot_and_a_power_cut_and_not_a_restore(la
     boot = "cat /proc/sys/kernel/random/boot_id; uptime --since"
     lab.on(HOST, "echo kept > /root/kept; rm /etc/locale.conf; mv /etc/ssh/sshd_config.d /etc/ssh/renamed.d")
     started = lab.on(HOST, "systemctl show --property=UserspaceTimestampMonotonic")
-    lab.on(HOST, "systemd-run --quiet --on-active=0.1 systemctl reboot")
+    lab.on(HOST, "systemd-run --quiet --on-active=0.1 --timer-property=AccuracySec=10ms systemctl reboot")
     end = time.monotonic() + 60
     while lab.on(HOST, "systemctl show --property=UserspaceTimestampMonotonic", check=False) in ("", started):
         assert time.monotonic() < end, f"it did not come back: {boot}"
@@ -66,7 +66,7 @@ def test_what_was_written_survives_a_reboot_and_a_power_cut_and_not_a_restore(la
 
 def test_a_cable_that_is_out_stays_out_through_a_reboot(lab: Lab) -> None:
     up(lab)
-    lab.on(HOST, "systemd-run --quiet --on-active=1 systemctl reboot")
+    lab.on(HOST, "systemd-run --quiet --on-active=1 --timer-property=AccuracySec=10ms systemctl reboot")
     lab.run("cut", HOST)
     console = ROOT / ".lab/instances/trial/hosts" / HOST / "console.log"
     end = time.monotonic() + 60
@@ -80,6 +80,27 @@ def test_a_cable_that_is_out_stays_out_through_a_reboot(lab: Lab) -> None:
     while lab.on(HOST, "echo here", check=False).strip() != "here":
         assert time.monotonic() < end
         time.sleep(0.2)
+
+
+def test_a_running_command_survives_a_cut_cable_and_ends_with_the_power(lab: Lab) -> None:
+    up(lab)
+    running = begun(lab, "sleep 3; cat; exit 7")
+    lab.run("cut", HOST)
+    assert lab.run("exec", HOST, "--", "true", check=False).returncode == 255
+    lab.run("join", HOST)
+    assert (running.communicate("given\n")[0], running.returncode) == ("given\n", 7)
+    running = begun(lab, "sleep 60")
+    lab.run("power-off", HOST)
+    assert running.wait(timeout=5) == 255
+
+
+def begun(lab: Lab, command: str) -> subprocess.Popen[str]:
+    """`lab exec`, whose COMMAND has begun."""
+    argv = [str(LAB), "--instance", lab.instance, "exec", HOST, "--", f"echo begun; {command}"]
+    running = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert running.stdout
+    assert running.stdout.readline() == "begun\n"
+    return running
 
 
 def test_a_denied_address_is_refused_by_the_kernel(lab: Lab) -> None:
