@@ -3,11 +3,14 @@
 Its root is an overlay: the bare Debian, the layers of snapshots above it, and on top a folder for the changes since then.
 """
 
+import fcntl
 import json
 import os
 import shutil
 import subprocess
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from lab import image
@@ -76,8 +79,8 @@ class Container(Machine):
 
     @property
     def layers(self) -> Path:
-        """Immutable layers of snapshots, one subdirectory each."""
-        return self.folder / "layers"
+        """Immutable layers of snapshots, one subdirectory each. All labs of a checkout share them."""
+        return layers_of(self.folder.parents[2])
 
     @property
     def chain_file(self) -> Path:
@@ -111,7 +114,11 @@ class Container(Machine):
     def create(self, base: Path, files: dict[str, tuple[bytes, int]]) -> None:
         if self.exists():
             return
-        shutil.rmtree(self.layers, ignore_errors=True)  # an interrupted command's
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with locked(self.layers, fcntl.LOCK_SH):
+            self._lie_on([self._first_layer(files), str(base)])
+
+    def _first_layer(self, files: dict[str, tuple[bytes, int]]) -> str:
         layer = self.layers / uuid.uuid4().hex[:12]
         own = {path: (text.encode(), mode) for path, (text, mode) in FILES.items()}
         for path, (content, mode) in (files | own).items():
@@ -125,7 +132,7 @@ class Container(Machine):
             link.symlink_to(target)
         for private in ("root", "root/.ssh"):
             (layer / private).chmod(0o700)
-        self._lie_on([layer.name, str(base)])
+        return layer.name
 
     def chain(self) -> list[str]:
         """Layers below its root, topmost first: names of snapshot layers, then the path of the bare Debian."""
@@ -177,13 +184,14 @@ class Container(Machine):
         Each layer is an option of its own: the kernel accepts at most 255 bytes per option, which a list of paths soon exceeds.
         `redirect_dir` makes renames of folders atomic, as on a disk.
         """
-        chain = [f"layers/{part}" if "/" not in part else part for part in self.chain()]
+        layers = os.path.relpath(self.layers, self.folder)
+        chain = [f"{layers}/{part}" if "/" not in part else part for part in self.chain()]
         if missing := [layer for layer in chain if not (self.folder / layer).is_dir()]:
             raise LabError(
                 f"{self.host.name} lies on {missing[0]}, which is gone: `lab destroy`, then `lab up`"
             )
-        layers = [f"lowerdir+={layer}" for layer in chain]
-        return ",".join(["redirect_dir=on", *layers, "upperdir=written", "workdir=work"])
+        lower = [f"lowerdir+={layer}" for layer in chain]
+        return ",".join(["redirect_dir=on", *lower, "upperdir=written", "workdir=work"])
 
     def power_off(self) -> None:
         self.group.kill()
@@ -203,20 +211,21 @@ class Container(Machine):
         copy(source, self.stick, "--archive", "--no-target-directory")
 
     def snapshot(self, name: str) -> None:
-        self.layers.mkdir(exist_ok=True)
-        layer = self.layers / uuid.uuid4().hex[:12]
-        chain = [layer.name, *self.chain()]
         self.written.mkdir(exist_ok=True)
-        if not self.running():
-            self.written.rename(layer)  # without power it can as well lie on them
-            self._lie_on(chain)
-        else:
-            self.group.freeze()
-            try:
-                copy(self.written, layer, "--archive")
-            finally:
-                self.group.thaw()
-        self._keep(name, chain)
+        with locked(self.layers, fcntl.LOCK_SH):
+            layer = self.layers / uuid.uuid4().hex[:12]
+            chain = [layer.name, *self.chain()]
+            if not self.running():
+                self.written.rename(layer)  # without power it can as well lie on them
+                self._lie_on(chain)
+            else:
+                self.group.freeze()
+                try:
+                    copy(self.written, layer, "--archive")
+                finally:
+                    self.group.thaw()
+            self._keep(name, chain)
+        forget_layers(self.folder.parents[2])
 
     def _keep(self, name: str, chain: list[str]) -> None:
         """A snapshot is the list of layers below the root."""
@@ -227,7 +236,6 @@ class Container(Machine):
         target = self.snapshots / name
         shutil.rmtree(target, ignore_errors=True)
         staged.rename(target)
-        self._forget_layers()
 
     def restore(self, name: str) -> None:
         chain = json.loads((self.require_snapshot(name) / "chain.json").read_text(encoding="utf-8"))
@@ -237,24 +245,37 @@ class Container(Machine):
             self.written.rename(old)
         self._lie_on(chain)
         shutil.rmtree(old, ignore_errors=True)
-        self._forget_layers()
+        forget_layers(self.folder.parents[2])
 
     def take_over(self, other: Machine, name: str) -> None:
-        chain = json.loads((other.require_snapshot(name) / "chain.json").read_text(encoding="utf-8"))
-        self.layers.mkdir(parents=True, exist_ok=True)
-        for layer in chain[:-1]:
-            if not (self.layers / layer).exists():
-                staged = self.layers / f"{layer}.new"
-                shutil.rmtree(staged, ignore_errors=True)
-                # Not as hard links: systemd takes no credential's key from a file that has two names.
-                copy(other.folder / "layers" / layer, staged, "--archive")
-                staged.rename(self.layers / layer)
-        self._keep(name, chain)
+        with locked(self.layers, fcntl.LOCK_SH):
+            chain = (other.require_snapshot(name) / "chain.json").read_text(encoding="utf-8")
+            self._keep(name, json.loads(chain))
 
-    def _forget_layers(self) -> None:
-        """Delete layers that neither a snapshot nor this host's root refers to."""
-        chains = [*self.folder.glob("chain.json"), *self.snapshots.glob("*/chain.json")]
+
+def layers_of(instances: Path) -> Path:
+    """The folder of layers that the labs below INSTANCES share."""
+    return instances.with_name("layers")
+
+
+@contextmanager
+def locked(layers: Path, how: int) -> Iterator[None]:
+    """Shared by labs that make layers, which no chain names yet, or chains; exclusive while layers are deleted."""
+    layers.mkdir(parents=True, exist_ok=True)
+    with layers.with_suffix(".lock").open("w") as handle:
+        fcntl.flock(handle, how)
+        yield
+
+
+def forget_layers(instances: Path) -> None:
+    """Delete layers that no snapshot of these labs and no root of their hosts refers to."""
+    layers = layers_of(instances)
+    with locked(layers, fcntl.LOCK_EX):
+        chains = [
+            *instances.glob("*/hosts/*/chain.json"),
+            *instances.glob("*/hosts/*/snapshots/*/chain.json"),
+        ]
         used = {part for chain in chains for part in json.loads(chain.read_text(encoding="utf-8"))}
-        for layer in self.layers.glob("*"):
+        for layer in layers.iterdir():
             if layer.name not in used:
                 shutil.rmtree(layer)

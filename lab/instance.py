@@ -15,7 +15,7 @@ from typing import Any
 
 from lab import cgroup
 from lab.cgroup import Group
-from lab.container import Container
+from lab.container import Container, forget_layers, layers_of, locked
 from lab.errors import AlreadyUp, Busy, LabError, NotUp, Unsupported
 from lab.image import Report
 from lab.inventory import Lab, read
@@ -201,13 +201,15 @@ class Instance:
         """Stop everything and delete it, snapshots included; False if there was nothing."""
         there = self.namespace.exists() or any(entry.name != "lock" for entry in self.folder.iterdir())
         self.down()
-        for entry in self.folder.iterdir():
-            if entry.name == "lock":
-                continue
-            if entry.is_dir():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
+        with locked(layers_of(self.folder.parent), fcntl.LOCK_SH):
+            for entry in self.folder.iterdir():
+                if entry.name == "lock":
+                    continue
+                if entry.is_dir():
+                    shutil.rmtree(entry)
+                else:
+                    entry.unlink()
+        forget_layers(self.folder.parent)
         self.env_file.unlink(missing_ok=True)
         return there
 

@@ -101,7 +101,7 @@ class Machine(ABC):
 
     @abstractmethod
     def take_over(self, other: "Machine", name: str) -> None:
-        """Copy a snapshot of the same host from another lab, which may be running."""
+        """Take a snapshot of the same host from another lab, which may be running, and may be destroyed afterwards."""
 
     @abstractmethod
     def disk_bytes(self) -> int:

@@ -178,6 +178,25 @@ def test_nothing_is_left_after_destroy(lab: Lab) -> None:
     assert not any(left_of(lab).values()), left_of(lab)
 
 
+def test_a_lab_that_was_copied_from_another_one_boots_after_that_one_was_destroyed(lab: Lab) -> None:
+    copy = Lab("trial-copy", lab.inventories)
+    up(lab)
+    lab.on(HOST, "echo kept > /root/kept")
+    lab.run("snapshot", HOST, "kept")
+    begun = Instance(copy.instance)
+    with begun.changing():
+        begun.copy_from(Instance(lab.instance), "kept")
+    lab.run("destroy")
+    try:
+        up(copy)
+        assert copy.on(HOST, "cat /root/kept; systemctl is-system-running --wait").split() == [
+            "kept",
+            "running",
+        ]
+    finally:
+        copy.run("destroy")
+
+
 # A few moments in the suite, twenty and more in `make storm`.
 MOMENTS = int(os.environ.get("STORM", "3"))
 

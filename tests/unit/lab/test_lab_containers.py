@@ -1,5 +1,6 @@
 """What a lab of containers stands on, where this machine lacks it; real containers are tested in tests/lab/containers."""
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -124,12 +125,38 @@ def test_a_full_disk_is_told_and_leaves_no_half_copy(small_disk: Path, tmp_path:
     assert list(small_disk.iterdir()) == []
 
 
-def test_a_root_of_many_layers_is_mounted_however_long_the_path_of_its_folder_is(tmp_path: Path) -> None:
+def created(checkout: Path, instance: str) -> Container:
+    """A container that was never started."""
     lab = inventory.read([Path("inventory/lab")])
-    folder = tmp_path / ("long" * 30) / "ops1"
+    folder = checkout / "instances" / instance / "hosts/ops1"
     container = Container(lab.host("ops1"), lab, folder, Namespace("nothing"))
-    (base := tmp_path / "base").mkdir()
+    (base := checkout / "base").mkdir(parents=True, exist_ok=True)
     container.create(base, {"/root/.ssh/authorized_keys": (b"", 0o600)})
+    return container
+
+
+def test_a_layer_is_there_as_long_as_a_lab_has_a_snapshot_on_it(tmp_path: Path) -> None:
+    first, second = (created(tmp_path, name) for name in ("first", "second"))
+    first.written.mkdir()
+    (first.written / "file").touch()
+    first.snapshot("kept")
+    second.take_over(first, "kept")
+    shutil.rmtree(first.folder)
+    second.restore("kept")
+    [layer] = [layer for layer in first.layers.iterdir() if (layer / "file").exists()]
+    assert f"lowerdir+=../../../../layers/{layer.name}," in second.overlay()
+    (second.snapshots / "kept").rename(second.snapshots / "gone")
+    second.snapshot("gone")
+    assert layer.exists(), "the host lies on it"
+    shutil.rmtree(second.folder)
+    third = created(tmp_path, "third")
+    third.snapshot("alone")
+    assert {each.name for each in third.layers.iterdir()} == set(third.chain()[:-1])
+
+
+def test_a_root_of_many_layers_is_mounted_however_long_the_path_of_its_folder_is(tmp_path: Path) -> None:
+    container = created(tmp_path / ("long" * 30), "lab")
+    folder = container.folder
     for number in range(20):
         container.written.mkdir()
         (container.written / f"file{number}").touch()
