@@ -1,22 +1,64 @@
-"""The manifests and the real API server: it admits each of them, and refuses each pod that breaks a rule."""
+"""The manifests and the real API server: it admits each, refuses each pod that breaks a rule, and names pods to Prometheus."""
 
+import http.client
 import json
 import re
-from collections.abc import Callable
+import ssl
+import subprocess
+from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
 import pytest
 import yaml
-from control_plane import ControlPlane
-from kustomized import DIGEST, IMAGE, Manifest, kustomized, one, pod
+from control_plane import ControlPlane, control_plane
+from kustomized import DIGEST, FOLDER, IMAGE, Manifest, kustomized, one, pod
 from waiting import until
 
 OVERLAYS = ["overlays/cpu", "overlays/gpu", "overlays/canary", "example"]
 VERSION = "1.37"
 OTHER = f"docker.io/library/nginx@{DIGEST}"
+IN = "--namespace=llmkeep"
+ADDRESS = "10.244.0.7"
+SCRAPE = FOLDER / "components/metrics/prometheus.yml"
 Break = Callable[[Manifest], object]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """A real control plane without nodes."""
+    with control_plane(tmp_path_factory.mktemp("cluster") / "control-plane") as running:
+        yield running
+
+
+def connected(cluster: ControlPlane, context: ssl.SSLContext) -> int:
+    link = http.client.HTTPSConnection(cluster.address, cluster.port, context=context, timeout=30)
+    link.request("GET", "/api/v1/namespaces")
+    return link.getresponse().status
+
+
+def test_a_deployment_gets_its_pods(cluster: ControlPlane) -> None:
+    cluster.kubectl("create", "deployment", "web", "--image=registry.local/web:1", "--replicas=2")
+    cluster.kubectl("wait", "--for=create", "pod", "--selector=app=web", "--timeout=60s")
+
+
+def test_a_user_without_rights_is_forbidden(cluster: ControlPlane) -> None:
+    visitor = cluster.identity("visitor", ["visitors"])
+    with pytest.raises(AssertionError, match=r"Forbidden.*visitor"):
+        cluster.kubectl("get", "pods", kubeconfig=visitor)
+
+
+def test_a_client_without_a_certificate_is_unauthorized(cluster: ControlPlane) -> None:
+    assert connected(cluster, ssl.create_default_context(cafile=cluster.keys.ca)) == 401
+
+
+def test_older_tls_than_1_3_is_refused(cluster: ControlPlane) -> None:
+    context = ssl.create_default_context(cafile=cluster.keys.ca)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    with pytest.raises(ssl.SSLError, match="ALERT_PROTOCOL_VERSION"):
+        connected(cluster, context)
 
 
 @pytest.fixture(scope="module")
@@ -287,3 +329,55 @@ def test_no_pod_is_admitted_while_the_registry_is_not_named(guarded: ControlPlan
         kept["metadata"] = {"name": "llm-images", "namespace": "llmkeep"}
         guarded.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(kept))
         until(lambda: refusal(guarded, good()) == "")
+
+
+def found(cluster: ControlPlane, folder: Path) -> list[dict[str, str]]:
+    """Labels of what Prometheus would scrape, by an account that may read pods of the namespace and no more."""
+    config: dict[str, Any] = yaml.safe_load(SCRAPE.read_text())
+    (job,) = config["scrape_configs"]
+    (discovery,) = job["kubernetes_sd_configs"]
+    discovery["kubeconfig_file"] = str(cluster.identity("prometheus", []))
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+    argv = [
+        "promtool",
+        "check",
+        "service-discovery",
+        "--timeout=30s",
+        str(folder / "prometheus.yml"),
+        "gateway",
+    ]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    return [each["labels"] for each in json.loads(done.stdout) if each.get("labels")]
+
+
+def test_prometheus_accepts_the_configuration() -> None:
+    check = ["promtool", "check", "config", "--syntax-only", str(SCRAPE)]
+    done = subprocess.run(check, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_pod_is_one_target_at_its_port_for_metrics(cluster: ControlPlane, tmp_path: Path) -> None:
+    manifests = kustomized("overlays/cpu", scraped_by="prometheus")
+    one(manifests, "StatefulSet")["spec"]["replicas"] = 1
+    applied = ["apply", "--server-side", "--force-conflicts", "-f", "-"]
+    cluster.kubectl(*applied, stdin=json.dumps(one(manifests, "Namespace")))
+    cluster.kubectl("delete", "statefulset,pod", "--all", IN, "--grace-period=0", "--force")
+    cluster.kubectl(*applied, stdin=yaml.safe_dump_all(manifests))
+    cluster.kubectl("create", "role", "prometheus", IN, "--verb=get,list,watch", "--resource=pods")
+    cluster.kubectl("create", "rolebinding", "prometheus", IN, "--role=prometheus", "--user=prometheus")
+    until(lambda: cluster.attempted("get", "pod/llm-0", IN).returncode == 0)
+    # As kubelet says it, of which there is none.
+    status = json.dumps({"status": {"podIP": ADDRESS, "podIPs": [{"ip": ADDRESS}]}})
+    cluster.kubectl("patch", "pod/llm-0", IN, "--subresource=status", "--type=merge", "--patch", status)
+    (labels,) = found(cluster, tmp_path)
+    assert {name: labels[name] for name in ("__address__", "__scheme__", "__metrics_path__")} == {
+        "__address__": f"{ADDRESS}:9443",
+        "__scheme__": "https",
+        "__metrics_path__": "/gateway-1",
+    }
+    assert {name: value for name, value in labels.items() if not name.startswith("__")} == {
+        "job": "gateway",
+        "instance": "main.llm-0",
+        "cluster": "main",
+        "gateway": "1",
+    }
