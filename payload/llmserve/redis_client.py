@@ -5,11 +5,6 @@ import logging
 import time
 from typing import Any, NamedTuple
 
-import redis.asyncio as redis_client
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import ResponseError
-
 from llmserve.client_tls import ClientContext
 from llmserve.settings import Redis
 
@@ -45,6 +40,13 @@ class RedisClient:
 
     def __init__(self, settings: Redis, password: str | None) -> None:
         """Connects on first use."""
+        # Its import is a third of the start of a gateway, most of which have no Redis.
+        import redis.asyncio as redis_client
+        from redis.asyncio.retry import Retry
+        from redis.backoff import NoBackoff
+        from redis.exceptions import ResponseError
+
+        self.rejection = ResponseError
         self.deadline = settings.deadline_ms / 1000
         self.failures = 0
         self.rest_until = 0.0
@@ -119,7 +121,7 @@ class RedisClient:
             for _ in pending.commands:
                 try:
                     answers.append(await connection.read_response())
-                except ResponseError as error:  # full, or a read-only replica: keep reading the other results
+                except self.rejection as error:  # full, or a read-only replica: keep reading the other results
                     refusal = error
             if refusal:
                 self.report(refusal, 0)
