@@ -162,17 +162,15 @@ storm: bundle kernel  ## the long fault campaigns (hours): KILLS=500 of a progra
 	STORM=1 .venv/bin/pytest tests/lab/containers/test_image.py -k "builder or containerfile" -rs
 	LAB_SYNC=1 STORM=$(or $(KILLS),50) STORM_MINUTES=60 SEED=$(or $(SEED),5) .venv/bin/pytest tests/lab/containers/test_log_faults.py -rP
 	STORM=$(or $(STORM),20) .venv/bin/pytest tests/unit/llmkeep/bundle/test_bootstrap_media.py tests/unit/llmkeep/bundle/test_media.py -k kill -rP
-	STORM=1 .venv/bin/pytest tests/lab/containers/test_slurm.py tests/lab/kernels/test_slurm_cgroups.py -rP
-	STORM=1 .venv/bin/pytest tests/lab/kernels/test_training.py tests/lab/kernels/test_lab_in_a_lab.py -rP
+	.venv/bin/pytest tests/lab/storm/containers -rP
+	.venv/bin/pytest tests/lab/storm/kernels -rP
 	STORM=1 .venv/bin/pytest tests/unit/kubernetes/test_roll_out.py -k thousand -rs
-	STORM=1 .venv/bin/pytest tests/lab/containers/test_round.py -rP
 	if [ -e bench/.venv-vllm ]; then
 	  .venv/bin/pytest tests/lab/containers/test_roles.py -k vllm
 	else
 	  echo 'storm: SKIPPED without `make peers PEER=vllm`: the real vLLM on a host'
 	fi
 	.venv/bin/pytest tests/unit/roles/test_logstash_role.py -k elastics_package -rs
-	STORM=1 .venv/bin/pytest tests/lab/containers/test_kibana.py -rs
 	STORM=1 .venv/bin/pytest tests/lab/firmware tests/unit/plugins/gpu/test_nvidia_builds.py --durations=0 -rs
 	if [ -e bench/.venv-mutmut ]; then
 	  bench/mutants.py llmproof

@@ -199,7 +199,7 @@ class Service:
         return [str(self.folder / f"{each}.sock") for each in [name, *(f"{name}-{one}" for one in more)]]
 
     def start_gateway(self, wait: bool = True) -> None:
-        # Each probe is a decision, which an idle gateway of many tests makes for minutes: often only where the policy is the test's.
+        # A probe is a decision: often only where the policy is the test's, since others' gateways idle for minutes.
         policy = {
             "key": str(self.folder / "policy.pem"),
             "deadline_ms": 5000,

@@ -1,4 +1,4 @@
-"""The steps, unchanged, inside datatrove's own executor; tests/lab/containers/test_slurm.py has its Slurm executor."""
+"""The steps, unchanged, inside datatrove's own executor; tests/lab/storm/containers/test_slurm.py has its Slurm executor."""
 
 import json
 from pathlib import Path

@@ -1,6 +1,5 @@
 """A lab of containers on what its users have: Debian 13 with systemd as process 1 and cgroup v2, here a host of a lab."""
 
-import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,6 @@ from estate import ROOT, Lab
 
 from lab import image
 
-pytestmark = pytest.mark.skipif("STORM" not in os.environ, reason="a lab in a lab: `make storm` has it")
 PLACE = "/srv/lab"
 # The control node's own Python has what the lab imports.
 INNER = (

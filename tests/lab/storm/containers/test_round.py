@@ -21,9 +21,6 @@ import pytest
 import yaml
 from estate import Client, Lab, fetch_sign_and_add, open_client, within
 
-pytestmark = pytest.mark.skipif(
-    "STORM" not in os.environ, reason="three hosts and a long time: `make storm` has it"
-)
 BASE, NEW = "smollm2-135m-instruct", "round-1"
 HOSTS = {"ops1": "floor", "llm1": "installed", "train1": "floor"}  # and the snapshots from which they start
 TRAINING = "/srv/llmkeep/training"

@@ -10,9 +10,6 @@ from pathlib import Path
 import pytest
 from estate import ROOT, Lab, changed, within
 
-pytestmark = pytest.mark.skipif(
-    "STORM" not in os.environ, reason="torch on two hosts takes minutes: `make storm` has it"
-)
 INVENTORY = Path(__file__).with_name("slurm_hosts")
 TINY_DEEPSEEK = Path(__file__).parents[1] / "kernels/tiny_deepseek.py"
 HOSTS = ("ops1", "train1")

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from estate import Lab, changed, within
 
-pytestmark = pytest.mark.skipif("STORM" not in os.environ, reason="a lab of its own: `make storm` has it")
 INVENTORY = Path(__file__).with_name("slurm_hosts")
 SCOPE = "ops1_slurmstepd.scope"
 JOBS = "/srv/jobs"

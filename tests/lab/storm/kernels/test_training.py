@@ -10,9 +10,6 @@ from typing import Any
 import pytest
 from estate import Lab, answers, changed, fetch_sign_and_add, job_done, open_client, serve_models
 
-pytestmark = pytest.mark.skipif(
-    "STORM" not in os.environ, reason="four hosts and half an hour: `make storm` has it"
-)
 HOSTS = ("train1", "train2")
 HERE = "/srv/llmkeep/training"
 BASE = f"{HERE}/models/smollm2-135m-instruct"
