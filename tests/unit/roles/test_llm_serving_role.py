@@ -248,11 +248,6 @@ def test_a_unit_is_given_more_time_to_stop_than_its_answers_are(made: Any, name:
     assert f"TimeoutStopSec={drain + 10}" in made[name].splitlines()
 
 
-@pytest.mark.parametrize("name", ["llm-gateway@.service", "llm-engine@.service"])
-def test_a_unit_is_hardened(made: Any, tmp_path: Path, name: str) -> None:
-    hardened(tmp_path, name, made[name])
-
-
 @pytest.mark.parametrize(
     ("models", "sentence"),
     [
