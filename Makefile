@@ -140,8 +140,7 @@ molecule: bundle  ## the roles' scenarios, or one: make molecule ROLE=redis
 	    LAB_INSTANCE=suite-kernel inventories+=' -i inventory/lab-kernel'
 	  fi
 	  lab $$inventories floor
-	  lab netns -- molecule reset --scenario-name $$role
-	  lab netns -- molecule test --scenario-name $$role --destroy never
+	  lab netns -- molecule test --scenario-name $$role
 	done
 
 debian: .venv/.ready
