@@ -1,3 +1,3 @@
 """What all tests of this tree share."""
 
-pytest_plugins = ["ledger"]
+pytest_plugins = ["allowed_skips", "ledger"]

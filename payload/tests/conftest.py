@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from operator_page import OperatorPage
     from watched_estate import WatchedEstate
 
-pytest_plugins = ["ledger"]
+pytest_plugins = ["allowed_skips", "ledger"]
 
 # For torch, here and in programs that tests start: threads of OpenMP and OpenBLAS wait for each other in a loop, which on cores
 # that others use is up to half of a test's CPU.

@@ -153,3 +153,48 @@ def test_the_cost_of_a_test_is_the_cpu_of_its_processes_and_hosts_and_not_its_wa
         line.rpartition("::")[2] for line in done.stdout.splitlines() if " CPU-s  costly: test_" in line
     ]
     assert ranked[:2] == ["test_a_host_that_computes", "test_a_process_that_computes"]
+
+
+SKIPS = """
+import pytest
+
+def test_a_campaign():
+    pytest.skip("minutes: `make storm`")
+
+@pytest.mark.skipif(True, reason="no such program here")
+def test_a_program():
+    pass
+
+@pytest.mark.xfail
+def test_a_known_fault():
+    assert False
+"""
+
+
+def in_ci(folder: Path, tests: str, ci: str = "true") -> str:
+    """The output of a run of these tests by two workers."""
+    (folder / "test_skips.py").write_text(tests)
+    plugin = ("-p", "no:cacheprovider", "-p", "allowed_skips", "--numprocesses", "2")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *plugin, "test_skips.py"],
+        cwd=folder,
+        env=os.environ | {"CI": ci, "PYTHONPATH": str(ROOT / "tests/helpers")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout
+
+
+def test_a_skip_fails_in_ci_unless_its_reason_is_listed(folder: Path) -> None:
+    output = in_ci(folder, SKIPS)
+    assert "1 skipped, 1 xfailed, 1 error" in output
+    assert "no such program here\nCI skips nothing without a line of skips.txt" in output
+
+
+def test_outside_of_ci_a_skip_is_no_failure(folder: Path) -> None:
+    assert "2 skipped, 1 xfailed" in in_ci(folder, SKIPS, ci="")
+
+
+def test_a_file_that_is_skipped_fails_in_ci(folder: Path) -> None:
+    assert "1 error" in in_ci(folder, "import pytest\npytest.importorskip('no_such_module')\n")
