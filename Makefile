@@ -94,15 +94,16 @@ types: env
 unit: unit-serving unit-training unit-control  ## unit tests only
 
 unit-control: env
-	.venv/bin/pytest $(BY_FILE) tests/unit/roles/test_identities_playbook.py tests/unit/plugins/cluster/test_cluster_{roll_out,refusals,capacity}.py tests/unit/plugins/volumes/test_luks_storm.py tests/unit/kubernetes/test_roll_out.py $$(find tests/unit -name "test_*.py")
+	.venv/bin/pytest $(BY_FILE) tests/unit/llmkeep/record/test_audit_{witness,runs}.py tests/unit/roles/test_{elasticsearch_keep,improve_playbook,identities_playbook,upgrade_drivers_playbook}.py tests/unit/plugins/cluster/test_cluster_{roll_out,refusals,capacity}.py tests/unit/kubernetes tests/unit/plugins/volumes/test_luks_storm.py $$(find tests/unit -name "test_*.py")
 
 unit-serving: env
 	cd payload
-	.venv/bin/pytest $(BY_FILE) tests/serve/engine/test_adapters.py tests/serve/gateway/test_storms.py tests/web tests/serve tests/gpu
+	# Services that the pages share begin with their first test, and end with the last test of all.
+	.venv/bin/pytest $(BY_FILE) tests/serve/engine tests/serve/{upstream,gateway,access} tests/serve tests/gpu tests/web
 
 unit-training: env
 	cd payload
-	.venv/bin/pytest $(BY_FILE) tests/train/run/test_{strategies,train}.py tests/train/test_round.py $$(find tests/train -name 'test_*.py' | sort)
+	.venv/bin/pytest $(BY_FILE) tests/train/run/test_strategies.py tests/train/test_round.py tests/train/run/test_{preferences,train}.py $$(find tests/train -name 'test_*.py' | sort)
 
 policy: env  ## who may do what: format, types, tests and their coverage, lint
 	if opa=$$(.venv/bin/llmkeep program opa); then
