@@ -172,7 +172,9 @@ def name(lab: Lab) -> str:
 
 def test_nothing_is_left_after_destroy(lab: Lab) -> None:
     up(lab)
+    lab.on(HOST, "true")
     there = left_of(lab)
+    assert any(Path(folder).iterdir() for folder in there["sockets"]), "no connection could be left"
     assert all(there[what] for what in ("processes", "namespaces", "cgroups", "files")), there
     lab.run("destroy")
     assert not any(left_of(lab).values()), left_of(lab)
