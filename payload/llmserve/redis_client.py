@@ -40,7 +40,7 @@ class RedisClient:
 
     def __init__(self, settings: Redis, password: str | None) -> None:
         """Connects on first use."""
-        # Its import is a third of the start of a gateway, most of which have no Redis.
+        # A gateway without Redis starts a sixth sooner without this import.
         import redis.asyncio as redis_client
         from redis.asyncio.retry import Retry
         from redis.backoff import NoBackoff
@@ -121,7 +121,8 @@ class RedisClient:
             for _ in pending.commands:
                 try:
                     answers.append(await connection.read_response())
-                except self.rejection as error:  # full, or a read-only replica: keep reading the other results
+                # Full, or a read-only replica: keep reading the other results.
+                except self.rejection as error:
                     refusal = error
             if refusal:
                 self.report(refusal, 0)
