@@ -1,11 +1,12 @@
 #!/usr/bin/python3.13
 """Run parts of the suite, each a target of the Makefile, to the end, and name those that fail.
 
-usage: tests/suite.py PART... [-- PART...]
+usage: tests/suite.py PART... [-- PART...] [then PART...]
 
-Lanes, separated by `--`, run beside each other; a lane's parts follow one another. The output of a part is in
-`.lab/logs/PART.log`, and printed when the part ends, or at once where there is one lane only. The exit status is 1 if a part
-failed. A part that makes hosts does not run where `lab/preflight` finds no privileges for them; with CI=true, it has failed.
+Lanes, separated by `--`, run beside each other; a lane's parts follow one another, as do stages, separated by `then`. The
+output of a part is in `.lab/logs/PART.log`, and printed when the part ends, or at once where its stage has no other lane. The exit
+status is 1 if a part failed. A part that makes hosts does not run where `lab/preflight` finds no privileges for them; with CI=true,
+it has failed.
 
 The CPU seconds and wall time of parts and tests are in `.lab/timings.json`; the most expensive tests are printed, and each part
 with its budget in `tests/budget.yml`.
@@ -26,7 +27,7 @@ from pathlib import Path
 import yaml
 
 TREE = Path(__file__).resolve().parent.parent
-MAKE_HOSTS = ("test-containers", "test-kernel")
+MAKE_HOSTS = ("floor", "test-containers", "test-kernel")
 UNPRIVILEGED = 2  # what lab/preflight exits with where nothing else is missing
 MOST_EXPENSIVE = 25
 LOGS = Path(".lab/logs")
@@ -95,35 +96,33 @@ class Running:
         return Outcome(part, fault, cpu, time.monotonic() - started, tests)
 
 
-def lanes(arguments: list[str]) -> list[list[str]]:
-    groups = itertools.groupby(arguments, lambda argument: argument == "--")
-    return [list(parts) for separator, parts in groups if not separator]
+Lanes = list[list[str]]
 
 
-def without_hosts(given: list[list[str]]) -> tuple[list[list[str]], list[Outcome]]:
-    """The lanes' parts that can run here, and what is to be said of the others."""
-    wanted = [part for lane in given for part in lane if part in MAKE_HOSTS]
+def split(arguments: list[str], separator: str) -> list[list[str]]:
+    groups = itertools.groupby(arguments, lambda argument: argument == separator)
+    return [list(words) for separates, words in groups if not separates]
+
+
+def without_hosts(stages: list[Lanes]) -> tuple[list[Lanes], list[Outcome]]:
+    """The parts that can run here, and what is to be said of the others."""
+    wanted = [part for lanes in stages for lane in lanes for part in lane if part in MAKE_HOSTS]
     if not wanted:
-        return given, []
+        return stages, []
     done = subprocess.run([TREE / "lab/preflight"], capture_output=True, text=True, check=False)
     if done.returncode == 0:
-        return given, []
+        return stages, []
     if done.returncode != UNPRIVILEGED:
         sys.exit(done.stderr)
     why = done.stderr.splitlines()[0].removeprefix("make: ")
     verdict = "FAILED, not run" if os.environ.get("CI") == "true" else "not run"
-    return (
-        [able for lane in given if (able := [part for part in lane if part not in MAKE_HOSTS])],
-        [Outcome(part, f"{verdict}: {why}") for part in wanted],
-    )
+    able = [[[part for part in lane if part not in MAKE_HOSTS] for lane in lanes] for lanes in stages]
+    return able, [Outcome(part, f"{verdict}: {why}") for part in wanted]
 
 
-def outcomes(given: list[list[str]]) -> Iterator[Outcome]:
-    """Of the lanes' parts."""
+def outcomes(stages: list[Lanes]) -> Iterator[Outcome]:
+    """Of all parts."""
     running = Running()
-    if len(given) == 1:
-        yield from (running.run(part, sys.stdout.write) for part in given[0])
-        return
 
     def run(lane: list[str]) -> list[Outcome]:
         ended = []
@@ -133,8 +132,13 @@ def outcomes(given: list[list[str]]) -> Iterator[Outcome]:
             ended.append(outcome)
         return ended
 
-    with ThreadPoolExecutor(len(given)) as pool:
-        yield from itertools.chain.from_iterable(pool.map(run, given))
+    for lanes in stages:
+        match [lane for lane in lanes if lane]:
+            case [lane]:
+                yield from (running.run(part, sys.stdout.write) for part in lane)
+            case several:
+                with ThreadPoolExecutor(len(several) or 1) as pool:
+                    yield from itertools.chain.from_iterable(pool.map(run, several))
 
 
 def busy_seconds() -> float:
@@ -158,13 +162,13 @@ def report(ended: list[Outcome], busy: float) -> None:
 
 
 def main() -> int:
-    given = lanes(sys.argv[1:])
-    if not given:
+    stages = [split(stage, "--") for stage in split(sys.argv[1:], "then")]
+    if not stages:
         sys.exit(__doc__)
-    given, unable = without_hosts(given)
+    stages, unable = without_hosts(stages)
     LOGS.mkdir(parents=True, exist_ok=True)
     began, before = time.monotonic(), busy_seconds()
-    ended = [*outcomes(given), *unable]
+    ended = [*outcomes(stages), *unable]
     report(ended, (busy_seconds() - before) / (time.monotonic() - began) / (os.cpu_count() or 1))
     return int(any(outcome.fault.startswith("FAILED") for outcome in ended))
 

@@ -67,6 +67,11 @@ def test_lanes_run_beside_each_other(folder: Path) -> None:
     assert suite(folder, "waits", "--", "comes").returncode == 0
 
 
+def test_a_stage_begins_when_the_one_before_has_ended(folder: Path) -> None:
+    (folder / "Makefile").write_text("before:\n\t@sleep 1; touch there\nafter:\n\t@test -e there\n")
+    assert suite(folder, "before", "--", "before", "then", "after").returncode == 0
+
+
 def test_the_parts_end_with_the_suite(folder: Path) -> None:
     (folder / "Makefile").write_text("one two:\n\t@echo $@ > begun; sleep 100\n")
     os.mkfifo(folder / "begun")
