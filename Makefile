@@ -24,7 +24,7 @@ CHECKS := unit-control -- unit-serving unit-training lint types policy
 # What runs beside hosts: they wait as much as they work, and one more process at a time is enough.
 BESIDE := $(filter-out --,$(CHECKS))
 
-.PHONY: help lab lab-kernel lab-kubernetes image demo demo-kernel serve preflight testable test test-all test-containers test-kernel check lint types unit unit-serving unit-training unit-control policy molecule debian kernel storm bundle peers mutants env
+.PHONY: help lab lab-kernel lab-kubernetes image demo demo-kernel serve preflight testable test test-all test-containers test-kernel check lint types unit unit-serving unit-training unit-control policy molecule floor floor-kernel debian kernel storm bundle peers mutants env
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -62,11 +62,11 @@ test-all: testable env  ## `make test` and `make test-kernel`, as CI runs them
 	$(SUITE) test-containers -- test-kernel -- $(BESIDE)
 
 test-containers: WORKERS := --numprocesses 3
-test-containers: bundle
+test-containers: floor
 	.venv/bin/pytest tests/lab/containers $(BY_FILE)
 
 test-kernel: WORKERS := --numprocesses $(or $(KERNEL_WORKERS),2)
-test-kernel: bundle kernel  ## what needs a kernel: volumes, lost writes, power cuts, clocks, ESP
+test-kernel: floor-kernel  ## what needs a kernel: volumes, lost writes, power cuts, clocks, ESP
 	.venv/bin/pytest tests/lab/kernels $(BY_FILE)
 
 check: env  ## the fast part: lint, types, unit tests, contract
@@ -143,6 +143,21 @@ molecule: bundle  ## the roles' scenarios, or one: make molecule ROLE=redis
 	  lab $$inventories floor
 	  lab netns -- molecule test --scenario-name $$role
 	done
+
+# The suite's snapshots, made once: for kernels from the containers', since making them on kernels takes three times as long.
+floor: bundle
+	@exec {lock}> .lab/floor.lock
+	flock $$lock
+	if [ ! -e .lab/instances/suite/floor.sha256 ]; then
+	  LAB_INSTANCE=suite .venv/bin/lab floor
+	  LAB_INSTANCE=suite .venv/bin/lab down
+	fi
+
+floor-kernel: floor kernel
+	@if [ ! -e .lab/instances/suite-kernel/floor.sha256 ]; then
+	  LAB_INSTANCE=suite-kernel .venv/bin/lab -i inventory/lab -i inventory/lab-kernel floor --like suite
+	  LAB_INSTANCE=suite-kernel .venv/bin/lab down
+	fi
 
 debian: .venv/.ready
 	$(STEP) debian "the bare Debian that hosts start from" .venv/bin/lab prepare container

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,15 +22,9 @@ from lab.machine import Machine
 from lab.network import BRIDGE, mac
 
 STICK = "/run/lab/stick"
-COMPILED = Path(__file__).with_name("compiled.py")
 # What a host does to a kernel that is not its own: its clock is followed and not set, and of two of its settings, which the
-# roles write, it has copies. And what spares it time.
+# roles write, it has copies.
 FILES = {
-    "/usr/lib/lab/compiled.py": (COMPILED.read_text(encoding="utf-8"), 0o644),
-    "/usr/local/lib/python3.13/dist-packages/lab.pth": (
-        "import sys; exec(open('/usr/lib/lab/compiled.py').read(), {})\n",
-        0o644,
-    ),
     "/etc/systemd/system/chrony.service.d/lab.conf": (
         "[Unit]\nConditionCapability=\n[Service]\nExecStart=\nExecStart=!/usr/sbin/chronyd -F 1 -x\n",
         0o644,
@@ -168,7 +163,7 @@ class Container(Machine):
         spawn += ["--system-call-filter=bpf"]
         spawn += [f"--bind-ro={self.stick}:{STICK}"]
         supervisor = str(Path(__file__).with_name("container.sh"))
-        options = (str(self.group.path), self.overlay(), "root")
+        options = (str(self.group.path), self.overlay(self.chain()), "root")
         cable = (self.cable_name, mac(self.host.address), BRIDGE)
         self.process.start(
             self.namespace.command("unshare", "--mount", "sh", supervisor, *options, *cable, *spawn),
@@ -178,20 +173,38 @@ class Container(Machine):
             pipe_output=True,
         )
 
-    def overlay(self) -> str:
-        """Options of `mount` for the root, relative to the host's folder.
+    def overlay(self, chain: list[str], written: str = "written", work: str = "work") -> str:
+        """Options of `mount` for a root that lies on layers, relative to the host's folder.
 
         Each layer is an option of its own: the kernel accepts at most 255 bytes per option, which a list of paths soon exceeds.
         `redirect_dir` makes renames of folders atomic, as on a disk.
         """
         layers = os.path.relpath(self.layers, self.folder)
-        chain = [f"{layers}/{part}" if "/" not in part else part for part in self.chain()]
-        if missing := [layer for layer in chain if not (self.folder / layer).is_dir()]:
+        places = [f"{layers}/{part}" if "/" not in part else part for part in chain]
+        if missing := [layer for layer in places if not (self.folder / layer).is_dir()]:
             raise LabError(
                 f"{self.host.name} lies on {missing[0]}, which is gone: `lab destroy`, then `lab up`"
             )
-        lower = [f"lowerdir+={layer}" for layer in chain]
-        return ",".join(["redirect_dir=on", *lower, "upperdir=written", "workdir=work"])
+        lower = [f"lowerdir+={layer}" for layer in places]
+        return ",".join(["redirect_dir=on", *lower, f"upperdir={written}", f"workdir={work}"])
+
+    @contextmanager
+    def tree(self, name: str) -> Iterator[Path]:
+        """The root of a snapshot without what only a container needs. What is written there does not stay."""
+        chain = json.loads((self.require_snapshot(name) / "chain.json").read_text(encoding="utf-8"))
+        with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
+            root, written, work = (Path(scratch, part) for part in ("root", "written", "work"))
+            for place in (root, written, work):
+                place.mkdir()
+            options = self.overlay(chain, *(str(place.relative_to(self.folder)) for place in (written, work)))
+            mount = ["mount", "-t", "overlay", "overlay", "-o", options, str(root)]
+            subprocess.run(mount, cwd=self.folder, check=True)
+            try:
+                for path in (*FILES, *LINKS):
+                    (root / path.removeprefix("/")).unlink()
+                yield root
+            finally:
+                subprocess.run(["umount", root], check=True)
 
     def power_off(self) -> None:
         self.group.kill()

@@ -23,9 +23,13 @@ PACKAGES = ("systemd-sysv", "udev", "dbus", "openssh-server", "iproute2", "kmod"
 ROOT_SIZE = "24G"  # of the file system; the file is sparse and holds what is written
 # Nobody sits at a console, and apt's timers would ask the resolver for archives that are not there.
 MASKED = ("getty.target", "systemd-firstboot.service", "apt-daily.timer", "apt-daily-upgrade.timer")
+COMPILED = Path(__file__).with_name("compiled.py")
 FILES = {
     "etc/locale.conf": "LANG=C.UTF-8\n",
     "etc/ssh/sshd_config.d/lab.conf": "PasswordAuthentication no\nPermitRootLogin prohibit-password\n",
+    # What spares it time.
+    "usr/lib/lab/compiled.py": COMPILED.read_text(encoding="utf-8"),
+    "usr/local/lib/python3.13/dist-packages/lab.pth": "import sys; exec(open('/usr/lib/lab/compiled.py').read(), {})\n",
 }
 
 FSTAB = "/dev/ubda / ext4 defaults 0 1\n"  # of a host with disks
@@ -87,8 +91,7 @@ def _tree(folder: Path, report: Report) -> Path:
 
 def base_image(report: Report) -> Path:
     """It as a disk image, and the kernel beside it, made now if this recipe was never made here."""
-    with _making("lab-kernel") as folder:
-        made = kernel.made(folder, report)
+    _kernel(report)
     with _making("lab-image") as folder:
         image = image_path()
         if not image.exists():
@@ -99,13 +102,23 @@ def base_image(report: Report) -> Path:
             with tempfile.TemporaryDirectory(dir=folder, prefix="lab-root-") as scratch:
                 root = Path(scratch, "root")
                 copy(tree, root, "--archive", "--link")
-                (root / "etc/fstab").unlink(missing_ok=True)  # a link to the tree's own
-                (root / "etc/fstab").write_text(FSTAB, encoding="utf-8")
-                shutil.copytree(made / "modules", root / "lib/modules")
                 staged = image.with_suffix(".img.new")
-                _file_system(root, staged)
+                write_disk(root, staged, report)
                 staged.replace(image)
     return image
+
+
+def _kernel(report: Report) -> Path:
+    with _making("lab-kernel") as folder:
+        return kernel.made(folder, report)
+
+
+def write_disk(root: Path, image: Path, report: Report) -> None:
+    """Write a disk image of a host's root folder, which gets what belongs to a host with disks."""
+    (root / "etc/fstab").unlink(missing_ok=True)  # where it has two names, the other one stays as it is
+    (root / "etc/fstab").write_text(FSTAB, encoding="utf-8")
+    shutil.copytree(_kernel(report) / "modules", root / "lib/modules", dirs_exist_ok=True)
+    _file_system(root, image)
 
 
 def _build(root: Path, scratch: Path) -> None:

@@ -214,21 +214,17 @@ class Instance:
         return there
 
     def copy_from(self, source: "Instance", snapshot: str) -> None:
-        """Copy keys and snapshots from another lab, and restore the disks of one of those snapshots."""
+        """Copy keys and snapshots of the same hosts from another lab, and restore the disks of one of those snapshots."""
         for machine in source.machines:
             machine.require_snapshot(snapshot)
-        lab_wide = [source.known_hosts, source._chosen]
-        lab_wide += [
-            path for key in (source.developer_key, source.operator_key) for path in _both_halves(key)
-        ]
-        _copy_files(lab_wide, self.folder)
-        for machine in source.machines:
-            folder = self.folder / "hosts" / machine.host.name
-            _copy_files(_both_halves(machine.host_key()), folder)
-            mine = KINDS[machine.kind](machine.host, source.lab, folder, self.namespace)
-            for name in machine.snapshot_names():
-                mine.take_over(machine, name)
-            mine.restore(snapshot)
+        keys = [path for key in (source.developer_key, source.operator_key) for path in _both_halves(key)]
+        _copy_files([source.known_hosts, *keys], self.folder)
+        for machine in self.machines:
+            theirs = source.machine(machine.host.name)
+            _copy_files(_both_halves(theirs.host_key()), machine.folder)
+            for name in theirs.snapshot_names():
+                machine.take_over(theirs, name)
+            machine.restore(snapshot)
 
     def _left_over_groups(self) -> list[Group]:
         """Control groups of all hosts, including those of hosts that are no longer in the inventory."""

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 from lab import image, kernel
+from lab.container import Container
 from lab.errors import LabError
 from lab.files import copy_sparse
 from lab.machine import Machine
@@ -191,9 +192,17 @@ class UserModeKernel(Machine):
             staged.replace(disk)
 
     def take_over(self, other: Machine, name: str) -> None:
+        """A container's becomes its root disk, and the others are blank."""
         staged = self.snapshots / f"{name}.new"
         shutil.rmtree(staged, ignore_errors=True)
-        shutil.copytree(other.require_snapshot(name), staged, copy_function=copy_sparse)
+        if isinstance(other, Container):
+            staged.mkdir(parents=True)
+            with other.tree(name) as root:
+                image.write_disk(root, staged / self.root.name, lambda _: None)
+            for disk, file in zip(self.host.disks, self.disks()[1:], strict=True):
+                _sparse(staged / file.name, disk.size)
+        else:
+            shutil.copytree(other.require_snapshot(name), staged, copy_function=copy_sparse)
         shutil.rmtree(self.snapshots / name, ignore_errors=True)
         staged.replace(self.snapshots / name)
 

@@ -25,8 +25,6 @@ from estate import (
 from ledger import leave
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
-from lab.floor import ROLES
-
 # Each of their tests is a scenario, which puts the hosts back to a snapshot of its own choice.
 SCENARIO_FILES = ("test_roles.py", "test_roles_on_kernels.py")
 WHOLE = pytest.StashKey[tuple[str | None, int]]()  # a snapshot, and how many tests had failed then
@@ -38,7 +36,6 @@ FIRST = (
     "/test_encrypted_estate.py",
     "[llm_serving]",
     "[prometheus]",
-    "[llm_training]",
     "[luks]",
     "[ipsec]",
     "day_100",
@@ -211,7 +208,8 @@ def made_once(
 
 @pytest.fixture(scope="module")
 def estate(floor: Lab, suite: Lab, testrun_uid: str, standing: Standing) -> Lab:
-    """The whole estate by `site.yml`, run on ops1 by the bundle's own means, from the suite's snapshots.
+    """The whole estate by `site.yml` from the suite's snapshots: run on ops1 by the bundle's own means, on kernels from outside,
+    since Ansible takes four times as long in one.
 
     Made once and kept as a snapshot, from which each file of tests starts in the lab of its worker, unless the one before left it
     whole.
@@ -222,8 +220,11 @@ def estate(floor: Lab, suite: Lab, testrun_uid: str, standing: Standing) -> Lab:
             made = floor.snapshots(host)
             floor.run("restore", host, "installed" if "installed" in made else "floor")
         floor.run("sink", "--clear")
-        # The roles of the floor run on it once more in containers, and here in the second run, which changes nothing.
-        floor.site(*(("--skip-tags", ROLES) if suite.instance == "suite-kernel" else ()))
+        if suite.instance == "suite-kernel":
+            floor.on("llm1", "rm -rf /srv/llmkeep")  # a container's weights, where its volume will be
+            floor.run("site", timeout=1800)
+        else:
+            floor.site()
 
     return made_once(floor, suite, testrun_uid, "estate", make, standing)
 

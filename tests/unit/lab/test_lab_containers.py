@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lab import cgroup, image, inventory, requirements
-from lab.container import COMPILED, Container
+from lab.container import FILES, Container
 from lab.errors import LabError, MissingProgram, Unsupported
 from lab.files import copy
 from lab.network import Namespace
@@ -42,7 +42,7 @@ def test_without_a_writable_one_no_container_can_run_and_the_way_out_is_named(
 
 
 def test_a_module_of_a_zip_is_compiled_once_and_again_when_it_changes(tmp_path: Path) -> None:
-    hook = COMPILED.read_text(encoding="utf-8").replace("/run/lab/compiled", str(tmp_path / "kept"))
+    hook = image.COMPILED.read_text(encoding="utf-8").replace("/run/lab/compiled", str(tmp_path / "kept"))
     program = (
         "import sys, zipimport; given = zipimport._compile_source; compiled = []\n"
         "zipimport._compile_source = lambda *what: compiled.append(what) or given(*what)\n"
@@ -166,10 +166,27 @@ def test_a_root_of_many_layers_is_mounted_however_long_the_path_of_its_folder_is
         place.mkdir()
     mount = 'mount -t overlay overlay -o "$0" root && ls root'
     done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", mount, container.overlay()],
+        ["unshare", "--mount", "sh", "-c", mount, container.overlay(container.chain())],
         cwd=folder,
         check=True,
         capture_output=True,
         text=True,
     )
     assert {f"file{number}" for number in range(20)} < set(done.stdout.split())
+
+
+def test_a_snapshots_tree_has_what_was_written_and_not_what_only_a_container_needs(tmp_path: Path) -> None:
+    lab = inventory.read([Path("inventory/lab")])
+    container = Container(lab.host("ops1"), lab, tmp_path / "ops1", Namespace("nothing"))
+    (base := tmp_path / "base").mkdir()
+    container.create(base, {"/root/.ssh/authorized_keys": (b"a key", 0o600)})
+    container.written.mkdir()
+    (container.written / "installed").touch()
+    container.snapshot("floor")
+    with container.tree("floor") as root:
+        assert (root / "root/.ssh/authorized_keys").read_text() == "a key"
+        assert (root / "installed").exists()
+        assert not [path for path in FILES if (root / path.removeprefix("/")).exists()]
+        (root / "etc/fstab").touch()
+    with container.tree("floor") as root:
+        assert not (root / "etc/fstab").exists()
