@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
-from plugin_modules import load
+from plugin_modules import ROOT, load
 from rendered_role import absent, content, hardened, rendered
 
 training = load("filter.training")
@@ -68,6 +68,14 @@ def test_a_host_without_a_volume_gets_the_folder_that_one_would_be_mounted_at(tm
     made = rendered(tmp_path, "llm_training", {}, "train1", HOSTS, given, configured=True)
     places = [each["path"] for each in made["tree"]["directories"]]
     assert places.index("/srv/llmkeep") + 1 == places.index("/srv/llmkeep/training")
+
+
+def test_its_packages_are_those_that_the_scenarios_snapshot_was_installed_with() -> None:
+    training, serving = (
+        yaml.safe_load((ROOT / f"roles/{role}/vars/Debian.yml").read_text())[f"__{role}_os"]
+        for role in ("llm_training", "llm_serving")
+    )
+    assert training["packages"] == serving["packages"]
 
 
 def test_the_unit_meets_at_the_first_host_as_the_second_one(made: Any) -> None:
