@@ -10,8 +10,8 @@ from estate import HOSTS, ROOT, Client, Lab, answered, answers, changed, drill, 
 
 @pytest.fixture(scope="module")
 def second_run(estate: Lab) -> str:
-    """What a run over the finished estate says, as loud as Ansible can be."""
-    return estate.site("-D", "-vvvv")
+    """What a run of the roles that know volumes says over the finished estate, as loud as Ansible can be."""
+    return estate.site("-D", "-vvvv", "--tags hsm,luks,opa,llm_serving,audit")
 
 
 def test_a_second_run_changes_nothing_on_volumes_either(second_run: str) -> None:
@@ -24,16 +24,28 @@ def test_the_pin_of_the_volumes_is_in_no_output_and_no_log(
     assert not leaks(estate, client, [("llm1", "cryptsetup.pkcs11-pin")], second_run)
 
 
+def test_a_folder_on_a_volume_is_told_from_one_that_is_on_the_hosts_own_disk(estate: Lab) -> None:
+    """What role llm_training asks before it trains, and its scenario has a stand-in for."""
+    script = (ROOT / "roles/llm_training/files/block-device-types.sh").read_text()
+    training, moved, types = "/srv/llmkeep/training", "/var/lib/moved", "/run/block-device-types.sh"
+    asked = f"""cat > {types} && mkdir {training} {moved} && sh {types} {training} &&
+    mount --bind {moved} {training} && sh {types} {training} &&
+    umount {training} && rmdir {training} {moved} && rm {types}"""
+    on_the_volume, on_the_disk = estate.on("llm1", asked, given=script).splitlines()
+    assert "crypt" in on_the_volume.split()
+    assert "crypt" not in on_the_disk.split()
+
+
 MODELS = "/srv/llmkeep/models"
 
 
 def test_installed_weights_are_verified_within_a_second(estate: Lab) -> None:
     program = (ROOT / "plugins/module_utils/bundle/verity.py").read_text()
-    command = f"python3 - {MODELS} false smollm2-135m-instruct all-minilm-l6-v2"
+    command = f"python3 - {MODELS} false{' smollm2-135m-instruct' * 3}"
     said = estate.on("llm1", f"date +%s.%N && {command} && date +%s.%N", given=program).splitlines()
     assert [line.partition(": ")[2] for line in said[1:-1]] == [
-        f"{files} files kernel-verified (fs-verity), 0 hashed" for files in (5, 10)
-    ]
+        "5 files kernel-verified (fs-verity), 0 hashed"
+    ] * 3
     assert float(said[-1]) - float(said[0]) < 1
 
 
@@ -121,8 +133,12 @@ def test_certificates_are_renewed_unattended_until_day_100(estate: Lab) -> None:
     after = {host: estate.on(host, serial) for host in HOSTS}
     assert all(before[host] != after[host] for host in HOSTS)
     # Among the checks: is the certificate that is served the one on disk? What a person owes by then, and nothing else, is due.
+    # And a limit that only this kernel applies to a unit, which is taken away.
+    limit = "systemctl set-property --runtime llm-engine@smollm2-135m-instruct.service MemoryMax="
+    estate.on("llm1", f"{limit}infinity")
     _, broken = verify(estate)
-    assert list(broken) == ["luks.recovery_key_was_drilled"], broken
+    assert set(broken) == {"luks.recovery_key_was_drilled", "llm_serving.memory_is_bounded"}, broken
+    estate.on("llm1", f"{limit}1G")
     for volume in ("data", "audit"):
         drill(estate, f"llm1/{volume}")
     report, broken = verify(estate)

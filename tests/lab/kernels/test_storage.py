@@ -138,9 +138,7 @@ def test_a_disk_that_only_a_kernel_with_device_mapper_can_make_is_refused_untouc
         volume = {"name": "hostile", "serial": "HOSTILE", "size": "1M", "mount": "/srv/hostile"}
         volume["device"] = device.format(loop=loop)
         given = json.dumps({"luks_volumes": [volume]})
-        said = estate.on(
-            "ops1", f"{estate.site_command} --limit llm1 --tags luks -e '{given}'", check=False, timeout=600
-        )
+        said = estate.run("site", "--limit", "llm1", "--tags", "luks", "-e", given, check=False).stdout
         assert re.search(reason, said), said[-3000:]
         assert estate.on("llm1", "tr -d '\\0' < /root/HOSTILE | wc -c").strip() == "0"
     finally:
