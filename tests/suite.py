@@ -4,9 +4,9 @@
 usage: tests/suite.py PART... [-- PART...] [then PART...]
 
 Lanes, separated by `--`, run beside each other; a lane's parts follow one another, as do stages, separated by `then`. The
-output of a part is in `.lab/logs/PART.log`, and printed when the part ends, or at once where its stage has no other lane. The exit
-status is 1 if a part failed. A part that makes hosts does not run where `lab/preflight` finds no privileges for them; with CI=true,
-it has failed.
+output of a part is in `.lab/logs/PART.log`, and printed when the part ends, or at once where its stage has no other lane. The
+exit status is 1 if a part failed. A part that makes hosts does not run where `lab/preflight` finds no privileges for them; with
+CI=true, it has failed.
 
 The CPU seconds and wall time of parts and tests are in `.lab/timings.json`; the most expensive tests are printed, and each part
 with its budget in `tests/budget.yml`.
