@@ -144,7 +144,7 @@ def test_a_layer_is_there_as_long_as_a_lab_has_a_snapshot_on_it(tmp_path: Path) 
     shutil.rmtree(first.folder)
     second.restore("kept")
     [layer] = [layer for layer in first.layers.iterdir() if (layer / "file").exists()]
-    assert f"lowerdir+=../../../../layers/{layer.name}," in second.overlay()
+    assert f"lowerdir+=../../../../layers/{layer.name}," in second.overlay(second.chain())
     (second.snapshots / "kept").rename(second.snapshots / "gone")
     second.snapshot("gone")
     assert layer.exists(), "the host lies on it"
