@@ -55,9 +55,7 @@ testable:
 test: testable env  ## the fast part, every role's scenario and the whole estate, in containers
 	$(SUITE) floor $(CHECKS) then test-containers
 
-# Kernels wait more than unit tests, which fill both cores with them. Containers have them alone: a log line that has to arrive
-# within ten seconds is late beside more.
-test-all: export KERNEL_WORKERS := 1
+# Kernels run beside the unit tests, containers by themselves: a log line that has to arrive within ten seconds is late beside more.
 test-all: testable env  ## `make test` and `make test-kernel`, as CI runs them
 	$(SUITE) test-kernel -- $(filter-out --,$(CHECKS)) then test-containers
 
@@ -65,7 +63,6 @@ test-containers: WORKERS := --numprocesses 3
 test-containers: floor
 	.venv/bin/pytest tests/lab/containers $(BY_FILE)
 
-test-kernel: WORKERS := --numprocesses $(or $(KERNEL_WORKERS),2)
 test-kernel: floor-kernel  ## what needs a kernel: volumes, lost writes, power cuts, clocks, ESP
 	.venv/bin/pytest tests/lab/kernels $(BY_FILE)
 
