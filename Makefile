@@ -20,7 +20,7 @@ export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 STEP := @lab/step
 SUITE := @tests/suite.py
 # Two lanes of tests/suite.py.
-CHECKS := unit-control -- unit-serving unit-training lint types policy
+CHECKS := unit-control lint types policy -- unit-training unit-serving
 
 .PHONY: help lab lab-kernel lab-kubernetes image demo demo-kernel serve preflight testable test test-all test-containers test-kernel check lint types unit unit-serving unit-training unit-control policy molecule floor floor-kernel debian kernel storm bundle peers mutants env
 help:  ## what there is
@@ -57,7 +57,7 @@ test: testable env  ## the fast part, every role's scenario and the whole estate
 
 # Kernels run beside the unit tests, containers by themselves: a log line that has to arrive within ten seconds is late beside more.
 test-all: testable env  ## `make test` and `make test-kernel`, as CI runs them
-	$(SUITE) test-kernel -- $(filter-out --,$(CHECKS)) then test-containers
+	$(SUITE) test-kernel -- $(CHECKS) then test-containers
 
 test-containers: WORKERS := --numprocesses 3
 test-containers: floor

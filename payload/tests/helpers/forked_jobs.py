@@ -1,6 +1,7 @@
 """`llm-train` in forks of one process that has imported everything, which takes 5 s of CPU in each process of a job otherwise.
 
-A line of stdin is a JSON list: the file to log to, and the arguments of `llm-train`. A line of stdout is an exit code.
+A line of stdin is a JSON list: HELD of held_steps.py or "", the file to log to, and the arguments of `llm-train`; it is answered
+by a process id. Such an id is answered by its exit code, or null while it runs.
 """
 
 import json
@@ -26,24 +27,39 @@ def forking(**given: Any) -> Any:
     return LaunchConfig(**given | {"start_method": "fork"})
 
 
-def run(log: str, *arguments: str) -> int:
+def run(held: str, log: str, *arguments: str) -> int:
     """Run a command in a session of its own."""
     os.setsid()
     file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     for stream in (1, 2):
         os.dup2(file, stream)
+    if held:
+        os.environ["HELD"] = held
+        import held_steps  # noqa: F401
     return main(arguments)
 
 
-api.LaunchConfig = forking
-for line in sys.stdin:
+def started(*given: str) -> int:
+    """The process of a command."""
     child = os.fork()
     if child == 0:
         code = 1
         try:
-            code = run(*json.loads(line))
+            code = run(*given)
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    return child
+
+
+def ended(child: int) -> int | None:
+    """The exit code of a command; None while it runs."""
+    pid, status = os.waitpid(child, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if pid else None
+
+
+api.LaunchConfig = forking
+for line in sys.stdin:
+    asked = json.loads(line)
+    print(json.dumps(ended(asked) if isinstance(asked, int) else started(*asked)), flush=True)

@@ -3,7 +3,6 @@
 import json
 import os
 import secrets
-import select
 import signal
 import subprocess
 import sys
@@ -45,31 +44,12 @@ def write_rows(directory: Path, tokenizer: str, rows: list[Row]) -> Path:
     return directory
 
 
-# In a training process: once `after` steps are reported, wait at the next one until SIGTERM, or until the file HELD is removed.
-HOLDS = """
-import os, signal, sys, time
+HELPERS = Path(__file__).parent
+HOLDS = f"""
+import sys
 if any("spawn_main" in each for each in sys.orig_argv):
-    asked_to_stop, read_clock, handle = [], time.process_time, signal.signal
-
-    def steps_in(path):
-        try:
-            with open(path) as lines:
-                return sum('"lr"' in line for line in lines)
-        except FileNotFoundError:
-            return 0
-
-    def wait():
-        after, held, *metrics = os.environ["HELD"].split(":")
-        while sum(map(steps_in, metrics)) >= int(after) and os.path.exists(held) and not asked_to_stop:
-            time.sleep(0.01)
-        return read_clock()
-
-    def noting(number, handler):
-        if number != signal.SIGTERM or not callable(handler):
-            return handle(number, handler)
-        return handle(number, lambda *given: (asked_to_stop.append(1), handler(*given)))
-
-    time.process_time, signal.signal = wait, noting  # the loop looks at this clock at each step
+    sys.path.append("{HELPERS}")
+    import held_steps
 """
 
 
@@ -77,12 +57,47 @@ if any("spawn_main" in each for each in sys.orig_argv):
 def forked_jobs() -> subprocess.Popen[str]:
     """The process of forked_jobs.py; it ends with this one."""
     return subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("forked_jobs.py"))],
+        [sys.executable, str(HELPERS / "forked_jobs.py")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HELPERS.parents[1])},
     )
+
+
+class Forked:
+    """A command of `llm-train` in a fork of that process: what tests use of a Popen."""
+
+    def __init__(self, held: str, log: Path, *arguments: str) -> None:
+        self.returncode: int | None = None
+        self.pid: int = self.told([held, str(log), *arguments])
+
+    @staticmethod
+    def told(question: object) -> Any:
+        """The answer to a line."""
+        forks = forked_jobs()
+        assert forks.stdin
+        assert forks.stdout
+        forks.stdin.write(json.dumps(question) + "\n")
+        forks.stdin.flush()
+        return json.loads(forks.stdout.readline())
+
+    def poll(self) -> int | None:
+        """The exit code; None while it runs."""
+        if self.returncode is None:
+            self.returncode = self.told(self.pid)
+        return self.returncode
+
+    def wait(self, timeout: float) -> int:
+        """The exit code."""
+        end = time.monotonic() + timeout
+        while self.poll() is None:
+            assert time.monotonic() < end, f"not done after {timeout} s"
+            time.sleep(0.05)
+        return self.returncode  # type: ignore[return-value]
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
 
 
 @dataclass
@@ -125,52 +140,44 @@ class Bench:
         return path
 
     def start(self, job: Path, *arguments: str, modules: str = "", held: str = "") -> subprocess.Popen[str]:
-        """Start `llm-train run` in its own session, with output in JOB.log and the folder `modules` on Python's path."""
-        command = [
-            sys.executable,
-            "-m",
-            "llmtrain",
-            "run",
-            str(job),
-            "--key-file",
-            str(self.directory / "key"),
-            *arguments,
-        ]
-        path = f"{Path(__file__).parents[2]}:{modules}"
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "HELD": held}
+        """Start `llm-train run` as a user does, in its own session, logging to JOB.log; `modules`: a folder for Python's path."""
+        if held:
+            modules = str(self.directory / f"hold-{job.stem}")
+            Path(modules, "sitecustomize.py").write_text(HOLDS)
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": f"{HELPERS.parents[1]}:{modules}",
+            "HELD": held,
+        }
+        command = [sys.executable, "-m", "llmtrain", *self.running(job), *arguments]
         with job.with_suffix(".log").open("a") as log:
             return subprocess.Popen(
                 command, stdout=log, stderr=log, text=True, env=environment, start_new_session=True
             )
 
-    def hold(self, after: int, *jobs: Path) -> tuple[Path, dict[str, str]]:
-        """Hold processes after so many steps of these jobs; returns the file whose removal releases them, and
-        arguments for `start`.
+    def fork(self, job: Path, *arguments: str, held: str = "") -> Forked:
+        """The same in forks, which saves each process 5 s of CPU for its imports."""
+        return Forked(held, job.with_suffix(".log"), *self.running(job), *arguments)
+
+    def running(self, job: Path) -> list[str]:
+        return ["run", str(job), "--key-file", str(self.directory / "key")]
+
+    def hold(self, after: int, *jobs: Path) -> tuple[Path, str]:
+        """Hold processes after so many steps of these jobs; returns the file whose removal releases them, and `held` for
+        `start` and `fork`.
 
         Otherwise a test that has to wait for a core would be too late to disturb such a short job.
         """
         place = self.directory / f"hold-{jobs[0].stem}"
         place.mkdir()
-        (place / "sitecustomize.py").write_text(HOLDS)
         (place / "held").touch()
         metrics = [str(self.directory / job.stem / "metrics.jsonl") for job in jobs]
-        return place / "held", {
-            "modules": str(place),
-            "held": ":".join([str(after), str(place / "held"), *metrics]),
-        }
+        return place / "held", ":".join([str(after), str(place / "held"), *metrics])
 
     def run(self, job: Path) -> int:
-        """Run the job undisturbed, in forks; returns the exit code. What disturbs a job starts it as a user does."""
-        forks = forked_jobs()
-        assert forks.stdin
-        assert forks.stdout
-        asked = [str(job.with_suffix(".log")), "run", str(job), "--key-file", str(self.directory / "key")]
-        forks.stdin.write(json.dumps(asked) + "\n")
-        forks.stdin.flush()
-        if not select.select([forks.stdout], [], [], 300)[0]:
-            forks.kill()
-            raise AssertionError(f"not done after 300 s: {self.said(job)}")
-        return int(forks.stdout.readline())
+        """Run the job undisturbed, in forks; returns the exit code."""
+        return self.fork(job).wait(timeout=300)
 
     def said(self, job: Path) -> str:
         """Everything that was printed."""
@@ -192,7 +199,9 @@ class Bench:
         return found
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 240) -> None:
+def wait_for(
+    condition: Callable[[], bool], process: subprocess.Popen[str] | Forked, seconds: float = 240
+) -> None:
     """Wait until the condition holds; fails if the process exits before."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -201,14 +210,15 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seco
         time.sleep(0.02)
 
 
-def ranks(agent: subprocess.Popen[Any]) -> list[int]:
+def ranks(agent: subprocess.Popen[Any] | Forked) -> list[int]:
     """Ids of the live processes that torchrun's agent has started."""
     children = [
         pid for task in Path(f"/proc/{agent.pid}/task").glob("*/children") for pid in task.read_text().split()
     ]
-    return sorted(int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    commands = {int(pid): Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children}
+    return sorted(pid for pid, line in commands.items() if b"spawn_main" in line or b"forked_jobs" in line)
 
 
-def kill_a_rank(agent: subprocess.Popen[str]) -> None:
+def kill_a_rank(agent: subprocess.Popen[str] | Forked) -> None:
     """Kill the last rank with SIGKILL."""
     os.kill(ranks(agent)[-1], signal.SIGKILL)

@@ -250,7 +250,7 @@ def test_a_job_by_dpo_begins_where_nothing_is_preferred_and_learns_what_is(
 def stop_and_go_on(bench: Bench, stopped: Path) -> None:
     """Stop the job by SIGTERM at its third step, and start it again."""
     _, given = bench.hold(3, stopped)
-    agent = bench.start(stopped, **given)
+    agent = bench.fork(stopped, held=given)
     wait_for(lambda: len(bench.losses(stopped)) >= 3, agent)
     agent.send_signal(signal.SIGTERM)
     assert agent.wait(timeout=300) == exits.STOPPED, bench.said(stopped)
@@ -282,7 +282,7 @@ def test_a_job_by_kto_whose_process_was_killed_goes_on_with_the_same_losses(
     """The reference is asked anew, of a model that has not learned, and the drift is that of the restored one."""
     killed = job(bench, "killed", "kto", keep={"every_steps": 2})
     held, given = bench.hold(3, killed)
-    agent = bench.start(killed, **given)
+    agent = bench.fork(killed, held=given)
     wait_for(lambda: len(bench.losses(killed)) >= 3, agent)
     kill_a_rank(agent)
     held.unlink()

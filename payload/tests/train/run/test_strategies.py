@@ -68,7 +68,7 @@ def stop(bench: Bench, strategy: str) -> Path:
     """A job stopped by SIGTERM, and a copy of its checkpoint for the job `alone-STRATEGY`."""
     job = whole(bench, f"stopped-{strategy}", strategy)
     _, given = bench.hold(3, job)
-    agent = bench.start(job, **given)
+    agent = bench.fork(job, held=given)
     wait_for(lambda: len(bench.losses(job)) >= 3, agent)
     agent.send_signal(signal.SIGTERM)
     assert agent.wait(timeout=300) == STOPPED, bench.said(job)
@@ -136,7 +136,7 @@ def test_a_job_over_two_nodes_goes_on_when_one_was_lost_and_comes_back(bench: Be
         jobs = [whole(bench, f"node{node}", "zero3", name="both", processes=1, nodes=2) for node in range(2)]
         held, given = bench.hold(9, *jobs)
         agents = [
-            bench.start(job, "--node-rank", str(node), *where, **given) for node, job in enumerate(jobs)
+            bench.fork(job, "--node-rank", str(node), *where, held=given) for node, job in enumerate(jobs)
         ]
         # Rank 0, which writes them, may be on either.
         wait_for(lambda: any(len(bench.losses(job)) >= 9 for job in jobs), agents[0])
@@ -146,7 +146,7 @@ def test_a_job_over_two_nodes_goes_on_when_one_was_lost_and_comes_back(bench: Be
         held.unlink()
         # torchrun orders agents of one address, which no estate has, by process id; process ids start again at the limit.
         LAST_PID.write_text(str(agents[1].pid))
-        again = bench.start(jobs[1], "--node-rank", "1", *where)
+        again = bench.fork(jobs[1], "--node-rank", "1", *where)
         assert [each.wait(timeout=300) for each in (agents[0], again)] == [DONE, DONE], bench.said(jobs[0])
         losses = {**bench.losses(jobs[0]), **bench.losses(jobs[1])}
         assert losses == bench.losses(zero3)

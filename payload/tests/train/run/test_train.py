@@ -380,7 +380,7 @@ def test_a_job_goes_on_when_one_of_its_processes_is_killed_and_nothing_is_lost(
 ) -> None:
     job = bench.job("killed", **LONG, data={"eval": str(bench.directory / "held-out")})
     held, given = bench.hold(30, job)
-    agent = bench.start(job, **given)
+    agent = bench.start(job, held=given)
     wait_for(lambda: len(bench.losses(job)) >= 30, agent)
     kill_a_rank(agent)
     held.unlink()
