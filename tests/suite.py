@@ -55,16 +55,20 @@ class Running:
 
     def __init__(self) -> None:
         self.sessions: set[int] = set()
+        self.ended = False
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.pass_on)
 
     def pass_on(self, number: int, _frame: object) -> None:
-        """What a terminal, or the one who started this, tells this process is meant for the parts."""
+        """What a terminal, or the one who started this, tells this process is meant for the parts; none begins after it."""
+        self.ended = True
         for session in list(self.sessions):
             os.killpg(session, number)
 
     def run(self, part: str, on_line: Callable[[str], object]) -> Outcome:
         """Make a part; each line of its output goes to its log, and to `on_line`."""
+        if self.ended:
+            return Outcome(part, "FAILED, not run: the suite was ended")
         started = time.monotonic()
         ledger = LOGS / f"{part}.timings.json"
         ledger.unlink(missing_ok=True)
@@ -128,7 +132,8 @@ def outcomes(stages: list[Lanes]) -> Iterator[Outcome]:
         ended = []
         for part in lane:
             outcome = running.run(part, lambda _line: None)
-            print((LOGS / f"{part}.log").read_text() + f"{outcome}\n", end="", flush=True)
+            log = LOGS / f"{part}.log"
+            print((log.read_text() if outcome.wall else "") + f"{outcome}\n", end="", flush=True)
             ended.append(outcome)
         return ended
 

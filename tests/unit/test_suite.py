@@ -73,10 +73,13 @@ def test_a_stage_begins_when_the_one_before_has_ended(folder: Path) -> None:
 
 
 def test_the_parts_end_with_the_suite(folder: Path) -> None:
-    (folder / "Makefile").write_text("one two:\n\t@echo $@ > begun; sleep 100\n")
+    (folder / "Makefile").write_text(f"one two:\n\t@echo $@ > begun; sleep 100\n{MAKEFILE}")
     os.mkfifo(folder / "begun")
     with subprocess.Popen(
-        [ROOT / "tests/suite.py", "one", "--", "two"], cwd=folder, stdout=subprocess.PIPE, text=True
+        [ROOT / "tests/suite.py", "one", "good", "--", "two", "then", "good"],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
         begun = ""
         while begun.count("\n") < 2:
@@ -85,6 +88,15 @@ def test_the_parts_end_with_the_suite(folder: Path) -> None:
         said, _ = process.communicate(timeout=10)
     assert "one: FAILED (" in said
     assert "two: FAILED (" in said
+    assert "of good" not in said
+    assert [
+        line.endswith("good: FAILED, not run: the suite was ended") for line in said.splitlines()[-4:]
+    ] == [
+        False,
+        True,
+        False,
+        True,
+    ]
 
 
 @pytest.mark.parametrize(("ci", "status", "said"), [("", 0, "not run"), ("true", 1, "FAILED, not run")])
