@@ -230,17 +230,12 @@ image: bundle  ## build the container image of what serves from the lab's bundle
 GPU_PYTHON := 3.12
 
 # vLLM and guidellm need torch, which there is for the machine's own Python (3.11); what comes with vLLM's would need another build of it.
-peers: PEER ?= litellm portkey guidellm plot vllm transformers trl torch mutmut label-studio firmware
+peers: PEER ?= guidellm plot vllm transformers trl torch mutmut label-studio firmware
 # LOCK=1 resolves bench/peers/PEER.in anew into the versions and hashes of bench/peers/PEER.txt; without it, nothing else is installed.
-peers:  ## what benchmarks compare with and draw by, and mutmut, each in an environment of its own below bench/ (10 GB); firmware: Debian packages: make peers PEER="litellm plot"
+peers:  ## what benchmarks compare with and draw by, and mutmut, each in an environment of its own below bench/ (10 GB); firmware: Debian packages: make peers PEER="vllm plot"
 	for peer in $(PEER); do
 	  if [ $$peer = firmware ]; then
 	    lab/packages bench/peers/firmware.apt
-	    continue
-	  fi
-	  if [ $$peer = portkey ]; then
-	    if [ -n "$(LOCK)" ]; then npm install --prefix bench/peers/portkey --package-lock-only --ignore-scripts --no-audit --no-fund; fi
-	    npm ci --prefix bench/peers/portkey --ignore-scripts --no-audit --no-fund
 	    continue
 	  fi
 	  # Not an environment: wheels to carry, for the Python of a lent machine, without bitsandbytes' kernels for other CUDAs.
