@@ -20,7 +20,7 @@ export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 STEP := @lab/step
 SUITE := @tests/suite.py
 # Two lanes of tests/suite.py.
-CHECKS := unit-control lint types policy -- unit-training unit-serving
+CHECKS := unit-training lint types policy -- unit-control unit-serving
 
 .PHONY: help lab lab-kernel lab-kubernetes image demo demo-kernel serve preflight testable test test-all test-containers test-kernel check lint types unit unit-serving unit-training unit-control policy molecule floor floor-kernel debian kernel storm bundle peers mutants env
 help:  ## what there is
@@ -55,9 +55,10 @@ testable:
 test: testable env  ## the fast part, every role's scenario and the whole estate, in containers
 	$(SUITE) floor $(CHECKS) then test-containers
 
-# Kernels run beside the unit tests, containers by themselves: a log line that has to arrive within ten seconds is late beside more.
+# Kernels and most checks run beside the longest unit tests, containers by themselves: a log line that has to arrive within ten seconds is
+# late beside more.
 test-all: testable env  ## `make test` and `make test-kernel`, as CI runs them
-	$(SUITE) test-kernel -- $(CHECKS) then test-containers
+	$(SUITE) test-kernel $(CHECKS) then test-containers
 
 test-containers: WORKERS := --numprocesses 3
 test-containers: floor

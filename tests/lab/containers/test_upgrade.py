@@ -113,13 +113,17 @@ def test_a_release_whose_gateway_exits_is_left_by_itself_and_fails_no_request(
     assert "Paris" in answers(client)
 
 
-def test_an_upgrade_under_load_replaces_gateways_record_and_engines_and_fails_no_request(
+def test_an_upgrade_under_load_replaces_gateways_then_record_and_engines_and_fails_no_request(
     estate: Lab, client: Client, tmp_path: Path
 ) -> None:
     before, pids = estate.on("llm1", LINKS).split(), estate.on("llm1", PIDS).split()
     carry(estate, tmp_path, 4, {"llmserve/__init__.py": b"# with its engine\n"})
     with load(estate, client) as statuses:
+        gateways = upgrade(estate)
+        pids_between = estate.on("llm1", PIDS).split()
         output = upgrade(estate, "-e upgrade_engines=true")
+    assert gateways.strip().endswith("ended with 0"), gateways[-3000:]
+    assert pids_between == pids
     assert output.strip().endswith("ended with 0"), output[-3000:]
     after, new_pids = estate.on("llm1", LINKS).split(), estate.on("llm1", PIDS).split()
     assert len({name.split("/")[-1] for name in after}) == 1
