@@ -164,54 +164,7 @@ kernel: .venv/.ready
 	$(STEP) kernel "the kernel of hosts that have one of their own" .venv/bin/lab prepare kernel
 
 storm: bundle kernel  ## the long fault campaigns (hours): KILLS=500 of a program, STORM=20 power cuts of a host, from seed SEED=5; needs `make peers PEER="vllm torch trl mutmut label-studio firmware"`
-	# The lab's kernel from its source, as where no archive has it.
-	cache=$$(mktemp -d)
-	env -u LLMKEEP_MIRROR XDG_CACHE_HOME="$$cache" .venv/bin/lab prepare kernel
-	rm -rf "$$cache"
-	STORM=$(or $(KILLS),500) SEED=$(or $(SEED),5) .venv/bin/pytest tests/unit/plugins/volumes/test_luks_storm.py -rP
-	STORM=$(or $(KILLS),500) SEED=$(or $(SEED),5) .venv/bin/pytest tests/unit/plugins/hsm/test_hsm_pin.py tests/unit/plugins/volumes/test_volume_verbs.py -k kill -rP
-	STORM=$(or $(STORM),20) SEED=$(or $(SEED),5) .venv/bin/pytest tests/lab/kernels/test_lost_writes.py tests/lab/kernels/test_lost_saves.py tests/lab/kernels/test_encrypted_estate.py -k "lost_writes or power_cut" -rP
-	STORM=$(or $(STORM),20) SEED=$(or $(SEED),5) .venv/bin/pytest tests/lab/containers/test_lab.py -k killed -rP
-	STORM=1 .venv/bin/pytest tests/lab/containers/test_image.py -k "builder or containerfile" -rs
-	LAB_SYNC=1 STORM=$(or $(KILLS),50) STORM_MINUTES=60 SEED=$(or $(SEED),5) .venv/bin/pytest tests/lab/containers/test_log_faults.py -rP
-	STORM=$(or $(STORM),20) .venv/bin/pytest tests/unit/llmkeep/bundle/test_bootstrap_media.py tests/unit/llmkeep/bundle/test_media.py -k kill -rP
-	.venv/bin/pytest tests/lab/storm/containers -rP
-	.venv/bin/pytest tests/lab/storm/kernels -rP
-	STORM=1 .venv/bin/pytest tests/unit/kubernetes/test_roll_out.py -k thousand -rs
-	if [ -e bench/.venv-vllm ]; then
-	  .venv/bin/pytest tests/lab/containers/test_roles.py -k vllm
-	else
-	  echo 'storm: SKIPPED without `make peers PEER=vllm`: the real vLLM on a host'
-	fi
-	.venv/bin/pytest tests/unit/roles/test_logstash_role.py -k elastics_package -rs
-	STORM=1 .venv/bin/pytest tests/lab/firmware tests/unit/plugins/gpu/test_nvidia_builds.py --durations=0 -rs
-	if [ -e bench/.venv-mutmut ]; then
-	  bench/mutants.py llmproof
-	else
-	  echo 'storm: SKIPPED without `make peers PEER=mutmut`: mutants of llmproof'
-	fi
-	cd payload
-	STORM=$(or $(KILLS),200) SEED=$(or $(SEED),5) .venv/bin/pytest tests/train/run/test_saves_cut_short.py -k kill -rP
-	STORM=$(or $(KILLS),50) SEED=$(or $(SEED),5) .venv/bin/pytest tests/train/test_round.py -rP
-	STORM=1 .venv/bin/pytest tests/serve/engine/test_engine_contract.py -k 'vllm or deepseek' -rs
-	STORM=1 .venv/bin/pytest tests/train/run/test_preferences.py -k 'strategy or zero3' -rs
-	if [ -e ../bench/.venv-trl ]; then
-	  .venv/bin/pytest tests/train/run/test_preferences.py -k trl
-	else
-	  echo 'storm: SKIPPED without `make peers PEER=trl`: losses of TRL'
-	fi
-	if [ -e ../bench/.venv-label-studio ]; then
-	  STORM=1 .venv/bin/pytest tests/train/annotation -k label_studio
-	else
-	  echo 'storm: SKIPPED without `make peers PEER=label-studio`: annotations through Label Studio'
-	fi
-	if [ -e ../bench/.venv-torch ]; then
-	  ../bench/.venv-torch/bin/python -m pytest tests/train/run/test_strategies.py -k fsdp -rs
-	  STORM=1 ../bench/.venv-torch/bin/python -m pytest tests/train/run/test_preferences.py -k fsdp -rs
-	else
-	  echo 'storm: SKIPPED without `make peers PEER=torch`: FSDP2'
-	fi
-	STORM_MINUTES=10 .venv/bin/pytest tests/serve/gateway/test_storms.py -k memory -rP
+	@KILLS='$(KILLS)' STORM='$(STORM)' SEED='$(SEED)' tests/storm.sh
 
 bundle: .venv/.ready $(COLLECTION)  ## build (or keep) the lab's signed bundle in .lab/bundle
 	@mkdir -p .lab
@@ -227,56 +180,9 @@ lab-kubernetes: image  ## the image on two real nodes of Kubernetes: roll-out, k
 image: bundle  ## build the container image of what serves from the lab's bundle, in .lab/image; needs root
 	$(STEP) image "build the image, sign it" .venv/bin/llmkeep image build --bundle .lab/bundle --keys .lab/keys --passphrase-file .lab/passphrase --out .lab/image
 
-# Of the machine that bench/gpu.sh is for.
-GPU_PYTHON := 3.12
-
-# vLLM and guidellm need torch, which there is for the machine's own Python (3.11); what comes with vLLM's would need another build of it.
 peers: PEER ?= guidellm plot vllm transformers trl torch mutmut label-studio firmware
-# LOCK=1 resolves bench/peers/PEER.in anew into the versions and hashes of bench/peers/PEER.txt; without it, nothing else is installed.
 peers:  ## what benchmarks compare with and draw by, and mutmut, each in an environment of its own below bench/ (10 GB); firmware: Debian packages: make peers PEER="vllm plot"
-	for peer in $(PEER); do
-	  if [ $$peer = firmware ]; then
-	    lab/packages bench/peers/firmware.apt
-	    continue
-	  fi
-	  # Not an environment: wheels to carry, for the Python of a lent machine, without bitsandbytes' kernels for other CUDAs.
-	  if [ $$peer = gpu ]; then
-	    lab/packages bench/peers/gpu.apt
-	    pip="$(PYTHON) -m pip --quiet --disable-pip-version-check"
-	    target="--no-deps --only-binary=:all: --ignore-requires-python --implementation cp --python-version $(GPU_PYTHON)"
-	    for each in 2_5 2_17 2_24 2_27 2_28 2_34; do target+=" --platform manylinux_$${each}_x86_64"; done
-	    mkdir -p bench/.wheels
-	    if [ -n "$(LOCK)" ]; then
-	      $$pip install --dry-run $$target --target bench/.wheels --report bench/.wheels/report.json -r bench/peers/gpu.in
-	      $(PYTHON) bench/peers/pinned.py bench/.wheels/report.json > bench/peers/gpu.txt
-	    fi
-	    rm -f bench/.wheels/*.whl
-	    $$pip download $$target --require-hashes --dest bench/.wheels -r bench/peers/gpu.txt
-	    zip --quiet --delete bench/.wheels/bitsandbytes-*.whl '*_cuda11*' '*_cuda12*' '*_rocm*' '*_xpu*'
-	    continue
-	  fi
-	  case $$peer in vllm | guidellm) python=python3 ;; *) python=$(PYTHON) ;; esac
-	  # These use Debian's packages, too: two of them compute with the torch that ours has.
-	  case $$peer in trl | transformers | torch) packages=--system-site-packages ;; *) packages= ;; esac
-	  $$python -m venv $(if $(LOCK),--clear) $$packages bench/.venv-$$peer
-	  pip="bench/.venv-$$peer/bin/pip --quiet --disable-pip-version-check"
-	  if [ -n "$(LOCK)" ]; then
-	    $$pip install --dry-run --report bench/.venv-$$peer/report.json -r bench/peers/$$peer.in
-	    $(PYTHON) bench/peers/pinned.py bench/.venv-$$peer/report.json > bench/peers/$$peer.txt
-	  fi
-	  $$pip install --no-deps --require-hashes -r bench/peers/$$peer.txt
-	  if [ $$peer = vllm ]; then bench/.venv-vllm/bin/pip uninstall --quiet --yes torchaudio torchcodec; fi
-	  # The payload as it is, on a later torch than Debian's.
-	  if [ $$peer = torch ]; then
-	    site=lib/python3.13/site-packages
-	    echo "import site; site.addsitedir('$(CURDIR)/payload/.venv/$$site')" > bench/.venv-torch/$$site/payload.pth
-	  fi
-	  # What the code to mutate and its tests import.
-	  if [ $$peer = mutmut ]; then
-	    site=lib/python3.13/site-packages
-	    echo "import site; [site.addsitedir(f'$(CURDIR)/{environment}/$$site') for environment in ('.venv', 'payload/.venv')]" > bench/.venv-mutmut/$$site/tree.pth
-	  fi
-	done
+	@LOCK='$(LOCK)' bench/peers.sh $(PEER)
 
 mutants: PACKAGE ?= llmproof
 mutants: env  ## small changes of a package's code that its fast tests do not notice: make mutants PACKAGE=llmproof; needs `make peers PEER=mutmut`

@@ -238,4 +238,4 @@ def test_what_a_benchmark_compares_with_is_installed_by_hash(wanted: Path) -> No
     assert all(re.fullmatch(r"[\w.-]+==\S+ --hash=sha256:[0-9a-f]{64}", line) for line in pinned)
     versions = {canonical(line.split(" ")[0]) for line in pinned}
     assert {canonical(re.sub(r"\[.*\]", "", line)) for line in wanted.read_text().split()} <= versions
-    assert "--require-hashes -r bench/peers/$$peer.txt" in (TREE / "Makefile").read_text()
+    assert '--require-hashes -r "bench/peers/$1.txt"' in (TREE / "bench/peers.sh").read_text()
