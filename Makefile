@@ -76,7 +76,7 @@ lint: env
 	.venv/bin/yamllint --strict .
 	# Without an inventory that is there it cannot load the playbooks, which only its log says.
 	ANSIBLE_INVENTORY=inventory/example .venv/bin/ansible-lint -q
-	shellcheck --external-sources $$(grep -rlIE '^#!/bin/(ba)?sh|^#!/usr/bin/env bash' .ci bench/*.sh lab llmkeep playbooks roles tests)
+	shellcheck --external-sources $$(grep -rlIE '^#!/bin/(ba)?sh|^#!/usr/bin/env bash' .ci bench/*.sh lab llmkeep molecule playbooks roles tests)
 	PYTHONPATH=.ansible/collections .venv/bin/lint-imports --no-logo --no-cache
 	.venv/bin/deptry llmkeep
 	for each in llmproof lab; do .venv/bin/deptry $$each --config $$each/pyproject.toml; done
@@ -104,43 +104,10 @@ unit-training: env
 	.venv/bin/pytest $(BY_FILE) tests/train/run/test_strategies.py tests/train/test_round.py tests/train/run/test_{preferences,train}.py $$(find tests/train -name 'test_*.py' | sort)
 
 policy: env  ## who may do what: format, types, tests and their coverage, lint
-	if opa=$$(.venv/bin/llmkeep program opa); then
-	  unformatted=$$($$opa fmt --list policy)
-	  if [ -n "$$unformatted" ]; then echo "policy: run \`opa fmt -w\` on $$unformatted"; exit 1; fi
-	  $$opa check --strict --schema policy/schemas --bundle policy
-	  $$opa test --bundle policy
-	  covered=$$($$opa test --bundle policy --coverage --threshold 95 2>&1) || { tail -n 20 <<< "$$covered"; exit 1; }
-	else
-	  echo 'policy: SKIPPED without opa: format, strict types, coverage'
-	fi
-	.venv/bin/llmkeep policy check --source policy
-	if regal=$$(.venv/bin/llmkeep program regal); then
-	  REGAL_DISABLE_VERSION_CHECK=1 $$regal lint policy
-	else
-	  echo 'policy: SKIPPED without regal: lint'
-	fi
+	@tests/policy.sh
 
 molecule: bundle  ## the roles' scenarios, or one: make molecule ROLE=redis
-	export PATH="$(CURDIR)/.venv/bin:$$PATH"
-	for role in $(ROLE); do
-	  case $$role in elasticsearch | filebeat | logstash | kibana)
-	    if [ ! -e .lab/bundle/bin/elasticsearch ] || [ ! -e .lab/bundle/bin/filebeat ]; then
-	      echo "molecule: SKIPPED without LLMKEEP_MIRROR, a folder that has Elasticsearch and Filebeat: scenario $$role"
-	      continue
-	    fi ;;
-	  kubernetes)
-	    if ! .venv/bin/llmkeep program kube > /dev/null; then
-	      echo "molecule: SKIPPED without LLMKEEP_MIRROR, a folder that has Kubernetes: scenario $$role"
-	      continue
-	    fi
-	  esac
-	  export LAB_INSTANCE=suite inventories='-i inventory/lab'
-	  if grep -q inventory/lab-kernel molecule/$$role/molecule.yml; then
-	    LAB_INSTANCE=suite-kernel inventories+=' -i inventory/lab-kernel'
-	  fi
-	  lab $$inventories floor
-	  lab netns -- molecule test --scenario-name $$role
-	done
+	@molecule/shared/run.sh $(ROLE)
 
 # The suite's snapshots, made once: for kernels from the containers', since making them on kernels takes three times as long.
 floor: bundle
