@@ -129,7 +129,8 @@ def reached(role: Path) -> set[str]:
         found |= set(re.findall(r"\.\./(\w+)/(?:defaults|files|handlers|meta|tasks|templates|vars)\b", text))
         if path.suffix == ".yml":
             found |= set(imported(yaml.safe_load(text)))
-    dependencies = (load(role / "meta/main.yml") or {}).get("dependencies") or []
+    meta = role / "meta/main.yml"
+    dependencies = (load(meta) if meta.exists() else {}).get("dependencies", [])
     found |= {str(each["role"] if isinstance(each, dict) else each) for each in dependencies}
     return {name.removeprefix("llmkeep.estate.") for name in found} - {role.name}
 
@@ -150,8 +151,6 @@ def test_a_role_takes_nothing_from_another_but_the_shared_floor(role: Path) -> N
     ],
 )
 def test_a_role_that_reaches_into_another_is_found(file: str, text: str, tmp_path: Path) -> None:
-    (tmp_path / "meta").mkdir()
-    (tmp_path / "meta/main.yml").write_text("{}")
     (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).write_text(text)
     assert reached(tmp_path) == {"redis"}
