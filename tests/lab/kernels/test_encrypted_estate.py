@@ -141,5 +141,5 @@ def test_certificates_are_renewed_unattended_until_day_100(estate: Lab) -> None:
     estate.on("llm1", f"{limit}1G")
     for volume in ("data", "audit"):
         drill(estate, f"llm1/{volume}")
-    report, broken = verify(estate, "--tags", "luks,llm_serving")
+    report, broken = verify(estate)
     assert (report["ok"], broken) == (True, {})
