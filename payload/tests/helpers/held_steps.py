@@ -3,7 +3,6 @@
 import os
 import signal
 import time
-from collections.abc import Callable
 from typing import Any
 
 asked_to_stop: list[int] = []
@@ -28,8 +27,13 @@ def wait() -> float:
 def noting(number: int, handler: Any) -> Any:
     if number != signal.SIGTERM or not callable(handler):
         return handle(number, handler)
-    action: Callable[..., Any] = handler
-    return handle(number, lambda *given: (asked_to_stop.append(1), action(*given)))
+
+    def noted(*given: Any) -> Any:
+        asked_to_stop.append(number)
+        return handler(*given)
+
+    return handle(number, noted)
 
 
-time.process_time, signal.signal = wait, noting  # the loop looks at this clock at each step
+# The loop looks at this clock at each step.
+time.process_time, signal.signal = wait, noting  # type: ignore[assignment]
