@@ -69,6 +69,7 @@ class Forked:
     """A command of `llm-train` in a fork of that process: what tests use of a Popen."""
 
     def __init__(self, held: str, log: Path, *arguments: str) -> None:
+        self.log = log
         self.returncode: int | None = None
         self.pid: int = self.told([held, str(log), *arguments])
 
@@ -92,7 +93,9 @@ class Forked:
         """The exit code."""
         end = time.monotonic() + timeout
         while self.poll() is None:
-            assert time.monotonic() < end, f"not done after {timeout} s"
+            if time.monotonic() > end:
+                os.killpg(self.pid, signal.SIGKILL)
+                raise AssertionError(f"not done after {timeout} s: {self.log.read_text()}")
             time.sleep(0.05)
         return self.returncode  # type: ignore[return-value]
 

@@ -23,6 +23,7 @@ def learn(*_):
     raise {"refused": Refusal, "failed": RuntimeError}[sys.argv[1]]("as asked")
 
 train.learn = learn
+print("imported", flush=True)
 sys.exit(train.train(None, types.SimpleNamespace(deepspeed=None), b""))
 """
 
@@ -39,6 +40,14 @@ def test_a_process_leaves_while_gloo_still_frees_its_tensors(ending: str) -> Non
         "USE_LIBUV": "0",
     }
     command = [sys.executable, "-c", LEAVES, ending]
-    left = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    assert (left.returncode == 0) is (ending == "done"), left.stderr
-    assert "as asked" in left.stderr or ending == "done"
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        process.stdout.readline()  # imports take as long as the machine needs
+        try:
+            _, errors = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert (process.returncode == 0) is (ending == "done"), errors
+    assert "as asked" in errors or ending == "done"
