@@ -25,6 +25,7 @@ KEY = "elasticsearch.reader"  # ID:SECRET, sealed by role elasticsearch
 STREAMS = "logs-llmkeep.*"
 MOST = 1000  # documents of one request; a gateway logs one, the edge another
 NOTHING_FOUND = 3
+UNAVAILABLE = 503
 DESCRIPTION = """What all hosts logged about one request, in the order of time. The id is the answer's header X-Request-Id.
 Exit codes: 0 found; 1 Elasticsearch was not reached, or refused; 3 there is no document of this request."""
 CHECK = """Compares what each host counted in its journal with what Elasticsearch has, by hour, and names what is missing.
@@ -64,21 +65,34 @@ def asked(places: Places) -> Iterator[Any]:
         ) from error
 
 
+def documents(client: Any, request: str) -> list[dict[str, Any]]:
+    """What Elasticsearch has of a request, oldest first; ApiError if a shard does not answer."""
+    answer = client.search(
+        index=STREAMS,
+        allow_partial_search_results=False,
+        query={"term": {"http.request.id": request}},
+        sort=[{"@timestamp": {"order": "asc", "unmapped_type": "date"}}],
+        size=MOST,
+    )
+    return [hit["_source"] for hit in answer["hits"]["hits"]]
+
+
 def find(places: Places, request: str, seconds: float = 0) -> list[dict[str, Any]]:
     """Documents of a request, oldest first; asks again for SECONDS while there is none."""
+    from elasticsearch import ApiError
+
     end = time.monotonic() + seconds
     with asked(places) as client:
         while True:
-            answer = client.search(
-                index=STREAMS,
-                allow_partial_search_results=False,
-                query={"term": {"http.request.id": request}},
-                sort=[{"@timestamp": {"order": "asc", "unmapped_type": "date"}}],
-                size=MOST,
-            )
-            found = [hit["_source"] for hit in answer["hits"]["hits"]]
-            if found or time.monotonic() >= end:
-                return found
+            try:
+                found = documents(client, request)
+            except ApiError as error:
+                # A stream that a first document is about to make has no shard yet.
+                if error.meta.status != UNAVAILABLE or time.monotonic() >= end:
+                    raise
+            else:
+                if found or time.monotonic() >= end:
+                    return found
             time.sleep(0.2)
 
 
