@@ -185,7 +185,7 @@ def test_a_lab_that_was_copied_from_another_one_boots_after_that_one_was_destroy
     up(lab)
     lab.on(HOST, "echo kept > /root/kept")
     lab.run("snapshot", HOST, "kept")
-    begun = Instance(copy.instance)
+    begun = Instance(copy.instance, [Path(each) for each in copy.inventories])
     with begun.changing():
         begun.copy_from(Instance(lab.instance), "kept")
     lab.run("destroy")

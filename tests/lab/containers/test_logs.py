@@ -165,7 +165,9 @@ def compared(lab: Lab, *, counted: bool = True) -> tuple[int, Any]:
         lab.on("llm1", "systemctl start llmkeep-journal-count.service")
     said = lab.on("ops1", "llmkeep logs check --settle 0 --json; echo $?")
     result, _, code = said.strip().rpartition("\n")
-    return int(code), json.loads(result)["sources"]["llm1"]
+    source = json.loads(result)["sources"]["llm1"]
+    print(f"code {code}, silent: {source['silent']}, gaps: {source['gaps']}")  # shown where a test fails
+    return int(code), source
 
 
 def missing(source: Any) -> int:
