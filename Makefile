@@ -22,7 +22,7 @@ SUITE := @tests/suite.py
 # Two lanes of tests/suite.py.
 CHECKS := unit-training lint types policy -- unit-control unit-serving
 
-.PHONY: help lab lab-kernel lab-kubernetes image demo demo-kernel serve preflight testable test test-all test-containers test-kernel check lint types unit unit-serving unit-training unit-control policy molecule floor floor-kernel debian kernel storm bundle peers mutants env
+.PHONY: help lab lab-kernel lab-kubernetes image demo demo-kernel serve preflight testable test test-all test-containers test-faults test-kernel check lint types unit unit-serving unit-training unit-control policy molecule floor floor-kernel debian kernel storm bundle peers mutants env
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -57,15 +57,19 @@ test: testable env  ## the fast part, every role's scenario and the whole estate
 
 # Kernels and most checks run beside the longest unit tests, containers by themselves: a log line that has to arrive within ten seconds is
 # late beside more.
-test-all: testable env  ## `make test` and `make test-kernel`, as CI runs them
+test-all: export WITH_FAULTS := tests/lab/faults
+test-all: testable env  ## `make test`, `make test-kernel` and `make test-faults`, as CI runs them
 	$(SUITE) test-kernel $(CHECKS) then test-containers
 
-test-containers: WORKERS := --numprocesses 3
+test-containers test-faults: WORKERS := --numprocesses 3
 test-containers: floor
-	.venv/bin/pytest tests/lab/containers $(BY_FILE)
+	.venv/bin/pytest tests/lab/containers $(WITH_FAULTS) $(BY_FILE) --verbose
+
+test-faults: floor  ## upgrades, a driver that loses a GPU, an edge without power, logs through ten faults, the image
+	.venv/bin/pytest tests/lab/faults $(BY_FILE) --verbose
 
 test-kernel: floor-kernel  ## what needs a kernel: volumes, lost writes, power cuts, clocks, ESP
-	.venv/bin/pytest tests/lab/kernels $(BY_FILE)
+	.venv/bin/pytest tests/lab/kernels $(BY_FILE) --verbose
 
 check: env  ## the fast part: lint, types, unit tests, contract
 	$(SUITE) $(CHECKS)

@@ -47,6 +47,8 @@ class Ledger:
         test["cpu"] += cpu + of_hosts
         test["hosts"] += of_hosts
         test["wall"] += report.duration
+        if report.skipped and "time was up" in str(report.longrepr):
+            test["left_out"] = 1.0
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write the file, in the process that has all reports."""

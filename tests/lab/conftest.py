@@ -3,6 +3,7 @@
 import fcntl
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 # Each of their tests is a scenario, which puts the hosts back to a snapshot of its own choice.
 SCENARIO_FILES = ("test_roles.py", "test_roles_on_kernels.py")
 WHOLE = pytest.StashKey[tuple[str | None, int]]()  # a snapshot, and how many tests had failed then
+UNTIL = "LLMKEEP_UNTIL"  # variable with a moment, in seconds since 1970: no test begins after it
 LABS = "LLMKEEP_SUITE_LABS"  # variable with the path of a file: the names of the run's labs
 # What begins first, in this order: the estate of which other files take copies, scenarios of the other worker meanwhile, and what
 # takes longest, so that no worker is idle while the other one does the longest last.
@@ -69,10 +71,26 @@ class ByFile(LoadScopeScheduling):  # type: ignore[misc]
         return nodeid if file.endswith(SCENARIO_FILES) or "day_100" in name else file
 
 
+class AtOnce:
+    """Prints why a test failed when it does: the run lasts half an hour, and may not reach its end."""
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            print(f"\nFAILED at {report.when}: {report.nodeid}\n{report.longreprtext}", flush=True)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         descriptor, os.environ[LABS] = tempfile.mkstemp(prefix="llmkeep-labs-")
         os.close(descriptor)
+        config.pluginmanager.register(AtOnce())
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Where a run's time is counted, a slow machine leaves out what comes last, and the suite says what that was."""
+    if time.time() > float(os.environ.get(UNTIL, "inf")):
+        pytest.skip("the run's time was up")
 
 
 @pytest.hookimpl(trylast=True)
@@ -99,30 +117,33 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """First what is in FIRST, then the other files, then the scenarios that are left, of which each takes a few minutes.
+    """First what is in FIRST, then the other files, then the scenarios that are left, of which each takes a few minutes; faults
+    last, which are left out before all else where time is up.
 
     What comes after a test that moves clocks restores the hosts, and with them their clocks.
     """
 
-    def rank(item: pytest.Item) -> int:
+    def rank(item: pytest.Item) -> tuple[bool, int]:
         if item.get_closest_marker("moves_clocks"):
-            return FIRST.index("day_100")
+            return False, FIRST.index("day_100")
         others = len(FIRST) + (item.path.name in SCENARIO_FILES)
-        return next((rank for rank, name in enumerate(FIRST) if name in item.nodeid), others)
+        place = next((rank for rank, name in enumerate(FIRST) if name in item.nodeid), others)
+        return item.path.parent.name == "faults", place
 
     items.sort(key=rank)
 
 
 @pytest.fixture(scope="session")
 def suite(request: pytest.FixtureRequest) -> Lab:
-    """The lab that the suite makes: of the kind that the tests' folder is named for."""
-    [folder] = {item.path.parent.name for item in request.session.items}
-    match folder:
-        case "containers":
-            return Lab("suite")
-        case "kernels":
-            return Lab("suite-kernel", ("inventory/lab", "inventory/lab-kernel"))
-    raise pytest.UsageError(f"tests/lab/{folder} has no lab: put the test into containers or kernels")
+    """The lab that the suite makes: of the kind that the tests' folder is named for; faults are done to containers, too."""
+    folders = {item.path.parent.name for item in request.session.items}
+    if folders == {"kernels"}:
+        return Lab("suite-kernel", ("inventory/lab", "inventory/lab-kernel"))
+    if folders <= {"containers", "faults"}:
+        return Lab("suite")
+    raise pytest.UsageError(
+        f"no lab has hosts for tests of {folders} in one run: containers and faults, or kernels"
+    )
 
 
 @contextmanager

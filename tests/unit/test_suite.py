@@ -111,6 +111,16 @@ def test_a_part_that_makes_hosts_is_named_where_there_are_no_privileges_and_fail
     assert re.match(rf"test-kernel: {said}: (no namespaces can be made|the lab makes namespaces)", not_run)
 
 
+def test_tests_for_which_there_was_no_time_are_counted(folder: Path) -> None:
+    timings = json.dumps(
+        {"one": {"cpu": 1, "hosts": 0, "wall": 1}, "two": {"cpu": 0, "hosts": 0, "wall": 0, "left_out": 1}}
+    )
+    (folder / "Makefile").write_text(f"short:\n\t@echo '{timings}' > $$LLMKEEP_LEDGER\n")
+    done = suite(folder, "short")
+    assert done.returncode == 0
+    assert verdicts(done, 1) == ["short: passed, but for 1 tests for which there was no time"]
+
+
 def test_the_log_of_a_part_is_kept(folder: Path) -> None:
     suite(folder, "bad")
     assert (folder / ".lab/logs/bad.log").read_text().startswith("of bad\n")

@@ -1,7 +1,7 @@
 """playbooks/upgrade-drivers.yml against hosts of this machine: the waves, the way back, the sentences.
 
 Programs of a few lines stand in for a host's dkms, apt and llm-gpu, tasks for its role gpu, a server for its gateway. The real
-ones are in tests/lab/containers/test_driver_upgrade.py.
+ones are in tests/lab/faults/test_driver_upgrade.py.
 """
 
 import json
