@@ -159,7 +159,8 @@ mutants: PACKAGE ?= llmproof
 mutants: env  ## small changes of a package's code that its fast tests do not notice: make mutants PACKAGE=llmproof; needs `make peers PEER=mutmut`
 	nice -n 19 bench/mutants.py $(PACKAGE)
 
-env: .venv/.ready payload/.venv/.ready $(COLLECTION)
+env:
+	@$(MAKE) --silent --no-print-directory --jobs 2 .venv/.ready payload/.venv/.ready $(COLLECTION)
 
 # Debian packages come from one list; asking dpkg first keeps a second run off the network.
 .venv/.packages: requirements.apt
