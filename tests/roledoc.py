@@ -18,6 +18,22 @@ def render(role: Path) -> str:
     lines = [f"# {role.name}", "", sentence(spec["short_description"])]
     for paragraph in spec.get("description", []):
         lines += ["", sentence(paragraph)]
+    lines += [
+        "",
+        "```yaml",
+        *play(role),
+        "```",
+        "",
+        "## On a host",
+        "",
+        "What its tasks name; `*` stands for what a variable names.",
+        "",
+    ]
+    lines += [
+        f"- {what}: {', '.join(f'`{each}`' for each in found)}"
+        for what, found in changes(role).items()
+        if found
+    ]
     lines += ["", "## Variables", "", "| Name | Type | Default | Meaning |", "|---|---|---|---|"]
     for name, option in sorted(spec["options"].items()):
         lines += rows(name, option)
@@ -43,6 +59,105 @@ def render(role: Path) -> str:
         "\n".join(lines)
         + "\n\n<!-- Written by tests/roledoc.py from meta/argument_specs.yml and tasks/verify.yml. -->\n"
     )
+
+
+def play(role: Path) -> list[str]:
+    """A play with the role, for a group that has it in the estate's playbooks."""
+    hosts = [
+        each["hosts"].replace("without_python", "")
+        for path in sorted((ROOT / "playbooks").glob("*.yml"))
+        for each in yaml.safe_load(path.read_text())
+        if any(given["role"] == role.name for given in each.get("roles", []))
+    ]
+    return [f"- hosts: {re.findall('[a-z_]+', hosts[-1])[0]}", f"  roles: [llmkeep.estate.{role.name}]"]
+
+
+def changes(role: Path) -> dict[str, list[str]]:
+    """What the role installs, writes and starts, as far as its tasks name it; `*` for what a variable names."""
+    tasks = [yaml.safe_load(path.read_text()) for path in sorted((role / "tasks").glob("*.yml"))]
+    named = variables(role)
+    packages = [
+        name
+        for given in [
+            *called("packages", list(named.values())),
+            *(v for k, v in named.items() if k.endswith("_packages")),
+        ]
+        for name in (given.values() if isinstance(given, dict) else given if isinstance(given, list) else [])
+    ]
+    files = [
+        path
+        for tree in called("llmkeep.estate.config_tree", tasks)
+        for each in tree.get("files", [])
+        for path in destinations(each, named)
+    ]
+    units = [
+        unit
+        for given in called("llmkeep.estate.systemd_units", tasks)
+        for text in literal(given["units"], named)
+        for unit in re.findall(r"(?<![\\\w@-])[a-z][\w@-]+\.(?:service|timer|path|socket)", text)
+    ]
+    return {
+        "Packages": sorted({re.sub("{{.*?}}", "*", name) for name in packages}),
+        "Files": sorted({path for path in files if path.startswith("/") and "{{" not in path}),
+        "Units": sorted(set(units)),
+    }
+
+
+def variables(role: Path) -> dict[str, Any]:
+    """What the role's own files say of its variables; of packages from a vendor and the lab's, the vendor's."""
+    found: dict[str, Any] = {}
+    for file in ("defaults/main.yml", "vars/main.yml", "vars/Debian.yml"):
+        if (role / file).exists():
+            found |= yaml.safe_load((role / file).read_text()) or {}
+    return {
+        name: value.get("package", value) if isinstance(value, dict) else value
+        for name, value in found.items()
+    }
+
+
+def called(name: str, value: Any) -> Iterator[Any]:
+    """What has this name, wherever in VALUE."""
+    if isinstance(value, dict):
+        if name in value:
+            yield value[name]
+        value = list(value.values())
+    for each in value if isinstance(value, list) else []:
+        yield from called(name, each)
+
+
+def literal(value: Any, named: dict[str, Any]) -> list[str]:
+    """The texts of a list, or of an expression, with those of the variables in it."""
+    if isinstance(value, dict):
+        return [text for each in value.values() for text in literal(each, named)]
+    if isinstance(value, list):
+        return [text for each in value for text in literal(each, named)]
+    text = str(value)
+    inner = [named[name] for name in re.findall(r"\w+", text) if "{{" in text and name in named]
+    return [text, *(found for each in inner for found in literal(each, named))]
+
+
+def destinations(entry: Any, named: dict[str, Any]) -> list[str]:
+    """The paths of an entry of config_tree, which may be an expression that makes several."""
+    if isinstance(entry, dict):
+        given = [] if entry.get("state") == "absent" else [entry["dest"]]
+    else:
+        given = [
+            f"{{{{ {name} }}}}{path}" if name else path
+            for name, path in re.findall(r"dest=(\w+)?(?: ~ )?(?:'([^']*)')?", entry)
+            if "state='absent'" not in entry
+        ]
+    paths = []
+    for path in given:
+        for _ in range(3):
+            path = re.sub(r"{{ (\w+)(?:\.(\w+))? }}", lambda found: inserted(found, named), path)
+        paths.append(re.sub(r"^{}", "/etc/systemd/system", path).replace("{}", "*"))
+    return paths
+
+
+def inserted(found: re.Match[str], named: dict[str, Any]) -> str:
+    value = named.get(found[1])
+    value = value.get(found[2]) if isinstance(value, dict) else value
+    return value if isinstance(value, str) else found[0]
 
 
 def checks(role: Path) -> list[dict[str, Any]]:

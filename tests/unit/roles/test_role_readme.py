@@ -32,6 +32,18 @@ def test_sub_options_and_shared_variables_are_in_the_tables() -> None:
     assert names == ["top", "top[].e", "top[].e.b"]
 
 
+def test_what_a_role_does_to_a_host_is_read_from_its_tasks_and_variables() -> None:
+    changes = {role.name: roledoc.changes(role) for role in roledoc.ROLES}
+    assert changes["redis"]["Packages"] == ["redis-server", "redis-tools"]
+    assert "/etc/redis/users.acl" in changes["redis"]["Files"]
+    assert changes["redis"]["Units"] == ["redis-server.service"]
+    assert "/etc/systemd/system/llm-engine@*.service.d/memory.conf" in changes["llm_serving"]["Files"]
+    assert "elasticsearch" in changes["elasticsearch"]["Packages"], (
+        "the vendor's, not what the lab has for it"
+    )
+    assert any(changes["luks"].values())
+
+
 @pytest.mark.parametrize("role", roledoc.ROLES, ids=lambda role: role.name)
 def test_a_default_in_the_specification_is_the_role_s_default(role: Path) -> None:
     options = yaml.safe_load((role / "meta/argument_specs.yml").read_text())["argument_specs"]["main"][
