@@ -6,7 +6,6 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .ONESHELL:
 PYTHON := /usr/bin/python3.13
-PAYLOAD_TESTS := payload/tests
 # Of the tests. A lab waits as much as it works, so two of them are done sooner than one after the other; containers wait most of the time.
 WORKERS := --numprocesses 2
 # A file is one worker's. The longest come first, so that no worker is idle while the other one runs the longest last.
