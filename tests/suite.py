@@ -87,6 +87,8 @@ class Running:
             ) as process,
         ):
             self.sessions.add(process.pid)
+            if self.ended:  # between the start of the process and its entry
+                os.killpg(process.pid, signal.SIGTERM)
             for line in process.stdout or ():
                 file.write(line)
                 file.flush()

@@ -3,9 +3,12 @@
 import json
 import os
 import re
+import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from plugin_modules import ROOT
@@ -97,6 +100,27 @@ def test_the_parts_end_with_the_suite(folder: Path) -> None:
         False,
         True,
     ]
+
+
+def test_a_part_that_starts_while_the_suite_is_told_to_end_ends_too(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = runpy.run_path(str(ROOT / "tests/suite.py"))
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(signal, "signal", lambda *_handler: None)
+    (folder / "Makefile").write_text("long:\n\t@sleep 100\n")
+    (folder / ".lab/logs").mkdir(parents=True)
+    running = module["Running"]()
+
+    class Told(subprocess.Popen[str]):
+        def __init__(self, *given: Any, **options: Any) -> None:
+            super().__init__(*given, **options)
+            running.pass_on(signal.SIGTERM, None)
+
+    monkeypatch.setattr(subprocess, "Popen", Told)
+    outcome = running.run("long", lambda _line: None)
+    assert outcome.fault.startswith("FAILED (")
+    assert outcome.wall < 50
 
 
 @pytest.mark.parametrize(("ci", "status", "said"), [("", 0, "not run"), ("true", 1, "FAILED, not run")])
