@@ -85,14 +85,14 @@ def find(places: Places, request: str, seconds: float = 0) -> list[dict[str, Any
     with asked(places) as client:
         while True:
             try:
-                found = documents(client, request)
+                matches = documents(client, request)
             except ApiError as error:
                 # A stream that a first document is about to make has no shard yet.
                 if error.meta.status != UNAVAILABLE or time.monotonic() >= end:
                     raise
             else:
-                if found or time.monotonic() >= end:
-                    return found
+                if matches or time.monotonic() >= end:
+                    return matches
             time.sleep(0.2)
 
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import yaml
@@ -24,16 +25,15 @@ def render(role: Path) -> str:
         *play(role),
         "```",
         "",
-        "## On a host",
+        "## Changes on a host",
         "",
-        "What its tasks name; `*` stands for what a variable names.",
+        "Read from the role's tasks; `*` stands for a name that a variable gives.",
         "",
     ]
-    lines += [
-        f"- {what}: {', '.join(f'`{each}`' for each in found)}"
-        for what, found in changes(role).items()
-        if found
-    ]
+    for kind, names in changes(role).items():
+        if names:
+            listed = f"- {kind}: {', '.join(f'`{name}`' for name in names)}"
+            lines += wrap(listed, 100, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
     lines += ["", "## Variables", "", "| Name | Type | Default | Meaning |", "|---|---|---|---|"]
     for name, option in sorted(spec["options"].items()):
         lines += rows(name, option)
@@ -73,27 +73,27 @@ def play(role: Path) -> list[str]:
 
 
 def changes(role: Path) -> dict[str, list[str]]:
-    """What the role installs, writes and starts, as far as its tasks name it; `*` for what a variable names."""
+    """Packages, files and units that the role's tasks name; `*` stands for a name that a variable gives."""
     tasks = [yaml.safe_load(path.read_text()) for path in sorted((role / "tasks").glob("*.yml"))]
     named = variables(role)
     packages = [
         name
         for given in [
-            *called("packages", list(named.values())),
-            *(v for k, v in named.items() if k.endswith("_packages")),
+            *values_of("packages", list(named.values())),
+            *(value for variable, value in named.items() if variable.endswith("_packages")),
         ]
         for name in (given.values() if isinstance(given, dict) else given if isinstance(given, list) else [])
     ]
     files = [
         path
-        for tree in called("llmkeep.estate.config_tree", tasks)
+        for tree in values_of("llmkeep.estate.config_tree", tasks)
         for each in tree.get("files", [])
         for path in destinations(each, named)
     ]
     units = [
         unit
-        for given in called("llmkeep.estate.systemd_units", tasks)
-        for text in literal(given["units"], named)
+        for given in values_of("llmkeep.estate.systemd_units", tasks)
+        for text in strings(given["units"], named)
         for unit in re.findall(r"(?<![\\\w@-])[a-z][\w@-]+\.(?:service|timer|path|socket)", text)
     ]
     return {
@@ -104,7 +104,7 @@ def changes(role: Path) -> dict[str, list[str]]:
 
 
 def variables(role: Path) -> dict[str, Any]:
-    """What the role's own files say of its variables; of packages from a vendor and the lab's, the vendor's."""
+    """The role's variables as its files write them; of a choice between vendor and lab, the vendor's."""
     found: dict[str, Any] = {}
     for file in ("defaults/main.yml", "vars/main.yml", "vars/Debian.yml"):
         if (role / file).exists():
@@ -115,62 +115,59 @@ def variables(role: Path) -> dict[str, Any]:
     }
 
 
-def called(name: str, value: Any) -> Iterator[Any]:
-    """What has this name, wherever in VALUE."""
-    if isinstance(value, dict):
-        if name in value:
-            yield value[name]
-        value = list(value.values())
-    for each in value if isinstance(value, list) else []:
-        yield from called(name, each)
+def values_of(name: str, value: Any) -> Iterator[Any]:
+    """The value of each key NAME, at any depth."""
+    return (mapping[name] for mapping in mappings(value) if name in mapping)
 
 
-def literal(value: Any, named: dict[str, Any]) -> list[str]:
-    """The texts of a list, or of an expression, with those of the variables in it."""
+def mappings(value: Any) -> Iterator[dict[str, Any]]:
+    """All mappings in lists and mappings, the outer ones first."""
     if isinstance(value, dict):
-        return [text for each in value.values() for text in literal(each, named)]
+        yield value
+    for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else []:
+        yield from mappings(each)
+
+
+def strings(value: Any, named: dict[str, Any]) -> list[str]:
+    """All strings of a value, with those of the variables that its expressions name."""
+    if isinstance(value, dict):
+        return [text for each in value.values() for text in strings(each, named)]
     if isinstance(value, list):
-        return [text for each in value for text in literal(each, named)]
+        return [text for each in value for text in strings(each, named)]
     text = str(value)
     inner = [named[name] for name in re.findall(r"\w+", text) if "{{" in text and name in named]
-    return [text, *(found for each in inner for found in literal(each, named))]
+    return [text, *(found for each in inner for found in strings(each, named))]
 
 
 def destinations(entry: Any, named: dict[str, Any]) -> list[str]:
-    """The paths of an entry of config_tree, which may be an expression that makes several."""
+    """Paths of an entry of config_tree; an expression makes several, its first `{}` a folder of units."""
     if isinstance(entry, dict):
-        given = [] if entry.get("state") == "absent" else [entry["dest"]]
+        templates = [] if entry.get("state") == "absent" else [entry["dest"]]
     else:
-        given = [
+        templates = [
             f"{{{{ {name} }}}}{path}" if name else path
             for name, path in re.findall(r"dest=(\w+)?(?: ~ )?(?:'([^']*)')?", entry)
             if "state='absent'" not in entry
         ]
     paths = []
-    for path in given:
+    for path in templates:
         for _ in range(3):
-            path = re.sub(r"{{ (\w+)(?:\.(\w+))? }}", lambda found: inserted(found, named), path)
+            path = re.sub(r"{{ (\w+)(?:\.(\w+))? }}", lambda match: inserted(match, named), path)
         paths.append(re.sub(r"^{}", "/etc/systemd/system", path).replace("{}", "*"))
     return paths
 
 
-def inserted(found: re.Match[str], named: dict[str, Any]) -> str:
-    value = named.get(found[1])
-    value = value.get(found[2]) if isinstance(value, dict) else value
-    return value if isinstance(value, str) else found[0]
+def inserted(match: re.Match[str], named: dict[str, Any]) -> str:
+    """The variable's text; the expression as it is where that is no text."""
+    value = named.get(match[1])
+    value = value.get(match[2]) if isinstance(value, dict) else value
+    return value if isinstance(value, str) else match[0]
 
 
 def checks(role: Path) -> list[dict[str, Any]]:
     """The checks that a role's verify.yml declares, wherever in it, in their order."""
-    return list(declared(yaml.safe_load((role / "tasks/verify.yml").read_text())))
-
-
-def declared(value: Any) -> Iterator[dict[str, Any]]:
-    if isinstance(value, dict) and "id" in value:
-        yield value
-        return
-    for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else []:
-        yield from declared(each)
+    tasks = yaml.safe_load((role / "tasks/verify.yml").read_text())
+    return [mapping for mapping in mappings(tasks) if "id" in mapping]
 
 
 def sentence(text: str) -> str:

@@ -40,14 +40,14 @@ class Outcome:
     """`cpu`: seconds of its processes, and of the hosts of its tests' labs; `wall`: seconds. `tests`: both, by test."""
 
     part: str
-    fault: str = ""
+    verdict: str = "passed"
     cpu: float = 0.0
     wall: float = 0.0
     tests: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         budget = f"of {BUDGETS[self.part]:5d}" if self.part in BUDGETS else " " * 8
-        return f"{self.wall:7.0f} s {self.cpu:7.0f} {budget} CPU-s  {self.part}: {self.fault or 'passed'}"
+        return f"{self.wall:7.0f} s {self.cpu:7.0f} {budget} CPU-s  {self.part}: {self.verdict}"
 
 
 class Running:
@@ -98,11 +98,13 @@ class Running:
             process.returncode = os.waitstatus_to_exitcode(status)
         tests = json.loads(ledger.read_text()) if ledger.exists() else {}
         left_out = sum("left_out" in test for test in tests.values())
-        fault = f"passed, but for {left_out} tests for which there was no time" if left_out else ""
+        verdict = (
+            f"passed, {left_out} of {len(tests)} tests left out for lack of time" if left_out else "passed"
+        )
         if process.returncode:
-            fault = f"FAILED ({process.returncode}), see {log}"
+            verdict = f"FAILED ({process.returncode}), see {log}"
         cpu = usage.ru_utime + usage.ru_stime + sum(test["hosts"] for test in tests.values())
-        return Outcome(part, fault, cpu, time.monotonic() - started, tests)
+        return Outcome(part, verdict, cpu, time.monotonic() - started, tests)
 
 
 Lanes = list[list[str]]
@@ -180,7 +182,7 @@ def main() -> int:
     began, before = time.monotonic(), busy_seconds()
     ended = [*outcomes(stages), *unable]
     report(ended, (busy_seconds() - before) / (time.monotonic() - began) / (os.cpu_count() or 1))
-    return int(any(outcome.fault.startswith("FAILED") for outcome in ended))
+    return int(any(outcome.verdict.startswith("FAILED") for outcome in ended))
 
 
 if __name__ == "__main__":

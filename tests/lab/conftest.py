@@ -23,7 +23,7 @@ from estate import (
     require_programs,
     within,
 )
-from ledger import leave
+from ledger import TIME_IS_UP, leave
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 # Each of their tests is a scenario, which puts the hosts back to a snapshot of its own choice.
@@ -71,8 +71,8 @@ class ByFile(LoadScopeScheduling):  # type: ignore[misc]
         return nodeid if file.endswith(SCENARIO_FILES) or "day_100" in name else file
 
 
-class AtOnce:
-    """Prints why a test failed when it does: the run lasts half an hour, and may not reach its end."""
+class FailureReports:
+    """Prints each failure at once: a run takes half an hour, and may be ended before its summary."""
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
@@ -83,14 +83,14 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         descriptor, os.environ[LABS] = tempfile.mkstemp(prefix="llmkeep-labs-")
         os.close(descriptor)
-        config.pluginmanager.register(AtOnce())
+        config.pluginmanager.register(FailureReports())
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """Where a run's time is counted, a slow machine leaves out what comes last, and the suite says what that was."""
+    """Leave the test out once the run's time is up; the suite's last lines count such tests."""
     if time.time() > float(os.environ.get(UNTIL, "inf")):
-        pytest.skip("the run's time was up")
+        pytest.skip(TIME_IS_UP)
 
 
 @pytest.hookimpl(trylast=True)

@@ -188,3 +188,11 @@ def test_a_wrong_link_is_named(tmp_path: Path) -> None:
     links = ["b.md", "b.md#one-thing", "b.md#two-it-1", "https://example.org/none", "b.md#not", "none.md"]
     text = " ".join(f"[x]({each})" for each in links)
     assert wrong_links(tmp_path / "a.md", text) == ["b.md#not", "none.md"]
+
+
+def test_the_index_of_decisions_has_each_of_them_once_by_its_title() -> None:
+    folder = ROOT / "docs/decisions"
+    entries = re.findall(r"^- \[(.*?)\]\((\d{4}-\S+\.md)\)", (folder / "README.md").read_text(), re.MULTILINE)
+    pages = list(folder.glob("0*.md"))
+    titles = {(page.read_text().partition("\n")[0].removeprefix("# "), page.name) for page in pages}
+    assert (set(entries), len(entries)) == (titles, len(pages))

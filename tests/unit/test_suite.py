@@ -119,7 +119,7 @@ def test_a_part_that_starts_while_the_suite_is_told_to_end_ends_too(
 
     monkeypatch.setattr(subprocess, "Popen", Told)
     outcome = running.run("long", lambda _line: None)
-    assert outcome.fault.startswith("FAILED (")
+    assert outcome.verdict.startswith("FAILED (")
     assert outcome.wall < 50
 
 
@@ -142,7 +142,7 @@ def test_tests_for_which_there_was_no_time_are_counted(folder: Path) -> None:
     (folder / "Makefile").write_text(f"short:\n\t@echo '{timings}' > $$LLMKEEP_LEDGER\n")
     done = suite(folder, "short")
     assert done.returncode == 0
-    assert verdicts(done, 1) == ["short: passed, but for 1 tests for which there was no time"]
+    assert verdicts(done, 1) == ["short: passed, 1 of 2 tests left out for lack of time"]
 
 
 def test_the_log_of_a_part_is_kept(folder: Path) -> None:
