@@ -21,7 +21,7 @@ SUITE := @tests/suite.py
 # Two lanes of tests/suite.py.
 CHECKS := unit-training lint types policy -- unit-control unit-serving
 
-.PHONY: help lab lab-kernel lab-kubernetes image demo demo-kernel serve preflight testable test test-all test-containers test-faults test-kernel check lint types unit unit-serving unit-training unit-control policy molecule floor floor-kernel debian kernel storm bundle peers mutants env
+.PHONY: help lab lab-kernel lab-kubernetes image demo demo-kernel serve preflight testable test test-all test-hosts test-containers test-roles test-faults test-kernel check lint types unit unit-serving unit-training unit-control policy molecule floor floor-kernel debian kernel storm bundle peers mutants env
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -51,18 +51,23 @@ preflight:
 testable:
 	@lab/preflight || [ $$? = 2 ]
 
-test: testable env  ## the fast part, every role's scenario and the whole estate, in containers
+test: testable env  ## the fast part and the whole estate, in containers: half an hour
 	$(SUITE) floor $(CHECKS) then test-containers
 
 # Kernels and most checks run beside the longest unit tests, containers by themselves: a log line that has to arrive within ten seconds is
 # late beside more.
-test-all: export WITH_FAULTS := tests/lab/faults
-test-all: testable env  ## `make test`, `make test-kernel` and `make test-faults`, as CI runs them
-	$(SUITE) test-kernel $(CHECKS) then test-containers
+test-all: testable env  ## `make test` and the three below, as CI runs them
+	$(SUITE) test-kernel $(CHECKS) then test-hosts
 
-test-containers test-faults: WORKERS := --numprocesses 3
+test-hosts test-containers test-roles test-faults: WORKERS := --numprocesses 3
+test-hosts: floor
+	.venv/bin/pytest tests/lab/{containers,roles,faults} $(BY_FILE) --verbose
+
 test-containers: floor
-	.venv/bin/pytest tests/lab/containers $(WITH_FAULTS) $(BY_FILE) --verbose
+	.venv/bin/pytest tests/lab/containers $(BY_FILE) --verbose
+
+test-roles: floor  ## every role: its scenario, with all others on one host, and previewed for the example
+	.venv/bin/pytest tests/lab/roles $(BY_FILE) --verbose
 
 test-faults: floor  ## upgrades, a driver that loses a GPU, an edge without power, logs through ten faults, the image
 	.venv/bin/pytest tests/lab/faults $(BY_FILE) --verbose

@@ -39,7 +39,7 @@ storm "$cuts" . tests/unit/llmkeep/bundle/test_bootstrap_media.py tests/unit/llm
 pytest . tests/lab/storm/containers -rP
 pytest . tests/lab/storm/kernels -rP
 storm 1 . tests/unit/kubernetes/test_roll_out.py -k thousand -rs
-if_installed vllm "the real vLLM on a host" pytest . tests/lab/containers/test_roles.py -k vllm
+if_installed vllm "the real vLLM on a host" pytest . tests/lab/roles/test_roles.py -k vllm
 pytest . tests/unit/roles/test_logstash_role.py -k elastics_package -rs
 storm 1 . tests/lab/firmware tests/unit/plugins/gpu/test_nvidia_builds.py --durations=0 -rs
 if_installed mutmut "mutants of llmproof" bench/mutants.py llmproof

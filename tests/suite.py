@@ -27,7 +27,7 @@ from pathlib import Path
 import yaml
 
 TREE = Path(__file__).resolve().parent.parent
-MAKE_HOSTS = ("floor", "test-containers", "test-kernel")
+MAKE_HOSTS = ("floor", "test-containers", "test-hosts", "test-kernel")
 UNPRIVILEGED = 2  # what lab/preflight exits with where nothing else is missing
 MOST_EXPENSIVE = 25
 LOGS = Path(".lab/logs")

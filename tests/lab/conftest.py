@@ -135,14 +135,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def suite(request: pytest.FixtureRequest) -> Lab:
-    """The lab that the suite makes: of the kind that the tests' folder is named for; faults are done to containers, too."""
+    """The lab that the suite makes: of the kind that the tests' folder is named for; roles and faults have containers, too."""
     folders = {item.path.parent.name for item in request.session.items}
     if folders == {"kernels"}:
         return Lab("suite-kernel", ("inventory/lab", "inventory/lab-kernel"))
-    if folders <= {"containers", "faults"}:
+    if folders <= {"containers", "roles", "faults"}:
         return Lab("suite")
     raise pytest.UsageError(
-        f"no lab has hosts for tests of {folders} in one run: containers and faults, or kernels"
+        f"no lab has hosts for tests of {folders} in one run: containers, roles and faults, or kernels"
     )
 
 
