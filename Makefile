@@ -11,7 +11,6 @@ WORKERS := --numprocesses 2
 # A file is one worker's. The longest come first, so that no worker is idle while the other one runs the longest last.
 BY_FILE = $(WORKERS) --dist loadfile --no-loadscope-reorder
 COLLECTION := .ansible/collections/ansible_collections/llmkeep/estate
-ROLE := redis pki mirror base softhsm hsm luks opa llm_serving ipsec llm_training slurm_controller slurm_node edge keepalived audit gpu gpu_health vllm exporters prometheus operator_page elasticsearch filebeat logstash kibana kubernetes
 # `make env` compiles our programs, which tests start again and again; what changes later is compiled at each start.
 export PYTHONDONTWRITEBYTECODE := 1
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg

@@ -1,4 +1,4 @@
-"""Each role's README, from its argument specification and its checks: `python tests/roledoc.py` writes them."""
+"""Each role's README, from its argument specification and its checks, and their list: `python tests/roledoc.py` writes them."""
 
 import re
 from collections.abc import Iterator
@@ -10,7 +10,34 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMON = ROOT / "roles/_common"
-ROLES = sorted(path for path in (ROOT / "roles").iterdir() if not path.name.startswith("_"))
+FEATURES: list[dict[str, Any]] = yaml.safe_load((ROOT / "meta/features.yml").read_text())["features"]
+ROLES = [ROOT / "roles" / row["role"] for row in FEATURES]
+
+
+def listed() -> str:
+    """The list of all roles."""
+    lines = [
+        "# Roles",
+        "",
+        "In the order in which `site.yml` runs them. `_common` has what several of them use.",
+        "",
+        "| role | hosts | |",
+        "|---|---|---|",
+    ]
+    for row, role in zip(FEATURES, ROLES, strict=True):
+        spec = yaml.safe_load((role / "meta/argument_specs.yml").read_text())["argument_specs"]["main"]
+        purpose = cell(sentence(spec["short_description"]))
+        lines.append(f"| [{role.name}]({role.name}/README.md) | {hosts(row)} | {purpose} |")
+    return "\n".join(lines) + (
+        "\n\nA pattern with * is another one in estates that lack a group: [meta/features.yml](../meta/features.yml)."
+        "\n\n<!-- Written by tests/roledoc.py from meta/features.yml. -->\n"
+    )
+
+
+def hosts(row: dict[str, Any]) -> str:
+    """The pattern of a feature's hosts; of a choice, the first."""
+    pattern: str = row["hosts"]
+    return f"`{pattern.split(chr(39))[1]}` \\*" if "{{" in pattern else f"`{pattern}`"
 
 
 def render(role: Path) -> str:
@@ -62,14 +89,9 @@ def render(role: Path) -> str:
 
 
 def play(role: Path) -> list[str]:
-    """A play with the role, for a group that has it in the estate's playbooks."""
-    hosts = [
-        each["hosts"].replace("without_python", "")
-        for path in sorted((ROOT / "playbooks").glob("*.yml"))
-        for each in yaml.safe_load(path.read_text())
-        if any(given["role"] == role.name for given in each.get("roles", []))
-    ]
-    return [f"- hosts: {re.findall('[a-z_]+', hosts[-1])[0]}", f"  roles: [llmkeep.estate.{role.name}]"]
+    """A play with the role, for a group that has it."""
+    (row,) = (row for row in FEATURES if row["role"] == role.name)
+    return [f"- hosts: {re.findall('[a-z_]+', row['hosts'])[0]}", f"  roles: [llmkeep.estate.{role.name}]"]
 
 
 def changes(role: Path) -> dict[str, list[str]]:
@@ -106,7 +128,7 @@ def changes(role: Path) -> dict[str, list[str]]:
 def variables(role: Path) -> dict[str, Any]:
     """The role's variables as its files write them; of a choice between vendor and lab, the vendor's."""
     found: dict[str, Any] = {}
-    for file in ("defaults/main.yml", "vars/main.yml", "vars/Debian.yml"):
+    for file in ("defaults/main.yml", "vars/main.yml"):
         if (role / file).exists():
             found |= yaml.safe_load((role / file).read_text()) or {}
     return {
@@ -239,6 +261,7 @@ def cell(text: str) -> str:
 def main() -> None:
     for role in ROLES:
         (role / "README.md").write_text(render(role))
+    (ROOT / "roles/README.md").write_text(listed())
 
 
 if __name__ == "__main__":

@@ -1,7 +1,11 @@
 #!/usr/bin/env bash
-# run.sh ROLE...: the scenario of each role, on the suite's hosts. One whose programs are absent is SKIPPED.
+# run.sh [ROLE...]: the scenario of each role, or of all, on the suite's hosts. One whose programs are absent is SKIPPED.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+if [ $# = 0 ]; then
+  mapfile -t all < <(sed -n 's/^  .*role: \([a-z_]*\).*/\1/p' meta/features.yml)
+  set -- "${all[@]}"
+fi
 export PATH="$PWD/.venv/bin:$PATH"
 for role in "$@"; do
   case $role in

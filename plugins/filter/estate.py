@@ -25,6 +25,20 @@ def locked_purls(lock: dict[str, Any]) -> list[str]:
     return sorted(found)
 
 
+def roles_of(features: list[dict[str, str]], group_names: list[str]) -> list[str]:
+    """Roles of a host that is in these groups, of the rows of meta/features.yml, whose `hosts` is a pattern of groups."""
+    mine = {*group_names, "all"}
+    found: list[str] = []
+    for row in features:
+        terms = row["hosts"].split(":")
+        wanted = {term for term in terms if term[0] not in "&!"}
+        required = {term[1:] for term in terms if term[0] == "&"}
+        excluded = {term[1:] for term in terms if term[0] == "!"}
+        if wanted & mine and required <= mine and not excluded & mine:
+            found.append(row["role"])
+    return found
+
+
 def failed_check(pair: tuple[dict[str, Any], dict[str, Any]]) -> str:
     """One failed check of one host, as a line for people."""
     host, check = pair
@@ -128,4 +142,5 @@ class FilterModule:
             "mount_unit": mount_unit,
             "pkcs11_key_file": pkcs11_key_file,
             "reduced_inventory": reduced_inventory,
+            "roles_of": roles_of,
         }

@@ -26,48 +26,18 @@ Options = dict[str, dict[str, Any]]
 
 TREE = Path(__file__).resolve().parents[2]
 
-# Group = feature. A host in none of these would be left unchanged silently.
-GROUPS = (
-    "control",
-    "mirror",
-    "softhsm",
-    "storage",
-    "gpu",
-    "redis",
-    "serve",
-    "vllm",
-    "edge",
-    "keepalived",
-    "chat",
-    "train",
-    "slurm_controller",
-    "slurm_node",
-    "prometheus",
-    "search",
-    "logs",
-    "logstash",
-    "kibana",
-    "kubernetes",
+FEATURES: list[dict[str, Any]] = [
+    {"group": row["hosts"], "needs": {}, "single": ""} | row
+    for row in yaml.safe_load((TREE / "meta/features.yml").read_text())["features"]
+]
+# A host in none of these would be left unchanged silently.
+GROUPS = tuple(
+    dict.fromkeys(row["group"] for row in FEATURES if row["group"].isidentifier() and row["group"] != "all")
 )
 RENAMED_GROUPS = {"hsm": "softhsm"}
 REQUIRED_GROUPS = {
     "control": "add the host that was bootstrapped from the stick",
     "mirror": "add the control node, which serves the bundle",
-}
-# Group, another one that its hosts need, and why.
-NEEDED_GROUPS = (
-    ("edge", "serve", "an edge reaches its gateway over a UNIX socket"),
-    ("vllm", "serve", "vLLM answers its gateway over a UNIX socket"),
-    ("keepalived", "edge", "the addresses move between edges"),
-    ("chat", "edge", "the edge serves the chat page"),
-    ("kubernetes", "control", "clusters are deployed to from a control node"),
-    ("slurm_node", "train", "the role of train installs what Slurm starts"),
-)
-# Groups of one host, and why.
-SINGLE_HOST_GROUPS = {
-    "redis": "whose one Redis all gateways share: leave one there, or none, and each host in serve has its own",
-    "search": "whose role makes one node: leave one there",
-    "logstash": "to which all hosts ship their logs: leave one there",
 }
 # Units that must wait for the volume that holds their files: group, variable of the directory or its path, unit.
 NEEDED_UNITS = (
@@ -222,12 +192,15 @@ def placement_faults(values: Mapping[str, Any], groups: Mapping[str, list[str]])
             "it is in storage, whose volumes are opened by a key in an HSM, and has none: set hsm_module to your HSM's"
             " PKCS#11 module (docs/hsm.md), or add a host to softhsm, the lab's stand-in"
         )
-    for group, needed, reason in NEEDED_GROUPS:
-        if group in mine and needed not in mine:
-            yield f"it is in {group} and not in {needed}, but {reason}: add it to {needed} too"
-    for group, reason in SINGLE_HOST_GROUPS.items():
-        if group in mine and len(groups.get(group) or []) > 1:
-            yield f"{', '.join(groups[group])} are in {group}, {reason}"
+    for row in FEATURES:
+        group = row["group"]
+        if group not in mine:
+            continue
+        for needed, reason in row["needs"].items():
+            if needed not in mine:
+                yield f"it is in {group} and not in {needed}, but {reason}: add it to {needed} too"
+        if row["single"] and len(groups.get(group) or []) > 1:
+            yield f"{', '.join(groups[group])} are in {group}, {row['single']}"
     if mine & {"slurm_controller", "slurm_node"} and len(groups.get("slurm_controller") or []) != 1:
         seen = ", ".join(groups.get("slurm_controller") or []) or "no host"
         yield f"Slurm has one controller, and there is {seen} in slurm_controller: put one host in it"

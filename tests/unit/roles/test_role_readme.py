@@ -21,6 +21,10 @@ def test_readme_is_what_the_specification_says(role: Path) -> None:
     assert written == roledoc.render(role), "run .venv/bin/python tests/roledoc.py"
 
 
+def test_the_list_of_roles_is_that_of_features() -> None:
+    assert (ROOT / "roles/README.md").read_text() == roledoc.listed(), "run .venv/bin/python tests/roledoc.py"
+
+
 def test_sub_options_and_shared_variables_are_in_the_tables() -> None:
     luks = (ROOT / "roles/luks/README.md").read_text()
     assert "| `luks_volumes[].serial` | str | required |" in luks
