@@ -43,16 +43,22 @@ all:
 @pytest.mark.parametrize(
     "given",
     [
-        ["example"],
-        ["lab", "lab-kernel", "lab-train"],
-        ["lab", "lab-logs", "lab-kibana", "lab-logstash", "lab-metrics", "lab-pages"],
-        ["lab", "lab-edges", "lab-redis", "lab-kubernetes", "lab-round"],
+        ["inventory/example"],
+        ["inventory/lab", "inventory/lab-kernel", "inventory/lab-train"],
+        [
+            *(f"inventory/{name}" for name in ("lab", "lab-logs", "lab-metrics", "lab-pages")),
+            *(f"molecule/{role}/hosts.yml" for role in ("kibana", "logstash")),
+        ],
+        [
+            *(f"inventory/{name}" for name in ("lab", "lab-edges", "lab-round")),
+            *(f"molecule/{role}/hosts.yml" for role in ("redis", "kubernetes")),
+        ],
     ],
 )
 def test_the_trees_own_inventories_have_no_fault(
     given: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [word for name in given for word in ("-i", str(TREE / "inventory" / name))]
+    words = [word for name in given for word in ("-i", str(TREE / name))]
     assert cli.main(["inventory", "check", *words]) == 0
     assert "no fault found; no host was contacted" in capsys.readouterr().out
 

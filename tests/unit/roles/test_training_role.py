@@ -72,7 +72,7 @@ def test_a_host_without_a_volume_gets_the_folder_that_one_would_be_mounted_at(tm
 
 def test_its_packages_are_those_that_the_scenarios_snapshot_was_installed_with() -> None:
     training, serving = (
-        yaml.safe_load((ROOT / f"roles/{role}/vars/Debian.yml").read_text())[f"__{role}_os"]
+        yaml.safe_load((ROOT / f"roles/{role}/vars/main.yml").read_text())[f"__{role}_os"]
         for role in ("llm_training", "llm_serving")
     )
     assert training["packages"] == serving["packages"]
