@@ -19,6 +19,9 @@ from pathlib import Path
 
 import yaml
 
+sys.path.insert(0, str(Path(__file__).parent / "helpers"))
+from roledoc import checks_of
+
 FOLDERS = ("roles", "molecule", "tests", "payload/tests")
 
 
@@ -46,7 +49,8 @@ def proofs(files: Iterator[tuple[str, str]]) -> dict[str, Counter[str]]:
     found: dict[str, Counter[str]] = {"checks": Counter(), "mutations": Counter(), "tests": Counter()}
     for name, text in files:
         if name.startswith("roles/"):
-            found["checks"].update(re.findall(r"^ *- id: (\w+\.\w+)$", text, re.MULTILINE))
+            if name.endswith("/tasks/verify.yml"):
+                found["checks"].update(check["id"] for check in checks_of(text))
         elif name.endswith("/scenario.yml"):
             role = name.split("/")[1]
             for mutation in yaml.safe_load(text)["mutations"]:

@@ -372,7 +372,7 @@ def test_a_host_has_keys_units_and_checks_of_what_it_sends_and_no_way_but_for_th
     [verify] = yaml.safe_load((ROOT / "roles/filebeat/tasks/verify.yml").read_text())
     chosen = verify["vars"]["_common_checks"].strip().removeprefix("{{").removesuffix("}}")
     variables["__filebeat_checks"] = [
-        {"id": check["id"]} for check in verify["vars"]["__filebeat_checks"] if "key_" in check["id"]
+        {"id": check["id"]} for check in verify["vars"]["__filebeat_checks"] if "key_" in check.get("id", "")
     ]
     groups = groups | {"search": ["llm2"], "logs": ["llm-1"]}
     wanted = {"keys": "__filebeat_keys", "checks": chosen}

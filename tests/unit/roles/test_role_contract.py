@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import roledoc
 import yaml
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -69,8 +70,7 @@ def test_variables_start_with_the_name_of_the_role(role: Path) -> None:
 
 @pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
 def test_verify_returns_named_checks_through_common(role: Path) -> None:
-    text = (role / "tasks" / "verify.yml").read_text()
-    ids = re.findall(r"\bid:\s*\"?([\w.{}| -]+)", text)
+    ids = [check["id"] for check in roledoc.checks(role)]
     assert ids, f"{role.name} has no check"
     assert len(ids) == len(set(ids)), f"{role.name} names a check twice"
     assert all(name.startswith(f"{role.name}.") for name in ids), ids
@@ -78,8 +78,7 @@ def test_verify_returns_named_checks_through_common(role: Path) -> None:
 
 @pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
 def test_every_check_has_a_mutation_that_breaks_it(role: Path) -> None:
-    text = (role / "tasks" / "verify.yml").read_text()
-    checks = set(re.findall(r"\bid:\s*\"?([\w.]+)", text))
+    checks = {check["id"] for check in roledoc.checks(role)}
     mutations = load(ROOT / "molecule" / role.name / "scenario.yml")["mutations"]
     broken = {check for mutation in mutations for check in mutation["fails"]}
     assert checks <= broken, f"no mutation breaks {sorted(checks - broken)}"

@@ -1,28 +1,25 @@
 """Each role's README says what its argument specification says."""
 
-import importlib.util
 import re
 from pathlib import Path
 
 import pytest
+import roledoc
 import yaml
 
 ROOT = Path(__file__).resolve().parents[3]
-specification = importlib.util.spec_from_file_location("roledoc", ROOT / "tests/roledoc.py")
-assert specification is not None
-assert specification.loader is not None
-roledoc = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(roledoc)
 
 
 @pytest.mark.parametrize("role", roledoc.ROLES, ids=lambda role: role.name)
 def test_readme_is_what_the_specification_says(role: Path) -> None:
     written = (role / "README.md").read_text()
-    assert written == roledoc.render(role), "run .venv/bin/python tests/roledoc.py"
+    assert written == roledoc.render(role), "run .venv/bin/python tests/helpers/roledoc.py"
 
 
 def test_the_list_of_roles_is_that_of_features() -> None:
-    assert (ROOT / "roles/README.md").read_text() == roledoc.listed(), "run .venv/bin/python tests/roledoc.py"
+    assert (ROOT / "roles/README.md").read_text() == roledoc.listed(), (
+        "run .venv/bin/python tests/helpers/roledoc.py"
+    )
 
 
 def test_sub_options_and_shared_variables_are_in_the_tables() -> None:

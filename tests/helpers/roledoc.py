@@ -1,4 +1,4 @@
-"""Each role's README, from its argument specification and its checks, and their list: `python tests/roledoc.py` writes them."""
+"""READMEs of the roles, from argument specifications and checks: `python tests/helpers/roledoc.py` writes them."""
 
 import re
 from collections.abc import Iterator
@@ -7,8 +7,9 @@ from textwrap import wrap
 from typing import Any
 
 import yaml
+from plugin_modules import load
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 COMMON = ROOT / "roles/_common"
 FEATURES: list[dict[str, Any]] = yaml.safe_load((ROOT / "meta/features.yml").read_text())["features"]
 ROLES = [ROOT / "roles" / row["role"] for row in FEATURES]
@@ -30,7 +31,7 @@ def listed() -> str:
         lines.append(f"| [{role.name}]({role.name}/README.md) | {hosts(row)} | {purpose} |")
     return "\n".join(lines) + (
         "\n\nA pattern with * is another one in estates that lack a group: [meta/features.yml](../meta/features.yml)."
-        "\n\n<!-- Written by tests/roledoc.py from meta/features.yml. -->\n"
+        "\n\n<!-- Written by tests/helpers/roledoc.py from meta/features.yml. -->\n"
     )
 
 
@@ -84,7 +85,7 @@ def render(role: Path) -> str:
     lines += [f"- `{check['id']}`: {check['title']}" for check in checks(role)]
     return (
         "\n".join(lines)
-        + "\n\n<!-- Written by tests/roledoc.py from meta/argument_specs.yml and tasks/verify.yml. -->\n"
+        + "\n\n<!-- Written by tests/helpers/roledoc.py from meta/argument_specs.yml and tasks/verify.yml. -->\n"
     )
 
 
@@ -187,9 +188,16 @@ def inserted(match: re.Match[str], named: dict[str, Any]) -> str:
 
 
 def checks(role: Path) -> list[dict[str, Any]]:
-    """The checks that a role's verify.yml declares, wherever in it, in their order."""
-    tasks = yaml.safe_load((role / "tasks/verify.yml").read_text())
-    return [mapping for mapping in mappings(tasks) if "id" in mapping]
+    """The checks that a role's verify.yml declares, wherever in it, in their order; their expressions are as they stand there."""
+    return checks_of((role / "tasks/verify.yml").read_text())
+
+
+def checks_of(verify: str) -> list[dict[str, Any]]:
+    """Likewise, of the file's text. A service whose units an expression names has one unit here."""
+    declared = [each for each in mappings(yaml.safe_load(verify)) if {"id", "service"} & each.keys()]
+    plain = [each | {"units": [str(each["units"])]} if "service" in each else each for each in declared]
+    found: list[dict[str, Any]] = load("filter.service_checks").with_service_checks(plain)
+    return found
 
 
 def sentence(text: str) -> str:
