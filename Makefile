@@ -17,8 +17,8 @@ export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
 STEP := @lab/step
 SUITE := @tests/suite.py
-# Two lanes of tests/suite.py.
-CHECKS := unit-training lint types policy -- unit-control unit-serving
+# Two lanes of tests/suite.py, about as long as one another.
+CHECKS := unit-training lint types policy unit-serving -- unit-control
 
 .PHONY: help lab lab-kernel lab-kubernetes image demo demo-kernel serve preflight testable test test-all test-hosts test-containers test-roles test-faults test-kernel check lint types unit unit-serving unit-training unit-control policy molecule floor floor-kernel debian kernel storm bundle peers mutants env
 help:  ## what there is
@@ -56,7 +56,7 @@ test: testable env  ## the fast part and the whole estate, in containers: half a
 # Kernels and most checks run beside the longest unit tests, containers by themselves: a log line that has to arrive within ten seconds is
 # late beside more.
 test-all: testable env  ## `make test` and the three below, as CI runs them
-	$(SUITE) test-kernel $(CHECKS) then test-hosts
+	$(SUITE) test-kernel unit-training lint types policy -- unit-control unit-serving then test-hosts
 
 test-hosts test-containers test-roles test-faults: WORKERS := --numprocesses 3
 test-hosts: floor
