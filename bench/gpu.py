@@ -163,7 +163,7 @@ def versions() -> dict[str, str]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """For docs/performance.md."""
+    """For docs/develop/performance.md."""
     heading = REHEARSAL if results["device"] == REHEARSAL else "measured"
     words = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
     lines = [

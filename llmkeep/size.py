@@ -37,7 +37,7 @@ COUNTED = (
 )  # of all lines, which hosts count (journal_count.py) in lines of about the size of a gateway's
 AUDIT_BYTES = (
     2 * 1032
-)  # of a request, its intent and outcome; 65,000 records are a file of 64 MiB (docs/figures.md)
+)  # of a request, its intent and outcome; 65,000 records are a file of 64 MiB (docs/develop/figures.md)
 SETTINGS = (
     "elasticsearch_keep_days",
     "elasticsearch_data_gb",

@@ -81,7 +81,7 @@ def parse(name: str, entry: Mapping[str, Any]) -> Source:
     """The source of an entry in artifacts.yml or artifacts.d; LlmkeepError where the entry contradicts itself."""
 
     def refuse(what: str) -> LlmkeepError:
-        return LlmkeepError(f"apt.sources has {name}, {what} (docs/packages.md)")
+        return LlmkeepError(f"apt.sources has {name}, {what} (docs/operate/packages.md)")
 
     if not SOURCE_NAME.fullmatch(name):
         raise refuse("which is no name of a source: use small letters, digits and hyphens")
@@ -120,7 +120,7 @@ def keyring(source: Source, tree: Path) -> Path:
         raise PackagesRefused(
             UNTRUSTED,
             f"the source {source.name} ({source.uri}) has the fingerprint {source.fingerprint!r}, which llmkeep does not "
-            "know: learn its 40 hex digits from the vendor, and state them in artifacts.d (docs/packages.md)",
+            "know: learn its 40 hex digits from the vendor, and state them in artifacts.d (docs/operate/packages.md)",
         )
     if not place.is_file():
         raise PackagesRefused(

@@ -38,7 +38,7 @@ def init(
     if standing.exists() and (seen := escrow.fingerprint(escrow.load(standing))) != mark:
         raise LlmkeepError(
             f"{standing} has sha256 {seen}, {certificate} has {mark}: this estate encrypts to the former. To change it, see "
-            "docs/keys.md; nothing was changed"
+            "docs/operate/keys.md; nothing was changed"
         )
     if not (folder / signing.CERTIFICATE).exists():
         if token:

@@ -90,5 +90,5 @@ def _used(token: Token, pin: str, digest: bytes, make: bool = False) -> dict[str
         )
     except signatures.Fault as fault:
         kind = PassphraseError if fault.kind == "pin_wrong" else LlmkeepError
-        raise kind(f"the signing key in the HSM: {fault} ({fault.kind}, see docs/hsm.md)") from fault
+        raise kind(f"the signing key in the HSM: {fault} ({fault.kind}, see docs/operate/hsm.md)") from fault
     return found

@@ -152,7 +152,7 @@ def _outcomes(parser: argparse.ArgumentParser, required: bool) -> None:
         "-i", "--inventory", action="append", help="collect them from all serving hosts; may be repeated"
     )
     either.add_argument(
-        "--outcomes", type=Path, metavar="FILE", help="JSON lines of all hosts (docs/experiments.md)"
+        "--outcomes", type=Path, metavar="FILE", help="JSON lines of all hosts (docs/use/experiments.md)"
     )
     parser.add_argument(
         "--unrecorded",

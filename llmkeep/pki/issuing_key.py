@@ -34,7 +34,7 @@ def _use(
         found = signatures.use(settings, hashlib.sha384(data).digest(), make)
     except signatures.Fault as fault:
         raise SealError(
-            f"the issuing key in the HSM: {fault} ({fault.kind}, see docs/certificates.md)"
+            f"the issuing key in the HSM: {fault} ({fault.kind}, see docs/operate/certificates.md)"
         ) from fault
     raw = bytes.fromhex(found["signature"])
     r, s = (int.from_bytes(half, "big") for half in (raw[: len(raw) // 2], raw[len(raw) // 2 :]))

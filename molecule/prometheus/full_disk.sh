@@ -18,7 +18,7 @@ until_true 60 "$query 'prometheus_notifications_errors_total > 0' 2>&1 | grep --
 if dd if=/dev/zero of=$data/filler bs=64K status=none 2>/dev/null; then echo "$data did not fill"; exit 1; fi
 systemctl start prometheus-alertmanager.service
 for receiver in webhook mail; do
-    until_true 120 "grep --quiet 'docs/metrics.md#certificate' /run/alerts/$receiver"
+    until_true 120 "grep --quiet 'docs/operate/metrics.md#certificate' /run/alerts/$receiver"
 done
-until_true 120 "grep --quiet 'docs/metrics.md#edge' /run/alerts/webhook"
+until_true 120 "grep --quiet 'docs/operate/metrics.md#edge' /run/alerts/webhook"
 until_true 60 "$query 'time() - max(timestamp(up)) > 7' 2>&1 | grep --quiet @"

@@ -1,6 +1,6 @@
 """Weights in 8 or 4 bits by bitsandbytes, and the check that they were really quantized.
 
-It saves memory, and more often than not costs time: measurements in docs/performance.md.
+It saves memory, and more often than not costs time: measurements in docs/develop/performance.md.
 """
 
 import logging

@@ -1,1 +1,1 @@
-"""Health of NVIDIA GPUs: readings, Xid events, acceptance, quarantine, metrics. See docs/gpu-health.md."""
+"""Health of NVIDIA GPUs: readings, Xid events, acceptance, quarantine, metrics. See docs/operate/gpu-health.md."""

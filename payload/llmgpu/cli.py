@@ -140,7 +140,9 @@ def check_command(options: argparse.Namespace) -> int:
                 f"GPU {gpu.index}  {gpu.name or '-'}  {gpu.uuid or '-'}  {'lost' if gpu.lost else 'answers'}"
             )
         for each in found:
-            print(f"{'FAILED' if each.drains else 'warning'}: {each} (docs/gpu-health.md#{each.runbook})")
+            print(
+                f"{'FAILED' if each.drains else 'warning'}: {each} (docs/operate/gpu-health.md#{each.runbook})"
+            )
         if not found:
             print(f"{config.expect.count} GPUs are as expected")
     return int(any(each.drains for each in found))

@@ -18,7 +18,7 @@ OTHER = "other"
 
 @dataclass(frozen=True, slots=True)
 class Xid:
-    """One code. `runbook` is an anchor of docs/gpu-health.md."""
+    """One code. `runbook` is an anchor of docs/operate/gpu-health.md."""
 
     code: int
     meaning: str

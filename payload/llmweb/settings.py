@@ -30,7 +30,7 @@ class Monitor(Section):
 
 
 class Objective(Section):
-    """An entry of slo.yml, whose keys docs/metrics.md describes."""
+    """An entry of slo.yml, whose keys docs/operate/metrics.md describes."""
 
     name: str
     title: str

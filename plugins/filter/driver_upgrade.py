@@ -148,7 +148,7 @@ def driver_wave(
         ]
         if (hostvars[host].get("gpu_health_expect") or {}).get("mig_layout"):
             why.append(
-                "its MIG instances may go with a reboot: declare mig_layout as {} until it is upgraded (docs/gpu.md)"
+                "its MIG instances may go with a reboot: declare mig_layout as {} until it is upgraded (docs/operate/gpu.md)"
             )
         if surveys[host]["own_kernel"] and host in (control or []):
             why.append(

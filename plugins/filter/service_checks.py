@@ -12,7 +12,7 @@ NO_CAPABILITIES = "0" * 16
 def with_service_checks(
     checks: list[dict[str, Any]], exposure: str = "", restrictions: str = ""
 ) -> list[dict[str, Any]]:
-    """The checks, each entry with `service` replaced by its questions (roles/_common/README.md).
+    """The checks, each entry with `service` replaced by its questions (roles/_common/meta/argument_specs.yml).
 
     `exposure` and `restrictions` are the shell programs that ask for a unit's exposure and a process' restrictions.
     """

@@ -89,7 +89,7 @@ key_pairs:
 missing: {description: Tokens without the key., returned: "success, unless I(state=absent)", type: list, elements: str}
 findings: {description: Findings for an auditor., returned: "success, unless I(state=absent)", type: list, elements: str}
 destroyed: {description: Objects destroyed by token., returned: "success, with I(state=absent)", type: dict}
-fault: {description: Name of the fault; docs/hsm.md has a runbook for each., returned: failure, type: str}
+fault: {description: Name of the fault; docs/operate/hsm.md has a runbook for each., returned: failure, type: str}
 exit: {description: The fault's exit code in the program llmkeep-hsm., returned: failure, type: int}
 """
 

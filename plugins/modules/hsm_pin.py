@@ -36,7 +36,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 tokens: {description: Labels of the tokens whose PIN this run changed., returned: success, type: list, elements: str}
-fault: {description: Name of the fault; docs/hsm.md has a runbook for each., returned: failure, type: str}
+fault: {description: Name of the fault; docs/operate/hsm.md has a runbook for each., returned: failure, type: str}
 """
 
 import dataclasses
@@ -92,7 +92,7 @@ class Rotation:
                 "pin_held_back",
                 f"{record} tells of a change to another new PIN than the one given now, which ended in the middle; no login"
                 " was tried. Put that one back on the control node, or find out which PIN each token takes and remove the"
-                " record (docs/hsm.md)",
+                " record (docs/operate/hsm.md)",
             )
 
     def keep(self) -> None:
@@ -161,7 +161,8 @@ class Rotation:
             "pin_wrong" if len(entry.refused) > 1 else "pin_held_back",
             f"it is not known which PIN the token {label} takes: {' and '.join(entry.refused) or 'none'} refused,"
             f" {' and '.join(entry.asked) or 'none'} shown by runs that were killed meanwhile. No further login is tried."
-            f" Log in by hand, set the PIN to the new one, and set `changed` of {label} in {self.path} to true (docs/hsm.md)",
+            f" Log in by hand, set the PIN to the new one, and set `changed` of {label} in {self.path} to true"
+            " (docs/operate/hsm.md)",
         )
 
     def change(self, label: str) -> None:

@@ -190,7 +190,7 @@ def placement_faults(values: Mapping[str, Any], groups: Mapping[str, list[str]])
     if "storage" in mine and not groups.get("softhsm") and not values.get("hsm_module"):
         yield (
             "it is in storage, whose volumes are opened by a key in an HSM, and has none: set hsm_module to your HSM's"
-            " PKCS#11 module (docs/hsm.md), or add a host to softhsm, the lab's stand-in"
+            " PKCS#11 module (docs/operate/hsm.md), or add a host to softhsm, the lab's stand-in"
         )
     for row in FEATURES:
         group = row["group"]
@@ -267,7 +267,7 @@ def gpu_faults(values: Mapping[str, Any]) -> Iterator[str]:
             " gpu_signing to none"
         )
     if {"serve", "train"} & set(values["group_names"]) and not values.get("gpu_health_expect"):
-        yield "gpu_health_expect is not set: write how many GPUs the host has, such as {count: 8} (docs/gpu-health.md)"
+        yield "gpu_health_expect is not set: write how many GPUs the host has, such as {count: 8} (docs/operate/gpu-health.md)"
 
 
 def volume_faults(values: Mapping[str, Any], known: Mapping[str, Options]) -> Iterator[str]:
@@ -347,10 +347,10 @@ def preflight_faults(values: Mapping[str, Any], groups: Mapping[str, list[str]])
         jobs = ", ".join(job["name"] for job in values["llm_training_jobs"])
         yield (
             f"it is in slurm_node, and llm_training_jobs has {jobs}, which systemd would start beside Slurm's: submit these to"
-            " Slurm (docs/slurm.md), or take the host out of slurm_node"
+            " Slurm (docs/operate/slurm.md), or take the host out of slurm_node"
         )
     if "prometheus" in mine and not (values.get("prometheus_webhook") or values.get("prometheus_mail")):
-        yield "its alerts would reach no operator: set prometheus_webhook or prometheus_mail (docs/metrics.md)"
+        yield "its alerts would reach no operator: set prometheus_webhook or prometheus_mail (docs/operate/metrics.md)"
     for group, name in (("prometheus", "prometheus_hosts"), ("softhsm", "softhsm_clients")):
         unknown = set(values.get(name) or []) - set(groups["all"]) if group in mine else set()
         if unknown:
@@ -360,8 +360,8 @@ def preflight_faults(values: Mapping[str, Any], groups: Mapping[str, list[str]])
         seen = f"edge_client_ca_file is {authority}" if authority else "it is in mirror"
         way_out = "leave edge_client_ca_file empty" if authority else "take it out of edge"
         yield (
-            f"edge_key_source is hsm and {seen}, so nginx would verify clients in the HSM, too (docs/hsm.md): set edge_key_source"
-            f" to file, or {way_out}"
+            f"edge_key_source is hsm and {seen}, so nginx would verify clients in the HSM, too (docs/operate/hsm.md): set"
+            f" edge_key_source to file, or {way_out}"
         )
 
 

@@ -87,7 +87,9 @@ class Registry:
         folder.mkdir(parents=True, exist_ok=True)
         host = self.places.root / (client or node.name)
         (text,) = (
-            each for each in (ROOT / "docs/image.md").read_text().split("```") if "capabilities =" in each
+            each
+            for each in (ROOT / "docs/operate/image.md").read_text().split("```")
+            if "capabilities =" in each
         )
         for there, here in {
             "ops1.estate.internal": MASTER,

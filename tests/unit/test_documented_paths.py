@@ -191,7 +191,7 @@ def test_a_wrong_link_is_named(tmp_path: Path) -> None:
 
 
 def test_the_index_of_decisions_has_each_of_them_once_by_its_title() -> None:
-    folder = ROOT / "docs/decisions"
+    folder = ROOT / "docs/develop/decisions"
     entries = re.findall(r"^- \[(.*?)\]\((\d{4}-\S+\.md)\)", (folder / "README.md").read_text(), re.MULTILINE)
     pages = list(folder.glob("0*.md"))
     titles = {(page.read_text().partition("\n")[0].removeprefix("# "), page.name) for page in pages}

@@ -179,7 +179,7 @@ def write_ids(path: Path, folder: Path, theirs: Callable[[ratings.Record], bool]
     if not found:
         print(
             f"warning: {path} is empty, since this host's journal has nothing of them; exports may have what was removed from it "
-            "by age (docs/loop.md, Where it is)",
+            "by age (docs/use/loop.md, Where it is)",
             file=sys.stderr,
         )
 

@@ -220,7 +220,7 @@ def add_command(commands: Any) -> None:
     )
     parser.add_argument("new", metavar="NEW", help="like OLD")
     parser.add_argument(
-        "--data", type=Path, required=True, help="the held-out set, JSON lines (docs/training-gate.md)"
+        "--data", type=Path, required=True, help="the held-out set, JSON lines (docs/use/training-gate.md)"
     )
     parser.add_argument("--rule", type=Path, help="gate.yaml; default: a rule that is part of the verdict")
     parser.add_argument(

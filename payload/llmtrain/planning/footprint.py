@@ -134,7 +134,7 @@ def working_memory(load: Load, choice: Choice) -> Mapping[str, float]:
     # The loss: logits as computed, as log-probabilities in 32 bit, and two gradients of that size.
     logits = tokens * a.vocabulary * (number + 12)
     # The backward pass of a layer holds about four more of its widest tensors, after the loss has freed its memory: the
-    # larger of the two counts. Measured, see docs/training-plan.md.
+    # larger of the two counts. Measured, see docs/use/training-plan.md.
     backward = 4 * tokens * a.widest * number + (mask if mask > scores else 0)
     if choice.checkpointing:
         again = backward + tokens * max(kept.layers) + mask

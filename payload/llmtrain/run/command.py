@@ -17,7 +17,7 @@ from llmtrain.run import slurm
 
 def add_command(commands: Any) -> None:
     run = commands.add_parser("run", help="train, or resume a job that was stopped", description=__doc__)
-    run.add_argument("job", type=Path, help="job.yaml; its keys are in docs/training.md")
+    run.add_argument("job", type=Path, help="job.yaml; its keys are in docs/use/training.md")
     run.add_argument(
         "--prepare",
         type=Path,

@@ -93,7 +93,7 @@ def test_labels_of_metrics_come_from_a_closed_set() -> None:
 
 
 def test_each_code_has_its_row_and_each_finding_its_runbook() -> None:
-    page = (Path(__file__).parents[3] / "docs/gpu-health.md").read_text()
+    page = (Path(__file__).parents[3] / "docs/operate/gpu-health.md").read_text()
     sections = dict(section.split("\n", 1) for section in page.split("### ")[1:])
     for xid in TABLE.values():
         assert f"| {xid.code} | {xid.meaning} | {xid.action} |" in sections[xid.runbook]

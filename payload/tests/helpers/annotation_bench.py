@@ -8,7 +8,7 @@ from llmtrain import exits
 from llmtrain.cli import main
 
 ROOT = Path(__file__).parents[3]
-MEDICINES = ROOT / "docs/examples/medicines"
+MEDICINES = ROOT / "docs/use/medicines"
 KEY = b"the key of tests, of 32 letters."
 QUESTION = "Where is the station?\n<b>Please</b> & $thanks"
 LINES: dict[str, list[dict[str, Any]]] = {

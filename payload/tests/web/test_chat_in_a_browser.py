@@ -381,7 +381,7 @@ def test_a_session_that_is_over_says_so(chromium: Any, chat: ChatPage) -> None:
 
 
 def test_the_first_part_of_an_answer_is_in_the_next_frame(chromium: Any, chat: ChatPage) -> None:
-    """Counted from when the browser has read it. How long a frame takes is the machine's affair, and in docs/page.md."""
+    """Counted from when the browser has read it. How long a frame takes is the machine's affair, and in docs/use/page.md."""
     with tab(chromium, chat) as opened:
         opened.evaluate(
             """() => {

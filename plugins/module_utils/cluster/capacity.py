@@ -120,7 +120,7 @@ def judge_rights(
     if lacking:
         raise Refused(
             f"the user of {cluster.kubeconfig} has no right to {', '.join(lacking)}."
-            " Bind its user to a ClusterRole with these rights (docs/kubernetes.md)"
+            " Bind its user to a ClusterRole with these rights (docs/operate/kubernetes.md)"
         )
 
 

@@ -157,7 +157,7 @@ WAYS = [
         "The cluster's policy refuses this: change what is declared, or the policy",
     ),
     (r"violates PodSecurity", "Declare pods that keep the level of their namespace"),
-    (r"cannot \w+ resource", "Give the user of the kubeconfig this right (docs/kubernetes.md)"),
+    (r"cannot \w+ resource", "Give the user of the kubeconfig this right (docs/operate/kubernetes.md)"),
     (
         r"Unauthorized|must be logged in",
         "The cluster does not know the kubeconfig's user: its certificate may have expired",

@@ -199,7 +199,7 @@ def require_signed(modules: list[Path], signing: Signing | None) -> None:
     if faults or not modules:
         raise Failed(
             f"{'; '.join(faults) or 'dkms built no module'}. {UNTOUCHED}. dkms goes on where signing fails: see that the HSM"
-            " is reachable and that the certificate is its key's (docs/gpu.md)"
+            " is reachable and that the certificate is its key's (docs/operate/gpu.md)"
         )
 
 

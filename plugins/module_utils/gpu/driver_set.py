@@ -39,7 +39,7 @@ def misfits(
     for card in cards:
         seen = f"the GPU {card.address} (PCI id 10de:{card.device:04x})"
         if not card.generation:
-            yield f"{seen} is of no generation that llmkeep knows: see docs/gpu.md, Generations"
+            yield f"{seen} is of no generation that llmkeep knows: see docs/operate/gpu.md, Generations"
         elif card.generation not in driver_set["generations"]:
             yield (
                 f"{seen} is {card.generation}, and the set {name} ({driver_set['flavour']}) serves"
@@ -59,5 +59,5 @@ def misfits(
     if secure_boot and not signs:
         yield (
             "Secure Boot is on and modules are not signed (gpu_signing is none), so the kernel would load no driver: put"
-            " the host into storage and set gpu_signing to hsm (docs/gpu.md)"
+            " the host into storage and set gpu_signing to hsm (docs/operate/gpu.md)"
         )

@@ -15,7 +15,7 @@ from pathlib import Path
 SECONDS = 30
 ENROLL = (
     "Run `mokutil --import {certificate}` on the host, choose a password, reboot, and at the console choose Enroll MOK"
-    " in the blue screen within 10 seconds and give the password again (docs/gpu.md, Secure Boot)"
+    " in the blue screen within 10 seconds and give the password again (docs/operate/gpu.md, Secure Boot)"
 )
 
 
@@ -51,7 +51,7 @@ def refusal(state: str, tested: str, certificate: Path) -> str:
     if tested.endswith("is already in the enrollment request"):
         return (
             f"Secure Boot is on and the certificate {certificate} waits for its enrolment: reboot into the kernel that runs"
-            " now, and at the console choose Enroll MOK in the blue screen within 10 seconds (docs/gpu.md, Secure Boot)"
+            " now, and at the console choose Enroll MOK in the blue screen within 10 seconds (docs/operate/gpu.md, Secure Boot)"
         )
     seen = "" if tested.endswith("is not enrolled") else f" (mokutil said {tested!r})"
     return (

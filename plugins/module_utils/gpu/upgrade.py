@@ -165,7 +165,8 @@ def complaints(program: Path, version: str, loaded: str | None, cuda: bool) -> s
     except ValueError:
         return f"llm-gpu check ended with {done.returncode}: {done.stderr.strip()[:300]}"
     told = [
-        f"{'' if each['gpu'] is None else 'GPU ' + str(each['gpu']) + ': '}{each['text']} (docs/gpu-health.md#{each['runbook']})"
+        f"{'' if each['gpu'] is None else 'GPU ' + str(each['gpu']) + ': '}{each['text']}"
+        f" (docs/operate/gpu-health.md#{each['runbook']})"
         for each in report["findings"]
         if each["drains"]
     ]

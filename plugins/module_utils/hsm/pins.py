@@ -34,7 +34,7 @@ def refuse_again(credential: Path, sealed: bytes) -> None:
         raise Fault(
             "pin_wrong",
             f"the HSM refused the PIN in {credential} before. It is not shown again until another one is sealed"
-            f" (docs/hsm.md). If it was the HSM's PIN that was mended, remove {known}",
+            f" (docs/operate/hsm.md). If it was the HSM's PIN that was mended, remove {known}",
         )
 
 
@@ -76,5 +76,6 @@ def shown(path: str | Path, name: str = "") -> Iterator[bytes]:
 
 def no_pin(credential: Path, words: str) -> Fault:
     return Fault(
-        "no_pin", f"{credential} gives no PIN: {words}. No login was tried. Seal it again (docs/hsm.md)"
+        "no_pin",
+        f"{credential} gives no PIN: {words}. No login was tried. Seal it again (docs/operate/hsm.md)",
     )

@@ -67,7 +67,7 @@ def signed(
             raise Fault(
                 "key_missing",
                 f"the token {token.label} has no key {settings.label}. Restore it from the HSM's backup, or move the"
-                " authority to a new key (docs/certificates.md)",
+                " authority to a new key (docs/operate/certificates.md)",
             )
         public = described(session, key, token, settings, None)["public"]
         step(f"sign with the key {settings.label} of the token {token.label}")

@@ -277,7 +277,7 @@ def log_in(session: Any, token: Any, pin: bytes) -> None:
             raise Fault(
                 "pin_wrong",
                 f"the token {token.label} does not take the PIN that is sealed here. It was tried once, and is not shown"
-                " again until another one is sealed (docs/hsm.md)",
+                " again until another one is sealed (docs/operate/hsm.md)",
             ) from problem
         raise
 

@@ -297,7 +297,7 @@ def contents(descriptor: int, disk: Disk, start: int) -> Iterator[Finding]:
                 "zero",
                 f"{disk.path} is not empty: byte {first} is not zero",
                 "It may hold data of a kind that no program here knows, an encrypted volume whose headers are lost"
-                " among them (a header backup brings that back: docs/storage.md). If it may go, say so by"
+                " among them (a header backup brings that back: docs/operate/storage.md). If it may go, say so by"
                 " `luks_destroy` with this disk's serial",
             )
             return
@@ -310,7 +310,7 @@ def registered(disk: Disk, register: Sequence[Registered]) -> Iterator[Finding]:
             yield Finding(
                 "register",
                 f"the estate's register has volume {volume.volume}, UUID {volume.uuid}, on the disk {disk.serial}",
-                "If its header is lost, restore the backup (docs/storage.md). If the volume may go, say so by"
+                "If its header is lost, restore the backup (docs/operate/storage.md). If the volume may go, say so by"
                 " `luks_destroy` with this disk's serial",
             )
 

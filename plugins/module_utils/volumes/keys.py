@@ -52,7 +52,7 @@ def bootstrap_key(of: Volume) -> bytes:
                 return key
     raise (Refused if problems else NeedsPerson)(
         f"no key that this host has opens {of.name} ({of.path}): {'; '.join(problems) or 'no token is enrolled'}."
-        " If the HSM is away, bring it back and run again; otherwise open it by the recovery key (docs/storage.md)"
+        " If the HSM is away, bring it back and run again; otherwise open it by the recovery key (docs/operate/storage.md)"
     )
 
 
@@ -111,7 +111,7 @@ def enrol(of: Volume, owner: str, uri: str, key: bytes) -> None:
         luks.wipe(of.path, slot)
         raise Refused(
             f"the key at {uri} enrols but does not open {of.name}, so its slot was taken away again: {problem}."
-            " A path to the HSM that cannot derive (pkcs11-proxy is one) is no path: see docs/storage.md"
+            " A path to the HSM that cannot derive (pkcs11-proxy is one) is no path: see docs/operate/storage.md"
         ) from problem
     of.own(slot, owner)
     of.changes.append(f"enrol {owner} in slot {slot} of {of.name}")

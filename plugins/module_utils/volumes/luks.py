@@ -147,7 +147,7 @@ def refused(words: str) -> None:
         raise Fault(
             "pin_wrong",
             "the token refused the PIN. It was tried once, and will not be tried again: put the right one in the"
-            " vault (docs/storage.md) before its lock-out counter ends",
+            " vault (docs/operate/storage.md) before its lock-out counter ends",
         )
 
 

@@ -121,7 +121,7 @@ def adopted(of: Volume, check: bool) -> bool:
             return True
     raise NeedsPerson(
         f"the register has {of.known_as} with the UUID {header.uuid} on this disk, and none of its slots is for"
-        f" {of.tokens[HSM]}: open it by the recovery key (docs/storage.md)"
+        f" {of.tokens[HSM]}: open it by the recovery key (docs/operate/storage.md)"
     )
 
 

@@ -110,7 +110,7 @@ class Volume:
         if found is None:
             raise NeedsPerson(
                 f"volume {self.name}, UUID {self.known.uuid}, was made on {self.path}, which has no LUKS2 header now."
-                " Restore the header backup (docs/storage.md). If the volume may go, say so by `luks_destroy` with"
+                " Restore the header backup (docs/operate/storage.md). If the volume may go, say so by `luks_destroy` with"
                 f" the serial {self.serial}"
             )
         if found.uuid != self.known.uuid:

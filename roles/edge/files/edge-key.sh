@@ -11,15 +11,15 @@ look() {
   shown=$(timeout 10 p11-kit list-tokens --provider "$EDGE_HSM_MODULE" "$EDGE_TOKEN_URI" 2>&1)
   case $shown in
     *'token: '*) ;;
-    *) echo "the HSM shows no token $EDGE_TOKEN, so no handshake can be signed; see docs/hsm.md, absent. $shown"; return 1 ;;
+    *) echo "the HSM shows no token $EDGE_TOKEN, so no handshake can be signed; see docs/operate/hsm.md, absent. $shown"; return 1 ;;
   esac
   sealed=$(sha256sum < "$CREDENTIALS_DIRECTORY/$EDGE_CREDENTIAL-sealed")
   if [ "$sealed" = "$(cat "$refused" 2> /dev/null)" ]; then
-    echo "the token $EDGE_TOKEN refused this PIN before, and is not shown it again; see docs/hsm.md, pin_wrong"
+    echo "the token $EDGE_TOKEN refused this PIN before, and is not shown it again; see docs/operate/hsm.md, pin_wrong"
     return 2
   fi
   if flags=$(echo "$shown" | grep -oE 'user-pin-(count-low|final-try|locked|to-be-changed)'); then
-    echo "the token $EDGE_TOKEN says $(echo "$flags" | paste --serial --delimiters ' ') so no login was tried; see docs/hsm.md, pin_held_back"
+    echo "the token $EDGE_TOKEN says $(echo "$flags" | paste --serial --delimiters ' ') so no login was tried; see docs/operate/hsm.md, pin_held_back"
     return 2
   fi
   length=$(wc -c < "$CREDENTIALS_DIRECTORY/$EDGE_CREDENTIAL")
@@ -32,10 +32,10 @@ look() {
     *'Enter PIN for '*)  # the provider asks a person once the PIN that it was given is refused
       echo "$sealed" > "$refused"
       sync "$refused"
-      echo "the token $EDGE_TOKEN does not take the PIN, which was tried once; see docs/hsm.md, pin_wrong"
+      echo "the token $EDGE_TOKEN does not take the PIN, which was tried once; see docs/operate/hsm.md, pin_wrong"
       return 2 ;;
   esac
-  echo "the key $EDGE_KEY_LABEL of the token $EDGE_TOKEN cannot be used; see docs/hsm.md. $said"
+  echo "the key $EDGE_KEY_LABEL of the token $EDGE_TOKEN cannot be used; see docs/operate/hsm.md. $said"
   return 1
 }
 

@@ -78,10 +78,10 @@ def delivered(lab: Lab, alert: str) -> list[dict[str, Any]]:
 
 
 def heading(url: str) -> str:
-    """The heading of docs/metrics.md that an alert links to; fails where there is none."""
+    """The heading of docs/operate/metrics.md that an alert links to; fails where there is none."""
     path, _, anchor = url.partition("#")
     assert path == "/opt/llmkeep/tree/docs/metrics.md"
-    (found,) = re.findall(f"^### {anchor}$", (ROOT / "docs/metrics.md").read_text(), re.MULTILINE)
+    (found,) = re.findall(f"^### {anchor}$", (ROOT / "docs/operate/metrics.md").read_text(), re.MULTILINE)
     return str(found).removeprefix("### ")
 
 

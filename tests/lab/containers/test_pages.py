@@ -1,5 +1,5 @@
-"""What docs/loop.md walks through, on the finished estate: a person asks, rates and corrects in Chromium, an expert corrects, the
-export has it, and a product owner sees intervals. `SCREENSHOTS=FOLDER` writes the walk's pictures there.
+"""What docs/use/loop.md walks through, on the finished estate: a person asks, rates and corrects in Chromium, an expert corrects,
+the export has it, and a product owner sees intervals. `SCREENSHOTS=FOLDER` writes the walk's pictures there.
 """
 
 import json
@@ -20,7 +20,7 @@ MODEL = "smollm2-135m-instruct"
 GREEDY = "smollm2-greedy"  # says the same each time, and ends: an answer that is cut is not kept
 ASKED = "Which ocean is the largest?"
 CORRECTED = "The Pacific Ocean."
-WALK = (ROOT / "docs/loop.md").read_text().partition("## Rate an answer")[0]
+WALK = (ROOT / "docs/use/loop.md").read_text().partition("## Rate an answer")[0]
 
 
 def typed(begin: str) -> str:

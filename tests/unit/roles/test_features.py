@@ -72,6 +72,6 @@ def test_groups_that_a_feature_needs_are_groups_of_the_estate() -> None:
 
 
 def test_the_page_on_tests_says_of_each_scenario_what_is_real_in_it() -> None:
-    table = (ROOT / "docs/test-tiers.md").read_text().split("## Scenarios")[1].split("\n## ")[0]
+    table = (ROOT / "docs/develop/test-tiers.md").read_text().split("## Scenarios")[1].split("\n## ")[0]
     named = [role for row in re.findall(r"^\| ([\w, ]+) \|", table, re.MULTILINE) for role in row.split(", ")]
     assert sorted(named) == sorted(["role", *ROLES])

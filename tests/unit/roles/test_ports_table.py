@@ -1,4 +1,4 @@
-"""The table of ports in docs/estate.md is what the roles' firewall rules open."""
+"""The table of ports in docs/operate/estate.md is what the roles' firewall rules open."""
 
 import re
 
@@ -27,7 +27,7 @@ def ports_in_rules() -> set[tuple[str, str]]:
 
 
 def rows() -> list[list[str]]:
-    text = (ROOT / "docs/estate.md").read_text().partition("## Ports")[2].partition("\n## ")[0]
+    text = (ROOT / "docs/operate/estate.md").read_text().partition("## Ports")[2].partition("\n## ")[0]
     table = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
     return [[cell.strip().strip("`") for cell in cells] for cells in table[2:]]
 

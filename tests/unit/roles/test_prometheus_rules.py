@@ -343,7 +343,7 @@ def test_no_alert_takes_a_percentile_from_a_guess_within_a_bucket() -> None:
 
 
 def test_each_alert_links_to_a_runbook_that_is_there() -> None:
-    page = (ROOT / "docs/metrics.md").read_text()
+    page = (ROOT / "docs/operate/metrics.md").read_text()
     headings = set(re.findall(r"^### ([a-z-]+)$", page, re.MULTILINE))
     linked = {rule["annotations"]["runbook_url"].partition("#")[2] for rule in EVERY if "alert" in rule}
     assert linked == headings

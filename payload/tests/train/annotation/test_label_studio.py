@@ -43,7 +43,7 @@ def test_what_label_studio_exported_becomes_examples(
 
 
 def test_the_example_of_a_domain_gives_answers_that_are_learned_as_good_and_bad(bench: Bench) -> None:
-    """Questions about medicines, as docs/annotation.md walks through them."""
+    """Questions about medicines, as docs/use/annotation.md walks through them."""
     from tiny import make_tokenizer  # which needs torch
 
     bench.export("labels")

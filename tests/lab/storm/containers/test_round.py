@@ -1,6 +1,6 @@
 """A round of learning on three hosts made by `site.yml`: SmolLM2 answers, a script rates, the model learns by KTO, passes the
-gate, answers 1 % of the users, and is promoted by their ratings (docs/loop.md, "Once in the lab"). Every step is an operator's
-command, and the commands that llmkeep prints are run as they stand. `make storm` has it.
+gate, answers 1 % of the users, and is promoted by their ratings (docs/use/loop.md, "Once in the lab"). Every step is an
+operator's command, and the commands that llmkeep prints are run as they stand. `make storm` has it.
 """
 
 import http.client

@@ -299,7 +299,7 @@ def test_an_engine_that_is_sick_after_the_upgrade_is_not_said_to_be_in_service(t
             },
             "2.0",
             None,
-            "no CUDA (docs/gpu-health.md#no-cuda)",
+            "no CUDA (docs/operate/gpu-health.md#no-cuda)",
         ),
         (
             {

@@ -296,7 +296,7 @@ def test_every_fault_has_an_exit_code_of_its_own() -> None:
 
 
 def test_every_fault_has_a_row_in_the_runbooks() -> None:
-    text = (ROOT / "docs/hsm.md").read_text()
+    text = (ROOT / "docs/operate/hsm.md").read_text()
     rows = dict(re.findall(r"^\| (\d+) `(\w+)` \|", text, re.MULTILINE))
     assert {name: int(code) for code, name in rows.items()} == hsm.EXIT
 
@@ -395,7 +395,7 @@ def test_a_host_s_pin_opens_no_key_of_a_host_with_a_token_of_its_own(lab: Double
 
 
 def test_hosts_that_share_a_token_open_each_other_s_keys(lab: Double) -> None:
-    """What docs/storage.md says of the default."""
+    """What docs/operate/storage.md says of the default."""
     lab.key(label="llm1", record=None)
     lab.key(label="llm2", record=None)
     assert lab.key(label="llm2", state="probed", record=None)["missing"] == []

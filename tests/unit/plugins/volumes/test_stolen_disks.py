@@ -197,7 +197,7 @@ def test_without_a_tpm_the_pin_can_be_read_and_still_opens_nothing(
     assert theft.late.opened_by_tokens(pin) == []
     assert luks.opens(theft.late.disk, pin) is None
     assert luks.opens(theft.late.disk, theft.bootstrap_key) is None, "the first key opens no more"
-    # The exception that docs/storage.md names: while keys are being made, the first one is on the root disk too.
+    # The exception that docs/operate/storage.md names: while keys are being made, the first one is on the root disk too.
     sealed = theft.early.root_disk / "luks/data.bootstrap"
     key = unsealed(sealed, "data.bootstrap", here)
     assert key is not None
@@ -250,5 +250,5 @@ def test_a_header_from_before_a_rotation_opens_until_the_key_of_that_time_is_des
         hsm.bounded(functools.partial(hsm_key.destroy, old, ["host1"], PIN.encode(), False), 20)
     assert copy.opened_by_tokens(PIN.encode()) == []
     assert estate.ways_in() == {"hsm", "spare", "recovery"}
-    # This one cannot be revoked: docs/storage.md has copies of header and recovery key destroyed together.
+    # This one cannot be revoked: docs/operate/storage.md has copies of header and recovery key destroyed together.
     assert luks.opens(copy.disk, old_recovery_key) is not None
