@@ -3,14 +3,11 @@
 # A step is a line with its time, what it prints lies in .lab/logs; V=1 prints everything.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
-.DEFAULT_GOAL := help
 .ONESHELL:
-PYTHON := /usr/bin/python3.13
 # Of the tests. A lab waits as much as it works, so two of them are done sooner than one after the other; containers wait most of the time.
 WORKERS := --numprocesses 2
 # A file is one worker's. The longest come first, so that no worker is idle while the other one runs the longest last.
 BY_FILE = $(WORKERS) --dist loadfile --no-loadscope-reorder
-COLLECTION := .ansible/collections/ansible_collections/llmkeep/estate
 # `make env` compiles our programs, which tests start again and again; what changes later is compiled at each start.
 export PYTHONDONTWRITEBYTECODE := 1
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
@@ -34,8 +31,6 @@ lab-kernel: preflight  ## the same on hosts with kernels of their own, with encr
 
 demo:
 	@.venv/bin/lab demo
-	echo
-	echo 'encrypted volumes need a kernel: `make lab-kernel`'
 
 demo-kernel:
 	@.venv/bin/lab --instance kernel -i inventory/lab -i inventory/lab-kernel demo
@@ -53,8 +48,7 @@ testable:
 test: testable env  ## the fast part and the whole estate, in containers: half an hour
 	$(SUITE) floor $(CHECKS) then test-containers
 
-# Kernels and most checks run beside the longest unit tests, containers by themselves: a log line that has to arrive within ten seconds is
-# late beside more.
+# Containers run by themselves: a log line that has to arrive within ten seconds is late beside more.
 test-all: testable env  ## `make test` and the three below, as CI runs them
 	$(SUITE) test-kernel unit-training lint types policy -- unit-control unit-serving then test-hosts
 
@@ -62,14 +56,10 @@ test-hosts test-containers test-roles test-faults: WORKERS := --numprocesses 3
 test-hosts: floor
 	.venv/bin/pytest tests/lab/{containers,roles,faults} $(BY_FILE) --verbose
 
-test-containers: floor
-	.venv/bin/pytest tests/lab/containers $(BY_FILE) --verbose
-
-test-roles: floor  ## every role: its scenario, with all others on one host, and previewed for the example
-	.venv/bin/pytest tests/lab/roles $(BY_FILE) --verbose
-
-test-faults: floor  ## upgrades, a driver that loses a GPU, an edge without power, logs through ten faults, the image
-	.venv/bin/pytest tests/lab/faults $(BY_FILE) --verbose
+test-roles:  ## every role: its scenario, with all others on one host, and previewed for the example
+test-faults:  ## upgrades, a driver that loses a GPU, an edge without power, logs through ten faults, the image
+test-containers test-roles test-faults: floor
+	.venv/bin/pytest tests/lab/$(@:test-%=%) $(BY_FILE) --verbose
 
 test-kernel: floor-kernel  ## what needs a kernel: volumes, lost writes, power cuts, clocks, ESP
 	.venv/bin/pytest tests/lab/kernels $(BY_FILE) --verbose
@@ -78,19 +68,7 @@ check: env  ## the fast part: lint, types, unit tests, contract
 	$(SUITE) $(CHECKS)
 
 lint: env
-	.venv/bin/ruff check .
-	.venv/bin/ruff format --check .
-	.venv/bin/yamllint --strict .
-	# Without an inventory that is there it cannot load the playbooks, which only its log says.
-	ANSIBLE_INVENTORY=inventory/example .venv/bin/ansible-lint -q
-	shellcheck --external-sources $$(grep -rlIE '^#!/bin/(ba)?sh|^#!/usr/bin/env bash' .ci bench/*.sh lab llmkeep molecule playbooks roles tests)
-	PYTHONPATH=.ansible/collections .venv/bin/lint-imports --no-logo --no-cache
-	.venv/bin/deptry llmkeep
-	for each in llmproof lab; do .venv/bin/deptry $$each --config $$each/pyproject.toml; done
-	cd payload
-	PYTHONPATH=. ../.venv/bin/lint-imports --no-logo --no-cache
-	# The payload's environment knows which distribution brings a module.
-	PYTHONPATH=$$(echo .venv/lib/python*/site-packages) ../.venv/bin/deptry .
+	tests/lint.sh
 
 types: env
 	.venv/bin/mypy
@@ -116,20 +94,11 @@ policy: env  ## who may do what: format, types, tests and their coverage, lint
 molecule: bundle  ## the roles' scenarios, or one: make molecule ROLE=redis
 	@molecule/shared/run.sh $(ROLE)
 
-# The suite's snapshots, made once: for kernels from the containers', since making them on kernels takes three times as long.
 floor: bundle
-	@exec {lock}> .lab/floor.lock
-	flock $$lock
-	if [ ! -e .lab/instances/suite/floor.sha256 ]; then
-	  LAB_INSTANCE=suite .venv/bin/lab floor
-	  LAB_INSTANCE=suite .venv/bin/lab down
-	fi
+	@tests/floor.sh
 
 floor-kernel: floor kernel
-	@if [ ! -e .lab/instances/suite-kernel/floor.sha256 ]; then
-	  LAB_INSTANCE=suite-kernel .venv/bin/lab -i inventory/lab -i inventory/lab-kernel floor --like suite
-	  LAB_INSTANCE=suite-kernel .venv/bin/lab down
-	fi
+	@tests/floor.sh kernel
 
 debian: .venv/.ready
 	$(STEP) debian "the bare Debian that hosts start from" .venv/bin/lab prepare container
@@ -140,7 +109,7 @@ kernel: .venv/.ready
 storm: bundle kernel  ## the long fault campaigns (hours): KILLS=500 of a program, STORM=20 power cuts of a host, from seed SEED=5; needs `make peers PEER="vllm torch trl mutmut label-studio firmware"`
 	@KILLS='$(KILLS)' STORM='$(STORM)' SEED='$(SEED)' tests/storm.sh
 
-bundle: .venv/.ready $(COLLECTION)  ## build (or keep) the lab's signed bundle in .lab/bundle
+bundle: .venv/.ready  ## build (or keep) the lab's signed bundle in .lab/bundle
 	@mkdir -p .lab
 	exec {lock}> .lab/bundle.lock
 	flock $$lock
@@ -163,7 +132,7 @@ mutants: env  ## small changes of a package's code that its fast tests do not no
 	nice -n 19 bench/mutants.py $(PACKAGE)
 
 env:
-	@$(MAKE) --silent --no-print-directory --jobs 2 .venv/.ready payload/.venv/.ready $(COLLECTION)
+	@$(MAKE) --silent --no-print-directory --jobs 2 .venv/.ready payload/.venv/.ready
 
 # Debian packages come from one list; asking dpkg first keeps a second run off the network.
 .venv/.packages: requirements.apt
@@ -172,27 +141,9 @@ env:
 	touch $@
 
 .venv/.ready: artifacts.lock.yml pyproject.toml llmproof/pyproject.toml lab/pyproject.toml .venv/.packages
-	$(STEP) control-env "Python environment of the control node" bash -euxc '
-	  $(PYTHON) -m venv .venv
-	  $(PYTHON) -m llmkeep.bundle.lock requirements dev > .venv/requirements.txt
-	  .venv/bin/pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python --require-hashes -r .venv/requirements.txt
-	  .venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . -e llmproof -e lab
-	  .venv/bin/pip check --disable-pip-version-check
-	  .venv/bin/python -m compileall -q llmkeep llmproof lab plugins'
-	@touch $@
+	$(STEP) control-env "Python environment of the control node" lab/environment .
+	touch $@
 
 payload/.venv/.ready: artifacts.lock.yml payload/pyproject.toml llmproof/pyproject.toml .venv/.packages
-	$(STEP) payload-env "Python environment of the payload" bash -euxc '
-	  $(PYTHON) -m venv --system-site-packages payload/.venv
-	  $(PYTHON) -m llmkeep.bundle.lock requirements payload-dev > payload/.venv/requirements.txt
-	  payload/.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python --require-hashes -r payload/.venv/requirements.txt
-	  $(PYTHON) -m llmkeep.bundle.lock requirements --sources payload-dev > payload/.venv/sources.txt
-	  payload/.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --require-hashes -r payload/.venv/sources.txt
-	  payload/.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e payload -e llmproof
-	  payload/.venv/bin/python -m compileall -q payload/llm*'
-	@touch $@
-
-# The tree is also the collection llmkeep.estate; Ansible finds plugins/ through this link.
-$(COLLECTION):
-	@mkdir -p $(@D)
-	ln -sfn $(CURDIR) $@
+	$(STEP) payload-env "Python environment of the payload" lab/environment payload
+	touch $@
