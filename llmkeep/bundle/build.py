@@ -155,7 +155,8 @@ def tracked(tree: Path, exclude: list[str]) -> list[str]:
         raise LlmkeepError(
             f"{tree} is no git checkout, so what belongs to the tree is not known: {run.stderr.strip()}"
         )
-    names = [name for name in run.stdout.split("\0") if name and name.split("/")[0] not in exclude]
+    outside = tuple(f"{folder}/" for folder in exclude)
+    names = [name for name in run.stdout.split("\0") if name and not name.startswith(outside)]
     return [name for name in names if (tree / name).exists()]
 
 

@@ -80,7 +80,7 @@ def delivered(lab: Lab, alert: str) -> list[dict[str, Any]]:
 def heading(url: str) -> str:
     """The heading of docs/operate/metrics.md that an alert links to; fails where there is none."""
     path, _, anchor = url.partition("#")
-    assert path == "/opt/llmkeep/tree/docs/metrics.md"
+    assert path == "/opt/llmkeep/tree/docs/operate/metrics.md"
     (found,) = re.findall(f"^### {anchor}$", (ROOT / "docs/operate/metrics.md").read_text(), re.MULTILINE)
     return str(found).removeprefix("### ")
 

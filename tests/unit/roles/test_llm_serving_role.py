@@ -208,15 +208,25 @@ def test_the_record_is_kept_as_long_as_declared_and_a_hold_is_a_file_with_its_re
     assert "LLM_AUDIT_UNSIGNED_SECONDS=300 LLM_AUDIT_SEEN=/var/lib/llm-audit-seen/head\n" in made["unit"]
 
 
-@pytest.mark.parametrize(("days", "refused"), [(0, True), (1, False)])
-def test_ratings_are_kept_for_a_day_or_more(days: int, refused: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "days", "refused"),
+    [
+        ("llm_serving_feedback_days", 0, True),
+        ("llm_serving_feedback_days", 1, False),
+        ("audit_keep_days", 179, True),
+        ("audit_keep_days", 180, False),
+    ],
+)
+def test_ratings_are_kept_for_a_day_and_records_for_180_or_more(
+    name: str, days: int, refused: bool, tmp_path: Path
+) -> None:
     tasks = yaml.safe_load((ROOT / "roles/llm_serving/tasks/preflight.yml").read_text())
-    task = [each for each in tasks if "llm_serving_feedback_days" in str(each.get("when"))]
+    task = [each for each in tasks if name in str(each.get("when"))]
     play = {"hosts": "llm1", "connection": "local", "gather_facts": False, "tasks": task}
-    estate = {"hosts": {"llm1": {"llm_serving_feedback_days": days}}}
+    estate = {"hosts": {"llm1": {name: days}}}
     done = played(tmp_path, play, estate)
     assert (done.returncode != 0) == refused, done.stdout
-    assert (f"llm_serving_feedback_days of llm1 is {days}" in done.stdout) == refused
+    assert (f"{name} of llm1 is {days}" in done.stdout) == refused
 
 
 def test_experiments_are_watched_by_the_release_that_gateways_run(made: Any, tmp_path: Path) -> None:

@@ -53,13 +53,28 @@ def test_a_folder_that_is_no_bundle_counts_as_none(tmp_path: Path) -> None:
 
 
 def test_only_tracked_files_cross_the_gap_and_never_the_lab(tmp_path: Path) -> None:
-    for name in ("site.yml", "lab/host.py", "secret.txt", "roles/gone.yml"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+    for name in (
+        "site.yml",
+        "lab/host.py",
+        "secret.txt",
+        "roles/gone.yml",
+        "payload/tests/a.py",
+        "laboratory",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).touch()
     subprocess.run(["git", "-C", str(tmp_path), "init", "-q"], check=True)
-    subprocess.run(["git", "-C", str(tmp_path), "add", "site.yml", "lab", "roles"], check=True)
+    subprocess.run(
+        ["git", "-C", str(tmp_path), "add", "site.yml", "lab", "roles", "payload", "laboratory"], check=True
+    )
     (tmp_path / "roles/gone.yml").unlink()
-    assert build.tracked(tmp_path, ["lab"]) == ["site.yml"]
+    assert build.tracked(tmp_path, ["lab", "payload/tests"]) == ["laboratory", "site.yml"]
+
+
+def test_an_estate_gets_what_it_runs_and_no_test_of_it() -> None:
+    carried = build.tracked(TREE, lock.wanted()["tree"]["exclude"])
+    assert {"site.yml", "meta/features.yml", "inventory/lab/hosts.yml", "docs/README.md"} <= set(carried)
+    assert not [name for name in carried if "/tests/" in f"/{name}" or "scenario.yml" in name]
 
 
 def test_a_tree_that_is_no_checkout_is_told(tmp_path: Path) -> None:
