@@ -111,7 +111,8 @@ def _build(
     with _step("downloads"):
         pinned = _fetch(wanted, apt, pinned, profile, resolve_apt, refresh)
     with _step("tree and Python wheels"):
-        sources = _tree(aside / "tree", wanted) | _wheels(aside, wanted, pinned, profile)
+        _tree(aside / "tree", wanted)
+        sources = _wheels(aside, wanted, pinned, profile)
         if pinned != lock.load(
             aside / "tree", apart.values()
         ):  # the far side's lock says what the far side has
@@ -233,7 +234,7 @@ def _distribution(artifact: Artifact) -> str:
     return f"{name}=={version}"
 
 
-def _tree(folder: Path, wanted: dict[str, Any]) -> dict[str, Artifact]:
+def _tree(folder: Path, wanted: dict[str, Any]) -> None:
     added = [str(path.relative_to(TREE)) for path in additions.paths(TREE)]
     names = [
         name
@@ -249,7 +250,6 @@ def _tree(folder: Path, wanted: dict[str, Any]) -> dict[str, Artifact]:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
         target.chmod(0o755 if os.access(source, os.X_OK) else 0o644)
-    return {}
 
 
 def _bundled(wanted: dict[str, Any], profile: str) -> list[str]:

@@ -26,7 +26,7 @@ def questions(service: dict[str, Any], exposure: str, restrictions: str) -> list
     """What is asked of one service. Its ids begin with its name, which is its role's, or ROLE.PART."""
     name, subject, units = service["service"], service["title"], service["units"]
     prefix = name + ("_" if "." in name else ".")
-    found = [
+    found: list[dict[str, Any]] = [
         {
             "id": "runs",
             "title": f"Each unit of {subject} is active",

@@ -69,13 +69,10 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.llmkeep.estate.plugins.module_utils.config import files as atomic
+from ansible_collections.llmkeep.estate.plugins.module_utils.refused import Refused
 
 CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----\n?", re.DOTALL)
 RELOAD_SECONDS = 120
-
-
-class Refused(Exception):
-    """Key or certificate cannot be had or used; the message says why and what to do."""
 
 
 @dataclass(frozen=True)

@@ -60,13 +60,10 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.llmkeep.estate.plugins.module_utils.config import files as atomic
+from ansible_collections.llmkeep.estate.plugins.module_utils.refused import Refused
 
 KINDS = ("recovery", "header")
 DATES = ("recovery_stored", "header_stored", "drilled")
-
-
-class Refused(Exception):
-    """The store cannot be used; the message says why and what to do."""
 
 
 def stem(volume: str) -> str:

@@ -41,11 +41,8 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.llmkeep.estate.plugins.module_utils.config import files as atomic
+from ansible_collections.llmkeep.estate.plugins.module_utils.refused import Refused
 from ansible_collections.llmkeep.estate.plugins.module_utils.volumes import luks
-
-
-class Refused(Exception):
-    """The drill failed; the message says what does not open and what to do."""
 
 
 def passphrase_source(file: Path | None) -> list[str]:

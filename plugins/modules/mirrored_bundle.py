@@ -48,10 +48,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.llmkeep.estate.plugins.module_utils.config import files as atomic
-
-
-class Refused(Exception):
-    """The bundle is not to be served; the message says why and what to do."""
+from ansible_collections.llmkeep.estate.plugins.module_utils.refused import Refused
 
 
 def signed_manifest(folder: Path, keyring: Path) -> dict[str, Any]:

@@ -46,13 +46,10 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.llmkeep.estate.plugins.module_utils.bundle import mirror
 from ansible_collections.llmkeep.estate.plugins.module_utils.config import files as atomic
+from ansible_collections.llmkeep.estate.plugins.module_utils.refused import Refused
 
 INSTALL_SECONDS = 1800
 RECORD = "release.json"
-
-
-class Refused(Exception):
-    """The release cannot be made; the message says why and what to do."""
 
 
 def release_id(wheels: list[Any]) -> str:

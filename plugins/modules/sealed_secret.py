@@ -66,10 +66,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.llmkeep.estate.plugins.module_utils.config import files as atomic
 from ansible_collections.llmkeep.estate.plugins.module_utils.config import sealing
-
-
-class Refused(Exception):
-    """The secret cannot be made or opened; the message says why and what to do."""
+from ansible_collections.llmkeep.estate.plugins.module_utils.refused import Refused
 
 
 def opened(path: Path, name: str, way_out: str) -> bytes:

@@ -21,6 +21,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.llmkeep.estate.plugins.module_utils.refused import Refused
+
 KEY_ID = "policy"
 ROOTS = ["llm"]  # what a policy may say something about; OPA's own `system` is not its business
 MOST_BYTES = 16 << 20
@@ -28,10 +30,6 @@ SECONDS = 30
 SIGNATURES, MANIFEST, DATA = ".signatures.json", ".manifest", "data.json"
 # The DER of every public key on P-256 begins so (RFC 5480), and is 91 bytes long.
 P256 = bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d030107034200")
-
-
-class Refused(Exception):
-    """The policy must not be used; the message says why and what to do."""
 
 
 @dataclass(frozen=True)

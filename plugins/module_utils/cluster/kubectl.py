@@ -18,15 +18,12 @@ from typing import Any
 
 import yaml
 from ansible_collections.llmkeep.estate.plugins.module_utils.config import files
+from ansible_collections.llmkeep.estate.plugins.module_utils.refused import Refused
 
 Manifest = dict[str, Any]
 MANAGER = "llmkeep"
 SECONDS = 30
 SHOWN = 1200
-
-
-class Refused(Exception):
-    """What is wrong, the value seen, and what to do."""
 
 
 def private(path: Path, what: str) -> bytes:

@@ -12,12 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.llmkeep.estate.plugins.module_utils.config import files as atomic
+from ansible_collections.llmkeep.estate.plugins.module_utils.refused import Refused
 
 VALIDATE_SECONDS = 300  # vLLM's parser imports all of vLLM, from a cold disk
-
-
-class Refused(Exception):
-    """The tree cannot be installed; the message says why and what to do."""
 
 
 @dataclass

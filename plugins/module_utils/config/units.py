@@ -5,13 +5,11 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+from ansible_collections.llmkeep.estate.plugins.module_utils.refused import Refused
+
 START_SECONDS = (
     4 * 3600
 )  # beyond the units' own limits, which decide: half a terabyte of weights takes most of an hour to load
-
-
-class Refused(Exception):
-    """A unit is not as wanted; the message says which, why, and what to do."""
 
 
 def systemctl(*words: str) -> subprocess.CompletedProcess[str]:

@@ -7,12 +7,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.llmkeep.estate.plugins.module_utils.refused import Refused
+
 PROGRAM = "/usr/local/lib/llmkeep/elasticsearch-request"
 ADDRESS = "/etc/llmkeep/elasticsearch.address"
-
-
-class Refused(Exception):
-    """Elasticsearch did not do what it was asked; the message says what it answered and what to do."""
 
 
 def there() -> bool:

@@ -9,13 +9,11 @@ import os
 import tempfile
 from pathlib import Path
 
+from ansible_collections.llmkeep.estate.plugins.module_utils.refused import Refused
+
 NEW_MOUNTS, BIND, PRIVATE, RECURSIVE, DETACH = 0x00020000, 4096, 1 << 18, 16384, 2
 GET_FLAGS, SET_FLAGS, IMMUTABLE = 0x80086601, 0x40086602, 0x10
 LIBC = ctypes.CDLL(None, use_errno=True)
-
-
-class Refused(Exception):
-    """A directory cannot be a mount point; the message says why and what to do."""
 
 
 def must(done: int, doing: str) -> None:

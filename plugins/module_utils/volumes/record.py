@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ansible_collections.llmkeep.estate.plugins.module_utils.refused import Refused
+
 PLANNED, KEYS, ESCROW, WIPING, FILESYSTEM, DONE = "planned", "keys", "escrow", "wiping", "filesystem", "done"
 HSM, SPARE, RECOVERY, BOOTSTRAP = "hsm", "spare", "recovery", "bootstrap"
 ESCROWED = "escrow"  # to be rotated: what is encrypted to another escrow key than today's
@@ -12,11 +14,7 @@ PKCS11, RECOVERY_TOKEN = "systemd-pkcs11", "systemd-recovery"
 MKFS = {"ext4": ["mkfs.ext4", "-q", "-F", "-O", "verity"], "xfs": ["mkfs.xfs", "-q", "-f"]}
 
 
-class Refused(Exception):
-    """Nothing was changed, or nothing more; the message says why and what to do."""
-
-
-class NeedsPerson(Refused):
+class NeedsPerson(Refused):  # type: ignore[misc]
     """Disk and record contradict each other, and a person must decide which is right."""
 
     def __init__(self, words: str) -> None:

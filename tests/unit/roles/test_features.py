@@ -38,7 +38,8 @@ def installed_by_site(groups: list[str], of_host: list[str]) -> list[str]:
 
 
 def verified(groups: list[str], of_host: list[str]) -> list[str]:
-    return roles_of([row | {"hosts": with_hosts(row["hosts"], groups)} for row in FEATURES], of_host)
+    rows = [row | {"hosts": with_hosts(row["hosts"], groups)} for row in FEATURES]
+    return list(roles_of(rows, of_host))
 
 
 @pytest.mark.parametrize(
