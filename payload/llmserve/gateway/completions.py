@@ -102,19 +102,17 @@ class Completions:
 
     async def chat(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /v1/chat/completions."""
-        parsed = self.parse(scope, parsed_requests.chat, await read_body(scope, receive))
-        routed, hello = self.route(scope, parsed.call)
-        rendering = OpenAiRendering(
-            True, self.issue(scope), hello.model, hello.revision, parsed.call.include_usage, blind(scope)
-        )
-        await self.answer(scope, send, parsed, routed, rendering)
+        await self.openai(True, parsed_requests.chat, scope, receive, send)
 
     async def completion(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /v1/completions."""
-        parsed = self.parse(scope, parsed_requests.completion, await read_body(scope, receive))
+        await self.openai(False, parsed_requests.completion, scope, receive, send)
+
+    async def openai(self, is_chat: bool, read: Read, scope: Scope, receive: Receive, send: Send) -> None:
+        parsed = self.parse(scope, read, await read_body(scope, receive))
         routed, hello = self.route(scope, parsed.call)
         rendering = OpenAiRendering(
-            False, self.issue(scope), hello.model, hello.revision, parsed.call.include_usage, blind(scope)
+            is_chat, self.issue(scope), hello.model, hello.revision, parsed.call.include_usage, blind(scope)
         )
         await self.answer(scope, send, parsed, routed, rendering)
 

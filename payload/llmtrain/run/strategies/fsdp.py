@@ -6,65 +6,38 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as distributed
 from safetensors.torch import load_file, save_file
 
 from llmtrain.exits import FAILED, Refusal
-from llmtrain.job import Optim
-from llmtrain.run.batches import Batch
-from llmtrain.run.strategies.adamw import AdamW, held, unsharded
-from llmtrain.run.strategies.protocol import DTYPES, gather, is_a_part
+from llmtrain.run.strategies.averaging import Averaging
+from llmtrain.run.strategies.protocol import DTYPES, is_a_part
 from llmtrain.run.strategies.random_state import read_random_state, write_random_state
 
 
-class Fsdp:
+class Fsdp(Averaging):
     """FSDP2: every rank holds its shard of each parameter, and of AdamW's moments."""
 
     name = "fsdp"
 
-    def __init__(self, model: Any, optim: Optim, precision: str, device: torch.device) -> None:
-        self.model, self.device = model, device
-        self.rank, self.world_size = distributed.get_rank(), distributed.get_world_size()
-        self.module = self.sharded(DTYPES[precision])
-        self.adamw = AdamW(model, optim, precision, device)
-
-    def sharded(self, dtype: torch.dtype) -> Any:
-        """The model, sharded layer by layer, with products in `dtype` and gradients reduced in float32."""
+    def wrapped(self) -> Any:
+        """The model, sharded layer by layer, with products in the job's precision and gradients reduced in float32."""
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
         mesh = init_device_mesh(self.device.type, (self.world_size,))
-        how = {"mesh": mesh, "mp_policy": MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)}
+        policy = MixedPrecisionPolicy(param_dtype=DTYPES[self.precision], reduce_dtype=torch.float32)
         layers = self.model._no_split_modules or []
         for part in list(self.model.modules()):
             if type(part).__name__ in layers:
-                fully_shard(part, **how)
-        return fully_shard(self.model, **how)
+                fully_shard(part, mesh=mesh, mp_policy=policy)
+        return fully_shard(self.model, mesh=mesh, mp_policy=policy)
 
     def synchronized(self, last: bool) -> AbstractContextManager[Any]:
-        """Gradients are exchanged after the last batch of a step alone."""
         self.module.set_requires_gradient_sync(last)
         return nullcontext()
 
     def computed(self, what: Callable[[Any], torch.Tensor]) -> torch.Tensor:
         return what(self.module)
-
-    def learn(
-        self, batches: list[Batch], learned: int, lr: float, look: Callable[[], None]
-    ) -> tuple[torch.Tensor, float]:
-        # FSDP2 takes the mean of gradients over ranks; this weight makes of it the mean over positions.
-        weight = self.world_size / learned
-        return self.adamw.learn(
-            batches, lambda each: self.computed(each.loss), self.synchronized, weight, lr, look
-        )
-
-    @property
-    def scale(self) -> float | None:
-        return self.adamw.scale
-
-    @property
-    def scale_of_gradients(self) -> float:
-        return 1.0
 
     def write(self, folder: Path) -> None:
         save_file(self.adamw.tensors(), folder / shard_name(self.rank))
@@ -93,12 +66,6 @@ class Fsdp:
             return shards[0]
         parts = torch.cat(shards).chunk(self.world_size)
         return parts[self.rank] if self.rank < len(parts) else parts[0][:0]
-
-    def gathered(self, wanted: Callable[[Any], bool]) -> dict[str, torch.Tensor]:
-        return gather(self.model, wanted, unsharded)
-
-    def evidence(self) -> dict[str, Any]:
-        return held(self.module, self.model)
 
     def right(self, evidence: dict[str, Any]) -> bool:
         return evidence["engine"].startswith("FSDP") and is_a_part(evidence, self.world_size)
