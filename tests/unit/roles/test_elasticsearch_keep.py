@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import random
+import re
 import runpy
 import shutil
 import sys
@@ -153,6 +154,17 @@ def test_all_streams_come_back_under_their_names_after_the_data_is_lost(
     assert count(fresh, "http.request.id:%22r-499%22") == 1
     index(fresh, 1)
     assert count(fresh) == 524, "a stream that came back takes no documents"
+
+
+def test_a_restore_waits_for_primaries_that_are_still_on_their_way() -> None:
+    """As Elasticsearch 9.5.3 said at once after a restore was accepted, and before a primary had its turn."""
+    health = (
+        '{{"status":"{}","active_primary_shards":{},"initializing_shards":{},"unassigned_primary_shards":{}}}'
+    )
+    all_there = PROGRAM["ALL_THERE"]
+    assert not re.search(all_there, health.format("yellow", 0, 1, 0))
+    assert not re.search(all_there, health.format("yellow", 1, 0, 1))
+    assert re.search(all_there, health.format("green", 2, 0, 0))
 
 
 @pytest.mark.usefixtures("fresh")
