@@ -3,11 +3,14 @@
 The lab's own control node does everything else, from the stick alone.
 """
 
+import base64
 import contextlib
 import hashlib
+import io
 import os
 import shlex
 import sys
+import tarfile
 from pathlib import Path
 
 from rich.console import Console
@@ -21,6 +24,7 @@ from lab.machine import Machine
 from lab.steps import RoleTimes, Steps
 
 MOUNT = "/media/llmkeep"
+SENT = "/root/lab"  # on the control node: inventories that the bundle lacks
 QUESTION = "Name the capital of France."
 
 
@@ -73,11 +77,24 @@ def bootstrap(instance: Instance, bundle: Path, steps: Steps) -> None:
 def site(instance: Instance, steps: Steps, *words: str) -> None:
     """Have the control node provision every host."""
     control = instance.machine(door.on(instance, "control"))
-    inventories = [f"/opt/llmkeep/tree/{path.relative_to(instance.checkout)}" for path in absolute(instance)]
-    options = [part for path in inventories for part in ("-i", path)]
+    options = [part for path in absolute(instance) for part in ("-i", on_control(instance, path))]
     command = ("llmkeep", "site", *options, *words)
     with steps.step(f"run `llmkeep site` on {control.host.name}") as now:
         steps.run(interactive(instance, control, *command), "site", RoleTimes(steps, now))
+
+
+def on_control(instance: Instance, inventory: Path) -> str:
+    """Path of an inventory on the control node. It is sent there unless the bundle has it."""
+    name = inventory.relative_to(instance.checkout)
+    if name.parts[0] == "inventory":
+        return f"/opt/llmkeep/tree/{name}"
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w:gz") as tar:
+        tar.add(inventory, str(name))
+    unpack = 'mkdir -p "$1" && printf %s "$2" | base64 -d | tar -xz -C "$1" --no-same-owner'
+    text = base64.b64encode(archive.getvalue()).decode()
+    door.output(instance, door.on(instance, "control"), "sh", "-c", unpack, "unpack", SENT, text)
+    return f"{SENT}/{name}"
 
 
 def playbook(instance: Instance, name: str, *arguments: str) -> list[str]:
@@ -89,7 +106,7 @@ def playbook(instance: Instance, name: str, *arguments: str) -> list[str]:
 
 
 def absolute(instance: Instance) -> list[Path]:
-    """The inventories as absolute paths, all inside the checkout (the control node has the same tree)."""
+    """The inventories as absolute paths, all inside the checkout."""
     paths = [path.resolve() for path in instance.inventories]
     for path in paths:
         if not path.is_relative_to(instance.checkout):

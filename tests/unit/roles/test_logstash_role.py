@@ -371,9 +371,9 @@ def test_a_host_has_keys_units_and_checks_of_what_it_sends_and_no_way_but_for_th
     }
     [verify] = yaml.safe_load((ROOT / "roles/filebeat/tasks/verify.yml").read_text())
     chosen = verify["vars"]["_common_checks"].strip().removeprefix("{{").removesuffix("}}")
-    variables["__filebeat_checks"] = [
-        {"id": check["id"]} for check in verify["vars"]["__filebeat_checks"] if "key_" in check.get("id", "")
-    ]
+    for name in ("__filebeat_key_checks", "__filebeat_sealed_checks"):
+        variables[name] = [{"id": check["id"]} for check in verify["vars"][name]]
+    variables["__filebeat_checks"] = []
     groups = groups | {"search": ["llm2"], "logs": ["llm-1"]}
     wanted = {"keys": "__filebeat_keys", "checks": chosen}
     made = rendered(tmp_path, "filebeat", wanted, "llm-1", HOSTS, variables | given, groups, configured=True)
