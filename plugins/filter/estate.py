@@ -28,15 +28,15 @@ def locked_purls(lock: dict[str, Any]) -> list[str]:
 def roles_of(features: list[dict[str, str]], group_names: list[str]) -> list[str]:
     """Roles of a host that is in these groups, of the rows of meta/features.yml, whose `hosts` is a pattern of groups."""
     mine = {*group_names, "all"}
-    found: list[str] = []
+    roles: list[str] = []
     for row in features:
         terms = row["hosts"].split(":")
-        wanted = {term for term in terms if term[0] not in "&!"}
-        required = {term[1:] for term in terms if term[0] == "&"}
-        excluded = {term[1:] for term in terms if term[0] == "!"}
-        if wanted & mine and required <= mine and not excluded & mine:
-            found.append(row["role"])
-    return found
+        unions = {term for term in terms if term[0] not in "&!"}
+        intersections = {term[1:] for term in terms if term[0] == "&"}
+        exclusions = {term[1:] for term in terms if term[0] == "!"}
+        if unions & mine and intersections <= mine and not exclusions & mine:
+            roles.append(row["role"])
+    return roles
 
 
 def failed_check(pair: tuple[dict[str, Any], dict[str, Any]]) -> str:

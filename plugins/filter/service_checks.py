@@ -59,7 +59,7 @@ def questions(service: dict[str, Any], exposure: str, restrictions: str) -> list
             }
         )
     if tenths := service.get("exposure", EXPOSURE):
-        exposed = tenths if isinstance(tenths, dict) else dict.fromkeys(units, tenths)
+        limits = tenths if isinstance(tenths, dict) else dict.fromkeys(units, tenths)
         found.append(
             {
                 "id": "units_are_hardened",
@@ -69,18 +69,18 @@ def questions(service: dict[str, Any], exposure: str, restrictions: str) -> list
                     "-c",
                     exposure,
                     "check",
-                    *(f"{unit}={most}" for unit, most in exposed.items()),
+                    *(f"{unit}={limit}" for unit, limit in limits.items()),
                 ],
             }
         )
     capabilities = service.get("capabilities", NO_CAPABILITIES)
-    kept = capabilities if isinstance(capabilities, dict) else dict.fromkeys(units, capabilities)
+    masks = capabilities if isinstance(capabilities, dict) else dict.fromkeys(units, capabilities)
     found.append(
         {
             "id": "restrictions_hold",
             "title": f"Capabilities, no_new_privs and seccomp of {subject} hold",
-            "argv": ["sh", "-c", restrictions, "check", *kept],
-            "stdout": "\n".join(f"CapBnd: {mask} NoNewPrivs: 1 Seccomp: 2" for mask in kept.values()),
+            "argv": ["sh", "-c", restrictions, "check", *masks],
+            "stdout": "\n".join(f"CapBnd: {mask} NoNewPrivs: 1 Seccomp: 2" for mask in masks.values()),
         }
     )
     return [{**check, "id": prefix + check["id"]} for check in found]

@@ -42,8 +42,8 @@ def test_a_number_is_of_all_units_and_a_dictionary_of_those_that_it_names() -> N
 
 
 def test_each_process_has_the_capabilities_that_are_declared_for_its_unit() -> None:
-    kept = {"munge.service": "0" * 16, "slurmd.service": "00000000000000eb"}
-    check = asked(units=list(kept), capabilities=kept)["redis.restrictions_hold"]
+    masks = {"munge.service": "0" * 16, "slurmd.service": "00000000000000eb"}
+    check = asked(units=list(masks), capabilities=masks)["redis.restrictions_hold"]
     assert check["argv"] == ["sh", "-c", "RESTRICTIONS", "check", "munge.service", "slurmd.service"]
     assert check["stdout"].splitlines() == [
         "CapBnd: 0000000000000000 NoNewPrivs: 1 Seccomp: 2",
