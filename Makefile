@@ -45,7 +45,7 @@ preflight:
 testable:
 	@lab/preflight || [ $$? = 2 ]
 
-test: testable env  ## the fast part and the whole estate, in containers: half an hour
+test: testable env  ## the fast part, and the whole estate in containers
 	$(SUITE) floor $(CHECKS) then test-containers
 
 # Containers run by themselves: a log line that has to arrive within ten seconds is late beside more.
