@@ -84,9 +84,11 @@ class Lab:
             "LAB_INSTANCE": self.instance,
             "PATH": f"{LAB.parent}:{os.environ['PATH']}",
         }
+        # Of its own: a killed ssh leaves it non-blocking, which Ansible refuses, for all that share it.
+        stdin = {"stdin": subprocess.DEVNULL} if given is None else {"input": given}
         done = subprocess.run(
             argv,
-            input=given,
+            **stdin,
             capture_output=True,
             text=True,
             errors="replace",  # a host's files may hold anything

@@ -103,6 +103,12 @@ def begun(lab: Lab, command: str) -> subprocess.Popen[str]:
     return running
 
 
+def test_a_command_that_makes_its_input_non_blocking_changes_no_others(lab: Lab) -> None:
+    up(lab)
+    lab.outside("python3.13", "-c", "import os; os.set_blocking(0, False)")
+    assert os.get_blocking(0)
+
+
 def test_a_denied_address_is_refused_by_the_kernel(lab: Lab) -> None:
     up(lab)
     ask = "systemd-run --quiet --wait --pipe {} timeout 5 bash -c 'exec 3<>/dev/tcp/127.0.0.1/22 && head -c 4 <&3'"
