@@ -25,6 +25,19 @@ from llmkeep.source_tree import TREE
 HEADER = "# Written by `llmkeep lock update` from artifacts.yml. Never edit it by hand.\n"
 
 
+class _Row(dict[str, Any]):
+    """What a lock has of one artifact: one line of it."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes a lock."""
+
+
+_Dumper.add_representer(
+    _Row, lambda dumper, row: dumper.represent_mapping("tag:yaml.org,2002:map", row, flow_style=True)
+)
+
+
 @dataclass(frozen=True)
 class Artifact:
     """A third-party file. `size` in bytes, `purl` as of the package-url specification."""
@@ -263,7 +276,7 @@ def _environments(lock: Lock, names: list[str]) -> dict[str, Any]:
 
 
 def _artifacts(found: Mapping[str, Artifact]) -> dict[str, Any]:
-    return {key: asdict(found[key]) for key in sorted(found, key=str.lower)}
+    return {key: _Row(asdict(found[key])) for key in sorted(found, key=str.lower)}
 
 
 def _of(tree: Path, profile: str) -> Path:
@@ -278,7 +291,9 @@ def _texts(tree: Path, profiles: Iterable[str]) -> Iterator[str]:
 
 
 def _write(document: dict[str, Any], path: Path) -> None:
-    text = HEADER + yaml.safe_dump(document, sort_keys=False, width=200, allow_unicode=True)
+    text = HEADER + yaml.dump(
+        document, Dumper=_Dumper, sort_keys=False, width=sys.maxsize, allow_unicode=True
+    )
     path.parent.mkdir(exist_ok=True)
     durable.write(path, text.encode(), 0o644)
 
