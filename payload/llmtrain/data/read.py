@@ -12,9 +12,10 @@ import json
 import lzma
 import zlib
 from collections.abc import Iterator, Sequence
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import IO, Any, cast
+
+from resiliparse.extract.html2text import extract_plain_text
 
 from llmtrain.data.documents import BETWEEN_TURNS, Docs, Document, Reject, Rejects
 from llmtrain.data.settings import Input, Reading
@@ -249,42 +250,11 @@ def parquet_rows(path: Path, given: Input) -> Iterator[dict[str, Any]]:
         raise EOFError(str(error).split("\n")[0]) from error
 
 
-# Inline tags, which do not start a new line.
-INLINE = """a abbr b bdi bdo cite code del dfn em font i img ins kbd label mark q s samp small span strong sub sup time tt
-u var wbr"""
-SILENT = "script style template noscript title nav footer svg"
-
-
-class _Text(HTMLParser):
-    """Collects the visible text of a page, one line per block."""
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.inline_tags, self.silent_tags = set(INLINE.split()), set(SILENT.split())
-        self.said: list[str] = []
-        self.silent = 0
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag in self.silent_tags:
-            self.silent += 1
-        elif tag not in self.inline_tags:
-            self.said.append("\n")
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in self.silent_tags:
-            self.silent = max(0, self.silent - 1)
-        elif tag not in self.inline_tags:
-            self.said.append("\n")
-
-    def handle_data(self, data: str) -> None:
-        if not self.silent:
-            self.said.append(data)
-
-
 def text_of_html(page: str) -> str:
-    """The visible text of an HTML page."""
-    reader = _Text()
-    reader.feed(page)
-    reader.close()
-    lines = [line.strip() for line in "".join(reader.said).split("\n")]
-    return "\n".join(line for line in lines if line)
+    """The text of an HTML page's main content, or all that it shows if its main content is less than a quarter of it."""
+    whole, main = (
+        extract_plain_text(page, main_content=main_content, list_bullets=False, alt_texts=False)
+        for main_content in (False, True)
+    )
+    lines = (main if len(main) * 4 >= len(whole) else whole).split("\n")
+    return "\n".join(line.strip() for line in lines if line.strip())

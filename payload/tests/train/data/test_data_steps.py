@@ -80,14 +80,23 @@ def test_cleaning_leaves_the_turns_of_a_conversation_apart(rejects: Rejects) -> 
     ("text", "language"),
     [
         ("The state of the river is that it was in the valley.", "en"),
-        ("Der Fluss fließt durch das Tal und wir sehen ihn.", "other-latin"),
+        ("Delete cache. Restart server.", "en"),
+        ("ALL OF IT IS SHOUTED", "en"),
+        ("Read it line by line:\n\nfor line in open(path):\n    print(line.strip())", "en"),
+        ("Der Fluss fließt durch das Tal und wir sehen ihn.", "de"),
+        ("Hallo, hoe gaat het met jou vandaag?", "nl"),
         ("这条河流经山谷，我们用 Python 看到了它。", "zh"),
+        ("這條河流經山谷。", "zh"),
         ("これは日本語の文章です。", "ja"),
+        ("日本語見出し発表", "ja"),
         ("Река течёт через долину.", "ru"),
+        ("Привіт, як справи?", "uk"),
+        ("سلام حال شما چطور است", "fa"),
+        ("x", "other"),
         ("12345 !!", "none"),
     ],
 )
-def test_the_language_is_told_by_script_and_small_words(text: str, language: str) -> None:
+def test_a_language_is_told_from_its_neighbours(text: str, language: str) -> None:
     assert language_of(text) == language
 
 

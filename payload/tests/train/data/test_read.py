@@ -114,6 +114,12 @@ def test_a_page_is_read_without_its_scripts_and_menus(tmp_path: Path) -> None:
     assert document.text.split("\n") == ["Über\xa0uns", "One bold word.", "中文"]
 
 
+def test_a_page_whose_menu_is_not_closed_is_read_to_its_end(tmp_path: Path) -> None:
+    (tmp_path / "a.html").write_text("<body><nav>Home<p>One paragraph.</p><p>And another one.</p></body>")
+    [document] = read(tmp_path, tmp_path / "a.html")
+    assert document.text.endswith("One paragraph.\nAnd another one.")
+
+
 def test_ranges_of_a_big_file_have_each_line_once(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(jsonl())
