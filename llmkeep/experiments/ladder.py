@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from llmcore.experiments import identifier
 from llmkeep import durable, source_tree
 from llmkeep.errors import LlmkeepError
 from llmkeep.experiments import outcomes
@@ -23,8 +24,6 @@ from llmkeep.experiments.outcomes import Seen
 from llmkeep.policy import source as policy_source
 from llmkeep.policy.source import Source
 from llmkeep.record import runs
-from llmproof.experiments import identifier
-from llmproof.sequential import FEWEST
 
 ASSIGNED_BY = ("subject", "request")  # units that a gateway knows
 FIXED = ("model", "control", "candidate", "unit", "minimum")  # another one is another experiment
@@ -47,14 +46,6 @@ class Told:
 def rails(of: Guardrails) -> Entry:
     """Guardrails as policy has them."""
     return asdict(of) | {"refusals": list(of.refusals)}
-
-
-# An entry of the release before has none of them, and policy takes none without; at 0 % nothing is judged by them.
-JUDGED_BY_DEFAULT: Entry = {
-    "minimum": FEWEST,
-    "metrics": {"thumb": "higher", "corrected": "lower"},
-    "guardrails": rails(Guardrails()),
-}
 
 
 def entry(experiment: Experiment, percent: int, salt: str, shadow: int = 0) -> Entry:
@@ -227,7 +218,7 @@ def stop(folder: Path, name: str, reason: str, remove: bool) -> str:
     if found is None:
         raise LlmkeepError(f"policy has no experiment {name!r}: it has {', '.join(known) or 'none'}")
     what = "remove" if remove else f"stop at {found['percent']} %"
-    stopped = JUDGED_BY_DEFAULT | found | {"percent": 0, "shadow": 0}
+    stopped = found | {"percent": 0, "shadow": 0}
     return _put(folder, name, found, None if remove else stopped, what, reason, [])
 
 

@@ -45,6 +45,9 @@ class AllowEverything:
             "rate_class": "developer",
             "rate": rate,
             "log_prompt": False,
+            "weight": 1,
+            "experiments": [],
+            "reviews": [],
         }
 
     def close(self) -> None:

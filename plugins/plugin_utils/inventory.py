@@ -62,13 +62,6 @@ FILLED = 0.85  # of a volume: the low watermark of Elasticsearch, far from the f
 ANSIBLE_TAGS = {"all", "always", "never", "tagged", "untagged"}
 NEAR_NAME = 0.88  # similarity (difflib) from which an unknown variable counts as misspelt
 NEAR_GROUP = 0.75
-RETIRED_VARIABLES = {  # of earlier releases, and what takes their place
-    "llm_serving_max_tokens": "set max_tokens of the roles in policy/llm/roles/data.yaml",
-    "llm_serving_default_max_tokens": (
-        "remove it: an answer without a length may use what the model's context leaves, up to max_tokens of the roles in "
-        "policy/llm/roles/data.yaml"
-    ),
-}
 
 
 def specifications(roles: Path) -> dict[str, Options]:
@@ -150,14 +143,10 @@ def unknown_variables(names: Iterable[str], known: Mapping[str, Options]) -> Ite
             if not name.startswith("ansible_") and (near := nearest(name, every, NEAR_NAME)):
                 yield f"no role reads {name}; did you mean {near}?"
             continue
-        hint = RETIRED_VARIABLES.get(name)
-        if hint is None:
-            near = nearest(name, every)
-            hint = (
-                f"did you mean {near}?"
-                if near
-                else f"it has {', '.join(sorted(known[role])) or 'no variables'}"
-            )
+        near = nearest(name, every)
+        hint = (
+            f"did you mean {near}?" if near else f"it has {', '.join(sorted(known[role])) or 'no variables'}"
+        )
         yield f"{name} is no variable of the role {role}; {hint}"
 
 

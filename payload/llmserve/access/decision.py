@@ -81,10 +81,9 @@ def parse_experiment(given: object) -> Experiment:
         raise PolicyUnavailable(
             f"an experiment's unit is {str(unit)[:40]!r} and its percentage {percent}: subject or request, 0 to 100"
         )
-    refusals = given.get("refusals", [])  # absent in policies of earlier releases
+    refusals = given.get("refusals")
     if not isinstance(refusals, list) or not all(isinstance(each, str) and each for each in refusals):
         raise PolicyUnavailable("an experiment's refusals are not a list of what refusals begin with")
-    shadow = number(given, "shadow") if "shadow" in given else 0  # absent in policies of earlier releases
     return Experiment(
         text(given, "name"),
         text(given, "model"),
@@ -94,7 +93,7 @@ def parse_experiment(given: object) -> Experiment:
         percent,
         text(given, "salt"),
         tuple(each.casefold().lstrip()[:OPENING] for each in refusals),
-        shadow,
+        number(given, "shadow"),
     )
 
 
@@ -110,13 +109,13 @@ def parse_decision(answer: object) -> Decision:
         raise PolicyUnavailable("the decision's models are not a list of names")
     if not isinstance(rate, dict) or not isinstance(answer.get("log_prompt"), bool):
         raise PolicyUnavailable("the decision lacks its rate or log_prompt")
-    weight = number(answer, "weight") if "weight" in answer else 1  # absent in policies of earlier releases
+    weight = number(answer, "weight")
     if not weight:
         raise PolicyUnavailable("the decision's weight is 0, which would never be served")
-    experiments = answer.get("experiments", [])  # absent in policies of earlier releases
+    experiments = answer.get("experiments")
     if not isinstance(experiments, list):
         raise PolicyUnavailable("the decision's experiments are not a list")
-    reviews = answer.get("reviews", [])  # absent in policies of earlier releases
+    reviews = answer.get("reviews")
     if not isinstance(reviews, list) or not all(isinstance(tenant, str) for tenant in reviews):
         raise PolicyUnavailable("the decision's reviews are not a list of tenants")
     return Decision(
@@ -131,11 +130,11 @@ def parse_decision(answer: object) -> Decision:
             number(rate, "requests_per_minute"),
             number(rate, "tokens_per_minute"),
             number(rate, "tokens_per_day"),
-            number(rate, "priority") if "priority" in rate else 0,  # absent in policies of earlier releases
+            number(rate, "priority"),
         ),
         weight=weight,
         log_prompt=answer["log_prompt"] is True,
-        keep_prompts=answer.get("keep_prompts") is True,  # absent in policies of earlier releases
+        keep_prompts=answer.get("keep_prompts") is True,
         experiments=tuple(parse_experiment(each) for each in experiments),
         reviews=frozenset(reviews),
     )

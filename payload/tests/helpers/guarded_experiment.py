@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from llmcore.experiments import identifier
 from llmcore.ratings import RATED
-from llmproof.experiments import identifier
 from llmserve.access.experiments import Experiment
 
 RAILS = {"slow_seconds": 5.0, "slow": 0.01, "failed": 0.01, "refused": 0.02, "length": 0.5}
@@ -16,6 +16,7 @@ ENTRY: dict[str, Any] = {
     "tenants": ["research"],
     "percent": 50,
     "salt": "0123456789abcdef",
+    "shadow": 0,
     "minimum": 30,
     "metrics": METRICS,
     "guardrails": RAILS | {"refusals": ["I cannot"]},

@@ -34,6 +34,8 @@ EXPERIMENTS: dict[str, dict[str, object]] = {
         "tenants": ["research"],
         "percent": 5,
         "salt": "0123456789abcdef",
+        "shadow": 0,
+        "guardrails": {"refusals": []},
     }
 }
 KEPT_SECONDS = 2.0  # of answers, so that a test need not wait for ten

@@ -25,6 +25,10 @@ ALLOWED: dict[str, Any] = {
         "tokens_per_day": 10**12,
     },
     "log_prompt": False,
+    "keep_prompts": False,
+    "weight": 1,
+    "experiments": [],
+    "reviews": [],
 }
 DENIED = {"allow": False, "reason": "no role of yours permits it", "rule": "default_deny", "revision": 7}
 

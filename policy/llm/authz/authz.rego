@@ -108,13 +108,12 @@ default keep_prompts := false
 
 keep_prompts := data.llm.tenants[input.tenant].keep_prompts
 
-# Those in which the tenant takes part; of the page about experiments, all. Sources of earlier releases have none.
+# Those in which the tenant takes part; of the page about experiments, all.
 experiments contains named if {
 	some name, experiment in data.llm.experiments
 	concerns(experiment)
 	arms := object.remove(experiment, ["tenants", "metrics", "minimum", "guardrails", "changed"])
-	refusals := object.get(experiment, ["guardrails", "refusals"], [])
-	named := object.union(arms, {"name": name, "refusals": refusals})
+	named := object.union(arms, {"name": name, "refusals": experiment.guardrails.refusals})
 }
 
 concerns(experiment) if input.tenant in experiment.tenants

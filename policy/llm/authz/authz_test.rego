@@ -107,7 +107,11 @@ test_a_tenant_takes_part_in_the_experiments_that_name_it_alone if {
 }
 
 test_the_page_about_experiments_has_those_of_all_tenants if {
-	running := {"one": {"tenants": ["corp"]}, "two": {"tenants": ["other"]}}
+	guardrails := {"refusals": []}
+	running := {
+		"one": {"tenants": ["corp"], "guardrails": guardrails},
+		"two": {"tenants": ["other"], "guardrails": guardrails},
+	}
 	decision := decided(asks(["owner"], "GET /operator/experiments")) with data.llm.experiments as running
 	[each.name | some each in decision.experiments] == ["one", "two"]
 }

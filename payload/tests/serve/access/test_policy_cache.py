@@ -92,8 +92,6 @@ def test_a_decision_has_what_the_policy_said() -> None:
     assert len(decision.id) == 16
     assert parse_decision(ALLOWED).id != decision.id
     assert parse_decision({**ALLOWED, "log_prompt": True}).log_prompt is True
-    old = {name: value for name, value in ALLOWED["rate"].items() if name != "priority"}
-    assert parse_decision({**ALLOWED, "rate": old}).rate.priority == 0
     assert parse_decision({**ALLOWED, "revision": 0, "max_tokens": 0}).max_tokens == 0
     named = parse_decision({**ALLOWED, "models": ["echo"]})
     assert named.models == frozenset({"echo"})

@@ -14,11 +14,12 @@ import httpx2 as httpx
 import pytest
 from questions import CHAT, error
 from redis_server import PASSWORD, RedisServer
+from scripted_opa import ALLOWED
 from scripted_upstream import END, USAGE, Script, ScriptedUpstream, answer, delta, stream
 from service import PEPPER, Service, events, eventually, running
 
+from llmcore.experiments import identifier
 from llmcore.ratings import ASSIGNED, files, read
-from llmproof.experiments import identifier
 from llmserve.access.api_keys import edited, new_key
 from llmserve.access.decision import PolicyUnavailable, parse_decision
 from llmserve.access.experiments import Arm, Experiment
@@ -45,7 +46,8 @@ BODY = {
 def of_policy(experiment: Experiment) -> dict[str, object]:
     """As policy has it."""
     names = "model", "control", "candidate", "unit", "percent", "salt"
-    return {name: getattr(experiment, name) for name in names} | {"tenants": ["research"]}
+    whole = {name: getattr(experiment, name) for name in names}
+    return whole | {"tenants": ["research"], "shadow": 0, "guardrails": {"refusals": []}}
 
 
 def who(subject: str) -> Identity:
@@ -156,14 +158,10 @@ def test_experiments_assign_apart_from_each_other() -> None:
     "change", [{"percent": 101}, {"percent": "5"}, {"unit": "conversation"}, {"salt": ""}, {"control": None}]
 )
 def test_a_decision_with_a_broken_experiment_is_none(change: dict[str, Any]) -> None:
-    limits = {"requests_per_minute": 1, "tokens_per_minute": 1, "tokens_per_day": 1}
-    decision: dict[str, Any] = {"allow": True, "reason": "r", "rule": "r", "revision": 1, "models": ["*"]}
-    decision |= {"max_tokens": 1, "rate_class": "c", "rate": limits, "log_prompt": False}
-    assert parse_decision(decision).experiments == (), "policies of earlier releases have none"
-    whole = of_policy(SUPPORT) | {"name": "support-12"}
-    assert parse_decision(decision | {"experiments": [whole]}).experiments == (SUPPORT,)
+    whole = of_policy(SUPPORT) | {"name": "support-12", "refusals": []}
+    assert parse_decision(ALLOWED | {"experiments": [whole]}).experiments == (SUPPORT,)
     with pytest.raises(PolicyUnavailable):
-        parse_decision(decision | {"experiments": [whole | change]})
+        parse_decision(ALLOWED | {"experiments": [whole | change]})
 
 
 @pytest.mark.parametrize("arm", ["control", "candidate"])

@@ -9,8 +9,8 @@ import pytest
 from authority import PUBLIC_KEY, signed_bundle
 from guarded_experiment import ENTRY, SUPPORT, lines, rating
 
+from llmcore.experiments import identifier
 from llmcore.ratings import ENDED, RATED
-from llmproof.experiments import identifier
 from llmserve.cli import main
 from llmserve.feedback import journal, outcomes
 from llmserve.feedback.guard import Guard

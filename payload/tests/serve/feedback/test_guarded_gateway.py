@@ -13,8 +13,8 @@ from questions import CHAT
 from scripted_upstream import END, USAGE, ScriptedUpstream, answer, delta, stream
 from service import Service, eventually, running
 
+from llmcore.experiments import identifier
 from llmcore.ratings import ASSIGNED, ENDED, files, read
-from llmproof.experiments import identifier
 from llmserve.access.identity import Identity
 from llmserve.api.errors import deadline_exceeded
 from llmserve.asgi import Exchange

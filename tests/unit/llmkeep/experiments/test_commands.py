@@ -297,20 +297,6 @@ def test_stop_gives_all_units_the_control_and_a_new_start_another_salt(
     assert "policy has no experiment 'support-12': it has none" in capsys.readouterr().err
 
 
-def test_entries_without_what_judges_them_are_stopped_one_by_one(policy: Path) -> None:
-    acted(policy, "start", *WHY)
-    path = policy / "llm/experiments/data.yaml"
-    entry = entry_of(policy)
-    for name in ("minimum", "metrics", "guardrails"):
-        del entry[name]
-    path.write_text(yaml.safe_dump({"support-12": entry, "sales-3": entry | {"model": "sales"}}))
-    assert policy_source.problems(policy_source.read(policy)), "policy takes no such entry"
-    assert acted(policy, "stop", *WHY) == 0
-    assert entry_of(policy)["percent"] == 0
-    assert main(["experiment", "stop", "sales-3", "--source", str(policy), "--remove", *WHY]) == 0
-    assert policy_source.problems(policy_source.read(policy)) == []
-
-
 def test_what_changed_meanwhile_is_not_undone(
     policy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

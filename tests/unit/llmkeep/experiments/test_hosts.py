@@ -18,6 +18,7 @@ import yaml
 from declared_experiment import EXPERIMENT
 from plugin_modules import ROOT
 
+from llmcore.experiments import identifier
 from llmkeep import playbooks
 from llmkeep.cli import main
 from llmkeep.errors import LlmkeepError
@@ -26,7 +27,6 @@ from llmkeep.experiments.ladder import Told, for_good
 from llmkeep.places import Places
 from llmkeep.policy import source as policy_source
 from llmkeep.record import runs
-from llmproof.experiments import identifier
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="runs programs as other users, which only root may")
 GATEWAY = "daemon"  # an account that Debian has, in place of llm-gateway

@@ -37,14 +37,6 @@ def test_a_misspelt_variable_is_told_with_the_nearest_one(name: str, told: str) 
     assert told in fault
 
 
-@pytest.mark.parametrize("name", rules.RETIRED_VARIABLES)
-def test_a_retired_variable_is_refused_with_what_takes_its_place(name: str) -> None:
-    assert name not in {option for options in rules.specifications(ROLES).values() for option in options}
-    (fault,) = rules.unknown_variables([name], KNOWN)
-    assert fault == f"{name} is no variable of the role llm_serving; {rules.RETIRED_VARIABLES[name]}"
-    assert "policy/llm/roles/data.yaml" in fault
-
-
 def test_shared_variables_and_an_estates_own_ones_are_accepted() -> None:
     names = ["mirror_port", "base_domain", "llm_serving_models", "ansible_host", "rack", "lab_memory"]
     assert not list(rules.unknown_variables(names, KNOWN))
