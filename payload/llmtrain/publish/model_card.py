@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from yaml import YAMLError
+
 from llmtrain.exits import Refusal
 from llmtrain.publish.job_output import JobOutput
 
@@ -20,6 +22,8 @@ def card(
     near: dict[str, Any],
 ) -> str:
     """The model card, README.md."""
+    from huggingface_hub import ModelCardData
+
     job, losses = done.training["job"], losses_of(done.training)
     if found is None:
         gate = f"**Not proved better than its base.** Published all the same, because: {unproved}\n"
@@ -41,8 +45,15 @@ def card(
         else ""
     )
     described = json.dumps(job, indent=1, sort_keys=True, default=str)
+    spdx = re.fullmatch(r"[A-Za-z0-9.-]+", licence)
+    facts = ModelCardData(
+        license=licence.lower() if spdx else "other",
+        license_name=None if spdx else licence,
+        base_model=done.base.name,
+        library_name="transformers",
+    )
     return (
-        f"---\nlicense: {json.dumps(licence)}\n---\n# {name}\n\n"
+        f"---\n{facts.to_yaml()}\n---\n# {name}\n\n"
         f"Base: `{done.base.name}`, manifest sha256 `{done.base_digest}`.\n"
         f"Learned: {'LoRA adapter' if done.is_adapter else 'all weights'}, manifest sha256 `{done.learned_digest}`.\n"
         f"Licence: {licence}, which the base has.\n{merging}\n"
@@ -55,11 +66,19 @@ def card(
 
 def licence_of(base: Path, given: str | None) -> str:
     """The licence of the base: as given, by its card, or by the name of its LICENSE file; raises Refusal."""
+    from huggingface_hub import ModelCard
+
     if given:
         return given
-    card = base / "README.md"
-    if card.is_file() and (found := re.search(r"^license:\s*(\S+)\s*$", card.read_text(), re.MULTILINE)):
-        return found[1]
+    if (path := base / "README.md").is_file():
+        try:
+            stated = ModelCard.load(path, ignore_metadata_errors=True).data
+        except (ValueError, YAMLError) as error:
+            raise Refusal(
+                f"the head of {path} is no YAML ({error}): correct it, or give --licence"
+            ) from error
+        if found := stated.get("license_name") or stated.license:
+            return str(found)
     if own := [name for name in LICENCE_FILES if (base / name).is_file()]:
         return f"that of the base, see {own[0]}"
     raise Refusal(

@@ -15,6 +15,7 @@ from llmtrain import exits
 from llmtrain.cli import main
 from llmtrain.exits import Refusal
 from llmtrain.publish.job_output import JobOutput, judged, read_job_output
+from llmtrain.publish.model_card import licence_of
 from llmtrain.publish.release_candidate import publish
 
 torch = pytest.importorskip("torch", reason="Debian's python3-torch is not installed")
@@ -280,7 +281,21 @@ def test_a_licence_that_nobody_knows_is_asked_for(tmp_path: Path, capsys: pytest
     assert command(job, tmp_path / "candidate") == exits.USAGE
     assert "give it with --licence" in capsys.readouterr().err
     assert command(job, tmp_path / "candidate", "--licence", "Apache-2.0") == exits.DONE
-    assert '"Apache-2.0"' in (tmp_path / "candidate/models/sql-2026-11/README.md").read_text()
+    card = (tmp_path / "candidate/models/sql-2026-11/README.md").read_text()
+    assert card.startswith("---\nbase_model: bare\nlibrary_name: transformers\nlicense: apache-2.0\n---\n")
+
+
+def test_the_licence_of_a_base_is_read_from_the_head_of_its_card(tmp_path: Path) -> None:
+    for head, licence in (
+        ("license: mit", "mit"),
+        ("license: other\nlicense_name: deepseek", "deepseek"),
+        ("license: 'two words'", "two words"),
+    ):
+        (tmp_path / "README.md").write_text(f"---\n{head}\n---\nlicense: gpl\n")
+        assert licence_of(tmp_path, None) == licence
+    (tmp_path / "README.md").write_text("---\nlicense: [\n---\n")
+    with pytest.raises(Refusal, match="is no YAML"):
+        licence_of(tmp_path, None)
 
 
 def test_a_disk_without_room_is_told_before_anything_is_written(
