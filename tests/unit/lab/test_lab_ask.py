@@ -103,7 +103,7 @@ def test_refuses_an_older_tls(tmp_path: Path) -> None:
 def test_a_wrong_key_is_told_with_the_status(tmp_path: Path) -> None:
     with (
         edge(tmp_path, key="llmk_abc_other") as door,
-        pytest.raises(LabError, match=r"401 Unauthorized: .*no such key"),
+        pytest.raises(LabError, match=r"401.*no such key"),
     ):
         ask(door, "?")
 
