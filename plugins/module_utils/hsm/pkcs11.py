@@ -1,4 +1,6 @@
-"""The subset of PKCS#11 2.40 for the keys of volumes and of the issuing CA, by ctypes: Debian packages no Python binding.
+"""The subset of PKCS#11 2.40 for the keys of volumes and of the issuing CA, by ctypes.
+
+Why no library: docs/develop/decisions/0077-keys-in-tokens-are-asked-by-ctypes.md.
 
 A PIN is an argument of a function here, never of a program, and never part of a URI.
 """
