@@ -140,10 +140,10 @@ env:
 	@mkdir -p $(@D)
 	touch $@
 
-.venv/.ready: artifacts.lock.yml pyproject.toml llmproof/pyproject.toml lab/pyproject.toml .venv/.packages
+.venv/.ready: artifacts.lock.yml pyproject.toml llmcore/pyproject.toml llmproof/pyproject.toml lab/pyproject.toml .venv/.packages
 	$(STEP) control-env "Python environment of the control node" lab/environment .
 	touch $@
 
-payload/.venv/.ready: artifacts.lock.yml payload/pyproject.toml llmproof/pyproject.toml .venv/.packages
+payload/.venv/.ready: artifacts.lock.yml payload/pyproject.toml llmcore/pyproject.toml llmproof/pyproject.toml .venv/.packages
 	$(STEP) payload-env "Python environment of the payload" lab/environment payload
 	touch $@

@@ -190,7 +190,7 @@ def measured(side: str, raw: Path) -> dict[str, float]:
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT / "payload"),
+        "PYTHONPATH": f"{ROOT}:{ROOT}/payload",
     }
     answer = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
     lines = [line for line in answer.stdout.splitlines() if line.startswith("RESULT ")]

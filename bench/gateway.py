@@ -41,7 +41,7 @@ def servers(stand: Stand, redis: bool, cached: bool, before: Path | None) -> lis
     program = [PYTHON, "-m", "llmserve"]
     gateways = [stand.gateway("gateway", program)]
     if before:
-        environment = {"PYTHONPATH": str(before.resolve() / "payload")}
+        environment = {"PYTHONPATH": f"{before.resolve()}:{before.resolve()}/payload"}
         gateways.append(stand.gateway("gateway before", program, environment=environment))
     hit = http_request(stand.key, temperature=0)
     hits = [replace(each, name=f"{each.name}, cache hit", request=hit) for each in gateways if cached]

@@ -50,7 +50,7 @@ def main() -> int:
     parser.add_argument("--rendezvous", default="")
     parser.add_argument("--traffic", choices=["esp", "clear"], default="clear")
     options = parser.parse_args()
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}/payload:{ROOT}/payload/tests/helpers"}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/payload:{ROOT}/payload/tests/helpers"}
     with tempfile.TemporaryDirectory() as made:
         where = Path(made)
         rows = max(64, options.tokens_per_step // options.seq_len)

@@ -9,21 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from llmcore.files import flush, write_aside
 from llmkeep.errors import LlmkeepError
 
 
 def write(path: Path, data: bytes, mode: int) -> None:
-    """Replace PATH with DATA, so that after a power cut either the old or the new file is complete."""
+    """Replace `path`, whose folder is made if need be, atomically and durably."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.new")
-    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(file.fileno(), mode)
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
-    sync_folder(path.parent)
+    write_aside(path, data, mode)
 
 
 @contextmanager
@@ -36,25 +29,12 @@ def readable() -> Iterator[None]:
         os.umask(before)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make a rename in FOLDER survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def sync_all(folder: Path) -> None:
     """Wait until FOLDER is on disk, with every file and folder in it."""
     for place, _, names in os.walk(folder):
         for name in names:
-            descriptor = os.open(Path(place, name), os.O_RDONLY | os.O_NOFOLLOW)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        sync_folder(Path(place))
+            flush(Path(place, name))
+        flush(Path(place))
 
 
 @contextmanager
@@ -90,7 +70,7 @@ def record(path: Path, entry: dict[str, object]) -> None:
         file.write(line.encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
-    sync_folder(path.parent)
+    flush(path.parent)
 
 
 def recorded(path: Path) -> Iterator[dict[str, Any]]:

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from llmcore.files import flush
 from llmkeep import durable
 from llmkeep.bundle import manifest, release
 from llmkeep.bundle.media import MARGIN
@@ -178,7 +179,7 @@ def fetch(places: Places, connection: dict[str, Any], host: str, name: str) -> s
                 ) from refusal
             durable.sync_all(aside)
             aside.rename(target)
-            durable.sync_folder(places.candidates)
+            flush(places.candidates)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     digest = candidate.digests[f"models/{candidate.name}.sha256"]

@@ -18,4 +18,6 @@ done
 cd payload
 PYTHONPATH=. lint-imports --no-logo --no-cache
 # The payload's environment knows which distribution brings a module.
-PYTHONPATH=$(echo .venv/lib/python*/site-packages) deptry .
+site=$(echo .venv/lib/python*/site-packages)
+PYTHONPATH=$site deptry .
+PYTHONPATH=$site deptry ../llmcore --config ../llmcore/pyproject.toml

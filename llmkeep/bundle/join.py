@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from llmcore.files import flush
 from llmkeep import durable
 from llmkeep.bundle import manifest
 from llmkeep.bundle.cache import sha256
@@ -91,7 +92,7 @@ def join(source: Path, into: Path, bases: list[Path]) -> str:
             (aside / path).unlink()
         durable.sync_all(aside)
         aside.rename(into)
-        durable.sync_folder(into.absolute().parent)
+        flush(into.absolute().parent)
     return f"{into}: {whole.title} is complete, {len(whole.files)} files; manifest {whole.digest}"
 
 

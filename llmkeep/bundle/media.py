@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from llmcore.files import aside_of
 from llmkeep import durable
 from llmkeep.bundle import manifest
 from llmkeep.bundle.manifest import DAMAGED, MEDIUM, UNSIGNED, BundleRefused, Entry
@@ -261,7 +262,7 @@ def split(source: Path, out: Path, room: int | None, old: Path | None = None) ->
         for number in range(1, len(media) + 1)
     }
     written = [Path(path) for path in (*whole.head, MEDIUM)]
-    unfinished = [path.with_name(f".{path.name}.new") for path in written]  # by durable.write
+    unfinished = [aside_of(path) for path in written]
     planned = {
         f"{number}/{path}"
         for number, files in enumerate(media, 1)

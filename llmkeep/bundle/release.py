@@ -25,11 +25,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmcore.files import flush
 from llmkeep import passphrase
 from llmkeep.bundle import join, manifest, media, signing
 from llmkeep.bundle.cache import sha256
 from llmkeep.bundle.manifest import DAMAGED, BundleRefused, Entry, Manifest
-from llmkeep.durable import readable, record, sync_folder, write
+from llmkeep.durable import readable, record, write
 from llmkeep.errors import LlmkeepError, printable
 from llmkeep.places import PUBLISH_KEY, Places
 from llmkeep.sealing import in_memory, seal, unseal
@@ -402,7 +403,7 @@ def add(places: Places, folder: Path, keyring: Path) -> str:
     link.unlink(missing_ok=True)
     link.symlink_to(target.name)
     link.replace(places.releases / name)
-    sync_folder(places.releases)
+    flush(places.releases)
     for old in places.releases.glob(f".{name}-*"):
         if re.fullmatch(rf"\.{re.escape(name)}-\d+", old.name) and old != target:
             shutil.rmtree(old)

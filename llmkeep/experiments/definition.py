@@ -7,9 +7,9 @@ from typing import Any
 
 import yaml
 
+from llmcore import sequential
 from llmkeep.errors import LlmkeepError
 from llmkeep.policy.source import UniqueKeys
-from llmproof import sequential
 
 ARMS = ("control", "candidate")
 UNITS = {"subject": "subjects", "conversation": "conversations", "request": "requests"}

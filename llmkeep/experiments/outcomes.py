@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from llmcore import sequential
+from llmcore.sequential import Mean
 from llmkeep.errors import LlmkeepError
 from llmkeep.experiments.definition import ARMS, Experiment, Metric
-from llmproof import sequential
-from llmproof.sequential import Mean
 
 ODDS = 1000  # of a mismatch of shares: at most one of 1,000 experiments without one comes to it
 

@@ -8,10 +8,11 @@ import re
 import shutil
 from pathlib import Path
 
+from llmcore.files import flush
 from llmkeep.bundle.cache import sha256
 from llmkeep.bundle.manifest import DAMAGED
 from llmkeep.bundle.media import copy
-from llmkeep.durable import alone, readable, sync_folder
+from llmkeep.durable import alone, readable
 from llmkeep.errors import LlmkeepError
 from llmkeep.image.record import FOLDER, NAME, SIGNATURE, ImageRefused, Record, read, verify
 from llmkeep.places import Places
@@ -43,11 +44,11 @@ def add(places: Places, folder: Path, keyring: Path) -> Record:
                 raise ImageRefused(DAMAGED, f"{folder} changed while it was copied: add it again")
             for blob in (partial / FOLDER / "blobs/sha256").iterdir():
                 _replace(blob, shared / blob.name)
-            sync_folder(shared)
+            flush(shared)
             final = _folder(places, good.digest)
             shutil.rmtree(final, ignore_errors=True)
             partial.rename(final)
-            sync_folder(images)
+            flush(images)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return good
@@ -82,7 +83,7 @@ def remove(places: Places, digest: str) -> None:
         removed = folder.with_name(".removed")
         shutil.rmtree(removed, ignore_errors=True)
         folder.rename(removed)
-        sync_folder(places.images)
+        flush(places.images)
         shutil.rmtree(removed)
         for blob in (places.images / BLOBS).iterdir():
             if blob.stat().st_nlink == 1:

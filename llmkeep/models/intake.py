@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmcore.files import flush
 from llmkeep import durable
 from llmkeep.bundle import release
 from llmkeep.bundle.cache import sha256
@@ -105,7 +106,7 @@ def add(
         made = Taken(name, len(digests), size, left_out, list(changed), agreed.name, sha256(sums))
         durable.sync_all(aside)
         aside.rename(into)
-        durable.sync_folder(aside.parent)
+        flush(aside.parent)
     return made
 
 

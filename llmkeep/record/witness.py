@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from llmcore.files import append
 from llmkeep import playbooks, source_tree
-from llmkeep.durable import sync_folder, write
+from llmkeep.durable import write
 from llmkeep.record import findings, pods
 from llmkeep.record import runs as record
 from llmkeep.record.findings import Findings
@@ -111,11 +112,7 @@ class Kept:
         """Store a host's tip if it extends the ones seen. ValueError for anything else."""
         _, head = heads.stated(tip)
         if head.size > (heads.stated(seen)[1].size if (seen := self.seen()) else 0):
-            with (self.folder / heads.TIPS).open("ab") as file:
-                file.write(tip + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-            sync_folder(self.folder)
+            append(self.folder / heads.TIPS, tip + b"\n")
 
     def extend(self, verifier: str, prefix: str, new: bytes) -> int:
         """Append the new heads; returns their number. Raises Altered, and appends none, unless they extend the kept ones.
@@ -147,11 +144,7 @@ class Kept:
         if not known.exists():
             write(known, verifier.encode(), 0o444)
         if notes:
-            with self.path.open("ab") as file:
-                file.write(b"".join(note + b"\n" for note in notes))
-                file.flush()
-                os.fsync(file.fileno())
-            sync_folder(self.folder)
+            append(self.path, b"".join(note + b"\n" for note in notes))
         return len(notes)
 
 

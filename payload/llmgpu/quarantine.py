@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmcore.files import replacing
+from llmcore.files import write_aside
 from llmgpu.history import Seen, State
 from llmgpu.xids import TABLE
 
@@ -84,9 +84,7 @@ def save(path: Path, saved: Saved) -> None:
 
 def write_json(path: Path, content: object) -> None:
     """Replace a file that every service may read, whatever the umask. Raises OSError."""
-    with replacing(path) as aside:
-        aside.write_text(json.dumps(content, indent=1) + "\n")
-        aside.chmod(0o644)
+    write_aside(path, json.dumps(content, indent=1) + "\n", 0o644)
 
 
 def quarantined(path: Path) -> dict[str, Entry]:

@@ -5,13 +5,12 @@ from pathlib import Path
 
 import pytest
 
-PAYLOAD = Path(__file__).parents[1]
-PROGRAMS = sorted(
-    path for package in ("llmcore", "llmserve", "llmtrain") for path in (PAYLOAD / package).rglob("*.py")
-)
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("llmcore", "payload/llmserve", "payload/llmtrain")
+PROGRAMS = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 
-@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: str(path.relative_to(PAYLOAD)))
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_model_is_loaded_without_its_code(path: Path) -> None:
     for call in ast.walk(ast.parse(path.read_text())):
         if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)):
@@ -36,7 +35,7 @@ PICKLED = {
 }
 
 
-@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: str(path.relative_to(PAYLOAD)))
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_nothing_received_or_read_is_unpickled(path: Path) -> None:
     """Ranks exchange JSON (llmtrain/run/collectives.py), files are safetensors."""
     for each in ast.walk(ast.parse(path.read_text())):

@@ -46,6 +46,7 @@ FIRST = (
     "/test_log_faults.py",
     "/test_pages.py",
     "/test_logs.py",
+    "/test_revocation.py",
     "/test_one_host.py",
     "/test_two_edges.py",
     "[llm_training]",

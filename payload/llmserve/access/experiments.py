@@ -9,7 +9,7 @@ import hmac
 from dataclasses import dataclass, field
 from typing import Literal
 
-from llmproof.experiments import identifier
+from llmcore.experiments import identifier
 from llmserve.access.identity import Identity
 
 Unit = Literal["subject", "request"]

@@ -2,7 +2,7 @@
 
 It reads what gateways of this host note of assigned requests and of ratings, as they write it, and the experiments of the signed
 policy. Each of the candidate's guardrails and both metrics are tested at each look, by intervals that may be looked at any time
-(llmproof.sequential); a step has ALPHA of false halts. A halt is on disk before it counts (llmserve.feedback.halts), and then on
+(llmcore.sequential); a step has ALPHA of false halts. A halt is on disk before it counts (llmserve.feedback.halts), and then on
 the audit record. There is no way from here towards the candidate.
 """
 
@@ -18,13 +18,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from llmcore import sequential
+from llmcore.experiments import identifier
 from llmcore.files import Stamp, stamp, write_aside
 from llmcore.ratings import ARM_FIELD, ASSIGNED, ENDED, RATED, TRANSACTION, Record, files
+from llmcore.sequential import FEWEST, Mean, Sums
 from llmgpu.record import RecordError, record
-from llmproof import sequential
-from llmproof.experiments import identifier
 from llmproof.policy_bundle import PolicyRefused, judged
-from llmproof.sequential import FEWEST, Mean, Sums
 from llmserve.feedback.halts import GUARD, WATCHED, halted
 from llmserve.feedback.journal import ANSWER_BYTES, REWRITTEN, kept_bytes
 from llmserve.feedback.outcomes import values

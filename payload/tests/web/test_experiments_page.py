@@ -20,8 +20,8 @@ from markupsafe import escape
 from operator_page import OperatorPage
 from watched_estate import HOSTILE
 
+from llmcore.experiments import identifier
 from llmcore.ratings import ARM_FIELD, ASSIGNED, FIELD, RATED
-from llmproof.experiments import identifier
 from llmserve.access.experiments import Experiment, Unit
 from llmserve.api.errors import ApiError
 from llmserve.asgi import Exchange, Receive, Scope, Send

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
-sys.path[:0] = [str(ROOT / "payload"), str(ROOT / "payload/tests/helpers")]
+sys.path[:0] = [str(ROOT), str(ROOT / "payload"), str(ROOT / "payload/tests/helpers")]
 from llmtrain.run.checkpoint import Checkpoints
 from saver import KEY, is_whole, save
 from write_log import FLUSH, FUA, Entry, apply, blank, entries, logged, loop, mark, spread, tool

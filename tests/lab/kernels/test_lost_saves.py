@@ -11,7 +11,7 @@ SEED = os.environ.get("SEED", "5")
 CUTS = "0" if "STORM" in os.environ else "6"
 PROGRAM = "tests/lab/kernels/lost_saves.py"
 PARTS = (
-    "payload/llmcore/__init__.py", "payload/llmcore/files.py", "payload/llmtrain/__init__.py", "payload/llmtrain/exits.py",
+    "llmcore/__init__.py", "llmcore/files.py", "payload/llmtrain/__init__.py", "payload/llmtrain/exits.py",
     "payload/llmtrain/run/__init__.py", "payload/llmtrain/run/sealed.py", "payload/llmtrain/run/checkpoint.py",
     "payload/llmtrain/run/collectives.py",
     "payload/tests/helpers/saver.py", "tests/lab/kernels/write_log.py", PROGRAM,

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from llmproof import sequential
+from llmcore import sequential
 
 ALPHA, LOOKS = 0.01, 20
 

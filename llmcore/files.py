@@ -33,18 +33,36 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def aside_of(path: Path) -> Path:
+    """Where the new file is written; a killed writer leaves it there."""
+    return path.with_name(f"{path.name}.partial")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a path beside `path` for the new file, which then replaces it atomically and durably. If the block raises, `path`
     is unchanged."""
-    aside = path.with_name(path.name + ".partial")
+    aside = aside_of(path)
     yield aside
     flush(aside)
     aside.replace(path)
     flush(path.parent)
 
 
-def write_aside(path: Path, text: str) -> None:
-    """Replace a text file atomically and durably."""
+def write_aside(path: Path, content: str | bytes, mode: int | None = None) -> None:
+    """Replace a file atomically and durably. Its mode is what the umask leaves if none is given."""
     with replacing(path) as aside:
-        aside.write_text(text)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+        with os.fdopen(os.open(aside, flags, 0o666 if mode is None else 0o600), "wb") as file:
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)
+            file.write(content.encode() if isinstance(content, str) else content)
+
+
+def append(path: Path, data: bytes) -> None:
+    """Append to a file durably."""
+    with path.open("ab") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    flush(path.parent)

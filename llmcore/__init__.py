@@ -1,0 +1,1 @@
+"""What llmkeep's other distributions share, below all of them."""

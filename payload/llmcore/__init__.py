@@ -1,1 +1,0 @@
-"""What the serving and the training payload share."""
