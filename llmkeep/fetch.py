@@ -28,7 +28,7 @@ from llmkeep.bundle.release import ReleaseError
 from llmkeep.models.contents import MOST as MOST_TEXT_BYTES
 from llmkeep.places import Places
 from llmkeep.playbooks import inventory_path, play, verified_tree
-from llmkeep.record.runs import recorded
+from llmkeep.record.runs import recorded, whole_run
 from llmkeep.resumable import CHUNK, progress
 
 INVENTORY = "/etc/llmkeep/inventory"
@@ -222,24 +222,12 @@ def _fetch(given: argparse.Namespace) -> int:
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """`llmkeep release …` with its verb that contacts a host."""
     verbs = release.register(subparsers)
-    verb = verbs.add_parser("fetch", help="bring a candidate from a training host", description=__doc__)
+    verb = verbs.add_parser(
+        "fetch",
+        help="bring a candidate from a training host",
+        description=__doc__,
+        parents=[whole_run(INVENTORY)],
+    )
     verb.add_argument("host", metavar="HOST", help="its name in the inventory, in [train]")
     verb.add_argument("name", metavar="NAME", help="the candidate's folder, below jobs/ of llm_training_dir")
-    verb.add_argument(
-        "-i", "--inventory", action="append", help=f"file or folder; may be repeated ({INVENTORY})"
-    )
-    verb.add_argument(
-        "--unrecorded",
-        metavar="REASON",
-        help="even if the audit record cannot be written; REASON goes to the journal",
-    )
-    verb.set_defaults(
-        run=_fetch,
-        limit=None,
-        tags=None,
-        skip_tags=None,
-        extra_vars=[],
-        check=False,
-        diff=False,
-        ansible=[],
-    )
+    verb.set_defaults(run=_fetch)

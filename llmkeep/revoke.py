@@ -10,7 +10,7 @@ from llmkeep.pki import authority, revoking
 from llmkeep.pki.authority import told
 from llmkeep.places import Places
 from llmkeep.playbooks import inventory_path, play, verified_tree
-from llmkeep.record.runs import recorded, who
+from llmkeep.record.runs import recorded, who, whole_run
 
 # What the role pki writes for the renewal: all hosts, with their addresses.
 INVENTORY = "/etc/llmkeep/renew/hosts.yml"
@@ -36,27 +36,10 @@ def _distributed(verb: Callable[[Places, str, str, str], str], given: argparse.N
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """`llmkeep pki …` with its verbs that run Ansible."""
     verbs = authority.register(subparsers)
-    common = argparse.ArgumentParser(add_help=False)
+    common = whole_run(INVENTORY)
     common.add_argument("name", help="as `llmkeep pki sign --host` had it: a host's name in the inventory")
     common.add_argument("--reason", required=True, help="for the readers of the record")
-    common.add_argument(
-        "-i", "--inventory", action="append", help=f"file or folder; may be repeated ({INVENTORY})"
-    )
-    common.add_argument(
-        "--unrecorded",
-        metavar="REASON",
-        help="even if the audit record cannot be written; REASON goes to the journal",
-    )
-    common.set_defaults(
-        places=Places(),
-        limit=None,
-        tags=None,
-        skip_tags=None,
-        extra_vars=[],
-        check=False,
-        diff=False,
-        ansible=[],
-    )
+    common.set_defaults(places=Places())
     for verb, text in (
         (revoking.revoke, "revoke all certificates of a name, and shut it out of every host"),
         (revoking.reinstate, "let a revoked name have certificates again"),

@@ -81,6 +81,22 @@ def append(event: Event) -> None:
         raise RecordError(f"the audit record {FOLDER} cannot be written: {error}") from error
 
 
+def whole_run(inventory: str) -> argparse.ArgumentParser:
+    """Options of a verb that runs a playbook on all its hosts; `inventory`: the one by default."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument(
+        "-i", "--inventory", action="append", help=f"file or folder; may be repeated ({inventory})"
+    )
+    parser.add_argument(
+        "--unrecorded",
+        metavar="REASON",
+        help="even if the audit record cannot be written; REASON goes to the journal",
+    )
+    none = {"limit": None, "tags": None, "skip_tags": None, "check": False, "diff": False}
+    parser.set_defaults(**none, extra_vars=[], ansible=[])
+    return parser
+
+
 @contextmanager
 def recorded(
     tree: Path, playbook: Path, inventories: list[Path], given: argparse.Namespace, more: Event | None = None
