@@ -22,9 +22,10 @@ from llmserve.api.requests import refuse_undeclared
 from llmserve.audit.recorder import Recorder
 from llmserve.audit.redact import redact
 from llmserve.audit.writer_client import AuditClient
+from llmserve.fields import PASSED
 from llmserve.gateway.parsed_requests import ParsedRequests, chat, embedding
 from llmserve.metrics import Metrics
-from llmserve.protocol import OPTIONAL, Hello, encode
+from llmserve.protocol import Hello, encode
 from llmserve.settings import Limits
 from llmserve.upstream.instances import prefix_key
 
@@ -40,7 +41,7 @@ def milliseconds(name: str, body: bytes) -> float:
         before = time.thread_time()
         with suppress(ApiError):
             parsed = PARSED.read("t", embedding if name.startswith("input") else chat, GRANTED, body)
-            refuse_undeclared(parsed.call.generate, OPTIONAL)
+            refuse_undeclared(parsed.call.generate, "m", PASSED, dict)
             redact(parsed.content)
             prefix_key("t", parsed.call.generate)
             parsed.key("t", 1, HELLO)

@@ -34,6 +34,17 @@ SECONDS = 60  # of silence
 
 def resolve(requires: list[str], constraints: list[str]) -> dict[str, Artifact]:
     """What uv would install for `requires` on this system and Python, by `name==version`. Wheels only."""
+    found = packages(requires, constraints)
+    with httpx2.Client(timeout=SECONDS, follow_redirects=True) as client, ThreadPoolExecutor(8) as pool:
+        artifacts = list(pool.map(partial(_artifact, client), found))
+    return {
+        f"{wheels.canonical(each['name'])}=={each['version']}": a
+        for each, a in zip(found, artifacts, strict=True)
+    }
+
+
+def packages(requires: list[str], constraints: list[str]) -> list[dict[str, Any]]:
+    """The same as entries of a pylock.toml (PEP 751)."""
     with tempfile.TemporaryDirectory() as folder:
         wanted, pins, found = (Path(folder, name) for name in ("wanted.in", "pins.txt", "pylock.toml"))
         wanted.write_text("\n".join(requires))
@@ -53,13 +64,8 @@ def resolve(requires: list[str], constraints: list[str]) -> dict[str, Artifact]:
                 f"uv cannot resolve {', '.join(requires)}: {run.stderr.strip()}\nCheck the way to the registry "
                 "(UV_DEFAULT_INDEX or pip's index-url, HTTPS_PROXY, SSL_CERT_FILE), then run it again"
             )
-        packages = tomllib.loads(found.read_text())["packages"]
-    with httpx2.Client(timeout=SECONDS, follow_redirects=True) as client, ThreadPoolExecutor(8) as pool:
-        artifacts = list(pool.map(partial(_artifact, client), packages))
-    return {
-        f"{wheels.canonical(each['name'])}=={each['version']}": a
-        for each, a in zip(packages, artifacts, strict=True)
-    }
+        listed: list[dict[str, Any]] = tomllib.loads(found.read_text())["packages"]
+        return listed
 
 
 def metadata(wheel: IO[bytes]) -> dict[str, Any]:
@@ -84,7 +90,7 @@ def _artifact(client: httpx2.Client, package: dict[str, Any]) -> Artifact:
     chosen, digest = by_file[best], by_file[best]["hashes"]["sha256"]
     try:
         size = chosen["size"]
-        stated = metadata(io.BufferedReader(_Remote(client, chosen["url"], size), BLOCK))
+        stated = metadata(io.BufferedReader(RemoteFile(client, chosen["url"], size), BLOCK))
     except (OSError, zipfile.BadZipFile, KeyError):
         # The index says no sizes, or its files come as a whole only.
         print(f"{best} cannot be read in parts: downloading it")
@@ -105,7 +111,7 @@ def _environment() -> dict[str, str]:
     return os.environ | ({"UV_DEFAULT_INDEX": index} if index else {})
 
 
-class _Remote(io.RawIOBase):
+class RemoteFile(io.RawIOBase):
     """A file on a server, read by ranges."""
 
     def __init__(self, client: httpx2.Client, url: str, size: int) -> None:

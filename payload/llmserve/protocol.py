@@ -12,33 +12,6 @@ from typing import Any, Literal
 
 LINE_LIMIT = 64 * 1024 * 1024  # bytes; JSON escapes can inflate a body of the maximum size sixfold
 FinishReason = Literal["stop", "length", "content_filter"]
-# The fields of a request, apart from those that every engine supports, are in one of three classes. Null is always a no-op.
-# 1. Without influence on an answer: accepted with any value, and dropped.
-NO_INFLUENCE = frozenset({"metadata", "prompt_cache_key", "safety_identifier", "service_tier", "user"})
-# 2. Supported by some engines, each with its no-op value: any other value is passed to an engine that declares the field, and
-# refused by name otherwise.
-# 3. All others: refused by name.
-NEUTRAL: dict[str, object] = {
-    "best_of": 1,
-    "echo": False,
-    "frequency_penalty": 0,
-    "function_call": None,
-    "functions": None,
-    "logit_bias": None,
-    "logprobs": False,
-    "modalities": ["text"],
-    "n": 1,
-    "parallel_tool_calls": None,
-    "presence_penalty": 0,
-    "reasoning_effort": None,
-    "response_format": {"type": "text"},
-    "store": False,
-    "suffix": None,
-    "tool_choice": None,
-    "tools": [],
-    "top_logprobs": None,
-}
-OPTIONAL = frozenset({"seed", *NEUTRAL})  # the fields an engine can declare in its Hello
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +20,10 @@ class Hello:
 
     `context`: in tokens. `slots`: maximum number of concurrent requests. `tokens`: maximum number of prompt and
     answer tokens in all slots together; 0 means that only `slots` is a limit. `template`: revision of the chat
-    template, where `revision` does not cover it. `fields`: the fields of `OPTIONAL` that it supports; the gateway
-    rejects the others by name. `dimensions`: length of its embedding vectors; 0 for a text model. `kept`: its answers
-    are plain text, so they may be cached. `adapters`: names of its adapters, each with the revision of model and
-    adapter together. `parent`: the base model, if `model` is an adapter.
+    template, where `revision` does not cover it. `fields`: those of `llmserve.fields.PASSED` that it supports; the
+    gateway rejects the others by name. `dimensions`: length of its embedding vectors; 0 for a text model. `kept`: its
+    answers are plain text, so they may be cached. `adapters`: names of its adapters, each with the revision of model
+    and adapter together. `parent`: the base model, if `model` is an adapter.
     """
 
     model: str
@@ -100,6 +73,11 @@ class Generate:
     deadline: float | None = None
     traceparent: str | None = None
     adapter: str = ""
+
+    @property
+    def answers(self) -> int:
+        """Number of answers that the engine computes."""
+        return int(max(self.extra.get("n", 1), self.extra.get("best_of", 1)))
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from llmcore.config import Section
 from llmcore.model_config import Quantization
-from llmserve.protocol import NO_INFLUENCE, OPTIONAL
+from llmserve.fields import DROPPED, PASSED
 
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -62,18 +62,18 @@ class ClientTls(Section):
 class Remote(Section):
     """Servers of OpenAI's API that serve the same model under the name it has here, on UNIX sockets or at URLs.
 
-    `fields`: the API's optional fields that they support. `revision` and `context` (in tokens): required where the
-    servers do not report them. `dimensions`: length of the vectors of an embedding model. `slots`: concurrent
-    requests per server. `key_credential`: the systemd credential that holds their API key. `cache`: cache their
-    greedy answers. A cached answer is replayed as text, so everything else in it (reasoning) is lost; hence off by
-    default.
+    `fields`: the API's optional fields that they support; None: those that their own /openapi.json describes, as vLLM's
+    does. `revision` and `context` (in tokens): required where the servers do not report them. `dimensions`: length of
+    the vectors of an embedding model. `slots`: concurrent requests per server. `key_credential`: the systemd
+    credential that holds their API key. `cache`: cache their greedy answers. A cached answer is replayed as text, so
+    everything else in it (reasoning) is lost; hence off by default.
     """
 
     socket: Several[Path] = ()
     url: Several[Annotated[str, Field(pattern=r"^https?://[^/?#@]+$")]] = ()
     tls: ClientTls | None = None
     key_credential: str | None = None
-    fields: tuple[str, ...] = ()
+    fields: tuple[str, ...] | None = None
     revision: Annotated[str, Field(min_length=1)] | None = None
     context: Positive | None = None
     dimensions: Positive | None = None
@@ -95,10 +95,10 @@ class Remote(Section):
 
     @field_validator("fields")
     @classmethod
-    def fields_of_the_api(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+    def fields_of_the_api(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
         """A request can carry no other fields."""
-        if unknown := sorted(set(names) - OPTIONAL - NO_INFLUENCE):
-            raise ValueError(f"{', '.join(unknown)}: an engine can declare {', '.join(sorted(OPTIONAL))}")
+        if unknown := sorted({*(names or ())} - PASSED.keys() - DROPPED.keys()):
+            raise ValueError(f"{', '.join(unknown)}: an engine can declare {', '.join(sorted(PASSED))}")
         return names
 
 

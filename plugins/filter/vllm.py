@@ -197,7 +197,6 @@ def vllm_config(model: dict[str, Any], models_dir: str, drain_seconds: int) -> d
         "gpu-memory-utilization": model.get("gpu_memory_utilization", UTILIZATION),
         "shutdown-timeout": drain_seconds,
         "disable-uvicorn-access-log": True,
-        "disable-fastapi-docs": True,
     }
     for key in "dtype", "quantization", "max_num_seqs", "max_num_batched_tokens":
         if key in model:

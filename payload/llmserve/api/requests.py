@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import parse_qsl
@@ -21,7 +21,8 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
 from llmserve.api.errors import ApiError
-from llmserve.protocol import NEUTRAL, NO_INFLUENCE, OPTIONAL, Generate
+from llmserve.fields import DROPPED, PASSED, REFUSED, Endpoint
+from llmserve.protocol import Generate
 
 Temperature = Annotated[float, Field(ge=0, le=2)]
 TopP = Annotated[float, Field(gt=0, le=1)]
@@ -47,6 +48,7 @@ MAX_INPUTS = 256  # texts in one request for embeddings
 MANY_ERRORS = 100  # in one body
 NAMED_FIELDS = 10  # in one refusal
 MAX_MESSAGES, MAX_PARTS, MAX_CALLS = 4096, 1024, 256  # of a chat, of a message
+MAX_DEPTH, MAX_VALUES = 64, 20_000  # of an object that is passed to an engine
 Text = Annotated[str, Field(min_length=1)]
 
 
@@ -61,6 +63,7 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="allow")
     no_influence: ClassVar[frozenset[str]] = frozenset()
+    endpoint: ClassVar[Endpoint | None] = None  # whose optional fields it may have
 
     def unknown(self) -> dict[str, object]:
         """The fields outside the model that may change the answer, with their values."""
@@ -75,12 +78,15 @@ class Strict(BaseModel):
     def __get_pydantic_json_schema__(
         cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        """The schema: any other field may only be null."""
+        """The schema: any other field may only be null, but for the optional ones at a model that takes them."""
         reference = handler(core_schema)
         schema = handler.resolve_ref_schema(reference)
         schema["additionalProperties"] = {"type": "null"}
         dropped = {"description": "Accepted and dropped, for it has no influence on the answer"}
         schema["properties"] |= dict.fromkeys(sorted(cls.no_influence), dropped)
+        optional = {name: row for name, row in PASSED.items() if cls.endpoint in row.endpoints}
+        if optional:
+            schema["x-optional-fields"] = {name: row.values.json_schema() for name, row in optional.items()}
         return reference
 
 
@@ -192,7 +198,7 @@ class Sampling(Strict):
     """Fields shared by OpenAI's two completion endpoints."""
 
     model_config = ConfigDict(json_schema_extra=ONLY_IN_STREAMS)
-    no_influence = NO_INFLUENCE
+    no_influence = frozenset(DROPPED)
 
     model: str
     temperature: Temperature | None = None
@@ -208,6 +214,7 @@ class ChatBody(Sampling):
     """Body of POST /v1/chat/completions."""
 
     model_config = ConfigDict(json_schema_extra=ONLY_IN_STREAMS | ONE_LENGTH)
+    endpoint = "chat"
 
     messages: Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: Tokens | None = None
@@ -215,6 +222,8 @@ class ChatBody(Sampling):
 
 class CompletionBody(Sampling):
     """Body of POST /v1/completions."""
+
+    endpoint = "completion"
 
     prompt: Annotated[str, Field(min_length=1)]
 
@@ -231,7 +240,7 @@ class GenerateBody(Strict):
 class EmbeddingBody(Strict):
     """Body of POST /v1/embeddings. Texts only: token ids from another tokenizer would mean something else here."""
 
-    no_influence = NO_INFLUENCE
+    no_influence = frozenset(DROPPED)
 
     model: str
     input: Text | Annotated[list[Text], Field(fail_fast=True, min_length=1, max_length=MAX_INPUTS)]
@@ -308,6 +317,15 @@ def bad_request(error: ValidationError) -> ApiError:
     return ApiError(400, "invalid_value", f"'{where}' is {seen}: {mistake['msg']}", where)
 
 
+def bad_value(name: str, error: ValidationError) -> ApiError:
+    """400 for the value of one field."""
+    mistake = error.errors(include_url=False)[0]
+    where = json_path((name, *mistake["loc"]))
+    return ApiError(
+        400, "invalid_value", f"'{where}' is {shorten(mistake['input'])}: {mistake['msg']}", where
+    )
+
+
 def json_path(location: tuple[int | str, ...]) -> str:
     """Location of an error in the body, without the names that pydantic gives to the members of a union."""
     return ".".join(str(part) for part in location if not UNION_ARM.fullmatch(str(part)))
@@ -323,19 +341,52 @@ def shorten(value: Any) -> str:
 
 def unsupported(names: list[str]) -> ApiError:
     """400 that names up to NAMED_FIELDS fields."""
-    listed = ", ".join(f"'{name[:80]}'" for name in names[:NAMED_FIELDS])
+    listed = ", ".join(
+        f"'{name[:80]}'" + (f" ({REFUSED[name]})" if name in REFUSED else "") for name in names[:NAMED_FIELDS]
+    )
     return ApiError(
         400, "unsupported_field", f"unsupported: {listed}; remove it from the request", names[0][:80]
     )
 
 
 def beyond(request: Strict) -> dict[str, object]:
-    """The fields outside the model whose value is not a no-op."""
-    return {
+    """The fields outside the model whose value is not a no-op, checked; raises ApiError 400 for those that no engine gets from
+    this endpoint.
+    """
+    used = {
         name: value
         for name, value in request.unknown().items()
-        if name not in NEUTRAL or not same(value, NEUTRAL[name])
+        if name not in PASSED or not same(value, PASSED[name].neutral)
     }
+    if bad := [name for name in used if name not in PASSED or request.endpoint not in PASSED[name].endpoints]:
+        raise unsupported(bad)
+    for name, value in used.items():
+        try:
+            used[name] = PASSED[name].values.validate_python(value)
+        except ValidationError as error:
+            raise bad_value(name, error) from None
+    refuse_large(used)
+    return used
+
+
+def refuse_large(used: dict[str, object]) -> None:
+    """Raise ApiError 400 for a value that is nested deeper, or has more parts, than engines shall have to walk."""
+    for name, value in used.items():
+        level: list[object] = [value]
+        parts = 0
+        for _ in range(MAX_DEPTH):
+            parts += len(level)
+            level = [
+                below
+                for each in level
+                if isinstance(each, dict | list)
+                for below in (each.values() if isinstance(each, dict) else each)
+            ]
+            if not level or parts > MAX_VALUES:
+                break
+        if level or parts > MAX_VALUES:
+            seen = f"more than {MAX_VALUES} values" if parts > MAX_VALUES else f"more than {MAX_DEPTH} levels"
+            raise ApiError(400, "invalid_value", f"'{name}' has {seen}: send a smaller one", name)
 
 
 def same(value: object, neutral: object) -> bool:
@@ -343,20 +394,38 @@ def same(value: object, neutral: object) -> bool:
     return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
 
 
-def refuse_undeclared(generate: Generate, declared: Collection[str]) -> None:
-    """Raise ApiError 400 for fields that the engine has not declared in its Hello, or that no engine can declare. An engine
-    that supports `tools` supports tool calls in messages, also in a request that offers no tools.
+def undeclared(generate: Generate, declared: Collection[str]) -> list[str]:
+    """The fields of a request that an engine has not declared in its Hello. One that supports `tools` supports tool calls in
+    messages, also in a request that offers no tools.
     """
     used = [*generate.extra] if generate.seed is None else [*generate.extra, "seed"]
-    if "tools" not in declared:
-        used += [
-            f"messages.{number}.{name}"
-            for number, message in enumerate(generate.messages or [])
-            for name in ("tool_calls", "tool_call_id")
-            if name in message
-        ]
-    if bad := [name for name in used if name not in OPTIONAL or name not in declared]:
-        raise unsupported(bad)
+    bad = [name for name in used if name not in declared]
+    if "tools" in declared:
+        return bad
+    return bad + [
+        f"messages.{number}.{name}"
+        for number, message in enumerate(generate.messages or [])
+        for name in ("tool_calls", "tool_call_id")
+        if name in message
+    ]
+
+
+def refuse_undeclared(
+    generate: Generate,
+    model: str,
+    declared: Collection[str],
+    others: Callable[[], Mapping[str, Collection[str]]],
+) -> None:
+    """Raise ApiError 400 for fields that `model` has not `declared`. `others`: what those declare that the client may ask."""
+    if not (bad := undeclared(generate, declared)):
+        return
+    listed = ", ".join(f"'{name[:80]}'" for name in bad[:NAMED_FIELDS])
+    able = [f"'{name}'" for name, known in others().items() if not undeclared(generate, known)]
+    way_out = (
+        f"ask {' or '.join(able[:NAMED_FIELDS])}, or remove it" if able else "remove it from the request"
+    )
+    message = f"unsupported by the model '{model}': {listed}; {way_out}"
+    raise ApiError(400, "unsupported_field", message, bad[0][:80])
 
 
 def answer_length(asked: int | None, granted: int, name: str = "max_tokens") -> tuple[int, bool]:
@@ -447,8 +516,7 @@ def generate_call(request: GenerateBody, granted: int) -> Call:
     """Convert a request of /generate, which goes to the first model as a conversation of one message; raises ApiError
     400.
     """
-    if bad := list(beyond(request)):
-        raise unsupported(bad)
+    beyond(request)
     length, clip = answer_length(request.max_tokens, granted)
     messages = [{"role": "user", "content": request.prompt}]
     return Call(
@@ -467,8 +535,7 @@ def generate_call(request: GenerateBody, granted: int) -> Call:
 
 def embedding_call(request: EmbeddingBody) -> Call:
     """Convert a request for embeddings; raises ApiError 400."""
-    if bad := list(beyond(request)):
-        raise unsupported(bad)
+    beyond(request)
     inputs = [request.input] if isinstance(request.input, str) else request.input
     generate = Generate(0, False, 0, inputs=inputs, encoding=request.encoding_format)
     return Call(request.model, generate, dimensions=request.dimensions)

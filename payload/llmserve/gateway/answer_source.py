@@ -152,7 +152,9 @@ class AnswerSource:
         if lost or not request.id:  # the engine's fault, or never sent to one
             return 0, 0
         room = max(0, self.routed.hello.context - self.prompt_tokens)
-        return self.prompt_tokens, pieces if request.stream else min(request.max_tokens, room)
+        return self.prompt_tokens, pieces if request.stream else min(
+            request.max_tokens, room
+        ) * request.answers
 
 
 def gone() -> None:

@@ -73,8 +73,9 @@ def collect(exchange: Exchange, text: str) -> None:
 
 
 def answer_tokens(generate: Generate) -> int:
-    """Tokens to reserve for the answer."""
-    return min(generate.max_tokens, EXPECTED_TOKENS) if generate.clip else generate.max_tokens
+    """Tokens to reserve for the answer, or answers."""
+    longest = min(generate.max_tokens, EXPECTED_TOKENS) if generate.clip else generate.max_tokens
+    return longest * generate.answers
 
 
 def blind(scope: Scope) -> bool:
@@ -148,7 +149,7 @@ class Completions:
             if name not in self.state.instances:  # the name of an experiment, where vectors are wanted
                 raise no_such_model(name, [each for each in visible if each in self.state.instances])
             routed = self.state.instances[name].route(scope["llm"].identity.tenant, call.generate)
-        refuse_undeclared(call.generate, routed.hello.fields)
+        refuse_undeclared(call.generate, name, routed.hello.fields, lambda: self.state.declared(visible))
         refuse_other_work(call.generate, routed.hello.dimensions, call.dimensions)
         refuse_beyond_context(call.generate, name, routed.hello.context)
         if scope["llm"].assigned:

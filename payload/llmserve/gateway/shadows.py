@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from llmserve.access.experiments import OPENING, Experiment
 from llmserve.api.errors import ApiError
-from llmserve.api.requests import refuse_undeclared
+from llmserve.api.requests import undeclared
 from llmserve.asgi import Exchange
 from llmserve.gateway.answer_source import failure
 from llmserve.gateway.parsed_requests import ParsedRequest
@@ -70,8 +70,9 @@ class Shadows:
         error: BaseException | None = None
         try:
             routed = candidate.route(of.identity.tenant, request)
-            refuse_undeclared(request, routed.hello.fields)
-        except ApiError:  # it left meanwhile, or cannot take such a request: nothing was asked
+        except ApiError:  # it left meanwhile: nothing was asked
+            return
+        if undeclared(request, routed.hello.fields):
             return
         seconds = self.state.limits.answer_seconds
         place = Place(QUEUE_SECONDS, tokens, LAST, copy.started + seconds, seconds)

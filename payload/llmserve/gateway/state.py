@@ -52,6 +52,11 @@ class State:
         named = [each.model for each in decision.experiments if each.control in self.instances]
         return [name for name in dict.fromkeys([*self.instances, *named]) if decision.permits(name)]
 
+    def declared(self, names: list[str]) -> dict[str, list[str]]:
+        """The optional fields that each of these models takes, but for those that are not up."""
+        known = ((name, self.instances[name].hello) for name in names if name in self.instances)
+        return {name: hello.fields for name, hello in known if hello}
+
 
 def no_such_model(name: str, visible: list[str]) -> ApiError:
     """404. A model that the caller may not use looks like one that does not exist."""

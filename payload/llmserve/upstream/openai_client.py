@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llmcore.config import ConfigError
+from llmserve.fields import PASSED
 from llmserve.protocol import Done, Event, Failed, FinishReason, Generate, Hello
 from llmserve.settings import Remote
 from llmserve.upstream.admission import Queue
@@ -26,6 +27,8 @@ EVENT_BYTES = 1024 * 1024
 EVENT_END = re.compile(rb"\r?\n\r?\n")
 DATA = re.compile(rb"^data: ?(.*?)\r?$", re.MULTILINE)
 DONE = b"[DONE]"
+DESCRIPTION = "/openapi.json"
+BODIES = ("ChatCompletionRequest", "CompletionRequest")  # vLLM's names
 # Statuses whose message is passed on to the client; all others concern the gateway, not the request.
 CLIENT_ERRORS = {400, 404, 413, 422}
 CODES = {  # known ones only: codes are labels of metrics, so an upstream must not add any
@@ -49,6 +52,7 @@ class OpenAiClient(EngineClient):
         self.http = http
         self.settings = settings
         self.tasks: dict[int, asyncio.Task[None]] = {}
+        self.fields: list[str] = []
 
     @property
     def stalled(self) -> bool:
@@ -79,6 +83,8 @@ class OpenAiClient(EngineClient):
 
     async def watch(self) -> None:
         """Read the list of models, then wait until the idle connection ends, which reveals a dead server at once."""
+        if self.hello is None:
+            self.fields = await self.described_fields()
         async with self.http.request("GET", "/v1/models", keep=True) as response:
             async with asyncio.timeout(PROBE_SECONDS):
                 listed = await response.whole(ANSWER_BYTES)
@@ -96,6 +102,20 @@ class OpenAiClient(EngineClient):
                     await response.reader.read(1)
             except TimeoutError:
                 return
+
+    async def described_fields(self) -> list[str]:
+        """The optional fields that the server takes: those of the settings, else of its own description, as vLLM has it."""
+        if self.settings.fields is not None:
+            return list(self.settings.fields)
+        async with self.http.request("GET", DESCRIPTION) as response, asyncio.timeout(PROBE_SECONDS):
+            body = await response.whole(ANSWER_BYTES)
+        fields = await asyncio.to_thread(fields_of, body) if response.status == 200 else []
+        if not fields:
+            told = {"model": self.model, "upstream": str(self.http.address), "status": response.status}
+            log.warning(
+                "%s describes no optional field, so none is passed on", DESCRIPTION, extra={"fields": told}
+            )
+        return fields
 
     def described(self, listed: bytes) -> Hello:
         """The server's Hello, from its list of models and the settings; raises BadAnswer."""
@@ -121,7 +141,7 @@ class OpenAiClient(EngineClient):
             "remote",
             context,
             self.settings.slots,
-            fields=list(self.settings.fields),
+            fields=self.fields,
             dimensions=self.settings.dimensions or 0,
             kept=self.settings.cache,
             parent=parent if isinstance(parent, str) else "",
@@ -239,6 +259,16 @@ class OpenAiClient(EngineClient):
         """503, for failures that the client did not cause."""
         message = f"the engine of '{self.model}' gave no valid answer: retry, or tell the operator"
         return Failed(request.id, 503, "engine_failed", message)
+
+
+def fields_of(description: bytes) -> list[str]:
+    """Those of `PASSED` that a server's OpenAPI document has in the bodies of its endpoints; none if it is no such document."""
+    try:
+        schemas = json.loads(description)["components"]["schemas"]
+        named = {name for body in BODIES if body in schemas for name in schemas[body]["properties"]}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return []
+    return sorted(named & PASSED.keys())
 
 
 def http_request(model: str, request: Generate, length: int | None) -> tuple[str, bytes]:

@@ -56,6 +56,7 @@ class ScriptedUpstream:
         self.tls = tls
         self.script: Script = []
         self.models: Script = answer(MODELS)
+        self.described: Script = answer({}, 404)  # its OpenAPI document
         self.requests: list[dict[str, Any]] = []
         self.heads: list[str] = []
         self.hung_up = threading.Event()  # set when a client disconnects before the script ends
@@ -78,6 +79,9 @@ class ScriptedUpstream:
             if head.startswith("GET /v1/models "):
                 self.play(talking, self.models)
                 talking.recv(1)
+                return
+            if head.startswith("GET /openapi.json "):
+                self.play(talking, self.described)
                 return
             self.heads.append(head)
             self.requests.append(json.loads(body))

@@ -285,17 +285,18 @@ def test_only_declared_fields_are_passed_to_the_engine() -> None:
     body = {"model": "m", "messages": [{"role": "user", "content": "x"}], "seed": 5, "tools": tools, "n": 1}
     request = chat_call(parse_body(ChatBody, json.dumps(body).encode()), 2048).generate
     assert request.extra == {"tools": tools}
-    refuse_undeclared(request, ["tools", "seed"])
+    refuse_undeclared(request, "m", ["tools", "seed"], dict)
     with pytest.raises(ApiError, match="'seed'") as refused:
-        refuse_undeclared(request, ["tools"])
+        refuse_undeclared(request, "m", ["tools"], dict)
     assert (refused.value.status, refused.value.code, refused.value.param) == (
         400,
         "unsupported_field",
         "seed",
     )
-    request.extra["made_up"] = 1
-    with pytest.raises(ApiError, match="'made_up'"):
-        refuse_undeclared(request, ["tools", "seed", "made_up"])
+    with pytest.raises(ApiError, match="by the model 'm': 'seed'; ask 'b' or 'c', or remove it"):
+        refuse_undeclared(
+            request, "m", ["tools"], lambda: {"a": ["seed"], "b": ["tools", "seed"], "c": ["seed", "tools"]}
+        )
 
 
 def test_a_gateway_imports_fastapi_only_for_the_routes_that_need_it() -> None:

@@ -10,7 +10,12 @@ import pytest
 from plugin_modules import ROOT
 
 PAYLOAD = ROOT / "payload/.venv/bin/python"
-COMMANDS = sorted(path for path in (ROOT / "bench").glob("*.py") if "ArgumentParser(" in path.read_text())
+COMMANDS = sorted(
+    path
+    for pattern in ("*.py", "serving/*.py")
+    for path in (ROOT / "bench").glob(pattern)
+    if "ArgumentParser(" in path.read_text()
+)
 SHORT = {
     "audit.py": ["--seconds", "0.2", "--rounds", "1", "--writers", "1", "--json"],
     "feedback.py": ["--seconds", "0.2", "--rounds", "1", "--connections", "1", "--json"],
@@ -20,7 +25,9 @@ SHORT = {
 
 def output(path: Path, *words: str) -> str:
     """What a benchmark prints, run by the environment that it is written for."""
-    python = PAYLOAD if "\nimport torch" in path.read_text() else sys.executable
+    python = (
+        PAYLOAD if "\nimport torch" in path.read_text() or path.parent.name == "serving" else sys.executable
+    )
     done = subprocess.run(
         [python, path, *words],
         capture_output=True,

@@ -11,8 +11,9 @@ from questions import CHAT, error
 from scripted_upstream import END, USAGE, Script, ScriptedUpstream, answer, chunk, stream
 from service import Service, running
 
+from llmserve.fields import DROPPED
 from llmserve.gateway.parsed_requests import ParsedRequests, chat, embedding
-from llmserve.protocol import NO_INFLUENCE, Hello
+from llmserve.protocol import Hello
 
 QUESTION = {"role": "user", "content": "Which time is it?"}
 FUNCTION = {"name": "now", "arguments": '{"zone": "UTC"}'}
@@ -141,7 +142,7 @@ def asking(message: dict[str, Any] | None = None, **change: Any) -> dict[str, An
     return {"model": "m", "messages": [QUESTION, message or {"role": "user", "content": "x"}], **change}
 
 
-@pytest.mark.parametrize("name", sorted(NO_INFLUENCE))
+@pytest.mark.parametrize("name", sorted(DROPPED))
 def test_a_field_without_influence_is_accepted_and_not_passed_on(
     played: tuple[ScriptedUpstream, Service], name: str
 ) -> None:

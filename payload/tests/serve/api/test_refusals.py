@@ -63,9 +63,10 @@ def test_a_missing_field_is_named(client: httpx.Client) -> None:
 
 
 def test_unsupported_fields_are_all_named_and_never_ignored(client: httpx.Client) -> None:
-    more = {"tools": [{"type": "function"}], "logit_bias": {"5": 1}, "made_up": 1, "n": 2}
-    message = error(client.post(CHAT, json={**QUESTION, **more}), 400, "unsupported_field")["message"]
-    assert all(name in message for name in more)
+    engines: dict[str, Any] = {"tools": [{"type": "function"}], "logit_bias": {"5": 1}, "n": 2}
+    for more in (engines, {"made_up": 1, "cache_salt": "x"}):
+        message = error(client.post(CHAT, json={**QUESTION, **more}), 400, "unsupported_field")["message"]
+        assert all(name in message for name in more)
     error(client.post("/generate", json={"prompt": "x", "top_p": 0.5}), 400, "unsupported_field")
     error(client.get("/generate", params={"prompt": "x", "seed": 1}), 400, "unsupported_field")
 
@@ -73,7 +74,7 @@ def test_unsupported_fields_are_all_named_and_never_ignored(client: httpx.Client
 def test_an_unsupported_field_may_have_its_neutral_value(client: httpx.Client) -> None:
     neutral = {"n": 1, "presence_penalty": 0.0, "frequency_penalty": 0, "logprobs": False, "tools": None}
     assert client.post(CHAT, json={**QUESTION, **neutral}).status_code == 200
-    error(client.post(CHAT, json={**QUESTION, "n": True}), 400, "unsupported_field")
+    error(client.post(CHAT, json={**QUESTION, "n": True}), 400, "invalid_value")
 
 
 def test_a_query_is_checked_as_strictly_as_a_body(client: httpx.Client) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 from questions import STREAM, error
-from scripted_opa import ScriptedOpa, answer
+from scripted_opa import ALLOWED, ScriptedOpa, answer
 from service import Service, eventually, running
 
 from llmserve.api.errors import ApiError
@@ -329,7 +329,7 @@ def test_no_log_and_no_record_contains_a_prompt_whatever_the_outcome(tmp_path: P
         with client.stream("POST", CHAT, json=body) as left:
             next(left.iter_lines())
         opa.server.reply = answer(
-            rate={"requests_per_minute": 10**6, "tokens_per_minute": 1, "tokens_per_day": 1}, revision=8
+            rate=ALLOWED["rate"] | {"tokens_per_minute": 1, "tokens_per_day": 1}, revision=8
         )
         eventually("the new rate is active", lambda: service.metrics()["llm_policy_revision"] == 8)
         codes["over the quota"] = ask()

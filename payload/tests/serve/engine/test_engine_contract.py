@@ -17,7 +17,8 @@ from tiny import make_deepseek, make_model, make_reciter
 from vllm_server import PYTHON, VllmServer
 
 from llmcore.manifest import write_manifest
-from llmserve.protocol import OPTIONAL, Cancel, Delta, Done, Generate
+from llmserve.fields import PASSED
+from llmserve.protocol import Cancel, Delta, Done, Generate
 
 torch = pytest.importorskip("torch", reason="Debian's python3-torch is not installed")
 CHAT = "/v1/chat/completions"
@@ -141,7 +142,7 @@ def test_the_engine_describes_itself_and_the_fields_it_supports(service: Service
     assert (hello.model, hello.driver, hello.context) == ("random", driver, 2048)
     assert hello.revision
     assert hello.slots >= 1
-    assert set(hello.fields) <= OPTIONAL
+    assert set(hello.fields) <= PASSED.keys()
 
 
 def test_a_stream_comes_in_pieces_that_add_up_to_the_answer(client: httpx.Client) -> None:

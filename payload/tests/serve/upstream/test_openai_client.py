@@ -426,3 +426,41 @@ def test_an_upstream_in_clear_text_is_refused_before_anything_starts(
     file.write_text(f"listen: {{port: 0}}\nmetrics: {{port: 0}}\nkeys_file: /k\nengines: {{m: {engine}}}\n")
     with pytest.raises(ConfigError, match=message):
         load(file, GatewayConfig)
+
+
+ANSWERED = {
+    "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "yes"}}],
+    "usage": {"prompt_tokens": 5, "completion_tokens": 1},
+}
+
+
+def test_the_fields_that_vllm_describes_are_those_that_it_is_sent(tmp_path: Path) -> None:
+    bodies: dict[str, Any] = {
+        "ChatCompletionRequest": {"properties": {"messages": {}, "tools": {}, "n": {}, "cache_salt": {}}},
+        "CompletionRequest": {"properties": {"prompt": {}, "suffix": {}}},
+    }
+    server = ScriptedUpstream(tmp_path / "upstream.sock")
+    server.described = answer({"openapi": "3.1.0", "components": {"schemas": bodies}})
+    server.script = answer(ANSWERED)
+    remotes = {"m": {"socket": str(tmp_path / "upstream.sock"), "revision": "7"}}
+    with running(tmp_path, {}, remotes=remotes) as service, service.client() as client:
+        assert client.post(CHAT, json=asking(n=2)).status_code == 200
+        assert server.requests[-1]["n"] == 2
+        refused = error(client.post(CHAT, json=asking(top_k=5)), 400, "unsupported_field")
+        assert refused["message"] == "unsupported by the model 'm': 'top_k'; remove it from the request"
+        error(client.post(CHAT, json=asking(cache_salt="x")), 400, "unsupported_field")
+    server.stop()
+
+
+@pytest.mark.parametrize("described", [b"", b"[]", b'{"components": {"schemas": []}}', b"[" * 100_000, None])
+def test_a_server_that_describes_nothing_is_sent_no_optional_field(
+    tmp_path: Path, described: bytes | None
+) -> None:
+    server = ScriptedUpstream(tmp_path / "upstream.sock")
+    server.described = answer({"detail": "Not Found"}, 404) if described is None else answer(described)
+    server.script = answer(ANSWERED)
+    remotes = {"m": {"socket": str(tmp_path / "upstream.sock"), "revision": "7"}}
+    with running(tmp_path, {}, remotes=remotes) as service, service.client() as client:
+        assert client.post(CHAT, json=asking()).status_code == 200
+        error(client.post(CHAT, json=asking(n=2)), 400, "unsupported_field")
+    server.stop()

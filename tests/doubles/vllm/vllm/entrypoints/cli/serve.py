@@ -112,6 +112,9 @@ class Answers(http.server.BaseHTTPRequestHandler):
         args = self.server.args
         if self.path == "/health":
             self.answer(200, {})
+        elif self.path == "/openapi.json":
+            body: dict[str, Any] = {"properties": {"messages": {}, "max_tokens": {}, "seed": {}}}
+            self.answer(200, {"components": {"schemas": {"ChatCompletionRequest": body}}})
         elif self.allowed():
             model = {
                 "id": args.served_model_name,
