@@ -12,7 +12,7 @@ from typing import Any
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from llmserve.api.errors import unavailable
-from llmserve.engine import paged_attention
+from llmserve.engine import batched_logits, paged_attention
 from llmserve.engine.language_model import PROBE, LanguageModel
 from llmserve.engine.server import Finish, token_budget
 from llmserve.engine.unsupported_models import refuse_latent_attention
@@ -92,14 +92,17 @@ class ContinuousDriver:
     dimensions = 0
     adapters: Mapping[str, str] = {}  # not supported by the public manager
     template = ""  # part of the model's directory, so the revision covers it
-    fields: Sequence[str] = ()  # no seed: all requests of a batch share one generator
 
     def __init__(self, settings: ContinuousModel, revision: str) -> None:
         """Load the model, and generate one token with each manager. `revision`: the result of verify_model."""
         refuse_latent_attention(settings.path)
         paged_attention.use()
         self.language = LanguageModel(settings, revision)
+        batched_logits.use(self.language.model)
         self.revision, self.context = self.language.revision, self.language.context
+        self.fields: Sequence[str] = (
+            self.language.fields
+        )  # no seed: all requests of a batch share one generator
         self.slots = settings.slots
         self.tokens = settings.cache_tokens
         self.numbers = count()
@@ -135,9 +138,10 @@ class ContinuousDriver:
         """Answer `request`. When cancelled it returns at once, and the model drops the request at the next step."""
         loop = asyncio.get_running_loop()
         prompt = await loop.run_in_executor(self.tokenizer_thread, self.language.encode, request)
+        change = await loop.run_in_executor(self.tokenizer_thread, self.language.next_token, request, prompt)
         how: dict[str, Any] = {
             "max_new_tokens": token_budget(request, len(prompt), self.context),
-            "eos_token_id": self.language.ends,
+            "eos_token_id": self.language.ends_of(request),
             "streaming": True,  # even for a whole answer, because each output is a sign of progress
         }
         temperature, top_p = self.language.sampling(request)
@@ -145,7 +149,10 @@ class ContinuousDriver:
         batch = greedy if temperature == 0 else drawn
         if batch is drawn:
             how |= {"temperature": float(temperature), "top_p": float(top_p)}
+        if change:
+            how[batched_logits.KEY] = change
         answer = self.language.answer(request, emit)
+        answer.change = change
         name = str(next(self.numbers))
         outputs = batch.ask(name, prompt, **how)
         finished = False

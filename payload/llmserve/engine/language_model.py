@@ -4,7 +4,8 @@ one.
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from functools import cached_property
 from typing import Any
 
 # Must precede the imports.
@@ -12,12 +13,14 @@ os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_T
 
 import jinja2
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
 from llmcore import quantization
 from llmcore.config import ConfigError
 from llmserve.api.errors import ApiError
+from llmserve.engine import next_token
+from llmserve.engine.next_token import Grammars, NextToken
 from llmserve.engine.server import Finish
 from llmserve.engine.stop_strings import StopStrings
 from llmserve.engine.unsupported_models import refuse_without_bitsandbytes
@@ -25,6 +28,7 @@ from llmserve.protocol import Generate
 from llmserve.settings import LocalModel
 
 log = logging.getLogger("llmserve.model")
+NO_TOKEN = -1  # an id, where none ends the answer
 # Run once before READY.
 PROBE = Generate(id=0, stream=False, max_tokens=1, clip=True, prompt="a", temperature=0)
 
@@ -57,24 +61,30 @@ class Detokenizer:
 class Answer:
     """One answer as it grows: takes tokens, and emits text that cannot become part of a stop string any more."""
 
-    def __init__(self, detokenizer: Detokenizer, stops: StopStrings, emit: Callable[[str], None]) -> None:
-        """`emit` is called in the thread that pushes tokens."""
+    def __init__(
+        self, detokenizer: Detokenizer, stops: StopStrings, ends: Collection[int], emit: Callable[[str], None]
+    ) -> None:
+        """`ends`: tokens that end the answer, and are no part of its text. `emit` is called in the thread that pushes tokens."""
         self.detokenizer = detokenizer
         self.stops = stops
+        self.ends = ends
         self.emit = emit
-
-    @property
-    def tokens(self) -> list[int]:
-        """All tokens so far."""
-        return self.detokenizer.ids
+        self.tokens: list[int] = []  # all so far
+        self.change: NextToken | None = None  # what the request's fields do
 
     @property
     def stopped(self) -> bool:
-        """Whether a stop string was found."""
-        return self.stops.stopped
+        """Whether a stop string was found, or the fields of the request failed."""
+        return self.stops.stopped or bool(self.change and self.change.trouble)
+
+    @property
+    def complete(self) -> bool:
+        """Whether a stop string or one of `ends` was found."""
+        return self.stopped or (bool(self.tokens) and self.tokens[-1] in self.ends)
 
     def push(self, token: int) -> None:
-        self.show(self.detokenizer.push(token))
+        self.tokens.append(token)
+        self.show("" if token in self.ends else self.detokenizer.push(token))
 
     def end(self) -> None:
         """Emit the rest after the last token."""
@@ -129,10 +139,35 @@ class LanguageModel:
         own = defaults.eos_token_id
         ends = own if isinstance(own, list) else [own]
         self.ends = sorted({end for end in [*ends, self.tokenizer.eos_token_id] if end is not None})
+        self.size = int(self.model.get_output_embeddings().weight.shape[0])
+        grammars = next_token.BY_GRAMMAR if isinstance(self.tokenizer, PreTrainedTokenizerFast) else ()
+        self.fields = (*next_token.FIELDS, *next_token.ENDS, *grammars)
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """Made when the first request needs it."""
+        return Grammars(self.tokenizer, self.size, self.ends)
+
+    def ends_of(self, request: Generate) -> list[int]:
+        """The tokens that end the answer to `request`; raises ApiError 400 for such as the model does not have."""
+        next_token.refuse_foreign_tokens(request, self.size)
+        own = [] if request.extra.get("ignore_eos") else self.ends
+        return sorted({*own, *request.extra.get("stop_token_ids", ())}) or [NO_TOKEN]
+
+    def next_token(self, request: Generate, prompt: list[int]) -> NextToken | None:
+        """What the request's fields do to logits; None where they do nothing. Raises ApiError 400."""
+        if not request.extra.keys() & {*next_token.FIELDS, *next_token.BY_GRAMMAR}:
+            return None
+        named = [name for name in next_token.BY_GRAMMAR if name in request.extra]
+        if len(named) > 1:
+            raise ApiError(400, "invalid_value", f"set {' or '.join(map(repr, named))}, not both", named[0])
+        matcher = self.grammars.matcher(next_token.grammar_of(request, named[0]), named[0]) if named else None
+        temperature, _ = self.sampling(request)
+        return NextToken(request, prompt, self.ends_of(request), self.size, temperature, matcher)
 
     def answer(self, request: Generate, emit: Callable[[str], None]) -> Answer:
         """The receiver of the tokens for `request`."""
-        return Answer(Detokenizer(self.decode), StopStrings(request.stop), emit)
+        return Answer(Detokenizer(self.decode), StopStrings(request.stop), self.ends_of(request), emit)
 
     def decode(self, ids: list[int]) -> str:
         """Text of the tokens, without special tokens."""
@@ -144,9 +179,10 @@ class LanguageModel:
         return temperature, self.top_p if request.top_p is None else request.top_p
 
     def finish(self, answer: Answer, prompt_tokens: int) -> Finish:
-        """How the complete `answer` ended."""
-        stopped = answer.stopped or (bool(answer.tokens) and answer.tokens[-1] in self.ends)
-        return Finish("stop" if stopped else "length", prompt_tokens, len(answer.tokens))
+        """How the complete `answer` ended; raises why it is not as the request's fields say."""
+        if answer.change and answer.change.trouble:
+            raise answer.change.trouble
+        return Finish("stop" if answer.complete else "length", prompt_tokens, len(answer.tokens))
 
     def encode(self, request: Generate) -> list[int]:
         """The prompt's tokens; raises ApiError for messages that the chat template rejects."""

@@ -8,10 +8,11 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, StoppingCriteria
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from llmserve.engine.language_model import PROBE, Answer, LanguageModel
+from llmserve.engine.next_token import NextToken
 from llmserve.engine.server import Finish, Steady, token_budget
 from llmserve.engine.unsupported_models import refuse_adapters_beside_latents
 from llmserve.protocol import Generate
@@ -45,12 +46,22 @@ class Steps(BaseStreamer, StoppingCriteria):  # type: ignore[misc]
         return torch.full((input_ids.shape[0],), ended, dtype=torch.bool, device=input_ids.device)
 
 
+class OneRow(LogitsProcessor):  # type: ignore[misc]
+    """Has the fields of the one request change its logits."""
+
+    def __init__(self, change: NextToken, prompt_tokens: int) -> None:
+        self.change, self.prompt_tokens = change, prompt_tokens
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Called by `generate`, with all ids of the row so far."""
+        return self.change(input_ids[0, self.prompt_tokens :].tolist(), scores[0])[None]
+
+
 class NaiveDriver(Steady):
     """Runs one `generate` after the other."""
 
     name = "naive"
     slots = 1
-    fields: Sequence[str] = ("seed",)
     dimensions = 0
     tokens = 0
     template = ""  # part of the model's directory, so the revision covers it
@@ -63,6 +74,7 @@ class NaiveDriver(Steady):
             refuse_adapters_beside_latents(settings.path)
         self.language = LanguageModel(settings, revision, settings.device)
         self.revision, self.context = self.language.revision, self.language.context
+        self.fields: Sequence[str] = ("seed", *self.language.fields)
         self.adapters: Mapping[str, str] = {
             name: f"{self.revision}+{each}" for name, each in (adapters or {}).items()
         }
@@ -102,11 +114,13 @@ class NaiveDriver(Steady):
         else:
             torch.seed()
         ids = torch.tensor([prompt], device=self.language.model.device)
+        steps.answer.change = change = self.language.next_token(request, prompt)
         with self.choose(request.adapter):
             self.language.model.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
                 generation_config=self.generation(request, budget),
+                logits_processor=LogitsProcessorList([OneRow(change, len(prompt))] if change else []),
                 streamer=steps,
                 stopping_criteria=[steps],
             )
@@ -114,8 +128,8 @@ class NaiveDriver(Steady):
 
     def generation(self, request: Generate, budget: int) -> GenerationConfig:
         """Greedy at temperature 0; otherwise sampling from the whole vocabulary, as OpenAI does."""
-        ends = self.language.ends
-        common = {"max_new_tokens": budget, "eos_token_id": ends, "pad_token_id": ends[0]}
+        ends = self.language.ends_of(request)
+        common = {"max_new_tokens": budget, "eos_token_id": ends, "pad_token_id": self.language.ends[0]}
         temperature, top_p = self.language.sampling(request)
         if temperature == 0:
             return GenerationConfig(do_sample=False, **common)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -338,3 +339,144 @@ def test_a_deepseek_v2_answers_like_generate(driver: str, tmp_path: Path) -> Non
         eventually("the gateway has found it", lambda: client.get("/readyz").status_code == 200)
         text = tokenizer.decode(whole, skip_special_tokens=True)
         assert text_of(client, model="latent") == text.rstrip("\N{REPLACEMENT CHARACTER}")
+
+
+FIELDS = pytest.mark.parametrize("driver", ["naive", "continuous"], indirect=True)
+TOWN = {
+    "type": "object",
+    "properties": {"town": {"type": "string", "maxLength": 4}, "size": {"enum": [1, 2, 3]}},
+    "required": ["town", "size"],
+    "additionalProperties": False,
+}
+
+
+# Without a limit it is compiled for ever: each level doubles the work.
+EXPONENTIAL: dict[str, Any] = {"type": "object"}
+for _ in range(20):
+    EXPONENTIAL = {"properties": {"a": EXPONENTIAL}, "anyOf": [{"type": "object"}, {"required": ["a"]}]}
+
+
+def token(models: dict[str, Path], text: str) -> int:
+    """The id of a token of the random model."""
+    from transformers import AutoTokenizer
+
+    (found,) = AutoTokenizer.from_pretrained(models["random"], trust_remote_code=False)(text).input_ids
+    return int(found)
+
+
+@FIELDS
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_a_biased_token_is_the_whole_answer(
+    client: httpx.Client, models: dict[str, Path], temperature: int
+) -> None:
+    bias = {str(token(models, "x")): 100}
+    assert text_of(client, logit_bias=bias, temperature=temperature, max_tokens=5) == "xxxxx"
+    assert "".join(pieces(client, logit_bias=bias, temperature=temperature, max_tokens=5)) == "xxxxx"
+
+
+@FIELDS
+def test_each_request_of_a_batch_has_its_own_fields(client: httpx.Client, models: dict[str, Path]) -> None:
+    plain = text_of(client)
+    wanted: dict[str, dict[str, Any]] = {
+        letter * 12: {"logit_bias": {str(token(models, letter)): 100}} for letter in "xyz"
+    }
+    wanted[plain] = {}
+    with ThreadPoolExecutor(4) as pool:
+        told = pool.map(lambda fields: text_of(client, **fields), [*wanted.values()] * 3)
+        assert list(told) == [*wanted] * 3
+
+
+@FIELDS
+def test_penalties_are_those_of_transformers(client: httpx.Client, models: dict[str, Path]) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(models["random"], trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(
+        models["random"], dtype=torch.float32, trust_remote_code=False
+    )
+    ids = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True, return_tensors="pt")[
+        "input_ids"
+    ]
+    made = model.generate(ids, do_sample=False, max_new_tokens=12, repetition_penalty=1.5)
+    expected = tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
+    assert text_of(client, repetition_penalty=1.5) == expected != text_of(client)
+    # A frequency that outweighs all logits: no token comes twice, whatever the prompt has.
+    for penalty in "frequency_penalty", "presence_penalty":
+        bias = {str(token(models, letter)): 99 - number / 2 for number, letter in enumerate("xyz")}
+        assert text_of(client, logit_bias=bias, max_tokens=3, **{penalty: 2}) == "xyz"
+
+
+@FIELDS
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_an_answer_follows_a_json_schema(client: httpx.Client, temperature: int) -> None:
+    wanted = {"type": "json_schema", "json_schema": {"name": "town", "schema": TOWN}}
+    answer = answer_to(client, response_format=wanted, max_tokens=100, temperature=temperature)["choices"][0]
+    told = json.loads(answer["message"]["content"])
+    assert told.keys() == {"town", "size"}
+    assert len(told["town"]) <= 4
+    assert told["size"] in (1, 2, 3)
+    assert answer["finish_reason"] == "stop"
+
+
+@FIELDS
+@pytest.mark.parametrize(
+    ("name", "given", "pattern"),
+    [
+        ("response_format", {"type": "json_object"}, r"\{.*"),
+        ("structured_outputs", {"choice": ["yes", "no", 'a "quote"']}, 'yes|no|a "quote"'),
+        ("structured_outputs", {"regex": "[0-9]{2}-[a-c]"}, "[0-9]{2}-[a-c]"),
+        ("structured_outputs", {"json": {"type": "boolean"}}, "true|false"),
+    ],
+)
+def test_an_answer_follows_a_grammar(
+    client: httpx.Client, name: str, given: dict[str, Any], pattern: str
+) -> None:
+    assert re.fullmatch(pattern, text_of(client, **{name: given}, temperature=1), re.DOTALL)
+
+
+@FIELDS
+def test_an_answer_ends_where_the_request_says(client: httpx.Client, models: dict[str, Path]) -> None:
+    letter, end = token(models, "x"), token(models, "<|im_end|>")
+
+    def ended(**fields: Any) -> tuple[str, str, int]:
+        answer = answer_to(client, **fields)
+        choice = answer["choices"][0]
+        return choice["message"]["content"], choice["finish_reason"], answer["usage"]["completion_tokens"]
+
+    assert ended(logit_bias={str(letter): 100}, stop_token_ids=[letter]) == ("", "stop", 1)
+    assert ended(logit_bias={str(end): 100}) == ("", "stop", 1)
+    assert ended(logit_bias={str(end): 100}, ignore_eos=True, max_tokens=4) == ("", "length", 4)
+    assert ended(logit_bias={str(end): 100, str(letter): 99}, min_tokens=3) == ("xxx", "stop", 4)
+    assert ended(allowed_token_ids=[letter], max_tokens=2) == ("xx", "length", 2)
+
+
+@FIELDS
+def test_sampling_is_bounded(client: httpx.Client, models: dict[str, Path]) -> None:
+    letters = {str(token(models, letter)): 60 - 2 * number for number, letter in enumerate("xyz")}
+    for bound in {"top_k": 1}, {"min_p": 0.9}:
+        assert text_of(client, logit_bias=letters, temperature=2, **bound) == "x" * 12
+    several = text_of(client, logit_bias=letters, temperature=2, top_k=2, max_tokens=100)
+    assert set(several) == {"x", "y"}
+
+
+@FIELDS
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"logit_bias": {"100000000": 1}}, "logit_bias"),
+        ({"stop_token_ids": [10**8]}, "stop_token_ids"),
+        ({"response_format": {"type": "xml"}}, "response_format"),
+        ({"structured_outputs": {"choice": []}}, "structured_outputs"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "town"}}}}, "response_format"),
+        ({"structured_outputs": {"json": EXPONENTIAL}}, "structured_outputs"),
+        ({"structured_outputs": {"json": {"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}}}, None),
+        ({"structured_outputs": {"regex": "(a?){200}a{200}"}}, None),
+        ({"structured_outputs": {"json": {"$ref": "https://example.org/schema.json"}}}, "structured_outputs"),
+    ],
+)  # fmt: skip
+def test_what_an_engine_cannot_follow_is_refused_by_name(
+    client: httpx.Client, fields: dict[str, Any], param: str | None
+) -> None:
+    refused = error(client.post(CHAT, json={**QUESTION, **fields}), 400, "invalid_value")
+    assert refused["param"] == param
+    assert text_of(client, max_tokens=1), "it goes on"
