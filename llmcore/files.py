@@ -33,6 +33,15 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def flush_folder(folder: Path) -> None:
+    """fsync a directory, or the one that a link leads to."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def aside_of(path: Path) -> Path:
     """Where the new file is written; a killed writer leaves it there."""
     return path.with_name(f"{path.name}.partial")
@@ -46,7 +55,7 @@ def replacing(path: Path) -> Iterator[Path]:
     yield aside
     flush(aside)
     aside.replace(path)
-    flush(path.parent)
+    flush_folder(path.parent)
 
 
 def write_aside(path: Path, content: str | bytes, mode: int | None = None) -> None:
@@ -65,4 +74,4 @@ def append(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    flush(path.parent)
+    flush_folder(path.parent)

@@ -29,6 +29,7 @@ def boot(estate: Lab) -> None:
 
 
 def test_an_auditor_sees_each_volume_with_its_slots_and_owners(estate: Lab) -> None:
+    within(OPEN_SECONDS, "all are mounted", lambda: len(mounted(estate)) == len(MOUNTS))
     told = json.loads(estate.on("llm1", "llmkeep-volumes status"))["volumes"]
     assert {volume["mount"] for volume in told} == set(MOUNTS)
     for volume in told:
