@@ -29,7 +29,7 @@ from llmserve.protocol import Hello, encode
 from llmserve.settings import Limits
 from llmserve.upstream.instances import prefix_key
 
-HELLO = Hello("m", "r", "echo", 4096, 8)
+HELLO = Hello("m", "r", "echo", 4096, 8, [*PASSED])
 GRANTED = 2048  # tokens of an answer
 PARSED = ParsedRequests(Recorder(AuditClient(Path("none"), Metrics()), b"pepper").proof)
 
@@ -41,7 +41,7 @@ def milliseconds(name: str, body: bytes) -> float:
         before = time.thread_time()
         with suppress(ApiError):
             parsed = PARSED.read("t", embedding if name.startswith("input") else chat, GRANTED, body)
-            refuse_undeclared(parsed.call.generate, "m", PASSED, dict)
+            refuse_undeclared(parsed.call.generate, "m", HELLO, dict)
             redact(parsed.content)
             prefix_key("t", parsed.call.generate)
             parsed.key("t", 1, HELLO)

@@ -41,7 +41,6 @@ REFUSED = {
     "audio": READS,
     "cache_salt": "the gateway sets it, so that no tenant's prompts are noticed by another",
     "chat_template": CODE,
-    "chat_template_kwargs": CODE,
     "ec_transfer_params": READS,
     "kv_transfer_params": READS,
     "length_penalty": UNBOUNDED,
@@ -90,6 +89,14 @@ PASSED: Mapping[str, Passed] = {
     "allowed_token_ids": passed(Annotated[list[Id], Field(fail_fast=True, max_length=4096)]),
     "bad_words": passed(Annotated[list[Annotated[str, Field(max_length=128)]], Few], []),
     "best_of": passed(Annotated[int, Field(ge=1, le=MAX_CHOICES)], 1, COMPLETION),
+    # The names that a model's engine is configured to take: what a template does with another is not known.
+    "chat_template_kwargs": passed(
+        Annotated[
+            dict[str, bool | int | float | Annotated[str, Field(max_length=256)]], Field(max_length=16)
+        ],
+        {},
+        CHAT,
+    ),
     "continue_final_message": passed(bool, False, CHAT),
     "documents": passed(Annotated[list[dict[str, str]], Few], [], CHAT),
     "echo": passed(bool, False),

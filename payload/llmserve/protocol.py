@@ -23,7 +23,8 @@ class Hello:
     template, where `revision` does not cover it. `fields`: those of `llmserve.fields.PASSED` that it supports; the
     gateway rejects the others by name. `dimensions`: length of its embedding vectors; 0 for a text model. `kept`: its
     answers are plain text, so they may be cached. `adapters`: names of its adapters, each with the revision of model
-    and adapter together. `parent`: the base model, if `model` is an adapter.
+    and adapter together. `parent`: the base model, if `model` is an adapter. `template_arguments`: names that
+    `chat_template_kwargs` may have.
     """
 
     model: str
@@ -38,6 +39,7 @@ class Hello:
     kept: bool = True
     adapters: dict[str, str] = field(default_factory=dict)
     parent: str = ""
+    template_arguments: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)

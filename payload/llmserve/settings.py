@@ -62,11 +62,12 @@ class ClientTls(Section):
 class Remote(Section):
     """Servers of OpenAI's API that serve the same model under the name it has here, on UNIX sockets or at URLs.
 
-    `fields`: the API's optional fields that they support; None: those that their own /openapi.json describes, as vLLM's
-    does. `revision` and `context` (in tokens): required where the servers do not report them. `dimensions`: length of
-    the vectors of an embedding model. `slots`: concurrent requests per server. `key_credential`: the systemd
-    credential that holds their API key. `cache`: cache their greedy answers. A cached answer is replayed as text, so
-    everything else in it (reasoning) is lost; hence off by default.
+    `fields`: the API's optional fields that they support; None: those that their own /openapi.json describes, as
+    vLLM's does. `template_arguments`: names that clients may set in chat_template_kwargs. `revision` and `context`
+    (in tokens): required where the servers do not report them. `dimensions`: length of the vectors of an embedding
+    model. `slots`: concurrent requests per server. `key_credential`: the systemd credential that holds their API
+    key. `cache`: cache their greedy answers. A cached answer is replayed as text, so everything else in it
+    (reasoning) is lost; hence off by default.
     """
 
     socket: Several[Path] = ()
@@ -74,6 +75,7 @@ class Remote(Section):
     tls: ClientTls | None = None
     key_credential: str | None = None
     fields: tuple[str, ...] | None = None
+    template_arguments: tuple[str, ...] = ()
     revision: Annotated[str, Field(min_length=1)] | None = None
     context: Positive | None = None
     dimensions: Positive | None = None

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import parse_qsl
@@ -22,7 +22,7 @@ from pydantic_core import CoreSchema, PydanticCustomError
 
 from llmserve.api.errors import ApiError
 from llmserve.fields import DROPPED, PASSED, REFUSED, Endpoint
-from llmserve.protocol import Generate
+from llmserve.protocol import Generate, Hello
 
 Temperature = Annotated[float, Field(ge=0, le=2)]
 TopP = Annotated[float, Field(gt=0, le=1)]
@@ -394,13 +394,16 @@ def same(value: object, neutral: object) -> bool:
     return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
 
 
-def undeclared(generate: Generate, declared: Collection[str]) -> list[str]:
+def undeclared(generate: Generate, hello: Hello) -> list[str]:
     """The fields of a request that an engine has not declared in its Hello. One that supports `tools` supports tool calls in
     messages, also in a request that offers no tools.
     """
     used = [*generate.extra] if generate.seed is None else [*generate.extra, "seed"]
-    bad = [name for name in used if name not in declared]
-    if "tools" in declared:
+    bad = [name for name in used if name not in hello.fields]
+    for name in generate.extra.get("chat_template_kwargs", ()):
+        if name not in hello.template_arguments:
+            bad.append(f"chat_template_kwargs.{name}")
+    if "tools" in hello.fields:
         return bad
     return bad + [
         f"messages.{number}.{name}"
@@ -411,13 +414,10 @@ def undeclared(generate: Generate, declared: Collection[str]) -> list[str]:
 
 
 def refuse_undeclared(
-    generate: Generate,
-    model: str,
-    declared: Collection[str],
-    others: Callable[[], Mapping[str, Collection[str]]],
+    generate: Generate, model: str, hello: Hello, others: Callable[[], Mapping[str, Hello]]
 ) -> None:
-    """Raise ApiError 400 for fields that `model` has not `declared`. `others`: what those declare that the client may ask."""
-    if not (bad := undeclared(generate, declared)):
+    """Raise ApiError 400 for fields that `model` has not declared. `others`: the models that the client may ask."""
+    if not (bad := undeclared(generate, hello)):
         return
     listed = ", ".join(f"'{name[:80]}'" for name in bad[:NAMED_FIELDS])
     able = [f"'{name}'" for name, known in others().items() if not undeclared(generate, known)]

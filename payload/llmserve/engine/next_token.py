@@ -28,7 +28,9 @@ FIELDS = (
     "top_k",
 )  # fmt: skip
 IDS = ("allowed_token_ids", "logit_bias", "stop_token_ids")  # fields that name tokens
-NO_BLANKS: "JsonCompileOptions" = {"whitespace_flexible": False}  # else a small model may go on with blanks for ever
+NO_BLANKS: "JsonCompileOptions" = {
+    "whitespace_flexible": False
+}  # else a small model may go on with blanks for ever
 
 
 def refuse_foreign_tokens(request: Generate, size: int) -> None:

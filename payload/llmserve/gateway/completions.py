@@ -149,7 +149,7 @@ class Completions:
             if name not in self.state.instances:  # the name of an experiment, where vectors are wanted
                 raise no_such_model(name, [each for each in visible if each in self.state.instances])
             routed = self.state.instances[name].route(scope["llm"].identity.tenant, call.generate)
-        refuse_undeclared(call.generate, name, routed.hello.fields, lambda: self.state.declared(visible))
+        refuse_undeclared(call.generate, name, routed.hello, lambda: self.state.declared(visible))
         refuse_other_work(call.generate, routed.hello.dimensions, call.dimensions)
         refuse_beyond_context(call.generate, name, routed.hello.context)
         if scope["llm"].assigned:

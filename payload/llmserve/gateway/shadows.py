@@ -72,7 +72,7 @@ class Shadows:
             routed = candidate.route(of.identity.tenant, request)
         except ApiError:  # it left meanwhile: nothing was asked
             return
-        if undeclared(request, routed.hello.fields):
+        if undeclared(request, routed.hello):
             return
         seconds = self.state.limits.answer_seconds
         place = Place(QUEUE_SECONDS, tokens, LAST, copy.started + seconds, seconds)

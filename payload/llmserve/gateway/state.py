@@ -17,6 +17,7 @@ from llmserve.feedback.own import OwnRecords
 from llmserve.feedback.ratings import Ratings
 from llmserve.gateway.in_flight import InFlightRequests
 from llmserve.metrics import Metrics
+from llmserve.protocol import Hello
 from llmserve.redis_client import RedisClient
 from llmserve.settings import Limits
 from llmserve.upstream.instances import Instances
@@ -52,10 +53,10 @@ class State:
         named = [each.model for each in decision.experiments if each.control in self.instances]
         return [name for name in dict.fromkeys([*self.instances, *named]) if decision.permits(name)]
 
-    def declared(self, names: list[str]) -> dict[str, list[str]]:
-        """The optional fields that each of these models takes, but for those that are not up."""
+    def declared(self, names: list[str]) -> dict[str, Hello]:
+        """What each of these models declares, but for those that are not up."""
         known = ((name, self.instances[name].hello) for name in names if name in self.instances)
-        return {name: hello.fields for name, hello in known if hello}
+        return {name: hello for name, hello in known if hello}
 
 
 def no_such_model(name: str, visible: list[str]) -> ApiError:

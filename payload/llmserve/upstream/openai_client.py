@@ -145,6 +145,7 @@ class OpenAiClient(EngineClient):
             dimensions=self.settings.dimensions or 0,
             kept=self.settings.cache,
             parent=parent if isinstance(parent, str) else "",
+            template_arguments=list(self.settings.template_arguments),
         )
 
     def send(self, request: Generate) -> None:

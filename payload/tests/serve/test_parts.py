@@ -9,7 +9,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -280,23 +282,40 @@ def test_check_refuses_what_an_engine_would_refuse_at_load(
     assert (complaint or "") in capsys.readouterr().err
 
 
+def hello(*fields: str) -> Hello:
+    """That of an engine which takes these fields."""
+    return Hello("m", "r", "remote", 4096, 8, [*fields])
+
+
 def test_only_declared_fields_are_passed_to_the_engine() -> None:
     tools = [{"type": "function", "function": {"name": "now"}}]
     body = {"model": "m", "messages": [{"role": "user", "content": "x"}], "seed": 5, "tools": tools, "n": 1}
     request = chat_call(parse_body(ChatBody, json.dumps(body).encode()), 2048).generate
     assert request.extra == {"tools": tools}
-    refuse_undeclared(request, "m", ["tools", "seed"], dict)
+    refuse_undeclared(request, "m", hello("tools", "seed"), dict)
     with pytest.raises(ApiError, match="'seed'") as refused:
-        refuse_undeclared(request, "m", ["tools"], dict)
+        refuse_undeclared(request, "m", hello("tools"), dict)
     assert (refused.value.status, refused.value.code, refused.value.param) == (
         400,
         "unsupported_field",
         "seed",
     )
+    others = {"a": hello("seed"), "b": hello("tools", "seed"), "c": hello("seed", "tools")}
     with pytest.raises(ApiError, match="by the model 'm': 'seed'; ask 'b' or 'c', or remove it"):
-        refuse_undeclared(
-            request, "m", ["tools"], lambda: {"a": ["seed"], "b": ["tools", "seed"], "c": ["seed", "tools"]}
-        )
+        refuse_undeclared(request, "m", hello("tools"), lambda: others)
+
+
+def test_arguments_of_a_chat_template_are_those_that_the_operator_lists() -> None:
+    body: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
+    body |= {"chat_template_kwargs": {"thinking": True, "tools": "x"}}
+    request = chat_call(parse_body(ChatBody, json.dumps(body).encode()), 2048).generate
+    takes = replace(hello("chat_template_kwargs"), template_arguments=["thinking"])
+    with pytest.raises(ApiError, match=r"by the model 'm': 'chat_template_kwargs\.tools'; remove it"):
+        refuse_undeclared(request, "m", takes, dict)
+    del request.extra["chat_template_kwargs"]["tools"]
+    refuse_undeclared(request, "m", takes, dict)
+    with pytest.raises(ApiError, match=r"'chat_template_kwargs\.thinking'"):
+        refuse_undeclared(request, "m", hello("chat_template_kwargs"), dict)
 
 
 def test_a_gateway_imports_fastapi_only_for_the_routes_that_need_it() -> None:
