@@ -25,10 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from llmcore.files import flush
 from llmtrain.run import sealed
 from llmtrain.run.checkpoint import Checkpoints
 from safetensors.torch import save_file
+
+from llmcore.files import flush
 
 GOAL = 1.15
 HIDDEN, INTERMEDIATE, LAYERS, KEY_VALUE, VOCABULARY = 576, 1536, 30, 192, 49152  # SmolLM2-135M's

@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import torch
-from llmcore.manifest import write_manifest
 from tiny import make_model
+
+from llmcore.manifest import write_manifest
 
 ONE_BILLION = {
     "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8,

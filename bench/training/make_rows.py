@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy
 import torch
-from llmcore.manifest import write_manifest
 from llmtrain.data.rows import Row, tokenizer_digest, write_index, write_shard
 from numpy.typing import NDArray
 from tiny import make_model
 from transformers import AutoConfig
+
+from llmcore.manifest import write_manifest
 
 SIZE = {
     "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 4,

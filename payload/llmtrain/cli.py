@@ -4,6 +4,7 @@ Exit codes are listed in `exits.py`.
 """
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -65,7 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ManifestError as error:
         print(f"llm-train: {error}", file=sys.stderr)
         return exits.ALTERED
-    except PermissionError as error:
+    except OSError as error:
+        # ELOOP: a link lies where a file is to be written.
+        if not isinstance(error, PermissionError) and error.errno != errno.ELOOP:
+            raise
         print(
             f"llm-train: user {os.geteuid()} may not use {error.filename}: give it access, or name another path "
             "(root works on the files of a job as their owner)",
