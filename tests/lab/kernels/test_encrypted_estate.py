@@ -116,7 +116,8 @@ def renewed_since(lab: Lab, moment: int, seconds: float = 240) -> None:
                 f"no renewal for {seconds:.0f} s:\n" + lab.on("ops1", "systemctl status '*renew*'; true")
             )
         time.sleep(2)
-    assert lab.on("ops1", "systemctl show -P Result llmkeep-pki-renew.service").strip() == "success"
+    if lab.on("ops1", "systemctl show -P Result llmkeep-pki-renew.service").strip() != "success":
+        pytest.fail(lab.on("ops1", "journalctl --unit llmkeep-pki-renew.service --lines 60 --no-pager"))
 
 
 @pytest.mark.moves_clocks
