@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx2 as httpx
+import openai
 import pytest
 from bare_gateway import Gateway
+from pydantic import BaseModel
 from questions import error
 from service import Service, events, eventually, running
 from tiny import make_deepseek, make_model, make_reciter
@@ -480,3 +482,25 @@ def test_what_an_engine_cannot_follow_is_refused_by_name(
     refused = error(client.post(CHAT, json={**QUESTION, **fields}), 400, "invalid_value")
     assert refused["param"] == param
     assert text_of(client, max_tokens=1), "it goes on"
+
+
+class Town(BaseModel):
+    """An answer, as a client declares it."""
+
+    size: Literal["village", "town", "city"]
+    capital: bool
+
+
+@FIELDS
+def test_the_official_client_parses_an_answer_into_its_own_class(service: Service) -> None:
+    client = openai.OpenAI(
+        base_url="http://llm/v1", api_key=service.key, http_client=service.client(), max_retries=0
+    )
+    with client:
+        answer = client.chat.completions.parse(
+            model="random",
+            messages=[{"role": "user", "content": "Paris?"}],
+            response_format=Town,
+            max_tokens=60,
+        )
+    assert isinstance(answer.choices[0].message.parsed, Town)
