@@ -107,11 +107,16 @@ class OpenAiClient(EngineClient):
         """The optional fields that the server takes: those of the settings, else of its own description, as vLLM has it."""
         if self.settings.fields is not None:
             return list(self.settings.fields)
-        async with self.http.request("GET", DESCRIPTION) as response, asyncio.timeout(PROBE_SECONDS):
-            body = await response.whole(ANSWER_BYTES)
-        fields = await asyncio.to_thread(fields_of, body) if response.status == 200 else []
+        fields: list[str] = []
+        try:
+            async with asyncio.timeout(PROBE_SECONDS), self.http.request("GET", DESCRIPTION) as response:
+                body = await response.whole(ANSWER_BYTES)
+            if response.status == 200:
+                fields = await asyncio.to_thread(fields_of, body)
+        except (BadAnswer, TimeoutError) as error:
+            log.warning("%s cannot be read: %s", DESCRIPTION, type(error).__name__)
         if not fields:
-            told = {"model": self.model, "upstream": str(self.http.address), "status": response.status}
+            told = {"model": self.model, "upstream": str(self.http.address)}
             log.warning(
                 "%s describes no optional field, so none is passed on", DESCRIPTION, extra={"fields": told}
             )
