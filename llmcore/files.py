@@ -33,15 +33,6 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def flush_folder(folder: Path) -> None:
-    """fsync a directory, or the one that a link leads to."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def aside_of(path: Path) -> Path:
     """Where the new file is written; a killed writer leaves it there."""
     return path.with_name(f"{path.name}.partial")
@@ -55,7 +46,7 @@ def replacing(path: Path) -> Iterator[Path]:
     yield aside
     flush(aside)
     aside.replace(path)
-    flush_folder(path.parent)
+    flush(path.parent.resolve())
 
 
 def write_aside(path: Path, content: str | bytes, mode: int | None = None) -> None:
@@ -74,4 +65,4 @@ def append(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    flush_folder(path.parent)
+    flush(path.parent.resolve())
