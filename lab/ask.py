@@ -67,7 +67,7 @@ def ask(door: Door, question: str, show: Callable[[str], None] = lambda _: None)
                     tokens = event.usage.completion_tokens
     except openai.APIConnectionError as error:
         why = error.__cause__ or error
-        raise LabError(f"nobody answers at {door.url}: {why}; `lab status` shows what runs") from None
+        raise LabError(f"{door.url} does not answer: {why}; `lab status` shows which hosts are up") from None
     except openai.APIStatusError as error:
         raise LabError(f"the edge answered {error.status_code}: {error.message}") from None
     except openai.APIError as error:

@@ -34,12 +34,12 @@ SECONDS = 60  # of silence
 
 def resolve(requires: list[str], constraints: list[str]) -> dict[str, Artifact]:
     """What uv would install for `requires` on this system and Python, by `name==version`. Wheels only."""
-    found = packages(requires, constraints)
+    entries = packages(requires, constraints)
     with httpx2.Client(timeout=SECONDS, follow_redirects=True) as client, ThreadPoolExecutor(8) as pool:
-        artifacts = list(pool.map(partial(_artifact, client), found))
+        artifacts = list(pool.map(partial(_artifact, client), entries))
     return {
         f"{wheels.canonical(each['name'])}=={each['version']}": a
-        for each, a in zip(found, artifacts, strict=True)
+        for each, a in zip(entries, artifacts, strict=True)
     }
 
 

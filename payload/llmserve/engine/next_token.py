@@ -44,9 +44,9 @@ def refuse_foreign_tokens(request: Generate, size: int) -> None:
 
 def grammar_of(request: Generate, name: str) -> str:
     """The grammar that the field `name` asks for, as llguidance's; raises ApiError 400."""
-    given = request.extra[name]
+    shape = request.extra[name]
     try:
-        match given:
+        match shape:
             case {"type": "json_object"} | {"json_object": True}:
                 return str(LLMatcher.grammar_from_json_schema({"type": "object"}, NO_BLANKS))
             case {"type": "json_schema", "json_schema": {"schema": schema}} | {"json": schema}:
@@ -57,11 +57,11 @@ def grammar_of(request: Generate, name: str) -> str:
                 return str(LLMatcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, choices))))
     except ValueError as error:
         raise ApiError(400, "invalid_value", f"'{name}' is no JSON schema: {error}", name) from None
-    wanted = "a 'type' of json_object, or json_schema with 'json_schema.schema'"
+    shapes = "a 'type' of json_object, or json_schema with 'json_schema.schema'"
     if name == "structured_outputs":
-        wanted = "one of 'json', 'json_object', 'regex' and 'choice'"
+        shapes = "one of 'json', 'json_object', 'regex' and 'choice'"
     raise ApiError(
-        400, "invalid_value", f"'{name}' is none that this model's engine knows: give {wanted}", name
+        400, "invalid_value", f"'{name}' is none that this model's engine knows: give {shapes}", name
     )
 
 
@@ -116,7 +116,7 @@ class NextToken:
         self.counts = torch.zeros(size)
         self.prompted = torch.zeros(size, dtype=torch.bool)
         self.prompted[[token for token in prompt if token < size]] = True
-        self.seen = 0
+        self.position = 0
         self.frequency, self.presence = extra.get("frequency_penalty", 0), extra.get("presence_penalty", 0)
         self.repetition = extra.get("repetition_penalty", 1)
         bias = extra.get("logit_bias", {})
@@ -128,6 +128,10 @@ class NextToken:
         self.fewest = extra.get("min_tokens", 0)
         self.min_p, self.top_k = extra.get("min_p", 0), extra.get("top_k", -1)
         self.trouble: Exception | None = None  # why the answer is not as the fields say
+
+    def __deepcopy__(self, _: object) -> "NextToken":
+        """Itself: a batch that puts a request back copies its arguments, and the answer goes on."""
+        return self
 
     def __call__(self, answer: list[int], logits: torch.Tensor) -> torch.Tensor:
         """The changed logits, of shape [tokens], after the tokens of the answer so far; unchanged ones after an error."""
@@ -141,26 +145,28 @@ class NextToken:
     def changed(self, answer: list[int], logits: torch.Tensor) -> torch.Tensor:
         """The same, which may raise."""
         row = logits.float().cpu().clone()
-        for token in answer[self.seen :]:
+        for token in answer[self.position :]:
             self.take(token)
-        self.seen = len(answer)
+        self.position = len(answer)
         if self.repetition != 1:
             known = self.prompted | (self.counts > 0)
             row = torch.where(known, torch.where(row > 0, row / self.repetition, row * self.repetition), row)
         row -= self.frequency * self.counts + self.presence * (self.counts > 0)
         row[self.bias[0]] += self.bias[1]
-        before = row.clone()
         if self.allowed is not None:
             forbidden = torch.ones_like(row, dtype=torch.bool)
             forbidden[self.allowed] = False
             row[forbidden] = -math.inf
-        if self.seen < self.fewest:
+        if self.position < self.fewest:
             row[self.ends] = -math.inf
         if self.matcher is not None:
             row[~self.mask(self.matcher, len(row))] = -math.inf
-        if not torch.isfinite(row).any():  # the fields contradict each other
-            row = before
-            row[[token for token in range(len(row)) if token not in self.ends]] = -math.inf
+        if not torch.isfinite(row).any():
+            raise ApiError(
+                400,
+                "invalid_value",
+                f"the fields of the request leave no token after {len(answer)}: they contradict",
+            )
         if self.temperature > 0:
             row = self.bounded(row)
         return row.to(logits)
@@ -176,10 +182,10 @@ class NextToken:
         bits = numpy.frombuffer(matcher.compute_bitmask(), dtype=numpy.uint8)
         if matcher.is_error():
             raise unfollowable(matcher)
-        found = numpy.zeros(size, dtype=bool)
+        allowed = numpy.zeros(size, dtype=bool)
         unpacked = numpy.unpackbits(bits, bitorder="little")[:size]
-        found[: len(unpacked)] = unpacked
-        return torch.from_numpy(found)
+        allowed[: len(unpacked)] = unpacked
+        return torch.from_numpy(allowed)
 
     def bounded(self, row: torch.Tensor) -> torch.Tensor:
         """Without what `min_p` and `top_k` leave out."""

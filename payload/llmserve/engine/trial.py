@@ -33,12 +33,12 @@ class Trial:
                     command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
                 )
                 self.answer(self.process, "", START_SECONDS)
-            told = self.answer(self.process, grammar, SECONDS)
-            if told is None:
+            fault = self.answer(self.process, grammar, SECONDS)
+            if fault is None:
                 self.process.kill()
                 self.process.communicate()
                 self.process = None
-            return TOO_MUCH if told is None else told
+            return TOO_MUCH if fault is None else fault
 
     def answer(self, process: subprocess.Popen[str], grammar: str, seconds: float) -> str | None:
         """What the process answers; None if it does not, in time or at all."""

@@ -116,9 +116,11 @@ class OpenAiClient(EngineClient):
         except (BadAnswer, TimeoutError) as error:
             log.warning("%s cannot be read: %s", DESCRIPTION, type(error).__name__)
         if not fields:
-            told = {"model": self.model, "upstream": str(self.http.address)}
+            upstream = {"model": self.model, "upstream": str(self.http.address)}
             log.warning(
-                "%s describes no optional field, so none is passed on", DESCRIPTION, extra={"fields": told}
+                "%s describes no optional field, so none is passed on",
+                DESCRIPTION,
+                extra={"fields": upstream},
             )
         return fields
 

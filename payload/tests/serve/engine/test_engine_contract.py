@@ -473,6 +473,7 @@ def test_sampling_is_bounded(client: httpx.Client, models: dict[str, Path]) -> N
         ({"structured_outputs": {"json": EXPONENTIAL}}, "structured_outputs"),
         ({"structured_outputs": {"json": {"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}}}, None),
         ({"structured_outputs": {"regex": "(a?){200}a{200}"}}, None),
+        ({"structured_outputs": {"regex": "[0-9]+"}, "allowed_token_ids": [2], "ignore_eos": True, "temperature": 1}, None),
         ({"structured_outputs": {"json": {"$ref": "https://example.org/schema.json"}}}, "structured_outputs"),
     ],
 )  # fmt: skip
