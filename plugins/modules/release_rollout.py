@@ -239,7 +239,7 @@ def failed(rollout: Rollout, unit: Unit, problem: Refused) -> str:
     try:
         rollout.go_back(unit.former)
     except Refused as second:
-        return f"{told} And the way back to {unit.former} failed: {second} Look at this host now; the others were not touched."
+        return f"{told} The rollback to {unit.former} failed too: {second} Look at this host now; the others were not touched."
     names = ", ".join(each.name for each in rollout.moved)
     return (
         f"{told} {names} run release {unit.former} again and serve; what else there is never left it."

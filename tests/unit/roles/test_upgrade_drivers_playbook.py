@@ -273,7 +273,7 @@ def test_a_host_whose_way_back_fails_stays_drained_and_is_never_called_done(esta
         "The upgrade of g1 failed at Ask the models: no answer within 1 s: m at"
         f" {estate.folder}/g1/run/llm-gateway/gateway-1.sock: 200"
     ) in said
-    assert "The way back failed too, at Restore the set that ran before: dkms install ended with 1" in said
+    assert "The rollback failed too, at Restore the set that ran before: dkms install ended with 1" in said
     assert "What is in service there: `llm-gpu status`. No further host was touched" in said
     cause = estate.progress("g1")["cause"]
     assert (cause.startswith("Ask the models: "), "way back" in cause) == (True, False), "the first cause"
