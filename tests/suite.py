@@ -8,8 +8,8 @@ output of a part is in `.lab/logs/PART.log`, and printed when the part ends, or 
 exit status is 1 if a part failed. A part that makes hosts does not run where `lab/preflight` finds no privileges for them; with
 CI=true, it has failed.
 
-The CPU seconds and wall time of parts and tests are in `.lab/timings.json`; the most expensive tests are printed, and each part
-with its budget in `tests/budget.yml`.
+The CPU seconds and wall time of parts and tests are in `.lab/timings.json`; the most expensive tests are printed, why tests
+failed, and each part with its budget in `tests/budget.yml`.
 """
 
 import itertools
@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -30,6 +31,7 @@ TREE = Path(__file__).resolve().parent.parent
 MAKE_HOSTS = ("floor", "test-containers", "test-hosts", "test-kernel")
 UNPRIVILEGED = 2  # what lab/preflight exits with where nothing else is missing
 MOST_EXPENSIVE = 25
+REASON_CHARACTERS = 600  # of a failed test, at the end, where a log that was cut still has them
 LOGS = Path(".lab/logs")
 TIMINGS = Path(".lab/timings.json")
 BUDGETS: dict[str, int] = yaml.safe_load((TREE / "tests/budget.yml").read_text())["parts"]
@@ -43,7 +45,7 @@ class Outcome:
     verdict: str = "passed"
     cpu: float = 0.0
     wall: float = 0.0
-    tests: dict[str, dict[str, float]] = field(default_factory=dict)
+    tests: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         budget = f"of {BUDGETS[self.part]:5d}" if self.part in BUDGETS else " " * 8
@@ -161,8 +163,14 @@ def busy_seconds() -> float:
     return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 
+def reason(said: str) -> str:
+    """Of why a test failed: the failed task, where Ansible names one, or the end."""
+    start = said.find("fatal: ")
+    return said[-REASON_CHARACTERS:] if start < 0 else said[start : start + REASON_CHARACTERS]
+
+
 def report(ended: list[Outcome], busy: float) -> None:
-    """Write the timings; print the most expensive tests, and each part with its verdict. `busy`: the cores' share."""
+    """Write the timings; print the most expensive tests, why tests failed, and each part's verdict. `busy`: the cores' share."""
     parts = {each.part: {"cpu": each.cpu, "wall": each.wall} for each in ended}
     tests = {f"{each.part}: {name}": test for each in ended for name, test in each.tests.items()}
     TIMINGS.write_text(json.dumps({"busy": busy, "parts": parts, "tests": tests}, indent=1) + "\n")
@@ -170,6 +178,9 @@ def report(ended: list[Outcome], busy: float) -> None:
     print(f"\nThe most expensive of {len(tests)} tests:")
     for name in expensive:
         print(f"{tests[name]['wall']:7.0f} s {tests[name]['cpu']:7.0f} CPU-s  {name}")
+    for name, test in tests.items():
+        if "failed" in test:
+            print(f"\nFAILED {name}\n{reason(test['failed'])}")
     print(f"\nThe suite's parts and their budgets, with {busy:.0%} of the cores busy:", *ended, sep="\n")
 
 

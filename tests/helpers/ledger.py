@@ -24,7 +24,7 @@ class Ledger:
     """The sums of this run, and in each worker the CPU seconds at the end of the phase before."""
 
     def __init__(self) -> None:
-        self.tests: defaultdict[str, dict[str, float]] = defaultdict(
+        self.tests: defaultdict[str, dict[str, Any]] = defaultdict(
             lambda: {"cpu": 0.0, "hosts": 0.0, "wall": 0.0}
         )
         self.own, self.hosts = own(), hosts()
@@ -50,6 +50,9 @@ class Ledger:
         test["wall"] += report.duration
         if report.skipped and TIME_IS_UP in str(report.longrepr):
             test["left_out"] = 1.0
+        if report.failed:
+            crash = getattr(report.longrepr, "reprcrash", None)
+            test["failed"] = crash.message if crash else report.longreprtext
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write the file, in the process that has all reports."""

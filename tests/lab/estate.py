@@ -150,9 +150,9 @@ class Lab:
 
 
 def excerpt(output: str) -> str:
-    """Of what Ansible printed, its first failed task and its end: where one host failed, the others go on."""
+    """Of what Ansible printed, its end and its first failed task: where one host failed, the others go on."""
     _, fatal, said = output.partition("fatal: ")
-    return f"{fatal}{said[:3000]}\n…\n{output[-6000:]}"
+    return f"{output[-6000:]}\n…\n{fatal}{said[:3000]}"
 
 
 def changed(output: str) -> dict[str, int]:

@@ -145,6 +145,19 @@ def test_tests_for_which_there_was_no_time_are_counted(folder: Path) -> None:
     assert verdicts(done, 1) == ["short: passed, 1 of 2 tests left out for lack of time"]
 
 
+def test_why_a_test_failed_stands_at_the_end_where_a_log_that_was_cut_has_it(folder: Path) -> None:
+    costs = {"cpu": 1, "hosts": 0, "wall": 1}
+    timings = {
+        "of code": costs | {"failed": "a line\n" * 500 + "assert 1 == 2"},
+        "of a host": costs | {"failed": "TASK [b]\nfatal: [llm1]: no disk" + " ok" * 5000},
+    }
+    (folder / "times").write_text(json.dumps(timings))
+    (folder / "Makefile").write_text("short:\n\t@cp times $$LLMKEEP_LEDGER; exit 1\n")
+    end = suite(folder, "short").stdout[-2000:]
+    assert "assert 1 == 2" in end
+    assert "fatal: [llm1]: no disk" in end
+
+
 def test_the_log_of_a_part_is_kept(folder: Path) -> None:
     suite(folder, "bad")
     assert (folder / ".lab/logs/bad.log").read_text().startswith("of bad\n")
