@@ -52,7 +52,7 @@ MAX_DEPTH, MAX_VALUES = 64, 20_000  # of an object that is passed to an engine
 Text = Annotated[str, Field(min_length=1)]
 
 
-UNION_ARM = re.compile(r"(?:constrained-)?str|list\[.*\]|function-.*")
+UNION_ARM = re.compile(r"(?:constrained-)?str|list\[.*\]|function-.*|<.*>")  # the last are tags of ours
 
 
 class Strict(BaseModel):

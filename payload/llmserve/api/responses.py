@@ -28,11 +28,6 @@ def event(content: object) -> bytes:
     return b"data: " + json.dumps(content, ensure_ascii=False).encode() + b"\n\n"
 
 
-def error_event(error: ApiError) -> bytes:
-    """The last event of a stream that failed; no [DONE] follows."""
-    return b"data: " + error.body() + b"\n\n"
-
-
 class Rendering(Protocol):
     """How an endpoint renders an answer."""
 
@@ -50,6 +45,9 @@ class Rendering(Protocol):
 
     def last(self, done: Done) -> bytes:
         """What a stream sends after the last piece, including [DONE]."""
+
+    def error(self, error: ApiError) -> bytes:
+        """The last event of a stream that failed; no [DONE] follows."""
 
 
 class OpenAiRendering:
@@ -139,6 +137,9 @@ class OpenAiRendering:
             frames += event(self.chunk([], usage(done)))
         return frames + END
 
+    def error(self, error: ApiError) -> bytes:
+        return b"data: " + error.body() + b"\n\n"
+
 
 class GenerateRendering:
     """/generate: {"response", "id", "model", "usage"}."""
@@ -162,6 +163,9 @@ class GenerateRendering:
 
     def last(self, done: Done) -> bytes:
         return event(self.body("", done)) + END
+
+    def error(self, error: ApiError) -> bytes:
+        return b"data: " + error.body() + b"\n\n"
 
     def body(self, text: str, done: Done) -> dict[str, object]:
         return {"response": text, "id": self.identifier, "model": self.model, "usage": usage(done)}

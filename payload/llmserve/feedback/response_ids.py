@@ -15,7 +15,7 @@ from llmserve.api.errors import ApiError
 
 TRANSACTION, TIME, TAG = 8, 4, 18  # bytes; 30 together are 40 letters without padding
 LETTERS = (TRANSACTION + TIME + TAG) * 4 // 3
-PREFIXES = ("chatcmpl-", "cmpl-")  # of OpenAI's ids
+PREFIXES = ("chatcmpl-", "cmpl-", "resp_")  # of OpenAI's ids
 AHEAD_SECONDS = 60  # by which the clock of another gateway may be ahead
 DAY = 86_400
 

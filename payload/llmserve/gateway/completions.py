@@ -10,13 +10,9 @@ from functools import partial
 from llmserve.access.experiments import OPENING
 from llmserve.api.errors import ApiError, unavailable
 from llmserve.api.requests import Call, refuse_beyond_context, refuse_other_work, refuse_undeclared
-from llmserve.api.responses import (
-    EmbeddingRendering,
-    GenerateRendering,
-    OpenAiRendering,
-    Rendering,
-    error_event,
-)
+from llmserve.api.responses import EmbeddingRendering, GenerateRendering, OpenAiRendering, Rendering
+from llmserve.api.responses_api_answer import ResponsesRendering
+from llmserve.api.responses_api_request import ResponsesCall, renamed
 from llmserve.asgi import Exchange, Receive, Scope, Send, header, respond
 from llmserve.cache.exact import Kept, cache_wish
 from llmserve.gateway import parsed_requests
@@ -116,6 +112,21 @@ class Completions:
             is_chat, self.issue(scope), hello.model, hello.revision, parsed.call.include_usage, blind(scope)
         )
         await self.answer(scope, send, parsed, routed, rendering)
+
+    async def responses(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """POST /v1/responses: a chat in other words, also in what errors call its fields."""
+        parsed = self.parse(scope, parsed_requests.responses, await read_body(scope, receive))
+        call = parsed.call
+        if not isinstance(call, ResponsesCall):
+            raise RuntimeError("a request for this route must be parsed as one")
+        try:
+            routed, hello = self.route(scope, call)
+            identifier = self.issue(scope)
+            chat = OpenAiRendering(True, identifier, hello.model, hello.revision, include_usage=True)
+            rendering = ResponsesRendering(chat, identifier, hello.model, call.repeated)
+            await self.answer(scope, send, parsed, routed, rendering)
+        except ApiError as error:
+            raise renamed(error, call.names) from None
 
     async def generate(self, scope: Scope, receive: Receive, send: Send) -> None:
         """GET and POST /generate."""
@@ -249,7 +260,7 @@ class Completions:
             if exchange.streaming:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(LAST_WORD_SECONDS):
-                        await send({"type": "http.response.body", "body": error_event(error)})
+                        await send({"type": "http.response.body", "body": rendering.error(error)})
             raise error
         except BaseException as error:
             ended = error

@@ -23,6 +23,7 @@ from llmserve.api.requests import (
     parse_body,
     parse_query,
 )
+from llmserve.api.responses_api_request import ResponsesBody, responses_call
 from llmserve.cache.exact import CacheKey, cache_key
 from llmserve.protocol import Generate, Hello
 
@@ -40,6 +41,11 @@ def chat(body: bytes, granted: int) -> Call:
 def completion(body: bytes, granted: int) -> Call:
     """POST /v1/completions."""
     return completion_call(parse_body(CompletionBody, body), granted)
+
+
+def responses(body: bytes, granted: int) -> Call:
+    """POST /v1/responses."""
+    return responses_call(parse_body(ResponsesBody, body), granted)
 
 
 def posted(body: bytes, granted: int) -> Call:

@@ -9,6 +9,8 @@ from llmserve.api.errors import ApiError
 from llmserve.api.requests import ChatBody, CompletionBody, EmbeddingBody, GenerateBody
 from llmserve.api.response_models import ChatCompletion, DrainState, Embeddings, Generated, TextCompletion
 from llmserve.api.response_models import Health as HealthShape
+from llmserve.api.responses_api_request import ResponsesBody
+from llmserve.api.responses_api_shapes import ResponseObject
 from llmserve.asgi import OTHER_ROUTE, App, Exchange, Receive, Scope, Send
 from llmserve.gateway.completions import Completions
 from llmserve.gateway.health import Health
@@ -48,6 +50,7 @@ def routing_table(state: State) -> list[Route]:
     table = [
         Route("/v1/chat/completions", {"POST": completions.chat}, hot=ChatBody, answer=ChatCompletion),
         Route("/v1/completions", {"POST": completions.completion}, hot=CompletionBody, answer=TextCompletion),
+        Route("/v1/responses", {"POST": completions.responses}, hot=ResponsesBody, answer=ResponseObject),
         Route("/generate", making, hot=GenerateBody, answer=Generated),
         Route("/v1/embeddings", {"POST": completions.embeddings}, hot=EmbeddingBody, answer=Embeddings),
         Route("/v1/feedback", {"POST": cold, "GET": cold, "DELETE": cold}),

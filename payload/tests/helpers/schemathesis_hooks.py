@@ -33,7 +33,7 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
     can be met, since a deadline of a millisecond results in 503.
     """
     for fields in case.body, case.query:
-        for name in "max_tokens", "max_completion_tokens":
+        for name in "max_tokens", "max_completion_tokens", "max_output_tokens":
             if isinstance(fields, dict) and is_beyond(fields.get(name)):
                 fields[name] = GRANTED_TOKENS
     if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):

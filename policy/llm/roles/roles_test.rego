@@ -10,6 +10,7 @@ generation := {
 	"POST /v1/chat/completions",
 	"POST /v1/completions",
 	"POST /v1/embeddings",
+	"POST /v1/responses",
 }
 
 models := {"GET /v1/models", "GET /v1/models/*"}

@@ -25,6 +25,7 @@ actions := {
 	"POST /v1/completions",
 	"POST /v1/embeddings",
 	"POST /v1/feedback",
+	"POST /v1/responses",
 }
 
 count_of := {"type": "integer", "minimum": 1}

@@ -17,6 +17,7 @@ from llmserve.access.policy import ALLOWED_SECONDS
 
 ROUTES = [
     ("POST", "/v1/chat/completions"),
+    ("POST", "/v1/responses"),
     ("POST", "/v1/completions"),
     ("POST", "/v1/embeddings"),
     ("POST", "/v1/feedback"),
@@ -31,6 +32,7 @@ ROUTES = [
 PUBLIC = {"/livez", "/readyz", "/health", "/drainz"}
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"model": "echo", "messages": [{"role": "user", "content": "x"}]},
+    "/v1/responses": {"model": "echo", "input": "x"},
     "/v1/completions": {"model": "echo", "prompt": "x"},
     "/v1/embeddings": {"model": "echo", "input": "x"},
     "/v1/feedback": {"id": "x", "thumb": "up"},

@@ -9,6 +9,7 @@ import pytest
 from service import Service, events, eventually, running
 
 from llmserve.api.response_models import ChatCompletion, DrainState, Generated, Health, TextCompletion
+from llmserve.api.responses_api_shapes import ResponseObject
 from llmserve.gateway.middleware import trace
 
 QUESTION = {"model": "echo", "messages": [{"role": "user", "content": "one two three"}]}
@@ -120,6 +121,7 @@ def test_the_openapi_document_describes_every_route_and_loads_nothing_from_elsew
         ("/generate", "post"),
         ("/v1/chat/completions", "post"),
         ("/v1/completions", "post"),
+        ("/v1/responses", "post"),
         ("/v1/models", "get"),
         ("/livez", "get"),
         ("/readyz", "get"),
@@ -138,6 +140,7 @@ def test_answers_have_the_shapes_that_the_openapi_document_gives_them(client: ht
     for path, shape, body in (
         ("/v1/chat/completions", ChatCompletion, QUESTION),
         ("/v1/completions", TextCompletion, {"model": "echo", "prompt": "a b"}),
+        ("/v1/responses", ResponseObject, {"model": "echo", "input": "a b"}),
         ("/generate", Generated, {"prompt": "a b"}),
     ):
         shape.model_validate_json(client.post(path, json=body).content)

@@ -38,7 +38,7 @@ def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
         )
         assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
         counts = service.metrics()
-    for route in "/generate", "/v1/chat/completions", "/v1/completions":
+    for route in "/generate", "/v1/chat/completions", "/v1/completions", "/v1/responses":
         assert counts[f'llm_requests_total{{route="{route}",status="200"}}'] >= CASES_A_PHASE
         assert counts[f'llm_requests_total{{route="{route}",status="400"}}'] >= CASES_A_PHASE
     failed = {name: times for name, times in counts.items() if "_total" in name and 'status="500"' in name}
