@@ -23,7 +23,6 @@ UTILIZATION = 0.9
 SAID = {
     "device-ids": "gpus",
     "dtype": "dtype",
-    "enable-prefix-caching": "share_prefixes",
     "gpu-memory-utilization": "gpu_memory_utilization",
     "max-model-len": "max_model_len",
     "max-num-batched-tokens": "max_num_batched_tokens",
@@ -36,9 +35,9 @@ SAID = {
     "tensor-parallel-size": "tensor_parallel",
 }
 # Options of vLLM that take code, weights or a tokenizer from where nothing was signed, open a way in that is not the gateways',
-# send something away, or write prompts down.
+# send something away, write prompts down, or hide from gateways that it takes a salt by which tenants share no cache.
 UNSAFE = re.compile(
-    "(api-key|allowed-|code-|config|data-parallel|default-mm-loras|distributed-executor-backend|download-dir|dp-|ec-transfer|elastic-ep"
+    "(api-key|allowed-|code-|config|data-parallel|default-mm-loras|disable-fastapi-docs|distributed-executor-backend|download-dir|dp-|ec-transfer|elastic-ep"
     "|enable-(elastic-ep|log-(deltas|outputs|requests)|mm-embeds|prompt-embeds|scale-out|trace-replay)|generation-config|grpc|headless|hf-(config-path|token)"
     "|host$|io-processor-plugin|kv-(events|transfer)|load-format|log-config-file|logging-config|logits-processors|lora-modules|master-|middleware"
     "|model-class-overrides|model-loader-extra-config|nnodes|node-|otlp-|port$|profiler-config|reasoning-parser-plugin|revision|root-path"
@@ -120,7 +119,7 @@ def option_faults(options: dict[str, Any]) -> list[str]:
         elif UNSAFE.fullmatch(name.removeprefix("no-")):
             told.append(
                 f"options has {key}, which is refused: it takes in what was not signed, opens a way past the gateways, "
-                "or writes prompts down"
+                "writes prompts down, or hides vLLM's API from the gateways"
             )
         elif value is None:
             told.append(f"options has {key} without a value: give it one, true where it takes none")
@@ -201,8 +200,6 @@ def vllm_config(model: dict[str, Any], models_dir: str, drain_seconds: int) -> d
     for key in "dtype", "quantization", "max_num_seqs", "max_num_batched_tokens":
         if key in model:
             config[key.replace("_", "-")] = model[key]
-    if not model.get("share_prefixes"):
-        config["no-enable-prefix-caching"] = True
     return config | {option_name(key): value for key, value in model.get("options", {}).items()}
 
 

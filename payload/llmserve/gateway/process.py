@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import hmac
 import logging
 import os
 import socket
@@ -168,9 +169,11 @@ def build(config: GatewayConfig, pepper: bytes, policy_engine: PolicyEngine | No
     room = Queue(limits.waiting, limits.waiting_tokens, limits.subject_share, limits.tenant_share)
     redis = open_redis(config)
     audit = AuditClient(config.audit.socket, metrics)
+    salt_key = hmac.digest(pepper, b"llmkeep cache salt", "sha256")
     return State(
         instances={
-            name: open_instances(name, engine, room, credential) for name, engine in config.engines.items()
+            name: open_instances(name, engine, room, credential, salt_key)
+            for name, engine in config.engines.items()
         },
         authenticator=Authenticator(keys, config.identity.certificate_header, issuer),
         limits=limits,

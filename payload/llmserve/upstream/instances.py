@@ -193,9 +193,11 @@ def prefix_key(tenant: str, request: Generate) -> bytes:
 
 
 def open_instances(
-    model: str, engine: Engine, room: Queue, credential: Callable[[str], bytes | None]
+    model: str, engine: Engine, room: Queue, credential: Callable[[str], bytes | None], salt_key: bytes
 ) -> Instances:
-    """The instances in the configuration; raises ConfigError if a credential or certificate is missing."""
+    """The instances in the configuration; raises ConfigError if a credential or certificate is missing. `salt_key`: as in
+    `OpenAiClient`.
+    """
     engines: list[EngineClient] = [EngineClient(model, socket, room) for socket in engine.socket]
     if remote := engine.remote:
         key = None
@@ -209,5 +211,5 @@ def open_instances(
             key = secret.decode().strip()
         addresses: list[Path | str] = [*remote.socket, *remote.url]
         for address in addresses:
-            engines.append(OpenAiClient(model, HttpClient(address, remote.tls, key), remote, room))
+            engines.append(OpenAiClient(model, HttpClient(address, remote.tls, key), remote, room, salt_key))
     return Instances(model, engines, room)

@@ -5,6 +5,7 @@ passed through unchanged.
 """
 
 import asyncio
+import hmac
 import json
 import logging
 import re
@@ -28,7 +29,9 @@ EVENT_END = re.compile(rb"\r?\n\r?\n")
 DATA = re.compile(rb"^data: ?(.*?)\r?$", re.MULTILINE)
 DONE = b"[DONE]"
 DESCRIPTION = "/openapi.json"
-BODIES = ("ChatCompletionRequest", "CompletionRequest")  # vLLM's names
+NOT_THERE = {401, 403, 404}  # statuses of a server without a description
+SALT = "cache_salt"  # field of vLLM
+BODIES = ("ChatCompletionRequest", "CompletionRequest", "EmbeddingCompletionRequest")  # vLLM's names
 # Statuses whose message is passed on to the client; all others concern the gateway, not the request.
 CLIENT_ERRORS = {400, 404, 413, 422}
 CODES = {  # known ones only: codes are labels of metrics, so an upstream must not add any
@@ -44,15 +47,19 @@ TOO_LONG = "maximum context length"  # vLLM's wording
 class OpenAiClient(EngineClient):
     """One server. It is available while it lists the model, which is probed whenever the idle connection ends."""
 
-    def __init__(self, model: str, http: HttpClient, settings: Remote, waiting: Queue) -> None:
+    def __init__(
+        self, model: str, http: HttpClient, settings: Remote, waiting: Queue, salt_key: bytes
+    ) -> None:
         """The server must list the model under the name it has here, because its answers name the model and pass
-        through.
+        through. `salt_key`: by which a tenant's salt is derived from its name.
         """
         super().__init__(model, Path(str(http.address)), waiting)
         self.http = http
         self.settings = settings
         self.tasks: dict[int, asyncio.Task[None]] = {}
         self.fields: list[str] = []
+        self.salt_key = salt_key
+        self.salted = False  # whether the server keeps prompts with different salts apart
 
     @property
     def stalled(self) -> bool:
@@ -84,7 +91,7 @@ class OpenAiClient(EngineClient):
     async def watch(self) -> None:
         """Read the list of models, then wait until the idle connection ends, which reveals a dead server at once."""
         if self.hello is None:
-            self.fields = await self.described_fields()
+            await self.read_description()
         async with self.http.request("GET", "/v1/models", keep=True) as response:
             async with asyncio.timeout(PROBE_SECONDS):
                 listed = await response.whole(ANSWER_BYTES)
@@ -103,26 +110,30 @@ class OpenAiClient(EngineClient):
             except TimeoutError:
                 return
 
-    async def described_fields(self) -> list[str]:
-        """The optional fields that the server takes: those of the settings, else of its own description, as vLLM has it."""
+    async def read_description(self) -> None:
+        """Learn from the server's own description, as vLLM has one, which optional fields it takes, unless the settings say so, and
+        whether it takes a salt. One that fails to say so is asked again before it gets a prompt.
+        """
+        async with asyncio.timeout(PROBE_SECONDS), self.http.request("GET", DESCRIPTION) as response:
+            body = await response.whole(ANSWER_BYTES)
+        if response.status == 200:
+            described = await asyncio.to_thread(fields_of, body)
+        elif response.status in NOT_THERE:
+            described = set()
+        else:
+            raise BadAnswer(f"GET {DESCRIPTION} returned {response.status}")
+        self.salted = SALT in described
         if self.settings.fields is not None:
-            return list(self.settings.fields)
-        fields: list[str] = []
-        try:
-            async with asyncio.timeout(PROBE_SECONDS), self.http.request("GET", DESCRIPTION) as response:
-                body = await response.whole(ANSWER_BYTES)
-            if response.status == 200:
-                fields = await asyncio.to_thread(fields_of, body)
-        except (BadAnswer, TimeoutError) as error:
-            log.warning("%s cannot be read: %s", DESCRIPTION, type(error).__name__)
-        if not fields:
+            self.fields = list(self.settings.fields)
+            return
+        self.fields = sorted(described & PASSED.keys())
+        if not self.fields:
             upstream = {"model": self.model, "upstream": str(self.http.address)}
             log.warning(
                 "%s describes no optional field, so none is passed on",
                 DESCRIPTION,
                 extra={"fields": upstream},
             )
-        return fields
 
     def described(self, listed: bytes) -> Hello:
         """The server's Hello, from its list of models and the settings; raises BadAnswer."""
@@ -191,7 +202,7 @@ class OpenAiClient(EngineClient):
         `length`: of the longest answer. If the server refuses one that the client has not asked for, the request is sent
         again without; the server's default is then the rest of its context, which is shorter.
         """
-        path, body = http_request(self.model, request, length)
+        path, body = http_request(self.model, request, length, self.salt(request))
         async with self.http.request("POST", path, body) as response:
             if response.status == 200:
                 return await (
@@ -201,6 +212,15 @@ class OpenAiClient(EngineClient):
         if request.clip and length is not None and response.status in CLIENT_ERRORS:
             return await self.ask_upstream(request, None)
         return self.refusal(request, response.status, refused)
+
+    def salt(self, request: Generate) -> str | None:
+        """What keeps the prompts of the request's tenant apart from all others in the server's cache, if it takes such. Copies for
+        a candidate, whose time no client sees, share one.
+        """
+        if not self.salted or request.id not in self.answers:
+            return None
+        _, place = self.answers[request.id]
+        return hmac.digest(self.salt_key, place.tenant.encode(), "sha256").hex()
 
     async def whole(self, request: Generate, response: Response) -> Done:
         """An answer that is not streamed."""
@@ -269,19 +289,22 @@ class OpenAiClient(EngineClient):
         return Failed(request.id, 503, "engine_failed", message)
 
 
-def fields_of(description: bytes) -> list[str]:
-    """Those of `PASSED` that a server's OpenAPI document has in the bodies of its endpoints; none if it is no such document."""
+def fields_of(description: bytes) -> set[str]:
+    """The fields that a server's OpenAPI document has in the bodies of its endpoints; none if it is no such document."""
     try:
         schemas = json.loads(description)["components"]["schemas"]
-        named = {name for body in BODIES if body in schemas for name in schemas[body]["properties"]}
+        return {name for body in BODIES if body in schemas for name in schemas[body]["properties"]}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return []
-    return sorted(named & PASSED.keys())
+        return set()
 
 
-def http_request(model: str, request: Generate, length: int | None) -> tuple[str, bytes]:
+def http_request(
+    model: str, request: Generate, length: int | None, salt: str | None = None
+) -> tuple[str, bytes]:
     """Path and body of the HTTP request. `length`: of the longest answer; None leaves it to the server."""
     content: dict[str, Any] = {"model": model, **request.extra}
+    if salt:
+        content[SALT] = salt
     if request.inputs is not None:
         content |= {"input": request.inputs, "encoding_format": request.encoding}
         return "/v1/embeddings", json.dumps(content, ensure_ascii=False).encode()

@@ -49,7 +49,7 @@ def test_vllm_s_configuration_names_its_socket_and_no_key(vllm: Any) -> None:
         16384,
         "awq",
     )
-    assert config["no-enable-prefix-caching"] is True
+    assert not [name for name in config if "prefix" in name], "vLLM's default: they are cached, by tenant"
     assert not {"api-key", "host", "port", "trust-remote-code"} & set(config)
     assert content(vllm, "/coder.env").splitlines()[0] == "CUDA_VISIBLE_DEVICES=0,1"
 
@@ -125,7 +125,7 @@ def test_what_vllm_s_parser_does_not_take_is_told_by_model_and_option(
     ("options", "sentence"),
     [
         ({"max_num_seqs": 4}, "max_num_seqs, which the role sets: say it by max_num_seqs"),
-        ({"no-enable-prefix-caching": True}, "say it by share_prefixes"),
+        ({"disable-fastapi-docs": True}, "hides vLLM's API from the gateways"),
         ({"trust-remote-code": True}, "trust-remote-code, which is refused"),
         ({"api_key": "k"}, "api_key, which is refused"),
         ({"port": 8000}, "port, which is refused"),

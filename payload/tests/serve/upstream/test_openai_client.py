@@ -1,6 +1,7 @@
 """Engines that are servers of OpenAI's API: another gateway of ours, and a scripted one that misbehaves."""
 
 import json
+import re
 import ssl
 import time
 from collections.abc import Iterator
@@ -449,6 +450,46 @@ def test_the_fields_that_vllm_describes_are_those_that_it_is_sent(tmp_path: Path
         refused = error(client.post(CHAT, json=asking(top_k=5)), 400, "unsupported_field")
         assert refused["message"] == "unsupported by the model 'm': 'top_k'; remove it from the request"
         error(client.post(CHAT, json=asking(cache_salt="x")), 400, "unsupported_field")
+    server.stop()
+
+
+SALTED = answer(
+    {"components": {"schemas": {"ChatCompletionRequest": {"properties": {"cache_salt": {}, "n": {}}}}}}
+)
+
+
+@pytest.mark.parametrize("fields", [None, ["n"]])
+def test_each_tenant_has_a_salt_of_its_own_in_the_cache_of_a_server(
+    tmp_path: Path, fields: list[str] | None
+) -> None:
+    server = ScriptedUpstream(tmp_path / "upstream.sock")
+    server.described, server.script = SALTED, answer(ANSWERED)
+    remotes = {"m": {"socket": str(tmp_path / "upstream.sock"), "revision": "7", "fields": fields}}
+
+    def salt(client: httpx.Client) -> str:
+        assert client.post(CHAT, json=asking()).status_code == 200
+        return str(server.requests[-1]["cache_salt"])
+
+    with running(tmp_path, {}, remotes=remotes) as service, service.client() as client:
+        salts = [salt(client) for _ in range(2)]
+        with service.client(service.add_key("bob", "research")["key"]) as colleague:
+            salts.append(salt(colleague))
+        with service.client(service.add_key("eve", "sales")["key"]) as other:
+            assert salt(other) not in salts
+    assert len(set(salts)) == 1
+    assert re.fullmatch("[0-9a-f]{64}", salts[0])
+    server.stop()
+
+
+def test_a_server_gets_no_prompt_before_it_said_whether_it_takes_a_salt(tmp_path: Path) -> None:
+    server = ScriptedUpstream(tmp_path / "upstream.sock")
+    server.described, server.script = answer({}, 500), answer(ANSWERED)
+    remotes = {"m": {"socket": str(tmp_path / "upstream.sock"), "revision": "7"}}
+    with running(tmp_path, {}, remotes=remotes) as service, service.client() as client:
+        error(client.post(CHAT, json=asking()), 503, "engine_unavailable")
+        server.described = SALTED
+        eventually("it is asked again", lambda: client.post(CHAT, json=asking()).status_code == 200)
+        assert [*filter(lambda request: "cache_salt" not in request, server.requests)] == []
     server.stop()
 
 
