@@ -98,6 +98,13 @@ class Delta:
 
 
 @dataclass(slots=True)
+class Choices(Delta):
+    """A piece of several answers, or of one that is more than text. `choices`: those of OpenAI's chunk. `text`: of the first."""
+
+    choices: list[dict[str, Any]]
+
+
+@dataclass(slots=True)
 class Event(Delta):
     """A server-sent event of an upstream, passed through unchanged; exists only in the gateway, never on the socket.
 
@@ -112,7 +119,8 @@ class Event(Delta):
 class Done:
     """The end of an answer; `text` is the whole answer, or empty if it was streamed.
 
-    `passed`: the whole answer as the upstream's JSON, for clients of the same API.
+    `choices`: as in `Choices`, of an answer that was not streamed. `passed`: the whole answer as the upstream's JSON, for clients
+    of the same API.
     """
 
     id: int
@@ -120,6 +128,7 @@ class Done:
     finish_reason: FinishReason
     prompt_tokens: int
     completion_tokens: int
+    choices: list[dict[str, Any]] | None = None
     passed: str | None = None
 
 
@@ -149,13 +158,14 @@ class Beat:
     leaving: bool = False
 
 
-Frame = Beat | Hello | Generate | Cancel | Delta | Done | Failed
+Frame = Beat | Hello | Generate | Cancel | Delta | Choices | Done | Failed
 KINDS: dict[str, type[Any]] = {
     "beat": Beat,
     "hello": Hello,
     "generate": Generate,
     "cancel": Cancel,
     "delta": Delta,
+    "choices": Choices,
     "done": Done,
     "failed": Failed,
 }

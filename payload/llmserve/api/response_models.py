@@ -1,6 +1,6 @@
 """Response bodies for the OpenAPI document. `responses` builds them by hand, and a test compares."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -21,29 +21,48 @@ class Usage(Shape):
     total_tokens: int
 
 
+class CalledFunction(Shape):
+    """The function of a call. `arguments`: JSON as text."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(Shape):
+    """A call of a function."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
 class Spoken(Shape):
-    """The model's message."""
+    """The model's message. `content`: null where it only calls functions."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None
     refusal: None
+    tool_calls: list[ToolCall] | None = None
 
 
-class ChatChoice(Shape):
-    """The single choice of a chat completion."""
+class Choice(Shape):
+    """An answer; a request with `n` gets several. `logprobs`: as OpenAI has them at this endpoint, for requests with the field."""
 
-    index: Literal[0]
+    index: int
+    logprobs: dict[str, Any] | None
+
+
+class ChatChoice(Choice):
+    """An answer of a chat completion."""
+
     message: Spoken
-    logprobs: None
-    finish_reason: FinishReason
+    finish_reason: FinishReason | Literal["tool_calls"]
 
 
-class TextChoice(Shape):
-    """The single choice of a completion."""
+class TextChoice(Choice):
+    """An answer of a completion."""
 
-    index: Literal[0]
     text: str
-    logprobs: None
     finish_reason: FinishReason
 
 

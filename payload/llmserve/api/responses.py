@@ -8,7 +8,7 @@ from typing import Protocol
 from pydantic_core import to_json
 
 from llmserve.api.errors import ApiError
-from llmserve.protocol import Done, Event
+from llmserve.protocol import Choices, Done, Event
 
 END = b"data: [DONE]\n\n"
 DATA = re.compile(rb"^data: ?(\{.*\})\r?$", re.MULTILINE)  # of an upstream's event
@@ -40,6 +40,9 @@ class Rendering(Protocol):
     def piece(self, text: str) -> bytes:
         """A piece of text as an event."""
 
+    def choices(self, frame: Choices) -> bytes:
+        """A piece of more than text, in place of `piece`; its stream has no `first`."""
+
     def event(self, passed: Event) -> bytes:
         """An upstream's event, in place of `piece`; its stream has no `first`."""
 
@@ -68,7 +71,7 @@ class OpenAiRendering:
         self.chat = chat
         self.blind = blind
         self.include_usage = include_usage
-        self.passing = False
+        self.passing = self.finished = False
         self.head: dict[str, object] = {
             "id": ("chatcmpl-" if chat else "cmpl-") + identifier,
             "object": "chat.completion" if chat else "text_completion",
@@ -88,7 +91,7 @@ class OpenAiRendering:
             choice["message"] = {"role": "assistant", "content": done.text, "refusal": None}
         else:
             choice["text"] = done.text
-        return to_json({**self.head, "choices": [choice], "usage": usage(done)})
+        return to_json({**self.head, "choices": done.choices or [choice], "usage": usage(done)})
 
     def chunk(
         self, choices: list[dict[str, object]], used: dict[str, int] | None = None
@@ -114,6 +117,11 @@ class OpenAiRendering:
     def piece(self, text: str) -> bytes:
         return self.before + json.dumps(text, ensure_ascii=False).encode() + self.after
 
+    def choices(self, frame: Choices) -> bytes:
+        """The choices that an engine has made."""
+        self.finished = True
+        return event(self.chunk(frame.choices))
+
     def event(self, passed: Event) -> bytes:
         """Passed through unchanged, unless it must not tell its model; the usage only if the client requested it."""
         self.passing = True
@@ -129,10 +137,10 @@ class OpenAiRendering:
         return json.dumps(content).encode()
 
     def last(self, done: Done) -> bytes:
-        """Finish reason, usage if requested, and [DONE]; an upstream has already sent the first two."""
+        """Finish reason, usage if requested, and [DONE]; an upstream has already sent the first two, and choices have the first."""
         if self.passing:
             return END
-        frames = event(self.chunk([self.choice({}, reason=done.finish_reason)]))
+        frames = b"" if self.finished else event(self.chunk([self.choice({}, reason=done.finish_reason)]))
         if self.include_usage:
             frames += event(self.chunk([], usage(done)))
         return frames + END
@@ -156,6 +164,10 @@ class GenerateRendering:
 
     def piece(self, text: str) -> bytes:
         return event({"response": text})
+
+    def choices(self, frame: Choices) -> bytes:
+        """Its text, in the format of /generate."""
+        return self.piece(frame.text) if frame.text else b""
 
     def event(self, passed: Event) -> bytes:
         """Its text, in the format of /generate."""

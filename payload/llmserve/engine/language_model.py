@@ -5,6 +5,7 @@ one.
 import logging
 import os
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -19,14 +20,19 @@ from transformers.utils.logging import disable_progress_bar
 from llmcore import quantization
 from llmcore.config import ConfigError
 from llmserve.api.errors import ApiError
-from llmserve.engine import next_token
+from llmserve.engine import next_token, tools
+from llmserve.engine.masked_text import MaskedText
 from llmserve.engine.next_token import Grammars, NextToken
 from llmserve.engine.server import Finish
 from llmserve.engine.stop_strings import StopStrings
+from llmserve.engine.tools import CallReader, Tools, for_template
 from llmserve.engine.unsupported_models import refuse_without_bitsandbytes
 from llmserve.protocol import Generate
 from llmserve.settings import LocalModel
 
+type Chances = list[
+    tuple[int, float]
+]  # tokens with their log probabilities: the chosen one, then the likeliest
 log = logging.getLogger("llmserve.model")
 NO_TOKEN = -1  # an id, where none ends the answer
 # Run once before READY.
@@ -62,15 +68,24 @@ class Answer:
     """One answer as it grows: takes tokens, and emits text that cannot become part of a stop string any more."""
 
     def __init__(
-        self, detokenizer: Detokenizer, stops: StopStrings, ends: Collection[int], emit: Callable[[str], None]
+        self,
+        detokenizer: Detokenizer,
+        stops: StopStrings,
+        ends: Collection[int],
+        emit: Callable[[str], None],
+        tools: Tools | None,
     ) -> None:
-        """`ends`: tokens that end the answer, and are no part of its text. `emit` is called in the thread that pushes tokens."""
+        """`ends`: tokens that end the answer, and are no part of its text. `emit` is called in the thread that pushes tokens.
+        `tools`: functions that the answer may call.
+        """
         self.detokenizer = detokenizer
         self.stops = stops
         self.ends = ends
-        self.emit = emit
+        self.reader = CallReader(tools, emit) if tools else None
+        self.emit = self.reader.push if self.reader else emit
         self.tokens: list[int] = []  # all so far
         self.change: NextToken | None = None  # what the request's fields do
+        self.chances: list[Chances] = []  # of each token, where they are wanted
 
     @property
     def stopped(self) -> bool:
@@ -83,6 +98,8 @@ class Answer:
         return self.stopped or (bool(self.tokens) and self.tokens[-1] in self.ends)
 
     def push(self, token: int) -> None:
+        if self.change and self.change.logprobs is not None and not self.change.trouble:
+            self.chances.append(self.change.chances(len(self.tokens), token))
         self.tokens.append(token)
         self.show("" if token in self.ends else self.detokenizer.push(token))
 
@@ -91,6 +108,8 @@ class Answer:
         self.show(self.detokenizer.pending())
         if rest := self.stops.flush():
             self.emit(rest)
+        if self.reader:
+            self.reader.end()
 
     def show(self, text: str) -> None:
         """Emit the text that is final; even empty text is emitted, as a sign of progress."""
@@ -141,7 +160,9 @@ class LanguageModel:
         self.ends = sorted({end for end in [*ends, self.tokenizer.eos_token_id] if end is not None})
         self.size = int(self.model.get_output_embeddings().weight.shape[0])
         grammars = next_token.BY_GRAMMAR if isinstance(self.tokenizer, PreTrainedTokenizerFast) else ()
-        self.fields = (*next_token.FIELDS, *next_token.ENDS, *grammars)
+        self.fields = (*next_token.FIELDS, *next_token.ENDS, *grammars, "n")
+        if grammars and self.tokenizer.chat_template:
+            self.fields += tools.FIELDS
 
     @cached_property
     def grammars(self) -> Grammars:
@@ -156,18 +177,24 @@ class LanguageModel:
 
     def next_token(self, request: Generate, prompt: list[int]) -> NextToken | None:
         """What the request's fields do to logits; None where they do nothing. Raises ApiError 400."""
-        if not request.extra.keys() & {*next_token.FIELDS, *next_token.BY_GRAMMAR}:
+        if not request.extra.keys() & {*next_token.FIELDS, *next_token.BY_GRAMMAR, "tools"}:
             return None
-        named = [name for name in next_token.BY_GRAMMAR if name in request.extra]
+        offered = Tools.of(request)
+        named = [name for name in next_token.BY_GRAMMAR if name in request.extra] + ["tools"] * bool(offered)
         if len(named) > 1:
             raise ApiError(400, "invalid_value", f"set {' or '.join(map(repr, named))}, not both", named[0])
-        matcher = self.grammars.matcher(next_token.grammar_of(request, named[0]), named[0]) if named else None
+        matcher = None
+        if offered and offered.forced:
+            matcher = self.grammars.matcher(offered.grammar(), "tools")
+        elif named and not offered:
+            matcher = self.grammars.matcher(next_token.grammar_of(request, named[0]), named[0])
         temperature, _ = self.sampling(request)
         return NextToken(request, prompt, self.ends_of(request), self.size, temperature, matcher)
 
     def answer(self, request: Generate, emit: Callable[[str], None]) -> Answer:
         """The receiver of the tokens for `request`."""
-        return Answer(Detokenizer(self.decode), StopStrings(request.stop), self.ends_of(request), emit)
+        stops, offered = StopStrings(request.stop), Tools.of(request)
+        return Answer(Detokenizer(self.decode), stops, self.ends_of(request), emit, offered)
 
     def decode(self, ids: list[int]) -> str:
         """Text of the tokens, without special tokens."""
@@ -182,7 +209,17 @@ class LanguageModel:
         """How the complete `answer` ended; raises why it is not as the request's fields say."""
         if answer.change and answer.change.trouble:
             raise answer.change.trouble
-        return Finish("stop" if answer.complete else "length", prompt_tokens, len(answer.tokens))
+        finish = Finish("stop" if answer.complete else "length", prompt_tokens, len(answer.tokens))
+        finish.chances = [
+            [(self.decode_one(token), chance) for token, chance in each] for each in answer.chances
+        ]
+        if answer.reader:
+            finish.calls = answer.reader.calls
+        return finish
+
+    def decode_one(self, token: int) -> str:
+        """Text of one token; a part of a character is a replacement character."""
+        return str(self.tokenizer.decode([token]))
 
     def encode(self, request: Generate) -> list[int]:
         """The prompt's tokens; raises ApiError for messages that the chat template rejects."""
@@ -192,15 +229,30 @@ class LanguageModel:
             raise ApiError(
                 400, "no_chat_template", "this model has no chat template: use /v1/completions", "messages"
             )
+        template = str(self.tokenizer.chat_template)
+        masked = MaskedText(self.control_tokens, request.messages, request.extra.get("tools"))
+        offered = Tools.of(
+            replace(request, extra=request.extra | {"tools": masked.tools}) if masked.tools else request
+        )
+        messages, described = for_template(template, masked.messages, offered)
         try:
             text = self.tokenizer.apply_chat_template(
-                request.messages, tokenize=False, add_generation_prompt=True
+                messages, tools=described, tokenize=False, add_generation_prompt=True
             )
         except jinja2.TemplateError as error:
             raise ApiError(
                 400, "invalid_value", f"the model's chat template rejects the messages: {error}", "messages"
             ) from None
-        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+        return [token for piece, is_text in masked.pieces(text) for token in self.ids(piece, is_text)]
+
+    def ids(self, text: str, is_text: bool) -> list[int]:
+        """The tokens of a piece of a prompt. `is_text`: what looks like a control token is none."""
+        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=is_text).input_ids)
+
+    @cached_property
+    def control_tokens(self) -> list[str]:
+        """The texts that the tokenizer turns into control tokens."""
+        return [str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special]
 
 
 def refuse_without_gpu(device: str) -> None:

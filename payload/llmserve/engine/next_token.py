@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 ENDS = ("ignore_eos", "stop_token_ids")  # fields that say where the answer ends
 BY_GRAMMAR = ("response_format", "structured_outputs")
 FIELDS = (
-    "allowed_token_ids", "frequency_penalty", "logit_bias", "min_p", "min_tokens", "presence_penalty", "repetition_penalty",
-    "top_k",
+    "allowed_token_ids", "frequency_penalty", "logit_bias", "logprobs", "min_p", "min_tokens", "presence_penalty",
+    "repetition_penalty", "top_k", "top_logprobs",
 )  # fmt: skip
 IDS = ("allowed_token_ids", "logit_bias", "stop_token_ids")  # fields that name tokens
 NO_BLANKS: "JsonCompileOptions" = {
@@ -63,6 +63,24 @@ def grammar_of(request: Generate, name: str) -> str:
     raise ApiError(
         400, "invalid_value", f"'{name}' is none that this model's engine knows: give {shapes}", name
     )
+
+
+def logprobs_of(request: Generate) -> int | None:
+    """How many of the likeliest tokens the request wants at each position, beside the answer's own; None if no log probabilities.
+
+    Raises ApiError 400.
+    """
+    asked, top = request.extra.get("logprobs"), request.extra.get("top_logprobs")
+    if request.messages is None:
+        if asked is True:
+            raise ApiError(
+                400, "invalid_value", "'logprobs' is true: it is a number at /v1/completions", "logprobs"
+            )
+        return asked
+    if asked not in (None, True) or (top is not None and not asked):
+        message = "set 'logprobs' to true, and 'top_logprobs' to the number of the likeliest tokens"
+        raise ApiError(400, "invalid_value", message, "logprobs")
+    return top or 0 if asked else None
 
 
 class Grammars:
@@ -127,6 +145,10 @@ class NextToken:
         self.allowed = extra.get("allowed_token_ids")
         self.fewest = extra.get("min_tokens", 0)
         self.min_p, self.top_k = extra.get("min_p", 0), extra.get("top_k", -1)
+        self.logprobs = logprobs_of(request)
+        self.considered: dict[
+            int, torch.Tensor
+        ] = {}  # log probabilities by position, until the token is known
         self.trouble: Exception | None = None  # why the answer is not as the fields say
 
     def __deepcopy__(self, _: object) -> "NextToken":
@@ -145,6 +167,8 @@ class NextToken:
     def changed(self, answer: list[int], logits: torch.Tensor) -> torch.Tensor:
         """The same, which may raise."""
         row = logits.float().cpu().clone()
+        if self.logprobs is not None:
+            self.considered[len(answer)] = torch.log_softmax(row, -1)
         for token in answer[self.position :]:
             self.take(token)
         self.position = len(answer)
@@ -176,6 +200,17 @@ class NextToken:
         self.counts[token] += 1
         if self.matcher is not None and token not in self.ends and not self.matcher.consume_token(token):
             raise unfollowable(self.matcher)
+
+    def chances(self, position: int, token: int) -> list[tuple[int, float]]:
+        """The log probabilities of the answer's token at `position`, and of the likeliest there, before other fields changed
+        them; the token itself is the first.
+        """
+        row = self.considered.pop(position)
+        likeliest = torch.topk(row, self.logprobs or 0)
+        return [
+            (token, float(row[token])),
+            *zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True),
+        ]
 
     def mask(self, matcher: LLMatcher, size: int) -> torch.Tensor:
         """The tokens by which the grammar can go on."""

@@ -4,14 +4,15 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from llmcore import logs
 from llmcore.notify import notify, watchdog_seconds
 from llmserve.api.errors import ApiError, deadline_exceeded, unavailable
+from llmserve.engine.choices import MORE_THAN_TEXT, Choice
 from llmserve.engine.gpu import Gpus
 from llmserve.protocol import (
     LINE_LIMIT,
@@ -39,11 +40,15 @@ HANG_UP_SECONDS = 1.0  # gateways of an earlier release do not close: they ignor
 
 @dataclass(slots=True)
 class Finish:
-    """How an answer ended."""
+    """How an answer ended. `calls`: of functions, as in OpenAI's messages. `chances`: for each token its text and log
+    probability, and those of the likeliest there; empty where the request does not want them.
+    """
 
     reason: FinishReason
     prompt_tokens: int
     completion_tokens: int
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    chances: list[list[tuple[str, float]]] = field(default_factory=list)
 
 
 class Driver(Protocol):
@@ -227,17 +232,6 @@ class EngineServer:
 
     async def answer(self, request: Generate, say: Callable[[Frame], None]) -> None:
         """Run one request from its slot to its last frame."""
-        pieces: list[str] = []
-
-        def emit(text: str) -> None:
-            self.step()
-            if not text:
-                return
-            if request.stream:
-                say(Delta(request.id, text))
-            else:
-                pieces.append(text)
-
         if not self.pending:
             self.step()  # an idle engine was not stalled
         self.pending += 1
@@ -251,7 +245,9 @@ class EngineServer:
                     f"this engine has no adapter '{request.adapter}': GET /v1/models lists what is served",
                 )
             async with deadline, self.slots:
-                finish = await self.driver.generate(request, emit)
+                done = await (self.choices if request.extra.keys() & MORE_THAN_TEXT else self.text)(
+                    request, say
+                )
         except ApiError as error:
             say(Failed(request.id, error.status, error.code, error.message, error.param))
         except Exception as error:
@@ -265,11 +261,57 @@ class EngineServer:
                 )
             say(Failed(request.id, refused.status, refused.code, refused.message))
         else:
-            tokens = finish.prompt_tokens, finish.completion_tokens
-            say(Done(request.id, "".join(pieces), finish.reason, *tokens))
+            say(done)
         finally:
             self.pending -= 1
             self.step()
+
+    async def text(self, request: Generate, say: Callable[[Frame], None]) -> Done:
+        """Answer with one text."""
+        pieces: list[str] = []
+
+        def emit(text: str) -> None:
+            self.step()
+            if not text:
+                return
+            if request.stream:
+                say(Delta(request.id, text))
+            else:
+                pieces.append(text)
+
+        finish = await self.driver.generate(request, emit)
+        return Done(
+            request.id, "".join(pieces), finish.reason, finish.prompt_tokens, finish.completion_tokens
+        )
+
+    async def choices(self, request: Generate, say: Callable[[Frame], None]) -> Done:
+        """Answer with choices, one after the other. Each has a seed of its own, derived from the request's."""
+        answered: list[tuple[Choice, Finish]] = []
+        for number in range(request.answers):
+            choice = Choice(request, number)
+
+            def emit(text: str, choice: Choice = choice) -> None:
+                self.step()
+                if piece := choice.piece(text):
+                    say(piece)
+
+            seed = None if request.seed is None else request.seed + number
+            finish = await self.driver.generate(replace(request, seed=seed), emit)
+            if request.stream:
+                say(choice.last(finish.reason, finish.calls, finish.chances))
+            answered.append((choice, finish))
+        first, finish = answered[0]
+        done = Done(
+            request.id,
+            "",
+            finish.reason,
+            finish.prompt_tokens,
+            sum(each.completion_tokens for _, each in answered),
+        )
+        if not request.stream:
+            done.text = "".join(first.pieces)
+            done.choices = [choice.whole(how.reason, how.calls, how.chances) for choice, how in answered]
+        return done
 
 
 async def serve(

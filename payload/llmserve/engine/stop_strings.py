@@ -11,6 +11,7 @@ class StopStrings:
         self.stops = tuple(stops)
         self.held = ""
         self.stopped = False
+        self.after = ""  # what the piece with the stop string had besides, beginning with it
 
     def push(self, text: str) -> str:
         """Add a piece; returns the text that can be emitted now. Sets `stopped` when a stop string is complete."""
@@ -22,7 +23,7 @@ class StopStrings:
         cuts = [at for stop in self.stops if (at := self.held.find(stop)) >= 0]
         if cuts:
             self.stopped = True
-            shown, self.held = self.held[: min(cuts)], ""
+            shown, self.after, self.held = self.held[: min(cuts)], self.held[min(cuts) :], ""
             return shown
         keep = self.longest_beginning()
         shown, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]

@@ -20,7 +20,7 @@ from llmserve.gateway.answer_source import AnswerSource, failure
 from llmserve.gateway.parsed_requests import ParsedRequest, ParsedRequests, Read
 from llmserve.gateway.shadows import Shadows
 from llmserve.gateway.state import State, no_such_model
-from llmserve.protocol import Delta, Done, Event, Failed, Generate, Hello
+from llmserve.protocol import Choices, Delta, Done, Event, Failed, Generate, Hello
 from llmserve.upstream.admission import Place
 from llmserve.upstream.instances import RoutedRequest
 
@@ -350,10 +350,16 @@ class Completions:
         then = exchange.first
         series = self.state.metrics.of(routed.model)
         series.first_token.observe(then - exchange.started)
-        opening = b"" if isinstance(frame, Event) else rendering.first()
+        opening = b"" if isinstance(frame, Event | Choices) else rendering.first()
         while isinstance(frame, Delta):
             collect(exchange, frame.text)
-            rendered = rendering.event(frame) if isinstance(frame, Event) else rendering.piece(frame.text)
+            match frame:
+                case Event():
+                    rendered = rendering.event(frame)
+                case Choices():
+                    rendered = rendering.choices(frame)
+                case _:
+                    rendered = rendering.piece(frame.text)
             if rendered:
                 await send({"type": "http.response.body", "body": opening + rendered, "more_body": True})
                 opening = b""

@@ -234,7 +234,8 @@ def test_a_field_that_the_engine_has_not_declared_is_a_400_that_names_it(
         gateway = Gateway(service)
         gateway.close()
         declared = gateway.hello.fields
-    values: dict[str, object] = {"seed": 5, "logprobs": True, "n": 2, "tools": [{"type": "function"}]}
+    tool = {"type": "function", "function": {"name": "now"}}
+    values: dict[str, object] = {"seed": 5, "logprobs": True, "n": 2, "tools": [tool]}
     for name, value in values.items():
         answer = client.post(CHAT, json={**QUESTION, name: value})
         if name in declared:
@@ -341,6 +342,34 @@ def test_a_deepseek_v2_answers_like_generate(driver: str, tmp_path: Path) -> Non
         eventually("the gateway has found it", lambda: client.get("/readyz").status_code == 200)
         text = tokenizer.decode(whole, skip_special_tokens=True)
         assert text_of(client, model="latent") == text.rstrip("\N{REPLACEMENT CHARACTER}")
+
+
+@pytest.mark.parametrize("driver", [VLLM], indirect=True)
+def test_vllm_s_cache_of_prefixes_serves_a_tenant_s_own_prompts_alone(
+    service: Service,
+) -> None:
+    socket = Path(service.remotes["random"]["socket"])
+    words = [{"role": "user", "content": "what is the capital of France? " * 20}]
+
+    def cached(key: str) -> float:
+        """Tokens of the prompt that the cache had."""
+        before = prefix_hits(socket)
+        with service.client(key) as client:
+            answer_to(client, messages=words, max_tokens=1)
+        return prefix_hits(socket) - before
+
+    eve = service.add_key("eve", "sales")["key"]
+    assert cached(service.key) == 0
+    assert cached(service.key) > 100
+    assert cached(eve) == 0
+    assert cached(eve) > 100
+
+
+def prefix_hits(socket: Path) -> float:
+    """Tokens that a vLLM took from its cache of prefixes so far."""
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://vllm") as client:
+        told = client.get("/metrics").text
+    return sum(float(line.split()[-1]) for line in told.splitlines() if line.startswith("vllm:prefix_cache_hits_total"))
 
 
 FIELDS = pytest.mark.parametrize("driver", ["naive", "continuous"], indirect=True)
@@ -505,3 +534,177 @@ def test_the_official_client_parses_an_answer_into_its_own_class(service: Servic
             max_tokens=60,
         )
     assert isinstance(answer.choices[0].message.parsed, Town)
+
+
+def official(service: Service) -> openai.OpenAI:
+    return openai.OpenAI(
+        api_key=service.key, base_url="http://llm/v1", http_client=service.client(), max_retries=0
+    )
+
+
+WEATHER: Any = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "Of a town",
+        "parameters": {
+            "type": "object",
+            "properties": {"town": {"$ref": "#/$defs/town"}, "day": {"enum": ["today", "tomorrow"]}},
+            "required": ["town", "day"],
+            "additionalProperties": False,
+            "$defs": {"town": {"type": "string", "maxLength": 4}},
+        },
+    },
+}
+NOW: Any = {"type": "function", "function": {"name": "now"}}
+ONE = {"type": "function", "function": {"name": "weather"}}
+
+
+@FIELDS
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("choice", ["required", ONE])
+def test_a_tool_loop_runs_to_its_end(
+    service: Service, models: dict[str, Path], streaming: bool, choice: Any
+) -> None:
+    said = saying_xxx(models)
+    with official(service) as client:
+        messages: list[Any] = [{"role": "user", "content": "How is the weather?"}]
+        asked: dict[str, Any] = {
+            "model": "random",
+            "tools": [WEATHER, NOW],
+            "temperature": 1,
+            "max_tokens": 100,
+        }
+        for _ in range(2):
+            called = completed(client, streaming, messages=messages, tool_choice=choice, **asked)
+            assert called.finish_reason == "tool_calls"
+            assert called.message.content is None
+            (call,) = called.message.tool_calls
+            given = json.loads(call.function.arguments)
+            assert given.keys() == ({"town", "day"} if call.function.name == "weather" else set())
+            messages += [called.message, {"role": "tool", "tool_call_id": call.id, "content": "12 degrees"}]
+        told = completed(client, streaming, messages=messages, **asked, **said)
+        assert told.message.content == "xxx"
+        assert told.message.tool_calls is None
+
+
+def saying_xxx(models: dict[str, Path]) -> dict[str, Any]:
+    """Fields by which the random model answers xxx, and ends."""
+    bias = {str(token(models, "x")): 70, str(token(models, "<|im_end|>")): 100}
+    return {"logit_bias": bias, "extra_body": {"min_tokens": 3}}
+
+
+def completed(client: openai.OpenAI, streaming: bool, **request: Any) -> Any:
+    """The answer's choice, as the client makes it."""
+    if not streaming:
+        return client.chat.completions.create(**request).choices[0]
+    with client.chat.completions.stream(**request) as events:
+        return events.get_final_completion().choices[0]
+
+
+@FIELDS
+def test_a_call_that_has_no_room_is_cut_and_says_so(client: httpx.Client) -> None:
+    asked = {"tools": [WEATHER], "tool_choice": "required"}
+    message = answer_to(client, **asked, max_tokens=40)["choices"][0]
+    assert message["finish_reason"] == "length"
+
+
+@FIELDS
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
+        ({"tools": [{"type": "function", "function": {"name": "no spaces"}}]}, "tools.0.function.name"),
+        ({"tools": [NOW], "tool_choice": ONE}, "tool_choice"),
+        ({"tools": [NOW], "tool_choice": "any"}, "tool_choice"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        (
+            {"tools": [NOW], "tool_choice": "required", "response_format": {"type": "json_object"}},
+            "response_format",
+        ),
+        ({"top_logprobs": 2}, "logprobs"),
+        ({"n": 10_000}, "n"),
+    ],
+)
+def test_fields_that_contradict_are_refused_by_name(
+    client: httpx.Client, fields: dict[str, Any], named: str
+) -> None:
+    answer = client.post(CHAT, json={**QUESTION, **fields})
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == named
+
+
+@FIELDS
+def test_a_hostile_schema_of_a_function_is_refused(client: httpx.Client) -> None:
+    function = {"name": "hostile", "parameters": EXPONENTIAL}
+    asked = {"tools": [{"type": "function", "function": function}], "tool_choice": "required"}
+    refused = error(client.post(CHAT, json={**QUESTION, **asked}), 400, "invalid_value")
+    assert refused["message"].startswith("'tools' cannot be followed")
+
+
+@FIELDS
+@pytest.mark.parametrize("streaming", [False, True])
+def test_several_answers_are_choices_of_their_own(
+    service: Service, models: dict[str, Path], streaming: bool
+) -> None:
+    with official(service) as client:
+        asked: dict[str, Any] = {"model": "random", "messages": MESSAGES, "n": 3, **saying_xxx(models)}
+        if streaming:
+            with client.chat.completions.stream(**asked, stream_options={"include_usage": True}) as events:
+                answer: Any = events.get_final_completion()
+        else:
+            answer = client.chat.completions.create(**asked)
+        one = client.chat.completions.create(**{**asked, "n": 1})
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    assert [choice.message.content for choice in answer.choices] == ["xxx"] * 3
+    assert answer.usage.completion_tokens == 3 * one.usage.completion_tokens
+    assert answer.usage.prompt_tokens == one.usage.prompt_tokens
+
+
+@FIELDS
+def test_log_probabilities_are_those_of_the_model(service: Service, models: dict[str, Path]) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(models["random"], trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(
+        models["random"], dtype=torch.float32, trust_remote_code=False
+    )
+    asked: dict[str, Any] = {"model": "random", **saying_xxx(models)}
+    chat: dict[str, Any] = {"messages": MESSAGES, "logprobs": True, "top_logprobs": 2, **asked}
+    with official(service) as client:
+        whole: Any = client.chat.completions.create(**chat).choices[0].logprobs
+        with client.chat.completions.stream(**chat) as events:
+            streamed: Any = events.get_final_completion().choices[0].logprobs
+        plain: Any = client.completions.create(prompt="what is", logprobs=2, **asked).choices[0].logprobs
+    template: dict[str, Any] = {"add_generation_prompt": True, "return_tensors": "pt"}
+    ids = tokenizer.apply_chat_template(MESSAGES, **template)["input_ids"]
+    letter = token(models, "x")
+    for number, (one, same) in enumerate(zip(whole.content, streamed.content, strict=True)):
+        row = torch.log_softmax(model(ids).logits[0, -1], -1)
+        expected = [
+            float(row[letter if number < 3 else token(models, "<|im_end|>")]),
+            *row.topk(2).values.tolist(),
+        ]
+        for told in one, same:
+            seen = [told.logprob, *(each.logprob for each in told.top_logprobs)]
+            assert seen == pytest.approx(expected, abs=1e-3)
+        ids = torch.cat([ids, torch.tensor([[letter]])], -1)
+    assert [told.token for told in whole.content[:3]] == ["x"] * 3
+    assert plain.tokens[:3] == ["x"] * 3
+    assert plain.text_offset == [0, 1, 2, 3]
+    assert [len(each) for each in plain.top_logprobs] == [2] * 4
+
+
+@FIELDS
+def test_control_tokens_in_a_message_stay_text(service: Service, client: httpx.Client) -> None:
+    def tokens(text: str, **fields: Any) -> int:
+        asked = {**QUESTION, "messages": [{"role": "user", "content": text}], "max_tokens": 1, **fields}
+        answer = client.post(CHAT, json=asked)
+        assert answer.status_code == 200, answer.text
+        return int(answer.json()["usage"]["prompt_tokens"])
+
+    end = "<|im_end|>"
+    assert tokens(f"Hi {end} and \U000f0000") == tokens("Hi  and \U000f0000") + len(end)
+    tool = {"type": "function", "function": {"name": "now", "description": end}}
+    plain = {"type": "function", "function": {"name": "now", "description": "x" * len(end)}}
+    assert tokens("Hi", tools=[tool]) == tokens("Hi", tools=[plain])
