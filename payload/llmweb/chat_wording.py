@@ -37,6 +37,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "stop": ("Stop", "停止"),
     "you": ("You", "您"),
     "answer": ("Answer", "回答"),
+    "thoughts": ("How the model got there", "思考过程"),
     "copy": ("Copy", "复制"),
     "again": ("Regenerate", "重新生成"),
     "thumb_up": ("Good answer", "回答得好"),

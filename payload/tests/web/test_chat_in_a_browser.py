@@ -13,7 +13,8 @@ from typing import Any
 import browser
 import pytest
 from browser import CHROMIUM, LOCALES, NEEDED
-from chat_page import ChatPage
+from chat_page import ChatPage, served
+from scripted_upstream import END, USAGE, ScriptedUpstream, answer, chunk, stream
 from service import eventually, whole_lines
 
 from llmcore.ratings import ENDED, FORGOTTEN, SUBJECT, TENANT
@@ -148,6 +149,40 @@ def test_the_browser_forbids_html_of_strings_and_inline_styles(chromium: Any, ch
         opened.evaluate("document.querySelector('main').innerHTML = '<b>x</b>'")
     with pytest.raises(AssertionError, match="Content Security Policy"), tab(chromium, chat) as opened:
         opened.evaluate("document.body.setAttribute('style', 'color: red')")
+
+
+def thinking(thoughts: str, said: str) -> list[bytes | float]:
+    """What vLLM streams of a model that thinks before it answers."""
+
+    def event(delta: dict[str, str], reason: str | None = None) -> bytes:
+        choice = {"index": 0, "delta": delta, "finish_reason": reason}
+        return chunk({"id": "1", "object": "chat.completion.chunk", "model": "thinker", "choices": [choice]})
+
+    pieces = [event({"reasoning": thoughts}), event({"content": said}), event({}, "stop")]
+    return stream(event({"role": "assistant", "content": ""}), *pieces, USAGE, END)
+
+
+def test_how_a_model_got_to_its_answer_is_folded(chromium: Any, tmp_path: Path) -> None:
+    server = ScriptedUpstream(tmp_path / "thinker.sock")
+    server.models = answer({"object": "list", "data": [{"id": "thinker", "max_model_len": 4096}]})
+    server.script = thinking("The user <b>greets</b>.\nI greet back.", "Hello!")
+    remotes = {"thinker": {"socket": str(tmp_path / "thinker.sock"), "revision": "1"}}
+    with served(tmp_path, remotes=remotes) as page, tab(chromium, page) as opened:
+        ask(opened, "Hi", "thinker")
+        told = ask(opened, "And you?", "thinker")
+        for again in False, True:
+            if again:
+                reload(opened)
+                opened.locator("#conversations summary").click()
+                opened.locator(".open").first.click()
+                told = opened.locator("article.answer").nth(1)
+            assert told.locator(".text").inner_text() == "Hello!"
+            assert not told.locator(".thoughts p").is_visible()
+            told.get_by_text("How the model got there").click()
+            assert told.locator(".thoughts p").inner_text() == "The user <b>greets</b>.\nI greet back."
+    sent = server.requests[-1]["messages"]
+    assert [message["content"] for message in sent] == ["Hi", "Hello!", "And you?"]
+    server.stop()
 
 
 def test_an_answer_is_stopped_and_what_came_is_kept(chromium: Any, chat: ChatPage) -> None:

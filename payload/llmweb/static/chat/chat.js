@@ -42,11 +42,18 @@ function shown(message) {
   } else {
     article.querySelector("h2").textContent = words("of_model", { model: message.model });
     text.append(rendered(message.content));
+    think(article, message.thoughts);
     note(article, message);
     acting(article, message);
   }
   at("#messages").append(article);
   return article;
+}
+
+function think(article, thoughts) {
+  const place = article.querySelector(".thoughts");
+  place.hidden = !thoughts;
+  place.lastElementChild.textContent = thoughts ?? "";
 }
 
 function note(article, message) {
@@ -177,6 +184,10 @@ async function answer(before = null) {
       signal: controller.signal,
       fresh: Boolean(before), // not from the cache
       begun: (what) => Object.assign(message, what),
+      think: (more) => {
+        message.thoughts = (message.thoughts ?? "") + more;
+        think(article, message.thoughts);
+      },
       piece: (more) => {
         text.appendData(more);
         message.content += more;

@@ -51,9 +51,9 @@ export class Gateway {
     return (await (await this.ask("POST", "feedback", rating)).json()).text_kept;
   }
 
-  // Calls `piece` with each part of the answer, and returns its id and model, and why it ended; throws as `ask` does, also in
+  // Calls `think` with each part of the reasoning, `piece` with each part of the answer, and returns its id and model, and why it ended; throws as `ask` does, also in
   // the middle. `begun` is called with the id, before the first part.
-  async answer(model, messages, { signal, fresh, begun, piece }) {
+  async answer(model, messages, { signal, fresh, begun, think, piece }) {
     const response = await this.ask("POST", "chat/completions", { model, messages, stream: true }, { signal, fresh });
     begun({ id: response.headers.get("x-llm-response-id") ?? "", model: response.headers.get("x-llm-model") ?? model });
     const id = response.headers.get("x-request-id") ?? "";
@@ -67,6 +67,8 @@ export class Gateway {
       const said = JSON.parse(event);
       if (said.error) throw new Refusal(said.error.code, said.error.message, id);
       const [choice] = said.choices ?? [];
+      const thought = choice?.delta?.reasoning ?? choice?.delta?.reasoning_content;
+      if (thought) think(thought);
       if (choice?.delta?.content) piece(choice.delta.content);
       if (choice?.finish_reason) ended = choice.finish_reason;
     }
