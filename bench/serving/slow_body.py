@@ -16,14 +16,14 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[2] / "payload/tests/helpers"))
 
-from large_bodies import large_bodies, random_bodies
+from large_bodies import large_bodies, random_bodies, reader
 from llmserve.api.errors import ApiError
 from llmserve.api.requests import refuse_undeclared
 from llmserve.audit.recorder import Recorder
 from llmserve.audit.redact import redact
 from llmserve.audit.writer_client import AuditClient
 from llmserve.fields import PASSED
-from llmserve.gateway.parsed_requests import ParsedRequests, chat, embedding
+from llmserve.gateway.parsed_requests import ParsedRequests
 from llmserve.metrics import Metrics
 from llmserve.protocol import Hello, encode
 from llmserve.settings import Limits
@@ -40,7 +40,7 @@ def milliseconds(name: str, body: bytes) -> float:
     for _ in range(3):
         before = time.thread_time()
         with suppress(ApiError):
-            parsed = PARSED.read("t", embedding if name.startswith("input") else chat, GRANTED, body)
+            parsed = PARSED.read("t", reader(name), GRANTED, body)
             refuse_undeclared(parsed.call.generate, "m", HELLO, dict)
             redact(parsed.content)
             prefix_key("t", parsed.call.generate)

@@ -11,7 +11,7 @@ from typing import Any
 
 from llmserve.api.errors import ApiError, unavailable
 from llmserve.api.responses import DATA, OpenAiRendering
-from llmserve.protocol import Done, Event
+from llmserve.protocol import Choices, Done, Event
 
 INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}  # by finish reason
 type Object = dict[str, Any]
@@ -86,6 +86,10 @@ class ResponsesRendering:
 
     def piece(self, text: str) -> bytes:
         return b"".join(self.more_text(text, []))
+
+    def choices(self, made: Choices) -> bytes:
+        """A piece of an answer that is more than text, made by an engine of ours."""
+        return self.opened() + b"".join(self.of_chunk({"choices": made.choices}))
 
     def event(self, passed: Event) -> bytes:
         """An upstream's chunk."""

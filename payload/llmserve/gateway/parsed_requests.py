@@ -23,7 +23,8 @@ from llmserve.api.requests import (
     parse_body,
     parse_query,
 )
-from llmserve.api.responses_api_request import ResponsesBody, responses_call
+from llmserve.api.responses_api_body import ResponsesBody
+from llmserve.api.responses_api_request import responses_call
 from llmserve.cache.exact import CacheKey, cache_key
 from llmserve.protocol import Generate, Hello
 

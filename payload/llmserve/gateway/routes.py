@@ -9,7 +9,7 @@ from llmserve.api.errors import ApiError
 from llmserve.api.requests import ChatBody, CompletionBody, EmbeddingBody, GenerateBody
 from llmserve.api.response_models import ChatCompletion, DrainState, Embeddings, Generated, TextCompletion
 from llmserve.api.response_models import Health as HealthShape
-from llmserve.api.responses_api_request import ResponsesBody
+from llmserve.api.responses_api_body import ResponsesBody
 from llmserve.api.responses_api_shapes import ResponseObject
 from llmserve.asgi import OTHER_ROUTE, App, Exchange, Receive, Scope, Send
 from llmserve.gateway.completions import Completions

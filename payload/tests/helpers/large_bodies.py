@@ -3,6 +3,8 @@
 import random
 from collections.abc import Iterator
 
+from llmserve.gateway.parsed_requests import Read, chat, embedding, responses
+
 CHAT = '{"model":"m","messages":[{"role":"user","content":"a"}],'
 # Where a list or object begins and ends, by the field in which it is.
 PLACES = {
@@ -13,6 +15,9 @@ PLACES = {
     "tools": (CHAT + '"tools":[', "]}"),
     "unknown": (CHAT + '"unknown":[', "]}"),
     "input": ('{"model":"m","input":[', "]}"),
+    "items": ('{"model":"m","input":[', "]}"),
+    "items' content": ('{"model":"m","input":[{"role":"user","content":[', "]}]}"),
+    "items' tools": ('{"model":"m","input":"a","tools":[', "]}"),
 }
 ITEMS = [
     "1",
@@ -25,6 +30,10 @@ ITEMS = [
     "[[]]",
     '{"type":"text","text":"a"}',
     '{"type":"text","text":1}',
+    '{"type":"input_text","text":"a"}',
+    '{"type":"function_call","call_id":"a","name":"a","arguments":""}',
+    '{"type":"reasoning","content":[]}',
+    '{"type":"function","name":"a"}',
 ]
 ITEMS += ["1" * 4299, "1" * 300, "-1.5e-300", '"' + "\\u00e9" * 20 + '"', '"' + "eyJ" * 20 + '"']
 ITEMS += [
@@ -33,6 +42,11 @@ ITEMS += [
     '{"role":"user","content":[1,1,1]}',
     '{"a":1,"b":2}',
 ]
+
+
+def reader(name: str) -> Read:
+    """The endpoint's parser of the body with this name."""
+    return {"input": embedding, "items": responses}.get(name.split()[0].removesuffix("'"), chat)
 
 
 def filled(head: str, items: list[str], tail: str, size: int) -> bytes:

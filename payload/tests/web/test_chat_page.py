@@ -257,6 +257,7 @@ def test_nothing_but_what_the_page_needs_is_passed_on(client: httpx.Client) -> N
         ("GET", "/page/v1/../openapi.json"),
         ("GET", CHAT),
         ("POST", "/page/v1/completions"),
+        ("POST", "/page/v1/responses"),
         ("POST", "/page/v1/embeddings"),
         ("GET", "/page/"),
         ("GET", "/page/static/chat.js"),

@@ -38,6 +38,7 @@ def test_an_analyst_may_get_generate_and_nothing_else(client: Client, analyst: s
         ("POST", "/generate", {"prompt": "x"}),
         ("GET", "/v1/models", None),
         ("POST", "/v1/chat/completions", {"model": "m", "messages": []}),
+        ("POST", "/v1/responses", {"model": "m", "input": "x"}),
         ("GET", "/openapi.json", None),
     ):
         status, code, message = refusal(request(client, method, path, body, key=analyst))

@@ -18,14 +18,8 @@ from service import Service, eventually, running
 from llmcore.ratings import ANSWERED, files, read
 from llmserve.api.errors import ApiError
 from llmserve.api.requests import MAX_MESSAGES, ChatBody
-from llmserve.api.responses_api_request import (
-    DROPPED_HERE,
-    INSTEAD,
-    NEUTRAL,
-    OF_ENGINES,
-    ResponsesBody,
-    ResponsesCall,
-)
+from llmserve.api.responses_api_body import DROPPED_HERE, INSTEAD, NEUTRAL, OF_ENGINES, ResponsesBody
+from llmserve.api.responses_api_request import ResponsesCall
 from llmserve.api.responses_api_shapes import ResponseObject
 from llmserve.fields import DROPPED, PASSED, REFUSED
 from llmserve.gateway.parsed_requests import responses

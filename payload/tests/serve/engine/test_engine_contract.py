@@ -369,7 +369,11 @@ def prefix_hits(socket: Path) -> float:
     """Tokens that a vLLM took from its cache of prefixes so far."""
     with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://vllm") as client:
         told = client.get("/metrics").text
-    return sum(float(line.split()[-1]) for line in told.splitlines() if line.startswith("vllm:prefix_cache_hits_total"))
+    return sum(
+        float(line.split()[-1])
+        for line in told.splitlines()
+        if line.startswith("vllm:prefix_cache_hits_total")
+    )
 
 
 FIELDS = pytest.mark.parametrize("driver", ["naive", "continuous"], indirect=True)
@@ -586,6 +590,33 @@ def test_a_tool_loop_runs_to_its_end(
         told = completed(client, streaming, messages=messages, **asked, **said)
         assert told.message.content == "xxx"
         assert told.message.tool_calls is None
+
+
+@FIELDS
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_responses_api_has_calls_and_log_probabilities(service: Service, streaming: bool) -> None:
+    tool: Any = {**WEATHER["function"], "type": "function", "strict": False}
+    items: list[Any] = [{"role": "user", "content": "How is the weather?"}]
+    with official(service) as client:
+
+        def responded(**request: Any) -> Any:
+            asked = {"model": "random", "input": items, "temperature": 1, **request}
+            if not streaming:
+                return client.responses.create(**asked)
+            with client.responses.stream(**asked) as events:
+                return [*events][-1].response
+
+        called = responded(tools=[tool], tool_choice="required", max_output_tokens=100)
+        (call,) = called.output
+        assert (call.type, call.name, called.status) == ("function_call", "weather", "completed")
+        assert json.loads(call.arguments).keys() == {"town", "day"}
+        items += [call, {"type": "function_call_output", "call_id": call.call_id, "output": "12 degrees"}]
+        include = ["message.output_text.logprobs"]
+        told = responded(include=include, top_logprobs=2, max_output_tokens=4, extra_body={"min_tokens": 4})
+        (message,) = told.output
+        assert (message.type, told.status) == ("message", "incomplete")
+        (part,) = message.content
+        assert [len(each.top_logprobs) for each in part.logprobs] == [2] * told.usage.output_tokens
 
 
 def saying_xxx(models: dict[str, Path]) -> dict[str, Any]:
