@@ -177,6 +177,9 @@ def test_a_subject_always_has_the_same_arm_and_does_not_learn_it(service: Servic
             assert "support-" not in given.text + str(given.headers)
         completed = client.post("/v1/completions", json={"prompt": "x", "model": "support"})
         assert completed.json()["model"] == completed.headers["x-llm-model"] == "support"
+        responded = client.post("/v1/responses", json={"input": "x", "model": "support"})
+        assert responded.json()["model"] == responded.headers["x-llm-model"] == "support"
+        assert "support-" not in responded.text
         with client.stream("POST", CHAT, json=QUESTION | {"stream": True}) as streamed:
             assert {each["model"] for each in events(streamed) if each != "[DONE]"} == {"support"}
         listed = client.get("/v1/models").json()["data"]
