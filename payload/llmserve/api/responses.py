@@ -137,7 +137,7 @@ class OpenAiRendering:
         return json.dumps(content).encode()
 
     def last(self, done: Done) -> bytes:
-        """Finish reason, usage if requested, and [DONE]; an upstream has already sent the first two, and choices have the first."""
+        """Finish reason, usage if requested, and [DONE]; an upstream has sent the first two already, choices the first."""
         if self.passing:
             return END
         frames = b"" if self.finished else event(self.chunk([self.choice({}, reason=done.finish_reason)]))

@@ -111,8 +111,8 @@ class OpenAiClient(EngineClient):
                 return
 
     async def read_description(self) -> None:
-        """Learn from the server's own description, as vLLM has one, which optional fields it takes, unless the settings say so, and
-        whether it takes a salt. One that fails to say so is asked again before it gets a prompt.
+        """Learn from the server's own description, as vLLM has one, which optional fields it takes, unless the settings say
+        so, and whether it takes a salt. One that fails to say so is asked again before it gets a prompt.
         """
         async with asyncio.timeout(PROBE_SECONDS), self.http.request("GET", DESCRIPTION) as response:
             body = await response.whole(ANSWER_BYTES)
@@ -214,8 +214,8 @@ class OpenAiClient(EngineClient):
         return self.refusal(request, response.status, refused)
 
     def salt(self, request: Generate) -> str | None:
-        """What keeps the prompts of the request's tenant apart from all others in the server's cache, if it takes such. Copies for
-        a candidate, whose time no client sees, share one.
+        """What keeps the prompts of the request's tenant apart from all others in the server's cache, if it takes such.
+        Copies for a candidate, whose time no client sees, share one.
         """
         if not self.salted or request.id not in self.answers:
             return None
